@@ -1,0 +1,132 @@
+"""A private PostgreSQL for one test run: its own cluster in a temporary directory, on a free port, gone afterwards.
+
+Nothing of a PostgreSQL that the machine already runs is touched. The server is our child, in a process group of its own
+(so that Ctrl-C reaches pytest alone) and with a parent-death signal (so that it stops even when this process is killed
+with -9). Durability settings stay at their defaults: what the tests see is what production does.
+"""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+START_SECONDS_MAX = 60
+"""initdb and start take 1 s on two idle cores; a busy CI machine gets the rest."""
+
+STOP_SECONDS_MAX = 30
+"""A fast shutdown writes one checkpoint."""
+
+INSTALL_SECONDS_MAX = 600
+"""Of apt, with slow mirrors in mind."""
+
+DEBIAN_PACKAGES = {"postgresql": "initdb", "redis-server": "redis-server"}
+"""What the tests use of the operating system: package -> the program that shows it is there."""
+
+
+def find_program(name: str) -> Path | None:
+    """The newest PostgreSQL program of that name, or the one on PATH: Debian keeps initdb and postgres off PATH."""
+    versions = [path for path in Path("/usr/lib/postgresql").glob(f"*/bin/{name}") if path.parts[-3].isdigit()]
+    if versions:
+        return max(versions, key=lambda path: int(path.parts[-3]))
+    found = shutil.which(name)
+    return Path(found) if found else None
+
+
+def install_missing() -> list[str]:
+    """Install the Debian packages that are missing, where we may; return those that are still missing."""
+    missing = [package for package, program in DEBIAN_PACKAGES.items() if find_program(program) is None]
+    if missing and os.geteuid() == 0 and shutil.which("apt-get"):
+        print(f"==> installing {' '.join(missing)}", flush=True)
+        # RUNLEVEL=1 keeps Debian's own cluster and server from being started: the tests run private ones.
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+        options = ["-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120", "-o", "Dpkg::Use-Pty=0"]
+        try:
+            for command in (["apt-get", "update", "-qq"], ["apt-get", "install", *options, *missing]):
+                subprocess.run(
+                    command, env=environment, stdin=subprocess.DEVNULL, timeout=INSTALL_SECONDS_MAX, check=True
+                )
+        except (subprocess.SubprocessError, OSError) as error:
+            print(f"==> could not install: {error}", flush=True)
+        missing = [package for package in missing if find_program(DEBIAN_PACKAGES[package]) is None]
+    return missing
+
+
+@contextmanager
+def running() -> Iterator[str]:
+    """A fresh cluster for the length of the block; yields its SQLAlchemy URL (user and database `postgres`).
+
+    Raises RuntimeError, with the server's own words, if there is none or it does not start.
+    """
+    initdb, postgres, ready = find_program("initdb"), find_program("postgres"), find_program("pg_isready")
+    if initdb is None or postgres is None or ready is None:
+        raise RuntimeError("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    become = _become_unprivileged()
+    with tempfile.TemporaryDirectory(prefix="tollway-postgres-", ignore_cleanup_errors=True) as directory:
+        home = Path(directory)
+        if become:
+            home.chmod(0o755)  # the server's user must be able to pass through
+            shutil.chown(home, "postgres", "postgres")
+        cluster, log = home / "cluster", home / "log"
+        # --no-sync concerns the empty cluster only: the server itself syncs as ever.
+        options = ["-U", "postgres", "--auth=trust", "--locale=C.UTF-8", "--encoding=UTF8", "--no-sync"]
+        made = subprocess.run(
+            [*become, str(initdb), "-D", str(cluster), *options],
+            capture_output=True,
+            text=True,
+            cwd=home,
+            timeout=START_SECONDS_MAX,
+        )
+        if made.returncode != 0:
+            raise RuntimeError(f"initdb failed: {made.stderr.strip()}")
+        port = _free_port()
+        settings = [f"port={port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={home}"]
+        with log.open("wb") as output:
+            server = subprocess.Popen(
+                [*become, "setpriv", "--pdeathsig", "INT", str(postgres), "-D", str(cluster)]
+                + [f"--{setting}" for setting in settings],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=home,
+                start_new_session=True,
+            )
+        try:
+            _wait_until_ready([str(ready), "-q", "-h", "127.0.0.1", "-p", str(port)], server, log)
+            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+        finally:
+            server.send_signal(signal.SIGINT)  # a fast shutdown, whatever is connected
+            try:
+                server.wait(STOP_SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _become_unprivileged() -> list[str]:
+    """The prefix that runs a command as `postgres` when we are root, whom initdb and postgres refuse."""
+    if os.geteuid() != 0:
+        return []
+    user = pwd.getpwnam("postgres")
+    return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups"]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(probe: list[str], server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while subprocess.run(probe).returncode != 0:
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"PostgreSQL did not start: {log.read_text(errors='replace')[-2000:].strip()}")
+        time.sleep(0.05)

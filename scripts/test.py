@@ -1,0 +1,75 @@
+"""Run the tests as CI does: `python scripts/test.py [pytest arguments]`.
+
+Two passes: everything that may share the machine on two workers, then the tests marked `system`, which start, kill and
+restart real processes, one at a time. A private PostgreSQL is there for both; without one the tests marked `postgres`
+are skipped, and the closing lines say so. The exit code is pytest's.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from xml.etree import ElementTree
+
+import postgres
+
+NO_TESTS_COLLECTED = 5
+"""pytest's exit code when a pass had nothing to run: an error only if that holds for both."""
+
+PASSES = {
+    "everything but system tests": ["-n", "2", "-m", "not system and not engines"],
+    "system tests": ["-m", "system and not engines"],
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run both passes with `arguments` added; return the first failing exit code, or 0."""
+    counts: Counter[str] = Counter()
+    exits: list[int] = []
+    missing = postgres.install_missing()
+    reason = None
+    with ExitStack() as services:
+        environment = dict(os.environ)
+        reports = Path(services.enter_context(tempfile.TemporaryDirectory(prefix="tollway-reports-")))
+        try:
+            environment["TOLLWAY_TEST_POSTGRES"] = services.enter_context(postgres.running())
+        except RuntimeError as error:
+            environment.pop("TOLLWAY_TEST_POSTGRES", None)
+            reason = str(error)
+        for number, (name, options) in enumerate(PASSES.items()):
+            print(f"==> {name}", flush=True)
+            report = reports / f"{number}.xml"
+            command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *options, *arguments]
+            exits.append(subprocess.run(command, env=environment, stdin=subprocess.DEVNULL).returncode)
+            if report.exists():
+                counts.update(read_counts(report))
+    if reason:
+        print(f"==> no PostgreSQL, so the tests marked `postgres` were skipped: {reason}")
+    if missing:
+        print(f"==> not installed: {' '.join(missing)} (apt-get install {' '.join(missing)})")
+    print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped", flush=True)
+    if all(code == NO_TESTS_COLLECTED for code in exits):
+        return NO_TESTS_COLLECTED
+    return next((code for code in exits if code not in (0, NO_TESTS_COLLECTED)), 0)
+
+
+def read_counts(report: Path) -> dict[str, int]:
+    """Tests passed, failed (errors included) and skipped, summed over a JUnit XML report."""
+    suites = ElementTree.parse(report).getroot().iter("testsuite")
+    total: Counter[str] = Counter()
+    for suite in suites:
+        total.update({key: int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")})
+    failed = total["failures"] + total["errors"]
+    return {"passed": total["tests"] - failed - total["skipped"], "failed": failed, "skipped": total["skipped"]}
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that the server is stopped on the way out
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

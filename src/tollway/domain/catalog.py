@@ -1,0 +1,78 @@
+"""Catalog: a model is a public name; a deployment serves it from one upstream."""
+
+import re
+from enum import StrEnum
+
+import msgspec
+
+from tollway.domain.tenants import Status
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9._:/@-]{1,128}")
+"""Catalog names are plain ASCII and compared exactly: no folding, so no look-alikes."""
+
+
+class Engine(StrEnum):
+    """What serves a deployment; decides habits of usage, health, load and errors (`gateway/engines`)."""
+
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    DYNAMO = "dynamo"
+    TRTLLM = "trtllm"
+    LLAMACPP = "llamacpp"
+    OPENAI = "openai"
+    SIM = "sim"
+
+
+class Endpoint(StrEnum):
+    """What a model can be asked for; the value is the path below /v1."""
+
+    CHAT_COMPLETIONS = "chat/completions"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+    MESSAGES = "messages"
+
+
+class UnknownParameters(StrEnum):
+    """What happens to request fields that neither the dialect nor the engine's table knows."""
+
+    REFUSE = "refuse"
+    DROP = "drop"
+    FORWARD = "forward"
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """A public name in the catalog. Draft until published; only published models reach gateways.
+
+    `output_tokens_max`: cap on what one request may ask for, None for the engine's own. `retry_started`: whether a request that an
+    engine may have begun can be sent again elsewhere (true for stateless inference). `share_cache`: True lets tenants share the
+    engine's prefix cache, which is measurable across tenants, so the default isolates them by salt.
+    """
+
+    name: str
+    status: Status
+    published: bool
+    endpoints: tuple[Endpoint, ...]
+    created_at: int
+    output_tokens_max: int | None = None
+    unknown_parameters: UnknownParameters = UnknownParameters.REFUSE
+    retry_started: bool = True
+    share_cache: bool = False
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+    """A model served by one upstream. Lower tiers are tried first; within a tier, weight is the share (0 drains).
+
+    `base_url`: http(s)://host[:port][/path], without the /v1. `credential`: sealed by the vault, None if the upstream asks for none.
+    """
+
+    id: str
+    model: str
+    base_url: str
+    engine: Engine
+    upstream_model: str
+    tier: int
+    weight: int
+    region: str | None
+    status: Status
+    created_at: int
+    credential: bytes | None = None

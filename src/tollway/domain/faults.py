@@ -1,0 +1,179 @@
+"""Faults: everything that can go wrong with a request, as data. One table; decided where understood, rendered at the edge.
+
+Each kind has a stable `code`, the HTTP `status`, whom to `blame` (drives alerting and bills), whether the gateway may `retry` it at
+another upstream, and the `message` that the caller reads. `detail` on a Fault is for operators and never leaves the platform.
+The shape on the wire is OpenAI's (`wire.error_body`) or Anthropic's, chosen by the API that was called.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Blame(StrEnum):
+    """Who must act."""
+
+    CLIENT = "client"  # the program that calls: its bytes or parameters are wrong
+    TENANT = "tenant"  # the account: keys, limits, budgets
+    UPSTREAM = "upstream"  # an engine
+    PLATFORM = "platform"  # Tollway itself
+
+
+class Retry(StrEnum):
+    """Whether the gateway may try another upstream. Never after the first byte to the client, whatever stands here."""
+
+    NEVER = "never"
+    SAFE = "safe"  # no engine began the work
+    STARTED = "started"  # an engine may have begun it: only if the model's `retry_started` allows it
+
+
+class FaultKind(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the table. `type` is OpenAI's error type; `close`: the connection cannot be trusted any more and is closed."""
+
+    code: str
+    status: int
+    blame: Blame
+    message: str
+    type: str = "invalid_request_error"
+    retry: Retry = Retry.NEVER
+    close: bool = False
+    client_may_retry: bool | None = None
+
+
+class Fault(Exception):
+    """A fault of one kind. `param`: the field at fault. `message`: replaces the kind's text where a name helps (never input echoed
+    unchecked). `retry_after_seconds`: when to come back, sent as `retry-after`. `detail`: for operators' logs only."""
+
+    def __init__(
+        self,
+        kind: FaultKind,
+        *,
+        param: str | None = None,
+        message: str | None = None,
+        retry_after_seconds: float | None = None,
+        detail: str = "",
+    ) -> None:
+        super().__init__(kind.code)
+        self.kind = kind
+        self.param = param
+        self.message = message or kind.message
+        self.retry_after_seconds = retry_after_seconds
+        self.detail = detail
+
+
+_C, _T, _U, _P = Blame.CLIENT, Blame.TENANT, Blame.UPSTREAM, Blame.PLATFORM
+_SERVER, _UPSTREAM = "server_error", "upstream_error"
+
+
+def _client(code: str, status: int, message: str, *, close: bool = False) -> FaultKind:
+    return FaultKind(code=code, status=status, blame=_C, message=message, close=close)
+
+
+# Bytes and framing. After these the connection is closed: what follows on it cannot be known to be a request.
+MALFORMED_HTTP = _client("malformed_http", 400, "The request is not valid HTTP/1.1.", close=True)
+TARGET_INVALID = _client("invalid_target", 400, "The request target is not valid.", close=True)
+METHOD_UNSUPPORTED = _client("method_not_allowed", 405, "The method is not allowed for this URL.")
+EXPECTATION_UNSUPPORTED = _client("expectation_failed", 417, "Only `Expect: 100-continue` is supported.", close=True)
+HEAD_TOO_LARGE = _client("headers_too_large", 431, "The request line and headers are too large or too many.", close=True)
+TARGET_TOO_LONG = _client("uri_too_long", 414, "The request target is too long.", close=True)
+BODY_TOO_LARGE = _client("body_too_large", 413, "The request body is too large.", close=True)
+REQUEST_TIMEOUT = _client("request_timeout", 408, "The request did not arrive in time.", close=True)
+MEDIA_TYPE_UNSUPPORTED = _client("unsupported_media_type", 415, "The body must be JSON in UTF-8 (`content-type: application/json`).")
+CONTENT_CODING_UNSUPPORTED = _client("unsupported_content_encoding", 415, "Compressed request bodies are not accepted.")
+ROUTE_UNKNOWN = _client("not_found", 404, "There is nothing at this URL.")
+
+# Bodies and parameters.
+JSON_INVALID = _client("invalid_json", 400, "The request body is not valid JSON.")
+KEY_DUPLICATED = _client("duplicate_key", 400, "Duplicate key in request body.")
+PARAMETER_INVALID = _client("invalid_value", 400, "A parameter has an invalid value.")
+PARAMETER_MISSING = _client("missing_required_parameter", 400, "A required parameter is missing.")
+PARAMETER_UNKNOWN = _client("unknown_parameter", 400, "Unrecognized request parameter.")
+
+# Identity and permission. Unknown, revoked and expired keys answer alike.
+CREDENTIALS_AMBIGUOUS = _client("ambiguous_credentials", 400, "Send exactly one credential.")
+KEY_INVALID = FaultKind(code="invalid_api_key", status=401, blame=_T, message="Incorrect API key provided.")
+SCOPE_INSUFFICIENT = FaultKind(
+    code="insufficient_scope", status=403, blame=_T, message="This key may not do this.", type="insufficient_permissions"
+)
+MODEL_UNKNOWN = FaultKind(
+    code="model_not_found", status=404, blame=_T, message="The model does not exist or you do not have access to it."
+)
+ENDPOINT_UNSUPPORTED = _client("endpoint_not_supported", 400, "This model cannot be used with this endpoint.")
+
+# Limits.
+REQUESTS_EXCEEDED = FaultKind(
+    code="rate_limit_exceeded", status=429, blame=_T, message="Rate limit reached for requests per minute.", type="requests"
+)
+CONCURRENCY_EXCEEDED = FaultKind(
+    code="rate_limit_exceeded", status=429, blame=_T, message="Too many concurrent requests.", type="requests"
+)
+
+# Upstreams.
+UPSTREAM_NONE = FaultKind(
+    code="no_upstream", status=503, blame=_U, message="No upstream is available for this model.", type=_SERVER
+)
+UPSTREAM_CONNECT = FaultKind(
+    code="upstream_unreachable", status=502, blame=_U, message="The model server could not be reached.", type=_UPSTREAM, retry=Retry.SAFE
+)
+UPSTREAM_STALE = FaultKind(
+    code="upstream_stale", status=502, blame=_U, message="The model server closed the connection.", type=_UPSTREAM, retry=Retry.SAFE
+)
+UPSTREAM_BUSY = FaultKind(
+    code="upstream_overloaded", status=503, blame=_U, message="The model server is overloaded.", type=_SERVER, retry=Retry.SAFE
+)
+UPSTREAM_RATE_LIMITED = FaultKind(
+    code="upstream_rate_limited", status=503, blame=_U, message="The model server is overloaded.", type=_SERVER, retry=Retry.SAFE
+)
+UPSTREAM_REFUSED = FaultKind(
+    code="upstream_error", status=503, blame=_U, message="The model server refused the request.", type=_SERVER, retry=Retry.SAFE
+)
+UPSTREAM_FAILED = FaultKind(
+    code="upstream_error", status=502, blame=_U, message="The model server failed.", type=_UPSTREAM, retry=Retry.STARTED
+)
+UPSTREAM_CUT = FaultKind(
+    code="upstream_cut", status=502, blame=_U, message="The model server broke off its answer.", type=_UPSTREAM, retry=Retry.STARTED
+)
+UPSTREAM_INVALID = FaultKind(
+    code="upstream_invalid", status=502, blame=_U, message="The model server sent an invalid answer.", type=_UPSTREAM, retry=Retry.STARTED
+)
+UPSTREAM_TIMEOUT_CONNECT = FaultKind(
+    code="upstream_connect_timeout", status=504, blame=_U, message="The model server could not be reached in time.", type=_UPSTREAM,
+    retry=Retry.SAFE,
+)  # fmt: skip
+UPSTREAM_TIMEOUT_FIRST = FaultKind(
+    code="upstream_timeout", status=504, blame=_U, message="The model server did not begin to answer in time.", type=_UPSTREAM,
+    retry=Retry.STARTED,
+)  # fmt: skip
+UPSTREAM_TIMEOUT_IDLE = FaultKind(
+    code="upstream_timeout", status=504, blame=_U, message="The model server fell silent.", type=_UPSTREAM
+)
+UPSTREAM_TIMEOUT_TOTAL = FaultKind(
+    code="upstream_timeout", status=504, blame=_U, message="The request took longer than allowed.", type=_UPSTREAM
+)
+UPSTREAM_CREDENTIAL = FaultKind(
+    code="upstream_error", status=502, blame=_P, message="The model server refused the platform.", type=_UPSTREAM, retry=Retry.SAFE
+)
+UPSTREAM_REQUEST_INVALID = FaultKind(
+    code="invalid_request", status=400, blame=_C, message="The model server did not accept the request."
+)
+CONTEXT_EXCEEDED = _client("context_length_exceeded", 400, "The request is longer than the model's context.")
+
+# The platform.
+OVERLOADED = FaultKind(code="overloaded", status=503, blame=_P, message="The gateway is at capacity.", type=_SERVER)
+DRAINING = FaultKind(code="draining", status=503, blame=_P, message="The gateway is restarting.", type=_SERVER)
+SPOOL_UNAVAILABLE = FaultKind(
+    code="metering_unavailable", status=503, blame=_P, message="The request cannot be metered right now.", type=_SERVER
+)
+SNAPSHOT_MISSING = FaultKind(code="not_ready", status=503, blame=_P, message="The gateway is starting.", type=_SERVER)
+INTERNAL = FaultKind(code="internal_error", status=500, blame=_P, message="Internal error.", type=_SERVER)
+
+# Administration.
+REQUEST_INVALID = _client("invalid_value", 400, "The request is not valid.")
+RESOURCE_UNKNOWN = _client("not_found", 404, "There is no such resource.")
+NAME_TAKEN = _client("conflict", 409, "Something with this name or in this state exists already.")
+STATE_CONFLICT = _client("conflict", 409, "The state of the resource does not allow this.")
+PRICE_MISSING = _client("price_missing", 400, "A model cannot be published without a price that is valid now.")
+PRICE_INVALID = _client("invalid_price", 400, "The price is not valid.")
+DATABASE_UNAVAILABLE = FaultKind(
+    code="database_unavailable", status=503, blame=_P, message="The database cannot be reached right now.", type=_SERVER
+)

@@ -1,0 +1,38 @@
+"""Identifiers: UUIDv7 inside (RFC 9562 section 5.7), `prefix_` + 32 hex digits outside.
+
+UUIDv7 begins with the time, so ids made later sort later and database indexes stay dense. The prefix says what a thing is, so an
+id pasted into the wrong place is refused by its look.
+"""
+
+import re
+
+ORGANIZATION = "org"
+PROJECT = "proj"
+KEY = "key"
+SERVICE_ACCOUNT = "sa"
+REQUEST = "req"
+DEPLOYMENT = "dep"
+PRICE = "price"
+NODE = "node"
+TRANSACTION = "tx"
+
+RANDOM_BITS = 74
+"""Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""
+
+_ID = re.compile(r"[a-z]{2,8}_[0-9a-f]{32}")
+
+
+def new_id(prefix: str, now_us: int, random_bits: int) -> str:
+    """A new id of kind `prefix` for the instant `now_us` (UTC microseconds since 1970).
+
+    `random_bits` must hold RANDOM_BITS (74) fresh random bits; two ids of the same millisecond differ by them alone.
+    """
+    milliseconds = now_us // 1000 & 0xFFFF_FFFF_FFFF
+    rand_a = random_bits >> 62 & 0xFFF
+    rand_b = random_bits & 0x3FFF_FFFF_FFFF_FFFF
+    return f"{prefix}_{milliseconds << 80 | 0x7 << 76 | rand_a << 64 | 0x2 << 62 | rand_b:032x}"
+
+
+def is_id(prefix: str, text: str) -> bool:
+    """Whether `text` has the form of an id of kind `prefix`. Says nothing about its existence."""
+    return text.startswith(prefix + "_") and _ID.fullmatch(text) is not None

@@ -1,0 +1,73 @@
+"""API keys: what one looks like and what of it is kept.
+
+`tw_<type>_` + 8 base62 (public key id) + 43 base62 (256 random bits) + 6 base62 (CRC-32 of all before it). The checksum lets typos
+and scanners be refused before any lookup; it is no proof of anything. What is stored is HMAC-SHA256 under a pepper that is not in
+the database, so a copy of the database can neither be used nor even confirm a leaked key. A slow hash would defend guessable
+secrets; 256 random bits are not, and 100 ms a check would be a lever for denial of service.
+"""
+
+import hmac
+import re
+import zlib
+from enum import StrEnum
+
+import msgspec
+
+_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_PUBLIC_CHARS, _SECRET_CHARS, _CHECK_CHARS = 8, 43, 6
+_KEY = re.compile(r"tw_(live|test|admin|platform|node)_([0-9A-Za-z]{8})[0-9A-Za-z]{43}([0-9A-Za-z]{6})")
+
+RANDOM_BYTES = 40
+"""Random bytes that one new key takes: 8 for the public part, 32 for the secret."""
+
+
+class KeyType(StrEnum):
+    """Who may use a key, and at which door."""
+
+    LIVE = "live"  # inference, billed
+    TEST = "test"  # inference on test-mode models
+    ADMIN = "admin"  # an organization's administration
+    PLATFORM = "platform"  # the operator
+    NODE = "node"  # a gateway towards control
+
+
+class NewKey(msgspec.Struct, frozen=True):
+    """A key at the one moment when its secret is known."""
+
+    secret: str
+    public_id: str
+    redacted: str
+
+
+def new_key(type: KeyType, random_bytes: bytes) -> NewKey:
+    """A new key of `type` from RANDOM_BYTES (40) fresh random bytes."""
+    public_id = _base62(int.from_bytes(random_bytes[:8], "big"), _PUBLIC_CHARS)
+    body = f"tw_{type}_{public_id}{_base62(int.from_bytes(random_bytes[8:40], 'big'), _SECRET_CHARS)}"
+    secret = body + _base62(zlib.crc32(body.encode()), _CHECK_CHARS)
+    return NewKey(secret, public_id, redact(secret))
+
+
+def redact(secret: str) -> str:
+    """The part of a well-formed key that may be shown: type, public id and the last four characters."""
+    return f"{secret[: -(_SECRET_CHARS + _CHECK_CHARS)]}...{secret[-4:]}"
+
+
+def find_type(secret: str) -> KeyType | None:
+    """The type of a key that is well formed with a right checksum; None for anything else. No lookup, no trust."""
+    match = _KEY.fullmatch(secret)
+    if match is None or _base62(zlib.crc32(secret[:-_CHECK_CHARS].encode()), _CHECK_CHARS) != match.group(3):
+        return None
+    return KeyType(match.group(1))
+
+
+def digest(pepper: bytes, secret: bytes) -> bytes:
+    """What is stored and looked up in place of the key: HMAC-SHA256(pepper, "apikey" NUL key), 32 bytes."""
+    return hmac.digest(pepper, b"apikey\0" + secret, "sha256")
+
+
+def _base62(value: int, width: int) -> str:
+    digits = []
+    for _ in range(width):
+        value, digit = divmod(value, 62)
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))

@@ -1,0 +1,96 @@
+"""Snapshot: all that a gateway must know, as a set of entries under one version number.
+
+A snapshot is a sequence of entries; a change is (version, entry or removal). Both planes share this one shape, so that a full
+resync, a single change and the copy on a gateway's disk are the same lines. An entry holds what the request path needs and nothing
+else: keys as digests, credentials sealed, no names of people or things. Versions are dense and ordered by commit.
+"""
+
+import msgspec
+
+from tollway.domain.catalog import Deployment, Endpoint, UnknownParameters
+from tollway.domain.keys import KeyType
+from tollway.domain.limits import UNLIMITED, Limits
+from tollway.domain.prices import PriceVersion
+
+
+class OrganizationEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="organization", omit_defaults=True):
+    """An organization that may act. Archived ones are removed."""
+
+    id: str
+    currency: str
+    limits: Limits = UNLIMITED
+
+
+class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="project", omit_defaults=True):
+    """A project that may act. `models`: what its keys may use; None for every published model."""
+
+    id: str
+    organization_id: str
+    limits: Limits = UNLIMITED
+    models: tuple[str, ...] | None = None
+
+
+class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="key", omit_defaults=True):
+    """An inference key by digest. A revoked key is removed. `models` narrows the project's; `expires_at` is exclusive."""
+
+    id: str
+    digest: bytes
+    type: KeyType
+    project_id: str
+    limits: Limits = UNLIMITED
+    models: tuple[str, ...] | None = None
+    expires_at: int | None = None
+
+
+class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="model", omit_defaults=True):
+    """A published model: `id` is its public name. `prices` are ordered by valid_from and never empty."""
+
+    id: str
+    endpoints: tuple[Endpoint, ...]
+    created_at: int
+    prices: tuple[PriceVersion, ...]
+    output_tokens_max: int | None = None
+    unknown_parameters: UnknownParameters = UnknownParameters.REFUSE
+    retry_started: bool = True
+    share_cache: bool = False
+
+
+class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="deployment", omit_defaults=True):
+    """A deployment that may be routed to."""
+
+    id: str
+    deployment: Deployment
+
+
+Entry = OrganizationEntry | ProjectEntry | KeyEntry | ModelEntry | DeploymentEntry
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One step: at `version` the entry (kind, id) became `entry`, or went away if None."""
+
+    version: int
+    kind: str
+    id: str
+    entry: Entry | None
+
+
+class SnapshotHead(msgspec.Struct, frozen=True, kw_only=True):
+    """First line of a snapshot: format, the version it shows, and how many entry lines follow."""
+
+    format: int
+    version: int
+    entries: int
+
+
+FORMAT = 1
+"""Of snapshot, change and record exchange. Both sides understand N and N-1."""
+
+
+def change(version: int, entry: Entry) -> Change:
+    """The change that puts `entry` in place at `version`."""
+    return Change(version=version, kind=kind_of(entry), id=entry.id, entry=entry)
+
+
+def kind_of(entry: Entry) -> str:
+    """The entry's kind as it stands on the wire: "organization", "project", "key", "model" or "deployment"."""
+    return str(type(entry).__struct_config__.tag)

@@ -1,0 +1,44 @@
+"""Tenants: organization (billing account and isolation boundary) > project > service account."""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Status(StrEnum):
+    """Whether a tenant may act. Archived things keep their history and can never act again."""
+
+    ACTIVE = "active"
+    ARCHIVED = "archived"
+
+
+class Organization(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is billed, in one currency (ISO 4217 code), fixed when it is created."""
+
+    id: str
+    name: str
+    currency: str
+    status: Status
+    created_at: int
+
+
+class Project(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of an organization with its own keys, limits and usage."""
+
+    id: str
+    organization_id: str
+    name: str
+    status: Status
+    created_at: int
+    archived_at: int | None = None
+
+
+class ServiceAccount(msgspec.Struct, frozen=True, kw_only=True):
+    """A program that holds keys of one project."""
+
+    id: str
+    organization_id: str
+    project_id: str
+    name: str
+    role: str
+    created_at: int

@@ -1,0 +1,166 @@
+"""Usage: what a gateway writes about a request, what of it is billed, and what the ledger keeps.
+
+A request writes ADMIT before its upstream is called and exactly one FINAL, whatever happens; PROGRESS in between keeps what was
+delivered so far; TICK says that a node was alive; CLOSE ends an epoch. FINAL carries its ADMIT, so an event can be built, rated and verified from one
+record alone. Which outcome bills what is data with a version (OUTCOME_POLICIES), published, and named on each event.
+"""
+
+import hashlib
+from enum import StrEnum
+
+import msgspec
+
+TOKENS_MAX = 2**31 - 1
+"""Most tokens that one class of one request may count. A report above it is engine nonsense."""
+
+
+class Outcome(StrEnum):
+    """How an admitted request ended; exactly one per request."""
+
+    COMPLETED = "completed"
+    CLIENT_CANCELLED = "client_cancelled"
+    UPSTREAM_ERROR = "upstream_error"
+    TIMEOUT = "timeout"
+    BUDGET_STOPPED = "budget_stopped"
+    GATEWAY_CRASH = "gateway_crash"
+
+
+class UsageSource(StrEnum):
+    """Where the counts come from, best first."""
+
+    ENGINE_FINAL = "engine_final"  # the engine's own total at the end
+    ENGINE_CONTINUOUS = "engine_continuous"  # the engine's running total on the last chunk relayed
+    COUNTED = "counted"  # events that carried output, counted as they were relayed
+    RECOVERED = "recovered"  # the last checkpoint of a gateway that died
+    NONE = "none"  # the engine was never reached, or said nothing
+
+
+class Quantities(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Tokens by disjoint class: `input` was computed, `cached_input` came from the prefix cache, `output` excludes `reasoning`."""
+
+    input: int = 0
+    cached_input: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+
+NOTHING = Quantities()
+
+
+class Admit(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="admit"):
+    """A request was admitted: on disk (page cache at least) before an engine hears of it."""
+
+    request_id: str
+    admitted_at: int
+    organization_id: str
+    project_id: str
+    key_id: str
+    model: str
+    endpoint: str
+    stream: bool
+    price_version: str
+    outcome_policy: int
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="progress"):
+    """What a stream had delivered at some point: enough to bill it if the gateway dies."""
+
+    request_id: str
+    used: Quantities
+
+
+class Final(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="final", omit_defaults=True):
+    """How the request ended and what it used. `used` is what was counted; what is billed follows from the outcome policy.
+
+    `deployment_id` and `attempts`: who served it, after how many tries (0: no upstream was reached). `first_token_at`: None if no
+    token was seen. `error`: code of the fault that ended it, None if completed or cancelled.
+    """
+
+    admit: Admit
+    outcome: Outcome
+    used: Quantities
+    source: UsageSource
+    ended_at: int
+    deployment_id: str | None = None
+    attempts: int = 0
+    first_token_at: int | None = None
+    error: str | None = None
+
+
+class Tick(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="tick"):
+    """The node was alive at `at`: lets a billing period end be proven on a quiet node."""
+
+    at: int
+
+
+class Close(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="close"):
+    """The last record of an epoch, after a clean stop or a recovery: nothing follows, every ADMIT before it has its FINAL."""
+
+    at: int
+
+
+Record = Admit | Progress | Final | Tick | Close
+
+
+class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A FINAL as the ledger accepted it, with its place in the node's dense sequence. Immutable."""
+
+    node_id: str
+    epoch: int
+    seq: int
+    final: Final
+    content_hash: bytes
+
+
+class OutcomePolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """Which outcomes bill their tokens always, and which only once output was delivered. Those in neither bill nothing."""
+
+    version: int
+    bills: frozenset[Outcome]
+    bills_after_first_token: frozenset[Outcome]
+    bills_request: frozenset[Outcome]
+
+
+OUTCOME_POLICIES: dict[int, OutcomePolicy] = {
+    1: OutcomePolicy(
+        version=1,
+        bills=frozenset({Outcome.COMPLETED, Outcome.CLIENT_CANCELLED, Outcome.BUDGET_STOPPED, Outcome.GATEWAY_CRASH}),
+        bills_after_first_token=frozenset({Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT}),
+        bills_request=frozenset({Outcome.COMPLETED}),
+    ),
+}
+"""Published policies by version; a version is never edited, only followed by the next.
+
+Version 1: completed requests bill what the engine reported. A client that leaves pays for the input and the tokens generated for
+it as far as the engine had reported them. Requests cut by an error of the platform or of the engine pay for what was delivered, and
+nothing if no token was. A crash of the gateway bills the last checkpoint, which never exceeds what the engine generated.
+"""
+OUTCOME_POLICY_CURRENT = 1
+
+
+def billed(final: Final) -> tuple[Quantities, int]:
+    """What the event's own outcome policy bills of it: (tokens by class, 1 if the request itself is billed else 0)."""
+    policy = OUTCOME_POLICIES[final.admit.outcome_policy]
+    delivered = final.used.output + final.used.reasoning > 0
+    if final.outcome in policy.bills or (final.outcome in policy.bills_after_first_token and delivered):
+        return final.used, int(final.outcome in policy.bills_request)
+    return NOTHING, 0
+
+
+_encoder = msgspec.json.Encoder()
+_record_decoder = msgspec.json.Decoder(Record)
+
+
+def encode(record: Record) -> bytes:
+    """The one encoding of a record: JSON with fields in declared order. Its SHA-256 is the event's content hash."""
+    return _encoder.encode(record)
+
+
+def decode(payload: bytes) -> Record:
+    """Read a record back. Raises msgspec.ValidationError (a ValueError) for anything that is not one."""
+    return _record_decoder.decode(payload)
+
+
+def content_hash(payload: bytes) -> bytes:
+    """SHA-256 of the encoded FINAL: the same id with another hash is a conflict, never a replacement."""
+    return hashlib.sha256(payload).digest()

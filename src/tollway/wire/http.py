@@ -1,0 +1,380 @@
+"""HTTP/1.1 framing (RFC 9112) without I/O: bytes in, requests and answers out.
+
+llhttp (through httptools) finds the messages; what it lets pass and an exposed server must not is refused here: a missing or second
+Host, any Transfer-Encoding but `chunked`, both framings at once, HTTP/0.9 and HTTP/1.x other than 0 and 1, upgrades, trailers as
+headers, header names with underscores (twins of dashed ones behind CGI-like proxies), and everything beyond the bounds. After a
+fault no later byte of the connection is interpreted, so the two ends can never disagree about where a request begins.
+
+Only headers in WANTED are kept; the rest is checked by llhttp for form and forgotten. Names are resolved through a bounded table of
+spellings already seen, so that the eighteen headers an SDK sends cost one dict lookup each and no allocation.
+"""
+
+import re
+
+import httptools
+import msgspec
+
+from tollway.domain import faults
+from tollway.domain.faults import FaultKind
+
+WANTED = frozenset(
+    {
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"content-type",
+        b"content-encoding",
+        b"expect",
+        b"upgrade",
+        b"authorization",
+        b"x-api-key",
+        b"api-key",
+        b"traceparent",
+        b"x-client-request-id",
+        b"x-forwarded-for",
+        b"anthropic-version",
+        b"anthropic-beta",
+        b"origin",
+    }
+)
+"""Headers the data plane looks at. Each may stand once; a second one would leave two readings, except where LISTS says otherwise."""
+
+_LISTS = frozenset({b"anthropic-beta", b"x-forwarded-for"})
+"""Wanted headers that are lists by their definition: several lines are joined by a comma (RFC 9110 section 5.3)."""
+
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_SPELLINGS_MAX = 4096
+_REFUSED = b"_"
+
+
+class HttpBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a request is read before it is refused.
+
+    `head_bytes_max`: request line and headers; OpenAI asks clients to stay below 64 KiB, SDKs send 1 KiB. `headers_max`: llhttp has
+    no bound of its own. `target_bytes_max`: the API's longest target is below 100 bytes; the rest is room for queries.
+    `body_bytes_max`: a long context with images. `pipelined_max`: requests read ahead of the one being answered.
+    """
+
+    head_bytes_max: int = 32 * 1024
+    headers_max: int = 100
+    target_bytes_max: int = 4 * 1024
+    body_bytes_max: int = 32 * 1024 * 1024
+    pipelined_max: int = 16
+
+
+DEFAULT_BOUNDS = HttpBounds()
+
+
+class HttpRequest:
+    """One request as framed: `headers` holds WANTED ones by lower-case name. `body` is complete only once it was returned by feed."""
+
+    __slots__ = ("body", "headers", "keep_alive", "method", "minor_version", "target")
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.target = b""
+        self.minor_version = 1
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+        self.keep_alive = True
+
+
+class RequestReader:
+    """Reads the requests of one connection.
+
+    `feed` returns the requests completed by the bytes given. `fault`, once set, says why the connection is over: answer it after the
+    requests already returned, then close. `open_request` is the request whose head is complete and whose body is still arriving.
+    """
+
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_bounds",
+        "_complete",
+        "_current",
+        "_head_bytes",
+        "_headers",
+        "_parser",
+        "_raw_bytes",
+        "fault",
+        "in_message",
+        "open_request",
+    )
+
+    _spellings: dict[bytes, bytes | None] = {}  # noqa: RUF012  (shared by all connections on purpose; bounded)
+
+    def __init__(self, bounds: HttpBounds = DEFAULT_BOUNDS) -> None:
+        self._bounds = bounds
+        self._parser = httptools.HttpRequestParser(self)
+        self._complete: list[HttpRequest] = []
+        self._current = HttpRequest()
+        self._headers = 0
+        self._head_bytes = 0
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._raw_bytes = 0
+        self.fault: FaultKind | None = None
+        self.open_request: HttpRequest | None = None
+        self.in_message = False
+
+    def feed(self, data: bytes) -> list[HttpRequest]:
+        """Take the next bytes of the connection; returns the requests that they complete, in order. Never raises."""
+        if self.fault is not None:
+            return []
+        if self.open_request is None:
+            room = self._bounds.head_bytes_max - self._head_bytes
+            if len(data) > room:
+                return self._feed_across_bound(data, room)
+            self._head_bytes += len(data)
+        else:
+            # Chunk framing and trailers come on top of the body's own bound, which on_body keeps; this one bounds the overhead.
+            self._raw_bytes += len(data)
+            if self._raw_bytes > 8 * self._bounds.body_bytes_max:
+                self.fault = faults.BODY_TOO_LARGE
+                return []
+        return self._parse(data)
+
+    def _feed_across_bound(self, data: bytes, room: int) -> list[HttpRequest]:
+        """More bytes than a head may have, in one read: the part within the bound must complete a head."""
+        complete: list[HttpRequest] = []
+        while data and self.fault is None:
+            part, data = data[:room], data[room:]
+            before = len(complete)
+            self._head_bytes += len(part)
+            complete += self._parse(part)
+            if self.open_request is not None:
+                return complete + (self.feed(data) if data else [])
+            if len(complete) == before and self._head_bytes >= self._bounds.head_bytes_max and data:
+                self.fault = self.fault or faults.HEAD_TOO_LARGE
+            room = max(1, self._bounds.head_bytes_max - self._head_bytes)
+        return complete
+
+    def _parse(self, data: bytes) -> list[HttpRequest]:
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            if self.fault is None and not (self._complete and not self._complete[-1].keep_alive):
+                self.fault = faults.MALFORMED_HTTP
+        complete = self._complete
+        if complete:
+            self._complete = []
+            if len(complete) > self._bounds.pipelined_max:
+                del complete[self._bounds.pipelined_max :]
+                self.fault = self.fault or faults.MALFORMED_HTTP
+        return complete
+
+    # Called by llhttp while it parses. None of them raises: a fault is kept and ends the reading when feed returns.
+
+    def on_message_begin(self) -> None:
+        self.in_message = True
+
+    def on_url(self, target: bytes) -> None:
+        current = self._current
+        current.target = current.target + target if current.target else target
+        if len(current.target) > self._bounds.target_bytes_max:
+            self.fault = self.fault or faults.TARGET_TOO_LONG
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers += 1
+        if self._headers > self._bounds.headers_max:
+            self.fault = self.fault or faults.HEAD_TOO_LARGE
+            return
+        spellings = self._spellings
+        if name in spellings:
+            wanted = spellings[name]
+        else:
+            wanted = _resolve(name)
+            if len(spellings) < _SPELLINGS_MAX and len(name) <= 64:
+                spellings[name] = wanted
+        if wanted is None:
+            return
+        if wanted is _REFUSED:
+            self.fault = self.fault or faults.MALFORMED_HTTP
+            return
+        if self.open_request is not None:
+            return  # a trailer: whatever it says, identity and framing come from the head alone
+        headers = self._current.headers
+        if wanted in headers:
+            if wanted in _LISTS:
+                headers[wanted] += b", " + value
+            else:
+                self.fault = self.fault or (
+                    faults.CREDENTIALS_AMBIGUOUS if wanted in (b"authorization", b"x-api-key") else faults.MALFORMED_HTTP
+                )
+        else:
+            headers[wanted] = value
+
+    def on_headers_complete(self) -> None:
+        request = self._current
+        parser = self._parser
+        request.method = parser.get_method()
+        version = parser.get_http_version()
+        request.keep_alive = parser.should_keep_alive()
+        if version != "1.1":
+            request.minor_version = 0
+            if version != "1.0":
+                self.fault = self.fault or faults.MALFORMED_HTTP
+        fault = self._judge_head(request)
+        if fault is not None and self.fault is None:
+            self.fault = fault
+        self.open_request = request
+        self._headers = 0
+
+    def _judge_head(self, request: HttpRequest) -> FaultKind | None:
+        headers = request.headers
+        host = headers.get(b"host")
+        if host is None:
+            if request.minor_version == 1:
+                return faults.MALFORMED_HTTP
+        elif _HOST.fullmatch(host) is None:
+            return faults.MALFORMED_HTTP
+        coding = headers.get(b"transfer-encoding")
+        length = headers.get(b"content-length")
+        if coding is not None and (coding.lower() != b"chunked" or length is not None or request.minor_version == 0):
+            return faults.MALFORMED_HTTP
+        if length is not None:
+            if not length.isdigit() or len(length) > 18:
+                return faults.MALFORMED_HTTP
+            if int(length) > self._bounds.body_bytes_max:
+                return faults.BODY_TOO_LARGE
+        if b"expect" in headers and headers[b"expect"].lower() != b"100-continue":
+            return faults.EXPECTATION_UNSUPPORTED
+        if b"upgrade" in headers and self._parser.should_upgrade():
+            return faults.MALFORMED_HTTP
+        return None
+
+    def on_body(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        if self._body_bytes > self._bounds.body_bytes_max:
+            self.fault = self.fault or faults.BODY_TOO_LARGE
+            self._body.clear()
+        if self.fault is None:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        request, self._current = self._current, HttpRequest()
+        self.open_request = None
+        self.in_message = False
+        self._headers = self._head_bytes = self._raw_bytes = 0
+        if self.fault is None:
+            body = self._body
+            request.body = body[0] if len(body) == 1 else b"".join(body)
+            self._complete.append(request)
+        if self._body:
+            self._body = []
+        self._body_bytes = 0
+
+
+def _resolve(name: bytes) -> bytes | None:
+    """What a header's name as spelled stands for: the wanted name, None if nobody wants it, _REFUSED if it must not be there."""
+    if b"_" in name:
+        return _REFUSED
+    lower = name.lower()
+    return lower if lower in WANTED else None
+
+
+class ResponseReader:
+    """Reads the answer to one request on an upstream connection; `restart` makes it ready for the next.
+
+    Body bytes (without chunk framing) gather in `body` until taken. `complete` once the message ended by its own framing;
+    `broken` once bytes arrived that are no HTTP answer, or exceeded a bound. An answer delimited by the end of the connection is
+    complete when `eof` is called.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_head_bytes",
+        "_head_bytes_max",
+        "_headers",
+        "_parser",
+        "body",
+        "body_bytes",
+        "broken",
+        "complete",
+        "content_length",
+        "content_type",
+        "has_head",
+        "keep_alive",
+        "retry_after",
+        "status",
+    )
+
+    def __init__(self, head_bytes_max: int = 64 * 1024) -> None:
+        self._head_bytes_max = head_bytes_max
+        self.restart()
+
+    def restart(self) -> None:
+        """Expect the next answer. A fresh parser each time: llhttp's state after an answer cut short is not to be trusted."""
+        self._parser = httptools.HttpResponseParser(self)
+        self._head_bytes = 0
+        self._headers = 0
+        self._chunked = False
+        self.status = 0
+        self.has_head = False
+        self.complete = False
+        self.broken = False
+        self.keep_alive = False
+        self.content_type = b""
+        self.content_length: int | None = None
+        self.retry_after: bytes | None = None
+        self.body: list[bytes] = []
+        self.body_bytes = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the upstream; never raises. Look at the attributes afterwards."""
+        if not self.has_head:
+            self._head_bytes += len(data)
+        if self.complete:
+            self.broken = True  # bytes after the answer: whatever they are, nobody asked
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.broken = True
+        if not self.has_head and self._head_bytes > self._head_bytes_max:
+            self.broken = True
+
+    def eof(self) -> None:
+        """The upstream closed. Completes an answer that has no other end; anything else stays incomplete."""
+        if self.has_head and not self._chunked and self.content_length is None:
+            self.complete = True
+            self.keep_alive = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.has_head:
+            return
+        self._headers += 1
+        if self._headers > 200:
+            self.broken = True
+        lower = name.lower()
+        if lower == b"content-type":
+            self.content_type = value
+        elif lower == b"content-length":
+            self.content_length = int(value) if value.isdigit() and len(value) <= 18 else None
+        elif lower == b"transfer-encoding":
+            self._chunked = True
+        elif lower == b"retry-after":
+            self.retry_after = value
+        elif lower == b"content-encoding" and value.lower() != b"identity":
+            self.broken = True  # nobody asked for a coding; reading it blindly would relay an unmetered answer
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:
+            self._headers = 0
+            if status == 101:
+                self.broken = True
+            return
+        self.status = status
+        self.keep_alive = self._parser.should_keep_alive()
+        self.has_head = True
+
+    def on_body(self, data: bytes) -> None:
+        self.body_bytes += len(data)
+        self.body.append(data)
+
+    def on_message_complete(self) -> None:
+        if self.has_head:
+            if self.complete:
+                self.broken = True
+            self.complete = True

@@ -1,0 +1,74 @@
+"""Server-sent events (WHATWG HTML, section 9.2) as language-model APIs use them: bytes in, whole events out.
+
+An event is what stands between blank lines. Engines write one event per write, ended by LF LF, so the reader's first question is
+whether the bytes given are exactly whole events; only if not does it join, split and normalise line ends (CR LF, CR).
+"""
+
+import re
+
+EVENT_BYTES_MAX = 1024 * 1024
+"""Longest event; a model's longest is a tool call of some ten KiB. A longer one is an upstream without line ends."""
+
+_LINE_END = re.compile(rb"\r\n|\r")
+
+
+class EventTooLong(ValueError):
+    """The upstream sent more than EVENT_BYTES_MAX without ending an event."""
+
+
+class EventReader:
+    """Splits a stream into events. Each is returned without its blank line, with LF line ends, e.g. b'event: x\\ndata: {...}'."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The events completed by `data`, in order. Raises EventTooLong."""
+        rest = self._rest
+        if not rest and data.endswith(b"\n\n") and b"\r" not in data:
+            event = data[:-2]
+            return event.split(b"\n\n") if b"\n\n" in event else [event]
+        data = rest + data
+        if len(data) > EVENT_BYTES_MAX + 65536:
+            raise EventTooLong
+        held = b""
+        if b"\r" in data:
+            if data.endswith(b"\r"):
+                data, held = data[:-1], b"\r"  # its LF may be in the next read
+            data = _LINE_END.sub(b"\n", data)
+        *events, rest = data.split(b"\n\n")
+        if len(rest) > EVENT_BYTES_MAX:
+            raise EventTooLong
+        self._rest = rest + held
+        return [event.lstrip(b"\n") for event in events if event]
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether an event was begun and not ended."""
+        return bool(self._rest.strip())
+
+
+def find_data(event: bytes) -> bytes | None:
+    """The event's data (lines joined by LF), or None if it has none: a comment, a bare id or retry."""
+    if event.startswith(b"data: ") and b"\n" not in event:
+        return event[6:]
+    lines = []
+    for line in event.split(b"\n"):
+        if line.startswith(b"data:"):
+            value = line[5:]
+            lines.append(value[1:] if value.startswith(b" ") else value)
+    return b"\n".join(lines) if lines else None
+
+
+def find_type(event: bytes) -> bytes | None:
+    """The event's type (`event:` field), or None."""
+    for line in event.split(b"\n"):
+        if line.startswith(b"event:"):
+            return line[6:].strip(b" ")
+    return None
+
+
+HEARTBEAT = b": keepalive\n\n"
+"""A comment: every client skips it, every proxy sees traffic."""
