@@ -95,23 +95,17 @@ KEY_INVALID = FaultKind(code="invalid_api_key", status=401, blame=_T, message="I
 SCOPE_INSUFFICIENT = FaultKind(
     code="insufficient_scope", status=403, blame=_T, message="This key may not do this.", type="insufficient_permissions"
 )
-MODEL_UNKNOWN = FaultKind(
-    code="model_not_found", status=404, blame=_T, message="The model does not exist or you do not have access to it."
-)
+MODEL_UNKNOWN = FaultKind(code="model_not_found", status=404, blame=_T, message="The model does not exist or you do not have access to it.")
 ENDPOINT_UNSUPPORTED = _client("endpoint_not_supported", 400, "This model cannot be used with this endpoint.")
 
 # Limits.
 REQUESTS_EXCEEDED = FaultKind(
     code="rate_limit_exceeded", status=429, blame=_T, message="Rate limit reached for requests per minute.", type="requests"
 )
-CONCURRENCY_EXCEEDED = FaultKind(
-    code="rate_limit_exceeded", status=429, blame=_T, message="Too many concurrent requests.", type="requests"
-)
+CONCURRENCY_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_T, message="Too many concurrent requests.", type="requests")
 
 # Upstreams.
-UPSTREAM_NONE = FaultKind(
-    code="no_upstream", status=503, blame=_U, message="No upstream is available for this model.", type=_SERVER
-)
+UPSTREAM_NONE = FaultKind(code="no_upstream", status=503, blame=_U, message="No upstream is available for this model.", type=_SERVER)
 UPSTREAM_CONNECT = FaultKind(
     code="upstream_unreachable", status=502, blame=_U, message="The model server could not be reached.", type=_UPSTREAM, retry=Retry.SAFE
 )
@@ -144,18 +138,14 @@ UPSTREAM_TIMEOUT_FIRST = FaultKind(
     code="upstream_timeout", status=504, blame=_U, message="The model server did not begin to answer in time.", type=_UPSTREAM,
     retry=Retry.STARTED,
 )  # fmt: skip
-UPSTREAM_TIMEOUT_IDLE = FaultKind(
-    code="upstream_timeout", status=504, blame=_U, message="The model server fell silent.", type=_UPSTREAM
-)
+UPSTREAM_TIMEOUT_IDLE = FaultKind(code="upstream_timeout", status=504, blame=_U, message="The model server fell silent.", type=_UPSTREAM)
 UPSTREAM_TIMEOUT_TOTAL = FaultKind(
     code="upstream_timeout", status=504, blame=_U, message="The request took longer than allowed.", type=_UPSTREAM
 )
 UPSTREAM_CREDENTIAL = FaultKind(
     code="upstream_error", status=502, blame=_P, message="The model server refused the platform.", type=_UPSTREAM, retry=Retry.SAFE
 )
-UPSTREAM_REQUEST_INVALID = FaultKind(
-    code="invalid_request", status=400, blame=_C, message="The model server did not accept the request."
-)
+UPSTREAM_REQUEST_INVALID = FaultKind(code="invalid_request", status=400, blame=_C, message="The model server did not accept the request.")
 CONTEXT_EXCEEDED = _client("context_length_exceeded", 400, "The request is longer than the model's context.")
 
 # The platform.

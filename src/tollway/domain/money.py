@@ -45,7 +45,7 @@ def _parse(text: str, decimals: int) -> int:
     whole, fraction = match.group(1), match.group(2) or ""
     if len(fraction.rstrip("0")) > decimals:
         raise ValueError(f"more than {decimals} decimals")
-    pico = int(whole) * 10**decimals + int(fraction[:decimals].ljust(decimals, "0"))
+    pico: int = int(whole) * 10**decimals + int(fraction[:decimals].ljust(decimals, "0"))
     if pico > UNIT_PRICE_PICO_MAX:
         raise ValueError("above the highest price")
     return pico

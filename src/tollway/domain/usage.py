@@ -1,8 +1,8 @@
 """Usage: what a gateway writes about a request, what of it is billed, and what the ledger keeps.
 
 A request writes ADMIT before its upstream is called and exactly one FINAL, whatever happens; PROGRESS in between keeps what was
-delivered so far; TICK says that a node was alive; CLOSE ends an epoch. FINAL carries its ADMIT, so an event can be built, rated and verified from one
-record alone. Which outcome bills what is data with a version (OUTCOME_POLICIES), published, and named on each event.
+delivered so far; TICK says that a node was alive; CLOSE ends an epoch. FINAL carries its ADMIT, so an event can be built, rated and
+verified from one record alone. Which outcome bills what is data with a version (OUTCOME_POLICIES), published, and named on each event.
 """
 
 import hashlib
@@ -158,7 +158,8 @@ def encode(record: Record) -> bytes:
 
 def decode(payload: bytes) -> Record:
     """Read a record back. Raises msgspec.ValidationError (a ValueError) for anything that is not one."""
-    return _record_decoder.decode(payload)
+    record: Record = _record_decoder.decode(payload)
+    return record
 
 
 def content_hash(payload: bytes) -> bytes:

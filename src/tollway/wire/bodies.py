@@ -67,4 +67,4 @@ def members(body: bytes) -> dict[str, msgspec.Raw]:
 
 def join(fields: Mapping[str, bytes | msgspec.Raw]) -> bytes:
     """A JSON object of raw values, in order."""
-    return b"{" + b",".join([_encode(name) + b":" + value for name, value in fields.items()]) + b"}"  # type: ignore[operator]
+    return b"{" + b",".join([_encode(name) + b":" + value for name, value in fields.items()]) + b"}"

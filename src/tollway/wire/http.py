@@ -145,7 +145,7 @@ class RequestReader:
             if self.open_request is not None:
                 return complete + (self.feed(data) if data else [])
             if len(complete) == before and self._head_bytes >= self._bounds.head_bytes_max and data:
-                self.fault = self.fault or faults.HEAD_TOO_LARGE
+                self.fault = faults.HEAD_TOO_LARGE
             room = max(1, self._bounds.head_bytes_max - self._head_bytes)
         return complete
 

@@ -118,8 +118,8 @@ class Reader:
                 if begin >= offset and begin + HEAD_BYTES <= len(data):
                     length, crc, _, _ = _HEAD.unpack_from(data, begin)
                     start, end = begin + HEAD_BYTES, begin + HEAD_BYTES + length
-                    if 0 < length <= PAYLOAD_BYTES_MAX and end <= len(data):
-                        if zlib.crc32(data[start:end], zlib.crc32(data[begin + 8 : start])) == crc:
-                            return Tail.DAMAGED
+                    fits = 0 < length <= PAYLOAD_BYTES_MAX and end <= len(data)
+                    if fits and zlib.crc32(data[start:end], zlib.crc32(data[begin + 8 : start])) == crc:
+                        return Tail.DAMAGED
                 at += 1
         return Tail.TORN

@@ -1,0 +1,45 @@
+"""Phase 1: who asks? One credential, one digest, one lookup in memory. Unknown, revoked and expired keys answer alike."""
+
+from tollway.domain import keys
+from tollway.domain.faults import CREDENTIALS_AMBIGUOUS, KEY_INVALID, SCOPE_INSUFFICIENT, Fault
+from tollway.domain.keys import KeyType
+from tollway.gateway.directory import Directory
+from tollway.gateway.exchange import Caller
+
+_KEY_BYTES_MAX = 128
+"""Ours have 65 to 69 characters; anything much longer is not hashed at all."""
+_OTHER_PLANES = frozenset({KeyType.ADMIN, KeyType.PLATFORM, KeyType.NODE})
+
+
+def authenticate(headers: dict[bytes, bytes], directory: Directory, pepper: bytes, now_us: int) -> Caller:
+    """The caller of a request with these headers.
+
+    Raises Fault: invalid_api_key (401) for none, malformed, unknown, revoked or expired; ambiguous_credentials (400) for two;
+    insufficient_scope (403) for a well-formed key of another plane. The malformed are told before anything is looked up.
+    """
+    secret = find_secret(headers)
+    if secret is None or len(secret) > _KEY_BYTES_MAX:
+        raise Fault(KEY_INVALID, message=None if secret else "You didn't provide an API key.")
+    caller = directory.find_caller(keys.digest(pepper, secret))
+    if caller is not None and (caller.expires_at is None or caller.expires_at > now_us):
+        return caller
+    if keys.find_type(secret.decode("latin-1")) in _OTHER_PLANES:
+        raise Fault(SCOPE_INSUFFICIENT, message="This kind of key cannot be used for inference.")
+    raise Fault(KEY_INVALID)
+
+
+def find_secret(headers: dict[bytes, bytes]) -> bytes | None:
+    """The one credential that the headers carry, whichever way it came; None if there is none. Raises ambiguous_credentials."""
+    secret = headers.get(b"x-api-key")
+    if b"api-key" in headers:
+        if secret is not None:
+            raise Fault(CREDENTIALS_AMBIGUOUS)
+        secret = headers[b"api-key"]
+    authorization = headers.get(b"authorization")
+    if authorization is None:
+        return secret
+    if secret is not None:
+        raise Fault(CREDENTIALS_AMBIGUOUS)
+    if authorization[:7].lower() != b"bearer ":
+        raise Fault(KEY_INVALID)
+    return authorization[7:].strip(b" ")

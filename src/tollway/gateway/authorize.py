@@ -1,0 +1,98 @@
+"""Phase 2: may they, and what exactly do they ask? The body is read strictly once; what is judged here is what goes up."""
+
+from typing import Any
+
+import msgspec
+
+from tollway.domain import faults
+from tollway.domain.catalog import Endpoint, UnknownParameters
+from tollway.domain.faults import Fault
+from tollway.domain.prices import find_price
+from tollway.domain.snapshot import ModelEntry
+from tollway.gateway.dialects import openai
+from tollway.gateway.dialects.fields import NEVER_FORWARDED
+from tollway.gateway.directory import Directory
+from tollway.gateway.exchange import Call, Caller, Request
+from tollway.wire import bodies
+
+_MAX_TOKENS = ("max_tokens", "max_completion_tokens")
+
+
+def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
+    """The call that this request is.
+
+    Raises Fault: 400 for a body, field or value that is not the dialect's, 404 model_not_found for a model that does not exist, is not
+    allowed to this key, or has no price in the organization's currency (all three look the same to the caller).
+    """
+    asked = bodies.parse(request.body)
+    endpoint = request.endpoint
+    for required in openai.REQUIRED[endpoint]:
+        if required not in asked:
+            raise Fault(faults.PARAMETER_MISSING, param=required, message=f"Missing required parameter: '{required}'.")
+    name = asked["model"]
+    model = directory.find_model(name) if type(name) is str else None
+    if type(name) is not str:
+        raise _invalid("model")
+    if model is None or (caller.models is not None and name not in caller.models):
+        raise Fault(faults.MODEL_UNKNOWN, param="model")
+    currency = caller.organization.currency
+    price = find_price([price for price in model.prices if price.currency == currency], request.received_at)
+    if price is None:
+        raise Fault(faults.MODEL_UNKNOWN, param="model", detail="no price in the organization's currency")
+    if endpoint not in model.endpoints:
+        raise Fault(faults.ENDPOINT_UNSUPPORTED, param="model")
+    dropped = _judge_fields(asked, endpoint, model, directory.known_fields(name, endpoint))
+    members = bodies.members(request.body)
+    for field in dropped:
+        del members[field]
+    _cap_output(asked, members, endpoint, model)
+    stream = asked.get("stream") is True
+    hide_usage = hide_continuous = True
+    if stream:
+        options = asked.get("stream_options") or {}
+        hide_usage = options.get("include_usage") is not True
+        hide_continuous = hide_usage or options.get("continuous_usage_stats") is not True
+    return Call(request, caller, model, price, members, stream=stream, hide_usage=hide_usage, hide_continuous=hide_continuous)
+
+
+def _judge_fields(asked: dict[str, Any], endpoint: Endpoint, model: ModelEntry, known: frozenset[str]) -> list[str]:
+    """Check every top-level field; returns those that do not go up."""
+    checks = openai.ENDPOINT_FIELDS[endpoint]
+    dropped = []
+    for field, value in asked.items():
+        check = checks.get(field)
+        if check is not None:
+            if not check(value):
+                raise _invalid(field)
+            if field in openai.NOT_FORWARDED:
+                dropped.append(field)
+        elif field in NEVER_FORWARDED:
+            raise _unknown(field)
+        elif field not in known:
+            if model.unknown_parameters is UnknownParameters.REFUSE:
+                raise _unknown(field)
+            if model.unknown_parameters is UnknownParameters.DROP:
+                dropped.append(field)
+    return dropped
+
+
+def _cap_output(asked: dict[str, Any], members: dict[str, msgspec.Raw], endpoint: Endpoint, model: ModelEntry) -> None:
+    """Hold the model's cap on output: a larger wish is refused, a missing one is set."""
+    cap = model.output_tokens_max
+    if cap is None or endpoint is Endpoint.EMBEDDINGS:
+        return
+    wishes = [(field, asked[field]) for field in _MAX_TOKENS if asked.get(field) is not None]
+    for field, wish in wishes:
+        if wish > cap:
+            raise Fault(faults.PARAMETER_INVALID, param=field, message=f"'{field}' may be at most {cap} for this model.")
+    if not wishes:
+        members["max_tokens"] = msgspec.Raw(b"%d" % cap)
+
+
+def _invalid(field: str) -> Fault:
+    return Fault(faults.PARAMETER_INVALID, param=field, message=f"Invalid value for '{field}'.")
+
+
+def _unknown(field: str) -> Fault:
+    shown = field if field.isascii() and field.replace("_", "").isalnum() and len(field) <= 64 else None
+    return Fault(faults.PARAMETER_UNKNOWN, param=shown, message=f"Unrecognized request parameter: '{shown}'." if shown else None)

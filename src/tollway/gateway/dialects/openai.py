@@ -1,0 +1,377 @@
+"""OpenAI's chat completions, completions and embeddings: request tables, answers, streams.
+
+A stream is relayed verbatim but for three things: usage that the client did not ask for is taken out again (the gateway always asks
+the engine, because it bills), the upstream's name of the model becomes the public one, and an engine's error becomes ours. Every
+event is read: engines report death and overload inside a 200 stream and still end it with [DONE].
+"""
+
+from typing import Any
+
+import msgspec
+
+from tollway.domain import faults
+from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import Fault
+from tollway.domain.usage import TOKENS_MAX, Quantities, UsageSource
+from tollway.gateway.dialects import fields
+from tollway.gateway.dialects.fields import Check
+from tollway.wire import bodies, sse
+
+DONE = b"data: [DONE]\n\n"
+
+_COMMON: dict[str, Check] = {
+    "model": fields.text,
+    "stream": fields.nullable(fields.boolean),
+    "stream_options": fields.nullable(fields.mapping),
+    "frequency_penalty": fields.nullable(fields.number(-2, 2)),
+    "logit_bias": fields.nullable(fields.mapping),
+    "max_tokens": fields.output_tokens,
+    "n": fields.nullable(fields.integer(1, 128)),
+    "presence_penalty": fields.nullable(fields.number(-2, 2)),
+    "seed": fields.nullable(fields.integer(-(2**63), 2**63 - 1)),
+    "stop": fields.nullable(fields.texts),
+    "temperature": fields.nullable(fields.number(0, 2)),
+    "top_p": fields.nullable(fields.number(0, 1)),
+    "user": fields.nullable(fields.text),
+}
+
+CHAT_FIELDS: dict[str, Check] = _COMMON | {
+    "messages": fields.listing,
+    "audio": fields.nullable(fields.mapping),
+    "function_call": fields.anything,
+    "functions": fields.nullable(fields.listing),
+    "logprobs": fields.nullable(fields.boolean),
+    "max_completion_tokens": fields.output_tokens,
+    "metadata": fields.nullable(fields.mapping),
+    "modalities": fields.nullable(fields.listing),
+    "parallel_tool_calls": fields.nullable(fields.boolean),
+    "prediction": fields.nullable(fields.mapping),
+    "prompt_cache_key": fields.nullable(fields.text),
+    "reasoning_effort": fields.nullable(fields.text),
+    "response_format": fields.nullable(fields.mapping),
+    "safety_identifier": fields.nullable(fields.text),
+    "service_tier": fields.nullable(fields.text),
+    "store": fields.nullable(fields.boolean),
+    "tool_choice": fields.anything,
+    "tools": fields.nullable(fields.any_list),
+    "top_logprobs": fields.nullable(fields.integer(0, 20)),
+    "verbosity": fields.nullable(fields.text),
+    "web_search_options": fields.nullable(fields.mapping),
+}
+
+COMPLETION_FIELDS: dict[str, Check] = _COMMON | {
+    "prompt": fields.prompts,
+    "best_of": fields.nullable(fields.integer(1, 20)),
+    "echo": fields.nullable(fields.boolean),
+    "logprobs": fields.nullable(fields.integer(0, 5)),
+    "suffix": fields.nullable(fields.text),
+}
+
+EMBEDDING_FIELDS: dict[str, Check] = {
+    "model": fields.text,
+    "input": fields.prompts,
+    "dimensions": fields.nullable(fields.integer(1, 65536)),
+    "encoding_format": fields.nullable(fields.one_of("float", "base64")),
+    "user": fields.nullable(fields.text),
+}
+
+NOT_FORWARDED = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"})
+"""Fields that are OpenAI's platform's, not an engine's: accepted, because SDKs send them, and kept from the engine, which may refuse
+them (Dynamo) or log them (`user`, `safety_identifier` name people)."""
+
+
+_ABSENT = msgspec.Raw(b"")
+_NULL = b"null"
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    reasoning_tokens: int | None = None
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+
+
+class _CountedChoice(msgspec.Struct):
+    finish_reason: str | None = None
+    text: str | None = None
+    delta: _Delta | None = None
+
+
+class _Answer(msgspec.Struct):
+    usage: msgspec.Raw = _ABSENT
+    error: msgspec.Raw = _ABSENT
+    choices: list[_Choice] | None = None
+    data: msgspec.Raw = _ABSENT
+    object: str | None = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: msgspec.Raw = _ABSENT
+    error: msgspec.Raw = _ABSENT
+    object: str | None = None
+
+
+class _CountedEvent(msgspec.Struct):
+    choices: list[_CountedChoice] | None = None
+    usage: msgspec.Raw = _ABSENT
+    error: msgspec.Raw = _ABSENT
+    object: str | None = None
+
+
+class _Error(msgspec.Struct):
+    message: str | None = None
+    code: int | str | None = None
+    type: str | None = None
+
+
+_usage = msgspec.json.Decoder(_Usage)
+_answer = msgspec.json.Decoder(_Answer)
+_event = msgspec.json.Decoder(_Event)
+_counted_event = msgspec.json.Decoder(_CountedEvent)
+_error = msgspec.json.Decoder(_Error)
+
+
+def _is_absent(raw: msgspec.Raw) -> bool:
+    return not raw or raw == _NULL
+
+
+def read_usage(raw: bytes | msgspec.Raw) -> Quantities | None:
+    """The disjoint quantities of a usage object, or None if it is nonsense: missing or negative counts, parts larger than their
+    whole, or more than TOKENS_MAX. OpenAI's prompt_tokens includes cached ones and completion_tokens includes reasoning."""
+    try:
+        usage = _usage.decode(raw)
+    except msgspec.DecodeError:
+        return None
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens or 0
+    if prompt is None:
+        return None
+    details = usage.prompt_tokens_details
+    cached = (details.cached_tokens or 0) if details is not None else 0
+    completion_details = usage.completion_tokens_details
+    reasoning = (completion_details.reasoning_tokens if completion_details is not None else usage.reasoning_tokens) or 0
+    if not (0 <= cached <= prompt <= TOKENS_MAX and 0 <= reasoning <= completion <= TOKENS_MAX):
+        return None
+    return Quantities(prompt - cached, cached, completion - reasoning, reasoning)
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A whole (non-streaming) answer of status 200, judged: what to send and what it used (None: the engine did not say)."""
+
+    body: bytes
+    used: Quantities | None
+
+
+def read_answer(body: bytes, upstream_model: str, public_model: str) -> Answer:
+    """Judge a 200 body of any of the three endpoints. Raises Fault if it is no answer: not JSON, an error object, aborted."""
+    try:
+        answer = _answer.decode(body)
+    except msgspec.DecodeError as error:
+        raise Fault(faults.UPSTREAM_INVALID, detail=f"answer is not of the API's shape: {type(error).__name__}") from None
+    if not _is_absent(answer.error) or answer.object == "error":
+        raise error_fault(body, 500, first=True)
+    if answer.choices is None and _is_absent(answer.data):
+        raise Fault(faults.UPSTREAM_INVALID, detail="answer has neither choices nor data")
+    if answer.choices is not None and any(choice.finish_reason == "abort" for choice in answer.choices):
+        raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
+    used = None if _is_absent(answer.usage) else read_usage(answer.usage)
+    if upstream_model != public_model:
+        members: dict[str, Any] = dict(bodies.members(body))
+        if "model" in members:
+            members["model"] = msgspec.json.encode(public_model)
+            body = bodies.join(members)
+    return Answer(body, used)
+
+
+class _ErrorEnvelope(msgspec.Struct):
+    error: msgspec.Raw = _ABSENT
+    message: str | None = None
+    code: int | str | None = None
+    type: str | None = None
+
+
+_envelope = msgspec.json.Decoder(_ErrorEnvelope)
+
+
+def error_fault(body: bytes, status: int, *, first: bool) -> Fault:
+    """The fault that an engine's error stands for. Engines nest it (vLLM), leave it flat (SGLang, Dynamo) or send a string.
+
+    `first`: nothing of an answer came before it, so an overload means that no work was begun. The engine's text is for operators
+    only: it names files, hosts and sometimes credentials. A 400 is the exception in kind, not in text: the client must change
+    something, so it is told that the engine refused the request.
+    """
+    code, message = _read_error(body)
+    if status == 200 or status >= 500:
+        number = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdigit()) else status
+    else:
+        number = status
+    kind = faults.UPSTREAM_FAILED
+    if number in (503, 529):
+        kind = faults.UPSTREAM_REFUSED if first else faults.UPSTREAM_FAILED
+    elif number == 429:
+        kind = faults.UPSTREAM_RATE_LIMITED if first else faults.UPSTREAM_FAILED
+    elif number in (401, 403):
+        kind = faults.UPSTREAM_CREDENTIAL
+    elif number == 404:
+        kind = faults.UPSTREAM_REFUSED
+    elif 400 <= number < 500:
+        kind = faults.UPSTREAM_REQUEST_INVALID
+    return Fault(kind, detail=f"engine error {number}, {len(message)} characters of text")
+
+
+def error_text(body: bytes) -> str:
+    """The engine's own words in an error body, "" if there are none. For operators, and for clients only where the caller checks it."""
+    return _read_error(body)[1]
+
+
+def _read_error(body: bytes) -> tuple[int | str | None, str]:
+    try:
+        envelope = _envelope.decode(body)
+    except msgspec.DecodeError:
+        return None, ""
+    if _is_absent(envelope.error):
+        return envelope.code, envelope.message or ""
+    try:
+        nested = _error.decode(envelope.error)
+    except msgspec.DecodeError:
+        return None, ""
+    return nested.code, nested.message or ""
+
+
+class Stream:
+    """Reads one stream's events. `used` is the best knowledge of what was used so far, from `source`; `terminated` once [DONE] was seen."""
+
+    __slots__ = (
+        "_counted",
+        "_counting",
+        "_events",
+        "_finish_seen",
+        "_hide_continuous",
+        "_hide_usage",
+        "_rename",
+        "_reported",
+        "source",
+        "terminated",
+        "used",
+    )
+
+    def __init__(self, *, hide_usage: bool, hide_continuous: bool, counting: bool, upstream_model: str, public_model: str) -> None:
+        """`hide_usage`: the client did not ask for usage at the end; `hide_continuous`: nor for a running one. `counting`: the engine
+        reports no running usage, so events that carry output are counted."""
+        self._hide_usage = hide_usage
+        self._hide_continuous = hide_continuous
+        self._counting = counting
+        self._rename: tuple[bytes, bytes] | None = None
+        if upstream_model != public_model:
+            encode = msgspec.json.encode
+            self._rename = (b'"model":' + encode(upstream_model), b'"model":' + encode(public_model))
+        self._events = 0
+        self._counted = 0
+        self._reported = False
+        self._finish_seen = False
+        self.used: Quantities | None = None
+        self.source = UsageSource.NONE
+        self.terminated = False
+
+    def read(self, event: bytes) -> bytes | None:
+        """Read one event (as `wire.sse.EventReader` gives it); returns what to relay, or None for nothing. Raises Fault.
+
+        [DONE] is never returned: it is the last byte of a success, which leaves only after FINAL is durable.
+        """
+        data = sse.find_data(event)
+        if data is None or self.terminated:
+            return None
+        if data == b"[DONE]":
+            if not self._events:
+                raise Fault(faults.UPSTREAM_INVALID, detail="a stream without events")
+            self.terminated = True
+            return None
+        try:
+            read = _counted_event.decode(data) if self._counting else _event.decode(data)
+        except msgspec.DecodeError as error:
+            raise Fault(faults.UPSTREAM_INVALID, detail=f"event is not of the API's shape: {type(error).__name__}") from None
+        choices = read.choices
+        if choices is None or not _is_absent(read.error):
+            raise error_fault(data, 200, first=not self._events)
+        self._events += 1
+        for choice in choices:
+            reason = choice.finish_reason
+            if reason is not None:
+                self._finish_seen = True
+                if reason == "abort":
+                    raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
+        if self._counting:
+            self._count(choices)  # type: ignore[arg-type]
+        raw = read.usage
+        if raw:
+            last = not choices
+            if raw != _NULL:
+                self._take_usage(raw, final=last or self._finish_seen)
+                if last and self._hide_usage:
+                    return None
+            if self._hide_continuous and not (last and not self._hide_usage):
+                tail = b',"usage":' + raw + b"}"
+                if data.endswith(tail):
+                    data = data[: -len(tail)] + b"}"
+                else:
+                    members = bodies.members(data)
+                    del members["usage"]
+                    data = bodies.join(members)
+        if self._rename is not None:
+            data = data.replace(*self._rename, 1)
+        return b"data: " + data + b"\n\n"
+
+    def _take_usage(self, raw: msgspec.Raw, *, final: bool) -> None:
+        used = read_usage(raw)
+        if used is None:
+            return
+        before = self.used
+        if before is not None and self._reported and used.output + used.reasoning < before.output + before.reasoning:
+            return  # a shrinking report is nonsense; the larger one was true when it was made
+        self.used = used
+        self._reported = True
+        self.source = UsageSource.ENGINE_FINAL if final else UsageSource.ENGINE_CONTINUOUS
+
+    def _count(self, choices: list[_CountedChoice]) -> None:
+        for choice in choices:
+            delta = choice.delta
+            if choice.text or (
+                delta is not None and (delta.content or delta.reasoning_content or delta.reasoning or delta.refusal or delta.tool_calls)
+            ):
+                self._counted += 1
+        if not self._reported and self._counted:
+            self.used = Quantities(output=self._counted)
+            self.source = UsageSource.COUNTED
+
+
+ENDPOINT_FIELDS: dict[Endpoint, dict[str, Check]] = {
+    Endpoint.CHAT_COMPLETIONS: CHAT_FIELDS,
+    Endpoint.COMPLETIONS: COMPLETION_FIELDS,
+    Endpoint.EMBEDDINGS: EMBEDDING_FIELDS,
+}
+REQUIRED: dict[Endpoint, tuple[str, ...]] = {
+    Endpoint.CHAT_COMPLETIONS: ("model", "messages"),
+    Endpoint.COMPLETIONS: ("model", "prompt"),
+    Endpoint.EMBEDDINGS: ("model", "input"),
+}

@@ -1,0 +1,137 @@
+"""The current snapshot, indexed for the request path: a dict lookup finds a caller, another a model. No I/O, no lifetime.
+
+Callers are compiled from key, project and organization when first seen and dropped whenever any of the three changes, in the same
+call that applies the change; so nothing can outlive a revocation. A reset builds the new maps beside the old ones, entry by entry,
+and swaps them at the end: requests see one version or the other, never a mixture.
+"""
+
+import hashlib
+
+from tollway.domain.catalog import Endpoint
+from tollway.domain.snapshot import (
+    Change,
+    DeploymentEntry,
+    Entry,
+    KeyEntry,
+    ModelEntry,
+    OrganizationEntry,
+    ProjectEntry,
+)
+from tollway.gateway.dialects.openai import ENDPOINT_FIELDS
+from tollway.gateway.engines.habits import HABITS
+from tollway.gateway.exchange import Caller
+
+
+class _Maps:
+    def __init__(self) -> None:
+        self.organizations: dict[str, OrganizationEntry] = {}
+        self.projects: dict[str, ProjectEntry] = {}
+        self.keys: dict[bytes, KeyEntry] = {}
+        self.digests: dict[str, bytes] = {}
+        self.models: dict[str, ModelEntry] = {}
+        self.deployments: dict[str, DeploymentEntry] = {}
+
+
+class Directory:
+    """All that this gateway knows, at `version`; 0 means nothing yet."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._maps = _Maps()
+        self._building: _Maps | None = None
+        self._callers: dict[bytes, Caller] = {}
+        self._known_fields: dict[tuple[str, Endpoint], frozenset[str]] = {}
+
+    # Asked by the phases.
+
+    def find_caller(self, digest: bytes) -> Caller | None:
+        """The caller whose key has this digest, if key, project and organization are all in the snapshot. Says nothing of expiry."""
+        caller = self._callers.get(digest)
+        if caller is None:
+            maps = self._maps
+            key = maps.keys.get(digest)
+            project = maps.projects.get(key.project_id) if key is not None else None
+            organization = maps.organizations.get(project.organization_id) if project is not None else None
+            if key is None or project is None or organization is None:
+                return None
+            salt = hashlib.sha256(b"tollway cache salt\0" + organization.id.encode()).hexdigest()[:32]
+            caller = self._callers[digest] = Caller(key, project, organization, f'"{salt}"'.encode())
+        return caller
+
+    def find_model(self, name: str) -> ModelEntry | None:
+        """The published model of exactly this name."""
+        return self._maps.models.get(name)
+
+    def list_models(self) -> list[ModelEntry]:
+        """Every published model, by name."""
+        return sorted(self._maps.models.values(), key=lambda model: model.id)
+
+    def known_fields(self, model: str, endpoint: Endpoint) -> frozenset[str]:
+        """Request fields that every deployment of the model understands: the dialect's and those common to its engines."""
+        known = self._known_fields.get((model, endpoint))
+        if known is None:
+            engines = {entry.deployment.engine for entry in self._maps.deployments.values() if entry.deployment.model == model}
+            common = frozenset.intersection(*(HABITS[engine].fields for engine in engines)) if engines else frozenset()
+            known = self._known_fields[model, endpoint] = frozenset(ENDPOINT_FIELDS[endpoint]) | common
+        return known
+
+    def list_deployments(self) -> list[DeploymentEntry]:
+        """Every deployment that may be routed to."""
+        return list(self._maps.deployments.values())
+
+    # Told by the link.
+
+    def begin_reset(self) -> None:
+        """Start building a new snapshot beside the current one."""
+        self._building = _Maps()
+
+    def add(self, entry: Entry) -> None:
+        """Add an entry to the snapshot being built."""
+        assert self._building is not None
+        _put(self._building, entry)
+
+    def finish_reset(self, version: int) -> None:
+        """The snapshot being built is whole: from now on it is the current one."""
+        assert self._building is not None
+        self._maps, self._building = self._building, None
+        self._callers.clear()
+        self._known_fields.clear()
+        self.version = version
+
+    def apply(self, change: Change) -> None:
+        """Take one step. The caller guarantees order; a version that is not newer is ignored, so nothing is ever undone by delay."""
+        if change.version <= self.version:
+            return
+        maps = self._maps
+        if change.entry is not None:
+            _put(maps, change.entry)
+        elif change.kind == "key":
+            digest = maps.digests.pop(change.id, None)
+            if digest is not None:
+                maps.keys.pop(digest, None)
+        else:
+            by_kind = {"organization": maps.organizations, "project": maps.projects, "model": maps.models}
+            by_kind.get(change.kind, maps.deployments).pop(change.id, None)  # type: ignore[attr-defined]
+        if change.kind in ("model", "deployment"):
+            self._known_fields.clear()
+        else:
+            self._callers.clear()
+        self.version = change.version
+
+
+def _put(maps: _Maps, entry: Entry) -> None:
+    match entry:
+        case KeyEntry():
+            before = maps.digests.get(entry.id)
+            if before is not None and before != entry.digest:
+                maps.keys.pop(before, None)
+            maps.keys[entry.digest] = entry
+            maps.digests[entry.id] = entry.digest
+        case ProjectEntry():
+            maps.projects[entry.id] = entry
+        case OrganizationEntry():
+            maps.organizations[entry.id] = entry
+        case ModelEntry():
+            maps.models[entry.id] = entry
+        case DeploymentEntry():
+            maps.deployments[entry.id] = entry

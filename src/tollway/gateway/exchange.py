@@ -1,0 +1,143 @@
+"""What a request becomes on its way: Request > Caller > Call > Permit. Each phase needs the type that the one before made.
+
+Values only. The two live ends of a request are elsewhere: the client's (`ports.Client`) and the engine's (`upstream.Connection`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from tollway.domain.catalog import Deployment, Endpoint
+from tollway.domain.prices import PriceVersion
+from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
+from tollway.gateway.engines.habits import HABITS
+from tollway.wire import bodies
+
+
+class Request:
+    """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds."""
+
+    __slots__ = ("body", "client_request_id", "endpoint", "headers", "id", "received_at", "started", "trace_id", "traceparent")
+
+    def __init__(
+        self,
+        id: str,
+        endpoint: Endpoint,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        started: float,
+        received_at: int,
+        trace_id: str,
+        span_id: str,
+    ) -> None:
+        self.id = id
+        self.endpoint = endpoint
+        self.headers = headers
+        self.body = body
+        self.started = started
+        self.received_at = received_at
+        self.trace_id = trace_id
+        self.traceparent = f"00-{trace_id}-{span_id}-00"
+
+
+class Caller:
+    """Who asks: key, project and organization as the snapshot knows them, with what follows from them compiled once.
+
+    `models`: what both key and project allow, None for everything published. `per_minute` and `concurrent`: (bucket, limit) of each
+    level that has one. `cache_salt`: what keeps this organization's prefixes apart inside an engine.
+    """
+
+    __slots__ = ("cache_salt", "concurrent", "expires_at", "key", "models", "organization", "per_minute", "project")
+
+    def __init__(self, key: KeyEntry, project: ProjectEntry, organization: OrganizationEntry, cache_salt: bytes) -> None:
+        self.key = key
+        self.project = project
+        self.organization = organization
+        self.cache_salt = cache_salt
+        self.expires_at = key.expires_at
+        allowed = [frozenset(entry.models) for entry in (key, project) if entry.models is not None]
+        self.models: frozenset[str] | None = frozenset.intersection(*allowed) if allowed else None
+        levels = [(entry.id, entry.limits) for entry in (key, project, organization)]
+        self.per_minute = tuple((id, limits.requests_per_minute) for id, limits in levels if limits.requests_per_minute is not None)
+        self.concurrent = tuple((id, limits.concurrent_requests) for id, limits in levels if limits.concurrent_requests is not None)
+
+
+class Call:
+    """A permitted request: which model, at which price, and what the engine is to be asked.
+
+    `members`: the body's top level as raw slices, exactly what was authorised. `hide_usage`: the client did not ask for usage in its
+    stream, so it is taken out again.
+    """
+
+    __slots__ = (
+        "caller",
+        "hide_continuous",
+        "hide_usage",
+        "members",
+        "model",
+        "output_tokens_max",
+        "price",
+        "request",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        caller: Caller,
+        model: ModelEntry,
+        price: PriceVersion,
+        members: dict[str, msgspec.Raw],
+        *,
+        stream: bool,
+        hide_usage: bool,
+        hide_continuous: bool,
+    ) -> None:
+        self.request = request
+        self.caller = caller
+        self.model = model
+        self.price = price
+        self.members = members
+        self.stream = stream
+        self.hide_usage = hide_usage
+        self.hide_continuous = hide_continuous
+
+    def upstream_body(self, deployment: Deployment) -> bytes:
+        """The body for one deployment: the client's values verbatim, with the fields set that are ours to set."""
+        habits = HABITS[deployment.engine]
+        fields: dict[str, Any] = dict(self.members)
+        if deployment.upstream_model != self.model.id:
+            fields["model"] = msgspec.json.encode(deployment.upstream_model)
+        if self.stream:
+            fields["stream_options"] = _CONTINUOUS if habits.continuous_usage else _FINAL_USAGE
+        if habits.cache_salt and not self.model.share_cache:
+            fields["cache_salt"] = self.caller.cache_salt
+        return bodies.join(fields)
+
+
+_CONTINUOUS = b'{"include_usage":true,"continuous_usage_stats":true}'
+_FINAL_USAGE = b'{"include_usage":true}'
+
+
+class Permit:
+    """A call that passed its limits. Holds a place in each concurrency count until `release`. `headers`: x-ratelimit-* lines."""
+
+    __slots__ = ("_release", "call", "headers")
+
+    def __init__(self, call: Call, headers: bytes, release: Callable[[], None] | None) -> None:
+        self.call = call
+        self.headers = headers
+        self._release = release
+
+    def __enter__(self) -> "Permit":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._release is not None:
+            self._release()
+            self._release = None
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its answer was complete."""

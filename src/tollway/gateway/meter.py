@@ -1,0 +1,133 @@
+"""Phase 6 around phase 5: ADMIT before the upstream hears of it, exactly one FINAL whatever happens, durable before success is told.
+
+`async with meter(...)` cannot be left without a FINAL: relay finishes the record itself before the last byte of a success, and any
+exception that comes through is the outcome of the request.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from tollway.domain import faults
+from tollway.domain.faults import Fault
+from tollway.domain.usage import NOTHING, OUTCOME_POLICY_CURRENT, Admit, Final, Outcome, Quantities, UsageSource
+from tollway.gateway.exchange import Call, ClientGone, Permit
+from tollway.gateway.ports import CACHED_INPUT, FIRST_TOKEN_AT, INPUT, OUTPUT, REASONING, SLOT_WORDS, UsageSink
+
+_TIMEOUTS = frozenset(
+    {
+        faults.UPSTREAM_TIMEOUT_CONNECT,
+        faults.UPSTREAM_TIMEOUT_FIRST,
+        faults.UPSTREAM_TIMEOUT_IDLE,
+        faults.UPSTREAM_TIMEOUT_TOTAL,
+    }
+)
+
+
+class Record:
+    """The usage record of one admitted request while it runs."""
+
+    __slots__ = (
+        "_base",
+        "_now_us",
+        "_progress",
+        "_sink",
+        "_slot",
+        "admit",
+        "attempts",
+        "deployment_id",
+        "final",
+        "first_token_at",
+        "source",
+        "used",
+    )
+
+    def __init__(self, admit: Admit, sink: UsageSink, now_us: Callable[[], int]) -> None:
+        self.admit = admit
+        self.used = NOTHING
+        self.source = UsageSource.NONE
+        self.deployment_id: str | None = None
+        self.attempts = 0
+        self.first_token_at: int | None = None
+        self.final: Final | None = None
+        self._sink = sink
+        self._now_us = now_us
+        self._progress = sink.progress
+        self._slot = sink.admit(admit)
+        self._base = self._slot * SLOT_WORDS
+
+    async def __aenter__(self) -> "Record":
+        return self
+
+    async def __aexit__(self, type: object, error: BaseException | None, traceback: object) -> None:
+        if self.final is None:
+            await self.finish(*_outcome(error))
+
+    def attempt(self, deployment_id: str) -> None:
+        """Another upstream is asked: what an earlier one used is not this request's."""
+        self.attempts += 1
+        self.deployment_id = deployment_id
+        if self.used is not NOTHING:
+            self.used = NOTHING
+            self.source = UsageSource.NONE
+            self.first_token_at = None
+            base = self._base
+            for word in (INPUT, CACHED_INPUT, OUTPUT, REASONING, FIRST_TOKEN_AT):
+                self._progress[base + word] = 0
+
+    def note(self, used: Quantities, source: UsageSource) -> None:
+        """What is known to be used so far: kept where a crash cannot reach it, before the bytes that carry it go to the client."""
+        self.used = used
+        self.source = source
+        progress, base = self._progress, self._base
+        progress[base + INPUT] = used.input
+        progress[base + CACHED_INPUT] = used.cached_input
+        progress[base + REASONING] = used.reasoning
+        progress[base + OUTPUT] = used.output
+        if self.first_token_at is None and (used.output or used.reasoning):
+            self.first_token_at = progress[base + FIRST_TOKEN_AT] = self._now_us()
+
+    def checkpoint(self) -> None:
+        """Make what is known so far durable with the next group commit, against a loss of power."""
+        self._sink.checkpoint(self.admit.request_id, self.used)
+
+    def finish(self, outcome: Outcome, error: str | None = None) -> Awaitable[None]:
+        """Write FINAL; await it to know that it is durable. Raises Fault metering_unavailable then, if it never will be."""
+        self.final = Final(
+            admit=self.admit,
+            outcome=outcome,
+            used=self.used,
+            source=self.source,
+            ended_at=self._now_us(),
+            deployment_id=self.deployment_id,
+            attempts=self.attempts,
+            first_token_at=self.first_token_at,
+            error=error,
+        )
+        return self._sink.final(self._slot, self.final)
+
+
+def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> Record:
+    """Admit the permitted call. Raises Fault metering_unavailable or overloaded, and then owes nothing."""
+    call: Call = permit.call
+    request, caller = call.request, call.caller
+    admit = Admit(
+        request_id=request.id,
+        admitted_at=request.received_at,
+        organization_id=caller.organization.id,
+        project_id=caller.project.id,
+        key_id=caller.key.id,
+        model=call.model.id,
+        endpoint=request.endpoint,
+        stream=call.stream,
+        price_version=call.price.id,
+        outcome_policy=OUTCOME_POLICY_CURRENT,
+    )
+    return Record(admit, sink, now_us)
+
+
+def _outcome(error: BaseException | None) -> tuple[Outcome, str | None]:
+    """How a request ended that relay did not finish itself."""
+    if isinstance(error, ClientGone):
+        return Outcome.CLIENT_CANCELLED, None
+    if isinstance(error, Fault):
+        return (Outcome.TIMEOUT if error.kind in _TIMEOUTS else Outcome.UPSTREAM_ERROR), error.kind.code
+    return Outcome.UPSTREAM_ERROR, faults.INTERNAL.code

@@ -1,0 +1,281 @@
+"""A request, top to bottom: authenticate, authorize, limit, route, meter, relay. Read this file first.
+
+Each phase needs the type that the one before made, so the type checker proves the order. A fault raised anywhere is rendered here, once,
+in the API's own shape; a request ends in `_observe`, whatever happened. Before ADMIT nothing is spooled: a refusal is a counter and a
+sampled log line, so a flood of 401s costs no disk and no bill.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+
+from tollway.domain import faults, ids
+from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import Fault
+from tollway.domain.prices import rate
+from tollway.domain.snapshot import Change, DeploymentEntry, Entry
+from tollway.domain.usage import Final, billed
+from tollway.gateway.authenticate import authenticate
+from tollway.gateway.authorize import authorize
+from tollway.gateway.counters import Counters
+from tollway.gateway.directory import Directory
+from tollway.gateway.exchange import Call, Caller, ClientGone, Request
+from tollway.gateway.limit import limit
+from tollway.gateway.meter import Record, meter
+from tollway.gateway.ports import Client, UsageSink, Vault
+from tollway.gateway.relay import Active, RelayBounds, RetryBudget, relay
+from tollway.gateway.route import route
+from tollway.gateway.upstream import Upstreams
+from tollway.telemetry import LogWriter, Metrics, RequestLine
+from tollway.wire.errors import openai_error
+from tollway.wire.http import HttpRequest
+
+ENDPOINTS: dict[bytes, Endpoint] = {
+    f"/v1/{endpoint}".encode(): endpoint for endpoint in (Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS)
+}
+MODELS_TARGET = b"/v1/models"
+REFUSAL_LINES_PER_SECOND_MAX = 20
+"""Log lines of refusals before admission; more are only counted."""
+
+_TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_CLIENT_REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
+_JSON = b"content-type: application/json\r\n"
+
+
+class Plane:
+    """Everything the phases share: what this gateway knows, counts and may use. One per process."""
+
+    def __init__(
+        self,
+        *,
+        usage_sink: UsageSink,
+        vault: Vault,
+        pepper: bytes,
+        log: LogWriter,
+        bounds: RelayBounds,
+        random_bits: Callable[[int], int],
+        now_us: Callable[[], int],
+    ) -> None:
+        self.directory = Directory()
+        self.upstreams = Upstreams(vault)
+        self.counters = Counters()
+        self.usage_sink = usage_sink
+        self.pepper = pepper
+        self.log = log
+        self.metrics = Metrics()
+        self.bounds = bounds
+        self.active = Active()
+        self.retries = RetryBudget()
+        self.random_bits = random_bits
+        self.now_us = now_us
+        self.draining = False
+        self.refusal_lines = REFUSAL_LINES_PER_SECOND_MAX
+
+    def random(self) -> float:
+        """Uniform in [0, 1)."""
+        return self.random_bits(53) / (1 << 53)
+
+    def is_ready(self) -> bool:
+        """Whether new requests can be served: a snapshot is there, usage can be written, no drain has begun."""
+        return self.directory.version > 0 and not self.draining and self.usage_sink.is_writable()
+
+    @property
+    def version(self) -> int:
+        """The snapshot's version; 0 before the first."""
+        return self.directory.version
+
+    # The link's follower tells what changed (`link.snapshots.Target`).
+
+    def begin_reset(self) -> None:
+        """A whole snapshot follows."""
+        self.directory.begin_reset()
+
+    def add(self, entry: Entry) -> None:
+        """An entry of it."""
+        self.directory.add(entry)
+
+    def finish_reset(self, version: int) -> None:
+        """It is whole."""
+        self.directory.finish_reset(version)
+        self.upstreams.replace_all(self.directory.list_deployments())
+
+    def apply(self, change: Change) -> None:
+        """One step from a version to the next."""
+        if change.version <= self.directory.version:
+            return
+        self.directory.apply(change)
+        if isinstance(change.entry, DeploymentEntry):
+            self.upstreams.put(change.entry)
+        elif change.kind == "deployment":
+            self.upstreams.remove(change.id)
+
+
+async def answer(request: Request, client: Client, plane: Plane) -> None:
+    """Answer one inference request: the whole story."""
+    call: Call | None = None
+    record: Record | None = None
+    fault: Fault | None = None
+    plane.metrics.running += 1
+    try:
+        if plane.directory.version == 0:
+            raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
+        caller = authenticate(request.headers, plane.directory, plane.pepper, request.received_at)
+        call = authorize(caller, request, plane.directory)
+        with limit(call, plane.counters, time.monotonic_ns()) as permit:
+            candidates = route(call, plane.upstreams, request.started, plane.random)
+            async with meter(permit, plane.usage_sink, plane.now_us) as record:
+                headers = _identity(request) + permit.headers
+                await relay(permit, candidates, record, client, headers, plane.bounds, plane.active, plane.retries, plane.metrics)
+    except ClientGone:
+        pass
+    except Fault as caught:
+        fault = caught
+        _refuse(request, client, fault)
+    except Exception as error:  # the last line of defence of one request: it becomes a 500 and a log line, never a dead connection
+        fault = Fault(faults.INTERNAL, detail=f"{type(error).__name__} in {_place(error)}")
+        _refuse(request, client, fault)
+    finally:
+        plane.metrics.running -= 1
+        _observe(request, call, record, fault, plane)
+
+
+def list_models(request: Request, client: Client, plane: Plane) -> None:
+    """GET /v1/models and /v1/models/{model}: what this key may use. `request.body` holds the model's name, or nothing for all."""
+    try:
+        if plane.directory.version == 0:
+            raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
+        caller = authenticate(request.headers, plane.directory, plane.pepper, request.received_at)
+        currency = caller.organization.currency
+        models = [
+            {"id": model.id, "object": "model", "created": model.created_at // 1_000_000, "owned_by": "tollway"}
+            for model in plane.directory.list_models()
+            if (caller.models is None or model.id in caller.models) and any(price.currency == currency for price in model.prices)
+        ]
+        body: object = {"object": "list", "data": models}
+        if request.body:
+            name = request.body.decode("latin-1")
+            body = next((model for model in models if model["id"] == name), None)
+            if body is None:
+                raise Fault(faults.MODEL_UNKNOWN, param="model")
+        client.answer(200, _JSON + _identity(request), msgspec.json.encode(body))
+    except Fault as fault:
+        _refuse(request, client, fault)
+        plane.metrics.count(plane.metrics.refusals, fault.kind.code)
+
+
+def new_request(http: HttpRequest, endpoint: Endpoint, plane: Plane, now: float) -> Request:
+    """The request that was framed, with ids of its own. The client's trace is continued; its sampling decision is not taken over."""
+    now_us = plane.now_us()
+    bits = plane.random_bits(74 + 64)
+    id = ids.new_id(ids.REQUEST, now_us, bits >> 64)
+    traceparent = http.headers.get(b"traceparent")
+    trace = _TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
+    span_id = f"{bits & 0xFFFF_FFFF_FFFF_FFFF | 1:016x}"
+    return Request(id, endpoint, http.headers, http.body, now, now_us, trace.group(1).decode() if trace else id[4:], span_id)
+
+
+def new_id(plane: Plane) -> str:
+    """An id for an answer to bytes that never became a request."""
+    return ids.new_id(ids.REQUEST, plane.now_us(), plane.random_bits(ids.RANDOM_BITS))
+
+
+def precheck(headers: dict[bytes, bytes], plane: Plane) -> Caller:
+    """Who sends a body that is still arriving: nobody unknown gets to fill our memory. Raises Fault."""
+    return authenticate(headers, plane.directory, plane.pepper, plane.now_us())
+
+
+def _identity(request: Request) -> bytes:
+    return b"x-request-id: %b\r\n" % request.id.encode()
+
+
+def _refuse(request: Request, client: Client, fault: Fault) -> None:
+    """Tell the client of a fault: as a response if nothing was sent yet, else as the last event of its stream."""
+    if client.gone:
+        return
+    body = openai_error(fault, request.id)
+    if client.committed:
+        client.end_stream(b"data: " + body + b"\n\n")
+    else:
+        client.answer(fault.kind.status, _JSON + _identity(request) + fault_headers(fault), body)
+
+
+def fault_headers(fault: Fault) -> bytes:
+    """When to come back, and whether: `retry-after` in whole seconds (at least 1) with `retry-after-ms` beside it."""
+    if fault.retry_after_seconds is None:
+        return b"" if fault.kind.client_may_retry is not False else b"x-should-retry: false\r\n"
+    milliseconds = max(1, int(fault.retry_after_seconds * 1000))
+    return b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (-(-milliseconds // 1000), milliseconds)
+
+
+def _observe(request: Request, call: Call | None, record: Record | None, fault: Fault | None, plane: Plane) -> None:
+    """Where every request ends: its metrics and its one log line."""
+    metrics = plane.metrics
+    duration = time.monotonic() - request.started
+    status = fault.kind.status if fault is not None else 200
+    final = record.final if record is not None else None
+    if final is None:
+        if fault is not None:
+            metrics.count(metrics.refusals, fault.kind.code)
+        if plane.refusal_lines <= 0:
+            return
+        plane.refusal_lines -= 1
+    line = RequestLine(
+        ts=datetime.fromtimestamp(request.received_at / 1e6, UTC).isoformat(timespec="milliseconds"),
+        level="info" if status < 500 else "error",
+        event="request",
+        request_id=request.id,
+        trace_id=request.trace_id,
+        status=status,
+        duration_ms=round(duration * 1000, 3),
+        endpoint=request.endpoint,
+    )
+    client_id = request.headers.get(b"x-client-request-id")
+    if client_id is not None and _CLIENT_REQUEST_ID.fullmatch(client_id):
+        line.client_request_id = client_id.decode()
+    if fault is not None:
+        line.error_code = fault.kind.code
+        line.detail = fault.detail
+    if call is not None:
+        caller = call.caller
+        line.organization_id = caller.organization.id
+        line.project_id = caller.project.id
+        line.key_id = caller.key.id
+        line.model = call.model.id
+        line.stream = call.stream
+        if final is not None:
+            _observe_final(final, call, request, status, duration, line, metrics)
+    plane.log.write(line)
+
+
+def _observe_final(final: Final, call: Call, request: Request, status: int, duration: float, line: RequestLine, metrics: Metrics) -> None:
+    used = final.used
+    model = call.model.id
+    line.outcome = final.outcome
+    line.upstream = final.deployment_id or ""
+    line.attempts = final.attempts
+    line.usage_source = final.source
+    line.input_tokens, line.cached_input_tokens = used.input, used.cached_input
+    line.output_tokens, line.reasoning_tokens = used.output, used.reasoning
+    line.cost_pico = sum(rated.amount_pico for rated in rate(*billed(final), call.price))
+    first_token: float | None = None
+    if final.first_token_at is not None:
+        first_token = (final.first_token_at - request.received_at) / 1e6
+        line.ttft_ms = round(first_token * 1000, 3)
+    metrics.count(metrics.outcomes, final.outcome)
+    metrics.answered(request.endpoint, model, status, duration, first_token)
+    metrics.add_tokens(model, "input", used.input)
+    metrics.add_tokens(model, "cached_input", used.cached_input)
+    metrics.add_tokens(model, "output", used.output)
+    if used.reasoning:
+        metrics.add_tokens(model, "reasoning", used.reasoning)
+
+
+def _place(error: BaseException) -> str:
+    """File and line where an unexpected error arose; never its text, which may quote a body."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return f"{traceback.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{traceback.tb_lineno}" if traceback else "?"

@@ -1,0 +1,102 @@
+"""What the data plane asks of the outside. Implemented in `link` and `storage`, handed in by `serve`.
+
+A Protocol stands here only where two implementations exist: the real one and the one of the tests (`tests/fakes.py`).
+"""
+
+from collections.abc import Awaitable
+from typing import Protocol
+
+from tollway.domain.usage import Admit, Final, Quantities
+
+SLOT_WORDS = 8
+"""64-bit words of one slot of the progress table: see `UsageSink.progress`."""
+INPUT, CACHED_INPUT, OUTPUT, REASONING, FIRST_TOKEN_AT = 1, 2, 3, 4, 5
+"""Offsets in a slot. Word 0 is the sink's own (the sequence of the slot's ADMIT)."""
+
+
+class UsageSink(Protocol):
+    """Where usage goes: the spool.
+
+    Contract: after `admit` returns, the request survives the death of the process; after the awaitable of `final` is done, its end
+    survives the loss of power. Between them `progress` is plain memory that survives the process: a store to it costs no system
+    call, so what was delivered is always known, to the chunk.
+    """
+
+    progress: memoryview
+    """Format "Q", SLOT_WORDS per slot. The caller stores tokens so far at slot * SLOT_WORDS + {INPUT, CACHED_INPUT, OUTPUT,
+    REASONING, FIRST_TOKEN_AT}, always before it hands the bytes that carry them to the client."""
+
+    def admit(self, admit: Admit) -> int:
+        """Write ADMIT and return the request's slot, zeroed. Raises Fault SPOOL_UNAVAILABLE (disk full or failing) or OVERLOADED
+        (no slot free); then nothing was written and no FINAL is owed."""
+        ...
+
+    def checkpoint(self, request_id: str, used: Quantities) -> None:
+        """Write PROGRESS with the next group commit. Never blocks, never fails the request."""
+        ...
+
+    def final(self, slot: int, final: Final) -> Awaitable[None]:
+        """Write FINAL; the awaitable is done when it is durable and raises Fault SPOOL_UNAVAILABLE if that can never be. Call it
+        exactly once for each `admit`; the slot is given back."""
+        ...
+
+    def is_writable(self) -> bool:
+        """Whether new requests can be metered; a gateway that cannot meter is not ready."""
+        ...
+
+
+class Vault(Protocol):
+    """Opens what was sealed for this node."""
+
+    def unseal(self, sealed: bytes) -> str:
+        """The secret inside. Raises ValueError if it was not sealed for this node or was altered."""
+        ...
+
+
+class Client(Protocol):
+    """The client's end of one exchange: where an answer is written. Implemented by `server.Downstream` and by the tests' recorder.
+
+    Nothing is awaited: a slow reader is told by `set_flow`, and whoever writes stops its own source.
+    """
+
+    committed: bool
+    """Whether the status line left: from then on nothing can be retried and a fault is an event of the stream."""
+
+    gone: bool
+    """Whether the client closed its connection."""
+
+    def answer(self, status: int, headers: bytes, body: bytes) -> None:
+        """A whole answer. `headers`: lines ending in CR LF, without content-length."""
+        ...
+
+    def begin_stream(self, headers: bytes) -> None:
+        """Status 200 and the head of a stream."""
+        ...
+
+    def send(self, data: bytes) -> None:
+        """The next bytes of the stream (without transfer coding)."""
+        ...
+
+    def end_stream(self, data: bytes) -> None:
+        """The last bytes of the stream and its clean end. Only after the upstream's own terminator, or an error event."""
+        ...
+
+    def attend(self, flow: "Flow | None") -> None:
+        """Tell `flow` of back-pressure and of the client's leaving, until another or None is set."""
+        ...
+
+
+class Flow(Protocol):
+    """Who wants to know how the client takes what it is sent."""
+
+    def pause(self) -> None:
+        """The client reads slower than it is sent: send nothing more until `resume`."""
+        ...
+
+    def resume(self) -> None:
+        """The client caught up."""
+        ...
+
+    def client_gone(self) -> None:
+        """The client closed its connection; nothing written arrives any more."""
+        ...

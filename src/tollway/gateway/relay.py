@@ -1,0 +1,429 @@
+"""Phase 5: ask an upstream and carry its answer, to the last byte or to a fault.
+
+An exchange is one attempt at one upstream. Bytes arrive by callback and leave in the same call: per chunk there is one read, one look at
+each event, one store of the tokens so far, one write. The coroutine sleeps meanwhile and wakes three times at most: when there is
+something to commit to (a whole answer, or the first event of a stream), when the stream ended, when FINAL is durable.
+
+Until the status line has left (`client.committed`) a fault may be retried at the next candidate, if its kind and the model allow it.
+The status line waits for the first event because engines report overload and death inside a 200 stream; after `commit_after_seconds`
+it leaves anyway, comments keep the client patient, and from there on faults are events.
+
+What must hold: nothing reaches the client before what it cost is noted; [DONE] or the end of a body leaves only after FINAL is
+durable; a stream ends cleanly only if the upstream's own terminator was seen; a client that left has its upstream aborted in the same
+call that told of it.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+from tollway.domain import faults
+from tollway.domain.faults import Fault, Retry
+from tollway.domain.usage import NOTHING, Outcome, Quantities, UsageSource
+from tollway.gateway.dialects import openai
+from tollway.gateway.exchange import Call, ClientGone, Permit
+from tollway.gateway.meter import Record
+from tollway.gateway.ports import Client
+from tollway.gateway.upstream import Connection, Upstream
+from tollway.telemetry import Metrics
+from tollway.wire import sse
+
+CHECKPOINT_SECONDS = 1.0
+_JSON = b"content-type: application/json\r\n"
+_EVENTS = b"content-type: text/event-stream; charset=utf-8\r\nx-accel-buffering: no\r\n"
+
+
+class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """How long and how much an upstream may take.
+
+    `connect_seconds`: engines are near. `first_token_seconds`: a long prompt behind a long queue. `idle_seconds`: between tokens; an
+    engine that drains badly keeps the socket open for ever. `total_seconds`: the whole request. `commit_after_seconds`: see above.
+    `heartbeat_seconds`: below the idle timeouts of proxies on the way. `answer_bytes_max`: a non-streaming answer, which is held until
+    its usage is durable. `stream_bytes_max`: all events of one stream.
+    """
+
+    connect_seconds: float = 2.0
+    first_token_seconds: float = 120.0
+    idle_seconds: float = 60.0
+    total_seconds: float = 900.0
+    commit_after_seconds: float = 10.0
+    heartbeat_seconds: float = 10.0
+    answer_bytes_max: int = 64 * 1024 * 1024
+    stream_bytes_max: int = 64 * 1024 * 1024
+
+
+class Active:
+    """The exchanges under way, for deadlines and drain; ticked by the server about twice a second."""
+
+    def __init__(self) -> None:
+        self.exchanges: set[Exchange] = set()
+
+
+class RetryBudget:
+    """Retries over the whole process: at most a fifth of the requests, with room for a few when there is little traffic.
+
+    When every engine fails, unlimited retries would multiply the load on what is left.
+    """
+
+    RATIO = 0.2
+    RESERVE = 10.0
+
+    def __init__(self) -> None:
+        self._tokens = self.RESERVE
+
+    def earn(self) -> None:
+        """A request came in."""
+        self._tokens = min(self._tokens + self.RATIO, 10 * self.RESERVE)
+
+    def spend(self) -> bool:
+        """Whether one more retry may be made; takes it."""
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Exchange:
+    """One attempt at one upstream: its callbacks, its deadlines, and what the coroutine waits for."""
+
+    __slots__ = (
+        "_bounds",
+        "_call",
+        "_checkpointed",
+        "_client",
+        "_connection",
+        "_events",
+        "_fault",
+        "_fed",
+        "_fed_at",
+        "_gone",
+        "_pending",
+        "_record",
+        "_sent_at",
+        "_started",
+        "_stream_bytes",
+        "_waiter",
+        "finished",
+        "stream",
+    )
+
+    def __init__(self, call: Call, connection: Connection, client: Client, record: Record, bounds: RelayBounds) -> None:
+        self._call = call
+        self._connection = connection
+        self._client = client
+        self._record = record
+        self._bounds = bounds
+        self._pending: list[bytes] = []
+        self._events = sse.EventReader()
+        self.stream: openai.Stream | None = None
+        self._stream_bytes = 0
+        self._fault: Fault | None = None
+        self._gone = client.gone
+        self._waiter: asyncio.Future[None] | None = None
+        self.finished = False
+        self._started = self._fed_at = self._sent_at = self._checkpointed = asyncio.get_running_loop().time()
+        self._fed = False
+
+    # What the coroutine does.
+
+    async def wait(self) -> None:
+        """Sleep until there is news: a whole answer, a first event, the end, a fault, the client's leaving, or the time to commit.
+        Raises the Fault, or ClientGone."""
+        if self._fault is None and not self._gone and not self._has_news():
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._gone:
+            raise ClientGone
+        if self._fault is not None:
+            raise self._fault
+
+    def _has_news(self) -> bool:
+        if self._client.committed:
+            return self.finished
+        return bool(self._pending) or self.finished or (self.stream is None and self._connection.reader.complete)
+
+    def commit(self, headers: bytes) -> None:
+        """Send the status line and what has gathered; from now on events leave as they come."""
+        client = self._client
+        client.begin_stream(headers)
+        if self._pending:
+            client.send(b"".join(self._pending))
+            self._pending.clear()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def fail(self, fault: Fault) -> None:
+        """End the exchange with a fault; the first one counts."""
+        if self._fault is None and not self.finished:
+            self._fault = fault
+            self._connection.abort()
+            self._wake()
+
+    # What the upstream's connection tells.
+
+    def received(self) -> None:
+        self._fed = True
+        reader = self._connection.reader
+        if self.stream is None:
+            if not reader.has_head:
+                if reader.broken:
+                    self.fail(Fault(faults.UPSTREAM_INVALID, detail="no HTTP answer"))
+                return
+            if not self._is_stream(reader.status, reader.content_type):
+                if reader.broken:
+                    self.fail(Fault(faults.UPSTREAM_INVALID, detail="broken framing"))
+                elif reader.body_bytes > self._bounds.answer_bytes_max:
+                    self.fail(Fault(faults.UPSTREAM_INVALID, detail="answer too large"))
+                elif reader.complete:
+                    if self._client.committed:
+                        self.fail(answer_fault(reader.status, b"".join(reader.body)))
+                    else:
+                        self._wake()
+                return
+            self.stream = self._new_stream()
+        self._relay_events()
+
+    def _is_stream(self, status: int, content_type: bytes) -> bool:
+        return self._call.stream and status == 200 and (not content_type or content_type.lower().startswith(b"text/event-stream"))
+
+    def _new_stream(self) -> openai.Stream:
+        call, upstream = self._call, self._connection.upstream
+        return openai.Stream(
+            hide_usage=call.hide_usage,
+            hide_continuous=call.hide_continuous,
+            counting=not upstream.habits.continuous_usage,
+            upstream_model=upstream.deployment.upstream_model,
+            public_model=call.model.id,
+        )
+
+    def _relay_events(self) -> None:
+        stream, reader = self.stream, self._connection.reader
+        assert stream is not None
+        pieces = reader.body
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        reader.body = []
+        fault: Fault | None = None
+        out = b""
+        if data and not self.finished:
+            self._stream_bytes += len(data)
+            try:
+                for event in self._events.feed(data):
+                    relayed = stream.read(event)
+                    if relayed is not None:
+                        out = out + relayed if out else relayed
+            except Fault as caught:
+                fault = caught
+            except sse.EventTooLong:
+                fault = Fault(faults.UPSTREAM_INVALID, detail="event too long")
+            if self._stream_bytes > self._bounds.stream_bytes_max:
+                fault = fault or Fault(faults.UPSTREAM_INVALID, detail="stream too long")
+            if stream.used is not None:
+                self._record.note(stream.used, stream.source)
+        if out:
+            if self._client.committed:
+                self._client.send(out)
+            else:
+                self._pending.append(out)
+                self._wake()
+        if self.finished:
+            return
+        if fault is not None:
+            self.fail(fault)
+        elif stream.terminated:
+            self.finished = True
+            self._wake()
+        elif reader.complete or reader.broken:
+            self.fail(Fault(faults.UPSTREAM_CUT, detail="the stream ended without its terminator"))
+
+    def lost(self) -> None:
+        if self.finished:
+            return
+        connection = self._connection
+        reader = connection.reader
+        if reader.complete and not reader.broken:
+            self.received()
+            return
+        if reader.has_head:
+            fault = Fault(faults.UPSTREAM_CUT, detail="the connection was cut")
+        elif connection.reused and not self._fed:
+            fault = Fault(faults.UPSTREAM_STALE)
+        else:
+            fault = Fault(faults.UPSTREAM_FAILED, detail="the connection was closed before an answer")
+        self.fail(fault)
+
+    # What the client's end tells.
+
+    def pause(self) -> None:
+        self._connection.pause()
+
+    def resume(self) -> None:
+        self._connection.resume()
+
+    def client_gone(self) -> None:
+        self._gone = True
+        if not self.finished:
+            self._connection.abort()
+        self._wake()
+
+    # What the server's clock tells.
+
+    def tick(self, now: float) -> None:
+        """Look at the deadlines; called about twice a second, so they hold to half a second."""
+        if self._fed:
+            self._fed = False
+            self._fed_at = self._sent_at = now
+        bounds = self._bounds
+        if self.finished or self._fault is not None:
+            return
+        if now - self._started > bounds.total_seconds:
+            self.fail(Fault(faults.UPSTREAM_TIMEOUT_TOTAL))
+        elif self.stream is None:
+            if self._call.stream and now - self._started > bounds.first_token_seconds:
+                self.fail(Fault(faults.UPSTREAM_TIMEOUT_FIRST))
+        elif now - self._fed_at > (bounds.idle_seconds if self._record.first_token_at is not None else bounds.first_token_seconds):
+            self.fail(Fault(faults.UPSTREAM_TIMEOUT_IDLE))
+        if self._client.committed:
+            if now - self._sent_at > bounds.heartbeat_seconds:
+                self._sent_at = now
+                self._client.send(sse.HEARTBEAT)
+            if now - self._checkpointed >= CHECKPOINT_SECONDS and self._record.used is not NOTHING:
+                self._checkpointed = now
+                self._record.checkpoint()
+        elif self._call.stream and now - self._started >= bounds.commit_after_seconds and self._fault is None:
+            self._wake()
+
+
+async def relay(
+    permit: Permit,
+    candidates: Iterable[Upstream],
+    record: Record,
+    client: Client,
+    headers: bytes,
+    bounds: RelayBounds,
+    active: Active,
+    budget: RetryBudget,
+    metrics: Metrics,
+) -> None:
+    """Answer the client from the first candidate that can, finishing `record` before the last byte.
+
+    `headers`: lines for the head of the answer. Raises Fault if no candidate could (or the stream broke after it was committed), and
+    ClientGone; the record is unfinished then, and nothing that reads as success was sent.
+    """
+    fault: Fault | None = None
+    budget.earn()
+    for upstream in candidates:
+        while True:
+            if fault is not None:
+                metrics.retries += 1
+            try:
+                await _attempt(permit.call, upstream, record, client, headers, bounds, active, metrics, fault)
+            except Fault as caught:
+                fault = caught
+                metrics.attempted(upstream.deployment.id, caught.kind.code)
+                upstream.failed(caught, asyncio.get_running_loop().time())
+                if client.committed or not _may_retry(caught, permit.call) or not budget.spend():
+                    raise
+                if caught.kind is faults.UPSTREAM_STALE:
+                    continue  # the pool's fault, not the upstream's: the same one again, on a fresh connection
+                break
+            metrics.attempted(upstream.deployment.id, "ok")
+            upstream.succeeded()
+            return
+    raise fault or Fault(faults.UPSTREAM_NONE)
+
+
+def _may_retry(fault: Fault, call: Call) -> bool:
+    retry = fault.kind.retry
+    return retry is Retry.SAFE or (retry is Retry.STARTED and call.model.retry_started)
+
+
+async def _attempt(
+    call: Call,
+    upstream: Upstream,
+    record: Record,
+    client: Client,
+    headers: bytes,
+    bounds: RelayBounds,
+    active: Active,
+    metrics: Metrics,
+    before: Fault | None,
+) -> None:
+    loop = asyncio.get_running_loop()
+    record.attempt(upstream.deployment.id)
+    message = upstream.message(call.request, record.attempts, call.upstream_body(upstream.deployment))
+    fresh = before is not None and before.kind is faults.UPSTREAM_STALE
+    connection = None if fresh else upstream.take_idle(loop.time())
+    if connection is None:
+        connection = await upstream.connect(bounds.connect_seconds)
+    exchange = Exchange(call, connection, client, record, bounds)
+    upstream.in_flight += 1
+    active.exchanges.add(exchange)
+    client.attend(exchange)
+    try:
+        if client.gone:
+            raise ClientGone
+        connection.ask(message, exchange)
+        await exchange.wait()
+        if call.stream and (exchange.stream is not None or not connection.reader.complete):
+            exchange.commit(_EVENTS + headers)
+            while not exchange.finished:
+                await exchange.wait()
+            stream = exchange.stream
+            assert stream is not None
+            _note_completed(record, stream.used, stream.source, metrics)
+            await record.finish(Outcome.COMPLETED)
+            client.end_stream(openai.DONE)
+        else:
+            reader = connection.reader
+            body = b"".join(reader.body)
+            if call.stream or reader.status != 200:
+                raise answer_fault(reader.status, body)
+            answer = openai.read_answer(body, upstream.deployment.upstream_model, call.model.id)
+            exchange.finished = True
+            _note_completed(record, answer.used, UsageSource.ENGINE_FINAL, metrics)
+            await record.finish(Outcome.COMPLETED)
+            client.answer(200, _JSON + headers, answer.body)
+    finally:
+        upstream.in_flight -= 1
+        active.exchanges.discard(exchange)
+        client.attend(None)
+        if exchange.finished:
+            connection.settle(loop.time())
+        else:
+            connection.abort()
+
+
+def _note_completed(record: Record, used: Quantities | None, source: UsageSource, metrics: Metrics) -> None:
+    """Note what a completed request used. An engine that reports nothing believable bills only what was counted on the way."""
+    if used is None:
+        metrics.count(metrics.anomalies, "usage_missing")
+    else:
+        record.note(used, source)
+
+
+_UNSHOWABLE = re.compile(r"[^\x20-\x7e]|https?:|[/\\]\w+[/\\]|[Bb]earer|sk-|tw_|key", re.ASCII)
+"""What an engine's own text must not contain to be shown to a client: paths, addresses, anything like a credential."""
+
+
+def answer_fault(status: int, body: bytes) -> Fault:
+    """The fault that a whole answer stands for when it is not a success (or not the stream that was asked for)."""
+    if status == 200 and not body.lstrip().startswith(b"{"):
+        return Fault(faults.UPSTREAM_INVALID, detail="200 without JSON")
+    if 300 <= status < 400:
+        return Fault(faults.UPSTREAM_INVALID, detail=f"status {status}")
+    fault = openai.error_fault(body, status, first=True)
+    if fault.kind is faults.UPSTREAM_REQUEST_INVALID:
+        text = openai.error_text(body)
+        if "maximum context length" in text or "context size" in text:
+            fault = Fault(faults.CONTEXT_EXCEEDED, detail=fault.detail)
+        if text and len(text) <= 500 and not _UNSHOWABLE.search(text):
+            fault.message = text
+    return fault

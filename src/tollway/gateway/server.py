@@ -1,0 +1,577 @@
+"""Sockets, deadlines, drain: the edge of the gateway. Bytes become requests here and answers become bytes; nothing is decided about them.
+
+One `Downstream` per client connection. It frames requests, starts one task per request, and answers them in order. A clock of half a
+second looks at every connection and exchange (`_Clock`): one loop over all of them costs less than a timer each, and a deadline that
+holds to half a second is what a client can notice.
+
+Every wait has a bound (`EdgeBounds`): a head that trickles, a body that starves, a connection that idles, a reader that does not read.
+"""
+
+import asyncio
+import gc
+import socket
+import time
+from collections import deque
+from email.utils import formatdate
+
+import msgspec
+
+from tollway.domain import faults
+from tollway.domain.faults import Fault, FaultKind
+from tollway.gateway import pipeline
+from tollway.gateway.pipeline import ENDPOINTS, MODELS_TARGET, Plane
+from tollway.gateway.ports import Flow
+from tollway.wire.errors import openai_error
+from tollway.wire.http import HttpBounds, HttpRequest, RequestReader
+
+PRECHECK_BYTES = 64 * 1024
+"""A body larger than this is read on only for a caller who authenticated by the head."""
+
+_REASONS = {
+    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed",
+    408: b"Request Timeout", 413: b"Content Too Large", 414: b"URI Too Long", 415: b"Unsupported Media Type", 417: b"Expectation Failed",
+    429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error", 502: b"Bad Gateway",
+    503: b"Service Unavailable", 504: b"Gateway Timeout",
+}  # fmt: skip
+
+
+class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What one client may take of the edge's patience and room.
+
+    `head_seconds`: from the first byte of a head to its end. `body_grace_seconds`, `body_rate_min`: after the grace, a body must have
+    arrived at this many bytes per second. `keep_alive_seconds`: an idle connection; above the 60 s of common load balancers, so that they
+    close first. `write_stall_seconds`: a client that does not read. `connections_max`, `connections_per_peer_max`: all and per address
+    (0: no bound per address, as behind a load balancer every client is one).
+    """
+
+    head_seconds: float = 15.0
+    body_grace_seconds: float = 10.0
+    body_rate_min: float = 1024.0
+    keep_alive_seconds: float = 75.0
+    write_stall_seconds: float = 30.0
+    connections_max: int = 20_000
+    connections_per_peer_max: int = 0
+
+
+class Edge:
+    """All client connections of this process."""
+
+    def __init__(self, plane: Plane, bounds: EdgeBounds, http: HttpBounds) -> None:
+        self.plane = plane
+        self.bounds = bounds
+        self.http = http
+        self.connections: set[Downstream] = set()
+        self.peers: dict[str, int] = {}
+        self.loop = asyncio.get_running_loop()
+        self.now = self.loop.time()
+        self.date = b""
+
+    def admit(self, peer: str) -> bool:
+        """Whether one more connection from this address has room; counts it if so."""
+        most = self.bounds.connections_per_peer_max
+        if len(self.connections) >= self.bounds.connections_max or (most and self.peers.get(peer, 0) >= most):
+            return False
+        self.peers[peer] = self.peers.get(peer, 0) + 1
+        return True
+
+    def leave(self, peer: str) -> None:
+        """The connection is gone."""
+        left = self.peers.get(peer, 1) - 1
+        if left > 0:
+            self.peers[peer] = left
+        else:
+            self.peers.pop(peer, None)
+
+
+class Downstream(asyncio.Protocol):
+    """One client connection. Implements `ports.Client` for the request being answered."""
+
+    __slots__ = (
+        "_close_after",
+        "_edge",
+        "_flow",
+        "_paused_at",
+        "_peer",
+        "_phase_at",
+        "_phase_bytes",
+        "_prechecked",
+        "_queue",
+        "_reader",
+        "_reading",
+        "_request",
+        "_task",
+        "_transport",
+        "committed",
+        "gone",
+    )
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._reader = RequestReader(edge.http)
+        self._transport: asyncio.Transport | None = None
+        self._queue: deque[HttpRequest] | None = None
+        self._request: HttpRequest | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._flow: Flow | None = None
+        self._peer = ""
+        self._paused_at = 0.0
+        self._phase_at = edge.now
+        self._phase_bytes = 0
+        self._close_after = False
+        self._prechecked = False
+        self._reading = True
+        self.committed = False
+        self.gone = False
+
+    # What the socket tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        edge = self._edge
+        peer = transport.get_extra_info("peername")
+        self._peer = peer[0] if isinstance(peer, tuple) else ""
+        if not edge.admit(self._peer):
+            self._peer = ""
+            self.gone = True
+            edge.plane.metrics.connections_refused += 1
+            self._write_fault(Fault(faults.OVERLOADED, retry_after_seconds=1), close=True)
+            return
+        edge.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        if not reader.in_message:
+            self._begin_phase()
+        self._phase_bytes += len(data)
+        requests = reader.feed(data)
+        if requests:
+            if self._request is None:
+                if len(requests) > 1:
+                    self._queue = deque(requests[1:])
+                self._begin(requests[0])
+            else:
+                if self._queue is None:
+                    self._queue = deque()
+                self._queue.extend(requests)
+                if len(self._queue) > self._edge.http.pipelined_max:
+                    self.hang_up()
+                    return
+                if self._reading and self._transport is not None:
+                    self._reading = False
+                    self._transport.pause_reading()
+        if reader.fault is not None:
+            self._close_after = True
+            if self._request is None:
+                self._write_fault(Fault(reader.fault), close=True)
+        elif reader.open_request is not None and self._request is None:
+            self._body_coming(reader.open_request)
+
+    def _body_coming(self, request: HttpRequest) -> None:
+        """The head is complete, the body is not. Look at who sends it before it fills memory, and let it be sent if it waits."""
+        if self._prechecked:
+            return
+        length = request.headers.get(b"content-length")
+        expects = b"expect" in request.headers
+        if length is not None and int(length) <= PRECHECK_BYTES and not expects:
+            return
+        self._prechecked = True
+        try:
+            if _find_path(request) not in ENDPOINTS:
+                raise Fault(faults.ROUTE_UNKNOWN)
+            pipeline.precheck(request.headers, self._edge.plane)
+        except Fault as fault:
+            self._write_fault(fault, close=True)
+            return
+        if expects and self._transport is not None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        edge = self._edge
+        edge.connections.discard(self)
+        if self._peer:
+            edge.leave(self._peer)
+        self.gone = True
+        self._transport = None
+        self._queue = None
+        flow, self._flow = self._flow, None
+        if flow is not None:
+            flow.client_gone()
+
+    def pause_writing(self) -> None:
+        self._paused_at = self._edge.loop.time()
+        if self._flow is not None:
+            self._flow.pause()
+
+    def resume_writing(self) -> None:
+        self._paused_at = 0.0
+        if self._flow is not None:
+            self._flow.resume()
+
+    # Requests, one at a time.
+
+    def _begin(self, http: HttpRequest) -> None:
+        self._request = http
+        self.committed = False
+        self._prechecked = False
+        edge = self._edge
+        plane = edge.plane
+        if not http.keep_alive or plane.draining:
+            self._close_after = True
+        path = http.target
+        endpoint = ENDPOINTS.get(path)
+        if endpoint is None:
+            path = _find_path(http)
+            endpoint = ENDPOINTS.get(path)
+        if endpoint is not None and http.method == b"POST":
+            content_type = http.headers.get(b"content-type", b"")
+            if content_type != b"application/json" and not _is_json(content_type):
+                self._write_fault(Fault(faults.MEDIA_TYPE_UNSUPPORTED))
+            elif http.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+                self._write_fault(Fault(faults.CONTENT_CODING_UNSUPPORTED))
+            else:
+                request = pipeline.new_request(http, endpoint, plane, edge.loop.time())
+                self._task = edge.loop.create_task(pipeline.answer(request, self, plane))
+            return
+        self._answer_small(http, path)
+
+    def _answer_small(self, http: HttpRequest, path: bytes) -> None:
+        """Everything that is not inference: models, health, and what does not exist."""
+        plane = self._edge.plane
+        if path == MODELS_TARGET or path.startswith(MODELS_TARGET + b"/"):
+            if http.method == b"GET":
+                http.body = path[len(MODELS_TARGET) + 1 :]
+                request = pipeline.new_request(http, pipeline.ENDPOINTS[b"/v1/chat/completions"], plane, self._edge.loop.time())
+                pipeline.list_models(request, self, plane)
+                return
+        elif path in (b"/livez", b"/health", b"/v1/health"):
+            if http.method in (b"GET", b"HEAD"):
+                self.answer(200, b"content-type: application/json\r\n", b'{"status":"alive"}')
+                return
+        elif path == b"/readyz":
+            if http.method in (b"GET", b"HEAD"):
+                ready = plane.is_ready()
+                self.answer(
+                    200 if ready else 503, b"content-type: application/json\r\n", b'{"ready":%b}' % (b"true" if ready else b"false")
+                )
+                return
+        elif path not in ENDPOINTS:
+            self._write_fault(Fault(_judge_target(http)))
+            return
+        self._write_fault(Fault(faults.METHOD_UNSUPPORTED))
+
+    def _finished(self) -> None:
+        """The answer was written whole: the next request, or the end of the connection."""
+        self._request = None
+        self._task = None
+        self._begin_phase()
+        if self._transport is None:
+            return
+        if self._queue and not self._close_after:
+            self._edge.loop.call_soon(self._next)
+        elif self._close_after or self._reader.fault is not None:
+            if self._reader.fault is not None and not self._queue:
+                self._write_fault(Fault(self._reader.fault), close=True)
+            else:
+                self._transport.close()
+        elif not self._reading:
+            self._reading = True
+            self._transport.resume_reading()
+
+    def _next(self) -> None:
+        if self._queue and self._request is None and self._transport is not None:
+            self._begin(self._queue.popleft())
+            if not self._queue and not self._reading:
+                self._reading = True
+                self._transport.resume_reading()
+
+    # ports.Client
+
+    def answer(self, status: int, headers: bytes, body: bytes) -> None:
+        transport = self._transport
+        if transport is not None:
+            self.committed = True
+            request = self._request
+            head_only = request is not None and request.method == b"HEAD"
+            transport.write(
+                b"HTTP/1.1 %d %b\r\ndate: %b\r\n%b%bcontent-length: %d\r\n\r\n%b"
+                % (
+                    status,
+                    _REASONS.get(status, b"Error"),
+                    self._edge.date,
+                    headers,
+                    b"connection: close\r\n" if self._close_after else b"",
+                    len(body),
+                    b"" if head_only else body,
+                )
+            )
+        self._finished()
+
+    def begin_stream(self, headers: bytes) -> None:
+        self.committed = True
+        transport = self._transport
+        if transport is not None:
+            chunked = self._request is not None and self._request.minor_version == 1
+            if not chunked:
+                self._close_after = True
+            transport.write(
+                b"HTTP/1.1 200 OK\r\ndate: %b\r\ncache-control: no-store\r\n%b%b%b\r\n"
+                % (
+                    self._edge.date,
+                    headers,
+                    b"connection: close\r\n" if self._close_after else b"",
+                    b"transfer-encoding: chunked\r\n" if chunked else b"",
+                )
+            )
+
+    def send(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is not None:
+            if self._request is not None and self._request.minor_version == 1:
+                transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            else:
+                transport.write(data)
+
+    def end_stream(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is not None:
+            if self._request is not None and self._request.minor_version == 1:
+                transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
+            else:
+                transport.write(data)
+        self._finished()
+
+    def attend(self, flow: Flow | None) -> None:
+        self._flow = flow
+        if flow is not None and self._paused_at:
+            flow.pause()
+
+    # Faults of framing, and the clock.
+
+    def _write_fault(self, fault: Fault, *, close: bool = False) -> None:
+        """Answer a fault found before a request reached its pipeline."""
+        metrics = self._edge.plane.metrics
+        metrics.count(metrics.refusals, fault.kind.code)
+        if close or fault.kind.close:
+            self._close_after = True
+        if self._transport is None:
+            return
+        request_id = pipeline.new_id(self._edge.plane)
+        headers = b"content-type: application/json\r\ncache-control: no-store\r\nx-request-id: %b\r\n" % request_id.encode()
+        body = openai_error(fault, request_id)
+        self._transport.write(
+            b"HTTP/1.1 %d %b\r\ndate: %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b"
+            % (
+                fault.kind.status,
+                _REASONS.get(fault.kind.status, b"Error"),
+                self._edge.date,
+                headers,
+                pipeline.fault_headers(fault),
+                b"connection: close\r\n" if self._close_after else b"",
+                len(body),
+                body,
+            )
+        )
+        if close:
+            self._request = None
+            self._transport.close()
+        else:
+            self._finished()
+
+    def _begin_phase(self) -> None:
+        self._phase_at = self._edge.now
+        self._phase_bytes = 0
+
+    def hang_up(self) -> None:
+        """Close at once, whatever is under way."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def tick(self, now: float) -> None:
+        """Look at this connection's deadlines."""
+        bounds = self._edge.bounds
+        if self._paused_at and now - self._paused_at > bounds.write_stall_seconds:
+            self.hang_up()
+        if self._request is not None:
+            return
+        elapsed = now - self._phase_at
+        if not self._reader.in_message:
+            if elapsed > bounds.keep_alive_seconds and self._transport is not None:
+                self._transport.close()
+        elif self._reader.open_request is None:
+            if elapsed > bounds.head_seconds:
+                self._write_fault(Fault(faults.REQUEST_TIMEOUT), close=True)
+        elif elapsed > bounds.body_grace_seconds and self._phase_bytes < elapsed * bounds.body_rate_min:
+            self._write_fault(Fault(faults.REQUEST_TIMEOUT), close=True)
+
+    def close_if_idle(self) -> None:
+        """Drain: an idle connection is closed, a busy one after its answer."""
+        self._close_after = True
+        if self._request is None and not self._reader.in_message and self._transport is not None:
+            self._transport.close()
+
+
+def _find_path(http: HttpRequest) -> bytes:
+    """The path of a target in origin form (or absolute form naming this Host), without its query."""
+    target = http.target
+    if not target.startswith(b"/"):
+        for scheme in (b"http://", b"https://"):
+            if target[: len(scheme)].lower() == scheme:
+                host, slash, rest = target[len(scheme) :].partition(b"/")
+                if host.lower() == http.headers.get(b"host", b"").lower():
+                    target = slash + rest or b"/"
+    return target.partition(b"?")[0]
+
+
+def _judge_target(http: HttpRequest) -> FaultKind:
+    """Why nothing is at this target: 400 if it is one that intermediaries read differently, else 404."""
+    path = _find_path(http)
+    lower = path.lower()
+    if not path.startswith(b"/") or any(mark in lower for mark in (b"..", b"%2e", b"%2f", b"%5c", b"%00", b"\\", b"//", b"/./")):
+        return faults.TARGET_INVALID
+    if http.method in (b"CONNECT", b"TRACE"):
+        return faults.METHOD_UNSUPPORTED
+    return faults.ROUTE_UNKNOWN
+
+
+def _is_json(content_type: bytes) -> bool:
+    """Whether a content-type says JSON in UTF-8."""
+    media, _, rest = content_type.partition(b";")
+    if media.strip().lower() != b"application/json":
+        return False
+    parameters = rest.strip().lower().replace(b'"', b"")
+    return not parameters or parameters in (b"charset=utf-8", b"charset=utf8")
+
+
+class _Clock:
+    """Half a second, over and over: deadlines, idle pools, full buckets, the date. And how late the loop itself is."""
+
+    PERIOD_SECONDS = 0.5
+    LAG_PERIOD_SECONDS = 0.05
+    SLICE = 500
+    """Connections looked at without letting the loop go: well below a millisecond."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._expected = 0.0
+
+    async def run(self) -> None:
+        edge, plane = self._edge, self._edge.plane
+        last_second = 0
+        self._lag()
+        while True:
+            edge.now = edge.loop.time()
+            if int(edge.now) != last_second:
+                last_second = int(edge.now)
+                edge.date = formatdate(time.time(), usegmt=True).encode()
+                plane.refusal_lines = pipeline.REFUSAL_LINES_PER_SECOND_MAX
+                plane.counters.forget_idle(time.monotonic_ns())
+                for upstream in list(plane.upstreams.all()):
+                    upstream.close_idle(edge.now)
+            plane.log.flush()
+            for items in (list(plane.active.exchanges), list(edge.connections)):
+                for start in range(0, len(items), self.SLICE):
+                    for item in items[start : start + self.SLICE]:
+                        item.tick(edge.now)
+                    await asyncio.sleep(0)
+            await asyncio.sleep(self.PERIOD_SECONDS)
+
+    def _lag(self) -> None:
+        now = self._edge.loop.time()
+        metrics = self._edge.plane.metrics
+        if self._expected:
+            metrics.loop_lag_seconds_max = max(metrics.loop_lag_seconds_max, now - self._expected)
+        self._expected = now + self.LAG_PERIOD_SECONDS
+        self._edge.loop.call_later(self.LAG_PERIOD_SECONDS, self._lag)
+
+
+class _Internal(asyncio.Protocol):
+    """The internal listener: /metrics, /livez, /readyz. For operators and probes only; one request per connection."""
+
+    def __init__(self, plane: Plane, bounds: HttpBounds) -> None:
+        self._plane = plane
+        self._reader = RequestReader(bounds)
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        requests = self._reader.feed(data)
+        if self._transport is None or not (requests or self._reader.fault):
+            return
+        status, kind, body = 404, b"text/plain", b"not found\n"
+        path = _find_path(requests[0]) if requests else b""
+        if path == b"/metrics":
+            status, kind, body = 200, b"text/plain; version=0.0.4; charset=utf-8", self._plane.metrics.render()
+        elif path == b"/livez":
+            status, body = 200, b"ok\n"
+        elif path == b"/readyz":
+            ready = self._plane.is_ready()
+            status, body = (200, b"ok\n") if ready else (503, b"not ready\n")
+        self._transport.write(
+            b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
+            % (status, _REASONS.get(status, b"Error"), kind, len(body), body)
+        )
+        self._transport.close()
+
+
+class DrainBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """How a gateway ends: new requests are still taken for `linger_seconds` (load balancers need time to look), running ones have
+    `grace_seconds` in all; then the rest is told with an error and closed."""
+
+    linger_seconds: float = 0.0
+    grace_seconds: float = 110.0
+
+
+async def serve(
+    plane: Plane,
+    *,
+    listener: socket.socket,
+    internal: socket.socket,
+    stop: asyncio.Event,
+    edge_bounds: EdgeBounds,
+    http_bounds: HttpBounds,
+    drain: DrainBounds,
+    ready: asyncio.Event,
+) -> None:
+    """Serve until `stop` is set, then drain. The sockets belong to the caller's supervisor: they are only accepted from."""
+    loop = asyncio.get_running_loop()
+    edge = Edge(plane, edge_bounds, http_bounds)
+    clock = loop.create_task(_Clock(edge).run())
+    plane.metrics.gauges["tollway_log_lines_dropped"] = lambda: plane.log.dropped
+    plane.metrics.gauges["tollway_connections"] = lambda: len(edge.connections)
+    await asyncio.sleep(0)
+    public = await loop.create_server(lambda: Downstream(edge), sock=listener, backlog=4096)
+    private = await loop.create_server(lambda: _Internal(plane, http_bounds), sock=internal, backlog=64)
+    gc.collect()
+    gc.freeze()
+    ready.set()
+    await stop.wait()
+    await _drain(edge, public, drain)
+    private.close()
+    clock.cancel()
+    for upstream in list(plane.upstreams.all()):
+        upstream.close_idle(0.0, all=True)
+
+
+async def _drain(edge: Edge, public: asyncio.Server, bounds: DrainBounds) -> None:
+    """Not ready > linger > accept nothing more > let what runs finish > tell the rest."""
+    edge.plane.draining = True
+    deadline = edge.loop.time() + bounds.grace_seconds
+    await asyncio.sleep(bounds.linger_seconds)
+    public.close()
+    while edge.connections and edge.loop.time() < deadline:
+        for connection in list(edge.connections):
+            connection.close_if_idle()
+        await asyncio.sleep(0.05)
+    for exchange in list(edge.plane.active.exchanges):
+        exchange.fail(Fault(faults.DRAINING))
+    for _ in range(20):
+        if not edge.connections:
+            return
+        await asyncio.sleep(0.05)
+    for connection in list(edge.connections):
+        connection.hang_up()

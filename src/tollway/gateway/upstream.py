@@ -1,0 +1,289 @@
+"""The engine's side: connections, their pool, and the passive health of each upstream.
+
+A connection carries one request at a time and is either asking (it has a sink) or idle in its upstream's pool. Idle connections are
+used last-in first-out and given up after `idle_seconds`, which must stay below the engines' own keep-alive (5 s in vLLM, SGLang and
+TensorRT-LLM), or a reused connection is reset under the request. There is no bound that queues: concurrency is the limits' business.
+
+Health is passive: failures in a row eject an upstream for a time that doubles, and one success restores it. An ejected upstream is
+still tried when nothing better is left: with one engine, doubt is no reason to refuse.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Iterable
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from tollway.domain import faults
+from tollway.domain.catalog import Deployment, Endpoint
+from tollway.domain.faults import Fault
+from tollway.domain.snapshot import DeploymentEntry
+from tollway.gateway.engines.habits import HABITS
+from tollway.gateway.exchange import Request
+from tollway.gateway.ports import Vault
+from tollway.wire.http import ResponseReader
+
+IDLE_SECONDS = 3.0
+IDLE_CONNECTIONS_MAX = 1024
+FAILURES_TO_EJECT = 3
+EJECTION_SECONDS_MAX = 30.0
+DRAIN_SECONDS = 5.0
+"""How long a connection may take to end a message whose content is complete ([DONE] seen, last chunk not)."""
+
+
+class Sink(Protocol):
+    """Who asked: told when bytes were read into the connection's reader, and when the connection is lost."""
+
+    def received(self) -> None:
+        """The reader has news."""
+        ...
+
+    def lost(self) -> None:
+        """The connection is gone; the reader holds what came before."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """One connection to an engine."""
+
+    __slots__ = ("idle_since", "reader", "reused", "sink", "transport", "upstream")
+
+    def __init__(self, upstream: "Upstream") -> None:
+        self.upstream = upstream
+        self.reader = ResponseReader()
+        self.sink: Sink | None = None
+        self.transport: asyncio.Transport | None = None
+        self.reused = False
+        self.idle_since = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def ask(self, message: bytes, sink: Sink) -> None:
+        """Send a request; `sink` hears of the answer."""
+        assert self.transport is not None
+        self.sink = sink
+        self.transport.write(message)
+
+    def data_received(self, data: bytes) -> None:
+        reader = self.reader
+        reader.feed(data)
+        sink = self.sink
+        if sink is not None:
+            sink.received()
+        else:
+            self._unasked()
+
+    def _unasked(self) -> None:
+        """Bytes with nobody waiting: the end of a message already settled, or something that must not be trusted."""
+        reader = self.reader
+        if reader.complete and not reader.broken and self.upstream.is_draining(self):
+            self.upstream.put_idle(self)
+        elif not self.upstream.is_draining(self) or reader.broken:
+            self.abort()
+
+    def eof_received(self) -> bool:
+        self.reader.eof()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.upstream.forget(self)
+        self.transport = None
+        sink, self.sink = self.sink, None
+        if sink is not None:
+            sink.lost()
+
+    def abort(self) -> None:
+        """Close at once: the engine sees a disconnect and stops working."""
+        self.sink = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def pause(self) -> None:
+        """Read nothing more until `resume`: the engine is slowed down by its own socket."""
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self.transport is not None:
+            self.transport.resume_reading()
+
+    def settle(self, now: float) -> None:
+        """The answer was taken: back to the pool if the message ended cleanly, else wait a moment for its end, else close."""
+        self.sink = None
+        reader = self.reader
+        if self.transport is None:
+            return
+        if reader.complete and not reader.broken:
+            if reader.keep_alive:
+                self.idle_since = now
+                self.upstream.put_idle(self)
+            else:
+                self.abort()
+        else:
+            self.idle_since = now
+            self.upstream.put_draining(self)
+
+
+class Upstream:
+    """One deployment as seen from here: where it is, its idle connections, how it has been doing."""
+
+    def __init__(self, deployment: Deployment, credential: str | None) -> None:
+        self.deployment = deployment
+        self.habits = HABITS[deployment.engine]
+        self.in_flight = 0
+        self.failures = 0
+        self.ejected_until = 0.0
+        self._idle: list[Connection] = []
+        self._draining: set[Connection] = set()
+        url = urlsplit(deployment.base_url)
+        self._host = url.hostname or ""
+        secure = url.scheme == "https"
+        self._port = url.port or (443 if secure else 80)
+        self._tls = ssl.create_default_context() if secure else None
+        authority = f"[{self._host}]" if ":" in self._host else self._host
+        authorization = f"authorization: Bearer {credential}\r\n" if credential else ""
+        self._heads = {
+            endpoint: (
+                f"POST {url.path.rstrip('/')}/v1/{endpoint} HTTP/1.1\r\nhost: {authority}:{self._port}\r\n{authorization}"
+                "content-type: application/json\r\naccept: application/json, text/event-stream\r\naccept-encoding: identity\r\n"
+            ).encode()
+            for endpoint in Endpoint
+        }
+        self.identity = (deployment.base_url, credential)
+
+    def message(self, request: Request, attempt: int, body: bytes) -> bytes:
+        """The request as it goes out. Nothing of the client's head is passed on but the trace; the engine's id is fresh for each
+        attempt, because engines take a repeated one for the same request."""
+        id = request.id if attempt == 1 else f"{request.id}-{attempt}"
+        return b"%bx-request-id: %b\r\ntraceparent: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+            self._heads[request.endpoint],
+            id.encode(),
+            request.traceparent.encode(),
+            len(body),
+            body,
+        )
+
+    def take_idle(self, now: float) -> Connection | None:
+        """An idle connection that is young enough to be trusted, most recently used first."""
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if now - connection.idle_since < IDLE_SECONDS and connection.transport is not None:
+                connection.reused = True
+                connection.reader.restart()
+                return connection
+            connection.abort()
+        return None
+
+    async def connect(self, timeout_seconds: float) -> Connection:
+        """A new connection. Raises Fault upstream_unreachable or upstream_connect_timeout."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port, ssl=self._tls)
+        except TimeoutError:
+            raise Fault(faults.UPSTREAM_TIMEOUT_CONNECT) from None
+        except (OSError, ssl.SSLError, socket.gaierror) as error:
+            raise Fault(faults.UPSTREAM_CONNECT, detail=type(error).__name__) from None
+        return connection
+
+    def put_idle(self, connection: Connection) -> None:
+        """Keep a connection whose message ended cleanly."""
+        self._draining.discard(connection)
+        if len(self._idle) < IDLE_CONNECTIONS_MAX and connection.reader.keep_alive:
+            self._idle.append(connection)
+        else:
+            connection.abort()
+
+    def put_draining(self, connection: Connection) -> None:
+        """Wait for the end of a message whose content is complete."""
+        self._draining.add(connection)
+
+    def is_draining(self, connection: Connection) -> bool:
+        """Whether the end of a settled message is still awaited on this connection."""
+        return connection in self._draining
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is gone."""
+        self._draining.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def close_idle(self, now: float, *, all: bool = False) -> None:
+        """Close connections idle or draining for too long, or all of them."""
+        for connection in [c for c in self._idle if all or now - c.idle_since >= IDLE_SECONDS]:
+            connection.abort()
+        for connection in [c for c in self._draining if all or now - c.idle_since >= DRAIN_SECONDS]:
+            connection.abort()
+
+    def succeeded(self) -> None:
+        """It answered: whatever was held against it is forgotten."""
+        self.failures = 0
+        self.ejected_until = 0.0
+
+    def failed(self, fault: Fault, now: float) -> None:
+        """It failed a request. A refusal because of load or of the request itself says nothing about health."""
+        kind = fault.kind
+        if kind.blame is not faults.Blame.UPSTREAM or kind in (
+            faults.UPSTREAM_STALE,
+            faults.UPSTREAM_REFUSED,
+            faults.UPSTREAM_RATE_LIMITED,
+        ):
+            return
+        self.failures += 1
+        if self.failures >= FAILURES_TO_EJECT or kind is faults.UPSTREAM_CONNECT:
+            self.ejected_until = now + min(2.0 ** min(self.failures, 10) / 2**FAILURES_TO_EJECT, EJECTION_SECONDS_MAX)
+
+
+class Upstreams:
+    """Every upstream by model, kept in step with the snapshot; a deployment that only changed its weight keeps its connections."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self._by_id: dict[str, Upstream] = {}
+        self._by_model: dict[str, list[Upstream]] = {}
+        self.unsealable = 0
+
+    def of(self, model: str) -> list[Upstream]:
+        """The model's upstreams, in no order."""
+        return self._by_model.get(model, [])
+
+    def all(self) -> Iterable[Upstream]:
+        """Every upstream."""
+        return self._by_id.values()
+
+    def put(self, entry: DeploymentEntry) -> None:
+        """A deployment is new or changed. One whose credential cannot be opened is left out and counted in `unsealable`."""
+        deployment = entry.deployment
+        try:
+            credential = None if deployment.credential is None else self._vault.unseal(deployment.credential)
+        except ValueError:
+            self.unsealable += 1
+            self.remove(entry.id)
+            return
+        before = self._by_id.get(entry.id)
+        if before is not None and before.identity == (deployment.base_url, credential) and before.deployment.model == deployment.model:
+            before.deployment = deployment
+            before.habits = HABITS[deployment.engine]
+            return
+        self.remove(entry.id)
+        upstream = self._by_id[entry.id] = Upstream(deployment, credential)
+        self._by_model.setdefault(deployment.model, []).append(upstream)
+
+    def remove(self, id: str) -> None:
+        """A deployment is gone: what runs on it ends by itself, nothing new goes there."""
+        upstream = self._by_id.pop(id, None)
+        if upstream is not None:
+            self._by_model[upstream.deployment.model].remove(upstream)
+            upstream.close_idle(0.0, all=True)
+
+    def replace_all(self, entries: Iterable[DeploymentEntry]) -> None:
+        """The whole set, after a reset."""
+        entries = list(entries)
+        for id in self._by_id.keys() - {entry.id for entry in entries}:
+            self.remove(id)
+        for entry in entries:
+            self.put(entry)

@@ -1,0 +1,224 @@
+"""What operators see: the names of every metric and log field, kept as plain integers and rendered only when asked.
+
+Counting a request costs a few integer additions; prometheus-client is used at scrape alone. Labels are bounded: endpoints, statuses,
+published models and deployments; never tenants or keys. GenAI histograms follow the OpenTelemetry semantic conventions v1.41.0 (the
+last in the main repository). No bill is ever computed from any of this. A log line is one JSON object without content or secrets,
+written in batches by a thread, so that a slow disk or a full pipe costs lines (counted), never latency.
+"""
+
+import os
+import queue
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+DURATION_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+"""Buckets of gen_ai.server.request.duration."""
+FIRST_TOKEN_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Buckets of gen_ai.server.time_to_first_token."""
+
+OPERATIONS = {"chat/completions": "chat", "completions": "text_completion", "embeddings": "embeddings", "messages": "chat"}
+"""gen_ai.operation.name by endpoint."""
+
+
+class Histogram:
+    """Counts by bucket, without locks: one event loop writes, a scrape in the same loop reads."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts as Prometheus wants them."""
+        total, pairs = 0, []
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            total += count
+            pairs.append((bound, float(total)))
+        return pairs
+
+
+class RequestLine(msgspec.Struct, omit_defaults=True):
+    """The log line of one request; `event` is always "request". Times in milliseconds, cost in pico-currency."""
+
+    ts: str
+    level: str
+    event: str
+    request_id: str
+    trace_id: str
+    status: int
+    duration_ms: float
+    endpoint: str = ""
+    error_code: str = ""
+    detail: str = ""
+    client_request_id: str = ""
+    organization_id: str = ""
+    project_id: str = ""
+    key_id: str = ""
+    model: str = ""
+    upstream: str = ""
+    attempts: int = 0
+    outcome: str = ""
+    ttft_ms: float = 0.0
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_pico: int = 0
+    stream: bool = False
+    usage_source: str = ""
+
+
+class LogWriter:
+    """Writes JSON lines to a descriptor from a thread of its own; bounded, and what does not fit is counted in `dropped`."""
+
+    PENDING_BATCHES_MAX = 64
+    BATCH_LINES_MAX = 4096
+
+    def __init__(self, descriptor: int) -> None:
+        self.dropped = 0
+        self._descriptor = descriptor
+        self._lines: list[bytes] = []
+        self._batches: queue.Queue[list[bytes] | None] = queue.Queue(self.PENDING_BATCHES_MAX)
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def write(self, line: msgspec.Struct | Mapping[str, object]) -> None:
+        """Take one line; it is written with the next flush."""
+        if len(self._lines) < self.BATCH_LINES_MAX:
+            self._lines.append(msgspec.json.encode(line))
+        else:
+            self.flush()
+            self._lines.append(msgspec.json.encode(line))
+
+    def flush(self) -> None:
+        """Hand what was taken so far to the thread."""
+        if self._lines:
+            lines, self._lines = self._lines, []
+            try:
+                self._batches.put_nowait(lines)
+            except queue.Full:
+                self.dropped += len(lines)
+
+    def close(self, timeout_seconds: float = 2.0) -> None:
+        """Write what is left and stop; gives up after the time given (a pipe nobody reads)."""
+        self.flush()
+        try:
+            self._batches.put(None, timeout=timeout_seconds)
+        except queue.Full:
+            return
+        self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        while (lines := self._batches.get()) is not None:
+            data = b"\n".join(lines) + b"\n"
+            try:
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
+            except OSError:
+                self.dropped += len(lines)
+
+
+class Metrics:
+    """Counts of one gateway process."""
+
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, str, int], int] = {}
+        self.refusals: dict[str, int] = {}
+        self.tokens: dict[tuple[str, str], int] = {}
+        self.outcomes: dict[str, int] = {}
+        self.attempts: dict[tuple[str, str], int] = {}
+        self.anomalies: dict[str, int] = {}
+        self.durations: dict[tuple[str, str], Histogram] = {}
+        self.first_tokens: dict[tuple[str, str], Histogram] = {}
+        self.retries = 0
+        self.connections_refused = 0
+        self.running = 0
+        self.loop_lag_seconds_max = 0.0
+        self.gauges: dict[str, Callable[[], float]] = {}
+        """Read at scrape: what other rooms count (spool, snapshot, log), by full metric name."""
+
+    def count(self, table: dict[str, int], key: str) -> None:
+        """Add one to a table with one label."""
+        table[key] = table.get(key, 0) + 1
+
+    def attempted(self, deployment_id: str, result: str) -> None:
+        """One attempt at an upstream ended with `result` ("ok" or a fault code)."""
+        key = (deployment_id, result)
+        self.attempts[key] = self.attempts.get(key, 0) + 1
+
+    def answered(self, endpoint: str, model: str, status: int, duration_seconds: float, first_token_seconds: float | None) -> None:
+        """One request of a published model was answered."""
+        key = (endpoint, model, status)
+        self.requests[key] = self.requests.get(key, 0) + 1
+        pair = (endpoint, model)
+        histogram = self.durations.get(pair)
+        if histogram is None:
+            histogram = self.durations[pair] = Histogram(DURATION_SECONDS)
+            self.first_tokens[pair] = Histogram(FIRST_TOKEN_SECONDS)
+        histogram.observe(duration_seconds)
+        if first_token_seconds is not None:
+            self.first_tokens[pair].observe(first_token_seconds)
+
+    def add_tokens(self, model: str, billing_class: str, tokens: int) -> None:
+        """Tokens of a finished request."""
+        key = (model, billing_class)
+        self.tokens[key] = self.tokens.get(key, 0) + tokens
+
+    def render(self) -> bytes:
+        """The Prometheus text exposition of everything counted. Resets the lag maximum: each scrape sees its own interval."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Families(self))
+        text = generate_latest(registry)
+        self.loop_lag_seconds_max = 0.0
+        return text
+
+
+class _Families(Collector):
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        metrics = self._metrics
+        yield _counter("tollway_requests", "Answered requests.", ("endpoint", "model", "status"), metrics.requests.items())
+        yield _counter("tollway_refusals", "Requests refused before admission, by error code.", ("code",), metrics.refusals.items())
+        yield _counter("tollway_outcomes", "Admitted requests by how they ended.", ("outcome",), metrics.outcomes.items())
+        yield _counter("tollway_tokens", "Tokens by disjoint class.", ("model", "class"), metrics.tokens.items())
+        yield _counter("tollway_upstream_attempts", "Attempts at upstreams.", ("deployment", "result"), metrics.attempts.items())
+        yield _counter("tollway_usage_anomalies", "Usage reports that could not be believed.", ("kind",), metrics.anomalies.items())
+        yield _counter("tollway_upstream_retries", "Attempts after the first.", (), [((), metrics.retries)])
+        yield _counter("tollway_connections_refused", "Connections over the bound.", (), [((), metrics.connections_refused)])
+        yield GaugeMetricFamily("tollway_requests_running", "Requests between admission and the last byte.", metrics.running)
+        yield GaugeMetricFamily(
+            "tollway_event_loop_lag_seconds_max", "Longest delay of the event loop since the last scrape.", metrics.loop_lag_seconds_max
+        )
+        for name, read in metrics.gauges.items():
+            yield GaugeMetricFamily(name, name.replace("_", " "), read())
+        yield _histogram("gen_ai_server_request_duration_seconds", "Duration of requests.", metrics.durations)
+        yield _histogram("gen_ai_server_time_to_first_token_seconds", "Time to the first token.", metrics.first_tokens)
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...], items: Iterable[tuple[str | tuple[object, ...], int]]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, value in items:
+        family.add_metric([key] if isinstance(key, str) else [str(part) for part in key], value)
+    return family
+
+
+def _histogram(name: str, text: str, table: dict[tuple[str, str], Histogram]) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(name, text, labels=("gen_ai_operation_name", "gen_ai_request_model"))
+    for (endpoint, model), histogram in table.items():
+        family.add_metric([OPERATIONS.get(endpoint, endpoint), model], histogram.buckets(), histogram.sum)
+    return family
