@@ -15,7 +15,7 @@ def authenticate(headers: dict[bytes, bytes], directory: Directory, pepper: byte
     """The caller of a request with these headers.
 
     Raises Fault: invalid_api_key (401) for none, malformed, unknown, revoked or expired; ambiguous_credentials (400) for two;
-    insufficient_scope (403) for a well-formed key of another plane. The malformed are told before anything is looked up.
+    insufficient_scope (403) for a well-formed key of another plane. The lookup is in memory, so the malformed cost no more than the rest.
     """
     secret = find_secret(headers)
     if secret is None or len(secret) > _KEY_BYTES_MAX:

@@ -45,14 +45,24 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
     members = bodies.members(request.body)
     for field in dropped:
         del members[field]
-    _cap_output(asked, members, endpoint, model)
+    output_tokens_max = _cap_output(asked, members, endpoint, model)
     stream = asked.get("stream") is True
     hide_usage = hide_continuous = True
     if stream:
         options = asked.get("stream_options") or {}
         hide_usage = options.get("include_usage") is not True
         hide_continuous = hide_usage or options.get("continuous_usage_stats") is not True
-    return Call(request, caller, model, price, members, stream=stream, hide_usage=hide_usage, hide_continuous=hide_continuous)
+    return Call(
+        request,
+        caller,
+        model,
+        price,
+        members,
+        output_tokens_max=output_tokens_max,
+        stream=stream,
+        hide_usage=hide_usage,
+        hide_continuous=hide_continuous,
+    )
 
 
 def _judge_fields(asked: dict[str, Any], endpoint: Endpoint, model: ModelEntry, known: frozenset[str]) -> list[str]:
@@ -76,17 +86,21 @@ def _judge_fields(asked: dict[str, Any], endpoint: Endpoint, model: ModelEntry, 
     return dropped
 
 
-def _cap_output(asked: dict[str, Any], members: dict[str, msgspec.Raw], endpoint: Endpoint, model: ModelEntry) -> None:
-    """Hold the model's cap on output: a larger wish is refused, a missing one is set."""
+def _cap_output(asked: dict[str, Any], members: dict[str, msgspec.Raw], endpoint: Endpoint, model: ModelEntry) -> int | None:
+    """Hold the model's cap on output: a larger wish is refused, a missing one is set. Returns the most tokens that all choices
+    together can have, None if nothing bounds them."""
+    if endpoint is Endpoint.EMBEDDINGS:
+        return 0
     cap = model.output_tokens_max
-    if cap is None or endpoint is Endpoint.EMBEDDINGS:
-        return
     wishes = [(field, asked[field]) for field in _MAX_TOKENS if asked.get(field) is not None]
     for field, wish in wishes:
-        if wish > cap:
+        if cap is not None and wish > cap:
             raise Fault(faults.PARAMETER_INVALID, param=field, message=f"'{field}' may be at most {cap} for this model.")
-    if not wishes:
+    if wishes:
+        cap = max(wish for _, wish in wishes)
+    elif cap is not None:
         members["max_tokens"] = msgspec.Raw(b"%d" % cap)
+    return None if cap is None else cap * max(asked.get("n") or 1, asked.get("best_of") or 1)
 
 
 def _invalid(field: str) -> Fault:

@@ -33,10 +33,11 @@ class _Maps:
 
 
 class Directory:
-    """All that this gateway knows, at `version`; 0 means nothing yet."""
+    """All that this gateway knows, at `version`. `is_loaded` tells the snapshot of an empty platform (version 0) from none."""
 
     def __init__(self) -> None:
         self.version = 0
+        self.is_loaded = False
         self._maps = _Maps()
         self._building: _Maps | None = None
         self._callers: dict[bytes, Caller] = {}
@@ -97,6 +98,7 @@ class Directory:
         self._callers.clear()
         self._known_fields.clear()
         self.version = version
+        self.is_loaded = True
 
     def apply(self, change: Change) -> None:
         """Take one step. The caller guarantees order; a version that is not newer is ignored, so nothing is ever undone by delay."""

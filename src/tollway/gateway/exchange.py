@@ -66,7 +66,8 @@ class Caller:
 class Call:
     """A permitted request: which model, at which price, and what the engine is to be asked.
 
-    `members`: the body's top level as raw slices, exactly what was authorised. `hide_usage`: the client did not ask for usage in its
+    `members`: the body's top level as raw slices, exactly what was authorised. `output_tokens_max`: most tokens that the answer can
+    have, None if nothing says. `hide_usage`: the client did not ask for usage in its
     stream, so it is taken out again.
     """
 
@@ -90,6 +91,7 @@ class Call:
         price: PriceVersion,
         members: dict[str, msgspec.Raw],
         *,
+        output_tokens_max: int | None,
         stream: bool,
         hide_usage: bool,
         hide_continuous: bool,
@@ -99,6 +101,7 @@ class Call:
         self.model = model
         self.price = price
         self.members = members
+        self.output_tokens_max = output_tokens_max
         self.stream = stream
         self.hide_usage = hide_usage
         self.hide_continuous = hide_continuous

@@ -80,7 +80,7 @@ class Plane:
 
     def is_ready(self) -> bool:
         """Whether new requests can be served: a snapshot is there, usage can be written, no drain has begun."""
-        return self.directory.version > 0 and not self.draining and self.usage_sink.is_writable()
+        return self.directory.is_loaded and not self.draining and self.usage_sink.is_writable()
 
     @property
     def version(self) -> int:
@@ -120,7 +120,7 @@ async def answer(request: Request, client: Client, plane: Plane) -> None:
     fault: Fault | None = None
     plane.metrics.running += 1
     try:
-        if plane.directory.version == 0:
+        if not plane.directory.is_loaded:
             raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
         caller = authenticate(request.headers, plane.directory, plane.pepper, request.received_at)
         call = authorize(caller, request, plane.directory)
@@ -145,7 +145,7 @@ async def answer(request: Request, client: Client, plane: Plane) -> None:
 def list_models(request: Request, client: Client, plane: Plane) -> None:
     """GET /v1/models and /v1/models/{model}: what this key may use. `request.body` holds the model's name, or nothing for all."""
     try:
-        if plane.directory.version == 0:
+        if not plane.directory.is_loaded:
             raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
         caller = authenticate(request.headers, plane.directory, plane.pepper, request.received_at)
         currency = caller.organization.currency
@@ -199,11 +199,13 @@ def _refuse(request: Request, client: Client, fault: Fault) -> None:
     if client.committed:
         client.end_stream(b"data: " + body + b"\n\n")
     else:
-        client.answer(fault.kind.status, _JSON + _identity(request) + fault_headers(fault), body)
+        client.answer(fault.kind.status, _JSON + b"cache-control: no-store\r\n" + _identity(request) + fault_headers(fault), body)
 
 
 def fault_headers(fault: Fault) -> bytes:
-    """When to come back, and whether: `retry-after` in whole seconds (at least 1) with `retry-after-ms` beside it."""
+    """When to come back, and whether: `retry-after` in whole seconds (at least 1) with `retry-after-ms` beside it; and with what."""
+    if fault.kind is faults.KEY_INVALID:
+        return b"www-authenticate: Bearer\r\n"
     if fault.retry_after_seconds is None:
         return b"" if fault.kind.client_may_retry is not False else b"x-should-retry: false\r\n"
     milliseconds = max(1, int(fault.retry_after_seconds * 1000))

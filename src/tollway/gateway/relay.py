@@ -202,6 +202,7 @@ class Exchange:
             counting=not upstream.habits.continuous_usage,
             upstream_model=upstream.deployment.upstream_model,
             public_model=call.model.id,
+            output_tokens_max=call.output_tokens_max,
         )
 
     def _relay_events(self) -> None:
@@ -253,7 +254,7 @@ class Exchange:
             return
         if reader.has_head:
             fault = Fault(faults.UPSTREAM_CUT, detail="the connection was cut")
-        elif connection.reused and not self._fed:
+        elif connection.reused and reader.is_untouched:
             fault = Fault(faults.UPSTREAM_STALE)
         else:
             fault = Fault(faults.UPSTREAM_FAILED, detail="the connection was closed before an answer")
@@ -277,7 +278,7 @@ class Exchange:
 
     def tick(self, now: float) -> None:
         """Look at the deadlines; called about twice a second, so they hold to half a second."""
-        if self._fed:
+        if self._fed or self._connection.paused:  # while paused, the silence is the client's
             self._fed = False
             self._fed_at = self._sent_at = now
         bounds = self._bounds
@@ -329,10 +330,12 @@ async def relay(
                 fault = caught
                 metrics.attempted(upstream.deployment.id, caught.kind.code)
                 upstream.failed(caught, asyncio.get_running_loop().time())
-                if client.committed or not _may_retry(caught, permit.call) or not budget.spend():
+                if client.committed or not _may_retry(caught, permit.call):
                     raise
                 if caught.kind is faults.UPSTREAM_STALE:
-                    continue  # the pool's fault, not the upstream's: the same one again, on a fresh connection
+                    continue  # the pool's fault, not the upstream's: the same one again, on a fresh connection, and no load to budget
+                if not budget.spend():
+                    raise
                 break
             metrics.attempted(upstream.deployment.id, "ok")
             upstream.succeeded()
@@ -378,6 +381,8 @@ async def _attempt(
                 await exchange.wait()
             stream = exchange.stream
             assert stream is not None
+            if stream.anomaly is not None:
+                metrics.count(metrics.anomalies, stream.anomaly)
             _note_completed(record, stream.used, stream.source, metrics)
             await record.finish(Outcome.COMPLETED)
             client.end_stream(openai.DONE)
@@ -386,8 +391,10 @@ async def _attempt(
             body = b"".join(reader.body)
             if call.stream or reader.status != 200:
                 raise answer_fault(reader.status, body)
-            answer = openai.read_answer(body, upstream.deployment.upstream_model, call.model.id)
+            answer = openai.read_answer(body, upstream.deployment.upstream_model, call.model.id, call.output_tokens_max)
             exchange.finished = True
+            if answer.anomaly is not None:
+                metrics.count(metrics.anomalies, answer.anomaly)
             _note_completed(record, answer.used, UsageSource.ENGINE_FINAL, metrics)
             await record.finish(Outcome.COMPLETED)
             client.answer(200, _JSON + headers, answer.body)

@@ -13,6 +13,7 @@ import socket
 import time
 from collections import deque
 from email.utils import formatdate
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -26,6 +27,11 @@ from tollway.wire.http import HttpBounds, HttpRequest, RequestReader
 
 PRECHECK_BYTES = 64 * 1024
 """A body larger than this is read on only for a caller who authenticated by the head."""
+READ_AHEAD_BYTES = 64 * 1024
+"""Bytes read of requests that follow the one being answered. Beyond it the socket is not read until their turn comes; below it it is,
+because only a socket that is read tells that the client left."""
+
+HEALTH_TARGETS = frozenset({b"/livez", b"/health", b"/v1/health", b"/readyz"})
 
 _REASONS = {
     200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed",
@@ -40,8 +46,9 @@ class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
 
     `head_seconds`: from the first byte of a head to its end. `body_grace_seconds`, `body_rate_min`: after the grace, a body must have
     arrived at this many bytes per second. `keep_alive_seconds`: an idle connection; above the 60 s of common load balancers, so that they
-    close first. `write_stall_seconds`: a client that does not read. `connections_max`, `connections_per_peer_max`: all and per address
-    (0: no bound per address, as behind a load balancer every client is one).
+    close first. `write_stall_seconds`: a client that does not read. `linger_seconds`: how long a refused client is still read from, so
+    that the refusal is not destroyed by the reset that closing on unread bytes sends. `connections_max`, `connections_per_peer_max`: all
+    and per address (0: no bound per address, as behind a load balancer every client is one).
     """
 
     head_seconds: float = 15.0
@@ -49,6 +56,7 @@ class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
     body_rate_min: float = 1024.0
     keep_alive_seconds: float = 75.0
     write_stall_seconds: float = 30.0
+    linger_seconds: float = 2.0
     connections_max: int = 20_000
     connections_per_peer_max: int = 0
 
@@ -87,8 +95,10 @@ class Downstream(asyncio.Protocol):
     """One client connection. Implements `ports.Client` for the request being answered."""
 
     __slots__ = (
+        "_ahead_bytes",
         "_close_after",
         "_edge",
+        "_ending",
         "_flow",
         "_paused_at",
         "_peer",
@@ -117,7 +127,9 @@ class Downstream(asyncio.Protocol):
         self._paused_at = 0.0
         self._phase_at = edge.now
         self._phase_bytes = 0
+        self._ahead_bytes = 0
         self._close_after = False
+        self._ending = False
         self._prechecked = False
         self._reading = True
         self.committed = False
@@ -139,31 +151,41 @@ class Downstream(asyncio.Protocol):
         edge.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._ending:
+            return
         reader = self._reader
         if not reader.in_message:
             self._begin_phase()
         self._phase_bytes += len(data)
         requests = reader.feed(data)
+        if self._request is not None:
+            self._read_ahead(requests, len(data))
+        elif requests:
+            if len(requests) > 1:
+                self._queue = deque(requests[1:])
+            self._begin(requests[0])
+        elif reader.fault is not None or reader.open_request is not None:
+            self._look_at_reader()
+
+    def _read_ahead(self, requests: list[HttpRequest], size: int) -> None:
+        """Requests, or parts of them, that came before the one being answered was done."""
         if requests:
-            if self._request is None:
-                if len(requests) > 1:
-                    self._queue = deque(requests[1:])
-                self._begin(requests[0])
-            else:
-                if self._queue is None:
-                    self._queue = deque()
-                self._queue.extend(requests)
-                if len(self._queue) > self._edge.http.pipelined_max:
-                    self.hang_up()
-                    return
-                if self._reading and self._transport is not None:
-                    self._reading = False
-                    self._transport.pause_reading()
+            if self._queue is None:
+                self._queue = deque()
+            self._queue.extend(requests)
+        self._ahead_bytes += size
+        waiting = len(self._queue) if self._queue is not None else 0
+        is_enough = self._ahead_bytes > READ_AHEAD_BYTES or waiting >= self._edge.http.pipelined_max
+        if is_enough and self._reading and self._transport is not None:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def _look_at_reader(self) -> None:
+        """Nothing is being answered or waits to be: a message that cannot be read ends the connection, a head may open its body."""
+        reader = self._reader
         if reader.fault is not None:
-            self._close_after = True
-            if self._request is None:
-                self._write_fault(Fault(reader.fault), close=True)
-        elif reader.open_request is not None and self._request is None:
+            self._write_fault(Fault(reader.fault), close=True)
+        elif reader.open_request is not None:
             self._body_coming(reader.open_request)
 
     def _body_coming(self, request: HttpRequest) -> None:
@@ -176,8 +198,9 @@ class Downstream(asyncio.Protocol):
             return
         self._prechecked = True
         try:
-            if _find_path(request) not in ENDPOINTS:
-                raise Fault(faults.ROUTE_UNKNOWN)
+            path = _find_path(request)
+            if path not in ENDPOINTS:
+                raise Fault(_find_target_fault(path) or faults.ROUTE_UNKNOWN)
             pipeline.precheck(request.headers, self._edge.plane)
         except Fault as fault:
             self._write_fault(fault, close=True)
@@ -240,27 +263,31 @@ class Downstream(asyncio.Protocol):
     def _answer_small(self, http: HttpRequest, path: bytes) -> None:
         """Everything that is not inference: models, health, and what does not exist."""
         plane = self._edge.plane
+        is_read = http.method in (b"GET", b"HEAD")
         if path == MODELS_TARGET or path.startswith(MODELS_TARGET + b"/"):
-            if http.method == b"GET":
-                http.body = path[len(MODELS_TARGET) + 1 :]
+            # A model's name may hold slashes, which SDKs escape.
+            path = path.replace(b"%2F", b"/").replace(b"%2f", b"/")
+            fault = _find_target_fault(path)
+            if fault is not None:
+                self._write_fault(Fault(fault))
+            elif is_read:
+                http.body = unquote_to_bytes(path[len(MODELS_TARGET) + 1 :])
                 request = pipeline.new_request(http, pipeline.ENDPOINTS[b"/v1/chat/completions"], plane, self._edge.loop.time())
                 pipeline.list_models(request, self, plane)
-                return
-        elif path in (b"/livez", b"/health", b"/v1/health"):
-            if http.method in (b"GET", b"HEAD"):
-                self.answer(200, b"content-type: application/json\r\n", b'{"status":"alive"}')
-                return
-        elif path == b"/readyz":
-            if http.method in (b"GET", b"HEAD"):
-                ready = plane.is_ready()
-                self.answer(
-                    200 if ready else 503, b"content-type: application/json\r\n", b'{"ready":%b}' % (b"true" if ready else b"false")
-                )
-                return
-        elif path not in ENDPOINTS:
-            self._write_fault(Fault(_judge_target(http)))
-            return
-        self._write_fault(Fault(faults.METHOD_UNSUPPORTED))
+            else:
+                self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: GET, HEAD\r\n")
+        elif path in ENDPOINTS:
+            self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: POST\r\n")
+        elif path not in HEALTH_TARGETS:
+            unsupported = faults.METHOD_UNSUPPORTED if http.method == b"TRACE" else faults.ROUTE_UNKNOWN
+            self._write_fault(Fault(_find_target_fault(path) or unsupported))
+        elif not is_read:
+            self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: GET, HEAD\r\n")
+        elif path != b"/readyz":
+            self.answer(200, b"content-type: application/json\r\n", b'{"status":"alive"}')
+        else:
+            ready = plane.is_ready()
+            self.answer(200 if ready else 503, b"content-type: application/json\r\n", b'{"ready":%b}' % (b"true" if ready else b"false"))
 
     def _finished(self) -> None:
         """The answer was written whole: the next request, or the end of the connection."""
@@ -269,23 +296,38 @@ class Downstream(asyncio.Protocol):
         self._begin_phase()
         if self._transport is None:
             return
-        if self._queue and not self._close_after:
+        if self._close_after:
+            self._end()
+        elif self._queue:
             self._edge.loop.call_soon(self._next)
-        elif self._close_after or self._reader.fault is not None:
-            if self._reader.fault is not None and not self._queue:
-                self._write_fault(Fault(self._reader.fault), close=True)
-            else:
-                self._transport.close()
-        elif not self._reading:
-            self._reading = True
-            self._transport.resume_reading()
-
-    def _next(self) -> None:
-        if self._queue and self._request is None and self._transport is not None:
-            self._begin(self._queue.popleft())
-            if not self._queue and not self._reading:
+        else:
+            self._ahead_bytes = 0
+            if not self._reading:
                 self._reading = True
                 self._transport.resume_reading()
+            reader = self._reader
+            if reader.fault is not None or reader.open_request is not None:
+                self._look_at_reader()
+
+    def _next(self) -> None:
+        if self._queue and self._request is None and not self._ending and self._transport is not None:
+            self._begin(self._queue.popleft())
+
+    def _end(self) -> None:
+        """Nothing more is answered here. A client that is still sending is listened to for a moment (RFC 9112 section 9.6)."""
+        transport = self._transport
+        if transport is None or self._ending:
+            return
+        self._ending = True
+        self._queue = None
+        if (self._reader.fault is None and not self._reader.in_message) or transport.is_closing():
+            transport.close()
+            return
+        self._begin_phase()
+        transport.write_eof()
+        if not self._reading:
+            self._reading = True
+            transport.resume_reading()
 
     # ports.Client
 
@@ -350,7 +392,7 @@ class Downstream(asyncio.Protocol):
 
     # Faults of framing, and the clock.
 
-    def _write_fault(self, fault: Fault, *, close: bool = False) -> None:
+    def _write_fault(self, fault: Fault, *, headers: bytes = b"", close: bool = False) -> None:
         """Answer a fault found before a request reached its pipeline."""
         metrics = self._edge.plane.metrics
         metrics.count(metrics.refusals, fault.kind.code)
@@ -359,8 +401,9 @@ class Downstream(asyncio.Protocol):
         if self._transport is None:
             return
         request_id = pipeline.new_id(self._edge.plane)
-        headers = b"content-type: application/json\r\ncache-control: no-store\r\nx-request-id: %b\r\n" % request_id.encode()
+        headers += b"content-type: application/json\r\ncache-control: no-store\r\nx-request-id: %b\r\n" % request_id.encode()
         body = openai_error(fault, request_id)
+        head_only = self._request is not None and self._request.method == b"HEAD"
         self._transport.write(
             b"HTTP/1.1 %d %b\r\ndate: %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b"
             % (
@@ -371,14 +414,10 @@ class Downstream(asyncio.Protocol):
                 pipeline.fault_headers(fault),
                 b"connection: close\r\n" if self._close_after else b"",
                 len(body),
-                body,
+                b"" if head_only else body,
             )
         )
-        if close:
-            self._request = None
-            self._transport.close()
-        else:
-            self._finished()
+        self._finished()
 
     def _begin_phase(self) -> None:
         self._phase_at = self._edge.now
@@ -397,7 +436,10 @@ class Downstream(asyncio.Protocol):
         if self._request is not None:
             return
         elapsed = now - self._phase_at
-        if not self._reader.in_message:
+        if self._ending:
+            if elapsed > bounds.linger_seconds:
+                self.hang_up()
+        elif not self._reader.in_message:
             if elapsed > bounds.keep_alive_seconds and self._transport is not None:
                 self._transport.close()
         elif self._reader.open_request is None:
@@ -409,8 +451,8 @@ class Downstream(asyncio.Protocol):
     def close_if_idle(self) -> None:
         """Drain: an idle connection is closed, a busy one after its answer."""
         self._close_after = True
-        if self._request is None and not self._reader.in_message and self._transport is not None:
-            self._transport.close()
+        if self._request is None and not self._reader.in_message:
+            self._end()
 
 
 def _find_path(http: HttpRequest) -> bytes:
@@ -425,15 +467,15 @@ def _find_path(http: HttpRequest) -> bytes:
     return target.partition(b"?")[0]
 
 
-def _judge_target(http: HttpRequest) -> FaultKind:
-    """Why nothing is at this target: 400 if it is one that intermediaries read differently, else 404."""
-    path = _find_path(http)
-    lower = path.lower()
-    if not path.startswith(b"/") or any(mark in lower for mark in (b"..", b"%2e", b"%2f", b"%5c", b"%00", b"\\", b"//", b"/./")):
+def _find_target_fault(path: bytes) -> FaultKind | None:
+    """Whether a path is one that two parsers may read differently: dot segments, encoded slashes, backslashes, NUL, bad UTF-8."""
+    try:
+        decoded = unquote_to_bytes(path).decode()
+    except UnicodeDecodeError:
         return faults.TARGET_INVALID
-    if http.method in (b"CONNECT", b"TRACE"):
-        return faults.METHOD_UNSUPPORTED
-    return faults.ROUTE_UNKNOWN
+    if not path.startswith(b"/") or b"%2f" in path.lower() or "\\" in decoded or "\0" in decoded:
+        return faults.TARGET_INVALID
+    return faults.TARGET_INVALID if {".", ".."} & set(decoded.split("/")) else None
 
 
 def _is_json(content_type: bytes) -> bool:

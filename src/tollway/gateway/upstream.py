@@ -29,7 +29,8 @@ IDLE_CONNECTIONS_MAX = 1024
 FAILURES_TO_EJECT = 3
 EJECTION_SECONDS_MAX = 30.0
 DRAIN_SECONDS = 5.0
-"""How long a connection may take to end a message whose content is complete ([DONE] seen, last chunk not)."""
+DRAIN_BYTES_MAX = 64 * 1024
+"""How long, and with how many bytes, a connection may end a message whose content is complete ([DONE] seen, last chunk not)."""
 
 
 class Sink(Protocol):
@@ -47,7 +48,7 @@ class Sink(Protocol):
 class Connection(asyncio.Protocol):
     """One connection to an engine."""
 
-    __slots__ = ("idle_since", "reader", "reused", "sink", "transport", "upstream")
+    __slots__ = ("_settled_bytes", "idle_since", "paused", "reader", "reused", "sink", "transport", "upstream")
 
     def __init__(self, upstream: "Upstream") -> None:
         self.upstream = upstream
@@ -56,6 +57,8 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.reused = False
         self.idle_since = 0.0
+        self._settled_bytes = 0
+        self.paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -78,10 +81,11 @@ class Connection(asyncio.Protocol):
     def _unasked(self) -> None:
         """Bytes with nobody waiting: the end of a message already settled, or something that must not be trusted."""
         reader = self.reader
-        if reader.complete and not reader.broken and self.upstream.is_draining(self):
-            self.upstream.put_idle(self)
-        elif not self.upstream.is_draining(self) or reader.broken:
+        reader.body.clear()  # settled: nobody takes it, and it must not gather
+        if not self.upstream.is_draining(self) or reader.broken or reader.body_bytes > self._settled_bytes + DRAIN_BYTES_MAX:
             self.abort()
+        elif reader.complete:
+            self.upstream.put_idle(self)
 
     def eof_received(self) -> bool:
         self.reader.eof()
@@ -102,11 +106,13 @@ class Connection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Read nothing more until `resume`: the engine is slowed down by its own socket."""
+        self.paused = True
         if self.transport is not None:
             self.transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
+        self.paused = False
         if self.transport is not None:
             self.transport.resume_reading()
 
@@ -116,6 +122,8 @@ class Connection(asyncio.Protocol):
         reader = self.reader
         if self.transport is None:
             return
+        if self.paused:
+            self.resume()  # its client's slowness must not deafen the next request on this connection
         if reader.complete and not reader.broken:
             if reader.keep_alive:
                 self.idle_since = now
@@ -124,6 +132,7 @@ class Connection(asyncio.Protocol):
                 self.abort()
         else:
             self.idle_since = now
+            self._settled_bytes = reader.body_bytes
             self.upstream.put_draining(self)
 
 

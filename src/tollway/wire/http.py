@@ -42,6 +42,7 @@ WANTED = frozenset(
 _LISTS = frozenset({b"anthropic-beta", b"x-forwarded-for"})
 """Wanted headers that are lists by their definition: several lines are joined by a comma (RFC 9110 section 5.3)."""
 
+_CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key"})
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _SPELLINGS_MAX = 4096
 _REFUSED = b"_"
@@ -88,7 +89,6 @@ class RequestReader:
 
     __slots__ = (
         "_body",
-        "_body_bytes",
         "_bounds",
         "_complete",
         "_current",
@@ -110,8 +110,7 @@ class RequestReader:
         self._current = HttpRequest()
         self._headers = 0
         self._head_bytes = 0
-        self._body: list[bytes] = []
-        self._body_bytes = 0
+        self._body: bytes | bytearray = b""
         self._raw_bytes = 0
         self.fault: FaultKind | None = None
         self.open_request: HttpRequest | None = None
@@ -199,7 +198,7 @@ class RequestReader:
                 headers[wanted] += b", " + value
             else:
                 self.fault = self.fault or (
-                    faults.CREDENTIALS_AMBIGUOUS if wanted in (b"authorization", b"x-api-key") else faults.MALFORMED_HTTP
+                    faults.CREDENTIALS_AMBIGUOUS if wanted in _CREDENTIALS else faults.MALFORMED_HTTP
                 )
         else:
             headers[wanted] = value
@@ -239,17 +238,24 @@ class RequestReader:
                 return faults.BODY_TOO_LARGE
         if b"expect" in headers and headers[b"expect"].lower() != b"100-continue":
             return faults.EXPECTATION_UNSUPPORTED
+        if request.method == b"CONNECT":
+            return faults.METHOD_UNSUPPORTED
         if b"upgrade" in headers and self._parser.should_upgrade():
             return faults.MALFORMED_HTTP
         return None
 
     def on_body(self, data: bytes) -> None:
-        self._body_bytes += len(data)
-        if self._body_bytes > self._bounds.body_bytes_max:
+        body = self._body
+        if len(body) + len(data) > self._bounds.body_bytes_max:
             self.fault = self.fault or faults.BODY_TOO_LARGE
-            self._body.clear()
-        if self.fault is None:
-            self._body.append(data)
+            self._body = b""
+        elif not body:
+            self._body = data
+        else:
+            # One growing buffer: a list of chunks would let a client that sends them two bytes at a time fill memory thirtyfold.
+            if type(body) is bytes:
+                body = self._body = bytearray(body)
+            body += data
 
     def on_message_complete(self) -> None:
         request, self._current = self._current, HttpRequest()
@@ -257,12 +263,10 @@ class RequestReader:
         self.in_message = False
         self._headers = self._head_bytes = self._raw_bytes = 0
         if self.fault is None:
-            body = self._body
-            request.body = body[0] if len(body) == 1 else b"".join(body)
+            request.body = bytes(self._body)
             self._complete.append(request)
         if self._body:
-            self._body = []
-        self._body_bytes = 0
+            self._body = b""
 
 
 def _resolve(name: bytes) -> bytes | None:
@@ -320,6 +324,11 @@ class ResponseReader:
         self.body: list[bytes] = []
         self.body_bytes = 0
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether not a byte of an answer came."""
+        return not self._head_bytes
+
     def feed(self, data: bytes) -> None:
         """Take bytes from the upstream; never raises. Look at the attributes afterwards."""
         if not self.has_head:
@@ -340,6 +349,10 @@ class ResponseReader:
             self.complete = True
             self.keep_alive = False
 
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self.broken = True  # another answer in the same read: nobody asked for it, and it must not overwrite the first
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.has_head:
             return
@@ -359,6 +372,8 @@ class ResponseReader:
             self.broken = True  # nobody asked for a coding; reading it blindly would relay an unmetered answer
 
     def on_headers_complete(self) -> None:
+        if self.complete:
+            return
         status = self._parser.get_status_code()
         if status < 200:
             self._headers = 0
@@ -370,6 +385,8 @@ class ResponseReader:
         self.has_head = True
 
     def on_body(self, data: bytes) -> None:
+        if self.complete:
+            return
         self.body_bytes += len(data)
         self.body.append(data)
 

@@ -72,6 +72,17 @@ def extend(chain: bytes, seq: int, payload: bytes) -> tuple[bytes, bytes]:
     return own, _PREFIX.pack(len(payload), zlib.crc32(body)) + body
 
 
+def parse_head(data: bytes, offset: int) -> tuple[int, int, bytes] | None:
+    """(payload length, seq, chain) of the frame at `offset`, unchecked; None at unwritten (zero) space or if the head is not whole.
+
+    For those who move frames without reading them: the length leads to the next one.
+    """
+    if offset + HEAD_BYTES > len(data):
+        return None
+    length, _, seq, chain = _HEAD.unpack_from(data, offset)
+    return (length, seq, chain) if length or seq else None
+
+
 class Reader:
     """Reads frames of one epoch in order, checking checksum, sequence and chain. `tail` says how the reading ended.
 

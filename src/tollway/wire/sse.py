@@ -19,35 +19,32 @@ class EventTooLong(ValueError):
 class EventReader:
     """Splits a stream into events. Each is returned without its blank line, with LF line ends, e.g. b'event: x\\ndata: {...}'."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_after_cr", "_rest")
 
     def __init__(self) -> None:
         self._rest = b""
+        self._after_cr = False
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events completed by `data`, in order. Raises EventTooLong."""
         rest = self._rest
-        if not rest and data.endswith(b"\n\n") and b"\r" not in data:
+        if not rest and data.endswith(b"\n\n") and b"\r" not in data and not data.startswith(b"\n"):
             event = data[:-2]
-            return event.split(b"\n\n") if b"\n\n" in event else [event]
-        data = rest + data
-        if len(data) > EVENT_BYTES_MAX + 65536:
-            raise EventTooLong
-        held = b""
+            if b"\n\n" not in event:
+                return [event]
+        if self._after_cr:
+            self._after_cr = False
+            if data.startswith(b"\n"):
+                data = data[1:]  # the second half of a CR LF that two reads divided
         if b"\r" in data:
-            if data.endswith(b"\r"):
-                data, held = data[:-1], b"\r"  # its LF may be in the next read
+            self._after_cr = data.endswith(b"\r")
             data = _LINE_END.sub(b"\n", data)
-        *events, rest = data.split(b"\n\n")
-        if len(rest) > EVENT_BYTES_MAX:
+        *events, rest = (rest + data).split(b"\n\n")
+        events = [stripped for event in events if (stripped := event.lstrip(b"\n"))]
+        if len(rest) > EVENT_BYTES_MAX or any(len(event) > EVENT_BYTES_MAX for event in events):
             raise EventTooLong
-        self._rest = rest + held
-        return [event.lstrip(b"\n") for event in events if event]
-
-    @property
-    def has_rest(self) -> bool:
-        """Whether an event was begun and not ended."""
-        return bool(self._rest.strip())
+        self._rest = rest
+        return events
 
 
 def find_data(event: bytes) -> bytes | None:

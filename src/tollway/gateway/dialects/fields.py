@@ -102,7 +102,7 @@ def prompts(value: Any) -> bool:
     if kinds == {str}:
         return True
     if kinds == {int}:
-        return min(value) >= 0
+        return bool(min(value) >= 0)
     return kinds == {list} and all(set(map(type, item)) == {int} and min(item) >= 0 for item in value)
 
 

@@ -19,6 +19,9 @@ from tollway.wire import bodies, sse
 
 DONE = b"data: [DONE]\n\n"
 
+USAGE_INVALID, USAGE_INFLATED, USAGE_SHRINKING = "usage_invalid", "usage_inflated", "usage_shrinking"
+"""Anomalies: a report that is nonsense, claims more than was asked for, or takes back what it said before."""
+
 _COMMON: dict[str, Check] = {
     "model": fields.text,
     "stream": fields.nullable(fields.boolean),
@@ -80,6 +83,8 @@ NOT_FORWARDED = frozenset({"metadata", "prompt_cache_key", "safety_identifier", 
 them (Dynamo) or log them (`user`, `safety_identifier` name people)."""
 
 
+_USAGE_CHUNK = frozenset({"id", "object", "created", "model", "system_fingerprint"})
+"""Members of a finish chunk that the usage chunk made from it keeps."""
 _ABSENT = msgspec.Raw(b"")
 _NULL = b"null"
 
@@ -157,6 +162,12 @@ def _is_absent(raw: msgspec.Raw) -> bool:
     return not raw or raw == _NULL
 
 
+def _check_text(data: bytes) -> None:
+    """Raise UnicodeDecodeError unless `data` is UTF-8: msgspec skips the members that nobody asks for without looking inside."""
+    if not data.isascii():
+        data.decode()
+
+
 def read_usage(raw: bytes | msgspec.Raw) -> Quantities | None:
     """The disjoint quantities of a usage object, or None if it is nonsense: missing or negative counts, parts larger than their
     whole, or more than TOKENS_MAX. OpenAI's prompt_tokens includes cached ones and completion_tokens includes reasoning."""
@@ -176,18 +187,29 @@ def read_usage(raw: bytes | msgspec.Raw) -> Quantities | None:
     return Quantities(prompt - cached, cached, completion - reasoning, reasoning)
 
 
+def hold_to(used: Quantities, output_tokens_max: int | None) -> Quantities:
+    """`used`, or as much of it as the request could have produced: an engine that claims more bills nothing for the surplus."""
+    if output_tokens_max is None or used.output + used.reasoning <= output_tokens_max:
+        return used
+    reasoning = min(used.reasoning, output_tokens_max)
+    return Quantities(used.input, used.cached_input, output_tokens_max - reasoning, reasoning)
+
+
 class Answer(msgspec.Struct, frozen=True):
-    """A whole (non-streaming) answer of status 200, judged: what to send and what it used (None: the engine did not say)."""
+    """A whole (non-streaming) answer of status 200, judged: what to send, what it used (None: the engine did not say), and what was
+    wrong with its report (None: nothing)."""
 
     body: bytes
     used: Quantities | None
+    anomaly: str | None
 
 
-def read_answer(body: bytes, upstream_model: str, public_model: str) -> Answer:
+def read_answer(body: bytes, upstream_model: str, public_model: str, output_tokens_max: int | None) -> Answer:
     """Judge a 200 body of any of the three endpoints. Raises Fault if it is no answer: not JSON, an error object, aborted."""
     try:
         answer = _answer.decode(body)
-    except msgspec.DecodeError as error:
+        _check_text(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Fault(faults.UPSTREAM_INVALID, detail=f"answer is not of the API's shape: {type(error).__name__}") from None
     if not _is_absent(answer.error) or answer.object == "error":
         raise error_fault(body, 500, first=True)
@@ -195,13 +217,21 @@ def read_answer(body: bytes, upstream_model: str, public_model: str) -> Answer:
         raise Fault(faults.UPSTREAM_INVALID, detail="answer has neither choices nor data")
     if answer.choices is not None and any(choice.finish_reason == "abort" for choice in answer.choices):
         raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
-    used = None if _is_absent(answer.usage) else read_usage(answer.usage)
+    anomaly = None
+    used = None
+    if not _is_absent(answer.usage):
+        used = reported = read_usage(answer.usage)
+        if reported is None:
+            anomaly = USAGE_INVALID
+        else:
+            used = hold_to(reported, output_tokens_max)
+            anomaly = None if used is reported else USAGE_INFLATED
     if upstream_model != public_model:
         members: dict[str, Any] = dict(bodies.members(body))
         if "model" in members:
             members["model"] = msgspec.json.encode(public_model)
             body = bodies.join(members)
-    return Answer(body, used)
+    return Answer(body, used, anomaly)
 
 
 class _ErrorEnvelope(msgspec.Struct):
@@ -255,7 +285,7 @@ def _read_error(body: bytes) -> tuple[int | str | None, str]:
     try:
         nested = _error.decode(envelope.error)
     except msgspec.DecodeError:
-        return None, ""
+        return envelope.code, ""
     return nested.code, nested.message or ""
 
 
@@ -269,29 +299,44 @@ class Stream:
         "_finish_seen",
         "_hide_continuous",
         "_hide_usage",
+        "_output_tokens_max",
+        "_owed",
         "_rename",
         "_reported",
+        "anomaly",
         "source",
         "terminated",
         "used",
     )
 
-    def __init__(self, *, hide_usage: bool, hide_continuous: bool, counting: bool, upstream_model: str, public_model: str) -> None:
+    def __init__(
+        self,
+        *,
+        hide_usage: bool,
+        hide_continuous: bool,
+        counting: bool,
+        upstream_model: str,
+        public_model: str,
+        output_tokens_max: int | None,
+    ) -> None:
         """`hide_usage`: the client did not ask for usage at the end; `hide_continuous`: nor for a running one. `counting`: the engine
         reports no running usage, so events that carry output are counted."""
         self._hide_usage = hide_usage
         self._hide_continuous = hide_continuous
         self._counting = counting
+        self._output_tokens_max = output_tokens_max
+        self._owed: dict[str, Any] | None = None
         self._rename: tuple[bytes, bytes] | None = None
         if upstream_model != public_model:
             encode = msgspec.json.encode
-            self._rename = (b'"model":' + encode(upstream_model), b'"model":' + encode(public_model))
+            self._rename = (b'"model":' + encode(upstream_model), encode(public_model))
         self._events = 0
         self._counted = 0
         self._reported = False
         self._finish_seen = False
         self.used: Quantities | None = None
         self.source = UsageSource.NONE
+        self.anomaly: str | None = None
         self.terminated = False
 
     def read(self, event: bytes) -> bytes | None:
@@ -306,10 +351,13 @@ class Stream:
             if not self._events:
                 raise Fault(faults.UPSTREAM_INVALID, detail="a stream without events")
             self.terminated = True
-            return None
+            return None if self._owed is None else b"data: " + bodies.join(self._owed) + b"\n\n"
+        if b"\n" in data:
+            data = data.replace(b"\n", b" ")  # of several data lines one is made; inside JSON a line end is nothing but space
         try:
             read = _counted_event.decode(data) if self._counting else _event.decode(data)
-        except msgspec.DecodeError as error:
+            _check_text(data)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise Fault(faults.UPSTREAM_INVALID, detail=f"event is not of the API's shape: {type(error).__name__}") from None
         choices = read.choices
         if choices is None or not _is_absent(read.error):
@@ -328,8 +376,14 @@ class Stream:
             last = not choices
             if raw != _NULL:
                 self._take_usage(raw, final=last or self._finish_seen)
-                if last and self._hide_usage:
-                    return None
+                if last:
+                    self._owed = None
+                    if self._hide_usage:
+                        return None
+                elif self._finish_seen and self._hide_continuous and not self._hide_usage:
+                    # Some engines report on the finish chunk and never again. The client asked for a chunk of its own at the end.
+                    self._owed = {name: value for name, value in bodies.members(self._renamed(data)).items() if name in _USAGE_CHUNK}
+                    self._owed |= {"choices": b"[]", "usage": bytes(raw)}
             if self._hide_continuous and not (last and not self._hide_usage):
                 tail = b',"usage":' + raw + b"}"
                 if data.endswith(tail):
@@ -339,15 +393,33 @@ class Stream:
                     del members["usage"]
                     data = bodies.join(members)
         if self._rename is not None:
-            data = data.replace(*self._rename, 1)
+            data = self._renamed(data)
         return b"data: " + data + b"\n\n"
 
+    def _renamed(self, data: bytes) -> bytes:
+        """The event under the model's public name; the engine's spelling is usually the compact one."""
+        if self._rename is None:
+            return data
+        before, name = self._rename
+        renamed = data.replace(before, b'"model":' + name, 1)
+        if renamed == data and b'"model"' in data:
+            members: dict[str, Any] = dict(bodies.members(data))
+            if "model" in members:
+                members["model"] = name
+                return bodies.join(members)
+        return renamed
+
     def _take_usage(self, raw: msgspec.Raw, *, final: bool) -> None:
-        used = read_usage(raw)
-        if used is None:
+        reported = read_usage(raw)
+        if reported is None:
+            self.anomaly = USAGE_INVALID
             return
+        used = hold_to(reported, self._output_tokens_max)
+        if used is not reported:
+            self.anomaly = USAGE_INFLATED
         before = self.used
         if before is not None and self._reported and used.output + used.reasoning < before.output + before.reasoning:
+            self.anomaly = USAGE_SHRINKING
             return  # a shrinking report is nonsense; the larger one was true when it was made
         self.used = used
         self._reported = True

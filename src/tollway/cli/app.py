@@ -1,0 +1,77 @@
+"""The commands by name, and the one place where a command's module is imported.
+
+Each command imports what it runs at the top of its own module; `tollway gateway` must not pay for FastAPI, nor `tollway
+keys` for the gateway. So this table knows modules by name, and only the one that was asked for is imported. Help needs
+none of them."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import typer
+
+from tollway.serve.parent import end_with_parent
+from tollway.settings import OperatorError
+
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    # name: (module and attribute under tollway.cli, what it does)
+    "demo": ("demo:demo", "Run everything on this machine, with an engine, a model, a tenant and a key."),
+    "serve": ("serve:serve", "Run a gateway and a control plane on this machine, and keep them running."),
+    "gateway": ("gateway:gateway", "Run one gateway process (data plane)."),
+    "control": ("control:control", "Run one control process (control plane)."),
+    "migrate": ("migrate:migrate", "Bring the database to this version's schema."),
+    "organizations": ("organizations:app", "Billing accounts: list, create."),
+    "projects": ("projects:app", "Parts of an organization: list, create."),
+    "keys": ("keys:app", "API keys: create, list, revoke."),
+    "models": ("models:app", "The catalog: models, their deployments and prices."),
+    "usage": ("usage:usage", "What was used, by time, project, key or model."),
+    "costs": ("usage:costs", "What it costs, exactly, by day, project or line item."),
+    "apply": ("apply:apply", "Make the platform what a YAML file says. Never deletes."),
+    "export": ("apply:export", "Write the platform as a YAML file that `apply` reads."),
+    "verify": ("verify:verify", "Recompute usage and ledger from the archive and compare (offline)."),
+    "spool": ("spool:app", "A gateway's usage records on disk: inspect."),
+    "simulate": ("simulate:simulate", "Run a simulated inference engine, with faults on demand."),
+    "version": ("version:version", "Print the version."),
+}
+
+HELP = "One OpenAI-compatible address in front of your model servers: shared, metered, billed."
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code. Errors that the person can put right are one line and a hint on standard
+    error."""
+    end_with_parent()
+    words = os.environ.get("_TYPER_COMPLETE_ARGS", "").split()[1:] or arguments
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    try:
+        typer.main.get_command(_build(chosen))(args=list(arguments), prog_name="tollway")
+    except OperatorError as error:
+        print(f"tollway: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    return 0
+
+
+def _build(chosen: str | None) -> typer.Typer:
+    # Plain help: rich costs a tenth of a second at each start, and boxes do not survive a pipe.
+    root = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+    for name, (place, help) in COMMANDS.items():
+        if name != chosen:
+            root.command(name, help=help)(_not_loaded)
+            continue
+        module, _, attribute = place.partition(":")
+        command = getattr(importlib.import_module(f"tollway.cli.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            root.add_typer(command, name=name, help=help)
+        else:
+            root.command(name)(command)  # its own docstring says more than the list does
+    return root
+
+
+def _not_loaded() -> None:
+    raise AssertionError("stands in the list of commands only")

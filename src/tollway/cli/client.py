@@ -1,0 +1,202 @@
+"""A client of the control plane's REST API, for the commands that administer a running installation.
+
+Where and who: `--control-url` and `--key`, else TOLLWAY_CONTROL_URL and TOLLWAY_KEY, else what the demo or `tollway
+serve` left in the data directory of this machine. A key given as `-` is read from standard input, so that it stands in
+no process list and no history."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import httpx2
+import typer
+
+from tollway.settings import OperatorError
+
+TIMEOUT_SECONDS = 30.0
+"""For one answer; the slowest honest one sums a year of usage."""
+
+PAGE_ITEMS = 100
+"""Items asked for at once: the most that the API gives."""
+
+ControlUrl = Annotated[
+    str | None, typer.Option("--control-url", metavar="URL", help="The control plane, without /v1 [TOLLWAY_CONTROL_URL].")
+]
+Key = Annotated[str | None, typer.Option("--key", metavar="KEY", help="An admin or platform key; - reads it from stdin [TOLLWAY_KEY].")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", metavar="DIR", help="Where to find both instead [./tollway-data].")]
+Organization = Annotated[
+    str | None, typer.Option("--organization", metavar="NAME|ID", help="The organization to act for, with a platform key.")
+]
+
+
+class Role(StrEnum):
+    """What a command needs to be."""
+
+    ADMIN = "admin_key"
+    OPERATOR = "platform_key"
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a control plane is and the key to present."""
+
+    url: str
+    key: str
+
+
+def find_door(control_url: str | None, key: str | None, data_dir: Path | None, role: Role) -> Door:
+    """Where to go and as whom. Raises OperatorError that says what to set if either cannot be found."""
+    directory = data_dir or Path(os.environ.get("TOLLWAY__DATA_DIR", "tollway-data"))
+    url = control_url or os.environ.get("TOLLWAY_CONTROL_URL") or None
+    if key == "-":
+        key = sys.stdin.readline().strip()
+    key = key or os.environ.get("TOLLWAY_KEY") or None
+    if url is None:
+        left = _read(directory / "demo.json") or _read(directory / "addresses.json")
+        url = left.get("control_url")
+    if key is None:
+        key = _read(directory / "demo.json").get(role) or _read(directory / "secrets.json").get(Role.OPERATOR)
+    if url is None or key is None:
+        what = "control plane" if url is None else "key"
+        option = "--control-url or TOLLWAY_CONTROL_URL" if url is None else "TOLLWAY_KEY or --key -"
+        raise OperatorError(
+            f"no {what} given, and none is running in {directory}", hint=f"set {option}, or name its --data-dir", exit_code=2
+        )
+    return Door(url.rstrip("/").removesuffix("/v1"), key)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def segment(name: str) -> str:
+    """`name` as part of a path. Models' names may hold slashes, which the API takes as they are."""
+    return quote(name, safe="/:@")
+
+
+class Control:
+    """The REST API as functions of paths below /v1. Every failure is an OperatorError with the API's own words."""
+
+    def __init__(self, http: httpx2.Client, door: Door) -> None:
+        self._http = http
+        self._door = door
+        self._headers = {"authorization": f"Bearer {door.key}"}
+
+    def act_for(self, organization: str | None) -> None:
+        """Act for the organization of this name or id on tenant routes. With a platform key one must be named, unless
+        it is alone."""
+        if not self._door.key.startswith("tw_platform_"):
+            if organization is not None:
+                raise OperatorError("--organization needs a platform key; an admin key has its own organization", exit_code=2)
+            return
+        organizations = list(self.list_all("/platform/organizations"))
+        found = [each for each in organizations if organization in (None, each["id"], each["name"])]
+        if len(found) != 1:
+            names = ", ".join(each["name"] for each in organizations) or "none: see `tollway organizations create`"
+            what = "no organization is called that" if not found and organization else "which organization?"
+            raise OperatorError(what, hint=f"--organization NAME, of: {names}", exit_code=2)
+        self.act_for_id(found[0]["id"])
+
+    def act_for_id(self, organization_id: str) -> None:
+        """Act for this organization on tenant routes from here on."""
+        self._headers["openai-organization"] = organization_id
+
+    def get(self, path: str, **query: Any) -> Any:
+        """GET; parameters that are None are left out."""
+        return self._call("GET", path, query=query)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """POST."""
+        return self._call("POST", path, body=body)
+
+    def put(self, path: str, body: Mapping[str, Any]) -> Any:
+        """PUT."""
+        return self._call("PUT", path, body=body)
+
+    def delete(self, path: str) -> Any:
+        """DELETE."""
+        return self._call("DELETE", path)
+
+    def list_all(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
+        """Every item of a list, page after page, oldest first."""
+        after = None
+        while True:
+            page = self.get(path, after=after, limit=PAGE_ITEMS, order="asc", **query)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            after = page["last_id"]
+
+    def get_project(self, name_or_id: str | None) -> dict[str, Any]:
+        """The project of this name or id; without one, the only one there is. Raises OperatorError that lists the
+        names."""
+        projects = list(self.list_all("/organization/projects"))
+        found = [each for each in projects if name_or_id in (None, each["id"], each["name"])]
+        if len(found) != 1:
+            names = ", ".join(each["name"] for each in projects) or "none: see `tollway projects create`"
+            what = "no project is called that" if not found and name_or_id else "which project?"
+            raise OperatorError(what, hint=f"--project NAME, of: {names}", exit_code=2)
+        return found[0]
+
+    def _call(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Mapping[str, Any] | None = None) -> Any:
+        params = {name: value for name, value in (query or {}).items() if value is not None}
+        try:
+            answer = self._http.request(method, f"{self._door.url}/v1{path}", params=params, json=body, headers=self._headers)
+        except httpx2.ConnectError:
+            raise OperatorError(f"nothing answers at {self._door.url}", hint="is the control plane running? see `tollway serve`") from None
+        except httpx2.TimeoutException:
+            raise OperatorError(f"{self._door.url} did not answer within {TIMEOUT_SECONDS:.0f} s") from None
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise OperatorError(f"cannot talk to {self._door.url}: {error}", hint="see --control-url") from None
+        if answer.status_code >= 400:
+            raise _refusal(answer)
+        return answer.json() if answer.content else None
+
+
+HINTS = {
+    "invalid_api_key": "the key is unknown, revoked or expired; see TOLLWAY_KEY, --key or --data-dir",
+    "insufficient_scope": "tenants' commands need an admin key (tw_admin_), operators' a platform key (tw_platform_)",
+    "price_missing": "give it a price first: `tollway models price`",
+}
+"""What to do about an error code of the API, where there is more to say than its message."""
+
+
+def _refusal(answer: httpx2.Response) -> OperatorError:
+    try:
+        error = answer.json()["error"]
+        message, code, param = error["message"], error.get("code"), error.get("param")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return OperatorError(f"{answer.url} answered {answer.status_code}", hint="is this the control plane's address?")
+    where = f" ({param})" if param else ""
+    request_id = answer.headers.get("x-request-id", "")
+    hint = HINTS.get(str(code), f"request {request_id} in the control plane's log" if answer.status_code >= 500 else "")
+    return OperatorError(f"{message}{where}", hint=hint)
+
+
+@contextmanager
+def connect(control_url: str | None, key: str | None, data_dir: Path | None, role: Role = Role.OPERATOR) -> Iterator[Control]:
+    """A client for one command."""
+    door = find_door(control_url, key, data_dir, role)
+    with httpx2.Client(timeout=TIMEOUT_SECONDS, trust_env=False) as http:
+        yield Control(http, door)
+
+
+@contextmanager
+def connect_tenant(control_url: str | None, key: str | None, data_dir: Path | None, organization: str | None) -> Iterator[Control]:
+    """A client for one command about one organization: with its admin key, or for `organization` with a platform
+    key."""
+    role = Role.ADMIN if organization is None else Role.OPERATOR
+    with connect(control_url, key, data_dir, role) as control:
+        control.act_for(organization)
+        yield control

@@ -1,0 +1,104 @@
+"""`tollway keys`: the API keys of a project."""
+
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, connect_tenant, segment
+from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.settings import OperatorError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+Project = Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="The project; not needed if there is only one.")]
+
+
+@app.command("list")
+def list_keys(
+    project: Project = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """The keys of a project, or of all projects. Secrets are never shown again."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        rows = []
+        projects = [control.get_project(project)] if project else list(control.list_all("/organization/projects"))
+        for each in projects:
+            found = control.list_all(f"/organization/projects/{each['id']}/api_keys")
+            rows += [{**row, "project": each["name"], "expires": _day(row["expires_at"])} for row in found]
+    columns = ["id", "name", "project", "type", "redacted_value", "expires"]
+    print_rows(output, columns, rows, none="no keys yet: see `tollway keys create`")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Option(help="What it is for.")] = "key",
+    project: Project = None,
+    type: Annotated[str, typer.Option(help="live (billed) or test.")] = "live",
+    model: Annotated[list[str] | None, typer.Option(help="Only this model; may be repeated.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(help="Limit of this key.")] = None,
+    concurrent_requests: Annotated[int | None, typer.Option(help="Limit of this key.")] = None,
+    expires_in_days: Annotated[float | None, typer.Option(help="From now.")] = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Create a key and print its secret, this once: on standard output, alone on its line."""
+    body: dict[str, Any] = {
+        "name": name,
+        "type": type,
+        "limits": {"requests_per_minute": requests_per_minute, "concurrent_requests": concurrent_requests},
+    }
+    if model:
+        body["models"] = model
+    if expires_in_days is not None:
+        body["expires_at"] = int(time.time() + expires_in_days * 86_400)
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        place = control.get_project(project)
+        made = control.post(f"/organization/projects/{place['id']}/api_keys", body)
+    if output is Output.JSON:
+        print_json(made)
+        return
+    print(f"{made['id']} in project {place['name']}; the secret is shown this once:", file=sys.stderr)
+    print(made["value"])
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `tollway keys list` shows it.")],
+    project: Project = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Revoke a key for ever. Says which gateways have not confirmed yet."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        place = control.get_project(project)["id"] if project else _find_project_of(control, key_id)
+        gone = control.delete(f"/organization/projects/{place}/api_keys/{segment(key_id)}")
+    if output is Output.JSON:
+        print_json(gone)
+        return
+    print(f"revoked {key_id}")
+    if gone["pending_nodes"]:
+        print(f"not confirmed yet by: {', '.join(gone['pending_nodes'])}", file=sys.stderr)
+
+
+def _find_project_of(control: Control, key_id: str) -> str:
+    for project in control.list_all("/organization/projects"):
+        keys = control.list_all(f"/organization/projects/{project['id']}/api_keys")
+        if any(each["id"] == key_id for each in keys):
+            return str(project["id"])
+    raise OperatorError(f"no key {key_id} in this organization", hint="`tollway keys list` shows their ids")
+
+
+def _day(at_seconds: int | None) -> str | None:
+    return None if at_seconds is None else time.strftime("%Y-%m-%d", time.gmtime(at_seconds))

@@ -1,0 +1,149 @@
+"""`tollway models`: the catalog, for operators. Create, price, deploy, publish; `tollway apply` does the same from a
+file."""
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from tollway.cli.client import ControlUrl, DataDir, Key, connect, segment
+from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.platform_file import resolve_credential
+from tollway.domain.catalog import Endpoint, Engine
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="Its public name.")]
+
+
+@app.command("list")
+def list_models(output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None) -> None:
+    """The catalog, with what serves each model."""
+    with connect(control_url, key, data_dir) as control:
+        models = list(control.list_all("/platform/models"))
+        deployments = list(control.list_all("/platform/deployments"))
+    rows = [
+        {
+            **model,
+            "state": "published" if model["published"] else "draft",
+            "deployments": [each for each in deployments if each["model"] == model["name"]],
+        }
+        for model in models
+    ]
+    if output is Output.TABLE:
+        rows = [
+            {
+                "model": row["name"],
+                "state": row["state"],
+                "endpoints": ", ".join(row["endpoints"]),
+                "served_by": ", ".join(f"{each['engine']} {each['base_url']}" for each in row["deployments"]) or None,
+            }
+            for row in rows
+        ]
+    print_rows(output, ["model", "state", "endpoints", "served_by"], rows, none="no models yet")
+
+
+@app.command()
+def create(
+    name: Name,
+    endpoint: Annotated[list[Endpoint] | None, typer.Option(help="What it can be asked for; may be repeated. [chat/completions]")] = None,
+    output_tokens_max: Annotated[int | None, typer.Option(help="Most that one request may ask for.")] = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Add a draft to the catalog. Nobody can use it before it has a price and is published."""
+    body: dict[str, Any] = {"name": name, "endpoints": endpoint or [Endpoint.CHAT_COMPLETIONS], "output_tokens_max": output_tokens_max}
+    with connect(control_url, key, data_dir) as control:
+        made = control.post("/platform/models", body)
+    print_json(made) if output is Output.JSON else print(f"{name} is a draft; next: tollway models price, deploy, publish")
+
+
+@app.command()
+def price(
+    name: Name,
+    currency: Annotated[str, typer.Option(help="ISO 4217.")],
+    input_price: Annotated[str, typer.Option(help="Per 1,000,000 tokens, a decimal.")],
+    output_price: Annotated[str, typer.Option(help="Likewise.")],
+    cached_input_price: Annotated[str | None, typer.Option(help="Likewise; as input if left out.")] = None,
+    reasoning_price: Annotated[str | None, typer.Option(help="Likewise; as output if left out.")] = None,
+    request_price: Annotated[str, typer.Option(help="Per request.")] = "0",
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Give a model a price from now on. The one before stays valid for what was admitted before."""
+    body = {
+        "model": name,
+        "currency": currency,
+        "input": input_price,
+        "output": output_price,
+        "cached_input": cached_input_price,
+        "reasoning": reasoning_price,
+        "request": request_price,
+    }
+    with connect(control_url, key, data_dir) as control:
+        made = control.post("/platform/prices", body)
+    print_json(made) if output is Output.JSON else print(made["id"])
+
+
+@app.command()
+def deploy(
+    name: Name,
+    base_url: Annotated[str, typer.Option(help="Of the upstream, without /v1.")],
+    engine: Annotated[Engine, typer.Option(help="What serves it.")],
+    upstream_model: Annotated[str | None, typer.Option(help="Its name there; the same if left out.")] = None,
+    tier: Annotated[int, typer.Option(help="Lower ones are tried first.")] = 0,
+    weight: Annotated[int, typer.Option(help="Share within the tier; 0 drains.")] = 1,
+    region: Annotated[str | None, typer.Option(help="Where it is.")] = None,
+    credential: Annotated[str | None, typer.Option(help="What the upstream asks for: ${VARIABLE} or file:PATH.")] = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Add an upstream that serves a model."""
+    body = {
+        "model": name,
+        "base_url": base_url,
+        "engine": engine,
+        "upstream_model": upstream_model or name,
+        "tier": tier,
+        "weight": weight,
+        "region": region,
+        "credential": credential and resolve_credential(credential, os.environ, "--credential"),
+    }
+    with connect(control_url, key, data_dir) as control:
+        made = control.post("/platform/deployments", body)
+    print_json(made) if output is Output.JSON else print(made["id"])
+
+
+@app.command()
+def undeploy(
+    deployment_id: Annotated[str, typer.Argument(metavar="DEPLOYMENT_ID", help="See `tollway models list -o json`.")],
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Archive a deployment: no new request goes there."""
+    with connect(control_url, key, data_dir) as control:
+        control.post(f"/platform/deployments/{segment(deployment_id)}/archive")
+    print(f"archived {deployment_id}")
+
+
+@app.command()
+def publish(name: Name, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None) -> None:
+    """Let tenants use a model. It needs a price."""
+    with connect(control_url, key, data_dir) as control:
+        control.post(f"/platform/models/{segment(name)}/publish")
+    print(f"published {name}")
+
+
+@app.command()
+def archive(name: Name, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None) -> None:
+    """Take a model away for ever. Its name stays taken: usage refers to it."""
+    with connect(control_url, key, data_dir) as control:
+        control.post(f"/platform/models/{segment(name)}/archive")
+    print(f"archived {name}")

@@ -1,0 +1,70 @@
+"""What a person reads: tables that pipe well, JSON for programs, progress that disappears when nobody watches."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, TextIO
+
+import typer
+
+
+class Output(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("-o", "--output", help="How to print the result.", show_default=True)]
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: frozenset[str] = frozenset()) -> None:
+    """Columns under headings, two spaces apart; those in `right` end flush. None is shown as "-"."""
+    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [max(len(name), *(len(row[at]) for row in cells)) if cells else len(name) for at, name in enumerate(columns)]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (text.rjust(width) if name in right else text.ljust(width) for name, text, width in zip(columns, row, widths, strict=True))
+        return "  ".join(padded).rstrip()
+
+    print(bold(line([name.upper() for name in columns]), sys.stdout))
+    for row in cells:
+        print(line(row))
+
+
+def print_rows(output: Output, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, none: str = "") -> None:
+    """Rows as a table of `columns` (`none` is said on standard error if there are no rows) or as JSON with all their
+    fields."""
+    if output is Output.JSON:
+        print_json(list(rows))
+    elif rows:
+        numbers = frozenset(name for name in columns if any(isinstance(row.get(name), int) for row in rows))
+        print_table(columns, [[row.get(name) for name in columns] for row in rows], right=numbers)
+    elif none:
+        print(none, file=sys.stderr)
+
+
+def bold(text: str, stream: TextIO) -> str:
+    """`text` in bold, if `stream` is a terminal and NO_COLOR (no-color.org) is not set."""
+    return f"\x1b[1m{text}\x1b[0m" if stream.isatty() and not os.environ.get("NO_COLOR") else text
+
+
+class Progress:
+    """Steps with the seconds since the start, on standard error; nothing unless it is a terminal or `always`."""
+
+    def __init__(self, *, always: bool = False) -> None:
+        self._started_at = time.monotonic()
+        self._shown = always or sys.stderr.isatty()
+
+    def step(self, text: str) -> None:
+        """Say what is being done, or was."""
+        if self._shown:
+            print(f"[{time.monotonic() - self._started_at:5.1f} s] {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,162 @@
+"""The plan: what must change so that the platform is what the file says. Pure; nothing here talks to anybody.
+
+The current state has the same shape as the file, so a plan is the difference of two values. Only what the file names is
+compared; nothing is ever deleted. What cannot be changed once it exists (a currency, an engine's name for a model) is
+refused when the plan is made, before anything was done."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from tollway.cli.platform_file import (
+    DeploymentFile,
+    LimitsFile,
+    ModelFile,
+    OrganizationFile,
+    PlatformFile,
+    PriceFile,
+    ProjectFile,
+)
+from tollway.settings import OperatorError
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One step. `what`: model, price, publication, deployment, organization, project or limits. `place`: the names that
+    lead to it.
+
+    `fields`: each that changes, old and new; on creation the old ones are None. `body`: what to send.
+    """
+
+    what: str
+    place: tuple[str, ...]
+    creates: bool
+    fields: Mapping[str, tuple[Any, Any]]
+    body: Mapping[str, Any]
+
+    def describe(self) -> list[str]:
+        """Lines for a person: what is added (+) or changed (~), then each field."""
+        title = f"{'+' if self.creates else '~'} {self.what} {' / '.join(self.place)}"
+        if self.creates:
+            return [title, *(f"    {name}: {_show(new)}" for name, (_, new) in self.fields.items())]
+        return [title, *(f"    {name}: {_show(old)} -> {_show(new)}" for name, (old, new) in self.fields.items())]
+
+
+def make_plan(current: PlatformFile, wanted: PlatformFile) -> list[Change]:
+    """The changes that make `current` what `wanted` says, in an order in which each can be done. Raises
+    OperatorError."""
+    changes: list[Change] = []
+    for name, model in wanted.models.items():
+        changes += _plan_model(name, current.models.get(name), model)
+    for name, organization in wanted.organizations.items():
+        changes += _plan_organization(name, current.organizations.get(name), organization)
+    return changes
+
+
+def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iterator[Change]:
+    settings = ("endpoints", "output_tokens_max", "unknown_parameters", "retry_started", "share_cache")
+    yield from _difference("model", (name,), current, wanted, settings)
+    prices = {} if current is None or current.prices is UNSET else current.prices
+    for currency, price in _items(wanted.prices):
+        yield from _plan_price((name, currency), prices.get(currency), price)
+    was_published = current is not None and current.published is True
+    if wanted.published is True and not was_published:
+        yield Change("publication", (name,), False, {"published": (False, True)}, {})
+    if wanted.published is False and was_published:
+        raise OperatorError(f"model {name} is published and cannot become a draft again", hint=f"tollway models archive {name}")
+    deployments = {} if current is None or current.deployments is UNSET else current.deployments
+    for base_url, deployment in _items(wanted.deployments):
+        yield from _plan_deployment((name, base_url), deployments.get(base_url), deployment)
+
+
+def _plan_price(place: tuple[str, str], current: PriceFile | None, wanted: PriceFile) -> Iterator[Change]:
+    """A price that differs in any class, left-out ones at their defaults, becomes a new version, valid at once."""
+    old = {} if current is None else current.to_pico()
+    if old != wanted.to_pico():
+        body = {"model": place[0], "currency": place[1], **_given(wanted)}
+        shown = {} if current is None else _given(current)
+        fields = {name: (shown.get(name), text) for name, text in _given(wanted).items() if shown.get(name) != text}
+        yield Change("price", place, current is None, fields, body)
+
+
+def _plan_deployment(place: tuple[str, str], current: DeploymentFile | None, wanted: DeploymentFile) -> Iterator[Change]:
+    if current is not None and current.engine != wanted.engine:
+        raise OperatorError(
+            f"deployment {' / '.join(place)} is {current.engine} and cannot become {wanted.engine}",
+            hint="tollway models undeploy, then apply again",
+        )
+    fields: tuple[str, ...] = ("engine", "upstream_model", "tier", "weight", "region")
+    if current is None or current.credential is UNSET:
+        fields += ("credential",)  # a credential that is there cannot be read, so it is never compared
+    yield from _difference("deployment", place, current, wanted, fields)
+
+
+def _plan_organization(name: str, current: OrganizationFile | None, wanted: OrganizationFile) -> Iterator[Change]:
+    if current is None:
+        body = {"name": name, "currency": wanted.currency}
+        yield Change("organization", (name,), True, {"currency": (None, wanted.currency)}, body)
+    elif current.currency != wanted.currency:
+        raise OperatorError(
+            f"organization {name} is billed in {current.currency}, for ever, and not in {wanted.currency}",
+            hint="make another organization for another currency",
+        )
+    yield from _plan_limits((name,), UNSET if current is None else current.limits, wanted.limits)
+    projects = {} if current is None or current.projects is UNSET else current.projects
+    for project_name, project in _items(wanted.projects):
+        yield from _plan_project((name, project_name), projects.get(project_name), project)
+
+
+def _plan_project(place: tuple[str, str], current: ProjectFile | None, wanted: ProjectFile) -> Iterator[Change]:
+    if current is None:
+        yield Change("project", place, True, {}, {"name": place[1]})
+    yield from _plan_limits(place, UNSET if current is None else current.limits, wanted.limits)
+
+
+def _plan_limits(place: tuple[str, ...], current: LimitsFile | UnsetType, wanted: LimitsFile | UnsetType) -> Iterator[Change]:
+    """Limits are replaced as a whole: those that the file leaves out are sent as they are."""
+    if wanted is UNSET:
+        return
+    names = [field.name for field in msgspec.structs.fields(LimitsFile)]
+    old = {name: None if current is UNSET else _or_none(getattr(current, name)) for name in names}
+    new = old | _given(wanted)
+    if new != old:
+        fields = {name: (old[name], new[name]) for name in names if old[name] != new[name]}
+        yield Change("limits", place, False, fields, new)
+
+
+def _difference(
+    what: str,
+    place: tuple[str, ...],
+    current: msgspec.Struct | None,
+    wanted: msgspec.Struct,
+    names: tuple[str, ...],
+) -> Iterator[Change]:
+    given = {name: value for name, value in _given(wanted).items() if name in names}
+    old = {} if current is None else _given(current)
+    changed = {name: value for name, value in given.items() if current is None or old.get(name) != value}
+    if changed or current is None:
+        fields = {name: (old.get(name), value) for name, value in changed.items()}
+        yield Change(what, place, current is None, fields, changed)
+
+
+def _given(struct: msgspec.Struct) -> dict[str, Any]:
+    """The fields that are not left out, as plain JSON values."""
+    values = {field.name: getattr(struct, field.name) for field in msgspec.structs.fields(type(struct))}
+    return {name: msgspec.to_builtins(value) for name, value in values.items() if value is not UNSET}
+
+
+def _items(mapping: "Mapping[str, Any] | UnsetType") -> Iterator[tuple[str, Any]]:
+    return iter(() if mapping is UNSET else mapping.items())
+
+
+def _or_none(value: Any) -> Any:
+    return None if value is UNSET else value
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

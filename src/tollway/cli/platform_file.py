@@ -1,0 +1,177 @@
+"""The declarative file: what `apply` reads and `export` writes.
+
+    models:
+      llama-70b:
+        endpoints: [chat/completions, completions]
+        published: true
+        prices:
+          EUR: {input: "0.27", output: "1.10"}          # per 1,000,000 tokens, exact decimals
+        deployments:
+          http://10.0.0.1:8000: {engine: vllm, upstream_model: meta/llama-70b, weight: 2, credential: ${VLLM_KEY}}
+    organizations:
+      acme:
+        currency: EUR
+        limits: {requests_per_minute: 600}
+        projects:
+          chat: {limits: {concurrent_requests: 20}}
+
+Everything is a mapping by name, so nothing can stand twice. What is left out stays as it is; null takes a limit or cap
+away. A name that nobody knows is an error with the nearest known one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from tollway.domain.catalog import Endpoint, Engine, UnknownParameters
+from tollway.domain.money import parse_amount, parse_price_per_million
+from tollway.settings import OperatorError, read_yaml, unknown_name
+
+
+class PriceFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One currency's price: per million tokens, `request` per request. Left out: cached_input costs as input, reasoning
+    as output, a request nothing."""
+
+    input: str
+    output: str
+    cached_input: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    request: str | UnsetType = UNSET
+
+    def to_pico(self) -> dict[str, int]:
+        """Pico per unit of every class. Raises ValueError."""
+        given = {
+            "input": self.input,
+            "cached_input": self.input if self.cached_input is UNSET else self.cached_input,
+            "output": self.output,
+            "reasoning": self.output if self.reasoning is UNSET else self.reasoning,
+        }
+        pico = {name: parse_price_per_million(text) for name, text in given.items()}
+        return pico | {"request": parse_amount("0" if self.request is UNSET else self.request)}
+
+
+class DeploymentFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One upstream of a model, by its base URL. `credential`: ${VARIABLE} or file:PATH, never the secret itself."""
+
+    engine: Engine
+    upstream_model: str
+    tier: int | UnsetType = UNSET
+    weight: int | UnsetType = UNSET
+    region: str | UnsetType | None = UNSET
+    credential: str | UnsetType = UNSET
+
+
+class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One model of the catalog. `published: true` publishes it; there is no way back but archiving."""
+
+    endpoints: list[Endpoint]
+    published: bool | UnsetType = UNSET
+    output_tokens_max: int | UnsetType | None = UNSET
+    unknown_parameters: UnknownParameters | UnsetType = UNSET
+    retry_started: bool | UnsetType = UNSET
+    share_cache: bool | UnsetType = UNSET
+    prices: dict[str, PriceFile] | UnsetType = UNSET
+    deployments: dict[str, DeploymentFile] | UnsetType = UNSET
+
+
+class LimitsFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Limits of one level; null for none."""
+
+    requests_per_minute: int | UnsetType | None = UNSET
+    concurrent_requests: int | UnsetType | None = UNSET
+
+
+class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One project of an organization."""
+
+    limits: LimitsFile | UnsetType = UNSET
+
+
+class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One organization. Its currency is fixed when it is created."""
+
+    currency: str
+    limits: LimitsFile | UnsetType = UNSET
+    projects: dict[str, ProjectFile] | UnsetType = UNSET
+
+
+class PlatformFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The whole file."""
+
+    models: dict[str, ModelFile] = {}
+    organizations: dict[str, OrganizationFile] = {}
+
+
+def read(path: Path) -> PlatformFile:
+    """The file at `path`. Raises OperatorError that names the place for anything that is not right."""
+    tree = read_yaml(path)
+    return PlatformFile() if tree is None else _parse(tree, PlatformFile, "", str(path))
+
+
+def resolve_credential(reference: str, environ: Mapping[str, str], where: str) -> str:
+    """The secret that ${VARIABLE} or file:PATH points to. Raises OperatorError; a secret written out is refused
+    unread."""
+    if reference.startswith("${") and reference.endswith("}"):
+        secret = environ.get(reference[2:-1], "")
+        missing = f"variable {reference[2:-1]}"
+    elif reference.startswith("file:"):
+        missing = f"file {reference.removeprefix('file:')}"
+        try:
+            secret = Path(reference.removeprefix("file:")).read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            secret = ""
+    else:
+        raise OperatorError(f"{where} must not stand in the file", hint="write ${VARIABLE} or file:PATH", exit_code=2)
+    if not secret:
+        raise OperatorError(f"{where}: {missing} is empty or missing", exit_code=2)
+    return secret
+
+
+# ---- reading with places ---------------------------------------------------------------------------------------------
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_NESTED: dict[tuple[type[msgspec.Struct], str], type[msgspec.Struct]] = {
+    (PlatformFile, "models"): ModelFile,
+    (PlatformFile, "organizations"): OrganizationFile,
+    (ModelFile, "prices"): PriceFile,
+    (ModelFile, "deployments"): DeploymentFile,
+    (OrganizationFile, "projects"): ProjectFile,
+}
+"""Fields that are mappings by name, and what each value is."""
+
+
+def _parse(tree: object, type: type[T], place: str, source: str) -> T:
+    """`tree` as `type`, level by level, so that every error names its place in full."""
+    at = f"{place} in {source}" if place else source
+    if not isinstance(tree, dict):
+        raise OperatorError(f"{at} must be a mapping", exit_code=2)
+    known = [field.name for field in msgspec.structs.fields(type)]
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        below = f"{place}.{name}" if place else str(name)
+        if name not in known:
+            raise unknown_name(f"key {below!r}", str(name), known, source=source)
+        nested = _NESTED.get((type, name))
+        if nested is not None:
+            if not isinstance(value, dict):
+                raise OperatorError(f"{below} in {source} must be a mapping by name", exit_code=2)
+            value = {each: _parse(body, nested, f"{below}.{each}", source) for each, body in value.items()}
+            if name == "deployments":
+                value = {base_url.rstrip("/"): deployment for base_url, deployment in value.items()}
+        elif name == "limits":
+            value = _parse(value, LimitsFile, below, source)
+        elif type is PriceFile and isinstance(value, int):
+            value = str(value)
+        elif name == "endpoints" and isinstance(value, list):
+            value = sorted({str(each) for each in value})  # a set: neither order nor repetition is a difference
+        values[name] = value
+    try:
+        parsed = msgspec.convert(values, type)
+        if isinstance(parsed, PriceFile):
+            parsed.to_pico()
+    except (msgspec.ValidationError, ValueError) as error:
+        raise OperatorError(f"{at}: {error}", exit_code=2) from None
+    return parsed

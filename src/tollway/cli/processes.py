@@ -1,0 +1,44 @@
+"""Options that the commands which start processes share."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tollway.serve.sockets import open_listener
+from tollway.settings import OperatorError, Settings, load
+
+Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings as YAML.")]
+DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Where everything is kept.", show_default="./tollway-data")]
+Listen = Annotated[
+    str | None,
+    typer.Option("--listen", metavar="HOST:PORT", help="The public address.", show_default="127.0.0.1:8080"),
+]
+Internal = Annotated[
+    str | None,
+    typer.Option("--internal", metavar="HOST:PORT", help="Health and metrics.", show_default="127.0.0.1:9090"),
+]
+Link = Annotated[str | None, typer.Option("--link", metavar="HOST:PORT", help="For gateways only.", show_default="127.0.0.1:8082")]
+DrainSeconds = Annotated[
+    float | None,
+    typer.Option("--drain-seconds", help="For running requests to finish after SIGTERM.", show_default="110"),
+]
+
+Descriptor = Annotated[int | None, typer.Option("--fd", help="An inherited listening socket instead of --listen.")]
+
+
+def inherit_or_open(descriptor: int | None, address: str, *, option: str) -> socket.socket:
+    """The listening socket that a supervisor passed on, or else a new one."""
+    if descriptor is None:
+        return open_listener(address, option=option)
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise OperatorError(f"descriptor {descriptor} is not a socket: {error.strerror}", exit_code=2) from None
+
+
+def read_settings(config: Path | None, **options: Any) -> Settings:
+    """The settings of this process. `options` as given on the command line, by dotted name with `__` for the point."""
+    return load({name.replace("__", "."): value for name, value in options.items()}, os.environ, config)

@@ -1,0 +1,39 @@
+"""`tollway projects`: parts of an organization, with keys and limits of their own."""
+
+from typing import Annotated
+
+import typer
+
+from tollway.cli.client import ControlUrl, DataDir, Key, Organization, connect_tenant
+from tollway.cli.output import Output, OutputOption, print_json, print_rows
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("list")
+def list_projects(
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """The organization's projects that are not archived."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        rows = list(control.list_all("/organization/projects"))
+    print_rows(output, ["id", "name", "status"], rows, none="no projects yet")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Its name.")],
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Create a project."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        made = control.post("/organization/projects", {"name": name})
+    print_json(made) if output is Output.JSON else print(made["id"])

@@ -1,0 +1,1 @@
+"""`tollway spool`: a gateway's usage records on disk."""

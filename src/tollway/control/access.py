@@ -1,0 +1,86 @@
+"""Access: from a presented secret to someone who may act. Default deny: what is not allowed here is refused.
+
+Every refusal of identity is the same (KEY_INVALID), whether the key is unknown, revoked, expired or its organization archived. The
+secret goes no further than its digest: no query, log or error ever holds it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tollway.domain import ids, keys
+from tollway.domain.faults import KEY_INVALID, PARAMETER_MISSING, RESOURCE_UNKNOWN, SCOPE_INSUFFICIENT, Fault
+from tollway.domain.keys import KeyType
+from tollway.storage import across_tenants
+from tollway.storage.across_tenants import ActiveKey
+from tollway.storage.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Someone who may administer one organization: its own admin, or an operator on its behalf."""
+
+    key_id: str
+    organization_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Someone who may administer the platform."""
+
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A gateway, which may follow the snapshot and hand in usage."""
+
+    key_id: str
+
+
+def identify(database: Database, peppers: Mapping[int, bytes], secret: bytes, now: int) -> ActiveKey:
+    """Whose key `secret` is at instant `now`. Raises Fault KEY_INVALID. What is not even shaped like a key costs no query."""
+    if keys.find_type(secret.decode("ascii", "replace")) is None:
+        raise Fault(KEY_INVALID)
+    digests = [keys.digest(pepper, secret) for pepper in peppers.values()]
+    with database.platform(write=False) as tx:
+        key = across_tenants.find_active_key(tx, digests, now)
+    if key is None:
+        raise Fault(KEY_INVALID)
+    return key
+
+
+def require_tenant(database: Database, key: ActiveKey, organization_id: str | None) -> Tenant:
+    """Let in an organization's admin, or an operator who names the organization to act for (`organization_id`, a header).
+
+    An admin who names another organization than its own gets the answer for one that does not exist.
+    """
+    if key.type is KeyType.ADMIN and key.organization_id is not None:
+        if organization_id is not None and organization_id != key.organization_id:
+            raise Fault(RESOURCE_UNKNOWN)
+        return Tenant(key.id, key.organization_id)
+    if key.type is not KeyType.PLATFORM:
+        raise Fault(SCOPE_INSUFFICIENT)
+    if organization_id is None:
+        raise Fault(
+            PARAMETER_MISSING,
+            param="OpenAI-Organization",
+            message="An operator must name the organization to act for in the header OpenAI-Organization.",
+        )
+    with database.platform(write=False) as tx:
+        if not ids.is_id(ids.ORGANIZATION, organization_id) or not across_tenants.has_organization(tx, organization_id):
+            raise Fault(RESOURCE_UNKNOWN)
+    return Tenant(key.id, organization_id)
+
+
+def require_operator(key: ActiveKey) -> Operator:
+    """Let in operators."""
+    if key.type is not KeyType.PLATFORM:
+        raise Fault(SCOPE_INSUFFICIENT)
+    return Operator(key.id)
+
+
+def require_node(key: ActiveKey) -> Node:
+    """Let in gateways."""
+    if key.type is not KeyType.NODE:
+        raise Fault(SCOPE_INSUFFICIENT)
+    return Node(key.id)

@@ -1,0 +1,257 @@
+"""The two applications of a control process: the public REST API, and the internal link that gateways speak.
+
+Around every answer stands `Envelope`: the request id, `cache-control: no-store`, the cap on bodies and the deadline for their
+arrival, the cap on concurrent requests, one line of log, and the last resort that turns a defect into a 500 without a word about
+it.
+"""
+
+import asyncio
+import time
+import traceback
+from collections.abc import Sequence
+
+import msgspec
+import prometheus_client
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
+from prometheus_client import CollectorRegistry, Counter
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tollway.control.api import (
+    api_keys,
+    deployments,
+    errors,
+    ledger,
+    limits,
+    link,
+    models,
+    nodes,
+    organizations,
+    prices,
+    projects,
+    records,
+    service_accounts,
+    usage,
+)
+from tollway.control.api.doors import ControlPlane, Door, Plane, public, router
+from tollway.domain import ids
+from tollway.domain.faults import BODY_TOO_LARGE, INTERNAL, OVERLOADED, REQUEST_TIMEOUT, TARGET_INVALID, Fault
+
+BODY_BYTES_MAX = 1024 * 1024
+"""Of administration. The largest honest body is a list of model names."""
+
+LINK_BODY_BYTES_MAX = 4 * 1024 * 1024
+"""Of the link: what a gateway may send of its records in one request."""
+
+BODY_SECONDS_MAX = 30.0
+"""For a body to arrive: the largest one at 1.2 Mbit/s. Slower is an attack or a broken line."""
+
+CONCURRENT_REQUESTS_MAX = 256
+"""More than the worker threads and any waiting list that still makes sense; the rest is told to come back."""
+
+PUBLIC_ROUTERS: Sequence[APIRouter] = (
+    projects.router,
+    api_keys.router,
+    service_accounts.router,
+    limits.router,
+    usage.router,
+    organizations.router,
+    models.router,
+    deployments.router,
+    prices.router,
+    nodes.router,
+    ledger.router,
+)
+LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router)
+
+
+def create_apps(plane: ControlPlane) -> tuple[FastAPI, FastAPI]:
+    """The public application and the link's, which also shows the metrics of both. Raises TypeError if a route is no door."""
+    registry = CollectorRegistry()
+    requests = Counter("tollway_control_requests", "Requests answered, by route.", ["app", "method", "route", "status"], registry=registry)
+    return (
+        _create_app("api", plane, requests, [*PUBLIC_ROUTERS, _health(), _description()], BODY_BYTES_MAX),
+        _create_app("link", plane, requests, [*LINK_ROUTERS, _health(), _metrics(registry)], LINK_BODY_BYTES_MAX),
+    )
+
+
+def _create_app(name: str, plane: ControlPlane, requests: Counter, routers: Sequence[APIRouter], body_bytes_max: int) -> FastAPI:
+    app = FastAPI(title="Tollway", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.plane = plane
+    for each in routers:
+        # The routes themselves, not `include_router`: each is complete, and a walk over `app.routes` sees every one.
+        app.router.routes.extend(each.routes)
+    refuse_undeclared(app.routes)
+    errors.install(app)
+    app.add_middleware(Envelope, name=name, plane=plane, requests=requests, body_bytes_max=body_bytes_max)
+    return app
+
+
+def refuse_undeclared(routes: Sequence[BaseRoute]) -> None:
+    """Default deny: raise TypeError if any route is not a `Door`, which alone declares and enforces who may pass."""
+    for route in routes:
+        if not isinstance(route, Door):
+            raise TypeError(f"route {getattr(route, 'path', route)!r} does not declare who may pass")
+
+
+def _health() -> APIRouter:
+    health = router(tags=["health"])
+
+    @health.get("/livez", dependencies=[Depends(public)])
+    async def live() -> dict[str, str]:
+        """The process answers. Says nothing about what it depends on."""
+        return {"status": "ok"}
+
+    @health.get("/readyz", dependencies=[Depends(public)])
+    def ready(plane: Plane) -> dict[str, str]:
+        """The database answers too, and this process is not about to stop; 503 otherwise."""
+        plane.publications.refuse_if_stopping()
+        plane.database.ping()
+        return {"status": "ok"}
+
+    return health
+
+
+def _description() -> APIRouter:
+    description = router(tags=["description"])
+
+    @description.get("/openapi.json", dependencies=[Depends(public)], include_in_schema=False)
+    def describe(request: Request) -> Response:
+        """OpenAPI 3.1 of this API."""
+        app: FastAPI = request.app
+        return Response(msgspec.json.encode(app.openapi()), media_type="application/json")
+
+    return description
+
+
+def _metrics(registry: CollectorRegistry) -> APIRouter:
+    metrics = router(tags=["metrics"])
+
+    @metrics.get("/metrics", dependencies=[Depends(public)])
+    def render() -> Response:
+        """Prometheus metrics of this process."""
+        return Response(prometheus_client.generate_latest(registry), media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+    return metrics
+
+
+class Envelope:
+    """What stands around every answer of one application. ASGI, because it must also hold where the framework itself fails."""
+
+    def __init__(self, app: ASGIApp, name: str, plane: ControlPlane, requests: Counter, body_bytes_max: int) -> None:
+        self.app = app
+        self.name = name
+        self.plane = plane
+        self.requests = requests
+        self.body_bytes_max = body_bytes_max
+        self.concurrent = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens inside."""
+        if scope["type"] != "http":  # no lifespan; a WebSocket is refused by the server when nothing accepts it
+            return
+        request_id = self.plane.new_id(ids.REQUEST)
+        started = time.monotonic()
+        status = 0
+
+        async def send_stamped(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["cache-control"] = "no-store"
+                headers["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        async def refuse(fault: Fault) -> None:
+            scope["tollway.fault"] = fault
+            if status == 0:
+                await errors.response_of(fault)(scope, receive, send_stamped)
+
+        self.concurrent += 1
+        try:
+            if self.concurrent > CONCURRENT_REQUESTS_MAX:
+                await refuse(Fault(OVERLOADED, message="The control plane is at capacity."))
+            elif _is_devious(scope):
+                await refuse(Fault(TARGET_INVALID))
+            else:
+                await self.app(scope, self._bounded(scope, receive), send_stamped)
+        except Exception as error:  # last resort: the caller gets a 500 in our shape, the operator the place
+            self._log_defect(request_id, error)
+            await refuse(Fault(INTERNAL))
+        finally:
+            self.concurrent -= 1
+            self._log(scope, request_id, status, time.monotonic() - started)
+
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        declared = Headers(scope=scope).get("content-length", "")
+        received_bytes = 0
+        complete = False
+        deadline = time.monotonic() + BODY_SECONDS_MAX
+
+        async def receive_bounded() -> Message:
+            nonlocal received_bytes, complete
+            if complete:
+                return await receive()  # waits for the client to leave, as long as the answer takes
+            if declared.isdecimal() and int(declared) > self.body_bytes_max:
+                raise Fault(BODY_TOO_LARGE)
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
+                raise Fault(REQUEST_TIMEOUT) from None
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > self.body_bytes_max:
+                raise Fault(BODY_TOO_LARGE)
+            complete = not message.get("more_body", False)
+            return message
+
+        return receive_bounded
+
+    def _log(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        route = scope.get("route")
+        template = route.path if isinstance(route, APIRoute) else "none"
+        method = scope["method"] if isinstance(route, APIRoute) else "none"  # an unmatched method is any text the client likes
+        self.requests.labels(self.name, method, template, status).inc()
+        fault: Fault | None = scope.get("tollway.fault")
+        if self.name == "link" and fault is None:
+            return  # several a second per gateway, all alike
+        caller = scope.get("state", {}).get("caller")
+        self.plane.log(
+            {
+                "event": "request",
+                "app": self.name,
+                "request_id": request_id,
+                "method": method,
+                "route": template,
+                "status": status,
+                "duration_ms": round(seconds * 1000, 3),
+                "key_id": getattr(caller, "key_id", None),
+                "organization_id": getattr(caller, "organization_id", None),
+                "error_code": fault.kind.code if fault else None,
+                "blame": fault.kind.blame if fault else None,
+                "detail": fault.detail if fault and fault.detail else None,
+            }
+        )
+
+    def _log_defect(self, request_id: str, error: Exception) -> None:
+        """Name the defect and the place. Not its message: that may quote what a client sent."""
+        frames = traceback.extract_tb(error.__traceback__)[-8:]
+        place = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
+        self.plane.log({"event": "defect", "request_id": request_id, "error": type(error).__name__, "place": place})
+
+
+def _is_devious(scope: Scope) -> bool:
+    """Whether the target says one thing to us and another to some proxy: dot segments, NUL, backslash, bytes that are no UTF-8."""
+    path: str = scope["path"]
+    return (
+        not path.startswith("/")
+        or "//" in path
+        or any(character in path for character in ("\\", "\0", "\ufffd"))
+        or any(segment in {".", ".."} for segment in path.split("/"))
+    )

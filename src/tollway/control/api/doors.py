@@ -1,0 +1,232 @@
+"""What every door shares: who may come in, how a body is read, and what the endpoint is given.
+
+Theory of operation. A route declares its access as a dependency (`OrganizationAdmin`, `PlatformOperator`, `Node`, or `public`).
+`Door`, the route class of all routers, finds that declaration when the route is made (a route without one cannot be made) and
+enforces it before a byte of the body is read. Access hangs on the route object, never on a path compared as text.
+
+Bodies are parsed strictly: JSON in UTF-8, no duplicate keys at any depth, no NaN, bounded in size and depth; then by a pydantic
+model that refuses unknown fields. Query parameters that the route does not declare are refused likewise; `name[]=` is read as
+`name=`, as OpenAI's clients write arrays.
+
+An endpoint is a plain function in a worker thread. It opens the transaction it needs
+(`plane.database.tenant(caller.organization_id)`) and shapes the answer after the commit.
+"""
+
+import re
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jiter
+from fastapi import APIRouter, Depends
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tollway.control import access
+from tollway.control.access import Node as NodeCaller
+from tollway.control.access import Operator, Tenant
+from tollway.control.api.errors import name_of
+from tollway.control.keys import Ingredients, Pepper
+from tollway.control.publish import Publications
+from tollway.domain import ids
+from tollway.domain.faults import (
+    CONTENT_CODING_UNSUPPORTED,
+    CREDENTIALS_AMBIGUOUS,
+    JSON_INVALID,
+    KEY_DUPLICATED,
+    KEY_INVALID,
+    MEDIA_TYPE_UNSUPPORTED,
+    PARAMETER_UNKNOWN,
+    RESOURCE_UNKNOWN,
+    Fault,
+)
+from tollway.domain.keys import RANDOM_BYTES
+from tollway.storage.database import Database
+from tollway.storage.vault import LocalVault
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlane:
+    """What the doors of one control process work with. `now`: UTC microseconds. `random_bytes(n)`: n unpredictable bytes.
+
+    `peppers`: by version, at most two, the one named by `pepper_version` for new keys. `log`: writes one line of structured log.
+    """
+
+    database: Database
+    peppers: Mapping[int, bytes]
+    pepper_version: int
+    vault: LocalVault
+    archive_directory: Path
+    publications: Publications
+    now: Callable[[], int]
+    random_bytes: Callable[[int], bytes]
+    log: Callable[[Mapping[str, object]], None]
+
+    def new_id(self, prefix: str) -> str:
+        """A fresh id of kind `prefix` (domain.ids)."""
+        return ids.new_id(prefix, self.now(), int.from_bytes(self.random_bytes(10), "big"))
+
+    def new_ingredients(self) -> Ingredients:
+        """What a new key is made of."""
+        pepper = Pepper(self.pepper_version, self.peppers[self.pepper_version])
+        return Ingredients(self.random_bytes(RANDOM_BYTES), pepper)
+
+
+def plane_of(request: Request) -> ControlPlane:
+    """The control plane that `app.create_apps` was given."""
+    plane: ControlPlane = request.app.state.plane
+    return plane
+
+
+Plane = Annotated[ControlPlane, Depends(plane_of)]
+
+# ---- Access -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may pass. As a dependency it yields the caller; `check` decides, in a worker thread, and raises a Fault to refuse."""
+
+    name: str
+    check: Callable[[ControlPlane, Request], object]
+
+    def __call__(self, request: Request) -> Any:
+        """The caller, as `check` returned it before the body was read."""
+        return request.state.caller
+
+
+def _presented(request: Request) -> bytes:
+    """The one credential of a request. Two are refused: which of them counts must never be a matter of opinion."""
+    values = request.headers.getlist("authorization")
+    if len(values) + len(request.headers.getlist("x-api-key")) > 1:
+        raise Fault(CREDENTIALS_AMBIGUOUS)
+    scheme, _, secret = values[0].partition(" ") if values else ("", "", "")
+    if scheme.lower() != "bearer" or not secret.isascii():
+        raise Fault(KEY_INVALID)
+    return secret.encode()
+
+
+def _check_tenant(plane: ControlPlane, request: Request) -> Tenant:
+    key = access.identify(plane.database, plane.peppers, _presented(request), plane.now())
+    return access.require_tenant(plane.database, key, request.headers.get("openai-organization"))
+
+
+def _check_operator(plane: ControlPlane, request: Request) -> Operator:
+    return access.require_operator(access.identify(plane.database, plane.peppers, _presented(request), plane.now()))
+
+
+def _check_node(plane: ControlPlane, request: Request) -> NodeCaller:
+    return access.require_node(access.identify(plane.database, plane.peppers, _presented(request), plane.now()))
+
+
+organization_admin = Access("organization admin", _check_tenant)
+platform_operator = Access("platform operator", _check_operator)
+node = Access("node", _check_node)
+public = Access("public", lambda _plane, _request: None)
+
+OrganizationAdmin = Annotated[Tenant, Depends(organization_admin)]
+PlatformOperator = Annotated[Operator, Depends(platform_operator)]
+Node = Annotated[NodeCaller, Depends(node)]
+
+
+def organization(organization_id: str) -> str:
+    """An organization's id from a path, as an operator may name it. Raises RESOURCE_UNKNOWN for what cannot be one."""
+    if not ids.is_id(ids.ORGANIZATION, organization_id):
+        raise Fault(RESOURCE_UNKNOWN)
+    return organization_id
+
+
+def expiry(lifetime_seconds: int | None, now: int) -> int | None:
+    """The instant (microseconds) at which something made `now` ends; None if it has no lifetime."""
+    return None if lifetime_seconds is None else now + lifetime_seconds * 1_000_000
+
+
+# ---- Routes -----------------------------------------------------------------------------------------------------------
+
+BRACKETS = re.compile(r"(\[\]|%5B%5D)(?==|&|$)", re.IGNORECASE)
+
+
+class StrictRequest(Request):
+    """A request whose JSON was parsed strictly before the framework sees it."""
+
+    parsed: object = None
+
+    async def json(self) -> Any:
+        """The body as `read_json` parsed it."""
+        return self.parsed
+
+
+class Door(APIRoute):
+    """A route that knows who may pass. Raises TypeError when it is made without exactly one declared access."""
+
+    access: Access
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The framework's handler behind our checks, in order: access, query parameters, body."""
+        handle = super().get_route_handler()
+        declared = {flat.call for flat in _flatten(self.dependant) if isinstance(flat.call, Access)}
+        if len(declared) != 1:
+            raise TypeError(f"{self.name} {self.path} must declare exactly one access, not {len(declared)}")
+        self.access = required = declared.pop()
+        queries = {name for flat in _flatten(self.dependant) for name in _query_names(flat)}
+        reads_json = self.body_field is not None
+
+        async def answer(request: Request) -> Response:
+            query = BRACKETS.sub("", request.scope["query_string"].decode("latin-1"))
+            request.scope["query_string"] = query.encode("latin-1")
+            strict = StrictRequest(request.scope, request.receive)
+            strict.state.caller = None if required is public else await run_in_threadpool(required.check, plane_of(strict), strict)
+            for name in strict.query_params:
+                if name not in queries:
+                    raise Fault(PARAMETER_UNKNOWN, param=name_of(name))
+            if reads_json:
+                strict.parsed = read_json(await strict.body(), strict.headers)
+            return await handle(strict)
+
+        return answer
+
+
+def router(*, tags: list[str]) -> APIRouter:
+    """An empty router whose routes are doors. Paths are written in full at each route, so that they can be searched for."""
+    return APIRouter(route_class=Door, tags=list(tags), redirect_slashes=False)
+
+
+def _flatten(dependant: Dependant) -> Iterator[Dependant]:
+    yield dependant
+    for nested in dependant.dependencies:
+        yield from _flatten(nested)
+
+
+def _query_names(dependant: Dependant) -> Iterator[str]:
+    for parameter in dependant.query_params:
+        annotation = parameter.field_info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from (field.alias or name for name, field in annotation.model_fields.items())
+        else:
+            yield parameter.alias
+
+
+# ---- Bodies -----------------------------------------------------------------------------------------------------------
+
+_DUPLICATE = re.compile(r'Detected duplicate key "([^"\\]{1,64})"')
+
+
+def read_json(body: bytes, headers: Mapping[str, str]) -> object:
+    """The value of a strict JSON body. Raises Faults for what is not JSON in UTF-8, or says one key twice."""
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise Fault(CONTENT_CODING_UNSUPPORTED)
+    media_type, _, parameters = headers.get("content-type", "").partition(";")
+    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
+    if media_type.strip().lower() != "application/json" or charset not in {"", "utf-8", "utf8"}:
+        raise Fault(MEDIA_TYPE_UNSUPPORTED)
+    try:
+        return jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)
+    except ValueError as error:
+        if found := _DUPLICATE.search(str(error)):
+            raise Fault(KEY_DUPLICATED, param=name_of(found.group(1))) from error
+        raise Fault(KEY_DUPLICATED if "duplicate key" in str(error) else JSON_INVALID) from error

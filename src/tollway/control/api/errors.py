@@ -1,0 +1,129 @@
+"""Faults as answers: one shape for everything that can go wrong at a door, OpenAI's `{"error": {message, type, param, code}}`.
+
+What a client sent is never repeated to it, but for the name of the field at fault, and that only while it looks like a name.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tollway.domain.faults import (
+    INTERNAL,
+    METHOD_UNSUPPORTED,
+    PARAMETER_INVALID,
+    PARAMETER_MISSING,
+    PARAMETER_UNKNOWN,
+    REQUEST_INVALID,
+    ROUTE_UNKNOWN,
+    Fault,
+)
+
+_NAME = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,64}")
+_ECHOING = {"value_error", "assertion_error", "literal_error", "enum", "string_pattern_mismatch"}
+"""Kinds of pydantic error whose text is made of our own words or constants; the text of other kinds is replaced."""
+
+_TEXTS = {
+    "string_type": "must be a string",
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "list_type": "must be an array",
+    "string_too_short": "is too short",
+    "string_too_long": "is too long",
+    "too_short": "has too few items",
+    "too_long": "has too many items",
+}
+_BOUNDS = {
+    "greater_than_equal": ("ge", "must be at least {}"),
+    "greater_than": ("gt", "must be above {}"),
+    "less_than_equal": ("le", "must be at most {}"),
+    "less_than": ("lt", "must be below {}"),
+}
+
+
+def body_of(fault: Fault) -> bytes:
+    """The JSON body of a fault. All four fields are always there; clients rely on it."""
+    error = {
+        "message": fault.message,
+        "type": fault.kind.type,
+        "param": fault.param,
+        "code": fault.kind.code,
+    }
+    return msgspec.json.encode({"error": error})
+
+
+def response_of(fault: Fault, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer that a fault becomes."""
+    extra = dict(headers or {})
+    if fault.kind.status == 401:
+        extra["www-authenticate"] = "Bearer"
+    if fault.retry_after_seconds is not None:
+        extra["retry-after"] = str(max(1, round(fault.retry_after_seconds)))
+    elif fault.kind.status == 503:
+        extra["retry-after"] = "1"
+    if fault.kind.close:
+        extra["connection"] = "close"
+    return Response(body_of(fault), fault.kind.status, extra, "application/json")
+
+
+def name_of(key: object) -> str | None:
+    """A field name fit to be repeated; None for anything that does not look like one."""
+    return key if isinstance(key, str) and _NAME.fullmatch(key) else None
+
+
+def fault_of(errors: Sequence[Mapping[str, Any]]) -> Fault:
+    """The fault that the first of pydantic's errors means. The field's place is its param: "limits.requests_per_minute"."""
+    error = errors[0]
+    kind, place = error["type"], tuple(error["loc"])[1:]
+    names = [name_of(part) if isinstance(part, str) else f"[{part}]" for part in place]
+    param = ".".join(name for name in names if name is not None) if names and None not in names else None
+    if kind == "extra_forbidden":
+        return Fault(PARAMETER_UNKNOWN, param=param)
+    if kind == "missing":
+        return Fault(PARAMETER_MISSING, param=param)
+    if kind in {"model_type", "dict_type", "model_attributes_type"} and not place:
+        return Fault(REQUEST_INVALID, message="The request body must be a JSON object.")
+    if kind in _BOUNDS:
+        key, text = _BOUNDS[kind]
+        reason = text.format(error["ctx"][key])
+    elif kind in _ECHOING:
+        reason = str(error["msg"]).removeprefix("Value error, ")
+    else:
+        reason = _TEXTS.get(kind, "is not valid")
+    return Fault(PARAMETER_INVALID, param=param, message=f"Invalid value for {param or 'a parameter'}: {reason}.")
+
+
+# Handlers are async although they await nothing: a synchronous one would cost a worker thread.
+
+
+async def _answer_fault(_request: Request, fault: Exception) -> Response:
+    assert isinstance(fault, Fault)
+    _request.scope["tollway.fault"] = fault
+    return response_of(fault)
+
+
+async def _answer_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return await _answer_fault(request, fault_of(error.errors()))
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    fault = Fault({404: ROUTE_UNKNOWN, 405: METHOD_UNSUPPORTED}.get(error.status_code, INTERNAL))
+    request.scope["tollway.fault"] = fault
+    return response_of(fault, error.headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every refusal in the one shape, those of the framework included."""
+    app.add_exception_handler(Fault, _answer_fault)
+    app.add_exception_handler(RequestValidationError, _answer_validation)
+    app.add_exception_handler(HTTPException, _answer_http)

@@ -1,0 +1,115 @@
+"""The ledger, for operators: balances and transactions, exact."""
+
+from typing import Annotated, Literal
+
+from fastapi import Query
+from pydantic import StringConstraints
+
+from tollway.control import ledger
+from tollway.control.api import doors
+from tollway.control.api.doors import Plane, PlatformOperator
+from tollway.control.api.schemas import Identified, ListOut, Out, PageQuery, list_out, seconds
+from tollway.domain import money
+from tollway.storage.ledger import Balance, Entry, Posting
+
+router = doors.router(tags=["ledger"])
+
+Owner = Annotated[str, StringConstraints(max_length=64, pattern=r"^[\x21-\x7e]+$")]
+
+
+class BalanceQuery(PageQuery):
+    """A part of the list of balances; account ids are longer than others, because they name what they are."""
+
+    after: Annotated[str, StringConstraints(max_length=256, pattern=r"^[\x21-\x7e]+$")] | None = None
+
+
+class BalanceOut(Identified):
+    """What stands on an account; above zero it is owed to the platform. `version` counts its changes."""
+
+    object: Literal["platform.ledger.balance"] = "platform.ledger.balance"
+    owner: str
+    kind: str
+    currency: str
+    amount: str
+    amount_pico: str
+    version: int
+    changed_at: int
+
+
+class EntryOut(Out):
+    """One line: a debit above zero, a credit below."""
+
+    account_id: str
+    amount: str
+    amount_pico: str
+
+
+class TransactionOut(Identified):
+    """One transaction and the records that caused it. Its entries sum to zero."""
+
+    object: Literal["platform.ledger.transaction"] = "platform.ledger.transaction"
+    organization_id: str
+    node_id: str
+    epoch: int
+    first_seq: int
+    last_seq: int
+    events: int
+    booked_at: int
+    currency: str
+    entries: list[EntryOut]
+
+
+@router.get("/v1/platform/ledger/balances")
+def list_balances(
+    _caller: PlatformOperator, plane: Plane, query: Annotated[BalanceQuery, Query()], owner: Owner | None = None
+) -> ListOut[BalanceOut]:
+    """Balances by account, of everyone or of one owner: an organization's id, or "platform"."""
+    with plane.database.platform(write=False) as tx:
+        page = ledger.list_balances(tx, query.window(), owner=owner)
+    return list_out(page, _balance_out)
+
+
+@router.get("/v1/platform/ledger/transactions")
+def list_transactions(
+    _caller: PlatformOperator, plane: Plane, query: Annotated[PageQuery, Query()], organization_id: Owner | None = None
+) -> ListOut[TransactionOut]:
+    """Transactions in the order of the usage that they book, of everyone or of one organization."""
+    with plane.database.platform(write=False) as tx:
+        page = ledger.list_transactions(tx, query.window(), organization_id=organization_id)
+    return list_out(page, _transaction_out)
+
+
+def _balance_out(balance: Balance) -> BalanceOut:
+    return BalanceOut(
+        id=balance.account.id,
+        owner=balance.account.owner,
+        kind=balance.account.kind,
+        currency=balance.account.currency,
+        amount=money.format_amount(balance.posted_pico),
+        amount_pico=str(balance.posted_pico),
+        version=balance.version,
+        changed_at=seconds(balance.changed_at),
+    )
+
+
+def _transaction_out(posting: Posting) -> TransactionOut:
+    return TransactionOut(
+        id=posting.id,
+        organization_id=posting.organization_id,
+        node_id=posting.node_id,
+        epoch=posting.epoch,
+        first_seq=posting.first_seq,
+        last_seq=posting.last_seq,
+        events=posting.events,
+        booked_at=seconds(posting.booked_at),
+        currency=posting.entries[0].account.currency,
+        entries=[_entry_out(entry) for entry in posting.entries],
+    )
+
+
+def _entry_out(entry: Entry) -> EntryOut:
+    return EntryOut(
+        account_id=entry.account.id,
+        amount=money.format_amount(entry.amount_pico),
+        amount_pico=str(entry.amount_pico),
+    )

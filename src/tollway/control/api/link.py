@@ -1,0 +1,95 @@
+"""The link, downward: gateways fetch the snapshot, follow its changes, and say how far they have come."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import Query
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from tollway.control import publish
+from tollway.control.api import doors
+from tollway.control.api.doors import ControlPlane, Node, Plane
+from tollway.control.api.schemas import AckIn
+from tollway.domain.faults import Blame, Fault, FaultKind
+
+router = doors.router(tags=["link"])
+
+NDJSON = "application/x-ndjson"
+
+HEARTBEAT_SECONDS = 1.0
+"""A node takes three missed ones for a dead line."""
+
+FOLLOW_SECONDS_MAX = 600.0
+"""After this a stream ends and the node comes back: with its key checked again, and perhaps to another control process."""
+
+CHANGES_MAX = 500
+"""Changes read at a time: one answer's worth of memory, however far behind a node is."""
+
+SNAPSHOT_NEEDED = FaultKind(
+    code="snapshot_needed",
+    status=410,
+    blame=Blame.PLATFORM,
+    message="These changes are not kept any more, or never were: fetch the snapshot.",
+)
+
+
+@router.get("/v1/link/snapshot")
+def read_snapshot(_caller: Node, plane: Plane) -> Response:
+    """All that a gateway must know, as lines: the head, then the entries; of one instant."""
+    with plane.publications.snapshot_slot(), plane.database.platform(write=False) as tx:
+        chunks = publish.read_snapshot(tx)
+    return Response(b"".join(chunks), media_type=NDJSON)
+
+
+@router.get("/v1/link/changes")
+def read_changes(_caller: Node, plane: Plane, since: Annotated[int, Query(ge=0, le=2**63 - 1)], follow: bool = False) -> Response:
+    """The changes after version `since`, as lines. With `follow`, each further one as it is committed, and heartbeats.
+
+    A heartbeat also ends an answer that is not followed. 410 where only a full snapshot can help.
+    """
+    first = _read(plane, since)
+    if first is None:
+        raise Fault(SNAPSHOT_NEEDED)
+    if follow:
+        plane.publications.refuse_if_stopping()
+        return StreamingResponse(_follow(plane, since), media_type=NDJSON)
+    lines, version = first
+    return Response(lines + publish.heartbeat(version), media_type=NDJSON)
+
+
+@router.post("/v1/link/ack", status_code=204)
+def acknowledge(_caller: Node, plane: Plane, body: AckIn) -> None:
+    """A node applied everything up to `version`, and lives."""
+    with plane.database.platform() as tx:
+        known = publish.acknowledge(tx, body.node_id, body.version, plane.now())
+    if not known:
+        raise Fault(SNAPSHOT_NEEDED)
+    plane.publications.notice_ack()
+
+
+def _read(plane: ControlPlane, since: int) -> tuple[bytes, int] | None:
+    """The lines of the next changes after `since`, and the version they reach; None where a snapshot is needed."""
+    with plane.database.platform(write=False) as tx:
+        changes = publish.find_changes(tx, since, CHANGES_MAX)
+    if changes is None:
+        return None
+    return b"".join(body + b"\n" for _, body in changes), changes[-1][0] if changes else since
+
+
+async def _follow(plane: ControlPlane, since: int) -> AsyncIterator[bytes]:
+    """Lines until the process stops, the line is cut, or FOLLOW_SECONDS_MAX. Ends early, too, if changes ran away from a slow reader."""
+    version, ends = since, time.monotonic() + FOLLOW_SECONDS_MAX
+    with plane.publications.following() as advanced:
+        while not plane.publications.stopping and time.monotonic() < ends:
+            advanced.clear()  # before the look, so that what is committed during it is not slept through
+            read = await run_in_threadpool(_read, plane, version)
+            if read is None:
+                return
+            lines, version = read
+            if lines:
+                yield lines
+                continue
+            yield publish.heartbeat(version)
+            await publish.wait_for(advanced, HEARTBEAT_SECONDS)

@@ -1,0 +1,80 @@
+"""Models of the catalog, for operators. A model's name may hold slashes, so it is the rest of the path, before a verb if any."""
+
+from typing import Annotated
+
+from fastapi import Query
+
+from tollway.control import catalog
+from tollway.control.api import doors
+from tollway.control.api.doors import Plane, PlatformOperator
+from tollway.control.api.schemas import ListOut, ModelCreate, ModelOut, ModelUpdate, PageQuery, list_out, model_out
+from tollway.domain.catalog import Model
+from tollway.domain.faults import PARAMETER_INVALID, Fault
+from tollway.domain.tenants import Status
+
+router = doors.router(tags=["models"])
+
+
+@router.get("/v1/platform/models")
+def list_models(
+    _caller: PlatformOperator, plane: Plane, query: Annotated[PageQuery, Query()], include_archived: bool = False
+) -> ListOut[ModelOut]:
+    """The catalog, by name."""
+    with plane.database.platform(write=False) as tx:
+        page = catalog.list_models(tx, query.window(), include_archived=include_archived)
+    return list_out(page, model_out)
+
+
+@router.post("/v1/platform/models")
+def create_model(_caller: PlatformOperator, plane: Plane, body: ModelCreate) -> ModelOut:
+    """Add a draft to the catalog."""
+    model = Model(
+        name=body.name,
+        status=Status.ACTIVE,
+        published=False,
+        endpoints=tuple(dict.fromkeys(body.endpoints)),
+        created_at=plane.now(),
+        output_tokens_max=body.output_tokens_max,
+        unknown_parameters=body.unknown_parameters,
+        retry_started=body.retry_started,
+        share_cache=body.share_cache,
+    )
+    with plane.database.platform() as tx:
+        return model_out(catalog.create_model(tx, model))
+
+
+# The two verbs stand before the routes of a model itself, whose name would swallow them.
+
+
+@router.post("/v1/platform/models/{model:path}/publish")
+def publish_model(_caller: PlatformOperator, plane: Plane, model: str) -> ModelOut:
+    """Let gateways serve a model. It needs a price that is valid now."""
+    with plane.database.platform() as tx:
+        return model_out(catalog.publish_model(tx, model, plane.now()))
+
+
+@router.post("/v1/platform/models/{model:path}/archive")
+def archive_model(_caller: PlatformOperator, plane: Plane, model: str) -> ModelOut:
+    """Take a model and its deployments away for ever."""
+    with plane.database.platform() as tx:
+        return model_out(catalog.archive_model(tx, model, plane.now()))
+
+
+@router.get("/v1/platform/models/{model:path}")
+def retrieve_model(_caller: PlatformOperator, plane: Plane, model: str) -> ModelOut:
+    """One model."""
+    with plane.database.platform(write=False) as tx:
+        return model_out(catalog.get_model(tx, model))
+
+
+@router.post("/v1/platform/models/{model:path}")
+def update_model(_caller: PlatformOperator, plane: Plane, model: str, body: ModelUpdate) -> ModelOut:
+    """Change what is named in the body; a null `output_tokens_max` lifts the cap."""
+    changed = {name: getattr(body, name) for name in body.model_fields_set}
+    for name, value in changed.items():
+        if value is None and name != "output_tokens_max":
+            raise Fault(PARAMETER_INVALID, param=name, message=f"Invalid value for {name}: it cannot be null.")
+    if "endpoints" in changed:
+        changed["endpoints"] = tuple(dict.fromkeys(changed["endpoints"]))
+    with plane.database.platform() as tx:
+        return model_out(catalog.update_model(tx, model, changed, plane.now()))

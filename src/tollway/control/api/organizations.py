@@ -1,0 +1,63 @@
+"""Organizations, for operators."""
+
+from typing import Annotated
+
+from fastapi import Query
+
+from tollway.control import keys, publish, tenants
+from tollway.control.api import doors
+from tollway.control.api.doors import Plane, PlatformOperator
+from tollway.control.api.schemas import (
+    ListOut,
+    OrganizationArchived,
+    OrganizationCreate,
+    OrganizationCreated,
+    OrganizationOut,
+    PageQuery,
+    admin_key_created,
+    list_out,
+    organization_out,
+)
+from tollway.control.keys import WantedKey
+from tollway.domain import ids
+from tollway.domain.keys import KeyType
+
+router = doors.router(tags=["organizations"])
+
+
+@router.get("/v1/platform/organizations")
+def list_organizations(
+    _caller: PlatformOperator, plane: Plane, query: Annotated[PageQuery, Query()], include_archived: bool = False
+) -> ListOut[OrganizationOut]:
+    """All organizations."""
+    with plane.database.platform(write=False) as tx:
+        page = tenants.list_organizations(tx, query.window(), include_archived=include_archived)
+    return list_out(page, organization_out)
+
+
+@router.post("/v1/platform/organizations")
+def create_organization(_caller: PlatformOperator, plane: Plane, body: OrganizationCreate) -> OrganizationCreated:
+    """Create an organization and its first admin key, whose secret is in this answer and nowhere else."""
+    now = plane.now()
+    wanted = WantedKey(type=KeyType.ADMIN, name="First admin key")
+    with plane.database.tenant(plane.new_id(ids.ORGANIZATION)) as tx:
+        organization = tenants.create_organization(tx, name=body.name, currency=body.currency, now=now)
+        shown = keys.create_admin_key(tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=now)
+    return OrganizationCreated(**organization_out(organization).model_dump(), admin_api_key=admin_key_created(shown))
+
+
+@router.get("/v1/platform/organizations/{organization_id}")
+def retrieve_organization(_caller: PlatformOperator, plane: Plane, organization_id: str) -> OrganizationOut:
+    """One organization."""
+    with plane.database.tenant(doors.organization(organization_id), write=False) as tx:
+        return organization_out(tenants.get_organization(tx))
+
+
+@router.post("/v1/platform/organizations/{organization_id}/archive")
+def archive_organization(_caller: PlatformOperator, plane: Plane, organization_id: str) -> OrganizationArchived:
+    """Archive an organization for ever, with its projects, and revoke all of its keys."""
+    now = plane.now()
+    with plane.database.tenant(doors.organization(organization_id)) as tx:
+        organization, version = tenants.archive_organization(tx, now)
+    pending = publish.confirm(plane.database, plane.publications, version, now)
+    return OrganizationArchived(**organization_out(organization).model_dump(), pending_nodes=pending)

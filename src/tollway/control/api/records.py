@@ -1,0 +1,93 @@
+"""The link, upward: gateways hand in what they wrote; the answer comes after the collector's commit."""
+
+from typing import Annotated
+
+from fastapi import Path
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tollway.control import collect
+from tollway.control.api import doors
+from tollway.control.api.doors import ControlPlane, Node, Plane, plane_of
+from tollway.control.collect import Gap, Refused, Taken
+from tollway.domain import ids
+from tollway.domain.faults import DATABASE_UNAVAILABLE, RESOURCE_UNKNOWN, Blame, Fault, FaultKind
+from tollway.storage.archive import Archive, ArchiveShort
+from tollway.storage.usage import EventRace
+
+router = doors.router(tags=["link"])
+
+SEQ_MAX = 2**63 - 1
+
+RACES_MAX = 3
+"""Two transactions that take in the same event at the same instant are a curiosity; meeting three times in a row is a fault."""
+
+ARCHIVE_UNAVAILABLE = FaultKind(
+    code="archive_unavailable", status=503, blame=Blame.PLATFORM, message="The archive cannot be written right now."
+)
+RECORDS_REFUSED = FaultKind(
+    code="records_refused",
+    status=400,
+    blame=Blame.PLATFORM,
+    message="These bytes are not the records that follow. Nothing was taken in.",
+)
+
+NodeId = Annotated[str, Path(max_length=64)]
+EpochNumber = Annotated[int, Path(ge=1, le=SEQ_MAX)]
+
+
+@router.get("/v1/link/records/{node_id}/{epoch}")
+def read_watermark(_caller: Node, plane: Plane, node_id: NodeId, epoch: EpochNumber) -> dict[str, int]:
+    """The record of an epoch that is expected next; 1 for an epoch that was never heard of."""
+    _require_node_id(node_id)
+    with plane.database.platform(write=False) as tx:
+        return {"next_seq": collect.find_next_seq(tx, node_id, epoch)}
+
+
+@router.put("/v1/link/records/{node_id}/{epoch}/{first_seq}")
+async def take_records(
+    _caller: Node, request: Request, node_id: NodeId, epoch: EpochNumber, first_seq: Annotated[int, Path(ge=1, le=SEQ_MAX)]
+) -> Response:
+    """Take in frames that begin with record `first_seq`. 409 names the record to go on from; 400 means that nothing was taken in."""
+    _require_node_id(node_id)
+    body = await request.body()
+    try:
+        taken = await run_in_threadpool(_collect, plane_of(request), node_id, epoch, first_seq, body)
+    except Gap as gap:
+        return JSONResponse({"next_seq": gap.next_seq}, 409)
+    except Refused as refused:
+        raise Fault(RECORDS_REFUSED, detail=f"{node_id}/{epoch}/{first_seq}: {refused}") from refused
+    return JSONResponse({"next_seq": taken.next_seq})
+
+
+def _collect(plane: ControlPlane, node_id: str, epoch: int, first_seq: int, body: bytes) -> Taken:
+    archive = Archive(plane.archive_directory)
+    for _ in range(RACES_MAX):
+        try:
+            with plane.database.platform() as tx:
+                taken = collect.collect(tx, archive, node_id=node_id, epoch=epoch, first_seq=first_seq, body=body, now=plane.now())
+            break
+        except EventRace:
+            continue
+        except (OSError, ArchiveShort) as error:
+            raise Fault(ARCHIVE_UNAVAILABLE, detail=str(error)) from error
+    else:
+        raise Fault(DATABASE_UNAVAILABLE, detail="the same events were taken in at the same time, again and again")
+    if taken.conflicts or taken.quarantined:
+        plane.log(
+            {
+                "event": "records_put_aside",
+                "node_id": node_id,
+                "epoch": epoch,
+                "first_seq": first_seq,
+                "conflicts": taken.conflicts,
+                "quarantined": taken.quarantined,
+            }
+        )
+    return taken
+
+
+def _require_node_id(node_id: str) -> None:
+    if not ids.is_id(ids.NODE, node_id):
+        raise Fault(RESOURCE_UNKNOWN)

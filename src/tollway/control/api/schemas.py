@@ -1,0 +1,571 @@
+"""What crosses the doors, as pydantic models: OpenAI's shapes where it has them, ours beside.
+
+Requests refuse unknown fields and convert nothing: "5" is not 5. Answers show instants in whole seconds, as OpenAI does, and money
+as exact strings. The functions `..._out` turn what we hold into what we show.
+"""
+
+import unicodedata
+from collections.abc import Callable
+from typing import Annotated, Generic, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from tollway.control.keys import ShownKey
+from tollway.domain import money
+from tollway.domain.catalog import MODEL_NAME, Deployment, Endpoint, Engine, Model, UnknownParameters
+from tollway.domain.limits import REQUESTS_PER_MINUTE_MAX, Limits
+from tollway.domain.prices import PriceVersion
+from tollway.domain.tenants import Organization, Project, ServiceAccount
+from tollway.storage.keys import Key
+from tollway.storage.pages import Page, Window
+from tollway.storage.publish import SeenNode
+
+SECONDS_MAX = 253_402_300_799
+"""The last second of the year 9999: later instants are typing errors (milliseconds, usually)."""
+
+LIFETIME_SECONDS_MAX = 100 * 366 * 86_400
+
+CONCURRENT_REQUESTS_MAX = 1_000_000
+
+
+def seconds(at: int) -> int:
+    """An instant (microseconds) in the whole seconds that the API shows."""
+    return at // 1_000_000
+
+
+def find_seconds(at: int | None) -> int | None:
+    """As `seconds`; None stays None."""
+    return None if at is None else seconds(at)
+
+
+class In(BaseModel):
+    """A request body."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Out(BaseModel):
+    """An answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+# ---- Fields -----------------------------------------------------------------------------------------------------------
+
+
+def _printable(text: str) -> str:
+    if any(unicodedata.category(character) in {"Cc", "Cs", "Co", "Cn"} for character in text) or not text.strip():
+        raise ValueError("it must be readable text")
+    return text
+
+
+def _model_name(text: str) -> str:
+    if MODEL_NAME.fullmatch(text) is None:
+        raise ValueError("it must be a model name: up to 128 of A-Z a-z 0-9 . _ : / @ -")
+    return text
+
+
+def _price(text: str) -> str:
+    money.parse_price_per_million(text)
+    return text
+
+
+def _amount(text: str) -> str:
+    money.parse_amount(text)
+    return text
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
+ModelName = Annotated[str, StringConstraints(max_length=128), AfterValidator(_model_name)]
+ModelNames = Annotated[list[ModelName], Field(max_length=1000)]
+PricePerMillion = Annotated[str, StringConstraints(max_length=32), AfterValidator(_price)]
+Amount = Annotated[str, StringConstraints(max_length=32), AfterValidator(_amount)]
+Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+Second = Annotated[int, Field(ge=0, le=SECONDS_MAX)]
+LifetimeSeconds = Annotated[int, Field(ge=1, le=LIFETIME_SECONDS_MAX)]
+Tier = Annotated[int, Field(ge=0, le=1000)]
+Weight = Annotated[int, Field(ge=0, le=1_000_000)]
+# Enumerations come as text, which strict mode would refuse where an enumeration is declared.
+Endpoints = Annotated[list[Annotated[Endpoint, Field(strict=False)]], Field(min_length=1, max_length=len(Endpoint))]
+EngineName = Annotated[Engine, Field(strict=False)]
+UnknownParametersPolicy = Annotated[UnknownParameters, Field(strict=False)]
+
+# ---- Lists ------------------------------------------------------------------------------------------------------------
+
+
+class Identified(Out):
+    """An answer that names one thing."""
+
+    id: str
+
+
+S = TypeVar("S")
+T = TypeVar("T", bound=Identified)
+
+
+class PageQuery(BaseModel):
+    """Which part of a list: `after` an id, at most `limit`, by time of creation."""
+
+    after: Annotated[str, StringConstraints(max_length=128, pattern=r"^[\x21-\x7e]+$")] | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "asc"
+
+    def window(self) -> Window:
+        """The same, for storage."""
+        return Window(self.after, self.limit, self.order == "desc")
+
+
+class ListOut(Out, Generic[T]):
+    """A part of a list. `last_id` is the `after` of the next one."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def list_out(page: Page[S], out: Callable[[S], T]) -> ListOut[T]:
+    """A page of what we hold as a list of what we show. Every shown item has an id."""
+    data = [out(item) for item in page.items]
+    return ListOut(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=page.has_more,
+    )
+
+
+# ---- Tenants ----------------------------------------------------------------------------------------------------------
+
+
+class OrganizationCreate(In):
+    name: Name
+    currency: Currency
+
+
+class OrganizationOut(Identified):
+    object: Literal["platform.organization"] = "platform.organization"
+    name: str
+    currency: str
+    status: str
+    created_at: int
+
+
+class OrganizationArchived(OrganizationOut):
+    """`pending_nodes`: gateways that were alive and have not confirmed within a second."""
+
+    pending_nodes: list[str]
+
+
+def organization_out(organization: Organization) -> OrganizationOut:
+    return OrganizationOut(
+        id=organization.id,
+        name=organization.name,
+        currency=organization.currency,
+        status=organization.status,
+        created_at=seconds(organization.created_at),
+    )
+
+
+class ProjectWrite(In):
+    """To create a project, or to rename it."""
+
+    name: Name
+
+
+class ProjectOut(Identified):
+    object: Literal["organization.project"] = "organization.project"
+    name: str
+    status: str
+    created_at: int
+    archived_at: int | None
+
+
+class ProjectArchived(ProjectOut):
+    """`pending_nodes`: gateways that were alive and have not confirmed within a second."""
+
+    pending_nodes: list[str]
+
+
+def project_out(project: Project) -> ProjectOut:
+    return ProjectOut(
+        id=project.id,
+        name=project.name,
+        status=project.status,
+        created_at=seconds(project.created_at),
+        archived_at=find_seconds(project.archived_at),
+    )
+
+
+class ServiceAccountCreate(In):
+    name: Name
+    create_service_account_only: bool | None = None
+    expires_in_seconds: LifetimeSeconds | None = None
+
+
+class ServiceAccountOut(Identified):
+    object: Literal["organization.project.service_account"] = "organization.project.service_account"
+    name: str
+    role: str
+    created_at: int
+
+
+class ServiceAccountKeyOut(Out):
+    object: Literal["organization.project.service_account.api_key"] = "organization.project.service_account.api_key"
+    id: str
+    name: str
+    value: str
+    created_at: int
+    expires_at: int | None
+
+
+class ServiceAccountCreated(ServiceAccountOut):
+    """With its first key, shown this once."""
+
+    api_key: ServiceAccountKeyOut | None
+
+
+def service_account_out(account: ServiceAccount) -> ServiceAccountOut:
+    return ServiceAccountOut(id=account.id, name=account.name, role=account.role, created_at=seconds(account.created_at))
+
+
+def service_account_key_out(shown: ShownKey) -> ServiceAccountKeyOut:
+    return ServiceAccountKeyOut(
+        id=shown.key.id,
+        name=shown.key.name,
+        value=shown.secret,
+        created_at=seconds(shown.key.created_at),
+        expires_at=find_seconds(shown.key.expires_at),
+    )
+
+
+# ---- Limits -----------------------------------------------------------------------------------------------------------
+
+
+class LimitsWrite(In):
+    """All limits of a level at once; what is left out, or null, is not limited."""
+
+    requests_per_minute: Annotated[int, Field(ge=1, le=REQUESTS_PER_MINUTE_MAX)] | None = None
+    concurrent_requests: Annotated[int, Field(ge=1, le=CONCURRENT_REQUESTS_MAX)] | None = None
+
+    def limits(self) -> Limits:
+        return Limits(requests_per_minute=self.requests_per_minute, concurrent_requests=self.concurrent_requests)
+
+
+class LimitsOut(Out):
+    object: Literal["limits"] = "limits"
+    requests_per_minute: int | None
+    concurrent_requests: int | None
+
+
+def limits_out(limits: Limits) -> LimitsOut:
+    return LimitsOut(requests_per_minute=limits.requests_per_minute, concurrent_requests=limits.concurrent_requests)
+
+
+# ---- Keys -------------------------------------------------------------------------------------------------------------
+
+
+class KeyCreate(In):
+    """A project's key. `models`: null for all that the project may use. `expires_at` in seconds since 1970, exclusive."""
+
+    name: Name
+    type: Literal["live", "test"] = "live"
+    models: ModelNames | None = None
+    expires_at: Second | None = None
+    limits: LimitsWrite = LimitsWrite()
+
+
+class KeyOwnerAccount(Out):
+    id: str
+    name: str
+    role: str
+    created_at: int
+
+
+class KeyOwner(Out):
+    type: Literal["service_account"] | None
+    service_account: KeyOwnerAccount | None
+    user: None = None
+
+
+class KeyOut(Identified):
+    object: Literal["organization.project.api_key"] = "organization.project.api_key"
+    name: str
+    type: str
+    redacted_value: str
+    created_at: int
+    expires_at: int | None
+    last_used_at: None = None
+    owner: KeyOwner
+    owner_project_access: Literal["active"] = "active"
+    models: list[str] | None
+    limits: LimitsOut
+
+
+class KeyCreated(KeyOut):
+    """With the secret, shown this once."""
+
+    value: str
+
+
+def key_out(key: Key) -> KeyOut:
+    account = key.service_account
+    owner = KeyOwner(type=None, service_account=None)
+    if account is not None:
+        shown = KeyOwnerAccount(id=account.id, name=account.name, role=account.role, created_at=seconds(account.created_at))
+        owner = KeyOwner(type="service_account", service_account=shown)
+    return KeyOut(
+        id=key.id,
+        name=key.name,
+        type=key.type,
+        redacted_value=key.redacted,
+        created_at=seconds(key.created_at),
+        expires_at=find_seconds(key.expires_at),
+        owner=owner,
+        models=None if key.models is None else list(key.models),
+        limits=limits_out(key.limits),
+    )
+
+
+class AdminKeyCreate(In):
+    name: Name
+    expires_in_seconds: LifetimeSeconds | None = None
+
+
+class AdminKeyOwner(Out):
+    """OpenAI's admin keys belong to a user, ours to the organization; the shape is OpenAI's."""
+
+    type: Literal["user"] = "user"
+    role: Literal["owner"] = "owner"
+    object: Literal["organization.user"] = "organization.user"
+    id: None = None
+    name: None = None
+    created_at: None = None
+
+
+class AdminKeyOut(Identified):
+    object: Literal["organization.admin_api_key"] = "organization.admin_api_key"
+    name: str
+    redacted_value: str
+    created_at: int
+    expires_at: int | None
+    last_used_at: None = None
+    owner: AdminKeyOwner = AdminKeyOwner()
+
+
+class AdminKeyCreated(AdminKeyOut):
+    """With the secret, shown this once."""
+
+    value: str
+
+
+def admin_key_out(key: Key) -> AdminKeyOut:
+    return AdminKeyOut(
+        id=key.id,
+        name=key.name,
+        redacted_value=key.redacted,
+        created_at=seconds(key.created_at),
+        expires_at=find_seconds(key.expires_at),
+    )
+
+
+def admin_key_created(shown: ShownKey) -> AdminKeyCreated:
+    return AdminKeyCreated(**admin_key_out(shown.key).model_dump(), value=shown.secret)
+
+
+class OrganizationCreated(OrganizationOut):
+    """With the first admin key, shown this once."""
+
+    admin_api_key: AdminKeyCreated
+
+
+class Deleted(Out):
+    """Something is gone. `pending_nodes`: gateways that were alive and have not confirmed within a second."""
+
+    object: str
+    id: str
+    deleted: Literal[True] = True
+    pending_nodes: list[str]
+
+
+# ---- Catalog ----------------------------------------------------------------------------------------------------------
+
+
+class ModelCreate(In):
+    """A draft. It reaches gateways when it is published, for which it needs a price."""
+
+    name: ModelName
+    endpoints: Endpoints
+    output_tokens_max: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    unknown_parameters: UnknownParametersPolicy = UnknownParameters.REFUSE
+    retry_started: bool = True
+    share_cache: bool = False
+
+
+class ModelUpdate(In):
+    """What to change; what is left out stays."""
+
+    endpoints: Endpoints | None = None
+    output_tokens_max: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    unknown_parameters: UnknownParametersPolicy | None = None
+    retry_started: bool | None = None
+    share_cache: bool | None = None
+
+
+class ModelOut(Identified):
+    object: Literal["platform.model"] = "platform.model"
+    name: str
+    status: str
+    published: bool
+    endpoints: list[str]
+    output_tokens_max: int | None
+    unknown_parameters: str
+    retry_started: bool
+    share_cache: bool
+    created_at: int
+
+
+def model_out(model: Model) -> ModelOut:
+    return ModelOut(
+        id=model.name,
+        name=model.name,
+        status=model.status,
+        published=model.published,
+        endpoints=[str(endpoint) for endpoint in model.endpoints],
+        output_tokens_max=model.output_tokens_max,
+        unknown_parameters=model.unknown_parameters,
+        retry_started=model.retry_started,
+        share_cache=model.share_cache,
+        created_at=seconds(model.created_at),
+    )
+
+
+UpstreamText = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
+BaseUrl = Annotated[str, StringConstraints(min_length=8, max_length=2048)]
+Credential = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[\x21-\x7e]+$")]
+Region = Annotated[str, StringConstraints(pattern=r"^[a-z0-9\-]{1,64}$")]
+
+
+class DeploymentCreate(In):
+    """`credential`: what the upstream asks for as bearer token; sealed when it is stored, never shown again."""
+
+    model: ModelName
+    base_url: BaseUrl
+    engine: EngineName
+    upstream_model: UpstreamText
+    tier: Tier = 0
+    weight: Weight = 1
+    region: Region | None = None
+    credential: Credential | None = None
+
+
+class DeploymentUpdate(In):
+    """What to change; what is left out stays. A null `credential` takes it away."""
+
+    base_url: BaseUrl | None = None
+    upstream_model: UpstreamText | None = None
+    tier: Tier | None = None
+    weight: Weight | None = None
+    region: Region | None = None
+    credential: Credential | None = None
+
+
+class DeploymentOut(Identified):
+    object: Literal["platform.deployment"] = "platform.deployment"
+    model: str
+    base_url: str
+    engine: str
+    upstream_model: str
+    tier: int
+    weight: int
+    region: str | None
+    status: str
+    has_credential: bool
+    created_at: int
+
+
+def deployment_out(deployment: Deployment) -> DeploymentOut:
+    return DeploymentOut(
+        id=deployment.id,
+        model=deployment.model,
+        base_url=deployment.base_url,
+        engine=deployment.engine,
+        upstream_model=deployment.upstream_model,
+        tier=deployment.tier,
+        weight=deployment.weight,
+        region=deployment.region,
+        status=deployment.status,
+        has_credential=deployment.credential is not None,
+        created_at=seconds(deployment.created_at),
+    )
+
+
+class PriceCreate(In):
+    """A version of a model's prices in one currency. Per million tokens, as decimal strings; `request` is an amount per request.
+
+    Cached input costs as input unless it has a price of its own, reasoning as output. `valid_from` in seconds since 1970, now if left out.
+    """
+
+    model: ModelName
+    currency: Currency
+    input: PricePerMillion
+    output: PricePerMillion
+    cached_input: PricePerMillion | None = None
+    reasoning: PricePerMillion | None = None
+    request: Amount = "0"
+    valid_from: Second | None = None
+
+
+class PriceOut(Identified):
+    object: Literal["platform.price"] = "platform.price"
+    model: str
+    currency: str
+    input: str
+    cached_input: str
+    output: str
+    reasoning: str
+    request: str
+    valid_from: int
+
+
+def price_out(price: PriceVersion) -> PriceOut:
+    return PriceOut(
+        id=price.id,
+        model=price.model,
+        currency=price.currency,
+        input=money.format_price_per_million(price.input_pico),
+        cached_input=money.format_price_per_million(price.cached_input_pico),
+        output=money.format_price_per_million(price.output_pico),
+        reasoning=money.format_price_per_million(price.reasoning_pico),
+        request=money.format_amount(price.request_pico),
+        valid_from=seconds(price.valid_from),
+    )
+
+
+# ---- Nodes ------------------------------------------------------------------------------------------------------------
+
+
+class NodeOut(Identified):
+    object: Literal["platform.node"] = "platform.node"
+    acked_version: int
+    behind: int
+    first_seen_at: int
+    seen_at: int
+
+
+def node_out(node: SeenNode, head: int) -> NodeOut:
+    return NodeOut(
+        id=node.id,
+        acked_version=node.acked_version,
+        behind=max(0, head - node.acked_version),
+        first_seen_at=seconds(node.first_seen_at),
+        seen_at=seconds(node.seen_at),
+    )
+
+
+class AckIn(In):
+    """A gateway's sign of life."""
+
+    node_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_\-]{1,64}$")]
+    version: Annotated[int, Field(ge=0, le=2**63 - 1)]

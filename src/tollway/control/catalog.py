@@ -1,0 +1,220 @@
+"""Models and deployments: drafts until published, published only with a price, archived for ever."""
+
+import ipaddress
+import re
+from urllib.parse import urlsplit
+
+import msgspec
+
+from tollway.control import publish
+from tollway.domain import ids
+from tollway.domain.catalog import MODEL_NAME, Deployment, Model
+from tollway.domain.faults import (
+    MODEL_UNKNOWN,
+    NAME_TAKEN,
+    PARAMETER_INVALID,
+    PRICE_MISSING,
+    RESOURCE_UNKNOWN,
+    STATE_CONFLICT,
+    Fault,
+)
+from tollway.domain.snapshot import DeploymentEntry, ModelEntry
+from tollway.domain.tenants import Status
+from tollway.storage import catalog as storage
+from tollway.storage import prices as stored_prices
+from tollway.storage.database import PlatformTx
+from tollway.storage.pages import Page, Window
+
+VERBS = frozenset({"publish", "archive"})
+"""Last segments of paths below a model's own, so no model's name may end in one."""
+
+# ---- Models -----------------------------------------------------------------------------------------------------------
+
+
+def create_model(tx: PlatformTx, model: Model) -> Model:
+    """Add a draft to the catalog. Raises NAME_TAKEN (archived names stay taken: usage names them), PARAMETER_INVALID."""
+    publish.lock(tx)
+    segments = model.name.split("/")
+    if MODEL_NAME.fullmatch(model.name) is None or segments[-1] in VERBS or not {"", ".", ".."}.isdisjoint(segments):
+        raise Fault(PARAMETER_INVALID, param="name", message="This cannot be the name of a model.")
+    if storage.find_model(tx, model.name) is not None:
+        raise Fault(NAME_TAKEN, param="name")
+    storage.insert_model(tx, model)
+    return model
+
+
+def get_model(tx: PlatformTx, name: str) -> Model:
+    """A model of the catalog, whatever its state. Raises MODEL_UNKNOWN."""
+    model = storage.find_model(tx, name) if MODEL_NAME.fullmatch(name) else None
+    if model is None:
+        raise Fault(MODEL_UNKNOWN)
+    return model
+
+
+def list_models(tx: PlatformTx, window: Window, *, include_archived: bool) -> Page[Model]:
+    """The catalog, by name."""
+    return storage.list_models(tx, window, include_archived=include_archived)
+
+
+def update_model(tx: PlatformTx, name: str, changed: dict[str, object], now: int) -> Model:
+    """Change fields of an active model; what is not named stays. Raises MODEL_UNKNOWN, STATE_CONFLICT."""
+    publish.lock(tx)
+    model = msgspec.structs.replace(_get_active_model(tx, name), **changed)
+    storage.put_model(tx, model)
+    if model.published:
+        publish.publish(tx, ModelEntry, [name], now)
+    return model
+
+
+def publish_model(tx: PlatformTx, name: str, now: int) -> Model:
+    """Let gateways serve a model. Raises PRICE_MISSING unless some currency's price of it is valid now.
+
+    The model reaches the organizations whose currency has a price; to the others it does not exist.
+    """
+    publish.lock(tx)
+    model = _get_active_model(tx, name)
+    if not stored_prices.has_price_at(tx, name, now):
+        raise Fault(PRICE_MISSING)
+    model = msgspec.structs.replace(model, published=True)
+    storage.put_model(tx, model)
+    publish.publish(tx, ModelEntry, [name], now)
+    return model
+
+
+def archive_model(tx: PlatformTx, name: str, now: int) -> Model:
+    """Take a model and its deployments away for ever. Doing it again changes nothing."""
+    publish.lock(tx)
+    model = msgspec.structs.replace(get_model(tx, name), status=Status.ARCHIVED, published=False)
+    storage.put_model(tx, model)
+    publish.publish(tx, ModelEntry, [name], now)
+    publish.publish(tx, DeploymentEntry, storage.archive_deployments(tx, name), now)
+    return model
+
+
+def _get_active_model(tx: PlatformTx, name: str) -> Model:
+    model = get_model(tx, name)
+    if model.status is not Status.ACTIVE:
+        raise Fault(STATE_CONFLICT, message="The model is archived.")
+    return model
+
+
+# ---- Deployments ------------------------------------------------------------------------------------------------------
+
+
+def create_deployment(tx: PlatformTx, deployment: Deployment, now: int) -> Deployment:
+    """Add an upstream to a model. Raises MODEL_UNKNOWN, STATE_CONFLICT (archived model), PARAMETER_INVALID (base_url)."""
+    publish.lock(tx)
+    model = storage.find_model(tx, deployment.model)
+    if model is None:
+        raise Fault(MODEL_UNKNOWN, param="model")
+    _get_active_model(tx, model.name)
+    check_base_url(deployment.base_url)
+    storage.insert_deployment(tx, deployment)
+    publish.publish(tx, DeploymentEntry, [deployment.id], now)
+    return deployment
+
+
+def get_deployment(tx: PlatformTx, deployment_id: str) -> Deployment:
+    """A deployment. Raises RESOURCE_UNKNOWN."""
+    deployment = storage.find_deployment(tx, deployment_id) if ids.is_id(ids.DEPLOYMENT, deployment_id) else None
+    if deployment is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return deployment
+
+
+def list_deployments(tx: PlatformTx, window: Window, *, model: str | None, include_archived: bool) -> Page[Deployment]:
+    """All deployments, or those of one model."""
+    return storage.list_deployments(tx, window, model=model, include_archived=include_archived)
+
+
+def update_deployment(tx: PlatformTx, deployment_id: str, changed: dict[str, object], now: int) -> Deployment:
+    """Change fields of an active deployment; what is not named stays. Raises RESOURCE_UNKNOWN, STATE_CONFLICT."""
+    publish.lock(tx)
+    deployment = get_deployment(tx, deployment_id)
+    if deployment.status is not Status.ACTIVE:
+        raise Fault(STATE_CONFLICT, message="The deployment is archived.")
+    deployment = msgspec.structs.replace(deployment, **changed)
+    check_base_url(deployment.base_url)
+    storage.put_deployment(tx, deployment)
+    publish.publish(tx, DeploymentEntry, [deployment_id], now)
+    return deployment
+
+
+def archive_deployment(tx: PlatformTx, deployment_id: str, now: int) -> Deployment:
+    """Take a deployment away for ever, its credential with it. Doing it again changes nothing."""
+    publish.lock(tx)
+    found = get_deployment(tx, deployment_id)
+    deployment = msgspec.structs.replace(found, status=Status.ARCHIVED, credential=None)
+    storage.put_deployment(tx, deployment)
+    publish.publish(tx, DeploymentEntry, [deployment_id], now)
+    return deployment
+
+
+# ---- Upstream addresses -----------------------------------------------------------------------------------------------
+
+_URL = re.compile(r"https?://[A-Za-z0-9.\-_\[\]:]+(/[A-Za-z0-9._~\-/]*)?")
+
+_METADATA = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "169.254.0.0/16",  # link-local: metadata of most clouds
+        "fe80::/10",
+        "fd00:ec2::/32",  # AWS over IPv6
+        "100.100.100.200/32",  # Alibaba
+        "192.0.0.192/32",  # Oracle
+        "0.0.0.0/8",
+        "::/128",
+        "224.0.0.0/4",
+        "ff00::/8",
+    )
+)
+_METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data"})
+_EMBEDDING_IPV4 = ((ipaddress.ip_network("64:ff9b::/96"), 0), (ipaddress.ip_network("::/96"), 0), (ipaddress.ip_network("2002::/16"), 80))
+"""IPv6 ranges that carry an IPv4 address (NAT64, compatible, 6to4), and by how many bits it is shifted."""
+
+
+def check_base_url(text: str) -> None:
+    """Raise PARAMETER_INVALID unless `text` is an address that an engine may have.
+
+    Plain http(s)://host[:port][/path]. Private addresses are fine, engines live there; addresses where clouds keep the credentials of
+    their machines are not, in any spelling that a resolver would take (a host that ends in a number must be a proper address).
+    """
+
+    def refuse(reason: str) -> Fault:
+        return Fault(PARAMETER_INVALID, param="base_url", message=f"Invalid value for base_url: {reason}.")
+
+    if not _URL.fullmatch(text):
+        raise refuse("it must be http:// or https://, a host, optionally a port and a path, and nothing else")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise refuse("the host or the port is not valid") from None
+    if not host or port == 0:
+        raise refuse("the host or the port is not valid")
+    if parts.path.rstrip("/").endswith("/v1"):
+        raise refuse("leave the /v1 away, it is added")
+    bare = host.rstrip(".")
+    if bare in _METADATA_NAMES:
+        raise refuse("this address is not allowed")
+    if ":" in host or re.fullmatch(r"(0x[0-9a-f]*|[0-9]+)", bare.rpartition(".")[2]):
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            raise refuse("the host is not a proper IP address") from None
+        if any(each in network for each in _meanings(address) for network in _METADATA):
+            raise refuse("this address is not allowed")
+
+
+def _meanings(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The address, and any IPv4 address inside it."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return [address]
+    inside = [
+        ipaddress.IPv4Address(int(address) >> shift & 0xFFFF_FFFF)
+        for network, shift in _EMBEDDING_IPV4
+        if address in network and int(address) > 0xFFFF
+    ]
+    return [address, *inside, *([address.ipv4_mapped] if address.ipv4_mapped else [])]

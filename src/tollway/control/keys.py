@@ -1,0 +1,171 @@
+"""Keys: made once, shown once, revoked for ever.
+
+The secret exists in the answer to its creation and nowhere else: what is stored is a digest under a pepper that the database never
+sees.
+"""
+
+from dataclasses import dataclass, field
+
+from tollway.control import publish
+from tollway.domain import ids
+from tollway.domain import keys as domain
+from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.keys import KeyType
+from tollway.domain.limits import UNLIMITED, Limits
+from tollway.domain.snapshot import KeyEntry
+from tollway.domain.tenants import ServiceAccount, Status
+from tollway.storage import keys as storage
+from tollway.storage import tenants as stored_tenants
+from tollway.storage.database import PlatformTx, TenantTx
+from tollway.storage.keys import Digest, Key
+from tollway.storage.pages import Page, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Pepper:
+    """What secrets are digested under: 32 bytes that are not in the database, and their version, which is."""
+
+    version: int
+    value: bytes = field(repr=False)
+
+    def digest(self, secret: str) -> Digest:
+        """What is kept of `secret`."""
+        return Digest(self.version, domain.digest(self.value, secret.encode()))
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredients:
+    """What a new key is made of: fresh random bytes (domain.keys.RANDOM_BYTES) and the pepper it is digested under."""
+
+    random_bytes: bytes = field(repr=False)
+    pepper: Pepper
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedKey:
+    """What someone asks of a new key. `expires_at` is exclusive; `models` narrows what it may use, None for all of its project."""
+
+    type: KeyType
+    name: str
+    expires_at: int | None = None
+    models: tuple[str, ...] | None = None
+    limits: Limits = UNLIMITED
+    service_account: ServiceAccount | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShownKey:
+    """A key at the one moment when its secret is known."""
+
+    key: Key
+    secret: str
+
+
+def create_project_key(tx: TenantTx, project_id: str, wanted: WantedKey, *, id: str, ingredients: Ingredients, now: int) -> ShownKey:
+    """Create an inference key of a project. Raises RESOURCE_UNKNOWN, STATE_CONFLICT (archived), PARAMETER_INVALID (expiry)."""
+    publish.lock(tx)
+    assert wanted.type in (KeyType.LIVE, KeyType.TEST)
+    _get_project(tx, project_id, active=True)
+    shown = _insert(tx, project_id, wanted, id, ingredients, now)
+    publish.publish(tx, KeyEntry, [id], now)
+    return shown
+
+
+def get_project_key(tx: TenantTx, project_id: str, key_id: str) -> Key:
+    """A key of a project. Raises RESOURCE_UNKNOWN."""
+    key = None
+    if ids.is_id(ids.PROJECT, project_id) and ids.is_id(ids.KEY, key_id):
+        key = storage.find_project_key(tx, project_id, key_id)
+    if key is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return key
+
+
+def list_project_keys(tx: TenantTx, project_id: str, window: Window) -> Page[Key]:
+    """The keys of a project. Raises RESOURCE_UNKNOWN if there is no such project."""
+    _get_project(tx, project_id, active=False)
+    return storage.list_project_keys(tx, project_id, window)
+
+
+def revoke_project_key(tx: TenantTx, project_id: str, key_id: str, now: int) -> int:
+    """Revoke a key. Returns the version at which no gateway takes it any more. Raises RESOURCE_UNKNOWN."""
+    publish.lock(tx)
+    get_project_key(tx, project_id, key_id)
+    return publish.publish(tx, KeyEntry, storage.revoke_key(tx, key_id, now), now)
+
+
+# ---- Admin keys -------------------------------------------------------------------------------------------------------
+
+
+def create_admin_key(tx: TenantTx, wanted: WantedKey, *, id: str, ingredients: Ingredients, now: int) -> ShownKey:
+    """Create an admin key of the organization. Gateways never hear of it. Raises STATE_CONFLICT, PARAMETER_INVALID (expiry)."""
+    publish.lock(tx)  # takes turns with the archiving of the organization
+    organization = stored_tenants.find_organization(tx)
+    if organization is None or organization.status is not Status.ACTIVE:
+        raise Fault(STATE_CONFLICT, message="The organization is archived.")
+    assert wanted.type is KeyType.ADMIN
+    return _insert(tx, None, wanted, id, ingredients, now)
+
+
+def get_admin_key(tx: TenantTx, key_id: str) -> Key:
+    """An admin key of the organization. Raises RESOURCE_UNKNOWN."""
+    key = storage.find_admin_key(tx, key_id) if ids.is_id(ids.KEY, key_id) else None
+    if key is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return key
+
+
+def list_admin_keys(tx: TenantTx, window: Window) -> Page[Key]:
+    """The admin keys of the organization."""
+    return storage.list_admin_keys(tx, window)
+
+
+def revoke_admin_key(tx: TenantTx, key_id: str, now: int) -> None:
+    """Revoke an admin key, from the next request on. Raises RESOURCE_UNKNOWN."""
+    get_admin_key(tx, key_id)
+    storage.revoke_key(tx, key_id, now)
+
+
+# ---- Keys of the platform ---------------------------------------------------------------------------------------------
+
+
+def seed_platform_key(tx: PlatformTx, type: KeyType, secret: str, *, id: str, pepper: Pepper, now: int) -> None:
+    """Make `secret` the platform's only valid key of `type`. Doing it again changes nothing.
+
+    Raises ValueError if it is not a well-formed key of that type, or if it was replaced before: nothing resurrects a revoked key.
+    """
+    if domain.find_type(secret) is not type:
+        raise ValueError(f"the {type} key of the settings is not a whole key of that type (tw_{type}_...)")
+    digest = pepper.digest(secret)
+    key = Key(id=id, type=type, project_id=None, name="Key of the settings", redacted=domain.redact(secret), created_at=now)
+    if not storage.put_platform_key(tx, key, digest):
+        raise ValueError(f"the {type} key of the settings was replaced by another before, and is revoked: make a new one")
+    storage.revoke_other_platform_keys(tx, type, digest, now)
+
+
+def _get_project(tx: TenantTx, project_id: str, *, active: bool) -> None:
+    project = stored_tenants.find_project(tx, project_id) if ids.is_id(ids.PROJECT, project_id) else None
+    if project is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    if active and project.status is not Status.ACTIVE:
+        raise Fault(STATE_CONFLICT, message="The project is archived.")
+
+
+def _insert(tx: TenantTx, project_id: str | None, wanted: WantedKey, id: str, ingredients: Ingredients, now: int) -> ShownKey:
+    if wanted.expires_at is not None and wanted.expires_at <= now:
+        raise Fault(PARAMETER_INVALID, param="expires_at", message="A key cannot expire before it exists.")
+    made = domain.new_key(wanted.type, ingredients.random_bytes)
+    key = Key(
+        id=id,
+        type=wanted.type,
+        project_id=project_id,
+        name=wanted.name,
+        redacted=made.redacted,
+        created_at=now,
+        expires_at=wanted.expires_at,
+        models=wanted.models,
+        limits=wanted.limits,
+        service_account=wanted.service_account,
+    )
+    storage.insert_key(tx, key, ingredients.pepper.digest(made.secret))
+    return ShownKey(key, made.secret)

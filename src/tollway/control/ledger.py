@@ -1,0 +1,70 @@
+"""The ledger's rules: how the cost of usage is booked, and what operators read of it.
+
+Double entry. What a batch of events of one organization costs is debited to its account "unbilled" and credited to the platform's
+revenue, one account per model and billing class, so each transaction sums to zero. A transaction's id derives from what it books:
+the same events of the same batch can never be booked twice.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from tollway.domain.ids import TRANSACTION
+from tollway.domain.prices import BillingClass
+from tollway.domain.usage import UsageEvent
+from tollway.storage import ledger as stored
+from tollway.storage.database import PlatformTx
+from tollway.storage.ledger import Account, Balance, Entry, Posting
+from tollway.storage.pages import Page, Window
+
+PLATFORM = "platform"
+"""Owner of the accounts that are not an organization's."""
+
+UNBILLED = "unbilled"
+"""Kind of account: used and not yet on an invoice."""
+
+
+def book_usage(
+    events: Sequence[UsageEvent], costs: Mapping[tuple[str, BillingClass], int], currency: str, booked_at: int
+) -> Posting | None:
+    """The transaction for `events`, all of one organization and one batch, that cost `costs` by model and billing class.
+
+    None if they cost nothing. Pure: the id names organization, node, epoch and seqs, so that booking again is visible as such.
+    """
+    total = sum(costs.values())
+    if total == 0:
+        return None
+    first, last = events[0], events[-1]
+    organization_id = first.final.admit.organization_id
+    revenue = [
+        Entry(Account(PLATFORM, f"revenue:{model}:{billing_class}", currency), -pico)
+        for (model, billing_class), pico in sorted(costs.items())
+        if pico
+    ]
+    return Posting(
+        id=transaction_id(organization_id, first.node_id, first.epoch, first.seq, last.seq, last.final.ended_at),
+        organization_id=organization_id,
+        node_id=first.node_id,
+        epoch=first.epoch,
+        first_seq=first.seq,
+        last_seq=last.seq,
+        events=len(events),
+        booked_at=booked_at,
+        entries=(Entry(Account(organization_id, UNBILLED, currency), total), *revenue),
+    )
+
+
+def transaction_id(organization_id: str, node_id: str, epoch: int, first_seq: int, last_seq: int, ended_at: int) -> str:
+    """The id of the transaction that books these records: the millisecond of the last event, so that ids sort by time, and 80
+    bits of a SHA-256 over its cause."""
+    cause = f"usage/{organization_id}/{node_id}/{epoch}/{first_seq}/{last_seq}".encode()
+    return f"{TRANSACTION}_{ended_at // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(cause).hexdigest()[:20]}"
+
+
+def list_balances(tx: PlatformTx, window: Window, *, owner: str | None) -> Page[Balance]:
+    """Balances by account id, of everyone or of one owner."""
+    return stored.list_balances(tx, window, owner=owner)
+
+
+def list_transactions(tx: PlatformTx, window: Window, *, organization_id: str | None) -> Page[Posting]:
+    """Transactions in the order of the usage that they book, of everyone or of one organization."""
+    return stored.list_transactions(tx, window, organization_id=organization_id)

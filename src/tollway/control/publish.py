@@ -1,0 +1,214 @@
+"""Publication: what gateways are told, in which order, and who has heard it.
+
+Theory of operation. An operation that changes what gateways must know begins with `lock`, changes rows, and ends with
+`publish(kind, ids)`. `publish` does not take entries from its caller: it reads them back with the very query that makes a full
+snapshot, so snapshot and changes cannot disagree. What is no longer there becomes a removal. Version, rows and change commit
+together or not at all.
+
+After the commit, `Publications` wakes whoever waits in this process: the streams that gateways follow. `watch` does the same for
+commits of other control processes, by looking at the head a few times a second.
+
+Who revokes waits (briefly) for the nodes that were alive to say that they applied the version, and is told of those that did not.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+
+from tollway.domain.faults import DRAINING, OVERLOADED, Fault
+from tollway.domain.snapshot import FORMAT, Change, Entry, SnapshotHead
+from tollway.storage import across_tenants
+from tollway.storage import publish as storage
+from tollway.storage.database import Database, PlatformTx, Transaction
+
+WATCH_SECONDS = 0.25
+"""Between looks at the head: with this and a gateway's own work, a revocation made elsewhere is far below its promised second."""
+
+NODE_ALIVE_US = 5_000_000
+"""A node that gave no sign of life for this long is not waited for. It sends one every two seconds."""
+
+CONFIRM_SECONDS_MAX = 1.0
+"""How long the answer to a revocation waits for nodes to confirm."""
+
+SNAPSHOTS_CONCURRENT_MAX = 2
+SNAPSHOT_WAIT_SECONDS = 20.0
+"""A snapshot is held in memory while it is sent; two at a time bound that, and a node's own deadline is longer than the queue."""
+
+CHUNK_BYTES = 256 * 1024
+
+
+def lock(tx: Transaction) -> None:
+    """Begin a publishing transaction: call this before anything is read. Publications of all processes take turns from here on."""
+    storage.lock_head(tx)
+
+
+def publish(tx: Transaction, kind: type[Entry], ids: Sequence[str], now: int) -> int:
+    """Tell gateways what has become of the things `ids` of `kind` in this transaction. Returns the version that will say so."""
+    entries = across_tenants.list_entries(tx, kind, ids)
+    tag = str(kind.__struct_config__.tag)
+    return storage.append_changes(tx, [Change(version=0, kind=tag, id=id, entry=entries.get(id)) for id in ids], now)
+
+
+# ---- What is told -----------------------------------------------------------------------------------------------------
+
+
+def read_snapshot(tx: PlatformTx) -> list[bytes]:
+    """All that a gateway must know, at one version: chunks of lines, the head first and then each entry."""
+    encode = msgspec.json.Encoder().encode
+    chunks, chunk, count = [b""], bytearray(), 0
+    for entry in across_tenants.iterate_entries(tx):
+        chunk += encode(entry) + b"\n"
+        count += 1
+        if len(chunk) >= CHUNK_BYTES:
+            chunks.append(bytes(chunk))
+            chunk.clear()
+    chunks.append(bytes(chunk))
+    chunks[0] = encode(SnapshotHead(format=FORMAT, version=storage.find_head(tx), entries=count)) + b"\n"
+    return chunks
+
+
+def find_changes(tx: PlatformTx, since: int, limit: int) -> list[tuple[int, bytes]] | None:
+    """Up to `limit` changes after `since` as (version, encoded Change); None if only a full snapshot can help."""
+    return storage.find_changes(tx, since, limit)
+
+
+def find_head(tx: PlatformTx) -> int:
+    """The latest version."""
+    return storage.find_head(tx)
+
+
+def heartbeat(version: int) -> bytes:
+    """The line that says: nothing new, the head is `version`."""
+    return msgspec.json.encode({"version": version}) + b"\n"
+
+
+# ---- Who has heard it -------------------------------------------------------------------------------------------------
+
+
+def acknowledge(tx: PlatformTx, node_id: str, version: int, now: int) -> bool:
+    """Note a node's sign of life. False, and nothing noted, if it claims a version that was never published here."""
+    if version > storage.find_head(tx):
+        return False
+    storage.put_ack(tx, node_id, version, now)
+    return True
+
+
+def list_nodes(tx: PlatformTx, *, seen_since: int = 0) -> list[storage.SeenNode]:
+    """The nodes heard of since then."""
+    return storage.list_nodes(tx, seen_since=seen_since)
+
+
+def confirm(database: Database, publications: "Publications", version: int, now: int) -> list[str]:
+    """Wait until every node alive at `now` has applied `version`, or CONFIRM_SECONDS_MAX. Returns the nodes that have not."""
+    with database.platform(write=False) as tx:
+        alive = [node.id for node in storage.list_nodes(tx, seen_since=now - NODE_ALIVE_US)]
+    deadline = time.monotonic() + CONFIRM_SECONDS_MAX
+    while True:
+        with database.platform(write=False) as tx:
+            pending = storage.list_pending_nodes(tx, alive, version)
+        left_seconds = deadline - time.monotonic()
+        if not pending or left_seconds <= 0:
+            return pending
+        publications.wait_for_ack(min(WATCH_SECONDS, left_seconds))
+
+
+class Publications:
+    """What this process knows of publication beside the database: who is to be woken, and whether it is about to stop.
+
+    Thread-safe. Operations commit in worker threads; followers wait in the event loop.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._acked = threading.Condition()
+        self._wakers: set[Callable[[], None]] = set()
+        self._snapshots = threading.BoundedSemaphore(SNAPSHOTS_CONCURRENT_MAX)
+        self.head = 0
+        self.stopping = False
+
+    def advance(self, version: int) -> None:
+        """Version `version` is committed: wake the followers."""
+        with self._lock:
+            if version <= self.head:
+                return
+            self.head = version
+            wakers = list(self._wakers)
+        for wake in wakers:
+            wake()
+
+    def stop(self) -> None:
+        """End all streams: the process is about to stop."""
+        self.stopping = True
+        with self._lock:
+            wakers = list(self._wakers)
+        for wake in wakers:
+            wake()
+
+    def refuse_if_stopping(self) -> None:
+        """Raise Fault DRAINING once `stop` was called."""
+        if self.stopping:
+            raise Fault(DRAINING, message="The control plane is restarting.")
+
+    @contextmanager
+    def following(self) -> Iterator[asyncio.Event]:
+        """An event of the running loop that is set at each advance and at the stop."""
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(event.set)
+
+        with self._lock:
+            self._wakers.add(wake)
+        try:
+            yield event
+        finally:
+            with self._lock:
+                self._wakers.discard(wake)
+
+    @contextmanager
+    def snapshot_slot(self) -> Iterator[None]:
+        """The right to hold a snapshot in memory. Raises Fault OVERLOADED if none comes free in time."""
+        if not self._snapshots.acquire(timeout=SNAPSHOT_WAIT_SECONDS):
+            raise Fault(OVERLOADED, message="Too many snapshots are being read.")
+        try:
+            yield
+        finally:
+            self._snapshots.release()
+
+    def notice_ack(self) -> None:
+        """A node has acknowledged something: whoever waits for it should look."""
+        with self._acked:
+            self._acked.notify_all()
+
+    def wait_for_ack(self, timeout_seconds: float) -> None:
+        """Wait for the next acknowledgement, at most `timeout_seconds`."""
+        with self._acked:
+            self._acked.wait(timeout_seconds)
+
+
+async def wait_for(event: asyncio.Event, timeout_seconds: float) -> None:
+    """Wait until the event is set, at most `timeout_seconds`."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
+async def watch(database: Database, publications: Publications) -> None:
+    """Notice what other control processes publish, until the process stops. A database that is away is asked again."""
+
+    def read_head() -> int:
+        with database.platform(write=False) as tx:
+            return storage.find_head(tx)
+
+    while not publications.stopping:
+        try:
+            publications.advance(await asyncio.to_thread(read_head))
+        except Fault:
+            pass  # requests meet the same fault and say so; this loop only has to outlive it
+        await asyncio.sleep(WATCH_SECONDS)

@@ -1,0 +1,174 @@
+"""Organizations, projects and service accounts: what may be done with them, and what follows from it.
+
+An id of another tenant and one that never was are the same here: RESOURCE_UNKNOWN.
+"""
+
+from dataclasses import dataclass
+
+from tollway.control import keys, publish
+from tollway.control.keys import Ingredients
+from tollway.domain import ids
+from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.keys import KeyType
+from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
+from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
+from tollway.storage import keys as stored_keys
+from tollway.storage import tenants as storage
+from tollway.storage.database import PlatformTx, TenantTx
+from tollway.storage.pages import Page, Window
+
+# ---- Organizations ----------------------------------------------------------------------------------------------------
+
+
+def create_organization(tx: TenantTx, *, name: str, currency: str, now: int) -> Organization:
+    """Create the organization that `tx` was bound to beforehand, billed in `currency` for ever."""
+    publish.lock(tx)
+    organization = Organization(id=tx.organization_id, name=name, currency=currency, status=Status.ACTIVE, created_at=now)
+    storage.insert_organization(tx, organization)
+    publish.publish(tx, OrganizationEntry, [organization.id], now)
+    return organization
+
+
+def get_organization(tx: TenantTx) -> Organization:
+    """The organization that `tx` is bound to. Raises RESOURCE_UNKNOWN."""
+    organization = storage.find_organization(tx)
+    if organization is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return organization
+
+
+def list_organizations(tx: PlatformTx, window: Window, *, include_archived: bool) -> Page[Organization]:
+    """All organizations, for operators."""
+    return storage.list_organizations(tx, window, include_archived=include_archived)
+
+
+def archive_organization(tx: TenantTx, now: int) -> tuple[Organization, int]:
+    """Archive the organization, its projects and all of its keys. Doing it again changes nothing but the version.
+
+    Returns the organization and the version at which no gateway serves it any more.
+    """
+    publish.lock(tx)
+    get_organization(tx)
+    revoked = stored_keys.revoke_organization_keys(tx, now)
+    archived = storage.archive_organization(tx, now)
+    publish.publish(tx, KeyEntry, revoked, now)
+    publish.publish(tx, ProjectEntry, archived, now)
+    version = publish.publish(tx, OrganizationEntry, [tx.organization_id], now)
+    return get_organization(tx), version
+
+
+def require_active_organization(tx: TenantTx) -> None:
+    """Raise STATE_CONFLICT if the organization is archived: an operator may still look at it, and no more."""
+    if get_organization(tx).status is not Status.ACTIVE:
+        raise Fault(STATE_CONFLICT, message="The organization is archived.")
+
+
+# ---- Projects ---------------------------------------------------------------------------------------------------------
+
+
+def create_project(tx: TenantTx, *, id: str, name: str, now: int) -> Project:
+    """Create a project with no keys and no limits."""
+    publish.lock(tx)
+    require_active_organization(tx)
+    project = Project(id=id, organization_id=tx.organization_id, name=name, status=Status.ACTIVE, created_at=now)
+    storage.insert_project(tx, project)
+    publish.publish(tx, ProjectEntry, [id], now)
+    return project
+
+
+def get_project(tx: TenantTx, project_id: str) -> Project:
+    """A project, archived or not. Raises RESOURCE_UNKNOWN."""
+    project = storage.find_project(tx, project_id) if ids.is_id(ids.PROJECT, project_id) else None
+    if project is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return project
+
+
+def get_active_project(tx: TenantTx, project_id: str) -> Project:
+    """A project that may act. Raises RESOURCE_UNKNOWN, or STATE_CONFLICT if it is archived."""
+    project = get_project(tx, project_id)
+    if project.status is not Status.ACTIVE:
+        raise Fault(STATE_CONFLICT, message="The project is archived.")
+    return project
+
+
+def list_projects(tx: TenantTx, window: Window, *, include_archived: bool) -> Page[Project]:
+    """The organization's projects."""
+    return storage.list_projects(tx, window, include_archived=include_archived)
+
+
+def rename_project(tx: TenantTx, project_id: str, name: str) -> Project:
+    """Give a project another name. Gateways know no names, so they are told nothing."""
+    get_active_project(tx, project_id)
+    storage.rename_project(tx, project_id, name)
+    return get_project(tx, project_id)
+
+
+def archive_project(tx: TenantTx, project_id: str, now: int) -> tuple[Project, int]:
+    """Archive a project and revoke its keys; it keeps its history. Doing it again changes nothing but the version."""
+    publish.lock(tx)
+    project = get_project(tx, project_id)
+    publish.publish(tx, KeyEntry, stored_keys.revoke_project_keys(tx, project_id, now), now)
+    if project.status is Status.ACTIVE:
+        storage.archive_project(tx, project_id, now)
+    version = publish.publish(tx, ProjectEntry, [project_id], now)
+    return get_project(tx, project_id), version
+
+
+# ---- Service accounts -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NewServiceAccount:
+    """A service account, and its first key at the one moment when the secret is known; None if none was asked for."""
+
+    account: ServiceAccount
+    key: keys.ShownKey | None
+
+
+def create_service_account(
+    tx: TenantTx,
+    project_id: str,
+    *,
+    id: str,
+    name: str,
+    key_id: str | None,
+    ingredients: Ingredients,
+    expires_at: int | None,
+    now: int,
+) -> NewServiceAccount:
+    """Create a service account and, if `key_id` is given, a live key of its own made from `secret`."""
+    publish.lock(tx)
+    get_active_project(tx, project_id)
+    role = "member" if key_id else "none"  # OpenAI's words for an account with, and without, a part in its project
+    account = ServiceAccount(id=id, organization_id=tx.organization_id, project_id=project_id, name=name, role=role, created_at=now)
+    storage.insert_service_account(tx, account)
+    key = None
+    if key_id is not None:
+        wanted = keys.WantedKey(type=KeyType.LIVE, name="Secret Key", expires_at=expires_at, service_account=account)
+        key = keys.create_project_key(tx, project_id, wanted, id=key_id, ingredients=ingredients, now=now)
+    return NewServiceAccount(account, key)
+
+
+def get_service_account(tx: TenantTx, project_id: str, account_id: str) -> ServiceAccount:
+    """A service account of a project. Raises RESOURCE_UNKNOWN."""
+    account = None
+    if ids.is_id(ids.PROJECT, project_id) and ids.is_id(ids.SERVICE_ACCOUNT, account_id):
+        account = storage.find_service_account(tx, project_id, account_id)
+    if account is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return account
+
+
+def list_service_accounts(tx: TenantTx, project_id: str, window: Window) -> Page[ServiceAccount]:
+    """The service accounts of a project."""
+    get_project(tx, project_id)
+    return storage.list_service_accounts(tx, project_id, window)
+
+
+def delete_service_account(tx: TenantTx, project_id: str, account_id: str, now: int) -> int:
+    """Delete a service account and revoke its keys. Returns the version at which no gateway takes them any more."""
+    publish.lock(tx)
+    get_service_account(tx, project_id, account_id)
+    storage.delete_service_account(tx, project_id, account_id, now)
+    return publish.publish(tx, KeyEntry, stored_keys.revoke_service_account_keys(tx, account_id, now), now)

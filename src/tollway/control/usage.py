@@ -1,0 +1,110 @@
+"""What tenants read of their usage: buckets of time, costs by line item, and the receipt of one request.
+
+Buckets are cut at whole minutes, hours or days of UTC and come from rollups kept for each of the three, so that a month by day
+costs as much to read as an hour by minute. An event belongs to the bucket in which it ended. Tokens are those billed: usage, costs
+and ledger show the same facts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
+from tollway.domain.prices import BillingClass
+from tollway.storage import usage as stored
+from tollway.storage.database import TenantTx
+from tollway.storage.usage import Receipt, Sums, UsageGroup, UsageQuery
+
+LINE_ITEMS = {
+    BillingClass.INPUT: "input_tokens",
+    BillingClass.CACHED_INPUT: "cached_input_tokens",
+    BillingClass.OUTPUT: "output_tokens",
+    BillingClass.REASONING: "reasoning_tokens",
+    BillingClass.REQUEST: "requests",
+}
+"""What a class is called on a line item, behind the model: "<model>, input_tokens"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """What was used from `start_at` (inclusive) to `end_at` (exclusive), by group; no groups if nothing was."""
+
+    start_at: int
+    end_at: int
+    groups: tuple[UsageGroup, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """Some buckets in order of time, and where the next page begins (None: there is none)."""
+
+    buckets: list[Bucket]
+    next_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a group cost. `line_item` is None where costs are not split by it; `quantity` is None where no one unit fits."""
+
+    group: dict[str, str]
+    line_item: str | None
+    quantity: int | None
+    amount_pico: int
+
+
+def list_buckets(tx: TenantTx, query: UsageQuery, limit: int) -> Buckets:
+    """The first `limit` buckets of `query`, whose bounds are cut down to whole buckets: empty ones are there too."""
+    width_us = query.width_seconds * 1_000_000
+    start_at = query.start_at - query.start_at % width_us
+    end_at = min(query.end_at, start_at + limit * width_us)
+    found: dict[int, list[UsageGroup]] = {}
+    if start_at < end_at:
+        for group in stored.list_usage(tx, replace(query, start_at=start_at, end_at=end_at)):
+            found.setdefault(group.start_at, []).append(group)
+    buckets = [Bucket(at, at + width_us, tuple(found.get(at, ()))) for at in range(start_at, end_at, width_us)]
+    next_at = start_at + limit * width_us
+    return Buckets(buckets, next_at if next_at < query.end_at else None)
+
+
+def parse_line_item(name: str) -> tuple[str, BillingClass]:
+    """Model and class of a line item's name. Raises a Fault for what is none."""
+    model, _, item = name.rpartition(", ")
+    for billing_class, known in LINE_ITEMS.items():
+        if item == known and model:
+            return model, billing_class
+    raise Fault(PARAMETER_INVALID, param="line_items", message="A line item is '<model>, <class>'.")
+
+
+def split_costs(group: UsageGroup, by_line_item: bool, wanted: frozenset[tuple[str, BillingClass]] | None) -> Iterator[Cost]:
+    """The costs of a group: one, or one for each billing class that was used. With `wanted`, of those line items only; the group is
+    then of one model."""
+    if not by_line_item and wanted is None:
+        yield Cost(group.group, None, None, sum(group.sums.costs.values()))
+        return
+    model = group.group["model"]
+    for billing_class, item in LINE_ITEMS.items():
+        quantity, amount_pico = _quantity(group.sums, billing_class), group.sums.costs.get(billing_class, 0)
+        if (quantity or amount_pico) and (wanted is None or (model, billing_class) in wanted):
+            yield Cost(group.group, f"{model}, {item}", quantity, amount_pico)
+
+
+def get_receipt(tx: TenantTx, request_id: str) -> Receipt:
+    """The receipt of one of the organization's requests. Raises RESOURCE_UNKNOWN for any other, and until it has come in."""
+    receipt = stored.find_receipt(tx, request_id)
+    if receipt is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return receipt
+
+
+def _quantity(sums: Sums, billing_class: BillingClass) -> int | None:
+    """Units billed in a class. Requests are counted whether billed or not, so for that class the sums do not say."""
+    match billing_class:
+        case BillingClass.INPUT:
+            return sums.input
+        case BillingClass.CACHED_INPUT:
+            return sums.cached_input
+        case BillingClass.OUTPUT:
+            return sums.output
+        case BillingClass.REASONING:
+            return sums.reasoning
+        case BillingClass.REQUEST:
+            return None

@@ -1,0 +1,250 @@
+"""Verification: what the archive says, computed again and compared with what the database holds.
+
+From the archived frames and the price versions alone, every event, rated line, rollup, ledger sum and balance is made again with the
+collector's own pure rules, and each table is compared with what it should be. What is compared does not depend on how records came
+in batches: transactions are checked against the records they name, balances against both the ledger and the events. The first
+difference of each table is reported, and how many there are.
+
+It reads one instant of the database (a read transaction); a batch that the collector takes in meanwhile belongs to neither side.
+Archives are read as far as the database's watermarks say, which are in that instant too.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from tollway.control.collect import Batch, Refused, Tally
+from tollway.control.ledger import PLATFORM, UNBILLED, transaction_id
+from tollway.domain.prices import PriceVersion, RatedLine
+from tollway.domain.usage import UsageEvent
+from tollway.storage import ledger as stored_ledger
+from tollway.storage import usage as stored_usage
+from tollway.storage.archive import CHUNK_BYTES, Archive, ArchiveShort
+from tollway.storage.database import Database, PlatformTx
+from tollway.storage.ledger import Account, Posting
+from tollway.storage.usage import Watermark
+from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, Frame, Reader, Tail, first_chain
+
+assert CHUNK_BYTES > HEAD_BYTES + PAYLOAD_BYTES_MAX, "a chunk of the archive must hold a frame"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where a table is not what it should be: how often, and the first place, in words."""
+
+    table: str
+    count: int
+    first: str
+
+
+@dataclass(slots=True)
+class Report:
+    """What was read, and what was found. Nothing in `differences` means that everything agrees."""
+
+    epochs: int = 0
+    records: int = 0
+    events: int = 0
+    transactions: int = 0
+    accounts: int = 0
+    conflicts: int = 0
+    quarantined: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether archive, events, rated lines, rollups, ledger and balances all agree."""
+        return not self.differences
+
+
+@dataclass(slots=True)
+class _Findings:
+    """Differences as they are met, by table."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    firsts: dict[str, str] = field(default_factory=dict)
+
+    def add(self, table: str, text: str) -> None:
+        self.counts[table] = self.counts.get(table, 0) + 1
+        self.firsts.setdefault(table, text)
+
+    def differences(self) -> list[Difference]:
+        return [Difference(table, count, self.firsts[table]) for table, count in self.counts.items()]
+
+
+def verify(database: Database, archive: Archive) -> Report:
+    """Compare the whole database with the archive. Holds all events in memory: about 2 KB each."""
+    report, findings = Report(), _Findings()
+    with database.platform(write=False) as tx:
+        tally = _read_archive(tx, archive, report, findings)
+        _compare_events(tx, tally, findings)
+        _compare_strays(tx, tally, findings)
+        _compare_rollups(tx, tally, findings)
+        _compare_ledger(tx, tally, report, findings)
+    report.events, report.conflicts, report.quarantined = len(tally.events), len(tally.conflicts), len(tally.quarantined)
+    report.differences = findings.differences()
+    return report
+
+
+# ---- What the archive says --------------------------------------------------------------------------------------------
+
+
+def _read_archive(tx: PlatformTx, archive: Archive, report: Report, findings: _Findings) -> Tally:
+    """Judge every archived record. Where several records have one event id, the database's word on which of them became the event
+    counts, because the archive does not know in which order epochs were taken in."""
+    taken = {event.final.admit.request_id: event for event, _ in stored_usage.iterate_events(tx)}
+    batches = []
+    for watermark in stored_usage.list_watermarks(tx):
+        report.epochs += 1
+        batch = Batch(watermark.node_id, watermark.epoch)
+        try:
+            for frame in _frames(archive, watermark):
+                report.records += 1
+                batch.take(frame)
+        except (ArchiveShort, Refused) as error:
+            findings.add("archive", f"{watermark.node_id}/{watermark.epoch}: {error}")
+        batches.append(batch)
+    admits = [final.admit for batch in batches for _, final in batch.finals]
+    currencies = stored_usage.list_currencies(tx, {admit.organization_id for admit in admits})
+    prices: Mapping[str, PriceVersion] = stored_usage.list_prices(tx, {admit.price_version for admit in admits})
+    tally = Tally(currencies, prices, known={})
+    for batch in batches:
+        tally.add(batch, taken)
+    return tally
+
+
+def _frames(archive: Archive, watermark: Watermark) -> Iterator[Frame]:
+    """The records of an epoch. Raises ArchiveShort or Refused unless they are whole, chained and reach exactly to the watermark."""
+    reader = Reader(1, first_chain(watermark.node_id, watermark.epoch))
+    rest = b""
+    for chunk in archive.read(watermark.node_id, watermark.epoch, watermark.archive_bytes):
+        data, used = rest + chunk, 0
+        for frame in reader.read(data):
+            used = frame.end
+            yield frame
+        rest = data[used:]
+        if reader.tail is Tail.DAMAGED or len(rest) > HEAD_BYTES + PAYLOAD_BYTES_MAX:
+            raise Refused(f"record {reader.next_seq} is damaged")
+    if rest:
+        raise Refused(f"record {reader.next_seq} is damaged")
+    if reader.next_seq != watermark.next_seq or reader.chain != watermark.chain:
+        raise Refused(f"the archive ends before record {reader.next_seq}, the watermark stands at {watermark.next_seq}")
+
+
+# ---- Against what the database holds ----------------------------------------------------------------------------------
+
+
+def _compare_events(tx: PlatformTx, tally: Tally, findings: _Findings) -> None:
+    expected: dict[str, UsageEvent] = {event.final.admit.request_id: event for event in tally.events}
+    for event, lines in stored_usage.iterate_events(tx):
+        event_id = event.final.admit.request_id
+        of_archive = expected.pop(event_id, None)
+        if of_archive is None:
+            findings.add("usage_events", f"{event_id} is not in the archive")
+        elif event != of_archive:
+            findings.add("usage_events", f"{event_id} differs from the archive")
+        elif lines != tally.lines[event_id]:
+            findings.add("rated_lines", f"{event_id}: {_shown(lines)} instead of {_shown(tally.lines[event_id])}")
+    for event_id in expected:
+        findings.add("usage_events", f"{event_id} is missing")
+
+
+def _shown(lines: list[RatedLine]) -> str:
+    return ", ".join(f"{line.billing_class} {line.quantity} x {line.unit_pico} = {line.amount_pico}" for line in lines) or "nothing"
+
+
+def _compare_strays(tx: PlatformTx, tally: Tally, findings: _Findings) -> None:
+    stored = stored_usage.list_stray_places(tx)
+    for table, found, strays in zip(("event_conflicts", "quarantined_records"), stored, (tally.conflicts, tally.quarantined), strict=True):
+        expected = {(stray.node_id, stray.epoch, stray.seq) for stray in strays}
+        for place in sorted(expected ^ found):
+            findings.add(table, f"{place} is {'missing' if place in expected else 'not in the archive'}")
+
+
+def _compare_rollups(tx: PlatformTx, tally: Tally, findings: _Findings) -> None:
+    expected = tally.roll_up()
+    for key, sums in stored_usage.iterate_rollups(tx):
+        right = expected.pop(key, None)
+        if sums != right:
+            findings.add("usage_rollups", f"{key}: {sums} instead of {right}")
+    for key in expected:
+        findings.add("usage_rollups", f"{key} is missing")
+
+
+def _compare_ledger(tx: PlatformTx, tally: Tally, report: Report, findings: _Findings) -> None:
+    by_epoch: dict[tuple[str, int, str], list[UsageEvent]] = {}
+    for event in tally.events:
+        by_epoch.setdefault((event.node_id, event.epoch, event.final.admit.organization_id), []).append(event)
+    replayed: dict[str, int] = {}
+    booked: dict[str, int] = {}
+    for posting in stored_ledger.iterate_transactions(tx):
+        report.transactions += 1
+        events = by_epoch.get((posting.node_id, posting.epoch, posting.organization_id), [])
+        _compare_transaction(posting, events, tally, booked, findings)
+        for entry in posting.entries:
+            replayed[entry.account.id] = replayed.get(entry.account.id, 0) + entry.amount_pico
+    for event in tally.events:
+        if any(line.amount_pico for line in tally.lines[event.final.admit.request_id]):
+            times = booked.get(event.final.admit.request_id, 0)
+            if times != 1:
+                findings.add("ledger_entries", f"{event.final.admit.request_id} is booked {times} times")
+    _compare_balances(tx, tally, replayed, report, findings)
+
+
+def _compare_transaction(posting: Posting, events: list[UsageEvent], tally: Tally, booked: dict[str, int], findings: _Findings) -> None:
+    """One transaction against the records that it names: id, number of events, entries, sum."""
+    named = [event for event in events if posting.first_seq <= event.seq <= posting.last_seq]
+    for event in named:
+        booked[event.final.admit.request_id] = booked.get(event.final.admit.request_id, 0) + 1
+    sums: dict[str, int] = {}
+    for entry in posting.entries:
+        sums[entry.account.currency] = sums.get(entry.account.currency, 0) + entry.amount_pico
+    if any(sums.values()):
+        findings.add("ledger_entries", f"{posting.id} sums to {sums}")
+    if len(named) != posting.events or not named:
+        findings.add("ledger_transactions", f"{posting.id} books {posting.events} events, the archive has {len(named)}")
+        return
+    last = named[-1]
+    ended_at = last.final.ended_at
+    right_id = transaction_id(posting.organization_id, posting.node_id, posting.epoch, posting.first_seq, posting.last_seq, ended_at)
+    if posting.id != right_id or named[0].seq != posting.first_seq or last.seq != posting.last_seq:
+        findings.add("ledger_transactions", f"{posting.id} does not follow from its records, which give {right_id}")
+    expected = _entries_of(named, tally)
+    if {entry.account.id: entry.amount_pico for entry in posting.entries} != expected:
+        findings.add("ledger_entries", f"{posting.id} does not book what its events cost")
+
+
+def _entries_of(events: list[UsageEvent], tally: Tally) -> dict[str, int]:
+    """What events of one organization must move, by account."""
+    organization_id = events[0].final.admit.organization_id
+    currency = tally.currencies[organization_id]
+    costs = tally.costs_of(events)
+    entries = {
+        Account(PLATFORM, f"revenue:{model}:{billing_class}", currency).id: -pico for (model, billing_class), pico in costs.items() if pico
+    }
+    entries[Account(organization_id, UNBILLED, currency).id] = sum(costs.values())
+    return entries
+
+
+def _compare_balances(tx: PlatformTx, tally: Tally, replayed: dict[str, int], report: Report, findings: _Findings) -> None:
+    """Balances against the replay of all entries, and against what the events cost; and their sum against zero."""
+    by_organization: dict[str, list[UsageEvent]] = {}
+    for event in tally.events:
+        by_organization.setdefault(event.final.admit.organization_id, []).append(event)
+    owed: dict[str, int] = {}
+    for events in by_organization.values():
+        for account_id, pico in _entries_of(events, tally).items():
+            owed[account_id] = owed.get(account_id, 0) + pico
+    total: dict[str, int] = {}
+    for balance in stored_ledger.iterate_balances(tx):
+        report.accounts += 1
+        account_id = balance.account.id
+        total[balance.account.currency] = total.get(balance.account.currency, 0) + balance.posted_pico
+        if balance.posted_pico != replayed.get(account_id, 0):
+            findings.add("balances", f"{account_id} is {balance.posted_pico}, its entries sum to {replayed.get(account_id, 0)}")
+        elif balance.posted_pico != owed.get(account_id, 0):
+            findings.add("balances", f"{account_id} is {balance.posted_pico}, its events cost {owed.get(account_id, 0)}")
+        replayed.pop(account_id, None)
+        owed.pop(account_id, None)
+    for account_id in sorted({name for sums in (replayed, owed) for name, pico in sums.items() if pico}):
+        findings.add("balances", f"{account_id} is missing")
+    if any(total.values()):
+        findings.add("balances", f"all balances together are {total}, not zero")

@@ -1,0 +1,341 @@
+"""What lies on a gateway's disk: the spool directory, its epochs, their segments, and how they are read.
+
+    <spool>/node.json              who writes here: made once, for ever
+    <spool>/lock                   held for the moment in which an epoch is made or taken over
+    <spool>/epoch-<start>/         one life of a gateway; <start> in microseconds is the epoch's number
+        LOCK                       held (flock) by the process whose life it is, or that recovers it
+        0001.seg 0002.seg ...      records, in preallocated files
+        progress.map               what open requests have delivered so far, shared with the gateway's memory
+        closed                     the epoch is complete: its last record is CLOSE, nothing will be added
+        damaged                    reading stopped at something that no crash explains: for a person to look at
+        shipped                    how far control has acknowledged; advice only, control's word counts
+
+A segment starts with a header that says where in the epoch's sequence it begins and which requests were open at that
+moment, each with its ADMIT. So the newest segment alone tells how a life ended: recovery reads 64 MB, not a week of
+traffic, and old segments can go as soon as control has them. Behind the header stand frames (`wire.segments`), then
+zeros.
+
+A file is a segment once its header is whole. Headers and records are written in order, and a commit syncs the old
+segment before the new one, so a segment with records means that all before it are complete.
+"""
+
+import fcntl
+import os
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from tollway.domain.usage import Admit, Quantities
+from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, first_chain, parse_head
+
+FORMAT = 1
+"""Of the header. A reader refuses a newer one."""
+
+_HEADER = struct.Struct("<8sII")
+_MAGIC = b"TWSPOOL\x01"
+_EPOCH_NAME = re.compile(r"epoch-([0-9]{1,19})")
+_SEGMENT_NAME = re.compile(r"([0-9]{4,9})\.seg")
+
+SLOT_WORDS = 8
+"""64-bit words of a slot of progress.map: the ADMIT's seq (0: free), then as below. The gateway's port says the
+same."""
+SLOT_INPUT, SLOT_CACHED_INPUT, SLOT_OUTPUT, SLOT_REASONING, SLOT_FIRST_TOKEN_AT = 1, 2, 3, 4, 5
+
+
+class SpoolDamaged(Exception):
+    """Bytes on disk that no crash of ours explains. `where` names file and offset, for the operator."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(f"{where}: {what}")
+        self.where = where
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The calls that can fail when a disk does. Tests hand in failing ones; everything else takes the defaults."""
+
+    pwrite: Callable[[int, bytes, int], int] = os.pwrite
+    fdatasync: Callable[[int], None] = os.fdatasync
+    fallocate: Callable[[int, int, int], None] = os.posix_fallocate
+
+
+class OpenRequest(msgspec.Struct, frozen=True):
+    """A request that had no FINAL yet when a segment began: the seq of its ADMIT, what it had used, and the ADMIT."""
+
+    seq: int
+    used: Quantities
+    admit: Admit
+
+
+class SegmentStart(msgspec.Struct, frozen=True, kw_only=True):
+    """A segment's header: what follows is record `first_seq` of the epoch, whose predecessor had the value `chain`."""
+
+    format: int
+    node_id: str
+    epoch: int
+    number: int
+    first_seq: int
+    chain: bytes
+    at: int
+    open: tuple[OpenRequest, ...] = ()
+
+
+class _Node(msgspec.Struct, frozen=True):
+    node_id: str
+
+
+class Closed(msgspec.Struct, frozen=True):
+    """Content of `closed`: the seq after CLOSE."""
+
+    next_seq: int
+
+
+class Shipped(msgspec.Struct, frozen=True):
+    """Content of `shipped`: the seq that control expects next, and when that was learnt."""
+
+    next_seq: int
+    at: int
+
+
+class Damage(msgspec.Struct, frozen=True):
+    """Content of `damaged`: where, and what."""
+
+    where: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One life of a gateway on disk."""
+
+    directory: Path
+    number: int
+
+    def segment_path(self, number: int) -> Path:
+        """Where segment `number` (1, 2, ...) lies."""
+        return self.directory / f"{number:04d}.seg"
+
+    def list_segments(self) -> list[int]:
+        """Numbers of the segment files that exist, in order; the last ones may be prepared but not begun."""
+        found = (_SEGMENT_NAME.fullmatch(name) for name in os.listdir(self.directory))
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def is_closed(self) -> bool:
+        """Whether nothing will be added any more."""
+        return (self.directory / "closed").exists()
+
+    def is_damaged(self) -> bool:
+        """Whether someone has to look at it before anything else is done to it."""
+        return (self.directory / "damaged").exists()
+
+    def mark_damaged(self, where: str, what: str) -> None:
+        """Leave a note for a person. The records stay as they are."""
+        write_file(self.directory / "damaged", msgspec.json.encode(Damage(where, what)))
+
+
+def list_epochs(directory: Path) -> list[Epoch]:
+    """Epochs of a spool, oldest first; none if there is no such directory."""
+    if not directory.is_dir():
+        return []
+    found = ((name, _EPOCH_NAME.fullmatch(name)) for name in os.listdir(directory))
+    return sorted((Epoch(directory / name, int(match.group(1))) for name, match in found if match), key=lambda epoch: epoch.number)
+
+
+def find_node(directory: Path) -> str | None:
+    """The id of the node that writes here; None in a directory that was never used."""
+    try:
+        return msgspec.json.decode((directory / "node.json").read_bytes(), type=_Node).node_id
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise SpoolDamaged(str(directory / "node.json"), str(error)) from None
+
+
+def write_node(directory: Path, node_id: str) -> None:
+    """Give the spool its node id, durably. Call it once, under the spool's lock."""
+    write_file(directory / "node.json", msgspec.json.encode(_Node(node_id)))
+
+
+# ---- Locks and small files -------------------------------------------------------------------------------------------
+
+
+def lock(path: Path, *, wait: bool) -> int | None:
+    """Take the lock file `path`; returns a descriptor that holds it until closed, or None if another process has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Put `content` at `path` as a whole or not at all, durably."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, content, 0, Disk())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(draft, path)
+    sync_directory(path.parent)
+
+
+def write_all(fd: int, data: bytes, offset: int, disk: Disk) -> None:
+    """pwrite until all of `data` is written: the kernel may take less at a time."""
+    while data:
+        written = disk.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
+# ---- Segments --------------------------------------------------------------------------------------------------------
+
+
+def create_segment(path: Path, size_bytes: int, disk: Disk) -> int:
+    """A preallocated file of zeros, durable in name and size; returns its descriptor. On error nothing is left
+    behind."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        disk.fallocate(fd, 0, size_bytes)
+        os.fsync(fd)
+        sync_directory(path.parent)
+    except BaseException:
+        os.close(fd)
+        path.unlink(missing_ok=True)
+        raise
+    return fd
+
+
+def encode_start(start: SegmentStart) -> bytes:
+    """A segment's header as it stands at the beginning of the file; records follow at once."""
+    payload = msgspec.json.encode(start)
+    return _HEADER.pack(_MAGIC, len(payload), zlib.crc32(payload)) + payload
+
+
+def first_start(node_id: str, epoch: int) -> SegmentStart:
+    """The header of an epoch's first segment: nothing in it is left to chance, so that a torn one can be told from
+    damage."""
+    return SegmentStart(format=FORMAT, node_id=node_id, epoch=epoch, number=1, first_seq=1, chain=first_chain(node_id, epoch), at=epoch)
+
+
+def parse_start(data: bytes) -> tuple[SegmentStart, int] | None:
+    """The header at the beginning of `data` and where records begin; None if there is no whole and right one."""
+    if len(data) < _HEADER.size:
+        return None
+    magic, length, crc = _HEADER.unpack_from(data)
+    end = _HEADER.size + length
+    if magic != _MAGIC or end > len(data) or zlib.crc32(data[_HEADER.size : end]) != crc:
+        return None
+    start = msgspec.json.decode(data[_HEADER.size : end], type=SegmentStart)
+    if start.format > FORMAT:
+        raise SpoolDamaged("segment header", f"format {start.format} is newer than this program's {FORMAT}")
+    return start, end
+
+
+def read_start(path: Path) -> tuple[SegmentStart, int] | None:
+    """The header of the segment at `path`, reading no more than it; None if it has not begun or is gone."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEADER.size)
+            if len(head) < _HEADER.size:
+                return None
+            magic, length, _ = _HEADER.unpack(head)
+            return parse_start(head + file.read(length)) if magic == _MAGIC else None
+    except FileNotFoundError:
+        return None
+
+
+def read_segment(path: Path) -> bytes:
+    """The bytes of a segment up to its last byte that is not zero: a record never ends in one (payloads are JSON
+    objects)."""
+    return path.read_bytes().rstrip(b"\0")
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place between two records of an epoch: record `seq` stands, or will stand, at `offset` of segment `segment`."""
+
+    segment: int
+    offset: int
+    seq: int
+
+
+FRAME_BYTES_MAX = HEAD_BYTES + PAYLOAD_BYTES_MAX
+"""No frame is longer, so a read of this many bytes holds at least one."""
+
+
+def read_frames(epoch: Epoch, position: Position, end: Position | None, bytes_max: int) -> tuple[bytes, Position]:
+    """Whole frames from `position` on, at most `bytes_max` (FRAME_BYTES_MAX or more) bytes and not beyond `end`, and
+    the position after them.
+
+    Only lengths and seqs are looked at; whoever receives the bytes checks checksums and chain. Empty bytes: there is
+    no more yet. Raises SpoolDamaged if the bytes cannot be frames of this epoch.
+    """
+    while True:
+        path = epoch.segment_path(position.segment)
+        try:
+            with path.open("rb") as file:
+                file.seek(position.offset)
+                data = file.read(bytes_max)
+        except FileNotFoundError:
+            raise SpoolDamaged(str(path), "the segment is missing") from None
+        taken, seq = 0, position.seq
+        while taken + HEAD_BYTES <= len(data) and (end is None or seq < end.seq):
+            head = parse_head(data, taken)
+            if head is None:
+                break
+            length, found, _ = head
+            if found != seq:
+                raise SpoolDamaged(f"{path} at {position.offset + taken}", f"record {found} stands where {seq} belongs")
+            if taken + HEAD_BYTES + length > len(data):
+                break
+            taken, seq = taken + HEAD_BYTES + length, seq + 1
+        if taken:
+            return data[:taken], Position(position.segment, position.offset + taken, seq)
+        if end is not None and seq >= end.seq:
+            return b"", position
+        following = read_start(epoch.segment_path(position.segment + 1))
+        if following is None:
+            if end is not None or any(data[:HEAD_BYTES]):
+                raise SpoolDamaged(f"{path} at {position.offset}", f"record {seq} is missing")
+            return b"", position
+        start, offset = following
+        if start.first_seq != seq:
+            raise SpoolDamaged(str(path), f"records {seq} to {start.first_seq - 1} are missing")
+        position = Position(position.segment + 1, offset, seq)
+
+
+def find_position(epoch: Epoch, seq: int) -> Position | None:
+    """Where record `seq` stands, or would stand next; None if no segment here reaches back to it.
+
+    Raises SpoolDamaged if the epoch does not reach as far as `seq`, or is not readable up to it.
+    """
+    for number in reversed(epoch.list_segments()):
+        header = read_start(epoch.segment_path(number))
+        if header is None or header[0].first_seq > seq:
+            continue
+        position = Position(number, header[1], header[0].first_seq)
+        while position.seq < seq:
+            end = Position(number, 0, seq)
+            _, position = read_frames(epoch, position, end, 1 << 20)
+        return position
+    return None

@@ -1,0 +1,363 @@
+"""Recovery: every request that a dead gateway had admitted gets the FINAL it is owed, and its epoch is closed.
+
+Theory of operation. Everything that recovery writes is a function of what lies on disk and nothing else: no clock, no
+randomness. FINALs are appended in the order of their ADMITs; their counts are the higher of the last PROGRESS and the
+slot of progress.map; `ended_at` is the latest instant seen in the segment. A FINAL that an earlier, itself
+interrupted recovery wrote is found again as any other FINAL, and its `ended_at` is that same instant. So recovery may
+be killed at any byte and run again, any number of times: the epoch ends in the same bytes. progress.map is removed
+only after CLOSE is on disk, because until then it is still needed.
+
+Only the newest begun segment is read (see `epochs`). A torn tail there is cut: no record in it was ever acknowledged,
+because an acknowledgement follows the sync of all bytes before it. A wrong record with readable ones behind it is
+damage: the epoch is marked and left as it is, and what lies before the damage is still shipped.
+"""
+
+import array
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from tollway.domain.usage import (
+    NOTHING,
+    TOKENS_MAX,
+    Admit,
+    Close,
+    Final,
+    Outcome,
+    Progress,
+    Quantities,
+    Record,
+    Tick,
+    UsageSource,
+    decode,
+    encode,
+)
+from tollway.link.epochs import (
+    FORMAT,
+    SLOT_CACHED_INPUT,
+    SLOT_FIRST_TOKEN_AT,
+    SLOT_INPUT,
+    SLOT_OUTPUT,
+    SLOT_REASONING,
+    SLOT_WORDS,
+    Closed,
+    Disk,
+    Epoch,
+    OpenRequest,
+    SegmentStart,
+    SpoolDamaged,
+    create_segment,
+    encode_start,
+    first_start,
+    list_epochs,
+    lock,
+    parse_start,
+    read_segment,
+    sync_directory,
+    write_all,
+    write_file,
+)
+from tollway.wire.segments import HEAD_BYTES, Reader, Tail, extend
+
+_SEGMENT_BYTES_MIN = 1 << 20
+"""Of a segment that recovery makes: the dead process' own may have been cut short."""
+
+Alarm = Callable[[str, dict[str, object]], None]
+"""Told of what a person must look at: the name of the event and its fields, without secrets."""
+
+
+class Recovered(StrEnum):
+    """What became of an epoch."""
+
+    CLOSED = "closed"
+    DAMAGED = "damaged"
+
+
+@dataclass(slots=True)
+class _Requests:
+    """The open requests of an epoch as far as it was read, and the latest instant seen."""
+
+    by_id: dict[str, OpenRequest] = field(default_factory=dict)
+    latest_at: int = 0
+    is_closed: bool = False
+
+    def take(self, seq: int, record: Record) -> None:
+        """Follow one record. Raises ValueError for one that cannot stand here."""
+        if self.is_closed:
+            raise ValueError("a record after CLOSE")
+        match record:
+            case Admit():
+                if record.request_id in self.by_id:
+                    raise ValueError("admitted twice")
+                self.by_id[record.request_id] = OpenRequest(seq, NOTHING, record)
+                self.latest_at = max(self.latest_at, record.admitted_at)
+            case Progress():
+                request = self.by_id.get(record.request_id)
+                if request is None:
+                    raise ValueError("PROGRESS of a request that is not open")
+                self.by_id[record.request_id] = OpenRequest(request.seq, highest(request.used, record.used), request.admit)
+            case Final():
+                if self.by_id.pop(record.admit.request_id, None) is None:
+                    raise ValueError("FINAL of a request that is not open")
+                self.latest_at = max(self.latest_at, record.ended_at)
+            case Tick():
+                self.latest_at = max(self.latest_at, record.at)
+            case Close():
+                self.is_closed = True
+
+
+def highest(a: Quantities, b: Quantities) -> Quantities:
+    """Class by class the higher count: both are running totals of one request."""
+    return Quantities(max(a.input, b.input), max(a.cached_input, b.cached_input), max(a.output, b.output), max(a.reasoning, b.reasoning))
+
+
+def read_slot(words: "memoryview | array.array[int]", slot: int) -> Quantities:
+    """The counts in a slot of the progress table. A value that no request can reach is cut to the highest that one
+    can."""
+    at = slot * SLOT_WORDS
+    return Quantities(
+        min(words[at + SLOT_INPUT], TOKENS_MAX),
+        min(words[at + SLOT_CACHED_INPUT], TOKENS_MAX),
+        min(words[at + SLOT_OUTPUT], TOKENS_MAX),
+        min(words[at + SLOT_REASONING], TOKENS_MAX),
+    )
+
+
+def recover_dead(directory: Path, *, alarm: Alarm, disk: Disk | None = None) -> dict[int, Recovered]:
+    """Recover every epoch of the spool at `directory` that is not closed and that no living process holds.
+
+    An epoch that cannot be written to (disk full) is left for the next call, with an alarm: nothing of it is lost.
+    """
+    results: dict[int, Recovered] = {}
+    for epoch in list_epochs(directory):
+        if epoch.is_closed() or epoch.is_damaged():
+            continue
+        # The spool's lock makes "the directory is there" and "its lock is held" one step for whoever makes an epoch.
+        spool_lock = lock(directory / "lock", wait=True)
+        assert spool_lock is not None
+        try:
+            epoch_lock = lock(epoch.directory / "LOCK", wait=False) if epoch.directory.exists() else None
+        finally:
+            os.close(spool_lock)
+        if epoch_lock is None:
+            continue
+        try:
+            results[epoch.number] = recover(epoch, alarm=alarm, disk=disk or Disk())
+        except OSError as error:
+            alarm("spool_recovery_failed", {"epoch": epoch.number, "error": str(error)})
+        finally:
+            os.close(epoch_lock)
+    return results
+
+
+def recover(epoch: Epoch, *, alarm: Alarm, disk: Disk) -> Recovered:
+    """Give each open request of `epoch` its FINAL, then close it. The caller holds the epoch's lock."""
+    if epoch.is_closed():
+        return Recovered.CLOSED
+    try:
+        found = _read_end(epoch)
+    except SpoolDamaged as damage:
+        alarm("spool_damaged", {"epoch": epoch.number, "error": str(damage)})
+        epoch.mark_damaged(damage.where, str(damage))
+        return Recovered.DAMAGED
+    if found is None:
+        _remove_unbegun(epoch)
+        return Recovered.CLOSED
+    requests, end = found
+    appender = _Appender(epoch, end, requests.latest_at, disk)
+    try:
+        if not requests.is_closed:
+            slots = _read_slots(epoch)
+            owed = [_with_slot(request, slots) for request in sorted(requests.by_id.values(), key=lambda open: open.seq)]
+            still_open = deque(request for request, _ in owed)
+            for request, first_token_at in owed:
+                final = Final(
+                    admit=request.admit,
+                    outcome=Outcome.GATEWAY_CRASH,
+                    used=request.used,
+                    source=UsageSource.RECOVERED,
+                    ended_at=requests.latest_at,
+                    first_token_at=first_token_at,
+                )
+                appender.append(encode(final), lambda: tuple(still_open))
+                still_open.popleft()
+            appender.append(encode(Close(at=requests.latest_at)), tuple)
+            appender.sync()
+        finish(epoch, appender.number, appender.offset, appender.seq)
+    finally:
+        appender.close()
+    return Recovered.CLOSED
+
+
+def finish(epoch: Epoch, segment: int, end_offset: int, next_seq: int) -> None:
+    """What follows CLOSE: give back unused space and mark the epoch closed. Every step may be repeated."""
+    os.truncate(epoch.segment_path(segment), end_offset)
+    for number in epoch.list_segments():
+        if number > segment:
+            epoch.segment_path(number).unlink(missing_ok=True)
+    (epoch.directory / "progress.map").unlink(missing_ok=True)
+    write_file(epoch.directory / "closed", msgspec.json.encode(Closed(next_seq)))
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Where the records of an epoch end: in which segment and where, what a torn write left behind, and what follows
+    next."""
+
+    start: SegmentStart
+    offset: int
+    data_end: int
+    seq: int
+    chain: bytes
+
+
+def _read_end(epoch: Epoch) -> tuple[_Requests, _End] | None:
+    """Read the newest begun segment; None if the epoch never began."""
+    numbers = epoch.list_segments()
+    torn_start: tuple[int, bytes] | None = None  # a file that has bytes but no whole header
+    for number in reversed(numbers):
+        path = epoch.segment_path(number)
+        data = read_segment(path)
+        if not data:
+            continue
+        begun = parse_start(data)
+        if begun is None:
+            if torn_start is not None:
+                raise SpoolDamaged(str(path), "the segment's header is wrong")
+            torn_start = (number, data)
+            continue
+        start, offset = begun
+        return _read_records(epoch, start, offset, data, torn_start)
+    if torn_start is not None:
+        number, data = torn_start
+        node_id = _node_of(epoch)
+        if number != 1 or not encode_start(first_start(node_id, epoch.number)).startswith(data):
+            raise SpoolDamaged(str(epoch.segment_path(number)), "the segment's header is wrong")
+    return None
+
+
+def _read_records(
+    epoch: Epoch, start: SegmentStart, offset: int, data: bytes, torn_start: tuple[int, bytes] | None
+) -> tuple[_Requests, _End]:
+    path = epoch.segment_path(start.number)
+    if start.epoch != epoch.number:
+        raise SpoolDamaged(str(path), f"the header names epoch {start.epoch}")
+    requests = _Requests({request.admit.request_id: request for request in start.open}, latest_at=start.at)
+    reader = Reader(start.first_seq, start.chain)
+    try:
+        for frame in reader.read(data, offset):
+            requests.take(frame.seq, decode(frame.payload))
+            offset = frame.end
+    except ValueError as error:
+        raise SpoolDamaged(f"{path} at {offset}", str(error)) from None
+    if reader.tail is Tail.DAMAGED:
+        raise SpoolDamaged(f"{path} at {offset}", "a wrong record stands before readable ones")
+    if torn_start is not None:
+        # A header that was being written when the process died: its segment holds nothing, or it would have been whole.
+        number, torn = torn_start
+        probe = Reader(reader.next_seq, reader.chain)
+        if number != start.number + 1 or list(probe.read(torn)) or probe.tail is Tail.DAMAGED:
+            raise SpoolDamaged(str(epoch.segment_path(number)), "the segment's header is wrong")
+    return requests, _End(start, offset, len(data), reader.next_seq, reader.chain)
+
+
+def _node_of(epoch: Epoch) -> str:
+    """The node that the spool around `epoch` belongs to."""
+    return msgspec.json.decode((epoch.directory.parent / "node.json").read_bytes())["node_id"]  # type: ignore[no-any-return]
+
+
+def _remove_unbegun(epoch: Epoch) -> None:
+    """Take away an epoch that died before its first header was whole: there never was a record in it."""
+    for name in os.listdir(epoch.directory):
+        (epoch.directory / name).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        epoch.directory.rmdir()
+    sync_directory(epoch.directory.parent)
+
+
+def _read_slots(epoch: Epoch) -> dict[int, tuple[Quantities, int | None]]:
+    """progress.map by ADMIT seq: counts, and the instant of the first token."""
+    words = array.array("Q")
+    try:
+        content = (epoch.directory / "progress.map").read_bytes()
+    except FileNotFoundError:
+        return {}
+    words.frombytes(content[: len(content) - len(content) % (8 * SLOT_WORDS)])
+    slots: dict[int, tuple[Quantities, int | None]] = {}
+    for slot in range(len(words) // SLOT_WORDS):
+        seq = words[slot * SLOT_WORDS]
+        if seq:
+            slots[seq] = read_slot(words, slot), words[slot * SLOT_WORDS + SLOT_FIRST_TOKEN_AT] or None
+    return slots
+
+
+def _with_slot(request: OpenRequest, slots: dict[int, tuple[Quantities, int | None]]) -> tuple[OpenRequest, int | None]:
+    used, first_token_at = slots.get(request.seq, (NOTHING, None))
+    return OpenRequest(request.seq, highest(request.used, used), request.admit), first_token_at
+
+
+class _Appender:
+    """Writes records behind the last whole one of a dead epoch, in further segments where one is full."""
+
+    def __init__(self, epoch: Epoch, end: "_End", latest_at: int, disk: Disk) -> None:
+        self._epoch = epoch
+        self._node_id = end.start.node_id
+        self._latest_at = latest_at
+        self._disk = disk
+        self.number = end.start.number
+        self.offset = end.offset
+        self.seq = end.seq
+        self._chain = end.chain
+        self._fd = os.open(epoch.segment_path(self.number), os.O_RDWR | os.O_CLOEXEC)
+        self._size = os.fstat(self._fd).st_size
+        if end.data_end > end.offset:
+            write_all(self._fd, bytes(end.data_end - end.offset), end.offset, disk)
+            disk.fdatasync(self._fd)
+
+    def append(self, payload: bytes, still_open: Callable[[], tuple[OpenRequest, ...]]) -> None:
+        """Write one record. `still_open`: the requests without FINAL before it, asked for if a segment begins here."""
+        if self.offset + HEAD_BYTES + len(payload) > self._size:
+            self._begin_next(still_open())
+        self._chain, framed = extend(self._chain, self.seq, payload)
+        write_all(self._fd, framed, self.offset, self._disk)
+        self.seq += 1
+        self.offset += len(framed)
+
+    def _begin_next(self, still_open: tuple[OpenRequest, ...]) -> None:
+        self.sync()
+        header = encode_start(
+            SegmentStart(
+                format=FORMAT,
+                node_id=self._node_id,
+                epoch=self._epoch.number,
+                number=self.number + 1,
+                first_seq=self.seq,
+                chain=self._chain,
+                at=self._latest_at,
+                open=still_open,
+            )
+        )
+        path = self._epoch.segment_path(self.number + 1)
+        if path.exists():  # prepared by the dead process, or by a recovery that was interrupted
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        else:
+            fd = create_segment(path, max(self._size, _SEGMENT_BYTES_MIN, 2 * len(header)), self._disk)
+        os.close(self._fd)
+        self._fd, self._size = fd, os.fstat(fd).st_size
+        self.number += 1
+        write_all(fd, header, 0, self._disk)
+        self.offset = len(header)
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        self._disk.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)

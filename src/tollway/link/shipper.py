@@ -1,0 +1,346 @@
+"""The shipper: hands the spool's records to control, at least once, until control says that it has them.
+
+Closed epochs go first, oldest first, then the committed tail of the living one. Control's watermark is the only truth
+about what has arrived: a batch that control has already is skipped there, a gap is answered with the seq to go on
+from, and the file `shipped` is a note for the next start and for people. Bytes travel as they lie on disk; control
+checks checksums and chain. If it refuses them (400), something between this disk and that program is broken: that
+epoch stops, with an alarm, and nothing is skipped.
+
+Each turn also looks after the directory: epochs whose process died are recovered, and what control has is removed
+when it is old or when space is short.
+"""
+
+import asyncio
+import os
+import random
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import msgspec
+
+from tollway.link.epochs import (
+    Closed,
+    Epoch,
+    Position,
+    Shipped,
+    SpoolDamaged,
+    find_position,
+    list_epochs,
+    lock,
+    read_frames,
+    read_start,
+    write_file,
+)
+from tollway.link.recovery import Alarm, recover_dead
+from tollway.link.spool import Spool
+
+BATCH_BYTES = 1 << 20
+"""Some 1,500 requests: long enough to make control's transaction worth it, short enough to repeat."""
+
+PAUSE_SECONDS = 0.25
+"""Between looks at the committed tail when there was less than a batch; half of the promised 500 ms."""
+
+CARE_SECONDS = 5.0
+"""Between looks at the directory: dead epochs, space."""
+
+BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 5.0
+"""Between attempts while control is away."""
+
+REQUEST_SECONDS_MAX = 15.0
+"""For one batch: a transaction of control takes a tenth of a second, waiting for its turn at the database perhaps
+seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShipperOptions:
+    """`keep_days`: how long what control has stays here as well. `free_bytes_min`: below this much free space it goes
+    at once."""
+
+    keep_days: float = 7.0
+    free_bytes_min: int = 1 << 30
+
+
+@dataclass(slots=True)
+class ShipperMetrics:
+    """Plain numbers, read at scrape."""
+
+    batches: int = 0
+    bytes_shipped: int = 0
+    attempts_failed: int = 0
+    epochs_stopped: int = 0
+    epochs_unshipped: int = 0
+
+
+class _NextSeq(msgspec.Struct, frozen=True):
+    next_seq: int
+
+
+class _ControlAway(Exception):
+    """No usable answer; try again later."""
+
+
+@dataclass(slots=True)
+class _Cursor:
+    """How far an epoch has come. `end_seq`: the seq after its CLOSE, None while there is none."""
+
+    epoch: Epoch
+    node_id: str
+    position: Position
+    end_seq: int | None = None
+    is_stopped: bool = False
+    noted_seq: int = 0
+
+
+class Shipper:
+    """Ships the spool of one process. Use: `run()` as a task; to end, cancel it, close the spool, then `await
+    finish(...)`."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        directory: Path,
+        *,
+        control_link_url: str,
+        node_key: str,
+        alarm: Alarm,
+        options: ShipperOptions | None = None,
+    ) -> None:
+        self.metrics = ShipperMetrics()
+        self._spool = spool
+        self._directory = directory
+        self._alarm = alarm
+        self._options = options or ShipperOptions()
+        self._client = httpx2.AsyncClient(
+            base_url=control_link_url,
+            headers={"authorization": f"Bearer {node_key}", "content-type": "application/octet-stream"},
+            timeout=httpx2.Timeout(REQUEST_SECONDS_MAX, connect=5.0),
+            limits=httpx2.Limits(max_connections=1),
+            trust_env=False,
+        )
+        self._cursors: dict[int, _Cursor] = {}
+        self._cared_at = 0.0
+        self._is_away = False
+
+    async def run(self) -> None:
+        """Ship until cancelled."""
+        pause_seconds = BACKOFF_SECONDS_MIN
+        while True:
+            try:
+                await self._look_after()
+                await self._ship_all()
+            except _ControlAway as error:
+                self._note_away(error)
+                await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))
+                pause_seconds = min(pause_seconds * 2, BACKOFF_SECONDS_MAX)
+            else:
+                self._is_away = False
+                pause_seconds = BACKOFF_SECONDS_MIN
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def finish(self, timeout_seconds: float) -> bool:
+        """After the spool was closed: ship what is left, within the time. True if control has everything of this
+        process' life. What is left over is shipped by the next process."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while True:
+                    try:
+                        return await self._ship(self._spool.epoch, None)
+                    except _ControlAway as error:
+                        self._note_away(error)
+                        await asyncio.sleep(BACKOFF_SECONDS_MIN)
+        except TimeoutError:
+            return False
+        finally:
+            await self._client.aclose()
+
+    async def _ship_all(self) -> None:
+        epochs = await asyncio.to_thread(list_epochs, self._directory)
+        self._cursors = {epoch.number: self._cursors[epoch.number] for epoch in epochs if epoch.number in self._cursors}
+        unshipped = 0
+        for epoch in epochs:
+            if epoch.number == self._spool.epoch.number:
+                await self._ship(epoch, self._spool.committed)
+            elif epoch.is_closed() or epoch.is_damaged():
+                unshipped += not await self._ship(epoch, None)
+        self.metrics.epochs_unshipped = unshipped
+
+    async def _ship(self, epoch: Epoch, end: Position | None) -> bool:
+        """Ship `epoch` up to `end`, or to the last record there is. True if control has all of it and no more will
+        come."""
+        try:
+            cursor = self._cursors.get(epoch.number) or await self._open_cursor(epoch)
+            if cursor is None or cursor.is_stopped:
+                return False
+            if cursor.end_seq is None and epoch.is_closed():
+                cursor.end_seq = await asyncio.to_thread(_read_end, epoch)
+            while end is None or cursor.position.seq < end.seq:
+                data, position = await asyncio.to_thread(read_frames, epoch, cursor.position, end, BATCH_BYTES)
+                if not data:
+                    break
+                await self._put(cursor, data, position)
+            await self._note_shipped(cursor)
+            return cursor.end_seq is not None and cursor.position.seq >= cursor.end_seq
+        except (SpoolDamaged, OSError) as error:
+            if epoch.directory.exists():  # else another process found it shipped, and removed it
+                self._stop(epoch, error)
+            return False
+
+    async def _open_cursor(self, epoch: Epoch) -> _Cursor | None:
+        """Begin with an epoch, where control says that it stands. None if there is nothing in it."""
+        start = await asyncio.to_thread(_find_first, epoch)
+        if start is None:
+            return None
+        node_id, position = start
+        cursor = _Cursor(epoch, node_id, position)
+        if epoch.is_closed() and (end_seq := await asyncio.to_thread(_read_end, epoch)) is not None:
+            cursor.end_seq = end_seq
+            shipped = await asyncio.to_thread(_read_shipped, epoch)
+            if shipped >= end_seq:  # all done in an earlier life: nothing to ask
+                cursor.position = Position(0, 0, end_seq)
+                cursor.noted_seq = end_seq
+                self._cursors[epoch.number] = cursor
+                return cursor
+        answer = await self._request("GET", f"/v1/link/records/{node_id}/{epoch.number}")
+        if answer.status_code != 200:
+            raise _ControlAway(f"control answered {answer.status_code}")
+        await self._go_to(cursor, _next_seq(answer))
+        self._cursors[epoch.number] = cursor
+        return cursor
+
+    async def _put(self, cursor: _Cursor, data: bytes, position: Position) -> None:
+        """Hand over one batch, `position` being what follows it, and move on to where control wants to go on."""
+        url = f"/v1/link/records/{cursor.node_id}/{cursor.epoch.number}/{cursor.position.seq}"
+        answer = await self._request("PUT", url, data)
+        if answer.status_code == 400:
+            raise SpoolDamaged(f"epoch {cursor.epoch.number}, record {cursor.position.seq}", "control refused the records")
+        if answer.status_code not in (200, 409):
+            raise _ControlAway(f"control answered {answer.status_code}")
+        self.metrics.batches += 1
+        self.metrics.bytes_shipped += len(data)
+        next_seq = _next_seq(answer)
+        if next_seq == position.seq:
+            cursor.position = position
+        else:
+            await self._go_to(cursor, next_seq)
+
+    async def _go_to(self, cursor: _Cursor, seq: int) -> None:
+        position = await asyncio.to_thread(find_position, cursor.epoch, seq)
+        if position is None:
+            raise SpoolDamaged(f"epoch {cursor.epoch.number}", f"control waits for record {seq}, which is not here any more")
+        cursor.position = position
+
+    async def _request(self, method: str, url: str, content: bytes | None = None) -> httpx2.Response:
+        try:
+            return await self._client.request(method, url, content=content)
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
+            raise _ControlAway(f"{type(error).__name__}: {error}") from None
+
+    async def _note_shipped(self, cursor: _Cursor) -> None:
+        """Leave a note when an epoch is done; for the living one, control is asked at the next start anyway."""
+        seq = cursor.position.seq
+        if cursor.end_seq is not None and seq >= cursor.end_seq > cursor.noted_seq:
+            note = msgspec.json.encode(Shipped(seq, time.time_ns() // 1000))
+            await asyncio.to_thread(write_file, cursor.epoch.directory / "shipped", note)
+            cursor.noted_seq = seq
+
+    def _stop(self, epoch: Epoch, error: Exception) -> None:
+        cursor = self._cursors.get(epoch.number)
+        if cursor is None:
+            cursor = self._cursors[epoch.number] = _Cursor(epoch, "", Position(0, 0, 0))
+        if not cursor.is_stopped:
+            cursor.is_stopped = True
+            self.metrics.epochs_stopped += 1
+            self._alarm("spool_shipping_stopped", {"epoch": epoch.number, "error": str(error)})
+
+    def _note_away(self, error: _ControlAway) -> None:
+        self.metrics.attempts_failed += 1
+        if not self._is_away:
+            self._is_away = True
+            self._alarm("records_not_accepted", {"error": str(error)})
+
+    # ---- Housekeeping ------------------------------------------------------------------------------------------------
+
+    async def _look_after(self) -> None:
+        now = time.monotonic()
+        if now - self._cared_at < CARE_SECONDS and self._cared_at:
+            return
+        self._cared_at = now
+        try:
+            await asyncio.to_thread(recover_dead, self._directory, alarm=self._alarm)
+            await asyncio.to_thread(self._remove_shipped)
+        except OSError as error:
+            self._alarm("spool_care_failed", {"error": str(error)})
+
+    def _remove_shipped(self) -> None:
+        """Remove what control has, if it is old or space is short: whole epochs, and the living one's older
+        segments."""
+        before = time.time() - self._options.keep_days * 86_400
+        for epoch in list_epochs(self._directory):
+            is_short = shutil.disk_usage(self._directory).free < self._options.free_bytes_min
+            if epoch.number == self._spool.epoch.number:
+                self._remove_segments(epoch, before, is_short)
+            elif self._is_done(epoch) and (is_short or (epoch.directory / "shipped").stat().st_mtime < before):
+                _remove_epoch(epoch)
+
+    @staticmethod
+    def _is_done(epoch: Epoch) -> bool:
+        """Whether control has everything of an epoch, and no more will come."""
+        end_seq = _read_end(epoch)
+        return end_seq is not None and _read_shipped(epoch) >= end_seq
+
+    def _remove_segments(self, epoch: Epoch, before: float, is_short: bool) -> None:
+        cursor = self._cursors.get(epoch.number)
+        if cursor is None:
+            return
+        for number in epoch.list_segments():
+            path = epoch.segment_path(number)
+            if number >= cursor.position.segment or not (is_short or path.stat().st_mtime < before):
+                return
+            path.unlink(missing_ok=True)
+
+
+def _remove_epoch(epoch: Epoch) -> None:
+    """Remove a closed, shipped epoch. `closed` goes last, so that a half-removed one is still no dead one."""
+    fd = lock(epoch.directory / "LOCK", wait=False)
+    if fd is None:
+        return
+    try:
+        names = sorted(os.listdir(epoch.directory), key=lambda name: name in ("closed", "LOCK"))
+        for name in names:
+            (epoch.directory / name).unlink(missing_ok=True)
+        epoch.directory.rmdir()
+    finally:
+        os.close(fd)
+
+
+def _find_first(epoch: Epoch) -> tuple[str, Position] | None:
+    """Whose epoch it is, and its first record that is still here."""
+    for number in epoch.list_segments():
+        header = read_start(epoch.segment_path(number))
+        if header is not None:
+            return header[0].node_id, Position(number, header[1], header[0].first_seq)
+    return None
+
+
+def _read_end(epoch: Epoch) -> int | None:
+    try:
+        return msgspec.json.decode((epoch.directory / "closed").read_bytes(), type=Closed).next_seq
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def _read_shipped(epoch: Epoch) -> int:
+    try:
+        return msgspec.json.decode((epoch.directory / "shipped").read_bytes(), type=Shipped).next_seq
+    except (FileNotFoundError, msgspec.DecodeError):
+        return 0
+
+
+def _next_seq(answer: httpx2.Response) -> int:
+    try:
+        return msgspec.json.decode(answer.content, type=_NextSeq).next_seq
+    except msgspec.DecodeError:
+        raise _ControlAway("control's answer is not one") from None

@@ -1,0 +1,365 @@
+"""The follower: brings the snapshot down to a gateway and keeps it current.
+
+Theory of operation. It starts from the copy on disk, if there is one, so that a gateway starts while control is away.
+Then it follows the stream of changes from the version it has; without a copy, or when control no longer keeps changes
+that far back (410), it reads a whole snapshot first, in slices, beside the one in use. Versions are dense and each
+change is applied exactly in order; a gap means that something was missed, and the snapshot is read again. A change
+takes effect as soon as it arrives; it is acknowledged once it is on disk too, so that a restart cannot forget a
+revocation that control counts as done.
+
+Control sends a heartbeat each second. Silence for SILENCE_SECONDS_MAX ends the stream; then the follower asks once
+without following (which works through proxies that hold streams back) and connects again, with growing, jittered
+pauses.
+
+Control's word on versions is final in one direction only: a snapshot older than what this gateway has is refused with
+an alarm. It would bring revoked keys back. It happens only if the database was restored from a backup; whoever
+restores raises the head version, or removes the gateways' copies on purpose.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol
+
+import httpx2
+import msgspec
+
+from tollway.domain.snapshot import FORMAT, Change, Entry, SnapshotHead
+from tollway.link.copies import (
+    YIELD_ENTRIES,
+    ChangeLog,
+    Copy,
+    CopyDamaged,
+    SnapshotDraft,
+    encode_change,
+    load_copy,
+    write_copy,
+)
+from tollway.link.recovery import Alarm
+
+__all__ = ["Follower", "Target", "load_copy", "write_copy"]
+
+SILENCE_SECONDS_MAX = 3.0
+"""Three heartbeats missed: the connection is dead, whatever TCP believes."""
+
+ACK_SECONDS = 2.0
+"""Between signs of life. Control waits for nodes seen in the last five seconds when it revokes."""
+
+BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 2.0
+"""Between attempts. The upper end keeps a revocation below five seconds where only polling works (P5)."""
+
+SNAPSHOT_SECONDS_MAX = 120.0
+"""For a whole snapshot to arrive: 100 MB over a slow link."""
+
+LINE_BYTES_MAX = 1 << 20
+"""No entry comes near it; a longer line is not ours, and must not fill memory."""
+
+PENDING_CHANGES_MAX = 10_000
+"""Changes applied but not yet on disk. More means that the disk refuses; then the copy is written anew once it does
+not."""
+
+
+class Target(Protocol):
+    """Who is told: the gateway's `pipeline.Plane`."""
+
+    @property
+    def version(self) -> int:
+        """The snapshot's version; 0 before the first."""
+        ...
+
+    def begin_reset(self) -> None:
+        """A whole snapshot follows, beside the one in use; drop one that was begun and not finished."""
+        ...
+
+    def add(self, entry: Entry) -> None:
+        """An entry of it."""
+        ...
+
+    def finish_reset(self, version: int) -> None:
+        """It is whole: use it from now on."""
+        ...
+
+    def apply(self, change: Change) -> None:
+        """One step, in order."""
+        ...
+
+
+class _Line(msgspec.Struct, frozen=True):
+    """A line of the stream: a change, or a heartbeat, which has no kind."""
+
+    version: int
+    kind: str | None = None
+    id: str = ""
+    entry: Entry | None = None
+
+
+class _ResyncNeeded(Exception):
+    """Only a whole snapshot helps."""
+
+
+class _Unusable(Exception):
+    """Control answered something that cannot be used; try again later."""
+
+
+_TRANSIENT = (httpx2.HTTPError, httpx2.StreamError, _Unusable, msgspec.DecodeError, OSError)
+"""What passes, or must be waited for: a network, a control plane or a disk that does not do its part."""
+
+
+class Follower:
+    """Keeps `target` at control's version. Use: `await start()`, then `run()` as a task until it is cancelled."""
+
+    def __init__(
+        self,
+        target: Target,
+        directory: Path,
+        *,
+        control_link_url: str,
+        node_key: str,
+        node_id: str,
+        alarm: Alarm,
+    ) -> None:
+        self._target = target
+        self._directory = directory
+        self._node_id = node_id
+        self._alarm = alarm
+        self._client = httpx2.AsyncClient(
+            base_url=control_link_url,
+            headers={"authorization": f"Bearer {node_key}"},
+            timeout=httpx2.Timeout(5.0, read=SILENCE_SECONDS_MAX),
+            limits=httpx2.Limits(max_connections=3),  # stream, acknowledgement, and a poll or snapshot
+            trust_env=False,
+        )
+        self._log: ChangeLog | None = None
+        self._disk = asyncio.Lock()  # the log is used by one worker thread at a time
+        self._is_loaded = False
+        self._needs_resync = False
+        self._copy_is_behind = False
+        self._trouble: str | None = None
+        self._pending: list[tuple[int, bytes]] = []
+        self._persisted_version = 0
+        self._to_acknowledge = asyncio.Event()
+        self._heard_at: float | None = None
+        self.resyncs = 0
+        self.reconnects = 0
+
+    @property
+    def snapshot_age_seconds(self) -> float | None:
+        """Time since control last confirmed that nothing was missed; None if it never has in this process."""
+        return None if self._heard_at is None else time.monotonic() - self._heard_at
+
+    async def start(self) -> bool:
+        """Take over the copy on disk. False if there is none, or none that can be trusted (with an alarm)."""
+        try:
+            copy = await asyncio.to_thread(load_copy, self._directory)
+            if copy is not None:
+                await self._take(copy)
+        except (CopyDamaged, OSError) as error:
+            self._alarm("snapshot_copy_unusable", {"error": str(error)})
+            return False
+        return copy is not None
+
+    async def _take(self, copy: Copy) -> None:
+        self._target.begin_reset()
+        for count, entry in enumerate(copy.entries()):
+            self._target.add(entry)
+            if count % YIELD_ENTRIES == 0:
+                await asyncio.sleep(0)
+        self._target.finish_reset(copy.version)
+        self._log = await asyncio.to_thread(ChangeLog, self._directory, copy.version)
+        self._persisted_version = copy.version
+        self._is_loaded = True
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        acknowledging = asyncio.create_task(self._acknowledge())
+        pause_seconds = BACKOFF_SECONDS_MIN
+        try:
+            while True:
+                heard_before = self._heard_at
+                try:
+                    if not self._is_loaded or self._needs_resync or self._copy_is_behind:
+                        await self._resync()
+                    await self._follow()
+                except _ResyncNeeded:
+                    self._needs_resync = True
+                except _TRANSIENT as error:
+                    self._note_trouble(error)
+                    await self._poll()
+                if self._heard_at != heard_before:
+                    pause_seconds = BACKOFF_SECONDS_MIN
+                self.reconnects += 1
+                await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))
+                pause_seconds = min(pause_seconds * 2, BACKOFF_SECONDS_MAX)
+        finally:
+            acknowledging.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await acknowledging
+            await self._client.aclose()
+            if self._log is not None:
+                self._log.close()
+
+    # ---- A whole snapshot --------------------------------------------------------------------------------------------
+
+    async def _resync(self) -> None:
+        self.resyncs += 1
+        async with asyncio.timeout(SNAPSHOT_SECONDS_MAX), self._client.stream("GET", "/v1/link/snapshot") as response:
+            _check(response)
+            lines = _lines(response)
+            head = msgspec.json.decode(await anext(lines, b""), type=SnapshotHead)
+            if head.format > FORMAT:
+                raise _Unusable(f"snapshot format {head.format} is newer than this program's {FORMAT}")
+            if head.version < self._target.version:
+                raise _Unusable(f"control's snapshot {head.version} is older than {self._target.version}, which is here")
+            draft = await asyncio.to_thread(SnapshotDraft, self._directory)
+            with draft:
+                await self._read_entries(lines, head, draft)
+                self._heard()
+                self._is_loaded = True
+                async with self._disk:
+                    await asyncio.to_thread(self._put_on_disk, draft, head.version)
+        self._needs_resync = self._copy_is_behind = False
+        self._persisted_version = head.version
+        self._to_acknowledge.set()
+
+    async def _read_entries(self, lines: AsyncIterator[bytes], head: SnapshotHead, draft: SnapshotDraft) -> None:
+        decode = msgspec.json.Decoder(Entry).decode
+        self._target.begin_reset()
+        slice_lines: list[bytes] = []
+        count = 0
+        async for line in lines:
+            self._target.add(decode(line))
+            slice_lines.append(line)
+            count += 1
+            if len(slice_lines) == YIELD_ENTRIES:
+                await asyncio.to_thread(draft.write, slice_lines)
+                slice_lines = []
+        if count != head.entries:
+            raise _Unusable(f"the snapshot broke off after {count} of {head.entries} entries")
+        await asyncio.to_thread(draft.write, slice_lines)
+        self._pending.clear()
+        self._target.finish_reset(head.version)
+
+    def _put_on_disk(self, draft: SnapshotDraft, version: int) -> None:
+        if self._log is None:
+            self._log = ChangeLog(self._directory, version)
+        else:
+            self._log.restart(version)
+        draft.publish(version)
+
+    # ---- Changes -----------------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Follow the stream until it ends."""
+        parameters = {"since": str(self._target.version), "follow": "true"}
+        async with self._client.stream("GET", "/v1/link/changes", params=parameters) as response:
+            _check(response)
+            await self._take_lines(response)
+
+    async def _poll(self) -> None:
+        """Ask for what is new without following: works where something between holds streams back."""
+        if not self._is_loaded or self._needs_resync:
+            return
+        parameters = {"since": str(self._target.version), "follow": "false"}
+        try:
+            async with self._client.stream("GET", "/v1/link/changes", params=parameters) as response:
+                _check(response)
+                await self._take_lines(response)
+            self._heard()
+        except _ResyncNeeded:
+            self._needs_resync = True
+        except _TRANSIENT:
+            pass  # the same trouble as the stream's, which was noted
+
+    async def _take_lines(self, response: httpx2.Response) -> None:
+        decode = msgspec.json.Decoder(_Line).decode
+        count = 0
+        async for line in _lines(response):
+            step = decode(line)
+            if step.kind is None:
+                self._heard()
+            elif step.version > self._target.version:
+                if step.version != self._target.version + 1:
+                    raise _ResyncNeeded
+                change = Change(version=step.version, kind=step.kind, id=step.id, entry=step.entry)
+                self._target.apply(change)
+                self._heard()
+                self._keep(change)
+            count += 1
+            if count % YIELD_ENTRIES == 0:
+                await asyncio.sleep(0)
+
+    def _keep(self, change: Change) -> None:
+        """Hand a change to whoever writes and acknowledges it."""
+        if len(self._pending) >= PENDING_CHANGES_MAX:
+            self._pending.clear()
+            self._copy_is_behind = True
+        if not self._copy_is_behind:
+            self._pending.append((change.version, encode_change(change)))
+            self._to_acknowledge.set()
+
+    def _heard(self) -> None:
+        self._heard_at = time.monotonic()
+        self._trouble = None
+
+    def _note_trouble(self, error: Exception) -> None:
+        """Raise an alarm when trouble begins or becomes another, not at each attempt."""
+        text = f"{type(error).__name__}: {error}"
+        if text != self._trouble:
+            self._trouble = text
+            self._alarm("control_unreachable", {"error": text})
+
+    # ---- Disk, then acknowledgement ----------------------------------------------------------------------------------
+
+    async def _acknowledge(self) -> None:
+        """Write what was applied to the copy, then tell control; and give a sign of life every ACK_SECONDS."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._to_acknowledge.wait(), ACK_SECONDS)
+            self._to_acknowledge.clear()
+            if not self._is_loaded:
+                continue
+            try:
+                await self._persist()
+            except (OSError, CopyDamaged) as error:
+                self._alarm("snapshot_copy_failed", {"error": str(error)})
+            body = {"node_id": self._node_id, "version": self._persisted_version}
+            try:
+                await self._client.post("/v1/link/ack", json=body)
+            except (httpx2.HTTPError, httpx2.StreamError):
+                pass  # the next sign of life says the same and more
+
+    async def _persist(self) -> None:
+        pending, log = list(self._pending), self._log
+        if not pending or log is None:
+            return
+        async with self._disk:
+            await asyncio.to_thread(log.append, pending)
+        # A resync meanwhile empties the list and moves the version on; then there is nothing to take off.
+        if self._pending[: len(pending)] == pending:
+            del self._pending[: len(pending)]
+        self._persisted_version = max(self._persisted_version, pending[-1][0])
+        async with self._disk:
+            if await asyncio.to_thread(log.is_long):
+                await asyncio.to_thread(log.compact, self._persisted_version)
+
+
+def _check(response: httpx2.Response) -> None:
+    if response.status_code == 410:
+        raise _ResyncNeeded
+    if response.status_code != 200:
+        raise _Unusable(f"control answered {response.status_code}")
+
+
+async def _lines(response: httpx2.Response) -> AsyncIterator[bytes]:
+    """The lines of a body as they arrive. A last line without an end is dropped: it is not whole."""
+    rest = b""
+    async for chunk in response.aiter_bytes():
+        *whole, rest = (rest + chunk).split(b"\n")
+        if len(rest) > LINE_BYTES_MAX:
+            raise _Unusable("a line is too long")
+        for line in whole:
+            if line:
+                yield line

@@ -1,0 +1,272 @@
+"""A control process: the REST API and the link, two listeners in one event loop, over one database.
+
+Start: migrate (the embedded database by itself; PostgreSQL under an advisory lock, so that any number may start at
+once), make the keys of the settings the platform's, listen, say "ready". Stop (SIGTERM, SIGINT): refuse readiness, end
+the streams, finish what runs within STOP_SECONDS_MAX, close the database. Gateways serve on meanwhile."""
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httptools
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tollway.control import keys, publish
+from tollway.control.api.app import create_apps
+from tollway.control.api.doors import ControlPlane
+from tollway.control.api.errors import body_of
+from tollway.control.publish import Publications
+from tollway.domain import ids
+from tollway.domain.faults import MALFORMED_HTTP, Fault
+from tollway.domain.keys import KeyType
+from tollway.serve.sockets import url_of
+from tollway.storage.database import Database
+from tollway.storage.vault import LocalVault
+from tollway.telemetry import LogWriter
+
+STOP_SECONDS_MAX = 8
+"""For requests in progress once a stop was asked for: the longest honest one is a snapshot on its way."""
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the 60 s after which common proxies give up an idle connection: whoever closes first must not be us."""
+
+HEAD_SECONDS_MAX = 15.0
+HEAD_BYTES_MAX = 64 * 1024
+HEADERS_MAX = 100
+"""Of a request line and its headers: how long they may take to arrive, how long and how many they may be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlSettings:
+    """What a control process is started with. It owns the listening sockets from here on.
+
+    `database_url`: sqlite+pysqlite:///path or postgresql+psycopg://...; `archive_directory`: where collected usage
+    records are kept. `peppers` by version (at most two, 32 bytes each), `vault_key` 32 bytes. `platform_key` and
+    `node_key` become the only valid ones of their type; None leaves what the database has."""
+
+    database_url: str = field(repr=False)
+    archive_directory: Path
+    public: socket.socket
+    link: socket.socket
+    peppers: Mapping[int, bytes] = field(repr=False)
+    pepper_version: int
+    vault_key: bytes = field(repr=False)
+    platform_key: str | None = field(repr=False)
+    node_key: str | None = field(repr=False)
+
+
+def now() -> int:
+    """The instant, in UTC microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id of kind `prefix`."""
+    return ids.new_id(prefix, now(), secrets.randbits(ids.RANDOM_BITS))
+
+
+def open_database(url: str) -> Database:
+    """Open the database at `url`, making the directory of an embedded one, and bring its schema up to date.
+
+    Raises DatabaseTooNew, or Fault DATABASE_UNAVAILABLE.
+    """
+    database = Database.open(url)
+    try:
+        database.migrate()
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def seed_keys(database: Database, settings: ControlSettings) -> None:
+    """Make the keys of the settings the only valid ones of their types. Raises ValueError for one that cannot be."""
+    wanted = {KeyType.PLATFORM: settings.platform_key, KeyType.NODE: settings.node_key}
+    pepper = keys.Pepper(settings.pepper_version, settings.peppers[settings.pepper_version])
+    with database.platform() as tx:
+        for type, secret in wanted.items():
+            if secret is not None:
+                keys.seed_platform_key(tx, type, secret, id=new_id(ids.KEY), pepper=pepper, now=now())
+
+
+def run_control(settings: ControlSettings) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code. Call it from the main thread.
+
+    Raises DatabaseTooNew, Fault (the database cannot be had) or ValueError (a secret that cannot be one) before
+    anything is served."""
+    writer = LogWriter(sys.stdout.fileno())
+    try:
+        vault = LocalVault(settings.vault_key)
+        database = open_database(settings.database_url)
+        try:
+            seed_keys(database, settings)
+            plane = ControlPlane(
+                database=database,
+                peppers=settings.peppers,
+                pepper_version=settings.pepper_version,
+                vault=vault,
+                archive_directory=settings.archive_directory,
+                publications=Publications(),
+                now=now,
+                random_bytes=os.urandom,
+                log=_log_to(writer),
+            )
+            database.on_publish(plane.publications.advance)
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_serve_until_signal(plane, settings))
+        finally:
+            database.close()
+    finally:
+        writer.close()
+    return 0
+
+
+def _log_to(writer: LogWriter) -> Callable[[Mapping[str, object]], None]:
+    """A log of JSON lines with instant and level, for any thread (a LogWriter alone is for one)."""
+    lock = threading.Lock()
+
+    def log(line: Mapping[str, object]) -> None:
+        level = "error" if line["event"] == "defect" else "info"
+        known = {name: value for name, value in line.items() if value is not None}
+        with lock:
+            writer.write({"ts": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, **known})
+            writer.flush()
+
+    return log
+
+
+async def _serve_until_signal(plane: ControlPlane, settings: ControlSettings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await serve(plane, settings.public, settings.link, stop)
+
+
+async def serve(plane: ControlPlane, public: socket.socket, link: socket.socket, stop: asyncio.Event) -> None:
+    """Serve both applications on their listening sockets until `stop` is set; then finish what runs, within
+    STOP_SECONDS_MAX."""
+    public_app, link_app = create_apps(plane)
+    servers = {_Server(_configure(public_app)): public, _Server(_configure(link_app)): link}
+    urls = {"url": url_of(public), "link_url": url_of(link)}
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(publish.watch(plane.database, plane.publications))
+        for server, listener in servers.items():
+            tasks.create_task(server.serve(sockets=[listener]))
+        while not all(server.started for server in servers):
+            await asyncio.sleep(0.01)  # uvicorn has no event for it
+        plane.log({"event": "ready", **urls})
+        await stop.wait()
+        plane.publications.stop()
+        for server in servers:
+            server.should_exit = True
+    plane.log({"event": "stopped"})
+
+
+def _configure(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http=StrictProtocol,
+        ws="none",
+        lifespan="off",
+        loop="none",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nobody's word counts for where a request came from
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=STOP_SECONDS_MAX,
+    )
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals alone: two of them share this process, and `_serve` stops both."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+class StrictProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 with bounds on the head of a request, trailers dropped, and our shape for what is no request
+    at all.
+
+    Trailers would otherwise join the headers, an `Authorization` among them. Whatever is raised in a callback of the
+    parser becomes its error, and so `send_400_response`."""
+
+    _head_bytes = 0
+    _head_complete = False
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first head."""
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(HEAD_SECONDS_MAX, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """Begin to wait for this head."""
+        super().on_message_begin()
+        self._head_bytes, self._head_complete = 0, False
+        self._stop_waiting()
+        self._deadline = self.loop.call_later(HEAD_SECONDS_MAX, self.transport.abort)
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the target."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; drop a trailer."""
+        if self._head_complete:
+            return
+        self._count(len(name) + len(value))
+        if len(self.headers) >= HEADERS_MAX:
+            raise ValueError("too many headers")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: HTTP/1.1 wants exactly one Host (RFC 9112 section 3.2)."""
+        self._head_complete = True
+        self._stop_waiting()
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
+            raise ValueError("not exactly one Host")
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say so in the shape of every other error, and close."""
+        body = body_of(Fault(MALFORMED_HTTP))
+        head = (
+            f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"x-request-id: {new_id(ids.REQUEST)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def _count(self, more_bytes: int) -> None:
+        self._head_bytes += more_bytes
+        if self._head_bytes > HEAD_BYTES_MAX:
+            raise httptools.HttpParserError("the head is too large")
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

@@ -1,0 +1,234 @@
+"""The data directory: its format marker, its locks, and the secrets that must survive with it.
+
+    tollway.json    {"format": 1}: a newer format is refused, never guessed at
+    secrets.json    mode 0600, made once: peppers, vault key, node key, platform key
+    control/        database and archive         gateway/   spool and snapshot
+    logs/           one file per child process   addresses.json   where the running processes listen
+
+Whoever loses secrets.json loses every API key (they are stored as digests under the pepper) and every upstream
+credential (sealed under the vault key): it belongs in the backup, beside but not inside the database's."""
+
+import fcntl
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tollway.domain import keys
+from tollway.domain.keys import KeyType
+from tollway.settings import OperatorError
+
+FORMAT = 1
+"""Of the data directory as a whole. Raised when an older Tollway could misread what a newer one wrote."""
+
+SECRET_BYTES = 32
+"""Of a pepper and of the vault key: the key size of HMAC-SHA256 and AES-256."""
+
+SECRETS_ENV = ("TOLLWAY_PEPPER", "TOLLWAY_VAULT_KEY", "TOLLWAY_NODE_KEY", "TOLLWAY_PLATFORM_KEY")
+"""Variables that replace secrets.json in a cluster, where nodes do not share a directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secrets:
+    """What a process needs to check keys and open credentials. Never printed: repr shows nothing.
+
+    `peppers` by version, 32 bytes each. `platform_key` is None where only a gateway's secrets were given.
+    """
+
+    peppers: Mapping[int, bytes] = field(repr=False)
+    pepper_version: int
+    vault_key: bytes = field(repr=False)
+    node_key: str = field(repr=False)
+    platform_key: str | None = field(repr=False)
+
+
+def prepare(directory: Path) -> None:
+    """Make `directory` a data directory of our format if it is none yet. Raises OperatorError if it is a newer
+    Tollway's."""
+    marker = directory / "tollway.json"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not marker.exists():
+            write_atomically(marker, {"format": FORMAT}, mode=0o644)
+    except OSError as error:
+        raise OperatorError(f"cannot use {directory} as data directory: {error.strerror}", hint="choose another with --data-dir") from None
+    check_format(directory)
+
+
+def check_format(directory: Path) -> None:
+    """Raise OperatorError unless `directory` holds data of a format that this version reads."""
+    marker = directory / "tollway.json"
+    try:
+        found = json.loads(marker.read_bytes())["format"]
+    except FileNotFoundError:
+        raise OperatorError(
+            f"{directory} is not a Tollway data directory",
+            hint="`tollway serve` or `tollway demo` makes one; or see --data-dir",
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise OperatorError(f"cannot read {marker}: {error}", hint="restore it from the backup") from None
+    if not isinstance(found, int) or found > FORMAT:
+        raise OperatorError(
+            f"{directory} was written by a newer Tollway (format {found}; this one reads up to {FORMAT})",
+            hint="run the version that wrote it, or restore a backup made before the upgrade",
+        )
+
+
+def sqlite_url(directory: Path) -> str:
+    """The embedded database of the data directory, as SQLAlchemy names it."""
+    return f"sqlite+pysqlite:///{directory.absolute()}/control/tollway.db"
+
+
+@contextmanager
+def locked(directory: Path, name: str) -> Iterator[None]:
+    """Hold the lock `name` in `directory`: "serve" in the data directory (its supervisor), "control" in control/ (who
+    may open the SQLite file). Makes the directory if there is none.
+
+    The kernel gives it back when the process dies, however it dies. Raises OperatorError if another process holds it.
+    """
+    directory.mkdir(mode=0o700, exist_ok=True)
+    path = directory / f"{name}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            raise OperatorError(
+                f"another Tollway (process {holder}) is using {directory}",
+                hint="stop it first, or choose another --data-dir",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# ---- secrets ---------------------------------------------------------------------------------------------------------
+
+
+def make_secrets(directory: Path) -> None:
+    """Write a fresh secrets.json unless there is one. Of two processes that try at once, one wins and both use its
+    file."""
+    path = directory / "secrets.json"
+    if path.exists():
+        return
+    body = {
+        "peppers": {"1": secrets.token_hex(SECRET_BYTES)},
+        "pepper_version": 1,
+        "vault_key": secrets.token_hex(SECRET_BYTES),
+        "node_key": keys.new_key(KeyType.NODE, secrets.token_bytes(keys.RANDOM_BYTES)).secret,
+        "platform_key": keys.new_key(KeyType.PLATFORM, secrets.token_bytes(keys.RANDOM_BYTES)).secret,
+    }
+    whole = _write_aside(path, body, mode=0o600)
+    try:
+        os.link(whole, path)  # unlike rename, fails if the name is taken: a secret is never replaced
+    except FileExistsError:
+        pass
+    finally:
+        whole.unlink()
+    _sync_directory(directory)
+
+
+def read_secrets(directory: Path, environ: Mapping[str, str]) -> Secrets:
+    """The secrets of this installation: secrets.json, each replaced by its variable (SECRETS_ENV) where that is set.
+
+    Raises OperatorError for a file that others may read, for a secret that is missing, malformed or too short; never
+    shows one."""
+    path = directory / "secrets.json"
+    body = _read_private(path) if path.exists() else {}
+    pepper, vault_key, node_key, platform_key = (environ.get(name) or None for name in SECRETS_ENV)
+    version = body.get("pepper_version", 1)
+    peppers = {int(known): _parse_hex(text, f"pepper {known} in {path}") for known, text in body.get("peppers", {}).items()}
+    if pepper is not None:
+        peppers[version] = _parse_hex(pepper, "TOLLWAY_PEPPER")
+    if version not in peppers:
+        raise _missing("pepper", "TOLLWAY_PEPPER", directory)
+    vault_text = vault_key or body.get("vault_key")
+    if vault_text is None:
+        raise _missing("vault key", "TOLLWAY_VAULT_KEY", directory)
+    node_text = node_key or body.get("node_key")
+    if node_text is None:
+        raise _missing("node key", "TOLLWAY_NODE_KEY", directory)
+    platform_text = platform_key or body.get("platform_key")
+    return Secrets(
+        peppers=peppers,
+        pepper_version=version,
+        vault_key=_parse_hex(vault_text, "TOLLWAY_VAULT_KEY" if vault_key else f"vault_key in {path}"),
+        node_key=_check_key(node_text, KeyType.NODE, "TOLLWAY_NODE_KEY" if node_key else f"node_key in {path}"),
+        platform_key=platform_text
+        and _check_key(platform_text, KeyType.PLATFORM, "TOLLWAY_PLATFORM_KEY" if platform_key else f"platform_key in {path}"),
+    )
+
+
+def _read_private(path: Path) -> dict[str, Any]:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & stat.S_IRWXO:
+        raise OperatorError(f"{path} can be read by everyone on this machine (mode {mode:o})", hint=f"chmod 600 {path}")
+    try:
+        body = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        body = None
+    if not isinstance(body, dict) or not isinstance(body.get("peppers", {}), dict):
+        raise OperatorError(f"{path} is damaged", hint="restore it from the backup: without it no API key can be checked")
+    return body
+
+
+def _missing(what: str, variable: str, directory: Path) -> OperatorError:
+    return OperatorError(
+        f"there is no {what}: {directory}/secrets.json has none and {variable} is not set",
+        hint="`tollway serve` and `tollway migrate` make secrets.json; a cluster's nodes take it from the environment",
+    )
+
+
+def _parse_hex(text: object, where: str) -> bytes:
+    try:
+        value = bytes.fromhex(text) if isinstance(text, str) else b""
+    except ValueError:
+        value = b""
+    if len(value) != SECRET_BYTES or len(set(value)) < 8:
+        raise OperatorError(
+            f"{where} must be {2 * SECRET_BYTES} random hexadecimal digits ({SECRET_BYTES} bytes)",
+            hint="openssl rand -hex 32",
+        )
+    return value
+
+
+def _check_key(text: object, type: KeyType, where: str) -> str:
+    if not isinstance(text, str) or keys.find_type(text) is not type:
+        raise OperatorError(f"{where} is not a whole {type} key (tw_{type}_...)")
+    return text
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, body: Mapping[str, Any], *, mode: int) -> None:
+    """Write `body` as JSON so that whoever opens `path` sees the old file or the new one, whole, even after a loss of
+    power."""
+    os.replace(_write_aside(path, body, mode=mode), path)
+    _sync_directory(path.parent)
+
+
+def _write_aside(path: Path, body: Mapping[str, Any], *, mode: int) -> Path:
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(json.dumps(body, indent=2).encode() + b"\n")
+        file.flush()
+        os.fsync(descriptor)
+    return aside
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,151 @@
+"""The embedded default: one gateway and one control process on this machine, under one supervisor.
+
+`tollway serve` is this and nothing more; `tollway demo` adds an engine and a tenant.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tollway.serve import data_directory
+from tollway.serve.logs import Echo, Log
+from tollway.serve.sockets import open_listener, url_of
+from tollway.serve.supervisor import Event, Program, Supervisor, run_until_signal
+from tollway.settings import Settings, to_environment
+
+CONTROL_STOP_SECONDS = 10.0
+"""For requests in progress at the REST API and the records that gateways handed in last."""
+
+GATEWAY_STOP_MARGIN_SECONDS = 5.0
+"""On top of the drain: for the spool's last commit and its way to control."""
+
+READY_SECONDS = 120.0
+"""For control to migrate a large database, and for the gateway to recover a large spool."""
+
+
+OPTIONS = ("--listen", "--internal", "--control-listen", "--link")
+"""What `tollway serve` calls its addresses: gateway, internal, control, link."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """A prepared, locked data directory and its four listening sockets."""
+
+    directory: Path
+    settings: Settings
+    gateway: socket.socket
+    internal: socket.socket
+    control: socket.socket
+    link: socket.socket
+
+    def addresses(self) -> dict[str, str]:
+        """Where each door is, as a client on this machine calls it; without /v1."""
+        doors = {"gateway_url": self.gateway, "control_url": self.control, "internal_url": self.internal}
+        return {name: url_of(listener) for name, listener in doors.items()}
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Installation]:
+    """Prepare and lock the data directory, open the sockets. Raises OperatorError for whatever a person must put
+    right."""
+    directory = Path(settings.data_dir).absolute()
+    data_directory.prepare(directory)
+    with data_directory.locked(directory, "serve"):
+        data_directory.make_secrets(directory)
+        (directory / "logs").mkdir(exist_ok=True)
+        for stale in ("addresses.json", "demo.json"):  # they say that something answers, which nothing does yet
+            (directory / stale).unlink(missing_ok=True)
+        listeners: list[socket.socket] = []
+        try:
+            for address, option in zip(addresses, options, strict=True):
+                listeners.append(open_listener(address, option=option))
+            yield Installation(directory, settings, *listeners)
+        finally:
+            for listener in listeners:
+                listener.close()
+
+
+def programs(installation: Installation) -> list[Program]:
+    """The gateway and the control process of `installation`."""
+    environment = to_environment(installation.settings) | {
+        "TOLLWAY__DATA_DIR": str(installation.directory),
+        "TOLLWAY__GATEWAY__CONTROL_LINK_URL": url_of(installation.link),
+    }
+    control = (installation.control.fileno(), installation.link.fileno())
+    gateway = (installation.gateway.fileno(), installation.internal.fileno())
+    return [
+        Program(
+            name="control",
+            arguments=("-m", "tollway", "control", "--fd", str(control[0]), "--link-fd", str(control[1])),
+            descriptors=control,
+            environment=environment,
+            ready_seconds=READY_SECONDS,
+            stop_seconds=CONTROL_STOP_SECONDS,
+        ),
+        Program(
+            name="gateway",
+            arguments=("-m", "tollway", "gateway", "--fd", str(gateway[0]), "--internal-fd", str(gateway[1])),
+            descriptors=gateway,
+            environment=environment,
+            ready_seconds=READY_SECONDS,
+            stop_seconds=installation.settings.gateway.drain_seconds + GATEWAY_STOP_MARGIN_SECONDS,
+            stop_stage=0,
+            replaced_on_hangup=True,
+        ),
+    ]
+
+
+def run(settings: Settings) -> int:
+    """`tollway serve`: run until SIGTERM or SIGINT; returns the exit code. Standard output has one JSON object a
+    line."""
+    echo = Echo(sys.stdout.fileno())
+    try:
+        with opened(settings) as installation:
+            return asyncio.run(_serve(installation, echo))
+    finally:
+        echo.close(seconds=1.0)
+
+
+async def _serve(installation: Installation, echo: Echo) -> int:
+    log = Log(installation.directory / "logs" / "serve.log")
+
+    def report(event: Event) -> None:
+        line = json.dumps(event).encode() + b"\n"
+        log.write(line)
+        echo.write(line)
+
+    supervisor = Supervisor(installation.directory / "logs", report, echo=echo.write)
+
+    async def begin() -> None:
+        await supervisor.start(programs(installation))
+        with_pid: Mapping[str, object] = {**installation.addresses(), "pid": os.getpid()}
+        data_directory.write_atomically(installation.directory / "addresses.json", with_pid, mode=0o644)
+        report({"event": "ready", **with_pid})
+        if sys.stderr.isatty():
+            print_addresses(installation)
+
+    try:
+        await run_until_signal(supervisor, begin())
+    finally:
+        (installation.directory / "addresses.json").unlink(missing_ok=True)
+        report({"event": "stopped"})
+        log.close()
+    return 1 if supervisor.failed else 0
+
+
+def print_addresses(installation: Installation) -> None:
+    """Where to go next, for a person, on standard error."""
+    addresses = installation.addresses()
+    print(
+        f"inference      {addresses['gateway_url']}/v1\n"
+        f"administration {addresses['control_url']}/v1\n"
+        f"metrics        {addresses['internal_url']}/metrics\n"
+        f"operator's key in {installation.directory}/secrets.json (platform_key)",
+        file=sys.stderr,
+    )

@@ -1,0 +1,175 @@
+"""One gateway process, assembled: what the data plane asks for (`gateway.ports`) meets what provides it.
+
+Start: recover and open the spool, take over the copy of the snapshot, then listen; control may be away. End, on
+SIGTERM: not ready, drain, close the spool, hand in what is left, exit 0. A spool that failed ends the process with exit
+1 at once: what is on disk is recovered at the next start, and nothing that this process could still say about the disk
+would be true."""
+
+import asyncio
+import json
+import os
+import random
+import secrets as randomness
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvloop
+
+from tollway.gateway import server
+from tollway.gateway.pipeline import Plane
+from tollway.gateway.relay import RelayBounds
+from tollway.gateway.server import DrainBounds, EdgeBounds
+from tollway.link.shipper import Shipper
+from tollway.link.snapshots import Follower
+from tollway.link.spool import Spool, SpoolOptions
+from tollway.serve.sockets import url_of
+from tollway.storage.vault import LocalVault
+from tollway.telemetry import LogWriter
+from tollway.wire.http import HttpBounds
+
+FINISH_SECONDS = 5.0
+"""For the last records to reach control after the spool was closed; what does not is shipped by the next process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions:
+    """What a gateway process is told. `directory` holds `spool/` and `snapshot/`; `control_link_url` None serves from
+    the snapshot's copy alone. `log_descriptor`: where request lines go. The sockets are listening already and belong to
+    the supervisor."""
+
+    directory: Path
+    control_link_url: str | None
+    listener: socket.socket
+    internal: socket.socket
+    pepper: bytes = field(repr=False)
+    vault_key: bytes = field(repr=False)
+    node_key: str = field(repr=False)
+    log_descriptor: int = 1
+    spool: SpoolOptions = field(default_factory=SpoolOptions)
+    edge: EdgeBounds = field(default_factory=EdgeBounds)
+    http: HttpBounds = field(default_factory=HttpBounds)
+    relay: RelayBounds = field(default_factory=RelayBounds)
+    drain: DrainBounds = field(default_factory=DrainBounds)
+
+
+def run_gateway(options: GatewayOptions) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code. Prints {"event": "ready", "url": ..., "internal_url": ...}
+    when it listens.
+
+    Raises OSError if the spool cannot be written, ValueError if it belongs to another node.
+    """
+    return uvloop.run(_run(options))
+
+
+async def _run(options: GatewayOptions) -> int:
+    log = LogWriter(options.log_descriptor)
+
+    def alarm(event: str, fields: dict[str, object]) -> None:
+        log.write({"ts": _now_us(), "level": "error", "event": event, **fields})
+        log.flush()
+
+    spool = Spool.open(options.directory / "spool", alarm=alarm, clock=_now_us, options=options.spool)
+    plane = Plane(
+        usage_sink=spool,
+        vault=LocalVault(options.vault_key),
+        pepper=options.pepper,
+        log=log,
+        bounds=options.relay,
+        random_bits=random.Random(randomness.randbits(256)).getrandbits,  # ids, not secrets; a system call each would cost more than both
+        now_us=_now_us,
+    )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    link = await _start_link(options, plane, spool, alarm)
+    ready = asyncio.Event()
+    serving = loop.create_task(
+        server.serve(
+            plane,
+            listener=options.listener,
+            internal=options.internal,
+            stop=stop,
+            edge_bounds=options.edge,
+            http_bounds=options.http,
+            drain=options.drain,
+            ready=ready,
+        )
+    )
+    failing = loop.create_task(spool.failed.wait())
+    announcing = loop.create_task(_announce(plane, ready, options))
+    await asyncio.wait({serving, failing}, return_when=asyncio.FIRST_COMPLETED)
+    announcing.cancel()
+    if failing.done():
+        log.close()
+        os._exit(1)  # not even a drain: an answer now would promise a record that cannot be kept
+    failing.cancel()
+    serving.result()
+    await spool.close()
+    await link.stop()
+    log.close()
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """The link's tasks, if there is a control plane to be linked to."""
+
+    shipper: Shipper | None
+    tasks: tuple[asyncio.Task[None], ...]
+
+    async def stop(self) -> None:
+        """Stop following, hand in what is left."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        if self.shipper is not None:
+            await self.shipper.finish(FINISH_SECONDS)
+
+
+async def _start_link(options: GatewayOptions, plane: Plane, spool: Spool, alarm: Callable[[str, dict[str, object]], None]) -> _Link:
+    url = options.control_link_url
+    follower = Follower(
+        plane,
+        options.directory / "snapshot",
+        control_link_url=url or "http://127.0.0.1:1",
+        node_key=options.node_key,
+        node_id=spool.node_id,
+        alarm=alarm,
+    )
+    await follower.start()
+    gauges = plane.metrics.gauges
+    gauges["tollway_snapshot_version"] = lambda: plane.version
+    gauges["tollway_snapshot_age_seconds"] = lambda: -1.0 if follower.snapshot_age_seconds is None else follower.snapshot_age_seconds
+    gauges["tollway_spool_commits"] = lambda: spool.metrics.commits
+    gauges["tollway_spool_records"] = lambda: spool.metrics.records
+    gauges["tollway_spool_bytes"] = lambda: spool.metrics.bytes_written
+    gauges["tollway_spool_commit_seconds_max"] = lambda: spool.metrics.commit_seconds_max
+    gauges["tollway_spool_refused"] = lambda: spool.metrics.refused
+    gauges["tollway_spool_open_requests"] = lambda: spool.open_requests
+    if url is None:
+        return _Link(None, ())
+    shipper = Shipper(spool, options.directory / "spool", control_link_url=url, node_key=options.node_key, alarm=alarm)
+    gauges["tollway_shipper_bytes"] = lambda: shipper.metrics.bytes_shipped
+    gauges["tollway_shipper_attempts_failed"] = lambda: shipper.metrics.attempts_failed
+    gauges["tollway_shipper_epochs_unshipped"] = lambda: shipper.metrics.epochs_unshipped
+    return _Link(shipper, (asyncio.create_task(follower.run()), asyncio.create_task(shipper.run())))
+
+
+async def _announce(plane: Plane, ready: asyncio.Event, options: GatewayOptions) -> None:
+    """Print the ready line once this process listens and knows a snapshot, so that whoever waits can send a request."""
+    await ready.wait()
+    while not plane.is_ready():
+        await asyncio.sleep(0.02)
+    line = {"event": "ready", "url": url_of(options.listener), "internal_url": url_of(options.internal), "pid": os.getpid()}
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

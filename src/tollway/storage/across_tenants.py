@@ -1,0 +1,148 @@
+"""Queries across tenants. The only ones: whoever imports this module must be named in the architecture's contract.
+
+What gateways must know is read here, by one query per kind. The same query makes a full snapshot and, narrowed to some ids, each
+change, so that the two cannot come to differ.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from tollway.domain.keys import KeyType
+from tollway.domain.limits import Limits
+from tollway.domain.snapshot import DeploymentEntry, Entry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
+from tollway.domain.tenants import Status
+from tollway.storage import catalog, prices
+from tollway.storage.database import PlatformTx, Transaction
+from tollway.storage.schema import api_keys, deployments, models, organizations, projects
+
+ENTRY_KINDS: tuple[type[Entry], ...] = (OrganizationEntry, ProjectEntry, ModelEntry, DeploymentEntry, KeyEntry)
+"""In the order of a snapshot: what an entry refers to comes before it."""
+
+FETCH_ROWS = 1000
+"""Rows taken from the driver at a time, so that a large snapshot is not in memory twice."""
+
+IDS_MAX = 500
+"""Ids named in one query. SQLite allows 32,766 parameters; plans stay sensible far below."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveKey:
+    """A key that may act now, and for whom: `organization_id` is None for keys of the platform and of nodes."""
+
+    id: str
+    type: KeyType
+    organization_id: str | None
+
+
+def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> ActiveKey | None:
+    """The key with one of `digests` that may act at instant `now`: neither revoked nor expired, its organization not archived."""
+    query = (
+        sa.select(api_keys.c.id, api_keys.c.type, api_keys.c.organization_id)
+        .outerjoin(organizations, organizations.c.id == api_keys.c.organization_id)
+        .where(
+            api_keys.c.digest.in_(digests),
+            api_keys.c.revoked_at.is_(None),
+            sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now),
+            sa.or_(organizations.c.id.is_(None), organizations.c.status == Status.ACTIVE),
+        )
+    )
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else ActiveKey(row.id, KeyType(row.type), row.organization_id)
+
+
+def has_organization(tx: PlatformTx, organization_id: str) -> bool:
+    """Whether there is such an organization, archived or not."""
+    query = sa.select(organizations.c.id).where(organizations.c.id == organization_id)
+    return tx.connection.execute(query).first() is not None
+
+
+# ---- What gateways must know ------------------------------------------------------------------------------------------
+
+
+def list_entries(tx: Transaction, kind: type[Entry], ids: Sequence[str]) -> dict[str, Entry]:
+    """By id, those of `ids` that gateways must know of now."""
+    found: dict[str, Entry] = {}
+    for start in range(0, len(ids), IDS_MAX):
+        found.update((entry.id, entry) for entry in _read_entries(tx, kind, ids[start : start + IDS_MAX]))
+    return found
+
+
+def iterate_entries(tx: Transaction) -> Iterator[Entry]:
+    """All that gateways must know, each entry after those that it refers to."""
+    for kind in ENTRY_KINDS:
+        yield from _read_entries(tx, kind, None)
+
+
+def _read_entries(tx: Transaction, kind: type[Entry], ids: Sequence[str] | None) -> Iterator[Entry]:
+    if kind is ModelEntry:
+        yield from _read_models(tx, ids)
+        return
+    table, active, read = _ROWS[kind]
+    query = sa.select(table).where(active).order_by(table.c.id)
+    if ids is not None:
+        query = query.where(table.c.id.in_(ids))
+    for rows in tx.connection.execute(query.execution_options(yield_per=FETCH_ROWS)).partitions():
+        yield from map(read, rows)
+
+
+def _read_models(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
+    query = sa.select(models).where(models.c.status == Status.ACTIVE, models.c.published).order_by(models.c.name)
+    if ids is not None:
+        query = query.where(models.c.name.in_(ids))
+    rows = tx.connection.execute(query).all()
+    versions = prices.list_carried(tx, ids)
+    for model in map(catalog.read_model, rows):
+        yield ModelEntry(
+            id=model.name,
+            endpoints=model.endpoints,
+            created_at=model.created_at,
+            prices=versions[model.name],
+            output_tokens_max=model.output_tokens_max,
+            unknown_parameters=model.unknown_parameters,
+            retry_started=model.retry_started,
+            share_cache=model.share_cache,
+        )
+
+
+def _limits(row: Any) -> Limits:
+    return Limits(requests_per_minute=row.requests_per_minute, concurrent_requests=row.concurrent_requests)
+
+
+def _organization(row: Any) -> OrganizationEntry:
+    return OrganizationEntry(id=row.id, currency=row.currency, limits=_limits(row))
+
+
+def _project(row: Any) -> ProjectEntry:
+    return ProjectEntry(id=row.id, organization_id=row.organization_id, limits=_limits(row))
+
+
+def _key(row: Any) -> KeyEntry:
+    return KeyEntry(
+        id=row.id,
+        digest=row.digest,
+        type=KeyType(row.type),
+        project_id=row.project_id,
+        limits=_limits(row),
+        models=None if row.models is None else tuple(json.loads(row.models)),
+        expires_at=row.expires_at,
+    )
+
+
+def _deployment(row: Any) -> DeploymentEntry:
+    return DeploymentEntry(id=row.id, deployment=catalog.read_deployment(row))
+
+
+_ROWS: dict[type[Entry], tuple[sa.Table, sa.ColumnElement[bool], Callable[[Any], Entry]]] = {
+    OrganizationEntry: (organizations, organizations.c.status == Status.ACTIVE, _organization),
+    ProjectEntry: (projects, projects.c.status == Status.ACTIVE, _project),
+    DeploymentEntry: (deployments, deployments.c.status == Status.ACTIVE, _deployment),
+    KeyEntry: (
+        api_keys,
+        sa.and_(api_keys.c.type.in_([KeyType.LIVE, KeyType.TEST]), api_keys.c.revoked_at.is_(None)),
+        _key,
+    ),
+}

@@ -1,0 +1,80 @@
+"""The archive: the frames that gateways sent, byte for byte, one file per epoch. Everything of money can be computed again from it.
+
+    <directory>/<node id>/<epoch>.seg
+
+What of a file counts is said by the database (epochs.archive_bytes), in the transaction that took the frames in. Bytes are durable
+before that transaction commits; if it does not, they lie beyond what counts and are overwritten by the same bytes when the frames
+come again.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CHUNK_BYTES = 1 << 20
+"""Read at a time; a frame is at most a sixteenth of it."""
+
+
+class ArchiveShort(Exception):
+    """The archive holds less than the database says."""
+
+
+class Archive:
+    """A directory of epochs. Thread-safe as long as one epoch is written by one at a time, which its row's lock ensures."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def _path(self, node_id: str, epoch: int) -> Path:
+        if not node_id.replace("_", "").isalnum():
+            raise ValueError("not a node id")
+        return self._directory / node_id / f"{epoch}.seg"
+
+    def write(self, node_id: str, epoch: int, offset: int, data: bytes) -> None:
+        """Put `data` at `offset` of the epoch's file, durably. Raises OSError, and ArchiveShort if bytes before it are missing."""
+        path = self._path(node_id, epoch)
+        is_new = not path.exists()
+        if is_new:
+            _make_directory(path.parent)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(fd).st_size < offset:
+                raise ArchiveShort(f"{path} has fewer than the {offset} bytes that were taken in")
+            while data:
+                written = os.pwrite(fd, data, offset)
+                data, offset = data[written:], offset + written
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+        if is_new:
+            _sync(path.parent)
+
+    def read(self, node_id: str, epoch: int, size: int) -> Iterator[bytes]:
+        """The first `size` bytes of an epoch's file, in chunks. Raises ArchiveShort if there are fewer."""
+        path = self._path(node_id, epoch)
+        try:
+            with path.open("rb") as file:
+                while size:
+                    chunk = file.read(min(size, CHUNK_BYTES))
+                    if not chunk:
+                        raise ArchiveShort(f"{path} is {size} bytes shorter than what was taken in")
+                    size -= len(chunk)
+                    yield chunk
+        except FileNotFoundError:
+            raise ArchiveShort(f"{path} is missing") from None
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory and its parents; each new name is durable in the one above."""
+    if not path.is_dir():
+        _make_directory(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+        _sync(path.parent)
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,142 @@
+"""Models and deployments at rest. The catalog belongs to the platform: operators write it, gateways are told of it."""
+
+import json
+from typing import Any
+
+import sqlalchemy as sa
+
+from tollway.domain.catalog import Deployment, Endpoint, Engine, Model, UnknownParameters
+from tollway.domain.tenants import Status
+from tollway.storage.database import PlatformTx
+from tollway.storage.pages import Page, Window, fetch_page
+from tollway.storage.schema import deployments, models
+
+# ---- Models -----------------------------------------------------------------------------------------------------------
+
+
+def insert_model(tx: PlatformTx, model: Model) -> None:
+    """Store a new model."""
+    tx.connection.execute(models.insert().values(name=model.name, created_at=model.created_at, **_model_columns(model)))
+
+
+def find_model(tx: PlatformTx, name: str) -> Model | None:
+    """A model by its exact name, drafts and archived ones included."""
+    row = tx.connection.execute(sa.select(models).where(models.c.name == name)).one_or_none()
+    return None if row is None else read_model(row)
+
+
+def list_models(tx: PlatformTx, window: Window, *, include_archived: bool) -> Page[Model]:
+    """The catalog, ordered by name; the window's cursor is a name."""
+    query = sa.select(models)
+    if not include_archived:
+        query = query.where(models.c.status == Status.ACTIVE)
+    return fetch_page(tx, query, models.c.name, window, read_model)
+
+
+def put_model(tx: PlatformTx, model: Model) -> None:
+    """Replace what may change of a stored model."""
+    tx.connection.execute(models.update().where(models.c.name == model.name).values(**_model_columns(model)))
+
+
+def read_model(row: Any) -> Model:
+    """The model that a row of `models` holds."""
+    return Model(
+        name=row.name,
+        status=Status(row.status),
+        published=row.published,
+        endpoints=tuple(Endpoint(endpoint) for endpoint in json.loads(row.endpoints)),
+        created_at=row.created_at,
+        output_tokens_max=row.output_tokens_max,
+        unknown_parameters=UnknownParameters(row.unknown_parameters),
+        retry_started=row.retry_started,
+        share_cache=row.share_cache,
+    )
+
+
+def _model_columns(model: Model) -> dict[str, Any]:
+    return {
+        "status": model.status,
+        "published": model.published,
+        "endpoints": json.dumps(model.endpoints),
+        "output_tokens_max": model.output_tokens_max,
+        "unknown_parameters": model.unknown_parameters,
+        "retry_started": model.retry_started,
+        "share_cache": model.share_cache,
+    }
+
+
+# ---- Deployments ------------------------------------------------------------------------------------------------------
+
+
+def insert_deployment(tx: PlatformTx, deployment: Deployment) -> None:
+    """Store a new deployment."""
+    tx.connection.execute(
+        deployments.insert().values(
+            id=deployment.id,
+            model=deployment.model,
+            engine=deployment.engine,
+            created_at=deployment.created_at,
+            **_deployment_columns(deployment),
+        )
+    )
+
+
+def find_deployment(tx: PlatformTx, deployment_id: str) -> Deployment | None:
+    """A deployment, archived ones included."""
+    row = tx.connection.execute(sa.select(deployments).where(deployments.c.id == deployment_id)).one_or_none()
+    return None if row is None else read_deployment(row)
+
+
+def list_deployments(tx: PlatformTx, window: Window, *, model: str | None, include_archived: bool) -> Page[Deployment]:
+    """All deployments, or those of one model."""
+    query = sa.select(deployments)
+    if model is not None:
+        query = query.where(deployments.c.model == model)
+    if not include_archived:
+        query = query.where(deployments.c.status == Status.ACTIVE)
+    return fetch_page(tx, query, deployments.c.id, window, read_deployment)
+
+
+def put_deployment(tx: PlatformTx, deployment: Deployment) -> None:
+    """Replace what may change of a stored deployment."""
+    tx.connection.execute(deployments.update().where(deployments.c.id == deployment.id).values(**_deployment_columns(deployment)))
+
+
+def archive_deployments(tx: PlatformTx, model: str) -> list[str]:
+    """Archive all deployments of a model. Returns those that were active until now."""
+    archived = (
+        deployments.update()
+        .where(deployments.c.model == model, deployments.c.status == Status.ACTIVE)
+        .values(status=Status.ARCHIVED, credential=None)
+        .returning(deployments.c.id)
+    )
+    return sorted(tx.connection.execute(archived).scalars())
+
+
+def read_deployment(row: Any) -> Deployment:
+    """The deployment that a row of `deployments` holds."""
+    return Deployment(
+        id=row.id,
+        model=row.model,
+        base_url=row.base_url,
+        engine=Engine(row.engine),
+        upstream_model=row.upstream_model,
+        tier=row.tier,
+        weight=row.weight,
+        region=row.region,
+        status=Status(row.status),
+        created_at=row.created_at,
+        credential=row.credential,
+    )
+
+
+def _deployment_columns(deployment: Deployment) -> dict[str, Any]:
+    return {
+        "base_url": deployment.base_url,
+        "upstream_model": deployment.upstream_model,
+        "tier": deployment.tier,
+        "weight": deployment.weight,
+        "region": deployment.region,
+        "status": deployment.status,
+        "credential": deployment.credential,
+    }

@@ -1,0 +1,279 @@
+"""The database: where transactions begin and end.
+
+Theory of operation. One set of queries runs on SQLite (embedded) and on PostgreSQL (cluster). What differs is here and nowhere else.
+
+A transaction is a value that says whom it may touch: `TenantTx` is bound to one organization, `PlatformTx` to none. Query functions
+ask for the one they need, so the type checker sees a query that forgot its tenant. A door opens a transaction, operations use it, the
+end of the block commits it; an exception rolls it back.
+
+SQLite: one write connection, handed from thread to thread, begins with BEGIN IMMEDIATE, so that a writer never has to upgrade a
+lock; readers are other connections that cannot write and, in WAL mode, neither wait for the writer nor hold it up. PostgreSQL:
+writers run READ COMMITTED and take row locks; readers run REPEATABLE READ, so that a snapshot is of one instant on both engines.
+
+Every wait has a bound: for a connection, for a lock, for a statement. A database that cannot be reached in time is a Fault
+(DATABASE_UNAVAILABLE), which a client may retry.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from pysqlite3 import dbapi2 as pysqlite3
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
+
+SQLITE_VERSION_MIN = (3, 51, 3)
+"""Older ones can corrupt a database in WAL mode when a checkpoint races a writer that resets the log."""
+
+CONNECTION_WAIT_SECONDS = 5.0
+"""How long a request may wait for a connection (on SQLite: for the writer before it) before it is refused."""
+
+LOCK_WAIT_SECONDS = 5
+"""How long a statement may wait for a row or file lock. Below the deadline of any client that we know."""
+
+STATEMENT_SECONDS_MAX = 30
+"""No query of ours takes a second; one that takes thirty is a plan gone wrong and must not hold its locks for ever."""
+
+READERS = 8
+"""Reading connections to SQLite. Its readers are threads of this process; more than a few times the cores only queue elsewhere."""
+
+POSTGRES_CONNECTIONS = 20
+"""Connections of one process to PostgreSQL: half of the worker threads of the doors, well below the server's default of 100."""
+
+MIGRATION_LOCK = 0x746F6C6C776179
+"""PostgreSQL advisory lock ("tollway" in ASCII): several control processes may start at once, one migrates."""
+
+
+class DatabaseTooNew(RuntimeError):
+    """The database was migrated by a newer Tollway. Running an older one against it could damage it."""
+
+
+class DatabaseOutdated(RuntimeError):
+    """The database has not been migrated to what this version of Tollway needs."""
+
+
+@dataclass(slots=True)
+class Transaction:
+    """An open transaction. `published_version` is set by a publication and told to listeners once it is committed."""
+
+    connection: sa.Connection
+    published_version: int | None = field(default=None, init=False)
+    publication_locked: bool = field(default=False, init=False)
+
+    def insert(self, table: sa.Table) -> "postgresql.Insert | sqlite.Insert":
+        """An INSERT in the dialect of this database, for its `on_conflict_do_nothing` and `on_conflict_do_update`."""
+        if self.connection.dialect.name == "postgresql":
+            return postgresql.insert(table)
+        return sqlite.insert(table)
+
+
+@dataclass(slots=True)
+class PlatformTx(Transaction):
+    """A transaction of the platform itself: operators, gateways, the collector."""
+
+
+@dataclass(slots=True)
+class TenantTx(Transaction):
+    """A transaction on behalf of one organization: every query in it is for `organization_id`."""
+
+    organization_id: str
+
+
+class Database:
+    """An open database. Thread-safe. Made by `Database.open`, ended by `close`."""
+
+    def __init__(self, writers: sa.Engine, readers: sa.Engine) -> None:
+        self._writers = writers
+        self._readers = readers
+        self._listeners: list[Callable[[int], None]] = []
+
+    @classmethod
+    def open(cls, url: str, *, connections_max: int = POSTGRES_CONNECTIONS) -> Self:
+        """Open `sqlite+pysqlite:///path` or `postgresql+psycopg://...`. Connects lazily; a SQLite file is made when absent.
+
+        `connections_max` bounds the connections to PostgreSQL. Raises ValueError for any other kind of database and RuntimeError
+        for a SQLite library that is too old to be trusted.
+        """
+        parsed = sa.make_url(url)
+        match parsed.get_backend_name():
+            case "sqlite":
+                return cls(_sqlite_engine(parsed, write=True), _sqlite_engine(parsed, write=False))
+            case "postgresql":
+                engine = _postgres_engine(parsed, connections_max)
+                return cls(engine, engine)
+            case _:
+                raise ValueError("the database must be SQLite (sqlite+pysqlite:///...) or PostgreSQL (postgresql+psycopg://...)")
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is the embedded database, which one process has to itself."""
+        return self._writers.dialect.name == "sqlite"
+
+    def close(self) -> None:
+        """Close all connections. Transactions that are still open fail."""
+        self._writers.dispose()
+        self._readers.dispose()
+
+    def on_publish(self, listener: Callable[[int], None]) -> None:
+        """Call `listener(version)` after each commit of this process that published one; in the committing thread, so: be quick."""
+        self._listeners.append(listener)
+
+    # ---- Transactions -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def platform(self, *, write: bool = True) -> Iterator[PlatformTx]:
+        """A transaction of the platform, committed at the end of the block. `write=False` sees one instant and cannot write.
+
+        Raises Fault DATABASE_UNAVAILABLE if the database cannot be reached, now or in the middle; then nothing was written (or, if
+        the connection was lost during the commit itself, that is unknown, as with any database).
+        """
+        with self._connection(write) as connection:
+            tx = PlatformTx(connection)
+            yield tx
+            connection.commit()
+        self._tell(tx)
+
+    @contextmanager
+    def tenant(self, organization_id: str, *, write: bool = True) -> Iterator[TenantTx]:
+        """A transaction on behalf of one organization; otherwise as `platform`."""
+        with self._connection(write) as connection:
+            tx = TenantTx(connection, organization_id)
+            yield tx
+            connection.commit()
+        self._tell(tx)
+
+    @contextmanager
+    def _connection(self, write: bool) -> Iterator[sa.Connection]:
+        try:
+            with (self._writers if write else self._readers).connect() as connection:
+                if not write and connection.dialect.name == "postgresql":
+                    connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+                yield connection
+        except IntegrityError:
+            raise  # a rule of the schema was broken: our mistake, not the database's
+        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+            raise Fault(DATABASE_UNAVAILABLE, detail=_describe(error)) from error
+
+    def _tell(self, tx: Transaction) -> None:
+        if tx.published_version is not None:
+            for listener in self._listeners:
+                listener(tx.published_version)
+
+    # ---- Schema -------------------------------------------------------------------------------------------------------
+
+    def migrate(self) -> None:
+        """Bring the schema up to date. Safe to call from several processes at once; does nothing when there is nothing to do.
+
+        Raises DatabaseTooNew if the database knows revisions that this code does not.
+        """
+        config = _alembic_config()
+        with self._connection(write=True) as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+            _refuse_newer(connection, config)
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+
+    def check_schema(self) -> None:
+        """Raise DatabaseOutdated or DatabaseTooNew unless the schema is exactly the one that this code was written for."""
+        config = _alembic_config()
+        with self._connection(write=False) as connection:
+            _refuse_newer(connection, config)
+            current = MigrationContext.configure(connection).get_current_revision()
+        if current != ScriptDirectory.from_config(config).get_current_head():
+            raise DatabaseOutdated("the database has not been migrated: run `tollway migrate`")
+
+    def ping(self) -> None:
+        """Ask the database for a sign of life. Raises Fault DATABASE_UNAVAILABLE if there is none."""
+        with self._connection(write=False) as connection:
+            connection.execute(sa.select(sa.literal(1)))
+
+
+def _describe(error: Exception) -> str:
+    """What an operator may read of a driver's error: its own words, never the statement's parameters."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return f"{type(cause).__name__}: {cause}"
+
+
+def _refuse_newer(connection: sa.Connection, config: Config) -> None:
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    unknown = set(MigrationContext.configure(connection).get_current_heads()) - known
+    if unknown:
+        raise DatabaseTooNew(
+            f"the database is at revision {', '.join(sorted(unknown))}, which this version of Tollway does not know: "
+            "run the newer version that migrated it, or restore a backup"
+        )
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
+
+
+# ---- Engines ----------------------------------------------------------------------------------------------------------
+
+
+def _sqlite_engine(url: sa.URL, *, write: bool) -> sa.Engine:
+    if pysqlite3.sqlite_version_info < SQLITE_VERSION_MIN:
+        raise RuntimeError(f"SQLite {pysqlite3.sqlite_version} can corrupt databases in WAL mode; 3.51.3 or later is needed")
+    if not url.database or url.database == ":memory:":
+        raise ValueError("an embedded database needs a file: sqlite+pysqlite:///path")
+    engine = sa.create_engine(
+        url.set(drivername="sqlite+pysqlite"),
+        module=pysqlite3,
+        poolclass=sa.QueuePool,
+        pool_size=1 if write else READERS,
+        max_overflow=0,
+        pool_timeout=CONNECTION_WAIT_SECONDS,
+        # No isolation level: the driver begins nothing by itself; we do, below. Connections move between worker threads, one at a
+        # time, which the pool guarantees.
+        connect_args={"isolation_level": None, "check_same_thread": False, "timeout": LOCK_WAIT_SECONDS},
+        hide_parameters=True,
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        cursor = connection.cursor()
+        if write:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.execute("PRAGMA synchronous = FULL")  # a commit that was answered survives a power cut
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute("PRAGMA trusted_schema = OFF")
+        if not write:
+            cursor.execute("PRAGMA query_only = ON")
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def _postgres_engine(url: sa.URL, connections_max: int) -> sa.Engine:
+    return sa.create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        pool_size=connections_max,
+        max_overflow=0,
+        pool_timeout=CONNECTION_WAIT_SECONDS,
+        pool_pre_ping=True,  # a server that was restarted meanwhile costs one round trip, not an error
+        connect_args={
+            "connect_timeout": int(CONNECTION_WAIT_SECONDS),
+            "application_name": "tollway",
+            "options": f"-c timezone=UTC -c lock_timeout={LOCK_WAIT_SECONDS}s -c statement_timeout={STATEMENT_SECONDS_MAX}s"
+            " -c idle_in_transaction_session_timeout=60s",
+        },
+        hide_parameters=True,
+    )

@@ -1,0 +1,181 @@
+"""Keys at rest: never the secret, only its digest under a pepper that is elsewhere.
+
+A revoked key keeps its row, because usage names it, and is otherwise as if it had never been.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from tollway.domain.keys import KeyType
+from tollway.domain.limits import UNLIMITED, Limits
+from tollway.domain.tenants import ServiceAccount
+from tollway.storage.database import PlatformTx, TenantTx
+from tollway.storage.pages import Page, Window, fetch_page
+from tollway.storage.schema import api_keys, service_accounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A key as administration sees it. `project_id` is None for an organization's admin keys; `expires_at` is exclusive."""
+
+    id: str
+    type: KeyType
+    project_id: str | None
+    name: str
+    redacted: str
+    created_at: int
+    expires_at: int | None = None
+    models: tuple[str, ...] | None = None
+    limits: Limits = UNLIMITED
+    service_account: ServiceAccount | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What is kept of a secret: HMAC under the pepper of that version."""
+
+    pepper_version: int
+    value: bytes = field(repr=False)
+
+
+def insert_key(tx: TenantTx, key: Key, digest: Digest) -> None:
+    """Store a new key of the organization."""
+    tx.connection.execute(api_keys.insert().values(organization_id=tx.organization_id, **_columns(key, digest)))
+
+
+def find_project_key(tx: TenantTx, project_id: str, key_id: str) -> Key | None:
+    """A key of a project that was not revoked."""
+    query = _live_keys(tx).where(api_keys.c.project_id == project_id, api_keys.c.id == key_id)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _key(row)
+
+
+def list_project_keys(tx: TenantTx, project_id: str, window: Window) -> Page[Key]:
+    """The keys of a project that were not revoked."""
+    return fetch_page(tx, _live_keys(tx).where(api_keys.c.project_id == project_id), api_keys.c.id, window, _key)
+
+
+def find_admin_key(tx: TenantTx, key_id: str) -> Key | None:
+    """An admin key of the organization that was not revoked."""
+    query = _live_keys(tx).where(api_keys.c.type == KeyType.ADMIN, api_keys.c.id == key_id)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _key(row)
+
+
+def list_admin_keys(tx: TenantTx, window: Window) -> Page[Key]:
+    """The admin keys of the organization that were not revoked."""
+    return fetch_page(tx, _live_keys(tx).where(api_keys.c.type == KeyType.ADMIN), api_keys.c.id, window, _key)
+
+
+def revoke_key(tx: TenantTx, key_id: str, now: int) -> list[str]:
+    """Revoke one key. Returns its id, or nothing if it was revoked before."""
+    return _revoke(tx, api_keys.c.id == key_id, now)
+
+
+def revoke_project_keys(tx: TenantTx, project_id: str, now: int) -> list[str]:
+    """Revoke all keys of a project. Returns those that were not revoked before."""
+    return _revoke(tx, api_keys.c.project_id == project_id, now)
+
+
+def revoke_service_account_keys(tx: TenantTx, account_id: str, now: int) -> list[str]:
+    """Revoke all keys of a service account. Returns those that were not revoked before."""
+    return _revoke(tx, api_keys.c.service_account_id == account_id, now)
+
+
+def revoke_organization_keys(tx: TenantTx, now: int) -> list[str]:
+    """Revoke all keys of the organization. Returns the inference keys among those that were not revoked before."""
+    inference = _revoke(tx, api_keys.c.project_id.is_not(None), now)
+    _revoke(tx, api_keys.c.project_id.is_(None), now)
+    return inference
+
+
+def put_platform_key(tx: PlatformTx, key: Key, digest: Digest) -> bool:
+    """Store a key of the platform or of nodes, unless this very key is stored already. Returns whether it is valid: not revoked."""
+    insert = tx.insert(api_keys).values(organization_id=None, **_columns(key, digest))
+    tx.connection.execute(insert.on_conflict_do_nothing(index_elements=["digest"]))
+    query = sa.select(api_keys.c.revoked_at.is_(None)).where(api_keys.c.digest == digest.value)
+    return bool(tx.connection.execute(query).scalar_one())
+
+
+def revoke_other_platform_keys(tx: PlatformTx, type: KeyType, digest: Digest, now: int) -> None:
+    """Revoke every key of the platform of `type` but the one with `digest`: what the settings no longer name is over."""
+    tx.connection.execute(
+        api_keys.update()
+        .where(
+            api_keys.c.organization_id.is_(None),
+            api_keys.c.type == type,
+            api_keys.c.digest != digest.value,
+            api_keys.c.revoked_at.is_(None),
+        )
+        .values(revoked_at=now)
+    )
+
+
+def _revoke(tx: TenantTx, which: sa.ColumnElement[bool], now: int) -> list[str]:
+    revoked = (
+        api_keys.update()
+        .where(api_keys.c.organization_id == tx.organization_id, which, api_keys.c.revoked_at.is_(None))
+        .values(revoked_at=now)
+        .returning(api_keys.c.id)
+    )
+    return sorted(tx.connection.execute(revoked).scalars())
+
+
+def _columns(key: Key, digest: Digest) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "type": key.type,
+        "project_id": key.project_id,
+        "service_account_id": key.service_account.id if key.service_account else None,
+        "name": key.name,
+        "pepper_version": digest.pepper_version,
+        "digest": digest.value,
+        "redacted": key.redacted,
+        "models": None if key.models is None else json.dumps(key.models),
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "requests_per_minute": key.limits.requests_per_minute,
+        "concurrent_requests": key.limits.concurrent_requests,
+    }
+
+
+def _live_keys(tx: TenantTx) -> sa.Select[Any]:
+    account = service_accounts.c
+    return (
+        sa.select(
+            api_keys,
+            account.name.label("account_name"),
+            account.role.label("account_role"),
+            account.created_at.label("account_created_at"),
+        )
+        .outerjoin(service_accounts, account.id == api_keys.c.service_account_id)
+        .where(api_keys.c.organization_id == tx.organization_id, api_keys.c.revoked_at.is_(None))
+    )
+
+
+def _key(row: Any) -> Key:
+    account = None
+    if row.service_account_id is not None:
+        account = ServiceAccount(
+            id=row.service_account_id,
+            organization_id=row.organization_id,
+            project_id=row.project_id,
+            name=row.account_name,
+            role=row.account_role,
+            created_at=row.account_created_at,
+        )
+    return Key(
+        id=row.id,
+        type=KeyType(row.type),
+        project_id=row.project_id,
+        name=row.name,
+        redacted=row.redacted,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        models=None if row.models is None else tuple(json.loads(row.models)),
+        limits=Limits(requests_per_minute=row.requests_per_minute, concurrent_requests=row.concurrent_requests),
+        service_account=account,
+    )

@@ -1,0 +1,205 @@
+"""The ledger at rest: accounts, transactions with their entries, and balances, which are their running sums."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from tollway.storage.database import PlatformTx
+from tollway.storage.pages import Page, Window, fetch_page
+from tollway.storage.schema_money import balances, ledger_accounts, ledger_entries, ledger_transactions
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Who has what kind of account in which currency. `owner` is an organization's id or "platform"."""
+
+    owner: str
+    kind: str
+    currency: str
+
+    @property
+    def id(self) -> str:
+        """Its name, unique by being made of all three."""
+        return f"{self.owner}/{self.kind}/{self.currency}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a transaction: above zero a debit, below zero a credit."""
+
+    account: Account
+    amount_pico: int
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """One transaction: the events of one organization in one batch of records, and the entries that book their cost."""
+
+    id: str
+    organization_id: str
+    node_id: str
+    epoch: int
+    first_seq: int
+    last_seq: int
+    events: int
+    booked_at: int
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What stands on an account, and after how many changes."""
+
+    account: Account
+    posted_pico: int
+    version: int
+    changed_at: int
+
+
+def post(tx: PlatformTx, postings: Sequence[Posting], now: int) -> None:
+    """Book transactions and move the balances. The caller has seen to it that each sums to zero and was not booked before."""
+    if not postings:
+        return
+    changes: dict[str, int] = {}
+    accounts: dict[str, Account] = {}
+    for posting in postings:
+        for entry in posting.entries:
+            accounts[entry.account.id] = entry.account
+            changes[entry.account.id] = changes.get(entry.account.id, 0) + entry.amount_pico
+    _open_accounts(tx, accounts, now)
+    tx.connection.execute(ledger_transactions.insert(), [_transaction_row(posting) for posting in postings])
+    tx.connection.execute(
+        ledger_entries.insert(),
+        [
+            {
+                "transaction_id": posting.id,
+                "line": line,
+                "account_id": entry.account.id,
+                "amount_pico": entry.amount_pico,
+            }
+            for posting in postings
+            for line, entry in enumerate(posting.entries, 1)
+        ],
+    )
+    _move_balances(tx, changes, now)
+
+
+def _open_accounts(tx: PlatformTx, accounts: Mapping[str, Account], now: int) -> None:
+    known_query = sa.select(ledger_accounts.c.id).where(ledger_accounts.c.id.in_(list(accounts)))
+    known = {row.id for row in tx.connection.execute(known_query)}
+    # In order of id, here and below: two collectors that meet on the platform's accounts wait, and never deadlock.
+    new = [accounts[account_id] for account_id in sorted(accounts) if account_id not in known]
+    if new:
+        tx.connection.execute(
+            tx.insert(ledger_accounts).on_conflict_do_nothing(),
+            [{"id": account.id, "owner": account.owner, "kind": account.kind, "currency": account.currency} for account in new],
+        )
+        tx.connection.execute(
+            tx.insert(balances).on_conflict_do_nothing(),
+            [{"account_id": account.id, "posted_pico": 0, "version": 0, "changed_at": now} for account in new],
+        )
+
+
+def _move_balances(tx: PlatformTx, changes: Mapping[str, int], now: int) -> None:
+    query = sa.select(balances).where(balances.c.account_id.in_(list(changes))).order_by(balances.c.account_id)
+    rows = tx.connection.execute(query.with_for_update()).all()
+    update = (
+        balances.update()
+        .where(balances.c.account_id == sa.bindparam("moved_id"))
+        .values(
+            posted_pico=sa.bindparam("moved_pico"),
+            version=balances.c.version + 1,
+            changed_at=sa.bindparam("moved_at"),
+        )
+    )
+    tx.connection.execute(
+        update,
+        [{"moved_id": row.account_id, "moved_pico": row.posted_pico + changes[row.account_id], "moved_at": now} for row in rows],
+    )
+
+
+def _transaction_row(posting: Posting) -> dict[str, object]:
+    return {
+        "id": posting.id,
+        "organization_id": posting.organization_id,
+        "node_id": posting.node_id,
+        "epoch": posting.epoch,
+        "first_seq": posting.first_seq,
+        "last_seq": posting.last_seq,
+        "events": posting.events,
+        "booked_at": posting.booked_at,
+    }
+
+
+# ---- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def list_balances(tx: PlatformTx, window: Window, *, owner: str | None) -> Page[Balance]:
+    """Balances by account id, of everyone or of one owner."""
+    query = sa.select(balances, ledger_accounts).join_from(balances, ledger_accounts)
+    if owner is not None:
+        query = query.where(ledger_accounts.c.owner == owner)
+    return fetch_page(tx, query, balances.c.account_id, window, _balance)
+
+
+def list_transactions(tx: PlatformTx, window: Window, *, organization_id: str | None) -> Page[Posting]:
+    """Transactions with their entries, of everyone or of one organization, in the order of the usage that they book (that of their ids)."""
+    query = sa.select(ledger_transactions)
+    if organization_id is not None:
+        query = query.where(ledger_transactions.c.organization_id == organization_id)
+    page = fetch_page(tx, query, ledger_transactions.c.id, window, lambda row: row)
+    return Page(_with_entries(tx, page.items), page.has_more)
+
+
+def iterate_transactions(tx: PlatformTx, page_rows: int = 500) -> Iterator[Posting]:
+    """Every transaction, ordered by id: for verification."""
+    window = Window(limit=page_rows)
+    while True:
+        page = list_transactions(tx, window, organization_id=None)
+        yield from page.items
+        if not page.has_more:
+            return
+        window = Window(after=page.items[-1].id, limit=page_rows)
+
+
+def iterate_balances(tx: PlatformTx) -> Iterator[Balance]:
+    """Every balance, ordered by account id: for verification."""
+    query = sa.select(balances, ledger_accounts).join_from(balances, ledger_accounts).order_by(balances.c.account_id)
+    for row in tx.connection.execute(query):
+        yield _balance(row)
+
+
+def _with_entries(tx: PlatformTx, rows: Sequence[Any]) -> list[Posting]:
+    query = (
+        sa.select(ledger_entries, ledger_accounts)
+        .join_from(ledger_entries, ledger_accounts)
+        .where(ledger_entries.c.transaction_id.in_([row.id for row in rows]))
+        .order_by(ledger_entries.c.transaction_id, ledger_entries.c.line)
+    )
+    entries: dict[str, list[Entry]] = {}
+    for row in tx.connection.execute(query):
+        entries.setdefault(row.transaction_id, []).append(Entry(_account(row), row.amount_pico))
+    return [
+        Posting(
+            id=row.id,
+            organization_id=row.organization_id,
+            node_id=row.node_id,
+            epoch=row.epoch,
+            first_seq=row.first_seq,
+            last_seq=row.last_seq,
+            events=row.events,
+            booked_at=row.booked_at,
+            entries=tuple(entries.get(row.id, ())),
+        )
+        for row in rows
+    ]
+
+
+def _account(row: Any) -> Account:
+    return Account(row.owner, row.kind, row.currency)
+
+
+def _balance(row: Any) -> Balance:
+    return Balance(_account(row), row.posted_pico, row.version, row.changed_at)

@@ -1,0 +1,389 @@
+"""The first schema: tenants, keys, catalog, prices, publication, usage and ledger."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+APPEND_ONLY = (
+    "prices",
+    "usage_events",
+    "rated_lines",
+    "event_conflicts",
+    "quarantined_records",
+    "ledger_transactions",
+    "ledger_entries",
+)
+"""Tables whose rows, once written, stay as they are: the engine refuses, whoever asks."""
+
+
+def upgrade() -> None:
+    """Apply."""
+    op.create_table(
+        "changes",
+        sa.Column("version", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("entity_id", sa.String(length=128), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("version", name=op.f("pk_changes")),
+    )
+    op.create_table(
+        "epochs",
+        sa.Column("node_id", sa.String(length=64), nullable=False),
+        sa.Column("epoch", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("next_seq", sa.BigInteger(), nullable=False),
+        sa.Column("chain", sa.LargeBinary(length=16), nullable=False),
+        sa.Column("archive_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("ticked_at", sa.BigInteger(), nullable=True),
+        sa.Column("closed_at", sa.BigInteger(), nullable=True),
+        sa.Column("first_seen_at", sa.BigInteger(), nullable=False),
+        sa.Column("seen_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("next_seq >= 1 AND archive_bytes >= 0", name=op.f("ck_epochs_watermark_in_range")),
+        sa.PrimaryKeyConstraint("node_id", "epoch", name=op.f("pk_epochs")),
+    )
+    op.create_table(
+        "event_conflicts",
+        sa.Column("node_id", sa.String(length=64), nullable=False),
+        sa.Column("epoch", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("seq", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("event_id", sa.String(length=64), nullable=False),
+        sa.Column("content_hash", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("payload", sa.LargeBinary(), nullable=False),
+        sa.Column("received_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("node_id", "epoch", "seq", name=op.f("pk_event_conflicts")),
+    )
+    op.create_table(
+        "ledger_accounts",
+        sa.Column("id", sa.String(length=256), nullable=False),
+        sa.Column("owner", sa.String(length=64), nullable=False),
+        sa.Column("kind", sa.String(length=160), nullable=False),
+        sa.Column("currency", sa.String(length=3), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_ledger_accounts")),
+        sa.UniqueConstraint("owner", "kind", "currency", name=op.f("uq_ledger_accounts_owner_kind_currency")),
+    )
+    op.create_table(
+        "models",
+        sa.Column("name", sa.String(length=128), nullable=False),
+        sa.Column("status", sa.String(length=16), nullable=False),
+        sa.Column("published", sa.Boolean(), nullable=False),
+        sa.Column("endpoints", sa.Text(), nullable=False),
+        sa.Column("output_tokens_max", sa.Integer(), nullable=True),
+        sa.Column("unknown_parameters", sa.String(length=16), nullable=False),
+        sa.Column("retry_started", sa.Boolean(), nullable=False),
+        sa.Column("share_cache", sa.Boolean(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("status IN ('active', 'archived')", name=op.f("ck_models_status_known")),
+        sa.CheckConstraint("unknown_parameters IN ('refuse', 'drop', 'forward')", name=op.f("ck_models_unknown_parameters_known")),
+        sa.CheckConstraint("output_tokens_max > 0", name=op.f("ck_models_output_tokens_max_positive")),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_models")),
+    )
+    op.create_table(
+        "nodes",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("acked_version", sa.BigInteger(), nullable=False),
+        sa.Column("first_seen_at", sa.BigInteger(), nullable=False),
+        sa.Column("seen_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_nodes")),
+    )
+    op.create_table(
+        "organizations",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=256), nullable=False),
+        sa.Column("currency", sa.String(length=3), nullable=False),
+        sa.Column("status", sa.String(length=16), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("archived_at", sa.BigInteger(), nullable=True),
+        sa.Column("requests_per_minute", sa.Integer(), nullable=True),
+        sa.Column("concurrent_requests", sa.Integer(), nullable=True),
+        sa.CheckConstraint("status IN ('active', 'archived')", name=op.f("ck_organizations_status_known")),
+        sa.CheckConstraint("concurrent_requests > 0", name=op.f("ck_organizations_concurrent_requests_positive")),
+        sa.CheckConstraint("requests_per_minute > 0", name=op.f("ck_organizations_requests_per_minute_positive")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_organizations")),
+    )
+    op.create_table(
+        "publish_head",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("id = 1", name=op.f("ck_publish_head_one_row")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_publish_head")),
+    )
+    op.create_table(
+        "quarantined_records",
+        sa.Column("node_id", sa.String(length=64), nullable=False),
+        sa.Column("epoch", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("seq", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("event_id", sa.String(length=64), nullable=True),
+        sa.Column("reason", sa.String(length=64), nullable=False),
+        sa.Column("payload", sa.LargeBinary(), nullable=False),
+        sa.Column("received_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("node_id", "epoch", "seq", name=op.f("pk_quarantined_records")),
+    )
+    op.create_table(
+        "usage_rollups",
+        sa.Column("organization_id", sa.String(length=64), nullable=False),
+        sa.Column("width_seconds", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("start_at", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("key_id", sa.String(length=64), nullable=False),
+        sa.Column("model", sa.String(length=128), nullable=False),
+        sa.Column("endpoint", sa.String(length=64), nullable=False),
+        sa.Column("requests", sa.BigInteger(), nullable=False),
+        sa.Column("input", sa.BigInteger(), nullable=False),
+        sa.Column("cached_input", sa.BigInteger(), nullable=False),
+        sa.Column("output", sa.BigInteger(), nullable=False),
+        sa.Column("reasoning", sa.BigInteger(), nullable=False),
+        sa.Column("input_cost_units", sa.BigInteger(), nullable=False),
+        sa.Column("input_cost_pico", sa.BigInteger(), nullable=False),
+        sa.Column("cached_input_cost_units", sa.BigInteger(), nullable=False),
+        sa.Column("cached_input_cost_pico", sa.BigInteger(), nullable=False),
+        sa.Column("output_cost_units", sa.BigInteger(), nullable=False),
+        sa.Column("output_cost_pico", sa.BigInteger(), nullable=False),
+        sa.Column("reasoning_cost_units", sa.BigInteger(), nullable=False),
+        sa.Column("reasoning_cost_pico", sa.BigInteger(), nullable=False),
+        sa.Column("request_cost_units", sa.BigInteger(), nullable=False),
+        sa.Column("request_cost_pico", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "organization_id", "width_seconds", "start_at", "project_id", "key_id", "model", "endpoint", name=op.f("pk_usage_rollups")
+        ),
+    )
+    op.create_table(
+        "balances",
+        sa.Column("account_id", sa.String(length=256), nullable=False),
+        sa.Column("posted_pico", sa.Numeric(38, 0).with_variant(sa.String(39), "sqlite"), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("changed_at", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["account_id"], ["ledger_accounts.id"], name=op.f("fk_balances_account_id_ledger_accounts")),
+        sa.PrimaryKeyConstraint("account_id", name=op.f("pk_balances")),
+    )
+    op.create_table(
+        "deployments",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("model", sa.String(length=128), nullable=False),
+        sa.Column("base_url", sa.String(length=2048), nullable=False),
+        sa.Column("engine", sa.String(length=16), nullable=False),
+        sa.Column("upstream_model", sa.String(length=256), nullable=False),
+        sa.Column("tier", sa.Integer(), nullable=False),
+        sa.Column("weight", sa.Integer(), nullable=False),
+        sa.Column("region", sa.String(length=64), nullable=True),
+        sa.Column("status", sa.String(length=16), nullable=False),
+        sa.Column("credential", sa.LargeBinary(), nullable=True),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint(
+            "engine IN ('vllm', 'sglang', 'dynamo', 'trtllm', 'llamacpp', 'openai', 'sim')", name=op.f("ck_deployments_engine_known")
+        ),
+        sa.CheckConstraint("status IN ('active', 'archived')", name=op.f("ck_deployments_status_known")),
+        sa.CheckConstraint("tier >= 0 AND weight >= 0", name=op.f("ck_deployments_rank_not_negative")),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_deployments_model_models")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_deployments")),
+    )
+    op.create_index(op.f("ix_deployments_model"), "deployments", ["model"])
+
+    op.create_table(
+        "ledger_transactions",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("organization_id", sa.String(length=64), nullable=False),
+        sa.Column("node_id", sa.String(length=64), nullable=False),
+        sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("first_seq", sa.BigInteger(), nullable=False),
+        sa.Column("last_seq", sa.BigInteger(), nullable=False),
+        sa.Column("events", sa.Integer(), nullable=False),
+        sa.Column("booked_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("first_seq <= last_seq AND events > 0", name=op.f("ck_ledger_transactions_cause_in_range")),
+        sa.ForeignKeyConstraint(
+            ["organization_id"], ["organizations.id"], name=op.f("fk_ledger_transactions_organization_id_organizations")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_ledger_transactions")),
+    )
+    op.create_table(
+        "prices",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("model", sa.String(length=128), nullable=False),
+        sa.Column("currency", sa.String(length=3), nullable=False),
+        sa.Column("valid_from", sa.BigInteger(), nullable=False),
+        sa.Column("input_pico", sa.BigInteger(), nullable=False),
+        sa.Column("cached_input_pico", sa.BigInteger(), nullable=False),
+        sa.Column("output_pico", sa.BigInteger(), nullable=False),
+        sa.Column("reasoning_pico", sa.BigInteger(), nullable=False),
+        sa.Column("request_pico", sa.BigInteger(), nullable=False),
+        sa.Column("carried_from", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("carried_from <= valid_from", name=op.f("ck_prices_carried_from_not_later")),
+        sa.CheckConstraint(
+            "input_pico >= 0 AND cached_input_pico >= 0 AND output_pico >= 0 AND reasoning_pico >= 0 AND request_pico >= 0",
+            name=op.f("ck_prices_not_negative"),
+        ),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_prices_model_models")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_prices")),
+        sa.UniqueConstraint("model", "currency", "valid_from", name=op.f("uq_prices_model_currency_valid_from")),
+    )
+    op.create_table(
+        "projects",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("organization_id", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=256), nullable=False),
+        sa.Column("status", sa.String(length=16), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("archived_at", sa.BigInteger(), nullable=True),
+        sa.Column("requests_per_minute", sa.Integer(), nullable=True),
+        sa.Column("concurrent_requests", sa.Integer(), nullable=True),
+        sa.CheckConstraint("status IN ('active', 'archived')", name=op.f("ck_projects_status_known")),
+        sa.CheckConstraint("concurrent_requests > 0", name=op.f("ck_projects_concurrent_requests_positive")),
+        sa.CheckConstraint("requests_per_minute > 0", name=op.f("ck_projects_requests_per_minute_positive")),
+        sa.ForeignKeyConstraint(["organization_id"], ["organizations.id"], name=op.f("fk_projects_organization_id_organizations")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_projects")),
+        sa.UniqueConstraint("organization_id", "id", name=op.f("uq_projects_organization_id_id")),
+    )
+    op.create_table(
+        "ledger_entries",
+        sa.Column("transaction_id", sa.String(length=64), nullable=False),
+        sa.Column("line", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("account_id", sa.String(length=256), nullable=False),
+        sa.Column("amount_pico", sa.Numeric(38, 0).with_variant(sa.String(39), "sqlite"), nullable=False),
+        sa.ForeignKeyConstraint(["account_id"], ["ledger_accounts.id"], name=op.f("fk_ledger_entries_account_id_ledger_accounts")),
+        sa.ForeignKeyConstraint(
+            ["transaction_id"], ["ledger_transactions.id"], name=op.f("fk_ledger_entries_transaction_id_ledger_transactions")
+        ),
+        sa.PrimaryKeyConstraint("transaction_id", "line", name=op.f("pk_ledger_entries")),
+    )
+    op.create_table(
+        "service_accounts",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("organization_id", sa.String(length=64), nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=256), nullable=False),
+        sa.Column("role", sa.String(length=16), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("deleted_at", sa.BigInteger(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["organization_id", "project_id"],
+            ["projects.organization_id", "projects.id"],
+            name=op.f("fk_service_accounts_organization_id_projects"),
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_service_accounts")),
+        sa.UniqueConstraint("organization_id", "project_id", "id", name=op.f("uq_service_accounts_organization_id_project_id_id")),
+    )
+    op.create_table(
+        "usage_events",
+        sa.Column("event_id", sa.String(length=64), nullable=False),
+        sa.Column("organization_id", sa.String(length=64), nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("key_id", sa.String(length=64), nullable=False),
+        sa.Column("model", sa.String(length=128), nullable=False),
+        sa.Column("endpoint", sa.String(length=64), nullable=False),
+        sa.Column("stream", sa.Boolean(), nullable=False),
+        sa.Column("node_id", sa.String(length=64), nullable=False),
+        sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("seq", sa.BigInteger(), nullable=False),
+        sa.Column("admitted_at", sa.BigInteger(), nullable=False),
+        sa.Column("first_token_at", sa.BigInteger(), nullable=True),
+        sa.Column("ended_at", sa.BigInteger(), nullable=False),
+        sa.Column("outcome", sa.String(length=16), nullable=False),
+        sa.Column("source", sa.String(length=32), nullable=False),
+        sa.Column("input", sa.BigInteger(), nullable=False),
+        sa.Column("cached_input", sa.BigInteger(), nullable=False),
+        sa.Column("output", sa.BigInteger(), nullable=False),
+        sa.Column("reasoning", sa.BigInteger(), nullable=False),
+        sa.Column("price_version", sa.String(length=64), nullable=False),
+        sa.Column("outcome_policy", sa.Integer(), nullable=False),
+        sa.Column("deployment_id", sa.String(length=64), nullable=True),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("error", sa.String(length=64), nullable=True),
+        sa.Column("content_hash", sa.LargeBinary(length=32), nullable=False),
+        sa.CheckConstraint(
+            "outcome IN ('completed', 'client_cancelled', 'upstream_error', 'timeout', 'budget_stopped', 'gateway_crash')",
+            name=op.f("ck_usage_events_outcome_known"),
+        ),
+        sa.CheckConstraint(
+            "source IN ('engine_final', 'engine_continuous', 'counted', 'recovered', 'none')", name=op.f("ck_usage_events_source_known")
+        ),
+        sa.CheckConstraint(
+            "input >= 0 AND cached_input >= 0 AND output >= 0 AND reasoning >= 0", name=op.f("ck_usage_events_quantities_not_negative")
+        ),
+        sa.ForeignKeyConstraint(["organization_id"], ["organizations.id"], name=op.f("fk_usage_events_organization_id_organizations")),
+        sa.ForeignKeyConstraint(["price_version"], ["prices.id"], name=op.f("fk_usage_events_price_version_prices")),
+        sa.PrimaryKeyConstraint("event_id", name=op.f("pk_usage_events")),
+        sa.UniqueConstraint("node_id", "epoch", "seq", name=op.f("uq_usage_events_node_id_epoch_seq")),
+    )
+    op.create_table(
+        "api_keys",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("type", sa.String(length=16), nullable=False),
+        sa.Column("organization_id", sa.String(length=64), nullable=True),
+        sa.Column("project_id", sa.String(length=64), nullable=True),
+        sa.Column("service_account_id", sa.String(length=64), nullable=True),
+        sa.Column("name", sa.String(length=256), nullable=False),
+        sa.Column("pepper_version", sa.Integer(), nullable=False),
+        sa.Column("digest", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("redacted", sa.String(length=64), nullable=False),
+        sa.Column("models", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=True),
+        sa.Column("revoked_at", sa.BigInteger(), nullable=True),
+        sa.Column("requests_per_minute", sa.Integer(), nullable=True),
+        sa.Column("concurrent_requests", sa.Integer(), nullable=True),
+        sa.CheckConstraint("(type IN ('live', 'test')) = (project_id IS NOT NULL)", name=op.f("ck_api_keys_project_if_inference")),
+        sa.CheckConstraint(
+            "(type IN ('platform', 'node')) = (organization_id IS NULL)", name=op.f("ck_api_keys_organization_unless_platform")
+        ),
+        sa.CheckConstraint("type IN ('live', 'test', 'admin', 'platform', 'node')", name=op.f("ck_api_keys_type_known")),
+        sa.CheckConstraint("concurrent_requests > 0", name=op.f("ck_api_keys_concurrent_requests_positive")),
+        sa.CheckConstraint("requests_per_minute > 0", name=op.f("ck_api_keys_requests_per_minute_positive")),
+        sa.CheckConstraint("service_account_id IS NULL OR project_id IS NOT NULL", name=op.f("ck_api_keys_service_account_in_project")),
+        sa.ForeignKeyConstraint(
+            ["organization_id", "project_id", "service_account_id"],
+            ["service_accounts.organization_id", "service_accounts.project_id", "service_accounts.id"],
+            name=op.f("fk_api_keys_organization_id_service_accounts"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["organization_id", "project_id"],
+            ["projects.organization_id", "projects.id"],
+            name=op.f("fk_api_keys_organization_id_projects"),
+        ),
+        sa.ForeignKeyConstraint(["organization_id"], ["organizations.id"], name=op.f("fk_api_keys_organization_id_organizations")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
+        sa.UniqueConstraint("digest", name=op.f("uq_api_keys_digest")),
+        sa.UniqueConstraint("organization_id", "id", name=op.f("uq_api_keys_organization_id_id")),
+    )
+    op.create_index(op.f("ix_api_keys_organization_id_project_id_id"), "api_keys", ["organization_id", "project_id", "id"])
+
+    op.create_table(
+        "rated_lines",
+        sa.Column("event_id", sa.String(length=64), nullable=False),
+        sa.Column("billing_class", sa.String(length=16), nullable=False),
+        sa.Column("quantity", sa.BigInteger(), nullable=False),
+        sa.Column("unit_pico", sa.BigInteger(), nullable=False),
+        sa.Column("amount_pico", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint(
+            "billing_class IN ('input', 'cached_input', 'output', 'reasoning', 'request')", name=op.f("ck_rated_lines_billing_class_known")
+        ),
+        sa.CheckConstraint(
+            "quantity > 0 AND unit_pico >= 0 AND amount_pico = quantity * unit_pico", name=op.f("ck_rated_lines_amount_is_the_product")
+        ),
+        sa.ForeignKeyConstraint(["event_id"], ["usage_events.event_id"], name=op.f("fk_rated_lines_event_id_usage_events")),
+        sa.PrimaryKeyConstraint("event_id", "billing_class", name=op.f("pk_rated_lines")),
+    )
+
+    op.execute("INSERT INTO publish_head (id, version) VALUES (1, 0)")
+    for table in APPEND_ONLY:
+        guard(table)
+
+
+def guard(table: str) -> None:
+    """Make `table` refuse changes to what it holds."""
+    if op.get_bind().dialect.name == "sqlite":
+        for verb in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER {table}_refuses_{verb.lower()} BEFORE {verb} ON {table}"
+                f" BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+            )
+        return
+    op.execute(
+        "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END $$"
+    )
+    op.execute(f"CREATE TRIGGER {table}_refuses_change BEFORE UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION refuse_change()")
+    op.execute(f"CREATE TRIGGER {table}_refuses_truncate BEFORE TRUNCATE ON {table} EXECUTE FUNCTION refuse_change()")

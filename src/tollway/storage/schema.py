@@ -1,0 +1,208 @@
+"""The tables of tenants, keys, catalog, prices and publication. Usage and money are in `schema_money`, on the same MetaData.
+
+Every table of a tenant carries `organization_id`, and foreign keys between such tables include it: a row can never point into another
+organization. Instants are BIGINT UTC microseconds, amounts BIGINT pico-currency; no column is a float. Enumerations are text with
+a CHECK, because both engines can read them in a dump. Append-only tables are guarded by triggers (see the migrations).
+"""
+
+import sqlalchemy as sa
+from sqlalchemy.schema import SchemaItem
+
+from tollway.domain.catalog import Engine, UnknownParameters
+from tollway.domain.keys import KeyType
+from tollway.domain.tenants import Status
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+"""Named constraints, so that a later migration can change one on either engine."""
+
+
+def one_of(column: str, values: type[Status] | type[KeyType] | type[Engine] | type[UnknownParameters]) -> sa.CheckConstraint:
+    """A CHECK that `column` holds a value of the enumeration `values`."""
+    return sa.CheckConstraint(f"{column} IN ({', '.join(repr(str(value)) for value in values)})", name=f"{column}_known")
+
+
+def limit_columns() -> tuple[SchemaItem, ...]:
+    """The limits of one level (domain.limits.Limits): null is not limited."""
+    return (
+        sa.Column("requests_per_minute", sa.Integer),
+        sa.Column("concurrent_requests", sa.Integer),
+        sa.CheckConstraint("requests_per_minute > 0", name="requests_per_minute_positive"),
+        sa.CheckConstraint("concurrent_requests > 0", name="concurrent_requests_positive"),
+    )
+
+
+# ---- Tenants ----------------------------------------------------------------------------------------------------------
+
+organizations = sa.Table(
+    "organizations",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(256), nullable=False),
+    sa.Column("currency", sa.String(3), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("archived_at", sa.BigInteger),
+    *limit_columns(),
+    one_of("status", Status),
+)
+
+projects = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("name", sa.String(256), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("archived_at", sa.BigInteger),
+    *limit_columns(),
+    one_of("status", Status),
+    sa.UniqueConstraint("organization_id", "id"),
+)
+
+service_accounts = sa.Table(
+    "service_accounts",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("organization_id", sa.String(64), nullable=False),
+    sa.Column("project_id", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(256), nullable=False),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("deleted_at", sa.BigInteger),
+    sa.ForeignKeyConstraint(["organization_id", "project_id"], ["projects.organization_id", "projects.id"]),
+    sa.UniqueConstraint("organization_id", "project_id", "id"),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("type", sa.String(16), nullable=False),
+    # Null for keys of the platform and of nodes, which belong to no organization.
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id")),
+    sa.Column("project_id", sa.String(64)),
+    sa.Column("service_account_id", sa.String(64)),
+    sa.Column("name", sa.String(256), nullable=False),
+    sa.Column("pepper_version", sa.Integer, nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
+    sa.Column("redacted", sa.String(64), nullable=False),
+    sa.Column("models", sa.Text),  # JSON array of names; null for every model of the project
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger),
+    sa.Column("revoked_at", sa.BigInteger),
+    *limit_columns(),
+    one_of("type", KeyType),
+    sa.CheckConstraint("(type IN ('platform', 'node')) = (organization_id IS NULL)", name="organization_unless_platform"),
+    sa.CheckConstraint("(type IN ('live', 'test')) = (project_id IS NOT NULL)", name="project_if_inference"),
+    sa.CheckConstraint("service_account_id IS NULL OR project_id IS NOT NULL", name="service_account_in_project"),
+    sa.ForeignKeyConstraint(["organization_id", "project_id"], ["projects.organization_id", "projects.id"]),
+    sa.ForeignKeyConstraint(
+        ["organization_id", "project_id", "service_account_id"],
+        ["service_accounts.organization_id", "service_accounts.project_id", "service_accounts.id"],
+    ),
+    sa.UniqueConstraint("organization_id", "id"),
+)
+
+# ---- Catalog ----------------------------------------------------------------------------------------------------------
+
+models = sa.Table(
+    "models",
+    metadata,
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("published", sa.Boolean, nullable=False),
+    sa.Column("endpoints", sa.Text, nullable=False),  # JSON array of domain.catalog.Endpoint
+    sa.Column("output_tokens_max", sa.Integer),
+    sa.Column("unknown_parameters", sa.String(16), nullable=False),
+    sa.Column("retry_started", sa.Boolean, nullable=False),
+    sa.Column("share_cache", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    one_of("status", Status),
+    one_of("unknown_parameters", UnknownParameters),
+    sa.CheckConstraint("output_tokens_max > 0", name="output_tokens_max_positive"),
+)
+
+deployments = sa.Table(
+    "deployments",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("model", sa.String(128), sa.ForeignKey("models.name"), nullable=False),
+    sa.Column("base_url", sa.String(2048), nullable=False),
+    sa.Column("engine", sa.String(16), nullable=False),
+    sa.Column("upstream_model", sa.String(256), nullable=False),
+    sa.Column("tier", sa.Integer, nullable=False),
+    sa.Column("weight", sa.Integer, nullable=False),
+    sa.Column("region", sa.String(64)),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("credential", sa.LargeBinary),  # sealed by the vault
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    one_of("engine", Engine),
+    one_of("status", Status),
+    sa.CheckConstraint("tier >= 0 AND weight >= 0", name="rank_not_negative"),
+)
+
+prices = sa.Table(  # append-only
+    "prices",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("model", sa.String(128), sa.ForeignKey("models.name"), nullable=False),
+    sa.Column("currency", sa.String(3), nullable=False),
+    sa.Column("valid_from", sa.BigInteger, nullable=False),
+    sa.Column("input_pico", sa.BigInteger, nullable=False),
+    sa.Column("cached_input_pico", sa.BigInteger, nullable=False),
+    sa.Column("output_pico", sa.BigInteger, nullable=False),
+    sa.Column("reasoning_pico", sa.BigInteger, nullable=False),
+    sa.Column("request_pico", sa.BigInteger, nullable=False),
+    # The oldest valid_from that gateways still need once this version is the last of its model and currency: decided when it was
+    # written (see storage.prices), so that what a gateway is told depends on rows alone and never on the time of asking.
+    sa.Column("carried_from", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.CheckConstraint(
+        "input_pico >= 0 AND cached_input_pico >= 0 AND output_pico >= 0 AND reasoning_pico >= 0 AND request_pico >= 0",
+        name="not_negative",
+    ),
+    sa.CheckConstraint("carried_from <= valid_from", name="carried_from_not_later"),
+    sa.UniqueConstraint("model", "currency", "valid_from"),
+)
+
+# ---- Publication ------------------------------------------------------------------------------------------------------
+
+publish_head = sa.Table(  # one row, made by the migration; its lock orders all publications
+    "publish_head",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.CheckConstraint("id = 1", name="one_row"),
+)
+
+changes = sa.Table(
+    "changes",
+    metadata,
+    sa.Column("version", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("entity_id", sa.String(128), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),  # the encoded domain.snapshot.Change, as it goes on the wire
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+)
+
+nodes = sa.Table(
+    "nodes",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("acked_version", sa.BigInteger, nullable=False),
+    sa.Column("first_seen_at", sa.BigInteger, nullable=False),
+    sa.Column("seen_at", sa.BigInteger, nullable=False),
+)
+
+# Lists page by id (ids sort by time of creation) within their owner; keys are also looked up by owner when it is archived.
+sa.Index(None, api_keys.c.organization_id, api_keys.c.project_id, api_keys.c.id)
+sa.Index(None, deployments.c.model)

@@ -1,0 +1,218 @@
+"""The tables of usage and money, on the MetaData of `schema`. Written by the collector alone.
+
+Amounts. One rated line fits a signed 64-bit integer and says so in a CHECK. Sums do not have to: rollups keep them as two integers,
+whole currency units and the pico beyond them, which add up column by column on either engine; balances and ledger entries are
+`Amount`, which is NUMERIC(38, 0) on PostgreSQL and decimal text on SQLite, whose integers end at 64 bits and would turn into floats
+beyond. Nothing computes with an Amount in SQL: the few rows of a batch are read, added in Python and written back under a lock.
+
+Instants are BIGINT UTC microseconds. APPEND_ONLY tables are guarded by triggers against UPDATE and DELETE (see the migrations).
+"""
+
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from tollway.domain.prices import BillingClass
+from tollway.domain.usage import Outcome, UsageSource
+from tollway.storage.schema import metadata
+
+AMOUNT_DIGITS = 38
+"""Of an Amount: 10**26 currency units in pico."""
+
+
+class Amount(TypeDecorator[int]):
+    """An integer of pico-currency beyond 64 bits; a Python int on both engines."""
+
+    impl = sa.Numeric(AMOUNT_DIGITS, 0)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
+        """NUMERIC where it is exact, text where numbers end at 64 bits."""
+        if dialect.name == "sqlite":
+            return dialect.type_descriptor(sa.String(AMOUNT_DIGITS + 1))
+        return dialect.type_descriptor(sa.Numeric(AMOUNT_DIGITS, 0))
+
+    def process_bind_param(self, value: int | None, dialect: sa.Dialect) -> Any:
+        """To the driver: decimal text or an exact Decimal, never a float."""
+        if value is None:
+            return None
+        if abs(value) >= 10**AMOUNT_DIGITS:
+            raise OverflowError(f"an amount of more than {AMOUNT_DIGITS} digits")
+        return str(value) if dialect.name == "sqlite" else Decimal(value)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> int | None:
+        """From the driver."""
+        return None if value is None else int(value)
+
+
+def _one_of(column: str, values: type[Outcome] | type[UsageSource] | type[BillingClass]) -> sa.CheckConstraint:
+    return sa.CheckConstraint(f"{column} IN ({', '.join(repr(str(value)) for value in values)})", name=f"{column}_known")
+
+
+# ---- What gateways sent -----------------------------------------------------------------------------------------------
+
+epochs = sa.Table(  # one life of a gateway: how far its records have been taken in
+    "epochs",
+    metadata,
+    sa.Column("node_id", sa.String(64), primary_key=True),
+    sa.Column("epoch", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("next_seq", sa.BigInteger, nullable=False),  # the watermark: the record that is expected next
+    sa.Column("chain", sa.LargeBinary(16), nullable=False),  # of the record before it
+    sa.Column("archive_bytes", sa.BigInteger, nullable=False),  # what of the archive file counts
+    sa.Column("ticked_at", sa.BigInteger),  # the node's own clock, at its latest TICK
+    sa.Column("closed_at", sa.BigInteger),  # at its CLOSE
+    sa.Column("first_seen_at", sa.BigInteger, nullable=False),
+    sa.Column("seen_at", sa.BigInteger, nullable=False),
+    sa.CheckConstraint("next_seq >= 1 AND archive_bytes >= 0", name="watermark_in_range"),
+)
+
+usage_events = sa.Table(  # append-only
+    "usage_events",
+    metadata,
+    sa.Column("event_id", sa.String(64), primary_key=True),  # the request id, unique for ever
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("project_id", sa.String(64), nullable=False),
+    sa.Column("key_id", sa.String(64), nullable=False),
+    sa.Column("model", sa.String(128), nullable=False),
+    sa.Column("endpoint", sa.String(64), nullable=False),
+    sa.Column("stream", sa.Boolean, nullable=False),
+    sa.Column("node_id", sa.String(64), nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("admitted_at", sa.BigInteger, nullable=False),
+    sa.Column("first_token_at", sa.BigInteger),
+    sa.Column("ended_at", sa.BigInteger, nullable=False),
+    sa.Column("outcome", sa.String(16), nullable=False),
+    sa.Column("source", sa.String(32), nullable=False),
+    sa.Column("input", sa.BigInteger, nullable=False),
+    sa.Column("cached_input", sa.BigInteger, nullable=False),
+    sa.Column("output", sa.BigInteger, nullable=False),
+    sa.Column("reasoning", sa.BigInteger, nullable=False),
+    sa.Column("price_version", sa.String(64), sa.ForeignKey("prices.id"), nullable=False),
+    sa.Column("outcome_policy", sa.Integer, nullable=False),
+    sa.Column("deployment_id", sa.String(64)),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("error", sa.String(64)),
+    sa.Column("content_hash", sa.LargeBinary(32), nullable=False),
+    sa.UniqueConstraint("node_id", "epoch", "seq"),
+    _one_of("outcome", Outcome),
+    _one_of("source", UsageSource),
+    sa.CheckConstraint("input >= 0 AND cached_input >= 0 AND output >= 0 AND reasoning >= 0", name="quantities_not_negative"),
+)
+
+rated_lines = sa.Table(  # append-only
+    "rated_lines",
+    metadata,
+    sa.Column("event_id", sa.String(64), sa.ForeignKey("usage_events.event_id"), primary_key=True),
+    sa.Column("billing_class", sa.String(16), primary_key=True),
+    sa.Column("quantity", sa.BigInteger, nullable=False),
+    sa.Column("unit_pico", sa.BigInteger, nullable=False),
+    sa.Column("amount_pico", sa.BigInteger, nullable=False),
+    _one_of("billing_class", BillingClass),
+    sa.CheckConstraint("quantity > 0 AND unit_pico >= 0 AND amount_pico = quantity * unit_pico", name="amount_is_the_product"),
+)
+
+event_conflicts = sa.Table(  # append-only; the same id with another content: kept for a person, never money
+    "event_conflicts",
+    metadata,
+    sa.Column("node_id", sa.String(64), primary_key=True),
+    sa.Column("epoch", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("event_id", sa.String(64), nullable=False),
+    sa.Column("content_hash", sa.LargeBinary(32), nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("received_at", sa.BigInteger, nullable=False),
+)
+
+quarantined_records = sa.Table(  # append-only; what could not be rated, as it came
+    "quarantined_records",
+    metadata,
+    sa.Column("node_id", sa.String(64), primary_key=True),
+    sa.Column("epoch", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("event_id", sa.String(64)),
+    sa.Column("reason", sa.String(64), nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("received_at", sa.BigInteger, nullable=False),
+)
+
+# ---- Sums for reading -------------------------------------------------------------------------------------------------
+
+ROLLUP_WIDTHS_SECONDS = (60, 3_600, 86_400)
+"""A minute, an hour, a day (UTC): what the usage API can be asked for, each kept ready, so that a month reads in 31 rows a group."""
+
+ROLLUP_KEY = ("organization_id", "width_seconds", "start_at", "project_id", "key_id", "model", "endpoint")
+ROLLUP_QUANTITIES = ("requests", "input", "cached_input", "output", "reasoning")
+ROLLUP_COSTS = tuple(f"{billing_class}_cost" for billing_class in BillingClass)
+"""Each is two columns, `<name>_units` and `<name>_pico`: the sum is units x 10**12 + pico, with pico below 10**12, so that nine
+million rows can be summed before a 64-bit integer ends."""
+
+usage_rollups = sa.Table(  # events by the instant at which they ended; tokens as billed
+    "usage_rollups",
+    metadata,
+    sa.Column("organization_id", sa.String(64), primary_key=True),
+    sa.Column("width_seconds", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("start_at", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("project_id", sa.String(64), primary_key=True),
+    sa.Column("key_id", sa.String(64), primary_key=True),
+    sa.Column("model", sa.String(128), primary_key=True),
+    sa.Column("endpoint", sa.String(64), primary_key=True),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in ROLLUP_QUANTITIES),
+    *(sa.Column(f"{name}_{part}", sa.BigInteger, nullable=False) for name in ROLLUP_COSTS for part in ("units", "pico")),
+)
+
+# ---- Ledger -----------------------------------------------------------------------------------------------------------
+
+ledger_accounts = sa.Table(
+    "ledger_accounts",
+    metadata,
+    sa.Column("id", sa.String(256), primary_key=True),  # owner/kind/currency, see control.ledger
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("kind", sa.String(160), nullable=False),
+    sa.Column("currency", sa.String(3), nullable=False),
+    sa.UniqueConstraint("owner", "kind", "currency"),
+)
+
+ledger_transactions = sa.Table(  # append-only
+    "ledger_transactions",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),  # derived from the cause: a replay cannot book twice
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("node_id", sa.String(64), nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("first_seq", sa.BigInteger, nullable=False),
+    sa.Column("last_seq", sa.BigInteger, nullable=False),
+    sa.Column("events", sa.Integer, nullable=False),
+    sa.Column("booked_at", sa.BigInteger, nullable=False),
+    sa.CheckConstraint("first_seq <= last_seq AND events > 0", name="cause_in_range"),
+)
+
+ledger_entries = sa.Table(  # append-only; debits above zero, credits below; zero in sum
+    "ledger_entries",
+    metadata,
+    sa.Column("transaction_id", sa.String(64), sa.ForeignKey("ledger_transactions.id"), primary_key=True),
+    sa.Column("line", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("account_id", sa.String(256), sa.ForeignKey("ledger_accounts.id"), nullable=False),
+    sa.Column("amount_pico", Amount, nullable=False),
+)
+
+balances = sa.Table(
+    "balances",
+    metadata,
+    sa.Column("account_id", sa.String(256), sa.ForeignKey("ledger_accounts.id"), primary_key=True),
+    sa.Column("posted_pico", Amount, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),  # one more for each change
+    sa.Column("changed_at", sa.BigInteger, nullable=False),
+)
+
+APPEND_ONLY = (
+    usage_events,
+    rated_lines,
+    event_conflicts,
+    quarantined_records,
+    ledger_transactions,
+    ledger_entries,
+)
+"""Tables whose rows, once written, stay as they are."""

@@ -1,0 +1,180 @@
+"""Organizations, projects and service accounts at rest. All but the operator's list are bound to one organization by `TenantTx`."""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
+from tollway.storage.database import PlatformTx, TenantTx
+from tollway.storage.pages import Page, Window, fetch_page
+from tollway.storage.schema import organizations, projects, service_accounts
+
+# ---- Organizations ----------------------------------------------------------------------------------------------------
+
+
+def insert_organization(tx: TenantTx, organization: Organization) -> None:
+    """Store a new organization; `tx` must already be bound to its id."""
+    assert organization.id == tx.organization_id
+    tx.connection.execute(
+        organizations.insert().values(
+            id=organization.id,
+            name=organization.name,
+            currency=organization.currency,
+            status=organization.status,
+            created_at=organization.created_at,
+        )
+    )
+
+
+def find_organization(tx: TenantTx) -> Organization | None:
+    """The organization that `tx` is bound to."""
+    query = sa.select(organizations).where(organizations.c.id == tx.organization_id)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _organization(row)
+
+
+def list_organizations(tx: PlatformTx, window: Window, *, include_archived: bool) -> Page[Organization]:
+    """All organizations, for operators."""
+    query = sa.select(organizations)
+    if not include_archived:
+        query = query.where(organizations.c.status == Status.ACTIVE)
+    return fetch_page(tx, query, organizations.c.id, window, _organization)
+
+
+def archive_organization(tx: TenantTx, now: int) -> list[str]:
+    """Mark the organization and all of its projects as archived. Returns the projects that were active until now."""
+    tx.connection.execute(
+        organizations.update().where(organizations.c.id == tx.organization_id).values(status=Status.ARCHIVED, archived_at=now)
+    )
+    archived = (
+        projects.update()
+        .where(projects.c.organization_id == tx.organization_id, projects.c.status == Status.ACTIVE)
+        .values(status=Status.ARCHIVED, archived_at=now)
+        .returning(projects.c.id)
+    )
+    return sorted(tx.connection.execute(archived).scalars())
+
+
+def _organization(row: Any) -> Organization:
+    return Organization(id=row.id, name=row.name, currency=row.currency, status=Status(row.status), created_at=row.created_at)
+
+
+# ---- Projects ---------------------------------------------------------------------------------------------------------
+
+
+def insert_project(tx: TenantTx, project: Project) -> None:
+    """Store a new project of the organization."""
+    assert project.organization_id == tx.organization_id
+    tx.connection.execute(
+        projects.insert().values(
+            id=project.id,
+            organization_id=project.organization_id,
+            name=project.name,
+            status=project.status,
+            created_at=project.created_at,
+        )
+    )
+
+
+def find_project(tx: TenantTx, project_id: str) -> Project | None:
+    """A project of the organization, archived ones included."""
+    query = sa.select(projects).where(projects.c.organization_id == tx.organization_id, projects.c.id == project_id)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _project(row)
+
+
+def list_projects(tx: TenantTx, window: Window, *, include_archived: bool) -> Page[Project]:
+    """The organization's projects."""
+    query = sa.select(projects).where(projects.c.organization_id == tx.organization_id)
+    if not include_archived:
+        query = query.where(projects.c.status == Status.ACTIVE)
+    return fetch_page(tx, query, projects.c.id, window, _project)
+
+
+def rename_project(tx: TenantTx, project_id: str, name: str) -> None:
+    """Give a project another name."""
+    tx.connection.execute(
+        projects.update().where(projects.c.organization_id == tx.organization_id, projects.c.id == project_id).values(name=name)
+    )
+
+
+def archive_project(tx: TenantTx, project_id: str, now: int) -> None:
+    """Mark a project as archived."""
+    tx.connection.execute(
+        projects.update()
+        .where(projects.c.organization_id == tx.organization_id, projects.c.id == project_id)
+        .values(status=Status.ARCHIVED, archived_at=now)
+    )
+
+
+def _project(row: Any) -> Project:
+    return Project(
+        id=row.id,
+        organization_id=row.organization_id,
+        name=row.name,
+        status=Status(row.status),
+        created_at=row.created_at,
+        archived_at=row.archived_at,
+    )
+
+
+# ---- Service accounts -------------------------------------------------------------------------------------------------
+
+
+def insert_service_account(tx: TenantTx, account: ServiceAccount) -> None:
+    """Store a new service account of a project of the organization."""
+    assert account.organization_id == tx.organization_id
+    tx.connection.execute(
+        service_accounts.insert().values(
+            id=account.id,
+            organization_id=account.organization_id,
+            project_id=account.project_id,
+            name=account.name,
+            role=account.role,
+            created_at=account.created_at,
+        )
+    )
+
+
+def find_service_account(tx: TenantTx, project_id: str, account_id: str) -> ServiceAccount | None:
+    """A service account that was not deleted."""
+    query = _live_accounts(tx, project_id).where(service_accounts.c.id == account_id)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _service_account(row)
+
+
+def list_service_accounts(tx: TenantTx, project_id: str, window: Window) -> Page[ServiceAccount]:
+    """The service accounts of a project that were not deleted."""
+    return fetch_page(tx, _live_accounts(tx, project_id), service_accounts.c.id, window, _service_account)
+
+
+def delete_service_account(tx: TenantTx, project_id: str, account_id: str, now: int) -> None:
+    """Mark a service account as deleted. The row stays: its keys and their usage still name it."""
+    tx.connection.execute(
+        service_accounts.update()
+        .where(
+            service_accounts.c.organization_id == tx.organization_id,
+            service_accounts.c.project_id == project_id,
+            service_accounts.c.id == account_id,
+        )
+        .values(deleted_at=now)
+    )
+
+
+def _live_accounts(tx: TenantTx, project_id: str) -> sa.Select[Any]:
+    return sa.select(service_accounts).where(
+        service_accounts.c.organization_id == tx.organization_id,
+        service_accounts.c.project_id == project_id,
+        service_accounts.c.deleted_at.is_(None),
+    )
+
+
+def _service_account(row: Any) -> ServiceAccount:
+    return ServiceAccount(
+        id=row.id,
+        organization_id=row.organization_id,
+        project_id=row.project_id,
+        name=row.name,
+        role=row.role,
+        created_at=row.created_at,
+    )

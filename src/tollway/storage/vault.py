@@ -1,0 +1,48 @@
+"""The vault: upstream credentials at rest, sealed with AES-256-GCM (NIST SP 800-38D) under a key that is not in the database.
+
+A sealed secret is version (1 byte) + nonce (12) + length of context (2) + context + ciphertext with tag. The context says what the
+secret is for (a deployment's id) and is authenticated with it, so that a sealed secret that was moved to another place is seen to
+be.
+"""
+
+import os
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+VERSION = 1
+KEY_BYTES = 32
+NONCE_BYTES = 12
+"""Random, as GCM wants it: with 2**32 secrets under one key two nonces meet with a probability of 2**-33."""
+
+_HEAD_BYTES = 1 + NONCE_BYTES + 2
+
+
+class LocalVault:
+    """A vault with its key in the memory of this process. Shows neither key nor secrets."""
+
+    def __init__(self, key: bytes) -> None:
+        """`key`: KEY_BYTES (32) secret random bytes. Raises ValueError for any other length or an obviously empty key."""
+        if len(key) != KEY_BYTES or len(set(key)) < 8:
+            raise ValueError("the vault key must be 32 random bytes")
+        self._cipher = AESGCM(key)
+
+    def seal(self, secret: str, *, context: str) -> bytes:
+        """Seal `secret` for `context`. Twice the same secret gives different bytes."""
+        place = context.encode()
+        nonce = os.urandom(NONCE_BYTES)
+        head = bytes([VERSION]) + nonce + len(place).to_bytes(2, "big") + place
+        return head + self._cipher.encrypt(nonce, secret.encode(), head)
+
+    def unseal(self, sealed: bytes, *, context: str | None = None) -> str:
+        """The secret inside. Raises ValueError if it was altered, sealed under another key or, where `context` is given, for another."""
+        place_end = _HEAD_BYTES + int.from_bytes(sealed[_HEAD_BYTES - 2 : _HEAD_BYTES], "big")
+        if len(sealed) < _HEAD_BYTES or sealed[0] != VERSION or len(sealed) < place_end:
+            raise ValueError("not a sealed secret")
+        head = sealed[:place_end]
+        if context is not None and head[_HEAD_BYTES:] != context.encode():
+            raise ValueError("a secret that was sealed for something else")
+        try:
+            return self._cipher.decrypt(head[1 : 1 + NONCE_BYTES], sealed[place_end:], head).decode()
+        except InvalidTag:
+            raise ValueError("a sealed secret that was altered, or sealed under another key") from None

@@ -1,0 +1,132 @@
+"""The data directory: made once, never misread, used by one at a time, and its secrets stay secret."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from tollway.domain import keys
+from tollway.domain.keys import KeyType
+from tollway.serve.data_directory import locked, make_secrets, prepare, read_secrets
+from tollway.settings import OperatorError
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A prepared data directory with secrets."""
+    directory = tmp_path / "data"
+    prepare(directory)
+    make_secrets(directory)
+    return directory
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_secrets_are_made_once_and_only_their_owner_reads_them(directory: Path) -> None:
+    path = directory / "secrets.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    first = read_secrets(directory, {})
+    make_secrets(directory)
+    prepare(directory)
+    assert read_secrets(directory, {}) == first
+    assert len(first.peppers[1]) == 32 and len(first.vault_key) == 32
+    assert keys.find_type(first.node_key) is KeyType.NODE
+    assert first.platform_key is not None and keys.find_type(first.platform_key) is KeyType.PLATFORM
+    assert sorted(entry.name for entry in directory.iterdir()) == ["secrets.json", "tollway.json"]  # no scraps
+
+
+def test_secrets_never_show_in_a_repr(directory: Path) -> None:
+    secrets = read_secrets(directory, {})
+    shown = repr(secrets)
+    body = json.loads((directory / "secrets.json").read_text())
+    for secret in (body["peppers"]["1"], body["vault_key"], body["node_key"], body["platform_key"]):
+        assert secret not in shown
+        assert secret[-8:] not in shown
+
+
+def test_variables_replace_the_file(directory: Path) -> None:
+    pepper = "0123456789abcdef" * 4
+    secrets = read_secrets(directory, {"TOLLWAY_PEPPER": pepper})
+    assert secrets.peppers == {1: bytes.fromhex(pepper)}
+    assert secrets.vault_key == read_secrets(directory, {}).vault_key
+
+
+def test_a_gateway_of_a_cluster_needs_no_file(directory: Path, tmp_path: Path) -> None:
+    body = json.loads((directory / "secrets.json").read_text())
+    environ = {
+        "TOLLWAY_PEPPER": body["peppers"]["1"],
+        "TOLLWAY_VAULT_KEY": body["vault_key"],
+        "TOLLWAY_NODE_KEY": body["node_key"],
+    }
+    secrets = read_secrets(tmp_path / "elsewhere", environ)
+    assert secrets.node_key == body["node_key"]
+    assert secrets.platform_key is None
+
+
+@pytest.mark.parametrize("missing", ["TOLLWAY_PEPPER", "TOLLWAY_VAULT_KEY", "TOLLWAY_NODE_KEY"])
+def test_a_missing_secret_is_named(directory: Path, tmp_path: Path, missing: str) -> None:
+    body = json.loads((directory / "secrets.json").read_text())
+    environ = {
+        "TOLLWAY_PEPPER": body["peppers"]["1"],
+        "TOLLWAY_VAULT_KEY": body["vault_key"],
+        "TOLLWAY_NODE_KEY": body["node_key"],
+    }
+    del environ[missing]
+    with pytest.raises(OperatorError, match=missing):
+        read_secrets(tmp_path, environ)
+
+
+@pytest.mark.parametrize("pepper", ["", "00", "0" * 64, "not hexadecimal at all", 7])
+def test_an_empty_short_or_constant_pepper_is_refused_and_not_shown(directory: Path, pepper: object) -> None:
+    edit(directory / "secrets.json", peppers={"1": pepper})
+    with pytest.raises(OperatorError, match="must be 64 random") as caught:
+        read_secrets(directory, {})
+    assert not isinstance(pepper, str) or len(pepper) < 3 or pepper not in caught.value.message
+
+
+def test_a_key_of_the_wrong_type_is_refused_and_not_shown(directory: Path) -> None:
+    node_key = json.loads((directory / "secrets.json").read_text())["node_key"]
+    edit(directory / "secrets.json", platform_key=node_key)
+    with pytest.raises(OperatorError, match="platform key") as caught:
+        read_secrets(directory, {})
+    assert node_key not in caught.value.message
+
+
+def test_secrets_that_everyone_may_read_are_refused(directory: Path) -> None:
+    (directory / "secrets.json").chmod(0o644)
+    with pytest.raises(OperatorError, match="can be read by everyone") as caught:
+        read_secrets(directory, {})
+    assert "chmod 600" in caught.value.hint
+
+
+def test_damaged_secrets_are_refused_not_replaced(directory: Path) -> None:
+    (directory / "secrets.json").write_text("{")
+    make_secrets(directory)
+    with pytest.raises(OperatorError, match="damaged"):
+        read_secrets(directory, {})
+
+
+def test_a_newer_directory_is_refused_and_left_alone(directory: Path) -> None:
+    (directory / "tollway.json").write_text('{"format": 2}')
+    with pytest.raises(OperatorError, match="newer Tollway"):
+        prepare(directory)
+    assert (directory / "tollway.json").read_text() == '{"format": 2}'
+
+
+def test_a_directory_that_cannot_be_made_is_an_error_for_a_person(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OperatorError, match="data directory"):
+        prepare(tmp_path / "file" / "data")
+
+
+def test_a_lock_keeps_a_second_tollway_out_until_it_is_given_back(directory: Path) -> None:
+    with locked(directory, "serve"):
+        with pytest.raises(OperatorError, match="another Tollway"), locked(directory, "serve"):
+            pass
+        with locked(directory, "control"):
+            pass
+    with locked(directory, "serve"):
+        pass

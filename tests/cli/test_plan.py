@@ -1,0 +1,162 @@
+"""The declarative file and its plan: only what the file names changes, and what is right already changes nothing."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+
+from tollway.cli.plan import make_plan
+from tollway.cli.platform_file import PlatformFile, read, resolve_credential
+from tollway.settings import OperatorError
+
+WHOLE = """
+models:
+  llama/70b:
+    endpoints: [chat/completions, completions]
+    published: true
+    output_tokens_max: 4096
+    prices:
+      EUR: {input: 0.27, output: "1.10"}
+    deployments:
+      http://10.0.0.1:8000/: {engine: vllm, upstream_model: meta/llama, weight: 2, credential: "${VLLM_KEY}"}
+organizations:
+  acme:
+    currency: EUR
+    limits: {requests_per_minute: 600}
+    projects:
+      chat: {limits: {concurrent_requests: 20}}
+      batch: {}
+"""
+
+
+def parse(directory: Path, text: str) -> PlatformFile:
+    path = directory / "platform.yaml"
+    path.write_text(text)
+    return read(path)
+
+
+def plan(current: PlatformFile, wanted: PlatformFile) -> list[tuple[str, tuple[str, ...], bool]]:
+    """What would be done, in short."""
+    return [(change.what, change.place, change.creates) for change in make_plan(current, wanted)]
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> PlatformFile:
+    """A file with one of everything."""
+    return parse(tmp_path, WHOLE)
+
+
+def test_everything_is_created_in_an_order_in_which_each_step_can_be_done(whole: PlatformFile) -> None:
+    assert plan(PlatformFile(), whole) == [
+        ("model", ("llama/70b",), True),
+        ("price", ("llama/70b", "EUR"), True),
+        ("publication", ("llama/70b",), False),
+        ("deployment", ("llama/70b", "http://10.0.0.1:8000"), True),
+        ("organization", ("acme",), True),
+        ("limits", ("acme",), False),
+        ("project", ("acme", "chat"), True),
+        ("limits", ("acme", "chat"), False),
+        ("project", ("acme", "batch"), True),
+    ]
+
+
+def test_what_is_there_already_changes_nothing(whole: PlatformFile) -> None:
+    assert plan(whole, whole) == []
+
+
+def test_what_is_left_out_stays_and_nothing_is_deleted(whole: PlatformFile, tmp_path: Path) -> None:
+    text = "models: {llama/70b: {endpoints: [completions]}}\norganizations: {acme: {currency: EUR}}"
+    (change,) = make_plan(whole, parse(tmp_path, text))
+    assert change.body == {"endpoints": ["completions"]}
+    assert plan(whole, PlatformFile()) == []
+
+
+def test_neither_order_nor_repetition_of_endpoints_is_a_difference(whole: PlatformFile, tmp_path: Path) -> None:
+    again = parse(tmp_path, WHOLE.replace("[chat/completions, completions]", "[completions, chat/completions, completions]"))
+    assert plan(whole, again) == []
+
+
+def test_null_takes_a_limit_away_and_keeps_the_other(whole: PlatformFile, tmp_path: Path) -> None:
+    text = "organizations: {acme: {currency: EUR, limits: {requests_per_minute: null, concurrent_requests: 5}}}"
+    (change,) = make_plan(whole, parse(tmp_path, text))
+    assert change.body == {"requests_per_minute": None, "concurrent_requests": 5}
+    text = "organizations: {acme: {currency: EUR, limits: {concurrent_requests: 5}}}"
+    (change,) = make_plan(whole, parse(tmp_path, text))
+    assert change.body == {"requests_per_minute": 600, "concurrent_requests": 5}
+
+
+@pytest.mark.parametrize(
+    ("price", "changes"),
+    [
+        ('{input: "0.27", output: "1.1"}', 0),
+        ('{input: "0.270", output: "1.10", cached_input: "0.27", reasoning: "1.1", request: "0"}', 0),
+        ('{input: "0.27", output: "1.10", cached_input: "0.05"}', 1),
+        ('{input: "0.28", output: "1.10"}', 1),
+    ],
+)
+def test_prices_are_compared_by_value_with_their_defaults(whole: PlatformFile, tmp_path: Path, price: str, changes: int) -> None:
+    text = f"models: {{llama/70b: {{endpoints: [chat/completions, completions], prices: {{EUR: {price}}}}}}}"
+    assert len(make_plan(whole, parse(tmp_path, text))) == changes
+
+
+def test_prices_are_read_as_they_stand_never_as_floats(whole: PlatformFile) -> None:
+    prices = whole.models["llama/70b"].prices
+    assert isinstance(prices, dict)
+    assert (prices["EUR"].input, prices["EUR"].output) == ("0.27", "1.10")
+
+
+def test_a_new_deployment_sends_its_credential_once(whole: PlatformFile, tmp_path: Path) -> None:
+    changed = parse(tmp_path, WHOLE.replace("VLLM_KEY", "OTHER_KEY").replace("weight: 2", "weight: 3"))
+    (change,) = make_plan(whole, changed)
+    assert change.body == {"weight": 3}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("currency: EUR", "currency: USD", "billed in EUR, for ever"),
+        ("published: true", "published: false", "cannot become a draft again"),
+        ("engine: vllm", "engine: sglang", "is vllm and cannot become sglang"),
+    ],
+)
+def test_what_can_never_change_is_refused_in_the_plan(whole: PlatformFile, tmp_path: Path, before: str, after: str, message: str) -> None:
+    with pytest.raises(OperatorError, match=message):
+        make_plan(whole, parse(tmp_path, WHOLE.replace(before, after)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message", "hint"),
+    [
+        ("models:", "modles:", "'modles'", "did you mean models?"),
+        ("output_tokens_max", "output_token_max", r"'models\.llama/70b\.output_token_max'", "output_tokens_max?"),
+        ("weight: 2", "wieght: 2", r"wieght", "did you mean weight?"),
+        ("requests_per_minute: 600", "requests_per_min: 600", r"acme\.limits\.requests_per_min", "requests_per_minute?"),
+        ("vllm", "vlm", r"models\.llama/70b\.deployments.*", ""),
+        ("weight: 2", "weight: many", r"deployments\.http://10\.0\.0\.1:8000", ""),
+        ("0.27", "1e-1", r"prices\.EUR.*not a plain decimal", ""),
+        ("0.27", "0.1234567", r"prices\.EUR.*more than 6 decimals", ""),
+        ("batch: {}", "chat: {}", "twice", ""),
+        ("batch: {}", "batch: 3", r"projects\.batch.*must be a mapping", ""),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path: Path, before: str, after: str, message: str, hint: str) -> None:
+    assert before in WHOLE
+    with pytest.raises(OperatorError, match=message) as caught:
+        parse(tmp_path, WHOLE.replace(before, after, 1))
+    assert hint in caught.value.hint
+
+
+def test_a_credential_comes_from_a_variable_or_a_file_and_never_from_the_page(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("from file\n")
+    assert resolve_credential("${VLLM_KEY}", {"VLLM_KEY": "from variable"}, "x") == "from variable"
+    assert resolve_credential(f"file:{tmp_path}/secret", {}, "x") == "from file"
+    for reference in ("${VLLM_KEY}", "file:/nowhere", "sk-written-out"):
+        with pytest.raises(OperatorError) as caught:
+            resolve_credential(reference, {}, "credential")
+        assert "written-out" not in caught.value.message + caught.value.hint
+
+
+def test_what_export_writes_apply_reads_back(whole: PlatformFile, tmp_path: Path) -> None:
+    text = yaml.safe_dump(msgspec.to_builtins(whole), sort_keys=False)
+    assert parse(tmp_path, text) == whole

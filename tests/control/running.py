@@ -1,0 +1,164 @@
+"""A control process inside a test: the real applications on real sockets, in a thread, over a real database."""
+
+import asyncio
+import os
+import secrets
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from tollway.control import keys
+from tollway.control.api.doors import ControlPlane
+from tollway.control.publish import Publications
+from tollway.domain import ids
+from tollway.domain import keys as domain_keys
+from tollway.domain.keys import KeyType
+from tollway.serve import control as serve_control
+from tollway.storage.database import Database
+from tollway.storage.vault import LocalVault
+
+WAIT_SECONDS_MAX = 30.0
+"""A deadline against hangs, not an expectation."""
+
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Loading the authorities anew for each client costs more than most tests."""
+
+PEPPER = secrets.token_bytes(32)
+
+
+def mint(type: KeyType) -> str:
+    """A well-formed key that nobody knows."""
+    return domain_keys.new_key(type, os.urandom(domain_keys.RANDOM_BYTES)).secret
+
+
+@dataclass(slots=True)
+class Running:
+    """A control plane that answers. `lines`: what it logged."""
+
+    plane: ControlPlane
+    url: str
+    link_url: str
+    platform_key: str
+    node_key: str
+    lines: list[Mapping[str, object]]
+    clients: list[httpx2.Client] = field(default_factory=list)
+
+    def client(self, key: str | None, **headers: str) -> httpx2.Client:
+        """A client of the public API that presents `key`."""
+        return self._open(self.url, key, headers)
+
+    def node(self) -> httpx2.Client:
+        """A client of the link that presents the node key."""
+        return self._open(self.link_url, self.node_key, {})
+
+    def operator(self) -> httpx2.Client:
+        """A client of the public API that presents the platform's key."""
+        return self.client(self.platform_key)
+
+    def _open(self, url: str, key: str | None, headers: Mapping[str, str]) -> httpx2.Client:
+        authorization = {} if key is None else {"authorization": f"Bearer {key}"}
+        client = httpx2.Client(base_url=url, headers={**authorization, **headers}, timeout=WAIT_SECONDS_MAX, verify=NO_TLS)
+        self.clients.append(client)
+        return client
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSetup:
+    """An organization with one of everything that a tenant can have."""
+
+    organization_id: str
+    admin_key: str
+    admin_key_id: str
+    project_id: str
+    key_id: str
+    secret: str
+    service_account_id: str
+
+
+def make_tenant(running: Running, name: str, currency: str = "EUR") -> TenantSetup:
+    """An organization with a project, a key and a service account, made through the doors."""
+    made = answered(running.operator().post("/v1/platform/organizations", json={"name": name, "currency": currency}))
+    admin = running.client(made["admin_api_key"]["value"])
+    project = answered(admin.post("/v1/organization/projects", json={"name": f"{name} project"}))
+    path = f"/v1/organization/projects/{project['id']}"
+    key = answered(admin.post(f"{path}/api_keys", json={"name": f"{name} key"}))
+    account = answered(admin.post(f"{path}/service_accounts", json={"name": f"{name} account"}))
+    return TenantSetup(
+        organization_id=made["id"],
+        admin_key=made["admin_api_key"]["value"],
+        admin_key_id=made["admin_api_key"]["id"],
+        project_id=project["id"],
+        key_id=key["id"],
+        secret=key["value"],
+        service_account_id=account["id"],
+    )
+
+
+def answered(response: httpx2.Response) -> Any:
+    """The body of a success; fails the test with the body of anything else."""
+    assert response.status_code == 200, f"{response.request.method} {response.request.url}: {response.status_code} {response.text}"
+    return response.json()
+
+
+@contextmanager
+def running(database_url: str, archive_directory: Path) -> Iterator[Running]:
+    """A control plane over the migrated database at `database_url`, for the length of the block."""
+    database = Database.open(database_url)
+    platform_key, node_key = mint(KeyType.PLATFORM), mint(KeyType.NODE)
+    with database.platform() as tx:
+        for type, secret in ((KeyType.PLATFORM, platform_key), (KeyType.NODE, node_key)):
+            pepper = keys.Pepper(1, PEPPER)
+            keys.seed_platform_key(tx, type, secret, id=serve_control.new_id(ids.KEY), pepper=pepper, now=serve_control.now())
+    lines: list[Mapping[str, object]] = []
+    ready = threading.Event()
+
+    def log(line: Mapping[str, object]) -> None:
+        lines.append(line)
+        if line["event"] == "ready":
+            ready.set()
+
+    plane = ControlPlane(
+        database=database,
+        peppers={1: PEPPER},
+        pepper_version=1,
+        vault=LocalVault(secrets.token_bytes(32)),
+        archive_directory=archive_directory,
+        publications=Publications(),
+        now=serve_control.now,
+        random_bytes=os.urandom,
+        log=log,
+    )
+    database.on_publish(plane.publications.advance)
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    addresses = ["http://{}:{}".format(*listener.getsockname()) for listener in listeners]
+    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve_control.serve(plane, *listeners, stop),), daemon=True)
+    thread.start()
+    assert ready.wait(WAIT_SECONDS_MAX), "control did not become ready"
+    control = Running(plane, *addresses, platform_key, node_key, lines)
+    try:
+        yield control
+    finally:
+        for client in control.clients:
+            client.close()
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(WAIT_SECONDS_MAX)
+        assert not thread.is_alive(), "control did not stop"
+        loop.close()
+        database.close()
+
+
+def wait_until(condition: Any, seconds: float = WAIT_SECONDS_MAX) -> None:
+    """Wait until `condition()` holds; fails the test when it never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)

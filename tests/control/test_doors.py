@@ -1,0 +1,277 @@
+"""What holds at every door: one shape of error, strict bodies, nothing repeated, nobody let in by accident."""
+
+import json
+import socket
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import APIRouter
+from tests.control.running import Running, TenantSetup, answered, mint, wait_until
+
+from tollway.control.api.app import BODY_BYTES_MAX, create_apps, refuse_undeclared
+from tollway.control.api.doors import Door, router
+from tollway.domain.keys import KeyType
+
+PROJECTS = "/v1/organization/projects"
+
+
+def refused(response: httpx2.Response, status: int, code: str, param: str | None = None) -> dict[str, Any]:
+    """Check the shape of a refusal: all four fields, our headers; returns the error."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["x-request-id"].startswith("req_")
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (code, param)
+    return error
+
+
+class TestEveryRoute:
+    def test_declares_who_may_pass(self, control: Running) -> None:
+        for app in create_apps(control.plane):
+            assert app.routes
+            for route in app.routes:
+                assert isinstance(route, Door)
+                assert route.access.name in {"organization admin", "platform operator", "node", "public"}
+                if route.access.name == "public":
+                    assert route.path in {"/livez", "/readyz", "/metrics", "/openapi.json"}
+
+    def test_refuses_whoever_shows_no_key(self, control: Running) -> None:
+        for app, url in zip(create_apps(control.plane), (control.url, control.link_url), strict=True):
+            with httpx2.Client(base_url=url) as nobody:
+                for method, path, name in walk(app.routes):
+                    if name != "public":
+                        refused(nobody.request(method, path), 401, "invalid_api_key")
+
+    def test_refuses_keys_that_are_not_for_it(self, control: Running, alice: TenantSetup) -> None:
+        keys = {"inference": alice.secret, "admin": alice.admin_key, "platform": control.platform_key, "node": control.node_key}
+        allowed = {"organization admin": {"admin", "platform"}, "platform operator": {"platform"}, "node": {"node"}}
+        for app, url in zip(create_apps(control.plane), (control.url, control.link_url), strict=True):
+            for owner, key in keys.items():
+                with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}) as client:
+                    for method, path, name in walk(app.routes):
+                        if name != "public" and owner not in allowed[name]:
+                            refused(client.request(method, path), 403, "insufficient_scope")
+
+    def test_without_a_declaration_stops_the_start(self) -> None:
+        ordinary = APIRouter()
+        ordinary.get("/v1/forgotten")(lambda: {})
+        with pytest.raises(TypeError, match="/v1/forgotten"):
+            refuse_undeclared(ordinary.routes)
+        with pytest.raises(TypeError, match="exactly one access"):
+            router(tags=[]).get("/v1/forgotten")(lambda: {})
+
+
+def walk(routes: Any) -> list[tuple[str, str, str]]:
+    """(method, path with plausible ids, access) of every route."""
+    found = []
+    for route in routes:
+        path = route.path.replace("{model:path}", "some/model")
+        for name in ("project", "organization"):
+            path = path.replace(f"{{{name}_id}}", f"{name[:4] if name == 'project' else 'org'}_" + "0" * 32)
+        path = path.replace("{", "").replace("}", "")
+        found.extend((method, path, route.access.name) for method in route.methods)
+    return found
+
+
+class TestCredentials:
+    @pytest.mark.parametrize(
+        "header",
+        [
+            "",
+            "Bearer",
+            "Basic dXNlcjpwYXNz",
+            "Bearer ' OR 1=1 --",
+            "Bearer tw_admin_" + "a" * 57,
+            "Bearer " + "x" * 5000,
+            "Bearer tw_admin_\tx",
+        ],
+    )
+    def test_that_are_none_are_refused_alike(self, control: Running, header: str) -> None:
+        error = refused(control.client(None, authorization=header).get(PROJECTS), 401, "invalid_api_key")
+        assert error == refused(control.client(mint(KeyType.ADMIN)).get(PROJECTS), 401, "invalid_api_key")
+
+    def test_that_are_revoked_or_expired_are_refused_alike(self, control: Running, alice: TenantSetup) -> None:
+        admin = control.client(alice.admin_key)
+        made = answered(admin.post("/v1/organization/admin_api_keys", json={"name": "short", "expires_in_seconds": 3600}))
+        answered(control.client(made["value"]).get(PROJECTS))
+        answered(admin.delete(f"/v1/organization/admin_api_keys/{made['id']}"))
+        unknown = refused(control.client(mint(KeyType.ADMIN)).get(PROJECTS), 401, "invalid_api_key")
+        assert refused(control.client(made["value"]).get(PROJECTS), 401, "invalid_api_key") == unknown
+
+    def test_of_two_kinds_are_refused(self, control: Running, alice: TenantSetup) -> None:
+        refused(control.client(alice.admin_key, **{"x-api-key": alice.admin_key}).get(PROJECTS), 400, "ambiguous_credentials")
+
+    def test_are_checked_before_the_body_is_read(self, control: Running) -> None:
+        refused(control.client(None).post(PROJECTS, content=b"{not json"), 401, "invalid_api_key")
+
+    def test_of_an_operator_need_an_organization_on_tenant_routes(self, control: Running, alice: TenantSetup) -> None:
+        refused(control.operator().get(PROJECTS), 400, "missing_required_parameter", "OpenAI-Organization")
+        acting = control.client(control.platform_key, **{"openai-organization": alice.organization_id})
+        assert alice.project_id in [project["id"] for project in answered(acting.get(PROJECTS))["data"]]
+        for unknown in ("org_" + "0" * 32, "org_", "x"):
+            refused(control.client(control.platform_key, **{"openai-organization": unknown}).get(PROJECTS), 404, "not_found")
+
+
+class TestBodies:
+    @pytest.mark.parametrize(
+        ("body", "status", "code", "param"),
+        [
+            (b"", 400, "invalid_json", None),
+            (b"{", 400, "invalid_json", None),
+            (b"\xef\xbb\xbf{}", 400, "invalid_json", None),
+            (b'{"name": "\xff"}', 400, "invalid_json", None),
+            (b'{"name": "\\ud800"}', 400, "invalid_json", None),
+            (b'{"name": NaN}', 400, "invalid_json", None),
+            (b'{"name": 1e400}', 400, "invalid_value", "name"),
+            (b'{"name": "a", "name": "b"}', 400, "duplicate_key", "name"),
+            (b'{"name": "a", "x": {"y": 1, "\\u0079": 2}}', 400, "duplicate_key", "y"),
+            (b"[" * 500 + b"]" * 500, 400, "invalid_json", None),
+            (b"[]", 400, "invalid_value", None),
+            (b'"text"', 400, "invalid_value", None),
+            (b"null", 400, "invalid_value", None),
+            (b"{}", 400, "missing_required_parameter", "name"),
+            (b'{"name": null}', 400, "invalid_value", "name"),
+            (b'{"name": 5}', 400, "invalid_value", "name"),
+            (b'{"name": ""}', 400, "invalid_value", "name"),
+            (b'{"name": "a\\u0000b"}', 400, "invalid_value", "name"),
+            (b'{"name": "a", "organization_id": "org_1"}', 400, "unknown_parameter", "organization_id"),
+            (b'{"name": "a", "<script>": 1}', 400, "unknown_parameter", None),
+            (b'{"name": "' + b"n" * 257 + b'"}', 400, "invalid_value", "name"),
+        ],
+    )
+    def test_are_parsed_strictly(
+        self, control: Running, alice: TenantSetup, body: bytes, status: int, code: str, param: str | None
+    ) -> None:
+        client = control.client(alice.admin_key, **{"content-type": "application/json"})
+        error = refused(client.post(PROJECTS, content=body), status, code, param)
+        assert "script" not in json.dumps(error)
+
+    def test_are_never_repeated(self, control: Running, alice: TenantSetup) -> None:
+        client = control.client(alice.admin_key)
+        secret = "sk-should-not-come-back"
+        for body in ({"name": [secret]}, {"name": "a", secret * 9: 1}, {"name": {"deep": secret}}, [secret]):
+            assert secret not in client.post(PROJECTS, json=body).text
+
+    @pytest.mark.parametrize("media_type", ["", "text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-16"])
+    def test_of_another_kind_are_refused(self, control: Running, alice: TenantSetup, media_type: str) -> None:
+        client = control.client(alice.admin_key, **{"content-type": media_type})
+        refused(client.post(PROJECTS, content=b'{"name": "a"}'), 415, "unsupported_media_type")
+
+    def test_that_are_compressed_are_refused(self, control: Running, alice: TenantSetup) -> None:
+        client = control.client(alice.admin_key, **{"content-type": "application/json", "content-encoding": "gzip"})
+        refused(client.post(PROJECTS, content=b"\x1f\x8b"), 415, "unsupported_content_encoding")
+
+    def test_are_bounded_whether_or_not_they_say_so(self, control: Running, alice: TenantSetup) -> None:
+        client = control.client(alice.admin_key, **{"content-type": "application/json"})
+        body = b'{"name": "' + b"n" * BODY_BYTES_MAX + b'"}'
+        refused(client.post(PROJECTS, content=body), 413, "body_too_large")
+        refused(client.post(PROJECTS, content=iter([body[:1000], body[1000:]])), 413, "body_too_large")
+
+
+class TestUrls:
+    def test_that_lead_nowhere_are_404_in_our_shape(self, control: Running, alice: TenantSetup) -> None:
+        client = control.client(alice.admin_key)
+        for path in ("/", "/v1", "/v1/organization/project", "/v1/organization/projects/", "/docs", "/redoc"):
+            refused(client.get(path), 404, "not_found")
+
+    def test_with_another_method_are_405(self, control: Running, alice: TenantSetup) -> None:
+        response = control.client(alice.admin_key).delete(PROJECTS)
+        refused(response, 405, "method_not_allowed")
+        assert response.headers["allow"]
+
+    @pytest.mark.parametrize("target", ["/v1/%2e%2e/x", "//v1", "/v1/%00", "/v1/%ff", "/v1/a%5cb", "/v1/./x"])
+    def test_that_are_devious_are_refused(self, control: Running, target: str) -> None:
+        status, body = raw(control.url, f"GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+        assert status == 400
+        assert json.loads(body)["error"]["code"] == "invalid_target"
+
+    def test_query_parameters_that_are_unknown_or_wrong_are_refused(self, control: Running, alice: TenantSetup) -> None:
+        client = control.client(alice.admin_key)
+        refused(client.get(PROJECTS, params={"organization_id": "org_1"}), 400, "unknown_parameter", "organization_id")
+        refused(client.get(PROJECTS, params={"limit": 0}), 400, "invalid_value", "limit")
+        refused(client.get(PROJECTS, params={"limit": 101}), 400, "invalid_value", "limit")
+        refused(client.get(PROJECTS, params={"limit": "many"}), 400, "invalid_value", "limit")
+        refused(client.get(PROJECTS, params={"order": "sideways"}), 400, "invalid_value", "order")
+        refused(client.get(PROJECTS, params={"after": "\0"}), 400, "invalid_value", "after")
+        answered(client.get(f"{PROJECTS}?limit[]=5&order%5B%5D=desc"))
+
+
+class TestBytes:
+    @pytest.mark.parametrize(
+        "head",
+        [
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 101 + b"\r\n",
+            b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"\x00\x01\x02\r\n\r\n",
+        ],
+    )
+    def test_that_are_no_request_are_400_in_our_shape(self, control: Running, head: bytes) -> None:
+        status, body = raw(control.url, head)
+        assert status == 400
+        assert json.loads(body)["error"]["code"] == "malformed_http"
+
+    def test_after_the_body_give_nobody_an_identity(self, control: Running, alice: TenantSetup) -> None:
+        head = b"POST /v1/organization/projects HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        trailers = f"0\r\nAuthorization: Bearer {alice.admin_key}\r\n\r\n".encode()
+        status, _ = raw(control.url, head + b"2\r\n{}\r\n" + trailers)
+        assert status == 401
+
+
+def raw(url: str, request: bytes) -> tuple[int, bytes]:
+    """The status and body of the answer to exact bytes."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(request)
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+            head, found, body = answer.partition(b"\r\n\r\n")
+            if found and len(body) >= int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]):
+                break
+    return int(answer.split()[1]), answer.partition(b"\r\n\r\n")[2]
+
+
+class TestSecrets:
+    def test_are_in_no_log_line(self, control: Running, alice: TenantSetup) -> None:
+        answered(control.client(alice.admin_key).get(PROJECTS))
+        control.client(alice.admin_key).post(PROJECTS, json={"name": "a", "x": alice.secret})
+        text = json.dumps(control.lines)
+        assert alice.organization_id in text
+        for secret in (alice.admin_key, alice.secret, control.platform_key, control.node_key):
+            assert secret not in text
+            assert secret[12:-10] not in text
+
+    def test_a_request_is_one_line(self, control: Running, alice: TenantSetup) -> None:
+        response = control.client(alice.admin_key).get(f"{PROJECTS}/{alice.project_id}")
+        request_id = response.headers["x-request-id"]
+        wait_until(lambda: any(line.get("request_id") == request_id for line in control.lines))
+        (line,) = (line for line in control.lines if line.get("request_id") == request_id)
+        assert line["route"] == "/v1/organization/projects/{project_id}"
+        assert line["status"] == 200
+        assert line["organization_id"] == alice.organization_id
+
+
+class TestHealth:
+    def test_is_told_without_a_key(self, control: Running) -> None:
+        for url in (control.url, control.link_url):
+            for path in ("/livez", "/readyz"):
+                assert answered(httpx2.get(url + path)) == {"status": "ok"}
+
+    def test_metrics_are_on_the_link_alone_and_name_no_tenant(self, control: Running, alice: TenantSetup) -> None:
+        refused(httpx2.get(f"{control.url}/metrics"), 404, "not_found")
+        control.client(alice.admin_key).get(f"{PROJECTS}/{alice.project_id}")
+        text = httpx2.get(f"{control.link_url}/metrics").text
+        assert "tollway_control_requests_total" in text
+        assert alice.project_id not in text
+
+    def test_the_description_is_openapi_3_1(self, control: Running) -> None:
+        described = answered(httpx2.get(f"{control.url}/openapi.json"))
+        assert described["openapi"].startswith("3.1")
+        assert PROJECTS in described["paths"]

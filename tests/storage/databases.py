@@ -1,0 +1,61 @@
+"""Fresh, migrated databases for tests: each engine is migrated once per run, and every test gets a copy of the result."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from tollway.storage.database import Database
+
+
+class SqliteTemplate:
+    """A migrated SQLite file to copy."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "template.db"
+        database = Database.open(f"sqlite+pysqlite:///{self._file}")
+        database.migrate()
+        database.close()  # the last connection folds the write-ahead log into the file
+
+    @contextmanager
+    def copied(self, directory: Path) -> Iterator[str]:
+        """The URL of a copy in `directory`."""
+        path = directory / f"tollway-{secrets.token_hex(4)}.db"
+        shutil.copyfile(self._file, path)
+        yield f"sqlite+pysqlite:///{path}"
+
+
+class PostgresTemplate:
+    """A migrated PostgreSQL database to copy, in the server that TOLLWAY_TEST_POSTGRES names."""
+
+    def __init__(self) -> None:
+        self._server = sa.make_url(os.environ["TOLLWAY_TEST_POSTGRES"])
+        self._admin = sa.create_engine(self._server, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        self._template = f"tollway_template_{secrets.token_hex(4)}"
+        self._execute(f"CREATE DATABASE {self._template}")
+        database = Database.open(self._url(self._template))
+        database.migrate()
+        database.close()
+
+    @contextmanager
+    def copied(self, _directory: Path) -> Iterator[str]:
+        """The URL of a copy, dropped afterwards."""
+        name = f"tollway_test_{secrets.token_hex(4)}"
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {self._template}")
+        yield self._url(name)
+        self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def drop(self) -> None:
+        """Drop the template."""
+        self._execute(f"DROP DATABASE {self._template} WITH (FORCE)")
+
+    def _execute(self, statement: str) -> None:
+        with self._admin.connect() as connection:
+            connection.execute(sa.text(statement))
+
+    def _url(self, name: str) -> str:
+        return self._server.set(database=name).render_as_string(hide_password=False)

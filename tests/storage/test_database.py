@@ -1,0 +1,251 @@
+"""What both engines promise alike: transactions, tenancy in the schema, append-only tables, bounded waits."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from tollway.domain import ids
+from tollway.domain.catalog import Endpoint, Model
+from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
+from tollway.domain.prices import PriceVersion
+from tollway.domain.tenants import Organization, Project, Status
+from tollway.storage import catalog, pages, prices, publish, schema, tenants
+from tollway.storage import database as storage_database
+from tollway.storage.database import Database, DatabaseOutdated, DatabaseTooNew
+
+
+def new_id(prefix: str, number: int) -> str:
+    return ids.new_id(prefix, 1_000_000 + number, number)
+
+
+def add_organization(opened: Database, number: int) -> str:
+    organization_id = new_id(ids.ORGANIZATION, number)
+    with opened.tenant(organization_id) as tx:
+        tenants.insert_organization(
+            tx, Organization(id=organization_id, name="o", currency="EUR", status=Status.ACTIVE, created_at=number)
+        )
+    return organization_id
+
+
+def project(organization_id: str, number: int) -> Project:
+    return Project(
+        id=new_id(ids.PROJECT, number), organization_id=organization_id, name="p", status=Status.ACTIVE, created_at=number
+    )
+
+
+class TestTransactions:
+    def test_commit_at_the_end_of_the_block(self, database: Database) -> None:
+        organization_id = add_organization(database, 1)
+        with database.tenant(organization_id, write=False) as tx:
+            assert tenants.find_organization(tx) is not None
+
+    def test_leave_nothing_behind_when_they_fail(self, database: Database) -> None:
+        organization_id = add_organization(database, 1)
+        with pytest.raises(ZeroDivisionError), database.tenant(organization_id) as tx:
+            tenants.insert_project(tx, project(organization_id, 1))
+            raise ZeroDivisionError
+        with database.tenant(organization_id, write=False) as tx:
+            assert tenants.find_project(tx, new_id(ids.PROJECT, 1)) is None
+
+    def test_for_reading_cannot_write(self, database: Database) -> None:
+        organization_id = add_organization(database, 1)
+        with pytest.raises((Fault, DBAPIError)), database.tenant(organization_id, write=False) as tx:
+            tenants.insert_project(tx, project(organization_id, 1))
+
+    def test_for_reading_see_one_instant(self, database: Database) -> None:
+        organization_id = add_organization(database, 1)
+        window = pages.Window()
+        with database.tenant(organization_id, write=False) as reader:
+            assert tenants.list_projects(reader, window, include_archived=True).items == []
+            with database.tenant(organization_id) as writer:
+                tenants.insert_project(writer, project(organization_id, 1))
+            assert tenants.list_projects(reader, window, include_archived=True).items == []
+
+    def test_of_one_organization_see_no_other(self, database: Database) -> None:
+        mine, theirs = add_organization(database, 1), add_organization(database, 2)
+        with database.tenant(theirs) as tx:
+            tenants.insert_project(tx, project(theirs, 1))
+        with database.tenant(mine) as tx:
+            assert tenants.find_project(tx, new_id(ids.PROJECT, 1)) is None
+            tenants.archive_project(tx, new_id(ids.PROJECT, 1), 5)
+            tenants.rename_project(tx, new_id(ids.PROJECT, 1), "mine")
+        with database.tenant(theirs, write=False) as tx:
+            assert tenants.find_project(tx, new_id(ids.PROJECT, 1)) == project(theirs, 1)
+
+    def test_tell_listeners_of_what_they_published_once_it_is_committed(self, database: Database) -> None:
+        told: list[int] = []
+        database.on_publish(told.append)
+        organization_id = add_organization(database, 1)
+        assert told == []
+        with database.tenant(organization_id) as tx:
+            publish.lock_head(tx)
+            publish.append_changes(tx, [publish.Change(version=0, kind="key", id="k", entry=None)] * 3, 7)
+            assert told == []
+        assert told == [3]
+
+
+class TestSchema:
+    def test_is_what_the_code_says(self, database: Database) -> None:
+        """`alembic check`: what the migrations built and what the tables say differ in nothing."""
+        config = storage_database._alembic_config()
+        with database.platform() as tx:
+            config.attributes["connection"] = tx.connection
+            command.check(config)
+        database.check_schema()
+
+    def test_is_migrated_once_however_many_ask(self, database: Database) -> None:
+        threads = [threading.Thread(target=database.migrate) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        database.check_schema()
+
+    def test_of_a_newer_version_is_refused(self, database: Database) -> None:
+        with database.platform() as tx:
+            tx.connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        with pytest.raises(DatabaseTooNew, match="9999"):
+            database.migrate()
+        with pytest.raises(DatabaseTooNew):
+            database.check_schema()
+
+    def test_that_was_never_migrated_is_noticed(self, tmp_path: Path) -> None:
+        empty = Database.open(f"sqlite+pysqlite:///{tmp_path}/empty.db")
+        with empty.platform() as tx:
+            tx.connection.execute(sa.text("CREATE TABLE other (id INTEGER)"))
+        with pytest.raises(DatabaseOutdated, match="migrate"):
+            empty.check_schema()
+        empty.close()
+
+    def test_lets_no_row_point_into_another_organization(self, database: Database) -> None:
+        mine, theirs = add_organization(database, 1), add_organization(database, 2)
+        with database.tenant(theirs) as tx:
+            tenants.insert_project(tx, project(theirs, 1))
+        row = {"id": new_id(ids.SERVICE_ACCOUNT, 1), "project_id": new_id(ids.PROJECT, 1), "name": "a", "role": "member", "created_at": 1}
+        with pytest.raises(IntegrityError), database.tenant(mine) as tx:
+            tx.connection.execute(schema.service_accounts.insert().values(organization_id=mine, **row))
+
+    def test_never_changes_what_is_append_only(self, database: Database) -> None:
+        model = Model(name="m", status=Status.ACTIVE, published=False, endpoints=(Endpoint.EMBEDDINGS,), created_at=1)
+        price = PriceVersion(
+            id="price_1", model="m", currency="EUR", valid_from=1, input_pico=1, cached_input_pico=1, output_pico=1, reasoning_pico=1
+        )
+        with database.platform() as tx:
+            catalog.insert_model(tx, model)
+            prices.insert_price(tx, price, carried_from=1, now=1)
+        for statement in ("UPDATE prices SET input_pico = 0", "DELETE FROM prices"):
+            with pytest.raises((DBAPIError, Fault)), database.platform() as tx:
+                tx.connection.execute(sa.text(statement))
+        with database.platform(write=False) as tx:
+            assert prices.find_price(tx, "price_1") == price
+
+    @pytest.mark.parametrize(
+        ("column", "value"),
+        [("type", "root"), ("organization_id", None), ("project_id", None), ("requests_per_minute", 0)],
+    )
+    def test_refuses_keys_that_could_not_be(self, database: Database, column: str, value: object) -> None:
+        organization_id = add_organization(database, 1)
+        with database.tenant(organization_id) as tx:
+            tenants.insert_project(tx, project(organization_id, 1))
+        row: dict[str, object] = {
+            "id": new_id(ids.KEY, 1),
+            "type": "live",
+            "organization_id": organization_id,
+            "project_id": new_id(ids.PROJECT, 1),
+            "name": "k",
+            "pepper_version": 1,
+            "digest": b"d" * 32,
+            "redacted": "r",
+            "created_at": 1,
+        }
+        with pytest.raises(IntegrityError), database.platform() as tx:
+            tx.connection.execute(schema.api_keys.insert().values(**row | {column: value}))
+
+
+class TestPages:
+    def test_hold_every_row_once_in_order(self, database: Database) -> None:
+        organization_id = add_organization(database, 1)
+        made = [project(organization_id, number) for number in range(23)]
+        with database.tenant(organization_id) as tx:
+            for one in made:
+                tenants.insert_project(tx, one)
+        for descending in (False, True):
+            found: list[Project] = []
+            window = pages.Window(limit=5, descending=descending)
+            while True:
+                with database.tenant(organization_id, write=False) as tx:
+                    page = tenants.list_projects(tx, window, include_archived=False)
+                found += page.items
+                if not page.has_more:
+                    break
+                window = pages.Window(page.items[-1].id, 5, descending)
+            assert found == (made[::-1] if descending else made)
+
+
+class TestPublication:
+    def test_gives_versions_in_the_order_of_commits(self, database: Database) -> None:
+        """Many threads, each of whose transactions publishes two changes: the numbers are dense, and each pair is together."""
+
+        def work(worker: int) -> None:
+            for number in range(10):
+                with database.platform() as tx:
+                    publish.lock_head(tx)
+                    before = publish.find_head(tx)
+                    changes = [publish.Change(version=0, kind="key", id=f"{worker}-{number}", entry=None)] * 2
+                    heads.append((before, publish.append_changes(tx, changes, 1)))
+
+        heads: list[tuple[int, int]] = []
+        threads = [threading.Thread(target=work, args=(worker,)) for worker in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(heads) == [(number, number + 2) for number in range(0, 120, 2)]
+        with database.platform(write=False) as tx:
+            found = publish.find_changes(tx, 0, 1000)
+        assert found is not None
+        assert [version for version, _ in found] == list(range(1, 121))
+
+    def test_needs_the_lock_first(self, database: Database) -> None:
+        with pytest.raises(AssertionError, match="lock_head"), database.platform() as tx:
+            publish.append_changes(tx, [], 1)
+
+    def test_forgets_old_changes_but_never_silently(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(publish, "CHANGES_KEPT", 5)
+        for number in range(12):
+            with database.platform() as tx:
+                publish.lock_head(tx)
+                publish.append_changes(tx, [publish.Change(version=0, kind="key", id=str(number), entry=None)], 1)
+        with database.platform(write=False) as tx:
+            kept = publish.find_changes(tx, 7, 100)
+            assert kept is not None
+            assert [version for version, _ in kept] == [8, 9, 10, 11, 12]
+            assert publish.find_changes(tx, 12, 100) == []
+            assert publish.find_changes(tx, 6, 100) is None
+            assert publish.find_changes(tx, 13, 100) is None
+
+
+class TestADatabaseThatIsAway:
+    def test_is_a_fault_that_passes(self) -> None:
+        away = Database.open("postgresql+psycopg://nobody@127.0.0.1:1/nowhere")
+        with pytest.raises(Fault) as refused:
+            away.ping()
+        assert refused.value.kind is DATABASE_UNAVAILABLE
+        away.close()
+
+    def test_because_a_writer_holds_it_is_waited_for_only_so_long(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        if not database.is_sqlite:
+            pytest.skip("one writer at a time is SQLite's way")
+        monkeypatch.setattr(database._writers.pool, "_timeout", 0.05)
+        with database.platform(), pytest.raises(Fault) as refused, database.platform():
+            pass
+        assert refused.value.kind is DATABASE_UNAVAILABLE
+
+    @pytest.mark.parametrize("url", ["mysql://x/y", "sqlite://", "sqlite:///:memory:"])
+    def test_or_of_another_kind_is_not_opened(self, url: str) -> None:
+        with pytest.raises(ValueError, match="database"):
+            Database.open(url)

@@ -1,0 +1,120 @@
+"""Real `tollway` processes as tests see them: what they wrote, who their children are, how they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WAIT_SECONDS = 90.0
+"""Until something that must happen has happened. Only so that a failure does not hang: nothing here measures speed."""
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A `tollway` process that was started, with its data directory and what it wrote."""
+
+    process: "subprocess.Popen[bytes]"
+    directory: Path
+    stdout: Path
+    stderr: Path
+
+    def wait_for_file(self, name: str) -> dict[str, Any]:
+        """The JSON file `name` of the data directory, once it is there."""
+        path = self.directory / name
+        self.wait_until(path.exists)
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        return found
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait for `condition`; fails with what the process said if it ends first or the wait is too long."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not condition():
+            ended = self.process.poll()
+            if ended is not None or time.monotonic() > deadline:
+                what = "still running" if ended is None else f"exit code {ended}"
+                pytest.fail(f"tollway: {what}\n{self.stdout.read_text()}\n{self.stderr.read_text()}")
+            time.sleep(0.02)
+
+    def list_descendants(self) -> list[int]:
+        """Process ids of the children, their children, and so on."""
+        return [pid for child in _children(self.process.pid) for pid in (child, *_descendants(child))]
+
+    def stop(self, sign: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to end, wait; returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(sign)
+        return self.process.wait(WAIT_SECONDS)
+
+
+Start = Callable[..., Running]
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """A demo with the simulated engine. `truth_log` is what the engine says it did."""
+
+    running: Running
+    gateway_url: str
+    control_url: str
+    api_key: str
+    admin_key: str
+    platform_key: str
+    model: str
+
+    @property
+    def truth_log(self) -> Path:
+        """The simulator's log."""
+        return self.running.directory / "simulator" / "truth.jsonl"
+
+
+def read_demo(running: Running) -> Demo:
+    """The demo that `running` is, once it is ready."""
+    body = running.wait_for_file("demo.json")
+    names = ("gateway_url", "control_url", "api_key", "admin_key", "platform_key", "model")
+    return Demo(running, **{name: body[name] for name in names})
+
+
+def tollway(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "tollway", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        env={**ENVIRONMENT, **(env or {})},
+    )
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += [int(each) for each in children.read_text().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return found
+
+
+def _descendants(pid: int) -> list[int]:
+    return [each for child in _children(pid) for each in (child, *_descendants(child))]
