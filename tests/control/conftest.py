@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.control.running import Running, TenantSetup, make_tenant, running
 from tests.storage.databases import PostgresTemplate, SqliteTemplate
 
@@ -27,10 +28,10 @@ def control(sqlite_template: SqliteTemplate, tmp_path_factory: pytest.TempPathFa
         yield started
 
 
-@pytest.fixture
-def fresh_control(sqlite_template: SqliteTemplate, tmp_path: Path) -> Iterator[Running]:
-    """A control plane that nobody else has used."""
-    with sqlite_template.copied(tmp_path) as url, running(url, tmp_path / "archive") as started:
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def fresh_control(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
+    """A control plane that nobody else has used, on each engine."""
+    with request.getfixturevalue(f"{request.param}_template").copied(tmp_path) as url, running(url, tmp_path / "archive") as started:
         yield started
 
 

@@ -7,7 +7,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from tollway.domain import ids
 from tollway.domain import keys as domain_keys
 from tollway.domain.keys import KeyType
 from tollway.serve import control as serve_control
+from tollway.serve.sockets import url_of
 from tollway.storage.database import Database
 from tollway.storage.vault import LocalVault
 
@@ -137,13 +138,12 @@ def running(database_url: str, archive_directory: Path) -> Iterator[Running]:
         log=log,
     )
     database.on_publish(plane.publications.advance)
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    addresses = ["http://{}:{}".format(*listener.getsockname()) for listener in listeners]
+    public, link = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
+    control = Running(plane, url_of(public), url_of(link), platform_key, node_key, lines)
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve_control.serve(plane, *listeners, stop),), daemon=True)
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve_control.serve(plane, public, link, stop),), daemon=True)
     thread.start()
     assert ready.wait(WAIT_SECONDS_MAX), "control did not become ready"
-    control = Running(plane, *addresses, platform_key, node_key, lines)
     try:
         yield control
     finally:
@@ -156,7 +156,7 @@ def running(database_url: str, archive_directory: Path) -> Iterator[Running]:
         database.close()
 
 
-def wait_until(condition: Any, seconds: float = WAIT_SECONDS_MAX) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = WAIT_SECONDS_MAX) -> None:
     """Wait until `condition()` holds; fails the test when it never does."""
     deadline = time.monotonic() + seconds
     while not condition():

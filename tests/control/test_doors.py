@@ -7,8 +7,8 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import APIRouter
-from tests.control.running import Running, TenantSetup, answered, mint, wait_until
 
+from tests.control.running import Running, TenantSetup, answered, mint, wait_until
 from tollway.control.api.app import BODY_BYTES_MAX, create_apps, refuse_undeclared
 from tollway.control.api.doors import Door, router
 from tollway.domain.keys import KeyType
@@ -66,7 +66,7 @@ class TestEveryRoute:
 
 def walk(routes: Any) -> list[tuple[str, str, str]]:
     """(method, path with plausible ids, access) of every route."""
-    found = []
+    found: list[tuple[str, str, str]] = []
     for route in routes:
         path = route.path.replace("{model:path}", "some/model")
         for name in ("project", "organization"):

@@ -12,10 +12,10 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
+
 from tests.control.running import Running, TenantSetup, answered, make_tenant, running, wait_until
 from tests.control.test_catalog import price
 from tests.control.test_doors import refused
-
 from tollway.domain.snapshot import Change, DeploymentEntry, Entry, KeyEntry, ModelEntry, SnapshotHead, kind_of
 
 State = dict[tuple[str, str], Entry]
@@ -263,9 +263,7 @@ class TestRevocation:
 
 @pytest.mark.parametrize("engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 class TestSeveralControlProcesses:
-    def test_publish_in_one_order_and_wake_each_others_followers(
-        self, engine: str, request: pytest.FixtureRequest, tmp_path: Path
-    ) -> None:
+    def test_publish_in_one_order_and_wake_each_others_followers(self, engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
         template = request.getfixturevalue(f"{engine}_template")
         with template.copied(tmp_path) as url, running(url, tmp_path) as one:
             tenant = make_tenant(one, "shared")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 from openai import OpenAI
+
 from tests.control.running import Running, TenantSetup, make_tenant
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx2
 import pytest
+
 from tests.control.running import Running, TenantSetup, answered, make_tenant
 from tests.control.test_doors import refused
-
 from tollway.control.api.app import create_apps
 
 BODIES: dict[str, dict[str, Any]] = {

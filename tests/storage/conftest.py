@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.storage.databases import PostgresTemplate, SqliteTemplate
 
+from tests.storage.databases import PostgresTemplate, SqliteTemplate
 from tollway.storage.database import Database
 
 

@@ -12,6 +12,7 @@ from tollway.domain import ids
 from tollway.domain.catalog import Endpoint, Model
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.prices import PriceVersion
+from tollway.domain.snapshot import Change
 from tollway.domain.tenants import Organization, Project, Status
 from tollway.storage import catalog, pages, prices, publish, schema, tenants
 from tollway.storage import database as storage_database
@@ -25,16 +26,12 @@ def new_id(prefix: str, number: int) -> str:
 def add_organization(opened: Database, number: int) -> str:
     organization_id = new_id(ids.ORGANIZATION, number)
     with opened.tenant(organization_id) as tx:
-        tenants.insert_organization(
-            tx, Organization(id=organization_id, name="o", currency="EUR", status=Status.ACTIVE, created_at=number)
-        )
+        tenants.insert_organization(tx, Organization(id=organization_id, name="o", currency="EUR", status=Status.ACTIVE, created_at=number))
     return organization_id
 
 
 def project(organization_id: str, number: int) -> Project:
-    return Project(
-        id=new_id(ids.PROJECT, number), organization_id=organization_id, name="p", status=Status.ACTIVE, created_at=number
-    )
+    return Project(id=new_id(ids.PROJECT, number), organization_id=organization_id, name="p", status=Status.ACTIVE, created_at=number)
 
 
 class TestTransactions:
@@ -83,7 +80,7 @@ class TestTransactions:
         assert told == []
         with database.tenant(organization_id) as tx:
             publish.lock_head(tx)
-            publish.append_changes(tx, [publish.Change(version=0, kind="key", id="k", entry=None)] * 3, 7)
+            publish.append_changes(tx, [Change(version=0, kind="key", id="k", entry=None)] * 3, 7)
             assert told == []
         assert told == [3]
 
@@ -195,7 +192,7 @@ class TestPublication:
                 with database.platform() as tx:
                     publish.lock_head(tx)
                     before = publish.find_head(tx)
-                    changes = [publish.Change(version=0, kind="key", id=f"{worker}-{number}", entry=None)] * 2
+                    changes = [Change(version=0, kind="key", id=f"{worker}-{number}", entry=None)] * 2
                     heads.append((before, publish.append_changes(tx, changes, 1)))
 
         heads: list[tuple[int, int]] = []
@@ -219,7 +216,7 @@ class TestPublication:
         for number in range(12):
             with database.platform() as tx:
                 publish.lock_head(tx)
-                publish.append_changes(tx, [publish.Change(version=0, kind="key", id=str(number), entry=None)], 1)
+                publish.append_changes(tx, [Change(version=0, kind="key", id=str(number), entry=None)], 1)
         with database.platform(write=False) as tx:
             kept = publish.find_changes(tx, 7, 100)
             assert kept is not None

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +48,7 @@ class Door:
     """Where a control plane is and the key to present."""
 
     url: str
-    key: str
+    key: str = field(repr=False)
 
 
 def find_door(control_url: str | None, key: str | None, data_dir: Path | None, role: Role) -> Door:

@@ -193,9 +193,9 @@ class Tally:
                 self.quarantined.append(_stray(batch, frame, event_id, hashed, judged))
                 continue
             known = self.known.get(event_id)
-            if known is None and taken is not None and (event := taken.get(event_id)) is not None:
-                if (event.node_id, event.epoch, event.seq) != (batch.node_id, batch.epoch, frame.seq):
-                    known = event.content_hash
+            event = None if taken is None or known is not None else taken.get(event_id)
+            if event is not None and (event.node_id, event.epoch, event.seq) != (batch.node_id, batch.epoch, frame.seq):
+                known = event.content_hash
             if known is None:
                 self.known[event_id] = hashed
                 self.lines[event_id] = judged

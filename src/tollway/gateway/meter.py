@@ -6,6 +6,8 @@ exception that comes through is the outcome of the request.
 
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from tollway.domain import faults
 from tollway.domain.faults import Fault
 from tollway.domain.usage import NOTHING, OUTCOME_POLICY_CURRENT, Admit, Final, Outcome, Quantities, UsageSource
@@ -28,6 +30,7 @@ class Record:
     __slots__ = (
         "_base",
         "_now_us",
+        "_output",
         "_progress",
         "_sink",
         "_slot",
@@ -37,12 +40,13 @@ class Record:
         "final",
         "first_token_at",
         "source",
-        "used",
+        "_used",
     )
 
     def __init__(self, admit: Admit, sink: UsageSink, now_us: Callable[[], int]) -> None:
         self.admit = admit
-        self.used = NOTHING
+        self._used = NOTHING
+        self._output = 0
         self.source = UsageSource.NONE
         self.deployment_id: str | None = None
         self.attempts = 0
@@ -65,8 +69,9 @@ class Record:
         """Another upstream is asked: what an earlier one used is not this request's."""
         self.attempts += 1
         self.deployment_id = deployment_id
-        if self.used is not NOTHING:
-            self.used = NOTHING
+        if self._used is not NOTHING:
+            self._used = NOTHING
+            self._output = 0
             self.source = UsageSource.NONE
             self.first_token_at = None
             base = self._base
@@ -75,7 +80,8 @@ class Record:
 
     def note(self, used: Quantities, source: UsageSource) -> None:
         """What is known to be used so far: kept where a crash cannot reach it, before the bytes that carry it go to the client."""
-        self.used = used
+        self._used = used
+        self._output = used.output
         self.source = source
         progress, base = self._progress, self._base
         progress[base + INPUT] = used.input
@@ -84,6 +90,19 @@ class Record:
         progress[base + OUTPUT] = used.output
         if self.first_token_at is None and (used.output or used.reasoning):
             self.first_token_at = progress[base + FIRST_TOKEN_AT] = self._now_us()
+
+    def advance(self, output: int) -> None:
+        """More output than `note` last knew, all else as it was: what there is to say about most chunks of a stream."""
+        self._output = output
+        self._progress[self._base + OUTPUT] = output
+        if self.first_token_at is None and output:
+            self.first_token_at = self._progress[self._base + FIRST_TOKEN_AT] = self._now_us()
+
+    @property
+    def used(self) -> Quantities:
+        """What is known to be used so far."""
+        used = self._used
+        return used if used.output == self._output else msgspec.structs.replace(used, output=self._output)
 
     def checkpoint(self) -> None:
         """Make what is known so far durable with the next group commit, against a loss of power."""

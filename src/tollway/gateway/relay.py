@@ -211,6 +211,16 @@ class Exchange:
         pieces = reader.body
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         reader.body = []
+        client = self._client
+        if client.committed and not reader.complete and not self._events.has_rest:
+            regular = stream.read_regular(data)
+            if regular is not None:
+                self._stream_bytes += len(data)
+                if self._stream_bytes <= self._bounds.stream_bytes_max:
+                    data, output = regular
+                    self._record.advance(output)
+                    client.send(data)
+                    return
         fault: Fault | None = None
         out = b""
         if data and not self.finished:

@@ -8,14 +8,14 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tollway.serve import data_directory
 from tollway.serve.logs import Echo, Log
-from tollway.serve.sockets import open_listener, url_of
+from tollway.serve.sockets import open_listener, parse_address, url_of
 from tollway.serve.supervisor import Event, Program, Supervisor, run_until_signal
 from tollway.settings import Settings, to_environment
 
@@ -51,9 +51,15 @@ class Installation:
 
 
 @contextmanager
-def opened(settings: Settings) -> Iterator[Installation]:
-    """Prepare and lock the data directory, open the sockets. Raises OperatorError for whatever a person must put
-    right."""
+def opened(settings: Settings, options: Sequence[str] = OPTIONS) -> Iterator[Installation]:
+    """Prepare and lock the data directory, open the sockets. Raises OperatorError for whatever a person must put right.
+
+    `options`: what the command at hand calls the four addresses.
+    """
+    gateway, control = settings.gateway, settings.control
+    addresses = (gateway.listen, gateway.internal, control.listen, control.link)
+    for address, option in zip(addresses, options, strict=True):
+        parse_address(address, option=option)  # before anything is made
     directory = Path(settings.data_dir).absolute()
     data_directory.prepare(directory)
     with data_directory.locked(directory, "serve"):
@@ -102,14 +108,14 @@ def programs(installation: Installation) -> list[Program]:
 
 
 def run(settings: Settings) -> int:
-    """`tollway serve`: run until SIGTERM or SIGINT; returns the exit code. Standard output has one JSON object a
+    """`tollway serve`: run until SIGTERM or SIGINT; returns the exit code. Standard output gets one JSON object a
     line."""
-    echo = Echo(sys.stdout.fileno())
-    try:
-        with opened(settings) as installation:
+    with opened(settings) as installation:
+        echo = Echo(sys.stdout.fileno())
+        try:
             return asyncio.run(_serve(installation, echo))
-    finally:
-        echo.close(seconds=1.0)
+        finally:
+            echo.close(seconds=1.0)
 
 
 async def _serve(installation: Installation, echo: Echo) -> int:

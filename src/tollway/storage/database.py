@@ -53,6 +53,9 @@ POSTGRES_CONNECTIONS = 20
 MIGRATION_LOCK = 0x746F6C6C776179
 """PostgreSQL advisory lock ("tollway" in ASCII): several control processes may start at once, one migrates."""
 
+MIGRATION_WAIT_SECONDS = 600
+"""For the process that migrates. A supervisor gives up on a start before that, and starts again."""
+
 
 class DatabaseTooNew(RuntimeError):
     """The database was migrated by a newer Tollway. Running an older one against it could damage it."""
@@ -179,7 +182,10 @@ class Database:
         config = _alembic_config()
         with self._connection(write=True) as connection:
             if connection.dialect.name == "postgresql":
+                # A migration may take its time, and whoever came second waits for it; but no table is waited for longer than usual.
+                connection.execute(sa.text(f"SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '{MIGRATION_WAIT_SECONDS}s'"))
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+                connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_WAIT_SECONDS}s'"))
             _refuse_newer(connection, config)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")

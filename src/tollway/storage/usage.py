@@ -141,7 +141,8 @@ def insert_events(tx: PlatformTx, events: Sequence[UsageEvent], lines: Mapping[s
     if not events:
         return
     insert = tx.insert(usage_events).on_conflict_do_nothing()
-    result = tx.connection.execute(insert, [_event_row(event) for event in events])
+    counted = tx.connection.execution_options(preserve_rowcount=True)  # else psycopg counts the last of several statements only
+    result = counted.execute(insert, [_event_row(event) for event in events])
     if result.rowcount != len(events):
         raise EventRace
     rows = [

@@ -197,9 +197,7 @@ class RequestReader:
             if wanted in _LISTS:
                 headers[wanted] += b", " + value
             else:
-                self.fault = self.fault or (
-                    faults.CREDENTIALS_AMBIGUOUS if wanted in _CREDENTIALS else faults.MALFORMED_HTTP
-                )
+                self.fault = self.fault or (faults.CREDENTIALS_AMBIGUOUS if wanted in _CREDENTIALS else faults.MALFORMED_HTTP)
         else:
             headers[wanted] = value
 

@@ -46,6 +46,11 @@ class EventReader:
         self._rest = rest
         return events
 
+    @property
+    def has_rest(self) -> bool:
+        """Whether bytes of an unfinished event are held."""
+        return bool(self._rest) or self._after_cr
+
 
 def find_data(event: bytes) -> bytes | None:
     """The event's data (lines joined by LF), or None if it has none: a comment, a bare id or retry."""

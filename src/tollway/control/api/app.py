@@ -23,12 +23,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tollway.control.api import (
     api_keys,
+    catalog,
     deployments,
     errors,
     ledger,
     limits,
     link,
-    models,
     nodes,
     organizations,
     prices,
@@ -60,7 +60,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     limits.router,
     usage.router,
     organizations.router,
-    models.router,
+    catalog.router,
     deployments.router,
     prices.router,
     nodes.router,

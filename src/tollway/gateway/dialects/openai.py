@@ -145,6 +145,25 @@ class _CountedEvent(msgspec.Struct):
     object: str | None = None
 
 
+class _RegularChoice(msgspec.Struct, gc=False):
+    finish_reason: None = None
+
+
+class _RegularUsage(msgspec.Struct, gc=False):
+    prompt_tokens: int
+    completion_tokens: int
+    completion_tokens_details: None = None
+    reasoning_tokens: None = None
+
+
+class _Regular(msgspec.Struct, gc=False):
+    """The event that a stream consists of but for its first and last: one choice that goes on, and a running usage."""
+
+    choices: list[_RegularChoice]
+    usage: _RegularUsage
+    error: None = None
+
+
 class _Error(msgspec.Struct):
     message: str | None = None
     code: int | str | None = None
@@ -155,6 +174,7 @@ _usage = msgspec.json.Decoder(_Usage)
 _answer = msgspec.json.Decoder(_Answer)
 _event = msgspec.json.Decoder(_Event)
 _counted_event = msgspec.json.Decoder(_CountedEvent)
+_regular = msgspec.json.Decoder(_Regular)
 _error = msgspec.json.Decoder(_Error)
 
 
@@ -290,7 +310,12 @@ def _read_error(body: bytes) -> tuple[int | str | None, str]:
 
 
 class Stream:
-    """Reads one stream's events. `used` is the best knowledge of what was used so far, from `source`; `terminated` once [DONE] was seen."""
+    """Reads one stream's events. `used` is the best knowledge of what was used so far, from `source`; `terminated` once [DONE] was seen.
+
+    Nearly all events of a stream are alike, so there are two ways to read one. `read_regular` takes bytes that are exactly one event as
+    engines write it in mid-stream, and knows in two microseconds that it is one; it says None to anything else. `read` takes any event.
+    Both come to the same result; the tests hold them against each other.
+    """
 
     __slots__ = (
         "_counted",
@@ -299,8 +324,10 @@ class Stream:
         "_finish_seen",
         "_hide_continuous",
         "_hide_usage",
+        "_output",
         "_output_tokens_max",
         "_owed",
+        "_prompt_tokens",
         "_rename",
         "_reported",
         "anomaly",
@@ -332,12 +359,41 @@ class Stream:
             self._rename = (b'"model":' + encode(upstream_model), encode(public_model))
         self._events = 0
         self._counted = 0
+        self._output = 0
         self._reported = False
         self._finish_seen = False
+        self._prompt_tokens = -1  # of the last report that `read` believed; while negative, nothing is regular
         self.used: Quantities | None = None
         self.source = UsageSource.NONE
         self.anomaly: str | None = None
         self.terminated = False
+
+    def read_regular(self, data: bytes) -> tuple[bytes, int] | None:
+        """What to relay of bytes that are one regular event, and the output tokens so far; None if `read` must look at them.
+
+        Regular: an event that only adds output to what `read` has believed before, of an engine that reports running usage as the last
+        member. `used` is not brought up to date here: the caller notes the tokens, and `read` sees a total before the stream ends.
+        """
+        if self._prompt_tokens < 0 or not data.startswith(b"data: {") or not data.endswith(b"}}\n\n"):
+            return None
+        if data.count(b"\n") != 2 or b"\r" in data or not data.isascii():
+            return None
+        try:
+            event = _regular.decode(memoryview(data)[6:])
+        except msgspec.DecodeError:
+            return None
+        usage = event.usage
+        output = usage.completion_tokens
+        cap = self._output_tokens_max
+        if len(event.choices) != 1 or usage.prompt_tokens != self._prompt_tokens or output < self._output or output > (cap or TOKENS_MAX):
+            return None
+        if self._hide_continuous:
+            at = data.rfind(b',"usage":{')
+            if at < 0 or data.count(b"{", at) + 1 != data.count(b"}", at):
+                return None
+            data = data[:at] + b"}\n\n"
+        self._output = output
+        return data, output
 
     def read(self, event: bytes) -> bytes | None:
         """Read one event (as `wire.sse.EventReader` gives it); returns what to relay, or None for nothing. Raises Fault.
@@ -351,6 +407,7 @@ class Stream:
             if not self._events:
                 raise Fault(faults.UPSTREAM_INVALID, detail="a stream without events")
             self.terminated = True
+            self._prompt_tokens = -1
             return None if self._owed is None else b"data: " + bodies.join(self._owed) + b"\n\n"
         if b"\n" in data:
             data = data.replace(b"\n", b" ")  # of several data lines one is made; inside JSON a line end is nothing but space
@@ -417,11 +474,13 @@ class Stream:
         used = hold_to(reported, self._output_tokens_max)
         if used is not reported:
             self.anomaly = USAGE_INFLATED
-        before = self.used
-        if before is not None and self._reported and used.output + used.reasoning < before.output + before.reasoning:
+        if used.output + used.reasoning < self._output:
             self.anomaly = USAGE_SHRINKING
             return  # a shrinking report is nonsense; the larger one was true when it was made
         self.used = used
+        self._output = used.output + used.reasoning
+        regular = self._rename is None and not self._counting and not used.reasoning and not self._finish_seen
+        self._prompt_tokens = used.input + used.cached_input if regular else -1
         self._reported = True
         self.source = UsageSource.ENGINE_FINAL if final else UsageSource.ENGINE_CONTINUOUS
 

@@ -1,14 +1,16 @@
 """Alembic's door. `Database.migrate` hands its connection in; on the command line (`make migration`) the URL comes by `-x url=...`."""
 
+from typing import Literal
+
 import sqlalchemy as sa
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
-from tollway.storage import schema_money
+from tollway.storage import schema, schema_money
 from tollway.storage.database import Database
 
 
-def render_item(kind: str, item: object, _context: AutogenContext) -> str | bool:
+def render_item(kind: str, item: object, _context: AutogenContext) -> str | Literal[False]:
     """How generated migrations write our own column type: frozen, so that a later change of the type leaves them alone."""
     if kind == "type" and isinstance(item, schema_money.Amount):
         return 'sa.Numeric(38, 0).with_variant(sa.String(39), "sqlite")'
@@ -19,7 +21,7 @@ def run(connection: sa.Connection) -> None:
     """Migrate (or compare) over `connection`, inside its transaction."""
     context.configure(
         connection=connection,
-        target_metadata=schema_money.metadata,
+        target_metadata=schema.metadata,
         compare_type=True,
         render_as_batch=True,  # SQLite cannot alter a table in place
         render_item=render_item,

@@ -1,0 +1,91 @@
+"""strace and perf on a running target.
+
+strace counts system calls, exactly but slowly: use its counts, never its times. perf samples the program counter and
+disturbs little: use its shares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.machine import LOAD_CPU, Unavailable, get_tool, launch, stop
+
+TOOL_SECONDS_MAX = 60.0
+PERF_PER_SECOND = 1999  # not in step with anything that ticks in round milliseconds
+
+
+@contextlib.contextmanager
+def count_system_calls(pids: Sequence[int], output: Path) -> Iterator[dict[str, int]]:
+    """Counts the system calls of these processes, all threads, while the block runs; the dict is filled when it ends.
+
+    Raises `Unavailable` when strace is missing or may not attach.
+    """
+    strace = get_tool("strace", "strace")
+    command = [strace, "-f", "-c", "-U", "calls,name", "-o", str(output)]
+    for pid in pids:
+        command += ["-p", str(pid)]
+    log = output.with_suffix(".log")
+    process = launch(command, cpu=LOAD_CPU, log=log)  # not real-time: the load that shares its CPU goes first
+    counts: dict[str, int] = {}
+    try:
+        deadline = time.monotonic() + TOOL_SECONDS_MAX
+        while not all(_is_traced(pid) for pid in pids):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise Unavailable(f"strace cannot attach: {log.read_text()[-300:]}")
+            time.sleep(0.01)
+        yield counts
+        process.send_signal(signal.SIGINT)
+        process.wait(TOOL_SECONDS_MAX)
+    finally:
+        stop(process.pid)
+    counts |= parse_strace(output.read_text())
+
+
+def parse_strace(text: str) -> dict[str, int]:
+    """Calls by name from `strace -c -U calls,name`, without the total."""
+    rows = re.findall(r"^ *(\d+) ([a-z_0-9]+)$", text, re.MULTILINE)
+    return {name: int(calls) for calls, name in rows if name != "total"}
+
+
+def sample_shares(pids: Sequence[int], seconds: float, output: Path) -> tuple[dict[str, float], str]:
+    """Where these processes spend their CPU time in the coming seconds: share (0 to 1) by binary ("kernel",
+    "libc.so.6", ...), and the hottest functions as perf prints them. Raises `Unavailable` when perf is missing or may
+    not sample.
+    """
+    perf = get_tool("perf", "linux-perf")
+    record = [perf, "record", "-q", "-e", "cpu-clock", "-F", str(PERF_PER_SECOND), "-o", str(output)]
+    record += ["-p", ",".join(map(str, pids)), "--", "sleep", str(seconds)]
+    _run(record)
+    shares = _run([perf, "report", "-i", str(output), "--stdio", "-q", "-F", "overhead,dso"])
+    functions = _run([perf, "report", "-i", str(output), "--stdio", "-q", "-F", "overhead,dso,sym", "--percent-limit", "0.5"])
+    return parse_perf(shares), "\n".join(line for line in functions.splitlines() if line.strip())
+
+
+def parse_perf(text: str) -> dict[str, float]:
+    """Share of samples (0 to 1) by binary from `perf report -F overhead,dso`."""
+    shares: dict[str, float] = {}
+    for percent, name in re.findall(r"^ *([0-9.]+)% +(\S+)", text, re.MULTILINE):
+        binary = "kernel" if name.startswith("[kernel") else name
+        shares[binary] = shares.get(binary, 0.0) + float(percent) / 100
+    return shares
+
+
+def _run(command: list[str]) -> str:
+    process = launch(command, cpu=LOAD_CPU)
+    try:
+        output, _ = process.communicate(timeout=TOOL_SECONDS_MAX)
+    finally:
+        stop(process.pid)
+    if process.returncode:
+        raise Unavailable(f"{' '.join(command[:2])} failed ({process.returncode})")
+    return output
+
+
+def _is_traced(pid: int) -> bool:
+    tasks = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return not any("TracerPid:\t0\n" in status for status in tasks)

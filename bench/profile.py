@@ -1,0 +1,36 @@
+"""Where the microseconds go: `python -m bench.profile TARGET SCENARIO`, for instance `tollway request` or `nginx
+chunk`.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from bench.figures import SCENARIOS, count_per_unit, shares_under
+from bench.run import add_rig_arguments, prepared
+
+
+def main() -> int:
+    """Prints system calls per unit, shares of CPU time by binary, and the hottest functions of one target under one
+    load.
+    """
+    parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
+    parser.add_argument("target")
+    parser.add_argument("scenario", choices=sorted(SCENARIOS))
+    add_rig_arguments(parser)
+    arguments = parser.parse_args()
+    with prepared(arguments, record=lambda sample: None) as rig, rig.running([arguments.target]) as targets:
+        for target in targets:
+            print(f"\n{target.name}, per {arguments.scenario}: system calls")
+            for name, calls in count_per_unit(rig, target, arguments.scenario).items():
+                print(f"  {calls:9.3f}  {name}")
+            values, functions = shares_under(rig, target, arguments.scenario)
+            print(f"\nmicroseconds of CPU per {arguments.scenario}, by binary")
+            for name, microseconds in values.items():
+                print(f"  {microseconds:9.2f}  {name}")
+            print(f"\nhottest functions\n{functions}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

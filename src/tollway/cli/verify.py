@@ -1,0 +1,63 @@
+"""`tollway verify`: usage and ledger recomputed from the archive alone, and compared with the database."""
+
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tollway.cli.control import DatabaseUrl
+from tollway.cli.output import Output, OutputOption, print_json
+from tollway.cli.processes import Config, DataDir, read_settings
+from tollway.control import verify as verification
+from tollway.domain.faults import Fault
+from tollway.serve import data_directory
+from tollway.settings import OperatorError
+from tollway.storage.archive import Archive
+from tollway.storage.database import Database, DatabaseOutdated, DatabaseTooNew
+
+
+def verify(
+    config: Config = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    archive: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The archived records.", show_default="control/archive in --data-dir")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Recompute events, rated lines, rollups, ledger and balances from the archived records, and compare.
+
+    Exit code 0 if all agree, 1 with the first difference of each table if not. The embedded database must be stopped;
+    PostgreSQL is read as of one instant.
+    """
+    settings = read_settings(config, data_dir=data_dir, control__database_url=database_url)
+    directory = Path(settings.data_dir).absolute()
+    url = settings.control.database_url
+    with ExitStack() as held:
+        if url is None:
+            data_directory.check_format(directory)
+            held.enter_context(data_directory.locked(directory / "control", "control"))
+            if not (directory / "control" / "tollway.db").exists():
+                raise OperatorError(f"there is no database in {directory}", hint="see --data-dir or --database-url")
+        try:
+            database = Database.open(url or data_directory.sqlite_url(directory))
+            held.callback(database.close)
+            database.check_schema()
+            report = verification.verify(database, Archive(archive or directory / "control" / "archive"))
+        except (DatabaseTooNew, DatabaseOutdated, ValueError) as error:
+            raise OperatorError(str(error)) from None
+        except Fault as fault:
+            raise OperatorError(f"{fault.message} ({fault.detail})", hint="see --database-url") from None
+    if output is Output.JSON:
+        print_json({**asdict(report), "is_right": report.is_right})
+    else:
+        read = {"epochs": report.epochs, "records": report.records, "events": report.events}
+        read |= {"transactions": report.transactions, "accounts": report.accounts}
+        print("compared: " + ", ".join(f"{count} {name}" for name, count in read.items()))
+        print(f"set aside: {report.conflicts} conflicts, {report.quarantined} records that could not be rated")
+        for difference in report.differences:
+            print(f"{difference.table}: {difference.count} differences, the first: {difference.first}")
+        print("everything agrees" if report.is_right else "the database does not agree with the archive")
+    raise typer.Exit(0 if report.is_right else 1)

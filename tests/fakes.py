@@ -1,0 +1,295 @@
+"""Stand-ins for what lies outside the data plane: the clock, the spool, the engine, the client's socket. Real classes with the
+contracts of `gateway/ports.py`, not mocks: each keeps its side of the contract and complains when the plane breaks its own."""
+
+import array
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tollway.domain import faults
+from tollway.domain.faults import Fault
+from tollway.domain.usage import Admit, Final, Quantities
+from tollway.gateway.ports import SLOT_WORDS, Flow
+
+PATIENCE_SECONDS = 20.0  # only a hang is longer, whatever else this machine does
+
+
+class Clock:
+    """UTC microseconds that move only when told to; and random bits that are never the same twice."""
+
+    def __init__(self, now_us: int = 1_795_000_000_000_000) -> None:
+        self._now_us = now_us
+        self._drawn = 0
+
+    def now_us(self) -> int:
+        return self._now_us
+
+    def advance(self, seconds: float) -> None:
+        self._now_us += int(seconds * 1e6)
+
+    def random_bits(self, count: int) -> int:
+        self._drawn += 1
+        return (self._drawn * 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835_1082_276B) & ((1 << count) - 1)
+
+
+class UsageSink:
+    """A spool in memory. Counts what is owed, and fails the test that gives a FINAL twice or for a slot that is not taken."""
+
+    SLOTS = 4096
+
+    def __init__(self) -> None:
+        self.progress = memoryview(array.array("Q", bytes(8 * SLOT_WORDS * self.SLOTS)))
+        self.admits: list[Admit] = []
+        self.finals: list[Final] = []
+        self.checkpoints: list[Quantities] = []
+        self.is_full = False
+        self.is_broken = False
+        self.durable: asyncio.Event | None = None
+        """Where set, FINALs become durable only once it is."""
+        self._free = list(range(self.SLOTS))
+        self._taken: dict[int, Admit] = {}
+
+    def admit(self, admit: Admit) -> int:
+        if self.is_full:
+            raise Fault(faults.SPOOL_UNAVAILABLE, detail="full")
+        slot = self._free.pop()
+        self._taken[slot] = admit
+        self.admits.append(admit)
+        self.progress[slot * SLOT_WORDS : (slot + 1) * SLOT_WORDS] = memoryview(array.array("Q", [0] * SLOT_WORDS))
+        return slot
+
+    def checkpoint(self, request_id: str, used: Quantities) -> None:
+        assert request_id in {admit.request_id for admit in self._taken.values()}
+        self.checkpoints.append(used)
+
+    def final(self, slot: int, final: Final) -> Awaitable[None]:
+        assert self._taken.pop(slot) is final.admit, "a FINAL for a slot that this request does not hold"
+        self._free.append(slot)
+        self.finals.append(final)
+        return self._become_durable()
+
+    async def _become_durable(self) -> None:
+        if self.durable is not None:
+            await self.durable.wait()
+        if self.is_broken:
+            raise Fault(faults.SPOOL_UNAVAILABLE, detail="broken")
+
+    def is_writable(self) -> bool:
+        return not self.is_full
+
+    @property
+    def owed(self) -> int:
+        """ADMITs that have no FINAL yet."""
+        return len(self._taken)
+
+    async def settled(self, count: int = 1) -> Final:
+        """The last FINAL, once there are `count` of them and none is owed."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while len(self.finals) < count or self.owed:
+                await asyncio.sleep(0.001)
+        assert len(self.finals) == len(self.admits) == count
+        return self.finals[-1]
+
+
+class Vault:
+    """Seals nothing."""
+
+    def unseal(self, sealed: bytes) -> str:
+        return sealed.decode()
+
+
+class Do(Enum):
+    """What an upstream's script can do beside writing bytes."""
+
+    FIN = "close the connection"
+    RST = "reset the connection"
+    HOLD = "be silent until the other side leaves"
+    GATE = "wait for `Upstream.gate`"
+
+
+Step = bytes | Do
+Script = Sequence[Step]
+
+
+@dataclass
+class Asked:
+    """One request as the upstream got it. `left`: set once the gateway broke the connection before the script was over."""
+
+    head: bytes
+    body: bytes
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Upstream:
+    """An engine on loopback that answers with bytes: the n-th request plays the n-th script, all later ones the last."""
+
+    def __init__(self, *scripts: Script) -> None:
+        self.scripts = scripts
+        self.asked: list[Asked] = []
+        self.connections = 0
+        self.written = 0
+        self.gate = asyncio.Event()
+        self.url = ""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator["Upstream"]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 24)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield self
+        finally:
+            server.close()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connections += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))[15:])
+                asked = Asked(head, await reader.readexactly(length))
+                self.asked.append(asked)
+                script = self.scripts[min(len(self.asked), len(self.scripts)) - 1]
+                try:
+                    if not await self._play(script, reader, writer):
+                        return
+                except ConnectionError:
+                    asked.left.set()
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort()
+            self._tasks.discard(task)
+
+    async def _play(self, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        for step in script:
+            match step:
+                case bytes():
+                    writer.write(step)
+                    await writer.drain()
+                    self.written += len(step)
+                case Do.FIN:
+                    writer.close()
+                    return False
+                case Do.RST:
+                    reset(writer)
+                    return False
+                case Do.HOLD:
+                    await reader.read(1)
+                    raise ConnectionResetError
+                case Do.GATE:
+                    await self.gate.wait()
+        return True
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Close with RST instead of FIN, after what was written has left."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+class Recorder:
+    """The client's end of one exchange, as `ports.Client`: keeps what it is told, and fails the test that tells it nonsense."""
+
+    def __init__(self) -> None:
+        self.committed = False
+        self.gone = False
+        self.status: int | None = None
+        self.body = b""
+        self.ended = False
+        self.flow: Flow | None = None
+
+    def answer(self, status: int, headers: bytes, body: bytes) -> None:
+        assert not self.committed and not self.ended, "a second answer"
+        self.committed = self.ended = True
+        self.status, self.body = status, body
+
+    def begin_stream(self, headers: bytes) -> None:
+        assert not self.committed, "a second status line"
+        self.committed = True
+        self.status = 200
+
+    def send(self, data: bytes) -> None:
+        assert self.committed and not self.ended and data, "bytes outside a stream, or none: an empty chunk would end it"
+        self.body += data
+
+    def end_stream(self, data: bytes) -> None:
+        self.send(data)
+        self.ended = True
+
+    def attend(self, flow: Flow | None) -> None:
+        self.flow = flow
+
+
+class Transport(asyncio.Transport):
+    """A socket in memory: what was written, and how it was closed."""
+
+    def __init__(self, protocol: asyncio.Protocol, peer: str = "192.0.2.1") -> None:
+        super().__init__()
+        self.written = b""
+        self.protocol = protocol
+        self.reading = True
+        self.eof_written = False
+        self.aborted = False
+        self._closing = False
+        self._peer = peer
+        protocol.connection_made(self)
+
+    def feed(self, data: bytes) -> None:
+        """Bytes from the client; none arrive once the connection is closed."""
+        if not self._closing:
+            assert self.reading, "bytes were fed to a paused socket"
+            self.protocol.data_received(data)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.eof_written, "bytes after the end of the connection"
+        if not self._closing:
+            self.written += bytes(data)
+
+    def write_eof(self) -> None:
+        self.eof_written = True
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+
+    def abort(self) -> None:
+        self.aborted = True
+        self.close()
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return (self._peer, 4711) if name == "peername" else default
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the client will hear nothing more."""
+        return self._closing or self.eof_written
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns once the condition holds; fails if it never does."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.001)

@@ -1,0 +1,232 @@
+"""Attacks on identity: who asks, with what, and what of it may be seen in logs, metrics and headers."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.fakes import Do, Upstream, until
+from tests.gateway.running import (
+    ADMIN_KEY,
+    EXPIRED_KEY,
+    KEY,
+    NARROW_KEY,
+    NODE_KEY,
+    NOWHERE,
+    OTHER_KEY,
+    PLATFORM_KEY,
+    UNKNOWN_KEY,
+    Answer,
+    Memory,
+    Served,
+    chat,
+    completion,
+    connect,
+    gateway,
+    message,
+    plane,
+    post,
+    split_answers,
+    whole,
+)
+from tests.gateway.test_framing import sink_of
+from tollway.domain.limits import Limits
+from tollway.domain.snapshot import Change
+
+
+@pytest.fixture
+async def memory() -> AsyncIterator[Memory]:
+    with plane({"other": Served([NOWHERE]), "org/name": Served([NOWHERE])}) as (made, _, log):
+        yield Memory(made)
+        log.close()
+        assert b"internal_error" not in log.text
+
+
+async def ask(memory: Memory, method_and_path: str, *lines: str, body: Any = None) -> Answer:
+    data = b"" if body is None else msgspec.json.encode(body)
+    head = "".join(line + "\r\n" for line in (f"{method_and_path} HTTP/1.1", "host: gateway", *lines))
+    head += f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+    (answer,) = split_answers((await memory.exchange(head.encode("latin-1") + data)).written)
+    return answer
+
+
+async def ask_chat(memory: Memory, *lines: str) -> Answer:
+    return await ask(memory, "POST /v1/chat/completions", *lines, body=chat())
+
+
+def essence(answer: Answer) -> tuple[Any, ...]:
+    """All that an answer says, but for its id."""
+    error = answer.error
+    headers = {name: value for name, value in answer.headers.items() if name not in ("x-request-id", "content-length")}
+    return answer.status, headers, error["message"].partition(" (")[0], error["type"], error["param"], error["code"]
+
+
+NO_KEYS = {
+    "36-none": [],
+    "36-empty": ["authorization: Bearer "],
+    "36-bad-prefix": ["authorization: Bearer sk-" + KEY[3:]],
+    "36-bad-checksum": ["authorization: Bearer " + KEY[:-1] + ("0" if KEY[-1] != "0" else "1")],
+    "36-long": ["authorization: Bearer " + KEY + "x" * 8000],
+    "38-sql": ["authorization: Bearer ' OR 1=1; --"],
+    "38-json": ['authorization: Bearer {"$gt":""}'],
+    "38-ldap": ["authorization: Bearer *)(uid=*"],
+    "38-space-inside": ["authorization: Bearer " + KEY[:20] + " " + KEY[20:]],
+    "38-tab": ["authorization: Bearer\t" + KEY],
+    "38-utf-8": ["authorization: Bearer " + "ключ".encode().decode("latin-1")],
+    "38-basic": ["authorization: Basic dXNlcjpwYXNz"],
+    "38-two-tokens": ["authorization: Bearer " + KEY + ", Bearer " + KEY],
+    "38-no-scheme": ["authorization: " + KEY],
+    "38-case-changed": ["authorization: Bearer " + KEY.swapcase()],
+}
+
+
+@pytest.mark.parametrize("row", NO_KEYS)
+async def test_no_key_at_all(row: str, memory: Memory) -> None:
+    answer = await ask_chat(memory, *NO_KEYS[row])
+    assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert not sink_of(memory).admits
+
+
+async def test_37_unknown_revoked_and_expired_keys_answer_alike(memory: Memory) -> None:
+    plane = memory.edge.plane
+    plane.apply(Change(version=2, kind="key", id=f"key_{1:032x}", entry=None))
+    answers = [await ask_chat(memory, f"authorization: Bearer {key}") for key in (UNKNOWN_KEY, OTHER_KEY, EXPIRED_KEY)]
+    assert essence(answers[0]) == essence(answers[1]) == essence(answers[2])
+    assert answers[0].status == 401
+
+
+async def test_37_a_flood_of_unknown_keys_costs_neither_disk_nor_a_log_line_each(memory: Memory) -> None:
+    plane = memory.edge.plane
+    data = message(chat(), key=UNKNOWN_KEY)
+    for _ in range(50):
+        assert len(split_answers((await memory.exchange(data * 10)).written)) == 10
+    assert plane.metrics.refusals == {"invalid_api_key": 500}
+    assert not sink_of(memory).admits
+    assert plane.refusal_lines == 0
+
+
+CARRIERS = ["authorization: Bearer {}", "Authorization: bearer {}", "authorization:  Bearer  {} ", "x-api-key: {}", "api-key: {}"]
+
+
+@pytest.mark.parametrize("key", [KEY, NARROW_KEY, EXPIRED_KEY, UNKNOWN_KEY, ADMIN_KEY])
+async def test_40_the_way_a_key_is_carried_changes_nothing(key: str, memory: Memory) -> None:
+    answers = [await ask_chat(memory, carrier.format(key)) for carrier in CARRIERS]
+    assert len({msgspec.json.encode(essence(answer)) for answer in answers}) == 1
+    assert len({admit.key_id for admit in sink_of(memory).admits}) <= 1
+
+
+@pytest.mark.parametrize("second", ["x-api-key: {}", "api-key: {}"])
+async def test_40_two_credentials_are_none(second: str, memory: Memory) -> None:
+    for other in (KEY, OTHER_KEY, "junk"):
+        answer = await ask_chat(memory, f"authorization: Bearer {KEY}", second.format(other))
+        assert (answer.status, answer.error["code"]) == (400, "ambiguous_credentials")
+
+
+@pytest.mark.parametrize("key", [ADMIN_KEY, PLATFORM_KEY, NODE_KEY], ids=["admin", "platform", "node"])
+async def test_44_keys_of_the_other_plane(key: str, memory: Memory) -> None:
+    for path, body in (("POST /v1/chat/completions", chat()), ("GET /v1/models", None)):
+        answer = await ask(memory, path, f"authorization: Bearer {key}", body=body)
+        assert (answer.status, answer.error["code"]) == (403, "insufficient_scope")
+
+
+async def test_41_a_revoked_key_stops_with_the_change_that_revokes_it(memory: Memory) -> None:
+    plane = memory.edge.plane
+    assert (await ask_chat(memory, f"authorization: Bearer {KEY}")).status == 502
+    plane.apply(Change(version=2, kind="key", id=f"key_{0:032x}", entry=None))
+    assert (await ask_chat(memory, f"authorization: Bearer {KEY}")).status == 401
+
+
+async def test_models_are_those_that_the_key_may_use(memory: Memory) -> None:
+    everything = await ask(memory, "GET /v1/models", f"authorization: Bearer {KEY}")
+    narrow = await ask(memory, "GET /v1/models", f"authorization: Bearer {NARROW_KEY}")
+    assert [model["id"] for model in everything.json()["data"]] == ["m", "org/name", "other"]
+    assert [model["id"] for model in narrow.json()["data"]] == ["other"]
+    assert (await ask(memory, "GET /v1/models")).status == 401
+    for path in ("/v1/models/org/name", "/v1/models/org%2Fname", "/v1/models/org%2fname"):
+        answer = await ask(memory, f"GET {path}", f"authorization: Bearer {KEY}")
+        assert answer.json() == {"id": "org/name", "object": "model", "created": 1, "owned_by": "tollway"}
+    hidden = await ask(memory, "GET /v1/models/m", f"authorization: Bearer {NARROW_KEY}")
+    absent = await ask(memory, "GET /v1/models/absent", f"authorization: Bearer {NARROW_KEY}")
+    assert essence(hidden) == essence(absent)
+    assert hidden.status == 404
+
+
+HOSTILE = ["a b", "a" * 10_000, "x\u202e".encode().decode("latin-1"), "${jndi:ldap://x}", "\\x1b[31m", "req_" + "0" * 32]
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+async def test_17_ids_are_ours_whatever_the_client_calls_itself(value: str, memory: Memory) -> None:
+    answers = [
+        await ask_chat(memory, f"authorization: Bearer {KEY}", f"x-request-id: {value}", f"x-client-request-id: {value}"),
+        await ask_chat(memory, f"authorization: Bearer {KEY}", f"traceparent: {value}", "baggage: " + value),
+    ]
+    ids = {answer.headers["x-request-id"] for answer in answers}
+    assert len(ids) == 2 and value not in ids
+    assert all(id in answer.error["message"] for id, answer in zip(sorted(ids), answers, strict=True))
+
+
+async def test_17_the_trace_goes_on_and_the_sampling_decision_is_ours() -> None:
+    trace = "0123456789abcdef0123456789abcdef"
+    async with Upstream([whole(completion())]).listening() as upstream, gateway({"m": Served([upstream.url])}) as running:
+        await post(running.port, chat(), traceparent=f"00-{trace}-0123456789abcdef-01")
+        await post(running.port, chat(), traceparent=f"00-{'0' * 32}-0123456789abcdef-01")
+        first, second = (asked.head.partition(b"traceparent: ")[2].partition(b"\r\n")[0].decode() for asked in upstream.asked)
+    assert first.startswith(f"00-{trace}-") and not first.endswith("0123456789abcdef-01") and first.endswith("-00")
+    assert "0" * 32 not in second
+
+
+async def test_18_nothing_of_a_client_becomes_a_header_or_is_echoed(memory: Memory) -> None:
+    hostile = 'x\r\nset-cookie: a=b\x1b[31m\u202e${jndi:ldap://x}"'
+    answer = await ask(
+        memory,
+        "POST /v1/chat/completions",
+        f"authorization: Bearer {KEY}",
+        "user-agent: \\x1b[31m${jndi:ldap://x}",
+        "x-client-request-id: ok-1",
+        body=chat(hostile, user=hostile, metadata={"a": hostile}),
+    )
+    assert answer.status == 404 and "set-cookie" not in answer.headers and b"jndi" not in answer.body
+
+
+async def test_18_log_lines_hold_neither_content_nor_secrets() -> None:
+    async with Upstream([whole(completion("the answer"))]).listening() as upstream, gateway({"m": Served([upstream.url])}) as running:
+        prompt = chat() | {"messages": [{"role": "user", "content": "the \x1b question\r\n"}], "user": "the person"}
+        assert (await post(running.port, prompt, x_client_request_id="mine-1")).status == 200
+        assert (await post(running.port, chat("no\r\nsuch\u202emodel"), x_client_request_id="a b")).status == 404
+    lines = [msgspec.json.decode(line) for line in running.log.text.splitlines()]
+    assert [line["status"] for line in lines] == [200, 404]
+    assert lines[0]["client_request_id"] == "mine-1" and "client_request_id" not in lines[1]
+    for word in (b"question", b"the answer", b"person", b"such", b"tw_live", b"\x1b", b"\\u001b"):
+        assert word not in running.log.text
+
+
+async def test_57_labels_are_those_of_the_catalog() -> None:
+    async with Upstream([whole(completion())]).listening() as upstream, gateway({"m": Served([upstream.url])}) as running:
+        for number in range(30):
+            await post(running.port, chat(f"flood-{number}", user=f"flood-{number}"), f"/v1/chat/completions?flood-{number}")
+            await post(running.port, chat(), f"/flood-{number}", user_agent=f"flood-{number}")
+        await post(running.port, chat())
+        async with connect(running.internal_port) as client:
+            client.send(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+            page = (await client.answer("GET")).body
+        assert b"flood" not in page
+        assert b'tollway_requests_total{endpoint="chat/completions",model="m",status="200"} 1.0' in page
+        assert (await post(running.port, chat(), "/metrics")).status == 404
+
+
+async def test_limits_are_told_and_concurrency_is_held_to_the_last_byte() -> None:
+    limits = Limits(requests_per_minute=3, concurrent_requests=1)
+    async with Upstream([Do.GATE, whole(completion())]).listening() as upstream:
+        async with gateway({"m": Served([upstream.url])}, limits=limits) as running, connect(running.port) as client:
+            client.send(message(chat()))
+            await until(lambda: bool(upstream.asked))
+            busy = await post(running.port, chat())
+            assert (busy.status, busy.error["code"], busy.error["type"]) == (429, "rate_limit_exceeded", "requests")
+            assert int(busy.headers["retry-after"]) >= 1 and int(busy.headers["retry-after-ms"]) >= 1
+            upstream.gate.set()
+            answer = await client.answer()
+            assert answer.headers["x-ratelimit-limit-requests"] == "3"
+            assert answer.headers["x-ratelimit-remaining-requests"] == "2"
+            assert [(await post(running.port, chat())).status for _ in range(3)] == [200, 200, 429]

@@ -1,0 +1,87 @@
+"""Usage records for tests: plausible, deterministic, small."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from tollway.domain.prices import PriceVersion
+from tollway.domain.usage import Admit, Final, Outcome, Quantities, Record, UsageSource, encode
+from tollway.wire.segments import extend, first_chain
+
+NODE = "node_" + "0" * 32
+OTHER_NODE = "node_" + "1" * 32
+EPOCH = 1_790_000_000_000_000
+ORGANIZATION = "org_" + "1" * 32
+OTHER_ORGANIZATION = "org_" + "2" * 32
+PROJECT = "proj_" + "1" * 32
+KEY = "key_" + "1" * 32
+DEPLOYMENT = "dep_" + "1" * 32
+
+PRICE = PriceVersion(
+    id="price_" + "1" * 32,
+    model="echo",
+    currency="EUR",
+    valid_from=0,
+    input_pico=270_000,
+    cached_input_pico=27_000,
+    output_pico=1_100_000,
+    reasoning_pico=1_100_000,
+    request_pico=5,
+)
+OTHER_PRICE = msgspec.structs.replace(PRICE, id="price_" + "2" * 32, currency="USD", input_pico=1, output_pico=3, request_pico=0)
+
+
+def request_id(number: int) -> str:
+    """The id of sample request `number`."""
+    return f"req_{number:032x}"
+
+
+def admit(number: int, **changes: Any) -> Admit:
+    """Sample request `number`, admitted a millisecond after the one before it."""
+    sample = Admit(
+        request_id=request_id(number),
+        admitted_at=EPOCH + number * 1000,
+        organization_id=ORGANIZATION,
+        project_id=PROJECT,
+        key_id=KEY,
+        model="echo",
+        endpoint="chat/completions",
+        stream=True,
+        price_version=PRICE.id,
+        outcome_policy=1,
+    )
+    return msgspec.structs.replace(sample, **changes)
+
+
+def final(of: Admit, **changes: Any) -> Final:
+    """The end of a request that completed normally."""
+    sample = Final(
+        admit=of,
+        outcome=Outcome.COMPLETED,
+        used=Quantities(100, 20, 30, 4),
+        source=UsageSource.ENGINE_FINAL,
+        ended_at=of.admitted_at + 250_000,
+        deployment_id=DEPLOYMENT,
+        attempts=1,
+        first_token_at=of.admitted_at + 40_000,
+    )
+    return msgspec.structs.replace(sample, **changes)
+
+
+def frames(records: Iterable[Record | bytes], node_id: str = NODE, epoch: int = EPOCH) -> list[bytes]:
+    """Records (or payloads that are none) as the frames of an epoch, from its first one on."""
+    chain, framed = first_chain(node_id, epoch), []
+    for seq, record in enumerate(records, 1):
+        chain, data = extend(chain, seq, record if isinstance(record, bytes) else encode(record))
+        framed.append(data)
+    return framed
+
+
+def exchanges(numbers: Sequence[int], **changes: Any) -> list[Record]:
+    """ADMIT and FINAL of each of these requests."""
+    records: list[Record] = []
+    for number in numbers:
+        of = admit(number, **changes)
+        records += [of, final(of)]
+    return records

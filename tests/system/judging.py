@@ -1,0 +1,229 @@
+"""Bills held against the truth log of the simulated engine, the only judge. Shares no code with what it judges.
+
+A request that the engine completed costs exactly what the engine generated, class by class, to the pico. One that ended otherwise
+is billed at least what its client counted and at most what the engine generated. A request that no engine ever heard of (a gateway
+can die between ADMIT and the first byte to the engine) may have left an event, but one that bills nothing.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx2
+import sqlalchemy as sa
+from pysqlite3 import dbapi2
+
+from tollway.simulator import truth
+
+TOKEN_CLASSES = ("input", "cached_input", "output", "reasoning")
+
+Prices = Mapping[str, Mapping[str, str]]
+"""By model and class: a decimal text per million tokens, or per request."""
+
+Ended = Literal["complete", "left", "error", "broken"]
+"""How an answer ended for its client: whole; the client left; the gateway said so; the connection broke."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a client knows of its request. `request_id` is None if no head came, `status` likewise. `tokens` arrived at it; it asked
+    for `planned_tokens` at most. `code`: of the error that it was told."""
+
+    model: str
+    planned_tokens: int
+    request_id: str | None
+    status: int | None
+    tokens: int
+    ended: Ended
+    code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What the engine says about one attempt. `generated` is None if the engine died with it; `delivered`: left its socket."""
+
+    number: int
+    prompt: int
+    cached: int
+    generated: int | None
+    reasoning: int
+    ended: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """One usage event with its rated lines: (quantity, unit in pico, amount in pico) by class."""
+
+    request_id: str
+    model: str
+    outcome: str
+    attempts: int
+    used: Mapping[str, int]
+    lines: Mapping[str, tuple[int, int, int]]
+
+    @property
+    def generated(self) -> int:
+        """Tokens that the bill says were generated."""
+        return self.used["output"] + self.used["reasoning"]
+
+    @property
+    def amount_pico(self) -> int:
+        """What it costs."""
+        return sum(amount for _, _, amount in self.lines.values())
+
+
+# ---- What the engine says ----------------------------------------------------------------------------------------------
+
+
+def read_truth(path: Path) -> dict[str, list[Attempt]]:
+    """Attempts in order, by the id of the request: the gateway sends `req_...` first, then `req_...-2` and so on."""
+    attempts: dict[str, list[Attempt]] = {}
+    for record in (*truth.read(path), *truth.read_unended(path)):
+        request_id, _, number = record.request_id.partition("-")
+        if isinstance(record, truth.TruthRecord):
+            attempt = Attempt(
+                int(number or 1),
+                record.prompt_tokens,
+                record.cached_tokens,
+                record.completion_tokens,
+                record.reasoning_tokens,
+                record.ended,
+            )
+        else:
+            attempt = Attempt(int(number or 1), record.prompt_tokens, record.prompt_tokens, None, 0, None)
+        attempts.setdefault(request_id, []).append(attempt)
+    for each in attempts.values():
+        each.sort(key=lambda attempt: attempt.number)
+    return attempts
+
+
+def wait_until_idle(path: Path, seconds: float = 60.0) -> None:
+    """Until the engine has let go of every request that entered it."""
+    deadline = time.monotonic() + seconds
+    while truth.read_unended(path):
+        assert time.monotonic() < deadline, "the engine still works for requests that ended long ago"
+        time.sleep(0.05)
+
+
+# ---- What is billed ----------------------------------------------------------------------------------------------------
+
+
+def read_bills(database_url: str) -> dict[str, Bill]:
+    """Every event of a database, read with SQL of our own. Asserts that nothing was set aside. Its control process has ended."""
+    is_sqlite = database_url.startswith("sqlite")
+    engine = sa.create_engine(database_url, poolclass=sa.NullPool, **({"module": dbapi2} if is_sqlite else {}))
+    columns = "event_id, model, outcome, attempts, input, cached_input, output, reasoning"
+    with engine.connect() as connection:
+        for table in ("event_conflicts", "quarantined_records"):
+            assert connection.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar() == 0, table
+        events = connection.execute(sa.text(f"SELECT {columns} FROM usage_events")).all()
+        lines: dict[str, dict[str, tuple[int, int, int]]] = {}
+        for event_id, billing_class, *product in connection.execute(
+            sa.text("SELECT event_id, billing_class, quantity, unit_pico, amount_pico FROM rated_lines")
+        ):
+            lines.setdefault(event_id, {})[billing_class] = (product[0], product[1], product[2])
+    return {
+        event_id: Bill(event_id, model, outcome, attempts, dict(zip(TOKEN_CLASSES, used, strict=True)), lines.get(event_id, {}))
+        for event_id, model, outcome, attempts, *used in events
+    }
+
+
+def read_receipt(http: httpx2.Client, request_id: str) -> Bill:
+    """The same of one request, as its tenant reads it. `http` knows the control plane's address and the admin key."""
+    answer = http.get(f"/v1/organization/requests/{request_id}")
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    usage = body["usage"]
+    used = {
+        "input": usage["input_tokens"] - usage["input_cached_tokens"],
+        "cached_input": usage["input_cached_tokens"],
+        "output": usage["output_tokens"] - usage["output_reasoning_tokens"],
+        "reasoning": usage["output_reasoning_tokens"],
+    }
+    lines = {line["billing_class"]: (line["quantity"], int(line["unit_price_pico"]), int(line["amount_pico"])) for line in body["lines"]}
+    bill = Bill(body["id"], body["model"], body["outcome"], body["attempts"], used, lines)
+    assert int(body["cost"]["value_pico"]) == bill.amount_pico
+    return bill
+
+
+# ---- The judgement -----------------------------------------------------------------------------------------------------
+
+
+def judge(attempts: Mapping[str, list[Attempt]], bills: Mapping[str, Bill], heard: Iterable[Heard], prices: Prices) -> Counter[str]:
+    """Assert that every request of the truth log has its bill, that no other request has one that costs, and that each is right.
+    Returns how many bills there are of each outcome, those of requests that no engine heard of as "unheard"."""
+    by_id = {each.request_id: each for each in heard if each.request_id is not None}
+    wrong = [f"{request_id}: in the truth log {attempts[request_id]}, and not billed" for request_id in attempts.keys() - bills.keys()]
+    for request_id, bill in bills.items():
+        faults = _judge_bill(bill, attempts.get(request_id, []), by_id.get(request_id))
+        faults += _judge_lines(bill, prices)
+        wrong += [f"{request_id}: {fault}: {bill} {attempts.get(request_id)} {by_id.get(request_id)}" for fault in faults]
+    for request_id, each in by_id.items():
+        if each.ended == "complete" and (request_id not in bills or bills[request_id].outcome != "completed"):
+            wrong.append(f"{request_id}: its client saw success, but {bills.get(request_id)}")
+    assert not wrong, f"{len(wrong)} wrong, for example:\n" + "\n".join(wrong[:5])
+    return Counter(bill.outcome if request_id in attempts else "unheard" for request_id, bill in bills.items())
+
+
+def _judge_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> list[str]:
+    """What is wrong with the quantities. A recovered bill does not know its attempts: then the last one counts."""
+    attempt = next((each for each in attempts if bill.attempts in (0, each.number)), None)
+    if bill.attempts == 0 and attempts:
+        attempt = attempts[-1]
+    if attempt is None:
+        if bill.outcome == "completed" or any(bill.used.values()) or bill.lines:
+            return ["billed, but the engine never heard of it"]
+        return []
+    used = bill.used
+    if bill.outcome == "completed":
+        right = {
+            "input": attempt.prompt - attempt.cached,
+            "cached_input": attempt.cached,
+            "output": (attempt.generated or 0) - attempt.reasoning,
+            "reasoning": attempt.reasoning,
+        }
+        return [] if attempt.ended == "completed" and used == right else [f"the engine says {attempt.ended} {right}"]
+    wrong = []
+    delivered = heard.tokens if heard is not None else 0
+    planned = heard.planned_tokens if heard is not None else None
+    most = attempt.generated if attempt.generated is not None else planned
+    if bill.generated < delivered:
+        wrong.append(f"fewer tokens than the {delivered} that were delivered")
+    if most is not None and bill.generated > most:
+        wrong.append(f"more tokens than the {most} that were generated")
+    prompt = used["input"] + used["cached_input"]
+    if prompt not in (0, attempt.prompt) or (bill.generated and not prompt):
+        wrong.append(f"input is not the prompt of {attempt.prompt}")
+    if used["cached_input"] > attempt.cached or (attempt.generated is not None and used["reasoning"] > attempt.reasoning):
+        wrong.append("more of a class than there was")
+    return wrong
+
+
+def _judge_lines(bill: Bill, prices: Prices) -> list[str]:
+    """What is wrong with the money: the published policy, times the price, by our own arithmetic."""
+    is_billed = bill.outcome in ("completed", "client_cancelled", "gateway_crash") or (
+        bill.outcome in ("upstream_error", "timeout") and bill.generated > 0
+    )
+    right = {}
+    if is_billed:
+        quantities = {**bill.used, "request": int(bill.outcome == "completed")}
+        units = {name: unit_pico(prices, bill.model, name) for name in quantities}
+        right = {name: (count, units[name], count * units[name]) for name, count in quantities.items() if count and (name != "request" or units[name])}
+    return [] if dict(bill.lines) == right else [f"rated lines should be {right}"]
+
+
+def unit_pico(prices: Prices, model: str, billing_class: str) -> int:
+    """Pico-currency per unit: a price per million tokens has six decimals, one per request twelve."""
+    exact = Decimal(prices[model][billing_class]) * 10 ** (12 if billing_class == "request" else 6)
+    assert exact == int(exact)
+    return int(exact)
+
+
+def lines_of_log(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a log; others are left out."""
+    return [json.loads(line) for line in path.read_bytes().splitlines() if line.startswith(b"{")]

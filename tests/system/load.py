@@ -1,0 +1,191 @@
+"""Clients of the gateway, many at once, over sockets of their own: they count what reaches them and leave when they like.
+
+Open loop: a request is sent when it is due, whether or not the ones before it were answered, because a closed loop waits for the
+very gateway that is being killed and so spares it.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from tests.system.judging import Heard
+from tests.system.running import WAIT_SECONDS
+from tollway.simulator import tokens
+
+PREFIX = "Tolls were paid in silver at the bridge over the river long before there were roads worth the name. "
+"""Of every text: so that the engine's prefix cache has something to find."""
+
+WORDS = ("axle", "barrier", "causeway", "drover", "engine", "ferry", "gate", "horse", "invoice", "journey")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request. The engine echoes `text`. `leaves_after`: the client of a stream goes after so many tokens; another one after so
+    many hundredths of a second."""
+
+    model: str
+    endpoint: str
+    text: str
+    stream: bool
+    leaves_after: int | None = None
+
+    @property
+    def planned_tokens(self) -> int:
+        """The length of the whole answer."""
+        return 0 if self.endpoint == "embeddings" else tokens.count(self.text.encode())
+
+    def body(self) -> bytes:
+        """As JSON."""
+        fields: dict[str, object] = {"model": self.model}
+        if self.endpoint == "chat/completions":
+            fields["messages"] = [{"role": "user", "content": self.text}]
+        else:
+            fields["input" if self.endpoint == "embeddings" else "prompt"] = self.text
+        if self.stream:
+            fields["stream"] = True
+        return json.dumps(fields).encode()
+
+
+def make_asks(count: int, seed: int) -> list[Ask]:
+    """A mix: every third a stream, every tenth abandoned, a few completions and embeddings, and some that think."""
+    dice = random.Random(seed)
+    asks = []
+    for number in range(count):
+        stream = number % 3 == 0
+        text = PREFIX + " ".join(dice.choices(WORDS, k=dice.randint(4, 24))) + f" {number}"
+        model, endpoint = dice.choice(("echo", "echo", "thinker")), "chat/completions"
+        if not stream and number % 7 == 0:
+            model, endpoint = "echo", dice.choice(("completions", "embeddings"))
+        leaves_after = dice.randint(1, 20) if dice.random() < 0.1 else None
+        asks.append(Ask(model, endpoint, text, stream, leaves_after))
+    return asks
+
+
+async def send_all(
+    asks: Sequence[Ask], url: str, key: str, *, per_second: float, disturb: Sequence[tuple[int, Callable[[], None]]] = ()
+) -> list[Heard]:
+    """Send `asks` at that rate. When as many as the number in `disturb` were sent, its function is called, in a thread."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    due = list(disturb)
+    disturbing: list[asyncio.Task[None]] = []
+    sending: list[asyncio.Task[Heard]] = []
+    async with asyncio.timeout(2 * WAIT_SECONDS):
+        for number, ask in enumerate(asks):
+            while due and number >= due[0][0]:
+                disturbing.append(asyncio.create_task(asyncio.to_thread(due.pop(0)[1])))
+            sending.append(asyncio.create_task(send(ask, url, key)))
+            await asyncio.sleep(max(0.0, began + (number + 1) / per_second - loop.time()))
+        await asyncio.gather(*disturbing)
+        assert not due
+        return await asyncio.gather(*sending)
+
+
+async def send(ask: Ask, url: str, key: str) -> Heard:
+    """Send one request and take in what comes, as far as this client does."""
+    place = urlsplit(url)
+    assert place.hostname and place.port
+    body = ask.body()
+    head = (
+        f"POST /v1/{ask.endpoint} HTTP/1.1\r\nhost: {place.netloc}\r\nauthorization: Bearer {key}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    answer = _Answer(ask)
+    reader, writer = await asyncio.open_connection(place.hostname, place.port, limit=1 << 20)
+    try:
+        writer.write(head.encode() + body)
+        if ask.leaves_after is not None and not ask.stream:
+            async with asyncio.timeout(ask.leaves_after / 100):
+                await answer.read(reader)
+        else:
+            await answer.read(reader)
+    except (asyncio.IncompleteReadError, OSError) as error:
+        if not isinstance(error, TimeoutError):
+            return answer.heard("broken")
+    finally:
+        writer.transport.abort()
+        try:
+            await writer.wait_closed()
+        except OSError:
+            pass
+    if answer.code is not None:
+        return answer.heard("error")
+    return answer.heard("complete" if answer.is_whole else "left")
+
+
+class _Answer:
+    """An answer as it comes in."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self.request_id: str | None = None
+        self.status: int | None = None
+        self.code: str | None = None
+        self.tokens = 0
+        self.is_whole = False
+        self._content: list[str] = []
+
+    def heard(self, ended: str) -> Heard:
+        ask = self._ask
+        assert ended in ("complete", "left", "error", "broken")
+        return Heard(ask.model, ask.planned_tokens, self.request_id, self.status, self.tokens, ended, self.code)  # type: ignore[arg-type]
+
+    async def read(self, reader: asyncio.StreamReader) -> None:
+        """Read to the end, or until the client leaves. Raises what a broken connection raises."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        self.status = int(head.split(" ", 2)[1])
+        headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
+        self.request_id = headers.get("x-request-id")
+        if "content-length" in headers:
+            self._take_whole(await reader.readexactly(int(headers["content-length"])))
+            return
+        rest = b""
+        while size := int(await reader.readuntil(b"\r\n"), 16):
+            rest += (await reader.readexactly(size + 2))[:-2]
+            *events, rest = rest.split(b"\n\n")
+            for event in events:
+                self._take_event(event)
+                if self._ask.leaves_after is not None and self.tokens >= self._ask.leaves_after:
+                    return
+        assert self.is_whole or self.code is not None, "a stream ended cleanly without [DONE] and without an error"
+        if self.is_whole:
+            self._check_content()
+
+    def _take_whole(self, body: bytes) -> None:
+        answer = json.loads(body)
+        if self.status != 200:
+            self.code = answer["error"]["code"]
+            return
+        if self._ask.endpoint != "embeddings":
+            choice = answer["choices"][0]
+            self._content.append(choice["message"]["content"] if "message" in choice else choice["text"])
+            self.tokens = answer["usage"]["completion_tokens"]
+            self._check_content()
+        self.is_whole = True
+
+    def _take_event(self, event: bytes) -> None:
+        assert not self.is_whole, "an event after [DONE]"
+        if event == b"data: [DONE]":
+            self.is_whole = True
+            return
+        assert event.startswith(b"data: "), event
+        chunk = json.loads(event[6:])
+        if "error" in chunk:
+            self.code = chunk["error"]["code"]
+            return
+        for content, thought in _texts(chunk):
+            self.tokens += bool(content) or bool(thought)
+            self._content.append(content)
+
+    def _check_content(self) -> None:
+        """An answer that is whole is the echo: nothing was left out, doubled or mixed up with another's."""
+        assert "".join(self._content).strip() == self._ask.text.strip()
+
+
+def _texts(chunk: dict[str, object]) -> Iterator[tuple[str, str]]:
+    for choice in chunk["choices"]:  # type: ignore[attr-defined]
+        delta = choice.get("delta", {})
+        yield choice.get("text") or delta.get("content") or "", delta.get("reasoning") or delta.get("reasoning_content") or ""

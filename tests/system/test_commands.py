@@ -1,0 +1,148 @@
+"""The commands that administer a running installation, against real processes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.system.running import Running, Start, tollway
+
+pytestmark = pytest.mark.system
+
+FREE = ("--listen", "127.0.0.1:0", "--internal", "127.0.0.1:0", "--control-listen", "127.0.0.1:0", "--link", "127.0.0.1:0")
+
+PLATFORM = """
+models:
+  meta/llama:
+    endpoints: [completions, chat/completions]
+    published: true
+    prices:
+      EUR: {input: 0.27, output: 1.10}
+    deployments:
+      http://127.0.0.1:9/: {engine: vllm, upstream_model: llama, credential: "${LLAMA_KEY}"}
+organizations:
+  acme:
+    currency: EUR
+    limits: {requests_per_minute: 600}
+    projects:
+      chat: {limits: {concurrent_requests: 20}}
+      batch: {}
+"""
+
+
+@pytest.fixture(scope="module")
+def serving(start: Start) -> Running:
+    """`tollway serve` on free ports, for all tests of this module."""
+    running = start("serve", *FREE)
+    running.wait_for_file("addresses.json")
+    return running
+
+
+def do(serving: Running, *arguments: str, code: int = 0, env: dict[str, str] | None = None) -> str:
+    """Run a command against `serving`; returns what it printed."""
+    ran = tollway(*arguments, "--data-dir", str(serving.directory), env=env)
+    assert ran.returncode == code, (ran.stdout, ran.stderr)
+    return ran.stdout if code in (0, 2) else ran.stderr
+
+
+def do_json(serving: Running, *arguments: str) -> Any:
+    return json.loads(do(serving, *arguments, "-o", "json"))
+
+
+def test_apply_plans_then_does_then_has_nothing_left_to_do(serving: Running, tmp_path: Path) -> None:
+    path = tmp_path / "platform.yaml"
+    path.write_text(PLATFORM)
+    env = {"LLAMA_KEY": "upstream-secret"}
+    plan = do(serving, "apply", "-f", str(path), "--dry-run", code=2, env=env)
+    assert "+ model meta/llama" in plan and "9 changes (nothing was done)" in plan
+    assert "upstream-secret" not in plan
+    assert do_json(serving, "organizations", "list") == []
+
+    assert "9 changes" in do(serving, "apply", "-f", str(path), env=env)
+    assert do(serving, "apply", "-f", str(path), "--dry-run") == "nothing to change\n"
+    assert do(serving, "apply", "-f", str(path)) == "nothing to change\n"  # nor is the credential needed again
+
+    exported = tmp_path / "exported.yaml"
+    do(serving, "export", "-f", str(exported))
+    assert "upstream-secret" not in exported.read_text()
+    assert do(serving, "apply", "-f", str(exported)) == "nothing to change\n"
+
+    path.write_text(PLATFORM.replace("0.27", "0.25").replace("requests_per_minute: 600", "requests_per_minute: null"))
+    assert do(serving, "apply", "-f", str(path)) == (
+        "~ price meta/llama / EUR\n    input: 0.27 -> 0.25\n~ limits acme\n    requests_per_minute: 600 -> none\n2 changes\n"
+    )
+    path.write_text("models: {}\norganizations: {}")
+    assert do(serving, "apply", "-f", str(path)) == "nothing to change\n"  # left out is not deleted
+    assert [each["name"] for each in do_json(serving, "organizations", "list")] == ["acme"]
+
+
+def test_a_credential_that_is_missing_stops_before_anything_is_done(serving: Running, tmp_path: Path) -> None:
+    path = tmp_path / "platform.yaml"
+    path.write_text(PLATFORM.replace("meta/llama", "other").replace("acme", "initech"))
+    said = do(serving, "apply", "-f", str(path), code=2)
+    assert "+ model other" in said
+    assert "other" not in do(serving, "models", "list")
+
+
+def test_from_nothing_to_a_key_that_is_revoked(serving: Running) -> None:
+    made = do_json(serving, "organizations", "create", "umbrella", "--currency", "USD")
+    admin = made["admin_api_key"]["value"]
+    of = ("--organization", "umbrella")
+    do(serving, "projects", "create", "hive", *of)
+    key = do(serving, "keys", "create", "--name", "laptop", "--requests-per-minute", "60", *of).strip()
+    assert key.startswith("tw_live_")
+    (listed,) = do_json(serving, "keys", "list", *of)
+    assert listed["name"] == "laptop" and listed["limits"]["requests_per_minute"] == 60
+    assert key not in json.dumps(listed)
+
+    gateway_url = json.loads((serving.directory / "addresses.json").read_text())["gateway_url"]
+    with httpx2.Client(base_url=gateway_url, headers={"authorization": f"Bearer {key}"}, trust_env=False) as http:
+        serving.wait_until(lambda: http.get("/v1/models").status_code == 200)
+        env = {"TOLLWAY_KEY": admin}  # the tenant's own admin may do it too, and needs to name nothing
+        assert do(serving, "keys", "revoke", listed["id"], env=env) == f"revoked {listed['id']}\n"
+        assert http.get("/v1/models").status_code == 401  # the answer came after the gateway had confirmed
+    assert do_json(serving, "keys", "list", *of) == []
+
+
+def test_a_model_by_hand(serving: Running) -> None:
+    do(serving, "models", "create", "tiny", "--endpoint", "embeddings")
+    said = do(serving, "models", "publish", "tiny", code=1)
+    assert "tollway models price" in said
+    do(serving, "models", "price", "tiny", "--currency", "USD", "--input-price", "0.02", "--output-price", "0")
+    deployment = do(serving, "models", "deploy", "tiny", "--base-url", "http://127.0.0.1:9", "--engine", "vllm").strip()
+    do(serving, "models", "publish", "tiny")
+    assert "published" in next(line for line in do(serving, "models", "list").splitlines() if line.startswith("tiny"))
+    do(serving, "models", "undeploy", deployment)
+    do(serving, "models", "archive", "tiny")
+    assert "tiny" not in do(serving, "models", "list")
+
+
+def test_an_ambiguous_tenant_is_asked_for_by_name(serving: Running) -> None:
+    for name in ("left", "right"):
+        do(serving, "organizations", "create", name)
+    ran = tollway("projects", "list", "--data-dir", str(serving.directory))
+    assert ran.returncode == 2
+    assert "left" in ran.stderr and "right" in ran.stderr and "--organization" in ran.stderr
+
+
+def test_a_wrong_key_says_so_and_never_repeats_it(serving: Running) -> None:
+    wrong = "tw_admin_" + "x" * 57
+    said = do(serving, "keys", "list", code=1, env={"TOLLWAY_KEY": wrong})
+    assert "Incorrect API key" in said and "hint: the key is unknown, revoked or expired" in said
+    assert wrong not in said
+
+
+def test_offline_commands_wait_until_it_is_stopped(serving: Running) -> None:
+    for command in ("verify", "migrate"):
+        assert "is using" in do(serving, command, code=1)
+
+
+def test_verify_and_inspect_read_what_a_stopped_installation_left(start: Start) -> None:
+    serving = start("serve", *FREE)
+    serving.wait_for_file("addresses.json")
+    assert serving.stop() == 0
+    assert "everything agrees" in do(serving, "verify")
+    assert do_json(serving, "verify")["is_right"] is True
+    assert "CLOSE" in do(serving, "spool", "inspect").upper()
