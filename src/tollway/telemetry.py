@@ -11,6 +11,7 @@ import queue
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
@@ -81,6 +82,18 @@ class RequestLine(msgspec.Struct, omit_defaults=True):
     usage_source: str = ""
 
 
+_clock: list[str | int] = [0, ""]
+"""The second that was formatted last, and its text: most lines of a busy gateway share it."""
+
+
+def timestamp(at_us: int) -> str:
+    """RFC 3339 in UTC, to the millisecond, of UTC microseconds."""
+    second, rest = divmod(at_us, 1_000_000)
+    if _clock[0] != second:
+        _clock[:] = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{_clock[1]}.{rest // 1000:03d}Z"
+
+
 class LogWriter:
     """Writes JSON lines to a descriptor from a thread of its own; bounded, and what does not fit is counted in `dropped`."""
 
@@ -131,24 +144,41 @@ class LogWriter:
                 self.dropped += len(lines)
 
 
+class ModelMetrics:
+    """Counts of one endpoint of one model: found once per request, then plain additions."""
+
+    __slots__ = ("cached_input", "duration", "first_token", "input", "output", "reasoning", "statuses")
+
+    def __init__(self) -> None:
+        self.statuses: dict[int, int] = {}
+        self.input = self.cached_input = self.output = self.reasoning = 0
+        self.duration = Histogram(DURATION_SECONDS)
+        self.first_token = Histogram(FIRST_TOKEN_SECONDS)
+
+
 class Metrics:
     """Counts of one gateway process."""
 
     def __init__(self) -> None:
-        self.requests: dict[tuple[str, str, int], int] = {}
+        self.models: dict[tuple[str, str], ModelMetrics] = {}
         self.refusals: dict[str, int] = {}
-        self.tokens: dict[tuple[str, str], int] = {}
         self.outcomes: dict[str, int] = {}
         self.attempts: dict[tuple[str, str], int] = {}
         self.anomalies: dict[str, int] = {}
-        self.durations: dict[tuple[str, str], Histogram] = {}
-        self.first_tokens: dict[tuple[str, str], Histogram] = {}
         self.retries = 0
         self.connections_refused = 0
         self.running = 0
         self.loop_lag_seconds_max = 0.0
         self.gauges: dict[str, Callable[[], float]] = {}
         """Read at scrape: what other rooms count (spool, snapshot, log), by full metric name."""
+
+    def of_model(self, endpoint: str, model: str) -> ModelMetrics:
+        """The counts of requests for a published model at an endpoint."""
+        key = (endpoint, model)
+        found = self.models.get(key)
+        if found is None:
+            found = self.models[key] = ModelMetrics()
+        return found
 
     def count(self, table: dict[str, int], key: str) -> None:
         """Add one to a table with one label."""
@@ -159,24 +189,6 @@ class Metrics:
         key = (deployment_id, result)
         self.attempts[key] = self.attempts.get(key, 0) + 1
 
-    def answered(self, endpoint: str, model: str, status: int, duration_seconds: float, first_token_seconds: float | None) -> None:
-        """One request of a published model was answered."""
-        key = (endpoint, model, status)
-        self.requests[key] = self.requests.get(key, 0) + 1
-        pair = (endpoint, model)
-        histogram = self.durations.get(pair)
-        if histogram is None:
-            histogram = self.durations[pair] = Histogram(DURATION_SECONDS)
-            self.first_tokens[pair] = Histogram(FIRST_TOKEN_SECONDS)
-        histogram.observe(duration_seconds)
-        if first_token_seconds is not None:
-            self.first_tokens[pair].observe(first_token_seconds)
-
-    def add_tokens(self, model: str, billing_class: str, tokens: int) -> None:
-        """Tokens of a finished request."""
-        key = (model, billing_class)
-        self.tokens[key] = self.tokens.get(key, 0) + tokens
-
     def render(self) -> bytes:
         """The Prometheus text exposition of everything counted. Resets the lag maximum: each scrape sees its own interval."""
         registry = CollectorRegistry(auto_describe=False)
@@ -186,16 +198,21 @@ class Metrics:
         return text
 
 
+_TOKEN_CLASSES = ("input", "cached_input", "output", "reasoning")
+
+
 class _Families(Collector):
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
         metrics = self._metrics
-        yield _counter("tollway_requests", "Answered requests.", ("endpoint", "model", "status"), metrics.requests.items())
+        requests = [((*key, status), count) for key, found in metrics.models.items() for status, count in found.statuses.items()]
+        yield _counter("tollway_requests", "Answered requests.", ("endpoint", "model", "status"), requests)
         yield _counter("tollway_refusals", "Requests refused before admission, by error code.", ("code",), metrics.refusals.items())
         yield _counter("tollway_outcomes", "Admitted requests by how they ended.", ("outcome",), metrics.outcomes.items())
-        yield _counter("tollway_tokens", "Tokens by disjoint class.", ("model", "class"), metrics.tokens.items())
+        tokens = [((*key, name), getattr(found, name)) for key, found in metrics.models.items() for name in _TOKEN_CLASSES]
+        yield _counter("tollway_tokens", "Tokens by disjoint class.", ("endpoint", "model", "class"), tokens)
         yield _counter("tollway_upstream_attempts", "Attempts at upstreams.", ("deployment", "result"), metrics.attempts.items())
         yield _counter("tollway_usage_anomalies", "Usage reports that could not be believed.", ("kind",), metrics.anomalies.items())
         yield _counter("tollway_upstream_retries", "Attempts after the first.", (), [((), metrics.retries)])
@@ -206,8 +223,10 @@ class _Families(Collector):
         )
         for name, read in metrics.gauges.items():
             yield GaugeMetricFamily(name, name.replace("_", " "), read())
-        yield _histogram("gen_ai_server_request_duration_seconds", "Duration of requests.", metrics.durations)
-        yield _histogram("gen_ai_server_time_to_first_token_seconds", "Time to the first token.", metrics.first_tokens)
+        durations = [(key, found.duration) for key, found in metrics.models.items()]
+        yield _histogram("gen_ai_server_request_duration_seconds", "Duration of requests.", durations)
+        first_tokens = [(key, found.first_token) for key, found in metrics.models.items()]
+        yield _histogram("gen_ai_server_time_to_first_token_seconds", "Time to the first token.", first_tokens)
 
 
 def _counter(name: str, text: str, labels: tuple[str, ...], items: Iterable[tuple[str | tuple[object, ...], int]]) -> CounterMetricFamily:
@@ -217,8 +236,8 @@ def _counter(name: str, text: str, labels: tuple[str, ...], items: Iterable[tupl
     return family
 
 
-def _histogram(name: str, text: str, table: dict[tuple[str, str], Histogram]) -> HistogramMetricFamily:
+def _histogram(name: str, text: str, table: list[tuple[tuple[str, str], Histogram]]) -> HistogramMetricFamily:
     family = HistogramMetricFamily(name, text, labels=("gen_ai_operation_name", "gen_ai_request_model"))
-    for (endpoint, model), histogram in table.items():
+    for (endpoint, model), histogram in table:
         family.add_metric([OPERATIONS.get(endpoint, endpoint), model], histogram.buckets(), histogram.sum)
     return family

@@ -8,10 +8,13 @@ import httpx2
 import pytest
 from fastapi import APIRouter
 
-from tests.control.running import Running, TenantSetup, answered, mint, wait_until
+from tests.control.running import WAIT_SECONDS_MAX, Running, TenantSetup, answered, mint, wait_until
+from tollway.control import tenants
+from tollway.control.api import app
 from tollway.control.api.app import BODY_BYTES_MAX, create_apps, refuse_undeclared
 from tollway.control.api.doors import Door, router
 from tollway.domain.keys import KeyType
+from tollway.serve import control as serve_control
 
 PROJECTS = "/v1/organization/projects"
 
@@ -30,28 +33,28 @@ def refused(response: httpx2.Response, status: int, code: str, param: str | None
 
 class TestEveryRoute:
     def test_declares_who_may_pass(self, control: Running) -> None:
-        for app in create_apps(control.plane):
-            assert app.routes
-            for route in app.routes:
+        for each in create_apps(control.plane):
+            assert each.routes
+            for route in each.routes:
                 assert isinstance(route, Door)
                 assert route.access.name in {"organization admin", "platform operator", "node", "public"}
                 if route.access.name == "public":
                     assert route.path in {"/livez", "/readyz", "/metrics", "/openapi.json"}
 
     def test_refuses_whoever_shows_no_key(self, control: Running) -> None:
-        for app, url in zip(create_apps(control.plane), (control.url, control.link_url), strict=True):
+        for each, url in zip(create_apps(control.plane), (control.url, control.link_url), strict=True):
             with httpx2.Client(base_url=url) as nobody:
-                for method, path, name in walk(app.routes):
+                for method, path, name in walk(each.routes):
                     if name != "public":
                         refused(nobody.request(method, path), 401, "invalid_api_key")
 
     def test_refuses_keys_that_are_not_for_it(self, control: Running, alice: TenantSetup) -> None:
         keys = {"inference": alice.secret, "admin": alice.admin_key, "platform": control.platform_key, "node": control.node_key}
         allowed = {"organization admin": {"admin", "platform"}, "platform operator": {"platform"}, "node": {"node"}}
-        for app, url in zip(create_apps(control.plane), (control.url, control.link_url), strict=True):
+        for each, url in zip(create_apps(control.plane), (control.url, control.link_url), strict=True):
             for owner, key in keys.items():
                 with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}) as client:
-                    for method, path, name in walk(app.routes):
+                    for method, path, name in walk(each.routes):
                         if name != "public" and owner not in allowed[name]:
                             refused(client.request(method, path), 403, "insufficient_scope")
 
@@ -170,6 +173,52 @@ class TestBodies:
         refused(client.post(PROJECTS, content=body), 413, "body_too_large")
         refused(client.post(PROJECTS, content=iter([body[:1000], body[1000:]])), 413, "body_too_large")
 
+    def test_that_break_off_are_no_defect(self, control: Running, alice: TenantSetup) -> None:
+        head = f"POST {PROJECTS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {alice.admin_key}\r\nContent-Length: 100\r\n\r\n"
+        with connect(control.url) as connection:
+            connection.sendall(head.encode() + b"{")
+        wait_until(lambda: any(line.get("status") == 499 for line in control.lines))
+        assert not [line for line in control.lines if line["event"] == "defect"]
+
+
+class TestSlowness:
+    def test_of_a_body_has_an_end(self, control: Running, alice: TenantSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(app, "BODY_SECONDS_MAX", 0.05)
+        head = f"POST {PROJECTS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {alice.admin_key}\r\nContent-Length: 100\r\n\r\n"
+        status, body = raw(control.url, head.encode() + b"{")
+        assert status == 408
+        assert json.loads(body)["error"]["code"] == "request_timeout"
+
+    @pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost:"])
+    def test_of_a_head_has_an_end(self, control: Running, monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
+        monkeypatch.setattr(serve_control, "HEAD_SECONDS_MAX", 0.05)
+        with connect(control.url) as connection:
+            connection.sendall(begun)
+            try:
+                assert connection.recv(1) == b""
+            except ConnectionResetError:
+                pass  # aborted is ended, too
+
+    def test_of_everybody_at_once_is_refused_politely(self, control: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(app, "CONCURRENT_REQUESTS_MAX", 0)
+        response = control.operator().get("/v1/platform/organizations")
+        refused(response, 503, "overloaded")
+        assert int(response.headers["retry-after"]) >= 1
+
+
+class TestDefects:
+    def test_are_answered_without_a_word_about_them(self, control: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_arguments: object, **_named: object) -> None:
+            raise RuntimeError("tw_admin_secret in a message")
+
+        monkeypatch.setattr(tenants, "list_organizations", fail)
+        response = control.operator().get("/v1/platform/organizations")
+        assert "secret" not in json.dumps(refused(response, 500, "internal_error"))
+        (line,) = (line for line in control.lines if line["event"] == "defect")
+        assert line["request_id"] == response.headers["x-request-id"]
+        assert line["error"] == "RuntimeError"
+        assert "secret" not in json.dumps(line)
+
 
 class TestUrls:
     def test_that_lead_nowhere_are_404_in_our_shape(self, control: Running, alice: TenantSetup) -> None:
@@ -224,10 +273,15 @@ class TestBytes:
         assert status == 401
 
 
+def connect(url: str) -> socket.socket:
+    """A connection to the listener at `url`."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=WAIT_SECONDS_MAX)
+
+
 def raw(url: str, request: bytes) -> tuple[int, bytes]:
     """The status and body of the answer to exact bytes."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with connect(url) as connection:
         connection.sendall(request)
         answer = b""
         while chunk := connection.recv(65536):

@@ -276,7 +276,7 @@ class Answer:
 
 def split_answers(data: bytes, methods: Sequence[str] = ()) -> list[Answer]:
     """The answers in `data`, which must hold nothing else. `methods` of the requests, as far as they are HEAD."""
-    answers = []
+    answers: list[Answer] = []
     while data:
         head, blank, data = data.partition(b"\r\n\r\n")
         assert blank, "a head that does not end"

@@ -213,7 +213,7 @@ async def test_29_other_unknown_fields_follow_the_model_s_policy(memory: Memory)
 
 
 async def test_29_an_unknown_name_is_not_echoed_unchecked(memory: Memory) -> None:
-    answer = await ask(memory, chat(**{"<b>\u202e": 1}))
+    answer = await ask(memory, chat() | {"<b>\u202e": 1})
     check_refusal(answer, 400, "unknown_parameter")
     assert answer.error["param"] is None and b"<b>" not in answer.body
 

@@ -218,15 +218,18 @@ async def test_57_labels_are_those_of_the_catalog() -> None:
 
 async def test_limits_are_told_and_concurrency_is_held_to_the_last_byte() -> None:
     limits = Limits(requests_per_minute=3, concurrent_requests=1)
-    async with Upstream([Do.GATE, whole(completion())]).listening() as upstream:
-        async with gateway({"m": Served([upstream.url])}, limits=limits) as running, connect(running.port) as client:
-            client.send(message(chat()))
-            await until(lambda: bool(upstream.asked))
-            busy = await post(running.port, chat())
-            assert (busy.status, busy.error["code"], busy.error["type"]) == (429, "rate_limit_exceeded", "requests")
-            assert int(busy.headers["retry-after"]) >= 1 and int(busy.headers["retry-after-ms"]) >= 1
-            upstream.gate.set()
-            answer = await client.answer()
-            assert answer.headers["x-ratelimit-limit-requests"] == "3"
-            assert answer.headers["x-ratelimit-remaining-requests"] == "2"
-            assert [(await post(running.port, chat())).status for _ in range(3)] == [200, 200, 429]
+    async with (
+        Upstream([Do.GATE, whole(completion())]).listening() as upstream,
+        gateway({"m": Served([upstream.url])}, limits=limits) as running,
+        connect(running.port) as client,
+    ):
+        client.send(message(chat()))
+        await until(lambda: bool(upstream.asked))
+        busy = await post(running.port, chat())
+        assert (busy.status, busy.error["code"], busy.error["type"]) == (429, "rate_limit_exceeded", "requests")
+        assert int(busy.headers["retry-after"]) >= 1 and int(busy.headers["retry-after-ms"]) >= 1
+        upstream.gate.set()
+        answer = await client.answer()
+        assert answer.headers["x-ratelimit-limit-requests"] == "3"
+        assert answer.headers["x-ratelimit-remaining-requests"] == "2"
+        assert [(await post(running.port, chat())).status for _ in range(3)] == [200, 200, 429]

@@ -1,9 +1,9 @@
 """Bills held against the truth log of the simulated engine, the only judge. Shares no code with what it judges.
 
-A request that the engine completed costs exactly what the engine generated, class by class, to the pico. One that ended otherwise
-is billed at least what its client counted and at most what the engine generated. A request that no engine ever heard of (a gateway
-can die between ADMIT and the first byte to the engine) may have left an event, but one that bills nothing.
-"""
+A request that the engine completed costs exactly what the engine generated, class by class, to the pico. One that ended
+otherwise is billed at least what its client counted and at most what the engine generated. A request that no engine
+ever heard of (a gateway can die between ADMIT and the first byte to the engine) may have left an event, but one that
+bills nothing."""
 
 import json
 import time
@@ -31,8 +31,8 @@ Ended = Literal["complete", "left", "error", "broken"]
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What a client knows of its request. `request_id` is None if no head came, `status` likewise. `tokens` arrived at it; it asked
-    for `planned_tokens` at most. `code`: of the error that it was told."""
+    """What a client knows of its request. `request_id` is None if no head came, `status` likewise. `tokens` arrived at
+    it; it asked for `planned_tokens` at most. `code`: of the error that it was told."""
 
     model: str
     planned_tokens: int
@@ -45,7 +45,8 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What the engine says about one attempt. `generated` is None if the engine died with it; `delivered`: left its socket."""
+    """What the engine says about one attempt. `generated` is None if the engine died with it; `delivered`: left its
+    socket."""
 
     number: int
     prompt: int
@@ -77,7 +78,7 @@ class Bill:
         return sum(amount for _, _, amount in self.lines.values())
 
 
-# ---- What the engine says ----------------------------------------------------------------------------------------------
+# ---- What the engine says --------------------------------------------------------------------------------------------
 
 
 def read_truth(path: Path) -> dict[str, list[Attempt]]:
@@ -110,11 +111,12 @@ def wait_until_idle(path: Path, seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-# ---- What is billed ----------------------------------------------------------------------------------------------------
+# ---- What is billed --------------------------------------------------------------------------------------------------
 
 
 def read_bills(database_url: str) -> dict[str, Bill]:
-    """Every event of a database, read with SQL of our own. Asserts that nothing was set aside. Its control process has ended."""
+    """Every event of a database, read with SQL of our own. Asserts that nothing was set aside. Its control process has
+    ended."""
     is_sqlite = database_url.startswith("sqlite")
     engine = sa.create_engine(database_url, poolclass=sa.NullPool, **({"module": dbapi2} if is_sqlite else {}))
     columns = "event_id, model, outcome, attempts, input, cached_input, output, reasoning"
@@ -151,12 +153,13 @@ def read_receipt(http: httpx2.Client, request_id: str) -> Bill:
     return bill
 
 
-# ---- The judgement -----------------------------------------------------------------------------------------------------
+# ---- The judgement ---------------------------------------------------------------------------------------------------
 
 
 def judge(attempts: Mapping[str, list[Attempt]], bills: Mapping[str, Bill], heard: Iterable[Heard], prices: Prices) -> Counter[str]:
-    """Assert that every request of the truth log has its bill, that no other request has one that costs, and that each is right.
-    Returns how many bills there are of each outcome, those of requests that no engine heard of as "unheard"."""
+    """Assert that every request of the truth log has its bill, that no other request has one that costs, and that each
+    is right. Returns how many bills there are of each outcome, those of requests that no engine heard of as
+    "unheard"."""
     by_id = {each.request_id: each for each in heard if each.request_id is not None}
     wrong = [f"{request_id}: in the truth log {attempts[request_id]}, and not billed" for request_id in attempts.keys() - bills.keys()]
     for request_id, bill in bills.items():
@@ -213,7 +216,11 @@ def _judge_lines(bill: Bill, prices: Prices) -> list[str]:
     if is_billed:
         quantities = {**bill.used, "request": int(bill.outcome == "completed")}
         units = {name: unit_pico(prices, bill.model, name) for name in quantities}
-        right = {name: (count, units[name], count * units[name]) for name, count in quantities.items() if count and (name != "request" or units[name])}
+        right = {
+            name: (count, units[name], count * units[name])
+            for name, count in quantities.items()
+            if count and (name != "request" or units[name])
+        }
     return [] if dict(bill.lines) == right else [f"rated lines should be {right}"]
 
 

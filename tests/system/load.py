@@ -1,8 +1,8 @@
-"""Clients of the gateway, many at once, over sockets of their own: they count what reaches them and leave when they like.
+"""Clients of the gateway, many at once, over sockets of their own: they count what reaches them and leave when they
+like.
 
-Open loop: a request is sent when it is due, whether or not the ones before it were answered, because a closed loop waits for the
-very gateway that is being killed and so spares it.
-"""
+Open loop: a request is sent when it is due, whether or not the ones before it were answered, because a closed loop
+waits for the very gateway that is being killed and so spares it."""
 
 import asyncio
 import json
@@ -18,13 +18,16 @@ from tollway.simulator import tokens
 PREFIX = "Tolls were paid in silver at the bridge over the river long before there were roads worth the name. "
 """Of every text: so that the engine's prefix cache has something to find."""
 
+THOUGHT_TOKENS = {"echo": 0, "slow": 0, "thinker": 6}
+"""Made before the echo, by model (see `platforms.MODELS`)."""
+
 WORDS = ("axle", "barrier", "causeway", "drover", "engine", "ferry", "gate", "horse", "invoice", "journey")
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. The engine echoes `text`. `leaves_after`: the client of a stream goes after so many tokens; another one after so
-    many hundredths of a second."""
+    """One request. The engine echoes `text`. `leaves_after`: the client of a stream goes after so many tokens; another
+    one after so many hundredths of a second."""
 
     model: str
     endpoint: str
@@ -35,7 +38,7 @@ class Ask:
     @property
     def planned_tokens(self) -> int:
         """The length of the whole answer."""
-        return 0 if self.endpoint == "embeddings" else tokens.count(self.text.encode())
+        return 0 if self.endpoint == "embeddings" else THOUGHT_TOKENS[self.model] + tokens.count(self.text.encode())
 
     def body(self) -> bytes:
         """As JSON."""
@@ -44,6 +47,8 @@ class Ask:
             fields["messages"] = [{"role": "user", "content": self.text}]
         else:
             fields["input" if self.endpoint == "embeddings" else "prompt"] = self.text
+        if self.endpoint == "completions":
+            fields["max_tokens"] = 1024  # this API's own default is 16
         if self.stream:
             fields["stream"] = True
         return json.dumps(fields).encode()
@@ -67,7 +72,8 @@ def make_asks(count: int, seed: int) -> list[Ask]:
 async def send_all(
     asks: Sequence[Ask], url: str, key: str, *, per_second: float, disturb: Sequence[tuple[int, Callable[[], None]]] = ()
 ) -> list[Heard]:
-    """Send `asks` at that rate. When as many as the number in `disturb` were sent, its function is called, in a thread."""
+    """Send `asks` at that rate. When as many as the number in `disturb` were sent, its function is called, in a
+    thread."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     due = list(disturb)
@@ -182,7 +188,8 @@ class _Answer:
 
     def _check_content(self) -> None:
         """An answer that is whole is the echo: nothing was left out, doubled or mixed up with another's."""
-        assert "".join(self._content).strip() == self._ask.text.strip()
+        content = "".join(self._content)
+        assert content.strip() == self._ask.text.strip(), (self._ask, content)
 
 
 def _texts(chunk: dict[str, object]) -> Iterator[tuple[str, str]]:

@@ -70,9 +70,14 @@ def test_apply_plans_then_does_then_has_nothing_left_to_do(serving: Running, tmp
     assert do(serving, "apply", "-f", str(exported)) == "nothing to change\n"
 
     path.write_text(PLATFORM.replace("0.27", "0.25").replace("requests_per_minute: 600", "requests_per_minute: null"))
-    assert do(serving, "apply", "-f", str(path)) == (
-        "~ price meta/llama / EUR\n    input: 0.27 -> 0.25\n~ limits acme\n    requests_per_minute: 600 -> none\n2 changes\n"
-    )
+    assert do(serving, "apply", "-f", str(path)).splitlines() == [
+        "~ price meta/llama / EUR",
+        "    input: 0.27 -> 0.25",
+        "    cached_input: 0.27 -> 0.25",
+        "~ limits acme",
+        "    requests_per_minute: 600 -> none",
+        "2 changes",
+    ]
     path.write_text("models: {}\norganizations: {}")
     assert do(serving, "apply", "-f", str(path)) == "nothing to change\n"  # left out is not deleted
     assert [each["name"] for each in do_json(serving, "organizations", "list")] == ["acme"]
@@ -145,4 +150,11 @@ def test_verify_and_inspect_read_what_a_stopped_installation_left(start: Start) 
     assert serving.stop() == 0
     assert "everything agrees" in do(serving, "verify")
     assert do_json(serving, "verify")["is_right"] is True
-    assert "CLOSE" in do(serving, "spool", "inspect").upper()
+    (epoch,) = do_json(serving, "spool", "inspect")
+    assert (epoch["state"], epoch["close"], epoch["open"], epoch["problem"]) == ("closed", 1, 0, None)
+    assert epoch["shipped"] == epoch["records"] == epoch["next_seq"] - 1  # a clean stop hands everything in
+    segment = serving.directory / "gateway" / "spool" / f"epoch-{epoch['epoch']}" / "0001.seg"
+    data = bytearray(segment.read_bytes())
+    data[-data[::-1].index(b"tick"[::-1])] ^= 1
+    segment.write_bytes(data)
+    assert "damaged" in tollway("spool", "inspect", "--data-dir", str(serving.directory)).stdout

@@ -20,6 +20,7 @@ from tollway.cli.platform_file import (
     PriceFile,
     ProjectFile,
 )
+from tollway.domain.money import format_amount, format_price_per_million
 from tollway.settings import OperatorError
 
 
@@ -74,12 +75,17 @@ def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iter
 
 def _plan_price(place: tuple[str, str], current: PriceFile | None, wanted: PriceFile) -> Iterator[Change]:
     """A price that differs in any class, left-out ones at their defaults, becomes a new version, valid at once."""
-    old = {} if current is None else current.to_pico()
-    if old != wanted.to_pico():
+    old, new = {} if current is None else current.to_pico(), wanted.to_pico()
+    if old != new:
         body = {"model": place[0], "currency": place[1], **_given(wanted)}
-        shown = {} if current is None else _given(current)
-        fields = {name: (shown.get(name), text) for name, text in _given(wanted).items() if shown.get(name) != text}
+        fields = {name: (_price(name, old.get(name)), _price(name, new[name])) for name in new if old.get(name) != new[name]}
         yield Change("price", place, current is None, fields, body)
+
+
+def _price(name: str, pico: int | None) -> str | None:
+    if pico is None:
+        return None
+    return format_amount(pico) if name == "request" else format_price_per_million(pico)
 
 
 def _plan_deployment(place: tuple[str, str], current: DeploymentFile | None, wanted: DeploymentFile) -> Iterator[Change]:

@@ -72,6 +72,17 @@ def rate(billed: Quantities, requests: int, price: PriceVersion) -> list[RatedLi
     return lines
 
 
+def cost(billed: Quantities, requests: int, price: PriceVersion) -> int:
+    """The event's cost in pico-currency: the sum of `rate`'s amounts, without the lines."""
+    return (
+        billed.input * price.input_pico
+        + billed.cached_input * price.cached_input_pico
+        + billed.output * price.output_pico
+        + billed.reasoning * price.reasoning_pico
+        + requests * price.request_pico
+    )
+
+
 def find_price(versions: Sequence[PriceVersion], at: int) -> PriceVersion | None:
     """The version valid at instant `at`: the last whose valid_from is not later. `versions` must be ordered by valid_from."""
     for version in reversed(versions):

@@ -60,6 +60,7 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
         members,
         output_tokens_max=output_tokens_max,
         stream=stream,
+        choices=asked.get("n") or 1,
         hide_usage=hide_usage,
         hide_continuous=hide_continuous,
     )

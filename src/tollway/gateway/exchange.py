@@ -73,6 +73,7 @@ class Call:
 
     __slots__ = (
         "caller",
+        "choices",
         "hide_continuous",
         "hide_usage",
         "members",
@@ -93,6 +94,7 @@ class Call:
         *,
         output_tokens_max: int | None,
         stream: bool,
+        choices: int,
         hide_usage: bool,
         hide_continuous: bool,
     ) -> None:
@@ -103,8 +105,13 @@ class Call:
         self.members = members
         self.output_tokens_max = output_tokens_max
         self.stream = stream
+        self.choices = choices
         self.hide_usage = hide_usage
         self.hide_continuous = hide_continuous
+
+    def wants_continuous(self, deployment: Deployment) -> bool:
+        """Whether to ask for running usage. Not where several choices are generated: vLLM counts each of them by itself then."""
+        return self.choices == 1 and HABITS[deployment.engine].continuous_usage
 
     def upstream_body(self, deployment: Deployment) -> bytes:
         """The body for one deployment: the client's values verbatim, with the fields set that are ours to set."""
@@ -113,7 +120,7 @@ class Call:
         if deployment.upstream_model != self.model.id:
             fields["model"] = msgspec.json.encode(deployment.upstream_model)
         if self.stream:
-            fields["stream_options"] = _CONTINUOUS if habits.continuous_usage else _FINAL_USAGE
+            fields["stream_options"] = _CONTINUOUS if self.wants_continuous(deployment) else _FINAL_USAGE
         if habits.cache_salt and not self.model.share_cache:
             fields["cache_salt"] = self.caller.cache_salt
         return bodies.join(fields)

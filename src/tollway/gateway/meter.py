@@ -34,13 +34,13 @@ class Record:
         "_progress",
         "_sink",
         "_slot",
+        "_used",
         "admit",
         "attempts",
         "deployment_id",
         "final",
         "first_token_at",
         "source",
-        "_used",
     )
 
     def __init__(self, admit: Admit, sink: UsageSink, now_us: Callable[[], int]) -> None:

@@ -8,14 +8,13 @@ sampled log line, so a flood of 401s costs no disk and no bill.
 import re
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 import msgspec
 
 from tollway.domain import faults, ids
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
-from tollway.domain.prices import rate
+from tollway.domain.prices import cost
 from tollway.domain.snapshot import Change, DeploymentEntry, Entry
 from tollway.domain.usage import Final, billed
 from tollway.gateway.authenticate import authenticate
@@ -29,7 +28,7 @@ from tollway.gateway.ports import Client, UsageSink, Vault
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget, relay
 from tollway.gateway.route import route
 from tollway.gateway.upstream import Upstreams
-from tollway.telemetry import LogWriter, Metrics, RequestLine
+from tollway.telemetry import LogWriter, Metrics, RequestLine, timestamp
 from tollway.wire.errors import openai_error
 from tollway.wire.http import HttpRequest
 
@@ -214,65 +213,92 @@ def fault_headers(fault: Fault) -> bytes:
 
 def _observe(request: Request, call: Call | None, record: Record | None, fault: Fault | None, plane: Plane) -> None:
     """Where every request ends: its metrics and its one log line."""
-    metrics = plane.metrics
     duration = time.monotonic() - request.started
-    status = fault.kind.status if fault is not None else 200
     final = record.final if record is not None else None
-    if final is None:
-        if fault is not None:
-            metrics.count(metrics.refusals, fault.kind.code)
-        if plane.refusal_lines <= 0:
-            return
-        plane.refusal_lines -= 1
-    line = RequestLine(
-        ts=datetime.fromtimestamp(request.received_at / 1e6, UTC).isoformat(timespec="milliseconds"),
-        level="info" if status < 500 else "error",
-        event="request",
-        request_id=request.id,
-        trace_id=request.trace_id,
-        status=status,
-        duration_ms=round(duration * 1000, 3),
-        endpoint=request.endpoint,
-    )
-    client_id = request.headers.get(b"x-client-request-id")
-    if client_id is not None and _CLIENT_REQUEST_ID.fullmatch(client_id):
-        line.client_request_id = client_id.decode()
+    if call is not None and final is not None:
+        _observe_final(request, call, final, fault, duration, plane)
+        return
     if fault is not None:
-        line.error_code = fault.kind.code
-        line.detail = fault.detail
-    if call is not None:
-        caller = call.caller
-        line.organization_id = caller.organization.id
-        line.project_id = caller.project.id
-        line.key_id = caller.key.id
-        line.model = call.model.id
-        line.stream = call.stream
-        if final is not None:
-            _observe_final(final, call, request, status, duration, line, metrics)
-    plane.log.write(line)
+        plane.metrics.count(plane.metrics.refusals, fault.kind.code)
+    if plane.refusal_lines <= 0:
+        return
+    plane.refusal_lines -= 1
+    caller = call.caller if call is not None else None
+    plane.log.write(
+        RequestLine(
+            ts=timestamp(request.received_at),
+            level="warning",
+            event="request",
+            request_id=request.id,
+            trace_id=request.trace_id,
+            status=fault.kind.status if fault is not None else 499,
+            duration_ms=round(duration * 1000, 3),
+            endpoint=request.endpoint,
+            error_code=fault.kind.code if fault is not None else "",
+            detail=fault.detail if fault is not None else "",
+            client_request_id=_client_request_id(request),
+            organization_id=caller.organization.id if caller is not None else "",
+            project_id=caller.project.id if caller is not None else "",
+            key_id=caller.key.id if caller is not None else "",
+            model=call.model.id if call is not None else "",
+        )
+    )
 
 
-def _observe_final(final: Final, call: Call, request: Request, status: int, duration: float, line: RequestLine, metrics: Metrics) -> None:
+def _observe_final(request: Request, call: Call, final: Final, fault: Fault | None, duration: float, plane: Plane) -> None:
+    """An admitted request ended: what its FINAL says, in numbers and in words."""
     used = final.used
     model = call.model.id
-    line.outcome = final.outcome
-    line.upstream = final.deployment_id or ""
-    line.attempts = final.attempts
-    line.usage_source = final.source
-    line.input_tokens, line.cached_input_tokens = used.input, used.cached_input
-    line.output_tokens, line.reasoning_tokens = used.output, used.reasoning
-    line.cost_pico = sum(rated.amount_pico for rated in rate(*billed(final), call.price))
-    first_token: float | None = None
-    if final.first_token_at is not None:
-        first_token = (final.first_token_at - request.received_at) / 1e6
-        line.ttft_ms = round(first_token * 1000, 3)
+    status = fault.kind.status if fault is not None else 200
+    ttft = 0.0 if final.first_token_at is None else (final.first_token_at - request.received_at) / 1e6
+    metrics = plane.metrics
     metrics.count(metrics.outcomes, final.outcome)
-    metrics.answered(request.endpoint, model, status, duration, first_token)
-    metrics.add_tokens(model, "input", used.input)
-    metrics.add_tokens(model, "cached_input", used.cached_input)
-    metrics.add_tokens(model, "output", used.output)
-    if used.reasoning:
-        metrics.add_tokens(model, "reasoning", used.reasoning)
+    found = metrics.of_model(request.endpoint, model)
+    found.statuses[status] = found.statuses.get(status, 0) + 1
+    found.input += used.input
+    found.cached_input += used.cached_input
+    found.output += used.output
+    found.reasoning += used.reasoning
+    found.duration.observe(duration)
+    if ttft:
+        found.first_token.observe(ttft)
+    caller = call.caller
+    plane.log.write(
+        RequestLine(
+            ts=timestamp(request.received_at),
+            level="info" if status < 500 else "error",
+            event="request",
+            request_id=request.id,
+            trace_id=request.trace_id,
+            status=status,
+            duration_ms=round(duration * 1000, 3),
+            endpoint=request.endpoint,
+            error_code=fault.kind.code if fault is not None else "",
+            detail=fault.detail if fault is not None else "",
+            client_request_id=_client_request_id(request),
+            organization_id=caller.organization.id,
+            project_id=caller.project.id,
+            key_id=caller.key.id,
+            model=model,
+            upstream=final.deployment_id or "",
+            attempts=final.attempts,
+            outcome=final.outcome,
+            ttft_ms=round(ttft * 1000, 3),
+            input_tokens=used.input,
+            cached_input_tokens=used.cached_input,
+            output_tokens=used.output,
+            reasoning_tokens=used.reasoning,
+            cost_pico=cost(*billed(final), call.price),
+            stream=call.stream,
+            usage_source=final.source,
+        )
+    )
+
+
+def _client_request_id(request: Request) -> str:
+    """The client's own id, if it is one that cannot spoil a log."""
+    id = request.headers.get(b"x-client-request-id")
+    return id.decode() if id is not None and _CLIENT_REQUEST_ID.fullmatch(id) is not None else ""
 
 
 def _place(error: BaseException) -> str:

@@ -199,7 +199,7 @@ class Exchange:
         return openai.Stream(
             hide_usage=call.hide_usage,
             hide_continuous=call.hide_continuous,
-            counting=not upstream.habits.continuous_usage,
+            counting=not call.wants_continuous(upstream.deployment),
             upstream_model=upstream.deployment.upstream_model,
             public_model=call.model.id,
             output_tokens_max=call.output_tokens_max,
@@ -331,6 +331,8 @@ async def relay(
     fault: Fault | None = None
     budget.earn()
     for upstream in candidates:
+        if fault is not None and not budget.spend():
+            raise fault
         while True:
             if fault is not None:
                 metrics.retries += 1
@@ -344,8 +346,6 @@ async def relay(
                     raise
                 if caught.kind is faults.UPSTREAM_STALE:
                     continue  # the pool's fault, not the upstream's: the same one again, on a fresh connection, and no load to budget
-                if not budget.spend():
-                    raise
                 break
             metrics.attempted(upstream.deployment.id, "ok")
             upstream.succeeded()
@@ -391,9 +391,7 @@ async def _attempt(
                 await exchange.wait()
             stream = exchange.stream
             assert stream is not None
-            if stream.anomaly is not None:
-                metrics.count(metrics.anomalies, stream.anomaly)
-            _note_completed(record, stream.used, stream.source, metrics)
+            _note_completed(record, stream.used, stream.source, stream.anomaly, metrics)
             await record.finish(Outcome.COMPLETED)
             client.end_stream(openai.DONE)
         else:
@@ -403,9 +401,7 @@ async def _attempt(
                 raise answer_fault(reader.status, body)
             answer = openai.read_answer(body, upstream.deployment.upstream_model, call.model.id, call.output_tokens_max)
             exchange.finished = True
-            if answer.anomaly is not None:
-                metrics.count(metrics.anomalies, answer.anomaly)
-            _note_completed(record, answer.used, UsageSource.ENGINE_FINAL, metrics)
+            _note_completed(record, answer.used, UsageSource.ENGINE_FINAL, answer.anomaly, metrics)
             await record.finish(Outcome.COMPLETED)
             client.answer(200, _JSON + headers, answer.body)
     finally:
@@ -418,12 +414,14 @@ async def _attempt(
             connection.abort()
 
 
-def _note_completed(record: Record, used: Quantities | None, source: UsageSource, metrics: Metrics) -> None:
+def _note_completed(record: Record, used: Quantities | None, source: UsageSource, anomaly: str | None, metrics: Metrics) -> None:
     """Note what a completed request used. An engine that reports nothing believable bills only what was counted on the way."""
-    if used is None:
-        metrics.count(metrics.anomalies, "usage_missing")
-    else:
+    if used is not None:
         record.note(used, source)
+    elif anomaly is None:
+        anomaly = "usage_missing"
+    if anomaly is not None:
+        metrics.count(metrics.anomalies, anomaly)
 
 
 _UNSHOWABLE = re.compile(r"[^\x20-\x7e]|https?:|[/\\]\w+[/\\]|[Bb]earer|sk-|tw_|key", re.ASCII)

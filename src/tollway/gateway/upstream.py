@@ -19,7 +19,6 @@ from tollway.domain import faults
 from tollway.domain.catalog import Deployment, Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.snapshot import DeploymentEntry
-from tollway.gateway.engines.habits import HABITS
 from tollway.gateway.exchange import Request
 from tollway.gateway.ports import Vault
 from tollway.wire.http import ResponseReader
@@ -141,7 +140,6 @@ class Upstream:
 
     def __init__(self, deployment: Deployment, credential: str | None) -> None:
         self.deployment = deployment
-        self.habits = HABITS[deployment.engine]
         self.in_flight = 0
         self.failures = 0
         self.ejected_until = 0.0
@@ -276,7 +274,6 @@ class Upstreams:
         before = self._by_id.get(entry.id)
         if before is not None and before.identity == (deployment.base_url, credential) and before.deployment.model == deployment.model:
             before.deployment = deployment
-            before.habits = HABITS[deployment.engine]
             return
         self.remove(entry.id)
         upstream = self._by_id[entry.id] = Upstream(deployment, credential)

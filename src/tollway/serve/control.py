@@ -78,7 +78,7 @@ def new_id(prefix: str) -> str:
 
 
 def open_database(url: str) -> Database:
-    """Open the database at `url`, making the directory of an embedded one, and bring its schema up to date.
+    """Open the database at `url` and bring its schema up to date. The directory of an embedded one must exist.
 
     Raises DatabaseTooNew, or Fault DATABASE_UNAVAILABLE.
     """

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Counter
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,6 +52,9 @@ BODY_SECONDS_MAX = 30.0
 
 CONCURRENT_REQUESTS_MAX = 256
 """More than the worker threads and any waiting list that still makes sense; the rest is told to come back."""
+
+STATUS_CLIENT_LEFT = 499
+"""In logs and metrics only, as nginx has it: the client left before its request was whole, and nobody is there to answer."""
 
 PUBLIC_ROUTERS: Sequence[APIRouter] = (
     projects.router,
@@ -181,6 +184,8 @@ class Envelope:
                 await refuse(Fault(TARGET_INVALID))
             else:
                 await self.app(scope, self._bounded(scope, receive), send_stamped)
+        except ClientDisconnect:
+            status = STATUS_CLIENT_LEFT
         except Exception as error:  # last resort: the caller gets a 500 in our shape, the operator the place
             self._log_defect(request_id, error)
             await refuse(Fault(INTERNAL))

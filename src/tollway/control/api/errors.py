@@ -117,7 +117,8 @@ async def _answer_validation(request: Request, error: Exception) -> Response:
 
 async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    fault = Fault({404: ROUTE_UNKNOWN, 405: METHOD_UNSUPPORTED}.get(error.status_code, INTERNAL))
+    otherwise = REQUEST_INVALID if error.status_code < 500 else INTERNAL
+    fault = Fault({404: ROUTE_UNKNOWN, 405: METHOD_UNSUPPORTED}.get(error.status_code, otherwise))
     request.scope["tollway.fault"] = fault
     return response_of(fault, error.headers)
 

@@ -330,10 +330,10 @@ class Stream:
         "_prompt_tokens",
         "_rename",
         "_reported",
+        "_used",
         "anomaly",
         "source",
         "terminated",
-        "used",
     )
 
     def __init__(
@@ -363,7 +363,7 @@ class Stream:
         self._reported = False
         self._finish_seen = False
         self._prompt_tokens = -1  # of the last report that `read` believed; while negative, nothing is regular
-        self.used: Quantities | None = None
+        self._used: Quantities | None = None
         self.source = UsageSource.NONE
         self.anomaly: str | None = None
         self.terminated = False
@@ -372,7 +372,7 @@ class Stream:
         """What to relay of bytes that are one regular event, and the output tokens so far; None if `read` must look at them.
 
         Regular: an event that only adds output to what `read` has believed before, of an engine that reports running usage as the last
-        member. `used` is not brought up to date here: the caller notes the tokens, and `read` sees a total before the stream ends.
+        member.
         """
         if self._prompt_tokens < 0 or not data.startswith(b"data: {") or not data.endswith(b"}}\n\n"):
             return None
@@ -453,6 +453,14 @@ class Stream:
             data = self._renamed(data)
         return b"data: " + data + b"\n\n"
 
+    @property
+    def used(self) -> Quantities | None:
+        """The best knowledge of what was used so far; None while there is none."""
+        used = self._used
+        if used is not None and used.output + used.reasoning != self._output:
+            used = self._used = Quantities(used.input, used.cached_input, self._output - used.reasoning, used.reasoning)
+        return used
+
     def _renamed(self, data: bytes) -> bytes:
         """The event under the model's public name; the engine's spelling is usually the compact one."""
         if self._rename is None:
@@ -474,10 +482,10 @@ class Stream:
         used = hold_to(reported, self._output_tokens_max)
         if used is not reported:
             self.anomaly = USAGE_INFLATED
-        if used.output + used.reasoning < self._output:
+        if self._reported and used.output + used.reasoning < self._output:
             self.anomaly = USAGE_SHRINKING
             return  # a shrinking report is nonsense; the larger one was true when it was made
-        self.used = used
+        self._used = used
         self._output = used.output + used.reasoning
         regular = self._rename is None and not self._counting and not used.reasoning and not self._finish_seen
         self._prompt_tokens = used.input + used.cached_input if regular else -1
@@ -492,7 +500,8 @@ class Stream:
             ):
                 self._counted += 1
         if not self._reported and self._counted:
-            self.used = Quantities(output=self._counted)
+            self._used = Quantities(output=self._counted)
+            self._output = self._counted
             self.source = UsageSource.COUNTED
 
 
