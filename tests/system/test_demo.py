@@ -24,7 +24,7 @@ FREE = ("--listen", "127.0.0.1:0", "--internal", "127.0.0.1:0", "--control-liste
 def ask(demo: Demo, text: str = "What is a toll road?") -> str:
     """One streamed completion; returns its text."""
     with openai.OpenAI(base_url=f"{demo.gateway_url}/v1", api_key=demo.api_key, max_retries=0) as client:
-        stream = client.chat.completions.create(model=demo.model, messages=[{"role": "user", "content": text}], stream=True)
+        stream = client.chat.completions.create(model=demo.model, messages=[{"role": "user", "content": text}], stream=True, max_tokens=16)
         return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
 
 

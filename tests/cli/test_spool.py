@@ -1,0 +1,75 @@
+"""`tollway spool inspect`: what it counts is what was written, and damage is never called a crash."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tollway.cli.app import run
+from tollway.domain.usage import NOTHING, Admit, Final, Outcome, UsageSource
+from tollway.link.spool import Spool, SpoolOptions
+
+ADMIT = Admit(
+    request_id="req_" + "0" * 31 + "1",
+    admitted_at=1,
+    organization_id="org_" + "0" * 32,
+    project_id="proj_" + "0" * 32,
+    key_id="key_" + "0" * 32,
+    model="m",
+    endpoint="chat/completions",
+    stream=True,
+    price_version="price_" + "0" * 32,
+    outcome_policy=1,
+)
+
+
+def inspect(directory: Path, capsys: pytest.CaptureFixture[str], *, code: int) -> dict[str, Any]:
+    """The one epoch of the spool."""
+    assert run(["spool", "inspect", "--spool", str(directory), "-o", "json"]) == code
+    (epoch,) = json.loads(capsys.readouterr().out)
+    found: dict[str, Any] = epoch
+    return found
+
+
+async def write(directory: Path) -> Path:
+    """A spool with one request that has ended and one that is open, then closed cleanly. Returns its segment."""
+    options = SpoolOptions(segment_bytes=65_536, slots_max=16)
+    spool = Spool.open(directory, alarm=lambda *_: None, clock=lambda: 1_700_000_000_000_000, options=options)
+    slot = spool.admit(ADMIT)
+    await spool.final(slot, Final(admit=ADMIT, outcome=Outcome.COMPLETED, used=NOTHING, source=UsageSource.NONE, ended_at=2))
+    await spool.close()
+    (segment,) = directory.glob("epoch-*/0001.seg")
+    return segment
+
+
+async def test_counts_by_kind_what_a_clean_life_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    await write(tmp_path)
+    epoch = inspect(tmp_path, capsys, code=0)
+    assert (epoch["state"], epoch["admit"], epoch["final"], epoch["close"], epoch["open"]) == ("closed", 1, 1, 1, 0)
+    assert epoch["records"] == epoch["next_seq"] - 1
+
+
+async def test_a_torn_tail_is_a_crash_and_the_request_is_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    segment = await write(tmp_path)
+    (segment.parent / "closed").unlink()
+    data = segment.read_bytes()
+    cut = data.index(b'"final"')  # inside the FINAL: what follows was never written
+    segment.write_bytes(data[:cut] + bytes(len(data) - cut))
+    epoch = inspect(tmp_path, capsys, code=0)
+    assert (epoch["state"], epoch["admit"], epoch["final"], epoch["open"], epoch["problem"]) == ("open", 1, 0, 1, None)
+
+
+async def test_a_wrong_record_before_readable_ones_is_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    segment = await write(tmp_path)
+    data = bytearray(segment.read_bytes())
+    data[data.index(b'"final"')] ^= 1
+    segment.write_bytes(data)
+    epoch = inspect(tmp_path, capsys, code=1)
+    assert epoch["state"] == "damaged"
+    assert "record 2 is wrong" in epoch["problem"]
+
+
+def test_a_directory_without_a_spool_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["spool", "inspect", "--spool", str(tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err

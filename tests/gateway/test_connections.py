@@ -1,0 +1,407 @@
+"""Clients that are slow, gone, many, or several requests ahead; and a gateway that leaves."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.fakes import Do, Script, Upstream, until
+from tests.gateway.running import (
+    CHAT,
+    DONE,
+    END,
+    KEY,
+    STREAM_HEAD,
+    UNKNOWN_KEY,
+    Client,
+    Memory,
+    Served,
+    chat,
+    chunk,
+    completion,
+    connect,
+    gateway,
+    healthy,
+    message,
+    part,
+    plane,
+    post,
+    split_answers,
+    streamed,
+    usage,
+    whole,
+)
+from tollway.domain.usage import Outcome, Quantities
+from tollway.gateway.relay import RelayBounds
+from tollway.gateway.server import DrainBounds, EdgeBounds
+from tollway.wire.http import HttpBounds
+
+ALIVE = b"GET /livez HTTP/1.1\r\nhost: gateway\r\n\r\n"
+
+
+# Gone
+
+
+@pytest.mark.parametrize(
+    "script",
+    [[Do.HOLD], [STREAM_HEAD, Do.HOLD], [STREAM_HEAD, part(chunk("a", usage=usage(5, 1))), Do.HOLD]],
+    ids=["before-headers", "after-headers", "mid-stream"],
+)
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_60_a_client_that_leaves_has_its_upstream_aborted_and_pays_for_what_was_made(script: Script, stream: bool) -> None:
+    upstream = Upstream(script)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        async with connect(running.port) as client:
+            client.send(message(chat(stream=stream)))
+            await until(lambda: bool(upstream.asked))
+            delivered = stream and len(script) == 3
+            if delivered:
+                await client.reader.readuntil(b'"a"')
+            client.vanish()
+        await asyncio.wait_for(upstream.asked[0].left.wait(), 5)
+        final = await running.sink.settled()
+        assert (final.outcome, final.error, final.attempts) == (Outcome.CLIENT_CANCELLED, None, 1)
+        assert final.used == (Quantities(5, 0, 1) if delivered else Quantities())
+        assert running.plane.metrics.running == 0
+
+
+async def test_60_a_client_that_leaves_while_its_upstream_is_connected_to_asks_nothing() -> None:
+    async with gateway({"m": Served(["http://192.0.2.1:9"])}) as running:
+        async with connect(running.port) as client:
+            client.send(message(streamed()))
+            await until(lambda: bool(running.sink.admits))
+            client.vanish()
+        final = await running.sink.settled()
+        assert final.outcome in (Outcome.CLIENT_CANCELLED, Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT)
+        assert final.used == Quantities()
+
+
+async def test_a_client_that_closes_its_half_is_gone() -> None:
+    upstream = Upstream([Do.HOLD])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        client.send(message(chat()))
+        await until(lambda: bool(upstream.asked))
+        client.writer.write_eof()
+        await asyncio.wait_for(upstream.asked[0].left.wait(), 5)
+        assert (await running.sink.settled()).outcome is Outcome.CLIENT_CANCELLED
+
+
+async def test_a_client_that_pipelines_and_leaves_is_noticed() -> None:
+    upstream = Upstream([Do.HOLD])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        async with connect(running.port) as client:
+            client.send(message(chat()) * 3)
+            await until(lambda: bool(upstream.asked))
+            client.vanish()
+        await asyncio.wait_for(upstream.asked[0].left.wait(), 5)
+        await running.sink.settled()
+        assert len(upstream.asked) == 1
+
+
+# Slow
+
+
+def stop_reading(client: Client) -> None:
+    client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+
+MEGABYTE = part(chunk("x" * 65_000)) * 16
+
+
+async def test_13_a_reader_that_stops_pauses_its_upstream_and_memory_is_bounded() -> None:
+    script: Script = [STREAM_HEAD, *[MEGABYTE] * 30, part(chunk(finish="stop")), part(DONE), END]
+    upstream = Upstream(script)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        stop_reading(client)
+        client.send(message(streamed()))
+        written = -1
+        while upstream.written != written:
+            written = upstream.written
+            await asyncio.sleep(0.3)
+        assert 0 < written < 20 << 20, "the rest waits in the engine, not here"
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        answer = await client.answer()
+        assert len(answer.text) == 30 * 16 * 65_000 and answer.events()[-1] == "[DONE]"
+        assert (await post(running.port, streamed())).events()[-1] == "[DONE]", "the pooled connection hears again"
+        assert upstream.connections == 1
+
+
+async def test_13_a_reader_that_never_reads_on_is_hung_up_on() -> None:
+    upstream = Upstream([STREAM_HEAD, *[MEGABYTE] * 60])
+    bounds = EdgeBounds(write_stall_seconds=0.5)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, edge_bounds=bounds) as running, connect(running.port) as client:
+        stop_reading(client)
+        client.send(message(streamed()))
+        await until(lambda: bool(upstream.asked))
+        await asyncio.wait_for(upstream.asked[0].left.wait(), 10)
+        assert (await running.sink.settled()).outcome is Outcome.CLIENT_CANCELLED
+
+
+async def test_13_a_slow_reader_does_not_blame_its_upstream() -> None:
+    upstream = Upstream([STREAM_HEAD, *[MEGABYTE] * 30, part(chunk(finish="stop")), part(DONE), END])
+    bounds = RelayBounds(idle_seconds=0.3, first_token_seconds=0.3)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, bounds=bounds) as running, connect(running.port) as client:
+        stop_reading(client)
+        client.send(message(streamed()))
+        await asyncio.sleep(1.5)
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert (await client.answer()).events()[-1] == "[DONE]"
+        await running.sink.settled()
+
+
+async def test_12_slow_heads_and_bodies_are_told_and_closed() -> None:
+    with plane() as (made, _, _):
+        memory = Memory(made)
+        head = memory.connect()
+        head.feed(b"POST / HTTP/1.1\r\n")
+        memory.tick(head, 14)
+        head.feed(b"host: a\r\n")
+        assert head.written == b""
+        memory.tick(head, 2)
+        body = memory.connect()
+        body.feed(message(chat())[:-10])
+        memory.tick(body, 9)
+        assert body.written == b""
+        memory.tick(body, 2)
+        for connection in (head, body):
+            (answer,) = split_answers(connection.written)
+            assert (answer.status, answer.error["code"]) == (408, "request_timeout")
+            assert answer.headers["connection"] == "close" and connection.is_over
+            assert not connection.aborted
+            memory.tick(connection, 3)
+            assert connection.aborted, "a client that does not take the hint is hung up on"
+
+
+async def test_12_a_body_that_arrives_at_a_fair_rate_is_waited_for() -> None:
+    with plane() as (made, _, _):
+        memory = Memory(made)
+        connection = memory.connect()
+        data = b'{"model":"m","messages":["' + b"x" * 40_000 + b'"]}'
+        connection.feed(message(data)[: -len(data)])
+        for start in range(0, len(data), 2000):
+            memory.tick(connection, 1.5)
+            connection.feed(data[start : start + 2000])
+        await memory.settle()
+        assert split_answers(connection.written)[0].status == 502
+
+
+async def test_14_idle_connections_are_closed_without_a_word() -> None:
+    with plane() as (made, _, _):
+        memory = Memory(made)
+        fresh, used = memory.connect(), memory.connect()
+        used.feed(ALIVE)
+        for connection in (fresh, used):
+            memory.tick(connection, 76)
+            assert connection.is_over
+        assert fresh.written == b""
+
+
+async def test_14_connections_are_counted_in_all_and_by_address() -> None:
+    with plane() as (made, _, _):
+        memory = Memory(made, EdgeBounds(connections_max=3, connections_per_peer_max=2))
+        first, second = memory.connect("a"), memory.connect("a")
+        refused = memory.connect("a")
+        other = memory.connect("b")
+        also_refused = memory.connect("c")
+        for connection in (refused, also_refused):
+            (answer,) = split_answers(connection.written)
+            assert (answer.status, answer.error["code"]) == (503, "overloaded")
+            assert int(answer.headers["retry-after"]) >= 1 and connection.is_over
+        first.close()
+        await memory.settle()
+        again = memory.connect("a")
+        for connection in (second, other, again):
+            connection.feed(ALIVE)
+            assert split_answers(connection.written)[0].status == 200
+        assert made.metrics.connections_refused == 2
+
+
+async def test_14_a_refused_connection_gets_one_answer_even_if_it_asks() -> None:
+    async with gateway({}, edge_bounds=EdgeBounds(connections_max=1)) as running, connect(running.port) as first:
+        first.send(ALIVE)
+        assert (await first.answer("GET")).status == 200
+        async with connect(running.port) as client:
+            client.send(ALIVE)
+            (answer,) = split_answers(await client.rest())
+            assert answer.status == 503
+        first.send(ALIVE)
+        assert (await first.answer("GET")).status == 200
+
+
+async def test_20_the_refusal_of_a_large_body_reaches_a_client_that_is_still_sending() -> None:
+    bounds = EdgeBounds(linger_seconds=0.5)
+    async with gateway({}, edge_bounds=bounds) as running:
+        head = message(chat(), key=UNKNOWN_KEY, content_length="30000000").partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        async with connect(running.port) as client:
+            client.send(head)
+            for _ in range(30):
+                client.send(b"x" * 1_000_000)
+            (answer,) = split_answers(await client.rest())
+            assert answer.status == 401
+
+
+# Ahead
+
+
+async def test_14_pipelined_requests_are_answered_in_order() -> None:
+    upstream = Upstream(healthy("one"), [whole(completion("two"))], healthy("three"))
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        client.send(message(streamed()) + message(chat()) + message(chat("absent")) + message(streamed()) + ALIVE)
+        assert (await client.answer()).text == "one"
+        assert (await client.answer()).json()["choices"][0]["message"]["content"] == "two"
+        assert (await client.answer()).status == 404
+        assert (await client.answer()).text == "three"
+        assert (await client.answer("GET")).json() == {"status": "alive"}
+        await running.sink.settled(3)
+        assert upstream.connections == 1
+
+
+async def test_14_far_ahead_is_not_read() -> None:
+    with plane() as (made, _, _):
+        memory = Memory(made, http=HttpBounds(pipelined_max=4))
+        connection = memory.connect()
+        connection.feed(message(chat()))
+        for _ in range(4):
+            assert connection.reading
+            connection.feed(message(chat()))
+        assert not connection.reading
+        await memory.settle()
+        assert [answer.status for answer in split_answers(connection.written)] == [502] * 5
+        assert connection.reading
+        connection.feed(message(chat()))
+        connection.feed(message(b'{"' + b"x" * 70_000 + b'"}')[:70_000])
+        assert not connection.reading
+        await memory.settle()
+        assert connection.reading
+
+
+async def test_14_too_many_requests_in_one_read_are_answered_up_to_the_bound() -> None:
+    with plane() as (made, _, _):
+        memory = Memory(made)
+        connection = await memory.exchange(ALIVE * 100)
+        answers = split_answers(connection.written)
+        assert [answer.status for answer in answers] == [200] * 16 + [400]
+        assert connection.is_over
+
+
+EXPECTING = message(chat(), expect="100-continue")
+EXPECTING_HEAD, EXPECTING_BODY = EXPECTING[: EXPECTING.index(b"\r\n\r\n") + 4], EXPECTING[EXPECTING.index(b"\r\n\r\n") + 4 :]
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+async def test_a_client_that_waits_to_be_told_is_told() -> None:
+    upstream = Upstream([whole(completion())])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        for _ in range(2):
+            client.send(EXPECTING_HEAD)
+            assert await asyncio.wait_for(client.reader.readexactly(len(CONTINUE)), 5) == CONTINUE
+            client.send(EXPECTING_BODY)
+            assert (await client.answer()).status == 200
+        client.send(EXPECTING)
+        assert (await client.answer()).status == 200
+
+
+async def test_a_client_that_waits_behind_another_request_is_told_when_its_turn_comes() -> None:
+    upstream = Upstream([Do.GATE, whole(completion())])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        client.send(message(chat()) + EXPECTING_HEAD)
+        await until(lambda: bool(upstream.asked))
+        upstream.gate.set()
+        assert (await client.answer()).status == 200
+        assert await asyncio.wait_for(client.reader.readexactly(len(CONTINUE)), 5) == CONTINUE
+        client.send(EXPECTING_BODY)
+        assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "status"), [((KEY, UNKNOWN_KEY), 401), ((CHAT, "/nothing"), 404), ((CHAT, "/v1/../x"), 400)], ids=["401", "404", "400"]
+)
+async def test_a_client_that_waits_in_vain_is_told_that_too(change: tuple[str, str], status: int) -> None:
+    with plane() as (made, _, _):
+        connection = await Memory(made).exchange(EXPECTING_HEAD.replace(change[0].encode(), change[1].encode()))
+        (answer,) = split_answers(connection.written)
+        assert answer.status == status and connection.is_over
+
+
+async def test_bodies_may_come_in_chunks_however_they_are_cut() -> None:
+    body = message(chat()).partition(b"\r\n\r\n")[2]
+    head = message(chat()).partition(b"content-length")[0] + f"authorization: Bearer {KEY}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+    upstream = Upstream([whole(completion())])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        for size in (1, 7, 1000):
+            pieces = [body[start : start + size] for start in range(0, len(body), size)]
+            chunks = b"".join(b"%x;ext=1\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+            client.send(head + chunks + b"0\r\nx-trailer: 1\r\n\r\n")
+            assert (await client.answer()).status == 200
+        sent: Any = {asked.body for asked in upstream.asked}
+        assert len(sent) == 1
+        assert upstream.connections == 1
+
+
+async def test_connections_are_kept_on_both_sides() -> None:
+    upstream = Upstream(healthy("a"))
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        for _ in range(20):
+            client.send(message(streamed()))
+            assert (await client.answer()).text == "a"
+        assert upstream.connections == 1
+        client.send(message(streamed(), connection="close"))
+        answer = await client.answer()
+        assert answer.headers["connection"] == "close" and await client.rest() == b""
+
+
+async def test_http_1_0_gets_a_stream_that_ends_with_the_connection() -> None:
+    upstream = Upstream(healthy("a"))
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        client.send(message(streamed()).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        answer = await client.answer()
+        assert answer.text == "a" and answer.events()[-1] == "[DONE]" and "transfer-encoding" not in answer.headers
+
+
+# Leaving
+
+
+async def test_a_drain_lets_what_runs_finish_and_takes_nothing_new() -> None:
+    upstream = Upstream([STREAM_HEAD, part(chunk("a")), Do.GATE, part(chunk("b", finish="stop")), part(DONE), END])
+    bounds = DrainBounds(grace_seconds=20)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, drain=bounds) as running:
+        async with connect(running.port) as busy, connect(running.port) as idle:
+            busy.send(message(streamed()))
+            await busy.reader.readuntil(b'"a"')
+            running.stop.set()
+            assert await idle.rest() == b""
+            with pytest.raises(OSError):  # noqa: PT011  (refused or reset, as the kernel likes)
+                async with connect(running.port) as late:
+                    late.send(ALIVE)
+                    assert await late.answer("GET") is None
+            upstream.gate.set()
+            rest = await busy.rest()
+            assert b"[DONE]" in rest and rest.endswith(b"0\r\n\r\n")
+        await asyncio.wait_for(running.done, 10)
+
+
+async def test_a_drain_tells_what_does_not_finish_in_time() -> None:
+    upstream = Upstream([STREAM_HEAD, part(chunk("a")), Do.HOLD])
+    bounds = DrainBounds(grace_seconds=0.2)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, drain=bounds) as running, connect(running.port) as client:
+        client.send(message(streamed()))
+        await client.reader.readuntil(b'"a"')
+        running.stop.set()
+        rest = await client.rest()
+        assert b'"draining"' in rest and b"[DONE]" not in rest
+        await asyncio.wait_for(running.done, 10)
+        assert (await running.sink.settled()).outcome is Outcome.UPSTREAM_ERROR
+
+
+async def test_a_gateway_without_a_snapshot_or_a_spool_is_not_ready() -> None:
+    with plane() as (made, sink, _):
+        memory = Memory(made)
+        ready = b"GET /readyz HTTP/1.1\r\nhost: gateway\r\n\r\n"
+        assert split_answers((await memory.exchange(ready)).written)[0].status == 200
+        sink.is_full = True
+        assert split_answers((await memory.exchange(ready)).written)[0].status == 503
+        sink.is_full = False
+        made.directory.version = 0
+        assert split_answers((await memory.exchange(ready)).written)[0].status == 503
+        (answer,) = split_answers((await memory.exchange(message(chat()))).written)
+        assert (answer.status, answer.error["code"]) == (503, "not_ready") and int(answer.headers["retry-after"]) >= 1
