@@ -3,6 +3,7 @@ contracts of `gateway/ports.py`, not mocks: each keeps its side of the contract 
 
 import array
 import asyncio
+import itertools
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -18,12 +19,14 @@ from tollway.gateway.ports import SLOT_WORDS, Flow
 PATIENCE_SECONDS = 20.0  # only a hang is longer, whatever else this machine does
 
 
+_drawn = itertools.count(1)
+
+
 class Clock:
-    """UTC microseconds that move only when told to; and random bits that are never the same twice."""
+    """UTC microseconds that move only when told to; and random bits that are never the same twice in a run of tests."""
 
     def __init__(self, now_us: int = 1_795_000_000_000_000) -> None:
         self._now_us = now_us
-        self._drawn = 0
 
     def now_us(self) -> int:
         return self._now_us
@@ -32,8 +35,7 @@ class Clock:
         self._now_us += int(seconds * 1e6)
 
     def random_bits(self, count: int) -> int:
-        self._drawn += 1
-        return (self._drawn * 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835_1082_276B) & ((1 << count) - 1)
+        return (next(_drawn) * 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835_1082_276B) & ((1 << count) - 1)
 
 
 class UsageSink:
@@ -240,7 +242,7 @@ class Transport(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.protocol = protocol
-        self.reading = True
+        self._is_reading = True
         self.eof_written = False
         self.aborted = False
         self._closing = False
@@ -250,7 +252,7 @@ class Transport(asyncio.Transport):
     def feed(self, data: bytes) -> None:
         """Bytes from the client; none arrive once the connection is closed."""
         if not self._closing:
-            assert self.reading, "bytes were fed to a paused socket"
+            assert self._is_reading, "bytes were fed to a paused socket"
             self.protocol.data_received(data)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -274,10 +276,13 @@ class Transport(asyncio.Transport):
         return self._closing
 
     def pause_reading(self) -> None:
-        self.reading = False
+        self._is_reading = False
 
     def resume_reading(self) -> None:
-        self.reading = True
+        self._is_reading = True
+
+    def is_reading(self) -> bool:
+        return self._is_reading
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         return (self._peer, 4711) if name == "peername" else default

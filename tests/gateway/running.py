@@ -69,7 +69,7 @@ def plane(
     made = Plane(
         usage_sink=sink,
         vault=Vault(),
-        pepper=PEPPER,
+        peppers=[PEPPER],
         log=log.writer,
         bounds=bounds or RelayBounds(),
         random_bits=clock.random_bits,

@@ -261,18 +261,19 @@ async def test_14_far_ahead_is_not_read() -> None:
         memory = Memory(made, http=HttpBounds(pipelined_max=4))
         connection = memory.connect()
         connection.feed(message(chat()))
-        for _ in range(4):
-            assert connection.reading
+        fed = 1
+        while connection.is_reading():
             connection.feed(message(chat()))
-        assert not connection.reading
+            fed += 1
+        assert fed == 5
         await memory.settle()
-        assert [answer.status for answer in split_answers(connection.written)] == [502] * 5
-        assert connection.reading
+        assert [answer.status for answer in split_answers(connection.written)] == [502] * fed
+        assert connection.is_reading()
         connection.feed(message(chat()))
         connection.feed(message(b'{"' + b"x" * 70_000 + b'"}')[:70_000])
-        assert not connection.reading
+        assert not connection.is_reading()
         await memory.settle()
-        assert connection.reading
+        assert connection.is_reading()
 
 
 async def test_14_too_many_requests_in_one_read_are_answered_up_to_the_bound() -> None:
@@ -370,10 +371,10 @@ async def test_a_drain_lets_what_runs_finish_and_takes_nothing_new() -> None:
             await busy.reader.readuntil(b'"a"')
             running.stop.set()
             assert await idle.rest() == b""
-            with pytest.raises(OSError):  # noqa: PT011  (refused or reset, as the kernel likes)
+            with pytest.raises(ConnectionError):
                 async with connect(running.port) as late:
                     late.send(ALIVE)
-                    assert await late.answer("GET") is None
+                    assert (await late.answer("GET")).status, "neither refused nor answered"
             upstream.gate.set()
             rest = await busy.rest()
             assert b"[DONE]" in rest and rest.endswith(b"0\r\n\r\n")
@@ -401,7 +402,7 @@ async def test_a_gateway_without_a_snapshot_or_a_spool_is_not_ready() -> None:
         sink.is_full = True
         assert split_answers((await memory.exchange(ready)).written)[0].status == 503
         sink.is_full = False
-        made.directory.version = 0
+        made.directory.is_loaded = False
         assert split_answers((await memory.exchange(ready)).written)[0].status == 503
         (answer,) = split_answers((await memory.exchange(message(chat()))).written)
         assert (answer.status, answer.error["code"]) == (503, "not_ready") and int(answer.headers["retry-after"]) >= 1

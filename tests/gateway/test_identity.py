@@ -164,7 +164,7 @@ async def test_17_ids_are_ours_whatever_the_client_calls_itself(value: str, memo
     ]
     ids = {answer.headers["x-request-id"] for answer in answers}
     assert len(ids) == 2 and value not in ids
-    assert all(id in answer.error["message"] for id, answer in zip(sorted(ids), answers, strict=True))
+    assert all(answer.headers["x-request-id"] in answer.error["message"] for answer in answers)
 
 
 async def test_17_the_trace_goes_on_and_the_sampling_decision_is_ours() -> None:

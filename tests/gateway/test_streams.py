@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fakes import Clock, Do, Recorder, Script, Upstream, until
+from tests.fakes import Clock, Do, Recorder, Script, Step, Upstream, until
 from tests.gateway.running import (
     DONE,
     EMBEDDINGS,
@@ -130,7 +130,7 @@ async def test_a_stream_broken_before_anything_was_sent_is_asked_elsewhere(case:
     second = Upstream(SECOND)
     broken = [step for step in script if step != Do.HOLD]
     data = b"".join(step for step in broken if isinstance(step, bytes))
-    steps = [step for step in broken if isinstance(step, Do)] or [Do.HOLD]
+    steps: list[Step] = [step for step in broken if isinstance(step, Do)] or [Do.HOLD]
     upstream = Upstream([STREAM_HEAD + data, *steps])
     async with upstream.listening(), second.listening(), gateway({"m": Served([upstream.url, second.url])}) as running:
         answer = await post(running.port, streamed())
@@ -310,7 +310,7 @@ async def test_an_engine_that_falls_silent(script: Script, status: int, text: st
         assert (answer.status, error_code(answer)) == (status, "upstream_timeout")
         await asyncio.wait_for(upstream.asked[0].left.wait(), 5)
         final = await running.sink.settled()
-        assert (final.outcome, final.used.output) == (Outcome.TIMEOUT, 0)
+        assert (final.outcome, final.used.output) == (Outcome.TIMEOUT, len(text))
         assert text == "" or answer.events()[0]["choices"][0]["delta"]["content"] == text
 
 
@@ -363,7 +363,7 @@ def reporting(*usages: Any, last: Any = None) -> Script:
     return [*steps, *([part(usage_chunk(5, 0) | {"usage": last})] if last else []), part(DONE), END]
 
 
-FINAL, CONTINUOUS, COUNTED, NONE = UsageSource.ENGINE_FINAL, UsageSource.ENGINE_CONTINUOUS, UsageSource.COUNTED, UsageSource.NONE
+FINAL, CONTINUOUS, COUNTED = UsageSource.ENGINE_FINAL, UsageSource.ENGINE_CONTINUOUS, UsageSource.COUNTED
 USAGES: dict[str, tuple[Script, Quantities, UsageSource, str | None]] = {
     "at-the-end": (reporting(None, None, last=usage(5, 2)), Quantities(5, 0, 2), FINAL, None),
     "cached-and-reasoning": (
@@ -371,14 +371,14 @@ USAGES: dict[str, tuple[Script, Quantities, UsageSource, str | None]] = {
     ),
     "on-every-chunk": (reporting(usage(5, 1), usage(5, 2), last=usage(5, 2)), Quantities(5, 0, 2), FINAL, None),
     "on-every-chunk-and-not-at-the-end": (reporting(usage(5, 1), usage(5, 2)), Quantities(5, 0, 2), CONTINUOUS, None),
-    "missing": (reporting(None, None), Quantities(), NONE, "usage_missing"),
-    "null": (reporting(None, last=None), Quantities(), NONE, "usage_missing"),
+    "60-missing": (reporting(None, None), Quantities(output=2), COUNTED, "usage_missing"),
+    "60-negative-and-never-another": (reporting(None, None, last=usage(5, -1)), Quantities(output=2), COUNTED, "usage_invalid"),
     "60-negative": (reporting(usage(5, 1), usage(5, 2), last=usage(5, -1)), Quantities(5, 0, 2), CONTINUOUS, "usage_invalid"),
     "60-shrinking": (reporting(usage(5, 9), usage(5, 2), last=usage(5, 1)), Quantities(5, 0, 9), CONTINUOUS, "usage_shrinking"),
     "60-inflated": (reporting(None, last=usage(5, 2000)), Quantities(5, 0, 100), FINAL, "usage_inflated"),
-    "60-beyond-all-bounds": (reporting(None, last=usage(5, 2**63)), Quantities(), NONE, "usage_invalid"),
-    "60-fractions": (reporting(None, last={"prompt_tokens": 1.5, "completion_tokens": 1}), Quantities(), NONE, "usage_invalid"),
-    "60-more-cached-than-asked": (reporting(None, last=usage(5, 1, 9)), Quantities(), NONE, "usage_invalid"),
+    "60-beyond-all-bounds": (reporting(None, last=usage(5, 2**63)), Quantities(output=1), COUNTED, "usage_invalid"),
+    "60-fractions": (reporting(None, last={"prompt_tokens": 1.5, "completion_tokens": 1}), Quantities(output=1), COUNTED, "usage_invalid"),
+    "60-more-cached-than-asked": (reporting(None, last=usage(5, 1, 9)), Quantities(output=1), COUNTED, "usage_invalid"),
 }  # fmt: skip
 
 

@@ -62,6 +62,7 @@ class Bill:
 
     request_id: str
     model: str
+    endpoint: str
     outcome: str
     attempts: int
     used: Mapping[str, int]
@@ -84,19 +85,20 @@ class Bill:
 def read_truth(path: Path) -> dict[str, list[Attempt]]:
     """Attempts in order, by the id of the request: the gateway sends `req_...` first, then `req_...-2` and so on."""
     attempts: dict[str, list[Attempt]] = {}
-    for record in (*truth.read(path), *truth.read_unended(path)):
-        request_id, _, number = record.request_id.partition("-")
-        if isinstance(record, truth.TruthRecord):
-            attempt = Attempt(
-                int(number or 1),
-                record.prompt_tokens,
-                record.cached_tokens,
-                record.completion_tokens,
-                record.reasoning_tokens,
-                record.ended,
-            )
-        else:
-            attempt = Attempt(int(number or 1), record.prompt_tokens, record.prompt_tokens, None, 0, None)
+    for ended in truth.read(path):
+        request_id, _, number = ended.request_id.partition("-")
+        attempt = Attempt(
+            number=int(number or 1),
+            prompt=ended.prompt_tokens,
+            cached=ended.cached_tokens,
+            generated=ended.completion_tokens,
+            reasoning=ended.reasoning_tokens,
+            ended=ended.ended,
+        )
+        attempts.setdefault(request_id, []).append(attempt)
+    for begun in truth.read_unended(path):
+        request_id, _, number = begun.request_id.partition("-")
+        attempt = Attempt(int(number or 1), begun.prompt_tokens, cached=begun.prompt_tokens, generated=None, reasoning=0, ended=None)
         attempts.setdefault(request_id, []).append(attempt)
     for each in attempts.values():
         each.sort(key=lambda attempt: attempt.number)
@@ -119,7 +121,7 @@ def read_bills(database_url: str) -> dict[str, Bill]:
     ended."""
     is_sqlite = database_url.startswith("sqlite")
     engine = sa.create_engine(database_url, poolclass=sa.NullPool, **({"module": dbapi2} if is_sqlite else {}))
-    columns = "event_id, model, outcome, attempts, input, cached_input, output, reasoning"
+    columns = "event_id, model, endpoint, outcome, attempts, input, cached_input, output, reasoning"
     with engine.connect() as connection:
         for table in ("event_conflicts", "quarantined_records"):
             assert connection.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar() == 0, table
@@ -130,8 +132,8 @@ def read_bills(database_url: str) -> dict[str, Bill]:
         ):
             lines.setdefault(event_id, {})[billing_class] = (product[0], product[1], product[2])
     return {
-        event_id: Bill(event_id, model, outcome, attempts, dict(zip(TOKEN_CLASSES, used, strict=True)), lines.get(event_id, {}))
-        for event_id, model, outcome, attempts, *used in events
+        event_id: Bill(event_id, model, endpoint, outcome, attempts, dict(zip(TOKEN_CLASSES, used, strict=True)), lines.get(event_id, {}))
+        for event_id, model, endpoint, outcome, attempts, *used in events
     }
 
 
@@ -148,7 +150,7 @@ def read_receipt(http: httpx2.Client, request_id: str) -> Bill:
         "reasoning": usage["output_reasoning_tokens"],
     }
     lines = {line["billing_class"]: (line["quantity"], int(line["unit_price_pico"]), int(line["amount_pico"])) for line in body["lines"]}
-    bill = Bill(body["id"], body["model"], body["outcome"], body["attempts"], used, lines)
+    bill = Bill(body["id"], body["model"], body["endpoint"], body["outcome"], body["attempts"], used, lines)
     assert int(body["cost"]["value_pico"]) == bill.amount_pico
     return bill
 

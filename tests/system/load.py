@@ -18,7 +18,7 @@ from tollway.simulator import tokens
 PREFIX = "Tolls were paid in silver at the bridge over the river long before there were roads worth the name. "
 """Of every text: so that the engine's prefix cache has something to find."""
 
-THOUGHT_TOKENS = {"echo": 0, "slow": 0, "thinker": 6}
+THOUGHT_TOKENS = {"thinker": 6}
 """Made before the echo, by model (see `platforms.MODELS`)."""
 
 WORDS = ("axle", "barrier", "causeway", "drover", "engine", "ferry", "gate", "horse", "invoice", "journey")
@@ -38,7 +38,7 @@ class Ask:
     @property
     def planned_tokens(self) -> int:
         """The length of the whole answer."""
-        return 0 if self.endpoint == "embeddings" else THOUGHT_TOKENS[self.model] + tokens.count(self.text.encode())
+        return 0 if self.endpoint == "embeddings" else THOUGHT_TOKENS.get(self.model, 0) + tokens.count(self.text.encode())
 
     def body(self) -> bytes:
         """As JSON."""

@@ -24,13 +24,19 @@ import sqlalchemy as sa
 from tests.system.judging import lines_of_log
 from tests.system.running import ENVIRONMENT, WAIT_SECONDS, Running, Start
 
-MODELS = {"echo": "sim-echo", "thinker": "sim-echo!reasoning@6", "slow": "sim-echo!itl@50"}
-"""Public names and what the engine is asked for: it reads its orders from behind the exclamation mark."""
+MODELS = {
+    "echo": ("sim-echo",),
+    "thinker": ("sim-echo!reasoning@6",),
+    "slow": ("sim-echo!itl@50",),
+    "flaky": ("sim-echo!error@0:503", "sim-echo"),
+}
+"""Public names, and what the engine is asked for by the deployments of each tier: it reads its orders from behind the exclamation mark."""
 
 PRICES = {
     "echo": {"input": "1.234567", "cached_input": "0.250001", "output": "2.000003", "reasoning": "3.141593", "request": "0.000000012345"},
     "thinker": {"input": "0.7", "cached_input": "0.000007", "output": "999.999999", "reasoning": "17", "request": "0"},
     "slow": {"input": "3", "cached_input": "1", "output": "7.5", "reasoning": "11", "request": "0.01"},
+    "flaky": {"input": "5", "cached_input": "0.000001", "output": "13.333333", "reasoning": "19", "request": "0.000000000001"},
 }
 """EUR per million tokens, and per request. No two alike, so that no class or model can pass for another."""
 
@@ -107,8 +113,6 @@ class Part:
             self.process.wait(WAIT_SECONDS)
 
 
-
-
 @contextmanager
 def engine(directory: Path, *options: str) -> Iterator[tuple[Part, str]]:
     """A simulated engine with its truth log in `directory`, and its address, which it keeps when it is started again."""
@@ -162,7 +166,8 @@ class Platform:
         except httpx2.HTTPError:
             return None
         assert all(page.status_code == 200 for page in pages), [page.text for page in pages]
-        return sum(result["num_model_requests"] for page in pages for bucket in page.json()["data"] for result in bucket["results"])
+        buckets: list[dict[str, Any]] = [bucket for page in pages for bucket in page.json()["data"]]
+        return sum(int(result["num_model_requests"]) for bucket in buckets for result in bucket["results"])
 
     def wait_until_billed(self, requests: int) -> None:
         """Until the tenant's usage has at least so many requests, and every life of a gateway but the present one is handed in."""
@@ -182,7 +187,9 @@ class Platform:
 
 
 @contextmanager
-def serve(start: Start, scratch: Path, *, environment: Mapping[str, str] | None = None, engine_options: Sequence[str] = ()) -> Iterator[tuple[Platform, Running]]:
+def serve(
+    start: Start, scratch: Path, *, environment: Mapping[str, str] | None = None, engine_options: Sequence[str] = ()
+) -> Iterator[tuple[Platform, Running]]:
     """`tollway serve` with an engine and a tenant. `environment` may name a database."""
     environment = dict(environment or {})
     with engine(scratch / "engine", *engine_options) as (part, engine_url):
@@ -203,25 +210,42 @@ class Apart:
 
 
 @contextmanager
-def apart(scratch: Path, *, gateway_arguments: Sequence[str] = ("-m", "tollway", "gateway"), gateway_directory: Path | None = None) -> Iterator[tuple[Platform, Apart]]:
+def apart(
+    scratch: Path, *, gateway_arguments: Sequence[str] = ("-m", "tollway", "gateway"), gateway_directory: Path | None = None
+) -> Iterator[tuple[Platform, Apart]]:
     """`tollway control` and a gateway, with an engine and a tenant. `gateway_directory`: a data directory of the gateway's own."""
     data = scratch / "data"
     with reserved_ports(4) as ports, engine(scratch / "engine") as (part, engine_url):
         public, internal, control, link = (f"127.0.0.1:{port}" for port in ports)
-        made = subprocess.run([sys.executable, "-m", "tollway", "migrate", "--data-dir", str(data)], env=ENVIRONMENT, capture_output=True, text=True, timeout=WAIT_SECONDS)
+        made = subprocess.run(
+            [sys.executable, "-m", "tollway", "migrate", "--data-dir", str(data)],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS,
+        )
         assert made.returncode == 0, made.stderr
         own = {}
         if gateway_directory is not None:
             kept = json.loads((data / "secrets.json").read_bytes())
             own = {"TOLLWAY_PEPPER": kept["peppers"]["1"], "TOLLWAY_VAULT_KEY": kept["vault_key"], "TOLLWAY_NODE_KEY": kept["node_key"]}
-        where = ("--data-dir", str(gateway_directory or data), "--listen", public, "--internal", internal, "--control-link-url", f"http://{link}")
+        where = (
+            "--data-dir",
+            str(gateway_directory or data),
+            "--listen",
+            public,
+            "--internal",
+            internal,
+            "--control-link-url",
+            f"http://{link}",
+        )
         parts = Apart(
             gateway=Part((*gateway_arguments, *where), scratch / "gateway", own),
             control=Part(("-m", "tollway", "control", "--data-dir", str(data), "--listen", control, "--link", link), scratch / "control"),
         )
         try:
             parts.control.start()
-            parts.gateway.launch()
+            parts.gateway.start()
             yield _seeded(f"http://{public}", f"http://{control}", scratch, part, engine_url, {}), parts
         finally:
             for each in (parts.gateway, parts.control):
@@ -256,11 +280,13 @@ def seed(control_url: str, platform_key: str, engine_url: str) -> Tenant:
             assert answer.status_code == 200, f"{path}: {answer.text}"
             return dict(answer.json())
 
-        for model, upstream_model in MODELS.items():
+        for model, upstream_models in MODELS.items():
             post("/platform/models", {"name": model, "endpoints": ["chat/completions", "completions", "embeddings"]})
             post("/platform/prices", {"model": model, "currency": "EUR", **PRICES[model]})
             post(f"/platform/models/{model}/publish")
-            post("/platform/deployments", {"model": model, "base_url": engine_url, "engine": "sim", "upstream_model": upstream_model})
+            for tier, upstream_model in enumerate(upstream_models):
+                deployment = {"model": model, "base_url": engine_url, "engine": "sim", "upstream_model": upstream_model, "tier": tier}
+                post("/platform/deployments", deployment)
         organization = post("/platform/organizations", {"name": "acme", "currency": "EUR"})
         http.headers["openai-organization"] = organization["id"]
         project = post("/organization/projects", {"name": "bridge"})

@@ -1,28 +1,15 @@
 """`tollway control`: one process of the control plane."""
 
 import os
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tollway.cli.databases import DatabaseUrl, chosen
 from tollway.cli.processes import Config, DataDir, Link, inherit_or_open, read_settings
-from tollway.domain.faults import Fault
 from tollway.serve import data_directory
 from tollway.serve.control import ControlSettings, run_control
-from tollway.settings import OperatorError
-from tollway.storage.database import DatabaseTooNew
-
-DatabaseUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--database-url",
-        metavar="URL",
-        help="postgresql+psycopg://... [TOLLWAY_DATABASE_URL]; put a password into the variable, not here.",
-        show_default="SQLite in the data directory",
-    ),
-]
 
 
 def control(
@@ -49,24 +36,20 @@ def control(
     directory = Path(settings.data_dir).absolute()
     data_directory.prepare(directory)
     secrets = data_directory.read_secrets(directory, os.environ)
-    with ExitStack() as held:
-        if settings.control.database_url is None:
-            held.enter_context(data_directory.locked(directory / "control", "control"))
+    with (
+        chosen(settings, directory) as url,
+        inherit_or_open(fd, settings.control.listen, option="--listen") as public,
+        inherit_or_open(link_fd, settings.control.link, option="--link") as link_listener,
+    ):
         options = ControlSettings(
-            database_url=settings.control.database_url or data_directory.sqlite_url(directory),
+            database_url=url,
             archive_directory=directory / "control" / "archive",
-            public=held.enter_context(inherit_or_open(fd, settings.control.listen, option="--listen")),
-            link=held.enter_context(inherit_or_open(link_fd, settings.control.link, option="--link")),
+            public=public,
+            link=link_listener,
             peppers=secrets.peppers,
             pepper_version=secrets.pepper_version,
             vault_key=secrets.vault_key,
             platform_key=secrets.platform_key,
             node_key=secrets.node_key,
         )
-        try:
-            code = run_control(options)
-        except (DatabaseTooNew, ValueError) as error:
-            raise OperatorError(str(error)) from None
-        except Fault as fault:
-            raise OperatorError(f"{fault.message} ({fault.detail})", hint="see TOLLWAY_DATABASE_URL") from None
-    raise typer.Exit(code)
+        raise typer.Exit(run_control(options))

@@ -56,7 +56,7 @@ def gateway(
         control_link_url=settings.gateway.control_link_url,
         listener=inherit_or_open(fd, settings.gateway.listen, option="--listen"),
         internal=inherit_or_open(internal_fd, settings.gateway.internal, option="--internal"),
-        pepper=secrets.peppers[secrets.pepper_version],
+        peppers=[secrets.peppers[version] for version in sorted(secrets.peppers, reverse=True)],
         vault_key=secrets.vault_key,
         node_key=secrets.node_key,
         drain=DrainBounds(linger_seconds=settings.gateway.linger_seconds, grace_seconds=settings.gateway.drain_seconds),

@@ -1,21 +1,20 @@
 """`tollway verify`: usage and ledger recomputed from the archive alone, and compared with the database."""
 
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tollway.cli.control import DatabaseUrl
+from tollway.cli.databases import DatabaseUrl, chosen
 from tollway.cli.output import Output, OutputOption, print_json
 from tollway.cli.processes import Config, DataDir, read_settings
 from tollway.control import verify as verification
-from tollway.domain.faults import Fault
 from tollway.serve import data_directory
 from tollway.settings import OperatorError
 from tollway.storage.archive import Archive
-from tollway.storage.database import Database, DatabaseOutdated, DatabaseTooNew
+from tollway.storage.database import Database
 
 
 def verify(
@@ -34,22 +33,13 @@ def verify(
     """
     settings = read_settings(config, data_dir=data_dir, control__database_url=database_url)
     directory = Path(settings.data_dir).absolute()
-    url = settings.control.database_url
-    with ExitStack() as held:
-        if url is None:
-            data_directory.check_format(directory)
-            held.enter_context(data_directory.locked(directory / "control", "control"))
-            if not (directory / "control" / "tollway.db").exists():
-                raise OperatorError(f"there is no database in {directory}", hint="see --data-dir or --database-url")
-        try:
-            database = Database.open(url or data_directory.sqlite_url(directory))
-            held.callback(database.close)
-            database.check_schema()
-            report = verification.verify(database, Archive(archive or directory / "control" / "archive"))
-        except (DatabaseTooNew, DatabaseOutdated, ValueError) as error:
-            raise OperatorError(str(error)) from None
-        except Fault as fault:
-            raise OperatorError(f"{fault.message} ({fault.detail})", hint="see --database-url") from None
+    if settings.control.database_url is None:
+        data_directory.check_format(directory)
+        if not (directory / "control" / "tollway.db").exists():
+            raise OperatorError(f"there is no database in {directory}", hint="see --data-dir or --database-url")
+    with chosen(settings, directory) as url, closing(Database.open(url)) as database:
+        database.check_schema()
+        report = verification.verify(database, Archive(archive or directory / "control" / "archive"))
     if output is Output.JSON:
         print_json({**asdict(report), "is_right": report.is_right})
     else:

@@ -1,5 +1,7 @@
 """Phase 1: who asks? One credential, one digest, one lookup in memory. Unknown, revoked and expired keys answer alike."""
 
+from collections.abc import Callable, Sequence
+
 from tollway.domain import keys
 from tollway.domain.faults import CREDENTIALS_AMBIGUOUS, KEY_INVALID, SCOPE_INSUFFICIENT, Fault
 from tollway.domain.keys import KeyType
@@ -8,10 +10,12 @@ from tollway.gateway.exchange import Caller
 
 _KEY_BYTES_MAX = 128
 """Ours have 65 to 69 characters; anything much longer is not hashed at all."""
+Digester = Callable[[bytes], bytes]
+"""`keys.digester` of one pepper; while peppers are changed there are two, the newer first."""
 _OTHER_PLANES = frozenset({KeyType.ADMIN, KeyType.PLATFORM, KeyType.NODE})
 
 
-def authenticate(headers: dict[bytes, bytes], directory: Directory, pepper: bytes, now_us: int) -> Caller:
+def authenticate(headers: dict[bytes, bytes], directory: Directory, digesters: Sequence[Digester], now_us: int) -> Caller:
     """The caller of a request with these headers.
 
     Raises Fault: invalid_api_key (401) for none, malformed, unknown, revoked or expired; ambiguous_credentials (400) for two;
@@ -20,7 +24,11 @@ def authenticate(headers: dict[bytes, bytes], directory: Directory, pepper: byte
     secret = find_secret(headers)
     if secret is None or len(secret) > _KEY_BYTES_MAX:
         raise Fault(KEY_INVALID, message=None if secret else "You didn't provide an API key.")
-    caller = directory.find_caller(keys.digest(pepper, secret))
+    caller = None
+    for digest in digesters:
+        caller = directory.find_caller(digest(secret))
+        if caller is not None:
+            break
     if caller is not None and (caller.expires_at is None or caller.expires_at > now_us):
         return caller
     if keys.find_type(secret.decode("latin-1")) in _OTHER_PLANES:

@@ -35,8 +35,7 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
         raise _invalid("model")
     if model is None or (caller.models is not None and name not in caller.models):
         raise Fault(faults.MODEL_UNKNOWN, param="model")
-    currency = caller.organization.currency
-    price = find_price([price for price in model.prices if price.currency == currency], request.received_at)
+    price = find_price(directory.list_prices(model, caller.organization.currency), request.received_at)
     if price is None:
         raise Fault(faults.MODEL_UNKNOWN, param="model", detail="no price in the organization's currency")
     if endpoint not in model.endpoints:
@@ -46,7 +45,7 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
     for field in dropped:
         del members[field]
     output_tokens_max = _cap_output(asked, members, endpoint, model)
-    stream = asked.get("stream") is True
+    stream = asked.get("stream") is True and "stream" in openai.ENDPOINT_FIELDS[endpoint]
     hide_usage = hide_continuous = True
     if stream:
         options = asked.get("stream_options") or {}
@@ -93,15 +92,19 @@ def _cap_output(asked: dict[str, Any], members: dict[str, msgspec.Raw], endpoint
     if endpoint is Endpoint.EMBEDDINGS:
         return 0
     cap = model.output_tokens_max
-    wishes = [(field, asked[field]) for field in _MAX_TOKENS if asked.get(field) is not None]
-    for field, wish in wishes:
-        if cap is not None and wish > cap:
-            raise Fault(faults.PARAMETER_INVALID, param=field, message=f"'{field}' may be at most {cap} for this model.")
-    if wishes:
-        cap = max(wish for _, wish in wishes)
-    elif cap is not None:
+    wished = 0
+    checks = openai.ENDPOINT_FIELDS[endpoint]  # a field that is not the dialect's own may have been let through with any value
+    for field in _MAX_TOKENS:
+        wish = asked.get(field)
+        if wish is not None and field in checks:
+            if cap is not None and wish > cap:
+                raise Fault(faults.PARAMETER_INVALID, param=field, message=f"'{field}' may be at most {cap} for this model.")
+            wished = max(wished, wish)
+    if cap is not None and not wished:
         members["max_tokens"] = msgspec.Raw(b"%d" % cap)
-    return None if cap is None else cap * max(asked.get("n") or 1, asked.get("best_of") or 1)
+    most = wished or cap
+    tries = asked.get("best_of") if "best_of" in checks else None
+    return None if most is None else most * max(asked.get("n") or 1, tries or 1)
 
 
 def _invalid(field: str) -> Fault:

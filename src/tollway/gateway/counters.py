@@ -18,16 +18,19 @@ class Counters:
 
         Returns the deciding level's decision and its limit: the refusal, or the admission that leaves least.
         """
-        decisions: list[tuple[str, Decision, int]] = []
+        tats_ns = self._tat_ns
+        taken = []
+        tightest, tightest_limit = None, 0
         for bucket, per_minute in limits:
-            decision = gcra(self._tat_ns.get(bucket, 0), now_ns, per_minute)
+            decision = gcra(tats_ns.get(bucket, 0), now_ns, per_minute)
             if not decision.admitted:
                 return decision, per_minute
-            decisions.append((bucket, decision, per_minute))
-        for bucket, decision, _ in decisions:
-            self._tat_ns[bucket] = decision.tat_ns
-        _, tightest, per_minute = min(decisions, key=lambda taken: taken[1].remaining)
-        return tightest, per_minute
+            taken.append((bucket, decision.tat_ns))
+            if tightest is None or decision.remaining < tightest.remaining:
+                tightest, tightest_limit = decision, per_minute
+        tats_ns.update(taken)
+        assert tightest is not None, "asked without a limit"
+        return tightest, tightest_limit
 
     def enter(self, limits: tuple[Limit, ...]) -> bool:
         """Count one more running request in every bucket, or in none if one is full."""

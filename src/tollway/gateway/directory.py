@@ -8,6 +8,7 @@ and swaps them at the end: requests see one version or the other, never a mixtur
 import hashlib
 
 from tollway.domain.catalog import Endpoint
+from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import (
     Change,
     DeploymentEntry,
@@ -42,6 +43,7 @@ class Directory:
         self._building: _Maps | None = None
         self._callers: dict[bytes, Caller] = {}
         self._known_fields: dict[tuple[str, Endpoint], frozenset[str]] = {}
+        self._prices: dict[tuple[str, str], tuple[PriceVersion, ...]] = {}
 
     # Asked by the phases.
 
@@ -62,6 +64,13 @@ class Directory:
     def find_model(self, name: str) -> ModelEntry | None:
         """The published model of exactly this name."""
         return self._maps.models.get(name)
+
+    def list_prices(self, model: ModelEntry, currency: str) -> tuple[PriceVersion, ...]:
+        """The model's prices in one currency, ordered by valid_from."""
+        prices = self._prices.get((model.id, currency))
+        if prices is None:
+            prices = self._prices[model.id, currency] = tuple(price for price in model.prices if price.currency == currency)
+        return prices
 
     def list_models(self) -> list[ModelEntry]:
         """Every published model, by name."""
@@ -97,6 +106,7 @@ class Directory:
         self._maps, self._building = self._building, None
         self._callers.clear()
         self._known_fields.clear()
+        self._prices.clear()
         self.version = version
         self.is_loaded = True
 
@@ -116,6 +126,7 @@ class Directory:
             by_kind.get(change.kind, maps.deployments).pop(change.id, None)  # type: ignore[attr-defined]
         if change.kind in ("model", "deployment"):
             self._known_fields.clear()
+            self._prices.clear()
         else:
             self._callers.clear()
         self.version = change.version

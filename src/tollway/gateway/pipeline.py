@@ -7,13 +7,14 @@ sampled log line, so a flood of 401s costs no disk and no bill.
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from tollway.domain import faults, ids
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
+from tollway.domain.keys import digester
 from tollway.domain.prices import cost
 from tollway.domain.snapshot import Change, DeploymentEntry, Entry
 from tollway.domain.usage import Final, billed
@@ -52,7 +53,7 @@ class Plane:
         *,
         usage_sink: UsageSink,
         vault: Vault,
-        pepper: bytes,
+        peppers: Sequence[bytes],
         log: LogWriter,
         bounds: RelayBounds,
         random_bits: Callable[[int], int],
@@ -62,7 +63,7 @@ class Plane:
         self.upstreams = Upstreams(vault)
         self.counters = Counters()
         self.usage_sink = usage_sink
-        self.pepper = pepper
+        self.digesters = [digester(pepper) for pepper in peppers]
         self.log = log
         self.metrics = Metrics()
         self.bounds = bounds
@@ -121,7 +122,7 @@ async def answer(request: Request, client: Client, plane: Plane) -> None:
     try:
         if not plane.directory.is_loaded:
             raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
-        caller = authenticate(request.headers, plane.directory, plane.pepper, request.received_at)
+        caller = authenticate(request.headers, plane.directory, plane.digesters, request.received_at)
         call = authorize(caller, request, plane.directory)
         with limit(call, plane.counters, time.monotonic_ns()) as permit:
             candidates = route(call, plane.upstreams, request.started, plane.random)
@@ -146,7 +147,7 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
     try:
         if not plane.directory.is_loaded:
             raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
-        caller = authenticate(request.headers, plane.directory, plane.pepper, request.received_at)
+        caller = authenticate(request.headers, plane.directory, plane.digesters, request.received_at)
         currency = caller.organization.currency
         models = [
             {"id": model.id, "object": "model", "created": model.created_at // 1_000_000, "owned_by": "tollway"}
@@ -183,7 +184,7 @@ def new_id(plane: Plane) -> str:
 
 def precheck(headers: dict[bytes, bytes], plane: Plane) -> Caller:
     """Who sends a body that is still arriving: nobody unknown gets to fill our memory. Raises Fault."""
-    return authenticate(headers, plane.directory, plane.pepper, plane.now_us())
+    return authenticate(headers, plane.directory, plane.digesters, plane.now_us())
 
 
 def _identity(request: Request) -> bytes:

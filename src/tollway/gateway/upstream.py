@@ -39,6 +39,11 @@ class Sink(Protocol):
         """The reader has news."""
         ...
 
+    def received_chunk(self, data: bytes) -> bool:
+        """Bytes that begin with a chunk (`ResponseReader.between_chunks`). True if they were whole chunks and are dealt with; otherwise
+        they go through the reader."""
+        ...
+
     def lost(self) -> None:
         """The connection is gone; the reader holds what came before."""
         ...
@@ -70,8 +75,10 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         reader = self.reader
-        reader.feed(data)
         sink = self.sink
+        if reader.between_chunks and sink is not None and sink.received_chunk(data):
+            return
+        reader.feed(data)
         if sink is not None:
             sink.received()
         else:

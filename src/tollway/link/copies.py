@@ -107,7 +107,7 @@ def load_copy(directory: Path) -> Copy | None:
     while (change_or_none := changes.get(version + 1)) is not None:
         change = change_or_none
         version += 1
-        if change.entry == b"null":
+        if bytes(change.entry) == b"null":  # a Raw never equals bytes
             lines.pop((change.kind, change.id), None)
         else:
             lines[change.kind, change.id] = bytes(change.entry)

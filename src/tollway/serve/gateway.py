@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class GatewayOptions:
     control_link_url: str | None
     listener: socket.socket
     internal: socket.socket
-    pepper: bytes = field(repr=False)
+    peppers: Sequence[bytes] = field(repr=False)
     vault_key: bytes = field(repr=False)
     node_key: str = field(repr=False)
     log_descriptor: int = 1
@@ -77,7 +77,7 @@ async def _run(options: GatewayOptions) -> int:
     plane = Plane(
         usage_sink=spool,
         vault=LocalVault(options.vault_key),
-        pepper=options.pepper,
+        peppers=options.peppers,
         log=log,
         bounds=options.relay,
         random_bits=random.Random(randomness.randbits(256)).getrandbits,  # ids, not secrets; a system call each would cost more than both

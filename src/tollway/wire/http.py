@@ -84,7 +84,8 @@ class RequestReader:
     """Reads the requests of one connection.
 
     `feed` returns the requests completed by the bytes given. `fault`, once set, says why the connection is over: answer it after the
-    requests already returned, then close. `open_request` is the request whose head is complete and whose body is still arriving.
+    requests already returned, then close. What follows a request that asked to be the last is dropped. `open_request` is the request
+    whose head is complete and whose body is still arriving.
     """
 
     __slots__ = (
@@ -94,6 +95,7 @@ class RequestReader:
         "_current",
         "_head_bytes",
         "_headers",
+        "_is_over",
         "_parser",
         "_raw_bytes",
         "fault",
@@ -112,13 +114,14 @@ class RequestReader:
         self._head_bytes = 0
         self._body: bytes | bytearray = b""
         self._raw_bytes = 0
+        self._is_over = False
         self.fault: FaultKind | None = None
         self.open_request: HttpRequest | None = None
         self.in_message = False
 
     def feed(self, data: bytes) -> list[HttpRequest]:
         """Take the next bytes of the connection; returns the requests that they complete, in order. Never raises."""
-        if self.fault is not None:
+        if self.fault is not None or self._is_over:
             return []
         if self.open_request is None:
             room = self._bounds.head_bytes_max - self._head_bytes
@@ -136,7 +139,7 @@ class RequestReader:
     def _feed_across_bound(self, data: bytes, room: int) -> list[HttpRequest]:
         """More bytes than a head may have, in one read: the part within the bound must complete a head."""
         complete: list[HttpRequest] = []
-        while data and self.fault is None:
+        while data and self.fault is None and not self._is_over:
             part, data = data[:room], data[room:]
             before = len(complete)
             self._head_bytes += len(part)
@@ -152,7 +155,7 @@ class RequestReader:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            if self.fault is None and not (self._complete and not self._complete[-1].keep_alive):
+            if self.fault is None and not self._is_over:
                 self.fault = faults.MALFORMED_HTTP
         complete = self._complete
         if complete:
@@ -263,6 +266,7 @@ class RequestReader:
         if self.fault is None:
             request.body = bytes(self._body)
             self._complete.append(request)
+            self._is_over = not request.keep_alive
         if self._body:
             self._body = b""
 
@@ -281,14 +285,19 @@ class ResponseReader:
     Body bytes (without chunk framing) gather in `body` until taken. `complete` once the message ended by its own framing;
     `broken` once bytes arrived that are no HTTP answer, or exceeded a bound. An answer delimited by the end of the connection is
     complete when `eof` is called.
+
+    `between_chunks`: all bytes fed so far end exactly with a chunk. Whoever then finds whole chunks in the next bytes by itself may leave
+    them out of `feed`: the parser stands before and after them in the same place.
     """
 
     __slots__ = (
+        "_chunk_complete",
         "_chunked",
         "_head_bytes",
         "_head_bytes_max",
         "_headers",
         "_parser",
+        "between_chunks",
         "body",
         "body_bytes",
         "broken",
@@ -311,6 +320,8 @@ class ResponseReader:
         self._head_bytes = 0
         self._headers = 0
         self._chunked = False
+        self._chunk_complete = False
+        self.between_chunks = False
         self.status = 0
         self.has_head = False
         self.complete = False
@@ -338,6 +349,7 @@ class ResponseReader:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.broken = True
+        self.between_chunks = self._chunk_complete and not self.broken and data.endswith(b"\r\n")
         if not self.has_head and self._head_bytes > self._head_bytes_max:
             self.broken = True
 
@@ -388,7 +400,14 @@ class ResponseReader:
         self.body_bytes += len(data)
         self.body.append(data)
 
+    def on_chunk_header(self) -> None:
+        self._chunk_complete = False
+
+    def on_chunk_complete(self) -> None:
+        self._chunk_complete = True
+
     def on_message_complete(self) -> None:
+        self._chunk_complete = False
         if self.has_head:
             if self.complete:
                 self.broken = True

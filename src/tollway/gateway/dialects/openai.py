@@ -86,7 +86,7 @@ them (Dynamo) or log them (`user`, `safety_identifier` name people)."""
 _USAGE_CHUNK = frozenset({"id", "object", "created", "model", "system_fingerprint"})
 """Members of a finish chunk that the usage chunk made from it keeps."""
 _ABSENT = msgspec.Raw(b"")
-_NULL = b"null"
+_NULL = msgspec.Raw(b"null")  # a Raw equals only a Raw, never bytes
 
 
 class _PromptDetails(msgspec.Struct):
@@ -310,7 +310,8 @@ def _read_error(body: bytes) -> tuple[int | str | None, str]:
 
 
 class Stream:
-    """Reads one stream's events. `used` is the best knowledge of what was used so far, from `source`; `terminated` once [DONE] was seen.
+    """Reads one stream's events. `used` is the best knowledge of what was used so far, from `source`; `output` counts
+    the tokens of output in it; `terminated` once [DONE] was seen.
 
     Nearly all events of a stream are alike, so there are two ways to read one. `read_regular` takes bytes that are exactly one event as
     engines write it in mid-stream, and knows in two microseconds that it is one; it says None to anything else. `read` takes any event.
@@ -324,7 +325,7 @@ class Stream:
         "_finish_seen",
         "_hide_continuous",
         "_hide_usage",
-        "_output",
+        "_output_most",
         "_output_tokens_max",
         "_owed",
         "_prompt_tokens",
@@ -332,6 +333,7 @@ class Stream:
         "_reported",
         "_used",
         "anomaly",
+        "output",
         "source",
         "terminated",
     )
@@ -347,11 +349,12 @@ class Stream:
         output_tokens_max: int | None,
     ) -> None:
         """`hide_usage`: the client did not ask for usage at the end; `hide_continuous`: nor for a running one. `counting`: the engine
-        reports no running usage, so events that carry output are counted."""
+        reports no running usage. Until one was reported that can be believed, events that carry output are counted."""
         self._hide_usage = hide_usage
         self._hide_continuous = hide_continuous
         self._counting = counting
         self._output_tokens_max = output_tokens_max
+        self._output_most = TOKENS_MAX if output_tokens_max is None else output_tokens_max
         self._owed: dict[str, Any] | None = None
         self._rename: tuple[bytes, bytes] | None = None
         if upstream_model != public_model:
@@ -359,7 +362,7 @@ class Stream:
             self._rename = (b'"model":' + encode(upstream_model), encode(public_model))
         self._events = 0
         self._counted = 0
-        self._output = 0
+        self.output = 0
         self._reported = False
         self._finish_seen = False
         self._prompt_tokens = -1  # of the last report that `read` believed; while negative, nothing is regular
@@ -368,32 +371,34 @@ class Stream:
         self.anomaly: str | None = None
         self.terminated = False
 
-    def read_regular(self, data: bytes) -> tuple[bytes, int] | None:
-        """What to relay of bytes that are one regular event, and the output tokens so far; None if `read` must look at them.
+    def read_regular(self, data: bytes, start: int, end: int) -> bytes | None:
+        """What to relay of data[start:end] if it is one regular event, with `output` brought up to date; None if `read` must look at it.
 
         Regular: an event that only adds output to what `read` has believed before, of an engine that reports running usage as the last
         member.
         """
-        if self._prompt_tokens < 0 or not data.startswith(b"data: {") or not data.endswith(b"}}\n\n"):
+        if self._prompt_tokens < 0 or not data.startswith(b"data: {", start) or not data.endswith(b"}}\n\n", start, end):
             return None
-        if data.count(b"\n") != 2 or b"\r" in data or not data.isascii():
+        if data.count(b"\n", start, end) != 2 or data.find(b"\r", start, end) >= 0 or not data.isascii():
             return None
         try:
-            event = _regular.decode(memoryview(data)[6:])
-        except msgspec.DecodeError:
+            event = _regular.decode(memoryview(data)[start + 6 : end])
+        except (msgspec.DecodeError, RecursionError):
             return None
         usage = event.usage
         output = usage.completion_tokens
-        cap = self._output_tokens_max
-        if len(event.choices) != 1 or usage.prompt_tokens != self._prompt_tokens or output < self._output or output > (cap or TOKENS_MAX):
+        if len(event.choices) != 1 or usage.prompt_tokens != self._prompt_tokens or not self.output <= output <= self._output_most:
             return None
-        if self._hide_continuous:
-            at = data.rfind(b',"usage":{')
-            if at < 0 or data.count(b"{", at) + 1 != data.count(b"}", at):
-                return None
-            data = data[:at] + b"}\n\n"
-        self._output = output
-        return data, output
+        if not self._hide_continuous:
+            self.output = output
+            return data[start:end]
+        at = data.rfind(b',"usage":{', start, end)
+        tail = data[at : end - 2]
+        opened = tail.rstrip(b"}")
+        if at < 0 or b"}" in opened or opened.count(b"{") + 1 != len(tail) - len(opened):
+            return None  # usage is not the last member: what follows it must not be lost
+        self.output = output
+        return data[start:at] + b"}\n\n"
 
     def read(self, event: bytes) -> bytes | None:
         """Read one event (as `wire.sse.EventReader` gives it); returns what to relay, or None for nothing. Raises Fault.
@@ -412,7 +417,8 @@ class Stream:
         if b"\n" in data:
             data = data.replace(b"\n", b" ")  # of several data lines one is made; inside JSON a line end is nothing but space
         try:
-            read = _counted_event.decode(data) if self._counting else _event.decode(data)
+            counting = not self._reported
+            read = _counted_event.decode(data) if counting else _event.decode(data)
             _check_text(data)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise Fault(faults.UPSTREAM_INVALID, detail=f"event is not of the API's shape: {type(error).__name__}") from None
@@ -426,7 +432,7 @@ class Stream:
                 self._finish_seen = True
                 if reason == "abort":
                     raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
-        if self._counting:
+        if counting:
             self._count(choices)  # type: ignore[arg-type]
         raw = read.usage
         if raw:
@@ -457,8 +463,8 @@ class Stream:
     def used(self) -> Quantities | None:
         """The best knowledge of what was used so far; None while there is none."""
         used = self._used
-        if used is not None and used.output + used.reasoning != self._output:
-            used = self._used = Quantities(used.input, used.cached_input, self._output - used.reasoning, used.reasoning)
+        if used is not None and used.output + used.reasoning != self.output:
+            used = self._used = Quantities(used.input, used.cached_input, self.output - used.reasoning, used.reasoning)
         return used
 
     def _renamed(self, data: bytes) -> bytes:
@@ -482,12 +488,12 @@ class Stream:
         used = hold_to(reported, self._output_tokens_max)
         if used is not reported:
             self.anomaly = USAGE_INFLATED
-        if self._reported and used.output + used.reasoning < self._output:
+        if self._reported and used.output + used.reasoning < self.output:
             self.anomaly = USAGE_SHRINKING
             return  # a shrinking report is nonsense; the larger one was true when it was made
         self._used = used
-        self._output = used.output + used.reasoning
-        regular = self._rename is None and not self._counting and not used.reasoning and not self._finish_seen
+        self.output = used.output + used.reasoning
+        regular = self._rename is None and not self._counting and not used.reasoning and not final
         self._prompt_tokens = used.input + used.cached_input if regular else -1
         self._reported = True
         self.source = UsageSource.ENGINE_FINAL if final else UsageSource.ENGINE_CONTINUOUS
@@ -501,7 +507,7 @@ class Stream:
                 self._counted += 1
         if not self._reported and self._counted:
             self._used = Quantities(output=self._counted)
-            self._output = self._counted
+            self.output = self._counted
             self.source = UsageSource.COUNTED
 
 

@@ -1,0 +1,135 @@
+"""The dialect alone: the two ways to read an event come to the same result, and what a stream says is read as it was meant."""
+
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tollway.domain.faults import Fault
+from tollway.domain.usage import Quantities
+from tollway.gateway.dialects import openai
+from tollway.gateway.dialects.openai import read_usage
+
+COUNTS = st.one_of(st.integers(-2, 40), st.sampled_from([None, 10**12, 1.5, "3"]))
+DETAILS = st.one_of(st.none(), st.fixed_dictionaries({"reasoning_tokens": st.one_of(st.none(), st.integers(0, 3))}))
+USAGES = st.one_of(
+    st.none(),
+    st.integers(1, 30).map(lambda tokens: {"prompt_tokens": 5, "completion_tokens": tokens}),
+    st.integers(1, 30).map(lambda tokens: {"prompt_tokens": 5, "completion_tokens": tokens, "prompt_tokens_details": {"x": {}}}),
+    st.fixed_dictionaries({"prompt_tokens": COUNTS, "completion_tokens": COUNTS}, optional={"completion_tokens_details": DETAILS}),
+)
+CHOICE = st.fixed_dictionaries(
+    {"index": st.just(0), "delta": st.fixed_dictionaries({"content": st.sampled_from(["a", "", '},"usage":{', "é", "{}}"])})},
+    optional={"finish_reason": st.sampled_from([None, "stop", "abort"])},
+)
+EXTRA: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [{}, {"x": {"y": {}}}, {"x": {"usage": {"a": {}}}}, {"error": None}, {"error": {"code": 500}}, {"model": "m"}]
+)
+SPELLING = st.sampled_from([b"", b" ", b"\n"])
+
+
+@st.composite
+def events(draw: st.DrawFn) -> bytes:
+    """One event as an engine may write it: members in any order, with or without spaces."""
+    members: list[tuple[str, Any]] = [("id", "c"), ("choices", draw(st.lists(CHOICE, max_size=2)))]
+    members += draw(EXTRA).items()
+    usage = draw(USAGES)
+    if usage is not None:
+        members.insert(draw(st.sampled_from([len(members), len(members), 1, 0])), ("usage", usage))
+    data = msgspec.json.encode(dict(members))
+    space = draw(SPELLING)
+    if space == b" ":
+        data = msgspec.json.format(data, indent=0)
+    elif space == b"\n":
+        data = data.replace(b"{", b"{ ", 1)
+    return b"data: " + data + b"\n\n"
+
+
+def _read_regular(stream: openai.Stream, data: bytes) -> bytes | None:
+    """As the relay asks: about a part of what was read."""
+    return stream.read_regular(b"7f\r\n" + data + b"\r\n", 4, 4 + len(data))
+
+
+def play(stream: openai.Stream, sent: list[bytes], *, quickly: bool) -> list[Any]:
+    """What is relayed of events that come one a read, what is known of usage after each, and how it ends."""
+    seen: list[Any] = []
+    for data in sent:
+        out = _read_regular(stream, data) if quickly else None
+        if out is None:
+            try:
+                out = stream.read(data[:-2])
+            except Fault as fault:
+                seen.append(fault.kind.code)
+                break
+        seen.append((out, stream.used, stream.source, stream.anomaly, stream.terminated))
+    return seen
+
+
+@settings(max_examples=400)
+@given(
+    st.lists(st.one_of(events(), st.just(b": x\n\n")), max_size=6),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, 10, 1000]),
+)
+def test_both_ways_to_read_a_stream_agree(
+    sent: list[bytes], hide_usage: bool, hide_continuous: bool, counting: bool, cap: int | None
+) -> None:
+    def stream() -> openai.Stream:
+        return openai.Stream(
+            hide_usage=hide_usage,
+            hide_continuous=hide_usage or hide_continuous,
+            counting=counting,
+            upstream_model="m",
+            public_model="m",
+            output_tokens_max=cap,
+        )
+
+    sent = [*sent, b"data: [DONE]\n\n"]
+    assert play(stream(), sent, quickly=True) == play(stream(), sent, quickly=False)
+
+
+def test_the_quick_way_is_taken_and_only_where_it_leads() -> None:
+    stream = openai.Stream(
+        hide_usage=True, hide_continuous=True, counting=False, upstream_model="m", public_model="m", output_tokens_max=None
+    )
+    choices = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]'
+
+    def regular(tokens: int) -> bytes:
+        return choices + b',"usage":{"prompt_tokens":5,"completion_tokens":%d}}\n\n' % tokens
+
+    assert _read_regular(stream, regular(1)) is None, "nothing was believed yet"
+    assert stream.read(regular(1)[:-2]) == choices + b"}\n\n"
+    assert _read_regular(stream, regular(2)) == choices + b"}\n\n" and stream.used == Quantities(5, 0, 2)
+    others = {
+        "fewer tokens": regular(1),
+        "two events": regular(3) * 2,
+        "half an event": regular(3)[:-1],
+        "usage not last": regular(3).replace(b"}}\n", b'},"x":{"y":{}}}\n'),
+        "nested beyond reason": regular(3).replace(b'"index":0', b'"index":' + b"[" * 20_000 + b"]" * 20_000),
+        "not ASCII": regular(3).replace(b'"a"', b'"\xff"'),
+        "an error": regular(3).replace(b'{"choices"', b'{"error":{},"choices"'),
+        "an end": regular(3).replace(b"null", b'"stop"'),
+        "done": b"data: [DONE]\n\n",
+    }
+    for name, data in others.items():
+        assert _read_regular(stream, data) is None, name
+
+
+@given(st.dictionaries(st.sampled_from(["prompt_tokens", "completion_tokens", "reasoning_tokens"]), COUNTS), st.integers(-1, 50))
+def test_usage_is_whole_and_disjoint_or_not_believed(report: dict[str, Any], cached: int) -> None:
+    used = read_usage(msgspec.json.encode(report | {"prompt_tokens_details": {"cached_tokens": cached}}))
+    if used is not None:
+        assert min(used.input, used.cached_input, used.output, used.reasoning) >= 0
+        assert used.input + used.cached_input == report["prompt_tokens"]
+        assert used.output + used.reasoning == (report.get("completion_tokens") or 0)
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.one_of(st.none(), st.integers(0, 60)))
+def test_no_more_is_billed_than_could_be_made(output: int, reasoning: int, cap: int | None) -> None:
+    held = openai.hold_to(Quantities(7, 3, output, reasoning), cap)
+    assert (held.input, held.cached_input) == (7, 3)
+    assert held.output + held.reasoning == (output + reasoning if cap is None else min(cap, output + reasoning))
+    assert 0 <= held.output <= output and 0 <= held.reasoning <= reasoning

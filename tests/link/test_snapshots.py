@@ -1,0 +1,317 @@
+"""The follower: in order, without gaps, on disk before it is acknowledged, and never back."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.link.link_server import Answer, LinkServer, Publisher, Request, until
+from tests.link.spools import Alarms, no_alarm
+from tollway.domain.snapshot import Change, Entry, OrganizationEntry, kind_of
+from tollway.gateway.directory import Directory
+from tollway.link import copies, snapshots
+from tollway.link.copies import ChangeLog, CopyDamaged, encode_change, load_copy, write_copy
+from tollway.link.recovery import Alarm
+from tollway.link.snapshots import Follower
+
+
+def organization(number: int, currency: str = "EUR") -> OrganizationEntry:
+    return OrganizationEntry(id=f"org_{number:032x}", currency=currency)
+
+
+@dataclass
+class Mirror:
+    """A target that keeps what it is told, and how."""
+
+    version: int = 0
+    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    building: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    applied: list[int] = field(default_factory=list)
+    resets: int = 0
+
+    def begin_reset(self) -> None:
+        self.building = {}
+
+    def add(self, entry: Entry) -> None:
+        self.building[kind_of(entry), entry.id] = entry
+
+    def finish_reset(self, version: int) -> None:
+        self.entries, self.version = self.building, version
+        self.resets += 1
+
+    def apply(self, change: Change) -> None:
+        self.applied.append(change.version)
+        if change.entry is None:
+            self.entries.pop((change.kind, change.id), None)
+        else:
+            self.entries[change.kind, change.id] = change.entry
+        self.version = change.version
+
+
+def follower(mirror: Mirror, directory: Path, url: str, alarm: Alarm = no_alarm) -> Follower:
+    return Follower(mirror, directory, control_link_url=url, node_key="tw_node_x", node_id="node_x", alarm=alarm)
+
+
+@asynccontextmanager
+async def running(each: Follower) -> AsyncIterator[None]:
+    task = asyncio.create_task(each.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+def on_disk(directory: Path) -> tuple[int, dict[tuple[str, str], Entry]]:
+    copy = load_copy(directory)
+    assert copy is not None
+    return copy.version, {(kind_of(entry), entry.id): entry for entry in copy.entries()}
+
+
+def test_the_directory_of_the_gateway_is_a_target() -> None:
+    target: snapshots.Target = Directory()
+    assert target.version == 0
+
+
+class TestFollowing:
+    async def test_a_first_start_reads_everything_then_each_change(self, tmp_path: Path) -> None:
+        control, mirror = Publisher(), Mirror()
+        for number in range(450):
+            control.publish("organization", organization(number).id, organization(number))
+        async with LinkServer(control.answer) as server:
+            each = follower(mirror, tmp_path, server.url)
+            assert await each.start() is False
+            async with running(each):
+                await until(lambda: mirror.version == 450)
+                for number in range(0, 450, 9):
+                    control.publish("organization", organization(number).id, None)
+                control.publish("organization", organization(1).id, organization(1, "USD"))
+                await until(lambda: mirror.version == control.version and control.version in control.acks)
+                assert mirror.entries == control.entries
+                assert mirror.applied == list(range(451, control.version + 1))
+                assert mirror.resets == 1
+                assert on_disk(tmp_path) == (control.version, control.entries)
+                assert each.snapshot_age_seconds is not None
+            assert {request.authorization for request in server.requests} == {"Bearer tw_node_x"}
+
+    async def test_what_is_acknowledged_is_on_disk(self, tmp_path: Path) -> None:
+        control, mirror = Publisher(), Mirror()
+        seen: list[tuple[int, int]] = []
+
+        async def answer(request: Request) -> Answer:
+            result = await control.answer(request)
+            if request.path == "/v1/link/ack":
+                seen.append((control.acks[-1], on_disk(tmp_path)[0]))
+            return result
+
+        async with LinkServer(answer) as server, running(follower(mirror, tmp_path, server.url)):
+            for number in range(30):
+                control.publish("organization", organization(number).id, organization(number))
+                await asyncio.sleep(0.01)
+            await until(lambda: control.version in control.acks)
+        assert all(stored >= acked for acked, stored in seen)
+
+    async def test_a_restart_goes_on_from_the_copy_without_control(self, tmp_path: Path) -> None:
+        control, mirror = Publisher(), Mirror()
+        control.publish("organization", organization(1).id, organization(1))
+        async with LinkServer(control.answer) as server, running(follower(mirror, tmp_path, server.url)):
+            await until(lambda: mirror.version == 1)
+            control.publish("organization", organization(1).id, None)
+            control.publish("organization", organization(2).id, organization(2))
+            await until(lambda: 3 in control.acks)
+        alarms, again = Alarms(), Mirror()
+        each = follower(again, tmp_path, server.url, alarms)
+        assert await each.start() is True
+        assert (again.version, again.entries) == (3, control.entries)
+        async with running(each):
+            await until(lambda: "control_unreachable" in alarms.names())
+            async with server:  # control is back, at the same address
+                control.publish("organization", organization(3).id, organization(3))
+                await until(lambda: again.version == 4)
+        assert again.resets == 1, "only from disk: what was missed came as changes"
+
+    async def test_a_version_that_is_missing_means_reading_everything(self, tmp_path: Path) -> None:
+        control, mirror = Publisher(), Mirror()
+        async with LinkServer(control.answer) as server, running(follower(mirror, tmp_path, server.url)):
+            control.publish("organization", organization(1).id, organization(1))
+            await until(lambda: mirror.version == 1)
+            control.publish("organization", organization(2).id, organization(2))
+            control.publish("organization", organization(3).id, organization(3))
+            del control.changes[-2]
+            await until(lambda: mirror.version == 3)
+            assert mirror.entries == control.entries
+            assert mirror.resets >= 2
+            await until(lambda: 3 in control.acks)
+            assert on_disk(tmp_path) == (3, control.entries)
+
+    async def test_changes_that_are_kept_no_more_mean_reading_everything(self, tmp_path: Path) -> None:
+        write_copy(tmp_path, 1, [organization(1)])
+        control, mirror = Publisher(version=50, oldest=40), Mirror()
+        control.entries["organization", organization(9).id] = organization(9)
+        async with LinkServer(control.answer) as server:
+            each = follower(mirror, tmp_path, server.url)
+            await each.start()
+            assert mirror.version == 1
+            async with running(each):
+                await until(lambda: mirror.version == 50)
+        assert mirror.entries == control.entries
+
+    async def test_an_older_snapshot_never_takes_the_place_of_a_newer(self, tmp_path: Path) -> None:
+        write_copy(tmp_path, 9, [organization(1)])
+        control, mirror, alarms = Publisher(version=5), Mirror(), Alarms()
+        async with LinkServer(control.answer) as server:
+            each = follower(mirror, tmp_path, server.url, alarms)
+            await each.start()
+            async with running(each):
+                await until(lambda: "control_unreachable" in alarms.names())
+                assert "older" in str(alarms.events[-1])
+                assert (mirror.version, len(mirror.entries)) == (9, 1)
+        assert on_disk(tmp_path)[0] == 9
+
+    async def test_where_streams_are_held_back_it_polls(self, tmp_path: Path) -> None:
+        control, mirror = Publisher(streams=False), Mirror()
+        async with LinkServer(control.answer) as server, running(follower(mirror, tmp_path, server.url, Alarms())):
+            for number in range(1, 4):
+                control.publish("organization", organization(number).id, organization(number))
+                await until(lambda number=number: mirror.version == number)  # type: ignore[misc]
+        assert any(request.query.get("follow") == "false" for request in server.requests)
+
+    async def test_silence_is_taken_for_a_dead_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(snapshots, "SILENCE_SECONDS_MAX", 0.1)
+        control, mirror = Publisher(heartbeats=False), Mirror()
+        async with LinkServer(control.answer) as server, running(follower(mirror, tmp_path, server.url, Alarms())):
+            await until(lambda: sum(request.query.get("follow") == "true" for request in server.requests) >= 3)
+
+    async def test_cut_lines_and_broken_snapshots_are_survived(self, tmp_path: Path) -> None:
+        control, mirror, chance = Publisher(), Mirror(), random.Random(5)
+        for number in range(300):
+            control.publish("organization", organization(number).id, organization(number))
+
+        async def answer(request: Request) -> Answer:
+            status, body = await control.answer(request)
+            if isinstance(body, bytes) and len(body) > 100 and chance.random() < 0.7:
+                return status, body[: chance.randrange(len(body))]
+            return status, body
+
+        async with LinkServer(answer) as server, running(follower(mirror, tmp_path, server.url, Alarms())):
+            await until(lambda: mirror.version == 300)
+            assert mirror.entries == control.entries
+            for number in range(300, 320):
+                control.publish("organization", organization(number).id, organization(number))
+                server.hang_up()
+                await asyncio.sleep(0.02)
+            await until(lambda: mirror.version == 320)
+        assert mirror.entries == control.entries
+
+    async def test_the_loop_goes_on_while_a_snapshot_is_read(self, tmp_path: Path) -> None:
+        control, mirror = Publisher(version=1), Mirror()
+        for number in range(5000):
+            control.entries["organization", organization(number).id] = organization(number)
+        turns = 0
+
+        async def turn() -> None:
+            nonlocal turns
+            while mirror.version == 0:
+                turns += bool(mirror.building)
+                await asyncio.sleep(0)
+
+        async with LinkServer(control.answer) as server, running(follower(mirror, tmp_path, server.url)):
+            await turn()
+        assert turns >= 5000 / copies.YIELD_ENTRIES
+
+    async def test_a_damaged_copy_is_as_none(self, tmp_path: Path) -> None:
+        write_copy(tmp_path, 3, [organization(1)])
+        (file,) = tmp_path.glob("snapshot-*")
+        file.write_bytes(file.read_bytes().replace(b"EUR", b"USD"))
+        control, mirror, alarms = Publisher(version=2), Mirror(), Alarms()
+        control.entries["organization", organization(2).id] = organization(2)
+        async with LinkServer(control.answer) as server:
+            each = follower(mirror, tmp_path, server.url, alarms)
+            assert await each.start() is False
+            assert alarms.names() == ["snapshot_copy_unusable"]
+            async with running(each):
+                await until(lambda: mirror.version == 2)
+
+
+class TestCopies:
+    def test_none_where_nothing_was_ever_written(self, tmp_path: Path) -> None:
+        assert load_copy(tmp_path / "nowhere") is None
+        assert load_copy(tmp_path) is None
+
+    @given(data=st.data())
+    def test_the_copy_is_what_was_written_whatever_happens_in_between(
+        self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    ) -> None:
+        directory = tmp_path_factory.mktemp("copy")
+        entries: dict[tuple[str, str], Entry] = {}
+        version = data.draw(st.integers(0, 5))
+        write_copy(directory, version, [])
+        logs = [ChangeLog(directory, version)]
+        steps = st.sampled_from(["change", "remove", "restart", "compact", "second", "reopen", "torn"])
+        for step in data.draw(st.lists(steps, max_size=25)):
+            number = data.draw(st.integers(0, 4))
+            match step:
+                case "change" | "remove":
+                    version += 1
+                    entry = None if step == "remove" else organization(number, data.draw(st.sampled_from(["EUR", "USD"])))
+                    change = Change(version=version, kind="organization", id=organization(number).id, entry=entry)
+                    for log in logs:  # every process that follows writes what it is told
+                        log.append([(version, encode_change(change))])
+                    entries.pop(("organization", change.id), None)
+                    if entry is not None:
+                        entries["organization", entry.id] = entry
+                case "restart":
+                    logs[0].restart(version)
+                case "compact":
+                    logs[-1].compact(version)
+                case "second" if len(logs) < 3:
+                    logs.append(ChangeLog(directory, version))
+                case "reopen":
+                    logs.pop(0).close()
+                    logs.append(ChangeLog(directory, version))
+                case "torn":
+                    log = logs.pop(0)
+                    log.close()
+                    newest = max(directory.glob("changes-*"), key=lambda path: path.stat().st_mtime_ns)
+                    if len(logs) == 0:
+                        with newest.open("ab") as file:
+                            file.write(b"12345678 {tor")
+                    logs.append(ChangeLog(directory, version))
+            assert on_disk(directory) == (version, entries)
+        for log in logs:
+            log.close()
+
+    def test_a_wrong_line_before_others_is_not_skipped(self, tmp_path: Path) -> None:
+        write_copy(tmp_path, 0, [])
+        log = ChangeLog(tmp_path, 0)
+        for version in (1, 2, 3):
+            change = Change(version=version, kind="organization", id=organization(version).id, entry=organization(version))
+            log.append([(version, encode_change(change))])
+        log.close()
+        (file,) = tmp_path.glob("changes-*")
+        data = file.read_bytes()
+        file.write_bytes(data[:20] + b"x" + data[21:])
+        with pytest.raises(CopyDamaged):
+            load_copy(tmp_path)
+
+    def test_what_is_superseded_goes_and_what_is_held_stays(self, tmp_path: Path) -> None:
+        write_copy(tmp_path, 1, [organization(1)])
+        mine, others = ChangeLog(tmp_path, 1), ChangeLog(tmp_path, 1)
+        change = Change(version=2, kind="organization", id=organization(2).id, entry=organization(2))
+        for log in (mine, others):
+            log.append([(2, encode_change(change))])
+        mine.compact(2)
+        assert [path.name for path in tmp_path.glob("snapshot-*")] == [f"snapshot-{2:020d}.ndjson"]
+        assert len(list(tmp_path.glob("changes-*"))) == 2, "mine, begun anew, and the one that is held"
+        later = Change(version=3, kind="organization", id=organization(2).id, entry=None)
+        others.append([(3, encode_change(later))])
+        assert on_disk(tmp_path)[0] == 3
+        mine.close()
+        others.close()

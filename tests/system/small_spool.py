@@ -1,0 +1,38 @@
+"""A gateway process like `tollway gateway`, but with a spool so small that a test can fill its disk. Run as a script."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from tollway.link.spool import SpoolOptions
+from tollway.serve.data_directory import read_secrets
+from tollway.serve.gateway import GatewayOptions, run_gateway
+from tollway.serve.sockets import open_listener
+
+SEGMENT_BYTES, SLOTS = 64 * 1024, 64
+
+
+def main() -> int:
+    """Run until SIGTERM; returns the exit code."""
+    parser = argparse.ArgumentParser()
+    for name in ("--data-dir", "--listen", "--internal", "--control-link-url"):
+        parser.add_argument(name, required=True)
+    options = parser.parse_args()
+    secrets = read_secrets(Path(options.data_dir), os.environ)
+    return run_gateway(
+        GatewayOptions(
+            directory=Path(options.data_dir) / "gateway",
+            control_link_url=options.control_link_url,
+            listener=open_listener(options.listen, option="--listen"),
+            internal=open_listener(options.internal, option="--internal"),
+            peppers=[secrets.peppers[version] for version in sorted(secrets.peppers, reverse=True)],
+            vault_key=secrets.vault_key,
+            node_key=secrets.node_key,
+            spool=SpoolOptions(segment_bytes=SEGMENT_BYTES, slots_max=SLOTS),
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

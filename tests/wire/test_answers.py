@@ -1,0 +1,92 @@
+"""ResponseReader: an engine's answer, however it is cut, framed or broken; and never the next one's bytes."""
+
+import itertools
+
+import pytest
+
+from tollway.wire.http import ResponseReader
+
+BODY = b'{"a":1}'
+ANSWERS = {
+    "length": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n" + BODY,
+    "chunked": b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{"a\r\n4\r\n":1}\r\n0\r\nX: y\r\n\r\n',
+    "interim": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 X\r\nLink: y\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n" + BODY,
+    "last": b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 7\r\n\r\n" + BODY,
+    "http-1.0": b"HTTP/1.0 200 OK\r\nContent-Length: 7\r\n\r\n" + BODY,
+}
+
+
+def read(data: bytes, cuts: list[int] | None = None, *, closed: bool = False) -> ResponseReader:
+    reader = ResponseReader()
+    for start, end in itertools.pairwise([0, *(cuts or []), len(data)]):
+        if start < end:
+            reader.feed(data[start:end])
+    if closed:
+        reader.eof()
+    return reader
+
+
+def essence(reader: ResponseReader) -> tuple[object, ...]:
+    return reader.status, b"".join(reader.body), reader.complete, reader.broken, reader.keep_alive
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_cut_anywhere_the_answer_is_the_same(case: str) -> None:
+    data = ANSWERS[case]
+    expected = (200, BODY, True, False, case not in ("last", "http-1.0"))
+    assert essence(read(data)) == expected
+    for cut in range(1, len(data)):
+        assert essence(read(data, [cut])) == expected, cut
+    assert essence(read(data, list(range(1, len(data))))) == expected
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_an_answer_cut_short_is_not_complete(case: str) -> None:
+    data = ANSWERS[case]
+    for end in range(len(data) - 1):
+        reader = read(data[:end], closed=True)
+        assert not reader.complete, end
+
+
+def test_an_answer_without_framing_ends_with_the_connection() -> None:
+    data = b"HTTP/1.1 200 OK\r\n\r\n" + BODY
+    assert not read(data).complete
+    assert essence(read(data, closed=True)) == (200, BODY, True, False, False)
+
+
+@pytest.mark.parametrize("rest", [b"x", b"\r\n", ANSWERS["length"], ANSWERS["length"][:-3], b"HTTP/1.1 500 X\r\nContent-Length: 1\r\n\r\n"])
+@pytest.mark.parametrize("same_read", [True, False])
+@pytest.mark.parametrize("case", ["length", "chunked"])
+def test_what_follows_an_answer_never_becomes_part_of_it(case: str, same_read: bool, rest: bytes) -> None:
+    data = ANSWERS[case]
+    reader = read(data + rest, [] if same_read else [len(data)])
+    assert (reader.status, b"".join(reader.body), reader.complete) == (200, BODY, True)
+    assert reader.broken or (same_read and rest == b"\r\n"), "its connection cannot be used again"
+
+
+BROKEN = {
+    "not-http": b"220 smtp\r\n",
+    "switching": b"HTTP/1.1 101 X\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+    "both-framings": b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "two-lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nContent-Length: 8\r\n\r\n",
+    "bad-length": b"HTTP/1.1 200 OK\r\nContent-Length: 7x\r\n\r\n",
+    "bad-chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\n",
+    "compressed": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 7\r\n\r\n",
+    "endless-head": b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000,
+    "many-headers": b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 201 + b"\r\n",
+    "endless-interim": b"HTTP/1.1 103 X\r\n\r\n" * 5_000,
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_no_answer_is_broken(case: str) -> None:
+    data = BROKEN[case]
+    assert read(data, list(range(1000, len(data), 1000))).broken
+
+
+def test_after_a_restart_nothing_of_the_last_answer_is_left() -> None:
+    reader = read(ANSWERS["chunked"])
+    reader.restart()
+    assert reader.is_untouched and essence(reader) == (0, b"", False, False, False)
+    reader.feed(ANSWERS["length"])
+    assert essence(reader) == (200, BODY, True, False, True) and not reader.is_untouched
