@@ -317,7 +317,8 @@ class Follower:
         """Write what was applied to the copy, then tell control; and give a sign of life every ACK_SECONDS."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._to_acknowledge.wait(), ACK_SECONDS)
+                async with asyncio.timeout(ACK_SECONDS):  # not wait_for, which before Python 3.12 can swallow a cancellation
+                    await self._to_acknowledge.wait()
             self._to_acknowledge.clear()
             if not self._is_loaded:
                 continue
