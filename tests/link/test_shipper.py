@@ -181,7 +181,8 @@ class TestSpace:
                 await until(lambda: not before.epoch.directory.exists())
                 await until(lambda: opened.epoch.list_segments()[0] > 1)
                 await until(lambda: opened.committed.seq in {reader.next_seq for reader in collector.readers.values()})
-                await opened.close()
+        await opened.close()
+        assert await each.finish(0) is False
         assert len(collector.taken) == 2
 
     async def test_what_is_neither_old_nor_in_the_way_is_kept(self, tmp_path: Path) -> None:
@@ -201,6 +202,7 @@ class TestSpace:
                 await until(lambda: not lives[0].directory.exists())
             assert lives[1].directory.exists()
             await opened.close()
+            assert await each.finish(30) is True
 
 
 async def test_from_the_gateways_disk_to_the_ledger(tmp_path: Path, control: Running) -> None:

@@ -30,7 +30,7 @@ class EventReader:
         rest = self._rest
         if not rest and data.endswith(b"\n\n") and b"\r" not in data and not data.startswith(b"\n"):
             event = data[:-2]
-            if b"\n\n" not in event:
+            if b"\n\n" not in event and not event.endswith(b"\n"):
                 return [event]
         if self._after_cr:
             self._after_cr = False

@@ -395,7 +395,7 @@ class Stream:
         at = data.rfind(b',"usage":{', start, end)
         tail = data[at : end - 2]
         opened = tail.rstrip(b"}")
-        if at < 0 or b"}" in opened or opened.count(b"{") + 1 != len(tail) - len(opened):
+        if at < 0 or opened.count(b"{") + 1 != len(tail) - len(opened):
             return None  # usage is not the last member: what follows it must not be lost
         self.output = output
         return data[start:at] + b"}\n\n"
@@ -430,6 +430,7 @@ class Stream:
             reason = choice.finish_reason
             if reason is not None:
                 self._finish_seen = True
+                self._prompt_tokens = -1
                 if reason == "abort":
                     raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
         if counting:

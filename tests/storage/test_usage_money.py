@@ -1,0 +1,81 @@
+"""Money at rest: exact at any size, on both engines; and an archive that says when it lacks something."""
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tollway.domain.prices import BillingClass
+from tollway.storage import schema_money as money
+from tollway.storage import usage
+from tollway.storage.archive import Archive, ArchiveShort
+from tollway.storage.database import Database
+from tollway.storage.schema_money import AMOUNT_DIGITS, Amount
+from tollway.storage.usage import Sums
+
+KEY = ("org_1", 60, 0, "proj_1", "key_1", "echo", "embeddings")
+
+
+class TestAmount:
+    @pytest.mark.parametrize("pico", [0, 1, -1, 2**63 - 1, 2**63, -(2**63) - 1, 10**38 - 1, -(10**38) + 1])
+    def test_comes_back_as_it_went_in(self, database: Database, pico: int) -> None:
+        with database.platform() as tx:
+            account = {"id": "a/b/EUR", "owner": "a", "kind": "b", "currency": "EUR"}
+            tx.connection.execute(money.ledger_accounts.insert().values(account))
+            row = {"account_id": "a/b/EUR", "posted_pico": pico, "version": 0, "changed_at": 0}
+            tx.connection.execute(money.balances.insert().values(row))
+        with database.platform(write=False) as tx:
+            assert tx.connection.execute(sa.select(money.balances.c.posted_pico)).scalar_one() == pico
+
+    def test_beyond_its_digits_it_refuses(self) -> None:
+        with pytest.raises(OverflowError):
+            Amount().process_bind_param(10**AMOUNT_DIGITS, sa.create_engine("sqlite://").dialect)
+
+    @given(st.integers(-(10**38) + 1, 10**38 - 1))
+    def test_no_float_is_on_the_way(self, pico: int) -> None:
+        for url in ("sqlite://", "postgresql+psycopg://"):
+            dialect = sa.create_engine(url).dialect
+            bound = Amount().process_bind_param(pico, dialect)
+            assert not isinstance(bound, float)
+            assert Amount().process_result_value(bound, dialect) == pico
+
+
+class TestRollups:
+    def test_sums_carry_over_and_stay_exact_beyond_64_bits(self, database: Database) -> None:
+        each = 9 * 10**18 + 7
+        sums = Sums(1, 2, 3, 4, 5, {BillingClass.OUTPUT: each, BillingClass.INPUT: 999_999_999_999})
+        with database.platform() as tx:
+            for _ in range(5):
+                usage.add_rollups(tx, {KEY: sums})
+        with database.platform(write=False) as tx:
+            ((key, found),) = usage.iterate_rollups(tx)
+            pico = tx.connection.execute(sa.select(money.usage_rollups.c.output_cost_pico)).scalar_one()
+        assert key == KEY
+        assert found == Sums(5, 10, 15, 20, 25, {BillingClass.INPUT: 5 * 999_999_999_999, BillingClass.OUTPUT: 5 * each})
+        assert pico < 10**12
+
+
+class TestArchive:
+    def test_bytes_beyond_what_counts_are_overwritten_by_a_retry(self, tmp_path: Path) -> None:
+        archive = Archive(tmp_path)
+        archive.write("node_1", 7, 0, b"first")
+        archive.write("node_1", 7, 5, b"never committed")
+        archive.write("node_1", 7, 5, b"second")
+        assert b"".join(archive.read("node_1", 7, 11)) == b"firstsecond"
+
+    def test_missing_bytes_are_an_error_on_both_ways(self, tmp_path: Path) -> None:
+        archive = Archive(tmp_path)
+        with pytest.raises(ArchiveShort):
+            archive.write("node_1", 7, 5, b"x")
+        archive.write("node_1", 7, 0, b"abc")
+        with pytest.raises(ArchiveShort):
+            list(archive.read("node_1", 7, 4))
+        with pytest.raises(ArchiveShort):
+            list(archive.read("node_2", 7, 1))
+
+    @pytest.mark.parametrize("node_id", ["..", "../x", "a/b", "", "node_\0"])
+    def test_a_name_never_leads_out_of_it(self, tmp_path: Path, node_id: str) -> None:
+        with pytest.raises(ValueError, match="node id"):
+            Archive(tmp_path / "archive").write(node_id, 1, 0, b"x")
