@@ -211,6 +211,8 @@ class Recorder:
         self.status: int | None = None
         self.body = b""
         self.ended = False
+        self.is_slow = False
+        """Whether every byte it is sent is one too many."""
         self.flow: Flow | None = None
 
     def answer(self, status: int, headers: bytes, body: bytes) -> None:
@@ -226,6 +228,8 @@ class Recorder:
     def send(self, data: bytes) -> None:
         assert self.committed and not self.ended and data, "bytes outside a stream, or none: an empty chunk would end it"
         self.body += data
+        if self.is_slow and self.flow is not None:
+            self.flow.pause()
 
     def end_stream(self, data: bytes) -> None:
         self.send(data)

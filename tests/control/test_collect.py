@@ -16,10 +16,10 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, exchanges, final, frames
 from tests.storage.databases import SqliteTemplate
-
 from tollway.control.collect import Gap, Refused, Taken, collect
 from tollway.control.verify import verify
 from tollway.domain.prices import PriceVersion
@@ -72,9 +72,7 @@ def archive(tmp_path: Path) -> Archive:
     return Archive(tmp_path / "archive")
 
 
-def take(
-    database: Database, archive: Archive, body: Sequence[bytes], first_seq: int = 1, node_id: str = NODE, epoch: int = EPOCH
-) -> Taken:
+def take(database: Database, archive: Archive, body: Sequence[bytes], first_seq: int = 1, node_id: str = NODE, epoch: int = EPOCH) -> Taken:
     """Hand frames to the collector in a transaction of their own."""
     with database.platform() as tx:
         return collect(tx, archive, node_id=node_id, epoch=epoch, first_seq=first_seq, body=b"".join(body), now=NOW)

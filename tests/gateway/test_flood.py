@@ -121,6 +121,7 @@ NAMES = sorted(
         "stream",
         "stream_options",
         "max_tokens",
+        "max_completion_tokens",
         "seed",
         "top_k",
         "echo",

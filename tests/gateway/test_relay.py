@@ -33,10 +33,11 @@ def stream_of(*words: str, running: bool) -> list[bytes]:
     ]
 
 
-async def relay(pieces: Sequence[bytes], *, engine: Engine = Engine.VLLM, closed: bool = False) -> tuple[Recorder, Final, Transport]:
+async def relay(pieces: Sequence[bytes], *, is_slow: bool = False, closed: bool = False) -> tuple[Recorder, Final, Transport]:
     """What a client is told of a stream that comes in these reads, how it is recorded, and the engine's connection afterwards."""
     recorder, clock, loop = Recorder(), Clock(), asyncio.get_running_loop()
-    with plane({"m": Served(["http://192.0.2.1:9"], engine=engine)}, clock=clock) as (made, sink, _):
+    recorder.is_slow = is_slow
+    with plane({"m": Served(["http://192.0.2.1:9"], engine=Engine.VLLM)}, clock=clock) as (made, sink, _):
         (upstream,) = made.upstreams.of("m")
         connection = Connection(upstream)
         transport = Transport(connection)
@@ -117,3 +118,9 @@ async def test_chunks_that_are_none_break_the_stream_wherever_they_stand(bad: by
     recorder, final, transport = await relay([*good, bad])
     assert b"[DONE]" not in recorder.body and final.outcome is Outcome.UPSTREAM_ERROR and final.used.output == 2
     assert transport.aborted
+
+
+async def test_a_connection_paused_for_a_slow_reader_hears_again_when_it_is_kept() -> None:
+    recorder, final, transport = await relay([b"".join(stream_of("a", running=True))], is_slow=True)
+    assert recorder.body == told("a") and final.outcome is Outcome.COMPLETED
+    assert transport.is_reading() and not transport.is_over

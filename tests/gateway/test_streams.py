@@ -98,6 +98,10 @@ BROKEN: dict[str, tuple[Script, str]] = {
     "not-json": ([part(b"data: hello\n\n"), part(DONE), END], "upstream_invalid"),
     "nested-beyond-reason": ([part(b'data: {"choices":' + b"[" * 20_000 + b"]" * 20_000 + b"}\n\n"), END], "upstream_invalid"),
     "invalid-utf-8": ([part(event(chunk("X")).replace(b"X", b"\xff\xfe")), part(DONE), END], "upstream_invalid"),
+    "invalid-utf-8-with-running-usage": (
+        [part(chunk("b", usage=usage(5, 1))) + part(event(chunk("X", usage=usage(5, 2))).replace(b"X", b"\xff\xfe")), part(DONE), END],
+        "upstream_invalid",
+    ),
     "line-without-end": ([b"200000\r\n" + b"data: " + b"x" * (0x200000 - 6) + b"\r\n", Do.HOLD], "upstream_invalid"),
     "bad-chunk": ([b"xyz\r\n", Do.HOLD], "upstream_cut"),
 }  # fmt: skip

@@ -32,7 +32,7 @@ class EventReader:
             event = data[:-2]
             if b"\n\n" not in event and not event.endswith(b"\n"):
                 return [event]
-        if self._after_cr:
+        if self._after_cr and data:
             self._after_cr = False
             if data.startswith(b"\n"):
                 data = data[1:]  # the second half of a CR LF that two reads divided
