@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Quantities
 from tollway.gateway.dialects import openai
+from tollway.gateway.dialects.answers import hold_to
 from tollway.gateway.dialects.openai import read_usage
 
 COUNTS = st.one_of(st.integers(-2, 40), st.sampled_from([None, 10**12, 1.5, "3"]))
@@ -129,7 +130,7 @@ def test_usage_is_whole_and_disjoint_or_not_believed(report: dict[str, Any], cac
 
 @given(st.integers(0, 50), st.integers(0, 50), st.one_of(st.none(), st.integers(0, 60)))
 def test_no_more_is_billed_than_could_be_made(output: int, reasoning: int, cap: int | None) -> None:
-    held = openai.hold_to(Quantities(7, 3, output, reasoning), cap)
+    held = hold_to(Quantities(7, 3, output, reasoning), cap)
     assert (held.input, held.cached_input) == (7, 3)
     assert held.output + held.reasoning == (output + reasoning if cap is None else min(cap, output + reasoning))
     assert 0 <= held.output <= output and 0 <= held.reasoning <= reasoning

@@ -30,6 +30,7 @@ class Endpoint(StrEnum):
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
     MESSAGES = "messages"
+    COUNT_TOKENS = "messages/count_tokens"  # whoever may use messages may count, at no price
 
 
 class UnknownParameters(StrEnum):

@@ -9,8 +9,8 @@ from tollway.domain.catalog import Endpoint, UnknownParameters
 from tollway.domain.faults import Fault
 from tollway.domain.prices import find_price
 from tollway.domain.snapshot import ModelEntry
-from tollway.gateway.dialects import openai
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
+from tollway.gateway.dialects.table import DIALECTS, Dialect
 from tollway.gateway.directory import Directory
 from tollway.gateway.exchange import Call, Caller, Request
 from tollway.wire import bodies
@@ -26,7 +26,8 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
     """
     asked = bodies.parse(request.body)
     endpoint = request.endpoint
-    for required in openai.REQUIRED[endpoint]:
+    dialect = DIALECTS[endpoint]
+    for required in dialect.required:
         if required not in asked:
             raise Fault(faults.PARAMETER_MISSING, param=required, message=f"Missing required parameter: '{required}'.")
     name = asked["model"]
@@ -38,14 +39,14 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
     price = find_price(directory.list_prices(model, caller.organization.currency), request.received_at)
     if price is None:
         raise Fault(faults.MODEL_UNKNOWN, param="model", detail="no price in the organization's currency")
-    if endpoint not in model.endpoints:
+    if (Endpoint.MESSAGES if endpoint is Endpoint.COUNT_TOKENS else endpoint) not in model.endpoints:
         raise Fault(faults.ENDPOINT_UNSUPPORTED, param="model")
-    dropped = _judge_fields(asked, endpoint, model, directory.known_fields(name, endpoint))
+    dropped = _judge_fields(asked, dialect, model, directory.known_fields(name, endpoint))
     members = bodies.members(request.body)
     for field in dropped:
         del members[field]
     output_tokens_max = _cap_output(asked, members, endpoint, model)
-    stream = asked.get("stream") is True and "stream" in openai.ENDPOINT_FIELDS[endpoint]
+    stream = asked.get("stream") is True and "stream" in dialect.fields
     hide_usage = hide_continuous = True
     if stream:
         options = asked.get("stream_options") or {}
@@ -59,27 +60,27 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
         members,
         output_tokens_max=output_tokens_max,
         stream=stream,
-        choices=asked.get("n") or 1,
+        choices=_choices(asked, dialect),
         hide_usage=hide_usage,
         hide_continuous=hide_continuous,
     )
 
 
-def _judge_fields(asked: dict[str, Any], endpoint: Endpoint, model: ModelEntry, known: frozenset[str]) -> list[str]:
+def _judge_fields(asked: dict[str, Any], dialect: Dialect, model: ModelEntry, known: frozenset[str]) -> list[str]:
     """Check every top-level field; returns those that do not go up."""
-    checks = openai.ENDPOINT_FIELDS[endpoint]
+    checks = dialect.fields
     dropped = []
     for field, value in asked.items():
         check = checks.get(field)
         if check is not None:
             if not check(value):
                 raise _invalid(field)
-            if field in openai.NOT_FORWARDED:
+            if field in dialect.not_forwarded:
                 dropped.append(field)
         elif field in NEVER_FORWARDED:
             raise _unknown(field)
         elif field not in known:
-            if model.unknown_parameters is UnknownParameters.REFUSE:
+            if model.unknown_parameters is UnknownParameters.REFUSE and not dialect.lets_unknown_pass:
                 raise _unknown(field)
             if model.unknown_parameters is UnknownParameters.DROP:
                 dropped.append(field)
@@ -89,11 +90,11 @@ def _judge_fields(asked: dict[str, Any], endpoint: Endpoint, model: ModelEntry, 
 def _cap_output(asked: dict[str, Any], members: dict[str, msgspec.Raw], endpoint: Endpoint, model: ModelEntry) -> int | None:
     """Hold the model's cap on output: a larger wish is refused, a missing one is set. Returns the most tokens that all choices
     together can have, None if nothing bounds them."""
-    if endpoint is Endpoint.EMBEDDINGS:
+    if endpoint in (Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS):
         return 0
     cap = model.output_tokens_max
     wished = 0
-    checks = openai.ENDPOINT_FIELDS[endpoint]  # a field that is not the dialect's own may have been let through with any value
+    checks = DIALECTS[endpoint].fields  # a field that is not the dialect's own may have been let through with any value
     for field in _MAX_TOKENS:
         wish = asked.get(field)
         if wish is not None and field in checks:
@@ -104,7 +105,12 @@ def _cap_output(asked: dict[str, Any], members: dict[str, msgspec.Raw], endpoint
         members["max_tokens"] = msgspec.Raw(b"%d" % cap)
     most = wished or cap
     tries = asked.get("best_of") if "best_of" in checks else None
-    return None if most is None else most * max(asked.get("n") or 1, tries or 1)
+    return None if most is None else most * max(_choices(asked, DIALECTS[endpoint]), tries or 1)
+
+
+def _choices(asked: dict[str, Any], dialect: Dialect) -> int:
+    """How many answers are asked for at once."""
+    return (asked.get("n") or 1) if "n" in dialect.fields else 1
 
 
 def _invalid(field: str) -> Fault:

@@ -18,7 +18,7 @@ from tollway.domain.snapshot import (
     OrganizationEntry,
     ProjectEntry,
 )
-from tollway.gateway.dialects.openai import ENDPOINT_FIELDS
+from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.engines.habits import HABITS
 from tollway.gateway.exchange import Caller
 
@@ -82,7 +82,7 @@ class Directory:
         if known is None:
             engines = {entry.deployment.engine for entry in self._maps.deployments.values() if entry.deployment.model == model}
             common = frozenset.intersection(*(HABITS[engine].fields for engine in engines)) if engines else frozenset()
-            known = self._known_fields[model, endpoint] = frozenset(ENDPOINT_FIELDS[endpoint]) | common
+            known = self._known_fields[model, endpoint] = frozenset(DIALECTS[endpoint].fields) | common
         return known
 
     def list_deployments(self) -> list[DeploymentEntry]:

@@ -11,6 +11,7 @@ import msgspec
 from tollway.domain.catalog import Deployment, Endpoint
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
+from tollway.gateway.dialects.table import DIALECTS, Dialect
 from tollway.gateway.engines.habits import HABITS
 from tollway.wire import bodies
 
@@ -109,6 +110,11 @@ class Call:
         self.hide_usage = hide_usage
         self.hide_continuous = hide_continuous
 
+    @property
+    def dialect(self) -> Dialect:
+        """What the bodies of its endpoint mean."""
+        return DIALECTS[self.request.endpoint]
+
     def wants_continuous(self, deployment: Deployment) -> bool:
         """Whether to ask for running usage. Not where several choices are generated: vLLM counts each of them by itself then."""
         return self.choices == 1 and HABITS[deployment.engine].continuous_usage
@@ -119,7 +125,7 @@ class Call:
         fields: dict[str, Any] = dict(self.members)
         if deployment.upstream_model != self.model.id:
             fields["model"] = msgspec.json.encode(deployment.upstream_model)
-        if self.stream:
+        if self.stream and self.dialect.stream_options:
             fields["stream_options"] = _CONTINUOUS if self.wants_continuous(deployment) else _FINAL_USAGE
         if habits.cache_salt and not self.model.share_cache:
             fields["cache_salt"] = self.caller.cache_salt

@@ -21,6 +21,7 @@ from tollway.domain.usage import Final, billed
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
 from tollway.gateway.counters import Counters
+from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
 from tollway.gateway.exchange import Call, Caller, ClientGone, Request
 from tollway.gateway.limit import limit
@@ -30,12 +31,11 @@ from tollway.gateway.relay import Active, RelayBounds, RetryBudget, relay
 from tollway.gateway.route import route
 from tollway.gateway.upstream import Upstreams
 from tollway.telemetry import LogWriter, Metrics, RequestLine, timestamp
-from tollway.wire.errors import openai_error
 from tollway.wire.http import HttpRequest
 
-ENDPOINTS: dict[bytes, Endpoint] = {
-    f"/v1/{endpoint}".encode(): endpoint for endpoint in (Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS)
-}
+ENDPOINTS: dict[bytes, Endpoint] = {f"/v1/{endpoint}".encode(): endpoint for endpoint in DIALECTS}
+_ANTHROPIC = frozenset({Endpoint.MESSAGES, Endpoint.COUNT_TOKENS})
+"""Its SDKs read `request-id`, OpenAI's `x-request-id`."""
 MODELS_TARGET = b"/v1/models"
 REFUSAL_LINES_PER_SECOND_MAX = 20
 """Log lines of refusals before admission; more are only counted."""
@@ -188,18 +188,22 @@ def precheck(headers: dict[bytes, bytes], plane: Plane) -> Caller:
 
 
 def _identity(request: Request) -> bytes:
-    return b"x-request-id: %b\r\n" % request.id.encode()
+    id = request.id.encode()
+    if request.endpoint in _ANTHROPIC:
+        return b"x-request-id: %b\r\nrequest-id: %b\r\n" % (id, id)
+    return b"x-request-id: %b\r\n" % id
 
 
 def _refuse(request: Request, client: Client, fault: Fault) -> None:
     """Tell the client of a fault: as a response if nothing was sent yet, else as the last event of its stream."""
     if client.gone:
         return
-    body = openai_error(fault, request.id)
+    dialect = DIALECTS[request.endpoint]
     if client.committed:
-        client.end_stream(b"data: " + body + b"\n\n")
+        client.end_stream(dialect.render_event(fault, request.id))
     else:
-        client.answer(fault.kind.status, _JSON + b"cache-control: no-store\r\n" + _identity(request) + fault_headers(fault), body)
+        headers = _JSON + b"cache-control: no-store\r\n" + _identity(request) + fault_headers(fault)
+        client.answer(fault.kind.status, headers, dialect.render(fault, request.id))
 
 
 def fault_headers(fault: Fault) -> bytes:

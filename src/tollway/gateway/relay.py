@@ -22,7 +22,8 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.faults import Fault, Retry
 from tollway.domain.usage import NOTHING, Outcome, Quantities, UsageSource
-from tollway.gateway.dialects import openai
+from tollway.gateway.dialects.answers import error_fault, error_text
+from tollway.gateway.dialects.table import Stream
 from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.meter import Record
 from tollway.gateway.ports import Client
@@ -118,7 +119,7 @@ class Exchange:
         self._bounds = bounds
         self._pending: list[bytes] = []
         self._events = sse.EventReader()
-        self.stream: openai.Stream | None = None
+        self.stream: Stream | None = None
         self._stream_bytes = 0
         self._fault: Fault | None = None
         self._gone = client.gone
@@ -216,9 +217,9 @@ class Exchange:
     def _is_stream(self, status: int, content_type: bytes) -> bool:
         return self._call.stream and status == 200 and (not content_type or content_type.lower().startswith(b"text/event-stream"))
 
-    def _new_stream(self) -> openai.Stream:
+    def _new_stream(self) -> Stream:
         call, upstream = self._call, self._connection.upstream
-        return openai.Stream(
+        return call.dialect.new_stream(
             hide_usage=call.hide_usage,
             hide_continuous=call.hide_continuous,
             counting=not call.wants_continuous(upstream.deployment),
@@ -408,13 +409,13 @@ async def _attempt(
             assert stream is not None
             _note_completed(record, stream.used, stream.source, stream.anomaly, metrics)
             await record.finish(Outcome.COMPLETED)
-            client.end_stream(openai.DONE)
+            client.end_stream(stream.terminator)
         else:
             reader = connection.reader
             body = b"".join(reader.body)
             if call.stream or reader.status != 200:
                 raise answer_fault(reader.status, body)
-            answer = openai.read_answer(body, upstream.deployment.upstream_model, call.model.id, call.output_tokens_max)
+            answer = call.dialect.read_answer(body, upstream.deployment.upstream_model, call.model.id, call.output_tokens_max)
             exchange.finished = True
             _note_completed(record, answer.used, UsageSource.ENGINE_FINAL, answer.anomaly, metrics)
             await record.finish(Outcome.COMPLETED)
@@ -449,9 +450,9 @@ def answer_fault(status: int, body: bytes) -> Fault:
         return Fault(faults.UPSTREAM_INVALID, detail="200 without JSON")
     if 300 <= status < 400:
         return Fault(faults.UPSTREAM_INVALID, detail=f"status {status}")
-    fault = openai.error_fault(body, status, first=True)
+    fault = error_fault(body, status, first=True)
     if fault.kind is faults.UPSTREAM_REQUEST_INVALID:
-        text = openai.error_text(body)
+        text = error_text(body)
         if "maximum context length" in text or "context size" in text:
             fault = Fault(faults.CONTEXT_EXCEEDED, detail=fault.detail)
         if text and len(text) <= 500 and not _UNSHOWABLE.search(text):

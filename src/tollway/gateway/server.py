@@ -22,7 +22,7 @@ from tollway.domain.faults import Fault, FaultKind
 from tollway.gateway import pipeline
 from tollway.gateway.pipeline import ENDPOINTS, MODELS_TARGET, Plane
 from tollway.gateway.ports import Flow
-from tollway.wire.errors import openai_error
+from tollway.wire.errors import anthropic_error, openai_error
 from tollway.wire.http import HttpBounds, HttpRequest, RequestReader
 
 PRECHECK_BYTES = 64 * 1024
@@ -402,7 +402,8 @@ class Downstream(asyncio.Protocol):
             return
         request_id = pipeline.new_id(self._edge.plane)
         headers += b"content-type: application/json\r\ncache-control: no-store\r\nx-request-id: %b\r\n" % request_id.encode()
-        body = openai_error(fault, request_id)
+        render = anthropic_error if self._request is not None and self._request.target.startswith(b"/v1/messages") else openai_error
+        body = render(fault, request_id)
         head_only = self._request is not None and self._request.method == b"HEAD"
         self._transport.write(
             b"HTTP/1.1 %d %b\r\ndate: %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b"

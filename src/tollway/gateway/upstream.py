@@ -32,6 +32,11 @@ DRAIN_BYTES_MAX = 64 * 1024
 """How long, and with how many bytes, a connection may end a message whose content is complete ([DONE] seen, last chunk not)."""
 
 
+_VERSIONS = (b"anthropic-version", b"anthropic-beta")
+PASSED_ON: dict[Endpoint, tuple[bytes, ...]] = {Endpoint.MESSAGES: _VERSIONS, Endpoint.COUNT_TOKENS: _VERSIONS}
+"""Headers that an API's contract asks gateways to pass on unchanged."""
+
+
 class Sink(Protocol):
     """Who asked: told when bytes were read into the connection's reader, and when the connection is lost."""
 
@@ -169,11 +174,16 @@ class Upstream:
         self.identity = (deployment.base_url, credential)
 
     def message(self, request: Request, attempt: int, body: bytes) -> bytes:
-        """The request as it goes out. Nothing of the client's head is passed on but the trace; the engine's id is fresh for each
-        attempt, because engines take a repeated one for the same request."""
+        """The request as it goes out. Nothing of the client's head is passed on but the trace and what PASSED_ON names; the engine's id is
+        fresh for each attempt, because engines take a repeated one for the same request."""
+        passed_on = b""
+        for name in PASSED_ON.get(request.endpoint, ()):
+            if name in request.headers:
+                passed_on += b"%b: %b\r\n" % (name, request.headers[name])
         id = request.id if attempt == 1 else f"{request.id}-{attempt}"
-        return b"%bx-request-id: %b\r\ntraceparent: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+        return b"%b%bx-request-id: %b\r\ntraceparent: %b\r\ncontent-length: %d\r\n\r\n%b" % (
             self._heads[request.endpoint],
+            passed_on,
             id.encode(),
             request.traceparent.encode(),
             len(body),

@@ -10,17 +10,26 @@ from typing import Any
 import msgspec
 
 from tollway.domain import faults
-from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Quantities, UsageSource
 from tollway.gateway.dialects import fields
+from tollway.gateway.dialects.answers import (
+    ABSENT,
+    NULL,
+    USAGE_INFLATED,
+    USAGE_INVALID,
+    USAGE_SHRINKING,
+    Answer,
+    check_text,
+    error_fault,
+    hold_to,
+    is_absent,
+    public_name,
+)
 from tollway.gateway.dialects.fields import Check
 from tollway.wire import bodies, sse
 
 DONE = b"data: [DONE]\n\n"
-
-USAGE_INVALID, USAGE_INFLATED, USAGE_SHRINKING = "usage_invalid", "usage_inflated", "usage_shrinking"
-"""Anomalies: a report that is nonsense, claims more than was asked for, or takes back what it said before."""
 
 _COMMON: dict[str, Check] = {
     "model": fields.text,
@@ -85,8 +94,6 @@ them (Dynamo) or log them (`user`, `safety_identifier` name people)."""
 
 _USAGE_CHUNK = frozenset({"id", "object", "created", "model", "system_fingerprint"})
 """Members of a finish chunk that the usage chunk made from it keeps."""
-_ABSENT = msgspec.Raw(b"")
-_NULL = msgspec.Raw(b"null")  # a Raw equals only a Raw, never bytes
 
 
 class _PromptDetails(msgspec.Struct):
@@ -124,24 +131,24 @@ class _CountedChoice(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    usage: msgspec.Raw = _ABSENT
-    error: msgspec.Raw = _ABSENT
+    usage: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
     choices: list[_Choice] | None = None
-    data: msgspec.Raw = _ABSENT
+    data: msgspec.Raw = ABSENT
     object: str | None = None
 
 
 class _Event(msgspec.Struct):
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw = _ABSENT
-    error: msgspec.Raw = _ABSENT
+    usage: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
     object: str | None = None
 
 
 class _CountedEvent(msgspec.Struct):
     choices: list[_CountedChoice] | None = None
-    usage: msgspec.Raw = _ABSENT
-    error: msgspec.Raw = _ABSENT
+    usage: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
     object: str | None = None
 
 
@@ -164,28 +171,11 @@ class _Regular(msgspec.Struct, gc=False):
     error: None = None
 
 
-class _Error(msgspec.Struct):
-    message: str | None = None
-    code: int | str | None = None
-    type: str | None = None
-
-
 _usage = msgspec.json.Decoder(_Usage)
 _answer = msgspec.json.Decoder(_Answer)
 _event = msgspec.json.Decoder(_Event)
 _counted_event = msgspec.json.Decoder(_CountedEvent)
 _regular = msgspec.json.Decoder(_Regular)
-_error = msgspec.json.Decoder(_Error)
-
-
-def _is_absent(raw: msgspec.Raw) -> bool:
-    return not raw or raw == _NULL
-
-
-def _check_text(data: bytes) -> None:
-    """Raise UnicodeDecodeError unless `data` is UTF-8: msgspec skips the members that nobody asks for without looking inside."""
-    if not data.isascii():
-        data.decode()
 
 
 def read_usage(raw: bytes | msgspec.Raw) -> Quantities | None:
@@ -207,106 +197,29 @@ def read_usage(raw: bytes | msgspec.Raw) -> Quantities | None:
     return Quantities(prompt - cached, cached, completion - reasoning, reasoning)
 
 
-def hold_to(used: Quantities, output_tokens_max: int | None) -> Quantities:
-    """`used`, or as much of it as the request could have produced: an engine that claims more bills nothing for the surplus."""
-    if output_tokens_max is None or used.output + used.reasoning <= output_tokens_max:
-        return used
-    reasoning = min(used.reasoning, output_tokens_max)
-    return Quantities(used.input, used.cached_input, output_tokens_max - reasoning, reasoning)
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """A whole (non-streaming) answer of status 200, judged: what to send, what it used (None: the engine did not say), and what was
-    wrong with its report (None: nothing)."""
-
-    body: bytes
-    used: Quantities | None
-    anomaly: str | None
-
-
 def read_answer(body: bytes, upstream_model: str, public_model: str, output_tokens_max: int | None) -> Answer:
     """Judge a 200 body of any of the three endpoints. Raises Fault if it is no answer: not JSON, an error object, aborted."""
     try:
         answer = _answer.decode(body)
-        _check_text(body)
+        check_text(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Fault(faults.UPSTREAM_INVALID, detail=f"answer is not of the API's shape: {type(error).__name__}") from None
-    if not _is_absent(answer.error) or answer.object == "error":
+    if not is_absent(answer.error) or answer.object == "error":
         raise error_fault(body, 500, first=True)
-    if answer.choices is None and _is_absent(answer.data):
+    if answer.choices is None and is_absent(answer.data):
         raise Fault(faults.UPSTREAM_INVALID, detail="answer has neither choices nor data")
     if answer.choices is not None and any(choice.finish_reason == "abort" for choice in answer.choices):
         raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
     anomaly = None
     used = None
-    if not _is_absent(answer.usage):
+    if not is_absent(answer.usage):
         used = reported = read_usage(answer.usage)
         if reported is None:
             anomaly = USAGE_INVALID
         else:
             used = hold_to(reported, output_tokens_max)
             anomaly = None if used is reported else USAGE_INFLATED
-    if upstream_model != public_model:
-        members: dict[str, Any] = dict(bodies.members(body))
-        if "model" in members:
-            members["model"] = msgspec.json.encode(public_model)
-            body = bodies.join(members)
-    return Answer(body, used, anomaly)
-
-
-class _ErrorEnvelope(msgspec.Struct):
-    error: msgspec.Raw = _ABSENT
-    message: str | None = None
-    code: int | str | None = None
-    type: str | None = None
-
-
-_envelope = msgspec.json.Decoder(_ErrorEnvelope)
-
-
-def error_fault(body: bytes, status: int, *, first: bool) -> Fault:
-    """The fault that an engine's error stands for. Engines nest it (vLLM), leave it flat (SGLang, Dynamo) or send a string.
-
-    `first`: nothing of an answer came before it, so an overload means that no work was begun. The engine's text is for operators
-    only: it names files, hosts and sometimes credentials. A 400 is the exception in kind, not in text: the client must change
-    something, so it is told that the engine refused the request.
-    """
-    code, message = _read_error(body)
-    if status == 200 or status >= 500:
-        number = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdigit()) else status
-    else:
-        number = status
-    kind = faults.UPSTREAM_FAILED
-    if number in (503, 529):
-        kind = faults.UPSTREAM_REFUSED if first else faults.UPSTREAM_FAILED
-    elif number == 429:
-        kind = faults.UPSTREAM_RATE_LIMITED if first else faults.UPSTREAM_FAILED
-    elif number in (401, 403):
-        kind = faults.UPSTREAM_CREDENTIAL
-    elif number == 404:
-        kind = faults.UPSTREAM_REFUSED
-    elif 400 <= number < 500:
-        kind = faults.UPSTREAM_REQUEST_INVALID
-    return Fault(kind, detail=f"engine error {number}, {len(message)} characters of text")
-
-
-def error_text(body: bytes) -> str:
-    """The engine's own words in an error body, "" if there are none. For operators, and for clients only where the caller checks it."""
-    return _read_error(body)[1]
-
-
-def _read_error(body: bytes) -> tuple[int | str | None, str]:
-    try:
-        envelope = _envelope.decode(body)
-    except msgspec.DecodeError:
-        return None, ""
-    if _is_absent(envelope.error):
-        return envelope.code, envelope.message or ""
-    try:
-        nested = _error.decode(envelope.error)
-    except msgspec.DecodeError:
-        return envelope.code, ""
-    return nested.code, nested.message or ""
+    return Answer(public_name(body, upstream_model, public_model), used, anomaly)
 
 
 class Stream:
@@ -336,6 +249,7 @@ class Stream:
         "output",
         "source",
         "terminated",
+        "terminator",
     )
 
     def __init__(
@@ -370,6 +284,7 @@ class Stream:
         self.source = UsageSource.NONE
         self.anomaly: str | None = None
         self.terminated = False
+        self.terminator = DONE
 
     def read_regular(self, data: bytes, start: int, end: int) -> bytes | None:
         """What to relay of data[start:end] if it is one regular event, with `output` brought up to date; None if `read` must look at it.
@@ -419,11 +334,11 @@ class Stream:
         try:
             counting = not self._reported
             read = _counted_event.decode(data) if counting else _event.decode(data)
-            _check_text(data)
+            check_text(data)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise Fault(faults.UPSTREAM_INVALID, detail=f"event is not of the API's shape: {type(error).__name__}") from None
         choices = read.choices
-        if choices is None or not _is_absent(read.error):
+        if choices is None or not is_absent(read.error):
             raise error_fault(data, 200, first=not self._events)
         self._events += 1
         for choice in choices:
@@ -438,7 +353,7 @@ class Stream:
         raw = read.usage
         if raw:
             last = not choices
-            if raw != _NULL:
+            if raw != NULL:
                 self._take_usage(raw, final=last or self._finish_seen)
                 if last:
                     self._owed = None
@@ -510,15 +425,3 @@ class Stream:
             self._used = Quantities(output=self._counted)
             self.output = self._counted
             self.source = UsageSource.COUNTED
-
-
-ENDPOINT_FIELDS: dict[Endpoint, dict[str, Check]] = {
-    Endpoint.CHAT_COMPLETIONS: CHAT_FIELDS,
-    Endpoint.COMPLETIONS: COMPLETION_FIELDS,
-    Endpoint.EMBEDDINGS: EMBEDDING_FIELDS,
-}
-REQUIRED: dict[Endpoint, tuple[str, ...]] = {
-    Endpoint.CHAT_COMPLETIONS: ("model", "messages"),
-    Endpoint.COMPLETIONS: ("model", "prompt"),
-    Endpoint.EMBEDDINGS: ("model", "input"),
-}

@@ -1,0 +1,143 @@
+"""The Anthropic dialect, through the official SDK and by bytes: relayed to engines that speak it, metered like the others."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import msgspec
+import pytest
+
+from tests.fakes import Do, Script, Upstream
+from tests.gateway.running import KEY, STREAM_HEAD, Gateway, Served, gateway
+from tests.simulator.running import Running, simulator
+from tollway.domain.usage import Outcome, Quantities, UsageSource
+
+FAULTS = ("sim-echo!cut@2", "sim-echo!error@2", "sim-echo!status@529", "sim-small!stall@1")
+MESSAGES: Any = [{"role": "user", "content": "one two three four five six seven eight"}]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with simulator(tmp_path_factory.mktemp("simulator") / "truth.jsonl") as running:
+        yield running
+
+
+@pytest.fixture
+async def running(engine: Running) -> AsyncIterator[Gateway]:
+    models = {name: Served([engine.url]) for name in ("sim-echo", "sim-small", *FAULTS)}
+    async with gateway(models | {"public": Served([engine.url], upstream_model="sim-echo")}) as made:
+        yield made
+
+
+@pytest.fixture
+async def client(running: Gateway) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with anthropic.AsyncAnthropic(base_url=running.url, api_key=KEY, max_retries=0, timeout=20) as made:
+        yield made
+
+
+async def test_a_message_is_answered_and_metered(running: Gateway, client: anthropic.AsyncAnthropic) -> None:
+    message = await client.messages.create(model="public", max_tokens=5, messages=MESSAGES)
+    assert message.model == "public"
+    assert message.stop_reason == "max_tokens"
+    assert message._request_id is not None and message._request_id.startswith("req_")
+    await running.sink.settled(1)
+    final = running.sink.finals[0]
+    assert (final.outcome, final.source) == (Outcome.COMPLETED, UsageSource.ENGINE_FINAL)
+    assert final.used == Quantities(message.usage.input_tokens, message.usage.cache_read_input_tokens or 0, message.usage.output_tokens)
+    assert final.admit.endpoint == "messages"
+
+
+async def test_a_stream_is_relayed_to_its_terminator(running: Gateway, client: anthropic.AsyncAnthropic) -> None:
+    async with client.messages.stream(model="public", max_tokens=6, messages=MESSAGES) as stream:
+        text = "".join([part async for part in stream.text_stream])
+        message = await stream.get_final_message()
+    assert text and message.model == "public"
+    await running.sink.settled(1)
+    final = running.sink.finals[0]
+    assert final.outcome is Outcome.COMPLETED
+    assert final.used.output == message.usage.output_tokens == 6
+    assert final.used.input + final.used.cached_input == message.usage.input_tokens
+
+
+async def test_counting_tokens_is_relayed_and_costs_nothing(running: Gateway, client: anthropic.AsyncAnthropic) -> None:
+    counted = await client.messages.count_tokens(model="sim-echo", messages=MESSAGES)
+    assert counted.input_tokens > 0
+    await running.sink.settled(1)
+    assert running.sink.finals[0].used == Quantities()
+
+
+async def test_errors_have_the_shape_that_the_sdk_knows(running: Gateway, client: anthropic.AsyncAnthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError) as unknown:
+        await client.messages.create(model="nowhere", max_tokens=5, messages=MESSAGES)
+    body: Any = unknown.value.body
+    assert body["type"] == "error" and body["error"]["type"] == "not_found_error"
+    with pytest.raises(anthropic.AuthenticationError):
+        await client.with_options(api_key="tw_live_wrong").messages.create(model="sim-echo", max_tokens=5, messages=MESSAGES)
+    with pytest.raises(anthropic.BadRequestError) as invalid:
+        await client.messages.create(model="sim-echo", max_tokens=0, messages=MESSAGES)
+    assert "max_tokens" in str(invalid.value)
+    with pytest.raises(anthropic.APIStatusError):
+        await client.messages.create(model="sim-echo!status@529", max_tokens=5, messages=MESSAGES)
+
+
+@pytest.mark.parametrize("model", ["sim-echo!cut@2", "sim-echo!error@2"])
+async def test_an_engine_that_breaks_off_ends_in_an_error_event(model: str, running: Gateway, client: anthropic.AsyncAnthropic) -> None:
+    seen = 0
+    with pytest.raises(anthropic.APIStatusError):
+        async for _ in await client.messages.create(model=model, max_tokens=6, messages=MESSAGES, stream=True):
+            seen += 1
+    assert seen > 0, "what came before the error was relayed"
+    await running.sink.settled(1)
+    final = running.sink.finals[0]
+    assert final.outcome is Outcome.UPSTREAM_ERROR
+    assert final.used.input > 0 and final.used.output >= 1
+
+
+async def test_versions_go_on_unchanged_and_unknown_fields_pass(running: Gateway) -> None:
+    answer = msgspec.json.encode({"type": "message", "content": [], "usage": {"input_tokens": 3, "output_tokens": 1}})
+    upstream = Upstream([b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(answer) + answer])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as made:
+        async with anthropic.AsyncAnthropic(base_url=made.url, api_key=KEY, max_retries=0) as client:
+            await client.messages.create(
+                model="m", max_tokens=5, messages=MESSAGES, extra_body={"new_feature": {"on": True}}, extra_headers={"anthropic-beta": "a,b"}
+            )
+    asked = upstream.asked[0]
+    assert b"\r\nanthropic-beta: a,b\r\n" in asked.head and b"\r\nanthropic-version: " in asked.head
+    assert KEY.encode() not in asked.head
+    assert msgspec.json.decode(asked.body)["new_feature"] == {"on": True}
+
+
+START = (
+    b'event: message_start\ndata: {"type":"message_start","message":{"model":"m","content":[],"usage":{"input_tokens":7,"output_tokens":0}}}\n\n'
+    b'event: content_block_start\ndata: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}\n\n'
+)
+DELTA = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"x"}}\n\n'
+FINISH = (
+    b'event: content_block_stop\ndata: {"type":"content_block_stop","index":0}\n\n'
+    b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":2}}\n\n'
+)
+STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+STREAM = START + DELTA + DELTA + FINISH + STOP
+
+
+def framed(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
+async def test_an_engine_that_dies_at_any_byte_is_never_a_success() -> None:
+    places = range(0, len(STREAM), 5)
+    scripts: list[Script] = [[STREAM_HEAD + framed(STREAM[:place]), Do.RST] for place in places]
+    upstream = Upstream(*scripts, [STREAM_HEAD + framed(STREAM) + b"0\r\n\r\n", Do.FIN])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as made:
+        async with anthropic.AsyncAnthropic(base_url=made.url, api_key=KEY, max_retries=0, timeout=20) as client:
+            for place in places:
+                made.plane.retries._tokens = 0.0
+                with pytest.raises(anthropic.APIError):
+                    async for _ in await client.messages.create(model="m", max_tokens=6, messages=MESSAGES, stream=True):
+                        pass
+            async with client.messages.stream(model="m", max_tokens=6, messages=MESSAGES) as stream:
+                assert (await stream.get_final_message()).usage.output_tokens == 2
+        await made.sink.settled(len(places) + 1)
+        assert {final.outcome for final in made.sink.finals[:-1]} == {Outcome.UPSTREAM_ERROR}
+        assert made.sink.finals[-1].used == Quantities(input=7, output=2)
