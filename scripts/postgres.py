@@ -49,9 +49,7 @@ def install_missing() -> list[str]:
         options = ["-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120", "-o", "Dpkg::Use-Pty=0"]
         try:
             for command in (["apt-get", "update", "-qq"], ["apt-get", "install", *options, *missing]):
-                subprocess.run(
-                    command, env=environment, stdin=subprocess.DEVNULL, timeout=INSTALL_SECONDS_MAX, check=True
-                )
+                subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, timeout=INSTALL_SECONDS_MAX, check=True)
         except (subprocess.SubprocessError, OSError) as error:
             print(f"==> could not install: {error}", flush=True)
         missing = [package for package in missing if find_program(DEBIAN_PACKAGES[package]) is None]
@@ -89,8 +87,7 @@ def running() -> Iterator[str]:
         settings = [f"port={port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={home}"]
         with log.open("wb") as output:
             server = subprocess.Popen(
-                [*become, "setpriv", "--pdeathsig", "INT", str(postgres), "-D", str(cluster)]
-                + [f"--{setting}" for setting in settings],
+                [*become, "setpriv", "--pdeathsig", "INT", str(postgres), "-D", str(cluster)] + [f"--{setting}" for setting in settings],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

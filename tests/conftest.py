@@ -16,6 +16,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if item.get_closest_marker("postgres"):
-            item.add_marker(
-                pytest.mark.skip(reason="TOLLWAY_TEST_POSTGRES is not set; `make test` starts a PostgreSQL")
-            )
+            item.add_marker(pytest.mark.skip(reason="TOLLWAY_TEST_POSTGRES is not set; `make test` starts a PostgreSQL"))

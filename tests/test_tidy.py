@@ -63,16 +63,10 @@ def rooms_are_described_and_empty(tree: Tree) -> Iterator[str]:
         if PurePosixPath(path).name != "__init__.py":
             continue
         first, *rest = ast.parse(text).body or [ast.Pass()]
-        if not (
-            isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
-        ):
+        if not (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)):
             yield f"{path}: open with a docstring that says what this room owns, does not own, and may import"
         if path == "src/tollway/__init__.py":
-            rest = [
-                node
-                for node in rest
-                if not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__")
-            ]
+            rest = [node for node in rest if not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__")]
         if rest:
             yield f"{path}:{rest[0].lineno}: only the docstring belongs here; import from the defining module"
 

@@ -271,6 +271,13 @@ async def test_14_pipelined_requests_are_answered_in_order() -> None:
         assert upstream.connections == 1
 
 
+@pytest.mark.parametrize("step", [0, 1, 100])
+async def test_14_requests_that_arrive_while_another_is_answered_wait_for_their_turn(step: int) -> None:
+    with plane() as (made, _, _):
+        connection = await Memory(made).exchange(message(chat()) + message(chat("absent")) + ALIVE + message(chat()), step)
+        assert [answer.status for answer in split_answers(connection.written)] == [502, 404, 200, 502]
+
+
 async def test_14_far_ahead_is_not_read() -> None:
     with plane() as (made, _, _):
         memory = Memory(made, http=HttpBounds(pipelined_max=4))

@@ -117,6 +117,8 @@ def test_the_quick_way_is_taken_and_only_where_it_leads() -> None:
     }
     for name, data in others.items():
         assert _read_regular(stream, data) is None, name
+    assert stream.read(choices.replace(b"null", b'"stop"') + b"}") is not None
+    assert _read_regular(stream, regular(3)) is None, "after the finish a report is the last one, and named so"
 
 
 @given(st.dictionaries(st.sampled_from(["prompt_tokens", "completion_tokens", "reasoning_tokens"]), COUNTS), st.integers(-1, 50))

@@ -85,6 +85,14 @@ def test_after_a_fault_nothing_is_interpreted() -> None:
     assert reader.feed(corpus.GET) == []
 
 
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_what_follows_a_last_request_is_dropped(step: int) -> None:
+    last = corpus.GET[:-2] + b"Connection: close\r\n\r\n"
+    data = last + corpus.GET + b"junk"
+    requests, reader = read(data, list(range(step, len(data), step)))
+    assert len(requests) == 1 and not requests[0].keep_alive and reader.fault is None
+
+
 def test_trailers_change_nothing() -> None:
     trailers = b"Authorization: Bearer x\r\nX-Api-Key: y\r\nHost: b\r\nExpect: x\r\n"
     (request,), reader = read(corpus.CHUNKED[:-2] + trailers + b"\r\n")
