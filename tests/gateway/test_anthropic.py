@@ -29,9 +29,14 @@ async def running(engine: Running) -> AsyncIterator[Gateway]:
         yield made
 
 
+def to(running: Gateway) -> anthropic.AsyncAnthropic:
+    """A client of the official SDK that tries once."""
+    return anthropic.AsyncAnthropic(base_url=running.url, api_key=KEY, max_retries=0, timeout=20)
+
+
 @pytest.fixture
 async def client(running: Gateway) -> AsyncIterator[anthropic.AsyncAnthropic]:
-    async with anthropic.AsyncAnthropic(base_url=running.url, api_key=KEY, max_retries=0, timeout=20) as made:
+    async with to(running) as made:
         yield made
 
 
@@ -110,7 +115,8 @@ async def test_versions_go_on_unchanged_and_unknown_fields_pass(running: Gateway
 
 
 START = (
-    b'event: message_start\ndata: {"type":"message_start","message":{"model":"m","content":[],"usage":{"input_tokens":7,"output_tokens":0}}}\n\n'
+    b'event: message_start\ndata: {"type":"message_start",'
+    b'"message":{"model":"m","content":[],"usage":{"input_tokens":7,"output_tokens":0}}}\n\n'
     b'event: content_block_start\ndata: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}\n\n'
 )
 DELTA = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"x"}}\n\n'
@@ -131,8 +137,8 @@ async def test_an_engine_that_dies_at_any_byte_is_never_a_success() -> None:
     scripts: list[Script] = [[STREAM_HEAD + framed(STREAM[:place]), Do.RST] for place in places]
     upstream = Upstream(*scripts, [STREAM_HEAD + framed(STREAM) + b"0\r\n\r\n", Do.FIN])
     async with upstream.listening(), gateway({"m": Served([upstream.url])}) as made:
-        async with anthropic.AsyncAnthropic(base_url=made.url, api_key=KEY, max_retries=0, timeout=20) as client:
-            for place in places:
+        async with to(made) as client:
+            for _ in places:
                 made.plane.retries._tokens = 0.0
                 with pytest.raises(anthropic.APIError):
                     async for _ in await client.messages.create(model="m", max_tokens=6, messages=MESSAGES, stream=True):
