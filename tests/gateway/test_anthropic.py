@@ -99,15 +99,9 @@ async def test_an_engine_that_breaks_off_ends_in_an_error_event(model: str, runn
 async def test_versions_go_on_unchanged_and_unknown_fields_pass(running: Gateway) -> None:
     answer = msgspec.json.encode({"type": "message", "content": [], "usage": {"input_tokens": 3, "output_tokens": 1}})
     upstream = Upstream([b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(answer) + answer])
-    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as made:
-        async with anthropic.AsyncAnthropic(base_url=made.url, api_key=KEY, max_retries=0) as client:
-            await client.messages.create(
-                model="m",
-                max_tokens=5,
-                messages=MESSAGES,
-                extra_body={"new_feature": {"on": True}},
-                extra_headers={"anthropic-beta": "a,b"},
-            )
+    new, beta = {"new_feature": {"on": True}}, {"anthropic-beta": "a,b"}
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as made, to(made) as client:
+        await client.messages.create(model="m", max_tokens=5, messages=MESSAGES, extra_body=new, extra_headers=beta)
     asked = upstream.asked[0]
     assert b"\r\nanthropic-beta: a,b\r\n" in asked.head and b"\r\nanthropic-version: " in asked.head
     assert KEY.encode() not in asked.head
