@@ -1,6 +1,6 @@
 """What the dialects share about an engine's answers: judging text and errors, holding a report to what is possible."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -10,6 +10,7 @@ from tollway.domain.usage import Quantities
 from tollway.wire import bodies
 
 ABSENT = msgspec.Raw(b"")
+T = TypeVar("T")
 NULL = msgspec.Raw(b"null")  # a Raw equals only a Raw, never bytes
 
 USAGE_INVALID, USAGE_INFLATED, USAGE_SHRINKING = "usage_invalid", "usage_inflated", "usage_shrinking"
@@ -25,6 +26,24 @@ def check_text(data: bytes) -> None:
     """Raise UnicodeDecodeError unless `data` is UTF-8: msgspec skips the members that nobody asks for without looking inside."""
     if not data.isascii():
         data.decode()
+
+
+def decode(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:
+    """What an engine sent, read as its dialect's shape. Raises Fault upstream_invalid if it is anything else, or not UTF-8."""
+    try:
+        read = decoder.decode(data)
+        check_text(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Fault(faults.UPSTREAM_INVALID, detail=f"{what} is not of the API's shape: {type(error).__name__}") from None
+    return read
+
+
+def judge_report(reported: Quantities | None, output_tokens_max: int | None) -> tuple[Quantities | None, str | None]:
+    """What of a usage report can be believed, and what was wrong with it. `reported`: None if it was nonsense."""
+    if reported is None:
+        return None, USAGE_INVALID
+    used = hold_to(reported, output_tokens_max)
+    return used, None if used is reported else USAGE_INFLATED
 
 
 def hold_to(used: Quantities, output_tokens_max: int | None) -> Quantities:

@@ -15,13 +15,11 @@ from tollway.domain.usage import TOKENS_MAX, Quantities, UsageSource
 from tollway.gateway.dialects import fields
 from tollway.gateway.dialects.answers import (
     ABSENT,
-    USAGE_INFLATED,
-    USAGE_INVALID,
     Answer,
-    check_text,
+    decode,
     error_fault,
-    hold_to,
     is_absent,
+    judge_report,
     public_name,
 )
 from tollway.gateway.dialects.fields import Check
@@ -111,12 +109,7 @@ def read_answer(body: bytes, upstream_model: str, public_model: str, output_toke
         raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
     used, anomaly = None, None
     if not is_absent(answer.usage):
-        used = reported = read_usage(answer.usage)
-        if reported is None:
-            anomaly = USAGE_INVALID
-        else:
-            used = hold_to(reported, output_tokens_max)
-            anomaly = None if used is reported else USAGE_INFLATED
+        used, anomaly = judge_report(read_usage(answer.usage), output_tokens_max)
     return Answer(public_name(body, upstream_model, public_model), used, anomaly)
 
 
@@ -128,11 +121,7 @@ def read_count(body: bytes, upstream_model: str, public_model: str, output_token
 
 
 def _read(body: bytes) -> _Answer:
-    try:
-        answer = _answer.decode(body)
-        check_text(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Fault(faults.UPSTREAM_INVALID, detail=f"answer is not of the API's shape: {type(error).__name__}") from None
+    answer = decode(_answer, body, "answer")
     if answer.type == "error" or not is_absent(answer.error):
         raise error_fault(body, 500, first=True)
     return answer
@@ -189,11 +178,7 @@ class Stream:
             return None
         if b"\n" in data:
             data = data.replace(b"\n", b" ")
-        try:
-            read = _event.decode(data)
-            check_text(data)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise Fault(faults.UPSTREAM_INVALID, detail=f"event is not of the API's shape: {type(error).__name__}") from None
+        read = decode(_event, data, "event")
         if read.type == "error" or not is_absent(read.error):
             raise error_fault(data, 200, first=not self._events)
         if not read.type.isidentifier() or not read.type.isascii():
@@ -239,15 +224,12 @@ class Stream:
 
     def _take_usage(self, raw: msgspec.Raw) -> None:
         reported = read_usage(raw)
-        if reported is None:
-            self.anomaly = USAGE_INVALID
+        if reported is not None and self.used is not None:  # the closing report may repeat the input or leave it out
+            started = self.used
+            reported = Quantities(reported.input or started.input, reported.cached_input or started.cached_input, reported.output)
+        used, self.anomaly = judge_report(reported, self._output_tokens_max)
+        if used is None:
             return
-        started = self.used or Quantities()
-        # The closing report may repeat the input or leave it out.
-        whole = Quantities(reported.input or started.input, reported.cached_input or started.cached_input, reported.output)
-        used = hold_to(whole, self._output_tokens_max)
-        if used is not whole:
-            self.anomaly = USAGE_INFLATED
         self.used = used
         self.output = used.output
         self.source = UsageSource.ENGINE_FINAL

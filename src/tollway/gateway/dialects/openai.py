@@ -20,10 +20,11 @@ from tollway.gateway.dialects.answers import (
     USAGE_INVALID,
     USAGE_SHRINKING,
     Answer,
-    check_text,
+    decode,
     error_fault,
     hold_to,
     is_absent,
+    judge_report,
     public_name,
 )
 from tollway.gateway.dialects.fields import Check
@@ -199,26 +200,16 @@ def read_usage(raw: bytes | msgspec.Raw) -> Quantities | None:
 
 def read_answer(body: bytes, upstream_model: str, public_model: str, output_tokens_max: int | None) -> Answer:
     """Judge a 200 body of any of the three endpoints. Raises Fault if it is no answer: not JSON, an error object, aborted."""
-    try:
-        answer = _answer.decode(body)
-        check_text(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Fault(faults.UPSTREAM_INVALID, detail=f"answer is not of the API's shape: {type(error).__name__}") from None
+    answer = decode(_answer, body, "answer")
     if not is_absent(answer.error) or answer.object == "error":
         raise error_fault(body, 500, first=True)
     if answer.choices is None and is_absent(answer.data):
         raise Fault(faults.UPSTREAM_INVALID, detail="answer has neither choices nor data")
     if answer.choices is not None and any(choice.finish_reason == "abort" for choice in answer.choices):
         raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
-    anomaly = None
-    used = None
+    used, anomaly = None, None
     if not is_absent(answer.usage):
-        used = reported = read_usage(answer.usage)
-        if reported is None:
-            anomaly = USAGE_INVALID
-        else:
-            used = hold_to(reported, output_tokens_max)
-            anomaly = None if used is reported else USAGE_INFLATED
+        used, anomaly = judge_report(read_usage(answer.usage), output_tokens_max)
     return Answer(public_name(body, upstream_model, public_model), used, anomaly)
 
 
@@ -331,12 +322,8 @@ class Stream:
             return None if self._owed is None else b"data: " + bodies.join(self._owed) + b"\n\n"
         if b"\n" in data:
             data = data.replace(b"\n", b" ")  # of several data lines one is made; inside JSON a line end is nothing but space
-        try:
-            counting = not self._reported
-            read = _counted_event.decode(data) if counting else _event.decode(data)
-            check_text(data)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise Fault(faults.UPSTREAM_INVALID, detail=f"event is not of the API's shape: {type(error).__name__}") from None
+        counting = not self._reported
+        read = decode(_counted_event, data, "event") if counting else decode(_event, data, "event")
         choices = read.choices
         if choices is None or not is_absent(read.error):
             raise error_fault(data, 200, first=not self._events)
