@@ -1,10 +1,29 @@
 """Settings: one name everywhere, the nearer source wins, and a name that nobody knows is an error that helps."""
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
-from tollway.settings import OperatorError, Settings, load, read_yaml, to_environment
+from tests.system.running import tollway
+from tollway.gateway.relay import RelayBounds
+from tollway.gateway.server import DrainBounds, EdgeBounds
+from tollway.link.spool import SpoolOptions
+from tollway.serve import data_directory
+from tollway.settings import (
+    EdgeSection,
+    GatewaySection,
+    HttpSection,
+    OperatorError,
+    RelaySection,
+    Settings,
+    SpoolSection,
+    load,
+    read_yaml,
+    to_environment,
+)
+from tollway.wire.http import HttpBounds
 
 
 def write(directory: Path, text: str) -> Path:
@@ -36,12 +55,53 @@ def test_what_a_child_reads_from_its_environment_is_what_its_parent_was_told(tmp
     assert load({}, to_environment(settings), None) == settings
 
 
+def test_sections_within_sections_are_read_from_files_and_variables(tmp_path: Path) -> None:
+    config = write(tmp_path, "gateway: {edge: {head_seconds: 1.5, connections_max: 7}, spool: {slots_max: 3}}")
+    settings = load({}, {"TOLLWAY__GATEWAY__EDGE__CONNECTIONS_MAX": "9"}, config)
+    assert (settings.gateway.edge.head_seconds, settings.gateway.edge.connections_max) == (1.5, 9)
+    assert settings.gateway.spool.slots_max == 3
+    assert load({}, to_environment(settings), None) == settings
+
+
+@pytest.mark.parametrize(
+    ("section", "bounds"),
+    [(HttpSection, HttpBounds), (EdgeSection, EdgeBounds), (RelaySection, RelayBounds), (SpoolSection, SpoolOptions)],
+)
+def test_every_bound_of_the_data_plane_is_a_setting_with_the_same_default(section: type[msgspec.Struct], bounds: type[Any]) -> None:
+    named = bounds.__struct_fields__ if issubclass(bounds, msgspec.Struct) else tuple(bounds.__dataclass_fields__)
+    assert section.__struct_fields__ == named
+    assert msgspec.convert(section(), bounds, from_attributes=True) == bounds()
+
+
+def test_the_drain_is_a_setting_with_the_same_default() -> None:
+    told = GatewaySection()
+    assert DrainBounds(linger_seconds=told.linger_seconds, grace_seconds=told.drain_seconds) == DrainBounds()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", "86401"])
+def test_a_bound_out_of_its_range_is_refused(value: str) -> None:
+    with pytest.raises(OperatorError, match=r"gateway\.edge\.head_seconds in TOLLWAY__GATEWAY__EDGE__HEAD_SECONDS is not valid"):
+        load({}, {"TOLLWAY__GATEWAY__EDGE__HEAD_SECONDS": value}, None)
+
+
+def test_bounds_that_contradict_each_other_end_the_start(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data_directory.prepare(data)
+    data_directory.make_secrets(data)
+    contradiction = {"TOLLWAY__GATEWAY__SPOOL__SEGMENT_BYTES": "65536", "TOLLWAY__GATEWAY__LISTEN": "127.0.0.1:0"}
+    ended = tollway("gateway", "--data-dir", str(data), "--internal", "127.0.0.1:0", env=contradiction)
+    assert ended.returncode == 2
+    assert "gateway.spool is not valid" in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
         ("gateway: {lisen: '1.1.1.1:1'}", "did you mean gateway.listen?"),
         ("gatewai: {listen: '1.1.1.1:1'}", "did you mean gateway.listen?"),
         ("data_dirr: x", "did you mean data_dir?"),
+        ("gateway: {edge: {head_second: 1}}", "did you mean gateway.edge.head_seconds?"),
+        ("gateway: {edge: 1}", "did you mean gateway"),
         ("zzz: 1", "known here"),
     ],
 )
