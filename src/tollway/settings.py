@@ -65,6 +65,8 @@ class HttpSection(msgspec.Struct, frozen=True, kw_only=True):
 class EdgeSection(msgspec.Struct, frozen=True, kw_only=True):
     """What one client may take of the gateway's patience and room."""
 
+    opening_seconds: Seconds = 10.0
+    """For a PROXY header, and again for a TLS handshake, where the public address has them; then the connection is closed."""
     head_seconds: Seconds = 15.0
     """From the first byte of a request's head to its end; then 408. Keeps clients that trickle from holding connections."""
     body_grace_seconds: SecondsOrZero = 10.0
@@ -82,6 +84,41 @@ class EdgeSection(msgspec.Struct, frozen=True, kw_only=True):
     """Open connections in all; one more is answered 503. Each costs a descriptor and some 10 KiB."""
     connections_per_peer_max: CountOrZero = 0
     """Open connections per address; 0 for no bound, because behind a load balancer every client has the same address."""
+
+
+class TlsSection(msgspec.Struct, frozen=True, kw_only=True):
+    """TLS at the public address, 1.2 or later, for gateways without a proxy in front. Off unless both files are given. A
+    new certificate is taken by a new process: SIGHUP to `tollway serve`."""
+
+    certificate_file: str | None = None
+    """The certificate chain as PEM, the server's own first."""
+    key_file: str | None = None
+    """Its key as PEM, without a passphrase."""
+
+
+class ProxiesSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Load balancers and proxies in front of the public address: whose word on a client's address is taken. That address
+    counts for `gateway.edge.connections_per_peer_max` and, if wanted, in the log."""
+
+    trusted: tuple[str, ...] = ()
+    """Their addresses or networks, such as 10.0.0.0/8. Everybody else's headers about addresses are ignored."""
+    proxy_protocol: bool = False
+    """Connections from them begin with a header of the PROXY protocol, version 2; without it they are closed."""
+    forwarded_for: bool = False
+    """The client is the right-most address in their x-forwarded-for that is not trusted itself. Connections of theirs are not
+    bounded per address, because each carries the requests of many."""
+    log_peers: bool = False
+    """Every request's log line has the client's address as `peer`. Off, because it is personal data."""
+
+
+class CorsSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Scripts of web pages (CORS). Off unless an origin is given. Cookies mean nothing here, so credentials are never allowed;
+    a key that a page holds is known to everybody who sees the page."""
+
+    origins: tuple[str, ...] = ()
+    """Origins whose scripts may read answers, such as https://app.example.com; `*` alone for all."""
+    preflight_seconds: CountOrZero = 600
+    """How long a browser may remember what a preflight told."""
 
 
 class RelaySection(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +171,12 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     drain_seconds: SecondsOrZero = 110.0
     """After SIGTERM running requests may take so long in all; then they are told with an error and closed. Below the 120 s
     that orchestrators should be told to wait."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that requests must be addressed to in Host, with a port or for every port; others are answered 421. None allows any.
+    Health is told under any name, because probes know addresses only."""
+    tls: TlsSection = TlsSection()
+    proxies: ProxiesSection = ProxiesSection()
+    cors: CorsSection = CorsSection()
     http: HttpSection = HttpSection()
     edge: EdgeSection = EdgeSection()
     relay: RelaySection = RelaySection()

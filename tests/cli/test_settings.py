@@ -84,14 +84,36 @@ def test_a_bound_out_of_its_range_is_refused(value: str) -> None:
         load({}, {"TOLLWAY__GATEWAY__EDGE__HEAD_SECONDS": value}, None)
 
 
-def test_bounds_that_contradict_each_other_end_the_start(tmp_path: Path) -> None:
+def test_lists_are_lists_in_files_and_separated_by_commas_in_variables(tmp_path: Path) -> None:
+    config = write(tmp_path, "gateway: {proxies: {trusted: [10.0.0.0/8, '::1'], forwarded_for: true}, allowed_hosts: [a.example]}")
+    settings = load({}, {"TOLLWAY__GATEWAY__ALLOWED_HOSTS": "b.example, c.example:80"}, config)
+    assert settings.gateway.proxies.trusted == ("10.0.0.0/8", "::1")
+    assert settings.gateway.proxies.forwarded_for is True
+    assert settings.gateway.allowed_hosts == ("b.example", "c.example:80")
+    assert load({}, to_environment(settings), None) == settings
+    assert load({}, {"TOLLWAY__GATEWAY__ALLOWED_HOSTS": ""}, config).gateway.allowed_hosts == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("SPOOL__SEGMENT_BYTES", "65536", "gateway.spool is not valid"),
+        ("PROXIES__PROXY_PROTOCOL", "true", "gateway.proxies.trusted is empty"),
+        ("PROXIES__FORWARDED_FOR", "true", "gateway.proxies.trusted is empty"),
+        ("PROXIES__TRUSTED", "10.0.0.1/8", "10.0.0.1/8"),
+        ("CORS__ORIGINS", "app.example.com", "is no origin"),
+        ("ALLOWED_HOSTS", "a/b", "is no host"),
+        ("TLS__KEY_FILE", "key.pem", "gateway.tls needs both"),
+    ],
+)
+def test_settings_that_make_no_sense_together_end_the_start(tmp_path: Path, name: str, value: str, message: str) -> None:
     data = tmp_path / "data"
     data_directory.prepare(data)
     data_directory.make_secrets(data)
-    contradiction = {"TOLLWAY__GATEWAY__SPOOL__SEGMENT_BYTES": "65536", "TOLLWAY__GATEWAY__LISTEN": "127.0.0.1:0"}
-    ended = tollway("gateway", "--data-dir", str(data), "--internal", "127.0.0.1:0", env=contradiction)
+    environ = {f"TOLLWAY__GATEWAY__{name}": value}
+    ended = tollway("gateway", "--data-dir", str(data), "--listen", "127.0.0.1:0", "--internal", "127.0.0.1:0", env=environ)
     assert ended.returncode == 2
-    assert "gateway.spool is not valid" in ended.stderr
+    assert message in ended.stderr
 
 
 @pytest.mark.parametrize(
