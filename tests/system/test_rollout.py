@@ -1,4 +1,4 @@
-"""A gateway is replaced under load, and nobody notices: no connection refused or reset, no request failed, no bill missing (promise P7).
+"""A gateway is replaced under load, and nobody notices: no connection refused or reset, no request failed, no bill missing.
 
 CI replaces it ROLLOUTS times. To see a hundred: `TOLLWAY_TEST_ROLLOUTS=100 pytest -s tests/system/test_rollout.py -k replaced`."""
 
