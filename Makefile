@@ -50,8 +50,9 @@ bench: $(VENV)/.dev  ## measure against nginx on this machine (ARGS="--quick")
 	@exec $(VENV)/bin/python -m bench $(ARGS)
 
 .PHONY: docs
-docs: $(VENV)/.dev  ## render the pages that are made from results
+docs: $(VENV)/.dev  ## render the pages that are made from results and declarations
 	@$(VENV)/bin/python -m bench --render
+	@$(VENV)/bin/python scripts/settings_page.py
 
 .PHONY: migration
 migration: $(VENV)/.dev  ## a new migration from the difference between schema and migrations (m="what changes")

@@ -264,6 +264,9 @@ class Transport(asyncio.Transport):
         if not self._closing:
             self.written += bytes(data)
 
+    def can_write_eof(self) -> bool:
+        return True
+
     def write_eof(self) -> None:
         self.eof_written = True
 

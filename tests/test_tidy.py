@@ -7,6 +7,7 @@ innocent twin.
 
 import ast
 import re
+import runpy
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -308,3 +309,8 @@ def test_the_rule_sees_a_violation_and_only_that(rule: Rule) -> None:
 def test_the_tree_that_is_judged_is_this_one(tree: Tree) -> None:
     assert "tests/test_tidy.py" in tree
     assert "def read_tree" in tree["tests/test_tidy.py"]
+
+
+def test_the_page_of_settings_is_in_step_with_their_declarations(tree: Tree) -> None:
+    render = runpy.run_path(str(ROOT / "scripts" / "settings_page.py"))["render"]
+    assert tree["docs/settings.md"] == render(), "run `make docs`"

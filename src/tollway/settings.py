@@ -2,17 +2,20 @@
 
 Precedence, highest first: command line, environment, YAML file (`--config`), default. Every setting has one dotted
 name: the option `--gateway-listen`, the variable `TOLLWAY__GATEWAY__LISTEN` and the YAML key `gateway: {listen: ...}`
-are the same thing. A few that every cluster needs have a short variable too (SHORT_NAMES). A name that nobody knows is
-an error that says what was probably meant: a misspelt limit that is silently ignored costs more than a process that
-does not start.
+are the same thing; sections may stand within sections, and a list is a YAML list or separated by commas. A few that
+every cluster needs have a short variable too (SHORT_NAMES). A name that nobody knows is an error that says what was
+probably meant: a misspelt limit that is silently ignored costs more than a process that does not start.
+
+The string below a setting is its documentation: docs/settings.md is made from it. The bounds of the data plane stand
+here a second time, because the rooms that keep them may not know the settings; a test holds the two in step.
 
 Secrets are no settings: they live in the data directory or in the environment (`serve/data_directory.py`).
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import yaml
@@ -36,31 +39,166 @@ class OperatorError(Exception):
         self.exit_code = exit_code
 
 
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+SecondsOrZero = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+CountOrZero = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
+Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 40)]
+Rate = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+
+
+class HttpSection(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a client's request is read before it is refused."""
+
+    head_bytes_max: Bytes = 32 * 1024
+    """Request line and headers. SDKs send 1 KiB; OpenAI asks clients to stay below 64 KiB. More is answered 431."""
+    headers_max: Count = 100
+    """Lines of a head. More is answered 431."""
+    target_bytes_max: Bytes = 4 * 1024
+    """The request's target with its query; the longest of the API is below 100 bytes. More is answered 414."""
+    body_bytes_max: Bytes = 32 * 1024 * 1024
+    """A body: a long context with images fits. It is held in memory until an engine took it. More is answered 413."""
+    pipelined_max: Count = 16
+    """Requests that are read on a connection ahead of the one being answered."""
+
+
+class EdgeSection(msgspec.Struct, frozen=True, kw_only=True):
+    """What one client may take of the gateway's patience and room."""
+
+    opening_seconds: Seconds = 10.0
+    """For a PROXY header, and again for a TLS handshake, where the public address has them; then the connection is closed."""
+    head_seconds: Seconds = 15.0
+    """From the first byte of a request's head to its end; then 408. Keeps clients that trickle from holding connections."""
+    body_grace_seconds: SecondsOrZero = 10.0
+    """From the start of a request until `body_rate_min` counts: slow starts are normal."""
+    body_rate_min: Rate = 1024.0
+    """Bytes per second that a body must have arrived at, after the grace; then 408."""
+    keep_alive_seconds: Seconds = 75.0
+    """An idle connection is closed then. More than the 60 s of common load balancers, so that they close first and no
+    request meets a closing socket."""
+    write_stall_seconds: Seconds = 30.0
+    """A client that does not read its answer is cut off then, and its engine is let go."""
+    linger_seconds: Seconds = 2.0
+    """How long a refused client is still read from, so that the reset of a closed socket does not destroy the refusal."""
+    connections_max: Count = 20_000
+    """Open connections in all; one more is answered 503. Each costs a descriptor and some 10 KiB."""
+    connections_per_peer_max: CountOrZero = 0
+    """Open connections per address; 0 for no bound, because behind a load balancer every client has the same address."""
+
+
+class TlsSection(msgspec.Struct, frozen=True, kw_only=True):
+    """TLS at the public address, 1.2 or later, for gateways without a proxy in front. Off unless both files are given. A
+    new certificate is taken by a new process: SIGHUP to `tollway serve`."""
+
+    certificate_file: str | None = None
+    """The certificate chain as PEM, the server's own first."""
+    key_file: str | None = None
+    """Its key as PEM, without a passphrase."""
+
+
+class ProxiesSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Load balancers and proxies in front of the public address: whose word on a client's address is taken. That address
+    counts for `gateway.edge.connections_per_peer_max` and, if wanted, in the log."""
+
+    trusted: tuple[str, ...] = ()
+    """Their addresses or networks, such as 10.0.0.0/8. Everybody else's headers about addresses are ignored."""
+    proxy_protocol: bool = False
+    """Connections from them begin with a header of the PROXY protocol, version 2; without it they are closed."""
+    forwarded_for: bool = False
+    """The client is the right-most address in their x-forwarded-for that is not trusted itself. Connections of theirs are not
+    bounded per address, because each carries the requests of many."""
+    log_peers: bool = False
+    """Every request's log line has the client's address as `peer`. Off, because it is personal data."""
+
+
+class CorsSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Scripts of web pages (CORS). Off unless an origin is given. Cookies mean nothing here, so credentials are never allowed;
+    a key that a page holds is known to everybody who sees the page."""
+
+    origins: tuple[str, ...] = ()
+    """Origins whose scripts may read answers, such as https://app.example.com; `*` alone for all."""
+    preflight_seconds: CountOrZero = 600
+    """How long a browser may remember what a preflight told."""
+
+
+class RelaySection(msgspec.Struct, frozen=True, kw_only=True):
+    """How long and how much an engine may take."""
+
+    connect_seconds: Seconds = 2.0
+    """Until an engine has accepted a connection; engines are near, and the next one may be free."""
+    first_token_seconds: Seconds = 120.0
+    """Until an engine's first event or whole answer: a long prompt behind a long queue."""
+    idle_seconds: Seconds = 60.0
+    """Between two events of a stream: an engine that drains badly keeps its socket open for ever."""
+    total_seconds: Seconds = 900.0
+    """One attempt at an engine in all, its answer included."""
+    commit_after_seconds: Seconds = 10.0
+    """After this long without an event the status line leaves: proxies on the way grow impatient. From then on nothing is
+    retried and errors are events of the stream."""
+    heartbeat_seconds: Seconds = 10.0
+    """Between the comments that keep a waiting stream open; below the idle timeouts of proxies on the way."""
+    answer_bytes_max: Bytes = 64 * 1024 * 1024
+    """An answer that is no stream; it is held in memory until its usage is durable."""
+    stream_bytes_max: Bytes = 64 * 1024 * 1024
+    """All events of one stream."""
+
+
+class SpoolSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Where usage records wait until the control plane has them."""
+
+    segment_bytes: Bytes = 64 << 20
+    """One file of the spool, reserved on disk in advance: two are needed at least. At least 1,024 times `slots_max`."""
+    slots_max: Count = 65_536
+    """Requests under way at once; one more is answered 503. 64 bytes of shared memory each."""
+    gather_seconds: SecondsOrZero = 0.0
+    """How long a commit waits for company. 0 commits at once: records that arrive meanwhile share the next commit anyway."""
+    tick_seconds: Seconds = 10.0
+    """Between signs of life in the record; they also commit what no final record follows."""
+
+
 class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of `tollway gateway`. `listen` is public; `internal` serves health and metrics. Addresses are host:port;
-    port 0 takes a free one. After SIGTERM new requests are taken for `linger_seconds` more (0 where a supervisor holds
-    the socket; load balancers need time to look), and running ones may take `drain_seconds` in all to finish."""
+    """`tollway gateway`, the data plane."""
 
     listen: str = "127.0.0.1:8080"
+    """The public address, host:port. Port 0 takes a free one."""
     internal: str = "127.0.0.1:9090"
+    """Health and metrics, for operators and probes only."""
     control_link_url: str | None = None
-    linger_seconds: float = 0.0
-    drain_seconds: float = 110.0
+    """The control plane's link. None serves from the copy of the snapshot alone; `tollway serve` sets it."""
+    linger_seconds: SecondsOrZero = 0.0
+    """After SIGTERM new requests are still taken for so long: load balancers need time to look. 0 where a supervisor holds
+    the socket."""
+    drain_seconds: SecondsOrZero = 110.0
+    """After SIGTERM running requests may take so long in all; then they are told with an error and closed. Below the 120 s
+    that orchestrators should be told to wait."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that requests must be addressed to in Host, with a port or for every port; others are answered 421. None allows any.
+    Health is told under any name, because probes know addresses only."""
+    tls: TlsSection = TlsSection()
+    proxies: ProxiesSection = ProxiesSection()
+    cors: CorsSection = CorsSection()
+    http: HttpSection = HttpSection()
+    edge: EdgeSection = EdgeSection()
+    relay: RelaySection = RelaySection()
+    spool: SpoolSection = SpoolSection()
 
 
 class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of `tollway control`. `listen` is the REST API; `link` is for gateways only. `database_url`: None for
-    the SQLite file in the data directory."""
+    """`tollway control`, the control plane."""
 
     listen: str = "127.0.0.1:8081"
+    """The REST API, host:port."""
     link: str = "127.0.0.1:8082"
+    """For gateways only: snapshots go down, usage records come up."""
     database_url: str | None = None
+    """PostgreSQL as postgresql+psycopg://...; None for the SQLite file in the data directory."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of all processes; each takes its own section."""
 
     data_dir: str = "tollway-data"
+    """Where everything is kept: secrets, spool, snapshots, logs, the SQLite file."""
     gateway: GatewaySection = GatewaySection()
     control: ControlSection = ControlSection()
 
@@ -97,7 +235,7 @@ def load(options: Mapping[str, Any], environ: Mapping[str, str], config: Path | 
         for section in sections:
             place = place.setdefault(section, {})
         try:
-            place[leaf] = msgspec.convert(value, NAMES[name], strict=False)
+            place[leaf] = msgspec.convert(_as_list(value, NAMES[name]), NAMES[name], strict=False)
         except msgspec.ValidationError as error:
             raise OperatorError(f"{name} in {source} is not valid: {error}", exit_code=2) from None
     return msgspec.convert(tree, Settings)
@@ -110,13 +248,26 @@ def _from_yaml(path: Path) -> dict[str, tuple[Any, str]]:
     if not isinstance(tree, dict):
         raise OperatorError(f"{path} must hold a mapping of settings", hint="for example `gateway: {listen: 0.0.0.0:8080}`")
     found = {}
-    for key, value in tree.items():
-        leaves = {f"{key}.{leaf}": below for leaf, below in value.items()} if isinstance(value, dict) else {key: value}
-        for name, leaf_value in leaves.items():
-            if name not in NAMES:
-                raise unknown_name(f"setting {name!r}", name, NAMES, source=str(path))
-            found[name] = (leaf_value, str(path))
+    for name, value in _list_leaves(tree):
+        if name not in NAMES:
+            raise unknown_name(f"setting {name!r}", name, NAMES, source=str(path))
+        found[name] = (value, str(path))
     return found
+
+
+def _list_leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _list_leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _as_list(value: Any, type: Any) -> Any:
+    """Variables and options hold lists as text."""
+    if type != tuple[str, ...] or not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
@@ -141,7 +292,8 @@ def to_environment(settings: Settings) -> dict[str, str]:
         for part in name.split("."):
             value = getattr(value, part)
         if value is not None:
-            variables[ENV_PREFIX + name.upper().replace(".", "__")] = str(value)
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            variables[ENV_PREFIX + name.upper().replace(".", "__")] = text
     return variables
 
 

@@ -80,6 +80,7 @@ class RequestLine(msgspec.Struct, omit_defaults=True):
     cost_pico: int = 0
     stream: bool = False
     usage_source: str = ""
+    peer: str = ""
 
 
 _clock: list[str | int] = [0, ""]

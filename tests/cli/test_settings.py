@@ -1,10 +1,29 @@
 """Settings: one name everywhere, the nearer source wins, and a name that nobody knows is an error that helps."""
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
-from tollway.settings import OperatorError, Settings, load, read_yaml, to_environment
+from tests.system.running import tollway
+from tollway.gateway.relay import RelayBounds
+from tollway.gateway.server import DrainBounds, EdgeBounds
+from tollway.link.spool import SpoolOptions
+from tollway.serve import data_directory
+from tollway.settings import (
+    EdgeSection,
+    GatewaySection,
+    HttpSection,
+    OperatorError,
+    RelaySection,
+    Settings,
+    SpoolSection,
+    load,
+    read_yaml,
+    to_environment,
+)
+from tollway.wire.http import HttpBounds
 
 
 def write(directory: Path, text: str) -> Path:
@@ -36,12 +55,75 @@ def test_what_a_child_reads_from_its_environment_is_what_its_parent_was_told(tmp
     assert load({}, to_environment(settings), None) == settings
 
 
+def test_sections_within_sections_are_read_from_files_and_variables(tmp_path: Path) -> None:
+    config = write(tmp_path, "gateway: {edge: {head_seconds: 1.5, connections_max: 7}, spool: {slots_max: 3}}")
+    settings = load({}, {"TOLLWAY__GATEWAY__EDGE__CONNECTIONS_MAX": "9"}, config)
+    assert (settings.gateway.edge.head_seconds, settings.gateway.edge.connections_max) == (1.5, 9)
+    assert settings.gateway.spool.slots_max == 3
+    assert load({}, to_environment(settings), None) == settings
+
+
+@pytest.mark.parametrize(
+    ("section", "bounds"),
+    [(HttpSection, HttpBounds), (EdgeSection, EdgeBounds), (RelaySection, RelayBounds), (SpoolSection, SpoolOptions)],
+)
+def test_every_bound_of_the_data_plane_is_a_setting_with_the_same_default(section: type[msgspec.Struct], bounds: type[Any]) -> None:
+    named = bounds.__struct_fields__ if issubclass(bounds, msgspec.Struct) else tuple(bounds.__dataclass_fields__)
+    assert section.__struct_fields__ == named
+    assert msgspec.convert(section(), bounds, from_attributes=True) == bounds()
+
+
+def test_the_drain_is_a_setting_with_the_same_default() -> None:
+    told = GatewaySection()
+    assert DrainBounds(linger_seconds=told.linger_seconds, grace_seconds=told.drain_seconds) == DrainBounds()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", "86401"])
+def test_a_bound_out_of_its_range_is_refused(value: str) -> None:
+    with pytest.raises(OperatorError, match=r"gateway\.edge\.head_seconds in TOLLWAY__GATEWAY__EDGE__HEAD_SECONDS is not valid"):
+        load({}, {"TOLLWAY__GATEWAY__EDGE__HEAD_SECONDS": value}, None)
+
+
+def test_lists_are_lists_in_files_and_separated_by_commas_in_variables(tmp_path: Path) -> None:
+    config = write(tmp_path, "gateway: {proxies: {trusted: [10.0.0.0/8, '::1'], forwarded_for: true}, allowed_hosts: [a.example]}")
+    settings = load({}, {"TOLLWAY__GATEWAY__ALLOWED_HOSTS": "b.example, c.example:80"}, config)
+    assert settings.gateway.proxies.trusted == ("10.0.0.0/8", "::1")
+    assert settings.gateway.proxies.forwarded_for is True
+    assert settings.gateway.allowed_hosts == ("b.example", "c.example:80")
+    assert load({}, to_environment(settings), None) == settings
+    assert load({}, {"TOLLWAY__GATEWAY__ALLOWED_HOSTS": ""}, config).gateway.allowed_hosts == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("SPOOL__SEGMENT_BYTES", "65536", "gateway.spool is not valid"),
+        ("PROXIES__PROXY_PROTOCOL", "true", "gateway.proxies.trusted is empty"),
+        ("PROXIES__FORWARDED_FOR", "true", "gateway.proxies.trusted is empty"),
+        ("PROXIES__TRUSTED", "10.0.0.1/8", "10.0.0.1/8"),
+        ("CORS__ORIGINS", "app.example.com", "is no origin"),
+        ("ALLOWED_HOSTS", "a/b", "is no host"),
+        ("TLS__KEY_FILE", "key.pem", "gateway.tls needs both"),
+    ],
+)
+def test_settings_that_make_no_sense_together_end_the_start(tmp_path: Path, name: str, value: str, message: str) -> None:
+    data = tmp_path / "data"
+    data_directory.prepare(data)
+    data_directory.make_secrets(data)
+    environ = {f"TOLLWAY__GATEWAY__{name}": value}
+    ended = tollway("gateway", "--data-dir", str(data), "--listen", "127.0.0.1:0", "--internal", "127.0.0.1:0", env=environ)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
         ("gateway: {lisen: '1.1.1.1:1'}", "did you mean gateway.listen?"),
         ("gatewai: {listen: '1.1.1.1:1'}", "did you mean gateway.listen?"),
         ("data_dirr: x", "did you mean data_dir?"),
+        ("gateway: {edge: {head_second: 1}}", "did you mean gateway.edge.head_seconds?"),
+        ("gateway: {edge: 1}", "did you mean gateway"),
         ("zzz: 1", "known here"),
     ],
 )

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import DeploymentEntry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Status
 from tollway.gateway import server
+from tollway.gateway.entry import EntryRules
 from tollway.gateway.pipeline import Plane
 from tollway.gateway.relay import RelayBounds
 from tollway.telemetry import LogWriter
@@ -142,8 +144,14 @@ class Log:
 class Memory:
     """Client connections in memory: bytes in, bytes out, time by hand."""
 
-    def __init__(self, plane: Plane, bounds: server.EdgeBounds | None = None, http: HttpBounds | None = None) -> None:
-        self.edge = server.Edge(plane, bounds or server.EdgeBounds(), http or HttpBounds())
+    def __init__(
+        self,
+        plane: Plane,
+        bounds: server.EdgeBounds | None = None,
+        http: HttpBounds | None = None,
+        rules: EntryRules | None = None,
+    ) -> None:
+        self.edge = server.Edge(plane, bounds or server.EdgeBounds(), http or HttpBounds(), rules)
         self.edge.date = b"Sun, 22 Nov 2026 00:00:00 GMT"
 
     def connect(self, peer: str = "192.0.2.1") -> Transport:
@@ -199,6 +207,8 @@ async def gateway(
     edge_bounds: server.EdgeBounds | None = None,
     drain: server.DrainBounds | None = None,
     limits: Limits = UNLIMITED,
+    rules: EntryRules | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Gateway]:
     """Runs a gateway in this loop. Fails if anything in it raised, or if a request was admitted and never ended."""
     loop = asyncio.get_running_loop()
@@ -217,6 +227,8 @@ async def gateway(
                 http_bounds=HttpBounds(),
                 drain=drain or server.DrainBounds(grace_seconds=1.0),
                 ready=ready,
+                rules=rules,
+                tls=tls,
             )
         )
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -357,8 +369,10 @@ class Client:
 
 
 @asynccontextmanager
-async def connect(port: int) -> AsyncIterator[Client]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
+async def connect(port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[Client]:
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, limit=1 << 24, ssl=tls, server_hostname="gateway" if tls is not None else None
+    )
     try:
         yield Client(reader, writer)
     finally:

@@ -2,8 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
+import msgspec
 import typer
 
 from tollway.cli.processes import (
@@ -16,10 +17,17 @@ from tollway.cli.processes import (
     inherit_or_open,
     read_settings,
 )
-from tollway.gateway.server import DrainBounds
+from tollway.gateway.entry import EntryRules, parse_hosts, parse_networks, parse_origins
+from tollway.gateway.relay import RelayBounds
+from tollway.gateway.server import DrainBounds, EdgeBounds
+from tollway.link.spool import SpoolOptions
 from tollway.serve import data_directory
 from tollway.serve.gateway import GatewayOptions, run_gateway
-from tollway.settings import OperatorError
+from tollway.serve.tls import server_context
+from tollway.settings import GatewaySection, OperatorError
+from tollway.wire.http import HttpBounds
+
+_Bounds = TypeVar("_Bounds")
 
 
 def gateway(
@@ -59,6 +67,12 @@ def gateway(
         peppers=[secrets.peppers[version] for version in sorted(secrets.peppers, reverse=True)],
         vault_key=secrets.vault_key,
         node_key=secrets.node_key,
+        spool=_as_told(settings.gateway.spool, SpoolOptions, "gateway.spool"),
+        edge=_as_told(settings.gateway.edge, EdgeBounds, "gateway.edge"),
+        http=_as_told(settings.gateway.http, HttpBounds, "gateway.http"),
+        relay=_as_told(settings.gateway.relay, RelayBounds, "gateway.relay"),
+        rules=_entry_rules(settings.gateway),
+        tls=server_context(settings.gateway.tls.certificate_file, settings.gateway.tls.key_file),
         drain=DrainBounds(linger_seconds=settings.gateway.linger_seconds, grace_seconds=settings.gateway.drain_seconds),
     )
     try:
@@ -69,3 +83,33 @@ def gateway(
             hint="without it no request can be metered, so none is served",
         ) from None
     raise typer.Exit(code)
+
+
+def _as_told(section: msgspec.Struct, bounds: type[_Bounds], name: str) -> _Bounds:
+    """A section of the settings as the bounds that it stands for: both have the same fields, because the rooms that keep the bounds
+    may not know the settings."""
+    try:
+        return msgspec.convert(section, bounds, from_attributes=True)
+    except msgspec.ValidationError as error:
+        raise OperatorError(f"{name} is not valid: {error}", exit_code=2) from None
+
+
+def _entry_rules(settings: GatewaySection) -> EntryRules | None:
+    """Who may come in; None where nothing is asked, which costs nothing."""
+    proxies, cors = settings.proxies, settings.cors
+    try:
+        rules = EntryRules(
+            trusted=parse_networks(proxies.trusted),
+            proxy_protocol=proxies.proxy_protocol,
+            forwarded_for=proxies.forwarded_for,
+            peers_logged=proxies.log_peers,
+            origins=parse_origins(cors.origins),
+            hosts=parse_hosts(settings.allowed_hosts),
+            preflight_seconds=cors.preflight_seconds,
+        )
+    except ValueError as error:
+        raise OperatorError(str(error), hint="see gateway.proxies, gateway.cors and gateway.allowed_hosts", exit_code=2) from None
+    if (rules.proxy_protocol or rules.forwarded_for) and not rules.trusted:
+        raise OperatorError("gateway.proxies.trusted is empty", hint="without it nobody's word on addresses is taken", exit_code=2)
+    is_asked = rules.trusted or rules.peers_logged or rules.origins or rules.hosts
+    return rules if is_asked else None

@@ -80,6 +80,7 @@ BODY_TOO_LARGE = _client("body_too_large", 413, "The request body is too large."
 REQUEST_TIMEOUT = _client("request_timeout", 408, "The request did not arrive in time.", close=True)
 MEDIA_TYPE_UNSUPPORTED = _client("unsupported_media_type", 415, "The body must be JSON in UTF-8 (`content-type: application/json`).")
 CONTENT_CODING_UNSUPPORTED = _client("unsupported_content_encoding", 415, "Compressed request bodies are not accepted.")
+HOST_UNKNOWN = _client("misdirected_request", 421, "This host is not served here.")
 ROUTE_UNKNOWN = _client("not_found", 404, "There is nothing at this URL.")
 
 # Bodies and parameters.

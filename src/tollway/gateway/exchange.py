@@ -17,9 +17,10 @@ from tollway.wire import bodies
 
 
 class Request:
-    """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds."""
+    """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `peer`: the client's
+    address, for the log; empty unless that is wanted."""
 
-    __slots__ = ("body", "client_request_id", "endpoint", "headers", "id", "received_at", "started", "trace_id", "traceparent")
+    __slots__ = ("body", "client_request_id", "endpoint", "headers", "id", "peer", "received_at", "started", "trace_id", "traceparent")
 
     def __init__(
         self,
@@ -31,8 +32,10 @@ class Request:
         received_at: int,
         trace_id: str,
         span_id: str,
+        peer: str = "",
     ) -> None:
         self.id = id
+        self.peer = peer
         self.endpoint = endpoint
         self.headers = headers
         self.body = body

@@ -166,7 +166,7 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
         plane.metrics.count(plane.metrics.refusals, fault.kind.code)
 
 
-def new_request(http: HttpRequest, endpoint: Endpoint, plane: Plane, now: float) -> Request:
+def new_request(http: HttpRequest, endpoint: Endpoint, plane: Plane, now: float, peer: str) -> Request:
     """The request that was framed, with ids of its own. The client's trace is continued; its sampling decision is not taken over."""
     now_us = plane.now_us()
     bits = plane.random_bits(74 + 64)
@@ -174,7 +174,7 @@ def new_request(http: HttpRequest, endpoint: Endpoint, plane: Plane, now: float)
     traceparent = http.headers.get(b"traceparent")
     trace = _TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
     span_id = f"{bits & 0xFFFF_FFFF_FFFF_FFFF | 1:016x}"
-    return Request(id, endpoint, http.headers, http.body, now, now_us, trace.group(1).decode() if trace else id[4:], span_id)
+    return Request(id, endpoint, http.headers, http.body, now, now_us, trace.group(1).decode() if trace else id[4:], span_id, peer)
 
 
 def new_id(plane: Plane) -> str:
@@ -242,6 +242,7 @@ def _observe(request: Request, call: Call | None, record: Record | None, fault: 
             error_code=fault.kind.code if fault is not None else "",
             detail=fault.detail if fault is not None else "",
             client_request_id=_client_request_id(request),
+            peer=request.peer,
             organization_id=caller.organization.id if caller is not None else "",
             project_id=caller.project.id if caller is not None else "",
             key_id=caller.key.id if caller is not None else "",
@@ -281,6 +282,7 @@ def _observe_final(request: Request, call: Call, final: Final, fault: Fault | No
             error_code=fault.kind.code if fault is not None else "",
             detail=fault.detail if fault is not None else "",
             client_request_id=_client_request_id(request),
+            peer=request.peer,
             organization_id=caller.organization.id,
             project_id=caller.project.id,
             key_id=caller.key.id,

@@ -10,6 +10,7 @@ Every wait has a bound (`EdgeBounds`): a head that trickles, a body that starves
 import asyncio
 import gc
 import socket
+import ssl
 import time
 from collections import deque
 from email.utils import formatdate
@@ -19,7 +20,9 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault, FaultKind
-from tollway.gateway import pipeline
+from tollway.gateway import entry, pipeline
+from tollway.gateway.entry import EntryRules
+from tollway.gateway.listener import Listener, OpeningBounds
 from tollway.gateway.pipeline import ENDPOINTS, MODELS_TARGET, Plane
 from tollway.gateway.ports import Flow
 from tollway.wire.errors import anthropic_error, openai_error
@@ -36,21 +39,23 @@ HEALTH_TARGETS = frozenset({b"/livez", b"/health", b"/v1/health", b"/readyz"})
 _REASONS = {
     200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed",
     408: b"Request Timeout", 413: b"Content Too Large", 414: b"URI Too Long", 415: b"Unsupported Media Type", 417: b"Expectation Failed",
-    429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error", 502: b"Bad Gateway",
-    503: b"Service Unavailable", 504: b"Gateway Timeout",
+    421: b"Misdirected Request", 429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
+    502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
 }  # fmt: skip
 
 
 class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
     """What one client may take of the edge's patience and room.
 
-    `head_seconds`: from the first byte of a head to its end. `body_grace_seconds`, `body_rate_min`: after the grace, a body must have
-    arrived at this many bytes per second. `keep_alive_seconds`: an idle connection; above the 60 s of common load balancers, so that they
+    `opening_seconds`: for a PROXY header, and again for a TLS handshake, where the door has them. `head_seconds`: from the first byte
+    of a head to its end. `body_grace_seconds`, `body_rate_min`: after the grace, a body must have arrived at this many bytes per
+    second. `keep_alive_seconds`: an idle connection; above the 60 s of common load balancers, so that they
     close first. `write_stall_seconds`: a client that does not read. `linger_seconds`: how long a refused client is still read from, so
     that the refusal is not destroyed by the reset that closing on unread bytes sends. `connections_max`, `connections_per_peer_max`: all
     and per address (0: no bound per address, as behind a load balancer every client is one).
     """
 
+    opening_seconds: float = 10.0
     head_seconds: float = 15.0
     body_grace_seconds: float = 10.0
     body_rate_min: float = 1024.0
@@ -64,10 +69,12 @@ class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
 class Edge:
     """All client connections of this process."""
 
-    def __init__(self, plane: Plane, bounds: EdgeBounds, http: HttpBounds) -> None:
+    def __init__(self, plane: Plane, bounds: EdgeBounds, http: HttpBounds, rules: EntryRules | None = None) -> None:
+        """`rules`: None where nothing is asked of who comes in, as by default."""
         self.plane = plane
         self.bounds = bounds
         self.http = http
+        self.rules = rules
         self.connections: set[Downstream] = set()
         self.peers: dict[str, int] = {}
         self.loop = asyncio.get_running_loop()
@@ -77,6 +84,8 @@ class Edge:
     def admit(self, peer: str) -> bool:
         """Whether one more connection from this address has room; counts it if so."""
         most = self.bounds.connections_per_peer_max
+        if most and self.rules is not None and self.rules.forwarded_for and entry.is_trusted(self.rules, peer):
+            most = 0  # it carries the requests of many
         if len(self.connections) >= self.bounds.connections_max or (most and self.peers.get(peer, 0) >= most):
             return False
         self.peers[peer] = self.peers.get(peer, 0) + 1
@@ -115,7 +124,8 @@ class Downstream(asyncio.Protocol):
         "gone",
     )
 
-    def __init__(self, edge: Edge) -> None:
+    def __init__(self, edge: Edge, peer: str | None = None) -> None:
+        """`peer`: the address that the connection is from, where the socket does not tell (behind a proxy)."""
         self._edge = edge
         self._reader = RequestReader(edge.http)
         self._transport: asyncio.Transport | None = None
@@ -123,7 +133,7 @@ class Downstream(asyncio.Protocol):
         self._request: HttpRequest | None = None
         self._task: asyncio.Task[None] | None = None
         self._flow: Flow | None = None
-        self._peer = ""
+        self._peer = peer or ""
         self._paused_at = 0.0
         self._phase_at = edge.now
         self._phase_bytes = 0
@@ -140,8 +150,9 @@ class Downstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         edge = self._edge
-        peer = transport.get_extra_info("peername")
-        self._peer = peer[0] if isinstance(peer, tuple) else ""
+        if not self._peer:
+            peer = transport.get_extra_info("peername")
+            self._peer = peer[0] if isinstance(peer, tuple) else ""
         if not edge.admit(self._peer):
             self._peer = ""
             self.gone = True
@@ -198,6 +209,8 @@ class Downstream(asyncio.Protocol):
             return
         self._prechecked = True
         try:
+            if not self._is_addressed(request):
+                raise Fault(faults.HOST_UNKNOWN)
             path = _find_path(request)
             if path not in ENDPOINTS:
                 raise Fault(_find_target_fault(path) or faults.ROUTE_UNKNOWN)
@@ -243,6 +256,9 @@ class Downstream(asyncio.Protocol):
         plane = edge.plane
         if not http.keep_alive or plane.draining:
             self._close_after = True
+        if edge.rules is not None and not self._is_addressed(http):
+            self._write_fault(Fault(faults.HOST_UNKNOWN))
+            return
         path = http.target
         endpoint = ENDPOINTS.get(path)
         if endpoint is None:
@@ -255,7 +271,8 @@ class Downstream(asyncio.Protocol):
             elif http.headers.get(b"content-encoding", b"identity").lower() != b"identity":
                 self._write_fault(Fault(faults.CONTENT_CODING_UNSUPPORTED))
             else:
-                request = pipeline.new_request(http, endpoint, plane, edge.loop.time())
+                peer = self._find_client(http) if edge.rules is not None else ""
+                request = pipeline.new_request(http, endpoint, plane, edge.loop.time(), peer)
                 self._task = edge.loop.create_task(pipeline.answer(request, self, plane))
             return
         self._answer_small(http, path)
@@ -264,6 +281,8 @@ class Downstream(asyncio.Protocol):
         """Everything that is not inference: models, health, and what does not exist."""
         plane = self._edge.plane
         is_read = http.method in (b"GET", b"HEAD")
+        if http.method == b"OPTIONS" and self._answer_options(path):
+            return
         if path == MODELS_TARGET or path.startswith(MODELS_TARGET + b"/"):
             # A model's name may hold slashes, which SDKs escape.
             path = path.replace(b"%2F", b"/").replace(b"%2f", b"/")
@@ -272,7 +291,8 @@ class Downstream(asyncio.Protocol):
                 self._write_fault(Fault(fault))
             elif is_read:
                 http.body = unquote_to_bytes(path[len(MODELS_TARGET) + 1 :])
-                request = pipeline.new_request(http, pipeline.ENDPOINTS[b"/v1/chat/completions"], plane, self._edge.loop.time())
+                endpoint = ENDPOINTS[b"/v1/chat/completions"]
+                request = pipeline.new_request(http, endpoint, plane, self._edge.loop.time(), self._find_client(http))
                 pipeline.list_models(request, self, plane)
             else:
                 self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: GET, HEAD\r\n")
@@ -288,6 +308,37 @@ class Downstream(asyncio.Protocol):
         else:
             ready = plane.is_ready()
             self.answer(200 if ready else 503, b"content-type: application/json\r\n", b'{"ready":%b}' % (b"true" if ready else b"false"))
+
+    def _answer_options(self, path: bytes) -> bool:
+        """Tell the browser of a script what it may send here, if scripts are welcome and there is anything at this path."""
+        rules = self._edge.rules
+        if rules is None or not rules.origins:
+            return False
+        if path in ENDPOINTS:
+            methods = b"POST"
+        elif path == MODELS_TARGET or path.startswith(MODELS_TARGET + b"/") or path in HEALTH_TARGETS:
+            methods = b"GET, HEAD"
+        else:
+            return False
+        self.answer(200, b"allow: %b, OPTIONS\r\n%b" % (methods, entry.preflight_headers(rules, methods)), b"")
+        return True
+
+    def _is_addressed(self, http: HttpRequest) -> bool:
+        """Whether the request names a host that is served here. Health is told under any: probes know addresses, not names."""
+        rules = self._edge.rules
+        return rules is None or entry.is_addressed(rules, http.headers.get(b"host", b"")) or http.target in HEALTH_TARGETS
+
+    def _find_client(self, http: HttpRequest) -> str:
+        """The client's address, if the log is to have it."""
+        rules = self._edge.rules
+        if rules is None or not rules.peers_logged:
+            return ""
+        return entry.find_client(rules, self._peer, http.headers.get(b"x-forwarded-for"))
+
+    def _cors(self, request: HttpRequest | None) -> bytes:
+        """What the browser of the script that asked is told."""
+        rules = self._edge.rules
+        return b"" if rules is None or request is None else entry.cors_headers(rules, request.headers.get(b"origin"))
 
     def _finished(self) -> None:
         """The answer was written whole: the next request, or the end of the connection."""
@@ -324,7 +375,8 @@ class Downstream(asyncio.Protocol):
             transport.close()
             return
         self._begin_phase()
-        transport.write_eof()
+        if transport.can_write_eof():  # TLS cannot; `connection: close` says it too
+            transport.write_eof()
         if not self._reading:
             self._reading = True
             transport.resume_reading()
@@ -338,12 +390,13 @@ class Downstream(asyncio.Protocol):
             request = self._request
             head_only = request is not None and request.method == b"HEAD"
             transport.write(
-                b"HTTP/1.1 %d %b\r\ndate: %b\r\n%b%bcontent-length: %d\r\n\r\n%b"
+                b"HTTP/1.1 %d %b\r\ndate: %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b"
                 % (
                     status,
                     _REASONS.get(status, b"Error"),
                     self._edge.date,
                     headers,
+                    self._cors(request) if self._edge.rules is not None else b"",
                     b"connection: close\r\n" if self._close_after else b"",
                     len(body),
                     b"" if head_only else body,
@@ -359,10 +412,11 @@ class Downstream(asyncio.Protocol):
             if not chunked:
                 self._close_after = True
             transport.write(
-                b"HTTP/1.1 200 OK\r\ndate: %b\r\ncache-control: no-store\r\n%b%b%b\r\n"
+                b"HTTP/1.1 200 OK\r\ndate: %b\r\ncache-control: no-store\r\n%b%b%b%b\r\n"
                 % (
                     self._edge.date,
                     headers,
+                    self._cors(self._request) if self._edge.rules is not None else b"",
                     b"connection: close\r\n" if self._close_after else b"",
                     b"transfer-encoding: chunked\r\n" if chunked else b"",
                 )
@@ -402,6 +456,7 @@ class Downstream(asyncio.Protocol):
             return
         request_id = pipeline.new_id(self._edge.plane)
         headers += b"content-type: application/json\r\ncache-control: no-store\r\nx-request-id: %b\r\n" % request_id.encode()
+        headers += self._cors(self._request or self._reader.open_request)
         render = anthropic_error if self._request is not None and self._request.target.startswith(b"/v1/messages") else openai_error
         body = render(fault, request_id)
         head_only = self._request is not None and self._request.method == b"HEAD"
@@ -579,34 +634,58 @@ async def serve(
     http_bounds: HttpBounds,
     drain: DrainBounds,
     ready: asyncio.Event,
+    rules: EntryRules | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
-    """Serve until `stop` is set, then drain. The sockets belong to the caller's supervisor: they are only accepted from."""
+    """Serve until `stop` is set, then drain. The sockets belong to the caller's supervisor: they are only accepted from. `tls` is for
+    the public one."""
     loop = asyncio.get_running_loop()
-    edge = Edge(plane, edge_bounds, http_bounds)
+    edge = Edge(plane, edge_bounds, http_bounds, rules)
     clock = loop.create_task(_Clock(edge).run())
     plane.metrics.gauges["tollway_log_lines_dropped"] = lambda: plane.log.dropped
     plane.metrics.gauges["tollway_connections"] = lambda: len(edge.connections)
     await asyncio.sleep(0)
-    public = await loop.create_server(lambda: Downstream(edge), sock=listener, backlog=4096)
+    public: asyncio.Server | Listener
+    if tls is None and (rules is None or not rules.proxy_protocol):
+        public = await loop.create_server(lambda: Downstream(edge), sock=listener, backlog=4096)
+    else:
+        public = _listen(edge, listener, tls)
     private = await loop.create_server(lambda: _Internal(plane, http_bounds), sock=internal, backlog=64)
     gc.collect()
     gc.freeze()
     ready.set()
     await stop.wait()
     await _drain(edge, public, drain)
+    if isinstance(public, Listener):
+        public.cancel()
     private.close()
     clock.cancel()
     for upstream in list(plane.upstreams.all()):
         upstream.close_idle(0.0, all=True)
 
 
-async def _drain(edge: Edge, public: asyncio.Server, bounds: DrainBounds) -> None:
+def _listen(edge: Edge, listener: socket.socket, tls: ssl.SSLContext | None) -> Listener:
+    """The public door where a connection has to be opened first."""
+    bounds, metrics = edge.bounds, edge.plane.metrics
+
+    def refused() -> None:
+        metrics.connections_refused += 1
+
+    opening = OpeningBounds(
+        opening_seconds=bounds.opening_seconds,
+        opening_max=bounds.connections_max,
+        opening_per_peer_max=bounds.connections_per_peer_max,
+    )
+    return Listener(listener, lambda peer: Downstream(edge, peer), refused, rules=edge.rules or EntryRules(), tls=tls, bounds=opening)
+
+
+async def _drain(edge: Edge, public: asyncio.Server | Listener, bounds: DrainBounds) -> None:
     """Not ready > linger > accept nothing more > let what runs finish > tell the rest."""
     edge.plane.draining = True
     deadline = edge.loop.time() + bounds.grace_seconds
     await asyncio.sleep(bounds.linger_seconds)
     public.close()
-    while edge.connections and edge.loop.time() < deadline:
+    while (edge.connections or (isinstance(public, Listener) and public.opening)) and edge.loop.time() < deadline:
         for connection in list(edge.connections):
             connection.close_if_idle()
         await asyncio.sleep(0.05)

@@ -46,8 +46,12 @@ class Installation:
 
     def addresses(self) -> dict[str, str]:
         """Where each door is, as a client on this machine calls it; without /v1."""
-        doors = {"gateway_url": self.gateway, "control_url": self.control, "internal_url": self.internal}
-        return {name: url_of(listener) for name, listener in doors.items()}
+        tls = self.settings.gateway.tls.certificate_file is not None
+        return {
+            "gateway_url": url_of(self.gateway, tls=tls),
+            "control_url": url_of(self.control),
+            "internal_url": url_of(self.internal),
+        }
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import random
 import secrets as randomness
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from pathlib import Path
 import uvloop
 
 from tollway.gateway import server
+from tollway.gateway.entry import EntryRules
 from tollway.gateway.pipeline import Plane
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.server import DrainBounds, EdgeBounds
@@ -39,8 +41,8 @@ FINISH_SECONDS = 5.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayOptions:
     """What a gateway process is told. `directory` holds `spool/` and `snapshot/`; `control_link_url` None serves from
-    the snapshot's copy alone. `log_descriptor`: where request lines go. The sockets are listening already and belong to
-    the supervisor."""
+    the snapshot's copy alone. `log_descriptor`: where request lines go. `rules` and `tls` are for the public socket. The
+    sockets are listening already and belong to the supervisor."""
 
     directory: Path
     control_link_url: str | None
@@ -55,6 +57,8 @@ class GatewayOptions:
     http: HttpBounds = field(default_factory=HttpBounds)
     relay: RelayBounds = field(default_factory=RelayBounds)
     drain: DrainBounds = field(default_factory=DrainBounds)
+    rules: EntryRules | None = None
+    tls: ssl.SSLContext | None = None
 
 
 def run_gateway(options: GatewayOptions) -> int:
@@ -99,6 +103,8 @@ async def _run(options: GatewayOptions) -> int:
             http_bounds=options.http,
             drain=options.drain,
             ready=ready,
+            rules=options.rules,
+            tls=options.tls,
         )
     )
     failing = loop.create_task(spool.failed.wait())
@@ -166,7 +172,8 @@ async def _announce(plane: Plane, ready: asyncio.Event, options: GatewayOptions)
     await ready.wait()
     while not plane.is_ready():
         await asyncio.sleep(0.02)
-    line = {"event": "ready", "url": url_of(options.listener), "internal_url": url_of(options.internal), "pid": os.getpid()}
+    url = url_of(options.listener, tls=options.tls is not None)
+    line = {"event": "ready", "url": url, "internal_url": url_of(options.internal), "pid": os.getpid()}
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 

@@ -1,0 +1,123 @@
+"""Who may come in by the public door, and as whom: proxies that are believed, origins of browsers, names that we answer to.
+
+All of it is off unless told, and costs one look per request then. Nothing here authenticates: a key does that. What a proxy says of
+a client's address is used for the bound of connections per address and for the log.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+HOPS_MAX = 32
+"""Addresses looked at in one x-forwarded-for; no chain of proxies is longer."""
+
+_ORIGIN = re.compile(rb"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_HOST = re.compile(rb"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_PORT = re.compile(rb":[0-9]+$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryRules:
+    """`trusted`: proxies whose word on a client's address is taken, by the PROXY protocol (`proxy_protocol`: they must speak it) and
+    by x-forwarded-for (`forwarded_for`). `peers_logged`: the client's address stands in the log line of its requests. `origins`:
+    those whose scripts may read answers, exactly as browsers send them, or `*` alone for all; `preflight_seconds`: how long a browser
+    may remember that. `hosts`: names that requests must be addressed to, with a port or for every port; none: any."""
+
+    trusted: tuple[Network, ...] = ()
+    proxy_protocol: bool = False
+    forwarded_for: bool = False
+    peers_logged: bool = False
+    origins: frozenset[bytes] = frozenset()
+    preflight_seconds: int = 600
+    hosts: frozenset[bytes] = frozenset()
+
+
+def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
+    """Networks of "10.0.0.0/8", "::1" and so on. Raises ValueError for anything else, and for an address with bits beyond its mask."""
+    return tuple(ipaddress.ip_network(text) for text in texts)
+
+
+def parse_origins(texts: Iterable[str]) -> frozenset[bytes]:
+    """Origins as browsers serialise them (RFC 6454 section 6.2), or `*` alone. Raises ValueError. `null` is none: sandboxed
+    documents of everybody share it."""
+    origins = frozenset(text.encode() for text in texts)
+    if origins == {b"*"}:
+        return origins
+    for origin in origins:
+        if _ORIGIN.fullmatch(origin) is None:
+            raise ValueError(f"{origin.decode()} is no origin; it has to look like https://app.example.com, in lower case")
+    return origins
+
+
+def parse_hosts(texts: Iterable[str]) -> frozenset[bytes]:
+    """Names as they stand in Host. Raises ValueError."""
+    hosts = frozenset(text.lower().encode() for text in texts)
+    for host in hosts:
+        if _HOST.fullmatch(host) is None:
+            raise ValueError(f"{host.decode()} is no host")
+    return hosts
+
+
+def is_addressed(rules: EntryRules, host: bytes) -> bool:
+    """Whether a request with this Host (empty if it has none) is for us."""
+    host = host.lower()
+    return not rules.hosts or host in rules.hosts or _PORT.sub(b"", host) in rules.hosts
+
+
+def is_trusted(rules: EntryRules, address: str) -> bool:
+    """Whether this peer is a proxy whose word is taken."""
+    parsed = _parse_address(address)
+    return parsed is not None and any(parsed in network for network in rules.trusted)
+
+
+def find_client(rules: EntryRules, peer: str, forwarded: bytes | None) -> str:
+    """The address of whoever is behind `peer`: the right-most one in x-forwarded-for that is no trusted proxy.
+
+    Each proxy appends whom it heard from, so what stands left of an untrusted address was written by that one. An entry that is no
+    address ends the search: what the proxy before it is, is the last thing known."""
+    if not rules.forwarded_for or forwarded is None or not is_trusted(rules, peer):
+        return peer
+    for entry in reversed(forwarded.rsplit(b",", HOPS_MAX)[-HOPS_MAX:]):
+        parsed = _parse_address(entry.strip().decode("latin-1"))
+        if parsed is None:
+            return peer
+        peer = str(parsed)
+        if not is_trusted(rules, peer):
+            return peer
+    return peer
+
+
+def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address, perhaps with a port; one of IPv4 in the clothes of IPv6, as sockets for both families tell it, is one of IPv4."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
+
+
+def cors_headers(rules: EntryRules, origin: bytes | None) -> bytes:
+    """What an answer says to the browser of a script from `origin` (Fetch standard, section 3.2). Never that credentials are welcome:
+    keys travel in headers that the script sets, and no cookie means anything here, so `*` stands for all headers."""
+    if not rules.origins:
+        return b""
+    if b"*" in rules.origins:
+        return b"access-control-allow-origin: *\r\naccess-control-expose-headers: *\r\n"
+    if origin not in rules.origins:
+        return b"vary: origin\r\n"
+    return b"access-control-allow-origin: %b\r\naccess-control-expose-headers: *\r\nvary: origin\r\n" % origin
+
+
+def preflight_headers(rules: EntryRules, methods: bytes) -> bytes:
+    """What a preflight is told beside `cors_headers`. `authorization` must be named: `*` does not stand for it."""
+    return b"access-control-allow-methods: %b\r\naccess-control-allow-headers: authorization, *\r\naccess-control-max-age: %d\r\n" % (
+        methods,
+        rules.preflight_seconds,
+    )
