@@ -111,6 +111,19 @@ async def test_replace_starts_the_new_child_before_the_old_one_ends(tmp_path: Pa
             assert [event["event"] for event in events] == ["replaced"]  # a planned end is no crash
 
 
+async def test_hangups_during_a_round_make_one_more_round(tmp_path: Path) -> None:
+    async with supervising(tmp_path) as (supervisor, events):
+        await supervisor.start([program("a", SLEEPER, replaced_on_hangup=True), program("b", SLEEPER)])
+        supervisor.hang_up()
+        await asyncio.sleep(0)
+        for _ in range(3):
+            supervisor.hang_up()
+        last = await events.wait_for("replaced", "a", count=2)
+        supervisor.hang_up()
+        assert (await events.wait_for("replaced", "a", count=3))["old_pid"] == last["pid"]
+        assert [event["name"] for event in events] == ["a"] * 3
+
+
 async def test_replace_keeps_the_old_child_if_the_new_one_does_not_start(tmp_path: Path) -> None:
     marker = tmp_path / "broken"
     script = f"import os, pathlib, sys; pathlib.Path({str(marker)!r}).exists() and sys.exit('no luck'); {SLEEPER}"

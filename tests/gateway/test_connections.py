@@ -403,6 +403,22 @@ async def test_a_drain_lets_what_runs_finish_and_takes_nothing_new() -> None:
         await asyncio.wait_for(running.done, 10)
 
 
+async def test_a_drain_answers_the_request_that_is_on_its_way_on_a_kept_connection() -> None:
+    async with gateway({}, drain=DrainBounds(grace_seconds=20)) as running:
+        async with connect(running.port) as used, connect(running.port) as fresh:
+            used.send(ALIVE)
+            assert "connection" not in (await used.answer("GET")).headers
+            running.stop.set()
+            await until(lambda: running.plane.draining)
+            await asyncio.sleep(0.1)
+            for client in (used, fresh):
+                client.send(ALIVE)
+                answer = await client.answer("GET")
+                assert (answer.status, answer.headers["connection"]) == (200, "close")
+                assert await client.rest() == b""
+        await asyncio.wait_for(running.done, 10)
+
+
 async def test_a_drain_tells_what_does_not_finish_in_time() -> None:
     upstream = Upstream([STREAM_HEAD, part(chunk("a")), Do.HOLD])
     bounds = DrainBounds(grace_seconds=0.2)

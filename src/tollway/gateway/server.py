@@ -34,6 +34,9 @@ READ_AHEAD_BYTES = 64 * 1024
 """Bytes read of requests that follow the one being answered. Beyond it the socket is not read until their turn comes; below it it is,
 because only a socket that is read tells that the client left."""
 
+REST_SECONDS = 1.0
+"""A connection without a request for so long is not in use at this moment. A busy client's pauses and a network's delays are shorter."""
+
 HEALTH_TARGETS = frozenset({b"/livez", b"/health", b"/v1/health", b"/readyz"})
 
 _REASONS = {
@@ -505,9 +508,10 @@ class Downstream(asyncio.Protocol):
             self._write_fault(Fault(faults.REQUEST_TIMEOUT), close=True)
 
     def close_if_idle(self) -> None:
-        """Drain: an idle connection is closed, a busy one after its answer."""
+        """Drain: a busy connection is closed after its answer, one that has rested for REST_SECONDS at once. Until then its next request,
+        or its first, may be on its way: a close would meet it, and its answer can say `connection: close` instead."""
         self._close_after = True
-        if self._request is None and not self._reader.in_message:
+        if self._request is None and not self._reader.in_message and self._edge.now - self._phase_at >= REST_SECONDS:
             self._end()
 
 

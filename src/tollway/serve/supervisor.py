@@ -95,6 +95,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._children: set[_Child] = set()
         self._hangup: asyncio.Task[None] | None = None
+        self._hung_up = False
         self.failed = False
         self._pipe_read, self._pipe_write = os.pipe()
 
@@ -131,15 +132,18 @@ class Supervisor:
         await self._end(old)
 
     def hang_up(self) -> None:
-        """What SIGHUP asks for: replace every program that is `replaced_on_hangup`. One round at a time; more are
-        dropped."""
+        """What SIGHUP asks for: replace every program that is `replaced_on_hangup`. One round at a time; however many are asked for
+        meanwhile, one more follows, because what they are to take up (a certificate) may be newer than what this round has read."""
+        self._hung_up = True
         if self._hangup is None or self._hangup.done():
             self._hangup = self._run_aside(self._replace_marked)
 
     async def _replace_marked(self) -> None:
-        for name, program in self._programs.items():
-            if program.replaced_on_hangup:
-                await self.replace(name)
+        while self._hung_up:
+            self._hung_up = False
+            for name, program in list(self._programs.items()):
+                if program.replaced_on_hangup:
+                    await self.replace(name)
 
     async def stop(self) -> None:
         """End all children in the order of their stages. Returns when the last one is gone."""
