@@ -45,6 +45,11 @@ _LISTS = frozenset({b"anthropic-beta", b"x-forwarded-for"})
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key"})
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _SPELLINGS_MAX = 4096
+_UNSEEN = b"?"
+_wanted_names: dict[bytes, bytes | None] = {}
+"""What spellings of request headers stand for; shared by all connections, bounded by _SPELLINGS_MAX."""
+_answer_names: dict[bytes, bytes | None] = {}
+"""The same for headers of answers."""
 _REFUSED = b"_"
 
 
@@ -102,8 +107,6 @@ class RequestReader:
         "in_message",
         "open_request",
     )
-
-    _spellings: dict[bytes, bytes | None] = {}  # noqa: RUF012  (shared by all connections on purpose; bounded)
 
     def __init__(self, bounds: HttpBounds = DEFAULT_BOUNDS) -> None:
         self._bounds = bounds
@@ -177,17 +180,13 @@ class RequestReader:
             self.fault = self.fault or faults.TARGET_TOO_LONG
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers += 1
-        if self._headers > self._bounds.headers_max:
+        self._headers = count = self._headers + 1
+        wanted = _wanted_names.get(name, _UNSEEN)
+        if wanted is _UNSEEN:
+            wanted = _remember(_wanted_names, name, _resolve(name))
+        if count > self._bounds.headers_max:
             self.fault = self.fault or faults.HEAD_TOO_LARGE
             return
-        spellings = self._spellings
-        if name in spellings:
-            wanted = spellings[name]
-        else:
-            wanted = _resolve(name)
-            if len(spellings) < _SPELLINGS_MAX and len(name) <= 64:
-                spellings[name] = wanted
         if wanted is None:
             return
         if wanted is _REFUSED:
@@ -271,12 +270,23 @@ class RequestReader:
             self._body = b""
 
 
+def _remember(names: dict[bytes, bytes | None], name: bytes, meaning: bytes | None) -> bytes | None:
+    """Keep what a spelling of a name stands for, as long as there is room."""
+    if len(names) < _SPELLINGS_MAX and len(name) <= 64:
+        names[name] = meaning
+    return meaning
+
+
 def _resolve(name: bytes) -> bytes | None:
     """What a header's name as spelled stands for: the wanted name, None if nobody wants it, _REFUSED if it must not be there."""
     if b"_" in name:
         return _REFUSED
     lower = name.lower()
     return lower if lower in WANTED else None
+
+
+_ANSWER_HEADERS = frozenset({b"content-type", b"content-length", b"transfer-encoding", b"retry-after", b"content-encoding"})
+_ANSWER_HEADERS_MAX = 200
 
 
 class ResponseReader:
@@ -312,11 +322,14 @@ class ResponseReader:
 
     def __init__(self, head_bytes_max: int = 64 * 1024) -> None:
         self._head_bytes_max = head_bytes_max
+        self.complete = self.keep_alive = self.broken = False
         self.restart()
 
     def restart(self) -> None:
-        """Expect the next answer. A fresh parser each time: llhttp's state after an answer cut short is not to be trusted."""
-        self._parser = httptools.HttpResponseParser(self)
+        """Expect the next answer. The parser goes on only after an answer that ended by its own framing; otherwise its state is not to be
+        trusted."""
+        if not (self.complete and self.keep_alive) or self.broken:
+            self._parser = httptools.HttpResponseParser(self)
         self._head_bytes = 0
         self._headers = 0
         self._chunked = False
@@ -364,21 +377,24 @@ class ResponseReader:
             self.broken = True  # another answer in the same read: nobody asked for it, and it must not overwrite the first
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.has_head:
-            return
-        self._headers += 1
-        if self._headers > 200:
+        self._headers = count = self._headers + 1
+        wanted = _answer_names.get(name, _UNSEEN)
+        if wanted is _UNSEEN:
+            lower = name.lower()
+            wanted = _remember(_answer_names, name, lower if lower in _ANSWER_HEADERS else None)
+        if count > _ANSWER_HEADERS_MAX:
             self.broken = True
-        lower = name.lower()
-        if lower == b"content-type":
+        if wanted is None or self.has_head:
+            return
+        if wanted == b"content-type":
             self.content_type = value
-        elif lower == b"content-length":
+        elif wanted == b"content-length":
             self.content_length = int(value) if value.isdigit() and len(value) <= 18 else None
-        elif lower == b"transfer-encoding":
+        elif wanted == b"transfer-encoding":
             self._chunked = True
-        elif lower == b"retry-after":
+        elif wanted == b"retry-after":
             self.retry_after = value
-        elif lower == b"content-encoding" and value.lower() != b"identity":
+        elif value.lower() != b"identity":
             self.broken = True  # nobody asked for a coding; reading it blindly would relay an unmetered answer
 
     def on_headers_complete(self) -> None:
