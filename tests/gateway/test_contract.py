@@ -45,7 +45,7 @@ LATE = {
 PACE = "+itl@25"
 
 TOKENS = 8
-BOUNDS = RelayBounds(first_token_seconds=0.6, idle_seconds=0.6)
+BOUNDS = RelayBounds(first_token_seconds=2.0, idle_seconds=2.0)  # far above what a busy machine adds to a healthy answer
 
 
 @dataclass(frozen=True)
