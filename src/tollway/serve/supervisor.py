@@ -16,6 +16,7 @@ A child says that it is ready by a line {"event": "ready", ...} on its standard 
 the order. They end when we do, however we do (`parent.py`)."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -41,6 +42,9 @@ STEADY_SECONDS = 10.0
 
 LINE_BYTES_MAX = 65_536
 """Of a child's line. Of a longer one only the end is echoed, and it cannot be the ready line."""
+
+LAST_WORDS_SECONDS = 2.0
+"""For a child that closed its output to be gone by itself."""
 
 KILL_SECONDS = 5.0
 """From SIGKILL to the end of the process: only a disk that hangs takes longer."""
@@ -198,8 +202,13 @@ class Supervisor:
         try:
             await asyncio.wait_for(asyncio.shield(child.ready), program.ready_seconds)
         except (TimeoutError, EOFError) as error:
-            await self._end(child)
             late = isinstance(error, TimeoutError)
+            if not late:
+                # It closed its output, so it is ending. Its exit code is worth a moment: signalling a process that just died reaps it
+                # behind the loop's back, and the loop then reports 255.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(process.wait(), LAST_WORDS_SECONDS)
+            await self._end(child)
             why = f"was not ready after {program.ready_seconds:.0f} s" if late else f"did not start: {_describe(process)}"
             said = errors.tail.decode("utf-8", "replace").strip().splitlines()
             raise OperatorError(
@@ -346,6 +355,8 @@ def _describe(process: Process) -> str:
 
 
 def _signal(process: Process, sign: signal.Signals) -> None:
+    if process.returncode is not None:
+        return
     try:
         process.send_signal(sign)
     except ProcessLookupError:
