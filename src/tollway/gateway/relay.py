@@ -101,6 +101,7 @@ class Exchange:
         "_fed",
         "_fed_at",
         "_gone",
+        "_loop",
         "_pending",
         "_record",
         "_sent_at",
@@ -111,8 +112,12 @@ class Exchange:
         "stream",
     )
 
-    def __init__(self, call: Call, connection: Connection, client: Client, record: Record, bounds: RelayBounds) -> None:
+    def __init__(
+        self, call: Call, connection: Connection, client: Client, record: Record, bounds: RelayBounds, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """`loop`: the running one, asked for once a request: each time it is asked, it makes a system call (getpid)."""
         self._call = call
+        self._loop = loop
         self._connection = connection
         self._client = client
         self._record = record
@@ -125,7 +130,7 @@ class Exchange:
         self._gone = client.gone
         self._waiter: asyncio.Future[None] | None = None
         self.finished = False
-        self._started = self._fed_at = self._sent_at = self._checkpointed = asyncio.get_running_loop().time()
+        self._started = self._fed_at = self._sent_at = self._checkpointed = loop.time()
         self._fed = False
 
     # What the coroutine does.
@@ -134,7 +139,7 @@ class Exchange:
         """Sleep until there is news: a whole answer, a first event, the end, a fault, the client's leaving, or the time to commit.
         Raises the Fault, or ClientGone."""
         if self._fault is None and not self._gone and not self._has_news():
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:
@@ -392,7 +397,7 @@ async def _attempt(
     connection = None if fresh else upstream.take_idle(loop.time())
     if connection is None:
         connection = await upstream.connect(bounds.connect_seconds)
-    exchange = Exchange(call, connection, client, record, bounds)
+    exchange = Exchange(call, connection, client, record, bounds, loop)
     upstream.in_flight += 1
     active.exchanges.add(exchange)
     client.attend(exchange)
