@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollway.wire.sse import EVENT_BYTES_MAX, EventReader, EventTooLong, find_data, find_type
+from tollway.wire.sse import EVENT_BYTES_MAX, EventReader, EventTooLong, find_data
 
 LINES = st.sampled_from(
     [b"data: a", b"data:b", b"data: {}", b"data", b": note", b"event: x", b"id: 1", b"retry: 2", "data: é".encode(), b"x"]
@@ -54,8 +54,7 @@ def test_events_are_bounded(step: int) -> None:
     assert len(read([fits[at : at + step] for at in range(0, len(fits), step)])) == 2
 
 
-def test_data_and_type_are_found() -> None:
+def test_data_is_found() -> None:
     assert find_data(b"data: a") == find_data(b"data:a") == find_data(b"id: 1\ndata: a\nevent: x") == b"a"
     assert find_data(b"data: a\ndata:  b") == b"a\n b"
     assert find_data(b": a") is find_data(b"") is find_data(b"event: data: x") is None
-    assert find_type(b"event: x\ndata: a") == b"x" and find_type(b"data: event: x") is None

@@ -2,7 +2,7 @@
 
 Each kind has a stable `code`, the HTTP `status`, whom to `blame` (drives alerting and bills), whether the gateway may `retry` it at
 another upstream, and the `message` that the caller reads. `detail` on a Fault is for operators and never leaves the platform.
-The shape on the wire is OpenAI's (`wire.error_body`) or Anthropic's, chosen by the API that was called.
+The shape on the wire is OpenAI's (`wire/errors.py`) or Anthropic's, chosen by the API that was called.
 """
 
 from enum import StrEnum
@@ -37,7 +37,6 @@ class FaultKind(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "invalid_request_error"
     retry: Retry = Retry.NEVER
     close: bool = False
-    client_may_retry: bool | None = None
 
 
 class Fault(Exception):
@@ -112,9 +111,6 @@ UPSTREAM_CONNECT = FaultKind(
 )
 UPSTREAM_STALE = FaultKind(
     code="upstream_stale", status=502, blame=_U, message="The model server closed the connection.", type=_UPSTREAM, retry=Retry.SAFE
-)
-UPSTREAM_BUSY = FaultKind(
-    code="upstream_overloaded", status=503, blame=_U, message="The model server is overloaded.", type=_SERVER, retry=Retry.SAFE
 )
 UPSTREAM_RATE_LIMITED = FaultKind(
     code="upstream_rate_limited", status=503, blame=_U, message="The model server is overloaded.", type=_SERVER, retry=Retry.SAFE

@@ -20,7 +20,7 @@ class Request:
     """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `peer`: the client's
     address, for the log; empty unless that is wanted."""
 
-    __slots__ = ("body", "client_request_id", "endpoint", "headers", "id", "peer", "received_at", "started", "trace_id", "traceparent")
+    __slots__ = ("body", "endpoint", "headers", "id", "peer", "received_at", "started", "trace_id", "traceparent")
 
     def __init__(
         self,

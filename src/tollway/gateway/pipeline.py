@@ -211,7 +211,7 @@ def fault_headers(fault: Fault) -> bytes:
     if fault.kind is faults.KEY_INVALID:
         return b"www-authenticate: Bearer\r\n"
     if fault.retry_after_seconds is None:
-        return b"" if fault.kind.client_may_retry is not False else b"x-should-retry: false\r\n"
+        return b""
     milliseconds = max(1, int(fault.retry_after_seconds * 1000))
     return b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (-(-milliseconds // 1000), milliseconds)
 

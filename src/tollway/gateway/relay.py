@@ -398,7 +398,6 @@ async def _attempt(
     if connection is None:
         connection = await upstream.connect(bounds.connect_seconds)
     exchange = Exchange(call, connection, client, record, bounds, loop)
-    upstream.in_flight += 1
     active.exchanges.add(exchange)
     client.attend(exchange)
     try:
@@ -426,7 +425,6 @@ async def _attempt(
             await record.finish(Outcome.COMPLETED)
             client.answer(200, _JSON + headers, answer.body)
     finally:
-        upstream.in_flight -= 1
         active.exchanges.discard(exchange)
         client.attend(None)
         if exchange.finished:

@@ -152,7 +152,6 @@ class Upstream:
 
     def __init__(self, deployment: Deployment, credential: str | None) -> None:
         self.deployment = deployment
-        self.in_flight = 0
         self.failures = 0
         self.ejected_until = 0.0
         self._idle: list[Connection] = []

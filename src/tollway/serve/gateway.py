@@ -152,6 +152,7 @@ async def _start_link(options: GatewayOptions, plane: Plane, spool: Spool, alarm
     gauges = plane.metrics.gauges
     gauges["tollway_snapshot_version"] = lambda: plane.version
     gauges["tollway_snapshot_age_seconds"] = lambda: -1.0 if follower.snapshot_age_seconds is None else follower.snapshot_age_seconds
+    gauges["tollway_upstreams_unsealable"] = lambda: plane.upstreams.unsealable
     gauges["tollway_spool_commits"] = lambda: spool.metrics.commits
     gauges["tollway_spool_records"] = lambda: spool.metrics.records
     gauges["tollway_spool_bytes"] = lambda: spool.metrics.bytes_written

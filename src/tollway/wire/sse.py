@@ -64,13 +64,5 @@ def find_data(event: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
-def find_type(event: bytes) -> bytes | None:
-    """The event's type (`event:` field), or None."""
-    for line in event.split(b"\n"):
-        if line.startswith(b"event:"):
-            return line[6:].strip(b" ")
-    return None
-
-
 HEARTBEAT = b": keepalive\n\n"
 """A comment: every client skips it, every proxy sees traffic."""
