@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -234,6 +234,9 @@ class Recorder:
     def end_stream(self, data: bytes) -> None:
         self.send(data)
         self.ended = True
+
+    def judge(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:
+        return fault
 
     def attend(self, flow: Flow | None) -> None:
         self.flow = flow

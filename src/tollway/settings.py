@@ -84,6 +84,9 @@ class EdgeSection(msgspec.Struct, frozen=True, kw_only=True):
     """Open connections in all; one more is answered 503. Each costs a descriptor and some 10 KiB."""
     connections_per_peer_max: CountOrZero = 0
     """Open connections per address; 0 for no bound, because behind a load balancer every client has the same address."""
+    failed_authentications_per_minute: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 120
+    """Requests per address (a /64 of IPv6) whose key was refused; more are answered 429 in place of 401. Good keys are served
+    whatever else came from their address. 0 for no bound. Behind a proxy that is not listed as trusted all clients share it."""
 
 
 class TlsSection(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,8 @@
 """Attacks on identity: who asks, with what, and what of it may be seen in logs, metrics and headers."""
 
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -31,8 +33,12 @@ from tests.gateway.running import (
     whole,
 )
 from tests.gateway.test_framing import sink_of
+from tollway.domain.faults import KEY_INVALID, Fault
 from tollway.domain.limits import Limits
 from tollway.domain.snapshot import Change
+from tollway.gateway.authenticate import authenticate
+from tollway.gateway.entry import EntryRules, parse_networks
+from tollway.gateway.server import EdgeBounds
 
 
 @pytest.fixture
@@ -102,9 +108,90 @@ async def test_37_a_flood_of_unknown_keys_costs_neither_disk_nor_a_log_line_each
     data = message(chat(), key=UNKNOWN_KEY)
     for _ in range(50):
         assert len(split_answers((await memory.exchange(data * 10)).written)) == 10
-    assert plane.metrics.refusals == {"invalid_api_key": 500}
+    refusals = plane.metrics.refusals
+    assert set(refusals) == {"invalid_api_key", "too_many_failed_authentications"} and sum(refusals.values()) == 500
     assert not sink_of(memory).admits
     assert plane.refusal_lines == 0
+
+
+async def test_37_the_same_lines_run_for_unknown_revoked_and_expired_keys(memory: Memory) -> None:
+    """What a key used to be shows in time only if other code runs for it; time itself is measured by `bench`."""
+    plane = memory.edge.plane
+    plane.apply(Change(version=2, kind="key", id=f"key_{1:032x}", entry=None))
+
+    def lines_for(key: str) -> list[tuple[str, int]]:
+        lines: list[tuple[str, int]] = []
+
+        def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any]:
+            if event == "line":
+                lines.append((frame.f_code.co_filename, frame.f_lineno))
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            with pytest.raises(Fault) as refused:
+                authenticate({b"authorization": b"Bearer " + key.encode()}, plane.directory, plane.digesters, plane.now_us())
+        finally:
+            sys.settrace(before)
+        assert refused.value.kind is KEY_INVALID
+        return [(file, line) for file, line in lines if "tollway" in file]
+
+    unknown, revoked, expired = (lines_for(key) for key in (UNKNOWN_KEY, OTHER_KEY, EXPIRED_KEY))
+    assert len(unknown) > 10
+    assert unknown == revoked == expired
+
+
+async def fail(memory: Memory, count: int, *, key: str = UNKNOWN_KEY, peer: str = "192.0.2.1", **headers: str) -> list[Answer]:
+    """So many requests with this key on one connection from this address."""
+    connection = memory.connect(peer)
+    for _ in range(count):
+        connection.feed(message(chat(), key=key, **headers))
+        await memory.settle()
+    return split_answers(connection.written)
+
+
+@pytest.mark.parametrize("key", [UNKNOWN_KEY, EXPIRED_KEY, ADMIN_KEY, "nonsense"])
+async def test_37_an_address_that_fails_too_often_is_told_when_to_come_back(key: str) -> None:
+    with plane() as (made, _, _):
+        memory = Memory(made, EdgeBounds(failed_authentications_per_minute=3))
+        answers = await fail(memory, 5, key=key)
+        status = 403 if key == ADMIN_KEY else 401
+        assert [answer.status for answer in answers] == [status] * 3 + [429] * 2
+        refused = answers[-1]
+        assert (refused.error["code"], refused.error["type"]) == ("too_many_failed_authentications", "requests")
+        assert 1 <= int(refused.headers["retry-after"]) <= 20 and int(refused.headers["retry-after-ms"]) <= 20_000
+        assert made.metrics.refusals["too_many_failed_authentications"] == 2
+        assert [answer.status for answer in await fail(memory, 1, key=key, peer="192.0.2.2")] == [status], "another address"
+
+
+async def test_37_a_good_key_is_served_whatever_failed_from_its_address() -> None:
+    with plane() as (made, _, _):
+        memory = Memory(made, EdgeBounds(failed_authentications_per_minute=1))
+        assert [answer.status for answer in await fail(memory, 2)] == [401, 429]
+        assert [answer.status for answer in await fail(memory, 3, key=KEY)] == [502] * 3
+        wrong = [answer.error["code"] for answer in await fail(memory, 2, key=NARROW_KEY)]
+        assert wrong == ["model_not_found"] * 2, "a key that is known is never counted"
+
+
+@pytest.mark.parametrize("data", [b"GET /v1/models HTTP/1.1\r\nhost: gateway\r\n\r\n", message(b"", content_length="1000000", key=None)])
+async def test_37_it_holds_at_every_door(data: bytes) -> None:
+    with plane() as (made, _, _):
+        memory = Memory(made, EdgeBounds(failed_authentications_per_minute=1))
+        answers = [split_answers((await memory.exchange(data)).written)[0] for _ in range(2)]
+        assert [answer.status for answer in answers] == [401, 429]
+
+
+async def test_37_behind_a_trusted_proxy_the_client_is_counted_not_the_proxy() -> None:
+    rules = EntryRules(trusted=parse_networks(["10.0.0.0/8"]), forwarded_for=True)
+    with plane() as (made, _, _):
+        memory = Memory(made, EdgeBounds(failed_authentications_per_minute=1), rules=rules)
+        for client in ("198.51.100.1", "198.51.100.2"):
+            answers = await fail(memory, 2, peer="10.0.0.1", x_forwarded_for=f"203.0.113.9, {client}")
+            assert [answer.status for answer in answers] == [401, 429]
+        assert [answer.status for answer in await fail(memory, 3, peer="10.0.0.1")] == [401] * 3, "for whom it asks is not known"
+        forged = [await fail(memory, 1, peer="192.0.2.1", x_forwarded_for=f"198.51.100.{number}") for number in range(3, 6)]
+        assert [answer.status for (answer,) in forged] == [401, 429, 429], "a forged header makes nobody else of anybody"
 
 
 CARRIERS = ["authorization: Bearer {}", "Authorization: bearer {}", "authorization:  Bearer  {} ", "x-api-key: {}", "api-key: {}"]

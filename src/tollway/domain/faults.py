@@ -95,6 +95,10 @@ KEY_INVALID = FaultKind(code="invalid_api_key", status=401, blame=_T, message="I
 SCOPE_INSUFFICIENT = FaultKind(
     code="insufficient_scope", status=403, blame=_T, message="This key may not do this.", type="insufficient_permissions"
 )
+AUTHENTICATIONS_EXCEEDED = FaultKind(
+    code="too_many_failed_authentications", status=429, blame=_T, type="requests",
+    message="Incorrect API key provided. Too many authentications from your address have failed.",
+)  # fmt: skip
 MODEL_UNKNOWN = FaultKind(code="model_not_found", status=404, blame=_T, message="The model does not exist or you do not have access to it.")
 ENDPOINT_UNSUPPORTED = _client("endpoint_not_supported", 400, "This model cannot be used with this endpoint.")
 

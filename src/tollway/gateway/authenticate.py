@@ -24,13 +24,10 @@ def authenticate(headers: dict[bytes, bytes], directory: Directory, digesters: S
     secret = find_secret(headers)
     if secret is None or len(secret) > _KEY_BYTES_MAX:
         raise Fault(KEY_INVALID, message=None if secret else "You didn't provide an API key.")
-    caller = None
     for digest in digesters:
-        caller = directory.find_caller(digest(secret))
+        caller = directory.find_caller(digest(secret), now_us)
         if caller is not None:
-            break
-    if caller is not None and (caller.expires_at is None or caller.expires_at > now_us):
-        return caller
+            return caller
     if keys.find_type(secret.decode("latin-1")) in _OTHER_PLANES:
         raise Fault(SCOPE_INSUFFICIENT, message="This kind of key cannot be used for inference.")
     raise Fault(KEY_INVALID)

@@ -115,6 +115,7 @@ class Plane:
 
 async def answer(request: Request, client: Client, plane: Plane) -> None:
     """Answer one inference request: the whole story."""
+    caller: Caller | None = None
     call: Call | None = None
     record: Record | None = None
     fault: Fault | None = None
@@ -132,7 +133,7 @@ async def answer(request: Request, client: Client, plane: Plane) -> None:
     except ClientGone:
         pass
     except Fault as caught:
-        fault = caught
+        fault = caught if caller is not None else client.judge(caught, request.headers)
         _refuse(request, client, fault)
     except Exception as error:  # the last line of defence of one request: it becomes a 500 and a log line, never a dead connection
         fault = Fault(faults.INTERNAL, detail=f"{type(error).__name__} in {_place(error)}")
@@ -144,6 +145,7 @@ async def answer(request: Request, client: Client, plane: Plane) -> None:
 
 def list_models(request: Request, client: Client, plane: Plane) -> None:
     """GET /v1/models and /v1/models/{model}: what this key may use. `request.body` holds the model's name, or nothing for all."""
+    caller: Caller | None = None
     try:
         if not plane.directory.is_loaded:
             raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
@@ -161,7 +163,8 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
             if body is None:
                 raise Fault(faults.MODEL_UNKNOWN, param="model")
         client.answer(200, _JSON + _identity(request), msgspec.json.encode(body))
-    except Fault as fault:
+    except Fault as caught:
+        fault = caught if caller is not None else client.judge(caught, request.headers)
         _refuse(request, client, fault)
         plane.metrics.count(plane.metrics.refusals, fault.kind.code)
 

@@ -3,9 +3,10 @@
 A Protocol stands here only where two implementations exist: the real one and the one of the tests (`tests/fakes.py`).
 """
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Protocol
 
+from tollway.domain.faults import Fault
 from tollway.domain.usage import Admit, Final, Quantities
 
 SLOT_WORDS = 8
@@ -79,6 +80,10 @@ class Client(Protocol):
 
     def end_stream(self, data: bytes) -> None:
         """The last bytes of the stream and its clean end. Only after the upstream's own terminator, or an error event."""
+        ...
+
+    def judge(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:
+        """Count a failed authentication against the address that the request (of these headers) is from; returns what to tell it."""
         ...
 
     def attend(self, flow: "Flow | None") -> None:

@@ -13,6 +13,7 @@ import socket
 import ssl
 import time
 from collections import deque
+from collections.abc import Mapping
 from email.utils import formatdate
 from urllib.parse import unquote_to_bytes
 
@@ -25,6 +26,7 @@ from tollway.gateway.entry import EntryRules
 from tollway.gateway.listener import Listener, OpeningBounds
 from tollway.gateway.pipeline import ENDPOINTS, MODELS_TARGET, Plane
 from tollway.gateway.ports import Flow
+from tollway.gateway.strangers import Strangers
 from tollway.wire.errors import anthropic_error, openai_error
 from tollway.wire.http import HttpBounds, HttpRequest, RequestReader
 
@@ -56,6 +58,7 @@ class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
     close first. `write_stall_seconds`: a client that does not read. `linger_seconds`: how long a refused client is still read from, so
     that the refusal is not destroyed by the reset that closing on unread bytes sends. `connections_max`, `connections_per_peer_max`: all
     and per address (0: no bound per address, as behind a load balancer every client is one).
+    `failed_authentications_per_minute`: per address, before 401 becomes 429 (0: no bound); good keys pass whatever failed before.
     """
 
     opening_seconds: float = 10.0
@@ -67,6 +70,7 @@ class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
     linger_seconds: float = 2.0
     connections_max: int = 20_000
     connections_per_peer_max: int = 0
+    failed_authentications_per_minute: int = 120
 
 
 class Edge:
@@ -78,6 +82,7 @@ class Edge:
         self.bounds = bounds
         self.http = http
         self.rules = rules
+        self.strangers = Strangers(bounds.failed_authentications_per_minute)
         self.connections: set[Downstream] = set()
         self.peers: dict[str, int] = {}
         self.loop = asyncio.get_running_loop()
@@ -217,9 +222,13 @@ class Downstream(asyncio.Protocol):
             path = _find_path(request)
             if path not in ENDPOINTS:
                 raise Fault(_find_target_fault(path) or faults.ROUTE_UNKNOWN)
-            pipeline.precheck(request.headers, self._edge.plane)
         except Fault as fault:
             self._write_fault(fault, close=True)
+            return
+        try:
+            pipeline.precheck(request.headers, self._edge.plane)
+        except Fault as fault:
+            self._write_fault(self.judge(fault, request.headers), close=True)
             return
         if expects and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -442,6 +451,15 @@ class Downstream(asyncio.Protocol):
                 transport.write(data)
         self._finished()
 
+    def judge(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:
+        edge = self._edge
+        address = self._peer
+        if edge.rules is not None:
+            address = entry.find_client(edge.rules, address, headers.get(b"x-forwarded-for"))
+            if entry.is_trusted(edge.rules, address):
+                return fault  # a proxy that does not say for whom it asks: many, and the innocent are not to wait for the others
+        return edge.strangers.judge(fault, address, time.monotonic_ns())
+
     def attend(self, flow: Flow | None) -> None:
         self._flow = flow
         if flow is not None and self._paused_at:
@@ -570,6 +588,7 @@ class _Clock:
                 edge.date = formatdate(time.time(), usegmt=True).encode()
                 plane.refusal_lines = pipeline.REFUSAL_LINES_PER_SECOND_MAX
                 plane.counters.forget_idle(time.monotonic_ns())
+                edge.strangers.forget_idle(time.monotonic_ns())
                 for upstream in list(plane.upstreams.all()):
                     upstream.close_idle(edge.now)
             plane.log.flush()
