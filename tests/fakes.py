@@ -5,6 +5,7 @@ import array
 import asyncio
 import itertools
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -139,9 +140,10 @@ class Upstream:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator["Upstream"]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 24)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async def listening(self, tls: ssl.SSLContext | None = None) -> AsyncIterator["Upstream"]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 24, ssl=tls)
+        port = server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}" if tls is None else f"https://localhost:{port}"
         try:
             yield self
         finally:

@@ -13,8 +13,12 @@ from tests.gateway.running import (
     DONE,
     EMBEDDINGS,
     END,
+    KEY,
     NARROW_KEY,
     NOWHERE,
+    ORGANIZATION,
+    OTHER_KEY,
+    PEPPER,
     STREAM_HEAD,
     Answer,
     Memory,
@@ -34,7 +38,10 @@ from tests.gateway.running import (
     whole,
 )
 from tests.gateway.test_framing import check_refusal, sink_of
+from tollway.domain import keys
 from tollway.domain.catalog import Engine, UnknownParameters
+from tollway.domain.keys import KeyType
+from tollway.domain.snapshot import Change, Entry, KeyEntry, OrganizationEntry, ProjectEntry
 
 FORWARDING = {policy.value: Served([NOWHERE], unknown_parameters=policy) for policy in UnknownParameters}
 
@@ -204,6 +211,35 @@ async def test_29_fields_that_change_identity_order_or_destination(field: str, m
     assert not sink_of(memory).admits
 
 
+IDENTITIES = {
+    "user_api_key_alias": "root",
+    "user_api_key_team_id": "t",
+    "user_api_key_user_id": "u",
+    "user_id": "p",
+    "api_base": "http://evil",
+}
+
+
+@pytest.mark.parametrize("policy", FORWARDING)
+async def test_29_identities_in_metadata_are_accepted_and_never_forwarded(policy: str) -> None:
+    async with Upstream([whole(completion())]).listening() as upstream:
+        served = Served([upstream.url], unknown_parameters=UnknownParameters(policy))
+        async with gateway({"m": served}) as running:
+            body = chat(metadata=IDENTITIES, user="p", safety_identifier="p", store=True)
+            assert (await post(running.port, body)).status == 200
+            (admit,) = running.sink.admits
+        (asked,) = upstream.asked
+        assert set(msgspec.json.decode(asked.body)) == {"model", "messages", "cache_salt"}
+        assert admit.organization_id == ORGANIZATION and b"root" not in running.log.text
+
+
+@pytest.mark.parametrize("wrapped", ["extra_body", "extra_headers", "extra_query", "nvext", "vllm_xargs", "session_params"])
+async def test_29_identities_do_not_go_up_inside_another_field(wrapped: str, memory: Memory) -> None:
+    for model in FORWARDING:
+        answer = await ask(memory, chat(model, **{wrapped: IDENTITIES}))
+        check_refusal(answer, 400, "unknown_parameter")
+
+
 async def test_29_other_unknown_fields_follow_the_model_s_policy(memory: Memory) -> None:
     answer = await ask(memory, chat("refuse", anything=1))
     check_refusal(answer, 400, "unknown_parameter")
@@ -279,3 +315,21 @@ async def test_usage_is_always_asked_for_and_the_tenant_s_cache_is_its_own() -> 
         sent = msgspec.json.decode(upstream.asked[0].body)
         assert sent["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
         assert len(sent["cache_salt"]) == 32
+
+
+async def test_56_the_caches_of_two_tenants_are_kept_apart_inside_an_engine() -> None:
+    async with Upstream([whole(completion())]).listening() as upstream, gateway({"m": Served([upstream.url])}) as running:
+        directory = running.plane.directory
+        other, project = "org_" + "1" * 32, "proj_" + "1" * 32
+        entries: list[tuple[str, Entry]] = [
+            ("organization", OrganizationEntry(id=other, currency="EUR")),
+            ("project", ProjectEntry(id=project, organization_id=other)),
+            ("key", KeyEntry(id=f"key_{1:032x}", digest=keys.digest(PEPPER, OTHER_KEY.encode()), type=KeyType.LIVE, project_id=project)),
+        ]
+        for version, (kind, entry) in enumerate(entries, directory.version + 1):
+            running.plane.apply(Change(version=version, kind=kind, id=entry.id, entry=entry))
+        for key in (KEY, KEY, OTHER_KEY):
+            assert (await post(running.port, chat(), key=key)).status == 200
+        salts = [msgspec.json.decode(asked.body)["cache_salt"] for asked in upstream.asked]
+    assert salts[0] == salts[1] != salts[2]
+    assert ORGANIZATION[4:] not in salts[0], "a salt tells nothing of whose it is"

@@ -1,7 +1,6 @@
 """Connections that are opened first: PROXY headers from trusted peers alone, TLS 1.2 and later, both in this order; all of it bounded."""
 
 import asyncio
-import datetime
 import ipaddress
 import socket
 import ssl
@@ -13,12 +12,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from tests.fakes import Upstream, until
+from tests.gateway import certificates
 from tests.gateway.running import KEY, Gateway, Served, chat, completion, connect, gateway, healthy, message, streamed, whole
 from tollway.gateway.entry import EntryRules, parse_networks
 from tollway.gateway.server import DrainBounds, EdgeBounds
@@ -119,27 +115,7 @@ async def test_more_connections_than_may_open_at_once_are_closed() -> None:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A certificate for `gateway` that signs itself, and its key."""
-    directory = tmp_path_factory.mktemp("tls")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("gateway")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = serialization.PrivateFormat.PKCS8
-    (directory / "chain.pem").write_bytes(certificate.public_bytes(pem))
-    (directory / "key.pem").write_bytes(key.private_bytes(pem, private, serialization.NoEncryption()))
-    (directory / "locked.pem").write_bytes(key.private_bytes(pem, private, serialization.BestAvailableEncryption(b"secret")))
-    return str(directory / "chain.pem"), str(directory / "key.pem")
+    return certificates.make(tmp_path_factory.mktemp("tls"), "gateway")
 
 
 def client_context(files: tuple[str, str]) -> ssl.SSLContext:

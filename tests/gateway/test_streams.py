@@ -5,12 +5,14 @@ error event or an error answer; exactly one FINAL; nothing is retried after the 
 """
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from tests.fakes import Clock, Do, Recorder, Script, Step, Upstream, until
+from tests.gateway import certificates
 from tests.gateway.running import (
     DONE,
     EMBEDDINGS,
@@ -207,6 +209,28 @@ async def test_64_tls_to_a_server_that_speaks_none() -> None:
         served = Served([plain.url.replace("http:", "https:"), second.url])
         async with gateway({"m": served}, bounds=RelayBounds(connect_seconds=1.0)) as running:
             assert (await post(running.port, streamed())).text == "second"
+
+
+@pytest.mark.parametrize(
+    ("name", "days", "is_trusted", "is_served"),
+    [("localhost", 1, True, True), ("elsewhere", 1, True, False), ("localhost", -1, True, False), ("localhost", 1, False, False)],
+    ids=["right", "other-name", "expired", "untrusted"],
+)
+async def test_64_an_upstream_must_be_who_its_address_says(
+    name: str, days: int, is_trusted: bool, is_served: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = certificates.make(tmp_path / "its", name, days=days)
+    trusted = files if is_trusted else certificates.make(tmp_path / "others", name)
+    monkeypatch.setenv("SSL_CERT_FILE", trusted[0])  # what the machine trusts
+    upstream = Upstream([whole(completion())])
+    async with upstream.listening(certificates.server_side(files)), gateway({"m": Served([upstream.url], credential=b"sk-1")}) as running:
+        answer = await post(running.port, chat())
+        await running.sink.settled()
+    if is_served:
+        assert answer.status == 200
+    else:
+        assert (answer.status, error_code(answer)) == (502, "upstream_unreachable")
+        assert not upstream.asked, "neither body nor credential may reach a stranger"
 
 
 async def test_what_an_engine_may_have_begun_is_repeated_only_if_the_model_allows_it() -> None:
