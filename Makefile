@@ -53,6 +53,7 @@ bench: $(VENV)/.dev  ## measure against nginx on this machine (ARGS="--quick")
 docs: $(VENV)/.dev  ## render the pages that are made from results and declarations
 	@$(VENV)/bin/python -m bench --render
 	@$(VENV)/bin/python scripts/settings_page.py
+	@$(VENV)/bin/python scripts/attacks_page.py
 
 .PHONY: migration
 migration: $(VENV)/.dev  ## a new migration from the difference between schema and migrations (m="what changes")

@@ -314,3 +314,8 @@ def test_the_tree_that_is_judged_is_this_one(tree: Tree) -> None:
 def test_the_page_of_settings_is_in_step_with_their_declarations(tree: Tree) -> None:
     render = runpy.run_path(str(ROOT / "scripts" / "settings_page.py"))["render"]
     assert tree["docs/settings.md"] == render(), "run `make docs`"
+
+
+def test_the_page_of_attacks_is_in_step_with_the_tests_that_try_them(tree: Tree) -> None:
+    render = runpy.run_path(str(ROOT / "scripts" / "attacks_page.py"))["render"]
+    assert tree["docs/attacks.md"] == render(), "run `make docs`"

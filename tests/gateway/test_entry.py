@@ -111,7 +111,7 @@ async def test_a_trusted_proxys_connections_are_not_bounded_as_if_it_were_one_cl
         ("10.0.0.1:8080", "/livez", 200),
     ],
 )
-async def test_only_listed_hosts_are_served(host: str, path: str, status: int) -> None:
+async def test_09_only_listed_hosts_are_served(host: str, path: str, status: int) -> None:
     rules = EntryRules(hosts=parse_hosts(["api.example.com", "Inner:8080"]))
     assert (await answer(ask("GET", path, host=host), rules)).status == status
     assert (await answer(ask("GET", path, host=host))).status in (401, 404, 200)

@@ -115,7 +115,7 @@ async def test_37_a_flood_of_unknown_keys_costs_neither_disk_nor_a_log_line_each
 
 
 async def test_37_the_same_lines_run_for_unknown_revoked_and_expired_keys(memory: Memory) -> None:
-    """What a key used to be shows in time only if other code runs for it; time itself is measured by `bench`."""
+    """What a key used to be shows in time only if other code runs for it."""
     plane = memory.edge.plane
     plane.apply(Change(version=2, kind="key", id=f"key_{1:032x}", entry=None))
 

@@ -1,0 +1,112 @@
+"""Renders docs/attacks.md: which attack on the data plane is tried by which test: `python scripts/attacks_page.py`.
+
+A test carries the number of its row in its name (`test_24_duplicate_keys`), or as the beginning of a key of the table that it is
+parametrised with (`"06-17-digits"`). What is not tested here cannot be listed, and what is listed is tested; a test holds the page in
+step.
+"""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "attacks.md"
+
+ROWS = {
+    1: ("both framings in one request (CL.TE, TE.CL)", "400, nothing after it is read"),
+    2: ("two lengths, equal or not; lists, signs, underscores, hexadecimal, none", "400, closed"),
+    4: ("a transfer coding other than exactly `chunked`; twice; on HTTP/1.0", "400, closed"),
+    5: ("folded lines, bare CR or LF, NUL, a space before the colon or the first header", "400, closed"),
+    6: ("chunk sizes with signs, prefixes, 17 digits; line ends in extensions; data without its end", "400, closed"),
+    8: ("trailers that name a credential, a length or a tenant", "without effect"),
+    9: ("no Host, two, or one that is no host; a host that is not served", "400; 421"),
+    10: ("absolute form of another host, upgrades, CONNECT, TRACE, other methods and versions", "400 or 405, never 101"),
+    12: ("heads and bodies that trickle", "408 at the bound, closed"),
+    13: ("a reader that stops reading", "its engine paused, memory bounded, hung up on at the bound"),
+    14: ("idle, pipelined and too many connections", "bounded; 503 beyond; the others unaffected"),
+    16: ("forged forwarding headers; twins with underscores", "ignored; 400"),
+    17: ("ids, traces and sampling decisions of the client's", "our own id and decision"),
+    18: ("line ends, control characters, `${jndi:` in whatever is logged or echoed", "never in a header, a log line or an answer"),
+    20: ("a body beyond the bound, announced or not; of nobody; sent on after the refusal", "413 or 401 while it comes, closed"),
+    21: ("other media types, charsets and codings", "415"),
+    22: ("BOM, UTF-16, invalid UTF-8, lone surrogates, depth", "400 `invalid_json`"),
+    24: ("duplicate keys, escaped, nested, in tools", "400 `duplicate_key`"),
+    25: ("dot segments, encoded slashes, backslashes, NUL and bad UTF-8 in the target", "400; else 404"),
+    26: ("NaN, infinities, 1e400, 5,000 digits", "400"),
+    28: ("counts that are negative, zero, huge, boolean, text or fractions", "400"),
+    29: ("fields that change identity, destination, order or cache; the same inside metadata", "400; never forwarded"),
+    30: ("names that only look like a model", "404, as for one that is not allowed"),
+    36: ("no key, a malformed one, one of 100 KB, too many headers", "401, 431 or 400 without a look-up"),
+    37: ("unknown keys by the million; what time tells of a key that was", "401 alike in body and in lines of code; 429 per address"),
+    38: ("SQL, JSON, LDAP, spaces, other schemes in the credential", "401"),
+    40: ("a key by another header; two credentials", "no difference; 400"),
+    41: ("a revoked key", "401 from the change on"),
+    44: ("a key of the other plane", "403"),
+    56: ("a neighbour's prefix cache", "a salt for each organization"),
+    57: ("labels of metrics by model, path and user", "names of the catalog only"),
+    60: ("leaving at any moment; usage omitted, negated, inflated, taken back", "its engine aborted; billed within what can be true"),
+    64: ("an engine that redirects, switches, floods, compresses, mis-frames, or is somebody else", "502, nothing relayed"),
+    65: ("an engine that never ends, falls silent, or talks on after the end", "an error event at the bound; never a silent end"),
+    66: ("an engine's event fields, split lines, errors with our credential in them", "only the dialect's fields; never its text"),
+}  # fmt: skip
+"""What is tried, and what comes of it. The numbers are not dense: the rows between are the control plane's."""
+
+OPENING = """# Attacks on the data plane
+
+Made by `make docs` from `scripts/attacks_page.py` and the names of the tests; change it there.
+
+What a client or an engine may try, what it gets, and the tests that try it. Beside these, `tests/wire` and `tests/gateway/test_flood.py`
+bend the same inputs at random on every run, and `make fuzz` searches every parser guided by coverage.
+
+| row | attack | what it gets | tests |
+|--:|---|---|---|
+"""
+
+
+def render() -> str:
+    """The page. Raises ValueError for a row without a test, or a test without a row."""
+    tests = find_tests((ROOT / "tests").rglob("test_*.py"))
+    if tests.keys() != ROWS.keys():
+        raise ValueError(f"rows without a test: {sorted(ROWS.keys() - tests.keys())}; without a row: {sorted(tests.keys() - ROWS.keys())}")
+    return OPENING + "".join(
+        f"| {row} | {attack} | {answer} | {'<br>'.join(_line(file, names) for file, names in sorted(tests[row].items()))} |\n"
+        for row, (attack, answer) in ROWS.items()
+    )
+
+
+def _line(file: str, names: list[str]) -> str:
+    return f"[{Path(file).stem}](../{file}): {', '.join(names)}"
+
+
+def find_tests(files: Iterator[Path]) -> Mapping[int, Mapping[str, list[str]]]:
+    """For each row, the names of its tests by file; a table's cases are counted."""
+    found: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(files):
+        module = ast.parse(path.read_text())
+        tables = {name: cases for node in module.body for name, cases in _tables(node)}
+        file = str(path.relative_to(ROOT))
+        for test in (node for node in ast.walk(module) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            if match := re.match(r"test_(\d\d)_", test.name):
+                found[int(match[1])][file].append(f"`{test.name.removeprefix('test_')}`")
+            names = {node.id for decorator in test.decorator_list for node in ast.walk(decorator) if isinstance(node, ast.Name)}
+            for row, count in (case for name in names & tables.keys() for case in tables[name].items()):
+                found[row][file].append(f"`{test.name.removeprefix('test_')}` ({count})")
+    return found
+
+
+def _tables(node: ast.stmt) -> Iterator[tuple[str, dict[int, int]]]:
+    """A table of cases at the top of a module: its name, and how many of its keys begin with each row."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+    if isinstance(value, ast.Dict) and targets and isinstance(targets[0], ast.Name):
+        cases: dict[int, int] = defaultdict(int)
+        for key in value.keys:
+            if isinstance(key, ast.Constant) and (match := re.match(r"(\d\d)-", str(key.value))):
+                cases[int(match[1])] += 1
+        yield targets[0].id, cases
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render())
