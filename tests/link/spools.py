@@ -8,7 +8,8 @@ from errno import EIO, ENOSPC
 from pathlib import Path
 
 from tollway.domain.usage import Admit, Close, Final, Record, decode
-from tollway.link.epochs import Disk, Epoch, Position, find_position, list_epochs, read_frames, read_start
+from tollway.link.disk import Disk
+from tollway.link.epochs import Epoch, Position, find_position, list_epochs, read_frames, read_start
 from tollway.wire.segments import Reader, Tail
 
 

@@ -13,7 +13,7 @@ from tests.link.samples import admit, final
 from tests.link.spools import Alarms, DyingDisk, Killed, assert_complete, finals, no_alarm, read_epoch
 from tollway.domain.usage import TOKENS_MAX, Close, Final, Outcome, Quantities, Record, UsageSource
 from tollway.gateway import ports
-from tollway.link.epochs import Disk, Epoch, list_epochs, lock, read_start
+from tollway.link.epochs import Epoch, list_epochs, lock, read_start
 from tollway.link.recovery import Recovered, recover, recover_dead
 from tollway.link.spool import Spool, SpoolOptions
 
@@ -76,7 +76,7 @@ def by_id(records: list[Record]) -> dict[str, Final]:
 class TestOwed:
     def test_each_open_request_gets_the_highest_count_that_is_known(self, tmp_path: Path) -> None:
         epoch = image(tmp_path, three_requests, ROOMY)
-        assert recover(epoch, alarm=no_alarm, disk=Disk()) is Recovered.CLOSED
+        assert recover(epoch, alarm=no_alarm) is Recovered.CLOSED
         records = read_epoch(epoch)
         assert_complete(records)
         found = by_id(records)
@@ -93,7 +93,7 @@ class TestOwed:
     def test_without_the_map_the_checkpoint_counts(self, tmp_path: Path) -> None:
         epoch = image(tmp_path, three_requests, ROOMY)
         (epoch.directory / "progress.map").unlink()
-        recover(epoch, alarm=no_alarm, disk=Disk())
+        recover(epoch, alarm=no_alarm)
         assert by_id(read_epoch(epoch))[admit(2).request_id].used == Quantities(50, 0, 7)
 
     def test_memory_that_no_request_can_have_left_is_cut_to_what_one_can(self, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ class TestOwed:
             opened.progress[opened.admit(admit(1)) * ports.SLOT_WORDS + ports.OUTPUT] = 2**64 - 1
 
         epoch = image(tmp_path, act)
-        recover(epoch, alarm=no_alarm, disk=Disk())
+        recover(epoch, alarm=no_alarm)
         assert finals(read_epoch(epoch))[0].used == Quantities(output=TOKENS_MAX)
 
     def test_an_open_request_is_found_though_its_admit_is_segments_away(self, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ class TestOwed:
         epoch = image(tmp_path, act)
         epoch.segment_path(1).unlink()  # shipped long ago, and removed
         epoch.segment_path(2).unlink()
-        recover(epoch, alarm=no_alarm, disk=Disk())
+        recover(epoch, alarm=no_alarm)
         assert finals(read_epoch(epoch))[-1].admit == admit(1)
 
     def test_many_open_requests_run_on_into_further_segments(self, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ class TestOwed:
                 await asyncio.sleep(0.001)
 
         epoch = image(tmp_path, act)
-        recover(epoch, alarm=no_alarm, disk=Disk())
+        recover(epoch, alarm=no_alarm)
         assert len([number for number in epoch.list_segments() if read_start(epoch.segment_path(number))]) > 1
         assert_complete(read_epoch(epoch))
 
@@ -138,11 +138,11 @@ class TestOwed:
 class TestSameBytes:
     def test_recovering_again_changes_nothing(self, tmp_path: Path) -> None:
         epoch = image(tmp_path, three_requests, ROOMY)
-        recover(epoch, alarm=no_alarm, disk=Disk())
+        recover(epoch, alarm=no_alarm)
         before = content(epoch)
-        assert recover(epoch, alarm=no_alarm, disk=Disk()) is Recovered.CLOSED
+        assert recover(epoch, alarm=no_alarm) is Recovered.CLOSED
         (epoch.directory / "closed").unlink()  # as if killed just before it was written
-        assert recover(epoch, alarm=no_alarm, disk=Disk()) is Recovered.CLOSED
+        assert recover(epoch, alarm=no_alarm) is Recovered.CLOSED
         assert content(epoch) == before
 
     @pytest.mark.parametrize("requests", [3, 16])
@@ -159,16 +159,16 @@ class TestSameBytes:
         epoch = image(tmp_path, act)
         straight = Epoch(tmp_path / "image" / "straight", epoch.number)
         shutil.copytree(epoch.directory, straight.directory)
-        recover(straight, alarm=no_alarm, disk=Disk())
+        recover(straight, alarm=no_alarm)
         expected = content(straight)
         operation = 0
         while True:
             attempt = Epoch(tmp_path / "image" / f"attempt-{operation}", epoch.number)
             shutil.copytree(epoch.directory, attempt.directory)
             try:
-                recover(attempt, alarm=no_alarm, disk=DyingDisk(operation).disk())
+                recover(Epoch(attempt.directory, epoch.number, DyingDisk(operation).disk()), alarm=no_alarm)
             except Killed:
-                recover(attempt, alarm=no_alarm, disk=Disk())
+                recover(attempt, alarm=no_alarm)
                 assert content(attempt) == expected
                 operation += 1
             else:
@@ -203,7 +203,7 @@ class TestTorn:
                 rest = b"\0" if fill == "zeros" else b"\xa5"
                 data = whole[:cut] + rest * min(40, end - cut) + bytes(len(whole) - cut - min(40, end - cut))
             torn.segment_path(1).write_bytes(data)
-            assert recover(torn, alarm=no_alarm, disk=Disk()) is Recovered.CLOSED
+            assert recover(torn, alarm=no_alarm) is Recovered.CLOSED
             records = read_epoch(torn)
             assert_complete(records)
             survived = sum(cut >= frame_end for frame_end in ends)
@@ -229,7 +229,7 @@ class TestTorn:
             torn = Epoch(memory_path / "image" / "torn", epoch.number)
             shutil.copytree(epoch.directory, torn.directory)
             torn.segment_path(2).write_bytes(whole[:cut] + bytes(len(whole) - cut))
-            assert recover(torn, alarm=no_alarm, disk=Disk()) is Recovered.CLOSED
+            assert recover(torn, alarm=no_alarm) is Recovered.CLOSED
             assert_complete(read_epoch(torn))
             shutil.rmtree(torn.directory)
 
@@ -242,7 +242,7 @@ class TestTorn:
             torn = Epoch(memory_path / "image" / "torn", epoch.number)
             shutil.copytree(epoch.directory, torn.directory)
             torn.segment_path(1).write_bytes(whole[:cut] + bytes(len(whole) - cut))
-            recover(torn, alarm=no_alarm, disk=Disk())
+            recover(torn, alarm=no_alarm)
             assert not torn.directory.exists()
 
 
@@ -260,7 +260,7 @@ class TestDamaged:
             flipped.segment_path(1).write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
             alarms = Alarms()
             before = content(flipped)
-            if recover(flipped, alarm=alarms, disk=Disk()) is Recovered.DAMAGED:
+            if recover(flipped, alarm=alarms) is Recovered.DAMAGED:
                 assert alarms.names() == ["spool_damaged"]
                 assert flipped.is_damaged()
                 left = content(flipped)
@@ -298,7 +298,7 @@ class TestDamaged:
         epoch = image(tmp_path, three_requests, ROOMY)
         data = epoch.segment_path(1).read_bytes()
         epoch.segment_path(1).write_bytes(data[:30] + b"\xff" + data[31:])
-        assert recover(epoch, alarm=Alarms(), disk=Disk()) is Recovered.DAMAGED
+        assert recover(epoch, alarm=Alarms()) is Recovered.DAMAGED
         assert epoch.segment_path(1).exists()
 
 

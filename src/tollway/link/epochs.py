@@ -24,19 +24,20 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from tollway.domain.usage import Admit, Quantities
+from tollway.link.disk import DISK, Disk
 from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, first_chain, parse_head
 
 FORMAT = 1
 """Of the header. A reader refuses a newer one."""
 
 _HEADER = struct.Struct("<8sII")
+_START_BYTES = 4096  # most headers are shorter: they name the requests open at that moment
 _MAGIC = b"TWSPOOL\x01"
 _EPOCH_NAME = re.compile(r"epoch-([0-9]{1,19})")
 _SEGMENT_NAME = re.compile(r"([0-9]{4,9})\.seg")
@@ -53,15 +54,6 @@ class SpoolDamaged(Exception):
     def __init__(self, where: str, what: str) -> None:
         super().__init__(f"{where}: {what}")
         self.where = where
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """The calls that can fail when a disk does. Tests hand in failing ones; everything else takes the defaults."""
-
-    pwrite: Callable[[int, bytes, int], int] = os.pwrite
-    fdatasync: Callable[[int], None] = os.fdatasync
-    fallocate: Callable[[int, int, int], None] = os.posix_fallocate
 
 
 class OpenRequest(msgspec.Struct, frozen=True):
@@ -115,6 +107,7 @@ class Epoch:
 
     directory: Path
     number: int
+    disk: Disk = field(default=DISK, repr=False, compare=False)
 
     def segment_path(self, number: int) -> Path:
         """Where segment `number` (1, 2, ...) lies."""
@@ -122,82 +115,82 @@ class Epoch:
 
     def list_segments(self) -> list[int]:
         """Numbers of the segment files that exist, in order; the last ones may be prepared but not begun."""
-        found = (_SEGMENT_NAME.fullmatch(name) for name in os.listdir(self.directory))
+        found = (_SEGMENT_NAME.fullmatch(name) for name in self.disk.listdir(self.directory))
         return sorted(int(match.group(1)) for match in found if match)
 
     def is_closed(self) -> bool:
         """Whether nothing will be added any more."""
-        return (self.directory / "closed").exists()
+        return self.disk.exists(self.directory / "closed")
 
     def is_damaged(self) -> bool:
         """Whether someone has to look at it before anything else is done to it."""
-        return (self.directory / "damaged").exists()
+        return self.disk.exists(self.directory / "damaged")
 
     def mark_damaged(self, where: str, what: str) -> None:
         """Leave a note for a person. The records stay as they are."""
-        write_file(self.directory / "damaged", msgspec.json.encode(Damage(where, what)))
+        write_file(self.directory / "damaged", msgspec.json.encode(Damage(where, what)), self.disk)
 
 
-def list_epochs(directory: Path) -> list[Epoch]:
+def list_epochs(directory: Path, disk: Disk = DISK) -> list[Epoch]:
     """Epochs of a spool, oldest first; none if there is no such directory."""
-    if not directory.is_dir():
+    if not disk.exists(directory):
         return []
-    found = ((name, _EPOCH_NAME.fullmatch(name)) for name in os.listdir(directory))
-    return sorted((Epoch(directory / name, int(match.group(1))) for name, match in found if match), key=lambda epoch: epoch.number)
+    found = ((name, _EPOCH_NAME.fullmatch(name)) for name in disk.listdir(directory))
+    return sorted((Epoch(directory / name, int(match.group(1)), disk) for name, match in found if match), key=lambda epoch: epoch.number)
 
 
-def find_node(directory: Path) -> str | None:
+def find_node(directory: Path, disk: Disk = DISK) -> str | None:
     """The id of the node that writes here; None in a directory that was never used."""
     try:
-        return msgspec.json.decode((directory / "node.json").read_bytes(), type=_Node).node_id
+        return msgspec.json.decode(disk.read(directory / "node.json"), type=_Node).node_id
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as error:
         raise SpoolDamaged(str(directory / "node.json"), str(error)) from None
 
 
-def write_node(directory: Path, node_id: str) -> None:
+def write_node(directory: Path, node_id: str, disk: Disk = DISK) -> None:
     """Give the spool its node id, durably. Call it once, under the spool's lock."""
-    write_file(directory / "node.json", msgspec.json.encode(_Node(node_id)))
+    write_file(directory / "node.json", msgspec.json.encode(_Node(node_id)), disk)
 
 
 # ---- Locks and small files -------------------------------------------------------------------------------------------
 
 
-def lock(path: Path, *, wait: bool) -> int | None:
+def lock(path: Path, disk: Disk = DISK, *, wait: bool) -> int | None:
     """Take the lock file `path`; returns a descriptor that holds it until closed, or None if another process has it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        disk.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
-        os.close(fd)
+        disk.close(fd)
         return None
     except BaseException:
-        os.close(fd)
+        disk.close(fd)
         raise
     return fd
 
 
-def sync_directory(path: Path) -> None:
+def sync_directory(path: Path, disk: Disk = DISK) -> None:
     """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    fd = disk.open(path, os.O_RDONLY | os.O_DIRECTORY, 0)
     try:
-        os.fsync(fd)
+        disk.fsync(fd)
     finally:
-        os.close(fd)
+        disk.close(fd)
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes, disk: Disk = DISK) -> None:
     """Put `content` at `path` as a whole or not at all, durably."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    draft = path.with_name(f"{path.name}.{disk.getpid()}.draft")
+    fd = disk.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        write_all(fd, content, 0, Disk())
-        os.fsync(fd)
+        write_all(fd, content, 0, disk)
+        disk.fsync(fd)
     finally:
-        os.close(fd)
-    os.replace(draft, path)
-    sync_directory(path.parent)
+        disk.close(fd)
+    disk.replace(draft, path)
+    sync_directory(path.parent, disk)
 
 
 def write_all(fd: int, data: bytes, offset: int, disk: Disk) -> None:
@@ -213,14 +206,14 @@ def write_all(fd: int, data: bytes, offset: int, disk: Disk) -> None:
 def create_segment(path: Path, size_bytes: int, disk: Disk) -> int:
     """A preallocated file of zeros, durable in name and size; returns its descriptor. On error nothing is left
     behind."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         disk.fallocate(fd, 0, size_bytes)
-        os.fsync(fd)
-        sync_directory(path.parent)
+        disk.fsync(fd)
+        sync_directory(path.parent, disk)
     except BaseException:
-        os.close(fd)
-        path.unlink(missing_ok=True)
+        disk.close(fd)
+        disk.unlink(path)
         raise
     return fd
 
@@ -251,23 +244,25 @@ def parse_start(data: bytes) -> tuple[SegmentStart, int] | None:
     return start, end
 
 
-def read_start(path: Path) -> tuple[SegmentStart, int] | None:
-    """The header of the segment at `path`, reading no more than it; None if it has not begun or is gone."""
+def read_start(path: Path, disk: Disk = DISK) -> tuple[SegmentStart, int] | None:
+    """The header of the segment at `path`, reading little more than it; None if it has not begun or is gone."""
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEADER.size)
-            if len(head) < _HEADER.size:
-                return None
-            magic, length, _ = _HEADER.unpack(head)
-            return parse_start(head + file.read(length)) if magic == _MAGIC else None
+        data = disk.read(path, 0, _START_BYTES)
+        if len(data) < _HEADER.size:
+            return None
+        magic, length, _ = _HEADER.unpack_from(data)
+        if magic != _MAGIC:
+            return None
+        end = _HEADER.size + length
+        return parse_start(data if end <= len(data) else disk.read(path, 0, end))
     except FileNotFoundError:
         return None
 
 
-def read_segment(path: Path) -> bytes:
+def read_segment(path: Path, disk: Disk = DISK) -> bytes:
     """The bytes of a segment up to its last byte that is not zero: a record never ends in one (payloads are JSON
     objects)."""
-    return path.read_bytes().rstrip(b"\0")
+    return disk.read(path).rstrip(b"\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,9 +288,7 @@ def read_frames(epoch: Epoch, position: Position, end: Position | None, bytes_ma
     while True:
         path = epoch.segment_path(position.segment)
         try:
-            with path.open("rb") as file:
-                file.seek(position.offset)
-                data = file.read(bytes_max)
+            data = epoch.disk.read(path, position.offset, bytes_max)
         except FileNotFoundError:
             raise SpoolDamaged(str(path), "the segment is missing") from None
         taken, seq = 0, position.seq
@@ -313,7 +306,7 @@ def read_frames(epoch: Epoch, position: Position, end: Position | None, bytes_ma
             return data[:taken], Position(position.segment, position.offset + taken, seq)
         if end is not None and seq >= end.seq:
             return b"", position
-        following = read_start(epoch.segment_path(position.segment + 1))
+        following = read_start(epoch.segment_path(position.segment + 1), epoch.disk)
         if following is None:
             if end is not None or any(data[:HEAD_BYTES]):
                 raise SpoolDamaged(f"{path} at {position.offset}", f"record {seq} is missing")
@@ -330,7 +323,7 @@ def find_position(epoch: Epoch, seq: int) -> Position | None:
     Raises SpoolDamaged if the epoch does not reach as far as `seq`, or is not readable up to it.
     """
     for number in reversed(epoch.list_segments()):
-        header = read_start(epoch.segment_path(number))
+        header = read_start(epoch.segment_path(number), epoch.disk)
         if header is None or header[0].first_seq > seq:
             continue
         position = Position(number, header[1], header[0].first_seq)

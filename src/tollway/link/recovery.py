@@ -38,6 +38,7 @@ from tollway.domain.usage import (
     decode,
     encode,
 )
+from tollway.link.disk import DISK, Disk
 from tollway.link.epochs import (
     FORMAT,
     SLOT_CACHED_INPUT,
@@ -47,13 +48,13 @@ from tollway.link.epochs import (
     SLOT_REASONING,
     SLOT_WORDS,
     Closed,
-    Disk,
     Epoch,
     OpenRequest,
     SegmentStart,
     SpoolDamaged,
     create_segment,
     encode_start,
+    find_node,
     first_start,
     list_epochs,
     lock,
@@ -129,34 +130,34 @@ def read_slot(words: "memoryview | array.array[int]", slot: int) -> Quantities:
     )
 
 
-def recover_dead(directory: Path, *, alarm: Alarm, disk: Disk | None = None) -> dict[int, Recovered]:
+def recover_dead(directory: Path, *, alarm: Alarm, disk: Disk = DISK) -> dict[int, Recovered]:
     """Recover every epoch of the spool at `directory` that is not closed and that no living process holds.
 
     An epoch that cannot be written to (disk full) is left for the next call, with an alarm: nothing of it is lost.
     """
     results: dict[int, Recovered] = {}
-    for epoch in list_epochs(directory):
+    for epoch in list_epochs(directory, disk):
         if epoch.is_closed() or epoch.is_damaged():
             continue
         # The spool's lock makes "the directory is there" and "its lock is held" one step for whoever makes an epoch.
-        spool_lock = lock(directory / "lock", wait=True)
+        spool_lock = lock(directory / "lock", disk, wait=True)
         assert spool_lock is not None
         try:
-            epoch_lock = lock(epoch.directory / "LOCK", wait=False) if epoch.directory.exists() else None
+            epoch_lock = lock(epoch.directory / "LOCK", disk, wait=False) if disk.exists(epoch.directory) else None
         finally:
-            os.close(spool_lock)
+            disk.close(spool_lock)
         if epoch_lock is None:
             continue
         try:
-            results[epoch.number] = recover(epoch, alarm=alarm, disk=disk or Disk())
+            results[epoch.number] = recover(epoch, alarm=alarm)
         except OSError as error:
             alarm("spool_recovery_failed", {"epoch": epoch.number, "error": str(error)})
         finally:
-            os.close(epoch_lock)
+            disk.close(epoch_lock)
     return results
 
 
-def recover(epoch: Epoch, *, alarm: Alarm, disk: Disk) -> Recovered:
+def recover(epoch: Epoch, *, alarm: Alarm) -> Recovered:
     """Give each open request of `epoch` its FINAL, then close it. The caller holds the epoch's lock."""
     if epoch.is_closed():
         return Recovered.CLOSED
@@ -170,7 +171,7 @@ def recover(epoch: Epoch, *, alarm: Alarm, disk: Disk) -> Recovered:
         _remove_unbegun(epoch)
         return Recovered.CLOSED
     requests, end = found
-    appender = _Appender(epoch, end, requests.latest_at, disk)
+    appender = _Appender(epoch, end, requests.latest_at)
     try:
         if not requests.is_closed:
             slots = _read_slots(epoch)
@@ -197,12 +198,13 @@ def recover(epoch: Epoch, *, alarm: Alarm, disk: Disk) -> Recovered:
 
 def finish(epoch: Epoch, segment: int, end_offset: int, next_seq: int) -> None:
     """What follows CLOSE: give back unused space and mark the epoch closed. Every step may be repeated."""
-    os.truncate(epoch.segment_path(segment), end_offset)
+    disk = epoch.disk
+    disk.truncate(epoch.segment_path(segment), end_offset)
     for number in epoch.list_segments():
         if number > segment:
-            epoch.segment_path(number).unlink(missing_ok=True)
-    (epoch.directory / "progress.map").unlink(missing_ok=True)
-    write_file(epoch.directory / "closed", msgspec.json.encode(Closed(next_seq)))
+            disk.unlink(epoch.segment_path(number))
+    disk.unlink(epoch.directory / "progress.map")
+    write_file(epoch.directory / "closed", msgspec.json.encode(Closed(next_seq)), disk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +225,7 @@ def _read_end(epoch: Epoch) -> tuple[_Requests, _End] | None:
     torn_start: tuple[int, bytes] | None = None  # a file that has bytes but no whole header
     for number in reversed(numbers):
         path = epoch.segment_path(number)
-        data = read_segment(path)
+        data = read_segment(path, epoch.disk)
         if not data:
             continue
         begun = parse_start(data)
@@ -269,23 +271,27 @@ def _read_records(
 
 def _node_of(epoch: Epoch) -> str:
     """The node that the spool around `epoch` belongs to."""
-    return msgspec.json.decode((epoch.directory.parent / "node.json").read_bytes())["node_id"]  # type: ignore[no-any-return]
+    node_id = find_node(epoch.directory.parent, epoch.disk)
+    if node_id is None:
+        raise SpoolDamaged(str(epoch.directory.parent / "node.json"), "the file is missing")
+    return node_id
 
 
 def _remove_unbegun(epoch: Epoch) -> None:
     """Take away an epoch that died before its first header was whole: there never was a record in it."""
-    for name in os.listdir(epoch.directory):
-        (epoch.directory / name).unlink(missing_ok=True)
+    disk = epoch.disk
+    for name in disk.listdir(epoch.directory):
+        disk.unlink(epoch.directory / name)
     with contextlib.suppress(FileNotFoundError):
-        epoch.directory.rmdir()
-    sync_directory(epoch.directory.parent)
+        disk.rmdir(epoch.directory)
+    sync_directory(epoch.directory.parent, disk)
 
 
 def _read_slots(epoch: Epoch) -> dict[int, tuple[Quantities, int | None]]:
     """progress.map by ADMIT seq: counts, and the instant of the first token."""
     words = array.array("Q")
     try:
-        content = (epoch.directory / "progress.map").read_bytes()
+        content = epoch.disk.read(epoch.directory / "progress.map")
     except FileNotFoundError:
         return {}
     words.frombytes(content[: len(content) - len(content) % (8 * SLOT_WORDS)])
@@ -305,17 +311,17 @@ def _with_slot(request: OpenRequest, slots: dict[int, tuple[Quantities, int | No
 class _Appender:
     """Writes records behind the last whole one of a dead epoch, in further segments where one is full."""
 
-    def __init__(self, epoch: Epoch, end: "_End", latest_at: int, disk: Disk) -> None:
+    def __init__(self, epoch: Epoch, end: "_End", latest_at: int) -> None:
         self._epoch = epoch
         self._node_id = end.start.node_id
         self._latest_at = latest_at
-        self._disk = disk
+        self._disk = disk = epoch.disk
         self.number = end.start.number
         self.offset = end.offset
         self.seq = end.seq
         self._chain = end.chain
-        self._fd = os.open(epoch.segment_path(self.number), os.O_RDWR | os.O_CLOEXEC)
-        self._size = os.fstat(self._fd).st_size
+        self._fd = disk.open(epoch.segment_path(self.number), os.O_RDWR | os.O_CLOEXEC, 0)
+        self._size = disk.size(self._fd)
         if end.data_end > end.offset:
             write_all(self._fd, bytes(end.data_end - end.offset), end.offset, disk)
             disk.fdatasync(self._fd)
@@ -344,12 +350,12 @@ class _Appender:
             )
         )
         path = self._epoch.segment_path(self.number + 1)
-        if path.exists():  # prepared by the dead process, or by a recovery that was interrupted
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        if self._disk.exists(path):  # prepared by the dead process, or by a recovery that was interrupted
+            fd = self._disk.open(path, os.O_RDWR | os.O_CLOEXEC, 0)
         else:
             fd = create_segment(path, max(self._size, _SEGMENT_BYTES_MIN, 2 * len(header)), self._disk)
-        os.close(self._fd)
-        self._fd, self._size = fd, os.fstat(fd).st_size
+        self._disk.close(self._fd)
+        self._fd, self._size = fd, self._disk.size(fd)
         self.number += 1
         write_all(fd, header, 0, self._disk)
         self.offset = len(header)
@@ -360,4 +366,4 @@ class _Appender:
 
     def close(self) -> None:
         """Let go of the file."""
-        os.close(self._fd)
+        self._disk.close(self._fd)

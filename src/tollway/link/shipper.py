@@ -11,10 +11,9 @@ when it is old or when space is short.
 """
 
 import asyncio
-import os
 import random
-import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +77,10 @@ class _NextSeq(msgspec.Struct, frozen=True):
     next_seq: int
 
 
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
 class _ControlAway(Exception):
     """No usable answer; try again later."""
 
@@ -107,18 +110,27 @@ class Shipper:
         node_key: str,
         alarm: Alarm,
         options: ShipperOptions | None = None,
+        clock: Callable[[], int] = _now_us,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        chance: random.Random | None = None,
     ) -> None:
+        """`clock` gives UTC microseconds. `transport` carries the requests (None: TCP). `chance` spreads the attempts
+        of many gateways while control is away."""
         self.metrics = ShipperMetrics()
         self._spool = spool
         self._directory = directory
         self._alarm = alarm
         self._options = options or ShipperOptions()
+        self._disk = spool.epoch.disk
+        self._clock = clock
+        self._chance = chance or random.Random()
         self._client = httpx2.AsyncClient(
             base_url=control_link_url,
             headers={"authorization": f"Bearer {node_key}", "content-type": "application/octet-stream"},
             timeout=httpx2.Timeout(REQUEST_SECONDS_MAX, connect=5.0),
             limits=httpx2.Limits(max_connections=1),
             trust_env=False,
+            transport=transport,
         )
         self._cursors: dict[int, _Cursor] = {}
         self._cared_at = 0.0
@@ -133,7 +145,7 @@ class Shipper:
                 await self._ship_all()
             except _ControlAway as error:
                 self._note_away(error)
-                await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))
+                await asyncio.sleep(pause_seconds * self._chance.uniform(0.5, 1.0))
                 pause_seconds = min(pause_seconds * 2, BACKOFF_SECONDS_MAX)
             else:
                 self._is_away = False
@@ -157,7 +169,7 @@ class Shipper:
             await self._client.aclose()
 
     async def _ship_all(self) -> None:
-        epochs = await asyncio.to_thread(list_epochs, self._directory)
+        epochs = await asyncio.to_thread(list_epochs, self._directory, self._disk)
         self._cursors = {epoch.number: self._cursors[epoch.number] for epoch in epochs if epoch.number in self._cursors}
         unshipped = 0
         for epoch in epochs:
@@ -184,7 +196,7 @@ class Shipper:
             await self._note_shipped(cursor)
             return cursor.end_seq is not None and cursor.position.seq >= cursor.end_seq
         except (SpoolDamaged, OSError) as error:
-            if epoch.directory.exists():  # else another process found it shipped, and removed it
+            if self._disk.exists(epoch.directory):  # else another process found it shipped, and removed it
                 self._stop(epoch, error)
             return False
 
@@ -242,8 +254,8 @@ class Shipper:
         """Leave a note when an epoch is done; for the living one, control is asked at the next start anyway."""
         seq = cursor.position.seq
         if cursor.end_seq is not None and seq >= cursor.end_seq > cursor.noted_seq:
-            note = msgspec.json.encode(Shipped(seq, time.time_ns() // 1000))
-            await asyncio.to_thread(write_file, cursor.epoch.directory / "shipped", note)
+            note = msgspec.json.encode(Shipped(seq, self._clock()))
+            await asyncio.to_thread(write_file, cursor.epoch.directory / "shipped", note, self._disk)
             cursor.noted_seq = seq
 
     def _stop(self, epoch: Epoch, error: Exception) -> None:
@@ -264,12 +276,12 @@ class Shipper:
     # ---- Housekeeping ------------------------------------------------------------------------------------------------
 
     async def _look_after(self) -> None:
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         if now - self._cared_at < CARE_SECONDS and self._cared_at:
             return
         self._cared_at = now
         try:
-            await asyncio.to_thread(recover_dead, self._directory, alarm=self._alarm)
+            await asyncio.to_thread(recover_dead, self._directory, alarm=self._alarm, disk=self._disk)
             await asyncio.to_thread(self._remove_shipped)
         except OSError as error:
             self._alarm("spool_care_failed", {"error": str(error)})
@@ -277,12 +289,12 @@ class Shipper:
     def _remove_shipped(self) -> None:
         """Remove what control has, if it is old or space is short: whole epochs, and the living one's older
         segments."""
-        before = time.time() - self._options.keep_days * 86_400
-        for epoch in list_epochs(self._directory):
-            is_short = shutil.disk_usage(self._directory).free < self._options.free_bytes_min
+        before = self._clock() / 1e6 - self._options.keep_days * 86_400
+        for epoch in list_epochs(self._directory, self._disk):
+            is_short = self._disk.free_bytes(self._directory) < self._options.free_bytes_min
             if epoch.number == self._spool.epoch.number:
                 self._remove_segments(epoch, before, is_short)
-            elif self._is_done(epoch) and (is_short or (epoch.directory / "shipped").stat().st_mtime < before):
+            elif self._is_done(epoch) and (is_short or self._disk.modified_at(epoch.directory / "shipped") < before):
                 _remove_epoch(epoch)
 
     @staticmethod
@@ -297,29 +309,30 @@ class Shipper:
             return
         for number in epoch.list_segments():
             path = epoch.segment_path(number)
-            if number >= cursor.position.segment or not (is_short or path.stat().st_mtime < before):
+            if number >= cursor.position.segment or not (is_short or self._disk.modified_at(path) < before):
                 return
-            path.unlink(missing_ok=True)
+            self._disk.unlink(path)
 
 
 def _remove_epoch(epoch: Epoch) -> None:
     """Remove a closed, shipped epoch. `closed` goes last, so that a half-removed one is still no dead one."""
-    fd = lock(epoch.directory / "LOCK", wait=False)
+    disk = epoch.disk
+    fd = lock(epoch.directory / "LOCK", disk, wait=False)
     if fd is None:
         return
     try:
-        names = sorted(os.listdir(epoch.directory), key=lambda name: name in ("closed", "LOCK"))
+        names = sorted(disk.listdir(epoch.directory), key=lambda name: name in ("closed", "LOCK"))
         for name in names:
-            (epoch.directory / name).unlink(missing_ok=True)
-        epoch.directory.rmdir()
+            disk.unlink(epoch.directory / name)
+        disk.rmdir(epoch.directory)
     finally:
-        os.close(fd)
+        disk.close(fd)
 
 
 def _find_first(epoch: Epoch) -> tuple[str, Position] | None:
     """Whose epoch it is, and its first record that is still here."""
     for number in epoch.list_segments():
-        header = read_start(epoch.segment_path(number))
+        header = read_start(epoch.segment_path(number), epoch.disk)
         if header is not None:
             return header[0].node_id, Position(number, header[1], header[0].first_seq)
     return None
@@ -327,14 +340,14 @@ def _find_first(epoch: Epoch) -> tuple[str, Position] | None:
 
 def _read_end(epoch: Epoch) -> int | None:
     try:
-        return msgspec.json.decode((epoch.directory / "closed").read_bytes(), type=Closed).next_seq
+        return msgspec.json.decode(epoch.disk.read(epoch.directory / "closed"), type=Closed).next_seq
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 
 
 def _read_shipped(epoch: Epoch) -> int:
     try:
-        return msgspec.json.decode((epoch.directory / "shipped").read_bytes(), type=Shipped).next_seq
+        return msgspec.json.decode(epoch.disk.read(epoch.directory / "shipped"), type=Shipped).next_seq
     except (FileNotFoundError, msgspec.DecodeError):
         return 0
 

@@ -25,9 +25,7 @@ another's.
 import asyncio
 import mmap
 import os
-import queue
 import secrets
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -40,10 +38,10 @@ from typing import Self
 from tollway.domain.faults import OVERLOADED, SPOOL_UNAVAILABLE, Fault
 from tollway.domain.ids import NODE, RANDOM_BITS, new_id
 from tollway.domain.usage import Admit, Close, Final, Progress, Quantities, Tick, encode
+from tollway.link.disk import DISK, Disk
 from tollway.link.epochs import (
     FORMAT,
     SLOT_WORDS,
-    Disk,
     Epoch,
     OpenRequest,
     Position,
@@ -59,7 +57,6 @@ from tollway.link.epochs import (
     write_node,
 )
 from tollway.link.recovery import Alarm, finish, read_slot, recover, recover_dead
-from tollway.link.syncing import KernelSync
 from tollway.wire.segments import HEAD_BYTES, extend
 
 ADMIT_BYTES_MAX = 640
@@ -156,7 +153,6 @@ class Spool:
         *,
         clock: Callable[[], int],
         options: SpoolOptions,
-        disk: Disk,
         alarm: Alarm,
     ) -> None:
         start = first_start(node_id, epoch.number)
@@ -168,7 +164,8 @@ class Spool:
         self.committed = Position(1, len(encode_start(start)), 1)
         self._lock_fd, fd = fds
         self._map_memory = map_memory
-        self._clock, self._options, self._disk, self._alarm = clock, options, disk, alarm
+        self._disk = disk = epoch.disk
+        self._clock, self._options, self._alarm = clock, options, alarm
         self._loop = asyncio.get_running_loop()
         self._segment = _Segment(1, fd)
         self._chain, self._next_seq = start.chain, 1
@@ -188,11 +185,8 @@ class Spool:
         self._is_closing = False
         self._has_failed = False
         self._is_shut = False  # closing or failed: one look in the hot path
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._run_jobs, name="spool-writer", daemon=True)
-        self._writer.start()
-        # Injected disks fail on purpose, and only the thread's way goes through them.
-        self._kernel = KernelSync.open(self._loop) if disk.fdatasync is os.fdatasync else None
+        self._writer = disk.start_writer()
+        self._kernel = disk.open_kernel_sync(self._loop)
         self._prepare()
         self._ticker = self._loop.call_later(options.tick_seconds, self._tick)
 
@@ -205,7 +199,7 @@ class Spool:
         node_id: str | None = None,
         clock: Callable[[], int] = _now_us,
         options: SpoolOptions | None = None,
-        disk: Disk | None = None,
+        disk: Disk = DISK,
     ) -> Self:
         """Recover what dead processes left at `directory`, then begin a new epoch there. Call it in the event loop's
         thread, before serving: it waits for the disk.
@@ -214,29 +208,29 @@ class Spool:
         `alarm` is told of what a person must look at. Raises OSError if the directory cannot be written (read-only,
         full), ValueError if it belongs to another node.
         """
-        options, disk = options or SpoolOptions(), disk or Disk()
-        directory.mkdir(parents=True, exist_ok=True)
-        spool_lock = lock(directory / "lock", wait=True)
+        options = options or SpoolOptions()
+        disk.makedirs(directory, exist_ok=True)
+        spool_lock = lock(directory / "lock", disk, wait=True)
         assert spool_lock is not None
         try:
-            found = find_node(directory)
+            found = find_node(directory, disk)
             if found is None:
                 found = node_id or new_id(NODE, clock(), secrets.randbits(RANDOM_BITS))
-                write_node(directory, found)
+                write_node(directory, found, disk)
             if node_id is not None and node_id != found:
                 raise ValueError(f"the spool at {directory} belongs to {found}, not to {node_id}")
-            epoch, epoch_lock = _make_epoch(directory, clock())
+            epoch, epoch_lock = _make_epoch(directory, clock(), disk)
         finally:
-            os.close(spool_lock)
+            disk.close(spool_lock)
         try:
             recover_dead(directory, alarm=alarm, disk=disk)
             fd = create_segment(epoch.segment_path(1), options.segment_bytes, disk)
             map_memory = _create_map(epoch.directory / "progress.map", options.slots_max, disk)
             write_all(fd, encode_start(first_start(found, epoch.number)), 0, disk)
             disk.fdatasync(fd)
-            return cls(epoch, found, (epoch_lock, fd), map_memory, clock=clock, options=options, disk=disk, alarm=alarm)
+            return cls(epoch, found, (epoch_lock, fd), map_memory, clock=clock, options=options, alarm=alarm)
         except BaseException:
-            os.close(epoch_lock)
+            disk.close(epoch_lock)
             raise
 
     # ---- What the gateway asks for (gateway.ports.UsageSink) ---------------------------------------------------------
@@ -410,7 +404,7 @@ class Spool:
         self._waiting = []
         began = time.perf_counter()
         if self._kernel is None or len(commit.fds) > 1 or not self._kernel.start(segment.fd, partial(self._synced, commit, began)):
-            self._jobs.put(lambda: self._sync(commit))
+            self._writer.put(lambda: self._sync(commit))
 
     def _synced(self, commit: _Commit, began: float, error: OSError | None) -> None:
         self._finish_commit(commit, time.perf_counter() - began, error)
@@ -423,7 +417,7 @@ class Spool:
             for fd in commit.fds:
                 self._disk.fdatasync(fd)
             for fd in commit.fds[:-1]:
-                os.close(fd)
+                self._disk.close(fd)
         except OSError as caught:
             error = caught
         self._call_loop(self._finish_commit, commit, time.perf_counter() - began, error)
@@ -459,10 +453,6 @@ class Spool:
 
     # ---- The writer thread -------------------------------------------------------------------------------------------
 
-    def _run_jobs(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-
     def _call_loop(self, callback: Callable[..., None], *arguments: object) -> None:
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
@@ -475,7 +465,7 @@ class Spool:
             return
         self._preparing = True
         number = (self._ready[-1].number if self._ready else self._segment.number) + 1
-        self._jobs.put(lambda: self._make_segment(number))
+        self._writer.put(lambda: self._make_segment(number))
 
     def _make_segment(self, number: int) -> None:
         """In the writer thread."""
@@ -526,28 +516,28 @@ class Spool:
                 await self._settle()
         except TimeoutError as error:
             self._fail(error)
-        self._jobs.put(None)
+        self._writer.end()
         try:
             if not self._has_failed:
                 await asyncio.to_thread(self._end_epoch)
         finally:
-            os.close(self._lock_fd)
+            self._disk.close(self._lock_fd)
 
     def _end_epoch(self) -> None:
         self._writer.join()
         self.progress.release()
         self._map_memory.close()
         for segment in (self._segment, *self._ready):
-            os.close(segment.fd)
+            self._disk.close(segment.fd)
         if self._open:
-            recover(self.epoch, alarm=self._alarm, disk=self._disk)
+            recover(self.epoch, alarm=self._alarm)
         else:
             finish(self.epoch, self._segment.number, self._written, self._next_seq)
 
     async def _settle(self) -> None:
         """Wait until the writer thread has done all that was asked of it so far, and the loop has heard of it."""
         done = asyncio.Event()
-        self._jobs.put(lambda: self._call_loop(done.set))
+        self._writer.put(lambda: self._call_loop(done.set))
         await done.wait()
 
 
@@ -555,15 +545,15 @@ def _unavailable() -> Fault:
     return Fault(SPOOL_UNAVAILABLE, detail="the spool failed before FINAL was durable")
 
 
-def _make_epoch(directory: Path, now_us: int) -> tuple[Epoch, int]:
+def _make_epoch(directory: Path, now_us: int, disk: Disk) -> tuple[Epoch, int]:
     """A directory for a new life and the descriptor that holds its lock. The caller holds the spool's lock."""
-    epochs = list_epochs(directory)
+    epochs = list_epochs(directory, disk)
     number = max(now_us, epochs[-1].number + 1 if epochs else 0)
-    epoch = Epoch(directory / f"epoch-{number}", number)
-    epoch.directory.mkdir(mode=0o700)
-    epoch_lock = lock(epoch.directory / "LOCK", wait=False)
+    epoch = Epoch(directory / f"epoch-{number}", number, disk)
+    disk.mkdir(epoch.directory, 0o700)
+    epoch_lock = lock(epoch.directory / "LOCK", disk, wait=False)
     assert epoch_lock is not None
-    sync_directory(directory)
+    sync_directory(directory, disk)
     return epoch, epoch_lock
 
 
@@ -571,9 +561,9 @@ def _create_map(path: Path, slots: int, disk: Disk) -> mmap.mmap:
     """The progress table: a file of zeros with its blocks allocated (a store into a hole of a full disk would kill
     the process)."""
     size = slots * _SLOT_BYTES
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         disk.fallocate(fd, 0, size)
-        return mmap.mmap(fd, size)
+        return disk.map(fd, size)
     finally:
-        os.close(fd)
+        disk.close(fd)
