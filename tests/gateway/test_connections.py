@@ -419,6 +419,23 @@ async def test_a_drain_answers_the_request_that_is_on_its_way_on_a_kept_connecti
         await asyncio.wait_for(running.done, 10)
 
 
+async def test_a_drain_waits_for_a_connection_that_came_in_the_same_moment() -> None:
+    """A gateway that is asked to stop as it starts finds its first connections in the kernel's queue, and none that it knows of."""
+    upstream = Upstream([STREAM_HEAD, part(chunk("a")), Do.GATE, part(chunk("b", finish="stop")), part(DONE), END])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, drain=DrainBounds(grace_seconds=20)) as running:
+        running.stop.set()
+        await asyncio.sleep(0)  # the loop runs once: the drain has begun, and closes the door when the loop runs again
+        with socket.create_connection(("127.0.0.1", running.port)) as early:
+            early.sendall(message(streamed()))
+            reader, writer = await asyncio.open_connection(sock=early)
+            await asyncio.wait_for(reader.readuntil(b'"a"'), 10)
+            assert not running.done.done(), "the gateway left, and would have closed its spool"
+            upstream.gate.set()
+            assert b"[DONE]" in await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+        await asyncio.wait_for(running.done, 10)
+
+
 async def test_a_drain_tells_what_does_not_finish_in_time() -> None:
     upstream = Upstream([STREAM_HEAD, part(chunk("a")), Do.HOLD])
     bounds = DrainBounds(grace_seconds=0.2)

@@ -708,6 +708,7 @@ async def _drain(edge: Edge, public: asyncio.Server | Listener, bounds: DrainBou
     deadline = edge.loop.time() + bounds.grace_seconds
     await asyncio.sleep(bounds.linger_seconds)
     public.close()
+    await asyncio.sleep(0.05)  # what the kernel handed over in the same turn of the loop becomes a connection only now
     while (edge.connections or (isinstance(public, Listener) and public.opening)) and edge.loop.time() < deadline:
         for connection in list(edge.connections):
             connection.close_if_idle()
