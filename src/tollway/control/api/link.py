@@ -12,7 +12,7 @@ from tollway.control import publish
 from tollway.control.api import doors
 from tollway.control.api.doors import ControlPlane, Node, Plane
 from tollway.control.api.schemas import AckIn
-from tollway.domain.faults import Blame, Fault, FaultKind
+from tollway.domain.faults import DATABASE_UNAVAILABLE, Blame, Fault, FaultKind
 
 router = doors.router(tags=["link"])
 
@@ -79,12 +79,18 @@ def _read(plane: ControlPlane, since: int) -> tuple[bytes, int] | None:
 
 
 async def _follow(plane: ControlPlane, since: int) -> AsyncIterator[bytes]:
-    """Lines until the process stops, the line is cut, or FOLLOW_SECONDS_MAX. Ends early, too, if changes ran away from a slow reader."""
+    """Lines until the process stops, the line is cut, or FOLLOW_SECONDS_MAX. Ends early, too, if changes ran away from a slow reader,
+    or if the database is away: the status line has left, so that the node hears why when it comes back."""
     version, ends = since, time.monotonic() + FOLLOW_SECONDS_MAX
     with plane.publications.following() as advanced:
         while not plane.publications.stopping and time.monotonic() < ends:
             advanced.clear()  # before the look, so that what is committed during it is not slept through
-            read = await run_in_threadpool(_read, plane, version)
+            try:
+                read = await run_in_threadpool(_read, plane, version)
+            except Fault as fault:
+                if fault.kind is not DATABASE_UNAVAILABLE:
+                    raise
+                return
             if read is None:
                 return
             lines, version = read
