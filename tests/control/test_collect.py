@@ -23,7 +23,7 @@ from tests.storage.databases import SqliteTemplate
 from tollway.control.collect import Gap, Refused, Taken, collect
 from tollway.control.verify import verify
 from tollway.domain.prices import PriceVersion
-from tollway.domain.usage import TOKENS_MAX, Close, Outcome, Progress, Quantities, Record, Tick
+from tollway.domain.usage import TOKENS_MAX, Amounts, Close, Outcome, Progress, Quantities, Record, Tick
 from tollway.storage import schema
 from tollway.storage import schema_money as money
 from tollway.storage import usage as stored
@@ -83,7 +83,6 @@ def state(database: Database) -> str:
     digest = hashlib.sha256()
     tables: list[tuple[sa.Table, set[str]]] = [
         (money.usage_events, set()),
-        (money.rated_lines, set()),
         (money.usage_rollups, set()),
         (money.balances, {"version", "changed_at"}),
         (money.event_conflicts, set()),
@@ -136,7 +135,9 @@ class TestTakenIn:
         failed = final(admit(1), outcome=Outcome.UPSTREAM_ERROR, used=Quantities(100), first_token_at=None, error="upstream_cut")
         assert take(database, archive, frames([failed.admit, failed])).events == 1
         assert balances(database) == {}
-        assert count(database, money.rated_lines) == 0
+        with database.platform(write=False) as tx:
+            (event,) = stored.iterate_events(tx)
+        assert event.amounts == Amounts()
 
     def test_amounts_beyond_64_bits_stay_exact(self, database: Database, archive: Archive) -> None:
         dear = msgspec.structs.replace(PRICE, id="price_" + "d" * 32, valid_from=1, output_pico=10**12, input_pico=10**12)
@@ -349,8 +350,8 @@ class TestVerify:
         [
             ("usage_events", "UPDATE usage_events SET output = output + 1 WHERE seq = 2"),
             ("usage_events", f"UPDATE usage_events SET organization_id = '{OTHER_ORGANIZATION}' WHERE seq = 2"),
-            ("rated_lines", "UPDATE rated_lines SET quantity = 1, amount_pico = unit_pico WHERE billing_class = 'input'"),
-            ("rated_lines", "DELETE FROM rated_lines WHERE billing_class = 'output'"),
+            ("usage_events", "UPDATE usage_events SET input_pico = 0 WHERE seq = 2"),
+            ("usage_events", "DELETE FROM usage_events WHERE seq = 4"),
             ("usage_rollups", "UPDATE usage_rollups SET requests = requests + 1 WHERE width_seconds = 3600"),
             ("usage_rollups", "UPDATE usage_rollups SET input_cost_pico = input_cost_pico - 1 WHERE width_seconds = 60"),
             ("usage_rollups", "DELETE FROM usage_rollups WHERE width_seconds = 86400"),
@@ -453,7 +454,7 @@ class TestRollups:
             by_width: dict[int, list[stored.Sums]] = {}
             for key, sums in stored.iterate_rollups(tx):
                 by_width.setdefault(key[1], []).append(sums)
-            lines = tx.connection.execute(sa.select(money.rated_lines.c.quantity, money.rated_lines.c.amount_pico)).all()
+            costs = [event.amounts.total for event in stored.iterate_events(tx)]
         total = sum(number for number in range(1, 40))
         for sums in by_width.values():
             assert sum(group.requests for group in sums) == 39
@@ -463,5 +464,5 @@ class TestRollups:
                 total * 3,
                 total * 4,
             ]
-            assert sum(pico for group in sums for pico in group.costs.values()) == sum(row.amount_pico for row in lines)
+            assert sum(pico for group in sums for pico in group.costs.values()) == sum(costs)
         assert set(by_width) == {60, 3600, 86400}

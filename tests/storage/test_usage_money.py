@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.link.samples import EPOCH, NODE, admit, final
+from tests.storage.databases import PostgresTemplate
 from tollway.domain.prices import BillingClass
+from tollway.domain.usage import Amounts, Quantities, UsageEvent
 from tollway.storage import schema_money as money
 from tollway.storage import usage
 from tollway.storage.archive import Archive, ArchiveShort
@@ -45,7 +49,7 @@ class TestAmount:
 class TestRollups:
     def test_sums_carry_over_and_stay_exact_beyond_64_bits(self, database: Database) -> None:
         each = 9 * 10**18 + 7
-        sums = Sums(1, 2, 3, 4, 5, {BillingClass.OUTPUT: each, BillingClass.INPUT: 999_999_999_999})
+        sums = Sums(1, 2, 3, 4, 5, input_pico=999_999_999_999, output_pico=each)
         with database.platform() as tx:
             for _ in range(5):
                 usage.add_rollups(tx, {KEY: sums})
@@ -53,7 +57,8 @@ class TestRollups:
             ((key, found),) = usage.iterate_rollups(tx)
             pico = tx.connection.execute(sa.select(money.usage_rollups.c.output_cost_pico)).scalar_one()
         assert key == KEY
-        assert found == Sums(5, 10, 15, 20, 25, {BillingClass.INPUT: 5 * 999_999_999_999, BillingClass.OUTPUT: 5 * each})
+        assert found == Sums(5, 10, 15, 20, 25, input_pico=5 * 999_999_999_999, output_pico=5 * each)
+        assert found.costs == {BillingClass.INPUT: 5 * 999_999_999_999, BillingClass.OUTPUT: 5 * each}
         assert pico < 10**12
 
 
@@ -79,3 +84,43 @@ class TestArchive:
     def test_a_name_never_leads_out_of_it(self, tmp_path: Path, node_id: str) -> None:
         with pytest.raises(ValueError, match="node id"):
             Archive(tmp_path / "archive").write(node_id, 1, 0, b"x")
+
+
+class TestEvents:
+    NAMES = (r"\N", r"\.", '"', ",", r"a\tb", "~" * 64, "NULL", "'")
+    """Visible ASCII that means something to one bulk format or another."""
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_come_back_as_they_went_in(self, database: Database, name: str) -> None:
+        of = admit(1, organization_id=name, project_id=name, key_id=name, model=name, endpoint=name, price_version=name, stream=False)
+        changes = [{}, {"deployment_id": None, "error": name, "first_token_at": None}, {"used": Quantities(2**31 - 1, 0, 2**31 - 1, 3)}]
+        events = [
+            UsageEvent(
+                node_id=NODE,
+                epoch=EPOCH,
+                seq=number,
+                final=final(msgspec.structs.replace(of, request_id=f"{name[:60]}{number}"), **change),
+                content_hash=bytes([number]) * 32,
+                amounts=Amounts(number, 0, 2**63 - 1, 4, 5),
+            )
+            for number, change in enumerate(changes)
+        ]
+        with database.platform() as tx:
+            usage.insert_events(tx, events)
+        with database.platform(write=False) as tx:
+            assert sorted(usage.iterate_events(tx), key=lambda event: event.seq) == events
+            ids = [event.final.admit.request_id for event in events]
+            assert usage.find_hashes(tx, [*ids, "another"]) == dict(zip(ids, (event.content_hash for event in events), strict=True))
+
+    @pytest.mark.postgres
+    def test_of_an_id_that_another_transaction_took_are_a_race(self, tmp_path: Path, postgres_template: PostgresTemplate) -> None:
+        event = UsageEvent(node_id=NODE, epoch=EPOCH, seq=1, final=final(admit(1)), content_hash=bytes(32), amounts=Amounts())
+        with postgres_template.copied(tmp_path) as url:
+            database = Database.open(url)
+            with database.platform() as tx:
+                usage.insert_events(tx, [event])
+            with pytest.raises(usage.EventRace), database.platform() as tx:
+                usage.insert_events(tx, [event])
+            with database.platform(write=False) as tx:
+                assert list(usage.iterate_events(tx)) == [event]
+            database.close()

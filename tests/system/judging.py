@@ -58,7 +58,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """One usage event with its rated lines: (quantity, unit in pico, amount in pico) by class."""
+    """One usage event with what it costs: (quantity, unit in pico, amount in pico) by class. Classes that cost nothing may be left out."""
 
     request_id: str
     model: str
@@ -121,16 +121,21 @@ def read_bills(database_url: str) -> dict[str, Bill]:
     ended."""
     is_sqlite = database_url.startswith("sqlite")
     engine = sa.create_engine(database_url, poolclass=sa.NullPool, **({"module": dbapi2} if is_sqlite else {}))
-    columns = "event_id, model, endpoint, outcome, attempts, input, cached_input, output, reasoning"
+    columns = "event_id, usage_events.model, endpoint, outcome, attempts, input, cached_input, output, reasoning"
+    costs = ", ".join(f"usage_events.{name}_pico, prices.{name}_pico" for name in (*TOKEN_CLASSES, "request"))
     with engine.connect() as connection:
         for table in ("event_conflicts", "quarantined_records"):
             assert connection.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar() == 0, table
         events = connection.execute(sa.text(f"SELECT {columns} FROM usage_events")).all()
         lines: dict[str, dict[str, tuple[int, int, int]]] = {}
-        for event_id, billing_class, *product in connection.execute(
-            sa.text("SELECT event_id, billing_class, quantity, unit_pico, amount_pico FROM rated_lines")
-        ):
-            lines.setdefault(event_id, {})[billing_class] = (product[0], product[1], product[2])
+        rated = sa.text(f"SELECT event_id, {costs} FROM usage_events JOIN prices ON prices.id = price_version")
+        for event_id, *amounts_and_units in connection.execute(rated):
+            pairs = zip(amounts_and_units[::2], amounts_and_units[1::2], strict=True)
+            lines[event_id] = {
+                name: (amount // unit, unit, amount)
+                for name, (amount, unit) in zip((*TOKEN_CLASSES, "request"), pairs, strict=True)
+                if amount
+            }
     return {
         event_id: Bill(event_id, model, endpoint, outcome, attempts, dict(zip(TOKEN_CLASSES, used, strict=True)), lines.get(event_id, {}))
         for event_id, model, endpoint, outcome, attempts, *used in events
@@ -218,12 +223,9 @@ def _judge_lines(bill: Bill, prices: Prices) -> list[str]:
     if is_billed:
         quantities = {**bill.used, "request": int(bill.outcome == "completed")}
         units = {name: unit_pico(prices, bill.model, name) for name in quantities}
-        right = {
-            name: (count, units[name], count * units[name])
-            for name, count in quantities.items()
-            if count and (name != "request" or units[name])
-        }
-    return [] if dict(bill.lines) == right else [f"rated lines should be {right}"]
+        right = {name: (count, units[name], count * units[name]) for name, count in quantities.items() if count and units[name]}
+    found = {name: line for name, line in bill.lines.items() if line[2]}
+    return [] if found == right else [f"rated lines should be {right}"]
 
 
 def unit_pico(prices: Prices, model: str, billing_class: str) -> int:

@@ -7,12 +7,16 @@ from. One whose bytes are not frames, or do not continue the chain, is refused a
 two senders of one epoch the second sees what the first did. Hence any number of deliveries, in any order, have one result.
 
 In the same transaction: the raw frames go to the archive (durable before the commit), each FINAL becomes an event, is rated with
-the price version that its ADMIT named, added to the rollups and booked in the ledger. An event whose id is known with the same
-content is a no-op; with other content it is a conflict, kept aside, and never changes money. What cannot be rated (an organization
-or price unknown here, counts no request can have) is kept aside too. Both still count for the watermark: one bad record must not
-hold up the good ones behind it.
+the price version that its ADMIT named (its row keeps what each billing class costs), added to the rollups and booked in the ledger.
+An event whose id is known with the same content is a no-op; with other content it is a conflict, kept aside, and never changes
+money. What cannot be rated (an organization or price unknown here, counts no request can have) is kept aside too. Both still count
+for the watermark: one bad record must not hold up the good ones behind it.
 
 The judgement of each record (`judge`) and the sums (`Tally`) are pure, and shared with `verify`, which runs them over the archive.
+
+What makes it fast: a record is looked at once. ADMITs are passed over by their first bytes, since each FINAL repeats its own.
+Thousands of events share a few groups (caller, model, price), whose names and price are judged once for all of them. Rows go to the
+database in bulk: see `storage.usage`.
 """
 
 import re
@@ -20,17 +24,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tollway.control.ledger import book_usage
-from tollway.domain.prices import BillingClass, PriceVersion, RatedLine, rate
+from tollway.domain.prices import BillingClass, PriceVersion, amounts
 from tollway.domain.usage import (
     OUTCOME_POLICIES,
     TOKENS_MAX,
+    Admit,
     Close,
     Final,
     Tick,
     UsageEvent,
     billed,
     content_hash,
-    decode,
+    decode_unless_admit,
 )
 from tollway.storage import ledger as stored_ledger
 from tollway.storage import usage as stored_usage
@@ -86,7 +91,7 @@ def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first
     batch = _sort_out(frames, watermark)
     archive.write(node_id, epoch, watermark.archive_bytes, body[start:])
     tally = _judge_all(tx, batch)
-    stored_usage.insert_events(tx, tally.events, tally.lines)
+    stored_usage.insert_events(tx, tally.events)
     stored_usage.insert_strays(tx, tally.conflicts, tally.quarantined, now)
     stored_usage.add_rollups(tx, tally.roll_up())
     stored_ledger.post(tx, tally.book(now), now)
@@ -129,6 +134,23 @@ def _read_new(body: bytes, start: int, watermark: Watermark) -> tuple[list[Frame
 
 # ---- Judging records --------------------------------------------------------------------------------------------------
 
+_NAMES = re.compile(r"(?:[!-~]{1,64}\n){5}[!-~]{1,128}")
+"""Ids and endpoint of at most 64 visible ASCII characters, and a model's name."""
+
+_NAME = re.compile(r"[!-~]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """What many events have in common: one key of one organization, model, endpoint and price. `admit` is that of the first of them;
+    what is particular to it is not looked at."""
+
+    admit: Admit
+    is_valid: bool
+
+
+GroupKey = tuple[str, str, str, str, str, str]
+
 
 @dataclass(slots=True)
 class Batch:
@@ -136,29 +158,66 @@ class Batch:
 
     node_id: str
     epoch: int
-    finals: list[tuple[Frame, Final]] = field(default_factory=list)
+    finals: list[tuple[Frame, Final, Group]] = field(default_factory=list)
+    groups: dict[GroupKey, Group] = field(default_factory=dict)
     unreadable: list[tuple[Frame, str]] = field(default_factory=list)
     ticked_at: int | None = None
     closed_at: int | None = None
+    _names: set[str | None] = field(default_factory=lambda: {None})
+    """Of deployments and errors, that were seen to be valid."""
 
     def take(self, frame: Frame) -> None:
         """Sort out one record. Raises Refused if nothing may follow any more."""
         if self.closed_at is not None:
             raise Refused("a record after CLOSE")
         try:
-            record = decode(frame.payload)
+            record = decode_unless_admit(frame.payload)
         except ValueError:
             self.unreadable.append((frame, "unreadable"))
             return
+        if record is None:
+            return
         if isinstance(record, Final):
-            if is_valid(record):
-                self.finals.append((frame, record))
+            group = self._find_group(record.admit)
+            if group.is_valid and self._is_valid(record):
+                self.finals.append((frame, record, group))
             else:
                 self.unreadable.append((frame, "invalid"))
         elif isinstance(record, Tick):
             self.ticked_at = min(max(record.at, 0), INSTANT_MAX)
         elif isinstance(record, Close):
             self.closed_at = min(max(record.at, 0), INSTANT_MAX)
+
+    def _find_group(self, admit: Admit) -> Group:
+        key = (admit.organization_id, admit.project_id, admit.key_id, admit.endpoint, admit.price_version, admit.model)
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = Group(admit, _NAMES.fullmatch("\n".join(key)) is not None)
+        return group
+
+    def _is_valid(self, final: Final) -> bool:
+        """Whether a gateway can have written this: bounded counts and instants, names as names, a policy that we published."""
+        admit, used = final.admit, final.used
+        return (
+            0 <= used.input <= TOKENS_MAX
+            and 0 <= used.cached_input <= TOKENS_MAX
+            and 0 <= used.output <= TOKENS_MAX
+            and 0 <= used.reasoning <= TOKENS_MAX
+            and 0 <= admit.admitted_at <= INSTANT_MAX
+            and 0 <= final.ended_at <= INSTANT_MAX
+            and 0 <= (final.first_token_at or 0) <= INSTANT_MAX
+            and 0 <= final.attempts <= ATTEMPTS_MAX
+            and admit.outcome_policy in OUTCOME_POLICIES
+            and _NAME.fullmatch(admit.request_id) is not None
+            and (final.deployment_id in self._names or self._is_name(final.deployment_id))
+            and (final.error in self._names or self._is_name(final.error))
+        )
+
+    def _is_name(self, text: str | None) -> bool:
+        if text is None or _NAME.fullmatch(text) is None:
+            return False
+        self._names.add(text)
+        return True
 
 
 def _sort_out(frames: Sequence[Frame], watermark: Watermark) -> Batch:
@@ -170,14 +229,15 @@ def _sort_out(frames: Sequence[Frame], watermark: Watermark) -> Batch:
 
 @dataclass(slots=True)
 class Tally:
-    """What a run of records comes to: events with their rated lines, what was put aside, and the sums."""
+    """What a run of records comes to: events with what they cost, what was put aside, and the sums."""
 
     currencies: Mapping[str, str]
     prices: Mapping[str, PriceVersion]
     known: dict[str, bytes]
     """Content hashes of events already taken in, by id; grows with each one that is added."""
     events: list[UsageEvent] = field(default_factory=list)
-    lines: dict[str, list[RatedLine]] = field(default_factory=dict)
+    sums: dict[tuple[Group, int], Sums] = field(default_factory=dict)
+    """Of the events, by group and minute (since 1970) of their end."""
     conflicts: list[Stray] = field(default_factory=list)
     quarantined: list[Stray] = field(default_factory=list)
 
@@ -186,46 +246,48 @@ class Tally:
         epochs were: where several records have one id, the one that became the event."""
         for frame, flaw in batch.unreadable:
             self.quarantined.append(_stray(batch, frame, None, b"", flaw))
-        for frame, final in batch.finals:
-            event_id, hashed = final.admit.request_id, content_hash(frame.payload)
-            judged = judge(final, self.currencies, self.prices)
-            if isinstance(judged, str):
-                self.quarantined.append(_stray(batch, frame, event_id, hashed, judged))
+        judged = {group: judge(group.admit, self.currencies, self.prices) for group in batch.groups.values() if group.is_valid}
+        for frame, final, group in batch.finals:
+            event_id, hashed, price = final.admit.request_id, content_hash(frame.payload), judged[group]
+            if isinstance(price, str):
+                self.quarantined.append(_stray(batch, frame, event_id, hashed, price))
+                continue
+            tokens, requests = billed(final)
+            try:
+                costs = amounts(tokens, requests, price)
+            except OverflowError:
+                self.quarantined.append(_stray(batch, frame, event_id, hashed, "amount_too_large"))
                 continue
             known = self.known.get(event_id)
             event = None if taken is None or known is not None else taken.get(event_id)
             if event is not None and (event.node_id, event.epoch, event.seq) != (batch.node_id, batch.epoch, frame.seq):
                 known = event.content_hash
-            if known is None:
-                self.known[event_id] = hashed
-                self.lines[event_id] = judged
-                self.events.append(UsageEvent(node_id=batch.node_id, epoch=batch.epoch, seq=frame.seq, final=final, content_hash=hashed))
-            elif known != hashed:
-                self.conflicts.append(_stray(batch, frame, event_id, hashed, "conflict"))
+            if known is not None:
+                if known != hashed:
+                    self.conflicts.append(_stray(batch, frame, event_id, hashed, "conflict"))
+                continue
+            self.known[event_id] = hashed
+            self.events.append(
+                UsageEvent(node_id=batch.node_id, epoch=batch.epoch, seq=frame.seq, final=final, content_hash=hashed, amounts=costs)
+            )
+            place = (group, final.ended_at // 60_000_000)
+            sums = self.sums.get(place)
+            if sums is None:
+                sums = self.sums[place] = Sums()
+            sums.add_event(tokens, costs)
 
     def roll_up(self) -> dict[RollupKey, Sums]:
         """The sums of all events by minute, hour and day of their end, tokens as billed."""
-        by_minute: dict[tuple[int, str, str, str, str, str], Sums] = {}
-        for event in self.events:
-            final, admit = event.final, event.final.admit
-            place = (
-                final.ended_at // 60_000_000,
-                admit.organization_id,
-                admit.project_id,
-                admit.key_id,
-                admit.model,
-                admit.endpoint,
-            )
-            sums = by_minute.get(place)
-            if sums is None:
-                sums = by_minute[place] = Sums()
-            sums.add_event(billed(final)[0], self.lines[admit.request_id])
         rollups: dict[RollupKey, Sums] = {}
-        for (minute, organization_id, project_id, key_id, model, endpoint), sums in by_minute.items():
+        for (group, minute), sums in self.sums.items():
+            admit = group.admit
             for width_seconds in ROLLUP_WIDTHS_SECONDS:
                 start_at = minute * 60 // width_seconds * width_seconds * 1_000_000
-                key = (organization_id, width_seconds, start_at, project_id, key_id, model, endpoint)
-                rollups.setdefault(key, Sums()).add(sums)
+                key = (admit.organization_id, width_seconds, start_at, admit.project_id, admit.key_id, admit.model, admit.endpoint)
+                rolled = rollups.get(key)
+                if rolled is None:
+                    rolled = rollups[key] = Sums()
+                rolled.add(sums)
         return rollups
 
     def book(self, now: int) -> list[Posting]:
@@ -233,27 +295,38 @@ class Tally:
         by_organization: dict[str, list[UsageEvent]] = {}
         for event in self.events:
             by_organization.setdefault(event.final.admit.organization_id, []).append(event)
+        costs: dict[str, Costs] = {}
+        for (group, _minute), sums in self.sums.items():
+            of_organization = costs.setdefault(group.admit.organization_id, {})
+            for billing_class, pico in sums.costs.items():
+                place = (group.admit.model, billing_class)
+                of_organization[place] = of_organization.get(place, 0) + pico
         postings = []
         for organization_id, events in sorted(by_organization.items()):
-            posting = book_usage(events, self.costs_of(events), self.currencies[organization_id], now)
+            posting = book_usage(events, costs[organization_id], self.currencies[organization_id], now)
             if posting is not None:
                 postings.append(posting)
         return postings
 
-    def costs_of(self, events: Sequence[UsageEvent]) -> dict[tuple[str, BillingClass], int]:
-        """What events cost together, by model and billing class."""
-        costs: dict[tuple[str, BillingClass], int] = {}
-        for event in events:
-            admit = event.final.admit
-            for line in self.lines[admit.request_id]:
-                place = (admit.model, line.billing_class)
-                costs[place] = costs.get(place, 0) + line.amount_pico
-        return costs
+
+Costs = dict[tuple[str, BillingClass], int]
+"""Pico-currency by model and billing class; nothing is zero."""
 
 
-def judge(final: Final, currencies: Mapping[str, str], prices: Mapping[str, PriceVersion]) -> list[RatedLine] | str:
-    """The rated lines of a valid FINAL, or why it cannot be rated. Pure: the same record and prices give the same."""
-    admit = final.admit
+def costs_of(events: Sequence[UsageEvent]) -> Costs:
+    """What events cost together."""
+    costs: Costs = {}
+    for event in events:
+        model = event.final.admit.model
+        for billing_class in BillingClass:
+            pico = getattr(event.amounts, billing_class)
+            if pico:
+                costs[model, billing_class] = costs.get((model, billing_class), 0) + pico
+    return costs
+
+
+def judge(admit: Admit, currencies: Mapping[str, str], prices: Mapping[str, PriceVersion]) -> PriceVersion | str:
+    """The price of a valid FINAL, or why it cannot be rated. Pure, and the same for all of a group."""
     currency, price = currencies.get(admit.organization_id), prices.get(admit.price_version)
     if currency is None:
         return "organization_unknown"
@@ -261,44 +334,15 @@ def judge(final: Final, currencies: Mapping[str, str], prices: Mapping[str, Pric
         return "price_unknown"
     if price.model != admit.model or price.currency != currency:
         return "price_not_applicable"
-    tokens, requests = billed(final)
-    try:
-        return rate(tokens, requests, price)
-    except OverflowError:
-        return "amount_too_large"
-
-
-_NAMES = re.compile(r"(?:[!-~]{1,64}\n){8}[!-~]{1,128}")
-"""Ids, endpoint and error of at most 64 visible ASCII characters, and a model's name."""
-
-
-def is_valid(final: Final) -> bool:
-    """Whether a FINAL is one that a gateway can have written: bounded counts and instants, names as names, a policy we published."""
-    admit, used = final.admit, final.used
-    names = (
-        f"{admit.request_id}\n{admit.organization_id}\n{admit.project_id}\n{admit.key_id}\n{admit.price_version}\n"
-        f"{admit.endpoint}\n{final.deployment_id or '-'}\n{final.error or '-'}\n{admit.model}"
-    )
-    return (
-        _NAMES.fullmatch(names) is not None
-        and 0 <= used.input <= TOKENS_MAX
-        and 0 <= used.cached_input <= TOKENS_MAX
-        and 0 <= used.output <= TOKENS_MAX
-        and 0 <= used.reasoning <= TOKENS_MAX
-        and 0 <= admit.admitted_at <= INSTANT_MAX
-        and 0 <= final.ended_at <= INSTANT_MAX
-        and 0 <= (final.first_token_at or 0) <= INSTANT_MAX
-        and 0 <= final.attempts <= ATTEMPTS_MAX
-        and admit.outcome_policy in OUTCOME_POLICIES
-    )
+    return price
 
 
 def _judge_all(tx: PlatformTx, batch: Batch) -> Tally:
-    admits = [final.admit for _, final in batch.finals]
+    admits = [group.admit for group in batch.groups.values() if group.is_valid]
     tally = Tally(
         stored_usage.list_currencies(tx, {admit.organization_id for admit in admits}),
         stored_usage.list_prices(tx, {admit.price_version for admit in admits}),
-        stored_usage.find_hashes(tx, [admit.request_id for admit in admits]),
+        stored_usage.find_hashes(tx, [final.admit.request_id for _, final, _ in batch.finals]),
     )
     tally.add(batch)
     return tally

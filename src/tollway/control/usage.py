@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
-from tollway.domain.prices import BillingClass
+from tollway.domain.prices import BillingClass, RatedLine, amounts, rate
+from tollway.domain.usage import UsageEvent, billed
+from tollway.storage import prices as stored_prices
 from tollway.storage import usage as stored
 from tollway.storage.database import TenantTx
-from tollway.storage.usage import Receipt, Sums, UsageGroup, UsageQuery
+from tollway.storage.usage import Sums, UsageGroup, UsageQuery
 
 LINE_ITEMS = {
     BillingClass.INPUT: "input_tokens",
@@ -49,6 +51,19 @@ class Cost:
     line_item: str | None
     quantity: int | None
     amount_pico: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """An event and what it cost, line by line."""
+
+    event: UsageEvent
+    currency: str
+    lines: tuple[RatedLine, ...]
+
+
+class ReceiptWrong(Exception):
+    """What is stored of an event's cost is not what its price makes of it. `tollway verify` tells the extent."""
 
 
 def list_buckets(tx: TenantTx, query: UsageQuery, limit: int) -> Buckets:
@@ -88,11 +103,19 @@ def split_costs(group: UsageGroup, by_line_item: bool, wanted: frozenset[tuple[s
 
 
 def get_receipt(tx: TenantTx, request_id: str) -> Receipt:
-    """The receipt of one of the organization's requests. Raises RESOURCE_UNKNOWN for any other, and until it has come in."""
-    receipt = stored.find_receipt(tx, request_id)
-    if receipt is None:
+    """The receipt of one of the organization's requests. Raises RESOURCE_UNKNOWN for any other, and until it has come in.
+
+    Its lines are computed again, from the event and its price, which never change; ReceiptWrong if that is not what was billed.
+    """
+    event = stored.find_event(tx, request_id)
+    if event is None:
         raise Fault(RESOURCE_UNKNOWN)
-    return receipt
+    price_id = event.final.admit.price_version
+    price = stored_prices.find_prices(tx, [price_id])[price_id]
+    tokens, requests = billed(event.final)
+    if amounts(tokens, requests, price) != event.amounts:
+        raise ReceiptWrong(request_id)
+    return Receipt(event, price.currency, tuple(rate(tokens, requests, price)))
 
 
 def _quantity(sums: Sums, billing_class: BillingClass) -> int | None:

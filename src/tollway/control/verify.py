@@ -1,6 +1,6 @@
 """Verification: what the archive says, computed again and compared with what the database holds.
 
-From the archived frames and the price versions alone, every event, rated line, rollup, ledger sum and balance is made again with the
+From the archived frames and the price versions alone, every event with its amounts, rollup, ledger sum and balance is made again with the
 collector's own pure rules, and each table is compared with what it should be. What is compared does not depend on how records came
 in batches: transactions are checked against the records they name, balances against both the ledger and the events. The first
 difference of each table is reported, and how many there are.
@@ -12,10 +12,12 @@ Archives are read as far as the database's watermarks say, which are in that ins
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tollway.control.collect import Batch, Refused, Tally
+import msgspec
+
+from tollway.control.collect import Batch, Refused, Tally, costs_of
 from tollway.control.ledger import PLATFORM, UNBILLED, transaction_id
-from tollway.domain.prices import PriceVersion, RatedLine
-from tollway.domain.usage import UsageEvent
+from tollway.domain.prices import PriceVersion
+from tollway.domain.usage import Amounts, UsageEvent
 from tollway.storage import ledger as stored_ledger
 from tollway.storage import usage as stored_usage
 from tollway.storage.archive import CHUNK_BYTES, Archive, ArchiveShort
@@ -51,7 +53,7 @@ class Report:
 
     @property
     def is_right(self) -> bool:
-        """Whether archive, events, rated lines, rollups, ledger and balances all agree."""
+        """Whether archive, events, rollups, ledger and balances all agree."""
         return not self.differences
 
 
@@ -90,7 +92,7 @@ def verify(database: Database, archive: Archive) -> Report:
 def _read_archive(tx: PlatformTx, archive: Archive, report: Report, findings: _Findings) -> Tally:
     """Judge every archived record. Where several records have one event id, the database's word on which of them became the event
     counts, because the archive does not know in which order epochs were taken in."""
-    taken = {event.final.admit.request_id: event for event, _ in stored_usage.iterate_events(tx)}
+    taken = {event.final.admit.request_id: event for event in stored_usage.iterate_events(tx)}
     batches = []
     for watermark in stored_usage.list_watermarks(tx):
         report.epochs += 1
@@ -102,7 +104,7 @@ def _read_archive(tx: PlatformTx, archive: Archive, report: Report, findings: _F
         except (ArchiveShort, Refused) as error:
             findings.add("archive", f"{watermark.node_id}/{watermark.epoch}: {error}")
         batches.append(batch)
-    admits = [final.admit for batch in batches for _, final in batch.finals]
+    admits = [group.admit for batch in batches for group in batch.groups.values() if group.is_valid]
     currencies = stored_usage.list_currencies(tx, {admit.organization_id for admit in admits})
     prices: Mapping[str, PriceVersion] = stored_usage.list_prices(tx, {admit.price_version for admit in admits})
     tally = Tally(currencies, prices, known={})
@@ -134,21 +136,21 @@ def _frames(archive: Archive, watermark: Watermark) -> Iterator[Frame]:
 
 def _compare_events(tx: PlatformTx, tally: Tally, findings: _Findings) -> None:
     expected: dict[str, UsageEvent] = {event.final.admit.request_id: event for event in tally.events}
-    for event, lines in stored_usage.iterate_events(tx):
+    for event in stored_usage.iterate_events(tx):
         event_id = event.final.admit.request_id
         of_archive = expected.pop(event_id, None)
         if of_archive is None:
             findings.add("usage_events", f"{event_id} is not in the archive")
+        elif event.amounts != of_archive.amounts:
+            findings.add("usage_events", f"{event_id} is billed {_shown(event.amounts)} instead of {_shown(of_archive.amounts)}")
         elif event != of_archive:
             findings.add("usage_events", f"{event_id} differs from the archive")
-        elif lines != tally.lines[event_id]:
-            findings.add("rated_lines", f"{event_id}: {_shown(lines)} instead of {_shown(tally.lines[event_id])}")
     for event_id in expected:
         findings.add("usage_events", f"{event_id} is missing")
 
 
-def _shown(lines: list[RatedLine]) -> str:
-    return ", ".join(f"{line.billing_class} {line.quantity} x {line.unit_pico} = {line.amount_pico}" for line in lines) or "nothing"
+def _shown(amounts: Amounts) -> str:
+    return ", ".join(f"{name} {pico}" for name, pico in msgspec.structs.asdict(amounts).items() if pico) or "nothing"
 
 
 def _compare_strays(tx: PlatformTx, tally: Tally, findings: _Findings) -> None:
@@ -182,7 +184,7 @@ def _compare_ledger(tx: PlatformTx, tally: Tally, report: Report, findings: _Fin
         for entry in posting.entries:
             replayed[entry.account.id] = replayed.get(entry.account.id, 0) + entry.amount_pico
     for event in tally.events:
-        if any(line.amount_pico for line in tally.lines[event.final.admit.request_id]):
+        if event.amounts.total:
             times = booked.get(event.final.admit.request_id, 0)
             if times != 1:
                 findings.add("ledger_entries", f"{event.final.admit.request_id} is booked {times} times")
@@ -216,7 +218,7 @@ def _entries_of(events: list[UsageEvent], tally: Tally) -> dict[str, int]:
     """What events of one organization must move, by account."""
     organization_id = events[0].final.admit.organization_id
     currency = tally.currencies[organization_id]
-    costs = tally.costs_of(events)
+    costs = costs_of(events)
     entries = {
         Account(PLATFORM, f"revenue:{model}:{billing_class}", currency).id: -pico for (model, billing_class), pico in costs.items() if pico
     }

@@ -10,7 +10,7 @@ from enum import StrEnum
 import msgspec
 
 from tollway.domain.money import AMOUNT_PICO_MAX
-from tollway.domain.usage import Quantities
+from tollway.domain.usage import Amounts, Quantities
 
 
 class BillingClass(StrEnum):
@@ -54,7 +54,8 @@ def rate(billed: Quantities, requests: int, price: PriceVersion) -> list[RatedLi
     """The rated lines of one event: a line for each class with a quantity above zero. Pure; the sum is the event's cost.
 
     `billed` is what the outcome policy lets through, `requests` 1 if the request itself is billed, else 0. Raises OverflowError if a
-    line does not fit a signed 64-bit column (about 9.2 million currency units), which no bounded request can reach.
+    line does not fit a signed 64-bit column (about 9.2 million currency units), which no bounded request can reach. The amounts are
+    those of `amounts`, which is all that an event keeps of its rating: price and quantities never change.
     """
     lines = []
     for billing_class, quantity, unit_pico in (
@@ -70,6 +71,21 @@ def rate(billed: Quantities, requests: int, price: PriceVersion) -> list[RatedLi
                 raise OverflowError(f"{billing_class} amount exceeds 64 bits")
             lines.append(RatedLine(billing_class, quantity, unit_pico, amount_pico))
     return lines
+
+
+def amounts(billed: Quantities, requests: int, price: PriceVersion) -> Amounts:
+    """What `rate` comes to, class by class, without the lines. Raises OverflowError as it does."""
+    found = Amounts(
+        billed.input * price.input_pico,
+        billed.cached_input * price.cached_input_pico,
+        billed.output * price.output_pico,
+        billed.reasoning * price.reasoning_pico,
+        requests * price.request_pico,
+    )
+    # No amount is below zero, so the sum is above each: it settles nearly every event in one comparison.
+    if found.total > AMOUNT_PICO_MAX and max(msgspec.structs.astuple(found)) > AMOUNT_PICO_MAX:
+        raise OverflowError("an amount exceeds 64 bits")
+    return found
 
 
 def cost(billed: Quantities, requests: int, price: PriceVersion) -> int:

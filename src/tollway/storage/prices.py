@@ -5,7 +5,7 @@ valid now, and the one before that for requests admitted by a gateway that has n
 a version is written, what a gateway is told follows from rows alone, and a snapshot made later equals the changes sent earlier.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -59,6 +59,12 @@ def find_price(tx: PlatformTx, price_id: str) -> PriceVersion | None:
     """A version by its id."""
     row = tx.connection.execute(sa.select(prices).where(prices.c.id == price_id)).one_or_none()
     return None if row is None else _price(row)
+
+
+def find_prices(tx: Transaction, price_ids: Iterable[str]) -> dict[str, PriceVersion]:
+    """The versions that exist of these, by id."""
+    query = sa.select(prices).where(prices.c.id.in_(list(price_ids)))
+    return {row.id: _price(row) for row in tx.connection.execute(query)}
 
 
 def list_carried(tx: Transaction, models: Sequence[str] | None) -> dict[str, tuple[PriceVersion, ...]]:

@@ -1,9 +1,14 @@
 """The tables of usage and money, on the MetaData of `schema`. Written by the collector alone.
 
-Amounts. One rated line fits a signed 64-bit integer and says so in a CHECK. Sums do not have to: rollups keep them as two integers,
+Amounts. What one class of one event costs fits a signed 64-bit integer. Sums do not have to: rollups keep them as two integers,
 whole currency units and the pico beyond them, which add up column by column on either engine; balances and ledger entries are
 `Amount`, which is NUMERIC(38, 0) on PostgreSQL and decimal text on SQLite, whose integers end at 64 bits and would turn into floats
 beyond. Nothing computes with an Amount in SQL: the few rows of a batch are read, added in Python and written back under a lock.
+
+Events have no foreign keys and no second index: each would cost more than the row. Whoever writes them has just read the organization
+and the price, neither of which is ever deleted; the place (node, epoch, seq) is unique because the epoch's row is locked and its records
+are numbered and chained. `verify` looks at all of it again. On PostgreSQL they lie in one partition for each month of their ids
+(UUIDv7 begins with the time; see `partitions`), so that old months can go in one step, and the primary key is still unique for ever.
 
 Instants are BIGINT UTC microseconds. APPEND_ONLY tables are guarded by triggers against UPDATE and DELETE (see the migrations).
 """
@@ -47,7 +52,11 @@ class Amount(TypeDecorator[int]):
         return None if value is None else int(value)
 
 
-def _one_of(column: str, values: type[Outcome] | type[UsageSource] | type[BillingClass]) -> sa.CheckConstraint:
+EventId = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
+"""By bytes, whatever the language of the database: the months are cut by them."""
+
+
+def _one_of(column: str, values: type[Outcome] | type[UsageSource]) -> sa.CheckConstraint:
     return sa.CheckConstraint(f"{column} IN ({', '.join(repr(str(value)) for value in values)})", name=f"{column}_known")
 
 
@@ -71,8 +80,8 @@ epochs = sa.Table(  # one life of a gateway: how far its records have been taken
 usage_events = sa.Table(  # append-only
     "usage_events",
     metadata,
-    sa.Column("event_id", sa.String(64), primary_key=True),  # the request id, unique for ever
-    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("event_id", EventId, primary_key=True),  # the request id, unique for ever
+    sa.Column("organization_id", sa.String(64), nullable=False),
     sa.Column("project_id", sa.String(64), nullable=False),
     sa.Column("key_id", sa.String(64), nullable=False),
     sa.Column("model", sa.String(128), nullable=False),
@@ -90,28 +99,19 @@ usage_events = sa.Table(  # append-only
     sa.Column("cached_input", sa.BigInteger, nullable=False),
     sa.Column("output", sa.BigInteger, nullable=False),
     sa.Column("reasoning", sa.BigInteger, nullable=False),
-    sa.Column("price_version", sa.String(64), sa.ForeignKey("prices.id"), nullable=False),
+    sa.Column("price_version", sa.String(64), nullable=False),
     sa.Column("outcome_policy", sa.Integer, nullable=False),
     sa.Column("deployment_id", sa.String(64)),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("error", sa.String(64)),
+    # What each class costs: quantity billed (by the outcome policy) x unit price (of the price version), neither of which can change.
+    *(sa.Column(f"{billing_class}_pico", sa.BigInteger, nullable=False) for billing_class in BillingClass),
     sa.Column("content_hash", sa.LargeBinary(32), nullable=False),
-    sa.UniqueConstraint("node_id", "epoch", "seq"),
     _one_of("outcome", Outcome),
     _one_of("source", UsageSource),
     sa.CheckConstraint("input >= 0 AND cached_input >= 0 AND output >= 0 AND reasoning >= 0", name="quantities_not_negative"),
-)
-
-rated_lines = sa.Table(  # append-only
-    "rated_lines",
-    metadata,
-    sa.Column("event_id", sa.String(64), sa.ForeignKey("usage_events.event_id"), primary_key=True),
-    sa.Column("billing_class", sa.String(16), primary_key=True),
-    sa.Column("quantity", sa.BigInteger, nullable=False),
-    sa.Column("unit_pico", sa.BigInteger, nullable=False),
-    sa.Column("amount_pico", sa.BigInteger, nullable=False),
-    _one_of("billing_class", BillingClass),
-    sa.CheckConstraint("quantity > 0 AND unit_pico >= 0 AND amount_pico = quantity * unit_pico", name="amount_is_the_product"),
+    sa.CheckConstraint(" AND ".join(f"{billing_class}_pico >= 0" for billing_class in BillingClass), name="amounts_not_negative"),
+    postgresql_partition_by="RANGE (event_id)",
 )
 
 event_conflicts = sa.Table(  # append-only; the same id with another content: kept for a person, never money
@@ -209,7 +209,6 @@ balances = sa.Table(
 
 APPEND_ONLY = (
     usage_events,
-    rated_lines,
     event_conflicts,
     quarantined_records,
     ledger_transactions,

@@ -1,16 +1,19 @@
-"""Usage at rest: watermarks, events, rated lines, rollups; what the collector writes and what tenants read."""
+"""Usage at rest: watermarks, events with what they cost, rollups; what the collector writes and what tenants read."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from tollway.domain.money import PICO
-from tollway.domain.prices import BillingClass, PriceVersion, RatedLine
-from tollway.domain.usage import Admit, Final, Outcome, Quantities, UsageEvent, UsageSource
+from tollway.domain.prices import BillingClass, PriceVersion
+from tollway.domain.usage import Admit, Amounts, Final, Outcome, Quantities, UsageEvent, UsageSource
 from tollway.storage import prices as stored_prices
-from tollway.storage.database import PlatformTx, TenantTx, Transaction
+from tollway.storage.bulk import Duplicate, Upsert, add_in, copy_in
+from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.schema import organizations
 from tollway.storage.schema_money import (
     ROLLUP_COSTS,
@@ -19,14 +22,9 @@ from tollway.storage.schema_money import (
     epochs,
     event_conflicts,
     quarantined_records,
-    rated_lines,
     usage_events,
     usage_rollups,
 )
-
-IDS_MAX = 5_000
-"""Ids named in one query: below SQLite's 32,766 parameters, and few queries for a batch of 4 MiB."""
-
 
 # ---- Watermarks -------------------------------------------------------------------------------------------------------
 
@@ -101,8 +99,7 @@ def list_currencies(tx: PlatformTx, organization_ids: Iterable[str]) -> dict[str
 
 def list_prices(tx: PlatformTx, price_ids: Iterable[str]) -> dict[str, PriceVersion]:
     """The price versions that exist, by id."""
-    found = {price_id: stored_prices.find_price(tx, price_id) for price_id in price_ids}
-    return {price_id: price for price_id, price in found.items() if price is not None}
+    return stored_prices.find_prices(tx, price_ids)
 
 
 # ---- Events -----------------------------------------------------------------------------------------------------------
@@ -123,72 +120,124 @@ class Stray:
 
 def find_hashes(tx: PlatformTx, event_ids: Sequence[str]) -> dict[str, bytes]:
     """The content hash of each event that is known already, by id."""
-    known: dict[str, bytes] = {}
-    for start in range(0, len(event_ids), IDS_MAX):
-        query = sa.select(usage_events.c.event_id, usage_events.c.content_hash).where(
-            usage_events.c.event_id.in_(event_ids[start : start + IDS_MAX])
-        )
-        known.update((row.event_id, row.content_hash) for row in tx.connection.execute(query))
-    return known
+    if not event_ids:
+        return {}
+    column = usage_events.c.event_id
+    named: sa.ColumnElement[bool]
+    if tx.connection.dialect.name == "sqlite":
+        asked = sa.func.json_each(json.dumps(event_ids)).table_valued("value")
+        named = column.in_(sa.select(asked.c.value))
+    else:
+        # One array, not thousands of parameters; and the bounds, from which the planner sees which months cannot hold any of them.
+        array = sa.bindparam("ids", list(event_ids), type_=postgresql.ARRAY(sa.String))
+        named = sa.and_(column == sa.any_(array), column >= min(event_ids), column <= max(event_ids))
+    query = sa.select(column, usage_events.c.content_hash).where(named)
+    return {row.event_id: row.content_hash for row in tx.connection.execute(query)}
 
 
 class EventRace(Exception):
     """Another transaction took in an event of the same id at the same time. Begin again: then it is known."""
 
 
-def insert_events(tx: PlatformTx, events: Sequence[UsageEvent], lines: Mapping[str, Sequence[RatedLine]]) -> None:
-    """Store new events and their rated lines. Raises EventRace if one of them is not new any more."""
+def insert_events(tx: PlatformTx, events: Sequence[UsageEvent]) -> None:
+    """Store new events. Raises EventRace if one of them is not new any more; then nothing more can be done in this transaction."""
     if not events:
         return
-    insert = tx.insert(usage_events).on_conflict_do_nothing()
-    counted = tx.connection.execution_options(preserve_rowcount=True)  # else psycopg counts the last of several statements only
-    result = counted.execute(insert, [_event_row(event) for event in events])
-    if result.rowcount != len(events):
-        raise EventRace
-    rows = [
-        {
-            "event_id": event_id,
-            "billing_class": line.billing_class,
-            "quantity": line.quantity,
-            "unit_pico": line.unit_pico,
-            "amount_pico": line.amount_pico,
-        }
-        for event_id, of_event in lines.items()
-        for line in of_event
-    ]
-    if rows:
-        tx.connection.execute(rated_lines.insert(), rows)
+    if tx.connection.dialect.name == "sqlite":
+        # Straight to the driver: SQLAlchemy's own way looks at each of the values, which costs more than to store them.
+        statement = f"INSERT INTO usage_events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
+        tx.connection.exec_driver_sql(statement, [_event_row(event) for event in events])
+        return
+    try:
+        copy_in(tx, usage_events.name, EVENT_COLUMNS, map(_event_line, events))
+    except Duplicate as error:
+        raise EventRace from error
 
 
-def _event_row(event: UsageEvent) -> dict[str, object]:
-    final, admit, used = event.final, event.final.admit, event.final.used
-    return {
-        "event_id": admit.request_id,
-        "organization_id": admit.organization_id,
-        "project_id": admit.project_id,
-        "key_id": admit.key_id,
-        "model": admit.model,
-        "endpoint": admit.endpoint,
-        "stream": admit.stream,
-        "node_id": event.node_id,
-        "epoch": event.epoch,
-        "seq": event.seq,
-        "admitted_at": admit.admitted_at,
-        "first_token_at": final.first_token_at,
-        "ended_at": final.ended_at,
-        "outcome": final.outcome,
-        "source": final.source,
-        "input": used.input,
-        "cached_input": used.cached_input,
-        "output": used.output,
-        "reasoning": used.reasoning,
-        "price_version": admit.price_version,
-        "outcome_policy": admit.outcome_policy,
-        "deployment_id": final.deployment_id,
-        "attempts": final.attempts,
-        "error": final.error,
-        "content_hash": event.content_hash,
-    }
+EVENT_COLUMNS = (
+    "event_id",
+    "organization_id",
+    "project_id",
+    "key_id",
+    "model",
+    "endpoint",
+    "stream",
+    "node_id",
+    "epoch",
+    "seq",
+    "admitted_at",
+    "first_token_at",
+    "ended_at",
+    "outcome",
+    "source",
+    "input",
+    "cached_input",
+    "output",
+    "reasoning",
+    "price_version",
+    "outcome_policy",
+    "deployment_id",
+    "attempts",
+    "error",
+    "input_pico",
+    "cached_input_pico",
+    "output_pico",
+    "reasoning_pico",
+    "request_pico",
+    "content_hash",
+)
+"""In the order in which `_event_row` and `_event_line` write them."""
+
+
+def _event_row(event: UsageEvent) -> tuple[object, ...]:
+    final, amounts = event.final, event.amounts
+    admit, used = final.admit, final.used
+    return (
+        admit.request_id,
+        admit.organization_id,
+        admit.project_id,
+        admit.key_id,
+        admit.model,
+        admit.endpoint,
+        admit.stream,
+        event.node_id,
+        event.epoch,
+        event.seq,
+        admit.admitted_at,
+        final.first_token_at,
+        final.ended_at,
+        final.outcome,
+        final.source,
+        used.input,
+        used.cached_input,
+        used.output,
+        used.reasoning,
+        admit.price_version,
+        admit.outcome_policy,
+        final.deployment_id,
+        final.attempts,
+        final.error,
+        amounts.input,
+        amounts.cached_input,
+        amounts.output,
+        amounts.reasoning,
+        amounts.request,
+        event.content_hash,
+    )
+
+
+def _event_line(event: UsageEvent) -> str:
+    """The same as a line for `copy_in`. All text is visible ASCII: the collector lets nothing else through."""
+    final, amounts = event.final, event.amounts
+    admit, used = final.admit, final.used
+    first_token_at = "" if final.first_token_at is None else final.first_token_at
+    return (
+        f"{admit.request_id}\t{admit.organization_id}\t{admit.project_id}\t{admit.key_id}\t{admit.model}\t{admit.endpoint}\t"
+        f"{admit.stream}\t{event.node_id}\t{event.epoch}\t{event.seq}\t{admit.admitted_at}\t{first_token_at}\t{final.ended_at}\t"
+        f"{final.outcome}\t{final.source}\t{used.input}\t{used.cached_input}\t{used.output}\t{used.reasoning}\t{admit.price_version}\t"
+        f"{admit.outcome_policy}\t{final.deployment_id or ''}\t{final.attempts}\t{final.error or ''}\t{amounts.input}\t"
+        f"{amounts.cached_input}\t{amounts.output}\t{amounts.reasoning}\t{amounts.request}\t\\x{event.content_hash.hex()}\n"
+    )
 
 
 def read_event(row: Any) -> UsageEvent:
@@ -216,7 +265,8 @@ def read_event(row: Any) -> UsageEvent:
         first_token_at=row.first_token_at,
         error=row.error,
     )
-    return UsageEvent(node_id=row.node_id, epoch=row.epoch, seq=row.seq, final=final, content_hash=row.content_hash)
+    amounts = Amounts(row.input_pico, row.cached_input_pico, row.output_pico, row.reasoning_pico, row.request_pico)
+    return UsageEvent(node_id=row.node_id, epoch=row.epoch, seq=row.seq, final=final, content_hash=row.content_hash, amounts=amounts)
 
 
 def insert_strays(tx: PlatformTx, conflicts: Sequence[Stray], quarantined: Sequence[Stray], now: int) -> None:
@@ -244,25 +294,37 @@ def _stray_row(stray: Stray, now: int, extra: str) -> dict[str, object]:
 
 @dataclass(slots=True)
 class Sums:
-    """What a group of events used and cost: requests, tokens as billed, costs in pico by billing class (classes of no cost left out)."""
+    """What a group of events used and cost: requests, tokens as billed, pico-currency by billing class (beyond 64 bits, if need be)."""
 
     requests: int = 0
     input: int = 0
     cached_input: int = 0
     output: int = 0
     reasoning: int = 0
-    costs: dict[BillingClass, int] = field(default_factory=dict)
+    input_pico: int = 0
+    cached_input_pico: int = 0
+    output_pico: int = 0
+    reasoning_pico: int = 0
+    request_pico: int = 0
 
-    def add_event(self, tokens: Quantities, lines: Iterable[RatedLine]) -> None:
-        """Add one event."""
+    @property
+    def costs(self) -> dict[BillingClass, int]:
+        """Pico-currency by billing class, those of no cost left out."""
+        by_class = zip(BillingClass, (getattr(self, name) for name in SUMS_PICO), strict=True)
+        return {billing_class: pico for billing_class, pico in by_class if pico}
+
+    def add_event(self, tokens: Quantities, amounts: Amounts) -> None:
+        """Add one event: its tokens as billed, and what they cost."""
         self.requests += 1
         self.input += tokens.input
         self.cached_input += tokens.cached_input
         self.output += tokens.output
         self.reasoning += tokens.reasoning
-        for line in lines:
-            if line.amount_pico:
-                self.costs[line.billing_class] = self.costs.get(line.billing_class, 0) + line.amount_pico
+        self.input_pico += amounts.input
+        self.cached_input_pico += amounts.cached_input
+        self.output_pico += amounts.output
+        self.reasoning_pico += amounts.reasoning
+        self.request_pico += amounts.request
 
     def add(self, other: "Sums") -> None:
         """Add a group that has no event in common with this one."""
@@ -271,9 +333,14 @@ class Sums:
         self.cached_input += other.cached_input
         self.output += other.output
         self.reasoning += other.reasoning
-        for billing_class, pico in other.costs.items():
-            self.costs[billing_class] = self.costs.get(billing_class, 0) + pico
+        self.input_pico += other.input_pico
+        self.cached_input_pico += other.cached_input_pico
+        self.output_pico += other.output_pico
+        self.reasoning_pico += other.reasoning_pico
+        self.request_pico += other.request_pico
 
+
+SUMS_PICO = tuple(f"{billing_class}_pico" for billing_class in BillingClass)
 
 RollupKey = tuple[str, int, int, str, str, str, str]
 """organization, width in seconds, start (microseconds), project, key, model, endpoint: the columns of ROLLUP_KEY."""
@@ -281,30 +348,29 @@ RollupKey = tuple[str, int, int, str, str, str, str]
 
 def add_rollups(tx: PlatformTx, sums: Mapping[RollupKey, Sums]) -> None:
     """Add to the rollups. Keys are taken in order, so that two collectors that meet wait for each other instead of deadlocking."""
-    if not sums:
-        return
-    insert = tx.insert(usage_rollups)
-    upsert = insert.on_conflict_do_update(index_elements=list(ROLLUP_KEY), set_=dict(_added(insert.excluded)))
-    tx.connection.execute(upsert, [_rollup_row(key, sums[key]) for key in sorted(sums)])
+    if sums:
+        add_in(tx, _ADD_ROLLUPS, [(*key, *_rollup_values(sums[key])) for key in sorted(sums)])
 
 
-def _added(new: Any) -> Iterator[tuple[str, Any]]:
-    """The columns of a rollup after adding the row `new`; pico beyond a whole unit are carried over."""
-    old = usage_rollups.c
+def _added() -> Iterator[tuple[str, str]]:
+    """What each column of a rollup becomes when the row `excluded` is added; pico beyond a whole unit are carried over."""
     for name in ROLLUP_QUANTITIES:
-        yield name, old[name] + new[name]
+        yield name, f"usage_rollups.{name} + excluded.{name}"
     for name in ROLLUP_COSTS:
-        pico = old[f"{name}_pico"] + new[f"{name}_pico"]
-        yield f"{name}_units", old[f"{name}_units"] + new[f"{name}_units"] + pico // PICO
-        yield f"{name}_pico", pico % PICO
+        pico = f"(usage_rollups.{name}_pico + excluded.{name}_pico)"
+        yield f"{name}_units", f"usage_rollups.{name}_units + excluded.{name}_units + {pico} / {PICO}"
+        yield f"{name}_pico", f"{pico} % {PICO}"
 
 
-def _rollup_row(key: RollupKey, sums: Sums) -> dict[str, object]:
-    row: dict[str, object] = dict(zip(ROLLUP_KEY, key, strict=True))
-    row.update((name, getattr(sums, name)) for name in ROLLUP_QUANTITIES)
-    for billing_class, name in zip(BillingClass, ROLLUP_COSTS, strict=True):
-        row[f"{name}_units"], row[f"{name}_pico"] = divmod(sums.costs.get(billing_class, 0), PICO)
-    return row
+_ADD_ROLLUPS = Upsert(usage_rollups, key=ROLLUP_KEY, changes=dict(_added()))
+
+
+def _rollup_values(sums: Sums) -> Iterator[int]:
+    """The columns after the key."""
+    for name in ROLLUP_QUANTITIES:
+        yield getattr(sums, name)
+    for name in SUMS_PICO:
+        yield from divmod(getattr(sums, name), PICO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,50 +431,30 @@ def _sum_columns() -> list[sa.Label[Any]]:
 
 
 def _read_sums(row: Any) -> Sums:
-    costs = {}
-    for billing_class, name in zip(BillingClass, ROLLUP_COSTS, strict=True):
-        pico = int(getattr(row, f"{name}_units")) * PICO + int(getattr(row, f"{name}_pico"))
-        if pico:
-            costs[billing_class] = pico
-    return Sums(int(row.requests), int(row.input), int(row.cached_input), int(row.output), int(row.reasoning), costs)
+    picos = (int(getattr(row, f"{name}_units")) * PICO + int(getattr(row, f"{name}_pico")) for name in ROLLUP_COSTS)
+    return Sums(*(int(getattr(row, name)) for name in ROLLUP_QUANTITIES), *picos)
 
 
 # ---- Receipts, and reading everything again ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """An event and what it cost, line by line."""
-
-    event: UsageEvent
-    currency: str
-    lines: tuple[RatedLine, ...]
-
-
-def find_receipt(tx: TenantTx, request_id: str) -> Receipt | None:
-    """The receipt of one of the organization's requests; None if it is unknown, another's, or not yet taken in."""
-    query = (
-        sa.select(usage_events, organizations.c.currency)
-        .join(organizations, organizations.c.id == usage_events.c.organization_id)
-        .where(usage_events.c.event_id == request_id, usage_events.c.organization_id == tx.organization_id)
-    )
+def find_event(tx: TenantTx, request_id: str) -> UsageEvent | None:
+    """The event of one of the organization's requests; None if it is unknown, another's, or not yet taken in."""
+    query = sa.select(usage_events).where(usage_events.c.event_id == request_id, usage_events.c.organization_id == tx.organization_id)
     row = tx.connection.execute(query).one_or_none()
-    if row is None:
-        return None
-    return Receipt(read_event(row), row.currency, tuple(_lines_of(tx, [request_id]).get(request_id, ())))
+    return None if row is None else read_event(row)
 
 
-def iterate_events(tx: PlatformTx, page_rows: int = 1000) -> Iterator[tuple[UsageEvent, list[RatedLine]]]:
-    """Every event with its rated lines, ordered by event id: for verification."""
+def iterate_events(tx: PlatformTx, page_rows: int = 1000) -> Iterator[UsageEvent]:
+    """Every event, ordered by event id: for verification."""
     after = ""
     while True:
         query = sa.select(usage_events).where(usage_events.c.event_id > after)
         rows = tx.connection.execute(query.order_by(usage_events.c.event_id).limit(page_rows)).all()
         if not rows:
             return
-        lines = _lines_of(tx, [row.event_id for row in rows])
         for row in rows:
-            yield read_event(row), lines.get(row.event_id, [])
+            yield read_event(row)
         after = rows[-1].event_id
 
 
@@ -420,15 +466,3 @@ def list_stray_places(tx: PlatformTx) -> tuple[set[tuple[str, int, int]], set[tu
         {(row.node_id, row.epoch, row.seq) for row in tx.connection.execute(conflicts)},
         {(row.node_id, row.epoch, row.seq) for row in tx.connection.execute(quarantined)},
     )
-
-
-def _lines_of(tx: Transaction, event_ids: Sequence[str]) -> dict[str, list[RatedLine]]:
-    query = sa.select(rated_lines).where(rated_lines.c.event_id.in_(event_ids))
-    found: dict[str, list[RatedLine]] = {}
-    for row in tx.connection.execute(query):
-        line = RatedLine(BillingClass(row.billing_class), row.quantity, row.unit_pico, row.amount_pico)
-        found.setdefault(row.event_id, []).append(line)
-    order = list(BillingClass)
-    for lines in found.values():
-        lines.sort(key=lambda line: order.index(line.billing_class))
-    return found

@@ -83,6 +83,14 @@ def parse_head(data: bytes, offset: int) -> tuple[int, int, bytes] | None:
     return (length, seq, chain) if length or seq else None
 
 
+_ZEROS = bytes(1 << 16)
+
+
+def _is_zero(data: bytes, offset: int) -> bool:
+    """Whether only zeros follow: a comparison of memory, because the unwritten rest of a segment may be 64 MB."""
+    return all(data.startswith(_ZEROS[: len(data) - at], at) for at in range(offset, len(data), len(_ZEROS)))
+
+
 class Reader:
     """Reads frames of one epoch in order, checking checksum, sequence and chain. `tail` says how the reading ended.
 
@@ -99,14 +107,14 @@ class Reader:
         size = len(data)
         while True:
             if offset + HEAD_BYTES > size:
-                self.tail = Tail.CLEAN if not any(data[offset:size]) else Tail.TORN
+                self.tail = Tail.CLEAN if _is_zero(data, offset) else Tail.TORN
                 return
             length, crc, seq, chain = _HEAD.unpack_from(data, offset)
             start, end = offset + HEAD_BYTES, offset + HEAD_BYTES + length
             if length == 0 and crc == 0 and seq == 0:
-                self.tail = Tail.CLEAN if not any(memoryview(data)[offset:]) else self._judge(data, offset + 1)
+                self.tail = Tail.CLEAN if _is_zero(data, offset) else self._judge(data, offset + 1)
                 return
-            if length > PAYLOAD_BYTES_MAX or end > size or zlib.crc32(data[start:end], zlib.crc32(data[offset + 8 : start])) != crc:
+            if length > PAYLOAD_BYTES_MAX or end > size or zlib.crc32(data[offset + 8 : end]) != crc:
                 self.tail = self._judge(data, offset + 1)
                 return
             payload = data[start:end]

@@ -18,11 +18,11 @@ from tollway.control import tenants, usage
 from tollway.control.api import doors
 from tollway.control.api.doors import OrganizationAdmin, Plane, plane_of
 from tollway.control.api.schemas import SECONDS_MAX, Out, seconds
-from tollway.control.usage import Bucket, Buckets, Cost
+from tollway.control.usage import Bucket, Buckets, Cost, Receipt
 from tollway.domain import ids, money
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
-from tollway.storage.usage import Receipt, UsageGroup, UsageQuery
+from tollway.storage.usage import UsageGroup, UsageQuery
 
 router = doors.router(tags=["usage"])
 

@@ -11,7 +11,6 @@ depends_on = None
 APPEND_ONLY = (
     "prices",
     "usage_events",
-    "rated_lines",
     "event_conflicts",
     "quarantined_records",
     "ledger_transactions",
@@ -268,7 +267,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "usage_events",
-        sa.Column("event_id", sa.String(length=64), nullable=False),
+        sa.Column("event_id", sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql"), nullable=False),
         sa.Column("organization_id", sa.String(length=64), nullable=False),
         sa.Column("project_id", sa.String(length=64), nullable=False),
         sa.Column("key_id", sa.String(length=64), nullable=False),
@@ -292,6 +291,11 @@ def upgrade() -> None:
         sa.Column("deployment_id", sa.String(length=64), nullable=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("error", sa.String(length=64), nullable=True),
+        sa.Column("input_pico", sa.BigInteger(), nullable=False),
+        sa.Column("cached_input_pico", sa.BigInteger(), nullable=False),
+        sa.Column("output_pico", sa.BigInteger(), nullable=False),
+        sa.Column("reasoning_pico", sa.BigInteger(), nullable=False),
+        sa.Column("request_pico", sa.BigInteger(), nullable=False),
         sa.Column("content_hash", sa.LargeBinary(length=32), nullable=False),
         sa.CheckConstraint(
             "outcome IN ('completed', 'client_cancelled', 'upstream_error', 'timeout', 'budget_stopped', 'gateway_crash')",
@@ -303,10 +307,12 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "input >= 0 AND cached_input >= 0 AND output >= 0 AND reasoning >= 0", name=op.f("ck_usage_events_quantities_not_negative")
         ),
-        sa.ForeignKeyConstraint(["organization_id"], ["organizations.id"], name=op.f("fk_usage_events_organization_id_organizations")),
-        sa.ForeignKeyConstraint(["price_version"], ["prices.id"], name=op.f("fk_usage_events_price_version_prices")),
+        sa.CheckConstraint(
+            "input_pico >= 0 AND cached_input_pico >= 0 AND output_pico >= 0 AND reasoning_pico >= 0 AND request_pico >= 0",
+            name=op.f("ck_usage_events_amounts_not_negative"),
+        ),
         sa.PrimaryKeyConstraint("event_id", name=op.f("pk_usage_events")),
-        sa.UniqueConstraint("node_id", "epoch", "seq", name=op.f("uq_usage_events_node_id_epoch_seq")),
+        postgresql_partition_by="RANGE (event_id)",
     )
     op.create_table(
         "api_keys",
@@ -350,26 +356,10 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_api_keys_organization_id_project_id_id"), "api_keys", ["organization_id", "project_id", "id"])
 
-    op.create_table(
-        "rated_lines",
-        sa.Column("event_id", sa.String(length=64), nullable=False),
-        sa.Column("billing_class", sa.String(length=16), nullable=False),
-        sa.Column("quantity", sa.BigInteger(), nullable=False),
-        sa.Column("unit_pico", sa.BigInteger(), nullable=False),
-        sa.Column("amount_pico", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint(
-            "billing_class IN ('input', 'cached_input', 'output', 'reasoning', 'request')", name=op.f("ck_rated_lines_billing_class_known")
-        ),
-        sa.CheckConstraint(
-            "quantity > 0 AND unit_pico >= 0 AND amount_pico = quantity * unit_pico", name=op.f("ck_rated_lines_amount_is_the_product")
-        ),
-        sa.ForeignKeyConstraint(["event_id"], ["usage_events.event_id"], name=op.f("fk_rated_lines_event_id_usage_events")),
-        sa.PrimaryKeyConstraint("event_id", "billing_class", name=op.f("pk_rated_lines")),
-    )
-
     op.execute("INSERT INTO publish_head (id, version) VALUES (1, 0)")
     for table in APPEND_ONLY:
         guard(table)
+    add_default_partition()
 
 
 def guard(table: str) -> None:
@@ -387,3 +377,12 @@ def guard(table: str) -> None:
     )
     op.execute(f"CREATE TRIGGER {table}_refuses_change BEFORE UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION refuse_change()")
     op.execute(f"CREATE TRIGGER {table}_refuses_truncate BEFORE TRUNCATE ON {table} EXECUTE FUNCTION refuse_change()")
+
+
+def add_default_partition() -> None:
+    """Give PostgreSQL the partition of events that are in no month's. Triggers of rows are inherited, those of TRUNCATE are not."""
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("CREATE TABLE usage_events_default PARTITION OF usage_events DEFAULT")
+        op.execute(
+            "CREATE TRIGGER usage_events_default_refuses_truncate BEFORE TRUNCATE ON usage_events_default EXECUTE FUNCTION refuse_change()"
+        )
