@@ -26,6 +26,8 @@ STOP_SECONDS_MAX = 30
 INSTALL_SECONDS_MAX = 600
 """Of apt, with slow mirrors in mind."""
 
+NOT_INSTALLED = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
+
 DEBIAN_PACKAGES = {"postgresql": "initdb", "redis-server": "redis-server"}
 """What the tests use of the operating system: package -> the program that shows it is there."""
 
@@ -56,26 +58,80 @@ def install_missing() -> list[str]:
     return missing
 
 
+class Server:
+    """The server of a cluster, a child of ours: it can be killed and started again at the same address."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.url = f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+        self._home = home
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and return when it takes connections. Raises RuntimeError, with its own words, if it does not.
+
+        It ends with the thread that calls this: that is whom the kernel means by a parent's death. After a `kill` it may have to be asked again: while a process of the former server still holds its shared memory, it refuses.
+        """
+        postgres, ready = find_program("postgres"), find_program("pg_isready")
+        if postgres is None or ready is None:
+            raise RuntimeError(NOT_INSTALLED)
+        log = self._home / "log"
+        settings = [f"port={self._port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={self._home}"]
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [*_become_unprivileged(), "setpriv", "--pdeathsig", "INT", str(postgres), "-D", str(self._home / "cluster")]
+                + [f"--{setting}" for setting in settings],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self._home,
+                start_new_session=True,
+            )
+        _wait_until_ready([str(ready), "-q", "-h", "127.0.0.1", "-p", str(self._port)], self._process, log)
+
+    def kill(self) -> None:
+        """SIGKILL to the postmaster: an outage without a warning. Its other processes notice and end by themselves."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        """A fast shutdown, whatever is connected."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
 @contextmanager
 def running() -> Iterator[str]:
     """A fresh cluster for the length of the block; yields its SQLAlchemy URL (user and database `postgres`).
 
     Raises RuntimeError, with the server's own words, if there is none or it does not start.
     """
-    initdb, postgres, ready = find_program("initdb"), find_program("postgres"), find_program("pg_isready")
-    if initdb is None or postgres is None or ready is None:
-        raise RuntimeError("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    with cluster() as server:
+        yield server.url
+
+
+@contextmanager
+def cluster(port: int | None = None) -> Iterator[Server]:
+    """The same, as a server that can be killed. `port`: one that the caller keeps free for it."""
+    initdb = find_program("initdb")
+    if initdb is None:
+        raise RuntimeError(NOT_INSTALLED)
     become = _become_unprivileged()
     with tempfile.TemporaryDirectory(prefix="tollway-postgres-", ignore_cleanup_errors=True) as directory:
         home = Path(directory)
         if become:
             home.chmod(0o755)  # the server's user must be able to pass through
             shutil.chown(home, "postgres", "postgres")
-        cluster, log = home / "cluster", home / "log"
         # --no-sync concerns the empty cluster only: the server itself syncs as ever.
         options = ["-U", "postgres", "--auth=trust", "--locale=C.UTF-8", "--encoding=UTF8", "--no-sync"]
         made = subprocess.run(
-            [*become, str(initdb), "-D", str(cluster), *options],
+            [*become, str(initdb), "-D", str(home / "cluster"), *options],
             capture_output=True,
             text=True,
             cwd=home,
@@ -83,27 +139,12 @@ def running() -> Iterator[str]:
         )
         if made.returncode != 0:
             raise RuntimeError(f"initdb failed: {made.stderr.strip()}")
-        port = _free_port()
-        settings = [f"port={port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={home}"]
-        with log.open("wb") as output:
-            server = subprocess.Popen(
-                [*become, "setpriv", "--pdeathsig", "INT", str(postgres), "-D", str(cluster)] + [f"--{setting}" for setting in settings],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=home,
-                start_new_session=True,
-            )
+        server = Server(home, port or _free_port())
         try:
-            _wait_until_ready([str(ready), "-q", "-h", "127.0.0.1", "-p", str(port)], server, log)
-            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+            server.start()
+            yield server
         finally:
-            server.send_signal(signal.SIGINT)  # a fast shutdown, whatever is connected
-            try:
-                server.wait(STOP_SECONDS_MAX)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            server.stop()
 
 
 def _become_unprivileged() -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.system.running import tollway
+from reliability.running import tollway
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.server import DrainBounds, EdgeBounds
 from tollway.link.spool import SpoolOptions

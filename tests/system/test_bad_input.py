@@ -19,11 +19,11 @@ import pytest
 import sqlalchemy as sa
 from pysqlite3 import dbapi2
 
-from tests.system import load
-from tests.system.judging import Heard, judge, read_bills, read_truth, wait_until_idle
-from tests.system.load import Ask
-from tests.system.platforms import FREE, PRICES, Platform, apart, list_models, serve
-from tests.system.running import WAIT_SECONDS, Start, tollway
+from reliability import load
+from reliability.judging import Heard, judge, read_bills, read_truth, wait_until_idle
+from reliability.load import Ask
+from reliability.platforms import FREE, PRICES, Platform, apart, list_models, serve
+from reliability.running import WAIT_SECONDS, Start, tollway
 from tollway.domain import keys
 
 pytestmark = pytest.mark.system

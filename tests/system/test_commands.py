@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.system.running import Running, Start, tollway
+from reliability.running import Running, Start, tollway
 
 pytestmark = pytest.mark.system
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.system import load
-from tests.system.judging import Heard, judge, read_bills, read_truth, wait_until_idle
-from tests.system.load import Ask
-from tests.system.platforms import PRICES, Platform, fresh_postgres, kill_child, list_crashes, serve
-from tests.system.running import Running, Start, tollway
+from reliability import load
+from reliability.judging import Heard, judge, read_bills, read_truth, wait_until_idle
+from reliability.load import Ask
+from reliability.platforms import PRICES, Platform, fresh_postgres, kill_child, list_crashes, serve
+from reliability.running import Running, Start, tollway
 
 pytestmark = pytest.mark.system
 
@@ -50,7 +50,7 @@ def test_nothing_is_lost_or_billed_twice(start: Start, tmp_path: Path, database:
 
         def strike() -> None:
             for victim in victims:
-                kill_child(running, victim)
+                assert kill_child(running.process.pid, victim), f"there is no {victim} to kill"
 
         disturb: list[tuple[int, Callable[[], None]]] = [(moment, strike) for moment in moments]
         asks = load.make_asks(REQUESTS, seed)

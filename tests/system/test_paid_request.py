@@ -13,10 +13,10 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionUserMessageParam
 
-from tests.system import load
-from tests.system.judging import TOKEN_CLASSES, Bill, Heard, Prices, judge, read_receipt, read_truth, unit_pico, wait_until_idle
-from tests.system.platforms import PRICES, Platform, serve
-from tests.system.running import WAIT_SECONDS, Demo, Start, read_demo
+from reliability import load
+from reliability.judging import TOKEN_CLASSES, Bill, Heard, Prices, judge, read_receipt, read_truth, unit_pico, wait_until_idle
+from reliability.platforms import PRICES, Platform, serve
+from reliability.running import WAIT_SECONDS, Demo, Start, read_demo
 from tollway.serve.engine import find_model
 
 pytestmark = pytest.mark.system

@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.system import load
-from tests.system.judging import Heard, judge, lines_of_log, read_bills, read_truth, wait_until_idle
-from tests.system.load import Ask
-from tests.system.platforms import PRICES, Platform, serve
-from tests.system.running import WAIT_SECONDS, Running, Start, is_alive
+from reliability import load
+from reliability.judging import Heard, judge, lines_of_log, read_bills, read_truth, wait_until_idle
+from reliability.load import Ask
+from reliability.platforms import PRICES, Platform, serve
+from reliability.running import WAIT_SECONDS, Running, Start, is_alive
 
 pytestmark = pytest.mark.system
 

@@ -1,4 +1,4 @@
-"""Real `tollway` processes as tests see them: what they wrote, who their children are, how they end."""
+"""Real `tollway` processes as a test sees them: what they wrote, who their children are, how they end."""
 
 import json
 import os
@@ -6,18 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 WAIT_SECONDS = 90.0
 """Until something that must happen has happened. Only so that a failure does not hang: nothing here measures speed."""
 
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +42,12 @@ class Running:
             ended = self.process.poll()
             if ended is not None or time.monotonic() > deadline:
                 what = "still running" if ended is None else f"exit code {ended}"
-                pytest.fail(f"tollway: {what}\n{self.stdout.read_text()}\n{self.stderr.read_text()}")
+                raise AssertionError(f"tollway: {what}\n{self.stdout.read_text()}\n{self.stderr.read_text()}")
             time.sleep(0.02)
 
     def list_descendants(self) -> list[int]:
         """Process ids of the children, their children, and so on."""
-        return [pid for child in _children(self.process.pid) for pid in (child, *_descendants(child))]
+        return list_descendants(self.process.pid)
 
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to end, wait; returns the exit code."""
@@ -58,6 +57,42 @@ class Running:
 
 
 Start = Callable[..., Running]
+"""`start("serve", "--listen", ..., directory=None, env=None)` runs `tollway serve --data-dir DIRECTORY ...`."""
+
+
+@contextmanager
+def starting(scratch: Path) -> Iterator[Start]:
+    """Start processes that end with the block, and their children too. What each writes lies in a directory of its own in `scratch`."""
+    running: list[Running] = []
+
+    def start(command: str, *arguments: str, directory: Path | None = None, env: dict[str, str] | None = None) -> Running:
+        place = scratch / f"{command}-{len(running)}"
+        place.mkdir()
+        directory = directory or place / "data"
+        out, err = place / "stdout", place / "stderr"
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tollway", command, "--data-dir", str(directory), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                env={**ENVIRONMENT, **(env or {})},
+                start_new_session=True,
+            )
+        running.append(Running(process, directory, out, err))
+        return running[-1]
+
+    try:
+        yield start
+    finally:
+        for each in running:
+            pids = each.list_descendants()
+            try:
+                each.stop()
+            except subprocess.TimeoutExpired:
+                each.process.kill()
+                each.process.wait()
+            end_all(pids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +141,18 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
+def end_all(pids: Iterable[int]) -> None:
+    """SIGKILL to those that still run."""
+    for pid in pids:
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def list_descendants(pid: int) -> list[int]:
+    """Process ids of the children of `pid`, their children, and so on."""
+    return [each for child in _children(pid) for each in (child, *list_descendants(child))]
+
+
 def _children(pid: int) -> list[int]:
     found = []
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -114,7 +161,3 @@ def _children(pid: int) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             pass
     return found
-
-
-def _descendants(pid: int) -> list[int]:
-    return [each for child in _children(pid) for each in (child, *_descendants(child))]

@@ -1,7 +1,8 @@
 """Platforms of real processes to be broken: an engine of their own, a catalog with a price for everything, a tenant.
 
-`serve`: gateway and control under the supervisor, as `tollway serve` runs them. `apart`: each process by itself, for tests that
-decide when one of them lives. Every process is a child of the test's and ends with the block that started it.
+`serve`: gateway and control under the supervisor, as `tollway serve` runs them. `supervised`: the same at addresses that stay, for
+tests that kill the supervisor too. `apart`: each process by itself, for tests that decide when one of them lives. Every process is a
+child of the test's and ends with the block that started it.
 """
 
 import json
@@ -21,8 +22,8 @@ from typing import Any
 import httpx2
 import sqlalchemy as sa
 
-from tests.system.judging import lines_of_log
-from tests.system.running import ENVIRONMENT, WAIT_SECONDS, Running, Start
+from reliability.judging import lines_of_log
+from reliability.running import ENVIRONMENT, WAIT_SECONDS, Running, Start, end_all, list_descendants
 
 MODELS = {
     "echo": ("sim-echo",),
@@ -201,6 +202,25 @@ def serve(
             running.stop()
 
 
+@contextmanager
+def supervised(scratch: Path, *, environment: Mapping[str, str] | None = None, truth: Path | None = None) -> Iterator[tuple[Platform, Part]]:
+    """`tollway serve` at addresses that it keeps, with an engine and a tenant. `truth`: a directory for the engine's truth log."""
+    environment = dict(environment or {})
+    with reserved_ports(4) as ports, engine(truth or scratch / "engine") as (part, engine_url):
+        options = zip(("--listen", "--internal", "--control-listen", "--link"), ports, strict=True)
+        where = (text for option, port in options for text in (option, f"127.0.0.1:{port}"))
+        serving = Part(("-m", "tollway", "serve", "--data-dir", str(scratch / "data"), *where), scratch / "serve", environment)
+        family: list[int] = []
+        try:
+            urls = serving.start()
+            yield _seeded(urls["gateway_url"], urls["control_url"], scratch, part, engine_url, environment), serving
+        finally:
+            if serving.process is not None:
+                family = list_descendants(serving.process.pid)
+            serving.discard()
+            end_all(family)
+
+
 @dataclass(frozen=True, slots=True)
 class Apart:
     """The two processes of a platform, each by itself, at addresses that they keep."""
@@ -324,20 +344,21 @@ def wait_until_served(gateway_url: str, api_key: str) -> None:
         time.sleep(0.02)
 
 
-def kill_child(running: Running, name: str) -> None:
-    """SIGKILL to the gateway or the control process of a `tollway serve`, once there is one."""
+def kill_child(parent: int, name: str, *, seconds: float = WAIT_SECONDS) -> bool:
+    """SIGKILL to the gateway or the control process of the `tollway serve` with process id `parent`, once there is one. False if
+    none came up in time."""
     wanted = b"\0".join((b"-m", b"tollway", name.encode(), b""))
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        for pid in running.list_descendants():
+        for pid in list_descendants(parent):
             try:
                 if wanted in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(pid, signal.SIGKILL)
-                    return
+                    return True
             except (FileNotFoundError, ProcessLookupError):
                 continue
         time.sleep(0.02)
-    raise AssertionError(f"there is no {name} to kill")
+    return False
 
 
 def list_crashes(running: Running) -> list[str]:

@@ -6,13 +6,15 @@ waits for the very gateway that is being killed and so spares it."""
 
 import asyncio
 import json
+import itertools
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from tests.system.judging import Heard
-from tests.system.running import WAIT_SECONDS
+from reliability.judging import Ended, Heard
+from reliability.running import WAIT_SECONDS
 from tollway.simulator import tokens
 
 PREFIX = "Tolls were paid in silver at the bridge over the river long before there were roads worth the name. "
@@ -90,17 +92,86 @@ async def send_all(
         return await asyncio.gather(*sending)
 
 
+RUNNING_MAX = 2_000
+"""Requests of `send_until` that wait for their end at a time: the open files of a process are bounded."""
+
+HANG_SECONDS = 60.0
+"""An answer that takes longer hangs: the slowest honest one takes three."""
+
+
+def make_endless(seed: int) -> Iterator[Ask]:
+    """The mix for crashes: four of five are streams, one of ten takes a second or two, one of twenty is retried elsewhere, one of
+    twenty abandoned."""
+    dice = random.Random(seed)
+    for number in itertools.count():
+        stream = dice.random() < 0.8
+        text = PREFIX + " ".join(dice.choices(WORDS, k=dice.randint(2, 12))) + f" {number}"
+        (model,) = dice.choices(("echo", "thinker", "slow", "flaky"), weights=(65, 20, 10, 5))
+        endpoint = "chat/completions"
+        if not stream and dice.random() < 0.2:
+            model, endpoint = "echo", dice.choice(("completions", "embeddings"))
+        yield Ask(model, endpoint, text, stream, dice.randint(1, 20) if dice.random() < 0.05 else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of an open-ended load. `withheld`: requests that were due while RUNNING_MAX others ran. `wrong`: what no answer may
+    be: a hang, a clean end without [DONE], another's content."""
+
+    heard: list[Heard]
+    seconds: float
+    withheld: int
+    wrong: list[str]
+
+
+async def send_until(done: "asyncio.Task[None]", asks: Iterator[Ask], url: str, key: str, *, per_second: float) -> Sent:
+    """Send `asks` at that rate until `done`, then wait for those on their way. Raises what `done` raises, after that."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    heard: list[Heard] = []
+    wrong: list[str] = []
+    running: set[asyncio.Task[None]] = set()
+    withheld = 0
+
+    async def one(ask: Ask) -> None:
+        try:
+            async with asyncio.timeout(HANG_SECONDS):
+                heard.append(await send(ask, url, key))
+        except (TimeoutError, AssertionError, ValueError, KeyError) as error:
+            wrong.append(f"{ask}: {error!r}"[:500])
+
+    for number, ask in enumerate(asks, 1):
+        if done.done():
+            break
+        if len(running) < RUNNING_MAX:
+            task = asyncio.create_task(one(ask))
+            running.add(task)
+            task.add_done_callback(running.discard)
+        else:
+            withheld += 1
+        await asyncio.sleep(max(0.0, began + number / per_second - loop.time()))
+    seconds = loop.time() - began
+    if running:
+        await asyncio.wait(running)
+    await done
+    return Sent(heard, seconds, withheld, wrong)
+
+
 async def send(ask: Ask, url: str, key: str) -> Heard:
-    """Send one request and take in what comes, as far as this client does."""
+    """Send one request and take in what comes, as far as this client does. AssertionError: the answer cannot be one."""
     place = urlsplit(url)
     assert place.hostname and place.port
     body = ask.body()
+    began = time.monotonic()
     head = (
         f"POST /v1/{ask.endpoint} HTTP/1.1\r\nhost: {place.netloc}\r\nauthorization: Bearer {key}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
     )
-    answer = _Answer(ask)
-    reader, writer = await asyncio.open_connection(place.hostname, place.port, limit=1 << 20)
+    answer = _Answer(ask, began)
+    try:
+        reader, writer = await asyncio.open_connection(place.hostname, place.port, limit=1 << 20)
+    except OSError:
+        return answer.heard("refused")
     try:
         writer.write(head.encode() + body)
         if ask.leaves_after is not None and not ask.stream:
@@ -125,8 +196,10 @@ async def send(ask: Ask, url: str, key: str) -> Heard:
 class _Answer:
     """An answer as it comes in."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, began: float) -> None:
         self._ask = ask
+        self._began = began
+        self._headed: float | None = None
         self.request_id: str | None = None
         self.status: int | None = None
         self.code: str | None = None
@@ -134,14 +207,24 @@ class _Answer:
         self.is_whole = False
         self._content: list[str] = []
 
-    def heard(self, ended: str) -> Heard:
+    def heard(self, ended: Ended) -> Heard:
         ask = self._ask
-        assert ended in ("complete", "left", "error", "broken")
-        return Heard(ask.model, ask.planned_tokens, self.request_id, self.status, self.tokens, ended, self.code)  # type: ignore[arg-type]
+        return Heard(
+            ask.model,
+            ask.planned_tokens,
+            self.request_id,
+            self.status,
+            self.tokens,
+            ended,
+            self.code,
+            began=self._began,
+            headed=self._headed,
+        )
 
     async def read(self, reader: asyncio.StreamReader) -> None:
         """Read to the end, or until the client leaves. Raises what a broken connection raises."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        self._headed = time.monotonic()
         self.status = int(head.split(" ", 2)[1])
         headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
         self.request_id = headers.get("x-request-id")

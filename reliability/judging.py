@@ -25,14 +25,14 @@ TOKEN_CLASSES = ("input", "cached_input", "output", "reasoning")
 Prices = Mapping[str, Mapping[str, str]]
 """By model and class: a decimal text per million tokens, or per request."""
 
-Ended = Literal["complete", "left", "error", "broken"]
-"""How an answer ended for its client: whole; the client left; the gateway said so; the connection broke."""
+Ended = Literal["complete", "left", "error", "broken", "refused"]
+"""How an answer ended for its client: whole; the client left; the gateway said so; the connection broke; there was none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
     """What a client knows of its request. `request_id` is None if no head came, `status` likewise. `tokens` arrived at
-    it; it asked for `planned_tokens` at most. `code`: of the error that it was told."""
+    it; it asked for `planned_tokens` at most. `code`: of the error that it was told. `began` and `headed` are monotonic seconds: when it asked, and when the head of the answer was there."""
 
     model: str
     planned_tokens: int
@@ -41,6 +41,8 @@ class Heard:
     tokens: int
     ended: Ended
     code: str | None = None
+    began: float = 0.0
+    headed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +166,17 @@ def read_receipt(http: httpx2.Client, request_id: str) -> Bill:
 
 
 def judge(attempts: Mapping[str, list[Attempt]], bills: Mapping[str, Bill], heard: Iterable[Heard], prices: Prices) -> Counter[str]:
-    """Assert that every request of the truth log has its bill, that no other request has one that costs, and that each
-    is right. Returns how many bills there are of each outcome, those of requests that no engine heard of as
-    "unheard"."""
+    """Assert that `find_wrong` finds nothing; returns its count."""
+    wrong, outcomes = find_wrong(attempts, bills, heard, prices)
+    assert not wrong, f"{len(wrong)} wrong, for example:\n" + "\n".join(wrong[:5])
+    return outcomes
+
+
+def find_wrong(
+    attempts: Mapping[str, list[Attempt]], bills: Mapping[str, Bill], heard: Iterable[Heard], prices: Prices
+) -> tuple[list[str], Counter[str]]:
+    """What is wrong, in words: every request of the truth log must have its bill, no other request one that costs, and each must be
+    right. With it, how many bills there are of each outcome, those of requests that no engine heard of as "unheard"."""
     by_id = {each.request_id: each for each in heard if each.request_id is not None}
     wrong = [f"{request_id}: in the truth log {attempts[request_id]}, and not billed" for request_id in attempts.keys() - bills.keys()]
     for request_id, bill in bills.items():
@@ -176,8 +186,7 @@ def judge(attempts: Mapping[str, list[Attempt]], bills: Mapping[str, Bill], hear
     for request_id, each in by_id.items():
         if each.ended == "complete" and (request_id not in bills or bills[request_id].outcome != "completed"):
             wrong.append(f"{request_id}: its client saw success, but {bills.get(request_id)}")
-    assert not wrong, f"{len(wrong)} wrong, for example:\n" + "\n".join(wrong[:5])
-    return Counter(bill.outcome if request_id in attempts else "unheard" for request_id, bill in bills.items())
+    return wrong, Counter(bill.outcome if request_id in attempts else "unheard" for request_id, bill in bills.items())
 
 
 def _judge_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> list[str]:

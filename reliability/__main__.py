@@ -1,0 +1,5 @@
+"""`python -m reliability`."""
+
+from reliability.run import main
+
+raise SystemExit(main())

@@ -1,0 +1,383 @@
+"""R1: kill -9 at random moments under load; then every request that was served must have exactly one right bill.
+
+An open loop of requests goes on while, every one to five seconds, one victim gets SIGKILL: the gateway, the control process (and with
+it the collector), the supervisor above both, or PostgreSQL's postmaster. Gateway and control are started again by the supervisor;
+the supervisor and the postmaster by `_keep`, which does what systemd does, nought to two seconds later and as often as it takes.
+Kills do not wait for anything to be whole again, so that starts and recoveries are struck as well. Beside the load, an administrator
+makes and revokes keys, and notes what was acknowledged.
+
+The engine, which is the judge, lives through all of it and keeps its truth log on another file system than the platform's where
+there is one. The client's log and the books are held against it (`judging.py`, `books.py`)."""
+
+import asyncio
+import random
+import shutil
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from reliability import books, load
+from reliability.judging import Heard, find_wrong, lines_of_log, read_bills, read_truth, wait_until_idle
+from reliability.load import Sent
+from reliability.platforms import PRICES, Part, Platform, kill_child, list_models, reserved_ports, supervised
+from reliability.records import Line, record
+from reliability.running import WAIT_SECONDS, tollway
+from scripts import postgres
+
+PER_SECOND = 100.0
+VICTIMS = ("gateway", "control", "supervisor")
+BETWEEN_KILLS_SECONDS = (1.0, 5.0)
+BEFORE_RESTART_SECONDS = (0.0, 2.0)
+QUIET_SECONDS_MAX = 60.0
+"""After the last answer, for everything to be collected."""
+
+ADMIN_PAUSE_SECONDS = 0.3
+
+DRAINING = "draining"
+"""The one error that a client may be told while only our own processes die: an orphaned gateway ends what it has."""
+
+
+@dataclass(slots=True)
+class Strike:
+    """One kill. Monotonic seconds: `killed_at`, and `up_at`, when it was first started again (or, by the supervisor, might have been)."""
+
+    victim: str
+    killed_at: float
+    up_at: float | None = None
+
+
+@dataclass(slots=True)
+class Administration:
+    """What the control plane acknowledged. `created`: id and secret of keys; `unsure`: ids whose revocation got no answer."""
+
+    created: dict[str, str] = field(default_factory=dict)
+    revoked: set[str] = field(default_factory=set)
+    unsure: set[str] = field(default_factory=set)
+    answers: list[tuple[float, float, int]] = field(default_factory=list)
+    """When it was asked and answered (monotonic seconds), and the status; 0 where the connection failed."""
+
+    def statuses(self) -> dict[str, int]:
+        """How often each status was answered."""
+        return {str(status): count for status, count in sorted(Counter(status for _, _, status in self.answers).items())}
+
+
+@dataclass(slots=True)
+class Rig:
+    """The platform under test and who keeps it alive."""
+
+    platform: Platform
+    serving: Part
+    server: postgres.Server | None
+    dice: random.Random
+    over: threading.Event
+    """Set when nothing of this is needed any more."""
+    strikes: list[Strike] = field(default_factory=list)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    database_down: threading.Event = field(default_factory=threading.Event)
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to. `wrong` is empty, or the promise is broken."""
+
+    wrong: list[str]
+    differences: list[str]
+    sent: Sent
+    strikes: list[Strike]
+    counts: dict[str, int]
+    detail: dict[str, Any]
+
+
+def measure(kills: int, database: str, seed: int, *, per_second: float = PER_SECOND) -> tuple[Line, Line]:
+    """Take the figures R1 and R16 (the same data, reconciled) and keep them. What went wrong is printed, and its directory is kept."""
+    began = time.time()
+    scratch = Path(tempfile.mkdtemp(prefix="tollway-crashes-"))
+    outcome = run(scratch, kills, database, seed, per_second=per_second)
+    problems = [*outcome.wrong, *outcome.differences]
+    if problems:
+        print(f"kept: {scratch}\n" + "\n".join(problems[:20]), flush=True)
+    else:
+        shutil.rmtree(scratch, ignore_errors=True)
+    counts = outcome.counts
+    crashes = record(
+        "R1",
+        case=database,
+        of="kills",
+        n=kills,
+        failures=len(outcome.wrong),
+        also={name: counts[name] for name in ("requests", "acknowledged changes")},
+        seed=seed,
+        began=began,
+        detail=outcome.detail,
+    )
+    reconciled = record(
+        "R16",
+        case=f"R1 on {database}",
+        of="requests",
+        n=counts["requests"],
+        failures=len(outcome.differences),
+        also={name: counts[name] for name in ("line items", "accounts", "transactions")},
+        seed=seed,
+        began=began,
+        detail={"total_pico": outcome.detail["billed_pico"]},
+    )
+    return crashes, reconciled
+
+
+def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: float = PER_SECOND) -> Outcome:
+    """One run in the directory `scratch`, which must be empty."""
+    dice = random.Random(seed)
+    with ExitStack() as held:
+        truth = held.enter_context(_other_disk())
+        server, environment, over = None, {}, threading.Event()
+        held.callback(over.set)
+        if database == "postgres":
+            (port,) = held.enter_context(reserved_ports(1))
+            server = held.enter_context(postgres.cluster(port))
+            environment["TOLLWAY_DATABASE_URL"] = server.url
+        platform, serving = held.enter_context(supervised(scratch, environment=environment, truth=truth))
+        rig = Rig(platform, serving, server, dice, over)
+        administration = Administration()
+        administrator = threading.Thread(target=_administrate, args=(rig, administration), daemon=True)
+        for thread in (administrator, threading.Thread(target=_keep, args=(rig,), daemon=True)):
+            thread.start()
+        try:
+            sent = asyncio.run(_load(rig, kills, seed, per_second))
+            quiet_from = time.monotonic()
+            wait_until_idle(platform.truth_log)
+            attempts = read_truth(platform.truth_log)
+            platform.wait_until_billed(len(attempts))
+            quiet_seconds = time.monotonic() - quiet_from
+        finally:
+            rig.stopping.set()
+            administrator.join(WAIT_SECONDS)
+        wrong = [*rig.failures, *sent.wrong, *_check_administration(platform, administration)]
+        stated = books.read_stated(platform)
+        code = serving.end(signal.SIGTERM)
+        if code != 0:
+            wrong.append(f"the supervisor ended with {code}")
+        platform.check_all_is_shipped()
+        verified = tollway("verify", "--data-dir", str(platform.directory), env=dict(platform.environment))
+        if verified.returncode != 0:
+            wrong.append(f"verify: {verified.stdout}{verified.stderr}")
+        bills = read_bills(platform.database_url)
+        faults, billed = find_wrong(attempts, bills, sent.heard, PRICES)
+        wrong += faults
+        differences, compared = books.find_differences(platform, stated, bills)
+        if quiet_seconds > QUIET_SECONDS_MAX:
+            wrong.append(f"quiet only after {quiet_seconds:.1f} s")
+        defects = [line for path in (platform.directory / "logs").glob("*.log*") for line in lines_of_log(path) if line.get("event") == "defect"]
+        wrong += [f"defect: {defect}" for defect in defects]
+    ended = Counter(each.ended for each in sent.heard)
+    errors = Counter(f"{each.status} {each.code}" for each in sent.heard if each.code is not None)
+    wrong += [f"{count} requests were told {error}" for error, count in errors.items() if not error.endswith(f" {DRAINING}")]
+    return Outcome(
+        wrong=wrong,
+        differences=differences,
+        sent=sent,
+        strikes=rig.strikes,
+        counts={"requests": len(attempts), "acknowledged changes": len(administration.created) + len(administration.revoked), **compared},
+        detail={
+            "kills": dict(Counter(strike.victim for strike in rig.strikes)),
+            "offered_per_second": per_second,
+            "reached_per_second": round(len(sent.heard) / sent.seconds, 1),
+            "withheld": sent.withheld,
+            "clients": dict(ended),
+            "errors": dict(errors),
+            "bills": dict(billed),
+            "billed_pico": str(sum(bill.amount_pico for bill in bills.values())),
+            "control_statuses": administration.statuses(),
+            "quiet_s": round(quiet_seconds, 1),
+            "back_s": _recoveries(rig.strikes, sent.heard, administration),
+            "truth_log": "on a file system of its own" if truth is not None else "beside the platform",
+        },
+    )
+
+
+@contextmanager
+def _other_disk() -> Iterator[Path | None]:
+    """A directory in memory for the judge, so that it shares no disk with what it judges. None where there is none."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="tollway-truth-", dir=memory) as directory:
+        yield Path(directory)
+
+
+# ---- Killing, and starting again --------------------------------------------------------------------------------------
+
+
+async def _load(rig: Rig, kills: int, seed: int, per_second: float) -> Sent:
+    """Requests for as long as kills go on."""
+    striking = asyncio.create_task(asyncio.to_thread(_strike_all, rig, kills))
+    platform = rig.platform
+    return await load.send_until(
+        striking, load.make_endless(seed), platform.gateway_url, platform.tenant.api_key, per_second=per_second
+    )
+
+
+def _strike_all(rig: Rig, kills: int) -> None:
+    """Every victim equally often, in random order; then until all of it is up again."""
+    victims = [*VICTIMS, *(["postmaster"] if rig.server is not None else [])]
+    deck: list[str] = []
+    for _ in range(kills):
+        time.sleep(rig.dice.uniform(*BETWEEN_KILLS_SECONDS))
+        if not deck:
+            deck = rig.dice.sample(victims, len(victims))
+        _strike(rig, deck.pop())
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not _is_up(rig.platform):
+        if time.monotonic() > deadline:
+            rig.failures.append(f"not up again {WAIT_SECONDS:.0f} s after the last kill")
+            return
+        time.sleep(0.1)
+
+
+def _strike(rig: Rig, victim: str) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        strike = Strike(victim, time.monotonic())
+        process = rig.serving.process
+        assert process is not None
+        if victim == "postmaster":
+            assert rig.server is not None
+            if not rig.database_down.is_set():
+                rig.server.kill()
+                rig.strikes.append(strike)
+                rig.database_down.set()
+                return
+            time.sleep(0.05)
+        elif victim == "supervisor":
+            if process.poll() is None:
+                rig.strikes.append(strike)
+                process.kill()
+                return
+            time.sleep(0.05)
+        elif kill_child(process.pid, victim, seconds=1.0):
+            strike.killed_at = strike.up_at = time.monotonic()
+            rig.strikes.append(strike)
+            return
+    rig.failures.append(f"there was no {victim} to kill for {WAIT_SECONDS:.0f} s")
+
+
+def _keep(rig: Rig) -> None:
+    """Start again what nobody else does, nought to two seconds after it died and then as often as it takes."""
+    dice = random.Random(rig.dice.random())
+    while not rig.stopping.is_set():
+        process = rig.serving.process
+        assert process is not None
+        if rig.database_down.is_set():
+            _revive(rig, "postmaster", dice, lambda: rig.server.start() if rig.server else None)
+            rig.database_down.clear()
+        elif process.poll() is not None:
+            _revive(rig, "supervisor", dice, rig.serving.launch)
+        else:
+            rig.stopping.wait(0.02)
+    rig.over.wait()  # a server ends with the thread that started it
+
+
+def _revive(rig: Rig, victim: str, dice: random.Random, start: Any) -> None:
+    fresh = [strike for strike in rig.strikes if strike.victim == victim and strike.up_at is None]
+    time.sleep(dice.uniform(*BEFORE_RESTART_SECONDS) if fresh else 0.2)
+    for strike in fresh:
+        strike.up_at = time.monotonic()
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            start()
+            return
+        except RuntimeError as error:  # what is left of the former server still holds its shared memory
+            if time.monotonic() > deadline:
+                rig.failures.append(f"{victim} did not start again: {error}")
+                return
+            time.sleep(0.2)
+
+
+def _is_up(platform: Platform) -> bool:
+    try:
+        control = httpx2.get(f"{platform.control_url}/readyz", timeout=WAIT_SECONDS, trust_env=False).status_code
+    except httpx2.HTTPError:
+        return False
+    return control == 200 and list_models(platform.gateway_url, platform.tenant.api_key) == 200
+
+
+# ---- Administration ---------------------------------------------------------------------------------------------------
+
+
+def _administrate(rig: Rig, done: Administration) -> None:
+    """Make a key, now and then revoke one, and note what was acknowledged."""
+    dice = random.Random(rig.dice.random())
+    path = f"/v1/organization/projects/{rig.platform.tenant.project_id}/api_keys"
+    with rig.platform.admin() as http:
+        while not rig.stopping.is_set():
+            living = [key_id for key_id in done.created if key_id not in done.revoked and key_id not in done.unsure]
+            key_id = dice.choice(living) if living and dice.random() < 0.3 else None
+            began = time.monotonic()
+            try:
+                wanted = {"name": f"key {len(done.answers)}"}
+                answer = http.post(path, json=wanted) if key_id is None else http.delete(f"{path}/{key_id}")
+                status, body = answer.status_code, answer.json()
+            except httpx2.HTTPError:
+                status, body = 0, {}
+            done.answers.append((began, time.monotonic(), status))
+            if key_id is not None:
+                (done.revoked if status == 200 else done.unsure).add(key_id)
+            elif status == 200:
+                done.created[body["id"]] = body["value"]
+            rig.stopping.wait(ADMIN_PAUSE_SECONDS)
+
+
+def _check_administration(platform: Platform, done: Administration) -> list[str]:
+    """What was acknowledged and is not so: at the control plane, and at the gateway."""
+    wrong = [f"control answered {status} {count} times" for status, count in done.statuses().items() if status not in ("0", "200", "503")]
+    path = f"/v1/organization/projects/{platform.tenant.project_id}/api_keys"
+    listed: set[str] = set()
+    with platform.admin() as http:
+        page: dict[str, Any] = {"has_more": True, "last_id": None}
+        while page["has_more"]:
+            after = {"after": page["last_id"]} if page["last_id"] else {}
+            page = http.get(path, params={"limit": 100, **after}).json()
+            listed |= {key["id"] for key in page["data"]}
+    for key_id, secret in done.created.items():
+        if key_id in done.unsure:
+            continue
+        is_revoked = key_id in done.revoked
+        if (key_id in listed) is is_revoked:
+            wrong.append(f"{key_id} was {'revoked' if is_revoked else 'made'}, and is{'' if is_revoked else ' not'} listed")
+        status = list_models(platform.gateway_url, secret)
+        if status != (401 if is_revoked else 200):
+            wrong.append(f"{key_id} was {'revoked' if is_revoked else 'made'}, and the gateway answers it {status}")
+    return wrong
+
+
+# ---- How long it took -------------------------------------------------------------------------------------------------
+
+
+def _recoveries(strikes: Sequence[Strike], heard: Sequence[Heard], done: Administration) -> dict[str, dict[str, float]]:
+    """Seconds from the restart to the first success, by victim: of a request to the gateway, or of a change at the control plane.
+    Kills that another one overtook before that are left out."""
+    served = sorted((each.began, each.headed) for each in heard if each.status == 200 and each.headed is not None)
+    changed = sorted((began, answered) for began, answered, status in done.answers if status == 200)
+    times: dict[str, list[float]] = {}
+    for strike, following in zip(strikes, [*strikes[1:], None], strict=True):
+        if strike.up_at is None:
+            continue
+        answers = served if strike.victim in ("gateway", "supervisor") else changed
+        first = min((answered for began, answered in answers if began >= strike.up_at), default=None)
+        if first is not None and (following is None or first < following.killed_at):
+            times.setdefault(strike.victim, []).append(first - strike.up_at)
+    return {
+        victim: {"n": len(each), "p50": round(statistics.median(each), 2), "max": round(max(each), 2)} for victim, each in times.items()
+    }
