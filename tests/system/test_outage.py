@@ -14,8 +14,9 @@ import pytest
 from reliability import load
 from reliability.judging import Heard, judge, lines_of_log, read_bills, read_truth, wait_until_idle
 from reliability.load import Ask
-from reliability.platforms import PRICES, Apart, Platform, apart, list_models
-from reliability.running import WAIT_SECONDS, tollway
+from reliability.platforms import PRICES, Apart, Platform, apart, list_models, reserved_ports, supervised
+from reliability.running import WAIT_SECONDS, end_all, list_descendants, tollway
+from scripts import postgres
 
 pytestmark = pytest.mark.system
 
@@ -95,6 +96,37 @@ def test_a_frozen_control_plane_is_not_missed_either(tmp_path: Path) -> None:
         finally:
             os.kill(parts.control.process.pid, signal.SIGCONT)
         settle(platform, parts, heard)
+
+
+@pytest.mark.postgres
+def test_without_its_database_it_serves_on_and_even_starts(tmp_path: Path) -> None:
+    with reserved_ports(1) as (port,), postgres.cluster(port) as server:
+        environment = {"TOLLWAY_DATABASE_URL": server.url}
+        with supervised(tmp_path, environment=environment) as (platform, serving):
+            heard = use(platform, 20, 9)
+            server.kill()
+            heard += use(platform, 40, 10)
+            with platform.admin() as http:
+                refused = http.post("/v1/organization/projects", json={"name": "now?"})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "database_unavailable")
+            assert serving.process is not None
+            family = list_descendants(serving.process.pid)
+            serving.end(signal.SIGKILL)
+            end_all(family)
+            serving.launch()
+            deadline = time.monotonic() + WAIT_SECONDS
+            while list_models(platform.gateway_url, platform.tenant.api_key) != 200:
+                assert time.monotonic() < deadline, serving.out.read_text()
+                time.sleep(0.02)
+            heard += use(platform, 40, 11)
+            assert "waiting_for_database" in [line.get("event") for line in lines_of_log(serving.out)]
+            server.start()
+            wait_until_idle(platform.truth_log)
+            attempts = read_truth(platform.truth_log)
+            platform.wait_until_billed(len(attempts))
+            assert serving.end(signal.SIGTERM) == 0, serving.out.read_text()
+            platform.check_all_is_shipped()
+            judge(attempts, read_bills(server.url), heard, PRICES)
 
 
 def test_a_revoked_key_stops_within_a_second_and_stays_revoked(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """A control process: the REST API and the link, two listeners in one event loop, over one database.
 
-Start: migrate (the embedded database by itself; PostgreSQL under an advisory lock, so that any number may start at
-once), make the keys of the settings the platform's, listen, say "ready". Stop (SIGTERM, SIGINT): refuse readiness, end
-the streams, finish what runs within STOP_SECONDS_MAX, close the database. Gateways serve on meanwhile."""
+Start: wait for the database if it is away, migrate (the embedded one by itself; PostgreSQL under an advisory lock, so
+that any number may start at once), make the keys of the settings the platform's, listen, say "ready".
+Stop (SIGTERM, SIGINT): refuse readiness, end the streams, finish what runs within STOP_SECONDS_MAX, close the database. Gateways serve on meanwhile."""
 
 import asyncio
 import os
@@ -29,12 +29,19 @@ from tollway.control.api.doors import ControlPlane
 from tollway.control.api.errors import body_of
 from tollway.control.publish import Publications
 from tollway.domain import ids
-from tollway.domain.faults import MALFORMED_HTTP, Fault
+from tollway.domain.faults import DATABASE_UNAVAILABLE, MALFORMED_HTTP, Fault
 from tollway.domain.keys import KeyType
 from tollway.serve.sockets import url_of
 from tollway.storage.database import Database
 from tollway.storage.vault import LocalVault
 from tollway.telemetry import LogWriter
+
+DATABASE_WAIT_SECONDS = 30.0
+"""At the start, for a database that cannot be reached: it restarts, or starts beside us. Whoever supervises gives up no gateway meanwhile,
+and after a crash nobody's pauses between attempts add to the outage."""
+
+DATABASE_PAUSE_SECONDS = 0.5
+"""Between two attempts to reach it."""
 
 STOP_SECONDS_MAX = 8
 """For requests in progress once a stop was asked for: the longest honest one is a snapshot on its way."""
@@ -91,6 +98,22 @@ def open_database(url: str) -> Database:
     return database
 
 
+def await_database(url: str, log: Callable[[Mapping[str, object]], None], *, seconds: float) -> Database:
+    """As `open_database`, but try again for so long while the database cannot be reached, and say so at once."""
+    deadline = time.monotonic() + seconds
+    waiting = False
+    while True:
+        try:
+            return open_database(url)
+        except Fault as fault:
+            if fault.kind is not DATABASE_UNAVAILABLE or time.monotonic() >= deadline:
+                raise
+            if not waiting:
+                waiting = True
+                log({"event": "waiting_for_database", "seconds_max": seconds, "detail": fault.detail})
+            time.sleep(DATABASE_PAUSE_SECONDS)
+
+
 def seed_keys(database: Database, settings: ControlSettings) -> None:
     """Make the keys of the settings the only valid ones of their types. Raises ValueError for one that cannot be."""
     wanted = {KeyType.PLATFORM: settings.platform_key, KeyType.NODE: settings.node_key}
@@ -109,7 +132,8 @@ def run_control(settings: ControlSettings) -> int:
     writer = LogWriter(sys.stdout.fileno())
     try:
         vault = LocalVault(settings.vault_key)
-        database = open_database(settings.database_url)
+        log = _log_to(writer)
+        database = await_database(settings.database_url, log, seconds=DATABASE_WAIT_SECONDS)
         try:
             seed_keys(database, settings)
             plane = ControlPlane(
@@ -121,7 +145,7 @@ def run_control(settings: ControlSettings) -> int:
                 publications=Publications(),
                 now=now,
                 random_bytes=os.urandom,
-                log=_log_to(writer),
+                log=log,
             )
             database.on_publish(plane.publications.advance)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
