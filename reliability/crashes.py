@@ -177,8 +177,8 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
         differences, compared = books.find_differences(platform, stated, bills)
         if quiet_seconds > QUIET_SECONDS_MAX:
             wrong.append(f"quiet only after {quiet_seconds:.1f} s")
-        defects = [line for path in (platform.directory / "logs").glob("*.log*") for line in lines_of_log(path) if line.get("event") == "defect"]
-        wrong += [f"defect: {defect}" for defect in defects]
+        for path in (platform.directory / "logs").glob("*.log*"):
+            wrong += [f"defect: {line}" for line in lines_of_log(path) if line.get("event") == "defect"]
     ended = Counter(each.ended for each in sent.heard)
     errors = Counter(f"{each.status} {each.code}" for each in sent.heard if each.code is not None)
     wrong += [f"{count} requests were told {error}" for error, count in errors.items() if not error.endswith(f" {DRAINING}")]
@@ -223,9 +223,7 @@ async def _load(rig: Rig, kills: int, seed: int, per_second: float) -> Sent:
     """Requests for as long as kills go on."""
     striking = asyncio.create_task(asyncio.to_thread(_strike_all, rig, kills))
     platform = rig.platform
-    return await load.send_until(
-        striking, load.make_endless(seed), platform.gateway_url, platform.tenant.api_key, per_second=per_second
-    )
+    return await load.send_until(striking, load.make_endless(seed), platform.gateway_url, platform.tenant.api_key, per_second=per_second)
 
 
 def _strike_all(rig: Rig, kills: int) -> None:

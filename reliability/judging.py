@@ -32,7 +32,8 @@ Ended = Literal["complete", "left", "error", "broken", "refused"]
 @dataclass(frozen=True, slots=True)
 class Heard:
     """What a client knows of its request. `request_id` is None if no head came, `status` likewise. `tokens` arrived at
-    it; it asked for `planned_tokens` at most. `code`: of the error that it was told. `began` and `headed` are monotonic seconds: when it asked, and when the head of the answer was there."""
+    it; it asked for `planned_tokens` at most. `code`: of the error that it was told. `began` and `headed` are monotonic
+    seconds: when it asked, and when the head of the answer was there."""
 
     model: str
     planned_tokens: int

@@ -5,8 +5,8 @@ Open loop: a request is sent when it is due, whether or not the ones before it w
 waits for the very gateway that is being killed and so spares it."""
 
 import asyncio
-import json
 import itertools
+import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence

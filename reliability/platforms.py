@@ -203,7 +203,9 @@ def serve(
 
 
 @contextmanager
-def supervised(scratch: Path, *, environment: Mapping[str, str] | None = None, truth: Path | None = None) -> Iterator[tuple[Platform, Part]]:
+def supervised(
+    scratch: Path, *, environment: Mapping[str, str] | None = None, truth: Path | None = None
+) -> Iterator[tuple[Platform, Part]]:
     """`tollway serve` at addresses that it keeps, with an engine and a tenant. `truth`: a directory for the engine's truth log."""
     environment = dict(environment or {})
     with reserved_ports(4) as ports, engine(truth or scratch / "engine") as (part, engine_url):

@@ -13,6 +13,6 @@ def main() -> int:
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--seed", type=int)
     a = parser.parse_args()
-    for line in crashes.measure(a.kills, a.database, a.seed if a.seed is not None else random.SystemRandom().randrange(1<<32)):
+    for line in crashes.measure(a.kills, a.database, a.seed if a.seed is not None else random.SystemRandom().randrange(1 << 32)):
         print(line)
     return 0

@@ -70,7 +70,8 @@ class Server:
     def start(self) -> None:
         """Start it, and return when it takes connections. Raises RuntimeError, with its own words, if it does not.
 
-        It ends with the thread that calls this: that is whom the kernel means by a parent's death. After a `kill` it may have to be asked again: while a process of the former server still holds its shared memory, it refuses.
+        It ends with the thread that calls this: that is whom the kernel means by a parent's death. After a `kill` it may have
+        to be asked again: while a process of the former server still holds its shared memory, it refuses.
         """
         postgres, ready = find_program("postgres"), find_program("pg_isready")
         if postgres is None or ready is None:
