@@ -1,6 +1,7 @@
-"""What every test may rely on: how properties are searched, and which tests need a PostgreSQL."""
+"""What every test may rely on: how properties are searched, which tests need a PostgreSQL, and how many bad inputs were tried."""
 
 import os
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,3 +18,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("postgres"):
             item.add_marker(pytest.mark.skip(reason="TOLLWAY_TEST_POSTGRES is not set; `make test` starts a PostgreSQL"))
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest) -> Callable[[str, int], None]:
+    """To be told what was tried, and how often; the sum stands at the end of the run, whichever worker tried it."""
+
+    def note(what: str, count: int) -> None:
+        request.node.user_properties.append(("tried", (what, count)))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what bad input was tried: a promise of "never" is worth the number behind it."""
+    told = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == "tried"
+    ]
+    if told:
+        terminalreporter.section("bad inputs tried")
+        for what, count in sorted(told):
+            terminalreporter.write_line(f"{count:>10,} {what}")

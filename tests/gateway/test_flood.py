@@ -7,11 +7,10 @@ requests. And what is sent to an engine is what was judged.
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
-import pytest
 
 from tests.fakes import PATIENCE_SECONDS
 from tests.gateway.running import KEY, NOWHERE, Answer, Served, chat, connect, gateway, plane, split_answers
@@ -49,7 +48,7 @@ def answers(data: bytes) -> list[Answer]:
     return found
 
 
-async def test_bent_connections(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_bent_connections(tried: Callable[[str, int], None]) -> None:
     statuses: Counter[int] = Counter()
     async with gateway({}, edge_bounds=HURRY) as running:
 
@@ -73,8 +72,7 @@ async def test_bent_connections(capsys: pytest.CaptureFixture[str]) -> None:
         async with connect(running.port) as client:
             client.send(corpus.GET)
             assert (await client.answer("GET")).status == 200
-    with capsys.disabled():
-        print(f"\n{len(batch)} connections: {dict(sorted(statuses.items()))}")
+    tried(f"connections through sockets, answered {dict(sorted(statuses.items()))}", len(batch))
     assert {200, 400, 401, 404, 408} <= statuses.keys()
 
 
@@ -162,7 +160,7 @@ def bent_bodies(seed: int, count: int) -> Iterator[tuple[Endpoint, bytes]]:
         yield endpoint, data
 
 
-def test_bent_bodies_are_refused_or_sent_as_they_were_judged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bent_bodies_are_refused_or_sent_as_they_were_judged(tried: Callable[[str, int], None]) -> None:
     policies = {"m": UnknownParameters.REFUSE, "d": UnknownParameters.DROP, "f": UnknownParameters.FORWARD}
     models = {name: Served([NOWHERE], unknown_parameters=policy) for name, policy in policies.items()}
     verdicts: Counter[str] = Counter()
@@ -192,6 +190,5 @@ def test_bent_bodies_are_refused_or_sent_as_they_were_judged(capsys: pytest.Capt
                 assert sent["stream_options"]["include_usage"] is True
             if call.output_tokens_max is not None and endpoint is not Endpoint.EMBEDDINGS:
                 assert call.output_tokens_max > 0
-    with capsys.disabled():
-        print(f"\n{BODIES} bodies: {dict(verdicts)}")
+    tried(f"bodies, judged {dict(verdicts)}", BODIES)
     assert {"sent", "invalid_json", "duplicate_key", "invalid_value", "unknown_parameter"} <= verdicts.keys()

@@ -2,7 +2,7 @@
 server or a proxy (http-garden's trophies, RFC 9112's own warnings)."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 BODY = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -104,16 +104,16 @@ FRAGMENTS = [
 ]
 
 
-def mutate(dice: random.Random, data: bytes) -> bytes:
-    """`data`, bent in one to four places."""
+def mutate(dice: random.Random, data: bytes, fragments: Sequence[bytes] = FRAGMENTS, seeds: Sequence[bytes] = SEEDS) -> bytes:
+    """`data`, bent in one to four places: by a piece of `fragments`, by one of `seeds` behind it, by bytes."""
     for _ in range(dice.choice((1, 1, 1, 2, 2, 3, 4))):
         at = dice.randrange(len(data) + 1)
         until = min(len(data), at + dice.choice((0, 1, 1, 2, 4, 16, 64)))
         match dice.randrange(8):
             case 0:
-                data = data[:at] + dice.choice(FRAGMENTS) + data[at:]
+                data = data[:at] + dice.choice(fragments) + data[at:]
             case 1:
-                data = data[:at] + dice.choice(FRAGMENTS) + data[until:]
+                data = data[:at] + dice.choice(fragments) + data[until:]
             case 2:
                 data = data[:at] + data[until:]
             case 3:
@@ -128,7 +128,7 @@ def mutate(dice: random.Random, data: bytes) -> bytes:
                 lines.insert(dice.randrange(len(lines) + 1), lines[line])
                 data = b"\r\n".join(lines)
             case 7:
-                data = data + dice.choice(SEEDS)
+                data = data + dice.choice(seeds)
     return data
 
 

@@ -99,8 +99,19 @@ def deep(levels: int, open: bytes, close: bytes) -> bytes:
 @pytest.mark.parametrize(("open", "close"), [(b"[", b"]"), (b'{"a":', b"}")])
 def test_depth_is_bounded(open: bytes, close: bytes) -> None:
     assert refusal(deep(150, open, close)) is None
-    for levels in (250, 10_000, 500_000):
+    for levels in (250, 10_000, 400_000):
         assert refusal(deep(levels, open, close)) == "invalid_json"
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b"1", b'"a,b"', b"[[[]]]"])
+def test_the_number_of_values_is_bounded(value: bytes) -> None:
+    def full(count: int) -> bytes:
+        return b'{"a":[' + b",".join([value] * count) + b"]}"
+
+    each = value.count(b"[") + value.count(b"{") + value.count(b",") + 1
+    most = (bodies.VALUES_MAX - 2) // each
+    assert refusal(full(most)) is None
+    assert refusal(full(most + 1)) == "invalid_value"
 
 
 NUMBERS = {

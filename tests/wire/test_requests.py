@@ -3,6 +3,7 @@
 import itertools
 import random
 import tracemalloc
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -54,8 +55,8 @@ def test_bent_and_cut_anywhere_the_requests_are_the_same(seed: bytes, cuts: list
     assert (other.fault is None) == (reader.fault is None)
 
 
-def test_no_more_is_read_than_a_strict_reading_finds(capsys: pytest.CaptureFixture[str]) -> None:
-    tried = refused = agreed = 0
+def test_no_more_is_read_than_a_strict_reading_finds(tried: Callable[[str, int], None]) -> None:
+    read_alike = refused = 0
     for data in corpus.inputs(1, INPUTS):
         requests, reader = read(data)
         expected = reference.read(data)
@@ -65,12 +66,10 @@ def test_no_more_is_read_than_a_strict_reading_finds(capsys: pytest.CaptureFixtu
             assert reader.fault is not None or len(requests) < len(found) or _waits(reader), data
         if reader.fault is None and not reader.in_message:
             assert len(requests) == len(found), data
-        tried += 1
+        read_alike += 1
         refused += reader.fault is not None
-        agreed += (reader.fault is not None) == expected.malformed
-    with capsys.disabled():
-        print(f"\n{tried} inputs read as the reference reads them, {refused} refused; the same verdict on {agreed}")
-    assert refused > tried // 10, "a mutator that breaks nothing proves nothing"
+    tried("connections' bytes read as the reference reads them", read_alike)
+    assert refused > read_alike // 10, "a mutator that breaks nothing proves nothing"
 
 
 def _waits(reader: RequestReader) -> bool:

@@ -178,8 +178,11 @@ def encode(record: Record) -> bytes:
 
 
 def decode(payload: bytes) -> Record:
-    """Read a record back. Raises msgspec.ValidationError (a ValueError) for anything that is not one."""
-    record: Record = _record_decoder.decode(payload)
+    """Read a record back. Raises ValueError for anything that is not one, however deep it is."""
+    try:
+        record: Record = _record_decoder.decode(payload)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     return record
 
 

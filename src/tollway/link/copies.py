@@ -76,7 +76,7 @@ class Copy:
         for line in self.lines.values():
             try:
                 entry: Entry = decode(line)
-            except msgspec.DecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise CopyDamaged(str(error)) from None
             yield entry
 
@@ -256,7 +256,7 @@ def _read_snapshot(path: Path, version: int) -> dict[tuple[str, str], bytes]:
             lines[key.kind, key.id] = line
             if len(lines) % YIELD_ENTRIES == 0:
                 time.sleep(0)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise CopyDamaged(f"{path}: {error}") from None
     return lines
 
@@ -278,7 +278,7 @@ def _read_log(path: Path) -> Iterator[_RawChange]:
             return  # whole but for its line end: not yet acknowledged either
         try:
             yield decode(row[9:])
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise CopyDamaged(f"{path}: line {number + 1}: {error}") from None
 
 

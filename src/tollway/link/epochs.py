@@ -145,7 +145,7 @@ def find_node(directory: Path, disk: Disk = DISK) -> str | None:
         return msgspec.json.decode(disk.read(directory / "node.json"), type=_Node).node_id
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise SpoolDamaged(str(directory / "node.json"), str(error)) from None
 
 

@@ -341,19 +341,19 @@ def _find_first(epoch: Epoch) -> tuple[str, Position] | None:
 def _read_end(epoch: Epoch) -> int | None:
     try:
         return msgspec.json.decode(epoch.disk.read(epoch.directory / "closed"), type=Closed).next_seq
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, ValueError):
         return None
 
 
 def _read_shipped(epoch: Epoch) -> int:
     try:
         return msgspec.json.decode(epoch.disk.read(epoch.directory / "shipped"), type=Shipped).next_seq
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, ValueError):
         return 0
 
 
 def _next_seq(answer: httpx2.Response) -> int:
     try:
         return msgspec.json.decode(answer.content, type=_NextSeq).next_seq
-    except msgspec.DecodeError:
+    except ValueError:
         raise _ControlAway("control's answer is not one") from None

@@ -104,8 +104,9 @@ class _Unusable(Exception):
     """Control answered something that cannot be used; try again later."""
 
 
-_TRANSIENT = (httpx2.HTTPError, httpx2.StreamError, _Unusable, msgspec.DecodeError, OSError)
-"""What passes, or must be waited for: a network, a control plane or a disk that does not do its part."""
+_TRANSIENT = (httpx2.HTTPError, httpx2.StreamError, _Unusable, ValueError, RecursionError, OSError)
+"""What passes, or must be waited for: a network, a control plane or a disk that does not do its part. Lines that are no JSON, no UTF-8
+or not of our shape are ValueErrors, those that are nested too deeply RecursionErrors."""
 
 
 class Follower:

@@ -14,6 +14,10 @@ import msgspec
 
 from tollway.domain.faults import JSON_INVALID, KEY_DUPLICATED, PARAMETER_INVALID, Fault
 
+VALUES_MAX = 500_000
+"""Most values in a body, counted by what stands before each of them (in texts too). A body of 32 MiB that is all `[],` would hold the
+event loop for seconds; the largest that is meant, a batch of token ids, has 300,000 (OpenAI's bound for embeddings)."""
+
 _PLAIN = frozenset({str, int, bool, type(None)})
 """Types that cannot hold an infinite number."""
 
@@ -24,6 +28,8 @@ _KEY = re.compile(r'Detected duplicate key "([A-Za-z0-9_]{1,64})"')
 
 def parse(body: bytes) -> dict[str, Any]:
     """The object that `body` is. Raises Fault invalid_json, duplicate_key or invalid_value; the text of the body is never echoed."""
+    if len(body) > VALUES_MAX and body.count(b",") + body.count(b"[") + body.count(b"{") > VALUES_MAX:
+        raise Fault(PARAMETER_INVALID, message="The request body has too many values.")
     try:
         value = jiter.from_json(body, catch_duplicate_keys=True, allow_inf_nan=False, cache_mode="keys")
     except ValueError as error:

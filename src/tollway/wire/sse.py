@@ -4,12 +4,8 @@ An event is what stands between blank lines. Engines write one event per write, 
 whether the bytes given are exactly whole events; only if not does it join, split and normalise line ends (CR LF, CR).
 """
 
-import re
-
 EVENT_BYTES_MAX = 1024 * 1024
 """Longest event; a model's longest is a tool call of some ten KiB. A longer one is an upstream without line ends."""
-
-_LINE_END = re.compile(rb"\r\n|\r")
 
 
 class EventTooLong(ValueError):
@@ -22,7 +18,7 @@ class EventReader:
     __slots__ = ("_after_cr", "_rest")
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
         self._after_cr = False
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -38,12 +34,17 @@ class EventReader:
                 data = data[1:]  # the second half of a CR LF that two reads divided
         if b"\r" in data:
             self._after_cr = data.endswith(b"\r")
-            data = _LINE_END.sub(b"\n", data)
-        *events, rest = (rest + data).split(b"\n\n")
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if b"\n\n" not in data and not (rest.endswith(b"\n") and data.startswith(b"\n")):
+            rest += data  # in place: an event that comes byte by byte is not copied at each byte
+            if len(rest) > EVENT_BYTES_MAX:
+                raise EventTooLong
+            return []
+        *events, last = bytes(rest + data).split(b"\n\n")
         events = [stripped for event in events if (stripped := event.lstrip(b"\n"))]
-        if len(rest) > EVENT_BYTES_MAX or any(len(event) > EVENT_BYTES_MAX for event in events):
+        if len(last) > EVENT_BYTES_MAX or any(len(event) > EVENT_BYTES_MAX for event in events):
             raise EventTooLong
-        self._rest = rest
+        self._rest = bytearray(last)
         return events
 
     @property

@@ -138,11 +138,11 @@ def error_text(body: bytes) -> str:
 def _read_error(body: bytes) -> _Error:
     try:
         envelope = _envelope.decode(body)
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):  # msgspec's own errors and those of UTF-8 are values' errors
         return _Error()
     if is_absent(envelope.error):
         return _Error(envelope.message, envelope.code, envelope.type)
     try:
         return _error.decode(envelope.error)
-    except msgspec.DecodeError:
+    except ValueError:
         return _Error(code=envelope.code)

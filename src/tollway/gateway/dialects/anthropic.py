@@ -203,7 +203,7 @@ class Stream:
     def _start(self, data: bytes, read: _Event) -> bytes:
         if is_absent(read.message):
             return data
-        usage = _message.decode(read.message).usage
+        usage = decode(_message, bytes(read.message), "message").usage
         reported = None if is_absent(usage) else read_usage(usage)
         if reported is not None:
             self.used = Quantities(reported.input, reported.cached_input)

@@ -1,0 +1,352 @@
+"""What each parser of foreign bytes must never do, as a function that takes bytes and raises AssertionError, or whatever escapes.
+
+A parser may refuse with its documented fault and with nothing else; it reads the same however the bytes are cut; what it accepts is
+what an independent reading accepts, where there is one. The first byte of an input is not the parser's: it chooses the cut and the
+case, so that a search guided by coverage can choose them too.
+"""
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from tests.gateway.running import KEY, NOWHERE, Served, plane
+from tests.wire import reference
+from tollway.domain import usage
+from tollway.domain.catalog import Endpoint, UnknownParameters
+from tollway.domain.faults import Fault
+from tollway.domain.snapshot import Change, Entry
+from tollway.domain.usage import TOKENS_MAX
+from tollway.gateway import pipeline
+from tollway.gateway.authorize import authorize
+from tollway.gateway.dialects.answers import error_fault, error_text
+from tollway.gateway.dialects.fields import NEVER_FORWARDED
+from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.dialects.table import Stream as DialectStream
+from tollway.gateway.exchange import Caller, Request
+from tollway.gateway.pipeline import Plane
+from tollway.wire import bodies, proxy, segments, sse
+from tollway.wire.http import HttpBounds, RequestReader, ResponseReader
+
+Check = Callable[[bytes], None]
+
+_HTTP_BOUNDS = HttpBounds(pipelined_max=10_000)
+_DEPTH = 100
+"""Up to here every reader must agree; ours stops at 200, others elsewhere."""
+
+
+def _cut(data: bytes) -> tuple[int, bytes, list[bytes]]:
+    """The choosing byte, the input, and the input in pieces: whole, byte by byte, in steps, or at places that look random."""
+    choice, data = (data[0], data[1:]) if data else (0, b"")
+    kind = choice & 3
+    if kind == 0 or not data:
+        return choice, data, [data]
+    if kind == 3:
+        dice = random.Random(choice)
+        places = sorted(dice.randrange(len(data) + 1) for _ in range(1 + choice % 7))
+    else:
+        step = 1 if kind == 1 else 2 + (choice >> 2)
+        places = list(range(step, len(data), step))
+    return choice, data, [data[start:end] for start, end in itertools.pairwise([0, *places, len(data)]) if start < end]
+
+
+# ---- From clients
+
+
+def request_head(data: bytes) -> None:
+    """RequestReader: never more requests than RFC 9112 finds, the same ones however they are cut, and none after a fault."""
+    _, data, pieces = _cut(data)
+    whole = RequestReader(_HTTP_BOUNDS)
+    found = [(request.method, request.target, request.body) for request in whole.feed(data)]
+    expected = reference.read(data)
+    begun = [(request.method, request.target, request.body) for request in expected.requests]
+    assert found == begun[: len(found)], "another request than the reference finds"
+    if whole.fault is None and not whole.in_message:
+        assert len(found) == len(begun)
+    reader = RequestReader(_HTTP_BOUNDS)
+    again = [(request.method, request.target, request.body) for piece in pieces for request in reader.feed(piece)]
+    assert again == found and (reader.fault is None) == (whole.fault is None), "cut otherwise, read otherwise"
+    if whole.fault is not None:
+        assert not whole.feed(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"), "interpreted after a fault"
+
+
+_ENDPOINTS = list(Endpoint)
+
+
+@cache
+def _rig() -> tuple[Plane, Caller]:
+    """A data plane in memory with a model of each policy, and a caller who may use them."""
+    policies = {"m": UnknownParameters.REFUSE, "d": UnknownParameters.DROP, "f": UnknownParameters.FORWARD}
+    models = {name: Served([NOWHERE], unknown_parameters=policy) for name, policy in policies.items()}
+    made, _, _ = ExitStack().enter_context(plane(models | {"c": Served([NOWHERE], output_tokens_max=100)}))
+    return made, pipeline.precheck({b"x-api-key": KEY.encode()}, made)
+
+
+def request_body(data: bytes) -> None:
+    """bodies.parse and authorize: a 4xx, or exactly what was judged goes up, and nothing that never may."""
+    choice, data, _ = _cut(data)
+    endpoint = _ENDPOINTS[(choice >> 2) % len(_ENDPOINTS)]
+    _check_json(data)
+    made, caller = _rig()
+    request = Request("req_1", endpoint, {}, data, 0.0, made.now_us(), "0" * 32, "1" * 16)
+    try:
+        call = authorize(caller, request, made.directory)
+    except Fault as fault:
+        assert 400 <= fault.kind.status < 500, "the client's bytes are nobody else's fault"
+        DIALECTS[endpoint].render(fault, request.id).decode()
+        return
+    (upstream,) = made.upstreams.of(call.model.id)
+    judged = bodies.parse(data)
+    sent = bodies.parse(call.upstream_body(upstream.deployment))
+    ours = {"cache_salt", "stream_options", "max_tokens"}
+    assert all(judged[name] == value for name, value in sent.items() if name not in ours)
+    assert not (NEVER_FORWARDED - ours) & sent.keys()
+    assert sent["cache_salt"] == msgspec.json.decode(caller.cache_salt)
+    if call.output_tokens_max is not None and endpoint not in (Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS):
+        assert call.output_tokens_max > 0
+
+
+def _check_json(data: bytes) -> None:
+    """What `bodies.parse` takes is exactly what a plain strict reading of RFC 8259 takes, with the same value."""
+    try:
+        ours = bodies.parse(data)
+    except Fault:
+        ours = None
+    try:
+        theirs: Any = json.loads(data.decode(), object_pairs_hook=_pairs, parse_constant=_refuse, parse_float=_finite)
+        theirs = theirs if isinstance(theirs, dict) else None
+        json.dumps(theirs, ensure_ascii=False).encode()  # a lone surrogate is no text
+    except (ValueError, RecursionError):
+        theirs = None
+    if ours is not None:
+        assert ours == theirs, "taken, but not by a plain reading"
+    elif theirs is not None:
+        assert _depth(theirs) > _DEPTH, "refused, though a plain reading takes it"
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("duplicate key")
+    return dict(pairs)
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError("infinite")
+    return number
+
+
+def _depth(value: Any) -> int:
+    deepest, level = 0, [value]
+    while level:
+        deepest += 1
+        level = [item for each in level if isinstance(each, dict | list) for item in (each.values() if isinstance(each, dict) else each)]
+    return deepest
+
+
+def proxy_header(data: bytes) -> None:
+    """The PROXY header: an address, none, or HeaderInvalid."""
+    _, data, _ = _cut(data)
+    head, rest = data[: proxy.HEAD_BYTES], data[proxy.HEAD_BYTES :]
+    try:
+        size = proxy.read_rest_bytes(head)
+        assert 0 <= size <= proxy.REST_BYTES_MAX
+        source = proxy.find_source(head, rest[:size])
+    except proxy.HeaderInvalid:
+        return
+    assert source is None or source == str(proxy.ipaddress.ip_address(source))
+
+
+# ---- From engines
+
+
+def answer_head(data: bytes) -> None:
+    """ResponseReader: the same answer however it is cut; an answer that is over is never added to."""
+    _, data, pieces = _cut(data)
+    whole, reader = ResponseReader(), ResponseReader()
+    whole.feed(data)
+    for piece in pieces:
+        reader.feed(piece)
+        if reader.broken:
+            break
+    if not whole.broken and not reader.broken:
+        parts = [(each.status, each.complete, each.keep_alive, each.content_type, b"".join(each.body)) for each in (whole, reader)]
+        assert parts[0] == parts[1], "cut otherwise, read otherwise"
+    # llhttp skips line ends behind an answer that come with it; those that come later are bytes that nobody asked for.
+    assert whole.broken == reader.broken or (whole.complete and data.endswith((b"\r", b"\n"))), "broken only if it is cut"
+    for each in (whole, reader):
+        assert each.body_bytes == sum(map(len, each.body))
+        before = each.complete, each.status, list(each.body)
+        each.feed(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
+        if before[0]:
+            assert each.broken and (each.status, each.body) == before[1:], "something came behind a complete answer"
+        each.eof()
+        each.restart()
+        each.feed(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        assert (each.status, each.body, each.complete, each.broken) == (200, [b"ok"], True, False), "the next answer suffers"
+
+
+def events(data: bytes) -> None:
+    """EventReader: the same events however the stream is cut, none with a line end of its own kind left in it."""
+    _, data, pieces = _cut(data)
+    whole = sse.EventReader().feed(data)
+    reader = sse.EventReader()
+    again = [event for piece in pieces for event in reader.feed(piece)]
+    assert again == whole, "cut otherwise, read otherwise"
+    for event in whole:
+        assert event and b"\r" not in event and b"\n\n" not in event and not event.startswith(b"\n")
+        sse.find_data(event)
+
+
+def _dialect_stream(endpoint: Endpoint, data: bytes) -> None:
+    choice, data, pieces = _cut(data)
+    reader = sse.EventReader()
+    streams = [_new_stream(endpoint, choice), _new_stream(endpoint, choice)]
+    for piece in pieces:
+        for event in reader.feed(piece):
+            try:
+                relayed = streams[0].read(event)
+            except Fault as fault:
+                assert fault.kind.status >= 500 or fault.kind.code in ("invalid_request", "context_length_exceeded")
+                return
+            _check_shortcut(streams[1], event, relayed)
+            if relayed is not None:
+                _check_relayed(relayed)
+            _check_used(streams[0])
+    if streams[0].terminated:
+        assert streams[0].read(b'data: {"choices":[]}') is None, "something came behind the end"
+
+
+def _new_stream(endpoint: Endpoint, choice: int) -> DialectStream:
+    return DIALECTS[endpoint].new_stream(
+        hide_usage=bool(choice & 4),
+        hide_continuous=bool(choice & 8) or bool(choice & 4),
+        counting=bool(choice & 16),
+        upstream_model="up",
+        public_model="m" if choice & 32 else "up",
+        output_tokens_max=None if choice & 64 else 1000,
+    )
+
+
+def _check_shortcut(stream: DialectStream, event: bytes, relayed: bytes | None) -> None:
+    """The short way says the same of an event as the long one, or nothing."""
+    framed = event + b"\n\n"
+    short = stream.read_regular(framed, 0, len(framed))
+    if short is None:
+        stream.read(event)
+    else:
+        assert relayed is not None and json.loads(short[6:]) == json.loads(relayed[6:])
+
+
+def _check_relayed(relayed: bytes) -> None:
+    relayed.decode()
+    assert relayed.endswith(b"\n\n") and b"\r" not in relayed
+    lines = relayed[:-2].split(b"\n")
+    assert all(line.startswith((b"data: ", b"event: ")) for line in lines) and len(lines) <= 2, "more than one event of one datum"
+    json.loads(lines[-1][6:])
+
+
+def _check_used(stream: DialectStream) -> None:
+    used = stream.used
+    if used is not None:
+        assert min(used.input, used.cached_input, used.output, used.reasoning) >= 0
+        assert max(used.input, used.output, used.reasoning) <= TOKENS_MAX
+
+
+def openai_stream(data: bytes) -> None:
+    """openai.Stream: events of the API's shape, or a fault; the short way agrees with the long one; usage that can be."""
+    _dialect_stream(Endpoint.CHAT_COMPLETIONS, data)
+
+
+def anthropic_stream(data: bytes) -> None:
+    """anthropic.Stream: the same."""
+    _dialect_stream(Endpoint.MESSAGES, data)
+
+
+def whole_answer(data: bytes) -> None:
+    """read_answer of every dialect, and the errors of engines: a valid answer under the public name, or a fault."""
+    choice, data, _ = _cut(data)
+    endpoint = _ENDPOINTS[(choice >> 2) % len(_ENDPOINTS)]
+    for status in (200, 400, 429, 503):
+        assert error_fault(data, status, first=bool(choice & 1)).kind.status >= 400
+    assert isinstance(error_text(data), str)
+    try:
+        answer = DIALECTS[endpoint].read_answer(data, "up", "m" if choice & 128 else "up", 1000)
+    except Fault as fault:
+        assert fault.kind.status >= 400
+        return
+    json.loads(answer.body)
+    assert endpoint is Endpoint.COUNT_TOKENS or json.loads(answer.body).get("model") in (json.loads(data).get("model"), "m")
+    if answer.used is not None:
+        assert 0 <= answer.used.output + answer.used.reasoning <= 1000
+
+
+# ---- Between our own processes, and from our own disk
+
+
+def spool_segment(data: bytes) -> None:
+    """segments.Reader: frames in sequence with the chain they claim, and an end; the same again from any frame on."""
+    _, data, _ = _cut(data)
+    chain = segments.first_chain("node", 1)
+    reader = segments.Reader(1, chain)
+    frames = list(reader.read(data))
+    start = 0
+    for seq, frame in enumerate(frames, 1):
+        assert frame.seq == seq and frame.chain == segments.next_chain(chain, seq, frame.payload)
+        assert segments.frame(seq, frame.chain, frame.payload) == data[start : frame.end]
+        chain, start = frame.chain, frame.end
+    if frames:
+        rest = segments.Reader(2, frames[0].chain)
+        assert list(rest.read(data, frames[0].end)) == frames[1:] and rest.tail is reader.tail
+
+
+def usage_record(data: bytes) -> None:
+    """usage.decode: a record with one encoding, or ValueError."""
+    _, data, _ = _cut(data)
+    try:
+        record = usage.decode(data)
+    except ValueError:
+        return
+    again = usage.encode(record)
+    assert usage.encode(usage.decode(again)) == again
+
+
+def snapshot_line(data: bytes) -> None:
+    """Lines of a snapshot and of its changes: an entry, or one of the errors that the follower takes for a broken line."""
+    _, data, _ = _cut(data)
+    for decode in _snapshot_decoders():
+        try:
+            decode(data)
+        except (ValueError, RecursionError):
+            continue
+
+
+@cache
+def _snapshot_decoders() -> tuple[Callable[[bytes], Any], ...]:
+    return msgspec.json.Decoder(Entry).decode, msgspec.json.Decoder(Change).decode
+
+
+PARSERS: dict[str, Check] = {
+    "request-head": request_head,
+    "request-body": request_body,
+    "proxy-header": proxy_header,
+    "answer-head": answer_head,
+    "events": events,
+    "openai-stream": openai_stream,
+    "anthropic-stream": anthropic_stream,
+    "whole-answer": whole_answer,
+    "spool-segment": spool_segment,
+    "usage-record": usage_record,
+    "snapshot-line": snapshot_line,
+}
+"""Every parser of foreign bytes in the data plane and on the link."""
