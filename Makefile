@@ -45,6 +45,11 @@ check: $(VENV)/.dev  ## style, types, architecture, house rules: seconds
 		echo "==> $$tool"; $(VENV)/bin/$$tool || failed="$$failed [$$tool]"; \
 	done; test -z "$$failed" || { echo "==> failed:$$failed" >&2; exit 1; }
 
+SECONDS ?= 60
+.PHONY: fuzz
+fuzz: $(VENV)/.dev $(VENV)/.fuzz  ## search every parser for bytes that break it (SECONDS=60 each, ARGS="events --record")
+	@exec $(VENV)/bin/python -m fuzz --seconds $(SECONDS) $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.dev  ## measure against nginx on this machine (ARGS="--quick")
 	@exec $(VENV)/bin/python -m bench $(ARGS)
@@ -66,6 +71,7 @@ lock: $(VENV)/.build  ## solve requirements/*.txt again (ARGS=--upgrade for the 
 	@$(lock) pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt
 	@$(lock) --group build -c requirements/dev.txt -o requirements/build.txt
 	@$(lock) --group engine --no-deps -o requirements/engine.txt
+	@$(lock) --group fuzz -o requirements/fuzz.txt
 	@echo "==> locked: $$(grep -c == requirements/runtime.txt) packages to run, $$(grep -c == requirements/dev.txt) to develop"
 
 # Hashes of every file of a release are recorded, so one lock serves x86_64 and aarch64. No index or host gets into the files.
@@ -75,7 +81,7 @@ lock = $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platfor
 .PHONY: clean
 clean:  ## remove .venv, caches and builds
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	@find src tests bench scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@find src tests bench fuzz scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # ---- steps ---------------------------------------------------------------------------------------------------------------
 
@@ -93,6 +99,10 @@ $(VENV)/.tollway: $(VENV)/.build requirements/runtime.txt pyproject.toml
 $(VENV)/.dev: $(VENV)/.tollway requirements/dev.txt
 	@echo "==> installing the development tools"
 	@$(call install,-r requirements/dev.txt)
+	@touch $@
+
+$(VENV)/.fuzz: requirements/fuzz.txt $(VENV)/.build
+	@$(call install,-r requirements/fuzz.txt)
 	@touch $@
 
 $(VENV)/.engine: requirements/engine.txt $(VENV)/.build
