@@ -2,7 +2,9 @@
 
 Start: wait for the database if it is away, migrate (the embedded one by itself; PostgreSQL under an advisory lock, so
 that any number may start at once), make the keys of the settings the platform's, listen, say "ready".
-Stop (SIGTERM, SIGINT): refuse readiness, end the streams, finish what runs within STOP_SECONDS_MAX, close the database. Gateways serve on meanwhile."""
+Stop (SIGTERM, SIGINT): refuse readiness, end the streams, finish what runs within STOP_SECONDS_MAX, close the
+database. Gateways serve on meanwhile.
+"""
 
 import asyncio
 import os
