@@ -21,7 +21,7 @@ from bench.machine import Unavailable, find_free_port, get_tool, start
 from tollway.domain.catalog import Deployment, Endpoint, Engine
 from tollway.domain.keys import RANDOM_BYTES, KeyType, digest, new_key
 from tollway.domain.limits import REQUESTS_PER_MINUTE_MAX, Limits
-from tollway.domain.prices import PriceVersion
+from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.snapshot import (
     DeploymentEntry,
     Entry,
@@ -35,6 +35,7 @@ from tollway.link.copies import write_copy
 
 API_KEY = new_key(KeyType.LIVE, bytes(RANDOM_BYTES)).secret  # worth nothing outside a benchmark's own gateway
 MODEL = "m1"
+PRICE_LIST = f"book_{1:032x}"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tollway-bench"
 
 # Exact versions: a comparison with whatever is newest today could not be repeated.
@@ -129,6 +130,7 @@ def _snapshot_entries(key_digest: bytes, upstream_url: str) -> list[Entry]:
     limits = Limits(requests_per_minute=REQUESTS_PER_MINUTE_MAX, concurrent_requests=REQUESTS_PER_MINUTE_MAX)
     price = PriceVersion(
         id=f"price_{1:032x}",
+        list=PRICE_LIST,
         model=MODEL,
         currency="EUR",
         valid_from=0,
@@ -151,7 +153,7 @@ def _snapshot_entries(key_digest: bytes, upstream_url: str) -> list[Entry]:
     )
     organization_id, project_id = f"org_{1:032x}", f"proj_{1:032x}"
     return [
-        OrganizationEntry(id=organization_id, currency="EUR", limits=limits),
+        OrganizationEntry(id=organization_id, currency="EUR", terms=(PriceTerms(0, PRICE_LIST),), limits=limits),
         ProjectEntry(id=project_id, organization_id=organization_id, limits=limits),
         KeyEntry(id=f"key_{1:032x}", digest=key_digest, type=KeyType.LIVE, project_id=project_id, limits=limits),
         ModelEntry(id=MODEL, endpoints=(Endpoint.CHAT_COMPLETIONS,), created_at=0, prices=(price,)),

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, exchanges, final, frames
-from tests.storage.databases import SqliteTemplate
+from tests.storage.databases import SqliteTemplate, add_price
 from tollway.control.collect import Gap, Refused, Taken, collect
 from tollway.control.verify import verify
 from tollway.domain.prices import PriceVersion
@@ -53,9 +53,7 @@ def fill(database: Database) -> None:
             )
         )
         for price in (samples.PRICE, samples.OTHER_PRICE):
-            tx.connection.execute(
-                schema.prices.insert().values(**msgspec.structs.asdict(price), carried_from=price.valid_from, created_at=0)
-            )
+            add_price(tx, price)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -142,7 +140,7 @@ class TestTakenIn:
     def test_amounts_beyond_64_bits_stay_exact(self, database: Database, archive: Archive) -> None:
         dear = msgspec.structs.replace(PRICE, id="price_" + "d" * 32, valid_from=1, output_pico=10**12, input_pico=10**12)
         with database.platform() as tx:
-            tx.connection.execute(schema.prices.insert().values(**msgspec.structs.asdict(dear), carried_from=1, created_at=0))
+            add_price(tx, dear)
         tokens = 9_000_000
         records: list[Record] = []
         for number in range(1, 8):

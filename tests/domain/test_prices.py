@@ -17,6 +17,7 @@ QUANTITIES = st.builds(Quantities, TOKENS, TOKENS, TOKENS, TOKENS)
 def price(input: int = 3, cached: int = 1, output: int = 9, reasoning: int = 9, request: int = 0, valid_from: int = 0) -> PriceVersion:
     return PriceVersion(
         id=f"price_{valid_from}",
+        list="book_1",
         model="m",
         currency="EUR",
         valid_from=valid_from,

@@ -16,7 +16,7 @@ from tollway.domain import keys
 from tollway.domain.catalog import Deployment, Endpoint, Engine, UnknownParameters
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, Limits
-from tollway.domain.prices import PriceVersion
+from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.snapshot import DeploymentEntry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Status
 from tollway.gateway import server
@@ -78,7 +78,7 @@ def plane(
         now_us=clock.now_us,
     )
     made.begin_reset()
-    made.add(OrganizationEntry(id=ORGANIZATION, currency="EUR"))
+    made.add(OrganizationEntry(id=ORGANIZATION, currency="EUR", terms=(PriceTerms(0, "book_1"),)))
     made.add(ProjectEntry(id=PROJECT, organization_id=ORGANIZATION, limits=limits))
     for number, secret in enumerate((KEY, OTHER_KEY, NARROW_KEY, EXPIRED_KEY)):
         made.add(
@@ -93,7 +93,7 @@ def plane(
         )
     for name, served in {"m": Served([NOWHERE]), **(models or {})}.items():
         price = PriceVersion(
-            id="price_" + "0" * 32, model=name, currency="EUR", valid_from=0,
+            id="price_" + "0" * 32, list="book_1", model=name, currency="EUR", valid_from=0,
             input_pico=100, cached_input_pico=10, output_pico=400, reasoning_pico=400,
         )  # fmt: skip
         made.add(

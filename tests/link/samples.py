@@ -20,6 +20,7 @@ DEPLOYMENT = "dep_" + "1" * 32
 
 PRICE = PriceVersion(
     id="price_" + "1" * 32,
+    list="book_" + "1" * 32,
     model="echo",
     currency="EUR",
     valid_from=0,
@@ -29,7 +30,9 @@ PRICE = PriceVersion(
     reasoning_pico=1_100_000,
     request_pico=5,
 )
-OTHER_PRICE = msgspec.structs.replace(PRICE, id="price_" + "2" * 32, currency="USD", input_pico=1, output_pico=3, request_pico=0)
+OTHER_PRICE = msgspec.structs.replace(
+    PRICE, id="price_" + "2" * 32, list="book_" + "2" * 32, currency="USD", input_pico=1, output_pico=3, request_pico=0
+)
 
 
 def request_id(number: int) -> str:

@@ -7,9 +7,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import sqlalchemy as sa
 
-from tollway.storage.database import Database
+from tollway.domain.price_books import BookPrice, PriceBook
+from tollway.domain.prices import PriceVersion
+from tollway.storage import prices
+from tollway.storage.database import Database, PlatformTx
+
+
+def add_price(tx: PlatformTx, version: PriceVersion) -> None:
+    """Publish what compiles to `version`, whose list is a book without a discount; the book is made the default of its currency."""
+    if prices.find_book(tx, version.list) is None:
+        is_default = prices.find_default_book(tx, version.currency) is None
+        book = PriceBook(
+            id=version.list, name=version.list, currency=version.currency, organization_id=None, is_default=is_default, created_at=0
+        )
+        prices.insert_book(tx, book)
+    published = BookPrice(
+        id=version.id,
+        book_id=version.list,
+        model=version.model,
+        tier=version.tier,
+        valid_from=version.valid_from,
+        carried_from=version.valid_from,
+        published_at=0,
+        **msgspec.structs.asdict(version.units()),
+    )
+    prices.insert_book_prices(tx, [published])
+    prices.insert_compiled(tx, [published], version.currency, prices.list_lists(tx, version.list))
 
 
 class SqliteTemplate:

@@ -9,13 +9,11 @@ from alembic import command
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from tollway.domain import ids
-from tollway.domain.catalog import Endpoint, Model
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
-from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import Change
 from tollway.domain.tenants import Organization, Project, Status
-from tollway.storage import catalog, pages, prices, publish, schema, tenants
 from tollway.storage import database as storage_database
+from tollway.storage import pages, publish, schema, tenants
 from tollway.storage.database import Database, DatabaseOutdated, DatabaseTooNew
 
 
@@ -125,20 +123,6 @@ class TestSchema:
         row = {"id": new_id(ids.SERVICE_ACCOUNT, 1), "project_id": new_id(ids.PROJECT, 1), "name": "a", "role": "member", "created_at": 1}
         with pytest.raises(IntegrityError), database.tenant(mine) as tx:
             tx.connection.execute(schema.service_accounts.insert().values(organization_id=mine, **row))
-
-    def test_never_changes_what_is_append_only(self, database: Database) -> None:
-        model = Model(name="m", status=Status.ACTIVE, published=False, endpoints=(Endpoint.EMBEDDINGS,), created_at=1)
-        price = PriceVersion(
-            id="price_1", model="m", currency="EUR", valid_from=1, input_pico=1, cached_input_pico=1, output_pico=1, reasoning_pico=1
-        )
-        with database.platform() as tx:
-            catalog.insert_model(tx, model)
-            prices.insert_price(tx, price, carried_from=1, now=1)
-        for statement in ("UPDATE prices SET input_pico = 0", "DELETE FROM prices"):
-            with pytest.raises((DBAPIError, Fault)), database.platform() as tx:
-                tx.connection.execute(sa.text(statement))
-        with database.platform(write=False) as tx:
-            assert prices.find_price(tx, "price_1") == price
 
     @pytest.mark.parametrize(
         ("column", "value"),

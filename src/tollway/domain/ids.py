@@ -13,6 +13,8 @@ SERVICE_ACCOUNT = "sa"
 REQUEST = "req"
 DEPLOYMENT = "dep"
 PRICE = "price"
+PRICE_BOOK = "book"
+PRICE_DRAFT = "draft"
 NODE = "node"
 TRANSACTION = "tx"
 

@@ -61,6 +61,13 @@ def format_amount(pico: int) -> str:
     return _format(pico, 12)
 
 
+def divide_half_even(numerator: int, denominator: int) -> int:
+    """The integer nearest to numerator / denominator (both not negative), a tie to the even one."""
+    quotient, rest = divmod(numerator, denominator)
+    double = rest * 2
+    return quotient + (double > denominator or (double == denominator and quotient & 1))
+
+
 def _format(value: int, decimals: int) -> str:
     sign, value = ("-", -value) if value < 0 else ("", value)
     whole, fraction = divmod(value, 10**decimals)

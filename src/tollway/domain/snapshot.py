@@ -10,14 +10,16 @@ import msgspec
 from tollway.domain.catalog import Deployment, Endpoint, UnknownParameters
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, Limits
-from tollway.domain.prices import PriceVersion
+from tollway.domain.prices import PriceTerms, PriceVersion
 
 
 class OrganizationEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="organization", omit_defaults=True):
-    """An organization that may act. Archived ones are removed."""
+    """An organization that may act. Archived ones are removed. `terms`: by which price list it pays, ordered by valid_from; without
+    any, every model is closed to it."""
 
     id: str
     currency: str
+    terms: tuple[PriceTerms, ...] = ()
     limits: Limits = UNLIMITED
 
 
@@ -43,7 +45,7 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="model", omit_defaults=True):
-    """A published model: `id` is its public name. `prices` are ordered by valid_from and never empty."""
+    """A published model: `id` is its public name. `prices` are of all price lists and service tiers, ordered by valid_from, never empty."""
 
     id: str
     endpoints: tuple[Endpoint, ...]

@@ -35,6 +35,15 @@ class UsageSource(StrEnum):
     NONE = "none"  # the engine was never reached, or said nothing
 
 
+class ServiceTier(StrEnum):
+    """How urgently a request is served, and so at which price. A model has a tier where its price list has a price for it."""
+
+    STANDARD = "standard"
+    FLEX = "flex"  # cheaper, later
+    PRIORITY = "priority"  # dearer, sooner
+    BATCH = "batch"  # cheapest, within a day
+
+
 class Quantities(msgspec.Struct, frozen=True, omit_defaults=True):
     """Tokens by disjoint class: `input` was computed, `cached_input` came from the prefix cache, `output` excludes `reasoning`."""
 
@@ -47,8 +56,8 @@ class Quantities(msgspec.Struct, frozen=True, omit_defaults=True):
 NOTHING = Quantities()
 
 
-class Admit(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="admit"):
-    """A request was admitted: on disk (page cache at least) before an engine hears of it."""
+class Admit(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="admit", omit_defaults=True):
+    """A request was admitted: on disk (page cache at least) before an engine hears of it. `service_tier` is that of its price."""
 
     request_id: str
     admitted_at: int
@@ -60,6 +69,7 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="
     stream: bool
     price_version: str
     outcome_policy: int
+    service_tier: ServiceTier = ServiceTier.STANDARD
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="progress"):

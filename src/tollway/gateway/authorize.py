@@ -7,22 +7,25 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint, UnknownParameters
 from tollway.domain.faults import Fault
-from tollway.domain.prices import find_price
+from tollway.domain.prices import PriceVersion, find_list, find_price
 from tollway.domain.snapshot import ModelEntry
+from tollway.domain.usage import ServiceTier
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
 from tollway.gateway.dialects.table import DIALECTS, Dialect
 from tollway.gateway.directory import Directory
 from tollway.gateway.exchange import Call, Caller, Request
 from tollway.wire import bodies
 
+_STANDARD = ServiceTier.STANDARD
 _MAX_TOKENS = ("max_tokens", "max_completion_tokens")
 
 
 def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
     """The call that this request is.
 
-    Raises Fault: 400 for a body, field or value that is not the dialect's, 404 model_not_found for a model that does not exist, is not
-    allowed to this key, or has no price in the organization's currency (all three look the same to the caller).
+    Raises Fault: 400 for a body, field or value that is not the dialect's, or a service tier that the model is not offered in, 404
+    model_not_found for a model that does not exist, is not allowed to this key, or has no price on the organization's price list (all
+    three look the same to the caller).
     """
     asked = bodies.parse(request.body)
     endpoint = request.endpoint
@@ -36,9 +39,7 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
         raise _invalid("model")
     if model is None or (caller.models is not None and name not in caller.models):
         raise Fault(faults.MODEL_UNKNOWN, param="model")
-    price = find_price(directory.list_prices(model, caller.organization.currency), request.received_at)
-    if price is None:
-        raise Fault(faults.MODEL_UNKNOWN, param="model", detail="no price in the organization's currency")
+    price = _find_price(asked, caller, model, request, directory)
     if (Endpoint.MESSAGES if endpoint is Endpoint.COUNT_TOKENS else endpoint) not in model.endpoints:
         raise Fault(faults.ENDPOINT_UNSUPPORTED, param="model")
     dropped = _judge_fields(asked, dialect, model, directory.known_fields(name, endpoint))
@@ -64,6 +65,21 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
         hide_usage=hide_usage,
         hide_continuous=hide_continuous,
     )
+
+
+def _find_price(asked: dict[str, Any], caller: Caller, model: ModelEntry, request: Request, directory: Directory) -> PriceVersion:
+    """The price of this instant: by the organization's terms, in the service tier that is asked for (a value that is none, or where the
+    dialect has no tiers, is `_judge_fields`'s to refuse)."""
+    at = request.received_at
+    wish = asked.get("service_tier")
+    tier = DIALECTS[request.endpoint].service_tiers.get(wish, _STANDARD) if type(wish) is str else _STANDARD
+    price_list = find_list(caller.organization.terms, at)
+    price = find_price(directory.list_prices(model, price_list, tier), at)
+    if price is None:
+        if tier is not _STANDARD and find_price(directory.list_prices(model, price_list, _STANDARD), at) is not None:
+            raise Fault(faults.PARAMETER_INVALID, param="service_tier", message=f"This model is not offered in service tier '{tier}'.")
+        raise Fault(faults.MODEL_UNKNOWN, param="model", detail="no price on the organization's price list")
+    return price
 
 
 def _judge_fields(asked: dict[str, Any], dialect: Dialect, model: ModelEntry, known: frozenset[str]) -> list[str]:

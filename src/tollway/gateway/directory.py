@@ -18,6 +18,7 @@ from tollway.domain.snapshot import (
     OrganizationEntry,
     ProjectEntry,
 )
+from tollway.domain.usage import ServiceTier
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.engines.habits import HABITS
 from tollway.gateway.exchange import Caller
@@ -43,7 +44,7 @@ class Directory:
         self._building: _Maps | None = None
         self._callers: dict[bytes, Caller] = {}
         self._known_fields: dict[tuple[str, Endpoint], frozenset[str]] = {}
-        self._prices: dict[tuple[str, str], tuple[PriceVersion, ...]] = {}
+        self._prices: dict[str, dict[tuple[str, ServiceTier], tuple[PriceVersion, ...]]] = {}
 
     # Asked by the phases.
 
@@ -71,12 +72,15 @@ class Directory:
         """The published model of exactly this name."""
         return self._maps.models.get(name)
 
-    def list_prices(self, model: ModelEntry, currency: str) -> tuple[PriceVersion, ...]:
-        """The model's prices in one currency, ordered by valid_from."""
-        prices = self._prices.get((model.id, currency))
-        if prices is None:
-            prices = self._prices[model.id, currency] = tuple(price for price in model.prices if price.currency == currency)
-        return prices
+    def list_prices(self, model: ModelEntry, price_list: str | None, tier: ServiceTier) -> tuple[PriceVersion, ...]:
+        """The model's prices on a price list in a service tier, ordered by valid_from; none if it is closed there."""
+        by_series = self._prices.get(model.id)
+        if by_series is None:
+            grouped: dict[tuple[str, ServiceTier], list[PriceVersion]] = {}
+            for price in model.prices:
+                grouped.setdefault((price.list, price.tier), []).append(price)
+            by_series = self._prices[model.id] = {series: tuple(prices) for series, prices in grouped.items()}
+        return () if price_list is None else by_series.get((price_list, tier), ())
 
     def list_models(self) -> list[ModelEntry]:
         """Every published model, by name."""

@@ -139,6 +139,7 @@ def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> Record:
         stream=call.stream,
         price_version=call.price.id,
         outcome_policy=OUTCOME_POLICY_CURRENT,
+        service_tier=call.price.tier,
     )
     return Record(admit, sink, now_us)
 

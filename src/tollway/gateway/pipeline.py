@@ -15,9 +15,9 @@ from tollway.domain import faults, ids
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.keys import digester
-from tollway.domain.prices import cost
+from tollway.domain.prices import cost, find_list, find_price
 from tollway.domain.snapshot import Change, DeploymentEntry, Entry
-from tollway.domain.usage import Final, billed
+from tollway.domain.usage import Final, ServiceTier, billed
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
 from tollway.gateway.counters import Counters
@@ -150,11 +150,12 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
         if not plane.directory.is_loaded:
             raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
         caller = authenticate(request.headers, plane.directory, plane.digesters, request.received_at)
-        currency = caller.organization.currency
+        at, price_list = request.received_at, find_list(caller.organization.terms, request.received_at)
         models = [
             {"id": model.id, "object": "model", "created": model.created_at // 1_000_000, "owned_by": "tollway"}
             for model in plane.directory.list_models()
-            if (caller.models is None or model.id in caller.models) and any(price.currency == currency for price in model.prices)
+            if (caller.models is None or model.id in caller.models)
+            and find_price(plane.directory.list_prices(model, price_list, ServiceTier.STANDARD), at) is not None
         ]
         body: object = {"object": "list", "data": models}
         if request.body:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import Limits
+from tollway.domain.price_books import carried
 from tollway.domain.snapshot import DeploymentEntry, Entry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Status
 from tollway.storage import catalog, prices
@@ -81,12 +82,28 @@ def _read_entries(tx: Transaction, kind: type[Entry], ids: Sequence[str] | None)
     if kind is ModelEntry:
         yield from _read_models(tx, ids)
         return
+    if kind is OrganizationEntry:
+        yield from _read_organizations(tx, ids)
+        return
     table, active, read = _ROWS[kind]
     query = sa.select(table).where(active).order_by(table.c.id)
     if ids is not None:
         query = query.where(table.c.id.in_(ids))
     for rows in tx.connection.execute(query.execution_options(yield_per=FETCH_ROWS)).partitions():
         yield from map(read, rows)
+
+
+def _read_organizations(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
+    query = sa.select(organizations).where(organizations.c.status == Status.ACTIVE).order_by(organizations.c.id)
+    if ids is not None:
+        query = query.where(organizations.c.id.in_(ids))
+    for rows in tx.connection.execute(query.execution_options(yield_per=FETCH_ROWS)).partitions():
+        terms = prices.read_terms(tx, [row.id for row in rows])
+        for row in rows:
+            of_row = terms[row.id]
+            yield OrganizationEntry(
+                id=row.id, currency=row.currency, terms=carried(of_row.default_list, of_row.stored), limits=_limits(row)
+            )
 
 
 def _read_models(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
@@ -112,10 +129,6 @@ def _limits(row: Any) -> Limits:
     return Limits(requests_per_minute=row.requests_per_minute, concurrent_requests=row.concurrent_requests)
 
 
-def _organization(row: Any) -> OrganizationEntry:
-    return OrganizationEntry(id=row.id, currency=row.currency, limits=_limits(row))
-
-
 def _project(row: Any) -> ProjectEntry:
     return ProjectEntry(id=row.id, organization_id=row.organization_id, limits=_limits(row))
 
@@ -137,7 +150,6 @@ def _deployment(row: Any) -> DeploymentEntry:
 
 
 _ROWS: dict[type[Entry], tuple[sa.Table, sa.ColumnElement[bool], Callable[[Any], Entry]]] = {
-    OrganizationEntry: (organizations, organizations.c.status == Status.ACTIVE, _organization),
     ProjectEntry: (projects, projects.c.status == Status.ACTIVE, _project),
     DeploymentEntry: (deployments, deployments.c.status == Status.ACTIVE, _deployment),
     KeyEntry: (

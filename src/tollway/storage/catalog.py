@@ -1,13 +1,14 @@
 """Models and deployments at rest. The catalog belongs to the platform: operators write it, gateways are told of it."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
 
 from tollway.domain.catalog import Deployment, Endpoint, Engine, Model, UnknownParameters
 from tollway.domain.tenants import Status
-from tollway.storage.database import PlatformTx
+from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import Page, Window, fetch_page
 from tollway.storage.schema import deployments, models
 
@@ -23,6 +24,12 @@ def find_model(tx: PlatformTx, name: str) -> Model | None:
     """A model by its exact name, drafts and archived ones included."""
     row = tx.connection.execute(sa.select(models).where(models.c.name == name)).one_or_none()
     return None if row is None else read_model(row)
+
+
+def find_models(tx: Transaction, names: Iterable[str]) -> list[Model]:
+    """Those of the named models that exist, archived ones included, ordered by name."""
+    query = sa.select(models).where(models.c.name.in_(sorted(names))).order_by(models.c.name)
+    return [read_model(row) for row in tx.connection.execute(query)]
 
 
 def list_models(tx: PlatformTx, window: Window, *, include_archived: bool) -> Page[Model]:

@@ -1,102 +1,390 @@
-"""Price versions at rest: append-only, immutable, ordered by valid_from within their model and currency.
+"""Price books at rest: books, lists, drafts, published prices, the versions compiled from them, and organizations' terms.
 
-A version knows what gateways still need once it is the last of its series (`carried_from`): itself and what is yet to come, the one
-valid now, and the one before that for requests admitted by a gateway that has not heard of the change. Because that is decided when
-a version is written, what a gateway is told follows from rows alone, and a snapshot made later equals the changes sent earlier.
+A published price knows what gateways still need once it is the last of its series (`carried_from`): itself and what is yet to come, the
+one valid now, and the one before that for requests admitted by a gateway that has not heard of the change. Because that is decided when
+a price is written, what a gateway is told follows from rows alone, and a snapshot made later equals the changes sent earlier. Terms of
+organizations are carried by the same rule.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
-from tollway.domain.prices import PriceVersion
-from tollway.storage.database import PlatformTx, Transaction
+from tollway.domain.price_books import (
+    BookPrice,
+    DraftLine,
+    DraftState,
+    Finding,
+    PriceBook,
+    PriceDraft,
+    PriceList,
+    StoredTerms,
+    compile_price,
+    schedule,
+)
+from tollway.domain.prices import UNIT_FIELDS, PriceTerms, PriceVersion
+from tollway.domain.tenants import Status
+from tollway.domain.usage import ServiceTier
+from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import Page, Window, fetch_page
-from tollway.storage.schema import prices
+from tollway.storage.schema import models, organizations
+from tollway.storage.schema_prices import book_prices, compiled_prices, price_books, price_drafts, price_lists, price_terms
+
+IDS_MAX = 500
+"""Ids named in one query."""
+
+# ---- Books and lists --------------------------------------------------------------------------------------------------
 
 
-def insert_price(tx: PlatformTx, price: PriceVersion, *, carried_from: int, now: int) -> None:
-    """Append a version."""
+def insert_book(tx: PlatformTx, book: PriceBook) -> None:
+    """Store a new book, with its own price list: the one without a discount."""
     tx.connection.execute(
-        prices.insert().values(
-            id=price.id,
-            model=price.model,
-            currency=price.currency,
-            valid_from=price.valid_from,
-            input_pico=price.input_pico,
-            cached_input_pico=price.cached_input_pico,
-            output_pico=price.output_pico,
-            reasoning_pico=price.reasoning_pico,
-            request_pico=price.request_pico,
-            carried_from=carried_from,
-            created_at=now,
+        price_books.insert().values(
+            id=book.id,
+            name=book.name,
+            currency=book.currency,
+            organization_id=book.organization_id,
+            default_of=book.currency if book.is_default else None,
+            created_at=book.created_at,
         )
+    )
+    insert_list(tx, PriceList(book.id, book.id, 0), book.created_at)
+
+
+def find_book(tx: Transaction, book_id: str) -> PriceBook | None:
+    """A book by its id."""
+    return _find_book(tx, price_books.c.id == book_id)
+
+
+def find_book_named(tx: Transaction, name: str) -> PriceBook | None:
+    """A book by its name."""
+    return _find_book(tx, price_books.c.name == name)
+
+
+def find_default_book(tx: Transaction, currency: str) -> PriceBook | None:
+    """The default book of a currency."""
+    return _find_book(tx, price_books.c.default_of == currency)
+
+
+def list_books(tx: PlatformTx, window: Window) -> Page[PriceBook]:
+    """All books."""
+    return fetch_page(tx, sa.select(price_books), price_books.c.id, window, _book)
+
+
+def insert_list(tx: Transaction, price_list: PriceList, now: int) -> None:
+    """Take a list of a book into use."""
+    tx.connection.execute(
+        price_lists.insert().values(id=price_list.id, book_id=price_list.book_id, discount_bp=price_list.discount_bp, created_at=now)
     )
 
 
-def list_series(tx: PlatformTx, model: str, currency: str) -> list[PriceVersion]:
-    """The versions of one model and currency that gateways know, ordered by valid_from."""
-    query = _select_carried().where(prices.c.model == model, prices.c.currency == currency)
-    return [_price(row) for row in tx.connection.execute(query)]
+def find_list(tx: Transaction, list_id: str) -> PriceList | None:
+    """A list in use."""
+    row = tx.connection.execute(sa.select(price_lists).where(price_lists.c.id == list_id)).one_or_none()
+    return None if row is None else PriceList(row.id, row.book_id, row.discount_bp)
 
 
-def has_price_at(tx: PlatformTx, model: str, at: int) -> bool:
-    """Whether any currency's price of the model is valid at instant `at`."""
-    query = sa.select(prices.c.id).where(prices.c.model == model, prices.c.valid_from <= at).limit(1)
-    return tx.connection.execute(query).first() is not None
+def list_lists(tx: Transaction, book_id: str) -> list[PriceList]:
+    """The lists of a book that are in use, the one without a discount first."""
+    query = sa.select(price_lists).where(price_lists.c.book_id == book_id).order_by(price_lists.c.discount_bp)
+    return [PriceList(row.id, row.book_id, row.discount_bp) for row in tx.connection.execute(query)]
 
 
-def list_prices(tx: PlatformTx, window: Window, *, model: str | None) -> Page[PriceVersion]:
-    """All versions ever, or those of one model."""
-    query = sa.select(prices)
-    if model is not None:
-        query = query.where(prices.c.model == model)
-    return fetch_page(tx, query, prices.c.id, window, _price)
+def _find_book(tx: Transaction, where: sa.ColumnElement[bool]) -> PriceBook | None:
+    row = tx.connection.execute(sa.select(price_books).where(where)).one_or_none()
+    return None if row is None else _book(row)
 
 
-def find_price(tx: PlatformTx, price_id: str) -> PriceVersion | None:
+def _book(row: Any) -> PriceBook:
+    return PriceBook(
+        id=row.id,
+        name=row.name,
+        currency=row.currency,
+        organization_id=row.organization_id,
+        is_default=row.default_of is not None,
+        created_at=row.created_at,
+    )
+
+
+# ---- Drafts -----------------------------------------------------------------------------------------------------------
+
+_lines = msgspec.json.Decoder(tuple[DraftLine, ...])
+_findings = msgspec.json.Decoder(tuple[Finding, ...])
+
+
+def insert_draft(tx: PlatformTx, draft: PriceDraft) -> None:
+    """Store a new draft."""
+    values = {"id": draft.id, "book_id": draft.book_id, "created_at": draft.created_at}
+    tx.connection.execute(price_drafts.insert().values(**values, **_draft_columns(draft)))
+
+
+def find_draft(tx: PlatformTx, draft_id: str) -> PriceDraft | None:
+    """A draft, whatever its state."""
+    row = tx.connection.execute(sa.select(price_drafts).where(price_drafts.c.id == draft_id)).one_or_none()
+    return None if row is None else _draft(row)
+
+
+def list_drafts(tx: PlatformTx, window: Window, *, book_id: str | None, include_closed: bool) -> Page[PriceDraft]:
+    """Open drafts, or all of them; of one book, or of all."""
+    query = sa.select(price_drafts)
+    if book_id is not None:
+        query = query.where(price_drafts.c.book_id == book_id)
+    if not include_closed:
+        query = query.where(price_drafts.c.state == DraftState.OPEN)
+    return fetch_page(tx, query, price_drafts.c.id, window, _draft)
+
+
+def put_draft(tx: PlatformTx, draft: PriceDraft) -> None:
+    """Replace what may change of an open draft."""
+    tx.connection.execute(price_drafts.update().where(price_drafts.c.id == draft.id).values(**_draft_columns(draft)))
+
+
+def _draft_columns(draft: PriceDraft) -> dict[str, Any]:
+    return {
+        "state": draft.state,
+        "valid_from": draft.valid_from,
+        "lines": msgspec.json.encode(draft.lines),
+        "findings": msgspec.json.encode(draft.findings),
+        "changed_at": draft.changed_at,
+    }
+
+
+def _draft(row: Any) -> PriceDraft:
+    return PriceDraft(
+        id=row.id,
+        book_id=row.book_id,
+        state=DraftState(row.state),
+        valid_from=row.valid_from,
+        lines=_lines.decode(row.lines),
+        created_at=row.created_at,
+        changed_at=row.changed_at,
+        findings=_findings.decode(row.findings),
+    )
+
+
+# ---- Published prices -------------------------------------------------------------------------------------------------
+
+
+def insert_book_prices(tx: PlatformTx, published: Sequence[BookPrice]) -> None:
+    """Append prices to a book. What follows from them is `insert_compiled`'s."""
+    tx.connection.execute(book_prices.insert(), [msgspec.structs.asdict(price) for price in published])
+
+
+def list_book_prices(tx: Transaction, book_id: str, names: Iterable[str] | None = None) -> list[BookPrice]:
+    """Every price ever published in a book (of these models), ordered by valid_from within its model and tier."""
+    query = sa.select(book_prices).where(book_prices.c.book_id == book_id)
+    if names is not None:
+        query = query.where(book_prices.c.model.in_(sorted(names)))
+    query = query.order_by(book_prices.c.model, book_prices.c.tier, book_prices.c.valid_from)
+    return [_book_price(row) for row in tx.connection.execute(query)]
+
+
+def _book_price(row: Any) -> BookPrice:
+    return BookPrice(
+        id=row.id,
+        book_id=row.book_id,
+        model=row.model,
+        tier=ServiceTier(row.tier),
+        valid_from=row.valid_from,
+        carried_from=row.carried_from,
+        published_at=row.published_at,
+        draft_id=row.draft_id,
+        **_units(row),
+    )
+
+
+# ---- Compiled versions ------------------------------------------------------------------------------------------------
+
+
+def insert_compiled(tx: Transaction, published: Sequence[BookPrice], currency: str, lists: Sequence[PriceList]) -> None:
+    """Compile published prices of a book for lists of it."""
+    rows = [_compiled_row(price, currency, each) for each in lists for price in published]
+    if rows:
+        tx.connection.execute(compiled_prices.insert(), rows)
+
+
+def find_price(tx: Transaction, price_id: str) -> PriceVersion | None:
     """A version by its id."""
-    row = tx.connection.execute(sa.select(prices).where(prices.c.id == price_id)).one_or_none()
+    row = tx.connection.execute(sa.select(compiled_prices).where(compiled_prices.c.id == price_id)).one_or_none()
     return None if row is None else _price(row)
 
 
 def find_prices(tx: Transaction, price_ids: Iterable[str]) -> dict[str, PriceVersion]:
     """The versions that exist of these, by id."""
-    query = sa.select(prices).where(prices.c.id.in_(list(price_ids)))
+    query = sa.select(compiled_prices).where(compiled_prices.c.id.in_(list(price_ids)))
     return {row.id: _price(row) for row in tx.connection.execute(query)}
 
 
-def list_carried(tx: Transaction, models: Sequence[str] | None) -> dict[str, tuple[PriceVersion, ...]]:
-    """By model (all if None), the versions of every currency that gateways must know, ordered by valid_from."""
-    query = _select_carried()
-    if models is not None:
-        query = query.where(prices.c.model.in_(models))
+def has_price_at(tx: Transaction, model: str, at: int) -> bool:
+    """Whether any list's standard price of the model is valid at instant `at`."""
+    query = sa.select(compiled_prices.c.id).where(
+        compiled_prices.c.model == model, compiled_prices.c.tier == ServiceTier.STANDARD, compiled_prices.c.valid_from <= at
+    )
+    return tx.connection.execute(query.limit(1)).first() is not None
+
+
+def list_prices(tx: PlatformTx, window: Window, *, model: str | None, price_list: str | None) -> Page[PriceVersion]:
+    """All versions ever, or those of one model, or of one list."""
+    query = sa.select(compiled_prices)
+    if model is not None:
+        query = query.where(compiled_prices.c.model == model)
+    if price_list is not None:
+        query = query.where(compiled_prices.c.list_id == price_list)
+    return fetch_page(tx, query, compiled_prices.c.id, window, _price)
+
+
+def list_carried(tx: Transaction, names: Sequence[str] | None) -> dict[str, tuple[PriceVersion, ...]]:
+    """By model (all if None), the versions of every list that gateways must know, ordered by valid_from."""
     by_model: dict[str, list[PriceVersion]] = {}
+    query = _select_carried()
+    if names is not None:
+        query = query.where(compiled_prices.c.model.in_(names))
     for row in tx.connection.execute(query):
         by_model.setdefault(row.model, []).append(_price(row))
     return {model: tuple(versions) for model, versions in by_model.items()}
 
 
+def list_carried_of_list(tx: Transaction, price_list: str) -> list[PriceVersion]:
+    """The versions of one list that gateways know, of published models, ordered by model, tier and valid_from."""
+    query = (
+        _select_carried()
+        .join(models, models.c.name == compiled_prices.c.model)
+        .where(compiled_prices.c.list_id == price_list, models.c.published)
+        .order_by(None)
+        .order_by(compiled_prices.c.model, compiled_prices.c.tier, compiled_prices.c.valid_from)
+    )
+    return [_price(row) for row in tx.connection.execute(query)]
+
+
+def iterate_compiled(tx: PlatformTx) -> Iterator[tuple[PriceVersion, PriceVersion | None]]:
+    """Every compiled version, and what its published price compiles to now: for verification. None stands for a version that should be
+    there and is not; then the first is what is missing."""
+    columns = [
+        *(column.label(f"book_{column.name}") for column in book_prices.c),
+        price_lists.c.discount_bp,
+        price_books.c.currency.label("book_currency"),
+        *compiled_prices.c,
+    ]
+    query = (
+        sa.select(*columns)
+        .select_from(book_prices)
+        .join(price_books, price_books.c.id == book_prices.c.book_id)
+        .join(price_lists, price_lists.c.book_id == book_prices.c.book_id)
+        .outerjoin(
+            compiled_prices,
+            sa.and_(compiled_prices.c.source_id == book_prices.c.id, compiled_prices.c.list_id == price_lists.c.id),
+        )
+        .order_by(book_prices.c.id, price_lists.c.id)
+    )
+    for row in tx.connection.execute(query.execution_options(yield_per=1000)):
+        yield compile_price(_joined_price(row), row.book_currency, row.discount_bp), None if row.id is None else _price(row)
+
+
+def _joined_price(row: Any) -> BookPrice:
+    values = {name: getattr(row, f"book_{name}") for name in book_prices.c.keys()}  # noqa: SIM118 - a collection of columns, no dict
+    return BookPrice(**values | {"tier": ServiceTier(row.book_tier)})
+
+
 def _select_carried() -> sa.Select[Any]:
-    later = prices.alias()
+    later = compiled_prices.alias()
     carried_from = (
         sa.select(sa.func.max(later.c.carried_from))
-        .where(later.c.model == prices.c.model, later.c.currency == prices.c.currency)
+        .where(
+            later.c.model == compiled_prices.c.model,
+            later.c.list_id == compiled_prices.c.list_id,
+            later.c.tier == compiled_prices.c.tier,
+        )
         .scalar_subquery()
     )
-    return sa.select(prices).where(prices.c.valid_from >= carried_from).order_by(prices.c.valid_from, prices.c.id)
+    query = sa.select(compiled_prices).where(compiled_prices.c.valid_from >= carried_from)
+    return query.order_by(compiled_prices.c.valid_from, compiled_prices.c.id)
+
+
+def _compiled_row(price: BookPrice, currency: str, price_list: PriceList) -> dict[str, Any]:
+    row = msgspec.structs.asdict(compile_price(price, currency, price_list.discount_bp))
+    row["list_id"] = row.pop("list")
+    return row | {"source_id": price.id, "carried_from": price.carried_from}
 
 
 def _price(row: Any) -> PriceVersion:
     return PriceVersion(
         id=row.id,
+        list=row.list_id,
         model=row.model,
+        tier=ServiceTier(row.tier),
         currency=row.currency,
         valid_from=row.valid_from,
-        input_pico=row.input_pico,
-        cached_input_pico=row.cached_input_pico,
-        output_pico=row.output_pico,
-        reasoning_pico=row.reasoning_pico,
-        request_pico=row.request_pico,
+        **_units(row),
     )
+
+
+def _units(row: Any) -> dict[str, int]:
+    return {name: getattr(row, name) for name in UNIT_FIELDS.values()}
+
+
+# ---- Terms ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OrganizationTerms:
+    """What an organization pays by: the default list of its currency (None while there is none) and the terms set for it, in order."""
+
+    default_list: str | None
+    stored: tuple[StoredTerms, ...]
+
+    @property
+    def schedule(self) -> tuple[PriceTerms, ...]:
+        """All of them, ordered by valid_from."""
+        return schedule(self.default_list, self.stored)
+
+
+def insert_terms(tx: TenantTx, terms: StoredTerms, now: int) -> None:
+    """Append terms of the organization."""
+    tx.connection.execute(
+        price_terms.insert().values(
+            organization_id=tx.organization_id,
+            valid_from=terms.valid_from,
+            list_id=terms.list,
+            carried_from=terms.carried_from,
+            created_at=now,
+        )
+    )
+
+
+def get_terms(tx: TenantTx) -> OrganizationTerms:
+    """The terms of the organization that `tx` is bound to, which must exist."""
+    return read_terms(tx, [tx.organization_id])[tx.organization_id]
+
+
+def read_terms(tx: Transaction, organization_ids: Sequence[str]) -> dict[str, OrganizationTerms]:
+    """The terms of those of the organizations that exist, by id. Not bound to a tenant: for rating and for what gateways are told."""
+    found: dict[str, OrganizationTerms] = {}
+    for start in range(0, len(organization_ids), IDS_MAX):
+        ids = organization_ids[start : start + IDS_MAX]
+        defaults = (
+            sa.select(organizations.c.id, price_books.c.id.label("book_id"))
+            .outerjoin(price_books, price_books.c.default_of == organizations.c.currency)
+            .where(organizations.c.id.in_(ids))
+        )
+        stored: dict[str, list[StoredTerms]] = {}
+        query = sa.select(price_terms).where(price_terms.c.organization_id.in_(ids))
+        for row in tx.connection.execute(query.order_by(price_terms.c.organization_id, price_terms.c.valid_from)):
+            stored.setdefault(row.organization_id, []).append(StoredTerms(row.valid_from, row.list_id, row.carried_from))
+        for row in tx.connection.execute(defaults):
+            found[row.id] = OrganizationTerms(row.book_id, tuple(stored.get(row.id, ())))
+    return found
+
+
+def find_organization_currency(tx: Transaction, organization_id: str) -> str | None:
+    """The currency that an active organization is billed in."""
+    query = sa.select(organizations.c.currency).where(organizations.c.id == organization_id, organizations.c.status == Status.ACTIVE)
+    return tx.connection.execute(query).scalar_one_or_none()
+
+
+def list_organization_ids(tx: PlatformTx, currency: str) -> list[str]:
+    """The active organizations billed in a currency."""
+    query = sa.select(organizations.c.id).where(organizations.c.currency == currency, organizations.c.status == Status.ACTIVE)
+    return list(tx.connection.execute(query.order_by(organizations.c.id)).scalars())

@@ -1,4 +1,5 @@
-"""The tables of tenants, keys, catalog, prices and publication. Usage and money are in `schema_money`, on the same MetaData.
+"""The tables of tenants, keys, catalog and publication. Prices are in `schema_prices`, usage and money in `schema_money`, on the same
+MetaData.
 
 Every table of a tenant carries `organization_id`, and foreign keys between such tables include it: a row can never point into another
 organization. Instants are BIGINT UTC microseconds, amounts BIGINT pico-currency; no column is a float. Enumerations are text with
@@ -148,30 +149,6 @@ deployments = sa.Table(
     one_of("engine", Engine),
     one_of("status", Status),
     sa.CheckConstraint("tier >= 0 AND weight >= 0", name="rank_not_negative"),
-)
-
-prices = sa.Table(  # append-only
-    "prices",
-    metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("model", sa.String(128), sa.ForeignKey("models.name"), nullable=False),
-    sa.Column("currency", sa.String(3), nullable=False),
-    sa.Column("valid_from", sa.BigInteger, nullable=False),
-    sa.Column("input_pico", sa.BigInteger, nullable=False),
-    sa.Column("cached_input_pico", sa.BigInteger, nullable=False),
-    sa.Column("output_pico", sa.BigInteger, nullable=False),
-    sa.Column("reasoning_pico", sa.BigInteger, nullable=False),
-    sa.Column("request_pico", sa.BigInteger, nullable=False),
-    # The oldest valid_from that gateways still need once this version is the last of its model and currency: decided when it was
-    # written (see storage.prices), so that what a gateway is told depends on rows alone and never on the time of asking.
-    sa.Column("carried_from", sa.BigInteger, nullable=False),
-    sa.Column("created_at", sa.BigInteger, nullable=False),
-    sa.CheckConstraint(
-        "input_pico >= 0 AND cached_input_pico >= 0 AND output_pico >= 0 AND reasoning_pico >= 0 AND request_pico >= 0",
-        name="not_negative",
-    ),
-    sa.CheckConstraint("carried_from <= valid_from", name="carried_from_not_later"),
-    sa.UniqueConstraint("model", "currency", "valid_from"),
 )
 
 # ---- Publication ------------------------------------------------------------------------------------------------------

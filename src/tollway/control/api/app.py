@@ -31,6 +31,7 @@ from tollway.control.api import (
     link,
     nodes,
     organizations,
+    price_books,
     prices,
     projects,
     records,
@@ -66,6 +67,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     catalog.router,
     deployments.router,
     prices.router,
+    price_books.router,
     nodes.router,
     ledger.router,
 )

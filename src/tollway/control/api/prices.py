@@ -1,4 +1,4 @@
-"""Price versions, for operators: appended, listed, never changed."""
+"""Price versions, the short way of publishing one, and what organizations pay by: for operators, and for tenants their own."""
 
 from typing import Annotated
 
@@ -6,41 +6,49 @@ from fastapi import Query
 
 from tollway.control import prices
 from tollway.control.api import doors
-from tollway.control.api.doors import Plane, PlatformOperator
-from tollway.control.api.schemas import ListOut, ModelName, PageQuery, PriceCreate, PriceOut, list_out, price_out
-from tollway.domain import ids, money
-from tollway.domain.prices import PriceVersion
+from tollway.control.api.doors import OrganizationAdmin, Plane, PlatformOperator
+from tollway.control.api.price_schemas import (
+    AllTermsOut,
+    Id,
+    OwnPricesOut,
+    PriceCreate,
+    PriceOut,
+    TermsCreate,
+    TermsOut,
+    own_price_out,
+    price_out,
+    terms_out,
+)
+from tollway.control.api.schemas import ListOut, ModelName, PageQuery, list_out
+from tollway.domain.faults import PARAMETER_INVALID, Fault
 
 router = doors.router(tags=["prices"])
 
 
 @router.get("/v1/platform/prices")
 def list_prices(
-    _caller: PlatformOperator, plane: Plane, query: Annotated[PageQuery, Query()], model: ModelName | None = None
+    _caller: PlatformOperator,
+    plane: Plane,
+    query: Annotated[PageQuery, Query()],
+    model: ModelName | None = None,
+    price_list: Annotated[Id | None, Query(alias="list")] = None,
 ) -> ListOut[PriceOut]:
-    """All price versions ever, or those of one model."""
+    """All price versions ever, or those of one model, or of one price list."""
     with plane.database.platform(write=False) as tx:
-        page = prices.list_prices(tx, query.window(), model=model)
+        page = prices.list_prices(tx, query.window(), model=model, price_list=price_list)
     return list_out(page, price_out)
 
 
 @router.post("/v1/platform/prices")
 def create_price(_caller: PlatformOperator, plane: Plane, body: PriceCreate) -> PriceOut:
-    """Append a version: it follows the last one of its model and currency, and no price is ever retroactive."""
+    """Publish one price: it follows the last one of its book, model and tier, and no price is ever retroactive."""
     now = plane.now()
-    wanted = PriceVersion(
-        id=plane.new_id(ids.PRICE),
-        model=body.model,
-        currency=body.currency,
-        valid_from=now if body.valid_from is None else body.valid_from * 1_000_000,
-        input_pico=money.parse_price_per_million(body.input),
-        cached_input_pico=money.parse_price_per_million(body.input if body.cached_input is None else body.cached_input),
-        output_pico=money.parse_price_per_million(body.output),
-        reasoning_pico=money.parse_price_per_million(body.output if body.reasoning is None else body.reasoning),
-        request_pico=money.parse_amount(body.request),
-    )
     with plane.database.platform() as tx:
-        return price_out(prices.create_price(tx, wanted, now))
+        book = prices.get_book(tx, body.book_id) if body.book_id else prices.get_default_book(tx, body.currency, plane.new_id, now)
+        if book.currency != body.currency:
+            raise Fault(PARAMETER_INVALID, param="currency", message=f"The book is in {book.currency}.")
+        valid_from = None if body.valid_from is None else body.valid_from * 1_000_000
+        return price_out(prices.create_price(tx, book, body.line(), valid_from, new_id=plane.new_id, now=now))
 
 
 @router.get("/v1/platform/prices/{price_id}")
@@ -48,3 +56,25 @@ def retrieve_price(_caller: PlatformOperator, plane: Plane, price_id: str) -> Pr
     """One price version."""
     with plane.database.platform(write=False) as tx:
         return price_out(prices.get_price(tx, price_id))
+
+
+@router.get("/v1/platform/organizations/{organization_id}/price_terms")
+def list_terms(_caller: PlatformOperator, plane: Plane, organization_id: str) -> AllTermsOut:
+    """By which price list an organization has paid, pays and will pay, in order of time."""
+    with plane.database.tenant(doors.organization(organization_id), write=False) as tx:
+        return AllTermsOut(data=[terms_out(terms) for terms in prices.list_terms(tx)])
+
+
+@router.post("/v1/platform/organizations/{organization_id}/price_terms")
+def create_terms(_caller: PlatformOperator, plane: Plane, organization_id: str, body: TermsCreate) -> TermsOut:
+    """Let an organization pay by a book at a discount from an instant on. Terms are never retroactive."""
+    valid_from = None if body.valid_from is None else body.valid_from * 1_000_000
+    with plane.database.tenant(doors.organization(organization_id)) as tx:
+        return terms_out(prices.set_terms(tx, book_id=body.book_id, discount_bp=body.discount_bp, valid_from=valid_from, now=plane.now()))
+
+
+@router.get("/v1/organization/prices")
+def list_own_prices(caller: OrganizationAdmin, plane: Plane) -> OwnPricesOut:
+    """What the organization pays now for each model, by service tier, per million tokens."""
+    with plane.database.tenant(caller.organization_id, write=False) as tx:
+        return OwnPricesOut(data=[own_price_out(price) for price in prices.list_own_prices(tx, plane.now())])

@@ -13,8 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from tollway.control.keys import ShownKey
 from tollway.domain import money
 from tollway.domain.catalog import MODEL_NAME, Deployment, Endpoint, Engine, Model, UnknownParameters
+from tollway.domain.currencies import get_currency
 from tollway.domain.limits import REQUESTS_PER_MINUTE_MAX, Limits
-from tollway.domain.prices import PriceVersion
 from tollway.domain.tenants import Organization, Project, ServiceAccount
 from tollway.storage.keys import Key
 from tollway.storage.pages import Page, Window
@@ -65,6 +65,10 @@ def _model_name(text: str) -> str:
     return text
 
 
+def _currency(text: str) -> str:
+    return get_currency(text).code
+
+
 def _price(text: str) -> str:
     money.parse_price_per_million(text)
     return text
@@ -80,7 +84,7 @@ ModelName = Annotated[str, StringConstraints(max_length=128), AfterValidator(_mo
 ModelNames = Annotated[list[ModelName], Field(max_length=1000)]
 PricePerMillion = Annotated[str, StringConstraints(max_length=32), AfterValidator(_price)]
 Amount = Annotated[str, StringConstraints(max_length=32), AfterValidator(_amount)]
-Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+Currency = Annotated[str, StringConstraints(max_length=3), AfterValidator(_currency)]
 Second = Annotated[int, Field(ge=0, le=SECONDS_MAX)]
 LifetimeSeconds = Annotated[int, Field(ge=1, le=LIFETIME_SECONDS_MAX)]
 Tier = Annotated[int, Field(ge=0, le=1000)]
@@ -498,48 +502,6 @@ def deployment_out(deployment: Deployment) -> DeploymentOut:
         status=deployment.status,
         has_credential=deployment.credential is not None,
         created_at=seconds(deployment.created_at),
-    )
-
-
-class PriceCreate(In):
-    """A version of a model's prices in one currency. Per million tokens, as decimal strings; `request` is an amount per request.
-
-    Cached input costs as input unless it has a price of its own, reasoning as output. `valid_from` in seconds since 1970, now if left out.
-    """
-
-    model: ModelName
-    currency: Currency
-    input: PricePerMillion
-    output: PricePerMillion
-    cached_input: PricePerMillion | None = None
-    reasoning: PricePerMillion | None = None
-    request: Amount = "0"
-    valid_from: Second | None = None
-
-
-class PriceOut(Identified):
-    object: Literal["platform.price"] = "platform.price"
-    model: str
-    currency: str
-    input: str
-    cached_input: str
-    output: str
-    reasoning: str
-    request: str
-    valid_from: int
-
-
-def price_out(price: PriceVersion) -> PriceOut:
-    return PriceOut(
-        id=price.id,
-        model=price.model,
-        currency=price.currency,
-        input=money.format_price_per_million(price.input_pico),
-        cached_input=money.format_price_per_million(price.cached_input_pico),
-        output=money.format_price_per_million(price.output_pico),
-        reasoning=money.format_price_per_million(price.reasoning_pico),
-        request=money.format_amount(price.request_pico),
-        valid_from=seconds(price.valid_from),
     )
 
 

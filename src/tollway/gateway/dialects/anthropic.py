@@ -11,7 +11,7 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.domain.usage import TOKENS_MAX, Quantities, UsageSource
+from tollway.domain.usage import TOKENS_MAX, Quantities, ServiceTier, UsageSource
 from tollway.gateway.dialects import fields
 from tollway.gateway.dialects.answers import (
     ABSENT,
@@ -25,6 +25,9 @@ from tollway.gateway.dialects.answers import (
 from tollway.gateway.dialects.fields import Check
 from tollway.wire import bodies, sse
 
+SERVICE_TIERS = {"auto": ServiceTier.STANDARD, "standard_only": ServiceTier.STANDARD}
+"""Anthropic's words: both are the standard tier, because a client cannot ask for another one."""
+
 COUNT_FIELDS: dict[str, Check] = {
     "model": fields.text,
     "messages": fields.listing,
@@ -37,7 +40,7 @@ COUNT_FIELDS: dict[str, Check] = {
 MESSAGE_FIELDS: dict[str, Check] = COUNT_FIELDS | {
     "max_tokens": fields.integer(1, TOKENS_MAX),
     "metadata": fields.nullable(fields.mapping),
-    "service_tier": fields.nullable(fields.text),
+    "service_tier": fields.nullable(fields.one_of(*SERVICE_TIERS)),
     "stop_sequences": fields.nullable(fields.texts),
     "stream": fields.nullable(fields.boolean),
     "temperature": fields.nullable(fields.number(0, 2)),

@@ -15,6 +15,7 @@ NEVER_FORWARDED = frozenset(
         # rank, order, cache and KV transfer inside the engine
         "bootstrap_host", "bootstrap_port", "bootstrap_room", "cache_salt", "data_parallel_rank", "dp_rank", "extra_key",
         "kv_transfer_params", "nvext", "priority", "routed_dp_rank", "disaggregated_params", "ec_transfer_params", "vllm_xargs",
+        "service_tier",
     }
 )  # fmt: skip
 """Fields that change who asks, where it runs, in what order or with whose cache. Refused from clients whatever the model's policy."""

@@ -11,7 +11,7 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.domain.usage import TOKENS_MAX, Quantities, UsageSource
+from tollway.domain.usage import TOKENS_MAX, Quantities, ServiceTier, UsageSource
 from tollway.gateway.dialects import fields
 from tollway.gateway.dialects.answers import (
     ABSENT,
@@ -31,6 +31,14 @@ from tollway.gateway.dialects.fields import Check
 from tollway.wire import bodies, sse
 
 DONE = b"data: [DONE]\n\n"
+
+SERVICE_TIERS = {
+    "auto": ServiceTier.STANDARD,
+    "default": ServiceTier.STANDARD,
+    "flex": ServiceTier.FLEX,
+    "priority": ServiceTier.PRIORITY,
+}
+"""OpenAI's words for what is priced by urgency. `auto` is the project's setting there; here it is what `default` is."""
 
 _COMMON: dict[str, Check] = {
     "model": fields.text,
@@ -63,7 +71,7 @@ CHAT_FIELDS: dict[str, Check] = _COMMON | {
     "reasoning_effort": fields.nullable(fields.text),
     "response_format": fields.nullable(fields.mapping),
     "safety_identifier": fields.nullable(fields.text),
-    "service_tier": fields.nullable(fields.text),
+    "service_tier": fields.nullable(fields.one_of(*SERVICE_TIERS)),
     "store": fields.nullable(fields.boolean),
     "tool_choice": fields.anything,
     "tools": fields.nullable(fields.any_list),

@@ -1,12 +1,12 @@
 """The dialects by endpoint, as one table: what each API's bodies may hold, how its answers are read, how it is told of a fault."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Quantities, UsageSource
+from tollway.domain.usage import Quantities, ServiceTier, UsageSource
 from tollway.gateway.dialects import anthropic, openai
 from tollway.gateway.dialects.answers import Answer
 from tollway.gateway.dialects.fields import Check
@@ -56,8 +56,8 @@ class Dialect:
     """What an endpoint's bodies mean.
 
     `fields`: the dialect's own, with their checks. `required`, `not_forwarded`: by name. `lets_unknown_pass`: its contract asks gateways to
-    forward fields that they do not know. `stream_options`: whether usage is asked for in the body. `ends_stream_with_event`: a fault in
-    mid-stream is an `event: error`, not bare data.
+    forward fields that they do not know. `service_tiers`: what that field's values mean, where there is one. `stream_options`: whether
+    usage is asked for in the body. `ends_stream_with_event`: a fault in mid-stream is an `event: error`, not bare data.
     """
 
     fields: dict[str, Check]
@@ -65,6 +65,7 @@ class Dialect:
     read_answer: Callable[[bytes, str, str, int | None], Answer]
     new_stream: NewStream
     render: Callable[[Fault, str | None], bytes]
+    service_tiers: Mapping[str, ServiceTier]
     not_forwarded: frozenset[str] = frozenset()
     lets_unknown_pass: bool = False
     stream_options: bool = True
@@ -83,6 +84,7 @@ def _openai(fields: dict[str, Check], *required: str) -> Dialect:
         read_answer=openai.read_answer,
         new_stream=openai.Stream,
         render=openai_error,
+        service_tiers=openai.SERVICE_TIERS if "service_tier" in fields else {},
         not_forwarded=openai.NOT_FORWARDED,
     )
 
@@ -94,6 +96,7 @@ def _anthropic(fields: dict[str, Check], read_answer: Callable[[bytes, str, str,
         read_answer=read_answer,
         new_stream=anthropic.Stream,
         render=anthropic_error,
+        service_tiers=anthropic.SERVICE_TIERS if "service_tier" in fields else {},
         not_forwarded=anthropic.NOT_FORWARDED,
         lets_unknown_pass=True,
         stream_options=False,

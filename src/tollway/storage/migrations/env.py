@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
-from tollway.storage import schema, schema_money
+from tollway.storage import schema, schema_money, schema_prices  # noqa: F401 - each registers its tables
 from tollway.storage.database import Database
 
 

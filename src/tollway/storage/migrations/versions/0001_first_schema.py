@@ -9,7 +9,11 @@ branch_labels = None
 depends_on = None
 
 APPEND_ONLY = (
-    "prices",
+    "price_books",
+    "price_lists",
+    "book_prices",
+    "compiled_prices",
+    "price_terms",
     "usage_events",
     "event_conflicts",
     "quarantined_records",
@@ -198,9 +202,92 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_ledger_transactions")),
     )
     op.create_table(
-        "prices",
+        "price_books",
         sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=256), nullable=False),
+        sa.Column("currency", sa.String(length=3), nullable=False),
+        sa.Column("organization_id", sa.String(length=64), nullable=True),
+        sa.Column("default_of", sa.String(length=3), nullable=True),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint(
+            "default_of IS NULL OR (default_of = currency AND organization_id IS NULL)", name=op.f("ck_price_books_default_is_general")
+        ),
+        sa.ForeignKeyConstraint(["organization_id"], ["organizations.id"], name=op.f("fk_price_books_organization_id_organizations")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_price_books")),
+        sa.UniqueConstraint("default_of", name=op.f("uq_price_books_default_of")),
+        sa.UniqueConstraint("name", name=op.f("uq_price_books_name")),
+    )
+    op.create_table(
+        "price_drafts",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("book_id", sa.String(length=64), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("valid_from", sa.BigInteger(), nullable=True),
+        sa.Column("lines", sa.LargeBinary(), nullable=False),
+        sa.Column("findings", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("changed_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("state IN ('open', 'published', 'discarded')", name=op.f("ck_price_drafts_state_known")),
+        sa.ForeignKeyConstraint(["book_id"], ["price_books.id"], name=op.f("fk_price_drafts_book_id_price_books")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_price_drafts")),
+    )
+    op.create_table(
+        "price_lists",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("book_id", sa.String(length=64), nullable=False),
+        sa.Column("discount_bp", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("discount_bp BETWEEN 0 AND 10000", name=op.f("ck_price_lists_discount_in_range")),
+        sa.ForeignKeyConstraint(["book_id"], ["price_books.id"], name=op.f("fk_price_lists_book_id_price_books")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_price_lists")),
+        sa.UniqueConstraint("book_id", "discount_bp", name=op.f("uq_price_lists_book_id_discount_bp")),
+    )
+    op.create_table(
+        "book_prices",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("book_id", sa.String(length=64), nullable=False),
         sa.Column("model", sa.String(length=128), nullable=False),
+        sa.Column("tier", sa.String(length=16), nullable=False),
+        sa.Column("valid_from", sa.BigInteger(), nullable=False),
+        sa.Column("input_pico", sa.BigInteger(), nullable=False),
+        sa.Column("cached_input_pico", sa.BigInteger(), nullable=False),
+        sa.Column("output_pico", sa.BigInteger(), nullable=False),
+        sa.Column("reasoning_pico", sa.BigInteger(), nullable=False),
+        sa.Column("request_pico", sa.BigInteger(), nullable=False),
+        sa.Column("carried_from", sa.BigInteger(), nullable=False),
+        sa.Column("draft_id", sa.String(length=64), nullable=True),
+        sa.Column("published_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("tier IN ('standard', 'flex', 'priority', 'batch')", name=op.f("ck_book_prices_tier_known")),
+        sa.CheckConstraint("carried_from <= valid_from", name=op.f("ck_book_prices_carried_from_not_later")),
+        sa.CheckConstraint(
+            "input_pico >= 0 AND cached_input_pico >= 0 AND output_pico >= 0 AND reasoning_pico >= 0 AND request_pico >= 0",
+            name=op.f("ck_book_prices_not_negative"),
+        ),
+        sa.ForeignKeyConstraint(["book_id"], ["price_books.id"], name=op.f("fk_book_prices_book_id_price_books")),
+        sa.ForeignKeyConstraint(["draft_id"], ["price_drafts.id"], name=op.f("fk_book_prices_draft_id_price_drafts")),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_book_prices_model_models")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_book_prices")),
+        sa.UniqueConstraint("book_id", "model", "tier", "valid_from", name=op.f("uq_book_prices_book_id_model_tier_valid_from")),
+    )
+    op.create_table(
+        "price_terms",
+        sa.Column("organization_id", sa.String(length=64), nullable=False),
+        sa.Column("valid_from", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("list_id", sa.String(length=64), nullable=False),
+        sa.Column("carried_from", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("carried_from <= valid_from", name=op.f("ck_price_terms_carried_from_not_later")),
+        sa.ForeignKeyConstraint(["list_id"], ["price_lists.id"], name=op.f("fk_price_terms_list_id_price_lists")),
+        sa.ForeignKeyConstraint(["organization_id"], ["organizations.id"], name=op.f("fk_price_terms_organization_id_organizations")),
+        sa.PrimaryKeyConstraint("organization_id", "valid_from", name=op.f("pk_price_terms")),
+    )
+    op.create_table(
+        "compiled_prices",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("list_id", sa.String(length=64), nullable=False),
+        sa.Column("source_id", sa.String(length=64), nullable=False),
+        sa.Column("model", sa.String(length=128), nullable=False),
+        sa.Column("tier", sa.String(length=16), nullable=False),
         sa.Column("currency", sa.String(length=3), nullable=False),
         sa.Column("valid_from", sa.BigInteger(), nullable=False),
         sa.Column("input_pico", sa.BigInteger(), nullable=False),
@@ -209,15 +296,15 @@ def upgrade() -> None:
         sa.Column("reasoning_pico", sa.BigInteger(), nullable=False),
         sa.Column("request_pico", sa.BigInteger(), nullable=False),
         sa.Column("carried_from", sa.BigInteger(), nullable=False),
-        sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("carried_from <= valid_from", name=op.f("ck_prices_carried_from_not_later")),
+        sa.CheckConstraint("tier IN ('standard', 'flex', 'priority', 'batch')", name=op.f("ck_compiled_prices_tier_known")),
         sa.CheckConstraint(
             "input_pico >= 0 AND cached_input_pico >= 0 AND output_pico >= 0 AND reasoning_pico >= 0 AND request_pico >= 0",
-            name=op.f("ck_prices_not_negative"),
+            name=op.f("ck_compiled_prices_not_negative"),
         ),
-        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_prices_model_models")),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_prices")),
-        sa.UniqueConstraint("model", "currency", "valid_from", name=op.f("uq_prices_model_currency_valid_from")),
+        sa.ForeignKeyConstraint(["list_id"], ["price_lists.id"], name=op.f("fk_compiled_prices_list_id_price_lists")),
+        sa.ForeignKeyConstraint(["source_id"], ["book_prices.id"], name=op.f("fk_compiled_prices_source_id_book_prices")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_compiled_prices")),
+        sa.UniqueConstraint("model", "list_id", "tier", "valid_from", name=op.f("uq_compiled_prices_model_list_id_tier_valid_from")),
     )
     op.create_table(
         "projects",
@@ -360,6 +447,7 @@ def upgrade() -> None:
     for table in APPEND_ONLY:
         guard(table)
     add_default_partition()
+    guard_closed_drafts()
 
 
 def guard(table: str) -> None:
@@ -386,3 +474,21 @@ def add_default_partition() -> None:
         op.execute(
             "CREATE TRIGGER usage_events_default_refuses_truncate BEFORE TRUNCATE ON usage_events_default EXECUTE FUNCTION refuse_change()"
         )
+
+
+def guard_closed_drafts() -> None:
+    """Make a draft that was published or discarded refuse changes, and every draft its deletion."""
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute(
+            "CREATE TRIGGER price_drafts_refuses_update BEFORE UPDATE ON price_drafts WHEN OLD.state <> 'open'"
+            " BEGIN SELECT RAISE(ABORT, 'the draft is closed'); END"
+        )
+        op.execute(
+            "CREATE TRIGGER price_drafts_refuses_delete BEFORE DELETE ON price_drafts BEGIN SELECT RAISE(ABORT, 'drafts are kept'); END"
+        )
+        return
+    op.execute(
+        "CREATE TRIGGER price_drafts_refuses_update BEFORE UPDATE ON price_drafts FOR EACH ROW WHEN (OLD.state <> 'open')"
+        " EXECUTE FUNCTION refuse_change()"
+    )
+    op.execute("CREATE TRIGGER price_drafts_refuses_delete BEFORE DELETE OR TRUNCATE ON price_drafts EXECUTE FUNCTION refuse_change()")

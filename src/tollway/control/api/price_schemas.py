@@ -1,0 +1,290 @@
+"""What crosses the doors about prices. Per million tokens, as decimal strings; `request` is an amount per request.
+
+Where a price is written, cached input costs as input unless it has a price of its own, reasoning as output, and a request nothing.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from tollway.control.api.schemas import (
+    Amount,
+    Currency,
+    Identified,
+    In,
+    ModelName,
+    Name,
+    Out,
+    PricePerMillion,
+    Second,
+    find_seconds,
+    seconds,
+)
+from tollway.domain import money
+from tollway.domain.price_books import DISCOUNT_BP_MAX, LINES_MAX, DraftLine, Finding, PriceBook, PriceDraft, split_list_id
+from tollway.domain.prices import PriceTerms, PriceVersion, UnitPrices
+from tollway.domain.usage import ServiceTier
+
+Tier = Annotated[ServiceTier, Field(strict=False)]
+Id = Annotated[str, StringConstraints(max_length=64, pattern=r"^[\x21-\x7e]+$")]
+DiscountBp = Annotated[int, Field(ge=0, le=DISCOUNT_BP_MAX)]
+
+
+class UnitsWrite(In):
+    """Unit prices of a model in a service tier."""
+
+    model: ModelName
+    tier: Tier = ServiceTier.STANDARD
+    input: PricePerMillion
+    output: PricePerMillion
+    cached_input: PricePerMillion | None = None
+    reasoning: PricePerMillion | None = None
+    request: Amount = "0"
+
+    def line(self) -> DraftLine:
+        """The same in integers, every class filled in."""
+        return DraftLine(
+            model=self.model,
+            tier=self.tier,
+            input_pico=money.parse_price_per_million(self.input),
+            cached_input_pico=money.parse_price_per_million(self.input if self.cached_input is None else self.cached_input),
+            output_pico=money.parse_price_per_million(self.output),
+            reasoning_pico=money.parse_price_per_million(self.output if self.reasoning is None else self.reasoning),
+            request_pico=money.parse_amount(self.request),
+        )
+
+
+class UnitsOut(Out):
+    """Unit prices as decimal strings: a price list's may have more decimals than its book's, never a rounded one."""
+
+    input: str
+    cached_input: str
+    output: str
+    reasoning: str
+    request: str
+
+
+def units_out(units: UnitPrices) -> UnitsOut:
+    return UnitsOut(
+        input=money.format_price_per_million(units.input_pico),
+        cached_input=money.format_price_per_million(units.cached_input_pico),
+        output=money.format_price_per_million(units.output_pico),
+        reasoning=money.format_price_per_million(units.reasoning_pico),
+        request=money.format_amount(units.request_pico),
+    )
+
+
+# ---- Versions ---------------------------------------------------------------------------------------------------------
+
+
+class PriceCreate(UnitsWrite):
+    """One price, published at once. `book_id`: the default book of `currency` if left out, which is made on first use. `valid_from` in
+    seconds since 1970, now if left out."""
+
+    currency: Currency
+    book_id: Id | None = None
+    valid_from: Second | None = None
+
+
+class PriceOut(Identified, UnitsOut):
+    """A version: what a model costs on a price list in a service tier, from `valid_from` until the next one's. A list is a book
+    (`book_…`) or a book at a discount in basis points (`book_…-1500`)."""
+
+    object: Literal["platform.price"] = "platform.price"
+    list: str
+    model: str
+    tier: str
+    currency: str
+    valid_from: int
+
+
+def price_out(price: PriceVersion) -> PriceOut:
+    return PriceOut(
+        id=price.id,
+        list=price.list,
+        model=price.model,
+        tier=price.tier,
+        currency=price.currency,
+        valid_from=seconds(price.valid_from),
+        **units_out(price).model_dump(),
+    )
+
+
+class OwnPriceOut(UnitsOut):
+    """What a model costs this organization now in a service tier. `price_id` is what receipts name."""
+
+    object: Literal["organization.price"] = "organization.price"
+    price_id: str
+    model: str
+    service_tier: str
+    currency: str
+    valid_from: int
+
+
+class OwnPricesOut(Out):
+    """Every model and tier that is open to the organization; what is not there cannot be used."""
+
+    object: Literal["list"] = "list"
+    data: list[OwnPriceOut]
+
+
+def own_price_out(price: PriceVersion) -> OwnPriceOut:
+    return OwnPriceOut(
+        price_id=price.id,
+        model=price.model,
+        service_tier=price.tier,
+        currency=price.currency,
+        valid_from=seconds(price.valid_from),
+        **units_out(price).model_dump(),
+    )
+
+
+# ---- Books ------------------------------------------------------------------------------------------------------------
+
+
+class BookCreate(In):
+    """An empty book. `organization_id`: whose own it is; general if left out. `default`: who is billed in its currency pays by it, unless
+    other terms were set."""
+
+    name: Name
+    currency: Currency
+    organization_id: Id | None = None
+    default: bool = False
+
+
+class BookOut(Identified):
+    object: Literal["platform.price_book"] = "platform.price_book"
+    name: str
+    currency: str
+    organization_id: str | None
+    default: bool
+    created_at: int
+
+
+def book_out(book: PriceBook) -> BookOut:
+    return BookOut(
+        id=book.id,
+        name=book.name,
+        currency=book.currency,
+        organization_id=book.organization_id,
+        default=book.is_default,
+        created_at=seconds(book.created_at),
+    )
+
+
+# ---- Drafts -----------------------------------------------------------------------------------------------------------
+
+Lines = Annotated[list[UnitsWrite], Field(max_length=LINES_MAX, default_factory=list)]
+
+
+class DraftCreate(In):
+    """A draft for a book. `from_book_id`: begin with what that book asks. `valid_from`: of all lines, in seconds since 1970; from the
+    instant of publishing if left out."""
+
+    book_id: Id
+    from_book_id: Id | None = None
+    valid_from: Second | None = None
+    lines: Lines
+
+
+class LineName(In):
+    """What a line is the price of."""
+
+    model: ModelName
+    tier: Tier = ServiceTier.STANDARD
+
+
+class DraftUpdate(In):
+    """Lines to add, in place of those of the same model and tier; lines to take away; `valid_from`, null for the instant of publishing.
+    What is left out stays."""
+
+    lines: Lines
+    remove: Annotated[list[LineName], Field(max_length=LINES_MAX, default_factory=list)]
+    valid_from: Second | None = None
+
+
+class DraftPublish(In):
+    """`accept_warnings`: what the check warns of is meant."""
+
+    accept_warnings: bool = False
+
+
+class LineOut(UnitsOut):
+    model: str
+    tier: str
+
+
+class FindingOut(Out):
+    """What a check found: an `error` keeps the draft from being published, a `warning` must be accepted. `model` and `tier` name the
+    line, null for the draft as a whole."""
+
+    severity: str
+    code: str
+    message: str
+    model: str | None
+    tier: str | None
+
+
+class DraftOut(Identified):
+    """`findings`: what had been accepted when it was published."""
+
+    object: Literal["platform.price_draft"] = "platform.price_draft"
+    book_id: str
+    state: str
+    valid_from: int | None
+    lines: list[LineOut]
+    findings: list[FindingOut]
+    created_at: int
+
+
+class CheckOut(Out):
+    object: Literal["platform.price_check"] = "platform.price_check"
+    draft_id: str
+    publishable: bool
+    findings: list[FindingOut]
+
+
+def finding_out(finding: Finding) -> FindingOut:
+    return FindingOut(severity=finding.severity, code=finding.code, message=finding.message, model=finding.model, tier=finding.tier)
+
+
+def draft_out(draft: PriceDraft) -> DraftOut:
+    return DraftOut(
+        id=draft.id,
+        book_id=draft.book_id,
+        state=draft.state,
+        valid_from=find_seconds(draft.valid_from),
+        lines=[LineOut(model=line.model, tier=line.tier, **units_out(line).model_dump()) for line in draft.lines],
+        findings=[finding_out(finding) for finding in draft.findings],
+        created_at=seconds(draft.created_at),
+    )
+
+
+# ---- Terms ------------------------------------------------------------------------------------------------------------
+
+
+class TermsCreate(In):
+    """By which book an organization pays, at which discount (basis points: 1500 is 15 %), from when (now if left out). `book_id`: the
+    default book of its currency if left out."""
+
+    book_id: Id | None = None
+    discount_bp: DiscountBp = 0
+    valid_from: Second | None = None
+
+
+class TermsOut(Out):
+    object: Literal["platform.price_terms"] = "platform.price_terms"
+    list: str
+    book_id: str
+    discount_bp: int
+    valid_from: int
+
+
+class AllTermsOut(Out):
+    object: Literal["list"] = "list"
+    data: list[TermsOut]
+
+
+def terms_out(terms: PriceTerms) -> TermsOut:
+    book_id, discount_bp = split_list_id(terms.list)
+    return TermsOut(list=terms.list, book_id=book_id, discount_bp=discount_bp, valid_from=seconds(terms.valid_from))
