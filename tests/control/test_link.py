@@ -157,7 +157,7 @@ def operate(control: Running, chance: random.Random, count: int) -> Iterator[int
         keys = admin.get(f"{path}/api_keys").json().get("data") or [{"id": tenant.key_id}]
         key = chance.choice(keys)["id"]
         limits = {"requests_per_minute": chance.randint(1, 100)}
-        match chance.randrange(14):
+        match chance.randrange(16):
             case 0:
                 tenants.append(make_tenant(control, f"tenant {number}", chance.choice(["EUR", "USD"])))
             case 1 | 2:
@@ -190,6 +190,12 @@ def operate(control: Running, chance: random.Random, count: int) -> Iterator[int
                 operator.post(f"/v1/platform/models/{model}/archive")
             case 13 if chance.random() < 0.3:
                 admin.post(f"{path}/archive")
+            case 14:
+                terms = {"discount_bp": chance.choice([0, 500, 1_500]), "valid_from": int(time.time()) + chance.randint(0, 100)}
+                operator.post(f"/v1/platform/organizations/{tenant.organization_id}/price_terms", json=terms)
+            case 15:
+                body = price(model, currency=chance.choice(["EUR", "USD"]), tier=chance.choice(["flex", "batch", "priority"]))
+                operator.post("/v1/platform/prices", json=body)
             case _:
                 admin.delete(f"{path}/service_accounts/{tenant.service_account_id}")
         admin.close()
