@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "projects": ("projects:app", "Parts of an organization: list, create."),
     "keys": ("keys:app", "API keys: create, list, revoke."),
     "models": ("catalog:app", "The catalog: models, their deployments and prices."),
+    "prices": ("prices:app", "Price books, drafts of prices, and organizations' terms."),
     "usage": ("usage:usage", "What was used, by time, project, key or model."),
     "costs": ("usage:costs", "What it costs, exactly, by day, project or line item."),
     "apply": ("apply:apply", "Make the platform what a YAML file says. Never deletes."),

@@ -14,6 +14,7 @@ from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segme
 from tollway.cli.output import Output, OutputOption, Progress, print_json
 from tollway.cli.plan import Change, make_plan
 from tollway.cli.platform_file import PlatformFile, read, resolve_credential
+from tollway.domain.price_books import format_discount
 from tollway.settings import OperatorError
 
 DIFFERENCE = 2
@@ -100,14 +101,20 @@ class Platform:
         self._deployments: dict[tuple[str, str], str] = {}
         self._organizations: dict[str, str] = {}
         self._projects: dict[tuple[str, str], str] = {}
+        self._books: dict[str, str] = {}
+        self._default_lists: frozenset[str] = frozenset()
 
     # ---- reading -----------------------------------------------------------------------------------------------------
 
     def read(self, wanted: PlatformFile | None) -> PlatformFile:
         """What is there, as far as `wanted` names it; everything if None. Archived things are not there."""
+        books = list(self._control.list_all("/platform/price_books"))
+        self._default_lists = frozenset(book["id"] for book in books if book["default"])
+        self._books = {book["name"]: book["id"] for book in books}
         models = self._read_models(None if wanted is None else wanted.models)
         organizations = self._read_organizations(wanted)
-        return msgspec.convert({"models": models, "organizations": organizations}, PlatformFile)
+        tree = {"models": models, "organizations": organizations, "price_books": self._read_books(books, wanted)}
+        return msgspec.convert(tree, PlatformFile)
 
     def _read_models(self, names: Collection[str] | None) -> dict[str, Any]:
         if names is not None and not names:
@@ -123,7 +130,7 @@ class Platform:
                 models[model["name"]] = {
                     **{name: model[name] for name in settings},
                     "endpoints": sorted(model["endpoints"]),
-                    "prices": _current_prices(prices),
+                    "prices": _current_prices((each for each in prices if each["list"] in self._default_lists), "currency"),
                     "deployments": self._read_deployments(model["name"], deployments),
                 }
         return models
@@ -159,9 +166,43 @@ class Platform:
             found[name] = {
                 "currency": each["currency"],
                 "limits": _limits(self._control.get(f"/platform/organizations/{each['id']}/limits")),
+                **self._read_terms(each["id"]),
                 "projects": self._read_projects(name, projects),
             }
         return found
+
+    def _read_books(self, books: Iterable[dict[str, Any]], wanted: PlatformFile | None) -> dict[str, Any]:
+        """Books that are no default: the prices of those stand with the models."""
+        found: dict[str, Any] = {}
+        if wanted is None:
+            chosen = [book for book in books if not book["default"]]
+        else:
+            chosen = [book for book in books if book["name"] in wanted.price_books]
+        owners: dict[str, str] = {}
+        if any(book["organization_id"] for book in chosen):
+            everybody = self._control.list_all("/platform/organizations", include_archived=True)
+            owners = {each["id"]: each["name"] for each in everybody}
+        for book in chosen:
+            name, owner = book["name"], book["organization_id"]
+            prices = self._control.list_all("/platform/prices", list=book["id"])
+            found[name] = {"currency": book["currency"], "prices": _current_prices(prices, "model")}
+            if owner is not None:
+                found[name]["organization"] = owners[owner]
+        return found
+
+    def _read_terms(self, organization_id: str) -> dict[str, Any]:
+        """The terms valid now, left out if they are the default book as it stands."""
+        now = datetime.now(UTC).timestamp()
+        terms = self._control.get(f"/platform/organizations/{organization_id}/price_terms")["data"]
+        valid = [each for each in terms if each["valid_from"] <= now]
+        found: dict[str, str] = {}
+        if valid:
+            names = {id: name for name, id in self._books.items() if id not in self._default_lists}
+            if valid[-1]["book_id"] in names:
+                found["book"] = names[valid[-1]["book_id"]]
+            if valid[-1]["discount_bp"]:
+                found["discount"] = format_discount(valid[-1]["discount_bp"])
+        return {"terms": found} if found else {}
 
     def _read_projects(self, organization: str, names: Collection[str] | None) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -190,6 +231,18 @@ class Platform:
                 control.post(f"/platform/models/{segment(place[0])}", body)
             case "price":
                 control.post("/platform/prices", body)
+            case "price book":
+                owner = body.pop("organization", None)
+                owned = {} if owner is None else {"organization_id": self._organization_id(owner)}
+                self._books[place[0]] = control.post("/platform/price_books", body | owned)["id"]
+            case "book price":
+                control.post("/platform/prices", body | {"book_id": self._books[place[0]]})
+            case "terms":
+                book = body.pop("book")
+                if book is not None and book not in self._books:
+                    raise OperatorError(f"terms of {place[0]}: there is no price book {book}", hint="tollway prices books")
+                named = {} if book is None else {"book_id": self._books[book]}
+                control.post(f"/platform/organizations/{self._organizations[place[0]]}/price_terms", body | named)
             case "publication":
                 control.post(f"/platform/models/{segment(place[0])}/publish")
             case "deployment":
@@ -208,6 +261,15 @@ class Platform:
             case _:
                 raise AssertionError(change.what)
 
+    def _organization_id(self, name: str) -> str:
+        """The organization of a name, also of one that the file has no more to say about."""
+        if name not in self._organizations:
+            found = [each["id"] for each in self._control.list_all("/platform/organizations") if each["name"] == name]
+            if len(found) != 1:
+                raise OperatorError(f"no organization, or more than one, is called {name}", hint="tollway organizations list")
+            self._organizations[name] = found[0]
+        return self._organizations[name]
+
     def _deploy(self, change: Change, body: dict[str, Any]) -> None:
         model, base_url = change.place
         credential = _credential(change)
@@ -225,12 +287,17 @@ def _credential(change: Change) -> str | None:
     return reference and resolve_credential(reference, os.environ, f"credential of {' / '.join(change.place)}")
 
 
-def _current_prices(versions: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The version of each currency that is valid now."""
+def _current_prices(versions: Iterable[dict[str, Any]], by: str) -> dict[str, Any]:
+    """The versions valid now of one list, or of one model: by the field `by`, tiers beside the standard one."""
     now = datetime.now(UTC).timestamp()
     classes = ("input", "cached_input", "output", "reasoning", "request")
     valid = sorted((each for each in versions if each["valid_from"] <= now), key=lambda each: each["valid_from"])
-    return {each["currency"]: {name: each[name] for name in classes} for each in valid}
+    found: dict[str, Any] = {}
+    for each in valid:
+        units = {name: each[name] for name in classes}
+        price = found.setdefault(each[by], {})
+        price.update(units) if each["tier"] == "standard" else price.setdefault("tiers", {}).update({each["tier"]: units})
+    return found
 
 
 def _limits(answer: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from tollway.cli.platform_file import (
+    BookFile,
     DeploymentFile,
     LimitsFile,
     ModelFile,
@@ -19,15 +20,18 @@ from tollway.cli.platform_file import (
     PlatformFile,
     PriceFile,
     ProjectFile,
+    TermsFile,
 )
 from tollway.domain.money import format_amount, format_price_per_million
+from tollway.domain.price_books import format_discount, parse_discount
+from tollway.domain.usage import ServiceTier
 from tollway.settings import OperatorError
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One step. `what`: model, price, publication, deployment, organization, project or limits. `place`: the names that
-    lead to it.
+    """One step. `what`: model, price, publication, deployment, organization, project, limits, price book, book price or
+    terms. `place`: the names that lead to it.
 
     `fields`: each that changes, old and new; on creation the old ones are None. `body`: what to send.
     """
@@ -54,6 +58,11 @@ def make_plan(current: PlatformFile, wanted: PlatformFile) -> list[Change]:
         changes += _plan_model(name, current.models.get(name), model)
     for name, organization in wanted.organizations.items():
         changes += _plan_organization(name, current.organizations.get(name), organization)
+    for name, book in wanted.price_books.items():
+        changes += _plan_book(name, current.price_books.get(name), book)
+    for name, organization in wanted.organizations.items():  # last: they may name any of the books
+        there = current.organizations.get(name)
+        changes += _plan_terms(name, UNSET if there is None else there.terms, organization.terms)
     return changes
 
 
@@ -62,7 +71,7 @@ def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iter
     yield from _difference("model", (name,), current, wanted, settings)
     prices = {} if current is None or current.prices is UNSET else current.prices
     for currency, price in _items(wanted.prices):
-        yield from _plan_price((name, currency), prices.get(currency), price)
+        yield from _plan_price("price", (name, currency), {"model": name, "currency": currency}, prices.get(currency), price)
     was_published = current is not None and current.published is True
     if wanted.published is True and not was_published:
         yield Change("publication", (name,), False, {"published": (False, True)}, {})
@@ -73,13 +82,52 @@ def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iter
         yield from _plan_deployment((name, base_url), deployments.get(base_url), deployment)
 
 
-def _plan_price(place: tuple[str, str], current: PriceFile | None, wanted: PriceFile) -> Iterator[Change]:
-    """A price that differs in any class, left-out ones at their defaults, becomes a new version, valid at once."""
-    old, new = {} if current is None else current.to_pico(), wanted.to_pico()
-    if old != new:
-        body = {"model": place[0], "currency": place[1], **_given(wanted)}
-        fields = {name: (_price(name, old.get(name)), _price(name, new[name])) for name in new if old.get(name) != new[name]}
-        yield Change("price", place, current is None, fields, body)
+def _plan_price(
+    what: str, place: tuple[str, ...], body: Mapping[str, Any], current: PriceFile | None, wanted: PriceFile
+) -> Iterator[Change]:
+    """A tier's price that differs in any class, left-out ones at their defaults, becomes a new version, valid at once."""
+    there = {} if current is None else current.by_tier()
+    for tier, units in wanted.by_tier().items():
+        before = there.get(tier)
+        old, new = {} if before is None else before.to_pico(), units.to_pico()
+        if old != new:
+            fields = {name: (_price(name, old.get(name)), _price(name, new[name])) for name in new if old.get(name) != new[name]}
+            given = {name: value for name, value in _given(units).items() if name != "tiers"}
+            where = place if tier is ServiceTier.STANDARD else (*place, str(tier))
+            yield Change(what, where, before is None, fields, {**body, "tier": str(tier), **given})
+
+
+def _plan_book(name: str, current: BookFile | None, wanted: BookFile) -> Iterator[Change]:
+    owner = _or_none(wanted.organization)
+    if current is None:
+        body = {"name": name, "currency": wanted.currency}
+        fields = {"currency": (None, wanted.currency)} | ({"organization": (None, owner)} if owner else {})
+        yield Change("price book", (name,), True, fields, body | ({"organization": owner} if owner else {}))
+    elif current.currency != wanted.currency or (wanted.organization is not UNSET and _or_none(current.organization) != owner):
+        raise OperatorError(
+            f"price book {name} is in {current.currency}, of {_or_none(current.organization) or 'everybody'}, for ever",
+            hint="make another book",
+        )
+    prices = {} if current is None or current.prices is UNSET else current.prices
+    for model, price in _items(wanted.prices):
+        body = {"model": model, "currency": wanted.currency}
+        yield from _plan_price("book price", (name, model), body, prices.get(model), price)
+
+
+def _plan_terms(name: str, current: TermsFile | UnsetType, wanted: TermsFile | UnsetType) -> Iterator[Change]:
+    """Terms that differ become new ones, valid at once. Without any, it is the default book as it stands."""
+    if wanted is UNSET:
+        return
+    before = TermsFile() if current is UNSET else current
+    books = (_or_none(before.book), _or_none(wanted.book))
+    discounts = (parse_discount(before.discount), parse_discount(wanted.discount))
+    fields: dict[str, tuple[Any, Any]] = {}
+    if books[0] != books[1]:
+        fields["book"] = (books[0] or "default", books[1] or "default")
+    if discounts[0] != discounts[1]:
+        fields["discount"] = (format_discount(discounts[0]), format_discount(discounts[1]))
+    if fields:
+        yield Change("terms", (name,), False, fields, {"book": books[1], "discount_bp": discounts[1]})
 
 
 def _price(name: str, pico: int | None) -> str | None:

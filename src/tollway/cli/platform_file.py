@@ -5,15 +5,24 @@
         endpoints: [chat/completions, completions]
         published: true
         prices:
-          EUR: {input: "0.27", output: "1.10"}          # per 1,000,000 tokens, exact decimals
+          EUR:                                          # per 1,000,000 tokens, exact decimals
+            input: "0.27"
+            output: "1.10"
+            tiers: {batch: {input: "0.13", output: "0.55"}}
         deployments:
           http://10.0.0.1:8000: {engine: vllm, upstream_model: meta/llama-70b, weight: 2, credential: ${VLLM_KEY}}
     organizations:
       acme:
         currency: EUR
         limits: {requests_per_minute: 600}
+        terms: {book: partners, discount: 15%}
         projects:
           chat: {limits: {concurrent_requests: 20}}
+    price_books:
+      partners:
+        currency: EUR
+        prices:
+          llama-70b: {input: "0.25", output: "1.00"}
 
 Everything is a mapping by name, so nothing can stand twice. What is left out stays as it is; null takes a limit or cap
 away. A name that nobody knows is an error with the nearest known one."""
@@ -27,12 +36,14 @@ from msgspec import UNSET, UnsetType
 
 from tollway.domain.catalog import Endpoint, Engine, UnknownParameters
 from tollway.domain.money import parse_amount, parse_price_per_million
+from tollway.domain.price_books import parse_discount
+from tollway.domain.usage import ServiceTier
 from tollway.settings import OperatorError, read_yaml, unknown_name
 
 
-class PriceFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One currency's price: per million tokens, `request` per request. Left out: cached_input costs as input, reasoning
-    as output, a request nothing."""
+class UnitsFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Unit prices: per million tokens, `request` per request. Left out: cached_input costs as input, reasoning as output,
+    a request nothing."""
 
     input: str
     output: str
@@ -50,6 +61,31 @@ class PriceFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         }
         pico = {name: parse_price_per_million(text) for name, text in given.items()}
         return pico | {"request": parse_amount("0" if self.request is UNSET else self.request)}
+
+
+class PriceFile(UnitsFile, frozen=True, kw_only=True, omit_defaults=True):
+    """What a model costs in a book: the standard tier, and `tiers` beside it (flex, priority, batch)."""
+
+    tiers: dict[ServiceTier, UnitsFile] | UnsetType = UNSET
+
+    def by_tier(self) -> dict[ServiceTier, UnitsFile]:
+        """Unit prices by service tier, the standard one first."""
+        return {ServiceTier.STANDARD: self, **({} if self.tiers is UNSET else self.tiers)}
+
+
+class BookFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A price book beside the default ones, whose prices stand with the models. `organization`: whose own it is."""
+
+    currency: str
+    organization: str | UnsetType | None = UNSET
+    prices: dict[str, PriceFile] | UnsetType = UNSET
+
+
+class TermsFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """By which book an organization pays, the default one of its currency if left out, and at which discount ("15%")."""
+
+    book: str | UnsetType | None = UNSET
+    discount: str = "0%"
 
 
 class DeploymentFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -94,6 +130,7 @@ class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
 
     currency: str
     limits: LimitsFile | UnsetType = UNSET
+    terms: TermsFile | UnsetType = UNSET
     projects: dict[str, ProjectFile] | UnsetType = UNSET
 
 
@@ -102,12 +139,21 @@ class PlatformFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     models: dict[str, ModelFile] = {}
     organizations: dict[str, OrganizationFile] = {}
+    price_books: dict[str, BookFile] = {}
 
 
 def read(path: Path) -> PlatformFile:
     """The file at `path`. Raises OperatorError that names the place for anything that is not right."""
     tree = read_yaml(path)
     return PlatformFile() if tree is None else _parse(tree, PlatformFile, "", str(path))
+
+
+def read_prices(path: Path) -> dict[str, PriceFile]:
+    """The prices by model that stand in the file at `path` alone. Raises OperatorError."""
+    tree = read_yaml(path)
+    if not isinstance(tree, dict):
+        raise OperatorError(f"{path} must be a mapping by model", exit_code=2)
+    return {str(model): _parse(body, PriceFile, str(model), str(path)) for model, body in tree.items()}
 
 
 def resolve_credential(reference: str, environ: Mapping[str, str], where: str) -> str:
@@ -136,11 +182,17 @@ T = TypeVar("T", bound=msgspec.Struct)
 _NESTED: dict[tuple[type[msgspec.Struct], str], type[msgspec.Struct]] = {
     (PlatformFile, "models"): ModelFile,
     (PlatformFile, "organizations"): OrganizationFile,
+    (PlatformFile, "price_books"): BookFile,
     (ModelFile, "prices"): PriceFile,
+    (BookFile, "prices"): PriceFile,
+    (PriceFile, "tiers"): UnitsFile,
     (ModelFile, "deployments"): DeploymentFile,
     (OrganizationFile, "projects"): ProjectFile,
 }
 """Fields that are mappings by name, and what each value is."""
+
+_SINGLE: dict[str, type[msgspec.Struct]] = {"limits": LimitsFile, "terms": TermsFile}
+"""Fields that are one of something, wherever they stand."""
 
 
 def _parse(tree: object, type: type[T], place: str, source: str) -> T:
@@ -161,17 +213,21 @@ def _parse(tree: object, type: type[T], place: str, source: str) -> T:
             value = {each: _parse(body, nested, f"{below}.{each}", source) for each, body in value.items()}
             if name == "deployments":
                 value = {base_url.rstrip("/"): deployment for base_url, deployment in value.items()}
-        elif name == "limits":
-            value = _parse(value, LimitsFile, below, source)
-        elif type is PriceFile and isinstance(value, int):
+        elif name in _SINGLE:
+            value = _parse(value, _SINGLE[name], below, source)
+        elif issubclass(type, UnitsFile) and isinstance(value, int):
             value = str(value)
         elif name == "endpoints" and isinstance(value, list):
             value = sorted({str(each) for each in value})  # a set: neither order nor repetition is a difference
         values[name] = value
     try:
         parsed = msgspec.convert(values, type)
-        if isinstance(parsed, PriceFile):
+        if isinstance(parsed, UnitsFile):
             parsed.to_pico()
+        if isinstance(parsed, PriceFile) and parsed.tiers is not UNSET and ServiceTier.STANDARD in parsed.tiers:
+            raise ValueError("the standard tier stands beside `tiers`, not in it")
+        if isinstance(parsed, TermsFile):
+            parse_discount(parsed.discount)
     except (msgspec.ValidationError, ValueError) as error:
         raise OperatorError(f"{at}: {error}", exit_code=2) from None
     return parsed

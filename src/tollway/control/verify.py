@@ -1,7 +1,8 @@
 """Verification: what the archive says, computed again and compared with what the database holds.
 
-From the archived frames and the price versions alone, every event with its amounts, rollup, ledger sum and balance is made again with the
-collector's own pure rules, and each table is compared with what it should be. What is compared does not depend on how records came
+Price versions are compiled again from the published prices of their books. From the archived frames and these versions alone, every
+event with its amounts, rollup, ledger sum and balance is made again with the collector's own pure rules, and each table is compared with
+what it should be. What is compared does not depend on how records came
 in batches: transactions are checked against the records they name, balances against both the ledger and the events. The first
 difference of each table is reported, and how many there are.
 
@@ -19,6 +20,7 @@ from tollway.control.ledger import PLATFORM, UNBILLED, transaction_id
 from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import Amounts, UsageEvent
 from tollway.storage import ledger as stored_ledger
+from tollway.storage import prices as stored_prices
 from tollway.storage import usage as stored_usage
 from tollway.storage.archive import CHUNK_BYTES, Archive, ArchiveShort
 from tollway.storage.database import Database, PlatformTx
@@ -77,6 +79,7 @@ def verify(database: Database, archive: Archive) -> Report:
     report, findings = Report(), _Findings()
     with database.platform(write=False) as tx:
         tally = _read_archive(tx, archive, report, findings)
+        _compare_prices(tx, findings)
         _compare_events(tx, tally, findings)
         _compare_strays(tx, tally, findings)
         _compare_rollups(tx, tally, findings)
@@ -132,6 +135,20 @@ def _frames(archive: Archive, watermark: Watermark) -> Iterator[Frame]:
 
 
 # ---- Against what the database holds ----------------------------------------------------------------------------------
+
+
+def _compare_prices(tx: PlatformTx, findings: _Findings) -> None:
+    """Compiled price versions against what the published prices of their books compile to."""
+    seen = 0
+    for right, found in stored_prices.iterate_compiled(tx):
+        seen += found is not None
+        if found is None:
+            findings.add("compiled_prices", f"{right.id} is missing")
+        elif found != right:
+            findings.add("compiled_prices", f"{found.id} is {found}, its book says {right}")
+    extra = stored_prices.count_compiled(tx) - seen
+    if extra:
+        findings.add("compiled_prices", f"{extra} versions follow from no published price")
 
 
 def _compare_events(tx: PlatformTx, tally: Tally, findings: _Findings) -> None:

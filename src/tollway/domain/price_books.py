@@ -6,6 +6,7 @@ before anybody is billed. A price is written as a line of a draft, checked (`che
 or goes away after that. All of this is pure: anybody can compile a published price again and compare.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
@@ -98,6 +99,24 @@ def compile_price(price: BookPrice, currency: str, discount_bp: int) -> PriceVer
         valid_from=price.valid_from,
         **msgspec.structs.asdict(compile_units(price, discount_bp)),
     )
+
+
+_DISCOUNT = re.compile(r"([0-9]{1,3})(?:\.([0-9]{1,2}))?%")
+
+
+def parse_discount(text: str) -> int:
+    """Basis points of a discount as a person writes it: "15%" -> 1500, "12.5%" -> 1250. Raises ValueError for anything else."""
+    match = _DISCOUNT.fullmatch(text)
+    discount_bp = int(match.group(1)) * 100 + int((match.group(2) or "").ljust(2, "0")) if match else DISCOUNT_BP_MAX + 1
+    if discount_bp > DISCOUNT_BP_MAX:
+        raise ValueError("a discount is a percentage up to 100% with at most two decimals, such as 15% or 12.5%")
+    return discount_bp
+
+
+def format_discount(discount_bp: int) -> str:
+    """The text that `parse_discount` reads back: 1250 -> "12.5%"."""
+    whole, rest = divmod(discount_bp, 100)
+    return f"{whole}.{rest:02d}".rstrip("0").rstrip(".") + "%"
 
 
 class StoredTerms(msgspec.Struct, frozen=True):

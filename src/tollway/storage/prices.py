@@ -283,6 +283,12 @@ def iterate_compiled(tx: PlatformTx) -> Iterator[tuple[PriceVersion, PriceVersio
         yield compile_price(_joined_price(row), row.book_currency, row.discount_bp), None if row.id is None else _price(row)
 
 
+def count_compiled(tx: PlatformTx) -> int:
+    """How many versions there are."""
+    count: int = tx.connection.execute(sa.select(sa.func.count()).select_from(compiled_prices)).scalar_one()
+    return count
+
+
 def _joined_price(row: Any) -> BookPrice:
     values = {name: getattr(row, f"book_{name}") for name in book_prices.c.keys()}  # noqa: SIM118 - a collection of columns, no dict
     return BookPrice(**values | {"tier": ServiceTier(row.book_tier)})
