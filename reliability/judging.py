@@ -125,13 +125,13 @@ def read_bills(database_url: str) -> dict[str, Bill]:
     is_sqlite = database_url.startswith("sqlite")
     engine = sa.create_engine(database_url, poolclass=sa.NullPool, **({"module": dbapi2} if is_sqlite else {}))
     columns = "event_id, usage_events.model, endpoint, outcome, attempts, input, cached_input, output, reasoning"
-    costs = ", ".join(f"usage_events.{name}_pico, prices.{name}_pico" for name in (*TOKEN_CLASSES, "request"))
+    costs = ", ".join(f"usage_events.{name}_pico, compiled_prices.{name}_pico" for name in (*TOKEN_CLASSES, "request"))
     with engine.connect() as connection:
         for table in ("event_conflicts", "quarantined_records"):
             assert connection.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar() == 0, table
         events = connection.execute(sa.text(f"SELECT {columns} FROM usage_events")).all()
         lines: dict[str, dict[str, tuple[int, int, int]]] = {}
-        rated = sa.text(f"SELECT event_id, {costs} FROM usage_events JOIN prices ON prices.id = price_version")
+        rated = sa.text(f"SELECT event_id, {costs} FROM usage_events JOIN compiled_prices ON compiled_prices.id = price_version")
         for event_id, *amounts_and_units in connection.execute(rated):
             pairs = zip(amounts_and_units[::2], amounts_and_units[1::2], strict=True)
             lines[event_id] = {

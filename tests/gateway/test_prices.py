@@ -66,7 +66,7 @@ def ask(known: Directory, at: int = 50, endpoint: Endpoint = Endpoint.CHAT_COMPL
         body = {"model": "m", "input": "x"}
     elif endpoint is Endpoint.COUNT_TOKENS:
         del body["max_tokens"]
-    caller = known.find_caller(DIGEST)
+    caller = known.find_caller(DIGEST, at)
     assert caller is not None
     return authorize(caller, Request("req_1", endpoint, {}, msgspec.json.encode(body | fields), 0.0, at, "t", "s"), known)
 

@@ -20,7 +20,7 @@ database in bulk: see `storage.usage`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tollway.control.ledger import book_usage
@@ -38,6 +38,7 @@ from tollway.domain.usage import (
     decode_unless_admit,
 )
 from tollway.storage import ledger as stored_ledger
+from tollway.storage import prices as stored_prices
 from tollway.storage import usage as stored_usage
 from tollway.storage.archive import Archive
 from tollway.storage.database import PlatformTx
@@ -134,22 +135,22 @@ def _read_new(body: bytes, start: int, watermark: Watermark) -> tuple[list[Frame
 
 # ---- Judging records --------------------------------------------------------------------------------------------------
 
-_NAMES = re.compile(r"(?:[!-~]{1,64}\n){5}[!-~]{1,128}")
-"""Ids and endpoint of at most 64 visible ASCII characters, and a model's name."""
+_NAMES = re.compile(r"(?:[!-~]{1,64}\n){6}[!-~]{1,128}")
+"""Ids, endpoint and service tier of at most 64 visible ASCII characters, and a model's name."""
 
 _NAME = re.compile(r"[!-~]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """What many events have in common: one key of one organization, model, endpoint and price. `admit` is that of the first of them;
-    what is particular to it is not looked at."""
+    """What many events have in common: one key of one organization, model, endpoint, price and service tier. `admit` is that of the
+    first of them; what is particular to it is not looked at."""
 
     admit: Admit
     is_valid: bool
 
 
-GroupKey = tuple[str, str, str, str, str, str]
+GroupKey = tuple[str, str, str, str, str, str, str]
 
 
 @dataclass(slots=True)
@@ -189,7 +190,15 @@ class Batch:
             self.closed_at = min(max(record.at, 0), INSTANT_MAX)
 
     def _find_group(self, admit: Admit) -> Group:
-        key = (admit.organization_id, admit.project_id, admit.key_id, admit.endpoint, admit.price_version, admit.model)
+        key = (
+            admit.organization_id,
+            admit.project_id,
+            admit.key_id,
+            admit.endpoint,
+            admit.price_version,
+            admit.service_tier,
+            admit.model,
+        )
         group = self.groups.get(key)
         if group is None:
             group = self.groups[key] = Group(admit, _NAMES.fullmatch("\n".join(key)) is not None)
@@ -227,11 +236,19 @@ def _sort_out(frames: Sequence[Frame], watermark: Watermark) -> Batch:
     return batch
 
 
+@dataclass(frozen=True, slots=True)
+class Payer:
+    """An organization that may owe: its currency, and the price lists that were ever in its terms."""
+
+    currency: str
+    lists: frozenset[str]
+
+
 @dataclass(slots=True)
 class Tally:
     """What a run of records comes to: events with what they cost, what was put aside, and the sums."""
 
-    currencies: Mapping[str, str]
+    payers: Mapping[str, Payer]
     prices: Mapping[str, PriceVersion]
     known: dict[str, bytes]
     """Content hashes of events already taken in, by id; grows with each one that is added."""
@@ -246,7 +263,7 @@ class Tally:
         epochs were: where several records have one id, the one that became the event."""
         for frame, flaw in batch.unreadable:
             self.quarantined.append(_stray(batch, frame, None, b"", flaw))
-        judged = {group: judge(group.admit, self.currencies, self.prices) for group in batch.groups.values() if group.is_valid}
+        judged = {group: judge(group.admit, self.payers, self.prices) for group in batch.groups.values() if group.is_valid}
         for frame, final, group in batch.finals:
             event_id, hashed, price = final.admit.request_id, content_hash(frame.payload), judged[group]
             if isinstance(price, str):
@@ -303,7 +320,7 @@ class Tally:
                 of_organization[place] = of_organization.get(place, 0) + pico
         postings = []
         for organization_id, events in sorted(by_organization.items()):
-            posting = book_usage(events, costs[organization_id], self.currencies[organization_id], now)
+            posting = book_usage(events, costs[organization_id], self.payers[organization_id].currency, now)
             if posting is not None:
                 postings.append(posting)
         return postings
@@ -325,23 +342,35 @@ def costs_of(events: Sequence[UsageEvent]) -> Costs:
     return costs
 
 
-def judge(admit: Admit, currencies: Mapping[str, str], prices: Mapping[str, PriceVersion]) -> PriceVersion | str:
-    """The price of a valid FINAL, or why it cannot be rated. Pure, and the same for all of a group."""
-    currency, price = currencies.get(admit.organization_id), prices.get(admit.price_version)
-    if currency is None:
+def judge(admit: Admit, payers: Mapping[str, Payer], prices: Mapping[str, PriceVersion]) -> PriceVersion | str:
+    """The price of a valid FINAL, or why it cannot be rated. Pure, and the same for all of a group.
+
+    A list that was ever in the organization's terms will do: a gateway that has not heard of new terms admits by those before.
+    """
+    payer, price = payers.get(admit.organization_id), prices.get(admit.price_version)
+    if payer is None:
         return "organization_unknown"
     if price is None:
         return "price_unknown"
-    if price.model != admit.model or price.currency != currency:
+    is_payers = price.currency == payer.currency and price.list in payer.lists
+    if not is_payers or price.model != admit.model or price.tier is not admit.service_tier:
         return "price_not_applicable"
     return price
+
+
+def list_payers(tx: PlatformTx, organization_ids: Iterable[str]) -> dict[str, Payer]:
+    """Those of the organizations that exist, archived or not (what was used is owed), as `judge` needs them."""
+    return {
+        id: Payer(terms.currency, frozenset(each.list for each in terms.schedule))
+        for id, terms in stored_prices.read_terms(tx, sorted(organization_ids)).items()
+    }
 
 
 def _judge_all(tx: PlatformTx, batch: Batch) -> Tally:
     admits = [group.admit for group in batch.groups.values() if group.is_valid]
     tally = Tally(
-        stored_usage.list_currencies(tx, {admit.organization_id for admit in admits}),
-        stored_usage.list_prices(tx, {admit.price_version for admit in admits}),
+        list_payers(tx, {admit.organization_id for admit in admits}),
+        stored_prices.find_prices(tx, {admit.price_version for admit in admits}),
         stored_usage.find_hashes(tx, [final.admit.request_id for _, final, _ in batch.finals]),
     )
     tally.add(batch)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from tollway.control.collect import Batch, Refused, Tally, costs_of
+from tollway.control.collect import Batch, Refused, Tally, costs_of, list_payers
 from tollway.control.ledger import PLATFORM, UNBILLED, transaction_id
 from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import Amounts, UsageEvent
@@ -108,9 +108,8 @@ def _read_archive(tx: PlatformTx, archive: Archive, report: Report, findings: _F
             findings.add("archive", f"{watermark.node_id}/{watermark.epoch}: {error}")
         batches.append(batch)
     admits = [group.admit for batch in batches for group in batch.groups.values() if group.is_valid]
-    currencies = stored_usage.list_currencies(tx, {admit.organization_id for admit in admits})
-    prices: Mapping[str, PriceVersion] = stored_usage.list_prices(tx, {admit.price_version for admit in admits})
-    tally = Tally(currencies, prices, known={})
+    prices: Mapping[str, PriceVersion] = stored_prices.find_prices(tx, {admit.price_version for admit in admits})
+    tally = Tally(list_payers(tx, {admit.organization_id for admit in admits}), prices, known={})
     for batch in batches:
         tally.add(batch, taken)
     return tally
@@ -234,7 +233,7 @@ def _compare_transaction(posting: Posting, events: list[UsageEvent], tally: Tall
 def _entries_of(events: list[UsageEvent], tally: Tally) -> dict[str, int]:
     """What events of one organization must move, by account."""
     organization_id = events[0].final.admit.organization_id
-    currency = tally.currencies[organization_id]
+    currency = tally.payers[organization_id].currency
     costs = costs_of(events)
     entries = {
         Account(PLATFORM, f"revenue:{model}:{billing_class}", currency).id: -pico for (model, billing_class), pico in costs.items() if pico

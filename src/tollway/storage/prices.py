@@ -336,8 +336,9 @@ def _units(row: Any) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class OrganizationTerms:
-    """What an organization pays by: the default list of its currency (None while there is none) and the terms set for it, in order."""
+    """What an organization pays by: its currency, the default list of that (None while there is none), the terms set for it, in order."""
 
+    currency: str
     default_list: str | None
     stored: tuple[StoredTerms, ...]
 
@@ -371,7 +372,7 @@ def read_terms(tx: Transaction, organization_ids: Sequence[str]) -> dict[str, Or
     for start in range(0, len(organization_ids), IDS_MAX):
         ids = organization_ids[start : start + IDS_MAX]
         defaults = (
-            sa.select(organizations.c.id, price_books.c.id.label("book_id"))
+            sa.select(organizations.c.id, organizations.c.currency, price_books.c.id.label("book_id"))
             .outerjoin(price_books, price_books.c.default_of == organizations.c.currency)
             .where(organizations.c.id.in_(ids))
         )
@@ -380,7 +381,7 @@ def read_terms(tx: Transaction, organization_ids: Sequence[str]) -> dict[str, Or
         for row in tx.connection.execute(query.order_by(price_terms.c.organization_id, price_terms.c.valid_from)):
             stored.setdefault(row.organization_id, []).append(StoredTerms(row.valid_from, row.list_id, row.carried_from))
         for row in tx.connection.execute(defaults):
-            found[row.id] = OrganizationTerms(row.book_id, tuple(stored.get(row.id, ())))
+            found[row.id] = OrganizationTerms(row.currency, row.book_id, tuple(stored.get(row.id, ())))
     return found
 
 

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from tollway.domain.prices import BillingClass
-from tollway.domain.usage import Outcome, UsageSource
+from tollway.domain.usage import Outcome, ServiceTier, UsageSource
 from tollway.storage.schema import metadata
 
 AMOUNT_DIGITS = 38
@@ -56,7 +56,7 @@ EventId = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
 """By bytes, whatever the language of the database: the months are cut by them."""
 
 
-def _one_of(column: str, values: type[Outcome] | type[UsageSource]) -> sa.CheckConstraint:
+def _one_of(column: str, values: type[Outcome] | type[UsageSource] | type[ServiceTier]) -> sa.CheckConstraint:
     return sa.CheckConstraint(f"{column} IN ({', '.join(repr(str(value)) for value in values)})", name=f"{column}_known")
 
 
@@ -100,6 +100,7 @@ usage_events = sa.Table(  # append-only
     sa.Column("output", sa.BigInteger, nullable=False),
     sa.Column("reasoning", sa.BigInteger, nullable=False),
     sa.Column("price_version", sa.String(64), nullable=False),
+    sa.Column("service_tier", sa.String(16), nullable=False),
     sa.Column("outcome_policy", sa.Integer, nullable=False),
     sa.Column("deployment_id", sa.String(64)),
     sa.Column("attempts", sa.Integer, nullable=False),
@@ -109,6 +110,7 @@ usage_events = sa.Table(  # append-only
     sa.Column("content_hash", sa.LargeBinary(32), nullable=False),
     _one_of("outcome", Outcome),
     _one_of("source", UsageSource),
+    _one_of("service_tier", ServiceTier),
     sa.CheckConstraint("input >= 0 AND cached_input >= 0 AND output >= 0 AND reasoning >= 0", name="quantities_not_negative"),
     sa.CheckConstraint(" AND ".join(f"{billing_class}_pico >= 0" for billing_class in BillingClass), name="amounts_not_negative"),
     postgresql_partition_by="RANGE (event_id)",

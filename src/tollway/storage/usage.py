@@ -1,7 +1,7 @@
 """Usage at rest: watermarks, events with what they cost, rollups; what the collector writes and what tenants read."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +9,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from tollway.domain.money import PICO
-from tollway.domain.prices import BillingClass, PriceVersion
-from tollway.domain.usage import Admit, Amounts, Final, Outcome, Quantities, UsageEvent, UsageSource
-from tollway.storage import prices as stored_prices
+from tollway.domain.prices import BillingClass
+from tollway.domain.usage import Admit, Amounts, Final, Outcome, Quantities, ServiceTier, UsageEvent, UsageSource
 from tollway.storage.bulk import Duplicate, Upsert, add_in, copy_in
 from tollway.storage.database import PlatformTx, TenantTx
-from tollway.storage.schema import organizations
 from tollway.storage.schema_money import (
     ROLLUP_COSTS,
     ROLLUP_KEY,
@@ -86,20 +84,6 @@ def list_watermarks(tx: PlatformTx) -> list[Watermark]:
 
 def _watermark(row: Any) -> Watermark:
     return Watermark(row.node_id, row.epoch, row.next_seq, row.chain, row.archive_bytes, row.closed_at)
-
-
-# ---- What rating needs ------------------------------------------------------------------------------------------------
-
-
-def list_currencies(tx: PlatformTx, organization_ids: Iterable[str]) -> dict[str, str]:
-    """The currency of each organization that exists, archived or not: what was used is owed."""
-    query = sa.select(organizations.c.id, organizations.c.currency).where(organizations.c.id.in_(list(organization_ids)))
-    return {row.id: row.currency for row in tx.connection.execute(query)}
-
-
-def list_prices(tx: PlatformTx, price_ids: Iterable[str]) -> dict[str, PriceVersion]:
-    """The price versions that exist, by id."""
-    return stored_prices.find_prices(tx, price_ids)
 
 
 # ---- Events -----------------------------------------------------------------------------------------------------------
@@ -175,6 +159,7 @@ EVENT_COLUMNS = (
     "output",
     "reasoning",
     "price_version",
+    "service_tier",
     "outcome_policy",
     "deployment_id",
     "attempts",
@@ -213,6 +198,7 @@ def _event_row(event: UsageEvent) -> tuple[object, ...]:
         used.output,
         used.reasoning,
         admit.price_version,
+        admit.service_tier,
         admit.outcome_policy,
         final.deployment_id,
         final.attempts,
@@ -235,8 +221,8 @@ def _event_line(event: UsageEvent) -> str:
         f"{admit.request_id}\t{admit.organization_id}\t{admit.project_id}\t{admit.key_id}\t{admit.model}\t{admit.endpoint}\t"
         f"{admit.stream}\t{event.node_id}\t{event.epoch}\t{event.seq}\t{admit.admitted_at}\t{first_token_at}\t{final.ended_at}\t"
         f"{final.outcome}\t{final.source}\t{used.input}\t{used.cached_input}\t{used.output}\t{used.reasoning}\t{admit.price_version}\t"
-        f"{admit.outcome_policy}\t{final.deployment_id or ''}\t{final.attempts}\t{final.error or ''}\t{amounts.input}\t"
-        f"{amounts.cached_input}\t{amounts.output}\t{amounts.reasoning}\t{amounts.request}\t\\x{event.content_hash.hex()}\n"
+        f"{admit.service_tier}\t{admit.outcome_policy}\t{final.deployment_id or ''}\t{final.attempts}\t{final.error or ''}\t"
+        f"{amounts.input}\t{amounts.cached_input}\t{amounts.output}\t{amounts.reasoning}\t{amounts.request}\t\\x{event.content_hash.hex()}\n"
     )
 
 
@@ -253,6 +239,7 @@ def read_event(row: Any) -> UsageEvent:
         stream=row.stream,
         price_version=row.price_version,
         outcome_policy=row.outcome_policy,
+        service_tier=ServiceTier(row.service_tier),
     )
     final = Final(
         admit=admit,

@@ -313,6 +313,7 @@ class ReceiptOut(Out):
     lines: list[ReceiptLine]
     cost: dict[str, Any]
     price_version: str
+    service_tier: str
     outcome_policy: int
     event_hash: str
 
@@ -362,6 +363,7 @@ def _receipt_out(receipt: Receipt) -> ReceiptOut:
         ],
         cost=amount_out(sum(line.amount_pico for line in receipt.lines), receipt.currency),
         price_version=admit.price_version,
+        service_tier=admit.service_tier,
         outcome_policy=admit.outcome_policy,
         event_hash=receipt.event.content_hash.hex(),
     )

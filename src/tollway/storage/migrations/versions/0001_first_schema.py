@@ -374,6 +374,7 @@ def upgrade() -> None:
         sa.Column("output", sa.BigInteger(), nullable=False),
         sa.Column("reasoning", sa.BigInteger(), nullable=False),
         sa.Column("price_version", sa.String(length=64), nullable=False),
+        sa.Column("service_tier", sa.String(length=16), nullable=False),
         sa.Column("outcome_policy", sa.Integer(), nullable=False),
         sa.Column("deployment_id", sa.String(length=64), nullable=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
@@ -391,6 +392,7 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "source IN ('engine_final', 'engine_continuous', 'counted', 'recovered', 'none')", name=op.f("ck_usage_events_source_known")
         ),
+        sa.CheckConstraint("service_tier IN ('standard', 'flex', 'priority', 'batch')", name=op.f("ck_usage_events_service_tier_known")),
         sa.CheckConstraint(
             "input >= 0 AND cached_input >= 0 AND output >= 0 AND reasoning >= 0", name=op.f("ck_usage_events_quantities_not_negative")
         ),

@@ -1,0 +1,132 @@
+"""Which price a record may name: one of its model and tier, on a list that the organization was ever to pay by. And each version
+follows from what was published, or is found out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+
+from tests.control.test_collect import NOW, count, fill, take
+from tests.link.samples import EPOCH, ORGANIZATION, PRICE, admit, final, frames
+from tests.storage.databases import add_price
+from tollway.control import prices
+from tollway.control.collect import Payer, Taken, judge
+from tollway.control.verify import verify
+from tollway.domain.usage import Quantities, ServiceTier
+from tollway.storage import prices as stored
+from tollway.storage import schema_money as money
+from tollway.storage import schema_prices
+from tollway.storage.archive import Archive
+from tollway.storage.database import Database
+
+FLEX = msgspec.structs.replace(PRICE, id="price_" + "f" * 32, tier=ServiceTier.FLEX, input_pico=135_000)
+ELSEWHERE = msgspec.structs.replace(PRICE, id="price_" + "e" * 32, list="book_" + "e" * 32)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    with request.getfixturevalue(f"{request.param}_template").copied(tmp_path) as url:
+        opened = Database.open(url)
+        fill(opened)
+        with opened.platform() as tx:
+            for price in (FLEX, ELSEWHERE):
+                add_price(tx, price)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    return Archive(tmp_path / "archive")
+
+
+def used(database: Database, archive: Archive, price_id: str, tier: ServiceTier = ServiceTier.STANDARD) -> Taken:
+    of = admit(1, price_version=price_id, service_tier=tier)
+    return take(database, archive, frames([of, final(of, used=Quantities(1_000))]))
+
+
+def test_a_tiers_price_bills_that_tier(database: Database, archive: Archive) -> None:
+    assert used(database, archive, FLEX.id, ServiceTier.FLEX).events == 1
+    with database.platform(write=False) as tx:
+        row = tx.connection.execute(sa.select(money.usage_events)).one()
+    assert (row.service_tier, row.input_pico, row.price_version) == ("flex", 135_000_000, FLEX.id)
+    assert verify(database, archive).differences == []
+
+
+@pytest.mark.parametrize(
+    ("price_id", "tier"), [(FLEX.id, ServiceTier.STANDARD), (PRICE.id, ServiceTier.FLEX), (FLEX.id, ServiceTier.BATCH)]
+)
+def test_a_price_of_another_tier_bills_nothing(database: Database, archive: Archive, price_id: str, tier: ServiceTier) -> None:
+    assert used(database, archive, price_id, tier).quarantined == 1
+    assert count(database, money.usage_events) == 0
+    assert verify(database, archive).differences == []
+
+
+def test_a_list_that_was_never_in_the_terms_bills_nothing(database: Database, archive: Archive) -> None:
+    assert used(database, archive, ELSEWHERE.id).quarantined == 1
+    assert count(database, money.usage_events) == 0
+    assert verify(database, archive).differences == []
+
+
+def test_a_list_that_is_in_the_terms_bills_at_its_discount(database: Database, archive: Archive) -> None:
+    with database.tenant(ORGANIZATION) as tx:
+        prices.set_terms(tx, book_id=ELSEWHERE.list, discount_bp=2_500, valid_from=None, now=EPOCH)
+    assert used(database, archive, f"{ELSEWHERE.id}-2500").events == 1
+    with database.platform(write=False) as tx:
+        assert tx.connection.execute(sa.select(money.usage_events.c.input_pico)).scalar_one() == 202_500_000
+    assert verify(database, archive).differences == []
+
+
+def test_a_list_that_the_terms_have_left_still_bills(database: Database, archive: Archive) -> None:
+    """A gateway that had not heard of new terms admitted by those before, which is what its client was told."""
+    with database.tenant(ORGANIZATION) as tx:
+        prices.set_terms(tx, book_id=ELSEWHERE.list, discount_bp=0, valid_from=None, now=EPOCH)
+    assert used(database, archive, PRICE.id).events == 1
+
+
+def test_judging_is_a_matter_of_values_alone() -> None:
+    payers = {ORGANIZATION: Payer("EUR", frozenset({PRICE.list}))}
+    assert judge(admit(1), payers, {PRICE.id: PRICE}) == PRICE
+    assert judge(admit(1), {}, {PRICE.id: PRICE}) == "organization_unknown"
+    assert judge(admit(1), payers, {}) == "price_unknown"
+    for change in ({"tier": ServiceTier.FLEX}, {"list": "book_0"}, {"currency": "USD"}, {"model": "other"}):
+        other = msgspec.structs.replace(PRICE, **change)
+        assert judge(admit(1), payers, {PRICE.id: other}) == "price_not_applicable"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        f"UPDATE compiled_prices SET input_pico = input_pico - 1 WHERE id = '{ELSEWHERE.id}-2500'",
+        f"UPDATE compiled_prices SET valid_from = valid_from + 1 WHERE id = '{FLEX.id}'",
+        f"UPDATE book_prices SET output_pico = 0 WHERE id = '{ELSEWHERE.id}'",
+        f"DELETE FROM compiled_prices WHERE id = '{ELSEWHERE.id}-2500'",
+        f"UPDATE compiled_prices SET list_id = '{PRICE.list}', valid_from = 7 WHERE id = '{ELSEWHERE.id}-2500'",
+    ],
+)
+def test_a_version_that_does_not_follow_from_its_book_is_found_out(database: Database, archive: Archive, statement: str) -> None:
+    with database.tenant(ORGANIZATION) as tx:
+        prices.set_terms(tx, book_id=ELSEWHERE.list, discount_bp=2_500, valid_from=None, now=NOW)
+    assert verify(database, archive).is_right
+    with database.platform() as tx:
+        for table in schema_prices.APPEND_ONLY:
+            if database.is_sqlite:
+                tx.connection.exec_driver_sql(f"DROP TRIGGER {table.name}_refuses_update")
+                tx.connection.exec_driver_sql(f"DROP TRIGGER {table.name}_refuses_delete")
+            else:
+                tx.connection.exec_driver_sql(f"ALTER TABLE {table.name} DISABLE TRIGGER USER")
+        tx.connection.execute(sa.text(statement))
+    (difference,) = verify(database, archive).differences
+    assert difference.table == "compiled_prices"
+
+
+def test_prices_are_compiled_for_a_list_once_however_often_it_is_used(database: Database) -> None:
+    with database.tenant(ORGANIZATION) as tx:
+        prices.set_terms(tx, book_id=ELSEWHERE.list, discount_bp=100, valid_from=None, now=NOW)
+        prices.set_terms(tx, book_id=None, discount_bp=0, valid_from=None, now=NOW + 1)
+        prices.set_terms(tx, book_id=ELSEWHERE.list, discount_bp=100, valid_from=None, now=NOW + 2)
+    with database.platform(write=False) as tx:
+        assert [each.discount_bp for each in stored.list_lists(tx, ELSEWHERE.list)] == [0, 100]
+        assert all(found == right for right, found in stored.iterate_compiled(tx))
