@@ -11,6 +11,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 UV_INSTALL := $(VENV)/bin/uv pip install --python $(VENV)/bin/python
 ENGINE_WAIT_SECONDS ?= 60
+ENGINES ?= llamacpp dynamo
+
+# Where torch built for CPUs is; PyPI does not have it.
+export TORCH_WHEELS ?= $(PIP_FIND_LINKS)
 
 export UV_SYSTEM_CERTS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -36,8 +40,12 @@ test: $(VENV)/.dev  ## all tests but those of real engines, with PostgreSQL if i
 	@$(VENV)/bin/python scripts/test.py $(ARGS)
 
 .PHONY: test-engines
-test-engines: $(VENV)/.dev $(VENV)/.engine  ## the tests that need a real engine and a real (small) model
-	@$(VENV)/bin/pytest -m engines $(ARGS)
+test-engines: $(VENV)/.dev  ## the tests that need real engines (ENGINES="llamacpp dynamo vllm"; vllm takes 3 GB and minutes)
+	@for engine in $(ENGINES); do \
+		case $$engine in llamacpp) $(MAKE) -s $(VENV)/.engine;; *) scripts/engine.sh $$engine $(VENV)/bin/uv "$(PYTHON)";; esac \
+		|| echo "==> $$engine cannot be had here: its tests are skipped"; \
+	done
+	@TOLLWAY_TEST_ENGINES="$(ENGINES)" $(VENV)/bin/pytest -m engines $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev  ## style, types, architecture, house rules: seconds
@@ -72,6 +80,8 @@ lock: $(VENV)/.build  ## solve requirements/*.txt again (ARGS=--upgrade for the 
 	@$(lock) --group build -c requirements/dev.txt -o requirements/build.txt
 	@$(lock) --group engine --no-deps -o requirements/engine.txt
 	@$(lock) --group fuzz -o requirements/fuzz.txt
+	@$(lock) --group dynamo --override requirements/dynamo.overrides -o requirements/dynamo.txt
+	@$(lock) --group vllm --override requirements/vllm.overrides --find-links "$(TORCH_WHEELS)" -o requirements/vllm.txt
 	@echo "==> locked: $$(grep -c == requirements/runtime.txt) packages to run, $$(grep -c == requirements/dev.txt) to develop"
 
 # Hashes of every file of a release are recorded, so one lock serves x86_64 and aarch64. No index or host gets into the files.
@@ -80,7 +90,7 @@ lock = $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platfor
 
 .PHONY: clean
 clean:  ## remove .venv, caches and builds
-	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find src tests bench fuzz scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # ---- steps ---------------------------------------------------------------------------------------------------------------

@@ -25,12 +25,13 @@ from tollway.domain.snapshot import Change, Entry
 from tollway.domain.usage import TOKENS_MAX
 from tollway.gateway import pipeline
 from tollway.gateway.authorize import authorize
-from tollway.gateway.dialects.answers import error_fault, error_text
+from tollway.gateway.dialects.answers import error_fault
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.dialects.table import Stream as DialectStream
 from tollway.gateway.exchange import Caller, Request
 from tollway.gateway.pipeline import Plane
+from tollway.gateway.relay import answer_fault
 from tollway.wire import bodies, proxy, segments, sse
 from tollway.wire.http import HttpBounds, RequestReader, ResponseReader
 
@@ -279,7 +280,7 @@ def whole_answer(data: bytes) -> None:
     endpoint = _ENDPOINTS[(choice >> 2) % len(_ENDPOINTS)]
     for status in (200, 400, 429, 503):
         assert error_fault(data, status, first=bool(choice & 1)).kind.status >= 400
-    assert isinstance(error_text(data), str)
+        assert answer_fault(status, data).message.isprintable()
     try:
         answer = DIALECTS[endpoint].read_answer(data, "up", "m" if choice & 128 else "up", 1000)
     except Fault as fault:

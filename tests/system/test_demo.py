@@ -150,7 +150,7 @@ class TestServe:
 
             def is_replaced() -> bool:
                 answer = http.get(f"{addresses['gateway_url']}/v1/models", headers={"connection": "close"})
-                assert answer.status_code == 401
+                assert answer.status_code in (401, 429)  # it answers; whoever asks so often without a key is told to wait
                 return '"event": "replaced"' in serving.stdout.read_text()
 
             serving.wait_until(is_replaced)
