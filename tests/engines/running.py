@@ -33,7 +33,8 @@ STOP_SECONDS = 20.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealEngine:
     """An engine that runs. `busy`: the metric of requests being worked at. `knows_models`: refuses a name that it does not serve.
-    `context_tokens`: of one request; more is told to the client with `too_long_status`. `worker`: who does the work, where that is another process than the one that answers."""
+    `context_tokens`: of one request; what is longer is told to the client with `too_long_status`. `worker`: who does the work, where that
+    is another process than the one that answers."""
 
     kind: Engine
     url: str
