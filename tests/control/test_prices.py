@@ -69,7 +69,7 @@ class TestBooks:
         refused(operator.post(BOOKS, json={"name": "CHF", "currency": "CHF"}), 400, "invalid_value", "name")
         assert make_book(control, "CHF", "CHF", default=True)
 
-    @pytest.mark.parametrize("currency", ["EURO", "eur", "XXX", "ZZZ", ""])
+    @pytest.mark.parametrize("currency", ["EURO", "eur", "ZZZ", ""])
     def test_are_in_a_currency_that_exists(self, control: Running, currency: str) -> None:
         refused(control.operator().post(BOOKS, json={"name": "odd", "currency": currency}), 400, "invalid_value", "currency")
 
