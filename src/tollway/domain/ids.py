@@ -17,6 +17,8 @@ PRICE_BOOK = "book"
 PRICE_DRAFT = "draft"
 NODE = "node"
 TRANSACTION = "tx"
+PERIOD = "period"
+ADJUSTMENT = "adj"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

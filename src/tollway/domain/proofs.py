@@ -1,0 +1,151 @@
+"""Proofs: the Merkle tree of RFC 6962 (section 2.1, unchanged in RFC 9162) over the events of a billing period.
+
+The leaves are the period's events in order of their ids, each in the one canonical encoding `encode_leaf`: what the receipt says. A
+closed period stores the root. Whoever holds a receipt and an inclusion proof can compute that root from them and compare it with the
+one that was published, without seeing any other event; whoever holds all events can compute it from nothing else.
+
+    hash of a leaf   SHA-256(0x00 || leaf)
+    hash of a node   SHA-256(0x01 || left || right)
+    hash of nothing  SHA-256()
+
+A tree of n > 1 leaves splits at the largest power of two below n. Hence the leaves of an aligned block of a power of two are one
+subtree, and the root over the blocks' roots is the root over all leaves: a large period is hashed in blocks of BLOCK_LEAVES, kept with
+it, so that a proof reads one block and not the whole month.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from tollway.domain.prices import RatedLine
+from tollway.domain.usage import UsageEvent
+
+BLOCK_LEAVES: Final = 1024
+"""Leaves of a block; a power of two. A proof costs one block to hash, a period of ten million events ten thousand rows."""
+
+EMPTY: Final = hashlib.sha256().digest()
+"""The root of a tree without leaves."""
+
+
+class LeafLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One class: quantity x unit_price_pico = amount_pico."""
+
+    billing_class: str
+    quantity: int
+    unit_price_pico: str
+    amount_pico: str
+
+
+class Leaf(msgspec.Struct, frozen=True, kw_only=True):
+    """What a period's root commits to of one event. Instants in UTC microseconds, amounts as integer strings of pico-currency.
+
+    `content_hash` is the SHA-256 (hex) of the record as the gateway wrote it.
+    """
+
+    event_id: str
+    content_hash: str
+    organization_id: str
+    project_id: str
+    key_id: str
+    model: str
+    admitted_at: int
+    ended_at: int
+    outcome: str
+    outcome_policy: int
+    price_version: str
+    currency: str
+    lines: tuple[LeafLine, ...]
+    amount_pico: str
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def leaf_of(event: UsageEvent, lines: Iterable[RatedLine], currency: str) -> Leaf:
+    """The leaf of an event with its rated lines."""
+    final, admit = event.final, event.final.admit
+    shown = tuple(
+        LeafLine(
+            billing_class=line.billing_class,
+            quantity=line.quantity,
+            unit_price_pico=str(line.unit_pico),
+            amount_pico=str(line.amount_pico),
+        )
+        for line in lines
+    )
+    return Leaf(
+        event_id=admit.request_id,
+        content_hash=event.content_hash.hex(),
+        organization_id=admit.organization_id,
+        project_id=admit.project_id,
+        key_id=admit.key_id,
+        model=admit.model,
+        admitted_at=admit.admitted_at,
+        ended_at=final.ended_at,
+        outcome=final.outcome,
+        outcome_policy=admit.outcome_policy,
+        price_version=admit.price_version,
+        currency=currency,
+        lines=shown,
+        amount_pico=str(sum(int(line.amount_pico) for line in shown)),
+    )
+
+
+def encode_leaf(leaf: Leaf) -> bytes:
+    """The one encoding of a leaf: JSON without spaces, fields in declared order, all text ASCII."""
+    return _encoder.encode(leaf)
+
+
+def hash_leaf(leaf: bytes) -> bytes:
+    """The hash of an encoded leaf."""
+    return hashlib.sha256(b"\x00" + leaf).digest()
+
+
+def hash_node(left: bytes, right: bytes) -> bytes:
+    """The hash of two subtrees."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def find_root(hashes: Sequence[bytes]) -> bytes:
+    """The root over leaves' hashes, or over the roots of full, aligned blocks (the last one may be smaller)."""
+    if not hashes:
+        return EMPTY
+    level = list(hashes)
+    while len(level) > 1:
+        # Pairing from the left and passing the odd one up gives the split at the largest power of two, level by level.
+        paired = [hash_node(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
+        level = paired + level[len(paired) * 2 :]
+    return level[0]
+
+
+def find_path(index: int, hashes: Sequence[bytes]) -> list[bytes]:
+    """The siblings on the way from `hashes[index]` to the root over all of them, from below."""
+    path, level = [], list(hashes)
+    while len(level) > 1:
+        sibling = index ^ 1
+        if sibling < len(level):
+            path.append(level[sibling])
+        paired = [hash_node(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
+        level = paired + level[len(paired) * 2 :]
+        index //= 2
+    return path
+
+
+def root_from(leaf_hash: bytes, index: int, tree_size: int, path: Sequence[bytes]) -> bytes | None:
+    """The root that a proof leads to (RFC 9162 section 2.1.3.2); None if it cannot be one of leaf `index` of `tree_size` leaves."""
+    if not 0 <= index < tree_size:
+        return None
+    node, last, result = index, tree_size - 1, leaf_hash
+    for sibling in path:
+        if last == 0:
+            return None
+        if node & 1 or node == last:
+            result = hash_node(sibling, result)
+            while not node & 1 and node:
+                node, last = node >> 1, last >> 1
+        else:
+            result = hash_node(result, sibling)
+        node, last = node >> 1, last >> 1
+    return result if last == 0 else None
