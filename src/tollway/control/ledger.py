@@ -13,7 +13,7 @@ from tollway.domain.prices import BillingClass
 from tollway.domain.usage import UsageEvent
 from tollway.storage import ledger as stored
 from tollway.storage.database import PlatformTx
-from tollway.storage.ledger import Account, Balance, Entry, Posting
+from tollway.storage.ledger import Account, Balance, Entry, Posting, UsageCause
 from tollway.storage.pages import Page, Window
 
 PLATFORM = "platform"
@@ -26,38 +26,36 @@ UNBILLED = "unbilled"
 def book_usage(
     events: Sequence[UsageEvent], costs: Mapping[tuple[str, BillingClass], int], currency: str, booked_at: int
 ) -> Posting | None:
-    """The transaction for `events`, all of one organization and one batch, that cost `costs` by model and billing class.
+    """The transaction for `events`, all of one organization, period and batch, that cost `costs` by model and billing class.
 
-    None if they cost nothing. Pure: the id names organization, node, epoch and seqs, so that booking again is visible as such.
+    None if they cost nothing. Pure: the id names organization, node, epoch, seqs and period, so that booking again is visible as such.
     """
     total = sum(costs.values())
     if total == 0:
         return None
     first, last = events[0], events[-1]
     organization_id = first.final.admit.organization_id
+    cause = UsageCause(first.node_id, first.epoch, first.seq, last.seq, len(events))
     revenue = [
         Entry(Account(PLATFORM, f"revenue:{model}:{billing_class}", currency), -pico)
         for (model, billing_class), pico in sorted(costs.items())
         if pico
     ]
     return Posting(
-        id=transaction_id(organization_id, first.node_id, first.epoch, first.seq, last.seq, last.final.ended_at),
+        id=transaction_id(organization_id, first.period_at, cause, last.final.ended_at),
         organization_id=organization_id,
-        node_id=first.node_id,
-        epoch=first.epoch,
-        first_seq=first.seq,
-        last_seq=last.seq,
-        events=len(events),
+        period_at=first.period_at,
+        cause=cause,
         booked_at=booked_at,
         entries=(Entry(Account(organization_id, UNBILLED, currency), total), *revenue),
     )
 
 
-def transaction_id(organization_id: str, node_id: str, epoch: int, first_seq: int, last_seq: int, ended_at: int) -> str:
+def transaction_id(organization_id: str, period_at: int, cause: UsageCause, ended_at: int) -> str:
     """The id of the transaction that books these records: the millisecond of the last event, so that ids sort by time, and 80
     bits of a SHA-256 over its cause."""
-    cause = f"usage/{organization_id}/{node_id}/{epoch}/{first_seq}/{last_seq}".encode()
-    return f"{TRANSACTION}_{ended_at // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(cause).hexdigest()[:20]}"
+    text = f"usage/{organization_id}/{cause.node_id}/{cause.epoch}/{cause.first_seq}/{cause.last_seq}/{period_at}"
+    return f"{TRANSACTION}_{ended_at // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
 
 def list_balances(tx: PlatformTx, window: Window, *, owner: str | None) -> Page[Balance]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.storage.database import PlatformTx
+from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import Page, Window, fetch_page
 from tollway.storage.schema_money import balances, ledger_accounts, ledger_entries, ledger_transactions
 
@@ -34,16 +34,32 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Posting:
-    """One transaction: the events of one organization in one batch of records, and the entries that book their cost."""
+class UsageCause:
+    """Events of one organization, booked in one period, that came in one batch of records: `events` of those from `first_seq` to
+    `last_seq`."""
 
-    id: str
-    organization_id: str
     node_id: str
     epoch: int
     first_seq: int
     last_seq: int
     events: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdjustmentCause:
+    """A correction."""
+
+    adjustment_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """One transaction: what caused it, in which period it is booked (by its start), and the entries that do so."""
+
+    id: str
+    organization_id: str
+    period_at: int
+    cause: UsageCause | AdjustmentCause
     booked_at: int
     entries: tuple[Entry, ...]
 
@@ -121,14 +137,19 @@ def _move_balances(tx: PlatformTx, changes: Mapping[str, int], now: int) -> None
 
 
 def _transaction_row(posting: Posting) -> dict[str, object]:
+    cause = posting.cause
+    is_usage = isinstance(cause, UsageCause)
     return {
         "id": posting.id,
         "organization_id": posting.organization_id,
-        "node_id": posting.node_id,
-        "epoch": posting.epoch,
-        "first_seq": posting.first_seq,
-        "last_seq": posting.last_seq,
-        "events": posting.events,
+        "period_at": posting.period_at,
+        "cause": "usage" if is_usage else "adjustment",
+        "node_id": cause.node_id if is_usage else None,
+        "epoch": cause.epoch if is_usage else None,
+        "first_seq": cause.first_seq if is_usage else None,
+        "last_seq": cause.last_seq if is_usage else None,
+        "events": cause.events if is_usage else 0,
+        "adjustment_id": None if is_usage else cause.adjustment_id,
         "booked_at": posting.booked_at,
     }
 
@@ -155,10 +176,21 @@ def list_transactions(tx: PlatformTx, window: Window, *, organization_id: str | 
 
 def iterate_transactions(tx: PlatformTx, page_rows: int = 500) -> Iterator[Posting]:
     """Every transaction, ordered by id: for verification."""
+    yield from _iterate(tx, sa.select(ledger_transactions), page_rows)
+
+
+def iterate_period_transactions(tx: Transaction, organization_id: str, period_at: int, page_rows: int = 500) -> Iterator[Posting]:
+    """The transactions of an organization that are booked in the period that begins at `period_at`, ordered by id."""
+    table = ledger_transactions.c
+    query = sa.select(ledger_transactions).where(table.organization_id == organization_id, table.period_at == period_at)
+    yield from _iterate(tx, query, page_rows)
+
+
+def _iterate(tx: Transaction, query: sa.Select[Any], page_rows: int) -> Iterator[Posting]:
     window = Window(limit=page_rows)
     while True:
-        page = list_transactions(tx, window, organization_id=None)
-        yield from page.items
+        page = fetch_page(tx, query, ledger_transactions.c.id, window, lambda row: row)
+        yield from _with_entries(tx, page.items)
         if not page.has_more:
             return
         window = Window(after=page.items[-1].id, limit=page_rows)
@@ -171,7 +203,7 @@ def iterate_balances(tx: PlatformTx) -> Iterator[Balance]:
         yield _balance(row)
 
 
-def _with_entries(tx: PlatformTx, rows: Sequence[Any]) -> list[Posting]:
+def _with_entries(tx: Transaction, rows: Sequence[Any]) -> list[Posting]:
     query = (
         sa.select(ledger_entries, ledger_accounts)
         .join_from(ledger_entries, ledger_accounts)
@@ -185,16 +217,19 @@ def _with_entries(tx: PlatformTx, rows: Sequence[Any]) -> list[Posting]:
         Posting(
             id=row.id,
             organization_id=row.organization_id,
-            node_id=row.node_id,
-            epoch=row.epoch,
-            first_seq=row.first_seq,
-            last_seq=row.last_seq,
-            events=row.events,
+            period_at=row.period_at,
+            cause=_cause(row),
             booked_at=row.booked_at,
             entries=tuple(entries.get(row.id, ())),
         )
         for row in rows
     ]
+
+
+def _cause(row: Any) -> UsageCause | AdjustmentCause:
+    if row.adjustment_id is not None:
+        return AdjustmentCause(row.adjustment_id)
+    return UsageCause(row.node_id, row.epoch, row.first_seq, row.last_seq, row.events)
 
 
 def _account(row: Any) -> Account:

@@ -48,6 +48,7 @@ organizations = sa.Table(
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("name", sa.String(256), nullable=False),
     sa.Column("currency", sa.String(3), nullable=False),
+    sa.Column("time_zone", sa.String(64), nullable=False, server_default="UTC"),  # IANA; of periods that are not cut yet
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("archived_at", sa.BigInteger),

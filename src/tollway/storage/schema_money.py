@@ -1,12 +1,11 @@
-"""The tables of usage and money, on the MetaData of `schema`. Written by the collector alone.
+"""The tables of usage and money, on the MetaData of `schema`.
 
 Amounts. What one class of one event costs fits a signed 64-bit integer. Sums do not have to: rollups keep them as two integers,
 whole currency units and the pico beyond them, which add up column by column on either engine; balances and ledger entries are
 `Amount`, which is NUMERIC(38, 0) on PostgreSQL and decimal text on SQLite, whose integers end at 64 bits and would turn into floats
 beyond. Nothing computes with an Amount in SQL: the few rows of a batch are read, added in Python and written back under a lock.
 
-Events have no foreign keys and no second index: each would cost more than the row. Whoever writes them has just read the organization
-and the price, neither of which is ever deleted; the place (node, epoch, seq) is unique because the epoch's row is locked and its records
+Events have no foreign keys, which would cost more than the row. Whoever writes them has just read the organization and the price, neither of which is ever deleted; the place (node, epoch, seq) is unique because the epoch's row is locked and its records
 are numbered and chained. `verify` looks at all of it again. On PostgreSQL they lie in one partition for each month of their ids
 (UUIDv7 begins with the time; see `partitions`), so that old months can go in one step, and the primary key is still unique for ever.
 
@@ -93,6 +92,7 @@ usage_events = sa.Table(  # append-only
     sa.Column("admitted_at", sa.BigInteger, nullable=False),
     sa.Column("first_token_at", sa.BigInteger),
     sa.Column("ended_at", sa.BigInteger, nullable=False),
+    sa.Column("period_at", sa.BigInteger, nullable=False),  # the start of the billing period in which it is booked
     sa.Column("outcome", sa.String(16), nullable=False),
     sa.Column("source", sa.String(32), nullable=False),
     sa.Column("input", sa.BigInteger, nullable=False),
@@ -115,6 +115,7 @@ usage_events = sa.Table(  # append-only
     sa.CheckConstraint(" AND ".join(f"{billing_class}_pico >= 0" for billing_class in BillingClass), name="amounts_not_negative"),
     postgresql_partition_by="RANGE (event_id)",
 )
+sa.Index(None, usage_events.c.organization_id, usage_events.c.period_at, usage_events.c.event_id)
 
 event_conflicts = sa.Table(  # append-only; the same id with another content: kept for a person, never money
     "event_conflicts",
@@ -181,15 +182,27 @@ ledger_transactions = sa.Table(  # append-only
     "ledger_transactions",
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),  # derived from the cause: a replay cannot book twice
-    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), nullable=False),
-    sa.Column("node_id", sa.String(64), nullable=False),
-    sa.Column("epoch", sa.BigInteger, nullable=False),
-    sa.Column("first_seq", sa.BigInteger, nullable=False),
-    sa.Column("last_seq", sa.BigInteger, nullable=False),
+    sa.Column("organization_id", sa.String(64), nullable=False),
+    sa.Column("period_at", sa.BigInteger, nullable=False),  # the start of the billing period in which it is booked
+    sa.Column("cause", sa.String(16), nullable=False),  # usage: events of an epoch; adjustment: a correction
+    sa.Column("node_id", sa.String(64)),
+    sa.Column("epoch", sa.BigInteger),
+    sa.Column("first_seq", sa.BigInteger),
+    sa.Column("last_seq", sa.BigInteger),
     sa.Column("events", sa.Integer, nullable=False),
+    sa.Column("adjustment_id", sa.String(64), sa.ForeignKey("usage_adjustments.id"), unique=True),
     sa.Column("booked_at", sa.BigInteger, nullable=False),
-    sa.CheckConstraint("first_seq <= last_seq AND events > 0", name="cause_in_range"),
+    sa.ForeignKeyConstraint(["organization_id", "period_at"], ["billing_periods.organization_id", "billing_periods.start_at"]),
+    sa.CheckConstraint(
+        "CASE cause WHEN 'usage' THEN adjustment_id IS NULL AND node_id IS NOT NULL AND epoch IS NOT NULL"
+        " AND first_seq <= last_seq AND events > 0"
+        " WHEN 'adjustment' THEN adjustment_id IS NOT NULL AND node_id IS NULL AND epoch IS NULL"
+        " AND first_seq IS NULL AND last_seq IS NULL AND events = 0 ELSE 1 = 0 END",
+        name="one_cause",
+    ),
 )
+
+sa.Index(None, ledger_transactions.c.organization_id, ledger_transactions.c.period_at, ledger_transactions.c.id)
 
 ledger_entries = sa.Table(  # append-only; debits above zero, credits below; zero in sum
     "ledger_entries",

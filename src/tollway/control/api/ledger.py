@@ -10,7 +10,7 @@ from tollway.control.api import doors
 from tollway.control.api.doors import Plane, PlatformOperator
 from tollway.control.api.schemas import Identified, ListOut, Out, PageQuery, list_out, seconds
 from tollway.domain import money
-from tollway.storage.ledger import Balance, Entry, Posting
+from tollway.storage.ledger import AdjustmentCause, Balance, Entry, Posting, UsageCause
 
 router = doors.router(tags=["ledger"])
 
@@ -45,15 +45,19 @@ class EntryOut(Out):
 
 
 class TransactionOut(Identified):
-    """One transaction and the records that caused it. Its entries sum to zero."""
+    """One transaction and what caused it: `events` of an organization in the records from `first_seq` to `last_seq` of an epoch, or a
+    correction. `period_start_time`: the billing period in which it is booked. Its entries sum to zero."""
 
     object: Literal["platform.ledger.transaction"] = "platform.ledger.transaction"
     organization_id: str
-    node_id: str
-    epoch: int
-    first_seq: int
-    last_seq: int
-    events: int
+    period_start_time: int
+    cause: Literal["usage", "adjustment"]
+    node_id: str | None
+    epoch: int | None
+    first_seq: int | None
+    last_seq: int | None
+    events: int | None
+    adjustment_id: str | None
     booked_at: int
     currency: str
     entries: list[EntryOut]
@@ -93,14 +97,19 @@ def _balance_out(balance: Balance) -> BalanceOut:
 
 
 def _transaction_out(posting: Posting) -> TransactionOut:
+    cause = posting.cause
+    records = cause if isinstance(cause, UsageCause) else None
     return TransactionOut(
         id=posting.id,
         organization_id=posting.organization_id,
-        node_id=posting.node_id,
-        epoch=posting.epoch,
-        first_seq=posting.first_seq,
-        last_seq=posting.last_seq,
-        events=posting.events,
+        period_start_time=seconds(posting.period_at),
+        cause="usage" if records else "adjustment",
+        node_id=records.node_id if records else None,
+        epoch=records.epoch if records else None,
+        first_seq=records.first_seq if records else None,
+        last_seq=records.last_seq if records else None,
+        events=records.events if records else None,
+        adjustment_id=cause.adjustment_id if isinstance(cause, AdjustmentCause) else None,
         booked_at=seconds(posting.booked_at),
         currency=posting.entries[0].account.currency,
         entries=[_entry_out(entry) for entry in posting.entries],

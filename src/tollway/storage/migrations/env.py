@@ -6,8 +6,10 @@ import sqlalchemy as sa
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
-from tollway.storage import schema, schema_money, schema_prices  # noqa: F401 - each registers its tables
+from tollway.storage import schema, schema_money, schema_periods, schema_prices
 from tollway.storage.database import Database
+
+assert schema_periods.metadata is schema_prices.metadata is schema.metadata  # importing a module of tables is what makes them known
 
 
 def render_item(kind: str, item: object, _context: AutogenContext) -> str | Literal[False]:

@@ -19,6 +19,10 @@ APPEND_ONLY = (
     "quarantined_records",
     "ledger_transactions",
     "ledger_entries",
+    "period_blocks",
+    "lost_declarations",
+    "usage_adjustments",
+    "adjustment_approvals",
 )
 """Tables whose rows, once written, stay as they are: the engine refuses, whoever asks."""
 
@@ -97,6 +101,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("name", sa.String(length=256), nullable=False),
         sa.Column("currency", sa.String(length=3), nullable=False),
+        sa.Column("time_zone", sa.String(length=64), server_default="UTC", nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("archived_at", sa.BigInteger(), nullable=True),
@@ -185,21 +190,40 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_deployments_model"), "deployments", ["model"])
 
+    create_periods()
     op.create_table(
         "ledger_transactions",
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("organization_id", sa.String(length=64), nullable=False),
-        sa.Column("node_id", sa.String(length=64), nullable=False),
-        sa.Column("epoch", sa.BigInteger(), nullable=False),
-        sa.Column("first_seq", sa.BigInteger(), nullable=False),
-        sa.Column("last_seq", sa.BigInteger(), nullable=False),
+        sa.Column("period_at", sa.BigInteger(), nullable=False),
+        sa.Column("cause", sa.String(length=16), nullable=False),
+        sa.Column("node_id", sa.String(length=64), nullable=True),
+        sa.Column("epoch", sa.BigInteger(), nullable=True),
+        sa.Column("first_seq", sa.BigInteger(), nullable=True),
+        sa.Column("last_seq", sa.BigInteger(), nullable=True),
         sa.Column("events", sa.Integer(), nullable=False),
+        sa.Column("adjustment_id", sa.String(length=64), nullable=True),
         sa.Column("booked_at", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("first_seq <= last_seq AND events > 0", name=op.f("ck_ledger_transactions_cause_in_range")),
+        sa.CheckConstraint(
+            "CASE cause WHEN 'usage' THEN adjustment_id IS NULL AND node_id IS NOT NULL AND epoch IS NOT NULL"
+            " AND first_seq <= last_seq AND events > 0"
+            " WHEN 'adjustment' THEN adjustment_id IS NOT NULL AND node_id IS NULL AND epoch IS NULL"
+            " AND first_seq IS NULL AND last_seq IS NULL AND events = 0 ELSE 1 = 0 END",
+            name=op.f("ck_ledger_transactions_one_cause"),
+        ),
         sa.ForeignKeyConstraint(
-            ["organization_id"], ["organizations.id"], name=op.f("fk_ledger_transactions_organization_id_organizations")
+            ["adjustment_id"], ["usage_adjustments.id"], name=op.f("fk_ledger_transactions_adjustment_id_usage_adjustments")
+        ),
+        sa.ForeignKeyConstraint(
+            ["organization_id", "period_at"],
+            ["billing_periods.organization_id", "billing_periods.start_at"],
+            name=op.f("fk_ledger_transactions_organization_id_billing_periods"),
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_ledger_transactions")),
+        sa.UniqueConstraint("adjustment_id", name=op.f("uq_ledger_transactions_adjustment_id")),
+    )
+    op.create_index(
+        op.f("ix_ledger_transactions_organization_id_period_at_id"), "ledger_transactions", ["organization_id", "period_at", "id"]
     )
     op.create_table(
         "price_books",
@@ -367,6 +391,7 @@ def upgrade() -> None:
         sa.Column("admitted_at", sa.BigInteger(), nullable=False),
         sa.Column("first_token_at", sa.BigInteger(), nullable=True),
         sa.Column("ended_at", sa.BigInteger(), nullable=False),
+        sa.Column("period_at", sa.BigInteger(), nullable=False),
         sa.Column("outcome", sa.String(length=16), nullable=False),
         sa.Column("source", sa.String(length=32), nullable=False),
         sa.Column("input", sa.BigInteger(), nullable=False),
@@ -402,6 +427,9 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("event_id", name=op.f("pk_usage_events")),
         postgresql_partition_by="RANGE (event_id)",
+    )
+    op.create_index(
+        op.f("ix_usage_events_organization_id_period_at_event_id"), "usage_events", ["organization_id", "period_at", "event_id"]
     )
     op.create_table(
         "api_keys",
@@ -450,6 +478,7 @@ def upgrade() -> None:
         guard(table)
     add_default_partition()
     guard_closed_drafts()
+    guard_periods()
 
 
 def guard(table: str) -> None:
@@ -494,3 +523,188 @@ def guard_closed_drafts() -> None:
         " EXECUTE FUNCTION refuse_change()"
     )
     op.execute("CREATE TRIGGER price_drafts_refuses_delete BEFORE DELETE OR TRUNCATE ON price_drafts EXECUTE FUNCTION refuse_change()")
+def create_periods() -> None:
+    """The tables of billing periods, corrections and lost epochs."""
+    op.create_table(
+        "billing_periods",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("organization_id", sa.String(length=64), nullable=False),
+        sa.Column("start_at", sa.BigInteger(), nullable=False),
+        sa.Column("end_at", sa.BigInteger(), nullable=False),
+        sa.Column("time_zone", sa.String(length=64), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("frozen_at", sa.BigInteger(), nullable=True),
+        sa.Column("closed_by", sa.String(length=64), nullable=True),
+        sa.Column("watermark_digest", sa.LargeBinary(length=32), nullable=True),
+        sa.Column("report", sa.Text(), nullable=True),
+        sa.Column("closed_at", sa.BigInteger(), nullable=True),
+        sa.Column("events", sa.BigInteger(), nullable=True),
+        sa.Column("merkle_root", sa.LargeBinary(length=32), nullable=True),
+        sa.Column("adjustments", sa.BigInteger(), nullable=True),
+        sa.Column("adjustments_digest", sa.LargeBinary(length=32), nullable=True),
+        sa.Column("amounts", sa.Text(), nullable=True),
+        sa.CheckConstraint("state IN ('open', 'closing', 'closed')", name=op.f("ck_billing_periods_state_known")),
+        sa.CheckConstraint("start_at < end_at", name=op.f("ck_billing_periods_not_empty")),
+        sa.CheckConstraint(
+            "(state = 'open') = (frozen_at IS NULL) AND (frozen_at IS NULL) = (watermark_digest IS NULL)"
+            " AND (frozen_at IS NULL) = (report IS NULL) AND (frozen_at IS NULL) = (closed_by IS NULL)",
+            name=op.f("ck_billing_periods_frozen_with_report"),
+        ),
+        sa.CheckConstraint(
+            "(state = 'closed') = (closed_at IS NOT NULL) AND (closed_at IS NULL) = (merkle_root IS NULL)"
+            " AND (closed_at IS NULL) = (events IS NULL) AND (closed_at IS NULL) = (adjustments IS NULL)"
+            " AND (closed_at IS NULL) = (adjustments_digest IS NULL) AND (closed_at IS NULL) = (amounts IS NULL)",
+            name=op.f("ck_billing_periods_closed_with_digests"),
+        ),
+        sa.ForeignKeyConstraint(["organization_id"], ["organizations.id"], name=op.f("fk_billing_periods_organization_id_organizations")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_billing_periods")),
+        sa.UniqueConstraint("organization_id", "start_at", name=op.f("uq_billing_periods_organization_id_start_at")),
+    )
+    op.create_table(
+        "period_blocks",
+        sa.Column("period_id", sa.String(length=64), nullable=False),
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("events", sa.Integer(), nullable=False),
+        sa.Column("first_event_id", sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql"), nullable=False),
+        sa.Column("last_event_id", sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql"), nullable=False),
+        sa.Column("hash", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("amounts", sa.Text(), nullable=False),
+        sa.CheckConstraint("events > 0 AND number >= 0", name=op.f("ck_period_blocks_counts_in_range")),
+        sa.ForeignKeyConstraint(["period_id"], ["billing_periods.id"], name=op.f("fk_period_blocks_period_id_billing_periods")),
+        sa.PrimaryKeyConstraint("period_id", "number", name=op.f("pk_period_blocks")),
+    )
+    op.create_table(
+        "lost_declarations",
+        sa.Column("node_id", sa.String(length=64), nullable=False),
+        sa.Column("epoch", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("next_seq", sa.BigInteger(), nullable=False),
+        sa.Column("reason", sa.String(length=1024), nullable=False),
+        sa.Column("actor", sa.String(length=64), nullable=False),
+        sa.Column("declared_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("node_id", "epoch", name=op.f("pk_lost_declarations")),
+    )
+    op.create_table(
+        "usage_adjustments",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("organization_id", sa.String(length=64), nullable=False),
+        sa.Column("event_id", sa.String(length=64), nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("key_id", sa.String(length=64), nullable=False),
+        sa.Column("model", sa.String(length=128), nullable=False),
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("amount_pico", sa.BigInteger(), nullable=False),
+        sa.Column("replacement_input", sa.BigInteger(), nullable=True),
+        sa.Column("replacement_cached_input", sa.BigInteger(), nullable=True),
+        sa.Column("replacement_output", sa.BigInteger(), nullable=True),
+        sa.Column("replacement_reasoning", sa.BigInteger(), nullable=True),
+        sa.Column("replacement_requests", sa.BigInteger(), nullable=True),
+        sa.Column("reason", sa.String(length=1024), nullable=False),
+        sa.Column("actor", sa.String(length=64), nullable=False),
+        sa.Column("needs_approval", sa.Boolean(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("kind IN ('void', 'replace', 'credit')", name=op.f("ck_usage_adjustments_kind_known")),
+        sa.CheckConstraint(
+            "(kind = 'replace') = (replacement_input IS NOT NULL)"
+            " AND (replacement_input IS NULL) = (replacement_cached_input IS NULL)"
+            " AND (replacement_input IS NULL) = (replacement_output IS NULL)"
+            " AND (replacement_input IS NULL) = (replacement_reasoning IS NULL)"
+            " AND (replacement_input IS NULL) = (replacement_requests IS NULL)",
+            name=op.f("ck_usage_adjustments_replaced_by_all_classes"),
+        ),
+        sa.CheckConstraint("kind = 'replace' OR amount_pico < 0", name=op.f("ck_usage_adjustments_gives_back")),
+        sa.CheckConstraint("replacement_requests IN (0, 1)", name=op.f("ck_usage_adjustments_one_request")),
+        sa.ForeignKeyConstraint(["organization_id"], ["organizations.id"], name=op.f("fk_usage_adjustments_organization_id_organizations")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_usage_adjustments")),
+        sa.UniqueConstraint("id", "actor", name=op.f("uq_usage_adjustments_id_actor")),
+    )
+    op.create_index(op.f("ix_usage_adjustments_event_id"), "usage_adjustments", ["event_id"])
+    op.create_index(op.f("ix_usage_adjustments_organization_id_id"), "usage_adjustments", ["organization_id", "id"])
+    op.create_table(
+        "adjustment_approvals",
+        sa.Column("adjustment_id", sa.String(length=64), nullable=False),
+        sa.Column("actor", sa.String(length=64), nullable=False),
+        sa.Column("approver", sa.String(length=64), nullable=False),
+        sa.Column("decision", sa.String(length=16), nullable=False),
+        sa.Column("decided_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("decision IN ('approved', 'rejected')", name=op.f("ck_adjustment_approvals_decision_known")),
+        sa.CheckConstraint("approver <> actor OR decision = 'rejected'", name=op.f("ck_adjustment_approvals_four_eyes")),
+        sa.ForeignKeyConstraint(
+            ["adjustment_id", "actor"],
+            ["usage_adjustments.id", "usage_adjustments.actor"],
+            name=op.f("fk_adjustment_approvals_adjustment_id_usage_adjustments"),
+        ),
+        sa.PrimaryKeyConstraint("adjustment_id", name=op.f("pk_adjustment_approvals")),
+    )
+
+
+PERIOD_KEPT = ("id", "organization_id", "start_at", "end_at", "time_zone", "created_at")
+PERIOD_FROZEN = ("frozen_at", "closed_by", "watermark_digest", "report")
+"""Columns of billing_periods that never change, and those that do not once closing has begun."""
+
+RULES = {
+    # What may not be, as a condition on the row NEW: (table, what is said, condition).
+    "period_overlaps": (
+        "billing_periods",
+        "billing periods of one organization never overlap",
+        "EXISTS (SELECT 1 FROM billing_periods AS other WHERE other.organization_id = NEW.organization_id AND other.id <> NEW.id"
+        " AND other.start_at < NEW.end_at AND NEW.start_at < other.end_at)",
+    ),
+    "period_begins_open": ("billing_periods", "a billing period begins open", "NEW.state <> 'open'"),
+    "transaction_in_open_period": (
+        "ledger_transactions",
+        "nothing is booked in a billing period that is not open",
+        "EXISTS (SELECT 1 FROM billing_periods AS period WHERE period.organization_id = NEW.organization_id"
+        " AND period.start_at = NEW.period_at AND period.state <> 'open')",
+    ),
+    "adjustment_is_alone": (
+        "usage_adjustments",
+        "an event is voided or replaced once",
+        "NEW.kind <> 'credit' AND EXISTS (SELECT 1 FROM usage_adjustments AS other WHERE other.event_id = NEW.event_id"
+        " AND other.kind <> 'credit' AND NOT EXISTS (SELECT 1 FROM adjustment_approvals AS decided"
+        " WHERE decided.adjustment_id = other.id AND decided.decision = 'rejected'))",
+    ),
+}
+"""Of rows that are inserted. Whoever inserts holds the organization's lock, so that no other transaction can make them untrue."""
+
+
+def guard_periods() -> None:
+    """Periods move forward only, nothing is booked into one that is not open, no event is voided twice."""
+    is_sqlite = op.get_bind().dialect.name == "sqlite"
+    differs = "{} IS NOT {}" if is_sqlite else "{} IS DISTINCT FROM {}"
+    kept = " OR ".join(differs.format(f"NEW.{name}", f"OLD.{name}") for name in PERIOD_KEPT)
+    frozen = " OR ".join(differs.format(f"NEW.{name}", f"OLD.{name}") for name in PERIOD_FROZEN)
+    backwards = f"OLD.state = 'closed' OR {kept} OR (OLD.state = 'closing' AND (NEW.state = 'open' OR {frozen}))"
+    for name, (table, said, condition) in RULES.items():
+        refuse_when(name, "INSERT", table, said, condition)
+    refuse_when("period_moves_forward", "UPDATE", "billing_periods", "a billing period only moves forward", backwards)
+    refuse_when("period_stays", "DELETE", "billing_periods", "a billing period is never deleted", "1 = 1")
+    said = "nothing is booked in a billing period that is not open"
+    if is_sqlite:
+        condition = RULES["transaction_in_open_period"][2]
+        refuse_when("event_in_open_period", "INSERT", "usage_events", said, condition)
+        return
+    op.execute("CREATE TRIGGER billing_periods_refuses_truncate BEFORE TRUNCATE ON billing_periods EXECUTE FUNCTION refuse_change()")
+    # Once for each statement, because a batch has thousands of events and hardly ever more than one period.
+    op.execute(
+        "CREATE FUNCTION event_in_open_period() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF EXISTS (SELECT 1 FROM (SELECT DISTINCT organization_id, period_at FROM added) AS booked"
+        " JOIN billing_periods AS period ON period.organization_id = booked.organization_id AND period.start_at = booked.period_at"
+        f" WHERE period.state <> 'open') THEN RAISE EXCEPTION '{said}'; END IF; RETURN NULL; END $$"
+    )
+    op.execute(
+        "CREATE TRIGGER event_in_open_period AFTER INSERT ON usage_events REFERENCING NEW TABLE AS added"
+        " FOR EACH STATEMENT EXECUTE FUNCTION event_in_open_period()"
+    )
+
+
+def refuse_when(name: str, verb: str, table: str, said: str, condition: str) -> None:
+    """Make `table` refuse to `verb` a row for which `condition` holds."""
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute(f"CREATE TRIGGER {name} BEFORE {verb} ON {table} WHEN {condition} BEGIN SELECT RAISE(ABORT, '{said}'); END")
+        return
+    op.execute(
+        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f" IF {condition} THEN RAISE EXCEPTION '{said}'; END IF; RETURN {'OLD' if verb == 'DELETE' else 'NEW'}; END $$"
+    )
+    op.execute(f"CREATE TRIGGER {name} BEFORE {verb} ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()")

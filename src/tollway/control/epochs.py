@@ -1,0 +1,146 @@
+"""Epochs: whether all that gateways wrote until some instant has arrived, and what happens when it never will.
+
+An epoch is known to be whole up to an instant if it was closed (nothing follows CLOSE), or if a TICK at or after that instant has
+been taken in: records are dense in sequence, and a request's FINAL is written at the instant that it names, so whatever ended before
+the TICK stands before it. Where a disk is gone, an operator declares the rest of the epoch LOST: on record for ever, named in the
+report of every period that it touches, visible in lists and metrics. Should the records come after all, they are taken in like any
+others; where their period is closed, they are booked in the next.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.storage import epochs as stored
+from tollway.storage.database import PlatformTx
+from tollway.storage.epochs import Epoch, Lost
+
+SILENCE_US = 60_000_000
+"""A running gateway ships a sign of life every few seconds (`gateway.spool.tick_seconds`); after a minute of hearing of it by the
+other way only, its records are held up."""
+
+
+class Cover(StrEnum):
+    """How it is known that nothing of an epoch is missing."""
+
+    CLOSE = "close"
+    TICK = "tick"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """Why time up to an instant cannot be taken for complete. `epoch` is None where a life of the node has not reported at all."""
+
+    node_id: str
+    epoch: int | None
+    known_until: int | None
+    """The latest sign of life by the node's own clock (by ours where `epoch` is None); None if there was none."""
+    text: str
+
+
+def list_epochs(tx: PlatformTx, node_id: str | None = None) -> list[Epoch]:
+    """Epochs, the latest heard of first, of all nodes or of one; a thousand at most."""
+    return stored.list_epochs(tx, node_id)
+
+
+def list_lost(tx: PlatformTx) -> list[Epoch]:
+    """Epochs that were declared lost and of which something had been taken in."""
+    return stored.list_epochs(tx, None, only_lost=True)
+
+
+def find_cover(epoch: Epoch, end_at: int) -> Cover | None:
+    """How an epoch is known to be whole up to `end_at`; None if it is not."""
+    if epoch.closed_at is not None:
+        return Cover.CLOSE
+    if epoch.ticked_at is not None and epoch.ticked_at >= end_at:
+        return Cover.TICK
+    return None if epoch.lost is None else Cover.LOST
+
+
+def list_blockers(tx: PlatformTx, start_at: int, end_at: int) -> list[Blocker]:
+    """What keeps the time from `start_at` to `end_at` from being complete; nothing if it is."""
+    blockers = []
+    for epoch in stored.list_overlapping(tx, start_at, end_at):
+        if find_cover(epoch, end_at) is None:
+            text = "its records have not arrived up to the end of the period"
+            blockers.append(Blocker(epoch.node_id, epoch.epoch, epoch.ticked_at, text))
+    for node in stored.list_silent_nodes(tx, end_at, SILENCE_US):
+        text = "it follows the snapshot, and of its present life not one record has arrived"
+        blockers.append(Blocker(node.node_id, None, node.seen_at, text))
+    return blockers
+
+
+def report_cover(tx: PlatformTx, start_at: int, end_at: int) -> tuple[Mapping[str, Any], bytes]:
+    """For a period without blockers: every epoch that touches it, how far it has been taken in and how it is covered, as JSON; and
+    the digest of those watermarks."""
+    epochs = stored.list_overlapping(tx, start_at, end_at)
+    rows = []
+    for epoch in epochs:
+        cover = find_cover(epoch, end_at)
+        assert cover is not None, "a period with blockers is not reported"
+        row: dict[str, Any] = {
+            "node_id": epoch.node_id,
+            "epoch": epoch.epoch,
+            "next_seq": epoch.next_seq,
+            "chain": epoch.chain.hex(),
+            "cover": str(cover),
+            "known_until": epoch.closed_at if cover is Cover.CLOSE else epoch.ticked_at,
+        }
+        if epoch.lost is not None:
+            row["lost"] = {
+                "declared_at": epoch.lost.declared_at,
+                "next_seq": epoch.lost.next_seq,
+                "reason": epoch.lost.reason,
+                "actor": epoch.lost.actor,
+            }
+        rows.append(row)
+    return {"epochs": rows}, digest_watermarks(rows)
+
+
+def digest_watermarks(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """SHA-256 over node, epoch, next_seq and chain of each epoch of a report, in its order: a line each, fields apart by a space."""
+    lines = (f"{row['node_id']} {row['epoch']} {row['next_seq']} {row['chain']}\n" for row in rows)
+    return hashlib.sha256("".join(lines).encode()).digest()
+
+
+def declare_lost(tx: PlatformTx, *, node_id: str, epoch: int | None, reason: str, actor: str, now: int) -> list[Lost]:
+    """Declare that no more of an epoch will come; of all open epochs of the node, and of a life that never reported, if `epoch` is
+    None.
+
+    Raises RESOURCE_UNKNOWN for an epoch that was never heard of, STATE_CONFLICT for one that is complete or lost already, or if
+    there is nothing to declare.
+    """
+    if epoch is not None:
+        return [_declare(tx, node_id, epoch, reason, actor, now)]
+    open_epochs = [each for each in stored.list_epochs(tx, node_id) if each.closed_at is None and each.lost is None]
+    declared = [_declare(tx, node_id, each.epoch, reason, actor, now) for each in open_epochs]
+    for node in stored.list_silent_nodes(tx, now + 1, SILENCE_US):
+        if node.node_id == node_id:
+            lost = Lost(node_id, node.seen_at, 1, reason, actor, now)
+            stored.insert_lost(tx, lost)
+            declared.append(lost)
+    if not declared:
+        raise Fault(STATE_CONFLICT, message="Nothing of this node is missing.")
+    return declared
+
+
+def _declare(tx: PlatformTx, node_id: str, epoch: int, reason: str, actor: str, now: int) -> Lost:
+    stored.lock_epoch(tx, node_id, epoch)
+    found = stored.find_epoch(tx, node_id, epoch)
+    if found is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    if found.closed_at is not None:
+        raise Fault(STATE_CONFLICT, message="The epoch is complete: its last record has arrived.")
+    lost = Lost(node_id, epoch, found.next_seq, reason, actor, now)
+    if not stored.insert_lost(tx, lost):
+        raise Fault(STATE_CONFLICT, message="The epoch has been declared lost before.")
+    return lost
+
+
+def count_lost(tx: PlatformTx) -> int:
+    """How many epochs were ever declared lost: for the metric."""
+    return stored.count_lost(tx)

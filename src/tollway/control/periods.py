@@ -1,0 +1,202 @@
+"""Closing billing periods: proven complete, frozen, hashed, and from then on beyond change.
+
+A period is closed in steps that may be repeated, by anyone, after any crash. First it is frozen: with the organization locked, so
+that nobody books for it, the periods before it must be closed, its end must be past, and every epoch of every gateway must be whole
+up to that end or declared lost (`control/epochs.py`). From that commit on nothing is booked in it any more; what comes late goes
+into the next. Then its events are hashed, a block at a time, in transactions that lock nothing. At last root, digests and amounts
+are stored, and it is closed. A call does a bounded part of the hashing and is called again until the state is closed.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import msgspec
+
+from tollway.control import epochs
+from tollway.control.epochs import Blocker
+from tollway.domain.corrections import fields_of
+from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.periods import PeriodState
+from tollway.domain.proofs import BLOCK_LEAVES, Leaf, encode_leaf, find_path, find_root, hash_leaf, leaf_of
+from tollway.storage import corrections as stored_corrections
+from tollway.storage import periods as stored
+from tollway.storage import usage as stored_usage
+from tollway.storage.database import Database, PlatformTx, TenantTx, Transaction
+from tollway.storage.pages import Page, Window
+from tollway.storage.periods import Block, Closed, Closing, Period
+
+BLOCKS_PER_CALL = 128
+"""131,072 events: a few seconds, so that whoever asked hears how far it is."""
+
+
+class Blocked(Exception):
+    """A period cannot be closed yet: records are missing."""
+
+    def __init__(self, blockers: list[Blocker]) -> None:
+        super().__init__(f"{len(blockers)} epochs are not complete")
+        self.blockers = blockers
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """That an event is in a period: its leaf, its place among the leaves, and the siblings on the way to the root."""
+
+    leaf: Leaf
+    index: int
+    tree_size: int
+    path: tuple[bytes, ...]
+    root: bytes
+
+
+# ---- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def get_period(tx: PlatformTx, period_id: str) -> Period:
+    """A period of whatever organization. Raises RESOURCE_UNKNOWN."""
+    period = stored.find_period(tx, period_id)
+    if period is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return period
+
+
+def get_own_period(tx: TenantTx, period_id: str) -> Period:
+    """A period of the organization. Raises RESOURCE_UNKNOWN for any other."""
+    period = stored.find_own_period(tx, period_id)
+    if period is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return period
+
+
+def list_periods(tx: PlatformTx, window: Window, *, organization_id: str | None, state: PeriodState | None) -> Page[Period]:
+    """Periods in order of their start, of everyone or of one organization."""
+    return stored.list_periods(tx, window, organization_id=organization_id, state=state)
+
+
+def list_own_periods(tx: TenantTx, window: Window) -> Page[Period]:
+    """The organization's periods in order of their start."""
+    return stored.list_own_periods(tx, window)
+
+
+def list_blockers(tx: PlatformTx, period_id: str) -> list[Blocker]:
+    """Which epochs keep a period from being closed; nothing if none does, or if it is closed."""
+    period = get_period(tx, period_id)
+    if period.state is not PeriodState.OPEN:
+        return []
+    return epochs.list_blockers(tx, period.start_at, period.end_at)
+
+
+# ---- Closing ----------------------------------------------------------------------------------------------------------
+
+
+def close(database: Database, period_id: str, *, actor: str, now: int) -> Period:
+    """Bring a period one call further towards closed: freeze it, then hash at most BLOCKS_PER_CALL blocks, then close it.
+
+    Returns it as it stands then; closed already is no fault. Raises Blocked, RESOURCE_UNKNOWN, or STATE_CONFLICT while it lasts or
+    while one before it is not closed.
+    """
+    with database.platform() as tx:
+        period = freeze(tx, period_id, actor=actor, now=now)
+    for _ in range(BLOCKS_PER_CALL):
+        if period.state is PeriodState.CLOSED:
+            return period
+        with database.platform(write=False) as tx:
+            block = make_block(tx, period, stored.find_last_block(tx, period.id))
+        with database.platform() as tx:
+            if block is not None:
+                stored.insert_block(tx, period, block)
+            else:
+                period = _finish(tx, period, now)
+    return period
+
+
+def freeze(tx: PlatformTx, period_id: str, *, actor: str, now: int) -> Period:
+    """Let a period take no bookings any more; one that is frozen already is left as it is. Raises as `close` does."""
+    period = get_period(tx, period_id)
+    stored.lock_organization(tx, period.organization_id)
+    period = get_period(tx, period_id)  # as it is now that nobody else can change it
+    if period.state is not PeriodState.OPEN:
+        return period
+    if now < period.end_at:
+        raise Fault(STATE_CONFLICT, message="The period has not ended yet.")
+    if stored.find_unfinished_before(tx, period) is not None:
+        raise Fault(STATE_CONFLICT, message="A period before it is not closed yet.")
+    blockers = epochs.list_blockers(tx, period.start_at, period.end_at)
+    if blockers:
+        raise Blocked(blockers)
+    report, digest = epochs.report_cover(tx, period.start_at, period.end_at)
+    stored.freeze(tx, period, Closing(now, actor, digest, report))
+    return get_period(tx, period_id)
+
+
+def make_block(tx: Transaction, period: Period, last: Block | None) -> Block | None:
+    """The block of a frozen period that follows `last`; None if there are no more events. The same whenever it is made."""
+    after = "" if last is None else last.last_event_id
+    leaves, amounts, first, final = [], dict[str, int](), "", ""
+    for event, lines in stored_usage.list_period_events(tx, period.organization_id, period.start_at, limit=BLOCK_LEAVES, after=after):
+        final = event.final.admit.request_id
+        first = first or final
+        leaves.append(hash_leaf(encode_leaf(leaf_of(event, lines, period.currency))))
+        for line in lines:
+            amounts[line.billing_class] = amounts.get(line.billing_class, 0) + line.amount_pico
+    if not leaves:
+        return None
+    return Block(0 if last is None else last.number + 1, len(leaves), first, final, find_root(leaves), amounts)
+
+
+def _finish(tx: PlatformTx, period: Period, now: int) -> Period:
+    """Store what the blocks and corrections of a frozen period come to."""
+    stored.lock_organization(tx, period.organization_id)
+    hashes, events, amounts = [], 0, dict[str, int]()
+    for block in stored.iterate_blocks(tx, period.id):
+        hashes.append(block.hash)
+        events += block.events
+        for name, pico in block.amounts.items():
+            amounts[name] = amounts.get(name, 0) + pico
+    count, digest, corrected_pico = digest_adjustments(tx, period)
+    closed = Closed(
+        closed_at=now,
+        events=events,
+        merkle_root=find_root(hashes),
+        adjustments=count,
+        adjustments_digest=digest,
+        adjustments_pico=corrected_pico,
+        amounts=amounts,
+    )
+    stored.close(tx, period, closed)
+    return get_period(tx, period.id)
+
+
+def digest_adjustments(tx: Transaction, period: Period) -> tuple[int, bytes, int]:
+    """The corrections booked in a period: how many, the SHA-256 over them in order of their ids (a line of JSON each), their sum."""
+    digest, count, pico = hashlib.sha256(), 0, 0
+    for adjustment in stored_corrections.iterate_booked(tx, period.organization_id, period.start_at):
+        digest.update(msgspec.json.encode(fields_of(adjustment)) + b"\n")
+        count, pico = count + 1, pico + adjustment.amount_pico
+    return count, digest.digest(), pico
+
+
+# ---- Proofs -----------------------------------------------------------------------------------------------------------
+
+
+def prove(tx: TenantTx, period_id: str, request_id: str) -> Proof:
+    """The proof that a request is in a closed period of the organization.
+
+    Raises RESOURCE_UNKNOWN if it is not, or another's, and STATE_CONFLICT if the period is not closed.
+    """
+    period = get_own_period(tx, period_id)
+    if period.closed is None:
+        raise Fault(STATE_CONFLICT, message="The period is not closed yet.")
+    block = stored.find_block_of(tx, period.id, request_id)
+    if block is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    events = stored_usage.list_period_events(
+        tx, period.organization_id, period.start_at, limit=BLOCK_LEAVES, first=block.first_event_id
+    )
+    leaves = [leaf_of(event, lines, period.currency) for event, lines in events]
+    inside = next((at for at, leaf in enumerate(leaves) if leaf.event_id == request_id), None)
+    if inside is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    path = find_path(inside, [hash_leaf(encode_leaf(leaf)) for leaf in leaves])
+    path += find_path(block.number, [each.hash for each in stored.iterate_blocks(tx, period.id)])
+    index = block.number * BLOCK_LEAVES + inside
+    return Proof(leaves[inside], index, period.closed.events, tuple(path), period.closed.merkle_root)

@@ -1,0 +1,302 @@
+"""Billing periods at rest: who may book in them, how they are closed, and the blocks of their Merkle trees.
+
+Locks. Whoever books for organizations takes their rows with a shared lock (`open_calendars`); whoever closes a period, applies a
+correction or changes the zone takes the row alone (`lock_organization`). So a period cannot be frozen between the moment in which
+a collector looks at it and the one in which it commits. On SQLite there is one writer at a time anyway.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from tollway.domain.periods import NEVER, Bounds, Calendar, PeriodState, period_id
+from tollway.storage.database import PlatformTx, TenantTx, Transaction
+from tollway.storage.pages import Page, Window, fetch_page
+from tollway.storage.schema import organizations
+from tollway.storage.schema_periods import billing_periods, period_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """What freezing a period wrote down: when, by whose key, and how it is known that nothing is missing."""
+
+    frozen_at: int
+    closed_by: str
+    watermark_digest: bytes
+    report: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What closing a period wrote down. `amounts`: pico by billing class, as billed; `adjustments`: how many are booked in it."""
+
+    closed_at: int
+    events: int
+    merkle_root: bytes
+    adjustments: int
+    adjustments_digest: bytes
+    adjustments_pico: int
+    amounts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A billing period of an organization, in its currency."""
+
+    id: str
+    organization_id: str
+    currency: str
+    start_at: int
+    end_at: int
+    time_zone: str
+    state: PeriodState
+    closing: Closing | None = None
+    closed: Closed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A subtree of a period's Merkle tree: consecutive events, the root over them, and what they come to by billing class."""
+
+    number: int
+    events: int
+    first_event_id: str
+    last_event_id: str
+    hash: bytes
+    amounts: Mapping[str, int]
+
+
+# ---- Booking ----------------------------------------------------------------------------------------------------------
+
+
+def open_calendars(tx: PlatformTx, organization_ids: Iterable[str]) -> dict[str, Calendar]:
+    """The calendar of each organization that exists, which nobody can freeze until this transaction ends."""
+    wanted = sorted(set(organization_ids))
+    # In order of id: two collectors that meet wait for whoever holds a row alone, never for each other.
+    locked = sa.select(organizations.c.id, organizations.c.time_zone).where(organizations.c.id.in_(wanted)).order_by(organizations.c.id)
+    zones = {row.id: row.time_zone for row in tx.connection.execute(locked.with_for_update(read=True))}
+    calendars = {organization_id: Calendar(organization_id, zone) for organization_id, zone in zones.items()}
+    is_frozen = billing_periods.c.state != PeriodState.OPEN
+    frozen = sa.select(billing_periods.c.organization_id, sa.func.max(billing_periods.c.end_at).label("until")).where(
+        billing_periods.c.organization_id.in_(wanted), is_frozen
+    )
+    for row in tx.connection.execute(frozen.group_by(billing_periods.c.organization_id)):
+        calendars[row.organization_id].frozen_until = row.until
+    taking = sa.select(billing_periods).where(billing_periods.c.organization_id.in_(wanted), ~is_frozen)
+    for row in tx.connection.execute(taking.order_by(billing_periods.c.start_at)):
+        calendars[row.organization_id].open.append(Bounds(row.start_at, row.end_at))
+    return calendars
+
+
+def insert_cut(tx: PlatformTx, calendars: Iterable[Calendar], now: int) -> None:
+    """Store the periods that calendars have cut. One that another transaction stores at this moment is the same one."""
+    rows = [
+        {
+            "id": period_id(calendar.organization_id, bounds.start_at),
+            "organization_id": calendar.organization_id,
+            "start_at": bounds.start_at,
+            "end_at": bounds.end_at,
+            "time_zone": calendar.time_zone,
+            "state": PeriodState.OPEN,
+            "created_at": now,
+        }
+        for calendar in sorted(calendars, key=lambda calendar: calendar.organization_id)
+        for bounds in sorted(calendar.new)
+    ]
+    if rows:
+        tx.connection.execute(tx.insert(billing_periods).on_conflict_do_nothing(), rows)
+
+
+def lock_organization(tx: PlatformTx, organization_id: str) -> bool:
+    """Have an organization alone until this transaction ends: nobody books for it meanwhile. False if there is none of that id."""
+    query = sa.select(organizations.c.id).where(organizations.c.id == organization_id)
+    return tx.connection.execute(query.with_for_update(key_share=True)).one_or_none() is not None
+
+
+# ---- Closing ----------------------------------------------------------------------------------------------------------
+
+
+def freeze(tx: PlatformTx, period: Period, closing: Closing) -> None:
+    """Let an open period take no bookings any more. The organization must be locked."""
+    tx.connection.execute(
+        billing_periods.update()
+        .where(billing_periods.c.id == period.id)
+        .values(
+            state=PeriodState.CLOSING,
+            frozen_at=closing.frozen_at,
+            closed_by=closing.closed_by,
+            watermark_digest=closing.watermark_digest,
+            report=json.dumps(closing.report, sort_keys=True),
+        )
+    )
+
+
+def close(tx: PlatformTx, period: Period, closed: Closed) -> None:
+    """Store the digests of a frozen period, for ever. A second closer that comes to the same end changes nothing."""
+    amounts = {"usage": _to_text(closed.amounts), "corrections": str(closed.adjustments_pico)}
+    tx.connection.execute(
+        billing_periods.update()
+        .where(billing_periods.c.id == period.id, billing_periods.c.state == PeriodState.CLOSING)
+        .values(
+            state=PeriodState.CLOSED,
+            closed_at=closed.closed_at,
+            events=closed.events,
+            merkle_root=closed.merkle_root,
+            adjustments=closed.adjustments,
+            adjustments_digest=closed.adjustments_digest,
+            amounts=json.dumps(amounts, sort_keys=True),
+        )
+    )
+
+
+def insert_block(tx: PlatformTx, period: Period, block: Block) -> bool:
+    """Store the next block; False if another closer has stored it already."""
+    row = {
+        "period_id": period.id,
+        "number": block.number,
+        "events": block.events,
+        "first_event_id": block.first_event_id,
+        "last_event_id": block.last_event_id,
+        "hash": block.hash,
+        "amounts": json.dumps(_to_text(block.amounts), sort_keys=True),
+    }
+    return tx.connection.execute(tx.insert(period_blocks).values(row).on_conflict_do_nothing()).rowcount == 1
+
+
+def find_last_block(tx: Transaction, period_id: str) -> Block | None:
+    """The last block of a period that was stored; None if none was."""
+    query = sa.select(period_blocks).where(period_blocks.c.period_id == period_id).order_by(period_blocks.c.number.desc()).limit(1)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _block(row)
+
+
+def find_block_of(tx: Transaction, period_id: str, event_id: str) -> Block | None:
+    """The block in which an event's leaf would stand; None if it stands before or behind all of them, or there is none."""
+    query = sa.select(period_blocks).where(
+        period_blocks.c.period_id == period_id,
+        period_blocks.c.first_event_id <= event_id,
+        period_blocks.c.last_event_id >= event_id,
+    )
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _block(row)
+
+
+def iterate_blocks(tx: Transaction, period_id: str) -> Iterator[Block]:
+    """All blocks of a period, in order."""
+    query = sa.select(period_blocks).where(period_blocks.c.period_id == period_id).order_by(period_blocks.c.number)
+    for row in tx.connection.execute(query.execution_options(yield_per=1000)):
+        yield _block(row)
+
+
+# ---- Reading ----------------------------------------------------------------------------------------------------------
+
+_ALL = sa.select(billing_periods, organizations.c.currency).join_from(billing_periods, organizations)
+
+
+def find_period(tx: PlatformTx, period_id: str) -> Period | None:
+    """A period of whatever organization."""
+    row = tx.connection.execute(_ALL.where(billing_periods.c.id == period_id)).one_or_none()
+    return None if row is None else _period(row)
+
+
+def find_own_period(tx: TenantTx, period_id: str) -> Period | None:
+    """A period of the organization; None for another's."""
+    query = _ALL.where(billing_periods.c.id == period_id, billing_periods.c.organization_id == tx.organization_id)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _period(row)
+
+
+def find_period_at(tx: Transaction, organization_id: str, start_at: int) -> Period | None:
+    """The period of an organization that begins at `start_at`."""
+    query = _ALL.where(billing_periods.c.organization_id == organization_id, billing_periods.c.start_at == start_at)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _period(row)
+
+
+def find_period_with(tx: Transaction, organization_id: str, at: int) -> Period | None:
+    """The period of an organization that contains instant `at`, if one was cut there."""
+    query = _ALL.where(
+        billing_periods.c.organization_id == organization_id, billing_periods.c.start_at <= at, billing_periods.c.end_at > at
+    )
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _period(row)
+
+
+def find_unfinished_before(tx: PlatformTx, period: Period) -> Period | None:
+    """The earliest period of the same organization, before this one, that is not closed."""
+    query = _ALL.where(
+        billing_periods.c.organization_id == period.organization_id,
+        billing_periods.c.start_at < period.start_at,
+        billing_periods.c.state != PeriodState.CLOSED,
+    )
+    row = tx.connection.execute(query.order_by(billing_periods.c.start_at).limit(1)).one_or_none()
+    return None if row is None else _period(row)
+
+
+def list_periods(tx: PlatformTx, window: Window, *, organization_id: str | None, state: PeriodState | None) -> Page[Period]:
+    """Periods in order of their start, of everyone or of one organization."""
+    query = _ALL
+    if organization_id is not None:
+        query = query.where(billing_periods.c.organization_id == organization_id)
+    if state is not None:
+        query = query.where(billing_periods.c.state == state)
+    return fetch_page(tx, query, billing_periods.c.id, window, _period)
+
+
+def list_own_periods(tx: TenantTx, window: Window) -> Page[Period]:
+    """The organization's periods in order of their start."""
+    query = _ALL.where(billing_periods.c.organization_id == tx.organization_id)
+    return fetch_page(tx, query, billing_periods.c.id, window, _period)
+
+
+def iterate_periods(tx: PlatformTx) -> Iterator[Period]:
+    """Every period, by organization and start: for verification."""
+    query = _ALL.order_by(billing_periods.c.organization_id, billing_periods.c.start_at)
+    for row in tx.connection.execute(query.execution_options(yield_per=1000)):
+        yield _period(row)
+
+
+def _period(row: Any) -> Period:
+    closing = closed = None
+    if row.frozen_at is not None:
+        closing = Closing(row.frozen_at, row.closed_by, row.watermark_digest, json.loads(row.report))
+    if row.closed_at is not None:
+        amounts = json.loads(row.amounts)
+        closed = Closed(
+            closed_at=row.closed_at,
+            events=row.events,
+            merkle_root=row.merkle_root,
+            adjustments=row.adjustments,
+            adjustments_digest=row.adjustments_digest,
+            adjustments_pico=int(amounts["corrections"]),
+            amounts=_from_text(amounts["usage"]),
+        )
+    return Period(
+        id=row.id,
+        organization_id=row.organization_id,
+        currency=row.currency,
+        start_at=row.start_at,
+        end_at=row.end_at,
+        time_zone=row.time_zone,
+        state=PeriodState(row.state),
+        closing=closing,
+        closed=closed,
+    )
+
+
+def _block(row: Any) -> Block:
+    return Block(row.number, row.events, row.first_event_id, row.last_event_id, row.hash, _from_text(json.loads(row.amounts)))
+
+
+def _to_text(amounts: Mapping[str, int]) -> dict[str, str]:
+    """JSON holds no integers beyond 53 bits that every reader takes for what they are."""
+    return {str(name): str(pico) for name, pico in amounts.items()}
+
+
+def _from_text(amounts: Mapping[str, str]) -> dict[str, int]:
+    return {name: int(pico) for name, pico in amounts.items()}
+
+
