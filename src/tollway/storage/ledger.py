@@ -174,23 +174,20 @@ def list_transactions(tx: PlatformTx, window: Window, *, organization_id: str | 
     return Page(_with_entries(tx, page.items), page.has_more)
 
 
-def iterate_transactions(tx: PlatformTx, page_rows: int = 500) -> Iterator[Posting]:
-    """Every transaction, ordered by id: for verification."""
-    yield from _iterate(tx, sa.select(ledger_transactions), page_rows)
-
-
-def iterate_period_transactions(tx: Transaction, organization_id: str, period_at: int, page_rows: int = 500) -> Iterator[Posting]:
+def list_period_transactions(tx: Transaction, window: Window, organization_id: str, period_at: int) -> Page[Posting]:
     """The transactions of an organization that are booked in the period that begins at `period_at`, ordered by id."""
     table = ledger_transactions.c
     query = sa.select(ledger_transactions).where(table.organization_id == organization_id, table.period_at == period_at)
-    yield from _iterate(tx, query, page_rows)
+    page = fetch_page(tx, query, table.id, window, lambda row: row)
+    return Page(_with_entries(tx, page.items), page.has_more)
 
 
-def _iterate(tx: Transaction, query: sa.Select[Any], page_rows: int) -> Iterator[Posting]:
+def iterate_transactions(tx: PlatformTx, page_rows: int = 500) -> Iterator[Posting]:
+    """Every transaction, ordered by id: for verification."""
     window = Window(limit=page_rows)
     while True:
-        page = fetch_page(tx, query, ledger_transactions.c.id, window, lambda row: row)
-        yield from _with_entries(tx, page.items)
+        page = list_transactions(tx, window, organization_id=None)
+        yield from page.items
         if not page.has_more:
             return
         window = Window(after=page.items[-1].id, limit=page_rows)

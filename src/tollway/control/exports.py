@@ -1,0 +1,238 @@
+"""Exports: everything that somebody who does not trust us needs in order to compute a closed period of one organization again.
+
+Lines of JSON, one object each, in this order; docs/money.md says what stands in them:
+
+    export, organization, period
+    outcome_policy ...      every published one
+    transaction ...         by id
+    event ...               by id; before the first one that needs it, its price
+    adjustment ...          corrections booked in the period, by id; each with the event that it corrects, and its price
+    account ...             what the period moved, by account
+    end                     how many lines stand before it: without it, the file is cut
+
+Amounts are integer strings of pico-currency, instants are integers of UTC microseconds. A closed period never changes, so each page
+is read in a transaction of its own, and a slow reader holds up nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from tollway.control import periods
+from tollway.domain.corrections import fields_of
+from tollway.domain.faults import STATE_CONFLICT, Fault
+from tollway.domain.prices import PriceVersion
+from tollway.domain.usage import OUTCOME_POLICIES, UsageEvent, content_hash, encode
+from tollway.storage import corrections as stored_corrections
+from tollway.storage import ledger as stored_ledger
+from tollway.storage import usage as stored_usage
+from tollway.storage.archive import Archive
+from tollway.storage.database import TenantTx
+from tollway.storage.ledger import AdjustmentCause, Posting, UsageCause
+from tollway.storage.pages import Window
+from tollway.storage.periods import Period
+from tollway.wire.segments import Reader, first_chain
+
+FORMAT = "tollway-audit-1"
+"""Of an export. A verifier refuses any other."""
+
+PAGE_ROWS = 1000
+"""Events or transactions read at a time: a few milliseconds of the database's time."""
+
+Open = Callable[[], AbstractContextManager[TenantTx]]
+"""Begins a reading transaction of the organization."""
+
+
+def export(open_tx: Open, archive: Archive, period_id: str, now: int) -> Iterator[bytes]:
+    """The lines of a closed period. Raises RESOURCE_UNKNOWN or STATE_CONFLICT before the first one, if at all."""
+    with open_tx() as tx:
+        period = periods.get_own_period(tx, period_id)
+    if period.closed is None or period.closing is None:
+        raise Fault(STATE_CONFLICT, message="The period is not closed yet.")
+    return _Lines(open_tx, archive, period).all(now)
+
+
+@dataclass(slots=True)
+class _Lines:
+    open_tx: Open
+    archive: Archive
+    period: Period
+    prices: dict[str, PriceVersion] = field(default_factory=dict)
+    moved: dict[str, int] = field(default_factory=dict)
+    count: int = 0
+
+    def all(self, now: int) -> Iterator[bytes]:
+        """Every line, in order."""
+        for type, fields in self._rows(now):
+            self.count += 1
+            yield msgspec.json.encode({"type": type, **fields}) + b"\n"
+
+    def _rows(self, now: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        period = self.period
+        yield "export", {"format": FORMAT, "exported_at": now}
+        yield "organization", {"id": period.organization_id, "currency": period.currency}
+        yield "period", period_row(period)
+        for policy in OUTCOME_POLICIES.values():
+            yield "outcome_policy", {
+                "version": policy.version,
+                "bills": sorted(policy.bills),
+                "bills_after_first_token": sorted(policy.bills_after_first_token),
+                "bills_request": sorted(policy.bills_request),
+            }
+        for posting in self._transactions():
+            for entry in posting.entries:
+                self.moved[entry.account.id] = self.moved.get(entry.account.id, 0) + entry.amount_pico
+            yield "transaction", _transaction_row(posting)
+        for events in self._events():
+            yield from self._event_rows("event", events)
+        yield from self._adjustments()
+        for account_id, pico in sorted(self.moved.items()):
+            yield "account", {"id": account_id, "amount_pico": str(pico)}
+        yield "end", {"lines": self.count}
+
+    def _transactions(self) -> Iterator[Posting]:
+        window = Window(limit=PAGE_ROWS)
+        while True:
+            with self.open_tx() as tx:
+                page = stored_ledger.list_period_transactions(tx, window, self.period.organization_id, self.period.start_at)
+            yield from page.items
+            if not page.has_more:
+                return
+            window = Window(after=page.items[-1].id, limit=PAGE_ROWS)
+
+    def _events(self) -> Iterator[list[UsageEvent]]:
+        after = ""
+        while True:
+            with self.open_tx() as tx:
+                found = stored_usage.list_period_events(
+                    tx, self.period.organization_id, self.period.start_at, limit=PAGE_ROWS, after=after
+                )
+            events = [event for event, _ in found]
+            if not events:
+                return
+            yield events
+            after = events[-1].final.admit.request_id
+
+    def _adjustments(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        with self.open_tx() as tx:
+            booked = list(stored_corrections.iterate_booked(tx, self.period.organization_id, self.period.start_at))
+        for adjustment in booked:
+            with self.open_tx() as tx:
+                target = stored_usage.find_event(tx, adjustment.event_id)
+            assert target is not None, "an event with a correction is never deleted"
+            for type, row in self._event_rows("target", [target]):
+                if type == "price":
+                    yield type, row
+                else:
+                    yield "adjustment", {**fields_of(adjustment), "target": row}
+
+    def _event_rows(self, type: str, events: Iterable[UsageEvent]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Events as lines, each after the price that it needs, if that has not been told yet."""
+        payloads = self._payloads(list(events))
+        new = {event.final.admit.price_version for event, _ in payloads} - self.prices.keys()
+        if new:
+            with self.open_tx() as tx:
+                found = stored_usage.list_prices(tx, new)
+            self.prices |= found
+            for price_id in sorted(found):
+                yield "price", price_row(found[price_id])
+        for event, payload in payloads:
+            amounts = {name: str(pico) for name, pico in msgspec.structs.asdict(event.amounts).items()}
+            yield type, {
+                "node_id": event.node_id,
+                "epoch": event.epoch,
+                "seq": event.seq,
+                "payload": payload.decode(),
+                "amounts_pico": amounts,
+            }
+
+    def _payloads(self, events: list[UsageEvent]) -> list[tuple[UsageEvent, bytes]]:
+        """Events with the record that the gateway wrote, byte for byte: made again, or else looked up in the archive."""
+        made = [(event, encode(event.final)) for event in events]
+        odd: dict[tuple[str, int], set[int]] = {}
+        for event, payload in made:
+            if content_hash(payload) != event.content_hash:
+                odd.setdefault((event.node_id, event.epoch), set()).add(event.seq)
+        archived = {place: self._read_archive(*place, seqs) for place, seqs in odd.items()}
+        return [(event, archived.get((event.node_id, event.epoch), {}).get(event.seq, payload)) for event, payload in made]
+
+    def _read_archive(self, node_id: str, epoch: int, seqs: set[int]) -> dict[int, bytes]:
+        """The payloads of records of an epoch. A gateway of another version may have written what we would write otherwise."""
+        with self.open_tx() as tx:
+            archive_bytes = stored_usage.find_archive_bytes(tx, node_id, epoch)
+        reader, rest, found = Reader(1, first_chain(node_id, epoch)), b"", dict[int, bytes]()
+        for chunk in self.archive.read(node_id, epoch, archive_bytes):
+            data, used = rest + chunk, 0
+            for frame in reader.read(data):
+                used = frame.end
+                if frame.seq in seqs:
+                    found[frame.seq] = frame.payload
+            rest = data[used:]
+            if len(found) == len(seqs):
+                break
+        return found
+
+
+def period_row(period: Period) -> Mapping[str, Any]:
+    """A closed period, as exports show it."""
+    closing, closed = period.closing, period.closed
+    assert closing is not None and closed is not None, "only closed periods are exported"
+    return {
+        "id": period.id,
+        "start_at": period.start_at,
+        "end_at": period.end_at,
+        "time_zone": period.time_zone,
+        "state": str(period.state),
+        "frozen_at": closing.frozen_at,
+        "closed_at": closed.closed_at,
+        "closed_by": closing.closed_by,
+        "events": closed.events,
+        "merkle_root": closed.merkle_root.hex(),
+        "amounts_pico": {name: str(pico) for name, pico in sorted(closed.amounts.items())},
+        "adjustments": closed.adjustments,
+        "adjustments_digest": closed.adjustments_digest.hex(),
+        "adjustments_pico": str(closed.adjustments_pico),
+        "watermark_digest": closing.watermark_digest.hex(),
+        "report": closing.report,
+    }
+
+
+def price_row(price: PriceVersion) -> Mapping[str, Any]:
+    """A price version: what one token of each class costs, or one request."""
+    return {
+        "id": price.id,
+        "model": price.model,
+        "currency": price.currency,
+        "valid_from": price.valid_from,
+        "unit_price_pico": {
+            "input": str(price.input_pico),
+            "cached_input": str(price.cached_input_pico),
+            "output": str(price.output_pico),
+            "reasoning": str(price.reasoning_pico),
+            "request": str(price.request_pico),
+        },
+    }
+
+
+def _transaction_row(posting: Posting) -> Mapping[str, Any]:
+    match posting.cause:
+        case UsageCause() as cause:
+            told: Mapping[str, Any] = {
+                "kind": "usage",
+                "node_id": cause.node_id,
+                "epoch": cause.epoch,
+                "first_seq": cause.first_seq,
+                "last_seq": cause.last_seq,
+                "events": cause.events,
+            }
+        case AdjustmentCause() as cause:
+            told = {"kind": "adjustment", "adjustment_id": cause.adjustment_id}
+    return {
+        "id": posting.id,
+        "booked_at": posting.booked_at,
+        "cause": told,
+        "entries": [{"account": entry.account.id, "amount_pico": str(entry.amount_pico)} for entry in posting.entries],
+    }

@@ -1,0 +1,520 @@
+#!/usr/bin/env python3
+"""Check a bill of Tollway without trusting Tollway. One file, Python 3.9 or later, standard library only.
+
+    python3 tollway_verifier.py EXPORT                        a closed billing period, computed again from its records
+    python3 tollway_verifier.py EXPORT --root HEX             and compared with the Merkle root that you were given
+    python3 tollway_verifier.py --proof FILE [--root HEX]     one request's proof that it is in a period
+
+An export is what GET /v1/organization/periods/<id>/export answers, or `tollway audit export` writes; a proof is what
+GET /v1/organization/periods/<id>/proofs/<request id> answers. The exit code is 0 if everything agrees, 1 at the first difference,
+which is printed, and 2 if a file cannot be read.
+
+What is computed again, from the records that the gateways wrote ("payload", byte for byte) and the published prices alone:
+
+  1. Every record's SHA-256, who it belongs to, when it was served, and that no record stands twice.
+  2. What of it is billed (by the outcome policy that it names) and what that costs: quantity x unit price, in integers of 10**-12 of the
+     currency. Nothing is rounded anywhere.
+  3. The Merkle tree (RFC 6962) over all records, and its root.
+  4. Every transaction of the ledger: its id follows from its cause, it books exactly the records that it names, it sums to zero; every
+     record that costs something is booked exactly once.
+  5. Every correction: at the price of the record that it corrects, never more back than was billed, approved by another key.
+  6. The period's totals, what it moved on each account, and the digests of its corrections and of the gateways' watermarks.
+
+What this cannot see is a request that was never recorded. Keep your own list of request ids (the header x-request-id) and ask for
+proofs: an id that is not in the period was not billed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from bisect import bisect_right
+
+FORMAT = "tollway-audit-1"
+CLASSES = ("input", "cached_input", "output", "reasoning", "request")
+
+
+class Difference(Exception):
+    """Something is not what it should be."""
+
+
+class Unreadable(Exception):
+    """The file is not what it is taken for."""
+
+
+def require(condition, text):
+    """Raise Difference unless `condition` holds."""
+    if not condition:
+        raise Difference(text)
+
+
+def same(what, found, right):
+    """Raise Difference unless what stands in the file is what it should be."""
+    if found != right:
+        raise Difference(f"{what} is {found!r}, it should be {right!r}")
+
+
+def once(pairs):
+    """A JSON object in which no name may stand twice."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return result
+
+
+def no_float(text):
+    """No number in an export has a fraction."""
+    raise ValueError(f"{text} is not an integer")
+
+
+def parse(text):
+    """The value of a strict JSON text. Raises ValueError."""
+    return json.loads(text, object_pairs_hook=once, parse_float=no_float, parse_constant=no_float)
+
+
+def write(value):
+    """The canonical JSON of a value: no spaces, fields in the order in which they stand."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+# ---- The Merkle tree of RFC 6962, section 2.1 ---------------------------------------------------------------------------
+
+
+def hash_leaf(leaf):
+    return hashlib.sha256(b"\x00" + leaf).digest()
+
+
+def hash_node(left, right):
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+class Tree:
+    """The root over leaves as they come, holding one hash for each power of two in their number."""
+
+    def __init__(self):
+        self.size = 0
+        self.stack = []  # roots of full subtrees, the largest first
+
+    def add(self, leaf):
+        node, size = hash_leaf(leaf), self.size
+        while size & 1:
+            node, size = hash_node(self.stack.pop(), node), size >> 1
+        self.stack.append(node)
+        self.size += 1
+
+    def root(self):
+        if not self.stack:
+            return hashlib.sha256().digest()
+        node = self.stack[-1]
+        for left in reversed(self.stack[:-1]):
+            node = hash_node(left, node)
+        return node
+
+
+def root_from(leaf, index, size, path):
+    """The root that a proof leads to (RFC 9162, section 2.1.3.2); None if it cannot be one."""
+    if not 0 <= index < size:
+        return None
+    node, last, result = index, size - 1, hash_leaf(leaf)
+    for sibling in path:
+        if last == 0:
+            return None
+        if node & 1 or node == last:
+            result = hash_node(sibling, result)
+            while not node & 1 and node:
+                node, last = node >> 1, last >> 1
+        else:
+            result = hash_node(result, sibling)
+        node, last = node >> 1, last >> 1
+    return result if last == 0 else None
+
+
+# ---- What a record costs -----------------------------------------------------------------------------------------------
+
+
+def bill(record, policy):
+    """The quantities that are billed of a record, by class: all of them, or none, and the request itself if it was completed."""
+    used = record.get("used", {})
+    tokens = {name: used.get(name, 0) for name in CLASSES[:4]}
+    require(all(type(count) is int and count >= 0 for count in tokens.values()), "a quantity is no count")
+    outcome = record["outcome"]
+    delivered = tokens["output"] + tokens["reasoning"] > 0
+    if outcome in policy["bills"] or (outcome in policy["bills_after_first_token"] and delivered):
+        return {**tokens, "request": 1 if outcome in policy["bills_request"] else 0}
+    return dict.fromkeys(CLASSES, 0)
+
+
+def rate(quantities, price):
+    """The rated lines: (class, quantity, unit price, amount) for each class that is billed."""
+    lines = []
+    for name in CLASSES:
+        quantity, unit = quantities[name], int(price["unit_price_pico"][name])
+        if quantity and (unit or name != "request"):
+            lines.append((name, quantity, unit, quantity * unit))
+    return lines
+
+
+def amounts_of(lines):
+    """What each class comes to, those of nothing included."""
+    found = dict.fromkeys(CLASSES, 0)
+    for name, _, _, amount in lines:
+        found[name] += amount
+    return found
+
+
+class Event:
+    """A record with all that follows from it. Raises Difference where the export says otherwise."""
+
+    def __init__(self, row, export):
+        payload = row["payload"].encode()
+        record = parse(payload)
+        admit = record["admit"]
+        self.id = admit["request_id"]
+        self.place = (row["node_id"], row["epoch"], row["seq"])
+        self.model = admit["model"]
+        self.ended_at = record["ended_at"]
+        where = f"event {self.id}"
+        same(f"{where}: its organization", admit["organization_id"], export.organization)
+        self.price = export.prices.get(admit["price_version"])
+        require(self.price is not None, f"{where}: its price {admit['price_version']} is not in the export")
+        same(f"{where}: the model of its price", self.price["model"], self.model)
+        same(f"{where}: the currency of its price", self.price["currency"], export.currency)
+        require(self.price["valid_from"] <= admit["admitted_at"], f"{where}: its price was not valid yet when it was admitted")
+        policy = export.policies.get(admit["outcome_policy"])
+        require(policy is not None, f"{where}: its outcome policy {admit['outcome_policy']} is not in the export")
+        self.lines = rate(bill(record, policy), self.price)
+        self.amounts = amounts_of(self.lines)
+        self.total = sum(self.amounts.values())
+        for name in CLASSES:
+            same(f"{where}: its amount of {name}", row["amounts_pico"][name], str(self.amounts[name]))
+        self.leaf = write(
+            {
+                "event_id": self.id,
+                "content_hash": hashlib.sha256(payload).hexdigest(),
+                "organization_id": admit["organization_id"],
+                "project_id": admit["project_id"],
+                "key_id": admit["key_id"],
+                "model": self.model,
+                "admitted_at": admit["admitted_at"],
+                "ended_at": self.ended_at,
+                "outcome": record["outcome"],
+                "outcome_policy": admit["outcome_policy"],
+                "price_version": admit["price_version"],
+                "currency": export.currency,
+                "lines": [
+                    {"billing_class": name, "quantity": quantity, "unit_price_pico": str(unit), "amount_pico": str(amount)}
+                    for name, quantity, unit, amount in self.lines
+                ],
+                "amount_pico": str(self.total),
+            }
+        )
+
+
+# ---- The ledger --------------------------------------------------------------------------------------------------------
+
+
+def transaction_id(instant, cause):
+    """48 bits of the millisecond of an instant, and 80 bits of the SHA-256 over the cause."""
+    return f"tx_{instant // 1000 & 0xFFFFFFFFFFFF:012x}{hashlib.sha256(cause.encode()).hexdigest()[:20]}"
+
+
+class Booking:
+    """A transaction for events of one epoch, and what those of the export that it names come to."""
+
+    def __init__(self, row):
+        self.id = row["id"]
+        self.cause = row["cause"]
+        self.entries = entries_of(row)
+        self.events = 0
+        self.seqs = []  # of the first and the last event
+        self.ended_at = 0
+        self.costs = {}
+
+    def add(self, event):
+        """Take in the next event. They come by id, not by seq."""
+        seq = event.place[2]
+        self.events += 1
+        if not self.seqs or seq > self.seqs[1]:
+            self.ended_at = event.ended_at
+        self.seqs = [min([seq, *self.seqs]), max([seq, *self.seqs])]
+        for name, amount in event.amounts.items():
+            if amount:
+                self.costs[event.model, name] = self.costs.get((event.model, name), 0) + amount
+
+    def check(self, export):
+        """Compare with what it says."""
+        cause, where = self.cause, f"transaction {self.id}"
+        same(f"{where}: its number of events", cause["events"], self.events)
+        same(f"{where}: its first and last seq", [cause["first_seq"], cause["last_seq"]], self.seqs)
+        text = (
+            f"usage/{export.organization}/{cause['node_id']}/{cause['epoch']}/{cause['first_seq']}/{cause['last_seq']}"
+            f"/{export.period['start_at']}"
+        )
+        same(f"{where}: its id", self.id, transaction_id(self.ended_at, text))
+        right = {f"platform/revenue:{model}:{name}/{export.currency}": -amount for (model, name), amount in self.costs.items()}
+        right[f"{export.organization}/unbilled/{export.currency}"] = sum(self.costs.values())
+        same(f"{where}: what it books", self.entries, right)
+
+
+def entries_of(row):
+    """The entries of a transaction by account. Raises Difference unless they sum to zero."""
+    entries = {}
+    for entry in row["entries"]:
+        require(entry["account"] not in entries, f"transaction {row['id']} has two entries on {entry['account']}")
+        entries[entry["account"]] = int(entry["amount_pico"])
+    same(f"transaction {row['id']}: the sum of its entries", sum(entries.values()), 0)
+    return entries
+
+
+# ---- An export ---------------------------------------------------------------------------------------------------------
+
+RANK = {
+    "export": 0, "organization": 1, "period": 2, "outcome_policy": 3, "transaction": 4,
+    "price": 5, "event": 5, "adjustment": 6, "account": 7, "end": 8,
+}  # fmt: skip
+
+
+class Export:
+    """An export as it is read, line by line. Memory grows with the transactions, not with the events."""
+
+    def __init__(self):
+        self.lines = 0
+        self.rank = -1
+        self.organization = self.currency = ""
+        self.period = {}
+        self.policies = {}
+        self.prices = {}
+        self.by_epoch = {}  # (node, epoch): its transactions for events
+        self.firsts = {}  # the same in order of their first seq, once they are complete
+        self.corrections = {}  # adjustment id: its transaction
+        self.transactions = set()
+        self.tree = Tree()
+        self.last_event = ""
+        self.late = 0
+        self.totals = dict.fromkeys(CLASSES, 0)
+        self.moved = {}
+        self.accounts = {}
+        self.adjustments_digest = hashlib.sha256()
+        self.adjustments = 0
+        self.adjusted = 0
+        self.given = {}  # event id: what corrections booked here add to it
+        self.ended = False
+
+    def read(self, line):
+        """Take in one line."""
+        require(not self.ended, "something follows the end")
+        try:
+            row = parse(line)
+            kind = row.pop("type")
+            rank = RANK[kind]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Unreadable(f"line {self.lines + 1} is no line of an export: {error}") from None
+        # Prices stand before whatever first needs them, which may be a correction.
+        require(rank >= self.rank or (kind == "price" and self.rank == 6), f"line {self.lines + 1} ({kind}) stands in the wrong place")
+        require(self.lines > 0 or kind == "export", "the first line is not that of an export")
+        if kind != "price":
+            self.rank = rank
+        try:
+            getattr(self, f"take_{kind}")(row)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Difference(f"line {self.lines + 1} ({kind}) is not complete: {error!r}") from None
+        self.lines += 1
+
+    def take_export(self, row):
+        if row["format"] != FORMAT:
+            raise Unreadable(f"the format is {row['format']!r}; this program reads {FORMAT!r}")
+
+    def take_organization(self, row):
+        self.organization, self.currency = row["id"], row["currency"]
+
+    def take_period(self, row):
+        self.period = row
+        require(row["start_at"] < row["end_at"] <= row["frozen_at"] <= row["closed_at"], "the period was closed before it was over")
+        digest = hashlib.sha256(f"period/{self.organization}/{row['start_at']}".encode()).hexdigest()
+        same("the id of the period", row["id"], f"period_{max(row['start_at'], 0) // 1000 & 0xFFFFFFFFFFFF:012x}{digest[:20]}")
+        watermarks = hashlib.sha256()
+        for epoch in row["report"]["epochs"]:
+            where = f"epoch {epoch['node_id']}/{epoch['epoch']}"
+            if epoch["cover"] == "tick":
+                require(epoch["known_until"] >= row["end_at"], f"{where} is not known up to the end of the period")
+            else:
+                require(epoch["cover"] == "close" or "lost" in epoch, f"{where} is not covered")
+            watermarks.update(f"{epoch['node_id']} {epoch['epoch']} {epoch['next_seq']} {epoch['chain']}\n".encode())
+        same("the digest of the watermarks", row["watermark_digest"], watermarks.hexdigest())
+
+    def take_outcome_policy(self, row):
+        self.policies[row["version"]] = row
+
+    def take_price(self, row):
+        require(row["id"] not in self.prices, f"price {row['id']} stands twice")
+        require(all(int(row["unit_price_pico"][name]) >= 0 for name in CLASSES), f"price {row['id']} is below zero")
+        self.prices[row["id"]] = row
+
+    def take_transaction(self, row):
+        require(row["id"] not in self.transactions, f"transaction {row['id']} stands twice")
+        self.transactions.add(row["id"])
+        cause = row["cause"]
+        if cause["kind"] == "usage":
+            booking = Booking(row)
+            self.by_epoch.setdefault((cause["node_id"], cause["epoch"]), []).append(booking)
+        else:
+            require(cause["adjustment_id"] not in self.corrections, f"adjustment {cause['adjustment_id']} is booked twice")
+            self.corrections[cause["adjustment_id"]] = row
+        for account, amount in entries_of(row).items():
+            self.moved[account] = self.moved.get(account, 0) + amount
+
+    def take_event(self, row):
+        event = Event(row, self)
+        require(event.id > self.last_event, f"event {event.id} stands twice, or out of order")
+        self.last_event = event.id
+        require(event.ended_at < self.period["end_at"], f"event {event.id} was served after the period")
+        self.late += event.ended_at < self.period["start_at"]
+        self.tree.add(event.leaf)
+        for name, amount in event.amounts.items():
+            self.totals[name] += amount
+        booking = self.find_booking(*event.place)
+        if booking is not None:
+            booking.add(event)
+        else:
+            same(f"event {event.id}: what it costs, as no transaction books it,", event.total, 0)
+
+    def find_booking(self, node, epoch, seq):
+        """The transaction that names a record; None if there is none."""
+        place = (node, epoch)
+        if place not in self.firsts:
+            bookings = sorted(self.by_epoch.get(place, ()), key=lambda booking: booking.cause["first_seq"])
+            for at, one in enumerate(bookings[1:]):
+                require(bookings[at].cause["last_seq"] < one.cause["first_seq"], f"transaction {one.id} books what another does too")
+            self.firsts[place] = ([booking.cause["first_seq"] for booking in bookings], bookings)
+        firsts, bookings = self.firsts[place]
+        index = bisect_right(firsts, seq) - 1
+        return bookings[index] if index >= 0 and seq <= bookings[index].cause["last_seq"] else None
+
+    def take_adjustment(self, row):
+        target = Event(row.pop("target"), self)
+        where = f"adjustment {row['id']}"
+        same(f"{where}: its organization", row["organization_id"], self.organization)
+        same(f"{where}: its event", row["event_id"], target.id)
+        require(row["approver"] is None or row["approver"] != row["actor"], f"{where} was approved by who asked for it")
+        amount = int(row["amount_pico"])
+        if row["kind"] == "credit":
+            moved = {f"platform/credits:{target.model}/{self.currency}": -amount}
+            require(amount < 0, f"{where} is a credit that gives nothing back")
+        else:
+            require(row["kind"] in ("void", "replace"), f"{where} is of no known kind")
+            require((row["kind"] == "replace") == (row["replacement"] is not None), f"{where} has the quantities of another kind")
+            after = dict.fromkeys(CLASSES, 0)
+            if row["replacement"] is not None:
+                after = amounts_of(rate(row["replacement"], target.price))
+            change = {name: after[name] - target.amounts[name] for name in CLASSES}
+            same(f"{where}: what it changes", amount, sum(change.values()))
+            moved = {f"platform/revenue:{target.model}:{name}/{self.currency}": -pico for name, pico in change.items() if pico}
+        self.given[target.id] = self.given.get(target.id, 0) + amount
+        require(target.total + self.given[target.id] >= 0, f"{where} gives back more than event {target.id} cost")
+        moved[f"{self.organization}/unbilled/{self.currency}"] = amount
+        booked = self.corrections.pop(row["id"], None)
+        require(booked is not None, f"{where} is not booked")
+        same(f"transaction {booked['id']}: its id", booked["id"], transaction_id(row["created_at"], f"adjustment/{row['id']}"))
+        same(f"transaction {booked['id']}: what it books", entries_of(booked), moved)
+        self.adjustments_digest.update(write(row) + b"\n")
+        self.adjustments += 1
+        self.adjusted += amount
+
+    def take_account(self, row):
+        require(row["id"] not in self.accounts, f"account {row['id']} stands twice")
+        self.accounts[row["id"]] = int(row["amount_pico"])
+
+    def take_end(self, row):
+        same("the number of lines", row["lines"], self.lines)
+        self.ended = True
+
+    def check(self, root):
+        """Compare what all lines come to with what the period says. Raises Difference."""
+        if not self.lines:
+            raise Unreadable("the file is empty")
+        require(self.ended, f"the export is cut: it ends after {self.lines} lines")
+        period = self.period
+        for bookings in self.by_epoch.values():
+            for booking in bookings:
+                booking.check(self)
+        for adjustment in self.corrections:
+            raise Difference(f"adjustment {adjustment} is booked and not in the export")
+        same("the number of events of the period", period["events"], self.tree.size)
+        same("the Merkle root of the period", period["merkle_root"], self.tree.root().hex())
+        if root is not None:
+            same("the Merkle root that you gave", root.lower(), self.tree.root().hex())
+        same("what the period comes to by class", period["amounts_pico"], {name: str(pico) for name, pico in self.totals.items() if pico})
+        same("the number of corrections", period["adjustments"], self.adjustments)
+        same("the digest of the corrections", period["adjustments_digest"], self.adjustments_digest.hexdigest())
+        same("what the corrections come to", period["adjustments_pico"], str(self.adjusted))
+        same("what the period moved by account", self.accounts, self.moved)
+        unbilled = self.moved.get(f"{self.organization}/unbilled/{self.currency}", 0)
+        same("what the period moved on the account of the organization", unbilled, sum(self.totals.values()) + self.adjusted)
+
+    def summary(self):
+        total = sum(self.totals.values()) + self.adjusted
+        sign, units, pico = "-" if total < 0 else "", abs(total) // 10**12, abs(total) % 10**12
+        lost = sum(1 for epoch in self.period["report"]["epochs"] if epoch["cover"] == "lost")
+        return (
+            f"everything agrees: {self.tree.size} events ({self.late} of them late), {self.adjustments} corrections, "
+            f"{len(self.transactions)} transactions\n"
+            f"total {sign}{units}.{pico:012d} {self.currency}\nMerkle root {self.tree.root().hex()}\n"
+            f"{len(self.period['report']['epochs'])} gateway lives, {lost} of them declared lost"
+        )
+
+
+# ---- The command line ----------------------------------------------------------------------------------------------------
+
+
+def verify_export(path, root):
+    """Check an export; returns what to say. Raises Difference, Unreadable, OSError."""
+    export = Export()
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for line in file:
+            export.read(line)
+    export.check(root)
+    return export.summary()
+
+
+def verify_proof(path, root):
+    """Check a proof; returns what to say. Raises Difference, Unreadable, OSError."""
+    with open(path, encoding="utf-8") as file:
+        try:
+            proof = parse(file.read())
+            leaf, path_hashes = proof["leaf"], [bytes.fromhex(node) for node in proof["path"]]
+            found = root_from(leaf.encode(), proof["leaf_index"], proof["tree_size"], path_hashes)
+            said, event = parse(leaf), proof["request_id"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Unreadable(f"this is no proof: {error!r}") from None
+    same("the request of the leaf", said["event_id"], event)
+    require(found is not None, "the path does not fit the place of the leaf")
+    same("the root in the proof", proof["merkle_root"], found.hex())
+    if root is not None:
+        same("the Merkle root that you gave", root.lower(), found.hex())
+    return f"{event} is in the period with the Merkle root {found.hex()}, billed {said['amount_pico']} pico-{said['currency']}"
+
+
+def main(arguments):
+    """Run; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Check a bill of Tollway without trusting Tollway.")
+    parser.add_argument("export", nargs="?", help="an export of a closed period")
+    parser.add_argument("--proof", help="a proof that one request is in a period")
+    parser.add_argument("--root", help="the Merkle root that it must lead to, in hexadecimal")
+    options = parser.parse_args(arguments)
+    if (options.export is None) == (options.proof is None):
+        parser.error("give either an export or --proof FILE")
+    try:
+        print(verify_proof(options.proof, options.root) if options.proof else verify_export(options.export, options.root))
+    except Difference as difference:
+        print(f"DIFFERENCE: {difference}")
+        return 1
+    except (Unreadable, OSError, UnicodeDecodeError) as error:
+        print(f"cannot be read: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
