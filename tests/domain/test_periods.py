@@ -96,7 +96,9 @@ class TestCut:
         assert sorted(calendar.new) == calendar.open
 
     @given(st.integers(us(2026, 1, 1), us(2027, 1, 1)), zones, zones, zones, st.data())
-    def test_every_instant_of_a_new_period_would_have_cut_the_same(self, at: int, old: str, new: str, later: str, data: st.DataObject) -> None:
+    def test_every_instant_of_a_new_period_would_have_cut_the_same(
+        self, at: int, old: str, new: str, later: str, data: st.DataObject
+    ) -> None:
         """So two collectors that need the same period at once cut the same one, whatever each has seen."""
         before, after = month_of(us(2025, 11, 15), old).end_at, month_of(us(2027, 3, 15), later).start_at
         bounds = cut(at, new, before, after)

@@ -12,7 +12,9 @@ from tollway.domain.proofs import EMPTY, encode_leaf, find_path, find_root, hash
 from tollway.domain.usage import UsageEvent, billed, content_hash, encode
 
 # The leaves and roots that the reference implementations of RFC 6962 test with (certificate-transparency, merkletree).
-LEAVES = [bytes.fromhex(text) for text in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f")]
+LEAVES = [
+    bytes.fromhex(text) for text in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f")
+]
 ROOTS = {
     0: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     1: "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",

@@ -102,6 +102,7 @@ class TestEvents:
                 final=final(msgspec.structs.replace(of, request_id=f"{name[:60]}{number}"), **change),
                 content_hash=bytes([number]) * 32,
                 amounts=Amounts(number, 0, 2**63 - 1, 4, 5),
+                period_at=-number,
             )
             for number, change in enumerate(changes)
         ]

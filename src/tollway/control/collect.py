@@ -12,6 +12,9 @@ An event whose id is known with the same content is a no-op; with other content 
 money. What cannot be rated (an organization or price unknown here, counts no request can have) is kept aside too. Both still count
 for the watermark: one bad record must not hold up the good ones behind it.
 
+Each event is booked in the billing period in which it ended; if that is being closed, or is, in the first that is not: it is late. The
+periods that take bookings are read once for a batch, under locks that keep them open until the commit (`storage.periods`).
+
 The judgement of each record (`judge`) and the sums (`Tally`) are pure, and shared with `verify`, which runs them over the archive.
 
 What makes it fast: a record is looked at once. ADMITs are passed over by their first bytes, since each FINAL repeats its own.
@@ -24,6 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tollway.control.ledger import book_usage
+from tollway.domain.periods import INSTANT_MAX, Calendar
 from tollway.domain.prices import BillingClass, PriceVersion, amounts
 from tollway.domain.usage import (
     OUTCOME_POLICIES,
@@ -38,6 +42,7 @@ from tollway.domain.usage import (
     decode_unless_admit,
 )
 from tollway.storage import ledger as stored_ledger
+from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
 from tollway.storage import usage as stored_usage
 from tollway.storage.archive import Archive
@@ -46,10 +51,6 @@ from tollway.storage.ledger import Posting
 from tollway.storage.schema_money import ROLLUP_WIDTHS_SECONDS
 from tollway.storage.usage import RollupKey, Stray, Sums, Watermark
 from tollway.wire.segments import HEAD_BYTES, Frame, Reader, Tail, first_chain, parse_head
-
-INSTANT_MAX = 2**53
-"""Microseconds: the year 2255. Later ones are a broken clock, or not an instant."""
-
 
 ATTEMPTS_MAX = 1_000
 """Upstreams tried for one request: far above any list of candidates."""
@@ -92,6 +93,7 @@ def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first
     batch = _sort_out(frames, watermark)
     archive.write(node_id, epoch, watermark.archive_bytes, body[start:])
     tally = _judge_all(tx, batch)
+    stored_periods.insert_cut(tx, tally.calendars.values(), now)
     stored_usage.insert_events(tx, tally.events)
     stored_usage.insert_strays(tx, tally.conflicts, tally.quarantined, now)
     stored_usage.add_rollups(tx, tally.roll_up())
@@ -250,17 +252,19 @@ class Tally:
 
     payers: Mapping[str, Payer]
     prices: Mapping[str, PriceVersion]
+    calendars: Mapping[str, Calendar]
+    """The billing periods of each organization; those that are cut here must be stored."""
     known: dict[str, bytes]
     """Content hashes of events already taken in, by id; grows with each one that is added."""
     events: list[UsageEvent] = field(default_factory=list)
-    sums: dict[tuple[Group, int], Sums] = field(default_factory=dict)
-    """Of the events, by group and minute (since 1970) of their end."""
+    sums: dict[tuple[Group, int, int], Sums] = field(default_factory=dict)
+    """Of the events, by group, minute (since 1970) of their end, and billing period."""
     conflicts: list[Stray] = field(default_factory=list)
     quarantined: list[Stray] = field(default_factory=list)
 
     def add(self, batch: Batch, taken: Mapping[str, UsageEvent] | None = None) -> None:
         """Judge every FINAL of a batch, in order. `taken`: the events that were taken in, for whoever does not know in which order
-        epochs were: where several records have one id, the one that became the event."""
+        epochs were: where several records have one id, the one that became the event; and what was late when it came."""
         for frame, flaw in batch.unreadable:
             self.quarantined.append(_stray(batch, frame, None, b"", flaw))
         judged = {group: judge(group.admit, self.payers, self.prices) for group in batch.groups.values() if group.is_valid}
@@ -284,10 +288,19 @@ class Tally:
                     self.conflicts.append(_stray(batch, frame, event_id, hashed, "conflict"))
                 continue
             self.known[event_id] = hashed
+            period_at = self.calendars[group.admit.organization_id].place(final.ended_at) if event is None else event.period_at
             self.events.append(
-                UsageEvent(node_id=batch.node_id, epoch=batch.epoch, seq=frame.seq, final=final, content_hash=hashed, amounts=costs)
+                UsageEvent(
+                    node_id=batch.node_id,
+                    epoch=batch.epoch,
+                    seq=frame.seq,
+                    final=final,
+                    content_hash=hashed,
+                    amounts=costs,
+                    period_at=period_at,
+                )
             )
-            place = (group, final.ended_at // 60_000_000)
+            place = (group, final.ended_at // 60_000_000, period_at)
             sums = self.sums.get(place)
             if sums is None:
                 sums = self.sums[place] = Sums()
@@ -296,7 +309,7 @@ class Tally:
     def roll_up(self) -> dict[RollupKey, Sums]:
         """The sums of all events by minute, hour and day of their end, tokens as billed."""
         rollups: dict[RollupKey, Sums] = {}
-        for (group, minute), sums in self.sums.items():
+        for (group, minute, _period_at), sums in self.sums.items():
             admit = group.admit
             for width_seconds in ROLLUP_WIDTHS_SECONDS:
                 start_at = minute * 60 // width_seconds * width_seconds * 1_000_000
@@ -308,19 +321,20 @@ class Tally:
         return rollups
 
     def book(self, now: int) -> list[Posting]:
-        """The ledger transactions for all events, which are of one batch: one for each organization that owes something."""
-        by_organization: dict[str, list[UsageEvent]] = {}
+        """The ledger transactions for all events, which are of one batch: one for each organization and period in which something is
+        owed."""
+        booked: dict[tuple[str, int], list[UsageEvent]] = {}
         for event in self.events:
-            by_organization.setdefault(event.final.admit.organization_id, []).append(event)
-        costs: dict[str, Costs] = {}
-        for (group, _minute), sums in self.sums.items():
-            of_organization = costs.setdefault(group.admit.organization_id, {})
+            booked.setdefault((event.final.admit.organization_id, event.period_at), []).append(event)
+        costs: dict[tuple[str, int], Costs] = {}
+        for (group, _minute, period_at), sums in self.sums.items():
+            together = costs.setdefault((group.admit.organization_id, period_at), {})
             for billing_class, pico in sums.costs.items():
                 place = (group.admit.model, billing_class)
-                of_organization[place] = of_organization.get(place, 0) + pico
+                together[place] = together.get(place, 0) + pico
         postings = []
-        for organization_id, events in sorted(by_organization.items()):
-            posting = book_usage(events, costs[organization_id], self.payers[organization_id].currency, now)
+        for (organization_id, period_at), events in sorted(booked.items()):
+            posting = book_usage(events, costs[organization_id, period_at], self.payers[organization_id].currency, now)
             if posting is not None:
                 postings.append(posting)
         return postings
@@ -371,6 +385,7 @@ def _judge_all(tx: PlatformTx, batch: Batch) -> Tally:
     tally = Tally(
         list_payers(tx, {admit.organization_id for admit in admits}),
         stored_prices.find_prices(tx, {admit.price_version for admit in admits}),
+        stored_periods.open_calendars(tx, {admit.organization_id for admit in admits}),
         stored_usage.find_hashes(tx, [final.admit.request_id for _, final, _ in batch.finals]),
     )
     tally.add(batch)

@@ -124,19 +124,17 @@ def list_adjustments(tx: PlatformTx, window: Window, *, organization_id: str | N
 
 def _amount_of(wanted: WantedAdjustment, event: BookedEvent) -> int:
     """What the correction adds to the event's cost. Raises Faults for what does not fit its kind, or changes nothing."""
-    cost_pico = sum_lines(event.lines)
-    match wanted.kind:
-        case AdjustmentKind.VOID:
-            amount_pico, changes = -cost_pico, bool(cost_pico)
-        case AdjustmentKind.CREDIT:
-            if wanted.credit_pico is None:
-                raise Fault(PARAMETER_MISSING, param="amount")
-            amount_pico, changes = -wanted.credit_pico, wanted.credit_pico > 0
-        case AdjustmentKind.REPLACE:
+    if wanted.kind is AdjustmentKind.CREDIT:
+        if wanted.credit_pico is None:
+            raise Fault(PARAMETER_MISSING, param="amount")
+        amount_pico, changes = -wanted.credit_pico, wanted.credit_pico > 0
+    else:
+        after: list[RatedLine] = []
+        if wanted.kind is AdjustmentKind.REPLACE:
             if wanted.replacement is None or wanted.replacement_requests is None:
                 raise Fault(PARAMETER_MISSING, param="quantities")
             after = rerate(wanted.replacement, wanted.replacement_requests, event.price)
-            amount_pico, changes = sum_lines(after) - cost_pico, after != event.lines
+        amount_pico, changes = sum_lines(after) - sum_lines(event.lines), bool(change_by_class(event.lines, after))
     if not changes:
         raise Fault(STATE_CONFLICT, message="This would change nothing.")
     if abs(amount_pico) > AMOUNT_PICO_MAX:

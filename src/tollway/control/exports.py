@@ -28,10 +28,11 @@ from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import OUTCOME_POLICIES, UsageEvent, content_hash, encode
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import ledger as stored_ledger
+from tollway.storage import prices as stored_prices
 from tollway.storage import usage as stored_usage
 from tollway.storage.archive import Archive
 from tollway.storage.database import TenantTx
-from tollway.storage.ledger import AdjustmentCause, Posting, UsageCause
+from tollway.storage.ledger import AdjustmentCause, Posting
 from tollway.storage.pages import Window
 from tollway.storage.periods import Period
 from tollway.wire.segments import Reader, first_chain
@@ -76,12 +77,15 @@ class _Lines:
         yield "organization", {"id": period.organization_id, "currency": period.currency}
         yield "period", period_row(period)
         for policy in OUTCOME_POLICIES.values():
-            yield "outcome_policy", {
-                "version": policy.version,
-                "bills": sorted(policy.bills),
-                "bills_after_first_token": sorted(policy.bills_after_first_token),
-                "bills_request": sorted(policy.bills_request),
-            }
+            yield (
+                "outcome_policy",
+                {
+                    "version": policy.version,
+                    "bills": sorted(policy.bills),
+                    "bills_after_first_token": sorted(policy.bills_after_first_token),
+                    "bills_request": sorted(policy.bills_request),
+                },
+            )
         for posting in self._transactions():
             for entry in posting.entries:
                 self.moved[entry.account.id] = self.moved.get(entry.account.id, 0) + entry.amount_pico
@@ -107,9 +111,7 @@ class _Lines:
         after = ""
         while True:
             with self.open_tx() as tx:
-                found = stored_usage.list_period_events(
-                    tx, self.period.organization_id, self.period.start_at, limit=PAGE_ROWS, after=after
-                )
+                found = stored_usage.list_period_events(tx, self.period.organization_id, self.period.start_at, limit=PAGE_ROWS, after=after)
             events = [event for event, _ in found]
             if not events:
                 return
@@ -135,19 +137,22 @@ class _Lines:
         new = {event.final.admit.price_version for event, _ in payloads} - self.prices.keys()
         if new:
             with self.open_tx() as tx:
-                found = stored_usage.list_prices(tx, new)
+                found = stored_prices.find_prices(tx, new)
             self.prices |= found
             for price_id in sorted(found):
                 yield "price", price_row(found[price_id])
         for event, payload in payloads:
             amounts = {name: str(pico) for name, pico in msgspec.structs.asdict(event.amounts).items()}
-            yield type, {
-                "node_id": event.node_id,
-                "epoch": event.epoch,
-                "seq": event.seq,
-                "payload": payload.decode(),
-                "amounts_pico": amounts,
-            }
+            yield (
+                type,
+                {
+                    "node_id": event.node_id,
+                    "epoch": event.epoch,
+                    "seq": event.seq,
+                    "payload": payload.decode(),
+                    "amounts_pico": amounts,
+                },
+            )
 
     def _payloads(self, events: list[UsageEvent]) -> list[tuple[UsageEvent, bytes]]:
         """Events with the record that the gateway wrote, byte for byte: made again, or else looked up in the archive."""
@@ -218,18 +223,19 @@ def price_row(price: PriceVersion) -> Mapping[str, Any]:
 
 
 def _transaction_row(posting: Posting) -> Mapping[str, Any]:
-    match posting.cause:
-        case UsageCause() as cause:
-            told: Mapping[str, Any] = {
-                "kind": "usage",
-                "node_id": cause.node_id,
-                "epoch": cause.epoch,
-                "first_seq": cause.first_seq,
-                "last_seq": cause.last_seq,
-                "events": cause.events,
-            }
-        case AdjustmentCause() as cause:
-            told = {"kind": "adjustment", "adjustment_id": cause.adjustment_id}
+    cause = posting.cause
+    told: Mapping[str, Any]
+    if isinstance(cause, AdjustmentCause):
+        told = {"kind": "adjustment", "adjustment_id": cause.adjustment_id}
+    else:
+        told = {
+            "kind": "usage",
+            "node_id": cause.node_id,
+            "epoch": cause.epoch,
+            "first_seq": cause.first_seq,
+            "last_seq": cause.last_seq,
+            "events": cause.events,
+        }
     return {
         "id": posting.id,
         "booked_at": posting.booked_at,

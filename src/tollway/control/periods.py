@@ -189,9 +189,7 @@ def prove(tx: TenantTx, period_id: str, request_id: str) -> Proof:
     block = stored.find_block_of(tx, period.id, request_id)
     if block is None:
         raise Fault(RESOURCE_UNKNOWN)
-    events = stored_usage.list_period_events(
-        tx, period.organization_id, period.start_at, limit=BLOCK_LEAVES, first=block.first_event_id
-    )
+    events = stored_usage.list_period_events(tx, period.organization_id, period.start_at, limit=BLOCK_LEAVES, first=block.first_event_id)
     leaves = [leaf_of(event, lines, period.currency) for event, lines in events]
     inside = next((at for at, leaf in enumerate(leaves) if leaf.event_id == request_id), None)
     if inside is None:

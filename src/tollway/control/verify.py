@@ -15,8 +15,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from tollway.control import verify_periods
 from tollway.control.collect import Batch, Refused, Tally, costs_of, list_payers
+from tollway.control.corrections import transaction_id as correction_transaction_id
 from tollway.control.ledger import PLATFORM, UNBILLED, transaction_id
+from tollway.control.verify_periods import Corrections, Periods
 from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import Amounts, UsageEvent
 from tollway.storage import ledger as stored_ledger
@@ -24,7 +27,7 @@ from tollway.storage import prices as stored_prices
 from tollway.storage import usage as stored_usage
 from tollway.storage.archive import CHUNK_BYTES, Archive, ArchiveShort
 from tollway.storage.database import Database, PlatformTx
-from tollway.storage.ledger import Account, Posting
+from tollway.storage.ledger import Account, AdjustmentCause, Posting, UsageCause
 from tollway.storage.usage import Watermark
 from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, Frame, Reader, Tail, first_chain
 
@@ -49,13 +52,15 @@ class Report:
     events: int = 0
     transactions: int = 0
     accounts: int = 0
+    periods: int = 0
+    adjustments: int = 0
     conflicts: int = 0
     quarantined: int = 0
     differences: list[Difference] = field(default_factory=list)
 
     @property
     def is_right(self) -> bool:
-        """Whether archive, events, rollups, ledger and balances all agree."""
+        """Whether archive, events, rollups, periods, corrections, ledger and balances all agree."""
         return not self.differences
 
 
@@ -78,12 +83,18 @@ def verify(database: Database, archive: Archive) -> Report:
     """Compare the whole database with the archive. Holds all events in memory: about 2 KB each."""
     report, findings = Report(), _Findings()
     with database.platform(write=False) as tx:
-        tally = _read_archive(tx, archive, report, findings)
+        periods = Periods.read(tx)
+        report.periods = sum(map(len, periods.by_organization.values()))
+        chains = dict.fromkeys(verify_periods.list_reported(periods), b"")
+        tally = _read_archive(tx, archive, periods, chains, report, findings)
         _compare_prices(tx, findings)
-        _compare_events(tx, tally, findings)
+        _compare_events(tx, tally, periods, findings)
         _compare_strays(tx, tally, findings)
         _compare_rollups(tx, tally, findings)
-        _compare_ledger(tx, tally, report, findings)
+        verify_periods.compare_periods(tx, periods, chains, findings.add)
+        corrections = verify_periods.compare_corrections(tx, periods, findings.add)
+        report.adjustments = len(corrections.by_id)
+        _compare_ledger(tx, tally, corrections, report, findings)
     report.events, report.conflicts, report.quarantined = len(tally.events), len(tally.conflicts), len(tally.quarantined)
     report.differences = findings.differences()
     return report
@@ -92,24 +103,37 @@ def verify(database: Database, archive: Archive) -> Report:
 # ---- What the archive says --------------------------------------------------------------------------------------------
 
 
-def _read_archive(tx: PlatformTx, archive: Archive, report: Report, findings: _Findings) -> Tally:
-    """Judge every archived record. Where several records have one event id, the database's word on which of them became the event
-    counts, because the archive does not know in which order epochs were taken in."""
+def _read_archive(
+    tx: PlatformTx,
+    archive: Archive,
+    periods: Periods,
+    chains: dict[tuple[str, int, int], bytes],
+    report: Report,
+    findings: _Findings,
+) -> Tally:
+    """Judge every archived record, and note the chain values that `chains` asks for. Where several records have one event id, the
+    database's word on which of them became the event counts, because the archive does not know in which order epochs were taken in."""
     taken = {event.final.admit.request_id: event for event in stored_usage.iterate_events(tx)}
     batches = []
     for watermark in stored_usage.list_watermarks(tx):
         report.epochs += 1
         batch = Batch(watermark.node_id, watermark.epoch)
+        place = (watermark.node_id, watermark.epoch)
+        if (*place, 1) in chains:
+            chains[*place, 1] = first_chain(*place)
         try:
             for frame in _frames(archive, watermark):
                 report.records += 1
+                if (*place, frame.seq + 1) in chains:
+                    chains[*place, frame.seq + 1] = frame.chain
                 batch.take(frame)
         except (ArchiveShort, Refused) as error:
             findings.add("archive", f"{watermark.node_id}/{watermark.epoch}: {error}")
         batches.append(batch)
     admits = [group.admit for batch in batches for group in batch.groups.values() if group.is_valid]
+    payers = list_payers(tx, {admit.organization_id for admit in admits})
     prices: Mapping[str, PriceVersion] = stored_prices.find_prices(tx, {admit.price_version for admit in admits})
-    tally = Tally(list_payers(tx, {admit.organization_id for admit in admits}), prices, known={})
+    tally = Tally(payers, prices, periods.calendars(dict.fromkeys(payers, "UTC")), known={})
     for batch in batches:
         tally.add(batch, taken)
     return tally
@@ -150,9 +174,10 @@ def _compare_prices(tx: PlatformTx, findings: _Findings) -> None:
         findings.add("compiled_prices", f"{extra} versions follow from no published price")
 
 
-def _compare_events(tx: PlatformTx, tally: Tally, findings: _Findings) -> None:
+def _compare_events(tx: PlatformTx, tally: Tally, periods: Periods, findings: _Findings) -> None:
     expected: dict[str, UsageEvent] = {event.final.admit.request_id: event for event in tally.events}
     for event in stored_usage.iterate_events(tx):
+        verify_periods.compare_event(periods, event, findings.add)
         event_id = event.final.admit.request_id
         of_archive = expected.pop(event_id, None)
         if of_archive is None:
@@ -187,43 +212,57 @@ def _compare_rollups(tx: PlatformTx, tally: Tally, findings: _Findings) -> None:
         findings.add("usage_rollups", f"{key} is missing")
 
 
-def _compare_ledger(tx: PlatformTx, tally: Tally, report: Report, findings: _Findings) -> None:
-    by_epoch: dict[tuple[str, int, str], list[UsageEvent]] = {}
+def _compare_ledger(tx: PlatformTx, tally: Tally, corrections: Corrections, report: Report, findings: _Findings) -> None:
+    by_epoch: dict[tuple[str, int, str, int], list[UsageEvent]] = {}
     for event in tally.events:
-        by_epoch.setdefault((event.node_id, event.epoch, event.final.admit.organization_id), []).append(event)
+        by_epoch.setdefault((event.node_id, event.epoch, event.final.admit.organization_id, event.period_at), []).append(event)
     replayed: dict[str, int] = {}
     booked: dict[str, int] = {}
     for posting in stored_ledger.iterate_transactions(tx):
         report.transactions += 1
-        events = by_epoch.get((posting.node_id, posting.epoch, posting.organization_id), [])
-        _compare_transaction(posting, events, tally, booked, findings)
+        sums: dict[str, int] = {}
         for entry in posting.entries:
             replayed[entry.account.id] = replayed.get(entry.account.id, 0) + entry.amount_pico
+            sums[entry.account.currency] = sums.get(entry.account.currency, 0) + entry.amount_pico
+        if any(sums.values()):
+            findings.add("ledger_entries", f"{posting.id} sums to {sums}")
+        if isinstance(posting.cause, AdjustmentCause):
+            _compare_correction(posting, posting.cause, corrections, findings)
+            continue
+        events = by_epoch.get((posting.cause.node_id, posting.cause.epoch, posting.organization_id, posting.period_at), [])
+        _compare_transaction(posting, posting.cause, events, tally, booked, findings)
     for event in tally.events:
         if event.amounts.total:
             times = booked.get(event.final.admit.request_id, 0)
             if times != 1:
                 findings.add("ledger_entries", f"{event.final.admit.request_id} is booked {times} times")
-    _compare_balances(tx, tally, replayed, report, findings)
+    _compare_balances(tx, tally, corrections, replayed, report, findings)
 
 
-def _compare_transaction(posting: Posting, events: list[UsageEvent], tally: Tally, booked: dict[str, int], findings: _Findings) -> None:
-    """One transaction against the records that it names: id, number of events, entries, sum."""
-    named = [event for event in events if posting.first_seq <= event.seq <= posting.last_seq]
+def _compare_correction(posting: Posting, cause: AdjustmentCause, corrections: Corrections, findings: _Findings) -> None:
+    """A transaction against the correction that it names. (The database books each correction once.)"""
+    if cause.adjustment_id not in corrections.by_id:
+        findings.add("ledger_transactions", f"{posting.id} books a correction that does not exist")
+        return
+    adjustment, entries = corrections.by_id[cause.adjustment_id]
+    if posting.id != correction_transaction_id(adjustment) or posting.organization_id != adjustment.organization_id:
+        findings.add("ledger_transactions", f"{posting.id} does not follow from {adjustment.id}")
+    if posting.entries != entries:
+        findings.add("ledger_entries", f"{posting.id} does not book what {adjustment.id} changes")
+
+
+def _compare_transaction(
+    posting: Posting, cause: UsageCause, events: list[UsageEvent], tally: Tally, booked: dict[str, int], findings: _Findings
+) -> None:
+    """One transaction against the records that it names: id, number of events, entries."""
+    named = [event for event in events if cause.first_seq <= event.seq <= cause.last_seq]
     for event in named:
         booked[event.final.admit.request_id] = booked.get(event.final.admit.request_id, 0) + 1
-    sums: dict[str, int] = {}
-    for entry in posting.entries:
-        sums[entry.account.currency] = sums.get(entry.account.currency, 0) + entry.amount_pico
-    if any(sums.values()):
-        findings.add("ledger_entries", f"{posting.id} sums to {sums}")
-    if len(named) != posting.events or not named:
-        findings.add("ledger_transactions", f"{posting.id} books {posting.events} events, the archive has {len(named)}")
+    if len(named) != cause.events or not named:
+        findings.add("ledger_transactions", f"{posting.id} books {cause.events} events, the archive has {len(named)}")
         return
-    last = named[-1]
-    ended_at = last.final.ended_at
-    right_id = transaction_id(posting.organization_id, posting.node_id, posting.epoch, posting.first_seq, posting.last_seq, ended_at)
-    if posting.id != right_id or named[0].seq != posting.first_seq or last.seq != posting.last_seq:
+    right_id = transaction_id(posting.organization_id, posting.period_at, cause, named[-1].final.ended_at)
+    if posting.id != right_id or named[0].seq != cause.first_seq or named[-1].seq != cause.last_seq:
         findings.add("ledger_transactions", f"{posting.id} does not follow from its records, which give {right_id}")
     expected = _entries_of(named, tally)
     if {entry.account.id: entry.amount_pico for entry in posting.entries} != expected:
@@ -242,8 +281,10 @@ def _entries_of(events: list[UsageEvent], tally: Tally) -> dict[str, int]:
     return entries
 
 
-def _compare_balances(tx: PlatformTx, tally: Tally, replayed: dict[str, int], report: Report, findings: _Findings) -> None:
-    """Balances against the replay of all entries, and against what the events cost; and their sum against zero."""
+def _compare_balances(
+    tx: PlatformTx, tally: Tally, corrections: Corrections, replayed: dict[str, int], report: Report, findings: _Findings
+) -> None:
+    """Balances against the replay of all entries, and against what events and corrections come to; and their sum against zero."""
     by_organization: dict[str, list[UsageEvent]] = {}
     for event in tally.events:
         by_organization.setdefault(event.final.admit.organization_id, []).append(event)
@@ -251,6 +292,8 @@ def _compare_balances(tx: PlatformTx, tally: Tally, replayed: dict[str, int], re
     for events in by_organization.values():
         for account_id, pico in _entries_of(events, tally).items():
             owed[account_id] = owed.get(account_id, 0) + pico
+    for entry in corrections.list_entries():
+        owed[entry.account.id] = owed.get(entry.account.id, 0) + entry.amount_pico
     total: dict[str, int] = {}
     for balance in stored_ledger.iterate_balances(tx):
         report.accounts += 1
@@ -259,7 +302,7 @@ def _compare_balances(tx: PlatformTx, tally: Tally, replayed: dict[str, int], re
         if balance.posted_pico != replayed.get(account_id, 0):
             findings.add("balances", f"{account_id} is {balance.posted_pico}, its entries sum to {replayed.get(account_id, 0)}")
         elif balance.posted_pico != owed.get(account_id, 0):
-            findings.add("balances", f"{account_id} is {balance.posted_pico}, its events cost {owed.get(account_id, 0)}")
+            findings.add("balances", f"{account_id} is {balance.posted_pico}, its events and corrections come to {owed.get(account_id, 0)}")
         replayed.pop(account_id, None)
         owed.pop(account_id, None)
     for account_id in sorted({name for sums in (replayed, owed) for name, pico in sums.items() if pico}):

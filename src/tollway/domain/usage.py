@@ -128,7 +128,8 @@ class Amounts(msgspec.Struct, frozen=True):
 
 
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """A FINAL as the ledger accepted it: its place in the node's dense sequence, and what it costs. Immutable."""
+    """A FINAL as the ledger accepted it: its place in the node's dense sequence, what it costs, and the billing period in which it is
+    booked (by its start). Immutable."""
 
     node_id: str
     epoch: int
@@ -136,6 +137,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
     final: Final
     content_hash: bytes
     amounts: Amounts
+    period_at: int
 
 
 class OutcomePolicy(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,9 +17,7 @@ _approval = adjustment_approvals.c
 _booking = ledger_transactions.c
 _ALL = (
     sa.select(usage_adjustments, _approval.approver, _approval.decision, _approval.decided_at, _booking.period_at)
-    .join_from(
-        usage_adjustments, adjustment_approvals, adjustment_approvals.c.adjustment_id == usage_adjustments.c.id, isouter=True
-    )
+    .join_from(usage_adjustments, adjustment_approvals, adjustment_approvals.c.adjustment_id == usage_adjustments.c.id, isouter=True)
     .join(ledger_transactions, ledger_transactions.c.adjustment_id == usage_adjustments.c.id, isouter=True)
 )
 
@@ -132,9 +130,7 @@ def list_costs(
 def _adjustment(row: Any) -> Adjustment:
     replacement = None
     if row.replacement_input is not None:
-        replacement = Quantities(
-            row.replacement_input, row.replacement_cached_input, row.replacement_output, row.replacement_reasoning
-        )
+        replacement = Quantities(row.replacement_input, row.replacement_cached_input, row.replacement_output, row.replacement_reasoning)
     return Adjustment(
         id=row.id,
         organization_id=row.organization_id,

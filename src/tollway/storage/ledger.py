@@ -137,19 +137,18 @@ def _move_balances(tx: PlatformTx, changes: Mapping[str, int], now: int) -> None
 
 
 def _transaction_row(posting: Posting) -> dict[str, object]:
-    cause = posting.cause
-    is_usage = isinstance(cause, UsageCause)
+    records = posting.cause if isinstance(posting.cause, UsageCause) else None
     return {
         "id": posting.id,
         "organization_id": posting.organization_id,
         "period_at": posting.period_at,
-        "cause": "usage" if is_usage else "adjustment",
-        "node_id": cause.node_id if is_usage else None,
-        "epoch": cause.epoch if is_usage else None,
-        "first_seq": cause.first_seq if is_usage else None,
-        "last_seq": cause.last_seq if is_usage else None,
-        "events": cause.events if is_usage else 0,
-        "adjustment_id": None if is_usage else cause.adjustment_id,
+        "cause": "usage" if records else "adjustment",
+        "node_id": records.node_id if records else None,
+        "epoch": records.epoch if records else None,
+        "first_seq": records.first_seq if records else None,
+        "last_seq": records.last_seq if records else None,
+        "events": records.events if records else 0,
+        "adjustment_id": posting.cause.adjustment_id if isinstance(posting.cause, AdjustmentCause) else None,
         "booked_at": posting.booked_at,
     }
 

@@ -1,18 +1,19 @@
 """Billing periods at rest: who may book in them, how they are closed, and the blocks of their Merkle trees.
 
-Locks. Whoever books for organizations takes their rows with a shared lock (`open_calendars`); whoever closes a period, applies a
-correction or changes the zone takes the row alone (`lock_organization`). So a period cannot be frozen between the moment in which
-a collector looks at it and the one in which it commits. On SQLite there is one writer at a time anyway.
+Locks. Whoever books for organizations shares their locks (`open_calendars`); whoever closes a period, applies a correction or changes
+the zone takes one alone (`lock_organization`). So a period cannot be frozen between the moment in which a collector looks at it and
+the one in which it commits. They are advisory locks of PostgreSQL, which are fair; on SQLite there is one writer at a time anyway.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.domain.periods import NEVER, Bounds, Calendar, PeriodState, period_id
+from tollway.domain.periods import Bounds, Calendar, PeriodState, period_id
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import Page, Window, fetch_page
 from tollway.storage.schema import organizations
@@ -72,13 +73,17 @@ class Block:
 # ---- Booking ----------------------------------------------------------------------------------------------------------
 
 
+LOCK_CLASS = 0x70657264
+LOCK_BUCKETS = 64
+"""Organizations share so many locks, so that a batch of thousands of them stays within PostgreSQL's table of locks."""
+
+
 def open_calendars(tx: PlatformTx, organization_ids: Iterable[str]) -> dict[str, Calendar]:
-    """The calendar of each organization that exists, which nobody can freeze until this transaction ends."""
+    """The calendar of each organization that exists, of which no period can be frozen until this transaction ends."""
     wanted = sorted(set(organization_ids))
-    # In order of id: two collectors that meet wait for whoever holds a row alone, never for each other.
-    locked = sa.select(organizations.c.id, organizations.c.time_zone).where(organizations.c.id.in_(wanted)).order_by(organizations.c.id)
-    zones = {row.id: row.time_zone for row in tx.connection.execute(locked.with_for_update(read=True))}
-    calendars = {organization_id: Calendar(organization_id, zone) for organization_id, zone in zones.items()}
+    _lock(tx, {_bucket(organization_id) for organization_id in wanted}, sa.func.pg_advisory_xact_lock_shared)
+    named = sa.select(organizations.c.id, organizations.c.time_zone).where(organizations.c.id.in_(wanted))
+    calendars = {row.id: Calendar(row.id, row.time_zone) for row in tx.connection.execute(named)}
     is_frozen = billing_periods.c.state != PeriodState.OPEN
     frozen = sa.select(billing_periods.c.organization_id, sa.func.max(billing_periods.c.end_at).label("until")).where(
         billing_periods.c.organization_id.in_(wanted), is_frozen
@@ -110,10 +115,19 @@ def insert_cut(tx: PlatformTx, calendars: Iterable[Calendar], now: int) -> None:
         tx.connection.execute(tx.insert(billing_periods).on_conflict_do_nothing(), rows)
 
 
-def lock_organization(tx: PlatformTx, organization_id: str) -> bool:
-    """Have an organization alone until this transaction ends: nobody books for it meanwhile. False if there is none of that id."""
-    query = sa.select(organizations.c.id).where(organizations.c.id == organization_id)
-    return tx.connection.execute(query.with_for_update(key_share=True)).one_or_none() is not None
+def lock_organization(tx: PlatformTx | TenantTx, organization_id: str) -> None:
+    """Have an organization's periods alone until this transaction ends: nobody books for it meanwhile."""
+    _lock(tx, {_bucket(organization_id)}, sa.func.pg_advisory_xact_lock)
+
+
+def _bucket(organization_id: str) -> int:
+    return zlib.crc32(organization_id.encode()) % LOCK_BUCKETS
+
+
+def _lock(tx: Transaction, buckets: set[int], take: Callable[..., Any]) -> None:
+    # Not the organizations' rows: a shared lock writes to each of them, and who wants one alone may wait for ever among many who share.
+    if tx.connection.dialect.name == "postgresql" and buckets:
+        tx.connection.execute(sa.select(*(take(LOCK_CLASS, bucket) for bucket in sorted(buckets))))
 
 
 # ---- Closing ----------------------------------------------------------------------------------------------------------
@@ -298,5 +312,3 @@ def _to_text(amounts: Mapping[str, int]) -> dict[str, str]:
 
 def _from_text(amounts: Mapping[str, str]) -> dict[str, int]:
     return {name: int(pico) for name, pico in amounts.items()}
-
-

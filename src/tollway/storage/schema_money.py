@@ -5,9 +5,11 @@ whole currency units and the pico beyond them, which add up column by column on 
 `Amount`, which is NUMERIC(38, 0) on PostgreSQL and decimal text on SQLite, whose integers end at 64 bits and would turn into floats
 beyond. Nothing computes with an Amount in SQL: the few rows of a batch are read, added in Python and written back under a lock.
 
-Events have no foreign keys, which would cost more than the row. Whoever writes them has just read the organization and the price, neither of which is ever deleted; the place (node, epoch, seq) is unique because the epoch's row is locked and its records
-are numbered and chained. `verify` looks at all of it again. On PostgreSQL they lie in one partition for each month of their ids
-(UUIDv7 begins with the time; see `partitions`), so that old months can go in one step, and the primary key is still unique for ever.
+Events have no foreign keys: each would cost more than the row. Whoever writes them has just read the organization and the price,
+neither of which is ever deleted; the place (node, epoch, seq) is unique because the epoch's row is locked and its records are numbered
+and chained. `verify` looks at all of it again. The one index beside the key is what closing, proving and exporting a period read by.
+On PostgreSQL events lie in one partition for each month of their ids (UUIDv7 begins with the time; see `partitions`), so that old
+months can go in one step, and the primary key is still unique for ever.
 
 Instants are BIGINT UTC microseconds. APPEND_ONLY tables are guarded by triggers against UPDATE and DELETE (see the migrations).
 """

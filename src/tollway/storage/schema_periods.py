@@ -1,9 +1,8 @@
 """The tables of billing periods, corrections and lost epochs, on the MetaData of `schema`.
 
 A period's row moves forward only: from open to closing to closed; its bounds never change and a closed row never changes at all.
-Nothing may be booked into a period that is not open. Both are enforced by triggers on both engines (see the migration), and a
-transaction that books takes the organization's row with a shared lock, whoever closes takes it alone, so that the triggers never
-judge by what another transaction is about to change.
+Nothing may be booked into a period that is not open. Both are enforced by triggers on both engines (see the migration); the locks of
+`storage.periods` see to it that the triggers never judge by what another transaction is about to change.
 """
 
 import sqlalchemy as sa

@@ -9,10 +9,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from tollway.domain.money import PICO
-from tollway.domain.prices import BillingClass
-from tollway.domain.usage import Admit, Amounts, Final, Outcome, Quantities, ServiceTier, UsageEvent, UsageSource
+from tollway.domain.prices import BillingClass, PriceVersion, RatedLine, rate
+from tollway.domain.usage import Admit, Amounts, Final, Outcome, Quantities, ServiceTier, UsageEvent, UsageSource, billed
+from tollway.storage import prices as stored_prices
 from tollway.storage.bulk import Duplicate, Upsert, add_in, copy_in
-from tollway.storage.database import PlatformTx, TenantTx
+from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.schema_money import (
     ROLLUP_COSTS,
     ROLLUP_KEY,
@@ -152,6 +153,7 @@ EVENT_COLUMNS = (
     "admitted_at",
     "first_token_at",
     "ended_at",
+    "period_at",
     "outcome",
     "source",
     "input",
@@ -191,6 +193,7 @@ def _event_row(event: UsageEvent) -> tuple[object, ...]:
         admit.admitted_at,
         final.first_token_at,
         final.ended_at,
+        event.period_at,
         final.outcome,
         final.source,
         used.input,
@@ -220,9 +223,10 @@ def _event_line(event: UsageEvent) -> str:
     return (
         f"{admit.request_id}\t{admit.organization_id}\t{admit.project_id}\t{admit.key_id}\t{admit.model}\t{admit.endpoint}\t"
         f"{admit.stream}\t{event.node_id}\t{event.epoch}\t{event.seq}\t{admit.admitted_at}\t{first_token_at}\t{final.ended_at}\t"
-        f"{final.outcome}\t{final.source}\t{used.input}\t{used.cached_input}\t{used.output}\t{used.reasoning}\t{admit.price_version}\t"
-        f"{admit.service_tier}\t{admit.outcome_policy}\t{final.deployment_id or ''}\t{final.attempts}\t{final.error or ''}\t"
-        f"{amounts.input}\t{amounts.cached_input}\t{amounts.output}\t{amounts.reasoning}\t{amounts.request}\t\\x{event.content_hash.hex()}\n"
+        f"{event.period_at}\t{final.outcome}\t{final.source}\t{used.input}\t{used.cached_input}\t{used.output}\t{used.reasoning}\t"
+        f"{admit.price_version}\t{admit.service_tier}\t{admit.outcome_policy}\t{final.deployment_id or ''}\t{final.attempts}\t"
+        f"{final.error or ''}\t{amounts.input}\t{amounts.cached_input}\t{amounts.output}\t{amounts.reasoning}\t{amounts.request}\t"
+        f"\\x{event.content_hash.hex()}\n"
     )
 
 
@@ -253,7 +257,15 @@ def read_event(row: Any) -> UsageEvent:
         error=row.error,
     )
     amounts = Amounts(row.input_pico, row.cached_input_pico, row.output_pico, row.reasoning_pico, row.request_pico)
-    return UsageEvent(node_id=row.node_id, epoch=row.epoch, seq=row.seq, final=final, content_hash=row.content_hash, amounts=amounts)
+    return UsageEvent(
+        node_id=row.node_id,
+        epoch=row.epoch,
+        seq=row.seq,
+        final=final,
+        content_hash=row.content_hash,
+        amounts=amounts,
+        period_at=row.period_at,
+    )
 
 
 def insert_strays(tx: PlatformTx, conflicts: Sequence[Stray], quarantined: Sequence[Stray], now: int) -> None:
@@ -430,6 +442,48 @@ def find_event(tx: TenantTx, request_id: str) -> UsageEvent | None:
     query = sa.select(usage_events).where(usage_events.c.event_id == request_id, usage_events.c.organization_id == tx.organization_id)
     row = tx.connection.execute(query).one_or_none()
     return None if row is None else read_event(row)
+
+
+@dataclass(frozen=True, slots=True)
+class BookedEvent:
+    """An event with all that its correction needs: its price, its rated lines, the currency."""
+
+    event: UsageEvent
+    price: PriceVersion
+    lines: list[RatedLine]
+    currency: str
+
+
+def find_booked_event(tx: PlatformTx, request_id: str) -> BookedEvent | None:
+    """The event of a request of whatever organization; None if it is unknown or not yet taken in."""
+    query = sa.select(usage_events).where(usage_events.c.event_id == request_id)
+    row = tx.connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    event = read_event(row)
+    price = stored_prices.find_prices(tx, [event.final.admit.price_version])[event.final.admit.price_version]
+    return BookedEvent(event, price, rate(*billed(event.final), price), price.currency)
+
+
+def list_period_events(
+    tx: Transaction, organization_id: str, period_at: int, *, limit: int, after: str = "", first: str = ""
+) -> list[tuple[UsageEvent, list[RatedLine]]]:
+    """Events of an organization that are booked in the period that begins at `period_at`, with their rated lines, by event id: at most
+    `limit` of those behind `after` and not before `first`."""
+    table = usage_events.c
+    query = sa.select(usage_events).where(
+        table.organization_id == organization_id, table.period_at == period_at, table.event_id > after, table.event_id >= first
+    )
+    rows = tx.connection.execute(query.order_by(table.event_id).limit(limit)).all()
+    prices = stored_prices.find_prices(tx, {row.price_version for row in rows})
+    events = [read_event(row) for row in rows]
+    return [(event, rate(*billed(event.final), prices[event.final.admit.price_version])) for event in events]
+
+
+def find_archive_bytes(tx: Transaction, node_id: str, epoch: int) -> int:
+    """What of an epoch's archive file counts; 0 for an epoch that was never heard of."""
+    query = sa.select(epochs.c.archive_bytes).where(epochs.c.node_id == node_id, epochs.c.epoch == epoch)
+    return tx.connection.execute(query).scalar_one_or_none() or 0
 
 
 def iterate_events(tx: PlatformTx, page_rows: int = 1000) -> Iterator[UsageEvent]:

@@ -9,7 +9,7 @@ from alembic.autogenerate.api import AutogenContext
 from tollway.storage import schema, schema_money, schema_periods, schema_prices
 from tollway.storage.database import Database
 
-assert schema_periods.metadata is schema_prices.metadata is schema.metadata  # importing a module of tables is what makes them known
+assert schema_periods.APPEND_ONLY[0].metadata is schema_prices.APPEND_ONLY[0].metadata is schema.metadata  # importing makes tables known
 
 
 def render_item(kind: str, item: object, _context: AutogenContext) -> str | Literal[False]:

@@ -523,6 +523,8 @@ def guard_closed_drafts() -> None:
         " EXECUTE FUNCTION refuse_change()"
     )
     op.execute("CREATE TRIGGER price_drafts_refuses_delete BEFORE DELETE OR TRUNCATE ON price_drafts EXECUTE FUNCTION refuse_change()")
+
+
 def create_periods() -> None:
     """The tables of billing periods, corrections and lost epochs."""
     op.create_table(
