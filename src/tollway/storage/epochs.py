@@ -141,7 +141,8 @@ def insert_lost(tx: PlatformTx, lost: Lost) -> bool:
         "actor": lost.actor,
         "declared_at": lost.declared_at,
     }
-    return tx.connection.execute(tx.insert(lost_declarations).values(row).on_conflict_do_nothing()).rowcount == 1
+    insert = tx.insert(lost_declarations).values(row).on_conflict_do_nothing()
+    return tx.connection.execute(insert.returning(lost_declarations.c.epoch)).one_or_none() is not None
 
 
 def count_lost(tx: PlatformTx) -> int:

@@ -166,8 +166,8 @@ def close(tx: PlatformTx, period: Period, closed: Closed) -> None:
     )
 
 
-def insert_block(tx: PlatformTx, period: Period, block: Block) -> bool:
-    """Store the next block; False if another closer has stored it already."""
+def insert_block(tx: PlatformTx, period: Period, block: Block) -> None:
+    """Store the next block; another closer may have stored the same one already."""
     row = {
         "period_id": period.id,
         "number": block.number,
@@ -177,7 +177,7 @@ def insert_block(tx: PlatformTx, period: Period, block: Block) -> bool:
         "hash": block.hash,
         "amounts": json.dumps(_to_text(block.amounts), sort_keys=True),
     }
-    return tx.connection.execute(tx.insert(period_blocks).values(row).on_conflict_do_nothing()).rowcount == 1
+    tx.connection.execute(tx.insert(period_blocks).values(row).on_conflict_do_nothing())
 
 
 def find_last_block(tx: Transaction, period_id: str) -> Block | None:
