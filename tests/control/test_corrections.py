@@ -1,0 +1,279 @@
+"""Corrections: at the event's own price, once, never more back than was billed, with a second person above the limit.
+
+One contract, on SQLite and on PostgreSQL.
+"""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from tests.control.test_collect import balances, fill, take
+from tests.control.test_periods import ACTOR, NOW, OCTOBER, SEPTEMBER, close, drop_triggers, ended
+from tests.link import samples
+from tests.link.samples import EPOCH, ORGANIZATION, admit, exchanges, final, frames
+from tollway.control import corrections
+from tollway.control.corrections import WantedAdjustment
+from tollway.control.verify import verify
+from tollway.domain import ids
+from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision
+from tollway.domain.faults import Fault
+from tollway.domain.usage import Close, Outcome, Quantities
+from tollway.storage import corrections as stored
+from tollway.storage.archive import Archive
+from tollway.storage.database import Database
+
+APPROVER = "key_" + "b" * 32
+LIMIT = 10**12
+COST = 100 * 270_000 + 20 * 27_000 + 30 * 1_100_000 + 4 * 1_100_000 + 5
+EVENT = samples.request_id(1)
+UNBILLED = f"{ORGANIZATION}/unbilled/EUR"
+VOID = WantedAdjustment(event_id=EVENT, kind=AdjustmentKind.VOID, reason="a duplicate")
+REPLACE = WantedAdjustment(
+    event_id=EVENT, kind=AdjustmentKind.REPLACE, reason="miscounted", replacement=Quantities(50, 0, 30, 0), replacement_requests=1
+)
+
+
+def credit(pico: int) -> WantedAdjustment:
+    return WantedAdjustment(event_id=EVENT, kind=AdjustmentKind.CREDIT, reason="sorry", credit_pico=pico)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    with request.getfixturevalue(f"{request.param}_template").copied(tmp_path) as url:
+        opened = Database.open(url)
+        fill(opened)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    return Archive(tmp_path / "archive")
+
+
+@pytest.fixture
+def taken(database: Database, archive: Archive) -> Database:
+    """Two requests, taken in."""
+    take(database, archive, frames([*exchanges([1, 2]), Close(at=EPOCH + 9_000_000)]))
+    return database
+
+
+def ask(database: Database, wanted: WantedAdjustment, *, limit_pico: int = LIMIT, actor: str = ACTOR, now: int = NOW) -> Adjustment:
+    made = len(listed(database)) + 1
+    with database.platform() as tx:
+        return corrections.ask(tx, wanted, id=ids.new_id(ids.ADJUSTMENT, now, made), actor=actor, limit_pico=limit_pico, now=now)
+
+
+def decide(database: Database, adjustment: Adjustment, decision: Decision, approver: str = APPROVER) -> Adjustment:
+    with database.platform() as tx:
+        return corrections.decide(tx, adjustment.id, decision, approver=approver, now=NOW)
+
+
+def listed(database: Database) -> list[Adjustment]:
+    with database.platform(write=False) as tx:
+        return list(stored.iterate_adjustments(tx))
+
+
+def refusal(database: Database, wanted: WantedAdjustment) -> str:
+    with pytest.raises(Fault) as refused:
+        ask(database, wanted)
+    return f"{refused.value.kind.code}: {refused.value.message}"
+
+
+class TestBooked:
+    def test_a_void_takes_everything_back_at_the_original_price(self, taken: Database, archive: Archive) -> None:
+        before = balances(taken)
+        made = ask(taken, VOID)
+        assert (made.state, made.amount_pico, made.period_at) == (AdjustmentState.APPLIED, -COST, SEPTEMBER.start_at)
+        assert balances(taken) == {account: pico // 2 for account, pico in before.items()}
+        assert verify(taken, archive).differences == []
+
+    def test_a_replace_bills_other_quantities_at_the_same_price(self, taken: Database, archive: Archive) -> None:
+        made = ask(taken, REPLACE)
+        assert made.amount_pico == 50 * 270_000 + 30 * 1_100_000 + 5 - COST
+        found = balances(taken)
+        assert found[UNBILLED] == 2 * COST + made.amount_pico
+        assert found["platform/revenue:echo:input/EUR"] == -150 * 270_000
+        assert found["platform/revenue:echo:cached_input/EUR"] == -20 * 27_000
+        assert verify(taken, archive).differences == []
+
+    def test_a_replace_may_bill_more(self, taken: Database, archive: Archive) -> None:
+        made = ask(
+            taken,
+            WantedAdjustment(
+                event_id=EVENT, kind=AdjustmentKind.REPLACE, reason="r", replacement=Quantities(10**6), replacement_requests=0
+            ),
+        )
+        assert made.amount_pico == 10**6 * 270_000 - COST > 0
+        assert verify(taken, archive).differences == []
+
+    def test_a_credit_is_borne_by_the_platform(self, taken: Database, archive: Archive) -> None:
+        ask(taken, credit(1000))
+        ask(taken, credit(COST - 1000))
+        assert balances(taken)[UNBILLED] == COST
+        assert balances(taken)["platform/credits:echo/EUR"] == COST
+        assert refusal(taken, credit(1)) == "conflict: The credits of a request cannot exceed what it costs."
+        assert verify(taken, archive).differences == []
+
+    def test_in_an_open_period_when_that_of_the_event_is_closed(self, taken: Database, archive: Archive) -> None:
+        closed = close(taken, SEPTEMBER.start_at)
+        made = ask(taken, VOID)
+        assert made.period_at == OCTOBER.start_at
+        assert close(taken, SEPTEMBER.start_at) == closed
+        october = close(taken, OCTOBER.start_at).closed
+        assert october is not None
+        assert (october.events, october.adjustments, october.adjustments_pico) == (0, 1, -COST)
+        assert verify(taken, archive).differences == []
+
+
+class TestRefused:
+    def test_a_second_void_or_replace(self, taken: Database) -> None:
+        ask(taken, REPLACE)
+        assert refusal(taken, REPLACE) == refusal(taken, VOID) == "conflict: The quantities of this request have been replaced before."
+
+    def test_anything_after_a_void(self, taken: Database) -> None:
+        ask(taken, VOID)
+        for wanted in (VOID, REPLACE, credit(1)):
+            assert refusal(taken, wanted) == "conflict: The request has been voided."
+
+    def test_a_void_after_a_credit(self, taken: Database) -> None:
+        ask(taken, credit(1))
+        assert "conflict" in refusal(taken, VOID)
+        assert "conflict" in refusal(taken, REPLACE)
+
+    def test_more_credit_than_what_a_replaced_request_costs(self, taken: Database, archive: Archive) -> None:
+        left = COST + ask(taken, REPLACE).amount_pico
+        assert "conflict" in refusal(taken, credit(left + 1))
+        ask(taken, credit(left))
+        assert verify(taken, archive).differences == []
+
+    def test_what_changes_nothing_or_is_unknown(self, database: Database, archive: Archive) -> None:
+        free = final(admit(1), outcome=Outcome.UPSTREAM_ERROR, used=Quantities(100), first_token_at=None, error="upstream_cut")
+        take(database, archive, frames([free.admit, free]))
+        assert refusal(database, VOID) == "conflict: This would change nothing."
+        assert "not_found" in refusal(database, WantedAdjustment(event_id=samples.request_id(9), kind=AdjustmentKind.VOID, reason="r"))
+        assert "missing" in refusal(database, WantedAdjustment(event_id=EVENT, kind=AdjustmentKind.REPLACE, reason="r"))
+        assert "missing" in refusal(database, WantedAdjustment(event_id=EVENT, kind=AdjustmentKind.CREDIT, reason="r"))
+
+
+class TestFourEyes:
+    def test_above_the_limit_nothing_moves_until_another_key_approves(self, taken: Database, archive: Archive) -> None:
+        before = balances(taken)
+        waiting = ask(taken, VOID, limit_pico=COST - 1)
+        assert (waiting.state, waiting.period_at) == (AdjustmentState.PENDING, None)
+        assert balances(taken) == before
+        assert refusal(taken, credit(1)) == "conflict: Another correction of this request waits for approval."
+        with pytest.raises(Fault, match="conflict"):
+            decide(taken, waiting, Decision.APPROVED, approver=ACTOR)
+        approved = decide(taken, waiting, Decision.APPROVED)
+        assert (approved.state, approved.approver) == (AdjustmentState.APPLIED, APPROVER)
+        assert balances(taken)[UNBILLED] == COST
+        for decision in Decision:
+            with pytest.raises(Fault, match="conflict"):
+                decide(taken, waiting, decision)
+        assert verify(taken, archive).differences == []
+
+    def test_at_the_limit_one_key_is_enough(self, taken: Database) -> None:
+        assert ask(taken, VOID, limit_pico=COST).state is AdjustmentState.APPLIED
+
+    def test_a_limit_cannot_be_walked_around_in_small_steps(self, taken: Database) -> None:
+        assert ask(taken, credit(600), limit_pico=1000).state is AdjustmentState.APPLIED
+        assert ask(taken, credit(600), limit_pico=1000).state is AdjustmentState.PENDING
+
+    def test_what_was_rejected_never_was(self, taken: Database, archive: Archive) -> None:
+        rejected = decide(taken, ask(taken, VOID, limit_pico=0), Decision.REJECTED, approver=ACTOR)
+        assert rejected.state is AdjustmentState.REJECTED
+        assert ask(taken, VOID).state is AdjustmentState.APPLIED
+        assert balances(taken)[UNBILLED] == COST
+        assert verify(taken, archive).differences == []
+
+
+COPY = "INSERT INTO usage_adjustments SELECT 'adj_x', organization_id, event_id, project_id, key_id, model, kind"
+REST = "NULL, NULL, NULL, NULL, NULL, reason, actor, needs_approval, created_at FROM usage_adjustments"
+
+
+class TestTheDatabaseItself:
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "UPDATE usage_adjustments SET amount_pico = -1",
+            "DELETE FROM usage_adjustments",
+            "UPDATE adjustment_approvals SET decision = 'rejected'",
+            "DELETE FROM adjustment_approvals",
+            "INSERT INTO adjustment_approvals SELECT id, actor, actor, 'approved', 1 FROM usage_adjustments WHERE kind = 'credit'",
+            # An approval by another key that says that yet another had asked for it.
+            f"INSERT INTO adjustment_approvals SELECT id, '{APPROVER}', actor, 'approved', 1 FROM usage_adjustments",
+            f"{COPY}, -5, {REST} WHERE kind = 'void'",
+            f"{COPY}, 5, {REST} WHERE kind = 'credit'",
+        ],
+    )
+    def test_refuses(self, taken: Database, statement: str) -> None:
+        decide(taken, ask(taken, VOID, limit_pico=0), Decision.APPROVED)
+        other = WantedAdjustment(event_id=samples.request_id(2), kind=AdjustmentKind.CREDIT, reason="r", credit_pico=5)
+        ask(taken, other, limit_pico=0)
+        with pytest.raises(DBAPIError), taken.platform() as tx:
+            tx.connection.execute(sa.text(statement))
+
+    def test_two_operators_at_once_void_once(self, taken: Database, archive: Archive) -> None:
+        answers: list[str] = []
+
+        def void(number: int) -> None:
+            try:
+                with taken.platform() as tx:
+                    made = corrections.ask(tx, VOID, id=ids.new_id(ids.ADJUSTMENT, NOW, number), actor=ACTOR, limit_pico=LIMIT, now=NOW)
+                answers.append(made.state)
+            except Fault as fault:
+                answers.append(fault.kind.code)
+
+        threads = [threading.Thread(target=void, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert sorted(answers) == ["applied", "conflict", "conflict"]
+        assert balances(taken)[UNBILLED] == COST
+        assert verify(taken, archive).differences == []
+
+
+class TestVerify:
+    @pytest.mark.parametrize(
+        ("statement", "table"),
+        [
+            ("UPDATE usage_adjustments SET amount_pico = amount_pico + 1", "usage_adjustments"),
+            ("UPDATE usage_adjustments SET model = 'other'", "usage_adjustments"),
+            ("UPDATE usage_adjustments SET event_id = 'req_9'", "usage_adjustments"),
+            ("UPDATE usage_adjustments SET needs_approval = TRUE", "usage_adjustments"),
+            (
+                "DELETE FROM ledger_entries WHERE transaction_id = (SELECT id FROM ledger_transactions WHERE cause = 'adjustment')",
+                "balances",
+            ),
+        ],
+    )
+    def test_finds_what_somebody_with_all_rights_did(self, taken: Database, archive: Archive, statement: str, table: str) -> None:
+        for each in ("usage_adjustments", "ledger_transactions", "ledger_entries"):
+            drop_triggers(taken, each)
+        ask(taken, VOID)
+        with taken.platform() as tx:
+            tx.connection.execute(sa.text(statement))
+        assert table in [difference.table for difference in verify(taken, archive).differences]
+
+
+def test_late_and_corrected_and_closed_all_at_once(database: Database, archive: Archive) -> None:
+    """The scenario of a bad month: a late event, a correction of it, and a correction of one in the closed period."""
+    body = frames([*ended(1, EPOCH), Close(at=EPOCH + 1)])
+    take(database, archive, body)
+    close(database, SEPTEMBER.start_at)
+    other = samples.OTHER_NODE
+    take(database, archive, frames([*ended(2, EPOCH + 2), Close(at=EPOCH + 3)], node_id=other), node_id=other)
+    late = WantedAdjustment(event_id=samples.request_id(2), kind=AdjustmentKind.CREDIT, reason="late", credit_pico=7)
+    assert {ask(database, late).period_at, ask(database, VOID).period_at} == {OCTOBER.start_at}
+    october = close(database, OCTOBER.start_at).closed
+    assert october is not None
+    assert (october.events, october.adjustments, october.adjustments_pico) == (1, 2, -COST - 7)
+    assert sum(october.amounts.values()) + october.adjustments_pico == -7
+    assert balances(database)[UNBILLED] == COST - 7
+    assert verify(database, archive).differences == []
