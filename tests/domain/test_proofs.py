@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.link import samples
 from tollway.domain.prices import rate
 from tollway.domain.proofs import EMPTY, encode_leaf, find_path, find_root, hash_leaf, hash_node, leaf_of, root_from
-from tollway.domain.usage import UsageEvent, billed, content_hash, encode
+from tollway.domain.usage import Amounts, UsageEvent, billed, content_hash, encode
 
 # The leaves and roots that the reference implementations of RFC 6962 test with (certificate-transparency, merkletree).
 LEAVES = [
@@ -90,7 +90,8 @@ def test_every_leaf_has_a_proof_and_no_other_has(leaves: list[bytes], data: st.D
 
 def test_a_leaf_says_what_the_receipt_says() -> None:
     final = samples.final(samples.admit(1))
-    event = UsageEvent(node_id=samples.NODE, epoch=1, seq=2, final=final, content_hash=content_hash(encode(final)))
+    hashed = content_hash(encode(final))
+    event = UsageEvent(node_id=samples.NODE, epoch=1, seq=2, final=final, content_hash=hashed, amounts=Amounts(), period_at=0)
     leaf = leaf_of(event, rate(*billed(final), samples.PRICE), "EUR")
     assert encode_leaf(leaf) == (
         b'{"event_id":"req_00000000000000000000000000000001","content_hash":"' + event.content_hash.hex().encode() + b'",'

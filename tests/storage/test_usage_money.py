@@ -115,7 +115,7 @@ class TestEvents:
 
     @pytest.mark.postgres
     def test_of_an_id_that_another_transaction_took_are_a_race(self, tmp_path: Path, postgres_template: PostgresTemplate) -> None:
-        event = UsageEvent(node_id=NODE, epoch=EPOCH, seq=1, final=final(admit(1)), content_hash=bytes(32), amounts=Amounts())
+        event = UsageEvent(node_id=NODE, epoch=EPOCH, seq=1, final=final(admit(1)), content_hash=bytes(32), amounts=Amounts(), period_at=0)
         with postgres_template.copied(tmp_path) as url:
             database = Database.open(url)
             with database.platform() as tx:
