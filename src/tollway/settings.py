@@ -186,6 +186,21 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     spool: SpoolSection = SpoolSection()
 
 
+class ReconcileSection(msgspec.Struct, frozen=True, kw_only=True):
+    """What engines counted themselves, against what was billed, by model and hour (docs/reconciliation.md)."""
+
+    enabled: bool = True
+    """Whether engines' metrics are read. They must be within reach of the control plane; those that are not show as not observed."""
+    interval_seconds: Annotated[int, msgspec.Meta(ge=1, le=900)] = 60
+    """Between readings; counted from the full hour."""
+    timeout_seconds: Seconds = 5.0
+    """For one engine's metrics to arrive."""
+    drift_percent_max: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.1
+    """How much of what an engine counted may be missing in the ledger, or be too much there, in one hour; more is drift."""
+    drift_tokens_max: CountOrZero = 1_000
+    """So many tokens are never drift: requests that run across the edge of an hour, or are cut short, make small differences."""
+
+
 class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway control`, the control plane."""
 
@@ -195,6 +210,7 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """For gateways only: snapshots go down, usage records come up."""
     database_url: str | None = None
     """PostgreSQL as postgresql+psycopg://...; None for the SQLite file in the data directory."""
+    reconcile: ReconcileSection = ReconcileSection()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,11 @@ import typer
 
 from tollway.cli.databases import DatabaseUrl, chosen
 from tollway.cli.processes import Config, DataDir, Link, inherit_or_open, read_settings
+from tollway.control.reconcile import ReconcileOptions
+from tollway.domain.reconciliation import Tolerance
 from tollway.serve import data_directory
 from tollway.serve.control import ControlSettings, run_control
+from tollway.settings import ReconcileSection
 
 
 def control(
@@ -51,5 +54,13 @@ def control(
             vault_key=secrets.vault_key,
             platform_key=secrets.platform_key,
             node_key=secrets.node_key,
+            reconcile=_reconcile_options(settings.control.reconcile),
+            tolerance=Tolerance(settings.control.reconcile.drift_percent_max, settings.control.reconcile.drift_tokens_max),
         )
         raise typer.Exit(run_control(options))
+
+
+def _reconcile_options(section: ReconcileSection) -> ReconcileOptions | None:
+    if not section.enabled:
+        return None
+    return ReconcileOptions(interval_seconds=section.interval_seconds, timeout_seconds=section.timeout_seconds)

@@ -118,7 +118,7 @@ def costs(
 def _buckets(control: Control, path: str, since: str, width: Bucket, groups: list[str]) -> Iterator[Mapping[str, Any]]:
     """All buckets from `since` on, page after page."""
     query: dict[str, Any] = {
-        "start_time": _instant(since, time.time()),
+        "start_time": instant_of(since, time.time()),
         "bucket_width": width,
         "group_by": groups,
         "limit": BUCKETS_MAX[width],
@@ -131,7 +131,7 @@ def _buckets(control: Control, path: str, since: str, width: Bucket, groups: lis
         query["page"] = page["next_page"]
 
 
-def _instant(text: str, now_seconds: float) -> int:
+def instant_of(text: str, now_seconds: float) -> int:
     """Seconds since 1970 of "24h" ago, or of an instant given as such."""
     match = re.fullmatch(r"(\d{1,6})([mhdw])", text)
     if match:
@@ -144,7 +144,7 @@ def _instant(text: str, now_seconds: float) -> int:
 
 def _width(since: str) -> Bucket:
     """The finest buckets that sum up to now in a few pages: an edge may take in up to one bucket more."""
-    age_seconds = time.time() - _instant(since, time.time())
+    age_seconds = time.time() - instant_of(since, time.time())
     return Bucket.MINUTE if age_seconds <= 86_400 else Bucket.HOUR if age_seconds <= 31 * 86_400 else Bucket.DAY
 
 

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from tollway.control.ledger import book_usage
 from tollway.domain.periods import INSTANT_MAX, Calendar
 from tollway.domain.prices import BillingClass, PriceVersion, amounts
+from tollway.domain.reconciliation import sum_usage
 from tollway.domain.usage import (
     OUTCOME_POLICIES,
     TOKENS_MAX,
@@ -44,6 +45,7 @@ from tollway.domain.usage import (
 from tollway.storage import ledger as stored_ledger
 from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
+from tollway.storage import reconcile as stored_reconcile
 from tollway.storage import usage as stored_usage
 from tollway.storage.archive import Archive
 from tollway.storage.database import PlatformTx
@@ -97,6 +99,7 @@ def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first
     stored_usage.insert_events(tx, tally.events)
     stored_usage.insert_strays(tx, tally.conflicts, tally.quarantined, now)
     stored_usage.add_rollups(tx, tally.roll_up())
+    stored_reconcile.add_usage(tx, sum_usage(event.final for event in tally.events))
     stored_ledger.post(tx, tally.book(now), now)
     moved = replace(
         watermark,

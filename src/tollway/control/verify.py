@@ -21,9 +21,11 @@ from tollway.control.corrections import transaction_id as correction_transaction
 from tollway.control.ledger import PLATFORM, UNBILLED, transaction_id
 from tollway.control.verify_periods import Corrections, Periods
 from tollway.domain.prices import PriceVersion
+from tollway.domain.reconciliation import sum_usage
 from tollway.domain.usage import Amounts, UsageEvent
 from tollway.storage import ledger as stored_ledger
 from tollway.storage import prices as stored_prices
+from tollway.storage import reconcile as stored_reconcile
 from tollway.storage import usage as stored_usage
 from tollway.storage.archive import CHUNK_BYTES, Archive, ArchiveShort
 from tollway.storage.database import Database, PlatformTx
@@ -91,6 +93,7 @@ def verify(database: Database, archive: Archive) -> Report:
         _compare_events(tx, tally, periods, findings)
         _compare_strays(tx, tally, findings)
         _compare_rollups(tx, tally, findings)
+        _compare_engine_usage(tx, tally, findings)
         verify_periods.compare_periods(tx, periods, chains, findings.add)
         corrections = verify_periods.compare_corrections(tx, periods, findings.add)
         report.adjustments = len(corrections.by_id)
@@ -210,6 +213,16 @@ def _compare_rollups(tx: PlatformTx, tally: Tally, findings: _Findings) -> None:
             findings.add("usage_rollups", f"{key}: {sums} instead of {right}")
     for key in expected:
         findings.add("usage_rollups", f"{key} is missing")
+
+
+def _compare_engine_usage(tx: PlatformTx, tally: Tally, findings: _Findings) -> None:
+    expected = sum_usage(event.final for event in tally.events)
+    for key, sums in stored_reconcile.iterate_usage(tx):
+        right = expected.pop(key, None)
+        if sums != right:
+            findings.add("engine_usage", f"{key}: {sums} instead of {right}")
+    for key in expected:
+        findings.add("engine_usage", f"{key} is missing")
 
 
 def _compare_ledger(tx: PlatformTx, tally: Tally, corrections: Corrections, report: Report, findings: _Findings) -> None:

@@ -25,14 +25,16 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tollway.control import keys, publish
+from tollway.control import keys, publish, reconcile
 from tollway.control.api.app import create_apps
 from tollway.control.api.doors import ControlPlane
 from tollway.control.api.errors import body_of
 from tollway.control.publish import Publications
+from tollway.control.reconcile import ReconcileOptions, Reconciliation
 from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, MALFORMED_HTTP, Fault
 from tollway.domain.keys import KeyType
+from tollway.domain.reconciliation import Tolerance
 from tollway.serve.sockets import url_of
 from tollway.storage.database import Database
 from tollway.storage.vault import LocalVault
@@ -57,13 +59,18 @@ HEADERS_MAX = 100
 """Of a request line and its headers: how long they may take to arrive, how long and how many they may be."""
 
 
+LEVELS = {"defect": "error", "reconciliation_drift": "warning", "engine_not_observed": "warning"}
+"""Of events that are not merely told."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlSettings:
     """What a control process is started with. It owns the listening sockets from here on.
 
     `database_url`: sqlite+pysqlite:///path or postgresql+psycopg://...; `archive_directory`: where collected usage
     records are kept. `peppers` by version (at most two, 32 bytes each), `vault_key` 32 bytes. `platform_key` and
-    `node_key` become the only valid ones of their type; None leaves what the database has."""
+    `node_key` become the only valid ones of their type; None leaves what the database has. `reconcile`: how engines' counters are
+    read; None reads none."""
 
     database_url: str = field(repr=False)
     archive_directory: Path
@@ -74,6 +81,8 @@ class ControlSettings:
     vault_key: bytes = field(repr=False)
     platform_key: str | None = field(repr=False)
     node_key: str | None = field(repr=False)
+    reconcile: ReconcileOptions | None = None
+    tolerance: Tolerance = field(default_factory=Tolerance)
 
 
 def now() -> int:
@@ -148,6 +157,7 @@ def run_control(settings: ControlSettings) -> int:
                 now=now,
                 random_bytes=os.urandom,
                 log=log,
+                reconciliation=Reconciliation(settings.tolerance),
             )
             database.on_publish(plane.publications.advance)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -164,7 +174,7 @@ def _log_to(writer: LogWriter) -> Callable[[Mapping[str, object]], None]:
     lock = threading.Lock()
 
     def log(line: Mapping[str, object]) -> None:
-        level = "error" if line["event"] == "defect" else "info"
+        level = LEVELS.get(str(line["event"]), "info")
         known = {name: value for name, value in line.items() if value is not None}
         with lock:
             writer.write({"ts": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, **known})
@@ -177,12 +187,14 @@ async def _serve_until_signal(plane: ControlPlane, settings: ControlSettings) ->
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await serve(plane, settings.public, settings.link, stop)
+    await serve(plane, settings.public, settings.link, stop, settings.reconcile)
 
 
-async def serve(plane: ControlPlane, public: socket.socket, link: socket.socket, stop: asyncio.Event) -> None:
+async def serve(
+    plane: ControlPlane, public: socket.socket, link: socket.socket, stop: asyncio.Event, options: ReconcileOptions | None = None
+) -> None:
     """Serve both applications on their listening sockets until `stop` is set; then finish what runs, within
-    STOP_SECONDS_MAX."""
+    STOP_SECONDS_MAX. `options`: how engines' counters are read meanwhile; None reads none."""
     public_app, link_app = create_apps(plane)
     servers = {_Server(_configure(public_app)): public, _Server(_configure(link_app)): link}
     urls = {"url": url_of(public), "link_url": url_of(link)}
@@ -193,11 +205,19 @@ async def serve(plane: ControlPlane, public: socket.socket, link: socket.socket,
         while not all(server.started for server in servers):
             await asyncio.sleep(0.01)  # uvicorn has no event for it
         plane.log({"event": "ready", **urls})
+        watching = None if options is None else tasks.create_task(_reconcile(plane, options))
         await stop.wait()
+        if watching is not None:
+            watching.cancel()
         plane.publications.stop()
         for server in servers:
             server.should_exit = True
     plane.log({"event": "stopped"})
+
+
+async def _reconcile(plane: ControlPlane, options: ReconcileOptions) -> None:
+    holder = new_id("control")  # of this life: a lease is not a thing to come back to
+    await reconcile.watch(plane.database, plane.vault, plane.reconciliation, options, holder=holder, now=plane.now, log=plane.log)
 
 
 def _configure(app: object) -> uvicorn.Config:

@@ -34,6 +34,7 @@ from tollway.control.api import (
     price_books,
     prices,
     projects,
+    reconciliation,
     records,
     service_accounts,
     usage,
@@ -70,6 +71,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     price_books.router,
     nodes.router,
     ledger.router,
+    reconciliation.router,
 )
 LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router)
 
@@ -77,6 +79,7 @@ LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router)
 def create_apps(plane: ControlPlane) -> tuple[FastAPI, FastAPI]:
     """The public application and the link's, which also shows the metrics of both. Raises TypeError if a route is no door."""
     registry = CollectorRegistry()
+    registry.register(plane.reconciliation)
     requests = Counter("tollway_control_requests", "Requests answered, by route.", ["app", "method", "route", "status"], registry=registry)
     return (
         _create_app("api", plane, requests, [*PUBLIC_ROUTERS, _health(), _description()], BODY_BYTES_MAX),

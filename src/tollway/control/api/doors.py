@@ -14,7 +14,7 @@ An endpoint is a plain function in a worker thread. It opens the transaction it 
 
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +33,7 @@ from tollway.control.access import Operator, Tenant
 from tollway.control.api.errors import name_of
 from tollway.control.keys import Ingredients, Pepper
 from tollway.control.publish import Publications
+from tollway.control.reconcile import Reconciliation
 from tollway.domain import ids
 from tollway.domain.faults import (
     CONTENT_CODING_UNSUPPORTED,
@@ -66,6 +67,7 @@ class ControlPlane:
     now: Callable[[], int]
     random_bytes: Callable[[int], bytes]
     log: Callable[[Mapping[str, object]], None]
+    reconciliation: Reconciliation = field(default_factory=Reconciliation)
 
     def new_id(self, prefix: str) -> str:
         """A fresh id of kind `prefix` (domain.ids)."""

@@ -6,10 +6,11 @@ import sqlalchemy as sa
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
-from tollway.storage import schema, schema_money, schema_periods, schema_prices
+from tollway.storage import schema, schema_money, schema_periods, schema_prices, schema_reconcile
 from tollway.storage.database import Database
 
-assert schema_periods.APPEND_ONLY[0].metadata is schema_prices.APPEND_ONLY[0].metadata is schema.metadata  # importing makes tables known
+TABLES = (schema, schema_money, schema_periods, schema_prices, schema_reconcile)
+"""The modules whose tables stand on the one MetaData, once they are imported."""
 
 
 def render_item(kind: str, item: object, _context: AutogenContext) -> str | Literal[False]:

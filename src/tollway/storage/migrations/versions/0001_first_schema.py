@@ -473,12 +473,73 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_api_keys_organization_id_project_id_id"), "api_keys", ["organization_id", "project_id", "id"])
 
+    create_reconciliation()
     op.execute("INSERT INTO publish_head (id, version) VALUES (1, 0)")
     for table in APPEND_ONLY:
         guard(table)
     add_default_partition()
     guard_closed_drafts()
     guard_periods()
+
+
+def create_reconciliation() -> None:
+    """What engines counted, by hour, and what requests used of them."""
+    op.create_table(
+        "engine_readings",
+        sa.Column("address", sa.String(length=2048), nullable=False),
+        sa.Column("read_at", sa.BigInteger(), nullable=False),
+        sa.Column("prompt_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("output_tokens", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("address", name=op.f("pk_engine_readings")),
+    )
+    op.create_table(
+        "engine_hours",
+        sa.Column("start_at", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("address", sa.String(length=2048), nullable=False),
+        sa.Column("prompt_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("output_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("counts_cached", sa.Boolean(), nullable=False),
+        sa.Column("covered_us", sa.BigInteger(), nullable=False),
+        sa.Column("is_estimated", sa.Boolean(), nullable=False),
+        sa.Column("resets", sa.Integer(), nullable=False),
+        sa.Column("samples", sa.Integer(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("warned_at", sa.BigInteger(), nullable=True),
+        sa.CheckConstraint(
+            "prompt_tokens >= 0 AND output_tokens >= 0 AND covered_us >= 0", name=op.f("ck_engine_hours_counts_not_negative")
+        ),
+        sa.PrimaryKeyConstraint("start_at", "address", name=op.f("pk_engine_hours")),
+    )
+    op.create_table(
+        "engine_members",
+        sa.Column("start_at", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("address", sa.String(length=2048), nullable=False),
+        sa.Column("deployment_id", sa.String(length=64), nullable=False),
+        sa.Column("model", sa.String(length=128), nullable=False),
+        sa.PrimaryKeyConstraint("start_at", "address", "deployment_id", name=op.f("pk_engine_members")),
+    )
+    op.create_table(
+        "engine_usage",
+        sa.Column("start_at", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("deployment_id", sa.String(length=64), nullable=False),
+        sa.Column("model", sa.String(length=128), nullable=False),
+        sa.Column("requests", sa.BigInteger(), nullable=False),
+        sa.Column("incomplete", sa.BigInteger(), nullable=False),
+        sa.Column("retried", sa.BigInteger(), nullable=False),
+        sa.Column("anomalous", sa.BigInteger(), nullable=False),
+        sa.Column("input", sa.BigInteger(), nullable=False),
+        sa.Column("cached_input", sa.BigInteger(), nullable=False),
+        sa.Column("output", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("start_at", "deployment_id", "model", name=op.f("pk_engine_usage")),
+    )
+    op.create_table(
+        "reconciliation_lease",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("holder", sa.String(length=64), nullable=False),
+        sa.Column("until_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("id = 1", name=op.f("ck_reconciliation_lease_one_row")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_reconciliation_lease")),
+    )
 
 
 def guard(table: str) -> None:
