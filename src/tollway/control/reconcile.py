@@ -47,7 +47,7 @@ class ReconcileOptions:
     timeout_seconds: float = 5.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Reconciliation(Collector):
     """What a control process knows of drift: how much is tolerated, and the last hour that was judged, for its metrics."""
 
