@@ -2,8 +2,9 @@
 
 Theory of operation. An engine's counters only grow, from 0 at its start. Between two readings lies what it did, whoever asked for it; a
 reading below the one before it means that the engine was started anew, and then all that it shows is what it did since (as Prometheus'
-`increase` has it; what it did between the last reading and its end is lost). Readings tile time: an hour is covered if they do so from
-its first microsecond to its last. Where two readings stand on both sides of an hour's edge, what lies between them is shared out in
+`increase` has it; what it did between the last reading and its end is lost). A start is not seen if the engine did more since than in all
+its life before, within one interval: what is then lost is what it does in a minute. Readings tile time: an hour is covered if they do so
+from its first microsecond to its last. Where two readings stand on both sides of an hour's edge, what lies between them is shared out in
 proportion to time; readings are taken at the edge, so that is next to nothing, unless one was missed: then the hour is an estimate.
 
 The ledger's side are the tokens that requests used (not those that were billed) by the deployment that served them: input in the hour of
