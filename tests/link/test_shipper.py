@@ -5,6 +5,8 @@ import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from errno import EIO, ENOSPC
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from tests.link.spools import Alarms, no_alarm, read_epoch
 from tollway.control.verify import verify
 from tollway.domain.usage import encode
 from tollway.link import shipper
+from tollway.link.disk import DISK
 from tollway.link.epochs import list_epochs
 from tollway.link.recovery import Alarm
 from tollway.link.shipper import Shipper, ShipperOptions
@@ -138,6 +141,72 @@ class TestArrives:
         await opened.close()
         assert await each.finish(0.05) is False
         assert len(read_epoch(list_epochs(tmp_path)[0])) == 7
+
+
+class TestSickDisk:
+    async def test_a_disk_that_takes_no_note_is_come_back_to_and_stops_nothing(self, tmp_path: Path) -> None:
+        collector, alarms, is_full = Collector(), Alarms(), True
+
+        def open_(path: Path, flags: int, mode: int) -> int:
+            if is_full and "shipped" in path.name:
+                raise OSError(ENOSPC, "injected")
+            return os.open(path, flags, mode)
+
+        before = Spool.open(tmp_path, alarm=no_alarm, options=OPTIONS)
+        await use(before, range(5))
+        await before.close()
+        opened = Spool.open(tmp_path, alarm=no_alarm, options=OPTIONS, disk=replace(DISK, open=open_))
+        async with LinkServer(collector.answer) as server:
+            each = make(opened, tmp_path, server.url, alarms)
+            async with running(each):
+                await until(lambda: "spool_shipping_waits" in alarms.names())
+                await use(opened, range(5, 10))
+                await until(lambda: opened.committed.seq in {reader.next_seq for reader in collector.readers.values()})
+                assert not (before.epoch.directory / "shipped").exists()
+                is_full = False
+                await until(lambda: (before.epoch.directory / "shipped").exists())
+            await opened.close()
+            assert await each.finish(30) is True
+        assert alarms.names() == ["spool_shipping_waits"]
+        assert_arrived(collector, tmp_path)
+
+    async def test_what_control_has_makes_room_though_no_note_can_be_written(self, tmp_path: Path) -> None:
+        def open_(path: Path, flags: int, mode: int) -> int:
+            if "shipped" in path.name:
+                raise OSError(ENOSPC, "injected")
+            return os.open(path, flags, mode)
+
+        collector = Collector()
+        before = Spool.open(tmp_path, alarm=no_alarm, options=OPTIONS)
+        await use(before, range(5))
+        await before.close()
+        opened = Spool.open(tmp_path, alarm=no_alarm, options=OPTIONS, disk=replace(DISK, open=open_))
+        async with LinkServer(collector.answer) as server:
+            each = make(opened, tmp_path, server.url, Alarms(), ShipperOptions(free_bytes_min=1 << 62))
+            async with running(each):
+                await until(lambda: not before.epoch.directory.exists())
+            await opened.close()
+            await each.finish(30)
+
+    async def test_a_directory_that_cannot_be_read_for_a_while_does_not_end_it(self, tmp_path: Path) -> None:
+        collector, alarms, is_sick = Collector(), Alarms(), False
+
+        def listdir(path: Path) -> list[str]:
+            if is_sick:
+                raise OSError(EIO, "injected")
+            return os.listdir(path)
+
+        opened = Spool.open(tmp_path, alarm=no_alarm, options=OPTIONS, disk=replace(DISK, listdir=listdir))
+        is_sick = True
+        async with LinkServer(collector.answer) as server:
+            each = make(opened, tmp_path, server.url, alarms)
+            async with running(each):
+                await until(lambda: "spool_shipping_waits" in alarms.names())
+                is_sick = False
+                await use(opened, range(5))
+                await until(lambda: opened.committed.seq in {reader.next_seq for reader in collector.readers.values()})
+            await opened.close()
+            assert await each.finish(30) is True
 
 
 class TestRefused:

@@ -7,6 +7,7 @@
         0001.seg 0002.seg ...      records, in preallocated files
         progress.map               what open requests have delivered so far, shared with the gateway's memory
         closed                     the epoch is complete: its last record is CLOSE, nothing will be added
+        failed                     a write or a sync failed in this life: what is in memory may not be on disk
         damaged                    reading stopped at something that no crash explains: for a person to look at
         shipped                    how far control has acknowledged; advice only, control's word counts
 
@@ -125,6 +126,18 @@ class Epoch:
     def is_damaged(self) -> bool:
         """Whether someone has to look at it before anything else is done to it."""
         return self.disk.exists(self.directory / "damaged")
+
+    def has_failed(self) -> bool:
+        """Whether bytes of this epoch may be in the page cache and nowhere else, called clean."""
+        return self.disk.exists(self.directory / "failed")
+
+    def mark_failed(self) -> None:
+        """Leave a note for recovery, as far as this disk takes one. It only has to live as long as the page cache does, so it is not
+        synced."""
+        try:
+            self.disk.close(self.disk.open(self.directory / "failed", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError:
+            pass  # a disk that takes no name takes no write either, and what is dirty stays so
 
     def mark_damaged(self, where: str, what: str) -> None:
         """Leave a note for a person. The records stay as they are."""

@@ -7,6 +7,10 @@ interrupted recovery wrote is found again as any other FINAL, and its `ended_at`
 be killed at any byte and run again, any number of times: the epoch ends in the same bytes. progress.map is removed
 only after CLOSE is on disk, because until then it is still needed.
 
+After a failed sync the kernel may call pages clean that the disk never got, and a later sync succeeds without them. An
+epoch that noted such a failure (`failed`) has its last segments copied into new files before anything is appended, so
+that a sync means again what it says.
+
 Only the newest begun segment is read (see `epochs`). A torn tail there is cut: no record in it was ever acknowledged,
 because an acknowledgement follows the sync of all bytes before it. A wrong record with readable ones behind it is
 damage: the epoch is marked and left as it is, and what lies before the damage is still shipped.
@@ -171,6 +175,8 @@ def recover(epoch: Epoch, *, alarm: Alarm) -> Recovered:
         _remove_unbegun(epoch)
         return Recovered.CLOSED
     requests, end = found
+    if epoch.has_failed():
+        _write_again(epoch)
     appender = _Appender(epoch, end, requests.latest_at)
     try:
         if not requests.is_closed:
@@ -194,6 +200,24 @@ def recover(epoch: Epoch, *, alarm: Alarm) -> Recovered:
     finally:
         appender.close()
     return Recovered.CLOSED
+
+
+SEGMENTS_IN_DOUBT = 4
+"""How far back a failed sync may reach: a commit covers the segment in use and those that were filled since the one before it, and
+four hold all that can be owed."""
+
+
+def _write_again(epoch: Epoch) -> None:
+    """Have the bytes of the last segments in files of their own again, durably. Written over in place they would not be safe: after a
+    write that failed, ext4 calls blocks mapped that it still counts as never written, and they read as zeros after the next mount."""
+    copied = 0
+    for number in reversed(epoch.list_segments()):
+        path = epoch.segment_path(number)
+        if data := read_segment(path, epoch.disk):
+            write_file(path, data, epoch.disk)
+            copied += 1
+        if copied == SEGMENTS_IN_DOUBT:
+            return
 
 
 def finish(epoch: Epoch, segment: int, end_offset: int, next_seq: int) -> None:

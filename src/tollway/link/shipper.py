@@ -135,6 +135,7 @@ class Shipper:
         self._cursors: dict[int, _Cursor] = {}
         self._cared_at = 0.0
         self._is_away = False
+        self._told: set[tuple[int, int | None]] = set()
 
     async def run(self) -> None:
         """Ship until cancelled."""
@@ -147,6 +148,9 @@ class Shipper:
                 self._note_away(error)
                 await asyncio.sleep(pause_seconds * self._chance.uniform(0.5, 1.0))
                 pause_seconds = min(pause_seconds * 2, BACKOFF_SECONDS_MAX)
+            except OSError as error:  # the directory itself cannot be read
+                self._note_waiting(0, error)
+                await asyncio.sleep(BACKOFF_SECONDS_MAX)
             else:
                 self._is_away = False
                 pause_seconds = BACKOFF_SECONDS_MIN
@@ -195,7 +199,11 @@ class Shipper:
                 await self._put(cursor, data, position)
             await self._note_shipped(cursor)
             return cursor.end_seq is not None and cursor.position.seq >= cursor.end_seq
-        except (SpoolDamaged, OSError) as error:
+        except OSError as error:
+            if self._disk.exists(epoch.directory):  # else another process found it shipped, and removed it
+                self._note_waiting(epoch.number, error)
+            return False
+        except SpoolDamaged as error:
             if self._disk.exists(epoch.directory):  # else another process found it shipped, and removed it
                 self._stop(epoch, error)
             return False
@@ -267,6 +275,12 @@ class Shipper:
             self.metrics.epochs_stopped += 1
             self._alarm("spool_shipping_stopped", {"epoch": epoch.number, "error": str(error)})
 
+    def _note_waiting(self, epoch: int, error: OSError) -> None:
+        """A disk that is full or sick for a while: nothing is lost by coming back. Told once of each epoch and error."""
+        if (epoch, error.errno) not in self._told:
+            self._told.add((epoch, error.errno))
+            self._alarm("spool_shipping_waits", {"epoch": epoch, "error": str(error)})
+
     def _note_away(self, error: _ControlAway) -> None:
         self.metrics.attempts_failed += 1
         if not self._is_away:
@@ -294,14 +308,22 @@ class Shipper:
             is_short = self._disk.free_bytes(self._directory) < self._options.free_bytes_min
             if epoch.number == self._spool.epoch.number:
                 self._remove_segments(epoch, before, is_short)
-            elif self._is_done(epoch) and (is_short or self._disk.modified_at(epoch.directory / "shipped") < before):
+            elif self._is_done(epoch) and (is_short or self._noted_before(epoch, before)):
                 _remove_epoch(epoch)
 
-    @staticmethod
-    def _is_done(epoch: Epoch) -> bool:
-        """Whether control has everything of an epoch, and no more will come."""
+    def _noted_before(self, epoch: Epoch, instant: float) -> bool:
+        try:
+            return self._disk.modified_at(epoch.directory / "shipped") < instant
+        except FileNotFoundError:
+            return False
+
+    def _is_done(self, epoch: Epoch) -> bool:
+        """Whether control has everything of an epoch, and no more will come. What control said counts where a full disk took no note."""
         end_seq = _read_end(epoch)
-        return end_seq is not None and _read_shipped(epoch) >= end_seq
+        if end_seq is None:
+            return False
+        cursor = self._cursors.get(epoch.number)
+        return _read_shipped(epoch) >= end_seq or (cursor is not None and not cursor.is_stopped and cursor.position.seq >= end_seq)
 
     def _remove_segments(self, epoch: Epoch, before: float, is_short: bool) -> None:
         cursor = self._cursors.get(epoch.number)

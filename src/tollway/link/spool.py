@@ -225,10 +225,14 @@ class Spool:
         try:
             recover_dead(directory, alarm=alarm, disk=disk)
             fd = create_segment(epoch.segment_path(1), options.segment_bytes, disk)
-            map_memory = _create_map(epoch.directory / "progress.map", options.slots_max, disk)
-            write_all(fd, encode_start(first_start(found, epoch.number)), 0, disk)
-            disk.fdatasync(fd)
-            return cls(epoch, found, (epoch_lock, fd), map_memory, clock=clock, options=options, alarm=alarm)
+            try:
+                map_memory = _create_map(epoch.directory / "progress.map", options.slots_max, disk)
+                write_all(fd, encode_start(first_start(found, epoch.number)), 0, disk)
+                disk.fdatasync(fd)
+                return cls(epoch, found, (epoch_lock, fd), map_memory, clock=clock, options=options, alarm=alarm)
+            except BaseException:
+                disk.close(fd)
+                raise
         except BaseException:
             disk.close(epoch_lock)
             raise
@@ -445,6 +449,7 @@ class Spool:
         if not self._has_failed:
             self._has_failed = self._is_shut = True
             self.failed.set()
+            self.epoch.mark_failed()
             self._alarm("spool_failed", {"epoch": self.epoch.number, "error": str(error)})
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:

@@ -3,7 +3,8 @@
 Start: recover and open the spool, take over the copy of the snapshot, then listen; control may be away. End, on
 SIGTERM: not ready, drain, close the spool, hand in what is left, exit 0. A spool that failed ends the process with exit
 1 at once: what is on disk is recovered at the next start, and nothing that this process could still say about the disk
-would be true."""
+would be true. A process that finds the disk of its spool full, failing or read-only answers 503 until it is well
+(`link/absent.py`), then goes on by itself."""
 
 import asyncio
 import json
@@ -15,7 +16,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from tollway.gateway.entry import EntryRules
 from tollway.gateway.pipeline import Plane
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.server import DrainBounds, EdgeBounds
+from tollway.link.absent import AbsentSpool, find_waiting_node, open_when_well
+from tollway.link.recovery import Alarm
 from tollway.link.shipper import Shipper
 from tollway.link.snapshots import Follower
 from tollway.link.spool import Spool, SpoolOptions
@@ -77,9 +80,23 @@ async def _run(options: GatewayOptions) -> int:
         log.write({"ts": _now_us(), "level": "error", "event": event, **fields})
         log.flush()
 
-    spool = Spool.open(options.directory / "spool", alarm=alarm, clock=_now_us, options=options.spool)
+    directory = options.directory / "spool"
+
+    def open_spool(alarm: Alarm) -> Spool:
+        return Spool.open(directory, alarm=alarm, clock=_now_us, options=options.spool)
+
+    spool: Spool | None = None
+    try:
+        spool = open_spool(alarm)
+        node_id = spool.node_id
+    except OSError as error:
+        waiting_node = find_waiting_node(directory, error)
+        if waiting_node is None:
+            raise
+        node_id = waiting_node
+        alarm("spool_waits", {"error": str(error.strerror or error)})
     plane = Plane(
-        usage_sink=spool,
+        usage_sink=spool or AbsentSpool(),
         vault=LocalVault(options.vault_key),
         peppers=options.peppers,
         log=log,
@@ -91,7 +108,7 @@ async def _run(options: GatewayOptions) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    link = await _start_link(options, plane, spool, alarm)
+    link = await _start_link(options, plane, node_id, alarm)
     ready = asyncio.Event()
     serving = loop.create_task(
         server.serve(
@@ -107,27 +124,64 @@ async def _run(options: GatewayOptions) -> int:
             tls=options.tls,
         )
     )
-    failing = loop.create_task(spool.failed.wait())
     announcing = loop.create_task(_announce(plane, ready, options))
-    await asyncio.wait({serving, failing}, return_when=asyncio.FIRST_COMPLETED)
+    if spool is None:
+        spool = await _wait_for_spool(serving, open_when_well(directory, open_spool, alarm))
+    if spool is not None:
+        plane.usage_sink = spool
+        link.ship(spool)
+        failing = loop.create_task(spool.failed.wait())
+        await asyncio.wait({serving, failing}, return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            log.close()
+            os._exit(1)  # not even a drain: an answer now would promise a record that cannot be kept
+        failing.cancel()
     announcing.cancel()
-    if failing.done():
-        log.close()
-        os._exit(1)  # not even a drain: an answer now would promise a record that cannot be kept
-    failing.cancel()
     serving.result()
-    await spool.close()
+    if spool is not None:
+        await spool.close()
     await link.stop()
     log.close()
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Link:
-    """The link's tasks, if there is a control plane to be linked to."""
+async def _wait_for_spool(serving: asyncio.Task[None], opening: Coroutine[None, None, Spool]) -> Spool | None:
+    """The spool, once there is one; None if the process was asked to stop before. Raises OSError for what does not pass."""
+    task = asyncio.ensure_future(opening)
+    await asyncio.wait({serving, task}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        return task.result()
+    task.cancel()
+    return None
 
-    shipper: Shipper | None
-    tasks: tuple[asyncio.Task[None], ...]
+
+@dataclass(slots=True)
+class _Link:
+    """What follows control, and what hands records in once there is a spool; neither without a control plane to be linked to."""
+
+    options: GatewayOptions
+    plane: Plane
+    alarm: Alarm
+    tasks: list[asyncio.Task[None]]
+    shipper: Shipper | None = None
+
+    def ship(self, spool: Spool) -> None:
+        """Begin to hand in the records of `spool`, and of the lives before."""
+        gauges, url = self.plane.metrics.gauges, self.options.control_link_url
+        gauges["tollway_spool_commits"] = lambda: spool.metrics.commits
+        gauges["tollway_spool_records"] = lambda: spool.metrics.records
+        gauges["tollway_spool_bytes"] = lambda: spool.metrics.bytes_written
+        gauges["tollway_spool_commit_seconds_max"] = lambda: spool.metrics.commit_seconds_max
+        gauges["tollway_spool_refused"] = lambda: spool.metrics.refused
+        gauges["tollway_spool_open_requests"] = lambda: spool.open_requests
+        if url is None:
+            return
+        directory, node_key = self.options.directory / "spool", self.options.node_key
+        shipper = self.shipper = Shipper(spool, directory, control_link_url=url, node_key=node_key, alarm=self.alarm)
+        gauges["tollway_shipper_bytes"] = lambda: shipper.metrics.bytes_shipped
+        gauges["tollway_shipper_attempts_failed"] = lambda: shipper.metrics.attempts_failed
+        gauges["tollway_shipper_epochs_unshipped"] = lambda: shipper.metrics.epochs_unshipped
+        self.tasks.append(asyncio.create_task(shipper.run()))
 
     async def stop(self) -> None:
         """Stop following, hand in what is left."""
@@ -138,34 +192,23 @@ class _Link:
             await self.shipper.finish(FINISH_SECONDS)
 
 
-async def _start_link(options: GatewayOptions, plane: Plane, spool: Spool, alarm: Callable[[str, dict[str, object]], None]) -> _Link:
+async def _start_link(options: GatewayOptions, plane: Plane, node_id: str, alarm: Alarm) -> _Link:
     url = options.control_link_url
     follower = Follower(
         plane,
         options.directory / "snapshot",
         control_link_url=url or "http://127.0.0.1:1",
         node_key=options.node_key,
-        node_id=spool.node_id,
+        node_id=node_id,
         alarm=alarm,
     )
     await follower.start()
     gauges = plane.metrics.gauges
+    gauges["tollway_spool_writable"] = lambda: float(plane.usage_sink.is_writable())
     gauges["tollway_snapshot_version"] = lambda: plane.version
     gauges["tollway_snapshot_age_seconds"] = lambda: -1.0 if follower.snapshot_age_seconds is None else follower.snapshot_age_seconds
     gauges["tollway_upstreams_unsealable"] = lambda: plane.upstreams.unsealable
-    gauges["tollway_spool_commits"] = lambda: spool.metrics.commits
-    gauges["tollway_spool_records"] = lambda: spool.metrics.records
-    gauges["tollway_spool_bytes"] = lambda: spool.metrics.bytes_written
-    gauges["tollway_spool_commit_seconds_max"] = lambda: spool.metrics.commit_seconds_max
-    gauges["tollway_spool_refused"] = lambda: spool.metrics.refused
-    gauges["tollway_spool_open_requests"] = lambda: spool.open_requests
-    if url is None:
-        return _Link(None, ())
-    shipper = Shipper(spool, options.directory / "spool", control_link_url=url, node_key=options.node_key, alarm=alarm)
-    gauges["tollway_shipper_bytes"] = lambda: shipper.metrics.bytes_shipped
-    gauges["tollway_shipper_attempts_failed"] = lambda: shipper.metrics.attempts_failed
-    gauges["tollway_shipper_epochs_unshipped"] = lambda: shipper.metrics.epochs_unshipped
-    return _Link(shipper, (asyncio.create_task(follower.run()), asyncio.create_task(shipper.run())))
+    return _Link(options, plane, alarm, [] if url is None else [asyncio.create_task(follower.run())])
 
 
 async def _announce(plane: Plane, ready: asyncio.Event, options: GatewayOptions) -> None:

@@ -1,0 +1,91 @@
+"""While the disk is sick: no spool, so no request can be metered and none is served, until there is one again.
+
+A gateway whose spool failed ends, because nothing that it could still say about the disk would be true; the next one may find the same
+disk. What passes (full, failing, read-only) is waited for by a process that answers 503 meanwhile: a closed door is no answer, and a
+restart in a loop is none either. What does not pass by itself (no permission, a path that is no directory), and a disk that was never
+written by this node, end the start: a person has to look, and is told at once.
+"""
+
+import array
+import asyncio
+from collections.abc import Awaitable, Callable
+from errno import EDQUOT, EIO, ENOSPC, EROFS
+from pathlib import Path
+from typing import NoReturn
+
+from tollway.domain.faults import SPOOL_UNAVAILABLE, Fault
+from tollway.domain.usage import Admit, Final, Quantities
+from tollway.link.disk import DISK, Disk
+from tollway.link.epochs import find_node, write_file
+from tollway.link.recovery import Alarm, recover_dead
+from tollway.link.spool import Spool
+
+PASSING = frozenset({ENOSPC, EDQUOT, EIO, EROFS})
+"""Errors of a disk that may be well again without anybody touching this machine's configuration."""
+
+RETRY_SECONDS = 1.0
+"""Between looks at the disk: recovery is to be seen within five seconds."""
+
+
+class AbsentSpool:
+    """Stands where a spool will be; implements `gateway.ports.UsageSink`. Refuses every request."""
+
+    def __init__(self) -> None:
+        self.progress = memoryview(array.array("Q"))
+
+    def admit(self, admit: Admit) -> NoReturn:
+        """Raise Fault SPOOL_UNAVAILABLE."""
+        raise Fault(SPOOL_UNAVAILABLE, detail="the disk of the spool cannot be written")
+
+    def checkpoint(self, request_id: str, used: Quantities) -> None:
+        """Never asked for: nothing was admitted."""
+        raise AssertionError("nothing was admitted")
+
+    def final(self, slot: int, final: Final) -> Awaitable[None]:
+        """Never asked for: nothing was admitted."""
+        raise AssertionError("nothing was admitted")
+
+    def is_writable(self) -> bool:
+        """No."""
+        return False
+
+
+def find_waiting_node(directory: Path, error: OSError) -> str | None:
+    """The node whose spool at `directory` is worth waiting for after `error`; None if waiting is not the answer."""
+    if error.errno not in PASSING:
+        return None
+    try:
+        return find_node(directory)
+    except OSError:
+        return None
+
+
+async def open_when_well(directory: Path, open_spool: Callable[[Alarm], Spool], alarm: Alarm, disk: Disk = DISK) -> Spool:
+    """The spool at `directory`, once the disk lets it be opened. Raises what does not pass.
+
+    The disk is tried, and dead epochs are recovered, in a thread; only then is the spool opened in the event loop, which is quick on a
+    disk that works.
+    """
+    told: set[str] = set()
+
+    def alarm_once(event: str, fields: dict[str, object]) -> None:
+        if (key := f"{event} {fields}") not in told:
+            told.add(key)
+            alarm(event, fields)
+
+    while True:
+        try:
+            await asyncio.to_thread(_try_disk, directory, alarm_once, disk)
+            return open_spool(alarm_once)
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            alarm_once("spool_waits", {"error": str(error.strerror or error)})
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+def _try_disk(directory: Path, alarm: Alarm, disk: Disk) -> None:
+    """Write something and have it durable; then recover what dead processes left. Raises OSError."""
+    write_file(directory / "probe", b"\n" * 4096, disk)
+    disk.unlink(directory / "probe")
+    recover_dead(directory, alarm=alarm, disk=disk)
