@@ -61,6 +61,69 @@ def test_everything_is_created_in_an_order_in_which_each_step_can_be_done(whole:
     ]
 
 
+BOOKS = """
+price_books:
+  partners:
+    currency: EUR
+    prices:
+      llama/70b: {input: "0.25", output: "1", tiers: {batch: {input: "0.12", output: "0.5"}}}
+  own: {currency: EUR, organization: acme}
+organizations:
+  acme: {currency: EUR, terms: {book: partners, discount: 15%}}
+  globex: {currency: EUR, terms: {discount: 2.5%}}
+"""
+
+
+def test_books_come_before_the_terms_that_name_them(tmp_path: Path) -> None:
+    changes = make_plan(PlatformFile(), parse(tmp_path, BOOKS))
+    assert [(change.what, change.place, change.creates) for change in changes] == [
+        ("organization", ("acme",), True),
+        ("organization", ("globex",), True),
+        ("price book", ("partners",), True),
+        ("book price", ("partners", "llama/70b"), True),
+        ("book price", ("partners", "llama/70b", "batch"), True),
+        ("price book", ("own",), True),
+        ("terms", ("acme",), False),
+        ("terms", ("globex",), False),
+    ]
+    assert changes[4].body == {"model": "llama/70b", "currency": "EUR", "tier": "batch", "input": "0.12", "output": "0.5"}
+    assert [change.body for change in changes[-2:]] == [{"book": "partners", "discount_bp": 1_500}, {"book": None, "discount_bp": 250}]
+
+
+def test_books_and_terms_that_are_there_change_nothing(tmp_path: Path) -> None:
+    whole = parse(tmp_path, BOOKS)
+    assert plan(whole, whole) == []
+    assert plan(whole, parse(tmp_path, "price_books: {partners: {currency: EUR}}\norganizations: {acme: {currency: EUR}}")) == []
+
+
+def test_terms_without_book_and_discount_are_the_default_book_as_it_stands(tmp_path: Path) -> None:
+    (change,) = make_plan(parse(tmp_path, BOOKS), parse(tmp_path, "organizations: {acme: {currency: EUR, terms: {}}}"))
+    assert change.body == {"book": None, "discount_bp": 0}
+    assert change.describe() == ["~ terms acme", "    book: partners -> default", "    discount: 15% -> 0%"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("batch:", "standard:", "stands beside"),
+        ("batch:", "instant:", "Invalid enum value"),
+        ("15%", "150%", "percentage up to 100%"),
+        ("15%", "0.15", "percentage up to 100%"),
+        ("book: partners", "bok: partners", "bok"),
+    ],
+)
+def test_a_mistake_in_books_and_terms_is_named(tmp_path: Path, before: str, after: str, message: str) -> None:
+    with pytest.raises(OperatorError, match=message):
+        parse(tmp_path, BOOKS.replace(before, after, 1))
+
+
+def test_a_book_keeps_its_currency_and_its_owner(tmp_path: Path) -> None:
+    whole = parse(tmp_path, BOOKS)
+    for text in ("own: {currency: USD}", "own: {currency: EUR, organization: globex}", "partners: {currency: EUR, organization: acme}"):
+        with pytest.raises(OperatorError, match="for ever"):
+            make_plan(whole, parse(tmp_path, f"price_books: {{{text}}}"))
+
+
 def test_what_is_there_already_changes_nothing(whole: PlatformFile) -> None:
     assert plan(whole, whole) == []
 
