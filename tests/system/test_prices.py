@@ -12,9 +12,9 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.system.judging import Bill
-from tests.system.platforms import PRICES, Platform, serve
-from tests.system.running import WAIT_SECONDS, Running, Start, tollway
+from reliability.judging import Bill
+from reliability.platforms import PRICES, Platform, serve
+from reliability.running import WAIT_SECONDS, Running, Start, tollway
 from tests.system.test_paid_request import QUESTION, wait_for_receipt
 
 pytestmark = pytest.mark.system
