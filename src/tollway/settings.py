@@ -201,6 +201,14 @@ class ReconcileSection(msgspec.Struct, frozen=True, kw_only=True):
     """So many tokens are never drift: requests that run across the edge of an hour, or are cut short, make small differences."""
 
 
+class CorrectionsSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Corrections of what was billed."""
+
+    approval_above: str = "100"
+    """Corrections of one request that together move more than this, in units of its currency (a decimal number), wait until another
+    operator's key has approved. 0 lets everything wait."""
+
+
 class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway control`, the control plane."""
 
@@ -211,6 +219,7 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     database_url: str | None = None
     """PostgreSQL as postgresql+psycopg://...; None for the SQLite file in the data directory."""
     reconcile: ReconcileSection = ReconcileSection()
+    corrections: CorrectionsSection = CorrectionsSection()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,10 +9,11 @@ import typer
 from tollway.cli.databases import DatabaseUrl, chosen
 from tollway.cli.processes import Config, DataDir, Link, inherit_or_open, read_settings
 from tollway.control.reconcile import ReconcileOptions
+from tollway.domain.money import parse_sum
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve import data_directory
 from tollway.serve.control import ControlSettings, run_control
-from tollway.settings import ReconcileSection
+from tollway.settings import OperatorError, ReconcileSection
 
 
 def control(
@@ -56,6 +57,7 @@ def control(
             node_key=secrets.node_key,
             reconcile=_reconcile_options(settings.control.reconcile),
             tolerance=Tolerance(settings.control.reconcile.drift_percent_max, settings.control.reconcile.drift_tokens_max),
+            approval_above_pico=_approval_above(settings.control.corrections.approval_above),
         )
         raise typer.Exit(run_control(options))
 
@@ -64,3 +66,10 @@ def _reconcile_options(section: ReconcileSection) -> ReconcileOptions | None:
     if not section.enabled:
         return None
     return ReconcileOptions(interval_seconds=section.interval_seconds, timeout_seconds=section.timeout_seconds)
+
+
+def _approval_above(text: str) -> int:
+    try:
+        return parse_sum(text)
+    except ValueError as error:
+        raise OperatorError(f"control.corrections.approval_above is no amount of money: {error}", hint="for example 100 or 0.5") from None

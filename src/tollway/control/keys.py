@@ -126,6 +126,9 @@ def revoke_admin_key(tx: TenantTx, key_id: str, now: int) -> None:
     storage.revoke_key(tx, key_id, now)
 
 
+SEEDED = "Key of the settings"
+"""Name of the keys that the settings hold; nobody else can give it."""
+
 # ---- Keys of the platform ---------------------------------------------------------------------------------------------
 
 
@@ -137,10 +140,39 @@ def seed_platform_key(tx: PlatformTx, type: KeyType, secret: str, *, id: str, pe
     if domain.find_type(secret) is not type:
         raise ValueError(f"the {type} key of the settings is not a whole key of that type (tw_{type}_...)")
     digest = pepper.digest(secret)
-    key = Key(id=id, type=type, project_id=None, name="Key of the settings", redacted=domain.redact(secret), created_at=now)
+    key = Key(id=id, type=type, project_id=None, name=SEEDED, redacted=domain.redact(secret), created_at=now)
     if not storage.put_platform_key(tx, key, digest):
         raise ValueError(f"the {type} key of the settings was replaced by another before, and is revoked: make a new one")
-    storage.revoke_other_platform_keys(tx, type, digest, now)
+    storage.revoke_other_platform_keys(tx, type, digest, now, name=SEEDED)
+
+
+def create_operator_key(tx: PlatformTx, *, name: str, id: str, ingredients: Ingredients, now: int) -> ShownKey:
+    """Create one more key of an operator: each person needs one of their own, not least to approve what another asked for.
+
+    Raises PARAMETER_INVALID for the name that is the settings' own.
+    """
+    if name == SEEDED:
+        raise Fault(PARAMETER_INVALID, param="name", message="This name is that of the key of the settings.")
+    made = domain.new_key(KeyType.PLATFORM, ingredients.random_bytes)
+    key = Key(id=id, type=KeyType.PLATFORM, project_id=None, name=name, redacted=made.redacted, created_at=now)
+    storage.put_platform_key(tx, key, ingredients.pepper.digest(made.secret))
+    return ShownKey(key, made.secret)
+
+
+def list_operator_keys(tx: PlatformTx, window: Window) -> Page[Key]:
+    """The keys of operators, that of the settings among them."""
+    return storage.list_platform_keys(tx, window, KeyType.PLATFORM)
+
+
+def revoke_operator_key(tx: PlatformTx, key_id: str, now: int) -> None:
+    """Revoke an operator's key, from the next request on. Raises RESOURCE_UNKNOWN; STATE_CONFLICT for the settings' own, which ends with
+    the settings."""
+    key = storage.find_platform_key(tx, KeyType.PLATFORM, key_id)
+    if key is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    if key.name == SEEDED:
+        raise Fault(STATE_CONFLICT, message="The key of the settings is replaced in the settings.")
+    storage.revoke_platform_key(tx, key_id, now)
 
 
 def _get_project(tx: TenantTx, project_id: str, *, active: bool) -> None:

@@ -13,6 +13,7 @@ from tollway.domain.keys import KeyType
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
 from tollway.storage import keys as stored_keys
+from tollway.storage import periods as stored_periods
 from tollway.storage import tenants as storage
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.pages import Page, Window
@@ -20,10 +21,12 @@ from tollway.storage.pages import Page, Window
 # ---- Organizations ----------------------------------------------------------------------------------------------------
 
 
-def create_organization(tx: TenantTx, *, name: str, currency: str, now: int) -> Organization:
-    """Create the organization that `tx` was bound to beforehand, billed in `currency` for ever."""
+def create_organization(tx: TenantTx, *, name: str, currency: str, time_zone: str, now: int) -> Organization:
+    """Create the organization that `tx` was bound to beforehand, billed in `currency` for ever, by months of `time_zone`."""
     publish.lock(tx)
-    organization = Organization(id=tx.organization_id, name=name, currency=currency, status=Status.ACTIVE, created_at=now)
+    organization = Organization(
+        id=tx.organization_id, name=name, currency=currency, status=Status.ACTIVE, created_at=now, time_zone=time_zone
+    )
     storage.insert_organization(tx, organization)
     publish.publish(tx, OrganizationEntry, [organization.id], now)
     return organization
@@ -35,6 +38,14 @@ def get_organization(tx: TenantTx) -> Organization:
     if organization is None:
         raise Fault(RESOURCE_UNKNOWN)
     return organization
+
+
+def set_time_zone(tx: TenantTx, time_zone: str) -> Organization:
+    """Cut billing periods by the months of another time zone from the next new one on. Gateways know no zones, so they are told nothing."""
+    require_active_organization(tx)
+    stored_periods.lock_organization(tx, tx.organization_id)
+    storage.set_time_zone(tx, time_zone)
+    return get_organization(tx)
 
 
 def list_organizations(tx: PlatformTx, window: Window, *, include_archived: bool) -> Page[Organization]:

@@ -2,18 +2,23 @@
 
 Buckets are cut at whole minutes, hours or days of UTC and come from rollups kept for each of the three, so that a month by day
 costs as much to read as an hour by minute. An event belongs to the bucket in which it ended. Tokens are those billed: usage, costs
-and ledger show the same facts.
+and ledger show the same facts. A correction is a cost of its own, at the instant at which it was booked: "correction, <model>".
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from tollway.domain.corrections import Adjustment, AdjustmentState
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
+from tollway.domain.periods import Bounds, month_of
 from tollway.domain.prices import BillingClass, RatedLine, amounts, rate
 from tollway.domain.usage import UsageEvent, billed
+from tollway.storage import corrections as stored_corrections
+from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
 from tollway.storage import usage as stored
 from tollway.storage.database import TenantTx
+from tollway.storage.periods import Period
 from tollway.storage.usage import Sums, UsageGroup, UsageQuery
 
 LINE_ITEMS = {
@@ -24,6 +29,9 @@ LINE_ITEMS = {
     BillingClass.REQUEST: "requests",
 }
 """What a class is called on a line item, behind the model: "<model>, input_tokens"."""
+
+CORRECTION = "correction"
+"""Before the model, on the line item of its corrections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +63,15 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """An event and what it cost, line by line."""
+    """An event and what it cost, line by line; the billing period in which it is booked, the month in which it was served (another one if
+    it came late), and the corrections that were applied to it."""
 
     event: UsageEvent
     currency: str
     lines: tuple[RatedLine, ...]
+    period: Period
+    served: Bounds
+    adjustments: tuple[Adjustment, ...]
 
 
 class ReceiptWrong(Exception):
@@ -80,16 +92,22 @@ def list_buckets(tx: TenantTx, query: UsageQuery, limit: int) -> Buckets:
     return Buckets(buckets, next_at if next_at < query.end_at else None)
 
 
-def parse_line_item(name: str) -> tuple[str, BillingClass]:
+LineItem = tuple[str, BillingClass | None]
+"""A model and a class; None stands for its corrections."""
+
+
+def parse_line_item(name: str) -> LineItem:
     """Model and class of a line item's name. Raises a Fault for what is none."""
     model, _, item = name.rpartition(", ")
+    if model == CORRECTION:
+        return item, None
     for billing_class, known in LINE_ITEMS.items():
         if item == known and model:
             return model, billing_class
     raise Fault(PARAMETER_INVALID, param="line_items", message="A line item is '<model>, <class>'.")
 
 
-def split_costs(group: UsageGroup, by_line_item: bool, wanted: frozenset[tuple[str, BillingClass]] | None) -> Iterator[Cost]:
+def split_costs(group: UsageGroup, by_line_item: bool, wanted: frozenset[LineItem] | None) -> Iterator[Cost]:
     """The costs of a group: one, or one for each billing class that was used. With `wanted`, of those line items only; the group is
     then of one model."""
     if not by_line_item and wanted is None:
@@ -100,6 +118,33 @@ def split_costs(group: UsageGroup, by_line_item: bool, wanted: frozenset[tuple[s
         quantity, amount_pico = _quantity(group.sums, billing_class), group.sums.costs.get(billing_class, 0)
         if (quantity or amount_pico) and (wanted is None or (model, billing_class) in wanted):
             yield Cost(group.group, f"{model}, {item}", quantity, amount_pico)
+
+
+def list_corrections(
+    tx: TenantTx, query: UsageQuery, buckets: Buckets, by_line_item: bool, wanted: frozenset[LineItem] | None
+) -> list[list[Cost]]:
+    """What corrections cost in each of the buckets, by group; with `wanted`, of those line items only."""
+    costs: list[list[Cost]] = [[] for _ in buckets.buckets]
+    if not costs:
+        return costs
+    width_us, start_at = query.width_seconds * 1_000_000, buckets.buckets[0].start_at
+    booked = stored_corrections.list_costs(
+        tx,
+        start_at,
+        buckets.buckets[-1].end_at,
+        project_ids=query.project_ids,
+        key_ids=query.key_ids,
+        models=query.models,
+    )
+    sums: dict[tuple[int, tuple[str, ...]], int] = {}
+    for each in booked:
+        if wanted is None or (each.model, None) in wanted:
+            place = ((each.booked_at - start_at) // width_us, tuple(getattr(each, name) for name in query.group_by))
+            sums[place] = sums.get(place, 0) + each.amount_pico
+    for (at, values), pico in sorted(sums.items()):
+        group = dict(zip(query.group_by, values, strict=True))
+        costs[at].append(Cost(group, f"{CORRECTION}, {group['model']}" if by_line_item else None, None, pico))
+    return costs
 
 
 def get_receipt(tx: TenantTx, request_id: str) -> Receipt:
@@ -115,7 +160,23 @@ def get_receipt(tx: TenantTx, request_id: str) -> Receipt:
     tokens, requests = billed(event.final)
     if amounts(tokens, requests, price) != event.amounts:
         raise ReceiptWrong(request_id)
-    return Receipt(event, price.currency, tuple(rate(tokens, requests, price)))
+    period = stored_periods.find_period_at(tx, tx.organization_id, event.period_at)
+    assert period is not None, "the collector cuts the period first"
+    applied = [
+        adjustment
+        for adjustment in stored_corrections.list_of_event(tx, tx.organization_id, request_id)
+        if adjustment.state is AdjustmentState.APPLIED
+    ]
+    served = _served(tx, event.final.ended_at, period)
+    return Receipt(event, price.currency, tuple(rate(tokens, requests, price)), period, served, tuple(applied))
+
+
+def _served(tx: TenantTx, at: int, booked: Period) -> Bounds:
+    """The month in which something was served, whether it was booked in it or later."""
+    if booked.start_at <= at < booked.end_at:
+        return Bounds(booked.start_at, booked.end_at)
+    own = stored_periods.find_period_with(tx, tx.organization_id, at)
+    return month_of(at, booked.time_zone) if own is None else Bounds(own.start_at, own.end_at)
 
 
 def _quantity(sums: Sums, billing_class: BillingClass) -> int | None:

@@ -166,6 +166,7 @@ STATE_CONFLICT = _client("conflict", 409, "The state of the resource does not al
 PRICE_MISSING = _client("price_missing", 400, "A model cannot be published without a price that is valid now.")
 PRICE_INVALID = _client("invalid_price", 400, "The price is not valid.")
 PRICE_DOUBTFUL = _client("doubtful_price", 409, "The check of the draft has warnings; publish it with `accept_warnings` if they are meant.")
+PERIOD_BLOCKED = FaultKind(code="period_blocked", status=409, blame=_P, message="Records are missing.")
 DATABASE_UNAVAILABLE = FaultKind(
     code="database_unavailable", status=503, blame=_P, message="The database cannot be reached right now.", type=_SERVER
 )

@@ -27,7 +27,7 @@ def parse_price_per_million(text: str) -> int:
 
     Raises ValueError for anything but a plain non-negative decimal with at most six decimals, or one above UNIT_PRICE_PICO_MAX.
     """
-    return _parse(text, PRICE_DECIMALS_MAX)
+    return _parse(text, PRICE_DECIMALS_MAX, UNIT_PRICE_PICO_MAX)
 
 
 def parse_amount(text: str) -> int:
@@ -35,10 +35,16 @@ def parse_amount(text: str) -> int:
 
     Raises ValueError for anything else, or above UNIT_PRICE_PICO_MAX (used for prices per request).
     """
-    return _parse(text, 12)
+    return _parse(text, 12, UNIT_PRICE_PICO_MAX)
 
 
-def _parse(text: str, decimals: int) -> int:
+def parse_sum(text: str) -> int:
+    """Pico of any sum of money, in currency units as a decimal string with at most twelve decimals. Raises ValueError for anything else,
+    or above AMOUNT_PICO_MAX."""
+    return _parse(text, 12, AMOUNT_PICO_MAX)
+
+
+def _parse(text: str, decimals: int, pico_max: int) -> int:
     match = _DECIMAL.fullmatch(text)
     if match is None:
         raise ValueError("not a plain decimal number (digits, optionally a point and digits; no sign, no exponent)")
@@ -46,8 +52,8 @@ def _parse(text: str, decimals: int) -> int:
     if len(fraction.rstrip("0")) > decimals:
         raise ValueError(f"more than {decimals} decimals")
     pico: int = int(whole) * 10**decimals + int(fraction[:decimals].ljust(decimals, "0"))
-    if pico > UNIT_PRICE_PICO_MAX:
-        raise ValueError("above the highest price")
+    if pico > pico_max:
+        raise ValueError("above the highest price" if pico_max == UNIT_PRICE_PICO_MAX else "too much")
     return pico
 
 

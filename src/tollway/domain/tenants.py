@@ -13,13 +13,15 @@ class Status(StrEnum):
 
 
 class Organization(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is billed, in one currency (ISO 4217 code), fixed when it is created."""
+    """Who is billed, in one currency (ISO 4217 code), fixed when it is created. `time_zone` (IANA name) cuts its billing periods from the
+    next new one on."""
 
     id: str
     name: str
     currency: str
     status: Status
     created_at: int
+    time_zone: str = "UTC"
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):

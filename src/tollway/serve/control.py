@@ -34,6 +34,7 @@ from tollway.control.reconcile import ReconcileOptions, Reconciliation
 from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, MALFORMED_HTTP, Fault
 from tollway.domain.keys import KeyType
+from tollway.domain.money import PICO
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve.sockets import url_of
 from tollway.storage.database import Database
@@ -69,8 +70,8 @@ class ControlSettings:
 
     `database_url`: sqlite+pysqlite:///path or postgresql+psycopg://...; `archive_directory`: where collected usage
     records are kept. `peppers` by version (at most two, 32 bytes each), `vault_key` 32 bytes. `platform_key` and
-    `node_key` become the only valid ones of their type; None leaves what the database has. `reconcile`: how engines' counters are
-    read; None reads none."""
+    `node_key` become the only ones of the settings; None leaves what the database has. `approval_above_pico`: corrections
+    that move more need a second operator. `reconcile`: how engines' counters are read; None reads none."""
 
     database_url: str = field(repr=False)
     archive_directory: Path
@@ -83,6 +84,7 @@ class ControlSettings:
     node_key: str | None = field(repr=False)
     reconcile: ReconcileOptions | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
+    approval_above_pico: int = 100 * PICO
 
 
 def now() -> int:
@@ -158,6 +160,7 @@ def run_control(settings: ControlSettings) -> int:
                 random_bytes=os.urandom,
                 log=log,
                 reconciliation=Reconciliation(settings.tolerance),
+                approval_above_pico=settings.approval_above_pico,
             )
             database.on_publish(plane.publications.advance)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

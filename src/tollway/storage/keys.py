@@ -100,13 +100,47 @@ def put_platform_key(tx: PlatformTx, key: Key, digest: Digest) -> bool:
     return bool(tx.connection.execute(query).scalar_one())
 
 
-def revoke_other_platform_keys(tx: PlatformTx, type: KeyType, digest: Digest, now: int) -> None:
-    """Revoke every key of the platform of `type` but the one with `digest`: what the settings no longer name is over."""
+def list_platform_keys(tx: PlatformTx, window: Window, type: KeyType) -> Page[Key]:
+    """The keys of the platform of `type` that are valid."""
+    return fetch_page(tx, _platform_keys(type), api_keys.c.id, window, _platform_key)
+
+
+def find_platform_key(tx: PlatformTx, type: KeyType, key_id: str) -> Key | None:
+    """A key of the platform of `type` that is valid."""
+    row = tx.connection.execute(_platform_keys(type).where(api_keys.c.id == key_id)).one_or_none()
+    return None if row is None else _platform_key(row)
+
+
+def revoke_platform_key(tx: PlatformTx, key_id: str, now: int) -> None:
+    """Revoke a key of the platform."""
+    own = sa.and_(api_keys.c.organization_id.is_(None), api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+    tx.connection.execute(api_keys.update().where(own).values(revoked_at=now))
+
+
+def _platform_keys(type: KeyType) -> sa.Select[Any]:
+    return sa.select(api_keys).where(api_keys.c.organization_id.is_(None), api_keys.c.type == type, api_keys.c.revoked_at.is_(None))
+
+
+def _platform_key(row: Any) -> Key:
+    return Key(
+        id=row.id,
+        type=KeyType(row.type),
+        project_id=None,
+        name=row.name,
+        redacted=row.redacted,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+    )
+
+
+def revoke_other_platform_keys(tx: PlatformTx, type: KeyType, digest: Digest, now: int, *, name: str) -> None:
+    """Revoke every key of the platform of `type` and `name` but the one with `digest`: what the settings no longer hold is over."""
     tx.connection.execute(
         api_keys.update()
         .where(
             api_keys.c.organization_id.is_(None),
             api_keys.c.type == type,
+            api_keys.c.name == name,
             api_keys.c.digest != digest.value,
             api_keys.c.revoked_at.is_(None),
         )

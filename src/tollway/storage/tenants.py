@@ -22,6 +22,7 @@ def insert_organization(tx: TenantTx, organization: Organization) -> None:
             currency=organization.currency,
             status=organization.status,
             created_at=organization.created_at,
+            time_zone=organization.time_zone,
         )
     )
 
@@ -41,6 +42,11 @@ def list_organizations(tx: PlatformTx, window: Window, *, include_archived: bool
     return fetch_page(tx, query, organizations.c.id, window, _organization)
 
 
+def set_time_zone(tx: TenantTx, time_zone: str) -> None:
+    """Store another time zone of the organization."""
+    tx.connection.execute(organizations.update().where(organizations.c.id == tx.organization_id).values(time_zone=time_zone))
+
+
 def archive_organization(tx: TenantTx, now: int) -> list[str]:
     """Mark the organization and all of its projects as archived. Returns the projects that were active until now."""
     tx.connection.execute(
@@ -56,7 +62,14 @@ def archive_organization(tx: TenantTx, now: int) -> list[str]:
 
 
 def _organization(row: Any) -> Organization:
-    return Organization(id=row.id, name=row.name, currency=row.currency, status=Status(row.status), created_at=row.created_at)
+    return Organization(
+        id=row.id,
+        name=row.name,
+        currency=row.currency,
+        status=Status(row.status),
+        created_at=row.created_at,
+        time_zone=row.time_zone,
+    )
 
 
 # ---- Projects ---------------------------------------------------------------------------------------------------------

@@ -14,23 +14,27 @@ import msgspec
 import prometheus_client
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tollway.control import epochs
 from tollway.control.api import (
     api_keys,
     catalog,
+    corrections,
     deployments,
     errors,
     ledger,
     limits,
     link,
     nodes,
+    operator_keys,
     organizations,
+    periods,
     price_books,
     prices,
     projects,
@@ -72,6 +76,9 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     nodes.router,
     ledger.router,
     reconciliation.router,
+    periods.router,
+    corrections.router,
+    operator_keys.router,
 )
 LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router)
 
@@ -138,10 +145,16 @@ def _description() -> APIRouter:
 
 def _metrics(registry: CollectorRegistry) -> APIRouter:
     metrics = router(tags=["metrics"])
+    lost = Gauge("tollway_control_epochs_lost", "Lives of gateways whose missing records were declared lost, ever.", registry=registry)
 
     @metrics.get("/metrics", dependencies=[Depends(public)])
-    def render() -> Response:
+    def render(plane: Plane) -> Response:
         """Prometheus metrics of this process."""
+        try:
+            with plane.database.platform(write=False) as tx:
+                lost.set(epochs.count_lost(tx))
+        except Fault:
+            pass  # a database that is away must not take the other figures with it
         return Response(prometheus_client.generate_latest(registry), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
     return metrics

@@ -47,6 +47,7 @@ from tollway.domain.faults import (
     Fault,
 )
 from tollway.domain.keys import RANDOM_BYTES
+from tollway.domain.money import PICO
 from tollway.storage.database import Database
 from tollway.storage.vault import LocalVault
 
@@ -56,6 +57,7 @@ class ControlPlane:
     """What the doors of one control process work with. `now`: UTC microseconds. `random_bytes(n)`: n unpredictable bytes.
 
     `peppers`: by version, at most two, the one named by `pepper_version` for new keys. `log`: writes one line of structured log.
+    `approval_above_pico`: corrections that move more need a second operator.
     """
 
     database: Database
@@ -68,6 +70,7 @@ class ControlPlane:
     random_bytes: Callable[[int], bytes]
     log: Callable[[Mapping[str, object]], None]
     reconciliation: Reconciliation = field(default_factory=Reconciliation)
+    approval_above_pico: int = 100 * PICO
 
     def new_id(self, prefix: str) -> str:
         """A fresh id of kind `prefix` (domain.ids)."""

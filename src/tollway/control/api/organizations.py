@@ -13,6 +13,7 @@ from tollway.control.api.schemas import (
     OrganizationCreate,
     OrganizationCreated,
     OrganizationOut,
+    OrganizationUpdate,
     PageQuery,
     admin_key_created,
     list_out,
@@ -41,7 +42,7 @@ def create_organization(_caller: PlatformOperator, plane: Plane, body: Organizat
     now = plane.now()
     wanted = WantedKey(type=KeyType.ADMIN, name="First admin key")
     with plane.database.tenant(plane.new_id(ids.ORGANIZATION)) as tx:
-        organization = tenants.create_organization(tx, name=body.name, currency=body.currency, now=now)
+        organization = tenants.create_organization(tx, name=body.name, currency=body.currency, time_zone=body.time_zone, now=now)
         shown = keys.create_admin_key(tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=now)
     return OrganizationCreated(**organization_out(organization).model_dump(), admin_api_key=admin_key_created(shown))
 
@@ -51,6 +52,13 @@ def retrieve_organization(_caller: PlatformOperator, plane: Plane, organization_
     """One organization."""
     with plane.database.tenant(doors.organization(organization_id), write=False) as tx:
         return organization_out(tenants.get_organization(tx))
+
+
+@router.post("/v1/platform/organizations/{organization_id}")
+def modify_organization(_caller: PlatformOperator, plane: Plane, organization_id: str, body: OrganizationUpdate) -> OrganizationOut:
+    """Change an organization's time zone. Billing periods that exist stay as they are."""
+    with plane.database.tenant(doors.organization(organization_id)) as tx:
+        return organization_out(tenants.set_time_zone(tx, body.time_zone))
 
 
 @router.post("/v1/platform/organizations/{organization_id}/archive")

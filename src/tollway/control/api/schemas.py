@@ -15,6 +15,7 @@ from tollway.domain import money
 from tollway.domain.catalog import MODEL_NAME, Deployment, Endpoint, Engine, Model, UnknownParameters
 from tollway.domain.currencies import get_currency
 from tollway.domain.limits import REQUESTS_PER_MINUTE_MAX, Limits
+from tollway.domain.periods import find_zone
 from tollway.domain.tenants import Organization, Project, ServiceAccount
 from tollway.storage.keys import Key
 from tollway.storage.pages import Page, Window
@@ -79,10 +80,24 @@ def _amount(text: str) -> str:
     return text
 
 
+def _sum(text: str) -> str:
+    money.parse_sum(text)
+    return text
+
+
+def _time_zone(text: str) -> str:
+    if find_zone(text) is None:
+        raise ValueError("it must be a time zone of the IANA database, such as Europe/Berlin")
+    return text
+
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
 ModelName = Annotated[str, StringConstraints(max_length=128), AfterValidator(_model_name)]
 ModelNames = Annotated[list[ModelName], Field(max_length=1000)]
 PricePerMillion = Annotated[str, StringConstraints(max_length=32), AfterValidator(_price)]
+TimeZone = Annotated[str, StringConstraints(max_length=64), AfterValidator(_time_zone)]
+Reason = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_printable)]
+Sum = Annotated[str, StringConstraints(max_length=32), AfterValidator(_sum)]
 Amount = Annotated[str, StringConstraints(max_length=32), AfterValidator(_amount)]
 Currency = Annotated[str, StringConstraints(max_length=3), AfterValidator(_currency)]
 Second = Annotated[int, Field(ge=0, le=SECONDS_MAX)]
@@ -144,14 +159,24 @@ def list_out(page: Page[S], out: Callable[[S], T]) -> ListOut[T]:
 
 
 class OrganizationCreate(In):
+    """`time_zone`: whose months are its billing periods."""
+
     name: Name
     currency: Currency
+    time_zone: TimeZone = "UTC"
+
+
+class OrganizationUpdate(In):
+    """What to change: from the next new billing period on."""
+
+    time_zone: TimeZone
 
 
 class OrganizationOut(Identified):
     object: Literal["platform.organization"] = "platform.organization"
     name: str
     currency: str
+    time_zone: str
     status: str
     created_at: int
 
@@ -167,6 +192,7 @@ def organization_out(organization: Organization) -> OrganizationOut:
         id=organization.id,
         name=organization.name,
         currency=organization.currency,
+        time_zone=organization.time_zone,
         status=organization.status,
         created_at=seconds(organization.created_at),
     )

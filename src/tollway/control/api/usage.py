@@ -21,6 +21,7 @@ from tollway.control.api.schemas import SECONDS_MAX, Out, seconds
 from tollway.control.usage import Bucket, Buckets, Cost, Receipt
 from tollway.domain import ids, money
 from tollway.domain.catalog import Endpoint
+from tollway.domain.corrections import Adjustment
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.storage.usage import UsageGroup, UsageQuery
 
@@ -170,7 +171,10 @@ def _embeddings_result(group: UsageGroup) -> dict[str, Any]:
 
 @router.get("/v1/organization/costs", response_model=BucketsOut)
 def list_costs(caller: OrganizationAdmin, request: Request, parameters: Annotated[CostParameters, Query()]) -> Response:
-    """What was spent, by day; exact in `value_pico` and `value_decimal`. `Accept: text/csv` gives a table."""
+    """What was spent, by day; exact in `value_pico` and `value_decimal`. `Accept: text/csv` gives a table.
+
+    A correction stands on the day on which it was booked, as line item "correction, <model>"; below zero it gives back.
+    """
     plane = plane_of(request)
     by_line_item = "line_item" in parameters.group_by
     wanted = frozenset(map(usage.parse_line_item, parameters.line_items)) or None
@@ -188,13 +192,11 @@ def list_costs(caller: OrganizationAdmin, request: Request, parameters: Annotate
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         currency = tenants.get_organization(tx).currency
         found = usage.list_buckets(tx, query, parameters.limit)
-    rows = [
-        [
-            _cost_result(cost, currency)
-            for cost in _merge((cost for group in bucket.groups for cost in usage.split_costs(group, by_line_item, wanted)), by_line_item)
-        ]
-        for bucket in found.buckets
-    ]
+        corrections = usage.list_corrections(tx, query, found, by_line_item, wanted)
+    rows = []
+    for bucket, corrected in zip(found.buckets, corrections, strict=True):
+        used = [cost for group in bucket.groups for cost in usage.split_costs(group, by_line_item, wanted)]
+        rows.append([_cost_result(cost, currency) for cost in _merge([*used, *corrected], by_line_item)])
     return _answer(request, found, rows)
 
 
@@ -291,8 +293,32 @@ class ReceiptLine(Out):
     amount_pico: str
 
 
+class ReceiptPeriod(Out):
+    """The billing period of a receipt: booked in it, served in it or, if `late`, from `service_start_time` to `service_end_time`."""
+
+    id: str
+    start_time: int
+    end_time: int
+    state: str
+    late: bool
+    service_start_time: int
+    service_end_time: int
+
+
+class ReceiptAdjustment(Out):
+    """A correction that was applied. `quantities`: what is billed instead, by class, if they were replaced."""
+
+    id: str
+    kind: str
+    reason: str
+    amount: dict[str, Any]
+    quantities: dict[str, int] | None
+    created_at: int
+
+
 class ReceiptOut(Out):
-    """What became of a request and what it cost. Times in Unix seconds, spans in milliseconds."""
+    """What became of a request and what it cost. Times in Unix seconds, spans in milliseconds. `cost` is what it was billed first,
+    `net_cost` that with all corrections."""
 
     object: Literal["organization.request"] = "organization.request"
     id: str
@@ -312,6 +338,9 @@ class ReceiptOut(Out):
     usage: dict[str, int]
     lines: list[ReceiptLine]
     cost: dict[str, Any]
+    net_cost: dict[str, Any]
+    adjustments: list[ReceiptAdjustment]
+    billing_period: ReceiptPeriod
     price_version: str
     service_tier: str
     outcome_policy: int
@@ -330,6 +359,7 @@ def retrieve_receipt(caller: OrganizationAdmin, plane: Plane, request_id: str) -
 def _receipt_out(receipt: Receipt) -> ReceiptOut:
     final = receipt.event.final
     admit, used = final.admit, final.used
+    cost_pico = sum(line.amount_pico for line in receipt.lines)
     return ReceiptOut(
         id=admit.request_id,
         project_id=admit.project_id,
@@ -361,9 +391,38 @@ def _receipt_out(receipt: Receipt) -> ReceiptOut:
             )
             for line in receipt.lines
         ],
-        cost=amount_out(sum(line.amount_pico for line in receipt.lines), receipt.currency),
+        cost=amount_out(cost_pico, receipt.currency),
+        net_cost=amount_out(cost_pico + sum(each.amount_pico for each in receipt.adjustments), receipt.currency),
+        adjustments=[
+            ReceiptAdjustment(
+                id=each.id,
+                kind=each.kind,
+                reason=each.reason,
+                amount=amount_out(each.amount_pico, receipt.currency),
+                quantities=_replaced(each),
+                created_at=seconds(each.created_at),
+            )
+            for each in receipt.adjustments
+        ],
+        billing_period=ReceiptPeriod(
+            id=receipt.period.id,
+            start_time=seconds(receipt.period.start_at),
+            end_time=seconds(receipt.period.end_at),
+            state=receipt.period.state,
+            late=receipt.served.start_at != receipt.period.start_at,
+            service_start_time=seconds(receipt.served.start_at),
+            service_end_time=seconds(receipt.served.end_at),
+        ),
         price_version=admit.price_version,
         service_tier=admit.service_tier,
         outcome_policy=admit.outcome_policy,
         event_hash=receipt.event.content_hash.hex(),
     )
+
+
+def _replaced(adjustment: Adjustment) -> dict[str, int] | None:
+    new = adjustment.replacement
+    if new is None:
+        return None
+    tokens = {"input": new.input, "cached_input": new.cached_input, "output": new.output, "reasoning": new.reasoning}
+    return tokens | {"request": adjustment.replacement_requests or 0}

@@ -1,0 +1,186 @@
+"""Corrections of what was billed, for operators."""
+
+from typing import Annotated, Literal
+
+from fastapi import Query
+from pydantic import Field, StringConstraints
+
+from tollway.control import corrections
+from tollway.control.api import doors
+from tollway.control.api.doors import Plane, PlatformOperator
+from tollway.control.api.schemas import Identified, In, ListOut, PageQuery, Reason, Sum, find_seconds, list_out, seconds
+from tollway.control.corrections import WantedAdjustment
+from tollway.domain import ids, money
+from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision
+from tollway.domain.faults import PARAMETER_UNKNOWN, RESOURCE_UNKNOWN, Fault
+from tollway.domain.usage import TOKENS_MAX, Quantities
+
+router = doors.router(tags=["corrections"])
+
+Count = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
+OrganizationId = Annotated[str, StringConstraints(max_length=64, pattern=r"^org_[0-9a-f]{32}$")]
+RequestId = Annotated[str, StringConstraints(max_length=64, pattern=r"^[!-~]+$")]
+
+
+class QuantitiesWrite(In):
+    """What is billed instead, by disjoint class: `input` without what came from the cache, `output` without reasoning."""
+
+    input: Count
+    cached_input: Count = 0
+    output: Count
+    reasoning: Count = 0
+    request: bool = True
+
+
+class AdjustmentCreate(In):
+    """A correction of one request: `void` takes all of its cost back, `replace` bills `quantities` instead at the same price, `credit`
+    gives `amount` (a decimal string in the organization's currency) back."""
+
+    request_id: RequestId
+    kind: Annotated[AdjustmentKind, Field(strict=False)]
+    reason: Reason
+    quantities: QuantitiesWrite | None = None
+    amount: Sum | None = None
+
+    def wanted(self) -> WantedAdjustment:
+        """The same, for the operation. Raises PARAMETER_UNKNOWN for what does not belong to the kind."""
+        if self.quantities is not None and self.kind is not AdjustmentKind.REPLACE:
+            raise Fault(PARAMETER_UNKNOWN, param="quantities")
+        if self.amount is not None and self.kind is not AdjustmentKind.CREDIT:
+            raise Fault(PARAMETER_UNKNOWN, param="amount")
+        new = self.quantities
+        return WantedAdjustment(
+            event_id=self.request_id,
+            kind=self.kind,
+            reason=self.reason,
+            replacement=None if new is None else Quantities(new.input, new.cached_input, new.output, new.reasoning),
+            replacement_requests=None if new is None else int(new.request),
+            credit_pico=None if self.amount is None else money.parse_sum(self.amount),
+        )
+
+
+class AdjustmentOut(Identified):
+    """A correction. `amount` is what it adds to the request's cost; below zero it gives back. `period_start_time`: the billing period in
+    which it is booked, null until it is. `actor` and `approver` are ids of operators' keys."""
+
+    object: Literal["platform.adjustment"] = "platform.adjustment"
+    organization_id: str
+    request_id: str
+    model: str
+    kind: str
+    state: str
+    amount: str
+    amount_pico: str
+    quantities: QuantitiesWrite | None
+    reason: str
+    actor: str
+    created_at: int
+    needs_approval: bool
+    approver: str | None
+    decided_at: int | None
+    period_start_time: int | None
+
+
+@router.post("/v1/platform/adjustments")
+def create_adjustment(caller: PlatformOperator, plane: Plane, body: AdjustmentCreate) -> AdjustmentOut:
+    """Correct what a request was billed. At once, or, above the limit of the settings, when another operator's key approves it."""
+    with plane.database.platform() as tx:
+        made = corrections.ask(
+            tx,
+            body.wanted(),
+            id=plane.new_id(ids.ADJUSTMENT),
+            actor=caller.key_id,
+            limit_pico=plane.approval_above_pico,
+            now=plane.now(),
+        )
+    _log(plane, made, caller.key_id)
+    return _adjustment_out(made)
+
+
+@router.get("/v1/platform/adjustments")
+def list_adjustments(
+    _caller: PlatformOperator,
+    plane: Plane,
+    query: Annotated[PageQuery, Query()],
+    organization_id: OrganizationId | None = None,
+    state: AdjustmentState | None = None,
+) -> ListOut[AdjustmentOut]:
+    """Corrections in the order in which they were asked for."""
+    with plane.database.platform(write=False) as tx:
+        page = corrections.list_adjustments(tx, query.window(), organization_id=organization_id, state=state)
+    return list_out(page, _adjustment_out)
+
+
+@router.get("/v1/platform/adjustments/{adjustment_id}")
+def retrieve_adjustment(_caller: PlatformOperator, plane: Plane, adjustment_id: str) -> AdjustmentOut:
+    """One correction."""
+    with plane.database.platform(write=False) as tx:
+        return _adjustment_out(corrections.get_adjustment(tx, _known(adjustment_id)))
+
+
+@router.post("/v1/platform/adjustments/{adjustment_id}/approve")
+def approve_adjustment(caller: PlatformOperator, plane: Plane, adjustment_id: str) -> AdjustmentOut:
+    """Approve a correction that another key asked for. This books it."""
+    return _decide(caller.key_id, plane, adjustment_id, Decision.APPROVED)
+
+
+@router.post("/v1/platform/adjustments/{adjustment_id}/reject")
+def reject_adjustment(caller: PlatformOperator, plane: Plane, adjustment_id: str) -> AdjustmentOut:
+    """Reject a correction that waits, for ever; who asked for it may do that too."""
+    return _decide(caller.key_id, plane, adjustment_id, Decision.REJECTED)
+
+
+def _decide(key_id: str, plane: Plane, adjustment_id: str, decision: Decision) -> AdjustmentOut:
+    with plane.database.platform() as tx:
+        decided = corrections.decide(tx, _known(adjustment_id), decision, approver=key_id, now=plane.now())
+    _log(plane, decided, key_id)
+    return _adjustment_out(decided)
+
+
+def _log(plane: Plane, adjustment: Adjustment, key_id: str) -> None:
+    plane.log(
+        {
+            "event": "correction",
+            "adjustment_id": adjustment.id,
+            "organization_id": adjustment.organization_id,
+            "state": str(adjustment.state),
+            "key_id": key_id,
+        }
+    )
+
+
+def _known(adjustment_id: str) -> str:
+    if not ids.is_id(ids.ADJUSTMENT, adjustment_id):
+        raise Fault(RESOURCE_UNKNOWN)
+    return adjustment_id
+
+
+def _adjustment_out(adjustment: Adjustment) -> AdjustmentOut:
+    new = adjustment.replacement
+    quantities = None
+    if new is not None:
+        quantities = QuantitiesWrite(
+            input=new.input,
+            cached_input=new.cached_input,
+            output=new.output,
+            reasoning=new.reasoning,
+            request=bool(adjustment.replacement_requests),
+        )
+    return AdjustmentOut(
+        id=adjustment.id,
+        organization_id=adjustment.organization_id,
+        request_id=adjustment.event_id,
+        model=adjustment.model,
+        kind=adjustment.kind,
+        state=adjustment.state,
+        amount=money.format_amount(adjustment.amount_pico),
+        amount_pico=str(adjustment.amount_pico),
+        quantities=quantities,
+        reason=adjustment.reason,
+        actor=adjustment.actor,
+        created_at=seconds(adjustment.created_at),
+        needs_approval=adjustment.needs_approval,
+        approver=adjustment.approver,
+        decided_at=find_seconds(adjustment.decided_at),
+        period_start_time=find_seconds(adjustment.period_at),
+    )

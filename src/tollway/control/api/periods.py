@@ -1,0 +1,233 @@
+"""Billing periods: for operators, who close them, and for tenants, who can have each one proven and exported."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from pydantic import StringConstraints
+from starlette.responses import StreamingResponse
+
+from tollway.control import exports, periods
+from tollway.control.api import doors
+from tollway.control.api.doors import OrganizationAdmin, Plane, PlatformOperator
+from tollway.control.api.schemas import Identified, ListOut, Out, PageQuery, find_seconds, list_out, seconds
+from tollway.control.epochs import Blocker
+from tollway.control.periods import Blocked
+from tollway.domain import ids, money
+from tollway.domain.faults import PERIOD_BLOCKED, RESOURCE_UNKNOWN, Fault
+from tollway.domain.periods import PeriodState
+from tollway.domain.proofs import encode_leaf
+from tollway.storage.archive import Archive
+from tollway.storage.periods import Period
+
+router = doors.router(tags=["billing periods"])
+
+OrganizationId = Annotated[str, StringConstraints(max_length=64, pattern=r"^org_[0-9a-f]{32}$")]
+
+NDJSON = "application/x-ndjson"
+
+
+class PeriodOut(Identified):
+    """A billing period. Times in Unix seconds: `start_time` inclusive, `end_time` exclusive. What follows `events` is null until it is
+    closed: amounts are exact, by billing class; `corrections` is what corrections booked in it come to, `total` all together."""
+
+    object: Literal["billing_period"] = "billing_period"
+    organization_id: str
+    currency: str
+    start_time: int
+    end_time: int
+    time_zone: str
+    state: str
+    closed_at: int | None
+    events: int | None
+    merkle_root: str | None
+    amounts: dict[str, str] | None
+    corrections: str | None
+    total: str | None
+    total_pico: str | None
+
+
+class PeriodReportOut(PeriodOut):
+    """With how it is known that nothing is missing, once closing has begun: each gateway's life that touches the period, the record up
+    to which it was taken in, and how it is covered (`close`, `tick` or `lost`)."""
+
+    frozen_at: int | None
+    closed_by: str | None
+    watermark_digest: str | None
+    adjustments: int | None
+    adjustments_digest: str | None
+    report: dict[str, Any] | None
+
+
+class BlockerOut(Identified):
+    """A gateway's life whose records have not arrived up to the end. `epoch` is null for one that has not reported at all."""
+
+    object: Literal["billing_period.blocker"] = "billing_period.blocker"
+    node_id: str
+    epoch: int | None
+    known_until: int | None
+    message: str
+
+
+class ProofOut(Out):
+    """That a request is in a closed period: `tollway_verifier.py --proof` checks it. `leaf` is the text whose hash is proven."""
+
+    object: Literal["billing_period.proof"] = "billing_period.proof"
+    period_id: str
+    request_id: str
+    leaf: str
+    leaf_index: int
+    tree_size: int
+    path: list[str]
+    merkle_root: str
+
+
+# ---- For operators ----------------------------------------------------------------------------------------------------
+
+
+@router.get("/v1/platform/periods")
+def list_periods(
+    _caller: PlatformOperator,
+    plane: Plane,
+    query: Annotated[PageQuery, Query()],
+    organization_id: OrganizationId | None = None,
+    state: PeriodState | None = None,
+) -> ListOut[PeriodOut]:
+    """Billing periods in order of their start, of everyone or of one organization."""
+    with plane.database.platform(write=False) as tx:
+        page = periods.list_periods(tx, query.window(), organization_id=organization_id, state=state)
+    return list_out(page, _period_out)
+
+
+@router.get("/v1/platform/periods/{period_id}")
+def retrieve_period(_caller: PlatformOperator, plane: Plane, period_id: str) -> PeriodReportOut:
+    """One billing period, with its report."""
+    with plane.database.platform(write=False) as tx:
+        return _report_out(periods.get_period(tx, _known(period_id)))
+
+
+@router.get("/v1/platform/periods/{period_id}/blockers")
+def list_blockers(_caller: PlatformOperator, plane: Plane, period_id: str) -> ListOut[BlockerOut]:
+    """What keeps a period from being closed. Nothing does if the list is empty; whether it has ended is another question."""
+    with plane.database.platform(write=False) as tx:
+        data = [_blocker_out(blocker) for blocker in periods.list_blockers(tx, _known(period_id))]
+    return ListOut(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=False)
+
+
+@router.post("/v1/platform/periods/{period_id}/close")
+def close_period(caller: PlatformOperator, plane: Plane, period_id: str) -> PeriodReportOut:
+    """Freeze a period and compute its digests. While the answer's state is `closing` there is more to compute: call again."""
+    try:
+        period = periods.close(plane.database, _known(period_id), actor=caller.key_id, now=plane.now())
+    except Blocked as blocked:
+        first = blocked.blockers[0]
+        place = first.node_id if first.epoch is None else f"{first.node_id}, epoch {first.epoch}"
+        more = f" ({len(blocked.blockers)} such gateways' lives; see its blockers)" if len(blocked.blockers) > 1 else ""
+        raise Fault(PERIOD_BLOCKED, message=f"Records are missing: {place}: {first.text}{more}.") from blocked
+    if period.state is PeriodState.CLOSED:
+        plane.log({"event": "period_closed", "period_id": period.id, "organization_id": period.organization_id, "key_id": caller.key_id})
+    return _report_out(period)
+
+
+# ---- For tenants ------------------------------------------------------------------------------------------------------
+
+
+@router.get("/v1/organization/periods")
+def list_own_periods(caller: OrganizationAdmin, plane: Plane, query: Annotated[PageQuery, Query()]) -> ListOut[PeriodOut]:
+    """The organization's billing periods in order of their start."""
+    with plane.database.tenant(caller.organization_id, write=False) as tx:
+        page = periods.list_own_periods(tx, query.window())
+    return list_out(page, _period_out)
+
+
+@router.get("/v1/organization/periods/{period_id}")
+def retrieve_own_period(caller: OrganizationAdmin, plane: Plane, period_id: str) -> PeriodReportOut:
+    """One of the organization's billing periods, with its report."""
+    with plane.database.tenant(caller.organization_id, write=False) as tx:
+        return _report_out(periods.get_own_period(tx, _known(period_id)))
+
+
+@router.get("/v1/organization/periods/{period_id}/proofs/{request_id}")
+def retrieve_proof(caller: OrganizationAdmin, plane: Plane, period_id: str, request_id: str) -> ProofOut:
+    """The proof that a request is in a closed period, as the receipt says it."""
+    if not ids.is_id(ids.REQUEST, request_id):
+        raise Fault(RESOURCE_UNKNOWN)
+    with plane.database.tenant(caller.organization_id, write=False) as tx:
+        proof = periods.prove(tx, _known(period_id), request_id)
+    return ProofOut(
+        period_id=period_id,
+        request_id=request_id,
+        leaf=encode_leaf(proof.leaf).decode(),
+        leaf_index=proof.index,
+        tree_size=proof.tree_size,
+        path=[node.hex() for node in proof.path],
+        merkle_root=proof.root.hex(),
+    )
+
+
+@router.get("/v1/organization/periods/{period_id}/export", response_class=StreamingResponse)
+def export_period(caller: OrganizationAdmin, plane: Plane, period_id: str) -> StreamingResponse:
+    """All of a closed period as lines of JSON, for `tollway_verifier.py`: records, prices, corrections, transactions."""
+
+    def open_tx() -> Any:
+        return plane.database.tenant(caller.organization_id, write=False)
+
+    lines = exports.export(open_tx, Archive(plane.archive_directory), _known(period_id), plane.now())
+    headers = {"content-disposition": f'attachment; filename="{period_id}.ndjson"'}
+    return StreamingResponse(lines, media_type=NDJSON, headers=headers)
+
+
+# ---- Shapes -----------------------------------------------------------------------------------------------------------
+
+
+def _known(period_id: str) -> str:
+    if not ids.is_id(ids.PERIOD, period_id):
+        raise Fault(RESOURCE_UNKNOWN)
+    return period_id
+
+
+def _fields(period: Period) -> dict[str, Any]:
+    closed = period.closed
+    total_pico = None if closed is None else sum(closed.amounts.values()) + closed.adjustments_pico
+    return {
+        "id": period.id,
+        "organization_id": period.organization_id,
+        "currency": period.currency,
+        "start_time": seconds(period.start_at),
+        "end_time": seconds(period.end_at),
+        "time_zone": period.time_zone,
+        "state": period.state,
+        "closed_at": None if closed is None else seconds(closed.closed_at),
+        "events": None if closed is None else closed.events,
+        "merkle_root": None if closed is None else closed.merkle_root.hex(),
+        "amounts": None if closed is None else {name: money.format_amount(pico) for name, pico in closed.amounts.items()},
+        "corrections": None if closed is None else money.format_amount(closed.adjustments_pico),
+        "total": None if total_pico is None else money.format_amount(total_pico),
+        "total_pico": None if total_pico is None else str(total_pico),
+    }
+
+
+def _period_out(period: Period) -> PeriodOut:
+    return PeriodOut(**_fields(period))
+
+
+def _report_out(period: Period) -> PeriodReportOut:
+    closing, closed = period.closing, period.closed
+    return PeriodReportOut(
+        **_fields(period),
+        frozen_at=None if closing is None else seconds(closing.frozen_at),
+        closed_by=None if closing is None else closing.closed_by,
+        watermark_digest=None if closing is None else closing.watermark_digest.hex(),
+        adjustments=None if closed is None else closed.adjustments,
+        adjustments_digest=None if closed is None else closed.adjustments_digest.hex(),
+        report=None if closing is None else dict(closing.report),
+    )
+
+
+def _blocker_out(blocker: Blocker) -> BlockerOut:
+    return BlockerOut(
+        id=f"{blocker.node_id}/{blocker.epoch or 0}",
+        node_id=blocker.node_id,
+        epoch=blocker.epoch,
+        known_until=find_seconds(blocker.known_until),
+        message=blocker.text,
+    )
