@@ -38,6 +38,8 @@ ROWS = {
     28: ("counts that are negative, zero, huge, boolean, text or fractions", "400"),
     29: ("fields that change identity, destination, order or cache; the same inside metadata", "400; never forwarded"),
     30: ("names that only look like a model", "404, as for one that is not allowed"),
+    32: ("links in messages to metadata, loopback, private networks, in every spelling", "400 before an engine hears of it"),
+    33: ("links by other schemes, and addresses of IPv6 that hide private ones of IPv4", "400; names that resolve inward are the egress'"),
     36: ("no key, a malformed one, one of 100 KB, too many headers", "401, 431 or 400 without a look-up"),
     37: ("unknown keys by the million; what time tells of a key that was", "401 alike in body and in lines of code; 429 per address"),
     38: ("SQL, JSON, LDAP, spaces, other schemes in the credential", "401"),
@@ -51,7 +53,7 @@ ROWS = {
     65: ("an engine that never ends, falls silent, or talks on after the end", "an error event at the bound; never a silent end"),
     66: ("an engine's event fields, split lines, errors with our credential in them", "only the dialect's fields; never its text"),
 }  # fmt: skip
-"""What is tried, and what comes of it. The numbers are not dense: the rows between are the control plane's."""
+"""What is tried, and what comes of it. The rows between are the control plane's, or need what is not served yet."""
 
 OPENING = """# Attacks on the data plane
 

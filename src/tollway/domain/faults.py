@@ -87,6 +87,7 @@ JSON_INVALID = _client("invalid_json", 400, "The request body is not valid JSON.
 KEY_DUPLICATED = _client("duplicate_key", 400, "Duplicate key in request body.")
 PARAMETER_INVALID = _client("invalid_value", 400, "A parameter has an invalid value.")
 PARAMETER_MISSING = _client("missing_required_parameter", 400, "A required parameter is missing.")
+LINK_INVALID = _client("invalid_image_url", 400, "A URL in the messages is not one that may be fetched.")
 PARAMETER_UNKNOWN = _client("unknown_parameter", 400, "Unrecognized request parameter.")
 
 # Identity and permission. Unknown, revoked and expired keys answer alike.

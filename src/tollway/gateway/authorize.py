@@ -10,6 +10,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.prices import PriceVersion, find_list, find_price
 from tollway.domain.snapshot import ModelEntry
 from tollway.domain.usage import ServiceTier
+from tollway.gateway.dialects import links
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
 from tollway.gateway.dialects.table import DIALECTS, Dialect
 from tollway.gateway.directory import Directory
@@ -43,6 +44,8 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
     if (Endpoint.MESSAGES if endpoint is Endpoint.COUNT_TOKENS else endpoint) not in model.endpoints:
         raise Fault(faults.ENDPOINT_UNSUPPORTED, param="model")
     dropped = _judge_fields(asked, dialect, model, directory.known_fields(name, endpoint))
+    if "messages" in dialect.required:
+        links.check_messages(asked["messages"])
     members = bodies.members(request.body)
     for field in dropped:
         del members[field]
