@@ -4,22 +4,18 @@ with the repair. Exit code 1 if there were any."""
 
 import argparse
 import itertools
-import platform
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
-
 from fuzz import costs, parsers, seeds
+from reliability import records
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "reliability" / "results" / "R9.jsonl"
 INPUT_BYTES_MAX = 4096
 HANG_SECONDS = 10
 """One input takes microseconds; so long only if it never ends, or the machine sleeps."""
@@ -85,25 +81,10 @@ def bend(parser: str, count: int, seed: int) -> Tried:
 def record(tried: Tried) -> None:
     """Append a line to the results, in the form of the other figures of reliability."""
     memory, cpu = costs.worst(tried.parser)
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    line = {
-        "figure": "R9",
-        "case": f"{tried.parser}, {tried.method}",
-        "of": "inputs",
-        "n": tried.inputs,
-        "failures": tried.failures,
-        "bound95": None if tried.failures or not tried.inputs else float(f"{3 / tried.inputs:.3g}"),
-        "also": {},
-        "seed": None,
-        "commit": commit,
-        "started_at": f"{datetime.fromtimestamp(time.time() - tried.seconds, UTC):%Y-%m-%dT%H:%M:%SZ}",
-        "wall_s": round(tried.seconds, 1),
-        "machine": f"{platform.machine()}, Linux {platform.release()}, Python {platform.python_version()}",
-        "detail": {"parser": tried.parser, "edges": tried.edges, "memory_times_input": memory, "cpu_times_client": cpu},
-    }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("ab") as file:
-        file.write(msgspec.json.encode(line) + b"\n")
+    detail = {"edges": tried.edges, "memory_times_input": memory, "cpu_times_client": cpu}
+    began = time.time() - tried.seconds
+    case = f"{tried.parser}, {tried.method}"
+    records.record("R9", case=case, of="inputs", n=tried.inputs, failures=tried.failures, began=began, detail=detail)
 
 
 def main() -> int:

@@ -18,8 +18,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.system.platforms import reserved_ports
-from tests.system.running import ENVIRONMENT
+from reliability.platforms import reserved_ports
+from reliability.running import ENVIRONMENT
 from tollway.domain.catalog import Engine
 from tollway.serve import engine as llamacpp
 

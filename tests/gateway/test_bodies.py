@@ -41,6 +41,7 @@ from tests.gateway.test_framing import check_refusal, sink_of
 from tollway.domain import keys
 from tollway.domain.catalog import Engine, UnknownParameters
 from tollway.domain.keys import KeyType
+from tollway.domain.prices import PriceTerms
 from tollway.domain.snapshot import Change, Entry, KeyEntry, OrganizationEntry, ProjectEntry
 
 FORWARDING = {policy.value: Served([NOWHERE], unknown_parameters=policy) for policy in UnknownParameters}
@@ -322,7 +323,7 @@ async def test_56_the_caches_of_two_tenants_are_kept_apart_inside_an_engine() ->
         directory = running.plane.directory
         other, project = "org_" + "1" * 32, "proj_" + "1" * 32
         entries: list[tuple[str, Entry]] = [
-            ("organization", OrganizationEntry(id=other, currency="EUR")),
+            ("organization", OrganizationEntry(id=other, currency="EUR", terms=(PriceTerms(0, "book_1"),))),
             ("project", ProjectEntry(id=project, organization_id=other)),
             ("key", KeyEntry(id=f"key_{1:032x}", digest=keys.digest(PEPPER, OTHER_KEY.encode()), type=KeyType.LIVE, project_id=project)),
         ]
