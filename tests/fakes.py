@@ -128,9 +128,10 @@ class Asked:
 
 
 class Upstream:
-    """An engine on loopback that answers with bytes: the n-th request plays the n-th script, all later ones the last."""
+    """An engine on loopback that answers with bytes: the n-th request plays the n-th script, all later ones the last. A script may be
+    chosen by what was asked."""
 
-    def __init__(self, *scripts: Script) -> None:
+    def __init__(self, *scripts: "Script | Callable[[Asked], Script]") -> None:
         self.scripts = scripts
         self.asked: list[Asked] = []
         self.connections = 0
@@ -164,6 +165,8 @@ class Upstream:
                 asked = Asked(head, await reader.readexactly(length))
                 self.asked.append(asked)
                 script = self.scripts[min(len(self.asked), len(self.scripts)) - 1]
+                if callable(script):
+                    script = script(asked)
                 try:
                     if not await self._play(script, reader, writer):
                         return

@@ -1,0 +1,114 @@
+// `node conformance.mjs URL KEY`: what a JavaScript program that was written for OpenAI does, done to a gateway. Prints one JSON object
+// a row: its name, and what went wrong or null.
+
+import assert from 'node:assert/strict'
+import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
+import { embedMany, generateText, jsonSchema, streamText, tool } from 'ai'
+import OpenAI from 'openai'
+
+const [url, apiKey] = process.argv.slice(2)
+const client = new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0, timeout: 30_000 })
+const provider = createOpenAICompatible({ name: 'tollway', baseURL: `${url}/v1`, apiKey })
+const counting = createOpenAICompatible({ name: 'tollway', baseURL: `${url}/v1`, apiKey, includeUsage: true })
+const model = 'm'
+const messages = [{ role: 'user', content: 'Say something.' }]
+const tools = [{ type: 'function', function: { name: 'toll', parameters: { type: 'object', properties: { road: {} } } } }]
+const image = 'data:image/png;base64,iVBORw0KGgo='
+const toll = tool({ description: 'a toll', inputSchema: jsonSchema({ type: 'object', properties: { road: { type: 'string' } } }) })
+
+const rows = {
+  async plain() {
+    const answer = await client.chat.completions.create({ model, messages })
+    assert.equal(answer.choices[0].message.content, 'Hello')
+    assert.match(answer._request_id, /^req_/)
+  },
+  async stream() {
+    let text = ''
+    for await (const chunk of await client.chat.completions.create({ model, messages, stream: true })) {
+      text += chunk.choices[0].delta.content ?? ''
+      assert.equal(chunk.usage, undefined)
+    }
+    assert.equal(text, 'Hello')
+  },
+  async streamWithUsage() {
+    let last
+    const asked = { model, messages, stream: true, stream_options: { include_usage: true } }
+    for await (const chunk of await client.chat.completions.create(asked)) last = chunk
+    assert.equal(last.usage.completion_tokens, 2)
+  },
+  async tools() {
+    const answer = await client.chat.completions.create({ model, messages, tools })
+    assert.deepEqual(JSON.parse(answer.choices[0].message.tool_calls[0].function.arguments), { road: 'A1' })
+    const final = await client.chat.completions.stream({ model, messages, tools }).finalMessage()
+    assert.deepEqual(JSON.parse(final.tool_calls[0].function.arguments), { road: 'A1' })
+  },
+  async jsonSchema() {
+    const schema = { type: 'json_schema', json_schema: { name: 'toll', schema: { type: 'object' } } }
+    const answer = await client.chat.completions.create({ model, messages, response_format: schema })
+    assert.equal(JSON.parse(answer.choices[0].message.content).cents, 250)
+  },
+  async vision() {
+    const content = [{ type: 'text', text: 'What is this?' }, { type: 'image_url', image_url: { url: image } }]
+    const answer = await client.chat.completions.create({ model, messages: [{ role: 'user', content }] })
+    assert.ok(answer.choices[0].message.content)
+  },
+  async embeddings() {
+    for (const more of [{}, { encoding_format: 'float' }, { encoding_format: 'base64' }]) {
+      const answer = await client.embeddings.create({ model, input: 'a', ...more })
+      if (more.encoding_format !== 'base64') assert.deepEqual([...answer.data[0].embedding], [0.5, -1, 0.25])
+    }
+  },
+  async models() {
+    const found = []
+    for await (const each of client.models.list()) found.push(each.id)
+    assert.ok(found.includes(model))
+    assert.equal((await client.models.retrieve('org/name')).id, 'org/name')
+  },
+  async errors() {
+    const absent = client.chat.completions.create({ model: 'absent', messages })
+    await assert.rejects(absent, (error) => error instanceof OpenAI.NotFoundError && error.code === 'model_not_found' && !!error.requestID)
+    const stranger = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'sk-x', maxRetries: 0 })
+    await assert.rejects(stranger.models.list(), OpenAI.AuthenticationError)
+  },
+  async retry() {
+    const asked = { model, messages: [{ role: 'user', content: 'busy' }] }
+    const answer = await client.chat.completions.create(asked, { maxRetries: 2 })
+    assert.equal(answer.choices[0].message.content, 'Hello')
+  },
+  async cancel() {
+    const asked = { model, messages: [{ role: 'user', content: 'slow' }], stream: true }
+    for await (const chunk of await client.chat.completions.create(asked)) if (chunk.choices[0].delta.content === 'b') break
+  },
+  async vercelText() {
+    const { text, usage } = await generateText({ model: provider(model), prompt: 'Say something.' })
+    assert.equal(text, 'Hello')
+    assert.equal(usage.outputTokens, 2)
+  },
+  async vercelStream() {
+    const run = streamText({ model: counting(model), prompt: 'Say something.' })
+    let text = ''
+    for await (const piece of run.textStream) text += piece
+    assert.equal(text, 'Hello')
+    assert.equal((await run.usage).outputTokens, 2)
+    assert.equal(await run.finishReason, 'stop')
+  },
+  async vercelTools() {
+    const run = streamText({ model: provider(model), prompt: 'Say something.', tools: { toll } })
+    const calls = await run.toolCalls
+    assert.deepEqual(calls[0].input, { road: 'A1' })
+  },
+  async vercelEmbeddings() {
+    const { embeddings } = await embedMany({ model: provider.textEmbeddingModel(model), values: ['a', 'b'] })
+    assert.deepEqual(embeddings, [[0.5, -1, 0.25], [0.5, -1, 0.25]])
+  },
+}
+
+for (const [row, run] of Object.entries(rows)) {
+  let wrong = null
+  try {
+    await run()
+  } catch (error) {
+    wrong = String(error?.stack ?? error)
+  }
+  console.log(JSON.stringify({ row, wrong }))
+}

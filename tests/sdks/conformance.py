@@ -1,0 +1,201 @@
+"""`python conformance.py URL KEY`: what a program that was written for OpenAI or Anthropic does, done to a gateway.
+
+Uses only what every line of the SDKs has (openai 1 to 3, anthropic 0 and 2), and nothing of ours: it runs under the interpreter of
+whichever environment holds the line. Prints one JSON object a row: its name, and what went wrong or null.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import openai
+
+try:
+    import anthropic
+except ModuleNotFoundError:
+    anthropic = None  # type: ignore[assignment]
+
+ASK: Any = [{"role": "user", "content": "Say something."}]
+TOOLS: Any = [{"type": "function", "function": {"name": "toll", "parameters": {"type": "object", "properties": {"road": {}}}}}]
+SCHEMA: Any = {"type": "json_schema", "json_schema": {"name": "toll", "strict": True, "schema": {"type": "object"}}}
+IMAGE = "data:image/png;base64,iVBORw0KGgo="
+Client = Any
+
+
+def plain(client: Client) -> None:
+    answer = client.chat.completions.create(model="m", messages=ASK)
+    assert answer.choices[0].message.content == "Hello" and answer.usage.total_tokens == 7
+    assert answer._request_id.startswith("req_")
+
+
+def stream(client: Client) -> None:
+    chunks = list(client.chat.completions.create(model="m", messages=ASK, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hello"
+    assert chunks[-1].choices[0].finish_reason == "stop" and all(chunk.usage is None for chunk in chunks)
+
+
+def stream_with_usage(client: Client) -> None:
+    chunks = list(client.chat.completions.create(model="m", messages=ASK, stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 2
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def tools(client: Client) -> None:
+    message = client.chat.completions.create(model="m", messages=ASK, tools=TOOLS, tool_choice="auto").choices[0].message
+    call = message.tool_calls[0].function
+    assert (call.name, json.loads(call.arguments)) == ("toll", {"road": "A1"})
+    told = [*ASK, message, {"role": "tool", "tool_call_id": "call_1", "content": "250"}]
+    assert client.chat.completions.create(model="m", messages=told).choices[0].message.content == "Hello"
+
+
+def tools_streamed(client: Client) -> None:
+    arguments = ""
+    for chunk in client.chat.completions.create(model="m", messages=ASK, tools=TOOLS, stream=True):
+        for call in chunk.choices[0].delta.tool_calls or []:
+            arguments += call.function.arguments or ""
+    assert json.loads(arguments) == {"road": "A1"}
+
+
+def json_schema(client: Client) -> None:
+    answer = client.chat.completions.create(model="m", messages=ASK, response_format=SCHEMA)
+    assert json.loads(answer.choices[0].message.content) == {"road": "A1", "cents": 250}
+
+
+def vision(client: Client) -> None:
+    content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": IMAGE, "detail": "low"}}]
+    assert client.chat.completions.create(model="m", messages=[{"role": "user", "content": content}]).choices[0].message.content
+
+
+def embeddings(client: Client) -> None:
+    """Unasked, the SDK wants base64 and decodes it; asked for floats, it gets floats."""
+    answers = [
+        client.embeddings.create(model="m", input=["a", "b"]),
+        client.embeddings.create(model="m", input="a", encoding_format="float"),
+    ]
+    assert [len(answer.data) for answer in answers] == [2, 1]
+    assert all(item.embedding == [0.5, -1.0, 0.25] for answer in answers for item in answer.data)
+
+
+def embeddings_of_tokens(client: Client) -> None:
+    """As LangChain sends them."""
+    assert len(client.embeddings.create(model="m", input=[[1, 2, 3], [4]]).data) == 2
+
+
+def completions(client: Client) -> None:
+    assert client.completions.create(model="m", prompt="x").choices[0].text == "Hello"
+
+
+def models(client: Client) -> None:
+    assert "m" in [model.id for model in client.models.list()]
+    assert client.models.retrieve("org/name").id == "org/name"
+
+
+def errors(client: Client) -> None:
+    once = client.with_options(max_retries=0)
+    for kind, code, ask in (
+        (openai.NotFoundError, "model_not_found", lambda: once.chat.completions.create(model="absent", messages=ASK)),
+        (openai.BadRequestError, "invalid_value", lambda: once.chat.completions.create(model="m", messages=ASK, max_tokens=-1)),
+        (openai.BadRequestError, "unknown_parameter", lambda: once.chat.completions.create(model="m", messages=ASK, extra_body={"x": 1})),
+        (openai.AuthenticationError, "invalid_api_key", lambda: once.with_options(api_key="sk-x").models.list()),
+        (openai.NotFoundError, "model_not_found", lambda: once.models.retrieve("absent")),
+    ):
+        try:
+            ask()
+        except kind as error:
+            assert error.code == code and error.request_id.startswith("req_") and error.request_id in error.message
+        else:
+            raise AssertionError(f"no {kind.__name__}")
+
+
+def retry(client: Client) -> None:
+    """A refusal that passes is tried again by the SDK, when it is told to come back."""
+    answer = client.with_options(max_retries=2).chat.completions.create(model="m", messages=[{"role": "user", "content": "busy"}])
+    assert answer.choices[0].message.content == "Hello"
+
+
+def cancel(client: Client) -> None:
+    with client.chat.completions.create(model="m", messages=[{"role": "user", "content": "slow"}], stream=True) as running:
+        for chunk in running:
+            if chunk.choices[0].delta.content == "b":
+                break
+
+
+def claude_plain(client: Client) -> None:
+    message = client.messages.create(model="m", max_tokens=9, messages=ASK)
+    assert message.content[0].text == "Hello" and message.usage.output_tokens == 2
+    assert message._request_id.startswith("req_")
+
+
+def claude_stream(client: Client) -> None:
+    with client.messages.stream(model="m", max_tokens=9, messages=ASK) as running:
+        assert "".join(running.text_stream) == "Hello"
+        assert running.get_final_message().usage.output_tokens == 2
+
+
+def claude_tools(client: Client) -> None:
+    tools = [{"name": "toll", "input_schema": {"type": "object"}}]
+    whole = client.messages.create(model="m", max_tokens=9, messages=ASK, tools=tools)
+    with client.messages.stream(model="m", max_tokens=9, messages=ASK, tools=tools) as running:
+        streamed = running.get_final_message()
+    assert [each.content[0].input for each in (whole, streamed)] == [{"road": "A1"}] * 2
+    assert {each.stop_reason for each in (whole, streamed)} == {"tool_use"}
+
+
+def claude_vision(client: Client) -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
+    content = [{"type": "image", "source": source}, {"type": "text", "text": "What is this?"}]
+    assert client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": content}]).content
+
+
+def claude_count(client: Client) -> None:
+    assert client.messages.count_tokens(model="m", messages=ASK).input_tokens == 7
+
+
+def claude_errors(client: Client) -> None:
+    for kind, ask in (
+        (anthropic.NotFoundError, lambda: client.messages.create(model="absent", max_tokens=9, messages=ASK)),
+        (anthropic.BadRequestError, lambda: client.messages.create(model="m", max_tokens=-1, messages=ASK)),
+        (anthropic.AuthenticationError, lambda: client.with_options(api_key="sk-x").messages.create(model="m", max_tokens=9, messages=ASK)),
+    ):
+        try:
+            ask()
+        except kind as error:
+            assert error.request_id.startswith("req_")
+        else:
+            raise AssertionError(f"no {kind.__name__}")
+
+
+def claude_retry(client: Client) -> None:
+    asked = [{"role": "user", "content": "busy"}]
+    assert client.with_options(max_retries=2).messages.create(model="m", max_tokens=9, messages=asked).content[0].text == "Hello"
+
+
+OPENAI: list[Callable[[Client], None]] = [
+    plain, stream, stream_with_usage, tools, tools_streamed, json_schema, vision, embeddings, embeddings_of_tokens, completions, models,
+    errors, retry, cancel,
+]  # fmt: skip
+ANTHROPIC: list[Callable[[Client], None]] = [
+    claude_plain, claude_stream, claude_tools, claude_vision, claude_count, claude_errors, claude_retry,
+]  # fmt: skip
+
+
+def main(url: str, key: str) -> None:
+    """Do every row that the SDKs here can do."""
+    clients: list[tuple[Client, list[Callable[[Client], None]]]] = []
+    clients.append((openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=30), OPENAI))
+    if anthropic is not None:
+        clients.append((anthropic.Anthropic(base_url=url, api_key=key, max_retries=0, timeout=30), ANTHROPIC))
+    for client, rows in clients:
+        for row in rows:
+            try:
+                row(client)
+                wrong = None
+            except Exception:  # whatever an SDK raises is the answer of this row
+                wrong = traceback.format_exc(limit=-3)
+            print(json.dumps({"row": row.__name__, "wrong": wrong}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

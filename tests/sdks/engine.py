@@ -1,0 +1,94 @@
+"""An engine for the official SDKs: it answers by what it is asked for, in the shapes that OpenAI's and Anthropic's APIs have."""
+
+import base64
+import struct
+from typing import Any
+
+import msgspec
+
+from tests.fakes import Asked, Do, Script, Step
+from tests.gateway.running import DONE, END, STREAM_HEAD, chunk, completion, part, usage, usage_chunk, whole
+
+VECTOR = [0.5, -1.0, 0.25]
+_CALL = {"id": "call_1", "type": "function", "function": {"name": "toll", "arguments": '{"road":"A1"}'}}
+
+
+class SdkEngine:
+    """Answers one conversation after another; refuses the first request that says `busy`."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self._was_busy = False
+
+    def __call__(self, asked: Asked) -> Script:
+        body: dict[str, Any] = msgspec.json.decode(asked.body)
+        self.bodies.append(body)
+        path = asked.head.split(b" ", 2)[1]
+        text = asked.body.decode()
+        if "busy" in text and not self._was_busy:
+            self._was_busy = True
+            return [whole({"error": {"message": "full", "code": 503}}, 503)]
+        if path.endswith(b"/embeddings"):
+            return [whole(_embeddings(body))]
+        if path.endswith(b"/count_tokens"):
+            return [whole({"input_tokens": 7})]
+        if path.endswith(b"/messages"):
+            return _messages(body)
+        if path.endswith(b"/completions") and not path.endswith(b"/chat/completions"):
+            choice = {"index": 0, "text": "Hello", "finish_reason": "stop", "logprobs": None}
+            return [whole({"id": "c", "object": "text_completion", "created": 1, "model": "m", "choices": [choice], "usage": usage(3, 1)})]
+        return _chat(body, "slow" in text)
+
+
+def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
+    packed = base64.b64encode(struct.pack(f"<{len(VECTOR)}f", *VECTOR)).decode()
+    count = len(body["input"]) if isinstance(body["input"], list) and isinstance(body["input"][0], list | str) else 1
+    vector = packed if body.get("encoding_format") == "base64" else VECTOR
+    data = [{"object": "embedding", "index": number, "embedding": vector} for number in range(count)]
+    return {"object": "list", "data": data, "model": "m", "usage": {"prompt_tokens": 4, "total_tokens": 4}}
+
+
+def _chat(body: dict[str, Any], is_slow: bool) -> Script:
+    if body.get("tools"):
+        if not body.get("stream"):
+            message = {"role": "assistant", "content": None, "tool_calls": [_CALL]}
+            return [whole(completion(choices=[{"index": 0, "message": message, "finish_reason": "tool_calls"}]))]
+        first = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "toll", "arguments": ""}}
+        pieces = [{"index": 0, "function": {"arguments": piece}} for piece in ('{"road"', ':"A1"}')]
+        deltas = [{"role": "assistant", "content": None, "tool_calls": [first]}, *({"tool_calls": [piece]} for piece in pieces)]
+        events = [chunk() | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+        return [STREAM_HEAD, *map(part, events), part(chunk(finish="tool_calls")), part(usage_chunk(5, 9)), part(DONE), END]
+    text = '{"road":"A1","cents":250}' if body.get("response_format") else "Hello"
+    if not body.get("stream"):
+        return [whole(completion(text))]
+    steps: list[Step] = [STREAM_HEAD, part(chunk("", role="assistant"))]
+    if is_slow:
+        return [*steps, part(chunk("a")), part(chunk("b")), Do.HOLD]
+    steps += [part(chunk(piece)) for piece in (text[:3], text[3:])]
+    return [*steps, part(chunk(finish="stop")), part(usage_chunk(5, 2)), part(DONE), END]
+
+
+def _messages(body: dict[str, Any]) -> Script:
+    if body.get("tools"):
+        content: dict[str, Any] = {"type": "tool_use", "id": "toolu_1", "name": "toll", "input": {"road": "A1"}}
+        deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in ('{"road"', ':"A1"}')]
+    else:
+        content = {"type": "text", "text": "Hello"}
+        deltas = [{"type": "text_delta", "text": piece} for piece in ("Hel", "lo")]
+    reason = "tool_use" if body.get("tools") else "end_turn"
+    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [content], "stop_reason": reason}
+    report = {"input_tokens": 5, "output_tokens": 2}
+    if not body.get("stream"):
+        return [whole(message | {"stop_sequence": None, "usage": report})]
+    empty = content | ({"input": {}} if body.get("tools") else {"text": ""})
+    begun = message | {"content": [], "stop_reason": None, "stop_sequence": None, "usage": report | {"output_tokens": 0}}
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": begun},
+        {"type": "content_block_start", "index": 0, "content_block": empty},
+        *({"type": "content_block_delta", "index": 0, "delta": delta} for delta in deltas),
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": reason, "stop_sequence": None}, "usage": {"output_tokens": 2}},
+        {"type": "message_stop"},
+    ]
+    framed = [b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event)) for event in events]
+    return [STREAM_HEAD, *(part(event) for event in framed), END]

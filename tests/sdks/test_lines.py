@@ -1,0 +1,64 @@
+"""Programs written for OpenAI and Anthropic, on every line of their SDKs that people still use, find here what they find there.
+
+The newest Python line runs with all tests. Older ones and JavaScript run where they are installed (`make test-sdks`).
+"""
+
+import asyncio
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import PATIENCE_SECONDS, Upstream
+from tests.gateway.running import KEY, Served, gateway
+from tests.sdks.engine import SdkEngine
+from tollway.domain.usage import Outcome
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PYTHON = ["openai", "openai-2", "openai-1"]
+ROWS = {"openai": 21, "openai-2": 21, "openai-1": 14, "js": 15}
+"""What each line can do: Anthropic's SDK is not beside the oldest of OpenAI's."""
+
+
+@pytest.mark.parametrize("line", PYTHON)
+async def test_python(line: str) -> None:
+    interpreter = Path(sys.executable) if line == "openai" else ROOT / f".venv-{line}" / "bin" / "python"
+    if not interpreter.exists():
+        pytest.skip(f"{line} is not installed: `make test-sdks` installs it (requirements/{line}.txt)")
+    await conform([str(interpreter), str(HERE / "conformance.py")], ROWS[line])
+
+
+async def test_javascript() -> None:
+    node = shutil.which("node")
+    if node is None or not (HERE / "node_modules").exists():
+        pytest.skip("Node or the SDKs for it are not installed: `make test-sdks` installs these (tests/sdks/package.json)")
+    await conform([node, str(HERE / "conformance.mjs")], ROWS["js"])
+
+
+async def conform(command: list[str], count: int) -> None:
+    """Run a program against a gateway; every row must end well, and every request in one record."""
+    engine = SdkEngine()
+    async with Upstream(engine).listening() as upstream:
+        served = Served([upstream.url])
+        async with gateway({"m": served, "org/name": served}) as running:
+            process = await asyncio.create_subprocess_exec(
+                *command, running.url, KEY, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            )
+            try:
+                async with asyncio.timeout(5 * PATIENCE_SECONDS):
+                    out, errors = await process.communicate()
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+            assert process.returncode == 0, errors.decode()
+            rows = [json.loads(row) for row in out.splitlines()]
+            assert not [row for row in rows if row["wrong"]], "\n".join(f"{row['row']}: {row['wrong']}" for row in rows if row["wrong"])
+            assert len(rows) == count
+            outcomes = [final.outcome for final in running.sink.finals]
+            assert outcomes.count(Outcome.CLIENT_CANCELLED) == 1 and len(outcomes) == len(engine.bodies)
+        images = [body for body in engine.bodies if "iVBORw0KGgo=" in str(body)]
+        assert images, "pictures go up as they came"
