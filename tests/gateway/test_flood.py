@@ -5,6 +5,7 @@ requests. And what is sent to an engine is what was judged.
 """
 
 import asyncio
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ from tollway.gateway.exchange import Request
 from tollway.gateway.server import EdgeBounds
 from tollway.wire import bodies
 
-CONNECTIONS = 3_000
+CONNECTIONS = int(os.environ.get("TOLLWAY_TEST_CONNECTIONS", "3000"))
+"""A hundred thousand on demand: `TOLLWAY_TEST_CONNECTIONS=100000 pytest tests/gateway/test_flood.py`."""
 AT_ONCE = 300
 BODIES = 20_000
 HURRY = EdgeBounds(head_seconds=0.2, body_grace_seconds=0.2, keep_alive_seconds=0.2, linger_seconds=0.2)
