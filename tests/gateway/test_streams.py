@@ -203,6 +203,19 @@ async def test_a_fault_before_the_answer_is_asked_elsewhere_or_told(case: str, s
     assert b"sk-" not in alone.body and b"10.0.0.1" not in alone.body
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [(b"7", "7"), (b"999999999999", "60"), (b"soon", "1"), (b"-1", "1"), (b"Sun, 22 Nov 2026", "1"), (None, "1")],
+)
+async def test_an_overload_says_when_to_come_back(said: bytes | None, told: str, stream: bool) -> None:
+    head = b"" if said is None else b"retry-after: " + said + b"\r\n"
+    upstream = Upstream([whole({"error": {"message": "full", "code": 503}}, 503, head)])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        answer = await post(running.port, chat(stream=stream))
+    assert (answer.status, answer.headers["retry-after"]) == (503, told)
+
+
 async def test_64_tls_to_a_server_that_speaks_none() -> None:
     second = Upstream(SECOND)
     async with second.listening(), Upstream([Do.FIN]).listening() as plain:

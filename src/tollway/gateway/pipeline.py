@@ -210,13 +210,20 @@ def _refuse(request: Request, client: Client, fault: Fault) -> None:
         client.answer(fault.kind.status, headers, dialect.render(fault, request.id))
 
 
+UNAVAILABLE_SECONDS = 1.0
+"""When to come back after a 503 that does not know better: most of them are over by then, and a client that hears nothing comes at once."""
+
+
 def fault_headers(fault: Fault) -> bytes:
     """When to come back, and whether: `retry-after` in whole seconds (at least 1) with `retry-after-ms` beside it; and with what."""
     if fault.kind is faults.KEY_INVALID:
         return b"www-authenticate: Bearer\r\n"
-    if fault.retry_after_seconds is None:
-        return b""
-    milliseconds = max(1, int(fault.retry_after_seconds * 1000))
+    seconds = fault.retry_after_seconds
+    if seconds is None:
+        if fault.kind.status != 503:
+            return b""
+        seconds = UNAVAILABLE_SECONDS
+    milliseconds = max(1, int(seconds * 1000))
     return b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (-(-milliseconds // 1000), milliseconds)
 
 

@@ -212,7 +212,7 @@ class Exchange:
                     self.fail(Fault(faults.UPSTREAM_INVALID, detail="answer too large"))
                 elif reader.complete:
                     if self._client.committed:
-                        self.fail(answer_fault(reader.status, b"".join(reader.body)))
+                        self.fail(answer_fault(reader.status, b"".join(reader.body), reader.retry_after))
                     else:
                         self._wake()
                 return
@@ -418,7 +418,7 @@ async def _attempt(
             reader = connection.reader
             body = b"".join(reader.body)
             if call.stream or reader.status != 200:
-                raise answer_fault(reader.status, body)
+                raise answer_fault(reader.status, body, reader.retry_after)
             answer = call.dialect.read_answer(body, upstream.deployment.upstream_model, call.model.id, call.output_tokens_max)
             exchange.finished = True
             _note_completed(record, answer.used, UsageSource.ENGINE_FINAL, answer.anomaly, metrics)
@@ -447,13 +447,20 @@ _UNSHOWABLE = re.compile(r"[^\x20-\x7e]|https?:|[/\\]\w+[/\\]|[Bb]earer|sk-|tw_|
 """What an engine's own text must not contain to be shown to a client: paths, addresses, anything like a credential."""
 
 
-def answer_fault(status: int, body: bytes) -> Fault:
-    """The fault that a whole answer stands for when it is not a success (or not the stream that was asked for)."""
+RETRY_AFTER_SECONDS_MAX = 60
+"""Of an engine's `retry-after`: what it says beyond a minute is no estimate, and would keep its clients away from all others."""
+
+
+def answer_fault(status: int, body: bytes, retry_after: bytes | None = None) -> Fault:
+    """The fault that a whole answer stands for when it is not a success (or not the stream that was asked for). `retry_after`: the header's
+    value, which counts if it is in seconds."""
     if status == 200 and not body.lstrip().startswith(b"{"):
         return Fault(faults.UPSTREAM_INVALID, detail="200 without JSON")
     if 300 <= status < 400:
         return Fault(faults.UPSTREAM_INVALID, detail=f"status {status}")
     fault = error_fault(body, status, first=True)
+    if retry_after is not None and retry_after.isdigit() and fault.kind.status == 503:
+        fault.retry_after_seconds = min(int(retry_after[:9]), RETRY_AFTER_SECONDS_MAX)
     if fault.kind is faults.UPSTREAM_REQUEST_INVALID:
         text = error_text(body)
         if "maximum context length" in text or "context size" in text:
