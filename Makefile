@@ -69,9 +69,14 @@ fuzz: $(VENV)/.dev $(VENV)/.fuzz  ## search every parser for bytes that break it
 bench: $(VENV)/.dev  ## measure against nginx on this machine (ARGS="--quick")
 	@exec $(VENV)/bin/python -m bench $(ARGS)
 
+.PHONY: reliability
+reliability: $(VENV)/.dev  ## break things on purpose and count (ARGS="R1 --kills 20 --database postgres")
+	@exec $(VENV)/bin/python -m reliability $(ARGS)
+
 .PHONY: docs
 docs: $(VENV)/.dev  ## render the pages that are made from results and declarations
 	@$(VENV)/bin/python -m bench --render
+	@$(VENV)/bin/python -m reliability --render
 	@$(VENV)/bin/python scripts/settings_page.py
 	@$(VENV)/bin/python scripts/attacks_page.py
 

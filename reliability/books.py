@@ -84,8 +84,8 @@ def find_differences(platform: Platform, stated: Stated, bills: Mapping[str, Bil
     """What does not agree, in words, and how much was compared. The platform has ended."""
     wrong = []
     for what, said, right in (
-        ("usage", stated.usage, _usage_of(bills)),
-        ("costs by line item", stated.costs, _costs_of(bills)),
+        ("usage", stated.usage, usage_of(bills)),
+        ("costs by line item", stated.costs, costs_of(bills)),
         ("costs", stated.costs_whole, sum(bill.amount_pico for bill in bills.values())),
     ):
         if said != right:
@@ -102,7 +102,8 @@ def find_differences(platform: Platform, stated: Stated, bills: Mapping[str, Bil
     return wrong, {"line items": len(stated.costs), "accounts": len(sums), "transactions": len(transactions)}
 
 
-def _usage_of(bills: Mapping[str, Bill]) -> dict[str, dict[str, Counter[str]]]:
+def usage_of(bills: Mapping[str, Bill]) -> dict[str, dict[str, Counter[str]]]:
+    """What the usage API should say: by kind and model."""
     usage: dict[str, dict[str, Counter[str]]] = {"completions": {}, "embeddings": {}}
     for bill in bills.values():
         kind = "embeddings" if bill.endpoint == "embeddings" else "completions"
@@ -115,7 +116,8 @@ def _usage_of(bills: Mapping[str, Bill]) -> dict[str, dict[str, Counter[str]]]:
     return usage
 
 
-def _costs_of(bills: Mapping[str, Bill]) -> dict[str, int]:
+def costs_of(bills: Mapping[str, Bill]) -> dict[str, int]:
+    """What the costs API should say: pico by line item."""
     costs: Counter[str] = Counter()
     for bill in bills.values():
         for item, billing_class in LINE_ITEMS.items():

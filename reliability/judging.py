@@ -31,9 +31,9 @@ Ended = Literal["complete", "left", "error", "broken", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What a client knows of its request. `request_id` is None if no head came, `status` likewise. `tokens` arrived at
-    it; it asked for `planned_tokens` at most. `code`: of the error that it was told. `began` and `headed` are monotonic
-    seconds: when it asked, and when the head of the answer was there."""
+    """What a client knows of its request. `request_id` is None if no head came, `status` likewise. `tokens` arrived at it; it asked
+    for `planned_tokens` at most. `code`: of the error that it was told. `began` and `headed` are monotonic seconds: when it asked, and
+    when the head of the answer was there. `retry_after`: what that said of coming back."""
 
     model: str
     planned_tokens: int
@@ -44,6 +44,7 @@ class Heard:
     code: str | None = None
     began: float = 0.0
     headed: float | None = None
+    retry_after: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

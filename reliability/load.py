@@ -200,6 +200,7 @@ class _Answer:
         self._ask = ask
         self._began = began
         self._headed: float | None = None
+        self._retry_after: str | None = None
         self.request_id: str | None = None
         self.status: int | None = None
         self.code: str | None = None
@@ -219,6 +220,7 @@ class _Answer:
             self.code,
             began=self._began,
             headed=self._headed,
+            retry_after=self._retry_after,
         )
 
     async def read(self, reader: asyncio.StreamReader) -> None:
@@ -227,7 +229,7 @@ class _Answer:
         self._headed = time.monotonic()
         self.status = int(head.split(" ", 2)[1])
         headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
-        self.request_id = headers.get("x-request-id")
+        self.request_id, self._retry_after = headers.get("x-request-id"), headers.get("retry-after")
         if "content-length" in headers:
             self._take_whole(await reader.readexactly(int(headers["content-length"])))
             return

@@ -204,11 +204,11 @@ def serve(
 
 @contextmanager
 def supervised(
-    scratch: Path, *, environment: Mapping[str, str] | None = None, truth: Path | None = None
+    scratch: Path, *, environment: Mapping[str, str] | None = None, engine_options: Sequence[str] = (), truth: Path | None = None
 ) -> Iterator[tuple[Platform, Part]]:
     """`tollway serve` at addresses that it keeps, with an engine and a tenant. `truth`: a directory for the engine's truth log."""
     environment = dict(environment or {})
-    with reserved_ports(4) as ports, engine(truth or scratch / "engine") as (part, engine_url):
+    with reserved_ports(4) as ports, engine(truth or scratch / "engine", *engine_options) as (part, engine_url):
         options = zip(("--listen", "--internal", "--control-listen", "--link"), ports, strict=True)
         where = (text for option, port in options for text in (option, f"127.0.0.1:{port}"))
         serving = Part(("-m", "tollway", "serve", "--data-dir", str(scratch / "data"), *where), scratch / "serve", environment)

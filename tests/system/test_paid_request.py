@@ -13,8 +13,8 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionUserMessageParam
 
-from reliability import load
-from reliability.judging import TOKEN_CLASSES, Bill, Heard, Prices, judge, read_receipt, read_truth, unit_pico, wait_until_idle
+from reliability import books, load
+from reliability.judging import Bill, Heard, Prices, judge, read_receipt, read_truth, unit_pico, wait_until_idle
 from reliability.platforms import PRICES, Platform, serve
 from reliability.running import WAIT_SECONDS, Demo, Start, read_demo
 from tollway.serve.engine import find_model
@@ -22,13 +22,6 @@ from tollway.serve.engine import find_model
 pytestmark = pytest.mark.system
 
 QUESTION = "Who pays the toll on the bridge, and in which coin, when the ferry is out of service for the winter?"
-LINE_ITEMS = {
-    "input_tokens": "input",
-    "cached_input_tokens": "cached_input",
-    "output_tokens": "output",
-    "reasoning_tokens": "reasoning",
-    "requests": "request",
-}
 
 
 @pytest.fixture(scope="module")
@@ -241,13 +234,9 @@ def _check_usage(platform: Platform, bills: dict[str, Bill], untold: int) -> Non
             assert result.object == f"organization.usage.{kind}.result"
             found.setdefault(str(result.model), Counter()).update({name: getattr(result, name, 0) for name in names})
             requests += result.num_model_requests
-        right: dict[str, Counter[str]] = {}
-        for bill in (each for each in bills.values() if (each.endpoint == "embeddings") == (kind == "embeddings")):
-            billed = {name: bill.lines[name][0] if name in bill.lines else 0 for name in TOKEN_CLASSES}
-            sums = right.setdefault(bill.model, Counter())
-            sums.update({"input_tokens": billed["input"] + billed["cached_input"], "output_tokens": billed["output"] + billed["reasoning"]})
-            if kind == "completions":  # OpenAI's shape has no such classes for embeddings
-                sums.update({"input_cached_tokens": billed["cached_input"], "output_reasoning_tokens": billed["reasoning"]})
+        right = books.usage_of(bills)[kind]
+        for sums in right.values():
+            del sums["num_model_requests"]
         assert found == right
     assert requests == len(bills) + untold
 
@@ -276,13 +265,7 @@ def _check_costs(platform: Platform, bills: dict[str, Bill]) -> None:
             if result.line_item is not None:
                 found[result.line_item] = found.get(result.line_item, 0) + pico
         assert sum_pico == total_pico
-    right: dict[str, int] = {}
-    for bill in bills.values():
-        for item, billing_class in LINE_ITEMS.items():
-            if billing_class in bill.lines:
-                name = f"{bill.model}, {item}"
-                right[name] = right.get(name, 0) + bill.lines[billing_class][2]
-    assert found == right
+    assert found == books.costs_of(bills)
 
 
 @pytest.fixture(scope="module")

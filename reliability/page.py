@@ -1,0 +1,211 @@
+"""Turns the kept lines into docs/reliability.md. Pure: lines in, text out.
+
+For each figure and case the newest line is shown, and with it what all the lines that are kept come to, so that a run that failed is
+not forgotten by running again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reliability.records import Line
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What a figure is: what is done, what must hold, what it says nothing about, and how to take it."""
+
+    title: str
+    test: str
+    rule: str
+    left_out: str
+    command: str
+
+
+FIGURES: Mapping[str, Figure] = {
+    "R1": Figure(
+        "Usage lost or doubled across crashes",
+        "An open loop of 100 requests/s, four of five of them streams, some slow, some abandoned, some retried elsewhere. Every 1 to 5 s "
+        "one process gets SIGKILL: the gateway, the control process, the supervisor above both or, on PostgreSQL, the postmaster. Each is "
+        "started again 0 to 2 s later, whether or not the one before is whole again. Beside it an administrator makes and revokes keys. The "
+        "engine keeps a truth log of its own, on another file system.",
+        "Every request that the engine heard of has exactly one event, and no other request costs anything. What a client saw complete is "
+        "billed as completed, with the tokens of the truth log, class by class; what ended otherwise is billed at least what was delivered "
+        "and at most what was generated. `tollway verify` finds nothing. Every acknowledged key exists and works, every revoked one does "
+        "not. Nobody is told a 5xx but `draining`; nothing hangs; control answers 200 or 503. All is collected within 60 s.",
+        "SIGKILL is not a power cut: what the kernel holds survives. One machine: no network between the parts fails.",
+        "python -m reliability R1 --kills 100 --database postgres --seed 1",
+    ),
+    "R4": Figure(
+        "Overload",
+        "An engine with a fixed number of slots and no queue is offered three times what it can serve, then half of it.",
+        "Goodput stays at 90 % of capacity. What is refused is refused with 429 or 503 and `retry-after`. No other 5xx. Every request that "
+        "was served has its bill, none that was refused has one. Afterwards everything is served again.",
+        "Latencies: load and engine share two cores with the gateway here; see the performance page.",
+        "python -m reliability R4 --seconds 20",
+    ),
+    "R8": Figure(
+        "Faults survived",
+        "A table of faults, each with the tests that inject it. The tests are run, and a row passes if all of its tests do.",
+        "Each test says the status and the error that a client gets, what is billed, and that it goes on by itself afterwards.",
+        "The rows that are named as missing below: nothing injects them yet.",
+        "python -m reliability R8",
+    ),
+    "R9": Figure(
+        "Bad inputs tried",
+        "Bent bytes and bodies, made from good ones, through the parsers and through sockets.",
+        "No 5xx, no crash, no hang, no error that is not JSON in the API's shape; what is let through is what was judged.",
+        "The fuzzers say which parser they feed; what no line names was not fed.",
+        "python -m reliability R9 --inputs 100000",
+    ),
+    "R10": Figure(
+        "Drain and rollout",
+        "A request every fortieth of a second, a third of them streams that take longer than a hand-over, and connections that are kept "
+        "and used again, while the gateway is replaced (SIGHUP) over and over.",
+        "No request fails, no connection is refused or reset, every stream ends with its `[DONE]`, every request has its bill.",
+        "One gateway process at a time on one machine; a rollout over machines needs a load balancer that is not here. Migrations under load.",
+        "python -m reliability R10 --rollouts 100",
+    ),
+    "R11": Figure(
+        "Control plane gone",
+        "Control is killed and stays away. In the middle of it the gateway is killed as well and starts from its copy of the snapshot. "
+        "Then control comes back.",
+        "Every request with a known key succeeds (but those on their way when the gateway was killed). Afterwards every one of them has its "
+        "bill, once, and the books verify.",
+        "Revocation while control is away is a test of its own (tests/system/test_outage.py).",
+        "python -m reliability R11 --seconds 60",
+    ),
+    "R14": Figure(
+        "Restore",
+        "Under load the database is backed up (SQLite: its backup API; PostgreSQL: pg_dump). Usage goes on, then the database is lost and the "
+        "backup is restored; the records in the gateway's spool and in the archive bring it up to date.",
+        "The digest of events, ledger and balances is that of before the loss, every request has its bill, and `tollway verify` agrees.",
+        "Loss of the spool's disk together with the database's: what is in neither the backup nor the archive nor the spool is gone.",
+        "python -m reliability R14 --times 5",
+    ),
+    "R16": Figure(
+        "Reconciliation",
+        "The data of R1: the usage API by model, the costs API by line item and whole, the balances and every ledger entry are held against "
+        "the events' bills, which are held against the engine's truth log.",
+        "Equal to the pico. Every transaction sums to zero, and so do all accounts together.",
+        "Invoices, which do not exist yet.",
+        "python -m reliability R1",
+    ),
+}
+
+ELSEWHERE: Mapping[str, str] = {
+    "R2": "Simulated histories (virtual time, network and disk)",
+    "R3": "Load held: [performance.md](performance.md) says what a request and a chunk cost",
+    "R5": "Noisy neighbour",
+    "R6": "Limit accuracy with several gateways",
+    "R7": "Budget accuracy",
+    "R12": "Soak",
+    "R13": "Cross-tenant attempts",
+    "R15": "Client conformance over versions",
+}
+"""What has no line of ours yet. A line of one of them is shown all the same."""
+
+INTRODUCTION = """\
+# Reliability
+
+What was broken on purpose, how often, and what it cost. Rendered by `python -m reliability --render` from
+`reliability/results/`; `make reliability ARGS="R1 --kills 20"` takes a figure on your machine.
+
+How to read it. *n* trials had so many *failures*; none in *n* means that, with 95 % confidence, fewer than 3/*n* of all
+trials fail (the rule of three). It is a bound on what we have not seen, for this kind of trial, on this machine, and says
+nothing about other kinds. The newest run of each figure is shown, and beside it what all kept runs come to."""
+
+
+def render(lines: Sequence[Line]) -> str:
+    """The page. `lines` in order of time."""
+    parts = [INTRODUCTION]
+    by_case: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        by_case.setdefault((line.figure, line.case), []).append(line)
+    cases = sorted(by_case, key=lambda case: (int(case[0][1:]), case[1]))
+    head = ["figure", "", "n", "failures", "fails less often than", "all runs kept"]
+    rows = [_summary(by_case[case]) for case in cases]
+    parts.append(_markdown(head, rows) if rows else "No results are kept yet.")
+    for name in dict.fromkeys(figure for figure, _ in cases):
+        of_figure = [by_case[case][-1] for case in cases if case[0] == name]
+        parts.append(_section(name, of_figure))
+    missing = [*((name, figure.title) for name, figure in FIGURES.items()), *ELSEWHERE.items()]
+    missing = sorted((each for each in missing if not any(each[0] == figure for figure, _ in cases)), key=lambda each: int(each[0][1:]))
+    if missing:
+        parts.append("## Not taken yet\n\n" + _markdown(["figure", "what it would say"], [[name, title] for name, title in missing]))
+    parts.append(NOT_COVERED)
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(name: str) -> str:
+    return FIGURES[name].title if name in FIGURES else ELSEWHERE.get(name, "")
+
+
+def _summary(lines: Sequence[Line]) -> list[str]:
+    line = lines[-1]
+    runs = f"{len(lines)} runs: {sum(each.failures for each in lines):,} of {sum(each.n for each in lines):,} {line.of}"
+    failures = f"{line.failures:,}" if not line.failures else f"**{line.failures:,}**"
+    name = f"[{line.figure}](#{_anchor(line.figure)}) {_title(line.figure).partition(':')[0]}"
+    return [name, line.case, f"{line.n:,} {line.of}", failures, _share(line.bound95), runs if len(lines) > 1 else ""]
+
+
+def _anchor(name: str) -> str:
+    words = f"{name} {_title(name)}".lower()
+    return "".join(character for character in words if character.isalnum() or character in " -_").replace(" ", "-")
+
+
+def _share(bound: float | None) -> str:
+    if bound is None:
+        return "–"
+    return f"{bound:.2g} of them" if bound >= 0.01 else f"1 in {1 / bound:,.0f}"
+
+
+def _section(name: str, lines: Sequence[Line]) -> str:
+    figure = FIGURES.get(name)
+    parts = [f"## {name} {_title(name)}"]
+    if figure:
+        parts += [
+            f"**Test.** {figure.test}",
+            f"**Must hold.** {figure.rule}",
+            f"**Not covered.** {figure.left_out}",
+            f"`{figure.command}`",
+        ]
+    for line in lines:
+        rows = [["tried", f"{line.n:,} {line.of}" + "".join(f", {count:,} {what}" for what, count in line.also.items())]]
+        rows.append(["failures", str(line.failures)])
+        if not line.failures:
+            bounds = [(line.n, line.of), *((count, what) for what, count in line.also.items())]
+            rows.append(["95 % bound", "; ".join(f"{_share(min(1.0, 3 / count))} ({what})" for count, what in bounds if count)])
+        rows += [[key.replace("_", " "), _text(value)] for key, value in line.detail.items() if not isinstance(value, list)]
+        seed = "" if line.seed is None else f", seed {line.seed}"
+        rows.append(["run", f"{line.started_at}, {line.wall_s:,.0f} s, commit {line.commit}{seed}"])
+        rows.append(["machine", line.machine])
+        title = f"{line.case}:\n\n" if line.case else ""
+        parts.append(title + _markdown(["", "value"], rows))
+        parts += [_markdown([key.replace("_", " ")], [[_text(each)] for each in value]) for key, value in _lists(line)]
+    return "\n\n".join(parts)
+
+
+def _lists(line: Line) -> list[tuple[str, list[Any]]]:
+    return [(key, value) for key, value in line.detail.items() if isinstance(value, list) and value]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return (
+            ", ".join(f"{key}: {_text(each)}" if isinstance(each, dict) else f"{key} {_text(each)}" for key, each in value.items())
+            or "none"
+        )
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+NOT_COVERED = """\
+## Not covered by any of these
+
+Real loss of power (what the kernel had not written is never lost here), real partitions between hosts, faults of the kernel, engines
+on real GPUs, the outages of an operator's providers, and Kubernetes itself."""
