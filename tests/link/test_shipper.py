@@ -116,6 +116,22 @@ class TestArrives:
             assert await each.finish(30) is True
         assert_arrived(collector, tmp_path)
 
+    async def test_a_control_that_was_restored_is_told_again_of_former_lives(self, tmp_path: Path) -> None:
+        before = Spool.open(tmp_path, alarm=no_alarm, options=OPTIONS)
+        await use(before, range(30))
+        await before.close()
+        for _ in range(2):
+            restored = Collector()  # knows nothing: its backup was older
+            former = {epoch.number for epoch in list_epochs(tmp_path)}
+            opened = Spool.open(tmp_path, alarm=no_alarm, options=OPTIONS)
+            async with LinkServer(restored.answer) as server:
+                each = make(opened, tmp_path, server.url)
+                async with running(each):
+                    await until(lambda former=former, taken=restored.taken: former <= {number for _, number in taken})  # type: ignore[misc]
+                await opened.close()
+                assert await each.finish(30) is True
+            assert_arrived(restored, tmp_path)
+
     async def test_former_lives_and_dead_ones_go_too(self, tmp_path: Path) -> None:
         collector = Collector()
         for life in range(3):

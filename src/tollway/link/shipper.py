@@ -1,10 +1,11 @@
 """The shipper: hands the spool's records to control, at least once, until control says that it has them.
 
 Closed epochs go first, oldest first, then the committed tail of the living one. Control's watermark is the only truth
-about what has arrived: a batch that control has already is skipped there, a gap is answered with the seq to go on
-from, and the file `shipped` is a note for the next start and for people. Bytes travel as they lie on disk; control
-checks checksums and chain. If it refuses them (400), something between this disk and that program is broken: that
-epoch stops, with an alarm, and nothing is skipped.
+about what has arrived: a batch that control has already is skipped there, a gap is answered with the seq to go on from,
+and the file `shipped` is a note for people and for the housekeeping below. Each process asks once for every epoch that
+is still here, so that a control that was restored from a backup is told again. Bytes travel as they lie on disk;
+control checks checksums and chain. If it refuses them (400), something between this disk and that program is broken:
+that epoch stops, with an alarm, and nothing is skipped.
 
 Each turn also looks after the directory: epochs whose process died are recovered, and what control has is removed
 when it is old or when space is short.
@@ -217,16 +218,16 @@ class Shipper:
         cursor = _Cursor(epoch, node_id, position)
         if epoch.is_closed() and (end_seq := await asyncio.to_thread(_read_end, epoch)) is not None:
             cursor.end_seq = end_seq
-            shipped = await asyncio.to_thread(_read_shipped, epoch)
-            if shipped >= end_seq:  # all done in an earlier life: nothing to ask
-                cursor.position = Position(0, 0, end_seq)
-                cursor.noted_seq = end_seq
-                self._cursors[epoch.number] = cursor
-                return cursor
+        # Asked even where it is noted that control has everything: control may have been restored from a backup since.
         answer = await self._request("GET", f"/v1/link/records/{node_id}/{epoch.number}")
         if answer.status_code != 200:
             raise _ControlAway(f"control answered {answer.status_code}")
-        await self._go_to(cursor, _next_seq(answer))
+        next_seq = _next_seq(answer)
+        if cursor.end_seq is not None and next_seq >= cursor.end_seq:
+            cursor.position = Position(0, 0, cursor.end_seq)
+            cursor.noted_seq = min(await asyncio.to_thread(_read_shipped, epoch), cursor.end_seq)
+        else:
+            await self._go_to(cursor, next_seq)
         self._cursors[epoch.number] = cursor
         return cursor
 
