@@ -49,11 +49,19 @@ class Archive:
         if is_new:
             _sync(path.parent)
 
-    def read(self, node_id: str, epoch: int, size: int) -> Iterator[bytes]:
-        """The first `size` bytes of an epoch's file, in chunks. Raises ArchiveShort if there are fewer."""
+    def list_epochs(self) -> list[tuple[str, int, int]]:
+        """Node, epoch and size in bytes of every file that is here, in the order in which epochs began."""
+        found = [
+            (path.parent.name, int(path.stem), path.stat().st_size) for path in self._directory.glob("*/*.seg") if path.stem.isdecimal()
+        ]
+        return sorted(found, key=lambda each: (each[1], each[0]))
+
+    def read(self, node_id: str, epoch: int, size: int, start: int = 0) -> Iterator[bytes]:
+        """`size` bytes of an epoch's file from `start` on, in chunks. Raises ArchiveShort if there are fewer."""
         path = self._path(node_id, epoch)
         try:
             with path.open("rb") as file:
+                file.seek(start)
                 while size:
                     chunk = file.read(min(size, CHUNK_BYTES))
                     if not chunk:

@@ -31,6 +31,15 @@ def find_head(tx: Transaction) -> int:
     return version
 
 
+def raise_head(tx: Transaction, by: int) -> int:
+    """Leave out `by` versions; returns the new head. Whoever followed before must read the whole snapshot. Needs `lock_head` before."""
+    assert tx.publication_locked, "lock_head comes first in a publishing transaction"
+    move = publish_head.update().values(version=publish_head.c.version + by).returning(publish_head.c.version)
+    head: int = tx.connection.execute(move).scalar_one()
+    tx.published_version = head
+    return head
+
+
 def append_changes(tx: Transaction, unnumbered: Sequence[Change], now: int) -> int:
     """Give each of the changes the next version, in order, and store them. Returns the new head. Needs `lock_head` before."""
     assert tx.publication_locked, "lock_head comes first in a publishing transaction"
