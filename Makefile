@@ -105,7 +105,7 @@ lock = $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platfor
 .PHONY: clean
 clean:  ## remove .venv, caches and builds
 	@rm -rf $(VENV) .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	@find src tests bench fuzz scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@find src tests bench fuzz reliability scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # ---- steps ---------------------------------------------------------------------------------------------------------------
 

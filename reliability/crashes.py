@@ -99,7 +99,7 @@ class Outcome:
     detail: dict[str, Any]
 
 
-def measure(kills: int, database: str, seed: int, *, per_second: float = PER_SECOND) -> tuple[Line, Line]:
+def measure(kills: int, database: str, seed: int, *, per_second: float = PER_SECOND) -> list[Line]:
     """Take the figures R1 and R16 (the same data, reconciled) and keep them. What went wrong is printed, and its directory is kept."""
     began = time.time()
     scratch = Path(tempfile.mkdtemp(prefix="tollway-crashes-"))
@@ -132,7 +132,7 @@ def measure(kills: int, database: str, seed: int, *, per_second: float = PER_SEC
         began=began,
         detail={"total_pico": outcome.detail["billed_pico"]},
     )
-    return crashes, reconciled
+    return [crashes, reconciled]
 
 
 def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: float = PER_SECOND) -> Outcome:

@@ -97,7 +97,8 @@ def _count(heard: list[Heard]) -> int:
 
 
 def _costs(bills: Mapping[str, Bill], each: Heard) -> bool:
-    return each.request_id in bills and bills[each.request_id].amount_pico > 0
+    bill = bills.get(each.request_id or "")
+    return bill is not None and bill.amount_pico > 0
 
 
 def _asks(seed: int) -> Iterator[Ask]:

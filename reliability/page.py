@@ -6,7 +6,6 @@ not forgotten by running again.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from reliability.records import Line
 
@@ -25,68 +24,78 @@ class Figure:
 FIGURES: Mapping[str, Figure] = {
     "R1": Figure(
         "Usage lost or doubled across crashes",
-        "An open loop of 100 requests/s, four of five of them streams, some slow, some abandoned, some retried elsewhere. Every 1 to 5 s "
-        "one process gets SIGKILL: the gateway, the control process, the supervisor above both or, on PostgreSQL, the postmaster. Each is "
-        "started again 0 to 2 s later, whether or not the one before is whole again. Beside it an administrator makes and revokes keys. The "
-        "engine keeps a truth log of its own, on another file system.",
-        "Every request that the engine heard of has exactly one event, and no other request costs anything. What a client saw complete is "
-        "billed as completed, with the tokens of the truth log, class by class; what ended otherwise is billed at least what was delivered "
-        "and at most what was generated. `tollway verify` finds nothing. Every acknowledged key exists and works, every revoked one does "
-        "not. Nobody is told a 5xx but `draining`; nothing hangs; control answers 200 or 503. All is collected within 60 s.",
-        "SIGKILL is not a power cut: what the kernel holds survives. One machine: no network between the parts fails.",
+        "An open loop of 100 requests/s, four of five of them streams, some slow, some abandoned, some retried elsewhere. Every "
+        "1 to 5 s one process gets SIGKILL: the gateway, the control process, the supervisor above both or, on PostgreSQL, the "
+        "postmaster. Each is started again 0 to 2 s later (gateway and control by the supervisor, at once), whether or not "
+        "everything else is whole again. Beside it an administrator makes and revokes keys. The engine keeps a truth log of its "
+        "own, in memory where the platform has the disk.",
+        "Every request that the engine heard of has exactly one event, and no other request costs anything. What a client saw "
+        "complete is billed as completed, with the tokens of the truth log, class by class; what ended otherwise is billed at "
+        "least what was delivered and at most what was generated. `tollway verify` finds nothing. Every acknowledged key exists "
+        "and works, every revoked one does not. Nobody is told a 5xx but `draining`; nothing hangs; control answers 200 or 503. "
+        "All is collected within 60 s.",
+        "SIGKILL is not a power cut: what the kernel holds survives. One machine: no network between the parts fails. How soon "
+        "things are back is shown and not judged: the machine does other things beside.",
         "python -m reliability R1 --kills 100 --database postgres --seed 1",
     ),
     "R4": Figure(
         "Overload",
-        "An engine with a fixed number of slots and no queue is offered three times what it can serve, then half of it.",
-        "Goodput stays at 90 % of capacity. What is refused is refused with 429 or 503 and `retry-after`. No other 5xx. Every request that "
-        "was served has its bill, none that was refused has one. Afterwards everything is served again.",
-        "Latencies: load and engine share two cores with the gateway here; see the performance page.",
-        "python -m reliability R4 --seconds 20",
+        "An engine with a fixed number of slots and a short queue is offered three times what it can serve, then half of it.",
+        "At least 90 % of the capacity is served. What is refused is refused with 429 or 503 and `retry-after`; nothing else "
+        "goes wrong. Every request that was served has its bill, none that was refused costs anything. Afterwards everything is "
+        "served again.",
+        "More than the gateway itself can do: load, engine and gateway share two cores here, so that one could not tell whose "
+        "limit it is. [performance.md](performance.md) says what a request costs.",
+        "python -m reliability R4 --seconds 60",
     ),
     "R8": Figure(
         "Faults survived",
-        "A table of faults, each with the tests that inject it. The tests are run, and a row passes if all of its tests do.",
-        "Each test says the status and the error that a client gets, what is billed, and that it goes on by itself afterwards.",
-        "The rows that are named as missing below: nothing injects them yet.",
+        "A table of faults, each with the tests that inject it. The tests are run; a fault is survived if all of its tests pass.",
+        "Each test says the status and the error that a client gets, what is billed, and that all goes on by itself afterwards.",
+        "The faults that are named as not tried.",
         "python -m reliability R8",
     ),
     "R9": Figure(
         "Bad inputs tried",
-        "Bent bytes and bodies, made from good ones, through the parsers and through sockets.",
-        "No 5xx, no crash, no hang, no error that is not JSON in the API's shape; what is let through is what was judged.",
-        "The fuzzers say which parser they feed; what no line names was not fed.",
-        "python -m reliability R9 --inputs 100000",
+        "Bent bytes and bodies, made from good ones and from all that once broke something, through every parser and through sockets.",
+        "No 5xx, no crash, no hang, no error that is not JSON in the API's shape, no more answers than requests; what is let "
+        "through is what was judged.",
+        "`make fuzz` searches on from there, guided by coverage, for as long as it is let.",
+        "python -m reliability R9",
     ),
     "R10": Figure(
         "Drain and rollout",
-        "A request every fortieth of a second, a third of them streams that take longer than a hand-over, and connections that are kept "
-        "and used again, while the gateway is replaced (SIGHUP) over and over.",
+        "Forty requests a second, a third of them streams that take longer than a hand-over, and connections that are kept and "
+        "used again, while the gateway is replaced (SIGHUP) over and over.",
         "No request fails, no connection is refused or reset, every stream ends with its `[DONE]`, every request has its bill.",
-        "One gateway process at a time on one machine; a rollout over machines needs a load balancer that is not here. Migrations under load.",
+        "A rollout over several machines, which needs a load balancer; a rollout from one version to another, with a migration.",
         "python -m reliability R10 --rollouts 100",
     ),
     "R11": Figure(
         "Control plane gone",
-        "Control is killed and stays away. In the middle of it the gateway is killed as well and starts from its copy of the snapshot. "
-        "Then control comes back.",
-        "Every request with a known key succeeds (but those on their way when the gateway was killed). Afterwards every one of them has its "
-        "bill, once, and the books verify.",
-        "Revocation while control is away is a test of its own (tests/system/test_outage.py).",
+        "Control is killed and stays away. In the middle of that the gateway is killed as well and starts alone, from its copy "
+        "of the snapshot. Then control comes back.",
+        "Every request succeeds but those that the death of the gateway struck. Afterwards each has its bill, once, and "
+        "`tollway verify` finds nothing.",
+        "Revocations while control is away are tests of their own (`tests/system/test_outage.py`).",
         "python -m reliability R11 --seconds 60",
     ),
     "R14": Figure(
         "Restore",
-        "Under load the database is backed up (SQLite: its backup API; PostgreSQL: pg_dump). Usage goes on, then the database is lost and the "
-        "backup is restored; the records in the gateway's spool and in the archive bring it up to date.",
-        "The digest of events, ledger and balances is that of before the loss, every request has its bill, and `tollway verify` agrees.",
-        "Loss of the spool's disk together with the database's: what is in neither the backup nor the archive nor the spool is gone.",
-        "python -m reliability R14 --times 5",
+        "A database is backed up while it is used (SQLite: its backup API; PostgreSQL: pg_dump). Usage goes on and a key is "
+        "made; then the database is lost and the backup put in its place. Once the archive brings it up to date (`tollway "
+        "replay`); once archive and database are both as old as the backup, and the gateway hands in again what its spool "
+        "keeps.",
+        "A digest over every event, rollup and balance is that of before the loss, every request has its bill, `tollway verify` "
+        "agrees, and the gateway takes the restored snapshot: it no longer knows the key that the backup does not.",
+        "Changes of tenants, keys and prices that are younger than the backup: those are lost. The loss of all three, database, "
+        "archive and spool, at once.",
+        "python -m reliability R14 --times 5 --database postgres",
     ),
     "R16": Figure(
         "Reconciliation",
-        "The data of R1: the usage API by model, the costs API by line item and whole, the balances and every ledger entry are held against "
-        "the events' bills, which are held against the engine's truth log.",
+        "The data of R1: the usage API by model, the costs API by line item and whole, the balances and every ledger entry are "
+        "held against the events' bills, which are held against the engine's truth log.",
         "Equal to the pico. Every transaction sums to zero, and so do all accounts together.",
         "Invoices, which do not exist yet.",
         "python -m reliability R1",
@@ -182,12 +191,10 @@ def _section(name: str, lines: Sequence[Line]) -> str:
         rows.append(["machine", line.machine])
         title = f"{line.case}:\n\n" if line.case else ""
         parts.append(title + _markdown(["", "value"], rows))
-        parts += [_markdown([key.replace("_", " ")], [[_text(each)] for each in value]) for key, value in _lists(line)]
+        for key, value in line.detail.items():
+            if isinstance(value, list) and value:
+                parts.append(f"{key.replace('_', ' ').capitalize()}:\n\n" + "\n".join(f"- {_text(each)}" for each in value))
     return "\n\n".join(parts)
-
-
-def _lists(line: Line) -> list[tuple[str, list[Any]]]:
-    return [(key, value) for key, value in line.detail.items() if isinstance(value, list) and value]
 
 
 def _text(value: object) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from reliability import crashes, page, records
+from reliability import crashes, faults, outages, overloads, page, records, restores, rollouts
 from reliability.records import Line
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
@@ -42,18 +42,39 @@ def render() -> None:
     PAGE.write_text(page.render(records.read()))
 
 
-def _add_crashes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kills", type=int, default=20, help="about 3 s each (default 20)")
-    parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
-    parser.add_argument("--per-second", type=float, default=crashes.PER_SECOND, help="requests offered (default 100)")
+Add = Callable[[argparse.ArgumentParser], None]
+Take = Callable[[argparse.Namespace], Sequence[Line]]
 
 
-def _take_crashes(arguments: argparse.Namespace) -> Sequence[Line]:
-    return crashes.measure(arguments.kills, arguments.database, arguments.seed, per_second=arguments.per_second)
+def _option(name: str, default: float, text: str, *, database: bool = False) -> Add:
+    """One number, of the type of its default, and perhaps the database."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(name, type=type(default), default=default, help=f"{text} (default {default})")
+        if database:
+            parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
+
+    return add
 
 
-FIGURES: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Sequence[Line]]]] = {
-    "R1": (_add_crashes, _take_crashes),
+def _nothing(parser: argparse.ArgumentParser) -> None:
+    """No option of its own."""
+
+
+FIGURES: dict[str, tuple[Add, Take]] = {
+    "R1": (
+        _option("--kills", 20, "how often something is killed, about 3 s each", database=True),
+        lambda told: crashes.measure(told.kills, told.database, told.seed),
+    ),
+    "R4": (_option("--seconds", 20.0, "how long too much is offered"), lambda told: overloads.measure(told.seconds, told.seed)),
+    "R8": (_nothing, lambda told: faults.measure_faults()),
+    "R9": (_nothing, lambda told: faults.measure_bad_input()),
+    "R10": (_option("--rollouts", 10, "how often the gateway is replaced"), lambda told: rollouts.measure(told.rollouts, told.seed)),
+    "R11": (_option("--seconds", 60.0, "how long control is gone"), lambda told: outages.measure(told.seconds, told.seed)),
+    "R14": (
+        _option("--times", 1, "how often the database is lost, each time with two ways back", database=True),
+        lambda told: restores.measure(told.times, told.database, told.seed),
+    ),
 }
 
 

@@ -67,6 +67,13 @@ class Server:
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id. Raises RuntimeError if it was never started."""
+        if self._process is None:
+            raise RuntimeError("the server was not started")
+        return self._process.pid
+
     def start(self) -> None:
         """Start it, and return when it takes connections. Raises RuntimeError, with its own words, if it does not.
 

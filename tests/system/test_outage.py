@@ -99,6 +99,31 @@ def test_a_frozen_control_plane_is_not_missed_either(tmp_path: Path) -> None:
 
 
 @pytest.mark.postgres
+def test_a_frozen_database_is_not_missed(tmp_path: Path) -> None:
+    """Its connections stay open and nothing ever comes back."""
+    with (
+        reserved_ports(1) as (port,),
+        postgres.cluster(port) as server,
+        supervised(tmp_path, environment={"TOLLWAY_DATABASE_URL": server.url}) as (platform, serving),
+    ):
+        heard = use(platform, 20, 12)
+        frozen = [server.pid, *list_descendants(server.pid)]
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            heard += use(platform, 60, 13)
+        finally:
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
+        wait_until_idle(platform.truth_log)
+        attempts = read_truth(platform.truth_log)
+        platform.wait_until_billed(len(attempts))
+        assert serving.end(signal.SIGTERM) == 0, serving.out.read_text()
+        platform.check_all_is_shipped()
+        judge(attempts, read_bills(server.url), heard, PRICES)
+
+
+@pytest.mark.postgres
 def test_without_its_database_it_serves_on_and_even_starts(tmp_path: Path) -> None:
     with reserved_ports(1) as (port,), postgres.cluster(port) as server:
         environment = {"TOLLWAY_DATABASE_URL": server.url}

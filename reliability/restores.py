@@ -1,0 +1,223 @@
+"""R14: a database is lost and comes back from a backup; the records that are kept elsewhere bring it up to date.
+
+Two ways, both tried each time. From the archive: `tollway replay` takes in again what was archived since the backup, and no gateway is
+needed. From the spools: archive and database are both as old as the backup, and the gateway hands in again what it keeps. After
+either, the state must be that of before the loss: every event, every rollup, every balance."""
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+from pysqlite3 import dbapi2
+
+from reliability import load
+from reliability.judging import Heard, find_wrong, read_bills, read_truth, wait_until_idle
+from reliability.load import Ask
+from reliability.platforms import PRICES, Platform, list_models, reserved_ports, supervised
+from reliability.records import Line, record
+from reliability.running import WAIT_SECONDS, tollway
+from scripts import postgres
+
+PER_SECOND = 60.0
+REQUESTS = 300
+"""Before the backup, and as many between it and the loss."""
+
+STATE = {
+    "usage_events": "event_id",
+    "usage_rollups": "organization_id, width_seconds, start_at, project_id, key_id, model, endpoint",
+    "balances": "account_id",
+}
+"""What must come back, and its order. Transactions are not in it: a replay may batch otherwise, and books the same sums."""
+
+UNSTABLE = frozenset({"version", "changed_at"})
+"""Columns that count how often and when, not what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to. `restored_s`: seconds from the loss to the state of before it, by way."""
+
+    wrong: list[str]
+    requests: int
+    replayed: int
+    restored_s: dict[str, float]
+
+
+def measure(times: int, database: str, seed: int) -> list[Line]:
+    """Take the figure and keep it; what went wrong is printed."""
+    began = time.time()
+    outcomes = []
+    for number in range(times):
+        with tempfile.TemporaryDirectory(prefix="tollway-restores-") as scratch:
+            outcomes.append(run(Path(scratch), database, seed + number))
+    wrong = [each for outcome in outcomes for each in outcome.wrong]
+    print("\n".join(wrong[:20]), flush=True)
+    return [
+        record(
+            "R14",
+            case=database,
+            of="restores",
+            n=2 * times,
+            failures=len(wrong),
+            also={"requests": sum(outcome.requests for outcome in outcomes)},
+            seed=seed,
+            began=began,
+            detail={
+                "events_younger_than_the_backup": sum(outcome.replayed for outcome in outcomes),
+                "restored_in_s": {way: max(outcome.restored_s[way] for outcome in outcomes) for way in outcomes[0].restored_s},
+            },
+        )
+    ]
+
+
+def run(scratch: Path, database: str, seed: int) -> Outcome:
+    """One loss, and both ways back, in the directory `scratch`, which must be empty."""
+    wrong: list[str] = []
+    restored_s: dict[str, float] = {}
+    with ExitStack() as held:
+        environment = {}
+        if database == "postgres":
+            (port,) = held.enter_context(reserved_ports(1))
+            environment["TOLLWAY_DATABASE_URL"] = held.enter_context(postgres.cluster(port)).url
+        platform, serving = held.enter_context(supervised(scratch / "life", environment=environment))
+        control = platform.directory / "control"
+        asks = load.make_asks(2 * REQUESTS, seed)
+        heard = _send(platform, asks[:REQUESTS])
+        wait_until_idle(platform.truth_log)
+        platform.wait_until_billed(len(read_truth(platform.truth_log)))
+        backup = scratch / "backup"
+        _back_up(platform, backup)
+        shutil.copytree(control / "archive", scratch / "old-archive")
+        secret = _make_key(platform)  # younger than the backup: gateways know more than it does
+        heard += _send(platform, asks[REQUESTS:])
+        wait_until_idle(platform.truth_log)
+        attempts = read_truth(platform.truth_log)
+        platform.wait_until_billed(len(attempts))
+        serving.end(signal.SIGTERM)
+        right = _digest(platform)
+
+        began = time.monotonic()
+        _lose_and_restore(platform, backup)
+        replayed = _replay(platform, wrong)
+        restored_s["from the archive"] = round(time.monotonic() - began, 1)
+        wrong += _compare(platform, right, "from the archive")
+
+        shutil.rmtree(control / "archive")
+        shutil.copytree(scratch / "old-archive", control / "archive")
+        began = time.monotonic()
+        _lose_and_restore(platform, backup)
+        _replay(platform, wrong)
+        serving.start()
+        platform.wait_until_billed(len(attempts))
+        restored_s["from the spools"] = round(time.monotonic() - began, 1)
+        if list_models(platform.gateway_url, secret) != 401:
+            wrong.append("the gateway knows a key that the restored database does not")
+        if list_models(platform.gateway_url, platform.tenant.api_key) != 200:
+            wrong.append("the gateway has forgotten a key that the restored database has")
+        serving.end(signal.SIGTERM)
+        platform.check_all_is_shipped()
+        wrong += _compare(platform, right, "from the spools")
+        faults, _ = find_wrong(attempts, read_bills(platform.database_url), heard, PRICES)
+        wrong += faults
+    if not replayed:
+        wrong.append("the backup had everything: nothing was proved")
+    return Outcome(wrong, len(heard), replayed, restored_s)
+
+
+def _send(platform: Platform, asks: Sequence[Ask]) -> list[Heard]:
+    return asyncio.run(load.send_all(asks, platform.gateway_url, platform.tenant.api_key, per_second=PER_SECOND))
+
+
+def _make_key(platform: Platform) -> str:
+    with platform.admin() as http:
+        path = f"/v1/organization/projects/{platform.tenant.project_id}/api_keys"
+        secret: str = http.post(path, json={"name": "young"}).raise_for_status().json()["value"]
+    deadline = time.monotonic() + WAIT_SECONDS
+    while list_models(platform.gateway_url, secret) != 200:
+        assert time.monotonic() < deadline, "the gateway never knew the new key"
+        time.sleep(0.02)
+    return secret
+
+
+def _replay(platform: Platform, wrong: list[str]) -> int:
+    """`tollway replay`; returns how many events it took in."""
+    done = tollway("replay", "--data-dir", str(platform.directory), "--output", "json", env=dict(platform.environment))
+    if done.returncode != 0:
+        wrong.append(f"replay: {done.stdout}{done.stderr}")
+        return 0
+    return int(json.loads(done.stdout)["events"])
+
+
+def _compare(platform: Platform, right: str, way: str) -> list[str]:
+    wrong = [] if _digest(platform) == right else [f"{way}: the state is not that of before the loss"]
+    verified = tollway("verify", "--data-dir", str(platform.directory), env=dict(platform.environment))
+    return wrong if verified.returncode == 0 else [*wrong, f"{way}: verify: {verified.stdout}{verified.stderr}"]
+
+
+# ---- Databases ----------------------------------------------------------------------------------------------------------
+
+
+def _back_up(platform: Platform, to: Path) -> None:
+    """While it runs, as an operator would."""
+    if platform.database_url.startswith("sqlite"):
+        with closing(dbapi2.connect(f"file:{_file_of(platform)}?mode=ro", uri=True)) as source, closing(dbapi2.connect(to)) as target:
+            source.backup(target)
+    else:
+        _run_client("pg_dump", "--format=custom", f"--file={to}", f"--dbname={_plain(platform)}")
+
+
+def _lose_and_restore(platform: Platform, backup: Path) -> None:
+    if platform.database_url.startswith("sqlite"):
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{_file_of(platform)}{suffix}").unlink(missing_ok=True)
+        shutil.copy(backup, _file_of(platform))
+    else:
+        with _connected(platform) as connection:
+            connection.execute(sa.text("DROP SCHEMA public CASCADE"))
+            connection.execute(sa.text("CREATE SCHEMA public"))
+            connection.commit()
+        _run_client("pg_restore", "--exit-on-error", f"--dbname={_plain(platform)}", str(backup))
+
+
+def _file_of(platform: Platform) -> Path:
+    return platform.directory / "control" / "tollway.db"
+
+
+def _plain(platform: Platform) -> str:
+    return platform.database_url.replace("postgresql+psycopg://", "postgresql://")
+
+
+def _run_client(program: str, *arguments: str) -> None:
+    path = postgres.find_program(program)
+    assert path is not None, f"{program} is not installed"
+    subprocess.run([str(path), *arguments], check=True, stdin=subprocess.DEVNULL, timeout=WAIT_SECONDS, env={**os.environ, "PGOPTIONS": ""})
+
+
+@contextmanager
+def _connected(platform: Platform) -> Iterator[sa.Connection]:
+    options = {"module": dbapi2} if platform.database_url.startswith("sqlite") else {}
+    engine = sa.create_engine(platform.database_url, poolclass=sa.NullPool, **options)
+    with engine.connect() as connection:
+        yield connection
+
+
+def _digest(platform: Platform) -> str:
+    """SHA-256 over every row of STATE, in order. The platform has ended."""
+    digest = hashlib.sha256()
+    with _connected(platform) as connection:
+        for table, order in STATE.items():
+            for row in connection.execute(sa.text(f"SELECT * FROM {table} ORDER BY {order}")).mappings():
+                stable = sorted((name, str(value)) for name, value in row.items() if name not in UNSTABLE)
+                digest.update(f"{table} {stable}\n".encode())
+    return digest.hexdigest()
