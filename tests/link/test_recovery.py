@@ -203,6 +203,12 @@ class TestTorn:
                 rest = b"\0" if fill == "zeros" else b"\xa5"
                 data = whole[:cut] + rest * min(40, end - cut) + bytes(len(whole) - cut - min(40, end - cut))
             torn.segment_path(1).write_bytes(data)
+            starts = [header[1], *ends]
+            if fill == "noise" and any(start + 4 <= cut < at <= cut + 40 for start, at in zip(starts, ends, strict=False)):
+                # A record that is all there and wrong: no crash leaves that behind, so it is reported, not cut.
+                assert recover(torn, alarm=Alarms()) is Recovered.DAMAGED
+                shutil.rmtree(torn.directory)
+                continue
             assert recover(torn, alarm=no_alarm) is Recovered.CLOSED
             records = read_epoch(torn)
             assert_complete(records)

@@ -87,7 +87,6 @@ class Disk:
     exists: Callable[[Path], bool] = os.path.exists
     listdir: Callable[[Path], list[str]] = os.listdir
     mkdir: Callable[[Path, int], None] = os.mkdir
-    makedirs: Callable[..., None] = os.makedirs
     rmdir: Callable[[Path], None] = os.rmdir
     replace: Callable[[Path, Path], None] = os.replace
     truncate: Callable[[Path, int], None] = os.truncate

@@ -20,6 +20,7 @@ A file is a segment once its header is whole. Headers and records are written in
 segment before the new one, so a segment with records means that all before it are complete.
 """
 
+import contextlib
 import fcntl
 import os
 import re
@@ -191,6 +192,17 @@ def sync_directory(path: Path, disk: Disk = DISK) -> None:
         disk.fsync(fd)
     finally:
         disk.close(fd)
+
+
+def make_directory(path: Path, disk: Disk = DISK) -> None:
+    """Make a directory and its parents, if need be, each durable in the one above; also if it was made by a process that
+    died before it could see to that."""
+    if not disk.exists(path):
+        make_directory(path.parent, disk)
+        with contextlib.suppress(FileExistsError):
+            disk.mkdir(path, 0o777)
+    with contextlib.suppress(PermissionError):  # a parent that we may not even read was not made by us
+        sync_directory(path.parent, disk)
 
 
 def write_file(path: Path, content: bytes, disk: Disk = DISK) -> None:

@@ -1,7 +1,7 @@
 """Recovery: every request that a dead gateway had admitted gets the FINAL it is owed, and its epoch is closed.
 
 Theory of operation. Everything that recovery writes is a function of what lies on disk and nothing else: no clock, no
-randomness. FINALs are appended in the order of their ADMITs; their counts are the higher of the last PROGRESS and the
+randomness. FINALs are appended in the order of their ADMITs; their counts are the later of the last PROGRESS and the
 slot of progress.map; `ended_at` is the latest instant seen in the segment. A FINAL that an earlier, itself
 interrupted recovery wrote is found again as any other FINAL, and its `ended_at` is that same instant. So recovery may
 be killed at any byte and run again, any number of times: the epoch ends in the same bytes. progress.map is removed
@@ -11,9 +11,14 @@ After a failed sync the kernel may call pages clean that the disk never got, and
 epoch that noted such a failure (`failed`) has its last segments copied into new files before anything is appended, so
 that a sync means again what it says.
 
-Only the newest begun segment is read (see `epochs`). A torn tail there is cut: no record in it was ever acknowledged,
-because an acknowledgement follows the sync of all bytes before it. A wrong record with readable ones behind it is
-damage: the epoch is marked and left as it is, and what lies before the damage is still shipped.
+The newest begun segment is read (see `epochs`), and the one before it, which a power cut may have left unsynced: if that
+does not reach to where the newest begins, nothing in the newest was ever acknowledged, and the older one is taken for the
+newest. A torn tail is cut: no record in it was ever acknowledged, because an acknowledgement follows the sync of all bytes
+before it. A record that is wrong in another way than crashes leave behind (`wire.segments`) is damage: the epoch is marked
+and left as it is, and what lies before the damage is still shipped.
+
+What the dead process had written may lie in the page cache only. `closed` says that the epoch is complete on disk, so all
+of it is synced before that is written.
 """
 
 import array
@@ -106,7 +111,7 @@ class _Requests:
                 request = self.by_id.get(record.request_id)
                 if request is None:
                     raise ValueError("PROGRESS of a request that is not open")
-                self.by_id[record.request_id] = OpenRequest(request.seq, highest(request.used, record.used), request.admit)
+                self.by_id[record.request_id] = OpenRequest(request.seq, later(request.used, record.used), request.admit)
             case Final():
                 if self.by_id.pop(record.admit.request_id, None) is None:
                     raise ValueError("FINAL of a request that is not open")
@@ -117,9 +122,14 @@ class _Requests:
                 self.is_closed = True
 
 
-def highest(a: Quantities, b: Quantities) -> Quantities:
-    """Class by class the higher count: both are running totals of one request."""
-    return Quantities(max(a.input, b.input), max(a.cached_input, b.cached_input), max(a.output, b.output), max(a.reasoning, b.reasoning))
+def later(a: Quantities, b: Quantities) -> Quantities:
+    """The later of two running totals of one request: the one that counts more, or `b`. Never a mixture: an engine's last
+    report moves tokens from one class to another, and a maximum class by class would bill them in both."""
+    return a if _total(a) > _total(b) else b
+
+
+def _total(used: Quantities) -> int:
+    return used.input + used.cached_input + used.output + used.reasoning
 
 
 def read_slot(words: "memoryview | array.array[int]", slot: int) -> Quantities:
@@ -175,6 +185,7 @@ def recover(epoch: Epoch, *, alarm: Alarm) -> Recovered:
         _remove_unbegun(epoch)
         return Recovered.CLOSED
     requests, end = found
+    _settle_neighbours(epoch, end.start.number)
     if epoch.has_failed():
         _write_again(epoch)
     appender = _Appender(epoch, end, requests.latest_at)
@@ -195,7 +206,7 @@ def recover(epoch: Epoch, *, alarm: Alarm) -> Recovered:
                 appender.append(encode(final), lambda: tuple(still_open))
                 still_open.popleft()
             appender.append(encode(Close(at=requests.latest_at)), tuple)
-            appender.sync()
+        appender.sync()
         finish(epoch, appender.number, appender.offset, appender.seq)
     finally:
         appender.close()
@@ -244,28 +255,63 @@ class _End:
 
 
 def _read_end(epoch: Epoch) -> tuple[_Requests, _End] | None:
-    """Read the newest begun segment; None if the epoch never began."""
-    numbers = epoch.list_segments()
+    """Find the newest segment that counts and read it; None if the epoch never began."""
     torn_start: tuple[int, bytes] | None = None  # a file that has bytes but no whole header
-    for number in reversed(numbers):
+    newest: tuple[_Requests, _End] | None = None
+    for number in reversed(epoch.list_segments()):
+        if newest is not None and number != newest[1].start.number - 1:
+            return newest  # the one before was shipped, and removed
         path = epoch.segment_path(number)
         data = read_segment(path, epoch.disk)
         if not data:
             continue
         begun = parse_start(data)
+        if newest is not None:
+            before = _read_before(epoch, data, newest[1].start)
+            if before is None:
+                return newest
+            newest = before
+            continue
         if begun is None:
             if torn_start is not None:
                 raise SpoolDamaged(str(path), "the segment's header is wrong")
             torn_start = (number, data)
             continue
         start, offset = begun
-        return _read_records(epoch, start, offset, data, torn_start)
-    if torn_start is not None:
+        newest = _read_records(epoch, start, offset, data, torn_start)
+    if newest is None and torn_start is not None:
         number, data = torn_start
         node_id = _node_of(epoch)
         if number != 1 or not encode_start(first_start(node_id, epoch.number)).startswith(data):
             raise SpoolDamaged(str(epoch.segment_path(number)), "the segment's header is wrong")
-    return None
+    return newest
+
+
+def _read_before(epoch: Epoch, data: bytes, following: SegmentStart) -> tuple[_Requests, _End] | None:
+    """The segment before `following`, if it ends too early, as one that a power cut kept from being synced. None if it is
+    complete; and if it is damaged, which is found again, and told of, when it is shipped."""
+    try:
+        begun = parse_start(data)
+        read = begun and _read_records(epoch, *begun, data, None)
+    except SpoolDamaged:
+        return None
+    return read if read and read[1].seq < following.first_seq else None
+
+
+def _settle_neighbours(epoch: Epoch, number: int) -> None:
+    """Take away what was begun after segment `number` and does not count, and make the one before it durable."""
+    disk = epoch.disk
+    for other in epoch.list_segments():
+        path = epoch.segment_path(other)
+        if other > number and read_segment(path, disk):
+            disk.unlink(path)
+            sync_directory(epoch.directory, disk)
+        elif other == number - 1:
+            fd = disk.open(path, os.O_RDWR | os.O_CLOEXEC, 0)
+            try:
+                disk.fdatasync(fd)
+            finally:
+                disk.close(fd)
 
 
 def _read_records(
@@ -329,7 +375,7 @@ def _read_slots(epoch: Epoch) -> dict[int, tuple[Quantities, int | None]]:
 
 def _with_slot(request: OpenRequest, slots: dict[int, tuple[Quantities, int | None]]) -> tuple[OpenRequest, int | None]:
     used, first_token_at = slots.get(request.seq, (NOTHING, None))
-    return OpenRequest(request.seq, highest(request.used, used), request.admit), first_token_at
+    return OpenRequest(request.seq, later(request.used, used), request.admit), first_token_at
 
 
 class _Appender:

@@ -97,6 +97,10 @@ class _Cursor:
     is_stopped: bool = False
     noted_seq: int = 0
 
+    def is_done(self) -> bool:
+        """Whether control has all of the epoch, and no more will come."""
+        return self.end_seq is not None and self.position.seq >= self.end_seq
+
 
 class Shipper:
     """Ships the spool of one process. Use: `run()` as a task; to end, cancel it, close the spool, then `await
@@ -159,12 +163,14 @@ class Shipper:
 
     async def finish(self, timeout_seconds: float) -> bool:
         """After the spool was closed: ship what is left, within the time. True if control has everything of this
-        process' life. What is left over is shipped by the next process."""
+        process' life. What is left over is shipped by the next process; so is what a spool that failed to close could not
+        make durable, because until then recovery may still end it otherwise."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 while True:
                     try:
-                        return await self._ship(self._spool.epoch, None)
+                        epoch = self._spool.epoch
+                        return await self._ship(epoch, None if epoch.is_closed() else self._spool.committed)
                     except _ControlAway as error:
                         self._note_away(error)
                         await asyncio.sleep(BACKOFF_SECONDS_MIN)
@@ -193,13 +199,15 @@ class Shipper:
                 return False
             if cursor.end_seq is None and epoch.is_closed():
                 cursor.end_seq = await asyncio.to_thread(_read_end, epoch)
-            while end is None or cursor.position.seq < end.seq:
+            while not cursor.is_done() and (end is None or cursor.position.seq < end.seq):
                 data, position = await asyncio.to_thread(read_frames, epoch, cursor.position, end, BATCH_BYTES)
                 if not data:
+                    if cursor.end_seq is not None:
+                        raise SpoolDamaged(str(epoch.directory), f"record {position.seq} is missing, {cursor.end_seq - 1} is the last")
                     break
                 await self._put(cursor, data, position)
             await self._note_shipped(cursor)
-            return cursor.end_seq is not None and cursor.position.seq >= cursor.end_seq
+            return cursor.is_done()
         except OSError as error:
             if self._disk.exists(epoch.directory):  # else another process found it shipped, and removed it
                 self._note_waiting(epoch.number, error)
@@ -262,7 +270,7 @@ class Shipper:
     async def _note_shipped(self, cursor: _Cursor) -> None:
         """Leave a note when an epoch is done; for the living one, control is asked at the next start anyway."""
         seq = cursor.position.seq
-        if cursor.end_seq is not None and seq >= cursor.end_seq > cursor.noted_seq:
+        if cursor.is_done() and seq > cursor.noted_seq:
             note = msgspec.json.encode(Shipped(seq, self._clock()))
             await asyncio.to_thread(write_file, cursor.epoch.directory / "shipped", note, self._disk)
             cursor.noted_seq = seq
@@ -353,12 +361,14 @@ def _remove_epoch(epoch: Epoch) -> None:
 
 
 def _find_first(epoch: Epoch) -> tuple[str, Position] | None:
-    """Whose epoch it is, and its first record that is still here."""
-    for number in epoch.list_segments():
-        header = read_start(epoch.segment_path(number), epoch.disk)
-        if header is not None:
-            return header[0].node_id, Position(number, header[1], header[0].first_seq)
-    return None
+    """Whose epoch it is, and its first record that is still here; None if there is nothing any more. Raises SpoolDamaged."""
+    numbers = epoch.list_segments()
+    if not numbers:
+        return None
+    header = read_start(epoch.segment_path(numbers[0]), epoch.disk)
+    if header is None:
+        raise SpoolDamaged(str(epoch.segment_path(numbers[0])), "the segment's header is wrong")
+    return header[0].node_id, Position(numbers[0], header[1], header[0].first_seq)
 
 
 def _read_end(epoch: Epoch) -> int | None:

@@ -52,6 +52,7 @@ from tollway.link.epochs import (
     first_start,
     list_epochs,
     lock,
+    make_directory,
     sync_directory,
     write_all,
     write_node,
@@ -209,7 +210,7 @@ class Spool:
         full), ValueError if it belongs to another node.
         """
         options = options or SpoolOptions()
-        disk.makedirs(directory, exist_ok=True)
+        make_directory(directory, disk)
         spool_lock = lock(directory / "lock", disk, wait=True)
         assert spool_lock is not None
         try:

@@ -26,6 +26,8 @@ _CHECKED = struct.Struct("<Q16s")
 _PREFIX = struct.Struct("<II")
 HEAD_BYTES = _HEAD.size
 CHAIN_BYTES = 16
+SECTOR_BYTES = 512
+"""What a disk writes as a whole or not at all; real ones write no less."""
 PAYLOAD_BYTES_MAX = 64 * 1024
 """No record comes near it (a FINAL is below 1 KiB); a longer length is damage, not a record."""
 
@@ -112,10 +114,10 @@ class Reader:
             length, crc, seq, chain = _HEAD.unpack_from(data, offset)
             start, end = offset + HEAD_BYTES, offset + HEAD_BYTES + length
             if length == 0 and crc == 0 and seq == 0:
-                self.tail = Tail.CLEAN if _is_zero(data, offset) else self._judge(data, offset + 1)
+                self.tail = Tail.CLEAN if _is_zero(data, offset) else self._judge(data, offset)
                 return
             if length > PAYLOAD_BYTES_MAX or end > size or zlib.crc32(data[offset + 8 : end]) != crc:
-                self.tail = self._judge(data, offset + 1)
+                self.tail = self._judge(data, offset)
                 return
             payload = data[start:end]
             if seq != self.next_seq or chain != next_chain(self.chain, seq, payload):
@@ -125,11 +127,28 @@ class Reader:
             yield Frame(seq, chain, payload, end)
 
     def _judge(self, data: bytes, offset: int) -> Tail:
-        """TORN if no later record of this epoch can be read after a wrong frame, else DAMAGED.
+        """Whether the wrong frame at `offset` is what a crash leaves behind (TORN) or something else (DAMAGED).
+
+        A file of records is made of zeros and written once. A process that is killed leaves a frame that ends early. A
+        power cut also loses sectors, any of those not yet synced, and a lost one reads as zeros up to its end. So a torn
+        frame is incomplete: zeros stand where bytes of it should, up to the end of a sector or of all data. A frame that
+        is all there and wrong was changed by something else, and so was one before readable ones without such zeros.
+        """
+        following = self._find_readable(data, offset + 1)
+        if following is not None:
+            return Tail.TORN if _has_lost_sector(data, offset, following) else Tail.DAMAGED
+        length = int.from_bytes(data[offset : offset + 4], "little")
+        end = offset + HEAD_BYTES + length if 0 < length <= PAYLOAD_BYTES_MAX else len(data) + 1
+        written = len(data.rstrip(b"\0"))
+        return Tail.TORN if end > written or _has_lost_sector(data, offset, end) else Tail.DAMAGED
+
+    def _find_readable(self, data: bytes, offset: int) -> int | None:
+        """Where a later record of this epoch begins that can be read, if there is one.
 
         Later records carry a seq at or just above the one expected, so the search looks for those eight bytes and
         checks the frame around each hit: linear in the data for a search that only ever runs on damage.
         """
+        found = []
         for seq in range(self.next_seq, self.next_seq + 64):
             needle, at = seq.to_bytes(8, "little"), offset
             while (at := data.find(needle, at)) >= 0:
@@ -139,6 +158,18 @@ class Reader:
                     start, end = begin + HEAD_BYTES, begin + HEAD_BYTES + length
                     fits = 0 < length <= PAYLOAD_BYTES_MAX and end <= len(data)
                     if fits and zlib.crc32(data[start:end], zlib.crc32(data[begin + 8 : start])) == crc:
-                        return Tail.DAMAGED
+                        found.append(begin)
+                        break
                 at += 1
-        return Tail.TORN
+        return min(found, default=None)
+
+
+def _has_lost_sector(data: bytes, start: int, end: int) -> bool:
+    """Whether what lies between `start` and `end` of a sector reads as zeros up to its end, from where the frame at
+    `start` begins or for longer than frames ever do (a small seq and a length have seven in a row)."""
+    boundary = start
+    while boundary < end:
+        boundary = min(boundary // SECTOR_BYTES * SECTOR_BYTES + SECTOR_BYTES, end)
+        if not any(data[max(start, boundary - 9) : boundary]):
+            return True
+    return False
