@@ -1,0 +1,146 @@
+"""What must be so once nothing is left to come: the books against the truth, computed here again, in another way.
+
+Shares no code with rating, rollups or the ledger: prices are multiplied here, outcomes are billed by a table written from
+docs/outcomes.md, and tables are read as they stand.
+"""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from tests.simulation.traffic import Counts, Truth, counts_of, totals_of
+from tollway.control.verify import verify
+from tollway.storage import schema_money as money
+
+VERIFY_SHARE = 0.25
+"""Of the histories are also verified from the archive, which costs as much as all the rest."""
+
+ALWAYS = {"completed", "client_cancelled", "budget_stopped", "gateway_crash"}
+AFTER_TOKENS = {"upstream_error", "timeout"}
+
+DAMAGE = {"spool_damaged", "spool_shipping_stopped"}
+HARMLESS = {"spool_recovery_failed", "spool_care_failed", "spool_failed", "spool_disk_full", "records_not_accepted"}
+"""Alarms that the faults of a history explain, and that end with them."""
+
+
+def judge(history: Any) -> None:
+    """Every promise, at rest."""
+    fail = history.world.fail
+    with history.control.ledger.database.platform(write=False) as tx:
+        rows = {row.event_id: row for row in tx.connection.execute(sa.select(money.usage_events))}
+        balances = {row.account_id: row.posted_pico for row in tx.connection.execute(sa.select(money.balances))}
+        rollups = [row._asdict() for row in tx.connection.execute(sa.select(money.usage_rollups))]
+        put_aside = [
+            tx.connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+            for table in (money.event_conflicts, money.quarantined_records)
+        ]
+    if any(put_aside):
+        fail(f"{put_aside[0]} conflicts, {put_aside[1]} quarantined")
+    owed: dict[str, int] = {}
+    for truth in history.traffic.truths.values():
+        row = rows.pop(truth.id, None)
+        if row is None:
+            _judge_missing(history, truth)
+        else:
+            _judge_event(history, truth, row)
+            account = f"{truth.organization_id}/unbilled/{truth.price.currency}"
+            owed[account] = owed.get(account, 0) + cost_of(truth, row)
+    for event_id in rows:
+        fail(f"{event_id} was never asked for")
+    _judge_sums(history, owed, balances, rollups)
+    _judge_alarms(history)
+    if history.world.chance.random() < VERIFY_SHARE:
+        report = verify(history.control.ledger.database, history.control.archive)
+        if not report.is_right:
+            fail(f"verify: {report.differences}")
+
+
+def used_of(row: Any) -> Counts:
+    """What an event counts."""
+    return row.input, row.cached_input, row.output, row.reasoning
+
+
+def bills(row: Any) -> bool:
+    """Whether its tokens are billed."""
+    return row.outcome in ALWAYS or (row.outcome in AFTER_TOKENS and row.output + row.reasoning > 0)
+
+
+def cost_of(truth: Truth, row: Any) -> int:
+    """What an event must cost, in pico."""
+    if not bills(row):
+        return 0
+    price = truth.price
+    units = (price.input_pico, price.cached_input_pico, price.output_pico, price.reasoning_pico)
+    cost = sum(count * unit for count, unit in zip(used_of(row), units, strict=True))
+    return cost + (price.request_pico if row.outcome == "completed" else 0)
+
+
+def _judge_missing(history: Any, truth: Truth) -> None:
+    """No event: only if nobody had been told, or somebody broke the disk."""
+    fail, state = history.world.fail, f"{truth.id} (epoch {truth.epoch})"
+    tainted = history.tainted.get(truth.epoch)
+    if not truth.admitted or (truth.power_cut and not truth.durable):
+        return
+    if tainted is not None:
+        if tainted != "torn" and not any(event in DAMAGE and fields.get("epoch") == truth.epoch for event, fields in history.alarms):
+            fail(f"{state} is lost with a damaged segment that nobody reported")
+        return
+    fail(f"{state} has no event{', though its success was shown' if truth.shown else ''}")
+
+
+def _judge_event(history: Any, truth: Truth, row: Any) -> None:
+    fail, used = history.world.fail, used_of(row)
+    if (row.organization_id, row.price_version, row.epoch) != (truth.organization_id, truth.price.id, truth.epoch):
+        fail(f"{truth.id} is another's")
+    if row.outcome == "gateway_crash":
+        if truth.durable and truth.epoch not in history.tainted:
+            fail(f"{truth.id} ended durably and was recovered all the same")
+        if any(count > most for count, most in zip(used, truth.generated, strict=True)):
+            fail(f"{truth.id} bills {used}, generated were {truth.generated}")
+        if any(count > most for count, most in zip(totals_of(used), truth.generated_totals, strict=True)):
+            fail(f"{truth.id} bills {used}, of all classes together {truth.generated_totals} were generated")
+        is_certain = not truth.power_cut and truth.epoch not in history.tainted
+        if is_certain and any(count < least for count, least in zip(totals_of(used), totals_of(truth.delivered), strict=True)):
+            fail(f"{truth.id} bills {used}, delivered were {truth.delivered}")
+        return
+    if truth.expected is None:
+        fail(f"{truth.id} ended as {row.outcome} without a reason")
+        return
+    outcome, counts = truth.expected
+    if (row.outcome, used) != (str(outcome), counts):
+        fail(f"{truth.id} is {row.outcome} {used} instead of {outcome} {counts}")
+    if truth.ended is not None and counts_of(truth.ended.used) != used:
+        fail(f"{truth.id} has other counts than its FINAL")
+
+
+def _judge_sums(history: Any, owed: dict[str, int], balances: dict[str, int], rollups: list[dict[str, Any]]) -> None:
+    fail = history.world.fail
+    unbilled = {account: pico for account, pico in balances.items() if "/unbilled/" in account and pico}
+    if unbilled != {account: pico for account, pico in owed.items() if pico}:
+        fail(f"the organizations owe {owed}, the ledger says {unbilled}")
+    totals: dict[str, int] = {}
+    for account, pico in balances.items():
+        currency = account.rpartition("/")[2]
+        totals[currency] = totals.get(currency, 0) + pico
+    if any(totals.values()):
+        fail(f"the ledger sums to {totals}")
+    for width in money.ROLLUP_WIDTHS_SECONDS:
+        summed: dict[str, int] = {}
+        for row in rollups:
+            if row["width_seconds"] == width:
+                pico = sum(row[f"{name}_units"] * 10**12 + row[f"{name}_pico"] for name in money.ROLLUP_COSTS)
+                summed[row["organization_id"]] = summed.get(row["organization_id"], 0) + pico
+        by_organization = {account.partition("/")[0]: pico for account, pico in owed.items() if pico}
+        if {organization: pico for organization, pico in summed.items() if pico} != by_organization:
+            fail(f"rollups of {width} s sum to {summed}, owed are {by_organization}")
+
+
+def _judge_alarms(history: Any) -> None:
+    """Nobody is called without a reason: damage is reported where there is some, and only there."""
+    for event, fields in history.alarms:
+        if event in DAMAGE:
+            excused = fields.get("epoch") in history.tainted or "[Errno" in str(fields.get("error"))
+            if not excused:
+                history.world.fail(f"alarm without cause: {event} {fields}")
+        elif event not in HARMLESS:
+            history.world.fail(f"unknown alarm {event} {fields}")

@@ -1,0 +1,247 @@
+"""Requests through the real meter, engines that answer as engines do, and the truth about both.
+
+The truth is kept here, by whoever plays engine and client: what was generated, what the client was given, whether it was
+shown success. Nothing in it is read from what the gateway wrote.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from tests.link import samples
+from tollway.domain import faults
+from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import Fault
+from tollway.domain.keys import KeyType
+from tollway.domain.prices import PriceVersion
+from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
+from tollway.domain.usage import Final, Outcome, Quantities, UsageSource
+from tollway.gateway.exchange import Call, Caller, ClientGone, Permit, Request
+from tollway.gateway.meter import Record, meter
+
+Counts = tuple[int, int, int, int]
+"""Input, cached input, output, reasoning."""
+NONE: Counts = (0, 0, 0, 0)
+
+
+@dataclass(slots=True)
+class Truth:
+    """What really happened to one request."""
+
+    id: str
+    epoch: int
+    price: PriceVersion
+    organization_id: str
+    admitted: bool = False
+    generated: Counts = NONE
+    """Class by class the most that any attempt's engine reported."""
+    generated_totals: tuple[int, int] = (0, 0)
+    """The most input and output that any attempt's engine reported, of all classes together."""
+    delivered: Counts = NONE
+    """What the client had been given, or what had been counted against it, at the latest."""
+    ended: Final | None = None
+    """The end that the gateway wrote, or was about to."""
+    expected: tuple[Outcome, Counts] | None = None
+    """How it must have ended if the gateway lived to say so: from the plan, not from the record."""
+    durable: bool = False
+    """Its end was reported to be on disk: nothing may take it back."""
+    shown: bool = False
+    """The client saw success."""
+    power_cut: bool = False
+    """The power went while its end was not yet durable: it may be forgotten."""
+
+
+_ORGANIZATIONS = {"EUR": samples.ORGANIZATION, "USD": samples.OTHER_ORGANIZATION}
+
+
+def _caller(organization_id: str, currency: str) -> Caller:
+    return Caller(
+        KeyEntry(id=samples.KEY, digest=b"", type=KeyType.LIVE, project_id=samples.PROJECT),
+        ProjectEntry(id=samples.PROJECT, organization_id=organization_id),
+        OrganizationEntry(id=organization_id, currency=currency),
+        b"",
+    )
+
+
+_CALLERS = {currency: _caller(organization_id, currency) for currency, organization_id in _ORGANIZATIONS.items()}
+_MODEL = ModelEntry(id="echo", endpoints=(Endpoint.CHAT_COMPLETIONS,), created_at=0, prices=(samples.PRICE, samples.OTHER_PRICE))
+
+
+def _permit(request_id: str, price: PriceVersion, now: int, stream: bool) -> Permit:
+    request = Request(request_id, Endpoint.CHAT_COMPLETIONS, {}, b"", 0.0, now, "", "")
+    call = Call(
+        request,
+        _CALLERS[price.currency],
+        _MODEL,
+        price,
+        {},
+        output_tokens_max=None,
+        stream=stream,
+        choices=1,
+        hide_usage=False,
+        hide_continuous=False,
+    )
+    return Permit(call, b"", None)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """All requests of a history. `requests_max` in each life of a gateway."""
+
+    world: Any
+    requests_max: int
+    pause_seconds: float
+    think_seconds: float
+    stream_share: float
+    truths: dict[str, Truth] = field(default_factory=dict)
+    refused: int = 0
+    _count: int = 0
+
+    async def arrive(self, gateway: Any) -> None:
+        """Requests, until there were enough."""
+        chance: Random = self.world.chance
+        for _ in range(self.requests_max):
+            await asyncio.sleep(self.world.latency(self.pause_seconds))
+            for _ in range(chance.choice((1, 1, 1, 3, 8))):
+                self._count += 1
+                price = samples.PRICE if chance.random() < 0.8 else samples.OTHER_PRICE
+                truth = Truth(samples.request_id(self._count), gateway.spool.epoch.number, price, _ORGANIZATIONS[price.currency])
+                gateway.running.append(asyncio.get_running_loop().create_task(self._exchange(gateway, truth)))
+
+    async def _exchange(self, gateway: Any, truth: Truth) -> None:
+        chance: Random = self.world.chance
+        stream = chance.random() < self.stream_share
+        self.truths[truth.id] = truth  # from here on it may be on disk, even if the process dies before it knows
+        try:
+            record = meter(_permit(truth.id, truth.price, gateway.clock(), stream), gateway.spool, gateway.clock)
+        except Fault:
+            del self.truths[truth.id]
+            self.refused += 1
+            return
+        truth.admitted = True
+        gateway.check_written(record.admit)
+        if chance.random() < 0.02:  # whoever held it is gone without a word: the gateway's end must not forget it
+            record.attempt("dep_" + "1" * 32)
+            _Engine(self, gateway, truth, record).reports((7, 0, 3, 0), UsageSource.ENGINE_CONTINUOUS)
+            return
+        try:
+            async with record:
+                await _Engine(self, gateway, truth, record).answer(stream)
+        except (Fault, ClientGone):
+            pass
+        finally:
+            truth.ended = record.final
+        # Left without an exception or with one that FINAL tells of: in both cases FINAL is durable now.
+        self._ended(gateway, truth, record.final)
+
+    def _ended(self, gateway: Any, truth: Truth, final: Final | None) -> None:
+        if final is None:
+            self.world.fail(f"{truth.id} left the meter without FINAL")
+        elif not gateway.spool.failed.is_set():
+            truth.durable = True
+            gateway.check_durable(final)
+
+
+class _Engine:
+    """One request's upstream and client."""
+
+    def __init__(self, traffic: Traffic, gateway: Any, truth: Truth, record: Record) -> None:
+        self._traffic, self._gateway, self._truth, self._record = traffic, gateway, truth, record
+        self._chance: Random = traffic.world.chance
+
+    async def answer(self, stream: bool) -> None:
+        chance, truth, record = self._chance, self._truth, self._record
+        try:
+            record.attempt("dep_" + "1" * 32)
+            if chance.random() < 0.1:  # an engine that reports its prompt, and is left for another one
+                self.reports((chance.randint(1, 500), 0, 0, 0), UsageSource.ENGINE_CONTINUOUS)
+                await self._think()
+                record.attempt("dep_" + "2" * 32)
+                truth.delivered = NONE
+            if stream:
+                await self._stream()
+            else:
+                await self._whole()
+        except asyncio.CancelledError:
+            if record.final is None:
+                self._expect(Outcome.UPSTREAM_ERROR)
+            raise
+
+    async def _whole(self) -> None:
+        chance = self._chance
+        await self._think()
+        self._maybe_ends_early()
+        used = (chance.randint(0, 300), chance.choice((0, 0, 64)), chance.randint(0, 200), chance.choice((0, 0, 30)))
+        self.reports(used, UsageSource.ENGINE_FINAL)
+        await self._completes()
+
+    async def _stream(self) -> None:
+        chance, truth, record = self._chance, self._truth, self._record
+        used = (chance.randint(1, 300), 0, 0, 0)
+        self.reports(used, UsageSource.ENGINE_CONTINUOUS)
+        for _ in range(chance.randint(0, 6)):
+            await self._think()
+            self._maybe_ends_early()
+            used = (used[0], used[1], used[2] + chance.randint(1, 9), used[3])
+            if chance.random() < 0.5:
+                self.reports(used, UsageSource.ENGINE_CONTINUOUS)
+            else:
+                self._generates(used)
+                record.advance(used[2])
+                truth.delivered = used
+            if chance.random() < 0.3:
+                record.checkpoint()
+        if chance.random() < 0.05:
+            self._expect(Outcome.BUDGET_STOPPED)
+            await record.finish(Outcome.BUDGET_STOPPED)
+            return
+        if chance.random() < 0.7:  # the final report tells the classes apart
+            cached, reasoning = chance.choice((0, used[0] // 2)), chance.choice((0, used[2] // 3))
+            self.reports((used[0] - cached, cached, used[2] - reasoning, reasoning), UsageSource.ENGINE_FINAL)
+        await self._completes()
+
+    async def _completes(self) -> None:
+        self._expect(Outcome.COMPLETED)
+        await self._record.finish(Outcome.COMPLETED)
+        self._truth.durable = True
+        self._gateway.check_durable(self._record.final)
+        self._truth.shown = True
+
+    def _maybe_ends_early(self) -> None:
+        draw = self._chance.random()
+        if draw < 0.03:
+            self._expect(Outcome.CLIENT_CANCELLED)
+            raise ClientGone
+        if draw < 0.06:
+            self._expect(Outcome.UPSTREAM_ERROR)
+            raise Fault(faults.UPSTREAM_CUT)
+        if draw < 0.08:
+            self._expect(Outcome.TIMEOUT)
+            raise Fault(faults.UPSTREAM_TIMEOUT_IDLE)
+
+    async def _think(self) -> None:
+        await asyncio.sleep(self._traffic.world.latency(self._traffic.think_seconds))
+
+    def _generates(self, used: Counts) -> None:
+        truth = self._truth
+        truth.generated = tuple(map(max, truth.generated, used))  # type: ignore[assignment]
+        truth.generated_totals = tuple(map(max, truth.generated_totals, totals_of(used)))  # type: ignore[assignment]
+
+    def reports(self, used: Counts, source: UsageSource) -> None:
+        self._generates(used)
+        self._record.note(Quantities(*used), source)
+        self._truth.delivered = used
+
+    def _expect(self, outcome: Outcome) -> None:
+        self._truth.expected = (outcome, self._truth.delivered)
+
+
+def counts_of(used: Quantities) -> Counts:
+    """The classes as a tuple."""
+    return used.input, used.cached_input, used.output, used.reasoning
+
+
+def totals_of(counts: Counts) -> tuple[int, int]:
+    """Input and output, of all classes together."""
+    return counts[0] + counts[1], counts[2] + counts[3]
