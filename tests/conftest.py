@@ -1,6 +1,7 @@
-"""What every test may rely on: how properties are searched, which tests need a PostgreSQL, and how many bad inputs were tried."""
+"""What every test may rely on: how properties are searched, which tests need a PostgreSQL, and how much was tried."""
 
 import os
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -31,16 +32,15 @@ def tried(request: pytest.FixtureRequest) -> Callable[[str, int], None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what bad input was tried: a promise of "never" is worth the number behind it."""
-    told = [
-        value
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        if getattr(report, "when", "") == "call"
-        for name, value in report.user_properties
-        if name == "tried"
-    ]
+    """Say what was tried, bad inputs and histories: a promise of "never" is worth the number behind it."""
+    told: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "call":
+                for name, value in report.user_properties:
+                    if name == "tried":
+                        told[value[0]] += value[1]
     if told:
-        terminalreporter.section("bad inputs tried")
-        for what, count in sorted(told):
+        terminalreporter.section("what was tried")
+        for what, count in sorted(told.items()):
             terminalreporter.write_line(f"{count:>10,} {what}")

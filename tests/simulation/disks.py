@@ -241,6 +241,8 @@ class SimulatedDisk:
         if process.alive and process.fuse == 0:  # it dies in the middle of this call
             file.write(bytes(data[: chance.randint(0, len(data))]), offset)
         self._call("pwrite")
+        if offset == 0 and process.lives_on_edges and process.fuse is None and chance.random() < 0.3:
+            process.fuse = chance.randint(0, 12)
         _, file = self.files.open[fd]
         if self.files.error_rate and chance.random() < self.files.error_rate:
             file.write(bytes(data[: chance.randint(0, len(data))]), offset)

@@ -62,6 +62,7 @@ class History:
             pause_seconds=chance.choice((0.0005, 0.004, 0.03)),
             think_seconds=chance.choice((0.0005, 0.005, 0.05)),
             stream_share=chance.choice((0.2, 0.8, 0.8)),
+            checkpoints_max=chance.choice((1, 1, 25)),
         )
         self.alarms: list[tuple[str, dict[str, object]]] = []
         self.tainted: dict[int, str] = {}
@@ -79,6 +80,8 @@ class History:
         try:
             for life in range(world.chance.choice((1, 2, 2, 3, 5))):
                 self._befall()
+                if life and world.chance.random() < 0.5:
+                    self._stumble(f"gateway-{life}")
                 self._live(f"gateway-{life}")
                 if world.failures:
                     break
@@ -90,6 +93,7 @@ class History:
             world.fail(str(error))
         except Exception:
             world.fail(traceback.format_exc(limit=-6))
+        kills = world.kills
         for gateway in self.gateways:
             gateway.process.kill("with its world")
         return Outcome(
@@ -98,7 +102,7 @@ class History:
             trace=tuple(world.trace),
             virtual_seconds=world.now,
             steps=world.steps,
-            kills=world.kills,
+            kills=kills,
             power_cuts=self.power_cuts,
             faults=world.faults,
             admitted=sum(truth.admitted for truth in self.traffic.truths.values()),
@@ -123,9 +127,13 @@ class History:
         """One gateway, until it ends one way or another; perhaps with a second one that relieves it."""
         world, chance = self.world, self.world.chance
         gateway = self._start(name)
-        ending = chance.choice(("kill", "kill", "kill", "power", "power", "power", "stop", "relief", "sick", "full"))
+        ending = chance.choice(("kill", "kill", "edge", "edge", "power", "power", "stop", "relief", "sick", "full"))
         if ending in ("kill", "power"):
             gateway.process.fuse = int(math.exp(chance.uniform(0, math.log(3_000))))
+        elif ending == "edge":
+            gateway.process.lives_on_edges = True
+            if chance.random() < 0.6:
+                ending = "power"
         if chance.random() < 0.2:
             world.after(chance.uniform(0, 0.3), lambda: self._skew(gateway))
         if ending == "sick":
@@ -152,6 +160,17 @@ class History:
         self._after_death()
         if chance.random() < 0.06:
             self._flip()
+
+    def _stumble(self, name: str) -> None:
+        """A start that dies before it can serve, once or several times: recovery killed in the middle."""
+        world, chance = self.world, self.world.chance
+        for attempt in range(chance.choice((1, 1, 2, 4))):
+            gateway = self._start(f"{name}-stumble-{attempt}")
+            gateway.process.fuse = chance.randint(0, 70)
+            world.run(lambda gateway=gateway: gateway.has_ended or gateway.has_begun, 5.0)  # type: ignore[misc]
+            if chance.random() < 0.3:
+                self._cut_power()
+            gateway.process.kill("before it serves")
 
     def _start(self, name: str, *, serves: bool = True) -> Gateway:
         gateway = Gateway(self, name, serves=serves)
@@ -342,7 +361,7 @@ def run_seed(seed: int, ledger: Ledger) -> Outcome:
     history = History(seed, ledger)
     chance = history.world.chance
     # Faster than life, so that a second holds much; and batches as small as a frame allows.
-    shipper.PAUSE_SECONDS, shipper.CARE_SECONDS = chance.choice((0.05, 0.25)), chance.choice((0.2, 1.0))
+    shipper.PAUSE_SECONDS, shipper.CARE_SECONDS = chance.choice((0.1, 0.25)), chance.choice((0.2, 1.0))
     shipper.BATCH_BYTES, spool.RETRY_SECONDS = 66_000, 0.05
     try:
         return history.run()

@@ -19,8 +19,11 @@ ALWAYS = {"completed", "client_cancelled", "budget_stopped", "gateway_crash"}
 AFTER_TOKENS = {"upstream_error", "timeout"}
 
 DAMAGE = {"spool_damaged", "spool_shipping_stopped"}
-HARMLESS = {"spool_recovery_failed", "spool_care_failed", "spool_failed", "spool_disk_full", "records_not_accepted"}
+HARMLESS = {"spool_recovery_failed", "spool_care_failed", "spool_disk_full", "records_not_accepted"}
 """Alarms that the faults of a history explain, and that end with them."""
+
+BROKEN = "[Errno 5] injected"
+"""A disk that reports errors: what excuses a spool that gives up. A full one does not."""
 
 
 def judge(history: Any) -> None:
@@ -139,8 +142,10 @@ def _judge_alarms(history: Any) -> None:
     """Nobody is called without a reason: damage is reported where there is some, and only there."""
     for event, fields in history.alarms:
         if event in DAMAGE:
-            excused = fields.get("epoch") in history.tainted or "[Errno" in str(fields.get("error"))
-            if not excused:
-                history.world.fail(f"alarm without cause: {event} {fields}")
-        elif event not in HARMLESS:
-            history.world.fail(f"unknown alarm {event} {fields}")
+            excused = fields.get("epoch") in history.tainted or BROKEN in str(fields.get("error"))
+        elif event == "spool_failed":
+            excused = BROKEN in str(fields.get("error"))
+        else:
+            excused = event in HARMLESS
+        if not excused:
+            history.world.fail(f"alarm without cause: {event} {fields}")

@@ -202,6 +202,8 @@ class Process:
         self.name = name
         self.alive = True
         self.fuse: int | None = None
+        self.lives_on_edges = False
+        """Whether beginning a file may light the fuse: a short time after it is when most can go wrong."""
         self.tasks: list[asyncio.Task[Any]] = []
         self.on_death: list[Callable[[], None]] = []
         self.skew_seconds = 0.0

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from tests.simulation.history import Outcome, run_seed
@@ -84,6 +85,8 @@ if __name__ == "__main__":
         one.close()
         print(explain(result, 300))
         sys.exit(bool(result.failures))
+    if sys.argv[1:2] == ["--until-failure"]:
+        sys.exit(bool(main(chain(kept_seeds(), range(int(sys.argv[2]))), failures_max=1)["failures"]))
     first_seed, count = (int(text) for text in [*sys.argv[1:], "0", "2000"][:2]) if len(sys.argv) != 2 else (int(sys.argv[1]), 2000)
     report = main(range(first_seed, first_seed + count))
     print(json.dumps(report))

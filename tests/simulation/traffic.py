@@ -94,6 +94,8 @@ class Traffic:
     pause_seconds: float
     think_seconds: float
     stream_share: float
+    checkpoints_max: int
+    """After each chunk: with many, a segment is soon full."""
     truths: dict[str, Truth] = field(default_factory=dict)
     refused: int = 0
     _count: int = 0
@@ -190,7 +192,7 @@ class _Engine:
                 self._generates(used)
                 record.advance(used[2])
                 truth.delivered = used
-            if chance.random() < 0.3:
+            for _ in range(chance.randint(0, self._traffic.checkpoints_max)):
                 record.checkpoint()
         if chance.random() < 0.05:
             self._expect(Outcome.BUDGET_STOPPED)

@@ -1,0 +1,342 @@
+"""Bugs planted by hand, to see whether they are noticed: `make mutations`.
+
+A check that has never failed proves nothing. Each mutation is one plausible mistake: the exact text of a source file, what
+stands there instead, and what that breaks. The source is copied, changed in that one place, and the check is run on the copy;
+a mutation that survives is a hole in the checks. The text must occur exactly once: a change of the source that moves it has to
+bring its mutation along.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+SEEDS_MAX = 600
+"""Histories that a mutation may survive before it counts as a survivor."""
+
+SECONDS_MAX = 240
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """`check` names tests for pytest; without it, histories are simulated until one fails."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    breaks: str
+    check: tuple[str, ...] = ()
+
+
+MUTATIONS = (
+    # ---- Spool
+    Mutation(
+        "answer before the sync",
+        "link/spool.py",
+        "        self._waiting.append(waiter)\n        self._append(encode(final))\n",
+        "        waiter.set_result(None)\n        self._append(encode(final))\n",
+        "success is shown before FINAL is durable",
+    ),
+    Mutation(
+        "sync only the newest segment",
+        "link/spool.py",
+        "            for fd in commit.fds:\n                self._disk.fdatasync(fd)\n",
+        "            self._disk.fdatasync(commit.fds[-1])\n",
+        "a FINAL at the end of a segment is reported durable with the beginning of the next",
+    ),
+    Mutation(
+        "take a failed sync for one",
+        "link/spool.py",
+        "        if error is not None or self._has_failed:\n",
+        "        if self._has_failed:\n",
+        "dirty pages that the kernel dropped are reported durable",
+    ),
+    Mutation(
+        "leave ADMIT in the buffer",
+        "link/spool.py",
+        "        seq = self._append(payload)\n        self._flush()\n",
+        "        seq = self._append(payload)\n",
+        "an engine hears of a request that a kill -9 forgets",
+    ),
+    Mutation(
+        "keep no room for what is owed",
+        "link/spool.py",
+        "        return self._space >= (self._open + 1) * OWED_BYTES + SLACK_BYTES\n",
+        "        return self._space >= SLACK_BYTES\n",
+        "on a full disk FINALs of admitted requests have no place",
+    ),
+    Mutation(
+        "free the slot with FINAL in the buffer",
+        "link/spool.py",
+        "        self._freed.append(slot)\n",
+        "        self._freed.append(slot)\n        self.progress[slot * SLOT_WORDS] = 0\n",
+        "a kill before FINAL is written finds no counts",
+    ),
+    Mutation(
+        "hand on a slot with its counts",
+        "link/spool.py",
+        "        self._map_memory[at : at + _SLOT_BYTES] = _ZERO_SLOT\n",
+        "",
+        "one request is billed what another one used",
+    ),
+    # ---- Recovery
+    Mutation(
+        "leave the torn tail",
+        "link/recovery.py",
+        "        if end.data_end > end.offset:\n",
+        "        if end.data_end > end.offset + (1 << 30):\n",
+        "what is appended is followed by bytes of another history",
+    ),
+    Mutation(
+        "forget who was open when the segment began",
+        "link/recovery.py",
+        "_Requests({request.admit.request_id: request for request in start.open}, latest_at=start.at)",
+        "_Requests({}, latest_at=start.at)",
+        "requests admitted segments ago never end",
+    ),
+    Mutation(
+        "close without a sync",
+        "link/recovery.py",
+        "        appender.sync()\n        finish(",
+        "        finish(",
+        "an epoch is closed on disk whose records are in the page cache only",
+    ),
+    Mutation(
+        "trust the segment before the newest",
+        "link/recovery.py",
+        "    return read if read and read[1].seq < following.first_seq else None\n",
+        "    return None\n",
+        "recovery goes on behind a gap that a power cut left",
+    ),
+    Mutation(
+        "sync only the segment appended to",
+        "link/recovery.py",
+        "        elif other == number - 1:\n",
+        "        elif other == -1:\n",
+        "an epoch is closed while the end of an older segment is in the page cache only",
+    ),
+    Mutation(
+        "remove the progress table first",
+        "link/recovery.py",
+        "            slots = _read_slots(epoch)\n",
+        '            slots = _read_slots(epoch)\n            epoch.disk.unlink(epoch.directory / "progress.map")\n',
+        "a recovery killed in the middle bills less than was delivered",
+    ),
+    Mutation(
+        "merge counts class by class",
+        "link/recovery.py",
+        "    return a if _total(a) > _total(b) else b\n",
+        "    return Quantities(*(max(getattr(a, name), getattr(b, name)) for name in a.__struct_fields__))\n",
+        "tokens that moved to another class are billed in both",
+    ),
+    Mutation(
+        "end at the time of recovery",
+        "link/recovery.py",
+        "                    ended_at=requests.latest_at,\n",
+        "                    ended_at=__import__('time').time_ns() // 1000,\n",
+        "recovering again writes other bytes",
+    ),
+    Mutation(
+        "close twice",
+        "link/recovery.py",
+        "        if not requests.is_closed:\n",
+        "        if True:\n",
+        "a recovery interrupted after CLOSE writes a second one",
+    ),
+    # ---- Records on disk
+    Mutation(
+        "take every hole for damage",
+        "wire/segments.py",
+        "            return Tail.TORN if _has_lost_sector(data, offset, following) else Tail.DAMAGED\n",
+        "            return Tail.DAMAGED\n",
+        "a power cut needs an operator",
+    ),
+    Mutation(
+        "take every wrong end for a torn one",
+        "wire/segments.py",
+        "        return Tail.TORN if end > written or _has_lost_sector(data, offset, end) else Tail.DAMAGED\n",
+        "        return Tail.TORN\n",
+        "a flipped bit silently cuts a record that was reported durable",
+    ),
+    Mutation(
+        "check no chain",
+        "wire/segments.py",
+        "            if seq != self.next_seq or chain != next_chain(self.chain, seq, payload):\n",
+        "            if seq != self.next_seq:\n",
+        "records of another history are taken in",
+        ("tests/control/test_collect.py", "-k", "sqlite and Refused"),
+    ),
+    # ---- Shipper
+    Mutation(
+        "drop what control refused with 503",
+        "link/shipper.py",
+        "        if answer.status_code not in (200, 409):\n"
+        '            raise _ControlAway(f"control answered {answer.status_code}")\n'
+        "        self.metrics.batches",
+        "        if answer.status_code not in (200, 409):\n"
+        "            cursor.position = position\n"
+        "            return\n"
+        "        self.metrics.batches",
+        "a batch is lost whenever control is busy",
+    ),
+    Mutation(
+        "believe that a batch arrived",
+        "link/shipper.py",
+        "        if next_seq == position.seq:\n",
+        "        if next_seq <= position.seq:\n",
+        "a gap is never filled",
+    ),
+    Mutation(
+        "ship what is not committed",
+        "link/shipper.py",
+        "                await self._ship(epoch, self._spool.committed)\n",
+        "                await self._ship(epoch, None)\n",
+        "control has records that a power cut takes back",
+    ),
+    Mutation(
+        "remove what control does not have",
+        "link/shipper.py",
+        "    return end_seq is not None and _read_shipped(epoch) >= end_seq\n",
+        "    return end_seq is not None\n",
+        "a full disk loses usage",
+    ),
+    # ---- Collector
+    Mutation(
+        "take a known batch for a new one",
+        "control/collect.py",
+        "            if known is not None:\n                if known != hashed:\n",
+        "            if known is not None and known != hashed:\n                if known != hashed:\n",
+        "an event that comes again in another epoch is counted twice",
+        ("tests/control/test_collect.py", "-k", "sqlite"),
+    ),
+    Mutation(
+        "skip one record too many",
+        "control/collect.py",
+        "    while seq < watermark.next_seq and offset < len(body):\n",
+        "    while seq <= watermark.next_seq and offset < len(body):\n",
+        "the first new record of an overlapping batch is lost",
+    ),
+    Mutation(
+        "archive at the wrong place",
+        "control/collect.py",
+        "        archive_bytes=watermark.archive_bytes + len(body) - start,\n",
+        "        archive_bytes=watermark.archive_bytes + len(body),\n",
+        "the archive does not prove the books",
+    ),
+    Mutation(
+        "book the last group of an organization only",
+        "control/collect.py",
+        "                of_organization[place] = of_organization.get(place, 0) + pico\n",
+        "                of_organization[place] = pico\n",
+        "the ledger owes less than the events cost",
+    ),
+    # ---- Rating
+    Mutation(
+        "bill cached input as input too",
+        "domain/prices.py",
+        "        billed.input * price.input_pico,\n"
+        "        billed.cached_input * price.cached_input_pico,\n"
+        "        billed.output * price.output_pico,\n",
+        "        (billed.input + billed.cached_input) * price.input_pico,\n"
+        "        billed.cached_input * price.cached_input_pico,\n"
+        "        billed.output * price.output_pico,\n",
+        "customers pay twice for what the cache saved",
+    ),
+    Mutation(
+        "bill what failed before its first token",
+        "domain/usage.py",
+        "(final.outcome in policy.bills_after_first_token and delivered)",
+        "(final.outcome in policy.bills_after_first_token)",
+        "an error of the platform costs the customer the prompt",
+    ),
+    Mutation(
+        "forget the carry of a rollup",
+        "storage/usage.py",
+        '        yield f"{name}_pico", f"{pico} % {PICO}"\n',
+        '        yield f"{name}_pico", f"excluded.{name}_pico"\n',
+        "the usage API shows less than the ledger",
+    ),
+    # ---- Meter
+    Mutation(
+        "keep what a left attempt used",
+        "gateway/meter.py",
+        "            for word in (INPUT, CACHED_INPUT, OUTPUT, REASONING, FIRST_TOKEN_AT):\n"
+        "                self._progress[base + word] = 0\n",
+        "",
+        "a crash bills an attempt that was given up",
+        ("tests/gateway/test_contract.py",),
+    ),
+    Mutation(
+        "forget the last chunks",
+        "gateway/meter.py",
+        "        self._output = output\n        self._progress[self._base + OUTPUT] = output\n",
+        "        self._output = output\n",
+        "a crash bills less than was delivered",
+    ),
+)
+
+
+class NotApplicable(Exception):
+    """The text of a mutation is not there, or not only once."""
+
+
+def apply(mutation: Mutation, source: Path) -> None:
+    """Plant it in the copy at `source`."""
+    path = source / "tollway" / mutation.file
+    text = path.read_text()
+    if (count := text.count(mutation.old)) != 1:
+        raise NotApplicable(f"{mutation.name}: its text occurs {count} times in {mutation.file}; bring it along")
+    path.write_text(text.replace(mutation.old, mutation.new))
+
+
+def survives(mutation: Mutation) -> str | None:
+    """Run the check on a mutated copy. None if it was noticed; else what the check said."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="tollway-mutation-", dir=memory if memory.is_dir() else None) as name:
+        source = Path(name)
+        shutil.copytree(ROOT / "src" / "tollway", source / "tollway", ignore=shutil.ignore_patterns("__pycache__"))
+        apply(mutation, source)
+        environment = {**os.environ, "PYTHONPATH": f"{source}{os.pathsep}{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+        if mutation.check:
+            command = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", f"pythonpath={source} {ROOT}", *mutation.check]
+        else:
+            command = ["-m", "tests.simulation.run", "--until-failure", str(SEEDS_MAX)]
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_MAX,
+            stdin=subprocess.DEVNULL,
+        )
+    if done.returncode == 1:
+        return None
+    return f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def main(names: Sequence[str]) -> int:
+    """Plant all mutations, or those whose names contain one of the words given; the number that survived."""
+    survivors = 0
+    for mutation in MUTATIONS:
+        if names and not any(word in mutation.name for word in names):
+            continue
+        began = time.perf_counter()
+        survived = survives(mutation)
+        survivors += survived is not None
+        print(f"{'SURVIVED' if survived else 'noticed ':8} {time.perf_counter() - began:5.1f} s  {mutation.name}", flush=True)
+        if survived:
+            print(survived, file=sys.stderr)
+    return survivors
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(sys.argv[1:]), 1))
