@@ -19,7 +19,7 @@ ALWAYS = {"completed", "client_cancelled", "budget_stopped", "gateway_crash"}
 AFTER_TOKENS = {"upstream_error", "timeout"}
 
 DAMAGE = {"spool_damaged", "spool_shipping_stopped"}
-HARMLESS = {"spool_recovery_failed", "spool_care_failed", "spool_disk_full", "records_not_accepted"}
+HARMLESS = {"spool_recovery_failed", "spool_care_failed", "spool_disk_full", "spool_shipping_waits", "records_not_accepted"}
 """Alarms that the faults of a history explain, and that end with them."""
 
 BROKEN = "[Errno 5] injected"
@@ -142,7 +142,7 @@ def _judge_alarms(history: Any) -> None:
     """Nobody is called without a reason: damage is reported where there is some, and only there."""
     for event, fields in history.alarms:
         if event in DAMAGE:
-            excused = fields.get("epoch") in history.tainted or BROKEN in str(fields.get("error"))
+            excused = fields.get("epoch") in history.tainted
         elif event == "spool_failed":
             excused = BROKEN in str(fields.get("error"))
         else:

@@ -204,8 +204,8 @@ MUTATIONS = (
     Mutation(
         "remove what control does not have",
         "link/shipper.py",
-        "    return end_seq is not None and _read_shipped(epoch) >= end_seq\n",
-        "    return end_seq is not None\n",
+        "        return _read_shipped(epoch) >= end_seq or (cursor is not None",
+        "        return True or (cursor is not None",
         "a full disk loses usage",
     ),
     # ---- Collector
