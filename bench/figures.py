@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.instruments import count_system_calls, sample_shares
+from bench.instruments import count_instructions, count_system_calls, sample_shares
 from bench.load import Generator, Load, finish
 from bench.machine import Unavailable, list_tree, measure_fdatasync_us, read_rss_bytes, stop
 from bench.records import Sample, Subject
@@ -40,6 +40,9 @@ COUNTED = {
     "request": (replace(SATURATED, seconds=60, count=2000), 2000),
     "chunk": (Load(connections=20, seconds=60, count=20, chunks=100, pace_us=20_000), 2000),
 }
+
+# Requests under callgrind, and the units that they stand for: a stream of `inside.CHUNKS` counts once for its request.
+INSTRUCTED = {"request": (1000, 1000), "chunk": (20, 20 * 100)}
 
 STREAMS_OPEN = 9_000
 STREAM_PACE_US = 1_000_000
@@ -203,6 +206,13 @@ def syscalls(rig: Rig) -> None:
                 rig.sample("syscalls", scenario, target, 0, count_per_unit(rig, target, scenario))
 
 
+def instructions(rig: Rig) -> None:
+    """Instructions of user space per request and per chunk, without sockets; no neighbour can disturb them."""
+    for scenario, (count, units) in INSTRUCTED.items():
+        counted = count_instructions(scenario, count, rig.directory)
+        rig.record(Sample(figure="instructions", scenario=scenario, target=TOLLWAY, round=0, values={"instructions": counted / units}))
+
+
 def profile(rig: Rig) -> None:
     """CPU per request and per chunk, by the binary in which it was spent."""
     with rig.running([NGINX, TOLLWAY, *rig.also]) as targets:
@@ -260,6 +270,7 @@ FIGURES: dict[str, Callable[[Rig], None]] = {
     "memory": memory,
     "prompt": prompt,
     "syscalls": syscalls,
+    "instructions": instructions,
     "peers": peers,
     "profile": profile,
 }

@@ -1,7 +1,8 @@
-"""strace and perf on a running target.
+"""strace and perf on a running target, callgrind on the request path alone.
 
 strace counts system calls, exactly but slowly: use its counts, never its times. perf samples the program counter and
-disturbs little: use its shares.
+disturbs little: use its shares. callgrind counts instructions and feels no neighbour: use it to compare two states of
+the code.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.machine import LOAD_CPU, Unavailable, get_tool, launch, stop
+from bench.machine import LOAD_CPU, NATIVE, Unavailable, get_tool, launch, stop
 
 TOOL_SECONDS_MAX = 60.0
 PERF_PER_SECOND = 1999  # not in step with anything that ticks in round milliseconds
@@ -73,6 +75,26 @@ def parse_perf(text: str) -> dict[str, float]:
         binary = "kernel" if name.startswith("[kernel") else name
         shares[binary] = shares.get(binary, 0.0) + float(percent) / 100
     return shares
+
+
+def count_instructions(scenario: str, count: int, directory: Path) -> float:
+    """Instructions of user space that `count` requests (of `bench.inside`) cost, the warm-up left out. Raises
+    `Unavailable` when valgrind is missing.
+    """
+    valgrind, compiler = get_tool("valgrind", "valgrind"), get_tool("gcc", "build-essential")
+    library, output = directory / "collect.so", directory / f"callgrind-{scenario}.out"
+    _run([compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(NATIVE / "collect.c")])
+    command = [valgrind, "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={output}"]
+    _run([*command, sys.executable, "-m", "bench.inside", scenario, str(count), str(library)])
+    return parse_callgrind(output.with_name(output.name + ".1").read_text())
+
+
+def parse_callgrind(text: str) -> float:
+    """Instructions in a callgrind file. Raises ValueError when it has no total."""
+    found = re.search(r"^(?:totals|summary): ([1-9]\d*)", text, re.MULTILINE)
+    if found is None:
+        raise ValueError("not a callgrind file with a total")
+    return float(found.group(1))
 
 
 def _run(command: list[str]) -> str:

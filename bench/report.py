@@ -89,6 +89,7 @@ ADDED = (
     Column("fdatasync p50 µs", value("fdatasync_p50_us"), 0),
 )
 STREAM_KIB = Column("KiB / stream", bytes_per_stream)
+INSTRUCTIONS = Column("thousand instructions", value("instructions", 1e-3))
 OF_TOLLWAY = Column("× tollway", value("us_per_request"), 2, "tollway")
 CHUNK_OF_TOLLWAY = Column("× tollway", value("us_per_chunk"), 2, "tollway")
 
@@ -178,6 +179,17 @@ SECTIONS = (
         (),
     ),
     Section(
+        "instructions",
+        "Instructions",
+        "Instructions of user space, counted by callgrind over the request path in one process: the gateway's own"
+        " objects, its spool and its log, between a client and an engine in memory. The same to a percent whatever"
+        " else the machine does, so the figure to compare two states of the code by.",
+        (
+            Table("request", "Per request", (INSTRUCTIONS,)),
+            Table("chunk", "Per chunk, with its share of the request", (INSTRUCTIONS,)),
+        ),
+    ),
+    Section(
         "peers",
         "Other gateways",
         "They do more than nginx and other things than Tollway; read the ratios as the price of a whole product.",
@@ -206,7 +218,7 @@ AIMS = (
 
 def line_of(sample: Sample) -> str:
     """One line for a person who watches the run."""
-    names = ("us_per_request", "us_per_chunk", "first_p50_us", "end_p50_us", "lag_p99_us", "rss_bytes", "all", "errors")
+    names = ("us_per_request", "us_per_chunk", "first_p50_us", "end_p50_us", "lag_p99_us", "rss_bytes", "all", "instructions", "errors")
     shown = "  ".join(f"{name} {sample.values[name]:.2f}" for name in names if name in sample.values)
     return f"{sample.figure:9s} {sample.scenario:20s} {sample.target:12s} {sample.round + 1}  {shown}"
 

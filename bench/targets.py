@@ -102,7 +102,7 @@ def start_tollway(directory: Path, upstream_url: str) -> Target:
     """
     port, internal_port = find_free_port(), find_free_port()
     pepper, node_key = os.urandom(32), new_key(KeyType.NODE, os.urandom(RANDOM_BYTES))
-    entries = _snapshot_entries(digest(pepper, API_KEY.encode()), upstream_url)
+    entries = snapshot_entries(digest(pepper, API_KEY.encode()), upstream_url)
     write_copy(directory / "gateway" / "snapshot", 1, entries)
     env = {
         "PYTHONPATH": str(Path(tollway.__file__).parent.parent),
@@ -125,7 +125,7 @@ def start_tollway(directory: Path, upstream_url: str) -> Target:
     )
 
 
-def _snapshot_entries(key_digest: bytes, upstream_url: str) -> list[Entry]:
+def snapshot_entries(key_digest: bytes, upstream_url: str) -> list[Entry]:
     # Limits that are checked and never reached: the most a level can have.
     limits = Limits(requests_per_minute=REQUESTS_PER_MINUTE_MAX, concurrent_requests=REQUESTS_PER_MINUTE_MAX)
     price = PriceVersion(

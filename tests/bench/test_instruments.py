@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.instruments import parse_perf, parse_strace
+from bench.instruments import parse_callgrind, parse_perf, parse_strace
 
 STRACE = """\
     calls syscall
@@ -37,3 +37,9 @@ def test_the_parts_of_the_kernel_are_one_share() -> None:
     assert shares["kernel"] == pytest.approx(0.623)
     assert shares["libpython3.11.so.1.0"] == pytest.approx(0.3005)
     assert set(shares) == {"kernel", "libpython3.11.so.1.0", "[vdso]"}
+
+
+def test_instructions_are_the_total_of_the_part_that_was_collected() -> None:
+    assert parse_callgrind("events: Ir\nfn=(1)\n1 2\ntotals: 509751377\n") == 509_751_377
+    with pytest.raises(ValueError, match="total"):
+        parse_callgrind("events: Ir\nsummary: 0\ntotals: 0\n")

@@ -1,0 +1,234 @@
+"""The request path in one process: the gateway's own objects between a client and an engine in memory.
+
+`python -m bench.inside request 1000` prints the CPU time per request; under callgrind, with the library that
+`bench.instruments` builds, it counts instructions. Real: everything from the bytes that a socket gave to the bytes
+that it takes, the spool on disk and its commits, the log's thread, the event loop. Not here: sockets and the kernel's
+part of them. So the figure moves when our code moves, and for no other reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import uvloop
+
+from bench.targets import API_KEY, MODEL, snapshot_entries
+from tollway.domain.keys import digest
+from tollway.gateway.pipeline import Plane
+from tollway.gateway.relay import RelayBounds
+from tollway.gateway.server import Downstream, Edge, EdgeBounds
+from tollway.gateway.upstream import Connection, Upstream
+from tollway.link.spool import Spool
+from tollway.telemetry import LogWriter
+from tollway.wire.http import HttpBounds
+
+CONNECTIONS = 32
+CHUNKS = 100
+WARM_UNITS = 300
+_PEPPER = b"p" * 32
+_HEAD = b"HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 00:00:00 GMT\r\nserver: uvicorn\r\n"
+
+
+def request_bytes(chunks: int) -> bytes:
+    """The request that native/lg.c sends; `chunks` > 0 asks for a stream."""
+    tail = b'"}],"temperature":0.7,"max_tokens":%d' % (chunks or 100)
+    tail += b',"seed":0,"stream":true}' if chunks else b"}"
+    body = (
+        b'{"model":"%b","messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"' % MODEL.encode()
+    )
+    text = b"The quick brown fox jumps over the lazy dog. " * 30
+    body += text[: 1200 - len(body) - len(tail)] + tail
+    return (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nUser-Agent: OpenAI/Python 3.54.0\r\nAccept: application/json\r\n"
+        b"Authorization: Bearer %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (API_KEY.encode(), len(body), body)
+    )
+
+
+def answer_bytes() -> bytes:
+    """The answer that native/mock.c gives."""
+    text = (b"lorem ipsum dolor sit amet " * 21)[:540]
+    body = (
+        b'{"id":"chatcmpl-8e0b9b1c2d3f4a5b8c7d6e5f4a3b2c1d","object":"chat.completion","created":1763772000,"model":"%b",'
+        b'"choices":[{"index":0,"message":{"role":"assistant","content":"%b","refusal":null,"tool_calls":[]},"logprobs":null,'
+        b'"finish_reason":"length","stop_reason":null}],"usage":{"prompt_tokens":300,"total_tokens":400,"completion_tokens":100,'
+        b'"prompt_tokens_details":null},"system_fingerprint":"vllm-mock"}' % (MODEL.encode(), text)
+    )
+    return _HEAD + b"content-length: %d\r\ncontent-type: application/json\r\n\r\n%b" % (len(body), body)
+
+
+def stream_reads(chunks: int) -> list[bytes]:
+    """What one stream arrives as, read by read."""
+
+    def event(delta: bytes, finish: bytes, sent: int) -> bytes:
+        data = (
+            b'data: {"id":"chatcmpl-8e0b9b1c2d3f4a5b8c7d6e5f4a3b2c1d","object":"chat.completion.chunk","created":1763772000,"model":"%b",'
+            b'"choices":[{"index":0,"delta":{%b},"logprobs":null,"finish_reason":%b,"token_ids":null}],"usage":{"prompt_tokens":300,'
+            b'"total_tokens":%d,"completion_tokens":%d}}\n\n' % (MODEL.encode(), delta, finish, 300 + sent, sent)
+        )
+        return b"%x\r\n%b\r\n" % (len(data), data)
+
+    head = _HEAD + b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+    reads = [head + event(b'"role":"assistant","content":""', b"null", 0)]
+    reads += [event(b'"content":"T%d "' % (123456789012345 + i), b'"length"' if i == chunks else b"null", i) for i in range(1, chunks + 1)]
+    usage = (
+        b'data: {"id":"chatcmpl-8e0b9b1c2d3f4a5b8c7d6e5f4a3b2c1d","object":"chat.completion.chunk","created":1763772000,"model":"%b",'
+        b'"choices":[],"usage":{"prompt_tokens":300,"total_tokens":%d,"completion_tokens":%d}}\n\n' % (MODEL.encode(), 300 + chunks, chunks)
+    )
+    return [*reads, b"%x\r\n%b\r\n" % (len(usage), usage), b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"]
+
+
+class _Transport(asyncio.Transport):
+    """A socket without one: what is written is handed to `taken`."""
+
+    __slots__ = ("taken",)
+
+    def __init__(self) -> None:
+        self.taken: Callable[[bytes], None] = _ignore
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.taken(data)  # type: ignore[arg-type]
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return ("127.0.0.1", 40000) if name == "peername" else default
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+def _ignore(data: bytes) -> None: ...
+
+
+class _Load:
+    """`CONNECTIONS` clients that ask again as soon as they were answered, and the engine that answers them."""
+
+    def __init__(self, edge: Edge, loop: asyncio.AbstractEventLoop, chunks: int) -> None:
+        self._loop = loop
+        self._request = request_bytes(chunks)
+        self._reads = stream_reads(chunks) if chunks else [answer_bytes()]
+        self._last = self._reads[-1][-14:]
+        self._left = 0
+        self._running = 0
+        self._done = asyncio.Event()
+        self._clients: list[Downstream] = []
+        for _ in range(CONNECTIONS):
+            client = Downstream(edge)
+            transport = _Transport()
+            client.connection_made(transport)
+            transport.taken = self._client_takes(client)
+            self._clients.append(client)
+
+    def _client_takes(self, client: Downstream) -> Callable[[bytes], None]:
+        ends = b"0\r\n\r\n" if len(self._reads) > 1 else b""
+
+        def taken(data: bytes) -> None:
+            if not ends or data.endswith(ends):
+                assert data.startswith(b"HTTP/1.1 200") or ends, data
+                self._running -= 1
+                self._loop.call_soon(self._ask, client)
+
+        return taken
+
+    def _ask(self, client: Downstream) -> None:
+        if self._left:
+            self._left -= 1
+            self._running += 1
+            client.data_received(self._request)
+        elif not self._running:
+            self._done.set()
+
+    async def connect(self, upstream: Upstream) -> Connection:
+        """Stands in for `Upstream.connect`."""
+        connection = Connection(upstream)
+        transport = _Transport()
+
+        def taken(data: bytes) -> None:
+            self._loop.call_soon(self._answer, connection, 0)
+
+        transport.taken = taken
+        connection.connection_made(transport)
+        return connection
+
+    def _answer(self, connection: Connection, at: int) -> None:
+        if at + 1 < len(self._reads):
+            self._loop.call_soon(self._answer, connection, at + 1)
+        connection.data_received(self._reads[at])
+
+    async def run(self, requests: int) -> None:
+        """So many requests, one per connection at a time."""
+        self._left = requests
+        self._done.clear()
+        for client in self._clients:
+            self._loop.call_soon(self._ask, client)
+        await self._done.wait()
+
+
+async def _main(scenario: str, count: int, directory: Path, library: str | None) -> None:
+    loop = asyncio.get_running_loop()
+    spool = Spool.open(directory / "spool", alarm=lambda event, fields: print(event, fields, file=sys.stderr))
+    with open(directory / "log", "wb") as log:
+        plane = Plane(
+            usage_sink=spool,
+            vault=_Vault(),
+            peppers=[_PEPPER],
+            log=LogWriter(log.fileno()),
+            bounds=RelayBounds(),
+            random_bits=random.Random(1).getrandbits,
+            now_us=lambda: time.time_ns() // 1000,
+        )
+        plane.begin_reset()
+        for entry in snapshot_entries(digest(_PEPPER, API_KEY.encode()), "http://127.0.0.1:9"):
+            plane.add(entry)
+        plane.finish_reset(1)
+        edge = Edge(plane, EdgeBounds(), HttpBounds())
+        edge.date = b"Sun, 22 Nov 2026 00:00:00 GMT"
+        chunks = CHUNKS if scenario == "chunk" else 0
+        load = _Load(edge, loop, chunks)
+        Upstream.connect = lambda upstream, timeout_seconds: load.connect(upstream)  # type: ignore[method-assign,assignment]
+        units = count * max(1, chunks)
+        await load.run(max(WARM_UNITS // max(1, chunks), CONNECTIONS))
+        gc.collect()
+        gc.freeze()
+        collect = ctypes.PyDLL(library) if library else None
+        best = 1e9
+        for _ in range(1 if collect else 5):
+            began = time.process_time_ns()
+            if collect:
+                collect.start()
+            await load.run(count)
+            if collect:
+                collect.stop()
+            best = min(best, (time.process_time_ns() - began) / 1000 / units)
+            plane.log.flush()
+        print(f"{best:.2f} us of CPU per {scenario}", flush=True)
+        plane.log.close()
+    await spool.close()
+
+
+class _Vault:
+    def unseal(self, sealed: bytes) -> str:
+        """Nothing is sealed here."""
+        return sealed.decode()
+
+
+def main() -> None:
+    """SCENARIO COUNT [LIBRARY]"""
+    scenario, count, *library = sys.argv[1:]
+    with tempfile.TemporaryDirectory(prefix="tollway-bench-") as directory:
+        uvloop.run(_main(scenario, int(count), Path(directory), library[0] if library else None))
+
+
+if __name__ == "__main__":
+    main()
