@@ -1,8 +1,7 @@
 """Phase 2: may they, and what exactly do they ask? The body is read strictly once; what is judged here is what goes up."""
 
+from collections.abc import Sequence
 from typing import Any
-
-import msgspec
 
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint, UnknownParameters
@@ -18,6 +17,7 @@ from tollway.gateway.exchange import Call, Caller, Request
 from tollway.wire import bodies
 
 _STANDARD = ServiceTier.STANDARD
+_WITHOUT_OUTPUT = frozenset({Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS})
 _MAX_TOKENS = ("max_tokens", "max_completion_tokens")
 
 
@@ -46,10 +46,7 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
     dropped = _judge_fields(asked, dialect, model, directory.known_fields(name, endpoint))
     if "messages" in dialect.required:
         links.check_messages(asked["messages"])
-    members = bodies.members(request.body)
-    for field in dropped:
-        del members[field]
-    output_tokens_max = _cap_output(asked, members, endpoint, model)
+    output_tokens_max, output_cap = _cap_output(asked, endpoint, model)
     stream = asked.get("stream") is True and "stream" in dialect.fields
     hide_usage = hide_continuous = True
     if stream:
@@ -61,7 +58,9 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
         caller,
         model,
         price,
-        members,
+        tuple(asked),
+        dropped,
+        output_cap=output_cap,
         output_tokens_max=output_tokens_max,
         stream=stream,
         choices=_choices(asked, dialect),
@@ -85,32 +84,30 @@ def _find_price(asked: dict[str, Any], caller: Caller, model: ModelEntry, reques
     return price
 
 
-def _judge_fields(asked: dict[str, Any], dialect: Dialect, model: ModelEntry, known: frozenset[str]) -> list[str]:
+def _judge_fields(asked: dict[str, Any], dialect: Dialect, model: ModelEntry, known: frozenset[str]) -> Sequence[str]:
     """Check every top-level field; returns those that do not go up."""
     checks = dialect.fields
-    dropped = []
+    dropped = () if dialect.not_forwarded.isdisjoint(asked) else [field for field in asked if field in dialect.not_forwarded]
     for field, value in asked.items():
         check = checks.get(field)
         if check is not None:
             if not check(value):
                 raise _invalid(field)
-            if field in dialect.not_forwarded:
-                dropped.append(field)
         elif field in NEVER_FORWARDED:
             raise _unknown(field)
         elif field not in known:
             if model.unknown_parameters is UnknownParameters.REFUSE and not dialect.lets_unknown_pass:
                 raise _unknown(field)
             if model.unknown_parameters is UnknownParameters.DROP:
-                dropped.append(field)
+                dropped = [*dropped, field]
     return dropped
 
 
-def _cap_output(asked: dict[str, Any], members: dict[str, msgspec.Raw], endpoint: Endpoint, model: ModelEntry) -> int | None:
-    """Hold the model's cap on output: a larger wish is refused, a missing one is set. Returns the most tokens that all choices
-    together can have, None if nothing bounds them."""
-    if endpoint in (Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS):
-        return 0
+def _cap_output(asked: dict[str, Any], endpoint: Endpoint, model: ModelEntry) -> tuple[int | None, int | None]:
+    """Hold the model's cap on output: a larger wish is refused, a missing one is to be set. Returns the most tokens that all choices
+    together can have, None if nothing bounds them; and the cap if it is to be set."""
+    if endpoint in _WITHOUT_OUTPUT:
+        return 0, None
     cap = model.output_tokens_max
     wished = 0
     checks = DIALECTS[endpoint].fields  # a field that is not the dialect's own may have been let through with any value
@@ -120,11 +117,11 @@ def _cap_output(asked: dict[str, Any], members: dict[str, msgspec.Raw], endpoint
             if cap is not None and wish > cap:
                 raise Fault(faults.PARAMETER_INVALID, param=field, message=f"'{field}' may be at most {cap} for this model.")
             wished = max(wished, wish)
-    if cap is not None and not wished:
-        members["max_tokens"] = msgspec.Raw(b"%d" % cap)
     most = wished or cap
+    if most is None:
+        return None, None
     tries = asked.get("best_of") if "best_of" in checks else None
-    return None if most is None else most * max(_choices(asked, DIALECTS[endpoint]), tries or 1)
+    return most * max(_choices(asked, DIALECTS[endpoint]), tries or 1), None if wished else cap
 
 
 def _choices(asked: dict[str, Any], dialect: Dialect) -> int:

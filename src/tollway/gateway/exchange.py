@@ -3,8 +3,7 @@
 Values only. The two live ends of a request are elsewhere: the client's (`ports.Client`) and the engine's (`upstream.Connection`).
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -70,18 +69,20 @@ class Caller:
 class Call:
     """A permitted request: which model, at which price, and what the engine is to be asked.
 
-    `members`: the body's top level as raw slices, exactly what was authorised. `output_tokens_max`: most tokens that the answer can
-    have, None if nothing says. `hide_usage`: the client did not ask for usage in its
-    stream, so it is taken out again.
+    `names`: the body's top-level fields. `dropped`: those of them that do not go up. `output_cap`: the model's, to be set where the client
+    named no maximum. `output_tokens_max`: most tokens that the answer can have, None if nothing says. `hide_usage`: the client did not ask
+    for usage in its stream, so it is taken out again.
     """
 
     __slots__ = (
         "caller",
         "choices",
+        "dropped",
         "hide_continuous",
         "hide_usage",
-        "members",
         "model",
+        "names",
+        "output_cap",
         "output_tokens_max",
         "price",
         "request",
@@ -94,8 +95,10 @@ class Call:
         caller: Caller,
         model: ModelEntry,
         price: PriceVersion,
-        members: dict[str, msgspec.Raw],
+        names: tuple[str, ...],
+        dropped: Sequence[str],
         *,
+        output_cap: int | None,
         output_tokens_max: int | None,
         stream: bool,
         choices: int,
@@ -106,7 +109,9 @@ class Call:
         self.caller = caller
         self.model = model
         self.price = price
-        self.members = members
+        self.names = names
+        self.dropped = dropped
+        self.output_cap = output_cap
         self.output_tokens_max = output_tokens_max
         self.stream = stream
         self.choices = choices
@@ -125,14 +130,16 @@ class Call:
     def upstream_body(self, deployment: Deployment) -> bytes:
         """The body for one deployment: the client's values verbatim, with the fields set that are ours to set."""
         habits = HABITS[deployment.engine]
-        fields: dict[str, Any] = dict(self.members)
+        ours: dict[str, bytes] = {}
+        if self.output_cap is not None:
+            ours["max_tokens"] = b"%d" % self.output_cap
         if deployment.upstream_model != self.model.id:
-            fields["model"] = msgspec.json.encode(deployment.upstream_model)
+            ours["model"] = msgspec.json.encode(deployment.upstream_model)
         if self.stream and self.dialect.stream_options:
-            fields["stream_options"] = _CONTINUOUS if self.wants_continuous(deployment) else _FINAL_USAGE
+            ours["stream_options"] = _CONTINUOUS if self.wants_continuous(deployment) else _FINAL_USAGE
         if habits.cache_salt and not self.model.share_cache:
-            fields["cache_salt"] = self.caller.cache_salt
-        return bodies.join(fields)
+            ours["cache_salt"] = self.caller.cache_salt
+        return bodies.edit(self.request.body, self.names, ours, self.dropped)
 
 
 _CONTINUOUS = b'{"include_usage":true,"continuous_usage_stats":true}'

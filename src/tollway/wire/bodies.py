@@ -1,12 +1,14 @@
 """JSON bodies, read so that no second reading is left: what is authorised is what is sent.
 
-A body is first parsed strictly (duplicate keys refused at every depth, valid UTF-8, finite numbers, bounded depth), then its top
-level is taken apart into raw slices, so that fields can be replaced or dropped while all other values go on verbatim, byte by byte.
+A body is first parsed strictly (duplicate keys refused at every depth, valid UTF-8, finite numbers, bounded depth). Then it goes on as
+it is, with our fields spliced in before its last brace; only where a field is replaced or left out is its top level taken apart into
+raw slices and joined again. Either way every value that stays goes on verbatim, byte by byte.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import chain
 from typing import Any
 
 import jiter
@@ -20,6 +22,7 @@ event loop for seconds; the largest that is meant, a batch of token ids, has 300
 
 _PLAIN = frozenset({str, int, bool, type(None)})
 """Types that cannot hold an infinite number."""
+_OBJECTS = {dict}
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encode = msgspec.json.encode
@@ -53,6 +56,8 @@ def _is_finite(values: list[Any]) -> bool:
     kinds = set(map(type, values))
     if kinds <= _PLAIN:
         return True
+    if kinds == _OBJECTS:  # messages, tools
+        return _is_finite(list(chain.from_iterable(map(dict.values, values))))
     for value in values:
         kind = type(value)
         if kind is dict:
@@ -69,6 +74,20 @@ def _is_finite(values: list[Any]) -> bool:
 def members(body: bytes) -> dict[str, msgspec.Raw]:
     """The top-level members of a JSON object as raw slices. Raises msgspec.DecodeError if it is not an object."""
     return _members.decode(body)
+
+
+def edit(body: bytes, names: Collection[str], ours: Mapping[str, bytes], dropped: Collection[str]) -> bytes:
+    """The object `body`, whose top level has these `names` (at least one), with our fields set and some left out.
+
+    Where nothing is replaced, our fields follow the client's: for a JSON reader the same as anywhere else.
+    """
+    if not dropped and ours.keys().isdisjoint(names):
+        if not ours:
+            return body
+        return body[: body.rindex(b"}")] + b"," + join(ours)[1:]
+    fields: dict[str, bytes | msgspec.Raw] = {name: value for name, value in members(body).items() if name not in dropped}
+    fields.update(ours)
+    return join(fields)
 
 
 def join(fields: Mapping[str, bytes | msgspec.Raw]) -> bytes:

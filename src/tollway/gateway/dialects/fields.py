@@ -21,6 +21,9 @@ NEVER_FORWARDED = frozenset(
 """Fields that change who asks, where it runs, in what order or with whose cache. Refused from clients whatever the model's policy."""
 
 
+_NUMBERS = frozenset({float, int})
+
+
 def anything(value: Any) -> bool:
     """No check of ours: the engine judges it."""
     return True
@@ -69,11 +72,20 @@ def integer(least: int, most: int) -> Check:
     return checked
 
 
-def number(least: float, most: float) -> Check:
-    """An integer or float in [least, most]."""
+def integer_or_null(least: int, most: int) -> Check:
+    """null, or an integer literal in [least, most]. Not `nullable(integer(...))`: nearly every request has one, and a call is a call."""
 
     def checked(value: Any) -> bool:
-        return bool(type(value) in (float, int) and least <= value <= most)
+        return value is None or (type(value) is int and least <= value <= most)
+
+    return checked
+
+
+def number_or_null(least: float, most: float) -> Check:
+    """null, or an integer or float in [least, most]."""
+
+    def checked(value: Any) -> bool:
+        return value is None or bool(type(value) in _NUMBERS and least <= value <= most)
 
     return checked
 
@@ -107,4 +119,4 @@ def prompts(value: Any) -> bool:
     return kinds == {list} and all(set(map(type, item)) == {int} and min(item) >= 0 for item in value)
 
 
-output_tokens = nullable(integer(1, TOKENS_MAX))
+output_tokens = integer_or_null(1, TOKENS_MAX)
