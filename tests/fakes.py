@@ -7,7 +7,7 @@ import itertools
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -69,17 +69,21 @@ class UsageSink:
         assert request_id in {admit.request_id for admit in self._taken.values()}
         self.checkpoints.append(used)
 
-    def final(self, slot: int, final: Final) -> Awaitable[None]:
+    def final(self, slot: int, final: Final, done: Callable[[Fault | None], None]) -> None:
         assert self._taken.pop(slot) is final.admit, "a FINAL for a slot that this request does not hold"
         self._free.append(slot)
         self.finals.append(final)
-        return self._become_durable()
+        if self.durable is None:
+            self._tell(done)
+        else:
+            self._waiting = asyncio.create_task(self._wait(self.durable, done))
 
-    async def _become_durable(self) -> None:
-        if self.durable is not None:
-            await self.durable.wait()
-        if self.is_broken:
-            raise Fault(faults.SPOOL_UNAVAILABLE, detail="broken")
+    async def _wait(self, durable: asyncio.Event, done: Callable[[Fault | None], None]) -> None:
+        await durable.wait()
+        self._tell(done)
+
+    def _tell(self, done: Callable[[Fault | None], None]) -> None:
+        done(Fault(faults.SPOOL_UNAVAILABLE, detail="broken") if self.is_broken else None)
 
     def is_writable(self) -> bool:
         return not self.is_full

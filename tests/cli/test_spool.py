@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.link.samples import ended
 from tollway.cli.app import run
 from tollway.domain.usage import NOTHING, Admit, Final, Outcome, UsageSource
 from tollway.link.spool import Spool, SpoolOptions
@@ -37,7 +38,7 @@ async def write(directory: Path) -> Path:
     options = SpoolOptions(segment_bytes=65_536, slots_max=16)
     spool = Spool.open(directory, alarm=lambda *_: None, clock=lambda: 1_700_000_000_000_000, options=options)
     slot = spool.admit(ADMIT)
-    await spool.final(slot, Final(admit=ADMIT, outcome=Outcome.COMPLETED, used=NOTHING, source=UsageSource.NONE, ended_at=2))
+    await ended(spool, slot, Final(admit=ADMIT, outcome=Outcome.COMPLETED, used=NOTHING, source=UsageSource.NONE, ended_at=2))
     await spool.close()
     (segment,) = directory.glob("epoch-*/0001.seg")
     return segment

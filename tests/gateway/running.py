@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,6 +23,7 @@ from tollway.gateway import server
 from tollway.gateway.entry import EntryRules
 from tollway.gateway.pipeline import Plane
 from tollway.gateway.relay import RelayBounds
+from tollway.gateway.running import Run
 from tollway.telemetry import LogWriter
 from tollway.wire.http import HttpBounds
 
@@ -139,6 +140,18 @@ class Log:
 
 
 # In memory
+
+
+async def walked(answering: Coroutine[Any, None, None]) -> None:
+    """`answering` as the server runs it, waited for."""
+    over = asyncio.get_running_loop().create_future()
+
+    async def to_the_end() -> None:
+        await answering
+        over.set_result(None)
+
+    Run(to_the_end())
+    await over
 
 
 class Memory:

@@ -36,6 +36,7 @@ from tests.gateway.running import (
     streamed,
     usage,
     usage_chunk,
+    walked,
     whole,
 )
 from tollway.domain import faults
@@ -579,7 +580,7 @@ async def record(script: Script) -> tuple[Recorder, Final]:
             loop = asyncio.get_running_loop()
             request = Request("req_1", Endpoint.CHAT_COMPLETIONS, headers, body, loop.time(), clock.now_us(), "0" * 31 + "1", "1" * 16)
             async with asyncio.timeout(20):
-                await pipeline.answer(request, recorder, made)
+                await walked(pipeline.answer(request, recorder, made))
             final = await sink.settled()
             for served in made.upstreams.all():
                 served.close_idle(0.0, all=True)

@@ -9,7 +9,7 @@ import random
 import sys
 from pathlib import Path
 
-from tests.link.samples import admit, final
+from tests.link.samples import admit, ended, final
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Quantities
 from tollway.link.spool import Spool, SpoolOptions
@@ -29,7 +29,7 @@ async def request(opened: Spool, number: int, chance: random.Random) -> None:
         if chance.random() < 0.3:
             opened.checkpoint(of.request_id, Quantities(output=tokens))
         await asyncio.sleep(chance.random() * 0.004)
-    await opened.final(slot, final(of, used=Quantities(output=tokens)))
+    await ended(opened, slot, final(of, used=Quantities(output=tokens)))
     os.write(1, of.request_id.encode() + b"\n")
 
 

@@ -1,12 +1,15 @@
 """Usage records for tests: plausible, deterministic, small."""
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
+from tollway.domain.faults import Fault
 from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import Admit, Final, Outcome, Quantities, Record, UsageSource, encode
+from tollway.link.spool import Spool
 from tollway.wire.segments import extend, first_chain
 
 NODE = "node_" + "0" * 32
@@ -88,3 +91,19 @@ def exchanges(numbers: Sequence[int], **changes: Any) -> list[Record]:
         of = admit(number, **changes)
         records += [of, final(of)]
     return records
+
+
+def ended(spool: Spool, slot: int, record: Final) -> asyncio.Future[None]:
+    """Hand in a FINAL; the future is done when it is durable, and raises the Fault if it cannot be."""
+    durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def done(fault: Fault | None) -> None:
+        if durable.cancelled():
+            return
+        if fault is None:
+            durable.set_result(None)
+        else:
+            durable.set_exception(fault)
+
+    spool.final(slot, record, done)
+    return durable

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.link.samples import admit, final
+from tests.link.samples import admit, ended, final
 from tests.link.spools import Alarms, DyingDisk, Killed, assert_complete, finals, no_alarm, read_epoch
 from tollway.domain.usage import TOKENS_MAX, Close, Final, Outcome, Quantities, Record, UsageSource
 from tollway.gateway import ports
@@ -54,7 +54,7 @@ def image(directory: Path, act: Callable[[Spool], object], options: SpoolOptions
 async def three_requests(opened: Spool) -> None:
     """One ended, two open: one with a checkpoint, one with progress in shared memory."""
     first, second, third = (opened.admit(admit(number)) for number in (1, 2, 3))
-    await opened.final(first, final(admit(1)))
+    await ended(opened, first, final(admit(1)))
     opened.checkpoint(admit(2).request_id, Quantities(50, 0, 7))
     words = opened.progress
     at = third * ports.SLOT_WORDS
@@ -110,7 +110,7 @@ class TestOwed:
             number = 2
             while opened.metrics.segments < 4:
                 if opened.is_writable():
-                    await opened.final(opened.admit(admit(number)), final(admit(number)))
+                    await ended(opened, opened.admit(admit(number)), final(admit(number)))
                     number += 1
                 await asyncio.sleep(0)
 
@@ -184,7 +184,7 @@ class TestTorn:
     def test_cut_at_every_byte_nothing_before_the_cut_is_lost(self, memory_path: Path, fill: str) -> None:
         async def act(opened: Spool) -> None:
             slot = opened.admit(admit(1))
-            await opened.final(slot, final(admit(1)))
+            await ended(opened, slot, final(admit(1)))
             opened.admit(admit(2))
 
         epoch = image(memory_path, act)
@@ -223,7 +223,7 @@ class TestTorn:
             number = 0
             while opened.metrics.segments < 2:
                 if opened.is_writable():
-                    await opened.final(opened.admit(admit(number)), final(admit(number)))
+                    await ended(opened, opened.admit(admit(number)), final(admit(number)))
                     number += 1
                 await asyncio.sleep(0)
 

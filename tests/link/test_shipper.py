@@ -14,7 +14,7 @@ import pytest
 from tests.control.running import Running
 from tests.control.test_collect import fill
 from tests.link.link_server import Answer, Collector, Hangup, LinkServer, Request, until
-from tests.link.samples import ORGANIZATION, admit, final
+from tests.link.samples import ORGANIZATION, admit, ended, final
 from tests.link.spools import Alarms, no_alarm, read_epoch
 from tollway.control.verify import verify
 from tollway.domain.usage import encode
@@ -60,7 +60,7 @@ async def use(opened: Spool, numbers: range) -> None:
     for number in numbers:
         while not opened.is_writable():
             await asyncio.sleep(0.001)
-        await opened.final(opened.admit(admit(number)), final(admit(number)))
+        await ended(opened, opened.admit(admit(number)), final(admit(number)))
 
 
 def assert_arrived(collector: Collector, directory: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.link.samples import admit, final
+from tests.link.samples import admit, ended, final
 from tests.link.spools import (
     Alarms,
     SickDisk,
@@ -70,7 +70,7 @@ class TestWritten:
         await settled(opened)
         slot = opened.admit(admit(1))
         disk.may_sync.clear()
-        done = opened.final(slot, final(admit(1)))
+        done = ended(opened, slot, final(admit(1)))
         for _ in range(20):
             await asyncio.sleep(0.002)
             assert not done.done()
@@ -82,7 +82,7 @@ class TestWritten:
     async def test_finals_share_a_commit(self, tmp_path: Path) -> None:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SpoolOptions(segment_bytes=1 << 21, slots_max=512, tick_seconds=3600))
         slots = [opened.admit(admit(number)) for number in range(300)]
-        await asyncio.gather(*(opened.final(slot, final(admit(number))) for number, slot in enumerate(slots)))
+        await asyncio.gather(*(ended(opened, slot, final(admit(number))) for number, slot in enumerate(slots)))
         assert opened.metrics.commits <= 3
         assert opened.metrics.records == 600
         await opened.close()
@@ -93,7 +93,7 @@ class TestWritten:
             await writable(opened)
             slot = opened.admit(admit(number))
             opened.checkpoint(admit(number).request_id, Quantities(number))
-            await opened.final(slot, final(admit(number)))
+            await ended(opened, slot, final(admit(number)))
         await opened.close()
         (epoch,) = list_epochs(tmp_path)
         assert len(epoch.list_segments()) > 5
@@ -121,7 +121,7 @@ class TestSlots:
             assert words == [number * 2 + 1, 0, 0, 0, 0, 0, 0, 0]
             for word in range(1, 6):
                 opened.progress[slot * ports.SLOT_WORDS + word] = 77
-            await opened.final(slot, final(admit(number)))
+            await ended(opened, slot, final(admit(number)))
         await opened.close()
 
     async def test_when_all_are_taken_the_next_is_refused_and_owes_nothing(self, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ class TestSlots:
         with pytest.raises(Fault) as refused:
             opened.admit(admit(2))
         assert refused.value.kind is OVERLOADED
-        await opened.final(slots[0], final(admit(0)))
+        await ended(opened, slots[0], final(admit(0)))
         opened.admit(admit(3))
         assert [record.request_id for record in admits(read_only_epoch(tmp_path))] == [admit(n).request_id for n in (0, 1, 3)]
         await opened.close()
@@ -159,12 +159,12 @@ class TestDiskFull:
             except Fault as fault:
                 assert fault.kind is OVERLOADED
                 done, slot = admitted.pop(0)
-                await opened.final(slot, final(admit(done)))
+                await ended(opened, slot, final(admit(done)))
             number += 1
         with pytest.raises(Fault) as refused:
             opened.admit(admit(number))
         assert refused.value.kind is SPOOL_UNAVAILABLE
-        await asyncio.gather(*(opened.final(slot, final(admit(done))) for done, slot in admitted))
+        await asyncio.gather(*(ended(opened, slot, final(admit(done))) for done, slot in admitted))
         assert "spool_disk_full" in alarms.names()
         assert not opened.failed.is_set()
         await opened.close()
@@ -178,11 +178,11 @@ class TestDiskFull:
         disk.is_full = True
         number = 0
         while opened.is_writable():
-            await opened.final(opened.admit(admit(number)), final(admit(number)))
+            await ended(opened, opened.admit(admit(number)), final(admit(number)))
             number += 1
         disk.is_full = False
         await writable(opened)
-        await opened.final(opened.admit(admit(number)), final(admit(number)))
+        await ended(opened, opened.admit(admit(number)), final(admit(number)))
         await opened.close()
         assert len(finals(read_only_epoch(tmp_path))) == number + 1
 
@@ -197,8 +197,8 @@ class TestDiskFull:
             disk.is_full = chance.random() < 0.7
             if open_requests and chance.random() < 0.45:
                 done, slot = open_requests.pop(chance.randrange(len(open_requests)))
-                ended = final(admit(done, model=long), error="e" * 60, used=Quantities(2**31 - 1, 2**31 - 1, 2**31 - 1, 2**31 - 1))
-                waiting.append(opened.final(slot, ended))
+                record = final(admit(done, model=long), error="e" * 60, used=Quantities(2**31 - 1, 2**31 - 1, 2**31 - 1, 2**31 - 1))
+                waiting.append(ended(opened, slot, record))
             else:
                 try:
                     open_requests.append((number, opened.admit(admit(number, model=long))))
@@ -208,7 +208,7 @@ class TestDiskFull:
                     opened.checkpoint(admit(number).request_id, Quantities(number))
             if chance.random() < 0.2:
                 await asyncio.sleep(0)
-        waiting += [opened.final(slot, final(admit(done, model=long))) for done, slot in open_requests]
+        waiting += [ended(opened, slot, final(admit(done, model=long))) for done, slot in open_requests]
         await asyncio.gather(*waiting)
         assert not opened.failed.is_set()
         await opened.close()
@@ -222,11 +222,11 @@ class TestDiskBroken:
         opened = Spool.open(tmp_path, alarm=alarms, options=SMALL, disk=disk.disk())
         await settled(opened)
         slots = [opened.admit(admit(number)) for number in range(3)]
-        await opened.final(slots[0], final(admit(0)))
+        await ended(opened, slots[0], final(admit(0)))
         await settled(opened)
         syncs = disk.syncs
         disk.fails_sync, disk.fails_write = operation == "sync", operation == "write"
-        waiting = [opened.final(slots[1], final(admit(1))), opened.final(slots[2], final(admit(2)))]
+        waiting = [ended(opened, slots[1], final(admit(1))), ended(opened, slots[2], final(admit(2)))]
         for waiter in waiting:
             with pytest.raises(Fault) as lost:
                 await waiter
@@ -246,7 +246,7 @@ class TestDiskBroken:
         slot = opened.admit(admit(1))
         disk.fails_sync = True
         with pytest.raises(Fault):
-            await opened.final(slot, final(admit(1)))
+            await ended(opened, slot, final(admit(1)))
         await opened.close()
         again = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
         assert_complete(read_epoch(list_epochs(tmp_path)[0]))
@@ -254,7 +254,7 @@ class TestDiskBroken:
 
     async def test_a_client_that_stopped_waiting_hurts_no_other(self, tmp_path: Path) -> None:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
-        waiting = [opened.final(opened.admit(admit(number)), final(admit(number))) for number in range(3)]
+        waiting = [ended(opened, opened.admit(admit(number)), final(admit(number))) for number in range(3)]
         waiting[1].cancel()
         await waiting[0]
         await waiting[2]
@@ -265,7 +265,7 @@ class TestDiskBroken:
 class TestLives:
     async def test_a_clean_stop_leaves_a_closed_epoch_of_its_true_size(self, tmp_path: Path) -> None:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SpoolOptions(segment_bytes=1 << 20, slots_max=8))
-        await opened.final(opened.admit(admit(1)), final(admit(1)))
+        await ended(opened, opened.admit(admit(1)), final(admit(1)))
         await opened.close()
         (epoch,) = list_epochs(tmp_path)
         assert epoch.is_closed()
@@ -296,7 +296,7 @@ class TestLives:
         slot = old.admit(admit(1))
         new = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
         assert new.node_id == old.node_id
-        await old.final(slot, final(admit(1)))
+        await ended(old, slot, final(admit(1)))
         await old.close()
         await new.close()
         for epoch in list_epochs(tmp_path):

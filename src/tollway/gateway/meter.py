@@ -4,7 +4,7 @@
 exception that comes through is the outcome of the request.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import msgspec
 
@@ -13,6 +13,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.usage import NOTHING, OUTCOME_POLICY_CURRENT, Admit, Final, Outcome, Quantities, UsageSource
 from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.ports import CACHED_INPUT, FIRST_TOKEN_AT, INPUT, OUTPUT, REASONING, SLOT_WORDS, UsageSink
+from tollway.gateway.running import Pause
 
 _TIMEOUTS = frozenset(
     {
@@ -108,7 +109,7 @@ class Record:
         """Make what is known so far durable with the next group commit, against a loss of power."""
         self._sink.checkpoint(self.admit.request_id, self.used)
 
-    def finish(self, outcome: Outcome, error: str | None = None) -> Awaitable[None]:
+    def finish(self, outcome: Outcome, error: str | None = None) -> Pause:
         """Write FINAL; await it to know that it is durable. Raises Fault metering_unavailable then, if it never will be."""
         self.final = Final(
             admit=self.admit,
@@ -121,7 +122,9 @@ class Record:
             first_token_at=self.first_token_at,
             error=error,
         )
-        return self._sink.final(self._slot, self.final)
+        durable = Pause()
+        self._sink.final(self._slot, self.final, durable.wake)
+        return durable
 
 
 def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> Record:

@@ -3,7 +3,7 @@
 A Protocol stands here only where two implementations exist: the real one and the one of the tests (`tests/fakes.py`).
 """
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from tollway.domain.faults import Fault
@@ -18,7 +18,7 @@ INPUT, CACHED_INPUT, OUTPUT, REASONING, FIRST_TOKEN_AT = 1, 2, 3, 4, 5
 class UsageSink(Protocol):
     """Where usage goes: the spool.
 
-    Contract: after `admit` returns, the request survives the death of the process; after the awaitable of `final` is done, its end
+    Contract: after `admit` returns, the request survives the death of the process; after `final` called `done`, its end
     survives the loss of power. Between them `progress` is plain memory that survives the process: a store to it costs no system
     call, so what was delivered is always known, to the chunk.
     """
@@ -36,8 +36,8 @@ class UsageSink(Protocol):
         """Write PROGRESS with the next group commit. Never blocks, never fails the request."""
         ...
 
-    def final(self, slot: int, final: Final) -> Awaitable[None]:
-        """Write FINAL; the awaitable is done when it is durable and raises Fault SPOOL_UNAVAILABLE if that can never be. Call it
+    def final(self, slot: int, final: Final, done: Callable[[Fault | None], None]) -> None:
+        """Write FINAL; `done(None)` is called when it is durable, `done` with Fault SPOOL_UNAVAILABLE if that can never be. Call it
         exactly once for each `admit`; the slot is given back."""
         ...
 

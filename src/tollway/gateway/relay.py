@@ -2,7 +2,8 @@
 
 An exchange is one attempt at one upstream. Bytes arrive by callback and leave in the same call: per chunk there is one read, one look at
 each event, one store of the tokens so far, one write. The coroutine sleeps meanwhile and wakes three times at most: when there is
-something to commit to (a whole answer, or the first event of a stream), when the stream ended, when FINAL is durable.
+something to commit to (a whole answer, or the first event of a stream), when the stream ended, when FINAL is durable. It goes on inside
+the callback that woke it (`running`), so a callback sets its own state first and wakes last.
 
 Until the status line has left (`client.committed`) a fault may be retried at the next candidate, if its kind and the model allow it.
 The status line waits for the first event because engines report overload and death inside a 200 stream; after `commit_after_seconds`
@@ -15,6 +16,7 @@ call that told of it.
 
 import asyncio
 import re
+import time
 from collections.abc import Iterable
 
 import msgspec
@@ -27,6 +29,7 @@ from tollway.gateway.dialects.table import Stream
 from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.meter import Record
 from tollway.gateway.ports import Client
+from tollway.gateway.running import Pause
 from tollway.gateway.upstream import Connection, Upstream
 from tollway.telemetry import Metrics
 from tollway.wire import sse
@@ -101,23 +104,18 @@ class Exchange:
         "_fed",
         "_fed_at",
         "_gone",
-        "_loop",
+        "_pause",
         "_pending",
         "_record",
         "_sent_at",
         "_started",
         "_stream_bytes",
-        "_waiter",
         "finished",
         "stream",
     )
 
-    def __init__(
-        self, call: Call, connection: Connection, client: Client, record: Record, bounds: RelayBounds, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        """`loop`: the running one, asked for once a request: each time it is asked, it makes a system call (getpid)."""
+    def __init__(self, call: Call, connection: Connection, client: Client, record: Record, bounds: RelayBounds, now: float) -> None:
         self._call = call
-        self._loop = loop
         self._connection = connection
         self._client = client
         self._record = record
@@ -128,9 +126,9 @@ class Exchange:
         self._stream_bytes = 0
         self._fault: Fault | None = None
         self._gone = client.gone
-        self._waiter: asyncio.Future[None] | None = None
+        self._pause: Pause | None = None
         self.finished = False
-        self._started = self._fed_at = self._sent_at = self._checkpointed = loop.time()
+        self._started = self._fed_at = self._sent_at = self._checkpointed = now
         self._fed = False
 
     # What the coroutine does.
@@ -139,11 +137,9 @@ class Exchange:
         """Sleep until there is news: a whole answer, a first event, the end, a fault, the client's leaving, or the time to commit.
         Raises the Fault, or ClientGone."""
         if self._fault is None and not self._gone and not self._has_news():
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            self._pause = pause = Pause()
+            await pause
+            self._pause = None
         if self._gone:
             raise ClientGone
         if self._fault is not None:
@@ -163,9 +159,8 @@ class Exchange:
             self._pending.clear()
 
     def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self._pause is not None:
+            self._pause.wake()
 
     def fail(self, fault: Fault) -> None:
         """End the exchange with a fault; the first one counts."""
@@ -362,7 +357,7 @@ async def relay(
             except Fault as caught:
                 fault = caught
                 metrics.attempted(upstream.deployment.id, caught.kind.code)
-                upstream.failed(caught, asyncio.get_running_loop().time())
+                upstream.failed(caught, time.monotonic())
                 if client.committed or not _may_retry(caught, permit.call):
                     raise
                 if caught.kind is faults.UPSTREAM_STALE:
@@ -390,14 +385,15 @@ async def _attempt(
     metrics: Metrics,
     before: Fault | None,
 ) -> None:
-    loop = asyncio.get_running_loop()
+    now = time.monotonic()
     record.attempt(upstream.deployment.id)
     message = upstream.message(call.request, record.attempts, call.upstream_body(upstream.deployment))
     fresh = before is not None and before.kind is faults.UPSTREAM_STALE
-    connection = None if fresh else upstream.take_idle(loop.time())
+    connection = None if fresh else upstream.take_idle(now)
     if connection is None:
-        connection = await upstream.connect(bounds.connect_seconds)
-    exchange = Exchange(call, connection, client, record, bounds, loop)
+        connection = await asyncio.ensure_future(upstream.connect(bounds.connect_seconds))
+        now = time.monotonic()
+    exchange = Exchange(call, connection, client, record, bounds, now)
     active.exchanges.add(exchange)
     client.attend(exchange)
     try:
@@ -428,7 +424,7 @@ async def _attempt(
         active.exchanges.discard(exchange)
         client.attend(None)
         if exchange.finished:
-            connection.settle(loop.time())
+            connection.settle(time.monotonic())
         else:
             connection.abort()
 

@@ -1,6 +1,6 @@
 """Sockets, deadlines, drain: the edge of the gateway. Bytes become requests here and answers become bytes; nothing is decided about them.
 
-One `Downstream` per client connection. It frames requests, starts one task per request, and answers them in order. A clock of half a
+One `Downstream` per client connection. It frames requests, runs the pipeline for each, and answers them in order. A clock of half a
 second looks at every connection and exchange (`_Clock`): one loop over all of them costs less than a timer each, and a deadline that
 holds to half a second is what a client can notice.
 
@@ -26,6 +26,7 @@ from tollway.gateway.entry import EntryRules
 from tollway.gateway.listener import Listener, OpeningBounds
 from tollway.gateway.pipeline import ENDPOINTS, MODELS_TARGET, Plane
 from tollway.gateway.ports import Flow
+from tollway.gateway.running import Run
 from tollway.gateway.strangers import Strangers
 from tollway.wire.errors import anthropic_error, openai_error
 from tollway.wire.http import HttpBounds, HttpRequest, RequestReader
@@ -126,7 +127,6 @@ class Downstream(asyncio.Protocol):
         "_reader",
         "_reading",
         "_request",
-        "_task",
         "_transport",
         "committed",
         "gone",
@@ -139,7 +139,6 @@ class Downstream(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._queue: deque[HttpRequest] | None = None
         self._request: HttpRequest | None = None
-        self._task: asyncio.Task[None] | None = None
         self._flow: Flow | None = None
         self._peer = peer or ""
         self._paused_at = 0.0
@@ -285,7 +284,7 @@ class Downstream(asyncio.Protocol):
             else:
                 peer = self._find_client(http) if edge.rules is not None else ""
                 request = pipeline.new_request(http, endpoint, plane, edge.loop.time(), peer)
-                self._task = edge.loop.create_task(pipeline.answer(request, self, plane))
+                Run(pipeline.answer(request, self, plane))
             return
         self._answer_small(http, path)
 
@@ -355,7 +354,6 @@ class Downstream(asyncio.Protocol):
     def _finished(self) -> None:
         """The answer was written whole: the next request, or the end of the connection."""
         self._request = None
-        self._task = None
         self._begin_phase()
         if self._transport is None:
             return

@@ -5,7 +5,7 @@ written to the page cache before `admit` returns (it survives the death of the p
 collected and written by group commit: while no commit is in flight, a FINAL starts one; everything that arrives
 meanwhile goes into the next. A commit is one pwrite by the loop and one fdatasync by the kernel in the background
 (`syncing`), or by the single writer thread where that cannot be had, and ends in one call back into the loop, which
-resolves the futures of all FINALs that it covered. The loop itself never waits for the disk.
+tells all FINALs that it covered. The loop itself never waits for the disk.
 
 Space. Segments are preallocated, the next one ahead of need. For each open request OWED_BYTES of preallocated space
 are kept back, enough for its FINAL and for its place in the headers of the segments that those FINALs begin. A
@@ -121,13 +121,17 @@ class SpoolMetrics:
     checkpoints_dropped: int = 0
 
 
+Done = Callable[[Fault | None], None]
+"""Told once: None, or why a FINAL cannot become durable. Must not raise."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Commit:
     """What the writer thread makes durable: files in the order in which they were written, the last one staying in
     use."""
 
     fds: tuple[int, ...]
-    waiting: list[asyncio.Future[None]]
+    waiting: list[Done]
     position: Position
 
 
@@ -176,7 +180,7 @@ class Spool:
         self._ready: deque[_Segment] = deque()
         self._preparing = False
         self._space = options.segment_bytes - self._end - SLACK_BYTES
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[Done] = []
         self._committing = False
         self._free = list(range(options.slots_max - 1, -1, -1))
         self._freed: list[int] = []
@@ -284,21 +288,18 @@ class Spool:
         if self._end - self._written > BUFFER_BYTES_MAX:
             self._flush()
 
-    def final(self, slot: int, final: Final) -> asyncio.Future[None]:
-        """Write FINAL; the future is done when it is durable. See the port for the contract. May be awaited or given
-        a callback."""
-        waiter = self._loop.create_future()
+    def final(self, slot: int, final: Final, done: Done) -> None:
+        """Write FINAL; `done` is called when it is durable. See the port for the contract."""
         if self._has_failed:
-            waiter.set_exception(_unavailable())
-            return waiter
-        self._waiting.append(waiter)
+            done(_unavailable())
+            return
+        self._waiting.append(done)
         self._append(encode(final))
         self._admits[slot] = None
         self._freed.append(slot)
         self._open -= 1
         if not self._committing:
             self._start_commit()
-        return waiter
 
     # ---- Appending ---------------------------------------------------------------------------------------------------
 
@@ -437,9 +438,8 @@ class Spool:
         metrics.commit_seconds += seconds
         metrics.commit_seconds_max = max(metrics.commit_seconds_max, seconds)
         self.committed = commit.position
-        for waiter in commit.waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+        for done in commit.waiting:
+            done(None)
         if self._waiting:
             self._start_commit()
         else:
@@ -453,9 +453,8 @@ class Spool:
             self.epoch.mark_failed()
             self._alarm("spool_failed", {"epoch": self.epoch.number, "error": str(error)})
         waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_exception(_unavailable())
+        for done in waiting:
+            done(_unavailable())
 
     # ---- The writer thread -------------------------------------------------------------------------------------------
 
