@@ -156,3 +156,42 @@ def test_many_small_chunks_cost_no_more_memory_than_their_bytes() -> None:
         tracemalloc.stop()
     assert reader.fault is None
     assert peak < 4_000_000, "400 kB of body"
+
+
+def repeated(body: bytes, *, head: bytes = b"", length: bytes | None = None) -> bytes:
+    number = b"%d" % len(body) if length is None else length
+    return b"POST /v1/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer a\r\n%bContent-Length: %b\r\nX-A: b\r\n\r\n%b" % (head, number, body)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        repeated(b"{}"),
+        repeated(b"x" * 999),
+        repeated(b"{}", length=b"02"),
+        repeated(b"{}", length=b"+2"),
+        repeated(b"{}", length=b""),
+        repeated(b"{}", length=b" 2"),
+        repeated(b"{}", length=b"2, 2"),
+        repeated(b"{}", length=b"99999999999999999999"),
+        repeated(b"{}", head=b"Transfer-Encoding: chunked\r\n"),
+        repeated(b"{}", head=b"X-B: c\r\n"),
+        repeated(b"{}").replace(b"X-A", b"X_A"),
+        repeated(b"{}").replace(b"Bearer a", b"Bearer b"),
+        repeated(b"{}") + b"GET / HTTP/1.1\r\nHost: h\r\n\r\n",
+        repeated(b"{}")[:-1],
+        repeated(b"{}", length=b"1"),
+        repeated(b"y" * 4096),
+    ],
+)
+def test_a_repeated_head_is_read_as_a_first_one(second: bytes) -> None:
+    bounds = HttpBounds(body_bytes_max=2048)
+    first, again = RequestReader(bounds), RequestReader(bounds)
+    again.feed(repeated(b"{...}"))
+    expected, read = first.feed(second), again.feed(second)
+    assert [(r.method, r.target, r.headers, r.body, r.keep_alive) for r in read] == [
+        (r.method, r.target, r.headers, r.body, r.keep_alive) for r in expected
+    ]
+    assert (again.fault, again.in_message, again.open_request is None) == (first.fault, first.in_message, first.open_request is None)
+    rest = repeated(b"after")
+    assert [r.body for r in again.feed(rest)] == [r.body for r in first.feed(rest)]

@@ -5,6 +5,10 @@ Host, any Transfer-Encoding but `chunked`, both framings at once, HTTP/0.9 and H
 headers, header names with underscores (twins of dashed ones behind CGI-like proxies), and everything beyond the bounds. After a
 fault no later byte of the connection is interpreted, so the two ends can never disagree about where a request begins.
 
+Clients that keep a connection repeat themselves: their next head is the last one, but for the number in Content-Length. The reader keeps
+the two ends around that number. Bytes that are these ends around a number, followed by exactly so many bytes of body, are the request
+that llhttp would find, and llhttp, which stands between two messages before and after, need not see them.
+
 Only headers in WANTED are kept; the rest is checked by llhttp for form and forgotten. Names are resolved through a bounded table of
 spellings already seen, so that the eighteen headers an SDK sends cost one dict lookup each and no allocation.
 """
@@ -45,6 +49,8 @@ _LISTS = frozenset({b"anthropic-beta", b"x-forwarded-for"})
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key"})
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _SPELLINGS_MAX = 4096
+_REPEATED_BYTES_MAX = 2048
+"""Longest head that is kept to be compared with the next one: SDKs send half of it; it is held while a connection is open."""
 _UNSEEN = b"?"
 _wanted_names: dict[bytes, bytes | None] = {}
 """What spellings of request headers stand for; shared by all connections, bounded by _SPELLINGS_MAX."""
@@ -103,6 +109,7 @@ class RequestReader:
         "_is_over",
         "_parser",
         "_raw_bytes",
+        "_repeated",
         "fault",
         "in_message",
         "open_request",
@@ -118,6 +125,7 @@ class RequestReader:
         self._body: bytes | bytearray = b""
         self._raw_bytes = 0
         self._is_over = False
+        self._repeated: _Repeated | None = None
         self.fault: FaultKind | None = None
         self.open_request: HttpRequest | None = None
         self.in_message = False
@@ -126,6 +134,19 @@ class RequestReader:
         """Take the next bytes of the connection; returns the requests that they complete, in order. Never raises."""
         if self.fault is not None or self._is_over:
             return []
+        if not self.in_message:
+            repeated = self._repeated
+            if repeated is not None and data.startswith(repeated.before):
+                request = repeated.find(data, self._bounds)
+                if request is not None:
+                    return [request]
+            requests = self._feed(data)
+            if len(requests) == 1:
+                self._repeated = _find_repeated(data, requests[0])
+            return requests
+        return self._feed(data)
+
+    def _feed(self, data: bytes) -> list[HttpRequest]:
         if self.open_request is None:
             room = self._bounds.head_bytes_max - self._head_bytes
             if len(data) > room:
@@ -148,7 +169,7 @@ class RequestReader:
             self._head_bytes += len(part)
             complete += self._parse(part)
             if self.open_request is not None:
-                return complete + (self.feed(data) if data else [])
+                return complete + (self._feed(data) if data else [])
             if len(complete) == before and self._head_bytes >= self._bounds.head_bytes_max and data:
                 self.fault = faults.HEAD_TOO_LARGE
             room = max(1, self._bounds.head_bytes_max - self._head_bytes)
@@ -268,6 +289,49 @@ class RequestReader:
             self._is_over = not request.keep_alive
         if self._body:
             self._body = b""
+
+
+class _Repeated(msgspec.Struct, frozen=True, gc=False):
+    """A head that was accepted, around the number in its Content-Length, and the request that it began."""
+
+    before: bytes
+    after: bytes
+    headers: dict[bytes, bytes]
+    method: bytes
+    target: bytes
+
+    def find(self, data: bytes, bounds: HttpBounds) -> HttpRequest | None:
+        """The request that `data`, which starts with `before`, is; None unless it is that head and exactly its body."""
+        start = len(self.before)
+        end = data.find(b"\r", start, start + 10)
+        number = data[start:end]
+        if end < 0 or not number.isdigit() or not data.startswith(self.after, end):
+            return None
+        body_at = end + len(self.after)
+        length = int(number)
+        if len(data) - body_at != length or length > bounds.body_bytes_max or body_at > bounds.head_bytes_max:
+            return None
+        request = HttpRequest()
+        request.method = self.method
+        request.target = self.target
+        request.headers = {**self.headers, b"content-length": number}
+        request.body = data[body_at:]
+        return request
+
+
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]{1,9})\r\n", re.IGNORECASE)
+
+
+def _find_repeated(data: bytes, request: HttpRequest) -> _Repeated | None:
+    """What to compare the next read with, if `data` was exactly the request: a head with a plain Content-Length, and a body."""
+    size = data.find(b"\r\n\r\n", 0, _REPEATED_BYTES_MAX) + 4
+    head = data[:size]
+    match = _CONTENT_LENGTH.search(head)
+    if size < 4 or match is None or len(data) - size != len(request.body) or int(match[1]) != len(request.body):
+        return None
+    if not request.keep_alive or request.minor_version != 1 or b"transfer-encoding" in request.headers or b"expect" in request.headers:
+        return None
+    return _Repeated(head[: match.start(1)], head[match.end(1) :], request.headers, request.method, request.target)
 
 
 def _remember(names: dict[bytes, bytes | None], name: bytes, meaning: bytes | None) -> bytes | None:
