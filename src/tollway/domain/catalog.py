@@ -14,6 +14,8 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9._:/@-]{1,128}")
 class Engine(StrEnum):
     """What serves a deployment; decides habits of usage, health, load and errors (`gateway/engines`)."""
 
+    __hash__ = str.__hash__  # the text's own: Enum's is a call into Python, and members are keys on the request path
+
     VLLM = "vllm"
     SGLANG = "sglang"
     DYNAMO = "dynamo"
@@ -25,6 +27,8 @@ class Engine(StrEnum):
 
 class Endpoint(StrEnum):
     """What a model can be asked for; the value is the path below /v1."""
+
+    __hash__ = str.__hash__  # the text's own: Enum's is a call into Python, and members are keys on the request path
 
     CHAT_COMPLETIONS = "chat/completions"
     COMPLETIONS = "completions"

@@ -26,6 +26,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 UNLIMITED = Limits()
 
 
+Rate = tuple[str, int, int, int]
+"""(bucket, limit per minute, emission interval, burst; both in nanoseconds): a limit as `gcra` sees it, worked out once."""
+
+
+def rate(bucket: str, per_minute: int) -> Rate:
+    """The rate of `per_minute` (1 to REQUESTS_PER_MINUTE_MAX) requests for a bucket."""
+    interval_ns = -(-MINUTE_NS // per_minute)
+    return bucket, per_minute, interval_ns, interval_ns * per_minute
+
+
 class Decision(msgspec.Struct, frozen=True):
     """What GCRA says of one request: the TAT to store from here on, what is left, and when to come back if refused."""
 

@@ -17,6 +17,8 @@ TOKENS_MAX = 2**31 - 1
 class Outcome(StrEnum):
     """How an admitted request ended; exactly one per request."""
 
+    __hash__ = str.__hash__  # the text's own: Enum's is a call into Python, and members are keys on the request path
+
     COMPLETED = "completed"
     CLIENT_CANCELLED = "client_cancelled"
     UPSTREAM_ERROR = "upstream_error"
@@ -27,6 +29,8 @@ class Outcome(StrEnum):
 
 class UsageSource(StrEnum):
     """Where the counts come from, best first."""
+
+    __hash__ = str.__hash__  # the text's own: Enum's is a call into Python, and members are keys on the request path
 
     ENGINE_FINAL = "engine_final"  # the engine's own total at the end
     ENGINE_CONTINUOUS = "engine_continuous"  # the engine's running total on the last chunk relayed

@@ -1,6 +1,6 @@
 """Limit counters in this process' memory: exact for one gateway. All levels of a request pass or none is charged."""
 
-from tollway.domain.limits import Decision, gcra
+from tollway.domain.limits import Rate
 
 Limit = tuple[str, int]
 """(bucket, limit): the id of the key, project or organization that the limit belongs to, and its value."""
@@ -13,24 +13,28 @@ class Counters:
         self._tat_ns: dict[str, int] = {}
         self._running: dict[str, int] = {}
 
-    def take_requests(self, limits: tuple[Limit, ...], now_ns: int) -> tuple[Decision, int]:
+    def take_requests(self, rates: tuple[Rate, ...], now_ns: int) -> tuple[int, int, int]:
         """Charge one request to every bucket, or to none if one refuses.
 
-        Returns the deciding level's decision and its limit: the refusal, or the admission that leaves least.
+        Decides as `domain.limits.gcra` does (the tests hold them against each other), without its values: this runs for every level of
+        every request. Returns what the deciding level says: its limit, what is left of it, and when to come back (0: admitted). It is the
+        one that refuses, or else the one that is left with least.
         """
         tats_ns = self._tat_ns
-        taken = []
-        tightest, tightest_limit = None, 0
-        for bucket, per_minute in limits:
-            decision = gcra(tats_ns.get(bucket, 0), now_ns, per_minute)
-            if not decision.admitted:
-                return decision, per_minute
-            taken.append((bucket, decision.tat_ns))
-            if tightest is None or decision.remaining < tightest.remaining:
-                tightest, tightest_limit = decision, per_minute
-        tats_ns.update(taken)
-        assert tightest is not None, "asked without a limit"
-        return tightest, tightest_limit
+        charged = {}
+        least = least_of = -1
+        for bucket, per_minute, interval_ns, burst_ns in rates:
+            ahead_ns = tats_ns.get(bucket, 0) - now_ns
+            ahead_ns = (ahead_ns if ahead_ns > 0 else 0) + interval_ns
+            left_ns = burst_ns - ahead_ns
+            if left_ns < 0:
+                return per_minute, (left_ns + interval_ns) // interval_ns, -left_ns
+            charged[bucket] = now_ns + ahead_ns
+            remaining = left_ns // interval_ns
+            if least < 0 or remaining < least:
+                least, least_of = remaining, per_minute
+        tats_ns.update(charged)
+        return least_of, least, 0
 
     def enter(self, limits: tuple[Limit, ...]) -> bool:
         """Count one more running request in every bucket, or in none if one is full."""

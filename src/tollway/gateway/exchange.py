@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from tollway.domain.catalog import Deployment, Endpoint
+from tollway.domain.limits import rate
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.gateway.dialects.table import DIALECTS, Dialect
 from tollway.gateway.engines.habits import HABITS
+from tollway.telemetry import json_members
 from tollway.wire import bodies
 
 
@@ -47,11 +49,12 @@ class Request:
 class Caller:
     """Who asks: key, project and organization as the snapshot knows them, with what follows from them compiled once.
 
-    `models`: what both key and project allow, None for everything published. `per_minute` and `concurrent`: (bucket, limit) of each
-    level that has one. `cache_salt`: what keeps this organization's prefixes apart inside an engine.
+    `models`: what both key and project allow, None for everything published. `per_minute` and `concurrent`: the limit of each
+    level that has one. `log_members`: who it is, in a log line. `cache_salt`: what keeps this organization's prefixes apart inside an
+    engine.
     """
 
-    __slots__ = ("cache_salt", "concurrent", "expires_at", "key", "models", "organization", "per_minute", "project")
+    __slots__ = ("cache_salt", "concurrent", "expires_at", "key", "log_members", "models", "organization", "per_minute", "project")
 
     def __init__(self, key: KeyEntry, project: ProjectEntry, organization: OrganizationEntry, cache_salt: bytes) -> None:
         self.key = key
@@ -59,10 +62,11 @@ class Caller:
         self.organization = organization
         self.cache_salt = cache_salt
         self.expires_at = key.expires_at
+        self.log_members = json_members({"organization_id": organization.id, "project_id": project.id, "key_id": key.id})
         allowed = [frozenset(entry.models) for entry in (key, project) if entry.models is not None]
         self.models: frozenset[str] | None = frozenset.intersection(*allowed) if allowed else None
         levels = [(entry.id, entry.limits) for entry in (key, project, organization)]
-        self.per_minute = tuple((id, limits.requests_per_minute) for id, limits in levels if limits.requests_per_minute is not None)
+        self.per_minute = tuple(rate(id, limits.requests_per_minute) for id, limits in levels if limits.requests_per_minute is not None)
         self.concurrent = tuple((id, limits.concurrent_requests) for id, limits in levels if limits.concurrent_requests is not None)
 
 

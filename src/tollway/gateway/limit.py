@@ -1,9 +1,12 @@
 """Phase 3: is there room for it? Requests per minute and concurrent requests, at key, project and organization."""
 
+from functools import partial
+
 from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, Fault
-from tollway.domain.limits import MINUTE_NS
 from tollway.gateway.counters import Counters
 from tollway.gateway.exchange import Call, Permit
+
+MINUTE_MS = 60_000
 
 
 def limit(call: Call, counters: Counters, now_ns: int) -> Permit:
@@ -17,15 +20,14 @@ def limit(call: Call, counters: Counters, now_ns: int) -> Permit:
         raise Fault(CONCURRENCY_EXCEEDED, retry_after_seconds=1)
     headers = b""
     if caller.per_minute:
-        decision, per_minute = counters.take_requests(caller.per_minute, now_ns)
-        if not decision.admitted:
+        per_minute, remaining, retry_after_ns = counters.take_requests(caller.per_minute, now_ns)
+        if retry_after_ns:
             if concurrent:
                 counters.leave(concurrent)
-            raise Fault(REQUESTS_EXCEEDED, retry_after_seconds=decision.retry_after_ns / 1e9)
-        used = per_minute - decision.remaining
+            raise Fault(REQUESTS_EXCEEDED, retry_after_seconds=retry_after_ns / 1e9)
         headers = b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\nx-ratelimit-reset-requests: %dms\r\n" % (
             per_minute,
-            decision.remaining,
-            used * MINUTE_NS // per_minute // 1_000_000,
+            remaining,
+            (per_minute - remaining) * MINUTE_MS // per_minute,
         )
-    return Permit(call, headers, (lambda: counters.leave(concurrent)) if concurrent else None)
+    return Permit(call, headers, partial(counters.leave, concurrent) if concurrent else None)

@@ -30,7 +30,7 @@ from tollway.gateway.ports import Client, UsageSink, Vault
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget, relay
 from tollway.gateway.route import route
 from tollway.gateway.upstream import Upstreams
-from tollway.telemetry import LogWriter, Metrics, RequestLine, timestamp
+from tollway.telemetry import LogWriter, Metrics, RequestLine, completed_line, timestamp
 from tollway.wire.http import HttpRequest
 
 ENDPOINTS: dict[bytes, Endpoint] = {f"/v1/{endpoint}".encode(): endpoint for endpoint in DIALECTS}
@@ -280,6 +280,26 @@ def _observe_final(request: Request, call: Call, final: Final, fault: Fault | No
     if ttft:
         found.first_token.observe(ttft)
     caller = call.caller
+    cost_pico = cost(*billed(final), call.price)
+    client_request_id = _client_request_id(request)
+    if fault is None and not request.peer and not client_request_id:
+        line = completed_line(
+            received_at=request.received_at,
+            request_id=request.id,
+            trace_id=request.trace_id,
+            duration_seconds=duration,
+            members=caller.log_members + "," + found.members,
+            deployment_id=final.deployment_id or "",
+            attempts=final.attempts,
+            outcome=final.outcome,
+            first_token_seconds=ttft,
+            used=used,
+            cost_pico=cost_pico,
+            stream=call.stream,
+            usage_source=final.source,
+        )
+        plane.log.write_encoded(line)
+        return
     plane.log.write(
         RequestLine(
             ts=timestamp(request.received_at),
@@ -292,7 +312,7 @@ def _observe_final(request: Request, call: Call, final: Final, fault: Fault | No
             endpoint=request.endpoint,
             error_code=fault.kind.code if fault is not None else "",
             detail=fault.detail if fault is not None else "",
-            client_request_id=_client_request_id(request),
+            client_request_id=client_request_id,
             peer=request.peer,
             organization_id=caller.organization.id,
             project_id=caller.project.id,
@@ -306,7 +326,7 @@ def _observe_final(request: Request, call: Call, final: Final, fault: Fault | No
             cached_input_tokens=used.cached_input,
             output_tokens=used.output,
             reasoning_tokens=used.reasoning,
-            cost_pico=cost(*billed(final), call.price),
+            cost_pico=cost_pico,
             stream=call.stream,
             usage_source=final.source,
         )
