@@ -8,7 +8,7 @@ written by this node, end the start: a person has to look, and is told at once.
 
 import array
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from errno import EDQUOT, EIO, ENOSPC, EROFS
 from pathlib import Path
 from typing import NoReturn
@@ -41,7 +41,7 @@ class AbsentSpool:
         """Never asked for: nothing was admitted."""
         raise AssertionError("nothing was admitted")
 
-    def final(self, slot: int, final: Final) -> Awaitable[None]:
+    def final(self, slot: int, final: Final, done: Callable[[Fault | None], None]) -> None:
         """Never asked for: nothing was admitted."""
         raise AssertionError("nothing was admitted")
 
