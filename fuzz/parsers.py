@@ -5,6 +5,7 @@ what an independent reading accepts, where there is one. The first byte of an in
 case, so that a search guided by coverage can choose them too.
 """
 
+import ipaddress
 import itertools
 import json
 import math
@@ -13,7 +14,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx2
 import msgspec
 
 from tests.gateway.running import KEY, NOWHERE, Served, plane
@@ -25,6 +28,7 @@ from tollway.domain.snapshot import Change, Entry
 from tollway.domain.usage import TOKENS_MAX
 from tollway.gateway import pipeline
 from tollway.gateway.authorize import authorize
+from tollway.gateway.dialects import links
 from tollway.gateway.dialects.answers import error_fault
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
 from tollway.gateway.dialects.table import DIALECTS
@@ -153,6 +157,24 @@ def _depth(value: Any) -> int:
         deepest += 1
         level = [item for each in level if isinstance(each, dict | list) for item in (each.values() if isinstance(each, dict) else each)]
     return deepest
+
+
+def link(data: bytes) -> None:
+    """links.is_public: what passes is read as the same public host by other libraries too."""
+    _, data, _ = _cut(data)
+    text = data.decode(errors="replace")
+    if not links.is_public(text) or text[:5].lower() == "data:":
+        return
+    hosts = {urlsplit(text).hostname, httpx2.URL(text).raw_host.decode().lower()}
+    assert len(hosts) == 1, "two libraries, two hosts"
+    (host,) = hosts
+    assert (host and host.isascii() and "." in host.rstrip(".")) or ":" in str(host)
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        assert not host.rstrip(".").rpartition(".")[2].isdigit(), "a name that some take for an address"
+    else:
+        assert address.is_global
 
 
 def proxy_header(data: bytes) -> None:
@@ -340,6 +362,7 @@ def _snapshot_decoders() -> tuple[Callable[[bytes], Any], ...]:
 PARSERS: dict[str, Check] = {
     "request-head": request_head,
     "request-body": request_body,
+    "link": link,
     "proxy-header": proxy_header,
     "answer-head": answer_head,
     "events": events,

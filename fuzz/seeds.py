@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.gateway import running
+from tests.gateway import running, test_links
 from tests.link import samples
 from tests.wire import corpus
 from tollway.domain import usage
@@ -119,6 +119,12 @@ _WHOLE = [
     b'{"error":"text"}',
 ]
 
+_LINKS = [text.encode() for text in (*test_links.PRIVATE.values(), *test_links.PUBLIC)]
+_LINK_FRAGMENTS = [
+    b"http://", b"https://", b"@", b":", b"/", b"\\", b"?", b"#", b"[", b"]", b"%2e", b"%40", b".", b"..", b"localhost", b"127.0.0.1",
+    b"0x7f", b"0177", b"2130706433", b"::ffff:", b"example.com", b"xn--", b"\t", b" ", b"\0", b"\xe3\x80\x82", b"\xef\xbc\x8e", b"-", b"_",
+]  # fmt: skip
+
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 _PROXY = [
     _SIGNATURE + b"\x21\x11\x00\x0c\xc0\x00\x02\x01\x7f\x00\x00\x01\x12\x34\x1f\x90",
@@ -156,6 +162,7 @@ _BINARY = [b"\0", b"\xff", b"\0\0\0\0", b"\xff\xff\xff\xff", struct.pack("<Q", 1
 _PLAIN: dict[str, tuple[Sequence[bytes], Sequence[bytes]]] = {
     "request-head": (corpus.SEEDS, corpus.FRAGMENTS),
     "request-body": (_BODIES, _BODY_FRAGMENTS),
+    "link": (_LINKS, _LINK_FRAGMENTS),
     "proxy-header": (_PROXY, _BINARY),
     "answer-head": (_ANSWERS, _ANSWER_FRAGMENTS),
     "events": (_EVENTS, _EVENT_FRAGMENTS),

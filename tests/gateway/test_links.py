@@ -45,6 +45,7 @@ PRIVATE = {
     "33-compatible": "http://[::127.0.0.1]/",
     "33-unique-local": "http://[fd00:ec2::254]/",
     "33-link-local": "http://[fe80::1%25eth0]/",
+    "33-zone": "http://[2606:4700::1%25eth0]/",
     "33-multicast": "http://[ff02::1]/",
     "33-multicast-of-ipv4": "http://224.0.0.1/",
 }

@@ -75,5 +75,7 @@ def _is_public_address(text: str, family: type[ipaddress.IPv4Address] | type[ipa
         address = family(text)
     except ValueError:
         return False
+    if "%" in text:  # a zone names an interface of the machine, in any characters
+        return False
     private = any(address in network for network in _PRIVATE_NETWORKS if network.version == address.version)
     return address.is_global and not private and not address.is_multicast
