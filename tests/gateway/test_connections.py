@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -34,7 +34,7 @@ from tests.gateway.running import (
 )
 from tollway.domain.usage import Outcome, Quantities
 from tollway.gateway.relay import RelayBounds
-from tollway.gateway.server import DrainBounds, EdgeBounds
+from tollway.gateway.server import Downstream, DrainBounds, EdgeBounds
 from tollway.wire.http import HttpBounds
 
 ALIVE = b"GET /livez HTTP/1.1\r\nhost: gateway\r\n\r\n"
@@ -417,6 +417,24 @@ async def test_a_drain_answers_the_request_that_is_on_its_way_on_a_kept_connecti
                 assert (answer.status, answer.headers["connection"]) == (200, "close")
                 assert await client.rest() == b""
         await asyncio.wait_for(running.done, 10)
+
+
+async def test_a_drain_does_not_believe_the_clock_that_a_connection_has_rested() -> None:
+    """The clock is coarse: what it saw rest for long may have been used a moment before the drain began."""
+    with plane() as (made, _, _):
+        memory = Memory(made)
+        connection = await memory.exchange(ALIVE)
+        memory.tick(connection, 10)
+        idle = cast("Downstream", connection.protocol)
+        idle.close_if_idle(is_rested=False)
+        connection.feed(ALIVE)
+        await memory.settle()
+        _, answer = split_answers(connection.written)
+        assert (answer.status, answer.headers["connection"]) == (200, "close") and connection.is_over
+        other = await memory.exchange(ALIVE)
+        memory.tick(other, 10)
+        cast("Downstream", other.protocol).close_if_idle(is_rested=True)
+        assert other.is_over
 
 
 async def test_a_drain_waits_for_a_connection_that_came_in_the_same_moment() -> None:

@@ -523,11 +523,16 @@ class Downstream(asyncio.Protocol):
         elif elapsed > bounds.body_grace_seconds and self._phase_bytes < elapsed * bounds.body_rate_min:
             self._write_fault(Fault(faults.REQUEST_TIMEOUT), close=True)
 
-    def close_if_idle(self) -> None:
+    def close_if_idle(self, *, is_rested: bool) -> None:
         """Drain: a busy connection is closed after its answer, one that has rested for REST_SECONDS at once. Until then its next request,
-        or its first, may be on its way: a close would meet it, and its answer can say `connection: close` instead."""
+        or its first, may be on its way: a close would meet it, and its answer can say `connection: close` instead.
+
+        `is_rested`: the drain itself has lasted so long. The clock's instants are half a second coarse, and coarser on a busy machine, so
+        a connection that was used just before the drain may look as if it had rested.
+        """
         self._close_after = True
-        if self._request is None and not self._reader.in_message and self._edge.now - self._phase_at >= REST_SECONDS:
+        is_idle = self._request is None and not self._reader.in_message
+        if is_rested and is_idle and self._edge.now - self._phase_at >= REST_SECONDS:
             self._end()
 
 
@@ -706,10 +711,11 @@ async def _drain(edge: Edge, public: asyncio.Server | Listener, bounds: DrainBou
     deadline = edge.loop.time() + bounds.grace_seconds
     await asyncio.sleep(bounds.linger_seconds)
     public.close()
+    closed_at = edge.loop.time()
     await asyncio.sleep(0.05)  # what the kernel handed over in the same turn of the loop becomes a connection only now
     while (edge.connections or (isinstance(public, Listener) and public.opening)) and edge.loop.time() < deadline:
         for connection in list(edge.connections):
-            connection.close_if_idle()
+            connection.close_if_idle(is_rested=edge.loop.time() - closed_at >= REST_SECONDS)
         await asyncio.sleep(0.05)
     for exchange in list(edge.plane.active.exchanges):
         exchange.fail(Fault(faults.DRAINING))
