@@ -114,6 +114,9 @@ ELSEWHERE: Mapping[str, str] = {
 }
 """What has no line of ours yet. A line of one of them is shown all the same."""
 
+CASES_MAX = 4
+"""Of a figure, each with a table of its own; more of them are rows of one."""
+
 INTRODUCTION = """\
 # Reliability
 
@@ -179,6 +182,8 @@ def _section(name: str, lines: Sequence[Line]) -> str:
             f"**Not covered.** {figure.left_out}",
             f"`{figure.command}`",
         ]
+    if len(lines) > CASES_MAX:
+        return "\n\n".join([*parts, _cases(lines)])
     for line in lines:
         rows = [["tried", f"{line.n:,} {line.of}" + "".join(f", {count:,} {what}" for what, count in line.also.items())]]
         rows.append(["failures", str(line.failures)])
@@ -195,6 +200,15 @@ def _section(name: str, lines: Sequence[Line]) -> str:
             if isinstance(value, list) and value:
                 parts.append(f"{key.replace('_', ' ').capitalize()}:\n\n" + "\n".join(f"- {_text(each)}" for each in value))
     return "\n\n".join(parts)
+
+
+def _cases(lines: Sequence[Line]) -> str:
+    """Many cases of one figure, a row each."""
+    rows = [
+        [line.case, f"{line.n:,}", str(line.failures), _share(line.bound95), _text(line.detail), f"{line.started_at}, commit {line.commit}"]
+        for line in lines
+    ]
+    return _markdown(["", f"n {lines[0].of}", "failures", "fails less often than", "detail", "run"], rows)
 
 
 def _text(value: object) -> str:

@@ -34,6 +34,12 @@ def test_what_was_not_taken_is_named(tmp_path: Path) -> None:
     assert all(f"| {name} |" in missing for name in FIGURES if name != "R1") and "| R1 |" not in missing
 
 
+def test_many_cases_are_one_table(tmp_path: Path) -> None:
+    lines = [record("R9", case=f"parser {number}", of="inputs", n=300, failures=0, began=1.0, results=tmp_path) for number in range(6)]
+    page = render(lines)
+    assert page.count("| parser 5 |") == 1 and "| parser 5 | 300 | 0 | 0.01 of them |" in page
+
+
 def test_a_figure_that_others_take_is_shown(tmp_path: Path) -> None:
     page = render([msgspec.structs.replace(line(1.0, 5_000, 0, tmp_path), figure="R2", of="histories", case="")])
     assert "## R2 Simulated histories" in page and "5,000 histories" in page
