@@ -3,8 +3,8 @@
 An open loop of requests goes on while, every one to five seconds, one victim gets SIGKILL: the gateway, the control process (and with
 it the collector), the supervisor above both, or PostgreSQL's postmaster. Gateway and control are started again by the supervisor;
 the supervisor and the postmaster by `_keep`, which does what systemd does, nought to two seconds later and as often as it takes.
-Kills do not wait for anything to be whole again, so that starts and recoveries are struck as well. Beside the load, an administrator
-makes and revokes keys, and notes what was acknowledged.
+Half of the kills do not wait for anything to be whole again, so that starts and recoveries are struck as well. Beside the load, an
+administrator makes and revokes keys, and notes what was acknowledged.
 
 The engine, which is the judge, lives through all of it and keeps its truth log on another file system than the platform's where
 there is one. The client's log and the books are held against it (`judging.py`, `books.py`)."""
@@ -38,6 +38,9 @@ PER_SECOND = 100.0
 VICTIMS = ("gateway", "control", "supervisor")
 BETWEEN_KILLS_SECONDS = (1.0, 5.0)
 BEFORE_RESTART_SECONDS = (0.0, 2.0)
+WHOLE_FRACTION = 0.5
+"""Of the kills, those before which everything must work again. The others may strike starts and recoveries; if all might, a slow machine
+would never serve anything, and prove nothing."""
 QUIET_SECONDS_MAX = 60.0
 """After the last answer, for everything to be collected."""
 
@@ -53,6 +56,8 @@ class Strike:
 
     victim: str
     killed_at: float
+    is_whole: bool = False
+    """Whether everything worked just before."""
     up_at: float | None = None
 
 
@@ -190,6 +195,7 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
         counts={"requests": len(attempts), "acknowledged changes": len(administration.created) + len(administration.revoked), **compared},
         detail={
             "kills": dict(Counter(strike.victim for strike in rig.strikes)),
+            "kills_of_a_whole_platform": sum(strike.is_whole for strike in rig.strikes),
             "offered_per_second": per_second,
             "reached_per_second": round(len(sent.heard) / sent.seconds, 1),
             "withheld": sent.withheld,
@@ -231,22 +237,29 @@ def _strike_all(rig: Rig, kills: int) -> None:
     victims = [*VICTIMS, *(["postmaster"] if rig.server is not None else [])]
     deck: list[str] = []
     for _ in range(kills):
+        is_whole = rig.dice.random() < WHOLE_FRACTION
+        if is_whole:
+            _wait_until_up(rig)
         time.sleep(rig.dice.uniform(*BETWEEN_KILLS_SECONDS))
         if not deck:
             deck = rig.dice.sample(victims, len(victims))
-        _strike(rig, deck.pop())
+        _strike(rig, deck.pop(), is_whole)
+    _wait_until_up(rig)
+
+
+def _wait_until_up(rig: Rig) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while not _is_up(rig.platform):
         if time.monotonic() > deadline:
-            rig.failures.append(f"not up again {WAIT_SECONDS:.0f} s after the last kill")
+            rig.failures.append(f"not up again {WAIT_SECONDS:.0f} s after a kill")
             return
         time.sleep(0.1)
 
 
-def _strike(rig: Rig, victim: str) -> None:
+def _strike(rig: Rig, victim: str, is_whole: bool) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
-        strike = Strike(victim, time.monotonic())
+        strike = Strike(victim, time.monotonic(), is_whole)
         process = rig.serving.process
         assert process is not None
         if victim == "postmaster":

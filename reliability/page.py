@@ -26,9 +26,9 @@ FIGURES: Mapping[str, Figure] = {
         "Usage lost or doubled across crashes",
         "An open loop of 100 requests/s, four of five of them streams, some slow, some abandoned, some retried elsewhere. Every "
         "1 to 5 s one process gets SIGKILL: the gateway, the control process, the supervisor above both or, on PostgreSQL, the "
-        "postmaster. Each is started again 0 to 2 s later (gateway and control by the supervisor, at once), whether or not "
-        "everything else is whole again. Beside it an administrator makes and revokes keys. The engine keeps a truth log of its "
-        "own, in memory where the platform has the disk.",
+        "postmaster. Each is started again 0 to 2 s later (gateway and control by the supervisor, at once). Before half of the "
+        "kills everything works again; the others strike whatever there is, starts and recoveries among them. Beside it an "
+        "administrator makes and revokes keys. The engine keeps a truth log of its own, in memory where the platform has the disk.",
         "Every request that the engine heard of has exactly one event, and no other request costs anything. What a client saw "
         "complete is billed as completed, with the tokens of the truth log, class by class; what ended otherwise is billed at "
         "least what was delivered and at most what was generated. `tollway verify` finds nothing. Every acknowledged key exists "
