@@ -88,6 +88,8 @@ class Rig:
     """Set when nothing of this is needed any more."""
     strikes: list[Strike] = field(default_factory=list)
     stopping: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Set when the load has ended, or was interrupted: no more kills."""
     database_down: threading.Event = field(default_factory=threading.Event)
     failures: list[str] = field(default_factory=list)
 
@@ -229,7 +231,12 @@ async def _load(rig: Rig, kills: int, seed: int, per_second: float) -> Sent:
     """Requests for as long as kills go on."""
     striking = asyncio.create_task(asyncio.to_thread(_strike_all, rig, kills))
     platform = rig.platform
-    return await load.send_until(striking, load.make_endless(seed), platform.gateway_url, platform.tenant.api_key, per_second=per_second)
+    try:
+        return await load.send_until(
+            striking, load.make_endless(seed), platform.gateway_url, platform.tenant.api_key, per_second=per_second
+        )
+    finally:
+        rig.ended.set()
 
 
 def _strike_all(rig: Rig, kills: int) -> None:
@@ -240,7 +247,8 @@ def _strike_all(rig: Rig, kills: int) -> None:
         is_whole = rig.dice.random() < WHOLE_FRACTION
         if is_whole:
             _wait_until_up(rig)
-        time.sleep(rig.dice.uniform(*BETWEEN_KILLS_SECONDS))
+        if rig.ended.wait(rig.dice.uniform(*BETWEEN_KILLS_SECONDS)):
+            return
         if not deck:
             deck = rig.dice.sample(victims, len(victims))
         _strike(rig, deck.pop(), is_whole)
@@ -249,7 +257,7 @@ def _strike_all(rig: Rig, kills: int) -> None:
 
 def _wait_until_up(rig: Rig) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
-    while not _is_up(rig.platform):
+    while not rig.ended.is_set() and not _is_up(rig.platform):
         if time.monotonic() > deadline:
             rig.failures.append(f"not up again {WAIT_SECONDS:.0f} s after a kill")
             return
