@@ -61,6 +61,14 @@ check: $(VENV)/.dev  ## style, types, architecture, house rules: seconds
 	done; test -z "$$failed" || { echo "==> failed:$$failed" >&2; exit 1; }
 
 SECONDS ?= 60
+.PHONY: simulate
+simulate: $(VENV)/.dev  ## simulated histories of the way of a record (ARGS="FIRST COUNT", or "--seed N" with its trace)
+	@exec $(VENV)/bin/python -m tests.simulation.run $(ARGS)
+
+.PHONY: mutations
+mutations: $(VENV)/.dev  ## plant bugs by hand; each must be noticed (ARGS="words of a name")
+	@exec $(VENV)/bin/python -m tests.simulation.mutations $(ARGS)
+
 .PHONY: fuzz
 fuzz: $(VENV)/.dev $(VENV)/.fuzz  ## search every parser for bytes that break it (SECONDS=60 each, ARGS="events --record")
 	@exec $(VENV)/bin/python -m fuzz --seconds $(SECONDS) $(ARGS)

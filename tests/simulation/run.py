@@ -86,7 +86,8 @@ if __name__ == "__main__":
         print(explain(result, 300))
         sys.exit(bool(result.failures))
     if sys.argv[1:2] == ["--until-failure"]:
-        sys.exit(bool(main(chain(kept_seeds(), range(int(sys.argv[2]))), failures_max=1)["failures"]))
+        seeds = chain([int(sys.argv[2])], kept_seeds(), range(int(sys.argv[3])))
+        sys.exit(bool(main(seeds, failures_max=1)["failures"]))
     first_seed, count = (int(text) for text in [*sys.argv[1:], "0", "2000"][:2]) if len(sys.argv) != 2 else (int(sys.argv[1]), 2000)
     report = main(range(first_seed, first_seed + count))
     print(json.dumps(report))

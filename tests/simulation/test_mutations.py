@@ -2,13 +2,13 @@
 
 import pytest
 
-from tests.simulation.mutations import MUTATIONS, Mutation, survives
+from tests.simulation.mutations import MUTATIONS, Mutation, run
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
 def test_it_is_noticed(mutation: Mutation) -> None:
-    survived = survives(mutation)
-    assert survived is None, f"nothing notices: {mutation.breaks}\n{survived}"
+    result = run(mutation)
+    assert result.is_noticed, f"nothing notices: {mutation.breaks}\n{result.said}"
 
 
 def test_names_are_unique() -> None:
