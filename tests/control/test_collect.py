@@ -19,41 +19,17 @@ from hypothesis import strategies as st
 
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, exchanges, final, frames
-from tests.storage.databases import SqliteTemplate, add_price
+from tests.storage.databases import SqliteTemplate, add_price, fill
 from tollway.control.collect import Gap, Refused, Taken, collect
 from tollway.control.verify import verify
 from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import TOKENS_MAX, Amounts, Close, Outcome, Progress, Quantities, Record, Tick
-from tollway.storage import schema
 from tollway.storage import schema_money as money
 from tollway.storage import usage as stored
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 
 NOW = EPOCH + 1_000_000_000
-
-
-def fill(database: Database) -> None:
-    """Two organizations in two currencies, a model, a price in each currency."""
-    with database.platform() as tx:
-        for organization_id, currency in ((ORGANIZATION, "EUR"), (OTHER_ORGANIZATION, "USD")):
-            tx.connection.execute(
-                schema.organizations.insert().values(id=organization_id, name="o", currency=currency, status="active", created_at=0)
-            )
-        tx.connection.execute(
-            schema.models.insert().values(
-                name="echo",
-                status="active",
-                published=True,
-                endpoints="[]",
-                unknown_parameters="refuse",
-                retry_started=True,
-                share_cache=False,
-                created_at=0,
-            )
-        )
-        for price in (samples.PRICE, samples.OTHER_PRICE):
-            add_price(tx, price)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

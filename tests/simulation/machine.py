@@ -15,14 +15,17 @@ between two callbacks, or at a disk call when its fuse has burnt down.
 
 import asyncio
 import heapq
+import inspect
 import threading
 import zlib
 from asyncio import events
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from random import Random
 from typing import Any
+
+from tollway.gateway.running import Run
 
 STEP_SECONDS = 5e-6
 """Each event takes a little time, so that no two stand at one instant for ever."""
@@ -208,6 +211,7 @@ class Process:
         self.on_death: list[Callable[[], None]] = []
         self.skew_seconds = 0.0
         self._fibers: list[Fiber] = []
+        self._coroutines: list[Coroutine[Any, None, None]] = []
         self.loop = Loop(self)
 
     def burn(self) -> bool:
@@ -238,12 +242,23 @@ class Process:
                     task._log_destroy_pending = False  # type: ignore[attr-defined]
                     with suppress(BaseException):
                         task.get_coro().close()  # type: ignore[union-attr]
+            for coroutine in self._coroutines:
+                with suppress(BaseException):
+                    coroutine.close()
         finally:
             events._set_running_loop(None)
         for fiber in self._fibers:
             fiber.abandon()
         self.tasks.clear()
+        self._coroutines.clear()
         self._fibers.clear()
+
+    def run(self, coroutine: Coroutine[Any, None, None]) -> None:
+        """Run a request as the gateway does: without a task, in the calls that bring its news."""
+        self._coroutines.append(coroutine)
+        if len(self._coroutines) > 64:
+            self._coroutines = [each for each in self._coroutines if inspect.getcoroutinestate(each) != inspect.CORO_CLOSED]
+        Run(coroutine)
 
     def start_job(self, run: Callable[[], Any], done: Callable[[Any, BaseException | None], object]) -> None:
         """Do something as a thread would. `done(result, error)` is not called if the process dies."""

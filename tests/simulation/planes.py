@@ -16,11 +16,10 @@ from typing import Any
 import httpx2
 from pysqlite3 import dbapi2 as sqlite
 
-from tests.control.test_collect import fill
 from tests.link.samples import NODE
 from tests.simulation.disks import Directory, Files, SimulatedDisk
 from tests.simulation.machine import Killed, Process, World
-from tests.storage.databases import SqliteTemplate
+from tests.storage.databases import SqliteTemplate, fill
 from tollway.control.collect import Gap, Refused, collect, find_next_seq
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Admit, Final, encode
@@ -247,7 +246,8 @@ class Gateway:
         self.files: Files = history.files
         self.disk = SimulatedDisk(self.files, self.process, kernel=history.kernel)
         self.clock = self.disk.clock
-        self.running: list[asyncio.Task[None]] = []
+        self.running: dict[str, Any] = {}
+        """Requests under way, by id."""
         self.spool: Spool
         self.shipper: Shipper | None = None
         self.has_begun = False
@@ -322,12 +322,10 @@ class Gateway:
             raise Killed
         if arriving is not None:
             arriving.cancel()
-        running = [task for task in self.running if not task.done()]
-        if running:
-            await asyncio.wait(running, timeout=DRAIN_SECONDS)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await self._drain(DRAIN_SECONDS)
+        for engine in list(self.running.values()):
+            engine.cut()
+        await self._drain(DRAIN_SECONDS)
         await spool.close()
         shipping.cancel()
         with suppress(asyncio.CancelledError):
@@ -337,6 +335,11 @@ class Gateway:
         self.has_ended = True
         if spool.failed.is_set():
             self.process.kill("after a failed close")
+
+    async def _drain(self, seconds: float) -> None:
+        end = self.world.now + seconds
+        while self.running and self.world.now < end:
+            await asyncio.sleep(0.01)
 
     # ---- What must be so while it runs ---------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, Pro
 from tollway.domain.usage import Final, Outcome, Quantities, UsageSource
 from tollway.gateway.exchange import Call, Caller, ClientGone, Permit, Request
 from tollway.gateway.meter import Record, meter
+from tollway.gateway.running import Pause
 
 Counts = tuple[int, int, int, int]
 """Input, cached input, output, reasoning."""
@@ -75,7 +76,9 @@ def _permit(request_id: str, price: PriceVersion, now: int, stream: bool) -> Per
         _CALLERS[price.currency],
         _MODEL,
         price,
-        {},
+        (),
+        (),
+        output_cap=None,
         output_tokens_max=None,
         stream=stream,
         choices=1,
@@ -109,7 +112,7 @@ class Traffic:
                 self._count += 1
                 price = samples.PRICE if chance.random() < 0.8 else samples.OTHER_PRICE
                 truth = Truth(samples.request_id(self._count), gateway.spool.epoch.number, price, _ORGANIZATIONS[price.currency])
-                gateway.running.append(asyncio.get_running_loop().create_task(self._exchange(gateway, truth)))
+                gateway.process.run(self._exchange(gateway, truth))
 
     async def _exchange(self, gateway: Any, truth: Truth) -> None:
         chance: Random = self.world.chance
@@ -127,13 +130,16 @@ class Traffic:
             record.attempt("dep_" + "1" * 32)
             _Engine(self, gateway, truth, record).reports((7, 0, 3, 0), UsageSource.ENGINE_CONTINUOUS)
             return
+        engine = _Engine(self, gateway, truth, record)
+        gateway.running[truth.id] = engine
         try:
             async with record:
-                await _Engine(self, gateway, truth, record).answer(stream)
+                await engine.answer(stream)
         except (Fault, ClientGone):
             pass
         finally:
             truth.ended = record.final
+            gateway.running.pop(truth.id, None)
         # Left without an exception or with one that FINAL tells of: in both cases FINAL is durable now.
         self._ended(gateway, truth, record.final)
 
@@ -151,24 +157,24 @@ class _Engine:
     def __init__(self, traffic: Traffic, gateway: Any, truth: Truth, record: Record) -> None:
         self._traffic, self._gateway, self._truth, self._record = traffic, gateway, truth, record
         self._chance: Random = traffic.world.chance
+        self._pause = Pause()
+
+    def cut(self) -> None:
+        """The gateway gives up on it: what it waits for ends with a fault, if it still waits for its engine."""
+        self._pause.wake(Fault(faults.UPSTREAM_CUT))
 
     async def answer(self, stream: bool) -> None:
         chance, truth, record = self._chance, self._truth, self._record
-        try:
-            record.attempt("dep_" + "1" * 32)
-            if chance.random() < 0.1:  # an engine that reports its prompt, and is left for another one
-                self.reports((chance.randint(1, 500), 0, 0, 0), UsageSource.ENGINE_CONTINUOUS)
-                await self._think()
-                record.attempt("dep_" + "2" * 32)
-                truth.delivered = NONE
-            if stream:
-                await self._stream()
-            else:
-                await self._whole()
-        except asyncio.CancelledError:
-            if record.final is None:
-                self._expect(Outcome.UPSTREAM_ERROR)
-            raise
+        record.attempt("dep_" + "1" * 32)
+        if chance.random() < 0.1:  # an engine that reports its prompt, and is left for another one
+            self.reports((chance.randint(1, 500), 0, 0, 0), UsageSource.ENGINE_CONTINUOUS)
+            await self._think()
+            record.attempt("dep_" + "2" * 32)
+            truth.delivered = NONE
+        if stream:
+            await self._stream()
+        else:
+            await self._whole()
 
     async def _whole(self) -> None:
         chance = self._chance
@@ -223,7 +229,14 @@ class _Engine:
             raise Fault(faults.UPSTREAM_TIMEOUT_IDLE)
 
     async def _think(self) -> None:
-        await asyncio.sleep(self._traffic.world.latency(self._traffic.think_seconds))
+        """Wait for the engine, as the request path waits: in the callback that has the news."""
+        self._pause = Pause()
+        asyncio.get_running_loop().call_later(self._traffic.world.latency(self._traffic.think_seconds), self._pause.wake)
+        try:
+            await self._pause
+        except Fault:
+            self._expect(Outcome.UPSTREAM_ERROR)
+            raise
 
     def _generates(self, used: Counts) -> None:
         truth = self._truth

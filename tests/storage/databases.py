@@ -10,9 +10,11 @@ from pathlib import Path
 import msgspec
 import sqlalchemy as sa
 
+from tests.link import samples
+from tests.link.samples import ORGANIZATION, OTHER_ORGANIZATION
 from tollway.domain.price_books import BookPrice, PriceBook
 from tollway.domain.prices import PriceVersion
-from tollway.storage import prices
+from tollway.storage import prices, schema
 from tollway.storage.database import Database, PlatformTx
 
 
@@ -36,6 +38,29 @@ def add_price(tx: PlatformTx, version: PriceVersion) -> None:
     )
     prices.insert_book_prices(tx, [published])
     prices.insert_compiled(tx, [published], version.currency, prices.list_lists(tx, version.list))
+
+
+def fill(database: Database) -> None:
+    """Two organizations in two currencies, a model, a price in each currency."""
+    with database.platform() as tx:
+        for organization_id, currency in ((ORGANIZATION, "EUR"), (OTHER_ORGANIZATION, "USD")):
+            tx.connection.execute(
+                schema.organizations.insert().values(id=organization_id, name="o", currency=currency, status="active", created_at=0)
+            )
+        tx.connection.execute(
+            schema.models.insert().values(
+                name="echo",
+                status="active",
+                published=True,
+                endpoints="[]",
+                unknown_parameters="refuse",
+                retry_started=True,
+                share_cache=False,
+                created_at=0,
+            )
+        )
+        for price in (samples.PRICE, samples.OTHER_PRICE):
+            add_price(tx, price)
 
 
 class SqliteTemplate:
