@@ -73,7 +73,7 @@ def update_draft(
     to be valid (UNSET: as it was). Raises RESOURCE_UNKNOWN, STATE_CONFLICT (not open), PRICE_INVALID (in the past), PARAMETER_INVALID
     (too many lines, or two of one model and tier)."""
     publish.lock(tx)
-    draft = _get_open_draft(tx, draft_id)
+    draft = get_open_draft(tx, draft_id)
     if valid_from is not UNSET:
         prices.start_of(valid_from, now)
         draft = msgspec.structs.replace(draft, valid_from=valid_from)
@@ -84,7 +84,7 @@ def update_draft(
 
 def check_draft(tx: PlatformTx, draft_id: str, now: int) -> list[Finding]:
     """What would be found if an open draft were published now. Raises RESOURCE_UNKNOWN, STATE_CONFLICT."""
-    draft = _get_open_draft(tx, draft_id)
+    draft = get_open_draft(tx, draft_id)
     start = now if draft.valid_from is None else draft.valid_from
     if now - prices.CLOCK_GRACE_US <= start < now:
         start = now
@@ -116,12 +116,13 @@ def publish_draft(tx: PlatformTx, draft_id: str, *, accept_warnings: bool, new_i
 def discard_draft(tx: PlatformTx, draft_id: str, now: int) -> PriceDraft:
     """Close an open draft without publishing it; it stays to be read. Raises RESOURCE_UNKNOWN, STATE_CONFLICT."""
     publish.lock(tx)
-    draft = msgspec.structs.replace(_get_open_draft(tx, draft_id), state=DraftState.DISCARDED, changed_at=now)
+    draft = msgspec.structs.replace(get_open_draft(tx, draft_id), state=DraftState.DISCARDED, changed_at=now)
     storage.put_draft(tx, draft)
     return draft
 
 
-def _get_open_draft(tx: PlatformTx, draft_id: str) -> PriceDraft:
+def get_open_draft(tx: PlatformTx, draft_id: str) -> PriceDraft:
+    """A draft that is neither published nor discarded. Raises RESOURCE_UNKNOWN, STATE_CONFLICT."""
     draft = get_draft(tx, draft_id)
     if draft.state is not DraftState.OPEN:
         raise Fault(STATE_CONFLICT, message=f"The draft is {draft.state}.")

@@ -37,6 +37,16 @@ def new_id(prefix: str, now_us: int, random_bits: int) -> str:
     return f"{prefix}_{milliseconds << 80 | 0x7 << 76 | rand_a << 64 | 0x2 << 62 | rand_b:032x}"
 
 
+def first_id(prefix: str, at_us: int) -> str:
+    """The least text that an id of kind `prefix` made at instant `at_us` (microseconds) or later can be; ids count milliseconds."""
+    return f"{prefix}_{at_us // 1000 << 80:032x}"
+
+
+def instant_of(prefix: str, id: str) -> int | None:
+    """The instant (microseconds, to the millisecond) at which an id of kind `prefix` was made; None if it is no such id."""
+    return (int(id[len(prefix) + 1 :], 16) >> 80) * 1000 if is_id(prefix, id) else None
+
+
 def is_id(prefix: str, text: str) -> bool:
     """Whether `text` has the form of an id of kind `prefix`. Says nothing about its existence."""
     return text.startswith(prefix + "_") and _ID.fullmatch(text) is not None

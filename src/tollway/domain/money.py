@@ -67,6 +67,15 @@ def format_amount(pico: int) -> str:
     return _format(pico, 12)
 
 
+def round_amount(pico: int, decimals: int) -> str:
+    """An amount in currency units with exactly so many decimals (at most twelve), half to even; may be negative. To be looked at, never
+    to be reckoned with."""
+    step = 10 ** (12 - decimals)
+    whole, fraction = divmod(divide_half_even(abs(pico), step), 10**decimals)
+    sign = "-" if pico < 0 and (whole or fraction) else ""
+    return f"{sign}{whole}.{fraction:0{decimals}d}" if decimals else f"{sign}{whole}"
+
+
 def divide_half_even(numerator: int, denominator: int) -> int:
     """The integer nearest to numerator / denominator (both not negative), a tie to the even one."""
     quotient, rest = divmod(numerator, denominator)

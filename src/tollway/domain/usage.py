@@ -170,13 +170,18 @@ nothing if no token was. A crash of the gateway bills the last checkpoint, which
 OUTCOME_POLICY_CURRENT = 1
 
 
+def bills(policy: OutcomePolicy, outcome: Outcome, *, delivered: bool) -> tuple[bool, bool]:
+    """Whether requests that ended so bill their tokens, and themselves. `delivered`: some output was."""
+    if outcome in policy.bills or (outcome in policy.bills_after_first_token and delivered):
+        return True, outcome in policy.bills_request
+    return False, False
+
+
 def billed(final: Final) -> tuple[Quantities, int]:
     """What the event's own outcome policy bills of it: (tokens by class, 1 if the request itself is billed else 0)."""
     policy = OUTCOME_POLICIES[final.admit.outcome_policy]
-    delivered = final.used.output + final.used.reasoning > 0
-    if final.outcome in policy.bills or (final.outcome in policy.bills_after_first_token and delivered):
-        return final.used, int(final.outcome in policy.bills_request)
-    return NOTHING, 0
+    tokens, request = bills(policy, final.outcome, delivered=final.used.output + final.used.reasoning > 0)
+    return (final.used, int(request)) if tokens else (NOTHING, 0)
 
 
 _encoder = msgspec.json.Encoder()

@@ -1,13 +1,15 @@
 """Price books and the drafts that become their prices, for operators."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import Query
 from msgspec import UNSET
+from starlette.responses import Response, StreamingResponse
 
-from tollway.control import price_drafts, prices
+from tollway.control import preview, price_drafts, prices
 from tollway.control.api import doors
-from tollway.control.api.doors import Plane, PlatformOperator
+from tollway.control.api.doors import ControlPlane, Plane, PlatformOperator
 from tollway.control.api.price_schemas import (
     BookCreate,
     BookOut,
@@ -17,15 +19,24 @@ from tollway.control.api.price_schemas import (
     DraftPublish,
     DraftUpdate,
     Id,
+    PreviewCreate,
+    PreviewProgress,
     book_out,
     draft_out,
     finding_out,
+    preview_out,
 )
-from tollway.control.api.schemas import ListOut, PageQuery, list_out
+from tollway.control.api.schemas import ListOut, Out, PageQuery, list_out, seconds
+from tollway.control.preview import Progress, Scope
 from tollway.domain import ids
+from tollway.domain.faults import Fault
+from tollway.domain.preview import last_month
 from tollway.domain.price_books import DraftState, PriceBook, PriceDraft, Severity
+from tollway.wire.errors import openai_error
 
 router = doors.router(tags=["price books"])
+
+NDJSON = "application/x-ndjson"
 
 
 @router.get("/v1/platform/price_books")
@@ -128,6 +139,35 @@ def publish_draft(_caller: PlatformOperator, plane: Plane, draft_id: str, body: 
     with plane.database.platform() as tx:
         draft = price_drafts.publish_draft(tx, draft_id, accept_warnings=body.accept_warnings, new_id=plane.new_id, now=plane.now())
     return draft_out(draft)
+
+
+@router.post("/v1/platform/price_drafts/{draft_id}/preview", response_class=StreamingResponse)
+def preview_draft(_caller: PlatformOperator, plane: Plane, draft_id: str, body: PreviewCreate) -> Response:
+    """What organizations would have been billed under the draft: lines of progress (`PreviewProgress`), then the comparison
+    (`PreviewOut`) as the last line; or, if it broke off, an error as anywhere else. Changes nothing."""
+    now = plane.now()
+    from_at, to_at = last_month(now)
+    if body.from_second is not None:
+        from_at, to_at = body.from_second * 1_000_000, now
+    if body.to_second is not None:
+        to_at = body.to_second * 1_000_000
+    with plane.database.platform(write=False) as tx:
+        scope = preview.find_scope(tx, draft_id, from_at=from_at, to_at=to_at, everybody=body.everybody, now=now)
+    return StreamingResponse(_preview_lines(plane, scope), media_type=NDJSON)
+
+
+def _preview_lines(plane: ControlPlane, scope: Scope) -> Iterator[bytes]:
+    try:
+        for found in preview.preview(plane.database, scope):
+            plane.publications.refuse_if_stopping()
+            if isinstance(found, Progress):
+                done = (found.at - scope.from_at) * 100 // (scope.to_at - scope.from_at)
+                out: Out = PreviewProgress(events=found.events, at=seconds(found.at), percent=min(max(done, 0), 100))
+            else:
+                out = preview_out(scope, found)
+            yield out.model_dump_json(by_alias=True).encode() + b"\n"
+    except Fault as fault:
+        yield openai_error(fault, None) + b"\n"
 
 
 @router.post("/v1/platform/price_drafts/{draft_id}/discard")

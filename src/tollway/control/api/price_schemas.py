@@ -20,7 +20,9 @@ from tollway.control.api.schemas import (
     find_seconds,
     seconds,
 )
+from tollway.control.preview import Scope
 from tollway.domain import money
+from tollway.domain.preview import Comparison, Preview
 from tollway.domain.price_books import DISCOUNT_BP_MAX, LINES_MAX, DraftLine, Finding, PriceBook, PriceDraft, split_list_id
 from tollway.domain.prices import PriceTerms, PriceVersion, UnitPrices
 from tollway.domain.usage import ServiceTier
@@ -257,6 +259,90 @@ def draft_out(draft: PriceDraft) -> DraftOut:
         lines=[LineOut(model=line.model, tier=line.tier, **units_out(line).model_dump()) for line in draft.lines],
         findings=[finding_out(finding) for finding in draft.findings],
         created_at=seconds(draft.created_at),
+    )
+
+
+# ---- Previews ---------------------------------------------------------------------------------------------------------
+
+
+class PreviewCreate(In):
+    """Which history to re-rate: requests admitted from `from` (inclusive) to `to` (exclusive), in seconds since 1970. Until now if only
+    `to` is left out, the last full calendar month (UTC) if both are. `everybody`: also the organizations of the currency that pay by other
+    books."""
+
+    from_second: Annotated[Second | None, Field(alias="from")] = None
+    to_second: Annotated[Second | None, Field(alias="to")] = None
+    everybody: bool = False
+
+
+class PreviewProgress(Out):
+    """`events` were read, all that were admitted before `at`; `percent` of the time span is done."""
+
+    object: Literal["platform.price_preview.progress"] = "platform.price_preview.progress"
+    events: int
+    at: int
+    percent: int
+
+
+class ComparisonOut(Out):
+    """Amounts in pico-currency, as integer strings. `unpriced_events` could not be priced under the draft: they were billed
+    `unpriced_pico`, which is in `current_pico` and in neither `draft_pico` nor `difference_pico`. `difference_percent` is of what the
+    others were billed, null if that was nothing."""
+
+    events: int
+    current_pico: str
+    draft_pico: str
+    difference_pico: str
+    difference_percent: str | None
+    unpriced_events: int
+    unpriced_pico: str
+
+
+class OrganizationComparison(ComparisonOut):
+    organization_id: str
+    discount_bp: int
+
+
+class PreviewOut(Out):
+    """The last line of a preview. Organizations in order of their difference, the largest rise first; those without any request in the
+    span are left out."""
+
+    object: Literal["platform.price_preview"] = "platform.price_preview"
+    draft_id: str
+    book_id: str
+    currency: str
+    from_second: Annotated[int, Field(serialization_alias="from")]
+    to_second: Annotated[int, Field(serialization_alias="to")]
+    organizations: list[OrganizationComparison]
+    total: ComparisonOut
+
+
+def comparison_out(comparison: Comparison) -> ComparisonOut:
+    difference_bp = comparison.difference_bp
+    return ComparisonOut(
+        events=comparison.events,
+        current_pico=str(comparison.current_pico),
+        draft_pico=str(comparison.draft_pico),
+        difference_pico=str(comparison.difference_pico),
+        difference_percent=None if difference_bp is None else money.round_amount(difference_bp * 10**10, 2),
+        unpriced_events=comparison.unpriced_events,
+        unpriced_pico=str(comparison.unpriced_pico),
+    )
+
+
+def preview_out(scope: Scope, found: Preview) -> PreviewOut:
+    compared = sorted(found.organizations.items(), key=lambda item: (-item[1].difference_pico, item[0]))
+    return PreviewOut(
+        draft_id=scope.draft.id,
+        book_id=scope.book.id,
+        currency=scope.book.currency,
+        from_second=seconds(scope.from_at),
+        to_second=seconds(scope.to_at),
+        organizations=[
+            OrganizationComparison(organization_id=id, discount_bp=scope.discounts[id], **comparison_out(comparison).model_dump())
+            for id, comparison in compared
+        ],
+        total=comparison_out(found.total()),
     )
 
 
