@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import httpx2
 import openai
@@ -127,6 +128,27 @@ def test_an_organization_without_terms_pays_by_the_default_book(partner: Partner
     bill = wait_for_receipt(platform.control_url, platform.tenant.admin_key, raw.headers.get("x-request-id"))
     assert bill.lines["output"][1] == int(Decimal(PRICES["echo"]["output"]).scaleb(6))
     assert refused.value.param == "service_tier"
+
+
+def test_a_preview_shows_who_would_pay_more(partner: Partner, tmp_path: Path) -> None:
+    billed = partner.ask()
+    running = partner.running
+    (tmp_path / "dearer.yaml").write_text("echo: {input: '2', output: '6.5'}")
+    draft = do(running, "prices", "draft", "partners", "-f", str(tmp_path / "dearer.yaml"))
+    span = ("--from", "2026-01-01", "--to", "4000000000")
+    found = json.loads(do(running, "prices", "preview", draft, *span, "--json", "--svg", str(tmp_path / "bills.svg")))
+    (row,) = found["organizations"]
+    assert (row["organization"], row["discount_bp"], row["unpriced_events"]) == ("partner", 1_250, 0)
+    assert row["events"] > 1 and int(row["current_pico"]) > billed.amount_pico
+    assert int(row["difference_pico"]) == int(row["draft_pico"]) - int(row["current_pico"]) > 0
+    picture = ElementTree.parse(tmp_path / "bills.svg").getroot()
+    assert picture.tag.endswith("svg") and "partner" in "".join(picture.itertext())
+    table = do(running, "prices", "preview", draft, *span)
+    (line,) = [line for line in table.splitlines() if line.startswith("partner")]
+    assert line.endswith("|" + "+" * 20) and "\x1b" not in table
+    everybody = json.loads(do(running, "prices", "preview", draft, *span, "--all", "--json"))
+    assert {each["organization"] for each in everybody["organizations"]} == {"partner", "acme"}
+    do(running, "prices", "discard", draft)
 
 
 def test_the_file_of_a_platform_holds_books_tiers_and_terms(partner: Partner, tmp_path: Path) -> None:

@@ -138,6 +138,18 @@ class Control:
                 return
             after = page["last_id"]
 
+    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """POST, and the lines of the answer as they come. A line that is an error is raised as one."""
+        with self._reported(), self._http.stream("POST", f"{self._door.url}/v1{path}", json=body, headers=self._headers) as answer:
+            if answer.status_code >= 400:
+                answer.read()
+                raise _refusal(answer)
+            for text in answer.iter_lines():
+                line = json.loads(text)
+                if "error" in line:
+                    raise OperatorError(line["error"]["message"])
+                yield line
+
     def get_project(self, name_or_id: str | None) -> dict[str, Any]:
         """The project of this name or id; without one, the only one there is. Raises OperatorError that lists the
         names."""
@@ -151,17 +163,23 @@ class Control:
 
     def _call(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Mapping[str, Any] | None = None) -> Any:
         params = {name: value for name, value in (query or {}).items() if value is not None}
-        try:
+        with self._reported():
             answer = self._http.request(method, f"{self._door.url}/v1{path}", params=params, json=body, headers=self._headers)
+        if answer.status_code >= 400:
+            raise _refusal(answer)
+        return answer.json() if answer.content else None
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """What goes wrong on the way is an OperatorError that says where."""
+        try:
+            yield
         except httpx2.ConnectError:
             raise OperatorError(f"nothing answers at {self._door.url}", hint="is the control plane running? see `tollway serve`") from None
         except httpx2.TimeoutException:
             raise OperatorError(f"{self._door.url} did not answer within {TIMEOUT_SECONDS:.0f} s") from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise OperatorError(f"cannot talk to {self._door.url}: {error}", hint="see --control-url") from None
-        if answer.status_code >= 400:
-            raise _refusal(answer)
-        return answer.json() if answer.content else None
 
 
 HINTS = {

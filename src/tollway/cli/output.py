@@ -52,9 +52,14 @@ def print_rows(output: Output, columns: Sequence[str], rows: Sequence[Mapping[st
         print(none, file=sys.stderr)
 
 
+def is_pretty(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that may be written to in colour: NO_COLOR (no-color.org) is not set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
 def bold(text: str, stream: TextIO) -> str:
-    """`text` in bold, if `stream` is a terminal and NO_COLOR (no-color.org) is not set."""
-    return f"\x1b[1m{text}\x1b[0m" if stream.isatty() and not os.environ.get("NO_COLOR") else text
+    """`text` in bold, if `stream` is a terminal and NO_COLOR is not set."""
+    return f"\x1b[1m{text}\x1b[0m" if is_pretty(stream) else text
 
 
 class Progress:

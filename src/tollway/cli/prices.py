@@ -1,7 +1,6 @@
 """`tollway prices`: books, drafts and terms, for operators. What one model costs is also `tollway models price`; all of a platform's
 prices can stand in the file that `tollway apply` reads."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +10,13 @@ import typer
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.platform_file import read_prices
+from tollway.cli.price_preview import preview
+from tollway.cli.times import read_instant, show_instant
 from tollway.domain.price_books import format_discount, parse_discount
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.command()(preview)
 
 CLASSES = ["input", "cached_input", "output", "reasoning", "request"]
 
@@ -49,7 +51,7 @@ def list_prices(
             rows = list(control.list_all("/platform/prices", model=model, list=price_list))
     rows.sort(key=lambda row: (row["model"], row["tier"], row.get("list", ""), row["valid_from"]))
     if output is Output.TABLE:
-        rows = [{**row, "valid_from": _time(row["valid_from"])} for row in rows]
+        rows = [{**row, "valid_from": show_instant(row["valid_from"])} for row in rows]
     lists = [] if organization is not None or book is not None else ["list"]
     print_rows(output, ["model", "tier", *lists, "currency", *CLASSES, "valid_from"], rows, none="no prices yet")
 
@@ -107,7 +109,7 @@ def draft(
             given = msgspec.to_builtins(units)
             lines.append({"model": model, "tier": str(tier), **{name: given[name] for name in CLASSES if name in given}})
     with connect(control_url, key, data_dir) as control:
-        body: dict[str, Any] = {"book_id": _find_book(control, book)["id"], "lines": lines, "valid_from": _instant(valid_from)}
+        body: dict[str, Any] = {"book_id": _find_book(control, book)["id"], "lines": lines, "valid_from": _valid_from(valid_from)}
         if from_book is not None:
             body["from_book_id"] = _find_book(control, from_book)["id"]
         made = control.post("/platform/price_drafts", body)
@@ -132,8 +134,8 @@ def drafts(
                     **row,
                     "book": names[row["book_id"]],
                     "lines": len(row["lines"]),
-                    "valid_from": None if row["valid_from"] is None else _time(row["valid_from"]),
-                    "created": _time(row["created_at"]),
+                    "valid_from": None if row["valid_from"] is None else show_instant(row["valid_from"]),
+                    "created": show_instant(row["created_at"]),
                 }
                 for row in rows
             ]
@@ -170,7 +172,7 @@ def publish(
     """Make a draft's lines the prices of its book, all at once. They stay for ever; newer ones may follow."""
     with connect(control_url, key, data_dir) as control:
         made = control.post(f"/platform/price_drafts/{segment(draft_id)}/publish", {"accept_warnings": accept_warnings})
-    print_json(made) if output is Output.JSON else print(f"{len(made['lines'])} prices, valid from {_time(made['valid_from'])}")
+    print_json(made) if output is Output.JSON else print(f"{len(made['lines'])} prices, valid from {show_instant(made['valid_from'])}")
 
 
 @app.command()
@@ -199,7 +201,7 @@ def terms(
     with connect(control_url, key, data_dir) as control:
         path = f"/platform/organizations/{_find_organization(control, organization)['id']}/price_terms"
         if book is not None or discount is not None:
-            body: dict[str, Any] = {"discount_bp": _discount(discount), "valid_from": _instant(valid_from)}
+            body: dict[str, Any] = {"discount_bp": _discount(discount), "valid_from": _valid_from(valid_from)}
             if book is not None:
                 body["book_id"] = _find_book(control, book)["id"]
             control.post(path, body)
@@ -210,7 +212,7 @@ def terms(
     if output is Output.TABLE:
         rows = [
             {
-                "valid_from": _time(row["valid_from"]) if row["valid_from"] else "the beginning",
+                "valid_from": show_instant(row["valid_from"]) if row["valid_from"] else "the beginning",
                 "book": names[row["book_id"]],
                 "discount": format_discount(row["discount_bp"]),
             }
@@ -219,7 +221,7 @@ def terms(
     print_rows(output, ["valid_from", "book", "discount"], rows, none="no terms: its currency has no price book yet")
 
 
-# ---- Names and times --------------------------------------------------------------------------------------------------
+# ---- Names and numbers ------------------------------------------------------------------------------------------------
 
 
 def _find_book(control: Control, name_or_id: str) -> dict[str, Any]:
@@ -246,16 +248,5 @@ def _discount(text: str | None) -> int:
         raise OperatorError(f"--discount {text}: {error}", exit_code=2) from None
 
 
-def _instant(text: str | None) -> int | None:
-    """Seconds since 1970 of a date or an instant; UTC unless it says otherwise."""
-    if text is None or (text.isascii() and text.isdecimal()):
-        return None if text is None else int(text)
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise OperatorError(f"{text} is no time", hint="for example 2027-01-01 or 2027-01-01T12:00Z", exit_code=2) from None
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
-
-
-def _time(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+def _valid_from(text: str | None) -> int | None:
+    return None if text is None else read_instant(text)
