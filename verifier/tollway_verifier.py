@@ -1,27 +1,24 @@
 #!/usr/bin/env python3
 """Check a bill of Tollway without trusting Tollway. One file, Python 3.9 or later, standard library only.
 
-    python3 tollway_verifier.py EXPORT                        a closed billing period, computed again from its records
-    python3 tollway_verifier.py EXPORT --root HEX             and compared with the Merkle root that you were given
+    python3 tollway_verifier.py EXPORT [--root HEX]           a closed billing period, computed again from its records
     python3 tollway_verifier.py --proof FILE [--root HEX]     one request's proof that it is in a period
 
-An export is what GET /v1/organization/periods/<id>/export answers, or `tollway audit export` writes; a proof is what
-GET /v1/organization/periods/<id>/proofs/<request id> answers. The exit code is 0 if everything agrees, 1 at the first difference,
-which is printed, and 2 if a file cannot be read.
+An export is what GET /v1/organization/periods/<id>/export answers (`tollway audit export`); a proof is what
+GET /v1/organization/periods/<id>/proofs/<request id> answers (`tollway audit proof`). The root is the one that you were given when the
+period was closed. Exit code: 0 if everything agrees, 1 at the first difference, which is printed, 2 if a file cannot be read.
 
 What is computed again, from the records that the gateways wrote ("payload", byte for byte) and the published prices alone:
 
-  1. Every record's SHA-256, who it belongs to, when it was served, and that no record stands twice.
-  2. What of it is billed (by the outcome policy that it names) and what that costs: quantity x unit price, in integers of 10**-12 of the
-     currency. Nothing is rounded anywhere.
+  1. Every record's SHA-256, whose it is, when it was served, and that no record stands twice.
+  2. What of it is billed (by its outcome policy) and what that costs: quantity x unit price, integers of 10**-12 of the currency.
   3. The Merkle tree (RFC 6962) over all records, and its root.
   4. Every transaction of the ledger: its id follows from its cause, it books exactly the records that it names, it sums to zero; every
      record that costs something is booked exactly once.
   5. Every correction: at the price of the record that it corrects, never more back than was billed, approved by another key.
   6. The period's totals, what it moved on each account, and the digests of its corrections and of the gateways' watermarks.
 
-What this cannot see is a request that was never recorded. Keep your own list of request ids (the header x-request-id) and ask for
-proofs: an id that is not in the period was not billed.
+What this cannot see is a request that was never recorded: keep your own list of request ids (the header x-request-id).
 """
 
 from __future__ import annotations
@@ -58,20 +55,14 @@ def same(what, found, right):
 
 def once(pairs):
     """A JSON object in which no name may stand twice."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
+    if len(dict(pairs)) != len(pairs):
         raise ValueError("a name stands twice in an object")
-    return result
-
-
-def no_float(text):
-    """No number in an export has a fraction."""
-    raise ValueError(f"{text} is not an integer")
+    return dict(pairs)
 
 
 def parse(text):
-    """The value of a strict JSON text. Raises ValueError."""
-    return json.loads(text, object_pairs_hook=once, parse_float=no_float, parse_constant=no_float)
+    """The value of a strict JSON text. Raises ValueError, as `int` does for a number with a fraction."""
+    return json.loads(text, object_pairs_hook=once, parse_float=int, parse_constant=int)
 
 
 def write(value):
@@ -80,10 +71,6 @@ def write(value):
 
 
 # ---- The Merkle tree of RFC 6962, section 2.1 ---------------------------------------------------------------------------
-
-
-def hash_leaf(leaf):
-    return hashlib.sha256(b"\x00" + leaf).digest()
 
 
 def hash_node(left, right):
@@ -98,7 +85,7 @@ class Tree:
         self.stack = []  # roots of full subtrees, the largest first
 
     def add(self, leaf):
-        node, size = hash_leaf(leaf), self.size
+        node, size = hashlib.sha256(b"\x00" + leaf).digest(), self.size
         while size & 1:
             node, size = hash_node(self.stack.pop(), node), size >> 1
         self.stack.append(node)
@@ -113,11 +100,11 @@ class Tree:
         return node
 
 
-def root_from(leaf, index, size, path):
-    """The root that a proof leads to (RFC 9162, section 2.1.3.2); None if it cannot be one."""
+def root_from(leaf, index, size, path):  # RFC 9162, section 2.1.3.2
+    """The root that a proof leads to; None if it cannot be one."""
     if not 0 <= index < size:
         return None
-    node, last, result = index, size - 1, hash_leaf(leaf)
+    node, last, result = index, size - 1, hashlib.sha256(b"\x00" + leaf).digest()
     for sibling in path:
         if last == 0:
             return None
@@ -180,6 +167,8 @@ class Event:
         self.price = export.prices.get(admit["price_version"])
         require(self.price is not None, f"{where}: its price {admit['price_version']} is not in the export")
         same(f"{where}: the model of its price", self.price["model"], self.model)
+        tier = admit.get("service_tier", "standard")
+        same(f"{where}: the service tier of its price", self.price["service_tier"], tier)
         same(f"{where}: the currency of its price", self.price["currency"], export.currency)
         require(self.price["valid_from"] <= admit["admitted_at"], f"{where}: its price was not valid yet when it was admitted")
         policy = export.policies.get(admit["outcome_policy"])
@@ -197,6 +186,7 @@ class Event:
                 "project_id": admit["project_id"],
                 "key_id": admit["key_id"],
                 "model": self.model,
+                "service_tier": tier,
                 "admitted_at": admit["admitted_at"],
                 "ended_at": self.ended_at,
                 "outcome": record["outcome"],
@@ -225,20 +215,17 @@ class Booking:
 
     def __init__(self, row):
         self.id = row["id"]
-        self.cause = row["cause"]
+        self.cause = {name: row["cause"][name] for name in ("node_id", "epoch", "first_seq", "last_seq", "events")}
         self.entries = entries_of(row)
-        self.events = 0
-        self.seqs = []  # of the first and the last event
-        self.ended_at = 0
+        self.seqs = []  # of its events
+        self.last = None
         self.costs = {}
 
     def add(self, event):
         """Take in the next event. They come by id, not by seq."""
-        seq = event.place[2]
-        self.events += 1
-        if not self.seqs or seq > self.seqs[1]:
-            self.ended_at = event.ended_at
-        self.seqs = [min([seq, *self.seqs]), max([seq, *self.seqs])]
+        self.seqs.append(event.place[2])
+        if self.last is None or event.place > self.last.place:
+            self.last = event
         for name, amount in event.amounts.items():
             if amount:
                 self.costs[event.model, name] = self.costs.get((event.model, name), 0) + amount
@@ -246,13 +233,12 @@ class Booking:
     def check(self, export):
         """Compare with what it says."""
         cause, where = self.cause, f"transaction {self.id}"
-        same(f"{where}: its number of events", cause["events"], self.events)
-        same(f"{where}: its first and last seq", [cause["first_seq"], cause["last_seq"]], self.seqs)
-        text = (
-            f"usage/{export.organization}/{cause['node_id']}/{cause['epoch']}/{cause['first_seq']}/{cause['last_seq']}"
-            f"/{export.period['start_at']}"
-        )
-        same(f"{where}: its id", self.id, transaction_id(self.ended_at, text))
+        require(self.seqs, f"{where} books no event of the export")
+        same(f"{where}: its number of events", cause["events"], len(set(self.seqs)))
+        same(f"{where}: its first and last seq", [cause["first_seq"], cause["last_seq"]], [min(self.seqs), max(self.seqs)])
+        records = f"{cause['node_id']}/{cause['epoch']}/{cause['first_seq']}/{cause['last_seq']}"
+        text = f"usage/{export.organization}/{records}/{export.period['start_at']}"
+        same(f"{where}: its id", self.id, transaction_id(self.last.ended_at, text))
         right = {f"platform/revenue:{model}:{name}/{export.currency}": -amount for (model, name), amount in self.costs.items()}
         right[f"{export.organization}/unbilled/{export.currency}"] = sum(self.costs.values())
         same(f"{where}: what it books", self.entries, right)
@@ -270,10 +256,8 @@ def entries_of(row):
 
 # ---- An export ---------------------------------------------------------------------------------------------------------
 
-RANK = {
-    "export": 0, "organization": 1, "period": 2, "outcome_policy": 3, "transaction": 4,
-    "price": 5, "event": 5, "adjustment": 6, "account": 7, "end": 8,
-}  # fmt: skip
+# Of lines; a price stands before whatever first needs it.
+ORDER = ("export", "organization", "period", "outcome_policy", "transaction", "adjustment", "event", "account", "end")
 
 
 class Export:
@@ -294,12 +278,9 @@ class Export:
         self.last_event = ""
         self.late = 0
         self.totals = dict.fromkeys(CLASSES, 0)
-        self.moved = {}
-        self.accounts = {}
-        self.adjustments_digest = hashlib.sha256()
-        self.adjustments = 0
-        self.adjusted = 0
-        self.given = {}  # event id: what corrections booked here add to it
+        self.moved, self.accounts = {}, {}
+        self.adjustments, self.adjusted, self.adjustments_digest = 0, 0, hashlib.sha256()
+        self.given, self.targets = {}, {}  # event id: what corrections booked here add to it; its leaf, until it is met
         self.ended = False
 
     def read(self, line):
@@ -308,14 +289,11 @@ class Export:
         try:
             row = parse(line)
             kind = row.pop("type")
-            rank = RANK[kind]
+            rank = self.rank if kind == "price" else ORDER.index(kind)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unreadable(f"line {self.lines + 1} is no line of an export: {error}") from None
-        # Prices stand before whatever first needs them, which may be a correction.
-        require(rank >= self.rank or (kind == "price" and self.rank == 6), f"line {self.lines + 1} ({kind}) stands in the wrong place")
-        require(self.lines > 0 or kind == "export", "the first line is not that of an export")
-        if kind != "price":
-            self.rank = rank
+        require(rank >= self.rank and (self.lines > 0 or rank == 0), f"line {self.lines + 1} ({kind}) stands in the wrong place")
+        self.rank = rank
         try:
             getattr(self, f"take_{kind}")(row)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -330,7 +308,8 @@ class Export:
         self.organization, self.currency = row["id"], row["currency"]
 
     def take_period(self, row):
-        self.period = row
+        names = ("events", "merkle_root", "amounts_pico", "adjustments", "adjustments_digest", "adjustments_pico")
+        self.period = {**row, **{name: row[name] for name in names}}
         require(row["start_at"] < row["end_at"] <= row["frozen_at"] <= row["closed_at"], "the period was closed before it was over")
         digest = hashlib.sha256(f"period/{self.organization}/{row['start_at']}".encode()).hexdigest()
         same("the id of the period", row["id"], f"period_{max(row['start_at'], 0) // 1000 & 0xFFFFFFFFFFFF:012x}{digest[:20]}")
@@ -356,9 +335,9 @@ class Export:
         require(row["id"] not in self.transactions, f"transaction {row['id']} stands twice")
         self.transactions.add(row["id"])
         cause = row["cause"]
+        require(cause["kind"] in ("usage", "adjustment"), f"transaction {row['id']} has a cause of no known kind")
         if cause["kind"] == "usage":
-            booking = Booking(row)
-            self.by_epoch.setdefault((cause["node_id"], cause["epoch"]), []).append(booking)
+            self.by_epoch.setdefault((cause["node_id"], cause["epoch"]), []).append(Booking(row))
         else:
             require(cause["adjustment_id"] not in self.corrections, f"adjustment {cause['adjustment_id']} is booked twice")
             self.corrections[cause["adjustment_id"]] = row
@@ -370,6 +349,7 @@ class Export:
         require(event.id > self.last_event, f"event {event.id} stands twice, or out of order")
         self.last_event = event.id
         require(event.ended_at < self.period["end_at"], f"event {event.id} was served after the period")
+        same(f"event {event.id}: what it says, as its correction has it", self.targets.pop(event.id, event.leaf), event.leaf)
         self.late += event.ended_at < self.period["start_at"]
         self.tree.add(event.leaf)
         for name, amount in event.amounts.items():
@@ -395,6 +375,7 @@ class Export:
     def take_adjustment(self, row):
         target = Event(row.pop("target"), self)
         where = f"adjustment {row['id']}"
+        same(f"{where}: its event, as another correction has it", self.targets.setdefault(target.id, target.leaf), target.leaf)
         same(f"{where}: its organization", row["organization_id"], self.organization)
         same(f"{where}: its event", row["event_id"], target.id)
         require(row["approver"] is None or row["approver"] != row["actor"], f"{where} was approved by who asked for it")
@@ -435,12 +416,11 @@ class Export:
         if not self.lines:
             raise Unreadable("the file is empty")
         require(self.ended, f"the export is cut: it ends after {self.lines} lines")
-        period = self.period
         for bookings in self.by_epoch.values():
             for booking in bookings:
                 booking.check(self)
-        for adjustment in self.corrections:
-            raise Difference(f"adjustment {adjustment} is booked and not in the export")
+        require(not self.corrections, f"{', '.join(self.corrections)}: booked, and not in the export")
+        period = self.period
         same("the number of events of the period", period["events"], self.tree.size)
         same("the Merkle root of the period", period["merkle_root"], self.tree.root().hex())
         if root is not None:
@@ -455,13 +435,12 @@ class Export:
 
     def summary(self):
         total = sum(self.totals.values()) + self.adjusted
-        sign, units, pico = "-" if total < 0 else "", abs(total) // 10**12, abs(total) % 10**12
-        lost = sum(1 for epoch in self.period["report"]["epochs"] if epoch["cover"] == "lost")
+        amount = f"{'-' if total < 0 else ''}{abs(total) // 10**12}.{abs(total) % 10**12:012d} {self.currency}"
+        covers = [epoch["cover"] for epoch in self.period["report"]["epochs"]]
         return (
             f"everything agrees: {self.tree.size} events ({self.late} of them late), {self.adjustments} corrections, "
-            f"{len(self.transactions)} transactions\n"
-            f"total {sign}{units}.{pico:012d} {self.currency}\nMerkle root {self.tree.root().hex()}\n"
-            f"{len(self.period['report']['epochs'])} gateway lives, {lost} of them declared lost"
+            f"{len(self.transactions)} transactions, {len(covers)} gateway lives ({covers.count('lost')} of them declared lost)\n"
+            f"total {amount}\nMerkle root {self.tree.root().hex()}"
         )
 
 
@@ -469,7 +448,7 @@ class Export:
 
 
 def verify_export(path, root):
-    """Check an export; returns what to say. Raises Difference, Unreadable, OSError."""
+    """Check an export; returns what to say. Raises Difference, Unreadable, OSError, UnicodeDecodeError."""
     export = Export()
     with open(path, encoding="utf-8", newline="\n") as file:
         for line in file:
@@ -485,12 +464,12 @@ def verify_proof(path, root):
             proof = parse(file.read())
             leaf, path_hashes = proof["leaf"], [bytes.fromhex(node) for node in proof["path"]]
             found = root_from(leaf.encode(), proof["leaf_index"], proof["tree_size"], path_hashes)
-            said, event = parse(leaf), proof["request_id"]
+            said, event, told = parse(leaf), proof["request_id"], proof["merkle_root"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unreadable(f"this is no proof: {error!r}") from None
     same("the request of the leaf", said["event_id"], event)
     require(found is not None, "the path does not fit the place of the leaf")
-    same("the root in the proof", proof["merkle_root"], found.hex())
+    same("the root in the proof", told, found.hex())
     if root is not None:
         same("the Merkle root that you gave", root.lower(), found.hex())
     return f"{event} is in the period with the Merkle root {found.hex()}, billed {said['amount_pico']} pico-{said['currency']}"
@@ -505,8 +484,9 @@ def main(arguments):
     options = parser.parse_args(arguments)
     if (options.export is None) == (options.proof is None):
         parser.error("give either an export or --proof FILE")
+    check, path = (verify_export, options.export) if options.proof is None else (verify_proof, options.proof)
     try:
-        print(verify_proof(options.proof, options.root) if options.proof else verify_export(options.export, options.root))
+        print(check(path, options.root))
     except Difference as difference:
         print(f"DIFFERENCE: {difference}")
         return 1

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.link import samples
-from tollway.domain.prices import rate
+from tollway.domain.prices import amounts, rate
 from tollway.domain.proofs import EMPTY, encode_leaf, find_path, find_root, hash_leaf, hash_node, leaf_of, root_from
-from tollway.domain.usage import Amounts, UsageEvent, billed, content_hash, encode
+from tollway.domain.usage import UsageEvent, billed, content_hash, encode
 
 # The leaves and roots that the reference implementations of RFC 6962 test with (certificate-transparency, merkletree).
 LEAVES = [
@@ -90,13 +90,20 @@ def test_every_leaf_has_a_proof_and_no_other_has(leaves: list[bytes], data: st.D
 
 def test_a_leaf_says_what_the_receipt_says() -> None:
     final = samples.final(samples.admit(1))
-    hashed = content_hash(encode(final))
-    event = UsageEvent(node_id=samples.NODE, epoch=1, seq=2, final=final, content_hash=hashed, amounts=Amounts(), period_at=0)
+    event = UsageEvent(
+        node_id=samples.NODE,
+        epoch=1,
+        seq=2,
+        final=final,
+        content_hash=content_hash(encode(final)),
+        amounts=amounts(*billed(final), samples.PRICE),
+        period_at=0,
+    )
     leaf = leaf_of(event, rate(*billed(final), samples.PRICE), "EUR")
     assert encode_leaf(leaf) == (
         b'{"event_id":"req_00000000000000000000000000000001","content_hash":"' + event.content_hash.hex().encode() + b'",'
         b'"organization_id":"org_11111111111111111111111111111111","project_id":"proj_11111111111111111111111111111111",'
-        b'"key_id":"key_11111111111111111111111111111111","model":"echo","admitted_at":1790000000001000,"ended_at":1790000000251000,'
+        b'"key_id":"key_11111111111111111111111111111111","model":"echo","service_tier":"standard","admitted_at":1790000000001000,"ended_at":1790000000251000,'
         b'"outcome":"completed","outcome_policy":1,"price_version":"price_11111111111111111111111111111111","currency":"EUR","lines":['
         b'{"billing_class":"input","quantity":100,"unit_price_pico":"270000","amount_pico":"27000000"},'
         b'{"billing_class":"cached_input","quantity":20,"unit_price_pico":"27000","amount_pico":"540000"},'

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 from urllib.parse import quote
 
 import httpx2
@@ -128,6 +128,20 @@ class Control:
         """DELETE."""
         return self._call("DELETE", path)
 
+    def download(self, path: str, file: IO[bytes]) -> None:
+        """GET into `file`, as it comes; however long it takes, as long as something comes."""
+        try:
+            with self._http.stream("GET", f"{self._door.url}/v1{path}", headers=self._headers) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise _refusal(answer)
+                for chunk in answer.iter_bytes():
+                    file.write(chunk)
+        except httpx2.ConnectError:
+            raise OperatorError(f"nothing answers at {self._door.url}", hint="is the control plane running? see `tollway serve`") from None
+        except httpx2.HTTPError as error:
+            raise OperatorError(f"the answer of {self._door.url} broke off: {error}") from None
+
     def list_all(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """Every item of a list, page after page, oldest first."""
         after = None
@@ -185,6 +199,7 @@ class Control:
 HINTS = {
     "invalid_api_key": "the key is unknown, revoked or expired; see TOLLWAY_KEY, --key or --data-dir",
     "insufficient_scope": "tenants' commands need an admin key (tw_admin_), operators' a platform key (tw_platform_)",
+    "period_blocked": "see `tollway periods blockers`; if a disk is gone for good: `tollway nodes lost`",
     "price_missing": "give it a price first: `tollway models price`",
 }
 """What to do about an error code of the API, where there is more to say than its message."""

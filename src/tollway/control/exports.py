@@ -5,10 +5,12 @@ Lines of JSON, one object each, in this order; docs/money.md says what stands in
     export, organization, period
     outcome_policy ...      every published one
     transaction ...         by id
-    event ...               by id; before the first one that needs it, its price
-    adjustment ...          corrections booked in the period, by id; each with the event that it corrects, and its price
+    adjustment ...          corrections booked in the period, by id, each with the event that it corrects
+    event ...               by id
     account ...             what the period moved, by account
     end                     how many lines stand before it: without it, the file is cut
+
+A price stands before the first event that needs it.
 
 Amounts are integer strings of pico-currency, instants are integers of UTC microseconds. A closed period never changes, so each page
 is read in a transaction of its own, and a slow reader holds up nothing.
@@ -90,9 +92,9 @@ class _Lines:
             for entry in posting.entries:
                 self.moved[entry.account.id] = self.moved.get(entry.account.id, 0) + entry.amount_pico
             yield "transaction", _transaction_row(posting)
+        yield from self._adjustments()
         for events in self._events():
             yield from self._event_rows("event", events)
-        yield from self._adjustments()
         for account_id, pico in sorted(self.moved.items()):
             yield "account", {"id": account_id, "amount_pico": str(pico)}
         yield "end", {"lines": self.count}
@@ -209,7 +211,9 @@ def price_row(price: PriceVersion) -> Mapping[str, Any]:
     """A price version: what one token of each class costs, or one request."""
     return {
         "id": price.id,
+        "list": price.list,
         "model": price.model,
+        "service_tier": str(price.tier),
         "currency": price.currency,
         "valid_from": price.valid_from,
         "unit_price_pico": {

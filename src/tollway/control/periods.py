@@ -136,7 +136,7 @@ def make_block(tx: Transaction, period: Period, last: Block | None) -> Block | N
         final = event.final.admit.request_id
         first = first or final
         leaves.append(hash_leaf(encode_leaf(leaf_of(event, lines, period.currency))))
-        for line in lines:
+        for line in (line for line in lines if line.amount_pico):
             amounts[line.billing_class] = amounts.get(line.billing_class, 0) + line.amount_pico
     if not leaves:
         return None

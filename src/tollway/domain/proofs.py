@@ -50,6 +50,7 @@ class Leaf(msgspec.Struct, frozen=True, kw_only=True):
     project_id: str
     key_id: str
     model: str
+    service_tier: str
     admitted_at: int
     ended_at: int
     outcome: str
@@ -82,6 +83,7 @@ def leaf_of(event: UsageEvent, lines: Iterable[RatedLine], currency: str) -> Lea
         project_id=admit.project_id,
         key_id=admit.key_id,
         model=admit.model,
+        service_tier=admit.service_tier,
         admitted_at=admit.admitted_at,
         ended_at=final.ended_at,
         outcome=final.outcome,

@@ -1,0 +1,54 @@
+"""`tollway audit`: what an auditor checks with `tollway_verifier.py`, without trusting us."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tollway.cli.client import ControlUrl, DataDir, Key, Organization, connect_tenant
+from tollway.cli.output import print_json
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+Period = Annotated[str, typer.Option(help="Its id, as `tollway periods list` shows it.")]
+
+
+@app.command()
+def export(
+    period: Period,
+    file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Where to; else standard output.")] = None,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write all of a closed period as lines of JSON: records, prices, corrections, transactions."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        if file is None:
+            control.download(f"/organization/periods/{period}/export", sys.stdout.buffer)
+            return
+        draft = file.with_name(f"{file.name}.draft")
+        with draft.open("wb") as writer:
+            control.download(f"/organization/periods/{period}/export", writer)
+        draft.replace(file)
+
+
+@app.command()
+def proof(
+    period: Period,
+    request: Annotated[str, typer.Argument(metavar="REQUEST", help="The id of the request (x-request-id).")],
+    file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Where to; else standard output.")] = None,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write the proof that a request is in a closed period."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        proven = control.get(f"/organization/periods/{period}/proofs/{request}")
+    if file is None:
+        print_json(proven)
+    else:
+        file.write_text(json.dumps(proven, indent=2) + "\n", "utf-8")

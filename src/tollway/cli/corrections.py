@@ -1,0 +1,111 @@
+"""`tollway corrections`: what was billed, corrected; for operators."""
+
+from typing import Annotated, Any
+
+import typer
+
+from tollway.cli.client import ControlUrl, DataDir, Key, connect
+from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.periods import day
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+RequestId = Annotated[str, typer.Argument(metavar="REQUEST", help="The id of the request (x-request-id).")]
+AdjustmentId = Annotated[str, typer.Argument(metavar="CORRECTION", help="Its id (adj_...).")]
+Reason = Annotated[str, typer.Option(help="Why; the customer reads it on the receipt.")]
+
+
+@app.command("list")
+def list_corrections(
+    state: Annotated[str | None, typer.Option(help="Only those that are pending, applied or rejected.")] = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """All corrections, oldest first."""
+    with connect(control_url, key, data_dir) as control:
+        rows = list(control.list_all("/platform/adjustments", state=state))
+    if output is Output.TABLE:
+        rows = [{**row, "asked": day(row["created_at"])} for row in rows]
+    print_rows(output, ["id", "asked", "kind", "request_id", "amount", "state", "actor", "approver", "reason"], rows, none="no corrections")
+
+
+@app.command()
+def void(
+    request: RequestId,
+    reason: Reason,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Take back all that a request cost."""
+    _post("", {"request_id": request, "kind": "void", "reason": reason}, output, control_url, key, data_dir)
+
+
+@app.command()
+def replace(
+    request: RequestId,
+    reason: Reason,
+    input: Annotated[int, typer.Option(help="Input tokens, without those from the cache.")],
+    output_tokens: Annotated[int, typer.Option("--output-tokens", help="Output tokens, without reasoning.")],
+    cached_input: Annotated[int, typer.Option(help="Input tokens from the cache.")] = 0,
+    reasoning: Annotated[int, typer.Option(help="Reasoning tokens.")] = 0,
+    no_request: Annotated[bool, typer.Option("--no-request", help="Do not bill the price per request.")] = False,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Bill other quantities instead, at the price that the request had."""
+    quantities = {
+        "input": input,
+        "cached_input": cached_input,
+        "output": output_tokens,
+        "reasoning": reasoning,
+        "request": not no_request,
+    }
+    body = {"request_id": request, "kind": "replace", "reason": reason, "quantities": quantities}
+    _post("", body, output, control_url, key, data_dir)
+
+
+@app.command()
+def credit(
+    request: RequestId,
+    amount: Annotated[str, typer.Argument(help="In the organization's currency, exact: 0.25.")],
+    reason: Reason,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Give a part of what a request cost back."""
+    _post("", {"request_id": request, "kind": "credit", "reason": reason, "amount": amount}, output, control_url, key, data_dir)
+
+
+@app.command()
+def approve(
+    correction: AdjustmentId, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
+) -> None:
+    """Approve a correction that another operator's key asked for."""
+    _post(f"/{correction}/approve", None, output, control_url, key, data_dir)
+
+
+@app.command()
+def reject(
+    correction: AdjustmentId, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
+) -> None:
+    """Reject a correction that waits."""
+    _post(f"/{correction}/reject", None, output, control_url, key, data_dir)
+
+
+def _post(path: str, body: dict[str, Any] | None, output: Output, control_url: ControlUrl, key: Key, data_dir: DataDir) -> None:
+    with connect(control_url, key, data_dir) as control:
+        made = control.post(f"/platform/adjustments{path}", body)
+    if output is Output.JSON:
+        print_json(made)
+    elif made["state"] == "pending":
+        print(f"{made['id']}  {made['amount']}  waits for another operator: tollway corrections approve {made['id']}")
+    else:
+        print(f"{made['id']}  {made['amount']}  {made['state']}")

@@ -1,0 +1,107 @@
+"""`tollway periods`: billing periods, for operators."""
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect
+from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.settings import OperatorError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+OrganizationFilter = Annotated[str | None, typer.Option("--organization", metavar="NAME|ID", help="Only of this organization.")]
+PeriodId = Annotated[str, typer.Argument(metavar="PERIOD", help="Its id, as `tollway periods list` shows it.")]
+
+
+@app.command("list")
+def list_periods(
+    organization: OrganizationFilter = None,
+    state: Annotated[str | None, typer.Option(help="Only those that are open, closing or closed.")] = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Billing periods: of everyone, or of one organization."""
+    with connect(control_url, key, data_dir) as control:
+        rows = list(_list(control, organization, state))
+    if output is Output.TABLE:
+        rows = [{**row, "from": day(row["start_time"]), "to": day(row["end_time"])} for row in rows]
+    columns = ["id", "organization_id", "from", "to", "time_zone", "state", "events", "total", "currency"]
+    print_rows(output, columns, rows, none="no periods yet: the first event makes one")
+
+
+@app.command()
+def blockers(
+    period: PeriodId, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
+) -> None:
+    """What keeps a period from being closed: gateways whose records have not arrived up to its end."""
+    with connect(control_url, key, data_dir) as control:
+        rows = control.get(f"/platform/periods/{period}/blockers")["data"]
+    if output is Output.TABLE:
+        rows = [{**row, "known_until": None if row["known_until"] is None else instant(row["known_until"])} for row in rows]
+    print_rows(output, ["node_id", "epoch", "known_until", "message"], rows, none="nothing keeps it from being closed")
+
+
+@app.command()
+def close(
+    period: Annotated[str | None, typer.Argument(metavar="[PERIOD]", help="One period; else all that have ended.")] = None,
+    organization: OrganizationFilter = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Close a billing period for ever, or all that have ended, oldest first. Refused while records are missing."""
+    with connect(control_url, key, data_dir) as control:
+        if period is not None:
+            wanted = [period]
+        else:
+            ended = [row for row in _list(control, organization, None) if row["state"] != "closed" and row["end_time"] <= time.time()]
+            wanted = [row["id"] for row in sorted(ended, key=lambda row: row["start_time"])]
+        closed = [_close(control, each) for each in wanted]
+    if output is Output.JSON:
+        print_json(closed)
+        return
+    for row in closed:
+        lost = sum(1 for epoch in row["report"]["epochs"] if epoch["cover"] == "lost")
+        print(f"{row['id']}  {row['organization_id']}  {day(row['start_time'])}  {row['events']} events  {row['total']} {row['currency']}")
+        print(f"  root {row['merkle_root']}" + (f"  ({lost} gateways' lives declared lost)" if lost else ""))
+    if not closed:
+        print("nothing to close", file=sys.stderr)
+
+
+def _close(control: Control, period: str) -> Any:
+    """Call until it is closed: each call computes a part."""
+    while True:
+        row = control.post(f"/platform/periods/{period}/close")
+        if row["state"] == "closed":
+            return row
+        print(f"{period}: computing digests ...", file=sys.stderr)
+
+
+def _list(control: Control, organization: str | None, state: str | None) -> Iterator[dict[str, Any]]:
+    if organization is not None and not organization.startswith("org_"):
+        organization = _organization_id(control, organization)
+    return control.list_all("/platform/periods", organization_id=organization, state=state)
+
+
+def _organization_id(control: Control, name: str) -> str:
+    found = [each["id"] for each in control.list_all("/platform/organizations") if each["name"] == name]
+    if len(found) != 1:
+        raise OperatorError("no organization is called that" if not found else "several organizations are called that", exit_code=2)
+    return str(found[0])
+
+
+def day(seconds: int) -> str:
+    """The day of an instant, in UTC."""
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+def instant(seconds: int) -> str:
+    """An instant, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
