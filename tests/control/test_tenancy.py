@@ -11,6 +11,8 @@ import pytest
 from tests.control.running import Running, TenantSetup, answered, make_tenant
 from tests.control.test_doors import refused
 from tollway.control.api.app import create_apps
+from tollway.domain.periods import Calendar, period_id
+from tollway.storage import periods as stored_periods
 
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/organization/projects": {"name": "x"},
@@ -31,7 +33,9 @@ class TestAnotherTenantsIds:
             "service_account_id": bob.service_account_id,
             "key_id": bob.key_id,
             "request_id": "req_" + "1" * 32,
+            "period_id": add_period(control, bob),
         }
+        assert answered(control.client(bob.admin_key).get(f"/v1/organization/periods/{theirs['period_id']}"))["state"] == "open"
         tried = 0
         for route in create_apps(control.plane)[0].routes:
             path: str = getattr(route, "path", "")
@@ -85,6 +89,15 @@ class TestAnotherTenantsIds:
             text = json.dumps(answered(client.get(path)))
             for foreign in (bob.organization_id, bob.project_id, bob.key_id, bob.service_account_id, bob.admin_key_id):
                 assert foreign not in text
+
+
+def add_period(control: Running, tenant: TenantSetup) -> str:
+    """The id of a billing period of a tenant, as the collector cuts it."""
+    calendar = Calendar(tenant.organization_id, "UTC")
+    start_at = calendar.place(control.plane.now())
+    with control.plane.database.platform() as tx:
+        stored_periods.insert_cut(tx, [calendar], control.plane.now())
+    return period_id(tenant.organization_id, start_at)
 
 
 def fill(path: str, ids: dict[str, str]) -> str:

@@ -24,6 +24,7 @@ def list_organizations(
 def create(
     name: Annotated[str, typer.Argument(help="Its name.")],
     currency: Annotated[str, typer.Option(help="ISO 4217, fixed for ever.")] = "EUR",
+    time_zone: Annotated[str, typer.Option(help="Whose months are its billing periods (IANA name).")] = "UTC",
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -31,7 +32,7 @@ def create(
 ) -> None:
     """Create an organization. Prints its first admin key, this once."""
     with connect(control_url, key, data_dir) as control:
-        made = control.post("/platform/organizations", {"name": name, "currency": currency})
+        made = control.post("/platform/organizations", {"name": name, "currency": currency, "time_zone": time_zone})
     if output is Output.JSON:
         print_json(made)
     else:

@@ -1,0 +1,192 @@
+"""Through the doors: an operator closes a month and corrects it, a tenant reads, proves and exports it; nobody sees another's."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.control.running import Running, answered
+from tests.control.test_audit import VERIFIER
+from tests.control.test_collect import fill
+from tests.control.test_doors import refused
+from tests.control.test_periods import OCTOBER, SEPTEMBER, ended
+from tests.link import samples
+from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_ORGANIZATION, admit, final, frames
+from tollway.domain.money import PICO
+from tollway.domain.periods import period_id
+from tollway.domain.usage import Quantities
+
+DAY = 86_400
+DEAR = 10**9 * 1_100_000 + 5
+"""What request 2 costs: eleven hundred euros."""
+
+COST = 100 * 270_000 + 20 * 27_000 + 30 * 1_100_000 + 4 * 1_100_000 + 5
+PERIOD = period_id(ORGANIZATION, SEPTEMBER.start_at)
+
+
+@pytest.fixture
+def control(fresh_control: Running) -> Running:
+    """With three requests of September and one of another tenant, taken in; their gateway then fell silent."""
+    fill(fresh_control.plane.database)
+    dear = final(admit(2), used=Quantities(0, 0, 10**9, 0))
+    other = {"organization_id": OTHER_ORGANIZATION, "price_version": samples.OTHER_PRICE.id}
+    body = frames([*ended(1, EPOCH), dear.admit, dear, *ended(3, EPOCH + 9), *ended(4, EPOCH, **other)])
+    answered(fresh_control.node().put(f"/v1/link/records/{NODE}/{EPOCH}/1", content=b"".join(body)))
+    return fresh_control
+
+
+def tenant(control: Running, organization_id: str = ORGANIZATION) -> httpx2.Client:
+    return control.client(control.platform_key, **{"openai-organization": organization_id})
+
+
+def close(control: Running) -> Any:
+    operator = control.operator()
+    answered(operator.post(f"/v1/platform/nodes/{NODE}/lost", json={"reason": "the disk is gone"}))
+    return answered(operator.post(f"/v1/platform/periods/{PERIOD}/close"))
+
+
+def verified(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-I", "-S", str(VERIFIER), *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def costs(client: httpx2.Client, **query: Any) -> dict[str, int]:
+    """Pico by line item, over all time."""
+    sums: dict[str, int] = {}
+    query = {"start_time": SEPTEMBER.start_at // 10**6, "group_by": ["line_item"], "limit": 180, **query}
+    while True:
+        page = answered(client.get("/v1/organization/costs", params=query))
+        for bucket in page["data"]:
+            for result in bucket["results"]:
+                sums[str(result["line_item"])] = sums.get(str(result["line_item"]), 0) + int(result["amount"]["value_pico"])
+        if not page["has_more"]:
+            return sums
+        query["page"] = page["next_page"]
+
+
+class TestClosing:
+    def test_is_refused_with_the_gateways_that_are_missing_until_they_are_declared_lost(self, control: Running) -> None:
+        operator, client = control.operator(), tenant(control)
+        (listed,) = answered(client.get("/v1/organization/periods"))["data"]
+        assert (listed["id"], listed["state"], listed["merkle_root"], listed["total"]) == (PERIOD, "open", None, None)
+        refused(client.get(f"/v1/organization/periods/{PERIOD}/export"), 409, "conflict")
+        refused(client.get(f"/v1/organization/periods/{PERIOD}/proofs/{samples.request_id(1)}"), 409, "conflict")
+        error = refused(operator.post(f"/v1/platform/periods/{PERIOD}/close"), 409, "period_blocked")
+        assert NODE in str(error)
+        (blocker,) = answered(operator.get(f"/v1/platform/periods/{PERIOD}/blockers"))["data"]
+        assert (blocker["node_id"], blocker["epoch"]) == (NODE, EPOCH)
+        closed = close(control)
+        assert (closed["state"], closed["events"], closed["currency"]) == ("closed", 3, "EUR")
+        assert int(closed["total_pico"]) == 2 * COST + DEAR
+        (row,) = closed["report"]["epochs"]
+        assert (row["cover"], row["lost"]["reason"]) == ("lost", "the disk is gone")
+        assert answered(client.get(f"/v1/organization/periods/{PERIOD}")) == closed
+        assert answered(operator.get("/v1/platform/periods", params={"state": "closed"}))["data"][0]["id"] == PERIOD
+        (epoch,) = answered(operator.get("/v1/platform/epochs", params={"only_lost": True}))["data"]
+        assert (epoch["state"], epoch["lost"]["records_after"]) == ("lost", 0)
+        assert "tollway_control_epochs_lost 1.0" in control.node().get("/metrics").text
+        assert {"period_closed", "epochs_lost"} <= {str(line["event"]) for line in control.lines}
+
+    def test_gives_the_tenant_all_that_an_auditor_needs(self, control: Running, tmp_path: Path) -> None:
+        root = close(control)["merkle_root"]
+        client = tenant(control)
+        exported = client.get(f"/v1/organization/periods/{PERIOD}/export")
+        assert exported.headers["content-type"].startswith("application/x-ndjson")
+        (tmp_path / "export").write_bytes(exported.content)
+        assert "everything agrees: 3 events" in verified(str(tmp_path / "export"), "--root", root)
+        proof = answered(client.get(f"/v1/organization/periods/{PERIOD}/proofs/{samples.request_id(3)}"))
+        (tmp_path / "proof").write_text(json.dumps(proof))
+        assert samples.request_id(3) in verified("--proof", str(tmp_path / "proof"), "--root", root)
+
+    def test_is_no_business_of_another_tenant(self, control: Running) -> None:
+        close(control)
+        client = tenant(control, OTHER_ORGANIZATION)
+        for path in ("", "/export", f"/proofs/{samples.request_id(1)}"):
+            refused(client.get(f"/v1/organization/periods/{PERIOD}{path}"), 404, "not_found")
+        theirs = answered(client.get("/v1/organization/periods"))["data"]
+        assert [period["organization_id"] for period in theirs] == [OTHER_ORGANIZATION]
+        refused(tenant(control).get(f"/v1/organization/periods/{PERIOD}/proofs/{samples.request_id(4)}"), 404, "not_found")
+
+
+class TestCorrections:
+    def test_are_on_the_receipt_in_the_costs_and_in_the_next_period(self, control: Running) -> None:
+        close(control)
+        operator, client = control.operator(), tenant(control)
+        body = {"request_id": samples.request_id(1), "kind": "credit", "amount": "0.00001", "reason": "it was slow"}
+        made = answered(operator.post("/v1/platform/adjustments", json=body))
+        assert (made["state"], made["amount"], made["period_start_time"]) == ("applied", "-0.00001", OCTOBER.start_at // 10**6)
+        receipt = answered(client.get(f"/v1/organization/requests/{samples.request_id(1)}"))
+        assert (receipt["cost"]["value_pico"], receipt["net_cost"]["value_pico"]) == (str(COST), str(COST - 10**7))
+        assert [each["reason"] for each in receipt["adjustments"]] == ["it was slow"]
+        assert (receipt["billing_period"]["id"], receipt["billing_period"]["state"], receipt["billing_period"]["late"]) == (
+            PERIOD,
+            "closed",
+            False,
+        )
+        found = costs(client)
+        assert found["correction, echo"] == -(10**7)
+        assert costs(client, line_items=["correction, echo"]) == {"correction, echo": -(10**7)}
+        assert "correction, echo" not in costs(client, line_items=["echo, output_tokens"])
+        assert sum(costs(client, group_by=["project_id"]).values()) == sum(found.values())
+        balances = answered(operator.get("/v1/platform/ledger/balances", params={"owner": ORGANIZATION}))["data"]
+        assert int(balances[0]["amount_pico"]) == sum(found.values()) == 2 * COST + DEAR - 10**7
+        transactions = answered(operator.get("/v1/platform/ledger/transactions", params={"organization_id": ORGANIZATION}))["data"]
+        assert [each["adjustment_id"] for each in transactions if each["cause"] == "adjustment"] == [made["id"]]
+
+    def test_above_the_limit_need_a_second_operator(self, control: Running) -> None:
+        operator = control.operator()
+        assert control.plane.approval_above_pico == 100 * PICO < DEAR
+        waiting = answered(
+            operator.post("/v1/platform/adjustments", json={"request_id": samples.request_id(2), "kind": "void", "reason": "r"})
+        )
+        assert (waiting["state"], waiting["needs_approval"], waiting["period_start_time"]) == ("pending", True, None)
+        path = f"/v1/platform/adjustments/{waiting['id']}"
+        refused(operator.post(f"{path}/approve"), 409, "conflict")
+        assert answered(tenant(control).get(f"/v1/organization/requests/{samples.request_id(2)}"))["adjustments"] == []
+        second = answered(operator.post("/v1/platform/keys", json={"name": "second"}))
+        approved = answered(control.client(second["value"]).post(f"{path}/approve"))
+        assert (approved["state"], approved["approver"]) == ("applied", second["id"])
+        assert answered(operator.get(path)) == approved
+        assert answered(operator.get("/v1/platform/adjustments", params={"state": "applied"}))["data"] == [approved]
+        assert answered(operator.get("/v1/platform/adjustments", params={"state": "pending"}))["data"] == []
+        assert [key["name"] for key in answered(operator.get("/v1/platform/keys"))["data"]] == ["Key of the settings", "second"]
+        answered(operator.delete(f"/v1/platform/keys/{second['id']}"))
+        refused(control.client(second["value"]).get(path), 401, "invalid_api_key")
+        own = answered(operator.get("/v1/platform/keys"))["data"][0]["id"]
+        refused(operator.delete(f"/v1/platform/keys/{own}"), 409, "conflict")
+
+    @pytest.mark.parametrize(
+        ("body", "code"),
+        [
+            ({"kind": "void", "amount": "1"}, "unknown_parameter"),
+            ({"kind": "credit", "quantities": {"input": 1, "output": 1}}, "unknown_parameter"),
+            ({"kind": "credit"}, "missing_required_parameter"),
+            ({"kind": "credit", "amount": "-1"}, "invalid_value"),
+            ({"kind": "credit", "amount": 1}, "invalid_value"),
+            ({"kind": "replace", "quantities": {"input": -1, "output": 1}}, "invalid_value"),
+            ({"kind": "refund"}, "invalid_value"),
+            ({"kind": "void", "reason": ""}, "invalid_value"),
+            ({"kind": "void", "request_id": "req_" + "9" * 32}, "not_found"),
+        ],
+    )
+    def test_that_make_no_sense_are_refused(self, control: Running, body: dict[str, Any], code: str) -> None:
+        sent = {"request_id": samples.request_id(1), "reason": "r", **body}
+        answer = control.operator().post("/v1/platform/adjustments", json=sent)
+        assert answer.json()["error"]["code"] == code
+
+
+class TestTimeZones:
+    def test_are_given_and_changed_by_operators(self, control: Running) -> None:
+        operator = control.operator()
+        body = {"name": "x", "currency": "EUR", "time_zone": "Asia/Kathmandu"}
+        made = answered(operator.post("/v1/platform/organizations", json=body))
+        assert made["time_zone"] == "Asia/Kathmandu"
+        path = f"/v1/platform/organizations/{made['id']}"
+        assert answered(operator.post(path, json={"time_zone": "Europe/Berlin"}))["time_zone"] == "Europe/Berlin"
+        refused(operator.post(path, json={"time_zone": "Mars/Olympus"}), 400, "invalid_value", "time_zone")
+        refused(operator.post("/v1/platform/organizations", json=body | {"time_zone": "../x"}), 400, "invalid_value", "time_zone")

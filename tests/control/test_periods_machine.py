@@ -1,0 +1,154 @@
+"""Months of two gateways, lost disks, late events, corrections and closings in any order: the books are always right, and what is
+closed never changes."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.control.test_collect import fill, take
+from tests.control.test_periods import ACTOR, NODE, NOVEMBER, OCTOBER, OTHER_NODE, SEPTEMBER, ended
+from tests.link.samples import EPOCH, ORGANIZATION, request_id
+from tests.storage.databases import SqliteTemplate
+from tollway.control import corrections, epochs, periods
+from tollway.control.corrections import WantedAdjustment
+from tollway.control.periods import Blocked
+from tollway.control.verify import verify
+from tollway.domain import ids
+from tollway.domain.corrections import AdjustmentKind, AdjustmentState, Decision
+from tollway.domain.faults import Fault
+from tollway.domain.periods import PeriodState, period_id
+from tollway.domain.usage import Close, Quantities, Record, Tick, encode
+from tollway.storage import corrections as stored_corrections
+from tollway.storage.archive import Archive
+from tollway.storage.database import Database
+from tollway.storage.pages import Window
+from tollway.storage.periods import Period
+from tollway.wire.segments import extend, first_chain
+
+MONTHS = (SEPTEMBER, OCTOBER, NOVEMBER)
+NOW = NOVEMBER.end_at
+nodes = st.sampled_from([NODE, OTHER_NODE])
+months = st.sampled_from(MONTHS)
+
+
+class Books(RuleBasedStateMachine):
+    """What the model knows: each gateway's chain and whether it may still write, the events, and the periods as they were closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp(prefix="tollway-books-"))
+        with SqliteTemplate(self.directory).copied(self.directory) as url:
+            self.database = Database.open(url)
+        fill(self.database)
+        self.archive = Archive(self.directory / "archive")
+        self.tails = {NODE: (1, first_chain(NODE, EPOCH)), OTHER_NODE: (1, first_chain(OTHER_NODE, EPOCH))}
+        self.over: set[str] = set()
+        self.held: dict[str, list[bytes]] = {NODE: [], OTHER_NODE: []}
+        self.events = 0
+        self.closed: dict[str, Period] = {}
+
+    def teardown(self) -> None:
+        event(f"{len(self.closed)} periods closed")
+        self.database.close()
+        shutil.rmtree(self.directory)
+
+    def write(self, node: str, records: list[Record]) -> None:
+        seq, chain = self.tails[node]
+        for record in records:
+            chain, data = extend(chain, seq, encode(record))
+            self.held[node].append(data)
+            seq += 1
+        self.tails[node] = (seq, chain)
+
+    @initialize()
+    def begin(self) -> None:
+        for node in self.tails:
+            self.serve(node, SEPTEMBER, 1)
+
+    @rule(node=nodes, month=months, count=st.integers(1, 3))
+    def serve(self, node: str, month: object, count: int) -> None:
+        """Some requests end; in whatever month, as clocks may be wrong."""
+        if node in self.over:
+            return
+        for _ in range(count):
+            self.events += 1
+            self.write(node, ended(self.events, month.start_at + self.events))  # type: ignore[attr-defined]
+
+    @rule(node=nodes, month=months)
+    def tick(self, node: str, month: object) -> None:
+        if node not in self.over:
+            self.write(node, [Tick(at=month.end_at)])  # type: ignore[attr-defined]
+
+    @rule(node=nodes)
+    def end(self, node: str) -> None:
+        if node not in self.over:
+            self.write(node, [Close(at=NOW)])
+            self.over.add(node)
+
+    @rule(node=nodes, count=st.integers(1, 50))
+    def ship(self, node: str, count: int) -> None:
+        """Some of what was written arrives."""
+        held = self.held[node]
+        first_seq = self.tails[node][0] - len(held)
+        if held:
+            take(self.database, self.archive, held[:count], first_seq=first_seq, node_id=node)
+            del held[:count]
+
+    @rule(node=nodes)
+    def lose(self, node: str) -> None:
+        try:
+            with self.database.platform() as tx:
+                epochs.declare_lost(tx, node_id=node, epoch=None, reason="r", actor=ACTOR, now=NOW)
+        except Fault:
+            pass  # nothing of it is missing, or nothing was ever heard of it
+
+    @rule(month=months)
+    def close(self, month: object) -> None:
+        try:
+            period = periods.close(self.database, period_id(ORGANIZATION, month.start_at), actor=ACTOR, now=NOW)  # type: ignore[attr-defined]
+        except (Fault, Blocked):
+            return
+        assert self.closed.setdefault(period.id, period) == period
+
+    @precondition(lambda self: self.events)
+    @rule(data=st.data(), kind=st.sampled_from(AdjustmentKind), limit_pico=st.sampled_from([0, 10**15]))
+    def correct(self, data: st.DataObject, kind: AdjustmentKind, limit_pico: int) -> None:
+        wanted = WantedAdjustment(
+            event_id=request_id(data.draw(st.integers(1, self.events))),
+            kind=kind,
+            reason="r",
+            replacement=Quantities(data.draw(st.integers(0, 200)), 0, 5, 0) if kind is AdjustmentKind.REPLACE else None,
+            replacement_requests=1 if kind is AdjustmentKind.REPLACE else None,
+            credit_pico=data.draw(st.integers(1, 10**8)) if kind is AdjustmentKind.CREDIT else None,
+        )
+        try:
+            with self.database.platform() as tx:
+                made = ids.new_id(ids.ADJUSTMENT, NOW, data.draw(st.integers(0, 2**74 - 1)))
+                corrections.ask(tx, wanted, id=made, actor=ACTOR, limit_pico=limit_pico, now=NOW)
+        except Fault:
+            pass  # not taken in yet, or corrected before
+
+    @rule(decision=st.sampled_from(Decision))
+    def decide(self, decision: Decision) -> None:
+        with self.database.platform() as tx:
+            page = stored_corrections.list_adjustments(tx, Window(limit=1), organization_id=None, state=AdjustmentState.PENDING)
+            for waiting in page.items:
+                corrections.decide(tx, waiting.id, decision, approver="key_other", now=NOW)
+
+    @invariant()
+    def everything_agrees(self) -> None:
+        assert verify(self.database, self.archive).differences == []
+        for closed in self.closed.values():
+            with self.database.platform(write=False) as tx:
+                assert periods.get_period(tx, closed.id) == closed
+        with self.database.platform(write=False) as tx:
+            page = periods.list_periods(tx, Window(limit=100), organization_id=ORGANIZATION, state=None)
+        assert [period.state for period in page.items] == sorted((period.state for period in page.items), key=PeriodState.CLOSED.__ne__)
+
+
+Books.TestCase.settings = settings(max_examples=12, stateful_step_count=20)
+TestBooks = Books.TestCase
