@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.link.samples import EPOCH, NODE, admit, final
-from tests.storage.databases import PostgresTemplate
 from tollway.domain.prices import BillingClass
 from tollway.domain.usage import Amounts, Quantities, UsageEvent
 from tollway.storage import schema_money as money
@@ -113,15 +112,18 @@ class TestEvents:
             ids = [event.final.admit.request_id for event in events]
             assert usage.find_hashes(tx, [*ids, "another"]) == dict(zip(ids, (event.content_hash for event in events), strict=True))
 
-    @pytest.mark.postgres
-    def test_of_an_id_that_another_transaction_took_are_a_race(self, tmp_path: Path, postgres_template: PostgresTemplate) -> None:
-        event = UsageEvent(node_id=NODE, epoch=EPOCH, seq=1, final=final(admit(1)), content_hash=bytes(32), amounts=Amounts(), period_at=0)
-        with postgres_template.copied(tmp_path) as url:
-            database = Database.open(url)
-            with database.platform() as tx:
-                usage.insert_events(tx, [event])
-            with pytest.raises(usage.EventRace), database.platform() as tx:
-                usage.insert_events(tx, [event])
-            with database.platform(write=False) as tx:
-                assert list(usage.iterate_events(tx)) == [event]
-            database.close()
+    def test_of_an_id_that_is_taken_are_refused_together_and_the_transaction_goes_on(self, database: Database) -> None:
+        first, second, third = (
+            UsageEvent(
+                node_id=NODE, epoch=EPOCH, seq=number, final=final(admit(number)), content_hash=bytes(32), amounts=Amounts(), period_at=0
+            )
+            for number in (1, 2, 3)
+        )
+        with database.platform() as tx:
+            usage.insert_events(tx, [first])
+            with pytest.raises(usage.EventRace):
+                usage.insert_events(tx, [second, first])
+            usage.insert_events(tx, [])
+            usage.insert_events(tx, [third])
+        with database.platform(write=False) as tx:
+            assert list(usage.iterate_events(tx)) == [first, third]

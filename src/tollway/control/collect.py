@@ -31,6 +31,8 @@ from tollway.domain.periods import INSTANT_MAX, Calendar
 from tollway.domain.prices import BillingClass, PriceVersion, amounts
 from tollway.domain.reconciliation import sum_usage
 from tollway.domain.usage import (
+    ADMIT_HEAD,
+    FINAL_HEAD,
     OUTCOME_POLICIES,
     TOKENS_MAX,
     Admit,
@@ -40,7 +42,8 @@ from tollway.domain.usage import (
     UsageEvent,
     billed,
     content_hash,
-    decode_unless_admit,
+    decode,
+    decode_final,
 )
 from tollway.storage import ledger as stored_ledger
 from tollway.storage import periods as stored_periods
@@ -89,14 +92,16 @@ def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first
     if first_seq > watermark.next_seq:
         raise Gap(watermark.next_seq)
     start = _skip_known(body, first_seq, watermark)
-    frames, reader = _read_new(body, start, watermark)
-    if not frames:
+    reader = Reader(watermark.next_seq, watermark.chain)
+    batch = Batch(node_id, epoch, closed_at=watermark.closed_at, closed_seq=None if watermark.closed_at is None else reader.next_seq - 1)
+    batch.take(reader.read(body, start, unless=ADMIT_HEAD))  # not looked into: its FINAL repeats all of an ADMIT
+    if reader.end != len(body) or reader.tail is not Tail.CLEAN:
+        raise Refused("a frame is broken, or does not continue the chain")
+    batch.end(reader.next_seq)
+    if reader.next_seq == watermark.next_seq:
         return Taken(watermark.next_seq)
-    batch = _sort_out(frames, watermark)
     archive.write(node_id, epoch, watermark.archive_bytes, body[start:])
-    tally = _judge_all(tx, batch)
-    stored_periods.insert_cut(tx, tally.calendars.values(), now)
-    stored_usage.insert_events(tx, tally.events)
+    tally = _store_events(tx, batch, now)
     stored_usage.insert_strays(tx, tally.conflicts, tally.quarantined, now)
     stored_usage.add_rollups(tx, tally.roll_up())
     stored_reconcile.add_usage(tx, sum_usage(event.final for event in tally.events))
@@ -130,14 +135,6 @@ def _skip_known(body: bytes, first_seq: int, watermark: Watermark) -> int:
     return offset
 
 
-def _read_new(body: bytes, start: int, watermark: Watermark) -> tuple[list[Frame], Reader]:
-    reader = Reader(watermark.next_seq, watermark.chain)
-    frames = list(reader.read(body, start)) if start < len(body) else []
-    if (frames[-1].end if frames else start) != len(body) or reader.tail is not Tail.CLEAN:
-        raise Refused("a frame is broken, or does not continue the chain")
-    return frames, reader
-
-
 # ---- Judging records --------------------------------------------------------------------------------------------------
 
 _NAMES = re.compile(r"(?:[!-~]{1,64}\n){6}[!-~]{1,128}")
@@ -160,7 +157,7 @@ GroupKey = tuple[str, str, str, str, str, str, str]
 
 @dataclass(slots=True)
 class Batch:
-    """The records of one epoch that matter here, sorted out: FINALs with place and bytes, what is no valid record (and why), instants."""
+    """The records of one epoch that matter here, sorted out: FINALs with place and bytes, what is no valid record (and why), CLOSE."""
 
     node_id: str
     epoch: int
@@ -169,30 +166,34 @@ class Batch:
     unreadable: list[tuple[Frame, str]] = field(default_factory=list)
     ticked_at: int | None = None
     closed_at: int | None = None
+    closed_seq: int | None = None
     _names: set[str | None] = field(default_factory=lambda: {None})
     """Of deployments and errors, that were seen to be valid."""
 
-    def take(self, frame: Frame) -> None:
-        """Sort out one record. Raises Refused if nothing may follow any more."""
-        if self.closed_at is not None:
+    def take(self, frames: Iterable[Frame]) -> None:
+        """Sort out records; ADMITs may be left out."""
+        for frame in frames:
+            payload = frame.payload
+            try:
+                record = decode_final(payload) if payload.startswith(FINAL_HEAD) else decode(payload)
+            except ValueError:
+                self.unreadable.append((frame, "unreadable"))
+                continue
+            if isinstance(record, Final):
+                group = self._find_group(record.admit)
+                if group.is_valid and self._is_valid(record):
+                    self.finals.append((frame, record, group))
+                else:
+                    self.unreadable.append((frame, "invalid"))
+            elif isinstance(record, Tick):
+                self.ticked_at = min(max(record.at, 0), INSTANT_MAX)
+            elif isinstance(record, Close) and self.closed_seq is None:
+                self.closed_at, self.closed_seq = min(max(record.at, 0), INSTANT_MAX), frame.seq
+
+    def end(self, next_seq: int) -> None:
+        """Raises Refused if the records up to `next_seq` go on after CLOSE."""
+        if self.closed_seq is not None and next_seq != self.closed_seq + 1:
             raise Refused("a record after CLOSE")
-        try:
-            record = decode_unless_admit(frame.payload)
-        except ValueError:
-            self.unreadable.append((frame, "unreadable"))
-            return
-        if record is None:
-            return
-        if isinstance(record, Final):
-            group = self._find_group(record.admit)
-            if group.is_valid and self._is_valid(record):
-                self.finals.append((frame, record, group))
-            else:
-                self.unreadable.append((frame, "invalid"))
-        elif isinstance(record, Tick):
-            self.ticked_at = min(max(record.at, 0), INSTANT_MAX)
-        elif isinstance(record, Close):
-            self.closed_at = min(max(record.at, 0), INSTANT_MAX)
 
     def _find_group(self, admit: Admit) -> Group:
         key = (
@@ -234,13 +235,6 @@ class Batch:
         return True
 
 
-def _sort_out(frames: Sequence[Frame], watermark: Watermark) -> Batch:
-    batch = Batch(watermark.node_id, watermark.epoch, closed_at=watermark.closed_at)
-    for frame in frames:
-        batch.take(frame)
-    return batch
-
-
 @dataclass(frozen=True, slots=True)
 class Payer:
     """An organization that may owe: its currency, and the price lists that were ever in its terms."""
@@ -271,6 +265,7 @@ class Tally:
         for frame, flaw in batch.unreadable:
             self.quarantined.append(_stray(batch, frame, None, b"", flaw))
         judged = {group: judge(group.admit, self.payers, self.prices) for group in batch.groups.values() if group.is_valid}
+        node_id, epoch, known, calendars, all_sums = batch.node_id, batch.epoch, self.known, self.calendars, self.sums
         for frame, final, group in batch.finals:
             event_id, hashed, price = final.admit.request_id, content_hash(frame.payload), judged[group]
             if isinstance(price, str):
@@ -282,31 +277,26 @@ class Tally:
             except OverflowError:
                 self.quarantined.append(_stray(batch, frame, event_id, hashed, "amount_too_large"))
                 continue
-            known = self.known.get(event_id)
-            event = None if taken is None or known is not None else taken.get(event_id)
-            if event is not None and (event.node_id, event.epoch, event.seq) != (batch.node_id, batch.epoch, frame.seq):
-                known = event.content_hash
-            if known is not None:
-                if known != hashed:
+            other, event = known.get(event_id), None
+            if other is None and taken is not None:
+                event = taken.get(event_id)
+                if event is not None and (event.node_id, event.epoch, event.seq) != (node_id, epoch, frame.seq):
+                    other = event.content_hash
+            if other is not None:
+                if other != hashed:
                     self.conflicts.append(_stray(batch, frame, event_id, hashed, "conflict"))
                 continue
-            self.known[event_id] = hashed
-            period_at = self.calendars[group.admit.organization_id].place(final.ended_at) if event is None else event.period_at
+            known[event_id] = hashed
+            period_at = calendars[group.admit.organization_id].place(final.ended_at) if event is None else event.period_at
             self.events.append(
                 UsageEvent(
-                    node_id=batch.node_id,
-                    epoch=batch.epoch,
-                    seq=frame.seq,
-                    final=final,
-                    content_hash=hashed,
-                    amounts=costs,
-                    period_at=period_at,
+                    node_id=node_id, epoch=epoch, seq=frame.seq, final=final, content_hash=hashed, amounts=costs, period_at=period_at
                 )
             )
             place = (group, final.ended_at // 60_000_000, period_at)
-            sums = self.sums.get(place)
+            sums = all_sums.get(place)
             if sums is None:
-                sums = self.sums[place] = Sums()
+                sums = all_sums[place] = Sums()
             sums.add_event(tokens, costs)
 
     def roll_up(self) -> dict[RollupKey, Sums]:
@@ -326,21 +316,33 @@ class Tally:
     def book(self, now: int) -> list[Posting]:
         """The ledger transactions for all events, which are of one batch: one for each organization and period in which something is
         owed."""
-        booked: dict[tuple[str, int], list[UsageEvent]] = {}
-        for event in self.events:
-            booked.setdefault((event.final.admit.organization_id, event.period_at), []).append(event)
-        costs: dict[tuple[str, int], Costs] = {}
+        costs: dict[Booking, Costs] = {}
+        counts: dict[Booking, int] = {}
         for (group, _minute, period_at), sums in self.sums.items():
-            together = costs.setdefault((group.admit.organization_id, period_at), {})
+            model, booking = group.admit.model, (group.admit.organization_id, period_at)
+            counts[booking] = counts.get(booking, 0) + sums.requests
+            together = costs.setdefault(booking, {})
             for billing_class, pico in sums.costs.items():
-                place = (group.admit.model, billing_class)
-                together[place] = together.get(place, 0) + pico
-        postings = []
-        for (organization_id, period_at), events in sorted(booked.items()):
-            posting = book_usage(events, costs[organization_id, period_at], self.payers[organization_id].currency, now)
-            if posting is not None:
-                postings.append(posting)
-        return postings
+                together[model, billing_class] = together.get((model, billing_class), 0) + pico
+        first, last = _first_of_each(self.events, len(counts)), _first_of_each(reversed(self.events), len(counts))
+        postings = (
+            book_usage(first[booking], last[booking], count, costs[booking], self.payers[booking[0]].currency, now)
+            for booking, count in sorted(counts.items())
+        )
+        return [posting for posting in postings if posting is not None]
+
+
+Booking = tuple[str, int]
+"""Organization and period."""
+
+
+def _first_of_each(events: Iterable[UsageEvent], bookings: int) -> dict[Booking, UsageEvent]:
+    """The first event of each organization and period, of which there are that many."""
+    first: dict[Booking, UsageEvent] = {}
+    for event in events:
+        if first.setdefault((event.final.admit.organization_id, event.period_at), event) is event and len(first) == bookings:
+            break
+    return first
 
 
 Costs = dict[tuple[str, BillingClass], int]
@@ -383,15 +385,27 @@ def list_payers(tx: PlatformTx, organization_ids: Iterable[str]) -> dict[str, Pa
     }
 
 
-def _judge_all(tx: PlatformTx, batch: Batch) -> Tally:
+def _store_events(tx: PlatformTx, batch: Batch, now: int) -> Tally:
+    """Judge a batch and store its events, with the periods that they are the first of.
+
+    As if none of their ids were known, which is nearly always so, and the database says when it is not: then again, knowing which. To
+    look first would cost as much as to store.
+    """
     admits = [group.admit for group in batch.groups.values() if group.is_valid]
-    tally = Tally(
-        list_payers(tx, {admit.organization_id for admit in admits}),
-        stored_prices.find_prices(tx, {admit.price_version for admit in admits}),
-        stored_periods.open_calendars(tx, {admit.organization_id for admit in admits}),
-        stored_usage.find_hashes(tx, [final.admit.request_id for _, final, _ in batch.finals]),
-    )
+    organization_ids = {admit.organization_id for admit in admits}
+    payers = list_payers(tx, organization_ids)
+    prices = stored_prices.find_prices(tx, {admit.price_version for admit in admits})
+    calendars = stored_periods.open_calendars(tx, organization_ids)
+    tally = Tally(payers, prices, calendars, known={})
     tally.add(batch)
+    stored_periods.insert_cut(tx, calendars.values(), now)
+    try:
+        stored_usage.insert_events(tx, tally.events)
+    except stored_usage.EventRace:
+        known = stored_usage.find_hashes(tx, [final.admit.request_id for _, final, _ in batch.finals])
+        tally = Tally(payers, prices, calendars, known)
+        tally.add(batch)
+        stored_usage.insert_events(tx, tally.events)
     return tally
 
 

@@ -6,7 +6,7 @@ the same events of the same batch can never be booked twice.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from tollway.domain.ids import TRANSACTION
 from tollway.domain.prices import BillingClass
@@ -24,18 +24,18 @@ UNBILLED = "unbilled"
 
 
 def book_usage(
-    events: Sequence[UsageEvent], costs: Mapping[tuple[str, BillingClass], int], currency: str, booked_at: int
+    first: UsageEvent, last: UsageEvent, events: int, costs: Mapping[tuple[str, BillingClass], int], currency: str, booked_at: int
 ) -> Posting | None:
-    """The transaction for `events`, all of one organization, period and batch, that cost `costs` by model and billing class.
+    """The transaction for the `events` from `first` to `last` of one organization and period in one batch, that cost `costs` by model
+    and billing class.
 
     None if they cost nothing. Pure: the id names organization, node, epoch, seqs and period, so that booking again is visible as such.
     """
     total = sum(costs.values())
     if total == 0:
         return None
-    first, last = events[0], events[-1]
     organization_id = first.final.admit.organization_id
-    cause = UsageCause(first.node_id, first.epoch, first.seq, last.seq, len(events))
+    cause = UsageCause(first.node_id, first.epoch, first.seq, last.seq, events)
     revenue = [
         Entry(Account(PLATFORM, f"revenue:{model}:{billing_class}", currency), -pico)
         for (model, billing_class), pico in sorted(costs.items())

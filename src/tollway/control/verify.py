@@ -22,7 +22,7 @@ from tollway.control.ledger import PLATFORM, UNBILLED, transaction_id
 from tollway.control.verify_periods import Corrections, Periods
 from tollway.domain.prices import PriceVersion
 from tollway.domain.reconciliation import sum_usage
-from tollway.domain.usage import Amounts, UsageEvent
+from tollway.domain.usage import ADMIT_HEAD, Amounts, UsageEvent
 from tollway.storage import ledger as stored_ledger
 from tollway.storage import prices as stored_prices
 from tollway.storage import reconcile as stored_reconcile
@@ -125,11 +125,8 @@ def _read_archive(
         if (*place, 1) in chains:
             chains[*place, 1] = first_chain(*place)
         try:
-            for frame in _frames(archive, watermark):
-                report.records += 1
-                if (*place, frame.seq + 1) in chains:
-                    chains[*place, frame.seq + 1] = frame.chain
-                batch.take(frame)
+            batch.take(_note(chains, place, _frames(archive, watermark, report)))
+            batch.end(watermark.next_seq)
         except (ArchiveShort, Refused) as error:
             findings.add("archive", f"{watermark.node_id}/{watermark.epoch}: {error}")
         batches.append(batch)
@@ -142,16 +139,24 @@ def _read_archive(
     return tally
 
 
-def _frames(archive: Archive, watermark: Watermark) -> Iterator[Frame]:
+def _note(chains: dict[tuple[str, int, int], bytes], place: tuple[str, int], frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The frames but for ADMITs, which are not looked into; the chain values that are asked for are noted on the way."""
+    for frame in frames:
+        if (*place, frame.seq + 1) in chains:
+            chains[*place, frame.seq + 1] = frame.chain
+        if not frame.payload.startswith(ADMIT_HEAD):
+            yield frame
+
+
+def _frames(archive: Archive, watermark: Watermark, report: Report) -> Iterator[Frame]:
     """The records of an epoch. Raises ArchiveShort or Refused unless they are whole, chained and reach exactly to the watermark."""
     reader = Reader(1, first_chain(watermark.node_id, watermark.epoch))
     rest = b""
     for chunk in archive.read(watermark.node_id, watermark.epoch, watermark.archive_bytes):
-        data, used = rest + chunk, 0
-        for frame in reader.read(data):
-            used = frame.end
-            yield frame
-        rest = data[used:]
+        data, first = rest + chunk, reader.next_seq
+        yield from reader.read(data)
+        rest = data[reader.end :]
+        report.records += reader.next_seq - first
         if reader.tail is Tail.DAMAGED or len(rest) > HEAD_BYTES + PAYLOAD_BYTES_MAX:
             raise Refused(f"record {reader.next_seq} is damaged")
     if rest:

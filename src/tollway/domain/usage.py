@@ -3,6 +3,8 @@
 A request writes ADMIT before its upstream is called and exactly one FINAL, whatever happens; PROGRESS in between keeps what was
 delivered so far; TICK says that a node was alive; CLOSE ends an epoch. FINAL carries its ADMIT, so an event can be built, rated and
 verified from one record alone. Which outcome bills what is data with a version (OUTCOME_POLICIES), published, and named on each event.
+
+The structs hold nothing that could lead back to them, so the garbage collector need not look at them (`gc=False`).
 """
 
 import hashlib
@@ -48,7 +50,7 @@ class ServiceTier(StrEnum):
     BATCH = "batch"  # cheapest, within a day
 
 
-class Quantities(msgspec.Struct, frozen=True, omit_defaults=True):
+class Quantities(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Tokens by disjoint class: `input` was computed, `cached_input` came from the prefix cache, `output` excludes `reasoning`."""
 
     input: int = 0
@@ -60,7 +62,7 @@ class Quantities(msgspec.Struct, frozen=True, omit_defaults=True):
 NOTHING = Quantities()
 
 
-class Admit(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="admit", omit_defaults=True):
+class Admit(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="record", tag="admit", omit_defaults=True):
     """A request was admitted: on disk (page cache at least) before an engine hears of it. `service_tier` is that of its price."""
 
     request_id: str
@@ -83,7 +85,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", ta
     used: Quantities
 
 
-class Final(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="final", omit_defaults=True):
+class Final(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="record", tag="final", omit_defaults=True):
     """How the request ended and what it used. `used` is what was counted; what is billed follows from the outcome policy.
 
     `deployment_id` and `attempts`: who served it, after how many tries (0: no upstream was reached). `first_token_at`: None if no
@@ -116,7 +118,7 @@ class Close(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="
 Record = Admit | Progress | Final | Tick | Close
 
 
-class Amounts(msgspec.Struct, frozen=True):
+class Amounts(msgspec.Struct, frozen=True, gc=False):
     """What each billing class of an event costs: pico-currency, 0 where nothing is billed."""
 
     input: int = 0
@@ -131,7 +133,7 @@ class Amounts(msgspec.Struct, frozen=True):
         return self.input + self.cached_input + self.output + self.reasoning + self.request
 
 
-class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
+class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A FINAL as the ledger accepted it: its place in the node's dense sequence, what it costs, and the billing period in which it is
     booked (by its start). Immutable."""
 
@@ -188,9 +190,9 @@ _encoder = msgspec.json.Encoder()
 _record_decoder = msgspec.json.Decoder(Record)
 _final_decoder = msgspec.json.Decoder(Final)
 
-_ADMIT_HEAD = b'{"record":"admit",'
-_FINAL_HEAD = b'{"record":"final",'
-"""How each begins: the one encoding puts the tag first."""
+ADMIT_HEAD = b'{"record":"admit",'
+FINAL_HEAD = b'{"record":"final",'
+"""How each begins, so that it can be told without being decoded: the one encoding puts the tag first."""
 
 
 def encode(record: Record) -> bytes:
@@ -207,14 +209,10 @@ def decode(payload: bytes) -> Record:
     return record
 
 
-def decode_unless_admit(payload: bytes) -> Record | None:
-    """As `decode`, but None for what begins as an ADMIT, which is not looked into: its FINAL repeats all of it."""
-    if payload.startswith(_ADMIT_HEAD):
-        return None
-    if payload.startswith(_FINAL_HEAD):  # the same as below, for half the price
-        final: Final = _final_decoder.decode(payload)
-        return final
-    return decode(payload)
+def decode_final(payload: bytes) -> Final:
+    """As `decode`, for what begins with FINAL_HEAD, at half the price."""
+    final: Final = _final_decoder.decode(payload)
+    return final
 
 
 def content_hash(payload: bytes) -> bytes:

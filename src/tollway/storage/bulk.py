@@ -1,8 +1,8 @@
 """Many rows at once, by each engine's own fast way.
 
 SQLAlchemy looks at every value of every row, which costs several times what storing it does. Here rows go to the driver as they are:
-SQLite takes them one by one from a prepared statement, PostgreSQL as a COPY or as one array for each column. Who calls has to hand in
-plain values (str, int, bytes, None).
+SQLite takes them one by one from a prepared statement, PostgreSQL as a COPY or as one array for each column. Values are int, str,
+bytes or None; all text is visible ASCII (the collector lets nothing else through), so nothing has to be escaped in a COPY.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,31 +13,61 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.storage.database import PlatformTx
+from tollway.storage.schema_money import Amount
 
 COPY_LINES = 256
 """Written at a time: about 100 KB. The server stores one part while the next is made."""
 
 UNIQUE_VIOLATION = "23505"
-"""SQLSTATE (PostgreSQL, appendix A)."""
+"""SQLSTATE of a key that is taken (PostgreSQL, appendix A)."""
+
+UNIQUE_FAILED = "UNIQUE constraint failed:"
+"""How SQLite begins to say the same; its Python driver does not hand out the result code."""
+
+COPY_FORMAT = "FORMAT csv, DELIMITER E'\\t', QUOTE E'\\x01', ESCAPE E'\\x01'"
+"""CSV whose quote character cannot occur; an empty value is NULL."""
 
 
 class Duplicate(Exception):
-    """A row has a key that is taken. The transaction is at its end."""
+    """A row has a key that is taken. Nothing was inserted, and the transaction goes on."""
 
 
-def copy_in(tx: PlatformTx, table: str, columns: Sequence[str], lines: Iterable[str]) -> None:
-    """COPY lines of text into a table of PostgreSQL: values separated by tabs, an empty one is NULL, none holds a control character.
+def insert_rows(tx: PlatformTx, table: sa.Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Insert rows of these columns. Raises Duplicate."""
+    rows = list(rows)
+    if not rows:
+        return
+    if tx.connection.dialect.name == "sqlite":
+        _insert_prepared(tx, table, columns, rows)
+    else:
+        copy_lines(tx, table, columns, ("\t".join(map(_text, row)) + "\n" for row in rows))
 
-    It is CSV with a quote character that cannot occur, so that nothing has to be escaped. Raises Duplicate.
-    """
-    statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN (FORMAT csv, DELIMITER E'\\t', QUOTE E'\\x01', ESCAPE E'\\x01')"
-    if not tx.connection.in_transaction():
-        tx.connection.begin()  # it would not notice by itself, and commit nothing
+
+def _text(value: int | str | bytes | None) -> str:
+    if value is None:
+        return ""
+    return f"\\x{value.hex()}" if isinstance(value, bytes) else str(value)
+
+
+def _insert_prepared(tx: PlatformTx, table: sa.Table, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    statement = f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+    try:
+        with tx.connection.begin_nested():
+            tx.connection.exec_driver_sql(statement, [tuple(row) for row in rows])
+    except sa.exc.IntegrityError as error:
+        if str(error.orig).startswith(UNIQUE_FAILED):
+            raise Duplicate from error
+        raise
+
+
+def copy_lines(tx: PlatformTx, table: sa.Table, columns: Sequence[str], lines: Iterable[str]) -> None:
+    """Insert into a table of PostgreSQL by COPY. Lines hold the values between tabs, and end with a newline. Raises Duplicate."""
+    statement = f"COPY {table.name} ({', '.join(columns)}) FROM STDIN ({COPY_FORMAT})"
     driver: Any = tx.connection.dialect.loaded_dbapi
     connection: Any = tx.connection.connection.driver_connection
     rest = iter(lines)
     try:
-        with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        with tx.connection.begin_nested(), connection.cursor() as cursor, cursor.copy(statement) as copy:
             while part := "".join(islice(rest, COPY_LINES)):
                 copy.write(part)
     except driver.IntegrityError as error:
@@ -68,14 +98,26 @@ class Upsert:
         changes = ", ".join(f"{name} = {change}" for name, change in self.changes.items())
         conflict = f"ON CONFLICT ({', '.join(self.key)}) DO UPDATE SET {changes}"
         object.__setattr__(self, "sqlite", f"{insert} VALUES ({', '.join('?' * len(columns))}) {conflict}")
-        arrays = ", ".join(f"%s::{column.type.compile()}[]" for column in self.table.columns)
+        types = ("bigint" if isinstance(column.type, sa.Integer) else "text" for column in self.table.columns)
+        arrays = ", ".join(f"%s::{type}[]" for type in types)
+        values = ", ".join(f"{column.name}::numeric" if isinstance(column.type, Amount) else column.name for column in self.table.columns)
         doubled = conflict.replace("%", "%%")  # psycopg's mark of a parameter
-        object.__setattr__(self, "postgresql", f"{insert} SELECT * FROM unnest({arrays}) {doubled}")
+        object.__setattr__(self, "postgresql", f"{insert} SELECT {values} FROM unnest({arrays}) AS row ({', '.join(columns)}) {doubled}")
 
 
-def add_in(tx: PlatformTx, upsert: Upsert, rows: Sequence[Sequence[object]]) -> None:
+def upsert_rows(tx: PlatformTx, upsert: Upsert, rows: Sequence[Sequence[Any]]) -> None:
     """Insert or change these rows, at least one, in this order."""
     if tx.connection.dialect.name == "sqlite":
         tx.connection.exec_driver_sql(upsert.sqlite, [tuple(row) for row in rows])
     else:
-        tx.connection.exec_driver_sql(upsert.postgresql, tuple(list(column) for column in zip(*rows, strict=True)))
+        tx.connection.exec_driver_sql(upsert.postgresql, tuple(map(array_literal, zip(*rows, strict=True))))
+
+
+def array_literal(values: Sequence[int] | Sequence[str]) -> str:
+    """A one-dimensional array of PostgreSQL as text: the driver's own way looks at each value with a regular expression."""
+    if not values or not isinstance(values[0], str):
+        return "{" + ",".join(map(str, values)) + "}"
+    joined = "\0".join(map(str, values))
+    if "\\" in joined or '"' in joined:
+        joined = joined.replace("\\", r"\\").replace('"', r"\"")
+    return '{"' + joined.replace("\0", '","') + '"}'

@@ -6,9 +6,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tollway.storage.bulk import Upsert, insert_rows, upsert_rows
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import Page, Window, fetch_page
-from tollway.storage.schema_money import balances, ledger_accounts, ledger_entries, ledger_transactions
+from tollway.storage.schema_money import amount_text, balances, ledger_accounts, ledger_entries, ledger_transactions
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +86,13 @@ def post(tx: PlatformTx, postings: Sequence[Posting], now: int) -> None:
             accounts[entry.account.id] = entry.account
             changes[entry.account.id] = changes.get(entry.account.id, 0) + entry.amount_pico
     _open_accounts(tx, accounts, now)
-    tx.connection.execute(ledger_transactions.insert(), [_transaction_row(posting) for posting in postings])
-    tx.connection.execute(
-        ledger_entries.insert(),
-        [
-            {
-                "transaction_id": posting.id,
-                "line": line,
-                "account_id": entry.account.id,
-                "amount_pico": entry.amount_pico,
-            }
-            for posting in postings
-            for line, entry in enumerate(posting.entries, 1)
-        ],
+    insert_rows(tx, ledger_transactions, TRANSACTION_COLUMNS, map(_transaction_row, postings))
+    entries = (
+        (posting.id, line, entry.account.id, amount_text(entry.amount_pico))
+        for posting in postings
+        for line, entry in enumerate(posting.entries, 1)
     )
+    insert_rows(tx, ledger_entries, ("transaction_id", "line", "account_id", "amount_pico"), entries)
     _move_balances(tx, changes, now)
 
 
@@ -121,36 +115,36 @@ def _open_accounts(tx: PlatformTx, accounts: Mapping[str, Account], now: int) ->
 def _move_balances(tx: PlatformTx, changes: Mapping[str, int], now: int) -> None:
     query = sa.select(balances).where(balances.c.account_id.in_(list(changes))).order_by(balances.c.account_id)
     rows = tx.connection.execute(query.with_for_update()).all()
-    update = (
-        balances.update()
-        .where(balances.c.account_id == sa.bindparam("moved_id"))
-        .values(
-            posted_pico=sa.bindparam("moved_pico"),
-            version=balances.c.version + 1,
-            changed_at=sa.bindparam("moved_at"),
-        )
-    )
-    tx.connection.execute(
-        update,
-        [{"moved_id": row.account_id, "moved_pico": row.posted_pico + changes[row.account_id], "moved_at": now} for row in rows],
-    )
+    moved = [(row.account_id, amount_text(row.posted_pico + changes[row.account_id]), row.version + 1, now) for row in rows]
+    upsert_rows(tx, _MOVE_BALANCES, moved)
 
 
-def _transaction_row(posting: Posting) -> dict[str, object]:
-    records = posting.cause if isinstance(posting.cause, UsageCause) else None
-    return {
-        "id": posting.id,
-        "organization_id": posting.organization_id,
-        "period_at": posting.period_at,
-        "cause": "usage" if records else "adjustment",
-        "node_id": records.node_id if records else None,
-        "epoch": records.epoch if records else None,
-        "first_seq": records.first_seq if records else None,
-        "last_seq": records.last_seq if records else None,
-        "events": records.events if records else 0,
-        "adjustment_id": posting.cause.adjustment_id if isinstance(posting.cause, AdjustmentCause) else None,
-        "booked_at": posting.booked_at,
-    }
+_MOVE_BALANCES = Upsert(
+    balances, key=("account_id",), changes={name: f"excluded.{name}" for name in ("posted_pico", "version", "changed_at")}
+)
+"""All of them are there, and locked."""
+
+TRANSACTION_COLUMNS = (
+    "id",
+    "organization_id",
+    "period_at",
+    "cause",
+    "node_id",
+    "epoch",
+    "first_seq",
+    "last_seq",
+    "events",
+    "adjustment_id",
+    "booked_at",
+)
+"""In the order in which `_transaction_row` writes them."""
+
+
+def _transaction_row(posting: Posting) -> tuple[object, ...]:
+    place, cause = (posting.id, posting.organization_id, posting.period_at), posting.cause
+    if isinstance(cause, AdjustmentCause):
+        return (*place, "adjustment", None, None, None, None, 0, cause.adjustment_id, posting.booked_at)
+    return (*place, "usage", cause.node_id, cause.epoch, cause.first_seq, cause.last_seq, cause.events, None, posting.booked_at)
 
 
 # ---- Reading ----------------------------------------------------------------------------------------------------------
@@ -202,7 +196,7 @@ def iterate_balances(tx: PlatformTx) -> Iterator[Balance]:
 def _with_entries(tx: Transaction, rows: Sequence[Any]) -> list[Posting]:
     query = (
         sa.select(ledger_entries, ledger_accounts)
-        .join_from(ledger_entries, ledger_accounts)
+        .join(ledger_accounts, ledger_accounts.c.id == ledger_entries.c.account_id)
         .where(ledger_entries.c.transaction_id.in_([row.id for row in rows]))
         .order_by(ledger_entries.c.transaction_id, ledger_entries.c.line)
     )

@@ -5,11 +5,11 @@ whole currency units and the pico beyond them, which add up column by column on 
 `Amount`, which is NUMERIC(38, 0) on PostgreSQL and decimal text on SQLite, whose integers end at 64 bits and would turn into floats
 beyond. Nothing computes with an Amount in SQL: the few rows of a batch are read, added in Python and written back under a lock.
 
-Events have no foreign keys: each would cost more than the row. Whoever writes them has just read the organization and the price,
-neither of which is ever deleted; the place (node, epoch, seq) is unique because the epoch's row is locked and its records are numbered
-and chained. `verify` looks at all of it again. The one index beside the key is what closing, proving and exporting a period read by.
-On PostgreSQL events lie in one partition for each month of their ids (UUIDv7 begins with the time; see `partitions`), so that old
-months can go in one step, and the primary key is still unique for ever.
+Events and ledger entries have no foreign keys: each would cost about as much as the row. Whoever writes them has just read or
+written what they name, none of which is ever deleted; an event's place (node, epoch, seq) is unique because the epoch's row is locked
+and its records are numbered and chained. `verify` looks at all of it again. The one index of events beside the key is what closing,
+proving and exporting a period read by. On PostgreSQL events lie in one partition for each month of their ids (UUIDv7 begins with the
+time; see `partitions`), so that old months can go in one step, and the primary key is still unique for ever.
 
 Instants are BIGINT UTC microseconds. APPEND_ONLY tables are guarded by triggers against UPDATE and DELETE (see the migrations).
 """
@@ -28,6 +28,13 @@ AMOUNT_DIGITS = 38
 """Of an Amount: 10**26 currency units in pico."""
 
 
+def amount_text(pico: int) -> str:
+    """An Amount as both engines take it from a bulk insert. Raises OverflowError beyond its digits."""
+    if abs(pico) >= 10**AMOUNT_DIGITS:
+        raise OverflowError(f"an amount of more than {AMOUNT_DIGITS} digits")
+    return str(pico)
+
+
 class Amount(TypeDecorator[int]):
     """An integer of pico-currency beyond 64 bits; a Python int on both engines."""
 
@@ -44,17 +51,18 @@ class Amount(TypeDecorator[int]):
         """To the driver: decimal text or an exact Decimal, never a float."""
         if value is None:
             return None
-        if abs(value) >= 10**AMOUNT_DIGITS:
-            raise OverflowError(f"an amount of more than {AMOUNT_DIGITS} digits")
-        return str(value) if dialect.name == "sqlite" else Decimal(value)
+        text = amount_text(value)
+        return text if dialect.name == "sqlite" else Decimal(text)
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> int | None:
         """From the driver."""
         return None if value is None else int(value)
 
 
-EventId = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
-"""By bytes, whatever the language of the database: the months are cut by them."""
+def name(length: int) -> sa.String:
+    """Visible ASCII in a key: ordered by bytes, whatever the language of the database. PostgreSQL compares it several times faster so,
+    and the months of events are cut by it."""
+    return sa.String(length).with_variant(sa.String(length, collation="C"), "postgresql")
 
 
 def _one_of(column: str, values: type[Outcome] | type[UsageSource] | type[ServiceTier]) -> sa.CheckConstraint:
@@ -81,7 +89,7 @@ epochs = sa.Table(  # one life of a gateway: how far its records have been taken
 usage_events = sa.Table(  # append-only
     "usage_events",
     metadata,
-    sa.Column("event_id", EventId, primary_key=True),  # the request id, unique for ever
+    sa.Column("event_id", name(64), primary_key=True),  # the request id, unique for ever
     sa.Column("organization_id", sa.String(64), nullable=False),
     sa.Column("project_id", sa.String(64), nullable=False),
     sa.Column("key_id", sa.String(64), nullable=False),
@@ -157,15 +165,16 @@ million rows can be summed before a 64-bit integer ends."""
 usage_rollups = sa.Table(  # events by the instant at which they ended; tokens as billed
     "usage_rollups",
     metadata,
-    sa.Column("organization_id", sa.String(64), primary_key=True),
+    sa.Column("organization_id", name(64), primary_key=True),
     sa.Column("width_seconds", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("start_at", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("project_id", sa.String(64), primary_key=True),
-    sa.Column("key_id", sa.String(64), primary_key=True),
-    sa.Column("model", sa.String(128), primary_key=True),
-    sa.Column("endpoint", sa.String(64), primary_key=True),
-    *(sa.Column(name, sa.BigInteger, nullable=False) for name in ROLLUP_QUANTITIES),
-    *(sa.Column(f"{name}_{part}", sa.BigInteger, nullable=False) for name in ROLLUP_COSTS for part in ("units", "pico")),
+    sa.Column("project_id", name(64), primary_key=True),
+    sa.Column("key_id", name(64), primary_key=True),
+    sa.Column("model", name(128), primary_key=True),
+    sa.Column("endpoint", name(64), primary_key=True),
+    *(sa.Column(quantity, sa.BigInteger, nullable=False) for quantity in ROLLUP_QUANTITIES),
+    *(sa.Column(f"{cost}_{part}", sa.BigInteger, nullable=False) for cost in ROLLUP_COSTS for part in ("units", "pico")),
+    postgresql_with={"fillfactor": 70},  # room for the next versions of a row beside it, so that its index entry stays
 )
 
 # ---- Ledger -----------------------------------------------------------------------------------------------------------
@@ -173,7 +182,7 @@ usage_rollups = sa.Table(  # events by the instant at which they ended; tokens a
 ledger_accounts = sa.Table(
     "ledger_accounts",
     metadata,
-    sa.Column("id", sa.String(256), primary_key=True),  # owner/kind/currency, see control.ledger
+    sa.Column("id", name(256), primary_key=True),  # owner/kind/currency, see control.ledger
     sa.Column("owner", sa.String(64), nullable=False),
     sa.Column("kind", sa.String(160), nullable=False),
     sa.Column("currency", sa.String(3), nullable=False),
@@ -183,7 +192,7 @@ ledger_accounts = sa.Table(
 ledger_transactions = sa.Table(  # append-only
     "ledger_transactions",
     metadata,
-    sa.Column("id", sa.String(64), primary_key=True),  # derived from the cause: a replay cannot book twice
+    sa.Column("id", name(64), primary_key=True),  # derived from the cause: a replay cannot book twice
     sa.Column("organization_id", sa.String(64), nullable=False),
     sa.Column("period_at", sa.BigInteger, nullable=False),  # the start of the billing period in which it is booked
     sa.Column("cause", sa.String(16), nullable=False),  # usage: events of an epoch; adjustment: a correction
@@ -209,19 +218,20 @@ sa.Index(None, ledger_transactions.c.organization_id, ledger_transactions.c.peri
 ledger_entries = sa.Table(  # append-only; debits above zero, credits below; zero in sum
     "ledger_entries",
     metadata,
-    sa.Column("transaction_id", sa.String(64), sa.ForeignKey("ledger_transactions.id"), primary_key=True),
+    sa.Column("transaction_id", name(64), primary_key=True),
     sa.Column("line", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("account_id", sa.String(256), sa.ForeignKey("ledger_accounts.id"), nullable=False),
+    sa.Column("account_id", name(256), nullable=False),
     sa.Column("amount_pico", Amount, nullable=False),
 )
 
 balances = sa.Table(
     "balances",
     metadata,
-    sa.Column("account_id", sa.String(256), sa.ForeignKey("ledger_accounts.id"), primary_key=True),
+    sa.Column("account_id", name(256), sa.ForeignKey("ledger_accounts.id"), primary_key=True),
     sa.Column("posted_pico", Amount, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),  # one more for each change
     sa.Column("changed_at", sa.BigInteger, nullable=False),
+    postgresql_with={"fillfactor": 50},
 )
 
 APPEND_ONLY = (

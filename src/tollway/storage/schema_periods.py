@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from tollway.domain.corrections import AdjustmentKind, Decision
 from tollway.domain.periods import PeriodState
 from tollway.storage.schema import metadata
-from tollway.storage.schema_money import EventId
+from tollway.storage.schema_money import name
 
 
 def _one_of(column: str, values: type[PeriodState] | type[AdjustmentKind] | type[Decision]) -> sa.CheckConstraint:
@@ -61,8 +61,8 @@ period_blocks = sa.Table(  # append-only; subtrees of a period's Merkle tree, in
     sa.Column("period_id", sa.String(64), sa.ForeignKey("billing_periods.id"), primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("events", sa.Integer, nullable=False),
-    sa.Column("first_event_id", EventId, nullable=False),
-    sa.Column("last_event_id", EventId, nullable=False),
+    sa.Column("first_event_id", name(64), nullable=False),
+    sa.Column("last_event_id", name(64), nullable=False),
     sa.Column("hash", sa.LargeBinary(32), nullable=False),
     sa.Column("amounts", sa.Text, nullable=False),  # JSON: of its events, by billing class
     sa.CheckConstraint("events > 0 AND number >= 0", name="counts_in_range"),

@@ -12,7 +12,7 @@ from tollway.domain.money import PICO
 from tollway.domain.prices import BillingClass, PriceVersion, RatedLine, rate
 from tollway.domain.usage import Admit, Amounts, Final, Outcome, Quantities, ServiceTier, UsageEvent, UsageSource, billed
 from tollway.storage import prices as stored_prices
-from tollway.storage.bulk import Duplicate, Upsert, add_in, copy_in
+from tollway.storage.bulk import Duplicate, Upsert, copy_lines, insert_rows, upsert_rows
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.schema_money import (
     ROLLUP_COSTS,
@@ -121,20 +121,16 @@ def find_hashes(tx: PlatformTx, event_ids: Sequence[str]) -> dict[str, bytes]:
 
 
 class EventRace(Exception):
-    """Another transaction took in an event of the same id at the same time. Begin again: then it is known."""
+    """Another transaction took in an event of the same id. Look again: then it is known."""
 
 
 def insert_events(tx: PlatformTx, events: Sequence[UsageEvent]) -> None:
-    """Store new events. Raises EventRace if one of them is not new any more; then nothing more can be done in this transaction."""
-    if not events:
-        return
-    if tx.connection.dialect.name == "sqlite":
-        # Straight to the driver: SQLAlchemy's own way looks at each of the values, which costs more than to store them.
-        statement = f"INSERT INTO usage_events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
-        tx.connection.exec_driver_sql(statement, [_event_row(event) for event in events])
-        return
+    """Store new events. Raises EventRace if one of them is not new; then none is stored, and the transaction goes on."""
     try:
-        copy_in(tx, usage_events.name, EVENT_COLUMNS, map(_event_line, events))
+        if tx.connection.dialect.name == "sqlite":
+            insert_rows(tx, usage_events, EVENT_COLUMNS, map(_event_row, events))
+        elif events:
+            copy_lines(tx, usage_events, EVENT_COLUMNS, map(_event_line, events))
     except Duplicate as error:
         raise EventRace from error
 
@@ -216,7 +212,7 @@ def _event_row(event: UsageEvent) -> tuple[object, ...]:
 
 
 def _event_line(event: UsageEvent) -> str:
-    """The same as a line for `copy_in`. All text is visible ASCII: the collector lets nothing else through."""
+    """The same as a line for `copy_lines`. All text is visible ASCII: the collector lets nothing else through."""
     final, amounts = event.final, event.amounts
     admit, used = final.admit, final.used
     first_token_at = "" if final.first_token_at is None else final.first_token_at
@@ -309,8 +305,8 @@ class Sums:
     @property
     def costs(self) -> dict[BillingClass, int]:
         """Pico-currency by billing class, those of no cost left out."""
-        by_class = zip(BillingClass, (getattr(self, name) for name in SUMS_PICO), strict=True)
-        return {billing_class: pico for billing_class, pico in by_class if pico}
+        picos = (self.input_pico, self.cached_input_pico, self.output_pico, self.reasoning_pico, self.request_pico)
+        return {billing_class: pico for billing_class, pico in zip(BillingClass, picos, strict=True) if pico}
 
     def add_event(self, tokens: Quantities, amounts: Amounts) -> None:
         """Add one event: its tokens as billed, and what they cost."""
@@ -339,8 +335,6 @@ class Sums:
         self.request_pico += other.request_pico
 
 
-SUMS_PICO = tuple(f"{billing_class}_pico" for billing_class in BillingClass)
-
 RollupKey = tuple[str, int, int, str, str, str, str]
 """organization, width in seconds, start (microseconds), project, key, model, endpoint: the columns of ROLLUP_KEY."""
 
@@ -348,7 +342,7 @@ RollupKey = tuple[str, int, int, str, str, str, str]
 def add_rollups(tx: PlatformTx, sums: Mapping[RollupKey, Sums]) -> None:
     """Add to the rollups. Keys are taken in order, so that two collectors that meet wait for each other instead of deadlocking."""
     if sums:
-        add_in(tx, _ADD_ROLLUPS, [(*key, *_rollup_values(sums[key])) for key in sorted(sums)])
+        upsert_rows(tx, _ADD_ROLLUPS, [(*key, *_rollup_values(sums[key])) for key in sorted(sums)])
 
 
 def _added() -> Iterator[tuple[str, str]]:
@@ -364,12 +358,20 @@ def _added() -> Iterator[tuple[str, str]]:
 _ADD_ROLLUPS = Upsert(usage_rollups, key=ROLLUP_KEY, changes=dict(_added()))
 
 
-def _rollup_values(sums: Sums) -> Iterator[int]:
+def _rollup_values(sums: Sums) -> tuple[int, ...]:
     """The columns after the key."""
-    for name in ROLLUP_QUANTITIES:
-        yield getattr(sums, name)
-    for name in SUMS_PICO:
-        yield from divmod(getattr(sums, name), PICO)
+    return (
+        sums.requests,
+        sums.input,
+        sums.cached_input,
+        sums.output,
+        sums.reasoning,
+        *divmod(sums.input_pico, PICO),
+        *divmod(sums.cached_input_pico, PICO),
+        *divmod(sums.output_pico, PICO),
+        *divmod(sums.reasoning_pico, PICO),
+        *divmod(sums.request_pico, PICO),
+    )
 
 
 @dataclass(frozen=True, slots=True)

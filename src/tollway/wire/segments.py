@@ -32,7 +32,7 @@ PAYLOAD_BYTES_MAX = 64 * 1024
 """No record comes near it (a FINAL is below 1 KiB); a longer length is damage, not a record."""
 
 
-class Frame(msgspec.Struct, frozen=True):
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """One record as framed: its place, its chain value, its payload, and where its frame ends in the bytes read."""
 
     seq: int
@@ -94,7 +94,8 @@ def _is_zero(data: bytes, offset: int) -> bool:
 
 
 class Reader:
-    """Reads frames of one epoch in order, checking checksum, sequence and chain. `tail` says how the reading ended.
+    """Reads frames of one epoch in order, checking checksum, sequence and chain. `tail` says how the reading ended, and `end` where
+    in the data the last whole frame did.
 
     Start with the seq expected next and the chain value of the record before it (`first_chain` for seq 1).
     """
@@ -103,28 +104,36 @@ class Reader:
         self.next_seq = next_seq
         self.chain = chain
         self.tail = Tail.CLEAN
+        self.end = 0
 
-    def read(self, data: bytes, offset: int = 0) -> Iterator[Frame]:
-        """The frames of `data` from `offset` on; stops at the first that is not whole and right, and sets `tail`."""
+    def read(self, data: bytes, offset: int = 0, unless: bytes | None = None) -> Iterator[Frame]:
+        """The frames of `data` from `offset` on; stops at the first that is not whole and right, and sets `tail`.
+
+        Frames whose payload begins with `unless` are checked like all, and passed over.
+        """
         size = len(data)
+        crc32, blake2b, unpack_head = zlib.crc32, hashlib.blake2b, _HEAD.unpack_from
         while True:
+            self.end = offset
             if offset + HEAD_BYTES > size:
                 self.tail = Tail.CLEAN if _is_zero(data, offset) else Tail.TORN
                 return
-            length, crc, seq, chain = _HEAD.unpack_from(data, offset)
+            length, crc, seq, chain = unpack_head(data, offset)
             start, end = offset + HEAD_BYTES, offset + HEAD_BYTES + length
             if length == 0 and crc == 0 and seq == 0:
                 self.tail = Tail.CLEAN if _is_zero(data, offset) else self._judge(data, offset)
                 return
-            if length > PAYLOAD_BYTES_MAX or end > size or zlib.crc32(data[offset + 8 : end]) != crc:
+            if length > PAYLOAD_BYTES_MAX or end > size or crc32(data[offset + 8 : end]) != crc:
                 self.tail = self._judge(data, offset)
                 return
             payload = data[start:end]
-            if seq != self.next_seq or chain != next_chain(self.chain, seq, payload):
+            place = data[offset + 8 : offset + 16]
+            if seq != self.next_seq or chain != blake2b(self.chain + place + payload, digest_size=CHAIN_BYTES).digest():
                 self.tail = Tail.DAMAGED
                 return
             self.next_seq, self.chain, offset = seq + 1, chain, end
-            yield Frame(seq, chain, payload, end)
+            if unless is None or not payload.startswith(unless):
+                yield Frame(seq, chain, payload, end)
 
     def _judge(self, data: bytes, offset: int) -> Tail:
         """Whether the wrong frame at `offset` is what a crash leaves behind (TORN) or something else (DAMAGED).
