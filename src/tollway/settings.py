@@ -218,6 +218,9 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """For gateways only: snapshots go down, usage records come up."""
     database_url: str | None = None
     """PostgreSQL as postgresql+psycopg://...; None for the SQLite file in the data directory."""
+    retention_months: Annotated[int, msgspec.Meta(ge=0, le=1_200)] = 0
+    """On PostgreSQL, the events of a month (UTC) are removed once it has been over for so many whole months and all periods in which
+    they are booked are closed. Rollups, ledger and archive stay. 0 keeps everything; SQLite always does."""
     reconcile: ReconcileSection = ReconcileSection()
     corrections: CorrectionsSection = CorrectionsSection()
 

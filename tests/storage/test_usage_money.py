@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.link.samples import EPOCH, NODE, admit, final
+from tollway.domain import ids
 from tollway.domain.prices import BillingClass
 from tollway.domain.usage import Amounts, Quantities, UsageEvent
 from tollway.storage import schema_money as money
 from tollway.storage import usage
 from tollway.storage.archive import Archive, ArchiveShort
 from tollway.storage.database import Database
+from tollway.storage.partitions import Month
 from tollway.storage.schema_money import AMOUNT_DIGITS, Amount
 from tollway.storage.usage import Sums
 
@@ -127,3 +129,13 @@ class TestEvents:
             usage.insert_events(tx, [third])
         with database.platform(write=False) as tx:
             assert list(usage.iterate_events(tx)) == [first, third]
+
+
+class TestMonths:
+    @given(st.integers(31 * 86_400_000_000, 253_000_000_000_000_000), st.integers(0, 2**74 - 1))
+    def test_hold_exactly_the_ids_that_were_made_in_them(self, at: int, bits: int) -> None:
+        month, event_id = Month.of(at), ids.new_id(ids.REQUEST, at, bits)
+        assert month.start_at <= at < (month + 1).start_at
+        assert month.holds(event_id)
+        assert not (month + 1).holds(event_id)
+        assert not (month + -1).holds(event_id)

@@ -58,6 +58,7 @@ def control(
             reconcile=_reconcile_options(settings.control.reconcile),
             tolerance=Tolerance(settings.control.reconcile.drift_percent_max, settings.control.reconcile.drift_tokens_max),
             approval_above_pico=_approval_above(settings.control.corrections.approval_above),
+            retention_months=settings.control.retention_months,
         )
         raise typer.Exit(run_control(options))
 

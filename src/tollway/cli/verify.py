@@ -47,6 +47,8 @@ def verify(
         read |= {"transactions": report.transactions, "accounts": report.accounts}
         print("compared: " + ", ".join(f"{count} {name}" for name, count in read.items()))
         print(f"set aside: {report.conflicts} conflicts, {report.quarantined} records that could not be rated")
+        for month, events in report.removed.items():
+            print(f"removed by retention: {events} events of {month.replace('_', '-')}, taken from the archive instead")
         for difference in report.differences:
             print(f"{difference.table}: {difference.count} differences, the first: {difference.first}")
         print("everything agrees" if report.is_right else "the database does not agree with the archive")

@@ -8,9 +8,12 @@ difference of each table is reported, and how many there are.
 
 It reads one instant of the database (a read transaction); a batch that the collector takes in meanwhile belongs to neither side.
 Archives are read as far as the database's watermarks say, which are in that instant too.
+
+Events of months that retention has removed are not missing: the archive stands in for them, as many as were written down when they
+went. The rest is compared as ever, but for the hashes of period blocks that they were part of, which cannot be made again without them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -20,17 +23,19 @@ from tollway.control.collect import Batch, Refused, Tally, costs_of, list_payers
 from tollway.control.corrections import transaction_id as correction_transaction_id
 from tollway.control.ledger import PLATFORM, UNBILLED, transaction_id
 from tollway.control.verify_periods import Corrections, Periods
-from tollway.domain.prices import PriceVersion
+from tollway.domain.prices import PriceVersion, rate
 from tollway.domain.reconciliation import sum_usage
-from tollway.domain.usage import ADMIT_HEAD, Amounts, UsageEvent
+from tollway.domain.usage import ADMIT_HEAD, Amounts, UsageEvent, billed
 from tollway.storage import ledger as stored_ledger
+from tollway.storage import partitions
 from tollway.storage import prices as stored_prices
 from tollway.storage import reconcile as stored_reconcile
 from tollway.storage import usage as stored_usage
 from tollway.storage.archive import CHUNK_BYTES, Archive, ArchiveShort
 from tollway.storage.database import Database, PlatformTx
 from tollway.storage.ledger import Account, AdjustmentCause, Posting, UsageCause
-from tollway.storage.usage import Watermark
+from tollway.storage.partitions import RemovedMonth
+from tollway.storage.usage import BookedEvent, Watermark
 from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, Frame, Reader, Tail, first_chain
 
 assert CHUNK_BYTES > HEAD_BYTES + PAYLOAD_BYTES_MAX, "a chunk of the archive must hold a frame"
@@ -58,6 +63,8 @@ class Report:
     adjustments: int = 0
     conflicts: int = 0
     quarantined: int = 0
+    removed: dict[str, int] = field(default_factory=dict)
+    """Events by month (2026_11) that retention has removed."""
     differences: list[Difference] = field(default_factory=list)
 
     @property
@@ -90,12 +97,15 @@ def verify(database: Database, archive: Archive) -> Report:
         chains = dict.fromkeys(verify_periods.list_reported(periods), b"")
         tally = _read_archive(tx, archive, periods, chains, report, findings)
         _compare_prices(tx, findings)
-        _compare_events(tx, tally, periods, findings)
+        removed = partitions.list_removed(tx)
+        gone = _compare_events(tx, tally, periods, removed, findings)
+        report.removed = {str(each.month): each.events for each in removed}
+        _place_removed(tx, tally, gone)
         _compare_strays(tx, tally, findings)
         _compare_rollups(tx, tally, findings)
         _compare_engine_usage(tx, tally, findings)
-        verify_periods.compare_periods(tx, periods, chains, findings.add)
-        corrections = verify_periods.compare_corrections(tx, periods, findings.add)
+        verify_periods.compare_periods(tx, periods, chains, removed, findings.add)
+        corrections = verify_periods.compare_corrections(tx, periods, _booked(tally, gone), findings.add)
         report.adjustments = len(corrections.by_id)
         _compare_ledger(tx, tally, corrections, report, findings)
     report.events, report.conflicts, report.quarantined = len(tally.events), len(tally.conflicts), len(tally.quarantined)
@@ -182,7 +192,10 @@ def _compare_prices(tx: PlatformTx, findings: _Findings) -> None:
         findings.add("compiled_prices", f"{extra} versions follow from no published price")
 
 
-def _compare_events(tx: PlatformTx, tally: Tally, periods: Periods, findings: _Findings) -> None:
+def _compare_events(
+    tx: PlatformTx, tally: Tally, periods: Periods, removed: Sequence[RemovedMonth], findings: _Findings
+) -> dict[str, UsageEvent]:
+    """Every event against the archive. Returns those that retention has removed, as the archive has them."""
     expected: dict[str, UsageEvent] = {event.final.admit.request_id: event for event in tally.events}
     for event in stored_usage.iterate_events(tx):
         verify_periods.compare_event(periods, event, findings.add)
@@ -194,8 +207,40 @@ def _compare_events(tx: PlatformTx, tally: Tally, periods: Periods, findings: _F
             findings.add("usage_events", f"{event_id} is billed {_shown(event.amounts)} instead of {_shown(of_archive.amounts)}")
         elif event != of_archive:
             findings.add("usage_events", f"{event_id} differs from the archive")
-    for event_id in expected:
+    gone: dict[str, UsageEvent] = {}
+    for each in removed:
+        of_month = {event_id: event for event_id, event in expected.items() if each.month.holds(event_id)}
+        if len(of_month) != each.events:
+            findings.add("removed_months", f"{each.month}: {each.events} events were removed, the archive has {len(of_month)}")
+        gone |= of_month
+    for event_id in expected.keys() - gone.keys():
         findings.add("usage_events", f"{event_id} is missing")
+    return gone
+
+
+def _place_removed(tx: PlatformTx, tally: Tally, gone: Mapping[str, UsageEvent]) -> None:
+    """Give removed events the period in which they were booked: their own, unless they were late, which only the ledger knows now."""
+    booked: dict[tuple[str, int, str], list[tuple[UsageCause, int]]] = {}
+    for posting in stored_ledger.iterate_transactions(tx) if gone else ():
+        if isinstance(posting.cause, UsageCause):
+            place = (posting.cause.node_id, posting.cause.epoch, posting.organization_id)
+            booked.setdefault(place, []).append((posting.cause, posting.period_at))
+    for index, event in enumerate(tally.events):
+        if event.final.admit.request_id not in gone:
+            continue
+        causes = booked.get((event.node_id, event.epoch, event.final.admit.organization_id), [])
+        periods = {period_at for cause, period_at in causes if cause.first_seq <= event.seq <= cause.last_seq}
+        if periods and event.period_at not in periods:
+            tally.events[index] = msgspec.structs.replace(event, period_at=min(periods))
+
+
+def _booked(tally: Tally, gone: Mapping[str, UsageEvent]) -> dict[str, BookedEvent]:
+    """Removed events as corrections need them."""
+    found = {}
+    for event_id, event in gone.items():
+        price = tally.prices[event.final.admit.price_version]
+        found[event_id] = BookedEvent(event, price, rate(*billed(event.final), price), price.currency)
+    return found
 
 
 def _shown(amounts: Amounts) -> str:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tollway.control import keys, publish, reconcile
+from tollway.control import keys, publish, reconcile, retention
 from tollway.control.api.app import create_apps
 from tollway.control.api.doors import ControlPlane
 from tollway.control.api.errors import body_of
@@ -47,6 +47,12 @@ and after a crash nobody's pauses between attempts add to the outage."""
 
 DATABASE_PAUSE_SECONDS = 0.5
 """Between two attempts to reach it."""
+
+MONTHS_PAUSE_SECONDS = 86_400.0
+"""Between two looks at the months of events: far less than the months that are made ahead."""
+
+MONTHS_RETRY_SECONDS = 60.0
+"""After one that the database did not allow: a lock that was busy, a restart."""
 
 STOP_SECONDS_MAX = 8
 """For requests in progress once a stop was asked for: the longest honest one is a snapshot on its way."""
@@ -85,6 +91,7 @@ class ControlSettings:
     reconcile: ReconcileOptions | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
     approval_above_pico: int = 100 * PICO
+    retention_months: int = 0
 
 
 def now() -> int:
@@ -190,11 +197,17 @@ async def _serve_until_signal(plane: ControlPlane, settings: ControlSettings) ->
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await serve(plane, settings.public, settings.link, stop, settings.reconcile)
+    await serve(plane, settings.public, settings.link, stop, settings.reconcile, retention_months=settings.retention_months)
 
 
 async def serve(
-    plane: ControlPlane, public: socket.socket, link: socket.socket, stop: asyncio.Event, options: ReconcileOptions | None = None
+    plane: ControlPlane,
+    public: socket.socket,
+    link: socket.socket,
+    stop: asyncio.Event,
+    options: ReconcileOptions | None = None,
+    *,
+    retention_months: int = 0,
 ) -> None:
     """Serve both applications on their listening sockets until `stop` is set; then finish what runs, within
     STOP_SECONDS_MAX. `options`: how engines' counters are read meanwhile; None reads none."""
@@ -203,6 +216,7 @@ async def serve(
     urls = {"url": url_of(public), "link_url": url_of(link)}
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(publish.watch(plane.database, plane.publications))
+        tasks.create_task(_keep_months(plane, retention_months, stop))
         for server, listener in servers.items():
             tasks.create_task(server.serve(sockets=[listener]))
         while not all(server.started for server in servers):
@@ -221,6 +235,24 @@ async def serve(
 async def _reconcile(plane: ControlPlane, options: ReconcileOptions) -> None:
     holder = new_id("control")  # of this life: a lease is not a thing to come back to
     await reconcile.watch(plane.database, plane.vault, plane.reconciliation, options, holder=holder, now=plane.now, log=plane.log)
+
+
+async def _keep_months(plane: ControlPlane, retention_months: int, stop: asyncio.Event) -> None:
+    """Make and drop months of events, now and daily."""
+
+    def keep() -> None:
+        for line in retention.keep_months(plane.database, now=plane.now(), retention_months=retention_months):
+            plane.log(line)
+
+    while not stop.is_set():
+        pause_seconds = MONTHS_PAUSE_SECONDS
+        try:
+            await asyncio.to_thread(keep)
+        except Fault as fault:
+            plane.log({"event": "months_failed", "detail": fault.detail})
+            pause_seconds = MONTHS_RETRY_SECONDS
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), pause_seconds)
 
 
 def _configure(app: object) -> uvicorn.Config:

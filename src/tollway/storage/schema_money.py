@@ -127,6 +127,14 @@ usage_events = sa.Table(  # append-only
 )
 sa.Index(None, usage_events.c.organization_id, usage_events.c.period_at, usage_events.c.event_id)
 
+removed_months = sa.Table(  # append-only; months of events that retention has dropped (see partitions)
+    "removed_months",
+    metadata,
+    sa.Column("start_at", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("events", sa.BigInteger, nullable=False),
+    sa.Column("removed_at", sa.BigInteger, nullable=False),
+)
+
 event_conflicts = sa.Table(  # append-only; the same id with another content: kept for a person, never money
     "event_conflicts",
     metadata,
@@ -236,6 +244,7 @@ balances = sa.Table(
 
 APPEND_ONLY = (
     usage_events,
+    removed_months,
     event_conflicts,
     quarantined_records,
     ledger_transactions,

@@ -15,6 +15,7 @@ APPEND_ONLY = (
     "compiled_prices",
     "price_terms",
     "usage_events",
+    "removed_months",
     "event_conflicts",
     "quarantined_records",
     "ledger_transactions",
@@ -56,6 +57,13 @@ def upgrade() -> None:
         sa.Column("seen_at", sa.BigInteger(), nullable=False),
         sa.CheckConstraint("next_seq >= 1 AND archive_bytes >= 0", name=op.f("ck_epochs_watermark_in_range")),
         sa.PrimaryKeyConstraint("node_id", "epoch", name=op.f("pk_epochs")),
+    )
+    op.create_table(
+        "removed_months",
+        sa.Column("start_at", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("events", sa.BigInteger(), nullable=False),
+        sa.Column("removed_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("start_at", name=op.f("pk_removed_months")),
     )
     op.create_table(
         "event_conflicts",
