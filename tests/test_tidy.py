@@ -28,7 +28,14 @@ ROLE_NAMES = {
 }  # fmt: skip
 """Names that tell a role, not a thing; `models` would be AI models here, and those live in catalog.py."""
 
-MONEY_FILES = ("domain/money.py", "domain/prices.py", "domain/ledger.py", "control/collect.py")
+MONEY_FILES = (
+    "domain/money.py",
+    "domain/prices.py",
+    "domain/price_books.py",
+    "domain/preview.py",
+    "domain/ledger.py",
+    "control/collect.py",
+)
 
 LINES_MAX = 900
 """Longer than anybody holds in mind; most files should stay below a third of it."""

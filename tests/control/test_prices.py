@@ -236,6 +236,17 @@ class TestGateways:
         assert organization.terms[0] == PriceTerms(0, default)
         assert {price.list for price in entry.prices} == {default, f"{default}-100"}
 
+    def test_hear_of_a_default_book_that_comes_after_terms_were_set(self, fresh_control: Running) -> None:
+        """Until the terms begin, and where none are in force, the default book is what counts, however late it came."""
+        control, operator = fresh_control, fresh_control.operator()
+        tenant, own = make_tenant(control, "early"), make_book(control, "own")
+        path, later = f"/v1/platform/organizations/{tenant.organization_id}/price_terms", int(time.time()) + 1000
+        answered(operator.post(path, json={"book_id": own, "valid_from": later}))
+        default = make_book(control, "EUR", default=True)
+        organization = read_snapshot(control.node())[1]["organization", tenant.organization_id]
+        assert isinstance(organization, OrganizationEntry)
+        assert organization.terms == (PriceTerms(0, default), PriceTerms(later * 1_000_000, own))
+
     def test_hear_of_terms_of_new_organizations(self, fresh_control: Running) -> None:
         control = fresh_control
         book = make_book(control, "EUR", default=True)

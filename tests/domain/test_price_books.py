@@ -25,7 +25,7 @@ from tollway.domain.price_books import (
     schedule,
     split_list_id,
 )
-from tollway.domain.prices import UNIT_FIELDS, PriceTerms, UnitPrices, find_list, rate
+from tollway.domain.prices import UNIT_FIELDS, BillingClass, PriceTerms, UnitPrices, find_list, rate
 from tollway.domain.usage import Quantities, ServiceTier
 
 PICO = st.integers(0, UNIT_PRICE_PICO_MAX)
@@ -79,7 +79,7 @@ class TestADiscount:
     ) -> None:
         compiled = compile_price(price, "EUR", discount_bp)
         for rated in rate(used, requests, compiled):
-            assert rated.unit_pico == compile_unit(price.unit_pico(rated.billing_class), discount_bp)
+            assert rated.unit_pico == compile_unit(getattr(price, UNIT_FIELDS[rated.billing_class]), discount_bp)
             assert rated.amount_pico == rated.quantity * rated.unit_pico
 
     @given(PRICES, DISCOUNTS)
@@ -194,5 +194,4 @@ class TestCurrencies:
 
 
 def test_units_are_those_of_the_classes() -> None:
-    units = UnitPrices(input_pico=1, cached_input_pico=2, output_pico=3, reasoning_pico=4, request_pico=5)
-    assert [units.unit_pico(billing_class) for billing_class in UNIT_FIELDS] == [1, 2, 3, 4, 5]
+    assert [*UnitPrices.__struct_fields__] == [f"{billing_class}_pico" for billing_class in BillingClass] == [*UNIT_FIELDS.values()]

@@ -223,7 +223,7 @@ def set_terms(tx: TenantTx, *, book_id: str | None, discount_bp: int, valid_from
         storage.insert_compiled(tx, published, book.currency, [price_list])
         # Before the organization's entry: a gateway never knows terms without the prices that they name.
         _publish_models(tx, {price.model for price in published}, now)
-    starts = [*(terms.valid_from for terms in stored.schedule), start]
+    starts = [0, *(terms.valid_from for terms in stored.stored), start]  # 0: the default book, also one that is yet to come
     storage.insert_terms(tx, StoredTerms(start, price_list.id, carried_start(starts, now)), now)
     publish.publish(tx, OrganizationEntry, [tx.organization_id], now)
     return PriceTerms(start, price_list.id)

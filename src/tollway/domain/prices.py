@@ -41,11 +41,6 @@ class UnitPrices(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_pico: int
     request_pico: int = 0
 
-    def unit_pico(self, billing_class: BillingClass) -> int:
-        """The price of one unit of a class."""
-        pico: int = getattr(self, UNIT_FIELDS[billing_class])
-        return pico
-
     def units(self) -> "UnitPrices":
         """The unit prices alone, of whatever carries them."""
         return UnitPrices(**{name: getattr(self, name) for name in UNIT_FIELDS.values()})
