@@ -16,6 +16,7 @@ from tests.control.test_doors import refused
 from tests.control.test_periods import OCTOBER, SEPTEMBER, ended
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_ORGANIZATION, admit, final, frames
+from tollway.cli.app import run
 from tollway.domain.money import PICO
 from tollway.domain.periods import period_id
 from tollway.domain.usage import Quantities
@@ -190,3 +191,41 @@ class TestTimeZones:
         assert answered(operator.post(path, json={"time_zone": "Europe/Berlin"}))["time_zone"] == "Europe/Berlin"
         refused(operator.post(path, json={"time_zone": "Mars/Olympus"}), 400, "invalid_value", "time_zone")
         refused(operator.post("/v1/platform/organizations", json=body | {"time_zone": "../x"}), 400, "invalid_value", "time_zone")
+
+
+class TestTheCommandLine:
+    def test_walks_an_operator_through_a_month(
+        self, control: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("TOLLWAY_CONTROL_URL", control.url)
+        monkeypatch.setenv("TOLLWAY_KEY", control.platform_key)
+
+        def tollway(*arguments: str, code: int = 0) -> str:
+            assert run(arguments) == code, capsys.readouterr().err
+            said = capsys.readouterr()
+            return said.out + said.err
+
+        assert PERIOD in tollway("periods", "list", "--organization", ORGANIZATION)
+        assert NODE in tollway("periods", "blockers", PERIOD)
+        assert "hint: see `tollway periods blockers`" in tollway("periods", "close", PERIOD, code=1)
+        assert "open" in tollway("nodes", "list")
+        assert str(EPOCH) in tollway("nodes", "lost", NODE, "--reason", "the disk is gone", "--yes")
+        assert "the disk is gone" in tollway("nodes", "list", "--lost")
+        closed = tollway("periods", "close")
+        assert f"{PERIOD}  {ORGANIZATION}  2026-09-01  3 events" in closed
+        assert "(1 gateways' lives declared lost)" in closed
+        assert "nothing to close" in tollway("periods", "close")
+        assert "applied" in tollway("corrections", "credit", samples.request_id(1), "0.00001", "--reason", "slow")
+        waiting = tollway("corrections", "void", samples.request_id(2), "--reason", "r")
+        assert "waits for another operator" in waiting
+        assert "hint" not in tollway("corrections", "reject", waiting.split()[0])
+        replace = ("corrections", "replace", samples.request_id(3), "--input", "1", "--output-tokens", "2", "--reason", "r")
+        assert "applied" in tollway(*replace)
+        assert tollway("corrections", "list").count("adj_") == 3
+        tollway("audit", "export", "--period", PERIOD, "--file", "september", "--organization", ORGANIZATION)
+        tollway("audit", "proof", samples.request_id(1), "--period", PERIOD, "--file", "proof", "--organization", ORGANIZATION)
+        assert "everything agrees" in verified("september")
+        assert samples.request_id(1) in verified("--proof", "proof")
+        refused_export = tollway("audit", "export", "--period", period_id(ORGANIZATION, 0), "--organization", ORGANIZATION, code=1)
+        assert "There is no such resource." in refused_export
