@@ -61,14 +61,51 @@ async def test_a_torn_tail_is_a_crash_and_the_request_is_open(tmp_path: Path, ca
     assert (epoch["state"], epoch["admit"], epoch["final"], epoch["open"], epoch["problem"]) == ("open", 1, 0, 1, None)
 
 
-async def test_a_wrong_record_before_readable_ones_is_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_wrong_record_before_readable_ones_is_damage_and_they_can_be_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     segment = await write(tmp_path)
     data = bytearray(segment.read_bytes())
     data[data.index(b'"final"')] ^= 1
     segment.write_bytes(data)
     epoch = inspect(tmp_path, capsys, code=1)
-    assert epoch["state"] == "damaged"
-    assert "record 2 is wrong" in epoch["problem"]
+    assert (epoch["state"], epoch["records"], epoch["unverified"], epoch["open"]) == ("damaged", 1, 1, 1)
+    assert epoch["problem"].startswith("0001.seg at ") and "record 2 is wrong; record 3 at" in epoch["problem"]
+    number = segment.parent.name.partition("-")[2]
+    assert run(["spool", "inspect", "--spool", str(tmp_path), "--epoch", number]) == 1
+    page = capsys.readouterr().out
+    assert ADMIT.request_id in page and "record 2 is wrong" in page
+    assert run(["spool", "inspect", "--spool", str(tmp_path), "--epoch", number, "-o", "json"]) == 1
+    details = json.loads(capsys.readouterr().out)
+    assert [each["request_id"] for each in details["open_requests"]] == [ADMIT.request_id]
+    assert details["problems"][0]["segment"] == 1
+
+
+async def test_what_can_be_read_is_exported_line_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    segment = await write(tmp_path / "spool")
+    number = segment.parent.name.partition("-")[2]
+    out = tmp_path / "out.jsonl"
+
+    def export(*options: str, code: int) -> list[dict[str, Any]]:
+        out.unlink(missing_ok=True)
+        arguments = ["--spool", str(tmp_path / "spool"), "--epoch", number, "--file", str(out)]
+        assert run(["spool", "export", *arguments, *options]) == code
+        return [json.loads(line) for line in out.read_bytes().splitlines()]
+
+    lines = export(code=0)
+    assert [(line["seq"], line["is_verified"], line["record"]["record"]) for line in lines] == [
+        (1, True, "admit"),
+        (2, True, "final"),
+        (3, True, "close"),
+    ]
+    data = bytearray(segment.read_bytes())
+    data[data.index(b'"final"')] ^= 1
+    segment.write_bytes(data)
+    assert [(line["seq"], line["is_verified"]) for line in export(code=1)] == [(1, True), (3, False)]
+    assert [line["seq"] for line in export("--verified", code=1)] == [1]
+    assert run(["spool", "export", "--spool", str(tmp_path / "spool"), "--epoch", number, "--file", str(out)]) == 1
+    assert "exists already" in capsys.readouterr().err, "what is there is not written over"
+    assert run(["spool", "export", "--spool", str(tmp_path / "spool"), "--epoch", "7"]) == 1
 
 
 def test_a_directory_without_a_spool_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

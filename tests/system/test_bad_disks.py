@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.system import load
-from tests.system.judging import Heard, judge, lines_of_log, read_bills, read_truth, wait_until_idle
-from tests.system.load import Ask
-from tests.system.platforms import PRICES, Apart, Platform, apart, list_models
-from tests.system.running import WAIT_SECONDS, tollway
+from reliability import load
+from reliability.judging import Heard, judge, lines_of_log, read_bills, read_truth, wait_until_idle
+from reliability.load import Ask
+from reliability.platforms import PRICES, Apart, Platform, apart, list_models
+from reliability.running import WAIT_SECONDS, tollway
 
 pytestmark = pytest.mark.system
 

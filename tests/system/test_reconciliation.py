@@ -9,11 +9,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.system import load
-from tests.system.judging import read_truth, wait_until_idle
-from tests.system.load import Ask
-from tests.system.platforms import Platform, serve
-from tests.system.running import WAIT_SECONDS, Start
+from reliability import load
+from reliability.judging import read_truth, wait_until_idle
+from reliability.load import Ask
+from reliability.platforms import Platform, serve
+from reliability.running import WAIT_SECONDS, Start
 
 pytestmark = pytest.mark.system
 

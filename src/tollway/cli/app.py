@@ -38,7 +38,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "reconcile": ("reconcile:reconcile", "What was billed against what the engines counted, by model and hour."),
     "replay": ("replay:replay", "After a restore: take in again what was archived since the backup (offline)."),
     "verify": ("verify:verify", "Recompute usage and ledger from the archive and compare (offline)."),
-    "spool": ("spool:app", "A gateway's usage records on disk: inspect."),
+    "spool": ("spool:app", "A gateway's usage records on disk: inspect, export."),
     "simulate": ("simulate:simulate", "Run a simulated inference engine, with faults on demand."),
     "version": ("version:version", "Print the version."),
 }
