@@ -172,9 +172,17 @@ def recover_dead(directory: Path, *, alarm: Alarm, disk: Disk = DISK) -> dict[in
 
 
 def recover(epoch: Epoch, *, alarm: Alarm) -> Recovered:
-    """Give each open request of `epoch` its FINAL, then close it. The caller holds the epoch's lock."""
+    """Give each open request of `epoch` its FINAL, then close it. The caller holds the epoch's lock. Raises OSError."""
     if epoch.is_closed():
         return Recovered.CLOSED
+    try:
+        return _recover(epoch, alarm)
+    except OSError:
+        epoch.mark_failed()  # what this recovery wrote is in doubt as well
+        raise
+
+
+def _recover(epoch: Epoch, alarm: Alarm) -> Recovered:
     try:
         found = _read_end(epoch)
     except SpoolDamaged as damage:

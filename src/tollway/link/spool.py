@@ -239,6 +239,7 @@ class Spool:
                 disk.close(fd)
                 raise
         except BaseException:
+            epoch.mark_failed()
             disk.close(epoch_lock)
             raise
 
