@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench import collector
 from bench.instruments import count_instructions, count_system_calls, sample_shares
 from bench.load import Generator, Load, finish
 from bench.machine import Unavailable, list_tree, measure_fdatasync_us, read_rss_bytes, stop
@@ -62,6 +63,7 @@ class Rig:
     also: Sequence[str]
     rounds: int
     quick: bool
+    events: int  # that the collector's databases are filled with
     files_max: int
     record: Callable[[Subject | Sample], None]
     left_out: set[str]  # targets that could not be had, filled as that shows
@@ -272,9 +274,10 @@ FIGURES: dict[str, Callable[[Rig], None]] = {
     "syscalls": syscalls,
     "instructions": instructions,
     "peers": peers,
+    "collector": collector.measure,
     "profile": profile,
 }
-DEFAULT = tuple(name for name in FIGURES if name != "profile")
+DEFAULT = tuple(name for name in FIGURES if name not in ("collector", "profile"))
 
 
 def _turns(rig: Rig, figure: str, names: Sequence[str], loads: dict[str, Load]) -> None:

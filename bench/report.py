@@ -93,6 +93,13 @@ INSTRUCTIONS = Column("thousand instructions", value("instructions", 1e-3))
 OF_TOLLWAY = Column("× tollway", value("us_per_request"), 2, "tollway")
 CHUNK_OF_TOLLWAY = Column("× tollway", value("us_per_chunk"), 2, "tollway")
 
+EVENT_COLUMNS = (
+    Column("events/s", lambda values: values["events"] / values["seconds"] if "events" in values else None, 0),
+    Column("µs / event", value("us_per_event")),
+    Column("× COPY", value("us_per_event"), 2, "COPY"),
+    Column("of which µs CPU of the collector", lambda v: v["client_cpu_seconds"] / v["events"] * 1e6 if "events" in v else None),
+)
+
 SECTIONS = (
     Section(
         "request",
@@ -172,6 +179,24 @@ SECTIONS = (
         ),
     ),
     Section(
+        "collector",
+        "Taking usage in",
+        "The control plane's side of a record: a gateway's batches of 3,600 events through chain check, archive, deduplication, rating, "
+        "rollups and postings, a commit each, on PostgreSQL (`tollway`) and SQLite, while so many events are stored; beside psycopg's "
+        "`copy.write_row` of the finished rows of the same events into a table of the same columns, checks and indexes. Everything shares "
+        "the machine: this process, the server, and whatever else runs.",
+        (
+            Table("100,000 stored", "100,000 events stored", EVENT_COLUMNS),
+            Table("1,000,000 stored", "1,000,000 events stored", EVENT_COLUMNS),
+            Table("10,000,000 stored", "10,000,000 events stored", EVENT_COLUMNS),
+            Table(
+                "month",
+                "A month of the busiest organization by day and model",
+                (Column("events stored", value("stored"), 0), Column("groups", value("groups"), 0), Column("ms", value("month_ms"))),
+            ),
+        ),
+    ),
+    Section(
         "syscalls",
         "System calls",
         "Counted with strace over a fixed number of units; no neighbour can disturb them. Chunks at 1,000/s, so that "
@@ -212,13 +237,26 @@ AIMS = (
     Aim("CPU per request, × nginx", "request", "saturated", REQUEST_RATIO, 4.0),
     Aim("CPU per chunk at 10,000/s, × nginx", "chunk", "10k/s plain", CHUNK_RATIO, 1.3),
     Aim("CPU per chunk at 50,000/s, × nginx", "chunk", "50k/s plain", CHUNK_RATIO, 1.3),
+    Aim("Time per event taken in, × COPY", "collector", "1,000,000 stored", EVENT_COLUMNS[2], 3.0),
     Aim("KiB of memory per open stream", "memory", "open streams", STREAM_KIB, 8.0),
 )
 
 
 def line_of(sample: Sample) -> str:
     """One line for a person who watches the run."""
-    names = ("us_per_request", "us_per_chunk", "first_p50_us", "end_p50_us", "lag_p99_us", "rss_bytes", "all", "instructions", "errors")
+    names = (
+        "us_per_request",
+        "us_per_chunk",
+        "first_p50_us",
+        "end_p50_us",
+        "lag_p99_us",
+        "rss_bytes",
+        "us_per_event",
+        "month_ms",
+        "all",
+        "instructions",
+        "errors",
+    )
     shown = "  ".join(f"{name} {sample.values[name]:.2f}" for name in names if name in sample.values)
     return f"{sample.figure:9s} {sample.scenario:20s} {sample.target:12s} {sample.round + 1}  {shown}"
 

@@ -28,6 +28,12 @@ QUICK = ("request", "chunk", "syscalls")
 def add_rig_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `python -m bench` and `python -m bench.profile` share."""
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each figure (default 5)")
+    parser.add_argument(
+        "--events",
+        type=int,
+        default=1_000_000,
+        help="of the collector's figure: events stored at most, 100,000 to 10,000,000 (default 1,000,000)",
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke of about a minute: few figures, one round, nothing kept")
     parser.add_argument(
         "--also",
@@ -71,6 +77,7 @@ def prepared(arguments: argparse.Namespace, record: Callable[[Subject | Sample],
             also=list(others),
             rounds=1 if arguments.quick else arguments.rounds,
             quick=arguments.quick,
+            events=100_000 if arguments.quick else min(max(arguments.events, 100_000), 10_000_000),
             files_max=files_max,
             record=record,
             left_out=set(),
@@ -80,7 +87,7 @@ def prepared(arguments: argparse.Namespace, record: Callable[[Subject | Sample],
 def main() -> int:
     """Exit status 0 when every figure was taken and the gateway is in it (a missing peer is no failure), else 1."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="What the gateway costs, beside nginx.")
-    parser.add_argument("--figures", default="", help=f"comma-separated, of: {', '.join(FIGURES)} (default: all but profile)")
+    parser.add_argument("--figures", default="", help=f"comma-separated, of: {', '.join(FIGURES)} (default: all but collector and profile)")
     parser.add_argument("--syscalls", action="store_true", help="only the system calls: exact, whatever else runs here")
     parser.add_argument("--render", action="store_true", help="measure nothing; render the page from the kept results")
     add_rig_arguments(parser)
