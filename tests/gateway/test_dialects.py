@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,6 +91,55 @@ def test_both_ways_to_read_a_stream_agree(
 
     sent = [*sent, b"data: [DONE]\n\n"]
     assert play(stream(), sent, quickly=True) == play(stream(), sent, quickly=False)
+
+
+TEXTS = st.one_of(
+    st.text(max_size=4).map(msgspec.json.encode),
+    st.sampled_from(
+        [b'"a"', b'" "', b'"\\u00e9"', b'"\\""', b'"\\n"', b'"\xff"', b'"\xc3"', b'"\t"', b'"\x7f"', b'""', b'"', b'"a","b":"c"', b"null"]
+    ),
+    st.sampled_from(
+        [b'"},"finish_reason":"stop"},{"delta":{"content":"a"', b'"}}],"usage":{"prompt_tokens":5,"total_tokens":', b'"a", "x":1']
+    ),
+)
+COUNTS = st.one_of(
+    st.integers(0, 30).map(lambda count: b"%d" % count), st.sampled_from([b"01", b"-1", b"1e1", b"", b"9" * 30, b"1,", b"1.0"])
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(st.tuples(TEXTS, COUNTS, COUNTS, st.sampled_from([b"5", b"6"])), max_size=12), st.booleans(), st.sampled_from([None, 20]))
+def test_both_ways_agree_on_events_that_are_nearly_alike(
+    parts: list[tuple[bytes, bytes, bytes, bytes]], hide: bool, cap: int | None
+) -> None:
+    def stream() -> openai.Stream:
+        return openai.Stream(
+            hide_usage=hide, hide_continuous=hide, counting=False, upstream_model="m", public_model="m", output_tokens_max=cap
+        )
+
+    sent = [alike(b'""', b"5", b"0", b"5"), alike(b'"a"', b"6", b"1", b"5"), *(alike(*part) for part in parts), b"data: [DONE]\n\n"]
+    assert play(stream(), sent, quickly=True) == play(stream(), sent, quickly=False)
+
+
+def alike(text: bytes, total: bytes, count: bytes, prompt: bytes) -> bytes:
+    """An event as vLLM writes it in mid-stream."""
+    return (
+        b'data: {"id":"c","choices":[{"index":0,"delta":{"content":%b},"logprobs":null,"finish_reason":null,"token_ids":null}],'
+        b'"usage":{"prompt_tokens":%b,"total_tokens":%b,"completion_tokens":%b}}\n\n' % (text, prompt, total, count)
+    )
+
+
+@pytest.mark.parametrize("text", [b'"a"', b'"\xc3\xa9\xe6\x97\xa5"', b'"}}"'])
+def test_an_event_like_the_last_is_known_without_reading_it(text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = openai.Stream(
+        hide_usage=True, hide_continuous=True, counting=False, upstream_model="m", public_model="m", output_tokens_max=None
+    )
+    stream.read(alike(b'""', b"5", b"0", b"5")[:-2])
+    assert _read_regular(stream, alike(b'"a"', b"6", b"1", b"5")) is not None
+    monkeypatch.setattr(openai, "_regular", None)
+    data = alike(text, b"7", b"2", b"5")
+    assert _read_regular(stream, data) == data[: data.index(b',"usage"')] + b"}\n\n"
+    assert stream.used == Quantities(5, 0, 2)
 
 
 def test_the_quick_way_is_taken_and_only_where_it_leads() -> None:

@@ -35,7 +35,6 @@ from tollway.telemetry import Metrics
 from tollway.wire import sse
 
 CHECKPOINT_SECONDS = 1.0
-_HEXADECIMAL = b"0123456789abcdefABCDEF"
 _JSON = b"content-type: application/json\r\n"
 _EVENTS = b"content-type: text/event-stream; charset=utf-8\r\nx-accel-buffering: no\r\n"
 
@@ -104,6 +103,7 @@ class Exchange:
         "_fed",
         "_fed_at",
         "_gone",
+        "_in_event",
         "_pause",
         "_pending",
         "_record",
@@ -122,6 +122,7 @@ class Exchange:
         self._bounds = bounds
         self._pending: list[bytes] = []
         self._events = sse.EventReader()
+        self._in_event = False
         self.stream: Stream | None = None
         self._stream_bytes = 0
         self._fault: Fault | None = None
@@ -174,14 +175,13 @@ class Exchange:
     def received_chunk(self, data: bytes) -> bool:
         """The short way, for nearly every read of a stream: one chunk that holds one regular event."""
         stream, client = self.stream, self._client
-        if stream is None or not client.committed or self._events.has_rest:
+        if stream is None or self._in_event or not client.committed:
             return False
         start = data.find(b"\r\n", 0, 8) + 2
-        size = data[: start - 2]
-        if not size or size.strip(_HEXADECIMAL):  # int() would also take a sign, a prefix, spaces and underscores
+        end = len(data) - 2
+        if data[: start - 2].lower() != b"%x" % (end - start) or data[end:] != b"\r\n":
             return False
-        end = start + int(size, 16)
-        if len(data) != end + 2 or data[end:] != b"\r\n" or self._stream_bytes + end > self._bounds.stream_bytes_max:
+        if self._stream_bytes + end > self._bounds.stream_bytes_max:
             return False
         relayed = stream.read_regular(data, start, end)
         if relayed is None:
@@ -247,6 +247,7 @@ class Exchange:
                 fault = caught
             except sse.EventTooLong:
                 fault = Fault(faults.UPSTREAM_INVALID, detail="event too long")
+            self._in_event = self._events.has_rest
             if self._stream_bytes > self._bounds.stream_bytes_max:
                 fault = fault or Fault(faults.UPSTREAM_INVALID, detail="stream too long")
             if stream.used is not None:

@@ -114,6 +114,7 @@ class Downstream(asyncio.Protocol):
 
     __slots__ = (
         "_ahead_bytes",
+        "_chunked",
         "_close_after",
         "_edge",
         "_ending",
@@ -145,6 +146,7 @@ class Downstream(asyncio.Protocol):
         self._phase_at = edge.now
         self._phase_bytes = 0
         self._ahead_bytes = 0
+        self._chunked = False
         self._close_after = False
         self._ending = False
         self._prechecked = False
@@ -418,7 +420,7 @@ class Downstream(asyncio.Protocol):
         self.committed = True
         transport = self._transport
         if transport is not None:
-            chunked = self._request is not None and self._request.minor_version == 1
+            chunked = self._chunked = self._request is not None and self._request.minor_version == 1
             if not chunked:
                 self._close_after = True
             transport.write(
@@ -435,7 +437,7 @@ class Downstream(asyncio.Protocol):
     def send(self, data: bytes) -> None:
         transport = self._transport
         if transport is not None:
-            if self._request is not None and self._request.minor_version == 1:
+            if self._chunked:
                 transport.write(b"%x\r\n%b\r\n" % (len(data), data))
             else:
                 transport.write(data)
@@ -443,7 +445,7 @@ class Downstream(asyncio.Protocol):
     def end_stream(self, data: bytes) -> None:
         transport = self._transport
         if transport is not None:
-            if self._request is not None and self._request.minor_version == 1:
+            if self._chunked:
                 transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
             else:
                 transport.write(data)
