@@ -151,22 +151,23 @@ _FINAL_USAGE = b'{"include_usage":true}'
 
 
 class Permit:
-    """A call that passed its limits. Holds a place in each concurrency count until `release`. `headers`: x-ratelimit-* lines."""
+    """A call that passed its limits. Holds a place in each concurrency count until the block is left: `leave` gives it back. `headers`:
+    x-ratelimit-* lines."""
 
-    __slots__ = ("_release", "call", "headers")
+    __slots__ = ("_leave", "call", "headers")
 
-    def __init__(self, call: Call, headers: bytes, release: Callable[[], None] | None) -> None:
+    def __init__(self, call: Call, headers: bytes, leave: Callable[[tuple[tuple[str, int], ...]], None]) -> None:
         self.call = call
         self.headers = headers
-        self._release = release
+        self._leave = leave
 
     def __enter__(self) -> "Permit":
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._release is not None:
-            self._release()
-            self._release = None
+        concurrent = self.call.caller.concurrent
+        if concurrent:
+            self._leave(concurrent)
 
 
 class ClientGone(Exception):

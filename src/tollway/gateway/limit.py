@@ -1,7 +1,5 @@
 """Phase 3: is there room for it? Requests per minute and concurrent requests, at key, project and organization."""
 
-from functools import partial
-
 from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, Fault
 from tollway.gateway.counters import Counters
 from tollway.gateway.exchange import Call, Permit
@@ -30,4 +28,4 @@ def limit(call: Call, counters: Counters, now_ns: int) -> Permit:
             remaining,
             (per_minute - remaining) * MINUTE_MS // per_minute,
         )
-    return Permit(call, headers, partial(counters.leave, concurrent) if concurrent else None)
+    return Permit(call, headers, counters.leave)

@@ -152,7 +152,9 @@ class Exchange:
         return bool(self._pending) or self.finished or (self.stream is None and self._connection.reader.complete)
 
     def commit(self, headers: bytes) -> None:
-        """Send the status line and what has gathered; from now on events leave as they come."""
+        """Send the status line and what has gathered; from now on events leave as they come. The request's body is let go of: nothing
+        can be tried again."""
+        self._call.request.body = b""
         client = self._client
         client.begin_stream(headers)
         if self._pending:
@@ -388,7 +390,6 @@ async def _attempt(
 ) -> None:
     now = time.monotonic()
     record.attempt(upstream.deployment.id)
-    message = upstream.message(call.request, record.attempts, call.upstream_body(upstream.deployment))
     fresh = before is not None and before.kind is faults.UPSTREAM_STALE
     connection = None if fresh else upstream.take_idle(now)
     if connection is None:
@@ -400,7 +401,7 @@ async def _attempt(
     try:
         if client.gone:
             raise ClientGone
-        connection.ask(message, exchange)
+        connection.ask(upstream.message(call.request, record.attempts, call.upstream_body(upstream.deployment)), exchange)
         await exchange.wait()
         if call.stream and (exchange.stream is not None or not connection.reader.complete):
             exchange.commit(_EVENTS + headers)

@@ -286,6 +286,7 @@ class Downstream(asyncio.Protocol):
             else:
                 peer = self._find_client(http) if edge.rules is not None else ""
                 request = pipeline.new_request(http, endpoint, plane, edge.loop.time(), peer)
+                http.body = b""  # the pipeline's from here on, which lets go of it when it can
                 Run(pipeline.answer(request, self, plane))
             return
         self._answer_small(http, path)
