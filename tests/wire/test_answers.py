@@ -90,3 +90,45 @@ def test_after_a_restart_nothing_of_the_last_answer_is_left() -> None:
     assert reader.is_untouched and essence(reader) == (0, b"", False, False, False)
     reader.feed(ANSWERS["length"])
     assert essence(reader) == (200, BODY, True, False, True) and not reader.is_untouched
+
+
+def whole(body: bytes, *, head: bytes = b"", length: bytes | None = None, status: bytes = b"200 OK") -> bytes:
+    number = b"%d" % len(body) if length is None else length
+    return b"HTTP/1.1 %b\r\nContent-Type: a/b\r\n%bContent-Length: %b\r\nX-A: b\r\n\r\n%b" % (status, head, number, body)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        whole(b"{}"),
+        whole(b"x" * 70_000),
+        whole(b""),
+        whole(b"{}", length=b"02"),
+        whole(b"{}", length=b"-2"),
+        whole(b"{}", length=b""),
+        whole(b"{}", length=b"1"),
+        whole(b"{}", length=b"3"),
+        whole(b"{}", length=b"99999999999999999999"),
+        whole(b"{}", status=b"500 No"),
+        whole(b"{}", head=b"Connection: close\r\n"),
+        whole(b"{}", head=b"Content-Encoding: gzip\r\n"),
+        whole(b"{}", head=b"Retry-After: 1\r\n"),
+        whole(b"{}") + whole(b"{}"),
+        whole(b"{}")[:-1],
+        b"HTTP/1.1 100 Continue\r\n\r\n" + whole(b"{}"),
+    ],
+)
+def test_a_repeated_head_is_read_as_a_first_one(second: bytes) -> None:
+    first, again = ResponseReader(), ResponseReader()
+    again.feed(whole(b"{...}"))
+    again.restart()
+    for reader in (first, again):
+        reader.feed(second)
+    assert essence(again) == essence(first)
+    assert (again.content_type, again.content_length, again.body_bytes, again.has_head, again.retry_after, again.is_untouched) == (
+        first.content_type, first.content_length, first.body_bytes, first.has_head, first.retry_after, first.is_untouched
+    )  # fmt: skip
+    for reader in (first, again):
+        reader.restart()
+        reader.feed(whole(b"after"))
+    assert essence(again) == essence(first)

@@ -353,12 +353,33 @@ _ANSWER_HEADERS = frozenset({b"content-type", b"content-length", b"transfer-enco
 _ANSWER_HEADERS_MAX = 200
 
 
+class _RepeatedAnswer(msgspec.Struct, frozen=True, gc=False):
+    """The head of a whole 200 answer on a connection that is kept, around the number in its Content-Length."""
+
+    before: bytes
+    after: bytes
+    content_type: bytes
+
+
+def _find_repeated_answer(data: bytes, body: bytes, content_type: bytes) -> _RepeatedAnswer | None:
+    """What to compare the next answer with, if `data` was exactly a head with a plain Content-Length, and a body."""
+    size = data.find(b"\r\n\r\n", 0, _REPEATED_BYTES_MAX) + 4
+    head = data[:size]
+    match = _CONTENT_LENGTH.search(head)
+    if size < 4 or match is None or len(data) - size != len(body) or int(match[1]) != len(body) or b"\nretry-after" in head.lower():
+        return None
+    return _RepeatedAnswer(head[: match.start(1)], head[match.end(1) :], content_type)
+
+
 class ResponseReader:
     """Reads the answer to one request on an upstream connection; `restart` makes it ready for the next.
 
     Body bytes (without chunk framing) gather in `body` until taken. `complete` once the message ended by its own framing;
     `broken` once bytes arrived that are no HTTP answer, or exceeded a bound. An answer delimited by the end of the connection is
     complete when `eof` is called.
+
+    An engine repeats itself as a client does: an answer in one read whose head is the last one but for the number in Content-Length
+    (engines write a date, so for a second) is known without the parser.
 
     `between_chunks`: all bytes fed so far end exactly with a chunk. Whoever then finds whole chunks in the next bytes by itself may leave
     them out of `feed`: the parser stands before and after them in the same place.
@@ -371,6 +392,7 @@ class ResponseReader:
         "_head_bytes_max",
         "_headers",
         "_parser",
+        "_repeated",
         "between_chunks",
         "body",
         "body_bytes",
@@ -386,6 +408,7 @@ class ResponseReader:
 
     def __init__(self, head_bytes_max: int = 64 * 1024) -> None:
         self._head_bytes_max = head_bytes_max
+        self._repeated: _RepeatedAnswer | None = None
         self.complete = self.keep_alive = self.broken = False
         self.restart()
 
@@ -417,6 +440,35 @@ class ResponseReader:
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the upstream; never raises. Look at the attributes afterwards."""
+        if not self._head_bytes:
+            repeated = self._repeated
+            if repeated is not None and data.startswith(repeated.before) and self._take_repeated(repeated, data):
+                return
+            self._feed(data)
+            if self.complete and self.status == 200 and self.keep_alive and not self.broken and not self._chunked and len(self.body) == 1:
+                self._repeated = _find_repeated_answer(data, self.body[0], self.content_type)
+        else:
+            self._feed(data)
+
+    def _take_repeated(self, repeated: "_RepeatedAnswer", data: bytes) -> bool:
+        """Whether `data`, which starts with `before`, is that head and exactly its body; then it is taken."""
+        start = len(repeated.before)
+        end = data.find(b"\r", start, start + 10)
+        number = data[start:end]
+        if end < 0 or not number.isdigit() or not data.startswith(repeated.after, end):
+            return False
+        body = data[end + len(repeated.after) :]
+        if not body or len(body) != int(number):
+            return False
+        self._head_bytes = len(data)
+        self.status = 200
+        self.content_type = repeated.content_type
+        self.content_length = self.body_bytes = len(body)
+        self.body.append(body)
+        self.has_head = self.complete = self.keep_alive = True
+        return True
+
+    def _feed(self, data: bytes) -> None:
         if not self.has_head:
             self._head_bytes += len(data)
         if self.complete:
