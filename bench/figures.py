@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import collector
-from bench.instruments import count_instructions, count_system_calls, sample_shares
+from bench.flame import by_file
+from bench.flame import render as render_flames
+from bench.instruments import count_instructions, count_system_calls, sample_shares, sample_stacks
 from bench.load import Generator, Load, finish
 from bench.machine import Unavailable, list_tree, measure_fdatasync_us, read_rss_bytes, stop
 from bench.records import Sample, Subject
@@ -44,6 +46,9 @@ COUNTED = {
 
 # Requests under callgrind, and the units that they stand for: a stream of `inside.CHUNKS` counts once for its request.
 INSTRUCTED = {"request": (1000, 1000), "chunk": (20, 20 * 100)}
+
+STACKED = {"request": 10_000, "chunk": 500}  # requests while stacks are sampled
+FLAME_GRAPH = Path(__file__).parent.parent / "docs" / "flamegraph.svg"
 
 STREAMS_OPEN = 9_000
 STREAM_PACE_US = 1_000_000
@@ -216,7 +221,13 @@ def instructions(rig: Rig) -> None:
 
 
 def profile(rig: Rig) -> None:
-    """CPU per request and per chunk, by the binary in which it was spent."""
+    """CPU per request and per chunk: by the binary in which it was spent, and by our own files and functions (docs/flamegraph.svg)."""
+    for scenario, count in STACKED.items():
+        samples, cost_us = sample_stacks(scenario, count, rig.directory)
+        shares = {name: share * cost_us for name, share in by_file(samples).items()}
+        rig.sample("profile", scenario, Target("tollway, our files", 0, None), 0, shares)
+        if scenario == "request" and not rig.quick:
+            FLAME_GRAPH.write_text(render_flames(samples, f"A request through the gateway, without sockets: {cost_us:.0f} µs of CPU"))
     with rig.running([NGINX, TOLLWAY, *rig.also]) as targets:
         for scenario in SCENARIOS:
             for target in targets:

@@ -1,25 +1,30 @@
 """The request path in one process: the gateway's own objects between a client and an engine in memory.
 
 `python -m bench.inside request 1000` prints the CPU time per request; under callgrind, with the library that
-`bench.instruments` builds, it counts instructions. Real: everything from the bytes that a socket gave to the bytes
-that it takes, the spool on disk and its commits, the log's thread, the event loop. Not here: sockets and the kernel's
-part of them. So the figure moves when our code moves, and for no other reason.
+`bench.instruments` builds, it counts instructions; with `--folded` it samples which of our functions are at work.
+Real: everything from the bytes that a socket gave to the bytes that it takes, the spool on disk and its commits, the
+log's thread, the event loop. Not here: sockets and the kernel's part of them. So the figure moves when our code moves,
+and for no other reason.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import ctypes
 import gc
 import random
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import uvloop
 
+from bench.flame import Stack, write_folded
 from bench.targets import API_KEY, MODEL, snapshot_entries
 from tollway.domain.keys import digest
 from tollway.gateway.pipeline import Plane
@@ -175,7 +180,33 @@ class _Load:
         await self._done.wait()
 
 
-async def _main(scenario: str, count: int, directory: Path, library: str | None) -> None:
+class _Sampler:
+    """Looks at the stack at regular intervals of CPU time: which of the gateway's functions is at work. Time in C is its caller's."""
+
+    PERIOD_SECONDS = 0.001  # the kernel may take it for longer: its own clock ticks each 1 to 4 ms
+
+    def __init__(self) -> None:
+        self.samples: dict[Stack, int] = {}
+        signal.signal(signal.SIGPROF, self._look)
+
+    def switch(self, *, on: bool) -> None:
+        """Begin or stop looking."""
+        period = self.PERIOD_SECONDS if on else 0.0
+        signal.setitimer(signal.ITIMER_PROF, period, period)
+
+    def _look(self, number: int, frame: FrameType | None) -> None:
+        stack: list[str] = []
+        while frame is not None:
+            _, found, path = frame.f_code.co_filename.rpartition("/tollway/")
+            if found:
+                stack.append(f"{path}:{frame.f_code.co_qualname}")
+            frame = frame.f_back
+        if stack:
+            stack.reverse()
+            self.samples[tuple(stack)] = self.samples.get(tuple(stack), 0) + 1
+
+
+async def _main(scenario: str, count: int, directory: Path, library: str | None, folded: Path | None) -> None:
     loop = asyncio.get_running_loop()
     spool = Spool.open(directory / "spool", alarm=lambda event, fields: print(event, fields, file=sys.stderr))
     with open(directory / "log", "wb") as log:
@@ -202,6 +233,9 @@ async def _main(scenario: str, count: int, directory: Path, library: str | None)
         gc.collect()
         gc.freeze()
         collect = ctypes.PyDLL(library) if library else None
+        sampler = _Sampler() if folded else None
+        if sampler:
+            sampler.switch(on=True)
         best = 1e9
         for _ in range(1 if collect else 5):
             began = time.process_time_ns()
@@ -212,6 +246,9 @@ async def _main(scenario: str, count: int, directory: Path, library: str | None)
                 collect.stop()
             best = min(best, (time.process_time_ns() - began) / 1000 / units)
             plane.log.flush()
+        if sampler and folded:
+            sampler.switch(on=False)
+            folded.write_text(write_folded(sampler.samples))
         print(f"{best:.2f} us of CPU per {scenario}", flush=True)
         plane.log.close()
     await spool.close()
@@ -224,10 +261,15 @@ class _Vault:
 
 
 def main() -> None:
-    """SCENARIO COUNT [LIBRARY]"""
-    scenario, count, *library = sys.argv[1:]
+    """Runs one scenario and prints its cost."""
+    parser = argparse.ArgumentParser(prog="python -m bench.inside", description=main.__doc__)
+    parser.add_argument("scenario", choices=["request", "chunk"])
+    parser.add_argument("count", type=int, help="requests")
+    parser.add_argument("--collect", help="library that tells callgrind when to count")
+    parser.add_argument("--folded", type=Path, help="file for the stacks that were sampled")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tollway-bench-") as directory:
-        uvloop.run(_main(scenario, int(count), Path(directory), library[0] if library else None))
+        uvloop.run(_main(arguments.scenario, arguments.count, Path(directory), arguments.collect, arguments.folded))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench.flame import Stack, read_folded
 from bench.machine import LOAD_CPU, NATIVE, Unavailable, get_tool, launch, stop
 
 TOOL_SECONDS_MAX = 60.0
+CALLGRIND_SECONDS_MAX = 600.0  # it takes fifty times as long as the machine does
 PERF_PER_SECOND = 1999  # not in step with anything that ticks in round milliseconds
 
 
@@ -85,8 +87,17 @@ def count_instructions(scenario: str, count: int, directory: Path) -> float:
     library, output = directory / "collect.so", directory / f"callgrind-{scenario}.out"
     _run([compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(NATIVE / "collect.c")])
     command = [valgrind, "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={output}"]
-    _run([*command, sys.executable, "-m", "bench.inside", scenario, str(count), str(library)])
+    _run([*command, sys.executable, "-m", "bench.inside", scenario, str(count), "--collect", str(library)], CALLGRIND_SECONDS_MAX)
     return parse_callgrind(output.with_name(output.name + ".1").read_text())
+
+
+def sample_stacks(scenario: str, count: int, directory: Path) -> tuple[dict[Stack, int], float]:
+    """Which of the gateway's functions are at work while `count` requests pass (of `bench.inside`), by stack; and the microseconds
+    of CPU that one unit takes there.
+    """
+    output = directory / f"{scenario}.folded"
+    said = _run([sys.executable, "-m", "bench.inside", scenario, str(count), "--folded", str(output)])
+    return read_folded(output.read_text()), float(said.split()[0])
 
 
 def parse_callgrind(text: str) -> float:
@@ -97,10 +108,10 @@ def parse_callgrind(text: str) -> float:
     return float(found.group(1))
 
 
-def _run(command: list[str]) -> str:
+def _run(command: list[str], seconds_max: float = TOOL_SECONDS_MAX) -> str:
     process = launch(command, cpu=LOAD_CPU)
     try:
-        output, _ = process.communicate(timeout=TOOL_SECONDS_MAX)
+        output, _ = process.communicate(timeout=seconds_max)
     finally:
         stop(process.pid)
     if process.returncode:

@@ -228,7 +228,9 @@ SECTIONS = (
     Section(
         "profile",
         "Where the microseconds go",
-        "µs of CPU by the binary in which they were spent (perf, cpu-clock).",
+        "µs of CPU by the binary in which they were spent (perf, cpu-clock); and of the request path without sockets by"
+        " the file whose function was at work or had called into C (sampled). The same by function, as a flame graph:"
+        " [flamegraph.svg](flamegraph.svg).",
         (),
     ),
 )
