@@ -33,6 +33,7 @@ from tollway.gateway.running import Pause
 from tollway.gateway.upstream import Connection, Upstream
 from tollway.telemetry import Metrics
 from tollway.wire import sse
+from tollway.wire.http import chunk_size
 
 CHECKPOINT_SECONDS = 1.0
 _JSON = b"content-type: application/json\r\n"
@@ -179,9 +180,9 @@ class Exchange:
         stream, client = self.stream, self._client
         if stream is None or self._in_event or not client.committed:
             return False
-        start = data.find(b"\r\n", 0, 8) + 2
+        start = 5 if data[3:5] == b"\r\n" else data.find(b"\r\n", 0, 8) + 2
         end = len(data) - 2
-        if data[: start - 2].lower() != b"%x" % (end - start) or data[end:] != b"\r\n":
+        if data[:start].lower() != chunk_size(end - start) or data[end:] != b"\r\n":
             return False
         if self._stream_bytes + end > self._bounds.stream_bytes_max:
             return False

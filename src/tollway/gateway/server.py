@@ -29,7 +29,7 @@ from tollway.gateway.ports import Flow
 from tollway.gateway.running import Run
 from tollway.gateway.strangers import Strangers
 from tollway.wire.errors import anthropic_error, openai_error
-from tollway.wire.http import HttpBounds, HttpRequest, RequestReader
+from tollway.wire.http import HttpBounds, HttpRequest, RequestReader, chunk_size
 
 PRECHECK_BYTES = 64 * 1024
 """A body larger than this is read on only for a caller who authenticated by the head."""
@@ -439,7 +439,7 @@ class Downstream(asyncio.Protocol):
         transport = self._transport
         if transport is not None:
             if self._chunked:
-                transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+                transport.write(chunk_size(len(data)) + data + b"\r\n")
             else:
                 transport.write(data)
 

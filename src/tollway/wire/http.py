@@ -334,6 +334,14 @@ def _find_repeated(data: bytes, request: HttpRequest) -> _Repeated | None:
     return _Repeated(head[: match.start(1)], head[match.end(1) :], request.headers, request.method, request.target)
 
 
+_CHUNK_SIZES = tuple(b"%x\r\n" % size for size in range(1024))
+
+
+def chunk_size(size: int) -> bytes:
+    """The line before a chunk of `size` bytes, in the lower case that nearly all write (RFC 9112 section 7.1)."""
+    return _CHUNK_SIZES[size] if 0 <= size < 1024 else b"%x\r\n" % size
+
+
 def _remember(names: dict[bytes, bytes | None], name: bytes, meaning: bytes | None) -> bytes | None:
     """Keep what a spelling of a name stands for, as long as there is room."""
     if len(names) < _SPELLINGS_MAX and len(name) <= 64:

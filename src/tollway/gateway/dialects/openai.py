@@ -187,8 +187,6 @@ _SHAPE = re.compile(
 """A regular event around its text and its counts. Without a backslash in it, no quote is part of a text."""
 SHAPES_MAX = 8
 """Events of a stream that are looked at for the shape; where eight do not have it, the engine writes another one."""
-_PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte not in b'"\\')
-_HIGH = bytes(range(0x80, 0x100))
 _ZERO = ord("0")
 
 _usage = msgspec.json.Decoder(_Usage)
@@ -347,19 +345,17 @@ class Stream:
         """The same for an event that differs from the last regular one in nothing but its text and its counts. Without reading JSON: plain
         text in place of plain text cannot change what an object says beside it."""
         text_at = start + len(self._before)
-        at = data.find(self._after, text_at, end)
-        if at < 0 or data[start:text_at] != self._before:
+        at = data.find(b'"', text_at)
+        counts_at = at + len(self._after)
+        if at < 0 or data[at:counts_at] != self._after or data[start:text_at] != self._before:
             return None
-        text = data[text_at:at]
-        unusual = text.translate(None, _PLAIN)
-        if unusual:
-            if unusual.translate(None, _HIGH):
-                return None
-            try:
-                text.decode()
-            except UnicodeDecodeError:
-                return None
-        total, _, rest = data[at + len(self._after) : end].partition(b',"completion_tokens":')
+        try:
+            text = data[text_at:at].decode()
+        except UnicodeDecodeError:
+            return None
+        if not text.isprintable() or "\\" in text:
+            return None
+        total, _, rest = data[counts_at:end].partition(b',"completion_tokens":')
         count = rest[:-4]
         if rest[-4:] != b"}}\n\n" or not (total.isdigit() and count.isdigit()) or total[0] == _ZERO or count[0] == _ZERO:
             return None
