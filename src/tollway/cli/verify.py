@@ -45,6 +45,7 @@ def verify(
     else:
         read = {"epochs": report.epochs, "records": report.records, "events": report.events}
         read |= {"transactions": report.transactions, "accounts": report.accounts}
+        read |= {"periods": report.periods, "corrections": report.adjustments}
         print("compared: " + ", ".join(f"{count} {name}" for name, count in read.items()))
         print(f"set aside: {report.conflicts} conflicts, {report.quarantined} records that could not be rated")
         for month, events in report.removed.items():
