@@ -26,7 +26,7 @@ def verify(
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Recompute events and what they cost, rollups, ledger and balances from the archived records, and compare.
+    """Recompute events and what they cost, rollups, periods, corrections, ledger and balances from the archived records; compare.
 
     Exit code 0 if all agree, 1 with the first difference of each table if not. The embedded database must be stopped;
     PostgreSQL is read as of one instant.
