@@ -16,16 +16,18 @@ import pytest
 import sqlalchemy as sa
 
 from tests.control.running import NO_TLS, Running, TenantSetup, answered, make_tenant
-from tests.link.samples import EPOCH, NODE, admit, final, frames
+from tests.link.samples import EPOCH, NODE, admit, final, frames, request_id
 from tests.simulator.running import simulator
 from tollway.cli.app import run
 from tollway.control import reconcile
 from tollway.control.engine_counters import PAGE_BYTES_MAX, open_client
 from tollway.control.reconcile import ReconcileOptions
+from tollway.control.verify import verify
 from tollway.domain.reconciliation import HOUR_US, State, Tolerance, hour_of, sum_usage
-from tollway.domain.usage import Quantities, Record
+from tollway.domain.usage import Anomaly, Quantities, Record
 from tollway.serve import control as serve_control
 from tollway.storage import reconcile as stored
+from tollway.storage.archive import Archive
 from tollway.storage.schema_reconcile import reconciliation_lease
 
 HOUR = hour_of(serve_control.now()) - 3 * HOUR_US
@@ -324,12 +326,21 @@ class TestCollector:
             of = admit(
                 number, organization_id=tenant.organization_id, project_id=tenant.project_id, key_id=tenant.key_id, price_version=price_id
             )
-            records += [of, final(of)]
+            records += [of, final(of, anomaly=list(Anomaly)[number] if number < 4 else None)]
         body = b"".join(frames(records))
         for _ in range(3):
             answered(fresh_control.node().put(f"/v1/link/records/{NODE}/{EPOCH}/1", content=body))
         (row,) = rows(fresh_control, hour_of(EPOCH))
         assert (row["requests"]["requests"], row["prompt"]["ledger"], row["output"]["ledger"]) == (6, 6 * 120, 6 * 34)
+        assert row["requests"]["anomalous"] == 4
+        assert verify(fresh_control.plane.database, Archive(fresh_control.plane.archive_directory)).is_right
+        page = answered(operator.get("/v1/platform/anomalies"))
+        assert [each["anomaly"] for each in page["data"]] == list(Anomaly)
+        only = {"kind": "usage_inflated", "deployment_id": page["data"][0]["deployment_id"]}
+        (found,) = answered(operator.get("/v1/platform/anomalies", params=only))["data"]
+        assert (found["id"], found["input_tokens"], found["output_tokens"]) == (request_id(2), 120, 34)
+        assert operator.get("/v1/platform/anomalies", params={"kind": "other"}).status_code == 400
+        assert fresh_control.client(tenant.admin_key).get("/v1/platform/anomalies").status_code == 403
 
 
 def test_a_reading_is_taken_on_the_full_interval_until_it_is_stopped(control: Running) -> None:

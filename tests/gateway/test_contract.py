@@ -11,7 +11,7 @@ from tests.fakes import Upstream
 from tests.gateway.running import Answer, Gateway, Served, chat, completion, connect, gateway, healthy, message, post, streamed, whole
 from tests.gateway.test_streams import error_code
 from tests.simulator.running import Running, simulator
-from tollway.domain.usage import Final, Outcome, UsageSource
+from tollway.domain.usage import Anomaly, Final, Outcome, UsageSource
 from tollway.gateway.relay import RelayBounds
 
 HARMLESS = [
@@ -101,6 +101,46 @@ async def test_what_no_client_may_notice(fault: str, scene: Scene) -> None:
         assert final.source is UsageSource.COUNTED
     elif fault != "usage:shrinking":
         assert (used.input, used.cached_input) == (truth.prompt_tokens - truth.cached_tokens, truth.cached_tokens)
+
+
+NONSENSE = {
+    "usage:missing": Anomaly.MISSING,
+    "usage:negative": Anomaly.INVALID,
+    "usage:shrinking": Anomaly.SHRINKING,
+    "usage:inflated": Anomaly.INFLATED,
+}
+
+
+@pytest.mark.parametrize("bounded", [True, False], ids=["bounded", "unbounded"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("fault", NONSENSE)
+async def test_a_report_that_is_nonsense_bills_no_more_than_was_done_and_can_be_found(
+    fault: str, stream: bool, bounded: bool, sim: Running
+) -> None:
+    async with gateway({"m": Served([sim.url], upstream_model="sim-small!" + fault)}) as running:
+        body = streamed() if stream else chat()
+        answer = await post(running.port, body | ({"max_tokens": TOKENS, "ignore_eos": True} if bounded else {}))
+        final = await running.sink.settled()
+        anomalies = running.plane.metrics.anomalies
+    assert answer.status == 200 and final.outcome is Outcome.COMPLETED
+    truth = await sim.record(answer.headers["x-request-id"])
+    used = final.used
+    assert used.input + used.cached_input <= truth.prompt_tokens
+    # This engine's shrinking reports begin far too high: that is noticed first, and of a whole answer there is but one report.
+    assert final.anomaly is NONSENSE[fault] or (fault == "usage:shrinking" and final.anomaly is Anomaly.INFLATED)
+    assert anomalies == {final.anomaly: 1}
+    if bounded or fault in ("usage:missing", "usage:negative"):
+        assert used.output + used.reasoning <= truth.completion_tokens
+    else:
+        assert used.output <= len(answer.body) + 400 * (truth.completion_tokens + 2), "no more than a token for each byte that came"
+
+
+async def test_a_stream_that_is_cut_keeps_what_was_wrong_with_its_reports(sim: Running) -> None:
+    async with gateway({"m": Served([sim.url], upstream_model="sim-small!usage:inflated+cut@3" + PACE)}) as running:
+        await post(running.port, streamed(max_tokens=TOKENS) | {"ignore_eos": True})
+        final = await running.sink.settled()
+        assert running.plane.metrics.anomalies == ({} if final.anomaly is None else {final.anomaly: 1})
+    assert final.outcome is Outcome.UPSTREAM_ERROR and final.used.output <= TOKENS
 
 
 @pytest.mark.parametrize("fault", EARLY)

@@ -19,8 +19,11 @@ from prometheus_client.registry import Collector
 from tollway.control.engine_counters import COUNTERS, Counters, Source, Unreadable, open_client, read_all
 from tollway.domain.faults import Fault
 from tollway.domain.reconciliation import HOUR_US, Reading, Row, State, Tolerance, compare, hour_of, split
+from tollway.domain.usage import Anomaly, UsageEvent
 from tollway.storage import reconcile as storage
+from tollway.storage import usage as stored_usage
 from tollway.storage.database import Database, PlatformTx
+from tollway.storage.pages import Page, Window
 from tollway.storage.reconcile import Observation
 from tollway.storage.vault import LocalVault
 
@@ -85,6 +88,11 @@ def report(tx: PlatformTx, start_at: int, end_at: int, tolerance: Tolerance, now
         tolerance,
         settled_before=now - SETTLE_SECONDS * 1_000_000,
     )
+
+
+def list_anomalies(tx: PlatformTx, window: Window, *, kind: Anomaly | None, deployment_id: str | None) -> Page[UsageEvent]:
+    """The requests whose engine reported usage that was not believed."""
+    return stored_usage.list_anomalies(tx, window, kind=kind, deployment_id=deployment_id)
 
 
 # ---- Reading ----------------------------------------------------------------------------------------------------------

@@ -160,6 +160,7 @@ def sum_usage(finals: Iterable[Final]) -> dict[UsageKey, EngineUsage]:
         found.requests += 1
         found.incomplete += final.outcome is not Outcome.COMPLETED
         found.retried += final.attempts > 1
+        found.anomalous += final.anomaly is not None
         found.output += used.output + used.reasoning
         first_at = final.first_token_at
         if first_at is not None and first_at < key[0]:

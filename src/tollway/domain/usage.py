@@ -50,6 +50,15 @@ class ServiceTier(StrEnum):
     BATCH = "batch"  # cheapest, within a day
 
 
+class Anomaly(StrEnum):
+    """What was wrong with an engine's usage report. None of them raises a bill: see `gateway.dialects.answers`."""
+
+    MISSING = "usage_missing"  # a completed request without a report: what was counted on the way is billed
+    INVALID = "usage_invalid"  # negative counts, parts larger than their whole, beyond any number
+    INFLATED = "usage_inflated"  # more output than was asked for, or than was delivered: held to that
+    SHRINKING = "usage_shrinking"  # a running total that fell: the larger one was true when it was made
+
+
 class Quantities(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Tokens by disjoint class: `input` was computed, `cached_input` came from the prefix cache, `output` excludes `reasoning`."""
 
@@ -89,7 +98,8 @@ class Final(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="reco
     """How the request ended and what it used. `used` is what was counted; what is billed follows from the outcome policy.
 
     `deployment_id` and `attempts`: who served it, after how many tries (0: no upstream was reached). `first_token_at`: None if no
-    token was seen. `error`: code of the fault that ended it, None if completed or cancelled.
+    token was seen. `error`: code of the fault that ended it, None if completed or cancelled. `anomaly`: what was
+    wrong with the engine's report of usage, None if nothing.
     """
 
     admit: Admit
@@ -101,6 +111,7 @@ class Final(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="reco
     attempts: int = 0
     first_token_at: int | None = None
     error: str | None = None
+    anomaly: Anomaly | None = None
 
 
 class Tick(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="tick"):

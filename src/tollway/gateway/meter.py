@@ -10,7 +10,7 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.domain.usage import NOTHING, OUTCOME_POLICY_CURRENT, Admit, Final, Outcome, Quantities, UsageSource
+from tollway.domain.usage import NOTHING, OUTCOME_POLICY_CURRENT, Admit, Anomaly, Final, Outcome, Quantities, UsageSource
 from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.ports import CACHED_INPUT, FIRST_TOKEN_AT, INPUT, OUTPUT, REASONING, SLOT_WORDS, UsageSink
 from tollway.gateway.running import Pause
@@ -37,6 +37,7 @@ class Record:
         "_slot",
         "_used",
         "admit",
+        "anomaly",
         "attempts",
         "deployment_id",
         "final",
@@ -49,6 +50,7 @@ class Record:
         self._used = NOTHING
         self._output = 0
         self.source = UsageSource.NONE
+        self.anomaly: Anomaly | None = None
         self.deployment_id: str | None = None
         self.attempts = 0
         self.first_token_at: int | None = None
@@ -70,6 +72,7 @@ class Record:
         """Another upstream is asked: what an earlier one used is not this request's."""
         self.attempts += 1
         self.deployment_id = deployment_id
+        self.anomaly = None
         if self._used is not NOTHING:
             self._used = NOTHING
             self._output = 0
@@ -121,6 +124,7 @@ class Record:
             attempts=self.attempts,
             first_token_at=self.first_token_at,
             error=error,
+            anomaly=self.anomaly,
         )
         durable = Pause()
         self._sink.final(self._slot, self.final, durable.wake)

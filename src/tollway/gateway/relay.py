@@ -23,8 +23,8 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault, Retry
-from tollway.domain.usage import NOTHING, Outcome, Quantities, UsageSource
-from tollway.gateway.dialects.answers import error_fault, error_text
+from tollway.domain.usage import NOTHING, Anomaly, Outcome, Quantities, UsageSource
+from tollway.gateway.dialects.answers import error_fault, error_text, hold_to_delivered
 from tollway.gateway.dialects.table import Stream
 from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.meter import Record
@@ -110,9 +110,9 @@ class Exchange:
         "_record",
         "_sent_at",
         "_started",
-        "_stream_bytes",
         "finished",
         "stream",
+        "stream_bytes",
     )
 
     def __init__(self, call: Call, connection: Connection, client: Client, record: Record, bounds: RelayBounds, now: float) -> None:
@@ -125,7 +125,7 @@ class Exchange:
         self._events = sse.EventReader()
         self._in_event = False
         self.stream: Stream | None = None
-        self._stream_bytes = 0
+        self.stream_bytes = 0
         self._fault: Fault | None = None
         self._gone = client.gone
         self._pause: Pause | None = None
@@ -184,13 +184,13 @@ class Exchange:
         end = len(data) - 2
         if data[:start].lower() != chunk_size(end - start) or data[end:] != b"\r\n":
             return False
-        if self._stream_bytes + end > self._bounds.stream_bytes_max:
+        if self.stream_bytes + end > self._bounds.stream_bytes_max:
             return False
         relayed = stream.read_regular(data, start, end)
         if relayed is None:
             return False
         self._fed = True
-        self._stream_bytes += end - start
+        self.stream_bytes += end - start
         self._record.advance(stream.output)
         client.send(relayed)
         return True
@@ -240,7 +240,7 @@ class Exchange:
         fault: Fault | None = None
         out = b""
         if data and not self.finished:
-            self._stream_bytes += len(data)
+            self.stream_bytes += len(data)
             try:
                 for event in self._events.feed(data):
                     relayed = stream.read(event)
@@ -251,7 +251,7 @@ class Exchange:
             except sse.EventTooLong:
                 fault = Fault(faults.UPSTREAM_INVALID, detail="event too long")
             self._in_event = self._events.has_rest
-            if self._stream_bytes > self._bounds.stream_bytes_max:
+            if self.stream_bytes > self._bounds.stream_bytes_max:
                 fault = fault or Fault(faults.UPSTREAM_INVALID, detail="stream too long")
             if stream.used is not None:
                 self._record.note(stream.used, stream.source)
@@ -410,7 +410,7 @@ async def _attempt(
                 await exchange.wait()
             stream = exchange.stream
             assert stream is not None
-            _note_completed(record, stream.used, stream.source, stream.anomaly, metrics)
+            _note_completed(record, call, stream.used, stream.source, stream.anomaly, exchange.stream_bytes)
             await record.finish(Outcome.COMPLETED)
             client.end_stream(stream.terminator)
         else:
@@ -420,10 +420,14 @@ async def _attempt(
                 raise answer_fault(reader.status, body, reader.retry_after)
             answer = call.dialect.read_answer(body, upstream.deployment.upstream_model, call.model.id, call.output_tokens_max)
             exchange.finished = True
-            _note_completed(record, answer.used, UsageSource.ENGINE_FINAL, answer.anomaly, metrics)
+            _note_completed(record, call, answer.used, UsageSource.ENGINE_FINAL, answer.anomaly, len(body))
             await record.finish(Outcome.COMPLETED)
             client.answer(200, _JSON + headers, answer.body)
     finally:
+        if record.final is None and exchange.stream is not None:
+            _note_cut(record, call, exchange.stream, exchange.stream_bytes)
+        if record.anomaly is not None:
+            metrics.count(metrics.anomalies, record.anomaly)
         active.exchanges.discard(exchange)
         client.attend(None)
         if exchange.finished:
@@ -432,14 +436,28 @@ async def _attempt(
             connection.abort()
 
 
-def _note_completed(record: Record, used: Quantities | None, source: UsageSource, anomaly: str | None, metrics: Metrics) -> None:
+def _note_completed(
+    record: Record, call: Call, used: Quantities | None, source: UsageSource, anomaly: Anomaly | None, delivered_bytes: int
+) -> None:
     """Note what a completed request used. An engine that reports nothing believable bills only what was counted on the way."""
-    if used is not None:
-        record.note(used, source)
     if anomaly is None and (used is None or source is UsageSource.COUNTED):
-        anomaly = "usage_missing"
-    if anomaly is not None:
-        metrics.count(metrics.anomalies, anomaly)
+        anomaly = Anomaly.MISSING
+    record.anomaly = anomaly
+    if used is not None:
+        held = hold_to_delivered(used, call.output_tokens_max, delivered_bytes)
+        if held is not used:
+            record.anomaly = Anomaly.INFLATED
+        record.note(held, source)
+
+
+def _note_cut(record: Record, call: Call, stream: Stream, delivered_bytes: int) -> None:
+    """The same of a stream that was broken off: what was noted on the way stands, as far as it can be."""
+    record.anomaly = stream.anomaly
+    used = record.used
+    held = hold_to_delivered(used, call.output_tokens_max, delivered_bytes)
+    if held is not used:
+        record.anomaly = Anomaly.INFLATED
+        record.note(held, record.source)
 
 
 _UNSHOWABLE = re.compile(r"[^\x20-\x7e]|https?:|[/\\]\w+[/\\]|[Bb]earer|sk-|tw_|key", re.ASCII)

@@ -65,7 +65,7 @@ ADMIT_BYTES_MAX = 640
 programming error."""
 
 OWED_BYTES = 4096
-"""Kept back per open request. Its FINAL takes at most 1,088: an ADMIT, and outcome, counts, ids and instants. The
+"""Kept back per open request. Its FINAL takes at most 1,120: an ADMIT, and outcome, counts, ids and instants. The
 rest is its share of the headers of the segments that the FINALs of all open requests begin: with segment_bytes >=
 1024 x slots_max a header (<= 768 a request) fits, and four segments hold all."""
 

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from tollway.domain.prices import BillingClass
-from tollway.domain.usage import Outcome, ServiceTier, UsageSource
+from tollway.domain.usage import Anomaly, Outcome, ServiceTier, UsageSource
 from tollway.storage.schema import metadata
 
 AMOUNT_DIGITS = 38
@@ -65,7 +65,7 @@ def name(length: int) -> sa.String:
     return sa.String(length).with_variant(sa.String(length, collation="C"), "postgresql")
 
 
-def _one_of(column: str, values: type[Outcome] | type[UsageSource] | type[ServiceTier]) -> sa.CheckConstraint:
+def _one_of(column: str, values: type[Outcome] | type[UsageSource] | type[ServiceTier] | type[Anomaly]) -> sa.CheckConstraint:
     return sa.CheckConstraint(f"{column} IN ({', '.join(repr(str(value)) for value in values)})", name=f"{column}_known")
 
 
@@ -115,17 +115,21 @@ usage_events = sa.Table(  # append-only
     sa.Column("deployment_id", sa.String(64)),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("error", sa.String(64)),
+    sa.Column("anomaly", sa.String(16)),  # what was wrong with the engine's report
     # What each class costs: quantity billed (by the outcome policy) x unit price (of the price version), neither of which can change.
     *(sa.Column(f"{billing_class}_pico", sa.BigInteger, nullable=False) for billing_class in BillingClass),
     sa.Column("content_hash", sa.LargeBinary(32), nullable=False),
     _one_of("outcome", Outcome),
     _one_of("source", UsageSource),
     _one_of("service_tier", ServiceTier),
+    _one_of("anomaly", Anomaly),
     sa.CheckConstraint("input >= 0 AND cached_input >= 0 AND output >= 0 AND reasoning >= 0", name="quantities_not_negative"),
     sa.CheckConstraint(" AND ".join(f"{billing_class}_pico >= 0" for billing_class in BillingClass), name="amounts_not_negative"),
     postgresql_partition_by="RANGE (event_id)",
 )
 sa.Index(None, usage_events.c.organization_id, usage_events.c.period_at, usage_events.c.event_id)
+_ANOMALOUS = usage_events.c.anomaly.is_not(None)  # few, and looked for among very many
+sa.Index(None, usage_events.c.event_id, postgresql_where=_ANOMALOUS, sqlite_where=_ANOMALOUS)
 
 removed_months = sa.Table(  # append-only; months of events that retention has dropped (see partitions)
     "removed_months",

@@ -10,10 +10,11 @@ from sqlalchemy.dialects import postgresql
 
 from tollway.domain.money import PICO
 from tollway.domain.prices import BillingClass, PriceVersion, RatedLine, rate
-from tollway.domain.usage import Admit, Amounts, Final, Outcome, Quantities, ServiceTier, UsageEvent, UsageSource, billed
+from tollway.domain.usage import Admit, Amounts, Anomaly, Final, Outcome, Quantities, ServiceTier, UsageEvent, UsageSource, billed
 from tollway.storage import prices as stored_prices
 from tollway.storage.bulk import Duplicate, Upsert, copy_lines, insert_rows, upsert_rows
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
+from tollway.storage.pages import Page, Window, fetch_page
 from tollway.storage.schema_money import (
     ROLLUP_COSTS,
     ROLLUP_KEY,
@@ -162,6 +163,7 @@ EVENT_COLUMNS = (
     "deployment_id",
     "attempts",
     "error",
+    "anomaly",
     "input_pico",
     "cached_input_pico",
     "output_pico",
@@ -202,6 +204,7 @@ def _event_row(event: UsageEvent) -> tuple[object, ...]:
         final.deployment_id,
         final.attempts,
         final.error,
+        final.anomaly,
         amounts.input,
         amounts.cached_input,
         amounts.output,
@@ -221,7 +224,8 @@ def _event_line(event: UsageEvent) -> str:
         f"{admit.stream}\t{event.node_id}\t{event.epoch}\t{event.seq}\t{admit.admitted_at}\t{first_token_at}\t{final.ended_at}\t"
         f"{event.period_at}\t{final.outcome}\t{final.source}\t{used.input}\t{used.cached_input}\t{used.output}\t{used.reasoning}\t"
         f"{admit.price_version}\t{admit.service_tier}\t{admit.outcome_policy}\t{final.deployment_id or ''}\t{final.attempts}\t"
-        f"{final.error or ''}\t{amounts.input}\t{amounts.cached_input}\t{amounts.output}\t{amounts.reasoning}\t{amounts.request}\t"
+        f"{final.error or ''}\t{final.anomaly or ''}\t"
+        f"{amounts.input}\t{amounts.cached_input}\t{amounts.output}\t{amounts.reasoning}\t{amounts.request}\t"
         f"\\x{event.content_hash.hex()}\n"
     )
 
@@ -251,6 +255,7 @@ def read_event(row: Any) -> UsageEvent:
         attempts=row.attempts,
         first_token_at=row.first_token_at,
         error=row.error,
+        anomaly=None if row.anomaly is None else Anomaly(row.anomaly),
     )
     amounts = Amounts(row.input_pico, row.cached_input_pico, row.output_pico, row.reasoning_pico, row.request_pico)
     return UsageEvent(
@@ -486,6 +491,16 @@ def find_archive_bytes(tx: Transaction, node_id: str, epoch: int) -> int:
     """What of an epoch's archive file counts; 0 for an epoch that was never heard of."""
     query = sa.select(epochs.c.archive_bytes).where(epochs.c.node_id == node_id, epochs.c.epoch == epoch)
     return tx.connection.execute(query).scalar_one_or_none() or 0
+
+
+def list_anomalies(tx: PlatformTx, window: Window, *, kind: Anomaly | None, deployment_id: str | None) -> Page[UsageEvent]:
+    """The events whose engine's report was not believed; the window's cursor is a request id."""
+    query = sa.select(usage_events).where(usage_events.c.anomaly.is_not(None))
+    if kind is not None:
+        query = query.where(usage_events.c.anomaly == kind)
+    if deployment_id is not None:
+        query = query.where(usage_events.c.deployment_id == deployment_id)
+    return fetch_page(tx, query, usage_events.c.event_id, window, read_event)
 
 
 def iterate_events(tx: PlatformTx, page_rows: int = 1000) -> Iterator[UsageEvent]:

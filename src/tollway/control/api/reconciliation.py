@@ -3,14 +3,15 @@
 from typing import Annotated, Literal
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from tollway.control import reconcile
 from tollway.control.api import doors
 from tollway.control.api.doors import Plane, PlatformOperator
-from tollway.control.api.schemas import SECONDS_MAX, ModelName, Out, seconds
+from tollway.control.api.schemas import SECONDS_MAX, Identified, ListOut, ModelName, Out, PageQuery, list_out, seconds
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.reconciliation import HOUR_US, Comparison, EngineUsage, Line, Row, State, hour_of
+from tollway.domain.usage import Anomaly, UsageEvent
 
 router = doors.router(tags=["reconciliation"])
 
@@ -20,6 +21,25 @@ HOURS_MAX = 168
 HOURS_DEFAULT = 24
 
 Instant = Annotated[int, Field(ge=0, le=SECONDS_MAX)]
+
+
+class AnomalyOut(Identified):
+    """A request whose engine reported usage that was not believed, and what was taken instead. `anomaly`: "usage_missing",
+    "usage_invalid", "usage_inflated" (held to what was asked for or delivered) or "usage_shrinking"."""
+
+    object: Literal["platform.usage.anomaly"] = "platform.usage.anomaly"
+    anomaly: Anomaly
+    organization_id: str
+    model: str
+    endpoint: str
+    deployment_id: str | None
+    ended_at: int
+    outcome: str
+    usage_source: str
+    input_tokens: int
+    input_cached_tokens: int
+    output_tokens: int
+    output_reasoning_tokens: int
 
 
 class ReconciliationParameters(BaseModel):
@@ -154,3 +174,37 @@ def _comparison_out(comparison: Comparison) -> ComparisonOut:
 
 def _usage_out(usage: EngineUsage) -> UsageOut:
     return UsageOut(requests=usage.requests, incomplete=usage.incomplete, retried=usage.retried, anomalous=usage.anomalous)
+
+
+@router.get("/v1/platform/anomalies")
+def list_anomalies(
+    _caller: PlatformOperator,
+    plane: Plane,
+    query: Annotated[PageQuery, Query()],
+    kind: Anomaly | None = None,
+    deployment_id: Annotated[str, StringConstraints(max_length=64, pattern=r"^[\x21-\x7e]+$")] | None = None,
+) -> ListOut[AnomalyOut]:
+    """Requests whose engine reported usage that was not believed, of all kinds and deployments or of one."""
+    with plane.database.platform(write=False) as tx:
+        page = reconcile.list_anomalies(tx, query.window(), kind=kind, deployment_id=deployment_id)
+    return list_out(page, _anomaly_out)
+
+
+def _anomaly_out(event: UsageEvent) -> AnomalyOut:
+    final, admit, used = event.final, event.final.admit, event.final.used
+    assert final.anomaly is not None
+    return AnomalyOut(
+        id=admit.request_id,
+        anomaly=final.anomaly,
+        organization_id=admit.organization_id,
+        model=admit.model,
+        endpoint=admit.endpoint,
+        deployment_id=final.deployment_id,
+        ended_at=seconds(final.ended_at),
+        outcome=final.outcome,
+        usage_source=final.source,
+        input_tokens=used.input + used.cached_input,
+        input_cached_tokens=used.cached_input,
+        output_tokens=used.output + used.reasoning,
+        output_reasoning_tokens=used.reasoning,
+    )

@@ -6,14 +6,14 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Quantities
+from tollway.domain.usage import Anomaly, Quantities
 from tollway.wire import bodies
 
 ABSENT = msgspec.Raw(b"")
 T = TypeVar("T")
 NULL = msgspec.Raw(b"null")  # a Raw equals only a Raw, never bytes
 
-USAGE_INVALID, USAGE_INFLATED, USAGE_SHRINKING = "usage_invalid", "usage_inflated", "usage_shrinking"
+USAGE_INVALID, USAGE_INFLATED, USAGE_SHRINKING = Anomaly.INVALID, Anomaly.INFLATED, Anomaly.SHRINKING
 """Anomalies: a report that is nonsense, claims more than was asked for, or takes back what it said before."""
 
 
@@ -38,12 +38,20 @@ def decode(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:
     return read
 
 
-def judge_report(reported: Quantities | None, output_tokens_max: int | None) -> tuple[Quantities | None, str | None]:
+def judge_report(reported: Quantities | None, output_tokens_max: int | None) -> tuple[Quantities | None, Anomaly | None]:
     """What of a usage report can be believed, and what was wrong with it. `reported`: None if it was nonsense."""
     if reported is None:
         return None, USAGE_INVALID
     used = hold_to(reported, output_tokens_max)
     return used, None if used is reported else USAGE_INFLATED
+
+
+def hold_to_delivered(used: Quantities, output_tokens_max: int | None, delivered_bytes: int) -> Quantities:
+    """`used`, or as much of its output as can have been delivered in so many bytes, where nothing else bounds it. A token takes a byte at
+    least. Reasoning is left alone: engines may be told to keep it to themselves."""
+    if output_tokens_max is not None or used.output <= delivered_bytes:
+        return used
+    return Quantities(used.input, used.cached_input, delivered_bytes, used.reasoning)
 
 
 def hold_to(used: Quantities, output_tokens_max: int | None) -> Quantities:
@@ -60,7 +68,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     body: bytes
     used: Quantities | None
-    anomaly: str | None
+    anomaly: Anomaly | None
 
 
 def public_name(body: bytes, upstream_model: str, public_model: str) -> bytes:

@@ -11,7 +11,7 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.domain.usage import TOKENS_MAX, Quantities, ServiceTier, UsageSource
+from tollway.domain.usage import TOKENS_MAX, Anomaly, Quantities, ServiceTier, UsageSource
 from tollway.gateway.dialects import fields
 from tollway.gateway.dialects.answers import (
     ABSENT,
@@ -166,7 +166,7 @@ class Stream:
         self.output = 0
         self.used: Quantities | None = None
         self.source = UsageSource.NONE
-        self.anomaly: str | None = None
+        self.anomaly: Anomaly | None = None
         self.terminated = False
         self.terminator = b""
 

@@ -12,7 +12,7 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.domain.usage import TOKENS_MAX, Quantities, ServiceTier, UsageSource
+from tollway.domain.usage import TOKENS_MAX, Anomaly, Quantities, ServiceTier, UsageSource
 from tollway.gateway.dialects import fields
 from tollway.gateway.dialects.answers import (
     ABSENT,
@@ -297,7 +297,7 @@ class Stream:
         self._shapes_left = SHAPES_MAX
         self._used: Quantities | None = None
         self.source = UsageSource.NONE
-        self.anomaly: str | None = None
+        self.anomaly: Anomaly | None = None
         self.terminated = False
         self.terminator = DONE
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Quantities, ServiceTier, UsageSource
+from tollway.domain.usage import Anomaly, Quantities, ServiceTier, UsageSource
 from tollway.gateway.dialects import anthropic, openai
 from tollway.gateway.dialects.answers import Answer
 from tollway.gateway.dialects.fields import Check
@@ -18,7 +18,7 @@ class Stream(Protocol):
 
     output: int
     source: UsageSource
-    anomaly: str | None
+    anomaly: Anomaly | None
     terminated: bool
     terminator: bytes
 

@@ -415,6 +415,7 @@ def upgrade() -> None:
         sa.Column("deployment_id", sa.String(length=64), nullable=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("error", sa.String(length=64), nullable=True),
+        sa.Column("anomaly", sa.String(length=16), nullable=True),
         sa.Column("input_pico", sa.BigInteger(), nullable=False),
         sa.Column("cached_input_pico", sa.BigInteger(), nullable=False),
         sa.Column("output_pico", sa.BigInteger(), nullable=False),
@@ -430,6 +431,9 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("service_tier IN ('standard', 'flex', 'priority', 'batch')", name=op.f("ck_usage_events_service_tier_known")),
         sa.CheckConstraint(
+            "anomaly IN ('usage_missing', 'usage_invalid', 'usage_inflated', 'usage_shrinking')", name=op.f("ck_usage_events_anomaly_known")
+        ),
+        sa.CheckConstraint(
             "input >= 0 AND cached_input >= 0 AND output >= 0 AND reasoning >= 0", name=op.f("ck_usage_events_quantities_not_negative")
         ),
         sa.CheckConstraint(
@@ -441,6 +445,13 @@ def upgrade() -> None:
     )
     op.create_index(
         op.f("ix_usage_events_organization_id_period_at_event_id"), "usage_events", ["organization_id", "period_at", "event_id"]
+    )
+    op.create_index(
+        op.f("ix_usage_events_event_id"),
+        "usage_events",
+        ["event_id"],
+        postgresql_where=sa.text("anomaly IS NOT NULL"),
+        sqlite_where=sa.text("anomaly IS NOT NULL"),
     )
     op.create_table(
         "api_keys",
