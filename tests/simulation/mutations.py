@@ -54,6 +54,7 @@ MUTATIONS = (
         "            for fd in commit.fds:\n                self._disk.fdatasync(fd)\n",
         "            self._disk.fdatasync(commit.fds[-1])\n",
         "a FINAL at the end of a segment is reported durable with the beginning of the next",
+        seed=13,
     ),
     Mutation(
         "take a failed sync for one",
@@ -61,6 +62,7 @@ MUTATIONS = (
         "        if error is not None or self._has_failed:\n",
         "        if self._has_failed:\n",
         "dirty pages that the kernel dropped are reported durable",
+        seed=12,
     ),
     Mutation(
         "leave ADMIT in the buffer",
@@ -75,6 +77,7 @@ MUTATIONS = (
         "        return self._space >= (self._open + 1) * OWED_BYTES + SLACK_BYTES\n",
         "        return self._space >= SLACK_BYTES\n",
         "on a full disk FINALs of admitted requests have no place",
+        seed=237,
     ),
     Mutation(
         "free the slot with FINAL in the buffer",
@@ -82,6 +85,7 @@ MUTATIONS = (
         "        self._freed.append(slot)\n",
         "        self._freed.append(slot)\n        self.progress[slot * SLOT_WORDS] = 0\n",
         "a kill before FINAL is written finds no counts",
+        seed=10,
     ),
     Mutation(
         "hand on a slot with its counts",
@@ -89,6 +93,7 @@ MUTATIONS = (
         "        self._map_memory[at : at + _SLOT_BYTES] = _ZERO_SLOT\n",
         "",
         "one request is billed what another one used",
+        seed=26,
     ),
     # ---- Recovery
     Mutation(
@@ -97,6 +102,7 @@ MUTATIONS = (
         "        if end.data_end > end.offset:\n",
         "        if end.data_end > end.offset + (1 << 30):\n",
         "what is appended is followed by bytes of another history",
+        seed=447,
     ),
     Mutation(
         "forget who was open when the segment began",
@@ -104,6 +110,7 @@ MUTATIONS = (
         "_Requests({request.admit.request_id: request for request in start.open}, latest_at=start.at)",
         "_Requests({}, latest_at=start.at)",
         "requests admitted segments ago never end",
+        seed=1,
     ),
     Mutation(
         "close without a sync",
@@ -111,6 +118,7 @@ MUTATIONS = (
         "        appender.sync()\n        finish(",
         "        finish(",
         "an epoch is closed on disk whose records are in the page cache only",
+        check=("tests/simulation/test_power.py",),
     ),
     Mutation(
         "trust the segment before the newest",
@@ -118,6 +126,7 @@ MUTATIONS = (
         "    return read if read and read[1].seq < following.first_seq else None\n",
         "    return None\n",
         "recovery goes on behind a gap that a power cut left",
+        check=("tests/simulation/test_power.py",),
     ),
     Mutation(
         "sync only the segment appended to",
@@ -125,6 +134,7 @@ MUTATIONS = (
         "        elif other == number - 1:\n",
         "        elif other == -1:\n",
         "an epoch is closed while the end of an older segment is in the page cache only",
+        check=("tests/simulation/test_power.py",),
     ),
     Mutation(
         "remove the progress table first",
@@ -132,6 +142,7 @@ MUTATIONS = (
         "            slots = _read_slots(epoch)\n",
         '            slots = _read_slots(epoch)\n            epoch.disk.unlink(epoch.directory / "progress.map")\n',
         "a recovery killed in the middle bills less than was delivered",
+        check=("tests/link/test_recovery.py", "-k", "SameBytes"),
     ),
     Mutation(
         "merge counts class by class",
@@ -146,6 +157,7 @@ MUTATIONS = (
         "                    ended_at=requests.latest_at,\n",
         "                    ended_at=__import__('time').time_ns() // 1000,\n",
         "recovering again writes other bytes",
+        check=("tests/link/test_recovery.py", "-k", "SameBytes"),
     ),
     Mutation(
         "close twice",
@@ -153,6 +165,7 @@ MUTATIONS = (
         "        if not requests.is_closed:\n",
         "        if True:\n",
         "a recovery interrupted after CLOSE writes a second one",
+        check=("tests/link/test_recovery.py", "-k", "SameBytes"),
     ),
     # ---- Records on disk
     Mutation(
@@ -161,6 +174,7 @@ MUTATIONS = (
         "            return Tail.TORN if _has_lost_sector(data, offset, following) else Tail.DAMAGED\n",
         "            return Tail.DAMAGED\n",
         "a power cut needs an operator",
+        check=("tests/simulation/test_power.py",),
     ),
     Mutation(
         "take every wrong end for a torn one",
@@ -168,6 +182,7 @@ MUTATIONS = (
         "        return Tail.TORN if end > written or _has_lost_sector(data, offset, end) else Tail.DAMAGED\n",
         "        return Tail.TORN\n",
         "a flipped bit silently cuts a record that was reported durable",
+        check=("tests/link/test_recovery.py", "-k", "Torn"),
     ),
     Mutation(
         "check no chain",
@@ -189,6 +204,7 @@ MUTATIONS = (
         "            return\n"
         "        self.metrics.batches",
         "a batch is lost whenever control is busy",
+        seed=33,
     ),
     Mutation(
         "believe that a batch arrived",
@@ -210,6 +226,7 @@ MUTATIONS = (
         "        return _read_shipped(epoch) >= end_seq or (cursor is not None",
         "        return True or (cursor is not None",
         "a full disk loses usage",
+        check=("tests/link/test_shipper.py",),
     ),
     # ---- Collector
     Mutation(
@@ -226,6 +243,7 @@ MUTATIONS = (
         "    while seq < watermark.next_seq and offset < len(body):\n",
         "    while seq <= watermark.next_seq and offset < len(body):\n",
         "the first new record of an overlapping batch is lost",
+        check=("tests/control/test_collect.py", "-k", "sqlite"),
     ),
     Mutation(
         "archive at the wrong place",
@@ -233,6 +251,7 @@ MUTATIONS = (
         "        archive_bytes=watermark.archive_bytes + len(body) - start,\n",
         "        archive_bytes=watermark.archive_bytes + len(body),\n",
         "the archive does not prove the books",
+        check=("tests/control/test_collect.py", "-k", "sqlite"),
     ),
     Mutation(
         "book the last group of an organization only",
@@ -252,6 +271,7 @@ MUTATIONS = (
         "        billed.cached_input * price.cached_input_pico,\n"
         "        billed.output * price.output_pico,\n",
         "customers pay twice for what the cache saved",
+        check=("tests/control/test_collect.py", "-k", "sqlite"),
     ),
     Mutation(
         "bill what failed before its first token",
@@ -259,6 +279,7 @@ MUTATIONS = (
         "(final.outcome in policy.bills_after_first_token and delivered)",
         "(final.outcome in policy.bills_after_first_token)",
         "an error of the platform costs the customer the prompt",
+        check=("tests/control/test_collect.py", "-k", "sqlite"),
     ),
     Mutation(
         "forget the carry of a rollup",
@@ -266,6 +287,7 @@ MUTATIONS = (
         '        yield f"{name}_pico", f"{pico} % {PICO}"\n',
         '        yield f"{name}_pico", f"excluded.{name}_pico"\n',
         "the usage API shows less than the ledger",
+        check=("tests/control/test_collect.py", "-k", "sqlite"),
     ),
     # ---- Meter
     Mutation(
