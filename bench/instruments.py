@@ -86,7 +86,7 @@ def count_instructions(scenario: str, count: int, directory: Path) -> float:
     valgrind, compiler = get_tool("valgrind", "valgrind"), get_tool("gcc", "build-essential")
     library, output = directory / "collect.so", directory / f"callgrind-{scenario}.out"
     _run([compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(NATIVE / "collect.c")])
-    command = [valgrind, "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={output}"]
+    command = [valgrind, "-q", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={output}"]
     _run([*command, sys.executable, "-m", "bench.inside", scenario, str(count), "--collect", str(library)], CALLGRIND_SECONDS_MAX)
     return parse_callgrind(output.with_name(output.name + ".1").read_text())
 
