@@ -246,6 +246,6 @@ def unit_pico(prices: Prices, model: str, billing_class: str) -> int:
     return int(exact)
 
 
-def lines_of_log(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a log; others are left out."""
-    return [json.loads(line) for line in path.read_bytes().splitlines() if line.startswith(b"{")]
+def lines_of_log(path: Path, containing: bytes = b"") -> list[dict[str, Any]]:
+    """The JSON lines of a log; others are left out, and so are those without `containing`, unread."""
+    return [json.loads(line) for line in path.read_bytes().splitlines() if line.startswith(b"{") and containing in line]
