@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.link.samples import admit, final
+from tests.link.samples import admit, ended, final
 from tests.link.spools import Alarms, assert_complete, no_alarm, read_epoch
 from tollway.domain.faults import SPOOL_UNAVAILABLE, Fault
 from tollway.domain.usage import Outcome
@@ -114,7 +114,7 @@ class TestFailedSync:
         monkeypatch.setattr(kernel, "_syscall", failing)
         async with asyncio.timeout(SECONDS_MAX):
             with pytest.raises(Fault) as lost:
-                await spool.final(slot, final(admit(1)))
+                await ended(spool, slot, final(admit(1)))
         assert lost.value.kind is SPOOL_UNAVAILABLE
         assert spool.failed.is_set() and not spool.is_writable() and spool.epoch.has_failed()
         assert "Input/output error" in str(alarms.events)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.link.samples import admit, final
+from tests.link.samples import admit, ended, final
 from tests.link.spools import no_alarm, read_epoch
 from tollway.domain.usage import encode
 from tollway.link.epochs import Epoch, list_epochs
@@ -22,7 +22,7 @@ async def closed(directory: Path, requests: int) -> Epoch:
     for number in range(requests - 1):
         while not spool.is_writable():
             await asyncio.sleep(0.005)
-        await spool.final(spool.admit(admit(number)), final(admit(number)))
+        await ended(spool, spool.admit(admit(number)), final(admit(number)))
     spool.admit(admit(requests))
     await spool.close()
     (epoch,) = list_epochs(directory)
@@ -66,7 +66,7 @@ async def test_a_flip_of_any_byte_is_named_and_costs_no_record_but_its_own(tmp_p
 async def test_a_flip_of_any_byte_of_a_living_epoch_is_named_or_a_torn_tail(tmp_path: Path) -> None:
     spool = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
     slot = spool.admit(admit(1))
-    await spool.final(slot, final(admit(1)))
+    await ended(spool, slot, final(admit(1)))
     spool.admit(admit(2))
     path = spool.epoch.segment_path(1)
     data = path.read_bytes()
