@@ -47,7 +47,7 @@ def search(parser: str, seconds: int) -> Tried:
             f"-max_total_time={seconds}", f"-max_len={INPUT_BYTES_MAX}", f"-timeout={HANG_SECONDS}", "-print_final_stats=1",
             "-rss_limit_mb=2048", f"-artifact_prefix={findings}/",
         ]  # fmt: skip
-        ran = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=2 * seconds + 120)
+        ran = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=10 * seconds + 300)
     for line in ran.stderr.splitlines():
         if line.startswith(f"{parser}: "):
             print(f"  {line}")
