@@ -7,13 +7,17 @@ import pytest
 import sqlalchemy as sa
 
 from tests.control.test_collect import fill, take
-from tests.link.samples import EPOCH, admit, final, frames
+from tests.link.samples import EPOCH, ORGANIZATION, admit, final, frames
 from tests.storage.databases import PostgresTemplate
+from tollway.control import periods
 from tollway.control.collect import Taken
+from tollway.control.exports import export
 from tollway.control.retention import keep_months
 from tollway.control.verify import verify
+from tollway.domain.faults import Fault
 from tollway.domain.ids import REQUEST, new_id
-from tollway.domain.usage import Record
+from tollway.domain.periods import month_of, period_id
+from tollway.domain.usage import Admit, Close, Record
 from tollway.storage import partitions
 from tollway.storage import schema_money as money
 from tollway.storage.archive import Archive
@@ -153,3 +157,22 @@ class TestRemoved:
             tx.connection.execute(sa.text("ALTER TABLE removed_months DISABLE TRIGGER USER"))
             tx.connection.execute(sa.text("UPDATE removed_months SET events = 2"))
         assert {difference.table for difference in verify(database, archive).differences} == {"usage_events", "removed_months"}
+
+
+def test_a_closed_period_keeps_its_root_but_can_no_longer_be_exported_or_proven(database: Database, archive: Archive) -> None:
+    keep(database, 0)
+    kept = request(EPOCH, 1)
+    take(database, archive, frames([*kept, *request(EPOCH + 1, 2), Close(at=EPOCH + DAY)]))
+    month = month_of(EPOCH, "UTC")
+    closing = period_id(ORGANIZATION, month.start_at)
+    root = periods.close(database, closing, actor="key_1", now=month.end_at).closed
+    keep(database, 1, (THIS + 3).start_at)
+    assert rows_of(database, "usage_events") == 0
+    with database.platform(write=False) as tx:
+        assert periods.get_period(tx, closing).closed == root
+    assert isinstance(kept[0], Admit)
+    with pytest.raises(Fault, match="conflict"), database.tenant(ORGANIZATION, write=False) as tx:
+        periods.prove(tx, closing, kept[0].request_id)
+    with pytest.raises(Fault, match="conflict"):
+        export(lambda: database.tenant(ORGANIZATION, write=False), archive, closing, EPOCH)
+    assert verify(database, archive).differences == []

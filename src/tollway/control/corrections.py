@@ -104,7 +104,8 @@ def decide(tx: PlatformTx, adjustment_id: str, decision: Decision, *, approver: 
     stored.insert_decision(tx, adjustment, decision, approver, now)
     if decision is Decision.APPROVED:
         event = stored_usage.find_booked_event(tx, adjustment.event_id)
-        assert event is not None, "an event is never deleted while a correction of it waits"
+        if event is None:
+            raise Fault(STATE_CONFLICT, message="The request's event is not kept any more.")
         _book(tx, adjustment, event, now)
     return get_adjustment(tx, adjustment_id)
 

@@ -30,6 +30,7 @@ from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import OUTCOME_POLICIES, UsageEvent, content_hash, encode
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import ledger as stored_ledger
+from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
 from tollway.storage import usage as stored_usage
 from tollway.storage.archive import Archive
@@ -50,11 +51,15 @@ Open = Callable[[], AbstractContextManager[TenantTx]]
 
 
 def export(open_tx: Open, archive: Archive, period_id: str, now: int) -> Iterator[bytes]:
-    """The lines of a closed period. Raises RESOURCE_UNKNOWN or STATE_CONFLICT before the first one, if at all."""
+    """The lines of a closed period. Raises RESOURCE_UNKNOWN, or STATE_CONFLICT (not closed, not kept), before the first one, if at all."""
     with open_tx() as tx:
         period = periods.get_own_period(tx, period_id)
-    if period.closed is None or period.closing is None:
-        raise Fault(STATE_CONFLICT, message="The period is not closed yet.")
+        if period.closed is None or period.closing is None:
+            raise Fault(STATE_CONFLICT, message="The period is not closed yet.")
+        corrected = stored_corrections.iterate_booked(tx, period.organization_id, period.start_at)
+        is_kept = all(stored_usage.find_event(tx, event_id) for event_id in {each.event_id for each in corrected})
+        if not is_kept or not periods.is_kept(tx, list(stored_periods.iterate_blocks(tx, period.id))):
+            raise Fault(STATE_CONFLICT, message=periods.NOT_KEPT)
     return _Lines(open_tx, archive, period).all(now)
 
 
@@ -126,7 +131,7 @@ class _Lines:
         for adjustment in booked:
             with self.open_tx() as tx:
                 target = stored_usage.find_event(tx, adjustment.event_id)
-            assert target is not None, "an event with a correction is never deleted"
+            assert target is not None, "looked for before the first line"
             for type, row in self._event_rows("target", [target]):
                 if type == "price":
                     yield type, row

@@ -8,6 +8,7 @@ are stored, and it is closed. A call does a bounded part of the hashing and is c
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -19,6 +20,7 @@ from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.periods import PeriodState
 from tollway.domain.proofs import BLOCK_LEAVES, Leaf, encode_leaf, find_path, find_root, hash_leaf, leaf_of
 from tollway.storage import corrections as stored_corrections
+from tollway.storage import partitions
 from tollway.storage import periods as stored
 from tollway.storage import usage as stored_usage
 from tollway.storage.database import Database, PlatformTx, TenantTx, Transaction
@@ -27,6 +29,9 @@ from tollway.storage.periods import Block, Closed, Closing, Period
 
 BLOCKS_PER_CALL = 32
 """32,768 events: two seconds of a core, so that whoever asked hears how far it is, on a busy machine too."""
+
+
+NOT_KEPT = "Events of this period are not kept any more."
 
 
 class Blocked(Exception):
@@ -175,13 +180,23 @@ def digest_adjustments(tx: Transaction, period: Period) -> tuple[int, bytes, int
     return count, digest.digest(), pico
 
 
+def is_kept(tx: Transaction, blocks: Sequence[Block]) -> bool:
+    """Whether retention has left alone every month of which these blocks have events."""
+    removed = partitions.list_removed(tx)
+    return not any(
+        block.first_event_id < (each.month + 1).first_id and block.last_event_id >= each.month.first_id
+        for block in blocks
+        for each in removed
+    )
+
+
 # ---- Proofs -----------------------------------------------------------------------------------------------------------
 
 
 def prove(tx: TenantTx, period_id: str, request_id: str) -> Proof:
     """The proof that a request is in a closed period of the organization.
 
-    Raises RESOURCE_UNKNOWN if it is not, or another's, and STATE_CONFLICT if the period is not closed.
+    Raises RESOURCE_UNKNOWN if it is not, or another's, and STATE_CONFLICT if the period is not closed, or its events are not kept.
     """
     period = get_own_period(tx, period_id)
     if period.closed is None:
@@ -190,6 +205,8 @@ def prove(tx: TenantTx, period_id: str, request_id: str) -> Proof:
     if block is None:
         raise Fault(RESOURCE_UNKNOWN)
     events = stored_usage.list_period_events(tx, period.organization_id, period.start_at, limit=BLOCK_LEAVES, first=block.first_event_id)
+    if len(events) != block.events:
+        raise Fault(STATE_CONFLICT, message=NOT_KEPT)
     leaves = [leaf_of(event, lines, period.currency) for event, lines in events]
     inside = next((at for at, leaf in enumerate(leaves) if leaf.event_id == request_id), None)
     if inside is None:

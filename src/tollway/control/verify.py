@@ -104,7 +104,7 @@ def verify(database: Database, archive: Archive) -> Report:
         _compare_strays(tx, tally, findings)
         _compare_rollups(tx, tally, findings)
         _compare_engine_usage(tx, tally, findings)
-        verify_periods.compare_periods(tx, periods, chains, removed, findings.add)
+        verify_periods.compare_periods(tx, periods, chains, findings.add)
         corrections = verify_periods.compare_corrections(tx, periods, _booked(tally, gone), findings.add)
         report.adjustments = len(corrections.by_id)
         _compare_ledger(tx, tally, corrections, report, findings)

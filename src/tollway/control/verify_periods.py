@@ -6,7 +6,7 @@ it since. Corrections must follow from their events' prices, within their bounds
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -22,7 +22,6 @@ from tollway.storage import periods as stored
 from tollway.storage import usage as stored_usage
 from tollway.storage.database import PlatformTx
 from tollway.storage.ledger import Entry
-from tollway.storage.partitions import RemovedMonth
 from tollway.storage.periods import Block, Period
 
 Add = Callable[[str, str], None]
@@ -78,9 +77,7 @@ class Periods:
         return f"was served at {served_at} and is booked in the period from {booked.start_at}, without reason"
 
 
-def compare_periods(
-    tx: PlatformTx, all_periods: Periods, chains: Mapping[tuple[str, int, int], bytes], removed: Sequence[RemovedMonth], add: Add
-) -> None:
+def compare_periods(tx: PlatformTx, all_periods: Periods, chains: Mapping[tuple[str, int, int], bytes], add: Add) -> None:
     """Every period against its neighbours, its report, and, once it is frozen, its events and corrections.
 
     `chains`: by node, epoch and next_seq, the chain value that the archive has before that record, for all that reports name.
@@ -96,7 +93,7 @@ def compare_periods(
                 add("billing_periods", f"{period.id} does not follow from what it names")
             if period.closing is not None:
                 _compare_report(tx, period, chains, add)
-                _compare_blocks(tx, period, removed, add)
+                _compare_blocks(tx, period, add)
 
 
 def list_reported(all_periods: Periods) -> set[tuple[str, int, int]]:
@@ -127,14 +124,10 @@ def _compare_report(tx: PlatformTx, period: Period, chains: Mapping[tuple[str, i
                 add("billing_periods", f"{period.id}: {place} counts as lost and was not declared so")
 
 
-def _compare_blocks(tx: PlatformTx, period: Period, removed: Sequence[RemovedMonth], add: Add) -> None:
+def _compare_blocks(tx: PlatformTx, period: Period, add: Add) -> None:
     stored_blocks = list(stored.iterate_blocks(tx, period.id))
     # Without its events a block cannot be made again; its root is still that of its hashes.
-    is_whole = not any(
-        block.first_event_id < (each.month + 1).first_id and block.last_event_id >= each.month.first_id
-        for block in stored_blocks
-        for each in removed
-    )
+    is_whole = periods.is_kept(tx, stored_blocks)
     blocks: list[Block] = [] if is_whole else stored_blocks
     while is_whole and (block := periods.make_block(tx, period, blocks[-1] if blocks else None)) is not None:
         blocks.append(block)

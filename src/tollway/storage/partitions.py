@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from tollway.storage.database import PlatformTx
+from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.schema_money import removed_months, usage_events
 from tollway.storage.schema_periods import billing_periods
 
@@ -134,7 +134,7 @@ def drop_partition(tx: PlatformTx, month: Month, now: int) -> RemovedMonth:
     return RemovedMonth(month, events, now)
 
 
-def list_removed(tx: PlatformTx) -> Sequence[RemovedMonth]:
+def list_removed(tx: Transaction) -> Sequence[RemovedMonth]:
     """The months whose events were removed, in order."""
     query = sa.select(removed_months).order_by(removed_months.c.start_at)
     return [RemovedMonth(Month.of(row.start_at), row.events, row.removed_at) for row in tx.connection.execute(query)]
