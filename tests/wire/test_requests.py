@@ -195,3 +195,20 @@ def test_a_repeated_head_is_read_as_a_first_one(second: bytes) -> None:
     assert (again.fault, again.in_message, again.open_request is None) == (first.fault, first.in_message, first.open_request is None)
     rest = repeated(b"after")
     assert [r.body for r in again.feed(rest)] == [r.body for r in first.feed(rest)]
+
+
+def test_a_rest_changes_nothing() -> None:
+    rested, awake = RequestReader(), RequestReader()
+    for data in (
+        b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"\r\n",
+        b"GET /b HT",
+        b"TP/1.1\r\nHost: h\r\n\r\n",
+        repeated(b"{}")[:-1],
+        b"}",
+        b"nonsense\r\n\r\n",
+    ):
+        read = rested.feed(data)
+        assert [request.target for request in read] == [request.target for request in awake.feed(data)]
+        rested.rest()
+    assert rested.fault is awake.fault is not None

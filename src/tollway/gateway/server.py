@@ -419,6 +419,7 @@ class Downstream(asyncio.Protocol):
 
     def begin_stream(self, headers: bytes) -> None:
         self.committed = True
+        self._reader.rest()
         transport = self._transport
         if transport is not None:
             chunked = self._chunked = self._request is not None and self._request.minor_version == 1

@@ -117,7 +117,7 @@ class RequestReader:
 
     def __init__(self, bounds: HttpBounds = DEFAULT_BOUNDS) -> None:
         self._bounds = bounds
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: httptools.HttpRequestParser | None = None
         self._complete: list[HttpRequest] = []
         self._current = HttpRequest()
         self._headers = 0
@@ -175,9 +175,18 @@ class RequestReader:
             room = max(1, self._bounds.head_bytes_max - self._head_bytes)
         return complete
 
+    def rest(self) -> None:
+        """Nothing is expected for a while: let go of the parser (a kilobyte), which between two messages knows nothing that a new one
+        would not."""
+        if not self.in_message and not self._head_bytes:
+            self._parser = None
+
     def _parse(self, data: bytes) -> list[HttpRequest]:
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = httptools.HttpRequestParser(self)
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             if self.fault is None and not self._is_over:
                 self.fault = faults.MALFORMED_HTTP
@@ -227,6 +236,7 @@ class RequestReader:
     def on_headers_complete(self) -> None:
         request = self._current
         parser = self._parser
+        assert parser is not None
         request.method = parser.get_method()
         version = parser.get_http_version()
         request.keep_alive = parser.should_keep_alive()
@@ -234,13 +244,13 @@ class RequestReader:
             request.minor_version = 0
             if version != "1.0":
                 self.fault = self.fault or faults.MALFORMED_HTTP
-        fault = self._judge_head(request)
+        fault = self._judge_head(request, parser)
         if fault is not None and self.fault is None:
             self.fault = fault
         self.open_request = request
         self._headers = 0
 
-    def _judge_head(self, request: HttpRequest) -> FaultKind | None:
+    def _judge_head(self, request: HttpRequest, parser: httptools.HttpRequestParser) -> FaultKind | None:
         headers = request.headers
         host = headers.get(b"host")
         if host is None:
@@ -261,7 +271,7 @@ class RequestReader:
             return faults.EXPECTATION_UNSUPPORTED
         if request.method == b"CONNECT":
             return faults.METHOD_UNSUPPORTED
-        if b"upgrade" in headers and self._parser.should_upgrade():
+        if b"upgrade" in headers and parser.should_upgrade():
             return faults.MALFORMED_HTTP
         return None
 
