@@ -12,6 +12,7 @@ can be asked for at the end.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import time
@@ -78,6 +79,7 @@ def measure(rig: Rig) -> None:
     marks = [mark for mark in MARKS if mark <= rig.events]
     windows = len(marks) * rig.rounds * WINDOW_BATCHES * BATCH_EVENTS
     batches = make_batches(max(marks) + windows)
+    gc.freeze()  # as a control process does when it is ready
     with unpinned(), opened(rig.directory) as (on_postgres, on_sqlite, url), contextlib.closing(Copy(url)) as copy:
         engines, stored = (on_postgres, on_sqlite), 0
         for mark in marks:

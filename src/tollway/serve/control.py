@@ -7,6 +7,7 @@ database. Gateways serve on meanwhile.
 """
 
 import asyncio
+import gc
 import os
 import secrets
 import signal
@@ -221,6 +222,7 @@ async def serve(
             tasks.create_task(server.serve(sockets=[listener]))
         while not all(server.started for server in servers):
             await asyncio.sleep(0.01)  # uvicorn has no event for it
+        gc.freeze()  # what was imported until now is never garbage, and need not be looked through again and again
         plane.log({"event": "ready", **urls})
         watching = None if options is None else tasks.create_task(_reconcile(plane, options))
         await stop.wait()

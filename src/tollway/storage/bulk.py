@@ -5,14 +5,16 @@ SQLite takes them one by one from a prepared statement, PostgreSQL as a COPY or 
 bytes or None; all text is visible ASCII (the collector lets nothing else through), so nothing has to be escaped in a COPY.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
-from tollway.storage.database import PlatformTx
+from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.schema_money import Amount
 
 COPY_LINES = 256
@@ -30,6 +32,14 @@ COPY_FORMAT = "FORMAT csv, DELIMITER E'\\t', QUOTE E'\\x01', ESCAPE E'\\x01'"
 
 class Duplicate(Exception):
     """A row has a key that is taken. Nothing was inserted, and the transaction goes on."""
+
+
+def any_of(tx: Transaction, column: sa.Column[str], values: Sequence[str]) -> sa.ColumnElement[bool]:
+    """That a column has one of these values: one parameter, however many they are."""
+    if tx.connection.dialect.name == "sqlite":
+        listed = sa.func.json_each(json.dumps(values)).table_valued("value")
+        return column.in_(sa.select(listed.c.value))
+    return column == sa.any_(sa.bindparam(None, values, type_=postgresql.ARRAY(sa.String), unique=True))
 
 
 def insert_rows(tx: PlatformTx, table: sa.Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

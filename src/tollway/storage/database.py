@@ -44,6 +44,9 @@ LOCK_WAIT_SECONDS = 5
 STATEMENT_SECONDS_MAX = 30
 """No query of ours takes a second; one that takes thirty is a plan gone wrong and must not hold its locks for ever."""
 
+WRITER_CACHE_KIB = 64 * 1024
+"""Of SQLite's writer: what a batch of usage touches (2 MiB, the default, is written out and read again within one transaction)."""
+
 READERS = 8
 """Reading connections to SQLite. Its readers are threads of this process; more than a few times the cores only queue elsewhere."""
 
@@ -255,6 +258,7 @@ def _sqlite_engine(url: sa.URL, *, write: bool) -> sa.Engine:
         if write:
             cursor.execute("PRAGMA journal_mode = WAL")
             cursor.execute("PRAGMA synchronous = FULL")  # a commit that was answered survives a power cut
+            cursor.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIB}")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.execute("PRAGMA trusted_schema = OFF")
         if not write:

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.storage.bulk import Upsert, insert_rows, upsert_rows
+from tollway.storage.bulk import Upsert, any_of, insert_rows, upsert_rows
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import Page, Window, fetch_page
 from tollway.storage.schema_money import amount_text, balances, ledger_accounts, ledger_entries, ledger_transactions
@@ -97,7 +97,7 @@ def post(tx: PlatformTx, postings: Sequence[Posting], now: int) -> None:
 
 
 def _open_accounts(tx: PlatformTx, accounts: Mapping[str, Account], now: int) -> None:
-    known_query = sa.select(ledger_accounts.c.id).where(ledger_accounts.c.id.in_(list(accounts)))
+    known_query = sa.select(ledger_accounts.c.id).where(any_of(tx, ledger_accounts.c.id, list(accounts)))
     known = {row.id for row in tx.connection.execute(known_query)}
     # In order of id, here and below: two collectors that meet on the platform's accounts wait, and never deadlock.
     new = [accounts[account_id] for account_id in sorted(accounts) if account_id not in known]
@@ -113,7 +113,7 @@ def _open_accounts(tx: PlatformTx, accounts: Mapping[str, Account], now: int) ->
 
 
 def _move_balances(tx: PlatformTx, changes: Mapping[str, int], now: int) -> None:
-    query = sa.select(balances).where(balances.c.account_id.in_(list(changes))).order_by(balances.c.account_id)
+    query = sa.select(balances).where(any_of(tx, balances.c.account_id, list(changes))).order_by(balances.c.account_id)
     rows = tx.connection.execute(query.with_for_update()).all()
     moved = [(row.account_id, amount_text(row.posted_pico + changes[row.account_id]), row.version + 1, now) for row in rows]
     upsert_rows(tx, _MOVE_BALANCES, moved)

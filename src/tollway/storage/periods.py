@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from tollway.domain.periods import Bounds, Calendar, PeriodState, period_id
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
@@ -127,7 +128,8 @@ def _bucket(organization_id: str) -> int:
 def _lock(tx: Transaction, buckets: set[int], take: Callable[..., Any]) -> None:
     # Not the organizations' rows: a shared lock writes to each of them, and who wants one alone may wait for ever among many who share.
     if tx.connection.dialect.name == "postgresql" and buckets:
-        tx.connection.execute(sa.select(*(take(LOCK_CLASS, bucket) for bucket in sorted(buckets))))
+        ordered = sa.func.unnest(sa.bindparam("buckets", sorted(buckets), type_=postgresql.ARRAY(sa.Integer))).column_valued("bucket")
+        tx.connection.execute(sa.select(take(LOCK_CLASS, ordered)))
 
 
 # ---- Closing ----------------------------------------------------------------------------------------------------------

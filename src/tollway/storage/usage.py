@@ -1,18 +1,16 @@
 """Usage at rest: watermarks, events with what they cost, rollups; what the collector writes and what tenants read."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 from tollway.domain.money import PICO
 from tollway.domain.prices import BillingClass, PriceVersion, RatedLine, rate
 from tollway.domain.usage import Admit, Amounts, Anomaly, Final, Outcome, Quantities, ServiceTier, UsageEvent, UsageSource, billed
 from tollway.storage import prices as stored_prices
-from tollway.storage.bulk import Duplicate, Upsert, copy_lines, insert_rows, upsert_rows
+from tollway.storage.bulk import Duplicate, Upsert, any_of, copy_lines, insert_rows, upsert_rows
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import Page, Window, fetch_page
 from tollway.storage.schema_money import (
@@ -109,15 +107,9 @@ def find_hashes(tx: PlatformTx, event_ids: Sequence[str]) -> dict[str, bytes]:
     if not event_ids:
         return {}
     column = usage_events.c.event_id
-    named: sa.ColumnElement[bool]
-    if tx.connection.dialect.name == "sqlite":
-        asked = sa.func.json_each(json.dumps(event_ids)).table_valued("value")
-        named = column.in_(sa.select(asked.c.value))
-    else:
-        # One array, not thousands of parameters; and the bounds, from which the planner sees which months cannot hold any of them.
-        array = sa.bindparam("ids", list(event_ids), type_=postgresql.ARRAY(sa.String))
-        named = sa.and_(column == sa.any_(array), column >= min(event_ids), column <= max(event_ids))
-    query = sa.select(column, usage_events.c.content_hash).where(named)
+    query = sa.select(column, usage_events.c.content_hash).where(
+        any_of(tx, column, event_ids), column >= min(event_ids), column <= max(event_ids)
+    )  # from the bounds the planner sees which months cannot hold any of them
     return {row.event_id: row.content_hash for row in tx.connection.execute(query)}
 
 
@@ -192,14 +184,14 @@ def _event_row(event: UsageEvent) -> tuple[object, ...]:
         final.first_token_at,
         final.ended_at,
         event.period_at,
-        final.outcome,
-        final.source,
+        final.outcome.value,  # the driver of SQLite looks for a conversion of what is not exactly a str
+        final.source.value,
         used.input,
         used.cached_input,
         used.output,
         used.reasoning,
         admit.price_version,
-        admit.service_tier,
+        admit.service_tier.value,
         admit.outcome_policy,
         final.deployment_id,
         final.attempts,
