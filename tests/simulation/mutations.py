@@ -172,7 +172,7 @@ MUTATIONS = (
     Mutation(
         "take every hole for damage",
         "wire/segments.py",
-        "            return Tail.TORN if _has_lost_sector(data, offset, following) else Tail.DAMAGED\n",
+        "            return Tail.TORN if has_lost_sector(data, offset, following) else Tail.DAMAGED\n",
         "            return Tail.DAMAGED\n",
         "a power cut needs an operator",
         seed=216,
@@ -180,7 +180,7 @@ MUTATIONS = (
     Mutation(
         "take every wrong end for a torn one",
         "wire/segments.py",
-        "        return Tail.TORN if end > written or _has_lost_sector(data, offset, end) else Tail.DAMAGED\n",
+        "        return Tail.TORN if end > written or has_lost_sector(data, offset, end) else Tail.DAMAGED\n",
         "        return Tail.TORN\n",
         "a flipped bit silently cuts a record that was reported durable",
         check=("tests/link/test_recovery.py", "-k", "Torn"),

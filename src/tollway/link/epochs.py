@@ -33,7 +33,7 @@ import msgspec
 
 from tollway.domain.usage import Admit, Quantities
 from tollway.link.disk import DISK, Disk
-from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, first_chain, parse_head
+from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, first_chain, has_lost_sector, parse_head
 
 FORMAT = 1
 """Of the header. A reader refuses a newer one."""
@@ -267,6 +267,15 @@ def parse_start(data: bytes) -> tuple[SegmentStart, int] | None:
     if start.format > FORMAT:
         raise SpoolDamaged("segment header", f"format {start.format} is newer than this program's {FORMAT}")
     return start, end
+
+
+def is_start_lost(data: bytes) -> bool:
+    """Whether the beginning of a segment is not there, as after a power cut that came before it was synced."""
+    if not data.startswith(_MAGIC) or len(data) < _HEADER.size:
+        return not any(data[: len(_MAGIC)])
+    _, length, _ = _HEADER.unpack_from(data)
+    end = _HEADER.size + length
+    return end > len(data) or has_lost_sector(data, 0, end)
 
 
 def read_start(path: Path, disk: Disk = DISK) -> tuple[SegmentStart, int] | None:

@@ -12,8 +12,8 @@ epoch that noted such a failure (`failed`) has its last segments copied into new
 that a sync means again what it says.
 
 The newest begun segment is read (see `epochs`), and the one before it, which a power cut may have left unsynced: if that
-does not reach to where the newest begins, nothing in the newest was ever acknowledged, and the older one is taken for the
-newest. A torn tail is cut: no record in it was ever acknowledged, because an acknowledgement follows the sync of all bytes
+is lost or does not reach to where the newest begins, nothing in the newest was ever acknowledged, and the older one is taken
+for the newest. A torn tail is cut: no record in it was ever acknowledged, because an acknowledgement follows the sync of all bytes
 before it. A record that is wrong in another way than crashes leave behind (`wire.segments`) is damage: the epoch is marked
 and left as it is, and what lies before the damage is still shipped.
 
@@ -25,7 +25,7 @@ import array
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -65,6 +65,7 @@ from tollway.link.epochs import (
     encode_start,
     find_node,
     first_start,
+    is_start_lost,
     list_epochs,
     lock,
     parse_start,
@@ -264,16 +265,19 @@ class _End:
 
 def _read_end(epoch: Epoch) -> tuple[_Requests, _End] | None:
     """Find the newest segment that counts and read it; None if the epoch never began."""
-    torn_start: tuple[int, bytes] | None = None  # a file that has bytes but no whole header
+    torn_starts: list[tuple[int, bytes]] = []  # files that have bytes but no whole header, newest first
     newest: tuple[_Requests, _End] | None = None
+    is_lost = False
     for number in reversed(epoch.list_segments()):
         if newest is not None and number != newest[1].start.number - 1:
             return newest  # the one before was shipped, and removed
         path = epoch.segment_path(number)
         data = read_segment(path, epoch.disk)
+        begun = parse_start(data)
+        if newest is not None and begun is None and is_start_lost(data):
+            newest, is_lost = None, True  # begun, and gone with the power: nothing behind it was ever acknowledged
         if not data:
             continue
-        begun = parse_start(data)
         if newest is not None:
             before = _read_before(epoch, data, newest[1].start)
             if before is None:
@@ -281,17 +285,17 @@ def _read_end(epoch: Epoch) -> tuple[_Requests, _End] | None:
             newest = before
             continue
         if begun is None:
-            if torn_start is not None:
-                raise SpoolDamaged(str(path), "the segment's header is wrong")
-            torn_start = (number, data)
+            torn_starts.append((number, data))
             continue
         start, offset = begun
-        newest = _read_records(epoch, start, offset, data, torn_start)
-    if newest is None and torn_start is not None:
-        number, data = torn_start
+        newest = _read_records(epoch, start, offset, data, torn_starts)
+    if newest is None and torn_starts:
+        number, data = torn_starts[-1]
         node_id = _node_of(epoch)
         if number != 1 or not encode_start(first_start(node_id, epoch.number)).startswith(data):
             raise SpoolDamaged(str(epoch.segment_path(number)), "the segment's header is wrong")
+    if newest is None and is_lost:
+        raise SpoolDamaged(str(epoch.directory), "no segment has a header")
     return newest
 
 
@@ -300,7 +304,7 @@ def _read_before(epoch: Epoch, data: bytes, following: SegmentStart) -> tuple[_R
     complete; and if it is damaged, which is found again, and told of, when it is shipped."""
     try:
         begun = parse_start(data)
-        read = begun and _read_records(epoch, *begun, data, None)
+        read = begun and _read_records(epoch, *begun, data, [])
     except SpoolDamaged:
         return None
     return read if read and read[1].seq < following.first_seq else None
@@ -323,7 +327,7 @@ def _settle_neighbours(epoch: Epoch, number: int) -> None:
 
 
 def _read_records(
-    epoch: Epoch, start: SegmentStart, offset: int, data: bytes, torn_start: tuple[int, bytes] | None
+    epoch: Epoch, start: SegmentStart, offset: int, data: bytes, torn_starts: Sequence[tuple[int, bytes]]
 ) -> tuple[_Requests, _End]:
     path = epoch.segment_path(start.number)
     if start.epoch != epoch.number:
@@ -338,11 +342,11 @@ def _read_records(
         raise SpoolDamaged(f"{path} at {offset}", str(error)) from None
     if reader.tail is Tail.DAMAGED:
         raise SpoolDamaged(f"{path} at {offset}", "a wrong record stands before readable ones")
-    if torn_start is not None:
-        # A header that was being written when the process died: its segment holds nothing, or it would have been whole.
-        number, torn = torn_start
+    for number, torn in torn_starts:
+        # A header that was being written when the process died, or that a power cut tore before it was synced: nothing in its
+        # segment was ever acknowledged.
         probe = Reader(reader.next_seq, reader.chain)
-        if number != start.number + 1 or list(probe.read(torn)) or probe.tail is Tail.DAMAGED:
+        if list(probe.read(torn)) or probe.tail is Tail.DAMAGED:
             raise SpoolDamaged(str(epoch.segment_path(number)), "the segment's header is wrong")
     return requests, _End(start, offset, len(data), reader.next_seq, reader.chain)
 

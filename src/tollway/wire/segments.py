@@ -145,11 +145,11 @@ class Reader:
         """
         following = self._find_readable(data, offset + 1)
         if following is not None:
-            return Tail.TORN if _has_lost_sector(data, offset, following) else Tail.DAMAGED
+            return Tail.TORN if has_lost_sector(data, offset, following) else Tail.DAMAGED
         length = int.from_bytes(data[offset : offset + 4], "little")
         end = offset + HEAD_BYTES + length if 0 < length <= PAYLOAD_BYTES_MAX else len(data) + 1
         written = len(data.rstrip(b"\0"))
-        return Tail.TORN if end > written or _has_lost_sector(data, offset, end) else Tail.DAMAGED
+        return Tail.TORN if end > written or has_lost_sector(data, offset, end) else Tail.DAMAGED
 
     def _find_readable(self, data: bytes, offset: int) -> int | None:
         """Where a later record of this epoch begins that can be read, if there is one.
@@ -173,7 +173,7 @@ class Reader:
         return min(found, default=None)
 
 
-def _has_lost_sector(data: bytes, start: int, end: int) -> bool:
+def has_lost_sector(data: bytes, start: int, end: int) -> bool:
     """Whether what lies between `start` and `end` of a sector reads as zeros up to its end, from where the frame at
     `start` begins or for longer than frames ever do (a small seq and a length have seven in a row)."""
     boundary = start
