@@ -11,9 +11,9 @@ After a failed sync the kernel may call pages clean that the disk never got, and
 epoch that noted such a failure (`failed`) has its last segments copied into new files before anything is appended, so
 that a sync means again what it says.
 
-The newest begun segment is read (see `epochs`), and the one before it, which a power cut may have left unsynced: if that
-is lost or does not reach to where the newest begins, nothing in the newest was ever acknowledged, and the older one is taken
-for the newest. A torn tail is cut: no record in it was ever acknowledged, because an acknowledgement follows the sync of all bytes
+The newest begun segment is read (see `epochs`), and the few before it that a power cut may have left unsynced: if one is
+lost or does not reach to where the next begins, nothing in those behind it was ever acknowledged, and it is taken for the
+newest. A torn tail is cut: no record in it was ever acknowledged, because an acknowledgement follows the sync of all bytes
 before it. A record that is wrong in another way than crashes leave behind (`wire.segments`) is damage: the epoch is marked
 and left as it is, and what lies before the damage is still shipped.
 
@@ -267,28 +267,32 @@ def _read_end(epoch: Epoch) -> tuple[_Requests, _End] | None:
     """Find the newest segment that counts and read it; None if the epoch never began."""
     torn_starts: list[tuple[int, bytes]] = []  # files that have bytes but no whole header, newest first
     newest: tuple[_Requests, _End] | None = None
-    is_lost = False
+    above: SegmentStart | None = None
+    doubtless, is_lost = 0, False
     for number in reversed(epoch.list_segments()):
-        if newest is not None and number != newest[1].start.number - 1:
-            return newest  # the one before was shipped, and removed
+        if above is not None and (number != above.number - 1 or number <= doubtless):
+            break  # the one before was shipped, and removed; or is known to be synced
         path = epoch.segment_path(number)
         data = read_segment(path, epoch.disk)
         begun = parse_start(data)
         if newest is not None and begun is None and is_start_lost(data):
-            newest, is_lost = None, True  # begun, and gone with the power: nothing behind it was ever acknowledged
+            newest, above, is_lost = None, None, True  # begun, and gone with the power: nothing behind it was ever acknowledged
         if not data:
             continue
-        if newest is not None:
-            before = _read_before(epoch, data, newest[1].start)
-            if before is None:
-                return newest
-            newest = before
+        if above is not None:
+            before = _read_before(epoch, data, above)
+            if before is not None:
+                newest = before
+            if begun is None:
+                break
+            above = begun[0]
             continue
         if begun is None:
             torn_starts.append((number, data))
             continue
         start, offset = begun
-        newest = _read_records(epoch, start, offset, data, torn_starts)
+        newest, above = _read_records(epoch, start, offset, data, torn_starts), start
+        doubtless = start.number - SEGMENTS_IN_DOUBT
     if newest is None and torn_starts:
         number, data = torn_starts[-1]
         node_id = _node_of(epoch)
@@ -311,14 +315,14 @@ def _read_before(epoch: Epoch, data: bytes, following: SegmentStart) -> tuple[_R
 
 
 def _settle_neighbours(epoch: Epoch, number: int) -> None:
-    """Take away what was begun after segment `number` and does not count, and make the one before it durable."""
+    """Take away what was begun after segment `number` and does not count, and make those before it durable."""
     disk = epoch.disk
     for other in epoch.list_segments():
         path = epoch.segment_path(other)
         if other > number and read_segment(path, disk):
             disk.unlink(path)
             sync_directory(epoch.directory, disk)
-        elif other == number - 1:
+        elif number - SEGMENTS_IN_DOUBT < other < number:
             fd = disk.open(path, os.O_RDWR | os.O_CLOEXEC, 0)
             try:
                 disk.fdatasync(fd)
