@@ -188,7 +188,7 @@ MUTATIONS = (
     Mutation(
         "check no chain",
         "wire/segments.py",
-        "            if seq != self.next_seq or chain != next_chain(self.chain, seq, payload):\n",
+        "            if seq != self.next_seq or chain != blake2b(self.chain + place + payload, digest_size=CHAIN_BYTES).digest():\n",
         "            if seq != self.next_seq:\n",
         "records of another history are taken in",
         ("tests/control/test_collect.py", "-k", "sqlite and Refused"),
@@ -227,8 +227,8 @@ MUTATIONS = (
     Mutation(
         "take a known batch for a new one",
         "control/collect.py",
-        "            if known is not None:\n                if known != hashed:\n",
-        "            if known is not None and known != hashed:\n                if known != hashed:\n",
+        "            if other is not None:\n                if other != hashed:\n",
+        "            if other is not None and other != hashed:\n                if other != hashed:\n",
         "an event that comes again in another epoch is counted twice",
         ("tests/control/test_collect.py", "-k", "sqlite"),
     ),
@@ -264,8 +264,8 @@ MUTATIONS = (
     Mutation(
         "bill what failed before its first token",
         "domain/usage.py",
-        "(final.outcome in policy.bills_after_first_token and delivered)",
-        "(final.outcome in policy.bills_after_first_token)",
+        "(outcome in policy.bills_after_first_token and delivered)",
+        "(outcome in policy.bills_after_first_token)",
         "an error of the platform costs the customer the prompt",
         check=("tests/control/test_collect.py", "-k", "sqlite and costs_nothing"),
     ),
