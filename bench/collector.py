@@ -6,7 +6,8 @@ nobody can beat by much: psycopg's `copy.write_row` of the finished rows of the 
 and indexes, committed for each batch too. The three take turns on the same batches.
 
 Events spread over thirty days, as bursts at 10,000 a second: so each batch falls into one minute, as it does in life, and a month
-can be asked for at the end.
+can be asked for at the end. The first hundred thousand are taken in; to a million and to ten, the rows that are there are copied under
+ids of their own, each beside its original, because what is asked is what a batch costs beside so many, not how they came.
 """
 
 from __future__ import annotations
@@ -60,6 +61,18 @@ MARKS = (100_000, 1_000_000, 10_000_000)
 
 
 @dataclass(frozen=True, slots=True)
+class Nibble:
+    """A hexadecimal digit of a request id that is one of few in every UUIDv7 (RFC 9562, section 5.7): its place, counted from 1."""
+
+    place: int
+    digits: str
+
+
+VERSION = Nibble(17, "7")
+VARIANT = Nibble(21, "89ab")
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """A database that is being filled, and its archive."""
 
@@ -73,20 +86,39 @@ class Engine:
             taken = collect(tx, self.archive, node_id=NODE, epoch=EPOCH, first_seq=first_seq, body=body, now=EPOCH)
         assert taken.events == BATCH_EVENTS, taken
 
+    def copy_events(self, copies: int, nibble: Nibble) -> None:
+        """Copy every event so many times, at most nine; each copy has another digit at a place of its id where all have one of a few."""
+        columns = ", ".join(EVENT_COLUMNS[1:])
+        originals = f"substr(event_id, {nibble.place}, 1) IN ({', '.join(map(repr, nibble.digits))})"
+        for digit in [each for each in "0123456789abcdef" if each not in nibble.digits][:copies]:
+            copied = f"substr(event_id, 1, {nibble.place - 1}) || '{digit}' || substr(event_id, {nibble.place + 1})"
+            with self.database.platform() as tx:
+                if not self.database.is_sqlite:
+                    tx.connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                tx.connection.exec_driver_sql(
+                    f"INSERT INTO usage_events (event_id, {columns}) SELECT {copied}, {columns} FROM usage_events WHERE {originals}"
+                )
+
 
 def measure(rig: Rig) -> None:
     """Events per second of the collector, beside a plain COPY of the same rows; as the database fills; and a month's query."""
     marks = [mark for mark in MARKS if mark <= rig.events]
     windows = len(marks) * rig.rounds * WINDOW_BATCHES * BATCH_EVENTS
-    batches = make_batches(max(marks) + windows)
+    batches = make_batches(MARKS[0] + windows)
     gc.freeze()  # as a control process does when it is ready
     with unpinned(), opened(rig.directory) as (on_postgres, on_sqlite, url), contextlib.closing(Copy(url)) as copy:
         engines, stored = (on_postgres, on_sqlite), 0
-        for mark in marks:
-            while stored < mark:
-                for engine, batch in zip(engines, [next(batches)] * 2, strict=True):
-                    engine.take(*batch)
-                stored += BATCH_EVENTS
+        while stored < MARKS[0]:
+            batch = next(batches)
+            for engine in engines:
+                engine.take(*batch)
+            stored += BATCH_EVENTS
+        for mark, nibble in zip(marks, (None, VERSION, VARIANT), strict=False):
+            if nibble is not None:
+                copies = -(-mark // stored) - 1
+                for engine in engines:
+                    engine.copy_events(copies, nibble)
+                stored *= 1 + copies
             for round_ in range(rig.rounds):
                 window = [next(batches) for _ in range(WINDOW_BATCHES)]
                 stored += WINDOW_BATCHES * BATCH_EVENTS
