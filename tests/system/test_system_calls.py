@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.machine import find_tool
-from tests.system.running import ENVIRONMENT, WAIT_SECONDS
+from reliability.running import ENVIRONMENT, WAIT_SECONDS
 
 ROOT = Path(__file__).parents[2]
 MOST = {"request": 6.3, "chunk": 3.3}
