@@ -77,7 +77,7 @@ MUTATIONS = (
         "        return self._space >= (self._open + 1) * OWED_BYTES + SLACK_BYTES\n",
         "        return self._space >= SLACK_BYTES\n",
         "on a full disk FINALs of admitted requests have no place",
-        seed=237,
+        check=("tests/link/test_spool.py", "-k", "every_final_owed"),
     ),
     Mutation(
         "free the slot with FINAL in the buffer",
