@@ -38,6 +38,17 @@ FIGURES: Mapping[str, Figure] = {
         "things are back is shown and not judged: the machine does other things beside.",
         "python -m reliability R1 --kills 100 --database postgres --seed 1",
     ),
+    "R2": Figure(
+        "Simulated histories",
+        "The gateway's meter, spool, recovery and shipper and the real collector on SQLite, in virtual time, on a simulated disk and "
+        "network, from one seed each: kills at every disk call, power cuts that drop or tear what was not synced, flipped bits, full "
+        "and failing disks, requests and answers lost, doubled and late, two senders, recoveries killed in the middle.",
+        "Every admitted request has exactly one event, billed between what was delivered and what was generated; no success is shown "
+        "before its record is durable; watermarks are dense, postings sum to zero, balances follow; recovering twice changes nothing; "
+        "`verify` finds nothing. Damage that no crash explains stops its epoch and is reported.",
+        "The relay and its sockets, limits, PostgreSQL, and whatever the simulated disk does not know of real ones.",
+        "python -m reliability R2 --seeds 2000 --seed 0",
+    ),
     "R4": Figure(
         "Overload",
         "An engine with a fixed number of slots and a short queue is offered three times what it can serve, then half of it.",

@@ -3,12 +3,14 @@
 import argparse
 import random
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
 from reliability import crashes, faults, outages, overloads, page, records, restores, rollouts
 from reliability.records import Line
+from tests.simulation.run import main as simulate
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 
@@ -61,11 +63,25 @@ def _nothing(parser: argparse.ArgumentParser) -> None:
     """No option of its own."""
 
 
+def _simulate(first_seed: int, count: int) -> list[Line]:
+    """Figure R2: as many histories, from that seed on."""
+    began = time.time()
+    report = simulate(range(first_seed, first_seed + count))
+    also = {name.replace("_", " "): report[name] for name in ("kills", "power_cuts", "faults", "requests")}
+    detail = {name: report[name] for name in ("virtual_hours", "failing_seeds")}
+    return [
+        records.record(
+            "R2", n=report["n"], failures=report["failures"], of="histories", began=began, seed=first_seed, also=also, detail=detail
+        )
+    ]
+
+
 FIGURES: dict[str, tuple[Add, Take]] = {
     "R1": (
         _option("--kills", 20, "how often something is killed, about 3 s each", database=True),
         lambda told: crashes.measure(told.kills, told.database, told.seed),
     ),
+    "R2": (_option("--seeds", 2000, "how many histories, about 50 ms each"), lambda told: _simulate(told.seed, told.seeds)),
     "R4": (_option("--seconds", 20.0, "how long too much is offered"), lambda told: overloads.measure(told.seconds, told.seed)),
     "R8": (_nothing, lambda told: faults.measure_faults()),
     "R9": (_nothing, lambda told: faults.measure_bad_input()),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from tests.simulation.history import Outcome, run_seed
 from tests.simulation.planes import Ledger
@@ -21,7 +22,7 @@ def kept_seeds() -> list[int]:
     return [int(line.split()[0]) for line in lines if line and not line.startswith("#")]
 
 
-def main(seeds: Iterable[int], *, failures_max: int = 5) -> dict[str, object]:
+def main(seeds: Iterable[int], *, failures_max: int = 5) -> dict[str, Any]:
     """Run seeds and report, as figure R2 of docs/reliability.md: one line of JSON. Stops after `failures_max` failing seeds."""
     began = time.perf_counter()
     failed: list[Outcome] = []
