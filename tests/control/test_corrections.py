@@ -18,7 +18,6 @@ from tests.link.samples import EPOCH, ORGANIZATION, admit, exchanges, final, fra
 from tollway.control import corrections
 from tollway.control.corrections import WantedAdjustment
 from tollway.control.verify import verify
-from tollway.domain import ids
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Close, Outcome, Quantities
@@ -65,7 +64,7 @@ def taken(database: Database, archive: Archive) -> Database:
 def ask(database: Database, wanted: WantedAdjustment, *, limit_pico: int = LIMIT, actor: str = ACTOR, now: int = NOW) -> Adjustment:
     made = len(listed(database)) + 1
     with database.platform() as tx:
-        return corrections.ask(tx, wanted, id=ids.new_id(ids.ADJUSTMENT, now, made), actor=actor, limit_pico=limit_pico, now=now)
+        return corrections.ask(tx, wanted, random_bits=made, actor=actor, limit_pico=limit_pico, now=now)
 
 
 def decide(database: Database, adjustment: Adjustment, decision: Decision, approver: str = APPROVER) -> Adjustment:
@@ -218,13 +217,18 @@ class TestTheDatabaseItself:
         with pytest.raises(DBAPIError), taken.platform() as tx:
             tx.connection.execute(sa.text(statement))
 
+    def test_corrections_of_one_request_keep_their_order_though_the_clock_goes_back(self, taken: Database, archive: Archive) -> None:
+        made = [ask(taken, REPLACE), ask(taken, credit(1), now=NOW - 5_000_000), ask(taken, credit(2), limit_pico=0, now=NOW - 9_000_000)]
+        assert made == listed(taken)
+        assert verify(taken, archive).differences == []
+
     def test_two_operators_at_once_void_once(self, taken: Database, archive: Archive) -> None:
         answers: list[str] = []
 
         def void(number: int) -> None:
             try:
                 with taken.platform() as tx:
-                    made = corrections.ask(tx, VOID, id=ids.new_id(ids.ADJUSTMENT, NOW, number), actor=ACTOR, limit_pico=LIMIT, now=NOW)
+                    made = corrections.ask(tx, VOID, random_bits=number, actor=ACTOR, limit_pico=LIMIT, now=NOW)
                 answers.append(made.state)
             except Fault as fault:
                 answers.append(fault.kind.code)

@@ -17,7 +17,6 @@ from tollway.control import corrections, epochs, periods
 from tollway.control.corrections import WantedAdjustment
 from tollway.control.periods import Blocked
 from tollway.control.verify import verify
-from tollway.domain import ids
 from tollway.domain.corrections import AdjustmentKind, AdjustmentState, Decision
 from tollway.domain.faults import Fault
 from tollway.domain.periods import PeriodState, period_id
@@ -49,6 +48,7 @@ class Books(RuleBasedStateMachine):
         self.over: set[str] = set()
         self.held: dict[str, list[bytes]] = {NODE: [], OTHER_NODE: []}
         self.events = 0
+        self.asked = 0
         self.closed: dict[str, Period] = {}
 
     def teardown(self) -> None:
@@ -127,8 +127,9 @@ class Books(RuleBasedStateMachine):
         )
         try:
             with self.database.platform() as tx:
-                made = ids.new_id(ids.ADJUSTMENT, NOW, data.draw(st.integers(0, 2**74 - 1)))
-                corrections.ask(tx, wanted, id=made, actor=ACTOR, limit_pico=limit_pico, now=NOW)
+                self.asked += 1
+                random_bits = data.draw(st.integers(0, 2**64 - 1)) << 10 | self.asked
+                corrections.ask(tx, wanted, random_bits=random_bits, actor=ACTOR, limit_pico=limit_pico, now=NOW)
         except Fault:
             pass  # not taken in yet, or corrected before
 

@@ -51,8 +51,11 @@ class WantedAdjustment:
 # ---- What may be done -------------------------------------------------------------------------------------------------
 
 
-def ask(tx: PlatformTx, wanted: WantedAdjustment, *, id: str, actor: str, limit_pico: int, now: int) -> Adjustment:
-    """Ask for a correction. At most `limit_pico` is moved at once; more waits for `approve` by another key.
+def ask(tx: PlatformTx, wanted: WantedAdjustment, *, random_bits: int, actor: str, limit_pico: int, now: int) -> Adjustment:
+    """Ask for a correction. At most `limit_pico` is moved at once; more waits for `decide` by another key.
+
+    `random_bits`: ids.RANDOM_BITS fresh ones, for its id. The ids of one event's corrections ascend in the order in which they were
+    asked for, whatever the clocks say: verification judges each by those before it.
 
     Raises RESOURCE_UNKNOWN for an event that was never taken in, PARAMETER_INVALID or PARAMETER_MISSING for what does not fit the
     kind, STATE_CONFLICT where the event's earlier corrections forbid this one.
@@ -67,8 +70,9 @@ def ask(tx: PlatformTx, wanted: WantedAdjustment, *, id: str, actor: str, limit_
     objection = find_objection(wanted.kind, amount_pico, sum_lines(event.lines), earlier)
     if objection is not None:
         raise Fault(STATE_CONFLICT, message=objection)
+    asked_at = max(now, earlier[-1].created_at + 1000) if earlier else now  # ids count milliseconds
     adjustment = Adjustment(
-        id=id,
+        id=ids.new_id(ids.ADJUSTMENT, asked_at, random_bits),
         organization_id=admit.organization_id,
         project_id=admit.project_id,
         key_id=admit.key_id,
@@ -78,7 +82,7 @@ def ask(tx: PlatformTx, wanted: WantedAdjustment, *, id: str, actor: str, limit_
         amount_pico=amount_pico,
         reason=wanted.reason,
         actor=actor,
-        created_at=now,
+        created_at=asked_at,
         needs_approval=needs_approval(amount_pico, earlier, limit_pico),
         replacement=wanted.replacement,
         replacement_requests=wanted.replacement_requests,
@@ -86,7 +90,7 @@ def ask(tx: PlatformTx, wanted: WantedAdjustment, *, id: str, actor: str, limit_
     stored.insert_adjustment(tx, adjustment)
     if not adjustment.needs_approval:
         _book(tx, adjustment, event, now)
-    return get_adjustment(tx, id)
+    return get_adjustment(tx, adjustment.id)
 
 
 def decide(tx: PlatformTx, adjustment_id: str, decision: Decision, *, approver: str, now: int) -> Adjustment:

@@ -88,7 +88,7 @@ def create_adjustment(caller: PlatformOperator, plane: Plane, body: AdjustmentCr
         made = corrections.ask(
             tx,
             body.wanted(),
-            id=plane.new_id(ids.ADJUSTMENT),
+            random_bits=plane.random_bits(),
             actor=caller.key_id,
             limit_pico=plane.approval_above_pico,
             now=plane.now(),

@@ -74,7 +74,11 @@ class ControlPlane:
 
     def new_id(self, prefix: str) -> str:
         """A fresh id of kind `prefix` (domain.ids)."""
-        return ids.new_id(prefix, self.now(), int.from_bytes(self.random_bytes(10), "big"))
+        return ids.new_id(prefix, self.now(), self.random_bits())
+
+    def random_bits(self) -> int:
+        """Fresh random bits, as many as an id takes."""
+        return int.from_bytes(self.random_bytes(10), "big")
 
     def new_ingredients(self) -> Ingredients:
         """What a new key is made of."""
