@@ -16,11 +16,13 @@ ANSWERS = {
 }
 
 
-def read(data: bytes, cuts: list[int] | None = None, *, closed: bool = False) -> ResponseReader:
+def read(data: bytes, cuts: list[int] | None = None, *, closed: bool = False, rests: bool = False) -> ResponseReader:
     reader = ResponseReader()
     for start, end in itertools.pairwise([0, *(cuts or []), len(data)]):
         if start < end:
             reader.feed(data[start:end])
+        if rests:
+            reader.rest()
     if closed:
         reader.eof()
     return reader
@@ -38,6 +40,22 @@ def test_cut_anywhere_the_answer_is_the_same(case: str) -> None:
     for cut in range(1, len(data)):
         assert essence(read(data, [cut])) == expected, cut
     assert essence(read(data, list(range(1, len(data))))) == expected
+
+
+CHUNKS = b"HTTP/1.1 200 OK\r\n%bTransfer-Encoding: chunked\r\n\r\n" + b"3\r\n{\"a\r\n" * 3
+
+
+@pytest.mark.parametrize("head", [b"", b"Connection: close\r\n"])
+@pytest.mark.parametrize(
+    "end", [b"4\r\n\":1}\r\n0\r\nX: y\r\n\r\n", b"0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", b"0\r\n\r\nx", b"HTTP/1.1 200 OK\r\n\r\n", b"4;x=", b"y\r\n"]
+)
+def test_a_reader_that_rested_between_chunks_reads_on_as_if_it_had_not(head: bytes, end: bytes) -> None:
+    data = CHUNKS % head
+    at = len(data) - 8
+    for cuts in ([len(data)], [at, len(data)], list(range(1, len(data) + len(end))), [at, at + 3, len(data) + 2]):
+        expected, rested = read(data + end, cuts), read(data + end, cuts, rests=True)
+        assert essence(rested) == essence(expected)
+        assert rested.between_chunks == expected.between_chunks
 
 
 @pytest.mark.parametrize("case", ANSWERS)

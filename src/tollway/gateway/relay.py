@@ -135,17 +135,13 @@ class Exchange:
 
     # What the coroutine does.
 
-    async def wait(self) -> None:
-        """Sleep until there is news: a whole answer, a first event, the end, a fault, the client's leaving, or the time to commit.
-        Raises the Fault, or ClientGone."""
-        if self._fault is None and not self._gone and not self._has_news():
-            self._pause = pause = Pause()
-            await pause
-            self._pause = None
-        if self._gone:
-            raise ClientGone
-        if self._fault is not None:
-            raise self._fault
+    def wait(self) -> Pause:
+        """Awaited: sleeps until there is news, which is a whole answer, a first event, the end, a fault, the client's leaving, or the time
+        to commit. Raises the Fault, or ClientGone."""
+        self._pause = pause = Pause()
+        if self._gone or self._fault is not None or self._has_news():
+            self._wake()
+        return pause
 
     def _has_news(self) -> bool:
         if self._client.committed:
@@ -153,9 +149,10 @@ class Exchange:
         return bool(self._pending) or self.finished or (self.stream is None and self._connection.reader.complete)
 
     def commit(self, headers: bytes) -> None:
-        """Send the status line and what has gathered; from now on events leave as they come. The request's body is let go of: nothing
-        can be tried again."""
+        """Send the status line and what has gathered; from now on events leave as they come. What only another try or an irregular
+        read would need is let go of."""
         self._call.request.body = b""
+        self._connection.reader.rest()
         client = self._client
         client.begin_stream(headers)
         if self._pending:
@@ -163,8 +160,9 @@ class Exchange:
             self._pending.clear()
 
     def _wake(self) -> None:
-        if self._pause is not None:
-            self._pause.wake()
+        pause, self._pause = self._pause, None
+        if pause is not None:
+            pause.wake(ClientGone() if self._gone else self._fault)
 
     def fail(self, fault: Fault) -> None:
         """End the exchange with a fault; the first one counts."""
@@ -322,6 +320,7 @@ class Exchange:
         elif now - self._fed_at > bounds.idle_seconds:
             self.fail(Fault(faults.UPSTREAM_TIMEOUT_IDLE))
         if self._client.committed:
+            self._connection.reader.rest()
             if now - self._sent_at > bounds.heartbeat_seconds:
                 self._sent_at = now
                 self._client.send(sse.HEARTBEAT)

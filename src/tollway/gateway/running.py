@@ -11,9 +11,8 @@ Nothing here can be cancelled; the request path ends what it waits for instead, 
 
 import asyncio
 from collections.abc import Coroutine, Generator
+from itertools import repeat
 from typing import Any
-
-from tollway.domain.faults import Fault
 
 
 class Pause:
@@ -23,24 +22,25 @@ class Pause:
 
     def __init__(self) -> None:
         self._is_over = False
-        self._fault: Fault | None = None
+        self._fault: Exception | None = None
         self.run: Run | None = None
 
-    def wake(self, fault: Fault | None = None) -> None:
+    def wake(self, fault: Exception | None = None) -> None:
         """The news is there: go on, or raise `fault` where it is awaited. Only the first call counts."""
         if self._is_over:
             return
         self._is_over = True
-        self._fault = fault
         run, self.run = self.run, None
-        if run is not None:
-            run.go()
+        if run is None:
+            self._fault = fault
+        else:
+            run.go(None, fault)
 
     def __await__(self) -> "Generator[Pause, None, None]":
-        if not self._is_over:
-            yield self
+        """Gives the Run this Pause, once, or nothing if it is over. No generator: its frame would be held for as long as a stream lasts."""
         if self._fault is not None:
             raise self._fault
+        return repeat(self, 0 if self._is_over else 1)  # type: ignore[return-value]  # `await` needs an iterator only (PEP 492)
 
 
 class Run:
@@ -52,10 +52,10 @@ class Run:
         self._coroutine = coroutine
         self.go()
 
-    def go(self, future: object = None) -> None:
-        """Take the next step. For the Pause, or the future, that the coroutine waits for."""
+    def go(self, future: object = None, fault: Exception | None = None) -> None:
+        """Take the next step, or have `fault` raised there. For the Pause, or the future, that the coroutine waits for."""
         try:
-            waited = self._coroutine.send(None)
+            waited = self._coroutine.send(None) if fault is None else self._coroutine.throw(fault)
         except StopIteration:
             return
         except Exception as error:  # nobody else hears of it, and the caller has others to serve

@@ -389,6 +389,11 @@ def _find_repeated_answer(data: bytes, body: bytes, content_type: bytes) -> _Rep
     return _RepeatedAnswer(head[: match.start(1)], head[match.end(1) :], content_type)
 
 
+_CHUNKED_KEPT = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+_CHUNKED_LAST = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+"""Heads after which a parser stands where one stands between two chunks."""
+
+
 class ResponseReader:
     """Reads the answer to one request on an upstream connection; `restart` makes it ready for the next.
 
@@ -427,6 +432,7 @@ class ResponseReader:
     def __init__(self, head_bytes_max: int = 64 * 1024) -> None:
         self._head_bytes_max = head_bytes_max
         self._repeated: _RepeatedAnswer | None = None
+        self._parser: httptools.HttpResponseParser | None = None
         self.complete = self.keep_alive = self.broken = False
         self.restart()
 
@@ -434,7 +440,7 @@ class ResponseReader:
         """Expect the next answer. The parser goes on only after an answer that ended by its own framing; otherwise its state is not to be
         trusted."""
         if not (self.complete and self.keep_alive) or self.broken:
-            self._parser = httptools.HttpResponseParser(self)
+            self._parser = None
         self._head_bytes = 0
         self._headers = 0
         self._chunked = False
@@ -492,13 +498,24 @@ class ResponseReader:
         if self.complete:
             self.broken = True  # bytes after the answer: whatever they are, nobody asked
             return
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = httptools.HttpResponseParser(self)
+            if self.has_head:
+                parser.feed_data(_CHUNKED_KEPT if self.keep_alive else _CHUNKED_LAST)
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.broken = True
         self.between_chunks = self._chunk_complete and not self.broken and data.endswith(b"\r\n")
         if not self.has_head and self._head_bytes > self._head_bytes_max:
             self.broken = True
+
+    def rest(self) -> None:
+        """Little is expected that needs the parser: let go of it (a kilobyte). Between two chunks of an answer it knows nothing that
+        another would not which read the shortest head of such an answer."""
+        if self.between_chunks and self.status == 200:
+            self._parser = None
 
     def eof(self) -> None:
         """The upstream closed. Completes an answer that has no other end; anything else stays incomplete."""
@@ -532,16 +549,17 @@ class ResponseReader:
             self.broken = True  # nobody asked for a coding; reading it blindly would relay an unmetered answer
 
     def on_headers_complete(self) -> None:
-        if self.complete:
+        parser = self._parser
+        if self.complete or parser is None:
             return
-        status = self._parser.get_status_code()
+        status = parser.get_status_code()
         if status < 200:
             self._headers = 0
             if status == 101:
                 self.broken = True
             return
         self.status = status
-        self.keep_alive = self._parser.should_keep_alive()
+        self.keep_alive = parser.should_keep_alive()
         self.has_head = True
 
     def on_body(self, data: bytes) -> None:
