@@ -15,6 +15,9 @@ from tollway.gateway.dialects.table import DIALECTS, Dialect
 from tollway.gateway.engines.habits import HABITS
 from tollway.telemetry import json_members
 from tollway.wire import bodies
+from tollway.wire.http import NO_HEADERS
+
+CLIENT_REQUEST_ID = b"x-client-request-id"
 
 
 class Request:
@@ -122,6 +125,15 @@ class Call:
         self.hide_usage = hide_usage
         self.hide_continuous = hide_continuous
 
+    def release(self) -> None:
+        """Let go of what only another attempt would need: nothing is tried again. A stream may last for minutes."""
+        request = self.request
+        request.body = b""
+        request.traceparent = ""
+        own_id = request.headers.get(CLIENT_REQUEST_ID)
+        request.headers = NO_HEADERS if own_id is None else {CLIENT_REQUEST_ID: own_id}
+        self.names = ()
+
     @property
     def dialect(self) -> Dialect:
         """What the bodies of its endpoint mean."""
@@ -152,7 +164,7 @@ _FINAL_USAGE = b'{"include_usage":true}'
 
 class Permit:
     """A call that passed its limits. Holds a place in each concurrency count until the block is left: `leave` gives it back. `headers`:
-    x-ratelimit-* lines."""
+    lines for the head of the answer."""
 
     __slots__ = ("_leave", "call", "headers")
 

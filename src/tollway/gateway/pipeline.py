@@ -23,7 +23,7 @@ from tollway.gateway.authorize import authorize
 from tollway.gateway.counters import Counters
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
-from tollway.gateway.exchange import Call, Caller, ClientGone, Request
+from tollway.gateway.exchange import CLIENT_REQUEST_ID, Call, Caller, ClientGone, Request
 from tollway.gateway.limit import limit
 from tollway.gateway.meter import Record, meter
 from tollway.gateway.ports import Client, UsageSink, Vault
@@ -128,8 +128,8 @@ async def answer(request: Request, client: Client, plane: Plane) -> None:
         with limit(call, plane.counters, time.monotonic_ns()) as permit:
             candidates = route(call, plane.upstreams, request.started, plane.random)
             async with meter(permit, plane.usage_sink, plane.now_us) as record:
-                headers = _identity(request) + permit.headers
-                await relay(permit, candidates, record, client, headers, plane.bounds, plane.active, plane.retries, plane.metrics)
+                permit.headers = _identity(request) + permit.headers
+                await relay(permit, candidates, record, client, plane.bounds, plane.active, plane.retries, plane.metrics)
     except ClientGone:
         pass
     except Fault as caught:
@@ -335,7 +335,7 @@ def _observe_final(request: Request, call: Call, final: Final, fault: Fault | No
 
 def _client_request_id(request: Request) -> str:
     """The client's own id, if it is one that cannot spoil a log."""
-    id = request.headers.get(b"x-client-request-id")
+    id = request.headers.get(CLIENT_REQUEST_ID)
     return id.decode() if id is not None and _CLIENT_REQUEST_ID.fullmatch(id) is not None else ""
 
 

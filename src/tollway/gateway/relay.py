@@ -121,7 +121,7 @@ class Exchange:
         self._client = client
         self._record = record
         self._bounds = bounds
-        self._pending: list[bytes] = []
+        self._pending = b""
         self._events = sse.EventReader()
         self._in_event = False
         self.stream: Stream | None = None
@@ -151,13 +151,13 @@ class Exchange:
     def commit(self, headers: bytes) -> None:
         """Send the status line and what has gathered; from now on events leave as they come. What only another try or an irregular
         read would need is let go of."""
-        self._call.request.body = b""
+        self._call.release()
         self._connection.reader.rest()
         client = self._client
         client.begin_stream(headers)
         if self._pending:
-            client.send(b"".join(self._pending))
-            self._pending.clear()
+            client.send(self._pending)
+            self._pending = b""
 
     def _wake(self) -> None:
         pause, self._pause = self._pause, None
@@ -234,7 +234,7 @@ class Exchange:
         assert stream is not None
         pieces = reader.body
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        reader.body = []
+        pieces.clear()
         fault: Fault | None = None
         out = b""
         if data and not self.finished:
@@ -257,7 +257,7 @@ class Exchange:
             if self._client.committed:
                 self._client.send(out)
             else:
-                self._pending.append(out)
+                self._pending += out
                 self._wake()
         if self.finished:
             return
@@ -336,7 +336,6 @@ async def relay(
     candidates: Iterable[Upstream],
     record: Record,
     client: Client,
-    headers: bytes,
     bounds: RelayBounds,
     active: Active,
     budget: RetryBudget,
@@ -344,8 +343,8 @@ async def relay(
 ) -> None:
     """Answer the client from the first candidate that can, finishing `record` before the last byte.
 
-    `headers`: lines for the head of the answer. Raises Fault if no candidate could (or the stream broke after it was committed), and
-    ClientGone; the record is unfinished then, and nothing that reads as success was sent.
+    Raises Fault if no candidate could (or the stream broke after it was committed), and ClientGone; the record is unfinished then, and
+    nothing that reads as success was sent.
     """
     fault: Fault | None = None
     budget.earn()
@@ -356,7 +355,7 @@ async def relay(
             if fault is not None:
                 metrics.retries += 1
             try:
-                await _attempt(permit.call, upstream, record, client, headers, bounds, active, metrics, fault)
+                await _attempt(permit, upstream, record, client, bounds, active, metrics, fault)
             except Fault as caught:
                 fault = caught
                 metrics.attempted(upstream.deployment.id, caught.kind.code)
@@ -378,16 +377,16 @@ def _may_retry(fault: Fault, call: Call) -> bool:
 
 
 async def _attempt(
-    call: Call,
+    permit: Permit,
     upstream: Upstream,
     record: Record,
     client: Client,
-    headers: bytes,
     bounds: RelayBounds,
     active: Active,
     metrics: Metrics,
     before: Fault | None,
 ) -> None:
+    call = permit.call
     now = time.monotonic()
     record.attempt(upstream.deployment.id)
     fresh = before is not None and before.kind is faults.UPSTREAM_STALE
@@ -404,7 +403,8 @@ async def _attempt(
         connection.ask(upstream.message(call.request, record.attempts, call.upstream_body(upstream.deployment)), exchange)
         await exchange.wait()
         if call.stream and (exchange.stream is not None or not connection.reader.complete):
-            exchange.commit(_EVENTS + headers)
+            exchange.commit(_EVENTS + permit.headers)
+            permit.headers = b""
             while not exchange.finished:
                 await exchange.wait()
             stream = exchange.stream
@@ -421,7 +421,7 @@ async def _attempt(
             exchange.finished = True
             _note_completed(record, call, answer.used, UsageSource.ENGINE_FINAL, answer.anomaly, len(body))
             await record.finish(Outcome.COMPLETED)
-            client.answer(200, _JSON + headers, answer.body)
+            client.answer(200, _JSON + permit.headers, answer.body)
     finally:
         if record.final is None and exchange.stream is not None:
             _note_cut(record, call, exchange.stream, exchange.stream_bytes)

@@ -11,6 +11,7 @@ import asyncio
 import gc
 import socket
 import ssl
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ from tollway.gateway.ports import Flow
 from tollway.gateway.running import Run
 from tollway.gateway.strangers import Strangers
 from tollway.wire.errors import anthropic_error, openai_error
-from tollway.wire.http import HttpBounds, HttpRequest, RequestReader, chunk_size
+from tollway.wire.http import NO_HEADERS, HttpBounds, HttpRequest, RequestReader, chunk_size
 
 PRECHECK_BYTES = 64 * 1024
 """A body larger than this is read on only for a caller who authenticated by the head."""
@@ -161,7 +162,7 @@ class Downstream(asyncio.Protocol):
         edge = self._edge
         if not self._peer:
             peer = transport.get_extra_info("peername")
-            self._peer = peer[0] if isinstance(peer, tuple) else ""
+            self._peer = sys.intern(peer[0]) if isinstance(peer, tuple) else ""
         if not edge.admit(self._peer):
             self._peer = ""
             self.gone = True
@@ -513,6 +514,9 @@ class Downstream(asyncio.Protocol):
         if self._paused_at and now - self._paused_at > bounds.write_stall_seconds:
             self.hang_up()
         if self._request is not None:
+            if self.committed:  # a stream, and it lasts
+                self._reader.forget()
+                self._request.headers = NO_HEADERS
             return
         elapsed = now - self._phase_at
         if self._ending:

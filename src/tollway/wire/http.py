@@ -77,6 +77,10 @@ class HttpBounds(msgspec.Struct, frozen=True, kw_only=True):
 DEFAULT_BOUNDS = HttpBounds()
 
 
+NO_HEADERS: dict[bytes, bytes] = {}
+"""In place of headers that were let go of. Shared, never written to."""
+
+
 class HttpRequest:
     """One request as framed: `headers` holds WANTED ones by lower-case name. `body` is complete only once it was returned by feed."""
 
@@ -89,6 +93,10 @@ class HttpRequest:
         self.headers: dict[bytes, bytes] = {}
         self.body = b""
         self.keep_alive = True
+
+
+_NO_REQUEST = HttpRequest()
+"""What a reader reads while it reads none."""
 
 
 class RequestReader:
@@ -119,7 +127,7 @@ class RequestReader:
         self._bounds = bounds
         self._parser: httptools.HttpRequestParser | None = None
         self._complete: list[HttpRequest] = []
-        self._current = HttpRequest()
+        self._current = _NO_REQUEST
         self._headers = 0
         self._head_bytes = 0
         self._body: bytes | bytearray = b""
@@ -181,6 +189,10 @@ class RequestReader:
         if not self.in_message and not self._head_bytes:
             self._parser = None
 
+    def forget(self) -> None:
+        """Nothing is expected for long: let go of the last head too. The next one is parsed."""
+        self._repeated = None
+
     def _parse(self, data: bytes) -> list[HttpRequest]:
         parser = self._parser
         if parser is None:
@@ -202,6 +214,7 @@ class RequestReader:
 
     def on_message_begin(self) -> None:
         self.in_message = True
+        self._current = HttpRequest()
 
     def on_url(self, target: bytes) -> None:
         current = self._current
@@ -289,7 +302,7 @@ class RequestReader:
             body += data
 
     def on_message_complete(self) -> None:
-        request, self._current = self._current, HttpRequest()
+        request, self._current = self._current, _NO_REQUEST
         self.open_request = None
         self.in_message = False
         self._headers = self._head_bytes = self._raw_bytes = 0

@@ -18,7 +18,7 @@ class EventReader:
     __slots__ = ("_after_cr", "_rest")
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._rest: bytes | bytearray = b""
         self._after_cr = False
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -36,6 +36,8 @@ class EventReader:
             self._after_cr = data.endswith(b"\r")
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if b"\n\n" not in data and not (rest.endswith(b"\n") and data.startswith(b"\n")):
+            if not rest:
+                rest = self._rest = bytearray()
             rest += data  # in place: an event that comes byte by byte is not copied at each byte
             if len(rest) > EVENT_BYTES_MAX:
                 raise EventTooLong
@@ -44,7 +46,7 @@ class EventReader:
         events = [stripped for event in events if (stripped := event.lstrip(b"\n"))]
         if len(last) > EVENT_BYTES_MAX or any(len(event) > EVENT_BYTES_MAX for event in events):
             raise EventTooLong
-        self._rest = bytearray(last)
+        self._rest = bytearray(last) if last else b""
         return events
 
     @property
