@@ -229,7 +229,7 @@ async def _main(scenario: str, count: int, directory: Path, library: str | None,
         load = _Load(edge, loop, chunks)
         Upstream.connect = lambda upstream, timeout_seconds: load.connect(upstream)  # type: ignore[method-assign,assignment]
         units = count * max(1, chunks)
-        await load.run(max(WARM_UNITS // max(1, chunks), CONNECTIONS))
+        await load.run(max(WARM_UNITS // max(1, chunks), 2 * CONNECTIONS))  # a head is known from its second time on
         gc.collect()
         gc.freeze()
         collect = ctypes.PyDLL(library) if library else None

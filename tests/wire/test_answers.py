@@ -42,13 +42,21 @@ def test_cut_anywhere_the_answer_is_the_same(case: str) -> None:
     assert essence(read(data, list(range(1, len(data))))) == expected
 
 
-CHUNKS = b"HTTP/1.1 200 OK\r\n%bTransfer-Encoding: chunked\r\n\r\n" + b"3\r\n{\"a\r\n" * 3
+CHUNKS = b"HTTP/1.1 200 OK\r\n%bTransfer-Encoding: chunked\r\n\r\n" + b'3\r\n{"a\r\n' * 3
+
+
+ENDS = [
+    b'4\r\n":1}\r\n0\r\nX: y\r\n\r\n',
+    b"0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+    b"0\r\n\r\nx",
+    b"HTTP/1.1 200 OK\r\n\r\n",
+    b"4;x=",
+    b"y\r\n",
+]
 
 
 @pytest.mark.parametrize("head", [b"", b"Connection: close\r\n"])
-@pytest.mark.parametrize(
-    "end", [b"4\r\n\":1}\r\n0\r\nX: y\r\n\r\n", b"0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", b"0\r\n\r\nx", b"HTTP/1.1 200 OK\r\n\r\n", b"4;x=", b"y\r\n"]
-)
+@pytest.mark.parametrize("end", ENDS)
 def test_a_reader_that_rested_between_chunks_reads_on_as_if_it_had_not(head: bytes, end: bytes) -> None:
     data = CHUNKS % head
     at = len(data) - 8

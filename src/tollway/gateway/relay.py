@@ -159,6 +159,33 @@ class Exchange:
             client.send(self._pending)
             self._pending = b""
 
+    def finish(self) -> Pause:
+        """The stream ended as it should: write its FINAL. Awaited: until that is durable."""
+        stream = self.stream
+        assert stream is not None
+        _note_completed(self._record, self._call, stream.used, stream.source, stream.anomaly, self.stream_bytes)
+        return self._record.finish(Outcome.COMPLETED)
+
+    @property
+    def terminator(self) -> bytes:
+        """What ends the stream, once its FINAL is durable."""
+        assert self.stream is not None
+        return self.stream.terminator
+
+    def close(self, active: Active, metrics: Metrics) -> None:
+        """The exchange is over, however it ended: its connection is given back or ended."""
+        record, client = self._record, self._client
+        if record.final is None and self.stream is not None:
+            _note_cut(record, self._call, self.stream, self.stream_bytes)
+        if record.anomaly is not None:
+            metrics.count(metrics.anomalies, record.anomaly)
+        active.exchanges.discard(self)
+        client.attend(None)
+        if self.finished:
+            self._connection.settle(time.monotonic())
+        else:
+            self._connection.abort()
+
     def _wake(self) -> None:
         pause, self._pause = self._pause, None
         if pause is not None:
@@ -355,7 +382,15 @@ async def relay(
             if fault is not None:
                 metrics.retries += 1
             try:
-                await _attempt(permit, upstream, record, client, bounds, active, metrics, fault)
+                exchange = await _attempt(permit, upstream, record, client, bounds, active, metrics, fault)
+                if exchange is not None:
+                    try:
+                        while not exchange.finished:
+                            await exchange.wait()
+                        await exchange.finish()
+                        client.end_stream(exchange.terminator)
+                    finally:
+                        exchange.close(active, metrics)
             except Fault as caught:
                 fault = caught
                 metrics.attempted(upstream.deployment.id, caught.kind.code)
@@ -385,7 +420,9 @@ async def _attempt(
     active: Active,
     metrics: Metrics,
     before: Fault | None,
-) -> None:
+) -> Exchange | None:
+    """One attempt. A whole answer is given here, to its end; of a stream only the beginning: it returns the exchange, which the caller
+    carries on and closes, so that this frame is not held while it lasts."""
     call = permit.call
     now = time.monotonic()
     record.attempt(upstream.deployment.id)
@@ -397,6 +434,7 @@ async def _attempt(
     exchange = Exchange(call, connection, client, record, bounds, now)
     active.exchanges.add(exchange)
     client.attend(exchange)
+    has_begun = False
     try:
         if client.gone:
             raise ClientGone
@@ -405,34 +443,21 @@ async def _attempt(
         if call.stream and (exchange.stream is not None or not connection.reader.complete):
             exchange.commit(_EVENTS + permit.headers)
             permit.headers = b""
-            while not exchange.finished:
-                await exchange.wait()
-            stream = exchange.stream
-            assert stream is not None
-            _note_completed(record, call, stream.used, stream.source, stream.anomaly, exchange.stream_bytes)
-            await record.finish(Outcome.COMPLETED)
-            client.end_stream(stream.terminator)
-        else:
-            reader = connection.reader
-            body = b"".join(reader.body)
-            if call.stream or reader.status != 200:
-                raise answer_fault(reader.status, body, reader.retry_after)
-            answer = call.dialect.read_answer(body, upstream.deployment.upstream_model, call.model.id, call.output_tokens_max)
-            exchange.finished = True
-            _note_completed(record, call, answer.used, UsageSource.ENGINE_FINAL, answer.anomaly, len(body))
-            await record.finish(Outcome.COMPLETED)
-            client.answer(200, _JSON + permit.headers, answer.body)
+            has_begun = True
+            return exchange
+        reader = connection.reader
+        body = b"".join(reader.body)
+        if call.stream or reader.status != 200:
+            raise answer_fault(reader.status, body, reader.retry_after)
+        answer = call.dialect.read_answer(body, upstream.deployment.upstream_model, call.model.id, call.output_tokens_max)
+        exchange.finished = True
+        _note_completed(record, call, answer.used, UsageSource.ENGINE_FINAL, answer.anomaly, len(body))
+        await record.finish(Outcome.COMPLETED)
+        client.answer(200, _JSON + permit.headers, answer.body)
+        return None
     finally:
-        if record.final is None and exchange.stream is not None:
-            _note_cut(record, call, exchange.stream, exchange.stream_bytes)
-        if record.anomaly is not None:
-            metrics.count(metrics.anomalies, record.anomaly)
-        active.exchanges.discard(exchange)
-        client.attend(None)
-        if exchange.finished:
-            connection.settle(time.monotonic())
-        else:
-            connection.abort()
+        if not has_begun:
+            exchange.close(active, metrics)
 
 
 def _note_completed(

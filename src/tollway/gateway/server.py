@@ -436,6 +436,8 @@ class Downstream(asyncio.Protocol):
                     b"transfer-encoding: chunked\r\n" if chunked else b"",
                 )
             )
+        if self._request is not None:
+            self._request.headers = NO_HEADERS
 
     def send(self, data: bytes) -> None:
         transport = self._transport
@@ -514,9 +516,8 @@ class Downstream(asyncio.Protocol):
         if self._paused_at and now - self._paused_at > bounds.write_stall_seconds:
             self.hang_up()
         if self._request is not None:
-            if self.committed:  # a stream, and it lasts
-                self._reader.forget()
-                self._request.headers = NO_HEADERS
+            if self.committed:
+                self._reader.forget()  # a stream, and it lasts
             return
         elapsed = now - self._phase_at
         if self._ending:

@@ -5,9 +5,10 @@ Host, any Transfer-Encoding but `chunked`, both framings at once, HTTP/0.9 and H
 headers, header names with underscores (twins of dashed ones behind CGI-like proxies), and everything beyond the bounds. After a
 fault no later byte of the connection is interpreted, so the two ends can never disagree about where a request begins.
 
-Clients that keep a connection repeat themselves: their next head is the last one, but for the number in Content-Length. The reader keeps
-the two ends around that number. Bytes that are these ends around a number, followed by exactly so many bytes of body, are the request
-that llhttp would find, and llhttp, which stands between two messages before and after, need not see them.
+Clients that keep a connection repeat themselves: their next head is the last one, but for the number in Content-Length. From a
+connection's second request on, the reader keeps the two ends around that number. Bytes that are these ends around a number, followed by
+exactly so many bytes of body, are the request that llhttp would find, and llhttp, which stands between two messages before and after,
+need not see them.
 
 Only headers in WANTED are kept; the rest is checked by llhttp for form and forgotten. Names are resolved through a bounded table of
 spellings already seen, so that the eighteen headers an SDK sends cost one dict lookup each and no allocation.
@@ -114,6 +115,7 @@ class RequestReader:
         "_current",
         "_head_bytes",
         "_headers",
+        "_is_kept",
         "_is_over",
         "_parser",
         "_raw_bytes",
@@ -133,6 +135,7 @@ class RequestReader:
         self._body: bytes | bytearray = b""
         self._raw_bytes = 0
         self._is_over = False
+        self._is_kept = False
         self._repeated: _Repeated | None = None
         self.fault: FaultKind | None = None
         self.open_request: HttpRequest | None = None
@@ -150,7 +153,9 @@ class RequestReader:
                     return [request]
             requests = self._feed(data)
             if len(requests) == 1:
-                self._repeated = _find_repeated(data, requests[0])
+                if self._is_kept:
+                    self._repeated = _find_repeated(data, requests[0])
+                self._is_kept = True
             return requests
         return self._feed(data)
 
