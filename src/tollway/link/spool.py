@@ -439,12 +439,12 @@ class Spool:
         metrics.commit_seconds += seconds
         metrics.commit_seconds_max = max(metrics.commit_seconds_max, seconds)
         self.committed = commit.position
-        for done in commit.waiting:
-            done(None)
         if self._waiting:
-            self._start_commit()
+            self._start_commit()  # first: the disk works while clients are told
         else:
             self._committing = False
+        for done in commit.waiting:
+            done(None)
 
     def _fail(self, error: OSError) -> None:
         """The disk cannot be trusted any more: tell everyone, do nothing further."""
