@@ -108,16 +108,30 @@ COUNTS = st.one_of(
 
 
 @settings(max_examples=400)
-@given(st.lists(st.tuples(TEXTS, COUNTS, COUNTS, st.sampled_from([b"5", b"6"])), max_size=12), st.booleans(), st.sampled_from([None, 20]))
+@given(
+    st.lists(
+        st.tuples(st.just(b'"a"') | TEXTS, st.none() | st.tuples(COUNTS, COUNTS), st.sampled_from([b"5", b"5", b"5", b"6"])), max_size=12
+    ),
+    st.booleans(),
+    st.sampled_from([None, 4, 20]),
+)
 def test_both_ways_agree_on_events_that_are_nearly_alike(
-    parts: list[tuple[bytes, bytes, bytes, bytes]], hide: bool, cap: int | None
+    parts: list[tuple[bytes, tuple[bytes, bytes] | None, bytes]], hide: bool, cap: int | None
 ) -> None:
+    """Counts of None: one token more than the last event, as nearly all events have."""
+
     def stream() -> openai.Stream:
         return openai.Stream(
             hide_usage=hide, hide_continuous=hide, counting=False, upstream_model="m", public_model="m", output_tokens_max=cap
         )
 
-    sent = [alike(b'""', b"5", b"0", b"5"), alike(b'"a"', b"6", b"1", b"5"), *(alike(*part) for part in parts), b"data: [DONE]\n\n"]
+    sent = [alike(b'""', b"5", b"0", b"5"), alike(b'"a"', b"6", b"1", b"5")]
+    more = 1
+    for text, counts, prompt in parts:
+        more += counts is None
+        total, count = counts or (b"%d" % (5 + more), b"%d" % more)
+        sent.append(alike(text, total, count, prompt))
+    sent.append(b"data: [DONE]\n\n")
     assert play(stream(), sent, quickly=True) == play(stream(), sent, quickly=False)
 
 
@@ -127,6 +141,21 @@ def alike(text: bytes, total: bytes, count: bytes, prompt: bytes) -> bytes:
         b'data: {"id":"c","choices":[{"index":0,"delta":{"content":%b},"logprobs":null,"finish_reason":null,"token_ids":null}],'
         b'"usage":{"prompt_tokens":%b,"total_tokens":%b,"completion_tokens":%b}}\n\n' % (text, prompt, total, count)
     )
+
+
+@pytest.mark.parametrize("cap", [1, 3, 9])
+@pytest.mark.parametrize("step", [1, 2])
+def test_events_alike_are_held_to_what_was_asked_for(cap: int, step: int) -> None:
+    def stream() -> openai.Stream:
+        return openai.Stream(
+            hide_usage=True, hide_continuous=True, counting=False, upstream_model="m", public_model="m", output_tokens_max=cap
+        )
+
+    counts = [0, 1, *range(2, 12, step)]
+    sent = [*(alike(b'"a"', b"%d" % (5 + count), b"%d" % count, b"5") for count in counts), b"data: [DONE]\n\n"]
+    seen = play(stream(), sent, quickly=True)
+    assert seen == play(stream(), sent, quickly=False)
+    assert [seen[at][1].output for at in range(len(counts))] == [min(count, cap) for count in counts]
 
 
 @pytest.mark.parametrize("text", [b'"a"', b'"\xc3\xa9\xe6\x97\xa5"', b'"}}"'])

@@ -36,6 +36,7 @@ from tollway.wire import sse
 from tollway.wire.http import chunk_size
 
 CHECKPOINT_SECONDS = 1.0
+_LF = ord("\n")
 _JSON = b"content-type: application/json\r\n"
 _EVENTS = b"content-type: text/event-stream; charset=utf-8\r\nx-accel-buffering: no\r\n"
 
@@ -205,9 +206,12 @@ class Exchange:
         stream, client = self.stream, self._client
         if stream is None or self._in_event or not client.committed:
             return False
-        start = 5 if data[3:5] == b"\r\n" else data.find(b"\r\n", 0, 8) + 2
         end = len(data) - 2
-        if data[:start].lower() != chunk_size(end - start) or data[end:] != b"\r\n":
+        if end < 8:
+            return False
+        start = 5 if data[4] == _LF else data.find(b"\n", 0, 8) + 1
+        size, stated = chunk_size(end - start), data[:start]
+        if (stated != size and stated.lower() != size) or not data.endswith(b"\r\n"):
             return False
         if self.stream_bytes + end > self._bounds.stream_bytes_max:
             return False

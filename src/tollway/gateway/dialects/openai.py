@@ -187,6 +187,7 @@ _SHAPE = re.compile(
 """A regular event around its text and its counts. Without a backslash in it, no quote is part of a text."""
 SHAPES_MAX = 8
 """Events of a stream that are looked at for the shape; where eight do not have it, the engine writes another one."""
+_COUNTS = b'%d,"completion_tokens":%d}}\n\n'
 _ZERO = ord("0")
 
 _usage = msgspec.json.Decoder(_Usage)
@@ -355,6 +356,10 @@ class Stream:
             return None
         if not text.isprintable() or "\\" in text:
             return None
+        output = self.output + 1  # nearly always: one more token than the last event
+        if output <= self._output_most and data[counts_at:end] == _COUNTS % (self._prompt_tokens + output, output):
+            self.output = output
+            return data[start : at + self._kept] + b"}\n\n" if self._hide_continuous else data[start:end]
         total, _, rest = data[counts_at:end].partition(b',"completion_tokens":')
         count = rest[:-4]
         if rest[-4:] != b"}}\n\n" or not (total.isdigit() and count.isdigit()) or total[0] == _ZERO or count[0] == _ZERO:
