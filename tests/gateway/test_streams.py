@@ -494,6 +494,20 @@ async def test_what_was_delivered_is_noted_before_it_leaves() -> None:
         assert (final.outcome, final.used, final.source) == (Outcome.UPSTREAM_ERROR, Quantities(5, 0, 2), CONTINUOUS)
 
 
+async def test_an_open_stream_holds_nothing_that_only_another_attempt_would_need() -> None:
+    upstream = Upstream([STREAM_HEAD, part(chunk("a")), Do.GATE, part(chunk("b"), DONE), END])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        client.send(message(streamed()))
+        await client.reader.readuntil(b'"a"')
+        (exchange,) = running.plane.active.exchanges
+        call, request = exchange._call, exchange._call.request
+        assert (request.body, request.headers, request.traceparent, call.names) == (b"", {}, "", ())
+        assert exchange._connection.reader._parser is None and exchange._client._reader._parser is None  # type: ignore[attr-defined]
+        upstream.gate.set()
+        await client.reader.readuntil(b"[DONE]\n\n")
+        assert (await running.sink.settled()).outcome is Outcome.COMPLETED
+
+
 # Metering
 
 
