@@ -115,8 +115,8 @@ class RequestReader:
         "_current",
         "_head_bytes",
         "_headers",
-        "_is_kept",
         "_is_over",
+        "_is_used",
         "_parser",
         "_raw_bytes",
         "_repeated",
@@ -135,7 +135,7 @@ class RequestReader:
         self._body: bytes | bytearray = b""
         self._raw_bytes = 0
         self._is_over = False
-        self._is_kept = False
+        self._is_used = False
         self._repeated: _Repeated | None = None
         self.fault: FaultKind | None = None
         self.open_request: HttpRequest | None = None
@@ -153,9 +153,9 @@ class RequestReader:
                     return [request]
             requests = self._feed(data)
             if len(requests) == 1:
-                if self._is_kept:
+                if self._is_used:
                     self._repeated = _find_repeated(data, requests[0])
-                self._is_kept = True
+                self._is_used = True
             return requests
         return self._feed(data)
 
