@@ -3,7 +3,7 @@
 Values only. The two live ends of a request are elsewhere: the client's (`ports.Client`) and the engine's (`upstream.Connection`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -11,6 +11,7 @@ from tollway.domain.catalog import Deployment, Endpoint
 from tollway.domain.limits import rate
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
+from tollway.domain.usage import ServiceTier
 from tollway.gateway.dialects.table import DIALECTS, Dialect
 from tollway.gateway.engines.habits import HABITS
 from tollway.telemetry import json_members
@@ -49,12 +50,23 @@ class Request:
 class Caller:
     """Who asks: key, project and organization as the snapshot knows them, with what follows from them compiled once.
 
-    `models`: what both key and project allow, None for everything published. `per_minute` and `concurrent`: the limit of each
-    level that has one. `log_members`: who it is, in a log line. `cache_salt`: what keeps this organization's prefixes apart inside an
-    engine.
+    `models`: what both key and project allow, None for everything published. `offers`: what it was offered so far. `per_minute` and
+    `concurrent`: the limit of each level that has one. `log_members`: who it is, in a log line. `cache_salt`: what keeps this
+    organization's prefixes apart inside an engine.
     """
 
-    __slots__ = ("cache_salt", "concurrent", "expires_at", "key", "log_members", "models", "organization", "per_minute", "project")
+    __slots__ = (
+        "cache_salt",
+        "concurrent",
+        "expires_at",
+        "key",
+        "log_members",
+        "models",
+        "offers",
+        "organization",
+        "per_minute",
+        "project",
+    )
 
     def __init__(self, key: KeyEntry, project: ProjectEntry, organization: OrganizationEntry, cache_salt: bytes) -> None:
         self.key = key
@@ -62,6 +74,7 @@ class Caller:
         self.organization = organization
         self.cache_salt = cache_salt
         self.expires_at = key.expires_at
+        self.offers: dict[tuple[str, Endpoint], Offer] = {}
         self.log_members = json_members({"organization_id": organization.id, "project_id": project.id, "key_id": key.id})
         allowed = [frozenset(entry.models) for entry in (key, project) if entry.models is not None]
         self.models: frozenset[str] | None = frozenset.intersection(*allowed) if allowed else None
@@ -70,7 +83,58 @@ class Caller:
         self.concurrent = tuple((id, limits.concurrent_requests) for id, limits in levels if limits.concurrent_requests is not None)
 
 
-class Call:
+class Offer:
+    """A model as it is offered to a caller at an endpoint, from instant `valid_from` until (exclusive) `valid_until`: what `authorize` need
+    not find out again for each request. Compiled by the directory and gone with any change of it.
+
+    `prices`: by service tier, on the price list of the organization's terms; `standard` is that of the standard tier. `is_served`: whether
+    the model has this endpoint. `known_fields`: request fields that every deployment of it understands.
+    """
+
+    __slots__ = ("_ours", "cache_salt", "is_served", "known_fields", "model", "prices", "standard", "valid_from", "valid_until")
+
+    def __init__(
+        self,
+        model: ModelEntry,
+        prices: Mapping[ServiceTier, PriceVersion],
+        valid_from: int,
+        valid_until: int,
+        *,
+        is_served: bool,
+        known_fields: frozenset[str],
+        cache_salt: bytes,
+    ) -> None:
+        self.model = model
+        self.prices = prices
+        self.standard = prices.get(ServiceTier.STANDARD)
+        self.valid_from = valid_from
+        self.valid_until = valid_until
+        self.is_served = is_served
+        self.known_fields = known_fields
+        self.cache_salt = cache_salt
+        self._ours: dict[tuple[str, bytes | None, int | None], tuple[Deployment, bodies.Ours]] = {}
+
+    def ours(self, deployment: Deployment, stream_options: bytes | None, output_cap: int | None) -> bodies.Ours:
+        """The fields that are ours to set in a body for a deployment."""
+        key = (deployment.id, stream_options, output_cap)
+        known = self._ours.get(key)
+        if known is not None and known[0] is deployment:
+            return known[1]
+        fields: dict[str, bytes] = {}
+        if output_cap is not None:
+            fields["max_tokens"] = b"%d" % output_cap
+        if deployment.upstream_model != self.model.id:
+            fields["model"] = msgspec.json.encode(deployment.upstream_model)
+        if stream_options is not None:
+            fields["stream_options"] = stream_options
+        if HABITS[deployment.engine].cache_salt and not self.model.share_cache:
+            fields["cache_salt"] = self.cache_salt
+        ours = bodies.Ours(fields)
+        self._ours[key] = deployment, ours
+        return ours
+
+
+class Call(msgspec.Struct, frozen=True, gc=False):
     """A permitted request: which model, at which price, and what the engine is to be asked.
 
     `names`: the body's top-level fields. `dropped`: those of them that do not go up. `output_cap`: the model's, to be set where the client
@@ -78,49 +142,23 @@ class Call:
     for usage in its stream, so it is taken out again.
     """
 
-    __slots__ = (
-        "caller",
-        "choices",
-        "dropped",
-        "hide_continuous",
-        "hide_usage",
-        "model",
-        "names",
-        "output_cap",
-        "output_tokens_max",
-        "price",
-        "request",
-        "stream",
-    )
+    request: Request
+    caller: Caller
+    offer: Offer
+    price: PriceVersion
+    names: tuple[str, ...]
+    dropped: Sequence[str]
+    output_cap: int | None
+    output_tokens_max: int | None
+    stream: bool
+    choices: int
+    hide_usage: bool
+    hide_continuous: bool
 
-    def __init__(
-        self,
-        request: Request,
-        caller: Caller,
-        model: ModelEntry,
-        price: PriceVersion,
-        names: tuple[str, ...],
-        dropped: Sequence[str],
-        *,
-        output_cap: int | None,
-        output_tokens_max: int | None,
-        stream: bool,
-        choices: int,
-        hide_usage: bool,
-        hide_continuous: bool,
-    ) -> None:
-        self.request = request
-        self.caller = caller
-        self.model = model
-        self.price = price
-        self.names = names
-        self.dropped = dropped
-        self.output_cap = output_cap
-        self.output_tokens_max = output_tokens_max
-        self.stream = stream
-        self.choices = choices
-        self.hide_usage = hide_usage
-        self.hide_continuous = hide_continuous
+    @property
+    def model(self) -> ModelEntry:
+        """The model."""
+        return self.offer.model
 
     @property
     def dialect(self) -> Dialect:
@@ -133,16 +171,10 @@ class Call:
 
     def upstream_body(self, deployment: Deployment) -> bytes:
         """The body for one deployment: the client's values verbatim, with the fields set that are ours to set."""
-        habits = HABITS[deployment.engine]
-        ours: dict[str, bytes] = {}
-        if self.output_cap is not None:
-            ours["max_tokens"] = b"%d" % self.output_cap
-        if deployment.upstream_model != self.model.id:
-            ours["model"] = msgspec.json.encode(deployment.upstream_model)
+        stream_options = None
         if self.stream and self.dialect.stream_options:
-            ours["stream_options"] = _CONTINUOUS if self.wants_continuous(deployment) else _FINAL_USAGE
-        if habits.cache_salt and not self.model.share_cache:
-            ours["cache_salt"] = self.caller.cache_salt
+            stream_options = _CONTINUOUS if self.wants_continuous(deployment) else _FINAL_USAGE
+        ours = self.offer.ours(deployment, stream_options, self.output_cap)
         return bodies.edit(self.request.body, self.names, ours, self.dropped)
 
 

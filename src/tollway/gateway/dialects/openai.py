@@ -45,15 +45,15 @@ _COMMON: dict[str, Check] = {
     "model": fields.text,
     "stream": fields.nullable(fields.boolean),
     "stream_options": fields.nullable(fields.mapping),
-    "frequency_penalty": fields.number_or_null(-2, 2),
+    "frequency_penalty": fields.nullable(fields.number(-2, 2)),
     "logit_bias": fields.nullable(fields.mapping),
     "max_tokens": fields.output_tokens,
-    "n": fields.integer_or_null(1, 128),
-    "presence_penalty": fields.number_or_null(-2, 2),
-    "seed": fields.integer_or_null(-(2**63), 2**63 - 1),
+    "n": fields.nullable(fields.integer(1, 128)),
+    "presence_penalty": fields.nullable(fields.number(-2, 2)),
+    "seed": fields.nullable(fields.integer(-(2**63), 2**63 - 1)),
     "stop": fields.nullable(fields.texts),
-    "temperature": fields.number_or_null(0, 2),
-    "top_p": fields.number_or_null(0, 1),
+    "temperature": fields.nullable(fields.number(0, 2)),
+    "top_p": fields.nullable(fields.number(0, 1)),
     "user": fields.nullable(fields.text),
 }
 
@@ -76,23 +76,23 @@ CHAT_FIELDS: dict[str, Check] = _COMMON | {
     "store": fields.nullable(fields.boolean),
     "tool_choice": fields.anything,
     "tools": fields.nullable(fields.any_list),
-    "top_logprobs": fields.integer_or_null(0, 20),
+    "top_logprobs": fields.nullable(fields.integer(0, 20)),
     "verbosity": fields.nullable(fields.text),
     "web_search_options": fields.nullable(fields.mapping),
 }
 
 COMPLETION_FIELDS: dict[str, Check] = _COMMON | {
     "prompt": fields.prompts,
-    "best_of": fields.integer_or_null(1, 20),
+    "best_of": fields.nullable(fields.integer(1, 20)),
     "echo": fields.nullable(fields.boolean),
-    "logprobs": fields.integer_or_null(0, 5),
+    "logprobs": fields.nullable(fields.integer(0, 5)),
     "suffix": fields.nullable(fields.text),
 }
 
 EMBEDDING_FIELDS: dict[str, Check] = {
     "model": fields.text,
     "input": fields.prompts,
-    "dimensions": fields.integer_or_null(1, 65536),
+    "dimensions": fields.nullable(fields.integer(1, 65536)),
     "encoding_format": fields.nullable(fields.one_of("float", "base64")),
     "user": fields.nullable(fields.text),
 }
