@@ -3,6 +3,7 @@ contracts of `gateway/ports.py`, not mocks: each keeps its side of the contract 
 
 import array
 import asyncio
+import hashlib
 import itertools
 import socket
 import ssl
@@ -36,7 +37,7 @@ class Clock:
         self._now_us += int(seconds * 1e6)
 
     def random_bits(self, count: int) -> int:
-        return (next(_drawn) * 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835_1082_276B) & ((1 << count) - 1)
+        return int.from_bytes(hashlib.shake_128(b"%d" % next(_drawn)).digest(count // 8 + 1), "big") & ((1 << count) - 1)
 
 
 class UsageSink:

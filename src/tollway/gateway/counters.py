@@ -1,4 +1,9 @@
-"""Limit counters in this process' memory: exact for one gateway. All levels of a request pass or none is charged."""
+"""Limit counters in this process' memory: exact for one gateway. All levels of a request pass or none is charged.
+
+A bucket is shared by all callers below its key, project or organization. Callers hold the buckets of their limits (`Levels`), so that a
+request looks none up. That is why buckets are forgotten only when callers are: the directory lets go of all of them at each change, and
+in the same call (`Plane`) idle buckets go, which say nothing that a new one would not.
+"""
 
 from tollway.domain.limits import Rate
 
@@ -6,57 +11,75 @@ Limit = tuple[str, int]
 """(bucket, limit): the id of the key, project or organization that the limit belongs to, and its value."""
 
 
-class Counters:
-    """Requests per minute (GCRA) and requests running now, by bucket."""
+class Bucket:
+    """What counts against the limits of one key, project or organization: the theoretical arrival time of its requests (GCRA), in
+    monotonic nanoseconds, and how many of them are running."""
+
+    __slots__ = ("running", "tat_ns")
 
     def __init__(self) -> None:
-        self._tat_ns: dict[str, int] = {}
-        self._running: dict[str, int] = {}
+        self.tat_ns = 0
+        self.running = 0
 
-    def take_requests(self, rates: tuple[Rate, ...], now_ns: int) -> tuple[int, int, int]:
-        """Charge one request to every bucket, or to none if one refuses.
 
-        Decides as `domain.limits.gcra` does (the tests hold them against each other), without its values: this runs for every level of
-        every request. Returns what the deciding level says: its limit, what is left of it, and when to come back (0: admitted). It is the
-        one that refuses, or else the one that is left with least.
-        """
-        tats_ns = self._tat_ns
-        charged = {}
-        least = least_of = -1
-        for bucket, per_minute, interval_ns, burst_ns in rates:
-            ahead_ns = tats_ns.get(bucket, 0) - now_ns
-            ahead_ns = (ahead_ns if ahead_ns > 0 else 0) + interval_ns
-            left_ns = burst_ns - ahead_ns
-            if left_ns < 0:
-                return per_minute, (left_ns + interval_ns) // interval_ns, -left_ns
-            charged[bucket] = now_ns + ahead_ns
-            remaining = left_ns // interval_ns
-            if least < 0 or remaining < least:
-                least, least_of = remaining, per_minute
-        tats_ns.update(charged)
-        return least_of, least, 0
+BucketRate = tuple[Bucket, int, int, int]
+"""As `limits.Rate`: (bucket, limit per minute, emission interval, burst)."""
 
-    def enter(self, limits: tuple[Limit, ...]) -> bool:
-        """Count one more running request in every bucket, or in none if one is full."""
-        running = self._running
-        for bucket, most in limits:
-            if running.get(bucket, 0) >= most:
-                return False
-        for bucket, _ in limits:
-            running[bucket] = running.get(bucket, 0) + 1
-        return True
 
-    def leave(self, limits: tuple[Limit, ...]) -> None:
-        """Undo `enter`; an empty bucket is forgotten."""
-        running = self._running
-        for bucket, _ in limits:
-            left = running.get(bucket, 1) - 1
-            if left > 0:
-                running[bucket] = left
-            else:
-                running.pop(bucket, None)
+class Levels:
+    """The limits of one caller, level by level, each with its bucket."""
+
+    __slots__ = ("concurrent", "rates")
+
+    def __init__(self, rates: tuple[BucketRate, ...], concurrent: tuple[tuple[Bucket, int], ...]) -> None:
+        self.rates = rates
+        self.concurrent = concurrent
+
+
+class Counters:
+    """The buckets, by id."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, Bucket] = {}
+
+    def bind(self, rates: tuple[Rate, ...], concurrent: tuple[Limit, ...]) -> Levels:
+        """These limits with their buckets."""
+        return Levels(
+            tuple((self._bucket(id), *rest) for id, *rest in rates),  # type: ignore[misc]
+            tuple((self._bucket(id), most) for id, most in concurrent),
+        )
+
+    def _bucket(self, id: str) -> Bucket:
+        return self._buckets.setdefault(id, Bucket())
 
     def forget_idle(self, now_ns: int) -> None:
-        """Drop buckets that are full again; they say nothing that a missing one does not."""
-        for bucket in [bucket for bucket, tat_ns in self._tat_ns.items() if tat_ns <= now_ns]:
-            del self._tat_ns[bucket]
+        """Drop buckets that are full again and have nothing running. Only when no caller is held that may ask again: it would count in a
+        bucket of its own."""
+        for id in [id for id, bucket in self._buckets.items() if bucket.tat_ns <= now_ns and not bucket.running]:
+            del self._buckets[id]
+
+
+def take_requests(rates: tuple[BucketRate, ...], now_ns: int) -> tuple[int, int, int]:
+    """Charge one request to every bucket (at least one), or to none if one refuses.
+
+    Decides as `domain.limits.gcra` does (the tests hold them against each other), without its values: this runs for every level of
+    every request. Returns what the deciding level says: its limit, what is left of it, and when to come back (0: admitted). It is the
+    one that refuses, or else the one that is left with least.
+    """
+    least = least_of = -1
+    for bucket, per_minute, interval_ns, burst_ns in rates:
+        tat_ns = bucket.tat_ns
+        if tat_ns <= now_ns:  # it was full, as it mostly is of callers who stay within their limits
+            bucket.tat_ns = now_ns + interval_ns
+            remaining = per_minute - 1
+        else:
+            left_ns = burst_ns + now_ns - tat_ns - interval_ns
+            if left_ns < 0:
+                for charged, _, interval, _ in rates[: [rate[0] for rate in rates].index(bucket)]:
+                    charged.tat_ns -= interval  # back to where it was, or to now, which is the same for whoever comes later
+                return per_minute, (left_ns + interval_ns) // interval_ns, -left_ns
+            bucket.tat_ns = tat_ns + interval_ns
+            remaining = left_ns // interval_ns
+        if least < 0 or remaining < least:
+            least, least_of = remaining, per_minute
+    return least_of, least, 0

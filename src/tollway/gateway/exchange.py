@@ -1,9 +1,9 @@
-"""What a request becomes on its way: Request > Caller > Call > Permit. Each phase needs the type that the one before made.
+"""What a request becomes on its way: Head > Request > Caller > Call > Permit. Each phase needs the type that the one before made.
 
 Values only. The two live ends of a request are elsewhere: the client's (`ports.Client`) and the engine's (`upstream.Connection`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -12,38 +12,46 @@ from tollway.domain.limits import rate
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.usage import ServiceTier
+from tollway.gateway.counters import Bucket, Levels
 from tollway.gateway.dialects.table import DIALECTS, Dialect
 from tollway.gateway.engines.habits import HABITS
 from tollway.telemetry import json_members
 from tollway.wire import bodies
 
 
+class Head:
+    """What the head of a request says, read once for all requests of a connection that have the same.
+
+    `trace_id`, `client_request_id`: the client's own; empty if it sent none that can be used. `digest`: of the credential, once a caller
+    was found by it; it saves the work of making it again, and nothing else: each request looks its caller up.
+    """
+
+    __slots__ = ("client_request_id", "digest", "endpoint", "headers", "trace_id")
+
+    def __init__(self, endpoint: Endpoint, headers: dict[bytes, bytes], trace_id: str = "", client_request_id: str = "") -> None:
+        self.endpoint = endpoint
+        self.headers = headers
+        self.trace_id = trace_id
+        self.client_request_id = client_request_id
+        self.digest: bytes | None = None
+
+
 class Request:
     """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `peer`: the client's
     address, for the log; empty unless that is wanted."""
 
-    __slots__ = ("body", "endpoint", "headers", "id", "peer", "received_at", "started", "trace_id", "traceparent")
+    __slots__ = ("body", "endpoint", "head", "headers", "id", "peer", "received_at", "started", "trace_id", "traceparent")
 
-    def __init__(
-        self,
-        id: str,
-        endpoint: Endpoint,
-        headers: dict[bytes, bytes],
-        body: bytes,
-        started: float,
-        received_at: int,
-        trace_id: str,
-        span_id: str,
-        peer: str = "",
-    ) -> None:
+    def __init__(self, id: str, head: Head, body: bytes, started: float, received_at: int, span_id: str, peer: str = "") -> None:
         self.id = id
+        self.head = head
         self.peer = peer
-        self.endpoint = endpoint
-        self.headers = headers
+        self.endpoint = head.endpoint
+        self.headers = head.headers
         self.body = body
         self.started = started
         self.received_at = received_at
-        self.trace_id = trace_id
+        self.trace_id = trace_id = head.trace_id or id[4:]
         self.traceparent = f"00-{trace_id}-{span_id}-00"
 
 
@@ -51,8 +59,8 @@ class Caller:
     """Who asks: key, project and organization as the snapshot knows them, with what follows from them compiled once.
 
     `models`: what both key and project allow, None for everything published. `offers`: what it was offered so far. `per_minute` and
-    `concurrent`: the limit of each level that has one. `log_members`: who it is, in a log line. `cache_salt`: what keeps this
-    organization's prefixes apart inside an engine.
+    `concurrent`: the limit of each level that has one; `levels`: the same with their counters, once they were asked. `log_members`: who it
+    is, in a log line. `cache_salt`: what keeps this organization's prefixes apart inside an engine.
     """
 
     __slots__ = (
@@ -60,6 +68,7 @@ class Caller:
         "concurrent",
         "expires_at",
         "key",
+        "levels",
         "log_members",
         "models",
         "offers",
@@ -80,6 +89,7 @@ class Caller:
         self.models: frozenset[str] | None = frozenset.intersection(*allowed) if allowed else None
         levels = [(entry.id, entry.limits) for entry in (key, project, organization)]
         self.per_minute = tuple(rate(id, limits.requests_per_minute) for id, limits in levels if limits.requests_per_minute is not None)
+        self.levels: Levels | None = None
         self.concurrent = tuple((id, limits.concurrent_requests) for id, limits in levels if limits.concurrent_requests is not None)
 
 
@@ -183,23 +193,21 @@ _FINAL_USAGE = b'{"include_usage":true}'
 
 
 class Permit:
-    """A call that passed its limits. Holds a place in each concurrency count until the block is left: `leave` gives it back. `headers`:
-    x-ratelimit-* lines."""
+    """A call that passed its limits. Holds a place in the buckets `held` until the block is left. `headers`: x-ratelimit-* lines."""
 
-    __slots__ = ("_leave", "call", "headers")
+    __slots__ = ("_held", "call", "headers")
 
-    def __init__(self, call: Call, headers: bytes, leave: Callable[[tuple[tuple[str, int], ...]], None]) -> None:
+    def __init__(self, call: Call, headers: bytes, held: tuple[tuple[Bucket, int], ...]) -> None:
         self.call = call
         self.headers = headers
-        self._leave = leave
+        self._held = held
 
     def __enter__(self) -> "Permit":
         return self
 
     def __exit__(self, *exc: object) -> None:
-        concurrent = self.call.caller.concurrent
-        if concurrent:
-            self._leave(concurrent)
+        for bucket, _ in self._held:
+            bucket.running -= 1
 
 
 class ClientGone(Exception):

@@ -23,6 +23,7 @@ from tollway.domain import faults
 from tollway.domain.faults import Fault, FaultKind
 from tollway.gateway import entry, pipeline
 from tollway.gateway.entry import EntryRules
+from tollway.gateway.exchange import Head
 from tollway.gateway.listener import Listener, OpeningBounds
 from tollway.gateway.pipeline import ENDPOINTS, MODELS_TARGET, Plane
 from tollway.gateway.ports import Flow
@@ -119,6 +120,7 @@ class Downstream(asyncio.Protocol):
         "_edge",
         "_ending",
         "_flow",
+        "_head",
         "_paused_at",
         "_peer",
         "_phase_at",
@@ -141,6 +143,7 @@ class Downstream(asyncio.Protocol):
         self._queue: deque[HttpRequest] | None = None
         self._request: HttpRequest | None = None
         self._flow: Flow | None = None
+        self._head: Head | None = None
         self._peer = peer or ""
         self._paused_at = 0.0
         self._phase_at = edge.now
@@ -175,7 +178,8 @@ class Downstream(asyncio.Protocol):
             return
         reader = self._reader
         if not reader.in_message:
-            self._begin_phase()
+            self._phase_at = self._edge.now
+            self._phase_bytes = 0
         self._phase_bytes += len(data)
         requests = reader.feed(data)
         if self._request is not None:
@@ -221,13 +225,14 @@ class Downstream(asyncio.Protocol):
             if not self._is_addressed(request):
                 raise Fault(faults.HOST_UNKNOWN)
             path = _find_path(request)
-            if path not in ENDPOINTS:
+            endpoint = ENDPOINTS.get(path)
+            if endpoint is None:
                 raise Fault(_find_target_fault(path) or faults.ROUTE_UNKNOWN)
         except Fault as fault:
             self._write_fault(fault, close=True)
             return
         try:
-            pipeline.precheck(request.headers, self._edge.plane)
+            pipeline.precheck(pipeline.read_head(request.headers, endpoint), self._edge.plane)
         except Fault as fault:
             self._write_fault(self.judge(fault, request.headers), close=True)
             return
@@ -269,9 +274,21 @@ class Downstream(asyncio.Protocol):
         plane = edge.plane
         if not http.keep_alive or plane.draining:
             self._close_after = True
-        if edge.rules is not None and not self._is_addressed(http):
+        head = self._head
+        if head is None or head.headers is not http.headers:
+            head = self._head = self._read_head(http)
+            if head is None:
+                return
+        peer = self._find_client(http) if edge.rules is not None else ""
+        request = pipeline.new_request(head, http.body, plane, edge.loop.time(), peer)
+        http.body = b""  # the pipeline's from here on, which lets go of it when it can
+        Run(pipeline.answer(request, self, plane))
+
+    def _read_head(self, http: HttpRequest) -> Head | None:
+        """What the head of a request for inference says; None if it is none, and answered."""
+        if not self._is_addressed(http):
             self._write_fault(Fault(faults.HOST_UNKNOWN))
-            return
+            return None
         path = http.target
         endpoint = ENDPOINTS.get(path)
         if endpoint is None:
@@ -284,12 +301,10 @@ class Downstream(asyncio.Protocol):
             elif http.headers.get(b"content-encoding", b"identity").lower() != b"identity":
                 self._write_fault(Fault(faults.CONTENT_CODING_UNSUPPORTED))
             else:
-                peer = self._find_client(http) if edge.rules is not None else ""
-                request = pipeline.new_request(http, endpoint, plane, edge.loop.time(), peer)
-                http.body = b""  # the pipeline's from here on, which lets go of it when it can
-                Run(pipeline.answer(request, self, plane))
-            return
+                return pipeline.read_head(http.headers, endpoint)
+            return None
         self._answer_small(http, path)
+        return None
 
     def _answer_small(self, http: HttpRequest, path: bytes) -> None:
         """Everything that is not inference: models, health, and what does not exist."""
@@ -304,9 +319,9 @@ class Downstream(asyncio.Protocol):
             if fault is not None:
                 self._write_fault(Fault(fault))
             elif is_read:
-                http.body = unquote_to_bytes(path[len(MODELS_TARGET) + 1 :])
-                endpoint = ENDPOINTS[b"/v1/chat/completions"]
-                request = pipeline.new_request(http, endpoint, plane, self._edge.loop.time(), self._find_client(http))
+                name = unquote_to_bytes(path[len(MODELS_TARGET) + 1 :])
+                head = pipeline.read_head(http.headers, ENDPOINTS[b"/v1/chat/completions"])
+                request = pipeline.new_request(head, name, plane, self._edge.loop.time(), self._find_client(http))
                 pipeline.list_models(request, self, plane)
             else:
                 self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: GET, HEAD\r\n")
@@ -357,7 +372,8 @@ class Downstream(asyncio.Protocol):
     def _finished(self) -> None:
         """The answer was written whole: the next request, or the end of the connection."""
         self._request = None
-        self._begin_phase()
+        self._phase_at = self._edge.now
+        self._phase_bytes = 0
         if self._transport is None:
             return
         if self._close_after:
@@ -594,7 +610,6 @@ class _Clock:
                 last_second = int(edge.now)
                 edge.date = formatdate(time.time(), usegmt=True).encode()
                 plane.refusal_lines = pipeline.REFUSAL_LINES_PER_SECOND_MAX
-                plane.counters.forget_idle(time.monotonic_ns())
                 edge.strangers.forget_idle(time.monotonic_ns())
                 for upstream in list(plane.upstreams.all()):
                     upstream.close_idle(edge.now)

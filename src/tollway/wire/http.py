@@ -7,7 +7,8 @@ fault no later byte of the connection is interpreted, so the two ends can never 
 
 Clients that keep a connection repeat themselves: their next head is the last one, but for the number in Content-Length. The reader keeps
 the two ends around that number. Bytes that are these ends around a number, followed by exactly so many bytes of body, are the request
-that llhttp would find, and llhttp, which stands between two messages before and after, need not see them.
+that llhttp would find, and llhttp, which stands between two messages before and after, need not see them. Such requests share one dict of
+headers: whoever made something of it knows it again by its identity.
 
 Only headers in WANTED are kept; the rest is checked by llhttp for form and forgotten. Names are resolved through a bounded table of
 spellings already seen, so that the eighteen headers an SDK sends cost one dict lookup each and no allocation.
@@ -51,6 +52,7 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _SPELLINGS_MAX = 4096
 _REPEATED_BYTES_MAX = 2048
 """Longest head that is kept to be compared with the next one: SDKs send half of it; it is held while a connection is open."""
+_NUMBER_BYTES_MAX = 9
 _UNSEEN = b"?"
 _wanted_names: dict[bytes, bytes | None] = {}
 """What spellings of request headers stand for; shared by all connections, bounded by _SPELLINGS_MAX."""
@@ -77,18 +79,16 @@ class HttpBounds(msgspec.Struct, frozen=True, kw_only=True):
 DEFAULT_BOUNDS = HttpBounds()
 
 
-class HttpRequest:
-    """One request as framed: `headers` holds WANTED ones by lower-case name. `body` is complete only once it was returned by feed."""
+class HttpRequest(msgspec.Struct, gc=False):
+    """One request as framed: `headers` holds WANTED ones by lower-case name, not to be changed. `body` is complete only once it was
+    returned by feed; from then on `headers` is without content-length, which says nothing any more."""
 
-    __slots__ = ("body", "headers", "keep_alive", "method", "minor_version", "target")
-
-    def __init__(self) -> None:
-        self.method = b""
-        self.target = b""
-        self.minor_version = 1
-        self.headers: dict[bytes, bytes] = {}
-        self.body = b""
-        self.keep_alive = True
+    headers: dict[bytes, bytes]
+    method: bytes = b""
+    target: bytes = b""
+    body: bytes = b""
+    minor_version: int = 1
+    keep_alive: bool = True
 
 
 class RequestReader:
@@ -119,7 +119,7 @@ class RequestReader:
         self._bounds = bounds
         self._parser: httptools.HttpRequestParser | None = None
         self._complete: list[HttpRequest] = []
-        self._current = HttpRequest()
+        self._current = HttpRequest({})
         self._headers = 0
         self._head_bytes = 0
         self._body: bytes | bytearray = b""
@@ -136,13 +136,13 @@ class RequestReader:
             return []
         if not self.in_message:
             repeated = self._repeated
-            if repeated is not None and data.startswith(repeated.before):
-                request = repeated.find(data, self._bounds)
+            if repeated is not None:
+                request = repeated.find(data)
                 if request is not None:
                     return [request]
             requests = self._feed(data)
             if len(requests) == 1:
-                self._repeated = _find_repeated(data, requests[0])
+                self._repeated = _find_repeated(data, requests[0], self._bounds)
             return requests
         return self._feed(data)
 
@@ -289,12 +289,13 @@ class RequestReader:
             body += data
 
     def on_message_complete(self) -> None:
-        request, self._current = self._current, HttpRequest()
+        request, self._current = self._current, HttpRequest({})
         self.open_request = None
         self.in_message = False
         self._headers = self._head_bytes = self._raw_bytes = 0
         if self.fault is None:
             request.body = bytes(self._body)
+            request.headers.pop(b"content-length", None)
             self._complete.append(request)
             self._is_over = not request.keep_alive
         if self._body:
@@ -302,37 +303,35 @@ class RequestReader:
 
 
 class _Repeated(msgspec.Struct, frozen=True, gc=False):
-    """A head that was accepted, around the number in its Content-Length, and the request that it began."""
+    """A head that was accepted, around the number in its Content-Length, and what it said. `size`: bytes of both ends; `width`: of the
+    number."""
 
     before: bytes
     after: bytes
+    size: int
+    width: int
+    body_bytes_max: int
     headers: dict[bytes, bytes]
     method: bytes
     target: bytes
 
-    def find(self, data: bytes, bounds: HttpBounds) -> HttpRequest | None:
-        """The request that `data`, which starts with `before`, is; None unless it is that head and exactly its body."""
-        start = len(self.before)
-        end = data.find(b"\r", start, start + 10)
-        number = data[start:end]
-        if end < 0 or not number.isdigit() or not data.startswith(self.after, end):
+    def find(self, data: bytes) -> HttpRequest | None:
+        """The request that `data` is; None unless it is this head around the number of bytes that follow it, in plain digits."""
+        room, width = len(data) - self.size, self.width
+        number = b"%d" % (room - width)
+        if len(number) != width:
+            width = len(number)
+            number = b"%d" % (room - width)
+        body_at = self.size + width
+        if data[:body_at] != b"%b%b%b" % (self.before, number, self.after) or room - width > self.body_bytes_max:
             return None
-        body_at = end + len(self.after)
-        length = int(number)
-        if len(data) - body_at != length or length > bounds.body_bytes_max or body_at > bounds.head_bytes_max:
-            return None
-        request = HttpRequest()
-        request.method = self.method
-        request.target = self.target
-        request.headers = {**self.headers, b"content-length": number}
-        request.body = data[body_at:]
-        return request
+        return HttpRequest(self.headers, self.method, self.target, data[body_at:])
 
 
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]{1,9})\r\n", re.IGNORECASE)
 
 
-def _find_repeated(data: bytes, request: HttpRequest) -> _Repeated | None:
+def _find_repeated(data: bytes, request: HttpRequest, bounds: HttpBounds) -> _Repeated | None:
     """What to compare the next read with, if `data` was exactly the request: a head with a plain Content-Length, and a body."""
     size = data.find(b"\r\n\r\n", 0, _REPEATED_BYTES_MAX) + 4
     head = data[:size]
@@ -341,7 +340,11 @@ def _find_repeated(data: bytes, request: HttpRequest) -> _Repeated | None:
         return None
     if not request.keep_alive or request.minor_version != 1 or b"transfer-encoding" in request.headers or b"expect" in request.headers:
         return None
-    return _Repeated(head[: match.start(1)], head[match.end(1) :], request.headers, request.method, request.target)
+    before, after = head[: match.start(1)], head[match.end(1) :]
+    ends = len(before) + len(after)
+    if ends + _NUMBER_BYTES_MAX > bounds.head_bytes_max:
+        return None
+    return _Repeated(before, after, ends, len(match[1]), bounds.body_bytes_max, request.headers, request.method, request.target)
 
 
 _CHUNK_SIZES = tuple(b"%x\r\n" % size for size in range(1024))
