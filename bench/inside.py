@@ -224,7 +224,7 @@ async def _main(scenario: str, count: int, directory: Path, library: str | None,
             plane.add(entry)
         plane.finish_reset(1)
         edge = Edge(plane, EdgeBounds(), HttpBounds())
-        edge.date = b"Sun, 22 Nov 2026 00:00:00 GMT"
+        edge.tell_date(b"Sun, 22 Nov 2026 00:00:00 GMT")
         chunks = CHUNKS if scenario == "chunk" else 0
         load = _Load(edge, loop, chunks)
         Upstream.connect = lambda upstream, timeout_seconds: load.connect(upstream)  # type: ignore[method-assign,assignment]

@@ -33,7 +33,7 @@ from tollway.gateway.dialects.answers import error_fault
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.dialects.table import Stream as DialectStream
-from tollway.gateway.exchange import Caller, Head, Request
+from tollway.gateway.exchange import Caller, Head, new_request
 from tollway.gateway.pipeline import Plane
 from tollway.gateway.relay import answer_fault
 from tollway.wire import bodies, proxy, segments, sse
@@ -99,7 +99,7 @@ def request_body(data: bytes) -> None:
     endpoint = _ENDPOINTS[(choice >> 2) % len(_ENDPOINTS)]
     _check_json(data)
     made, caller = _rig()
-    request = Request("req_1", Head(endpoint, {}), data, 0.0, made.now_us(), "1" * 16)
+    request = new_request("req_1", Head(endpoint, {}), data, 0.0, made.now_us())
     try:
         call = authorize(caller, request, made.directory)
     except Fault as fault:

@@ -17,7 +17,8 @@ from tollway.domain.keys import KeyType
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.usage import Final, Outcome, Quantities, UsageSource
-from tollway.gateway.exchange import Call, Caller, ClientGone, Permit, Request
+from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.exchange import Call, Caller, ClientGone, Head, Offer, Permit, new_request
 from tollway.gateway.meter import Record, meter
 from tollway.gateway.running import Pause
 
@@ -68,24 +69,29 @@ def _caller(organization_id: str, currency: str) -> Caller:
 _CALLERS = {currency: _caller(organization_id, currency) for currency, organization_id in _ORGANIZATIONS.items()}
 _MODEL = ModelEntry(id="echo", endpoints=(Endpoint.CHAT_COMPLETIONS,), created_at=0, prices=(samples.PRICE, samples.OTHER_PRICE))
 
+_OFFER = Offer(_MODEL, {}, 0, 1, is_served=True, known_fields=frozenset(), cache_salt=b"")
+_HEAD = Head(Endpoint.CHAT_COMPLETIONS, {})
+
 
 def _permit(request_id: str, price: PriceVersion, now: int, stream: bool) -> Permit:
-    request = Request(request_id, Endpoint.CHAT_COMPLETIONS, {}, b"", 0.0, now, "", "")
+    request = new_request(request_id, _HEAD, b"", 0.0, now)
     call = Call(
         request,
         _CALLERS[price.currency],
+        _OFFER,
         _MODEL,
+        DIALECTS[Endpoint.CHAT_COMPLETIONS],
         price,
         (),
         (),
-        output_cap=None,
-        output_tokens_max=None,
-        stream=stream,
-        choices=1,
-        hide_usage=False,
-        hide_continuous=False,
+        None,
+        None,
+        stream,
+        1,
+        False,
+        False,
     )
-    return Permit(call, b"", None)
+    return Permit(call, b"", ())
 
 
 @dataclass(slots=True)

@@ -63,6 +63,8 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
         request,
         caller,
         offer,
+        offer.model,
+        dialect,
         price,
         tuple(asked),
         dropped,

@@ -1,14 +1,18 @@
 """Limit counters in this process' memory: exact for one gateway. All levels of a request pass or none is charged.
 
-A bucket is shared by all callers below its key, project or organization. Callers hold the buckets of their limits (`Levels`), so that a
+A bucket is shared by all callers below its key, project or organization. Callers hold the buckets of their limits (`Level`), so that a
 request looks none up. That is why buckets are forgotten only when callers are: the directory lets go of all of them at each change, and
 in the same call (`Plane`) idle buckets go, which say nothing that a new one would not.
 """
+
+from collections.abc import Sequence
 
 from tollway.domain.limits import Rate
 
 Limit = tuple[str, int]
 """(bucket, limit): the id of the key, project or organization that the limit belongs to, and its value."""
+
+_UNLIMITED = 2**62
 
 
 class Bucket:
@@ -22,18 +26,9 @@ class Bucket:
         self.running = 0
 
 
-BucketRate = tuple[Bucket, int, int, int]
-"""As `limits.Rate`: (bucket, limit per minute, emission interval, burst)."""
-
-
-class Levels:
-    """The limits of one caller, level by level, each with its bucket."""
-
-    __slots__ = ("concurrent", "rates")
-
-    def __init__(self, rates: tuple[BucketRate, ...], concurrent: tuple[tuple[Bucket, int], ...]) -> None:
-        self.rates = rates
-        self.concurrent = concurrent
+Level = tuple[Bucket, int, int, int, int]
+"""A bucket and its limits: requests running, requests per minute, and of these the emission interval and the burst in nanoseconds, as in
+`limits.Rate`. What is not limited is so many that nobody gets there."""
 
 
 class Counters:
@@ -42,15 +37,14 @@ class Counters:
     def __init__(self) -> None:
         self._buckets: dict[str, Bucket] = {}
 
-    def bind(self, rates: tuple[Rate, ...], concurrent: tuple[Limit, ...]) -> Levels:
-        """These limits with their buckets."""
-        return Levels(
-            tuple((self._bucket(id), *rest) for id, *rest in rates),  # type: ignore[misc]
-            tuple((self._bucket(id), most) for id, most in concurrent),
+    def bind(self, rates: Sequence[Rate], concurrent: Sequence[Limit]) -> tuple[Level, ...]:
+        """These limits by level, with their buckets."""
+        most = dict(concurrent)
+        per_minute = {id: rest for id, *rest in rates}
+        return tuple(
+            (self._buckets.setdefault(id, Bucket()), most.get(id, _UNLIMITED), *per_minute.get(id, (_UNLIMITED, 0, 0)))
+            for id in dict.fromkeys((*per_minute, *most))
         )
-
-    def _bucket(self, id: str) -> Bucket:
-        return self._buckets.setdefault(id, Bucket())
 
     def forget_idle(self, now_ns: int) -> None:
         """Drop buckets that are full again and have nothing running. Only when no caller is held that may ask again: it would count in a
@@ -59,27 +53,37 @@ class Counters:
             del self._buckets[id]
 
 
-def take_requests(rates: tuple[BucketRate, ...], now_ns: int) -> tuple[int, int, int]:
-    """Charge one request to every bucket (at least one), or to none if one refuses.
+def enter(levels: tuple[Level, ...], now_ns: int) -> tuple[int, int] | None:
+    """Charge one request to every bucket, and count it as running; or None, and nothing is changed, if a level refuses.
 
     Decides as `domain.limits.gcra` does (the tests hold them against each other), without its values: this runs for every level of
-    every request. Returns what the deciding level says: its limit, what is left of it, and when to come back (0: admitted). It is the
-    one that refuses, or else the one that is left with least.
+    every request. Returns what the level says that is left with least: its limit per minute, and what is left of it.
     """
-    least = least_of = -1
-    for bucket, per_minute, interval_ns, burst_ns in rates:
-        tat_ns = bucket.tat_ns
+    least = least_of = _UNLIMITED
+    for bucket, most, per_minute, interval_ns, burst_ns in levels:
+        running, tat_ns = bucket.running, bucket.tat_ns
         if tat_ns <= now_ns:  # it was full, as it mostly is of callers who stay within their limits
-            bucket.tat_ns = now_ns + interval_ns
+            tat_ns = now_ns
             remaining = per_minute - 1
         else:
-            left_ns = burst_ns + now_ns - tat_ns - interval_ns
-            if left_ns < 0:
-                for charged, _, interval, _ in rates[: [rate[0] for rate in rates].index(bucket)]:
-                    charged.tat_ns -= interval  # back to where it was, or to now, which is the same for whoever comes later
-                return per_minute, (left_ns + interval_ns) // interval_ns, -left_ns
-            bucket.tat_ns = tat_ns + interval_ns
-            remaining = left_ns // interval_ns
-        if least < 0 or remaining < least:
+            remaining = (burst_ns + now_ns - tat_ns) // interval_ns - 1 if interval_ns else per_minute
+        if remaining < 0 or running >= most:
+            for charged, _, _, interval, _ in levels:
+                if charged is bucket:
+                    return None
+                charged.tat_ns -= interval  # back to where it was, or to now, which is the same for whoever comes later
+                charged.running -= 1
+        bucket.tat_ns = tat_ns + interval_ns
+        bucket.running = running + 1
+        if remaining < least:
             least, least_of = remaining, per_minute
-    return least_of, least, 0
+    return least_of, least
+
+
+def find_refusal(levels: tuple[Level, ...], now_ns: int) -> int | None:
+    """Why `enter` refused: None if too many are running, else in how many nanoseconds to come back. Concurrency is asked first."""
+    if any(bucket.running >= most for bucket, most, _, _, _ in levels):
+        return None
+    rated = (level for level in levels if level[3])
+    waits = (max(bucket.tat_ns, now_ns) + interval_ns - burst_ns - now_ns for bucket, _, _, interval_ns, burst_ns in rated)
+    return next(wait for wait in waits if wait > 0)

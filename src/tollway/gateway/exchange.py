@@ -12,8 +12,8 @@ from tollway.domain.limits import rate
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.usage import ServiceTier
-from tollway.gateway.counters import Bucket, Levels
-from tollway.gateway.dialects.table import DIALECTS, Dialect
+from tollway.gateway.counters import Level
+from tollway.gateway.dialects.table import Dialect
 from tollway.gateway.engines.habits import HABITS
 from tollway.telemetry import json_members
 from tollway.wire import bodies
@@ -36,23 +36,27 @@ class Head:
         self.digest: bytes | None = None
 
 
-class Request:
-    """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `peer`: the client's
-    address, for the log; empty unless that is wanted."""
+class Request(msgspec.Struct, gc=False):
+    """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `trace_id`: the client's
+    or its own. `peer`: the client's address, for the log; empty unless that is wanted."""
 
-    __slots__ = ("body", "endpoint", "head", "headers", "id", "peer", "received_at", "started", "trace_id", "traceparent")
+    id: str
+    head: Head
+    body: bytes
+    started: float
+    received_at: int
+    endpoint: Endpoint
+    headers: dict[bytes, bytes]
+    trace_id: str
+    traceparent: str
+    peer: str
 
-    def __init__(self, id: str, head: Head, body: bytes, started: float, received_at: int, span_id: str, peer: str = "") -> None:
-        self.id = id
-        self.head = head
-        self.peer = peer
-        self.endpoint = head.endpoint
-        self.headers = head.headers
-        self.body = body
-        self.started = started
-        self.received_at = received_at
-        self.trace_id = trace_id = head.trace_id or id[4:]
-        self.traceparent = f"00-{trace_id}-{span_id}-00"
+
+def new_request(id: str, head: Head, body: bytes, started: float, received_at: int, peer: str = "") -> Request:
+    """The request `id`. Its span in `traceparent` (W3C Trace Context) is the random half of its id."""
+    trace_id = head.trace_id or id[4:]
+    traceparent = f"00-{trace_id}-{id[-16:]}-00"
+    return Request(id, head, body, started, received_at, head.endpoint, head.headers, trace_id, traceparent, peer)
 
 
 class Caller:
@@ -89,7 +93,7 @@ class Caller:
         self.models: frozenset[str] | None = frozenset.intersection(*allowed) if allowed else None
         levels = [(entry.id, entry.limits) for entry in (key, project, organization)]
         self.per_minute = tuple(rate(id, limits.requests_per_minute) for id, limits in levels if limits.requests_per_minute is not None)
-        self.levels: Levels | None = None
+        self.levels: tuple[Level, ...] | None = None
         self.concurrent = tuple((id, limits.concurrent_requests) for id, limits in levels if limits.concurrent_requests is not None)
 
 
@@ -155,6 +159,8 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     request: Request
     caller: Caller
     offer: Offer
+    model: ModelEntry
+    dialect: Dialect
     price: PriceVersion
     names: tuple[str, ...]
     dropped: Sequence[str]
@@ -164,16 +170,6 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     choices: int
     hide_usage: bool
     hide_continuous: bool
-
-    @property
-    def model(self) -> ModelEntry:
-        """The model."""
-        return self.offer.model
-
-    @property
-    def dialect(self) -> Dialect:
-        """What the bodies of its endpoint mean."""
-        return DIALECTS[self.request.endpoint]
 
     def wants_continuous(self, deployment: Deployment) -> bool:
         """Whether to ask for running usage. Not where several choices are generated: vLLM counts each of them by itself then."""
@@ -192,22 +188,19 @@ _CONTINUOUS = b'{"include_usage":true,"continuous_usage_stats":true}'
 _FINAL_USAGE = b'{"include_usage":true}'
 
 
-class Permit:
-    """A call that passed its limits. Holds a place in the buckets `held` until the block is left. `headers`: x-ratelimit-* lines."""
+class Permit(msgspec.Struct, frozen=True, gc=False):
+    """A call that passed its limits. Counts as running in `levels` until the block is left. `headers`: x-ratelimit-* lines."""
 
-    __slots__ = ("_held", "call", "headers")
-
-    def __init__(self, call: Call, headers: bytes, held: tuple[tuple[Bucket, int], ...]) -> None:
-        self.call = call
-        self.headers = headers
-        self._held = held
+    call: Call
+    headers: bytes
+    levels: tuple[Level, ...]
 
     def __enter__(self) -> "Permit":
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        for bucket, _ in self._held:
-            bucket.running -= 1
+    def __exit__(self, type: object, error: object, traceback: object) -> None:
+        for level in self.levels:
+            level[0].running -= 1
 
 
 class ClientGone(Exception):

@@ -3,33 +3,27 @@
 from functools import lru_cache
 
 from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, Fault
-from tollway.gateway.counters import Counters, take_requests
+from tollway.gateway.counters import Counters, enter, find_refusal
 from tollway.gateway.exchange import Call, Permit
 
 MINUTE_MS = 60_000
 
 
 def limit(call: Call, counters: Counters, now_ns: int) -> Permit:
-    """A permit for this call, to be held to the last byte (`with`). Raises Fault rate_limit_exceeded (429) with retry-after.
-
-    Concurrency is asked first: where it refuses, no request is taken from a minute.
-    """
+    """A permit for this call, to be held to the last byte (`with`). Raises Fault rate_limit_exceeded (429) with retry-after."""
     caller = call.caller
     levels = caller.levels
     if levels is None:
         levels = caller.levels = counters.bind(caller.per_minute, caller.concurrent)
-    for bucket, most in levels.concurrent:
-        if bucket.running >= most:
+    if not levels:
+        return Permit(call, b"", levels)
+    left = enter(levels, now_ns)
+    if left is None:
+        retry_after_ns = find_refusal(levels, now_ns)
+        if retry_after_ns is None:
             raise Fault(CONCURRENCY_EXCEEDED, retry_after_seconds=1)
-    headers = b""
-    if levels.rates:
-        per_minute, remaining, retry_after_ns = take_requests(levels.rates, now_ns)
-        if retry_after_ns:
-            raise Fault(REQUESTS_EXCEEDED, retry_after_seconds=retry_after_ns / 1e9)
-        headers = _headers(per_minute, remaining)
-    for bucket, _ in levels.concurrent:
-        bucket.running += 1
-    return Permit(call, headers, levels.concurrent)
+        raise Fault(REQUESTS_EXCEEDED, retry_after_seconds=retry_after_ns / 1e9)
+    return Permit(call, _headers(*left) if caller.per_minute else b"", levels)
 
 
 @lru_cache(1024)

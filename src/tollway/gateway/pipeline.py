@@ -181,16 +181,9 @@ def read_head(headers: dict[bytes, bytes], endpoint: Endpoint) -> Head:
     return Head(endpoint, headers, trace.group(1).decode() if trace else "", id.group().decode() if id else "")
 
 
-def new_request(head: Head, body: bytes, plane: Plane, now: float, peer: str) -> Request:
-    """A request, with ids of its own."""
-    now_us = plane.now_us()
-    id, span_id = plane.request_ids.new(now_us)
-    return Request(id, head, body, now, now_us, span_id, peer)
-
-
 def new_id(plane: Plane) -> str:
     """An id for an answer to bytes that never became a request."""
-    return plane.request_ids.new(plane.now_us())[0]
+    return plane.request_ids.new(plane.now_us())
 
 
 def precheck(head: Head, plane: Plane) -> Caller:

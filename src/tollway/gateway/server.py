@@ -23,7 +23,7 @@ from tollway.domain import faults
 from tollway.domain.faults import Fault, FaultKind
 from tollway.gateway import entry, pipeline
 from tollway.gateway.entry import EntryRules
-from tollway.gateway.exchange import Head
+from tollway.gateway.exchange import Head, new_request
 from tollway.gateway.listener import Listener, OpeningBounds
 from tollway.gateway.pipeline import ENDPOINTS, MODELS_TARGET, Plane
 from tollway.gateway.ports import Flow
@@ -75,8 +75,19 @@ class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
     failed_authentications_per_minute: int = 120
 
 
+class _Openings(dict[int, bytes]):
+    """How answers begin, by status: good for as long as the date is."""
+
+    def __init__(self, date: bytes) -> None:
+        self._date = date
+
+    def __missing__(self, status: int) -> bytes:
+        opening = self[status] = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (status, _REASONS.get(status, b"Error"), self._date)
+        return opening
+
+
 class Edge:
-    """All client connections of this process."""
+    """All client connections of this process. `openings`: how an answer of a status begins at this moment."""
 
     def __init__(self, plane: Plane, bounds: EdgeBounds, http: HttpBounds, rules: EntryRules | None = None) -> None:
         """`rules`: None where nothing is asked of who comes in, as by default."""
@@ -89,7 +100,11 @@ class Edge:
         self.peers: dict[str, int] = {}
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
-        self.date = b""
+        self.openings = _Openings(b"")
+
+    def tell_date(self, date: bytes) -> None:
+        """What stands in `date` (RFC 9110 section 6.6.1) from now on."""
+        self.openings = _Openings(date)
 
     def admit(self, peer: str) -> bool:
         """Whether one more connection from this address has room; counts it if so."""
@@ -280,7 +295,8 @@ class Downstream(asyncio.Protocol):
             if head is None:
                 return
         peer = self._find_client(http) if edge.rules is not None else ""
-        request = pipeline.new_request(head, http.body, plane, edge.loop.time(), peer)
+        now_us = plane.now_us()
+        request = new_request(plane.request_ids.new(now_us), head, http.body, edge.loop.time(), now_us, peer)
         http.body = b""  # the pipeline's from here on, which lets go of it when it can
         Run(pipeline.answer(request, self, plane))
 
@@ -321,7 +337,8 @@ class Downstream(asyncio.Protocol):
             elif is_read:
                 name = unquote_to_bytes(path[len(MODELS_TARGET) + 1 :])
                 head = pipeline.read_head(http.headers, ENDPOINTS[b"/v1/chat/completions"])
-                request = pipeline.new_request(head, name, plane, self._edge.loop.time(), self._find_client(http))
+                now_us, now = plane.now_us(), self._edge.loop.time()
+                request = new_request(plane.request_ids.new(now_us), head, name, now, now_us, self._find_client(http))
                 pipeline.list_models(request, self, plane)
             else:
                 self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: GET, HEAD\r\n")
@@ -416,19 +433,16 @@ class Downstream(asyncio.Protocol):
         transport = self._transport
         if transport is not None:
             self.committed = True
-            request = self._request
-            head_only = request is not None and request.method == b"HEAD"
+            edge, request = self._edge, self._request
             transport.write(
-                b"HTTP/1.1 %d %b\r\ndate: %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b"
+                b"%b%b%b%bcontent-length: %d\r\n\r\n%b"
                 % (
-                    status,
-                    _REASONS.get(status, b"Error"),
-                    self._edge.date,
+                    edge.openings[status],
                     headers,
-                    self._cors(request) if self._edge.rules is not None else b"",
+                    self._cors(request) if edge.rules is not None else b"",
                     b"connection: close\r\n" if self._close_after else b"",
                     len(body),
-                    b"" if head_only else body,
+                    b"" if request is not None and request.method == b"HEAD" else body,
                 )
             )
         self._finished()
@@ -442,9 +456,9 @@ class Downstream(asyncio.Protocol):
             if not chunked:
                 self._close_after = True
             transport.write(
-                b"HTTP/1.1 200 OK\r\ndate: %b\r\ncache-control: no-store\r\n%b%b%b%b\r\n"
+                b"%bcache-control: no-store\r\n%b%b%b%b\r\n"
                 % (
-                    self._edge.date,
+                    self._edge.openings[200],
                     headers,
                     self._cors(self._request) if self._edge.rules is not None else b"",
                     b"connection: close\r\n" if self._close_after else b"",
@@ -500,11 +514,9 @@ class Downstream(asyncio.Protocol):
         body = render(fault, request_id)
         head_only = self._request is not None and self._request.method == b"HEAD"
         self._transport.write(
-            b"HTTP/1.1 %d %b\r\ndate: %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b"
+            b"%b%b%b%bcontent-length: %d\r\n\r\n%b"
             % (
-                fault.kind.status,
-                _REASONS.get(fault.kind.status, b"Error"),
-                self._edge.date,
+                self._edge.openings[fault.kind.status],
                 headers,
                 pipeline.fault_headers(fault),
                 b"connection: close\r\n" if self._close_after else b"",
@@ -608,7 +620,7 @@ class _Clock:
             edge.now = edge.loop.time()
             if int(edge.now) != last_second:
                 last_second = int(edge.now)
-                edge.date = formatdate(time.time(), usegmt=True).encode()
+                edge.tell_date(formatdate(time.time(), usegmt=True).encode())
                 plane.refusal_lines = pipeline.REFUSAL_LINES_PER_SECOND_MAX
                 edge.strangers.forget_idle(time.monotonic_ns())
                 for upstream in list(plane.upstreams.all()):
