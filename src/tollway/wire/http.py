@@ -104,12 +104,13 @@ class RequestReader:
         "_bounds",
         "_complete",
         "_current",
+        "_ends",
         "_head_bytes",
         "_headers",
         "_is_over",
+        "_last",
         "_parser",
         "_raw_bytes",
-        "_repeated",
         "fault",
         "in_message",
         "open_request",
@@ -125,7 +126,8 @@ class RequestReader:
         self._body: bytes | bytearray = b""
         self._raw_bytes = 0
         self._is_over = False
-        self._repeated: _Repeated | None = None
+        self._ends: _Ends | None = None
+        self._last = self._current
         self.fault: FaultKind | None = None
         self.open_request: HttpRequest | None = None
         self.in_message = False
@@ -135,16 +137,27 @@ class RequestReader:
         if self.fault is not None or self._is_over:
             return []
         if not self.in_message:
-            repeated = self._repeated
-            if repeated is not None:
-                request = repeated.find(data)
-                if request is not None:
-                    return [request]
+            ends = self._ends
+            if ends is not None:
+                body_at = ends.find_body(data)
+                if body_at and len(data) - body_at <= self._bounds.body_bytes_max:
+                    last = self._last
+                    return [HttpRequest(last.headers, last.method, last.target, data[body_at:])]
             requests = self._feed(data)
             if len(requests) == 1:
-                self._repeated = _find_repeated(data, requests[0], self._bounds)
+                self._keep(data, requests[0])
             return requests
         return self._feed(data)
+
+    def _keep(self, data: bytes, request: HttpRequest) -> None:
+        """What to compare the next read with, if `data` was exactly the request and another may follow it."""
+        self._ends = None
+        if not request.keep_alive or request.minor_version != 1 or b"transfer-encoding" in request.headers or b"expect" in request.headers:
+            return
+        ends = _find_ends(data, request.body)
+        if ends is not None and ends.size + _NUMBER_BYTES_MAX <= self._bounds.head_bytes_max:
+            self._ends = ends
+            self._last = HttpRequest(request.headers, request.method, request.target)
 
     def _feed(self, data: bytes) -> list[HttpRequest]:
         if self.open_request is None:
@@ -302,49 +315,37 @@ class RequestReader:
             self._body = b""
 
 
-class _Repeated(msgspec.Struct, frozen=True, gc=False):
-    """A head that was accepted, around the number in its Content-Length, and what it said. `size`: bytes of both ends; `width`: of the
-    number."""
+class _Ends(msgspec.Struct, frozen=True, gc=False):
+    """A head that was read, around the number in its Content-Length. `size`: bytes of both ends; `width`: of the number."""
 
     before: bytes
     after: bytes
     size: int
     width: int
-    body_bytes_max: int
-    headers: dict[bytes, bytes]
-    method: bytes
-    target: bytes
 
-    def find(self, data: bytes) -> HttpRequest | None:
-        """The request that `data` is; None unless it is this head around the number of bytes that follow it, in plain digits."""
+    def find_body(self, data: bytes) -> int:
+        """Where in `data` the body begins; 0 unless it is this head around the number of bytes that follow it, in plain digits."""
         room, width = len(data) - self.size, self.width
         number = b"%d" % (room - width)
         if len(number) != width:
             width = len(number)
             number = b"%d" % (room - width)
         body_at = self.size + width
-        if data[:body_at] != b"%b%b%b" % (self.before, number, self.after) or room - width > self.body_bytes_max:
-            return None
-        return HttpRequest(self.headers, self.method, self.target, data[body_at:])
+        return body_at if data[:body_at] == b"%b%b%b" % (self.before, number, self.after) else 0
 
 
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]{1,9})\r\n", re.IGNORECASE)
 
 
-def _find_repeated(data: bytes, request: HttpRequest, bounds: HttpBounds) -> _Repeated | None:
-    """What to compare the next read with, if `data` was exactly the request: a head with a plain Content-Length, and a body."""
+def _find_ends(data: bytes, body: bytes) -> _Ends | None:
+    """The ends of the head in `data`, if that is a head with a plain Content-Length, and this body."""
     size = data.find(b"\r\n\r\n", 0, _REPEATED_BYTES_MAX) + 4
     head = data[:size]
     match = _CONTENT_LENGTH.search(head)
-    if size < 4 or match is None or len(data) - size != len(request.body) or int(match[1]) != len(request.body):
-        return None
-    if not request.keep_alive or request.minor_version != 1 or b"transfer-encoding" in request.headers or b"expect" in request.headers:
+    if size < 4 or match is None or len(data) - size != len(body) or int(match[1]) != len(body):
         return None
     before, after = head[: match.start(1)], head[match.end(1) :]
-    ends = len(before) + len(after)
-    if ends + _NUMBER_BYTES_MAX > bounds.head_bytes_max:
-        return None
-    return _Repeated(before, after, ends, len(match[1]), bounds.body_bytes_max, request.headers, request.method, request.target)
+    return _Ends(before, after, len(before) + len(after), len(match[1]))
 
 
 _CHUNK_SIZES = tuple(b"%x\r\n" % size for size in range(1024))
@@ -374,24 +375,6 @@ _ANSWER_HEADERS = frozenset({b"content-type", b"content-length", b"transfer-enco
 _ANSWER_HEADERS_MAX = 200
 
 
-class _RepeatedAnswer(msgspec.Struct, frozen=True, gc=False):
-    """The head of a whole 200 answer on a connection that is kept, around the number in its Content-Length."""
-
-    before: bytes
-    after: bytes
-    content_type: bytes
-
-
-def _find_repeated_answer(data: bytes, body: bytes, content_type: bytes) -> _RepeatedAnswer | None:
-    """What to compare the next answer with, if `data` was exactly a head with a plain Content-Length, and a body."""
-    size = data.find(b"\r\n\r\n", 0, _REPEATED_BYTES_MAX) + 4
-    head = data[:size]
-    match = _CONTENT_LENGTH.search(head)
-    if size < 4 or match is None or len(data) - size != len(body) or int(match[1]) != len(body) or b"\nretry-after" in head.lower():
-        return None
-    return _RepeatedAnswer(head[: match.start(1)], head[match.end(1) :], content_type)
-
-
 class ResponseReader:
     """Reads the answer to one request on an upstream connection; `restart` makes it ready for the next.
 
@@ -409,11 +392,12 @@ class ResponseReader:
     __slots__ = (
         "_chunk_complete",
         "_chunked",
+        "_ends",
         "_head_bytes",
         "_head_bytes_max",
         "_headers",
         "_parser",
-        "_repeated",
+        "_repeated_type",
         "between_chunks",
         "body",
         "body_bytes",
@@ -429,7 +413,8 @@ class ResponseReader:
 
     def __init__(self, head_bytes_max: int = 64 * 1024) -> None:
         self._head_bytes_max = head_bytes_max
-        self._repeated: _RepeatedAnswer | None = None
+        self._ends: _Ends | None = None
+        self._repeated_type = b""
         self.complete = self.keep_alive = self.broken = False
         self.restart()
 
@@ -461,33 +446,23 @@ class ResponseReader:
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the upstream; never raises. Look at the attributes afterwards."""
-        if not self._head_bytes:
-            repeated = self._repeated
-            if repeated is not None and data.startswith(repeated.before) and self._take_repeated(repeated, data):
-                return
+        if self._head_bytes:
             self._feed(data)
-            if self.complete and self.status == 200 and self.keep_alive and not self.broken and not self._chunked and len(self.body) == 1:
-                self._repeated = _find_repeated_answer(data, self.body[0], self.content_type)
-        else:
-            self._feed(data)
-
-    def _take_repeated(self, repeated: "_RepeatedAnswer", data: bytes) -> bool:
-        """Whether `data`, which starts with `before`, is that head and exactly its body; then it is taken."""
-        start = len(repeated.before)
-        end = data.find(b"\r", start, start + 10)
-        number = data[start:end]
-        if end < 0 or not number.isdigit() or not data.startswith(repeated.after, end):
-            return False
-        body = data[end + len(repeated.after) :]
-        if not body or len(body) != int(number):
-            return False
-        self._head_bytes = len(data)
-        self.status = 200
-        self.content_type = repeated.content_type
-        self.content_length = self.body_bytes = len(body)
-        self.body.append(body)
-        self.has_head = self.complete = self.keep_alive = True
-        return True
+            return
+        ends = self._ends
+        body_at = ends.find_body(data) if ends is not None else 0
+        if 0 < body_at < len(data):
+            self._head_bytes = len(data)
+            self.status = 200
+            self.content_type = self._repeated_type
+            self.body.append(data[body_at:])
+            self.content_length = self.body_bytes = len(data) - body_at
+            self.has_head = self.complete = self.keep_alive = True
+            return
+        self._feed(data)
+        if self.complete and self.status == 200 and self.keep_alive and not self.broken and not self._chunked and len(self.body) == 1:
+            self._ends = _find_ends(data, self.body[0]) if self.retry_after is None else None
+            self._repeated_type = self.content_type
 
     def _feed(self, data: bytes) -> None:
         if not self.has_head:
