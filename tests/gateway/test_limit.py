@@ -69,5 +69,7 @@ def test_who_shares_a_bucket_counts_in_it_until_it_is_idle_and_forgotten() -> No
     counters.forget_idle(9 * MINUTE_NS)
     assert counters.bind((shared,), ())[0][0] is first[0], "one is still running"
     first[0].running -= 1
-    counters.forget_idle(9 * MINUTE_NS)
+    counters.forget_idle(9 * MINUTE_NS + 1)
+    assert counters.bind((shared,), ())[0][0] is first[0], "looked a moment ago"
+    counters.forget_idle(10 * MINUTE_NS)
     assert counters.bind((shared,), ())[0][0] is not first[0]

@@ -34,8 +34,11 @@ Level = tuple[Bucket, int, int, int, int]
 class Counters:
     """The buckets, by id."""
 
+    FORGET_NS = 1_000_000_000
+
     def __init__(self) -> None:
         self._buckets: dict[str, Bucket] = {}
+        self._forgot_at_ns = 0
 
     def bind(self, rates: Sequence[Rate], concurrent: Sequence[Limit]) -> tuple[Level, ...]:
         """These limits by level, with their buckets."""
@@ -47,8 +50,11 @@ class Counters:
         )
 
     def forget_idle(self, now_ns: int) -> None:
-        """Drop buckets that are full again and have nothing running. Only when no caller is held that may ask again: it would count in a
-        bucket of its own."""
+        """Drop buckets that are full again and have nothing running; once a second at most, because it looks at all. Only when no caller is
+        held that may ask again: it would count in a bucket of its own."""
+        if now_ns < self._forgot_at_ns + self.FORGET_NS:
+            return
+        self._forgot_at_ns = now_ns
         for id in [id for id, bucket in self._buckets.items() if bucket.tat_ns <= now_ns and not bucket.running]:
             del self._buckets[id]
 
