@@ -242,10 +242,10 @@ async def _main(scenario: str, count: int, directory: Path, library: str | None,
             if collect:
                 collect.start()
             await load.run(count)
+            plane.log.flush()
             if collect:
                 collect.stop()
             best = min(best, (time.process_time_ns() - began) / 1000 / units)
-            plane.log.flush()
         if sampler and folded:
             sampler.switch(on=False)
             folded.write_text(write_folded(sampler.samples))

@@ -13,7 +13,6 @@ from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.gateway.dialects.table import DIALECTS, Dialect
 from tollway.gateway.engines.habits import HABITS
-from tollway.telemetry import json_members
 from tollway.wire import bodies
 
 
@@ -50,11 +49,11 @@ class Caller:
     """Who asks: key, project and organization as the snapshot knows them, with what follows from them compiled once.
 
     `models`: what both key and project allow, None for everything published. `per_minute` and `concurrent`: the limit of each
-    level that has one. `log_members`: who it is, in a log line. `cache_salt`: what keeps this organization's prefixes apart inside an
-    engine.
+    level that has one. `terms`: what its ADMITs have in common, kept by `meter`. `cache_salt`: what keeps this organization's prefixes
+    apart inside an engine.
     """
 
-    __slots__ = ("cache_salt", "concurrent", "expires_at", "key", "log_members", "models", "organization", "per_minute", "project")
+    __slots__ = ("cache_salt", "concurrent", "expires_at", "key", "models", "organization", "per_minute", "project", "terms")
 
     def __init__(self, key: KeyEntry, project: ProjectEntry, organization: OrganizationEntry, cache_salt: bytes) -> None:
         self.key = key
@@ -62,7 +61,7 @@ class Caller:
         self.organization = organization
         self.cache_salt = cache_salt
         self.expires_at = key.expires_at
-        self.log_members = json_members({"organization_id": organization.id, "project_id": project.id, "key_id": key.id})
+        self.terms: dict[tuple[str, Endpoint, bool], bytes] = {}
         allowed = [frozenset(entry.models) for entry in (key, project) if entry.models is not None]
         self.models: frozenset[str] | None = frozenset.intersection(*allowed) if allowed else None
         levels = [(entry.id, entry.limits) for entry in (key, project, organization)]
