@@ -205,6 +205,16 @@ def bills(policy: OutcomePolicy, outcome: Outcome, *, delivered: bool) -> tuple[
     return False, False
 
 
+_BILLS = {
+    (version, delivered): {
+        outcome: (tokens, int(request)) for outcome in Outcome for tokens, request in [bills(policy, outcome, delivered=delivered)]
+    }
+    for version, policy in OUTCOME_POLICIES.items()
+    for delivered in (False, True)
+}
+"""`bills` of every case."""
+
+
 def billed(final: Final) -> tuple[Quantities, int]:
     """What the event's own outcome policy bills of it: (tokens by class, 1 if the request itself is billed else 0)."""
     return billed_by(final.admit.outcome_policy, final)
@@ -213,8 +223,8 @@ def billed(final: Final) -> tuple[Quantities, int]:
 def billed_by(policy_version: int, final: Final | Ended) -> tuple[Quantities, int]:
     """The same by a given version."""
     used = final.used
-    tokens, request = bills(OUTCOME_POLICIES[policy_version], final.outcome, delivered=used.output + used.reasoning > 0)
-    return (used, int(request)) if tokens else (NOTHING, 0)
+    tokens, request = _BILLS[policy_version, used.output + used.reasoning > 0][final.outcome]
+    return (used if tokens else NOTHING), request
 
 
 _encoder = msgspec.json.Encoder()
