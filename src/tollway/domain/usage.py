@@ -205,10 +205,13 @@ def bills(policy: OutcomePolicy, outcome: Outcome, *, delivered: bool) -> tuple[
     return False, False
 
 
+def _list_bills(policy: OutcomePolicy, *, delivered: bool) -> dict[Outcome, tuple[bool, int]]:
+    found = {outcome: bills(policy, outcome, delivered=delivered) for outcome in Outcome}
+    return {outcome: (tokens, int(request)) for outcome, (tokens, request) in found.items()}
+
+
 _BILLS = {
-    (version, delivered): {
-        outcome: (tokens, int(request)) for outcome in Outcome for tokens, request in [bills(policy, outcome, delivered=delivered)]
-    }
+    (version, delivered): _list_bills(policy, delivered=delivered)
     for version, policy in OUTCOME_POLICIES.items()
     for delivered in (False, True)
 }
