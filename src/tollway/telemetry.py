@@ -129,28 +129,29 @@ def timestamp(at_us: int) -> str:
     return text + _MILLISECONDS[rest // 1000]  # type: ignore[no-any-return]
 
 
-Line = msgspec.Struct | Mapping[str, object]
-"""What becomes one JSON object of the log."""
-
-
 class LogWriter:
     """Writes JSON lines to a descriptor from a thread of its own; bounded, and what does not fit is counted in `dropped`."""
 
-    PENDING_BATCHES_MAX = 1024
+    PENDING_BATCHES_MAX = 512
     BATCH_LINES_MAX = 256
     """Lines are encoded together, in one call: so many hold the interpreter for a third of a millisecond."""
 
     def __init__(self, descriptor: int) -> None:
         self.dropped = 0
         self._descriptor = descriptor
-        self._lines: list[Line] = []
-        self._batches: queue.Queue[list[Line] | None] = queue.Queue(self.PENDING_BATCHES_MAX)
+        self._lines: list[CompletedLine | msgspec.Raw] = []
+        self._batches: queue.Queue[list[CompletedLine | msgspec.Raw] | None] = queue.Queue(self.PENDING_BATCHES_MAX)
         self._encode = msgspec.json.Encoder().encode_lines
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
-    def write(self, line: Line) -> None:
-        """Take one line, which must not change any more; it is written with the next flush."""
+    def write(self, line: msgspec.Struct | Mapping[str, object]) -> None:
+        """Take one line; it is written with the next flush."""
+        self.take(msgspec.Raw(msgspec.json.encode(line)))
+
+    def take(self, line: CompletedLine | msgspec.Raw) -> None:
+        """The same of a line that is encoded already, or will be with its batch: one of a completed request, of which there are many and
+        none that JSON could not say."""
         self._lines.append(line)
         if len(self._lines) >= self.BATCH_LINES_MAX:
             self.flush()

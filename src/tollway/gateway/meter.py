@@ -1,6 +1,6 @@
 """Phase 6 around phase 5: ADMIT before the upstream hears of it, exactly one FINAL whatever happens, durable before success is told.
 
-`async with meter(...)` cannot be left without a FINAL: relay finishes the record itself before the last byte of a success, and any
+`async with` a record cannot be left without a FINAL: relay finishes the record itself before the last byte of a success, and any
 exception that comes through is the outcome of the request.
 """
 
@@ -25,7 +25,7 @@ from tollway.domain.usage import (
 )
 from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.ports import CACHED_INPUT, FIRST_TOKEN_AT, INPUT, OUTPUT, REASONING, SLOT_WORDS, UsageSink
-from tollway.gateway.running import Pause
+from tollway.gateway.running import OVER, Pause
 
 _TIMEOUTS = frozenset(
     {
@@ -75,12 +75,11 @@ class Record:
         self._slot = sink.admit(admit)
         self._base = self._slot * SLOT_WORDS
 
-    async def __aenter__(self) -> "Record":
-        return self
+    def __aenter__(self) -> Pause:
+        return OVER
 
-    async def __aexit__(self, type: object, error: BaseException | None, traceback: object) -> None:
-        if self.final is None:
-            await self.finish(*_outcome(error))
+    def __aexit__(self, type: object, error: BaseException | None, traceback: object) -> Pause:
+        return OVER if self.final is not None else self.finish(*_outcome(error))
 
     def attempt(self, deployment_id: str) -> None:
         """Another upstream is asked: what an earlier one used is not this request's."""

@@ -127,7 +127,8 @@ async def answer(request: Request, client: Client, plane: Plane) -> None:
         call = authorize(caller, request, plane.directory)
         with limit(call, plane.counters, time.monotonic_ns()) as permit:
             candidates = route(call, plane.upstreams, request.started, plane.random)
-            async with meter(permit, plane.usage_sink, plane.now_us) as record:
+            record = meter(permit, plane.usage_sink, plane.now_us)
+            async with record:
                 headers = _identity(request) + permit.headers
                 await relay(permit, candidates, record, client, headers, plane.bounds, plane.active, plane.retries, plane.metrics)
     except ClientGone:
@@ -308,7 +309,7 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
             call.stream,
             final.source,
         )
-        plane.log.write(line)
+        plane.log.take(line)
         return
     plane.log.write(
         RequestLine(
