@@ -15,7 +15,7 @@ from enum import Enum
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Admit, Final, Quantities
+from tollway.domain.usage import Admit, Final, Quantities, decode_admit, decode_final
 from tollway.gateway.ports import SLOT_WORDS, Flow
 
 PATIENCE_SECONDS = 20.0  # only a hang is longer, whatever else this machine does
@@ -57,9 +57,10 @@ class UsageSink:
         self._free = list(range(self.SLOTS))
         self._taken: dict[int, Admit] = {}
 
-    def admit(self, admit: Admit) -> int:
+    def admit(self, payload: bytes) -> int:
         if self.is_full:
             raise Fault(faults.SPOOL_UNAVAILABLE, detail="full")
+        admit = decode_admit(payload)
         slot = self._free.pop()
         self._taken[slot] = admit
         self.admits.append(admit)
@@ -70,8 +71,9 @@ class UsageSink:
         assert request_id in {admit.request_id for admit in self._taken.values()}
         self.checkpoints.append(used)
 
-    def final(self, slot: int, final: Final, done: Callable[[Fault | None], None]) -> None:
-        assert self._taken.pop(slot) is final.admit, "a FINAL for a slot that this request does not hold"
+    def final(self, slot: int, payload: bytes, done: Callable[[Fault | None], None]) -> None:
+        final = decode_final(payload)
+        assert self._taken.pop(slot) == final.admit, "a FINAL for a slot that this request does not hold"
         self._free.append(slot)
         self.finals.append(final)
         if self.durable is None:

@@ -16,7 +16,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
-from tollway.domain.usage import Final, Outcome, Quantities, UsageSource
+from tollway.domain.usage import Ended, Outcome, Quantities, UsageSource
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.exchange import Call, Caller, ClientGone, Head, Offer, Permit, new_request
 from tollway.gateway.meter import Record, meter
@@ -42,7 +42,7 @@ class Truth:
     """The most input and output that any attempt's engine reported, of all classes together."""
     delivered: Counts = NONE
     """What the client had been given, or what had been counted against it, at the latest."""
-    ended: Final | None = None
+    ended: Ended | None = None
     """The end that the gateway wrote, or was about to."""
     expected: tuple[Outcome, Counts] | None = None
     """How it must have ended if the gateway lived to say so: from the plan, not from the record."""
@@ -149,7 +149,7 @@ class Traffic:
         # Left without an exception or with one that FINAL tells of: in both cases FINAL is durable now.
         self._ended(gateway, truth, record.final)
 
-    def _ended(self, gateway: Any, truth: Truth, final: Final | None) -> None:
+    def _ended(self, gateway: Any, truth: Truth, final: Ended | None) -> None:
         if final is None:
             self.world.fail(f"{truth.id} left the meter without FINAL")
         elif not gateway.spool.failed.is_set():

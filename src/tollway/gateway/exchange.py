@@ -15,7 +15,6 @@ from tollway.domain.usage import ServiceTier
 from tollway.gateway.counters import Level
 from tollway.gateway.dialects.table import Dialect
 from tollway.gateway.engines.habits import HABITS
-from tollway.telemetry import json_members
 from tollway.wire import bodies
 
 
@@ -63,8 +62,8 @@ class Caller:
     """Who asks: key, project and organization as the snapshot knows them, with what follows from them compiled once.
 
     `models`: what both key and project allow, None for everything published. `offers`: what it was offered so far. `per_minute` and
-    `concurrent`: the limit of each level that has one; `levels`: the same with their counters, once they were asked. `log_members`: who it
-    is, in a log line. `cache_salt`: what keeps this organization's prefixes apart inside an engine.
+    `concurrent`: the limit of each level that has one; `levels`: the same with their counters, once they were asked. `terms`: what its
+    ADMITs have in common, kept by `meter`. `cache_salt`: what keeps this organization's prefixes apart inside an engine.
     """
 
     __slots__ = (
@@ -73,12 +72,12 @@ class Caller:
         "expires_at",
         "key",
         "levels",
-        "log_members",
         "models",
         "offers",
         "organization",
         "per_minute",
         "project",
+        "terms",
     )
 
     def __init__(self, key: KeyEntry, project: ProjectEntry, organization: OrganizationEntry, cache_salt: bytes) -> None:
@@ -88,7 +87,7 @@ class Caller:
         self.cache_salt = cache_salt
         self.expires_at = key.expires_at
         self.offers: dict[tuple[str, Endpoint], Offer] = {}
-        self.log_members = json_members({"organization_id": organization.id, "project_id": project.id, "key_id": key.id})
+        self.terms: dict[tuple[str, Endpoint, bool], bytes] = {}
         allowed = [frozenset(entry.models) for entry in (key, project) if entry.models is not None]
         self.models: frozenset[str] | None = frozenset.intersection(*allowed) if allowed else None
         levels = [(entry.id, entry.limits) for entry in (key, project, organization)]

@@ -18,7 +18,7 @@ from tollway.domain.ids import RequestIds
 from tollway.domain.keys import digester
 from tollway.domain.prices import cost, find_list, find_price
 from tollway.domain.snapshot import Change, DeploymentEntry, Entry
-from tollway.domain.usage import Final, ServiceTier, billed
+from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, ServiceTier, billed_by
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
 from tollway.gateway.counters import Counters
@@ -31,7 +31,7 @@ from tollway.gateway.ports import Client, UsageSink, Vault
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget, relay
 from tollway.gateway.route import route
 from tollway.gateway.upstream import Upstreams
-from tollway.telemetry import LogWriter, Metrics, RequestLine, completed_line, timestamp
+from tollway.telemetry import CompletedLine, LogWriter, Metrics, RequestLine, timestamp
 
 ENDPOINTS: dict[bytes, Endpoint] = {f"/v1/{endpoint}".encode(): endpoint for endpoint in DIALECTS}
 _ANTHROPIC = frozenset({Endpoint.MESSAGES, Endpoint.COUNT_TOKENS})
@@ -130,7 +130,8 @@ async def answer(request: Request, client: Client, plane: Plane) -> None:
         call = authorize(caller, request, plane.directory)
         with limit(call, plane.counters, time.monotonic_ns()) as permit:
             candidates = route(call, plane.upstreams, request.started, plane.random)
-            async with meter(permit, plane.usage_sink, plane.now_us) as record:
+            record = meter(permit, plane.usage_sink, plane.now_us)
+            async with record:
                 headers = _identity(request) + permit.headers
                 await relay(permit, candidates, record, client, headers, plane.bounds, plane.active, plane.retries, plane.metrics)
     except ClientGone:
@@ -262,12 +263,12 @@ def _observe(request: Request, call: Call | None, record: Record | None, fault: 
     )
 
 
-def _observe_final(request: Request, call: Call, final: Final, fault: Fault | None, duration: float, plane: Plane) -> None:
+def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | None, duration: float, plane: Plane) -> None:
     """An admitted request ended: what its FINAL says, in numbers and in words."""
     used = final.used
     model = call.model.id
     status = fault.kind.status if fault is not None else 200
-    ttft = 0.0 if final.first_token_at is None else (final.first_token_at - request.received_at) / 1e6
+    ttft_ms = 0.0 if final.first_token_at is None else (final.first_token_at - request.received_at) / 1000
     metrics = plane.metrics
     metrics.count(metrics.outcomes, final.outcome)
     found = metrics.of_model(request.endpoint, model)
@@ -277,28 +278,38 @@ def _observe_final(request: Request, call: Call, final: Final, fault: Fault | No
     found.output += used.output
     found.reasoning += used.reasoning
     found.duration.observe(duration)
-    if ttft:
-        found.first_token.observe(ttft)
+    if ttft_ms:
+        found.first_token.observe(ttft_ms / 1000)
     caller = call.caller
-    cost_pico = cost(*billed(final), call.price)
+    cost_pico = cost(*billed_by(OUTCOME_POLICY_CURRENT, final), call.price)
     client_request_id = request.head.client_request_id
     if fault is None and not request.peer and not client_request_id:
-        line = completed_line(
-            received_at=request.received_at,
-            request_id=request.id,
-            trace_id=request.trace_id,
-            duration_seconds=duration,
-            members=caller.log_members + "," + found.members,
-            deployment_id=final.deployment_id or "",
-            attempts=final.attempts,
-            outcome=final.outcome,
-            first_token_seconds=ttft,
-            used=used,
-            cost_pico=cost_pico,
-            stream=call.stream,
-            usage_source=final.source,
+        line = CompletedLine(
+            timestamp(request.received_at),
+            "info",
+            "request",
+            request.id,
+            request.trace_id,
+            status,
+            int(duration * 1e6) / 1000,
+            caller.organization.id,
+            caller.project.id,
+            caller.key.id,
+            request.endpoint,
+            model,
+            final.deployment_id or "",
+            final.attempts,
+            final.outcome,
+            ttft_ms,
+            used.input,
+            used.cached_input,
+            used.output,
+            used.reasoning,
+            cost_pico,
+            call.stream,
+            final.source,
         )
-        plane.log.write_encoded(line)
+        plane.log.take(line)
         return
     plane.log.write(
         RequestLine(
@@ -321,7 +332,7 @@ def _observe_final(request: Request, call: Call, final: Final, fault: Fault | No
             upstream=final.deployment_id or "",
             attempts=final.attempts,
             outcome=final.outcome,
-            ttft_ms=round(ttft * 1000, 3),
+            ttft_ms=ttft_ms,
             input_tokens=used.input,
             cached_input_tokens=used.cached_input,
             output_tokens=used.output,
