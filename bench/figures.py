@@ -28,6 +28,7 @@ from bench.targets import Starter, Target
 DIRECT = "direct"
 NGINX = "nginx"
 TOLLWAY = "tollway"
+BARE = "bare"  # beside the two that every figure has, where the question is what a request or a chunk costs
 
 SATURATED = Load(connections=32)
 CHUNKS_10K = Load(connections=200, connections_per_second=100, warm_seconds=2.5, seconds=4, chunks=100, pace_us=20_000)
@@ -115,7 +116,7 @@ class Rig:
 
 def request(rig: Rig) -> None:
     """CPU per JSON request, saturated."""
-    _turns(rig, "request", [DIRECT, NGINX, TOLLWAY, *rig.also], {"saturated": SATURATED})
+    _turns(rig, "request", [DIRECT, NGINX, BARE, TOLLWAY, *rig.also], {"saturated": SATURATED})
 
 
 def chunk(rig: Rig) -> None:
@@ -126,7 +127,7 @@ def chunk(rig: Rig) -> None:
     loads |= {"10k/s usage": replace(CHUNKS_10K, ask_usage=True), "50k/s usage": replace(CHUNKS_50K, ask_usage=True)}
     if rig.quick:
         loads = {"10k/s plain": CHUNKS_10K}
-    _turns(rig, "chunk", [NGINX, TOLLWAY, *rig.also], loads)
+    _turns(rig, "chunk", [NGINX, BARE, TOLLWAY, *rig.also], loads)
 
 
 def latency(rig: Rig) -> None:

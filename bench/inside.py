@@ -38,6 +38,7 @@ from tollway.wire.http import HttpBounds
 CONNECTIONS = 32
 CHUNKS = 100
 WARM_UNITS = 300
+LOG_SECONDS = 0.2  # for the log's thread to write the last batch
 _PEPPER = b"p" * 32
 _HEAD = b"HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 00:00:00 GMT\r\nserver: uvicorn\r\n"
 
@@ -224,7 +225,7 @@ async def _main(scenario: str, count: int, directory: Path, library: str | None,
             plane.add(entry)
         plane.finish_reset(1)
         edge = Edge(plane, EdgeBounds(), HttpBounds())
-        edge.date = b"Sun, 22 Nov 2026 00:00:00 GMT"
+        edge.tell_date(b"Sun, 22 Nov 2026 00:00:00 GMT")
         chunks = CHUNKS if scenario == "chunk" else 0
         load = _Load(edge, loop, chunks)
         Upstream.connect = lambda upstream, timeout_seconds: load.connect(upstream)  # type: ignore[method-assign,assignment]
@@ -242,10 +243,11 @@ async def _main(scenario: str, count: int, directory: Path, library: str | None,
             if collect:
                 collect.start()
             await load.run(count)
+            plane.log.flush()
+            await asyncio.sleep(LOG_SECONDS)
             if collect:
                 collect.stop()
             best = min(best, (time.process_time_ns() - began) / 1000 / units)
-            plane.log.flush()
         if sampler and folded:
             sampler.switch(on=False)
             folded.write_text(write_folded(sampler.samples))

@@ -104,7 +104,10 @@ SECTIONS = (
     Section(
         "request",
         "CPU per request",
-        "JSON chat completions, 1.2 KB in and 0.9 KB out, 32 connections that ask again at once.",
+        "JSON chat completions, 1.2 KB in and 0.9 KB out, 32 connections that ask again at once. *bare* is the floor of the"
+        " language: a hundred lines of Python on the gateway's transports (`bench/bare.py`: uvloop, llhttp on both sides, the key"
+        " looked up in a dict, bytes relayed) without limits, metering, log or metrics. What tollway costs beyond it is what the"
+        " features cost.",
         (
             Table(
                 "saturated",
@@ -120,7 +123,7 @@ SECTIONS = (
         " the role chunk, the usage chunk and `[DONE]` is in the figure. *Plain* is the headline: the client asks for"
         " no usage. The gateway asks the engine for running usage all the same, reads it and takes it out again, "
         "while nginx relays the shorter chunks. *Usage*: the client asks for running usage, so every proxy relays the"
-        " same bytes. Lag is the age of a chunk when it reaches the client.",
+        " same bytes. *bare*: the floor of the language, as above. Lag is the age of a chunk when it reaches the client.",
         (
             Table("10k/s plain", "10,000 chunks/s, 200 streams, plain", CHUNK_COLUMNS),
             Table("50k/s plain", "50,000 chunks/s, 1,000 streams, plain", CHUNK_COLUMNS),

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import FrameType
 
 from bench import machine, records, report
-from bench.figures import DEFAULT, DIRECT, FIGURES, NGINX, TOLLWAY, Rig
+from bench.figures import BARE, DEFAULT, DIRECT, FIGURES, NGINX, TOLLWAY, Rig
 from bench.load import LOAD_PRIORITY, Generator
 from bench.records import Record, Run, Sample, Subject
-from bench.targets import Target, external, start_litellm, start_nginx, start_tollway, start_vllm_router
+from bench.targets import Target, external, start_bare, start_litellm, start_nginx, start_tollway, start_vllm_router
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -69,6 +69,7 @@ def prepared(arguments: argparse.Namespace, record: Callable[[Subject | Sample],
             mock=Target(DIRECT, port, None),
             starters={
                 NGINX: start_nginx,
+                BARE: start_bare,
                 TOLLWAY: start_tollway,
                 "vllm-router": start_vllm_router,
                 "litellm": start_litellm,

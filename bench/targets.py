@@ -1,5 +1,5 @@
-"""What is measured: the gateway with everything switched on, nginx, other routers, and the mock without anything in
-between.
+"""What is measured: the gateway with everything switched on, nginx, the least relay in Python, other routers, and the
+mock without anything in between.
 
 Every `start_*` takes a directory of its own and the upstream's URL, starts one worker on the target's CPU and returns
 a `Target`; whoever calls stops it by its pid. nginx is the yardstick: it checks a key and relays without buffering,
@@ -94,6 +94,15 @@ http {{
     version = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=10).stderr
     version = version.strip().removeprefix("nginx version: nginx/")
     return Target("nginx", port, pid, version=version, command="nginx, 1 worker, bearer key map, proxy_buffering off")
+
+
+def start_bare(directory: Path, upstream_url: str) -> Target:
+    """The least relay in Python on the gateway's transports (`bench.bare`): what the language costs before any feature."""
+    port = find_free_port()
+    root = str(Path(__file__).parent.parent)
+    command = [sys.executable, "-m", "bench.bare", str(port), upstream_url.rpartition(":")[2], API_KEY]
+    pid = start(command, port=port, log=directory / "bare.log", env={"PYTHONPATH": root})
+    return Target("bare", port, pid, version=f"Python {sys.version.split()[0]}", command="bench/bare.py: uvloop, llhttp, a dict of keys")
 
 
 def start_tollway(directory: Path, upstream_url: str) -> Target:

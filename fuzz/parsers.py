@@ -33,7 +33,7 @@ from tollway.gateway.dialects.answers import error_fault
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.dialects.table import Stream as DialectStream
-from tollway.gateway.exchange import Caller, Request
+from tollway.gateway.exchange import Caller, Head, new_request
 from tollway.gateway.pipeline import Plane
 from tollway.gateway.relay import answer_fault
 from tollway.wire import bodies, proxy, segments, sse
@@ -90,7 +90,7 @@ def _rig() -> tuple[Plane, Caller]:
     policies = {"m": UnknownParameters.REFUSE, "d": UnknownParameters.DROP, "f": UnknownParameters.FORWARD}
     models = {name: Served([NOWHERE], unknown_parameters=policy) for name, policy in policies.items()}
     made, _, _ = ExitStack().enter_context(plane(models | {"c": Served([NOWHERE], output_tokens_max=100)}))
-    return made, pipeline.precheck({b"x-api-key": KEY.encode()}, made)
+    return made, pipeline.precheck(Head(Endpoint.CHAT_COMPLETIONS, {b"x-api-key": KEY.encode()}), made)
 
 
 def request_body(data: bytes) -> None:
@@ -99,7 +99,7 @@ def request_body(data: bytes) -> None:
     endpoint = _ENDPOINTS[(choice >> 2) % len(_ENDPOINTS)]
     _check_json(data)
     made, caller = _rig()
-    request = Request("req_1", endpoint, {}, data, 0.0, made.now_us(), "0" * 32, "1" * 16)
+    request = new_request("req_1", Head(endpoint, {}), data, 0.0, made.now_us())
     try:
         call = authorize(caller, request, made.directory)
     except Fault as fault:

@@ -3,6 +3,7 @@ contracts of `gateway/ports.py`, not mocks: each keeps its side of the contract 
 
 import array
 import asyncio
+import hashlib
 import itertools
 import socket
 import ssl
@@ -14,7 +15,7 @@ from enum import Enum
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Admit, Final, Quantities
+from tollway.domain.usage import Admit, Final, Quantities, decode_admit, decode_final
 from tollway.gateway.ports import SLOT_WORDS, Flow
 
 PATIENCE_SECONDS = 20.0  # only a hang is longer, whatever else this machine does
@@ -36,7 +37,7 @@ class Clock:
         self._now_us += int(seconds * 1e6)
 
     def random_bits(self, count: int) -> int:
-        return (next(_drawn) * 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835_1082_276B) & ((1 << count) - 1)
+        return int.from_bytes(hashlib.shake_128(b"%d" % next(_drawn)).digest(count // 8 + 1), "big") & ((1 << count) - 1)
 
 
 class UsageSink:
@@ -56,9 +57,10 @@ class UsageSink:
         self._free = list(range(self.SLOTS))
         self._taken: dict[int, Admit] = {}
 
-    def admit(self, admit: Admit) -> int:
+    def admit(self, payload: bytes) -> int:
         if self.is_full:
             raise Fault(faults.SPOOL_UNAVAILABLE, detail="full")
+        admit = decode_admit(payload)
         slot = self._free.pop()
         self._taken[slot] = admit
         self.admits.append(admit)
@@ -69,8 +71,9 @@ class UsageSink:
         assert request_id in {admit.request_id for admit in self._taken.values()}
         self.checkpoints.append(used)
 
-    def final(self, slot: int, final: Final, done: Callable[[Fault | None], None]) -> None:
-        assert self._taken.pop(slot) is final.admit, "a FINAL for a slot that this request does not hold"
+    def final(self, slot: int, payload: bytes, done: Callable[[Fault | None], None]) -> None:
+        final = decode_final(payload)
+        assert self._taken.pop(slot) == final.admit, "a FINAL for a slot that this request does not hold"
         self._free.append(slot)
         self.finals.append(final)
         if self.durable is None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.link.samples import ended
 from tollway.cli.app import run
-from tollway.domain.usage import NOTHING, Admit, Final, Outcome, UsageSource
+from tollway.domain.usage import NOTHING, Admit, Final, Outcome, UsageSource, encode
 from tollway.link.spool import Spool, SpoolOptions
 
 ADMIT = Admit(
@@ -37,7 +37,7 @@ async def write(directory: Path) -> Path:
     """A spool with one request that has ended and one that is open, then closed cleanly. Returns its segment."""
     options = SpoolOptions(segment_bytes=65_536, slots_max=16)
     spool = Spool.open(directory, alarm=lambda *_: None, clock=lambda: 1_700_000_000_000_000, options=options)
-    slot = spool.admit(ADMIT)
+    slot = spool.admit(encode(ADMIT))
     await ended(spool, slot, Final(admit=ADMIT, outcome=Outcome.COMPLETED, used=NOTHING, source=UsageSource.NONE, ended_at=2))
     await spool.close()
     (segment,) = directory.glob("epoch-*/0001.seg")

@@ -1,24 +1,35 @@
 """Outcomes and what they bill; the one encoding of a record (P1, P12)."""
 
+import random
+import uuid
+
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tollway.domain import ids
 from tollway.domain.usage import (
     NOTHING,
     OUTCOME_POLICIES,
     Admit,
+    Anomaly,
     Close,
+    Ended,
     Final,
     Outcome,
     Progress,
     Quantities,
     Record,
+    ServiceTier,
     Tick,
     UsageSource,
     billed,
     content_hash,
     decode,
     encode,
+    encode_admit,
+    encode_terms,
 )
 
 ADMIT = Admit(
@@ -75,6 +86,46 @@ def test_a_record_survives_its_encoding_and_has_one(record: Record) -> None:
     assert encode(decode(encode(record))) == encode(record)
 
 
+ADMITS = st.builds(
+    Admit,
+    request_id=st.integers(0, 2**74 - 1).map(lambda bits: ids.new_id(ids.REQUEST, 1, bits)),
+    admitted_at=st.integers(0, 2**62),
+    organization_id=st.text(max_size=8),
+    project_id=st.text(max_size=8),
+    key_id=st.text(max_size=8),
+    model=st.text(max_size=8),
+    endpoint=st.text(max_size=8),
+    stream=st.booleans(),
+    price_version=st.text(max_size=8),
+    outcome_policy=st.integers(1, 9),
+    service_tier=st.sampled_from(ServiceTier),
+)
+COUNTS = st.integers(0, 3)
+FINALS = st.builds(
+    Final,
+    admit=ADMITS,
+    outcome=st.sampled_from(Outcome),
+    used=st.builds(Quantities, COUNTS, COUNTS, COUNTS, COUNTS),
+    source=st.sampled_from(UsageSource),
+    ended_at=st.integers(0, 2**62),
+    deployment_id=st.none() | st.text(max_size=8),
+    attempts=COUNTS,
+    first_token_at=st.none() | st.integers(0, 2**62),
+    error=st.none() | st.text(max_size=8),
+    anomaly=st.none() | st.sampled_from(Anomaly),
+)
+
+
+@given(FINALS)
+def test_records_put_together_from_encoded_parts_are_the_records_encoded(record: Final) -> None:
+    of = record.admit
+    admit = encode_admit(of.request_id, of.admitted_at, encode_terms(of))
+    assert admit == encode(of)
+    fields = [getattr(record, name) for name in Final.__struct_fields__]
+    assert encode(Ended(msgspec.Raw(admit), *fields[1:])) == encode(record)
+    assert Ended.__struct_fields__ == Final.__struct_fields__
+
+
 def test_the_content_hash_tells_records_apart() -> None:
     one, other = encode(final(Outcome.COMPLETED, DELIVERED)), encode(final(Outcome.COMPLETED, INPUT_ONLY))
     assert content_hash(one) != content_hash(other)
@@ -86,3 +137,13 @@ def test_ids_made_later_sort_later_and_keep_their_kind() -> None:
     assert ids.is_id(ids.REQUEST, early)
     assert not ids.is_id(ids.KEY, early)
     assert not ids.is_id(ids.REQUEST, early + "0")
+
+
+def test_ids_of_requests_are_ids_like_any_other_and_never_the_same() -> None:
+    made = ids.RequestIds(random.Random(1).getrandbits)
+    instants = [1_700_000_000_000_000 + step * 7 for step in range(1000)]
+    requests = [made.new(at) for at in instants]
+    assert requests == sorted(requests) and len({request[-15:] for request in requests}) == 1000
+    for at, request in zip(instants, requests, strict=True):
+        assert ids.instant_of(ids.REQUEST, request) == at // 1000 * 1000
+        assert uuid.UUID(request[4:]).version == 7 and uuid.UUID(request[4:]).variant == uuid.RFC_4122

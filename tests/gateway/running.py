@@ -165,7 +165,7 @@ class Memory:
         rules: EntryRules | None = None,
     ) -> None:
         self.edge = server.Edge(plane, bounds or server.EdgeBounds(), http or HttpBounds(), rules)
-        self.edge.date = b"Sun, 22 Nov 2026 00:00:00 GMT"
+        self.edge.tell_date(b"Sun, 22 Nov 2026 00:00:00 GMT")
 
     def connect(self, peer: str = "192.0.2.1") -> Transport:
         return Transport(server.Downstream(self.edge), peer)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Quantities
 from tollway.gateway.dialects import openai
-from tollway.gateway.dialects.answers import hold_to
-from tollway.gateway.dialects.openai import read_usage
+from tollway.gateway.dialects.answers import hold_to, judge_report
+from tollway.gateway.dialects.openai import read_answer, read_usage
 
 COUNTS = st.one_of(st.integers(-2, 40), st.sampled_from([None, 10**12, 1.5, "3"]))
 DETAILS = st.one_of(st.none(), st.fixed_dictionaries({"reasoning_tokens": st.one_of(st.none(), st.integers(0, 3))}))
@@ -207,6 +207,18 @@ def test_usage_is_whole_and_disjoint_or_not_believed(report: dict[str, Any], cac
         assert min(used.input, used.cached_input, used.output, used.reasoning) >= 0
         assert used.input + used.cached_input == report["prompt_tokens"]
         assert used.output + used.reasoning == (report.get("completion_tokens") or 0)
+
+
+DETAILS_ODD = [{}, {"cached_tokens": 1}, {"cached_tokens": "1"}, {"reasoning_tokens": 2}]
+ODD = st.one_of(st.integers(0, 40), st.sampled_from([None, -1, 2**40, 1.5, "7", [], *DETAILS_ODD]))
+USAGE_FIELDS = ["prompt_tokens", "completion_tokens", "reasoning_tokens", "prompt_tokens_details", "completion_tokens_details"]
+
+
+@given(st.one_of(st.dictionaries(st.sampled_from(USAGE_FIELDS), ODD), ODD), st.one_of(st.none(), st.integers(0, 40)))
+def test_a_usage_read_with_its_answer_is_read_as_it_is_by_itself(usage: Any, cap: int | None) -> None:
+    raw = msgspec.json.encode(usage)
+    answer = read_answer(b'{"choices":[{"finish_reason":"stop"}],"usage":' + raw + b"}", "m", "m", cap)
+    assert (answer.used, answer.anomaly) == ((None, None) if usage is None else judge_report(read_usage(raw), cap))
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.one_of(st.none(), st.integers(0, 60)))

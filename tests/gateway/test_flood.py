@@ -21,7 +21,7 @@ from tollway.domain.faults import Fault
 from tollway.gateway import pipeline
 from tollway.gateway.authorize import authorize
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
-from tollway.gateway.exchange import Request
+from tollway.gateway.exchange import Head, new_request
 from tollway.gateway.server import EdgeBounds
 from tollway.wire import bodies
 
@@ -168,9 +168,9 @@ def test_bent_bodies_are_refused_or_sent_as_they_were_judged(tried: Callable[[st
     verdicts: Counter[str] = Counter()
     with plane(models) as (made, _, _):
         now_us = made.now_us()
-        caller = pipeline.precheck({b"x-api-key": KEY.encode()}, made)
+        caller = pipeline.precheck(Head(Endpoint.CHAT_COMPLETIONS, {b"x-api-key": KEY.encode()}), made)
         for endpoint, data in bent_bodies(3, BODIES):
-            request = Request("req_1", endpoint, {}, data, 0.0, now_us, "0" * 32, "1" * 16)
+            request = new_request("req_1", Head(endpoint, {}), data, 0.0, now_us)
             try:
                 call = authorize(caller, request, made.directory)
             except Fault as fault:

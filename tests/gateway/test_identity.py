@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fakes import Do, Upstream, until
+from tests.fakes import Clock, Do, Upstream, until
 from tests.gateway.running import (
     ADMIN_KEY,
     EXPIRED_KEY,
@@ -17,7 +17,9 @@ from tests.gateway.running import (
     NODE_KEY,
     NOWHERE,
     OTHER_KEY,
+    PEPPER,
     PLATFORM_KEY,
+    PROJECT,
     UNKNOWN_KEY,
     Answer,
     Memory,
@@ -33,11 +35,14 @@ from tests.gateway.running import (
     whole,
 )
 from tests.gateway.test_framing import sink_of
+from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import KEY_INVALID, Fault
+from tollway.domain.keys import KeyType, digest
 from tollway.domain.limits import Limits
-from tollway.domain.snapshot import Change
+from tollway.domain.snapshot import Change, KeyEntry
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.entry import EntryRules, parse_networks
+from tollway.gateway.exchange import Head
 from tollway.gateway.server import EdgeBounds
 
 
@@ -131,7 +136,12 @@ async def test_37_the_same_lines_run_for_unknown_revoked_and_expired_keys(memory
         sys.settrace(trace)
         try:
             with pytest.raises(Fault) as refused:
-                authenticate({b"authorization": b"Bearer " + key.encode()}, plane.directory, plane.digesters, plane.now_us())
+                authenticate(
+                    Head(Endpoint.CHAT_COMPLETIONS, {b"authorization": b"Bearer " + key.encode()}),
+                    plane.directory,
+                    plane.digesters,
+                    plane.now_us(),
+                )
         finally:
             sys.settrace(before)
         assert refused.value.kind is KEY_INVALID
@@ -149,6 +159,37 @@ async def fail(memory: Memory, count: int, *, key: str = UNKNOWN_KEY, peer: str 
         connection.feed(message(chat(), key=key, **headers))
         await memory.settle()
     return split_answers(connection.written)
+
+
+async def test_a_kept_connection_is_answered_by_what_is_known_at_each_request() -> None:
+    """Requests with the same head share what was read of it; whether its key is good, and for what, is asked each time."""
+    clock = Clock()
+    with plane(clock=clock) as (made, _, _):
+        memory = Memory(made)
+        connection = memory.connect("192.0.2.1")
+        key = KeyEntry(id=f"key_{1:032x}", digest=digest(PEPPER, OTHER_KEY.encode()), type=KeyType.LIVE, project_id=PROJECT)
+        expiring = msgspec.structs.replace(key, expires_at=clock.now_us() + 5_000_000)
+        narrow = msgspec.structs.replace(key, models=("other",))
+
+        async def ask_again() -> int:
+            connection.feed(message(chat(), key=OTHER_KEY))
+            await memory.settle()
+            return split_answers(connection.written)[-1].status
+
+        def become(entry: KeyEntry | None) -> None:
+            made.apply(Change(version=made.version + 1, kind="key", id=key.id, entry=entry))
+
+        assert [await ask_again(), await ask_again()] == [502, 502]
+        become(None)
+        assert [await ask_again(), await ask_again()] == [401, 401]
+        become(expiring)
+        assert [await ask_again(), await ask_again()] == [502, 502]
+        clock.advance(5)
+        assert [await ask_again(), await ask_again()] == [401, 401]
+        become(narrow)
+        assert [await ask_again(), await ask_again()] == [404, 404]
+        become(key)
+        assert await ask_again() == 502
 
 
 @pytest.mark.parametrize("key", [UNKNOWN_KEY, EXPIRED_KEY, ADMIN_KEY, "nonsense"])

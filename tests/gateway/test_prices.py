@@ -14,7 +14,7 @@ from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, Pro
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.authorize import authorize
 from tollway.gateway.directory import Directory
-from tollway.gateway.exchange import Call, Request
+from tollway.gateway.exchange import Call, Head, new_request
 
 ORGANIZATION, PROJECT, DIGEST = "org_1", "proj_1", b"d" * 32
 STANDARD, FLEX, PRIORITY = ServiceTier.STANDARD, ServiceTier.FLEX, ServiceTier.PRIORITY
@@ -68,7 +68,7 @@ def ask(known: Directory, at: int = 50, endpoint: Endpoint = Endpoint.CHAT_COMPL
         del body["max_tokens"]
     caller = known.find_caller(DIGEST, at)
     assert caller is not None
-    return authorize(caller, Request("req_1", endpoint, {}, msgspec.json.encode(body | fields), 0.0, at, "t", "s"), known)
+    return authorize(caller, new_request("req_1", Head(endpoint, {}), msgspec.json.encode(body | fields), 0.0, at), known)
 
 
 def admitted_at(known: Directory, at: int = 50, **fields: Any) -> str:

@@ -44,7 +44,7 @@ from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Final, Outcome, Quantities, UsageSource
 from tollway.gateway import pipeline
-from tollway.gateway.exchange import Request
+from tollway.gateway.exchange import Head, new_request
 from tollway.gateway.ports import OUTPUT, SLOT_WORDS
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.server import EdgeBounds
@@ -592,7 +592,7 @@ async def record(script: Script) -> tuple[Recorder, Final]:
             headers = {b"authorization": b"Bearer " + KEY.encode()}
             body = msgspec.json.encode(streamed())
             loop = asyncio.get_running_loop()
-            request = Request("req_1", Endpoint.CHAT_COMPLETIONS, headers, body, loop.time(), clock.now_us(), "0" * 31 + "1", "1" * 16)
+            request = new_request("req_1", Head(Endpoint.CHAT_COMPLETIONS, headers), body, loop.time(), clock.now_us())
             async with asyncio.timeout(20):
                 await walked(pipeline.answer(request, recorder, made))
             final = await sink.settled()

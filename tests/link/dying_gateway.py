@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.link.samples import admit, ended, final
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Quantities
+from tollway.domain.usage import Quantities, encode
 from tollway.link.spool import Spool, SpoolOptions
 
 
@@ -21,7 +21,7 @@ def alarm(event: str, fields: dict[str, object]) -> None:
 
 async def request(opened: Spool, number: int, chance: random.Random) -> None:
     of = admit(number)
-    slot = opened.admit(of)
+    slot = opened.admit(encode(of))
     tokens = 0
     for _ in range(chance.randint(0, 6)):
         tokens += chance.randint(1, 9)

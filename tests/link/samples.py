@@ -105,5 +105,5 @@ def ended(spool: Spool, slot: int, record: Final) -> asyncio.Future[None]:
         else:
             durable.set_exception(fault)
 
-    spool.final(slot, record, done)
+    spool.final(slot, encode(record), done)
     return durable

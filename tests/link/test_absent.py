@@ -11,7 +11,7 @@ import pytest
 from tests.link.samples import admit, ended, final
 from tests.link.spools import Alarms, assert_complete, no_alarm, read_epoch
 from tollway.domain.faults import SPOOL_UNAVAILABLE, Fault
-from tollway.domain.usage import Outcome
+from tollway.domain.usage import Outcome, encode
 from tollway.link import absent
 from tollway.link.absent import AbsentSpool, find_waiting_node, open_when_well
 from tollway.link.disk import DISK, Disk
@@ -43,7 +43,7 @@ class Moody:
 async def lived(directory: Path) -> str:
     """A node that has served here before, and left a request open when it was killed."""
     spool = Spool.open(directory, alarm=no_alarm, options=SMALL)
-    spool.admit(admit(1))
+    spool.admit(encode(admit(1)))
     node_id = spool.node_id
     os.close(spool._lock_fd)  # what the kernel does when a process dies
     return node_id
@@ -89,7 +89,7 @@ class TestWaiting:
         spool = AbsentSpool()
         assert not spool.is_writable()
         with pytest.raises(Fault) as refused:
-            spool.admit(admit(1))
+            spool.admit(encode(admit(1)))
         assert refused.value.kind is SPOOL_UNAVAILABLE
 
 
@@ -102,7 +102,7 @@ class TestFailedSync:
         if kernel is None:
             await spool.close()
             pytest.skip("this system has no asynchronous fdatasync")
-        slot = spool.admit(admit(1))
+        slot = spool.admit(encode(admit(1)))
         real = kernel._syscall
 
         def failing(number: int, *arguments: object) -> int:
@@ -122,7 +122,7 @@ class TestFailedSync:
 
     async def test_what_was_in_memory_only_is_copied_before_anything_is_appended(self, tmp_path: Path) -> None:
         spool = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
-        spool.admit(admit(1))
+        spool.admit(encode(admit(1)))
         os.close(spool._lock_fd)
         (epoch,) = list_epochs(tmp_path)
         before = epoch.segment_path(1).stat().st_ino

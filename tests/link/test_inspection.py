@@ -22,8 +22,8 @@ async def closed(directory: Path, requests: int) -> Epoch:
     for number in range(requests - 1):
         while not spool.is_writable():
             await asyncio.sleep(0.005)
-        await ended(spool, spool.admit(admit(number)), final(admit(number)))
-    spool.admit(admit(requests))
+        await ended(spool, spool.admit(encode(admit(number))), final(admit(number)))
+    spool.admit(encode(admit(requests)))
     await spool.close()
     (epoch,) = list_epochs(directory)
     return epoch
@@ -65,9 +65,9 @@ async def test_a_flip_of_any_byte_is_named_and_costs_no_record_but_its_own(tmp_p
 
 async def test_a_flip_of_any_byte_of_a_living_epoch_is_named_or_a_torn_tail(tmp_path: Path) -> None:
     spool = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
-    slot = spool.admit(admit(1))
+    slot = spool.admit(encode(admit(1)))
     await ended(spool, slot, final(admit(1)))
-    spool.admit(admit(2))
+    spool.admit(encode(admit(2)))
     path = spool.epoch.segment_path(1)
     data = path.read_bytes()
     end = len(data.rstrip(b"\0"))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.link.samples import admit, ended, final
 from tests.link.spools import Alarms, DyingDisk, Killed, assert_complete, finals, no_alarm, read_epoch
-from tollway.domain.usage import TOKENS_MAX, Close, Final, Outcome, Quantities, Record, UsageSource
+from tollway.domain.usage import TOKENS_MAX, Close, Final, Outcome, Quantities, Record, UsageSource, encode
 from tollway.gateway import ports
 from tollway.link.epochs import Epoch, list_epochs, lock, read_start
 from tollway.link.recovery import Recovered, recover, recover_dead
@@ -53,7 +53,7 @@ def image(directory: Path, act: Callable[[Spool], object], options: SpoolOptions
 
 async def three_requests(opened: Spool) -> None:
     """One ended, two open: one with a checkpoint, one with progress in shared memory."""
-    first, second, third = (opened.admit(admit(number)) for number in (1, 2, 3))
+    first, second, third = (opened.admit(encode(admit(number))) for number in (1, 2, 3))
     await ended(opened, first, final(admit(1)))
     opened.checkpoint(admit(2).request_id, Quantities(50, 0, 7))
     words = opened.progress
@@ -61,7 +61,7 @@ async def three_requests(opened: Spool) -> None:
     words[at + ports.INPUT], words[at + ports.OUTPUT], words[at + ports.FIRST_TOKEN_AT] = 90, 11, admit(3).admitted_at + 5
     at = second * ports.SLOT_WORDS
     words[at + ports.INPUT], words[at + ports.OUTPUT] = 50, 9
-    opened.admit(admit(4))  # writes the checkpoint along
+    opened.admit(encode(admit(4)))  # writes the checkpoint along
 
 
 def content(epoch: Epoch) -> dict[str, bytes]:
@@ -98,7 +98,7 @@ class TestOwed:
 
     def test_memory_that_no_request_can_have_left_is_cut_to_what_one_can(self, tmp_path: Path) -> None:
         def act(opened: Spool) -> None:
-            opened.progress[opened.admit(admit(1)) * ports.SLOT_WORDS + ports.OUTPUT] = 2**64 - 1
+            opened.progress[opened.admit(encode(admit(1))) * ports.SLOT_WORDS + ports.OUTPUT] = 2**64 - 1
 
         epoch = image(tmp_path, act)
         recover(epoch, alarm=no_alarm)
@@ -106,11 +106,11 @@ class TestOwed:
 
     def test_an_open_request_is_found_though_its_admit_is_segments_away(self, tmp_path: Path) -> None:
         async def act(opened: Spool) -> None:
-            opened.admit(admit(1))
+            opened.admit(encode(admit(1)))
             number = 2
             while opened.metrics.segments < 4:
                 if opened.is_writable():
-                    await ended(opened, opened.admit(admit(number)), final(admit(number)))
+                    await ended(opened, opened.admit(encode(admit(number))), final(admit(number)))
                     number += 1
                 await asyncio.sleep(0)
 
@@ -125,7 +125,7 @@ class TestOwed:
             number = 0
             while opened.open_requests < 16:
                 if opened.is_writable():
-                    opened.admit(admit(number, model="m" * 128))
+                    opened.admit(encode(admit(number, model="m" * 128)))
                     number += 1
                 await asyncio.sleep(0.001)
 
@@ -151,7 +151,7 @@ class TestSameBytes:
             number = 0
             while opened.open_requests < requests:
                 if opened.is_writable():
-                    slot = opened.admit(admit(number, model="m" * 128))
+                    slot = opened.admit(encode(admit(number, model="m" * 128)))
                     opened.progress[slot * ports.SLOT_WORDS + ports.OUTPUT] = number
                     number += 1
                 await asyncio.sleep(0.001)
@@ -183,9 +183,9 @@ class TestTorn:
     @pytest.mark.parametrize("fill", ["cut", "zeros", "noise"])
     def test_cut_at_every_byte_nothing_before_the_cut_is_lost(self, memory_path: Path, fill: str) -> None:
         async def act(opened: Spool) -> None:
-            slot = opened.admit(admit(1))
+            slot = opened.admit(encode(admit(1)))
             await ended(opened, slot, final(admit(1)))
-            opened.admit(admit(2))
+            opened.admit(encode(admit(2)))
 
         epoch = image(memory_path, act)
         whole = epoch.segment_path(1).read_bytes()
@@ -223,7 +223,7 @@ class TestTorn:
             number = 0
             while opened.metrics.segments < 2:
                 if opened.is_writable():
-                    await ended(opened, opened.admit(admit(number)), final(admit(number)))
+                    await ended(opened, opened.admit(encode(admit(number))), final(admit(number)))
                     number += 1
                 await asyncio.sleep(0)
 
@@ -288,7 +288,7 @@ class TestDamaged:
 
         async def live() -> None:
             opened = Spool.open(tmp_path / "other", alarm=no_alarm, options=ROOMY, clock=lambda: epoch.number + 5)
-            opened.admit(admit(7))
+            opened.admit(encode(admit(7)))
             shutil.copytree(opened.epoch.directory, later.directory)
             await opened.close()
 

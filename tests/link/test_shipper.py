@@ -60,7 +60,7 @@ async def use(opened: Spool, numbers: range) -> None:
     for number in numbers:
         while not opened.is_writable():
             await asyncio.sleep(0.001)
-        await ended(opened, opened.admit(admit(number)), final(admit(number)))
+        await ended(opened, opened.admit(encode(admit(number))), final(admit(number)))
 
 
 def assert_arrived(collector: Collector, directory: Path) -> None:
@@ -137,7 +137,7 @@ class TestArrives:
         for life in range(3):
             before = Spool.open(tmp_path, alarm=no_alarm, options=OPTIONS)
             await use(before, range(life * 10, life * 10 + 5))
-            before.admit(admit(life * 10 + 5))
+            before.admit(encode(admit(life * 10 + 5)))
             await before.close()
         opened = Spool.open(tmp_path, alarm=no_alarm, options=OPTIONS)
         async with LinkServer(collector.answer) as server:
@@ -296,7 +296,7 @@ async def test_from_the_gateways_disk_to_the_ledger(tmp_path: Path, control: Run
     each = Shipper(opened, tmp_path / "spool", control_link_url=control.link_url, node_key=control.node_key, alarm=no_alarm)
     async with running(each):
         await use(opened, range(120))
-    opened.admit(admit(999))
+    opened.admit(encode(admit(999)))
     await opened.close()
     assert await each.finish(30) is True
     report = verify(control.plane.database, Archive(control.plane.archive_directory))

@@ -57,10 +57,10 @@ def test_the_progress_table_is_laid_out_as_the_port_says() -> None:
 class TestWritten:
     async def test_admit_is_in_the_file_when_it_returns(self, tmp_path: Path) -> None:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
-        opened.admit(admit(1))
+        opened.admit(encode(admit(1)))
         opened.checkpoint(admit(1).request_id, Quantities(5))
         assert read_only_epoch(tmp_path) == [admit(1)]
-        opened.admit(admit(2))
+        opened.admit(encode(admit(2)))
         assert [type(record) for record in read_only_epoch(tmp_path)] == [type(admit(1)), Progress, type(admit(1))]
         await opened.close()
 
@@ -68,7 +68,7 @@ class TestWritten:
         disk = SickDisk()
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SMALL, disk=disk.disk())
         await settled(opened)
-        slot = opened.admit(admit(1))
+        slot = opened.admit(encode(admit(1)))
         disk.may_sync.clear()
         done = ended(opened, slot, final(admit(1)))
         for _ in range(20):
@@ -81,7 +81,7 @@ class TestWritten:
 
     async def test_finals_share_a_commit(self, tmp_path: Path) -> None:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SpoolOptions(segment_bytes=1 << 21, slots_max=512, tick_seconds=3600))
-        slots = [opened.admit(admit(number)) for number in range(300)]
+        slots = [opened.admit(encode(admit(number))) for number in range(300)]
         await asyncio.gather(*(ended(opened, slot, final(admit(number))) for number, slot in enumerate(slots)))
         assert opened.metrics.commits <= 3
         assert opened.metrics.records == 600
@@ -91,7 +91,7 @@ class TestWritten:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
         for number in range(200):
             await writable(opened)
-            slot = opened.admit(admit(number))
+            slot = opened.admit(encode(admit(number)))
             opened.checkpoint(admit(number).request_id, Quantities(number))
             await ended(opened, slot, final(admit(number)))
         await opened.close()
@@ -116,7 +116,7 @@ class TestSlots:
     async def test_a_slot_comes_zeroed_whatever_was_in_it(self, tmp_path: Path) -> None:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SpoolOptions(segment_bytes=16_384, slots_max=1, tick_seconds=3600))
         for number in range(5):
-            slot = opened.admit(admit(number))
+            slot = opened.admit(encode(admit(number)))
             words = opened.progress[slot * ports.SLOT_WORDS : (slot + 1) * ports.SLOT_WORDS].tolist()
             assert words == [number * 2 + 1, 0, 0, 0, 0, 0, 0, 0]
             for word in range(1, 6):
@@ -127,19 +127,19 @@ class TestSlots:
     async def test_when_all_are_taken_the_next_is_refused_and_owes_nothing(self, tmp_path: Path) -> None:
         options = SpoolOptions(segment_bytes=1 << 20, slots_max=2, tick_seconds=3600)
         opened = Spool.open(tmp_path, alarm=no_alarm, options=options)
-        slots = [opened.admit(admit(number)) for number in range(2)]
+        slots = [opened.admit(encode(admit(number))) for number in range(2)]
         with pytest.raises(Fault) as refused:
-            opened.admit(admit(2))
+            opened.admit(encode(admit(2)))
         assert refused.value.kind is OVERLOADED
         await ended(opened, slots[0], final(admit(0)))
-        opened.admit(admit(3))
+        opened.admit(encode(admit(3)))
         assert [record.request_id for record in admits(read_only_epoch(tmp_path))] == [admit(n).request_id for n in (0, 1, 3)]
         await opened.close()
 
     async def test_an_impossible_admit_takes_no_slot(self, tmp_path: Path) -> None:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
         with pytest.raises(ValueError, match="ADMIT"):
-            opened.admit(admit(1, model="m" * 1000))
+            opened.admit(encode(admit(1, model="m" * 1000)))
         assert opened.open_requests == 0
         await opened.close()
         assert_complete(read_only_epoch(tmp_path))
@@ -155,14 +155,14 @@ class TestDiskFull:
         number = 0
         while opened.is_writable() and number < 500:
             try:
-                admitted.append((number, opened.admit(admit(number))))
+                admitted.append((number, opened.admit(encode(admit(number)))))
             except Fault as fault:
                 assert fault.kind is OVERLOADED
                 done, slot = admitted.pop(0)
                 await ended(opened, slot, final(admit(done)))
             number += 1
         with pytest.raises(Fault) as refused:
-            opened.admit(admit(number))
+            opened.admit(encode(admit(number)))
         assert refused.value.kind is SPOOL_UNAVAILABLE
         await asyncio.gather(*(ended(opened, slot, final(admit(done))) for done, slot in admitted))
         assert "spool_disk_full" in alarms.names()
@@ -178,11 +178,11 @@ class TestDiskFull:
         disk.is_full = True
         number = 0
         while opened.is_writable():
-            await ended(opened, opened.admit(admit(number)), final(admit(number)))
+            await ended(opened, opened.admit(encode(admit(number))), final(admit(number)))
             number += 1
         disk.is_full = False
         await writable(opened)
-        await ended(opened, opened.admit(admit(number)), final(admit(number)))
+        await ended(opened, opened.admit(encode(admit(number))), final(admit(number)))
         await opened.close()
         assert len(finals(read_only_epoch(tmp_path))) == number + 1
 
@@ -201,7 +201,7 @@ class TestDiskFull:
                 waiting.append(ended(opened, slot, record))
             else:
                 try:
-                    open_requests.append((number, opened.admit(admit(number, model=long))))
+                    open_requests.append((number, opened.admit(encode(admit(number, model=long)))))
                 except Fault:
                     pass
                 else:
@@ -221,7 +221,7 @@ class TestDiskBroken:
         alarms, disk = Alarms(), SickDisk()
         opened = Spool.open(tmp_path, alarm=alarms, options=SMALL, disk=disk.disk())
         await settled(opened)
-        slots = [opened.admit(admit(number)) for number in range(3)]
+        slots = [opened.admit(encode(admit(number))) for number in range(3)]
         await ended(opened, slots[0], final(admit(0)))
         await settled(opened)
         syncs = disk.syncs
@@ -234,7 +234,7 @@ class TestDiskBroken:
         assert opened.failed.is_set()
         assert not opened.is_writable()
         with pytest.raises(Fault) as refused:
-            opened.admit(admit(9))
+            opened.admit(encode(admit(9)))
         assert refused.value.kind is SPOOL_UNAVAILABLE
         await opened.close()
         assert disk.syncs - syncs <= 1
@@ -243,7 +243,7 @@ class TestDiskBroken:
     async def test_the_next_start_settles_what_the_failure_left_open(self, tmp_path: Path) -> None:
         disk = SickDisk()
         opened = Spool.open(tmp_path, alarm=Alarms(), options=SMALL, disk=disk.disk())
-        slot = opened.admit(admit(1))
+        slot = opened.admit(encode(admit(1)))
         disk.fails_sync = True
         with pytest.raises(Fault):
             await ended(opened, slot, final(admit(1)))
@@ -254,7 +254,7 @@ class TestDiskBroken:
 
     async def test_a_client_that_stopped_waiting_hurts_no_other(self, tmp_path: Path) -> None:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
-        waiting = [ended(opened, opened.admit(admit(number)), final(admit(number))) for number in range(3)]
+        waiting = [ended(opened, opened.admit(encode(admit(number))), final(admit(number))) for number in range(3)]
         waiting[1].cancel()
         await waiting[0]
         await waiting[2]
@@ -265,7 +265,7 @@ class TestDiskBroken:
 class TestLives:
     async def test_a_clean_stop_leaves_a_closed_epoch_of_its_true_size(self, tmp_path: Path) -> None:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SpoolOptions(segment_bytes=1 << 20, slots_max=8))
-        await ended(opened, opened.admit(admit(1)), final(admit(1)))
+        await ended(opened, opened.admit(encode(admit(1))), final(admit(1)))
         await opened.close()
         (epoch,) = list_epochs(tmp_path)
         assert epoch.is_closed()
@@ -275,7 +275,7 @@ class TestLives:
 
     async def test_what_is_still_open_at_the_stop_ends_as_a_crash_would(self, tmp_path: Path) -> None:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
-        slot = opened.admit(admit(1))
+        slot = opened.admit(encode(admit(1)))
         opened.progress[slot * ports.SLOT_WORDS + ports.OUTPUT] = 12
         await opened.close()
         records = read_only_epoch(tmp_path)
@@ -293,7 +293,7 @@ class TestLives:
 
     async def test_a_successor_leaves_a_living_predecessor_alone(self, tmp_path: Path) -> None:
         old = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
-        slot = old.admit(admit(1))
+        slot = old.admit(encode(admit(1)))
         new = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
         assert new.node_id == old.node_id
         await ended(old, slot, final(admit(1)))

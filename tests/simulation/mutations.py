@@ -44,8 +44,8 @@ MUTATIONS = (
     Mutation(
         "answer before the sync",
         "link/spool.py",
-        "        self._waiting.append(done)\n        self._append(encode(final))\n",
-        "        self._append(encode(final))\n        done(None)\n",
+        "        self._waiting.append(done)\n        self._append(final)\n",
+        "        self._append(final)\n        done(None)\n",
         "success is shown before FINAL is durable",
     ),
     Mutation(
@@ -67,8 +67,8 @@ MUTATIONS = (
     Mutation(
         "leave ADMIT in the buffer",
         "link/spool.py",
-        "        seq = self._append(payload)\n        self._flush()\n",
-        "        seq = self._append(payload)\n",
+        "        seq = self._append(admit)\n        self._flush()\n",
+        "        seq = self._append(admit)\n",
         "an engine hears of a request that a kill -9 forgets",
     ),
     Mutation(

@@ -22,7 +22,7 @@ from tests.simulation.machine import Killed, Process, World
 from tests.storage.databases import SqliteTemplate, fill
 from tollway.control.collect import Gap, Refused, collect, find_next_seq
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Admit, Final, encode
+from tollway.domain.usage import Ended, encode
 from tollway.link.shipper import Shipper, ShipperOptions
 from tollway.link.spool import Spool, SpoolOptions
 from tollway.storage.archive import Archive
@@ -348,11 +348,11 @@ class Gateway:
         self.world.note(f"{self.process.name} alarm {event} {fields}")
         self.history.alarms.append((event, fields))
 
-    def check_written(self, admit: Admit) -> None:
+    def check_written(self, admit: bytes) -> None:
         """ADMIT is in the page cache before an engine hears of the request."""
-        self._check(encode(admit), "ADMIT is not written", lambda directory: directory.names, lambda file: file.data)
+        self._check(admit, "ADMIT is not written", lambda directory: directory.names, lambda file: file.data)
 
-    def check_durable(self, final: Final | None) -> None:
+    def check_durable(self, final: Ended | None) -> None:
         """FINAL is on disk, under names that are on disk, before anybody is told of success."""
         if final is not None:
             self._check(encode(final), "FINAL is not durable", lambda directory: directory.durable, lambda file: file.durable)

@@ -14,7 +14,7 @@ from tests.link.spools import no_alarm
 from tests.simulation.disks import Files, SimulatedDisk
 from tests.simulation.machine import Process, World
 from tests.simulation.planes import SPOOL
-from tollway.domain.usage import Admit, Close, Final, decode
+from tollway.domain.usage import Admit, Close, Final, decode, encode
 from tollway.link.epochs import Closed, Epoch, Position, list_epochs, read_frames, read_start
 from tollway.link.recovery import recover_dead
 from tollway.link.spool import Spool, SpoolOptions
@@ -44,11 +44,11 @@ class Crash:
             if number == 3 or not spool.is_writable():  # the first are synced; then the disk falls behind
                 self.world.run(lambda: False, 0.1)
             events._set_running_loop(process.loop)
-            slot = spool.admit(admit(number))
-            spool.final(slot, final(admit(number)), lambda fault, number=number: self._told(number, fault))  # type: ignore[misc]
+            slot = spool.admit(encode(admit(number)))
+            spool.final(slot, encode(final(admit(number))), lambda fault, number=number: self._told(number, fault))  # type: ignore[misc]
             events._set_running_loop(None)
             number += 1
-        spool.admit(admit(number))  # hands the buffer to the page cache
+        spool.admit(encode(admit(number)))  # hands the buffer to the page cache
         process.kill("with its second segment begun")
 
     def _told(self, number: int, fault: object) -> None:

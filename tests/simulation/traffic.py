@@ -16,8 +16,9 @@ from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
-from tollway.domain.usage import Final, Outcome, Quantities, UsageSource
-from tollway.gateway.exchange import Call, Caller, ClientGone, Permit, Request
+from tollway.domain.usage import Ended, Outcome, Quantities, UsageSource
+from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.exchange import Call, Caller, ClientGone, Head, Offer, Permit, new_request
 from tollway.gateway.meter import Record, meter
 from tollway.gateway.running import Pause
 
@@ -41,7 +42,7 @@ class Truth:
     """The most input and output that any attempt's engine reported, of all classes together."""
     delivered: Counts = NONE
     """What the client had been given, or what had been counted against it, at the latest."""
-    ended: Final | None = None
+    ended: Ended | None = None
     """The end that the gateway wrote, or was about to."""
     expected: tuple[Outcome, Counts] | None = None
     """How it must have ended if the gateway lived to say so: from the plan, not from the record."""
@@ -68,24 +69,29 @@ def _caller(organization_id: str, currency: str) -> Caller:
 _CALLERS = {currency: _caller(organization_id, currency) for currency, organization_id in _ORGANIZATIONS.items()}
 _MODEL = ModelEntry(id="echo", endpoints=(Endpoint.CHAT_COMPLETIONS,), created_at=0, prices=(samples.PRICE, samples.OTHER_PRICE))
 
+_OFFER = Offer(_MODEL, {}, 0, 1, is_served=True, known_fields=frozenset(), cache_salt=b"")
+_HEAD = Head(Endpoint.CHAT_COMPLETIONS, {})
+
 
 def _permit(request_id: str, price: PriceVersion, now: int, stream: bool) -> Permit:
-    request = Request(request_id, Endpoint.CHAT_COMPLETIONS, {}, b"", 0.0, now, "", "")
+    request = new_request(request_id, _HEAD, b"", 0.0, now)
     call = Call(
         request,
         _CALLERS[price.currency],
+        _OFFER,
         _MODEL,
+        DIALECTS[Endpoint.CHAT_COMPLETIONS],
         price,
         (),
         (),
-        output_cap=None,
-        output_tokens_max=None,
-        stream=stream,
-        choices=1,
-        hide_usage=False,
-        hide_continuous=False,
+        None,
+        None,
+        stream,
+        1,
+        False,
+        False,
     )
-    return Permit(call, b"", None)
+    return Permit(call, b"", ())
 
 
 @dataclass(slots=True)
@@ -143,7 +149,7 @@ class Traffic:
         # Left without an exception or with one that FINAL tells of: in both cases FINAL is durable now.
         self._ended(gateway, truth, record.final)
 
-    def _ended(self, gateway: Any, truth: Truth, final: Final | None) -> None:
+    def _ended(self, gateway: Any, truth: Truth, final: Ended | None) -> None:
         if final is None:
             self.world.fail(f"{truth.id} left the meter without FINAL")
         elif not gateway.spool.failed.is_set():

@@ -5,6 +5,7 @@ id pasted into the wrong place is refused by its look.
 """
 
 import re
+from collections.abc import Callable
 
 ORGANIZATION = "org"
 PROJECT = "proj"
@@ -35,6 +36,41 @@ def new_id(prefix: str, now_us: int, random_bits: int) -> str:
     rand_a = random_bits >> 62 & 0xFFF
     rand_b = random_bits & 0x3FFF_FFFF_FFFF_FFFF
     return f"{prefix}_{milliseconds << 80 | 0x7 << 76 | rand_a << 64 | 0x2 << 62 | rand_b:032x}"
+
+
+class RequestIds:
+    """Ids for requests, at half of `new_id`'s price: random digits are drawn for many of them at once, and the time is written once a
+    millisecond. In place of 12 random bits stands the fraction of the millisecond (RFC 9562 section 6.2, method 3), and two more are
+    left 0: two ids of one microsecond differ by 60."""
+
+    _DIGITS = 15
+    _BATCH = 128
+
+    def __init__(self, random_bits: Callable[[int], int]) -> None:
+        """`random_bits` gives as many fresh random bits as it is asked for."""
+        self._random_bits = random_bits
+        self._digits = ""
+        self._at = 0
+        self._millisecond = -1
+        self._time = ""
+
+    def new(self, now_us: int) -> str:
+        """A new request id for the instant `now_us`."""
+        millisecond = now_us // 1000
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            self._time = f"{REQUEST}_{millisecond & 0xFFFF_FFFF_FFFF:012x}"
+        at, digits = self._at, self._digits
+        if at == len(digits):
+            count = self._DIGITS * self._BATCH
+            digits = self._digits = f"{self._random_bits(4 * count):0{count}x}"
+            at = 0
+        self._at = end = at + self._DIGITS
+        return f"{self._time}{_FRACTIONS[now_us - millisecond * 1000]}{digits[at:end]}"
+
+
+_FRACTIONS = tuple(f"7{us * 4096 // 1000:03x}8" for us in range(1000))
+"""The version, a fraction of a millisecond, and the variant, by microseconds."""
 
 
 def first_id(prefix: str, at_us: int) -> str:

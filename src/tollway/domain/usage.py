@@ -114,6 +114,21 @@ class Final(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="reco
     anomaly: Anomaly | None = None
 
 
+class Ended(msgspec.Struct, frozen=True, gc=False, tag_field="record", tag="final", omit_defaults=True):
+    """A FINAL around an ADMIT that is encoded already: a `Final` to whoever decodes it."""
+
+    admit: msgspec.Raw
+    outcome: Outcome
+    used: Quantities
+    source: UsageSource
+    ended_at: int
+    deployment_id: str | None = None
+    attempts: int = 0
+    first_token_at: int | None = None
+    error: str | None = None
+    anomaly: Anomaly | None = None
+
+
 class Tick(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="tick"):
     """The node was alive at `at`: lets a billing period end be proven on a quiet node."""
 
@@ -190,15 +205,34 @@ def bills(policy: OutcomePolicy, outcome: Outcome, *, delivered: bool) -> tuple[
     return False, False
 
 
+def _list_bills(policy: OutcomePolicy, *, delivered: bool) -> dict[Outcome, tuple[bool, int]]:
+    found = {outcome: bills(policy, outcome, delivered=delivered) for outcome in Outcome}
+    return {outcome: (tokens, int(request)) for outcome, (tokens, request) in found.items()}
+
+
+_BILLS = {
+    (version, delivered): _list_bills(policy, delivered=delivered)
+    for version, policy in OUTCOME_POLICIES.items()
+    for delivered in (False, True)
+}
+"""`bills` of every case."""
+
+
 def billed(final: Final) -> tuple[Quantities, int]:
     """What the event's own outcome policy bills of it: (tokens by class, 1 if the request itself is billed else 0)."""
-    policy = OUTCOME_POLICIES[final.admit.outcome_policy]
-    tokens, request = bills(policy, final.outcome, delivered=final.used.output + final.used.reasoning > 0)
-    return (final.used, int(request)) if tokens else (NOTHING, 0)
+    return billed_by(final.admit.outcome_policy, final)
+
+
+def billed_by(policy_version: int, final: Final | Ended) -> tuple[Quantities, int]:
+    """The same by a given version."""
+    used = final.used
+    tokens, request = _BILLS[policy_version, used.output + used.reasoning > 0][final.outcome]
+    return (used if tokens else NOTHING), request
 
 
 _encoder = msgspec.json.Encoder()
 _record_decoder = msgspec.json.Decoder(Record)
+_admit_decoder = msgspec.json.Decoder(Admit)
 _final_decoder = msgspec.json.Decoder(Final)
 
 ADMIT_HEAD = b'{"record":"admit",'
@@ -206,9 +240,23 @@ FINAL_HEAD = b'{"record":"final",'
 """How each begins, so that it can be told without being decoded: the one encoding puts the tag first."""
 
 
-def encode(record: Record) -> bytes:
+def encode(record: Record | Ended) -> bytes:
     """The one encoding of a record: JSON with fields in declared order. Its SHA-256 is the event's content hash."""
     return _encoder.encode(record)
+
+
+# A gateway encodes two records per request, so it puts them together from parts that are encoded already: what all ADMITs of a key for
+# a model have in common, and the ADMIT inside its FINAL. The bytes are those of `encode`; the tests hold them against each other.
+
+
+def encode_terms(admit: Admit) -> bytes:
+    """What an ADMIT says behind its id and its instant: the same for all with these terms."""
+    return encode(admit)[len(encode_admit(admit.request_id, admit.admitted_at, b"")) :]
+
+
+def encode_admit(request_id: str, admitted_at: int, terms: bytes) -> bytes:
+    """The ADMIT of a request with these `terms` (`encode_terms`). `request_id`: one of ours, in which JSON escapes nothing."""
+    return b'{"record":"admit","request_id":"%b","admitted_at":%d,%b' % (request_id.encode(), admitted_at, terms)
 
 
 def decode(payload: bytes) -> Record:
@@ -224,6 +272,12 @@ def decode_final(payload: bytes) -> Final:
     """As `decode`, for what begins with FINAL_HEAD, at half the price."""
     final: Final = _final_decoder.decode(payload)
     return final
+
+
+def decode_admit(payload: bytes) -> Admit:
+    """As `decode`, of what is known to be an ADMIT."""
+    admit: Admit = _admit_decoder.decode(payload)
+    return admit
 
 
 def content_hash(payload: bytes) -> bytes:

@@ -6,7 +6,7 @@ from tollway.domain import keys
 from tollway.domain.faults import CREDENTIALS_AMBIGUOUS, KEY_INVALID, SCOPE_INSUFFICIENT, Fault
 from tollway.domain.keys import KeyType
 from tollway.gateway.directory import Directory
-from tollway.gateway.exchange import Caller
+from tollway.gateway.exchange import Caller, Head
 
 _KEY_BYTES_MAX = 128
 """Ours have 65 to 69 characters; anything much longer is not hashed at all."""
@@ -15,18 +15,24 @@ Digester = Callable[[bytes], bytes]
 _OTHER_PLANES = frozenset({KeyType.ADMIN, KeyType.PLATFORM, KeyType.NODE})
 
 
-def authenticate(headers: dict[bytes, bytes], directory: Directory, digesters: Sequence[Digester], now_us: int) -> Caller:
-    """The caller of a request with these headers.
+def authenticate(head: Head, directory: Directory, digesters: Sequence[Digester], now_us: int) -> Caller:
+    """The caller of a request with this head.
 
     Raises Fault: invalid_api_key (401) for none, malformed, unknown, revoked or expired; ambiguous_credentials (400) for two;
     insufficient_scope (403) for a well-formed key of another plane. The lookup is in memory, so the malformed cost no more than the rest.
     """
-    secret = find_secret(headers)
+    if head.digest is not None:
+        caller = directory.find_caller(head.digest, now_us)
+        if caller is not None:
+            return caller
+    secret = find_secret(head.headers)
     if secret is None or len(secret) > _KEY_BYTES_MAX:
         raise Fault(KEY_INVALID, message=None if secret else "You didn't provide an API key.")
-    for digest in digesters:
-        caller = directory.find_caller(digest(secret), now_us)
+    for digester in digesters:
+        digest = digester(secret)
+        caller = directory.find_caller(digest, now_us)
         if caller is not None:
+            head.digest = digest
             return caller
     if keys.find_type(secret.decode("latin-1")) in _OTHER_PLANES:
         raise Fault(SCOPE_INSUFFICIENT, message="This kind of key cannot be used for inference.")

@@ -4,21 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from tollway.domain import faults
-from tollway.domain.catalog import Endpoint, UnknownParameters
+from tollway.domain.catalog import UnknownParameters
 from tollway.domain.faults import Fault
-from tollway.domain.prices import PriceVersion, find_list, find_price
-from tollway.domain.snapshot import ModelEntry
+from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.dialects import links
-from tollway.gateway.dialects.fields import NEVER_FORWARDED
+from tollway.gateway.dialects.fields import NEVER_FORWARDED, is_plain
 from tollway.gateway.dialects.table import DIALECTS, Dialect
 from tollway.gateway.directory import Directory
-from tollway.gateway.exchange import Call, Caller, Request
+from tollway.gateway.exchange import Call, Caller, Offer, Request
 from tollway.wire import bodies
 
 _STANDARD = ServiceTier.STANDARD
-_WITHOUT_OUTPUT = frozenset({Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS})
-_MAX_TOKENS = ("max_tokens", "max_completion_tokens")
 
 
 def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
@@ -28,26 +25,35 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
     model_not_found for a model that does not exist, is not allowed to this key, or has no price on the organization's price list (all
     three look the same to the caller).
     """
-    asked = bodies.parse(request.body)
+    asked = bodies.read(request.body)
     endpoint = request.endpoint
     dialect = DIALECTS[endpoint]
-    for required in dialect.required:
-        if required not in asked:
-            raise Fault(faults.PARAMETER_MISSING, param=required, message=f"Missing required parameter: '{required}'.")
-    name = asked["model"]
-    model = directory.find_model(name) if type(name) is str else None
-    if type(name) is not str:
-        raise _invalid("model")
-    if model is None or (caller.models is not None and name not in caller.models):
+    plain = is_plain(asked, dialect.plain)
+    if not plain:
+        bodies.check_finite(asked)
+        for required in dialect.required:
+            if required not in asked:
+                raise Fault(faults.PARAMETER_MISSING, param=required, message=f"Missing required parameter: '{required}'.")
+        if type(asked["model"]) is not str:
+            raise _invalid("model")
+    offer = directory.find_offer(caller, asked["model"], endpoint, request.received_at)
+    if offer is None:
         raise Fault(faults.MODEL_UNKNOWN, param="model")
-    price = _find_price(asked, caller, model, request, directory)
-    if (Endpoint.MESSAGES if endpoint is Endpoint.COUNT_TOKENS else endpoint) not in model.endpoints:
+    price = offer.standard if "service_tier" not in asked else _find_price(asked["service_tier"], offer, dialect)
+    if price is None:
+        raise Fault(faults.MODEL_UNKNOWN, param="model", detail="no price on the organization's price list")
+    if not offer.is_served:
         raise Fault(faults.ENDPOINT_UNSUPPORTED, param="model")
-    dropped = _judge_fields(asked, dialect, model, directory.known_fields(name, endpoint))
-    if "messages" in dialect.required:
-        links.check_messages(asked["messages"])
-    output_tokens_max, output_cap = _cap_output(asked, endpoint, model)
-    stream = asked.get("stream") is True and "stream" in dialect.fields
+    dropped: Sequence[str] = ()
+    if not dialect.not_forwarded.isdisjoint(asked):
+        dropped = [field for field in asked if field in dialect.not_forwarded]
+    if not plain:
+        dropped = _judge_fields(asked, dialect, offer, dropped)
+        if "messages" in dialect.required:
+            links.check_messages(asked["messages"])
+    choices = (asked["n"] or 1) if "n" in asked and "n" in dialect.fields else 1
+    output_tokens_max, output_cap = _cap_output(asked, dialect, offer.model.output_tokens_max, choices)
+    stream = "stream" in asked and asked["stream"] is True and "stream" in dialect.fields
     hide_usage = hide_continuous = True
     if stream:
         options = asked.get("stream_options") or {}
@@ -56,77 +62,69 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
     return Call(
         request,
         caller,
-        model,
+        offer,
+        offer.model,
+        dialect,
         price,
         tuple(asked),
         dropped,
-        output_cap=output_cap,
-        output_tokens_max=output_tokens_max,
-        stream=stream,
-        choices=_choices(asked, dialect),
-        hide_usage=hide_usage,
-        hide_continuous=hide_continuous,
+        output_cap,
+        output_tokens_max,
+        stream,
+        choices,
+        hide_usage,
+        hide_continuous,
     )
 
 
-def _find_price(asked: dict[str, Any], caller: Caller, model: ModelEntry, request: Request, directory: Directory) -> PriceVersion:
-    """The price of this instant: by the organization's terms, in the service tier that is asked for (a value that is none, or where the
-    dialect has no tiers, is `_judge_fields`'s to refuse)."""
-    at = request.received_at
-    wish = asked.get("service_tier")
-    tier = DIALECTS[request.endpoint].service_tiers.get(wish, _STANDARD) if type(wish) is str else _STANDARD
-    price_list = find_list(caller.organization.terms, at)
-    price = find_price(directory.list_prices(model, price_list, tier), at)
-    if price is None:
-        if tier is not _STANDARD and find_price(directory.list_prices(model, price_list, _STANDARD), at) is not None:
-            raise Fault(faults.PARAMETER_INVALID, param="service_tier", message=f"This model is not offered in service tier '{tier}'.")
-        raise Fault(faults.MODEL_UNKNOWN, param="model", detail="no price on the organization's price list")
+def _find_price(wish: object, offer: Offer, dialect: Dialect) -> PriceVersion | None:
+    """The price in the service tier that is asked for (a value that is none, or where the dialect has no tiers, is `_judge_fields`'s to
+    refuse)."""
+    tier = dialect.service_tiers.get(wish, _STANDARD) if type(wish) is str else _STANDARD
+    price = offer.prices.get(tier)
+    if price is None and offer.standard is not None:
+        raise Fault(faults.PARAMETER_INVALID, param="service_tier", message=f"This model is not offered in service tier '{tier}'.")
     return price
 
 
-def _judge_fields(asked: dict[str, Any], dialect: Dialect, model: ModelEntry, known: frozenset[str]) -> Sequence[str]:
-    """Check every top-level field; returns those that do not go up."""
+def _judge_fields(asked: dict[str, Any], dialect: Dialect, offer: Offer, dropped: Sequence[str]) -> Sequence[str]:
+    """Check every top-level field; returns those that do not go up: `dropped`, and what the model's policy adds to it."""
     checks = dialect.fields
-    dropped = () if dialect.not_forwarded.isdisjoint(asked) else [field for field in asked if field in dialect.not_forwarded]
+    policy = offer.model.unknown_parameters
     for field, value in asked.items():
         check = checks.get(field)
         if check is not None:
-            if not check(value):
+            if not check.allows(value):
                 raise _invalid(field)
         elif field in NEVER_FORWARDED:
             raise _unknown(field)
-        elif field not in known:
-            if model.unknown_parameters is UnknownParameters.REFUSE and not dialect.lets_unknown_pass:
+        elif field not in offer.known_fields:
+            if policy is UnknownParameters.REFUSE and not dialect.lets_unknown_pass:
                 raise _unknown(field)
-            if model.unknown_parameters is UnknownParameters.DROP:
+            if policy is UnknownParameters.DROP:
                 dropped = [*dropped, field]
     return dropped
 
 
-def _cap_output(asked: dict[str, Any], endpoint: Endpoint, model: ModelEntry) -> tuple[int | None, int | None]:
+def _cap_output(asked: dict[str, Any], dialect: Dialect, cap: int | None, choices: int) -> tuple[int | None, int | None]:
     """Hold the model's cap on output: a larger wish is refused, a missing one is to be set. Returns the most tokens that all choices
     together can have, None if nothing bounds them; and the cap if it is to be set."""
-    if endpoint in _WITHOUT_OUTPUT:
+    if not dialect.has_output:
         return 0, None
-    cap = model.output_tokens_max
     wished = 0
-    checks = DIALECTS[endpoint].fields  # a field that is not the dialect's own may have been let through with any value
-    for field in _MAX_TOKENS:
+    for field in dialect.output_caps:
         wish = asked.get(field)
-        if wish is not None and field in checks:
+        if wish is not None:
             if cap is not None and wish > cap:
                 raise Fault(faults.PARAMETER_INVALID, param=field, message=f"'{field}' may be at most {cap} for this model.")
-            wished = max(wished, wish)
+            if wish > wished:
+                wished = wish
     most = wished or cap
     if most is None:
         return None, None
-    tries = asked.get("best_of") if "best_of" in checks else None
-    return most * max(_choices(asked, DIALECTS[endpoint]), tries or 1), None if wished else cap
-
-
-def _choices(asked: dict[str, Any], dialect: Dialect) -> int:
-    """How many answers are asked for at once."""
-    return (asked.get("n") or 1) if "n" in dialect.fields else 1
+    if "best_of" in asked and "best_of" in dialect.fields:
+        choices = max(choices, asked["best_of"] or 1)
+    return most * choices, None if wished else cap
 
 
 def _invalid(field: str) -> Fault:

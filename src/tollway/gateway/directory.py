@@ -1,14 +1,15 @@
 """The current snapshot, indexed for the request path: a dict lookup finds a caller, another a model. No I/O, no lifetime.
 
-Callers are compiled from key, project and organization when first seen and dropped whenever any of the three changes, in the same
-call that applies the change; so nothing can outlive a revocation. A reset builds the new maps beside the old ones, entry by entry,
-and swaps them at the end: requests see one version or the other, never a mixture.
+Callers are compiled from key, project and organization when first seen, and with them how they are offered each model that they ask
+for. All of it is dropped whenever anything changes, in the same call that applies the change; so nothing can outlive a revocation. A
+reset builds the new maps beside the old ones, entry by entry, and swaps them at the end: requests see one version or the other, never a
+mixture.
 """
 
 import hashlib
 
 from tollway.domain.catalog import Endpoint
-from tollway.domain.prices import PriceVersion
+from tollway.domain.prices import PriceVersion, find_list, find_price
 from tollway.domain.snapshot import (
     Change,
     DeploymentEntry,
@@ -21,7 +22,10 @@ from tollway.domain.snapshot import (
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.engines.habits import HABITS
-from tollway.gateway.exchange import Caller
+from tollway.gateway.exchange import Caller, Offer
+
+INSTANT_MAX = 2**63 - 1
+"""Until for ever, in microseconds."""
 
 
 class _Maps:
@@ -43,7 +47,6 @@ class Directory:
         self._maps = _Maps()
         self._building: _Maps | None = None
         self._callers: dict[bytes, Caller] = {}
-        self._known_fields: dict[tuple[str, Endpoint], frozenset[str]] = {}
         self._prices: dict[str, dict[tuple[str, ServiceTier], tuple[PriceVersion, ...]]] = {}
 
     # Asked by the phases.
@@ -68,9 +71,32 @@ class Directory:
             caller = self._callers[digest] = Caller(key, project, organization, f'"{salt}"'.encode())
         return caller
 
-    def find_model(self, name: str) -> ModelEntry | None:
-        """The published model of exactly this name."""
-        return self._maps.models.get(name)
+    def find_offer(self, caller: Caller, name: str, endpoint: Endpoint, at: int) -> Offer | None:
+        """The published model of exactly this name, if the caller may use it, as it is offered at an endpoint at instant `at`."""
+        offer = caller.offers.get((name, endpoint))
+        if offer is None or not offer.valid_from <= at < offer.valid_until:
+            offer = self._make_offer(caller, name, endpoint, at)
+            if offer is not None:
+                caller.offers[name, endpoint] = offer
+        return offer
+
+    def _make_offer(self, caller: Caller, name: str, endpoint: Endpoint, at: int) -> Offer | None:
+        model = self._maps.models.get(name)
+        if model is None or (caller.models is not None and name not in caller.models):
+            return None
+        terms = caller.organization.terms
+        price_list = find_list(terms, at)
+        turns = [term.valid_from for term in terms] + [price.valid_from for price in model.prices]
+        prices = ((tier, find_price(self.list_prices(model, price_list, tier), at)) for tier in ServiceTier)
+        return Offer(
+            model,
+            {tier: price for tier, price in prices if price is not None},
+            max((turn for turn in turns if turn <= at), default=0),
+            min((turn for turn in turns if turn > at), default=INSTANT_MAX),
+            is_served=(Endpoint.MESSAGES if endpoint is Endpoint.COUNT_TOKENS else endpoint) in model.endpoints,
+            known_fields=self._list_known_fields(name, endpoint),
+            cache_salt=caller.cache_salt,
+        )
 
     def list_prices(self, model: ModelEntry, price_list: str | None, tier: ServiceTier) -> tuple[PriceVersion, ...]:
         """The model's prices on a price list in a service tier, ordered by valid_from; none if it is closed there."""
@@ -86,14 +112,11 @@ class Directory:
         """Every published model, by name."""
         return sorted(self._maps.models.values(), key=lambda model: model.id)
 
-    def known_fields(self, model: str, endpoint: Endpoint) -> frozenset[str]:
+    def _list_known_fields(self, model: str, endpoint: Endpoint) -> frozenset[str]:
         """Request fields that every deployment of the model understands: the dialect's and those common to its engines."""
-        known = self._known_fields.get((model, endpoint))
-        if known is None:
-            engines = {entry.deployment.engine for entry in self._maps.deployments.values() if entry.deployment.model == model}
-            common = frozenset.intersection(*(HABITS[engine].fields for engine in engines)) if engines else frozenset()
-            known = self._known_fields[model, endpoint] = frozenset(DIALECTS[endpoint].fields) | common
-        return known
+        engines = {entry.deployment.engine for entry in self._maps.deployments.values() if entry.deployment.model == model}
+        common = frozenset.intersection(*(HABITS[engine].fields for engine in engines)) if engines else frozenset()
+        return frozenset(DIALECTS[endpoint].fields) | common
 
     def list_deployments(self) -> list[DeploymentEntry]:
         """Every deployment that may be routed to."""
@@ -115,7 +138,6 @@ class Directory:
         assert self._building is not None
         self._maps, self._building = self._building, None
         self._callers.clear()
-        self._known_fields.clear()
         self._prices.clear()
         self.version = version
         self.is_loaded = True
@@ -134,11 +156,8 @@ class Directory:
         else:
             by_kind = {"organization": maps.organizations, "project": maps.projects, "model": maps.models}
             by_kind.get(change.kind, maps.deployments).pop(change.id, None)  # type: ignore[attr-defined]
-        if change.kind in ("model", "deployment"):
-            self._known_fields.clear()
-            self._prices.clear()
-        else:
-            self._callers.clear()
+        self._callers.clear()
+        self._prices.clear()
         self.version = change.version
 
 

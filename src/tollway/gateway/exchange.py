@@ -1,9 +1,9 @@
-"""What a request becomes on its way: Request > Caller > Call > Permit. Each phase needs the type that the one before made.
+"""What a request becomes on its way: Head > Request > Caller > Call > Permit. Each phase needs the type that the one before made.
 
 Values only. The two live ends of a request are elsewhere: the client's (`ports.Client`) and the engine's (`upstream.Connection`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -11,53 +11,79 @@ from tollway.domain.catalog import Deployment, Endpoint
 from tollway.domain.limits import rate
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
-from tollway.gateway.dialects.table import DIALECTS, Dialect
+from tollway.domain.usage import ServiceTier
+from tollway.gateway.counters import Level
+from tollway.gateway.dialects.table import Dialect
 from tollway.gateway.engines.habits import HABITS
-from tollway.telemetry import json_members
 from tollway.wire import bodies
 from tollway.wire.http import NO_HEADERS
 
-CLIENT_REQUEST_ID = b"x-client-request-id"
 
+class Head:
+    """What the head of a request says, read once for all requests of a connection that have the same.
 
-class Request:
-    """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `peer`: the client's
-    address, for the log; empty unless that is wanted."""
+    `trace_id`, `client_request_id`: the client's own; empty if it sent none that can be used. `digest`: of the credential, once a caller
+    was found by it; it saves the work of making it again, and nothing else: each request looks its caller up.
+    """
 
-    __slots__ = ("body", "endpoint", "headers", "id", "peer", "received_at", "started", "trace_id", "traceparent")
+    __slots__ = ("client_request_id", "digest", "endpoint", "headers", "trace_id")
 
-    def __init__(
-        self,
-        id: str,
-        endpoint: Endpoint,
-        headers: dict[bytes, bytes],
-        body: bytes,
-        started: float,
-        received_at: int,
-        trace_id: str,
-        span_id: str,
-        peer: str = "",
-    ) -> None:
-        self.id = id
-        self.peer = peer
+    def __init__(self, endpoint: Endpoint, headers: dict[bytes, bytes], trace_id: str = "", client_request_id: str = "") -> None:
         self.endpoint = endpoint
         self.headers = headers
-        self.body = body
-        self.started = started
-        self.received_at = received_at
         self.trace_id = trace_id
-        self.traceparent = f"00-{trace_id}-{span_id}-00"
+        self.client_request_id = client_request_id
+        self.digest: bytes | None = None
+
+
+_BARE_HEADS = {endpoint: Head(endpoint, NO_HEADERS) for endpoint in Endpoint}
+"""In place of heads that were let go of. Shared, never written to."""
+
+
+class Request(msgspec.Struct, gc=False):
+    """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `trace_id`: the client's
+    or its own. `peer`: the client's address, for the log; empty unless that is wanted."""
+
+    id: str
+    head: Head
+    body: bytes
+    started: float
+    received_at: int
+    endpoint: Endpoint
+    headers: dict[bytes, bytes]
+    trace_id: str
+    traceparent: str
+    peer: str
+
+
+def new_request(id: str, head: Head, body: bytes, started: float, received_at: int, peer: str = "") -> Request:
+    """The request `id`. Its span in `traceparent` (W3C Trace Context) is the random half of its id."""
+    trace_id = head.trace_id or id[4:]
+    traceparent = f"00-{trace_id}-{id[-16:]}-00"
+    return Request(id, head, body, started, received_at, head.endpoint, head.headers, trace_id, traceparent, peer)
 
 
 class Caller:
     """Who asks: key, project and organization as the snapshot knows them, with what follows from them compiled once.
 
-    `models`: what both key and project allow, None for everything published. `per_minute` and `concurrent`: the limit of each
-    level that has one. `log_members`: who it is, in a log line. `cache_salt`: what keeps this organization's prefixes apart inside an
-    engine.
+    `models`: what both key and project allow, None for everything published. `offers`: what it was offered so far. `per_minute` and
+    `concurrent`: the limit of each level that has one; `levels`: the same with their counters, once they were asked. `terms`: what its
+    ADMITs have in common, kept by `meter`. `cache_salt`: what keeps this organization's prefixes apart inside an engine.
     """
 
-    __slots__ = ("cache_salt", "concurrent", "expires_at", "key", "log_members", "models", "organization", "per_minute", "project")
+    __slots__ = (
+        "cache_salt",
+        "concurrent",
+        "expires_at",
+        "key",
+        "levels",
+        "models",
+        "offers",
+        "organization",
+        "per_minute",
+        "project",
+        "terms",
+    )
 
     def __init__(self, key: KeyEntry, project: ProjectEntry, organization: OrganizationEntry, cache_salt: bytes) -> None:
         self.key = key
@@ -65,15 +91,68 @@ class Caller:
         self.organization = organization
         self.cache_salt = cache_salt
         self.expires_at = key.expires_at
-        self.log_members = json_members({"organization_id": organization.id, "project_id": project.id, "key_id": key.id})
+        self.offers: dict[tuple[str, Endpoint], Offer] = {}
+        self.terms: dict[tuple[str, Endpoint, bool], bytes] = {}
         allowed = [frozenset(entry.models) for entry in (key, project) if entry.models is not None]
         self.models: frozenset[str] | None = frozenset.intersection(*allowed) if allowed else None
         levels = [(entry.id, entry.limits) for entry in (key, project, organization)]
         self.per_minute = tuple(rate(id, limits.requests_per_minute) for id, limits in levels if limits.requests_per_minute is not None)
+        self.levels: tuple[Level, ...] | None = None
         self.concurrent = tuple((id, limits.concurrent_requests) for id, limits in levels if limits.concurrent_requests is not None)
 
 
-class Call:
+class Offer:
+    """A model as it is offered to a caller at an endpoint, from instant `valid_from` until (exclusive) `valid_until`: what `authorize` need
+    not find out again for each request. Compiled by the directory and gone with any change of it.
+
+    `prices`: by service tier, on the price list of the organization's terms; `standard` is that of the standard tier. `is_served`: whether
+    the model has this endpoint. `known_fields`: request fields that every deployment of it understands.
+    """
+
+    __slots__ = ("_ours", "cache_salt", "is_served", "known_fields", "model", "prices", "standard", "valid_from", "valid_until")
+
+    def __init__(
+        self,
+        model: ModelEntry,
+        prices: Mapping[ServiceTier, PriceVersion],
+        valid_from: int,
+        valid_until: int,
+        *,
+        is_served: bool,
+        known_fields: frozenset[str],
+        cache_salt: bytes,
+    ) -> None:
+        self.model = model
+        self.prices = prices
+        self.standard = prices.get(ServiceTier.STANDARD)
+        self.valid_from = valid_from
+        self.valid_until = valid_until
+        self.is_served = is_served
+        self.known_fields = known_fields
+        self.cache_salt = cache_salt
+        self._ours: dict[tuple[str, bytes | None, int | None], tuple[Deployment, bodies.Ours]] = {}
+
+    def ours(self, deployment: Deployment, stream_options: bytes | None, output_cap: int | None) -> bodies.Ours:
+        """The fields that are ours to set in a body for a deployment."""
+        key = (deployment.id, stream_options, output_cap)
+        known = self._ours.get(key)
+        if known is not None and known[0] is deployment:
+            return known[1]
+        fields: dict[str, bytes] = {}
+        if output_cap is not None:
+            fields["max_tokens"] = b"%d" % output_cap
+        if deployment.upstream_model != self.model.id:
+            fields["model"] = msgspec.json.encode(deployment.upstream_model)
+        if stream_options is not None:
+            fields["stream_options"] = stream_options
+        if HABITS[deployment.engine].cache_salt and not self.model.share_cache:
+            fields["cache_salt"] = self.cache_salt
+        ours = bodies.Ours(fields)
+        self._ours[key] = deployment, ours
+        return ours
+
+
+class Call(msgspec.Struct, gc=False):
     """A permitted request: which model, at which price, and what the engine is to be asked.
 
     `names`: the body's top-level fields. `dropped`: those of them that do not go up. `output_cap`: the model's, to be set where the client
@@ -81,63 +160,30 @@ class Call:
     for usage in its stream, so it is taken out again.
     """
 
-    __slots__ = (
-        "caller",
-        "choices",
-        "dropped",
-        "hide_continuous",
-        "hide_usage",
-        "model",
-        "names",
-        "output_cap",
-        "output_tokens_max",
-        "price",
-        "request",
-        "stream",
-    )
-
-    def __init__(
-        self,
-        request: Request,
-        caller: Caller,
-        model: ModelEntry,
-        price: PriceVersion,
-        names: tuple[str, ...],
-        dropped: Sequence[str],
-        *,
-        output_cap: int | None,
-        output_tokens_max: int | None,
-        stream: bool,
-        choices: int,
-        hide_usage: bool,
-        hide_continuous: bool,
-    ) -> None:
-        self.request = request
-        self.caller = caller
-        self.model = model
-        self.price = price
-        self.names = names
-        self.dropped = dropped
-        self.output_cap = output_cap
-        self.output_tokens_max = output_tokens_max
-        self.stream = stream
-        self.choices = choices
-        self.hide_usage = hide_usage
-        self.hide_continuous = hide_continuous
+    request: Request
+    caller: Caller
+    offer: Offer
+    model: ModelEntry
+    dialect: Dialect
+    price: PriceVersion
+    names: tuple[str, ...]
+    dropped: Sequence[str]
+    output_cap: int | None
+    output_tokens_max: int | None
+    stream: bool
+    choices: int
+    hide_usage: bool
+    hide_continuous: bool
 
     def release(self) -> None:
         """Let go of what only another attempt would need: nothing is tried again. A stream may last for minutes."""
         request = self.request
+        own_id = request.head.client_request_id
+        request.head = Head(request.endpoint, NO_HEADERS, client_request_id=own_id) if own_id else _BARE_HEADS[request.endpoint]
+        request.headers = NO_HEADERS
         request.body = b""
         request.traceparent = ""
-        own_id = request.headers.get(CLIENT_REQUEST_ID)
-        request.headers = NO_HEADERS if own_id is None else {CLIENT_REQUEST_ID: own_id}
         self.names = ()
-
-    @property
-    def dialect(self) -> Dialect:
-        """What the bodies of its endpoint mean."""
-        return DIALECTS[self.request.endpoint]
 
     def wants_continuous(self, deployment: Deployment) -> bool:
         """Whether to ask for running usage. Not where several choices are generated: vLLM counts each of them by itself then."""
@@ -145,16 +191,10 @@ class Call:
 
     def upstream_body(self, deployment: Deployment) -> bytes:
         """The body for one deployment: the client's values verbatim, with the fields set that are ours to set."""
-        habits = HABITS[deployment.engine]
-        ours: dict[str, bytes] = {}
-        if self.output_cap is not None:
-            ours["max_tokens"] = b"%d" % self.output_cap
-        if deployment.upstream_model != self.model.id:
-            ours["model"] = msgspec.json.encode(deployment.upstream_model)
+        stream_options = None
         if self.stream and self.dialect.stream_options:
-            ours["stream_options"] = _CONTINUOUS if self.wants_continuous(deployment) else _FINAL_USAGE
-        if habits.cache_salt and not self.model.share_cache:
-            ours["cache_salt"] = self.caller.cache_salt
+            stream_options = _CONTINUOUS if self.wants_continuous(deployment) else _FINAL_USAGE
+        ours = self.offer.ours(deployment, stream_options, self.output_cap)
         return bodies.edit(self.request.body, self.names, ours, self.dropped)
 
 
@@ -162,24 +202,19 @@ _CONTINUOUS = b'{"include_usage":true,"continuous_usage_stats":true}'
 _FINAL_USAGE = b'{"include_usage":true}'
 
 
-class Permit:
-    """A call that passed its limits. Holds a place in each concurrency count until the block is left: `leave` gives it back. `headers`:
-    lines for the head of the answer."""
+class Permit(msgspec.Struct, gc=False):
+    """A call that passed its limits. Counts as running in `levels` until the block is left. `headers`: lines for the head of the answer."""
 
-    __slots__ = ("_leave", "call", "headers")
-
-    def __init__(self, call: Call, headers: bytes, leave: Callable[[tuple[tuple[str, int], ...]], None]) -> None:
-        self.call = call
-        self.headers = headers
-        self._leave = leave
+    call: Call
+    headers: bytes
+    levels: tuple[Level, ...]
 
     def __enter__(self) -> "Permit":
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        concurrent = self.call.caller.concurrent
-        if concurrent:
-            self._leave(concurrent)
+    def __exit__(self, type: object, error: object, traceback: object) -> None:
+        for level in self.levels:
+            level[0].running -= 1
 
 
 class ClientGone(Exception):

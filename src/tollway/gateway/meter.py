@@ -1,6 +1,6 @@
 """Phase 6 around phase 5: ADMIT before the upstream hears of it, exactly one FINAL whatever happens, durable before success is told.
 
-`async with meter(...)` cannot be left without a FINAL: relay finishes the record itself before the last byte of a success, and any
+`async with` a record cannot be left without a FINAL: relay finishes the record itself before the last byte of a success, and any
 exception that comes through is the outcome of the request.
 """
 
@@ -10,10 +10,22 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.domain.usage import NOTHING, OUTCOME_POLICY_CURRENT, Admit, Anomaly, Final, Outcome, Quantities, UsageSource
+from tollway.domain.usage import (
+    NOTHING,
+    OUTCOME_POLICY_CURRENT,
+    Admit,
+    Anomaly,
+    Ended,
+    Outcome,
+    Quantities,
+    UsageSource,
+    encode,
+    encode_admit,
+    encode_terms,
+)
 from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.ports import CACHED_INPUT, FIRST_TOKEN_AT, INPUT, OUTPUT, REASONING, SLOT_WORDS, UsageSink
-from tollway.gateway.running import Pause
+from tollway.gateway.running import OVER, Pause
 
 _TIMEOUTS = frozenset(
     {
@@ -26,13 +38,14 @@ _TIMEOUTS = frozenset(
 
 
 class Record:
-    """The usage record of one admitted request while it runs."""
+    """The usage record of one admitted request while it runs. `admit`: as it was written. `final`: None until it ended."""
 
     __slots__ = (
         "_base",
         "_now_us",
         "_output",
         "_progress",
+        "_request_id",
         "_sink",
         "_slot",
         "_used",
@@ -45,7 +58,8 @@ class Record:
         "source",
     )
 
-    def __init__(self, admit: Admit, sink: UsageSink, now_us: Callable[[], int]) -> None:
+    def __init__(self, request_id: str, admit: bytes, sink: UsageSink, now_us: Callable[[], int]) -> None:
+        self._request_id = request_id
         self.admit = admit
         self._used = NOTHING
         self._output = 0
@@ -54,19 +68,18 @@ class Record:
         self.deployment_id: str | None = None
         self.attempts = 0
         self.first_token_at: int | None = None
-        self.final: Final | None = None
+        self.final: Ended | None = None
         self._sink = sink
         self._now_us = now_us
         self._progress = sink.progress
         self._slot = sink.admit(admit)
         self._base = self._slot * SLOT_WORDS
 
-    async def __aenter__(self) -> "Record":
-        return self
+    def __aenter__(self) -> Pause:
+        return OVER
 
-    async def __aexit__(self, type: object, error: BaseException | None, traceback: object) -> None:
-        if self.final is None:
-            await self.finish(*_outcome(error))
+    def __aexit__(self, type: object, error: BaseException | None, traceback: object) -> Pause:
+        return OVER if self.final is not None else self.finish(*_outcome(error))
 
     def attempt(self, deployment_id: str) -> None:
         """Another upstream is asked: what an earlier one used is not this request's."""
@@ -110,24 +123,24 @@ class Record:
 
     def checkpoint(self) -> None:
         """Make what is known so far durable with the next group commit, against a loss of power."""
-        self._sink.checkpoint(self.admit.request_id, self.used)
+        self._sink.checkpoint(self._request_id, self.used)
 
     def finish(self, outcome: Outcome, error: str | None = None) -> Pause:
         """Write FINAL; await it to know that it is durable. Raises Fault metering_unavailable then, if it never will be."""
-        self.final = Final(
-            admit=self.admit,
-            outcome=outcome,
-            used=self.used,
-            source=self.source,
-            ended_at=self._now_us(),
-            deployment_id=self.deployment_id,
-            attempts=self.attempts,
-            first_token_at=self.first_token_at,
-            error=error,
-            anomaly=self.anomaly,
+        self.final = final = Ended(
+            msgspec.Raw(self.admit),
+            outcome,
+            self.used,
+            self.source,
+            self._now_us(),
+            self.deployment_id,
+            self.attempts,
+            self.first_token_at,
+            error,
+            self.anomaly,
         )
         durable = Pause()
-        self._sink.final(self._slot, self.final, durable.wake)
+        self._sink.final(self._slot, encode(final), durable.wake)
         return durable
 
 
@@ -135,9 +148,20 @@ def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> Record:
     """Admit the permitted call. Raises Fault metering_unavailable or overloaded, and then owes nothing."""
     call: Call = permit.call
     request, caller = call.request, call.caller
+    terms = caller.terms.get((call.price.id, request.endpoint, call.stream)) or _find_terms(call)
+    return Record(request.id, encode_admit(request.id, request.received_at, terms), sink, now_us)
+
+
+TERMS_MAX = 64
+"""Of one caller: models times endpoints, and streams or not."""
+
+
+def _find_terms(call: Call) -> bytes:
+    """What all of the caller's ADMITs for this model, endpoint and price say; kept for the next."""
+    request, caller = call.request, call.caller
     admit = Admit(
-        request_id=request.id,
-        admitted_at=request.received_at,
+        request_id="",
+        admitted_at=0,
         organization_id=caller.organization.id,
         project_id=caller.project.id,
         key_id=caller.key.id,
@@ -148,7 +172,10 @@ def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> Record:
         outcome_policy=OUTCOME_POLICY_CURRENT,
         service_tier=call.price.tier,
     )
-    return Record(admit, sink, now_us)
+    if len(caller.terms) >= TERMS_MAX:
+        caller.terms.clear()
+    terms = caller.terms[call.price.id, request.endpoint, call.stream] = encode_terms(admit)
+    return terms
 
 
 def _outcome(error: BaseException | None) -> tuple[Outcome, str | None]:

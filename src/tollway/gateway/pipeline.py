@@ -11,27 +11,27 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from tollway.domain import faults, ids
+from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
+from tollway.domain.ids import RequestIds
 from tollway.domain.keys import digester
 from tollway.domain.prices import cost, find_list, find_price
 from tollway.domain.snapshot import Change, DeploymentEntry, Entry
-from tollway.domain.usage import Final, ServiceTier, billed
+from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, ServiceTier, billed_by
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
 from tollway.gateway.counters import Counters
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
-from tollway.gateway.exchange import CLIENT_REQUEST_ID, Call, Caller, ClientGone, Request
+from tollway.gateway.exchange import Call, Caller, ClientGone, Head, Request
 from tollway.gateway.limit import limit
 from tollway.gateway.meter import Record, meter
 from tollway.gateway.ports import Client, UsageSink, Vault
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget, relay
 from tollway.gateway.route import route
 from tollway.gateway.upstream import Upstreams
-from tollway.telemetry import LogWriter, Metrics, RequestLine, completed_line, timestamp
-from tollway.wire.http import HttpRequest
+from tollway.telemetry import CompletedLine, LogWriter, Metrics, RequestLine, timestamp
 
 ENDPOINTS: dict[bytes, Endpoint] = {f"/v1/{endpoint}".encode(): endpoint for endpoint in DIALECTS}
 _ANTHROPIC = frozenset({Endpoint.MESSAGES, Endpoint.COUNT_TOKENS})
@@ -70,6 +70,7 @@ class Plane:
         self.active = Active()
         self.retries = RetryBudget()
         self.random_bits = random_bits
+        self.request_ids = RequestIds(random_bits)
         self.now_us = now_us
         self.draining = False
         self.refusal_lines = REFUSAL_LINES_PER_SECOND_MAX
@@ -100,6 +101,7 @@ class Plane:
     def finish_reset(self, version: int) -> None:
         """It is whole."""
         self.directory.finish_reset(version)
+        self.counters.forget_idle(time.monotonic_ns())
         self.upstreams.replace_all(self.directory.list_deployments())
 
     def apply(self, change: Change) -> None:
@@ -107,6 +109,7 @@ class Plane:
         if change.version <= self.directory.version:
             return
         self.directory.apply(change)
+        self.counters.forget_idle(time.monotonic_ns())
         if isinstance(change.entry, DeploymentEntry):
             self.upstreams.put(change.entry)
         elif change.kind == "deployment":
@@ -123,11 +126,12 @@ async def answer(request: Request, client: Client, plane: Plane) -> None:
     try:
         if not plane.directory.is_loaded:
             raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
-        caller = authenticate(request.headers, plane.directory, plane.digesters, request.received_at)
+        caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
         call = authorize(caller, request, plane.directory)
         with limit(call, plane.counters, time.monotonic_ns()) as permit:
             candidates = route(call, plane.upstreams, request.started, plane.random)
-            async with meter(permit, plane.usage_sink, plane.now_us) as record:
+            record = meter(permit, plane.usage_sink, plane.now_us)
+            async with record:
                 permit.headers = _identity(request) + permit.headers
                 await relay(permit, candidates, record, client, plane.bounds, plane.active, plane.retries, plane.metrics)
     except ClientGone:
@@ -149,7 +153,7 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
     try:
         if not plane.directory.is_loaded:
             raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
-        caller = authenticate(request.headers, plane.directory, plane.digesters, request.received_at)
+        caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
         at, price_list = request.received_at, find_list(caller.organization.terms, request.received_at)
         models = [
             {"id": model.id, "object": "model", "created": model.created_at // 1_000_000, "owned_by": "tollway"}
@@ -170,25 +174,22 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
         plane.metrics.count(plane.metrics.refusals, fault.kind.code)
 
 
-def new_request(http: HttpRequest, endpoint: Endpoint, plane: Plane, now: float, peer: str) -> Request:
-    """The request that was framed, with ids of its own. The client's trace is continued; its sampling decision is not taken over."""
-    now_us = plane.now_us()
-    bits = plane.random_bits(74 + 64)
-    id = ids.new_id(ids.REQUEST, now_us, bits >> 64)
-    traceparent = http.headers.get(b"traceparent")
-    trace = _TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
-    span_id = f"{bits & 0xFFFF_FFFF_FFFF_FFFF | 1:016x}"
-    return Request(id, endpoint, http.headers, http.body, now, now_us, trace.group(1).decode() if trace else id[4:], span_id, peer)
+def read_head(headers: dict[bytes, bytes], endpoint: Endpoint) -> Head:
+    """What these headers say. The client's trace is continued; its sampling decision is not taken over. Its own id of the request is kept
+    for the log if it is one that cannot spoil it."""
+    trace = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
+    id = _CLIENT_REQUEST_ID.fullmatch(headers.get(b"x-client-request-id", b""))
+    return Head(endpoint, headers, trace.group(1).decode() if trace else "", id.group().decode() if id else "")
 
 
 def new_id(plane: Plane) -> str:
     """An id for an answer to bytes that never became a request."""
-    return ids.new_id(ids.REQUEST, plane.now_us(), plane.random_bits(ids.RANDOM_BITS))
+    return plane.request_ids.new(plane.now_us())
 
 
-def precheck(headers: dict[bytes, bytes], plane: Plane) -> Caller:
+def precheck(head: Head, plane: Plane) -> Caller:
     """Who sends a body that is still arriving: nobody unknown gets to fill our memory. Raises Fault."""
-    return authenticate(headers, plane.directory, plane.digesters, plane.now_us())
+    return authenticate(head, plane.directory, plane.digesters, plane.now_us())
 
 
 def _identity(request: Request) -> bytes:
@@ -252,7 +253,7 @@ def _observe(request: Request, call: Call | None, record: Record | None, fault: 
             endpoint=request.endpoint,
             error_code=fault.kind.code if fault is not None else "",
             detail=fault.detail if fault is not None else "",
-            client_request_id=_client_request_id(request),
+            client_request_id=request.head.client_request_id,
             peer=request.peer,
             organization_id=caller.organization.id if caller is not None else "",
             project_id=caller.project.id if caller is not None else "",
@@ -262,12 +263,12 @@ def _observe(request: Request, call: Call | None, record: Record | None, fault: 
     )
 
 
-def _observe_final(request: Request, call: Call, final: Final, fault: Fault | None, duration: float, plane: Plane) -> None:
+def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | None, duration: float, plane: Plane) -> None:
     """An admitted request ended: what its FINAL says, in numbers and in words."""
     used = final.used
     model = call.model.id
     status = fault.kind.status if fault is not None else 200
-    ttft = 0.0 if final.first_token_at is None else (final.first_token_at - request.received_at) / 1e6
+    ttft_ms = 0.0 if final.first_token_at is None else (final.first_token_at - request.received_at) / 1000
     metrics = plane.metrics
     metrics.count(metrics.outcomes, final.outcome)
     found = metrics.of_model(request.endpoint, model)
@@ -277,28 +278,38 @@ def _observe_final(request: Request, call: Call, final: Final, fault: Fault | No
     found.output += used.output
     found.reasoning += used.reasoning
     found.duration.observe(duration)
-    if ttft:
-        found.first_token.observe(ttft)
+    if ttft_ms:
+        found.first_token.observe(ttft_ms / 1000)
     caller = call.caller
-    cost_pico = cost(*billed(final), call.price)
-    client_request_id = _client_request_id(request)
+    cost_pico = cost(*billed_by(OUTCOME_POLICY_CURRENT, final), call.price)
+    client_request_id = request.head.client_request_id
     if fault is None and not request.peer and not client_request_id:
-        line = completed_line(
-            received_at=request.received_at,
-            request_id=request.id,
-            trace_id=request.trace_id,
-            duration_seconds=duration,
-            members=caller.log_members + "," + found.members,
-            deployment_id=final.deployment_id or "",
-            attempts=final.attempts,
-            outcome=final.outcome,
-            first_token_seconds=ttft,
-            used=used,
-            cost_pico=cost_pico,
-            stream=call.stream,
-            usage_source=final.source,
+        line = CompletedLine(
+            timestamp(request.received_at),
+            "info",
+            "request",
+            request.id,
+            request.trace_id,
+            status,
+            int(duration * 1e6) / 1000,
+            caller.organization.id,
+            caller.project.id,
+            caller.key.id,
+            request.endpoint,
+            model,
+            final.deployment_id or "",
+            final.attempts,
+            final.outcome,
+            ttft_ms,
+            used.input,
+            used.cached_input,
+            used.output,
+            used.reasoning,
+            cost_pico,
+            call.stream,
+            final.source,
         )
-        plane.log.write_encoded(line)
+        plane.log.take(line)
         return
     plane.log.write(
         RequestLine(
@@ -321,7 +332,7 @@ def _observe_final(request: Request, call: Call, final: Final, fault: Fault | No
             upstream=final.deployment_id or "",
             attempts=final.attempts,
             outcome=final.outcome,
-            ttft_ms=round(ttft * 1000, 3),
+            ttft_ms=ttft_ms,
             input_tokens=used.input,
             cached_input_tokens=used.cached_input,
             output_tokens=used.output,
@@ -331,12 +342,6 @@ def _observe_final(request: Request, call: Call, final: Final, fault: Fault | No
             usage_source=final.source,
         )
     )
-
-
-def _client_request_id(request: Request) -> str:
-    """The client's own id, if it is one that cannot spoil a log."""
-    id = request.headers.get(CLIENT_REQUEST_ID)
-    return id.decode() if id is not None and _CLIENT_REQUEST_ID.fullmatch(id) is not None else ""
 
 
 def _place(error: BaseException) -> str:

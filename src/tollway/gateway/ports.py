@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Admit, Final, Quantities
+from tollway.domain.usage import Quantities
 
 SLOT_WORDS = 8
 """64-bit words of one slot of the progress table: see `UsageSink.progress`."""
@@ -27,8 +27,8 @@ class UsageSink(Protocol):
     """Format "Q", SLOT_WORDS per slot. The caller stores tokens so far at slot * SLOT_WORDS + {INPUT, CACHED_INPUT, OUTPUT,
     REASONING, FIRST_TOKEN_AT}, always before it hands the bytes that carry them to the client."""
 
-    def admit(self, admit: Admit) -> int:
-        """Write ADMIT and return the request's slot, zeroed. Raises Fault SPOOL_UNAVAILABLE (disk full or failing) or OVERLOADED
+    def admit(self, admit: bytes) -> int:
+        """Write ADMIT, encoded, and return the request's slot, zeroed. Raises Fault SPOOL_UNAVAILABLE (disk full or failing) or OVERLOADED
         (no slot free); then nothing was written and no FINAL is owed."""
         ...
 
@@ -36,9 +36,9 @@ class UsageSink(Protocol):
         """Write PROGRESS with the next group commit. Never blocks, never fails the request."""
         ...
 
-    def final(self, slot: int, final: Final, done: Callable[[Fault | None], None]) -> None:
-        """Write FINAL; `done(None)` is called when it is durable, `done` with Fault SPOOL_UNAVAILABLE if that can never be. Call it
-        exactly once for each `admit`; the slot is given back."""
+    def final(self, slot: int, final: bytes, done: Callable[[Fault | None], None]) -> None:
+        """Write FINAL, encoded; `done(None)` is called when it is durable, `done` with Fault SPOOL_UNAVAILABLE if that can never be.
+        Call it exactly once for each `admit`; the slot is given back."""
         ...
 
     def is_writable(self) -> bool:

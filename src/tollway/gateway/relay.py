@@ -29,7 +29,7 @@ from tollway.gateway.dialects.table import Stream
 from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.meter import Record
 from tollway.gateway.ports import Client
-from tollway.gateway.running import Pause
+from tollway.gateway.running import OVER, Pause
 from tollway.gateway.upstream import Connection, Upstream
 from tollway.telemetry import Metrics
 from tollway.wire import sse
@@ -123,7 +123,7 @@ class Exchange:
         self._record = record
         self._bounds = bounds
         self._pending = b""
-        self._events = sse.EventReader()
+        self._events: sse.EventReader | None = None
         self._in_event = False
         self.stream: Stream | None = None
         self.stream_bytes = 0
@@ -137,12 +137,16 @@ class Exchange:
     # What the coroutine does.
 
     def wait(self) -> Pause:
-        """Awaited: sleeps until there is news, which is a whole answer, a first event, the end, a fault, the client's leaving, or the time
-        to commit. Raises the Fault, or ClientGone."""
-        self._pause = pause = Pause()
-        if self._gone or self._fault is not None or self._has_news():
-            self._wake()
-        return pause
+        """Await it to sleep until there is news: a whole answer, a first event, the end, a fault, the client's leaving, or the time to
+        commit. Raises the Fault, or ClientGone, here or there."""
+        if self._gone:
+            raise ClientGone
+        if self._fault is not None:
+            raise self._fault
+        if self._has_news():
+            return OVER
+        self._pause = Pause()
+        return self._pause
 
     def _has_news(self) -> bool:
         if self._client.committed:
@@ -187,17 +191,17 @@ class Exchange:
         else:
             self._connection.abort()
 
-    def _wake(self) -> None:
+    def _wake(self, error: Exception | None = None) -> None:
         pause, self._pause = self._pause, None
         if pause is not None:
-            pause.wake(ClientGone() if self._gone else self._fault)
+            pause.wake(error)
 
     def fail(self, fault: Fault) -> None:
         """End the exchange with a fault; the first one counts."""
         if self._fault is None and not self.finished:
             self._fault = fault
             self._connection.abort()
-            self._wake()
+            self._wake(fault)
 
     # What the upstream's connection tells.
 
@@ -244,6 +248,7 @@ class Exchange:
                         self._wake()
                 return
             self.stream = self._new_stream()
+            self._events = sse.EventReader()
         self._relay_events()
 
     def _is_stream(self, status: int, content_type: bytes) -> bool:
@@ -261,8 +266,8 @@ class Exchange:
         )
 
     def _relay_events(self) -> None:
-        stream, reader = self.stream, self._connection.reader
-        assert stream is not None
+        stream, events, reader = self.stream, self._events, self._connection.reader
+        assert stream is not None and events is not None
         pieces = reader.body
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
@@ -271,7 +276,7 @@ class Exchange:
         if data and not self.finished:
             self.stream_bytes += len(data)
             try:
-                for event in self._events.feed(data):
+                for event in events.feed(data):
                     relayed = stream.read(event)
                     if relayed is not None:
                         out = out + relayed if out else relayed
@@ -279,7 +284,7 @@ class Exchange:
                 fault = caught
             except sse.EventTooLong:
                 fault = Fault(faults.UPSTREAM_INVALID, detail="event too long")
-            self._in_event = self._events.has_rest
+            self._in_event = events.has_rest
             if self.stream_bytes > self._bounds.stream_bytes_max:
                 fault = fault or Fault(faults.UPSTREAM_INVALID, detail="stream too long")
             if stream.used is not None:
@@ -328,7 +333,7 @@ class Exchange:
         self._gone = True
         if not self.finished:
             self._connection.abort()
-        self._wake()
+        self._wake(ClientGone())
 
     # What the server's clock tells.
 

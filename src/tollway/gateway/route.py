@@ -16,11 +16,12 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
     `random`: uniform in [0, 1). Within a tier the order is a weighted shuffle (Efraimidis and Spirakis 2006): the chance to stand first is
     the share of the weight.
     """
-    open = [upstream for upstream in upstreams.of(call.model.id) if upstream.deployment.weight > 0]
+    known = upstreams.of(call.model.id)
+    if len(known) == 1 and known[0].deployment.weight > 0:
+        return [known[0]]
+    open = [upstream for upstream in known if upstream.deployment.weight > 0]
     if not open:
         raise Fault(UPSTREAM_NONE, retry_after_seconds=5)
-    if len(open) == 1:
-        return open
     return sorted(
         open,
         key=lambda upstream: (

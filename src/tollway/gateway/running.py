@@ -6,41 +6,48 @@ instructions. Here the callback that has the news goes on with the coroutine its
 
 What follows from it. A coroutine that is awaiting a Pause is resumed inside `wake`, before `wake` returns: whoever calls it must have its
 own state in order first. Whatever is not a Pause is left to asyncio: a future resumes the run by its callback, in a turn of the loop.
-Nothing here can be cancelled; the request path ends what it waits for instead, by a fault or the client's leaving.
+Nothing here can be cancelled; the request path ends what it waits for instead, by a fault or the client's leaving. What a Pause yields
+comes from an iterator in C, and an error is thrown into the coroutine where it waits: so that a wait costs no frame of its own.
 """
 
 import asyncio
-from collections.abc import Coroutine, Generator
-from itertools import repeat
+from collections.abc import Coroutine, Generator, Iterator
 from typing import Any
 
 
 class Pause:
     """Waited for at most once, by one coroutine of a `Run`. `wake` may come first; then there is no waiting."""
 
-    __slots__ = ("_fault", "_is_over", "run")
+    __slots__ = ("_error", "_is_over", "run")
 
     def __init__(self) -> None:
         self._is_over = False
-        self._fault: Exception | None = None
+        self._error: Exception | None = None
         self.run: Run | None = None
 
-    def wake(self, fault: Exception | None = None) -> None:
-        """The news is there: go on, or raise `fault` where it is awaited. Only the first call counts."""
+    def wake(self, error: Exception | None = None) -> None:
+        """The news is there: go on, or raise `error` where it is awaited. Only the first call counts."""
         if self._is_over:
             return
         self._is_over = True
         run, self.run = self.run, None
-        if run is None:
-            self._fault = fault
+        if run is not None:
+            run.go(None, error)
         else:
-            run.go(None, fault)
+            self._error = error
 
     def __await__(self) -> "Generator[Pause, None, None]":
-        """Gives the Run this Pause, once, or nothing if it is over. No generator: its frame would be held for as long as a stream lasts."""
-        if self._fault is not None:
-            raise self._fault
-        return repeat(self, 0 if self._is_over else 1)  # type: ignore[return-value]  # `await` needs an iterator only (PEP 492)
+        if self._is_over:
+            if self._error is not None:
+                raise self._error
+            return _NOTHING  # type: ignore[return-value]
+        return iter((self,))  # type: ignore[return-value]
+
+
+_NOTHING: "Iterator[Pause]" = iter(())
+OVER = Pause()
+"""Awaited where there is nothing to wait for."""
+OVER.wake()
 
 
 class Run:
@@ -52,14 +59,14 @@ class Run:
         self._coroutine = coroutine
         self.go()
 
-    def go(self, future: object = None, fault: Exception | None = None) -> None:
-        """Take the next step, or have `fault` raised there. For the Pause, or the future, that the coroutine waits for."""
+    def go(self, future: object = None, error: Exception | None = None) -> None:
+        """Take the next step, with `error` if there is one. For the Pause, or the future, that the coroutine waits for."""
         try:
-            waited = self._coroutine.send(None) if fault is None else self._coroutine.throw(fault)
+            waited = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
         except StopIteration:
             return
-        except Exception as error:  # nobody else hears of it, and the caller has others to serve
-            asyncio.get_running_loop().call_exception_handler({"message": "a request's coroutine failed", "exception": error})
+        except Exception as raised:  # nobody else hears of it, and the caller has others to serve
+            asyncio.get_running_loop().call_exception_handler({"message": "a request's coroutine failed", "exception": raised})
             return
         if type(waited) is Pause:
             waited.run = self

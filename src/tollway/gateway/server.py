@@ -24,6 +24,7 @@ from tollway.domain import faults
 from tollway.domain.faults import Fault, FaultKind
 from tollway.gateway import entry, pipeline
 from tollway.gateway.entry import EntryRules
+from tollway.gateway.exchange import Head, new_request
 from tollway.gateway.listener import Listener, OpeningBounds
 from tollway.gateway.pipeline import ENDPOINTS, MODELS_TARGET, Plane
 from tollway.gateway.ports import Flow
@@ -75,8 +76,19 @@ class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
     failed_authentications_per_minute: int = 120
 
 
+class _Openings(dict[int, bytes]):
+    """How answers begin, by status: good for as long as the date is."""
+
+    def __init__(self, date: bytes) -> None:
+        self._date = date
+
+    def __missing__(self, status: int) -> bytes:
+        opening = self[status] = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (status, _REASONS.get(status, b"Error"), self._date)
+        return opening
+
+
 class Edge:
-    """All client connections of this process."""
+    """All client connections of this process. `openings`: how an answer of a status begins at this moment."""
 
     def __init__(self, plane: Plane, bounds: EdgeBounds, http: HttpBounds, rules: EntryRules | None = None) -> None:
         """`rules`: None where nothing is asked of who comes in, as by default."""
@@ -89,7 +101,11 @@ class Edge:
         self.peers: dict[str, int] = {}
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
-        self.date = b""
+        self.openings = _Openings(b"")
+
+    def tell_date(self, date: bytes) -> None:
+        """What stands in `date` (RFC 9110 section 6.6.1) from now on."""
+        self.openings = _Openings(date)
 
     def admit(self, peer: str) -> bool:
         """Whether one more connection from this address has room; counts it if so."""
@@ -120,6 +136,7 @@ class Downstream(asyncio.Protocol):
         "_edge",
         "_ending",
         "_flow",
+        "_head",
         "_paused_at",
         "_peer",
         "_phase_at",
@@ -142,6 +159,7 @@ class Downstream(asyncio.Protocol):
         self._queue: deque[HttpRequest] | None = None
         self._request: HttpRequest | None = None
         self._flow: Flow | None = None
+        self._head: Head | None = None
         self._peer = peer or ""
         self._paused_at = 0.0
         self._phase_at = edge.now
@@ -176,7 +194,8 @@ class Downstream(asyncio.Protocol):
             return
         reader = self._reader
         if not reader.in_message:
-            self._begin_phase()
+            self._phase_at = self._edge.now
+            self._phase_bytes = 0
         self._phase_bytes += len(data)
         requests = reader.feed(data)
         if self._request is not None:
@@ -222,13 +241,14 @@ class Downstream(asyncio.Protocol):
             if not self._is_addressed(request):
                 raise Fault(faults.HOST_UNKNOWN)
             path = _find_path(request)
-            if path not in ENDPOINTS:
+            endpoint = ENDPOINTS.get(path)
+            if endpoint is None:
                 raise Fault(_find_target_fault(path) or faults.ROUTE_UNKNOWN)
         except Fault as fault:
             self._write_fault(fault, close=True)
             return
         try:
-            pipeline.precheck(request.headers, self._edge.plane)
+            pipeline.precheck(pipeline.read_head(request.headers, endpoint), self._edge.plane)
         except Fault as fault:
             self._write_fault(self.judge(fault, request.headers), close=True)
             return
@@ -270,9 +290,22 @@ class Downstream(asyncio.Protocol):
         plane = edge.plane
         if not http.keep_alive or plane.draining:
             self._close_after = True
-        if edge.rules is not None and not self._is_addressed(http):
+        head = self._head
+        if head is None or head.headers is not http.headers:
+            head = self._head = self._read_head(http)
+            if head is None:
+                return
+        peer = self._find_client(http) if edge.rules is not None else ""
+        now_us = plane.now_us()
+        request = new_request(plane.request_ids.new(now_us), head, http.body, edge.loop.time(), now_us, peer)
+        http.body = b""  # the pipeline's from here on, which lets go of it when it can
+        Run(pipeline.answer(request, self, plane))
+
+    def _read_head(self, http: HttpRequest) -> Head | None:
+        """What the head of a request for inference says; None if it is none, and answered."""
+        if not self._is_addressed(http):
             self._write_fault(Fault(faults.HOST_UNKNOWN))
-            return
+            return None
         path = http.target
         endpoint = ENDPOINTS.get(path)
         if endpoint is None:
@@ -285,12 +318,10 @@ class Downstream(asyncio.Protocol):
             elif http.headers.get(b"content-encoding", b"identity").lower() != b"identity":
                 self._write_fault(Fault(faults.CONTENT_CODING_UNSUPPORTED))
             else:
-                peer = self._find_client(http) if edge.rules is not None else ""
-                request = pipeline.new_request(http, endpoint, plane, edge.loop.time(), peer)
-                http.body = b""  # the pipeline's from here on, which lets go of it when it can
-                Run(pipeline.answer(request, self, plane))
-            return
+                return pipeline.read_head(http.headers, endpoint)
+            return None
         self._answer_small(http, path)
+        return None
 
     def _answer_small(self, http: HttpRequest, path: bytes) -> None:
         """Everything that is not inference: models, health, and what does not exist."""
@@ -305,9 +336,10 @@ class Downstream(asyncio.Protocol):
             if fault is not None:
                 self._write_fault(Fault(fault))
             elif is_read:
-                http.body = unquote_to_bytes(path[len(MODELS_TARGET) + 1 :])
-                endpoint = ENDPOINTS[b"/v1/chat/completions"]
-                request = pipeline.new_request(http, endpoint, plane, self._edge.loop.time(), self._find_client(http))
+                name = unquote_to_bytes(path[len(MODELS_TARGET) + 1 :])
+                head = pipeline.read_head(http.headers, ENDPOINTS[b"/v1/chat/completions"])
+                now_us, now = plane.now_us(), self._edge.loop.time()
+                request = new_request(plane.request_ids.new(now_us), head, name, now, now_us, self._find_client(http))
                 pipeline.list_models(request, self, plane)
             else:
                 self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: GET, HEAD\r\n")
@@ -358,7 +390,8 @@ class Downstream(asyncio.Protocol):
     def _finished(self) -> None:
         """The answer was written whole: the next request, or the end of the connection."""
         self._request = None
-        self._begin_phase()
+        self._phase_at = self._edge.now
+        self._phase_bytes = 0
         if self._transport is None:
             return
         if self._close_after:
@@ -401,19 +434,16 @@ class Downstream(asyncio.Protocol):
         transport = self._transport
         if transport is not None:
             self.committed = True
-            request = self._request
-            head_only = request is not None and request.method == b"HEAD"
+            edge, request = self._edge, self._request
             transport.write(
-                b"HTTP/1.1 %d %b\r\ndate: %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b"
+                b"%b%b%b%bcontent-length: %d\r\n\r\n%b"
                 % (
-                    status,
-                    _REASONS.get(status, b"Error"),
-                    self._edge.date,
+                    edge.openings[status],
                     headers,
-                    self._cors(request) if self._edge.rules is not None else b"",
+                    self._cors(request) if edge.rules is not None else b"",
                     b"connection: close\r\n" if self._close_after else b"",
                     len(body),
-                    b"" if head_only else body,
+                    b"" if request is not None and request.method == b"HEAD" else body,
                 )
             )
         self._finished()
@@ -427,9 +457,9 @@ class Downstream(asyncio.Protocol):
             if not chunked:
                 self._close_after = True
             transport.write(
-                b"HTTP/1.1 200 OK\r\ndate: %b\r\ncache-control: no-store\r\n%b%b%b%b\r\n"
+                b"%bcache-control: no-store\r\n%b%b%b%b\r\n"
                 % (
-                    self._edge.date,
+                    self._edge.openings[200],
                     headers,
                     self._cors(self._request) if self._edge.rules is not None else b"",
                     b"connection: close\r\n" if self._close_after else b"",
@@ -438,6 +468,8 @@ class Downstream(asyncio.Protocol):
             )
         if self._request is not None:
             self._request.headers = NO_HEADERS
+        if not self._reader.keeps_head:
+            self._head = None
 
     def send(self, data: bytes) -> None:
         transport = self._transport
@@ -487,11 +519,9 @@ class Downstream(asyncio.Protocol):
         body = render(fault, request_id)
         head_only = self._request is not None and self._request.method == b"HEAD"
         self._transport.write(
-            b"HTTP/1.1 %d %b\r\ndate: %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b"
+            b"%b%b%b%bcontent-length: %d\r\n\r\n%b"
             % (
-                fault.kind.status,
-                _REASONS.get(fault.kind.status, b"Error"),
-                self._edge.date,
+                self._edge.openings[fault.kind.status],
                 headers,
                 pipeline.fault_headers(fault),
                 b"connection: close\r\n" if self._close_after else b"",
@@ -518,6 +548,7 @@ class Downstream(asyncio.Protocol):
         if self._request is not None:
             if self.committed:
                 self._reader.forget()  # a stream, and it lasts
+                self._head = None
             return
         elapsed = now - self._phase_at
         if self._ending:
@@ -597,9 +628,8 @@ class _Clock:
             edge.now = edge.loop.time()
             if int(edge.now) != last_second:
                 last_second = int(edge.now)
-                edge.date = formatdate(time.time(), usegmt=True).encode()
+                edge.tell_date(formatdate(time.time(), usegmt=True).encode())
                 plane.refusal_lines = pipeline.REFUSAL_LINES_PER_SECOND_MAX
-                plane.counters.forget_idle(time.monotonic_ns())
                 edge.strangers.forget_idle(time.monotonic_ns())
                 for upstream in list(plane.upstreams.all()):
                     upstream.close_idle(edge.now)

@@ -180,14 +180,8 @@ class Upstream:
             if name in request.headers:
                 passed_on += b"%b: %b\r\n" % (name, request.headers[name])
         id = request.id if attempt == 1 else f"{request.id}-{attempt}"
-        return b"%b%bx-request-id: %b\r\ntraceparent: %b\r\ncontent-length: %d\r\n\r\n%b" % (
-            self._heads[request.endpoint],
-            passed_on,
-            id.encode(),
-            request.traceparent.encode(),
-            len(body),
-            body,
-        )
+        ours = f"x-request-id: {id}\r\ntraceparent: {request.traceparent}\r\ncontent-length: {len(body)}\r\n\r\n"
+        return b"".join((self._heads[request.endpoint], passed_on, ours.encode(), body))
 
     def take_idle(self, now: float) -> Connection | None:
         """An idle connection that is young enough to be trusted, most recently used first."""

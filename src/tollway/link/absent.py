@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tollway.domain.faults import SPOOL_UNAVAILABLE, Fault
-from tollway.domain.usage import Admit, Final, Quantities
+from tollway.domain.usage import Quantities
 from tollway.link.disk import DISK, Disk
 from tollway.link.epochs import find_node, write_file
 from tollway.link.recovery import Alarm, recover_dead
@@ -33,7 +33,7 @@ class AbsentSpool:
     def __init__(self) -> None:
         self.progress = memoryview(array.array("Q"))
 
-    def admit(self, admit: Admit) -> NoReturn:
+    def admit(self, admit: bytes) -> NoReturn:
         """Raise Fault SPOOL_UNAVAILABLE."""
         raise Fault(SPOOL_UNAVAILABLE, detail="the disk of the spool cannot be written")
 
@@ -41,7 +41,7 @@ class AbsentSpool:
         """Never asked for: nothing was admitted."""
         raise AssertionError("nothing was admitted")
 
-    def final(self, slot: int, final: Final, done: Callable[[Fault | None], None]) -> None:
+    def final(self, slot: int, final: bytes, done: Callable[[Fault | None], None]) -> None:
         """Never asked for: nothing was admitted."""
         raise AssertionError("nothing was admitted")
 

@@ -37,7 +37,7 @@ from typing import Self
 
 from tollway.domain.faults import OVERLOADED, SPOOL_UNAVAILABLE, Fault
 from tollway.domain.ids import NODE, RANDOM_BITS, new_id
-from tollway.domain.usage import Admit, Close, Final, Progress, Quantities, Tick, encode
+from tollway.domain.usage import Close, Progress, Quantities, Tick, decode_admit, encode
 from tollway.link.disk import DISK, Disk
 from tollway.link.epochs import (
     FORMAT,
@@ -184,7 +184,7 @@ class Spool:
         self._committing = False
         self._free = list(range(options.slots_max - 1, -1, -1))
         self._freed: list[int] = []
-        self._admits: list[Admit | None] = [None] * options.slots_max
+        self._admits: list[bytes | None] = [None] * options.slots_max
         self._open = 0
         self._is_full = False
         self._is_closing = False
@@ -254,7 +254,7 @@ class Spool:
         """Whether a request could be admitted now."""
         return not self._is_shut and self._has_room()
 
-    def admit(self, admit: Admit) -> int:
+    def admit(self, admit: bytes) -> int:
         """Write ADMIT to the page cache; returns the request's slot of `progress`, zeroed. See the port for the
         contract."""
         if self._is_shut or not self._has_room():
@@ -263,10 +263,9 @@ class Spool:
         if not self._free:
             self.metrics.refused += 1
             raise Fault(OVERLOADED, detail="every slot of the spool is taken")
-        payload = encode(admit)
-        if len(payload) > ADMIT_BYTES_MAX:
-            raise ValueError(f"an ADMIT of {len(payload)} bytes; ids and model name are bounded, so this cannot be one")
-        seq = self._append(payload)
+        if len(admit) > ADMIT_BYTES_MAX:
+            raise ValueError(f"an ADMIT of {len(admit)} bytes; ids and model name are bounded, so this cannot be one")
+        seq = self._append(admit)
         self._flush()
         if self._is_shut:
             raise Fault(SPOOL_UNAVAILABLE, detail="ADMIT could not be written")
@@ -289,13 +288,13 @@ class Spool:
         if self._end - self._written > BUFFER_BYTES_MAX:
             self._flush()
 
-    def final(self, slot: int, final: Final, done: Done) -> None:
+    def final(self, slot: int, final: bytes, done: Done) -> None:
         """Write FINAL; `done` is called when it is durable. See the port for the contract."""
         if self._has_failed:
             done(_unavailable())
             return
         self._waiting.append(done)
-        self._append(encode(final))
+        self._append(final)
         self._admits[slot] = None
         self._freed.append(slot)
         self._open -= 1
@@ -379,7 +378,7 @@ class Spool:
 
     def _list_open(self) -> tuple[OpenRequest, ...]:
         return tuple(
-            OpenRequest(self.progress[slot * SLOT_WORDS], read_slot(self.progress, slot), admit)
+            OpenRequest(self.progress[slot * SLOT_WORDS], read_slot(self.progress, slot), decode_admit(admit))
             for slot, admit in enumerate(self._admits)
             if admit is not None
         )

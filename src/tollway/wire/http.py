@@ -8,7 +8,7 @@ fault no later byte of the connection is interpreted, so the two ends can never 
 Clients that keep a connection repeat themselves: their next head is the last one, but for the number in Content-Length. From a
 connection's second request on, the reader keeps the two ends around that number. Bytes that are these ends around a number, followed by
 exactly so many bytes of body, are the request that llhttp would find, and llhttp, which stands between two messages before and after,
-need not see them.
+need not see them. Such requests share one dict of headers: whoever made something of it knows it again by its identity.
 
 Only headers in WANTED are kept; the rest is checked by llhttp for form and forgotten. Names are resolved through a bounded table of
 spellings already seen, so that the eighteen headers an SDK sends cost one dict lookup each and no allocation.
@@ -52,6 +52,7 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _SPELLINGS_MAX = 4096
 _REPEATED_BYTES_MAX = 2048
 """Longest head that is kept to be compared with the next one: SDKs send half of it; it is held while a connection is open."""
+_NUMBER_BYTES_MAX = 9
 _UNSEEN = b"?"
 _wanted_names: dict[bytes, bytes | None] = {}
 """What spellings of request headers stand for; shared by all connections, bounded by _SPELLINGS_MAX."""
@@ -82,21 +83,19 @@ NO_HEADERS: dict[bytes, bytes] = {}
 """In place of headers that were let go of. Shared, never written to."""
 
 
-class HttpRequest:
-    """One request as framed: `headers` holds WANTED ones by lower-case name. `body` is complete only once it was returned by feed."""
+class HttpRequest(msgspec.Struct, gc=False):
+    """One request as framed: `headers` holds WANTED ones by lower-case name, not to be changed. `body` is complete only once it was
+    returned by feed; from then on `headers` is without content-length, which says nothing any more."""
 
-    __slots__ = ("body", "headers", "keep_alive", "method", "minor_version", "target")
-
-    def __init__(self) -> None:
-        self.method = b""
-        self.target = b""
-        self.minor_version = 1
-        self.headers: dict[bytes, bytes] = {}
-        self.body = b""
-        self.keep_alive = True
+    headers: dict[bytes, bytes]
+    method: bytes = b""
+    target: bytes = b""
+    body: bytes = b""
+    minor_version: int = 1
+    keep_alive: bool = True
 
 
-_NO_REQUEST = HttpRequest()
+_NO_REQUEST = HttpRequest(NO_HEADERS)
 """What a reader reads while it reads none."""
 
 
@@ -113,13 +112,14 @@ class RequestReader:
         "_bounds",
         "_complete",
         "_current",
+        "_ends",
         "_head_bytes",
         "_headers",
         "_is_over",
         "_is_used",
+        "_last",
         "_parser",
         "_raw_bytes",
-        "_repeated",
         "fault",
         "in_message",
         "open_request",
@@ -136,7 +136,8 @@ class RequestReader:
         self._raw_bytes = 0
         self._is_over = False
         self._is_used = False
-        self._repeated: _Repeated | None = None
+        self._ends: _Ends | None = None
+        self._last = _NO_REQUEST
         self.fault: FaultKind | None = None
         self.open_request: HttpRequest | None = None
         self.in_message = False
@@ -146,18 +147,29 @@ class RequestReader:
         if self.fault is not None or self._is_over:
             return []
         if not self.in_message:
-            repeated = self._repeated
-            if repeated is not None and data.startswith(repeated.before):
-                request = repeated.find(data, self._bounds)
-                if request is not None:
-                    return [request]
+            ends = self._ends
+            if ends is not None:
+                body_at = ends.find_body(data)
+                if body_at and len(data) - body_at <= self._bounds.body_bytes_max:
+                    last = self._last
+                    return [HttpRequest(last.headers, last.method, last.target, data[body_at:])]
             requests = self._feed(data)
             if len(requests) == 1:
                 if self._is_used:
-                    self._repeated = _find_repeated(data, requests[0])
+                    self._keep(data, requests[0])
                 self._is_used = True
             return requests
         return self._feed(data)
+
+    def _keep(self, data: bytes, request: HttpRequest) -> None:
+        """What to compare the next read with, if `data` was exactly the request and another may follow it."""
+        self._ends = None
+        if not request.keep_alive or request.minor_version != 1 or b"transfer-encoding" in request.headers or b"expect" in request.headers:
+            return
+        ends = _find_ends(data, request.body)
+        if ends is not None and ends.size + _NUMBER_BYTES_MAX <= self._bounds.head_bytes_max:
+            self._ends = ends
+            self._last = HttpRequest(request.headers, request.method, request.target)
 
     def _feed(self, data: bytes) -> list[HttpRequest]:
         if self.open_request is None:
@@ -194,9 +206,15 @@ class RequestReader:
         if not self.in_message and not self._head_bytes:
             self._parser = None
 
+    @property
+    def keeps_head(self) -> bool:
+        """Whether the next head will be compared with the last."""
+        return self._ends is not None
+
     def forget(self) -> None:
         """Nothing is expected for long: let go of the last head too. The next one is parsed."""
-        self._repeated = None
+        self._ends = None
+        self._last = _NO_REQUEST
 
     def _parse(self, data: bytes) -> list[HttpRequest]:
         parser = self._parser
@@ -219,7 +237,7 @@ class RequestReader:
 
     def on_message_begin(self) -> None:
         self.in_message = True
-        self._current = HttpRequest()
+        self._current = HttpRequest({})
 
     def on_url(self, target: bytes) -> None:
         current = self._current
@@ -313,53 +331,44 @@ class RequestReader:
         self._headers = self._head_bytes = self._raw_bytes = 0
         if self.fault is None:
             request.body = bytes(self._body)
+            request.headers.pop(b"content-length", None)
             self._complete.append(request)
             self._is_over = not request.keep_alive
         if self._body:
             self._body = b""
 
 
-class _Repeated(msgspec.Struct, frozen=True, gc=False):
-    """A head that was accepted, around the number in its Content-Length, and the request that it began."""
+class _Ends(msgspec.Struct, frozen=True, gc=False):
+    """A head that was read, around the number in its Content-Length. `size`: bytes of both ends; `width`: of the number."""
 
     before: bytes
     after: bytes
-    headers: dict[bytes, bytes]
-    method: bytes
-    target: bytes
+    size: int
+    width: int
 
-    def find(self, data: bytes, bounds: HttpBounds) -> HttpRequest | None:
-        """The request that `data`, which starts with `before`, is; None unless it is that head and exactly its body."""
-        start = len(self.before)
-        end = data.find(b"\r", start, start + 10)
-        number = data[start:end]
-        if end < 0 or not number.isdigit() or not data.startswith(self.after, end):
-            return None
-        body_at = end + len(self.after)
-        length = int(number)
-        if len(data) - body_at != length or length > bounds.body_bytes_max or body_at > bounds.head_bytes_max:
-            return None
-        request = HttpRequest()
-        request.method = self.method
-        request.target = self.target
-        request.headers = {**self.headers, b"content-length": number}
-        request.body = data[body_at:]
-        return request
+    def find_body(self, data: bytes) -> int:
+        """Where in `data` the body begins; 0 unless it is this head around the number of bytes that follow it, in plain digits."""
+        room, width = len(data) - self.size, self.width
+        number = b"%d" % (room - width)
+        if len(number) != width:
+            width = len(number)
+            number = b"%d" % (room - width)
+        body_at = self.size + width
+        return body_at if data[:body_at] == b"%b%b%b" % (self.before, number, self.after) else 0
 
 
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]{1,9})\r\n", re.IGNORECASE)
 
 
-def _find_repeated(data: bytes, request: HttpRequest) -> _Repeated | None:
-    """What to compare the next read with, if `data` was exactly the request: a head with a plain Content-Length, and a body."""
+def _find_ends(data: bytes, body: bytes) -> _Ends | None:
+    """The ends of the head in `data`, if that is a head with a plain Content-Length, and this body."""
     size = data.find(b"\r\n\r\n", 0, _REPEATED_BYTES_MAX) + 4
     head = data[:size]
     match = _CONTENT_LENGTH.search(head)
-    if size < 4 or match is None or len(data) - size != len(request.body) or int(match[1]) != len(request.body):
+    if size < 4 or match is None or len(data) - size != len(body) or int(match[1]) != len(body):
         return None
-    if not request.keep_alive or request.minor_version != 1 or b"transfer-encoding" in request.headers or b"expect" in request.headers:
-        return None
-    return _Repeated(head[: match.start(1)], head[match.end(1) :], request.headers, request.method, request.target)
+    before, after = head[: match.start(1)], head[match.end(1) :]
+    return _Ends(before, after, len(before) + len(after), len(match[1]))
 
 
 _CHUNK_SIZES = tuple(b"%x\r\n" % size for size in range(1024))
@@ -389,24 +398,6 @@ _ANSWER_HEADERS = frozenset({b"content-type", b"content-length", b"transfer-enco
 _ANSWER_HEADERS_MAX = 200
 
 
-class _RepeatedAnswer(msgspec.Struct, frozen=True, gc=False):
-    """The head of a whole 200 answer on a connection that is kept, around the number in its Content-Length."""
-
-    before: bytes
-    after: bytes
-    content_type: bytes
-
-
-def _find_repeated_answer(data: bytes, body: bytes, content_type: bytes) -> _RepeatedAnswer | None:
-    """What to compare the next answer with, if `data` was exactly a head with a plain Content-Length, and a body."""
-    size = data.find(b"\r\n\r\n", 0, _REPEATED_BYTES_MAX) + 4
-    head = data[:size]
-    match = _CONTENT_LENGTH.search(head)
-    if size < 4 or match is None or len(data) - size != len(body) or int(match[1]) != len(body) or b"\nretry-after" in head.lower():
-        return None
-    return _RepeatedAnswer(head[: match.start(1)], head[match.end(1) :], content_type)
-
-
 _CHUNKED_KEPT = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 _CHUNKED_LAST = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
 """Heads after which a parser stands where one stands between two chunks."""
@@ -429,11 +420,12 @@ class ResponseReader:
     __slots__ = (
         "_chunk_complete",
         "_chunked",
+        "_ends",
         "_head_bytes",
         "_head_bytes_max",
         "_headers",
         "_parser",
-        "_repeated",
+        "_repeated_type",
         "between_chunks",
         "body",
         "body_bytes",
@@ -449,7 +441,8 @@ class ResponseReader:
 
     def __init__(self, head_bytes_max: int = 64 * 1024) -> None:
         self._head_bytes_max = head_bytes_max
-        self._repeated: _RepeatedAnswer | None = None
+        self._ends: _Ends | None = None
+        self._repeated_type = b""
         self._parser: httptools.HttpResponseParser | None = None
         self.complete = self.keep_alive = self.broken = False
         self.restart()
@@ -482,33 +475,23 @@ class ResponseReader:
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the upstream; never raises. Look at the attributes afterwards."""
-        if not self._head_bytes:
-            repeated = self._repeated
-            if repeated is not None and data.startswith(repeated.before) and self._take_repeated(repeated, data):
-                return
+        if self._head_bytes:
             self._feed(data)
-            if self.complete and self.status == 200 and self.keep_alive and not self.broken and not self._chunked and len(self.body) == 1:
-                self._repeated = _find_repeated_answer(data, self.body[0], self.content_type)
-        else:
-            self._feed(data)
-
-    def _take_repeated(self, repeated: "_RepeatedAnswer", data: bytes) -> bool:
-        """Whether `data`, which starts with `before`, is that head and exactly its body; then it is taken."""
-        start = len(repeated.before)
-        end = data.find(b"\r", start, start + 10)
-        number = data[start:end]
-        if end < 0 or not number.isdigit() or not data.startswith(repeated.after, end):
-            return False
-        body = data[end + len(repeated.after) :]
-        if not body or len(body) != int(number):
-            return False
-        self._head_bytes = len(data)
-        self.status = 200
-        self.content_type = repeated.content_type
-        self.content_length = self.body_bytes = len(body)
-        self.body.append(body)
-        self.has_head = self.complete = self.keep_alive = True
-        return True
+            return
+        ends = self._ends
+        body_at = ends.find_body(data) if ends is not None else 0
+        if 0 < body_at < len(data):
+            self._head_bytes = len(data)
+            self.status = 200
+            self.content_type = self._repeated_type
+            self.body.append(data[body_at:])
+            self.content_length = self.body_bytes = len(data) - body_at
+            self.has_head = self.complete = self.keep_alive = True
+            return
+        self._feed(data)
+        if self.complete and self.status == 200 and self.keep_alive and not self.broken and not self._chunked and len(self.body) == 1:
+            self._ends = _find_ends(data, self.body[0]) if self.retry_after is None else None
+            self._repeated_type = self.content_type
 
     def _feed(self, data: bytes) -> None:
         if not self.has_head:

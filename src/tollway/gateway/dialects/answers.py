@@ -42,8 +42,9 @@ def judge_report(reported: Quantities | None, output_tokens_max: int | None) -> 
     """What of a usage report can be believed, and what was wrong with it. `reported`: None if it was nonsense."""
     if reported is None:
         return None, USAGE_INVALID
-    used = hold_to(reported, output_tokens_max)
-    return used, None if used is reported else USAGE_INFLATED
+    if output_tokens_max is None or reported.output + reported.reasoning <= output_tokens_max:
+        return reported, None
+    return hold_to(reported, output_tokens_max), USAGE_INFLATED
 
 
 def hold_to_delivered(used: Quantities, output_tokens_max: int | None, delivered_bytes: int) -> Quantities:

@@ -43,9 +43,9 @@ MESSAGE_FIELDS: dict[str, Check] = COUNT_FIELDS | {
     "service_tier": fields.nullable(fields.one_of(*SERVICE_TIERS)),
     "stop_sequences": fields.nullable(fields.texts),
     "stream": fields.nullable(fields.boolean),
-    "temperature": fields.number_or_null(0, 2),
-    "top_k": fields.integer_or_null(-1, TOKENS_MAX),
-    "top_p": fields.number_or_null(0, 1),
+    "temperature": fields.nullable(fields.number(0, 2)),
+    "top_k": fields.nullable(fields.integer(-1, TOKENS_MAX)),
+    "top_p": fields.nullable(fields.number(0, 1)),
 }
 
 NOT_FORWARDED = frozenset({"metadata", "service_tier"})

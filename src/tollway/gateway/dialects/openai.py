@@ -21,6 +21,7 @@ from tollway.gateway.dialects.answers import (
     USAGE_INVALID,
     USAGE_SHRINKING,
     Answer,
+    check_text,
     decode,
     error_fault,
     hold_to,
@@ -45,15 +46,15 @@ _COMMON: dict[str, Check] = {
     "model": fields.text,
     "stream": fields.nullable(fields.boolean),
     "stream_options": fields.nullable(fields.mapping),
-    "frequency_penalty": fields.number_or_null(-2, 2),
+    "frequency_penalty": fields.nullable(fields.number(-2, 2)),
     "logit_bias": fields.nullable(fields.mapping),
     "max_tokens": fields.output_tokens,
-    "n": fields.integer_or_null(1, 128),
-    "presence_penalty": fields.number_or_null(-2, 2),
-    "seed": fields.integer_or_null(-(2**63), 2**63 - 1),
+    "n": fields.nullable(fields.integer(1, 128)),
+    "presence_penalty": fields.nullable(fields.number(-2, 2)),
+    "seed": fields.nullable(fields.integer(-(2**63), 2**63 - 1)),
     "stop": fields.nullable(fields.texts),
-    "temperature": fields.number_or_null(0, 2),
-    "top_p": fields.number_or_null(0, 1),
+    "temperature": fields.nullable(fields.number(0, 2)),
+    "top_p": fields.nullable(fields.number(0, 1)),
     "user": fields.nullable(fields.text),
 }
 
@@ -76,23 +77,23 @@ CHAT_FIELDS: dict[str, Check] = _COMMON | {
     "store": fields.nullable(fields.boolean),
     "tool_choice": fields.anything,
     "tools": fields.nullable(fields.any_list),
-    "top_logprobs": fields.integer_or_null(0, 20),
+    "top_logprobs": fields.nullable(fields.integer(0, 20)),
     "verbosity": fields.nullable(fields.text),
     "web_search_options": fields.nullable(fields.mapping),
 }
 
 COMPLETION_FIELDS: dict[str, Check] = _COMMON | {
     "prompt": fields.prompts,
-    "best_of": fields.integer_or_null(1, 20),
+    "best_of": fields.nullable(fields.integer(1, 20)),
     "echo": fields.nullable(fields.boolean),
-    "logprobs": fields.integer_or_null(0, 5),
+    "logprobs": fields.nullable(fields.integer(0, 5)),
     "suffix": fields.nullable(fields.text),
 }
 
 EMBEDDING_FIELDS: dict[str, Check] = {
     "model": fields.text,
     "input": fields.prompts,
-    "dimensions": fields.integer_or_null(1, 65536),
+    "dimensions": fields.nullable(fields.integer(1, 65536)),
     "encoding_format": fields.nullable(fields.one_of("float", "base64")),
     "user": fields.nullable(fields.text),
 }
@@ -141,6 +142,16 @@ class _CountedChoice(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
+    usage: _Usage | None = None
+    error: msgspec.Raw = ABSENT
+    choices: list[_Choice] | None = None
+    data: msgspec.Raw = ABSENT
+    object: str | None = None
+
+
+class _OddAnswer(msgspec.Struct):
+    """An answer whose usage is anything."""
+
     usage: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
     choices: list[_Choice] | None = None
@@ -192,6 +203,7 @@ _ZERO = ord("0")
 
 _usage = msgspec.json.Decoder(_Usage)
 _answer = msgspec.json.Decoder(_Answer)
+_odd_answer = msgspec.json.Decoder(_OddAnswer)
 _event = msgspec.json.Decoder(_Event)
 _counted_event = msgspec.json.Decoder(_CountedEvent)
 _regular = msgspec.json.Decoder(_Regular)
@@ -201,9 +213,12 @@ def read_usage(raw: bytes | msgspec.Raw) -> Quantities | None:
     """The disjoint quantities of a usage object, or None if it is nonsense: missing or negative counts, parts larger than their
     whole, or more than TOKENS_MAX. OpenAI's prompt_tokens includes cached ones and completion_tokens includes reasoning."""
     try:
-        usage = _usage.decode(raw)
+        return _split(_usage.decode(raw))
     except msgspec.DecodeError:
         return None
+
+
+def _split(usage: _Usage) -> Quantities | None:
     prompt, completion = usage.prompt_tokens, usage.completion_tokens or 0
     if prompt is None:
         return None
@@ -218,17 +233,27 @@ def read_usage(raw: bytes | msgspec.Raw) -> Quantities | None:
 
 def read_answer(body: bytes, upstream_model: str, public_model: str, output_tokens_max: int | None) -> Answer:
     """Judge a 200 body of any of the three endpoints. Raises Fault if it is no answer: not JSON, an error object, aborted."""
-    answer = decode(_answer, body, "answer")
+    answer: _Answer | _OddAnswer
+    try:
+        answer = _answer.decode(body)
+        check_text(body)
+    except (ValueError, RecursionError):  # if only its usage is nonsense, it is an answer all the same
+        answer = decode(_odd_answer, body, "answer")
     if not is_absent(answer.error) or answer.object == "error":
         raise error_fault(body, 500, first=True)
-    if answer.choices is None and is_absent(answer.data):
+    choices, usage = answer.choices, answer.usage
+    if choices is not None:
+        for choice in choices:
+            if choice.finish_reason == "abort":
+                raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
+    elif is_absent(answer.data):
         raise Fault(faults.UPSTREAM_INVALID, detail="answer has neither choices nor data")
-    if answer.choices is not None and any(choice.finish_reason == "abort" for choice in answer.choices):
-        raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
     used, anomaly = None, None
-    if not is_absent(answer.usage):
-        used, anomaly = judge_report(read_usage(answer.usage), output_tokens_max)
-    return Answer(public_name(body, upstream_model, public_model), used, anomaly)
+    if isinstance(usage, _Usage):
+        used, anomaly = judge_report(_split(usage), output_tokens_max)
+    elif isinstance(usage, msgspec.Raw) and not is_absent(usage):
+        used, anomaly = judge_report(read_usage(usage), output_tokens_max)
+    return Answer(body if upstream_model == public_model else public_name(body, upstream_model, public_model), used, anomaly)
 
 
 class Stream:

@@ -9,7 +9,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.usage import Anomaly, Quantities, ServiceTier, UsageSource
 from tollway.gateway.dialects import anthropic, openai
 from tollway.gateway.dialects.answers import Answer
-from tollway.gateway.dialects.fields import Check
+from tollway.gateway.dialects.fields import Check, Shape, plain_shape
 from tollway.wire.errors import anthropic_error, openai_error
 
 
@@ -55,17 +55,22 @@ class NewStream(Protocol):
 class Dialect:
     """What an endpoint's bodies mean.
 
-    `fields`: the dialect's own, with their checks. `required`, `not_forwarded`: by name. `lets_unknown_pass`: its contract asks gateways to
-    forward fields that they do not know. `service_tiers`: what that field's values mean, where there is one. `stream_options`: whether
-    usage is asked for in the body. `ends_stream_with_event`: a fault in mid-stream is an `event: error`, not bare data.
+    `fields`: the dialect's own, with their checks. `plain`: the shape of a body of which none needs a look by itself. `required`,
+    `not_forwarded`: by name. `has_output`: whether an answer has tokens of its own, and `output_caps`: fields that bound them.
+    `lets_unknown_pass`: its contract asks gateways to forward fields that they do not know. `service_tiers`: what that field's values
+    mean, where there is one. `stream_options`: whether usage is asked for in the body. `ends_stream_with_event`: a fault in mid-stream is
+    an `event: error`, not bare data.
     """
 
     fields: dict[str, Check]
+    plain: Shape
     required: tuple[str, ...]
     read_answer: Callable[[bytes, str, str, int | None], Answer]
     new_stream: NewStream
     render: Callable[[Fault, str | None], bytes]
     service_tiers: Mapping[str, ServiceTier]
+    output_caps: tuple[str, ...]
+    has_output: bool = True
     not_forwarded: frozenset[str] = frozenset()
     lets_unknown_pass: bool = False
     stream_options: bool = True
@@ -77,26 +82,38 @@ class Dialect:
         return head + b"data: " + self.render(fault, request_id) + b"\n\n"
 
 
-def _openai(fields: dict[str, Check], *required: str) -> Dialect:
+def _find_output_caps(fields: dict[str, Check]) -> tuple[str, ...]:
+    return tuple(field for field in ("max_tokens", "max_completion_tokens") if field in fields)
+
+
+def _openai(fields: dict[str, Check], *required: str, has_output: bool = True) -> Dialect:
     return Dialect(
         fields=fields,
+        plain=plain_shape(fields, ("model", *required)),
         required=("model", *required),
         read_answer=openai.read_answer,
         new_stream=openai.Stream,
         render=openai_error,
         service_tiers=openai.SERVICE_TIERS if "service_tier" in fields else {},
+        output_caps=_find_output_caps(fields),
+        has_output=has_output,
         not_forwarded=openai.NOT_FORWARDED,
     )
 
 
-def _anthropic(fields: dict[str, Check], read_answer: Callable[[bytes, str, str, int | None], Answer], *required: str) -> Dialect:
+def _anthropic(
+    fields: dict[str, Check], read_answer: Callable[[bytes, str, str, int | None], Answer], *required: str, has_output: bool = True
+) -> Dialect:
     return Dialect(
         fields=fields,
+        plain=plain_shape(fields, ("model", *required)),
         required=("model", *required),
         read_answer=read_answer,
         new_stream=anthropic.Stream,
         render=anthropic_error,
         service_tiers=anthropic.SERVICE_TIERS if "service_tier" in fields else {},
+        output_caps=_find_output_caps(fields),
+        has_output=has_output,
         not_forwarded=anthropic.NOT_FORWARDED,
         lets_unknown_pass=True,
         stream_options=False,
@@ -107,7 +124,7 @@ def _anthropic(fields: dict[str, Check], read_answer: Callable[[bytes, str, str,
 DIALECTS: dict[Endpoint, Dialect] = {
     Endpoint.CHAT_COMPLETIONS: _openai(openai.CHAT_FIELDS, "messages"),
     Endpoint.COMPLETIONS: _openai(openai.COMPLETION_FIELDS, "prompt"),
-    Endpoint.EMBEDDINGS: _openai(openai.EMBEDDING_FIELDS, "input"),
+    Endpoint.EMBEDDINGS: _openai(openai.EMBEDDING_FIELDS, "input", has_output=False),
     Endpoint.MESSAGES: _anthropic(anthropic.MESSAGE_FIELDS, anthropic.read_answer, "messages", "max_tokens"),
-    Endpoint.COUNT_TOKENS: _anthropic(anthropic.COUNT_FIELDS, anthropic.read_count, "messages"),
+    Endpoint.COUNT_TOKENS: _anthropic(anthropic.COUNT_FIELDS, anthropic.read_count, "messages", has_output=False),
 }

@@ -1,0 +1,104 @@
+"""Plain bodies, which are judged in one call: nothing is plain that the checks of its fields would refuse, and nearly everything is."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tollway.domain.catalog import Endpoint
+from tollway.gateway.dialects import links
+from tollway.gateway.dialects.fields import is_plain
+from tollway.gateway.dialects.table import DIALECTS
+from tollway.wire import bodies
+
+PRIVATE = "http://169.254.169.254/latest"
+SCALARS = [
+    b"null",
+    b"true",
+    b"1",
+    b"0",
+    b"-1",
+    b"1.0",
+    b"0.5",
+    b"1e400",
+    b"1" + b"0" * 400,
+    b"2147483648",
+    b"9223372036854775808",
+    b'""',
+    b'"a"',
+]
+SCALARS += [b'"auto"', b'"float"', b'"flex"', msgspec.json.encode(PRIVATE)]
+VALUES = st.recursive(
+    st.sampled_from(SCALARS),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda items: b"[" + b",".join(items) + b"]"),
+        st.dictionaries(st.sampled_from(["role", "content", "image_url", "url", "x"]), inner, max_size=3).map(bodies.join),
+    ),
+    max_leaves=6,
+)
+GOOD: dict[str, bytes] = {
+    "model": b'"m"',
+    "messages": b'[{"role":"user","content":"x"}]',
+    "prompt": b'"x"',
+    "input": b'"x"',
+    "max_tokens": b"5",
+}
+GOOD |= {"temperature": b"0.7", "stream": b"true", "stop": b'["a"]', "stream_options": b'{"include_usage":true}', "n": b"2", "seed": b"-3"}
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[Endpoint, dict[str, Any]]:
+    """Bodies that are good but for some of their members, most of them with all that is required."""
+    endpoint = draw(st.sampled_from(Endpoint))
+    dialect = DIALECTS[endpoint]
+    names = draw(st.sets(st.sampled_from([*dialect.fields, "x", "priority"]), max_size=4)) | set(dialect.required)
+    bent = draw(st.sets(st.sampled_from(sorted(names)), max_size=2))
+    members = {name: draw(VALUES) if name in bent or name not in GOOD else GOOD[name] for name in sorted(names)}
+    if draw(st.integers(0, 9)) == 0:
+        del members[draw(st.sampled_from(sorted(members)))]
+    return endpoint, bodies.read(bodies.join(members))
+
+
+@given(requests())
+def test_whatever_is_plain_passes_every_check(request: tuple[Endpoint, dict[str, Any]]) -> None:
+    endpoint, asked = request
+    dialect = DIALECTS[endpoint]
+    if not is_plain(asked, dialect.plain):
+        return
+    bodies.check_finite(asked)
+    assert set(dialect.required) <= set(asked) <= set(dialect.fields)
+    assert all(dialect.fields[name].allows(value) for name, value in asked.items())
+    links.check_messages(asked.get("messages", []))
+
+
+PLAIN = [
+    (Endpoint.CHAT_COMPLETIONS, ["model", "messages", "temperature", "max_tokens", "stream", "stream_options", "n", "seed", "stop"]),
+    (Endpoint.COMPLETIONS, ["model", "prompt", "temperature", "max_tokens", "stream", "stream_options", "n", "seed", "stop"]),
+    (Endpoint.EMBEDDINGS, ["model", "input"]),
+    (Endpoint.MESSAGES, ["model", "messages", "max_tokens", "temperature", "stream"]),
+    (Endpoint.COUNT_TOKENS, ["model", "messages"]),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "names"), PLAIN)
+def test_what_most_clients_ask_is_plain(endpoint: Endpoint, names: list[str]) -> None:
+    dialect = DIALECTS[endpoint]
+    for count in range(len(dialect.required), len(names) + 1):
+        chosen = {*dialect.required, *names[:count]}
+        assert is_plain(bodies.read(bodies.join({name: GOOD[name] for name in names if name in chosen})), dialect.plain)
+
+
+@pytest.mark.parametrize("endpoint", Endpoint)
+@pytest.mark.parametrize("value", SCALARS)
+def test_every_field_is_plain_only_with_what_its_check_allows(endpoint: Endpoint, value: bytes) -> None:
+    dialect = DIALECTS[endpoint]
+    good = {name: GOOD[name] for name in dialect.required}
+    for name, check in dialect.fields.items():
+        asked = bodies.read(bodies.join(good | {name: value}))
+        if is_plain(asked, dialect.plain):
+            assert check.allows(asked[name])
+            bodies.check_finite(asked)
+        elif check.plain is not None and not isinstance(asked[name], float):
+            assert not check.allows(asked[name]), name
