@@ -25,6 +25,7 @@ models:
 organizations:
   acme:
     currency: EUR
+    time_zone: Europe/Berlin
     limits: {requests_per_minute: 600}
     projects:
       chat: {limits: {concurrent_requests: 20}}
@@ -69,14 +70,17 @@ def test_apply_plans_then_does_then_has_nothing_left_to_do(serving: Running, tmp
     assert "upstream-secret" not in exported.read_text()
     assert do(serving, "apply", "-f", str(exported)) == "nothing to change\n"
 
-    path.write_text(PLATFORM.replace("0.27", "0.25").replace("requests_per_minute: 600", "requests_per_minute: null"))
+    otherwise = PLATFORM.replace("0.27", "0.25").replace("requests_per_minute: 600", "requests_per_minute: null").replace("Berlin", "Lisbon")
+    path.write_text(otherwise)
     assert do(serving, "apply", "-f", str(path)).splitlines() == [
         "~ price meta/llama / EUR",
         "    input: 0.27 -> 0.25",
         "    cached_input: 0.27 -> 0.25",
+        "~ organization acme",
+        "    time_zone: Europe/Berlin -> Europe/Lisbon",
         "~ limits acme",
         "    requests_per_minute: 600 -> none",
-        "2 changes",
+        "3 changes",
     ]
     path.write_text("models: {}\norganizations: {}")
     assert do(serving, "apply", "-f", str(path)) == "nothing to change\n"  # left out is not deleted
