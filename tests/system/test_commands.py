@@ -70,7 +70,9 @@ def test_apply_plans_then_does_then_has_nothing_left_to_do(serving: Running, tmp
     assert "upstream-secret" not in exported.read_text()
     assert do(serving, "apply", "-f", str(exported)) == "nothing to change\n"
 
-    otherwise = PLATFORM.replace("0.27", "0.25").replace("requests_per_minute: 600", "requests_per_minute: null").replace("Berlin", "Lisbon")
+    otherwise = (
+        PLATFORM.replace("0.27", "0.25").replace("requests_per_minute: 600", "requests_per_minute: null").replace("Berlin", "Lisbon")
+    )
     path.write_text(otherwise)
     assert do(serving, "apply", "-f", str(path)).splitlines() == [
         "~ price meta/llama / EUR",

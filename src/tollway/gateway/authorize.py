@@ -9,8 +9,9 @@ from tollway.domain.faults import Fault
 from tollway.domain.prices import PriceVersion, find_list, find_price
 from tollway.domain.snapshot import ModelEntry
 from tollway.domain.usage import ServiceTier
-from tollway.gateway.dialects import links
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
+from tollway.gateway.dialects.media import MediaBounds
+from tollway.gateway.dialects.parts import check_messages
 from tollway.gateway.dialects.table import DIALECTS, Dialect
 from tollway.gateway.directory import Directory
 from tollway.gateway.exchange import Call, Caller, Request
@@ -21,10 +22,11 @@ _WITHOUT_OUTPUT = frozenset({Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS})
 _MAX_TOKENS = ("max_tokens", "max_completion_tokens")
 
 
-def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
+def authorize(caller: Caller, request: Request, directory: Directory, media: MediaBounds) -> Call:
     """The call that this request is.
 
-    Raises Fault: 400 for a body, field or value that is not the dialect's, or a service tier that the model is not offered in, 404
+    Raises Fault: 400 for a body, field or value that is not the dialect's, for what its messages must not bring along (413 for too much
+    of it: `media`), or a service tier that the model is not offered in, 404
     model_not_found for a model that does not exist, is not allowed to this key, or has no price on the organization's price list (all
     three look the same to the caller).
     """
@@ -44,8 +46,9 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
     if (Endpoint.MESSAGES if endpoint is Endpoint.COUNT_TOKENS else endpoint) not in model.endpoints:
         raise Fault(faults.ENDPOINT_UNSUPPORTED, param="model")
     dropped = _judge_fields(asked, dialect, model, directory.known_fields(name, endpoint))
-    if "messages" in dialect.required:
-        links.check_messages(asked["messages"])
+    messages = asked.get("messages")  # of whatever dialect: a model's policy may let them through anywhere
+    if type(messages) is list:
+        check_messages(messages, media)
     output_tokens_max, output_cap = _cap_output(asked, endpoint, model)
     stream = asked.get("stream") is True and "stream" in dialect.fields
     hide_usage = hide_continuous = True
