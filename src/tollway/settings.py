@@ -237,6 +237,15 @@ class CorrectionsSection(msgspec.Struct, frozen=True, kw_only=True):
     operator's key has approved. 0 lets everything wait."""
 
 
+class PeriodsSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Billing periods (docs/money.md)."""
+
+    close_after_days: Annotated[int, msgspec.Meta(ge=0, le=366)] | None = None
+    """So many days after its end a period is closed without being asked, if it can be. While records are missing it stays open, with a
+    warning an hour and the metric `tollway_control_periods_overdue`; nothing is ever declared lost by itself. None leaves closing to
+    operators."""
+
+
 class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway control`, the control plane."""
 
@@ -251,6 +260,7 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     they are booked are closed. Rollups, ledger and archive stay. 0 keeps everything; SQLite always does."""
     reconcile: ReconcileSection = ReconcileSection()
     corrections: CorrectionsSection = CorrectionsSection()
+    periods: PeriodsSection = PeriodsSection()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

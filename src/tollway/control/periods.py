@@ -38,8 +38,16 @@ class Blocked(Exception):
     """A period cannot be closed yet: records are missing."""
 
     def __init__(self, blockers: list[Blocker]) -> None:
-        super().__init__(f"{len(blockers)} epochs are not complete")
+        super().__init__(describe(blockers))
         self.blockers = blockers
+
+
+def describe(blockers: Sequence[Blocker]) -> str:
+    """What keeps a period open, in a sentence for operators: the first of at least one blocker, and how many there are."""
+    first = blockers[0]
+    place = first.node_id if first.epoch is None else f"{first.node_id}, epoch {first.epoch}"
+    more = f" ({len(blockers)} such gateways' lives; see its blockers)" if len(blockers) > 1 else ""
+    return f"Records are missing: {place}: {first.text}{more}."
 
 
 @dataclass(frozen=True, slots=True)
