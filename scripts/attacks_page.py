@@ -45,7 +45,10 @@ ROWS = {
         "400 or 413 before an engine hears of it; bounds and types are settings",
     ),
     36: ("no key, a malformed one, one of 100 KB, too many headers", "401, 431 or 400 without a look-up"),
-    37: ("unknown keys by the million; what time tells of a key that was", "401 alike in body and in lines of code; 429 per address"),
+    37: (
+        "unknown keys by the million; what time tells of a key that was",
+        "401 alike in body, lines of code and time ([R17](reliability.md#r17-timing-of-refusals)); 429 per address",
+    ),
     38: ("SQL, JSON, LDAP, spaces, other schemes in the credential", "401"),
     40: ("a key by another header; two credentials", "no difference; 400"),
     41: ("a revoked key", "401 from the change on"),
