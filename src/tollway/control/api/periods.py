@@ -178,7 +178,7 @@ def export_period(caller: OrganizationAdmin, plane: Plane, period_id: str) -> St
 
 def _known(period_id: str) -> str:
     if not ids.is_id(ids.PERIOD, period_id):
-        raise Fault(RESOURCE_UNKNOWN)
+        raise Fault(RESOURCE_UNKNOWN, message=periods.UNKNOWN)
     return period_id
 
 
