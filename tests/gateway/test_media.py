@@ -200,6 +200,12 @@ REFUSED: dict[str, tuple[int, str, list[dict[str, Any]]]] = {
         "[0].source.content[0].image_url.url",
         [{"type": "document", "source": {"type": "content", "content": [image(png(50_000, 50_000))]}}],
     ),
+    "34-pixels-called-a-text": (
+        400,
+        "[0].source.data",
+        [{"type": "image", "source": {"type": "text", "media_type": "image/png", "data": encoded(png(50_000, 50_000))}}],
+    ),
+    "34-a-source-s-url": (400, "[0].source.url", [{"type": "image", "source": {"type": "url", "url": url(b"RIFF", "audio/wav")}}]),
     "34-a-damaged-picture": (400, "[0].image_url.url", [image(png(1, 1)[:30])]),
     "34-another-decoder-s-picture": (400, "[0].image_url.url", [image(b"II*\0" + bytes(20))]),
     "34-a-sound-where-a-picture-is-wanted": (400, "[0].image_url.url", [image(b"RIFF", "audio/wav")]),

@@ -11,9 +11,9 @@ from tollway.domain.faults import Fault
 from tollway.gateway.dialects.links import is_public
 from tollway.gateway.dialects.media import MediaBounds, Tally, refuse
 
-_KINDS = {"image_url": "image/", "video_url": "video/", "audio_url": "audio/", "file": "", "source": ""}
-"""Objects of a part that may have a link as `url`, and what their data must be: an engine's decoder follows from the field. What a tool
-is called with (`input`) is nobody's to fetch."""
+_KINDS = {"image_url": "image/", "video_url": "video/", "audio_url": "audio/", "input_audio": "audio/", "file": "", "source": ""}
+"""Members of a part that may hold a link or data, and how the type of that data must begin: an engine's decoder follows from the name.
+What a tool is called with (`input`) is nobody's to fetch."""
 
 
 def check_messages(messages: Iterable[Any], bounds: MediaBounds) -> None:
@@ -42,7 +42,8 @@ def _check_parts(parts: list[Any], place: str, tally: Tally) -> None:
                     if name == "url" or name.endswith("_url"):
                         _check_url(value, _KINDS.get(name, ""), f"{place}[{number}].{name}", tally)
                 elif kind is dict:
-                    _check_object(name, value, part, f"{place}[{number}].{name}", tally)
+                    if name in _KINDS:
+                        _check_object(name, value, part, f"{place}[{number}].{name}", tally)
                 elif kind is list and name == "content":  # what a tool answered
                     _check_parts(value, f"{place}[{number}].content", tally)
                 if name.endswith("_embeds") and value is not None:
@@ -51,27 +52,24 @@ def _check_parts(parts: list[Any], place: str, tally: Tally) -> None:
 
 
 def _check_object(name: str, value: dict[str, Any], part: dict[str, Any], place: str, tally: Tally) -> None:
-    """An object of a part, if it is one that holds media."""
-    if name == "input_audio":
-        data = value.get("data")
-        if data is not None:
-            tally.count_part(place)
-            tally.add(_text(data, place), 0, f"audio/{_text(value.get('format'), place).lower()}", "audio/", place)
-        return
-    kind = _KINDS.get(name)
-    if kind is None:
-        return
+    """An object of a part that may hold a link, data, or parts of its own."""
+    kind = "image/" if name == "source" and part.get("type") == "image" else _KINDS[name]
     if type(value.get("url")) is str:
         _check_url(value["url"], kind, f"{place}.url", tally)
-    if name == "file" and value.get("file_data") is not None:
-        tally.count_part(place)
-        tally.add_url(_text(value["file_data"], place), "", f"{place}.file_data")
-    elif name == "source":
-        if value.get("data") is not None and value.get("type") != "text":
+    if name == "input_audio":
+        if value.get("data") is not None:
             tally.count_part(place)
-            wanted = "image/" if part.get("type") == "image" else ""
-            tally.add(_text(value["data"], place), 0, _text(value.get("media_type"), place).lower(), wanted, f"{place}.data")
-        elif type(value.get("content")) is list:  # a document of parts
+            tally.add(_text(value["data"], place), 0, f"audio/{_text(value.get('format'), place).lower()}", kind, place)
+    elif name == "file":
+        if value.get("file_data") is not None:
+            tally.count_part(place)
+            tally.add_url(_text(value["file_data"], place), kind, f"{place}.file_data")
+    elif name == "source":
+        is_text = part.get("type") == "document" and value.get("type") == "text"
+        if value.get("data") is not None and not is_text:
+            tally.count_part(place)
+            tally.add(_text(value["data"], place), 0, _text(value.get("media_type"), place).lower(), kind, f"{place}.data")
+        if type(value.get("content")) is list:  # a document of parts
             _check_parts(value["content"], f"{place}.content", tally)
 
 
