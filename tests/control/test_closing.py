@@ -13,7 +13,7 @@ import pytest
 from tests.control.test_collect import fill, take
 from tests.control.test_periods import OCTOBER, SEPTEMBER, ended, period_of
 from tests.link import samples
-from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_ORGANIZATION, frames
+from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, frames
 from tollway.control import epochs, periods
 from tollway.control.closing import ACTOR, DAY_US, WARNING_US, Closing, close_due
 from tollway.control.verify import verify
@@ -152,8 +152,11 @@ def test_a_crash_or_a_stop_in_the_middle_is_gone_on_with(database: Database, arc
         look.at(DUE)
     assert state(database) is PeriodState.CLOSING
     monkeypatch.setattr(periods, "close", finish)
-    assert Look(database).at(DUE) == 0
+    late = [*ended(50, EPOCH + 200), *ended(51, EPOCH + 201, **OTHERS)]
+    take(database, archive, frames(late, node_id=OTHER_NODE), node_id=OTHER_NODE)
+    assert Look(database).at(DUE) == 1, "of the other organization; what is frozen waits for nobody"
     assert state(database) is PeriodState.CLOSED
+    assert state(database, organization_id=OTHER_ORGANIZATION) is PeriodState.OPEN
     assert verify(database, archive).differences == []
 
 

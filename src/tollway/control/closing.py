@@ -100,12 +100,13 @@ def _close(
     once, and without taking the writer's place."""
     time = (period.start_at, period.end_at)
     try:
-        if period.state is PeriodState.OPEN and time not in blocked:
-            with database.platform(write=False) as tx:
-                blockers = periods.list_blockers(tx, period.id)
-            blocked[time] = describe(blockers) if blockers else ""
-        if blocked.get(time):
-            return blocked[time]
+        if period.state is PeriodState.OPEN:
+            if time not in blocked:
+                with database.platform(write=False) as tx:
+                    blockers = periods.list_blockers(tx, period.id)
+                blocked[time] = describe(blockers) if blockers else ""
+            if blocked[time]:
+                return blocked[time]
         while period.state is not PeriodState.CLOSED:
             if is_stopping():
                 return None
