@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import random
+from base64 import b64encode
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
@@ -31,6 +32,7 @@ from tollway.gateway.authorize import authorize
 from tollway.gateway.dialects import links
 from tollway.gateway.dialects.answers import error_fault
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
+from tollway.gateway.dialects.pictures import Encoded, PictureInvalid, find_size
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.dialects.table import Stream as DialectStream
 from tollway.gateway.exchange import Caller, Head, new_request
@@ -101,7 +103,7 @@ def request_body(data: bytes) -> None:
     made, caller = _rig()
     request = new_request("req_1", Head(endpoint, {}), data, 0.0, made.now_us())
     try:
-        call = authorize(caller, request, made.directory)
+        call = authorize(caller, request, made.directory, made.media_bounds)
     except Fault as fault:
         assert 400 <= fault.kind.status < 500, "the client's bytes are nobody else's fault"
         DIALECTS[endpoint].render(fault, request.id).decode()
@@ -163,7 +165,7 @@ def link(data: bytes) -> None:
     """links.is_public: what passes is read as the same public host by other libraries too."""
     _, data, _ = _cut(data)
     text = data.decode(errors="replace")
-    if not links.is_public(text) or text[:5].lower() == "data:":
+    if not links.is_public(text):
         return
     hosts = {urlsplit(text).hostname, httpx2.URL(text).raw_host.decode().lower()}
     assert len(hosts) == 1, "two libraries, two hosts"
@@ -175,6 +177,21 @@ def link(data: bytes) -> None:
         assert not host.rstrip(".").rpartition(".")[2].isdigit(), "a name that some take for an address"
     else:
         assert address.is_global
+
+
+def picture(data: bytes) -> None:
+    """find_size: a size, none, or PictureInvalid, and the same of the same bytes wherever they stand; never more steps than are allowed."""
+    choice, data, _ = _cut(data)
+    found = [_picture(data, skipped) for skipped in (0, choice)]
+    assert found[0] == found[1]
+    assert found[0] is None or found[0] == "invalid" or (found[0][1] > 0 and found[0][2] > 0)
+
+
+def _picture(data: bytes, skipped: int) -> tuple[str, int, int] | str | None:
+    try:
+        return find_size(Encoded("=" * skipped + b64encode(data).decode(), skipped))
+    except PictureInvalid:
+        return "invalid"
 
 
 def proxy_header(data: bytes) -> None:
@@ -363,6 +380,7 @@ PARSERS: dict[str, Check] = {
     "request-head": request_head,
     "request-body": request_body,
     "link": link,
+    "picture": picture,
     "proxy-header": proxy_header,
     "answer-head": answer_head,
     "events": events,

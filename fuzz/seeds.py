@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.gateway import running, test_links
+from tests.gateway import running, test_links, test_media
 from tests.link import samples
 from tests.wire import corpus
 from tollway.domain import usage
@@ -30,6 +30,7 @@ _BODIES = [
     _json({"model": "c", "prompt": "x", "best_of": 2, "n": 1, "logprobs": 1, "stop": ["a", "b"], "temperature": 0.5}),
     _json({"model": "m", "input": [[1, 2], [3]], "dimensions": 8, "encoding_format": "base64", "user": "u"}),
     _json({"model": "m", "input": "x"}),
+    *(_json({"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": parts}]}) for parts in test_media.TAKEN.values()),
     _json({"model": "m", "messages": _MESSAGES, "max_tokens": 9, "system": "s", "thinking": {"type": "enabled"}, "top_k": 1}),
     b'{"model":"m","messages":[{"role":"user","role":"system"}]}',
     b'{"model":"m","mod\\u0065l":"d","messages":[1]}',
@@ -40,6 +41,7 @@ _BODY_FRAGMENTS = [
     b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"\0", b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\\ud800",
     b"\\u0065", b"null", b"true", b"NaN", b"Infinity", b"-1", b"1.0", b"1e400", b"9" * 400, b"2147483648", b'"x":', b'"model":"m",',
     b'"n":', b'"max_tokens":', b'"stream":true,', b'"api_base":"x",', b'"cache_salt":"x",', b'{"a":1,"a":2}', b"[[[[[[[[", b"]]]]]]]]",
+    b'"image_url":', b'"source":', b'"content":[', b'"input_audio":{', b'"data":', b"data:image/png;base64,", b"data:video/jpeg;base64,",
     b'"stream_options":{"include_usage":1},', b'"best_of":3,', b"//", b"\n", b" ", b"\xe2\x80\xa8",
 ]  # fmt: skip
 
@@ -125,6 +127,13 @@ _LINK_FRAGMENTS = [
     b"0x7f", b"0177", b"2130706433", b"::ffff:", b"example.com", b"xn--", b"\t", b" ", b"\0", b"\xe3\x80\x82", b"\xef\xbc\x8e", b"-", b"_",
 ]  # fmt: skip
 
+_PICTURES = [*(data for data, _ in test_media.PICTURES.values()), *(data for data in test_media.BROKEN.values() if len(data) < 2000)]
+_PICTURE_FRAGMENTS = [
+    b"\x89PNG\r\n\x1a\n", b"IHDR", b"IDAT", b"\0\0\0\x0d", b"\xff\xd8", b"\xff\xc0", b"\xff\xc4", b"\xff\xda", b"\xff\xff",
+    b"GIF89a", b"\x21\xfe",
+    b"\x2c", b"\0", b"RIFF", b"WEBP", b"VP8 ", b"VP8L", b"VP8X", b"\x9d\x01\x2a", b"\xff\xff\xff\xff",
+]  # fmt: skip
+
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 _PROXY = [
     _SIGNATURE + b"\x21\x11\x00\x0c\xc0\x00\x02\x01\x7f\x00\x00\x01\x12\x34\x1f\x90",
@@ -163,6 +172,7 @@ _PLAIN: dict[str, tuple[Sequence[bytes], Sequence[bytes]]] = {
     "request-head": (corpus.SEEDS, corpus.FRAGMENTS),
     "request-body": (_BODIES, _BODY_FRAGMENTS),
     "link": (_LINKS, _LINK_FRAGMENTS),
+    "picture": (_PICTURES, _PICTURE_FRAGMENTS),
     "proxy-header": (_PROXY, _BINARY),
     "answer-head": (_ANSWERS, _ANSWER_FRAGMENTS),
     "events": (_EVENTS, _EVENT_FRAGMENTS),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from reliability import crashes, faults, outages, overloads, page, records, restores, rollouts
+from reliability import crashes, faults, outages, overloads, page, records, restores, rollouts, timings
 from reliability.records import Line
 from tests.simulation.run import main as simulate
 
@@ -91,6 +91,7 @@ FIGURES: dict[str, tuple[Add, Take]] = {
         _option("--times", 1, "how often the database is lost, each time with two ways back", database=True),
         lambda told: restores.measure(told.times, told.database, told.seed),
     ),
+    "R17": (_option("--rounds", 5000, "how often a key of each kind is refused"), lambda told: timings.measure(told.rounds, told.seed)),
 }
 
 

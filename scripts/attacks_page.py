@@ -40,8 +40,15 @@ ROWS = {
     30: ("names that only look like a model", "404, as for one that is not allowed"),
     32: ("links in messages to metadata, loopback, private networks, in every spelling", "400 before an engine hears of it"),
     33: ("links by other schemes, and addresses of IPv6 that hide private ones of IPv4", "400; names that resolve inward are the egress'"),
+    34: (
+        "`data:` URLs and other base64: too much of it, thousands of frames, a few bytes that unfold to gigabytes of pixels, tensors",
+        "400 or 413 before an engine hears of it; bounds and types are settings",
+    ),
     36: ("no key, a malformed one, one of 100 KB, too many headers", "401, 431 or 400 without a look-up"),
-    37: ("unknown keys by the million; what time tells of a key that was", "401 alike in body and in lines of code; 429 per address"),
+    37: (
+        "unknown keys by the million; what time tells of a key that was",
+        "401 alike in body, lines of code and time ([R17](reliability.md#r17-timing-of-refusals)); 429 per address",
+    ),
     38: ("SQL, JSON, LDAP, spaces, other schemes in the credential", "401"),
     40: ("a key by another header; two credentials", "no difference; 400"),
     41: ("a revoked key", "401 from the change on"),

@@ -44,6 +44,7 @@ SecondsOrZero = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
 CountOrZero = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 40)]
+Pixels = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 Rate = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
@@ -146,6 +147,32 @@ class RelaySection(msgspec.Struct, frozen=True, kw_only=True):
     """All events of one stream."""
 
 
+class MediaSection(msgspec.Struct, frozen=True, kw_only=True):
+    """What the messages of one request may bring along, as links or as data: engines decode it, in memory that all tenants share."""
+
+    parts_max: CountOrZero = 128
+    """Images, sounds, films and files in all messages, links among them. More is answered 400. 0 takes none."""
+    part_bytes_max: Bytes = 20 * 1024 * 1024
+    """Decoded bytes of one data: URL, or of other data in base64. More is answered 413."""
+    request_bytes_max: Bytes = 24 * 1024 * 1024
+    """Of all of them together: what fits into `gateway.http.body_bytes_max` in base64."""
+    frames_max: Count = 128
+    """Pictures in a film that is given as a list (`data:video/jpeg;base64,...,...`); vLLM samples 32 of a film by default."""
+    pixels_max: Pixels = 64_000_000
+    """Of one picture or frame, as its first bytes tell: 8,000 × 8,000, which is 192 MB in an engine. More is answered 400. Read from
+    PNG, JPEG, GIF and WebP; who adds another image type to `types` does without this bound for it."""
+    request_pixels_max: Pixels = 512_000_000
+    """Of all pictures and frames of a request: 1.5 GB in an engine."""
+    types: tuple[str, ...] = (
+        "image/png", "image/jpeg", "image/jpg", "image/gif", "image/webp",
+        "video/jpeg", "video/mp4", "video/webm", "video/quicktime",
+        "audio/wav", "audio/x-wav", "audio/mpeg", "audio/mp3", "audio/mp4", "audio/m4a",
+        "audio/flac", "audio/ogg", "audio/opus", "audio/webm",
+        "application/pdf", "text/plain",
+    )  # fmt: skip
+    """Media types that are taken, in small letters; `format` of `input_audio` counts as audio/FORMAT. Fewer of them is fewer decoders."""
+
+
 class SpoolSection(msgspec.Struct, frozen=True, kw_only=True):
     """Where usage records wait until the control plane has them."""
 
@@ -183,6 +210,7 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     http: HttpSection = HttpSection()
     edge: EdgeSection = EdgeSection()
     relay: RelaySection = RelaySection()
+    media: MediaSection = MediaSection()
     spool: SpoolSection = SpoolSection()
 
 
@@ -209,6 +237,15 @@ class CorrectionsSection(msgspec.Struct, frozen=True, kw_only=True):
     operator's key has approved. 0 lets everything wait."""
 
 
+class PeriodsSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Billing periods (docs/money.md)."""
+
+    close_after_days: Annotated[int, msgspec.Meta(ge=0, le=366)] | None = None
+    """So many days after its end a period is closed without being asked, if it can be. While records are missing it stays open, with a
+    warning an hour and the metric `tollway_control_periods_overdue`; nothing is ever declared lost by itself. None leaves closing to
+    operators."""
+
+
 class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway control`, the control plane."""
 
@@ -223,6 +260,7 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     they are booked are closed. Rollups, ledger and archive stay. 0 keeps everything; SQLite always does."""
     reconcile: ReconcileSection = ReconcileSection()
     corrections: CorrectionsSection = CorrectionsSection()
+    periods: PeriodsSection = PeriodsSection()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

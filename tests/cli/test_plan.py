@@ -124,6 +124,25 @@ def test_a_book_keeps_its_currency_and_its_owner(tmp_path: Path) -> None:
             make_plan(whole, parse(tmp_path, f"price_books: {{{text}}}"))
 
 
+ZONED = "organizations: {acme: {currency: EUR, time_zone: Europe/Berlin}}"
+
+
+def test_an_organization_s_time_zone_is_set_kept_and_changed(tmp_path: Path) -> None:
+    berlin, silent = parse(tmp_path, ZONED), parse(tmp_path, "organizations: {acme: {currency: EUR}}")
+    (made,) = make_plan(PlatformFile(), berlin)
+    assert (made.creates, made.body) == (True, {"name": "acme", "currency": "EUR", "time_zone": "Europe/Berlin"})
+    assert plan(berlin, berlin) == plan(berlin, silent) == []
+    (changed,) = make_plan(berlin, parse(tmp_path, ZONED.replace("Berlin", "Lisbon")))
+    assert (changed.creates, changed.body) == (False, {"time_zone": "Europe/Lisbon"})
+    assert changed.describe() == ["~ organization acme", "    time_zone: Europe/Berlin -> Europe/Lisbon"]
+
+
+@pytest.mark.parametrize("name", ["Europe/Berln", "../../etc/passwd", "''", "null", "3"])
+def test_a_time_zone_that_nobody_knows_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OperatorError, match=r"organizations\.acme in .*(IANA|Expected)"):
+        parse(tmp_path, ZONED.replace("Europe/Berlin", name))
+
+
 def test_what_is_there_already_changes_nothing(whole: PlatformFile) -> None:
     assert plan(whole, whole) == []
 

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from reliability.running import tollway
+from tollway.gateway.dialects.media import MediaBounds
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.server import DrainBounds, EdgeBounds
 from tollway.link.spool import SpoolOptions
@@ -15,6 +16,7 @@ from tollway.settings import (
     EdgeSection,
     GatewaySection,
     HttpSection,
+    MediaSection,
     OperatorError,
     RelaySection,
     Settings,
@@ -65,7 +67,13 @@ def test_sections_within_sections_are_read_from_files_and_variables(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("section", "bounds"),
-    [(HttpSection, HttpBounds), (EdgeSection, EdgeBounds), (RelaySection, RelayBounds), (SpoolSection, SpoolOptions)],
+    [
+        (HttpSection, HttpBounds),
+        (EdgeSection, EdgeBounds),
+        (RelaySection, RelayBounds),
+        (MediaSection, MediaBounds),
+        (SpoolSection, SpoolOptions),
+    ],
 )
 def test_every_bound_of_the_data_plane_is_a_setting_with_the_same_default(section: type[msgspec.Struct], bounds: type[Any]) -> None:
     named = bounds.__struct_fields__ if issubclass(bounds, msgspec.Struct) else tuple(bounds.__dataclass_fields__)

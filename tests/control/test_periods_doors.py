@@ -228,4 +228,4 @@ class TestTheCommandLine:
         assert "everything agrees" in verified("september")
         assert samples.request_id(1) in verified("--proof", "proof")
         refused_export = tollway("audit", "export", "--period", period_id(ORGANIZATION, 0), "--organization", ORGANIZATION, code=1)
-        assert "There is no such resource." in refused_export
+        assert "There is no such billing period." in refused_export

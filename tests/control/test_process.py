@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +18,15 @@ import pytest
 import sqlalchemy as sa
 
 from tests.control.running import NO_TLS, WAIT_SECONDS_MAX, answered, mint
+from tests.control.test_collect import fill, take
 from tests.control.test_doors import refused
+from tests.control.test_periods import ended
+from tests.link.samples import EPOCH, frames
 from tests.storage.databases import SqliteTemplate
 from tollway.domain.keys import KeyType
+from tollway.domain.usage import Close
 from tollway.serve.control import ControlSettings, run_control
+from tollway.storage.archive import Archive
 from tollway.storage.database import Database, DatabaseTooNew
 
 pytestmark = pytest.mark.system
@@ -77,6 +83,27 @@ def operator(ready: dict[str, Any], key: str) -> httpx2.Client:
 
 
 class TestAControlProcess:
+    def test_closes_periods_that_are_due_without_being_asked(self, told: dict[str, Any]) -> None:
+        archive = Archive(Path(told["archive"]))
+        database = Database.open(told["database_url"])
+        fill(database)
+        take(database, archive, frames([*ended(1, EPOCH), Close(at=EPOCH + 5)]))
+        database.close()
+        with started(told | {"close_after_days": 3}) as (process, ready):
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, b"")
+            closed = next(line for line in map(json.loads, lines) if line["event"] == "period_closed")
+            with operator(ready, told["platform_key"]) as client:
+                (period,) = answered(client.get("/v1/platform/periods"))["data"]
+            assert (period["id"], period["state"]) == (closed["period_id"], "closed")
+            headers = {"authorization": f"Bearer {told['node_key']}"}
+            with httpx2.Client(base_url=ready["link_url"], headers=headers, timeout=WAIT_SECONDS_MAX, verify=NO_TLS) as node:
+                deadline = time.monotonic() + WAIT_SECONDS_MAX  # the look is over a moment after its last period
+                while "tollway_control_periods_overdue 0.0" not in node.get("/metrics").text:
+                    assert time.monotonic() < deadline
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(WAIT_SECONDS_MAX) == 0
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_stops_when_asked_though_gateways_follow_it(self, told: dict[str, Any], number: signal.Signals) -> None:
         with started(told) as (process, ready):
@@ -154,4 +181,5 @@ def settings_of(told: dict[str, Any], sockets: list[socket.socket]) -> ControlSe
         vault_key=bytes.fromhex(told["vault_key"]),
         platform_key=told["platform_key"],
         node_key=told["node_key"],
+        close_after_days=told.get("close_after_days"),
     )

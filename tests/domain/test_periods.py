@@ -1,5 +1,7 @@
 """Billing periods cover time exactly: no instant is in two of them, or in none, whatever a zone's clocks do."""
 
+import zoneinfo
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -38,6 +40,25 @@ def local(at: int, zone_name: str) -> datetime:
     zone = find_zone(zone_name)
     assert zone is not None
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at)).astimezone(zone)
+
+
+@pytest.fixture
+def bare_machine() -> Iterator[None]:
+    """As with PYTHONTZPATH="": a machine without time zones of its own, such as a slim image."""
+    paths = zoneinfo.TZPATH
+    zoneinfo.reset_tzpath(())
+    find_zone.cache_clear()
+    zoneinfo.ZoneInfo.clear_cache()
+    yield
+    zoneinfo.reset_tzpath(paths)
+    find_zone.cache_clear()
+    zoneinfo.ZoneInfo.clear_cache()
+
+
+@pytest.mark.parametrize("name", ZONES)
+@pytest.mark.usefixtures("bare_machine")
+def test_zones_are_known_on_a_machine_that_has_none(name: str) -> None:
+    assert zoneinfo.TZPATH == () and find_zone(name) is not None
 
 
 class TestMonths:

@@ -172,7 +172,7 @@ def test_bent_bodies_are_refused_or_sent_as_they_were_judged(tried: Callable[[st
         for endpoint, data in bent_bodies(3, BODIES):
             request = new_request("req_1", Head(endpoint, {}), data, 0.0, now_us)
             try:
-                call = authorize(caller, request, made.directory)
+                call = authorize(caller, request, made.directory, made.media_bounds)
             except Fault as fault:
                 assert 400 <= fault.kind.status < 500, data
                 verdicts[fault.kind.code] += 1

@@ -50,7 +50,6 @@ PRIVATE = {
     "33-multicast-of-ipv4": "http://224.0.0.1/",
 }
 PUBLIC = [
-    "data:image/png;base64,iVBORw0KGgo=",
     "https://example.com/cat.png?size=1&x=%20#top",
     "HTTPS://Example.COM:8443/cat.png",
     "http://8.8.8.8/cat.png",

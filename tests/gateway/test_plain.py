@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollway.domain.catalog import Endpoint
-from tollway.gateway.dialects import links
 from tollway.gateway.dialects.fields import is_plain
+from tollway.gateway.dialects.media import MediaBounds
+from tollway.gateway.dialects.parts import check_messages
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.wire import bodies
 
@@ -70,7 +71,7 @@ def test_whatever_is_plain_passes_every_check(request: tuple[Endpoint, dict[str,
     bodies.check_finite(asked)
     assert set(dialect.required) <= set(asked) <= set(dialect.fields)
     assert all(dialect.fields[name].allows(value) for name, value in asked.items())
-    links.check_messages(asked.get("messages", []))
+    check_messages(asked.get("messages", []), MediaBounds(parts_max=0))
 
 
 PLAIN = [

@@ -13,6 +13,7 @@ from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry, change
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.authorize import authorize
+from tollway.gateway.dialects.media import MediaBounds
 from tollway.gateway.directory import Directory
 from tollway.gateway.exchange import Call, Head, new_request
 
@@ -68,7 +69,8 @@ def ask(known: Directory, at: int = 50, endpoint: Endpoint = Endpoint.CHAT_COMPL
         del body["max_tokens"]
     caller = known.find_caller(DIGEST, at)
     assert caller is not None
-    return authorize(caller, new_request("req_1", Head(endpoint, {}), msgspec.json.encode(body | fields), 0.0, at), known)
+    request = new_request("req_1", Head(endpoint, {}), msgspec.json.encode(body | fields), 0.0, at)
+    return authorize(caller, request, known, MediaBounds())
 
 
 def admitted_at(known: Directory, at: int = 50, **fields: Any) -> str:

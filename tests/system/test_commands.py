@@ -25,6 +25,7 @@ models:
 organizations:
   acme:
     currency: EUR
+    time_zone: Europe/Berlin
     limits: {requests_per_minute: 600}
     projects:
       chat: {limits: {concurrent_requests: 20}}
@@ -69,14 +70,19 @@ def test_apply_plans_then_does_then_has_nothing_left_to_do(serving: Running, tmp
     assert "upstream-secret" not in exported.read_text()
     assert do(serving, "apply", "-f", str(exported)) == "nothing to change\n"
 
-    path.write_text(PLATFORM.replace("0.27", "0.25").replace("requests_per_minute: 600", "requests_per_minute: null"))
+    otherwise = (
+        PLATFORM.replace("0.27", "0.25").replace("requests_per_minute: 600", "requests_per_minute: null").replace("Berlin", "Lisbon")
+    )
+    path.write_text(otherwise)
     assert do(serving, "apply", "-f", str(path)).splitlines() == [
         "~ price meta/llama / EUR",
         "    input: 0.27 -> 0.25",
         "    cached_input: 0.27 -> 0.25",
+        "~ organization acme",
+        "    time_zone: Europe/Berlin -> Europe/Lisbon",
         "~ limits acme",
         "    requests_per_minute: 600 -> none",
-        "2 changes",
+        "3 changes",
     ]
     path.write_text("models: {}\norganizations: {}")
     assert do(serving, "apply", "-f", str(path)) == "nothing to change\n"  # left out is not deleted
@@ -153,3 +159,43 @@ def test_verify_and_inspect_read_what_a_stopped_installation_left(start: Start) 
     (epoch,) = do_json(serving, "spool", "inspect")
     assert (epoch["state"], epoch["close"], epoch["open"], epoch["problem"]) == ("closed", 1, 0, None)
     assert epoch["shipped"] == epoch["records"] == epoch["next_seq"] - 1  # a clean stop hands everything in
+
+
+REQUEST, NOBODY, NOTHING = f"req_{'0' * 32}", f"period_{'0' * 32}", f"adj_{'0' * 32}"
+MISTAKES = {
+    "a period that is none": (("periods", "close", "../adjustments"), 2, "'../adjustments' is no id of a billing period"),
+    "a period that is unknown": (("periods", "close", NOBODY), 1, "There is no such billing period."),
+    "a period of two kinds": (("periods", "close", NOBODY, "--organization", "acme"), 2, "of one organization already"),
+    "blockers of nothing": (("periods", "blockers", NOBODY), 1, "There is no such billing period."),
+    "periods of nobody": (("periods", "list", "--organization", "nobody"), 2, "no organization is called nobody"),
+    "periods in no state": (("periods", "list", "--state", "shut"), 1, "'open', 'closing' or 'closed'"),
+    "a request that is none": (("corrections", "void", "5", "--reason", "r"), 2, "'5' is no id of a request"),
+    "a request that is unknown": (("corrections", "void", REQUEST, "--reason", "r"), 1, "no such request, or its usage has not arrived"),
+    "no reason": (("corrections", "void", REQUEST, "--reason", ""), 1, "reason: is too short"),
+    "an amount with a comma": (("corrections", "credit", REQUEST, "1,5", "--reason", "r"), 1, "not a plain decimal number"),
+    "an amount below a pico": (("corrections", "credit", REQUEST, f"0.{'0' * 12}1", "--reason", "r"), 1, "at most 12 digits"),
+    "fewer tokens than none": (
+        ("corrections", "replace", REQUEST, "--input", "-1", "--output-tokens", "1", "--reason", "r"), 1, "must be at least 0"
+    ),
+    "a correction that is none": (("corrections", "approve", "../x"), 2, "'../x' is no id of a correction"),
+    "a correction that is unknown": (("corrections", "reject", NOTHING), 1, "There is no such correction."),
+    "a gateway that is none": (("nodes", "lost", "gw-1", "--reason", "r", "--yes"), 2, "'gw-1' is no id of a gateway"),
+    "an archive that is not there": (("verify", "--archive", "/nowhere"), 2, "there is no directory /nowhere"),
+    "a proof of nothing": (("audit", "proof", "--period", NOBODY, "x"), 2, "'x' is no id of a request"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_with_money_is_told_in_words(serving: Running, mistake: str) -> None:
+    arguments, code, said = MISTAKES[mistake]
+    ran = tollway(*arguments, "--data-dir", str(serving.directory))
+    assert (ran.returncode, ran.stdout) == (code, "")
+    assert said in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_an_export_that_is_refused_leaves_no_file(serving: Running, tmp_path: Path) -> None:
+    made = do_json(serving, "organizations", "create", "globex", "--currency", "EUR")
+    export = ("audit", "export", "--period", NOBODY, "--organization", made["id"], "--file")
+    do(serving, *export, str(tmp_path / "x"), code=1)
+    assert list(tmp_path.iterdir()) == []
+    assert "cannot write" in do(serving, *export, str(tmp_path / "nowhere" / "x"), code=1)

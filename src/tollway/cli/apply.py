@@ -165,6 +165,7 @@ class Platform:
             projects = None if wanted is None else (wanted.organizations[name].projects or {})
             found[name] = {
                 "currency": each["currency"],
+                "time_zone": each["time_zone"],
                 "limits": _limits(self._control.get(f"/platform/organizations/{each['id']}/limits")),
                 **self._read_terms(each["id"]),
                 "projects": self._read_projects(name, projects),
@@ -247,6 +248,8 @@ class Platform:
                 control.post(f"/platform/models/{segment(place[0])}/publish")
             case "deployment":
                 self._deploy(change, body)
+            case "organization" if not change.creates:
+                control.post(f"/platform/organizations/{self._organizations[place[0]]}", body)
             case "organization":
                 # Its first admin key is not kept: who needs one makes one, at a terminal and not in a pipeline's log.
                 self._organizations[place[0]] = control.post("/platform/organizations", body)["id"]

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, Organization, connect_tenant
+from tollway.cli.client import ControlUrl, DataDir, Key, Organization, check_id, connect_tenant
 from tollway.cli.output import print_json
+from tollway.cli.periods import LISTED
+from tollway.domain import ids
+from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -25,14 +28,20 @@ def export(
     data_dir: DataDir = None,
 ) -> None:
     """Write all of a closed period as lines of JSON: records, prices, corrections, transactions."""
+    check_id(ids.PERIOD, period, "billing period", LISTED)
     with connect_tenant(control_url, key, data_dir, organization) as control:
         if file is None:
             control.download(f"/organization/periods/{period}/export", sys.stdout.buffer)
             return
         draft = file.with_name(f"{file.name}.draft")
-        with draft.open("wb") as writer:
-            control.download(f"/organization/periods/{period}/export", writer)
-        draft.replace(file)
+        try:
+            with draft.open("wb") as writer:
+                control.download(f"/organization/periods/{period}/export", writer)
+            draft.replace(file)
+        except OSError as error:
+            raise OperatorError(f"cannot write {file}: {error.strerror}") from None
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 @app.command()
@@ -46,9 +55,14 @@ def proof(
     data_dir: DataDir = None,
 ) -> None:
     """Write the proof that a request is in a closed period."""
+    check_id(ids.PERIOD, period, "billing period", LISTED)
+    check_id(ids.REQUEST, request, "request", "every answer has it in x-request-id")
     with connect_tenant(control_url, key, data_dir, organization) as control:
         proven = control.get(f"/organization/periods/{period}/proofs/{request}")
     if file is None:
         print_json(proven)
-    else:
+        return
+    try:
         file.write_text(json.dumps(proven, indent=2) + "\n", "utf-8")
+    except OSError as error:
+        raise OperatorError(f"cannot write {file}: {error.strerror}") from None

@@ -7,6 +7,7 @@ no process list and no history."""
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from urllib.parse import quote
 import httpx2
 import typer
 
+from tollway.domain import ids
 from tollway.settings import OperatorError
 
 TIMEOUT_SECONDS = 30.0
@@ -85,6 +87,13 @@ def segment(name: str) -> str:
     return quote(name, safe="/:@")
 
 
+def check_id(prefix: str, text: str, what: str, where: str) -> str:
+    """`text`, if it has the form of an id of kind `prefix`; else an OperatorError that says of `what` it is none, and where to look."""
+    if not ids.is_id(prefix, text):
+        raise OperatorError(f"{text!r} is no id of a {what}: those are {prefix}_ and 32 hexadecimal digits", hint=where, exit_code=2)
+    return text
+
+
 class Control:
     """The REST API as functions of paths below /v1. Every failure is an OperatorError with the API's own words."""
 
@@ -103,9 +112,10 @@ class Control:
         organizations = list(self.list_all("/platform/organizations"))
         found = [each for each in organizations if organization in (None, each["id"], each["name"])]
         if len(found) != 1:
-            names = ", ".join(each["name"] for each in organizations) or "none: see `tollway organizations create`"
-            what = "no organization is called that" if not found and organization else "which organization?"
-            raise OperatorError(what, hint=f"--organization NAME, of: {names}", exit_code=2)
+            called = Counter(each["name"] for each in organizations)
+            names = ", ".join(each["name"] if called[each["name"]] == 1 else each["id"] for each in organizations)
+            what = f"no organization is called {organization}" if not found and organization else "which organization?"
+            raise OperatorError(what, hint=f"--organization, of: {names or 'none: see `tollway organizations create`'}", exit_code=2)
         self.act_for_id(found[0]["id"])
 
     def act_for_id(self, organization_id: str) -> None:
@@ -171,7 +181,7 @@ class Control:
         found = [each for each in projects if name_or_id in (None, each["id"], each["name"])]
         if len(found) != 1:
             names = ", ".join(each["name"] for each in projects) or "none: see `tollway projects create`"
-            what = "no project is called that" if not found and name_or_id else "which project?"
+            what = f"no project is called {name_or_id}" if not found and name_or_id else "which project?"
             raise OperatorError(what, hint=f"--project NAME, of: {names}", exit_code=2)
         return found[0]
 

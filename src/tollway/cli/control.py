@@ -59,6 +59,7 @@ def control(
             tolerance=Tolerance(settings.control.reconcile.drift_percent_max, settings.control.reconcile.drift_tokens_max),
             approval_above_pico=_approval_above(settings.control.corrections.approval_above),
             retention_months=settings.control.retention_months,
+            close_after_days=settings.control.periods.close_after_days,
         )
         raise typer.Exit(run_control(options))
 

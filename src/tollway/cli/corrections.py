@@ -4,14 +4,16 @@ from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, connect
+from tollway.cli.client import ControlUrl, DataDir, Key, check_id, connect
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.periods import day
+from tollway.domain import ids
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 RequestId = Annotated[str, typer.Argument(metavar="REQUEST", help="The id of the request (x-request-id).")]
 AdjustmentId = Annotated[str, typer.Argument(metavar="CORRECTION", help="Its id (adj_...).")]
+LISTED = "see `tollway corrections list`"
 Reason = Annotated[str, typer.Option(help="Why; the customer reads it on the receipt.")]
 
 
@@ -89,6 +91,7 @@ def approve(
     correction: AdjustmentId, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
 ) -> None:
     """Approve a correction that another operator's key asked for."""
+    check_id(ids.ADJUSTMENT, correction, "correction", LISTED)
     _post(f"/{correction}/approve", None, output, control_url, key, data_dir)
 
 
@@ -97,10 +100,13 @@ def reject(
     correction: AdjustmentId, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
 ) -> None:
     """Reject a correction that waits."""
+    check_id(ids.ADJUSTMENT, correction, "correction", LISTED)
     _post(f"/{correction}/reject", None, output, control_url, key, data_dir)
 
 
 def _post(path: str, body: dict[str, Any] | None, output: Output, control_url: ControlUrl, key: Key, data_dir: DataDir) -> None:
+    if body is not None:
+        check_id(ids.REQUEST, body["request_id"], "request", "every answer has it in x-request-id")
     with connect(control_url, key, data_dir) as control:
         made = control.post(f"/platform/adjustments{path}", body)
     if output is Output.JSON:

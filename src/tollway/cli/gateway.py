@@ -17,6 +17,7 @@ from tollway.cli.processes import (
     inherit_or_open,
     read_settings,
 )
+from tollway.gateway.dialects.media import MediaBounds
 from tollway.gateway.entry import EntryRules, parse_hosts, parse_networks, parse_origins
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.server import DrainBounds, EdgeBounds
@@ -71,6 +72,7 @@ def gateway(
         edge=_as_told(settings.gateway.edge, EdgeBounds, "gateway.edge"),
         http=_as_told(settings.gateway.http, HttpBounds, "gateway.http"),
         relay=_as_told(settings.gateway.relay, RelayBounds, "gateway.relay"),
+        media=_as_told(settings.gateway.media, MediaBounds, "gateway.media"),
         rules=_entry_rules(settings.gateway),
         tls=server_context(settings.gateway.tls.certificate_file, settings.gateway.tls.key_file),
         drain=DrainBounds(linger_seconds=settings.gateway.linger_seconds, grace_seconds=settings.gateway.drain_seconds),

@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, connect
+from tollway.cli.client import ControlUrl, DataDir, Key, check_id, connect
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.periods import instant
+from tollway.domain import ids
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -44,6 +45,7 @@ def lost(
     data_dir: DataDir = None,
 ) -> None:
     """Declare that the missing records of a gateway will never come, because its disk is gone. For ever."""
+    check_id(ids.NODE, node, "gateway", "see `tollway nodes list`")
     if not yes:
         typer.confirm("What has not arrived from this gateway will not be billed. Declare it lost?", abort=True, err=True)
     with connect(control_url, key, data_dir) as control:

@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, check_id, connect
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.domain import ids
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 OrganizationFilter = Annotated[str | None, typer.Option("--organization", metavar="NAME|ID", help="Only of this organization.")]
+LISTED = "see `tollway periods list`"
 PeriodId = Annotated[str, typer.Argument(metavar="PERIOD", help="Its id, as `tollway periods list` shows it.")]
 
 
@@ -40,6 +42,7 @@ def blockers(
     period: PeriodId, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
 ) -> None:
     """What keeps a period from being closed: gateways whose records have not arrived up to its end."""
+    check_id(ids.PERIOD, period, "billing period", LISTED)
     with connect(control_url, key, data_dir) as control:
         rows = control.get(f"/platform/periods/{period}/blockers")["data"]
     if output is Output.TABLE:
@@ -57,6 +60,10 @@ def close(
     data_dir: DataDir = None,
 ) -> None:
     """Close a billing period for ever, or all that have ended, oldest first. Refused while records are missing."""
+    if period is not None:
+        check_id(ids.PERIOD, period, "billing period", LISTED)
+        if organization is not None:
+            raise OperatorError("a period is of one organization already", hint="leave --organization out", exit_code=2)
     with connect(control_url, key, data_dir) as control:
         if period is not None:
             wanted = [period]
@@ -93,7 +100,7 @@ def _list(control: Control, organization: str | None, state: str | None) -> Iter
 def _organization_id(control: Control, name: str) -> str:
     found = [each["id"] for each in control.list_all("/platform/organizations") if each["name"] == name]
     if len(found) != 1:
-        raise OperatorError("no organization is called that" if not found else "several organizations are called that", exit_code=2)
+        raise OperatorError(f"{'several organizations are' if found else 'no organization is'} called {name}", exit_code=2)
     return str(found[0])
 
 

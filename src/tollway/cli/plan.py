@@ -150,13 +150,16 @@ def _plan_deployment(place: tuple[str, str], current: DeploymentFile | None, wan
 
 def _plan_organization(name: str, current: OrganizationFile | None, wanted: OrganizationFile) -> Iterator[Change]:
     if current is None:
-        body = {"name": name, "currency": wanted.currency}
-        yield Change("organization", (name,), True, {"currency": (None, wanted.currency)}, body)
+        body = {field: value for field, value in _given(wanted).items() if field in ("currency", "time_zone")}
+        fields = {field: (None, value) for field, value in body.items()}
+        yield Change("organization", (name,), True, fields, {"name": name, **body})
     elif current.currency != wanted.currency:
         raise OperatorError(
             f"organization {name} is billed in {current.currency}, for ever, and not in {wanted.currency}",
             hint="make another organization for another currency",
         )
+    else:
+        yield from _difference("organization", (name,), current, wanted, ("time_zone",))
     yield from _plan_limits((name,), UNSET if current is None else current.limits, wanted.limits)
     projects = {} if current is None or current.projects is UNSET else current.projects
     for project_name, project in _items(wanted.projects):

@@ -14,6 +14,7 @@
     organizations:
       acme:
         currency: EUR
+        time_zone: Europe/Berlin
         limits: {requests_per_minute: 600}
         terms: {book: partners, discount: 15%}
         projects:
@@ -36,6 +37,7 @@ from msgspec import UNSET, UnsetType
 
 from tollway.domain.catalog import Endpoint, Engine, UnknownParameters
 from tollway.domain.money import parse_amount, parse_price_per_million
+from tollway.domain.periods import find_zone
 from tollway.domain.price_books import parse_discount
 from tollway.domain.usage import ServiceTier
 from tollway.settings import OperatorError, read_yaml, unknown_name
@@ -126,9 +128,11 @@ class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One organization. Its currency is fixed when it is created."""
+    """One organization. Its currency is fixed when it is created; its time zone (UTC unless given) cuts the billing periods that do not
+    exist yet."""
 
     currency: str
+    time_zone: str | UnsetType = UNSET
     limits: LimitsFile | UnsetType = UNSET
     terms: TermsFile | UnsetType = UNSET
     projects: dict[str, ProjectFile] | UnsetType = UNSET
@@ -228,6 +232,8 @@ def _parse(tree: object, type: type[T], place: str, source: str) -> T:
             raise ValueError("the standard tier stands beside `tiers`, not in it")
         if isinstance(parsed, TermsFile):
             parse_discount(parsed.discount)
+        if isinstance(parsed, OrganizationFile) and parsed.time_zone is not UNSET and find_zone(parsed.time_zone) is None:
+            raise ValueError(f"time_zone {parsed.time_zone!r} is none of the IANA database, such as Europe/Berlin")
     except (msgspec.ValidationError, ValueError) as error:
         raise OperatorError(f"{at}: {error}", exit_code=2) from None
     return parsed

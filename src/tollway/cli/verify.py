@@ -37,6 +37,8 @@ def verify(
         data_directory.check_format(directory)
         if not (directory / "control" / "tollway.db").exists():
             raise OperatorError(f"there is no database in {directory}", hint="see --data-dir or --database-url")
+    if archive is not None and not archive.is_dir():
+        raise OperatorError(f"there is no directory {archive}", hint="--archive is the one with a directory for each gateway", exit_code=2)
     with chosen(settings, directory) as url, closing(Database.open(url)) as database:
         database.check_schema()
         report = verification.verify(database, Archive(archive or directory / "control" / "archive"))

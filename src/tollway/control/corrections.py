@@ -62,7 +62,7 @@ def ask(tx: PlatformTx, wanted: WantedAdjustment, *, random_bits: int, actor: st
     """
     event = stored_usage.find_booked_event(tx, wanted.event_id)
     if event is None:
-        raise Fault(RESOURCE_UNKNOWN)
+        raise Fault(RESOURCE_UNKNOWN, message="There is no such request, or its usage has not arrived yet.")
     admit = event.event.final.admit
     stored_periods.lock_organization(tx, admit.organization_id)
     earlier = stored.list_of_event(tx, admit.organization_id, wanted.event_id)
@@ -118,7 +118,7 @@ def get_adjustment(tx: PlatformTx, adjustment_id: str) -> Adjustment:
     """A correction. Raises RESOURCE_UNKNOWN."""
     adjustment = stored.find_adjustment(tx, adjustment_id) if ids.is_id(ids.ADJUSTMENT, adjustment_id) else None
     if adjustment is None:
-        raise Fault(RESOURCE_UNKNOWN)
+        raise Fault(RESOURCE_UNKNOWN, message="There is no such correction.")
     return adjustment
 
 

@@ -132,7 +132,7 @@ def _declare(tx: PlatformTx, node_id: str, epoch: int, reason: str, actor: str, 
     stored.lock_epoch(tx, node_id, epoch)
     found = stored.find_epoch(tx, node_id, epoch)
     if found is None:
-        raise Fault(RESOURCE_UNKNOWN)
+        raise Fault(RESOURCE_UNKNOWN, message="This gateway has no such life (epoch).")
     if found.closed_at is not None:
         raise Fault(STATE_CONFLICT, message="The epoch is complete: its last record has arrived.")
     lost = Lost(node_id, epoch, found.next_seq, reason, actor, now)

@@ -31,6 +31,8 @@ BLOCKS_PER_CALL = 32
 """32,768 events: two seconds of a core, so that whoever asked hears how far it is, on a busy machine too."""
 
 
+UNKNOWN = "There is no such billing period."
+
 NOT_KEPT = "Events of this period are not kept any more."
 
 
@@ -38,8 +40,16 @@ class Blocked(Exception):
     """A period cannot be closed yet: records are missing."""
 
     def __init__(self, blockers: list[Blocker]) -> None:
-        super().__init__(f"{len(blockers)} epochs are not complete")
+        super().__init__(describe(blockers))
         self.blockers = blockers
+
+
+def describe(blockers: Sequence[Blocker]) -> str:
+    """What keeps a period open, in a sentence for operators: the first of at least one blocker, and how many there are."""
+    first = blockers[0]
+    place = first.node_id if first.epoch is None else f"{first.node_id}, epoch {first.epoch}"
+    more = f" ({len(blockers)} such gateways' lives; see its blockers)" if len(blockers) > 1 else ""
+    return f"Records are missing: {place}: {first.text}{more}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +70,7 @@ def get_period(tx: PlatformTx, period_id: str) -> Period:
     """A period of whatever organization. Raises RESOURCE_UNKNOWN."""
     period = stored.find_period(tx, period_id)
     if period is None:
-        raise Fault(RESOURCE_UNKNOWN)
+        raise Fault(RESOURCE_UNKNOWN, message=UNKNOWN)
     return period
 
 
@@ -68,7 +78,7 @@ def get_own_period(tx: TenantTx, period_id: str) -> Period:
     """A period of the organization. Raises RESOURCE_UNKNOWN for any other."""
     period = stored.find_own_period(tx, period_id)
     if period is None:
-        raise Fault(RESOURCE_UNKNOWN)
+        raise Fault(RESOURCE_UNKNOWN, message=UNKNOWN)
     return period
 
 
@@ -203,14 +213,14 @@ def prove(tx: TenantTx, period_id: str, request_id: str) -> Proof:
         raise Fault(STATE_CONFLICT, message="The period is not closed yet.")
     block = stored.find_block_of(tx, period.id, request_id)
     if block is None:
-        raise Fault(RESOURCE_UNKNOWN)
+        raise Fault(RESOURCE_UNKNOWN, message="There is no such request in this billing period.")
     events = stored_usage.list_period_events(tx, period.organization_id, period.start_at, limit=BLOCK_LEAVES, first=block.first_event_id)
     if len(events) != block.events:
         raise Fault(STATE_CONFLICT, message=NOT_KEPT)
     leaves = [leaf_of(event, lines, period.currency) for event, lines in events]
     inside = next((at for at, leaf in enumerate(leaves) if leaf.event_id == request_id), None)
     if inside is None:
-        raise Fault(RESOURCE_UNKNOWN)
+        raise Fault(RESOURCE_UNKNOWN, message="There is no such request in this billing period.")
     path = find_path(inside, [hash_leaf(encode_leaf(leaf)) for leaf in leaves])
     path += find_path(block.number, [each.hash for each in stored.iterate_blocks(tx, period.id)])
     index = block.number * BLOCK_LEAVES + inside

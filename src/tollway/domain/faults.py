@@ -88,6 +88,8 @@ KEY_DUPLICATED = _client("duplicate_key", 400, "Duplicate key in request body.")
 PARAMETER_INVALID = _client("invalid_value", 400, "A parameter has an invalid value.")
 PARAMETER_MISSING = _client("missing_required_parameter", 400, "A required parameter is missing.")
 LINK_INVALID = _client("invalid_image_url", 400, "A URL in the messages is not one that may be fetched.")
+MEDIA_INVALID = _client("invalid_media", 400, "An image, sound, film or file in the messages is not one that is accepted.")
+MEDIA_TOO_LARGE = _client("media_too_large", 413, "The images, sounds, films and files in the messages are too large.")
 PARAMETER_UNKNOWN = _client("unknown_parameter", 400, "Unrecognized request parameter.")
 
 # Identity and permission. Unknown, revoked and expired keys answer alike.

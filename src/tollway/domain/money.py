@@ -47,7 +47,7 @@ def parse_sum(text: str) -> int:
 def _parse(text: str, decimals: int, pico_max: int) -> int:
     match = _DECIMAL.fullmatch(text)
     if match is None:
-        raise ValueError("not a plain decimal number (digits, optionally a point and digits; no sign, no exponent)")
+        raise ValueError("not a plain decimal number (digits, optionally a point and at most 12 digits; no sign, no exponent)")
     whole, fraction = match.group(1), match.group(2) or ""
     if len(fraction.rstrip("0")) > decimals:
         raise ValueError(f"more than {decimals} decimals")

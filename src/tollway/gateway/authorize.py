@@ -8,8 +8,9 @@ from tollway.domain.catalog import UnknownParameters
 from tollway.domain.faults import Fault
 from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import ServiceTier
-from tollway.gateway.dialects import links
 from tollway.gateway.dialects.fields import NEVER_FORWARDED, is_plain
+from tollway.gateway.dialects.media import MediaBounds
+from tollway.gateway.dialects.parts import check_messages
 from tollway.gateway.dialects.table import DIALECTS, Dialect
 from tollway.gateway.directory import Directory
 from tollway.gateway.exchange import Call, Caller, Offer, Request
@@ -18,10 +19,11 @@ from tollway.wire import bodies
 _STANDARD = ServiceTier.STANDARD
 
 
-def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
+def authorize(caller: Caller, request: Request, directory: Directory, media: MediaBounds) -> Call:
     """The call that this request is.
 
-    Raises Fault: 400 for a body, field or value that is not the dialect's, or a service tier that the model is not offered in, 404
+    Raises Fault: 400 for a body, field or value that is not the dialect's, for what its messages must not bring along (413 for too much
+    of it: `media`), or a service tier that the model is not offered in, 404
     model_not_found for a model that does not exist, is not allowed to this key, or has no price on the organization's price list (all
     three look the same to the caller).
     """
@@ -49,8 +51,9 @@ def authorize(caller: Caller, request: Request, directory: Directory) -> Call:
         dropped = [field for field in asked if field in dialect.not_forwarded]
     if not plain:
         dropped = _judge_fields(asked, dialect, offer, dropped)
-        if "messages" in dialect.required:
-            links.check_messages(asked["messages"])
+        messages = asked.get("messages")  # of whatever dialect: a model's policy may let them through anywhere
+        if type(messages) is list:
+            check_messages(messages, media)
     choices = (asked["n"] or 1) if "n" in asked and "n" in dialect.fields else 1
     output_tokens_max, output_cap = _cap_output(asked, dialect, offer.model.output_tokens_max, choices)
     stream = "stream" in asked and asked["stream"] is True and "stream" in dialect.fields

@@ -54,21 +54,26 @@ class Directory:
     def find_caller(self, digest: bytes, now_us: int) -> Caller | None:
         """The caller whose key has this digest and has not expired, if key, project and organization are all in the snapshot.
 
-        A key that is expired is looked up as one that is not there, line by line, so that the time it takes tells nobody that it was.
+        A key that is found expired is forgotten: from its next use on it is one that never was, so that the time it takes tells nobody
+        that it was. Only a change brings it back.
         """
         caller = self._callers.get(digest)
-        if caller is not None and caller.expires_at is not None and caller.expires_at <= now_us:
-            del self._callers[digest]
-            caller = None
-        if caller is None:
-            maps = self._maps
-            key = maps.keys.get(digest)
-            project = maps.projects.get(key.project_id) if key is not None else None
-            organization = maps.organizations.get(project.organization_id) if project is not None else None
-            if key is None or project is None or organization is None or (key.expires_at is not None and key.expires_at <= now_us):
-                return None
-            salt = hashlib.sha256(b"tollway cache salt\0" + organization.id.encode()).hexdigest()[:32]
-            caller = self._callers[digest] = Caller(key, project, organization, f'"{salt}"'.encode())
+        if caller is not None and (caller.expires_at is None or caller.expires_at > now_us):
+            return caller
+        maps = self._maps
+        key = maps.keys.get(digest)
+        if key is None:
+            return None
+        if key.expires_at is not None and key.expires_at <= now_us:
+            del maps.keys[digest]
+            self._callers.pop(digest, None)
+            return None
+        project = maps.projects.get(key.project_id)
+        organization = maps.organizations.get(project.organization_id) if project is not None else None
+        if project is None or organization is None:
+            return None
+        salt = hashlib.sha256(b"tollway cache salt\0" + organization.id.encode()).hexdigest()[:32]
+        caller = self._callers[digest] = Caller(key, project, organization, f'"{salt}"'.encode())
         return caller
 
     def find_offer(self, caller: Caller, name: str, endpoint: Endpoint, at: int) -> Offer | None:

@@ -22,6 +22,7 @@ from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, ServiceTier, bil
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
 from tollway.gateway.counters import Counters
+from tollway.gateway.dialects.media import MediaBounds
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
 from tollway.gateway.exchange import Call, Caller, ClientGone, Head, Request
@@ -56,6 +57,7 @@ class Plane:
         peppers: Sequence[bytes],
         log: LogWriter,
         bounds: RelayBounds,
+        media_bounds: MediaBounds | None = None,
         random_bits: Callable[[int], int],
         now_us: Callable[[], int],
     ) -> None:
@@ -67,6 +69,7 @@ class Plane:
         self.log = log
         self.metrics = Metrics()
         self.bounds = bounds
+        self.media_bounds = media_bounds or MediaBounds()
         self.active = Active()
         self.retries = RetryBudget()
         self.random_bits = random_bits
@@ -127,7 +130,7 @@ async def answer(request: Request, client: Client, plane: Plane) -> None:
         if not plane.directory.is_loaded:
             raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
-        call = authorize(caller, request, plane.directory)
+        call = authorize(caller, request, plane.directory, plane.media_bounds)
         with limit(call, plane.counters, time.monotonic_ns()) as permit:
             candidates = route(call, plane.upstreams, request.started, plane.random)
             record = meter(permit, plane.usage_sink, plane.now_us)

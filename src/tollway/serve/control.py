@@ -26,10 +26,11 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tollway.control import keys, publish, reconcile, retention
+from tollway.control import closing, keys, publish, reconcile, retention
 from tollway.control.api.app import create_apps
 from tollway.control.api.doors import ControlPlane
 from tollway.control.api.errors import body_of
+from tollway.control.closing import Closing
 from tollway.control.publish import Publications
 from tollway.control.reconcile import ReconcileOptions, Reconciliation
 from tollway.domain import ids
@@ -52,8 +53,11 @@ DATABASE_PAUSE_SECONDS = 0.5
 MONTHS_PAUSE_SECONDS = 86_400.0
 """Between two looks at the months of events: far less than the months that are made ahead."""
 
-MONTHS_RETRY_SECONDS = 60.0
-"""After one that the database did not allow: a lock that was busy, a restart."""
+CLOSING_PAUSE_SECONDS = 300.0
+"""Between two looks for periods to close: a gateway that was missing may have come back, and days are what is counted in."""
+
+RETRY_SECONDS = 60.0
+"""After a look that the database did not allow: a lock that was busy, a restart."""
 
 STOP_SECONDS_MAX = 8
 """For requests in progress once a stop was asked for: the longest honest one is a snapshot on its way."""
@@ -67,7 +71,7 @@ HEADERS_MAX = 100
 """Of a request line and its headers: how long they may take to arrive, how long and how many they may be."""
 
 
-LEVELS = {"defect": "error", "reconciliation_drift": "warning", "engine_not_observed": "warning"}
+LEVELS = {"defect": "error", "reconciliation_drift": "warning", "engine_not_observed": "warning", "periods_overdue": "warning"}
 """Of events that are not merely told."""
 
 
@@ -78,7 +82,8 @@ class ControlSettings:
     `database_url`: sqlite+pysqlite:///path or postgresql+psycopg://...; `archive_directory`: where collected usage
     records are kept. `peppers` by version (at most two, 32 bytes each), `vault_key` 32 bytes. `platform_key` and
     `node_key` become the only ones of the settings; None leaves what the database has. `approval_above_pico`: corrections
-    that move more need a second operator. `reconcile`: how engines' counters are read; None reads none."""
+    that move more need a second operator. `reconcile`: how engines' counters are read; None reads none. `close_after_days`: when
+    periods are closed without being asked; None never."""
 
     database_url: str = field(repr=False)
     archive_directory: Path
@@ -93,6 +98,7 @@ class ControlSettings:
     tolerance: Tolerance = field(default_factory=Tolerance)
     approval_above_pico: int = 100 * PICO
     retention_months: int = 0
+    close_after_days: int | None = None
 
 
 def now() -> int:
@@ -169,6 +175,7 @@ def run_control(settings: ControlSettings) -> int:
                 log=log,
                 reconciliation=Reconciliation(settings.tolerance),
                 approval_above_pico=settings.approval_above_pico,
+                closing=None if settings.close_after_days is None else Closing(settings.close_after_days),
             )
             database.on_publish(plane.publications.advance)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -218,6 +225,8 @@ async def serve(
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(publish.watch(plane.database, plane.publications))
         tasks.create_task(_keep_months(plane, retention_months, stop))
+        if plane.closing is not None:
+            tasks.create_task(_close_periods(plane, plane.closing, stop))
         for server, listener in servers.items():
             tasks.create_task(server.serve(sockets=[listener]))
         while not all(server.started for server in servers):
@@ -246,15 +255,33 @@ async def _keep_months(plane: ControlPlane, retention_months: int, stop: asyncio
         for line in retention.keep_months(plane.database, now=plane.now(), retention_months=retention_months):
             plane.log(line)
 
+    await _repeat(plane, keep, stop, pause_seconds=MONTHS_PAUSE_SECONDS, failed="months_failed")
+
+
+async def _close_periods(plane: ControlPlane, state: Closing, stop: asyncio.Event) -> None:
+    """Close the periods that are due, now and every few minutes."""
+
+    def close() -> None:
+        closing.close_due(plane.database, state, now=plane.now, is_stopping=stop.is_set, log=plane.log)
+
+    await _repeat(plane, close, stop, pause_seconds=CLOSING_PAUSE_SECONDS, failed="closing_failed")
+
+
+async def _repeat(plane: ControlPlane, work: Callable[[], None], stop: asyncio.Event, *, pause_seconds: float, failed: str) -> None:
+    """Do `work` in a thread until `stop`, with a pause between; sooner after a Fault, which is logged as the event `failed`, or a
+    defect."""
     while not stop.is_set():
-        pause_seconds = MONTHS_PAUSE_SECONDS
+        pause = pause_seconds
         try:
-            await asyncio.to_thread(keep)
+            await asyncio.to_thread(work)
         except Fault as fault:
-            plane.log({"event": "months_failed", "detail": fault.detail})
-            pause_seconds = MONTHS_RETRY_SECONDS
+            plane.log({"event": failed, "detail": fault.detail})
+            pause = RETRY_SECONDS
+        except Exception as error:  # a defect in what is done on the side must not end what everybody needs
+            plane.log({"event": "defect", "detail": f"{failed}: {type(error).__name__}"})
+            pause = RETRY_SECONDS
         with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), pause_seconds)
+            await asyncio.wait_for(stop.wait(), pause)
 
 
 def _configure(app: object) -> uvicorn.Config:

@@ -23,6 +23,7 @@ from pathlib import Path
 import uvloop
 
 from tollway.gateway import server
+from tollway.gateway.dialects.media import MediaBounds
 from tollway.gateway.entry import EntryRules
 from tollway.gateway.pipeline import Plane
 from tollway.gateway.relay import RelayBounds
@@ -59,6 +60,7 @@ class GatewayOptions:
     edge: EdgeBounds = field(default_factory=EdgeBounds)
     http: HttpBounds = field(default_factory=HttpBounds)
     relay: RelayBounds = field(default_factory=RelayBounds)
+    media: MediaBounds = field(default_factory=MediaBounds)
     drain: DrainBounds = field(default_factory=DrainBounds)
     rules: EntryRules | None = None
     tls: ssl.SSLContext | None = None
@@ -101,6 +103,7 @@ async def _run(options: GatewayOptions) -> int:
         peppers=options.peppers,
         log=log,
         bounds=options.relay,
+        media_bounds=options.media,
         random_bits=random.Random(randomness.randbits(256)).getrandbits,  # ids, not secrets; a system call each would cost more than both
         now_us=_now_us,
     )

@@ -252,6 +252,14 @@ def find_unfinished_before(tx: PlatformTx, period: Period) -> Period | None:
     return None if row is None else _period(row)
 
 
+def list_unclosed(tx: PlatformTx, ended_before: int, *, after: str, limit: int) -> list[Period]:
+    """Periods of everyone that had ended at that instant and are not closed, by id and so by start; those behind the id `after`."""
+    query = _ALL.where(
+        billing_periods.c.state != PeriodState.CLOSED, billing_periods.c.end_at <= ended_before, billing_periods.c.id > after
+    )
+    return [_period(row) for row in tx.connection.execute(query.order_by(billing_periods.c.id).limit(limit))]
+
+
 def list_periods(tx: PlatformTx, window: Window, *, organization_id: str | None, state: PeriodState | None) -> Page[Period]:
     """Periods in order of their start, of everyone or of one organization."""
     query = _ALL

@@ -29,7 +29,7 @@ billing_periods = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     # From here on: written when closing begins.
     sa.Column("frozen_at", sa.BigInteger),
-    sa.Column("closed_by", sa.String(64)),  # the operator's key
+    sa.Column("closed_by", sa.String(64)),  # the operator's key, or "automatic"
     sa.Column("watermark_digest", sa.LargeBinary(32)),
     sa.Column("report", sa.Text),  # JSON: how it is known that nothing is missing
     # From here on: written when it is closed.

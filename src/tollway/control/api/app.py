@@ -87,6 +87,8 @@ def create_apps(plane: ControlPlane) -> tuple[FastAPI, FastAPI]:
     """The public application and the link's, which also shows the metrics of both. Raises TypeError if a route is no door."""
     registry = CollectorRegistry()
     registry.register(plane.reconciliation)
+    if plane.closing is not None:
+        registry.register(plane.closing)
     requests = Counter("tollway_control_requests", "Requests answered, by route.", ["app", "method", "route", "status"], registry=registry)
     return (
         _create_app("api", plane, requests, [*PUBLIC_ROUTERS, _health(), _description()], BODY_BYTES_MAX),

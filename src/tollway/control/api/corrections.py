@@ -10,9 +10,9 @@ from tollway.control.api import doors
 from tollway.control.api.doors import Plane, PlatformOperator
 from tollway.control.api.schemas import Identified, In, ListOut, PageQuery, Reason, Sum, find_seconds, list_out, seconds
 from tollway.control.corrections import WantedAdjustment
-from tollway.domain import ids, money
+from tollway.domain import money
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision
-from tollway.domain.faults import PARAMETER_UNKNOWN, RESOURCE_UNKNOWN, Fault
+from tollway.domain.faults import PARAMETER_UNKNOWN, Fault
 from tollway.domain.usage import TOKENS_MAX, Quantities
 
 router = doors.router(tags=["corrections"])
@@ -115,7 +115,7 @@ def list_adjustments(
 def retrieve_adjustment(_caller: PlatformOperator, plane: Plane, adjustment_id: str) -> AdjustmentOut:
     """One correction."""
     with plane.database.platform(write=False) as tx:
-        return _adjustment_out(corrections.get_adjustment(tx, _known(adjustment_id)))
+        return _adjustment_out(corrections.get_adjustment(tx, adjustment_id))
 
 
 @router.post("/v1/platform/adjustments/{adjustment_id}/approve")
@@ -132,7 +132,7 @@ def reject_adjustment(caller: PlatformOperator, plane: Plane, adjustment_id: str
 
 def _decide(key_id: str, plane: Plane, adjustment_id: str, decision: Decision) -> AdjustmentOut:
     with plane.database.platform() as tx:
-        decided = corrections.decide(tx, _known(adjustment_id), decision, approver=key_id, now=plane.now())
+        decided = corrections.decide(tx, adjustment_id, decision, approver=key_id, now=plane.now())
     _log(plane, decided, key_id)
     return _adjustment_out(decided)
 
@@ -147,12 +147,6 @@ def _log(plane: Plane, adjustment: Adjustment, key_id: str) -> None:
             "key_id": key_id,
         }
     )
-
-
-def _known(adjustment_id: str) -> str:
-    if not ids.is_id(ids.ADJUSTMENT, adjustment_id):
-        raise Fault(RESOURCE_UNKNOWN)
-    return adjustment_id
 
 
 def _adjustment_out(adjustment: Adjustment) -> AdjustmentOut:

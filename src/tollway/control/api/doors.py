@@ -31,6 +31,7 @@ from tollway.control import access
 from tollway.control.access import Node as NodeCaller
 from tollway.control.access import Operator, Tenant
 from tollway.control.api.errors import name_of
+from tollway.control.closing import Closing
 from tollway.control.keys import Ingredients, Pepper
 from tollway.control.publish import Publications
 from tollway.control.reconcile import Reconciliation
@@ -57,7 +58,7 @@ class ControlPlane:
     """What the doors of one control process work with. `now`: UTC microseconds. `random_bytes(n)`: n unpredictable bytes.
 
     `peppers`: by version, at most two, the one named by `pepper_version` for new keys. `log`: writes one line of structured log.
-    `approval_above_pico`: corrections that move more need a second operator.
+    `approval_above_pico`: corrections that move more need a second operator. `closing`: None if periods are closed by operators only.
     """
 
     database: Database
@@ -71,6 +72,7 @@ class ControlPlane:
     log: Callable[[Mapping[str, object]], None]
     reconciliation: Reconciliation = field(default_factory=Reconciliation)
     approval_above_pico: int = 100 * PICO
+    closing: Closing | None = None
 
     def new_id(self, prefix: str) -> str:
         """A fresh id of kind `prefix` (domain.ids)."""

@@ -119,10 +119,7 @@ def close_period(caller: PlatformOperator, plane: Plane, period_id: str) -> Peri
     try:
         period = periods.close(plane.database, _known(period_id), actor=caller.key_id, now=plane.now())
     except Blocked as blocked:
-        first = blocked.blockers[0]
-        place = first.node_id if first.epoch is None else f"{first.node_id}, epoch {first.epoch}"
-        more = f" ({len(blocked.blockers)} such gateways' lives; see its blockers)" if len(blocked.blockers) > 1 else ""
-        raise Fault(PERIOD_BLOCKED, message=f"Records are missing: {place}: {first.text}{more}.") from blocked
+        raise Fault(PERIOD_BLOCKED, message=str(blocked)) from blocked
     if period.state is PeriodState.CLOSED:
         plane.log({"event": "period_closed", "period_id": period.id, "organization_id": period.organization_id, "key_id": caller.key_id})
     return _report_out(period)
@@ -181,7 +178,7 @@ def export_period(caller: OrganizationAdmin, plane: Plane, period_id: str) -> St
 
 def _known(period_id: str) -> str:
     if not ids.is_id(ids.PERIOD, period_id):
-        raise Fault(RESOURCE_UNKNOWN)
+        raise Fault(RESOURCE_UNKNOWN, message=periods.UNKNOWN)
     return period_id
 
 

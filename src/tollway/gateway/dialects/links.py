@@ -1,8 +1,8 @@
 """Links in messages: what an engine would fetch for a client, from inside the platform's network.
 
-Engines resolve and fetch what image parts name, and have been led to metadata services and neighbours that way. A link may be data, or
-an http(s) URL whose host is a public address or a name that could be public. It is read by one strict grammar and not by a URL library:
-what two libraries read differently (backslashes, users, addresses in octal or as one number, wide digits) is no link.
+Engines resolve and fetch what image parts name, and have been led to metadata services and neighbours that way. A link is an http(s)
+URL whose host is a public address or a name that could be public (`data:` is no link: `media`). It is read by one strict grammar and
+not by a URL library: what two libraries read differently (backslashes, users, addresses in octal or as one number, wide digits) is no link.
 
 A public name may still resolve to a private address, now or at the next look-up. Who resolves it decides: an engine that may fetch
 belongs behind an egress that refuses private networks.
@@ -10,17 +10,10 @@ belongs behind an egress that refuses private networks.
 
 import ipaddress
 import re
-from collections.abc import Iterable
-from typing import Any
-
-from tollway.domain import faults
-from tollway.domain.faults import Fault
 
 _URL = re.compile(r"https?://([^/?#]*)(?:[/?#][\x21-\x5b\x5d-\x7e]*)?", re.ASCII)
 _NAME = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]\.?")
 _PORT = re.compile(r"(.*?)(?::([0-9]{1,5}))?")
-_HOLDERS = frozenset({"image_url", "video_url", "audio_url", "file", "source"})
-"""Objects of a content part that have the link as `url`. What a tool is called with (`input`) is nobody's to fetch."""
 
 _PRIVATE_NAMES = (".local", ".localhost", ".internal", ".intranet", ".lan", ".home.arpa", ".svc", ".cluster", ".test", ".invalid")
 _PRIVATE_NETWORKS = tuple(
@@ -29,33 +22,8 @@ _PRIVATE_NETWORKS = tuple(
 """Networks of IPv6 that carry addresses of IPv4, private ones too: `is_global` takes some of them for public."""
 
 
-def check_messages(messages: Iterable[Any]) -> None:
-    """Raise Fault invalid_image_url if a content part of these messages has a link that must not be fetched. Texts are not looked into."""
-    for message in messages:
-        if type(message) is dict:
-            content = message.get("content")
-            if type(content) is list:
-                _check_parts(content)
-
-
-def _check_parts(parts: list[Any]) -> None:
-    for part in parts:
-        if type(part) is dict:
-            for name, value in part.items():
-                if type(value) is dict and name in _HOLDERS:
-                    value = value.get("url")
-                    name = "url"
-                if type(value) is str:
-                    if (name == "url" or name.endswith("_url")) and not is_public(value):
-                        raise Fault(faults.LINK_INVALID, param="messages")
-                elif type(value) is list and name == "content":  # what a tool answered
-                    _check_parts(value)
-
-
 def is_public(link: str) -> bool:
-    """Whether a link may be fetched: data, or http(s) to a host that is no private one by its looks."""
-    if link[:5].lower() == "data:":
-        return True
+    """Whether a link may be fetched: http(s) to a host that is no private one by its looks."""
     match = _URL.fullmatch(link[:8].lower() + link[8:])
     return match is not None and _is_public_host(match[1].lower())
 

@@ -1,0 +1,125 @@
+"""Media that messages carry in themselves: `data:` URLs, and base64 beside its media type.
+
+An engine decodes what it is given, with decoders that unfold a little data to a lot, and takes it from the memory that all tenants
+share. So how much there is, of what, and what it would become is bounded here, before any engine hears of it: bytes, parts, frames,
+types, pixels. Nothing is decoded but the first bytes of pictures (`pictures`).
+"""
+
+import re
+
+import msgspec
+
+from tollway.domain import faults
+from tollway.domain.faults import Fault
+from tollway.gateway.dialects.pictures import Encoded, PictureInvalid, find_size
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+"""With a length that is a multiple of four: RFC 4648, section 4, padded. 32 MiB take 30 ms, as long as reading the body as JSON."""
+_HEAD_MAX = 128
+"""Of a data: URL up to its comma; the longest type that is taken by default has 15 characters."""
+_ENCODING = ";base64"
+_MEASURED = frozenset({"image/png", "image/jpeg", "image/jpg", "image/gif", "image/webp"})
+"""Declared as one of these, it must be one of these, whichever: programs mix them up, and decoders go by the content."""
+_FRAMES = "video/jpeg"
+"""What vLLM calls a film that is given as pictures, separated by commas."""
+
+
+class MediaBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What the messages of one request may carry.
+
+    `parts_max`: pictures, sounds, films and files, links among them. `part_bytes_max`, `request_bytes_max`: decoded bytes of data in one
+    part, and in all. `frames_max`: pictures in one `video/...;base64,` list. `pixels_max`, `request_pixels_max`: of one picture or frame
+    as its header tells, and of all. `types`: media types that are taken.
+    """
+
+    parts_max: int = 128
+    part_bytes_max: int = 20 * 1024 * 1024
+    request_bytes_max: int = 24 * 1024 * 1024
+    frames_max: int = 128
+    pixels_max: int = 64_000_000
+    request_pixels_max: int = 512_000_000
+    types: tuple[str, ...] = (
+        "image/png", "image/jpeg", "image/jpg", "image/gif", "image/webp",
+        "video/jpeg", "video/mp4", "video/webm", "video/quicktime",
+        "audio/wav", "audio/x-wav", "audio/mpeg", "audio/mp3", "audio/mp4", "audio/m4a",
+        "audio/flac", "audio/ogg", "audio/opus", "audio/webm",
+        "application/pdf", "text/plain",
+    )  # fmt: skip
+
+
+class Tally:
+    """What the messages of one request carry so far."""
+
+    __slots__ = ("_bounds", "_bytes", "_parts", "_pixels")
+
+    def __init__(self, bounds: MediaBounds) -> None:
+        self._bounds = bounds
+        self._parts = self._bytes = self._pixels = 0
+
+    def count_part(self, place: str) -> None:
+        """One more part with media. Raises Fault invalid_media."""
+        self._parts += 1
+        if self._parts > self._bounds.parts_max:
+            raise refuse(place, f"The messages have more than {self._bounds.parts_max} images, sounds, films and files.")
+
+    def add_url(self, url: str, kind: str, place: str) -> None:
+        """The data of a `data:` URL (RFC 2397, in base64 and without parameters), of a type that begins with `kind`.
+
+        Raises Fault invalid_media or media_too_large.
+        """
+        comma = url.find(",", 0, _HEAD_MAX)
+        head = url[5:comma].lower()
+        if comma < 0 or not head.endswith(_ENCODING):
+            raise refuse(place, "A data: URL must be `data:<media type>;base64,<data>`.")
+        self.add(url, comma + 1, head.removesuffix(_ENCODING), kind, place)
+
+    def add(self, text: str, start: int, media_type: str, kind: str, place: str) -> None:
+        """The base64 in `text` from `start` on, declared as `media_type`. Raises as `add_url` does."""
+        bounds = self._bounds
+        if media_type not in bounds.types or not media_type.startswith(kind):
+            accepted = ", ".join(each for each in bounds.types if each.startswith(kind))
+            raise refuse(place, f"This media type is not accepted here. Accepted: {accepted or 'none'}.")
+        self._add_bytes((len(text) - start) * 3 // 4 - text.endswith("=") - text.endswith("=="), place)
+        if media_type == _FRAMES or (media_type.startswith("video/") and text.find(",", start) >= 0):
+            if text.count(",", start) >= bounds.frames_max:
+                raise refuse(place, f"A film may have at most {bounds.frames_max} frames.")
+            for frame in text[start:].split(","):
+                self._add_picture(frame, 0, is_picture=True, place=place)
+        else:
+            self._add_picture(text, start, is_picture=media_type in _MEASURED, place=place)
+
+    def _add_bytes(self, size: int, place: str) -> None:
+        bounds = self._bounds
+        self._bytes += size
+        if size > bounds.part_bytes_max:
+            raise Fault(faults.MEDIA_TOO_LARGE, param=place, message=f"The data may have at most {bounds.part_bytes_max} bytes.")
+        if self._bytes > bounds.request_bytes_max:
+            message = f"The data in all messages may have at most {bounds.request_bytes_max} bytes."
+            raise Fault(faults.MEDIA_TOO_LARGE, param=place, message=message)
+
+    def _add_picture(self, text: str, start: int, *, is_picture: bool, place: str) -> None:
+        """Whatever is a picture by its content is measured, because decoders go by that; `is_picture`: it must be one."""
+        bounds = self._bounds
+        if (len(text) - start) % 4 or _BASE64.fullmatch(text, start) is None:
+            raise refuse(place, "The data is not valid base64.")
+        try:
+            found = find_size(Encoded(text, start))
+        except PictureInvalid:
+            raise refuse(place, "The image is damaged.") from None
+        if found is None:
+            if is_picture:
+                raise refuse(place, "The image is neither PNG, JPEG, GIF nor WebP.")
+            return
+        name, width, height = found
+        if f"image/{name}" not in bounds.types:
+            raise refuse(place, "Images of this format are not accepted.")
+        self._pixels += width * height
+        if width * height > bounds.pixels_max:
+            raise refuse(place, f"An image may have at most {bounds.pixels_max} pixels; this one has {width} × {height}.")
+        if self._pixels > bounds.request_pixels_max:
+            raise refuse(place, f"All images together may have at most {bounds.request_pixels_max} pixels.")
+
+
+def refuse(place: str, message: str) -> Fault:
+    """The fault of media that are not accepted."""
+    return Fault(faults.MEDIA_INVALID, param=place, message=message)
