@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, exchanges, final, frames
 from tests.storage.databases import SqliteTemplate, add_price, fill
-from tollway.control.collect import Gap, Refused, Taken, collect
+from tollway.control.collect import Gap, Taken, collect
+from tollway.control.judging import Refused
 from tollway.control.verify import verify
 from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import TOKENS_MAX, Amounts, Close, Outcome, Progress, Quantities, Record, Tick

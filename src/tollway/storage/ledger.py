@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.storage.bulk import Upsert, any_of, insert_rows, upsert_rows
+from tollway.storage.bulk import Upsert, any_of, by_bytes, insert_rows, upsert_rows
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import Page, Window, fetch_page
 from tollway.storage.schema_money import amount_text, balances, ledger_accounts, ledger_entries, ledger_transactions
@@ -184,6 +184,15 @@ def iterate_transactions(tx: PlatformTx, page_rows: int = 500) -> Iterator[Posti
         if not page.has_more:
             return
         window = Window(after=page.items[-1].id, limit=page_rows)
+
+
+def iterate_usage_transactions(tx: PlatformTx, page_rows: int = 500) -> Iterator[Posting]:
+    """Every transaction that books usage, ordered by the first record that it names (node, epoch, seq): for verification."""
+    table = ledger_transactions.c
+    query = sa.select(ledger_transactions).where(table.cause == "usage")
+    ordered = query.order_by(by_bytes(tx, table.node_id), table.epoch, table.first_seq, table.id).execution_options(yield_per=page_rows)
+    for rows in tx.connection.execute(ordered).partitions():
+        yield from _with_entries(tx, rows)
 
 
 def iterate_balances(tx: PlatformTx) -> Iterator[Balance]:
