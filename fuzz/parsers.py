@@ -165,10 +165,10 @@ def link(data: bytes) -> None:
     text = data.decode(errors="replace")
     if not links.is_public(text) or text[:5].lower() == "data:":
         return
-    hosts = {urlsplit(text).hostname, httpx2.URL(text).raw_host.decode().lower()}
+    hosts = {urlsplit(text).hostname or "", httpx2.URL(text).raw_host.decode().lower()}
     assert len(hosts) == 1, "two libraries, two hosts"
     (host,) = hosts
-    assert (host and host.isascii() and "." in host.rstrip(".")) or ":" in str(host)
+    assert (host.isascii() and "." in host.rstrip(".")) or ":" in host
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -187,7 +187,7 @@ def proxy_header(data: bytes) -> None:
         source = proxy.find_source(head, rest[:size])
     except proxy.HeaderInvalid:
         return
-    assert source is None or source == str(proxy.ipaddress.ip_address(source))
+    assert source is None or source == str(ipaddress.ip_address(source))
 
 
 # ---- From engines
