@@ -53,7 +53,7 @@ class TestRollups:
         sums = Sums(1, 2, 3, 4, 5, input_pico=999_999_999_999, output_pico=each)
         with database.platform() as tx:
             for _ in range(5):
-                usage.add_rollups(tx, {KEY: sums})
+                usage.add_rollups(tx, usage.rollup_rows({KEY: sums}))
         with database.platform(write=False) as tx:
             ((key, found),) = usage.iterate_rollups(tx)
             pico = tx.connection.execute(sa.select(money.usage_rollups.c.output_cost_pico)).scalar_one()
@@ -90,7 +90,7 @@ class TestArchive:
 def insert(tx: PlatformTx, *events: UsageEvent) -> None:
     """Store events as the collector hands them in."""
     ids = [event.final.admit.request_id for event in events]
-    usage.insert_events(tx, map(row_of, events), min(ids), max(ids))
+    usage.insert_events(tx, map(row_of, events), min(ids), max(ids), lambda: None)
 
 
 def row_of(event: UsageEvent) -> usage.EventRow:

@@ -23,9 +23,10 @@ database in bulk: see `storage.usage`.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tollway.control.judging import Batch, Payer, Refused, Tally
+from tollway.domain.reconciliation import EngineUsage, UsageKey
 from tollway.domain.usage import ADMIT_HEAD
 from tollway.storage import ledger as stored_ledger
 from tollway.storage import periods as stored_periods
@@ -34,7 +35,8 @@ from tollway.storage import reconcile as stored_reconcile
 from tollway.storage import usage as stored_usage
 from tollway.storage.archive import Archive
 from tollway.storage.database import PlatformTx
-from tollway.storage.usage import Watermark
+from tollway.storage.ledger import Posting
+from tollway.storage.usage import RollupRow, Watermark
 from tollway.wire.segments import HEAD_BYTES, Reader, Tail, first_chain, parse_head
 
 
@@ -74,11 +76,11 @@ def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first
     if reader.next_seq == watermark.next_seq:
         return Taken(watermark.next_seq)
     with archive.writing(node_id, epoch, watermark.archive_bytes, body[start:]):  # the disk has time while the database works
-        tally = _store_events(tx, batch, now)
+        tally, sums = _store_events(tx, batch, now)
         stored_usage.insert_strays(tx, tally.conflicts, tally.quarantined, now)
-        stored_usage.add_rollups(tx, tally.roll_up())
-        stored_reconcile.add_usage(tx, tally.sum_usage())
-        stored_ledger.post(tx, tally.book(batch, now), now)
+        stored_usage.add_rollups(tx, sums.rollups)
+        stored_reconcile.add_usage(tx, sums.engine_usage)
+        stored_ledger.post(tx, sums.postings, now)
         moved = replace(
             watermark,
             next_seq=reader.next_seq,
@@ -116,7 +118,16 @@ def list_payers(tx: PlatformTx, organization_ids: Iterable[str]) -> dict[str, Pa
     }
 
 
-def _store_events(tx: PlatformTx, batch: Batch, now: int) -> Tally:
+@dataclass(slots=True)
+class _Sums:
+    """What is stored beside the events of a batch, made while the database stores these."""
+
+    rollups: list[RollupRow] = field(default_factory=list)
+    engine_usage: dict[UsageKey, EngineUsage] = field(default_factory=dict)
+    postings: list[Posting] = field(default_factory=list)
+
+
+def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[Tally, _Sums]:
     """Judge a batch and store its events, with the periods that they are the first of.
 
     As if none of their ids were known, which is nearly always so, and the database says when it is not: then again, knowing which. To
@@ -127,16 +138,22 @@ def _store_events(tx: PlatformTx, batch: Batch, now: int) -> Tally:
     payers = list_payers(tx, organization_ids)
     prices = stored_prices.find_prices(tx, {admit.price_version for admit in admits})
     calendars = stored_periods.open_calendars(tx, organization_ids)
-    tally = Tally(payers, prices, calendars, known={})
-    if not batch.finals:
-        list(tally.rate(batch))
+    ids, sums = [entry[2] for entry in batch.finals], _Sums()
+
+    def store(known: dict[str, bytes]) -> Tally:
+        tally = Tally(payers, prices, calendars, known)
+
+        def add_up() -> None:
+            sums.rollups = stored_usage.rollup_rows(tally.roll_up())
+            sums.engine_usage = tally.sum_usage()
+            sums.postings = tally.book(batch, now)
+
+        stored_usage.insert_events(tx, tally.rate(batch), min(ids, default=""), max(ids, default=""), add_up)
         return tally
-    ids = [entry[2] for entry in batch.finals]
-    first_id, last_id = min(ids), max(ids)
+
     try:
-        stored_usage.insert_events(tx, tally.rate(batch), first_id, last_id)
+        tally = store({})
     except stored_usage.EventRace:
-        tally = Tally(payers, prices, calendars, stored_usage.find_hashes(tx, ids))
-        stored_usage.insert_events(tx, tally.rate(batch), first_id, last_id)
+        tally = store(stored_usage.find_hashes(tx, ids))
     stored_periods.insert_cut(tx, calendars.values(), now)
-    return tally
+    return tally, sums

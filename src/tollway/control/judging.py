@@ -61,7 +61,7 @@ _NAMES = re.compile(r"(?:[!-~]{1,64}\n){6}[!-~]{1,128}")
 """Ids, endpoint and service tier of at most 64 visible ASCII characters, and a model's name."""
 
 _NAME = re.compile(r"[!-~]{1,64}")
-_ALL_NAMES = re.compile(r"(?:[!-~]{1,64}\n)*")
+_ALL_NAMES = re.compile(r"(?:[!-~]{1,64}\n)*[!-~]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,8 +155,8 @@ class Batch:
                 )
             else:
                 self.unreadable.append((frame.seq, payload, "invalid"))
-        joined = "".join(f"{request_id}\n" for request_id in ids)  # all at once: a regular expression costs mostly its start
-        if joined.count("\n") != len(ids) or _ALL_NAMES.fullmatch(joined) is None:
+        joined = "\n".join(ids)  # all at once: a regular expression costs mostly its start
+        if ids and (joined.count("\n") != len(ids) - 1 or _ALL_NAMES.fullmatch(joined) is None):
             self.unreadable += ((each[0], each[1], "invalid") for each in finals if _NAME.fullmatch(each[2]) is None)
             self.finals = [each for each in finals if _NAME.fullmatch(each[2]) is not None]
 
@@ -466,9 +466,16 @@ Costs = dict[tuple[str, BillingClass], int]
 
 
 def _add_costs(costs: Costs, run: Run) -> None:
-    model = run.group.admit.model
-    for billing_class, pico in run.sums().costs.items():
-        costs[model, billing_class] = costs.get((model, billing_class), 0) + pico
+    model, sums = run.group.admit.model, run.sums()
+    for billing_class, pico in (
+        (BillingClass.INPUT, sums.input_pico),
+        (BillingClass.CACHED_INPUT, sums.cached_input_pico),
+        (BillingClass.OUTPUT, sums.output_pico),
+        (BillingClass.REASONING, sums.reasoning_pico),
+        (BillingClass.REQUEST, sums.request_pico),
+    ):
+        if pico:
+            costs[model, billing_class] = costs.get((model, billing_class), 0) + pico
 
 
 def _stray(batch: Batch, seq: int, event_id: str | None, hashed: bytes, payload: bytes, reason: str) -> Stray:

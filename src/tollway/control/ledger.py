@@ -7,6 +7,7 @@ the same events of the same batch can never be booked twice.
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 from tollway.domain.ids import TRANSACTION
 from tollway.domain.prices import BillingClass
@@ -39,11 +40,7 @@ def book_usage(
     total = sum(costs.values())
     if total == 0:
         return None
-    revenue = [
-        Entry(Account(PLATFORM, f"revenue:{model}:{billing_class}", currency), -pico)
-        for (model, billing_class), pico in sorted(costs.items())
-        if pico
-    ]
+    revenue = [Entry(_revenue(model, billing_class, currency), -pico) for (model, billing_class), pico in sorted(costs.items()) if pico]
     return Posting(
         id=transaction_id(organization_id, period_at, cause, ended_at),
         organization_id=organization_id,
@@ -52,6 +49,11 @@ def book_usage(
         booked_at=booked_at,
         entries=(Entry(Account(organization_id, UNBILLED, currency), total), *revenue),
     )
+
+
+@lru_cache(maxsize=4096)
+def _revenue(model: str, billing_class: BillingClass, currency: str) -> Account:
+    return Account(PLATFORM, f"revenue:{model}:{billing_class}", currency)
 
 
 def transaction_id(organization_id: str, period_at: int, cause: UsageCause, ended_at: int) -> str:

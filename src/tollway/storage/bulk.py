@@ -7,7 +7,7 @@ COPY. Rows may be made while the database stores those before them: whoever hand
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -78,13 +78,18 @@ def copy_line(values: Iterable[int | str | bytes | None]) -> str:
 
 
 def _text(value: int | str | bytes | None) -> str:
+    if isinstance(value, str):
+        return value.replace("\\", r"\\")
     if value is None:
         return NULL
-    return rf"\\x{value.hex()}" if isinstance(value, bytes) else str(value).replace("\\", r"\\")
+    return rf"\\x{value.hex()}" if isinstance(value, bytes) else str(value)
 
 
-def copy_lines(tx: PlatformTx, table: str, columns: Sequence[str], lines: Iterable[str]) -> None:
-    """Insert into a table of PostgreSQL by COPY. Lines hold the values between tabs, and end with a newline. Raises Duplicate."""
+def copy_lines(
+    tx: PlatformTx, table: str, columns: Sequence[str], lines: Iterable[str], meanwhile: Callable[[], None] | None = None
+) -> None:
+    """Insert into a table of PostgreSQL by COPY. Lines hold the values between tabs, and end with a newline. `meanwhile` is called
+    once all are sent, while the server is still busy with them. Raises Duplicate."""
     statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
     driver: Any = tx.connection.dialect.loaded_dbapi
     connection: Any = tx.connection.connection.driver_connection
@@ -93,6 +98,8 @@ def copy_lines(tx: PlatformTx, table: str, columns: Sequence[str], lines: Iterab
         with tx.connection.begin_nested(), connection.cursor() as cursor, cursor.copy(statement) as copy:
             while part := "".join(islice(rest, COPY_LINES)):
                 copy.write(part)
+            if meanwhile is not None:
+                meanwhile()
     except driver.IntegrityError as error:
         if error.sqlstate == UNIQUE_VIOLATION:
             raise Duplicate from error

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from tollway.storage.bulk import Upsert, any_of, by_bytes, insert_rows, upsert_rows
@@ -12,8 +13,7 @@ from tollway.storage.pages import Page, Window, fetch_page
 from tollway.storage.schema_money import amount_text, balances, ledger_accounts, ledger_entries, ledger_transactions
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(msgspec.Struct, frozen=True, gc=False):
     """Who has what kind of account in which currency. `owner` is an organization's id or "platform"."""
 
     owner: str
@@ -26,8 +26,7 @@ class Account:
         return f"{self.owner}/{self.kind}/{self.currency}"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One line of a transaction: above zero a debit, below zero a credit."""
 
     account: Account
@@ -81,17 +80,15 @@ def post(tx: PlatformTx, postings: Sequence[Posting], now: int) -> None:
         return
     changes: dict[str, int] = {}
     accounts: dict[str, Account] = {}
+    entries: list[tuple[str, int, str, str]] = []
     for posting in postings:
-        for entry in posting.entries:
-            accounts[entry.account.id] = entry.account
-            changes[entry.account.id] = changes.get(entry.account.id, 0) + entry.amount_pico
+        for line, entry in enumerate(posting.entries, 1):
+            account_id, pico = entry.account.id, entry.amount_pico
+            accounts[account_id] = entry.account
+            changes[account_id] = changes.get(account_id, 0) + pico
+            entries.append((posting.id, line, account_id, amount_text(pico)))
     _open_accounts(tx, accounts, now)
     insert_rows(tx, ledger_transactions, TRANSACTION_COLUMNS, map(_transaction_row, postings))
-    entries = (
-        (posting.id, line, entry.account.id, amount_text(entry.amount_pico))
-        for posting in postings
-        for line, entry in enumerate(posting.entries, 1)
-    )
     insert_rows(tx, ledger_entries, ("transaction_id", "line", "account_id", "amount_pico"), entries)
     _move_balances(tx, changes, now)
 

@@ -1,6 +1,6 @@
 """Usage at rest: watermarks, events with what they cost, rollups; what the collector writes and what tenants read."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,16 +196,20 @@ EVENT_COLUMNS = (
 """All columns, in the order of an EventRow and of `Shared.values`."""
 
 
-def insert_events(tx: PlatformTx, rows: Iterable[EventRow], first_id: str, last_id: str) -> None:
+def insert_events(tx: PlatformTx, rows: Iterable[EventRow], first_id: str, last_id: str, meanwhile: Callable[[], None]) -> None:
     """Store new events, none of whose ids lies outside of these two, while they are being made. Raises EventRace if one of them is not
-    new; then none is stored, and the transaction goes on."""
+    new; then none is stored, and the transaction goes on.
+
+    `meanwhile` is called after the last row was made; the database may be still busy with the rows.
+    """
     try:
         if tx.connection.dialect.name == "sqlite":
             insert_prepared(tx, usage_events, EVENT_COLUMNS, ((*row[:-1], *row[-1].values) for row in rows))
+            meanwhile()
         else:
             # To the month's own partition, where the server stores page by page instead of row by row.
             partition = find_partition(tx, first_id, last_id)
-            copy_lines(tx, partition or usage_events.name, EVENT_COLUMNS, map(_event_line, rows))
+            copy_lines(tx, partition or usage_events.name, EVENT_COLUMNS, map(_event_line, rows), meanwhile)
     except Duplicate as error:
         raise EventRace from error
 
@@ -322,10 +326,18 @@ RollupKey = tuple[str, int, int, str, str, str, str]
 """organization, width in seconds, start (microseconds), project, key, model, endpoint: the columns of ROLLUP_KEY."""
 
 
-def add_rollups(tx: PlatformTx, sums: Mapping[RollupKey, Sums]) -> None:
-    """Add to the rollups. Keys are taken in order, so that two collectors that meet wait for each other instead of deadlocking."""
-    if sums:
-        upsert_rows(tx, _ADD_ROLLUPS, [(*key, *_rollup_values(sums[key])) for key in sorted(sums)])
+RollupRow = tuple[str | int, ...]
+
+
+def rollup_rows(sums: Mapping[RollupKey, Sums]) -> list[RollupRow]:
+    """The rows for `add_rollups`: ordered by key, so that two collectors that meet wait for each other instead of deadlocking."""
+    return [(*key, *_rollup_values(sums[key])) for key in sorted(sums)]
+
+
+def add_rollups(tx: PlatformTx, rows: Sequence[RollupRow]) -> None:
+    """Add to the rollups."""
+    if rows:
+        upsert_rows(tx, _ADD_ROLLUPS, rows)
 
 
 def _added() -> Iterator[tuple[str, str]]:
