@@ -414,8 +414,7 @@ class Tally:
         return rollups
 
     def sum_usage(self) -> dict[UsageKey, EngineUsage]:
-        """What requests used, by hour, deployment and model: input in the hour of the first token, the rest in that of the end. Those
-        that no engine heard of and that used nothing are left out."""
+        """What `domain.reconciliation.sum_usage` makes of the same requests, one by one (`verify` has it do so)."""
         usage: dict[UsageKey, EngineUsage] = {}
         for run in self.runs:
             if not run.is_heard:

@@ -33,7 +33,7 @@ from tollway.control.verify_ledger import Booked, Costs, EpochLedger, entries_of
 from tollway.control.verify_periods import Corrections, Periods
 from tollway.domain.periods import Calendar
 from tollway.domain.prices import BillingClass, PriceVersion, rate
-from tollway.domain.reconciliation import EngineUsage, UsageKey
+from tollway.domain.reconciliation import EngineUsage, UsageKey, sum_usage
 from tollway.domain.usage import ADMIT_HEAD, Amounts, UsageEvent, billed, content_hash, decode_final
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import ledger as stored_ledger
@@ -241,14 +241,14 @@ def _take_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearra
     taken = {event_id: ((row[_NODE], row[_EPOCH], row[_SEQ]), row[_HASH]) for event_id, row in rows.items()}
     tally = Tally(walk.payers, walk.prices, walk.calendars, known={})
     payloads = {}
-    for _, payload, event_id, *_ in batch.finals:
+    for seq, payload, event_id, *_ in batch.finals:
+        payloads[seq] = payload
         if event_id not in rows:
             first = walk.absent.get(_fingerprint(event_id.encode()))
             hashed = content_hash(payload)
             if first is not None:
                 tally.known[event_id] = hashed if first == _fingerprint(hashed) else b""
-            if event_id in walk.corrected:
-                payloads[event_id] = payload
+    finals = []
     for row in tally.rate(batch, taken):
         (event_id, seq, _, _, ended_at, _, _, _, _, input, cached_input, output, reasoning, request, period_at, hashed, shared) = row
         organization_id, model = str(shared.values[_ORGANIZATION]), str(shared.values[_MODEL])
@@ -256,15 +256,16 @@ def _take_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearra
         event = Booked(event_id, seq, organization_id, period_at, ended_at, model, picos, is_gone=False)
         if found is None:
             walk.absent[_fingerprint(event_id.encode())] = _fingerprint(hashed)
-            event = replace(event, is_gone=_note_absent(walk, event, payloads.get(event_id), batch))
+            event = replace(event, is_gone=_note_absent(walk, event, payloads[seq], batch))
         else:
             ticked[seq // 8] |= 1 << seq % 8
             event = replace(event, period_at=found[_PERIOD])
             _compare_event(walk, row, found, event)
         ledger.take(event)
+        finals.append(decode_final(payloads[seq]))
     for key, sums in tally.roll_up().items():
         walk.rollups.add(key, sums)
-    for used, usage in tally.sum_usage().items():
+    for used, usage in sum_usage(finals).items():
         walk.engine_usage.add(used, usage)
     for organization_id, costs in tally.sum_costs().items():
         together = walk.costs.setdefault(organization_id, {})
@@ -311,15 +312,14 @@ def _compare_event(walk: _Walk, row: EventRow, found: tuple[Any, ...], event: Bo
         walk.findings.add("usage_events", f"{event.event_id} {flaw}")
 
 
-def _note_absent(walk: _Walk, event: Booked, payload: bytes | None, batch: Batch) -> bool:
-    """An event of the archive that the database does not have: whether retention has removed it, with its month. `payload`: if a
-    correction names it."""
+def _note_absent(walk: _Walk, event: Booked, payload: bytes, batch: Batch) -> bool:
+    """An event of the archive that the database does not have: whether retention has removed it, with its month."""
     month = next((each.month for each in walk.removed if each.month.holds(event.event_id)), None)
     if month is None:
         walk.findings.add("usage_events", f"{event.event_id} is missing")
         return False
     walk.gone[str(month)] = walk.gone.get(str(month), 0) + 1
-    if payload is not None:
+    if event.event_id in walk.corrected:
         final = decode_final(payload)
         price = walk.prices[final.admit.price_version]
         found = UsageEvent(

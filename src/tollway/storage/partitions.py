@@ -100,15 +100,20 @@ def list_months(tx: PlatformTx) -> list[Month]:
 
 
 def find_partition(tx: PlatformTx, first_id: str, last_id: str) -> str | None:
-    """The month's partition that takes all ids from `first_id` to `last_id`; None if there is no one such."""
+    """The month's partition that takes all ids from `first_id` to `last_id`, and is one until this transaction ends; None if there is no
+    one such."""
     try:
         month = Month.of(int(first_id[4:16], 16) * 1000)
     except (ValueError, OverflowError):
         return None  # not ids of ours: the table itself knows where they belong
     if not (month.holds(first_id) and month.holds(last_id)):
         return None
-    found: str | None = tx.connection.execute(sa.select(sa.cast(sa.func.to_regclass(month.partition), sa.String))).scalar_one()
-    return found
+    # The lock that an INSERT into the whole table takes: with it no partition can be detached, and be a table that nobody reads.
+    tx.connection.exec_driver_sql(f"LOCK TABLE ONLY {usage_events.name} IN ROW EXCLUSIVE MODE")
+    is_partition = tx.connection.exec_driver_sql(
+        "SELECT count(*) FROM pg_inherits WHERE inhparent = 'usage_events'::regclass AND inhrelid = to_regclass(%s)", (month.partition,)
+    )
+    return month.partition if is_partition.scalar_one() else None
 
 
 def make_partition(tx: PlatformTx, month: Month) -> None:
