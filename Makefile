@@ -56,7 +56,7 @@ test-sdks: $(VENV)/.dev  ## the tests of every line of the official SDKs, Python
 
 .PHONY: check
 check: $(VENV)/.dev  ## style, types, architecture, house rules: seconds
-	@failed=; for tool in "ruff check ." "ruff format --check ." "mypy src" "lint-imports" "pytest -q tests/test_tidy.py"; do \
+	@failed=; for tool in "ruff check ." "ruff format --check ." "mypy src bench fuzz reliability scripts" "lint-imports" "pytest -q tests/test_tidy.py"; do \
 		echo "==> $$tool"; $(VENV)/bin/$$tool || failed="$$failed [$$tool]"; \
 	done; test -z "$$failed" || { echo "==> failed:$$failed" >&2; exit 1; }
 

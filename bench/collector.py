@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import random
 import time
@@ -35,6 +36,7 @@ from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import Admit, Final, Outcome, Quantities, UsageSource, encode
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.partitions import list_months
 from tollway.storage.usage import EVENT_COLUMNS, UsageQuery
 from tollway.wire.segments import extend, first_chain
 
@@ -56,6 +58,9 @@ DAY_US = 86_400_000_000
 NODE, EPOCH = "node_" + "0" * 32, START_AT
 
 COPY = "COPY"
+
+ROWS_COPIED = 50_000
+"""In one transaction of SQLite, when it is filled: half a million rows."""
 
 MARKS = (100_000, 1_000_000, 10_000_000)
 
@@ -87,17 +92,46 @@ class Engine:
         assert taken.events == BATCH_EVENTS, taken
 
     def copy_events(self, copies: int, nibble: Nibble) -> None:
-        """Copy every event so many times, at most nine; each copy has another digit at a place of its id where all have one of a few."""
-        columns = ", ".join(EVENT_COLUMNS[1:])
-        originals = f"substr(event_id, {nibble.place}, 1) IN ({', '.join(map(repr, nibble.digits))})"
-        for digit in [each for each in "0123456789abcdef" if each not in nibble.digits][:copies]:
-            copied = f"substr(event_id, 1, {nibble.place - 1}) || '{digit}' || substr(event_id, {nibble.place + 1})"
+        """Copy every event so many times, at most twelve; each copy has another digit at a place of its id where all have one of a few.
+
+        What is stored for long is on the disk, and no server sorts it out any more when the next batch comes: so it is here. Triggers,
+        which have looked at the originals, are left out.
+        """
+        columns, digits = ", ".join(EVENT_COLUMNS[1:]), [each for each in "0123456789abcdef" if each not in nibble.digits][:copies]
+        head, tail = f"substr(event_id, 1, {nibble.place - 1})", f"substr(event_id, {nibble.place + 1})"
+        insert = f"INSERT INTO usage_events (event_id, {columns})"
+        if self.database.is_sqlite:
+            self._copy_by_rows(f"{insert} SELECT {head} || value || {tail}, {columns} FROM usage_events, json_each(?)", digits)
+        else:
             with self.database.platform() as tx:
-                if not self.database.is_sqlite:
-                    tx.connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-                tx.connection.exec_driver_sql(
-                    f"INSERT INTO usage_events (event_id, {columns}) SELECT {copied}, {columns} FROM usage_events WHERE {originals}"
-                )
+                tx.connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                tx.connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+                made = f"{head} || unnest(ARRAY[{', '.join(map(repr, digits))}]) || {tail}"
+                tx.connection.exec_driver_sql(f"{insert} SELECT {made}, {columns} FROM usage_events")
+        self._settle()
+
+    def _settle(self) -> None:
+        """Have what was copied lie on the disk: whoever fills a database in a minute leaves more unwritten than a gateway ever does."""
+        with self.database.platform() as tx:
+            if not self.database.is_sqlite:
+                tx.connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                tx.connection.exec_driver_sql("CHECKPOINT")
+        os.sync()
+
+    def _copy_by_rows(self, statement: str, digits: Sequence[str]) -> None:
+        """In pieces: SQLite puts aside what it reads from the table that it writes to."""
+        trigger = "event_in_open_period"
+        with self.database.platform() as tx:
+            run = tx.connection.exec_driver_sql
+            last: int = run("SELECT max(rowid) FROM usage_events").scalar_one()
+            definition: str = run(f"SELECT sql FROM sqlite_master WHERE name = '{trigger}'").scalar_one()
+            run(f"DROP TRIGGER {trigger}")
+        for first in range(1, last + 1, ROWS_COPIED):
+            with self.database.platform() as tx:
+                piece = f"{statement} WHERE usage_events.rowid BETWEEN {first} AND {min(first + ROWS_COPIED - 1, last)}"
+                tx.connection.exec_driver_sql(piece, (json.dumps(digits),))
+        with self.database.platform() as tx:
+            tx.connection.exec_driver_sql(definition)
 
 
 def measure(rig: Rig) -> None:
@@ -217,7 +251,10 @@ def opened(directory: Path) -> Iterator[tuple[Engine, Engine, str]]:
         for name, its_url in (("tollway", url), ("tollway on SQLite", f"sqlite+pysqlite:///{directory}/collector.db")):
             database = Database.open(its_url)
             database.migrate()
-            list(keep_months(database, now=START_AT, retention_months=0))
+            for _ in keep_months(database, now=START_AT, retention_months=0):
+                pass
+            if not database.is_sqlite:
+                _leave_alone(database)
             _fill(database)
             engines.append(Engine(name, database, Archive(directory / name)))
         try:
@@ -227,15 +264,23 @@ def opened(directory: Path) -> Iterator[tuple[Engine, Engine, str]]:
                 engine.database.close()
 
 
+def _leave_alone(database: Database) -> None:
+    """No autovacuum of events in the middle of a window: nothing of them is ever dead, and their first vacuum comes as it likes."""
+    with database.platform() as tx:
+        for month in list_months(tx):
+            tx.connection.exec_driver_sql(f"ALTER TABLE {month.partition} SET (autovacuum_enabled = false)")
+
+
 class Copy:
     """The yardstick: finished rows, written by psycopg as they are."""
 
     def __init__(self, url: str) -> None:
         self._engine = sa.create_engine(url, poolclass=sa.NullPool)
         self._connection = self._engine.connect()
-        self.driver: Any = self._connection.connection.driver_connection
+        pooled: Any = self._connection.connection
+        self.driver = pooled.driver_connection
         self.driver.execute("CREATE TABLE copied (LIKE usage_events INCLUDING ALL) PARTITION BY RANGE (event_id)")
-        self.driver.execute("CREATE TABLE copied_default PARTITION OF copied DEFAULT")
+        self.driver.execute("CREATE TABLE copied_default PARTITION OF copied DEFAULT WITH (autovacuum_enabled = false)")
         self.driver.commit()
 
     def read_rows(self, first_seq: int) -> list[tuple[Any, ...]]:

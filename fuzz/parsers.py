@@ -167,10 +167,10 @@ def link(data: bytes) -> None:
     text = data.decode(errors="replace")
     if not links.is_public(text):
         return
-    hosts = {urlsplit(text).hostname, httpx2.URL(text).raw_host.decode().lower()}
+    hosts = {urlsplit(text).hostname or "", httpx2.URL(text).raw_host.decode().lower()}
     assert len(hosts) == 1, "two libraries, two hosts"
     (host,) = hosts
-    assert (host and host.isascii() and "." in host.rstrip(".")) or ":" in str(host)
+    assert (host.isascii() and "." in host.rstrip(".")) or ":" in host
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -182,9 +182,9 @@ def link(data: bytes) -> None:
 def picture(data: bytes) -> None:
     """find_size: a size, none, or PictureInvalid, and the same of the same bytes wherever they stand; never more steps than are allowed."""
     choice, data, _ = _cut(data)
-    found = [_picture(data, skipped) for skipped in (0, choice)]
-    assert found[0] == found[1]
-    assert found[0] is None or found[0] == "invalid" or (found[0][1] > 0 and found[0][2] > 0)
+    found, elsewhere = (_picture(data, skipped) for skipped in (0, choice))
+    assert found == elsewhere
+    assert not isinstance(found, tuple) or (found[1] > 0 and found[2] > 0)
 
 
 def _picture(data: bytes, skipped: int) -> tuple[str, int, int] | str | None:
@@ -204,7 +204,7 @@ def proxy_header(data: bytes) -> None:
         source = proxy.find_source(head, rest[:size])
     except proxy.HeaderInvalid:
         return
-    assert source is None or source == str(proxy.ipaddress.ip_address(source))
+    assert source is None or source == str(ipaddress.ip_address(source))
 
 
 # ---- From engines

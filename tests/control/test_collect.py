@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, exchanges, final, frames
 from tests.storage.databases import SqliteTemplate, add_price, fill
-from tollway.control.collect import Gap, Refused, Taken, collect
+from tollway.control import verify as verification
+from tollway.control.collect import Gap, Taken, collect
+from tollway.control.judging import Refused
 from tollway.control.verify import verify
 from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import TOKENS_MAX, Amounts, Close, Outcome, Progress, Quantities, Record, Tick
@@ -330,12 +332,22 @@ class TestVerify:
             ("usage_events", f"UPDATE usage_events SET organization_id = '{OTHER_ORGANIZATION}' WHERE seq = 2"),
             ("usage_events", "UPDATE usage_events SET input_pico = 0 WHERE seq = 2"),
             ("usage_events", "DELETE FROM usage_events WHERE seq = 4"),
+            ("usage_events", "UPDATE usage_events SET seq = 99 WHERE seq = 2"),
+            ("usage_events", "UPDATE usage_events SET seq = 3 WHERE seq = 2"),
+            ("usage_events", "UPDATE usage_events SET epoch = epoch + 1"),
+            ("usage_events", "UPDATE usage_events SET event_id = 'req_x' WHERE seq = 2"),
             ("usage_rollups", "UPDATE usage_rollups SET requests = requests + 1 WHERE width_seconds = 3600"),
             ("usage_rollups", "UPDATE usage_rollups SET input_cost_pico = input_cost_pico - 1 WHERE width_seconds = 60"),
             ("usage_rollups", "DELETE FROM usage_rollups WHERE width_seconds = 86400"),
             ("balances", "UPDATE balances SET posted_pico = '1' WHERE account_id LIKE 'org%'"),
             ("ledger_entries", "UPDATE ledger_entries SET amount_pico = '7' WHERE line = 1"),
             ("ledger_transactions", "UPDATE ledger_transactions SET first_seq = first_seq + 1"),
+            ("ledger_transactions", "UPDATE ledger_transactions SET last_seq = last_seq + 100"),
+            ("ledger_transactions", "UPDATE ledger_transactions SET epoch = epoch + 1"),
+            ("ledger_transactions", f"UPDATE ledger_transactions SET node_id = '{OTHER_NODE}'"),
+            ("ledger_entries", "UPDATE ledger_transactions SET first_seq = first_seq + 2, events = 2"),
+            ("event_conflicts", f"INSERT INTO event_conflicts VALUES ('{NODE}', {EPOCH}, 2, 'req_x', 'x', 'x', 0)"),
+            ("quarantined_records", f"INSERT INTO quarantined_records VALUES ('{OTHER_NODE}', 1, 2, 'req_x', 'x', 'x', 0)"),
         ],
     )
     def test_a_changed_table_is_named(self, database: Database, archive: Archive, table: str, statement: str) -> None:
@@ -417,6 +429,10 @@ class TestAnyOrder:
                 report = verify(database, archive)
                 assert report.differences == []
                 assert report.epochs == 3
+                assert report.events == count(database, money.usage_events)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(verification, "PIECE_RECORDS", seed % 5 + 1)
+                    assert verify(database, archive) == report
             straight.close()
             shuffled.close()
 

@@ -12,7 +12,8 @@ from tests.control.test_collect import NOW, count, fill, take
 from tests.link.samples import EPOCH, ORGANIZATION, PRICE, admit, final, frames
 from tests.storage.databases import add_price
 from tollway.control import prices
-from tollway.control.collect import Payer, Taken, judge
+from tollway.control.collect import Taken
+from tollway.control.judging import Payer, judge
 from tollway.control.verify import verify
 from tollway.domain.usage import Quantities, ServiceTier
 from tollway.storage import prices as stored

@@ -9,7 +9,7 @@ from tests.control.test_collect import NOW, archive, database, fill, state, take
 from tests.link.samples import EPOCH, NODE, OTHER_NODE, exchanges, frames
 from tests.storage.databases import SqliteTemplate
 from tollway.control import publish
-from tollway.control.collect import Refused
+from tollway.control.judging import Refused
 from tollway.control.replay import VERSIONS_SKIPPED, replay
 from tollway.control.verify import verify
 from tollway.storage.archive import Archive, ArchiveShort

@@ -91,6 +91,25 @@ class TestMadeAhead:
         again = frames([*request(EPOCH, 1), *request(EPOCH, 3)], epoch=EPOCH + 1)
         assert take(database, archive, again, epoch=EPOCH + 1) == Taken(5, events=1)
 
+    def test_nothing_gets_into_one_of_them_past_a_closed_period(self, database: Database, archive: Archive) -> None:
+        keep(database, 0)
+        take(database, archive, frames(request(EPOCH, 1)))
+        assert rows_of(database, THIS.partition) == 1
+        close_periods(database)
+        names = [column.name for column in money.usage_events.c]
+        chosen = ["event_id || '0'" if name == "event_id" else name for name in names]
+        copied = f"INSERT INTO {THIS.partition} ({', '.join(names)}) SELECT {', '.join(chosen)} FROM usage_events"
+        with pytest.raises(sa.exc.DBAPIError, match="not open"), database.platform() as tx:
+            tx.connection.execute(sa.text(copied))
+
+    def test_one_that_was_taken_off_by_hand_takes_in_nothing(self, database: Database, archive: Archive) -> None:
+        keep(database, 0)
+        with database.platform() as tx:
+            tx.connection.execute(sa.text(f"ALTER TABLE usage_events DETACH PARTITION {THIS.partition}"))
+        take(database, archive, frames(request(EPOCH, 1)))
+        assert rows_of(database, THIS.partition) == 0
+        assert rows_of(database, "usage_events") == 1
+
     @pytest.mark.parametrize("table", ["usage_events", THIS.partition, partitions.DEFAULT_PARTITION])
     def test_history_refuses_to_be_rewritten_in_each_of_them(self, database: Database, archive: Archive, table: str) -> None:
         at = EPOCH if table != partitions.DEFAULT_PARTITION else (THIS + 100).start_at

@@ -226,7 +226,7 @@ MUTATIONS = (
     # ---- Collector
     Mutation(
         "take a known batch for a new one",
-        "control/collect.py",
+        "control/judging.py",
         "            if other is not None:\n                if other != hashed:\n",
         "            if other is not None and other != hashed:\n                if other != hashed:\n",
         "an event that comes again in another epoch is counted twice",
@@ -243,21 +243,17 @@ MUTATIONS = (
     Mutation(
         "archive at the wrong place",
         "control/collect.py",
-        "        archive_bytes=watermark.archive_bytes + len(body) - start,\n",
-        "        archive_bytes=watermark.archive_bytes + len(body),\n",
+        "            archive_bytes=watermark.archive_bytes + len(body) - start,\n",
+        "            archive_bytes=watermark.archive_bytes + len(body),\n",
         "the archive does not prove the books",
         check=("tests/control/test_collect.py", "-k", "sqlite and overlap"),
     ),
     # ---- Rating
     Mutation(
         "bill cached input as input too",
-        "domain/prices.py",
-        "        billed.input * price.input_pico,\n"
-        "        billed.cached_input * price.cached_input_pico,\n"
-        "        billed.output * price.output_pico,\n",
-        "        (billed.input + billed.cached_input) * price.input_pico,\n"
-        "        billed.cached_input * price.cached_input_pico,\n"
-        "        billed.output * price.output_pico,\n",
+        "control/judging.py",
+        "                input_pico = input * price.input_pico\n",
+        "                input_pico = (input + cached_input) * price.input_pico\n",
         "customers pay twice for what the cache saved",
         check=("tests/control/test_collect.py", "-k", "sqlite and cost_is_exact"),
     ),

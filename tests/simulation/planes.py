@@ -20,7 +20,8 @@ from tests.link.samples import NODE
 from tests.simulation.disks import Directory, Files, SimulatedDisk
 from tests.simulation.machine import Killed, Process, World
 from tests.storage.databases import SqliteTemplate, fill
-from tollway.control.collect import Gap, Refused, collect, find_next_seq
+from tollway.control.collect import Gap, collect, find_next_seq
+from tollway.control.judging import Refused
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Ended, encode
 from tollway.link.shipper import Shipper, ShipperOptions

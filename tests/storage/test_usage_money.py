@@ -15,7 +15,7 @@ from tollway.domain.usage import Amounts, Quantities, UsageEvent
 from tollway.storage import schema_money as money
 from tollway.storage import usage
 from tollway.storage.archive import Archive, ArchiveShort
-from tollway.storage.database import Database
+from tollway.storage.database import Database, PlatformTx
 from tollway.storage.partitions import Month
 from tollway.storage.schema_money import AMOUNT_DIGITS, Amount
 from tollway.storage.usage import Sums
@@ -53,7 +53,7 @@ class TestRollups:
         sums = Sums(1, 2, 3, 4, 5, input_pico=999_999_999_999, output_pico=each)
         with database.platform() as tx:
             for _ in range(5):
-                usage.add_rollups(tx, {KEY: sums})
+                usage.add_rollups(tx, usage.rollup_rows({KEY: sums}))
         with database.platform(write=False) as tx:
             ((key, found),) = usage.iterate_rollups(tx)
             pico = tx.connection.execute(sa.select(money.usage_rollups.c.output_cost_pico)).scalar_one()
@@ -87,6 +87,35 @@ class TestArchive:
             Archive(tmp_path / "archive").write(node_id, 1, 0, b"x")
 
 
+def insert(tx: PlatformTx, *events: UsageEvent) -> None:
+    """Store events as the collector hands them in."""
+    ids = [event.final.admit.request_id for event in events]
+    usage.insert_events(tx, map(row_of, events), min(ids), max(ids), lambda: None)
+
+
+def row_of(event: UsageEvent) -> usage.EventRow:
+    final, costs = event.final, event.amounts
+    return (
+        final.admit.request_id,
+        event.seq,
+        final.admit.admitted_at,
+        final.first_token_at,
+        final.ended_at,
+        final.used.input,
+        final.used.cached_input,
+        final.used.output,
+        final.used.reasoning,
+        costs.input,
+        costs.cached_input,
+        costs.output,
+        costs.reasoning,
+        costs.request,
+        event.period_at,
+        event.content_hash,
+        usage.Shared.of(event.node_id, event.epoch, final),
+    )
+
+
 class TestEvents:
     NAMES = (r"\N", r"\.", '"', ",", r"a\tb", "~" * 64, "NULL", "'")
     """Visible ASCII that means something to one bulk format or another."""
@@ -108,7 +137,7 @@ class TestEvents:
             for number, change in enumerate(changes)
         ]
         with database.platform() as tx:
-            usage.insert_events(tx, events)
+            insert(tx, *events)
         with database.platform(write=False) as tx:
             assert sorted(usage.iterate_events(tx), key=lambda event: event.seq) == events
             ids = [event.final.admit.request_id for event in events]
@@ -122,11 +151,10 @@ class TestEvents:
             for number in (1, 2, 3)
         )
         with database.platform() as tx:
-            usage.insert_events(tx, [first])
+            insert(tx, first)
             with pytest.raises(usage.EventRace):
-                usage.insert_events(tx, [second, first])
-            usage.insert_events(tx, [])
-            usage.insert_events(tx, [third])
+                insert(tx, second, first)
+            insert(tx, third)
         with database.platform(write=False) as tx:
             assert list(usage.iterate_events(tx)) == [first, third]
 

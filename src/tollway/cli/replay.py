@@ -12,7 +12,7 @@ from tollway.cli.databases import DatabaseUrl, chosen
 from tollway.cli.output import Output, OutputOption, print_json
 from tollway.cli.processes import Config, DataDir, read_settings
 from tollway.control import replay as replaying
-from tollway.control.collect import Refused
+from tollway.control.judging import Refused
 from tollway.serve import data_directory
 from tollway.settings import OperatorError
 from tollway.storage.archive import Archive, ArchiveShort

@@ -7,10 +7,10 @@ the same events of the same batch can never be booked twice.
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 from tollway.domain.ids import TRANSACTION
 from tollway.domain.prices import BillingClass
-from tollway.domain.usage import UsageEvent
 from tollway.storage import ledger as stored
 from tollway.storage.database import PlatformTx
 from tollway.storage.ledger import Account, Balance, Entry, Posting, UsageCause
@@ -24,31 +24,36 @@ UNBILLED = "unbilled"
 
 
 def book_usage(
-    first: UsageEvent, last: UsageEvent, events: int, costs: Mapping[tuple[str, BillingClass], int], currency: str, booked_at: int
+    organization_id: str,
+    period_at: int,
+    cause: UsageCause,
+    ended_at: int,
+    costs: Mapping[tuple[str, BillingClass], int],
+    currency: str,
+    booked_at: int,
 ) -> Posting | None:
-    """The transaction for the `events` from `first` to `last` of one organization and period in one batch, that cost `costs` by model
-    and billing class.
+    """The transaction for the events that are its `cause`, of one organization and period in one batch, the last of which ended at
+    `ended_at`. They cost `costs` by model and billing class.
 
     None if they cost nothing. Pure: the id names organization, node, epoch, seqs and period, so that booking again is visible as such.
     """
     total = sum(costs.values())
     if total == 0:
         return None
-    organization_id = first.final.admit.organization_id
-    cause = UsageCause(first.node_id, first.epoch, first.seq, last.seq, events)
-    revenue = [
-        Entry(Account(PLATFORM, f"revenue:{model}:{billing_class}", currency), -pico)
-        for (model, billing_class), pico in sorted(costs.items())
-        if pico
-    ]
+    revenue = [Entry(_revenue(model, billing_class, currency), -pico) for (model, billing_class), pico in sorted(costs.items()) if pico]
     return Posting(
-        id=transaction_id(organization_id, first.period_at, cause, last.final.ended_at),
+        id=transaction_id(organization_id, period_at, cause, ended_at),
         organization_id=organization_id,
-        period_at=first.period_at,
+        period_at=period_at,
         cause=cause,
         booked_at=booked_at,
         entries=(Entry(Account(organization_id, UNBILLED, currency), total), *revenue),
     )
+
+
+@lru_cache(maxsize=4096)
+def _revenue(model: str, billing_class: BillingClass, currency: str) -> Account:
+    return Account(PLATFORM, f"revenue:{model}:{billing_class}", currency)
 
 
 def transaction_id(organization_id: str, period_at: int, cause: UsageCause, ended_at: int) -> str:

@@ -15,7 +15,8 @@ older than their own; so the head version is raised far above any that they can 
 
 from dataclasses import dataclass
 
-from tollway.control.collect import Refused, collect
+from tollway.control.collect import collect
+from tollway.control.judging import Refused
 from tollway.storage import publish as stored_publish
 from tollway.storage import usage as stored_usage
 from tollway.storage.archive import Archive, ArchiveShort

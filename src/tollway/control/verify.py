@@ -9,23 +9,33 @@ difference of each table is reported, and how many there are.
 It reads one instant of the database (a read transaction); a batch that the collector takes in meanwhile belongs to neither side.
 Archives are read as far as the database's watermarks say, which are in that instant too.
 
+What it holds does not grow with the events. Archives are read one after the other, in pieces; a piece is judged and compared with the
+rows of its events; transactions pass by beside them (`verify_ledger`). Events that are in the database and in no archive are found by
+counting: each that the archive has is ticked off by its seq, and only an epoch whose numbers differ is looked at again. Sums wait in
+files where there are too many (`ordered_sums`).
+
 Events of months that retention has removed are not missing: the archive stands in for them, as many as were written down when they
 went. The rest is compared as ever, but for the hashes of period blocks that they were part of, which cannot be made again without them.
+That one of them was not counted twice is known from a fingerprint of each, about 100 bytes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-
-import msgspec
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
 
 from tollway.control import verify_periods
-from tollway.control.collect import Batch, Refused, Tally, costs_of, list_payers
+from tollway.control.collect import list_payers
 from tollway.control.corrections import transaction_id as correction_transaction_id
-from tollway.control.ledger import PLATFORM, UNBILLED, transaction_id
+from tollway.control.judging import Batch, Payer, Refused, Tally
+from tollway.control.ordered_sums import Key, OrderedSums, Value
+from tollway.control.verify_ledger import Booked, Costs, EpochLedger, entries_of
 from tollway.control.verify_periods import Corrections, Periods
-from tollway.domain.prices import PriceVersion, rate
-from tollway.domain.reconciliation import sum_usage
-from tollway.domain.usage import ADMIT_HEAD, Amounts, UsageEvent, billed
+from tollway.domain.periods import Calendar
+from tollway.domain.prices import BillingClass, PriceVersion, rate
+from tollway.domain.reconciliation import EngineUsage, UsageKey, sum_usage
+from tollway.domain.usage import ADMIT_HEAD, Amounts, UsageEvent, billed, content_hash, decode_final
+from tollway.storage import corrections as stored_corrections
 from tollway.storage import ledger as stored_ledger
 from tollway.storage import partitions
 from tollway.storage import prices as stored_prices
@@ -33,12 +43,15 @@ from tollway.storage import reconcile as stored_reconcile
 from tollway.storage import usage as stored_usage
 from tollway.storage.archive import CHUNK_BYTES, Archive, ArchiveShort
 from tollway.storage.database import Database, PlatformTx
-from tollway.storage.ledger import Account, AdjustmentCause, Posting, UsageCause
+from tollway.storage.ledger import AdjustmentCause, Posting
 from tollway.storage.partitions import RemovedMonth
-from tollway.storage.usage import BookedEvent, Watermark
+from tollway.storage.usage import BookedEvent, EventRow, RollupKey, Sums, Watermark
 from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, Frame, Reader, Tail, first_chain
 
 assert CHUNK_BYTES > HEAD_BYTES + PAYLOAD_BYTES_MAX, "a chunk of the archive must hold a frame"
+
+PIECE_RECORDS = 2_000
+"""Of an archive, judged and compared together: a few MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,27 +101,59 @@ class _Findings:
         return [Difference(table, count, self.firsts[table]) for table, count in self.counts.items()]
 
 
+@dataclass(slots=True)
+class _Walk:
+    """What is known while the archives are read."""
+
+    tx: PlatformTx
+    periods: Periods
+    removed: Sequence[RemovedMonth]
+    corrected: set[str]
+    rollups: OrderedSums[RollupKey, Sums]
+    engine_usage: OrderedSums[UsageKey, EngineUsage]
+    report: Report
+    findings: _Findings
+    payers: dict[str, Payer] = field(default_factory=dict)
+    prices: dict[str, PriceVersion] = field(default_factory=dict)
+    calendars: dict[str, Calendar] = field(default_factory=dict)
+    costs: dict[str, Costs] = field(default_factory=dict)
+    """By organization."""
+    absent: dict[int, int] = field(default_factory=dict)
+    """Events that the database does not have: fingerprints of their contents by those of their ids."""
+    gone: dict[str, int] = field(default_factory=dict)
+    """How many of these retention has removed, by month."""
+    booked: dict[str, BookedEvent] = field(default_factory=dict)
+    """Those of these that a correction names."""
+
+
 def verify(database: Database, archive: Archive) -> Report:
-    """Compare the whole database with the archive. Holds all events in memory: about 2 KB each."""
+    """Compare the whole database with the archive, in bounded memory."""
     report, findings = Report(), _Findings()
-    with database.platform(write=False) as tx:
+    with (
+        database.platform(write=False) as tx,
+        OrderedSums[RollupKey, Sums](Sums) as rollups,
+        OrderedSums[UsageKey, EngineUsage](EngineUsage) as engine_usage,
+    ):
+        tx.lift_deadline()
         periods = Periods.read(tx)
         report.periods = sum(map(len, periods.by_organization.values()))
         chains = dict.fromkeys(verify_periods.list_reported(periods), b"")
-        tally = _read_archive(tx, archive, periods, chains, report, findings)
-        _compare_prices(tx, findings)
         removed = partitions.list_removed(tx)
-        gone = _compare_events(tx, tally, periods, removed, findings)
+        corrected = stored_corrections.list_corrected(tx)
+        walk = _Walk(tx, periods, removed, corrected, rollups, engine_usage, report, findings)
+        _read_archive(walk, archive, chains)
+        _compare_prices(tx, findings)
         report.removed = {str(each.month): each.events for each in removed}
-        _place_removed(tx, tally, gone)
-        _compare_strays(tx, tally, findings)
-        _compare_rollups(tx, tally, findings)
-        _compare_engine_usage(tx, tally, findings)
+        for each in removed:
+            found = walk.gone.get(str(each.month), 0)
+            if found != each.events:
+                findings.add("removed_months", f"{each.month}: {each.events} events were removed, the archive has {found}")
+        _compare_sums("usage_rollups", rollups.items(), stored_usage.iterate_rollups(tx), findings)
+        _compare_sums("engine_usage", engine_usage.items(), stored_reconcile.iterate_usage(tx), findings)
         verify_periods.compare_periods(tx, periods, chains, findings.add)
-        corrections = verify_periods.compare_corrections(tx, periods, _booked(tally, gone), findings.add)
+        corrections = verify_periods.compare_corrections(tx, periods, walk.booked, findings.add)
         report.adjustments = len(corrections.by_id)
-        _compare_ledger(tx, tally, corrections, report, findings)
-    report.events, report.conflicts, report.quarantined = len(tally.events), len(tally.conflicts), len(tally.quarantined)
+        _compare_ledger(walk, corrections)
     report.differences = findings.differences()
     return report
 
@@ -116,37 +161,178 @@ def verify(database: Database, archive: Archive) -> Report:
 # ---- What the archive says --------------------------------------------------------------------------------------------
 
 
-def _read_archive(
-    tx: PlatformTx,
-    archive: Archive,
-    periods: Periods,
-    chains: dict[tuple[str, int, int], bytes],
-    report: Report,
-    findings: _Findings,
-) -> Tally:
-    """Judge every archived record, and note the chain values that `chains` asks for. Where several records have one event id, the
-    database's word on which of them became the event counts, because the archive does not know in which order epochs were taken in."""
-    taken = {event.final.admit.request_id: event for event in stored_usage.iterate_events(tx)}
-    batches = []
+def _read_archive(walk: _Walk, archive: Archive, chains: dict[tuple[str, int, int], bytes]) -> None:
+    """Judge every archived record and compare what it comes to, epoch by epoch; and note the chain values that `chains` asks for.
+
+    Where several records have one event id, the database's word on which of them became the event counts, because the archive does not
+    know in which order epochs were taken in.
+    """
+    tx, findings = walk.tx, walk.findings
+    counts, stray_epochs = stored_usage.count_by_epoch(tx), stored_usage.list_stray_epochs(tx)
+    postings = groupby(stored_ledger.iterate_usage_transactions(tx), key=_place_of)
+    ahead = next(postings, None)
     for watermark in stored_usage.list_watermarks(tx):
-        report.epochs += 1
-        batch = Batch(watermark.node_id, watermark.epoch)
         place = (watermark.node_id, watermark.epoch)
+        walk.report.epochs += 1
+        stray_epochs.discard(place)
         if (*place, 1) in chains:
             chains[*place, 1] = first_chain(*place)
+        while ahead is not None and ahead[0] < place:
+            EpochLedger(ahead[1], walk.payers, findings.add).end()
+            ahead = next(postings, None)
+        of_epoch = ahead[1] if ahead is not None and ahead[0] == place else iter(())
+        _read_epoch(walk, watermark, _note(chains, place, _frames(archive, watermark, walk.report)), of_epoch, counts.pop(place, 0))
+        if ahead is not None and ahead[0] == place:
+            ahead = next(postings, None)
+    while ahead is not None:
+        EpochLedger(ahead[1], walk.payers, findings.add).end()
+        ahead = next(postings, None)
+    for place in counts:
+        for _, event_id in stored_usage.iterate_places(tx, *place):
+            findings.add("usage_events", f"{event_id} is not in the archive")
+    for place in stray_epochs:
+        _compare_strays(walk, place, set(), set())
+
+
+def _place_of(posting: Posting) -> tuple[str, int]:
+    assert not isinstance(posting.cause, AdjustmentCause)
+    return posting.cause.node_id, posting.cause.epoch
+
+
+def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], postings: Iterator[Posting], events: int) -> None:
+    """Judge the records of an epoch, piece by piece. `events`: how many the database has of it."""
+    place, ledger = (watermark.node_id, watermark.epoch), EpochLedger(postings, walk.payers, walk.findings.add)
+    ticked, conflicts, quarantined, is_over = bytearray(watermark.next_seq // 8 + 1), set[int](), set[int](), False
+    batch = Batch(*place)
+    while not is_over:
+        batch, piece, flaw = Batch(*place, closed_seq=batch.closed_seq), list[Frame](), ""
         try:
-            batch.take(_note(chains, place, _frames(archive, watermark, report)))
-            batch.end(watermark.next_seq)
+            for frame in frames:
+                piece.append(frame)
+                if len(piece) == PIECE_RECORDS:
+                    break
+            else:
+                is_over = True
         except (ArchiveShort, Refused) as error:
-            findings.add("archive", f"{watermark.node_id}/{watermark.epoch}: {error}")
-        batches.append(batch)
-    admits = [group.admit for batch in batches for group in batch.groups.values() if group.is_valid]
-    payers = list_payers(tx, {admit.organization_id for admit in admits})
-    prices: Mapping[str, PriceVersion] = stored_prices.find_prices(tx, {admit.price_version for admit in admits})
-    tally = Tally(payers, prices, periods.calendars(dict.fromkeys(payers, "UTC")), known={})
-    for batch in batches:
-        tally.add(batch, taken)
+            is_over, flaw = True, str(error)
+        batch.take(piece)
+        tally = _take_piece(walk, batch, ledger, ticked)
+        conflicts.update(stray.seq for stray in tally.conflicts)
+        quarantined.update(stray.seq for stray in tally.quarantined)
+        if is_over and not flaw:
+            try:
+                batch.end(watermark.next_seq)
+            except Refused as error:
+                flaw = str(error)
+        if flaw:
+            walk.findings.add("archive", f"{watermark.node_id}/{watermark.epoch}: {flaw}")
+    ledger.end()
+    _compare_strays(walk, place, conflicts, quarantined)
+    if sum(map(int.bit_count, ticked)) != events:
+        for seq, event_id in stored_usage.iterate_places(walk.tx, *place):
+            if not 0 < seq < watermark.next_seq or not ticked[seq // 8] >> seq % 8 & 1:
+                walk.findings.add("usage_events", f"{event_id} is not in the archive")
+
+
+def _take_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearray) -> Tally:
+    """Judge some records, compare their events with the database's, and tick off those that are there."""
+    _learn(walk, batch)
+    rows = stored_usage.find_rows(walk.tx, [entry[2] for entry in batch.finals])
+    taken = {event_id: ((row[_NODE], row[_EPOCH], row[_SEQ]), row[_HASH]) for event_id, row in rows.items()}
+    tally = Tally(walk.payers, walk.prices, walk.calendars, known={})
+    payloads = {}
+    for seq, payload, event_id, *_ in batch.finals:
+        payloads[seq] = payload
+        if event_id not in rows:
+            first = walk.absent.get(_fingerprint(event_id.encode()))
+            hashed = content_hash(payload)
+            if first is not None:
+                tally.known[event_id] = hashed if first == _fingerprint(hashed) else b""
+    finals = []
+    for row in tally.rate(batch, taken):
+        (event_id, seq, _, _, ended_at, _, _, _, _, input, cached_input, output, reasoning, request, period_at, hashed, shared) = row
+        organization_id, model = str(shared.values[_ORGANIZATION]), str(shared.values[_MODEL])
+        found, picos = rows.get(event_id), (input, cached_input, output, reasoning, request)
+        event = Booked(event_id, seq, organization_id, period_at, ended_at, model, picos, is_gone=False)
+        if found is None:
+            walk.absent[_fingerprint(event_id.encode())] = _fingerprint(hashed)
+            event = replace(event, is_gone=_note_absent(walk, event, payloads[seq], batch))
+        else:
+            ticked[seq // 8] |= 1 << seq % 8
+            event = replace(event, period_at=found[_PERIOD])
+            _compare_event(walk, row, found, event)
+        ledger.take(event)
+        finals.append(decode_final(payloads[seq]))
+    for key, sums in tally.roll_up().items():
+        walk.rollups.add(key, sums)
+    for used, usage in sum_usage(finals).items():
+        walk.engine_usage.add(used, usage)
+    for organization_id, costs in tally.sum_costs().items():
+        together = walk.costs.setdefault(organization_id, {})
+        for (model, billing_class), pico in costs.items():
+            together.setdefault(model, [0] * len(BillingClass))[_CLASSES.index(billing_class)] += pico
+    walk.report.events += tally.events
+    walk.report.conflicts += len(tally.conflicts)
+    walk.report.quarantined += len(tally.quarantined)
     return tally
+
+
+_NODE, _EPOCH, _SEQ, _HASH, _PERIOD = map(stored_usage.EVENT_COLUMNS.index, ("node_id", "epoch", "seq", "content_hash", "period_at"))
+_PICOS = slice(stored_usage.EVENT_COLUMNS.index("input_pico"), stored_usage.EVENT_COLUMNS.index("request_pico") + 1)
+_ORGANIZATION, _MODEL = (stored_usage.EVENT_COLUMNS.index(name) - len(stored_usage.OWN_COLUMNS) for name in ("organization_id", "model"))
+_CLASSES = tuple(BillingClass)
+
+
+def _fingerprint(data: bytes) -> int:
+    return int.from_bytes(content_hash(data)[:8])
+
+
+def _learn(walk: _Walk, batch: Batch) -> None:
+    """Read the payers, prices and periods that a batch is the first to name."""
+    admits = [group.admit for group in batch.groups.values() if group.is_valid]
+    new_payers = {admit.organization_id for admit in admits} - walk.payers.keys()
+    if new_payers:
+        payers = list_payers(walk.tx, new_payers)
+        walk.payers.update(payers)
+        walk.calendars.update(walk.periods.calendars(dict.fromkeys(payers, "UTC")))
+    new_prices = {admit.price_version for admit in admits} - walk.prices.keys()
+    if new_prices:
+        walk.prices.update(stored_prices.find_prices(walk.tx, new_prices))
+
+
+def _compare_event(walk: _Walk, row: EventRow, found: tuple[Any, ...], event: Booked) -> None:
+    """An event of the archive against its row. The period is judged by itself: it may be late."""
+    own: tuple[Any, ...] = row[:-1]
+    if found[_PICOS] != event.picos:
+        walk.findings.add("usage_events", f"{event.event_id} is billed {_shown(found[_PICOS])} instead of {_shown(event.picos)}")
+    elif found != (*own[:_PERIOD], event.period_at, *own[_PERIOD + 1 :], *row[-1].values):
+        walk.findings.add("usage_events", f"{event.event_id} differs from the archive")
+    flaw = walk.periods.find_flaw(event.organization_id, event.ended_at, event.period_at)
+    if flaw is not None:
+        walk.findings.add("usage_events", f"{event.event_id} {flaw}")
+
+
+def _note_absent(walk: _Walk, event: Booked, payload: bytes, batch: Batch) -> bool:
+    """An event of the archive that the database does not have: whether retention has removed it, with its month."""
+    month = next((each.month for each in walk.removed if each.month.holds(event.event_id)), None)
+    if month is None:
+        walk.findings.add("usage_events", f"{event.event_id} is missing")
+        return False
+    walk.gone[str(month)] = walk.gone.get(str(month), 0) + 1
+    if event.event_id in walk.corrected:
+        final = decode_final(payload)
+        price = walk.prices[final.admit.price_version]
+        found = UsageEvent(
+            node_id=batch.node_id,
+            epoch=batch.epoch,
+            seq=event.seq,
+            final=final,
+            content_hash=content_hash(payload),
+            amounts=Amounts(*event.picos),
+            period_at=event.period_at,
+        )
+        walk.booked[event.event_id] = BookedEvent(found, price, rate(*billed(final), price), price.currency)
+    return True
 
 
 def _note(chains: dict[tuple[str, int, int], bytes], place: tuple[str, int], frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -192,114 +378,48 @@ def _compare_prices(tx: PlatformTx, findings: _Findings) -> None:
         findings.add("compiled_prices", f"{extra} versions follow from no published price")
 
 
-def _compare_events(
-    tx: PlatformTx, tally: Tally, periods: Periods, removed: Sequence[RemovedMonth], findings: _Findings
-) -> dict[str, UsageEvent]:
-    """Every event against the archive. Returns those that retention has removed, as the archive has them."""
-    expected: dict[str, UsageEvent] = {event.final.admit.request_id: event for event in tally.events}
-    for event in stored_usage.iterate_events(tx):
-        verify_periods.compare_event(periods, event, findings.add)
-        event_id = event.final.admit.request_id
-        of_archive = expected.pop(event_id, None)
-        if of_archive is None:
-            findings.add("usage_events", f"{event_id} is not in the archive")
-        elif event.amounts != of_archive.amounts:
-            findings.add("usage_events", f"{event_id} is billed {_shown(event.amounts)} instead of {_shown(of_archive.amounts)}")
-        elif event != of_archive:
-            findings.add("usage_events", f"{event_id} differs from the archive")
-    gone: dict[str, UsageEvent] = {}
-    for each in removed:
-        of_month = {event_id: event for event_id, event in expected.items() if each.month.holds(event_id)}
-        if len(of_month) != each.events:
-            findings.add("removed_months", f"{each.month}: {each.events} events were removed, the archive has {len(of_month)}")
-        gone |= of_month
-    for event_id in expected.keys() - gone.keys():
-        findings.add("usage_events", f"{event_id} is missing")
-    return gone
+def _shown(picos: Sequence[int]) -> str:
+    return ", ".join(f"{name} {pico}" for name, pico in zip(BillingClass, picos, strict=True) if pico) or "nothing"
 
 
-def _place_removed(tx: PlatformTx, tally: Tally, gone: Mapping[str, UsageEvent]) -> None:
-    """Give removed events the period in which they were booked: their own, unless they were late, which only the ledger knows now."""
-    booked: dict[tuple[str, int, str], list[tuple[UsageCause, int]]] = {}
-    for posting in stored_ledger.iterate_transactions(tx) if gone else ():
-        if isinstance(posting.cause, UsageCause):
-            place = (posting.cause.node_id, posting.cause.epoch, posting.organization_id)
-            booked.setdefault(place, []).append((posting.cause, posting.period_at))
-    for index, event in enumerate(tally.events):
-        if event.final.admit.request_id not in gone:
-            continue
-        causes = booked.get((event.node_id, event.epoch, event.final.admit.organization_id), [])
-        periods = {period_at for cause, period_at in causes if cause.first_seq <= event.seq <= cause.last_seq}
-        if periods and event.period_at not in periods:
-            tally.events[index] = msgspec.structs.replace(event, period_at=min(periods))
+def _compare_strays(walk: _Walk, place: tuple[str, int], conflicts: set[int], quarantined: set[int]) -> None:
+    stored = stored_usage.list_stray_seqs(walk.tx, *place)
+    for table, found, expected in zip(("event_conflicts", "quarantined_records"), stored, (conflicts, quarantined), strict=True):
+        for seq in sorted(expected ^ found):
+            walk.findings.add(table, f"{(*place, seq)} is {'missing' if seq in expected else 'not in the archive'}")
 
 
-def _booked(tally: Tally, gone: Mapping[str, UsageEvent]) -> dict[str, BookedEvent]:
-    """Removed events as corrections need them."""
-    found = {}
-    for event_id, event in gone.items():
-        price = tally.prices[event.final.admit.price_version]
-        found[event_id] = BookedEvent(event, price, rate(*billed(event.final), price), price.currency)
-    return found
+def _compare_sums(table: str, expected: Iterator[tuple[Key, Value]], stored: Iterator[tuple[Key, Value]], findings: _Findings) -> None:
+    """What there should be against what there is, both ordered by key."""
+    right, found = next(expected, None), next(stored, None)
+    while right is not None or found is not None:
+        if found is None or (right is not None and right[0] < found[0]):
+            assert right is not None
+            findings.add(table, f"{right[0]} is missing")
+            right = next(expected, None)
+        elif right is None or found[0] < right[0]:
+            findings.add(table, f"{found[0]}: {found[1]} instead of nothing")
+            found = next(stored, None)
+        else:
+            if found[1] != right[1]:
+                findings.add(table, f"{found[0]}: {found[1]} instead of {right[1]}")
+            right, found = next(expected, None), next(stored, None)
 
 
-def _shown(amounts: Amounts) -> str:
-    return ", ".join(f"{name} {pico}" for name, pico in msgspec.structs.asdict(amounts).items() if pico) or "nothing"
-
-
-def _compare_strays(tx: PlatformTx, tally: Tally, findings: _Findings) -> None:
-    stored = stored_usage.list_stray_places(tx)
-    for table, found, strays in zip(("event_conflicts", "quarantined_records"), stored, (tally.conflicts, tally.quarantined), strict=True):
-        expected = {(stray.node_id, stray.epoch, stray.seq) for stray in strays}
-        for place in sorted(expected ^ found):
-            findings.add(table, f"{place} is {'missing' if place in expected else 'not in the archive'}")
-
-
-def _compare_rollups(tx: PlatformTx, tally: Tally, findings: _Findings) -> None:
-    expected = tally.roll_up()
-    for key, sums in stored_usage.iterate_rollups(tx):
-        right = expected.pop(key, None)
-        if sums != right:
-            findings.add("usage_rollups", f"{key}: {sums} instead of {right}")
-    for key in expected:
-        findings.add("usage_rollups", f"{key} is missing")
-
-
-def _compare_engine_usage(tx: PlatformTx, tally: Tally, findings: _Findings) -> None:
-    expected = sum_usage(event.final for event in tally.events)
-    for key, sums in stored_reconcile.iterate_usage(tx):
-        right = expected.pop(key, None)
-        if sums != right:
-            findings.add("engine_usage", f"{key}: {sums} instead of {right}")
-    for key in expected:
-        findings.add("engine_usage", f"{key} is missing")
-
-
-def _compare_ledger(tx: PlatformTx, tally: Tally, corrections: Corrections, report: Report, findings: _Findings) -> None:
-    by_epoch: dict[tuple[str, int, str, int], list[UsageEvent]] = {}
-    for event in tally.events:
-        by_epoch.setdefault((event.node_id, event.epoch, event.final.admit.organization_id, event.period_at), []).append(event)
+def _compare_ledger(walk: _Walk, corrections: Corrections) -> None:
+    """Each transaction against zero, and those of corrections against these; usage has been compared where its records passed by."""
     replayed: dict[str, int] = {}
-    booked: dict[str, int] = {}
-    for posting in stored_ledger.iterate_transactions(tx):
-        report.transactions += 1
+    for posting in stored_ledger.iterate_transactions(walk.tx):
+        walk.report.transactions += 1
         sums: dict[str, int] = {}
         for entry in posting.entries:
             replayed[entry.account.id] = replayed.get(entry.account.id, 0) + entry.amount_pico
             sums[entry.account.currency] = sums.get(entry.account.currency, 0) + entry.amount_pico
         if any(sums.values()):
-            findings.add("ledger_entries", f"{posting.id} sums to {sums}")
+            walk.findings.add("ledger_entries", f"{posting.id} sums to {sums}")
         if isinstance(posting.cause, AdjustmentCause):
-            _compare_correction(posting, posting.cause, corrections, findings)
-            continue
-        events = by_epoch.get((posting.cause.node_id, posting.cause.epoch, posting.organization_id, posting.period_at), [])
-        _compare_transaction(posting, posting.cause, events, tally, booked, findings)
-    for event in tally.events:
-        if event.amounts.total:
-            times = booked.get(event.final.admit.request_id, 0)
-            if times != 1:
-                findings.add("ledger_entries", f"{event.final.admit.request_id} is booked {times} times")
-    _compare_balances(tx, tally, corrections, replayed, report, findings)
+            _compare_correction(posting, posting.cause, corrections, walk.findings)
+    _compare_balances(walk, corrections, replayed)
 
 
 def _compare_correction(posting: Posting, cause: AdjustmentCause, corrections: Corrections, findings: _Findings) -> None:
@@ -314,51 +434,16 @@ def _compare_correction(posting: Posting, cause: AdjustmentCause, corrections: C
         findings.add("ledger_entries", f"{posting.id} does not book what {adjustment.id} changes")
 
 
-def _compare_transaction(
-    posting: Posting, cause: UsageCause, events: list[UsageEvent], tally: Tally, booked: dict[str, int], findings: _Findings
-) -> None:
-    """One transaction against the records that it names: id, number of events, entries."""
-    named = [event for event in events if cause.first_seq <= event.seq <= cause.last_seq]
-    for event in named:
-        booked[event.final.admit.request_id] = booked.get(event.final.admit.request_id, 0) + 1
-    if len(named) != cause.events or not named:
-        findings.add("ledger_transactions", f"{posting.id} books {cause.events} events, the archive has {len(named)}")
-        return
-    right_id = transaction_id(posting.organization_id, posting.period_at, cause, named[-1].final.ended_at)
-    if posting.id != right_id or named[0].seq != cause.first_seq or named[-1].seq != cause.last_seq:
-        findings.add("ledger_transactions", f"{posting.id} does not follow from its records, which give {right_id}")
-    expected = _entries_of(named, tally)
-    if {entry.account.id: entry.amount_pico for entry in posting.entries} != expected:
-        findings.add("ledger_entries", f"{posting.id} does not book what its events cost")
-
-
-def _entries_of(events: list[UsageEvent], tally: Tally) -> dict[str, int]:
-    """What events of one organization must move, by account."""
-    organization_id = events[0].final.admit.organization_id
-    currency = tally.payers[organization_id].currency
-    costs = costs_of(events)
-    entries = {
-        Account(PLATFORM, f"revenue:{model}:{billing_class}", currency).id: -pico for (model, billing_class), pico in costs.items() if pico
-    }
-    entries[Account(organization_id, UNBILLED, currency).id] = sum(costs.values())
-    return entries
-
-
-def _compare_balances(
-    tx: PlatformTx, tally: Tally, corrections: Corrections, replayed: dict[str, int], report: Report, findings: _Findings
-) -> None:
+def _compare_balances(walk: _Walk, corrections: Corrections, replayed: dict[str, int]) -> None:
     """Balances against the replay of all entries, and against what events and corrections come to; and their sum against zero."""
-    by_organization: dict[str, list[UsageEvent]] = {}
-    for event in tally.events:
-        by_organization.setdefault(event.final.admit.organization_id, []).append(event)
-    owed: dict[str, int] = {}
-    for events in by_organization.values():
-        for account_id, pico in _entries_of(events, tally).items():
+    report, findings, owed = walk.report, walk.findings, dict[str, int]()
+    for organization_id, costs in walk.costs.items():
+        for account_id, pico in entries_of(organization_id, costs, walk.payers[organization_id].currency).items():
             owed[account_id] = owed.get(account_id, 0) + pico
     for entry in corrections.list_entries():
         owed[entry.account.id] = owed.get(entry.account.id, 0) + entry.amount_pico
     total: dict[str, int] = {}
-    for balance in stored_ledger.iterate_balances(tx):
+    for balance in stored_ledger.iterate_balances(walk.tx):
         report.accounts += 1
         account_id = balance.account.id
         total[balance.account.currency] = total.get(balance.account.currency, 0) + balance.posted_pico

@@ -15,7 +15,6 @@ from tollway.control.epochs import Cover, digest_watermarks
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision, find_objection, sum_lines
 from tollway.domain.periods import Bounds, Calendar, PeriodState, period_id
 from tollway.domain.proofs import find_root
-from tollway.domain.usage import UsageEvent
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import epochs as stored_epochs
 from tollway.storage import periods as stored
@@ -213,11 +212,3 @@ def _find_flaw(adjustment: Adjustment, event: stored_usage.BookedEvent, before: 
     if adjustment.decision is Decision.APPROVED and adjustment.approver == adjustment.actor:
         return "was approved by who asked for it"
     return None
-
-
-def compare_event(all_periods: Periods, event: UsageEvent, add: Add) -> None:
-    """Whether an event is booked in its own period, or late for a reason."""
-    admit = event.final.admit
-    flaw = all_periods.find_flaw(admit.organization_id, event.final.ended_at, event.period_at)
-    if flaw is not None:
-        add("usage_events", f"{admit.request_id} {flaw}")

@@ -27,7 +27,7 @@ from tollway.domain.ids import PERIOD
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
 
-INSTANT_MAX: Final = 2**53
+INSTANT_MAX: Final = 2**53 - 1
 """Microseconds: the year 2255. Later ones are a broken clock, or not an instant."""
 
 NEVER: Final = -(2**62)

@@ -9,6 +9,8 @@ come again.
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 20
@@ -48,6 +50,14 @@ class Archive:
             os.close(fd)
         if is_new:
             _sync(path.parent)
+
+    @contextmanager
+    def writing(self, node_id: str, epoch: int, offset: int, data: bytes) -> Iterator[None]:
+        """As `write`, in a thread of its own while the block runs. Raises at the end of the block, unless that raises itself."""
+        with ThreadPoolExecutor(1) as thread:
+            written = thread.submit(self.write, node_id, epoch, offset, data)
+            yield
+            written.result()
 
     def list_epochs(self) -> list[tuple[str, int, int]]:
         """Node, epoch and size in bytes of every file that is here, in the order in which epochs began."""

@@ -99,6 +99,11 @@ def iterate_adjustments(tx: PlatformTx) -> Iterator[Adjustment]:
         yield _adjustment(row)
 
 
+def list_corrected(tx: PlatformTx) -> set[str]:
+    """The ids of all events that a correction names: for verification."""
+    return set(tx.connection.execute(sa.select(usage_adjustments.c.event_id).distinct()).scalars())
+
+
 @dataclass(frozen=True, slots=True)
 class BookedCost:
     """What a correction added to the costs of its event's project, key and model, when it was booked."""

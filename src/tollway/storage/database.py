@@ -87,6 +87,11 @@ class Transaction:
 class PlatformTx(Transaction):
     """A transaction of the platform itself: operators, gateways, the collector."""
 
+    def lift_deadline(self) -> None:
+        """Let statements of this transaction take as long as they need: for whoever reads everything."""
+        if self.connection.dialect.name == "postgresql":
+            self.connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+
 
 @dataclass(slots=True)
 class TenantTx(Transaction):

@@ -4,16 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
-from tollway.storage.bulk import Upsert, any_of, insert_rows, upsert_rows
+from tollway.storage.bulk import Upsert, any_of, by_bytes, insert_rows, upsert_rows
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import Page, Window, fetch_page
 from tollway.storage.schema_money import amount_text, balances, ledger_accounts, ledger_entries, ledger_transactions
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(msgspec.Struct, frozen=True, gc=False):
     """Who has what kind of account in which currency. `owner` is an organization's id or "platform"."""
 
     owner: str
@@ -26,8 +26,7 @@ class Account:
         return f"{self.owner}/{self.kind}/{self.currency}"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One line of a transaction: above zero a debit, below zero a credit."""
 
     account: Account
@@ -81,17 +80,15 @@ def post(tx: PlatformTx, postings: Sequence[Posting], now: int) -> None:
         return
     changes: dict[str, int] = {}
     accounts: dict[str, Account] = {}
+    entries: list[tuple[str, int, str, str]] = []
     for posting in postings:
-        for entry in posting.entries:
-            accounts[entry.account.id] = entry.account
-            changes[entry.account.id] = changes.get(entry.account.id, 0) + entry.amount_pico
+        for line, entry in enumerate(posting.entries, 1):
+            account_id, pico = entry.account.id, entry.amount_pico
+            accounts[account_id] = entry.account
+            changes[account_id] = changes.get(account_id, 0) + pico
+            entries.append((posting.id, line, account_id, amount_text(pico)))
     _open_accounts(tx, accounts, now)
     insert_rows(tx, ledger_transactions, TRANSACTION_COLUMNS, map(_transaction_row, postings))
-    entries = (
-        (posting.id, line, entry.account.id, amount_text(entry.amount_pico))
-        for posting in postings
-        for line, entry in enumerate(posting.entries, 1)
-    )
     insert_rows(tx, ledger_entries, ("transaction_id", "line", "account_id", "amount_pico"), entries)
     _move_balances(tx, changes, now)
 
@@ -184,6 +181,15 @@ def iterate_transactions(tx: PlatformTx, page_rows: int = 500) -> Iterator[Posti
         if not page.has_more:
             return
         window = Window(after=page.items[-1].id, limit=page_rows)
+
+
+def iterate_usage_transactions(tx: PlatformTx, page_rows: int = 500) -> Iterator[Posting]:
+    """Every transaction that books usage, ordered by the first record that it names (node, epoch, seq): for verification."""
+    table = ledger_transactions.c
+    query = sa.select(ledger_transactions).where(table.cause == "usage")
+    ordered = query.order_by(by_bytes(tx, table.node_id), table.epoch, table.first_seq, table.id).execution_options(yield_per=page_rows)
+    for rows in tx.connection.execute(ordered).partitions():
+        yield from _with_entries(tx, rows)
 
 
 def iterate_balances(tx: PlatformTx) -> Iterator[Balance]:

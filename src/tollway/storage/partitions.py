@@ -5,7 +5,8 @@ milliseconds, so the ids of a month are those between two prefixes. Partitions f
 process, at its start and daily, under an advisory lock: whoever comes second finds them. What is in no month's partition (the clock of a
 gateway that is years off) lies in the default partition; when its month is made, it is moved there.
 
-A partition inherits the triggers that refuse UPDATE and DELETE. Those of TRUNCATE are not inherited, so each gets its own. Dropping a
+A partition inherits the triggers that refuse UPDATE and DELETE. Those of statements (TRUNCATE, INSERT) are not inherited, so each gets
+its own; the collector inserts into it directly where a batch lies in one month, as it nearly always does. Dropping a
 partition is the one way in which an event ever leaves the table; what went is written down in `removed_months`, for verification.
 
 SQLite has one table, and none of this.
@@ -98,6 +99,23 @@ def list_months(tx: PlatformTx) -> list[Month]:
     return sorted(Month(int(year) * 12 + int(month) - 1) for year, month in parts)
 
 
+def find_partition(tx: PlatformTx, first_id: str, last_id: str) -> str | None:
+    """The month's partition that takes all ids from `first_id` to `last_id`, and is one until this transaction ends; None if there is no
+    one such."""
+    try:
+        month = Month.of(int(first_id[4:16], 16) * 1000)
+    except (ValueError, OverflowError):
+        return None  # not ids of ours: the table itself knows where they belong
+    if not (month.holds(first_id) and month.holds(last_id)):
+        return None
+    # The lock that an INSERT into the whole table takes: with it no partition can be detached, and be a table that nobody reads.
+    tx.connection.exec_driver_sql(f"LOCK TABLE ONLY {usage_events.name} IN ROW EXCLUSIVE MODE")
+    is_partition = tx.connection.exec_driver_sql(
+        "SELECT count(*) FROM pg_inherits WHERE inhparent = 'usage_events'::regclass AND inhrelid = to_regclass(%s)", (month.partition,)
+    )
+    return month.partition if is_partition.scalar_one() else None
+
+
 def make_partition(tx: PlatformTx, month: Month) -> None:
     """Make the partition of a month that has none, and move there what lies in the default partition."""
     run, first, end = tx.connection.exec_driver_sql, month.first_id, (month + 1).first_id
@@ -107,10 +125,14 @@ def make_partition(tx: PlatformTx, month: Month) -> None:
         run(f"ALTER TABLE usage_events DETACH PARTITION {DEFAULT_PARTITION}")  # and so it loses the triggers that it inherited
     run(f"CREATE TABLE {month.partition} PARTITION OF usage_events FOR VALUES FROM ('{first}') TO ('{end}')")
     if has_strays:
-        # To the partition itself: events that are only moved need not be in an open period.
+        # Before the partition has its trigger: events that are only moved need not be in an open period.
         run(f"WITH moved AS (DELETE {strays} RETURNING *) INSERT INTO {month.partition} SELECT * FROM moved")
         run(f"ALTER TABLE usage_events ATTACH PARTITION {DEFAULT_PARTITION} DEFAULT")
     run(f"CREATE TRIGGER {month.partition}_refuses_truncate BEFORE TRUNCATE ON {month.partition} EXECUTE FUNCTION refuse_change()")
+    run(
+        f"CREATE TRIGGER event_in_open_period AFTER INSERT ON {month.partition} REFERENCING NEW TABLE AS added"
+        " FOR EACH STATEMENT EXECUTE FUNCTION event_in_open_period()"
+    )
 
 
 def has_open_periods(tx: PlatformTx, month: Month) -> bool:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from tollway.domain.periods import Bounds, Calendar, PeriodState, period_id
+from tollway.storage.bulk import any_of
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import Page, Window, fetch_page
 from tollway.storage.schema import organizations
@@ -83,15 +84,15 @@ def open_calendars(tx: PlatformTx, organization_ids: Iterable[str]) -> dict[str,
     """The calendar of each organization that exists, of which no period can be frozen until this transaction ends."""
     wanted = sorted(set(organization_ids))
     _lock(tx, {_bucket(organization_id) for organization_id in wanted}, sa.func.pg_advisory_xact_lock_shared)
-    named = sa.select(organizations.c.id, organizations.c.time_zone).where(organizations.c.id.in_(wanted))
+    named = sa.select(organizations.c.id, organizations.c.time_zone).where(any_of(tx, organizations.c.id, wanted))
     calendars = {row.id: Calendar(row.id, row.time_zone) for row in tx.connection.execute(named)}
     is_frozen = billing_periods.c.state != PeriodState.OPEN
     frozen = sa.select(billing_periods.c.organization_id, sa.func.max(billing_periods.c.end_at).label("until")).where(
-        billing_periods.c.organization_id.in_(wanted), is_frozen
+        any_of(tx, billing_periods.c.organization_id, wanted), is_frozen
     )
     for row in tx.connection.execute(frozen.group_by(billing_periods.c.organization_id)):
         calendars[row.organization_id].frozen_until = row.until
-    taking = sa.select(billing_periods).where(billing_periods.c.organization_id.in_(wanted), ~is_frozen)
+    taking = sa.select(billing_periods).where(any_of(tx, billing_periods.c.organization_id, wanted), ~is_frozen)
     for row in tx.connection.execute(taking.order_by(billing_periods.c.start_at)):
         calendars[row.organization_id].open.append(Bounds(row.start_at, row.end_at))
     return calendars

@@ -28,13 +28,11 @@ from tollway.domain.price_books import (
 from tollway.domain.prices import UNIT_FIELDS, PriceTerms, PriceVersion
 from tollway.domain.tenants import Status
 from tollway.domain.usage import ServiceTier
+from tollway.storage.bulk import any_of
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import Page, Window, fetch_page
 from tollway.storage.schema import models, organizations
 from tollway.storage.schema_prices import book_prices, compiled_prices, price_books, price_drafts, price_lists, price_terms
-
-IDS_MAX = 500
-"""Ids named in one query."""
 
 # ---- Books and lists --------------------------------------------------------------------------------------------------
 
@@ -214,7 +212,7 @@ def find_price(tx: Transaction, price_id: str) -> PriceVersion | None:
 
 def find_prices(tx: Transaction, price_ids: Iterable[str]) -> dict[str, PriceVersion]:
     """The versions that exist of these, by id."""
-    query = sa.select(compiled_prices).where(compiled_prices.c.id.in_(list(price_ids)))
+    query = sa.select(compiled_prices).where(any_of(tx, compiled_prices.c.id, list(price_ids)))
     return {row.id: _price(row) for row in tx.connection.execute(query)}
 
 
@@ -368,21 +366,16 @@ def get_terms(tx: TenantTx) -> OrganizationTerms:
 
 def read_terms(tx: Transaction, organization_ids: Sequence[str]) -> dict[str, OrganizationTerms]:
     """The terms of those of the organizations that exist, by id. Not bound to a tenant: for rating and for what gateways are told."""
-    found: dict[str, OrganizationTerms] = {}
-    for start in range(0, len(organization_ids), IDS_MAX):
-        ids = organization_ids[start : start + IDS_MAX]
-        defaults = (
-            sa.select(organizations.c.id, organizations.c.currency, price_books.c.id.label("book_id"))
-            .outerjoin(price_books, price_books.c.default_of == organizations.c.currency)
-            .where(organizations.c.id.in_(ids))
-        )
-        stored: dict[str, list[StoredTerms]] = {}
-        query = sa.select(price_terms).where(price_terms.c.organization_id.in_(ids))
-        for row in tx.connection.execute(query.order_by(price_terms.c.organization_id, price_terms.c.valid_from)):
-            stored.setdefault(row.organization_id, []).append(StoredTerms(row.valid_from, row.list_id, row.carried_from))
-        for row in tx.connection.execute(defaults):
-            found[row.id] = OrganizationTerms(row.currency, row.book_id, tuple(stored.get(row.id, ())))
-    return found
+    defaults = (
+        sa.select(organizations.c.id, organizations.c.currency, price_books.c.id.label("book_id"))
+        .outerjoin(price_books, price_books.c.default_of == organizations.c.currency)
+        .where(any_of(tx, organizations.c.id, organization_ids))
+    )
+    stored: dict[str, list[StoredTerms]] = {}
+    query = sa.select(price_terms).where(any_of(tx, price_terms.c.organization_id, organization_ids))
+    for row in tx.connection.execute(query.order_by(price_terms.c.organization_id, price_terms.c.valid_from)):
+        stored.setdefault(row.organization_id, []).append(StoredTerms(row.valid_from, row.list_id, row.carried_from))
+    return {row.id: OrganizationTerms(row.currency, row.book_id, tuple(stored.get(row.id, ()))) for row in tx.connection.execute(defaults)}
 
 
 def find_organization_currency(tx: Transaction, organization_id: str) -> str | None:

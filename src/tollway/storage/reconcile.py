@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from tollway.domain.catalog import Deployment
 from tollway.domain.reconciliation import EngineHour, EngineUsage, Increment, Member, Reading, UsageKey, hour_of
 from tollway.domain.tenants import Status
+from tollway.storage.bulk import by_bytes
 from tollway.storage.catalog import read_deployment
 from tollway.storage.database import PlatformTx
 from tollway.storage.schema import deployments
@@ -46,7 +47,9 @@ def list_usage(tx: PlatformTx, start_at: int, end_at: int) -> dict[UsageKey, Eng
 
 def iterate_usage(tx: PlatformTx) -> Iterator[tuple[UsageKey, EngineUsage]]:
     """Every sum of every hour, ordered by key: for verification."""
-    query = sa.select(engine_usage).order_by(*(engine_usage.c[name] for name in USAGE_KEY))
+    query = sa.select(engine_usage).order_by(
+        engine_usage.c.start_at, by_bytes(tx, engine_usage.c.deployment_id), by_bytes(tx, engine_usage.c.model)
+    )
     for row in tx.connection.execute(query.execution_options(yield_per=1000)):
         yield (row.start_at, row.deployment_id, row.model), EngineUsage(*(int(getattr(row, name)) for name in USAGE_COUNTS))
 

@@ -186,7 +186,7 @@ usage_rollups = sa.Table(  # events by the instant at which they ended; tokens a
     sa.Column("endpoint", name(64), primary_key=True),
     *(sa.Column(quantity, sa.BigInteger, nullable=False) for quantity in ROLLUP_QUANTITIES),
     *(sa.Column(f"{cost}_{part}", sa.BigInteger, nullable=False) for cost in ROLLUP_COSTS for part in ("units", "pico")),
-    postgresql_with={"fillfactor": 70},  # room for the next versions of a row beside it, so that its index entry stays
+    postgresql_with={"fillfactor": 45},  # room for the next version of every row of a page, so that index entries stay
 )
 
 # ---- Ledger -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Usage at rest: watermarks, events with what they cost, rollups; what the collector writes and what tenants read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,10 @@ from tollway.domain.money import PICO
 from tollway.domain.prices import BillingClass, PriceVersion, RatedLine, rate
 from tollway.domain.usage import Admit, Amounts, Anomaly, Final, Outcome, Quantities, ServiceTier, UsageEvent, UsageSource, billed
 from tollway.storage import prices as stored_prices
-from tollway.storage.bulk import Duplicate, Upsert, any_of, copy_lines, insert_rows, upsert_rows
+from tollway.storage.bulk import NULL, Duplicate, Upsert, any_of, by_bytes, copy_line, copy_lines, insert_prepared, upsert_rows
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import Page, Window, fetch_page
+from tollway.storage.partitions import find_partition
 from tollway.storage.schema_money import (
     ROLLUP_COSTS,
     ROLLUP_KEY,
@@ -77,8 +78,8 @@ def move_watermark(tx: PlatformTx, to: Watermark, *, ticked_at: int | None, now:
 
 
 def list_watermarks(tx: PlatformTx) -> list[Watermark]:
-    """Every epoch ever heard of."""
-    query = sa.select(epochs).order_by(epochs.c.node_id, epochs.c.epoch)
+    """Every epoch ever heard of, ordered by node and epoch."""
+    query = sa.select(epochs).order_by(by_bytes(tx, epochs.c.node_id), epochs.c.epoch)
     return [_watermark(row) for row in tx.connection.execute(query)]
 
 
@@ -117,108 +118,110 @@ class EventRace(Exception):
     """Another transaction took in an event of the same id. Look again: then it is known."""
 
 
-def insert_events(tx: PlatformTx, events: Sequence[UsageEvent]) -> None:
-    """Store new events. Raises EventRace if one of them is not new; then none is stored, and the transaction goes on."""
-    try:
-        if tx.connection.dialect.name == "sqlite":
-            insert_rows(tx, usage_events, EVENT_COLUMNS, map(_event_row, events))
-        elif events:
-            copy_lines(tx, usage_events, EVENT_COLUMNS, map(_event_line, events))
-    except Duplicate as error:
-        raise EventRace from error
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The columns that thousands of events have in common: as values, and as the end of a line of a COPY."""
 
+    values: tuple[object, ...]
+    line: str
+
+    @classmethod
+    def of(cls, node_id: str, epoch: int, final: Final) -> "Shared":
+        """Of all events of one epoch that are like this one."""
+        admit = final.admit
+        values = (
+            node_id,
+            epoch,
+            admit.organization_id,
+            admit.project_id,
+            admit.key_id,
+            admit.model,
+            admit.endpoint,
+            admit.stream,
+            admit.price_version,
+            admit.service_tier.value,  # the driver of SQLite looks for a conversion of what is not exactly a str
+            admit.outcome_policy,
+            final.outcome.value,
+            final.source.value,
+            final.deployment_id,
+            final.attempts,
+            final.error,
+            None if final.anomaly is None else final.anomaly.value,
+        )
+        return cls(values, copy_line(values))
+
+
+EventRow = tuple[str, int, int, int | None, int, int, int, int, int, int, int, int, int, int, int, bytes, Shared]
+"""An event as its row: the columns that are its own, in the order of OWN_COLUMNS, and those that it shares."""
+
+OWN_COLUMNS = (
+    "event_id",
+    "seq",
+    "admitted_at",
+    "first_token_at",
+    "ended_at",
+    "input",
+    "cached_input",
+    "output",
+    "reasoning",
+    "input_pico",
+    "cached_input_pico",
+    "output_pico",
+    "reasoning_pico",
+    "request_pico",
+    "period_at",
+    "content_hash",
+)
 
 EVENT_COLUMNS = (
-    "event_id",
+    *OWN_COLUMNS,
+    "node_id",
+    "epoch",
     "organization_id",
     "project_id",
     "key_id",
     "model",
     "endpoint",
     "stream",
-    "node_id",
-    "epoch",
-    "seq",
-    "admitted_at",
-    "first_token_at",
-    "ended_at",
-    "period_at",
-    "outcome",
-    "source",
-    "input",
-    "cached_input",
-    "output",
-    "reasoning",
     "price_version",
     "service_tier",
     "outcome_policy",
+    "outcome",
+    "source",
     "deployment_id",
     "attempts",
     "error",
     "anomaly",
-    "input_pico",
-    "cached_input_pico",
-    "output_pico",
-    "reasoning_pico",
-    "request_pico",
-    "content_hash",
 )
-"""In the order in which `_event_row` and `_event_line` write them."""
+"""All columns, in the order of an EventRow and of `Shared.values`."""
 
 
-def _event_row(event: UsageEvent) -> tuple[object, ...]:
-    final, amounts = event.final, event.amounts
-    admit, used = final.admit, final.used
+def insert_events(tx: PlatformTx, rows: Iterable[EventRow], first_id: str, last_id: str, meanwhile: Callable[[], None]) -> None:
+    """Store new events, none of whose ids lies outside of these two, while they are being made. Raises EventRace if one of them is not
+    new; then none is stored, and the transaction goes on.
+
+    `meanwhile` is called after the last row was made; the database may be still busy with the rows.
+    """
+    try:
+        if tx.connection.dialect.name == "sqlite":
+            insert_prepared(tx, usage_events, EVENT_COLUMNS, ((*row[:-1], *row[-1].values) for row in rows))
+            meanwhile()
+        else:
+            # To the month's own partition, where the server stores page by page instead of row by row.
+            partition = find_partition(tx, first_id, last_id)
+            copy_lines(tx, partition or usage_events.name, EVENT_COLUMNS, map(_event_line, rows), meanwhile)
+    except Duplicate as error:
+        raise EventRace from error
+
+
+def _event_line(row: EventRow) -> str:
+    """A row as a line for `copy_lines`. All text is visible ASCII: the collector lets nothing else through."""
+    event_id, seq, admitted_at, first_at, ended_at, i, c, o, r, i_pico, c_pico, o_pico, r_pico, q_pico, period_at, hashed, shared = row
+    if "\\" in event_id:
+        event_id = event_id.replace("\\", r"\\")
     return (
-        admit.request_id,
-        admit.organization_id,
-        admit.project_id,
-        admit.key_id,
-        admit.model,
-        admit.endpoint,
-        admit.stream,
-        event.node_id,
-        event.epoch,
-        event.seq,
-        admit.admitted_at,
-        final.first_token_at,
-        final.ended_at,
-        event.period_at,
-        final.outcome.value,  # the driver of SQLite looks for a conversion of what is not exactly a str
-        final.source.value,
-        used.input,
-        used.cached_input,
-        used.output,
-        used.reasoning,
-        admit.price_version,
-        admit.service_tier.value,
-        admit.outcome_policy,
-        final.deployment_id,
-        final.attempts,
-        final.error,
-        final.anomaly,
-        amounts.input,
-        amounts.cached_input,
-        amounts.output,
-        amounts.reasoning,
-        amounts.request,
-        event.content_hash,
-    )
-
-
-def _event_line(event: UsageEvent) -> str:
-    """The same as a line for `copy_lines`. All text is visible ASCII: the collector lets nothing else through."""
-    final, amounts = event.final, event.amounts
-    admit, used = final.admit, final.used
-    first_token_at = "" if final.first_token_at is None else final.first_token_at
-    return (
-        f"{admit.request_id}\t{admit.organization_id}\t{admit.project_id}\t{admit.key_id}\t{admit.model}\t{admit.endpoint}\t"
-        f"{admit.stream}\t{event.node_id}\t{event.epoch}\t{event.seq}\t{admit.admitted_at}\t{first_token_at}\t{final.ended_at}\t"
-        f"{event.period_at}\t{final.outcome}\t{final.source}\t{used.input}\t{used.cached_input}\t{used.output}\t{used.reasoning}\t"
-        f"{admit.price_version}\t{admit.service_tier}\t{admit.outcome_policy}\t{final.deployment_id or ''}\t{final.attempts}\t"
-        f"{final.error or ''}\t{final.anomaly or ''}\t"
-        f"{amounts.input}\t{amounts.cached_input}\t{amounts.output}\t{amounts.reasoning}\t{amounts.request}\t"
-        f"\\x{event.content_hash.hex()}\n"
+        f"{event_id}\t{seq}\t{admitted_at}\t{NULL if first_at is None else first_at}\t{ended_at}\t{i}\t{c}\t{o}\t{r}\t"
+        f"{i_pico}\t{c_pico}\t{o_pico}\t{r_pico}\t{q_pico}\t{period_at}\t\\\\x{hashed.hex()}\t{shared.line}"
     )
 
 
@@ -305,19 +308,6 @@ class Sums:
         picos = (self.input_pico, self.cached_input_pico, self.output_pico, self.reasoning_pico, self.request_pico)
         return {billing_class: pico for billing_class, pico in zip(BillingClass, picos, strict=True) if pico}
 
-    def add_event(self, tokens: Quantities, amounts: Amounts) -> None:
-        """Add one event: its tokens as billed, and what they cost."""
-        self.requests += 1
-        self.input += tokens.input
-        self.cached_input += tokens.cached_input
-        self.output += tokens.output
-        self.reasoning += tokens.reasoning
-        self.input_pico += amounts.input
-        self.cached_input_pico += amounts.cached_input
-        self.output_pico += amounts.output
-        self.reasoning_pico += amounts.reasoning
-        self.request_pico += amounts.request
-
     def add(self, other: "Sums") -> None:
         """Add a group that has no event in common with this one."""
         self.requests += other.requests
@@ -336,10 +326,18 @@ RollupKey = tuple[str, int, int, str, str, str, str]
 """organization, width in seconds, start (microseconds), project, key, model, endpoint: the columns of ROLLUP_KEY."""
 
 
-def add_rollups(tx: PlatformTx, sums: Mapping[RollupKey, Sums]) -> None:
-    """Add to the rollups. Keys are taken in order, so that two collectors that meet wait for each other instead of deadlocking."""
-    if sums:
-        upsert_rows(tx, _ADD_ROLLUPS, [(*key, *_rollup_values(sums[key])) for key in sorted(sums)])
+RollupRow = tuple[str | int, ...]
+
+
+def rollup_rows(sums: Mapping[RollupKey, Sums]) -> list[RollupRow]:
+    """The rows for `add_rollups`: ordered by key, so that two collectors that meet wait for each other instead of deadlocking."""
+    return [(*key, *_rollup_values(sums[key])) for key in sorted(sums)]
+
+
+def add_rollups(tx: PlatformTx, rows: Sequence[RollupRow]) -> None:
+    """Add to the rollups."""
+    if rows:
+        upsert_rows(tx, _ADD_ROLLUPS, rows)
 
 
 def _added() -> Iterator[tuple[str, str]]:
@@ -508,11 +506,43 @@ def iterate_events(tx: PlatformTx, page_rows: int = 1000) -> Iterator[UsageEvent
         after = rows[-1].event_id
 
 
-def list_stray_places(tx: PlatformTx) -> tuple[set[tuple[str, int, int]], set[tuple[str, int, int]]]:
-    """Where (node, epoch, seq) conflicts and quarantined records came from: for verification."""
-    conflicts = sa.select(event_conflicts.c.node_id, event_conflicts.c.epoch, event_conflicts.c.seq)
-    quarantined = sa.select(quarantined_records.c.node_id, quarantined_records.c.epoch, quarantined_records.c.seq)
-    return (
-        {(row.node_id, row.epoch, row.seq) for row in tx.connection.execute(conflicts)},
-        {(row.node_id, row.epoch, row.seq) for row in tx.connection.execute(quarantined)},
+def find_rows(tx: PlatformTx, event_ids: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """The rows of those of the events that are there, by id, in the order of EVENT_COLUMNS: for verification."""
+    if not event_ids:
+        return {}
+    query = sa.select(*(usage_events.c[name] for name in EVENT_COLUMNS)).where(
+        any_of(tx, usage_events.c.event_id, event_ids),
+        usage_events.c.event_id >= min(event_ids),
+        usage_events.c.event_id <= max(event_ids),
     )
+    return {row.event_id: tuple(row) for row in tx.connection.execute(query)}
+
+
+def count_by_epoch(tx: PlatformTx) -> dict[tuple[str, int], int]:
+    """How many events there are of each node and epoch: for verification."""
+    place = (usage_events.c.node_id, usage_events.c.epoch)
+    rows = tx.connection.execute(sa.select(*place, sa.func.count().label("events")).group_by(*place))
+    return {(row.node_id, row.epoch): row.events for row in rows}
+
+
+def iterate_places(tx: PlatformTx, node_id: str, epoch: int) -> Iterator[tuple[int, str]]:
+    """Seq and id of every event of an epoch, by seq: for verification, when something is wrong (it reads all events)."""
+    query = sa.select(usage_events.c.seq, usage_events.c.event_id).where(usage_events.c.node_id == node_id, usage_events.c.epoch == epoch)
+    ordered = query.order_by(usage_events.c.seq, usage_events.c.event_id).execution_options(yield_per=1000)
+    for row in tx.connection.execute(ordered):
+        yield row.seq, row.event_id
+
+
+def list_stray_seqs(tx: PlatformTx, node_id: str, epoch: int) -> tuple[set[int], set[int]]:
+    """Where in an epoch conflicts and quarantined records came from: for verification."""
+    conflicts, quarantined = (
+        {seq for (seq,) in tx.connection.execute(sa.select(table.c.seq).where(table.c.node_id == node_id, table.c.epoch == epoch))}
+        for table in (event_conflicts, quarantined_records)
+    )
+    return conflicts, quarantined
+
+
+def list_stray_epochs(tx: PlatformTx) -> set[tuple[str, int]]:
+    """The epochs that have any: for verification."""
+    places = sa.union(*(sa.select(table.c.node_id, table.c.epoch) for table in (event_conflicts, quarantined_records)))
+    return {(node_id, epoch) for node_id, epoch in tx.connection.execute(places)}

@@ -10,7 +10,8 @@ from starlette.responses import JSONResponse, Response
 from tollway.control import collect
 from tollway.control.api import doors
 from tollway.control.api.doors import ControlPlane, Node, Plane, plane_of
-from tollway.control.collect import Gap, Refused, Taken
+from tollway.control.collect import Gap, Taken
+from tollway.control.judging import Refused
 from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, RESOURCE_UNKNOWN, Blame, Fault, FaultKind
 from tollway.storage.archive import Archive, ArchiveShort

@@ -170,7 +170,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint(
             "organization_id", "width_seconds", "start_at", "project_id", "key_id", "model", "endpoint", name=op.f("pk_usage_rollups")
         ),
-        postgresql_with={"fillfactor": 70},
+        postgresql_with={"fillfactor": 45},
     )
     op.create_table(
         "balances",

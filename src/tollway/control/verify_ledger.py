@@ -1,0 +1,121 @@
+"""Verification of the transactions that book usage, for `verify`: each against the records that it names, as these pass by.
+
+Records of an epoch come in order, and so do its transactions, by the first record that each names. What is held are the transactions
+that cover the present place: one or two for an organization.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from tollway.control.judging import Payer
+from tollway.control.ledger import PLATFORM, UNBILLED, transaction_id
+from tollway.domain.prices import BillingClass
+from tollway.storage.ledger import Account, Posting, UsageCause
+
+Add = Callable[[str, str], None]
+"""Notes a difference: of which table, and what it is."""
+
+Costs = dict[str, list[int]]
+"""Pico-currency by model, for each billing class in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """An event as a transaction should book it. `is_gone`: retention has removed its row, so that the period is that of its end."""
+
+    event_id: str
+    seq: int
+    organization_id: str
+    period_at: int
+    ended_at: int
+    model: str
+    picos: tuple[int, ...]
+    is_gone: bool
+
+
+@dataclass(slots=True)
+class _Open:
+    """A transaction whose records are passing by, and what they have come to so far."""
+
+    posting: Posting
+    cause: UsageCause
+    events: int = 0
+    first_seq: int = 0
+    last: Booked | None = None
+    costs: Costs = field(default_factory=dict)
+
+
+class EpochLedger:
+    """The transactions of one epoch, in order of their first records, beside its events, in order."""
+
+    def __init__(self, postings: Iterator[Posting], payers: Mapping[str, Payer], add: Add) -> None:
+        self._postings = postings
+        self._payers = payers
+        self._add = add
+        self._next = next(postings, None)
+        self._open: dict[str, list[_Open]] = {}
+
+    def take(self, event: Booked) -> None:
+        """The next event: it must be booked once, if it costs anything."""
+        while self._next is not None and _cause(self._next).first_seq <= event.seq:
+            self._begin()
+        of_organization = self._open.get(event.organization_id, [])
+        while of_organization and any(each.cause.last_seq < event.seq for each in of_organization):
+            index = next(at for at, each in enumerate(of_organization) if each.cause.last_seq < event.seq)
+            self._finish(of_organization.pop(index))
+        period_at = event.period_at
+        if event.is_gone and of_organization and all(each.posting.period_at != period_at for each in of_organization):
+            period_at = min(each.posting.period_at for each in of_organization)  # it was late, which only the ledger knows now
+        covering = [each for each in of_organization if each.posting.period_at == period_at]
+        for each in covering:
+            each.first_seq = each.first_seq or event.seq
+            each.events += 1
+            each.last = event
+            costs = each.costs.setdefault(event.model, [0] * len(BillingClass))
+            for index, pico in enumerate(event.picos):
+                costs[index] += pico
+        if len(covering) != 1 and any(event.picos):
+            self._add("ledger_entries", f"{event.event_id} is booked {len(covering)} times")
+
+    def end(self) -> None:
+        """No event is left."""
+        while self._next is not None:
+            self._begin()
+        for of_organization in self._open.values():
+            for each in of_organization:
+                self._finish(each)
+
+    def _begin(self) -> None:
+        assert self._next is not None
+        self._open.setdefault(self._next.organization_id, []).append(_Open(self._next, _cause(self._next)))
+        self._next = next(self._postings, None)
+
+    def _finish(self, found: _Open) -> None:
+        """One transaction against the records that it names: id, number of events, entries."""
+        posting, cause, last = found.posting, found.cause, found.last
+        if last is None or found.events != cause.events:
+            self._add("ledger_transactions", f"{posting.id} books {cause.events} events, the archive has {found.events}")
+            return
+        right_id = transaction_id(posting.organization_id, posting.period_at, cause, last.ended_at)
+        if posting.id != right_id or found.first_seq != cause.first_seq or last.seq != cause.last_seq:
+            self._add("ledger_transactions", f"{posting.id} does not follow from its records, which give {right_id}")
+        right = entries_of(posting.organization_id, found.costs, self._payers[posting.organization_id].currency)
+        if {entry.account.id: entry.amount_pico for entry in posting.entries} != right:
+            self._add("ledger_entries", f"{posting.id} does not book what its events cost")
+
+
+def _cause(posting: Posting) -> UsageCause:
+    assert isinstance(posting.cause, UsageCause)
+    return posting.cause
+
+
+def entries_of(organization_id: str, costs: Costs, currency: str) -> dict[str, int]:
+    """What events of one organization must move, by account."""
+    entries = {
+        Account(PLATFORM, f"revenue:{model}:{billing_class}", currency).id: -pico
+        for model, picos in costs.items()
+        for billing_class, pico in zip(BillingClass, picos, strict=True)
+        if pico
+    }
+    entries[Account(organization_id, UNBILLED, currency).id] = -sum(entries.values())
+    return entries
