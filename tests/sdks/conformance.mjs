@@ -13,7 +13,7 @@ const counting = createOpenAICompatible({ name: 'tollway', baseURL: `${url}/v1`,
 const model = 'm'
 const messages = [{ role: 'user', content: 'Say something.' }]
 const tools = [{ type: 'function', function: { name: 'toll', parameters: { type: 'object', properties: { road: {} } } } }]
-const image = 'data:image/png;base64,iVBORw0KGgo='
+const image = 'data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=='
 const toll = tool({ description: 'a toll', inputSchema: jsonSchema({ type: 'object', properties: { road: { type: 'string' } } }) })
 
 const rows = {

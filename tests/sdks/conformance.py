@@ -20,7 +20,9 @@ except ModuleNotFoundError:
 ASK: Any = [{"role": "user", "content": "Say something."}]
 TOOLS: Any = [{"type": "function", "function": {"name": "toll", "parameters": {"type": "object", "properties": {"road": {}}}}}]
 SCHEMA: Any = {"type": "json_schema", "json_schema": {"name": "toll", "strict": True, "schema": {"type": "object"}}}
-IMAGE = "data:image/png;base64,iVBORw0KGgo="
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+"""One pixel."""
+IMAGE = f"data:image/png;base64,{PNG}"
 Client = Any
 
 
@@ -144,7 +146,7 @@ def claude_tools(client: Client) -> None:
 
 
 def claude_vision(client: Client) -> None:
-    source = {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
+    source = {"type": "base64", "media_type": "image/png", "data": PNG}
     content = [{"type": "image", "source": source}, {"type": "text", "text": "What is this?"}]
     assert client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": content}]).content
 

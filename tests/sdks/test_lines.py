@@ -13,6 +13,7 @@ import pytest
 
 from tests.fakes import PATIENCE_SECONDS, Upstream
 from tests.gateway.running import KEY, Served, gateway
+from tests.sdks.conformance import PNG
 from tests.sdks.engine import SdkEngine
 from tollway.domain.usage import Outcome
 
@@ -60,5 +61,5 @@ async def conform(command: list[str], count: int) -> None:
             assert len(rows) == count
             outcomes = [final.outcome for final in running.sink.finals]
             assert outcomes.count(Outcome.CLIENT_CANCELLED) == 1 and len(outcomes) == len(engine.bodies)
-        images = [body for body in engine.bodies if "iVBORw0KGgo=" in str(body)]
+        images = [body for body in engine.bodies if PNG in str(body)]
         assert images, "pictures go up as they came"
