@@ -62,7 +62,7 @@ class Wire(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         world, network = self._process.world, self._network
         answered: asyncio.Future[tuple[int, bytes] | None] = self._process.loop.create_future()
-        method, path, body = request.method, request.url.path, request.content
+        method, path, body = request.method, request.url.path, await request.aread()
 
         def tell(answer: tuple[int, bytes] | None) -> None:
             if self._process.alive and not answered.done():
