@@ -13,7 +13,6 @@ ids of their own, each beside its original, because what is asked is what a batc
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import random
@@ -34,6 +33,7 @@ from tollway.control.retention import keep_months
 from tollway.domain import ids
 from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import Admit, Final, Outcome, Quantities, UsageSource, encode
+from tollway.serve import garbage
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 from tollway.storage.partitions import list_months
@@ -139,7 +139,7 @@ def measure(rig: Rig) -> None:
     marks = [mark for mark in MARKS if mark <= rig.events]
     windows = len(marks) * rig.rounds * WINDOW_BATCHES * BATCH_EVENTS
     batches = make_batches(MARKS[0] + windows)
-    gc.freeze()  # as a control process does when it is ready
+    garbage.settle()  # as a control process does when it is ready
     with unpinned(), opened(rig.directory) as (on_postgres, on_sqlite, url), contextlib.closing(Copy(url)) as copy:
         engines, stored = (on_postgres, on_sqlite), 0
         while stored < MARKS[0]:

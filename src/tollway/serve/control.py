@@ -7,7 +7,6 @@ database. Gateways serve on meanwhile.
 """
 
 import asyncio
-import gc
 import os
 import secrets
 import signal
@@ -38,6 +37,7 @@ from tollway.domain.faults import DATABASE_UNAVAILABLE, MALFORMED_HTTP, Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.money import PICO
 from tollway.domain.reconciliation import Tolerance
+from tollway.serve import garbage
 from tollway.serve.sockets import url_of
 from tollway.storage.database import Database
 from tollway.storage.vault import LocalVault
@@ -231,7 +231,7 @@ async def serve(
             tasks.create_task(server.serve(sockets=[listener]))
         while not all(server.started for server in servers):
             await asyncio.sleep(0.01)  # uvicorn has no event for it
-        gc.freeze()  # what was imported until now is never garbage, and need not be looked through again and again
+        garbage.settle()
         plane.log({"event": "ready", **urls})
         watching = None if options is None else tasks.create_task(_reconcile(plane, options))
         await stop.wait()
