@@ -30,7 +30,8 @@ from tollway.domain.keys import digest
 from tollway.gateway.pipeline import Plane
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.server import Downstream, Edge, EdgeBounds
-from tollway.gateway.upstream import Connection, Upstream
+from tollway.gateway.upstreams.connection import UpstreamConnection
+from tollway.gateway.upstreams.upstream import Upstream
 from tollway.link.spool import Spool
 from tollway.telemetry import LogWriter
 from tollway.wire.http import HttpBounds
@@ -155,9 +156,9 @@ class _Load:
         elif not self._running:
             self._done.set()
 
-    async def connect(self, upstream: Upstream) -> Connection:
+    async def connect(self, upstream: Upstream) -> UpstreamConnection:
         """Stands in for `Upstream.connect`."""
-        connection = Connection(upstream)
+        connection = UpstreamConnection(upstream)
         transport = _Transport()
 
         def taken(data: bytes) -> None:
@@ -167,7 +168,7 @@ class _Load:
         connection.connection_made(transport)
         return connection
 
-    def _answer(self, connection: Connection, at: int) -> None:
+    def _answer(self, connection: UpstreamConnection, at: int) -> None:
         if at + 1 < len(self._reads):
             self._loop.call_soon(self._answer, connection, at + 1)
         connection.data_received(self._reads[at])

@@ -29,13 +29,13 @@ from tollway.domain.snapshot import Change, Entry
 from tollway.domain.usage import TOKENS_MAX
 from tollway.gateway import pipeline
 from tollway.gateway.authorize import authorize
-from tollway.gateway.dialects import links
 from tollway.gateway.dialects.answers import error_fault
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
-from tollway.gateway.dialects.pictures import Encoded, PictureInvalid, find_size
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.dialects.table import Stream as DialectStream
 from tollway.gateway.exchange import Caller, Head, new_request
+from tollway.gateway.media import links
+from tollway.gateway.media.pictures import Encoded, PictureInvalid, find_size
 from tollway.gateway.pipeline import Plane
 from tollway.gateway.relay import answer_fault
 from tollway.wire import bodies, proxy, segments, sse

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from reliability.running import tollway
-from tollway.gateway.dialects.media import MediaBounds
+from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.server import DrainBounds, EdgeBounds
 from tollway.link.spool import SpoolOptions

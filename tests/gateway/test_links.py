@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gateway.running import Memory, chat, message, plane, split_answers
-from tollway.gateway.dialects.links import is_public
+from tollway.gateway.media.links import is_public
 
 PRIVATE = {
     "32-metadata": "http://169.254.169.254/latest/meta-data/",

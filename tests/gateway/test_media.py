@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.gateway.running import CHAT, Answer, Memory, chat, message, plane, split_answers
-from tollway.gateway.dialects.media import MediaBounds
-from tollway.gateway.dialects.pictures import Encoded, PictureInvalid, find_size
+from tollway.gateway.media.bounds import MediaBounds
+from tollway.gateway.media.pictures import Encoded, PictureInvalid, find_size
 
 MESSAGES = "/v1/messages"
 

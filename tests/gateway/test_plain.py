@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from tollway.domain.catalog import Endpoint
 from tollway.gateway.dialects.fields import is_plain
-from tollway.gateway.dialects.media import MediaBounds
-from tollway.gateway.dialects.parts import check_messages
 from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.media.admission import check_messages
+from tollway.gateway.media.bounds import MediaBounds
 from tollway.wire import bodies
 
 PRIVATE = "http://169.254.169.254/latest"

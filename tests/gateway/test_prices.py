@@ -13,9 +13,9 @@ from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry, change
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.authorize import authorize
-from tollway.gateway.dialects.media import MediaBounds
 from tollway.gateway.directory import Directory
 from tollway.gateway.exchange import Call, Head, new_request
+from tollway.gateway.media.bounds import MediaBounds
 
 ORGANIZATION, PROJECT, DIGEST = "org_1", "proj_1", b"d" * 32
 STANDARD, FLEX, PRIORITY = ServiceTier.STANDARD, ServiceTier.FLEX, ServiceTier.PRIORITY

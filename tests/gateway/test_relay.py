@@ -15,7 +15,7 @@ from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.usage import Final, Outcome, Quantities, UsageSource
 from tollway.gateway import pipeline
 from tollway.gateway.exchange import Head, new_request
-from tollway.gateway.upstream import Connection
+from tollway.gateway.upstreams.connection import UpstreamConnection
 
 WORDS = ["a", "bc", "}}", "\r\n", "é", "5\r\n", '"usage":{', "f"]
 
@@ -39,7 +39,7 @@ async def relay(pieces: Sequence[bytes], *, is_slow: bool = False, closed: bool 
     recorder.is_slow = is_slow
     with plane({"m": Served(["http://192.0.2.1:9"], engine=Engine.VLLM)}, clock=clock) as (made, sink, _):
         (upstream,) = made.upstreams.of("m")
-        connection = Connection(upstream)
+        connection = UpstreamConnection(upstream)
         transport = Transport(connection)
         connection.idle_since = loop.time()
         upstream._idle.append(connection)

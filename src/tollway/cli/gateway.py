@@ -17,8 +17,8 @@ from tollway.cli.processes import (
     inherit_or_open,
     read_settings,
 )
-from tollway.gateway.dialects.media import MediaBounds
 from tollway.gateway.entry import EntryRules, parse_hosts, parse_networks, parse_origins
+from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.server import DrainBounds, EdgeBounds
 from tollway.link.spool import SpoolOptions

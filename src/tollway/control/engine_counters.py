@@ -1,7 +1,7 @@
-"""The engines' own token counters: where each kind keeps them, and how they are read.
+"""Read the engines' own token counters; `engines.table` says where each engine publishes them.
 
-Reading them is nobody's request: it has its own bounds, no redirect is followed, no compressed answer is taken, and whatever an engine
-answers that is no page of its counters is a failure, never a zero.
+Readings have bounds of their own, follow no redirect and accept no compressed answer. An answer that is not a page of the engine's
+counters is a failure, never a zero.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import httpx2
 
-from tollway.domain.catalog import Engine
 from tollway.domain.reconciliation import Reading
+from tollway.engines.profile import CounterNames
 from tollway.wire.exposition import sum_counters
 
 PAGE_BYTES_MAX = 4 << 20
@@ -21,56 +21,22 @@ CONCURRENT_MAX = 16
 """Engines read at once: a fleet of a thousand takes some seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """Where a kind of engine keeps its counters: the page, what its metrics begin with, and the totals of prompt and output tokens.
-    `counts_cached`: whether the prompt total has what came from the prefix cache."""
-
-    path: str
-    prefix: str
-    prompt: str
-    output: str
-    counts_cached: bool = True
-
-
-_VLLM = Counters("/metrics", "vllm:", "vllm:prompt_tokens_total", "vllm:generation_tokens_total")
-
-COUNTERS: dict[Engine, Counters] = {
-    # vLLM 0.32: v1/metrics/loggers.py. The prompt total counts whole prompts; both move while a request runs.
-    Engine.VLLM: _VLLM,
-    Engine.SIM: _VLLM,
-    # SGLang 0.5: srt/metrics/collector.py, with --enable-metrics. Both move when a request has finished.
-    Engine.SGLANG: Counters("/metrics", "sglang:", "sglang:prompt_tokens_total", "sglang:generation_tokens_total"),
-    # Dynamo 1.6, the frontend: lib/runtime/src/metrics/prometheus_names.rs. The input total is the sum of its histogram.
-    Engine.DYNAMO: Counters(
-        "/metrics", "dynamo_frontend_", "dynamo_frontend_input_sequence_tokens_sum", "dynamo_frontend_output_tokens_total"
-    ),
-    # TensorRT-LLM: tensorrt_llm/metrics/collector.py, with return_perf_metrics. Its /metrics is another thing, and reading consumes it.
-    Engine.TRTLLM: Counters("/prometheus/metrics", "trtllm_", "trtllm_prompt_tokens_total", "trtllm_generation_tokens_total"),
-    # llama.cpp: tools/server/server-context.cpp, with --metrics. The prompt total is of tokens computed, without those of the cache.
-    Engine.LLAMACPP: Counters(
-        "/metrics", "llamacpp:", "llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total", counts_cached=False
-    ),
-}
-"""By kind. One that is missing here (OpenAI and what else only speaks its API) shows nothing, and is not observed."""
-
-
 class Unreadable(Exception):
-    """An engine could not be read now; the text says why, for operators."""
+    """An engine's counters could not be read; the text says why, for operators."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An engine to be read, and the deployments (id, model) that it is the engine of."""
+    """An engine to be read. `members`: the deployments (id, model) that it serves."""
 
     address: str
-    counters: Counters
+    counters: CounterNames
     credential: str | None = field(repr=False)
     members: tuple[tuple[str, str], ...]
 
 
 def open_client() -> httpx2.AsyncClient:
-    """A client for reading engines. Proxies and credentials of the environment are none of its business."""
+    """An HTTP client for reading engines. It ignores proxies and credentials of the environment."""
     return httpx2.AsyncClient(
         limits=httpx2.Limits(max_connections=CONCURRENT_MAX, max_keepalive_connections=0), follow_redirects=False, trust_env=False
     )
@@ -79,7 +45,7 @@ def open_client() -> httpx2.AsyncClient:
 async def read_all(
     client: httpx2.AsyncClient, sources: Sequence[Source], timeout_seconds: float, now: Callable[[], int]
 ) -> list[Reading | Unreadable]:
-    """What each engine's counters show, or why they cannot be had; in the order of `sources`."""
+    """Read the counters of all engines, in the order of `sources`; an engine that could not be read has its error in its place."""
     turns = asyncio.Semaphore(CONCURRENT_MAX)
 
     async def read_in_turn(source: Source) -> Reading | Unreadable:

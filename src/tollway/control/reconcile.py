@@ -16,10 +16,11 @@ import httpx2
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tollway.control.engine_counters import COUNTERS, Counters, Source, Unreadable, open_client, read_all
+from tollway.control.engine_counters import Source, Unreadable, open_client, read_all
 from tollway.domain.faults import Fault
 from tollway.domain.reconciliation import HOUR_US, Reading, Row, State, Tolerance, compare, hour_of, split
 from tollway.domain.usage import Anomaly, UsageEvent
+from tollway.engines.table import ENGINES
 from tollway.storage import reconcile as storage
 from tollway.storage import usage as stored_usage
 from tollway.storage.database import Database, PlatformTx
@@ -103,7 +104,7 @@ def list_sources(tx: PlatformTx, vault: LocalVault) -> list[Source]:
     left out; the engine then says whether it minds."""
     found: dict[str, Source] = {}
     for deployment in storage.list_active_deployments(tx):
-        counters: Counters | None = COUNTERS.get(deployment.engine)
+        counters = ENGINES[deployment.engine].counters
         if counters is None:
             continue
         known = found.get(deployment.base_url)

@@ -9,11 +9,11 @@ from tollway.domain.faults import Fault
 from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.dialects.fields import NEVER_FORWARDED, is_plain
-from tollway.gateway.dialects.media import MediaBounds
-from tollway.gateway.dialects.parts import check_messages
 from tollway.gateway.dialects.table import DIALECTS, Dialect
 from tollway.gateway.directory import Directory
 from tollway.gateway.exchange import Call, Caller, Offer, Request
+from tollway.gateway.media.admission import check_messages
+from tollway.gateway.media.bounds import MediaBounds
 from tollway.wire import bodies
 
 _STANDARD = ServiceTier.STANDARD

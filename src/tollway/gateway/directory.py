@@ -20,8 +20,8 @@ from tollway.domain.snapshot import (
     ProjectEntry,
 )
 from tollway.domain.usage import ServiceTier
+from tollway.engines.table import ENGINES
 from tollway.gateway.dialects.table import DIALECTS
-from tollway.gateway.engines.habits import HABITS
 from tollway.gateway.exchange import Caller, Offer
 
 INSTANT_MAX = 2**63 - 1
@@ -120,7 +120,7 @@ class Directory:
     def _list_known_fields(self, model: str, endpoint: Endpoint) -> frozenset[str]:
         """Request fields that every deployment of the model understands: the dialect's and those common to its engines."""
         engines = {entry.deployment.engine for entry in self._maps.deployments.values() if entry.deployment.model == model}
-        common = frozenset.intersection(*(HABITS[engine].fields for engine in engines)) if engines else frozenset()
+        common = frozenset.intersection(*(ENGINES[engine].fields for engine in engines)) if engines else frozenset()
         return frozenset(DIALECTS[endpoint].fields) | common
 
     def list_deployments(self) -> list[DeploymentEntry]:

@@ -12,9 +12,9 @@ from tollway.domain.limits import rate
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.usage import ServiceTier
+from tollway.engines.table import ENGINES
 from tollway.gateway.counters import Level
 from tollway.gateway.dialects.table import Dialect
-from tollway.gateway.engines.habits import HABITS
 from tollway.wire import bodies
 from tollway.wire.http import NO_HEADERS
 
@@ -130,9 +130,9 @@ class Offer:
         self.is_served = is_served
         self.known_fields = known_fields
         self.cache_salt = cache_salt
-        self._ours: dict[tuple[str, bytes | None, int | None], tuple[Deployment, bodies.Ours]] = {}
+        self._ours: dict[tuple[str, bytes | None, int | None], tuple[Deployment, bodies.InjectedFields]] = {}
 
-    def ours(self, deployment: Deployment, stream_options: bytes | None, output_cap: int | None) -> bodies.Ours:
+    def ours(self, deployment: Deployment, stream_options: bytes | None, output_cap: int | None) -> bodies.InjectedFields:
         """The fields that are ours to set in a body for a deployment."""
         key = (deployment.id, stream_options, output_cap)
         known = self._ours.get(key)
@@ -145,9 +145,9 @@ class Offer:
             fields["model"] = msgspec.json.encode(deployment.upstream_model)
         if stream_options is not None:
             fields["stream_options"] = stream_options
-        if HABITS[deployment.engine].cache_salt and not self.model.share_cache:
+        if ENGINES[deployment.engine].cache_salt and not self.model.share_cache:
             fields["cache_salt"] = self.cache_salt
-        ours = bodies.Ours(fields)
+        ours = bodies.InjectedFields(fields)
         self._ours[key] = deployment, ours
         return ours
 
@@ -187,7 +187,7 @@ class Call(msgspec.Struct, gc=False):
 
     def wants_continuous(self, deployment: Deployment) -> bool:
         """Whether to ask for running usage. Not where several choices are generated: vLLM counts each of them by itself then."""
-        return self.choices == 1 and HABITS[deployment.engine].continuous_usage
+        return self.choices == 1 and ENGINES[deployment.engine].continuous_usage
 
     def upstream_body(self, deployment: Deployment) -> bytes:
         """The body for one deployment: the client's values verbatim, with the fields set that are ours to set."""

@@ -22,16 +22,16 @@ from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, ServiceTier, bil
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
 from tollway.gateway.counters import Counters
-from tollway.gateway.dialects.media import MediaBounds
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
 from tollway.gateway.exchange import Call, Caller, ClientGone, Head, Request
 from tollway.gateway.limit import limit
+from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.meter import Record, meter
 from tollway.gateway.ports import Client, UsageSink, Vault
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget, relay
 from tollway.gateway.route import route
-from tollway.gateway.upstream import Upstreams
+from tollway.gateway.upstreams.upstream import Upstreams
 from tollway.telemetry import CompletedLine, LogWriter, Metrics, RequestLine, timestamp
 
 ENDPOINTS: dict[bytes, Endpoint] = {f"/v1/{endpoint}".encode(): endpoint for endpoint in DIALECTS}

@@ -30,7 +30,8 @@ from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.meter import Record
 from tollway.gateway.ports import Client
 from tollway.gateway.running import OVER, Pause
-from tollway.gateway.upstream import Connection, Upstream
+from tollway.gateway.upstreams.connection import UpstreamConnection
+from tollway.gateway.upstreams.upstream import Upstream
 from tollway.telemetry import Metrics
 from tollway.wire import sse
 from tollway.wire.http import chunk_size
@@ -116,7 +117,7 @@ class Exchange:
         "stream_bytes",
     )
 
-    def __init__(self, call: Call, connection: Connection, client: Client, record: Record, bounds: RelayBounds, now: float) -> None:
+    def __init__(self, call: Call, connection: UpstreamConnection, client: Client, record: Record, bounds: RelayBounds, now: float) -> None:
         self._call = call
         self._connection = connection
         self._client = client

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tollway.domain.faults import UPSTREAM_NONE, Fault
 from tollway.gateway.exchange import Call
-from tollway.gateway.upstream import Upstream, Upstreams
+from tollway.gateway.upstreams.upstream import Upstream, Upstreams
 
 CANDIDATES_MAX = 4
 """Upstreams tried for one request; more only delays the answer that the client must get anyway."""

@@ -23,8 +23,8 @@ from pathlib import Path
 import uvloop
 
 from tollway.gateway import server
-from tollway.gateway.dialects.media import MediaBounds
 from tollway.gateway.entry import EntryRules
+from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.pipeline import Plane
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.server import DrainBounds, EdgeBounds

@@ -84,7 +84,7 @@ def members(body: bytes) -> dict[str, msgspec.Raw]:
     return _members.decode(body)
 
 
-class Ours:
+class InjectedFields:
     """The fields that are ours to set in a body, by name, and what the body ends with where none of them stands in it already."""
 
     __slots__ = ("ending", "fields", "names")
@@ -95,15 +95,15 @@ class Ours:
         self.ending = b"," + join(fields)[1:] if fields else b"}"
 
 
-def edit(body: bytes, names: Collection[str], ours: Ours, dropped: Collection[str]) -> bytes:
+def edit(body: bytes, names: Collection[str], injected: InjectedFields, dropped: Collection[str]) -> bytes:
     """The object `body`, whose top level has these `names` (at least one), with our fields set and some left out.
 
     Where nothing is replaced, our fields follow the client's: for a JSON reader the same as anywhere else.
     """
-    if not dropped and ours.names.isdisjoint(names):
-        return body[: -1 if body[-1] == _CLOSING else body.rindex(b"}")] + ours.ending
+    if not dropped and injected.names.isdisjoint(names):
+        return body[: -1 if body[-1] == _CLOSING else body.rindex(b"}")] + injected.ending
     fields: dict[str, bytes | msgspec.Raw] = {name: value for name, value in members(body).items() if name not in dropped}
-    fields.update(ours.fields)
+    fields.update(injected.fields)
     return join(fields)
 
 

@@ -1,5 +1,6 @@
-"""What each API's bodies mean: OpenAI's chat completions, completions and embeddings, Anthropic's messages.
+"""What the bodies of each API mean: one file per API, one table.
 
-Owns: request fields and their ranges, where usage stands in an answer, what an event of a stream says, the shape of errors.
-Does not own: bytes on sockets, routing, money. May import: engines, wire, domain.
+Owns: paths, request fields and their ranges, headers and fields that are injected, hidden, passed on or withheld, where usage stands in
+an answer, what an event of a stream says, the shape of errors. Does not own: bytes on sockets, routing, money.
+May import: engines, wire, domain.
 """

@@ -12,7 +12,6 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Iterable
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from tollway.domain import faults
@@ -21,130 +20,19 @@ from tollway.domain.faults import Fault
 from tollway.domain.snapshot import DeploymentEntry
 from tollway.gateway.exchange import Request
 from tollway.gateway.ports import Vault
-from tollway.wire.http import ResponseReader
+from tollway.gateway.upstreams.connection import UpstreamConnection
 
 IDLE_SECONDS = 3.0
 IDLE_CONNECTIONS_MAX = 1024
 FAILURES_TO_EJECT = 3
 EJECTION_SECONDS_MAX = 30.0
 DRAIN_SECONDS = 5.0
-DRAIN_BYTES_MAX = 64 * 1024
-"""How long, and with how many bytes, a connection may end a message whose content is complete ([DONE] seen, last chunk not)."""
+"""How long a connection may take to end a message whose content is complete ([DONE] seen, last chunk not)."""
 
 
 _VERSIONS = (b"anthropic-version", b"anthropic-beta")
 PASSED_ON: dict[Endpoint, tuple[bytes, ...]] = {Endpoint.MESSAGES: _VERSIONS, Endpoint.COUNT_TOKENS: _VERSIONS}
 """Headers that an API's contract asks gateways to pass on unchanged."""
-
-
-class Sink(Protocol):
-    """Who asked: told when bytes were read into the connection's reader, and when the connection is lost."""
-
-    def received(self) -> None:
-        """The reader has news."""
-        ...
-
-    def received_chunk(self, data: bytes) -> bool:
-        """Bytes that begin with a chunk (`ResponseReader.between_chunks`). True if they were whole chunks and are dealt with; otherwise
-        they go through the reader."""
-        ...
-
-    def lost(self) -> None:
-        """The connection is gone; the reader holds what came before."""
-        ...
-
-
-class Connection(asyncio.Protocol):
-    """One connection to an engine."""
-
-    __slots__ = ("_settled_bytes", "idle_since", "paused", "reader", "reused", "sink", "transport", "upstream")
-
-    def __init__(self, upstream: "Upstream") -> None:
-        self.upstream = upstream
-        self.reader = ResponseReader()
-        self.sink: Sink | None = None
-        self.transport: asyncio.Transport | None = None
-        self.reused = False
-        self.idle_since = 0.0
-        self._settled_bytes = 0
-        self.paused = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
-
-    def ask(self, message: bytes, sink: Sink) -> None:
-        """Send a request; `sink` hears of the answer."""
-        assert self.transport is not None
-        self.sink = sink
-        self.transport.write(message)
-
-    def data_received(self, data: bytes) -> None:
-        reader = self.reader
-        sink = self.sink
-        if reader.between_chunks and sink is not None and sink.received_chunk(data):
-            return
-        reader.feed(data)
-        if sink is not None:
-            sink.received()
-        else:
-            self._unasked()
-
-    def _unasked(self) -> None:
-        """Bytes with nobody waiting: the end of a message already settled, or something that must not be trusted."""
-        reader = self.reader
-        reader.body.clear()  # settled: nobody takes it, and it must not gather
-        if not self.upstream.is_draining(self) or reader.broken or reader.body_bytes > self._settled_bytes + DRAIN_BYTES_MAX:
-            self.abort()
-        elif reader.complete:
-            self.upstream.put_idle(self)
-
-    def eof_received(self) -> bool:
-        self.reader.eof()
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.upstream.forget(self)
-        self.transport = None
-        sink, self.sink = self.sink, None
-        if sink is not None:
-            sink.lost()
-
-    def abort(self) -> None:
-        """Close at once: the engine sees a disconnect and stops working."""
-        self.sink = None
-        if self.transport is not None:
-            self.transport.abort()
-
-    def pause(self) -> None:
-        """Read nothing more until `resume`: the engine is slowed down by its own socket."""
-        self.paused = True
-        if self.transport is not None:
-            self.transport.pause_reading()
-
-    def resume(self) -> None:
-        """Read on."""
-        self.paused = False
-        if self.transport is not None:
-            self.transport.resume_reading()
-
-    def settle(self, now: float) -> None:
-        """The answer was taken: back to the pool if the message ended cleanly, else wait a moment for its end, else close."""
-        self.sink = None
-        reader = self.reader
-        if self.transport is None:
-            return
-        if self.paused:
-            self.resume()  # its client's slowness must not deafen the next request on this connection
-        if reader.complete and not reader.broken:
-            if reader.keep_alive:
-                self.idle_since = now
-                self.upstream.put_idle(self)
-            else:
-                self.abort()
-        else:
-            self.idle_since = now
-            self._settled_bytes = reader.body_bytes
-            self.upstream.put_draining(self)
 
 
 class Upstream:
@@ -154,8 +42,8 @@ class Upstream:
         self.deployment = deployment
         self.failures = 0
         self.ejected_until = 0.0
-        self._idle: list[Connection] = []
-        self._draining: set[Connection] = set()
+        self._idle: list[UpstreamConnection] = []
+        self._draining: set[UpstreamConnection] = set()
         url = urlsplit(deployment.base_url)
         self._host = url.hostname or ""
         secure = url.scheme == "https"
@@ -183,7 +71,7 @@ class Upstream:
         ours = f"x-request-id: {id}\r\ntraceparent: {request.traceparent}\r\ncontent-length: {len(body)}\r\n\r\n"
         return b"".join((self._heads[request.endpoint], passed_on, ours.encode(), body))
 
-    def take_idle(self, now: float) -> Connection | None:
+    def take_idle(self, now: float) -> UpstreamConnection | None:
         """An idle connection that is young enough to be trusted, most recently used first."""
         idle = self._idle
         while idle:
@@ -195,19 +83,19 @@ class Upstream:
             connection.abort()
         return None
 
-    async def connect(self, timeout_seconds: float) -> Connection:
+    async def connect(self, timeout_seconds: float) -> UpstreamConnection:
         """A new connection. Raises Fault upstream_unreachable or upstream_connect_timeout."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_seconds):
-                _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port, ssl=self._tls)
+                _, connection = await loop.create_connection(lambda: UpstreamConnection(self), self._host, self._port, ssl=self._tls)
         except TimeoutError:
             raise Fault(faults.UPSTREAM_TIMEOUT_CONNECT) from None
         except (OSError, ssl.SSLError, socket.gaierror) as error:
             raise Fault(faults.UPSTREAM_CONNECT, detail=type(error).__name__) from None
         return connection
 
-    def put_idle(self, connection: Connection) -> None:
+    def put_idle(self, connection: UpstreamConnection) -> None:
         """Keep a connection whose message ended cleanly."""
         self._draining.discard(connection)
         if len(self._idle) < IDLE_CONNECTIONS_MAX and connection.reader.keep_alive:
@@ -215,15 +103,15 @@ class Upstream:
         else:
             connection.abort()
 
-    def put_draining(self, connection: Connection) -> None:
+    def put_draining(self, connection: UpstreamConnection) -> None:
         """Wait for the end of a message whose content is complete."""
         self._draining.add(connection)
 
-    def is_draining(self, connection: Connection) -> bool:
+    def is_draining(self, connection: UpstreamConnection) -> bool:
         """Whether the end of a settled message is still awaited on this connection."""
         return connection in self._draining
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: UpstreamConnection) -> None:
         """The connection is gone."""
         self._draining.discard(connection)
         if connection in self._idle:

@@ -11,7 +11,7 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.gateway.dialects.pictures import Encoded, PictureInvalid, find_size
+from tollway.gateway.media.pictures import Encoded, PictureInvalid, find_size
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 """With a length that is a multiple of four: RFC 4648, section 4, padded. 32 MiB take 30 ms, as long as reading the body as JSON."""

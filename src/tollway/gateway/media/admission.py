@@ -8,8 +8,8 @@ from typing import Any
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.gateway.dialects.links import is_public
-from tollway.gateway.dialects.media import MediaBounds, Tally, refuse
+from tollway.gateway.media.bounds import MediaBounds, Tally, refuse
+from tollway.gateway.media.links import is_public
 
 _KINDS = {"image_url": "image/", "video_url": "video/", "audio_url": "audio/", "input_audio": "audio/", "file": "", "source": ""}
 """Members of a part that may hold a link or data, and how the type of that data must begin: an engine's decoder follows from the name.

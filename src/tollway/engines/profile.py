@@ -1,0 +1,41 @@
+"""The type of an engine's description."""
+
+import msgspec
+
+from tollway.domain.catalog import Engine
+
+SAMPLING_FIELDS = frozenset({"top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens", "skip_special_tokens"})
+"""Request fields of sampling that most engines have beyond OpenAI's."""
+
+
+class CounterNames(msgspec.Struct, frozen=True):
+    """Where an engine publishes its own token counters, in the Prometheus text format.
+
+    `path`: of the page, below the deployment's base URL. `prefix`: what the names of all of the engine's metrics begin with. `prompt`,
+    `output`: names of the totals of prompt and output tokens. `counts_cached`: whether the prompt total includes tokens that came from
+    the prefix cache.
+    """
+
+    path: str
+    prefix: str
+    prompt: str
+    output: str
+    counts_cached: bool = True
+
+
+class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """What the platform may ask of an engine and must expect from it.
+
+    `continuous_usage`: reports running usage on every chunk when asked, so that a cut stream is billed to the token.
+    `cache_salt`: separates the prefix cache by a salt in the body. `fields`: request fields beyond the API's own that a client may send.
+    `context_words`: parts of an error's text by which the engine says that the request is longer than the model's context.
+    `counters`: where it publishes its token counters; None if it does not. `ready_path`: answers 200 once requests are served.
+    """
+
+    engine: Engine
+    continuous_usage: bool = False
+    cache_salt: bool = False
+    fields: frozenset[str] = frozenset()
+    context_words: tuple[str, ...] = ()
+    counters: CounterNames | None = None
+    ready_path: str = "/health"

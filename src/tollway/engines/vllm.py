@@ -1,0 +1,37 @@
+"""vLLM (checked with 0.32)."""
+
+from tollway.domain.catalog import Engine
+from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile
+
+PROFILE = EngineProfile(
+    engine=Engine.VLLM,
+    continuous_usage=True,
+    cache_salt=True,
+    fields=SAMPLING_FIELDS
+    | {
+        "add_generation_prompt",
+        "allowed_token_ids",
+        "bad_words",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "documents",
+        "echo",
+        "guided_choice",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+        "include_reasoning",
+        "include_stop_str_in_output",
+        "length_penalty",
+        "prompt_logprobs",
+        "return_token_ids",
+        "spaces_between_special_tokens",
+        "structured_outputs",
+        "thinking_token_budget",
+        "truncate_prompt_tokens",
+        "use_beam_search",
+    },
+    context_words=("maximum context length", "context size"),
+    # v1/metrics/loggers.py. The prompt total counts whole prompts; both totals move while a request runs.
+    counters=CounterNames("/metrics", "vllm:", "vllm:prompt_tokens_total", "vllm:generation_tokens_total"),
+)
