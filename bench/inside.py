@@ -27,9 +27,10 @@ import uvloop
 from bench.flame import Stack, write_folded
 from bench.targets import API_KEY, MODEL, snapshot_entries
 from tollway.domain.keys import digest
-from tollway.gateway.pipeline import Plane
+from tollway.gateway.edge.client_connection import ClientConnection
+from tollway.gateway.edge.edge import Edge, EdgeBounds
+from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
-from tollway.gateway.server import Downstream, Edge, EdgeBounds
 from tollway.gateway.upstreams.connection import UpstreamConnection
 from tollway.gateway.upstreams.upstream import Upstream
 from tollway.link.spool import Spool
@@ -129,15 +130,15 @@ class _Load:
         self._left = 0
         self._running = 0
         self._done = asyncio.Event()
-        self._clients: list[Downstream] = []
+        self._clients: list[ClientConnection] = []
         for _ in range(CONNECTIONS):
-            client = Downstream(edge)
+            client = ClientConnection(edge)
             transport = _Transport()
             client.connection_made(transport)
             transport.taken = self._client_takes(client)
             self._clients.append(client)
 
-    def _client_takes(self, client: Downstream) -> Callable[[bytes], None]:
+    def _client_takes(self, client: ClientConnection) -> Callable[[bytes], None]:
         ends = b"0\r\n\r\n" if len(self._reads) > 1 else b""
 
         def taken(data: bytes) -> None:
@@ -148,7 +149,7 @@ class _Load:
 
         return taken
 
-    def _ask(self, client: Downstream) -> None:
+    def _ask(self, client: ClientConnection) -> None:
         if self._left:
             self._left -= 1
             self._running += 1

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 
-from tests.gateway.running import KEY, NOWHERE, Served, plane
+from tests.gateway.harness import KEY, NOWHERE, Served, plane
 from tests.wire import reference
 from tollway.domain import usage
 from tollway.domain.catalog import Endpoint, UnknownParameters
@@ -36,7 +36,7 @@ from tollway.gateway.dialects.table import Stream as DialectStream
 from tollway.gateway.exchange import Caller, Head, new_request
 from tollway.gateway.media import links
 from tollway.gateway.media.pictures import Encoded, PictureInvalid, find_size
-from tollway.gateway.pipeline import Plane
+from tollway.gateway.plane import Plane
 from tollway.gateway.relay import answer_fault
 from tollway.wire import bodies, proxy, segments, sse
 from tollway.wire.http import HttpBounds, RequestReader, ResponseReader

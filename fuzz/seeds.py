@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.gateway import running, test_links, test_media
+from tests.gateway import harness, test_links, test_media
 from tests.link import samples
 from tests.wire import corpus
 from tollway.domain import usage
@@ -46,7 +46,7 @@ _BODY_FRAGMENTS = [
 ]  # fmt: skip
 
 _ANSWERS = [
-    running.whole(running.completion()),
+    harness.whole(harness.completion()),
     b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1;a=b\r\nx\r\n0\r\nx-trailer: 1\r\n\r\n",
     b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
@@ -111,7 +111,7 @@ _ANTHROPIC_FRAGMENTS = [
 ]  # fmt: skip
 
 _WHOLE = [
-    _json(running.completion()),
+    _json(harness.completion()),
     b'{"object":"text_completion","model":"up","choices":[{"text":"a","finish_reason":"stop"}],"usage":' + _REPORT + b"}",
     b'{"object":"list","data":[{"embedding":[0.5],"index":0}],"model":"up","usage":{"prompt_tokens":3,"total_tokens":3}}',
     b'{"type":"message","model":"up","content":[],"stop_reason":"end_turn","usage":{"input_tokens":3,"output_tokens":1}}',

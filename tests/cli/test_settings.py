@@ -7,9 +7,10 @@ import msgspec
 import pytest
 
 from reliability.running import tollway
+from tollway.gateway.edge.edge import EdgeBounds
+from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.relay import RelayBounds
-from tollway.gateway.server import DrainBounds, EdgeBounds
 from tollway.link.spool import SpoolOptions
 from tollway.serve import data_directory
 from tollway.settings import (

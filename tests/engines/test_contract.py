@@ -14,7 +14,7 @@ import pytest
 
 from tests.engines.running import RealEngine, run_dynamo
 from tests.fakes import PATIENCE_SECONDS
-from tests.gateway.running import COMPLETIONS, KEY, Gateway, Served, chat, connect, gateway, message, post, streamed
+from tests.gateway.harness import COMPLETIONS, KEY, Gateway, Served, chat, connect, gateway, message, post, streamed
 from tollway.domain.catalog import Engine
 from tollway.domain.usage import Final, Outcome, UsageSource
 from tollway.gateway.relay import RelayBounds

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.fakes import Do, Script, Upstream
-from tests.gateway.running import KEY, STREAM_HEAD, Gateway, Served, gateway
+from tests.gateway.harness import KEY, STREAM_HEAD, Gateway, Served, gateway
 from tests.simulator.running import Running, simulator
 from tollway.domain.usage import Outcome, Quantities, UsageSource
 

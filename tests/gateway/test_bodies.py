@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from tests.fakes import Upstream
-from tests.gateway.running import (
+from tests.gateway.harness import (
     CHAT,
     COMPLETIONS,
     DONE,

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from tests.fakes import Do, Script, Upstream, until
-from tests.gateway.running import (
+from tests.gateway.harness import (
     CHAT,
     DONE,
     END,
@@ -33,7 +33,9 @@ from tests.gateway.running import (
     whole,
 )
 from tollway.domain.usage import Outcome, Quantities
-from tollway.gateway.server import Downstream, DrainBounds, EdgeBounds
+from tollway.gateway.edge.client_connection import ClientConnection
+from tollway.gateway.edge.edge import EdgeBounds
+from tollway.gateway.edge.server import DrainBounds
 from tollway.wire.http import HttpBounds
 
 ALIVE = b"GET /livez HTTP/1.1\r\nhost: gateway\r\n\r\n"
@@ -437,7 +439,7 @@ async def test_a_drain_does_not_believe_the_clock_that_a_connection_has_rested()
         memory = Memory(made)
         connection = await memory.exchange(ALIVE)
         memory.tick(connection, 10)
-        idle = cast("Downstream", connection.protocol)
+        idle = cast("ClientConnection", connection.protocol)
         idle.close_if_idle(is_rested=False)
         connection.feed(ALIVE)
         await memory.settle()
@@ -445,7 +447,7 @@ async def test_a_drain_does_not_believe_the_clock_that_a_connection_has_rested()
         assert (answer.status, answer.headers["connection"]) == (200, "close") and connection.is_over
         other = await memory.exchange(ALIVE)
         memory.tick(other, 10)
-        cast("Downstream", other.protocol).close_if_idle(is_rested=True)
+        cast("ClientConnection", other.protocol).close_if_idle(is_rested=True)
         assert other.is_over
 
 

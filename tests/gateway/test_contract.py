@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import Upstream
-from tests.gateway.running import Answer, Gateway, Served, chat, completion, connect, gateway, healthy, message, post, streamed, whole
+from tests.gateway.harness import Answer, Gateway, Served, chat, completion, connect, gateway, healthy, message, post, streamed, whole
 from tests.gateway.test_streams import error_code
 from tests.simulator.running import Running, simulator
 from tollway.domain.usage import Anomaly, Final, Outcome, UsageSource

@@ -14,15 +14,15 @@ from typing import Any
 import msgspec
 
 from tests.fakes import PATIENCE_SECONDS
-from tests.gateway.running import KEY, NOWHERE, Answer, Served, chat, connect, gateway, plane, split_answers
+from tests.gateway.harness import KEY, NOWHERE, Answer, Served, chat, connect, gateway, plane, split_answers
 from tests.wire import corpus, reference
 from tollway.domain.catalog import Endpoint, UnknownParameters
 from tollway.domain.faults import Fault
 from tollway.gateway import pipeline
 from tollway.gateway.authorize import authorize
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
+from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.exchange import Head, new_request
-from tollway.gateway.server import EdgeBounds
 from tollway.wire import bodies
 
 CONNECTIONS = int(os.environ.get("TOLLWAY_TEST_CONNECTIONS", "3000"))

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.fakes import UsageSink
-from tests.gateway.running import KEY, Answer, Memory, plane, split_answers
+from tests.gateway.harness import KEY, Answer, Memory, plane, split_answers
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\n"
 BODY = b'{"model":"m","messages":[1]}'

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tests.fakes import Clock, Do, Upstream, until
-from tests.gateway.running import (
+from tests.gateway.harness import (
     ADMIN_KEY,
     EXPIRED_KEY,
     KEY,
@@ -42,9 +42,9 @@ from tollway.domain.keys import KeyType, digest
 from tollway.domain.limits import Limits
 from tollway.domain.snapshot import Change, KeyEntry
 from tollway.gateway.authenticate import authenticate
-from tollway.gateway.entry import EntryRules, parse_networks
+from tollway.gateway.edge.edge import EdgeBounds
+from tollway.gateway.edge.edge_policy import EdgePolicy, parse_networks
 from tollway.gateway.exchange import Head
-from tollway.gateway.server import EdgeBounds
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ async def test_37_it_holds_at_every_door(data: bytes) -> None:
 
 
 async def test_37_behind_a_trusted_proxy_the_client_is_counted_not_the_proxy() -> None:
-    rules = EntryRules(trusted=parse_networks(["10.0.0.0/8"]), forwarded_for=True)
+    rules = EdgePolicy(trusted=parse_networks(["10.0.0.0/8"]), forwarded_for=True)
     with plane() as (made, _, _):
         memory = Memory(made, EdgeBounds(failed_authentications_per_minute=1), rules=rules)
         for client in ("198.51.100.1", "198.51.100.2"):

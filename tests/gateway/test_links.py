@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.gateway.running import Memory, chat, message, plane, split_answers
+from tests.gateway.harness import Memory, chat, message, plane, split_answers
 from tollway.gateway.media.links import is_public
 
 PRIVATE = {

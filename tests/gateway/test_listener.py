@@ -15,14 +15,15 @@ import pytest
 
 from tests.fakes import Upstream, until
 from tests.gateway import certificates
-from tests.gateway.running import KEY, Gateway, Served, chat, completion, connect, gateway, healthy, message, streamed, whole
-from tollway.gateway.entry import EntryRules, parse_networks
-from tollway.gateway.server import DrainBounds, EdgeBounds
+from tests.gateway.harness import KEY, Gateway, Served, chat, completion, connect, gateway, healthy, message, streamed, whole
+from tollway.gateway.edge.edge import EdgeBounds
+from tollway.gateway.edge.edge_policy import EdgePolicy, parse_networks
+from tollway.gateway.edge.server import DrainBounds
 from tollway.serve.tls import server_context
 from tollway.settings import OperatorError
 
 LOOPBACK = parse_networks(["127.0.0.0/8"])
-BEHIND = EntryRules(trusted=LOOPBACK, proxy_protocol=True, peers_logged=True)
+BEHIND = EdgePolicy(trusted=LOOPBACK, proxy_protocol=True, peers_logged=True)
 MODELS = f"GET /v1/models HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {KEY}\r\n\r\n".encode()
 
 
@@ -74,7 +75,7 @@ async def test_a_trusted_proxy_that_does_not_speak_it_is_closed_without_an_answe
 
 
 async def test_a_header_from_somebody_else_is_no_request() -> None:
-    rules = EntryRules(trusted=parse_networks(["192.0.2.0/24"]), proxy_protocol=True)
+    rules = EdgePolicy(trusted=parse_networks(["192.0.2.0/24"]), proxy_protocol=True)
     async with gateway({}, rules=rules) as running, connect(running.port) as client, connect(running.port) as plain:
         client.send(header("192.0.2.7") + MODELS)
         assert (await client.answer()).error["code"] == "malformed_http"

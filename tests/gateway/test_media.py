@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.running import CHAT, Answer, Memory, chat, message, plane, split_answers
+from tests.gateway.harness import CHAT, Answer, Memory, chat, message, plane, split_answers
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.media.pictures import Encoded, PictureInvalid, find_size
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import PATIENCE_SECONDS, Clock, Recorder, Transport, until
-from tests.gateway.running import DONE, END, KEY, STREAM_HEAD, Served, chunk, event, part, plane, streamed, usage, usage_chunk, walked
+from tests.gateway.harness import DONE, END, KEY, STREAM_HEAD, Served, chunk, event, part, plane, streamed, usage, usage_chunk, walked
 from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.usage import Final, Outcome, Quantities, UsageSource
 from tollway.gateway import pipeline

@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from tests.fakes import Do, Script, Upstream
-from tests.gateway.running import DONE, END, KEY, STREAM_HEAD, Gateway, Served, chat, chunk, event, gateway, usage_chunk
+from tests.gateway.harness import DONE, END, KEY, STREAM_HEAD, Gateway, Served, chat, chunk, event, gateway, usage_chunk
 from tollway.domain.usage import Outcome
 
 STREAM = event(chunk("Hel", role="assistant")) + event(chunk("lo")) + event(chunk(finish="stop")) + event(usage_chunk(5, 2)) + DONE

@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes import Clock, Do, Recorder, Script, Step, Upstream, until
 from tests.gateway import certificates
-from tests.gateway.running import (
+from tests.gateway.harness import (
     DONE,
     EMBEDDINGS,
     END,
@@ -44,10 +44,10 @@ from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Final, Outcome, Quantities, UsageSource
 from tollway.gateway import pipeline
+from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.exchange import Head, new_request
 from tollway.gateway.ports import OUTPUT, SLOT_WORDS
 from tollway.gateway.relay import RelayBounds
-from tollway.gateway.server import EdgeBounds
 
 SECOND = healthy("second")
 ERROR = {"error": {"message": "secret sk-123 at http://10.0.0.1", "type": "x", "code": 500}}

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from tests.fakes import Asked, Do, Script, Step
-from tests.gateway.running import DONE, END, STREAM_HEAD, chunk, completion, part, usage, usage_chunk, whole
+from tests.gateway.harness import DONE, END, STREAM_HEAD, chunk, completion, part, usage, usage_chunk, whole
 
 VECTOR = [0.5, -1.0, 0.25]
 _CALL = {"id": "call_1", "type": "function", "function": {"name": "toll", "arguments": '{"road":"A1"}'}}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import PATIENCE_SECONDS, Upstream
-from tests.gateway.running import KEY, Served, gateway
+from tests.gateway.harness import KEY, Served, gateway
 from tests.sdks.conformance import PNG
 from tests.sdks.engine import SdkEngine
 from tollway.domain.usage import Outcome

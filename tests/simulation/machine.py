@@ -25,7 +25,7 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-from tollway.gateway.running import Run
+from tollway.gateway.driver import CoroutineDriver
 
 STEP_SECONDS = 5e-6
 """Each event takes a little time, so that no two stand at one instant for ever."""
@@ -258,7 +258,7 @@ class Process:
         self._coroutines.append(coroutine)
         if len(self._coroutines) > 64:
             self._coroutines = [each for each in self._coroutines if inspect.getcoroutinestate(each) != inspect.CORO_CLOSED]
-        Run(coroutine)
+        CoroutineDriver(coroutine)
 
     def start_job(self, run: Callable[[], Any], done: Callable[[Any, BaseException | None], object]) -> None:
         """Do something as a thread would. `done(result, error)` is not called if the process dies."""

@@ -18,9 +18,9 @@ from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.usage import Ended, Outcome, Quantities, UsageSource
 from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.driver import Waiter
 from tollway.gateway.exchange import Call, Caller, ClientGone, Head, Offer, Permit, new_request
 from tollway.gateway.meter import Record, meter
-from tollway.gateway.running import Pause
 
 Counts = tuple[int, int, int, int]
 """Input, cached input, output, reasoning."""
@@ -163,11 +163,11 @@ class _Engine:
     def __init__(self, traffic: Traffic, gateway: Any, truth: Truth, record: Record) -> None:
         self._traffic, self._gateway, self._truth, self._record = traffic, gateway, truth, record
         self._chance: Random = traffic.world.chance
-        self._pause = Pause()
+        self._pause = Waiter()
 
     def cut(self) -> None:
         """The gateway gives up on it: what it waits for ends with a fault, if it still waits for its engine."""
-        self._pause.wake(Fault(faults.UPSTREAM_CUT))
+        self._pause.resume(Fault(faults.UPSTREAM_CUT))
 
     async def answer(self, stream: bool) -> None:
         chance, truth, record = self._chance, self._truth, self._record
@@ -236,8 +236,8 @@ class _Engine:
 
     async def _think(self) -> None:
         """Wait for the engine, as the request path waits: in the callback that has the news."""
-        self._pause = Pause()
-        asyncio.get_running_loop().call_later(self._traffic.world.latency(self._traffic.think_seconds), self._pause.wake)
+        self._pause = Waiter()
+        asyncio.get_running_loop().call_later(self._traffic.world.latency(self._traffic.think_seconds), self._pause.resume)
         try:
             await self._pause
         except Fault:

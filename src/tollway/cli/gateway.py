@@ -17,10 +17,11 @@ from tollway.cli.processes import (
     inherit_or_open,
     read_settings,
 )
-from tollway.gateway.entry import EntryRules, parse_hosts, parse_networks, parse_origins
+from tollway.gateway.edge.edge import EdgeBounds
+from tollway.gateway.edge.edge_policy import EdgePolicy, parse_hosts, parse_networks, parse_origins
+from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.relay import RelayBounds
-from tollway.gateway.server import DrainBounds, EdgeBounds
 from tollway.link.spool import SpoolOptions
 from tollway.serve import data_directory
 from tollway.serve.gateway import GatewayOptions, run_gateway
@@ -96,11 +97,11 @@ def _as_told(section: msgspec.Struct, bounds: type[_Bounds], name: str) -> _Boun
         raise OperatorError(f"{name} is not valid: {error}", exit_code=2) from None
 
 
-def _entry_rules(settings: GatewaySection) -> EntryRules | None:
+def _entry_rules(settings: GatewaySection) -> EdgePolicy | None:
     """Who may come in; None where nothing is asked, which costs nothing."""
     proxies, cors = settings.proxies, settings.cors
     try:
-        rules = EntryRules(
+        rules = EdgePolicy(
             trusted=parse_networks(proxies.trusted),
             proxy_protocol=proxies.proxy_protocol,
             forwarded_for=proxies.forwarded_for,

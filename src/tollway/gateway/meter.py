@@ -23,9 +23,9 @@ from tollway.domain.usage import (
     encode_admit,
     encode_terms,
 )
+from tollway.gateway.driver import OVER, Waiter
 from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.ports import CACHED_INPUT, FIRST_TOKEN_AT, INPUT, OUTPUT, REASONING, SLOT_WORDS, UsageSink
-from tollway.gateway.running import OVER, Pause
 
 _TIMEOUTS = frozenset(
     {
@@ -75,10 +75,10 @@ class Record:
         self._slot = sink.admit(admit)
         self._base = self._slot * SLOT_WORDS
 
-    def __aenter__(self) -> Pause:
+    def __aenter__(self) -> Waiter:
         return OVER
 
-    def __aexit__(self, type: object, error: BaseException | None, traceback: object) -> Pause:
+    def __aexit__(self, type: object, error: BaseException | None, traceback: object) -> Waiter:
         return OVER if self.final is not None else self.finish(*_outcome(error))
 
     def attempt(self, deployment_id: str) -> None:
@@ -125,7 +125,7 @@ class Record:
         """Make what is known so far durable with the next group commit, against a loss of power."""
         self._sink.checkpoint(self._request_id, self.used)
 
-    def finish(self, outcome: Outcome, error: str | None = None) -> Pause:
+    def finish(self, outcome: Outcome, error: str | None = None) -> Waiter:
         """Write FINAL; await it to know that it is durable. Raises Fault metering_unavailable then, if it never will be."""
         self.final = final = Ended(
             msgspec.Raw(self.admit),
@@ -139,8 +139,8 @@ class Record:
             error,
             self.anomaly,
         )
-        durable = Pause()
-        self._sink.final(self._slot, encode(final), durable.wake)
+        durable = Waiter()
+        self._sink.final(self._slot, encode(final), durable.resume)
         return durable
 
 

@@ -55,7 +55,7 @@ class Vault(Protocol):
 
 
 class Client(Protocol):
-    """The client's end of one exchange: where an answer is written. Implemented by `server.Downstream` and by the tests' recorder.
+    """The client's end of one exchange: where an answer is written. Implemented by `server.ClientConnection` and by the tests' recorder.
 
     Nothing is awaited: a slow reader is told by `set_flow`, and whoever writes stops its own source.
     """

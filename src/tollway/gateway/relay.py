@@ -26,10 +26,10 @@ from tollway.domain.faults import Fault, Retry
 from tollway.domain.usage import NOTHING, Anomaly, Outcome, Quantities, UsageSource
 from tollway.gateway.dialects.answers import error_fault, error_text, hold_to_delivered
 from tollway.gateway.dialects.table import Stream
+from tollway.gateway.driver import OVER, Waiter
 from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.meter import Record
 from tollway.gateway.ports import Client
-from tollway.gateway.running import OVER, Pause
 from tollway.gateway.upstreams.connection import UpstreamConnection
 from tollway.gateway.upstreams.upstream import Upstream
 from tollway.telemetry import Metrics
@@ -130,14 +130,14 @@ class Exchange:
         self.stream_bytes = 0
         self._fault: Fault | None = None
         self._gone = client.gone
-        self._pause: Pause | None = None
+        self._pause: Waiter | None = None
         self.finished = False
         self._started = self._fed_at = self._sent_at = self._checkpointed = now
         self._fed = False
 
     # What the coroutine does.
 
-    def wait(self) -> Pause:
+    def wait(self) -> Waiter:
         """Await it to sleep until there is news: a whole answer, a first event, the end, a fault, the client's leaving, or the time to
         commit. Raises the Fault, or ClientGone, here or there."""
         if self._gone:
@@ -146,7 +146,7 @@ class Exchange:
             raise self._fault
         if self._has_news():
             return OVER
-        self._pause = Pause()
+        self._pause = Waiter()
         return self._pause
 
     def _has_news(self) -> bool:
@@ -165,7 +165,7 @@ class Exchange:
             client.send(self._pending)
             self._pending = b""
 
-    def finish(self) -> Pause:
+    def finish(self) -> Waiter:
         """The stream ended as it should: write its FINAL. Awaited: until that is durable."""
         stream = self.stream
         assert stream is not None
@@ -195,7 +195,7 @@ class Exchange:
     def _wake(self, error: Exception | None = None) -> None:
         pause, self._pause = self._pause, None
         if pause is not None:
-            pause.wake(error)
+            pause.resume(error)
 
     def fail(self, fault: Fault) -> None:
         """End the exchange with a fault; the first one counts."""

@@ -22,12 +22,13 @@ from pathlib import Path
 
 import uvloop
 
-from tollway.gateway import server
-from tollway.gateway.entry import EntryRules
+from tollway.gateway.edge import server
+from tollway.gateway.edge.edge import EdgeBounds
+from tollway.gateway.edge.edge_policy import EdgePolicy
+from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.media.bounds import MediaBounds
-from tollway.gateway.pipeline import Plane
+from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
-from tollway.gateway.server import DrainBounds, EdgeBounds
 from tollway.link.absent import AbsentSpool, find_waiting_node, open_when_well
 from tollway.link.recovery import Alarm
 from tollway.link.shipper import Shipper
@@ -62,7 +63,7 @@ class GatewayOptions:
     relay: RelayBounds = field(default_factory=RelayBounds)
     media: MediaBounds = field(default_factory=MediaBounds)
     drain: DrainBounds = field(default_factory=DrainBounds)
-    rules: EntryRules | None = None
+    rules: EdgePolicy | None = None
     tls: ssl.SSLContext | None = None
 
 

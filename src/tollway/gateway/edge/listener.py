@@ -17,8 +17,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from tollway.gateway import entry
-from tollway.gateway.entry import EntryRules
+from tollway.gateway.edge import edge_policy
+from tollway.gateway.edge.edge_policy import EdgePolicy
 from tollway.wire import proxy
 
 ACCEPTS_PER_TURN = 64
@@ -44,7 +44,7 @@ class Listener:
         made: Callable[[str], asyncio.Protocol],
         refused: Callable[[], None],
         *,
-        rules: EntryRules,
+        rules: EdgePolicy,
         tls: ssl.SSLContext | None,
         bounds: OpeningBounds,
     ) -> None:
@@ -93,7 +93,7 @@ class Listener:
                 return
             peer = address[0]
             most = self._bounds.opening_per_peer_max
-            is_many = most and self._peers[peer] >= most and not entry.is_trusted(self._rules, peer)
+            is_many = most and self._peers[peer] >= most and not edge_policy.is_trusted(self._rules, peer)
             if is_many or len(self.opening) >= self._bounds.opening_max:
                 sock.close()
                 self._refused()
@@ -109,7 +109,7 @@ class Listener:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             peer = address
-            if self._rules.proxy_protocol and entry.is_trusted(self._rules, address):
+            if self._rules.proxy_protocol and edge_policy.is_trusted(self._rules, address):
                 async with asyncio.timeout(seconds):
                     peer = await self._read_source(sock) or address
             await self._loop.connect_accepted_socket(

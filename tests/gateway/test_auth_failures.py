@@ -4,19 +4,19 @@ import pytest
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.gateway import strangers
-from tollway.gateway.strangers import Strangers
+from tollway.gateway.edge import auth_failures
+from tollway.gateway.edge.auth_failures import AuthFailureLimiter
 
 UNKNOWN = Fault(faults.KEY_INVALID)
 SECOND_NS = 1_000_000_000
 
 
-def judge(found: Strangers, address: str, now_ns: int = 0) -> str:
+def judge(found: AuthFailureLimiter, address: str, now_ns: int = 0) -> str:
     return found.judge(UNKNOWN, address, now_ns).kind.code
 
 
 def test_a_minute_of_failures_is_taken_at_once_and_then_one_by_one() -> None:
-    found = Strangers(60)
+    found = AuthFailureLimiter(60)
     told = [found.judge(UNKNOWN, "192.0.2.1", 0) for _ in range(61)]
     assert told[:60] == [UNKNOWN] * 60
     assert (told[60].kind, told[60].retry_after_seconds) == (faults.AUTHENTICATIONS_EXCEEDED, 1.0)
@@ -35,13 +35,13 @@ def test_a_minute_of_failures_is_taken_at_once_and_then_one_by_one() -> None:
     ],
 )
 def test_who_shares_a_bucket(first: str, second: str, alike: bool) -> None:
-    found = Strangers(1)
+    found = AuthFailureLimiter(1)
     assert judge(found, first) == "invalid_api_key"
     assert (judge(found, second) == "too_many_failed_authentications") is alike
 
 
 def test_faults_that_say_nothing_of_a_key_are_not_counted() -> None:
-    found = Strangers(1)
+    found = AuthFailureLimiter(1)
     for kind in (faults.SNAPSHOT_MISSING, faults.CREDENTIALS_AMBIGUOUS):
         fault = Fault(kind)
         assert found.judge(fault, "192.0.2.1", 0) is fault
@@ -49,14 +49,14 @@ def test_faults_that_say_nothing_of_a_key_are_not_counted() -> None:
 
 
 def test_without_a_bound_or_an_address_nothing_is_counted() -> None:
-    for found, address in ((Strangers(0), "192.0.2.1"), (Strangers(1), "")):
+    for found, address in ((AuthFailureLimiter(0), "192.0.2.1"), (AuthFailureLimiter(1), "")):
         assert [judge(found, address) for _ in range(3)] == ["invalid_api_key"] * 3
         assert len(found) == 0
 
 
 def test_memory_is_bounded_and_idle_addresses_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strangers, "ADDRESSES_MAX", 4)
-    found = Strangers(60)
+    monkeypatch.setattr(auth_failures, "ADDRESSES_MAX", 4)
+    found = AuthFailureLimiter(60)
     for number in range(1000):
         judge(found, f"10.0.{number // 250}.{number % 250}")
     assert len(found) == 5, "the addresses, and one bucket for all others"

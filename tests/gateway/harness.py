@@ -19,11 +19,13 @@ from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.snapshot import DeploymentEntry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Status
-from tollway.gateway import server
-from tollway.gateway.entry import EntryRules
-from tollway.gateway.pipeline import Plane
+from tollway.gateway.driver import CoroutineDriver
+from tollway.gateway.edge import server
+from tollway.gateway.edge.client_connection import ClientConnection
+from tollway.gateway.edge.edge import Edge, EdgeBounds
+from tollway.gateway.edge.edge_policy import EdgePolicy
+from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
-from tollway.gateway.running import Run
 from tollway.telemetry import LogWriter
 from tollway.wire.http import HttpBounds
 
@@ -150,7 +152,7 @@ async def walked(answering: Coroutine[Any, None, None]) -> None:
         await answering
         over.set_result(None)
 
-    Run(to_the_end())
+    CoroutineDriver(to_the_end())
     await over
 
 
@@ -160,20 +162,20 @@ class Memory:
     def __init__(
         self,
         plane: Plane,
-        bounds: server.EdgeBounds | None = None,
+        bounds: EdgeBounds | None = None,
         http: HttpBounds | None = None,
-        rules: EntryRules | None = None,
+        rules: EdgePolicy | None = None,
     ) -> None:
-        self.edge = server.Edge(plane, bounds or server.EdgeBounds(), http or HttpBounds(), rules)
+        self.edge = Edge(plane, bounds or EdgeBounds(), http or HttpBounds(), rules)
         self.edge.tell_date(b"Sun, 22 Nov 2026 00:00:00 GMT")
 
     def connect(self, peer: str = "192.0.2.1") -> Transport:
-        return Transport(server.Downstream(self.edge), peer)
+        return Transport(ClientConnection(self.edge), peer)
 
     def tick(self, connection: Transport, seconds: float) -> None:
         """So much time passes, and the server's clock looks at the connection."""
         self.edge.now += seconds
-        cast("server.Downstream", connection.protocol).tick(self.edge.now)
+        cast("ClientConnection", connection.protocol).tick(self.edge.now)
 
     async def exchange(self, data: bytes, step: int = 0) -> Transport:
         """The connection after these bytes, fed `step` at a time (0: at once), and after every task they started."""
@@ -217,10 +219,10 @@ async def gateway(
     models: Mapping[str, Served],
     *,
     bounds: RelayBounds | None = None,
-    edge_bounds: server.EdgeBounds | None = None,
+    edge_bounds: EdgeBounds | None = None,
     drain: server.DrainBounds | None = None,
     limits: Limits = UNLIMITED,
-    rules: EntryRules | None = None,
+    rules: EdgePolicy | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Gateway]:
     """Runs a gateway in this loop. Fails if anything in it raised, or if a request was admitted and never ended."""
@@ -236,7 +238,7 @@ async def gateway(
                 listener=listener,
                 internal=internal,
                 stop=stop,
-                edge_bounds=edge_bounds or server.EdgeBounds(),
+                edge_bounds=edge_bounds or EdgeBounds(),
                 http_bounds=HttpBounds(),
                 drain=drain or server.DrainBounds(grace_seconds=1.0),
                 ready=ready,

@@ -1,6 +1,6 @@
 """Sockets, deadlines, drain: the edge of the gateway. Bytes become requests here and answers become bytes; nothing is decided about them.
 
-One `Downstream` per client connection. It frames requests, runs the pipeline for each, and answers them in order. A clock of half a
+One `ClientConnection` per client connection. It frames requests, runs the pipeline for each, and answers them in order. A clock of half a
 second looks at every connection and exchange (`_Clock`): one loop over all of them costs less than a timer each, and a deadline that
 holds to half a second is what a client can notice.
 
@@ -8,30 +8,23 @@ Every wait has a bound (`EdgeBounds`): a head that trickles, a body that starves
 """
 
 import asyncio
-import gc
-import socket
-import ssl
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from email.utils import formatdate
 from urllib.parse import unquote_to_bytes
 
-import msgspec
-
 from tollway.domain import faults
-from tollway.domain.faults import Fault, FaultKind
-from tollway.gateway import entry, pipeline
-from tollway.gateway.entry import EntryRules
+from tollway.domain.faults import Fault
+from tollway.gateway import pipeline
+from tollway.gateway.driver import CoroutineDriver
+from tollway.gateway.edge import edge_policy
+from tollway.gateway.edge.edge import Edge
+from tollway.gateway.edge.routes import ENDPOINTS, HEALTH_TARGETS, MODELS_TARGET, find_path, find_target_fault, is_json
 from tollway.gateway.exchange import Head, new_request
-from tollway.gateway.listener import Listener, OpeningBounds
-from tollway.gateway.pipeline import ENDPOINTS, MODELS_TARGET, Plane
 from tollway.gateway.ports import Flow
-from tollway.gateway.running import Run
-from tollway.gateway.strangers import Strangers
 from tollway.wire.errors import anthropic_error, openai_error
-from tollway.wire.http import NO_HEADERS, HttpBounds, HttpRequest, RequestReader, chunk_size
+from tollway.wire.http import NO_HEADERS, HttpRequest, RequestReader, chunk_size
 
 PRECHECK_BYTES = 64 * 1024
 """A body larger than this is read on only for a caller who authenticated by the head."""
@@ -42,91 +35,8 @@ because only a socket that is read tells that the client left."""
 REST_SECONDS = 1.0
 """A connection without a request for so long is not in use at this moment. A busy client's pauses and a network's delays are shorter."""
 
-HEALTH_TARGETS = frozenset({b"/livez", b"/health", b"/v1/health", b"/readyz"})
 
-_REASONS = {
-    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed",
-    408: b"Request Timeout", 413: b"Content Too Large", 414: b"URI Too Long", 415: b"Unsupported Media Type", 417: b"Expectation Failed",
-    421: b"Misdirected Request", 429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
-    502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
-}  # fmt: skip
-
-
-class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What one client may take of the edge's patience and room.
-
-    `opening_seconds`: for a PROXY header, and again for a TLS handshake, where the door has them. `head_seconds`: from the first byte
-    of a head to its end. `body_grace_seconds`, `body_rate_min`: after the grace, a body must have arrived at this many bytes per
-    second. `keep_alive_seconds`: an idle connection; above the 60 s of common load balancers, so that they
-    close first. `write_stall_seconds`: a client that does not read. `linger_seconds`: how long a refused client is still read from, so
-    that the refusal is not destroyed by the reset that closing on unread bytes sends. `connections_max`, `connections_per_peer_max`: all
-    and per address (0: no bound per address, as behind a load balancer every client is one).
-    `failed_authentications_per_minute`: per address, before 401 becomes 429 (0: no bound); good keys pass whatever failed before.
-    """
-
-    opening_seconds: float = 10.0
-    head_seconds: float = 15.0
-    body_grace_seconds: float = 10.0
-    body_rate_min: float = 1024.0
-    keep_alive_seconds: float = 75.0
-    write_stall_seconds: float = 30.0
-    linger_seconds: float = 2.0
-    connections_max: int = 20_000
-    connections_per_peer_max: int = 0
-    failed_authentications_per_minute: int = 120
-
-
-class _Openings(dict[int, bytes]):
-    """How answers begin, by status: good for as long as the date is."""
-
-    def __init__(self, date: bytes) -> None:
-        self._date = date
-
-    def __missing__(self, status: int) -> bytes:
-        opening = self[status] = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (status, _REASONS.get(status, b"Error"), self._date)
-        return opening
-
-
-class Edge:
-    """All client connections of this process. `openings`: how an answer of a status begins at this moment."""
-
-    def __init__(self, plane: Plane, bounds: EdgeBounds, http: HttpBounds, rules: EntryRules | None = None) -> None:
-        """`rules`: None where nothing is asked of who comes in, as by default."""
-        self.plane = plane
-        self.bounds = bounds
-        self.http = http
-        self.rules = rules
-        self.strangers = Strangers(bounds.failed_authentications_per_minute)
-        self.connections: set[Downstream] = set()
-        self.peers: dict[str, int] = {}
-        self.loop = asyncio.get_running_loop()
-        self.now = self.loop.time()
-        self.openings = _Openings(b"")
-
-    def tell_date(self, date: bytes) -> None:
-        """What stands in `date` (RFC 9110 section 6.6.1) from now on."""
-        self.openings = _Openings(date)
-
-    def admit(self, peer: str) -> bool:
-        """Whether one more connection from this address has room; counts it if so."""
-        most = self.bounds.connections_per_peer_max
-        if most and self.rules is not None and self.rules.forwarded_for and entry.is_trusted(self.rules, peer):
-            most = 0  # it carries the requests of many
-        if len(self.connections) >= self.bounds.connections_max or (most and self.peers.get(peer, 0) >= most):
-            return False
-        self.peers[peer] = self.peers.get(peer, 0) + 1
-        return True
-
-    def leave(self, peer: str) -> None:
-        """The connection is gone."""
-        left = self.peers.get(peer, 1) - 1
-        if left > 0:
-            self.peers[peer] = left
-        else:
-            self.peers.pop(peer, None)
-
-
-class Downstream(asyncio.Protocol):
+class ClientConnection(asyncio.Protocol):
     """One client connection. Implements `ports.Client` for the request being answered."""
 
     __slots__ = (
@@ -240,10 +150,10 @@ class Downstream(asyncio.Protocol):
         try:
             if not self._is_addressed(request):
                 raise Fault(faults.HOST_UNKNOWN)
-            path = _find_path(request)
+            path = find_path(request)
             endpoint = ENDPOINTS.get(path)
             if endpoint is None:
-                raise Fault(_find_target_fault(path) or faults.ROUTE_UNKNOWN)
+                raise Fault(find_target_fault(path) or faults.ROUTE_UNKNOWN)
         except Fault as fault:
             self._write_fault(fault, close=True)
             return
@@ -299,7 +209,7 @@ class Downstream(asyncio.Protocol):
         now_us = plane.now_us()
         request = new_request(plane.request_ids.new(now_us), head, http.body, edge.loop.time(), now_us, peer)
         http.body = b""  # the pipeline's from here on, which lets go of it when it can
-        Run(pipeline.answer(request, self, plane))
+        CoroutineDriver(pipeline.answer(request, self, plane))
 
     def _read_head(self, http: HttpRequest) -> Head | None:
         """What the head of a request for inference says; None if it is none, and answered."""
@@ -309,11 +219,11 @@ class Downstream(asyncio.Protocol):
         path = http.target
         endpoint = ENDPOINTS.get(path)
         if endpoint is None:
-            path = _find_path(http)
+            path = find_path(http)
             endpoint = ENDPOINTS.get(path)
         if endpoint is not None and http.method == b"POST":
             content_type = http.headers.get(b"content-type", b"")
-            if content_type != b"application/json" and not _is_json(content_type):
+            if content_type != b"application/json" and not is_json(content_type):
                 self._write_fault(Fault(faults.MEDIA_TYPE_UNSUPPORTED))
             elif http.headers.get(b"content-encoding", b"identity").lower() != b"identity":
                 self._write_fault(Fault(faults.CONTENT_CODING_UNSUPPORTED))
@@ -332,7 +242,7 @@ class Downstream(asyncio.Protocol):
         if path == MODELS_TARGET or path.startswith(MODELS_TARGET + b"/"):
             # A model's name may hold slashes, which SDKs escape.
             path = path.replace(b"%2F", b"/").replace(b"%2f", b"/")
-            fault = _find_target_fault(path)
+            fault = find_target_fault(path)
             if fault is not None:
                 self._write_fault(Fault(fault))
             elif is_read:
@@ -347,7 +257,7 @@ class Downstream(asyncio.Protocol):
             self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: POST\r\n")
         elif path not in HEALTH_TARGETS:
             unsupported = faults.METHOD_UNSUPPORTED if http.method == b"TRACE" else faults.ROUTE_UNKNOWN
-            self._write_fault(Fault(_find_target_fault(path) or unsupported))
+            self._write_fault(Fault(find_target_fault(path) or unsupported))
         elif not is_read:
             self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: GET, HEAD\r\n")
         elif path != b"/readyz":
@@ -367,25 +277,25 @@ class Downstream(asyncio.Protocol):
             methods = b"GET, HEAD"
         else:
             return False
-        self.answer(200, b"allow: %b, OPTIONS\r\n%b" % (methods, entry.preflight_headers(rules, methods)), b"")
+        self.answer(200, b"allow: %b, OPTIONS\r\n%b" % (methods, edge_policy.preflight_headers(rules, methods)), b"")
         return True
 
     def _is_addressed(self, http: HttpRequest) -> bool:
         """Whether the request names a host that is served here. Health is told under any: probes know addresses, not names."""
         rules = self._edge.rules
-        return rules is None or entry.is_addressed(rules, http.headers.get(b"host", b"")) or http.target in HEALTH_TARGETS
+        return rules is None or edge_policy.is_addressed(rules, http.headers.get(b"host", b"")) or http.target in HEALTH_TARGETS
 
     def _find_client(self, http: HttpRequest) -> str:
         """The client's address, if the log is to have it."""
         rules = self._edge.rules
         if rules is None or not rules.peers_logged:
             return ""
-        return entry.find_client(rules, self._peer, http.headers.get(b"x-forwarded-for"))
+        return edge_policy.find_client(rules, self._peer, http.headers.get(b"x-forwarded-for"))
 
     def _cors(self, request: HttpRequest | None) -> bytes:
         """What the browser of the script that asked is told."""
         rules = self._edge.rules
-        return b"" if rules is None or request is None else entry.cors_headers(rules, request.headers.get(b"origin"))
+        return b"" if rules is None or request is None else edge_policy.cors_headers(rules, request.headers.get(b"origin"))
 
     def _finished(self) -> None:
         """The answer was written whole: the next request, or the end of the connection."""
@@ -492,8 +402,8 @@ class Downstream(asyncio.Protocol):
         edge = self._edge
         address = self._peer
         if edge.rules is not None:
-            address = entry.find_client(edge.rules, address, headers.get(b"x-forwarded-for"))
-            if entry.is_trusted(edge.rules, address):
+            address = edge_policy.find_client(edge.rules, address, headers.get(b"x-forwarded-for"))
+            if edge_policy.is_trusted(edge.rules, address):
                 return fault  # a proxy that does not say for whom it asks: many, and the innocent are not to wait for the others
         return edge.strangers.judge(fault, address, time.monotonic_ns())
 
@@ -574,193 +484,3 @@ class Downstream(asyncio.Protocol):
         is_idle = self._request is None and not self._reader.in_message
         if is_rested and is_idle and self._edge.now - self._phase_at >= REST_SECONDS:
             self._end()
-
-
-def _find_path(http: HttpRequest) -> bytes:
-    """The path of a target in origin form (or absolute form naming this Host), without its query."""
-    target = http.target
-    if not target.startswith(b"/"):
-        for scheme in (b"http://", b"https://"):
-            if target[: len(scheme)].lower() == scheme:
-                host, slash, rest = target[len(scheme) :].partition(b"/")
-                if host.lower() == http.headers.get(b"host", b"").lower():
-                    target = slash + rest or b"/"
-    return target.partition(b"?")[0]
-
-
-def _find_target_fault(path: bytes) -> FaultKind | None:
-    """Whether a path is one that two parsers may read differently: dot segments, encoded slashes, backslashes, NUL, bad UTF-8."""
-    try:
-        decoded = unquote_to_bytes(path).decode()
-    except UnicodeDecodeError:
-        return faults.TARGET_INVALID
-    if not path.startswith(b"/") or b"%2f" in path.lower() or "\\" in decoded or "\0" in decoded:
-        return faults.TARGET_INVALID
-    return faults.TARGET_INVALID if {".", ".."} & set(decoded.split("/")) else None
-
-
-def _is_json(content_type: bytes) -> bool:
-    """Whether a content-type says JSON in UTF-8."""
-    media, _, rest = content_type.partition(b";")
-    if media.strip().lower() != b"application/json":
-        return False
-    parameters = rest.strip().lower().replace(b'"', b"")
-    return not parameters or parameters in (b"charset=utf-8", b"charset=utf8")
-
-
-class _Clock:
-    """Half a second, over and over: deadlines, idle pools, full buckets, the date. And how late the loop itself is."""
-
-    PERIOD_SECONDS = 0.5
-    LAG_PERIOD_SECONDS = 0.05
-    SLICE = 500
-    """Connections looked at without letting the loop go: well below a millisecond."""
-
-    def __init__(self, edge: Edge) -> None:
-        self._edge = edge
-        self._expected = 0.0
-
-    async def run(self) -> None:
-        edge, plane = self._edge, self._edge.plane
-        last_second = 0
-        self._lag()
-        while True:
-            edge.now = edge.loop.time()
-            if int(edge.now) != last_second:
-                last_second = int(edge.now)
-                edge.tell_date(formatdate(time.time(), usegmt=True).encode())
-                plane.refusal_lines = pipeline.REFUSAL_LINES_PER_SECOND_MAX
-                edge.strangers.forget_idle(time.monotonic_ns())
-                for upstream in list(plane.upstreams.all()):
-                    upstream.close_idle(edge.now)
-            plane.log.flush()
-            for items in (list(plane.active.exchanges), list(edge.connections)):
-                for start in range(0, len(items), self.SLICE):
-                    for item in items[start : start + self.SLICE]:
-                        item.tick(edge.now)
-                    await asyncio.sleep(0)
-            await asyncio.sleep(self.PERIOD_SECONDS)
-
-    def _lag(self) -> None:
-        now = self._edge.loop.time()
-        metrics = self._edge.plane.metrics
-        if self._expected:
-            metrics.loop_lag_seconds_max = max(metrics.loop_lag_seconds_max, now - self._expected)
-        self._expected = now + self.LAG_PERIOD_SECONDS
-        self._edge.loop.call_later(self.LAG_PERIOD_SECONDS, self._lag)
-
-
-class _Internal(asyncio.Protocol):
-    """The internal listener: /metrics, /livez, /readyz. For operators and probes only; one request per connection."""
-
-    def __init__(self, plane: Plane, bounds: HttpBounds) -> None:
-        self._plane = plane
-        self._reader = RequestReader(bounds)
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
-
-    def data_received(self, data: bytes) -> None:
-        requests = self._reader.feed(data)
-        if self._transport is None or not (requests or self._reader.fault):
-            return
-        status, kind, body = 404, b"text/plain", b"not found\n"
-        path = _find_path(requests[0]) if requests else b""
-        if path == b"/metrics":
-            status, kind, body = 200, b"text/plain; version=0.0.4; charset=utf-8", self._plane.metrics.render()
-        elif path == b"/livez":
-            status, body = 200, b"ok\n"
-        elif path == b"/readyz":
-            ready = self._plane.is_ready()
-            status, body = (200, b"ok\n") if ready else (503, b"not ready\n")
-        self._transport.write(
-            b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
-            % (status, _REASONS.get(status, b"Error"), kind, len(body), body)
-        )
-        self._transport.close()
-
-
-class DrainBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """How a gateway ends: new requests are still taken for `linger_seconds` (load balancers need time to look), running ones have
-    `grace_seconds` in all; then the rest is told with an error and closed."""
-
-    linger_seconds: float = 0.0
-    grace_seconds: float = 110.0
-
-
-async def serve(
-    plane: Plane,
-    *,
-    listener: socket.socket,
-    internal: socket.socket,
-    stop: asyncio.Event,
-    edge_bounds: EdgeBounds,
-    http_bounds: HttpBounds,
-    drain: DrainBounds,
-    ready: asyncio.Event,
-    rules: EntryRules | None = None,
-    tls: ssl.SSLContext | None = None,
-) -> None:
-    """Serve until `stop` is set, then drain. The sockets belong to the caller's supervisor: they are only accepted from. `tls` is for
-    the public one."""
-    loop = asyncio.get_running_loop()
-    edge = Edge(plane, edge_bounds, http_bounds, rules)
-    clock = loop.create_task(_Clock(edge).run())
-    plane.metrics.gauges["tollway_log_lines_dropped"] = lambda: plane.log.dropped
-    plane.metrics.gauges["tollway_connections"] = lambda: len(edge.connections)
-    await asyncio.sleep(0)
-    public: asyncio.Server | Listener
-    if tls is None and (rules is None or not rules.proxy_protocol):
-        public = await loop.create_server(lambda: Downstream(edge), sock=listener, backlog=4096)
-    else:
-        public = _listen(edge, listener, tls)
-    private = await loop.create_server(lambda: _Internal(plane, http_bounds), sock=internal, backlog=64)
-    gc.collect()
-    gc.freeze()
-    ready.set()
-    await stop.wait()
-    await _drain(edge, public, drain)
-    if isinstance(public, Listener):
-        public.cancel()
-    private.close()
-    clock.cancel()
-    for upstream in list(plane.upstreams.all()):
-        upstream.close_idle(0.0, all=True)
-
-
-def _listen(edge: Edge, listener: socket.socket, tls: ssl.SSLContext | None) -> Listener:
-    """The public door where a connection has to be opened first."""
-    bounds, metrics = edge.bounds, edge.plane.metrics
-
-    def refused() -> None:
-        metrics.connections_refused += 1
-
-    opening = OpeningBounds(
-        opening_seconds=bounds.opening_seconds,
-        opening_max=bounds.connections_max,
-        opening_per_peer_max=bounds.connections_per_peer_max,
-    )
-    return Listener(listener, lambda peer: Downstream(edge, peer), refused, rules=edge.rules or EntryRules(), tls=tls, bounds=opening)
-
-
-async def _drain(edge: Edge, public: asyncio.Server | Listener, bounds: DrainBounds) -> None:
-    """Not ready > linger > accept nothing more > let what runs finish > tell the rest."""
-    edge.plane.draining = True
-    deadline = edge.loop.time() + bounds.grace_seconds
-    await asyncio.sleep(bounds.linger_seconds)
-    public.close()
-    closed_at = edge.loop.time()
-    await asyncio.sleep(0.05)  # what the kernel handed over in the same turn of the loop becomes a connection only now
-    while (edge.connections or (isinstance(public, Listener) and public.opening)) and edge.loop.time() < deadline:
-        for connection in list(edge.connections):
-            connection.close_if_idle(is_rested=edge.loop.time() - closed_at >= REST_SECONDS)
-        await asyncio.sleep(0.05)
-    for exchange in list(edge.plane.active.exchanges):
-        exchange.fail(Fault(faults.DRAINING))
-    for _ in range(20):
-        if not edge.connections:
-            return
-        await asyncio.sleep(0.05)
-    for connection in list(edge.connections):
-        connection.hang_up()

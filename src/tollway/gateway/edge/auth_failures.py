@@ -1,4 +1,4 @@
-"""Strangers: those who could not say who they are, and how often each of them may try.
+"""AuthFailureLimiter: those who could not say who they are, and how often each of them may try.
 
 Asked only after a look-up has failed, so a good key is served from an address whatever else comes from there, and costs nothing here.
 A guess has no chance against 256 random bits; what this stops is the noise of it, and clients that repeat a dead key for ever. Over
@@ -21,7 +21,7 @@ _NETWORK_BITS = 64
 _SHARED = "the rest"
 
 
-class Strangers:
+class AuthFailureLimiter:
     """Failed authentications by address: a bucket of `per_minute` each (0: no bound)."""
 
     def __init__(self, per_minute: int) -> None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tests.fakes import Upstream
-from tests.gateway.running import (
+from tests.gateway.harness import (
     KEY,
     Memory,
     Served,
@@ -22,12 +22,12 @@ from tests.gateway.running import (
     streamed,
     whole,
 )
-from tollway.gateway.entry import EntryRules, find_client, parse_hosts, parse_networks, parse_origins
-from tollway.gateway.server import EdgeBounds
+from tollway.gateway.edge.edge import EdgeBounds
+from tollway.gateway.edge.edge_policy import EdgePolicy, find_client, parse_hosts, parse_networks, parse_origins
 
 PAGE = "https://app.example.com"
 TRUSTED = parse_networks(["10.0.0.0/8", "2001:db8::/32"])
-BEHIND = EntryRules(trusted=TRUSTED, forwarded_for=True, peers_logged=True)
+BEHIND = EdgePolicy(trusted=TRUSTED, forwarded_for=True, peers_logged=True)
 
 
 def ask(method: str, path: str, **headers: str) -> bytes:
@@ -35,7 +35,7 @@ def ask(method: str, path: str, **headers: str) -> bytes:
     return f"{method} {path} HTTP/1.1\r\n".encode() + "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode() + b"\r\n"
 
 
-async def answer(data: bytes, rules: EntryRules | None = None, method: str = "") -> Any:
+async def answer(data: bytes, rules: EdgePolicy | None = None, method: str = "") -> Any:
     with plane() as (made, _, _):
         connection = await Memory(made, rules=rules).exchange(data)
         (answered,) = split_answers(connection.written, [method])
@@ -65,10 +65,10 @@ async def answer(data: bytes, rules: EntryRules | None = None, method: str = "")
 )
 def test_the_client_is_the_right_most_address_that_no_trusted_proxy_has(peer: str, forwarded: bytes | None, client: str) -> None:
     assert find_client(BEHIND, peer, forwarded) == client
-    assert find_client(EntryRules(trusted=TRUSTED), peer, forwarded) == peer
+    assert find_client(EdgePolicy(trusted=TRUSTED), peer, forwarded) == peer
 
 
-async def logged_peer(rules: EntryRules | None, peer: str, key: str = KEY) -> str | None:
+async def logged_peer(rules: EdgePolicy | None, peer: str, key: str = KEY) -> str | None:
     with plane() as (made, _, log):
         memory = Memory(made, rules=rules)
         connection = memory.connect(peer)
@@ -81,8 +81,8 @@ async def logged_peer(rules: EntryRules | None, peer: str, key: str = KEY) -> st
 
 async def test_the_log_names_the_client_only_where_that_is_wanted() -> None:
     assert await logged_peer(None, "192.0.2.1") is None
-    assert await logged_peer(EntryRules(trusted=TRUSTED, forwarded_for=True), "10.0.0.1") is None
-    assert await logged_peer(EntryRules(peers_logged=True), "10.0.0.1") == "10.0.0.1"
+    assert await logged_peer(EdgePolicy(trusted=TRUSTED, forwarded_for=True), "10.0.0.1") is None
+    assert await logged_peer(EdgePolicy(peers_logged=True), "10.0.0.1") == "10.0.0.1"
     assert await logged_peer(BEHIND, "192.0.2.1") == "192.0.2.1"
     assert await logged_peer(BEHIND, "10.0.0.1") == "198.51.100.1"
     assert await logged_peer(BEHIND, "10.0.0.1", key="nonsense") == "198.51.100.1"
@@ -112,13 +112,13 @@ async def test_a_trusted_proxys_connections_are_not_bounded_as_if_it_were_one_cl
     ],
 )
 async def test_09_only_listed_hosts_are_served(host: str, path: str, status: int) -> None:
-    rules = EntryRules(hosts=parse_hosts(["api.example.com", "Inner:8080"]))
+    rules = EdgePolicy(hosts=parse_hosts(["api.example.com", "Inner:8080"]))
     assert (await answer(ask("GET", path, host=host), rules)).status == status
     assert (await answer(ask("GET", path, host=host))).status in (401, 404, 200)
 
 
 async def test_a_body_for_another_host_is_not_waited_for() -> None:
-    rules = EntryRules(hosts=parse_hosts(["api.example.com"]))
+    rules = EdgePolicy(hosts=parse_hosts(["api.example.com"]))
     head = message(b"", content_length="1000000")
     refused = await answer(head, rules)
     assert (refused.status, refused.error["code"]) == (421, "misdirected_request")
@@ -137,7 +137,7 @@ async def test_options_is_refused_unless_scripts_are_welcome(path: str, methods:
     refused = await answer(preflight)
     assert (refused.status, refused.headers["allow"]) == (405, methods)
     assert not [name for name in refused.headers if name.startswith("access-control") or name == "vary"]
-    told = await answer(preflight, EntryRules(origins=parse_origins([PAGE])))
+    told = await answer(preflight, EdgePolicy(origins=parse_origins([PAGE])))
     assert (told.status, told.body) == (200, b"")
     assert told.headers["access-control-allow-origin"] == PAGE
     assert told.headers["access-control-allow-methods"] == methods
@@ -150,27 +150,27 @@ async def test_options_is_refused_unless_scripts_are_welcome(path: str, methods:
 @pytest.mark.parametrize("origin", ["https://evil.example.com", "https://app.example.com.evil.com", "null", "http://app.example.com", None])
 async def test_a_script_from_elsewhere_is_told_nothing(origin: str | None) -> None:
     headers = {} if origin is None else {"origin": origin}
-    told = await answer(ask("GET", "/v1/models", **headers), EntryRules(origins=parse_origins([PAGE])))
+    told = await answer(ask("GET", "/v1/models", **headers), EdgePolicy(origins=parse_origins([PAGE])))
     assert told.status == 401
     assert not [name for name in told.headers if name.startswith("access-control")]
     assert told.headers["vary"] == "origin"
 
 
 async def test_all_origins_are_welcome_with_a_star_and_none_is_echoed() -> None:
-    told = await answer(ask("GET", "/livez", origin="https://anybody.example"), EntryRules(origins=parse_origins(["*"])))
+    told = await answer(ask("GET", "/livez", origin="https://anybody.example"), EdgePolicy(origins=parse_origins(["*"])))
     assert told.headers["access-control-allow-origin"] == "*"
     assert "vary" not in told.headers
 
 
 @pytest.mark.parametrize("path", ["/v1/nothing", "/v1/../models", "*"])
 async def test_a_preflight_for_nothing_finds_nothing(path: str) -> None:
-    told = await answer(ask("OPTIONS", path, origin=PAGE), EntryRules(origins=parse_origins([PAGE])))
+    told = await answer(ask("OPTIONS", path, origin=PAGE), EdgePolicy(origins=parse_origins([PAGE])))
     assert told.status in (400, 404)
 
 
 async def test_answers_streams_and_refusals_may_be_read_by_welcome_scripts() -> None:
     upstream = Upstream([whole(completion())], healthy())
-    rules = EntryRules(origins=parse_origins([PAGE]))
+    rules = EdgePolicy(origins=parse_origins([PAGE]))
     async with upstream.listening(), gateway({"m": Served([upstream.url])}, rules=rules) as running:
         answers = [await post(running.port, body, origin=PAGE) for body in (chat(), streamed())]
         answers.append(await post(running.port, chat("no-such-model"), origin=PAGE))

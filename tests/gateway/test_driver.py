@@ -4,14 +4,14 @@ import pytest
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.gateway.running import OVER, Pause, Run
+from tollway.gateway.driver import OVER, CoroutineDriver, Waiter
 
 
 @pytest.mark.parametrize("is_early", [False, True])
 @pytest.mark.parametrize("error", [None, Fault(faults.UPSTREAM_CUT)])
 def test_a_wait_ends_with_the_first_news(*, is_early: bool, error: Fault | None) -> None:
     told: list[object] = []
-    pause = Pause()
+    pause = Waiter()
 
     async def wait() -> None:
         try:
@@ -23,19 +23,19 @@ def test_a_wait_ends_with_the_first_news(*, is_early: bool, error: Fault | None)
         await OVER
 
     if is_early:
-        pause.wake(error)
-    run = Run(wait())
+        pause.resume(error)
+    run = CoroutineDriver(wait())
     if not is_early:
         assert told == [] and pause.run is run
-        pause.wake(error)
+        pause.resume(error)
     assert told == [error]
-    pause.wake(Fault(faults.INTERNAL))
+    pause.resume(Fault(faults.INTERNAL))
     assert told == [error], "only the first news counts"
 
 
 def test_news_may_be_awaited_deep_within_a_request() -> None:
     told: list[object] = []
-    first, second = Pause(), Pause()
+    first, second = Waiter(), Waiter()
 
     async def inner() -> None:
         try:
@@ -49,8 +49,8 @@ def test_news_may_be_awaited_deep_within_a_request() -> None:
         except Fault as caught:
             told.append(caught.kind)
 
-    Run(outer())
-    first.wake(Fault(faults.UPSTREAM_CUT))
+    CoroutineDriver(outer())
+    first.resume(Fault(faults.UPSTREAM_CUT))
     assert told == []
-    second.wake()
+    second.resume()
     assert told == [faults.UPSTREAM_CUT]

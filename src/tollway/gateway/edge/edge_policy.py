@@ -20,7 +20,7 @@ _PORT = re.compile(rb":[0-9]+$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EntryRules:
+class EdgePolicy:
     """`trusted`: proxies whose word on a client's address is taken, by the PROXY protocol (`proxy_protocol`: they must speak it) and
     by x-forwarded-for (`forwarded_for`). `peers_logged`: the client's address stands in the log line of its requests. `origins`:
     those whose scripts may read answers, exactly as browsers send them, or `*` alone for all; `preflight_seconds`: how long a browser
@@ -61,19 +61,19 @@ def parse_hosts(texts: Iterable[str]) -> frozenset[bytes]:
     return hosts
 
 
-def is_addressed(rules: EntryRules, host: bytes) -> bool:
+def is_addressed(rules: EdgePolicy, host: bytes) -> bool:
     """Whether a request with this Host (empty if it has none) is for us."""
     host = host.lower()
     return not rules.hosts or host in rules.hosts or _PORT.sub(b"", host) in rules.hosts
 
 
-def is_trusted(rules: EntryRules, address: str) -> bool:
+def is_trusted(rules: EdgePolicy, address: str) -> bool:
     """Whether this peer is a proxy whose word is taken."""
     parsed = _parse_address(address)
     return parsed is not None and any(parsed in network for network in rules.trusted)
 
 
-def find_client(rules: EntryRules, peer: str, forwarded: bytes | None) -> str:
+def find_client(rules: EdgePolicy, peer: str, forwarded: bytes | None) -> str:
     """The address of whoever is behind `peer`: the right-most one in x-forwarded-for that is no trusted proxy.
 
     Each proxy appends whom it heard from, so what stands left of an untrusted address was written by that one. An entry that is no
@@ -103,7 +103,7 @@ def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address |
     return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
 
 
-def cors_headers(rules: EntryRules, origin: bytes | None) -> bytes:
+def cors_headers(rules: EdgePolicy, origin: bytes | None) -> bytes:
     """What an answer says to the browser of a script from `origin` (Fetch standard, section 3.2). Never that credentials are welcome:
     keys travel in headers that the script sets, and no cookie means anything here, so `*` stands for all headers."""
     if not rules.origins:
@@ -115,7 +115,7 @@ def cors_headers(rules: EntryRules, origin: bytes | None) -> bytes:
     return b"access-control-allow-origin: %b\r\naccess-control-expose-headers: *\r\nvary: origin\r\n" % origin
 
 
-def preflight_headers(rules: EntryRules, methods: bytes) -> bytes:
+def preflight_headers(rules: EdgePolicy, methods: bytes) -> bytes:
     """What a preflight is told beside `cors_headers`. `authorization` must be named: `*` does not stand for it."""
     return b"access-control-allow-methods: %b\r\naccess-control-allow-headers: authorization, *\r\naccess-control-max-age: %d\r\n" % (
         methods,

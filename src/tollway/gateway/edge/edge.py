@@ -1,0 +1,109 @@
+"""What all client connections of one gateway process share: the plane, the bounds, counts per address, and the start of each answer."""
+
+import asyncio
+from typing import Protocol
+
+import msgspec
+
+from tollway.gateway.edge import edge_policy
+from tollway.gateway.edge.auth_failures import AuthFailureLimiter
+from tollway.gateway.edge.edge_policy import EdgePolicy
+from tollway.gateway.plane import Plane
+from tollway.wire.http import HttpBounds
+
+REASONS = {
+    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed",
+    408: b"Request Timeout", 413: b"Content Too Large", 414: b"URI Too Long", 415: b"Unsupported Media Type", 417: b"Expectation Failed",
+    421: b"Misdirected Request", 429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
+    502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
+}  # fmt: skip
+
+
+class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What one client may take of the edge's patience and room.
+
+    `opening_seconds`: for a PROXY header, and again for a TLS handshake, where the door has them. `head_seconds`: from the first byte
+    of a head to its end. `body_grace_seconds`, `body_rate_min`: after the grace, a body must have arrived at this many bytes per
+    second. `keep_alive_seconds`: an idle connection; above the 60 s of common load balancers, so that they
+    close first. `write_stall_seconds`: a client that does not read. `linger_seconds`: how long a refused client is still read from, so
+    that the refusal is not destroyed by the reset that closing on unread bytes sends. `connections_max`, `connections_per_peer_max`: all
+    and per address (0: no bound per address, as behind a load balancer every client is one).
+    `failed_authentications_per_minute`: per address, before 401 becomes 429 (0: no bound); good keys pass whatever failed before.
+    """
+
+    opening_seconds: float = 10.0
+    head_seconds: float = 15.0
+    body_grace_seconds: float = 10.0
+    body_rate_min: float = 1024.0
+    keep_alive_seconds: float = 75.0
+    write_stall_seconds: float = 30.0
+    linger_seconds: float = 2.0
+    connections_max: int = 20_000
+    connections_per_peer_max: int = 0
+    failed_authentications_per_minute: int = 120
+
+
+class _Openings(dict[int, bytes]):
+    """How answers begin, by status: good for as long as the date is."""
+
+    def __init__(self, date: bytes) -> None:
+        self._date = date
+
+    def __missing__(self, status: int) -> bytes:
+        opening = self[status] = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (status, REASONS.get(status, b"Error"), self._date)
+        return opening
+
+
+class Connection(Protocol):
+    """A client connection as the clock and the drain see it."""
+
+    def tick(self, now: float) -> None:
+        """Check the connection's deadlines."""
+        ...
+
+    def close_if_idle(self, *, is_rested: bool) -> None:
+        """Close the connection, during a drain, once it has no request."""
+        ...
+
+    def hang_up(self) -> None:
+        """Close the connection at once."""
+        ...
+
+
+class Edge:
+    """All client connections of this process. `openings`: how an answer of a status begins at this moment."""
+
+    def __init__(self, plane: Plane, bounds: EdgeBounds, http: HttpBounds, rules: EdgePolicy | None = None) -> None:
+        """`rules`: None where nothing is asked of who comes in, as by default."""
+        self.plane = plane
+        self.bounds = bounds
+        self.http = http
+        self.rules = rules
+        self.strangers = AuthFailureLimiter(bounds.failed_authentications_per_minute)
+        self.connections: set[Connection] = set()
+        self.peers: dict[str, int] = {}
+        self.loop = asyncio.get_running_loop()
+        self.now = self.loop.time()
+        self.openings = _Openings(b"")
+
+    def tell_date(self, date: bytes) -> None:
+        """What stands in `date` (RFC 9110 section 6.6.1) from now on."""
+        self.openings = _Openings(date)
+
+    def admit(self, peer: str) -> bool:
+        """Whether one more connection from this address has room; counts it if so."""
+        most = self.bounds.connections_per_peer_max
+        if most and self.rules is not None and self.rules.forwarded_for and edge_policy.is_trusted(self.rules, peer):
+            most = 0  # it carries the requests of many
+        if len(self.connections) >= self.bounds.connections_max or (most and self.peers.get(peer, 0) >= most):
+            return False
+        self.peers[peer] = self.peers.get(peer, 0) + 1
+        return True
+
+    def leave(self, peer: str) -> None:
+        """The connection is gone."""
+        left = self.peers.get(peer, 1) - 1
+        if left > 0:
+            self.peers[peer] = left
+        else:
+            self.peers.pop(peer, None)

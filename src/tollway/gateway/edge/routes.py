@@ -1,0 +1,45 @@
+"""Which paths exist, and what a target or a content type must look like."""
+
+from urllib.parse import unquote_to_bytes
+
+from tollway.domain import faults
+from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import FaultKind
+from tollway.gateway.dialects.table import DIALECTS
+from tollway.wire.http import HttpRequest
+
+ENDPOINTS: dict[bytes, Endpoint] = {f"/v1/{endpoint}".encode(): endpoint for endpoint in DIALECTS}
+MODELS_TARGET = b"/v1/models"
+HEALTH_TARGETS = frozenset({b"/livez", b"/health", b"/v1/health", b"/readyz"})
+
+
+def find_path(http: HttpRequest) -> bytes:
+    """The path of a target in origin form (or absolute form naming this Host), without its query."""
+    target = http.target
+    if not target.startswith(b"/"):
+        for scheme in (b"http://", b"https://"):
+            if target[: len(scheme)].lower() == scheme:
+                host, slash, rest = target[len(scheme) :].partition(b"/")
+                if host.lower() == http.headers.get(b"host", b"").lower():
+                    target = slash + rest or b"/"
+    return target.partition(b"?")[0]
+
+
+def find_target_fault(path: bytes) -> FaultKind | None:
+    """Whether a path is one that two parsers may read differently: dot segments, encoded slashes, backslashes, NUL, bad UTF-8."""
+    try:
+        decoded = unquote_to_bytes(path).decode()
+    except UnicodeDecodeError:
+        return faults.TARGET_INVALID
+    if not path.startswith(b"/") or b"%2f" in path.lower() or "\\" in decoded or "\0" in decoded:
+        return faults.TARGET_INVALID
+    return faults.TARGET_INVALID if {".", ".."} & set(decoded.split("/")) else None
+
+
+def is_json(content_type: bytes) -> bool:
+    """Whether a content-type says JSON in UTF-8."""
+    media, _, rest = content_type.partition(b";")
+    if media.strip().lower() != b"application/json":
+        return False
+    parameters = rest.strip().lower().replace(b'"', b"")
+    return not parameters or parameters in (b"charset=utf-8", b"charset=utf8")

@@ -1,0 +1,104 @@
+"""Serve one gateway process: the listeners, the clock, and the drain at its end."""
+
+import asyncio
+import gc
+import socket
+import ssl
+
+import msgspec
+
+from tollway.domain import faults
+from tollway.domain.faults import Fault
+from tollway.gateway.edge.admin_listener import AdminConnection
+from tollway.gateway.edge.client_connection import REST_SECONDS, ClientConnection
+from tollway.gateway.edge.clock import Clock
+from tollway.gateway.edge.edge import Edge, EdgeBounds
+from tollway.gateway.edge.edge_policy import EdgePolicy
+from tollway.gateway.edge.listener import Listener, OpeningBounds
+from tollway.gateway.plane import Plane
+from tollway.wire.http import HttpBounds
+
+
+class DrainBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """How a gateway ends: new requests are still taken for `linger_seconds` (load balancers need time to look), running ones have
+    `grace_seconds` in all; then the rest is told with an error and closed."""
+
+    linger_seconds: float = 0.0
+    grace_seconds: float = 110.0
+
+
+async def serve(
+    plane: Plane,
+    *,
+    listener: socket.socket,
+    internal: socket.socket,
+    stop: asyncio.Event,
+    edge_bounds: EdgeBounds,
+    http_bounds: HttpBounds,
+    drain: DrainBounds,
+    ready: asyncio.Event,
+    rules: EdgePolicy | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> None:
+    """Serve until `stop` is set, then drain. The sockets belong to the caller's supervisor: they are only accepted from. `tls` is for
+    the public one."""
+    loop = asyncio.get_running_loop()
+    edge = Edge(plane, edge_bounds, http_bounds, rules)
+    clock = loop.create_task(Clock(edge).run())
+    plane.metrics.gauges["tollway_log_lines_dropped"] = lambda: plane.log.dropped
+    plane.metrics.gauges["tollway_connections"] = lambda: len(edge.connections)
+    await asyncio.sleep(0)
+    public: asyncio.Server | Listener
+    if tls is None and (rules is None or not rules.proxy_protocol):
+        public = await loop.create_server(lambda: ClientConnection(edge), sock=listener, backlog=4096)
+    else:
+        public = _listen(edge, listener, tls)
+    private = await loop.create_server(lambda: AdminConnection(plane, http_bounds), sock=internal, backlog=64)
+    gc.collect()
+    gc.freeze()
+    ready.set()
+    await stop.wait()
+    await _drain(edge, public, drain)
+    if isinstance(public, Listener):
+        public.cancel()
+    private.close()
+    clock.cancel()
+    for upstream in list(plane.upstreams.all()):
+        upstream.close_idle(0.0, all=True)
+
+
+def _listen(edge: Edge, listener: socket.socket, tls: ssl.SSLContext | None) -> Listener:
+    """The public door where a connection has to be opened first."""
+    bounds, metrics = edge.bounds, edge.plane.metrics
+
+    def refused() -> None:
+        metrics.connections_refused += 1
+
+    opening = OpeningBounds(
+        opening_seconds=bounds.opening_seconds,
+        opening_max=bounds.connections_max,
+        opening_per_peer_max=bounds.connections_per_peer_max,
+    )
+    return Listener(listener, lambda peer: ClientConnection(edge, peer), refused, rules=edge.rules or EdgePolicy(), tls=tls, bounds=opening)
+
+
+async def _drain(edge: Edge, public: asyncio.Server | Listener, bounds: DrainBounds) -> None:
+    """Not ready > linger > accept nothing more > let what runs finish > tell the rest."""
+    edge.plane.draining = True
+    deadline = edge.loop.time() + bounds.grace_seconds
+    await asyncio.sleep(bounds.linger_seconds)
+    public.close()
+    closed_at = edge.loop.time()
+    await asyncio.sleep(0.05)  # what the kernel handed over in the same turn of the loop becomes a connection only now
+    while (edge.connections or (isinstance(public, Listener) and public.opening)) and edge.loop.time() < deadline:
+        for connection in list(edge.connections):
+            connection.close_if_idle(is_rested=edge.loop.time() - closed_at >= REST_SECONDS)
+        await asyncio.sleep(0.05)
+    for exchange in list(edge.plane.active.exchanges):
+        exchange.fail(Fault(faults.DRAINING))
+    for _ in range(20):
+        if not edge.connections:
+            return
+        await asyncio.sleep(0.05)
+    for connection in list(edge.connections):
+        connection.hang_up()

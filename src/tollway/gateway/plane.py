@@ -1,0 +1,91 @@
+"""What the phases share: the snapshot, the upstreams, the counters, the usage sink, the log and the metrics of one gateway process."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from tollway.domain.ids import RequestIds
+from tollway.domain.keys import digester
+from tollway.domain.snapshot import Change, DeploymentEntry, Entry
+from tollway.gateway.counters import Counters
+from tollway.gateway.directory import Directory
+from tollway.gateway.media.bounds import MediaBounds
+from tollway.gateway.ports import UsageSink, Vault
+from tollway.gateway.relay import Active, RelayBounds, RetryBudget
+from tollway.gateway.upstreams.upstream import Upstreams
+from tollway.telemetry import LogWriter, Metrics
+
+REFUSAL_LINES_PER_SECOND_MAX = 20
+"""Log lines of refusals before admission; more are only counted."""
+
+
+class Plane:
+    """Everything the phases share: what this gateway knows, counts and may use. One per process."""
+
+    def __init__(
+        self,
+        *,
+        usage_sink: UsageSink,
+        vault: Vault,
+        peppers: Sequence[bytes],
+        log: LogWriter,
+        bounds: RelayBounds,
+        media_bounds: MediaBounds | None = None,
+        random_bits: Callable[[int], int],
+        now_us: Callable[[], int],
+    ) -> None:
+        self.directory = Directory()
+        self.upstreams = Upstreams(vault)
+        self.counters = Counters()
+        self.usage_sink = usage_sink
+        self.digesters = [digester(pepper) for pepper in peppers]
+        self.log = log
+        self.metrics = Metrics()
+        self.bounds = bounds
+        self.media_bounds = media_bounds or MediaBounds()
+        self.active = Active()
+        self.retries = RetryBudget()
+        self.random_bits = random_bits
+        self.request_ids = RequestIds(random_bits)
+        self.now_us = now_us
+        self.draining = False
+        self.refusal_lines = REFUSAL_LINES_PER_SECOND_MAX
+
+    def random(self) -> float:
+        """Uniform in [0, 1)."""
+        return self.random_bits(53) / (1 << 53)
+
+    def is_ready(self) -> bool:
+        """Whether new requests can be served: a snapshot is there, usage can be written, no drain has begun."""
+        return self.directory.is_loaded and not self.draining and self.usage_sink.is_writable()
+
+    @property
+    def version(self) -> int:
+        """The snapshot's version; 0 before the first."""
+        return self.directory.version
+
+    # The link's follower tells what changed (`link.snapshots.Target`).
+
+    def begin_reset(self) -> None:
+        """A whole snapshot follows."""
+        self.directory.begin_reset()
+
+    def add(self, entry: Entry) -> None:
+        """An entry of it."""
+        self.directory.add(entry)
+
+    def finish_reset(self, version: int) -> None:
+        """It is whole."""
+        self.directory.finish_reset(version)
+        self.counters.forget_idle(time.monotonic_ns())
+        self.upstreams.replace_all(self.directory.list_deployments())
+
+    def apply(self, change: Change) -> None:
+        """One step from a version to the next."""
+        if change.version <= self.directory.version:
+            return
+        self.directory.apply(change)
+        self.counters.forget_idle(time.monotonic_ns())
+        if isinstance(change.entry, DeploymentEntry):
+            self.upstreams.put(change.entry)
+        elif change.kind == "deployment":
+            self.upstreams.remove(change.id)
