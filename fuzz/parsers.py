@@ -23,21 +23,21 @@ import msgspec
 from tests.gateway.harness import KEY, NOWHERE, Served, plane
 from tests.wire import reference
 from tollway.domain import usage
-from tollway.domain.catalog import Endpoint, UnknownParameters
+from tollway.domain.catalog import Endpoint, Engine, UnknownParameters
 from tollway.domain.faults import Fault
 from tollway.domain.snapshot import Change, Entry
 from tollway.domain.usage import TOKENS_MAX
+from tollway.engines.table import ENGINES
 from tollway.gateway import pipeline
 from tollway.gateway.authorize import authorize
-from tollway.gateway.dialects.answers import error_fault
+from tollway.gateway.dialects.dialect import AnswerStream
+from tollway.gateway.dialects.engine_errors import read_answer_fault, read_fault
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
 from tollway.gateway.dialects.table import DIALECTS
-from tollway.gateway.dialects.table import Stream as DialectStream
 from tollway.gateway.exchange import Caller, Head, new_request
 from tollway.gateway.media import links
 from tollway.gateway.media.pictures import Encoded, PictureInvalid, find_size
 from tollway.gateway.plane import Plane
-from tollway.gateway.relay import answer_fault
 from tollway.wire import bodies, proxy, segments, sse
 from tollway.wire.http import HttpBounds, RequestReader, ResponseReader
 
@@ -106,7 +106,7 @@ def request_body(data: bytes) -> None:
         call = authorize(caller, request, made.directory, made.media_bounds)
     except Fault as fault:
         assert 400 <= fault.kind.status < 500, "the client's bytes are nobody else's fault"
-        DIALECTS[endpoint].render(fault, request.id).decode()
+        DIALECTS[endpoint].render_error(fault, request.id).decode()
         return
     (upstream,) = made.upstreams.of(call.model.id)
     judged = bodies.parse(data)
@@ -267,7 +267,7 @@ def _dialect_stream(endpoint: Endpoint, data: bytes) -> None:
         assert streams[0].read(b'data: {"choices":[]}') is None, "something came behind the end"
 
 
-def _new_stream(endpoint: Endpoint, choice: int) -> DialectStream:
+def _new_stream(endpoint: Endpoint, choice: int) -> AnswerStream:
     return DIALECTS[endpoint].new_stream(
         hide_usage=bool(choice & 4),
         hide_continuous=bool(choice & 8) or bool(choice & 4),
@@ -278,7 +278,7 @@ def _new_stream(endpoint: Endpoint, choice: int) -> DialectStream:
     )
 
 
-def _check_shortcut(stream: DialectStream, event: bytes, relayed: bytes | None) -> None:
+def _check_shortcut(stream: AnswerStream, event: bytes, relayed: bytes | None) -> None:
     """The short way says the same of an event as the long one, or nothing."""
     framed = event + b"\n\n"
     short = stream.read_regular(framed, 0, len(framed))
@@ -296,7 +296,7 @@ def _check_relayed(relayed: bytes) -> None:
     json.loads(lines[-1][6:])
 
 
-def _check_used(stream: DialectStream) -> None:
+def _check_used(stream: AnswerStream) -> None:
     used = stream.used
     if used is not None:
         assert min(used.input, used.cached_input, used.output, used.reasoning) >= 0
@@ -318,8 +318,8 @@ def whole_answer(data: bytes) -> None:
     choice, data, _ = _cut(data)
     endpoint = _ENDPOINTS[(choice >> 2) % len(_ENDPOINTS)]
     for status in (200, 400, 429, 503):
-        assert error_fault(data, status, first=bool(choice & 1)).kind.status >= 400
-        assert answer_fault(status, data).message.isprintable()
+        assert read_fault(data, status, first=bool(choice & 1)).kind.status >= 400
+        assert read_answer_fault(status, data, ENGINES[Engine.VLLM]).message.isprintable()
     try:
         answer = DIALECTS[endpoint].read_answer(data, "up", "m" if choice & 128 else "up", 1000)
     except Fault as fault:

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Quantities
-from tollway.gateway.dialects import openai
-from tollway.gateway.dialects.answers import hold_to, judge_report
-from tollway.gateway.dialects.openai import read_answer, read_usage
+from tollway.gateway.dialects import openai_stream
+from tollway.gateway.dialects.openai_answers import read_answer, read_usage
+from tollway.gateway.dialects.openai_stream import OpenAIStream
+from tollway.gateway.dialects.usage import cap_output, check_report
 
 COUNTS = st.one_of(st.integers(-2, 40), st.sampled_from([None, 10**12, 1.5, "3"]))
 DETAILS = st.one_of(st.none(), st.fixed_dictionaries({"reasoning_tokens": st.one_of(st.none(), st.integers(0, 3))}))
@@ -48,12 +49,12 @@ def events(draw: st.DrawFn) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
-def _read_regular(stream: openai.Stream, data: bytes) -> bytes | None:
+def _read_regular(stream: OpenAIStream, data: bytes) -> bytes | None:
     """As the relay asks: about a part of what was read."""
     return stream.read_regular(b"7f\r\n" + data + b"\r\n", 4, 4 + len(data))
 
 
-def play(stream: openai.Stream, sent: list[bytes], *, quickly: bool) -> list[Any]:
+def play(stream: OpenAIStream, sent: list[bytes], *, quickly: bool) -> list[Any]:
     """What is relayed of events that come one a read, what is known of usage after each, and how it ends."""
     seen: list[Any] = []
     for data in sent:
@@ -79,8 +80,8 @@ def play(stream: openai.Stream, sent: list[bytes], *, quickly: bool) -> list[Any
 def test_both_ways_to_read_a_stream_agree(
     sent: list[bytes], hide_usage: bool, hide_continuous: bool, counting: bool, cap: int | None
 ) -> None:
-    def stream() -> openai.Stream:
-        return openai.Stream(
+    def stream() -> OpenAIStream:
+        return OpenAIStream(
             hide_usage=hide_usage,
             hide_continuous=hide_usage or hide_continuous,
             counting=counting,
@@ -120,8 +121,8 @@ def test_both_ways_agree_on_events_that_are_nearly_alike(
 ) -> None:
     """Counts of None: one token more than the last event, as nearly all events have."""
 
-    def stream() -> openai.Stream:
-        return openai.Stream(
+    def stream() -> OpenAIStream:
+        return OpenAIStream(
             hide_usage=hide, hide_continuous=hide, counting=False, upstream_model="m", public_model="m", output_tokens_max=cap
         )
 
@@ -146,8 +147,8 @@ def alike(text: bytes, total: bytes, count: bytes, prompt: bytes) -> bytes:
 @pytest.mark.parametrize("cap", [1, 3, 9])
 @pytest.mark.parametrize("step", [1, 2])
 def test_events_alike_are_held_to_what_was_asked_for(cap: int, step: int) -> None:
-    def stream() -> openai.Stream:
-        return openai.Stream(
+    def stream() -> OpenAIStream:
+        return OpenAIStream(
             hide_usage=True, hide_continuous=True, counting=False, upstream_model="m", public_model="m", output_tokens_max=cap
         )
 
@@ -160,19 +161,19 @@ def test_events_alike_are_held_to_what_was_asked_for(cap: int, step: int) -> Non
 
 @pytest.mark.parametrize("text", [b'"a"', b'"\xc3\xa9\xe6\x97\xa5"', b'"}}"'])
 def test_an_event_like_the_last_is_known_without_reading_it(text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = openai.Stream(
+    stream = OpenAIStream(
         hide_usage=True, hide_continuous=True, counting=False, upstream_model="m", public_model="m", output_tokens_max=None
     )
     stream.read(alike(b'""', b"5", b"0", b"5")[:-2])
     assert _read_regular(stream, alike(b'"a"', b"6", b"1", b"5")) is not None
-    monkeypatch.setattr(openai, "_regular", None)
+    monkeypatch.setattr(openai_stream, "_regular", None)
     data = alike(text, b"7", b"2", b"5")
     assert _read_regular(stream, data) == data[: data.index(b',"usage"')] + b"}\n\n"
     assert stream.used == Quantities(5, 0, 2)
 
 
 def test_the_quick_way_is_taken_and_only_where_it_leads() -> None:
-    stream = openai.Stream(
+    stream = OpenAIStream(
         hide_usage=True, hide_continuous=True, counting=False, upstream_model="m", public_model="m", output_tokens_max=None
     )
     choices = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]'
@@ -218,12 +219,12 @@ USAGE_FIELDS = ["prompt_tokens", "completion_tokens", "reasoning_tokens", "promp
 def test_a_usage_read_with_its_answer_is_read_as_it_is_by_itself(usage: Any, cap: int | None) -> None:
     raw = msgspec.json.encode(usage)
     answer = read_answer(b'{"choices":[{"finish_reason":"stop"}],"usage":' + raw + b"}", "m", "m", cap)
-    assert (answer.used, answer.anomaly) == ((None, None) if usage is None else judge_report(read_usage(raw), cap))
+    assert (answer.used, answer.anomaly) == ((None, None) if usage is None else check_report(read_usage(raw), cap))
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.one_of(st.none(), st.integers(0, 60)))
 def test_no_more_is_billed_than_could_be_made(output: int, reasoning: int, cap: int | None) -> None:
-    held = hold_to(Quantities(7, 3, output, reasoning), cap)
+    held = cap_output(Quantities(7, 3, output, reasoning), cap)
     assert (held.input, held.cached_input) == (7, 3)
     assert held.output + held.reasoning == (output + reasoning if cap is None else min(cap, output + reasoning))
     assert 0 <= held.output <= output and 0 <= held.reasoning <= reasoning

@@ -8,8 +8,9 @@ from tollway.domain.catalog import UnknownParameters
 from tollway.domain.faults import Fault
 from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import ServiceTier
+from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.fields import NEVER_FORWARDED, is_plain
-from tollway.gateway.dialects.table import DIALECTS, Dialect
+from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
 from tollway.gateway.exchange import Call, Caller, Offer, Request
 from tollway.gateway.media.admission import check_messages
@@ -58,10 +59,8 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
     output_tokens_max, output_cap = _cap_output(asked, dialect, offer.model.output_tokens_max, choices)
     stream = "stream" in asked and asked["stream"] is True and "stream" in dialect.fields
     hide_usage = hide_continuous = True
-    if stream:
-        options = asked.get("stream_options") or {}
-        hide_usage = options.get("include_usage") is not True
-        hide_continuous = hide_usage or options.get("continuous_usage_stats") is not True
+    if stream and dialect.usage_options is not None:
+        hide_usage, hide_continuous = dialect.usage_options.find_hidden(asked)
     return Call(
         request,
         caller,
@@ -102,7 +101,7 @@ def _judge_fields(asked: dict[str, Any], dialect: Dialect, offer: Offer, dropped
         elif field in NEVER_FORWARDED:
             raise _unknown(field)
         elif field not in offer.known_fields:
-            if policy is UnknownParameters.REFUSE and not dialect.lets_unknown_pass:
+            if policy is UnknownParameters.REFUSE and not dialect.allows_unknown_fields:
                 raise _unknown(field)
             if policy is UnknownParameters.DROP:
                 dropped = [*dropped, field]

@@ -98,7 +98,7 @@ class Directory:
             {tier: price for tier, price in prices if price is not None},
             max((turn for turn in turns if turn <= at), default=0),
             min((turn for turn in turns if turn > at), default=INSTANT_MAX),
-            is_served=(Endpoint.MESSAGES if endpoint is Endpoint.COUNT_TOKENS else endpoint) in model.endpoints,
+            is_served=(DIALECTS[endpoint].model_endpoint or endpoint) in model.endpoints,
             known_fields=self._list_known_fields(name, endpoint),
             cache_salt=caller.cache_salt,
         )

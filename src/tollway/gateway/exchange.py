@@ -14,7 +14,7 @@ from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, Pro
 from tollway.domain.usage import ServiceTier
 from tollway.engines.table import ENGINES
 from tollway.gateway.counters import Level
-from tollway.gateway.dialects.table import Dialect
+from tollway.gateway.dialects.dialect import Dialect
 from tollway.wire import bodies
 from tollway.wire.http import NO_HEADERS
 
@@ -132,19 +132,14 @@ class Offer:
         self.cache_salt = cache_salt
         self._ours: dict[tuple[str, bytes | None, int | None], tuple[Deployment, bodies.InjectedFields]] = {}
 
-    def ours(self, deployment: Deployment, stream_options: bytes | None, output_cap: int | None) -> bodies.InjectedFields:
-        """The fields that are ours to set in a body for a deployment."""
-        key = (deployment.id, stream_options, output_cap)
+    def ours(self, deployment: Deployment, dialect: Dialect, usage: bytes | None, output_cap: int | None) -> bodies.InjectedFields:
+        """The fields that are ours to set in a body for a deployment. `usage`: what the dialect's usage options are to say."""
+        key = (deployment.id, usage, output_cap)
         known = self._ours.get(key)
         if known is not None and known[0] is deployment:
             return known[1]
-        fields: dict[str, bytes] = {}
-        if output_cap is not None:
-            fields["max_tokens"] = b"%d" % output_cap
-        if deployment.upstream_model != self.model.id:
-            fields["model"] = msgspec.json.encode(deployment.upstream_model)
-        if stream_options is not None:
-            fields["stream_options"] = stream_options
+        model = None if deployment.upstream_model == self.model.id else deployment.upstream_model
+        fields = dialect.list_injected(output_cap, model, usage)
         if ENGINES[deployment.engine].cache_salt and not self.model.share_cache:
             fields["cache_salt"] = self.cache_salt
         ours = bodies.InjectedFields(fields)
@@ -191,15 +186,11 @@ class Call(msgspec.Struct, gc=False):
 
     def upstream_body(self, deployment: Deployment) -> bytes:
         """The body for one deployment: the client's values verbatim, with the fields set that are ours to set."""
-        stream_options = None
-        if self.stream and self.dialect.stream_options:
-            stream_options = _CONTINUOUS if self.wants_continuous(deployment) else _FINAL_USAGE
-        ours = self.offer.ours(deployment, stream_options, self.output_cap)
+        usage, options = None, self.dialect.usage_options
+        if self.stream and options is not None:
+            usage = options.continuous if self.wants_continuous(deployment) else options.final
+        ours = self.offer.ours(deployment, self.dialect, usage, self.output_cap)
         return bodies.edit(self.request.body, self.names, ours, self.dropped)
-
-
-_CONTINUOUS = b'{"include_usage":true,"continuous_usage_stats":true}'
-_FINAL_USAGE = b'{"include_usage":true}'
 
 
 class Permit(msgspec.Struct, gc=False):

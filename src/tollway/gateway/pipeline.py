@@ -27,8 +27,6 @@ from tollway.gateway.relay import relay
 from tollway.gateway.route import route
 from tollway.telemetry import CompletedLine, RequestLine, timestamp
 
-_ANTHROPIC = frozenset({Endpoint.MESSAGES, Endpoint.COUNT_TOKENS})
-"""Its SDKs read `request-id`, OpenAI's `x-request-id`."""
 _TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _CLIENT_REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 _JSON = b"content-type: application/json\r\n"
@@ -50,7 +48,7 @@ async def answer(request: Request, client: Client, plane: Plane) -> None:
             candidates = route(call, plane.upstreams, request.started, plane.random)
             record = meter(permit, plane.usage_sink, plane.now_us)
             async with record:
-                permit.headers = _identity(request) + permit.headers
+                permit.headers = call.dialect.identify(request.id) + permit.headers
                 await relay(permit, candidates, record, client, plane.bounds, plane.active, plane.retries, plane.metrics)
     except ClientGone:
         pass
@@ -85,7 +83,7 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
             body = next((model for model in models if model["id"] == name), None)
             if body is None:
                 raise Fault(faults.MODEL_UNKNOWN, param="model")
-        client.answer(200, _JSON + _identity(request), msgspec.json.encode(body))
+        client.answer(200, _JSON + DIALECTS[request.endpoint].identify(request.id), msgspec.json.encode(body))
     except Fault as caught:
         fault = caught if caller is not None else client.judge(caught, request.headers)
         _refuse(request, client, fault)
@@ -110,23 +108,16 @@ def precheck(head: Head, plane: Plane) -> Caller:
     return authenticate(head, plane.directory, plane.digesters, plane.now_us())
 
 
-def _identity(request: Request) -> bytes:
-    id = request.id.encode()
-    if request.endpoint in _ANTHROPIC:
-        return b"x-request-id: %b\r\nrequest-id: %b\r\n" % (id, id)
-    return b"x-request-id: %b\r\n" % id
-
-
 def _refuse(request: Request, client: Client, fault: Fault) -> None:
     """Tell the client of a fault: as a response if nothing was sent yet, else as the last event of its stream."""
     if client.gone:
         return
     dialect = DIALECTS[request.endpoint]
     if client.committed:
-        client.end_stream(dialect.render_event(fault, request.id))
+        client.end_stream(dialect.render_error_event(fault, request.id))
     else:
-        headers = _JSON + b"cache-control: no-store\r\n" + _identity(request) + fault_headers(fault)
-        client.answer(fault.kind.status, headers, dialect.render(fault, request.id))
+        headers = _JSON + b"cache-control: no-store\r\n" + dialect.identify(request.id) + fault_headers(fault)
+        client.answer(fault.kind.status, headers, dialect.render_error(fault, request.id))
 
 
 UNAVAILABLE_SECONDS = 1.0

@@ -15,7 +15,6 @@ call that told of it.
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Iterable
 
@@ -24,8 +23,10 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.faults import Fault, Retry
 from tollway.domain.usage import NOTHING, Anomaly, Outcome, Quantities, UsageSource
-from tollway.gateway.dialects.answers import error_fault, error_text, hold_to_delivered
-from tollway.gateway.dialects.table import Stream
+from tollway.engines.table import ENGINES
+from tollway.gateway.dialects.dialect import AnswerStream
+from tollway.gateway.dialects.engine_errors import read_answer_fault
+from tollway.gateway.dialects.usage import cap_to_delivered
 from tollway.gateway.driver import OVER, Waiter
 from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.meter import Record
@@ -126,7 +127,7 @@ class Exchange:
         self._pending = b""
         self._events: sse.EventReader | None = None
         self._in_event = False
-        self.stream: Stream | None = None
+        self.stream: AnswerStream | None = None
         self.stream_bytes = 0
         self._fault: Fault | None = None
         self._gone = client.gone
@@ -244,7 +245,8 @@ class Exchange:
                     self.fail(Fault(faults.UPSTREAM_INVALID, detail="answer too large"))
                 elif reader.complete:
                     if self._client.committed:
-                        self.fail(answer_fault(reader.status, b"".join(reader.body), reader.retry_after))
+                        engine = ENGINES[self._connection.upstream.deployment.engine]
+                        self.fail(read_answer_fault(reader.status, b"".join(reader.body), engine, reader.retry_after))
                     else:
                         self._wake()
                 return
@@ -255,7 +257,7 @@ class Exchange:
     def _is_stream(self, status: int, content_type: bytes) -> bool:
         return self._call.stream and status == 200 and (not content_type or content_type.lower().startswith(b"text/event-stream"))
 
-    def _new_stream(self) -> Stream:
+    def _new_stream(self) -> AnswerStream:
         call, upstream = self._call, self._connection.upstream
         return call.dialect.new_stream(
             hide_usage=call.hide_usage,
@@ -458,7 +460,7 @@ async def _attempt(
         reader = connection.reader
         body = b"".join(reader.body)
         if call.stream or reader.status != 200:
-            raise answer_fault(reader.status, body, reader.retry_after)
+            raise read_answer_fault(reader.status, body, ENGINES[upstream.deployment.engine], reader.retry_after)
         answer = call.dialect.read_answer(body, upstream.deployment.upstream_model, call.model.id, call.output_tokens_max)
         exchange.finished = True
         _note_completed(record, call, answer.used, UsageSource.ENGINE_FINAL, answer.anomaly, len(body))
@@ -478,44 +480,17 @@ def _note_completed(
         anomaly = Anomaly.MISSING
     record.anomaly = anomaly
     if used is not None:
-        held = hold_to_delivered(used, call.output_tokens_max, delivered_bytes)
+        held = cap_to_delivered(used, call.output_tokens_max, delivered_bytes)
         if held is not used:
             record.anomaly = Anomaly.INFLATED
         record.note(held, source)
 
 
-def _note_cut(record: Record, call: Call, stream: Stream, delivered_bytes: int) -> None:
+def _note_cut(record: Record, call: Call, stream: AnswerStream, delivered_bytes: int) -> None:
     """The same of a stream that was broken off: what was noted on the way stands, as far as it can be."""
     record.anomaly = stream.anomaly
     used = record.used
-    held = hold_to_delivered(used, call.output_tokens_max, delivered_bytes)
+    held = cap_to_delivered(used, call.output_tokens_max, delivered_bytes)
     if held is not used:
         record.anomaly = Anomaly.INFLATED
         record.note(held, record.source)
-
-
-_UNSHOWABLE = re.compile(r"[^\x20-\x7e]|https?:|[/\\]\w+[/\\]|[Bb]earer|sk-|tw_|key", re.ASCII)
-"""What an engine's own text must not contain to be shown to a client: paths, addresses, anything like a credential."""
-
-
-RETRY_AFTER_SECONDS_MAX = 60
-"""Of an engine's `retry-after`: what it says beyond a minute is no estimate, and would keep its clients away from all others."""
-
-
-def answer_fault(status: int, body: bytes, retry_after: bytes | None = None) -> Fault:
-    """The fault that a whole answer stands for when it is not a success (or not the stream that was asked for). `retry_after`: the header's
-    value, which counts if it is in seconds."""
-    if status == 200 and not body.lstrip().startswith(b"{"):
-        return Fault(faults.UPSTREAM_INVALID, detail="200 without JSON")
-    if 300 <= status < 400:
-        return Fault(faults.UPSTREAM_INVALID, detail=f"status {status}")
-    fault = error_fault(body, status, first=True)
-    if retry_after is not None and retry_after.isdigit() and fault.kind.status == 503:
-        fault.retry_after_seconds = min(int(retry_after[:9]), RETRY_AFTER_SECONDS_MAX)
-    if fault.kind is faults.UPSTREAM_REQUEST_INVALID:
-        text = error_text(body)
-        if "maximum context length" in text or "context size" in text:
-            fault = Fault(faults.CONTEXT_EXCEEDED, detail=fault.detail)
-        if text and len(text) <= 500 and not _UNSHOWABLE.search(text):
-            fault.message = text
-    return fault

@@ -28,7 +28,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from tollway.control import closing, keys, publish, reconcile, retention
 from tollway.control.api.app import create_apps
 from tollway.control.api.doors import ControlPlane
-from tollway.control.api.errors import body_of
 from tollway.control.closing import Closing
 from tollway.control.publish import Publications
 from tollway.control.reconcile import ReconcileOptions, Reconciliation
@@ -42,6 +41,7 @@ from tollway.serve.sockets import url_of
 from tollway.storage.database import Database
 from tollway.storage.vault import LocalVault
 from tollway.telemetry import LogWriter
+from tollway.wire.errors import openai_error
 
 DATABASE_WAIT_SECONDS = 30.0
 """At the start, for a database that cannot be reached: it restarts, or starts beside us. Whoever supervises gives up no gateway meanwhile,
@@ -366,7 +366,7 @@ class StrictProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Say so in the shape of every other error, and close."""
-        body = body_of(Fault(MALFORMED_HTTP))
+        body = openai_error(Fault(MALFORMED_HTTP))
         head = (
             f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
             f"x-request-id: {new_id(ids.REQUEST)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"

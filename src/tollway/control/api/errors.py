@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -24,6 +23,7 @@ from tollway.domain.faults import (
     ROUTE_UNKNOWN,
     Fault,
 )
+from tollway.wire.errors import openai_error
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,64}")
 _ECHOING = {"value_error", "assertion_error", "literal_error", "enum", "string_pattern_mismatch"}
@@ -49,17 +49,6 @@ _BOUNDS = {
 }
 
 
-def body_of(fault: Fault) -> bytes:
-    """The JSON body of a fault. All four fields are always there; clients rely on it."""
-    error = {
-        "message": fault.message,
-        "type": fault.kind.type,
-        "param": fault.param,
-        "code": fault.kind.code,
-    }
-    return msgspec.json.encode({"error": error})
-
-
 def response_of(fault: Fault, headers: Mapping[str, str] | None = None) -> Response:
     """The answer that a fault becomes."""
     extra = dict(headers or {})
@@ -71,7 +60,7 @@ def response_of(fault: Fault, headers: Mapping[str, str] | None = None) -> Respo
         extra["retry-after"] = "1"
     if fault.kind.close:
         extra["connection"] = "close"
-    return Response(body_of(fault), fault.kind.status, extra, "application/json")
+    return Response(openai_error(fault), fault.kind.status, extra, "application/json")
 
 
 def name_of(key: object) -> str | None:

@@ -17,13 +17,13 @@ from urllib.parse import unquote_to_bytes
 from tollway.domain import faults
 from tollway.domain.faults import Fault
 from tollway.gateway import pipeline
+from tollway.gateway.dialects.table import find_error_dialect
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.edge import edge_policy
 from tollway.gateway.edge.edge import Edge
 from tollway.gateway.edge.routes import ENDPOINTS, HEALTH_TARGETS, MODELS_TARGET, find_path, find_target_fault, is_json
 from tollway.gateway.exchange import Head, new_request
 from tollway.gateway.ports import Flow
-from tollway.wire.errors import anthropic_error, openai_error
 from tollway.wire.http import NO_HEADERS, HttpRequest, RequestReader, chunk_size
 
 PRECHECK_BYTES = 64 * 1024
@@ -423,10 +423,10 @@ class ClientConnection(asyncio.Protocol):
         if self._transport is None:
             return
         request_id = pipeline.new_id(self._edge.plane)
-        headers += b"content-type: application/json\r\ncache-control: no-store\r\nx-request-id: %b\r\n" % request_id.encode()
+        dialect = find_error_dialect(self._request.target if self._request is not None else b"")
+        headers += b"content-type: application/json\r\ncache-control: no-store\r\n" + dialect.identify(request_id)
         headers += self._cors(self._request or self._reader.open_request)
-        render = anthropic_error if self._request is not None and self._request.target.startswith(b"/v1/messages") else openai_error
-        body = render(fault, request_id)
+        body = dialect.render_error(fault, request_id)
         head_only = self._request is not None and self._request.method == b"HEAD"
         self._transport.write(
             b"%b%b%b%bcontent-length: %d\r\n\r\n%b"

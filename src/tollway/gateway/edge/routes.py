@@ -8,7 +8,7 @@ from tollway.domain.faults import FaultKind
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.wire.http import HttpRequest
 
-ENDPOINTS: dict[bytes, Endpoint] = {f"/v1/{endpoint}".encode(): endpoint for endpoint in DIALECTS}
+ENDPOINTS: dict[bytes, Endpoint] = {dialect.target: endpoint for endpoint, dialect in DIALECTS.items()}
 MODELS_TARGET = b"/v1/models"
 HEALTH_TARGETS = frozenset({b"/livez", b"/health", b"/v1/health", b"/readyz"})
 

@@ -15,9 +15,10 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from tollway.domain import faults
-from tollway.domain.catalog import Deployment, Endpoint
+from tollway.domain.catalog import Deployment
 from tollway.domain.faults import Fault
 from tollway.domain.snapshot import DeploymentEntry
+from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.exchange import Request
 from tollway.gateway.ports import Vault
 from tollway.gateway.upstreams.connection import UpstreamConnection
@@ -28,11 +29,6 @@ FAILURES_TO_EJECT = 3
 EJECTION_SECONDS_MAX = 30.0
 DRAIN_SECONDS = 5.0
 """How long a connection may take to end a message whose content is complete ([DONE] seen, last chunk not)."""
-
-
-_VERSIONS = (b"anthropic-version", b"anthropic-beta")
-PASSED_ON: dict[Endpoint, tuple[bytes, ...]] = {Endpoint.MESSAGES: _VERSIONS, Endpoint.COUNT_TOKENS: _VERSIONS}
-"""Headers that an API's contract asks gateways to pass on unchanged."""
 
 
 class Upstream:
@@ -53,18 +49,18 @@ class Upstream:
         authorization = f"authorization: Bearer {credential}\r\n" if credential else ""
         self._heads = {
             endpoint: (
-                f"POST {url.path.rstrip('/')}/v1/{endpoint} HTTP/1.1\r\nhost: {authority}:{self._port}\r\n{authorization}"
+                f"POST {url.path.rstrip('/')}{dialect.target.decode()} HTTP/1.1\r\nhost: {authority}:{self._port}\r\n{authorization}"
                 "content-type: application/json\r\naccept: application/json, text/event-stream\r\naccept-encoding: identity\r\n"
             ).encode()
-            for endpoint in Endpoint
+            for endpoint, dialect in DIALECTS.items()
         }
         self.identity = (deployment.base_url, credential)
 
     def message(self, request: Request, attempt: int, body: bytes) -> bytes:
-        """The request as it goes out. Nothing of the client's head is passed on but the trace and what PASSED_ON names; the engine's id is
-        fresh for each attempt, because engines take a repeated one for the same request."""
+        """Return the request as it goes out. Of the client's head only the trace and the dialect's `forwarded_headers` are passed on. The
+        id is a new one for each attempt, because engines take a repeated one for the same request."""
         passed_on = b""
-        for name in PASSED_ON.get(request.endpoint, ()):
+        for name in DIALECTS[request.endpoint].forwarded_headers:
             if name in request.headers:
                 passed_on += b"%b: %b\r\n" % (name, request.headers[name])
         id = request.id if attempt == 1 else f"{request.id}-{attempt}"

@@ -1,8 +1,8 @@
-"""OpenAI's chat completions, completions and embeddings: request tables, answers, streams.
+"""Streams of OpenAI's chat completions and completions.
 
-A stream is relayed verbatim but for three things: usage that the client did not ask for is taken out again (the gateway always asks
-the engine, because it bills), the upstream's name of the model becomes the public one, and an engine's error becomes ours. Every
-event is read: engines report death and overload inside a 200 stream and still end it with [DONE].
+A stream is relayed verbatim but for three things: usage that the client did not ask for is removed (the gateway always asks the engine
+for it, because it bills), the upstream's name of the model becomes the public one, and an engine's error becomes a fault. Every event is
+read, because engines report death and overload inside a 200 stream and still end it with [DONE].
 """
 
 import re
@@ -12,115 +12,17 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.domain.usage import TOKENS_MAX, Anomaly, Quantities, ServiceTier, UsageSource
-from tollway.gateway.dialects import fields
-from tollway.gateway.dialects.answers import (
-    ABSENT,
-    NULL,
-    USAGE_INFLATED,
-    USAGE_INVALID,
-    USAGE_SHRINKING,
-    Answer,
-    check_text,
-    decode,
-    error_fault,
-    hold_to,
-    is_absent,
-    judge_report,
-    public_name,
-)
-from tollway.gateway.dialects.fields import Check
+from tollway.domain.usage import TOKENS_MAX, Anomaly, Quantities, UsageSource
+from tollway.gateway.dialects.answers import ABSENT, NULL, decode, is_absent
+from tollway.gateway.dialects.engine_errors import read_fault
+from tollway.gateway.dialects.openai_answers import read_usage
+from tollway.gateway.dialects.usage import cap_output
 from tollway.wire import bodies, sse
 
 DONE = b"data: [DONE]\n\n"
 
-SERVICE_TIERS = {
-    "auto": ServiceTier.STANDARD,
-    "default": ServiceTier.STANDARD,
-    "flex": ServiceTier.FLEX,
-    "priority": ServiceTier.PRIORITY,
-}
-"""OpenAI's words for what is priced by urgency. `auto` is the project's setting there; here it is what `default` is."""
-
-_COMMON: dict[str, Check] = {
-    "model": fields.text,
-    "stream": fields.nullable(fields.boolean),
-    "stream_options": fields.nullable(fields.mapping),
-    "frequency_penalty": fields.nullable(fields.number(-2, 2)),
-    "logit_bias": fields.nullable(fields.mapping),
-    "max_tokens": fields.output_tokens,
-    "n": fields.nullable(fields.integer(1, 128)),
-    "presence_penalty": fields.nullable(fields.number(-2, 2)),
-    "seed": fields.nullable(fields.integer(-(2**63), 2**63 - 1)),
-    "stop": fields.nullable(fields.texts),
-    "temperature": fields.nullable(fields.number(0, 2)),
-    "top_p": fields.nullable(fields.number(0, 1)),
-    "user": fields.nullable(fields.text),
-}
-
-CHAT_FIELDS: dict[str, Check] = _COMMON | {
-    "messages": fields.listing,
-    "audio": fields.nullable(fields.mapping),
-    "function_call": fields.anything,
-    "functions": fields.nullable(fields.listing),
-    "logprobs": fields.nullable(fields.boolean),
-    "max_completion_tokens": fields.output_tokens,
-    "metadata": fields.nullable(fields.mapping),
-    "modalities": fields.nullable(fields.listing),
-    "parallel_tool_calls": fields.nullable(fields.boolean),
-    "prediction": fields.nullable(fields.mapping),
-    "prompt_cache_key": fields.nullable(fields.text),
-    "reasoning_effort": fields.nullable(fields.text),
-    "response_format": fields.nullable(fields.mapping),
-    "safety_identifier": fields.nullable(fields.text),
-    "service_tier": fields.nullable(fields.one_of(*SERVICE_TIERS)),
-    "store": fields.nullable(fields.boolean),
-    "tool_choice": fields.anything,
-    "tools": fields.nullable(fields.any_list),
-    "top_logprobs": fields.nullable(fields.integer(0, 20)),
-    "verbosity": fields.nullable(fields.text),
-    "web_search_options": fields.nullable(fields.mapping),
-}
-
-COMPLETION_FIELDS: dict[str, Check] = _COMMON | {
-    "prompt": fields.prompts,
-    "best_of": fields.nullable(fields.integer(1, 20)),
-    "echo": fields.nullable(fields.boolean),
-    "logprobs": fields.nullable(fields.integer(0, 5)),
-    "suffix": fields.nullable(fields.text),
-}
-
-EMBEDDING_FIELDS: dict[str, Check] = {
-    "model": fields.text,
-    "input": fields.prompts,
-    "dimensions": fields.nullable(fields.integer(1, 65536)),
-    "encoding_format": fields.nullable(fields.one_of("float", "base64")),
-    "user": fields.nullable(fields.text),
-}
-
-NOT_FORWARDED = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"})
-"""Fields that are OpenAI's platform's, not an engine's: accepted, because SDKs send them, and kept from the engine, which may refuse
-them (Dynamo) or log them (`user`, `safety_identifier` name people)."""
-
-
 _USAGE_CHUNK = frozenset({"id", "object", "created", "model", "system_fingerprint"})
 """Members of a finish chunk that the usage chunk made from it keeps."""
-
-
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _CompletionDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-    reasoning_tokens: int | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -139,24 +41,6 @@ class _CountedChoice(msgspec.Struct):
     finish_reason: str | None = None
     text: str | None = None
     delta: _Delta | None = None
-
-
-class _Answer(msgspec.Struct):
-    usage: _Usage | None = None
-    error: msgspec.Raw = ABSENT
-    choices: list[_Choice] | None = None
-    data: msgspec.Raw = ABSENT
-    object: str | None = None
-
-
-class _OddAnswer(msgspec.Struct):
-    """An answer whose usage is anything."""
-
-    usage: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
-    choices: list[_Choice] | None = None
-    data: msgspec.Raw = ABSENT
-    object: str | None = None
 
 
 class _Event(msgspec.Struct):
@@ -201,62 +85,12 @@ SHAPES_MAX = 8
 _COUNTS = b'%d,"completion_tokens":%d}}\n\n'
 _ZERO = ord("0")
 
-_usage = msgspec.json.Decoder(_Usage)
-_answer = msgspec.json.Decoder(_Answer)
-_odd_answer = msgspec.json.Decoder(_OddAnswer)
 _event = msgspec.json.Decoder(_Event)
 _counted_event = msgspec.json.Decoder(_CountedEvent)
 _regular = msgspec.json.Decoder(_Regular)
 
 
-def read_usage(raw: bytes | msgspec.Raw) -> Quantities | None:
-    """The disjoint quantities of a usage object, or None if it is nonsense: missing or negative counts, parts larger than their
-    whole, or more than TOKENS_MAX. OpenAI's prompt_tokens includes cached ones and completion_tokens includes reasoning."""
-    try:
-        return _split(_usage.decode(raw))
-    except msgspec.DecodeError:
-        return None
-
-
-def _split(usage: _Usage) -> Quantities | None:
-    prompt, completion = usage.prompt_tokens, usage.completion_tokens or 0
-    if prompt is None:
-        return None
-    details = usage.prompt_tokens_details
-    cached = (details.cached_tokens or 0) if details is not None else 0
-    completion_details = usage.completion_tokens_details
-    reasoning = (completion_details.reasoning_tokens if completion_details is not None else usage.reasoning_tokens) or 0
-    if not (0 <= cached <= prompt <= TOKENS_MAX and 0 <= reasoning <= completion <= TOKENS_MAX):
-        return None
-    return Quantities(prompt - cached, cached, completion - reasoning, reasoning)
-
-
-def read_answer(body: bytes, upstream_model: str, public_model: str, output_tokens_max: int | None) -> Answer:
-    """Judge a 200 body of any of the three endpoints. Raises Fault if it is no answer: not JSON, an error object, aborted."""
-    answer: _Answer | _OddAnswer
-    try:
-        answer = _answer.decode(body)
-        check_text(body)
-    except (ValueError, RecursionError):  # if only its usage is nonsense, it is an answer all the same
-        answer = decode(_odd_answer, body, "answer")
-    if not is_absent(answer.error) or answer.object == "error":
-        raise error_fault(body, 500, first=True)
-    choices, usage = answer.choices, answer.usage
-    if choices is not None:
-        for choice in choices:
-            if choice.finish_reason == "abort":
-                raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
-    elif is_absent(answer.data):
-        raise Fault(faults.UPSTREAM_INVALID, detail="answer has neither choices nor data")
-    used, anomaly = None, None
-    if isinstance(usage, _Usage):
-        used, anomaly = judge_report(_split(usage), output_tokens_max)
-    elif isinstance(usage, msgspec.Raw) and not is_absent(usage):
-        used, anomaly = judge_report(read_usage(usage), output_tokens_max)
-    return Answer(body if upstream_model == public_model else public_name(body, upstream_model, public_model), used, anomaly)
-
-
-class Stream:
+class OpenAIStream:
     """Reads one stream's events. `used` is the best knowledge of what was used so far, from `source`; `output` counts
     the tokens of output in it; `terminated` once [DONE] was seen.
 
@@ -415,7 +249,7 @@ class Stream:
         read = decode(_counted_event, data, "event") if counting else decode(_event, data, "event")
         choices = read.choices
         if choices is None or not is_absent(read.error):
-            raise error_fault(data, 200, first=not self._events)
+            raise read_fault(data, 200, first=not self._events)
         self._events += 1
         for choice in choices:
             reason = choice.finish_reason
@@ -475,13 +309,13 @@ class Stream:
     def _take_usage(self, raw: msgspec.Raw, *, final: bool) -> None:
         reported = read_usage(raw)
         if reported is None:
-            self.anomaly = USAGE_INVALID
+            self.anomaly = Anomaly.INVALID
             return
-        used = hold_to(reported, self._output_tokens_max)
+        used = cap_output(reported, self._output_tokens_max)
         if used is not reported:
-            self.anomaly = USAGE_INFLATED
+            self.anomaly = Anomaly.INFLATED
         if self._reported and used.output + used.reasoning < self.output:
-            self.anomaly = USAGE_SHRINKING
+            self.anomaly = Anomaly.SHRINKING
             return  # a shrinking report is nonsense; the larger one was true when it was made
         self._used = used
         self.output = used.output + used.reasoning

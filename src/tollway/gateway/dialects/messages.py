@@ -1,8 +1,8 @@
-"""Anthropic's messages: request table, answers, streams (API version 2023-06-01 and later).
+"""Anthropic's messages: POST /v1/messages (API version 2023-06-01 and later), relayed to engines that speak it themselves.
 
-Relayed to engines that speak it themselves. Its contract asks gateways to let unknown body fields pass, so new features work without us.
-A stream is a sequence of typed events; usage stands in two of them: the input in `message_start`, the output in `message_delta`. Its
-terminator is `message_stop`, which is held back until FINAL is durable.
+Its contract asks gateways to forward body fields that they do not know, so new features work without a change here. A stream is a
+sequence of typed events; usage stands in two of them: the input in `message_start`, the output in `message_delta`. Its terminator is
+`message_stop`, which is held back until FINAL is durable.
 """
 
 from typing import Any
@@ -10,25 +10,21 @@ from typing import Any
 import msgspec
 
 from tollway.domain import faults
+from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, Quantities, ServiceTier, UsageSource
 from tollway.gateway.dialects import fields
-from tollway.gateway.dialects.answers import (
-    ABSENT,
-    Answer,
-    decode,
-    error_fault,
-    is_absent,
-    judge_report,
-    public_name,
-)
+from tollway.gateway.dialects.answers import ABSENT, Answer, decode, is_absent, rename_model
+from tollway.gateway.dialects.dialect import Dialect
+from tollway.gateway.dialects.engine_errors import read_fault
 from tollway.gateway.dialects.fields import Check
+from tollway.gateway.dialects.usage import check_report
 from tollway.wire import bodies, sse
 
 SERVICE_TIERS = {"auto": ServiceTier.STANDARD, "standard_only": ServiceTier.STANDARD}
-"""Anthropic's words: both are the standard tier, because a client cannot ask for another one."""
+"""Anthropic's words: both mean the standard tier, because a client cannot ask for another one."""
 
-COUNT_FIELDS: dict[str, Check] = {
+PROMPT_FIELDS: dict[str, Check] = {
     "model": fields.text,
     "messages": fields.listing,
     "system": fields.anything,
@@ -36,8 +32,9 @@ COUNT_FIELDS: dict[str, Check] = {
     "tool_choice": fields.nullable(fields.mapping),
     "tools": fields.nullable(fields.any_list),
 }
+"""Fields of what a model is to read, shared with `count_tokens`."""
 
-MESSAGE_FIELDS: dict[str, Check] = COUNT_FIELDS | {
+FIELDS: dict[str, Check] = PROMPT_FIELDS | {
     "max_tokens": fields.integer(1, TOKENS_MAX),
     "metadata": fields.nullable(fields.mapping),
     "service_tier": fields.nullable(fields.one_of(*SERVICE_TIERS)),
@@ -49,7 +46,24 @@ MESSAGE_FIELDS: dict[str, Check] = COUNT_FIELDS | {
 }
 
 NOT_FORWARDED = frozenset({"metadata", "service_tier"})
-"""`metadata.user_id` names people, `service_tier` is the platform's business; neither is an engine's."""
+"""Fields that are withheld from the engine: `metadata.user_id` identifies people, `service_tier` concerns the platform."""
+
+FORWARDED_HEADERS = (b"anthropic-version", b"anthropic-beta")
+REQUEST_ID_HEADERS = b"x-request-id: %b\r\nrequest-id: %b\r\n"
+"""Anthropic's SDKs read `request-id`."""
+ERROR_EVENT = b"event: error\n"
+
+_ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Anthropic's error types by status."""
 
 
 class _Usage(msgspec.Struct):
@@ -90,9 +104,20 @@ _event = msgspec.json.Decoder(_Event)
 _message = msgspec.json.Decoder(_Message)
 
 
+def render_error(fault: Fault, request_id: str | None = None) -> bytes:
+    """Return Anthropic's error object for a fault."""
+    status = fault.kind.status
+    type = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    body: dict[str, object] = {"type": "error", "error": {"type": type, "message": fault.message}}
+    if request_id:
+        body["request_id"] = request_id
+    return msgspec.json.encode(body)
+
+
 def read_usage(raw: bytes | msgspec.Raw) -> Quantities | None:
-    """The disjoint quantities of a usage object, or None if it is nonsense. Anthropic's classes are disjoint already: `input_tokens` has
-    neither what was read from the cache nor what was written to it; what was written was computed, so it counts as input."""
+    """Return the disjoint quantities of a usage object, or None if it makes no sense. Anthropic's classes are disjoint already:
+    `input_tokens` has neither what was read from the cache nor what was written to it; what was written was computed, so it counts as
+    input."""
     try:
         usage = _usage.decode(raw)
     except msgspec.DecodeError:
@@ -104,34 +129,28 @@ def read_usage(raw: bytes | msgspec.Raw) -> Quantities | None:
 
 
 def read_answer(body: bytes, upstream_model: str, public_model: str, output_tokens_max: int | None) -> Answer:
-    """Judge a 200 body of /v1/messages. Raises Fault if it is no message."""
-    answer = _read(body)
+    """Read a body of status 200. Raises Fault if it is not a message."""
+    answer = decode_answer(body)
     if is_absent(answer.content):
         raise Fault(faults.UPSTREAM_INVALID, detail="answer without content")
     if answer.stop_reason == "abort":
         raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
     used, anomaly = None, None
     if not is_absent(answer.usage):
-        used, anomaly = judge_report(read_usage(answer.usage), output_tokens_max)
-    return Answer(public_name(body, upstream_model, public_model), used, anomaly)
+        used, anomaly = check_report(read_usage(answer.usage), output_tokens_max)
+    return Answer(rename_model(body, upstream_model, public_model), used, anomaly)
 
 
-def read_count(body: bytes, upstream_model: str, public_model: str, output_tokens_max: int | None) -> Answer:
-    """Judge a 200 body of /v1/messages/count_tokens. Counting uses nothing."""
-    if _read(body).input_tokens is None:
-        raise Fault(faults.UPSTREAM_INVALID, detail="answer without a count")
-    return Answer(body, Quantities(), None)
-
-
-def _read(body: bytes) -> _Answer:
+def decode_answer(body: bytes) -> _Answer:
+    """Return a body of status 200 as Anthropic's APIs write it. Raises Fault if it has another shape or is an error."""
     answer = decode(_answer, body, "answer")
     if answer.type == "error" or not is_absent(answer.error):
-        raise error_fault(body, 500, first=True)
+        raise read_fault(body, 500, first=True)
     return answer
 
 
-class Stream:
-    """Reads one stream's events; see `openai.Stream` for the attributes. `terminator` is the held `message_stop`."""
+class MessageStream:
+    """Reads one stream's events; see `openai_stream.OpenAIStream` for the attributes. `terminator` is the held `message_stop`."""
 
     __slots__ = (
         "_counted",
@@ -183,7 +202,7 @@ class Stream:
             data = data.replace(b"\n", b" ")
         read = decode(_event, data, "event")
         if read.type == "error" or not is_absent(read.error):
-            raise error_fault(data, 200, first=not self._events)
+            raise read_fault(data, 200, first=not self._events)
         if not read.type.isidentifier() or not read.type.isascii():
             raise Fault(faults.UPSTREAM_INVALID, detail="event of no type")
         self._events += 1
@@ -214,7 +233,7 @@ class Stream:
         if self._upstream_model == self._public_model:
             return data
         members: dict[str, Any] = dict(bodies.members(data))
-        members["message"] = public_name(bytes(read.message), self._upstream_model, self._public_model)
+        members["message"] = rename_model(bytes(read.message), self._upstream_model, self._public_model)
         return bodies.join(members)
 
     def _count(self) -> None:
@@ -230,9 +249,26 @@ class Stream:
         if reported is not None and self.used is not None:  # the closing report may repeat the input or leave it out
             started = self.used
             reported = Quantities(reported.input or started.input, reported.cached_input or started.cached_input, reported.output)
-        used, self.anomaly = judge_report(reported, self._output_tokens_max)
+        used, self.anomaly = check_report(reported, self._output_tokens_max)
         if used is None:
             return
         self.used = used
         self.output = used.output
         self.source = UsageSource.ENGINE_FINAL
+
+
+DIALECT = Dialect(
+    endpoint=Endpoint.MESSAGES,
+    fields=FIELDS,
+    required=("model", "messages", "max_tokens"),
+    read_answer=read_answer,
+    new_stream=MessageStream,
+    render_error=render_error,
+    output_caps=("max_tokens",),
+    service_tiers=SERVICE_TIERS,
+    not_forwarded=NOT_FORWARDED,
+    allows_unknown_fields=True,
+    forwarded_headers=FORWARDED_HEADERS,
+    request_id_headers=REQUEST_ID_HEADERS,
+    error_event=ERROR_EVENT,
+)

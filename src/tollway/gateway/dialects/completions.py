@@ -1,0 +1,30 @@
+"""OpenAI's completions (legacy, still used for plain prompts): POST /v1/completions."""
+
+from tollway.domain.catalog import Endpoint
+from tollway.gateway.dialects import fields
+from tollway.gateway.dialects.dialect import Dialect
+from tollway.gateway.dialects.fields import Check
+from tollway.gateway.dialects.openai_answers import read_answer
+from tollway.gateway.dialects.openai_requests import COMMON_FIELDS, NOT_FORWARDED, USAGE_OPTIONS
+from tollway.gateway.dialects.openai_stream import OpenAIStream
+from tollway.wire.errors import openai_error
+
+FIELDS: dict[str, Check] = COMMON_FIELDS | {
+    "prompt": fields.prompts,
+    "best_of": fields.nullable(fields.integer(1, 20)),
+    "echo": fields.nullable(fields.boolean),
+    "logprobs": fields.nullable(fields.integer(0, 5)),
+    "suffix": fields.nullable(fields.text),
+}
+
+DIALECT = Dialect(
+    endpoint=Endpoint.COMPLETIONS,
+    fields=FIELDS,
+    required=("model", "prompt"),
+    read_answer=read_answer,
+    new_stream=OpenAIStream,
+    render_error=openai_error,
+    not_forwarded=NOT_FORWARDED,
+    output_caps=("max_tokens",),
+    usage_options=USAGE_OPTIONS,
+)

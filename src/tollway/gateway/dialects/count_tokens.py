@@ -1,0 +1,32 @@
+"""Anthropic's token counting: POST /v1/messages/count_tokens. Counting uses no tokens; a model that offers messages offers it too."""
+
+from tollway.domain import faults
+from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import Fault
+from tollway.domain.usage import Quantities
+from tollway.gateway.dialects import messages
+from tollway.gateway.dialects.answers import Answer
+from tollway.gateway.dialects.dialect import Dialect
+
+
+def read_answer(body: bytes, upstream_model: str, public_model: str, output_tokens_max: int | None) -> Answer:
+    """Read a body of status 200. Raises Fault if it is not a count."""
+    if messages.decode_answer(body).input_tokens is None:
+        raise Fault(faults.UPSTREAM_INVALID, detail="answer without a count")
+    return Answer(body, Quantities(), None)
+
+
+DIALECT = Dialect(
+    endpoint=Endpoint.COUNT_TOKENS,
+    model_endpoint=Endpoint.MESSAGES,
+    fields=messages.PROMPT_FIELDS,
+    required=("model", "messages"),
+    read_answer=read_answer,
+    new_stream=messages.MessageStream,
+    render_error=messages.render_error,
+    not_forwarded=messages.NOT_FORWARDED,
+    allows_unknown_fields=True,
+    forwarded_headers=messages.FORWARDED_HEADERS,
+    request_id_headers=messages.REQUEST_ID_HEADERS,
+    error_event=messages.ERROR_EVENT,
+)

@@ -1,0 +1,135 @@
+"""The type of an API's description: what its bodies may hold, how its answers are read, how its errors look."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import Fault
+from tollway.domain.usage import Anomaly, Quantities, ServiceTier, UsageSource
+from tollway.gateway.dialects.answers import Answer
+from tollway.gateway.dialects.fields import Check, Shape, plain_shape
+
+
+class AnswerStream(Protocol):
+    """Reads the events of one stream. Attributes: see `openai_stream.OpenAIStream`."""
+
+    output: int
+    source: UsageSource
+    anomaly: Anomaly | None
+    terminated: bool
+    terminator: bytes
+
+    @property
+    def used(self) -> Quantities | None:
+        """The best knowledge of what was used so far."""
+        ...
+
+    def read(self, event: bytes) -> bytes | None:
+        """Return what to relay of an event, or None for nothing. Raises Fault."""
+        ...
+
+    def read_regular(self, data: bytes, start: int, end: int) -> bytes | None:
+        """Return what to relay of data[start:end] if that is one regular event, or None if `read` must look at it."""
+        ...
+
+
+class NewStream(Protocol):
+    """Constructor of an `AnswerStream`."""
+
+    def __call__(
+        self,
+        *,
+        hide_usage: bool,
+        hide_continuous: bool,
+        counting: bool,
+        upstream_model: str,
+        public_model: str,
+        output_tokens_max: int | None,
+    ) -> AnswerStream: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageOptions:
+    """The request field that asks for usage in a stream, and its value for usage at the end and for running usage."""
+
+    field: str
+    final: bytes
+    continuous: bytes
+
+    def find_hidden(self, body: Mapping[str, Any]) -> tuple[bool, bool]:
+        """Whether usage at the end, and running usage, must be removed from the stream because this request did not ask for them."""
+        options = body.get(self.field) or {}
+        hide_usage = options.get("include_usage") is not True
+        return hide_usage, hide_usage or options.get("continuous_usage_stats") is not True
+
+
+REQUEST_ID_HEADERS = b"x-request-id: %b\r\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """One API as the gateway speaks it.
+
+    Requests: `fields` are the API's own, with their checks; `required` must be there; `not_forwarded` are accepted and withheld from the
+    engine; `allows_unknown_fields`: the API's contract asks gateways to forward fields that they do not know. `output_caps`: fields that
+    bound an answer's tokens, the first of which is set where a model has a cap and the client named none; empty for answers without
+    tokens of their own. `service_tiers`: what the values of that field mean. `usage_options`: how a stream is asked for its usage; None if
+    the API always reports it. `forwarded_headers`: those that the API asks gateways to pass on unchanged. `model_endpoint`: the endpoint
+    that a model must offer for this one to be usable; None for this one itself.
+
+    Answers: `read_answer` takes a body of status 200 with the upstream's name of the model, the public one, and the most output tokens;
+    `new_stream` makes the reader of a stream. `request_id_headers`: the template of the header lines that carry the request's id.
+    `error_event`: how a fault in mid-stream begins.
+
+    Derived: `target` is the path; `plain` the shape of bodies that pass all checks by one conversion; `has_output` whether answers have
+    tokens of their own.
+    """
+
+    endpoint: Endpoint
+    fields: dict[str, Check]
+    required: tuple[str, ...]
+    read_answer: Callable[[bytes, str, str, int | None], Answer]
+    new_stream: NewStream
+    render_error: Callable[[Fault, str | None], bytes]
+    output_caps: tuple[str, ...] = ()
+    service_tiers: Mapping[str, ServiceTier] = field(default_factory=dict)
+    usage_options: UsageOptions | None = None
+    not_forwarded: frozenset[str] = frozenset()
+    allows_unknown_fields: bool = False
+    forwarded_headers: tuple[bytes, ...] = ()
+    model_endpoint: Endpoint | None = None
+    request_id_headers: bytes = REQUEST_ID_HEADERS
+    error_event: bytes = b""
+    target: bytes = field(init=False)
+    plain: Shape = field(init=False)
+    has_output: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", f"/v1/{self.endpoint}".encode())
+        object.__setattr__(self, "plain", plain_shape(self.fields, self.required))
+        object.__setattr__(self, "has_output", bool(self.output_caps))
+
+    def list_injected(self, output_cap: int | None, model: str | None, usage: bytes | None) -> dict[str, bytes]:
+        """Return the fields to set in a request for an engine, as JSON by name. None: the client's own value goes up, if there is one.
+
+        `output_cap`: most tokens of the answer. `model`: the upstream's name of the model. `usage`: the value of the usage options.
+        """
+        injected: dict[str, bytes] = {}
+        if output_cap is not None:
+            injected[self.output_caps[0]] = b"%d" % output_cap
+        if model is not None:
+            injected["model"] = msgspec.json.encode(model)
+        if usage is not None and self.usage_options is not None:
+            injected[self.usage_options.field] = usage
+        return injected
+
+    def identify(self, request_id: str) -> bytes:
+        """Return the header lines that carry the request's id."""
+        return self.request_id_headers.replace(b"%b", request_id.encode())
+
+    def render_error_event(self, fault: Fault, request_id: str) -> bytes:
+        """Return a fault as the last event of a stream."""
+        return b"%bdata: %b\n\n" % (self.error_event, self.render_error(fault, request_id))

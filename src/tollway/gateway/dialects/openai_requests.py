@@ -1,0 +1,42 @@
+"""What the requests of OpenAI's APIs have in common: fields, service tiers, what an engine must not get, and how usage is asked for."""
+
+from tollway.domain.usage import ServiceTier
+from tollway.gateway.dialects import fields
+from tollway.gateway.dialects.dialect import UsageOptions
+from tollway.gateway.dialects.fields import Check
+
+SERVICE_TIERS = {
+    "auto": ServiceTier.STANDARD,
+    "default": ServiceTier.STANDARD,
+    "flex": ServiceTier.FLEX,
+    "priority": ServiceTier.PRIORITY,
+}
+"""OpenAI's words for urgency as it is priced. At OpenAI `auto` means the project's setting; here it means `default`."""
+
+COMMON_FIELDS: dict[str, Check] = {
+    "model": fields.text,
+    "stream": fields.nullable(fields.boolean),
+    "stream_options": fields.nullable(fields.mapping),
+    "frequency_penalty": fields.nullable(fields.number(-2, 2)),
+    "logit_bias": fields.nullable(fields.mapping),
+    "max_tokens": fields.output_tokens,
+    "n": fields.nullable(fields.integer(1, 128)),
+    "presence_penalty": fields.nullable(fields.number(-2, 2)),
+    "seed": fields.nullable(fields.integer(-(2**63), 2**63 - 1)),
+    "stop": fields.nullable(fields.texts),
+    "temperature": fields.nullable(fields.number(0, 2)),
+    "top_p": fields.nullable(fields.number(0, 1)),
+    "user": fields.nullable(fields.text),
+}
+"""Fields of chat completions and completions alike."""
+
+NOT_FORWARDED = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"})
+"""Fields that concern OpenAI's platform, not an engine. They are accepted because SDKs send them, and withheld from the engine, which may
+reject them (Dynamo) or log them (`user` and `safety_identifier` identify people)."""
+
+USAGE_OPTIONS = UsageOptions(
+    field="stream_options",
+    final=b'{"include_usage":true}',
+    continuous=b'{"include_usage":true,"continuous_usage_stats":true}',
+)
+"""How a stream is asked for its usage: at the end, or (an extension of vLLM's) in every chunk."""
