@@ -260,6 +260,7 @@ class Transport(asyncio.Transport):
     def __init__(self, protocol: asyncio.Protocol, peer: str = "192.0.2.1") -> None:
         super().__init__()
         self.written = b""
+        self.unsent_bytes = 0
         self.protocol = protocol
         self._is_reading = True
         self.eof_written = False
@@ -278,6 +279,9 @@ class Transport(asyncio.Transport):
         assert not self.eof_written, "bytes after the end of the connection"
         if not self._closing:
             self.written += bytes(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes
 
     def can_write_eof(self) -> bool:
         return True

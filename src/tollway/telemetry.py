@@ -205,6 +205,7 @@ class Metrics:
         self.outcomes: dict[str, int] = {}
         self.attempts: dict[tuple[str, str], int] = {}
         self.anomalies: dict[str, int] = {}
+        self.unsolicited: dict[str, int] = {}
         self.retries = 0
         self.connections_refused = 0
         self.running = 0
@@ -255,6 +256,8 @@ class _Families(Collector):
         yield _counter("tollway_tokens", "Tokens by disjoint class.", ("endpoint", "model", "class"), tokens)
         yield _counter("tollway_upstream_attempts", "Attempts at upstreams.", ("deployment", "result"), metrics.attempts.items())
         yield _counter("tollway_usage_anomalies", "Usage reports that could not be believed.", ("kind",), metrics.anomalies.items())
+        unsolicited = metrics.unsolicited.items()
+        yield _counter("tollway_upstream_unsolicited", "Idle connections on which an engine sent bytes.", ("deployment",), unsolicited)
         yield _counter("tollway_upstream_retries", "Attempts after the first.", (), [((), metrics.retries)])
         yield _counter("tollway_connections_refused", "Connections over the bound.", (), [((), metrics.connections_refused)])
         yield GaugeMetricFamily("tollway_requests_running", "Requests between admission and the last byte.", metrics.running)

@@ -41,7 +41,7 @@ async def relay(pieces: Sequence[bytes], *, is_slow: bool = False, closed: bool 
         (upstream,) = made.upstreams.of("m")
         connection = UpstreamConnection(upstream)
         transport = Transport(connection)
-        connection.idle_since = loop.time()
+        connection.settled_at = loop.time()
         upstream._idle.append(connection)
         headers = {b"authorization": b"Bearer " + KEY.encode()}
         body = msgspec.json.encode(streamed())

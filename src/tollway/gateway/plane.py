@@ -34,12 +34,12 @@ class Plane:
         now_us: Callable[[], int],
     ) -> None:
         self.directory = Directory()
-        self.upstreams = Upstreams(vault)
+        self.metrics = Metrics()
+        self.upstreams = Upstreams(vault, self.metrics)
         self.counters = Counters()
         self.usage_sink = usage_sink
         self.digesters = [digester(pepper) for pepper in peppers]
         self.log = log
-        self.metrics = Metrics()
         self.bounds = bounds
         self.media_bounds = media_bounds or MediaBounds()
         self.active = Active()

@@ -31,7 +31,7 @@ from tollway.gateway.driver import OVER, Waiter
 from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.meter import Record
 from tollway.gateway.ports import Client
-from tollway.gateway.upstreams.connection import UpstreamConnection
+from tollway.gateway.upstreams.connection import UpstreamAnswer, UpstreamConnection
 from tollway.gateway.upstreams.upstream import Upstream
 from tollway.telemetry import Metrics
 from tollway.wire import sse
@@ -153,13 +153,13 @@ class Exchange:
     def _has_news(self) -> bool:
         if self._client.committed:
             return self.finished
-        return bool(self._pending) or self.finished or (self.stream is None and self._connection.reader.complete)
+        return bool(self._pending) or self.finished or (self.stream is None and self._connection.answer.complete)
 
     def commit(self, headers: bytes) -> None:
         """Send the status line and what has gathered; from now on events leave as they come. What only another try or an irregular
         read would need is let go of."""
         self._call.release()
-        self._connection.reader.rest()
+        self._connection.release_parser()
         client = self._client
         client.begin_stream(headers)
         if self._pending:
@@ -191,7 +191,7 @@ class Exchange:
         if self.finished:
             self._connection.settle(time.monotonic())
         else:
-            self._connection.abort()
+            self._connection.close()
 
     def _wake(self, error: Exception | None = None) -> None:
         pause, self._pause = self._pause, None
@@ -202,7 +202,7 @@ class Exchange:
         """End the exchange with a fault; the first one counts."""
         if self._fault is None and not self.finished:
             self._fault = fault
-            self._connection.abort()
+            self._connection.close()
             self._wake(fault)
 
     # What the upstream's connection tells.
@@ -230,29 +230,28 @@ class Exchange:
         client.send(relayed)
         return True
 
-    def received(self) -> None:
+    def received(self, answer: UpstreamAnswer) -> None:
         self._fed = True
-        reader = self._connection.reader
         if self.stream is None:
-            if not reader.has_head:
-                if reader.broken:
+            if not answer.has_head:
+                if answer.broken:
                     self.fail(Fault(faults.UPSTREAM_INVALID, detail="no HTTP answer"))
                 return
-            if not self._is_stream(reader.status, reader.content_type):
-                if reader.broken:
+            if not self._is_stream(answer.status, answer.content_type):
+                if answer.broken:
                     self.fail(Fault(faults.UPSTREAM_INVALID, detail="broken framing"))
-                elif reader.body_bytes > self._bounds.answer_bytes_max:
+                elif answer.body_bytes > self._bounds.answer_bytes_max:
                     self.fail(Fault(faults.UPSTREAM_INVALID, detail="answer too large"))
-                elif reader.complete:
+                elif answer.complete:
                     if self._client.committed:
                         engine = ENGINES[self._connection.upstream.deployment.engine]
-                        self.fail(read_answer_fault(reader.status, b"".join(reader.body), engine, reader.retry_after))
+                        self.fail(read_answer_fault(answer.status, b"".join(answer.body), engine, answer.retry_after))
                     else:
                         self._wake()
                 return
             self.stream = self._new_stream()
             self._events = sse.EventReader()
-        self._relay_events()
+        self._relay_events(answer)
 
     def _is_stream(self, status: int, content_type: bytes) -> bool:
         return self._call.stream and status == 200 and (not content_type or content_type.lower().startswith(b"text/event-stream"))
@@ -268,10 +267,10 @@ class Exchange:
             output_tokens_max=call.output_tokens_max,
         )
 
-    def _relay_events(self) -> None:
-        stream, events, reader = self.stream, self._events, self._connection.reader
+    def _relay_events(self, answer: UpstreamAnswer) -> None:
+        stream, events = self.stream, self._events
         assert stream is not None and events is not None
-        pieces = reader.body
+        pieces = answer.body
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         fault: Fault | None = None
@@ -305,20 +304,20 @@ class Exchange:
         elif stream.terminated:
             self.finished = True
             self._wake()
-        elif reader.complete or reader.broken:
+        elif answer.complete or answer.broken:
             self.fail(Fault(faults.UPSTREAM_CUT, detail="the stream ended without its terminator"))
 
     def lost(self) -> None:
         if self.finished:
             return
         connection = self._connection
-        reader = connection.reader
-        if reader.complete and not reader.broken:
-            self.received()
+        answer = connection.answer
+        if answer.complete and not answer.broken:
+            self.received(answer)
             return
-        if reader.has_head:
+        if answer.has_head:
             fault = Fault(faults.UPSTREAM_CUT, detail="the connection was cut")
-        elif connection.reused and reader.is_untouched:
+        elif connection.requests > 1 and answer.is_untouched:
             fault = Fault(faults.UPSTREAM_STALE)
         else:
             fault = Fault(faults.UPSTREAM_FAILED, detail="the connection was closed before an answer")
@@ -335,7 +334,7 @@ class Exchange:
     def client_gone(self) -> None:
         self._gone = True
         if not self.finished:
-            self._connection.abort()
+            self._connection.close()
         self._wake(ClientGone())
 
     # What the server's clock tells.
@@ -359,7 +358,7 @@ class Exchange:
         elif now - self._fed_at > bounds.idle_seconds:
             self.fail(Fault(faults.UPSTREAM_TIMEOUT_IDLE))
         if self._client.committed:
-            self._connection.reader.rest()
+            self._connection.release_parser()
             if now - self._sent_at > bounds.heartbeat_seconds:
                 self._sent_at = now
                 self._client.send(sse.HEARTBEAT)
@@ -452,15 +451,15 @@ async def _attempt(
             raise ClientGone
         connection.ask(upstream.message(call.request, record.attempts, call.upstream_body(upstream.deployment)), exchange)
         await exchange.wait()
-        if call.stream and (exchange.stream is not None or not connection.reader.complete):
+        if call.stream and (exchange.stream is not None or not connection.answer.complete):
             exchange.commit(_EVENTS + permit.headers)
             permit.headers = b""
             has_begun = True
             return exchange
-        reader = connection.reader
-        body = b"".join(reader.body)
-        if call.stream or reader.status != 200:
-            raise read_answer_fault(reader.status, body, ENGINES[upstream.deployment.engine], reader.retry_after)
+        received = connection.answer
+        body = b"".join(received.body)
+        if call.stream or received.status != 200:
+            raise read_answer_fault(received.status, body, ENGINES[upstream.deployment.engine], received.retry_after)
         answer = call.dialect.read_answer(body, upstream.deployment.upstream_model, call.model.id, call.output_tokens_max)
         exchange.finished = True
         _note_completed(record, call, answer.used, UsageSource.ENGINE_FINAL, answer.anomaly, len(body))

@@ -1,142 +1,257 @@
-"""One connection to an engine."""
+"""One connection to an engine, as a small state machine over a parser that nobody else sees.
+
+    NEW ──ask──▶ ACTIVE ──settle──▶ IDLE ──ask──▶ ACTIVE
+                   │                  ▲
+                   └────settle────▶ DRAINING            any ──close, lost──▶ CLOSED
+
+A connection carries one request at a time. It is ACTIVE from the request until the answer was taken (`settle`). It becomes IDLE, and
+goes back to its upstream's pool, only if the request was sent whole and the answer ended by its own framing, so that the two ends agree
+on where the next message begins. If the answer's content is complete but its framing is not ([DONE] was seen, the last chunk was not),
+the connection is DRAINING for a moment. Everything else closes it.
+"""
 
 import asyncio
+from enum import StrEnum
 from typing import Protocol
 
+from tollway.domain import faults
 from tollway.domain.catalog import Deployment
+from tollway.domain.faults import Fault
 from tollway.wire.http import ResponseReader
 
 DRAIN_BYTES_MAX = 64 * 1024
-"""With how many bytes a connection may end a message whose content is complete."""
+"""With how many bytes of body an engine may end a message whose content is complete."""
 
 
-class Pool(Protocol):
-    """What a connection asks of the upstream that it belongs to."""
+class State(StrEnum):
+    """Where a connection stands."""
 
-    deployment: Deployment
+    __hash__ = str.__hash__  # Enum's own is a call into Python
 
-    def put_idle(self, connection: "UpstreamConnection") -> None:
-        """Keep a connection whose message ended cleanly."""
-        ...
+    NEW = "NEW"
+    ACTIVE = "ACTIVE"
+    IDLE = "IDLE"
+    DRAINING = "DRAINING"
+    CLOSED = "CLOSED"
 
-    def put_draining(self, connection: "UpstreamConnection") -> None:
-        """Wait for the end of a message whose content is complete."""
-        ...
 
-    def is_draining(self, connection: "UpstreamConnection") -> bool:
-        """Whether the end of a settled message is still awaited on this connection."""
-        ...
+_NEW, _ACTIVE, _IDLE, _DRAINING, _CLOSED = State
+_TRANSITIONS: dict[State, frozenset[State]] = {
+    _NEW: frozenset({_ACTIVE, _CLOSED}),
+    _ACTIVE: frozenset({_IDLE, _DRAINING, _CLOSED}),
+    _IDLE: frozenset({_ACTIVE, _CLOSED}),
+    _DRAINING: frozenset({_IDLE, _CLOSED}),
+    _CLOSED: frozenset(),
+}
 
-    def forget(self, connection: "UpstreamConnection") -> None:
-        """The connection is gone."""
-        ...
+
+class TransitionError(RuntimeError):
+    """A connection was asked to change to a state that cannot follow its own: a defect of the caller."""
+
+
+class UpstreamAnswer(Protocol):
+    """What was read of an answer so far. `body`: bytes not yet taken, without chunk framing; whoever takes them clears the list.
+    `complete`: the message ended by its own framing. `broken`: what came is not an HTTP answer, or exceeds a bound."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def has_head(self) -> bool: ...
+    @property
+    def content_type(self) -> bytes: ...
+    @property
+    def retry_after(self) -> bytes | None: ...
+    @property
+    def body(self) -> list[bytes]: ...
+    @property
+    def body_bytes(self) -> int: ...
+    @property
+    def complete(self) -> bool: ...
+    @property
+    def broken(self) -> bool: ...
+    @property
+    def is_untouched(self) -> bool: ...
 
 
 class Sink(Protocol):
-    """Who asked: told when bytes were read into the connection's reader, and when the connection is lost."""
+    """Takes the answer to one request."""
 
-    def received(self) -> None:
-        """The reader has news."""
+    def received(self, answer: UpstreamAnswer) -> None:
+        """More of the answer was read."""
         ...
 
     def received_chunk(self, data: bytes) -> bool:
-        """Bytes that begin with a chunk (`ResponseReader.between_chunks`). True if they were whole chunks and are dealt with; otherwise
-        they go through the reader."""
+        """Take bytes that begin with a chunk, before they are parsed. Return True if they are whole chunks and were taken; otherwise they
+        are parsed, and `received` is called."""
         ...
 
     def lost(self) -> None:
-        """The connection is gone; the reader holds what came before."""
+        """The connection is closed; `answer` has what came before."""
+        ...
+
+
+class Pool(Protocol):
+    """The upstream that a connection belongs to."""
+
+    deployment: Deployment
+
+    def put_idle(self, connection: "UpstreamConnection") -> bool:
+        """Keep an idle connection for the next request. Return False if the pool is full."""
+        ...
+
+    def put_draining(self, connection: "UpstreamConnection") -> None:
+        """Close the connection unless the end of its message arrives soon."""
+        ...
+
+    def forget(self, connection: "UpstreamConnection") -> None:
+        """The connection left the state IDLE or DRAINING by being closed."""
+        ...
+
+    def count_unsolicited(self) -> None:
+        """Bytes arrived on an idle connection."""
         ...
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One connection to an engine."""
+    """One connection to an engine. `settled_at`: when the last answer was taken, in seconds of the monotonic clock. `paused`: whether
+    nothing is read until `resume`."""
 
-    __slots__ = ("_settled_bytes", "idle_since", "paused", "reader", "reused", "sink", "transport", "upstream")
+    __slots__ = ("_drained_from", "_reader", "_sink", "_transport", "paused", "requests", "settled_at", "state", "upstream")
 
-    def __init__(self, upstream: "Pool") -> None:
+    def __init__(self, upstream: Pool) -> None:
         self.upstream = upstream
-        self.reader = ResponseReader()
-        self.sink: Sink | None = None
-        self.transport: asyncio.Transport | None = None
-        self.reused = False
-        self.idle_since = 0.0
-        self._settled_bytes = 0
+        self.state = _NEW
+        self.requests = 0
+        self.settled_at = 0.0
         self.paused = False
+        self._reader = ResponseReader()
+        self._sink: Sink | None = None
+        self._transport: asyncio.Transport | None = None
+        self._drained_from = 0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
+    def __repr__(self) -> str:
+        return f"<UpstreamConnection {self.state} requests={self.requests}>"
+
+    def _enter(self, state: State) -> None:
+        if state not in _TRANSITIONS[self.state]:
+            raise TransitionError(f"{self!r} cannot become {state}")
+        self.state = state
+
+    # What an attempt at answering a request asks of it.
 
     def ask(self, message: bytes, sink: Sink) -> None:
-        """Send a request; `sink` hears of the answer."""
-        assert self.transport is not None
-        self.sink = sink
-        self.transport.write(message)
+        """Send a request, whose answer goes to `sink`. Raises Fault upstream_unreachable if the engine has closed a new connection already,
+        and TransitionError if another request is under way."""
+        transport = self._transport
+        if transport is None or self.state is _CLOSED:
+            raise Fault(faults.UPSTREAM_CONNECT, detail="closed before a request was sent")
+        self._enter(_ACTIVE)
+        if self.requests:
+            self._reader.restart()
+        self.requests += 1
+        self._sink = sink
+        transport.write(message)
 
-    def data_received(self, data: bytes) -> None:
-        reader = self.reader
-        sink = self.sink
-        if reader.between_chunks and sink is not None and sink.received_chunk(data):
+    @property
+    def answer(self) -> UpstreamAnswer:
+        """What was read of the answer to the last request."""
+        return self._reader
+
+    def settle(self, now: float) -> None:
+        """The answer was taken: keep the connection for another request, wait for the end of its message, or close it. Does nothing if
+        the engine closed it before."""
+        if self.state is _CLOSED:
             return
-        reader.feed(data)
-        if sink is not None:
-            sink.received()
+        self._sink = None
+        self.settled_at = now
+        if self.paused:
+            self.resume()  # the next request must not wait because the client of this one was slow
+        reader = self._reader
+        if reader.complete or reader.broken:
+            self._end_message()
         else:
-            self._unasked()
+            self._enter(_DRAINING)
+            self._drained_from = reader.body_bytes
+            self.upstream.put_draining(self)
 
-    def _unasked(self) -> None:
-        """Bytes with nobody waiting: the end of a message already settled, or something that must not be trusted."""
-        reader = self.reader
-        reader.body.clear()  # settled: nobody takes it, and it must not gather
-        if not self.upstream.is_draining(self) or reader.broken or reader.body_bytes > self._settled_bytes + DRAIN_BYTES_MAX:
-            self.abort()
-        elif reader.complete:
-            self.upstream.put_idle(self)
+    def _end_message(self) -> None:
+        reader, transport = self._reader, self._transport
+        is_clean = reader.complete and not reader.broken and reader.keep_alive
+        # An engine may answer before it has read the request; what is still to be sent would follow the answer.
+        if not is_clean or transport is None or transport.get_write_buffer_size():
+            self.close()
+            return
+        self._enter(_IDLE)
+        if not self.upstream.put_idle(self):
+            self.close()
 
-    def eof_received(self) -> bool:
-        self.reader.eof()
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.upstream.forget(self)
-        self.transport = None
-        sink, self.sink = self.sink, None
-        if sink is not None:
-            sink.lost()
-
-    def abort(self) -> None:
-        """Close at once: the engine sees a disconnect and stops working."""
-        self.sink = None
-        if self.transport is not None:
-            self.transport.abort()
+    def close(self) -> None:
+        """Close at once: the engine sees a disconnect and stops working. The sink is not told."""
+        self._sink = None
+        self._leave()
+        if self._transport is not None:
+            self._transport.abort()
 
     def pause(self) -> None:
         """Read nothing more until `resume`: the engine is slowed down by its own socket."""
         self.paused = True
-        if self.transport is not None:
-            self.transport.pause_reading()
+        if self._transport is not None:
+            self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
+        """Read again."""
         self.paused = False
-        if self.transport is not None:
-            self.transport.resume_reading()
+        if self._transport is not None:
+            self._transport.resume_reading()
 
-    def settle(self, now: float) -> None:
-        """The answer was taken: back to the pool if the message ended cleanly, else wait a moment for its end, else close."""
-        self.sink = None
-        reader = self.reader
-        if self.transport is None:
+    def release_parser(self) -> None:
+        """Release the parser's memory if the answer is between two chunks; it is made again when it is needed."""
+        self._reader.rest()
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        sink = self._sink
+        if sink is not None:
+            if reader.between_chunks and sink.received_chunk(data):
+                return
+            reader.feed(data)
+            sink.received(reader)
+        elif self.state is _DRAINING:
+            self._drain(data)
+        elif self.state is not _CLOSED:
+            if self.state is _IDLE:
+                self.upstream.count_unsolicited()
+            self.close()
+
+    def _drain(self, data: bytes) -> None:
+        reader = self._reader
+        reader.feed(data)
+        reader.body.clear()
+        if reader.complete or reader.broken:
+            self._end_message()
+        elif reader.body_bytes > self._drained_from + DRAIN_BYTES_MAX:
+            self.close()
+
+    def eof_received(self) -> bool:
+        self._reader.eof()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        self._transport = None
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.lost()
+
+    def _leave(self) -> None:
+        if self.state is _CLOSED:
             return
-        if self.paused:
-            self.resume()  # its client's slowness must not deafen the next request on this connection
-        if reader.complete and not reader.broken:
-            if reader.keep_alive:
-                self.idle_since = now
-                self.upstream.put_idle(self)
-            else:
-                self.abort()
-        else:
-            self.idle_since = now
-            self._settled_bytes = reader.body_bytes
-            self.upstream.put_draining(self)
+        is_kept = self.state is _IDLE or self.state is _DRAINING
+        self._enter(_CLOSED)
+        if is_kept:
+            self.upstream.forget(self)

@@ -22,6 +22,7 @@ from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.exchange import Request
 from tollway.gateway.ports import Vault
 from tollway.gateway.upstreams.connection import UpstreamConnection
+from tollway.telemetry import Metrics
 
 IDLE_SECONDS = 3.0
 IDLE_CONNECTIONS_MAX = 1024
@@ -34,7 +35,8 @@ DRAIN_SECONDS = 5.0
 class Upstream:
     """One deployment as seen from here: where it is, its idle connections, how it has been doing."""
 
-    def __init__(self, deployment: Deployment, credential: str | None) -> None:
+    def __init__(self, deployment: Deployment, credential: str | None, metrics: Metrics) -> None:
+        self._metrics = metrics
         self.deployment = deployment
         self.failures = 0
         self.ejected_until = 0.0
@@ -72,11 +74,9 @@ class Upstream:
         idle = self._idle
         while idle:
             connection = idle.pop()
-            if now - connection.idle_since < IDLE_SECONDS and connection.transport is not None:
-                connection.reused = True
-                connection.reader.restart()
+            if now - connection.settled_at < IDLE_SECONDS:
                 return connection
-            connection.abort()
+            connection.close()
         return None
 
     async def connect(self, timeout_seconds: float) -> UpstreamConnection:
@@ -91,34 +91,34 @@ class Upstream:
             raise Fault(faults.UPSTREAM_CONNECT, detail=type(error).__name__) from None
         return connection
 
-    def put_idle(self, connection: UpstreamConnection) -> None:
-        """Keep a connection whose message ended cleanly."""
+    def put_idle(self, connection: UpstreamConnection) -> bool:
+        """Keep an idle connection for the next request. Return False if the pool is full."""
         self._draining.discard(connection)
-        if len(self._idle) < IDLE_CONNECTIONS_MAX and connection.reader.keep_alive:
-            self._idle.append(connection)
-        else:
-            connection.abort()
+        if len(self._idle) >= IDLE_CONNECTIONS_MAX:
+            return False
+        self._idle.append(connection)
+        return True
 
     def put_draining(self, connection: UpstreamConnection) -> None:
-        """Wait for the end of a message whose content is complete."""
+        """Close the connection unless the end of its message arrives within DRAIN_SECONDS."""
         self._draining.add(connection)
 
-    def is_draining(self, connection: UpstreamConnection) -> bool:
-        """Whether the end of a settled message is still awaited on this connection."""
-        return connection in self._draining
-
     def forget(self, connection: UpstreamConnection) -> None:
-        """The connection is gone."""
+        """The connection was closed while it was idle or draining."""
         self._draining.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 
     def close_idle(self, now: float, *, all: bool = False) -> None:
         """Close connections idle or draining for too long, or all of them."""
-        for connection in [c for c in self._idle if all or now - c.idle_since >= IDLE_SECONDS]:
-            connection.abort()
-        for connection in [c for c in self._draining if all or now - c.idle_since >= DRAIN_SECONDS]:
-            connection.abort()
+        for connection in [c for c in self._idle if all or now - c.settled_at >= IDLE_SECONDS]:
+            connection.close()
+        for connection in [c for c in self._draining if all or now - c.settled_at >= DRAIN_SECONDS]:
+            connection.close()
+
+    def count_unsolicited(self) -> None:
+        """Bytes arrived on an idle connection: whatever they are, the engine and the gateway disagree about where a message ends."""
+        self._metrics.count(self._metrics.unsolicited, self.deployment.id)
 
     def succeeded(self) -> None:
         """It answered: whatever was held against it is forgotten."""
@@ -142,7 +142,8 @@ class Upstream:
 class Upstreams:
     """Every upstream by model, kept in step with the snapshot; a deployment that only changed its weight keeps its connections."""
 
-    def __init__(self, vault: Vault) -> None:
+    def __init__(self, vault: Vault, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._vault = vault
         self._by_id: dict[str, Upstream] = {}
         self._by_model: dict[str, list[Upstream]] = {}
@@ -170,7 +171,7 @@ class Upstreams:
             before.deployment = deployment
             return
         self.remove(entry.id)
-        upstream = self._by_id[entry.id] = Upstream(deployment, credential)
+        upstream = self._by_id[entry.id] = Upstream(deployment, credential, self._metrics)
         self._by_model.setdefault(deployment.model, []).append(upstream)
 
     def remove(self, id: str) -> None:

@@ -1,0 +1,207 @@
+"""An upstream connection alone, between a socket in memory and the pool of a real upstream: its states and what moves it between them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.fakes import Transport
+from tollway.domain import faults
+from tollway.domain.catalog import Deployment, Engine
+from tollway.domain.faults import Fault
+from tollway.domain.tenants import Status
+from tollway.gateway.upstreams.connection import _TRANSITIONS, DRAIN_BYTES_MAX, State, TransitionError, UpstreamAnswer, UpstreamConnection
+from tollway.gateway.upstreams.upstream import DRAIN_SECONDS, IDLE_CONNECTIONS_MAX, IDLE_SECONDS, Upstream
+from tollway.telemetry import Metrics
+
+WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+CLOSING = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+@dataclass
+class Sink:
+    """Keeps what it is told."""
+
+    answers: list[UpstreamAnswer] = field(default_factory=list)
+    losses: int = 0
+
+    def received(self, answer: UpstreamAnswer) -> None:
+        self.answers.append(answer)
+
+    def received_chunk(self, data: bytes) -> bool:
+        return False
+
+    def lost(self) -> None:
+        self.losses += 1
+
+
+@dataclass
+class Rig:
+    metrics: Metrics
+    upstream: Upstream
+    connection: UpstreamConnection
+    transport: Transport
+    sink: Sink
+
+    def ask(self) -> None:
+        self.connection.ask(b"POST", self.sink)
+
+    def answered(self, answer: bytes = WHOLE, *, now: float = 0.0) -> None:
+        self.ask()
+        self.transport.feed(answer)
+        self.connection.settle(now)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    deployment = Deployment(
+        id="dep_1", model="m", base_url="http://192.0.2.1:9", engine=Engine.VLLM, upstream_model="m", tier=0, weight=1, region=None,
+        status=Status.ACTIVE, created_at=0,
+    )  # fmt: skip
+    metrics = Metrics()
+    upstream = Upstream(deployment, None, metrics)
+    connection = UpstreamConnection(upstream)
+    yield Rig(metrics, upstream, connection, Transport(connection), Sink())
+
+
+async def test_connection_through_requests_shows_its_state_and_count(rig: Rig) -> None:
+    assert repr(rig.connection) == "<UpstreamConnection NEW requests=0>"
+    rig.ask()
+    assert repr(rig.connection) == "<UpstreamConnection ACTIVE requests=1>"
+    rig.transport.feed(WHOLE)
+    assert rig.sink.answers[-1].complete and rig.sink.answers[-1].body == [b"{}"]
+    rig.connection.settle(0.0)
+    assert repr(rig.connection) == "<UpstreamConnection IDLE requests=1>"
+    assert rig.upstream.take_idle(0.0) is rig.connection
+    rig.answered()
+    assert repr(rig.connection) == "<UpstreamConnection IDLE requests=2>"
+    rig.transport.close()
+    await asyncio.sleep(0)
+    assert repr(rig.connection) == "<UpstreamConnection CLOSED requests=2>"
+    assert rig.upstream.take_idle(0.0) is None and not rig.sink.losses
+
+
+@pytest.mark.parametrize("before", State)
+@pytest.mark.parametrize("after", State)
+async def test_transition_not_in_the_table_raises_and_changes_nothing(rig: Rig, before: State, after: State) -> None:
+    rig.connection.state = before
+    if after in _TRANSITIONS[before]:
+        rig.connection._enter(after)
+        assert rig.connection.state is after
+    else:
+        with pytest.raises(TransitionError, match=f"{before}.*{after}"):
+            rig.connection._enter(after)
+        assert rig.connection.state is before
+
+
+async def test_second_request_while_active_raises_and_sends_nothing(rig: Rig) -> None:
+    rig.ask()
+    with pytest.raises(TransitionError):
+        rig.connection.ask(b"SECOND", Sink())
+    assert rig.transport.written == b"POST"
+
+
+@pytest.mark.parametrize("answer", [CLOSING, WHOLE + b"x", WHOLE + WHOLE, b"nonsense\r\n\r\n"], ids=["close", "byte", "answer", "no-http"])
+async def test_settle_after_an_answer_without_a_certain_end_closes(rig: Rig, answer: bytes) -> None:
+    rig.answered(answer)
+    assert rig.connection.state is State.CLOSED and rig.transport.aborted
+    assert rig.upstream.take_idle(0.0) is None
+
+
+async def test_settle_with_an_unsent_request_closes(rig: Rig) -> None:
+    """An engine that answers before it has read the request would read its rest as the next one."""
+    rig.ask()
+    rig.transport.feed(WHOLE)
+    rig.transport.unsent_bytes = 1
+    rig.connection.settle(0.0)
+    assert rig.connection.state is State.CLOSED and rig.transport.aborted and rig.upstream.take_idle(0.0) is None
+
+
+@pytest.mark.parametrize("data", [b"x", WHOLE, b"\r\n"], ids=["byte", "answer", "line"])
+async def test_bytes_on_an_idle_connection_close_it_and_are_counted(rig: Rig, data: bytes) -> None:
+    rig.answered()
+    rig.transport.feed(data)
+    assert rig.connection.state is State.CLOSED and rig.transport.aborted
+    assert rig.upstream.take_idle(0.0) is None and rig.metrics.unsolicited == {"dep_1": 1}
+    assert b'tollway_upstream_unsolicited_total{deployment="dep_1"} 1.0' in rig.metrics.render()
+
+
+async def test_bytes_on_a_new_connection_close_it(rig: Rig) -> None:
+    rig.transport.feed(WHOLE)
+    assert rig.connection.state is State.CLOSED and rig.metrics.unsolicited == {}
+
+
+async def test_draining_connection_that_ends_its_message_becomes_idle(rig: Rig) -> None:
+    rig.answered(CHUNKED)
+    assert repr(rig.connection) == "<UpstreamConnection DRAINING requests=1>" and rig.upstream.take_idle(0.0) is None
+    rig.transport.feed(LAST_CHUNK)
+    assert rig.connection.state is State.IDLE and rig.upstream.take_idle(0.0) is rig.connection
+    rig.answered()
+    assert rig.connection.state is State.IDLE and rig.sink.answers[-1].body == [b"{}"], "nothing of the last answer is left"
+
+
+async def test_draining_connection_with_too_many_bytes_or_another_answer_closes(rig: Rig) -> None:
+    rig.answered(CHUNKED)
+    chunk = b"1000\r\n" + bytes(4096) + b"\r\n"
+    for _ in range(DRAIN_BYTES_MAX // 4096):
+        rig.transport.feed(chunk)
+        assert rig.connection.state is State.DRAINING
+    rig.transport.feed(chunk)
+    assert rig.connection.state is State.CLOSED and rig.transport.aborted
+
+
+async def test_idle_and_draining_connections_past_their_time_close(rig: Rig) -> None:
+    rig.answered(now=10.0)
+    rig.upstream.close_idle(10.0 + IDLE_SECONDS / 2)
+    assert rig.connection.state is State.IDLE
+    rig.upstream.close_idle(10.0 + IDLE_SECONDS)
+    assert rig.connection.state is State.CLOSED
+    other = UpstreamConnection(rig.upstream)
+    transport = Transport(other)
+    other.ask(b"POST", rig.sink)
+    transport.feed(CHUNKED)
+    other.settle(10.0)
+    rig.upstream.close_idle(10.0 + DRAIN_SECONDS / 2)
+    assert other.state is State.DRAINING
+    rig.upstream.close_idle(10.0 + DRAIN_SECONDS)
+    assert other.state is State.CLOSED and transport.aborted
+
+
+async def test_idle_connection_older_than_the_engines_keep_alive_is_not_taken(rig: Rig) -> None:
+    rig.answered(now=10.0)
+    assert rig.upstream.take_idle(10.0 + IDLE_SECONDS) is None and rig.connection.state is State.CLOSED
+
+
+async def test_full_pool_closes_what_it_is_given(rig: Rig) -> None:
+    rig.upstream._idle += [UpstreamConnection(rig.upstream)] * IDLE_CONNECTIONS_MAX
+    rig.answered()
+    assert rig.connection.state is State.CLOSED and len(rig.upstream._idle) == IDLE_CONNECTIONS_MAX
+
+
+async def test_connection_lost_while_active_tells_the_sink_once(rig: Rig) -> None:
+    rig.ask()
+    rig.transport.close()
+    await asyncio.sleep(0)
+    assert (rig.sink.losses, rig.connection.state) == (1, State.CLOSED)
+    rig.connection.settle(0.0)
+    rig.connection.close()
+    assert (rig.sink.losses, rig.connection.state) == (1, State.CLOSED)
+
+
+async def test_close_while_active_tells_no_sink_and_takes_no_more_bytes(rig: Rig) -> None:
+    rig.ask()
+    rig.connection.close()
+    rig.connection.data_received(WHOLE)
+    await asyncio.sleep(0)
+    assert not rig.sink.answers and not rig.sink.losses and rig.transport.aborted
+
+
+async def test_request_on_a_connection_that_the_engine_closed_at_once_is_retried_elsewhere(rig: Rig) -> None:
+    rig.transport.close()
+    await asyncio.sleep(0)
+    with pytest.raises(Fault) as caught:
+        rig.ask()
+    assert caught.value.kind is faults.UPSTREAM_CONNECT and caught.value.kind.retry is faults.Retry.SAFE
