@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.fakes import Do, Script, Upstream
-from tests.gateway.harness import KEY, STREAM_HEAD, Gateway, Served, gateway
+from tests.gateway.harness import KEY, STREAM_HEAD, Gateway, Served, gateway, post
 from tests.simulator.running import Running, simulator
 from tollway.domain.usage import Outcome, Quantities, UsageSource
 
@@ -142,3 +142,11 @@ async def test_an_engine_that_dies_at_any_byte_is_never_a_success() -> None:
         await made.sink.settled(len(places) + 1)
         assert {final.outcome for final in made.sink.finals[:-1]} == {Outcome.UPSTREAM_ERROR}
         assert made.sink.finals[-1].used == Quantities(input=7, output=2)
+
+
+@pytest.mark.parametrize("options", [5, "x", [1], {"include_usage": True}])
+async def test_stream_options_of_another_api_are_forwarded_and_change_nothing(running: Gateway, options: Any) -> None:
+    """An unknown field of any type is the engine's to judge; the gateway reads no meaning into it."""
+    body = {"model": "sim-echo", "max_tokens": 5, "messages": MESSAGES, "stream": True, "stream_options": options}
+    answer = await post(running.port, body, "/v1/messages")
+    assert answer.status == 200 and b"event: message_stop" in answer.body

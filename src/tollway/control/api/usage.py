@@ -34,7 +34,7 @@ BUCKETS = {"1m": (60, 1440), "1h": (24, 168), "1d": (7, 31)}
 COLUMNS = {"project_id": "project_id", "api_key_id": "key_id", "model": "model"}
 """What usage can be grouped by, and the column that it is here."""
 
-COMPLETIONS = (Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS, Endpoint.MESSAGES)
+COMPLETIONS = tuple(endpoint for endpoint in Endpoint if endpoint not in (Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS))
 
 Text = Annotated[str, StringConstraints(max_length=160, pattern=r"^[\x20-\x7e]+$")]
 Texts = Annotated[list[Text], Field(max_length=100)]
