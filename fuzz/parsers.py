@@ -34,10 +34,10 @@ from tollway.gateway.dialects.dialect import AnswerStream
 from tollway.gateway.dialects.engine_errors import read_answer_fault, read_fault
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
 from tollway.gateway.dialects.table import DIALECTS
-from tollway.gateway.exchange import Caller, Head, new_request
 from tollway.gateway.media import links
 from tollway.gateway.media.pictures import Encoded, PictureInvalid, find_size
 from tollway.gateway.plane import Plane
+from tollway.gateway.request import Caller, RequestHead, new_request
 from tollway.wire import bodies, proxy, segments, sse
 from tollway.wire.http import HttpBounds, RequestReader, ResponseReader
 
@@ -92,7 +92,7 @@ def _rig() -> tuple[Plane, Caller]:
     policies = {"m": UnknownParameters.REFUSE, "d": UnknownParameters.DROP, "f": UnknownParameters.FORWARD}
     models = {name: Served([NOWHERE], unknown_parameters=policy) for name, policy in policies.items()}
     made, _, _ = ExitStack().enter_context(plane(models | {"c": Served([NOWHERE], output_tokens_max=100)}))
-    return made, pipeline.precheck(Head(Endpoint.CHAT_COMPLETIONS, {b"x-api-key": KEY.encode()}), made)
+    return made, pipeline.precheck(RequestHead(Endpoint.CHAT_COMPLETIONS, {b"x-api-key": KEY.encode()}), made)
 
 
 def request_body(data: bytes) -> None:
@@ -101,7 +101,7 @@ def request_body(data: bytes) -> None:
     endpoint = _ENDPOINTS[(choice >> 2) % len(_ENDPOINTS)]
     _check_json(data)
     made, caller = _rig()
-    request = new_request("req_1", Head(endpoint, {}), data, 0.0, made.now_us())
+    request = new_request("req_1", RequestHead(endpoint, {}), data, 0.0, made.now_us())
     try:
         call = authorize(caller, request, made.directory, made.media_bounds)
     except Fault as fault:

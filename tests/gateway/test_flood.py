@@ -22,7 +22,7 @@ from tollway.gateway import pipeline
 from tollway.gateway.authorize import authorize
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
 from tollway.gateway.edge.edge import EdgeBounds
-from tollway.gateway.exchange import Head, new_request
+from tollway.gateway.request import RequestHead, new_request
 from tollway.wire import bodies
 
 CONNECTIONS = int(os.environ.get("TOLLWAY_TEST_CONNECTIONS", "3000"))
@@ -168,9 +168,9 @@ def test_bent_bodies_are_refused_or_sent_as_they_were_judged(tried: Callable[[st
     verdicts: Counter[str] = Counter()
     with plane(models) as (made, _, _):
         now_us = made.now_us()
-        caller = pipeline.precheck(Head(Endpoint.CHAT_COMPLETIONS, {b"x-api-key": KEY.encode()}), made)
+        caller = pipeline.precheck(RequestHead(Endpoint.CHAT_COMPLETIONS, {b"x-api-key": KEY.encode()}), made)
         for endpoint, data in bent_bodies(3, BODIES):
-            request = new_request("req_1", Head(endpoint, {}), data, 0.0, now_us)
+            request = new_request("req_1", RequestHead(endpoint, {}), data, 0.0, now_us)
             try:
                 call = authorize(caller, request, made.directory, made.media_bounds)
             except Fault as fault:

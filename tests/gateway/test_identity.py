@@ -44,7 +44,7 @@ from tollway.domain.snapshot import Change, KeyEntry
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.edge_policy import EdgePolicy, parse_networks
-from tollway.gateway.exchange import Head
+from tollway.gateway.request import RequestHead
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ async def test_37_the_same_lines_run_for_unknown_revoked_expired_and_miswritten_
         try:
             with pytest.raises(Fault) as refused:
                 authenticate(
-                    Head(Endpoint.CHAT_COMPLETIONS, {b"authorization": b"Bearer " + key.encode()}),
+                    RequestHead(Endpoint.CHAT_COMPLETIONS, {b"authorization": b"Bearer " + key.encode()}),
                     plane.directory,
                     plane.digesters,
                     plane.now_us(),

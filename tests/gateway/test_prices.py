@@ -14,8 +14,8 @@ from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, Pro
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.authorize import authorize
 from tollway.gateway.directory import Directory
-from tollway.gateway.exchange import Call, Head, new_request
 from tollway.gateway.media.bounds import MediaBounds
+from tollway.gateway.request import Call, RequestHead, new_request
 
 ORGANIZATION, PROJECT, DIGEST = "org_1", "proj_1", b"d" * 32
 STANDARD, FLEX, PRIORITY = ServiceTier.STANDARD, ServiceTier.FLEX, ServiceTier.PRIORITY
@@ -69,7 +69,7 @@ def ask(known: Directory, at: int = 50, endpoint: Endpoint = Endpoint.CHAT_COMPL
         del body["max_tokens"]
     caller = known.find_caller(DIGEST, at)
     assert caller is not None
-    request = new_request("req_1", Head(endpoint, {}), msgspec.json.encode(body | fields), 0.0, at)
+    request = new_request("req_1", RequestHead(endpoint, {}), msgspec.json.encode(body | fields), 0.0, at)
     return authorize(caller, request, known, MediaBounds())
 
 

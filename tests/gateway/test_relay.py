@@ -14,7 +14,7 @@ from tests.gateway.harness import DONE, END, KEY, STREAM_HEAD, Served, chunk, ev
 from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.usage import Final, Outcome, Quantities, UsageSource
 from tollway.gateway import pipeline
-from tollway.gateway.exchange import Head, new_request
+from tollway.gateway.request import RequestHead, new_request
 from tollway.gateway.upstreams.connection import UpstreamConnection
 
 WORDS = ["a", "bc", "}}", "\r\n", "é", "5\r\n", '"usage":{', "f"]
@@ -45,7 +45,7 @@ async def relay(pieces: Sequence[bytes], *, is_slow: bool = False, closed: bool 
         upstream._idle.append(connection)
         headers = {b"authorization": b"Bearer " + KEY.encode()}
         body = msgspec.json.encode(streamed())
-        request = new_request("req_1", Head(Endpoint.CHAT_COMPLETIONS, headers), body, loop.time(), clock.now_us())
+        request = new_request("req_1", RequestHead(Endpoint.CHAT_COMPLETIONS, headers), body, loop.time(), clock.now_us())
         answering = asyncio.ensure_future(walked(pipeline.answer(request, recorder, made)))
         await until(lambda: bool(transport.written))
         for piece in pieces:

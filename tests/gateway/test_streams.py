@@ -45,9 +45,9 @@ from tollway.domain.faults import Fault
 from tollway.domain.usage import Final, Outcome, Quantities, UsageSource
 from tollway.gateway import pipeline
 from tollway.gateway.edge.edge import EdgeBounds
-from tollway.gateway.exchange import Head, new_request
 from tollway.gateway.ports import OUTPUT, SLOT_WORDS
 from tollway.gateway.relay import RelayBounds
+from tollway.gateway.request import RequestHead, new_request
 
 SECOND = healthy("second")
 ERROR = {"error": {"message": "secret sk-123 at http://10.0.0.1", "type": "x", "code": 500}}
@@ -592,7 +592,7 @@ async def record(script: Script) -> tuple[Recorder, Final]:
             headers = {b"authorization": b"Bearer " + KEY.encode()}
             body = msgspec.json.encode(streamed())
             loop = asyncio.get_running_loop()
-            request = new_request("req_1", Head(Endpoint.CHAT_COMPLETIONS, headers), body, loop.time(), clock.now_us())
+            request = new_request("req_1", RequestHead(Endpoint.CHAT_COMPLETIONS, headers), body, loop.time(), clock.now_us())
             async with asyncio.timeout(20):
                 await walked(pipeline.answer(request, recorder, made))
             final = await sink.settled()

@@ -19,8 +19,8 @@ from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, Pro
 from tollway.domain.usage import Ended, Outcome, Quantities, UsageSource
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import Waiter
-from tollway.gateway.exchange import Call, Caller, ClientGone, Head, Offer, Permit, new_request
 from tollway.gateway.meter import Record, meter
+from tollway.gateway.request import Call, Caller, ClientGone, ModelGrant, Permit, RequestHead, new_request
 
 Counts = tuple[int, int, int, int]
 """Input, cached input, output, reasoning."""
@@ -69,8 +69,8 @@ def _caller(organization_id: str, currency: str) -> Caller:
 _CALLERS = {currency: _caller(organization_id, currency) for currency, organization_id in _ORGANIZATIONS.items()}
 _MODEL = ModelEntry(id="echo", endpoints=(Endpoint.CHAT_COMPLETIONS,), created_at=0, prices=(samples.PRICE, samples.OTHER_PRICE))
 
-_OFFER = Offer(_MODEL, {}, 0, 1, is_served=True, known_fields=frozenset(), cache_salt=b"")
-_HEAD = Head(Endpoint.CHAT_COMPLETIONS, {})
+_GRANT = ModelGrant(_MODEL, {}, 0, 1, is_served=True, known_fields=frozenset(), cache_salt=b"")
+_HEAD = RequestHead(Endpoint.CHAT_COMPLETIONS, {})
 
 
 def _permit(request_id: str, price: PriceVersion, now: int, stream: bool) -> Permit:
@@ -78,7 +78,7 @@ def _permit(request_id: str, price: PriceVersion, now: int, stream: bool) -> Per
     call = Call(
         request,
         _CALLERS[price.currency],
-        _OFFER,
+        _GRANT,
         _MODEL,
         DIALECTS[Endpoint.CHAT_COMPLETIONS],
         price,

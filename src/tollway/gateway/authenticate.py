@@ -6,7 +6,7 @@ from tollway.domain import keys
 from tollway.domain.faults import CREDENTIALS_AMBIGUOUS, KEY_INVALID, SCOPE_INSUFFICIENT, Fault
 from tollway.domain.keys import KeyType
 from tollway.gateway.directory import Directory
-from tollway.gateway.exchange import Caller, Head
+from tollway.gateway.request import Caller, RequestHead
 
 _KEY_BYTES_MAX = 128
 """Ours have 65 to 69 characters; anything much longer is not hashed at all."""
@@ -16,7 +16,7 @@ _OTHER_PLANES = tuple(f"tw_{type}_".encode() for type in (KeyType.ADMIN, KeyType
 """How keys begin that are none of ours. Whether a checksum fits is looked at for these alone: for the rest its time would tell."""
 
 
-def authenticate(head: Head, directory: Directory, digesters: Sequence[Digester], now_us: int) -> Caller:
+def authenticate(head: RequestHead, directory: Directory, digesters: Sequence[Digester], now_us: int) -> Caller:
     """The caller of a request with this head.
 
     Raises Fault: invalid_api_key (401) for none, malformed, unknown, revoked or expired; ambiguous_credentials (400) for two;

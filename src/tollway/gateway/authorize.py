@@ -12,9 +12,9 @@ from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.fields import NEVER_FORWARDED, is_plain
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
-from tollway.gateway.exchange import Call, Caller, Offer, Request
 from tollway.gateway.media.admission import check_messages
 from tollway.gateway.media.bounds import MediaBounds
+from tollway.gateway.request import Call, Caller, ModelGrant, Request
 from tollway.wire import bodies
 
 _STANDARD = ServiceTier.STANDARD
@@ -39,24 +39,24 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
                 raise Fault(faults.PARAMETER_MISSING, param=required, message=f"Missing required parameter: '{required}'.")
         if type(asked["model"]) is not str:
             raise _invalid("model")
-    offer = directory.find_offer(caller, asked["model"], endpoint, request.received_at)
-    if offer is None:
+    grant = directory.find_grant(caller, asked["model"], endpoint, request.received_at)
+    if grant is None:
         raise Fault(faults.MODEL_UNKNOWN, param="model")
-    price = offer.standard if "service_tier" not in asked else _find_price(asked["service_tier"], offer, dialect)
+    price = grant.standard if "service_tier" not in asked else _find_price(asked["service_tier"], grant, dialect)
     if price is None:
         raise Fault(faults.MODEL_UNKNOWN, param="model", detail="no price on the organization's price list")
-    if not offer.is_served:
+    if not grant.is_served:
         raise Fault(faults.ENDPOINT_UNSUPPORTED, param="model")
     dropped: Sequence[str] = ()
     if not dialect.not_forwarded.isdisjoint(asked):
         dropped = [field for field in asked if field in dialect.not_forwarded]
     if not plain:
-        dropped = _judge_fields(asked, dialect, offer, dropped)
+        dropped = _judge_fields(asked, dialect, grant, dropped)
         messages = asked.get("messages")  # of whatever dialect: a model's policy may let them through anywhere
         if type(messages) is list:
             check_messages(messages, media)
     choices = (asked["n"] or 1) if "n" in asked and "n" in dialect.fields else 1
-    output_tokens_max, output_cap = _cap_output(asked, dialect, offer.model.output_tokens_max, choices)
+    output_tokens_max, output_cap = _cap_output(asked, dialect, grant.model.output_tokens_max, choices)
     stream = "stream" in asked and asked["stream"] is True and "stream" in dialect.fields
     hide_usage = hide_continuous = True
     if stream and dialect.usage_options is not None:
@@ -64,8 +64,8 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
     return Call(
         request,
         caller,
-        offer,
-        offer.model,
+        grant,
+        grant.model,
         dialect,
         price,
         tuple(asked),
@@ -79,20 +79,20 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
     )
 
 
-def _find_price(wish: object, offer: Offer, dialect: Dialect) -> PriceVersion | None:
+def _find_price(wish: object, grant: ModelGrant, dialect: Dialect) -> PriceVersion | None:
     """The price in the service tier that is asked for (a value that is none, or where the dialect has no tiers, is `_judge_fields`'s to
     refuse)."""
     tier = dialect.service_tiers.get(wish, _STANDARD) if type(wish) is str else _STANDARD
-    price = offer.prices.get(tier)
-    if price is None and offer.standard is not None:
+    price = grant.prices.get(tier)
+    if price is None and grant.standard is not None:
         raise Fault(faults.PARAMETER_INVALID, param="service_tier", message=f"This model is not offered in service tier '{tier}'.")
     return price
 
 
-def _judge_fields(asked: dict[str, Any], dialect: Dialect, offer: Offer, dropped: Sequence[str]) -> Sequence[str]:
+def _judge_fields(asked: dict[str, Any], dialect: Dialect, grant: ModelGrant, dropped: Sequence[str]) -> Sequence[str]:
     """Check every top-level field; returns those that do not go up: `dropped`, and what the model's policy adds to it."""
     checks = dialect.fields
-    policy = offer.model.unknown_parameters
+    policy = grant.model.unknown_parameters
     for field, value in asked.items():
         check = checks.get(field)
         if check is not None:
@@ -100,7 +100,7 @@ def _judge_fields(asked: dict[str, Any], dialect: Dialect, offer: Offer, dropped
                 raise _invalid(field)
         elif field in NEVER_FORWARDED:
             raise _unknown(field)
-        elif field not in offer.known_fields:
+        elif field not in grant.known_fields:
             if policy is UnknownParameters.REFUSE and not dialect.allows_unknown_fields:
                 raise _unknown(field)
             if policy is UnknownParameters.DROP:

@@ -22,7 +22,7 @@ from tollway.domain.snapshot import (
 from tollway.domain.usage import ServiceTier
 from tollway.engines.table import ENGINES
 from tollway.gateway.dialects.table import DIALECTS
-from tollway.gateway.exchange import Caller, Offer
+from tollway.gateway.request import Caller, ModelGrant
 
 INSTANT_MAX = 2**63 - 1
 """Until for ever, in microseconds."""
@@ -76,16 +76,16 @@ class Directory:
         caller = self._callers[digest] = Caller(key, project, organization, f'"{salt}"'.encode())
         return caller
 
-    def find_offer(self, caller: Caller, name: str, endpoint: Endpoint, at: int) -> Offer | None:
+    def find_grant(self, caller: Caller, name: str, endpoint: Endpoint, at: int) -> ModelGrant | None:
         """The published model of exactly this name, if the caller may use it, as it is offered at an endpoint at instant `at`."""
-        offer = caller.offers.get((name, endpoint))
-        if offer is None or not offer.valid_from <= at < offer.valid_until:
-            offer = self._make_offer(caller, name, endpoint, at)
-            if offer is not None:
-                caller.offers[name, endpoint] = offer
-        return offer
+        grant = caller.grants.get((name, endpoint))
+        if grant is None or not grant.valid_from <= at < grant.valid_until:
+            grant = self._compile_grant(caller, name, endpoint, at)
+            if grant is not None:
+                caller.grants[name, endpoint] = grant
+        return grant
 
-    def _make_offer(self, caller: Caller, name: str, endpoint: Endpoint, at: int) -> Offer | None:
+    def _compile_grant(self, caller: Caller, name: str, endpoint: Endpoint, at: int) -> ModelGrant | None:
         model = self._maps.models.get(name)
         if model is None or (caller.models is not None and name not in caller.models):
             return None
@@ -93,7 +93,7 @@ class Directory:
         price_list = find_list(terms, at)
         turns = [term.valid_from for term in terms] + [price.valid_from for price in model.prices]
         prices = ((tier, find_price(self.list_prices(model, price_list, tier), at)) for tier in ServiceTier)
-        return Offer(
+        return ModelGrant(
             model,
             {tier: price for tier, price in prices if price is not None},
             max((turn for turn in turns if turn <= at), default=0),

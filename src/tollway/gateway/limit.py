@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, Fault
 from tollway.gateway.counters import Counters, enter, find_refusal
-from tollway.gateway.exchange import Call, Permit
+from tollway.gateway.request import Call, Permit
 
 MINUTE_MS = 60_000
 

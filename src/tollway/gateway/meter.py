@@ -24,8 +24,8 @@ from tollway.domain.usage import (
     encode_terms,
 )
 from tollway.gateway.driver import OVER, Waiter
-from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.ports import CACHED_INPUT, FIRST_TOKEN_AT, INPUT, OUTPUT, REASONING, SLOT_WORDS, UsageSink
+from tollway.gateway.request import Call, ClientGone, Permit
 
 _TIMEOUTS = frozenset(
     {
@@ -148,7 +148,7 @@ def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> Record:
     """Admit the permitted call. Raises Fault metering_unavailable or overloaded, and then owes nothing."""
     call: Call = permit.call
     request, caller = call.request, call.caller
-    terms = caller.terms.get((call.price.id, request.endpoint, call.stream)) or _find_terms(call)
+    terms = caller.encoded_admit_suffixes.get((call.price.id, request.endpoint, call.stream)) or _find_terms(call)
     return Record(request.id, encode_admit(request.id, request.received_at, terms), sink, now_us)
 
 
@@ -172,9 +172,9 @@ def _find_terms(call: Call) -> bytes:
         outcome_policy=OUTCOME_POLICY_CURRENT,
         service_tier=call.price.tier,
     )
-    if len(caller.terms) >= TERMS_MAX:
-        caller.terms.clear()
-    terms = caller.terms[call.price.id, request.endpoint, call.stream] = encode_terms(admit)
+    if len(caller.encoded_admit_suffixes) >= TERMS_MAX:
+        caller.encoded_admit_suffixes.clear()
+    terms = caller.encoded_admit_suffixes[call.price.id, request.endpoint, call.stream] = encode_terms(admit)
     return terms
 
 

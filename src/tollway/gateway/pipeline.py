@@ -18,12 +18,12 @@ from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, ServiceTier, bil
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
 from tollway.gateway.dialects.table import DIALECTS
-from tollway.gateway.exchange import Call, Caller, ClientGone, Head, Request
 from tollway.gateway.limit import limit
 from tollway.gateway.meter import Record, meter
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
 from tollway.gateway.relay import relay
+from tollway.gateway.request import Call, Caller, ClientGone, Request, RequestHead
 from tollway.gateway.route import route
 from tollway.telemetry import CompletedLine, RequestLine, timestamp
 
@@ -90,12 +90,12 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
         plane.metrics.count(plane.metrics.refusals, fault.kind.code)
 
 
-def read_head(headers: dict[bytes, bytes], endpoint: Endpoint) -> Head:
+def read_head(headers: dict[bytes, bytes], endpoint: Endpoint) -> RequestHead:
     """What these headers say. The client's trace is continued; its sampling decision is not taken over. Its own id of the request is kept
     for the log if it is one that cannot spoil it."""
     trace = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
     id = _CLIENT_REQUEST_ID.fullmatch(headers.get(b"x-client-request-id", b""))
-    return Head(endpoint, headers, trace.group(1).decode() if trace else "", id.group().decode() if id else "")
+    return RequestHead(endpoint, headers, trace.group(1).decode() if trace else "", id.group().decode() if id else "")
 
 
 def new_id(plane: Plane) -> str:
@@ -103,7 +103,7 @@ def new_id(plane: Plane) -> str:
     return plane.request_ids.new(plane.now_us())
 
 
-def precheck(head: Head, plane: Plane) -> Caller:
+def precheck(head: RequestHead, plane: Plane) -> Caller:
     """Who sends a body that is still arriving: nobody unknown gets to fill our memory. Raises Fault."""
     return authenticate(head, plane.directory, plane.digesters, plane.now_us())
 

@@ -28,9 +28,9 @@ from tollway.gateway.dialects.dialect import AnswerStream
 from tollway.gateway.dialects.engine_errors import read_answer_fault
 from tollway.gateway.dialects.usage import cap_to_delivered
 from tollway.gateway.driver import OVER, Waiter
-from tollway.gateway.exchange import Call, ClientGone, Permit
 from tollway.gateway.meter import Record
 from tollway.gateway.ports import Client
+from tollway.gateway.request import Call, ClientGone, Permit
 from tollway.gateway.upstreams.connection import UpstreamAnswer, UpstreamConnection
 from tollway.gateway.upstreams.upstream import Upstream
 from tollway.telemetry import Metrics

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from tollway.domain.faults import UPSTREAM_NONE, Fault
-from tollway.gateway.exchange import Call
+from tollway.gateway.request import Call
 from tollway.gateway.upstreams.upstream import Upstream, Upstreams
 
 CANDIDATES_MAX = 4

@@ -22,8 +22,8 @@ from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.edge import edge_policy
 from tollway.gateway.edge.edge import Edge
 from tollway.gateway.edge.routes import ENDPOINTS, HEALTH_TARGETS, MODELS_TARGET, find_path, find_target_fault, is_json
-from tollway.gateway.exchange import Head, new_request
 from tollway.gateway.ports import Flow
+from tollway.gateway.request import RequestHead, new_request
 from tollway.wire.http import NO_HEADERS, HttpRequest, RequestReader, chunk_size
 
 PRECHECK_BYTES = 64 * 1024
@@ -69,7 +69,7 @@ class ClientConnection(asyncio.Protocol):
         self._queue: deque[HttpRequest] | None = None
         self._request: HttpRequest | None = None
         self._flow: Flow | None = None
-        self._head: Head | None = None
+        self._head: RequestHead | None = None
         self._peer = peer or ""
         self._paused_at = 0.0
         self._phase_at = edge.now
@@ -211,7 +211,7 @@ class ClientConnection(asyncio.Protocol):
         http.body = b""  # the pipeline's from here on, which lets go of it when it can
         CoroutineDriver(pipeline.answer(request, self, plane))
 
-    def _read_head(self, http: HttpRequest) -> Head | None:
+    def _read_head(self, http: HttpRequest) -> RequestHead | None:
         """What the head of a request for inference says; None if it is none, and answered."""
         if not self._is_addressed(http):
             self._write_fault(Fault(faults.HOST_UNKNOWN))

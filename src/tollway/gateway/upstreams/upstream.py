@@ -19,8 +19,8 @@ from tollway.domain.catalog import Deployment
 from tollway.domain.faults import Fault
 from tollway.domain.snapshot import DeploymentEntry
 from tollway.gateway.dialects.table import DIALECTS
-from tollway.gateway.exchange import Request
 from tollway.gateway.ports import Vault
+from tollway.gateway.request import Request
 from tollway.gateway.upstreams.connection import UpstreamConnection
 from tollway.telemetry import Metrics
 

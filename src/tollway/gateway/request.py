@@ -1,4 +1,4 @@
-"""What a request becomes on its way: Head > Request > Caller > Call > Permit. Each phase needs the type that the one before made.
+"""Types that a request passes through: RequestHead > Request > Caller > Call > Permit. Each phase needs the type made by the one before.
 
 Values only. The two live ends of a request are elsewhere: the client's (`ports.Client`) and the engine's (`upstream.Connection`).
 """
@@ -19,7 +19,7 @@ from tollway.wire import bodies
 from tollway.wire.http import NO_HEADERS
 
 
-class Head:
+class RequestHead:
     """What the head of a request says, read once for all requests of a connection that have the same.
 
     `trace_id`, `client_request_id`: the client's own; empty if it sent none that can be used. `digest`: of the credential, once a caller
@@ -36,7 +36,7 @@ class Head:
         self.digest: bytes | None = None
 
 
-_BARE_HEADS = {endpoint: Head(endpoint, NO_HEADERS) for endpoint in Endpoint}
+_BARE_HEADS = {endpoint: RequestHead(endpoint, NO_HEADERS) for endpoint in Endpoint}
 """In place of heads that were let go of. Shared, never written to."""
 
 
@@ -45,7 +45,7 @@ class Request(msgspec.Struct, gc=False):
     or its own. `peer`: the client's address, for the log; empty unless that is wanted."""
 
     id: str
-    head: Head
+    head: RequestHead
     body: bytes
     started: float
     received_at: int
@@ -56,7 +56,7 @@ class Request(msgspec.Struct, gc=False):
     peer: str
 
 
-def new_request(id: str, head: Head, body: bytes, started: float, received_at: int, peer: str = "") -> Request:
+def new_request(id: str, head: RequestHead, body: bytes, started: float, received_at: int, peer: str = "") -> Request:
     """The request `id`. Its span in `traceparent` (W3C Trace Context) is the random half of its id."""
     trace_id = head.trace_id or id[4:]
     traceparent = f"00-{trace_id}-{id[-16:]}-00"
@@ -64,25 +64,26 @@ def new_request(id: str, head: Head, body: bytes, started: float, received_at: i
 
 
 class Caller:
-    """Who asks: key, project and organization as the snapshot knows them, with what follows from them compiled once.
+    """The key, project and organization of a request, with what follows from them compiled once.
 
-    `models`: what both key and project allow, None for everything published. `offers`: what it was offered so far. `per_minute` and
-    `concurrent`: the limit of each level that has one; `levels`: the same with their counters, once they were asked. `terms`: what its
-    ADMITs have in common, kept by `meter`. `cache_salt`: what keeps this organization's prefixes apart inside an engine.
+    `models`: names allowed by both key and project; None allows every published model. `grants`: compiled per model and endpoint on first
+    use. `per_minute` and `concurrent`: the limits of each level that has any; `levels`: the same bound to their counters, None before the
+    first request. `encoded_admit_suffixes`: the encoded parts that the caller's ADMIT records share, cached by `meter`. `cache_salt`:
+    isolates the organization's prefixes inside an engine's prefix cache.
     """
 
     __slots__ = (
         "cache_salt",
         "concurrent",
+        "encoded_admit_suffixes",
         "expires_at",
+        "grants",
         "key",
         "levels",
         "models",
-        "offers",
         "organization",
         "per_minute",
         "project",
-        "terms",
     )
 
     def __init__(self, key: KeyEntry, project: ProjectEntry, organization: OrganizationEntry, cache_salt: bytes) -> None:
@@ -91,8 +92,8 @@ class Caller:
         self.organization = organization
         self.cache_salt = cache_salt
         self.expires_at = key.expires_at
-        self.offers: dict[tuple[str, Endpoint], Offer] = {}
-        self.terms: dict[tuple[str, Endpoint, bool], bytes] = {}
+        self.grants: dict[tuple[str, Endpoint], ModelGrant] = {}
+        self.encoded_admit_suffixes: dict[tuple[str, Endpoint, bool], bytes] = {}
         allowed = [frozenset(entry.models) for entry in (key, project) if entry.models is not None]
         self.models: frozenset[str] | None = frozenset.intersection(*allowed) if allowed else None
         levels = [(entry.id, entry.limits) for entry in (key, project, organization)]
@@ -101,15 +102,15 @@ class Caller:
         self.concurrent = tuple((id, limits.concurrent_requests) for id, limits in levels if limits.concurrent_requests is not None)
 
 
-class Offer:
-    """A model as it is offered to a caller at an endpoint, from instant `valid_from` until (exclusive) `valid_until`: what `authorize` need
-    not find out again for each request. Compiled by the directory and gone with any change of it.
+class ModelGrant:
+    """Permission of a caller to use a model at an endpoint, valid from instant `valid_from` until (exclusive) `valid_until`.
 
-    `prices`: by service tier, on the price list of the organization's terms; `standard` is that of the standard tier. `is_served`: whether
-    the model has this endpoint. `known_fields`: request fields that every deployment of it understands.
+    Compiled by the directory so that `authorize` derives nothing per request; dropped with every change of the snapshot.
+    `prices`: by service tier, on the organization's price list; `standard` is that of the standard tier. `is_served`: whether the model
+    has this endpoint. `known_fields`: request fields that every deployment of the model understands.
     """
 
-    __slots__ = ("_ours", "cache_salt", "is_served", "known_fields", "model", "prices", "standard", "valid_from", "valid_until")
+    __slots__ = ("_injected", "cache_salt", "is_served", "known_fields", "model", "prices", "standard", "valid_from", "valid_until")
 
     def __init__(
         self,
@@ -130,21 +131,23 @@ class Offer:
         self.is_served = is_served
         self.known_fields = known_fields
         self.cache_salt = cache_salt
-        self._ours: dict[tuple[str, bytes | None, int | None], tuple[Deployment, bodies.InjectedFields]] = {}
+        self._injected: dict[tuple[str, bytes | None, int | None], tuple[Deployment, bodies.InjectedFields]] = {}
 
-    def ours(self, deployment: Deployment, dialect: Dialect, usage: bytes | None, output_cap: int | None) -> bodies.InjectedFields:
-        """The fields that are ours to set in a body for a deployment. `usage`: what the dialect's usage options are to say."""
+    def injected_fields(
+        self, deployment: Deployment, dialect: Dialect, usage: bytes | None, output_cap: int | None
+    ) -> bodies.InjectedFields:
+        """Return the fields that the gateway sets in a body for `deployment`. `usage`: the value of the dialect's usage options."""
         key = (deployment.id, usage, output_cap)
-        known = self._ours.get(key)
+        known = self._injected.get(key)
         if known is not None and known[0] is deployment:
             return known[1]
         model = None if deployment.upstream_model == self.model.id else deployment.upstream_model
         fields = dialect.list_injected(output_cap, model, usage)
         if ENGINES[deployment.engine].cache_salt and not self.model.share_cache:
             fields["cache_salt"] = self.cache_salt
-        ours = bodies.InjectedFields(fields)
-        self._ours[key] = deployment, ours
-        return ours
+        injected = bodies.InjectedFields(fields)
+        self._injected[key] = deployment, injected
+        return injected
 
 
 class Call(msgspec.Struct, gc=False):
@@ -157,7 +160,7 @@ class Call(msgspec.Struct, gc=False):
 
     request: Request
     caller: Caller
-    offer: Offer
+    grant: ModelGrant
     model: ModelEntry
     dialect: Dialect
     price: PriceVersion
@@ -174,7 +177,7 @@ class Call(msgspec.Struct, gc=False):
         """Let go of what only another attempt would need: nothing is tried again. A stream may last for minutes."""
         request = self.request
         own_id = request.head.client_request_id
-        request.head = Head(request.endpoint, NO_HEADERS, client_request_id=own_id) if own_id else _BARE_HEADS[request.endpoint]
+        request.head = RequestHead(request.endpoint, NO_HEADERS, client_request_id=own_id) if own_id else _BARE_HEADS[request.endpoint]
         request.headers = NO_HEADERS
         request.body = b""
         request.traceparent = ""
@@ -189,8 +192,8 @@ class Call(msgspec.Struct, gc=False):
         usage, options = None, self.dialect.usage_options
         if self.stream and options is not None:
             usage = options.continuous if self.wants_continuous(deployment) else options.final
-        ours = self.offer.ours(deployment, self.dialect, usage, self.output_cap)
-        return bodies.edit(self.request.body, self.names, ours, self.dropped)
+        injected = self.grant.injected_fields(deployment, self.dialect, usage, self.output_cap)
+        return bodies.edit(self.request.body, self.names, injected, self.dropped)
 
 
 class Permit(msgspec.Struct, gc=False):
