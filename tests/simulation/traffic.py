@@ -20,6 +20,7 @@ from tollway.domain.usage import Ended, Outcome, Quantities, UsageSource
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import Waiter
 from tollway.gateway.meter import Record, meter
+from tollway.gateway.principal import principal_of_key
 from tollway.gateway.request import Call, Caller, ClientGone, ModelGrant, Permit, RequestHead, new_request
 
 Counts = tuple[int, int, int, int]
@@ -58,12 +59,12 @@ _ORGANIZATIONS = {"EUR": samples.ORGANIZATION, "USD": samples.OTHER_ORGANIZATION
 
 
 def _caller(organization_id: str, currency: str) -> Caller:
-    return Caller(
+    principal = principal_of_key(
         KeyEntry(id=samples.KEY, digest=b"", type=KeyType.LIVE, project_id=samples.PROJECT),
         ProjectEntry(id=samples.PROJECT, organization_id=organization_id),
         OrganizationEntry(id=organization_id, currency=currency),
-        b"",
     )
+    return Caller(principal, b"")
 
 
 _CALLERS = {currency: _caller(organization_id, currency) for currency, organization_id in _ORGANIZATIONS.items()}

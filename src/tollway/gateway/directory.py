@@ -22,6 +22,7 @@ from tollway.domain.snapshot import (
 from tollway.domain.usage import ServiceTier
 from tollway.engines.table import ENGINES
 from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.principal import principal_of_key
 from tollway.gateway.request import Caller, ModelGrant
 
 INSTANT_MAX = 2**63 - 1
@@ -73,7 +74,7 @@ class Directory:
         if project is None or organization is None:
             return None
         salt = hashlib.sha256(b"tollway cache salt\0" + organization.id.encode()).hexdigest()[:32]
-        caller = self._callers[digest] = Caller(key, project, organization, f'"{salt}"'.encode())
+        caller = self._callers[digest] = Caller(principal_of_key(key, project, organization), f'"{salt}"'.encode())
         return caller
 
     def find_grant(self, caller: Caller, name: str, endpoint: Endpoint, at: int) -> ModelGrant | None:

@@ -164,7 +164,7 @@ def _find_terms(call: Call) -> bytes:
         admitted_at=0,
         organization_id=caller.organization.id,
         project_id=caller.project.id,
-        key_id=caller.key.id,
+        key_id=caller.principal.id,
         model=call.model.id,
         endpoint=request.endpoint,
         stream=call.stream,

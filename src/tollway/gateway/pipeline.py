@@ -166,7 +166,7 @@ def _observe(request: Request, call: Call | None, record: Record | None, fault: 
             peer=request.peer,
             organization_id=caller.organization.id if caller is not None else "",
             project_id=caller.project.id if caller is not None else "",
-            key_id=caller.key.id if caller is not None else "",
+            key_id=caller.principal.id if caller is not None else "",
             model=call.model.id if call is not None else "",
         )
     )
@@ -203,7 +203,7 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
             int(duration * 1e6) / 1000,
             caller.organization.id,
             caller.project.id,
-            caller.key.id,
+            caller.principal.id,
             request.endpoint,
             model,
             final.deployment_id or "",
@@ -236,7 +236,7 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
             peer=request.peer,
             organization_id=caller.organization.id,
             project_id=caller.project.id,
-            key_id=caller.key.id,
+            key_id=caller.principal.id,
             model=model,
             upstream=final.deployment_id or "",
             attempts=final.attempts,

@@ -10,11 +10,12 @@ import msgspec
 from tollway.domain.catalog import Deployment, Endpoint
 from tollway.domain.limits import rate
 from tollway.domain.prices import PriceVersion
-from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
+from tollway.domain.snapshot import ModelEntry
 from tollway.domain.usage import ServiceTier
 from tollway.engines.table import ENGINES
 from tollway.gateway.counters import Level
 from tollway.gateway.dialects.dialect import Dialect
+from tollway.gateway.principal import Principal
 from tollway.wire import bodies
 from tollway.wire.http import NO_HEADERS
 
@@ -64,12 +65,12 @@ def new_request(id: str, head: RequestHead, body: bytes, started: float, receive
 
 
 class Caller:
-    """The key, project and organization of a request, with what follows from them compiled once.
+    """A principal with everything that follows from it compiled once.
 
-    `models`: names allowed by both key and project; None allows every published model. `grants`: compiled per model and endpoint on first
-    use. `per_minute` and `concurrent`: the limits of each level that has any; `levels`: the same bound to their counters, None before the
-    first request. `encoded_admit_suffixes`: the encoded parts that the caller's ADMIT records share, cached by `meter`. `cache_salt`:
-    isolates the organization's prefixes inside an engine's prefix cache.
+    `organization`, `project`, `models`, `expires_at`: those of the principal, held here because each request reads them. `grants`:
+    compiled per model and endpoint on first use. `per_minute` and `concurrent`: the limits of each level that has any; `levels`: the same
+    bound to their counters, None before the first request. `encoded_admit_suffixes`: the encoded parts that the caller's ADMIT records
+    share, cached by `meter`. `cache_salt`: isolates the organization's prefixes inside an engine's prefix cache.
     """
 
     __slots__ = (
@@ -78,25 +79,24 @@ class Caller:
         "encoded_admit_suffixes",
         "expires_at",
         "grants",
-        "key",
         "levels",
         "models",
         "organization",
         "per_minute",
+        "principal",
         "project",
     )
 
-    def __init__(self, key: KeyEntry, project: ProjectEntry, organization: OrganizationEntry, cache_salt: bytes) -> None:
-        self.key = key
-        self.project = project
-        self.organization = organization
+    def __init__(self, principal: Principal, cache_salt: bytes) -> None:
+        self.principal = principal
+        self.project = principal.project
+        self.organization = principal.organization
+        self.models = principal.models
+        self.expires_at = principal.expires_at
         self.cache_salt = cache_salt
-        self.expires_at = key.expires_at
         self.grants: dict[tuple[str, Endpoint], ModelGrant] = {}
         self.encoded_admit_suffixes: dict[tuple[str, Endpoint, bool], bytes] = {}
-        allowed = [frozenset(entry.models) for entry in (key, project) if entry.models is not None]
-        self.models: frozenset[str] | None = frozenset.intersection(*allowed) if allowed else None
-        levels = [(entry.id, entry.limits) for entry in (key, project, organization)]
+        levels = principal.limits
         self.per_minute = tuple(rate(id, limits.requests_per_minute) for id, limits in levels if limits.requests_per_minute is not None)
         self.levels: tuple[Level, ...] | None = None
         self.concurrent = tuple((id, limits.concurrent_requests) for id, limits in levels if limits.concurrent_requests is not None)

@@ -1,0 +1,51 @@
+"""Principals made of API keys: models allowed by both levels, limits of all three, the key's own expiry."""
+
+import pytest
+
+from tollway.domain.keys import KeyType
+from tollway.domain.limits import Limits
+from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
+from tollway.gateway.principal import Principal, PrincipalKind, principal_of_key
+
+
+def _principal(key_models: tuple[str, ...] | None = None, project_models: tuple[str, ...] | None = None) -> Principal:
+    return principal_of_key(
+        KeyEntry(
+            id="key_1",
+            digest=b"",
+            type=KeyType.LIVE,
+            project_id="proj_1",
+            models=key_models,
+            limits=Limits(requests_per_minute=1),
+            expires_at=7,
+        ),
+        ProjectEntry(id="proj_1", organization_id="org_1", models=project_models, limits=Limits(requests_per_minute=2)),
+        OrganizationEntry(id="org_1", currency="EUR", limits=Limits(concurrent_requests=3)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("key_models", "project_models", "allowed"),
+    [
+        (None, None, None),
+        (("a",), None, {"a"}),
+        (None, ("a", "b"), {"a", "b"}),
+        (("a", "c"), ("a", "b"), {"a"}),
+        (("a",), (), set()),
+    ],
+)
+def test_models_of_key_and_project_allow_only_what_both_do(
+    key_models: tuple[str, ...] | None, project_models: tuple[str, ...] | None, allowed: set[str] | None
+) -> None:
+    assert _principal(key_models, project_models).models == allowed
+
+
+def test_principal_of_a_key_carries_identity_expiry_and_limits_of_every_level() -> None:
+    principal = _principal()
+    assert (principal.id, principal.kind, principal.expires_at) == ("key_1", PrincipalKind.API_KEY, 7)
+    assert (principal.project.id, principal.organization.id) == ("proj_1", "org_1")
+    assert principal.limits == (
+        ("key_1", Limits(requests_per_minute=1)),
+        ("proj_1", Limits(requests_per_minute=2)),
+        ("org_1", Limits(concurrent_requests=3)),
+    )
