@@ -1,4 +1,5 @@
-"""Phase 4: where to? Candidates in the order in which they are tried: lower tiers first, by weight within a tier, ejected ones last."""
+"""Phase 4: choose the upstreams of a request, in the order in which they are tried: lower tiers first, by weight within a tier, and
+ejected ones last."""
 
 from collections.abc import Callable
 
@@ -7,14 +8,14 @@ from tollway.gateway.request import Call
 from tollway.gateway.upstreams.upstream import Upstream, Upstreams
 
 CANDIDATES_MAX = 4
-"""Upstreams tried for one request; more only delays the answer that the client must get anyway."""
+"""Most upstreams tried for one request; more would only delay the error that the client gets in the end."""
 
 
 def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], float]) -> list[Upstream]:
-    """The upstreams to try for this call, best first. Raises Fault no_upstream if the model has none that takes requests.
+    """Return the upstreams to try for this call, best first. Raises Fault no_upstream if no deployment of the model takes requests.
 
-    `random`: uniform in [0, 1). Within a tier the order is a weighted shuffle (Efraimidis and Spirakis 2006): the chance to stand first is
-    the share of the weight.
+    `random`: uniform in [0, 1). Within a tier the order is a weighted shuffle (Efraimidis and Spirakis 2006): the probability of being
+    first is the share of the weight.
     """
     known = upstreams.of(call.model.id)
     if len(known) == 1 and known[0].deployment.weight > 0:

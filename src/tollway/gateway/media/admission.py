@@ -1,6 +1,6 @@
-"""Content parts of messages: what in them an engine would fetch (`links`) or decode (`media`). Texts are not looked into.
+"""Admission of message parts: links that an engine would fetch (`links`) and media that it would decode (`bounds`). Text is not examined.
 
-Where a part holds something is told by the names of its fields and not by its `type`, because engines take parts without one.
+Parts are recognised by the names of their fields and not by their `type`, because engines accept parts without one.
 """
 
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ from tollway.gateway.media.links import is_public
 
 _KINDS = {"image_url": "image/", "video_url": "video/", "audio_url": "audio/", "input_audio": "audio/", "file": "", "source": ""}
 """Members of a part that may hold a link or data, and how the type of that data must begin: an engine's decoder follows from the name.
-What a tool is called with (`input`) is nobody's to fetch."""
+The arguments of a tool call (`input`) are not examined, because nothing fetches them."""
 
 
 def check_messages(messages: Iterable[Any], bounds: MediaBounds) -> None:
-    """Judge what the messages bring along. A message of text alone costs a look at the type of its content.
+    """Check the links and media in messages. For a message of text only the type of its content is examined.
 
     Raises Fault invalid_image_url for a link that must not be fetched, invalid_media or media_too_large; `param` names the place.
     """
@@ -35,7 +35,7 @@ def _check_parts(parts: list[Any], place: str, tally: Tally) -> None:
     for number, part in enumerate(parts):
         if type(part) is dict:
             if len(part) == 2 and part.get("type") == "text" and type(part.get("text")) is str:
-                continue  # what most parts are
+                continue  # most parts are plain text
             for name, value in part.items():
                 kind = type(value)
                 if kind is str:
@@ -44,15 +44,15 @@ def _check_parts(parts: list[Any], place: str, tally: Tally) -> None:
                 elif kind is dict:
                     if name in _KINDS:
                         _check_object(name, value, part, f"{place}[{number}].{name}", tally)
-                elif kind is list and name == "content":  # what a tool answered
+                elif kind is list and name == "content":  # the result of a tool
                     _check_parts(value, f"{place}[{number}].content", tally)
                 if name.endswith("_embeds") and value is not None:
-                    # Serialized tensors: reading one of a client's has run its code, and written beyond its bounds.
+                    # Serialized tensors: deserializing one from a client has run its code, and has written out of bounds.
                     raise refuse(f"{place}[{number}].{name}", "Embeddings are not accepted in messages.")
 
 
 def _check_object(name: str, value: dict[str, Any], part: dict[str, Any], place: str, tally: Tally) -> None:
-    """An object of a part that may hold a link, data, or parts of its own."""
+    """Check an object inside a part, which may hold a link, data, or further parts."""
     kind = "image/" if name == "source" and part.get("type") == "image" else _KINDS[name]
     if type(value.get("url")) is str:
         _check_url(value["url"], kind, f"{place}.url", tally)

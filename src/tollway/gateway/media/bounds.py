@@ -1,8 +1,7 @@
-"""Media that messages carry in themselves: `data:` URLs, and base64 beside its media type.
+"""Bounds on media inside messages: `data:` URLs, and base64 beside its media type.
 
-An engine decodes what it is given, with decoders that unfold a little data to a lot, and takes it from the memory that all tenants
-share. So how much there is, of what, and what it would become is bounded here, before any engine hears of it: bytes, parts, frames,
-types, pixels. Nothing is decoded but the first bytes of pictures (`pictures`).
+Engines decode media with decoders that expand little data to much, in memory that all tenants share. Bytes, parts, frames, types and
+pixels are therefore bounded before an engine gets the request. Only the first bytes of pictures are decoded here (`pictures`).
 """
 
 import re
@@ -16,16 +15,17 @@ from tollway.gateway.media.pictures import Encoded, PictureInvalid, find_size
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 """With a length that is a multiple of four: RFC 4648, section 4, padded. 32 MiB take 30 ms, as long as reading the body as JSON."""
 _HEAD_MAX = 128
-"""Of a data: URL up to its comma; the longest type that is taken by default has 15 characters."""
+"""Characters of a data: URL up to its comma; the longest type accepted by default has 15."""
 _ENCODING = ";base64"
 _MEASURED = frozenset({"image/png", "image/jpeg", "image/jpg", "image/gif", "image/webp"})
-"""Declared as one of these, it must be one of these, whichever: programs mix them up, and decoders go by the content."""
+"""Types whose data must be a picture in one of these formats, not necessarily the declared one: programs mix them up, and decoders go by
+the content."""
 _FRAMES = "video/jpeg"
-"""What vLLM calls a film that is given as pictures, separated by commas."""
+"""vLLM's type for a film given as pictures, separated by commas."""
 
 
 class MediaBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What the messages of one request may carry.
+    """Bounds on the media in the messages of one request.
 
     `parts_max`: pictures, sounds, films and files, links among them. `part_bytes_max`, `request_bytes_max`: decoded bytes of data in one
     part, and in all. `frames_max`: pictures in one `video/...;base64,` list. `pixels_max`, `request_pixels_max`: of one picture or frame
@@ -48,7 +48,7 @@ class MediaBounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tally:
-    """What the messages of one request carry so far."""
+    """Counts the media in the messages of one request."""
 
     __slots__ = ("_bounds", "_bytes", "_parts", "_pixels")
 
@@ -57,13 +57,13 @@ class Tally:
         self._parts = self._bytes = self._pixels = 0
 
     def count_part(self, place: str) -> None:
-        """One more part with media. Raises Fault invalid_media."""
+        """Count one more part with media. Raises Fault invalid_media."""
         self._parts += 1
         if self._parts > self._bounds.parts_max:
             raise refuse(place, f"The messages have more than {self._bounds.parts_max} images, sounds, films and files.")
 
     def add_url(self, url: str, kind: str, place: str) -> None:
-        """The data of a `data:` URL (RFC 2397, in base64 and without parameters), of a type that begins with `kind`.
+        """Add the data of a `data:` URL (RFC 2397, in base64 and without parameters), of a type that begins with `kind`.
 
         Raises Fault invalid_media or media_too_large.
         """
@@ -74,7 +74,7 @@ class Tally:
         self.add(url, comma + 1, head.removesuffix(_ENCODING), kind, place)
 
     def add(self, text: str, start: int, media_type: str, kind: str, place: str) -> None:
-        """The base64 in `text` from `start` on, declared as `media_type`. Raises as `add_url` does."""
+        """Add the base64 in `text` from `start` on, declared as `media_type`. Raises as `add_url` does."""
         bounds = self._bounds
         if media_type not in bounds.types or not media_type.startswith(kind):
             accepted = ", ".join(each for each in bounds.types if each.startswith(kind))
@@ -98,7 +98,7 @@ class Tally:
             raise Fault(faults.MEDIA_TOO_LARGE, param=place, message=message)
 
     def _add_picture(self, text: str, start: int, *, is_picture: bool, place: str) -> None:
-        """Whatever is a picture by its content is measured, because decoders go by that; `is_picture`: it must be one."""
+        """Measure the data if it is a picture by its content, as decoders do. `is_picture`: it must be one."""
         bounds = self._bounds
         if (len(text) - start) % 4 or _BASE64.fullmatch(text, start) is None:
             raise refuse(place, "The data is not valid base64.")
@@ -121,5 +121,5 @@ class Tally:
 
 
 def refuse(place: str, message: str) -> Fault:
-    """The fault of media that are not accepted."""
+    """Return the fault of media that are not accepted."""
     return Fault(faults.MEDIA_INVALID, param=place, message=message)

@@ -1,8 +1,9 @@
-"""Links in messages: what an engine would fetch for a client, from inside the platform's network.
+"""Links in messages: which URLs an engine may fetch for a client from inside the platform's network.
 
-Engines resolve and fetch what image parts name, and have been led to metadata services and neighbours that way. A link is an http(s)
-URL whose host is a public address or a name that could be public (`data:` is no link: `media`). It is read by one strict grammar and
-not by a URL library: what two libraries read differently (backslashes, users, addresses in octal or as one number, wide digits) is no link.
+Engines resolve and fetch what image parts name, and have been led to metadata services and neighbours that way. An accepted link is an
+http(s) URL whose host is a public address or a name that could be public (`data:` URLs: see `bounds`). It is read by one strict grammar
+instead of a URL library: whatever two libraries read differently (backslashes, users, addresses in octal or as one number, full-width
+digits) is rejected.
 
 A public name may still resolve to a private address, now or at the next look-up. Who resolves it decides: an engine that may fetch
 belongs behind an egress that refuses private networks.
@@ -19,11 +20,11 @@ _PRIVATE_NAMES = (".local", ".localhost", ".internal", ".intranet", ".lan", ".ho
 _PRIVATE_NETWORKS = tuple(
     ipaddress.ip_network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "::ffff:0:0/96")
 )
-"""Networks of IPv6 that carry addresses of IPv4, private ones too: `is_global` takes some of them for public."""
+"""Networks of IPv6 that carry addresses of IPv4, private ones too: `is_global` considers some of them public."""
 
 
 def is_public(link: str) -> bool:
-    """Whether a link may be fetched: http(s) to a host that is no private one by its looks."""
+    """Return whether a link may be fetched: http(s) to a host that is not recognisably private."""
     match = _URL.fullmatch(link[:8].lower() + link[8:])
     return match is not None and _is_public_host(match[1].lower())
 

@@ -1,8 +1,8 @@
-"""How large a picture says it is, from its first bytes and without decoding it: PNG, JPEG, GIF, WebP.
+"""Dimensions of a picture, read from its header without decoding it: PNG, JPEG, GIF, WebP.
 
-A few hundred bytes can unfold to gigabytes of pixels in an engine. Its decoder believes what stands in the file, so that is what is
-read here, and strictly: where decoders disagree on which of two sizes counts, or what may stand between two pieces, it is no picture.
-Only the bytes that are looked at are decoded from base64, because a picture's size may stand behind a long profile or preview.
+A few hundred bytes can expand to gigabytes of pixels in an engine. Its decoder trusts the header, so the header is read here, strictly: a
+picture is rejected where decoders disagree on which of two sizes counts, or on what may stand between two pieces. Only the bytes that are
+examined are decoded from base64, because the size may follow a long profile or preview.
 """
 
 import struct
@@ -14,14 +14,14 @@ PIECES_MAX = 1024
 """Chunks, segments or blocks that may stand before a size is known: cameras write dozens, and each costs a microsecond to step over."""
 
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD8)})
-"""Markers that nothing follows."""
+"""Markers without a segment."""
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Start of frame (ITU-T T.81, table B.1): the size stands in it."""
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 
 
 class PictureInvalid(Exception):
-    """It begins like a picture and is none whose size can be told."""
+    """The data begins like a picture, but its size cannot be determined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,8 @@ class Encoded:
 
 
 def find_size(data: Encoded) -> tuple[str, int, int] | None:
-    """Format, width and height in pixels of the picture that these bytes begin; None if they are none of ours. Raises PictureInvalid."""
+    """Return format, width and height in pixels of the picture that the data begins with; None if it has another format. Raises
+    PictureInvalid."""
     head = data.read(0, 12)
     for magic, (name, read) in _FORMATS.items():
         if head.startswith(magic) and (name != "webp" or head[8:] == b"WEBP"):

@@ -113,10 +113,13 @@ class Pool(Protocol):
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One connection to an engine. `settled_at`: when the last answer was taken, in seconds of the monotonic clock. `paused`: whether
-    nothing is read until `resume`."""
+    """One connection to an engine.
 
-    __slots__ = ("_drained_from", "_reader", "_sink", "_transport", "paused", "requests", "settled_at", "state", "upstream")
+    `answer`: what was read of the answer to the last request. `settled_at`: when that answer was taken, in seconds of the monotonic clock.
+    `paused`: whether nothing is read until `resume`.
+    """
+
+    __slots__ = ("_drained_from", "_reader", "_sink", "_transport", "answer", "paused", "requests", "settled_at", "state", "upstream")
 
     def __init__(self, upstream: Pool) -> None:
         self.upstream = upstream
@@ -125,6 +128,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.settled_at = 0.0
         self.paused = False
         self._reader = ResponseReader()
+        self.answer: UpstreamAnswer = self._reader
         self._sink: Sink | None = None
         self._transport: asyncio.Transport | None = None
         self._drained_from = 0
@@ -151,11 +155,6 @@ class UpstreamConnection(asyncio.Protocol):
         self.requests += 1
         self._sink = sink
         transport.write(message)
-
-    @property
-    def answer(self) -> UpstreamAnswer:
-        """What was read of the answer to the last request."""
-        return self._reader
 
     def settle(self, now: float) -> None:
         """The answer was taken: keep the connection for another request, wait for the end of its message, or close it. Does nothing if

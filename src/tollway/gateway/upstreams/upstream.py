@@ -1,11 +1,11 @@
-"""The engine's side: connections, their pool, and the passive health of each upstream.
+"""Upstreams: the connection pool and the passive health of each deployment.
 
-A connection carries one request at a time and is either asking (it has a sink) or idle in its upstream's pool. Idle connections are
-used last-in first-out and given up after `idle_seconds`, which must stay below the engines' own keep-alive (5 s in vLLM, SGLang and
-TensorRT-LLM), or a reused connection is reset under the request. There is no bound that queues: concurrency is the limits' business.
+Idle connections are used last-in first-out and closed after IDLE_SECONDS, which must stay below the engines' own keep-alive (5 s in
+vLLM, SGLang and TensorRT-LLM): otherwise an engine resets a connection just as it is used again. The number of connections is not
+bounded here, because the limits bound concurrency.
 
-Health is passive: failures in a row eject an upstream for a time that doubles, and one success restores it. An ejected upstream is
-still tried when nothing better is left: with one engine, doubt is no reason to refuse.
+Health is passive: consecutive failures eject an upstream for a time that doubles, and one success restores it. An ejected upstream is
+still tried when no better one is left, because a doubtful engine is better than none.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from tollway.telemetry import Metrics
 
 IDLE_SECONDS = 3.0
 IDLE_CONNECTIONS_MAX = 1024
+"""Idle connections kept for each upstream; a burst leaves no more sockets than this behind."""
 FAILURES_TO_EJECT = 3
 EJECTION_SECONDS_MAX = 30.0
 DRAIN_SECONDS = 5.0
@@ -33,7 +34,7 @@ DRAIN_SECONDS = 5.0
 
 
 class Upstream:
-    """One deployment as seen from here: where it is, its idle connections, how it has been doing."""
+    """One deployment: its address, its idle connections, and its recent failures."""
 
     def __init__(self, deployment: Deployment, credential: str | None, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -70,7 +71,7 @@ class Upstream:
         return b"".join((self._heads[request.endpoint], passed_on, ours.encode(), body))
 
     def take_idle(self, now: float) -> UpstreamConnection | None:
-        """An idle connection that is young enough to be trusted, most recently used first."""
+        """Remove and return the most recently used idle connection, or None if none is younger than IDLE_SECONDS."""
         idle = self._idle
         while idle:
             connection = idle.pop()
@@ -80,7 +81,7 @@ class Upstream:
         return None
 
     async def connect(self, timeout_seconds: float) -> UpstreamConnection:
-        """A new connection. Raises Fault upstream_unreachable or upstream_connect_timeout."""
+        """Open a new connection. Raises Fault upstream_unreachable or upstream_connect_timeout."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -117,16 +118,16 @@ class Upstream:
             connection.close()
 
     def count_unsolicited(self) -> None:
-        """Bytes arrived on an idle connection: whatever they are, the engine and the gateway disagree about where a message ends."""
+        """Count bytes on an idle connection: the engine and the gateway disagree about where a message ends."""
         self._metrics.count(self._metrics.unsolicited, self.deployment.id)
 
     def succeeded(self) -> None:
-        """It answered: whatever was held against it is forgotten."""
+        """Record an answer: earlier failures no longer count."""
         self.failures = 0
         self.ejected_until = 0.0
 
     def failed(self, fault: Fault, now: float) -> None:
-        """It failed a request. A refusal because of load or of the request itself says nothing about health."""
+        """Record a failed request. A refusal because of load, or of the request itself, is not a failure of the upstream."""
         kind = fault.kind
         if kind.blame is not faults.Blame.UPSTREAM or kind in (
             faults.UPSTREAM_STALE,
@@ -140,7 +141,7 @@ class Upstream:
 
 
 class Upstreams:
-    """Every upstream by model, kept in step with the snapshot; a deployment that only changed its weight keeps its connections."""
+    """All upstreams by model, as the snapshot lists them. A deployment whose address and credential stay the same keeps its connections."""
 
     def __init__(self, vault: Vault, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -150,15 +151,15 @@ class Upstreams:
         self.unsealable = 0
 
     def of(self, model: str) -> list[Upstream]:
-        """The model's upstreams, in no order."""
+        """Return the model's upstreams, in no particular order."""
         return self._by_model.get(model, [])
 
     def all(self) -> Iterable[Upstream]:
-        """Every upstream."""
+        """Return every upstream."""
         return self._by_id.values()
 
     def put(self, entry: DeploymentEntry) -> None:
-        """A deployment is new or changed. One whose credential cannot be opened is left out and counted in `unsealable`."""
+        """Add or update a deployment. One whose credential cannot be unsealed is left out and counted in `unsealable`."""
         deployment = entry.deployment
         try:
             credential = None if deployment.credential is None else self._vault.unseal(deployment.credential)
@@ -175,14 +176,14 @@ class Upstreams:
         self._by_model.setdefault(deployment.model, []).append(upstream)
 
     def remove(self, id: str) -> None:
-        """A deployment is gone: what runs on it ends by itself, nothing new goes there."""
+        """Remove a deployment: requests that run on it finish, and no new ones go there."""
         upstream = self._by_id.pop(id, None)
         if upstream is not None:
             self._by_model[upstream.deployment.model].remove(upstream)
             upstream.close_idle(0.0, all=True)
 
     def replace_all(self, entries: Iterable[DeploymentEntry]) -> None:
-        """The whole set, after a reset."""
+        """Replace the whole set, after a reset of the snapshot."""
         entries = list(entries)
         for id in self._by_id.keys() - {entry.id for entry in entries}:
             self.remove(id)
