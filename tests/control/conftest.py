@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.running import Running, TenantSetup, make_tenant, running
+from tests.control.harness import Running, TenantSetup, make_tenant, running
 from tests.storage.databases import PostgresTemplate, SqliteTemplate
 
 

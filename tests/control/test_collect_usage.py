@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from tests.control.running import Running, TenantSetup, answered
+from tests.control.harness import Running, TenantSetup, answered
 from tests.link.samples import EPOCH, NODE, admit, final, frames
 from tollway.domain.usage import Outcome, Quantities, Record
 
@@ -23,7 +23,7 @@ COST = 100 * INPUT + 20 * CACHED + 30 * OUTPUT + 4 * REASONING + REQUEST
 
 @pytest.fixture(scope="module")
 def used(control: Running, alice: TenantSetup, bob: TenantSetup) -> TenantSetup:
-    """Alice used two models over three days with two keys; bob once. Taken in through the link's own door."""
+    """Alice used two models over three days with two keys; bob once. Taken in through the route of the link."""
     operator = control.operator()
     price_ids = {}
     for model in ("echo", "embed"):

@@ -13,7 +13,7 @@ import httpx2
 import msgspec
 import pytest
 
-from tests.control.running import Running, TenantSetup, answered, make_tenant, running, wait_until
+from tests.control.harness import Running, TenantSetup, answered, make_tenant, running, wait_until
 from tests.control.test_catalog import price
 from tests.control.test_doors import refused
 from tollway.domain.snapshot import Change, DeploymentEntry, Entry, KeyEntry, ModelEntry, SnapshotHead, kind_of
@@ -145,7 +145,7 @@ class TestChanges:
 
 
 def operate(control: Running, chance: random.Random, count: int) -> Iterator[int]:
-    """`count` random operations through the doors, some of which are refused; yields the number of each done."""
+    """`count` random operations through the API, some of which are refused; yields the number of each done."""
     operator = control.operator()
     tenants = [make_tenant(control, "first")]
     models: list[str] = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.control.running import Running, answered, make_tenant
+from tests.control.harness import Running, answered, make_tenant
 from tests.control.test_doors import refused
 from tests.link.samples import admit, final, frames
 from tollway.control import preview

@@ -1,4 +1,4 @@
-"""Books, drafts, publishing and terms, through the doors; and what gateways are told of them."""
+"""Books, drafts, publishing and terms, through the API; and what gateways are told of them."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from tests.control.running import Running, TenantSetup, answered, make_tenant
+from tests.control.harness import Running, TenantSetup, answered, make_tenant
 from tests.control.test_doors import refused
 from tests.control.test_link import apply, read_changes, read_snapshot
 from tollway.domain.faults import Fault

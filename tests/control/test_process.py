@@ -17,7 +17,7 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 
-from tests.control.running import NO_TLS, WAIT_SECONDS_MAX, answered, mint
+from tests.control.harness import NO_TLS, WAIT_SECONDS_MAX, answered, mint
 from tests.control.test_collect import fill, take
 from tests.control.test_doors import refused
 from tests.control.test_periods import ended

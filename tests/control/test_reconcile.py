@@ -15,7 +15,7 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 
-from tests.control.running import NO_TLS, Running, TenantSetup, answered, make_tenant
+from tests.control.harness import NO_TLS, Running, TenantSetup, answered, make_tenant
 from tests.link.samples import EPOCH, NODE, admit, final, frames, request_id
 from tests.simulator.running import simulator
 from tollway.cli.app import run

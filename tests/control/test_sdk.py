@@ -1,4 +1,4 @@
-"""The official OpenAI client's admin resources, against our doors: it is the SDK for tenants."""
+"""The official OpenAI client's admin resources, against our API: it is the SDK for tenants."""
 
 import time
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.control.running import Running, TenantSetup, make_tenant
+from tests.control.harness import Running, TenantSetup, make_tenant
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.control.running import Running, TenantSetup, answered, make_tenant
+from tests.control.harness import Running, TenantSetup, answered, make_tenant
 from tests.control.test_doors import refused
 from tollway.control.api.app import create_apps
 from tollway.domain.periods import Calendar, period_id

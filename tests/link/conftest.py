@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.running import Running, running
+from tests.control.harness import Running, running
 from tests.storage.databases import SqliteTemplate
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.running import Running
+from tests.control.harness import Running
 from tests.control.test_collect import fill
 from tests.link.link_server import Answer, Collector, Hangup, LinkServer, Request, until
 from tests.link.samples import ORGANIZATION, admit, ended, final

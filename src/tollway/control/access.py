@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from tollway.domain import ids, keys
 from tollway.domain.faults import KEY_INVALID, PARAMETER_MISSING, RESOURCE_UNKNOWN, SCOPE_INSUFFICIENT, Fault
 from tollway.domain.keys import KeyType
-from tollway.storage import across_tenants
-from tollway.storage.across_tenants import ActiveKey
+from tollway.storage import platform_queries
 from tollway.storage.database import Database
+from tollway.storage.platform_queries import ActiveKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def identify(database: Database, peppers: Mapping[int, bytes], secret: bytes, no
         raise Fault(KEY_INVALID)
     digests = [keys.digest(pepper, secret) for pepper in peppers.values()]
     with database.platform(write=False) as tx:
-        key = across_tenants.find_active_key(tx, digests, now)
+        key = platform_queries.find_active_key(tx, digests, now)
     if key is None:
         raise Fault(KEY_INVALID)
     return key
@@ -67,7 +67,7 @@ def require_tenant(database: Database, key: ActiveKey, organization_id: str | No
             message="An operator must name the organization to act for in the header OpenAI-Organization.",
         )
     with database.platform(write=False) as tx:
-        if not ids.is_id(ids.ORGANIZATION, organization_id) or not across_tenants.has_organization(tx, organization_id):
+        if not ids.is_id(ids.ORGANIZATION, organization_id) or not platform_queries.has_organization(tx, organization_id):
             raise Fault(RESOURCE_UNKNOWN)
     return Tenant(key.id, organization_id)
 

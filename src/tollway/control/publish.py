@@ -21,7 +21,7 @@ import msgspec
 
 from tollway.domain.faults import DRAINING, OVERLOADED, Fault
 from tollway.domain.snapshot import FORMAT, Change, Entry, SnapshotHead
-from tollway.storage import across_tenants
+from tollway.storage import platform_queries
 from tollway.storage import publish as storage
 from tollway.storage.database import Database, PlatformTx, Transaction
 
@@ -48,7 +48,7 @@ def lock(tx: Transaction) -> None:
 
 def publish(tx: Transaction, kind: type[Entry], ids: Sequence[str], now: int) -> int:
     """Tell gateways what has become of the things `ids` of `kind` in this transaction. Returns the version that will say so."""
-    entries = across_tenants.list_entries(tx, kind, ids)
+    entries = platform_queries.list_entries(tx, kind, ids)
     tag = str(kind.__struct_config__.tag)
     return storage.append_changes(tx, [Change(version=0, kind=tag, id=id, entry=entries.get(id)) for id in ids], now)
 
@@ -60,7 +60,7 @@ def read_snapshot(tx: PlatformTx) -> list[bytes]:
     """All that a gateway must know, at one version: chunks of lines, the head first and then each entry."""
     encode = msgspec.json.Encoder().encode
     chunks, chunk, count = [b""], bytearray(), 0
-    for entry in across_tenants.iterate_entries(tx):
+    for entry in platform_queries.iterate_entries(tx):
         chunk += encode(entry) + b"\n"
         count += 1
         if len(chunk) >= CHUNK_BYTES:

@@ -27,7 +27,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tollway.control import closing, keys, publish, reconcile, retention
 from tollway.control.api.app import create_apps
-from tollway.control.api.doors import ControlPlane
+from tollway.control.api.routes import ControlPlane
 from tollway.control.closing import Closing
 from tollway.control.publish import Publications
 from tollway.control.reconcile import ReconcileOptions, Reconciliation

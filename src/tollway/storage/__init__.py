@@ -1,6 +1,6 @@
 """Where things rest: the only room that knows SQL.
 
 Owns: the database and its transactions, the tables, one module of queries per noun, sealing of credentials, migrations, the archive.
-Does not own: rules (they are in `domain`), who may do what (in `control.access`), or when a transaction begins: doors open it.
+Does not own: rules (they are in `domain`), who may do what (in `control.access`), or when a transaction begins: routes open it.
 May import: `wire`, `domain`, SQLAlchemy, Alembic, the database drivers, cryptography.
 """

@@ -3,7 +3,7 @@
 Theory of operation. One set of queries runs on SQLite (embedded) and on PostgreSQL (cluster). What differs is here and nowhere else.
 
 A transaction is a value that says whom it may touch: `TenantTx` is bound to one organization, `PlatformTx` to none. Query functions
-ask for the one they need, so the type checker sees a query that forgot its tenant. A door opens a transaction, operations use it, the
+ask for the one they need, so the type checker sees a query that forgot its tenant. A route opens a transaction, operations use it, the
 end of the block commits it; an exception rolls it back.
 
 SQLite: one write connection, handed from thread to thread, begins with BEGIN IMMEDIATE, so that a writer never has to upgrade a
@@ -51,7 +51,7 @@ READERS = 8
 """Reading connections to SQLite. Its readers are threads of this process; more than a few times the cores only queue elsewhere."""
 
 POSTGRES_CONNECTIONS = 20
-"""Connections of one process to PostgreSQL: half of the worker threads of the doors, well below the server's default of 100."""
+"""Connections of one process to PostgreSQL: half of the worker threads of the API, well below the server's default of 100."""
 
 MIGRATION_LOCK = 0x746F6C6C776179
 """PostgreSQL advisory lock ("tollway" in ASCII): several control processes may start at once, one migrates."""

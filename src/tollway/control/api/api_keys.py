@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from fastapi import Query
 
 from tollway.control import keys, publish
-from tollway.control.api import doors
-from tollway.control.api.doors import OrganizationAdmin, Plane
+from tollway.control.api import routes
+from tollway.control.api.routes import OrganizationAdmin, Plane
 from tollway.control.api.schemas import (
     AdminKeyCreate,
     AdminKeyCreated,
@@ -26,7 +26,7 @@ from tollway.control.keys import WantedKey
 from tollway.domain import ids
 from tollway.domain.keys import KeyType
 
-router = doors.router(tags=["keys"])
+router = routes.router(tags=["keys"])
 
 # ---- Keys of a project ------------------------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ def list_admin_keys(caller: OrganizationAdmin, plane: Plane, query: Annotated[Pa
 def create_admin_key(caller: OrganizationAdmin, plane: Plane, body: AdminKeyCreate) -> AdminKeyCreated:
     """Create an admin key. Its secret is in this answer and nowhere else."""
     now = plane.now()
-    wanted = WantedKey(type=KeyType.ADMIN, name=body.name, expires_at=doors.expiry(body.expires_in_seconds, now))
+    wanted = WantedKey(type=KeyType.ADMIN, name=body.name, expires_at=routes.expiry(body.expires_in_seconds, now))
     with plane.database.tenant(caller.organization_id) as tx:
         shown = keys.create_admin_key(tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=now)
     return admin_key_created(shown)

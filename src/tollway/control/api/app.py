@@ -43,7 +43,7 @@ from tollway.control.api import (
     service_accounts,
     usage,
 )
-from tollway.control.api.doors import ControlPlane, Door, Plane, public, router
+from tollway.control.api.routes import ControlPlane, Plane, Route, public, router
 from tollway.domain import ids
 from tollway.domain.faults import BODY_TOO_LARGE, INTERNAL, OVERLOADED, REQUEST_TIMEOUT, TARGET_INVALID, Fault
 
@@ -84,7 +84,7 @@ LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router)
 
 
 def create_apps(plane: ControlPlane) -> tuple[FastAPI, FastAPI]:
-    """The public application and the link's, which also shows the metrics of both. Raises TypeError if a route is no door."""
+    """The public application and the link's, which also shows the metrics of both. Raises TypeError if a route does not declare its access."""
     registry = CollectorRegistry()
     registry.register(plane.reconciliation)
     if plane.closing is not None:
@@ -109,9 +109,9 @@ def _create_app(name: str, plane: ControlPlane, requests: Counter, routers: Sequ
 
 
 def refuse_undeclared(routes: Sequence[BaseRoute]) -> None:
-    """Default deny: raise TypeError if any route is not a `Door`, which alone declares and enforces who may pass."""
+    """Default deny: raise TypeError if any route is not a `Route`, which alone declares and enforces who may pass."""
     for route in routes:
-        if not isinstance(route, Door):
+        if not isinstance(route, Route):
             raise TypeError(f"route {getattr(route, 'path', route)!r} does not declare who may pass")
 
 

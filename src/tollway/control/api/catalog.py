@@ -5,14 +5,14 @@ from typing import Annotated
 from fastapi import Query
 
 from tollway.control import catalog
-from tollway.control.api import doors
-from tollway.control.api.doors import Plane, PlatformOperator
+from tollway.control.api import routes
+from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import ListOut, ModelCreate, ModelOut, ModelUpdate, PageQuery, list_out, model_out
 from tollway.domain.catalog import Model
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.tenants import Status
 
-router = doors.router(tags=["models"])
+router = routes.router(tags=["models"])
 
 
 @router.get("/v1/platform/models")

@@ -6,8 +6,8 @@ from fastapi import Query
 from pydantic import Field, StringConstraints
 
 from tollway.control import corrections
-from tollway.control.api import doors
-from tollway.control.api.doors import Plane, PlatformOperator
+from tollway.control.api import routes
+from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import Identified, In, ListOut, PageQuery, Reason, Sum, find_seconds, list_out, seconds
 from tollway.control.corrections import WantedAdjustment
 from tollway.domain import money
@@ -15,7 +15,7 @@ from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentSta
 from tollway.domain.faults import PARAMETER_UNKNOWN, Fault
 from tollway.domain.usage import TOKENS_MAX, Quantities
 
-router = doors.router(tags=["corrections"])
+router = routes.router(tags=["corrections"])
 
 Count = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
 OrganizationId = Annotated[str, StringConstraints(max_length=64, pattern=r"^org_[0-9a-f]{32}$")]

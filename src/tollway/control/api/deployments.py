@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import Query
 
 from tollway.control import catalog
-from tollway.control.api import doors
-from tollway.control.api.doors import Plane, PlatformOperator
+from tollway.control.api import routes
+from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import (
     DeploymentCreate,
     DeploymentOut,
@@ -22,7 +22,7 @@ from tollway.domain.catalog import Deployment
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.tenants import Status
 
-router = doors.router(tags=["deployments"])
+router = routes.router(tags=["deployments"])
 
 NULLABLE = frozenset({"region", "credential"})
 """Fields that an update may take away."""

@@ -1,4 +1,4 @@
-"""Faults as answers: one shape for everything that can go wrong at a door, OpenAI's `{"error": {message, type, param, code}}`.
+"""Faults as answers: one shape for everything that can go wrong in a request, OpenAI's `{"error": {message, type, param, code}}`.
 
 What a client sent is never repeated to it, but for the name of the field at fault, and that only while it looks like a name.
 """

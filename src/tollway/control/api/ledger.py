@@ -6,13 +6,13 @@ from fastapi import Query
 from pydantic import StringConstraints
 
 from tollway.control import ledger
-from tollway.control.api import doors
-from tollway.control.api.doors import Plane, PlatformOperator
+from tollway.control.api import routes
+from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import Identified, ListOut, Out, PageQuery, list_out, seconds
 from tollway.domain import money
 from tollway.storage.ledger import AdjustmentCause, Balance, Entry, Posting, UsageCause
 
-router = doors.router(tags=["ledger"])
+router = routes.router(tags=["ledger"])
 
 Owner = Annotated[str, StringConstraints(max_length=64, pattern=r"^[\x21-\x7e]+$")]
 

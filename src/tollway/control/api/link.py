@@ -9,12 +9,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from tollway.control import publish
-from tollway.control.api import doors
-from tollway.control.api.doors import ControlPlane, Node, Plane
+from tollway.control.api import routes
+from tollway.control.api.routes import ControlPlane, Node, Plane
 from tollway.control.api.schemas import AckIn
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Blame, Fault, FaultKind
 
-router = doors.router(tags=["link"])
+router = routes.router(tags=["link"])
 
 NDJSON = "application/x-ndjson"
 

@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from tollway.control import epochs, publish
-from tollway.control.api import doors
-from tollway.control.api.doors import Plane, PlatformOperator
+from tollway.control.api import routes
+from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import Identified, In, ListOut, NodeOut, Out, Reason, find_seconds, node_out, seconds
 from tollway.storage.epochs import Epoch
 
-router = doors.router(tags=["nodes"])
+router = routes.router(tags=["nodes"])
 
 
 @router.get("/v1/platform/nodes")

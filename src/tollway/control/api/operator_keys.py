@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 from fastapi import Query
 
 from tollway.control import keys
-from tollway.control.api import doors
-from tollway.control.api.doors import Plane, PlatformOperator
+from tollway.control.api import routes
+from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import Deleted, Identified, In, ListOut, Name, PageQuery, list_out, seconds
 from tollway.domain import ids
 from tollway.storage.keys import Key
 
-router = doors.router(tags=["operators"])
+router = routes.router(tags=["operators"])
 
 
 class OperatorKeyCreate(In):

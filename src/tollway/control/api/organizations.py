@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import Query
 
 from tollway.control import keys, publish, tenants
-from tollway.control.api import doors
-from tollway.control.api.doors import Plane, PlatformOperator
+from tollway.control.api import routes
+from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import (
     ListOut,
     OrganizationArchived,
@@ -23,7 +23,7 @@ from tollway.control.keys import WantedKey
 from tollway.domain import ids
 from tollway.domain.keys import KeyType
 
-router = doors.router(tags=["organizations"])
+router = routes.router(tags=["organizations"])
 
 
 @router.get("/v1/platform/organizations")
@@ -50,14 +50,14 @@ def create_organization(_caller: PlatformOperator, plane: Plane, body: Organizat
 @router.get("/v1/platform/organizations/{organization_id}")
 def retrieve_organization(_caller: PlatformOperator, plane: Plane, organization_id: str) -> OrganizationOut:
     """One organization."""
-    with plane.database.tenant(doors.organization(organization_id), write=False) as tx:
+    with plane.database.tenant(routes.organization(organization_id), write=False) as tx:
         return organization_out(tenants.get_organization(tx))
 
 
 @router.post("/v1/platform/organizations/{organization_id}")
 def modify_organization(_caller: PlatformOperator, plane: Plane, organization_id: str, body: OrganizationUpdate) -> OrganizationOut:
     """Change an organization's time zone. Billing periods that exist stay as they are."""
-    with plane.database.tenant(doors.organization(organization_id)) as tx:
+    with plane.database.tenant(routes.organization(organization_id)) as tx:
         return organization_out(tenants.set_time_zone(tx, body.time_zone))
 
 
@@ -65,7 +65,7 @@ def modify_organization(_caller: PlatformOperator, plane: Plane, organization_id
 def archive_organization(_caller: PlatformOperator, plane: Plane, organization_id: str) -> OrganizationArchived:
     """Archive an organization for ever, with its projects, and revoke all of its keys."""
     now = plane.now()
-    with plane.database.tenant(doors.organization(organization_id)) as tx:
+    with plane.database.tenant(routes.organization(organization_id)) as tx:
         organization, version = tenants.archive_organization(tx, now)
     pending = publish.confirm(plane.database, plane.publications, version, now)
     return OrganizationArchived(**organization_out(organization).model_dump(), pending_nodes=pending)

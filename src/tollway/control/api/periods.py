@@ -7,8 +7,8 @@ from pydantic import StringConstraints
 from starlette.responses import StreamingResponse
 
 from tollway.control import exports, periods
-from tollway.control.api import doors
-from tollway.control.api.doors import OrganizationAdmin, Plane, PlatformOperator
+from tollway.control.api import routes
+from tollway.control.api.routes import OrganizationAdmin, Plane, PlatformOperator
 from tollway.control.api.schemas import Identified, ListOut, Out, PageQuery, find_seconds, list_out, seconds
 from tollway.control.epochs import Blocker
 from tollway.control.periods import Blocked
@@ -19,7 +19,7 @@ from tollway.domain.proofs import encode_leaf
 from tollway.storage.archive import Archive
 from tollway.storage.periods import Period
 
-router = doors.router(tags=["billing periods"])
+router = routes.router(tags=["billing periods"])
 
 OrganizationId = Annotated[str, StringConstraints(max_length=64, pattern=r"^org_[0-9a-f]{32}$")]
 

@@ -8,8 +8,7 @@ from msgspec import UNSET
 from starlette.responses import Response, StreamingResponse
 
 from tollway.control import preview, price_drafts, prices
-from tollway.control.api import doors
-from tollway.control.api.doors import ControlPlane, Plane, PlatformOperator
+from tollway.control.api import routes
 from tollway.control.api.price_schemas import (
     BookCreate,
     BookOut,
@@ -26,6 +25,7 @@ from tollway.control.api.price_schemas import (
     finding_out,
     preview_out,
 )
+from tollway.control.api.routes import ControlPlane, Plane, PlatformOperator
 from tollway.control.api.schemas import ListOut, Out, PageQuery, list_out, seconds
 from tollway.control.preview import Progress, Scope
 from tollway.domain import ids
@@ -34,7 +34,7 @@ from tollway.domain.preview import last_month
 from tollway.domain.price_books import DraftState, PriceBook, PriceDraft, Severity
 from tollway.wire.errors import openai_error
 
-router = doors.router(tags=["price books"])
+router = routes.router(tags=["price books"])
 
 NDJSON = "application/x-ndjson"
 

@@ -1,4 +1,4 @@
-"""What crosses the doors about prices. Per million tokens, as decimal strings; `request` is an amount per request.
+"""Request and response schemas of prices. Per million tokens, as decimal strings; `request` is an amount per request.
 
 Where a price is written, cached input costs as input unless it has a price of its own, reasoning as output, and a request nothing.
 """

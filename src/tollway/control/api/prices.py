@@ -5,8 +5,7 @@ from typing import Annotated
 from fastapi import Query
 
 from tollway.control import prices
-from tollway.control.api import doors
-from tollway.control.api.doors import OrganizationAdmin, Plane, PlatformOperator
+from tollway.control.api import routes
 from tollway.control.api.price_schemas import (
     AllTermsOut,
     Id,
@@ -19,10 +18,11 @@ from tollway.control.api.price_schemas import (
     price_out,
     terms_out,
 )
+from tollway.control.api.routes import OrganizationAdmin, Plane, PlatformOperator
 from tollway.control.api.schemas import ListOut, ModelName, PageQuery, list_out
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 
-router = doors.router(tags=["prices"])
+router = routes.router(tags=["prices"])
 
 
 @router.get("/v1/platform/prices")
@@ -61,7 +61,7 @@ def retrieve_price(_caller: PlatformOperator, plane: Plane, price_id: str) -> Pr
 @router.get("/v1/platform/organizations/{organization_id}/price_terms")
 def list_terms(_caller: PlatformOperator, plane: Plane, organization_id: str) -> AllTermsOut:
     """By which price list an organization has paid, pays and will pay, in order of time."""
-    with plane.database.tenant(doors.organization(organization_id), write=False) as tx:
+    with plane.database.tenant(routes.organization(organization_id), write=False) as tx:
         return AllTermsOut(data=[terms_out(terms) for terms in prices.list_terms(tx)])
 
 
@@ -69,7 +69,7 @@ def list_terms(_caller: PlatformOperator, plane: Plane, organization_id: str) ->
 def create_terms(_caller: PlatformOperator, plane: Plane, organization_id: str, body: TermsCreate) -> TermsOut:
     """Let an organization pay by a book at a discount from an instant on. Terms are never retroactive."""
     valid_from = None if body.valid_from is None else body.valid_from * 1_000_000
-    with plane.database.tenant(doors.organization(organization_id)) as tx:
+    with plane.database.tenant(routes.organization(organization_id)) as tx:
         return terms_out(prices.set_terms(tx, book_id=body.book_id, discount_bp=body.discount_bp, valid_from=valid_from, now=plane.now()))
 
 

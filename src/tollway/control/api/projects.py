@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import Query
 
 from tollway.control import publish, tenants
-from tollway.control.api import doors
-from tollway.control.api.doors import OrganizationAdmin, Plane
+from tollway.control.api import routes
+from tollway.control.api.routes import OrganizationAdmin, Plane
 from tollway.control.api.schemas import (
     ListOut,
     PageQuery,
@@ -18,7 +18,7 @@ from tollway.control.api.schemas import (
 )
 from tollway.domain import ids
 
-router = doors.router(tags=["projects"])
+router = routes.router(tags=["projects"])
 
 
 @router.get("/v1/organization/projects")

@@ -6,14 +6,14 @@ from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from tollway.control import reconcile
-from tollway.control.api import doors
-from tollway.control.api.doors import Plane, PlatformOperator
+from tollway.control.api import routes
+from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import SECONDS_MAX, Identified, ListOut, ModelName, Out, PageQuery, list_out, seconds
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.reconciliation import HOUR_US, Comparison, EngineUsage, Line, Row, State, hour_of
 from tollway.domain.usage import Anomaly, UsageEvent
 
-router = doors.router(tags=["reconciliation"])
+router = routes.router(tags=["reconciliation"])
 
 HOURS_MAX = 168
 """Of one answer: a week."""

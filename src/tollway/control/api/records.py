@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tollway.control import collect
-from tollway.control.api import doors
-from tollway.control.api.doors import ControlPlane, Node, Plane, plane_of
+from tollway.control.api import routes
+from tollway.control.api.routes import ControlPlane, Node, Plane, plane_of
 from tollway.control.collect import Gap, Taken
 from tollway.control.judging import Refused
 from tollway.domain import ids
@@ -17,7 +17,7 @@ from tollway.domain.faults import DATABASE_UNAVAILABLE, RESOURCE_UNKNOWN, Blame,
 from tollway.storage.archive import Archive, ArchiveShort
 from tollway.storage.usage import EventRace
 
-router = doors.router(tags=["link"])
+router = routes.router(tags=["link"])
 
 SEQ_MAX = 2**63 - 1
 

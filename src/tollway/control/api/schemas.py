@@ -1,4 +1,4 @@
-"""What crosses the doors, as pydantic models: OpenAI's shapes where it has them, ours beside.
+"""Request and response schemas, as pydantic models: OpenAI's shapes where it has them, ours beside.
 
 Requests refuse unknown fields and convert nothing: "5" is not 5. Answers show instants in whole seconds, as OpenAI does, and money
 as exact strings. The functions `..._out` turn what we hold into what we show.

@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import Query
 
 from tollway.control import publish, tenants
-from tollway.control.api import doors
-from tollway.control.api.doors import OrganizationAdmin, Plane
+from tollway.control.api import routes
+from tollway.control.api.routes import OrganizationAdmin, Plane
 from tollway.control.api.schemas import (
     Deleted,
     ListOut,
@@ -21,7 +21,7 @@ from tollway.control.api.schemas import (
 from tollway.domain import ids
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 
-router = doors.router(tags=["service accounts"])
+router = routes.router(tags=["service accounts"])
 
 
 @router.get("/v1/organization/projects/{project_id}/service_accounts")
@@ -48,7 +48,7 @@ def create_service_account(caller: OrganizationAdmin, plane: Plane, project_id: 
             name=body.name,
             key_id=None if body.create_service_account_only else plane.new_id(ids.KEY),
             ingredients=plane.new_ingredients(),
-            expires_at=doors.expiry(body.expires_in_seconds, now),
+            expires_at=routes.expiry(body.expires_in_seconds, now),
             now=now,
         )
     key = None if made.key is None else service_account_key_out(made.key)

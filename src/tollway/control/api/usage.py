@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tollway.control import tenants, usage
-from tollway.control.api import doors
-from tollway.control.api.doors import OrganizationAdmin, Plane, plane_of
+from tollway.control.api import routes
+from tollway.control.api.routes import OrganizationAdmin, Plane, plane_of
 from tollway.control.api.schemas import SECONDS_MAX, Out, seconds
 from tollway.control.usage import Bucket, Buckets, Cost, Receipt
 from tollway.domain import ids, money
@@ -25,7 +25,7 @@ from tollway.domain.corrections import Adjustment
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.storage.usage import UsageGroup, UsageQuery
 
-router = doors.router(tags=["usage"])
+router = routes.router(tags=["usage"])
 
 WIDTHS_SECONDS = {"1m": 60, "1h": 3_600, "1d": 86_400}
 BUCKETS = {"1m": (60, 1440), "1h": (24, 168), "1d": (7, 31)}

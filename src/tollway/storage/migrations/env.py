@@ -1,4 +1,4 @@
-"""Alembic's door. `Database.migrate` hands its connection in; on the command line (`make migration`) the URL comes by `-x url=...`."""
+"""Entry point of Alembic. `Database.migrate` hands its connection in; on the command line (`make migration`) the URL comes by `-x url=...`."""
 
 from typing import Literal
 

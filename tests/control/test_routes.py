@@ -1,4 +1,4 @@
-"""What holds at every door: one shape of error, strict bodies, nothing repeated, nobody let in by accident."""
+"""What holds for every route: one shape of error, strict bodies, nothing repeated, nobody let in by accident."""
 
 import json
 import socket
@@ -8,11 +8,11 @@ import httpx2
 import pytest
 from fastapi import APIRouter
 
-from tests.control.running import WAIT_SECONDS_MAX, Running, TenantSetup, answered, mint, wait_until
+from tests.control.harness import WAIT_SECONDS_MAX, Running, TenantSetup, answered, mint, wait_until
 from tollway.control import tenants
 from tollway.control.api import app
 from tollway.control.api.app import BODY_BYTES_MAX, create_apps, refuse_undeclared
-from tollway.control.api.doors import Door, router
+from tollway.control.api.routes import Route, router
 from tollway.domain.keys import KeyType
 from tollway.serve import control as serve_control
 
@@ -36,7 +36,7 @@ class TestEveryRoute:
         for each in create_apps(control.plane):
             assert each.routes
             for route in each.routes:
-                assert isinstance(route, Door)
+                assert isinstance(route, Route)
                 assert route.access.name in {"organization admin", "platform operator", "node", "public"}
                 if route.access.name == "public":
                     assert route.path in {"/livez", "/readyz", "/metrics", "/openapi.json"}

@@ -1,7 +1,7 @@
-"""What every door shares: who may come in, how a body is read, and what the endpoint is given.
+"""What every route shares: its access declaration, strict reading of bodies, and the `ControlPlane` that endpoints work with.
 
 Theory of operation. A route declares its access as a dependency (`OrganizationAdmin`, `PlatformOperator`, `Node`, or `public`).
-`Door`, the route class of all routers, finds that declaration when the route is made (a route without one cannot be made) and
+`Route`, the route class of all routers, finds that declaration when the route is made (a route without one cannot be made) and
 enforces it before a byte of the body is read. Access hangs on the route object, never on a path compared as text.
 
 Bodies are parsed strictly: JSON in UTF-8, no duplicate keys at any depth, no NaN, bounded in size and depth; then by a pydantic
@@ -55,7 +55,7 @@ from tollway.storage.vault import LocalVault
 
 @dataclass(frozen=True, slots=True)
 class ControlPlane:
-    """What the doors of one control process work with. `now`: UTC microseconds. `random_bytes(n)`: n unpredictable bytes.
+    """What the routes of one control process work with. `now`: UTC microseconds. `random_bytes(n)`: n unpredictable bytes.
 
     `peppers`: by version, at most two, the one named by `pepper_version` for new keys. `log`: writes one line of structured log.
     `approval_above_pico`: corrections that move more need a second operator. `closing`: None if periods are closed by operators only.
@@ -172,7 +172,7 @@ class StrictRequest(Request):
         return self.parsed
 
 
-class Door(APIRoute):
+class Route(APIRoute):
     """A route that knows who may pass. Raises TypeError when it is made without exactly one declared access."""
 
     access: Access
@@ -203,8 +203,8 @@ class Door(APIRoute):
 
 
 def router(*, tags: list[str]) -> APIRouter:
-    """An empty router whose routes are doors. Paths are written in full at each route, so that they can be searched for."""
-    return APIRouter(route_class=Door, tags=list(tags), redirect_slashes=False)
+    """An empty router whose routes are of class `Route`. Paths are written in full at each route, so that they can be searched for."""
+    return APIRouter(route_class=Route, tags=list(tags), redirect_slashes=False)
 
 
 def _flatten(dependant: Dependant) -> Iterator[Dependant]:

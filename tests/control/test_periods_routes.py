@@ -1,4 +1,4 @@
-"""Through the doors: an operator closes a month and corrects it, a tenant reads, proves and exports it; nobody sees another's."""
+"""Through the API: an operator closes a month and corrects it, a tenant reads, proves and exports it; nobody sees another's."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.control.running import Running, answered
+from tests.control.harness import Running, answered
 from tests.control.test_audit import VERIFIER
 from tests.control.test_collect import fill
 from tests.control.test_doors import refused

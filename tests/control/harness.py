@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 
 from tollway.control import keys
-from tollway.control.api.doors import ControlPlane
+from tollway.control.api.routes import ControlPlane
 from tollway.control.publish import Publications
 from tollway.domain import ids
 from tollway.domain import keys as domain_keys
@@ -85,7 +85,7 @@ class TenantSetup:
 
 
 def make_tenant(running: Running, name: str, currency: str = "EUR") -> TenantSetup:
-    """An organization with a project, a key and a service account, made through the doors."""
+    """An organization with a project, a key and a service account, made through the API."""
     made = answered(running.operator().post("/v1/platform/organizations", json={"name": name, "currency": currency}))
     admin = running.client(made["admin_api_key"]["value"])
     project = answered(admin.post("/v1/organization/projects", json={"name": f"{name} project"}))
