@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.control.harness import Running, answered
-from tests.control.test_doors import refused
+from tests.control.test_routes import refused
 from tollway.control.catalog import check_base_url
 from tollway.domain.faults import Fault
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.control.harness import Running, TenantSetup, answered, make_tenant, running, wait_until
 from tests.control.test_catalog import price
-from tests.control.test_doors import refused
+from tests.control.test_routes import refused
 from tollway.domain.snapshot import Change, DeploymentEntry, Entry, KeyEntry, ModelEntry, SnapshotHead, kind_of
 
 State = dict[tuple[str, str], Entry]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.control.harness import Running, answered, make_tenant
-from tests.control.test_doors import refused
+from tests.control.test_routes import refused
 from tests.link.samples import admit, final, frames
 from tollway.control import preview
 from tollway.control.preview import Progress

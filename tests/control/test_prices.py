@@ -8,8 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from tests.control.harness import Running, TenantSetup, answered, make_tenant
-from tests.control.test_doors import refused
 from tests.control.test_link import apply, read_changes, read_snapshot
+from tests.control.test_routes import refused
 from tollway.domain.faults import Fault
 from tollway.domain.prices import PriceTerms
 from tollway.domain.snapshot import ModelEntry, OrganizationEntry

@@ -19,8 +19,8 @@ import sqlalchemy as sa
 
 from tests.control.harness import NO_TLS, WAIT_SECONDS_MAX, answered, mint
 from tests.control.test_collect import fill, take
-from tests.control.test_doors import refused
 from tests.control.test_periods import ended
+from tests.control.test_routes import refused
 from tests.link.samples import EPOCH, frames
 from tests.storage.databases import SqliteTemplate
 from tollway.domain.keys import KeyType

@@ -14,7 +14,7 @@ from tollway.control.api import app
 from tollway.control.api.app import BODY_BYTES_MAX, create_apps, refuse_undeclared
 from tollway.control.api.routes import Route, router
 from tollway.domain.keys import KeyType
-from tollway.serve import control as serve_control
+from tollway.serve import http_protocol
 
 PROJECTS = "/v1/organization/projects"
 
@@ -191,7 +191,7 @@ class TestSlowness:
 
     @pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost:"])
     def test_of_a_head_has_an_end(self, control: Running, monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
-        monkeypatch.setattr(serve_control, "HEAD_SECONDS_MAX", 0.05)
+        monkeypatch.setattr(http_protocol, "HEAD_SECONDS_MAX", 0.05)
         with connect(control.url) as connection:
             connection.sendall(begun)
             try:

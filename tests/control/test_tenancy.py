@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from tests.control.harness import Running, TenantSetup, answered, make_tenant
-from tests.control.test_doors import refused
+from tests.control.test_routes import refused
 from tollway.control.api.app import create_apps
 from tollway.domain.periods import Calendar, period_id
 from tollway.storage import periods as stored_periods

@@ -20,10 +20,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httptools
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tollway.control import closing, keys, publish, reconcile, retention
 from tollway.control.api.app import create_apps
@@ -32,16 +30,16 @@ from tollway.control.closing import Closing
 from tollway.control.publish import Publications
 from tollway.control.reconcile import ReconcileOptions, Reconciliation
 from tollway.domain import ids
-from tollway.domain.faults import DATABASE_UNAVAILABLE, MALFORMED_HTTP, Fault
+from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.money import PICO
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve import garbage
+from tollway.serve.http_protocol import StrictProtocol
 from tollway.serve.sockets import url_of
 from tollway.storage.database import Database
 from tollway.storage.vault import LocalVault
 from tollway.telemetry import LogWriter
-from tollway.wire.errors import openai_error
 
 DATABASE_WAIT_SECONDS = 30.0
 """At the start, for a database that cannot be reached: it restarts, or starts beside us. Whoever supervises gives up no gateway meanwhile,
@@ -64,12 +62,6 @@ STOP_SECONDS_MAX = 8
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s after which common proxies give up an idle connection: whoever closes first must not be us."""
-
-HEAD_SECONDS_MAX = 15.0
-HEAD_BYTES_MAX = 64 * 1024
-HEADERS_MAX = 100
-"""Of a request line and its headers: how long they may take to arrive, how long and how many they may be."""
-
 
 LEVELS = {"defect": "error", "reconciliation_drift": "warning", "engine_not_observed": "warning", "periods_overdue": "warning"}
 """Of events that are not merely told."""
@@ -308,78 +300,3 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
-
-
-class StrictProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 with bounds on the head of a request, trailers dropped, and our shape for what is no request
-    at all.
-
-    Trailers would otherwise join the headers, an `Authorization` among them. Whatever is raised in a callback of the
-    parser becomes its error, and so `send_400_response`."""
-
-    _head_bytes = 0
-    _head_complete = False
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first head."""
-        super().connection_made(transport)
-        # asyncio sets it only for sockets that were made with their protocol named, which inherited ones need not be. Without it
-        # the body of an answer waits 40 ms for the client's delayed acknowledgement of its head (measured).
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._deadline = self.loop.call_later(HEAD_SECONDS_MAX, transport.abort)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def on_message_begin(self) -> None:
-        """Begin to wait for this head."""
-        super().on_message_begin()
-        self._head_bytes, self._head_complete = 0, False
-        self._stop_waiting()
-        self._deadline = self.loop.call_later(HEAD_SECONDS_MAX, self.transport.abort)
-
-    def on_url(self, url: bytes) -> None:
-        """Take a piece of the target."""
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; drop a trailer."""
-        if self._head_complete:
-            return
-        self._count(len(name) + len(value))
-        if len(self.headers) >= HEADERS_MAX:
-            raise ValueError("too many headers")
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        """The head is whole: HTTP/1.1 wants exactly one Host (RFC 9112 section 3.2)."""
-        self._head_complete = True
-        self._stop_waiting()
-        hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
-            raise ValueError("not exactly one Host")
-        super().on_headers_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """Say so in the shape of every other error, and close."""
-        body = openai_error(Fault(MALFORMED_HTTP))
-        head = (
-            f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            f"x-request-id: {new_id(ids.REQUEST)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
-
-    def _count(self, more_bytes: int) -> None:
-        self._head_bytes += more_bytes
-        if self._head_bytes > HEAD_BYTES_MAX:
-            raise httptools.HttpParserError("the head is too large")
-
-    def _stop_waiting(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None

@@ -84,7 +84,9 @@ LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router)
 
 
 def create_apps(plane: ControlPlane) -> tuple[FastAPI, FastAPI]:
-    """The public application and the link's, which also shows the metrics of both. Raises TypeError if a route does not declare its access."""
+    """The public application and that of the link, which also shows the metrics of both.
+
+    Raises TypeError if a route does not declare its access."""
     registry = CollectorRegistry()
     registry.register(plane.reconciliation)
     if plane.closing is not None:

@@ -1,4 +1,4 @@
-"""Entry point of Alembic. `Database.migrate` hands its connection in; on the command line (`make migration`) the URL comes by `-x url=...`."""
+"""Entry point of Alembic. `Database.migrate` hands its connection in; `make migration` passes the URL as `-x url=...`."""
 
 from typing import Literal
 

@@ -1,0 +1,100 @@
+"""The HTTP/1.1 protocol of the control plane's two listeners: uvicorn's, made strict.
+
+The gateway has a listener of its own (`gateway.edge`); this file holds the rules of the REST API and the link.
+"""
+
+import asyncio
+import secrets
+import socket
+import time
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tollway.domain import ids
+from tollway.domain.faults import MALFORMED_HTTP, Fault
+from tollway.wire.errors import openai_error
+
+HEAD_SECONDS_MAX = 15.0
+"""Deadline for the request line and headers to arrive, from the opening of the connection or the first byte of the next request."""
+
+HEAD_BYTES_MAX = 64 * 1024
+"""Bound on the target, header names and header values of a request together."""
+
+HEADERS_MAX = 100
+"""Bound on the number of headers of a request."""
+
+
+class StrictProtocol(HttpToolsProtocol):
+    """Add to uvicorn's HTTP/1.1: bounds on the request head, exactly one Host, no trailers, and OpenAI's error body for malformed requests.
+
+    Trailers would otherwise join the headers, an `Authorization` among them. An exception raised in a callback of the parser becomes
+    an error of the parser, which uvicorn answers with `send_400_response`."""
+
+    _head_bytes = 0
+    _head_complete = False
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the deadline of the first head and disable Nagle's algorithm."""
+        super().connection_made(transport)
+        # asyncio sets it only for sockets that were made with their protocol named, which inherited ones need not be. Without it
+        # the body of an answer waits 40 ms for the client's delayed acknowledgement of its head (measured).
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._deadline = self.loop.call_later(HEAD_SECONDS_MAX, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel the deadline."""
+        self._cancel_deadline()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """Start the deadline of this head."""
+        super().on_message_begin()
+        self._head_bytes, self._head_complete = 0, False
+        self._cancel_deadline()
+        self._deadline = self.loop.call_later(HEAD_SECONDS_MAX, self.transport.abort)
+
+    def on_url(self, url: bytes) -> None:
+        """Count and pass on a piece of the target. Raises HttpParserError above HEAD_BYTES_MAX."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count and pass on a header; drop a trailer. Raises ValueError above HEADERS_MAX."""
+        if self._head_complete:
+            return
+        self._count(len(name) + len(value))
+        if len(self.headers) >= HEADERS_MAX:
+            raise ValueError("too many headers")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Require exactly one Host (RFC 9112 section 3.2; optional in HTTP/1.0) and pass the head on."""
+        self._head_complete = True
+        self._cancel_deadline()
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
+            raise ValueError("a request must have exactly one Host header")
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Send OpenAI's error body for MALFORMED_HTTP and close the connection."""
+        body = openai_error(Fault(MALFORMED_HTTP))
+        request_id = ids.new_id(ids.REQUEST, time.time_ns() // 1000, secrets.randbits(ids.RANDOM_BITS))
+        head = (
+            f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"x-request-id: {request_id}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def _count(self, more_bytes: int) -> None:
+        self._head_bytes += more_bytes
+        if self._head_bytes > HEAD_BYTES_MAX:
+            raise httptools.HttpParserError("the head is too large")
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
