@@ -219,6 +219,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.committed = False
+        self.chunked = True
         self.gone = False
         self.status: int | None = None
         self.body = b""
@@ -242,6 +243,14 @@ class Recorder:
         self.body += data
         if self.is_slow and self.flow is not None:
             self.flow.pause()
+
+    def send_chunks(self, data: bytes) -> None:
+        while data:
+            stated, _, rest = data.partition(b"\r\n")
+            size = int(stated, 16)
+            assert rest[size : size + 2] == b"\r\n", "a chunk without its end"
+            self.send(rest[:size])
+            data = rest[size + 2 :]
 
     def end_stream(self, data: bytes) -> None:
         self.send(data)

@@ -142,8 +142,8 @@ class LogWriter:
         self._lines: list[CompletedLine | msgspec.Raw] = []
         self._batches: queue.Queue[list[CompletedLine | msgspec.Raw] | None] = queue.Queue(self.PENDING_BATCHES_MAX)
         self._encode = msgspec.json.Encoder().encode_lines
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-        self._thread.start()
+        self._worker = threading.Thread(target=self._run, name="log", daemon=True)
+        self._worker.start()
 
     def write(self, line: msgspec.Struct | Mapping[str, object]) -> None:
         """Take one line; it is written with the next flush."""
@@ -172,7 +172,7 @@ class LogWriter:
             self._batches.put(None, timeout=timeout_seconds)
         except queue.Full:
             return
-        self._thread.join(timeout_seconds)
+        self._worker.join(timeout_seconds)
 
     def _run(self) -> None:
         while (lines := self._batches.get()) is not None:

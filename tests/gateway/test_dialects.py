@@ -50,7 +50,15 @@ def events(draw: st.DrawFn) -> bytes:
 
 
 def _read_regular(stream: OpenAIStream, data: bytes) -> bytes | None:
-    """As the relay asks: about a part of what was read."""
+    """As the relay asks: the template about what was read, then the stream about a part of it."""
+    template = stream.template
+    if template is not None:
+        relayed = template.relay(b"%x\r\n%b\r\n" % (len(data), data))
+        if relayed is not None:
+            stream.output = template.output
+            size, _, rest = relayed.partition(b"\r\n")
+            assert len(rest) == int(size, 16) + 2 and template.event_bytes == len(data)
+            return rest[:-2]
     return stream.read_regular(b"7f\r\n" + data + b"\r\n", 4, 4 + len(data))
 
 

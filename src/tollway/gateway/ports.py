@@ -63,6 +63,9 @@ class Client(Protocol):
     committed: bool
     """Whether the status line left: from then on nothing can be retried and a fault is an event of the stream."""
 
+    chunked: bool
+    """Whether the stream that began is sent in chunks."""
+
     gone: bool
     """Whether the client closed its connection."""
 
@@ -76,6 +79,10 @@ class Client(Protocol):
 
     def send(self, data: bytes) -> None:
         """The next bytes of the stream (without transfer coding)."""
+        ...
+
+    def send_chunks(self, data: bytes) -> None:
+        """The next bytes of a stream that is `chunked`, as whole chunks."""
         ...
 
     def end_stream(self, data: bytes) -> None:

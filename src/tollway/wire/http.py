@@ -371,12 +371,12 @@ def _find_ends(data: bytes, body: bytes) -> _Ends | None:
     return _Ends(before, after, len(before) + len(after), len(match[1]))
 
 
-_CHUNK_SIZES = tuple(b"%x\r\n" % size for size in range(1024))
+CHUNK_SIZES = tuple(b"%x\r\n" % size for size in range(1024))
 
 
 def chunk_size(size: int) -> bytes:
     """The line before a chunk of `size` bytes, in the lower case that nearly all write (RFC 9112 section 7.1)."""
-    return _CHUNK_SIZES[size] if 0 <= size < 1024 else b"%x\r\n" % size
+    return CHUNK_SIZES[size] if 0 <= size < 1024 else b"%x\r\n" % size
 
 
 def _remember(names: dict[bytes, bytes | None], name: bytes, meaning: bytes | None) -> bytes | None:

@@ -33,7 +33,7 @@ FIELDS: dict[str, Check] = COMMON_FIELDS | {
     "web_search_options": fields.nullable(fields.mapping),
 }
 
-DIALECT = Dialect(
+DIALECT: Dialect = Dialect(
     endpoint=Endpoint.CHAT_COMPLETIONS,
     fields=FIELDS,
     required=("model", "messages"),

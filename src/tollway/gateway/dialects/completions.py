@@ -17,7 +17,7 @@ FIELDS: dict[str, Check] = COMMON_FIELDS | {
     "suffix": fields.nullable(fields.text),
 }
 
-DIALECT = Dialect(
+DIALECT: Dialect = Dialect(
     endpoint=Endpoint.COMPLETIONS,
     fields=FIELDS,
     required=("model", "prompt"),

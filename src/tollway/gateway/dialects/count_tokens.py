@@ -16,7 +16,7 @@ def read_answer(body: bytes, upstream_model: str, public_model: str, output_toke
     return Answer(body, Quantities(), None)
 
 
-DIALECT = Dialect(
+DIALECT: Dialect = Dialect(
     endpoint=Endpoint.COUNT_TOKENS,
     model_endpoint=Endpoint.MESSAGES,
     fields=messages.PROMPT_FIELDS,

@@ -11,6 +11,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.usage import Anomaly, Quantities, ServiceTier, UsageSource
 from tollway.gateway.dialects.answers import Answer
 from tollway.gateway.dialects.fields import Check, Shape, plain_shape
+from tollway.native import EventTemplate
 
 
 class AnswerStream(Protocol):
@@ -21,6 +22,9 @@ class AnswerStream(Protocol):
     anomaly: Anomaly | None
     terminated: bool
     terminator: bytes
+    template: EventTemplate | None
+    """What the next events are compared with, once regular events were seen. It keeps its own count of `output`, which its user brings
+    over after each event."""
 
     @property
     def used(self) -> Quantities | None:

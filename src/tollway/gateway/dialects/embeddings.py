@@ -17,7 +17,7 @@ FIELDS: dict[str, Check] = {
     "user": fields.nullable(fields.text),
 }
 
-DIALECT = Dialect(
+DIALECT: Dialect = Dialect(
     endpoint=Endpoint.EMBEDDINGS,
     fields=FIELDS,
     required=("model", "input"),

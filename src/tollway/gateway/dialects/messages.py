@@ -19,6 +19,7 @@ from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_errors import read_fault
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.usage import check_report
+from tollway.native import EventTemplate
 from tollway.wire import bodies, sse
 
 SERVICE_TIERS = {"auto": ServiceTier.STANDARD, "standard_only": ServiceTier.STANDARD}
@@ -161,6 +162,7 @@ class MessageStream:
         "anomaly",
         "output",
         "source",
+        "template",
         "terminated",
         "terminator",
         "used",
@@ -188,6 +190,7 @@ class MessageStream:
         self.anomaly: Anomaly | None = None
         self.terminated = False
         self.terminator = b""
+        self.template: EventTemplate | None = None
 
     def read_regular(self, data: bytes, start: int, end: int) -> bytes | None:
         """No event of this dialect is worth a way of its own."""
@@ -257,7 +260,7 @@ class MessageStream:
         self.source = UsageSource.ENGINE_FINAL
 
 
-DIALECT = Dialect(
+DIALECT: Dialect = Dialect(
     endpoint=Endpoint.MESSAGES,
     fields=FIELDS,
     required=("model", "messages", "max_tokens"),

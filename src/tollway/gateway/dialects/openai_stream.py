@@ -17,6 +17,7 @@ from tollway.gateway.dialects.answers import ABSENT, NULL, decode, is_absent
 from tollway.gateway.dialects.engine_errors import read_fault
 from tollway.gateway.dialects.openai_answers import read_usage
 from tollway.gateway.dialects.usage import cap_output
+from tollway.native import EventTemplate
 from tollway.wire import bodies, sse
 
 DONE = b"data: [DONE]\n\n"
@@ -82,8 +83,6 @@ _SHAPE = re.compile(
 """A regular event around its text and its counts. Without a backslash in it, no quote is part of a text."""
 SHAPES_MAX = 8
 """Events of a stream that are looked at for the shape; where eight do not have it, the engine writes another one."""
-_COUNTS = b'%d,"completion_tokens":%d}}\n\n'
-_ZERO = ord("0")
 
 _event = msgspec.json.Decoder(_Event)
 _counted_event = msgspec.json.Decoder(_CountedEvent)
@@ -100,15 +99,12 @@ class OpenAIStream:
     """
 
     __slots__ = (
-        "_after",
-        "_before",
         "_counted",
         "_counting",
         "_events",
         "_finish_seen",
         "_hide_continuous",
         "_hide_usage",
-        "_kept",
         "_output_most",
         "_output_tokens_max",
         "_owed",
@@ -120,6 +116,7 @@ class OpenAIStream:
         "anomaly",
         "output",
         "source",
+        "template",
         "terminated",
         "terminator",
     )
@@ -152,8 +149,7 @@ class OpenAIStream:
         self._reported = False
         self._finish_seen = False
         self._prompt_tokens = -1  # of the last report that `read` believed; while negative, nothing is regular
-        self._before = self._after = b""  # of the last regular event: what stands before and after its text; none while `_before` is empty
-        self._kept = 0  # and how much of what comes after is not usage
+        self.template: EventTemplate | None = None  # of the last regular event
         self._shapes_left = SHAPES_MAX
         self._used: Quantities | None = None
         self.source = UsageSource.NONE
@@ -169,10 +165,6 @@ class OpenAIStream:
         """
         if self._prompt_tokens < 0:
             return None
-        if self._before:
-            relayed = self._read_alike(data, start, end)
-            if relayed is not None:
-                return relayed
         if not data.startswith(b"data: {", start) or not data.endswith(b"}}\n\n", start, end):
             return None
         if data.count(b"\n", start, end) != 2 or data.find(b"\r", start, end) >= 0 or not data.isascii():
@@ -185,11 +177,15 @@ class OpenAIStream:
         output = usage.completion_tokens
         if len(event.choices) != 1 or usage.prompt_tokens != self._prompt_tokens or not self.output <= output <= self._output_most:
             return None
-        if not self._before and self._shapes_left:
+        template = self.template
+        if template is not None:
+            template.output = output
+        elif self._shapes_left:
             self._shapes_left -= 1
             shape = _SHAPE.fullmatch(data, start, end)
             if shape is not None:
-                self._before, self._after, self._kept = shape[1], shape[2] + shape[3], len(shape[2])
+                most, hides = self._output_most, self._hide_continuous
+                self.template = EventTemplate(shape[1], shape[2] + shape[3], len(shape[2]), output, most, hides)
         if not self._hide_continuous:
             self.output = output
             return data[start:end]
@@ -200,34 +196,6 @@ class OpenAIStream:
             return None  # usage is not the last member: what follows it must not be lost
         self.output = output
         return data[start:at] + b"}\n\n"
-
-    def _read_alike(self, data: bytes, start: int, end: int) -> bytes | None:
-        """The same for an event that differs from the last regular one in nothing but its text and its counts. Without reading JSON: plain
-        text in place of plain text cannot change what an object says beside it."""
-        text_at = start + len(self._before)
-        at = data.find(b'"', text_at)
-        counts_at = at + len(self._after)
-        if at < 0 or data[at:counts_at] != self._after or data[start:text_at] != self._before:
-            return None
-        try:
-            text = data[text_at:at].decode()
-        except UnicodeDecodeError:
-            return None
-        if not text.isprintable() or "\\" in text:
-            return None
-        output = self.output + 1  # nearly always: one more token than the last event
-        if output <= self._output_most and data[counts_at:end] == _COUNTS % (self._prompt_tokens + output, output):
-            self.output = output
-            return data[start : at + self._kept] + b"}\n\n" if self._hide_continuous else data[start:end]
-        total, _, rest = data[counts_at:end].partition(b',"completion_tokens":')
-        count = rest[:-4]
-        if rest[-4:] != b"}}\n\n" or not (total.isdigit() and count.isdigit()) or total[0] == _ZERO or count[0] == _ZERO:
-            return None
-        output = int(count) if len(count) < 11 else TOKENS_MAX + 1
-        if not self.output <= output <= self._output_most:
-            return None
-        self.output = output
-        return data[start : at + self._kept] + b"}\n\n" if self._hide_continuous else data[start:end]
 
     def read(self, event: bytes) -> bytes | None:
         """Read one event (as `wire.sse.EventReader` gives it); returns what to relay, or None for nothing. Raises Fault.
@@ -242,6 +210,7 @@ class OpenAIStream:
                 raise Fault(faults.UPSTREAM_INVALID, detail="a stream without events")
             self.terminated = True
             self._prompt_tokens = -1
+            self.template = None
             return None if self._owed is None else b"data: " + bodies.join(self._owed) + b"\n\n"
         if b"\n" in data:
             data = data.replace(b"\n", b" ")  # of several data lines one is made; inside JSON a line end is nothing but space
@@ -256,6 +225,7 @@ class OpenAIStream:
             if reason is not None:
                 self._finish_seen = True
                 self._prompt_tokens = -1
+                self.template = None
                 if reason == "abort":
                     raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
         if counting:
@@ -321,7 +291,7 @@ class OpenAIStream:
         self.output = used.output + used.reasoning
         regular = self._rename is None and not self._counting and not used.reasoning and not final
         self._prompt_tokens = used.input + used.cached_input if regular else -1
-        self._before = b""  # it holds the number of prompt tokens
+        self.template = None  # it holds the number of prompt tokens
         self._reported = True
         self.source = UsageSource.ENGINE_FINAL if final else UsageSource.ENGINE_CONTINUOUS
 

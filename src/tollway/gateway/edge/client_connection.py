@@ -41,7 +41,6 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_ahead_bytes",
-        "_chunked",
         "_close_after",
         "_edge",
         "_ending",
@@ -57,6 +56,7 @@ class ClientConnection(asyncio.Protocol):
         "_reading",
         "_request",
         "_transport",
+        "chunked",
         "committed",
         "gone",
     )
@@ -75,7 +75,7 @@ class ClientConnection(asyncio.Protocol):
         self._phase_at = edge.now
         self._phase_bytes = 0
         self._ahead_bytes = 0
-        self._chunked = False
+        self.chunked = False
         self._close_after = False
         self._ending = False
         self._prechecked = False
@@ -363,7 +363,7 @@ class ClientConnection(asyncio.Protocol):
         self._reader.rest()
         transport = self._transport
         if transport is not None:
-            chunked = self._chunked = self._request is not None and self._request.minor_version == 1
+            chunked = self.chunked = self._request is not None and self._request.minor_version == 1
             if not chunked:
                 self._close_after = True
             transport.write(
@@ -384,15 +384,20 @@ class ClientConnection(asyncio.Protocol):
     def send(self, data: bytes) -> None:
         transport = self._transport
         if transport is not None:
-            if self._chunked:
+            if self.chunked:
                 transport.write(chunk_size(len(data)) + data + b"\r\n")
             else:
                 transport.write(data)
 
+    def send_chunks(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is not None:
+            transport.write(data)
+
     def end_stream(self, data: bytes) -> None:
         transport = self._transport
         if transport is not None:
-            if self._chunked:
+            if self.chunked:
                 transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
             else:
                 transport.write(data)

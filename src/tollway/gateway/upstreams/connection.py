@@ -45,7 +45,7 @@ _TRANSITIONS: dict[State, frozenset[State]] = {
 }
 
 
-class TransitionError(RuntimeError):
+class TransitionError(Exception):
     """A connection was asked to change to a state that cannot follow its own: a defect of the caller."""
 
 
