@@ -4,8 +4,9 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -144,15 +145,16 @@ class Log:
 # In memory
 
 
-async def walked(answering: Coroutine[Any, None, None]) -> None:
-    """`answering` as the server runs it, waited for."""
+async def driven(answering: Callable[[CoroutineDriver], Coroutine[Any, None, None]]) -> None:
+    """Run what `answering` returns as the server does, and wait for its end."""
     over = asyncio.get_running_loop().create_future()
 
     async def to_the_end() -> None:
-        await answering
+        await answering(driver)
         over.set_result(None)
 
-    CoroutineDriver(to_the_end())
+    driver = CoroutineDriver(copy_context())
+    over.get_loop().call_soon(driver.start, to_the_end())
     await over
 
 

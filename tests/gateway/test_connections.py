@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import pytest
@@ -36,6 +38,7 @@ from tollway.domain.usage import Outcome, Quantities
 from tollway.gateway.edge.client_connection import ClientConnection
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.server import DrainBounds
+from tollway.gateway.relay import Exchange, RelayBounds
 from tollway.wire.http import HttpBounds
 
 ALIVE = b"GET /livez HTTP/1.1\r\nhost: gateway\r\n\r\n"
@@ -67,15 +70,69 @@ async def test_60_a_client_that_leaves_has_its_upstream_aborted_and_pays_for_wha
         assert running.plane.metrics.running == 0
 
 
-async def test_60_a_client_that_leaves_while_its_upstream_is_connected_to_asks_nothing() -> None:
-    async with gateway({"m": Served(["http://192.0.2.1:9"])}) as running:
-        async with connect(running.port) as client:
+@contextmanager
+def silent_listener() -> Iterator[str]:
+    """URL of a listener whose queue of connections is full, so that the kernel lets further ones wait."""
+    with ExitStack() as opened:
+        listener = opened.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            filler = opened.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+PATIENT = RelayBounds(connect_seconds=300.0)
+
+
+async def test_60_client_that_leaves_while_the_engine_is_connected_to_ends_the_request_at_once() -> None:
+    with silent_listener() as url:
+        async with gateway({"m": Served([url])}, bounds=PATIENT) as running:
+            async with connect(running.port) as client:
+                client.send(message(streamed()))
+                await until(lambda: bool(running.plane.active.exchanges))
+                client.vanish()
+            final = await running.sink.settled()
+            assert (final.outcome, final.error, final.attempts, final.used) == (Outcome.CLIENT_CANCELLED, None, 1, Quantities())
+            assert not running.plane.active.exchanges and running.plane.metrics.running == 0
+
+
+async def test_drain_while_connecting_ends_the_request() -> None:
+    with silent_listener() as url:
+        async with gateway({"m": Served([url])}, bounds=PATIENT, drain=DrainBounds(grace_seconds=0.1)) as running:
+            async with connect(running.port) as client:
+                client.send(message(streamed()))
+                await until(lambda: bool(running.plane.active.exchanges))
+                running.stop.set()
+                assert (await client.answer()).error["code"] == "draining"
+            final = await running.sink.settled()
+            assert (final.outcome, final.error) == (Outcome.UPSTREAM_ERROR, "draining")
+
+
+async def test_deadline_of_the_request_while_connecting_ends_it() -> None:
+    with silent_listener() as url:
+        bounds = RelayBounds(connect_seconds=300.0, total_seconds=0.1)
+        async with gateway({"m": Served([url])}, bounds=bounds) as running, connect(running.port) as client:
             client.send(message(streamed()))
-            await until(lambda: bool(running.sink.admits))
+            answer = await client.answer()
+            assert (answer.status, answer.error["code"]) == (504, "upstream_timeout")
+            assert (await running.sink.settled()).outcome is Outcome.TIMEOUT
+
+
+async def test_client_that_leaves_while_final_is_made_durable_loses_nothing() -> None:
+    upstream = Upstream([whole(completion())])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        running.sink.durable = asyncio.Event()
+        async with connect(running.port) as client:
+            client.send(message(chat()))
+            await until(lambda: bool(running.sink.finals))
             client.vanish()
-        final = await running.sink.settled()
-        assert final.outcome in (Outcome.CLIENT_CANCELLED, Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT)
-        assert final.used == Quantities()
+        await until(lambda: running.plane.metrics.gauges["tollway_connections"]() == 0)
+        running.sink.durable.set()
+        assert (await running.sink.settled()).outcome is Outcome.COMPLETED
+        await until(lambda: running.plane.metrics.running == 0)
 
 
 async def test_a_client_that_closes_its_half_is_gone() -> None:
@@ -149,7 +206,7 @@ async def test_13_a_slow_reader_does_not_blame_its_upstream() -> None:
             exchanges = running.plane.active.exchanges
             stop_reading(client)
             client.send(message(streamed()))
-            await until(lambda: any(exchange._connection.paused for exchange in exchanges))
+            await until(lambda: any(isinstance(each, Exchange) and each._connection.paused for each in exchanges))
             now = asyncio.get_running_loop().time()
             for exchange in list(exchanges):
                 for seconds in (0, 200, 400, 600):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import PATIENCE_SECONDS, Clock, Recorder, Transport, until
-from tests.gateway.harness import DONE, END, KEY, STREAM_HEAD, Served, chunk, event, part, plane, streamed, usage, usage_chunk, walked
+from tests.gateway.harness import DONE, END, KEY, STREAM_HEAD, Served, chunk, driven, event, part, plane, streamed, usage, usage_chunk
 from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.usage import Final, Outcome, Quantities, UsageSource
 from tollway.gateway import pipeline
@@ -46,7 +46,7 @@ async def relay(pieces: Sequence[bytes], *, is_slow: bool = False, closed: bool 
         headers = {b"authorization": b"Bearer " + KEY.encode()}
         body = msgspec.json.encode(streamed())
         request = new_request("req_1", RequestHead(Endpoint.CHAT_COMPLETIONS, headers), body, loop.time(), clock.now_us())
-        answering = asyncio.ensure_future(walked(pipeline.answer(request, recorder, made)))
+        answering = asyncio.ensure_future(driven(lambda driver: pipeline.answer(request, recorder, made, driver)))
         await until(lambda: bool(transport.written))
         for piece in pieces:
             transport.feed(piece)

@@ -26,6 +26,7 @@ from tests.gateway.harness import (
     chunk,
     completion,
     connect,
+    driven,
     event,
     gateway,
     healthy,
@@ -36,7 +37,6 @@ from tests.gateway.harness import (
     streamed,
     usage,
     usage_chunk,
-    walked,
     whole,
 )
 from tollway.domain import faults
@@ -594,7 +594,7 @@ async def record(script: Script) -> tuple[Recorder, Final]:
             loop = asyncio.get_running_loop()
             request = new_request("req_1", RequestHead(Endpoint.CHAT_COMPLETIONS, headers), body, loop.time(), clock.now_us())
             async with asyncio.timeout(20):
-                await walked(pipeline.answer(request, recorder, made))
+                await driven(lambda driver: pipeline.answer(request, recorder, made, driver))
             final = await sink.settled()
             for served in made.upstreams.all():
                 served.close_idle(0.0, all=True)
@@ -608,7 +608,7 @@ async def test_a_draining_gateway_tells_running_streams() -> None:
         client.send(message(streamed()))
         await client.reader.readuntil(b'"a"')
         (exchange,) = running.plane.active.exchanges
-        exchange.fail(fault)
+        exchange._driver.interrupt(fault)
         rest = await client.reader.readuntil(b"0\r\n\r\n")
         assert b'"draining"' in rest and b"[DONE]" not in rest
         assert (await running.sink.settled()).outcome is Outcome.UPSTREAM_ERROR

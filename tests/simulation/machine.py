@@ -22,6 +22,7 @@ from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from contextvars import copy_context
 from random import Random
 from typing import Any
 
@@ -258,7 +259,7 @@ class Process:
         self._coroutines.append(coroutine)
         if len(self._coroutines) > 64:
             self._coroutines = [each for each in self._coroutines if inspect.getcoroutinestate(each) != inspect.CORO_CLOSED]
-        CoroutineDriver(coroutine)
+        CoroutineDriver(copy_context()).start(coroutine)
 
     def start_job(self, run: Callable[[], Any], done: Callable[[Any, BaseException | None], object]) -> None:
         """Do something as a thread would. `done(result, error)` is not called if the process dies."""

@@ -23,7 +23,7 @@ from tollway.domain.usage import (
     encode_admit,
     encode_terms,
 )
-from tollway.gateway.driver import OVER, Waiter
+from tollway.gateway.driver import OVER, ShieldedWaiter, Waiter
 from tollway.gateway.ports import CACHED_INPUT, FIRST_TOKEN_AT, INPUT, OUTPUT, REASONING, SLOT_WORDS, UsageSink
 from tollway.gateway.request import Call, ClientGone, Permit
 
@@ -139,7 +139,7 @@ class Record:
             error,
             self.anomaly,
         )
-        durable = Waiter()
+        durable = ShieldedWaiter()
         self._sink.final(self._slot, encode(final), durable.resume)
         return durable
 

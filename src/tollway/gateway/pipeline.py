@@ -18,6 +18,7 @@ from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, ServiceTier, bil
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
 from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.limit import limit
 from tollway.gateway.meter import Record, meter
 from tollway.gateway.plane import Plane
@@ -32,8 +33,8 @@ _CLIENT_REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 _JSON = b"content-type: application/json\r\n"
 
 
-async def answer(request: Request, client: Client, plane: Plane) -> None:
-    """Answer one inference request: the whole story."""
+async def answer(request: Request, client: Client, plane: Plane, driver: CoroutineDriver) -> None:
+    """Answer one inference request: the phases in order. `driver` runs this coroutine."""
     caller: Caller | None = None
     call: Call | None = None
     record: Record | None = None
@@ -49,7 +50,7 @@ async def answer(request: Request, client: Client, plane: Plane) -> None:
             record = meter(permit, plane.usage_sink, plane.now_us)
             async with record:
                 permit.headers = call.dialect.identify(request.id) + permit.headers
-                await relay(permit, candidates, record, client, plane.bounds, plane.active, plane.retries, plane.metrics)
+                await relay(permit, candidates, record, client, plane.bounds, plane.active, plane.retries, plane.metrics, driver)
     except ClientGone:
         pass
     except Fault as caught:

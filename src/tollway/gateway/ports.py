@@ -94,7 +94,7 @@ class Client(Protocol):
         ...
 
     def attend(self, flow: "Flow | None") -> None:
-        """Tell `flow` of back-pressure and of the client's leaving, until another or None is set."""
+        """Tell `flow` of back-pressure until another or None is set."""
         ...
 
 
@@ -107,8 +107,4 @@ class Flow(Protocol):
 
     def resume(self) -> None:
         """The client caught up."""
-        ...
-
-    def client_gone(self) -> None:
-        """The client closed its connection; nothing written arrives any more."""
         ...

@@ -14,23 +14,22 @@ durable; a stream ends cleanly only if the upstream's own terminator was seen; a
 call that told of it.
 """
 
-import asyncio
 import time
 from collections.abc import Iterable
 
 import msgspec
 
 from tollway.domain import faults
-from tollway.domain.faults import Fault, Retry
+from tollway.domain.faults import Fault, FaultKind, Retry
 from tollway.domain.usage import NOTHING, Anomaly, Outcome, Quantities, UsageSource
 from tollway.engines.table import ENGINES
 from tollway.gateway.dialects.dialect import AnswerStream
 from tollway.gateway.dialects.engine_errors import read_answer_fault
 from tollway.gateway.dialects.usage import cap_to_delivered
-from tollway.gateway.driver import OVER, Waiter
+from tollway.gateway.driver import OVER, CoroutineDriver, Waiter
 from tollway.gateway.meter import Record
 from tollway.gateway.ports import Client
-from tollway.gateway.request import Call, ClientGone, Permit
+from tollway.gateway.request import Call, Permit
 from tollway.gateway.upstreams.connection import UpstreamAnswer, UpstreamConnection
 from tollway.gateway.upstreams.upstream import Upstream
 from tollway.telemetry import Metrics
@@ -63,10 +62,10 @@ class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Active:
-    """The exchanges under way, for deadlines and drain; ticked by the server about twice a second."""
+    """The attempts under way, whose deadlines the clock of the edge checks about twice a second."""
 
     def __init__(self) -> None:
-        self.exchanges: set[Exchange] = set()
+        self.exchanges: set[Exchange | _Connecting] = set()
 
 
 class RetryBudget:
@@ -102,36 +101,45 @@ class Exchange:
         "_checkpointed",
         "_client",
         "_connection",
+        "_driver",
         "_events",
         "_fault",
         "_fed",
         "_fed_at",
-        "_gone",
         "_in_event",
-        "_pause",
         "_pending",
         "_record",
         "_sent_at",
         "_started",
+        "_waiter",
         "finished",
         "stream",
         "stream_bytes",
     )
 
-    def __init__(self, call: Call, connection: UpstreamConnection, client: Client, record: Record, bounds: RelayBounds, now: float) -> None:
+    def __init__(
+        self,
+        call: Call,
+        connection: UpstreamConnection,
+        client: Client,
+        record: Record,
+        bounds: RelayBounds,
+        driver: CoroutineDriver,
+        now: float,
+    ) -> None:
         self._call = call
         self._connection = connection
         self._client = client
         self._record = record
         self._bounds = bounds
+        self._driver = driver
         self._pending = b""
         self._events: sse.EventReader | None = None
         self._in_event = False
         self.stream: AnswerStream | None = None
         self.stream_bytes = 0
         self._fault: Fault | None = None
-        self._gone = client.gone
-        self._pause: Waiter | None = None
+        self._waiter: Waiter | None = None
         self.finished = False
         self._started = self._fed_at = self._sent_at = self._checkpointed = now
         self._fed = False
@@ -139,16 +147,14 @@ class Exchange:
     # What the coroutine does.
 
     def wait(self) -> Waiter:
-        """Await it to sleep until there is news: a whole answer, a first event, the end, a fault, the client's leaving, or the time to
-        commit. Raises the Fault, or ClientGone, here or there."""
-        if self._gone:
-            raise ClientGone
+        """Await the result to sleep until there is a whole answer, a first event, the end, a fault of the upstream, or the time to commit.
+        Raises that Fault here or there, and there whatever interrupts the request."""
         if self._fault is not None:
             raise self._fault
         if self._has_news():
             return OVER
-        self._pause = Waiter()
-        return self._pause
+        self._waiter = Waiter()
+        return self._waiter
 
     def _has_news(self) -> bool:
         if self._client.committed:
@@ -193,17 +199,17 @@ class Exchange:
         else:
             self._connection.close()
 
-    def _wake(self, error: Exception | None = None) -> None:
-        pause, self._pause = self._pause, None
-        if pause is not None:
-            pause.resume(error)
+    def _resume(self, error: Exception | None = None) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.resume(error)
 
     def fail(self, fault: Fault) -> None:
         """End the exchange with a fault; the first one counts."""
         if self._fault is None and not self.finished:
             self._fault = fault
             self._connection.close()
-            self._wake(fault)
+            self._resume(fault)
 
     # What the upstream's connection tells.
 
@@ -257,7 +263,7 @@ class Exchange:
                         engine = ENGINES[self._connection.upstream.deployment.engine]
                         self.fail(read_answer_fault(answer.status, b"".join(answer.body), engine, answer.retry_after))
                     else:
-                        self._wake()
+                        self._resume()
                 return
             self.stream = self._new_stream()
             self._events = sse.EventReader()
@@ -306,14 +312,14 @@ class Exchange:
                 self._client.send(out)
             else:
                 self._pending += out
-                self._wake()
+                self._resume()
         if self.finished:
             return
         if fault is not None:
             self.fail(fault)
         elif stream.terminated:
             self.finished = True
-            self._wake()
+            self._resume()
         elif answer.complete or answer.broken:
             self.fail(Fault(faults.UPSTREAM_CUT, detail="the stream ended without its terminator"))
 
@@ -341,12 +347,6 @@ class Exchange:
     def resume(self) -> None:
         self._connection.resume()
 
-    def client_gone(self) -> None:
-        self._gone = True
-        if not self.finished:
-            self._connection.close()
-        self._wake(ClientGone())
-
     # What the server's clock tells.
 
     def tick(self, now: float) -> None:
@@ -357,16 +357,10 @@ class Exchange:
         bounds = self._bounds
         if self.finished or self._fault is not None:
             return
-        if now - self._started > bounds.total_seconds:
-            self.fail(Fault(faults.UPSTREAM_TIMEOUT_TOTAL))
-        elif self.stream is None:
-            if self._call.stream and now - self._started > bounds.first_token_seconds:
-                self.fail(Fault(faults.UPSTREAM_TIMEOUT_FIRST))
-        elif self._record.first_token_at is None:
-            if now - self._fed_at > bounds.first_token_seconds:
-                self.fail(Fault(faults.UPSTREAM_TIMEOUT_FIRST))
-        elif now - self._fed_at > bounds.idle_seconds:
-            self.fail(Fault(faults.UPSTREAM_TIMEOUT_IDLE))
+        kind = self._find_timeout(now)
+        if kind is not None:
+            self._driver.interrupt(Fault(kind))
+            return
         if self._client.committed:
             self._connection.release_parser()
             if now - self._sent_at > bounds.heartbeat_seconds:
@@ -375,8 +369,34 @@ class Exchange:
             if now - self._checkpointed >= CHECKPOINT_SECONDS and self._record.used is not NOTHING:
                 self._checkpointed = now
                 self._record.checkpoint()
-        elif self._call.stream and now - self._started >= bounds.commit_after_seconds and self._fault is None:
-            self._wake()
+        elif self._call.stream and now - self._started >= bounds.commit_after_seconds:
+            self._resume()
+
+    def _find_timeout(self, now: float) -> FaultKind | None:
+        """The deadline that has passed, if any."""
+        bounds = self._bounds
+        if now - self._call.request.started > bounds.total_seconds:
+            return faults.UPSTREAM_TIMEOUT_TOTAL
+        if self.stream is None:
+            return faults.UPSTREAM_TIMEOUT_FIRST if self._call.stream and now - self._started > bounds.first_token_seconds else None
+        if self._record.first_token_at is None:
+            return faults.UPSTREAM_TIMEOUT_FIRST if now - self._fed_at > bounds.first_token_seconds else None
+        return faults.UPSTREAM_TIMEOUT_IDLE if now - self._fed_at > bounds.idle_seconds else None
+
+
+class _Connecting:
+    """A request that waits for a new connection. Connecting has its own deadline; here that of the whole request applies."""
+
+    __slots__ = ("_deadline", "_driver")
+
+    def __init__(self, driver: CoroutineDriver, deadline: float) -> None:
+        self._driver = driver
+        self._deadline = deadline
+
+    def tick(self, now: float) -> None:
+        """Interrupt the request once its deadline has passed."""
+        if now > self._deadline:
+            self._driver.interrupt(Fault(faults.UPSTREAM_TIMEOUT_TOTAL))
 
 
 async def relay(
@@ -388,11 +408,12 @@ async def relay(
     active: Active,
     budget: RetryBudget,
     metrics: Metrics,
+    driver: CoroutineDriver,
 ) -> None:
     """Answer the client from the first candidate that can, finishing `record` before the last byte.
 
-    Raises Fault if no candidate could (or the stream broke after it was committed), and ClientGone; the record is unfinished then, and
-    nothing that reads as success was sent.
+    Raises Fault if no candidate could (or the stream broke after it was committed), and whatever interrupts `driver`; the record is
+    unfinished then, and nothing that reads as success was sent.
     """
     fault: Fault | None = None
     budget.earn()
@@ -403,7 +424,7 @@ async def relay(
             if fault is not None:
                 metrics.retries += 1
             try:
-                exchange = await _attempt(permit, upstream, record, client, bounds, active, metrics, fault)
+                exchange = await _attempt(permit, upstream, record, client, bounds, active, metrics, driver, fault)
                 if exchange is not None:
                     try:
                         while not exchange.finished:
@@ -440,6 +461,7 @@ async def _attempt(
     bounds: RelayBounds,
     active: Active,
     metrics: Metrics,
+    driver: CoroutineDriver,
     before: Fault | None,
 ) -> Exchange | None:
     """One attempt. A whole answer is given here, to its end; of a stream only the beginning: it returns the exchange, which the caller
@@ -450,15 +472,18 @@ async def _attempt(
     fresh = before is not None and before.kind is faults.UPSTREAM_STALE
     connection = None if fresh else upstream.take_idle(now)
     if connection is None:
-        connection = await asyncio.ensure_future(upstream.connect(bounds.connect_seconds))
+        connecting = _Connecting(driver, call.request.started + bounds.total_seconds)
+        active.exchanges.add(connecting)
+        try:
+            connection = await driver.in_task(upstream.connect(bounds.connect_seconds), UpstreamConnection.close)
+        finally:
+            active.exchanges.discard(connecting)
         now = time.monotonic()
-    exchange = Exchange(call, connection, client, record, bounds, now)
+    exchange = Exchange(call, connection, client, record, bounds, driver, now)
     active.exchanges.add(exchange)
     client.attend(exchange)
     has_begun = False
     try:
-        if client.gone:
-            raise ClientGone
         connection.ask(upstream.message(call.request, record.attempts, call.upstream_body(upstream.deployment)), exchange)
         await exchange.wait()
         if call.stream and (exchange.stream is not None or not connection.answer.complete):

@@ -23,7 +23,7 @@ from tollway.gateway.edge import edge_policy
 from tollway.gateway.edge.edge import Edge
 from tollway.gateway.edge.routes import ENDPOINTS, HEALTH_TARGETS, MODELS_TARGET, find_path, find_target_fault, is_json
 from tollway.gateway.ports import Flow
-from tollway.gateway.request import RequestHead, new_request
+from tollway.gateway.request import ClientGone, RequestHead, new_request
 from tollway.wire.http import NO_HEADERS, HttpRequest, RequestReader, chunk_size
 
 PRECHECK_BYTES = 64 * 1024
@@ -42,6 +42,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_ahead_bytes",
         "_close_after",
+        "_driver",
         "_edge",
         "_ending",
         "_flow",
@@ -69,6 +70,7 @@ class ClientConnection(asyncio.Protocol):
         self._queue: deque[HttpRequest] | None = None
         self._request: HttpRequest | None = None
         self._flow: Flow | None = None
+        self._driver: CoroutineDriver | None = None
         self._head: RequestHead | None = None
         self._peer = peer or ""
         self._paused_at = 0.0
@@ -176,9 +178,9 @@ class ClientConnection(asyncio.Protocol):
         self.gone = True
         self._transport = None
         self._queue = None
-        flow, self._flow = self._flow, None
-        if flow is not None:
-            flow.client_gone()
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            driver.interrupt(ClientGone())
 
     def pause_writing(self) -> None:
         self._paused_at = self._edge.loop.time()
@@ -209,7 +211,8 @@ class ClientConnection(asyncio.Protocol):
         now_us = plane.now_us()
         request = new_request(plane.request_ids.new(now_us), head, http.body, edge.loop.time(), now_us, peer)
         http.body = b""  # the pipeline's from here on, which lets go of it when it can
-        CoroutineDriver(pipeline.answer(request, self, plane))
+        driver = self._driver = CoroutineDriver(edge.context.copy())
+        driver.start(pipeline.answer(request, self, plane, driver))
 
     def _read_head(self, http: HttpRequest) -> RequestHead | None:
         """What the head of a request for inference says; None if it is none, and answered."""
@@ -300,6 +303,7 @@ class ClientConnection(asyncio.Protocol):
     def _finished(self) -> None:
         """The answer was written whole: the next request, or the end of the connection."""
         self._request = None
+        self._driver = None
         self._phase_at = self._edge.now
         self._phase_bytes = 0
         if self._transport is None:
@@ -449,6 +453,11 @@ class ClientConnection(asyncio.Protocol):
     def _begin_phase(self) -> None:
         self._phase_at = self._edge.now
         self._phase_bytes = 0
+
+    def interrupt(self, fault: Fault) -> None:
+        """End the request that is being answered, if there is one, with a fault."""
+        if self._driver is not None:
+            self._driver.interrupt(fault)
 
     def hang_up(self) -> None:
         """Close at once, whatever is under way."""

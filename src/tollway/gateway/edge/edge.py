@@ -1,10 +1,12 @@
 """What all client connections of one gateway process share: the plane, the bounds, counts per address, and the start of each answer."""
 
 import asyncio
+from contextvars import copy_context
 from typing import Protocol
 
 import msgspec
 
+from tollway.domain.faults import Fault
 from tollway.gateway.edge import edge_policy
 from tollway.gateway.edge.auth_failures import AuthFailureLimiter
 from tollway.gateway.edge.edge_policy import EdgePolicy
@@ -65,6 +67,10 @@ class Connection(Protocol):
         """Close the connection, during a drain, once it has no request."""
         ...
 
+    def interrupt(self, fault: Fault) -> None:
+        """End the request that is being answered, if there is one, with a fault."""
+        ...
+
     def hang_up(self) -> None:
         """Close the connection at once."""
         ...
@@ -82,6 +88,7 @@ class Edge:
         self.strangers = AuthFailureLimiter(bounds.failed_authentications_per_minute)
         self.connections: set[Connection] = set()
         self.peers: dict[str, int] = {}
+        self.context = copy_context()
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         self.openings = _Openings(b"")

@@ -94,8 +94,8 @@ async def _drain(edge: Edge, public: asyncio.Server | Listener, bounds: DrainBou
         for connection in list(edge.connections):
             connection.close_if_idle(is_rested=edge.loop.time() - closed_at >= REST_SECONDS)
         await asyncio.sleep(0.05)
-    for exchange in list(edge.plane.active.exchanges):
-        exchange.fail(Fault(faults.DRAINING))
+    for connection in list(edge.connections):
+        edge.loop.call_soon(connection.interrupt, Fault(faults.DRAINING))
     for _ in range(20):
         if not edge.connections:
             return
