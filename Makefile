@@ -9,6 +9,8 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+NATIVE := build/native
+NATIVE_CODE ?= 1
 UV_INSTALL := $(VENV)/bin/uv pip install --python $(VENV)/bin/python
 ENGINE_WAIT_SECONDS ?= 60
 ENGINES ?= llamacpp dynamo
@@ -33,11 +35,24 @@ setup: $(VENV)/.dev  ## create .venv with Tollway (editable) and every developme
 .PHONY: run
 run: $(VENV)/.tollway  ## the demo: gateway, control plane and an engine on loopback (ARGS="...")
 	@$(MAKE) -s $(VENV)/.engine || echo "==> no real engine to be had here: the demo uses the simulator"
-	@exec $(VENV)/bin/tollway demo $(ARGS)
+	@form=; if [ -e $(NATIVE)/.built ] && [ -z "$$(find src -newer $(NATIVE)/.built -name '*.[cp]*' -not -path '*/__pycache__/*')" ]; then \
+		form=$(NATIVE); \
+	fi; export PYTHONPATH=$$form; $(VENV)/bin/tollway version -v; exec $(VENV)/bin/tollway demo $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.dev  ## all tests but those of real engines, with PostgreSQL if it can be had (ARGS="tests/wire -k sse")
 	@$(VENV)/bin/python scripts/test.py $(ARGS)
+
+.PHONY: native
+native: $(NATIVE)/.built  ## build with native code under build/native (a C compiler; `make run` uses it while it is up to date)
+
+.PHONY: test-native
+test-native: $(VENV)/.dev $(NATIVE)/.built  ## the tests of gateway and wire on the compiled form
+	@PYTHONPATH=$(NATIVE) $(VENV)/bin/pytest -o pythonpath="$(NATIVE) ." -n auto tests/wire tests/gateway $(ARGS)
+
+.PHONY: wheel
+wheel: $(VENV)/.build  ## a wheel with native code for this Python and machine, in dist/ (NATIVE_CODE=0: a pure one)
+	@TOLLWAY_NATIVE=$(NATIVE_CODE) $(VENV)/bin/python -m hatchling build -t wheel
 
 .PHONY: test-engines
 test-engines: $(VENV)/.dev  ## the tests that need real engines (ENGINES="llamacpp dynamo vllm"; vllm takes 3 GB and minutes)
@@ -131,6 +146,11 @@ $(VENV)/.tollway: $(VENV)/.build requirements/runtime.txt pyproject.toml
 $(VENV)/.dev: $(VENV)/.tollway requirements/dev.txt
 	@echo "==> installing the development tools"
 	@$(call install,-r requirements/dev.txt)
+	@touch $@
+
+$(NATIVE)/.built: $(VENV)/.build $(VENV)/.tollway scripts/native.py $(shell find src/tollway -name '*.py' -o -name '*.c')
+	@echo "==> compiling the hot modules (about a minute)"
+	@$(VENV)/bin/python scripts/native.py $(NATIVE)
 	@touch $@
 
 $(VENV)/.fuzz: requirements/fuzz.txt $(VENV)/.build

@@ -32,7 +32,6 @@ from tollway.gateway.edge.edge import Edge, EdgeBounds
 from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.upstreams.connection import UpstreamConnection
-from tollway.gateway.upstreams.upstream import Upstream
 from tollway.link.spool import Spool
 from tollway.telemetry import LogWriter
 from tollway.wire.http import HttpBounds
@@ -160,9 +159,11 @@ class _Load:
         elif not self._running:
             self._done.set()
 
-    async def connect(self, upstream: Upstream) -> UpstreamConnection:
-        """Stands in for `Upstream.connect`."""
-        connection = UpstreamConnection(upstream)
+    async def connect(
+        self, new_connection: Callable[[], UpstreamConnection], *_: object, **__: object
+    ) -> tuple[object, UpstreamConnection]:
+        """Stands in for the loop's `create_connection`."""
+        connection = new_connection()
         transport = _Transport()
 
         def taken(data: bytes) -> None:
@@ -170,7 +171,7 @@ class _Load:
 
         transport.taken = taken
         connection.connection_made(transport)
-        return connection
+        return transport, connection
 
     def _answer(self, connection: UpstreamConnection, at: int) -> None:
         if at + 1 < len(self._reads):
@@ -233,7 +234,7 @@ async def _main(scenario: str, count: int, directory: Path, library: str | None,
         edge.tell_date(b"Sun, 22 Nov 2026 00:00:00 GMT")
         chunks = CHUNKS if scenario == "chunk" else 0
         load = _Load(edge, loop, chunks)
-        Upstream.connect = lambda upstream, timeout_seconds: load.connect(upstream)  # type: ignore[method-assign,assignment]
+        loop.create_connection = load.connect  # type: ignore[method-assign,assignment]
         units = count * max(1, chunks)
         await load.run(max(WARM_UNITS // max(1, chunks), 2 * CONNECTIONS))  # a head is known from its second time on
         gc.collect()
@@ -261,6 +262,10 @@ async def _main(scenario: str, count: int, directory: Path, library: str | None,
     await spool.close()
 
 
+class _Loop(uvloop.Loop):
+    """A loop whose methods can be replaced."""
+
+
 class _Vault:
     def unseal(self, sealed: bytes) -> str:
         """Nothing is sealed here."""
@@ -276,7 +281,7 @@ def main() -> None:
     parser.add_argument("--folded", type=Path, help="file for the stacks that were sampled")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tollway-bench-") as directory:
-        uvloop.run(_main(arguments.scenario, arguments.count, Path(directory), arguments.collect, arguments.folded))
+        uvloop.run(_main(arguments.scenario, arguments.count, Path(directory), arguments.collect, arguments.folded), loop_factory=_Loop)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from tollway.log_lines import CompletedLine
 
 DURATION_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 """Buckets of gen_ai.server.request.duration."""
@@ -52,66 +54,6 @@ class Histogram:
         return pairs
 
 
-class RequestLine(msgspec.Struct, omit_defaults=True, gc=False):
-    """The log line of one request; `event` is always "request". Times in milliseconds, cost in pico-currency."""
-
-    ts: str
-    level: str
-    event: str
-    request_id: str
-    trace_id: str
-    status: int
-    duration_ms: float
-    endpoint: str = ""
-    error_code: str = ""
-    detail: str = ""
-    client_request_id: str = ""
-    organization_id: str = ""
-    project_id: str = ""
-    key_id: str = ""
-    model: str = ""
-    upstream: str = ""
-    attempts: int = 0
-    outcome: str = ""
-    ttft_ms: float = 0.0
-    input_tokens: int = 0
-    cached_input_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_tokens: int = 0
-    cost_pico: int = 0
-    stream: bool = False
-    usage_source: str = ""
-    peer: str = ""
-
-
-class CompletedLine(msgspec.Struct, gc=False):
-    """The same of a request that was answered with 200, which nearly all are: every field is there, so none is looked at twice."""
-
-    ts: str
-    level: str
-    event: str
-    request_id: str
-    trace_id: str
-    status: int
-    duration_ms: float
-    organization_id: str
-    project_id: str
-    key_id: str
-    endpoint: str
-    model: str
-    upstream: str
-    attempts: int
-    outcome: str
-    ttft_ms: float
-    input_tokens: int
-    cached_input_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    cost_pico: int
-    stream: bool
-    usage_source: str
-
-
 _MILLISECONDS = tuple(f".{millisecond:03d}Z" for millisecond in range(1000))
 _clock: list[Any] = [0, "1970-01-01T00:00:00"]
 """The second that was formatted last, in UTC microseconds, and its text: most lines of a busy gateway share it."""
@@ -132,8 +74,8 @@ def timestamp(at_us: int) -> str:
 class LogWriter:
     """Writes JSON lines to a descriptor from a thread of its own; bounded, and what does not fit is counted in `dropped`."""
 
-    PENDING_BATCHES_MAX = 512
-    BATCH_LINES_MAX = 256
+    PENDING_BATCHES_MAX: ClassVar = 512
+    BATCH_LINES_MAX: ClassVar = 256
     """Lines are encoded together, in one call: so many hold the interpreter for a third of a millisecond."""
 
     def __init__(self, descriptor: int) -> None:

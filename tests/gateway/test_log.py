@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollway.telemetry import CompletedLine, LogWriter, RequestLine, timestamp
+from tollway.log_lines import CompletedLine, RequestLine
+from tollway.telemetry import LogWriter, timestamp
 
 
 def test_a_completed_request_s_line_has_the_fields_of_any_line() -> None:

@@ -1,11 +1,5 @@
 """Regular events: the template in Python and its twin in C, one held against the other."""
 
-import importlib.machinery
-import importlib.util
-import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,26 +8,9 @@ from hypothesis import strategies as st
 
 from tollway.wire import event_template
 
-SOURCE = Path(event_template.__file__).parent.parent / "_native.c"
 BEFORE = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"'
 AFTER = b'"},"finish_reason":null}],"usage":{"prompt_tokens":300,"total_tokens":'
 KEPT = AFTER.index(b',"usage"')
-
-
-@pytest.fixture(scope="session")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The extension, compiled for this run."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    library = tmp_path_factory.mktemp("native") / "_native.so"
-    command = [compiler, "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers", "-Wno-unused-parameter"]
-    command += ["-Wno-cast-function-type", "-shared", "-fPIC", f"-I{sysconfig.get_path('include')}", "-o", str(library), str(SOURCE)]
-    subprocess.run(command, check=True)
-    loader = importlib.machinery.ExtensionFileLoader("tollway._native", str(library))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("tollway._native", loader))  # type: ignore[arg-type]
-    loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(params=["python", "native"])

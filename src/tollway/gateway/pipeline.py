@@ -26,7 +26,8 @@ from tollway.gateway.ports import Client
 from tollway.gateway.relay import relay
 from tollway.gateway.request import Call, Caller, ClientGone, Request, RequestHead
 from tollway.gateway.route import route
-from tollway.telemetry import CompletedLine, RequestLine, timestamp
+from tollway.log_lines import CompletedLine, RequestLine
+from tollway.telemetry import timestamp
 
 _TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _CLIENT_REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)

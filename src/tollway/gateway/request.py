@@ -5,8 +5,6 @@ Values only. The two live ends of a request are elsewhere: the client's (`ports.
 
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from tollway.domain.catalog import Deployment, Endpoint
 from tollway.domain.limits import rate
 from tollway.domain.prices import PriceVersion
@@ -41,20 +39,35 @@ _BARE_HEADS = {endpoint: RequestHead(endpoint, NO_HEADERS) for endpoint in Endpo
 """In place of heads that were let go of. Shared, never written to."""
 
 
-class Request(msgspec.Struct, gc=False):
+class Request:
     """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `trace_id`: the client's
     or its own. `peer`: the client's address, for the log; empty unless that is wanted."""
 
-    id: str
-    head: RequestHead
-    body: bytes
-    started: float
-    received_at: int
-    endpoint: Endpoint
-    headers: dict[bytes, bytes]
-    trace_id: str
-    traceparent: str
-    peer: str
+    __slots__ = ("body", "endpoint", "head", "headers", "id", "peer", "received_at", "started", "trace_id", "traceparent")
+
+    def __init__(
+        self,
+        id: str,
+        head: RequestHead,
+        body: bytes,
+        started: float,
+        received_at: int,
+        endpoint: Endpoint,
+        headers: dict[bytes, bytes],
+        trace_id: str,
+        traceparent: str,
+        peer: str,
+    ) -> None:
+        self.id = id
+        self.head = head
+        self.body = body
+        self.started = started
+        self.received_at = received_at
+        self.endpoint = endpoint
+        self.headers = headers
+        self.trace_id = trace_id
+        self.traceparent = traceparent
+        self.peer = peer
 
 
 def new_request(id: str, head: RequestHead, body: bytes, started: float, received_at: int, peer: str = "") -> Request:
@@ -150,7 +163,7 @@ class ModelGrant:
         return injected
 
 
-class Call(msgspec.Struct, gc=False):
+class Call:
     """A permitted request: which model, at which price, and what the engine is to be asked.
 
     `names`: the body's top-level fields. `dropped`: those of them that do not go up. `output_cap`: the model's, to be set where the client
@@ -158,20 +171,54 @@ class Call(msgspec.Struct, gc=False):
     for usage in its stream, so it is taken out again.
     """
 
-    request: Request
-    caller: Caller
-    grant: ModelGrant
-    model: ModelEntry
-    dialect: Dialect
-    price: PriceVersion
-    names: tuple[str, ...]
-    dropped: Sequence[str]
-    output_cap: int | None
-    output_tokens_max: int | None
-    stream: bool
-    choices: int
-    hide_usage: bool
-    hide_continuous: bool
+    __slots__ = (
+        "caller",
+        "choices",
+        "dialect",
+        "dropped",
+        "grant",
+        "hide_continuous",
+        "hide_usage",
+        "model",
+        "names",
+        "output_cap",
+        "output_tokens_max",
+        "price",
+        "request",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        caller: Caller,
+        grant: ModelGrant,
+        model: ModelEntry,
+        dialect: Dialect,
+        price: PriceVersion,
+        names: tuple[str, ...],
+        dropped: Sequence[str],
+        output_cap: int | None,
+        output_tokens_max: int | None,
+        stream: bool,
+        choices: int,
+        hide_usage: bool,
+        hide_continuous: bool,
+    ) -> None:
+        self.request = request
+        self.caller = caller
+        self.grant = grant
+        self.model = model
+        self.dialect = dialect
+        self.price = price
+        self.names = names
+        self.dropped = dropped
+        self.output_cap = output_cap
+        self.output_tokens_max = output_tokens_max
+        self.stream = stream
+        self.choices = choices
+        self.hide_usage = hide_usage
+        self.hide_continuous = hide_continuous
 
     def release(self) -> None:
         """Let go of what only another attempt would need: nothing is tried again. A stream may last for minutes."""
@@ -196,12 +243,20 @@ class Call(msgspec.Struct, gc=False):
         return bodies.edit(self.request.body, self.names, injected, self.dropped)
 
 
-class Permit(msgspec.Struct, gc=False):
+class Permit:
     """A call that passed its limits. Counts as running in `levels` until the block is left. `headers`: lines for the head of the answer."""
 
-    call: Call
-    headers: bytes
-    levels: tuple[Level, ...]
+    __slots__ = ("call", "headers", "levels")
+
+    def __init__(
+        self,
+        call: Call,
+        headers: bytes,
+        levels: tuple[Level, ...],
+    ) -> None:
+        self.call = call
+        self.headers = headers
+        self.levels = levels
 
     def __enter__(self) -> "Permit":
         return self

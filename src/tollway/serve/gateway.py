@@ -34,6 +34,7 @@ from tollway.link.recovery import Alarm
 from tollway.link.shipper import Shipper
 from tollway.link.snapshots import Follower
 from tollway.link.spool import Spool, SpoolOptions
+from tollway.native import FORM
 from tollway.serve.sockets import url_of
 from tollway.storage.vault import LocalVault
 from tollway.telemetry import LogWriter
@@ -221,7 +222,7 @@ async def _announce(plane: Plane, ready: asyncio.Event, options: GatewayOptions)
     while not plane.is_ready():
         await asyncio.sleep(0.02)
     url = url_of(options.listener, tls=options.tls is not None)
-    line = {"event": "ready", "url": url, "internal_url": url_of(options.internal), "pid": os.getpid()}
+    line = {"event": "ready", "url": url, "internal_url": url_of(options.internal), "pid": os.getpid(), "form": FORM}
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 

@@ -338,13 +338,22 @@ class RequestReader:
             self._body = b""
 
 
-class _Ends(msgspec.Struct, frozen=True, gc=False):
+class _Ends:
     """A head that was read, around the number in its Content-Length. `size`: bytes of both ends; `width`: of the number."""
 
-    before: bytes
-    after: bytes
-    size: int
-    width: int
+    __slots__ = ("after", "before", "size", "width")
+
+    def __init__(
+        self,
+        before: bytes,
+        after: bytes,
+        size: int,
+        width: int,
+    ) -> None:
+        self.before = before
+        self.after = after
+        self.size = size
+        self.width = width
 
     def find_body(self, data: bytes) -> int:
         """Where in `data` the body begins; 0 unless it is this head around the number of bytes that follow it, in plain digits."""
