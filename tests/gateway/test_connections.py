@@ -111,7 +111,7 @@ async def test_drain_while_connecting_ends_the_request() -> None:
             assert (final.outcome, final.error) == (Outcome.UPSTREAM_ERROR, "draining")
 
 
-async def test_deadline_of_the_request_while_connecting_ends_it() -> None:
+async def test_total_deadline_while_connecting_ends_the_request() -> None:
     with silent_listener() as url:
         bounds = RelayBounds(connect_seconds=300.0, total_seconds=0.1)
         async with gateway({"m": Served([url])}, bounds=bounds) as running, connect(running.port) as client:

@@ -46,9 +46,9 @@ class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
     """How long and how much an upstream may take.
 
     `connect_seconds`: engines are near. `first_token_seconds`: a long prompt behind a long queue. `idle_seconds`: between tokens; an
-    engine that drains badly keeps the socket open for ever. `total_seconds`: the whole request. `commit_after_seconds`: see above.
-    `heartbeat_seconds`: below the idle timeouts of proxies on the way. `answer_bytes_max`: a non-streaming answer, which is held until
-    its usage is durable. `stream_bytes_max`: all events of one stream.
+    engine that drains badly keeps the socket open for ever. `total_seconds`: one attempt in all, its answer included.
+    `commit_after_seconds`: see above. `heartbeat_seconds`: below the idle timeouts of proxies on the way. `answer_bytes_max`: a
+    non-streaming answer, which is held until its usage is durable. `stream_bytes_max`: all events of one stream.
     """
 
     connect_seconds: float = 2.0
@@ -375,7 +375,7 @@ class Exchange:
     def _find_timeout(self, now: float) -> FaultKind | None:
         """The deadline that has passed, if any."""
         bounds = self._bounds
-        if now - self._call.request.started > bounds.total_seconds:
+        if now - self._started > bounds.total_seconds:
             return faults.UPSTREAM_TIMEOUT_TOTAL
         if self.stream is None:
             return faults.UPSTREAM_TIMEOUT_FIRST if self._call.stream and now - self._started > bounds.first_token_seconds else None
@@ -385,7 +385,7 @@ class Exchange:
 
 
 class _Connecting:
-    """A request that waits for a new connection. Connecting has its own deadline; here that of the whole request applies."""
+    """A request that waits for a new connection. Connecting has its own deadline; here that of the whole attempt applies."""
 
     __slots__ = ("_deadline", "_driver")
 
@@ -472,7 +472,7 @@ async def _attempt(
     fresh = before is not None and before.kind is faults.UPSTREAM_STALE
     connection = None if fresh else upstream.take_idle(now)
     if connection is None:
-        connecting = _Connecting(driver, call.request.started + bounds.total_seconds)
+        connecting = _Connecting(driver, now + bounds.total_seconds)
         active.exchanges.add(connecting)
         try:
             connection = await driver.in_task(upstream.connect(bounds.connect_seconds), UpstreamConnection.close)
