@@ -14,6 +14,7 @@ from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segme
 from tollway.cli.output import Output, OutputOption, Progress, print_json
 from tollway.cli.plan import Change, make_plan
 from tollway.cli.platform_file import PlatformFile, read, resolve_credential
+from tollway.domain.billing_classes import BillingClass
 from tollway.domain.price_books import format_discount
 from tollway.settings import OperatorError
 
@@ -293,11 +294,10 @@ def _credential(change: Change) -> str | None:
 def _current_prices(versions: Iterable[dict[str, Any]], by: str) -> dict[str, Any]:
     """The versions valid now of one list, or of one model: by the field `by`, tiers beside the standard one."""
     now = datetime.now(UTC).timestamp()
-    classes = ("input", "cached_input", "output", "reasoning", "request")
     valid = sorted((each for each in versions if each["valid_from"] <= now), key=lambda each: each["valid_from"])
     found: dict[str, Any] = {}
     for each in valid:
-        units = {name: each[name] for name in classes}
+        units = {str(name): each[name] for name in BillingClass}
         price = found.setdefault(each[by], {})
         price.update(units) if each["tier"] == "standard" else price.setdefault("tiers", {}).update({each["tier"]: units})
     return found

@@ -30,11 +30,12 @@ away. A name that nobody knows is an error with the nearest known one."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, Unit, with_default_prices
 from tollway.domain.catalog import Endpoint, Engine, UnknownParameters
 from tollway.domain.money import parse_amount, parse_price_per_million
 from tollway.domain.periods import find_zone
@@ -42,27 +43,34 @@ from tollway.domain.price_books import parse_discount
 from tollway.domain.usage import ServiceTier
 from tollway.settings import OperatorError, read_yaml, unknown_name
 
+_PARSERS = {Unit.TOKEN: parse_price_per_million, Unit.REQUEST: parse_amount}
 
-class UnitsFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Unit prices: per million tokens, `request` per request. Left out: cached_input costs as input, reasoning as output,
-    a request nothing."""
 
-    input: str
-    output: str
-    cached_input: str | UnsetType = UNSET
-    reasoning: str | UnsetType = UNSET
-    request: str | UnsetType = UNSET
+def _to_pico(units: "UnitsFile") -> dict[str, int]:
+    """Return pico-currency per unit of every class, with the default of those that are left out. Raises ValueError."""
+    stated = {row: getattr(units, row.billing_class) for row in BILLING_CLASSES}
+    prices = {row.billing_class: _PARSERS[row.unit](text) for row, text in stated.items() if text is not UNSET}
+    return dict(zip(map(str, BillingClass), with_default_prices(prices).values(), strict=True))
 
-    def to_pico(self) -> dict[str, int]:
-        """Pico per unit of every class. Raises ValueError."""
-        given = {
-            "input": self.input,
-            "cached_input": self.input if self.cached_input is UNSET else self.cached_input,
-            "output": self.output,
-            "reasoning": self.output if self.reasoning is UNSET else self.reasoning,
-        }
-        pico = {name: parse_price_per_million(text) for name, text in given.items()}
-        return pico | {"request": parse_amount("0" if self.request is UNSET else self.request)}
+
+if TYPE_CHECKING:
+
+    class UnitsFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+        """Unit prices by billing class: per million tokens, or per request. A class that is left out has its default."""
+
+        def to_pico(self) -> dict[str, int]:
+            """Return pico-currency per unit of every class. Raises ValueError."""
+
+else:
+    UnitsFile = msgspec.defstruct(
+        "UnitsFile",
+        [(str(row.billing_class), str) if row.required else (str(row.billing_class), str | UnsetType, UNSET) for row in BILLING_CLASSES],
+        namespace={"to_pico": _to_pico},
+        module=__name__,
+        frozen=True,
+        kw_only=True,
+        omit_defaults=True,
+    )
 
 
 class PriceFile(UnitsFile, frozen=True, kw_only=True, omit_defaults=True):

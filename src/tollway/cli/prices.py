@@ -12,13 +12,14 @@ from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.platform_file import read_prices
 from tollway.cli.price_preview import preview
 from tollway.cli.times import read_instant, show_instant
+from tollway.domain.billing_classes import BillingClass
 from tollway.domain.price_books import format_discount, parse_discount
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command()(preview)
 
-CLASSES = ["input", "cached_input", "output", "reasoning", "request"]
+CLASSES = [str(billing_class) for billing_class in BillingClass]
 
 BookName = Annotated[str, typer.Argument(metavar="BOOK", help="Its name or id.")]
 DraftId = Annotated[str, typer.Argument(metavar="DRAFT_ID", help="See `tollway prices drafts`.")]

@@ -12,7 +12,7 @@ from tollway.cli.databases import DatabaseUrl, chosen
 from tollway.cli.output import Output, OutputOption, print_json
 from tollway.cli.processes import Config, DataDir, read_settings
 from tollway.control import replay as replaying
-from tollway.control.judging import Refused
+from tollway.control.batches import BatchRefused
 from tollway.serve import data_directory
 from tollway.settings import OperatorError
 from tollway.storage.archive import Archive, ArchiveShort
@@ -46,7 +46,7 @@ def replay(
         database.check_schema()
         try:
             done = replaying.replay(database, Archive(place), time.time_ns() // 1000)
-        except (Refused, ArchiveShort, OSError) as error:
+        except (BatchRefused, ArchiveShort, OSError) as error:
             raise OperatorError(
                 f"the archive does not continue this database: {error}", hint="restore the backup of the archive, too"
             ) from None

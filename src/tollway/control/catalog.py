@@ -18,12 +18,12 @@ from tollway.domain.faults import (
     STATE_CONFLICT,
     Fault,
 )
+from tollway.domain.pages import Page, Window
 from tollway.domain.snapshot import DeploymentEntry, ModelEntry
 from tollway.domain.tenants import Status
 from tollway.storage import catalog as storage
 from tollway.storage import prices as stored_prices
 from tollway.storage.database import PlatformTx
-from tollway.storage.pages import Page, Window
 
 VERBS = frozenset({"publish", "archive"})
 """Last segments of paths below a model's own, so no model's name may end in one."""

@@ -25,18 +25,20 @@ stores those before them, and then what they sum to, while it is still busy with
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from tollway.control.judging import Batch, Payer, Refused, Tally
+from tollway.control.batches import Batch, BatchRefused
+from tollway.control.rating import BillingAccount, RatedBatch
+from tollway.domain.epochs import Watermark
+from tollway.domain.ledger import Posting
 from tollway.domain.reconciliation import EngineUsage, UsageKey
 from tollway.domain.usage import ADMIT_HEAD
 from tollway.storage import ledger as stored_ledger
 from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
 from tollway.storage import reconcile as stored_reconcile
-from tollway.storage import usage as stored_usage
+from tollway.storage import rejected_records, rollups, usage_events, watermarks
 from tollway.storage.archive import Archive
 from tollway.storage.database import PlatformTx
-from tollway.storage.ledger import Posting
-from tollway.storage.usage import RollupRow, Watermark
+from tollway.storage.rollups import RollupRow
 from tollway.wire.segments import HEAD_BYTES, Reader, Tail, first_chain, parse_head
 
 
@@ -49,7 +51,7 @@ class Gap(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Ingested:
     """What became of a batch: the record expected next, and how many records were new, in conflict, or put aside."""
 
     next_seq: int
@@ -58,27 +60,27 @@ class Taken:
     quarantined: int = 0
 
 
-def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first_seq: int, body: bytes, now: int) -> Taken:
+def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first_seq: int, body: bytes, now: int) -> Ingested:
     """Take in the frames `body`, which begin with record `first_seq` of an epoch. Commit to make it so.
 
-    Raises Gap, Refused, or storage's EventRace (begin again). OSError: the archive could not be written; nothing was taken in.
+    Raises Gap, BatchRefused, or storage's EventRace (begin again). OSError: the archive could not be written; nothing was taken in.
     """
-    watermark = stored_usage.lock_watermark(tx, node_id, epoch, first_chain(node_id, epoch), now)
+    watermark = watermarks.lock_watermark(tx, node_id, epoch, first_chain(node_id, epoch), now)
     if first_seq > watermark.next_seq:
         raise Gap(watermark.next_seq)
     start = _skip_known(body, first_seq, watermark)
     reader = Reader(watermark.next_seq, watermark.chain)
     batch = Batch(node_id, epoch, closed_at=watermark.closed_at, closed_seq=None if watermark.closed_at is None else reader.next_seq - 1)
-    batch.take(reader.read(body, start, unless=ADMIT_HEAD))  # not looked into: its FINAL repeats all of an ADMIT
+    batch.add(reader.read(body, start, unless=ADMIT_HEAD))  # not looked into: its FINAL repeats all of an ADMIT
     if reader.end != len(body) or reader.tail is not Tail.CLEAN:
-        raise Refused("a frame is broken, or does not continue the chain")
+        raise BatchRefused("a frame is broken, or does not continue the chain")
     batch.end(reader.next_seq)
     if reader.next_seq == watermark.next_seq:
-        return Taken(watermark.next_seq)
+        return Ingested(watermark.next_seq)
     with archive.writing(node_id, epoch, watermark.archive_bytes, body[start:]):  # the disk has time while the database works
-        tally, sums = _store_events(tx, batch, now)
-        stored_usage.insert_strays(tx, tally.conflicts, tally.quarantined, now)
-        stored_usage.add_rollups(tx, sums.rollups)
+        rated, sums = _store_events(tx, batch, now)
+        rejected_records.insert_rejected(tx, rated.conflicts, rated.quarantined, now)
+        rollups.add_rollups(tx, sums.rollups)
         stored_reconcile.add_usage(tx, sums.engine_usage)
         stored_ledger.post(tx, sums.postings, now)
         moved = replace(
@@ -88,13 +90,13 @@ def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first
             archive_bytes=watermark.archive_bytes + len(body) - start,
             closed_at=batch.closed_at,
         )
-        stored_usage.move_watermark(tx, moved, ticked_at=batch.ticked_at, now=now)
-    return Taken(moved.next_seq, tally.events, len(tally.conflicts), len(tally.quarantined))
+        watermarks.move_watermark(tx, moved, ticked_at=batch.ticked_at, now=now)
+    return Ingested(moved.next_seq, rated.events, len(rated.conflicts), len(rated.quarantined))
 
 
 def find_next_seq(tx: PlatformTx, node_id: str, epoch: int) -> int:
     """The record of an epoch that is expected next; 1 for an epoch that was never heard of."""
-    return stored_usage.find_next_seq(tx, node_id, epoch)
+    return watermarks.find_next_seq(tx, node_id, epoch)
 
 
 def _skip_known(body: bytes, first_seq: int, watermark: Watermark) -> int:
@@ -103,17 +105,17 @@ def _skip_known(body: bytes, first_seq: int, watermark: Watermark) -> int:
     while seq < watermark.next_seq and offset < len(body):
         head = parse_head(body, offset)
         if head is None or head[1] != seq or offset + HEAD_BYTES + head[0] > len(body):
-            raise Refused("not a run of frames from the given seq on")
+            raise BatchRefused("not a run of frames from the given seq on")
         offset, seq, chain = offset + HEAD_BYTES + head[0], seq + 1, head[2]
     if seq == watermark.next_seq and chain is not None and chain != watermark.chain:
-        raise Refused("these are not the records that were taken in before")
+        raise BatchRefused("these are not the records that were taken in before")
     return offset
 
 
-def list_payers(tx: PlatformTx, organization_ids: Iterable[str]) -> dict[str, Payer]:
+def list_billing_accounts(tx: PlatformTx, organization_ids: Iterable[str]) -> dict[str, BillingAccount]:
     """Those of the organizations that exist, archived or not (what was used is owed), as `judge` needs them."""
     return {
-        id: Payer(terms.currency, frozenset(each.list for each in terms.schedule))
+        id: BillingAccount(terms.currency, frozenset(each.list for each in terms.schedule))
         for id, terms in stored_prices.read_terms(tx, sorted(organization_ids)).items()
     }
 
@@ -127,7 +129,7 @@ class _Sums:
     postings: list[Posting] = field(default_factory=list)
 
 
-def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[Tally, _Sums]:
+def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[RatedBatch, _Sums]:
     """Judge a batch and store its events, with the periods that they are the first of.
 
     As if none of their ids were known, which is nearly always so, and the database says when it is not: then again, knowing which. To
@@ -135,25 +137,25 @@ def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[Tally, _Sums]
     """
     admits = [group.admit for group in batch.groups.values() if group.is_valid]
     organization_ids = {admit.organization_id for admit in admits}
-    payers = list_payers(tx, organization_ids)
+    accounts = list_billing_accounts(tx, organization_ids)
     prices = stored_prices.find_prices(tx, {admit.price_version for admit in admits})
     calendars = stored_periods.open_calendars(tx, organization_ids)
-    ids, sums = [entry[2] for entry in batch.finals], _Sums()
+    ids, sums = [record.final.admit.request_id for record in batch.finals], _Sums()
 
-    def store(known: dict[str, bytes]) -> Tally:
-        tally = Tally(payers, prices, calendars, known)
+    def store(known: dict[str, bytes]) -> RatedBatch:
+        rated = RatedBatch(accounts, prices, calendars, known)
 
         def add_up() -> None:
-            sums.rollups = stored_usage.rollup_rows(tally.roll_up())
-            sums.engine_usage = tally.sum_usage()
-            sums.postings = tally.book(batch, now)
+            sums.rollups = rollups.rollup_rows(rated.roll_up())
+            sums.engine_usage = rated.sum_usage()
+            sums.postings = rated.book(batch, now)
 
-        stored_usage.insert_events(tx, tally.rate(batch), min(ids, default=""), max(ids, default=""), add_up)
-        return tally
+        usage_events.insert_events(tx, rated.rate(batch), min(ids, default=""), max(ids, default=""), add_up)
+        return rated
 
     try:
-        tally = store({})
-    except stored_usage.EventRace:
-        tally = store(stored_usage.find_hashes(tx, ids))
+        rated = store({})
+    except usage_events.EventRace:
+        rated = store(usage_events.find_hashes(tx, ids))
     stored_periods.insert_cut(tx, calendars.values(), now)
-    return tally, sums
+    return rated, sums

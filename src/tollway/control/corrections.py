@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tollway.control.ledger import PLATFORM, UNBILLED
 from tollway.domain import ids
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import (
     Adjustment,
     AdjustmentKind,
@@ -20,17 +21,16 @@ from tollway.domain.corrections import (
     sum_lines,
 )
 from tollway.domain.faults import PARAMETER_INVALID, PARAMETER_MISSING, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.ledger import Account, AdjustmentCause, Entry, Posting
 from tollway.domain.money import AMOUNT_PICO_MAX
+from tollway.domain.pages import Page, Window
 from tollway.domain.prices import PriceVersion, RatedLine, rate
-from tollway.domain.usage import Quantities
 from tollway.storage import corrections as stored
 from tollway.storage import ledger as stored_ledger
 from tollway.storage import periods as stored_periods
-from tollway.storage import usage as stored_usage
+from tollway.storage import usage_events as stored_usage
 from tollway.storage.database import PlatformTx
-from tollway.storage.ledger import Account, AdjustmentCause, Entry, Posting
-from tollway.storage.pages import Page, Window
-from tollway.storage.usage import BookedEvent
+from tollway.storage.usage_events import BookedEvent
 
 CREDITS = "credits"
 """Kind of the platform's accounts, by model, that bear what is given back without touching the quantities: "credits:<model>"."""
@@ -38,13 +38,12 @@ CREDITS = "credits"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedAdjustment:
-    """What an operator asks for. `replacement`, with `replacement_requests` (0 or 1), for a replace; `credit_pico` for a credit."""
+    """What an operator asks for. `replacement`, whose `request` is 0 or 1, for a replace; `credit_pico` for a credit."""
 
     event_id: str
     kind: AdjustmentKind
     reason: str
     replacement: Quantities | None = None
-    replacement_requests: int | None = None
     credit_pico: int | None = None
 
 
@@ -85,7 +84,6 @@ def ask(tx: PlatformTx, wanted: WantedAdjustment, *, random_bits: int, actor: st
         created_at=asked_at,
         needs_approval=needs_approval(amount_pico, earlier, limit_pico),
         replacement=wanted.replacement,
-        replacement_requests=wanted.replacement_requests,
     )
     stored.insert_adjustment(tx, adjustment)
     if not adjustment.needs_approval:
@@ -136,9 +134,9 @@ def _amount_of(wanted: WantedAdjustment, event: BookedEvent) -> int:
     else:
         after: list[RatedLine] = []
         if wanted.kind is AdjustmentKind.REPLACE:
-            if wanted.replacement is None or wanted.replacement_requests is None:
+            if wanted.replacement is None:
                 raise Fault(PARAMETER_MISSING, param="quantities")
-            after = rerate(wanted.replacement, wanted.replacement_requests, event.price)
+            after = rerate(wanted.replacement, event.price)
         amount_pico, changes = sum_lines(after) - sum_lines(event.lines), bool(change_by_class(event.lines, after))
     if not changes:
         raise Fault(STATE_CONFLICT, message="This would change nothing.")
@@ -147,10 +145,10 @@ def _amount_of(wanted: WantedAdjustment, event: BookedEvent) -> int:
     return amount_pico
 
 
-def rerate(quantities: Quantities, requests: int, price: PriceVersion) -> list[RatedLine]:
+def rerate(quantities: Quantities, price: PriceVersion) -> list[RatedLine]:
     """What other quantities cost at an event's price. Raises PARAMETER_INVALID if that is no amount."""
     try:
-        return rate(quantities, requests, price)
+        return rate(quantities, price.unit_prices)
     except OverflowError:
         raise Fault(PARAMETER_INVALID, param="quantities", message="The quantities cost more than an amount can be.") from None
 
@@ -165,7 +163,7 @@ def entries_of(adjustment: Adjustment, event: BookedEvent) -> tuple[Entry, ...]:
         return (unbilled, Entry(Account(PLATFORM, f"{CREDITS}:{adjustment.model}", event.currency), -adjustment.amount_pico))
     after: list[RatedLine] = []
     if adjustment.replacement is not None:
-        after = rate(adjustment.replacement, adjustment.replacement_requests or 0, event.price)
+        after = rate(adjustment.replacement, event.price.unit_prices)
     change = change_by_class(event.lines, after)
     revenue = tuple(
         Entry(Account(PLATFORM, f"revenue:{adjustment.model}:{billing_class}", event.currency), -pico)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from tollway.domain.epochs import Epoch, Lost
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.storage import epochs as stored
 from tollway.storage.database import PlatformTx
-from tollway.storage.epochs import Epoch, Lost
 
 SILENCE_US = 60_000_000
 """A running gateway ships a sign of life every few seconds (`gateway.spool.tick_seconds`); after a minute of hearing of it by the

@@ -24,19 +24,21 @@ from typing import Any
 import msgspec
 
 from tollway.control import periods
+from tollway.domain.billing_classes import BillingClass
 from tollway.domain.corrections import fields_of
 from tollway.domain.faults import STATE_CONFLICT, Fault
+from tollway.domain.ledger import AdjustmentCause, Posting
+from tollway.domain.pages import Window
 from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import OUTCOME_POLICIES, UsageEvent, content_hash, encode
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import ledger as stored_ledger
 from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
-from tollway.storage import usage as stored_usage
+from tollway.storage import usage_events as stored_events
+from tollway.storage import watermarks as stored_watermarks
 from tollway.storage.archive import Archive
 from tollway.storage.database import TenantTx
-from tollway.storage.ledger import AdjustmentCause, Posting
-from tollway.storage.pages import Window
 from tollway.storage.periods import Period
 from tollway.wire.segments import Reader, first_chain
 
@@ -57,7 +59,7 @@ def export(open_tx: Open, archive: Archive, period_id: str, now: int) -> Iterato
         if period.closed is None or period.closing is None:
             raise Fault(STATE_CONFLICT, message="The period is not closed yet.")
         corrected = stored_corrections.iterate_booked(tx, period.organization_id, period.start_at)
-        is_kept = all(stored_usage.find_event(tx, event_id) for event_id in {each.event_id for each in corrected})
+        is_kept = all(stored_events.find_event(tx, event_id) for event_id in {each.event_id for each in corrected})
         if not is_kept or not periods.is_kept(tx, list(stored_periods.iterate_blocks(tx, period.id))):
             raise Fault(STATE_CONFLICT, message=periods.NOT_KEPT)
     return _Lines(open_tx, archive, period).all(now)
@@ -118,7 +120,9 @@ class _Lines:
         after = ""
         while True:
             with self.open_tx() as tx:
-                found = stored_usage.list_period_events(tx, self.period.organization_id, self.period.start_at, limit=PAGE_ROWS, after=after)
+                found = stored_events.list_period_events(
+                    tx, self.period.organization_id, self.period.start_at, limit=PAGE_ROWS, after=after
+                )
             events = [event for event, _ in found]
             if not events:
                 return
@@ -130,7 +134,7 @@ class _Lines:
             booked = list(stored_corrections.iterate_booked(tx, self.period.organization_id, self.period.start_at))
         for adjustment in booked:
             with self.open_tx() as tx:
-                target = stored_usage.find_event(tx, adjustment.event_id)
+                target = stored_events.find_event(tx, adjustment.event_id)
             assert target is not None, "looked for before the first line"
             for type, row in self._event_rows("target", [target]):
                 if type == "price":
@@ -174,7 +178,7 @@ class _Lines:
     def _read_archive(self, node_id: str, epoch: int, seqs: set[int]) -> dict[int, bytes]:
         """The payloads of records of an epoch. A gateway of another version may have written what we would write otherwise."""
         with self.open_tx() as tx:
-            archive_bytes = stored_usage.find_archive_bytes(tx, node_id, epoch)
+            archive_bytes = stored_watermarks.find_archive_bytes(tx, node_id, epoch)
         reader, rest, found = Reader(1, first_chain(node_id, epoch)), b"", dict[int, bytes]()
         for chunk in self.archive.read(node_id, epoch, archive_bytes):
             data, used = rest + chunk, 0
@@ -221,13 +225,7 @@ def price_row(price: PriceVersion) -> Mapping[str, Any]:
         "service_tier": str(price.tier),
         "currency": price.currency,
         "valid_from": price.valid_from,
-        "unit_price_pico": {
-            "input": str(price.input_pico),
-            "cached_input": str(price.cached_input_pico),
-            "output": str(price.output_pico),
-            "reasoning": str(price.reasoning_pico),
-            "request": str(price.request_pico),
-        },
+        "unit_price_pico": {name: str(pico) for name, pico in zip(BillingClass, price.unit_prices.values(), strict=True)},
     }
 
 

@@ -9,12 +9,12 @@ import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 
+from tollway.domain.billing_classes import Amounts, BillingClass
 from tollway.domain.ids import TRANSACTION
-from tollway.domain.prices import BillingClass
+from tollway.domain.ledger import Account, Balance, Entry, Posting, UsageCause
+from tollway.domain.pages import Page, Window
 from tollway.storage import ledger as stored
 from tollway.storage.database import PlatformTx
-from tollway.storage.ledger import Account, Balance, Entry, Posting, UsageCause
-from tollway.storage.pages import Page, Window
 
 PLATFORM = "platform"
 """Owner of the accounts that are not an organization's."""
@@ -28,19 +28,23 @@ def book_usage(
     period_at: int,
     cause: UsageCause,
     ended_at: int,
-    costs: Mapping[tuple[str, BillingClass], int],
+    costs: Mapping[str, Amounts],
     currency: str,
     booked_at: int,
 ) -> Posting | None:
     """The transaction for the events that are its `cause`, of one organization and period in one batch, the last of which ended at
-    `ended_at`. They cost `costs` by model and billing class.
+    `ended_at`. They cost `costs`, by model.
 
     None if they cost nothing. Pure: the id names organization, node, epoch, seqs and period, so that booking again is visible as such.
     """
-    total = sum(costs.values())
+    total = sum(amounts.total for amounts in costs.values())
     if total == 0:
         return None
-    revenue = [Entry(_revenue(model, billing_class, currency), -pico) for (model, billing_class), pico in sorted(costs.items()) if pico]
+    revenue = [
+        Entry(_revenue(model, billing_class, currency), -pico)
+        for model in sorted(costs)
+        for billing_class, pico in sorted(costs[model].items())
+    ]
     return Posting(
         id=transaction_id(organization_id, period_at, cause, ended_at),
         organization_id=organization_id,

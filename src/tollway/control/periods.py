@@ -17,14 +17,14 @@ from tollway.control import epochs
 from tollway.control.epochs import Blocker
 from tollway.domain.corrections import fields_of
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.pages import Page, Window
 from tollway.domain.periods import PeriodState
 from tollway.domain.proofs import BLOCK_LEAVES, Leaf, encode_leaf, find_path, find_root, hash_leaf, leaf_of
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import partitions
 from tollway.storage import periods as stored
-from tollway.storage import usage as stored_usage
+from tollway.storage import usage_events as stored_usage
 from tollway.storage.database import Database, PlatformTx, TenantTx, Transaction
-from tollway.storage.pages import Page, Window
 from tollway.storage.periods import Block, Closed, Closing, Period
 
 BLOCKS_PER_CALL = 32

@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 from tollway.control import prices, publish
 from tollway.domain import ids
 from tollway.domain.faults import PARAMETER_INVALID, PRICE_DOUBTFUL, PRICE_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.pages import Page, Window
 from tollway.domain.price_books import (
     LINES_MAX,
     DraftLine,
@@ -25,7 +26,6 @@ from tollway.domain.price_books import (
 )
 from tollway.storage import prices as storage
 from tollway.storage.database import PlatformTx
-from tollway.storage.pages import Page, Window
 
 
 def create_draft(tx: PlatformTx, draft: PriceDraft, *, from_book_id: str | None) -> PriceDraft:
@@ -134,8 +134,7 @@ def _lines_at(tx: PlatformTx, book: PriceBook, at: int) -> list[DraftLine]:
     in_force: dict[Series, DraftLine] = {}
     for price in storage.list_book_prices(tx, book.id):
         if price.valid_from <= at:
-            units = msgspec.structs.asdict(price.units())
-            in_force[price.model, price.tier] = DraftLine(model=price.model, tier=price.tier, **units)
+            in_force[price.model, price.tier] = DraftLine(model=price.model, tier=price.tier, unit_prices=price.unit_prices)
     return list(in_force.values())
 
 

@@ -7,8 +7,6 @@ a book and compiles them for each of its lists in the same transaction, so what 
 
 from collections.abc import Callable, Iterable, Sequence
 
-import msgspec
-
 from tollway.control import publish
 from tollway.domain import ids
 from tollway.domain.currencies import CURRENCIES
@@ -21,6 +19,7 @@ from tollway.domain.faults import (
     STATE_CONFLICT,
     Fault,
 )
+from tollway.domain.pages import Page, Window
 from tollway.domain.price_books import (
     BookPrice,
     DraftLine,
@@ -39,7 +38,6 @@ from tollway.domain.usage import ServiceTier
 from tollway.storage import catalog as stored_catalog
 from tollway.storage import prices as storage
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
-from tollway.storage.pages import Page, Window
 
 CLOCK_GRACE_US = 60_000_000
 """A valid_from this far in the past is taken as now: clocks differ, and whole seconds of "now" are already past."""
@@ -133,7 +131,7 @@ def publish_lines(
             carried_from=place.carried_from(line.series),
             published_at=place.now,
             draft_id=draft_id,
-            **msgspec.structs.asdict(line.units()),
+            unit_prices=line.unit_prices,
         )
         for line in lines
     ]

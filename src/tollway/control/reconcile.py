@@ -18,13 +18,13 @@ from prometheus_client.registry import Collector
 
 from tollway.control.engine_counters import Source, Unreadable, open_client, read_all
 from tollway.domain.faults import Fault
+from tollway.domain.pages import Page, Window
 from tollway.domain.reconciliation import HOUR_US, Reading, Row, State, Tolerance, compare, hour_of, split
 from tollway.domain.usage import Anomaly, UsageEvent
 from tollway.engines.table import ENGINES
 from tollway.storage import reconcile as storage
-from tollway.storage import usage as stored_usage
+from tollway.storage import usage_events as stored_usage
 from tollway.storage.database import Database, PlatformTx
-from tollway.storage.pages import Page, Window
 from tollway.storage.reconcile import Observation
 from tollway.storage.vault import LocalVault
 

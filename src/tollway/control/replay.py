@@ -15,10 +15,10 @@ older than their own; so the head version is raised far above any that they can 
 
 from dataclasses import dataclass
 
+from tollway.control.batches import BatchRefused
 from tollway.control.collect import collect
-from tollway.control.judging import Refused
 from tollway.storage import publish as stored_publish
-from tollway.storage import usage as stored_usage
+from tollway.storage import watermarks as stored_watermarks
 from tollway.storage.archive import Archive, ArchiveShort
 from tollway.storage.database import Database
 from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, Frame, Reader, Tail, first_chain
@@ -42,7 +42,7 @@ class Replayed:
 def replay(database: Database, archive: Archive, now: int) -> Replayed:
     """Bring a restored database up to what the archive says, and gateways to what the database says.
 
-    Raises Refused if the archive does not continue what the database has or is damaged (what stands before that is taken in),
+    Raises BatchRefused if the archive does not continue what the database has or is damaged (what stands before that is taken in),
     ArchiveShort if it has less than the database says, OSError.
     """
     done = Replayed()
@@ -50,7 +50,7 @@ def replay(database: Database, archive: Archive, now: int) -> Replayed:
         stored_publish.lock_head(tx)
         done.version = stored_publish.raise_head(tx, VERSIONS_SKIPPED)
     with database.platform(write=False) as tx:
-        watermarks = {(each.node_id, each.epoch): each for each in stored_usage.list_watermarks(tx)}
+        watermarks = {(each.node_id, each.epoch): each for each in stored_watermarks.list_watermarks(tx)}
     for node_id, epoch, size in archive.list_epochs():
         known = watermarks.get((node_id, epoch))
         start, next_seq, chain = 0, 1, first_chain(node_id, epoch)
@@ -72,7 +72,7 @@ def replay(database: Database, archive: Archive, now: int) -> Replayed:
                 done.records += len(frames)
             rest = data[end:]
             if reader.tail is Tail.DAMAGED or len(rest) > HEAD_BYTES + PAYLOAD_BYTES_MAX:
-                raise Refused(f"{node_id}/{epoch}: record {reader.next_seq} is damaged")
+                raise BatchRefused(f"{node_id}/{epoch}: record {reader.next_seq} is damaged")
     return done
 
 

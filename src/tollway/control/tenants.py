@@ -10,13 +10,13 @@ from tollway.control.keys import Ingredients
 from tollway.domain import ids
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import KeyType
+from tollway.domain.pages import Page, Window
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
 from tollway.storage import keys as stored_keys
 from tollway.storage import periods as stored_periods
 from tollway.storage import tenants as storage
 from tollway.storage.database import PlatformTx, TenantTx
-from tollway.storage.pages import Page, Window
 
 # ---- Organizations ----------------------------------------------------------------------------------------------------
 

@@ -8,27 +8,20 @@ and ledger show the same facts. A correction is a cost of its own, at the instan
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from tollway.domain.billing_classes import BILLING_CLASSES, QUANTITY_CLASSES, BillingClass
 from tollway.domain.corrections import Adjustment, AdjustmentState
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.periods import Bounds, month_of
-from tollway.domain.prices import BillingClass, RatedLine, amounts, rate
+from tollway.domain.prices import RatedLine, amounts, rate
+from tollway.domain.rollups import UsageGroup, UsageQuery
 from tollway.domain.usage import UsageEvent, billed
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
-from tollway.storage import usage as stored
+from tollway.storage import rollups as stored_rollups
+from tollway.storage import usage_events as stored_events
 from tollway.storage.database import TenantTx
 from tollway.storage.periods import Period
-from tollway.storage.usage import Sums, UsageGroup, UsageQuery
-
-LINE_ITEMS = {
-    BillingClass.INPUT: "input_tokens",
-    BillingClass.CACHED_INPUT: "cached_input_tokens",
-    BillingClass.OUTPUT: "output_tokens",
-    BillingClass.REASONING: "reasoning_tokens",
-    BillingClass.REQUEST: "requests",
-}
-"""What a class is called on a line item, behind the model: "<model>, input_tokens"."""
 
 CORRECTION = "correction"
 """Before the model, on the line item of its corrections."""
@@ -85,7 +78,7 @@ def list_buckets(tx: TenantTx, query: UsageQuery, limit: int) -> Buckets:
     end_at = min(query.end_at, start_at + limit * width_us)
     found: dict[int, list[UsageGroup]] = {}
     if start_at < end_at:
-        for group in stored.list_usage(tx, replace(query, start_at=start_at, end_at=end_at)):
+        for group in stored_rollups.list_usage(tx, replace(query, start_at=start_at, end_at=end_at)):
             found.setdefault(group.start_at, []).append(group)
     buckets = [Bucket(at, at + width_us, tuple(found.get(at, ()))) for at in range(start_at, end_at, width_us)]
     next_at = start_at + limit * width_us
@@ -101,9 +94,9 @@ def parse_line_item(name: str) -> LineItem:
     model, _, item = name.rpartition(", ")
     if model == CORRECTION:
         return item, None
-    for billing_class, known in LINE_ITEMS.items():
-        if item == known and model:
-            return model, billing_class
+    for row in BILLING_CLASSES:
+        if item == row.line_item and model:
+            return model, row.billing_class
     raise Fault(PARAMETER_INVALID, param="line_items", message="A line item is '<model>, <class>'.")
 
 
@@ -111,13 +104,15 @@ def split_costs(group: UsageGroup, by_line_item: bool, wanted: frozenset[LineIte
     """The costs of a group: one, or one for each billing class that was used. With `wanted`, of those line items only; the group is
     then of one model."""
     if not by_line_item and wanted is None:
-        yield Cost(group.group, None, None, sum(group.sums.costs.values()))
+        yield Cost(group.group, None, None, group.sums.amounts.total)
         return
     model = group.group["model"]
-    for billing_class, item in LINE_ITEMS.items():
-        quantity, amount_pico = _quantity(group.sums, billing_class), group.sums.costs.get(billing_class, 0)
+    for row in BILLING_CLASSES:
+        billing_class, amount_pico = row.billing_class, group.sums.amounts.get(row.billing_class)
+        # Requests are counted whether billed or not, so for that class the sums have no quantity.
+        quantity = group.sums.billed.get(billing_class) if billing_class in QUANTITY_CLASSES else None
         if (quantity or amount_pico) and (wanted is None or (model, billing_class) in wanted):
-            yield Cost(group.group, f"{model}, {item}", quantity, amount_pico)
+            yield Cost(group.group, f"{model}, {row.line_item}", quantity, amount_pico)
 
 
 def list_corrections(
@@ -152,13 +147,13 @@ def get_receipt(tx: TenantTx, request_id: str) -> Receipt:
 
     Its lines are computed again, from the event and its price, which never change; ReceiptWrong if that is not what was billed.
     """
-    event = stored.find_event(tx, request_id)
+    event = stored_events.find_event(tx, request_id)
     if event is None:
         raise Fault(RESOURCE_UNKNOWN)
     price_id = event.final.admit.price_version
     price = stored_prices.find_prices(tx, [price_id])[price_id]
-    tokens, requests = billed(event.final)
-    if amounts(tokens, requests, price) != event.amounts:
+    quantities = billed(event.final)
+    if amounts(quantities, price.unit_prices) != event.amounts:
         raise ReceiptWrong(request_id)
     period = stored_periods.find_period_at(tx, tx.organization_id, event.period_at)
     assert period is not None, "the collector cuts the period first"
@@ -168,7 +163,7 @@ def get_receipt(tx: TenantTx, request_id: str) -> Receipt:
         if adjustment.state is AdjustmentState.APPLIED
     ]
     served = _served(tx, event.final.ended_at, period)
-    return Receipt(event, price.currency, tuple(rate(tokens, requests, price)), period, served, tuple(applied))
+    return Receipt(event, price.currency, tuple(rate(quantities, price.unit_prices)), period, served, tuple(applied))
 
 
 def _served(tx: TenantTx, at: int, booked: Period) -> Bounds:
@@ -177,18 +172,3 @@ def _served(tx: TenantTx, at: int, booked: Period) -> Bounds:
         return Bounds(booked.start_at, booked.end_at)
     own = stored_periods.find_period_with(tx, tx.organization_id, at)
     return month_of(at, booked.time_zone) if own is None else Bounds(own.start_at, own.end_at)
-
-
-def _quantity(sums: Sums, billing_class: BillingClass) -> int | None:
-    """Units billed in a class. Requests are counted whether billed or not, so for that class the sums do not say."""
-    match billing_class:
-        case BillingClass.INPUT:
-            return sums.input
-        case BillingClass.CACHED_INPUT:
-            return sums.cached_input
-        case BillingClass.OUTPUT:
-            return sums.output
-        case BillingClass.REASONING:
-            return sums.reasoning
-        case BillingClass.REQUEST:
-            return None

@@ -25,27 +25,30 @@ from itertools import groupby
 from typing import Any
 
 from tollway.control import verify_periods
-from tollway.control.collect import list_payers
+from tollway.control.batches import Batch, BatchRefused
+from tollway.control.collect import list_billing_accounts
 from tollway.control.corrections import transaction_id as correction_transaction_id
-from tollway.control.judging import Batch, Payer, Refused, Tally
 from tollway.control.ordered_sums import Key, OrderedSums, Value
-from tollway.control.verify_ledger import Booked, Costs, EpochLedger, entries_of
+from tollway.control.rating import BillingAccount, RatedBatch, RecordPlace, StoredEvent
+from tollway.control.verify_ledger import Booked, EpochLedger, entries_of
 from tollway.control.verify_periods import Corrections, Periods
+from tollway.domain.billing_classes import NOTHING, Amounts
+from tollway.domain.epochs import Watermark
+from tollway.domain.ledger import AdjustmentCause, Posting
 from tollway.domain.periods import Calendar
-from tollway.domain.prices import BillingClass, PriceVersion, rate
+from tollway.domain.prices import PriceVersion, rate
 from tollway.domain.reconciliation import EngineUsage, UsageKey, sum_usage
-from tollway.domain.usage import ADMIT_HEAD, Amounts, UsageEvent, billed, content_hash, decode_final
+from tollway.domain.rollups import RollupKey, UsageSums
+from tollway.domain.usage import ADMIT_HEAD, UsageEvent, billed, content_hash, decode_final
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import ledger as stored_ledger
-from tollway.storage import partitions
+from tollway.storage import partitions, rejected_records, rollups, usage_events, watermarks
 from tollway.storage import prices as stored_prices
 from tollway.storage import reconcile as stored_reconcile
-from tollway.storage import usage as stored_usage
 from tollway.storage.archive import CHUNK_BYTES, Archive, ArchiveShort
 from tollway.storage.database import Database, PlatformTx
-from tollway.storage.ledger import AdjustmentCause, Posting
 from tollway.storage.partitions import RemovedMonth
-from tollway.storage.usage import BookedEvent, EventRow, RollupKey, Sums, Watermark
+from tollway.storage.usage_events import BookedEvent, EventRow
 from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, Frame, Reader, Tail, first_chain
 
 assert CHUNK_BYTES > HEAD_BYTES + PAYLOAD_BYTES_MAX, "a chunk of the archive must hold a frame"
@@ -109,15 +112,15 @@ class _Walk:
     periods: Periods
     removed: Sequence[RemovedMonth]
     corrected: set[str]
-    rollups: OrderedSums[RollupKey, Sums]
+    rollups: OrderedSums[RollupKey, UsageSums]
     engine_usage: OrderedSums[UsageKey, EngineUsage]
     report: Report
     findings: _Findings
-    payers: dict[str, Payer] = field(default_factory=dict)
+    accounts: dict[str, BillingAccount] = field(default_factory=dict)
     prices: dict[str, PriceVersion] = field(default_factory=dict)
     calendars: dict[str, Calendar] = field(default_factory=dict)
-    costs: dict[str, Costs] = field(default_factory=dict)
-    """By organization."""
+    costs: dict[str, dict[str, Amounts]] = field(default_factory=dict)
+    """By organization and model."""
     absent: dict[int, int] = field(default_factory=dict)
     """Events that the database does not have: fingerprints of their contents by those of their ids."""
     gone: dict[str, int] = field(default_factory=dict)
@@ -131,7 +134,7 @@ def verify(database: Database, archive: Archive) -> Report:
     report, findings = Report(), _Findings()
     with (
         database.platform(write=False) as tx,
-        OrderedSums[RollupKey, Sums](Sums) as rollups,
+        OrderedSums[RollupKey, UsageSums](UsageSums) as rollup_sums,
         OrderedSums[UsageKey, EngineUsage](EngineUsage) as engine_usage,
     ):
         tx.lift_deadline()
@@ -140,7 +143,7 @@ def verify(database: Database, archive: Archive) -> Report:
         chains = dict.fromkeys(verify_periods.list_reported(periods), b"")
         removed = partitions.list_removed(tx)
         corrected = stored_corrections.list_corrected(tx)
-        walk = _Walk(tx, periods, removed, corrected, rollups, engine_usage, report, findings)
+        walk = _Walk(tx, periods, removed, corrected, rollup_sums, engine_usage, report, findings)
         _read_archive(walk, archive, chains)
         _compare_prices(tx, findings)
         report.removed = {str(each.month): each.events for each in removed}
@@ -148,7 +151,7 @@ def verify(database: Database, archive: Archive) -> Report:
             found = walk.gone.get(str(each.month), 0)
             if found != each.events:
                 findings.add("removed_months", f"{each.month}: {each.events} events were removed, the archive has {found}")
-        _compare_sums("usage_rollups", rollups.items(), stored_usage.iterate_rollups(tx), findings)
+        _compare_sums("usage_rollups", rollup_sums.items(), rollups.iterate_rollups(tx), findings)
         _compare_sums("engine_usage", engine_usage.items(), stored_reconcile.iterate_usage(tx), findings)
         verify_periods.compare_periods(tx, periods, chains, findings.add)
         corrections = verify_periods.compare_corrections(tx, periods, walk.booked, findings.add)
@@ -168,27 +171,27 @@ def _read_archive(walk: _Walk, archive: Archive, chains: dict[tuple[str, int, in
     know in which order epochs were taken in.
     """
     tx, findings = walk.tx, walk.findings
-    counts, stray_epochs = stored_usage.count_by_epoch(tx), stored_usage.list_stray_epochs(tx)
+    counts, stray_epochs = usage_events.count_by_epoch(tx), rejected_records.list_epochs_with_rejected(tx)
     postings = groupby(stored_ledger.iterate_usage_transactions(tx), key=_place_of)
     ahead = next(postings, None)
-    for watermark in stored_usage.list_watermarks(tx):
+    for watermark in watermarks.list_watermarks(tx):
         place = (watermark.node_id, watermark.epoch)
         walk.report.epochs += 1
         stray_epochs.discard(place)
         if (*place, 1) in chains:
             chains[*place, 1] = first_chain(*place)
         while ahead is not None and ahead[0] < place:
-            EpochLedger(ahead[1], walk.payers, findings.add).end()
+            EpochLedger(ahead[1], walk.accounts, findings.add).end()
             ahead = next(postings, None)
         of_epoch = ahead[1] if ahead is not None and ahead[0] == place else iter(())
         _read_epoch(walk, watermark, _note(chains, place, _frames(archive, watermark, walk.report)), of_epoch, counts.pop(place, 0))
         if ahead is not None and ahead[0] == place:
             ahead = next(postings, None)
     while ahead is not None:
-        EpochLedger(ahead[1], walk.payers, findings.add).end()
+        EpochLedger(ahead[1], walk.accounts, findings.add).end()
         ahead = next(postings, None)
     for place in counts:
-        for _, event_id in stored_usage.iterate_places(tx, *place):
+        for _, event_id in usage_events.iterate_places(tx, *place):
             findings.add("usage_events", f"{event_id} is not in the archive")
     for place in stray_epochs:
         _compare_strays(walk, place, set(), set())
@@ -201,7 +204,7 @@ def _place_of(posting: Posting) -> tuple[str, int]:
 
 def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], postings: Iterator[Posting], events: int) -> None:
     """Judge the records of an epoch, piece by piece. `events`: how many the database has of it."""
-    place, ledger = (watermark.node_id, watermark.epoch), EpochLedger(postings, walk.payers, walk.findings.add)
+    place, ledger = (watermark.node_id, watermark.epoch), EpochLedger(postings, walk.accounts, walk.findings.add)
     ticked, conflicts, quarantined, is_over = bytearray(watermark.next_seq // 8 + 1), set[int](), set[int](), False
     batch = Batch(*place)
     while not is_over:
@@ -213,74 +216,74 @@ def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], post
                     break
             else:
                 is_over = True
-        except (ArchiveShort, Refused) as error:
+        except (ArchiveShort, BatchRefused) as error:
             is_over, flaw = True, str(error)
-        batch.take(piece)
-        tally = _take_piece(walk, batch, ledger, ticked)
-        conflicts.update(stray.seq for stray in tally.conflicts)
-        quarantined.update(stray.seq for stray in tally.quarantined)
+        batch.add(piece)
+        rated = _take_piece(walk, batch, ledger, ticked)
+        conflicts.update(stray.seq for stray in rated.conflicts)
+        quarantined.update(stray.seq for stray in rated.quarantined)
         if is_over and not flaw:
             try:
                 batch.end(watermark.next_seq)
-            except Refused as error:
+            except BatchRefused as error:
                 flaw = str(error)
         if flaw:
             walk.findings.add("archive", f"{watermark.node_id}/{watermark.epoch}: {flaw}")
     ledger.end()
     _compare_strays(walk, place, conflicts, quarantined)
     if sum(map(int.bit_count, ticked)) != events:
-        for seq, event_id in stored_usage.iterate_places(walk.tx, *place):
+        for seq, event_id in usage_events.iterate_places(walk.tx, *place):
             if not 0 < seq < watermark.next_seq or not ticked[seq // 8] >> seq % 8 & 1:
                 walk.findings.add("usage_events", f"{event_id} is not in the archive")
 
 
-def _take_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearray) -> Tally:
+def _take_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearray) -> RatedBatch:
     """Judge some records, compare their events with the database's, and tick off those that are there."""
     _learn(walk, batch)
-    rows = stored_usage.find_rows(walk.tx, [entry[2] for entry in batch.finals])
-    taken = {event_id: ((row[_NODE], row[_EPOCH], row[_SEQ]), row[_HASH]) for event_id, row in rows.items()}
-    tally = Tally(walk.payers, walk.prices, walk.calendars, known={})
-    payloads = {}
-    for seq, payload, event_id, *_ in batch.finals:
-        payloads[seq] = payload
+    rows = usage_events.find_rows(walk.tx, [record.final.admit.request_id for record in batch.finals])
+    stored = {event_id: StoredEvent(RecordPlace(row[_NODE], row[_EPOCH], row[_SEQ]), row[_HASH]) for event_id, row in rows.items()}
+    rated = RatedBatch(walk.accounts, walk.prices, walk.calendars, known={})
+    records = {}
+    for record in batch.finals:
+        event_id = record.final.admit.request_id
+        records[record.seq] = record
         if event_id not in rows:
             first = walk.absent.get(_fingerprint(event_id.encode()))
-            hashed = content_hash(payload)
+            hashed = content_hash(record.payload)
             if first is not None:
-                tally.known[event_id] = hashed if first == _fingerprint(hashed) else b""
+                rated.known[event_id] = hashed if first == _fingerprint(hashed) else b""
     finals = []
-    for row in tally.rate(batch, taken):
-        (event_id, seq, _, _, ended_at, _, _, _, _, input, cached_input, output, reasoning, request, period_at, hashed, shared) = row
-        organization_id, model = str(shared.values[_ORGANIZATION]), str(shared.values[_MODEL])
-        found, picos = rows.get(event_id), (input, cached_input, output, reasoning, request)
-        event = Booked(event_id, seq, organization_id, period_at, ended_at, model, picos, is_gone=False)
+    for row in rated.rate(batch, stored):
+        organization_id, model = str(row.template.values[_ORGANIZATION]), str(row.template.values[_MODEL])
+        event_id, seq, found = row.event_id, row.seq, rows.get(row.event_id)
+        event = Booked(event_id, seq, organization_id, row.period_at, row.ended_at, model, row.amounts, is_gone=False)
         if found is None:
-            walk.absent[_fingerprint(event_id.encode())] = _fingerprint(hashed)
-            event = replace(event, is_gone=_note_absent(walk, event, payloads[seq], batch))
+            walk.absent[_fingerprint(event_id.encode())] = _fingerprint(row.content_hash)
+            event = replace(event, is_gone=_note_absent(walk, event, records[seq].payload, batch))
         else:
             ticked[seq // 8] |= 1 << seq % 8
             event = replace(event, period_at=found[_PERIOD])
             _compare_event(walk, row, found, event)
         ledger.take(event)
-        finals.append(decode_final(payloads[seq]))
-    for key, sums in tally.roll_up().items():
+        finals.append(records[seq].final)
+    for key, sums in rated.roll_up().items():
         walk.rollups.add(key, sums)
     for used, usage in sum_usage(finals).items():
         walk.engine_usage.add(used, usage)
-    for organization_id, costs in tally.sum_costs().items():
+    for organization_id, costs in rated.sum_costs().items():
         together = walk.costs.setdefault(organization_id, {})
-        for (model, billing_class), pico in costs.items():
-            together.setdefault(model, [0] * len(BillingClass))[_CLASSES.index(billing_class)] += pico
-    walk.report.events += tally.events
-    walk.report.conflicts += len(tally.conflicts)
-    walk.report.quarantined += len(tally.quarantined)
-    return tally
+        for model, amounts in costs.items():
+            together[model] = together.get(model, NOTHING) + amounts
+    walk.report.events += rated.events
+    walk.report.conflicts += len(rated.conflicts)
+    walk.report.quarantined += len(rated.quarantined)
+    return rated
 
 
-_NODE, _EPOCH, _SEQ, _HASH, _PERIOD = map(stored_usage.EVENT_COLUMNS.index, ("node_id", "epoch", "seq", "content_hash", "period_at"))
-_PICOS = slice(stored_usage.EVENT_COLUMNS.index("input_pico"), stored_usage.EVENT_COLUMNS.index("request_pico") + 1)
-_ORGANIZATION, _MODEL = (stored_usage.EVENT_COLUMNS.index(name) - len(stored_usage.OWN_COLUMNS) for name in ("organization_id", "model"))
-_CLASSES = tuple(BillingClass)
+_NODE, _EPOCH, _SEQ, _HASH, _PERIOD = map(usage_events.EVENT_COLUMNS.index, ("node_id", "epoch", "seq", "content_hash", "period_at"))
+_FIRST_AMOUNT = usage_events.EVENT_COLUMNS.index(usage_events.AMOUNT_COLUMNS[0])
+_AMOUNTS = slice(_FIRST_AMOUNT, _FIRST_AMOUNT + len(usage_events.AMOUNT_COLUMNS))
+_ORGANIZATION, _MODEL = map(usage_events.TEMPLATE_COLUMNS.index, ("organization_id", "model"))
 
 
 def _fingerprint(data: bytes) -> int:
@@ -290,10 +293,10 @@ def _fingerprint(data: bytes) -> int:
 def _learn(walk: _Walk, batch: Batch) -> None:
     """Read the payers, prices and periods that a batch is the first to name."""
     admits = [group.admit for group in batch.groups.values() if group.is_valid]
-    new_payers = {admit.organization_id for admit in admits} - walk.payers.keys()
+    new_payers = {admit.organization_id for admit in admits} - walk.accounts.keys()
     if new_payers:
-        payers = list_payers(walk.tx, new_payers)
-        walk.payers.update(payers)
+        payers = list_billing_accounts(walk.tx, new_payers)
+        walk.accounts.update(payers)
         walk.calendars.update(walk.periods.calendars(dict.fromkeys(payers, "UTC")))
     new_prices = {admit.price_version for admit in admits} - walk.prices.keys()
     if new_prices:
@@ -302,10 +305,11 @@ def _learn(walk: _Walk, batch: Batch) -> None:
 
 def _compare_event(walk: _Walk, row: EventRow, found: tuple[Any, ...], event: Booked) -> None:
     """An event of the archive against its row. The period is judged by itself: it may be late."""
-    own: tuple[Any, ...] = row[:-1]
-    if found[_PICOS] != event.picos:
-        walk.findings.add("usage_events", f"{event.event_id} is billed {_shown(found[_PICOS])} instead of {_shown(event.picos)}")
-    elif found != (*own[:_PERIOD], event.period_at, *own[_PERIOD + 1 :], *row[-1].values):
+    expected = row.columns()
+    if found[_AMOUNTS] != event.amounts.values():
+        stored = Amounts(*found[_AMOUNTS])
+        walk.findings.add("usage_events", f"{event.event_id} is billed {_shown(stored)} instead of {_shown(event.amounts)}")
+    elif found != (*expected[:_PERIOD], event.period_at, *expected[_PERIOD + 1 :]):
         walk.findings.add("usage_events", f"{event.event_id} differs from the archive")
     flaw = walk.periods.find_flaw(event.organization_id, event.ended_at, event.period_at)
     if flaw is not None:
@@ -328,10 +332,10 @@ def _note_absent(walk: _Walk, event: Booked, payload: bytes, batch: Batch) -> bo
             seq=event.seq,
             final=final,
             content_hash=content_hash(payload),
-            amounts=Amounts(*event.picos),
+            amounts=event.amounts,
             period_at=event.period_at,
         )
-        walk.booked[event.event_id] = BookedEvent(found, price, rate(*billed(final), price), price.currency)
+        walk.booked[event.event_id] = BookedEvent(found, price, rate(billed(final), price.unit_prices), price.currency)
     return True
 
 
@@ -345,7 +349,7 @@ def _note(chains: dict[tuple[str, int, int], bytes], place: tuple[str, int], fra
 
 
 def _frames(archive: Archive, watermark: Watermark, report: Report) -> Iterator[Frame]:
-    """The records of an epoch. Raises ArchiveShort or Refused unless they are whole, chained and reach exactly to the watermark."""
+    """The records of an epoch. Raises ArchiveShort or BatchRefused unless they are whole, chained and reach exactly to the watermark."""
     reader = Reader(1, first_chain(watermark.node_id, watermark.epoch))
     rest = b""
     for chunk in archive.read(watermark.node_id, watermark.epoch, watermark.archive_bytes):
@@ -354,11 +358,11 @@ def _frames(archive: Archive, watermark: Watermark, report: Report) -> Iterator[
         rest = data[reader.end :]
         report.records += reader.next_seq - first
         if reader.tail is Tail.DAMAGED or len(rest) > HEAD_BYTES + PAYLOAD_BYTES_MAX:
-            raise Refused(f"record {reader.next_seq} is damaged")
+            raise BatchRefused(f"record {reader.next_seq} is damaged")
     if rest:
-        raise Refused(f"record {reader.next_seq} is damaged")
+        raise BatchRefused(f"record {reader.next_seq} is damaged")
     if reader.next_seq != watermark.next_seq or reader.chain != watermark.chain:
-        raise Refused(f"the archive ends before record {reader.next_seq}, the watermark stands at {watermark.next_seq}")
+        raise BatchRefused(f"the archive ends before record {reader.next_seq}, the watermark stands at {watermark.next_seq}")
 
 
 # ---- Against what the database holds ----------------------------------------------------------------------------------
@@ -378,12 +382,12 @@ def _compare_prices(tx: PlatformTx, findings: _Findings) -> None:
         findings.add("compiled_prices", f"{extra} versions follow from no published price")
 
 
-def _shown(picos: Sequence[int]) -> str:
-    return ", ".join(f"{name} {pico}" for name, pico in zip(BillingClass, picos, strict=True) if pico) or "nothing"
+def _shown(amounts: Amounts) -> str:
+    return ", ".join(f"{name} {pico}" for name, pico in amounts.items()) or "nothing"
 
 
 def _compare_strays(walk: _Walk, place: tuple[str, int], conflicts: set[int], quarantined: set[int]) -> None:
-    stored = stored_usage.list_stray_seqs(walk.tx, *place)
+    stored = rejected_records.list_rejected_seqs(walk.tx, *place)
     for table, found, expected in zip(("event_conflicts", "quarantined_records"), stored, (conflicts, quarantined), strict=True):
         for seq in sorted(expected ^ found):
             walk.findings.add(table, f"{(*place, seq)} is {'missing' if seq in expected else 'not in the archive'}")
@@ -438,7 +442,7 @@ def _compare_balances(walk: _Walk, corrections: Corrections, replayed: dict[str,
     """Balances against the replay of all entries, and against what events and corrections come to; and their sum against zero."""
     report, findings, owed = walk.report, walk.findings, dict[str, int]()
     for organization_id, costs in walk.costs.items():
-        for account_id, pico in entries_of(organization_id, costs, walk.payers[organization_id].currency).items():
+        for account_id, pico in entries_of(organization_id, costs, walk.accounts[organization_id].currency).items():
             owed[account_id] = owed.get(account_id, 0) + pico
     for entry in corrections.list_entries():
         owed[entry.account.id] = owed.get(entry.account.id, 0) + entry.amount_pico

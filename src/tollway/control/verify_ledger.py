@@ -7,15 +7,15 @@ that cover the present place: one or two for an organization.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tollway.control.judging import Payer
 from tollway.control.ledger import PLATFORM, UNBILLED, transaction_id
-from tollway.domain.prices import BillingClass
-from tollway.storage.ledger import Account, Posting, UsageCause
+from tollway.control.rating import BillingAccount
+from tollway.domain.billing_classes import NOTHING, Amounts
+from tollway.domain.ledger import Account, Posting, UsageCause
 
 Add = Callable[[str, str], None]
 """Notes a difference: of which table, and what it is."""
 
-Costs = dict[str, list[int]]
+Costs = dict[str, Amounts]
 """Pico-currency by model, for each billing class in order."""
 
 
@@ -29,7 +29,7 @@ class Booked:
     period_at: int
     ended_at: int
     model: str
-    picos: tuple[int, ...]
+    amounts: Amounts
     is_gone: bool
 
 
@@ -48,9 +48,9 @@ class _Open:
 class EpochLedger:
     """The transactions of one epoch, in order of their first records, beside its events, in order."""
 
-    def __init__(self, postings: Iterator[Posting], payers: Mapping[str, Payer], add: Add) -> None:
+    def __init__(self, postings: Iterator[Posting], accounts: Mapping[str, BillingAccount], add: Add) -> None:
         self._postings = postings
-        self._payers = payers
+        self._accounts = accounts
         self._add = add
         self._next = next(postings, None)
         self._open: dict[str, list[_Open]] = {}
@@ -71,10 +71,8 @@ class EpochLedger:
             each.first_seq = each.first_seq or event.seq
             each.events += 1
             each.last = event
-            costs = each.costs.setdefault(event.model, [0] * len(BillingClass))
-            for index, pico in enumerate(event.picos):
-                costs[index] += pico
-        if len(covering) != 1 and any(event.picos):
+            each.costs[event.model] = each.costs.get(event.model, NOTHING) + event.amounts
+        if len(covering) != 1 and event.amounts.bits:
             self._add("ledger_entries", f"{event.event_id} is booked {len(covering)} times")
 
     def end(self) -> None:
@@ -99,7 +97,7 @@ class EpochLedger:
         right_id = transaction_id(posting.organization_id, posting.period_at, cause, last.ended_at)
         if posting.id != right_id or found.first_seq != cause.first_seq or last.seq != cause.last_seq:
             self._add("ledger_transactions", f"{posting.id} does not follow from its records, which give {right_id}")
-        right = entries_of(posting.organization_id, found.costs, self._payers[posting.organization_id].currency)
+        right = entries_of(posting.organization_id, found.costs, self._accounts[posting.organization_id].currency)
         if {entry.account.id: entry.amount_pico for entry in posting.entries} != right:
             self._add("ledger_entries", f"{posting.id} does not book what its events cost")
 
@@ -113,9 +111,8 @@ def entries_of(organization_id: str, costs: Costs, currency: str) -> dict[str, i
     """What events of one organization must move, by account."""
     entries = {
         Account(PLATFORM, f"revenue:{model}:{billing_class}", currency).id: -pico
-        for model, picos in costs.items()
-        for billing_class, pico in zip(BillingClass, picos, strict=True)
-        if pico
+        for model, amounts in costs.items()
+        for billing_class, pico in amounts.items()
     }
     entries[Account(organization_id, UNBILLED, currency).id] = -sum(entries.values())
     return entries

@@ -13,14 +13,14 @@ from itertools import pairwise
 from tollway.control import corrections, periods
 from tollway.control.epochs import Cover, digest_watermarks
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision, find_objection, sum_lines
+from tollway.domain.ledger import Entry
 from tollway.domain.periods import Bounds, Calendar, PeriodState, period_id
 from tollway.domain.proofs import find_root
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import epochs as stored_epochs
 from tollway.storage import periods as stored
-from tollway.storage import usage as stored_usage
+from tollway.storage import usage_events as stored_usage
 from tollway.storage.database import PlatformTx
-from tollway.storage.ledger import Entry
 from tollway.storage.periods import Block, Period
 
 Add = Callable[[str, str], None]
@@ -202,7 +202,7 @@ def _find_flaw(adjustment: Adjustment, event: stored_usage.BookedEvent, before: 
         return "names another organization, project, key or model than its event"
     cost_pico, after_pico = sum_lines(event.lines), 0
     if adjustment.replacement is not None:
-        after_pico = sum_lines(corrections.rerate(adjustment.replacement, adjustment.replacement_requests or 0, event.price))
+        after_pico = sum_lines(corrections.rerate(adjustment.replacement, event.price))
     if adjustment.kind is not AdjustmentKind.CREDIT and adjustment.amount_pico != after_pico - cost_pico:
         return f"changes {adjustment.amount_pico} instead of {after_pico - cost_pico}"
     objection = find_objection(adjustment.kind, adjustment.amount_pico, cost_pico, before)

@@ -11,8 +11,8 @@ from enum import StrEnum
 
 import msgspec
 
-from tollway.domain.prices import BillingClass, RatedLine
-from tollway.domain.usage import Quantities
+from tollway.domain.billing_classes import BillingClass, Quantities
+from tollway.domain.prices import RatedLine
 
 
 class AdjustmentKind(StrEnum):
@@ -59,7 +59,6 @@ class Adjustment(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     needs_approval: bool
     replacement: Quantities | None = None
-    replacement_requests: int | None = None
     decision: Decision | None = None
     approver: str | None = None
     decided_at: int | None = None
@@ -119,15 +118,7 @@ def fields_of(adjustment: Adjustment) -> Mapping[str, object]:
         "event_id": adjustment.event_id,
         "kind": str(adjustment.kind),
         "amount_pico": str(adjustment.amount_pico),
-        "replacement": None
-        if new is None
-        else {
-            "input": new.input,
-            "cached_input": new.cached_input,
-            "output": new.output,
-            "reasoning": new.reasoning,
-            "request": adjustment.replacement_requests,
-        },
+        "replacement": None if new is None else dict(zip(BillingClass, new.values(), strict=True)),
         "reason": adjustment.reason,
         "actor": adjustment.actor,
         "created_at": adjustment.created_at,

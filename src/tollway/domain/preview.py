@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from tollway.domain.billing_classes import NOTHING, Quantities, UnitPrices
 from tollway.domain.money import divide_half_even
 from tollway.domain.price_books import BookPrice, DraftLine, Series, compile_units
-from tollway.domain.prices import UnitPrices, cost
-from tollway.domain.usage import NOTHING, OUTCOME_POLICIES, Outcome, Quantities, ServiceTier, bills
+from tollway.domain.usage import OUTCOME_POLICIES, Outcome, ServiceTier, bills
 
 
 class UsageSum(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +40,7 @@ class Tariff:
 
     def __init__(self, lines: Iterable[DraftLine], published: Iterable[BookPrice]) -> None:
         """`published` must be ordered by valid_from within its series."""
-        self._drafted: dict[Series, UnitPrices] = {line.series: line.units() for line in lines}
+        self._drafted: dict[Series, UnitPrices] = {line.series: line.unit_prices for line in lines}
         self._published: dict[Series, list[BookPrice]] = {}
         for price in published:
             if (price.model, price.tier) not in self._drafted:
@@ -51,7 +51,7 @@ class Tariff:
         drafted = self._drafted.get(series)
         if drafted is not None:
             return drafted
-        return next((price for price in reversed(self._published.get(series, ())) if price.valid_from <= at), None)
+        return next((price.unit_prices for price in reversed(self._published.get(series, ())) if price.valid_from <= at), None)
 
     def list_changes(self, from_at: int, to_at: int) -> list[int]:
         """The instants in between at which a price of the book that the draft leaves alone changes."""
@@ -129,8 +129,8 @@ class Preview:
         if units is None:
             units = self._compiled[key] = compile_units(price, discount_bp)
         tokens, request = bills(OUTCOME_POLICIES[used.outcome_policy], used.outcome, delivered=used.delivered)
-        draft_pico = cost(used.used if tokens else NOTHING, used.events if request else 0, units)
-        return Comparison(used.events, used.cost_pico, draft_pico)
+        billed = (used.used if tokens else NOTHING) + Quantities(request=used.events if request else 0)
+        return Comparison(used.events, used.cost_pico, billed.times(units).total)
 
 
 def last_month(now: int) -> tuple[int, int]:

@@ -12,8 +12,9 @@ from enum import StrEnum
 
 import msgspec
 
+from tollway.domain.billing_classes import BillingClass, UnitPrices
 from tollway.domain.money import divide_half_even
-from tollway.domain.prices import UNIT_FIELDS, PriceTerms, PriceVersion, UnitPrices
+from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.usage import ServiceTier
 
 DISCOUNT_BP_MAX = 10_000
@@ -46,7 +47,7 @@ class PriceList(msgspec.Struct, frozen=True):
     discount_bp: int
 
 
-class BookPrice(UnitPrices, frozen=True, kw_only=True):
+class BookPrice(msgspec.Struct, frozen=True, kw_only=True):
     """A published price of a book: immutable, of one model and service tier, from `valid_from` until the next one's.
 
     `carried_from`: the oldest valid_from that gateways still need of this series once this price is its last (see control.prices).
@@ -60,6 +61,7 @@ class BookPrice(UnitPrices, frozen=True, kw_only=True):
     valid_from: int
     carried_from: int
     published_at: int
+    unit_prices: UnitPrices
     draft_id: str | None = None
 
 
@@ -84,7 +86,7 @@ def compile_unit(unit_pico: int, discount_bp: int) -> int:
 
 def compile_units(units: UnitPrices, discount_bp: int) -> UnitPrices:
     """All unit prices at a discount."""
-    return UnitPrices(**{name: compile_unit(getattr(units, name), discount_bp) for name in UNIT_FIELDS.values()})
+    return UnitPrices(*(compile_unit(unit_pico, discount_bp) for unit_pico in units.values()))
 
 
 def compile_price(price: BookPrice, currency: str, discount_bp: int) -> PriceVersion:
@@ -97,7 +99,7 @@ def compile_price(price: BookPrice, currency: str, discount_bp: int) -> PriceVer
         tier=price.tier,
         currency=currency,
         valid_from=price.valid_from,
-        **msgspec.structs.asdict(compile_units(price, discount_bp)),
+        unit_prices=compile_units(price.unit_prices, discount_bp),
     )
 
 
@@ -150,11 +152,12 @@ class DraftState(StrEnum):
     DISCARDED = "discarded"
 
 
-class DraftLine(UnitPrices, frozen=True, kw_only=True):
+class DraftLine(msgspec.Struct, frozen=True, kw_only=True):
     """What one model shall cost in one service tier."""
 
     model: str
     tier: ServiceTier
+    unit_prices: UnitPrices
 
     @property
     def series(self) -> "Series":
@@ -232,10 +235,14 @@ def check(lines: Sequence[DraftLine], place: Place) -> list[Finding]:
         found.append(Finding(severity=Severity.ERROR, code="retroactive", message="A price cannot be valid from an instant in the past."))
     series = {line.series: line for line in lines}
     for line in lines:
-        standard = series.get((line.model, ServiceTier.STANDARD)) or place.find_in_force((line.model, ServiceTier.STANDARD))
+        standard = _units_of(series.get((line.model, ServiceTier.STANDARD)) or place.find_in_force((line.model, ServiceTier.STANDARD)))
         found += _errors(line, standard, place)
-        found += _warnings(line, standard, place.find_in_force(line.series))
+        found += _warnings(line, standard, _units_of(place.find_in_force(line.series)))
     return sorted(found, key=lambda finding: finding.severity is not Severity.ERROR)
+
+
+def _units_of(priced: DraftLine | BookPrice | None) -> UnitPrices | None:
+    return None if priced is None else priced.unit_prices
 
 
 def _errors(line: DraftLine, standard: UnitPrices | None, place: Place) -> list[Finding]:
@@ -260,16 +267,16 @@ def _warnings(line: DraftLine, standard: UnitPrices | None, before: UnitPrices |
     def warning(code: str, message: str) -> Finding:
         return Finding(severity=Severity.WARNING, code=code, message=message, model=line.model, tier=line.tier)
 
-    found = []
-    if not any(getattr(line, name) for name in UNIT_FIELDS.values()):
+    found, units = [], line.unit_prices
+    if not any(units.values()):
         found.append(warning("free", "Every class costs nothing."))
-    if line.cached_input_pico > line.input_pico:
+    if units.cached_input > units.input:
         found.append(warning("cached_dearer", "Cached input costs more than input."))
-    for billing_class, name in UNIT_FIELDS.items():
-        new, old = getattr(line, name), None if before is None else getattr(before, name)
+    for billing_class in BillingClass:
+        new, old = units.get(billing_class), None if before is None else before.get(billing_class)
         if old is not None and (new > old * JUMP_FACTOR or new * JUMP_FACTOR < old):
             found.append(warning("jump", f"The price of {billing_class} changes by more than a factor of {JUMP_FACTOR}."))
-        base = None if standard is None else getattr(standard, name)
+        base = None if standard is None else standard.get(billing_class)
         if base is not None and line.tier in _DISCOUNTED and new > base:
             found.append(warning("tier_dearer", f"In tier {line.tier}, {billing_class} costs more than in the standard tier."))
         if base is not None and line.tier is ServiceTier.PRIORITY and new < base:

@@ -5,52 +5,18 @@ What is here is all that a gateway and the collector know of prices: versions, c
 admission, so a price change in the middle of a request is deterministic and visible. Which list an organization pays by is its
 terms, which are versioned in time too. Rating multiplies and adds integers and never divides. Token classes are disjoint: a token is
 in exactly one.
-
-A further class of units (audio, images) is a member of BillingClass and one field of `UnitPrices`; all else walks over the classes.
 """
 
 from collections.abc import Sequence
-from enum import StrEnum
 
 import msgspec
 
+from tollway.domain.billing_classes import Amounts, BillingClass, Quantities, UnitPrices
 from tollway.domain.money import AMOUNT_PICO_MAX
-from tollway.domain.usage import Amounts, Quantities, ServiceTier
+from tollway.domain.usage import ServiceTier
 
 
-class BillingClass(StrEnum):
-    """What is counted and priced. The four token classes are disjoint."""
-
-    INPUT = "input"
-    CACHED_INPUT = "cached_input"
-    OUTPUT = "output"
-    REASONING = "reasoning"
-    REQUEST = "request"
-
-
-class UnitPrices(msgspec.Struct, frozen=True, kw_only=True):
-    """What one unit of each class costs: pico-currency per token, or per request.
-
-    Every class has a price: an API that lets one be left out fills it in (cached input costs as input, reasoning as output) before
-    the price is published, so that nothing is ever billed at an unstated price.
-    """
-
-    input_pico: int
-    cached_input_pico: int
-    output_pico: int
-    reasoning_pico: int
-    request_pico: int = 0
-
-    def units(self) -> "UnitPrices":
-        """The unit prices alone, of whatever carries them."""
-        return UnitPrices(**{name: getattr(self, name) for name in UNIT_FIELDS.values()})
-
-
-UNIT_FIELDS = {billing_class: f"{billing_class}_pico" for billing_class in BillingClass}
-"""The field of `UnitPrices` for each class."""
-
-
-class PriceVersion(UnitPrices, frozen=True, kw_only=True):
+class PriceVersion(msgspec.Struct, frozen=True, kw_only=True):
     """Compiled unit prices of one model in one service tier of one price list, from `valid_from` (inclusive) until the next version's.
 
     `list`: the id of the price list (see `price_books.list_id`).
@@ -61,6 +27,7 @@ class PriceVersion(UnitPrices, frozen=True, kw_only=True):
     model: str
     currency: str
     valid_from: int
+    unit_prices: UnitPrices
     tier: ServiceTier = ServiceTier.STANDARD
 
 
@@ -102,50 +69,28 @@ class RatedLine(msgspec.Struct, frozen=True):
     amount_pico: int
 
 
-def rate(billed: Quantities, requests: int, price: UnitPrices) -> list[RatedLine]:
-    """The rated lines of one event: a line for each class with a quantity above zero. Pure; the sum is the event's cost.
+def rate(billed: Quantities, unit_prices: UnitPrices) -> list[RatedLine]:
+    """Return the rated lines of one event: a line for each class with a quantity and, for the request itself, with a price.
 
-    `billed` is what the outcome policy lets through, `requests` 1 if the request itself is billed, else 0. Raises OverflowError if a
-    line does not fit a signed 64-bit column (about 9.2 million currency units), which no bounded request can reach. The amounts are
-    those of `amounts`, which is all that an event keeps of its rating: price and quantities never change.
+    `billed` is what the outcome policy lets through (`usage.billed`). The sum of the lines is the event's cost. Raises OverflowError if a
+    line does not fit a signed 64-bit column (about 9.2 million currency units), which no bounded request can reach.
     """
-    lines = []
-    for billing_class, quantity, unit_pico in (
-        (BillingClass.INPUT, billed.input, price.input_pico),
-        (BillingClass.CACHED_INPUT, billed.cached_input, price.cached_input_pico),
-        (BillingClass.OUTPUT, billed.output, price.output_pico),
-        (BillingClass.REASONING, billed.reasoning, price.reasoning_pico),
-        (BillingClass.REQUEST, requests if price.request_pico else 0, price.request_pico),
-    ):
-        if quantity:
-            amount_pico = quantity * unit_pico
-            if amount_pico > AMOUNT_PICO_MAX:
-                raise OverflowError(f"{billing_class} amount exceeds 64 bits")
-            lines.append(RatedLine(billing_class, quantity, unit_pico, amount_pico))
-    return lines
+    return [
+        RatedLine(billing_class, billed.get(billing_class), unit_prices.get(billing_class), amount_pico)
+        for billing_class, amount_pico in zip(BillingClass, amounts(billed, unit_prices).values(), strict=True)
+        if billed.get(billing_class) and (billing_class is not BillingClass.REQUEST or amount_pico)
+    ]
 
 
-def amounts(billed: Quantities, requests: int, price: UnitPrices) -> Amounts:
-    """What `rate` comes to, class by class, without the lines. Raises OverflowError as it does."""
-    found = Amounts(
-        billed.input * price.input_pico,
-        billed.cached_input * price.cached_input_pico,
-        billed.output * price.output_pico,
-        billed.reasoning * price.reasoning_pico,
-        requests * price.request_pico,
-    )
-    # No amount is below zero, so the sum is above each: it settles nearly every event in one comparison.
-    if found.total > AMOUNT_PICO_MAX and max(msgspec.structs.astuple(found)) > AMOUNT_PICO_MAX:
-        raise OverflowError("an amount exceeds 64 bits")
+def amounts(billed: Quantities, unit_prices: UnitPrices) -> Amounts:
+    """Return what each class costs: the amounts of `rate` without the lines. Raises OverflowError as `rate` does."""
+    found = billed.times(unit_prices)
+    check_amounts(found)
     return found
 
 
-def cost(billed: Quantities, requests: int, price: UnitPrices) -> int:
-    """The event's cost in pico-currency: the sum of `rate`'s amounts, without the lines."""
-    return (
-        billed.input * price.input_pico
-        + billed.cached_input * price.cached_input_pico
-        + billed.output * price.output_pico
-        + billed.reasoning * price.reasoning_pico
-        + requests * price.request_pico
-    )
+def check_amounts(found: Amounts) -> None:
+    """Raise OverflowError unless every amount fits a signed 64-bit column."""
+    # No amount is below zero, so the sum is above each: it settles nearly every event in one comparison.
+    if found.total > AMOUNT_PICO_MAX and max(found.values()) > AMOUNT_PICO_MAX:
+        raise OverflowError("an amount exceeds 64 bits")

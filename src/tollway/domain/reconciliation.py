@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from tollway.domain.billing_classes import Direction
 from tollway.domain.usage import Final, Outcome
 
 HOUR_US = 3_600_000_000
@@ -151,7 +152,7 @@ def sum_usage(finals: Iterable[Final]) -> dict[UsageKey, EngineUsage]:
     for final in finals:
         used = final.used
         deployment_id, model, ended_at = final.deployment_id or UNKNOWN_DEPLOYMENT, final.admit.model, final.ended_at
-        if not deployment_id and not (used.input or used.cached_input or used.output or used.reasoning):
+        if not deployment_id and not used.bits:
             continue
         key = (ended_at - ended_at % HOUR_US, deployment_id, model)
         found = sums.get(key)
@@ -161,14 +162,14 @@ def sum_usage(finals: Iterable[Final]) -> dict[UsageKey, EngineUsage]:
         found.incomplete += final.outcome is not Outcome.COMPLETED
         found.retried += final.attempts > 1
         found.anomalous += final.anomaly is not None
-        found.output += used.output + used.reasoning
+        found.output += used.sum_of(Direction.OUTPUT)
         first_at = final.first_token_at
         if first_at is not None and first_at < key[0]:
             early = (first_at - first_at % HOUR_US, deployment_id, model)
             found = sums.get(early)
             if found is None:
                 found = sums[early] = EngineUsage()
-        found.input += used.input
+        found.input += used.sum_of(Direction.INPUT) - used.cached_input
         found.cached_input += used.cached_input
     return sums
 

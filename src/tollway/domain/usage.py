@@ -12,6 +12,8 @@ from enum import StrEnum
 
 import msgspec
 
+from tollway.domain.billing_classes import NOTHING, Amounts, Quantities
+
 TOKENS_MAX = 2**31 - 1
 """Most tokens that one class of one request may count. A report above it is engine nonsense."""
 
@@ -57,18 +59,6 @@ class Anomaly(StrEnum):
     INVALID = "usage_invalid"  # negative counts, parts larger than their whole, beyond any number
     INFLATED = "usage_inflated"  # more output than was asked for, or than was delivered: held to that
     SHRINKING = "usage_shrinking"  # a running total that fell: the larger one was true when it was made
-
-
-class Quantities(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """Tokens by disjoint class: `input` was computed, `cached_input` came from the prefix cache, `output` excludes `reasoning`."""
-
-    input: int = 0
-    cached_input: int = 0
-    output: int = 0
-    reasoning: int = 0
-
-
-NOTHING = Quantities()
 
 
 class Admit(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="record", tag="admit", omit_defaults=True):
@@ -144,21 +134,6 @@ class Close(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="
 Record = Admit | Progress | Final | Tick | Close
 
 
-class Amounts(msgspec.Struct, frozen=True, gc=False):
-    """What each billing class of an event costs: pico-currency, 0 where nothing is billed."""
-
-    input: int = 0
-    cached_input: int = 0
-    output: int = 0
-    reasoning: int = 0
-    request: int = 0
-
-    @property
-    def total(self) -> int:
-        """What the event costs."""
-        return self.input + self.cached_input + self.output + self.reasoning + self.request
-
-
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A FINAL as the ledger accepted it: its place in the node's dense sequence, what it costs, and the billing period in which it is
     booked (by its start). Immutable."""
@@ -170,6 +145,22 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     content_hash: bytes
     amounts: Amounts
     period_at: int
+
+
+class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
+    """A record that did not become an event, with its bytes as they came.
+
+    `event_id` and `content_hash` are empty if it could not be read. `reason`: "conflict" (its id is that of another event), or why it cannot
+    be rated.
+    """
+
+    node_id: str
+    epoch: int
+    seq: int
+    event_id: str | None
+    payload: bytes
+    content_hash: bytes
+    reason: str
 
 
 class OutcomePolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,16 +209,19 @@ _BILLS = {
 """`bills` of every case."""
 
 
-def billed(final: Final) -> tuple[Quantities, int]:
-    """What the event's own outcome policy bills of it: (tokens by class, 1 if the request itself is billed else 0)."""
+def billed(final: Final) -> Quantities:
+    """Return what the event's own outcome policy bills of it; `request` is 1 if the request itself is billed."""
     return billed_by(final.admit.outcome_policy, final)
 
 
-def billed_by(policy_version: int, final: Final | Ended) -> tuple[Quantities, int]:
-    """The same by a given version."""
+def billed_by(policy_version: int, final: Final | Ended) -> Quantities:
+    """Return what a given version of the outcome policy bills of a FINAL."""
     used = final.used
     tokens, request = _BILLS[policy_version, used.output + used.reasoning > 0][final.outcome]
-    return (used if tokens else NOTHING), request
+    return Quantities(used.input, used.cached_input, used.output, used.reasoning, request) if tokens else _REQUEST_ONLY[request]
+
+
+_REQUEST_ONLY = (NOTHING, Quantities(request=1))
 
 
 _encoder = msgspec.json.Encoder()

@@ -9,20 +9,9 @@ from collections.abc import Callable
 import msgspec
 
 from tollway.domain import faults
+from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault
-from tollway.domain.usage import (
-    NOTHING,
-    OUTCOME_POLICY_CURRENT,
-    Admit,
-    Anomaly,
-    Ended,
-    Outcome,
-    Quantities,
-    UsageSource,
-    encode,
-    encode_admit,
-    encode_terms,
-)
+from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Admit, Anomaly, Ended, Outcome, UsageSource, encode, encode_admit, encode_terms
 from tollway.gateway.driver import OVER, ShieldedWaiter, Waiter
 from tollway.gateway.ports import CACHED_INPUT, FIRST_TOKEN_AT, INPUT, OUTPUT, REASONING, SLOT_WORDS, UsageSink
 from tollway.gateway.request import Call, ClientGone, Permit

@@ -13,7 +13,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
-from tollway.domain.prices import cost, find_list, find_price
+from tollway.domain.prices import find_list, find_price
 from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, ServiceTier, billed_by
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
@@ -192,7 +192,7 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
     if ttft_ms:
         found.first_token.observe(ttft_ms / 1000)
     caller = call.caller
-    cost_pico = cost(*billed_by(OUTCOME_POLICY_CURRENT, final), call.price)
+    cost_pico = billed_by(OUTCOME_POLICY_CURRENT, final).times(call.price.unit_prices).total
     client_request_id = request.head.client_request_id
     if fault is None and not request.peer and not client_request_id:
         line = CompletedLine(

@@ -6,8 +6,8 @@ A Protocol stands here only where two implementations exist: the real one and th
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Quantities
 
 SLOT_WORDS = 8
 """64-bit words of one slot of the progress table: see `UsageSink.progress`."""

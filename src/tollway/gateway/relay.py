@@ -20,8 +20,9 @@ from collections.abc import Iterable
 import msgspec
 
 from tollway.domain import faults
+from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault, FaultKind, Retry
-from tollway.domain.usage import NOTHING, Anomaly, Outcome, Quantities, UsageSource
+from tollway.domain.usage import Anomaly, Outcome, UsageSource
 from tollway.engines.table import ENGINES
 from tollway.gateway.dialects.dialect import AnswerStream
 from tollway.gateway.dialects.engine_errors import read_answer_fault

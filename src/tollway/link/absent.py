@@ -13,8 +13,8 @@ from errno import EDQUOT, EIO, ENOSPC, EROFS
 from pathlib import Path
 from typing import NoReturn
 
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import SPOOL_UNAVAILABLE, Fault
-from tollway.domain.usage import Quantities
 from tollway.link.disk import DISK, Disk
 from tollway.link.epochs import find_node, write_file
 from tollway.link.recovery import Alarm, recover_dead

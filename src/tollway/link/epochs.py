@@ -31,7 +31,8 @@ from pathlib import Path
 
 import msgspec
 
-from tollway.domain.usage import Admit, Quantities
+from tollway.domain.billing_classes import Quantities
+from tollway.domain.usage import Admit
 from tollway.link.disk import DISK, Disk
 from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, first_chain, has_lost_sector, parse_head
 

@@ -32,21 +32,8 @@ from pathlib import Path
 
 import msgspec
 
-from tollway.domain.usage import (
-    NOTHING,
-    TOKENS_MAX,
-    Admit,
-    Close,
-    Final,
-    Outcome,
-    Progress,
-    Quantities,
-    Record,
-    Tick,
-    UsageSource,
-    decode,
-    encode,
-)
+from tollway.domain.billing_classes import NOTHING, Quantities
+from tollway.domain.usage import TOKENS_MAX, Admit, Close, Final, Outcome, Progress, Record, Tick, UsageSource, decode, encode
 from tollway.link.disk import DISK, Disk
 from tollway.link.epochs import (
     FORMAT,

@@ -35,9 +35,10 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import OVERLOADED, SPOOL_UNAVAILABLE, Fault
 from tollway.domain.ids import NODE, RANDOM_BITS, new_id
-from tollway.domain.usage import Close, Progress, Quantities, Tick, decode_admit, encode
+from tollway.domain.usage import Close, Progress, Tick, decode_admit, encode
 from tollway.link.disk import DISK, Disk
 from tollway.link.epochs import (
     FORMAT,

@@ -7,9 +7,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.catalog import Deployment, Endpoint, Engine, Model, UnknownParameters
+from tollway.domain.pages import Page, Window
 from tollway.domain.tenants import Status
 from tollway.storage.database import PlatformTx, Transaction
-from tollway.storage.pages import Page, Window, fetch_page
+from tollway.storage.pages import fetch_page
 from tollway.storage.schema import deployments, models
 
 # ---- Models -----------------------------------------------------------------------------------------------------------

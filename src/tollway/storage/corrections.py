@@ -6,12 +6,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision
-from tollway.domain.usage import Quantities
+from tollway.domain.pages import Page, Window
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
-from tollway.storage.pages import Page, Window, fetch_page
+from tollway.storage.pages import fetch_page
 from tollway.storage.schema_money import ledger_transactions
-from tollway.storage.schema_periods import adjustment_approvals, usage_adjustments
+from tollway.storage.schema_periods import REPLACEMENTS, adjustment_approvals, usage_adjustments
 
 _approval = adjustment_approvals.c
 _booking = ledger_transactions.c
@@ -35,11 +36,7 @@ def insert_adjustment(tx: PlatformTx, adjustment: Adjustment) -> None:
             model=adjustment.model,
             kind=adjustment.kind,
             amount_pico=adjustment.amount_pico,
-            replacement_input=None if new is None else new.input,
-            replacement_cached_input=None if new is None else new.cached_input,
-            replacement_output=None if new is None else new.output,
-            replacement_reasoning=None if new is None else new.reasoning,
-            replacement_requests=adjustment.replacement_requests,
+            **(dict.fromkeys(REPLACEMENTS) if new is None else dict(zip(REPLACEMENTS, new.values(), strict=True))),
             reason=adjustment.reason,
             actor=adjustment.actor,
             needs_approval=adjustment.needs_approval,
@@ -135,7 +132,7 @@ def list_costs(
 def _adjustment(row: Any) -> Adjustment:
     replacement = None
     if row.replacement_input is not None:
-        replacement = Quantities(row.replacement_input, row.replacement_cached_input, row.replacement_output, row.replacement_reasoning)
+        replacement = Quantities(*(getattr(row, name) for name in REPLACEMENTS))
     return Adjustment(
         id=row.id,
         organization_id=row.organization_id,
@@ -150,7 +147,6 @@ def _adjustment(row: Any) -> Adjustment:
         created_at=row.created_at,
         needs_approval=row.needs_approval,
         replacement=replacement,
-        replacement_requests=row.replacement_requests,
         decision=None if row.decision is None else Decision(row.decision),
         approver=row.approver,
         decided_at=row.decided_at,

@@ -1,10 +1,10 @@
 """Epochs at rest, as those see them who must know whether all of them has arrived: watermarks, signs of life, and what is lost."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
+from tollway.domain.epochs import Epoch, Lost, SilentNode
 from tollway.storage.database import PlatformTx
 from tollway.storage.schema import nodes
 from tollway.storage.schema_money import epochs
@@ -12,50 +12,6 @@ from tollway.storage.schema_periods import lost_declarations
 
 EPOCHS_LISTED_MAX = 1000
 """In one answer: a month of daily restarts of thirty gateways."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """An operator's word that the rest of an epoch will never come. `next_seq`: the watermark at that moment."""
-
-    node_id: str
-    epoch: int
-    next_seq: int
-    reason: str
-    actor: str
-    declared_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """One life of a gateway, as far as it has been taken in.
-
-    `epoch` is the instant of its start and `ticked_at` and `closed_at` are too, by the node's own clock; `first_seen_at` and
-    `seen_at` by control's. `lost`: what was declared of it, if anything was.
-    """
-
-    node_id: str
-    epoch: int
-    next_seq: int
-    chain: bytes
-    ticked_at: int | None
-    closed_at: int | None
-    first_seen_at: int
-    seen_at: int
-    lost: Lost | None
-
-    @property
-    def records_after_lost(self) -> int:
-        """Records that arrived after the epoch was declared lost. They were taken in like any others."""
-        return 0 if self.lost is None else self.next_seq - self.lost.next_seq
-
-
-@dataclass(frozen=True, slots=True)
-class SilentNode:
-    """A gateway that has been heard of since its last epoch was closed, or has none: a life of it that has not reported."""
-
-    node_id: str
-    seen_at: int
 
 
 def list_epochs(tx: PlatformTx, node_id: str | None, *, only_lost: bool = False) -> list[Epoch]:

@@ -11,9 +11,10 @@ import sqlalchemy as sa
 
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, Limits
+from tollway.domain.pages import Page, Window
 from tollway.domain.tenants import ServiceAccount
 from tollway.storage.database import PlatformTx, TenantTx
-from tollway.storage.pages import Page, Window, fetch_page
+from tollway.storage.pages import fetch_page
 from tollway.storage.schema import api_keys, service_accounts
 
 

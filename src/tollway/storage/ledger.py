@@ -1,77 +1,16 @@
 """The ledger at rest: accounts, transactions with their entries, and balances, which are their running sums."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
+from tollway.domain.ledger import Account, AdjustmentCause, Balance, Entry, Posting, UsageCause
+from tollway.domain.pages import Page, Window
 from tollway.storage.bulk import Upsert, any_of, by_bytes, insert_rows, upsert_rows
 from tollway.storage.database import PlatformTx, Transaction
-from tollway.storage.pages import Page, Window, fetch_page
+from tollway.storage.pages import fetch_page
 from tollway.storage.schema_money import amount_text, balances, ledger_accounts, ledger_entries, ledger_transactions
-
-
-class Account(msgspec.Struct, frozen=True, gc=False):
-    """Who has what kind of account in which currency. `owner` is an organization's id or "platform"."""
-
-    owner: str
-    kind: str
-    currency: str
-
-    @property
-    def id(self) -> str:
-        """Its name, unique by being made of all three."""
-        return f"{self.owner}/{self.kind}/{self.currency}"
-
-
-class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One line of a transaction: above zero a debit, below zero a credit."""
-
-    account: Account
-    amount_pico: int
-
-
-@dataclass(frozen=True, slots=True)
-class UsageCause:
-    """Events of one organization, booked in one period, that came in one batch of records: `events` of those from `first_seq` to
-    `last_seq`."""
-
-    node_id: str
-    epoch: int
-    first_seq: int
-    last_seq: int
-    events: int
-
-
-@dataclass(frozen=True, slots=True)
-class AdjustmentCause:
-    """A correction."""
-
-    adjustment_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Posting:
-    """One transaction: what caused it, in which period it is booked (by its start), and the entries that do so."""
-
-    id: str
-    organization_id: str
-    period_at: int
-    cause: UsageCause | AdjustmentCause
-    booked_at: int
-    entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """What stands on an account, and after how many changes."""
-
-    account: Account
-    posted_pico: int
-    version: int
-    changed_at: int
 
 
 def post(tx: PlatformTx, postings: Sequence[Posting], now: int) -> None:

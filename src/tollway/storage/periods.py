@@ -14,10 +14,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from tollway.domain.pages import Page, Window
 from tollway.domain.periods import Bounds, Calendar, PeriodState, period_id
 from tollway.storage.bulk import any_of
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
-from tollway.storage.pages import Page, Window, fetch_page
+from tollway.storage.pages import fetch_page
 from tollway.storage.schema import organizations
 from tollway.storage.schema_periods import billing_periods, period_blocks
 

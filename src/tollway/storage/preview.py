@@ -6,19 +6,20 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tollway.domain.billing_classes import QUANTITY_CLASSES, Quantities
 from tollway.domain.ids import REQUEST, first_id, instant_of
 from tollway.domain.money import PICO
 from tollway.domain.preview import UsageSum
-from tollway.domain.prices import UNIT_FIELDS
-from tollway.domain.usage import Outcome, Quantities, ServiceTier
+from tollway.domain.usage import Outcome, ServiceTier
 from tollway.storage.database import PlatformTx
 from tollway.storage.schema_money import usage_events
+from tollway.storage.usage_events import AMOUNT_COLUMNS
 
 PAGE_EVENTS = 50_000
 """Summed by one statement: a fraction of a second on either engine, and no sum of theirs comes near the end of 64 bits."""
 
 COMMON = ("organization_id", "model", "service_tier", "outcome_policy", "outcome", "delivered", "span")
-TOKENS = ("input", "cached_input", "output", "reasoning")
+TOKENS = tuple(map(str, QUANTITY_CLASSES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def sum_page(
     page = (
         sa.select(
             *(events[name] for name in ("organization_id", "model", "service_tier", "outcome_policy", "outcome", *TOKENS)),
-            *(events[name] for name in UNIT_FIELDS.values()),
+            *(events[name] for name in AMOUNT_COLUMNS),
             sa.case((events.output + events.reasoning > 0, 1), else_=0).label("delivered"),
             _span(changes).label("span"),
         )
@@ -60,7 +61,7 @@ def sum_page(
         .where(sa.true() if next_id is None else events.event_id < next_id)
         .subquery()
     )
-    amounts = [page.c[name] for name in UNIT_FIELDS.values()]
+    amounts = [page.c[name] for name in AMOUNT_COLUMNS]
     query = sa.select(
         *(page.c[name] for name in COMMON),
         sa.func.count().label("events"),

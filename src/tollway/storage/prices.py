@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from tollway.domain.billing_classes import UnitPrices
+from tollway.domain.pages import Page, Window
 from tollway.domain.price_books import (
     BookPrice,
     DraftLine,
@@ -25,14 +27,14 @@ from tollway.domain.price_books import (
     compile_price,
     schedule,
 )
-from tollway.domain.prices import UNIT_FIELDS, PriceTerms, PriceVersion
+from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.tenants import Status
 from tollway.domain.usage import ServiceTier
 from tollway.storage.bulk import any_of
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
-from tollway.storage.pages import Page, Window, fetch_page
+from tollway.storage.pages import fetch_page
 from tollway.storage.schema import models, organizations
-from tollway.storage.schema_prices import book_prices, compiled_prices, price_books, price_drafts, price_lists, price_terms
+from tollway.storage.schema_prices import UNIT_PRICES, book_prices, compiled_prices, price_books, price_drafts, price_lists, price_terms
 
 # ---- Books and lists --------------------------------------------------------------------------------------------------
 
@@ -168,7 +170,12 @@ def _draft(row: Any) -> PriceDraft:
 
 def insert_book_prices(tx: PlatformTx, published: Sequence[BookPrice]) -> None:
     """Append prices to a book. What follows from them is `insert_compiled`'s."""
-    tx.connection.execute(book_prices.insert(), [msgspec.structs.asdict(price) for price in published])
+    tx.connection.execute(book_prices.insert(), [_book_row(price) for price in published])
+
+
+def _book_row(price: BookPrice) -> dict[str, Any]:
+    row = msgspec.structs.asdict(price)
+    return row | _unit_columns(row.pop("unit_prices"))
 
 
 def list_book_prices(tx: Transaction, book_id: str, names: Iterable[str] | None = None) -> list[BookPrice]:
@@ -190,7 +197,7 @@ def _book_price(row: Any) -> BookPrice:
         carried_from=row.carried_from,
         published_at=row.published_at,
         draft_id=row.draft_id,
-        **_units(row),
+        unit_prices=_unit_prices(row),
     )
 
 
@@ -288,8 +295,10 @@ def count_compiled(tx: PlatformTx) -> int:
 
 
 def _joined_price(row: Any) -> BookPrice:
-    values = {name: getattr(row, f"book_{name}") for name in book_prices.c.keys()}  # noqa: SIM118 - a collection of columns, no dict
-    return BookPrice(**values | {"tier": ServiceTier(row.book_tier)})
+    columns = [name for name in book_prices.c.keys() if name not in UNIT_PRICES]  # noqa: SIM118 - a collection of columns, no dict
+    values = {name: getattr(row, f"book_{name}") for name in columns}
+    unit_prices = UnitPrices(*(getattr(row, f"book_{name}") for name in UNIT_PRICES))
+    return BookPrice(**values | {"tier": ServiceTier(row.book_tier), "unit_prices": unit_prices})
 
 
 def _select_carried() -> sa.Select[Any]:
@@ -310,7 +319,7 @@ def _select_carried() -> sa.Select[Any]:
 def _compiled_row(price: BookPrice, currency: str, price_list: PriceList) -> dict[str, Any]:
     row = msgspec.structs.asdict(compile_price(price, currency, price_list.discount_bp))
     row["list_id"] = row.pop("list")
-    return row | {"source_id": price.id, "carried_from": price.carried_from}
+    return row | _unit_columns(row.pop("unit_prices")) | {"source_id": price.id, "carried_from": price.carried_from}
 
 
 def _price(row: Any) -> PriceVersion:
@@ -321,12 +330,16 @@ def _price(row: Any) -> PriceVersion:
         tier=ServiceTier(row.tier),
         currency=row.currency,
         valid_from=row.valid_from,
-        **_units(row),
+        unit_prices=_unit_prices(row),
     )
 
 
-def _units(row: Any) -> dict[str, int]:
-    return {name: getattr(row, name) for name in UNIT_FIELDS.values()}
+def _unit_prices(row: Any) -> UnitPrices:
+    return UnitPrices(*(getattr(row, name) for name in UNIT_PRICES))
+
+
+def _unit_columns(units: UnitPrices) -> dict[str, int]:
+    return dict(zip(UNIT_PRICES, units.values(), strict=True))
 
 
 # ---- Terms ------------------------------------------------------------------------------------------------------------

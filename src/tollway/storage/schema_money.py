@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from tollway.domain.prices import BillingClass
+from tollway.domain.billing_classes import QUANTITY_CLASSES, BillingClass
 from tollway.domain.usage import Anomaly, Outcome, ServiceTier, UsageSource
 from tollway.storage.schema import metadata
 
@@ -105,10 +105,7 @@ usage_events = sa.Table(  # append-only
     sa.Column("period_at", sa.BigInteger, nullable=False),  # the start of the billing period in which it is booked
     sa.Column("outcome", sa.String(16), nullable=False),
     sa.Column("source", sa.String(32), nullable=False),
-    sa.Column("input", sa.BigInteger, nullable=False),
-    sa.Column("cached_input", sa.BigInteger, nullable=False),
-    sa.Column("output", sa.BigInteger, nullable=False),
-    sa.Column("reasoning", sa.BigInteger, nullable=False),
+    *(sa.Column(billing_class, sa.BigInteger, nullable=False) for billing_class in QUANTITY_CLASSES),
     sa.Column("price_version", sa.String(64), nullable=False),
     sa.Column("service_tier", sa.String(16), nullable=False),
     sa.Column("outcome_policy", sa.Integer, nullable=False),
@@ -123,7 +120,7 @@ usage_events = sa.Table(  # append-only
     _one_of("source", UsageSource),
     _one_of("service_tier", ServiceTier),
     _one_of("anomaly", Anomaly),
-    sa.CheckConstraint("input >= 0 AND cached_input >= 0 AND output >= 0 AND reasoning >= 0", name="quantities_not_negative"),
+    sa.CheckConstraint(" AND ".join(f"{billing_class} >= 0" for billing_class in QUANTITY_CLASSES), name="quantities_not_negative"),
     sa.CheckConstraint(" AND ".join(f"{billing_class}_pico >= 0" for billing_class in BillingClass), name="amounts_not_negative"),
     postgresql_partition_by="RANGE (event_id)",
 )
@@ -169,7 +166,7 @@ ROLLUP_WIDTHS_SECONDS = (60, 3_600, 86_400)
 """A minute, an hour, a day (UTC): what the usage API can be asked for, each kept ready, so that a month reads in 31 rows a group."""
 
 ROLLUP_KEY = ("organization_id", "width_seconds", "start_at", "project_id", "key_id", "model", "endpoint")
-ROLLUP_QUANTITIES = ("requests", "input", "cached_input", "output", "reasoning")
+ROLLUP_QUANTITIES = ("requests", *map(str, QUANTITY_CLASSES))
 ROLLUP_COSTS = tuple(f"{billing_class}_cost" for billing_class in BillingClass)
 """Each is two columns, `<name>_units` and `<name>_pico`: the sum is units x 10**12 + pico, with pico below 10**12, so that nine
 million rows can be summed before a 64-bit integer ends."""

@@ -7,6 +7,7 @@ Nothing may be booked into a period that is not open. Both are enforced by trigg
 
 import sqlalchemy as sa
 
+from tollway.domain.billing_classes import QUANTITY_CLASSES
 from tollway.domain.corrections import AdjustmentKind, Decision
 from tollway.domain.periods import PeriodState
 from tollway.storage.schema import metadata
@@ -81,6 +82,9 @@ lost_declarations = sa.Table(  # append-only
     sa.Column("declared_at", sa.BigInteger, nullable=False),
 )
 
+REPLACEMENTS = (*(f"replacement_{billing_class}" for billing_class in QUANTITY_CLASSES), "replacement_requests")
+"""Columns of the quantities that are billed instead, in the order of the billing classes."""
+
 usage_adjustments = sa.Table(  # append-only
     "usage_adjustments",
     metadata,
@@ -93,11 +97,7 @@ usage_adjustments = sa.Table(  # append-only
     sa.Column("model", sa.String(128), nullable=False),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("amount_pico", sa.BigInteger, nullable=False),  # what it adds to the event's cost
-    sa.Column("replacement_input", sa.BigInteger),
-    sa.Column("replacement_cached_input", sa.BigInteger),
-    sa.Column("replacement_output", sa.BigInteger),
-    sa.Column("replacement_reasoning", sa.BigInteger),
-    sa.Column("replacement_requests", sa.BigInteger),
+    *(sa.Column(name, sa.BigInteger) for name in REPLACEMENTS),
     sa.Column("reason", sa.String(1024), nullable=False),
     sa.Column("actor", sa.String(64), nullable=False),
     sa.Column("needs_approval", sa.Boolean, nullable=False),
@@ -105,11 +105,10 @@ usage_adjustments = sa.Table(  # append-only
     sa.UniqueConstraint("id", "actor"),
     _one_of("kind", AdjustmentKind),
     sa.CheckConstraint(
-        "(kind = 'replace') = (replacement_input IS NOT NULL)"
-        " AND (replacement_input IS NULL) = (replacement_cached_input IS NULL)"
-        " AND (replacement_input IS NULL) = (replacement_output IS NULL)"
-        " AND (replacement_input IS NULL) = (replacement_reasoning IS NULL)"
-        " AND (replacement_input IS NULL) = (replacement_requests IS NULL)",
+        " AND ".join(
+            ["(kind = 'replace') = (replacement_input IS NOT NULL)"]
+            + [f"(replacement_input IS NULL) = ({name} IS NULL)" for name in REPLACEMENTS[1:]]
+        ),
         name="replaced_by_all_classes",
     ),
     sa.CheckConstraint("kind = 'replace' OR amount_pico < 0", name="gives_back"),

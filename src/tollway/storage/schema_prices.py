@@ -8,8 +8,8 @@ is once it was published or discarded (see the migrations).
 import sqlalchemy as sa
 from sqlalchemy.schema import SchemaItem
 
+from tollway.domain.billing_classes import BillingClass
 from tollway.domain.price_books import DISCOUNT_BP_MAX, DraftState
-from tollway.domain.prices import UNIT_FIELDS
 from tollway.domain.usage import ServiceTier
 from tollway.storage.schema import metadata
 
@@ -18,11 +18,15 @@ def _one_of(column: str, values: type[ServiceTier] | type[DraftState]) -> sa.Che
     return sa.CheckConstraint(f"{column} IN ({', '.join(repr(str(value)) for value in values)})", name=f"{column}_known")
 
 
+UNIT_PRICES = tuple(f"{billing_class}_pico" for billing_class in BillingClass)
+"""Columns of unit prices, in the order of the billing classes."""
+
+
 def _unit_columns() -> tuple[SchemaItem, ...]:
     """Unit prices (domain.prices.UnitPrices), none below zero."""
     return (
-        *(sa.Column(name, sa.BigInteger, nullable=False) for name in UNIT_FIELDS.values()),
-        sa.CheckConstraint(" AND ".join(f"{name} >= 0" for name in UNIT_FIELDS.values()), name="not_negative"),
+        *(sa.Column(name, sa.BigInteger, nullable=False) for name in UNIT_PRICES),
+        sa.CheckConstraint(" AND ".join(f"{name} >= 0" for name in UNIT_PRICES), name="not_negative"),
     )
 
 

@@ -4,9 +4,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tollway.domain.pages import Page, Window
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
 from tollway.storage.database import PlatformTx, TenantTx
-from tollway.storage.pages import Page, Window, fetch_page
+from tollway.storage.pages import fetch_page
 from tollway.storage.schema import organizations, projects, service_accounts
 
 # ---- Organizations ----------------------------------------------------------------------------------------------------

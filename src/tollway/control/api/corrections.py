@@ -7,29 +7,18 @@ from pydantic import Field, StringConstraints
 
 from tollway.control import corrections
 from tollway.control.api import routes
+from tollway.control.api.class_schemas import QuantitiesWrite, quantities_of, quantities_out
 from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import Identified, In, ListOut, PageQuery, Reason, Sum, find_seconds, list_out, seconds
 from tollway.control.corrections import WantedAdjustment
 from tollway.domain import money
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision
 from tollway.domain.faults import PARAMETER_UNKNOWN, Fault
-from tollway.domain.usage import TOKENS_MAX, Quantities
 
 router = routes.router(tags=["corrections"])
 
-Count = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
 OrganizationId = Annotated[str, StringConstraints(max_length=64, pattern=r"^org_[0-9a-f]{32}$")]
 RequestId = Annotated[str, StringConstraints(max_length=64, pattern=r"^[!-~]+$")]
-
-
-class QuantitiesWrite(In):
-    """What is billed instead, by disjoint class: `input` without what came from the cache, `output` without reasoning."""
-
-    input: Count
-    cached_input: Count = 0
-    output: Count
-    reasoning: Count = 0
-    request: bool = True
 
 
 class AdjustmentCreate(In):
@@ -53,8 +42,7 @@ class AdjustmentCreate(In):
             event_id=self.request_id,
             kind=self.kind,
             reason=self.reason,
-            replacement=None if new is None else Quantities(new.input, new.cached_input, new.output, new.reasoning),
-            replacement_requests=None if new is None else int(new.request),
+            replacement=None if new is None else quantities_of(new),
             credit_pico=None if self.amount is None else money.parse_sum(self.amount),
         )
 
@@ -151,15 +139,6 @@ def _log(plane: Plane, adjustment: Adjustment, key_id: str) -> None:
 
 def _adjustment_out(adjustment: Adjustment) -> AdjustmentOut:
     new = adjustment.replacement
-    quantities = None
-    if new is not None:
-        quantities = QuantitiesWrite(
-            input=new.input,
-            cached_input=new.cached_input,
-            output=new.output,
-            reasoning=new.reasoning,
-            request=bool(adjustment.replacement_requests),
-        )
     return AdjustmentOut(
         id=adjustment.id,
         organization_id=adjustment.organization_id,
@@ -169,7 +148,7 @@ def _adjustment_out(adjustment: Adjustment) -> AdjustmentOut:
         state=adjustment.state,
         amount=money.format_amount(adjustment.amount_pico),
         amount_pico=str(adjustment.amount_pico),
-        quantities=quantities,
+        quantities=None if new is None else quantities_out(new),
         reason=adjustment.reason,
         actor=adjustment.actor,
         created_at=seconds(adjustment.created_at),

@@ -10,7 +10,7 @@ from tollway.control.api import routes
 from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import Identified, ListOut, Out, PageQuery, list_out, seconds
 from tollway.domain import money
-from tollway.storage.ledger import AdjustmentCause, Balance, Entry, Posting, UsageCause
+from tollway.domain.ledger import AdjustmentCause, Balance, Entry, Posting, UsageCause
 
 router = routes.router(tags=["ledger"])
 

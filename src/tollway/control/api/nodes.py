@@ -8,7 +8,7 @@ from tollway.control import epochs, publish
 from tollway.control.api import routes
 from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import Identified, In, ListOut, NodeOut, Out, Reason, find_seconds, node_out, seconds
-from tollway.storage.epochs import Epoch
+from tollway.domain.epochs import Epoch
 
 router = routes.router(tags=["nodes"])
 

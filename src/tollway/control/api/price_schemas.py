@@ -7,15 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from tollway.control.api.class_schemas import UnitPricesOut, UnitPricesWrite, unit_prices_of, unit_prices_out
 from tollway.control.api.schemas import (
-    Amount,
     Currency,
     Identified,
     In,
     ModelName,
     Name,
     Out,
-    PricePerMillion,
     Second,
     find_seconds,
     seconds,
@@ -24,7 +23,7 @@ from tollway.control.preview import Scope
 from tollway.domain import money
 from tollway.domain.preview import Comparison, Preview
 from tollway.domain.price_books import DISCOUNT_BP_MAX, LINES_MAX, DraftLine, Finding, PriceBook, PriceDraft, split_list_id
-from tollway.domain.prices import PriceTerms, PriceVersion, UnitPrices
+from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.usage import ServiceTier
 
 Tier = Annotated[ServiceTier, Field(strict=False)]
@@ -32,48 +31,15 @@ Id = Annotated[str, StringConstraints(max_length=64, pattern=r"^[\x21-\x7e]+$")]
 DiscountBp = Annotated[int, Field(ge=0, le=DISCOUNT_BP_MAX)]
 
 
-class UnitsWrite(In):
+class UnitsWrite(UnitPricesWrite):
     """Unit prices of a model in a service tier."""
 
     model: ModelName
     tier: Tier = ServiceTier.STANDARD
-    input: PricePerMillion
-    output: PricePerMillion
-    cached_input: PricePerMillion | None = None
-    reasoning: PricePerMillion | None = None
-    request: Amount = "0"
 
     def line(self) -> DraftLine:
-        """The same in integers, every class filled in."""
-        return DraftLine(
-            model=self.model,
-            tier=self.tier,
-            input_pico=money.parse_price_per_million(self.input),
-            cached_input_pico=money.parse_price_per_million(self.input if self.cached_input is None else self.cached_input),
-            output_pico=money.parse_price_per_million(self.output),
-            reasoning_pico=money.parse_price_per_million(self.output if self.reasoning is None else self.reasoning),
-            request_pico=money.parse_amount(self.request),
-        )
-
-
-class UnitsOut(Out):
-    """Unit prices as decimal strings: a price list's may have more decimals than its book's, never a rounded one."""
-
-    input: str
-    cached_input: str
-    output: str
-    reasoning: str
-    request: str
-
-
-def units_out(units: UnitPrices) -> UnitsOut:
-    return UnitsOut(
-        input=money.format_price_per_million(units.input_pico),
-        cached_input=money.format_price_per_million(units.cached_input_pico),
-        output=money.format_price_per_million(units.output_pico),
-        reasoning=money.format_price_per_million(units.reasoning_pico),
-        request=money.format_amount(units.request_pico),
-    )
+        """Return the line of a draft, with the unit price of every class."""
+        return DraftLine(model=self.model, tier=self.tier, unit_prices=unit_prices_of(self))
 
 
 # ---- Versions ---------------------------------------------------------------------------------------------------------
@@ -88,7 +54,7 @@ class PriceCreate(UnitsWrite):
     valid_from: Second | None = None
 
 
-class PriceOut(Identified, UnitsOut):
+class PriceOut(Identified, UnitPricesOut):
     """A version: what a model costs on a price list in a service tier, from `valid_from` until the next one's. A list is a book
     (`book_…`) or a book at a discount in basis points (`book_…-1500`)."""
 
@@ -108,11 +74,11 @@ def price_out(price: PriceVersion) -> PriceOut:
         tier=price.tier,
         currency=price.currency,
         valid_from=seconds(price.valid_from),
-        **units_out(price).model_dump(),
+        **unit_prices_out(price.unit_prices),
     )
 
 
-class OwnPriceOut(UnitsOut):
+class OwnPriceOut(UnitPricesOut):
     """What a model costs this organization now in a service tier. `price_id` is what receipts name."""
 
     object: Literal["organization.price"] = "organization.price"
@@ -137,7 +103,7 @@ def own_price_out(price: PriceVersion) -> OwnPriceOut:
         service_tier=price.tier,
         currency=price.currency,
         valid_from=seconds(price.valid_from),
-        **units_out(price).model_dump(),
+        **unit_prices_out(price.unit_prices),
     )
 
 
@@ -211,7 +177,7 @@ class DraftPublish(In):
     accept_warnings: bool = False
 
 
-class LineOut(UnitsOut):
+class LineOut(UnitPricesOut):
     model: str
     tier: str
 
@@ -256,7 +222,7 @@ def draft_out(draft: PriceDraft) -> DraftOut:
         book_id=draft.book_id,
         state=draft.state,
         valid_from=find_seconds(draft.valid_from),
-        lines=[LineOut(model=line.model, tier=line.tier, **units_out(line).model_dump()) for line in draft.lines],
+        lines=[LineOut(model=line.model, tier=line.tier, **unit_prices_out(line.unit_prices)) for line in draft.lines],
         findings=[finding_out(finding) for finding in draft.findings],
         created_at=seconds(draft.created_at),
     )

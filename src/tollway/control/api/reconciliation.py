@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from tollway.control import reconcile
 from tollway.control.api import routes
+from tollway.control.api.class_schemas import openai_tokens
 from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import SECONDS_MAX, Identified, ListOut, ModelName, Out, PageQuery, list_out, seconds
 from tollway.domain.faults import PARAMETER_INVALID, Fault
@@ -203,8 +204,5 @@ def _anomaly_out(event: UsageEvent) -> AnomalyOut:
         ended_at=seconds(final.ended_at),
         outcome=final.outcome,
         usage_source=final.source,
-        input_tokens=used.input + used.cached_input,
-        input_cached_tokens=used.cached_input,
-        output_tokens=used.output + used.reasoning,
-        output_reasoning_tokens=used.reasoning,
+        **openai_tokens(used),
     )

@@ -10,12 +10,12 @@ from starlette.responses import JSONResponse, Response
 from tollway.control import collect
 from tollway.control.api import routes
 from tollway.control.api.routes import ControlPlane, Node, Plane, plane_of
-from tollway.control.collect import Gap, Taken
-from tollway.control.judging import Refused
+from tollway.control.batches import BatchRefused
+from tollway.control.collect import Gap, Ingested
 from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, RESOURCE_UNKNOWN, Blame, Fault, FaultKind
 from tollway.storage.archive import Archive, ArchiveShort
-from tollway.storage.usage import EventRace
+from tollway.storage.usage_events import EventRace
 
 router = routes.router(tags=["link"])
 
@@ -57,12 +57,12 @@ async def take_records(
         taken = await run_in_threadpool(_collect, plane_of(request), node_id, epoch, first_seq, body)
     except Gap as gap:
         return JSONResponse({"next_seq": gap.next_seq}, 409)
-    except Refused as refused:
+    except BatchRefused as refused:
         raise Fault(RECORDS_REFUSED, detail=f"{node_id}/{epoch}/{first_seq}: {refused}") from refused
     return JSONResponse({"next_seq": taken.next_seq})
 
 
-def _collect(plane: ControlPlane, node_id: str, epoch: int, first_seq: int, body: bytes) -> Taken:
+def _collect(plane: ControlPlane, node_id: str, epoch: int, first_seq: int, body: bytes) -> Ingested:
     archive = Archive(plane.archive_directory)
     for _ in range(RACES_MAX):
         try:

@@ -16,14 +16,16 @@ from starlette.responses import JSONResponse, Response
 
 from tollway.control import tenants, usage
 from tollway.control.api import routes
+from tollway.control.api.class_schemas import openai_tokens
 from tollway.control.api.routes import OrganizationAdmin, Plane, plane_of
 from tollway.control.api.schemas import SECONDS_MAX, Out, seconds
 from tollway.control.usage import Bucket, Buckets, Cost, Receipt
 from tollway.domain import ids, money
+from tollway.domain.billing_classes import BillingClass, Direction
 from tollway.domain.catalog import Endpoint
 from tollway.domain.corrections import Adjustment
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
-from tollway.storage.usage import UsageGroup, UsageQuery
+from tollway.domain.rollups import UsageGroup, UsageQuery
 
 router = routes.router(tags=["usage"])
 
@@ -143,11 +145,8 @@ def _completions_result(group: UsageGroup) -> dict[str, Any]:
     sums = group.sums
     return {
         "object": "organization.usage.completions.result",
-        "input_tokens": sums.input + sums.cached_input,
-        "input_cached_tokens": sums.cached_input,
-        "input_uncached_tokens": sums.input,
-        "output_tokens": sums.output + sums.reasoning,
-        "output_reasoning_tokens": sums.reasoning,
+        **openai_tokens(sums.billed),
+        "input_uncached_tokens": sums.billed.sum_of(Direction.INPUT) - sums.billed.cached_input,
         "num_model_requests": sums.requests,
         **_named(group.group),
         "user_id": None,
@@ -159,7 +158,7 @@ def _completions_result(group: UsageGroup) -> dict[str, Any]:
 def _embeddings_result(group: UsageGroup) -> dict[str, Any]:
     return {
         "object": "organization.usage.embeddings.result",
-        "input_tokens": group.sums.input + group.sums.cached_input,
+        "input_tokens": group.sums.billed.sum_of(Direction.INPUT),
         "num_model_requests": group.sums.requests,
         **_named(group.group),
         "user_id": None,
@@ -375,12 +374,7 @@ def _receipt_out(receipt: Receipt) -> ReceiptOut:
         first_token_ms=None if final.first_token_at is None else (final.first_token_at - admit.admitted_at) / 1000,
         attempts=final.attempts,
         error=final.error,
-        usage={
-            "input_tokens": used.input + used.cached_input,
-            "input_cached_tokens": used.cached_input,
-            "output_tokens": used.output + used.reasoning,
-            "output_reasoning_tokens": used.reasoning,
-        },
+        usage=openai_tokens(used),
         lines=[
             ReceiptLine(
                 billing_class=line.billing_class,
@@ -422,7 +416,4 @@ def _receipt_out(receipt: Receipt) -> ReceiptOut:
 
 def _replaced(adjustment: Adjustment) -> dict[str, int] | None:
     new = adjustment.replacement
-    if new is None:
-        return None
-    tokens = {"input": new.input, "cached_input": new.cached_input, "output": new.output, "reasoning": new.reasoning}
-    return tokens | {"request": adjustment.replacement_requests or 0}
+    return None if new is None else dict(zip(BillingClass, new.values(), strict=True))

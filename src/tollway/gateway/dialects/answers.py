@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from tollway.domain import faults
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Anomaly, Quantities
+from tollway.domain.usage import Anomaly
 from tollway.wire import bodies
 
 T = TypeVar("T")

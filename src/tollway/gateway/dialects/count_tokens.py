@@ -1,9 +1,9 @@
 """Anthropic's token counting: POST /v1/messages/count_tokens. Counting uses no tokens; a model that offers messages offers it too."""
 
 from tollway.domain import faults
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Quantities
 from tollway.gateway.dialects import messages
 from tollway.gateway.dialects.answers import Answer
 from tollway.gateway.dialects.dialect import Dialect

@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Anomaly, Quantities, ServiceTier, UsageSource
+from tollway.domain.usage import Anomaly, ServiceTier, UsageSource
 from tollway.gateway.dialects.answers import Answer
 from tollway.gateway.dialects.fields import Check, Shape, plain_shape
 from tollway.native import EventTemplate

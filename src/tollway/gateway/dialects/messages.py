@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 
 from tollway.domain import faults
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
-from tollway.domain.usage import TOKENS_MAX, Anomaly, Quantities, ServiceTier, UsageSource
+from tollway.domain.usage import TOKENS_MAX, Anomaly, ServiceTier, UsageSource
 from tollway.gateway.dialects import fields
 from tollway.gateway.dialects.answers import ABSENT, Answer, decode, is_absent, rename_model
 from tollway.gateway.dialects.dialect import Dialect

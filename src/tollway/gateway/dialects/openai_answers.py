@@ -3,8 +3,9 @@
 import msgspec
 
 from tollway.domain import faults
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
-from tollway.domain.usage import TOKENS_MAX, Quantities
+from tollway.domain.usage import TOKENS_MAX
 from tollway.gateway.dialects.answers import ABSENT, Answer, check_text, decode, is_absent, rename_model
 from tollway.gateway.dialects.engine_errors import read_fault
 from tollway.gateway.dialects.usage import check_report

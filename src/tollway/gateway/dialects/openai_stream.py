@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from tollway.domain import faults
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
-from tollway.domain.usage import TOKENS_MAX, Anomaly, Quantities, UsageSource
+from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.gateway.dialects.answers import ABSENT, NULL, decode, is_absent
 from tollway.gateway.dialects.engine_errors import read_fault
 from tollway.gateway.dialects.openai_answers import read_usage

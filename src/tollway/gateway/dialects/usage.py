@@ -1,6 +1,7 @@
 """Usage reports of engines: how much of them can be believed."""
 
-from tollway.domain.usage import Anomaly, Quantities
+from tollway.domain.billing_classes import Quantities
+from tollway.domain.usage import Anomaly
 
 
 def check_report(reported: Quantities | None, output_tokens_max: int | None) -> tuple[Quantities | None, Anomaly | None]:

@@ -1,0 +1,166 @@
+"""Batches: the records of one epoch as they arrive, decoded and validated. Pure; shared by the collector and `verify`.
+
+A batch of thousands of records has few *groups*: the same caller, model, price and service tier, the same outcome, deployment and so on.
+What an event shares with its group is validated once, for the group: names, policy, attempts. What is left for each event is its id, its
+instants and its counts; two shifts test whether all of these are in range.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from tollway.domain.periods import INSTANT_MAX
+from tollway.domain.usage import (
+    FINAL_HEAD,
+    OUTCOME_POLICIES,
+    TOKENS_MAX,
+    Admit,
+    Close,
+    Final,
+    RejectedRecord,
+    Tick,
+    decode,
+    decode_final,
+)
+from tollway.wire.segments import Frame
+
+ATTEMPTS_MAX = 1_000
+"""Upstreams tried for one request: far above any list of candidates."""
+
+_TOKEN_BITS = TOKENS_MAX.bit_length()
+_INSTANT_BITS = INSTANT_MAX.bit_length()
+assert TOKENS_MAX == 2**_TOKEN_BITS - 1, "a shift tests which counts are in range"
+assert INSTANT_MAX == 2**_INSTANT_BITS - 1, "a shift tests which instants are in range"
+
+_NAMES = re.compile(r"(?:[!-~]{1,64}\n){6}[!-~]{1,128}")
+"""Ids, endpoint and service tier of at most 64 visible ASCII characters, and a model's name."""
+
+_NAME = re.compile(r"[!-~]{1,64}")
+_ALL_NAMES = re.compile(r"(?:[!-~]{1,64}\n)*[!-~]{1,64}")
+
+
+class BatchRefused(Exception):
+    """The bytes do not continue this epoch. Nothing was ingested; an operator must look."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EventGroup:
+    """What many events have in common: everything but id, instants and counts.
+
+    `final` is the first of them; only what the group shares is read from it. `is_valid`: whether a gateway can have written it (names in
+    the allowed form, a published outcome policy).
+    """
+
+    final: Final
+    is_valid: bool
+
+    @property
+    def admit(self) -> Admit:
+        """The ADMIT of the group's first event."""
+        return self.final.admit
+
+
+class FinalRecord(msgspec.Struct, frozen=True, gc=False):
+    """A valid FINAL of a batch, with its bytes and its group."""
+
+    seq: int
+    payload: bytes
+    final: Final
+    group: EventGroup
+
+
+@dataclass(slots=True)
+class Batch:
+    """Records of one epoch by kind: FINALs, records that are not valid, the instant of the last TICK, and CLOSE."""
+
+    node_id: str
+    epoch: int
+    finals: list[FinalRecord] = field(default_factory=list)
+    groups: dict[tuple[object, ...], EventGroup] = field(default_factory=dict)
+    unreadable: list[RejectedRecord] = field(default_factory=list)
+    ticked_at: int | None = None
+    closed_at: int | None = None
+    closed_seq: int | None = None
+
+    def add(self, frames: Iterable[Frame]) -> None:
+        """Decode and validate records; ADMITs may be left out."""
+        finals, groups, ids = self.finals, self.groups, list[str]()
+        for frame in frames:
+            payload = frame.payload
+            try:
+                record = decode_final(payload) if payload.startswith(FINAL_HEAD) else decode(payload)
+            except ValueError:
+                self._reject(frame.seq, payload, "unreadable")
+                continue
+            if not isinstance(record, Final):
+                self._add_other(frame, record)
+                continue
+            admit, used = record.admit, record.used
+            key = (
+                admit.organization_id,
+                admit.project_id,
+                admit.key_id,
+                admit.endpoint,
+                admit.price_version,
+                admit.service_tier,
+                admit.model,
+                admit.stream,
+                admit.outcome_policy,
+                record.outcome,
+                record.source,
+                record.deployment_id,
+                record.attempts,
+                record.error,
+                record.anomaly,
+            )
+            group = groups.get(key)
+            if group is None:
+                group = groups[key] = EventGroup(record, _is_possible(record))
+            instants = admit.admitted_at | record.ended_at | (record.first_token_at or 0)  # one below zero makes the union so
+            if used.bits >> _TOKEN_BITS or used.request or instants >> _INSTANT_BITS or not group.is_valid:
+                self._reject(frame.seq, payload, "invalid")
+            else:
+                ids.append(admit.request_id)
+                finals.append(FinalRecord(frame.seq, payload, record, group))
+        joined = "\n".join(ids)  # all at once: most of the cost of a regular expression is its start
+        if ids and (joined.count("\n") != len(ids) - 1 or _ALL_NAMES.fullmatch(joined) is None):
+            valid = [_NAME.fullmatch(each.final.admit.request_id) is not None for each in finals]
+            for each, is_valid in zip(finals, valid, strict=True):
+                if not is_valid:
+                    self._reject(each.seq, each.payload, "invalid")
+            self.finals = [each for each, is_valid in zip(finals, valid, strict=True) if is_valid]
+
+    def _reject(self, seq: int, payload: bytes, reason: str) -> None:
+        self.unreadable.append(RejectedRecord(self.node_id, self.epoch, seq, None, payload, b"", reason))
+
+    def _add_other(self, frame: Frame, record: object) -> None:
+        if isinstance(record, Tick):
+            self.ticked_at = min(max(record.at, 0), INSTANT_MAX)
+        elif isinstance(record, Close) and self.closed_seq is None:
+            self.closed_at, self.closed_seq = min(max(record.at, 0), INSTANT_MAX), frame.seq
+
+    def end(self, next_seq: int) -> None:
+        """Finish a batch of the records before `next_seq`. Raises BatchRefused if they go on after CLOSE."""
+        if self.closed_seq is not None and next_seq != self.closed_seq + 1:
+            raise BatchRefused("a record after CLOSE")
+
+
+def _is_possible(final: Final) -> bool:
+    admit = final.admit
+    names = (
+        admit.organization_id,
+        admit.project_id,
+        admit.key_id,
+        admit.endpoint,
+        admit.price_version,
+        admit.service_tier,
+        admit.model,
+    )
+    return (
+        _NAMES.fullmatch("\n".join(names)) is not None
+        and 0 <= final.attempts <= ATTEMPTS_MAX
+        and admit.outcome_policy in OUTCOME_POLICIES
+        and all(name is None or _NAME.fullmatch(name) is not None for name in (final.deployment_id, final.error))
+    )

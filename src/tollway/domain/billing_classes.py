@@ -1,0 +1,218 @@
+"""Billing classes: what is counted, priced and billed, in one table.
+
+Everything that enumerates classes (database columns, rollups, ledger accounts, receipts, API fields, command-line columns, metrics) walks
+over `BILLING_CLASSES`. To add a class:
+
+1. here, add a member to `BillingClass`, a row to the table, and a field to `PerClass` with its term in `total`, `bits`, `__add__`,
+   `__sub__` and `times` (a test compares the fields with the table);
+2. read its quantity where an engine reports it (`gateway.dialects`);
+3. write a migration for its columns (`make migration`).
+
+The stand-alone verifier keeps a list of its own, on purpose.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import msgspec
+
+
+class Unit(StrEnum):
+    """What one unit of a class is, and so how its price is written."""
+
+    TOKEN = "token"  # priced per 1,000,000
+    REQUEST = "request"  # priced each
+
+
+class BillingClass(StrEnum):
+    """What is counted and priced. The token classes are disjoint: a token is in exactly one."""
+
+    INPUT = "input"
+    CACHED_INPUT = "cached_input"
+    OUTPUT = "output"
+    REASONING = "reasoning"
+    REQUEST = "request"
+
+
+class Direction(StrEnum):
+    """Whether the tokens of a class were sent to the model or made by it."""
+
+    INPUT = "input"
+    OUTPUT = "output"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BillingClassRow:
+    """One class.
+
+    `line_item`: its name in costs, after the model ("<model>, input_tokens"). `direction`: None for what is not a token. `price_of`: the
+    class whose unit price applies where none is stated for this one; None where the price must be stated, or is zero for a class that is
+    not `required`. `description`: for API schemas and option help.
+    """
+
+    billing_class: BillingClass
+    unit: Unit
+    line_item: str
+    description: str
+    direction: Direction | None = None
+    price_of: BillingClass | None = None
+    required: bool = False
+
+
+BILLING_CLASSES: tuple[BillingClassRow, ...] = (
+    BillingClassRow(
+        billing_class=BillingClass.INPUT,
+        unit=Unit.TOKEN,
+        line_item="input_tokens",
+        description="Tokens of the prompt that the engine computed.",
+        direction=Direction.INPUT,
+        required=True,
+    ),
+    BillingClassRow(
+        billing_class=BillingClass.CACHED_INPUT,
+        unit=Unit.TOKEN,
+        line_item="cached_input_tokens",
+        description="Tokens of the prompt that the engine took from its prefix cache.",
+        direction=Direction.INPUT,
+        price_of=BillingClass.INPUT,
+    ),
+    BillingClassRow(
+        billing_class=BillingClass.OUTPUT,
+        unit=Unit.TOKEN,
+        line_item="output_tokens",
+        description="Tokens of the answer, without reasoning.",
+        direction=Direction.OUTPUT,
+        required=True,
+    ),
+    BillingClassRow(
+        billing_class=BillingClass.REASONING,
+        unit=Unit.TOKEN,
+        line_item="reasoning_tokens",
+        description="Tokens that the model produced to reason before it answered.",
+        direction=Direction.OUTPUT,
+        price_of=BillingClass.OUTPUT,
+    ),
+    BillingClassRow(
+        billing_class=BillingClass.REQUEST,
+        unit=Unit.REQUEST,
+        line_item="requests",
+        description="The request itself.",
+    ),
+)
+
+ROWS: Mapping[BillingClass, BillingClassRow] = {row.billing_class: row for row in BILLING_CLASSES}
+"""The same rows by class, in the same order."""
+
+QUANTITY_CLASSES: tuple[BillingClass, ...] = tuple(name for name in BillingClass if name is not BillingClass.REQUEST)
+"""Classes whose quantity an engine reports. Whether a request is billed follows from its outcome instead (`usage.billed`)."""
+
+assert tuple(ROWS) == tuple(BillingClass), "the table has one row for each class, in the order of the enumeration"
+assert tuple(BillingClass)[-1] is BillingClass.REQUEST, "`PerClass.quantities` relies on the request standing last"
+
+
+class PerClass(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One integer for each billing class: quantities, unit prices or amounts, whatever the name of the variable says.
+
+    Quantities are units. Unit prices are pico-currency per unit. Amounts are pico-currency.
+    """
+
+    input: int = 0
+    cached_input: int = 0
+    output: int = 0
+    reasoning: int = 0
+    request: int = 0
+
+    @property
+    def total(self) -> int:
+        """The sum over all classes."""
+        return self.input + self.cached_input + self.output + self.reasoning + self.request
+
+    @property
+    def bits(self) -> int:
+        """The bitwise or of all values: negative if any value is, and at least 2**n if any value is. One test for the range of all."""
+        return self.input | self.cached_input | self.output | self.reasoning | self.request
+
+    def __add__(self, other: "PerClass") -> "PerClass":
+        return PerClass(
+            self.input + other.input,
+            self.cached_input + other.cached_input,
+            self.output + other.output,
+            self.reasoning + other.reasoning,
+            self.request + other.request,
+        )
+
+    def __sub__(self, other: "PerClass") -> "PerClass":
+        return PerClass(
+            self.input - other.input,
+            self.cached_input - other.cached_input,
+            self.output - other.output,
+            self.reasoning - other.reasoning,
+            self.request - other.request,
+        )
+
+    def times(self, other: "PerClass") -> "PerClass":
+        """Return the product of each class: quantities times unit prices are amounts. The only multiplication of money in Tollway."""
+        return PerClass(
+            self.input * other.input,
+            self.cached_input * other.cached_input,
+            self.output * other.output,
+            self.reasoning * other.reasoning,
+            self.request * other.request,
+        )
+
+    def get(self, billing_class: BillingClass) -> int:
+        """Return the value of one class."""
+        value: int = getattr(self, billing_class)
+        return value
+
+    def items(self) -> Iterator[tuple[BillingClass, int]]:
+        """Yield (class, value) for each class whose value is not zero, in the order of the table."""
+        for billing_class, value in zip(BillingClass, msgspec.structs.astuple(self), strict=True):
+            if value:
+                yield billing_class, value
+
+    def values(self) -> tuple[int, ...]:
+        """Return the value of every class, in the order of the table."""
+        return msgspec.structs.astuple(self)
+
+    def quantities(self) -> tuple[int, ...]:
+        """Return the values of QUANTITY_CLASSES, in their order."""
+        return msgspec.structs.astuple(self)[:-1]
+
+    def sum_of(self, direction: Direction) -> int:
+        """Return the sum over the token classes of one direction."""
+        return sum(self.get(row.billing_class) for row in BILLING_CLASSES if row.direction is direction)
+
+
+Quantities = PerClass
+"""How much of each class was used or is billed."""
+
+UnitPrices = PerClass
+"""What one unit of each class costs, in pico-currency."""
+
+Amounts = PerClass
+"""What each class of an event costs, in pico-currency; 0 where nothing is billed."""
+
+NOTHING = PerClass()
+"""Zero in every class."""
+
+
+def per_class(values: Mapping[BillingClass, int]) -> PerClass:
+    """Return the vector of these values; a class that is left out is 0."""
+    return PerClass(**{str(billing_class): value for billing_class, value in values.items()})
+
+
+def with_default_prices(stated: Mapping[BillingClass, int]) -> UnitPrices:
+    """Return the unit prices of every class, given those that are stated.
+
+    A class without a price of its own costs what its row says: cached input as input, reasoning as output, a request nothing. So nothing is
+    ever billed at an unstated price. Raises KeyError for a required class that is not stated.
+    """
+    prices = dict(stated)
+    for row in BILLING_CLASSES:
+        if row.billing_class not in prices:
+            if row.required:
+                raise KeyError(row.billing_class)
+            prices[row.billing_class] = 0 if row.price_of is None else prices[row.price_of]
+    return per_class(prices)

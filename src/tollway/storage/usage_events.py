@@ -1,0 +1,311 @@
+"""Usage events at rest, with what each class costs. The collector writes them in bulk; receipts, exports and verification read them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from tollway.domain.billing_classes import QUANTITY_CLASSES, Amounts, BillingClass, Quantities
+from tollway.domain.pages import Page, Window
+from tollway.domain.prices import PriceVersion, RatedLine, rate
+from tollway.domain.usage import Admit, Anomaly, Final, Outcome, ServiceTier, UsageEvent, UsageSource, billed
+from tollway.storage import prices as stored_prices
+from tollway.storage.bulk import NULL, Duplicate, any_of, copy_line, copy_lines, insert_prepared
+from tollway.storage.database import PlatformTx, TenantTx, Transaction
+from tollway.storage.pages import fetch_page
+from tollway.storage.partitions import find_partition
+from tollway.storage.schema_money import usage_events
+
+# ---- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def find_hashes(tx: PlatformTx, event_ids: Sequence[str]) -> dict[str, bytes]:
+    """The content hash of each event that is known already, by id."""
+    if not event_ids:
+        return {}
+    column = usage_events.c.event_id
+    query = sa.select(column, usage_events.c.content_hash).where(
+        any_of(tx, column, event_ids), column >= min(event_ids), column <= max(event_ids)
+    )  # from the bounds the planner sees which months cannot hold any of them
+    return {row.event_id: row.content_hash for row in tx.connection.execute(query)}
+
+
+class EventRace(Exception):
+    """Another transaction inserted an event of the same id. Begin again: then its id is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventTemplate:
+    """The columns that thousands of events have in common: the values of TEMPLATE_COLUMNS, and the same as the end of a line of a COPY."""
+
+    values: tuple[object, ...]
+    line: str
+
+    @classmethod
+    def of(cls, node_id: str, epoch: int, final: Final) -> "EventTemplate":
+        """Return the template of all events of one epoch that are like this one but for id, instants and counts."""
+        admit = final.admit
+        values = (
+            node_id,
+            epoch,
+            admit.organization_id,
+            admit.project_id,
+            admit.key_id,
+            admit.model,
+            admit.endpoint,
+            admit.stream,
+            admit.price_version,
+            admit.service_tier.value,  # the driver of SQLite looks for a conversion of what is not exactly a str
+            admit.outcome_policy,
+            final.outcome.value,
+            final.source.value,
+            final.deployment_id,
+            final.attempts,
+            final.error,
+            None if final.anomaly is None else final.anomaly.value,
+        )
+        return cls(values, copy_line(values))
+
+
+class EventRow(msgspec.Struct, frozen=True, gc=False):
+    """An event as its row: the columns that are its own, and those of its template."""
+
+    event_id: str
+    seq: int
+    admitted_at: int
+    first_token_at: int | None
+    ended_at: int
+    used: Quantities
+    amounts: Amounts
+    period_at: int
+    content_hash: bytes
+    template: EventTemplate
+
+    def columns(self) -> tuple[Any, ...]:
+        """Return the values of EVENT_COLUMNS."""
+        return (
+            self.event_id,
+            self.seq,
+            self.admitted_at,
+            self.first_token_at,
+            self.ended_at,
+            *self.used.quantities(),
+            *self.amounts.values(),
+            self.period_at,
+            self.content_hash,
+            *self.template.values,
+        )
+
+
+AMOUNT_COLUMNS = tuple(f"{billing_class}_pico" for billing_class in BillingClass)
+
+TEMPLATE_COLUMNS = (
+    "node_id",
+    "epoch",
+    "organization_id",
+    "project_id",
+    "key_id",
+    "model",
+    "endpoint",
+    "stream",
+    "price_version",
+    "service_tier",
+    "outcome_policy",
+    "outcome",
+    "source",
+    "deployment_id",
+    "attempts",
+    "error",
+    "anomaly",
+)
+
+EVENT_COLUMNS = (
+    "event_id",
+    "seq",
+    "admitted_at",
+    "first_token_at",
+    "ended_at",
+    *map(str, QUANTITY_CLASSES),
+    *AMOUNT_COLUMNS,
+    "period_at",
+    "content_hash",
+    *TEMPLATE_COLUMNS,
+)
+"""All columns, in the order of `EventRow.columns`."""
+
+_COUNTS = "%d\t" * (len(QUANTITY_CLASSES) + len(AMOUNT_COLUMNS))
+_LINE = f"%s\t%d\t%d\t%s\t%d\t{_COUNTS}%d\t\\\\x%s\t%s"
+"""An event as a line of a COPY: the columns of its own, then the line of its template."""
+
+
+def insert_events(tx: PlatformTx, rows: Iterable[EventRow], first_id: str, last_id: str, meanwhile: Callable[[], None]) -> None:
+    """Insert new events, whose ids all lie between these two, while the rows are being made.
+
+    `meanwhile` is called after the last row was made; the database may still be busy with the rows. Raises EventRace if an event is not
+    new; then none is inserted, and the transaction goes on.
+    """
+    try:
+        if tx.connection.dialect.name == "sqlite":
+            insert_prepared(tx, usage_events, EVENT_COLUMNS, (row.columns() for row in rows))
+            meanwhile()
+        else:
+            # Into the month's own partition, where the server stores page by page instead of row by row.
+            partition = find_partition(tx, first_id, last_id)
+            copy_lines(tx, partition or usage_events.name, EVENT_COLUMNS, map(_event_line, rows), meanwhile)
+    except Duplicate as error:
+        raise EventRace from error
+
+
+def _event_line(row: EventRow) -> str:
+    """Return a row as a line for `copy_lines`. All text is visible ASCII: the collector validates it."""
+    event_id, first_at = row.event_id, row.first_token_at
+    if "\\" in event_id:
+        event_id = event_id.replace("\\", r"\\")
+    return _LINE % (
+        event_id,
+        row.seq,
+        row.admitted_at,
+        NULL if first_at is None else first_at,
+        row.ended_at,
+        *row.used.quantities(),
+        *row.amounts.values(),
+        row.period_at,
+        row.content_hash.hex(),
+        row.template.line,
+    )
+
+
+def read_event(row: Any) -> UsageEvent:
+    """An event from its row."""
+    admit = Admit(
+        request_id=row.event_id,
+        admitted_at=row.admitted_at,
+        organization_id=row.organization_id,
+        project_id=row.project_id,
+        key_id=row.key_id,
+        model=row.model,
+        endpoint=row.endpoint,
+        stream=row.stream,
+        price_version=row.price_version,
+        outcome_policy=row.outcome_policy,
+        service_tier=ServiceTier(row.service_tier),
+    )
+    final = Final(
+        admit=admit,
+        outcome=Outcome(row.outcome),
+        used=Quantities(*(getattr(row, name) for name in QUANTITY_CLASSES)),
+        source=UsageSource(row.source),
+        ended_at=row.ended_at,
+        deployment_id=row.deployment_id,
+        attempts=row.attempts,
+        first_token_at=row.first_token_at,
+        error=row.error,
+        anomaly=None if row.anomaly is None else Anomaly(row.anomaly),
+    )
+    return UsageEvent(
+        node_id=row.node_id,
+        epoch=row.epoch,
+        seq=row.seq,
+        final=final,
+        content_hash=row.content_hash,
+        amounts=Amounts(*(getattr(row, name) for name in AMOUNT_COLUMNS)),
+        period_at=row.period_at,
+    )
+
+
+# ---- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def find_event(tx: TenantTx, request_id: str) -> UsageEvent | None:
+    """The event of one of the organization's requests; None if it is unknown, another's, or not yet taken in."""
+    query = sa.select(usage_events).where(usage_events.c.event_id == request_id, usage_events.c.organization_id == tx.organization_id)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else read_event(row)
+
+
+@dataclass(frozen=True, slots=True)
+class BookedEvent:
+    """An event with all that its correction needs: its price, its rated lines, the currency."""
+
+    event: UsageEvent
+    price: PriceVersion
+    lines: list[RatedLine]
+    currency: str
+
+
+def find_booked_event(tx: PlatformTx, request_id: str) -> BookedEvent | None:
+    """The event of a request of whatever organization; None if it is unknown or not yet taken in."""
+    query = sa.select(usage_events).where(usage_events.c.event_id == request_id)
+    row = tx.connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    event = read_event(row)
+    price = stored_prices.find_prices(tx, [event.final.admit.price_version])[event.final.admit.price_version]
+    return BookedEvent(event, price, rate(billed(event.final), price.unit_prices), price.currency)
+
+
+def list_period_events(
+    tx: Transaction, organization_id: str, period_at: int, *, limit: int, after: str = "", first: str = ""
+) -> list[tuple[UsageEvent, list[RatedLine]]]:
+    """Events of an organization that are booked in the period that begins at `period_at`, with their rated lines, by event id: at most
+    `limit` of those behind `after` and not before `first`."""
+    table = usage_events.c
+    query = sa.select(usage_events).where(
+        table.organization_id == organization_id, table.period_at == period_at, table.event_id > after, table.event_id >= first
+    )
+    rows = tx.connection.execute(query.order_by(table.event_id).limit(limit)).all()
+    prices = stored_prices.find_prices(tx, {row.price_version for row in rows})
+    events = [read_event(row) for row in rows]
+    return [(event, rate(billed(event.final), prices[event.final.admit.price_version].unit_prices)) for event in events]
+
+
+def list_anomalies(tx: PlatformTx, window: Window, *, kind: Anomaly | None, deployment_id: str | None) -> Page[UsageEvent]:
+    """The events whose engine's report was not believed; the window's cursor is a request id."""
+    query = sa.select(usage_events).where(usage_events.c.anomaly.is_not(None))
+    if kind is not None:
+        query = query.where(usage_events.c.anomaly == kind)
+    if deployment_id is not None:
+        query = query.where(usage_events.c.deployment_id == deployment_id)
+    return fetch_page(tx, query, usage_events.c.event_id, window, read_event)
+
+
+def iterate_events(tx: PlatformTx, page_rows: int = 1000) -> Iterator[UsageEvent]:
+    """Every event, ordered by event id: for verification."""
+    after = ""
+    while True:
+        query = sa.select(usage_events).where(usage_events.c.event_id > after)
+        rows = tx.connection.execute(query.order_by(usage_events.c.event_id).limit(page_rows)).all()
+        if not rows:
+            return
+        for row in rows:
+            yield read_event(row)
+        after = rows[-1].event_id
+
+
+def find_rows(tx: PlatformTx, event_ids: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """The rows of those of the events that are there, by id, in the order of EVENT_COLUMNS: for verification."""
+    if not event_ids:
+        return {}
+    query = sa.select(*(usage_events.c[name] for name in EVENT_COLUMNS)).where(
+        any_of(tx, usage_events.c.event_id, event_ids),
+        usage_events.c.event_id >= min(event_ids),
+        usage_events.c.event_id <= max(event_ids),
+    )
+    return {row.event_id: tuple(row) for row in tx.connection.execute(query)}
+
+
+def count_by_epoch(tx: PlatformTx) -> dict[tuple[str, int], int]:
+    """How many events there are of each node and epoch: for verification."""
+    place = (usage_events.c.node_id, usage_events.c.epoch)
+    rows = tx.connection.execute(sa.select(*place, sa.func.count().label("events")).group_by(*place))
+    return {(row.node_id, row.epoch): row.events for row in rows}
+
+
+def iterate_places(tx: PlatformTx, node_id: str, epoch: int) -> Iterator[tuple[int, str]]:
+    """Seq and id of every event of an epoch, by seq: for verification, when something is wrong (it reads all events)."""
+    query = sa.select(usage_events.c.seq, usage_events.c.event_id).where(usage_events.c.node_id == node_id, usage_events.c.epoch == epoch)
+    ordered = query.order_by(usage_events.c.seq, usage_events.c.event_id).execution_options(yield_per=1000)
+    for row in tx.connection.execute(ordered):
+        yield row.seq, row.event_id
