@@ -31,13 +31,15 @@ from tollway.control import usage as control_usage
 from tollway.control.collect import collect
 from tollway.control.retention import keep_months
 from tollway.domain import ids
+from tollway.domain.billing_classes import Quantities, UnitPrices
 from tollway.domain.prices import PriceVersion
-from tollway.domain.usage import Admit, Final, Outcome, Quantities, UsageSource, encode
+from tollway.domain.rollups import UsageQuery
+from tollway.domain.usage import Admit, Final, Outcome, UsageSource, encode
 from tollway.serve import garbage
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 from tollway.storage.partitions import list_months
-from tollway.storage.usage import EVENT_COLUMNS, UsageQuery
+from tollway.storage.usage_events import EVENT_COLUMNS
 from tollway.wire.segments import extend, first_chain
 
 if TYPE_CHECKING:
@@ -194,11 +196,7 @@ def make_price(model: int) -> PriceVersion:
         model=f"model-{model}",
         currency="EUR",
         valid_from=0,
-        input_pico=270_000,
-        cached_input_pico=27_000,
-        output_pico=1_100_000,
-        reasoning_pico=1_100_000,
-        request_pico=5,
+        unit_prices=UnitPrices(input=270_000, cached_input=27_000, output=1_100_000, reasoning=1_100_000, request=5),
     )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import tollway
 from bench.machine import Unavailable, find_free_port, get_tool, start
+from tollway.domain.billing_classes import UnitPrices
 from tollway.domain.catalog import Deployment, Endpoint, Engine
 from tollway.domain.keys import RANDOM_BYTES, KeyType, digest, new_key
 from tollway.domain.limits import REQUESTS_PER_MINUTE_MAX, Limits
@@ -143,10 +144,7 @@ def snapshot_entries(key_digest: bytes, upstream_url: str) -> list[Entry]:
         model=MODEL,
         currency="EUR",
         valid_from=0,
-        input_pico=150_000,
-        cached_input_pico=75_000,
-        output_pico=600_000,
-        reasoning_pico=600_000,
+        unit_prices=UnitPrices(input=150_000, cached_input=75_000, output=600_000, reasoning=600_000),
     )
     deployment = Deployment(
         id=f"dep_{1:032x}",

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from tollway.domain import faults
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Admit, Final, Quantities, decode_admit, decode_final
+from tollway.domain.usage import Admit, Final, decode_admit, decode_final
 from tollway.gateway.ports import SLOT_WORDS, Flow
 
 PATIENCE_SECONDS = 20.0  # only a hang is longer, whatever else this machine does

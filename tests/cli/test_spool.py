@@ -8,7 +8,8 @@ import pytest
 
 from tests.link.samples import ended
 from tollway.cli.app import run
-from tollway.domain.usage import NOTHING, Admit, Final, Outcome, UsageSource, encode
+from tollway.domain.billing_classes import NOTHING
+from tollway.domain.usage import Admit, Final, Outcome, UsageSource, encode
 from tollway.link.spool import Spool, SpoolOptions
 
 ADMIT = Admit(

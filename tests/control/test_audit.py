@@ -19,11 +19,12 @@ from tests.link import samples
 from tests.link.samples import EPOCH, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, admit, final, frames
 from tollway.control import exports, periods
 from tollway.control.corrections import WantedAdjustment
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import AdjustmentKind, Decision
 from tollway.domain.faults import Fault
 from tollway.domain.periods import period_id
 from tollway.domain.proofs import encode_leaf
-from tollway.domain.usage import Close, Outcome, Quantities, Record, Tick, encode
+from tollway.domain.usage import Close, Outcome, Record, Tick, encode
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 
@@ -57,7 +58,7 @@ def books(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Data
         take(database, archive, frames([*ended(8, EPOCH), Close(at=EPOCH)], node_id=OTHER_NODE), node_id=OTHER_NODE)
         wanted = {"event_id": samples.request_id(1), "reason": 'said "no" — ü', "kind": AdjustmentKind.VOID}
         decide(database, ask(database, WantedAdjustment(**wanted), limit_pico=0), Decision.APPROVED, APPROVER)  # type: ignore[arg-type]
-        replacement = {"kind": AdjustmentKind.REPLACE, "replacement": Quantities(7, 0, 3, 1), "replacement_requests": 1, "reason": "r"}
+        replacement = {"kind": AdjustmentKind.REPLACE, "replacement": Quantities(7, 0, 3, 1, 1), "reason": "r"}
         ask(database, WantedAdjustment(event_id=samples.request_id(3), **replacement))  # type: ignore[arg-type]
         ask(database, WantedAdjustment(event_id=samples.request_id(4), kind=AdjustmentKind.CREDIT, credit_pico=77, reason="r"))
         close(database, SEPTEMBER.start_at)

@@ -21,13 +21,16 @@ from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, exchanges, final, frames
 from tests.storage.databases import SqliteTemplate, add_price, fill
 from tollway.control import verify as verification
-from tollway.control.collect import Gap, Taken, collect
-from tollway.control.judging import Refused
+from tollway.control.batches import BatchRefused
+from tollway.control.collect import Gap, Ingested, collect
 from tollway.control.verify import verify
+from tollway.domain.billing_classes import QUANTITY_CLASSES, Amounts, Quantities
 from tollway.domain.prices import PriceVersion
-from tollway.domain.usage import TOKENS_MAX, Amounts, Close, Outcome, Progress, Quantities, Record, Tick
+from tollway.domain.rollups import UsageSums
+from tollway.domain.usage import TOKENS_MAX, Close, Outcome, Progress, Record, Tick
+from tollway.storage import rollups as stored_rollups
 from tollway.storage import schema_money as money
-from tollway.storage import usage as stored
+from tollway.storage import usage_events as stored
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 
@@ -48,7 +51,9 @@ def archive(tmp_path: Path) -> Archive:
     return Archive(tmp_path / "archive")
 
 
-def take(database: Database, archive: Archive, body: Sequence[bytes], first_seq: int = 1, node_id: str = NODE, epoch: int = EPOCH) -> Taken:
+def take(
+    database: Database, archive: Archive, body: Sequence[bytes], first_seq: int = 1, node_id: str = NODE, epoch: int = EPOCH
+) -> Ingested:
     """Hand frames to the collector in a transaction of their own."""
     with database.platform() as tx:
         return collect(tx, archive, node_id=node_id, epoch=epoch, first_seq=first_seq, body=b"".join(body), now=NOW)
@@ -84,9 +89,9 @@ def count(database: Database, table: sa.Table) -> int:
         return found
 
 
-class TestTakenIn:
+class TestIngested:
     def test_cost_is_exact_to_the_pico_and_booked_on_both_sides(self, database: Database, archive: Archive) -> None:
-        assert take(database, archive, frames(exchanges([1, 2, 3]))) == Taken(7, events=3)
+        assert take(database, archive, frames(exchanges([1, 2, 3]))) == Ingested(7, events=3)
         cost = 100 * 270_000 + 20 * 27_000 + 30 * 1_100_000 + 4 * 1_100_000 + 5
         assert balances(database) == {
             f"{ORGANIZATION}/unbilled/EUR": 3 * cost,
@@ -116,7 +121,12 @@ class TestTakenIn:
         assert event.amounts == Amounts()
 
     def test_amounts_beyond_64_bits_stay_exact(self, database: Database, archive: Archive) -> None:
-        dear = msgspec.structs.replace(PRICE, id="price_" + "d" * 32, valid_from=1, output_pico=10**12 - 1, input_pico=10**12)
+        dear = msgspec.structs.replace(
+            PRICE,
+            id="price_" + "d" * 32,
+            valid_from=1,
+            unit_prices=msgspec.structs.replace(PRICE.unit_prices, output=10**12 - 1, input=10**12),
+        )
         with database.platform() as tx:
             add_price(tx, dear)
         tokens = 9_000_000
@@ -132,7 +142,7 @@ class TestTakenIn:
 
     def test_records_that_are_no_finals_only_move_the_watermark(self, database: Database, archive: Archive) -> None:
         records = [admit(1), Progress(request_id=samples.request_id(1), used=Quantities(1)), Tick(at=EPOCH + 5)]
-        assert take(database, archive, frames(records)) == Taken(4)
+        assert take(database, archive, frames(records)) == Ingested(4)
         with database.platform(write=False) as tx:
             assert tx.connection.execute(sa.select(money.epochs.c.ticked_at)).scalar_one() == EPOCH + 5
 
@@ -143,13 +153,13 @@ class TestRedelivered:
         take(database, archive, body)
         before = state(database)
         for _ in range(10):
-            assert take(database, archive, body) == Taken(7)
+            assert take(database, archive, body) == Ingested(7)
         assert state(database) == before
 
     def test_an_overlap_is_skipped_and_the_rest_taken(self, database: Database, archive: Archive) -> None:
         body = frames(exchanges([1, 2, 3]))
         take(database, archive, body[:3])
-        assert take(database, archive, body[1:], first_seq=2) == Taken(7, events=2)
+        assert take(database, archive, body[1:], first_seq=2) == Ingested(7, events=2)
         assert verify(database, archive).differences == []
 
     def test_a_retry_after_a_crash_before_the_commit_is_whole(self, database: Database, archive: Archive) -> None:
@@ -163,7 +173,7 @@ class TestRedelivered:
             collect(tx, archive, node_id=NODE, epoch=EPOCH, first_seq=3, body=b"".join(body[2:]), now=NOW)
             raise PowerCut
         assert verify(database, archive).differences == []
-        assert take(database, archive, body[2:], first_seq=3) == Taken(5, events=1)
+        assert take(database, archive, body[2:], first_seq=3) == Ingested(5, events=1)
         assert verify(database, archive).differences == []
 
     def test_two_senders_at_once_are_as_one(self, database: Database, archive: Archive) -> None:
@@ -220,21 +230,21 @@ class TestRefused:
                 rest = frames(exchanges([1, 2, 3]), epoch=EPOCH + 1)[2:]
             case "zeros":
                 rest.append(bytes(64))
-        with pytest.raises(Refused):
+        with pytest.raises(BatchRefused):
             take(database, archive, rest, first_seq=3)
         assert state(database) == before
-        assert take(database, archive, body[2:], first_seq=3) == Taken(7, events=2)
+        assert take(database, archive, body[2:], first_seq=3) == Ingested(7, events=2)
 
     def test_another_past_is_not_taken_for_ours(self, database: Database, archive: Archive) -> None:
         take(database, archive, frames(exchanges([1])))
-        with pytest.raises(Refused):
+        with pytest.raises(BatchRefused):
             take(database, archive, frames(exchanges([9, 2])))
 
     def test_nothing_follows_close(self, database: Database, archive: Archive) -> None:
         body = frames([Close(at=EPOCH + 9), *exchanges([1])])
         take(database, archive, body[:1])
         before = state(database)
-        with pytest.raises(Refused):
+        with pytest.raises(BatchRefused):
             take(database, archive, body[1:], first_seq=2)
         assert state(database) == before
 
@@ -244,20 +254,20 @@ class TestPutAside:
         take(database, archive, frames(exchanges([1])))
         before = balances(database)
         forged = [admit(1), final(admit(1), used=Quantities(999_999))]
-        assert take(database, archive, frames(forged, node_id=OTHER_NODE), node_id=OTHER_NODE) == Taken(3, conflicts=1)
+        assert take(database, archive, frames(forged, node_id=OTHER_NODE), node_id=OTHER_NODE) == Ingested(3, conflicts=1)
         assert balances(database) == before
         assert verify(database, archive).differences == []
 
     def test_within_one_batch_the_first_counts(self, database: Database, archive: Archive) -> None:
         twice = [admit(1), final(admit(1)), final(admit(1)), final(admit(1), used=Quantities(7))]
-        assert take(database, archive, frames(twice)) == Taken(5, events=1, conflicts=1)
+        assert take(database, archive, frames(twice)) == Ingested(5, events=1, conflicts=1)
         assert verify(database, archive).differences == []
 
     def test_the_same_content_again_in_another_epoch_is_nothing(self, database: Database, archive: Archive) -> None:
         take(database, archive, frames(exchanges([1])))
         before = balances(database)
         again = frames(exchanges([1]), epoch=EPOCH - 1)
-        assert take(database, archive, again, epoch=EPOCH - 1) == Taken(3)
+        assert take(database, archive, again, epoch=EPOCH - 1) == Ingested(3)
         assert balances(database) == before
         assert verify(database, archive).differences == []
 
@@ -283,15 +293,15 @@ class TestPutAside:
     ) -> None:
         of = admit(1, **admit_changes)
         body = frames([of, final(of, **final_changes), *exchanges([2])])
-        assert take(database, archive, body) == Taken(5, events=1, quarantined=1)
+        assert take(database, archive, body) == Ingested(5, events=1, quarantined=1)
         with database.platform(write=False) as tx:
             assert tx.connection.execute(sa.select(money.quarantined_records.c.reason)).scalars().all() == [reason]
-        assert take(database, archive, body) == Taken(5)
+        assert take(database, archive, body) == Ingested(5)
         assert verify(database, archive).differences == []
 
     @pytest.mark.parametrize("payload", [b"{}", b"\xff\xfe", b'{"record":"refund","amount":1}', b"[" * 1000])
     def test_what_is_no_record_is_kept_too(self, database: Database, archive: Archive, payload: bytes) -> None:
-        assert take(database, archive, frames([payload, *exchanges([2])])) == Taken(4, events=1, quarantined=1)
+        assert take(database, archive, frames([payload, *exchanges([2])])) == Ingested(4, events=1, quarantined=1)
         assert verify(database, archive).differences == []
 
 
@@ -445,18 +455,18 @@ class TestRollups:
             records += [of, final(of, used=Quantities(number, number * 2, number * 3, number * 4))]
         take(database, archive, frames(records))
         with database.platform(write=False) as tx:
-            by_width: dict[int, list[stored.Sums]] = {}
-            for key, sums in stored.iterate_rollups(tx):
+            by_width: dict[int, list[UsageSums]] = {}
+            for key, sums in stored_rollups.iterate_rollups(tx):
                 by_width.setdefault(key[1], []).append(sums)
             costs = [event.amounts.total for event in stored.iterate_events(tx)]
         total = sum(number for number in range(1, 40))
         for sums in by_width.values():
             assert sum(group.requests for group in sums) == 39
-            assert [sum(getattr(group, name) for group in sums) for name in ("input", "cached_input", "output", "reasoning")] == [
+            assert [sum(group.billed.get(name) for group in sums) for name in QUANTITY_CLASSES] == [
                 total,
                 total * 2,
                 total * 3,
                 total * 4,
             ]
-            assert sum(pico for group in sums for pico in group.costs.values()) == sum(costs)
+            assert sum(group.amounts.total for group in sums) == sum(costs)
         assert set(by_width) == {60, 3600, 86400}

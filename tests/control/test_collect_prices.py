@@ -12,17 +12,20 @@ from tests.control.test_collect import NOW, count, fill, take
 from tests.link.samples import EPOCH, ORGANIZATION, PRICE, admit, final, frames
 from tests.storage.databases import add_price
 from tollway.control import prices
-from tollway.control.collect import Taken
-from tollway.control.judging import Payer, judge
+from tollway.control.collect import Ingested
+from tollway.control.rating import BillingAccount, find_applicable_price
 from tollway.control.verify import verify
-from tollway.domain.usage import Quantities, ServiceTier
+from tollway.domain.billing_classes import Quantities
+from tollway.domain.usage import ServiceTier
 from tollway.storage import prices as stored
 from tollway.storage import schema_money as money
 from tollway.storage import schema_prices
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 
-FLEX = msgspec.structs.replace(PRICE, id="price_" + "f" * 32, tier=ServiceTier.FLEX, input_pico=135_000)
+FLEX = msgspec.structs.replace(
+    PRICE, id="price_" + "f" * 32, tier=ServiceTier.FLEX, unit_prices=msgspec.structs.replace(PRICE.unit_prices, input=135_000)
+)
 ELSEWHERE = msgspec.structs.replace(PRICE, id="price_" + "e" * 32, list="book_" + "e" * 32)
 
 
@@ -43,7 +46,7 @@ def archive(tmp_path: Path) -> Archive:
     return Archive(tmp_path / "archive")
 
 
-def used(database: Database, archive: Archive, price_id: str, tier: ServiceTier = ServiceTier.STANDARD) -> Taken:
+def used(database: Database, archive: Archive, price_id: str, tier: ServiceTier = ServiceTier.STANDARD) -> Ingested:
     of = admit(1, price_version=price_id, service_tier=tier)
     return take(database, archive, frames([of, final(of, used=Quantities(1_000))]))
 
@@ -87,14 +90,14 @@ def test_a_list_that_the_terms_have_left_still_bills(database: Database, archive
     assert used(database, archive, PRICE.id).events == 1
 
 
-def test_judging_is_a_matter_of_values_alone() -> None:
-    payers = {ORGANIZATION: Payer("EUR", frozenset({PRICE.list}))}
-    assert judge(admit(1), payers, {PRICE.id: PRICE}) == PRICE
-    assert judge(admit(1), {}, {PRICE.id: PRICE}) == "organization_unknown"
-    assert judge(admit(1), payers, {}) == "price_unknown"
+def test_the_applicable_price_follows_from_values_alone() -> None:
+    accounts = {ORGANIZATION: BillingAccount("EUR", frozenset({PRICE.list}))}
+    assert find_applicable_price(admit(1), accounts, {PRICE.id: PRICE}) == PRICE
+    assert find_applicable_price(admit(1), {}, {PRICE.id: PRICE}) == "organization_unknown"
+    assert find_applicable_price(admit(1), accounts, {}) == "price_unknown"
     for change in ({"tier": ServiceTier.FLEX}, {"list": "book_0"}, {"currency": "USD"}, {"model": "other"}):
         other = msgspec.structs.replace(PRICE, **change)
-        assert judge(admit(1), payers, {PRICE.id: other}) == "price_not_applicable"
+        assert find_applicable_price(admit(1), accounts, {PRICE.id: other}) == "price_not_applicable"
 
 
 @pytest.mark.parametrize(

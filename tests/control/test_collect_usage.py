@@ -11,7 +11,8 @@ from openai import OpenAI
 
 from tests.control.harness import Running, TenantSetup, answered
 from tests.link.samples import EPOCH, NODE, admit, final, frames
-from tollway.domain.usage import Outcome, Quantities, Record
+from tollway.domain.billing_classes import Quantities
+from tollway.domain.usage import Outcome, Record
 
 DAY = 86_400
 START = EPOCH // 1_000_000 // DAY * DAY

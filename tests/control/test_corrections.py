@@ -18,9 +18,10 @@ from tests.link.samples import EPOCH, ORGANIZATION, admit, exchanges, final, fra
 from tollway.control import corrections
 from tollway.control.corrections import WantedAdjustment
 from tollway.control.verify import verify
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Close, Outcome, Quantities
+from tollway.domain.usage import Close, Outcome
 from tollway.storage import corrections as stored
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
@@ -31,9 +32,7 @@ COST = 100 * 270_000 + 20 * 27_000 + 30 * 1_100_000 + 4 * 1_100_000 + 5
 EVENT = samples.request_id(1)
 UNBILLED = f"{ORGANIZATION}/unbilled/EUR"
 VOID = WantedAdjustment(event_id=EVENT, kind=AdjustmentKind.VOID, reason="a duplicate")
-REPLACE = WantedAdjustment(
-    event_id=EVENT, kind=AdjustmentKind.REPLACE, reason="miscounted", replacement=Quantities(50, 0, 30, 0), replacement_requests=1
-)
+REPLACE = WantedAdjustment(event_id=EVENT, kind=AdjustmentKind.REPLACE, reason="miscounted", replacement=Quantities(50, 0, 30, 0, 1))
 
 
 def credit(pico: int) -> WantedAdjustment:
@@ -103,9 +102,7 @@ class TestBooked:
     def test_a_replace_may_bill_more(self, taken: Database, archive: Archive) -> None:
         made = ask(
             taken,
-            WantedAdjustment(
-                event_id=EVENT, kind=AdjustmentKind.REPLACE, reason="r", replacement=Quantities(10**6), replacement_requests=0
-            ),
+            WantedAdjustment(event_id=EVENT, kind=AdjustmentKind.REPLACE, reason="r", replacement=Quantities(10**6)),
         )
         assert made.amount_pico == 10**6 * 270_000 - COST > 0
         assert verify(taken, archive).differences == []

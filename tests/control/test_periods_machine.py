@@ -17,11 +17,12 @@ from tollway.control import corrections, epochs, periods
 from tollway.control.corrections import WantedAdjustment
 from tollway.control.periods import Blocked
 from tollway.control.verify import verify
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import AdjustmentKind, AdjustmentState, Decision
 from tollway.domain.faults import Fault
 from tollway.domain.pages import Window
 from tollway.domain.periods import PeriodState, period_id
-from tollway.domain.usage import Close, Quantities, Record, Tick, encode
+from tollway.domain.usage import Close, Record, Tick, encode
 from tollway.storage import corrections as stored_corrections
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
@@ -121,8 +122,7 @@ class Books(RuleBasedStateMachine):
             event_id=request_id(data.draw(st.integers(1, self.events))),
             kind=kind,
             reason="r",
-            replacement=Quantities(data.draw(st.integers(0, 200)), 0, 5, 0) if kind is AdjustmentKind.REPLACE else None,
-            replacement_requests=1 if kind is AdjustmentKind.REPLACE else None,
+            replacement=Quantities(data.draw(st.integers(0, 200)), 0, 5, 0, 1) if kind is AdjustmentKind.REPLACE else None,
             credit_pico=data.draw(st.integers(1, 10**8)) if kind is AdjustmentKind.CREDIT else None,
         )
         try:

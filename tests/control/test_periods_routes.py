@@ -17,9 +17,9 @@ from tests.control.test_routes import refused
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_ORGANIZATION, admit, final, frames
 from tollway.cli.app import run
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.money import PICO
 from tollway.domain.periods import period_id
-from tollway.domain.usage import Quantities
 
 DAY = 86_400
 DEAR = 10**9 * 1_100_000 + 5

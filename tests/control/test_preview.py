@@ -13,11 +13,11 @@ from tests.link.samples import admit, final, frames
 from tollway.control import preview
 from tollway.control.preview import Progress
 from tollway.domain import ids
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.preview import Preview
 from tollway.domain.price_books import compile_units
-from tollway.domain.prices import cost
-from tollway.domain.usage import Outcome, Quantities, Record, ServiceTier, billed
-from tollway.storage import usage as stored_usage
+from tollway.domain.usage import Outcome, Record, ServiceTier, billed
+from tollway.storage import usage_events as stored_usage
 
 DRAFTS, PRICES = "/v1/platform/price_drafts", "/v1/platform/prices"
 DAY = 86_400
@@ -216,8 +216,7 @@ def test_each_request_costs_what_the_book_asks_at_its_instant(used: Scene) -> No
         of = event.final.admit
         price = scope.tariff.find((of.model, of.service_tier), of.admitted_at)
         assert price is not None
-        tokens, requests = billed(event.final)
-        pico = cost(tokens, requests, compile_units(price, scope.discounts[of.organization_id]))
+        pico = billed(event.final).times(compile_units(price, scope.discounts[of.organization_id])).total
         expected[of.organization_id] = expected.get(of.organization_id, 0) + pico
     *_, found = preview.preview(database, scope, 50)
     assert isinstance(found, Preview)

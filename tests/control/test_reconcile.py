@@ -23,8 +23,9 @@ from tollway.control import reconcile
 from tollway.control.engine_counters import PAGE_BYTES_MAX, open_client
 from tollway.control.reconcile import ReconcileOptions
 from tollway.control.verify import verify
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.reconciliation import HOUR_US, State, Tolerance, hour_of, sum_usage
-from tollway.domain.usage import Anomaly, Quantities, Record
+from tollway.domain.usage import Anomaly, Record
 from tollway.serve import control as serve_control
 from tollway.storage import reconcile as stored
 from tollway.storage.archive import Archive

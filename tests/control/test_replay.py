@@ -9,7 +9,7 @@ from tests.control.test_collect import NOW, archive, database, fill, state, take
 from tests.link.samples import EPOCH, NODE, OTHER_NODE, exchanges, frames
 from tests.storage.databases import SqliteTemplate
 from tollway.control import publish
-from tollway.control.judging import Refused
+from tollway.control.batches import BatchRefused
 from tollway.control.replay import VERSIONS_SKIPPED, replay
 from tollway.control.verify import verify
 from tollway.storage.archive import Archive, ArchiveShort
@@ -68,7 +68,7 @@ def test_a_damaged_archive_stops_there(database: Database, archive: Archive, res
     live(database, archive)
     (_, _, size), *_ = (each for each in archive.list_epochs() if each[:2] == (NODE, EPOCH))
     archive.write(NODE, EPOCH, size // 2, b"\xff")
-    with pytest.raises(Refused, match="is damaged"):
+    with pytest.raises(BatchRefused, match="is damaged"):
         replay(restored, archive, NOW)
 
 

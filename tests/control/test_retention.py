@@ -10,7 +10,7 @@ from tests.control.test_collect import fill, take
 from tests.link.samples import EPOCH, ORGANIZATION, admit, final, frames
 from tests.storage.databases import PostgresTemplate
 from tollway.control import periods
-from tollway.control.collect import Taken
+from tollway.control.collect import Ingested
 from tollway.control.exports import export
 from tollway.control.retention import keep_months
 from tollway.control.verify import verify
@@ -89,7 +89,7 @@ class TestMadeAhead:
         assert rows_of(database, partitions.DEFAULT_PARTITION) == 0
         assert rows_of(database, THIS.partition) == 2
         again = frames([*request(EPOCH, 1), *request(EPOCH, 3)], epoch=EPOCH + 1)
-        assert take(database, archive, again, epoch=EPOCH + 1) == Taken(5, events=1)
+        assert take(database, archive, again, epoch=EPOCH + 1) == Ingested(5, events=1)
 
     def test_nothing_gets_into_one_of_them_past_a_closed_period(self, database: Database, archive: Archive) -> None:
         keep(database, 0)

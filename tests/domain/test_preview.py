@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tollway.domain.billing_classes import Quantities, UnitPrices
 from tollway.domain.preview import Comparison, Preview, Tariff, UsageSum, last_month
 from tollway.domain.price_books import BookPrice, DraftLine, compile_price
-from tollway.domain.prices import cost
-from tollway.domain.usage import Outcome, Quantities, ServiceTier
+from tollway.domain.usage import Outcome, ServiceTier
 
 BOOK = "book_" + "1" * 32
 PICO, TOKENS = st.integers(0, 10**12), st.integers(0, 10**7)
 MODELS, TIERS = st.sampled_from(["a", "b", "c"]), st.sampled_from(list(ServiceTier))
-UNITS = st.fixed_dictionaries(dict.fromkeys(("input_pico", "cached_input_pico", "output_pico", "reasoning_pico", "request_pico"), PICO))
+UNITS = st.fixed_dictionaries(dict.fromkeys(("input", "cached_input", "output", "reasoning", "request"), PICO))
 
 
 def book_price(model: str, valid_from: int, units: dict[str, int], tier: ServiceTier = ServiceTier.STANDARD) -> BookPrice:
     return BookPrice(
         id=f"price_{model}_{tier}_{valid_from}", book_id=BOOK, model=model, tier=tier, valid_from=valid_from, carried_from=0,
-        published_at=0, **units,
+        published_at=0, unit_prices=UnitPrices(**units),
     )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ BOOKS = st.dictionaries(
     ]
 )
 DRAFTS = st.dictionaries(st.tuples(MODELS, TIERS), UNITS).map(
-    lambda found: [DraftLine(model=model, tier=tier, **units) for (model, tier), units in found.items()]
+    lambda found: [DraftLine(model=model, tier=tier, unit_prices=UnitPrices(**units)) for (model, tier), units in found.items()]
 )
 SUMS = st.builds(
     UsageSum,
@@ -103,9 +103,10 @@ def test_the_books_own_prices_change_nothing_for_anybody(book: list[BookPrice], 
         billed = each.outcome in (Outcome.COMPLETED, Outcome.CLIENT_CANCELLED, Outcome.BUDGET_STOPPED, Outcome.GATEWAY_CRASH)
         billed = billed or (each.delivered and each.outcome in (Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT))
         requests = each.events if each.outcome is Outcome.COMPLETED else 0
-        pico = cost(each.used, requests, compile_price(price, "EUR", discount_bp)) if billed else 0
+        units = compile_price(price, "EUR", discount_bp).unit_prices
+        pico = (each.used + Quantities(request=requests)).times(units).total if billed else 0
         priced.append(msgspec.structs.replace(each, cost_pico=pico))
-    lines = [DraftLine(model=price.model, tier=price.tier, **msgspec.structs.asdict(price.units())) for price in at_last.values()]
+    lines = [DraftLine(model=price.model, tier=price.tier, unit_prices=price.unit_prices) for price in at_last.values()]
     discounts = dict.fromkeys(["org_1", "org_2", "org_3"], discount_bp)
     for draft in ([], lines):
         found = compared(draft, book, discounts, priced)
@@ -114,13 +115,13 @@ def test_the_books_own_prices_change_nothing_for_anybody(book: list[BookPrice], 
 
 
 def test_a_line_of_the_draft_counts_at_any_time_and_the_rest_at_its_own() -> None:
-    units = {"input_pico": 1, "cached_input_pico": 1, "output_pico": 1, "reasoning_pico": 1}
-    book = [book_price("a", 0, units), book_price("a", 50, units | {"input_pico": 2}), book_price("b", 70, units)]
-    tariff = Tariff([DraftLine(model="b", tier=ServiceTier.STANDARD, **units)], book)
+    units = {"input": 1, "cached_input": 1, "output": 1, "reasoning": 1}
+    book = [book_price("a", 0, units), book_price("a", 50, units | {"input": 2}), book_price("b", 70, units)]
+    tariff = Tariff([DraftLine(model="b", tier=ServiceTier.STANDARD, unit_prices=UnitPrices(**units))], book)
     assert tariff.list_changes(0, 100) == [50]
     assert tariff.list_changes(50, 100) == []
     found = [tariff.find(("a", ServiceTier.STANDARD), at) for at in (0, 49, 50)]
-    assert [each and each.input_pico for each in found] == [1, 1, 2]
+    assert [each and each.input for each in found] == [1, 1, 2]
     assert tariff.find(("b", ServiceTier.STANDARD), 0) is not None
     assert tariff.find(("a", ServiceTier.FLEX), 99) is None
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tollway.domain.billing_classes import NOTHING, BillingClass, Quantities, UnitPrices
 from tollway.domain.currencies import CURRENCIES, get_currency
 from tollway.domain.money import UNIT_PRICE_PICO_MAX, divide_half_even
 from tollway.domain.price_books import (
@@ -25,8 +26,8 @@ from tollway.domain.price_books import (
     schedule,
     split_list_id,
 )
-from tollway.domain.prices import UNIT_FIELDS, BillingClass, PriceTerms, UnitPrices, find_list, rate
-from tollway.domain.usage import Quantities, ServiceTier
+from tollway.domain.prices import PriceTerms, find_list, rate
+from tollway.domain.usage import ServiceTier
 
 PICO = st.integers(0, UNIT_PRICE_PICO_MAX)
 DISCOUNTS = st.integers(0, DISCOUNT_BP_MAX)
@@ -35,18 +36,25 @@ BOOK = "book_" + "1" * 32
 
 
 def published(model: str = "m", tier: ServiceTier = ServiceTier.STANDARD, valid_from: int = 0, **units: int) -> BookPrice:
-    classes = {"input_pico": 300, "cached_input_pico": 30, "output_pico": 900, "reasoning_pico": 900, "request_pico": 0} | units
+    classes = {"input": 300, "cached_input": 30, "output": 900, "reasoning": 900, "request": 0} | units
     return BookPrice(
-        id=f"price_{valid_from}", book_id=BOOK, model=model, tier=tier, valid_from=valid_from, carried_from=0, published_at=0, **classes
+        id=f"price_{valid_from}",
+        book_id=BOOK,
+        model=model,
+        tier=tier,
+        valid_from=valid_from,
+        carried_from=0,
+        published_at=0,
+        unit_prices=UnitPrices(**classes),
     )
 
 
 def line(model: str = "m", tier: ServiceTier = ServiceTier.STANDARD, **units: int) -> DraftLine:
-    classes = {"input_pico": 300, "cached_input_pico": 30, "output_pico": 900, "reasoning_pico": 900, "request_pico": 0} | units
-    return DraftLine(model=model, tier=tier, **classes)
+    classes = {"input": 300, "cached_input": 30, "output": 900, "reasoning": 900, "request": 0} | units
+    return DraftLine(model=model, tier=tier, unit_prices=UnitPrices(**classes))
 
 
-PRICES = st.builds(lambda *pico: published(**dict(zip(UNIT_FIELDS.values(), pico, strict=True))), *(PICO for _ in UNIT_FIELDS))
+PRICES = st.builds(lambda *pico: published(**dict(zip(map(str, BillingClass), pico, strict=True))), *(PICO for _ in BillingClass))
 
 
 class TestADiscount:
@@ -70,16 +78,16 @@ class TestADiscount:
 
     @given(PRICES)
     def test_of_nothing_changes_nothing_and_of_all_leaves_nothing(self, price: BookPrice) -> None:
-        assert compile_price(price, "EUR", 0).units() == price.units()
-        assert not any(getattr(compile_price(price, "EUR", DISCOUNT_BP_MAX), name) for name in UNIT_FIELDS.values())
+        assert compile_price(price, "EUR", 0).unit_prices == price.unit_prices
+        assert compile_price(price, "EUR", DISCOUNT_BP_MAX).unit_prices == NOTHING
 
     @given(PRICES, DISCOUNTS, st.builds(Quantities, TOKENS, TOKENS, TOKENS, TOKENS), st.integers(0, 1))
     def test_is_in_the_unit_price_so_that_rating_stays_a_product(
         self, price: BookPrice, discount_bp: int, used: Quantities, requests: int
     ) -> None:
         compiled = compile_price(price, "EUR", discount_bp)
-        for rated in rate(used, requests, compiled):
-            assert rated.unit_pico == compile_unit(getattr(price, UNIT_FIELDS[rated.billing_class]), discount_bp)
+        for rated in rate(used + Quantities(request=requests), compiled.unit_prices):
+            assert rated.unit_pico == compile_unit(price.unit_prices.get(rated.billing_class), discount_bp)
             assert rated.amount_pico == rated.quantity * rated.unit_pico
 
     @given(PRICES, DISCOUNTS)
@@ -131,8 +139,8 @@ def codes(found: list[Finding]) -> list[tuple[str, str]]:
 
 class TestACheck:
     def test_finds_nothing_in_what_changes_little(self) -> None:
-        flex = line(tier=ServiceTier.FLEX, input_pico=150, cached_input_pico=15, output_pico=450, reasoning_pico=450)
-        assert check([line(input_pico=310), flex], place(published())) == []
+        flex = line(tier=ServiceTier.FLEX, input=150, cached_input=15, output=450, reasoning=450)
+        assert check([line(input=310), flex], place(published())) == []
 
     @pytest.mark.parametrize(
         ("lines", "at", "code"),
@@ -152,13 +160,13 @@ class TestACheck:
     @pytest.mark.parametrize(
         ("changed", "code"),
         [
-            (line(input_pico=3_001), "jump"),
-            (line(input_pico=29, cached_input_pico=3), "jump"),
-            (line(request_pico=1), "jump"),
-            (line(cached_input_pico=301), "cached_dearer"),
-            (line(input_pico=0, cached_input_pico=0, output_pico=0, reasoning_pico=0), "free"),
-            (line(tier=ServiceTier.FLEX, output_pico=901), "tier_dearer"),
-            (line(tier=ServiceTier.PRIORITY, output_pico=899), "tier_cheaper"),
+            (line(input=3_001), "jump"),
+            (line(input=29, cached_input=3), "jump"),
+            (line(request=1), "jump"),
+            (line(cached_input=301), "cached_dearer"),
+            (line(input=0, cached_input=0, output=0, reasoning=0), "free"),
+            (line(tier=ServiceTier.FLEX, output=901), "tier_dearer"),
+            (line(tier=ServiceTier.PRIORITY, output=899), "tier_cheaper"),
         ],
     )
     def test_warns_of_what_is_rarely_meant(self, changed: DraftLine, code: str) -> None:
@@ -167,11 +175,11 @@ class TestACheck:
         assert not any(finding.severity is Severity.ERROR for finding in found)
 
     def test_takes_ten_times_for_a_decision_and_more_for_a_slip(self) -> None:
-        assert check([line(input_pico=3_000)], place(published())) == []
-        assert check([line(input_pico=30, cached_input_pico=3)], place(published())) == []
+        assert check([line(input=3_000)], place(published())) == []
+        assert check([line(input=30, cached_input=3)], place(published())) == []
 
     def test_says_errors_first(self) -> None:
-        found = check([line(cached_input_pico=301), line("other")], place(published()))
+        found = check([line(cached_input=301), line("other")], place(published()))
         assert codes(found)[0][0] == Severity.ERROR
         assert codes(found)[-1][0] == Severity.WARNING
 
@@ -191,7 +199,3 @@ class TestCurrencies:
     def test_that_nobody_is_billed_in_are_refused(self, code: str) -> None:
         with pytest.raises(ValueError, match="currency"):
             get_currency(code)
-
-
-def test_units_are_those_of_the_classes() -> None:
-    assert [*UnitPrices.__struct_fields__] == [f"{billing_class}_pico" for billing_class in BillingClass] == [*UNIT_FIELDS.values()]

@@ -99,7 +99,7 @@ def test_a_leaf_says_what_the_receipt_says() -> None:
         amounts=amounts(*billed(final), samples.PRICE),
         period_at=0,
     )
-    leaf = leaf_of(event, rate(*billed(final), samples.PRICE), "EUR")
+    leaf = leaf_of(event, rate(billed(final), samples.PRICE.unit_prices), "EUR")
     assert encode_leaf(leaf) == (
         b'{"event_id":"req_00000000000000000000000000000001","content_hash":"' + event.content_hash.hex().encode() + b'",'
         b'"organization_id":"org_11111111111111111111111111111111","project_id":"proj_11111111111111111111111111111111",'

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.link.samples import admit, final
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.reconciliation import (
     HOUR_US,
     RESETS_MAX,
@@ -23,7 +24,7 @@ from tollway.domain.reconciliation import (
     split,
     sum_usage,
 )
-from tollway.domain.usage import Outcome, Quantities
+from tollway.domain.usage import Outcome
 
 HOUR = 400_000 * HOUR_US
 GAP_US = 180_000_000

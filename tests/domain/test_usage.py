@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollway.domain import ids
+from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.usage import (
-    NOTHING,
     OUTCOME_POLICIES,
     Admit,
     Anomaly,
@@ -19,7 +19,6 @@ from tollway.domain.usage import (
     Final,
     Outcome,
     Progress,
-    Quantities,
     Record,
     ServiceTier,
     Tick,
@@ -67,7 +66,7 @@ def final(outcome: Outcome, used: Quantities) -> Final:
     ],
 )
 def test_each_outcome_bills_what_policy_1_says(outcome: Outcome, used: Quantities, expected: Quantities, requests: int) -> None:
-    assert billed(final(outcome, used)) == (expected, requests)
+    assert billed(final(outcome, used)) == expected + Quantities(request=requests)
 
 
 def test_every_policy_speaks_of_every_outcome() -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from tests.fakes import PATIENCE_SECONDS, Clock, Script, Step, Transport, UsageSink, Vault
 from tollway.domain import keys
+from tollway.domain.billing_classes import UnitPrices
 from tollway.domain.catalog import Deployment, Endpoint, Engine, UnknownParameters
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, Limits
@@ -98,7 +99,7 @@ def plane(
     for name, served in {"m": Served([NOWHERE]), **(models or {})}.items():
         price = PriceVersion(
             id="price_" + "0" * 32, list="book_1", model=name, currency="EUR", valid_from=0,
-            input_pico=100, cached_input_pico=10, output_pico=400, reasoning_pico=400,
+            unit_prices=UnitPrices(input=100, cached_input=10, output=400, reasoning=400),
         )  # fmt: skip
         made.add(
             ModelEntry(

@@ -10,7 +10,8 @@ import pytest
 from tests.fakes import Do, Script, Upstream
 from tests.gateway.harness import KEY, STREAM_HEAD, Gateway, Served, gateway, post
 from tests.simulator.running import Running, simulator
-from tollway.domain.usage import Outcome, Quantities, UsageSource
+from tollway.domain.billing_classes import Quantities
+from tollway.domain.usage import Outcome, UsageSource
 
 FAULTS = ("sim-echo!cut@2", "sim-echo!error@2", "sim-echo!status@529", "sim-small!stall@1")
 MESSAGES: Any = [{"role": "user", "content": "one two three four five six seven eight"}]

@@ -34,7 +34,8 @@ from tests.gateway.harness import (
     usage,
     whole,
 )
-from tollway.domain.usage import Outcome, Quantities
+from tollway.domain.billing_classes import Quantities
+from tollway.domain.usage import Outcome
 from tollway.gateway.edge.client_connection import ClientConnection
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.server import DrainBounds

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Quantities
 from tollway.gateway.dialects import openai_stream
 from tollway.gateway.dialects.openai_answers import read_answer, read_usage
 from tollway.gateway.dialects.openai_stream import OpenAIStream

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from tollway.domain import faults
+from tollway.domain.billing_classes import UnitPrices
 from tollway.domain.catalog import Endpoint, UnknownParameters
 from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyType
@@ -30,10 +31,7 @@ def price(price_list: str, tier: ServiceTier, valid_from: int = 0) -> PriceVersi
         tier=tier,
         currency="EUR",
         valid_from=valid_from,
-        input_pico=1,
-        cached_input_pico=1,
-        output_pico=1,
-        reasoning_pico=1,
+        unit_prices=UnitPrices(input=1, cached_input=1, output=1, reasoning=1),
     )
 
 

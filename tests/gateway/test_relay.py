@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tests.fakes import PATIENCE_SECONDS, Clock, Recorder, Transport, until
 from tests.gateway.harness import DONE, END, KEY, STREAM_HEAD, Served, chunk, driven, event, part, plane, streamed, usage, usage_chunk
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint, Engine
-from tollway.domain.usage import Final, Outcome, Quantities, UsageSource
+from tollway.domain.usage import Final, Outcome, UsageSource
 from tollway.gateway import pipeline
 from tollway.gateway.request import RequestHead, new_request
 from tollway.gateway.upstreams.connection import UpstreamConnection

@@ -40,9 +40,10 @@ from tests.gateway.harness import (
     whole,
 )
 from tollway.domain import faults
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Final, Outcome, Quantities, UsageSource
+from tollway.domain.usage import Final, Outcome, UsageSource
 from tollway.gateway import pipeline
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.ports import OUTPUT, SLOT_WORDS

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 from tests.link.samples import admit, ended, final
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Quantities, encode
+from tollway.domain.usage import encode
 from tollway.link.spool import Spool, SpoolOptions
 
 

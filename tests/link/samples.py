@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
+from tollway.domain.billing_classes import Quantities, UnitPrices
 from tollway.domain.faults import Fault
 from tollway.domain.prices import PriceVersion
-from tollway.domain.usage import Admit, Final, Outcome, Quantities, Record, UsageSource, encode
+from tollway.domain.usage import Admit, Final, Outcome, Record, UsageSource, encode
 from tollway.link.spool import Spool
 from tollway.wire.segments import extend, first_chain
 
@@ -27,14 +28,14 @@ PRICE = PriceVersion(
     model="echo",
     currency="EUR",
     valid_from=0,
-    input_pico=270_000,
-    cached_input_pico=27_000,
-    output_pico=1_100_000,
-    reasoning_pico=1_100_000,
-    request_pico=5,
+    unit_prices=UnitPrices(input=270_000, cached_input=27_000, output=1_100_000, reasoning=1_100_000, request=5),
 )
 OTHER_PRICE = msgspec.structs.replace(
-    PRICE, id="price_" + "2" * 32, list="book_" + "2" * 32, currency="USD", input_pico=1, output_pico=3, request_pico=0
+    PRICE,
+    id="price_" + "2" * 32,
+    list="book_" + "2" * 32,
+    currency="USD",
+    unit_prices=msgspec.structs.replace(PRICE.unit_prices, input=1, output=3, request=0),
 )
 
 

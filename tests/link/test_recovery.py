@@ -11,7 +11,8 @@ import pytest
 
 from tests.link.samples import admit, ended, final
 from tests.link.spools import Alarms, DyingDisk, Killed, assert_complete, finals, no_alarm, read_epoch
-from tollway.domain.usage import TOKENS_MAX, Close, Final, Outcome, Quantities, Record, UsageSource, encode
+from tollway.domain.billing_classes import Quantities
+from tollway.domain.usage import TOKENS_MAX, Close, Final, Outcome, Record, UsageSource, encode
 from tollway.gateway import ports
 from tollway.link.epochs import Epoch, list_epochs, lock, read_start
 from tollway.link.recovery import Recovered, recover, recover_dead

@@ -19,8 +19,9 @@ from tests.link.spools import (
     read_epoch,
     read_only_epoch,
 )
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import OVERLOADED, SPOOL_UNAVAILABLE, Fault
-from tollway.domain.usage import TOKENS_MAX, Anomaly, Outcome, Progress, Quantities, Tick, UsageSource, encode
+from tollway.domain.usage import TOKENS_MAX, Anomaly, Outcome, Progress, Tick, UsageSource, encode
 from tollway.gateway import ports
 from tollway.link import epochs, spool
 from tollway.link.epochs import list_epochs

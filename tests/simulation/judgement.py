@@ -73,9 +73,9 @@ def cost_of(truth: Truth, row: Any) -> int:
     if not bills(row):
         return 0
     price = truth.price
-    units = (price.input_pico, price.cached_input_pico, price.output_pico, price.reasoning_pico)
+    units = (price.unit_prices.input, price.unit_prices.cached_input, price.unit_prices.output, price.unit_prices.reasoning)
     cost = sum(count * unit for count, unit in zip(used_of(row), units, strict=True))
-    return cost + (price.request_pico if row.outcome == "completed" else 0)
+    return cost + (price.unit_prices.request if row.outcome == "completed" else 0)
 
 
 def _judge_missing(history: Any, truth: Truth) -> None:

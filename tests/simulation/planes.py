@@ -20,15 +20,15 @@ from tests.link.samples import NODE
 from tests.simulation.disks import Directory, Files, SimulatedDisk
 from tests.simulation.machine import Killed, Process, World
 from tests.storage.databases import SqliteTemplate, fill
+from tollway.control.batches import BatchRefused
 from tollway.control.collect import Gap, collect, find_next_seq
-from tollway.control.judging import Refused
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Ended, encode
 from tollway.link.shipper import Shipper, ShipperOptions
 from tollway.link.spool import Spool, SpoolOptions
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
-from tollway.storage.usage import EventRace
+from tollway.storage.usage_events import EventRace
 
 SPOOL = PurePosixPath("/gateway/spool")
 BATCH_BYTES = 66_000
@@ -197,7 +197,7 @@ class Control:
                 next_seq = self._collect(node_id, int(epoch), int(rest[0]), body)
             except Gap as gap:
                 return 409, b'{"next_seq":%d}' % gap.next_seq
-            except Refused as refused:
+            except BatchRefused as refused:
                 self.refusals.append(f"{epoch}/{rest[0]}: {refused}")
                 self.world.note(f"control refuses {epoch}/{rest[0]}: {refused}")
                 return 400, b"{}"

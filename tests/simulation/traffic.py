@@ -11,12 +11,13 @@ from typing import Any
 
 from tests.link import samples
 from tollway.domain import faults
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
-from tollway.domain.usage import Ended, Outcome, Quantities, UsageSource
+from tollway.domain.usage import Ended, Outcome, UsageSource
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import Waiter
 from tollway.gateway.meter import Record, meter

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
 import sqlalchemy as sa
 
 from tests.link import samples
@@ -34,7 +33,7 @@ def add_price(tx: PlatformTx, version: PriceVersion) -> None:
         valid_from=version.valid_from,
         carried_from=version.valid_from,
         published_at=0,
-        **msgspec.structs.asdict(version.units()),
+        unit_prices=version.unit_prices,
     )
     prices.insert_book_prices(tx, [published])
     prices.insert_compiled(tx, [published], version.currency, prices.list_lists(tx, version.list))

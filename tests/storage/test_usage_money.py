@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 from tests.link.samples import EPOCH, NODE, admit, final
 from tollway.domain import ids
-from tollway.domain.prices import BillingClass
-from tollway.domain.usage import Amounts, Quantities, UsageEvent
+from tollway.domain.billing_classes import Amounts, Quantities
+from tollway.domain.rollups import RollupKey, UsageSums
+from tollway.domain.usage import UsageEvent
+from tollway.storage import rollups, usage_events
 from tollway.storage import schema_money as money
-from tollway.storage import usage
 from tollway.storage.archive import Archive, ArchiveShort
 from tollway.storage.database import Database, PlatformTx
 from tollway.storage.partitions import Month
 from tollway.storage.schema_money import AMOUNT_DIGITS, Amount
-from tollway.storage.usage import Sums
 
-KEY = ("org_1", 60, 0, "proj_1", "key_1", "echo", "embeddings")
+KEY = RollupKey("org_1", 60, 0, "proj_1", "key_1", "echo", "embeddings")
 
 
 class TestAmount:
@@ -50,16 +50,15 @@ class TestAmount:
 class TestRollups:
     def test_sums_carry_over_and_stay_exact_beyond_64_bits(self, database: Database) -> None:
         each = 9 * 10**18 + 7
-        sums = Sums(1, 2, 3, 4, 5, input_pico=999_999_999_999, output_pico=each)
+        sums = UsageSums(1, Quantities(2, 3, 4, 5), Amounts(input=999_999_999_999, output=each))
         with database.platform() as tx:
             for _ in range(5):
-                usage.add_rollups(tx, usage.rollup_rows({KEY: sums}))
+                rollups.add_rollups(tx, rollups.rollup_rows({KEY: sums}))
         with database.platform(write=False) as tx:
-            ((key, found),) = usage.iterate_rollups(tx)
+            ((key, found),) = rollups.iterate_rollups(tx)
             pico = tx.connection.execute(sa.select(money.usage_rollups.c.output_cost_pico)).scalar_one()
         assert key == KEY
-        assert found == Sums(5, 10, 15, 20, 25, input_pico=5 * 999_999_999_999, output_pico=5 * each)
-        assert found.costs == {BillingClass.INPUT: 5 * 999_999_999_999, BillingClass.OUTPUT: 5 * each}
+        assert found == UsageSums(5, Quantities(10, 15, 20, 25), Amounts(input=5 * 999_999_999_999, output=5 * each))
         assert pico < 10**12
 
 
@@ -90,29 +89,22 @@ class TestArchive:
 def insert(tx: PlatformTx, *events: UsageEvent) -> None:
     """Store events as the collector hands them in."""
     ids = [event.final.admit.request_id for event in events]
-    usage.insert_events(tx, map(row_of, events), min(ids), max(ids), lambda: None)
+    usage_events.insert_events(tx, map(row_of, events), min(ids), max(ids), lambda: None)
 
 
-def row_of(event: UsageEvent) -> usage.EventRow:
-    final, costs = event.final, event.amounts
-    return (
+def row_of(event: UsageEvent) -> usage_events.EventRow:
+    final = event.final
+    return usage_events.EventRow(
         final.admit.request_id,
         event.seq,
         final.admit.admitted_at,
         final.first_token_at,
         final.ended_at,
-        final.used.input,
-        final.used.cached_input,
-        final.used.output,
-        final.used.reasoning,
-        costs.input,
-        costs.cached_input,
-        costs.output,
-        costs.reasoning,
-        costs.request,
+        final.used,
+        event.amounts,
         event.period_at,
         event.content_hash,
-        usage.Shared.of(event.node_id, event.epoch, final),
+        usage_events.EventTemplate.of(event.node_id, event.epoch, final),
     )
 
 
@@ -139,9 +131,9 @@ class TestEvents:
         with database.platform() as tx:
             insert(tx, *events)
         with database.platform(write=False) as tx:
-            assert sorted(usage.iterate_events(tx), key=lambda event: event.seq) == events
+            assert sorted(usage_events.iterate_events(tx), key=lambda event: event.seq) == events
             ids = [event.final.admit.request_id for event in events]
-            assert usage.find_hashes(tx, [*ids, "another"]) == dict(zip(ids, (event.content_hash for event in events), strict=True))
+            assert usage_events.find_hashes(tx, [*ids, "another"]) == dict(zip(ids, (event.content_hash for event in events), strict=True))
 
     def test_of_an_id_that_is_taken_are_refused_together_and_the_transaction_goes_on(self, database: Database) -> None:
         first, second, third = (
@@ -152,11 +144,11 @@ class TestEvents:
         )
         with database.platform() as tx:
             insert(tx, first)
-            with pytest.raises(usage.EventRace):
+            with pytest.raises(usage_events.EventRace):
                 insert(tx, second, first)
             insert(tx, third)
         with database.platform(write=False) as tx:
-            assert list(usage.iterate_events(tx)) == [first, third]
+            assert list(usage_events.iterate_events(tx)) == [first, third]
 
 
 class TestMonths:

@@ -150,8 +150,8 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
     """A record that did not become an event, with its bytes as they came.
 
-    `event_id` and `content_hash` are empty if it could not be read. `reason`: "conflict" (its id is that of another event), or why it cannot
-    be rated.
+    `event_id` and `content_hash` are empty if it could not be read. `reason`: "conflict" if its id is that of another event, else why it
+    cannot be rated.
     """
 
     node_id: str

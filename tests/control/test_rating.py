@@ -1,0 +1,46 @@
+"""What the collector rates in one pass, group by group, is what the rules of prices and outcomes say of each event alone."""
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.link.samples import EPOCH, NODE, ORGANIZATION, PRICE, admit, final, frames
+from tollway.control.batches import Batch
+from tollway.control.rating import BillingAccount, RatedBatch
+from tollway.domain.billing_classes import NOTHING, Quantities
+from tollway.domain.periods import Calendar
+from tollway.domain.prices import amounts
+from tollway.domain.rollups import UsageSums
+from tollway.domain.usage import Final, Outcome, billed
+from tollway.wire.segments import Frame, Reader, first_chain
+
+counts = st.integers(0, 3) | st.integers(0, 2**20)
+quantities = st.builds(Quantities, counts, counts, counts, counts)
+
+
+def read(finals: list[Final]) -> list[Frame]:
+    return list(Reader(1, first_chain(NODE, EPOCH)).read(b"".join(frames(finals))))
+
+
+@given(st.lists(st.tuples(st.sampled_from(Outcome), quantities), min_size=1, max_size=12))
+def test_events_rated_together_cost_what_each_costs_alone(ended: list[tuple[Outcome, Quantities]]) -> None:
+    finals = [final(admit(number), outcome=outcome, used=used) for number, (outcome, used) in enumerate(ended, 1)]
+    batch = Batch(NODE, EPOCH)
+    batch.add(read(finals))
+    accounts = {ORGANIZATION: BillingAccount(PRICE.currency, frozenset({PRICE.list}))}
+    rated = RatedBatch(accounts, {PRICE.id: PRICE}, {ORGANIZATION: Calendar(ORGANIZATION, "UTC", open=[])}, known={})
+    rows = list(rated.rate(batch))
+    assert [row.amounts for row in rows] == [amounts(billed(each), PRICE.unit_prices) for each in finals]
+    together = UsageSums()
+    for minute in rated.minutes:
+        together.add(minute.sums())
+    assert together.amounts == sum((row.amounts for row in rows), start=NOTHING)
+    assert together.billed == sum((msgspec.structs.replace(billed(each), request=0) for each in finals), start=NOTHING)
+    assert together.requests == len(rows) == len(finals)
+
+
+def test_a_record_that_states_a_billed_request_is_quarantined() -> None:
+    """Whether the request is billed follows from the outcome policy; no gateway writes it."""
+    batch = Batch(NODE, EPOCH)
+    batch.add(read([final(admit(1), used=Quantities(1, request=1))]))
+    assert not batch.finals and [each.reason for each in batch.unreadable] == ["invalid"]
