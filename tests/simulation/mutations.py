@@ -226,7 +226,7 @@ MUTATIONS = (
     # ---- Collector
     Mutation(
         "take a known batch for a new one",
-        "control/judging.py",
+        "control/rating.py",
         "            if other is not None:\n                if other != hashed:\n",
         "            if other is not None and other != hashed:\n                if other != hashed:\n",
         "an event that comes again in another epoch is counted twice",
@@ -251,9 +251,9 @@ MUTATIONS = (
     # ---- Rating
     Mutation(
         "bill cached input as input too",
-        "control/judging.py",
-        "                input_pico = input * price.input_pico\n",
-        "                input_pico = (input + cached_input) * price.input_pico\n",
+        "domain/billing_classes.py",
+        "            self.input * other.input,\n",
+        "            (self.input + self.cached_input) * other.input,\n",
         "customers pay twice for what the cache saved",
         check=("tests/control/test_collect.py", "-k", "sqlite and cost_is_exact"),
     ),
@@ -267,7 +267,7 @@ MUTATIONS = (
     ),
     Mutation(
         "forget the carry of a rollup",
-        "storage/usage.py",
+        "storage/rollups.py",
         '        yield f"{name}_pico", f"{pico} % {PICO}"\n',
         '        yield f"{name}_pico", f"excluded.{name}_pico"\n',
         "the usage API shows less than the ledger",
