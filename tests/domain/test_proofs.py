@@ -96,7 +96,7 @@ def test_a_leaf_says_what_the_receipt_says() -> None:
         seq=2,
         final=final,
         content_hash=content_hash(encode(final)),
-        amounts=amounts(*billed(final), samples.PRICE),
+        amounts=amounts(billed(final), samples.PRICE.unit_prices),
         period_at=0,
     )
     leaf = leaf_of(event, rate(billed(final), samples.PRICE.unit_prices), "EUR")

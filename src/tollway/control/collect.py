@@ -15,11 +15,11 @@ for the watermark: one bad record must not hold up the good ones behind it.
 Each event is booked in the billing period in which it ended; if that is being closed, or is, in the first that is not: it is late. The
 periods that take bookings are read once for a batch, under locks that keep them open until the commit (`storage.periods`).
 
-Validation of each record (`batches`), its rating and the sums (`rating`) are pure, and shared with `verify`, which runs them over the archive.
+Validation of each record (`batches`), its rating and the sums (`rating`) are pure. `verify` shares them and runs them over the archive.
 
 What makes it fast: a record is looked at once. ADMITs are passed over by their first bytes, since each FINAL repeats its own. What
-thousands of events share is rated once for all of them. Rows go to the database in bulk (`storage.usage_events`), rated and formatted while it
-stores those before them, and then what they sum to, while it is still busy with the last; the archive is written meanwhile.
+thousands of events share is rated once for all of them. Rows go to the database in bulk (`storage.usage_events`): each is rated and
+formatted while the database stores those before it, then the sums, while it is still busy with the last. The archive is written meanwhile.
 """
 
 from collections.abc import Iterable
