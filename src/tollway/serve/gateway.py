@@ -4,7 +4,7 @@ Start: recover and open the spool, take over the copy of the snapshot, then list
 SIGTERM: not ready, drain, close the spool, hand in what is left, exit 0. A spool that failed ends the process with exit
 1 at once: what is on disk is recovered at the next start, and nothing that this process could still say about the disk
 would be true. A process that finds the disk of its spool full, failing or read-only answers 503 until it is well
-(`link/absent.py`), then goes on by itself."""
+(`link/spool_wait.py`), then goes on by itself."""
 
 import asyncio
 import json
@@ -29,11 +29,11 @@ from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
-from tollway.link.absent import AbsentSpool, find_waiting_node, open_when_well
 from tollway.link.recovery import Alarm
 from tollway.link.shipper import Shipper
 from tollway.link.snapshots import Follower
 from tollway.link.spool import Spool, SpoolOptions
+from tollway.link.spool_wait import UnavailableSpool, find_waiting_node, open_when_available
 from tollway.native import FORM
 from tollway.serve.sockets import url_of
 from tollway.storage.vault import LocalVault
@@ -100,7 +100,7 @@ async def _run(options: GatewayOptions) -> int:
         node_id = waiting_node
         alarm("spool_waits", {"error": str(error.strerror or error)})
     plane = Plane(
-        usage_sink=spool or AbsentSpool(),
+        usage_sink=spool or UnavailableSpool(),
         vault=LocalVault(options.vault_key),
         peppers=options.peppers,
         log=log,
@@ -131,7 +131,7 @@ async def _run(options: GatewayOptions) -> int:
     )
     announcing = loop.create_task(_announce(plane, ready, options))
     if spool is None:
-        spool = await _wait_for_spool(serving, open_when_well(directory, open_spool, alarm))
+        spool = await _wait_for_spool(serving, open_when_available(directory, open_spool, alarm))
     if spool is not None:
         plane.usage_sink = spool
         link.ship(spool)

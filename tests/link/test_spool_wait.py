@@ -12,12 +12,12 @@ from tests.link.samples import admit, ended, final
 from tests.link.spools import Alarms, assert_complete, no_alarm, read_epoch
 from tollway.domain.faults import SPOOL_UNAVAILABLE, Fault
 from tollway.domain.usage import Outcome, encode
-from tollway.link import absent
-from tollway.link.absent import AbsentSpool, find_waiting_node, open_when_well
+from tollway.link import spool_wait
 from tollway.link.disk import DISK, Disk
 from tollway.link.epochs import list_epochs
 from tollway.link.recovery import Alarm
 from tollway.link.spool import Spool, SpoolOptions
+from tollway.link.spool_wait import UnavailableSpool, find_waiting_node, open_when_available
 
 SMALL = SpoolOptions(segment_bytes=16_384, slots_max=16, tick_seconds=3600)
 SECONDS_MAX = 30.0  # against hangs only
@@ -51,7 +51,7 @@ async def lived(directory: Path) -> str:
 
 class TestWaiting:
     async def test_what_passes_is_waited_for_and_all_is_recovered(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(absent, "RETRY_SECONDS", 0.01)
+        monkeypatch.setattr(spool_wait, "RETRY_SECONDS", 0.01)
         node_id, moody, alarms = await lived(tmp_path), Moody(), Alarms()
         for error in (EROFS, ENOSPC, EIO):
             moody.error = error
@@ -62,7 +62,7 @@ class TestWaiting:
         def open_spool(alarm: Alarm) -> Spool:
             return Spool.open(tmp_path, alarm=alarm, options=SMALL, disk=moody.disk())
 
-        opening = asyncio.create_task(open_when_well(tmp_path, open_spool, alarms, moody.disk()))
+        opening = asyncio.create_task(open_when_available(tmp_path, open_spool, alarms, moody.disk()))
         tries = moody.tries
         async with asyncio.timeout(SECONDS_MAX):
             while moody.tries < tries + 5:
@@ -83,10 +83,10 @@ class TestWaiting:
         moody = Moody()
         moody.error = EACCES
         with pytest.raises(PermissionError):
-            await open_when_well(tmp_path, lambda alarm: Spool.open(tmp_path, alarm=alarm, options=SMALL), no_alarm, moody.disk())
+            await open_when_available(tmp_path, lambda alarm: Spool.open(tmp_path, alarm=alarm, options=SMALL), no_alarm, moody.disk())
 
     def test_until_then_every_request_is_refused(self) -> None:
-        spool = AbsentSpool()
+        spool = UnavailableSpool()
         assert not spool.is_writable()
         with pytest.raises(Fault) as refused:
             spool.admit(encode(admit(1)))

@@ -27,7 +27,7 @@ RETRY_SECONDS = 1.0
 """Between looks at the disk: recovery is to be seen within five seconds."""
 
 
-class AbsentSpool:
+class UnavailableSpool:
     """Stands where a spool will be; implements `gateway.ports.UsageSink`. Refuses every request."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ def find_waiting_node(directory: Path, error: OSError) -> str | None:
         return None
 
 
-async def open_when_well(directory: Path, open_spool: Callable[[Alarm], Spool], alarm: Alarm, disk: Disk = DISK) -> Spool:
+async def open_when_available(directory: Path, open_spool: Callable[[Alarm], Spool], alarm: Alarm, disk: Disk = DISK) -> Spool:
     """The spool at `directory`, once the disk lets it be opened. Raises what does not pass.
 
     The disk is tried, and dead epochs are recovered, in a thread; only then is the spool opened in the event loop, which is quick on a
