@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
+from tollway.domain.usage import Anomaly
 from tollway.gateway.dialects import openai_stream
 from tollway.gateway.dialects.openai_answers import read_answer, read_usage
 from tollway.gateway.dialects.openai_stream import OpenAIStream
@@ -211,7 +212,7 @@ def test_the_quick_way_is_taken_and_only_where_it_leads() -> None:
 
 @given(st.dictionaries(st.sampled_from(["prompt_tokens", "completion_tokens", "reasoning_tokens"]), COUNTS), st.integers(-1, 50))
 def test_usage_is_whole_and_disjoint_or_not_believed(report: dict[str, Any], cached: int) -> None:
-    used = read_usage(msgspec.json.encode(report | {"prompt_tokens_details": {"cached_tokens": cached}}))
+    used, _ = read_usage(msgspec.json.encode(report | {"prompt_tokens_details": {"cached_tokens": cached}}))
     if used is not None:
         assert min(used.input, used.cached_input, used.output, used.reasoning) >= 0
         assert used.input + used.cached_input == report["prompt_tokens"]
@@ -227,7 +228,25 @@ USAGE_FIELDS = ["prompt_tokens", "completion_tokens", "reasoning_tokens", "promp
 def test_a_usage_read_with_its_answer_is_read_as_it_is_by_itself(usage: Any, cap: int | None) -> None:
     raw = msgspec.json.encode(usage)
     answer = read_answer(b'{"choices":[{"finish_reason":"stop"}],"usage":' + raw + b"}", "m", "m", cap)
-    assert (answer.used, answer.anomaly) == ((None, None) if usage is None else check_report(read_usage(raw), cap))
+    reported, anomaly = read_usage(raw)
+    assert (answer.used, answer.anomaly) == ((None, None) if usage is None else check_report(reported, cap, anomaly))
+
+
+@pytest.mark.parametrize(
+    ("report", "used", "anomaly"),
+    [
+        ({"prompt_tokens_details": {"cached_tokens": 100}}, Quantities(26, 100, 2), None),
+        ({"prompt_tokens_details": {"cached_tokens": 128}}, Quantities(0, 126, 2), Anomaly.INVALID),
+        ({"prompt_tokens_details": {"cached_tokens": -1}}, Quantities(126, 0, 2), Anomaly.INVALID),
+        ({"prompt_tokens_details": []}, Quantities(126, 0, 2), Anomaly.INVALID),
+        ({"completion_tokens_details": {"reasoning_tokens": 317}}, Quantities(126, 0, 2), Anomaly.INVALID),
+        ({"completion_tokens_details": {"reasoning_tokens": "1"}}, Quantities(126, 0, 2), Anomaly.INVALID),
+        ({"reasoning_tokens": 3}, Quantities(126, 0, 2), Anomaly.INVALID),
+        ({"prompt_tokens": -1}, None, Anomaly.INVALID),
+    ],
+)
+def test_read_usage_impossible_detail_keeps_believable_totals(report: dict[str, Any], used: Quantities | None, anomaly: object) -> None:
+    assert read_usage(msgspec.json.encode({"prompt_tokens": 126, "completion_tokens": 2} | report)) == (used, anomaly)
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.one_of(st.none(), st.integers(0, 60)))

@@ -421,7 +421,7 @@ USAGES: dict[str, tuple[Script, Quantities, UsageSource, str | None]] = {
     "60-inflated": (reporting(None, last=usage(5, 2000)), Quantities(5, 0, 100), FINAL, "usage_inflated"),
     "60-beyond-all-bounds": (reporting(None, last=usage(5, 2**63)), Quantities(output=1), COUNTED, "usage_invalid"),
     "60-fractions": (reporting(None, last={"prompt_tokens": 1.5, "completion_tokens": 1}), Quantities(output=1), COUNTED, "usage_invalid"),
-    "60-more-cached-than-asked": (reporting(None, last=usage(5, 1, 9)), Quantities(output=1), COUNTED, "usage_invalid"),
+    "60-more-cached-than-asked": (reporting(None, last=usage(5, 1, 9)), Quantities(0, 5, 1), FINAL, "usage_invalid"),
 }  # fmt: skip
 
 

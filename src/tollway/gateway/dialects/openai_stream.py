@@ -278,9 +278,10 @@ class OpenAIStream:
         return renamed
 
     def _take_usage(self, raw: msgspec.Raw, *, final: bool) -> None:
-        reported = read_usage(raw)
+        reported, anomaly = read_usage(raw)
+        if anomaly is not None:
+            self.anomaly = anomaly
         if reported is None:
-            self.anomaly = Anomaly.INVALID
             return
         used = cap_output(reported, self._output_tokens_max)
         if used is not reported:

@@ -4,16 +4,18 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.usage import Anomaly
 
 
-def check_report(reported: Quantities | None, output_tokens_max: int | None) -> tuple[Quantities | None, Anomaly | None]:
+def check_report(
+    reported: Quantities | None, output_tokens_max: int | None, anomaly: Anomaly | None = None
+) -> tuple[Quantities | None, Anomaly | None]:
     """Return what of a usage report can be believed, and what was wrong with it.
 
     `reported`: None for a report that made no sense. `output_tokens_max`: most output tokens that the request could produce, None if
-    nothing bounds them. An engine that claims more is not paid for the surplus.
+    nothing bounds them. An engine that claims more is not paid for the surplus. `anomaly`: what was wrong with the report already.
     """
     if reported is None:
         return None, Anomaly.INVALID
     if output_tokens_max is None or reported.output + reported.reasoning <= output_tokens_max:
-        return reported, None
+        return reported, anomaly
     return cap_output(reported, output_tokens_max), Anomaly.INFLATED
 
 
