@@ -92,7 +92,7 @@ def write_folded(samples: Mapping[Stack, int]) -> str:
 
 
 def read_folded(text: str) -> dict[Stack, int]:
-    """What `write_folded` wrote. Raises ValueError for anything else."""
+    """Return what `write_folded` wrote. Raises ValueError for anything else."""
     samples = {}
     for line in text.splitlines():
         stack, _, count = line.rpartition(" ")

@@ -72,7 +72,7 @@ def answer_bytes() -> bytes:
 
 
 def stream_reads(chunks: int) -> list[bytes]:
-    """What one stream arrives as, read by read."""
+    """Return what one stream arrives as, read by read."""
 
     def event(delta: bytes, finish: bytes, sent: int) -> bytes:
         data = (

@@ -57,7 +57,7 @@ def parse_strace(text: str) -> dict[str, int]:
 
 
 def sample_shares(pids: Sequence[int], seconds: float, output: Path) -> tuple[dict[str, float], str]:
-    """Where these processes spend their CPU time in the coming seconds: share (0 to 1) by binary ("kernel",
+    """Return where these processes spend their CPU time in the coming seconds: share (0 to 1) by binary ("kernel",
     "libc.so.6", ...), and the hottest functions as perf prints them. Raises `Unavailable` when perf is missing or may
     not sample.
     """
@@ -92,7 +92,7 @@ def count_instructions(scenario: str, count: int, directory: Path) -> float:
 
 
 def sample_stacks(scenario: str, count: int, directory: Path) -> tuple[dict[Stack, int], float]:
-    """Which of the gateway's functions are at work while `count` requests pass (of `bench.inside`), by stack; and the microseconds
+    """Return which of the gateway's functions are at work while `count` requests pass (of `bench.inside`), by stack; and the microseconds
     of CPU that one unit takes there.
     """
     output = directory / f"{scenario}.folded"

@@ -243,7 +243,7 @@ def _may_realtime() -> bool:
 
 
 def describe(directory: Path) -> dict[str, str]:
-    """What a reader must know of this machine to judge the figures; `directory` is where the targets keep their
+    """Return what a reader must know of this machine to judge the figures; `directory` is where the targets keep their
     files.
     """
     info = Path("/proc/cpuinfo").read_text()

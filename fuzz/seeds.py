@@ -192,7 +192,7 @@ def seeds(parser: str) -> list[bytes]:
 
 
 def findings(parser: str) -> list[bytes]:
-    """What once broke this parser, and must never again."""
+    """Return what once broke this parser, and must never again."""
     return [path.read_bytes() for path in sorted((FINDINGS / parser).glob("*"))]
 
 

@@ -81,7 +81,7 @@ def _results(http: httpx2.Client, path: str, query: Mapping[str, Any]) -> list[d
 
 
 def find_differences(platform: Platform, stated: Stated, bills: Mapping[str, Bill]) -> tuple[list[str], dict[str, int]]:
-    """What does not agree, in words, and how much was compared. The platform has ended."""
+    """Return what does not agree, in words, and how much was compared. The platform has ended."""
     wrong = []
     for what, said, right in (
         ("usage", stated.usage, usage_of(bills)),
@@ -103,7 +103,7 @@ def find_differences(platform: Platform, stated: Stated, bills: Mapping[str, Bil
 
 
 def usage_of(bills: Mapping[str, Bill]) -> dict[str, dict[str, Counter[str]]]:
-    """What the usage API should say: by kind and model."""
+    """Return what the usage API should say: by kind and model."""
     usage: dict[str, dict[str, Counter[str]]] = {"completions": {}, "embeddings": {}}
     for bill in bills.values():
         kind = "embeddings" if bill.endpoint == "embeddings" else "completions"
@@ -117,7 +117,7 @@ def usage_of(bills: Mapping[str, Bill]) -> dict[str, dict[str, Counter[str]]]:
 
 
 def costs_of(bills: Mapping[str, Bill]) -> dict[str, int]:
-    """What the costs API should say: pico by line item."""
+    """Return what the costs API should say: pico by line item."""
     costs: Counter[str] = Counter()
     for bill in bills.values():
         for item, billing_class in LINE_ITEMS.items():
@@ -127,7 +127,7 @@ def costs_of(bills: Mapping[str, Bill]) -> dict[str, int]:
 
 
 def _booked_of(bills: Mapping[str, Bill], organization_id: str) -> dict[str, int]:
-    """What must stand on each account: the tenant owes all of it, and each model and class has earned its part."""
+    """Return what must stand on each account: the tenant owes all of it, and each model and class has earned its part."""
     booked: Counter[str] = Counter()
     for bill in bills.values():
         for billing_class, (_, _, amount_pico) in bill.lines.items():

@@ -72,7 +72,7 @@ class Administration:
     """When it was asked and answered (monotonic seconds), and the status; 0 where the connection failed."""
 
     def statuses(self) -> dict[str, int]:
-        """How often each status was answered."""
+        """Return how often each status was answered."""
         return {str(status): count for status, count in sorted(Counter(status for _, _, status in self.answers).items())}
 
 
@@ -359,7 +359,7 @@ def _administrate(rig: Rig, done: Administration) -> None:
 
 
 def _check_administration(platform: Platform, done: Administration) -> list[str]:
-    """What was acknowledged and is not so: at the control plane, and at the gateway."""
+    """Return what was acknowledged and is not so: at the control plane, and at the gateway."""
     wrong = [f"control answered {status} {count} times" for status, count in done.statuses().items() if status not in ("0", "200", "503")]
     path = f"/v1/organization/projects/{platform.tenant.project_id}/api_keys"
     listed: set[str] = set()

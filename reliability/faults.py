@@ -195,7 +195,7 @@ def _is_survived(report: Report, specs: Iterable[str]) -> bool:
 
 
 def find_nodes(spec: str) -> list[str]:
-    """What to ask pytest for: every function that `spec` means, with its class, all cases."""
+    """Return what to ask pytest for: every function that `spec` means, with its class, all cases."""
     path, _, name = spec.partition("::")
     wanted, is_case, _ = name.partition("[")
     found = []

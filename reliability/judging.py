@@ -79,7 +79,7 @@ class Bill:
 
     @property
     def amount_pico(self) -> int:
-        """What it costs."""
+        """Return what it costs."""
         return sum(amount for _, _, amount in self.lines.values())
 
 
@@ -177,7 +177,7 @@ def judge(attempts: Mapping[str, list[Attempt]], bills: Mapping[str, Bill], hear
 def find_wrong(
     attempts: Mapping[str, list[Attempt]], bills: Mapping[str, Bill], heard: Iterable[Heard], prices: Prices
 ) -> tuple[list[str], Counter[str]]:
-    """What is wrong, in words: every request of the truth log must have its bill, no other request one that costs, and each must be
+    """Return what is wrong, in words: every request of the truth log must have its bill, no other request one that costs, and each must be
     right. With it, how many bills there are of each outcome, those of requests that no engine heard of as "unheard"."""
     by_id = {each.request_id: each for each in heard if each.request_id is not None}
     wrong = [f"{request_id}: in the truth log {attempts[request_id]}, and not billed" for request_id in attempts.keys() - bills.keys()]
@@ -192,7 +192,7 @@ def find_wrong(
 
 
 def _judge_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> list[str]:
-    """What is wrong with the quantities. A recovered bill does not know its attempts: then the last one counts."""
+    """Return what is wrong with the quantities. A recovered bill does not know its attempts: then the last one counts."""
     attempt = next((each for each in attempts if bill.attempts in (0, each.number)), None)
     if bill.attempts == 0 and attempts:
         attempt = attempts[-1]
@@ -226,7 +226,7 @@ def _judge_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> lis
 
 
 def _judge_lines(bill: Bill, prices: Prices) -> list[str]:
-    """What is wrong with the money: the published policy, times the price, by our own arithmetic."""
+    """Return what is wrong with the money: the published policy, times the price, by our own arithmetic."""
     is_billed = bill.outcome in ("completed", "client_cancelled", "gateway_crash") or (
         bill.outcome in ("upstream_error", "timeout") and bill.generated > 0
     )

@@ -68,7 +68,7 @@ class Part:
 
     @property
     def out(self) -> Path:
-        """What it wrote to standard output and standard error, in all its lives."""
+        """Return what it wrote to standard output and standard error, in all its lives."""
         return self.directory / "out"
 
     def launch(self) -> "subprocess.Popen[bytes]":

@@ -89,7 +89,7 @@ def read(results: Path = RESULTS) -> list[Line]:
 
 
 def describe_machine() -> str:
-    """What a reader must know of this machine, in a line."""
+    """Return what a reader must know of this machine, in a line."""
     info = Path("/proc/cpuinfo").read_text()
     model = next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), "unknown CPU")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30

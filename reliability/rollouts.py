@@ -102,8 +102,8 @@ def make_asks(seed: int) -> Iterator[Ask]:
 
 
 def list_replaced(running: Running) -> list[dict[str, int]]:
-    """What the supervisor said of each replacement, in order. Asked often while the log grows, by the process that is also the client:
-    what it does not need, it must not parse."""
+    """Return what the supervisor said of each replacement, in order. Asked often while the log grows, by the process that is also the
+    client: what it does not need, it must not parse."""
     return [line for line in lines_of_log(running.stdout, b'"replaced"') if line.get("event") == "replaced"]
 
 

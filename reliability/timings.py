@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def is_told(self) -> bool:
-        """Whether the two can be told apart."""
+        """Return whether the two can be told apart."""
         return self.distance > self.distance_max
 
 
@@ -69,7 +69,7 @@ def find_distance_max(alpha: float, n: int, m: int) -> float:
 
 
 def find_p(distance: float, n: int, m: int) -> float:
-    """How likely at least this distance is, if both are from one distribution (asymptotic; Smirnov 1948)."""
+    """Return how likely at least this distance is, if both are from one distribution (asymptotic; Smirnov 1948)."""
     scaled = distance * math.sqrt(n * m / (n + m))
     if scaled < 0.2:  # the series does not converge there, and the probability is 1 to nine digits
         return 1.0

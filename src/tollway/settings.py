@@ -407,7 +407,7 @@ YAML_BYTES_MAX = 16 * 1024 * 1024
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds: strings, numbers, booleans, lists and mappings with unique text keys. Raises
+    """Return what a YAML file holds: strings, numbers, booleans, lists and mappings with unique text keys. Raises
     OperatorError."""
     try:
         text = path.read_bytes()

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from tests.simulation.traffic import Counts, Truth, counts_of, totals_of
 from tollway.control.verify import verify
+from tollway.domain.rollups import ROLLUP_WIDTHS_SECONDS
 from tollway.storage import schema_money as money
 
 VERIFY_SHARE = 0.25
@@ -127,7 +128,7 @@ def _judge_sums(history: Any, owed: dict[str, int], balances: dict[str, int], ro
         totals[currency] = totals.get(currency, 0) + pico
     if any(totals.values()):
         fail(f"the ledger sums to {totals}")
-    for width in money.ROLLUP_WIDTHS_SECONDS:
+    for width in ROLLUP_WIDTHS_SECONDS:
         summed: dict[str, int] = {}
         for row in rollups:
             if row["width_seconds"] == width:

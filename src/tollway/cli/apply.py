@@ -108,7 +108,7 @@ class Platform:
     # ---- reading -----------------------------------------------------------------------------------------------------
 
     def read(self, wanted: PlatformFile | None) -> PlatformFile:
-        """What is there, as far as `wanted` names it; everything if None. Archived things are not there."""
+        """Return what is there, as far as `wanted` names it; everything if None. Archived things are not there."""
         books = list(self._control.list_all("/platform/price_books"))
         self._default_lists = frozenset(book["id"] for book in books if book["default"])
         self._books = {book["name"]: book["id"] for book in books}

@@ -54,7 +54,7 @@ class Door:
 
 
 def find_door(control_url: str | None, key: str | None, data_dir: Path | None, role: Role) -> Door:
-    """Where to go and as whom. Raises OperatorError that says what to set if either cannot be found."""
+    """Return where to go and as whom. Raises OperatorError that says what to set if either cannot be found."""
     directory = data_dir or Path(os.environ.get("TOLLWAY__DATA_DIR", "tollway-data"))
     url = control_url or os.environ.get("TOLLWAY_CONTROL_URL") or None
     if key == "-":
@@ -195,7 +195,7 @@ class Control:
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
-        """What goes wrong on the way is an OperatorError that says where."""
+        """Yield what goes wrong on the way is an OperatorError that says where."""
         try:
             yield
         except httpx2.ConnectError:

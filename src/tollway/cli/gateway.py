@@ -98,7 +98,7 @@ def _as_told(section: msgspec.Struct, bounds: type[_Bounds], name: str) -> _Boun
 
 
 def _entry_rules(settings: GatewaySection) -> EdgePolicy | None:
-    """Who may come in; None where nothing is asked, which costs nothing."""
+    """Return who may come in; None where nothing is asked, which costs nothing."""
     proxies, cors = settings.proxies, settings.cors
     try:
         rules = EdgePolicy(

@@ -53,7 +53,7 @@ def print_rows(output: Output, columns: Sequence[str], rows: Sequence[Mapping[st
 
 
 def is_pretty(stream: TextIO) -> bool:
-    """Whether `stream` is a terminal that may be written to in colour: NO_COLOR (no-color.org) is not set."""
+    """Return whether `stream` is a terminal that may be written to in colour: NO_COLOR (no-color.org) is not set."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 

@@ -17,7 +17,7 @@ class Bar:
 
 
 def length(value: int, longest: int, room: int) -> int:
-    """How much of `room` a bar takes if `longest` fills it; at least one for what is not nothing."""
+    """Return how much of `room` a bar takes if `longest` fills it; at least one for what is not nothing."""
     if not value or not longest:
         return 0
     return max(1, abs(value) * room // longest)

@@ -66,7 +66,7 @@ def _cells(row: Mapping[str, Any], of: Mapping[str, Any], name: str, notes: str)
 
 
 def _notes(of: Mapping[str, Any], unattributed: int, restarts: int, failures: int) -> str:
-    """What explains differences, in words."""
+    """Return what explains differences, in words."""
     parts = {name: of["requests"][name] for name in ("incomplete", "retried", "anomalous")}
     parts |= {"unattributed tokens": unattributed, "restarts": restarts, "failed readings": failures}
     return ", ".join(f"{count} {name}" for name, count in parts.items() if count)

@@ -38,7 +38,7 @@ class Node:
 
 
 def identify(database: Database, peppers: Mapping[int, bytes], secret: bytes, now: int) -> ActiveKey:
-    """Whose key `secret` is at instant `now`. Raises Fault KEY_INVALID. What is not even shaped like a key costs no query."""
+    """Return whose key `secret` is at instant `now`. Raises Fault KEY_INVALID. What is not even shaped like a key costs no query."""
     if keys.find_type(secret.decode("ascii", "replace")) is None:
         raise Fault(KEY_INVALID)
     digests = [keys.digest(pepper, secret) for pepper in peppers.values()]

@@ -47,7 +47,7 @@ class BatchRefused(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EventGroup:
-    """What many events have in common: everything but id, instants and counts.
+    """A group of events that have everything in common but id, instants and counts.
 
     `final` is the first of them; only what the group shares is read from it. `is_valid`: whether a gateway can have written it (names in
     the allowed form, a published outcome policy).

@@ -44,7 +44,7 @@ class Closing(Collector):
     _warned_at: int = field(default=NEVER, init=False)
 
     def collect(self) -> Iterator[Metric]:
-        """How many periods are overdue."""
+        """Yield how many periods are overdue."""
         if self.overdue is not None:
             text = "Billing periods that are due to be closed and cannot be, because records are missing."
             yield GaugeMetricFamily("tollway_control_periods_overdue", text, self.overdue)

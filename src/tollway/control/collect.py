@@ -100,7 +100,7 @@ def find_next_seq(tx: PlatformTx, node_id: str, epoch: int) -> int:
 
 
 def _skip_known(body: bytes, first_seq: int, watermark: Watermark) -> int:
-    """Where in `body` the first record stands that is not taken in yet."""
+    """Return where in `body` the first record stands that is not taken in yet."""
     offset, seq, chain = 0, first_seq, None
     while seq < watermark.next_seq and offset < len(body):
         head = parse_head(body, offset)

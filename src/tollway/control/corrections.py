@@ -126,7 +126,7 @@ def list_adjustments(tx: PlatformTx, window: Window, *, organization_id: str | N
 
 
 def _amount_of(wanted: WantedAdjustment, event: BookedEvent) -> int:
-    """What the correction adds to the event's cost. Raises Faults for what does not fit its kind, or changes nothing."""
+    """Return what the correction adds to the event's cost. Raises Faults for what does not fit its kind, or changes nothing."""
     if wanted.kind is AdjustmentKind.CREDIT:
         if wanted.credit_pico is None:
             raise Fault(PARAMETER_MISSING, param="amount")
@@ -146,7 +146,7 @@ def _amount_of(wanted: WantedAdjustment, event: BookedEvent) -> int:
 
 
 def rerate(quantities: Quantities, price: PriceVersion) -> list[RatedLine]:
-    """What other quantities cost at an event's price. Raises PARAMETER_INVALID if that is no amount."""
+    """Return what other quantities cost at an event's price. Raises PARAMETER_INVALID if that is no amount."""
     try:
         return rate(quantities, price.unit_prices)
     except OverflowError:
@@ -157,7 +157,7 @@ def rerate(quantities: Quantities, price: PriceVersion) -> list[RatedLine]:
 
 
 def entries_of(adjustment: Adjustment, event: BookedEvent) -> tuple[Entry, ...]:
-    """What a correction moves: the customer's account first, then the platform's. Pure; zero in sum."""
+    """Return what a correction moves: the customer's account first, then the platform's. Pure; zero in sum."""
     unbilled = Entry(Account(adjustment.organization_id, UNBILLED, event.currency), adjustment.amount_pico)
     if adjustment.kind is AdjustmentKind.CREDIT:
         return (unbilled, Entry(Account(PLATFORM, f"{CREDITS}:{adjustment.model}", event.currency), -adjustment.amount_pico))

@@ -53,7 +53,7 @@ def list_lost(tx: PlatformTx) -> list[Epoch]:
 
 
 def find_cover(epoch: Epoch, end_at: int) -> Cover | None:
-    """How an epoch is known to be whole up to `end_at`; None if it is not."""
+    """Return how an epoch is known to be whole up to `end_at`; None if it is not."""
     if epoch.closed_at is not None:
         return Cover.CLOSE
     if epoch.ticked_at is not None and epoch.ticked_at >= end_at:
@@ -62,7 +62,7 @@ def find_cover(epoch: Epoch, end_at: int) -> Cover | None:
 
 
 def list_blockers(tx: PlatformTx, start_at: int, end_at: int) -> list[Blocker]:
-    """What keeps the time from `start_at` to `end_at` from being complete; nothing if it is."""
+    """Return what keeps the time from `start_at` to `end_at` from being complete; nothing if it is."""
     blockers = []
     for epoch in stored.list_overlapping(tx, start_at, end_at):
         if find_cover(epoch, end_at) is None:
@@ -142,5 +142,5 @@ def _declare(tx: PlatformTx, node_id: str, epoch: int, reason: str, actor: str, 
 
 
 def count_lost(tx: PlatformTx) -> int:
-    """How many epochs were ever declared lost: for the metric."""
+    """Return how many epochs were ever declared lost: for the metric."""
     return stored.count_lost(tx)

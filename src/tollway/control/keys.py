@@ -29,7 +29,7 @@ class Pepper:
     value: bytes = field(repr=False)
 
     def digest(self, secret: str) -> Digest:
-        """What is kept of `secret`."""
+        """Return what is kept of `secret`."""
         return Digest(self.version, domain.digest(self.value, secret.encode()))
 
 

@@ -45,7 +45,7 @@ class Blocked(Exception):
 
 
 def describe(blockers: Sequence[Blocker]) -> str:
-    """What keeps a period open, in a sentence for operators: the first of at least one blocker, and how many there are."""
+    """Return what keeps a period open, in a sentence for operators: the first of at least one blocker, and how many there are."""
     first = blockers[0]
     place = first.node_id if first.epoch is None else f"{first.node_id}, epoch {first.epoch}"
     more = f" ({len(blockers)} such gateways' lives; see its blockers)" if len(blockers) > 1 else ""
@@ -93,7 +93,7 @@ def list_own_periods(tx: TenantTx, window: Window) -> Page[Period]:
 
 
 def list_blockers(tx: PlatformTx, period_id: str) -> list[Blocker]:
-    """Which epochs keep a period from being closed; nothing if none does, or if it is closed."""
+    """Return which epochs keep a period from being closed; nothing if none does, or if it is closed."""
     period = get_period(tx, period_id)
     if period.state is not PeriodState.OPEN:
         return []
@@ -191,7 +191,7 @@ def digest_adjustments(tx: Transaction, period: Period) -> tuple[int, bytes, int
 
 
 def is_kept(tx: Transaction, blocks: Sequence[Block]) -> bool:
-    """Whether retention has left alone every month of which these blocks have events."""
+    """Return whether retention has left alone every month of which these blocks have events."""
     removed = partitions.list_removed(tx)
     return not any(
         block.first_event_id < (each.month + 1).first_id and block.last_event_id >= each.month.first_id

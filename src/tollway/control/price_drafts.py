@@ -83,7 +83,7 @@ def update_draft(
 
 
 def check_draft(tx: PlatformTx, draft_id: str, now: int) -> list[Finding]:
-    """What would be found if an open draft were published now. Raises RESOURCE_UNKNOWN, STATE_CONFLICT."""
+    """Return what would be found if an open draft were published now. Raises RESOURCE_UNKNOWN, STATE_CONFLICT."""
     draft = get_open_draft(tx, draft_id)
     start = now if draft.valid_from is None else draft.valid_from
     if now - prices.CLOCK_GRACE_US <= start < now:
@@ -130,7 +130,7 @@ def get_open_draft(tx: PlatformTx, draft_id: str) -> PriceDraft:
 
 
 def _lines_at(tx: PlatformTx, book: PriceBook, at: int) -> list[DraftLine]:
-    """What a book asks at an instant, as lines."""
+    """Return what a book asks at an instant, as lines."""
     in_force: dict[Series, DraftLine] = {}
     for price in storage.list_book_prices(tx, book.id):
         if price.valid_from <= at:

@@ -106,7 +106,7 @@ def start_of(valid_from: int | None, now: int) -> int:
 
 
 def find_place(tx: PlatformTx, book: PriceBook, models: Iterable[str], valid_from: int, now: int) -> Place:
-    """What is published in a book of some models, as a check of new lines needs it."""
+    """Return what is published in a book of some models, as a check of new lines needs it."""
     names = set(models)
     known = stored_catalog.find_models(tx, names)
     published: dict[Series, list[BookPrice]] = {}
@@ -187,7 +187,7 @@ def list_prices(tx: PlatformTx, window: Window, *, model: str | None, price_list
 
 
 def list_current_prices(tx: Transaction, price_list: str, now: int) -> list[PriceVersion]:
-    """What published models cost on a list at instant `now`, by model and tier; a model that is not there is closed."""
+    """Return what published models cost on a list at instant `now`, by model and tier; a model that is not there is closed."""
     series: dict[Series, list[PriceVersion]] = {}
     for version in storage.list_carried_of_list(tx, price_list):
         series.setdefault((version.model, version.tier), []).append(version)
@@ -237,7 +237,7 @@ def list_terms(tx: TenantTx) -> tuple[PriceTerms, ...]:
 
 
 def list_own_prices(tx: TenantTx, now: int) -> list[PriceVersion]:
-    """What the organization pays now, by model and tier."""
+    """Return what the organization pays now, by model and tier."""
     price_list = find_list(list_terms(tx), now)
     return [] if price_list is None else list_current_prices(tx, price_list, now)
 

@@ -1,7 +1,7 @@
 """Rating: which records become events, what each event costs, and the sums of a batch. Pure; shared by the collector and `verify`.
 
 What an event shares with its group (`batches`) is decided once for the group: which price applies, what the outcome policy bills, how the
-columns of the row read. Sums are taken in the same pass: `MinuteSums` is what a group comes to in one minute, one billing period and one
+columns of the row read. Sums are computed in the same pass: `MinuteSums` is what a group comes to in one minute, one billing period and one
 hour of its first tokens. Rating only multiplies, so the amounts of such a sum are its quantities times the unit prices. Rollups, postings
 and what engines did follow from them.
 
@@ -19,9 +19,8 @@ from tollway.domain.ledger import Posting, UsageCause
 from tollway.domain.periods import Calendar
 from tollway.domain.prices import PriceVersion, check_amounts
 from tollway.domain.reconciliation import HOUR_US, UNKNOWN_DEPLOYMENT, EngineUsage, UsageKey
-from tollway.domain.rollups import RollupKey, UsageSums
+from tollway.domain.rollups import ROLLUP_WIDTHS_SECONDS, RollupKey, UsageSums
 from tollway.domain.usage import OUTCOME_POLICIES, Admit, Outcome, RejectedRecord, bills, content_hash
-from tollway.storage.schema_money import ROLLUP_WIDTHS_SECONDS
 from tollway.storage.usage_events import EventRow, EventTemplate
 
 MINUTE_US = 60_000_000
@@ -36,7 +35,7 @@ class BillingAccount:
 
 
 class RecordPlace(NamedTuple):
-    """Where a record stands."""
+    """The place of a record."""
 
     node_id: str
     epoch: int
@@ -68,7 +67,7 @@ def find_applicable_price(admit: Admit, accounts: Mapping[str, BillingAccount], 
 
 @dataclass(frozen=True, slots=True)
 class GroupRating:
-    """How the events of a group are rated.
+    """The rule by which the events of a group are rated.
 
     `bills`, `bills_delivered`: whether quantities are billed always, or once output was delivered. `request_amount`: what the request
     itself costs where events are billed.
@@ -83,7 +82,7 @@ class GroupRating:
 
 
 class MinuteKey(NamedTuple):
-    """What the events of one MinuteSums have in common, beside their group.
+    """The key of one MinuteSums within its group.
 
     `minute` of the end, `first_token_hour` (that of the end, if there was no token), both since 1970; the period in which they are booked;
     whether they are billed; whether an engine received them.
@@ -123,7 +122,7 @@ class MinuteSums:
 
 @dataclass(slots=True)
 class RatedBatch:
-    """What a batch comes to: how many events, which records were rejected, and the sums."""
+    """The result of rating a batch: the number of events, the rejected records, and the sums."""
 
     accounts: Mapping[str, BillingAccount]
     prices: Mapping[str, PriceVersion]

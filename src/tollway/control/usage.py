@@ -118,7 +118,7 @@ def split_costs(group: UsageGroup, by_line_item: bool, wanted: frozenset[LineIte
 def list_corrections(
     tx: TenantTx, query: UsageQuery, buckets: Buckets, by_line_item: bool, wanted: frozenset[LineItem] | None
 ) -> list[list[Cost]]:
-    """What corrections cost in each of the buckets, by group; with `wanted`, of those line items only."""
+    """Return what corrections cost in each of the buckets, by group; with `wanted`, of those line items only."""
     costs: list[list[Cost]] = [[] for _ in buckets.buckets]
     if not costs:
         return costs

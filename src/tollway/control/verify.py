@@ -85,7 +85,7 @@ class Report:
 
     @property
     def is_right(self) -> bool:
-        """Whether archive, events, rollups, periods, corrections, ledger and balances all agree."""
+        """Return whether archive, events, rollups, periods, corrections, ledger and balances all agree."""
         return not self.differences
 
 

@@ -108,7 +108,7 @@ def _cause(posting: Posting) -> UsageCause:
 
 
 def entries_of(organization_id: str, costs: Costs, currency: str) -> dict[str, int]:
-    """What events of one organization must move, by account."""
+    """Return what events of one organization must move, by account."""
     entries = {
         Account(PLATFORM, f"revenue:{model}:{billing_class}", currency).id: -pico
         for model, amounts in costs.items()

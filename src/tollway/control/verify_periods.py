@@ -59,7 +59,7 @@ class Periods:
         return of_organization[index - 1] if index and at < of_organization[index - 1].end_at else None
 
     def find_flaw(self, organization_id: str, served_at: int, period_at: int) -> str | None:
-        """Why what was served at an instant cannot be booked in the period that begins at `period_at`; None if it can."""
+        """Return why what was served at an instant cannot be booked in the period that begins at `period_at`; None if it can."""
         booked = self.find_at(organization_id, period_at)
         if booked is None or booked.start_at != period_at:
             return f"is booked in a period that does not exist ({period_at})"
@@ -195,7 +195,7 @@ def compare_corrections(tx: PlatformTx, all_periods: Periods, removed: Mapping[s
 
 
 def _find_flaw(adjustment: Adjustment, event: stored_usage.BookedEvent, before: list[Adjustment]) -> str | None:
-    """What is wrong with a correction, as the end of a sentence that begins with its id."""
+    """Return what is wrong with a correction, as the end of a sentence that begins with its id."""
     admit = event.event.final.admit
     named = (adjustment.organization_id, adjustment.project_id, adjustment.key_id, adjustment.model)
     if named != (admit.organization_id, admit.project_id, admit.key_id, admit.model):

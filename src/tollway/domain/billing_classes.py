@@ -19,14 +19,14 @@ import msgspec
 
 
 class Unit(StrEnum):
-    """What one unit of a class is, and so how its price is written."""
+    """The unit of a class, which decides how its price is written."""
 
     TOKEN = "token"  # priced per 1,000,000
     REQUEST = "request"  # priced each
 
 
 class BillingClass(StrEnum):
-    """What is counted and priced. The token classes are disjoint: a token is in exactly one."""
+    """A class that is counted and priced. The token classes are disjoint: a token is in exactly one."""
 
     INPUT = "input"
     CACHED_INPUT = "cached_input"
@@ -36,7 +36,7 @@ class BillingClass(StrEnum):
 
 
 class Direction(StrEnum):
-    """Whether the tokens of a class were sent to the model or made by it."""
+    """The direction of a token class: sent to the model, or made by it."""
 
     INPUT = "input"
     OUTPUT = "output"
@@ -186,13 +186,13 @@ class PerClass(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 Quantities = PerClass
-"""How much of each class was used or is billed."""
+"""Units of each class that were used or are billed."""
 
 UnitPrices = PerClass
-"""What one unit of each class costs, in pico-currency."""
+"""Prices of one unit of each class, in pico-currency."""
 
 Amounts = PerClass
-"""What each class of an event costs, in pico-currency; 0 where nothing is billed."""
+"""Costs of each class of an event, in pico-currency; 0 where nothing is billed."""
 
 NOTHING = PerClass()
 """Zero in every class."""

@@ -66,19 +66,19 @@ class Adjustment(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def state(self) -> AdjustmentState:
-        """Where it stands."""
+        """Return where it stands."""
         if self.decision is Decision.REJECTED:
             return AdjustmentState.REJECTED
         return AdjustmentState.PENDING if self.needs_approval and self.decision is None else AdjustmentState.APPLIED
 
 
 def sum_lines(lines: Sequence[RatedLine]) -> int:
-    """What rated lines come to."""
+    """Return what rated lines come to."""
     return sum(line.amount_pico for line in lines)
 
 
 def change_by_class(before: Sequence[RatedLine], after: Sequence[RatedLine]) -> dict[BillingClass, int]:
-    """What it adds to each billing class that an event is billed as `after` instead of `before`; classes that stay are left out."""
+    """Return what it adds to each billing class that an event is billed as `after` instead of `before`; classes that stay are left out."""
     change = {line.billing_class: -line.amount_pico for line in before}
     for line in after:
         change[line.billing_class] = change.get(line.billing_class, 0) + line.amount_pico
@@ -86,7 +86,8 @@ def change_by_class(before: Sequence[RatedLine], after: Sequence[RatedLine]) -> 
 
 
 def find_objection(kind: AdjustmentKind, amount_pico: int, cost_pico: int, earlier: Sequence[Adjustment]) -> str | None:
-    """Why an event that cost `cost_pico` and has these corrections cannot have this one too, for a person to read; None if it can."""
+    """Return why an event that cost `cost_pico` and has these corrections cannot have this one too, for a person to read; None if it
+    can."""
     standing = [adjustment for adjustment in earlier if adjustment.state is not AdjustmentState.REJECTED]
     if any(adjustment.state is AdjustmentState.PENDING for adjustment in standing):
         return "Another correction of this request waits for approval."
@@ -104,7 +105,7 @@ def find_objection(kind: AdjustmentKind, amount_pico: int, cost_pico: int, earli
 
 
 def needs_approval(amount_pico: int, earlier: Sequence[Adjustment], limit_pico: int) -> bool:
-    """Whether a second person must approve: if the corrections of one event together move more than the limit, up or down."""
+    """Return whether a second person must approve: if the corrections of one event together move more than the limit, up or down."""
     moved_pico = sum(abs(adjustment.amount_pico) for adjustment in earlier if adjustment.state is not AdjustmentState.REJECTED)
     return abs(amount_pico) + moved_pico > limit_pico
 

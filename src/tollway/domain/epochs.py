@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Watermark:
-    """How far the records of an epoch have been ingested: `next_seq` is expected next, `chain` is the chain value of the record before it.
+    """The progress of ingesting the records of an epoch: `next_seq` is expected next, `chain` is the chain value of the record before it.
 
     `archive_bytes`: how many bytes of the epoch's archive file count. `closed_at`: the instant of its CLOSE record, None while it runs.
     """

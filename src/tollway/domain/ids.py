@@ -84,5 +84,5 @@ def instant_of(prefix: str, id: str) -> int | None:
 
 
 def is_id(prefix: str, text: str) -> bool:
-    """Whether `text` has the form of an id of kind `prefix`. Says nothing about its existence."""
+    """Return whether `text` has the form of an id of kind `prefix`. Says nothing about its existence."""
     return text.startswith(prefix + "_") and _ID.fullmatch(text) is not None

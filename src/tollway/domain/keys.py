@@ -63,7 +63,7 @@ def find_type(secret: str) -> KeyType | None:
 
 
 def digest(pepper: bytes, secret: bytes) -> bytes:
-    """What is stored and looked up in place of the key: HMAC-SHA256(pepper, "apikey" NUL key), 32 bytes."""
+    """Return what is stored and looked up in place of the key: HMAC-SHA256(pepper, "apikey" NUL key), 32 bytes."""
     return hmac.digest(pepper, b"apikey\0" + secret, "sha256")
 
 

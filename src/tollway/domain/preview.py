@@ -72,7 +72,7 @@ class Comparison:
 
     @property
     def difference_pico(self) -> int:
-        """How much more the requests that can be priced would have cost; below zero if less."""
+        """Return how much more the requests that can be priced would have cost; below zero if less."""
         return self.draft_pico - (self.current_pico - self.unpriced_pico)
 
     @property

@@ -161,7 +161,7 @@ class DraftLine(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def series(self) -> "Series":
-        """What it is the price of."""
+        """Return what it is the price of."""
         return self.model, self.tier
 
 
@@ -227,7 +227,7 @@ def carried_start(starts: Sequence[int], now: int) -> int:
 
 
 def check(lines: Sequence[DraftLine], place: Place) -> list[Finding]:
-    """What is wrong or doubtful about publishing `lines` there: errors first, each in the order of the lines."""
+    """Return what is wrong or doubtful about publishing `lines` there: errors first, each in the order of the lines."""
     found: list[Finding] = []
     if not lines:
         found.append(Finding(severity=Severity.ERROR, code="empty", message="The draft has no lines."))

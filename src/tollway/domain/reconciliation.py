@@ -147,7 +147,7 @@ class EngineUsage:
 
 
 def sum_usage(finals: Iterable[Final]) -> dict[UsageKey, EngineUsage]:
-    """What these requests used, by hour, deployment and model. Those that no engine heard of and that used nothing are left out."""
+    """Return what these requests used, by hour, deployment and model. Those that no engine heard of and that used nothing are left out."""
     sums: dict[UsageKey, EngineUsage] = {}
     for final in finals:
         used = final.used
@@ -212,7 +212,7 @@ class Comparison:
 
     @property
     def drift(self) -> int | None:
-        """What the engine counted more than the ledger (less: below zero)."""
+        """Return what the engine counted more than the ledger (less: below zero)."""
         return None if self.engine is None else self.engine - self.ledger
 
     @property
@@ -413,7 +413,7 @@ def _sum(sides: Sequence[Comparison], more: int) -> Comparison:
 
 
 def _is_off(comparison: Comparison, tolerance: Tolerance, lines: int = 1, grace: int = 0) -> bool:
-    """Whether the two sides are further apart than may be. Each line may have its own small difference."""
+    """Return whether the two sides are further apart than may be. Each line may have its own small difference."""
     engine, drift = comparison.engine, comparison.drift
     if engine is None or drift is None:
         return False

@@ -5,10 +5,13 @@ from typing import NamedTuple
 
 from tollway.domain.billing_classes import NOTHING, Amounts, Quantities
 
+ROLLUP_WIDTHS_SECONDS = (60, 3_600, 86_400)
+"""A minute, an hour, a day (UTC): the bucket widths of the usage API. Each is kept ready, so that a month reads in 31 rows a group."""
+
 
 @dataclass(slots=True)
 class UsageSums:
-    """What a group of events used and cost.
+    """Quantities and costs of a group of events.
 
     `requests`: how many events. `billed`: quantities as billed (`request` stays 0: whether requests are billed is in the amounts alone).
     `amounts`: pico-currency; sums may exceed 64 bits.
@@ -26,7 +29,7 @@ class UsageSums:
 
 
 class RollupKey(NamedTuple):
-    """What the events of one rollup have in common. `start_at` is the instant at which its bucket begins."""
+    """The key of a rollup: the values that its events have in common. `start_at` is the instant at which its bucket begins."""
 
     organization_id: str
     width_seconds: int
@@ -39,7 +42,7 @@ class RollupKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """Which rollups to sum: `start_at` inclusive to `end_at` exclusive (multiples of the width), grouped by the columns `group_by`.
+    """Rollups to sum: `start_at` inclusive to `end_at` exclusive (multiples of the width), grouped by the columns `group_by`.
 
     An empty tuple in a filter means no filter.
     """

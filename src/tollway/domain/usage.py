@@ -190,7 +190,7 @@ OUTCOME_POLICY_CURRENT = 1
 
 
 def bills(policy: OutcomePolicy, outcome: Outcome, *, delivered: bool) -> tuple[bool, bool]:
-    """Whether requests that ended so bill their tokens, and themselves. `delivered`: some output was."""
+    """Return whether requests that ended so bill their tokens, and themselves. `delivered`: some output was."""
     if outcome in policy.bills or (outcome in policy.bills_after_first_token and delivered):
         return True, outcome in policy.bills_request
     return False, False
@@ -244,7 +244,7 @@ def encode(record: Record | Ended) -> bytes:
 
 
 def encode_terms(admit: Admit) -> bytes:
-    """What an ADMIT says behind its id and its instant: the same for all with these terms."""
+    """Return what an ADMIT says behind its id and its instant: the same for all with these terms."""
     return encode(admit)[len(encode_admit(admit.request_id, admit.admitted_at, b"")) :]
 
 

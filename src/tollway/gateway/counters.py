@@ -87,7 +87,7 @@ def enter(levels: tuple[Level, ...], now_ns: int) -> tuple[int, int] | None:
 
 
 def find_refusal(levels: tuple[Level, ...], now_ns: int) -> int | None:
-    """Why `enter` refused: None if too many are running, else in how many nanoseconds to come back. Concurrency is asked first."""
+    """Return why `enter` refused: None if too many are running, else in how many nanoseconds to come back. Concurrency is asked first."""
     if any(bucket.running >= most for bucket, most, _, _, _ in levels):
         return None
     rated = (level for level in levels if level[3])

@@ -106,7 +106,7 @@ class Record:
 
     @property
     def used(self) -> Quantities:
-        """What is known to be used so far."""
+        """Return what is known to be used so far."""
         used = self._used
         return used if used.output == self._output else msgspec.structs.replace(used, output=self._output)
 
@@ -146,7 +146,7 @@ TERMS_MAX = 64
 
 
 def _find_terms(call: Call) -> bytes:
-    """What all of the caller's ADMITs for this model, endpoint and price say; kept for the next."""
+    """Return what all of the caller's ADMITs for this model, endpoint and price say; kept for the next."""
     request, caller = call.request, call.caller
     admit = Admit(
         request_id="",
@@ -168,7 +168,7 @@ def _find_terms(call: Call) -> bytes:
 
 
 def _outcome(error: BaseException | None) -> tuple[Outcome, str | None]:
-    """How a request ended that relay did not finish itself."""
+    """Return how a request ended that relay did not finish itself."""
     if isinstance(error, ClientGone):
         return Outcome.CLIENT_CANCELLED, None
     if isinstance(error, Fault):

@@ -93,8 +93,8 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
 
 
 def read_head(headers: dict[bytes, bytes], endpoint: Endpoint) -> RequestHead:
-    """What these headers say. The client's trace is continued; its sampling decision is not taken over. Its own id of the request is kept
-    for the log if it is one that cannot spoil it."""
+    """Return what these headers say. The client's trace is continued; its sampling decision is not taken over. Its own id of the request
+    is kept for the log if it is one that cannot spoil it."""
     trace = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
     id = _CLIENT_REQUEST_ID.fullmatch(headers.get(b"x-client-request-id", b""))
     return RequestHead(endpoint, headers, trace.group(1).decode() if trace else "", id.group().decode() if id else "")
@@ -106,7 +106,7 @@ def new_id(plane: Plane) -> str:
 
 
 def precheck(head: RequestHead, plane: Plane) -> Caller:
-    """Who sends a body that is still arriving: nobody unknown gets to fill our memory. Raises Fault."""
+    """Return who sends a body that is still arriving: nobody unknown gets to fill our memory. Raises Fault."""
     return authenticate(head, plane.directory, plane.digesters, plane.now_us())
 
 
@@ -127,7 +127,7 @@ UNAVAILABLE_SECONDS = 1.0
 
 
 def fault_headers(fault: Fault) -> bytes:
-    """When to come back, and whether: `retry-after` in whole seconds (at least 1) with `retry-after-ms` beside it; and with what."""
+    """Return when to come back, and whether: `retry-after` in whole seconds (at least 1) with `retry-after-ms` beside it; and with what."""
     if fault.kind is faults.KEY_INVALID:
         return b"www-authenticate: Bearer\r\n"
     seconds = fault.retry_after_seconds

@@ -42,7 +42,7 @@ class UsageSink(Protocol):
         ...
 
     def is_writable(self) -> bool:
-        """Whether new requests can be metered; a gateway that cannot meter is not ready."""
+        """Return whether new requests can be metered; a gateway that cannot meter is not ready."""
         ...
 
 

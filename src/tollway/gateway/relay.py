@@ -86,7 +86,7 @@ class RetryBudget:
         self._tokens = min(self._tokens + self.RATIO, 10 * self.RESERVE)
 
     def spend(self) -> bool:
-        """Whether one more retry may be made; takes it."""
+        """Return whether one more retry may be made; takes it."""
         if self._tokens < 1:
             return False
         self._tokens -= 1
@@ -182,7 +182,7 @@ class Exchange:
 
     @property
     def terminator(self) -> bytes:
-        """What ends the stream, once its FINAL is durable."""
+        """Return what ends the stream, once its FINAL is durable."""
         assert self.stream is not None
         return self.stream.terminator
 

@@ -231,7 +231,7 @@ class Call:
         self.names = ()
 
     def wants_continuous(self, deployment: Deployment) -> bool:
-        """Whether to ask for running usage. Not where several choices are generated: vLLM counts each of them by itself then."""
+        """Return whether to ask for running usage. Not where several choices are generated: vLLM counts each of them by itself then."""
         return self.choices == 1 and ENGINES[deployment.engine].continuous_usage
 
     def upstream_body(self, deployment: Deployment) -> bytes:

@@ -214,7 +214,7 @@ class ChangeLog:
                 draft.publish(copy.version)
 
     def is_long(self) -> bool:
-        """Whether it is time to compact."""
+        """Return whether it is time to compact."""
         if self.bytes_written < COMPACT_BYTES_MIN:
             return False
         snapshots, _ = _list_files(self.directory)

@@ -113,7 +113,7 @@ class Epoch:
     disk: Disk = field(default=DISK, repr=False, compare=False)
 
     def segment_path(self, number: int) -> Path:
-        """Where segment `number` (1, 2, ...) lies."""
+        """Return where segment `number` (1, 2, ...) lies."""
         return self.directory / f"{number:04d}.seg"
 
     def list_segments(self) -> list[int]:
@@ -122,15 +122,15 @@ class Epoch:
         return sorted(int(match.group(1)) for match in found if match)
 
     def is_closed(self) -> bool:
-        """Whether nothing will be added any more."""
+        """Return whether nothing will be added any more."""
         return self.disk.exists(self.directory / "closed")
 
     def is_damaged(self) -> bool:
-        """Whether someone has to look at it before anything else is done to it."""
+        """Return whether someone has to look at it before anything else is done to it."""
         return self.disk.exists(self.directory / "damaged")
 
     def has_failed(self) -> bool:
-        """Whether bytes of this epoch may be in the page cache and nowhere else, called clean."""
+        """Return whether bytes of this epoch may be in the page cache and nowhere else, called clean."""
         return self.disk.exists(self.directory / "failed")
 
     def mark_failed(self) -> None:
@@ -271,7 +271,7 @@ def parse_start(data: bytes) -> tuple[SegmentStart, int] | None:
 
 
 def is_start_lost(data: bytes) -> bool:
-    """Whether the beginning of a segment is not there, as after a power cut that came before it was synced."""
+    """Return whether the beginning of a segment is not there, as after a power cut that came before it was synced."""
     if not data.startswith(_MAGIC) or len(data) < _HEADER.size:
         return not any(data[: len(_MAGIC)])
     _, length, _ = _HEADER.unpack_from(data)
@@ -353,7 +353,7 @@ def read_frames(epoch: Epoch, position: Position, end: Position | None, bytes_ma
 
 
 def find_position(epoch: Epoch, seq: int) -> Position | None:
-    """Where record `seq` stands, or would stand next; None if no segment here reaches back to it.
+    """Return where record `seq` stands, or would stand next; None if no segment here reaches back to it.
 
     Raises SpoolDamaged if the epoch does not reach as far as `seq`, or is not readable up to it.
     """

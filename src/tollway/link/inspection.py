@@ -72,7 +72,7 @@ def inspect(epoch: Epoch) -> Inspection:
 
 
 def find_shipped(epoch: Epoch) -> int:
-    """How many records control has acknowledged, as far as was noted here."""
+    """Return how many records control has acknowledged, as far as was noted here."""
     try:
         return msgspec.json.decode((epoch.directory / "shipped").read_bytes(), type=Shipped).next_seq - 1
     except (OSError, msgspec.DecodeError):

@@ -106,7 +106,7 @@ class _Cursor:
     noted_seq: int = 0
 
     def is_done(self) -> bool:
-        """Whether control has all of the epoch, and no more will come."""
+        """Return whether control has all of the epoch, and no more will come."""
         return self.end_seq is not None and self.position.seq >= self.end_seq
 
 
@@ -337,7 +337,8 @@ class Shipper:
             return False
 
     def _is_done(self, epoch: Epoch) -> bool:
-        """Whether control has everything of an epoch, and no more will come. What control said counts where a full disk took no note."""
+        """Return whether control has everything of an epoch, and no more will come. What control said counts where a full disk took no
+        note."""
         end_seq = _read_end(epoch)
         if end_seq is None:
             return False
@@ -371,7 +372,7 @@ def _remove_epoch(epoch: Epoch) -> None:
 
 
 def _find_first(epoch: Epoch) -> tuple[str, Position] | None:
-    """Whose epoch it is, and its first record that is still here; None if there is nothing any more. Raises SpoolDamaged."""
+    """Return whose epoch it is, and its first record that is still here; None if there is nothing any more. Raises SpoolDamaged."""
     numbers = epoch.list_segments()
     if not numbers:
         return None

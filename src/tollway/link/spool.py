@@ -252,7 +252,7 @@ class Spool:
         return self._open
 
     def is_writable(self) -> bool:
-        """Whether a request could be admitted now."""
+        """Return whether a request could be admitted now."""
         return not self._is_shut and self._has_room()
 
     def admit(self, admit: bytes) -> int:
@@ -305,7 +305,7 @@ class Spool:
     # ---- Appending ---------------------------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
-        """Whether one more request can be taken on and every FINAL owed still fits into space that is already ours."""
+        """Return whether one more request can be taken on and every FINAL owed still fits into space that is already ours."""
         return self._space >= (self._open + 1) * OWED_BYTES + SLACK_BYTES
 
     def _append(self, payload: bytes) -> int:

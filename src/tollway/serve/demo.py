@@ -353,7 +353,7 @@ Everything is kept in {directory}. Ctrl-C stops all processes.
 
 
 def _command() -> str:
-    """How this `tollway` is called from a shell."""
+    """Return how this `tollway` is called from a shell."""
     script = Path(sys.executable).with_name("tollway")
     if shutil.which("tollway") == str(script):
         return "tollway"

@@ -45,7 +45,7 @@ class Installation:
     link: socket.socket
 
     def addresses(self) -> dict[str, str]:
-        """Where each door is, as a client on this machine calls it; without /v1."""
+        """Return where each door is, as a client on this machine calls it; without /v1."""
         tls = self.settings.gateway.tls.certificate_file is not None
         return {
             "gateway_url": url_of(self.gateway, tls=tls),

@@ -47,7 +47,7 @@ def parse_address(address: str, *, option: str) -> tuple[str, int]:
 
 
 def url_of(listener: socket.socket, *, tls: bool = False) -> str:
-    """Where a client on this machine reaches `listener`."""
+    """Return where a client on this machine reaches `listener`."""
     scheme = "https" if tls else "http"
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

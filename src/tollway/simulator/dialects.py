@@ -67,7 +67,7 @@ class Stream(Whole, Protocol):
         """
 
     def terminator(self) -> bytes:
-        """What tells the client that the stream is complete."""
+        """Return what tells the client that the stream is complete."""
 
     def error(self, code: int, message: str) -> list[bytes]:
         """The events by which a stream fails, after which it ends. Where the API says [DONE] even now, it is the

@@ -280,7 +280,7 @@ def dress(event: bytes, plan: Plan) -> bytes:
 
 
 def bent_usage(plan: Plan, completion_tokens: int, *, final: bool) -> int:
-    """What the usage says about `completion_tokens`. Whether it is said at all is the dialect's business."""
+    """Return what the usage says about `completion_tokens`. Whether it is said at all is the dialect's business."""
     if plan.usage == "negative" and final:
         return -1
     if plan.usage == "inflated":

@@ -316,7 +316,7 @@ def _tokens_max(limit: int | None) -> int | None:
 
 
 def echo_of(order: Order) -> bytes:
-    """What the echo model says: the last message, or a word if there is none."""
+    """Return what the echo model says: the last message, or a word if there is none."""
     return order.last_text.encode("utf-8", "replace") or b"echo"
 
 

@@ -189,7 +189,7 @@ class Pace:
         return self._first + self._gap * (gaps + rounds * self._jitter[-1] + self._jitter[rest])
 
     def steps_by(self, elapsed_seconds: float, steps_max: int) -> int:
-        """How many chunks are there after so many seconds, at most `steps_max`."""
+        """Return how many chunks are there after so many seconds, at most `steps_max`."""
         low, high = 0, steps_max
         while low < high:
             middle = (low + high + 1) // 2

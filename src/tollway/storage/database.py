@@ -127,7 +127,7 @@ class Database:
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether this is the embedded database, which one process has to itself."""
+        """Return whether this is the embedded database, which one process has to itself."""
         return self._writers.dialect.name == "sqlite"
 
     def close(self) -> None:
@@ -215,7 +215,7 @@ class Database:
 
 
 def _describe(error: Exception) -> str:
-    """What an operator may read of a driver's error: its own words, never the statement's parameters."""
+    """Return what an operator may read of a driver's error: its own words, never the statement's parameters."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return f"{type(cause).__name__}: {cause}"
 

@@ -57,11 +57,11 @@ class Month:
 
     @property
     def first_id(self) -> str:
-        """What no id of an earlier month reaches, and every one of this or a later month does, compared by bytes."""
+        """Return what no id of an earlier month reaches, and every one of this or a later month does, compared by bytes."""
         return f"req_{self.start_at // 1000:012x}"
 
     def holds(self, event_id: str) -> bool:
-        """Whether an event of this id lies in the month's partition."""
+        """Return whether an event of this id lies in the month's partition."""
         return self.first_id <= event_id < (self + 1).first_id
 
     @property
@@ -136,7 +136,7 @@ def make_partition(tx: PlatformTx, month: Month) -> None:
 
 
 def has_open_periods(tx: PlatformTx, month: Month) -> bool:
-    """Whether an event of the month is booked in a period that is not closed, whose proofs are still to be made."""
+    """Return whether an event of the month is booked in a period that is not closed, whose proofs are still to be made."""
     of_month = sa.table(month.partition, sa.column("organization_id"), sa.column("period_at"))
     booked = sa.select(of_month.c.organization_id, of_month.c.period_at).distinct().subquery()
     is_open = sa.select(billing_periods.c.id).where(

@@ -56,7 +56,7 @@ def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> Activ
 
 
 def has_organization(tx: PlatformTx, organization_id: str) -> bool:
-    """Whether there is such an organization, archived or not."""
+    """Return whether there is such an organization, archived or not."""
     query = sa.select(organizations.c.id).where(organizations.c.id == organization_id)
     return tx.connection.execute(query).first() is not None
 

@@ -31,12 +31,12 @@ class UsagePage:
 
 
 def first_event_id(at: int) -> str:
-    """Where events admitted at an instant or later begin: their ids count time."""
+    """Return where events admitted at an instant or later begin: their ids count time."""
     return first_id(REQUEST, at)
 
 
 def find_instant(event_id: str) -> int | None:
-    """When an event of this id was admitted, to the millisecond; None if the id is none that a gateway makes."""
+    """Return when an event of this id was admitted, to the millisecond; None if the id is none that a gateway makes."""
     return instant_of(REQUEST, event_id)
 
 
@@ -75,7 +75,7 @@ def sum_page(
 
 
 def _span(changes: Sequence[int]) -> sa.ColumnElement[int]:
-    """Which of the spans an event was admitted in, counted from 0."""
+    """Return which of the spans an event was admitted in, counted from 0."""
     if not changes:
         return sa.literal_column("0", sa.Integer)
     return sa.case(*((usage_events.c.admitted_at < change, at) for at, change in enumerate(changes)), else_=len(changes))

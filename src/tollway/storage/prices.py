@@ -224,7 +224,7 @@ def find_prices(tx: Transaction, price_ids: Iterable[str]) -> dict[str, PriceVer
 
 
 def has_price_at(tx: Transaction, model: str, at: int) -> bool:
-    """Whether any list's standard price of the model is valid at instant `at`."""
+    """Return whether any list's standard price of the model is valid at instant `at`."""
     query = sa.select(compiled_prices.c.id).where(
         compiled_prices.c.model == model, compiled_prices.c.tier == ServiceTier.STANDARD, compiled_prices.c.valid_from <= at
     )
@@ -289,7 +289,7 @@ def iterate_compiled(tx: PlatformTx) -> Iterator[tuple[PriceVersion, PriceVersio
 
 
 def count_compiled(tx: PlatformTx) -> int:
-    """How many versions there are."""
+    """Return how many versions there are."""
     count: int = tx.connection.execute(sa.select(sa.func.count()).select_from(compiled_prices)).scalar_one()
     return count
 

@@ -37,7 +37,7 @@ def add_usage(tx: PlatformTx, sums: Mapping[UsageKey, EngineUsage]) -> None:
 
 
 def list_usage(tx: PlatformTx, start_at: int, end_at: int) -> dict[UsageKey, EngineUsage]:
-    """What requests used in the hours that begin from `start_at` to before `end_at`."""
+    """Return what requests used in the hours that begin from `start_at` to before `end_at`."""
     query = sa.select(engine_usage).where(engine_usage.c.start_at >= start_at, engine_usage.c.start_at < end_at)
     return {
         (row.start_at, row.deployment_id, row.model): EngineUsage(*(int(getattr(row, name)) for name in USAGE_COUNTS))
@@ -58,7 +58,8 @@ def iterate_usage(tx: PlatformTx) -> Iterator[tuple[UsageKey, EngineUsage]]:
 
 
 def take_lease(tx: PlatformTx, holder: str, now: int, until_at: int) -> bool:
-    """Whether `holder` is the one who reads engines, until `until_at`: it was already, or the one before has let its time run out."""
+    """Return whether `holder` is the one who reads engines, until `until_at`: it was already, or the one before has let its time run
+    out."""
     insert = tx.insert(reconciliation_lease).values(id=1, holder=holder, until_at=until_at)
     tx.connection.execute(insert.on_conflict_do_nothing())
     lease = reconciliation_lease.c
@@ -165,7 +166,7 @@ def _row(start_at: int, observation: Observation) -> dict[str, object]:
 
 
 def list_hours(tx: PlatformTx, start_at: int, end_at: int) -> list[EngineHour]:
-    """What engines did in the hours that begin from `start_at` to before `end_at`."""
+    """Return what engines did in the hours that begin from `start_at` to before `end_at`."""
     query = sa.select(engine_hours).where(engine_hours.c.start_at >= start_at, engine_hours.c.start_at < end_at)
     return [
         EngineHour(
@@ -185,7 +186,7 @@ def list_hours(tx: PlatformTx, start_at: int, end_at: int) -> list[EngineHour]:
 
 
 def list_members(tx: PlatformTx, start_at: int, end_at: int) -> list[Member]:
-    """Which deployments had which address in those hours."""
+    """Return which deployments had which address in those hours."""
     query = sa.select(engine_members).where(engine_members.c.start_at >= start_at, engine_members.c.start_at < end_at)
     return [Member(row.start_at, row.address, row.deployment_id, row.model) for row in tx.connection.execute(query)]
 

@@ -162,9 +162,6 @@ quarantined_records = sa.Table(  # append-only; what could not be rated, as it c
 
 # ---- Sums for reading -------------------------------------------------------------------------------------------------
 
-ROLLUP_WIDTHS_SECONDS = (60, 3_600, 86_400)
-"""A minute, an hour, a day (UTC): what the usage API can be asked for, each kept ready, so that a month reads in 31 rows a group."""
-
 ROLLUP_KEY = ("organization_id", "width_seconds", "start_at", "project_id", "key_id", "model", "endpoint")
 ROLLUP_QUANTITIES = ("requests", *map(str, QUANTITY_CLASSES))
 ROLLUP_COSTS = tuple(f"{billing_class}_cost" for billing_class in BillingClass)

@@ -219,7 +219,7 @@ def read_event(row: Any) -> UsageEvent:
 
 
 def find_event(tx: TenantTx, request_id: str) -> UsageEvent | None:
-    """The event of one of the organization's requests; None if it is unknown, another's, or not yet taken in."""
+    """The event of one of the organization's requests; None if it is unknown, another's, or not yet ingested."""
     query = sa.select(usage_events).where(usage_events.c.event_id == request_id, usage_events.c.organization_id == tx.organization_id)
     row = tx.connection.execute(query).one_or_none()
     return None if row is None else read_event(row)
@@ -236,7 +236,7 @@ class BookedEvent:
 
 
 def find_booked_event(tx: PlatformTx, request_id: str) -> BookedEvent | None:
-    """The event of a request of whatever organization; None if it is unknown or not yet taken in."""
+    """The event of a request of whatever organization; None if it is unknown or not yet ingested."""
     query = sa.select(usage_events).where(usage_events.c.event_id == request_id)
     row = tx.connection.execute(query).one_or_none()
     if row is None:
@@ -297,7 +297,7 @@ def find_rows(tx: PlatformTx, event_ids: Sequence[str]) -> dict[str, tuple[Any, 
 
 
 def count_by_epoch(tx: PlatformTx) -> dict[tuple[str, int], int]:
-    """How many events there are of each node and epoch: for verification."""
+    """Return the number of events of each node and epoch: for verification."""
     place = (usage_events.c.node_id, usage_events.c.epoch)
     rows = tx.connection.execute(sa.select(*place, sa.func.count().label("events")).group_by(*place))
     return {(row.node_id, row.epoch): row.events for row in rows}

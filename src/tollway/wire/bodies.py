@@ -63,7 +63,7 @@ def check_finite(value: dict[str, Any]) -> None:
 
 
 def _is_finite(values: Iterable[Any]) -> bool:
-    """Whether no number among `values`, at any depth, is infinite."""
+    """Return whether no number among `values`, at any depth, is infinite."""
     for value in values:
         kind = type(value)
         if kind is str:

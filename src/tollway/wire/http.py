@@ -208,7 +208,7 @@ class RequestReader:
 
     @property
     def keeps_head(self) -> bool:
-        """Whether the next head will be compared with the last."""
+        """Return whether the next head will be compared with the last."""
         return self._ends is not None
 
     def forget(self) -> None:
@@ -356,7 +356,7 @@ class _Ends:
         self.width = width
 
     def find_body(self, data: bytes) -> int:
-        """Where in `data` the body begins; 0 unless it is this head around the number of bytes that follow it, in plain digits."""
+        """Return where in `data` the body begins; 0 unless it is this head around the number of bytes that follow it, in plain digits."""
         room, width = len(data) - self.size, self.width
         number = b"%d" % (room - width)
         if len(number) != width:
@@ -396,7 +396,7 @@ def _remember(names: dict[bytes, bytes | None], name: bytes, meaning: bytes | No
 
 
 def _resolve(name: bytes) -> bytes | None:
-    """What a header's name as spelled stands for: the wanted name, None if nobody wants it, _REFUSED if it must not be there."""
+    """Return what a header's name as spelled stands for: the wanted name, None if nobody wants it, _REFUSED if it must not be there."""
     if b"_" in name:
         return _REFUSED
     lower = name.lower()
@@ -479,7 +479,7 @@ class ResponseReader:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether not a byte of an answer came."""
+        """Return whether not a byte of an answer came."""
         return not self._head_bytes
 
     def feed(self, data: bytes) -> None:

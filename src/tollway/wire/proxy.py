@@ -23,7 +23,7 @@ class HeaderInvalid(Exception):
 
 
 def read_rest_bytes(head: bytes) -> int:
-    """How many bytes follow these HEAD_BYTES, 0 to REST_BYTES_MAX. Raises HeaderInvalid."""
+    """Return how many bytes follow these HEAD_BYTES, 0 to REST_BYTES_MAX. Raises HeaderInvalid."""
     if len(head) != HEAD_BYTES or not head.startswith(_SIGNATURE):
         raise HeaderInvalid("no signature")
     if head[12] not in (_LOCAL, _PROXY):

@@ -89,7 +89,7 @@ _ZEROS = bytes(1 << 16)
 
 
 def _is_zero(data: bytes, offset: int) -> bool:
-    """Whether only zeros follow: a comparison of memory, because the unwritten rest of a segment may be 64 MB."""
+    """Return whether only zeros follow: a comparison of memory, because the unwritten rest of a segment may be 64 MB."""
     return all(data.startswith(_ZEROS[: len(data) - at], at) for at in range(offset, len(data), len(_ZEROS)))
 
 
@@ -136,7 +136,7 @@ class Reader:
                 yield Frame(seq, chain, payload, end)
 
     def _judge(self, data: bytes, offset: int) -> Tail:
-        """Whether the wrong frame at `offset` is what a crash leaves behind (TORN) or something else (DAMAGED).
+        """Return whether the wrong frame at `offset` is what a crash leaves behind (TORN) or something else (DAMAGED).
 
         A file of records is made of zeros and written once. A process that is killed leaves a frame that ends early. A
         power cut also loses sectors, any of those not yet synced, and a lost one reads as zeros up to its end. So a torn
@@ -152,7 +152,7 @@ class Reader:
         return Tail.TORN if end > written or has_lost_sector(data, offset, end) else Tail.DAMAGED
 
     def _find_readable(self, data: bytes, offset: int) -> int | None:
-        """Where a later record of this epoch begins that can be read, if there is one.
+        """Return where a later record of this epoch begins that can be read, if there is one.
 
         Later records carry a seq at or just above the one expected, so the search looks for those eight bytes and
         checks the frame around each hit: linear in the data for a search that only ever runs on damage.
@@ -174,7 +174,7 @@ class Reader:
 
 
 def has_lost_sector(data: bytes, start: int, end: int) -> bool:
-    """Whether what lies between `start` and `end` of a sector reads as zeros up to its end, from where the frame at
+    """Return whether what lies between `start` and `end` of a sector reads as zeros up to its end, from where the frame at
     `start` begins or for longer than frames ever do (a small seq and a length have seven in a row)."""
     boundary = start
     while boundary < end:

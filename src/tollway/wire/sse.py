@@ -51,7 +51,7 @@ class EventReader:
 
     @property
     def has_rest(self) -> bool:
-        """Whether bytes of an unfinished event are held."""
+        """Return whether bytes of an unfinished event are held."""
         return bool(self._rest) or self._after_cr
 
 

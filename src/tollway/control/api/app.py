@@ -274,7 +274,7 @@ class Envelope:
 
 
 def _is_devious(scope: Scope) -> bool:
-    """Whether the target says one thing to us and another to some proxy: dot segments, NUL, backslash, bytes that are no UTF-8."""
+    """Return whether the target says one thing to us and another to some proxy: dot segments, NUL, backslash, bytes that are no UTF-8."""
     path: str = scope["path"]
     return (
         not path.startswith("/")

@@ -107,7 +107,7 @@ def retrieve_period(_caller: PlatformOperator, plane: Plane, period_id: str) -> 
 
 @router.get("/v1/platform/periods/{period_id}/blockers")
 def list_blockers(_caller: PlatformOperator, plane: Plane, period_id: str) -> ListOut[BlockerOut]:
-    """What keeps a period from being closed. Nothing does if the list is empty; whether it has ended is another question."""
+    """Return what keeps a period from being closed. Nothing does if the list is empty; whether it has ended is another question."""
     with plane.database.platform(write=False) as tx:
         data = [_blocker_out(blocker) for blocker in periods.list_blockers(tx, _known(period_id))]
     return ListOut(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=False)

@@ -125,7 +125,7 @@ def update_draft(_caller: PlatformOperator, plane: Plane, draft_id: str, body: D
 
 @router.post("/v1/platform/price_drafts/{draft_id}/check")
 def check_draft(_caller: PlatformOperator, plane: Plane, draft_id: str) -> CheckOut:
-    """What publishing the draft now would meet: errors, which keep it from being published, and warnings. Changes nothing."""
+    """Return what publishing the draft now would meet: errors, which keep it from being published, and warnings. Changes nothing."""
     with plane.database.platform(write=False) as tx:
         findings = price_drafts.check_draft(tx, draft_id, plane.now())
     publishable = all(finding.severity is not Severity.ERROR for finding in findings)
@@ -143,7 +143,7 @@ def publish_draft(_caller: PlatformOperator, plane: Plane, draft_id: str, body: 
 
 @router.post("/v1/platform/price_drafts/{draft_id}/preview", response_class=StreamingResponse)
 def preview_draft(_caller: PlatformOperator, plane: Plane, draft_id: str, body: PreviewCreate) -> Response:
-    """What organizations would have been billed under the draft: lines of progress (`PreviewProgress`), then the comparison
+    """Return what organizations would have been billed under the draft: lines of progress (`PreviewProgress`), then the comparison
     (`PreviewOut`) as the last line; or, if it broke off, an error as anywhere else. Changes nothing."""
     now = plane.now()
     from_at, to_at = last_month(now)

@@ -75,6 +75,6 @@ def create_terms(_caller: PlatformOperator, plane: Plane, organization_id: str, 
 
 @router.get("/v1/organization/prices")
 def list_own_prices(caller: OrganizationAdmin, plane: Plane) -> OwnPricesOut:
-    """What the organization pays now for each model, by service tier, per million tokens."""
+    """Return what the organization pays now for each model, by service tier, per million tokens."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return OwnPricesOut(data=[own_price_out(price) for price in prices.list_own_prices(tx, plane.now())])

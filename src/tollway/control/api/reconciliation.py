@@ -127,7 +127,7 @@ class ReconciliationOut(Out):
 
 @router.get("/v1/platform/reconciliation")
 def list_reconciliation(_caller: PlatformOperator, plane: Plane, query: Annotated[ReconciliationParameters, Query()]) -> ReconciliationOut:
-    """What engines counted against what the ledger has, by hour and model."""
+    """Return what engines counted against what the ledger has, by hour and model."""
     now, tolerance = plane.now(), plane.reconciliation.tolerance
     start_at, end_at = query.hours(now)
     with plane.database.platform(write=False) as tx:

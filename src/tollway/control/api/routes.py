@@ -83,7 +83,7 @@ class ControlPlane:
         return int.from_bytes(self.random_bytes(10), "big")
 
     def new_ingredients(self) -> Ingredients:
-        """What a new key is made of."""
+        """Return what a new key is made of."""
         pepper = Pepper(self.pepper_version, self.peppers[self.pepper_version])
         return Ingredients(self.random_bytes(RANDOM_BYTES), pepper)
 

@@ -110,7 +110,7 @@ class BucketsOut(Out):
 
 
 def _first(start_time: int, page: str | None) -> int:
-    """Where a page begins, in microseconds."""
+    """Return where a page begins, in microseconds."""
     return (start_time if page is None else int(page.removeprefix("page_"))) * 1_000_000
 
 
@@ -170,7 +170,7 @@ def _embeddings_result(group: UsageGroup) -> dict[str, Any]:
 
 @router.get("/v1/organization/costs", response_model=BucketsOut)
 def list_costs(caller: OrganizationAdmin, request: Request, parameters: Annotated[CostParameters, Query()]) -> Response:
-    """What was spent, by day; exact in `value_pico` and `value_decimal`. `Accept: text/csv` gives a table.
+    """Return what was spent, by day; exact in `value_pico` and `value_decimal`. `Accept: text/csv` gives a table.
 
     A correction stands on the day on which it was booked, as line item "correction, <model>"; below zero it gives back.
     """

@@ -65,7 +65,7 @@ class UsageOptions:
     continuous: bytes
 
     def find_hidden(self, body: Mapping[str, Any]) -> tuple[bool, bool]:
-        """Whether usage at the end, and running usage, must be removed from the stream because this request did not ask for them."""
+        """Return whether usage at the end, and running usage, must be removed from the stream because this request did not ask for them."""
         options = body.get(self.field) or {}
         hide_usage = options.get("include_usage") is not True
         return hide_usage, hide_usage or options.get("continuous_usage_stats") is not True

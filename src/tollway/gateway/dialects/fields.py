@@ -37,7 +37,7 @@ def plain_shape(checks: Mapping[str, Check], required: Collection[str]) -> Shape
 
 
 def is_plain(body: dict[str, Any], shape: Shape) -> bool:
-    """Whether a body is plain."""
+    """Return whether a body is plain."""
     try:
         msgspec.convert(body, shape)
     except (msgspec.ValidationError, RecursionError):

@@ -33,7 +33,7 @@ class AuthFailureLimiter:
         return len(self._tats_ns)
 
     def judge(self, fault: Fault, address: str, now_ns: int) -> Fault:
-        """What to tell this address, whose authentication ended in `fault`: that, or that it failed too often. Faults that say
+        """Return what to tell this address, whose authentication ended in `fault`: that, or that it failed too often. Faults that say
         nothing of a key pass uncounted. `now_ns`: monotonic nanoseconds."""
         if not self._per_minute or not address or fault.kind not in (faults.KEY_INVALID, faults.SCOPE_INSUFFICIENT):
             return fault
@@ -54,7 +54,7 @@ class AuthFailureLimiter:
 
 
 def _network(address: str) -> str:
-    """What shares a bucket with `address`. What is no address (a socket that has none) stands for itself."""
+    """Return what shares a bucket with `address`. What is no address (a socket that has none) stands for itself."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -215,7 +215,7 @@ class ClientConnection(asyncio.Protocol):
         driver.start(pipeline.answer(request, self, plane, driver))
 
     def _read_head(self, http: HttpRequest) -> RequestHead | None:
-        """What the head of a request for inference says; None if it is none, and answered."""
+        """Return what the head of a request for inference says; None if it is none, and answered."""
         if not self._is_addressed(http):
             self._write_fault(Fault(faults.HOST_UNKNOWN))
             return None
@@ -284,7 +284,7 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _is_addressed(self, http: HttpRequest) -> bool:
-        """Whether the request names a host that is served here. Health is told under any: probes know addresses, not names."""
+        """Return whether the request names a host that is served here. Health is told under any: probes know addresses, not names."""
         rules = self._edge.rules
         return rules is None or edge_policy.is_addressed(rules, http.headers.get(b"host", b"")) or http.target in HEALTH_TARGETS
 
@@ -296,7 +296,7 @@ class ClientConnection(asyncio.Protocol):
         return edge_policy.find_client(rules, self._peer, http.headers.get(b"x-forwarded-for"))
 
     def _cors(self, request: HttpRequest | None) -> bytes:
-        """What the browser of the script that asked is told."""
+        """Return what the browser of the script that asked is told."""
         rules = self._edge.rules
         return b"" if rules is None or request is None else edge_policy.cors_headers(rules, request.headers.get(b"origin"))
 

@@ -98,7 +98,7 @@ class Edge:
         self.openings = _Openings(date)
 
     def admit(self, peer: str) -> bool:
-        """Whether one more connection from this address has room; counts it if so."""
+        """Return whether one more connection from this address has room; counts it if so."""
         most = self.bounds.connections_per_peer_max
         if most and self.rules is not None and self.rules.forwarded_for and edge_policy.is_trusted(self.rules, peer):
             most = 0  # it carries the requests of many

@@ -62,13 +62,13 @@ def parse_hosts(texts: Iterable[str]) -> frozenset[bytes]:
 
 
 def is_addressed(rules: EdgePolicy, host: bytes) -> bool:
-    """Whether a request with this Host (empty if it has none) is for us."""
+    """Return whether a request with this Host (empty if it has none) is for us."""
     host = host.lower()
     return not rules.hosts or host in rules.hosts or _PORT.sub(b"", host) in rules.hosts
 
 
 def is_trusted(rules: EdgePolicy, address: str) -> bool:
-    """Whether this peer is a proxy whose word is taken."""
+    """Return whether this peer is a proxy whose word is taken."""
     parsed = _parse_address(address)
     return parsed is not None and any(parsed in network for network in rules.trusted)
 
@@ -104,8 +104,8 @@ def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address |
 
 
 def cors_headers(rules: EdgePolicy, origin: bytes | None) -> bytes:
-    """What an answer says to the browser of a script from `origin` (Fetch standard, section 3.2). Never that credentials are welcome:
-    keys travel in headers that the script sets, and no cookie means anything here, so `*` stands for all headers."""
+    """Return what an answer says to the browser of a script from `origin` (Fetch standard, section 3.2). Never that credentials are
+    welcome: keys travel in headers that the script sets, and no cookie means anything here, so `*` stands for all headers."""
     if not rules.origins:
         return b""
     if b"*" in rules.origins:
@@ -116,7 +116,7 @@ def cors_headers(rules: EdgePolicy, origin: bytes | None) -> bytes:
 
 
 def preflight_headers(rules: EdgePolicy, methods: bytes) -> bytes:
-    """What a preflight is told beside `cors_headers`. `authorization` must be named: `*` does not stand for it."""
+    """Return what a preflight is told beside `cors_headers`. `authorization` must be named: `*` does not stand for it."""
     return b"access-control-allow-methods: %b\r\naccess-control-allow-headers: authorization, *\r\naccess-control-max-age: %d\r\n" % (
         methods,
         rules.preflight_seconds,

@@ -26,7 +26,7 @@ def find_path(http: HttpRequest) -> bytes:
 
 
 def find_target_fault(path: bytes) -> FaultKind | None:
-    """Whether a path is one that two parsers may read differently: dot segments, encoded slashes, backslashes, NUL, bad UTF-8."""
+    """Return whether a path is one that two parsers may read differently: dot segments, encoded slashes, backslashes, NUL, bad UTF-8."""
     try:
         decoded = unquote_to_bytes(path).decode()
     except UnicodeDecodeError:
@@ -37,7 +37,7 @@ def find_target_fault(path: bytes) -> FaultKind | None:
 
 
 def is_json(content_type: bytes) -> bool:
-    """Whether a content-type says JSON in UTF-8."""
+    """Return whether a content-type says JSON in UTF-8."""
     media, _, rest = content_type.partition(b";")
     if media.strip().lower() != b"application/json":
         return False

@@ -14,14 +14,14 @@ TABLES = (schema, schema_money, schema_periods, schema_prices, schema_reconcile)
 
 
 def render_item(kind: str, item: object, _context: AutogenContext) -> str | Literal[False]:
-    """How generated migrations write our own column type: frozen, so that a later change of the type leaves them alone."""
+    """Return how generated migrations write our own column type: frozen, so that a later change of the type leaves them alone."""
     if kind == "type" and isinstance(item, schema_money.Amount):
         return 'sa.Numeric(38, 0).with_variant(sa.String(39), "sqlite")'
     return False
 
 
 def include_name(name: str | None, kind: str, _parents: object) -> bool:
-    """Whether a table of the database is compared with those of the code: partitions come and go (see storage.partitions)."""
+    """Return whether a table of the database is compared with those of the code: partitions come and go (see storage.partitions)."""
     return kind != "table" or name is None or not name.startswith("usage_events_")
 
 
