@@ -28,6 +28,7 @@ from tollway.gateway.request import Call, Caller, ClientGone, Request, RequestHe
 from tollway.gateway.route import route
 from tollway.log_lines import CompletedLine, RequestLine
 from tollway.telemetry import timestamp
+from tollway.wire.errors import retry_after
 
 _TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _CLIENT_REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
@@ -122,21 +123,12 @@ def _refuse(request: Request, client: Client, fault: Fault) -> None:
         client.answer(fault.kind.status, headers, dialect.render_error(fault, request.id))
 
 
-UNAVAILABLE_SECONDS = 1.0
-"""When to come back after a 503 that does not know better: most of them are over by then, and a client that hears nothing comes at once."""
-
-
 def fault_headers(fault: Fault) -> bytes:
-    """Return when to come back, and whether: `retry-after` in whole seconds (at least 1) with `retry-after-ms` beside it; and with what."""
+    """Return the header lines that a fault adds to its answer: the authentication scheme, or when to try again."""
     if fault.kind is faults.KEY_INVALID:
         return b"www-authenticate: Bearer\r\n"
-    seconds = fault.retry_after_seconds
-    if seconds is None:
-        if fault.kind.status != 503:
-            return b""
-        seconds = UNAVAILABLE_SECONDS
-    milliseconds = max(1, int(seconds * 1000))
-    return b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (-(-milliseconds // 1000), milliseconds)
+    hint = retry_after(fault)
+    return b"" if hint is None else b"retry-after: %d\r\nretry-after-ms: %d\r\n" % hint
 
 
 def _observe(request: Request, call: Call | None, record: Record | None, fault: Fault | None, plane: Plane) -> None:

@@ -23,7 +23,7 @@ from tollway.domain.faults import (
     ROUTE_UNKNOWN,
     Fault,
 )
-from tollway.wire.errors import openai_error
+from tollway.wire.errors import openai_error, retry_after
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,64}")
 _ECHOING = {"value_error", "assertion_error", "literal_error", "enum", "string_pattern_mismatch"}
@@ -54,10 +54,9 @@ def response_of(fault: Fault, headers: Mapping[str, str] | None = None) -> Respo
     extra = dict(headers or {})
     if fault.kind.status == 401:
         extra["www-authenticate"] = "Bearer"
-    if fault.retry_after_seconds is not None:
-        extra["retry-after"] = str(max(1, round(fault.retry_after_seconds)))
-    elif fault.kind.status == 503:
-        extra["retry-after"] = "1"
+    hint = retry_after(fault)
+    if hint is not None:
+        extra["retry-after"], extra["retry-after-ms"] = str(hint.seconds), str(hint.milliseconds)
     if fault.kind.close:
         extra["connection"] = "close"
     return Response(openai_error(fault), fault.kind.status, extra, "application/json")
