@@ -86,6 +86,7 @@ mutations: $(VENV)/.dev  ## plant bugs by hand; each must be noticed (ARGS="word
 
 .PHONY: fuzz
 fuzz: $(VENV)/.dev $(VENV)/.fuzz  ## search every parser for bytes that break it (SECONDS=60 each, ARGS="events --record")
+	@$(VENV)/bin/python -m fuzz.native --seconds $(SECONDS)
 	@exec $(VENV)/bin/python -m fuzz --seconds $(SECONDS) $(ARGS)
 
 .PHONY: bench

@@ -19,7 +19,7 @@ from pathlib import Path
 from bench import collector
 from bench.flame import by_file
 from bench.flame import render as render_flames
-from bench.instruments import count_instructions, count_system_calls, sample_shares, sample_stacks
+from bench.instruments import build_form, count_instructions, count_system_calls, sample_shares, sample_stacks
 from bench.load import Generator, Load, finish
 from bench.machine import Unavailable, list_tree, measure_fdatasync_us, read_rss_bytes, stop
 from bench.records import Sample, Subject
@@ -47,6 +47,8 @@ COUNTED = {
 
 # Requests under callgrind, and the units that they stand for: a stream of `inside.CHUNKS` counts once for its request.
 INSTRUCTED = {"request": (1000, 1000), "chunk": (20, 20 * 100)}
+FORMS = {"pure": TOLLWAY, "native": "tollway native", "compiled": "tollway compiled"}
+"""Targets of the instructions figure by form (`tollway.native.FORM`)."""
 
 STACKED = {"request": 10_000, "chunk": 500}  # requests while stacks are sampled
 FLAME_GRAPH = Path(__file__).parent.parent / "docs" / "flamegraph.svg"
@@ -215,10 +217,12 @@ def syscalls(rig: Rig) -> None:
 
 
 def instructions(rig: Rig) -> None:
-    """Instructions of user space per request and per chunk, without sockets; no neighbour can disturb them."""
-    for scenario, (count, units) in INSTRUCTED.items():
-        counted = count_instructions(scenario, count, rig.directory)
-        rig.record(Sample(figure="instructions", scenario=scenario, target=TOLLWAY, round=0, values={"instructions": counted / units}))
+    """Instructions of user space per request and per chunk, without sockets, of each form of the gateway; no neighbour can disturb them."""
+    for form, name in FORMS.items():
+        source = build_form(form, rig.directory)
+        for scenario, (count, units) in INSTRUCTED.items():
+            counted = count_instructions(scenario, count, rig.directory, source)
+            rig.record(Sample(figure="instructions", scenario=scenario, target=name, round=0, values={"instructions": counted / units}))
 
 
 def profile(rig: Rig) -> None:

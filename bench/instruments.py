@@ -19,6 +19,8 @@ from bench.flame import Stack, read_folded
 from bench.machine import LOAD_CPU, NATIVE, Unavailable, get_tool, launch, stop
 
 TOOL_SECONDS_MAX = 60.0
+ROOT = Path(__file__).parent.parent
+BUILD_SECONDS_MAX = 600.0
 CALLGRIND_SECONDS_MAX = 600.0  # it takes fifty times as long as the machine does
 PERF_PER_SECOND = 1999  # not in step with anything that ticks in round milliseconds
 
@@ -79,15 +81,27 @@ def parse_perf(text: str) -> dict[str, float]:
     return shares
 
 
-def count_instructions(scenario: str, count: int, directory: Path) -> float:
-    """Instructions of user space that `count` requests (of `bench.inside`) cost, the warm-up left out. Raises
+def build_form(form: str, directory: Path) -> Path:
+    """Build the package in `form` (`pure`, `native`, `compiled`) and return the PYTHONPATH to run it with. Raises `Unavailable` when the C
+    compiler is missing."""
+    if form == "pure":
+        return ROOT / "src"
+    get_tool("gcc", "build-essential")
+    built = directory / form
+    options = ["--leaves"] if form == "native" else []
+    _run([sys.executable, str(ROOT / "scripts" / "native.py"), str(built), *options], BUILD_SECONDS_MAX)
+    return built
+
+
+def count_instructions(scenario: str, count: int, directory: Path, source: Path) -> float:
+    """Instructions of user space that `count` requests (of `bench.inside`) cost, the warm-up left out, with the package in `source`. Raises
     `Unavailable` when valgrind is missing.
     """
     valgrind, compiler = get_tool("valgrind", "valgrind"), get_tool("gcc", "build-essential")
     library, output = directory / "collect.so", directory / f"callgrind-{scenario}.out"
     _run([compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(NATIVE / "collect.c")])
     command = [valgrind, "-q", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={output}"]
-    _run([*command, sys.executable, "-m", "bench.inside", scenario, str(count), "--collect", str(library)], CALLGRIND_SECONDS_MAX)
+    _run([*command, sys.executable, "-m", "bench.inside", scenario, str(count), "--collect", str(library)], CALLGRIND_SECONDS_MAX, source)
     return parse_callgrind(output.with_name(output.name + ".1").read_text())
 
 
@@ -108,8 +122,8 @@ def parse_callgrind(text: str) -> float:
     return float(found.group(1))
 
 
-def _run(command: list[str], seconds_max: float = TOOL_SECONDS_MAX) -> str:
-    process = launch(command, cpu=LOAD_CPU)
+def _run(command: list[str], seconds_max: float = TOOL_SECONDS_MAX, source: Path | None = None) -> str:
+    process = launch(command, cpu=LOAD_CPU, env={"PYTHONPATH": str(source)} if source else None)
     try:
         output, _ = process.communicate(timeout=seconds_max)
     finally:
