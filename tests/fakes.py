@@ -257,7 +257,7 @@ class Recorder:
         self.send(data)
         self.ended = True
 
-    def judge(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:
+    def throttle(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:
         return fault
 
     def attend(self, flow: Flow | None) -> None:

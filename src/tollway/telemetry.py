@@ -1,4 +1,4 @@
-"""What operators see: the names of every metric and log field, kept as plain integers and rendered only when asked.
+"""Metrics and logs for operators: the names of every metric and log field, kept as plain integers and rendered only when asked.
 
 Counting a request costs a few integer additions; prometheus-client is used at scrape alone. Labels are bounded: endpoints, statuses,
 published models and deployments; never tenants or keys. GenAI histograms follow the OpenTelemetry semantic conventions v1.41.0 (the
@@ -27,7 +27,7 @@ FIRST_TOKEN_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.
 """Buckets of gen_ai.server.time_to_first_token."""
 
 OPERATIONS = {"chat/completions": "chat", "completions": "text_completion", "embeddings": "embeddings", "messages": "chat"}
-"""gen_ai.operation.name by endpoint."""
+"""Values of gen_ai.operation.name by endpoint."""
 
 
 class Histogram:
@@ -92,7 +92,7 @@ class LogWriter:
         self.take(msgspec.Raw(msgspec.json.encode(line)))
 
     def take(self, line: CompletedLine | msgspec.Raw) -> None:
-        """The same of a line that is encoded already, or will be with its batch: one of a completed request, of which there are many and
+        """Add a line that is encoded already, or will be with its batch: one of a completed request, of which there are many and
         none that JSON could not say."""
         self._lines.append(line)
         if len(self._lines) >= self.BATCH_LINES_MAX:
@@ -153,7 +153,7 @@ class Metrics:
         self.running = 0
         self.loop_lag_seconds_max = 0.0
         self.gauges: dict[str, Callable[[], float]] = {}
-        """Read at scrape: what other rooms count (spool, snapshot, log), by full metric name."""
+        """Read at scrape: values of other packages (spool, snapshot, log), by full metric name."""
 
     def of_model(self, endpoint: str, model: str) -> ModelMetrics:
         """The counts of requests for a published model at an endpoint."""

@@ -1,4 +1,4 @@
-"""When a client may try again: one decision for both planes, never too early."""
+"""The hint of when a client may try again: one decision for both planes, never too early."""
 
 import pytest
 from hypothesis import given

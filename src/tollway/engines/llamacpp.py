@@ -1,4 +1,4 @@
-"""llama.cpp's llama-server."""
+"""Profile of llama-server of llama.cpp."""
 
 from tollway.domain.catalog import Engine
 from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile

@@ -9,7 +9,7 @@ SAMPLING_FIELDS = frozenset({"top_k", "min_p", "repetition_penalty", "stop_token
 
 
 class CounterNames(msgspec.Struct, frozen=True):
-    """Where an engine publishes its own token counters, in the Prometheus text format.
+    """The place where an engine publishes its own token counters, in the Prometheus text format.
 
     `path`: of the page, below the deployment's base URL. `prefix`: what the names of all of the engine's metrics begin with. `prompt`,
     `output`: names of the totals of prompt and output tokens. `counts_cached`: whether the prompt total includes tokens that came from
@@ -24,7 +24,7 @@ class CounterNames(msgspec.Struct, frozen=True):
 
 
 class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """What the platform may ask of an engine and must expect from it.
+    """Capabilities of an engine, and how it differs from others.
 
     `continuous_usage`: reports running usage on every chunk when asked, so that a cut stream is billed to the token.
     `cache_salt`: separates the prefix cache by a salt in the body. `fields`: request fields beyond the API's own that a client may send.

@@ -1,4 +1,4 @@
-"""vLLM (checked with 0.32)."""
+"""Profile of vLLM (checked with 0.32)."""
 
 from tollway.domain.catalog import Engine
 from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile

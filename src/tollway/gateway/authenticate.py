@@ -13,7 +13,7 @@ _KEY_BYTES_MAX = 128
 Digester = Callable[[bytes], bytes]
 """`keys.digester` of one pepper; while peppers are changed there are two, the newer first."""
 _OTHER_PLANES = tuple(f"tw_{type}_".encode() for type in (KeyType.ADMIN, KeyType.PLATFORM, KeyType.NODE))
-"""How keys begin that are none of ours. Whether a checksum fits is looked at for these alone: for the rest its time would tell."""
+"""Prefixes of keys of the control plane. Only for these is the checksum verified: for inference keys its time would reveal something."""
 
 
 def authenticate(head: RequestHead, directory: Directory, digesters: Sequence[Digester], now_us: int) -> Caller:

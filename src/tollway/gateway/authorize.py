@@ -1,4 +1,4 @@
-"""Phase 2: may they, and what exactly do they ask? The body is read strictly once; what is judged here is what goes up."""
+"""Phase 2: check permissions and the request body. The body is parsed strictly once; what is checked here is what goes to the engine."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +51,7 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
     if not dialect.not_forwarded.isdisjoint(asked):
         dropped = [field for field in asked if field in dialect.not_forwarded]
     if not plain:
-        dropped = _judge_fields(asked, dialect, grant, dropped)
+        dropped = _check_fields(asked, dialect, grant, dropped)
         messages = asked.get("messages")  # of whatever dialect: a model's policy may let them through anywhere
         if type(messages) is list:
             check_messages(messages, media)
@@ -80,7 +80,7 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
 
 
 def _find_price(wish: object, grant: ModelGrant, dialect: Dialect) -> PriceVersion | None:
-    """The price in the service tier that is asked for (a value that is none, or where the dialect has no tiers, is `_judge_fields`'s to
+    """The price in the service tier that is asked for (a value that is none, or where the dialect has no tiers, is `_check_fields`'s to
     refuse)."""
     tier = dialect.service_tiers.get(wish, _STANDARD) if type(wish) is str else _STANDARD
     price = grant.prices.get(tier)
@@ -89,7 +89,7 @@ def _find_price(wish: object, grant: ModelGrant, dialect: Dialect) -> PriceVersi
     return price
 
 
-def _judge_fields(asked: dict[str, Any], dialect: Dialect, grant: ModelGrant, dropped: Sequence[str]) -> Sequence[str]:
+def _check_fields(asked: dict[str, Any], dialect: Dialect, grant: ModelGrant, dropped: Sequence[str]) -> Sequence[str]:
     """Check every top-level field; returns those that do not go up: `dropped`, and what the model's policy adds to it."""
     checks = dialect.fields
     policy = grant.model.unknown_parameters

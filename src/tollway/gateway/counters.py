@@ -1,7 +1,7 @@
 """Limit counters in this process' memory: exact for one gateway. All levels of a request pass or none is charged.
 
 A bucket is shared by all callers below its key, project or organization. Callers hold the buckets of their limits (`Level`), so that a
-request looks none up. That is why buckets are forgotten only when callers are: the directory lets go of all of them at each change, and
+request looks none up. That is why buckets are forgotten only when callers are: the directory releases all of them at each change, and
 in the same call (`Plane`) idle buckets go, which say nothing that a new one would not.
 """
 
@@ -16,7 +16,7 @@ _UNLIMITED = 2**62
 
 
 class Bucket:
-    """What counts against the limits of one key, project or organization: the theoretical arrival time of its requests (GCRA), in
+    """The state of the limits of one key, project or organization: the theoretical arrival time of its requests (GCRA), in
     monotonic nanoseconds, and how many of them are running."""
 
     __slots__ = ("running", "tat_ns")

@@ -26,7 +26,7 @@ from tollway.gateway.principal import principal_of_key
 from tollway.gateway.request import Caller, ModelGrant
 
 INSTANT_MAX = 2**63 - 1
-"""Until for ever, in microseconds."""
+"""An instant that no request reaches, in microseconds."""
 
 
 class _Maps:

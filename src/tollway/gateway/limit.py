@@ -1,4 +1,4 @@
-"""Phase 3: is there room for it? Requests per minute and concurrent requests, at key, project and organization."""
+"""Phase 3: apply the limits. Requests per minute and concurrent requests, at key, project and organization."""
 
 from functools import lru_cache
 

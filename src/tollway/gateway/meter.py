@@ -85,7 +85,7 @@ class Record:
                 self._progress[base + word] = 0
 
     def note(self, used: Quantities, source: UsageSource) -> None:
-        """What is known to be used so far: kept where a crash cannot reach it, before the bytes that carry it go to the client."""
+        """Note what is known to be used so far: kept where a crash cannot reach it, before the bytes that carry it go to the client."""
         self._used = used
         self._output = used.output
         self.source = source
@@ -142,7 +142,7 @@ def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> Record:
 
 
 TERMS_MAX = 64
-"""Of one caller: models times endpoints, and streams or not."""
+"""Entries kept for one caller: models times endpoints, with and without streaming."""
 
 
 def _find_terms(call: Call) -> bytes:

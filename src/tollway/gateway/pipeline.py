@@ -56,7 +56,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
     except ClientGone:
         pass
     except Fault as caught:
-        fault = caught if caller is not None else client.judge(caught, request.headers)
+        fault = caught if caller is not None else client.throttle(caught, request.headers)
         _refuse(request, client, fault)
     except Exception as error:  # the last line of defence of one request: it becomes a 500 and a log line, never a dead connection
         fault = Fault(faults.INTERNAL, detail=f"{type(error).__name__} in {_place(error)}")
@@ -88,7 +88,7 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
                 raise Fault(faults.MODEL_UNKNOWN, param="model")
         client.answer(200, _JSON + DIALECTS[request.endpoint].identify(request.id), msgspec.json.encode(body))
     except Fault as caught:
-        fault = caught if caller is not None else client.judge(caught, request.headers)
+        fault = caught if caller is not None else client.throttle(caught, request.headers)
         _refuse(request, client, fault)
         plane.metrics.count(plane.metrics.refusals, fault.kind.code)
 
@@ -132,7 +132,7 @@ def fault_headers(fault: Fault) -> bytes:
 
 
 def _observe(request: Request, call: Call | None, record: Record | None, fault: Fault | None, plane: Plane) -> None:
-    """Where every request ends: its metrics and its one log line."""
+    """Record the end of a request: its metrics and its one log line."""
     duration = time.monotonic() - request.started
     final = record.final if record is not None else None
     if call is not None and final is not None:

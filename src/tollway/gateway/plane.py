@@ -1,4 +1,4 @@
-"""What the phases share: the snapshot, the upstreams, the counters, the usage sink, the log and the metrics of one gateway process."""
+"""State shared by the phases: the snapshot, the upstreams, the counters, the usage sink, the log and the metrics of one gateway process."""
 
 import time
 from collections.abc import Callable, Sequence

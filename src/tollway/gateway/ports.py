@@ -1,4 +1,4 @@
-"""What the data plane asks of the outside. Implemented in `link` and `storage`, handed in by `serve`.
+"""Protocols that the data plane needs from outside. Implemented in `link` and `storage`, handed in by `serve`.
 
 A Protocol stands here only where two implementations exist: the real one and the one of the tests (`tests/fakes.py`).
 """
@@ -16,7 +16,7 @@ INPUT, CACHED_INPUT, OUTPUT, REASONING, FIRST_TOKEN_AT = 1, 2, 3, 4, 5
 
 
 class UsageSink(Protocol):
-    """Where usage goes: the spool.
+    """The destination of usage records: the spool.
 
     Contract: after `admit` returns, the request survives the death of the process; after `final` called `done`, its end
     survives the loss of power. Between them `progress` is plain memory that survives the process: a store to it costs no system
@@ -61,13 +61,13 @@ class Client(Protocol):
     """
 
     committed: bool
-    """Whether the status line left: from then on nothing can be retried and a fault is an event of the stream."""
+    """True once the status line was sent: from then on nothing can be retried and a fault is an event of the stream."""
 
     chunked: bool
-    """Whether the stream that began is sent in chunks."""
+    """True if the stream that began is sent in chunks."""
 
     gone: bool
-    """Whether the client closed its connection."""
+    """True once the client closed its connection."""
 
     def answer(self, status: int, headers: bytes, body: bytes) -> None:
         """A whole answer. `headers`: lines ending in CR LF, without content-length."""
@@ -89,7 +89,7 @@ class Client(Protocol):
         """The last bytes of the stream and its clean end. Only after the upstream's own terminator, or an error event."""
         ...
 
-    def judge(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:
+    def throttle(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:
         """Count a failed authentication against the address that the request (of these headers) is from; returns what to tell it."""
         ...
 
@@ -99,7 +99,7 @@ class Client(Protocol):
 
 
 class Flow(Protocol):
-    """Who wants to know how the client takes what it is sent."""
+    """A listener for back-pressure and departure of the client."""
 
     def pause(self) -> None:
         """The client reads slower than it is sent: send nothing more until `resume`."""

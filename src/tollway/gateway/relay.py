@@ -44,10 +44,10 @@ _EVENTS = b"content-type: text/event-stream; charset=utf-8\r\nx-accel-buffering:
 
 
 class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """How long and how much an upstream may take.
+    """Timeouts and size limits of an upstream.
 
     `connect_seconds`: engines are near. `first_token_seconds`: a long prompt behind a long queue. `idle_seconds`: between tokens; an
-    engine that drains badly keeps the socket open for ever. `total_seconds`: one attempt in all, its answer included.
+    engine that drains badly keeps the socket open indefinitely. `total_seconds`: one attempt in all, its answer included.
     `commit_after_seconds`: see above. `heartbeat_seconds`: below the idle timeouts of proxies on the way. `answer_bytes_max`: a
     non-streaming answer, which is held until its usage is durable. `stream_bytes_max`: all events of one stream.
     """
@@ -70,7 +70,7 @@ class Active:
 
 
 class RetryBudget:
-    """Retries over the whole process: at most a fifth of the requests, with room for a few when there is little traffic.
+    """Retries over the whole process: at most a fifth of the requests, with a reserve of a few when there is little traffic.
 
     When every engine fails, unlimited retries would multiply the load on what is left.
     """
@@ -164,7 +164,7 @@ class Exchange:
 
     def commit(self, headers: bytes) -> None:
         """Send the status line and what has gathered; from now on events leave as they come. What only another try or an irregular
-        read would need is let go of."""
+        read would need is released."""
         self._call.release()
         self._connection.release_parser()
         client = self._client
@@ -522,7 +522,7 @@ def _note_completed(
 
 
 def _note_cut(record: Record, call: Call, stream: AnswerStream, delivered_bytes: int) -> None:
-    """The same of a stream that was broken off: what was noted on the way stands, as far as it can be."""
+    """Note the usage of a stream that was cut: what was noted on the way stands, as far as it can be true."""
     record.anomaly = stream.anomaly
     used = record.used
     held = cap_to_delivered(used, call.output_tokens_max, delivered_bytes)

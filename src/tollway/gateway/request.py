@@ -19,7 +19,7 @@ from tollway.wire.http import NO_HEADERS
 
 
 class RequestHead:
-    """What the head of a request says, read once for all requests of a connection that have the same.
+    """The parsed head of a request, read once for all requests of a connection that have the same.
 
     `trace_id`, `client_request_id`: the client's own; empty if it sent none that can be used. `digest`: of the credential, once a caller
     was found by it; it saves the work of making it again, and nothing else: each request looks its caller up.
@@ -36,7 +36,7 @@ class RequestHead:
 
 
 _BARE_HEADS = {endpoint: RequestHead(endpoint, NO_HEADERS) for endpoint in Endpoint}
-"""In place of heads that were let go of. Shared, never written to."""
+"""Heads without headers that replace released ones. Shared, never written to."""
 
 
 class Request:
@@ -221,7 +221,7 @@ class Call:
         self.hide_continuous = hide_continuous
 
     def release(self) -> None:
-        """Let go of what only another attempt would need: nothing is tried again. A stream may last for minutes."""
+        """Release what only another attempt would need: nothing is tried again. A stream may last for minutes."""
         request = self.request
         own_id = request.head.client_request_id
         request.head = RequestHead(request.endpoint, NO_HEADERS, client_request_id=own_id) if own_id else _BARE_HEADS[request.endpoint]

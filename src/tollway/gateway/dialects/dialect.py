@@ -24,8 +24,8 @@ class AnswerStream(Protocol):
     terminated: bool
     terminator: bytes
     template: EventTemplate | None
-    """What the next events are compared with, once regular events were seen. It keeps its own count of `output`, which its user brings
-    over after each event."""
+    """A template that the next events are compared with, once regular events were seen. It keeps its own count of `output`, which its user
+    brings over after each event."""
 
     @property
     def used(self) -> Quantities | None:

@@ -14,7 +14,7 @@ from tollway.engines.profile import EngineProfile
 from tollway.gateway.dialects.answers import ABSENT, is_absent
 
 _UNSHOWABLE = re.compile(r"[^\x20-\x7e]|https?:|[/\\]\w+[/\\]|[Bb]earer|sk-|tw_|key", re.ASCII)
-"""What a text must not contain to be shown to a client: paths, addresses, anything like a credential."""
+"""Patterns that a text must not contain to be shown to a client: paths, addresses, anything like a credential."""
 
 SHOWN_TEXT_MAX = 500
 """Characters of an engine's text that is shown to a client; a longer one quotes the request."""

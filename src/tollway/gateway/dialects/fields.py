@@ -2,7 +2,7 @@
 
 Nearly all bodies are plain: each of their fields is the dialect's own, with a value that is allowed and holds neither a link nor an
 overflowed number. That is settled in one call into C for the whole body (`plain_shape`, `is_plain`). A body that is not plain may be as
-good; it is judged field by field, and only that way says what is wrong. Tests hold the two against each other: whatever is plain passes.
+good; it is checked field by field, and only that way says what is wrong. Tests hold the two against each other: whatever is plain passes.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -25,7 +25,7 @@ class Check:
 
 
 Shape = type[msgspec.Struct]
-"""What `plain_shape` makes: every plain body of a dialect can be converted to it."""
+"""The type that `plain_shape` returns: every plain body of a dialect can be converted to it."""
 
 
 def plain_shape(checks: Mapping[str, Check], required: Collection[str]) -> Shape:
@@ -64,10 +64,10 @@ _FLAT = dict[str, str | int | bool | None]
 """An object that holds no other: most messages, most metadata. Its texts are not looked into (see `links`)."""
 
 anything = Check(lambda value: True, str | int | bool | None)
-"""No check of ours: the engine judges it."""
+"""No check of ours: the engine validates it."""
 
 boolean = Check(lambda value: type(value) is bool, bool)
-"""true or false."""
+"""A boolean."""
 
 text = Check(lambda value: type(value) is str, str)
 """A string."""
@@ -83,7 +83,7 @@ any_list = Check(lambda value: type(value) is list, list[_FLAT])
 
 
 def nullable(check: Check) -> Check:
-    """null, or what `check` takes."""
+    """Accept null, or what `check` accepts."""
     allows = check.allows
     return Check(lambda value: value is None or allows(value), None if check.plain is None else check.plain | None)
 

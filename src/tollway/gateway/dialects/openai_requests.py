@@ -1,4 +1,4 @@
-"""What the requests of OpenAI's APIs have in common: fields, service tiers, what an engine must not get, and how usage is asked for."""
+"""Parts shared by the requests of OpenAI's APIs: fields, service tiers, what an engine must not get, and how usage is asked for."""
 
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.dialects import fields
@@ -39,4 +39,4 @@ USAGE_OPTIONS = UsageOptions(
     final=b'{"include_usage":true}',
     continuous=b'{"include_usage":true,"continuous_usage_stats":true}',
 )
-"""How a stream is asked for its usage: at the end, or (an extension of vLLM's) in every chunk."""
+"""Values of `stream_options` that request usage: at the end, or (an extension of vLLM's) in every chunk."""

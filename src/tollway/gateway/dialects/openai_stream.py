@@ -159,7 +159,7 @@ class OpenAIStream:
         self.terminator = DONE
 
     def read_regular(self, data: bytes, start: int, end: int) -> bytes | None:
-        """What to relay of data[start:end] if it is one regular event, with `output` brought up to date; None if `read` must look at it.
+        """Return what to relay of data[start:end] if it is one regular event, and update `output`; None if `read` must look at it.
 
         Regular: an event that only adds output to what `read` has believed before, of an engine that reports running usage as the last
         member.

@@ -1,11 +1,11 @@
 """AuthFailureLimiter: those who could not say who they are, and how often each of them may try.
 
 Asked only after a look-up has failed, so a good key is served from an address whatever else comes from there, and costs nothing here.
-A guess has no chance against 256 random bits; what this stops is the noise of it, and clients that repeat a dead key for ever. Over
+A guess has no chance against 256 random bits; what this stops is the noise of it, and clients that repeat a dead key indefinitely. Over
 the bound the answer is 429 in place of 401, with the time to come back, alike for unknown, revoked and expired keys.
 
 An address is one of IPv4 or a /64 of IPv6, which is what one customer of a provider has at least. ADDRESSES_MAX of them are
-remembered, each until its bucket is full again; when there is no room left, all further ones share a bucket.
+remembered, each until its bucket is full again; when the table is full, all further ones share a bucket.
 """
 
 import ipaddress
@@ -32,8 +32,8 @@ class AuthFailureLimiter:
         """Addresses that are remembered."""
         return len(self._tats_ns)
 
-    def judge(self, fault: Fault, address: str, now_ns: int) -> Fault:
-        """Return what to tell this address, whose authentication ended in `fault`: that, or that it failed too often. Faults that say
+    def throttle(self, fault: Fault, address: str, now_ns: int) -> Fault:
+        """Return the fault to answer this address with: `fault`, or that its authentications failed too often. Faults that say
         nothing of a key pass uncounted. `now_ns`: monotonic nanoseconds."""
         if not self._per_minute or not address or fault.kind not in (faults.KEY_INVALID, faults.SCOPE_INSUFFICIENT):
             return fault
@@ -54,7 +54,7 @@ class AuthFailureLimiter:
 
 
 def _network(address: str) -> str:
-    """Return what shares a bucket with `address`. What is no address (a socket that has none) stands for itself."""
+    """Return the name of the bucket of `address`. What is no address (a socket that has none) stands for itself."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -162,7 +162,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             pipeline.precheck(pipeline.read_head(request.headers, endpoint), self._edge.plane)
         except Fault as fault:
-            self._write_fault(self.judge(fault, request.headers), close=True)
+            self._write_fault(self.throttle(fault, request.headers), close=True)
             return
         if expects and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -210,12 +210,12 @@ class ClientConnection(asyncio.Protocol):
         peer = self._find_client(http) if edge.rules is not None else ""
         now_us = plane.now_us()
         request = new_request(plane.request_ids.new(now_us), head, http.body, edge.loop.time(), now_us, peer)
-        http.body = b""  # the pipeline's from here on, which lets go of it when it can
+        http.body = b""  # the pipeline's from here on, which releases it when it can
         driver = self._driver = CoroutineDriver(edge.context.copy())
         driver.start(pipeline.answer(request, self, plane, driver))
 
     def _read_head(self, http: HttpRequest) -> RequestHead | None:
-        """Return what the head of a request for inference says; None if it is none, and answered."""
+        """Return the parsed head of a request for inference; None if it is not one, and is answered already."""
         if not self._is_addressed(http):
             self._write_fault(Fault(faults.HOST_UNKNOWN))
             return None
@@ -407,14 +407,14 @@ class ClientConnection(asyncio.Protocol):
                 transport.write(data)
         self._finished()
 
-    def judge(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:
+    def throttle(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:
         edge = self._edge
         address = self._peer
         if edge.rules is not None:
             address = edge_policy.find_client(edge.rules, address, headers.get(b"x-forwarded-for"))
             if edge_policy.is_trusted(edge.rules, address):
                 return fault  # a proxy that does not say for whom it asks: many, and the innocent are not to wait for the others
-        return edge.strangers.judge(fault, address, time.monotonic_ns())
+        return edge.auth_failures.throttle(fault, address, time.monotonic_ns())
 
     def attend(self, flow: Flow | None) -> None:
         self._flow = flow

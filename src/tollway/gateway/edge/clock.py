@@ -64,7 +64,7 @@ class Clock:
             self._last_second = int(edge.now)
             edge.tell_date(formatdate(time.time(), usegmt=True).encode())
             plane.refusal_lines = REFUSAL_LINES_PER_SECOND_MAX
-            edge.strangers.forget_idle(time.monotonic_ns())
+            edge.auth_failures.forget_idle(time.monotonic_ns())
             for upstream in list(plane.upstreams.all()):
                 upstream.close_idle(edge.now)
         plane.log.flush()

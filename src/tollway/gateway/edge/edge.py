@@ -1,4 +1,4 @@
-"""What all client connections of one gateway process share: the plane, the bounds, counts per address, and the start of each answer."""
+"""State shared by all client connections of one gateway process: plane, bounds, counts per address, and the start of each answer."""
 
 import asyncio
 from contextvars import copy_context
@@ -22,9 +22,9 @@ REASONS = {
 
 
 class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What one client may take of the edge's patience and room.
+    """Per-client timeouts and connection limits.
 
-    `opening_seconds`: for a PROXY header, and again for a TLS handshake, where the door has them. `head_seconds`: from the first byte
+    `opening_seconds`: for a PROXY header, and again for a TLS handshake, where the listener has them. `head_seconds`: from the first byte
     of a head to its end. `body_grace_seconds`, `body_rate_min`: after the grace, a body must have arrived at this many bytes per
     second. `keep_alive_seconds`: an idle connection; above the 60 s of common load balancers, so that they
     close first. `write_stall_seconds`: a client that does not read. `linger_seconds`: how long a refused client is still read from, so
@@ -46,7 +46,7 @@ class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Openings(dict[int, bytes]):
-    """How answers begin, by status: good for as long as the date is."""
+    """Status line and date of answers, by status: valid for as long as the date is."""
 
     def __init__(self, date: bytes) -> None:
         self._date = date
@@ -85,7 +85,7 @@ class Edge:
         self.bounds = bounds
         self.http = http
         self.rules = rules
-        self.strangers = AuthFailureLimiter(bounds.failed_authentications_per_minute)
+        self.auth_failures = AuthFailureLimiter(bounds.failed_authentications_per_minute)
         self.connections: set[Connection] = set()
         self.peers: dict[str, int] = {}
         self.context = copy_context()
@@ -94,11 +94,11 @@ class Edge:
         self.openings = _Openings(b"")
 
     def tell_date(self, date: bytes) -> None:
-        """What stands in `date` (RFC 9110 section 6.6.1) from now on."""
+        """Set the `date` header (RFC 9110 section 6.6.1) of answers from now on."""
         self.openings = _Openings(date)
 
     def admit(self, peer: str) -> bool:
-        """Return whether one more connection from this address has room; counts it if so."""
+        """Return whether one more connection from this address is allowed; counts it if so."""
         most = self.bounds.connections_per_peer_max
         if most and self.rules is not None and self.rules.forwarded_for and edge_policy.is_trusted(self.rules, peer):
             most = 0  # it carries the requests of many

@@ -1,4 +1,4 @@
-"""Who may come in by the public door, and as whom: proxies that are believed, origins of browsers, names that we answer to.
+"""Access rules of the public listener: trusted proxies, origins of browsers, host names that are served.
 
 All of it is off unless told, and costs one look per request then. Nothing here authenticates: a key does that. What a proxy says of
 a client's address is used for the bound of connections per address and for the log.

@@ -1,4 +1,4 @@
-"""Which paths exist, and what a target or a content type must look like."""
+"""Paths of the gateway, and the rules for request targets and content types."""
 
 from urllib.parse import unquote_to_bytes
 

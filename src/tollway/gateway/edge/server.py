@@ -20,7 +20,7 @@ from tollway.wire.http import HttpBounds
 
 
 class DrainBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """How a gateway ends: new requests are still taken for `linger_seconds` (load balancers need time to look), running ones have
+    """Bounds of a drain: new requests are still accepted for `linger_seconds` (load balancers need time to look), running ones have
     `grace_seconds` in all; then the rest is told with an error and closed."""
 
     linger_seconds: float = 0.0
@@ -68,7 +68,7 @@ async def serve(
 
 
 def _listen(edge: Edge, listener: socket.socket, tls: ssl.SSLContext | None) -> Listener:
-    """The public door where a connection has to be opened first."""
+    """Return the public listener for connections with a PROXY header or TLS, which have to be opened first."""
     bounds, metrics = edge.bounds, edge.plane.metrics
 
     def refused() -> None:

@@ -21,7 +21,7 @@ _MEASURED = frozenset({"image/png", "image/jpeg", "image/jpg", "image/gif", "ima
 """Types whose data must be a picture in one of these formats, not necessarily the declared one: programs mix them up, and decoders go by
 the content."""
 _FRAMES = "video/jpeg"
-"""vLLM's type for a film given as pictures, separated by commas."""
+"""Media type of vLLM for a film given as pictures, separated by commas."""
 
 
 class MediaBounds(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ DRAIN_BYTES_MAX = 64 * 1024
 
 
 class State(StrEnum):
-    """Where a connection stands."""
+    """State of a connection."""
 
     __hash__ = str.__hash__  # Enum's own is a call into Python
 
@@ -50,7 +50,7 @@ class TransitionError(Exception):
 
 
 class UpstreamAnswer(Protocol):
-    """What was read of an answer so far. `body`: bytes not yet taken, without chunk framing; whoever takes them clears the list.
+    """The part of an answer that was read so far. `body`: bytes not yet taken, without chunk framing; whoever takes them clears the list.
     `complete`: the message ended by its own framing. `broken`: what came is not an HTTP answer, or exceeds a bound."""
 
     @property

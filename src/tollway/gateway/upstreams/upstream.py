@@ -30,7 +30,7 @@ IDLE_CONNECTIONS_MAX = 1024
 FAILURES_TO_EJECT = 3
 EJECTION_SECONDS_MAX = 30.0
 DRAIN_SECONDS = 5.0
-"""How long a connection may take to end a message whose content is complete ([DONE] seen, last chunk not)."""
+"""Limits for a connection that has to end a message whose content is complete ([DONE] seen, last chunk not)."""
 
 
 class Upstream:
