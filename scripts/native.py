@@ -41,7 +41,8 @@ HOT = [
     "wire/segments.py",
 ]
 """The modules that a request runs through, without gaps: each crossing between compiled and interpreted classes costs what compiling
-gains."""
+gains. Modules whose msgspec structs have defaults that are read from JSON or omitted in it must stay out: compiled, they are fields
+without a default. A coroutine that waits inside `except` or `__aexit__` must run below `gateway/isolation.py`, which stays out as well."""
 
 
 def build(directory: Path, *, leaves_only: bool = False) -> list[Path]:

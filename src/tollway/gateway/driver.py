@@ -24,7 +24,10 @@ frame of its own.
 import asyncio
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextvars import Context
+from types import CoroutineType
 from typing import Any, TypeVar
+
+from tollway.gateway.isolation import isolate
 
 T = TypeVar("T")
 
@@ -92,6 +95,8 @@ class CoroutineDriver:
 
     def start(self, coroutine: Coroutine[Any, None, None]) -> None:
         """Run `coroutine` to its first wait. Call it once, from a callback of the loop."""
+        if not isinstance(coroutine, CoroutineType):
+            coroutine = isolate(coroutine)
         self._send: Callable[[None], object] = coroutine.send
         self._throw: Callable[[Exception], object] = coroutine.throw
         self._step(None)
