@@ -252,8 +252,8 @@ MUTATIONS = (
     Mutation(
         "bill cached input as input too",
         "domain/billing_classes.py",
-        "            self.input * other.input,\n",
-        "            (self.input + self.cached_input) * other.input,\n",
+        "            self.input * unit_prices.input,\n",
+        "            (self.input + self.cached_input) * unit_prices.input,\n",
         "customers pay twice for what the cache saved",
         check=("tests/control/test_collect.py", "-k", "sqlite and cost_is_exact"),
     ),

@@ -74,7 +74,7 @@ def gateway(
         http=_as_told(settings.gateway.http, HttpBounds, "gateway.http"),
         relay=_as_told(settings.gateway.relay, RelayBounds, "gateway.relay"),
         media=_as_told(settings.gateway.media, MediaBounds, "gateway.media"),
-        rules=_entry_rules(settings.gateway),
+        rules=_edge_policy(settings.gateway),
         tls=server_context(settings.gateway.tls.certificate_file, settings.gateway.tls.key_file),
         drain=DrainBounds(linger_seconds=settings.gateway.linger_seconds, grace_seconds=settings.gateway.drain_seconds),
     )
@@ -97,7 +97,7 @@ def _as_told(section: msgspec.Struct, bounds: type[_Bounds], name: str) -> _Boun
         raise OperatorError(f"{name} is not valid: {error}", exit_code=2) from None
 
 
-def _entry_rules(settings: GatewaySection) -> EdgePolicy | None:
+def _edge_policy(settings: GatewaySection) -> EdgePolicy | None:
     """Return who may come in; None where nothing is asked, which costs nothing."""
     proxies, cors = settings.proxies, settings.cors
     try:

@@ -22,7 +22,7 @@ from tollway.cli.platform_file import (
     ProjectFile,
     TermsFile,
 )
-from tollway.domain.money import format_amount, format_price_per_million
+from tollway.domain.billing_classes import ROWS, BillingClass, format_unit_price
 from tollway.domain.price_books import format_discount, parse_discount
 from tollway.domain.usage import ServiceTier
 from tollway.settings import OperatorError
@@ -131,9 +131,7 @@ def _plan_terms(name: str, current: TermsFile | UnsetType, wanted: TermsFile | U
 
 
 def _price(name: str, pico: int | None) -> str | None:
-    if pico is None:
-        return None
-    return format_amount(pico) if name == "request" else format_price_per_million(pico)
+    return None if pico is None else format_unit_price(ROWS[BillingClass(name)].unit, pico)
 
 
 def _plan_deployment(place: tuple[str, str], current: DeploymentFile | None, wanted: DeploymentFile) -> Iterator[Change]:

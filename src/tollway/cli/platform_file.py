@@ -35,21 +35,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, Unit, with_default_prices
+from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, parse_unit_price, with_default_prices
 from tollway.domain.catalog import Endpoint, Engine, UnknownParameters
-from tollway.domain.money import parse_amount, parse_price_per_million
 from tollway.domain.periods import find_zone
 from tollway.domain.price_books import parse_discount
 from tollway.domain.usage import ServiceTier
 from tollway.settings import OperatorError, read_yaml, unknown_name
 
-_PARSERS = {Unit.TOKEN: parse_price_per_million, Unit.REQUEST: parse_amount}
-
 
 def _to_pico(units: "UnitsFile") -> dict[str, int]:
     """Return pico-currency per unit of every class, with the default of those that are left out. Raises ValueError."""
     stated = {row: getattr(units, row.billing_class) for row in BILLING_CLASSES}
-    prices = {row.billing_class: _PARSERS[row.unit](text) for row, text in stated.items() if text is not UNSET}
+    prices = {row.billing_class: parse_unit_price(row.unit, text) for row, text in stated.items() if text is not UNSET}
     return dict(zip(map(str, BillingClass), with_default_prices(prices).values(), strict=True))
 
 

@@ -16,8 +16,9 @@ from tollway.control.batches import Batch, EventGroup, FinalRecord
 from tollway.control.ledger import book_usage
 from tollway.domain.billing_classes import NOTHING, Amounts, Direction, Quantities, UnitPrices
 from tollway.domain.ledger import Posting, UsageCause
+from tollway.domain.money import AMOUNT_PICO_MAX
 from tollway.domain.periods import Calendar
-from tollway.domain.prices import PriceVersion, check_amounts
+from tollway.domain.prices import PriceVersion
 from tollway.domain.reconciliation import HOUR_US, UNKNOWN_DEPLOYMENT, EngineUsage, UsageKey
 from tollway.domain.rollups import ROLLUP_WIDTHS_SECONDS, RollupKey, UsageSums
 from tollway.domain.usage import OUTCOME_POLICIES, Admit, Outcome, RejectedRecord, bills, content_hash
@@ -69,14 +70,14 @@ def find_applicable_price(admit: Admit, accounts: Mapping[str, BillingAccount], 
 class GroupRating:
     """The rule by which the events of a group are rated.
 
-    `bills`, `bills_delivered`: whether quantities are billed always, or once output was delivered. `request_amount`: what the request
-    itself costs where events are billed.
+    `bills`, `bills_delivered`: whether quantities are billed always, or once output was delivered. `requests`: 1 if the request itself
+    is billed where its quantities are, else 0.
     """
 
     unit_prices: UnitPrices
     bills: bool
     bills_delivered: bool
-    request_amount: Amounts
+    requests: int
     calendar: Calendar
     template: EventTemplate
 
@@ -113,11 +114,7 @@ class MinuteSums:
         if not self.key.is_billed:
             return UsageSums(self.requests)
         rating = self.rating
-        return UsageSums(
-            self.requests,
-            self.used,
-            self.used.times(rating.unit_prices) + Amounts(request=self.requests * rating.request_amount.request),
-        )
+        return UsageSums(self.requests, self.used, self.used.times(rating.unit_prices, self.requests * rating.requests))
 
 
 @dataclass(slots=True)
@@ -144,7 +141,7 @@ class RatedBatch:
         node_id, epoch, known = batch.node_id, batch.epoch, self.known
         self.quarantined += batch.unreadable
         ratings = {group: self._rate_group(batch, group) for group in batch.groups.values() if group.is_valid}
-        sums: dict[EventGroup, dict[MinuteKey, MinuteSums]] = {group: {} for group in ratings}
+        sums: dict[EventGroup, dict[tuple[int, int, int, bool, bool], MinuteSums]] = {group: {} for group in ratings}
         for record in batch.finals:
             seq, final, group = record.seq, record.final, record.group
             used, ended_at, event_id = final.used, final.ended_at, final.admit.request_id
@@ -155,12 +152,8 @@ class RatedBatch:
             amounts = NOTHING
             is_billed = rating.bills or (rating.bills_delivered and used.output + used.reasoning > 0)
             if is_billed:
-                amounts = used.times(rating.unit_prices)
-                if rating.request_amount is not NOTHING:
-                    amounts += rating.request_amount
-                try:
-                    check_amounts(amounts)
-                except OverflowError:
+                amounts = used.times(rating.unit_prices, rating.requests)
+                if amounts.bits > AMOUNT_PICO_MAX:
                     self.quarantined.append(_rejected(batch, record, hashed, "amount_too_large"))
                     continue
             other = known.get(event_id)
@@ -176,10 +169,12 @@ class RatedBatch:
             first_at = final.first_token_at
             first_token_at = ended_at if first_at is None or first_at > ended_at else first_at
             reached_engine = final.deployment_id is not None or used.bits > 0
-            key = MinuteKey(ended_at // MINUTE_US, first_token_at // HOUR_US, period_at, is_billed, reached_engine)
-            minute = sums[group].get(key)
+            # A plain tuple finds the MinuteKey that it equals, and is made in a fifth of the time.
+            key = (ended_at // MINUTE_US, first_token_at // HOUR_US, period_at, is_billed, reached_engine)
+            minutes = sums[group]
+            minute = minutes.get(key)
             if minute is None:
-                minute = sums[group][key] = MinuteSums(group, rating, key, first_seq=seq)
+                minute = minutes[key] = MinuteSums(group, rating, MinuteKey(*key), first_seq=seq)
                 self.minutes.append(minute)
             minute.requests += 1
             minute.used += used
@@ -195,12 +190,11 @@ class RatedBatch:
         policy = OUTCOME_POLICIES[admit.outcome_policy]
         bills_tokens, bills_request = bills(policy, final.outcome, delivered=False)
         bills_delivered, bills_delivered_request = bills(policy, final.outcome, delivered=True)
-        is_request_billed = (bills_request or bills_delivered_request) and price.unit_prices.request
         return GroupRating(
             unit_prices=price.unit_prices,
             bills=bills_tokens,
             bills_delivered=bills_delivered,
-            request_amount=Amounts(request=price.unit_prices.request) if is_request_billed else NOTHING,
+            requests=int(bills_request or bills_delivered_request),
             calendar=self.calendars[admit.organization_id],
             template=EventTemplate.of(batch.node_id, batch.epoch, final),
         )

@@ -254,9 +254,9 @@ def _take_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearra
                 rated.known[event_id] = hashed if first == _fingerprint(hashed) else b""
     finals = []
     for row in rated.rate(batch, stored):
-        organization_id, model = str(row.template.values[_ORGANIZATION]), str(row.template.values[_MODEL])
         event_id, seq, found = row.event_id, row.seq, rows.get(row.event_id)
-        event = Booked(event_id, seq, organization_id, row.period_at, row.ended_at, model, row.amounts, is_gone=False)
+        admit = records[seq].final.admit
+        event = Booked(event_id, seq, admit.organization_id, row.period_at, row.ended_at, admit.model, row.amounts, is_gone=False)
         if found is None:
             walk.absent[_fingerprint(event_id.encode())] = _fingerprint(row.content_hash)
             event = replace(event, is_gone=_note_absent(walk, event, records[seq].payload, batch))
@@ -283,7 +283,6 @@ def _take_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearra
 _NODE, _EPOCH, _SEQ, _HASH, _PERIOD = map(usage_events.EVENT_COLUMNS.index, ("node_id", "epoch", "seq", "content_hash", "period_at"))
 _FIRST_AMOUNT = usage_events.EVENT_COLUMNS.index(usage_events.AMOUNT_COLUMNS[0])
 _AMOUNTS = slice(_FIRST_AMOUNT, _FIRST_AMOUNT + len(usage_events.AMOUNT_COLUMNS))
-_ORGANIZATION, _MODEL = map(usage_events.TEMPLATE_COLUMNS.index, ("organization_id", "model"))
 
 
 def _fingerprint(data: bytes) -> int:

@@ -3,8 +3,8 @@
 Everything that enumerates classes (database columns, rollups, ledger accounts, receipts, API fields, command-line columns, metrics) walks
 over `BILLING_CLASSES`. To add a class:
 
-1. here, add a member to `BillingClass`, a row to the table, and a field to `PerClass` with its term in `total`, `bits`, `__add__`,
-   `__sub__` and `times` (a test compares the fields with the table);
+1. here, add a member to `BillingClass`, a row to the table, and a field to `PerClass` with its term in `total`, `bits`, `__add__`
+   and `times` (a test compares the fields with the table);
 2. read its quantity where an engine reports it (`gateway.dialects`);
 3. write a migration for its columns (`make migration`).
 
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
+
+from tollway.domain.money import format_amount, format_price_per_million, parse_amount, parse_price_per_million
 
 
 class Unit(StrEnum):
@@ -142,23 +144,17 @@ class PerClass(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             self.request + other.request,
         )
 
-    def __sub__(self, other: "PerClass") -> "PerClass":
-        return PerClass(
-            self.input - other.input,
-            self.cached_input - other.cached_input,
-            self.output - other.output,
-            self.reasoning - other.reasoning,
-            self.request - other.request,
-        )
+    def times(self, unit_prices: "PerClass", requests: int = 0) -> "PerClass":
+        """Return the amounts of these quantities, and of so many requests more, at these unit prices, class by class.
 
-    def times(self, other: "PerClass") -> "PerClass":
-        """Return the product of each class: quantities times unit prices are amounts. The only multiplication of money in Tollway."""
+        The only multiplication of money in Tollway.
+        """
         return PerClass(
-            self.input * other.input,
-            self.cached_input * other.cached_input,
-            self.output * other.output,
-            self.reasoning * other.reasoning,
-            self.request * other.request,
+            self.input * unit_prices.input,
+            self.cached_input * unit_prices.cached_input,
+            self.output * unit_prices.output,
+            self.reasoning * unit_prices.reasoning,
+            (self.request + requests) * unit_prices.request,
         )
 
     def get(self, billing_class: BillingClass) -> int:
@@ -198,9 +194,14 @@ NOTHING = PerClass()
 """Zero in every class."""
 
 
-def per_class(values: Mapping[BillingClass, int]) -> PerClass:
-    """Return the vector of these values; a class that is left out is 0."""
-    return PerClass(**{str(billing_class): value for billing_class, value in values.items()})
+def parse_unit_price(unit: Unit, text: str) -> int:
+    """Return pico-currency per unit of a price as it is written: per 1,000,000 tokens, or per request. Raises ValueError."""
+    return parse_price_per_million(text) if unit is Unit.TOKEN else parse_amount(text)
+
+
+def format_unit_price(unit: Unit, unit_pico: int) -> str:
+    """Return the decimal string that `parse_unit_price` reads back."""
+    return format_price_per_million(unit_pico) if unit is Unit.TOKEN else format_amount(unit_pico)
 
 
 def with_default_prices(stated: Mapping[BillingClass, int]) -> UnitPrices:
@@ -215,4 +216,4 @@ def with_default_prices(stated: Mapping[BillingClass, int]) -> UnitPrices:
             if row.required:
                 raise KeyError(row.billing_class)
             prices[row.billing_class] = 0 if row.price_of is None else prices[row.price_of]
-    return per_class(prices)
+    return UnitPrices(**{str(billing_class): unit_pico for billing_class, unit_pico in prices.items()})

@@ -41,8 +41,8 @@ class Decision(StrEnum):
 class Adjustment(msgspec.Struct, frozen=True, kw_only=True):
     """A correction of one event. `actor` and `approver` are key ids; instants in UTC microseconds.
 
-    `amount_pico` is what it adds to the event's cost; below zero it gives back. `replacement` and `replacement_requests` are what is
-    billed instead (replace only). `needs_approval`: it was above the limit when it was asked for. `period_at`: the start of the
+    `amount_pico` is what it adds to the event's cost; below zero it gives back. `replacement`: the quantities that are billed
+    instead (replace only), `request` 0 or 1. `needs_approval`: it was above the limit when it was asked for. `period_at`: the start of the
     period in which it is booked; None until it is.
     """
 

@@ -129,8 +129,8 @@ class Preview:
         if units is None:
             units = self._compiled[key] = compile_units(price, discount_bp)
         tokens, request = bills(OUTCOME_POLICIES[used.outcome_policy], used.outcome, delivered=used.delivered)
-        billed = (used.used if tokens else NOTHING) + Quantities(request=used.events if request else 0)
-        return Comparison(used.events, used.cost_pico, billed.times(units).total)
+        draft = (used.used if tokens else NOTHING).times(units, used.events if request else 0)
+        return Comparison(used.events, used.cost_pico, draft.total)
 
 
 def last_month(now: int) -> tuple[int, int]:

@@ -85,12 +85,6 @@ def rate(billed: Quantities, unit_prices: UnitPrices) -> list[RatedLine]:
 def amounts(billed: Quantities, unit_prices: UnitPrices) -> Amounts:
     """Return what each class costs: the amounts of `rate` without the lines. Raises OverflowError as `rate` does."""
     found = billed.times(unit_prices)
-    check_amounts(found)
-    return found
-
-
-def check_amounts(found: Amounts) -> None:
-    """Raise OverflowError unless every amount fits a signed 64-bit column."""
-    # No amount is below zero, so the sum is above each: it settles nearly every event in one comparison.
-    if found.total > AMOUNT_PICO_MAX and max(found.values()) > AMOUNT_PICO_MAX:
+    if found.bits > AMOUNT_PICO_MAX:  # no amount is below zero, and the bound is one less than a power of two
         raise OverflowError("an amount exceeds 64 bits")
+    return found

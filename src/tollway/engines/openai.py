@@ -3,4 +3,4 @@
 from tollway.domain.catalog import Engine
 from tollway.engines.profile import EngineProfile
 
-PROFILE = EngineProfile(engine=Engine.OPENAI, context_words=("maximum context length", "context size"), ready_path="/v1/models")
+PROFILE = EngineProfile(engine=Engine.OPENAI, context_words=("maximum context length", "context size"))

@@ -29,7 +29,7 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     `continuous_usage`: reports running usage on every chunk when asked, so that a cut stream is billed to the token.
     `cache_salt`: separates the prefix cache by a salt in the body. `fields`: request fields beyond the API's own that a client may send.
     `context_words`: parts of an error's text by which the engine says that the request is longer than the model's context.
-    `counters`: where it publishes its token counters; None if it does not. `ready_path`: answers 200 once requests are served.
+    `counters`: where it publishes its token counters; None if it does not.
     """
 
     engine: Engine
@@ -38,4 +38,3 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     fields: frozenset[str] = frozenset()
     context_words: tuple[str, ...] = ()
     counters: CounterNames | None = None
-    ready_path: str = "/health"

@@ -8,8 +8,8 @@ waits for.
 Three guarantees:
 
 1. Each step runs in the request's own `contextvars.Context`, whoever caused it, and never inside an asyncio task. For the second
-   half `resume` has to be called from a callback of the loop (I/O, a timer, `call_soon`), not from a task; `interrupt` and `start` see to
-   it themselves. A step inside a task would give that task to `asyncio.timeout`, which would then cancel the wrong one.
+   half, call `start` and `resume` from a callback of the loop (I/O, a timer, `call_soon`), not from a task; `interrupt` may be called from
+   anywhere. A step inside a task would give that task to `asyncio.timeout`, which would then cancel the wrong one.
 2. `interrupt` raises its error at whatever wait is current: a client that left, a drain, a deadline, a budget. A `ShieldedWaiter` (a FINAL
    that is being made durable) is not interrupted; the error is then raised at the next wait that is not shielded, as is one that arrives
    before the first wait. The first interruption that was not delivered yet counts.

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from msgspec.structs import astuple
 
 from tollway.domain.billing_classes import QUANTITY_CLASSES, Amounts, BillingClass, Quantities
 from tollway.domain.pages import Page, Window
@@ -91,8 +92,8 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
             self.admitted_at,
             self.first_token_at,
             self.ended_at,
-            *self.used.quantities(),
-            *self.amounts.values(),
+            *astuple(self.used)[:-1],
+            *astuple(self.amounts),
             self.period_at,
             self.content_hash,
             *self.template.values,
@@ -160,20 +161,20 @@ def insert_events(tx: PlatformTx, rows: Iterable[EventRow], first_id: str, last_
 
 def _event_line(row: EventRow) -> str:
     """Return a row as a line for `copy_lines`. All text is visible ASCII: the collector validates it."""
-    event_id, first_at = row.event_id, row.first_token_at
+    event_id, seq, admitted_at, first_at, ended_at, used, amounts, period_at, hashed, template = astuple(row)
     if "\\" in event_id:
         event_id = event_id.replace("\\", r"\\")
     return _LINE % (
         event_id,
-        row.seq,
-        row.admitted_at,
+        seq,
+        admitted_at,
         NULL if first_at is None else first_at,
-        row.ended_at,
-        *row.used.quantities(),
-        *row.amounts.values(),
-        row.period_at,
-        row.content_hash.hex(),
-        row.template.line,
+        ended_at,
+        *astuple(used)[:-1],
+        *astuple(amounts),
+        period_at,
+        hashed.hex(),
+        template.line,
     )
 
 

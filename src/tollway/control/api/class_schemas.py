@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, create_model
 
 from tollway.control.api.schemas import Amount, In, Out, PricePerMillion
-from tollway.domain import money
 from tollway.domain.billing_classes import (
     BILLING_CLASSES,
     BillingClass,
@@ -17,6 +16,8 @@ from tollway.domain.billing_classes import (
     Quantities,
     Unit,
     UnitPrices,
+    format_unit_price,
+    parse_unit_price,
     with_default_prices,
 )
 from tollway.domain.usage import TOKENS_MAX
@@ -80,15 +81,13 @@ else:
 
 def unit_prices_of(written: UnitPricesWrite) -> UnitPrices:
     """Return the unit prices in pico-currency, with the default of every class that was left out."""
-    parsers = {Unit.TOKEN: money.parse_price_per_million, Unit.REQUEST: money.parse_amount}
     texts = {row: getattr(written, row.billing_class) for row in BILLING_CLASSES}
-    return with_default_prices({row.billing_class: parsers[row.unit](text) for row, text in texts.items() if text is not None})
+    return with_default_prices({row.billing_class: parse_unit_price(row.unit, text) for row, text in texts.items() if text is not None})
 
 
 def unit_prices_out(units: UnitPrices) -> dict[str, Any]:
     """Return unit prices as the fields of `UnitPricesOut`."""
-    formats = {Unit.TOKEN: money.format_price_per_million, Unit.REQUEST: money.format_amount}
-    return {row.billing_class: formats[row.unit](units.get(row.billing_class)) for row in BILLING_CLASSES}
+    return {row.billing_class: format_unit_price(row.unit, units.get(row.billing_class)) for row in BILLING_CLASSES}
 
 
 def quantities_of(written: QuantitiesWrite) -> Quantities:
