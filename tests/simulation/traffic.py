@@ -17,7 +17,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
-from tollway.domain.usage import Ended, Outcome, UsageSource
+from tollway.domain.usage import TOKENS_MAX, Ended, Outcome, UsageSource
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import Waiter
 from tollway.gateway.meter import Record, meter
@@ -88,7 +88,9 @@ def _permit(request_id: str, price: PriceVersion, now: int, stream: bool) -> Per
         (),
         None,
         None,
+        TOKENS_MAX,
         stream,
+        1,
         1,
         False,
         False,

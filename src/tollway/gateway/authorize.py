@@ -48,15 +48,22 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
     if not grant.is_served:
         raise Fault(faults.ENDPOINT_UNSUPPORTED, param="model")
     dropped: Sequence[str] = ()
+    media_tokens = 0
     if not dialect.not_forwarded.isdisjoint(asked):
         dropped = [field for field in asked if field in dialect.not_forwarded]
     if not plain:
         dropped = _check_fields(asked, dialect, grant, dropped)
         messages = asked.get("messages")  # of whatever dialect: a model's policy may let them through anywhere
         if type(messages) is list:
-            check_messages(messages, media)
-    choices = (asked["n"] or 1) if "n" in asked and "n" in dialect.fields else 1
-    output_tokens_max, output_cap = _cap_output(asked, dialect, grant.model.output_tokens_max, choices)
+            media_tokens = check_messages(messages, media)
+    prompts = 1
+    if dialect.prompts_field:
+        value = asked[dialect.prompts_field]
+        prompts = len(value) if type(value) is list and type(value[0]) is not int else 1
+    sequences = prompts
+    if "n" in asked or "best_of" in asked:
+        sequences *= _count_choices(asked, dialect)
+    output_tokens_max, output_cap = _cap_output(asked, dialect, grant.model.output_tokens_max, sequences)
     stream = "stream" in asked and asked["stream"] is True and "stream" in dialect.fields
     hide_usage = hide_continuous = True
     if stream and dialect.usage_options is not None:
@@ -72,8 +79,10 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
         dropped,
         output_cap,
         output_tokens_max,
+        len(request.body) + prompts * dialect.prompt_tokens_added + media_tokens,
         stream,
-        choices,
+        prompts,
+        sequences,
         hide_usage,
         hide_continuous,
     )
@@ -108,25 +117,28 @@ def _check_fields(asked: dict[str, Any], dialect: Dialect, grant: ModelGrant, dr
     return dropped
 
 
-def _cap_output(asked: dict[str, Any], dialect: Dialect, cap: int | None, choices: int) -> tuple[int | None, int | None]:
-    """Hold the model's cap on output: a larger wish is refused, a missing one is to be set. Returns the most tokens that all choices
-    together can have, None if nothing bounds them; and the cap if it is to be set."""
+def _count_choices(asked: dict[str, Any], dialect: Dialect) -> int:
+    """Return how many outputs the engine generates for one prompt: of `best_of` candidates it returns `n`."""
+    return max([asked[field] or 1 for field in ("n", "best_of") if field in asked and field in dialect.fields], default=1)
+
+
+def _cap_output(asked: dict[str, Any], dialect: Dialect, cap: int | None, sequences: int) -> tuple[int | None, int | None]:
+    """Apply the model's cap on the output of one sequence: a larger wish is refused (Fault invalid_value), a missing one is to be set.
+
+    Return the most tokens that all sequences together can have, None if nothing bounds them; and the cap if it is to be set.
+    """
     if not dialect.has_output:
         return 0, None
-    wished = 0
+    wished: int | None = None
     for field in dialect.output_caps:
         wish = asked.get(field)
         if wish is not None:
             if cap is not None and wish > cap:
                 raise Fault(faults.PARAMETER_INVALID, param=field, message=f"'{field}' may be at most {cap} for this model.")
-            if wish > wished:
+            if wished is None or wish > wished:
                 wished = wish
-    most = wished or cap
-    if most is None:
-        return None, None
-    if "best_of" in asked and "best_of" in dialect.fields:
-        choices = max(choices, asked["best_of"] or 1)
-    return most * choices, None if wished else cap
+    most = cap if wished is None else wished
+    return None if most is None else most * sequences, cap if wished is None else None
 
 
 def _invalid(field: str) -> Fault:

@@ -166,25 +166,29 @@ class ModelGrant:
 class Call:
     """A permitted request: which model, at which price, and what the engine is to be asked.
 
-    `names`: the body's top-level fields. `dropped`: those of them that do not go up. `output_cap`: the model's, to be set where the client
-    named no maximum. `output_tokens_max`: most tokens that the answer can have, None if nothing says. `hide_usage`: the client did not ask
-    for usage in its stream, so it is taken out again.
+    `names`: the body's top-level fields. `dropped`: those of them that do not go up. `prompts`: how many the body holds. `sequences`: how
+    many outputs the engine generates for all of them, at least one; everything that scales with outputs uses this number. `output_cap`: the
+    model's, to be set where the client named no maximum. `output_tokens_max`: most tokens that all sequences together can have, None if
+    nothing bounds them. `input_tokens_max`: most tokens that all prompts together can have, as a bound that is never too small.
+    `hide_usage`: the client did not ask for usage in its stream, so it is removed again.
     """
 
     __slots__ = (
         "caller",
-        "choices",
         "dialect",
         "dropped",
         "grant",
         "hide_continuous",
         "hide_usage",
+        "input_tokens_max",
         "model",
         "names",
         "output_cap",
         "output_tokens_max",
         "price",
+        "prompts",
         "request",
+        "sequences",
         "stream",
     )
 
@@ -200,8 +204,10 @@ class Call:
         dropped: Sequence[str],
         output_cap: int | None,
         output_tokens_max: int | None,
+        input_tokens_max: int,
         stream: bool,
-        choices: int,
+        prompts: int,
+        sequences: int,
         hide_usage: bool,
         hide_continuous: bool,
     ) -> None:
@@ -215,8 +221,10 @@ class Call:
         self.dropped = dropped
         self.output_cap = output_cap
         self.output_tokens_max = output_tokens_max
+        self.input_tokens_max = input_tokens_max
         self.stream = stream
-        self.choices = choices
+        self.prompts = prompts
+        self.sequences = sequences
         self.hide_usage = hide_usage
         self.hide_continuous = hide_continuous
 
@@ -231,8 +239,8 @@ class Call:
         self.names = ()
 
     def wants_continuous(self, deployment: Deployment) -> bool:
-        """Return whether to ask for running usage. Not where several choices are generated: vLLM counts each of them by itself then."""
-        return self.choices == 1 and ENGINES[deployment.engine].continuous_usage
+        """Return whether to ask for running usage. Not where several sequences are generated: vLLM counts each of them by itself then."""
+        return self.sequences == 1 and ENGINES[deployment.engine].continuous_usage
 
     def upstream_body(self, deployment: Deployment) -> bytes:
         """The body for one deployment: the client's values verbatim, with the fields set that are ours to set."""

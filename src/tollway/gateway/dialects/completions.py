@@ -2,7 +2,7 @@
 
 from tollway.domain.catalog import Endpoint
 from tollway.gateway.dialects import fields
-from tollway.gateway.dialects.dialect import Dialect
+from tollway.gateway.dialects.dialect import PLAIN_PROMPT_TOKENS_ADDED, Dialect
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.openai_answers import read_answer
 from tollway.gateway.dialects.openai_requests import COMMON_FIELDS, NOT_FORWARDED, USAGE_OPTIONS
@@ -26,5 +26,7 @@ DIALECT: Dialect = Dialect(
     render_error=openai_error,
     not_forwarded=NOT_FORWARDED,
     output_caps=("max_tokens",),
+    prompts_field="prompt",
+    prompt_tokens_added=PLAIN_PROMPT_TOKENS_ADDED,
     usage_options=USAGE_OPTIONS,
 )

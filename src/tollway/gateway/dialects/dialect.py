@@ -73,6 +73,12 @@ class UsageOptions:
 
 REQUEST_ID_HEADERS = b"x-request-id: %b\r\n"
 
+TEMPLATE_TOKENS_MAX = 4096
+"""Tokens that a chat template may add to the messages: default system prompts and instructions for tools. The longest published templates
+add about 1,500; the names and marks of each message are shorter than the JSON around it, which is counted in bytes."""
+PLAIN_PROMPT_TOKENS_ADDED = 64
+"""Tokens that an engine may add to a prompt without a template: marks of its beginning and end, and an embedding model's instruction."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
@@ -81,9 +87,11 @@ class Dialect:
     Requests: `fields` are the API's own, with their checks; `required` must be there; `not_forwarded` are accepted and withheld from the
     engine; `allows_unknown_fields`: the API's contract asks gateways to forward fields that they do not know. `output_caps`: fields that
     bound an answer's tokens, the first of which is set where a model has a cap and the client named none; empty for answers without
-    tokens of their own. `service_tiers`: what the values of that field mean. `usage_options`: how a stream is asked for its usage; None if
-    the API always reports it. `forwarded_headers`: those that the API asks gateways to pass on unchanged. `model_endpoint`: the endpoint
-    that a model must offer for this one to be usable; None for this one itself.
+    tokens of their own. `prompts_field`: the field that may hold several prompts; empty if a body is one prompt. `prompt_tokens_added`:
+    most tokens that an engine adds to each prompt, such as the text of its chat template. `service_tiers`: what the values of that field
+    mean. `usage_options`: how a stream is asked for its usage; None if the API always reports it. `forwarded_headers`: those that the API
+    asks gateways to pass on unchanged. `model_endpoint`: the endpoint that a model must offer for this one to be usable; None for this one
+    itself.
 
     Answers: `read_answer` takes a body of status 200 with the upstream's name of the model, the public one, and the most output tokens;
     `new_stream` makes the reader of a stream. `request_id_headers`: the template of the header lines that carry the request's id.
@@ -100,6 +108,8 @@ class Dialect:
     new_stream: NewStream
     render_error: Callable[[Fault, str | None], bytes]
     output_caps: tuple[str, ...] = ()
+    prompts_field: str = ""
+    prompt_tokens_added: int = TEMPLATE_TOKENS_MAX
     service_tiers: Mapping[str, ServiceTier] = field(default_factory=dict)
     usage_options: UsageOptions | None = None
     not_forwarded: frozenset[str] = frozenset()

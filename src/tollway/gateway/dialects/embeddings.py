@@ -2,7 +2,7 @@
 
 from tollway.domain.catalog import Endpoint
 from tollway.gateway.dialects import fields
-from tollway.gateway.dialects.dialect import Dialect
+from tollway.gateway.dialects.dialect import PLAIN_PROMPT_TOKENS_ADDED, Dialect
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.openai_answers import read_answer
 from tollway.gateway.dialects.openai_requests import NOT_FORWARDED
@@ -25,4 +25,6 @@ DIALECT: Dialect = Dialect(
     new_stream=OpenAIStream,
     render_error=openai_error,
     not_forwarded=NOT_FORWARDED,
+    prompts_field="input",
+    prompt_tokens_added=PLAIN_PROMPT_TOKENS_ADDED,
 )

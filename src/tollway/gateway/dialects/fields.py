@@ -54,9 +54,13 @@ NEVER_FORWARDED = frozenset(
         "bootstrap_host", "bootstrap_port", "bootstrap_room", "cache_salt", "data_parallel_rank", "dp_rank", "extra_key",
         "kv_transfer_params", "nvext", "priority", "routed_dp_rank", "disaggregated_params", "ec_transfer_params", "vllm_xargs",
         "service_tier",
+        # how many outputs are generated and how long they may be, in the words of other APIs and engines
+        "best_of", "max_completion_tokens", "max_length", "max_new_tokens", "max_output_tokens", "max_tokens", "n", "n_cmpl", "n_predict",
+        "num_return_sequences",
     }
 )  # fmt: skip
-"""Fields that change who asks, where it runs, in what order or with whose cache. Refused from clients whatever the model's policy."""
+"""Fields that change who asks, where it runs, in what order, with whose cache, or how much output is generated unseen by the bounds of the
+request. Refused from clients whatever the model's policy, except by an API that has the field and checks it."""
 
 
 _NUMBERS = frozenset({float, int})

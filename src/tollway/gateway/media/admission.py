@@ -16,8 +16,10 @@ _KINDS = {"image_url": "image/", "video_url": "video/", "audio_url": "audio/", "
 The arguments of a tool call (`input`) are not examined, because nothing fetches them."""
 
 
-def check_messages(messages: Iterable[Any], bounds: MediaBounds) -> None:
-    """Check the links and media in messages. For a message of text only the type of its content is examined.
+def check_messages(messages: Iterable[Any], bounds: MediaBounds) -> int:
+    """Check the links and media in messages. Return the most input tokens that a model can read the media as, 0 if there are none.
+
+    For a message of text only the type of its content is examined.
 
     Raises Fault invalid_image_url for a link that must not be fetched, invalid_media or media_too_large; `param` names the place.
     """
@@ -29,6 +31,7 @@ def check_messages(messages: Iterable[Any], bounds: MediaBounds) -> None:
                 if tally is None:
                     tally = Tally(bounds)
                 _check_parts(content, f"messages[{number}].content", tally)
+    return 0 if tally is None else tally.tokens_max
 
 
 def _check_parts(parts: list[Any], place: str, tally: Tally) -> None:
@@ -58,23 +61,23 @@ def _check_object(name: str, value: dict[str, Any], part: dict[str, Any], place:
         _check_url(value["url"], kind, f"{place}.url", tally)
     if name == "input_audio":
         if value.get("data") is not None:
-            tally.count_part(place)
+            tally.count_part(kind, place)
             tally.add(_text(value["data"], place), 0, f"audio/{_text(value.get('format'), place).lower()}", kind, place)
     elif name == "file":
         if value.get("file_data") is not None:
-            tally.count_part(place)
+            tally.count_part(kind, place)
             tally.add_url(_text(value["file_data"], place), kind, f"{place}.file_data")
     elif name == "source":
         is_text = part.get("type") == "document" and value.get("type") == "text"
         if value.get("data") is not None and not is_text:
-            tally.count_part(place)
+            tally.count_part(kind, place)
             tally.add(_text(value["data"], place), 0, _text(value.get("media_type"), place).lower(), kind, f"{place}.data")
         if type(value.get("content")) is list:  # a document of parts
             _check_parts(value["content"], f"{place}.content", tally)
 
 
 def _check_url(url: str, kind: str, place: str, tally: Tally) -> None:
-    tally.count_part(place)
+    tally.count_part(kind, place)
     if url[:5].lower() == "data:":
         tally.add_url(url, kind, place)
     elif not is_public(url):

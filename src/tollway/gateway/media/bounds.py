@@ -20,6 +20,10 @@ _ENCODING = ";base64"
 _MEASURED = frozenset({"image/png", "image/jpeg", "image/jpg", "image/gif", "image/webp"})
 """Types whose data must be a picture in one of these formats, not necessarily the declared one: programs mix them up, and decoders go by
 the content."""
+_TOKENS_MAX = {"image/": 32_768, "audio/": 65_536, "video/": 262_144, "": 262_144}
+"""Most input tokens of one part, by how its media type begins: twice what the processors of known models make of the largest input (16,384
+for a picture, an hour of sound, a model's whole context for a film or a file). The bytes say little, because a link has none and small
+pictures are enlarged."""
 _FRAMES = "video/jpeg"
 """Media type of vLLM for a film given as pictures, separated by commas."""
 
@@ -48,17 +52,19 @@ class MediaBounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tally:
-    """Counts the media in the messages of one request."""
+    """Counts the media in the messages of one request. `tokens_max`: most tokens that a model can read them as."""
 
-    __slots__ = ("_bounds", "_bytes", "_parts", "_pixels")
+    __slots__ = ("_bounds", "_bytes", "_parts", "_pixels", "tokens_max")
 
     def __init__(self, bounds: MediaBounds) -> None:
         self._bounds = bounds
         self._parts = self._bytes = self._pixels = 0
+        self.tokens_max = 0
 
-    def count_part(self, place: str) -> None:
-        """Count one more part with media. Raises Fault invalid_media."""
+    def count_part(self, kind: str, place: str) -> None:
+        """Count one more part with media of a type that begins with `kind`. Raises Fault invalid_media."""
         self._parts += 1
+        self.tokens_max += _TOKENS_MAX[kind]
         if self._parts > self._bounds.parts_max:
             raise refuse(place, f"The messages have more than {self._bounds.parts_max} images, sounds, films and files.")
 
