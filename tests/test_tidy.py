@@ -112,7 +112,7 @@ UNCONVERTED_PROSE: dict[str, int] = {
     "reliability/": 68,
     "scripts/": 6,
     "src/tollway/cli/": 74,
-    "src/tollway/control/": 150,
+    "src/tollway/control/": 144,
     "src/tollway/domain/": 54,
     "src/tollway/gateway/": 1,
     "src/tollway/link/": 48,

@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 
 from tollway.control import keys
-from tollway.control.api.routes import ControlPlane
+from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
 from tollway.domain import ids
 from tollway.domain import keys as domain_keys

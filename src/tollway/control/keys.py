@@ -10,7 +10,7 @@ from tollway.control import publish
 from tollway.domain import ids
 from tollway.domain import keys as domain
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.keys import KeyType
+from tollway.domain.keys import Key, KeyType
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.pages import Page, Window
 from tollway.domain.snapshot import KeyEntry
@@ -18,7 +18,7 @@ from tollway.domain.tenants import ServiceAccount, Status
 from tollway.storage import keys as storage
 from tollway.storage import tenants as stored_tenants
 from tollway.storage.database import PlatformTx, TenantTx
-from tollway.storage.keys import Digest, Key
+from tollway.storage.keys import Digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 import msgspec
 
 from tollway.domain.faults import DRAINING, OVERLOADED, Fault
+from tollway.domain.nodes import SeenNode
 from tollway.domain.snapshot import FORMAT, Change, Entry, SnapshotHead
 from tollway.storage import platform_queries
 from tollway.storage import publish as storage
@@ -97,7 +98,7 @@ def acknowledge(tx: PlatformTx, node_id: str, version: int, now: int) -> bool:
     return True
 
 
-def list_nodes(tx: PlatformTx, *, seen_since: int = 0) -> list[storage.SeenNode]:
+def list_nodes(tx: PlatformTx, *, seen_since: int = 0) -> list[SeenNode]:
     """The nodes heard of since then."""
     return storage.list_nodes(tx, seen_since=seen_since)
 

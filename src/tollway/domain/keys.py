@@ -11,9 +11,13 @@ import hmac
 import re
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
+
+from tollway.domain.limits import UNLIMITED, Limits
+from tollway.domain.tenants import ServiceAccount
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _PUBLIC_CHARS, _SECRET_CHARS, _CHECK_CHARS = 8, 43, 6
@@ -31,6 +35,25 @@ class KeyType(StrEnum):
     ADMIN = "admin"  # an organization's administration
     PLATFORM = "platform"  # the operator
     NODE = "node"  # a gateway towards control
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """An API key as administration shows it, without its secret.
+
+    `project_id` is None for the admin keys of an organization and for keys of the platform. `models`: the names that the key may use;
+    None for all models of its project. Instants are UTC microseconds; `expires_at` is exclusive, None for a key that does not expire."""
+
+    id: str
+    type: KeyType
+    project_id: str | None
+    name: str
+    redacted: str
+    created_at: int
+    expires_at: int | None = None
+    models: tuple[str, ...] | None = None
+    limits: Limits = UNLIMITED
+    service_account: ServiceAccount | None = None
 
 
 class NewKey(msgspec.Struct, frozen=True):

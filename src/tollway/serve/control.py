@@ -25,8 +25,8 @@ import uvloop
 
 from tollway.control import closing, keys, publish, reconcile, retention
 from tollway.control.api.app import create_apps
-from tollway.control.api.routes import ControlPlane
 from tollway.control.closing import Closing
+from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
 from tollway.control.reconcile import ReconcileOptions, Reconciliation
 from tollway.domain import ids

@@ -9,29 +9,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.domain.keys import KeyType
-from tollway.domain.limits import UNLIMITED, Limits
+from tollway.domain.keys import Key, KeyType
+from tollway.domain.limits import Limits
 from tollway.domain.pages import Page, Window
 from tollway.domain.tenants import ServiceAccount
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema import api_keys, service_accounts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """A key as administration sees it. `project_id` is None for an organization's admin keys; `expires_at` is exclusive."""
-
-    id: str
-    type: KeyType
-    project_id: str | None
-    name: str
-    redacted: str
-    created_at: int
-    expires_at: int | None = None
-    models: tuple[str, ...] | None = None
-    limits: Limits = UNLIMITED
-    service_account: ServiceAccount | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ there is one writer at a time anyway.)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 import sqlalchemy as sa
 
+from tollway.domain.nodes import SeenNode
 from tollway.domain.snapshot import Change
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.schema import changes, nodes, publish_head
@@ -76,16 +76,6 @@ def find_changes(tx: PlatformTx, since: int, limit: int) -> list[tuple[int, byte
 
 
 # ---- Nodes ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class SeenNode:
-    """A gateway as control last heard of it."""
-
-    id: str
-    acked_version: int
-    first_seen_at: int
-    seen_at: int
 
 
 def put_ack(tx: PlatformTx, node_id: str, version: int, now: int) -> None:

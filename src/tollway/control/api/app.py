@@ -43,7 +43,8 @@ from tollway.control.api import (
     service_accounts,
     usage,
 )
-from tollway.control.api.routes import ControlPlane, Plane, Route, public, router
+from tollway.control.api.routes import Plane, Route, public, router
+from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.faults import BODY_TOO_LARGE, INTERNAL, OVERLOADED, REQUEST_TIMEOUT, TARGET_INVALID, Fault
 

@@ -10,8 +10,9 @@ from starlette.responses import Response, StreamingResponse
 
 from tollway.control import publish
 from tollway.control.api import routes
-from tollway.control.api.routes import ControlPlane, Node, Plane
+from tollway.control.api.routes import Node, Plane
 from tollway.control.api.schemas import AckIn
+from tollway.control.plane import ControlPlane
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Blame, Fault, FaultKind
 
 router = routes.router(tags=["link"])

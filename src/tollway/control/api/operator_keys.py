@@ -9,7 +9,7 @@ from tollway.control.api import routes
 from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import Deleted, Identified, In, ListOut, Name, PageQuery, list_out, seconds
 from tollway.domain import ids
-from tollway.storage.keys import Key
+from tollway.domain.keys import Key
 
 router = routes.router(tags=["operators"])
 

@@ -25,8 +25,9 @@ from tollway.control.api.price_schemas import (
     finding_out,
     preview_out,
 )
-from tollway.control.api.routes import ControlPlane, Plane, PlatformOperator
+from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import ListOut, Out, PageQuery, list_out, seconds
+from tollway.control.plane import ControlPlane
 from tollway.control.preview import Progress, Scope
 from tollway.domain import ids
 from tollway.domain.faults import Fault

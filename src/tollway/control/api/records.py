@@ -9,9 +9,10 @@ from starlette.responses import JSONResponse, Response
 
 from tollway.control import collect
 from tollway.control.api import routes
-from tollway.control.api.routes import ControlPlane, Node, Plane, plane_of
+from tollway.control.api.routes import Node, Plane, plane_of
 from tollway.control.batches import BatchRefused
 from tollway.control.collect import Gap, Ingested
+from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, RESOURCE_UNKNOWN, Blame, Fault, FaultKind
 from tollway.storage.archive import Archive, ArchiveShort

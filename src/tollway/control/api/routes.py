@@ -1,11 +1,11 @@
-"""What every route shares: its access declaration, strict reading of bodies, and the `ControlPlane` that endpoints work with.
+"""The parts that all routes share: access declarations, strict reading of bodies, and the `ControlPlane` of the process.
 
 Theory of operation. A route declares its access as a dependency (`OrganizationAdmin`, `PlatformOperator`, `Node`, or `public`).
 `Route`, the route class of all routers, finds that declaration when the route is made (a route without one cannot be made) and
 enforces it before a byte of the body is read. Access hangs on the route object, never on a path compared as text.
 
 Bodies are parsed strictly: JSON in UTF-8, no duplicate keys at any depth, no NaN, bounded in size and depth; then by a pydantic
-model that refuses unknown fields. Query parameters that the route does not declare are refused likewise; `name[]=` is read as
+model that refuses unknown fields. Query parameters that the route does not declare are refused too; `name[]=` is read as
 `name=`, as OpenAI's clients write arrays.
 
 An endpoint is a plain function in a worker thread. It opens the transaction it needs
@@ -14,8 +14,7 @@ An endpoint is a plain function in a worker thread. It opens the transaction it 
 
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import jiter
@@ -31,10 +30,7 @@ from tollway.control import access
 from tollway.control.access import Node as NodeCaller
 from tollway.control.access import Operator, Tenant
 from tollway.control.api.errors import name_of
-from tollway.control.closing import Closing
-from tollway.control.keys import Ingredients, Pepper
-from tollway.control.publish import Publications
-from tollway.control.reconcile import Reconciliation
+from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.faults import (
     CONTENT_CODING_UNSUPPORTED,
@@ -47,45 +43,6 @@ from tollway.domain.faults import (
     RESOURCE_UNKNOWN,
     Fault,
 )
-from tollway.domain.keys import RANDOM_BYTES
-from tollway.domain.money import PICO
-from tollway.storage.database import Database
-from tollway.storage.vault import LocalVault
-
-
-@dataclass(frozen=True, slots=True)
-class ControlPlane:
-    """What the routes of one control process work with. `now`: UTC microseconds. `random_bytes(n)`: n unpredictable bytes.
-
-    `peppers`: by version, at most two, the one named by `pepper_version` for new keys. `log`: writes one line of structured log.
-    `approval_above_pico`: corrections that move more need a second operator. `closing`: None if periods are closed by operators only.
-    """
-
-    database: Database
-    peppers: Mapping[int, bytes]
-    pepper_version: int
-    vault: LocalVault
-    archive_directory: Path
-    publications: Publications
-    now: Callable[[], int]
-    random_bytes: Callable[[int], bytes]
-    log: Callable[[Mapping[str, object]], None]
-    reconciliation: Reconciliation = field(default_factory=Reconciliation)
-    approval_above_pico: int = 100 * PICO
-    closing: Closing | None = None
-
-    def new_id(self, prefix: str) -> str:
-        """A fresh id of kind `prefix` (domain.ids)."""
-        return ids.new_id(prefix, self.now(), self.random_bits())
-
-    def random_bits(self) -> int:
-        """Fresh random bits, as many as an id takes."""
-        return int.from_bytes(self.random_bytes(10), "big")
-
-    def new_ingredients(self) -> Ingredients:
-        """Return what a new key is made of."""
-        pepper = Pepper(self.pepper_version, self.peppers[self.pepper_version])
-        return Ingredients(self.random_bytes(RANDOM_BYTES), pepper)
 
 
 def plane_of(request: Request) -> ControlPlane:
@@ -101,7 +58,7 @@ Plane = Annotated[ControlPlane, Depends(plane_of)]
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may pass. As a dependency it yields the caller; `check` decides, in a worker thread, and raises a Fault to refuse."""
+    """A rule of who may call a route. As a dependency it yields the caller. `check` runs in a thread and raises a Fault to refuse."""
 
     name: str
     check: Callable[[ControlPlane, Request], object]

@@ -14,12 +14,12 @@ from tollway.control.keys import ShownKey
 from tollway.domain import money
 from tollway.domain.catalog import MODEL_NAME, Deployment, Endpoint, Engine, Model, UnknownParameters
 from tollway.domain.currencies import get_currency
+from tollway.domain.keys import Key
 from tollway.domain.limits import REQUESTS_PER_MINUTE_MAX, Limits
+from tollway.domain.nodes import SeenNode
 from tollway.domain.pages import Page, Window
 from tollway.domain.periods import find_zone
 from tollway.domain.tenants import Organization, Project, ServiceAccount
-from tollway.storage.keys import Key
-from tollway.storage.publish import SeenNode
 
 SECONDS_MAX = 253_402_300_799
 """The last second of the year 9999: later instants are typing errors (milliseconds, usually)."""

@@ -1,0 +1,53 @@
+"""The parts that one control process is made of: its database, secrets, clock, randomness, log and state in memory.
+
+`serve.control` makes it once. The routes of `api` and the periodic jobs receive it; the parts below them receive only what they need.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tollway.control.closing import Closing
+from tollway.control.keys import Ingredients, Pepper
+from tollway.control.publish import Publications
+from tollway.control.reconcile import Reconciliation
+from tollway.domain import ids
+from tollway.domain.keys import RANDOM_BYTES
+from tollway.domain.money import PICO
+from tollway.storage.database import Database
+from tollway.storage.vault import LocalVault
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlane:
+    """The parts of one control process. `now`: UTC microseconds. `random_bytes(n)`: n unpredictable bytes.
+
+    `peppers`: by version, at most two; new keys use the one of `pepper_version`. `log`: writes one line of structured log.
+    `approval_above_pico`: corrections that move more need a second operator. `closing`: None if only operators close periods.
+    """
+
+    database: Database
+    peppers: Mapping[int, bytes]
+    pepper_version: int
+    vault: LocalVault
+    archive_directory: Path
+    publications: Publications
+    now: Callable[[], int]
+    random_bytes: Callable[[int], bytes]
+    log: Callable[[Mapping[str, object]], None]
+    reconciliation: Reconciliation = field(default_factory=Reconciliation)
+    approval_above_pico: int = 100 * PICO
+    closing: Closing | None = None
+
+    def new_id(self, prefix: str) -> str:
+        """Return a new id with `prefix` (a constant of domain.ids)."""
+        return ids.new_id(prefix, self.now(), self.random_bits())
+
+    def random_bits(self) -> int:
+        """Return 80 fresh random bits, as many as an id takes."""
+        return int.from_bytes(self.random_bytes(10), "big")
+
+    def new_ingredients(self) -> Ingredients:
+        """Return what a new key is made of."""
+        pepper = Pepper(self.pepper_version, self.peppers[self.pepper_version])
+        return Ingredients(self.random_bytes(RANDOM_BYTES), pepper)
