@@ -54,14 +54,14 @@ class TestOneDemo:
 
     def test_the_printed_python_lines_work_as_they_stand(self, demo: Demo) -> None:
         demo.running.wait_until(lambda: "Ctrl-C" in demo.running.stdout.read_text())
-        lines = demo.running.stdout.read_text().split("OpenAI's SDK for Python:\n")[1].split("\nWhat was used")[0]
+        lines = demo.running.stdout.read_text().split("pip install openai):\n")[1].split("\nWhat was used")[0]
         code = "\n".join(line.removeprefix("  ") for line in lines.splitlines())
         ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_SECONDS)
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.strip()
 
     def test_keys_are_readable_by_their_owner_only(self, demo: Demo) -> None:
-        for name in ("demo.json", "demo-keys.json", "secrets.json"):
+        for name in ("demo.json", "demo.env", "demo-keys.json", "secrets.json"):
             assert stat.S_IMODE((demo.running.directory / name).stat().st_mode) == 0o600
 
     def test_no_key_is_in_any_log_or_on_any_command_line(self, demo: Demo) -> None:

@@ -24,10 +24,10 @@ from tollway.domain.keys import KeyType
 from tollway.settings import OperatorError
 
 FORMAT = 1
-"""Of the data directory as a whole. Raised when an older Tollway could misread what a newer one wrote."""
+"""Format of the data directory as a whole. Raised when an older Tollway could misread what a newer one wrote."""
 
 SECRET_BYTES = 32
-"""Of a pepper and of the vault key: the key size of HMAC-SHA256 and AES-256."""
+"""Length of a pepper and of the vault key: the key size of HMAC-SHA256 and AES-256."""
 
 SECRETS_ENV = ("TOLLWAY_PEPPER", "TOLLWAY_VAULT_KEY", "TOLLWAY_NODE_KEY", "TOLLWAY_PLATFORM_KEY")
 """Variables that replace secrets.json in a cluster, where nodes do not share a directory."""
@@ -35,7 +35,7 @@ SECRETS_ENV = ("TOLLWAY_PEPPER", "TOLLWAY_VAULT_KEY", "TOLLWAY_NODE_KEY", "TOLLW
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secrets:
-    """What a process needs to check keys and open credentials. Never printed: repr shows nothing.
+    """The secrets that a process needs to check keys and open credentials. repr shows none of them.
 
     `peppers` by version, 32 bytes each. `platform_key` is None where only a gateway's secrets were given.
     """
@@ -126,7 +126,7 @@ def make_secrets(directory: Path) -> None:
         "node_key": keys.new_key(KeyType.NODE, secrets.token_bytes(keys.RANDOM_BYTES)).secret,
         "platform_key": keys.new_key(KeyType.PLATFORM, secrets.token_bytes(keys.RANDOM_BYTES)).secret,
     }
-    whole = _write_aside(path, body, mode=0o600)
+    whole = _write_aside(path, _as_json(body), mode=0o600)
     try:
         os.link(whole, path)  # unlike rename, fails if the name is taken: a secret is never replaced
     except FileExistsError:
@@ -212,15 +212,24 @@ def _check_key(text: object, type: KeyType, where: str) -> str:
 def write_atomically(path: Path, body: Mapping[str, Any], *, mode: int) -> None:
     """Write `body` as JSON so that whoever opens `path` sees the old file or the new one, whole, even after a loss of
     power."""
-    os.replace(_write_aside(path, body, mode=mode), path)
+    write_text_atomically(path, _as_json(body), mode=mode)
+
+
+def write_text_atomically(path: Path, text: str, *, mode: int) -> None:
+    """Write `text`, with the promise of `write_atomically`."""
+    os.replace(_write_aside(path, text, mode=mode), path)
     _sync_directory(path.parent)
 
 
-def _write_aside(path: Path, body: Mapping[str, Any], *, mode: int) -> Path:
+def _as_json(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, indent=2) + "\n"
+
+
+def _write_aside(path: Path, text: str, *, mode: int) -> Path:
     aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(json.dumps(body, indent=2).encode() + b"\n")
+        file.write(text.encode())
         file.flush()
         os.fsync(descriptor)
     return aside

@@ -11,6 +11,7 @@ engines' addresses, is corrected.
 import asyncio
 import json
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -35,16 +36,20 @@ ORGANIZATION, PROJECT, CURRENCY = "demo", "demo", "EUR"
 REAL_MODEL, SIMULATED_MODEL = "smollm2-135m", "sim-echo"
 
 LIMITS = {"requests_per_minute": 1_000_000, "concurrent_requests": 10_000}
-"""Of the project: there, so that responses carry their headers, and high enough for any load test on one machine."""
+"""Limits of the project: set, so that responses carry their headers, and high enough for any load test on one machine."""
 
 OPTIONS = ("--port", "--config", "--control-port", "--config")
-"""What `tollway demo` calls the addresses of gateway, internal, control and link."""
+"""Options of `tollway demo` for the addresses of gateway, internal, control and link."""
 
 HTTP_SECONDS = 30.0
-"""For one answer of the control plane, on a machine that is starting five processes."""
+"""Deadline of one answer of the control plane, on a machine that is starting five processes."""
 
 SNAPSHOT_SECONDS = 30.0
-"""Until the gateway knows the new key and models; it takes milliseconds unless something is wrong."""
+"""Deadline of the gateway for learning the new key and models; it takes milliseconds unless something is wrong."""
+
+VARIABLES = "demo.env"
+"""File of the data directory that a shell sources: where the demo listens and with which keys, under the names that OpenAI's SDKs and
+Tollway's commands read."""
 
 Say = Callable[[str], None]
 
@@ -87,13 +92,15 @@ async def _run(installation: Installation, simulator: socket.socket, real: bool,
     async def begin() -> None:
         urls = await _start(supervisor, installation, simulator, real, say)
         demo = await _seed(installation, _models(urls), say)
+        data_directory.write_text_atomically(installation.directory / VARIABLES, _shell_variables(demo), mode=0o600)
         data_directory.write_atomically(installation.directory / "demo.json", demo, mode=0o600)
         print(_welcome(demo, installation.directory), flush=True)
 
     try:
         await run_until_signal(supervisor, begin())
     finally:
-        (installation.directory / "demo.json").unlink(missing_ok=True)  # whoever waits for the next start must not see it
+        for name in ("demo.json", VARIABLES):  # a program that waits for the next start must not read the last one's
+            (installation.directory / name).unlink(missing_ok=True)
         say("stopped")
         log.close()
     return 1 if supervisor.failed else 0
@@ -259,7 +266,7 @@ async def _seed_tenant(api: "_Api", path: Path) -> dict[str, str]:
 
 
 async def _wait_for_models(gateway_url: str, api_key: str, names: list[str]) -> None:
-    """Until the gateway lists `names` for the key: it has the snapshot that holds both."""
+    """Wait until the gateway lists `names` for the key: it has the snapshot that holds both."""
     headers = {"authorization": f"Bearer {api_key}"}
     async with httpx2.AsyncClient(timeout=HTTP_SECONDS, trust_env=False) as http:
         try:
@@ -315,18 +322,34 @@ async def _api(control_url: str, key: str) -> AsyncIterator[_Api]:
 # ---- welcome ---------------------------------------------------------------------------------------------------------
 
 
+def _shell_variables(demo: Mapping[str, Any]) -> str:
+    values = {
+        "OPENAI_BASE_URL": f"{demo['gateway_url']}/v1",
+        "OPENAI_API_KEY": demo["api_key"],
+        "OPENAI_ADMIN_KEY": demo["admin_key"],
+        "TOLLWAY_CONTROL_URL": demo["control_url"],
+        "MODEL": demo["model"],
+    }
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
+
+
 def _welcome(demo: Mapping[str, Any], directory: Path) -> str:
     url, key, model = f"{demo['gateway_url']}/v1", demo["api_key"], demo["model"]
     body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": "What is a toll road?"}]})
     tollway = _command()
-    where = "" if directory == Path("tollway-data").absolute() else f" --data-dir {directory}"
+    where = "" if directory == Path("tollway-data").absolute() else f" --data-dir {shlex.quote(str(directory))}"
     return f"""
 Tollway is ready.
 
   inference       {url}
   administration  {demo["control_url"]}/v1
-  key             {key}
+  API key         {key}
+  admin key       {demo["admin_key"]}
   models          {", ".join(demo["models"])}
+
+All of this as variables of a shell:
+
+  . {shlex.quote(str(directory / VARIABLES))}
 
 Stream an answer:
 
@@ -334,7 +357,7 @@ Stream an answer:
     -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
     -d '{body}'
 
-The same with OpenAI's SDK for Python:
+The same with OpenAI's SDK for Python ({shlex.quote(sys.executable)} -m pip install openai):
 
   from openai import OpenAI
   client = OpenAI(base_url="{url}", api_key="{key}")
@@ -348,7 +371,7 @@ What was used, and what it costs:
   {tollway} usage{where}
   {tollway} costs{where}
 
-Everything is kept in {directory}. Ctrl-C stops all processes.
+The data directory is {directory}. Ctrl-C stops all processes.
 """
 
 
