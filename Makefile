@@ -77,7 +77,7 @@ check: $(VENV)/.dev  ## style, types, architecture, house rules: seconds
 
 SECONDS ?= 60
 .PHONY: simulate
-simulate: $(VENV)/.dev  ## simulated histories of the way of a record (ARGS="FIRST COUNT", or "--seed N" with its trace)
+simulate: $(VENV)/.dev  ## simulated histories of the metering pipeline (ARGS="FIRST COUNT", or "--seed N" with its trace)
 	@exec $(VENV)/bin/python -m tests.simulation.run $(ARGS)
 
 .PHONY: mutations

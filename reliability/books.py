@@ -1,5 +1,5 @@
 """R16: the same sums from every side. What the usage API, the costs API and the ledger say is held against the events' bills, to the
-pico, and the ledger against itself. The bills themselves are judged against the engine's truth log elsewhere (`judging.py`)."""
+pico, and the ledger against itself. The bills themselves are checked against the engine's truth log elsewhere (`bill_checks.py`)."""
 
 import time
 from collections import Counter
@@ -11,7 +11,7 @@ import httpx2
 import sqlalchemy as sa
 from pysqlite3 import dbapi2
 
-from reliability.judging import TOKEN_CLASSES, Bill
+from reliability.bill_checks import TOKEN_CLASSES, Bill
 from reliability.platforms import Platform
 from reliability.running import WAIT_SECONDS
 
@@ -22,14 +22,14 @@ LINE_ITEMS = {
     "reasoning_tokens": "reasoning",
     "requests": "request",
 }
-"""What the costs API calls each billing class."""
+"""Name of each billing class in the costs API."""
 
 USAGE_NAMES = ("input_tokens", "input_cached_tokens", "output_tokens", "output_reasoning_tokens", "num_model_requests")
 
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """What the platform says of itself while it runs. `usage` by kind and model; `costs` by line item, in pico, and their sum as it
+    """Answers of the platform about itself while it runs. `usage` by kind and model; `costs` by line item, in pico, and their sum as it
     is told whole; `balances` by account, in pico."""
 
     usage: Mapping[str, Mapping[str, Counter[str]]]

@@ -6,8 +6,8 @@ the supervisor and the postmaster by `_keep`, which does what systemd does, noug
 Half of the kills do not wait for anything to be whole again, so that starts and recoveries are struck as well. Beside the load, an
 administrator makes and revokes keys, and notes what was acknowledged.
 
-The engine, which is the judge, lives through all of it and keeps its truth log on another file system than the platform's where
-there is one. The client's log and the books are held against it (`judging.py`, `books.py`)."""
+The engine, which knows the truth, lives through all of it and keeps its truth log on another file system than the platform's where
+there is one. The client's log and the books are held against it (`bill_checks.py`, `books.py`)."""
 
 import asyncio
 import random
@@ -27,7 +27,7 @@ from typing import Any
 import httpx2
 
 from reliability import books, load
-from reliability.judging import Heard, find_wrong, lines_of_log, read_bills, read_truth, wait_until_idle
+from reliability.bill_checks import Heard, find_wrong, lines_of_log, read_bills, read_truth, wait_until_idle
 from reliability.load import Sent
 from reliability.platforms import PRICES, Part, Platform, kill_child, list_models, reserved_ports, supervised
 from reliability.records import Line, record
@@ -39,7 +39,7 @@ VICTIMS = ("gateway", "control", "supervisor")
 BETWEEN_KILLS_SECONDS = (1.0, 5.0)
 BEFORE_RESTART_SECONDS = (0.0, 2.0)
 WHOLE_FRACTION = 0.5
-"""Of the kills, those before which everything must work again. The others may strike starts and recoveries; if all might, a slow machine
+"""Share of the kills before which everything must work again. The others may strike starts and recoveries; if all might, a slow machine
 would never serve anything, and prove nothing."""
 QUIET_SECONDS_MAX = 60.0
 """After the last answer, for everything to be collected."""
@@ -57,19 +57,19 @@ class Strike:
     victim: str
     killed_at: float
     is_whole: bool = False
-    """Whether everything worked just before."""
+    """True if everything worked just before."""
     up_at: float | None = None
 
 
 @dataclass(slots=True)
 class Administration:
-    """What the control plane acknowledged. `created`: id and secret of keys; `unsure`: ids whose revocation got no answer."""
+    """Changes that the control plane acknowledged. `created`: id and secret of keys; `unsure`: ids whose revocation got no answer."""
 
     created: dict[str, str] = field(default_factory=dict)
     revoked: set[str] = field(default_factory=set)
     unsure: set[str] = field(default_factory=set)
     answers: list[tuple[float, float, int]] = field(default_factory=list)
-    """When it was asked and answered (monotonic seconds), and the status; 0 where the connection failed."""
+    """Times at which it was asked and answered (monotonic seconds), and the status; 0 where the connection failed."""
 
     def statuses(self) -> dict[str, int]:
         """Return how often each status was answered."""
@@ -96,7 +96,7 @@ class Rig:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run came to. `wrong` is empty, or the promise is broken."""
+    """Result of a run. `wrong` is empty, or the promise is broken."""
 
     wrong: list[str]
     differences: list[str]
@@ -215,7 +215,7 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
 
 @contextmanager
 def _other_disk() -> Iterator[Path | None]:
-    """A directory in memory for the judge, so that it shares no disk with what it judges. None where there is none."""
+    """Return a directory in memory for the truth log, so that it shares no disk with what is checked. None where there is none."""
     memory = Path("/dev/shm")
     if not memory.is_dir():
         yield None

@@ -135,7 +135,7 @@ BAD_INPUT = ("gateway/test_flood.py", "wire/test_requests.py", "fuzz")
 
 @dataclass(slots=True)
 class Report:
-    """What pytest reported: outcomes by "file::name[case]" without classes, and what was `tried`, how often."""
+    """Report of pytest: outcomes by "file::name[case]" without classes, and what was `tried`, how often."""
 
     outcomes: dict[str, str] = field(default_factory=dict)
     tried: list[tuple[str, int]] = field(default_factory=list)

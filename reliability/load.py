@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from reliability.judging import Ended, Heard
+from reliability.bill_checks import Ended, Heard
 from reliability.running import WAIT_SECONDS
 from tollway.simulator import tokens
 
 PREFIX = "Tolls were paid in silver at the bridge over the river long before there were roads worth the name. "
-"""Of every text: so that the engine's prefix cache has something to find."""
+"""Beginning of every text, so that the engine's prefix cache has something to find."""
 
 THOUGHT_TOKENS = {"thinker": 6}
 """Made before the echo, by model (see `platforms.MODELS`)."""
@@ -115,7 +115,7 @@ def make_endless(seed: int) -> Iterator[Ask]:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of an open-ended load. `withheld`: requests that were due while RUNNING_MAX others ran. `wrong`: what no answer may
+    """Result of an open-ended load. `withheld`: requests that were due while RUNNING_MAX others ran. `wrong`: what no answer may
     be: a hang, a clean end without [DONE], another's content."""
 
     heard: list[Heard]
@@ -158,7 +158,7 @@ async def send_until(done: "asyncio.Task[None]", asks: Iterator[Ask], url: str, 
 
 
 async def send(ask: Ask, url: str, key: str) -> Heard:
-    """Send one request and take in what comes, as far as this client does. AssertionError: the answer cannot be one."""
+    """Send one request and read what comes, as far as this client does. AssertionError: the answer cannot be one."""
     place = urlsplit(url)
     assert place.hostname and place.port
     body = ask.body()

@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reliability import load
-from reliability.judging import Heard, find_wrong, read_bills, read_truth, wait_until_idle
+from reliability.bill_checks import Heard, find_wrong, read_bills, read_truth, wait_until_idle
 from reliability.platforms import PRICES, Apart, apart
 from reliability.records import Line, record
 from reliability.running import tollway
 
 PER_SECOND = 60.0
 AROUND_SECONDS = 3.0
-"""Of load before control goes and after it is back."""
+"""Seconds of load before control goes and after it is back."""
 
 
 @dataclass(slots=True)
 class Course:
-    """When what happened, in monotonic seconds. The gateway was away between `died_at` and `ready_at`."""
+    """Times of the events of a run, in monotonic seconds. The gateway was away between `died_at` and `ready_at`."""
 
     gone_at: float = 0.0
     died_at: float = 0.0

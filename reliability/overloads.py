@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from reliability import load
-from reliability.judging import Bill, Heard, find_wrong, read_bills, read_truth, wait_until_idle
+from reliability.bill_checks import Bill, Heard, find_wrong, read_bills, read_truth, wait_until_idle
 from reliability.load import Ask
 from reliability.platforms import PRICES, Platform, supervised
 from reliability.records import Line, record
 
 SLOTS, QUEUED = 8, 8
-"""Of the engine: what runs there at once, and what waits; vLLM answers 503 to the rest."""
+"""Limits of the engine: what runs there at once, and what waits; vLLM answers 503 to the rest."""
 BASE_SECONDS = 6.0
 """For the closed loop that finds the capacity."""
 GOODPUT_MIN = 0.9
@@ -102,7 +102,7 @@ def _costs(bills: Mapping[str, Bill], each: Heard) -> bool:
 
 
 def _asks(seed: int) -> Iterator[Ask]:
-    """Of ten words each, four of five as streams: half a second of the engine's time."""
+    """Requests of ten words each, four of five as streams: half a second of the engine's time."""
     dice = random.Random(seed)
     for number in itertools.count():
         yield Ask("slow", "chat/completions", f"{' '.join(dice.sample(load.WORDS, 9))} {number}", stream=number % 5 != 0)

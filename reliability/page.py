@@ -12,7 +12,7 @@ from reliability.records import Line
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What a figure is: what is done, what must hold, what it says nothing about, and how to take it."""
+    """Description of a figure: what is done, what must hold, what it says nothing about, and how to take it."""
 
     title: str
     test: str
@@ -35,7 +35,7 @@ FIGURES: Mapping[str, Figure] = {
         "and works, every revoked one does not. Nobody is told a 5xx but `draining`; nothing hangs; control answers 200 or 503. "
         "All is collected within 60 s.",
         "SIGKILL is not a power cut: what the kernel holds survives. One machine: no network between the parts fails. How soon "
-        "things are back is shown and not judged: the machine does other things beside.",
+        "things are back is shown and not checked: the machine does other things beside.",
         "python -m reliability R1 --kills 100 --database postgres --seed 1",
     ),
     "R2": Figure(
@@ -70,7 +70,7 @@ FIGURES: Mapping[str, Figure] = {
         "Bad inputs tried",
         "Bent bytes and bodies, made from good ones and from all that once broke something, through every parser and through sockets.",
         "No 5xx, no crash, no hang, no error that is not JSON in the API's shape, no more answers than requests; what is let "
-        "through is what was judged.",
+        "through is what was validated.",
         "`make fuzz` searches on from there, guided by coverage, for as long as it is let.",
         "python -m reliability R9",
     ),
@@ -135,10 +135,10 @@ ELSEWHERE: Mapping[str, str] = {
     "R13": "Cross-tenant attempts",
     "R15": "Client conformance over versions",
 }
-"""What has no line of ours yet. A line of one of them is shown all the same."""
+"""Figures without a line of ours yet. A line of one of them is shown all the same."""
 
 CASES_MAX = 4
-"""Of a figure, each with a table of its own; more of them are rows of one."""
+"""Most cases of a figure that get a table each; more of them are rows of one."""
 
 INTRODUCTION = """\
 # Reliability

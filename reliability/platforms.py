@@ -22,7 +22,7 @@ from typing import Any
 import httpx2
 import sqlalchemy as sa
 
-from reliability.judging import lines_of_log
+from reliability.bill_checks import lines_of_log
 from reliability.running import ENVIRONMENT, WAIT_SECONDS, Running, Start, end_all, list_descendants
 
 MODELS = {
@@ -140,7 +140,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:
-    """What a test needs to use a platform, and to judge it."""
+    """Running platform, with what a test needs to use and to check it."""
 
     directory: Path
     gateway_url: str
@@ -171,7 +171,7 @@ class Platform:
         return sum(int(result["num_model_requests"]) for bucket in buckets for result in bucket["results"])
 
     def wait_until_billed(self, requests: int) -> None:
-        """Until the tenant's usage has at least so many requests, and every life of a gateway but the present one is handed in."""
+        """Wait until the tenant's usage has at least so many requests, and every epoch of a gateway but the present one is shipped."""
         deadline = time.monotonic() + WAIT_SECONDS
         while (counted := self.count_billed_requests()) is None or counted < requests or self._unshipped_epochs()[:-1]:
             assert time.monotonic() < deadline, f"{counted} of {requests} requests billed, not handed in: {self._unshipped_epochs()}"
@@ -182,7 +182,7 @@ class Platform:
         assert not self._unshipped_epochs()
 
     def _unshipped_epochs(self) -> list[str]:
-        """Lives of the gateway, oldest first, without the note that control has everything."""
+        """Return the epochs of the gateway, oldest first, without the note that control has everything."""
         epochs = sorted((self.directory / "gateway" / "spool").glob("epoch-*"), key=lambda path: int(path.name.partition("-")[2]))
         return [epoch.name for epoch in epochs if not (epoch / "shipped").exists()]
 
@@ -332,7 +332,7 @@ def list_models(gateway_url: str, api_key: str) -> int:
 
 
 def wait_until_served(gateway_url: str, api_key: str) -> None:
-    """Until the gateway knows the key and every model of ours."""
+    """Wait until the gateway knows the key and every model of ours."""
     headers = {"authorization": f"Bearer {api_key}", "connection": "close"}
     deadline = time.monotonic() + WAIT_SECONDS
     while True:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one JSON line a figure and case, appended to results/<figure>.jsonl.
+"""Results of runs: one JSON line a figure and case, appended to results/<figure>.jsonl.
 
 A line with failures is kept like any other: a record that forgets what went wrong proves nothing.
 """

@@ -1,6 +1,6 @@
 """R14: a database is lost and comes back from a backup; the records that are kept elsewhere bring it up to date.
 
-Two ways, both tried each time. From the archive: `tollway replay` takes in again what was archived since the backup, and no gateway is
+Two ways, both tried each time. From the archive: `tollway replay` ingests again what was archived since the backup, and no gateway is
 needed. From the spools: archive and database are both as old as the backup, and the gateway hands in again what it keeps. After
 either, the state must be that of before the loss: every event, every rollup, every balance."""
 
@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from pysqlite3 import dbapi2
 
 from reliability import load
-from reliability.judging import Heard, find_wrong, read_bills, read_truth, wait_until_idle
+from reliability.bill_checks import Heard, find_wrong, read_bills, read_truth, wait_until_idle
 from reliability.load import Ask
 from reliability.platforms import PRICES, Platform, list_models, reserved_ports, supervised
 from reliability.records import Line, record
@@ -38,7 +38,7 @@ STATE = {
     "usage_rollups": "organization_id, width_seconds, start_at, project_id, key_id, model, endpoint",
     "balances": "account_id",
 }
-"""What must come back, and its order. Transactions are not in it: a replay may batch otherwise, and books the same sums."""
+"""Rows that must come back, and their order. Transactions are not in it: a replay may batch otherwise, and books the same sums."""
 
 UNSTABLE = frozenset({"version", "changed_at"})
 """Columns that count how often and when, not what."""
@@ -46,7 +46,7 @@ UNSTABLE = frozenset({"version", "changed_at"})
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run came to. `restored_s`: seconds from the loss to the state of before it, by way."""
+    """Result of a run. `restored_s`: seconds from the loss to the state of before it, by way."""
 
     wrong: list[str]
     requests: int
@@ -151,7 +151,7 @@ def _make_key(platform: Platform) -> str:
 
 
 def _replay(platform: Platform, wrong: list[str]) -> int:
-    """`tollway replay`; returns how many events it took in."""
+    """`tollway replay`; returns how many events it ingested."""
     done = tollway("replay", "--data-dir", str(platform.directory), "--output", "json", env=dict(platform.environment))
     if done.returncode != 0:
         wrong.append(f"replay: {done.stdout}{done.stderr}")

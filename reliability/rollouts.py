@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from reliability import load
-from reliability.judging import find_wrong, lines_of_log, read_bills, read_truth, wait_until_idle
+from reliability.bill_checks import find_wrong, lines_of_log, read_bills, read_truth, wait_until_idle
 from reliability.load import Ask, Sent
 from reliability.platforms import PRICES, Platform, serve
 from reliability.records import Line, record
@@ -26,12 +26,12 @@ STREAMED = "slow"
 KEPT = 4
 """Connections that are kept open and used again and again, as SDKs do; they end only where the gateway says so."""
 KEPT_PAUSE_SECONDS = 0.3
-"""Between two requests on one of them, at most: what rests for longer than a second may be closed by a gateway that leaves."""
+"""Seconds between two requests on one connection, at most: what rests for longer than a second may be closed by a gateway that leaves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run came to. `kept`: requests on kept connections. `wrong` is empty, or the promise is broken."""
+    """Result of a run. `kept`: requests on kept connections. `wrong` is empty, or the promise is broken."""
 
     wrong: list[str]
     sent: Sent

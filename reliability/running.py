@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 WAIT_SECONDS = 90.0
-"""Until something that must happen has happened. Only so that a failure does not hang: nothing here measures speed."""
+"""Seconds to wait for something that must happen. Only so that a failure does not hang: nothing here measures speed."""
 
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}

@@ -29,13 +29,13 @@ from reliability.running import WAIT_SECONDS
 from tollway.domain.keys import RANDOM_BYTES, KeyType, new_key
 
 KEYS = 8
-"""Of each kind, used in turn: one key alone could be told by where it happens to lie in memory."""
+"""Keys of each kind, used in turn: one key alone could be told by where it happens to lie in memory."""
 CONNECTIONS = 4
 WARM_ROUNDS = 200
 """Before anything is counted: the first requests of a process are slower, whatever they ask."""
 EXPIRES_SECONDS = 3
 ALPHA = 0.001
-"""How often all comparisons together may find a difference where there is none."""
+"""Probability with which all comparisons together may find a difference where there is none."""
 CONTROL = ("unknown", "unknown again")
 ENVIRONMENT = {"TOLLWAY__GATEWAY__EDGE__FAILED_AUTHENTICATIONS_PER_MINUTE": "0"}
 """Refusals of one address are bounded otherwise, alike for all kinds, and thousands are needed."""
@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def is_told(self) -> bool:
-        """Return whether the two can be told apart."""
+        """Return whether the two can be distinguished."""
         return self.distance > self.distance_max
 
 
@@ -107,7 +107,7 @@ def measure(rounds: int, seed: int) -> list[Line]:
     found = {pair: compare(samples[pair[0]], samples[pair[1]], alpha) for pair in pairs}
     control = samples[CONTROL[0]], samples[CONTROL[1]]
     told = [pair for pair, comparison in found.items() if comparison.is_told]
-    print("\n".join(f"told apart by time: {a} and {b}" for a, b in told), flush=True)
+    print("\n".join(f"distinguished by time: {a} and {b}" for a, b in told), flush=True)
     return [
         record(
             "R17",
@@ -134,7 +134,7 @@ def _middle_half(sample: Sequence[float]) -> float:
 
 
 def _describe(pair: tuple[str, str], comparison: Comparison) -> str:
-    apart = " **told apart**" if comparison.is_told else ""
+    apart = " **distinguished**" if comparison.is_told else ""
     return (
         f"{pair[0]} and {pair[1]}: distance {comparison.distance:.4f}, p {comparison.p:.2g}, "
         f"medians differ by {comparison.medians_differ_us:+.2f} µs{apart}"

@@ -120,7 +120,7 @@ class TestCut:
     def test_every_instant_of_a_new_period_would_have_cut_the_same(
         self, at: int, old: str, new: str, later: str, data: st.DataObject
     ) -> None:
-        """So two collectors that need the same period at once cut the same one, whatever each has seen."""
+        """Two collectors that need the same period at once cut the same one, whatever each has seen."""
         before, after = month_of(us(2025, 11, 15), old).end_at, month_of(us(2027, 3, 15), later).start_at
         bounds = cut(at, new, before, after)
         assert before <= bounds.start_at <= at < bounds.end_at <= after

@@ -1,4 +1,4 @@
-"""What follows from published prices: discounts rounded once, what gateways are told, what a check finds."""
+"""Consequences of published prices: discounts rounded once, what gateways are told, what a check finds."""
 
 from fractions import Fraction
 

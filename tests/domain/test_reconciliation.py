@@ -1,4 +1,4 @@
-"""Reconciliation's arithmetic: tokens between readings land in the right hours, and each hour is judged for what it can prove."""
+"""Reconciliation's arithmetic: tokens between readings land in the right hours, and each hour is classified by what it can prove."""
 
 from itertools import pairwise
 
@@ -117,7 +117,7 @@ def used(prompt: int = 1_000_000, output: int = 500_000, cached: int = 0) -> Eng
     return EngineUsage(requests=10, input=prompt - cached, cached_input=cached, output=output)
 
 
-def judged(
+def classified(
     engines: list[EngineHour], members: list[tuple[str, str, str]], usage: dict[tuple[str, str], EngineUsage], settled: int = SETTLED
 ) -> list[Row]:
     keyed = {(HOUR, deployment_id, model): sums for (deployment_id, model), sums in usage.items()}
@@ -129,44 +129,44 @@ ONE = [("a", "d1", "m")]
 
 class TestJudgement:
     def test_equal_counts_are_ok_with_the_cache_on_the_right_side(self) -> None:
-        (row,) = judged([engine()], ONE, {("d1", "m"): used(cached=900_000)})
+        (row,) = classified([engine()], ONE, {("d1", "m"): used(cached=900_000)})
         assert row.state is State.OK and row.prompt.drift == row.output.drift == 0
-        (row,) = judged([engine(prompt=100_000, counts_cached=False)], ONE, {("d1", "m"): used(cached=900_000)})
+        (row,) = classified([engine(prompt=100_000, counts_cached=False)], ONE, {("d1", "m"): used(cached=900_000)})
         assert row.state is State.OK and row.prompt.drift == 0
 
     def test_a_small_difference_is_tolerated_and_the_next_token_is_drift(self) -> None:
         for ledger, state in ((499_000, State.OK), (501_000, State.OK), (498_999, State.DRIFT), (501_001, State.DRIFT)):
-            (row,) = judged([engine()], ONE, {("d1", "m"): used(output=ledger)})
+            (row,) = classified([engine()], ONE, {("d1", "m"): used(output=ledger)})
             assert row.state is state and row.output.drift == 500_000 - ledger
         for ledger, state in ((99_900_000, State.OK), (99_899_999, State.DRIFT)):
-            (row,) = judged([engine(prompt=100_000_000)], ONE, {("d1", "m"): used(prompt=ledger)})
+            (row,) = classified([engine(prompt=100_000_000)], ONE, {("d1", "m"): used(prompt=ledger)})
             assert row.state is state
         assert row.prompt.drift_percent == 0.1
 
     def test_usage_without_an_engine_in_reach_is_not_observed_and_never_drift(self) -> None:
         for engines, members in (([], []), ([engine(covered_us=0, prompt=0, output=0, samples=0, failures=60)], ONE)):
-            (row,) = judged(engines, members, {("d1", "m"): used()})
+            (row,) = classified(engines, members, {("d1", "m"): used()})
             assert row.state is State.NOT_OBSERVED
             assert row.prompt.engine is None and row.prompt.drift is None and row.prompt.drift_percent is None
 
     def test_an_engine_that_others_use_behind_our_back_is_drift_even_without_usage_of_ours(self) -> None:
-        (row,) = judged([engine()], ONE, {})
+        (row,) = classified([engine()], ONE, {})
         assert row.state is State.DRIFT and row.prompt.drift == 1_000_000
 
     def test_gaps_prove_nothing(self) -> None:
         for changes in ({"covered_us": HOUR_US - 1}, {"is_estimated": True}, {"resets": RESETS_MAX + 1}):
-            (row,) = judged([engine(output=1, **changes)], ONE, {("d1", "m"): used()})
+            (row,) = classified([engine(output=1, **changes)], ONE, {("d1", "m"): used()})
             assert row.state is State.PARTIAL
 
     def test_a_start_explains_what_the_engine_shows_too_little_and_not_what_it_shows_too_much(self) -> None:
         for ledger, state in ((500_000, State.OK), (600_000, State.PARTIAL), (400_000, State.DRIFT)):
-            (row,) = judged([engine(resets=1)], ONE, {("d1", "m"): used(output=ledger)})
+            (row,) = classified([engine(resets=1)], ONE, {("d1", "m"): used(output=ledger)})
             assert row.state is state
 
     def test_an_hour_is_open_until_its_records_must_have_arrived(self) -> None:
-        (row,) = judged([engine(output=1)], ONE, {("d1", "m"): used()}, settled=HOUR + HOUR_US - 1)
+        (row,) = classified([engine(output=1)], ONE, {("d1", "m"): used()}, settled=HOUR + HOUR_US - 1)
         assert row.state is State.OPEN
-        (row,) = judged([engine(output=1)], ONE, {("d1", "m"): used()}, settled=HOUR + HOUR_US)
+        (row,) = classified([engine(output=1)], ONE, {("d1", "m"): used()}, settled=HOUR + HOUR_US)
         assert row.state is State.DRIFT
 
     def test_one_engine_of_many_that_drifts_is_not_lost_in_the_sum(self) -> None:
@@ -174,28 +174,28 @@ class TestJudgement:
         members = [(str(number), f"d{number}", "m") for number in range(100)]
         usage = {(f"d{number}", "m"): used() for number in range(100)}
         usage["d7", "m"] = used(output=495_000)
-        (row,) = judged(many, members, usage)
+        (row,) = classified(many, members, usage)
         assert row.state is State.DRIFT
         assert [line.deployment_ids for line in row.lines if line.state is State.DRIFT] == [("d7",)]
 
     def test_deployments_at_one_address_are_compared_together(self) -> None:
         members = [("a", "d1", "base"), ("a", "d2", "adapter")]
         usage = {("d1", "base"): used(600_000, 300_000), ("d2", "adapter"): used(400_000, 200_000)}
-        (row,) = judged([engine()], members, usage)
+        (row,) = classified([engine()], members, usage)
         assert row.models == ("adapter", "base") and row.state is State.OK and len(row.lines) == 1
 
     def test_a_deployment_that_moved_within_the_hour_binds_both_addresses(self) -> None:
         engines = [engine("a", 700_000, 300_000, covered_us=HOUR_US // 2), engine("b", 300_000, 200_000, covered_us=HOUR_US // 2)]
-        (row,) = judged(engines, [("a", "d1", "m"), ("b", "d1", "m")], {("d1", "m"): used()})
+        (row,) = classified(engines, [("a", "d1", "m"), ("b", "d1", "m")], {("d1", "m"): used()})
         assert row.state is State.OK and row.lines[0].addresses == ("a", "b")
 
     def test_tokens_of_a_crashed_gateway_may_be_any_engines(self) -> None:
         usage = {("d1", "m"): used(output=450_000), (UNKNOWN_DEPLOYMENT, "m"): EngineUsage(requests=1, output=50_000)}
-        (row,) = judged([engine()], ONE, usage)
+        (row,) = classified([engine()], ONE, usage)
         assert row.state is State.OK and row.unattributed == 50_000 and row.output.drift == 0
-        (row,) = judged([engine()], ONE, usage | {("d1", "m"): used(output=400_000)})
+        (row,) = classified([engine()], ONE, usage | {("d1", "m"): used(output=400_000)})
         assert row.state is State.DRIFT
 
     def test_models_that_share_nothing_have_rows_of_their_own(self) -> None:
-        rows = judged([engine("a"), engine("b")], [("a", "d1", "m"), ("b", "d2", "n")], {("d1", "m"): used(), ("d2", "n"): used()})
+        rows = classified([engine("a"), engine("b")], [("a", "d1", "m"), ("b", "d2", "n")], {("d1", "m"): used(), ("d2", "n"): used()})
         assert [row.models for row in rows] == [("m",), ("n",)]

@@ -205,20 +205,20 @@ class TestSickDisk:
             await each.finish(30)
 
     async def test_a_directory_that_cannot_be_read_for_a_while_does_not_end_it(self, tmp_path: Path) -> None:
-        collector, alarms, is_sick = Collector(), Alarms(), False
+        collector, alarms, is_down = Collector(), Alarms(), False
 
         def listdir(path: Path) -> list[str]:
-            if is_sick:
+            if is_down:
                 raise OSError(EIO, "injected")
             return os.listdir(path)
 
         opened = Spool.open(tmp_path, alarm=no_alarm, options=OPTIONS, disk=replace(DISK, listdir=listdir))
-        is_sick = True
+        is_down = True
         async with LinkServer(collector.answer) as server:
             each = make(opened, tmp_path, server.url, alarms)
             async with running(each):
                 await until(lambda: "spool_shipping_waits" in alarms.names())
-                is_sick = False
+                is_down = False
                 await use(opened, range(5))
                 await until(lambda: opened.committed.seq in {reader.next_seq for reader in collector.readers.values()})
             await opened.close()

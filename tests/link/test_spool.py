@@ -1,4 +1,4 @@
-"""The spool as the gateway sees it: what returned is written, what is done is durable, and a sick disk never costs a record."""
+"""The spool as the gateway sees it: what returned is written, what is done is durable, and a failing disk never costs a record."""
 
 import asyncio
 import os

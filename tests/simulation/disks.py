@@ -27,7 +27,7 @@ class File:
         self.durable = bytearray()
         self.dirty: set[int] = set()
         self.lost = False
-        """Whether a failed sync has dropped a sector that the page cache still shows."""
+        """True if a failed sync has dropped a sector that the page cache still shows."""
         self.mapped: object = None
         """The process that has it in its memory."""
         self.owner: object = None
@@ -63,7 +63,7 @@ class File:
         del self.durable[len(self.data) :]
 
     def survive(self, chance: Random) -> None:
-        """What is left after a power cut."""
+        """Reduce the disk to what is left after a power cut."""
         keep = chance.choice((0.0, 0.5, 0.9, 1.0))
         old_size = len(self.durable)
         size = len(self.data) if old_size == len(self.data) or chance.random() < 0.5 else old_size

@@ -1,6 +1,6 @@
-"""One seed's history: lives of a gateway, what befalls them, rest, and judgement.
+"""History of one seed: epochs of a gateway, their faults, rest, and the final check.
 
-A history has two parts. In the first anything may happen, several times over: kills at any call, power cuts, full and sick
+A history has two parts. In the first anything may happen, several times over: kills at any call, power cuts, full and failing
 disks, lost and repeated messages, a control plane that dies before its commit, stops, roll-overs with two live gateways,
 clocks that jump. In the second everything works again, one last gateway starts and ships what is there; then nothing is
 left to come, and what control has must be exactly what the truth says.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.simulation.disks import Directory, File, Files, SimulatedDisk
-from tests.simulation.judgement import DAMAGE, judge
+from tests.simulation.expectations import DAMAGE, check_history
 from tests.simulation.machine import Killed, NoRest, Process, World
 from tests.simulation.planes import SPOOL, Control, Gateway, Ledger, Network, shipper_options, spool_options
 from tests.simulation.traffic import Traffic
@@ -26,7 +26,7 @@ REST_SECONDS = 90.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a seed came to. `failures` is empty if every promise was kept."""
+    """Result of a seed. `failures` is empty if every promise was kept."""
 
     seed: int
     failures: tuple[str, ...]
@@ -70,7 +70,7 @@ class History:
         self.power_cuts = 0
         self.gateways: list[Gateway] = []
         self.straight: dict[int, dict[str, bytes]] = {}
-        """What an undisturbed recovery of an epoch ends in; kept as long as nothing but recovery touches it."""
+        """End state of an undisturbed recovery of an epoch; kept as long as nothing but recovery touches it."""
 
     # ---- The course ----------------------------------------------------------------------------------------------------
 
@@ -88,7 +88,7 @@ class History:
             if not world.failures:
                 self._rest()
             if not world.failures:
-                judge(self)
+                check_history(self)
         except NoRest as error:
             world.fail(str(error))
         except Exception:
@@ -111,7 +111,7 @@ class History:
         )
 
     def _befall(self) -> None:
-        """What is wrong in the time that comes."""
+        """Draw the faults of the time that comes."""
         chance, files, network, control = self.world.chance, self.files, self.network, self.control
         network.lost_rate = chance.choice((0.0, 0.0, 0.05, 0.3))
         network.repeat_rate = chance.choice((0.0, 0.0, 0.3))
@@ -127,7 +127,7 @@ class History:
         """One gateway, until it ends one way or another; perhaps with a second one that relieves it."""
         world, chance = self.world, self.world.chance
         gateway = self._start(name)
-        ending = chance.choice(("kill", "kill", "edge", "edge", "power", "power", "stop", "relief", "sick", "full"))
+        ending = chance.choice(("kill", "kill", "edge", "edge", "power", "power", "stop", "relief", "broken", "full"))
         if ending in ("kill", "power"):
             gateway.process.fuse = int(math.exp(chance.uniform(0, math.log(3_000))))
         elif ending == "edge":
@@ -136,8 +136,8 @@ class History:
                 ending = "power"
         if chance.random() < 0.2:
             world.after(chance.uniform(0, 0.3), lambda: self._skew(gateway))
-        if ending == "sick":
-            world.after(chance.uniform(0, 0.3), self._sicken)
+        if ending == "broken":
+            world.after(chance.uniform(0, 0.3), self._break_disk)
         if ending == "full" or chance.random() < 0.1:
             world.after(chance.uniform(0, 0.2), lambda: self._fill(True))
             world.after(chance.uniform(0.2, 1.5), lambda: self._fill(False))
@@ -207,9 +207,9 @@ class History:
         self.world.faults += 1
         self.world.note(f"{gateway.process.name}'s clock jumps")
 
-    def _sicken(self) -> None:
+    def _break_disk(self) -> None:
         self.files.error_rate = self.world.chance.choice((0.01, 0.1))
-        self.world.note("the disk is sick")
+        self.world.note("the disk fails")
 
     def _fill(self, is_full: bool) -> None:
         self.files.is_full = is_full
@@ -356,7 +356,7 @@ def _content(files: Files, epoch: Epoch) -> dict[str, bytes]:
 
 
 def run_seed(seed: int, ledger: Ledger) -> Outcome:
-    """One history, from nothing to judgement."""
+    """Run one history, from nothing to the final check."""
     pace = (shipper.PAUSE_SECONDS, shipper.CARE_SECONDS, shipper.BATCH_BYTES, spool.RETRY_SECONDS)
     history = History(seed, ledger)
     chance = history.world.chance

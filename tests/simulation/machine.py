@@ -29,7 +29,7 @@ from typing import Any
 from tollway.gateway.driver import CoroutineDriver
 
 STEP_SECONDS = 5e-6
-"""Each event takes a little time, so that no two stand at one instant for ever."""
+"""Each event takes a little time, so that no two stand at one instant without end."""
 
 STEPS_MAX = 400_000
 """A history that needs more does not come to rest."""
@@ -82,7 +82,7 @@ class World:
         self._push(self.now + seconds, None, run)
 
     def latency(self, mean_seconds: float) -> float:
-        """How long something takes: mostly about the mean, sometimes very long."""
+        """Draw a duration: mostly about the mean, sometimes very long."""
         draw = self.chance.random()
         return mean_seconds * (20 * draw if draw > 0.97 else 0.2 + 1.5 * draw)
 
@@ -207,7 +207,7 @@ class Process:
         self.alive = True
         self.fuse: int | None = None
         self.lives_on_edges = False
-        """Whether beginning a file may light the fuse: a short time after it is when most can go wrong."""
+        """True if beginning a file may light the fuse: a short time after it is when most can go wrong."""
         self.tasks: list[asyncio.Task[Any]] = []
         self.on_death: list[Callable[[], None]] = []
         self.skew_seconds = 0.0
@@ -223,7 +223,7 @@ class Process:
         return self.fuse < 0
 
     def kill(self, where: str) -> None:
-        """kill -9. In the process itself, raise Killed behind it."""
+        """Kill it as kill -9 does. In the process itself, raise Killed behind it."""
         if not self.alive:
             return
         self.alive = False
@@ -288,7 +288,7 @@ class Process:
         """In a job: let others go on until something is so."""
         fiber = self.world.fiber
         while not is_over():
-            assert fiber is not None, "a job in one piece would wait for ever"
+            assert fiber is not None, "a job in one piece would wait without end"
             fiber.pause(self.world.latency(200e-6))
 
 

@@ -72,7 +72,7 @@ MUTATIONS = (
         "an engine hears of a request that a kill -9 forgets",
     ),
     Mutation(
-        "keep no room for what is owed",
+        "reserve no space for what is owed",
         "link/spool.py",
         "        return self._space >= (self._open + 1) * OWED_BYTES + SLACK_BYTES\n",
         "        return self._space >= SLACK_BYTES\n",
@@ -190,7 +190,7 @@ MUTATIONS = (
         "wire/segments.py",
         "            if seq != self.next_seq or chain != blake2b(self.chain + place + payload, digest_size=CHAIN_BYTES).digest():\n",
         "            if seq != self.next_seq:\n",
-        "records of another history are taken in",
+        "records of another history are ingested",
         ("tests/control/test_collect.py", "-k", "sqlite and Refused"),
     ),
     # ---- Shipper
@@ -300,7 +300,7 @@ def apply(mutation: Mutation, source: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Whether the check noticed, and the last that it said."""
+    """Return whether the check noticed, and the last that it said."""
 
     is_noticed: bool
     said: str

@@ -36,7 +36,7 @@ DRAIN_SECONDS = 0.5
 
 
 class Network:
-    """What happens to messages between gateways and control."""
+    """Faults of messages between gateways and control."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -238,7 +238,7 @@ class Control:
 
 
 class Gateway:
-    """One life of a gateway process."""
+    """Gateway process of one epoch."""
 
     def __init__(self, history: Any, name: str, *, serves: bool = True) -> None:
         self.history = history

@@ -17,7 +17,7 @@ SEEDS_KEPT = Path(__file__).with_name("seeds.txt")
 
 
 def kept_seeds() -> list[int]:
-    """Seeds that once failed: they are run first, for ever."""
+    """Seeds that once failed: they are always run first."""
     lines = SEEDS_KEPT.read_text().splitlines()
     return [int(line.split()[0]) for line in lines if line and not line.startswith("#")]
 
@@ -64,7 +64,7 @@ def main(seeds: Iterable[int], *, failures_max: int = 5) -> dict[str, Any]:
 
 
 def explain(outcome: Outcome, lines: int = 0) -> str:
-    """What failed, the end of its trace, and how to see it again."""
+    """Return what failed, the end of its trace, and how to see it again."""
     trace = outcome.trace[-lines:] if lines else ()
     replay = f"replay: python -m tests.simulation.run --seed {outcome.seed}"
     return "\n".join([f"seed {outcome.seed}: {outcome.failures[0] if outcome.failures else 'kept'}", *trace, replay])

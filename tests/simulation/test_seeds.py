@@ -15,7 +15,7 @@ from tests.simulation.run import explain, kept_seeds
 
 SEEDS = int(os.environ.get("TOLLWAY_SIMULATION_SEEDS", "2000"))
 BLOCKS = 8
-"""So that several processes can share them."""
+"""Ranges of seeds, so that several processes can share them."""
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ NONE: Counts = (0, 0, 0, 0)
 
 @dataclass(slots=True)
 class Truth:
-    """What really happened to one request."""
+    """True course of one request."""
 
     id: str
     epoch: int
@@ -43,11 +43,11 @@ class Truth:
     generated_totals: tuple[int, int] = (0, 0)
     """The most input and output that any attempt's engine reported, of all classes together."""
     delivered: Counts = NONE
-    """What the client had been given, or what had been counted against it, at the latest."""
+    """Tokens that the client had been given, or what had been counted against it, at the latest."""
     ended: Ended | None = None
     """The end that the gateway wrote, or was about to."""
     expected: tuple[Outcome, Counts] | None = None
-    """How it must have ended if the gateway lived to say so: from the plan, not from the record."""
+    """End that it must have had if the gateway lived to say so: from the plan, not from the record."""
     durable: bool = False
     """Its end was reported to be on disk: nothing may take it back."""
     shown: bool = False
@@ -100,7 +100,7 @@ def _permit(request_id: str, price: PriceVersion, now: int, stream: bool) -> Per
 
 @dataclass(slots=True)
 class Traffic:
-    """All requests of a history. `requests_max` in each life of a gateway."""
+    """All requests of a history. `requests_max` in each epoch of a gateway."""
 
     world: Any
     requests_max: int

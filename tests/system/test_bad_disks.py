@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from reliability import load
-from reliability.judging import Heard, judge, lines_of_log, read_bills, read_truth, wait_until_idle
+from reliability.bill_checks import Heard, check_bills, lines_of_log, read_bills, read_truth, wait_until_idle
 from reliability.load import Ask
 from reliability.platforms import PRICES, Apart, Platform, apart, list_models
 from reliability.running import WAIT_SECONDS, tollway
@@ -147,7 +147,7 @@ def wait_until_served(platform: Platform) -> Heard:
 
 
 def settle(platform: Platform, parts: Apart, heard: list[Heard]) -> None:
-    """Everything collected, verified and judged."""
+    """Wait until everything is collected; verify and check it."""
     wait_until_idle(platform.truth_log)
     attempts = read_truth(platform.truth_log)
     platform.wait_until_billed(len(attempts))
@@ -155,7 +155,7 @@ def settle(platform: Platform, parts: Apart, heard: list[Heard]) -> None:
     assert parts.control.end(signal.SIGTERM) == 0
     verified = tollway("verify", "--data-dir", str(platform.directory))
     assert verified.returncode == 0, verified.stdout + verified.stderr
-    billed = judge(attempts, read_bills(platform.database_url), heard, PRICES)
+    billed = check_bills(attempts, read_bills(platform.database_url), heard, PRICES)
     print(f"bills: {dict(billed)}")
     assert billed["completed"] >= sum(each.ended == "complete" for each in heard)
 

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from pysqlite3 import dbapi2
 
 from reliability import load
-from reliability.judging import Heard, judge, read_bills, read_truth, wait_until_idle
+from reliability.bill_checks import Heard, check_bills, read_bills, read_truth, wait_until_idle
 from reliability.load import Ask
 from reliability.platforms import FREE, PRICES, Platform, apart, list_models, serve
 from reliability.running import WAIT_SECONDS, Start, tollway
@@ -199,7 +199,7 @@ def test_a_full_disk_refuses_new_requests_loses_none_and_recovers_by_itself(tmp_
         verified = tollway("verify", "--data-dir", str(platform.directory))
         assert verified.returncode == 0, verified.stdout + verified.stderr
         bills = read_bills(platform.database_url)
-        billed = judge(attempts, bills, [*served, *refused], PRICES)
+        billed = check_bills(attempts, bills, [*served, *refused], PRICES)
         print(f"served {len(served)}, refused {len(refused)}, bills: {dict(billed)}")
         assert billed == {"completed": len(served)}
         assert not bills.keys() & {each.request_id for each in refused}

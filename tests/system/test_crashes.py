@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from reliability import crashes, load
-from reliability.judging import judge, read_bills, read_truth
+from reliability.bill_checks import check_bills, read_bills, read_truth
 from reliability.load import Ask
 from reliability.platforms import PRICES, fresh_postgres, serve
 from reliability.running import Start, tollway
@@ -63,7 +63,7 @@ def test_an_engine_that_dies_costs_at_most_what_it_generated(start: Start, tmp_p
         verified = tollway("verify", "--data-dir", str(platform.directory), env=environment)
         assert verified.returncode == 0, verified.stdout + verified.stderr
         bills = read_bills(platform.database_url)
-        billed = judge(attempts, bills, [*heard, *after], PRICES)
+        billed = check_bills(attempts, bills, [*heard, *after], PRICES)
         print(f"bills: {dict(billed)}")
         assert billed["upstream_error"] >= 20
         assert billed["completed"] == 3

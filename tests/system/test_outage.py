@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from reliability import load
-from reliability.judging import Heard, judge, lines_of_log, read_bills, read_truth, wait_until_idle
+from reliability.bill_checks import Heard, check_bills, lines_of_log, read_bills, read_truth, wait_until_idle
 from reliability.load import Ask
 from reliability.platforms import PRICES, Apart, Platform, apart, list_models, reserved_ports, supervised
 from reliability.running import WAIT_SECONDS, end_all, list_descendants, tollway
@@ -37,7 +37,7 @@ def ask_once(platform: Platform, key: str) -> Heard:
 
 
 def settle(platform: Platform, parts: Apart, heard: Sequence[Heard]) -> None:
-    """Let everything be collected, stop both processes in order, verify, judge."""
+    """Let everything be collected, stop both processes in order, verify, check the bills."""
     wait_until_idle(platform.truth_log)
     attempts = read_truth(platform.truth_log)
     platform.wait_until_billed(len(attempts))
@@ -47,7 +47,7 @@ def settle(platform: Platform, parts: Apart, heard: Sequence[Heard]) -> None:
     verified = tollway("verify", "--data-dir", str(platform.directory))
     assert verified.returncode == 0, verified.stdout + verified.stderr
     bills = read_bills(platform.database_url)
-    billed = judge(attempts, bills, heard, PRICES)
+    billed = check_bills(attempts, bills, heard, PRICES)
     print(f"bills: {dict(billed)}")
     assert billed["completed"] >= sum(each.ended == "complete" for each in heard)
     assert billed.total() <= len(heard)
@@ -120,7 +120,7 @@ def test_a_frozen_database_is_not_missed(tmp_path: Path) -> None:
         platform.wait_until_billed(len(attempts))
         assert serving.end(signal.SIGTERM) == 0, serving.out.read_text()
         platform.check_all_is_shipped()
-        judge(attempts, read_bills(server.url), heard, PRICES)
+        check_bills(attempts, read_bills(server.url), heard, PRICES)
 
 
 @pytest.mark.postgres
@@ -153,7 +153,7 @@ def test_without_its_database_it_serves_on_and_even_starts(tmp_path: Path) -> No
             platform.wait_until_billed(len(attempts))
             assert serving.end(signal.SIGTERM) == 0, serving.out.read_text()
             platform.check_all_is_shipped()
-            judge(attempts, read_bills(server.url), heard, PRICES)
+            check_bills(attempts, read_bills(server.url), heard, PRICES)
 
 
 def test_a_revoked_key_stops_within_a_second_and_stays_revoked(tmp_path: Path) -> None:

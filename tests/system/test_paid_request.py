@@ -14,7 +14,7 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from reliability import books, load
-from reliability.judging import Bill, Heard, Prices, judge, read_receipt, read_truth, unit_pico, wait_until_idle
+from reliability.bill_checks import Bill, Heard, Prices, check_bills, read_receipt, read_truth, unit_pico, wait_until_idle
 from reliability.platforms import PRICES, Platform, serve
 from reliability.running import WAIT_SECONDS, Demo, Start, read_demo
 from tollway.serve.engine import find_model
@@ -207,7 +207,7 @@ class TestAllOfThem:
         with platform.admin() as http:
             for request_id in {*attempts, *(each.request_id for each in heard if each.request_id)}:
                 bills[request_id] = read_receipt(http, request_id)
-        billed = judge(attempts, bills, heard, PRICES)
+        billed = check_bills(attempts, bills, heard, PRICES)
         assert billed["completed"] > 100 and billed["client_cancelled"] > 0
         # A client may leave before any engine heard of it: such an event exists, under an id that nobody was told, and bills nothing.
         untold = platform.count_billed_requests() - len(bills)  # type: ignore[operator]

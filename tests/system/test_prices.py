@@ -13,7 +13,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from reliability.judging import Bill
+from reliability.bill_checks import Bill
 from reliability.platforms import PRICES, Platform, serve
 from reliability.running import WAIT_SECONDS, Running, Start, tollway
 from tests.system.test_paid_request import QUESTION, wait_for_receipt

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from reliability import load
-from reliability.judging import read_truth, wait_until_idle
+from reliability.bill_checks import read_truth, wait_until_idle
 from reliability.load import Ask
 from reliability.platforms import Platform, serve
 from reliability.running import WAIT_SECONDS, Start

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reliability import load, rollouts
-from reliability.judging import Heard, judge, read_bills, read_truth, wait_until_idle
+from reliability.bill_checks import Heard, check_bills, read_bills, read_truth, wait_until_idle
 from reliability.load import Ask
 from reliability.platforms import PRICES, Platform, serve
 from reliability.running import WAIT_SECONDS, Running, Start
@@ -24,7 +24,7 @@ def settle(platform: Platform, running: Running, heard: list[Heard]) -> dict[str
     platform.check_all_is_shipped()
     bills = read_bills(platform.database_url)
     assert bills.keys() == attempts.keys()
-    return judge(attempts, bills, heard, PRICES)
+    return check_bills(attempts, bills, heard, PRICES)
 
 
 def test_a_gateway_is_replaced_under_load_and_nothing_fails(tmp_path: Path) -> None:

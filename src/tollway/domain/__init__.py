@@ -1,4 +1,4 @@
-"""What things are: values and rules of tenants, keys, catalog, prices, limits, usage, ledger and faults.
+"""Values and rules of tenants, keys, catalog, prices, limits, usage, ledger and faults.
 
 Owns: the vocabulary, every arithmetic rule of money and limits, the table of faults, the shape of what crosses between the planes.
 Does not own: how anything is stored, sent, or served. No I/O, no clock, no randomness, no async, no framework: time and random

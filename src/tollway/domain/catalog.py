@@ -12,7 +12,7 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9._:/@-]{1,128}")
 
 
 class Engine(StrEnum):
-    """What serves a deployment; decides habits of usage, health, load and errors (`gateway/engines`)."""
+    """Kind of model server behind a deployment; `tollway/engines` has a profile of each (usage, health, load, errors)."""
 
     __hash__ = str.__hash__  # the text's own: Enum's is a call into Python, and members are keys on the request path
 
@@ -26,7 +26,7 @@ class Engine(StrEnum):
 
 
 class Endpoint(StrEnum):
-    """What a model can be asked for; the value is the path below /v1."""
+    """Kind of inference request that a model serves; the value is the path below /v1."""
 
     __hash__ = str.__hash__  # the text's own: Enum's is a call into Python, and members are keys on the request path
 
@@ -38,7 +38,7 @@ class Endpoint(StrEnum):
 
 
 class UnknownParameters(StrEnum):
-    """What happens to request fields that neither the dialect nor the engine's table knows."""
+    """Policy for request fields that neither the dialect nor the engine's table knows."""
 
     REFUSE = "refuse"
     DROP = "drop"

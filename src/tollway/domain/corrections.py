@@ -16,7 +16,7 @@ from tollway.domain.prices import RatedLine
 
 
 class AdjustmentKind(StrEnum):
-    """What a correction does to its event."""
+    """Effect of a correction on its event."""
 
     VOID = "void"
     REPLACE = "replace"
@@ -24,7 +24,7 @@ class AdjustmentKind(StrEnum):
 
 
 class AdjustmentState(StrEnum):
-    """Where a correction stands. Applied and rejected are for ever."""
+    """State of a correction. Applied and rejected are final."""
 
     PENDING = "pending"  # above the limit, and no second person has decided yet
     APPLIED = "applied"
@@ -32,7 +32,7 @@ class AdjustmentState(StrEnum):
 
 
 class Decision(StrEnum):
-    """What the second person said."""
+    """Decision of the second person."""
 
     APPROVED = "approved"
     REJECTED = "rejected"

@@ -11,7 +11,7 @@ import msgspec
 
 
 class Blame(StrEnum):
-    """Who must act."""
+    """Party that must act."""
 
     CLIENT = "client"  # the program that calls: its bytes or parameters are wrong
     TENANT = "tenant"  # the account: keys, limits, budgets
@@ -20,7 +20,7 @@ class Blame(StrEnum):
 
 
 class Retry(StrEnum):
-    """Whether the gateway may try another upstream. Never after the first byte to the client, whatever stands here."""
+    """Permission to try another upstream. After the first byte to the client there is none, whatever stands here."""
 
     NEVER = "never"
     SAFE = "safe"  # no engine began the work

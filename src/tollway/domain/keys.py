@@ -28,7 +28,7 @@ RANDOM_BYTES = 40
 
 
 class KeyType(StrEnum):
-    """Who may use a key, and at which door."""
+    """Purpose of a key: which API accepts it."""
 
     LIVE = "live"  # inference, billed
     TEST = "test"  # inference on test-mode models

@@ -1,4 +1,4 @@
-"""What history would have cost under a draft of prices: per organization, exact, and silent about nothing.
+"""Cost of past usage under a draft of prices: per organization, exact, and silent about nothing.
 
 Prices are per unit, so what many requests cost together is what their sums cost: history comes as sums of requests that have
 organization, model, tier, outcome and interval of time in common, and each is rated once. What was billed is taken as it was billed.
@@ -36,7 +36,7 @@ class UsageSum(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tariff:
-    """What a book would ask under a draft, before discounts: one price for each series of the draft, at any time; else the book's own."""
+    """Prices of a book under a draft, before discounts: one price for each series of the draft, at any time; else the book's own."""
 
     def __init__(self, lines: Iterable[DraftLine], published: Iterable[BookPrice]) -> None:
         """`published` must be ordered by valid_from within its series."""
@@ -61,7 +61,7 @@ class Tariff:
 
 @dataclass(slots=True)
 class Comparison:
-    """What an organization was billed and what it would have been, for `events` requests. `unpriced_events` of them the draft could not
+    """Billed amount of an organization, and what it would have been, for `events` requests. `unpriced_events` of them the draft could not
     price; they were billed `unpriced_pico`, which is in `current_pico` and in nothing else."""
 
     events: int = 0
@@ -106,7 +106,7 @@ class Preview:
     """By identity of the price, which `tariff` keeps, and discount."""
 
     def add(self, sums: Sequence[UsageSum]) -> None:
-        """Take in some of history."""
+        """Add these sums of history to the preview."""
         for each in sums:
             self.events += each.events
             discount_bp = self.discounts.get(each.organization_id)

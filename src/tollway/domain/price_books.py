@@ -136,7 +136,7 @@ def schedule(default_list: str | None, stored: Sequence[StoredTerms]) -> tuple[P
 
 
 def carried(default_list: str | None, stored: Sequence[StoredTerms]) -> tuple[PriceTerms, ...]:
-    """Of the schedule, what gateways must know: it follows from rows alone, never from the time of asking."""
+    """Return the part of the schedule that gateways must know. It follows from rows alone, never from the time of asking."""
     from_at = max((each.carried_from for each in stored), default=0)
     return tuple(each for each in schedule(default_list, stored) if each.valid_from >= from_at)
 
@@ -153,7 +153,7 @@ class DraftState(StrEnum):
 
 
 class DraftLine(msgspec.Struct, frozen=True, kw_only=True):
-    """What one model shall cost in one service tier."""
+    """Draft price of one model in one service tier."""
 
     model: str
     tier: ServiceTier
@@ -173,7 +173,7 @@ class Severity(StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What a check found. `code` is for programs, `message` for a person; `model` and `tier` name the line, None for the whole draft."""
+    """Finding of a check. `code` is for programs, `message` for a person; `model` and `tier` name the line, None for the whole draft."""
 
     severity: Severity
     code: str
@@ -201,7 +201,7 @@ Series = tuple[str, ServiceTier]
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where lines would be published: at instant `now`, valid from `valid_from` on. `models`: names of those that may have prices.
+    """Context of a publication: at instant `now`, valid from `valid_from` on. `models`: names of those that may have prices.
     `published`: the prices of their series in the book so far, each ordered by valid_from."""
 
     now: int
@@ -221,7 +221,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def carried_start(starts: Sequence[int], now: int) -> int:
-    """Of instants at which something became (or becomes) valid, in order: the one before the last that is not later than `now`."""
+    """Return, of ascending instants of validity, the one before the last that is not later than `now`."""
     current = max((at for at, start in enumerate(starts) if start <= now), default=0)
     return starts[max(0, current - 1)]
 

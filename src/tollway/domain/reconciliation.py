@@ -31,7 +31,7 @@ RESETS_MAX = 3
 neither their sum nor their differences mean anything."""
 
 UNKNOWN_DEPLOYMENT = ""
-"""Of requests whose gateway died: their record does not say which engine served them."""
+"""Deployment of requests whose gateway died: their record does not say which engine served them."""
 
 
 # ---- The engine's side ------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Increment:
-    """What an engine did between two readings, as far as it falls into the hour that begins at `start_at`. `covered_us`: how much of
+    """Work of an engine between two readings, as far as it falls into the hour that begins at `start_at`. `covered_us`: how much of
     the hour lies between the two. `resets`: 1 if the engine was started anew there. `is_estimated`: the share of this hour is a guess."""
 
     start_at: int
@@ -65,7 +65,7 @@ def hour_of(at: int) -> int:
 
 
 def split(before: Reading, after: Reading, gap_us: int) -> list[Increment]:
-    """What happened between two readings of an engine, by hour. Nothing if `after` is not the later one, or if they are too far apart.
+    """Return the work between two readings of an engine, by hour. Nothing if `after` is not the later one, or if they are too far apart.
 
     `gap_us`: readings further apart than this that stand in different hours make estimates.
     """
@@ -91,7 +91,7 @@ def split(before: Reading, after: Reading, gap_us: int) -> list[Increment]:
 
 @dataclass(frozen=True, slots=True)
 class EngineHour:
-    """What is known of the engine at an address in one hour. `counts_cached`: whether its prompt counter has what came from its prefix
+    """Readings of the engine at an address in one hour. `counts_cached`: whether its prompt counter has what came from its prefix
     cache, too. `samples`, `failures`: readings that worked and that did not."""
 
     start_at: int
@@ -124,7 +124,7 @@ UsageKey = tuple[int, str, str]
 
 @dataclass(slots=True)
 class EngineUsage:
-    """What requests used in one hour: requests that ended, those of them that did not complete and those that more than one attempt
+    """Usage by requests in one hour: requests that ended, those of them that did not complete and those that more than one attempt
     was made for (both cost an engine tokens that no bill shows), those whose usage report was not believed, and tokens."""
 
     requests: int = 0
@@ -178,7 +178,7 @@ def sum_usage(finals: Iterable[Final]) -> dict[UsageKey, EngineUsage]:
 
 
 class State(StrEnum):
-    """What is to be thought of an hour, best first."""
+    """Verdict on an hour, best first."""
 
     OK = "ok"
     OPEN = "open"  # not over, or not long enough for all its records to have arrived
@@ -192,7 +192,7 @@ _SEVERITY = {state: rank for rank, state in enumerate(State)}
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far ledger and engine may be apart: `tokens`, or `percent` of what the engine counted, whichever is more. Requests that run
+    """Allowed difference between ledger and engine: `tokens`, or `percent` of what the engine counted, whichever is more. Requests that run
     across the edge of an hour, those that were cut short, and whoever else uses the engine make small differences."""
 
     percent: float = 0.1
@@ -331,7 +331,7 @@ def _rows_of(start_at: int, hour: _Hour, tolerance: Tolerance, *, is_open: bool)
 
 
 def _lines_of(start_at: int, hour: _Hour) -> list[Line]:
-    """Lines without their judgement, which needs the row: the state is OK, NOT_OBSERVED or PARTIAL for what the readings alone say."""
+    """Return lines without their final state, which needs the row: it is OK, NOT_OBSERVED or PARTIAL for what the readings alone say."""
     bound, model_of, used = _Groups(), {}, {}
     for member in hour.members:
         bound.bind(f"a {member.address}", f"d {member.deployment_id}")
@@ -397,13 +397,13 @@ def _row_of(
         usage.add(line.usage)
     usage.add(extra)
     unattributed = extra.input + extra.cached_input + extra.output
-    judged = tuple(_judged(line, tolerance, unattributed, is_open) for line in lines)
-    prompt = _sum([line.prompt for line in judged], extra.input + extra.cached_input)
-    output = _sum([line.output for line in judged], extra.output)
-    state = max((line.state for line in judged), key=_SEVERITY.__getitem__, default=State.OPEN if is_open else State.NOT_OBSERVED)
-    if state is State.OK and any(_is_off(comparison, tolerance, len(judged)) for comparison in (prompt, output)):
+    classified = tuple(_classify(line, tolerance, unattributed, is_open) for line in lines)
+    prompt = _sum([line.prompt for line in classified], extra.input + extra.cached_input)
+    output = _sum([line.output for line in classified], extra.output)
+    state = max((line.state for line in classified), key=_SEVERITY.__getitem__, default=State.OPEN if is_open else State.NOT_OBSERVED)
+    if state is State.OK and any(_is_off(comparison, tolerance, len(classified)) for comparison in (prompt, output)):
         state = State.DRIFT
-    return Row(start_at, models, usage, prompt, output, state, judged, unattributed)
+    return Row(start_at, models, usage, prompt, output, state, classified, unattributed)
 
 
 def _sum(sides: Sequence[Comparison], more: int) -> Comparison:
@@ -420,7 +420,7 @@ def _is_off(comparison: Comparison, tolerance: Tolerance, lines: int = 1, grace:
     return abs(drift) > max(tolerance.of(engine), tolerance.tokens * lines) + grace
 
 
-def _judged(line: Line, tolerance: Tolerance, grace: int, is_open: bool) -> Line:
+def _classify(line: Line, tolerance: Tolerance, grace: int, is_open: bool) -> Line:
     """The line with its final state. `grace`: tokens of this model's requests that may be this line's, or not."""
     state = line.state
     if is_open:

@@ -85,7 +85,7 @@ class SnapshotHead(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FORMAT = 1
-"""Of snapshot, change and record exchange. Both sides understand N and N-1."""
+"""Version of snapshot, change and record exchange. Both sides understand N and N-1."""
 
 
 def change(version: int, entry: Entry) -> Change:

@@ -6,15 +6,15 @@ import msgspec
 
 
 class Status(StrEnum):
-    """Whether a tenant may act. Archived things keep their history and can never act again."""
+    """State of a tenant: may it act? Archived things keep their history and can never act again."""
 
     ACTIVE = "active"
     ARCHIVED = "archived"
 
 
 class Organization(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is billed, in one currency (ISO 4217 code), fixed when it is created. `time_zone` (IANA name) cuts its billing periods from the
-    next new one on."""
+    """Customer that is billed, in one currency (ISO 4217 code), fixed when it is created. `time_zone` (IANA name) cuts its billing
+    periods from the next new one on."""
 
     id: str
     name: str

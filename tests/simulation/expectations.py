@@ -1,4 +1,4 @@
-"""What must be so once nothing is left to come: the books against the truth, computed here again, in another way.
+"""Promises that must hold once nothing is left to come: the books against the truth, computed here again, in another way.
 
 Shares no code with rating, rollups or the ledger: prices are multiplied here, outcomes are billed by a table written from
 docs/outcomes.md, and tables are read as they stand.
@@ -14,7 +14,7 @@ from tollway.domain.rollups import ROLLUP_WIDTHS_SECONDS
 from tollway.storage import schema_money as money
 
 VERIFY_SHARE = 0.25
-"""Of the histories are also verified from the archive, which costs as much as all the rest."""
+"""Share of the histories that are also verified from the archive, which costs as much as all the rest."""
 
 ALWAYS = {"completed", "client_cancelled", "budget_stopped", "gateway_crash"}
 AFTER_TOKENS = {"upstream_error", "timeout"}
@@ -27,7 +27,7 @@ BROKEN = "[Errno 5] injected"
 """A disk that reports errors: what excuses a spool that gives up. A full one does not."""
 
 
-def judge(history: Any) -> None:
+def check_history(history: Any) -> None:
     """Every promise, at rest."""
     fail = history.world.fail
     with history.control.ledger.database.platform(write=False) as tx:
@@ -44,15 +44,15 @@ def judge(history: Any) -> None:
     for truth in history.traffic.truths.values():
         row = rows.pop(truth.id, None)
         if row is None:
-            _judge_missing(history, truth)
+            _check_missing(history, truth)
         else:
-            _judge_event(history, truth, row)
+            _check_event(history, truth, row)
             account = f"{truth.organization_id}/unbilled/{truth.price.currency}"
             owed[account] = owed.get(account, 0) + cost_of(truth, row)
     for event_id in rows:
         fail(f"{event_id} was never asked for")
-    _judge_sums(history, owed, balances, rollups)
-    _judge_alarms(history)
+    _check_sums(history, owed, balances, rollups)
+    _check_alarms(history)
     if history.world.chance.random() < VERIFY_SHARE:
         report = verify(history.control.ledger.database, history.control.archive)
         if not report.is_right:
@@ -60,17 +60,17 @@ def judge(history: Any) -> None:
 
 
 def used_of(row: Any) -> Counts:
-    """What an event counts."""
+    """Return the counts of an event."""
     return row.input, row.cached_input, row.output, row.reasoning
 
 
 def bills(row: Any) -> bool:
-    """Whether its tokens are billed."""
+    """Return whether its tokens are billed."""
     return row.outcome in ALWAYS or (row.outcome in AFTER_TOKENS and row.output + row.reasoning > 0)
 
 
 def cost_of(truth: Truth, row: Any) -> int:
-    """What an event must cost, in pico."""
+    """Return what an event must cost, in pico."""
     if not bills(row):
         return 0
     price = truth.price
@@ -79,7 +79,7 @@ def cost_of(truth: Truth, row: Any) -> int:
     return cost + (price.unit_prices.request if row.outcome == "completed" else 0)
 
 
-def _judge_missing(history: Any, truth: Truth) -> None:
+def _check_missing(history: Any, truth: Truth) -> None:
     """No event: only if nobody had been told, or somebody broke the disk."""
     fail, state = history.world.fail, f"{truth.id} (epoch {truth.epoch})"
     tainted = history.tainted.get(truth.epoch)
@@ -92,7 +92,7 @@ def _judge_missing(history: Any, truth: Truth) -> None:
     fail(f"{state} has no event{', though its success was shown' if truth.shown else ''}")
 
 
-def _judge_event(history: Any, truth: Truth, row: Any) -> None:
+def _check_event(history: Any, truth: Truth, row: Any) -> None:
     fail, used = history.world.fail, used_of(row)
     if (row.organization_id, row.price_version, row.epoch) != (truth.organization_id, truth.price.id, truth.epoch):
         fail(f"{truth.id} is another's")
@@ -117,7 +117,7 @@ def _judge_event(history: Any, truth: Truth, row: Any) -> None:
         fail(f"{truth.id} has other counts than its FINAL")
 
 
-def _judge_sums(history: Any, owed: dict[str, int], balances: dict[str, int], rollups: list[dict[str, Any]]) -> None:
+def _check_sums(history: Any, owed: dict[str, int], balances: dict[str, int], rollups: list[dict[str, Any]]) -> None:
     fail = history.world.fail
     unbilled = {account: pico for account, pico in balances.items() if "/unbilled/" in account and pico}
     if unbilled != {account: pico for account, pico in owed.items() if pico}:
@@ -139,7 +139,7 @@ def _judge_sums(history: Any, owed: dict[str, int], balances: dict[str, int], ro
             fail(f"rollups of {width} s sum to {summed}, owed are {by_organization}")
 
 
-def _judge_alarms(history: Any) -> None:
+def _check_alarms(history: Any) -> None:
     """Nobody is called without a reason: damage is reported where there is some, and only there."""
     for event, fields in history.alarms:
         if event in DAMAGE:

@@ -1,4 +1,4 @@
-"""Bills held against the truth log of the simulated engine, the only judge. Shares no code with what it judges.
+"""Bills held against the truth log of the simulated engine, the only reference. Shares no code with what it checks.
 
 A request that the engine completed costs exactly what the engine generated, class by class, to the pico. One that ended
 otherwise is billed at least what its client counted and at most what the engine generated. A request that no engine
@@ -26,12 +26,12 @@ Prices = Mapping[str, Mapping[str, str]]
 """By model and class: a decimal text per million tokens, or per request."""
 
 Ended = Literal["complete", "left", "error", "broken", "refused"]
-"""How an answer ended for its client: whole; the client left; the gateway said so; the connection broke; there was none."""
+"""End of an answer as its client saw it: whole; the client left; the gateway said so; the connection broke; there was none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What a client knows of its request. `request_id` is None if no head came, `status` likewise. `tokens` arrived at it; it asked
+    """Request as its client saw it. `request_id` and `status` are None if no head came. `tokens` arrived at it; it asked
     for `planned_tokens` at most. `code`: of the error that it was told. `began` and `headed` are monotonic seconds: when it asked, and
     when the head of the answer was there. `retry_after`: what that said of coming back."""
 
@@ -49,7 +49,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What the engine says about one attempt. `generated` is None if the engine died with it; `delivered`: left its
+    """Attempt as the engine's truth log tells it. `generated` is None if the engine died with it; `delivered`: left its
     socket."""
 
     number: int
@@ -110,7 +110,7 @@ def read_truth(path: Path) -> dict[str, list[Attempt]]:
 
 
 def wait_until_idle(path: Path, seconds: float = 60.0) -> None:
-    """Until the engine has let go of every request that entered it."""
+    """Wait until the engine has ended every request that entered it."""
     deadline = time.monotonic() + seconds
     while truth.read_unended(path):
         assert time.monotonic() < deadline, "the engine still works for requests that ended long ago"
@@ -147,7 +147,7 @@ def read_bills(database_url: str) -> dict[str, Bill]:
 
 
 def read_receipt(http: httpx2.Client, request_id: str) -> Bill:
-    """The same of one request, as its tenant reads it. `http` knows the control plane's address and the admin key."""
+    """Return the bill of one request, as its tenant reads it. `http` knows the control plane's address and the admin key."""
     answer = http.get(f"/v1/organization/requests/{request_id}")
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
@@ -164,10 +164,10 @@ def read_receipt(http: httpx2.Client, request_id: str) -> Bill:
     return bill
 
 
-# ---- The judgement ---------------------------------------------------------------------------------------------------
+# ---- The comparison --------------------------------------------------------------------------------------------------
 
 
-def judge(attempts: Mapping[str, list[Attempt]], bills: Mapping[str, Bill], heard: Iterable[Heard], prices: Prices) -> Counter[str]:
+def check_bills(attempts: Mapping[str, list[Attempt]], bills: Mapping[str, Bill], heard: Iterable[Heard], prices: Prices) -> Counter[str]:
     """Assert that `find_wrong` finds nothing; returns its count."""
     wrong, outcomes = find_wrong(attempts, bills, heard, prices)
     assert not wrong, f"{len(wrong)} wrong, for example:\n" + "\n".join(wrong[:5])
@@ -182,8 +182,8 @@ def find_wrong(
     by_id = {each.request_id: each for each in heard if each.request_id is not None}
     wrong = [f"{request_id}: in the truth log {attempts[request_id]}, and not billed" for request_id in attempts.keys() - bills.keys()]
     for request_id, bill in bills.items():
-        faults = _judge_bill(bill, attempts.get(request_id, []), by_id.get(request_id))
-        faults += _judge_lines(bill, prices)
+        faults = _check_bill(bill, attempts.get(request_id, []), by_id.get(request_id))
+        faults += _check_lines(bill, prices)
         wrong += [f"{request_id}: {fault}: {bill} {attempts.get(request_id)} {by_id.get(request_id)}" for fault in faults]
     for request_id, each in by_id.items():
         if each.ended == "complete" and (request_id not in bills or bills[request_id].outcome != "completed"):
@@ -191,7 +191,7 @@ def find_wrong(
     return wrong, Counter(bill.outcome if request_id in attempts else "unheard" for request_id, bill in bills.items())
 
 
-def _judge_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> list[str]:
+def _check_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> list[str]:
     """Return what is wrong with the quantities. A recovered bill does not know its attempts: then the last one counts."""
     attempt = next((each for each in attempts if bill.attempts in (0, each.number)), None)
     if bill.attempts == 0 and attempts:
@@ -225,7 +225,7 @@ def _judge_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> lis
     return wrong
 
 
-def _judge_lines(bill: Bill, prices: Prices) -> list[str]:
+def _check_lines(bill: Bill, prices: Prices) -> list[str]:
     """Return what is wrong with the money: the published policy, times the price, by our own arithmetic."""
     is_billed = bill.outcome in ("completed", "client_cancelled", "gateway_crash") or (
         bill.outcome in ("upstream_error", "timeout") and bill.generated > 0
