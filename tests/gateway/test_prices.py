@@ -116,7 +116,7 @@ def test_the_tier_of_a_message_is_the_standard_one() -> None:
         assert (refused.value.kind, refused.value.param) == (faults.PARAMETER_INVALID, "service_tier")
 
 
-@pytest.mark.parametrize("word", ["batch", "standard", "scale", "FLEX", "", 1, True, ["flex"], {"a": 1}])
+@pytest.mark.parametrize("word", ["batch", "standard", "fastest", "FLEX", "", 1, True, ["flex"], {"a": 1}])
 def test_a_word_that_is_none_is_refused(word: object) -> None:
     with pytest.raises(Fault) as refused:
         ask(directory(organization(PriceTerms(0, "a")), ALL), service_tier=word)

@@ -1,5 +1,6 @@
 """Quantities that a request bounds: how many outputs it asks for, and the most tokens of input and output that it can use."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -26,7 +27,12 @@ PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC
 
 def admit(endpoint: Endpoint, body: dict[str, Any]) -> Call:
     """Return the call that a body is admitted as."""
-    with plane(MODELS) as (made, _, _):
+    return admit_of(MODELS, endpoint, body)
+
+
+def admit_of(models: Mapping[str, Served], endpoint: Endpoint, body: dict[str, Any]) -> Call:
+    """Return the call that a body is admitted as where these models are served."""
+    with plane(models) as (made, _, _):
         caller = pipeline.precheck(RequestHead(endpoint, {b"x-api-key": KEY.encode()}), made)
         request = new_request("req_1", RequestHead(endpoint, {}), msgspec.json.encode(body), 0.0, made.now_us())
         return authorize(caller, request, made.directory, made.media_bounds)

@@ -1,10 +1,27 @@
 """NVIDIA Dynamo's frontend (checked with 1.6)."""
 
 from tollway.domain.catalog import Engine
-from tollway.engines.profile import CounterNames, EngineProfile
+from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile
 
 PROFILE = EngineProfile(
     engine=Engine.DYNAMO,
+    # lib/llm/src/protocols/openai/common_ext.rs, chat_completions.rs and validate.rs
+    fields=SAMPLING_FIELDS
+    | {
+        "allowed_token_ids",
+        "chat_template_args",
+        "chat_template_kwargs",
+        "guided_choice",
+        "guided_decoding_backend",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+        "guided_whitespace_pattern",
+        "include_stop_str_in_output",
+        "return_tokens_as_token_ids",
+        "thinking",
+        "truncate_prompt_tokens",
+    },
     context_words=("maximum context length", "context size"),
     # lib/runtime/src/metrics/prometheus_names.rs. The input total is the sum of its histogram.
     counters=CounterNames(

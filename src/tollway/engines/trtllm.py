@@ -5,7 +5,22 @@ from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile
 
 PROFILE = EngineProfile(
     engine=Engine.TRTLLM,
-    fields=SAMPLING_FIELDS,
+    # tensorrt_llm/serve/openai_protocol.py
+    fields=SAMPLING_FIELDS
+    | {
+        "add_generation_prompt",
+        "add_special_tokens",
+        "chat_template_kwargs",
+        "documents",
+        "early_stopping",
+        "echo",
+        "include_stop_str_in_output",
+        "length_penalty",
+        "spaces_between_special_tokens",
+        "top_p_min",
+        "truncate_prompt_tokens",
+        "use_beam_search",
+    },
     context_words=("maximum context length", "context size"),
     # tensorrt_llm/metrics/collector.py, with return_perf_metrics. Its /metrics is another page, and reading that one consumes it.
     counters=CounterNames("/prometheus/metrics", "trtllm_", "trtllm_prompt_tokens_total", "trtllm_generation_tokens_total"),

@@ -9,7 +9,8 @@ from tollway.domain.faults import Fault
 from tollway.domain.prices import PriceVersion
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.dialects.dialect import Dialect
-from tollway.gateway.dialects.fields import NEVER_FORWARDED, is_plain
+from tollway.gateway.dialects.engine_fields import ENGINE_FIELDS, NOT_OFFERED
+from tollway.gateway.dialects.fields import NEVER_FORWARDED, PROMPTS_MAX, is_plain
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
 from tollway.gateway.media.admission import check_messages
@@ -63,6 +64,8 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
     sequences = prompts
     if "n" in asked or "best_of" in asked:
         sequences *= _count_choices(asked, dialect)
+        if sequences > PROMPTS_MAX:
+            raise Fault(faults.PARAMETER_INVALID, param="n", message=f"A request may ask for at most {PROMPTS_MAX} outputs.")
     output_tokens_max, output_cap = _cap_output(asked, dialect, grant.model.output_tokens_max, sequences)
     stream = "stream" in asked and asked["stream"] is True and "stream" in dialect.fields
     hide_usage = hide_continuous = True
@@ -104,16 +107,19 @@ def _check_fields(asked: dict[str, Any], dialect: Dialect, grant: ModelGrant, dr
     policy = grant.model.unknown_parameters
     for field, value in asked.items():
         check = checks.get(field)
-        if check is not None:
-            if not check.allows(value):
-                raise _invalid(field)
-        elif field in NEVER_FORWARDED:
-            raise _unknown(field)
-        elif field not in grant.known_fields:
-            if policy is UnknownParameters.REFUSE and not dialect.allows_unknown_fields:
+        if check is None:
+            if field in NEVER_FORWARDED:
                 raise _unknown(field)
-            if policy is UnknownParameters.DROP:
-                dropped = [*dropped, field]
+            check = ENGINE_FIELDS.get(field)
+            if field not in grant.known_fields:
+                is_engine_field = check is not None or field in NOT_OFFERED
+                if policy is UnknownParameters.REFUSE and (is_engine_field or not dialect.allows_unknown_fields):
+                    raise _unknown(field)
+                if policy is UnknownParameters.DROP:
+                    dropped = [*dropped, field]
+                    continue
+        if check is not None and not check.allows(value):
+            raise _invalid(field)
     return dropped
 
 

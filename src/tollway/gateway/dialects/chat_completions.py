@@ -10,17 +10,20 @@ from tollway.gateway.dialects.openai_stream import OpenAIStream
 from tollway.wire.errors import openai_error
 
 FIELDS: dict[str, Check] = COMMON_FIELDS | {
-    "messages": fields.listing,
+    "messages": fields.messages,
     "audio": fields.nullable(fields.mapping),
     "function_call": fields.anything,
-    "functions": fields.nullable(fields.listing),
+    "functions": fields.nullable(fields.any_list),
     "logprobs": fields.nullable(fields.boolean),
     "max_completion_tokens": fields.output_tokens,
     "metadata": fields.nullable(fields.mapping),
-    "modalities": fields.nullable(fields.listing),
+    "modalities": fields.nullable(fields.any_list),
+    "moderation": fields.nullable(fields.moderation),
     "parallel_tool_calls": fields.nullable(fields.boolean),
     "prediction": fields.nullable(fields.mapping),
     "prompt_cache_key": fields.nullable(fields.text),
+    "prompt_cache_options": fields.nullable(fields.mapping),
+    "prompt_cache_retention": fields.nullable(fields.text),
     "reasoning_effort": fields.nullable(fields.text),
     "response_format": fields.nullable(fields.mapping),
     "safety_identifier": fields.nullable(fields.text),

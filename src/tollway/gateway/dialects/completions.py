@@ -14,6 +14,7 @@ FIELDS: dict[str, Check] = COMMON_FIELDS | {
     "best_of": fields.nullable(fields.integer(1, 20)),
     "echo": fields.nullable(fields.boolean),
     "logprobs": fields.nullable(fields.integer(0, 5)),
+    "max_tokens": fields.output_tokens_or_none,
     "suffix": fields.nullable(fields.text),
 }
 

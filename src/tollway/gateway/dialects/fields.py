@@ -57,10 +57,18 @@ NEVER_FORWARDED = frozenset(
         # how many outputs are generated and how long they may be, in the words of other APIs and engines
         "best_of", "max_completion_tokens", "max_length", "max_new_tokens", "max_output_tokens", "max_tokens", "n", "n_cmpl", "n_predict",
         "num_return_sequences",
+        # whose cache or session, which model or adapter
+        "conversation_id", "disagg_prefill_dp_rank", "fallbacks", "id_slot", "lora", "session_id", "weight_version",
+        # what an engine would run, deserialize or fetch for the client
+        "chat_template", "custom_logit_processor", "custom_params", "embed_override_token_id", "embed_overrides", "input_embeds",
+        "logits_processors", "mcp_servers", "prompt_embeds",
+        # how media are read, beyond the bounds on them, and input that the checks of messages would not see
+        "images_config", "input_ids", "max_dynamic_patch", "media_io_kwargs", "min_dynamic_patch", "mm_processor_kwargs",
+        "prompt_token_ids", "video_config",
     }
 )  # fmt: skip
-"""Fields that change who asks, where it runs, in what order, with whose cache, or how much output is generated unseen by the bounds of the
-request. Refused from clients whatever the model's policy, except by an API that has the field and checks it."""
+"""Fields that change who asks, where it runs, in what order, with whose cache, what an engine executes, or how much is read and generated
+unseen by the bounds of the request. Refused from clients whatever the model's policy, except by an API that has the field and checks it."""
 
 
 _NUMBERS = frozenset({float, int})
@@ -76,14 +84,71 @@ boolean = Check(lambda value: type(value) is bool, bool)
 text = Check(lambda value: type(value) is str, str)
 """A string."""
 
+
+def text_up_to(characters: int) -> Check:
+    """A string of at most so many characters."""
+    return Check(lambda value: type(value) is str and len(value) <= characters, Annotated[str, Meta(max_length=characters)])
+
+
+def list_of(count: int, item: Check) -> Check:
+    """An array of at most `count` items that each pass a check."""
+    allows = item.allows
+    return Check(lambda value: type(value) is list and len(value) <= count and all(map(allows, value)))
+
+
 mapping = Check(lambda value: type(value) is dict, _FLAT)
 """An object."""
 
-listing = Check(lambda value: type(value) is list and len(value) > 0, Annotated[list[_FLAT], Meta(min_length=1)])
-"""An array with at least one item."""
+MESSAGES_MAX = 10_000
+"""Messages of one conversation; the longest that agents keep have a few thousand."""
+TOOLS_MAX = 512
+"""Tools, functions or modalities; OpenAI takes 128 tools."""
+PROMPTS_MAX = 2048
+"""Prompts in one request, as many as OpenAI takes inputs of embeddings; also outputs of one request, each of which is generated."""
+STOPS_MAX = 64
+STOP_CHARACTERS_MAX = 1024
+"""Stop sequences and their length. Engines compare each of them with the text after every token; OpenAI takes 4."""
+BIASES_MAX = 1024
+"""Tokens in a bias: engines build a row of the vocabulary from it for each step."""
 
-any_list = Check(lambda value: type(value) is list, list[_FLAT])
-"""An array."""
+messages = Check(
+    lambda value: type(value) is list and 0 < len(value) <= MESSAGES_MAX,
+    Annotated[list[_FLAT], Meta(min_length=1, max_length=MESSAGES_MAX)],
+)
+"""An array of messages, not empty. What they hold is checked by `media.admission`."""
+
+any_list = Check(
+    lambda value: type(value) is list and len(value) <= TOOLS_MAX,
+    Annotated[list[_FLAT], Meta(max_length=TOOLS_MAX)],
+)
+"""An array of tools or the like."""
+
+
+def _is_biases(value: Any) -> bool:
+    return (
+        type(value) is dict
+        and len(value) <= BIASES_MAX
+        and all(len(token) <= 10 and token.isascii() and token.isdigit() for token in value)
+        and all(type(bias) in _NUMBERS and -100 <= bias <= 100 for bias in value.values())
+    )
+
+
+biases = Check(_is_biases)
+"""A bias between -100 and 100 by token id."""
+
+
+def _is_moderation(value: Any) -> bool:
+    if type(value) is not dict:
+        return False
+    policy = value.get("policy")
+    if policy is None:
+        return True
+    modes = [side.get("mode") for side in policy.values() if type(side) is dict] if type(policy) is dict else ["block"]
+    return "block" not in modes
+
+
+moderation = Check(_is_moderation)
+"""A wish for moderation scores, which are an extra. A wish to block by them is not accepted, because nothing here would block."""
 
 
 def nullable(check: Check) -> Check:
@@ -108,12 +173,16 @@ def one_of(*choices: str) -> Check:
     return Check(lambda value: type(value) is str and value in allowed, Literal[choices])
 
 
-def _is_texts(value: Any) -> bool:
-    return type(value) is str or (type(value) is list and set(map(type, value)) <= {str})
+def _is_stops(value: Any) -> bool:
+    if type(value) is str:
+        return len(value) <= STOP_CHARACTERS_MAX
+    return type(value) is list and len(value) <= STOPS_MAX and all(type(item) is str and len(item) <= STOP_CHARACTERS_MAX for item in value)
 
 
-texts = Check(_is_texts, str | list[str])
-"""A string, or an array of strings."""
+_Stop = Annotated[str, Meta(max_length=STOP_CHARACTERS_MAX)]
+
+stops = Check(_is_stops, _Stop | Annotated[list[_Stop], Meta(max_length=STOPS_MAX)])
+"""A stop sequence, or an array of them."""
 
 
 def _is_prompts(value: Any) -> bool:
@@ -122,14 +191,20 @@ def _is_prompts(value: Any) -> bool:
     if type(value) is not list or not value:
         return False
     kinds = set(map(type, value))
-    if kinds == {str}:
-        return True
     if kinds == {int}:
-        return bool(min(value) >= 0)
-    return kinds == {list} and all(set(map(type, item)) == {int} and min(item) >= 0 for item in value)
+        return _is_token_ids(value)
+    if len(value) > PROMPTS_MAX:
+        return False
+    return kinds == {str} or (kinds == {list} and all(set(map(type, item)) == {int} and _is_token_ids(item) for item in value))
 
 
-prompts = Check(_is_prompts, Annotated[str, Meta(min_length=1)] | Annotated[list[str], Meta(min_length=1)])
+def _is_token_ids(value: list[int]) -> bool:
+    return min(value) >= 0 and max(value) <= TOKENS_MAX
+
+
+prompts = Check(_is_prompts, Annotated[str, Meta(min_length=1)] | Annotated[list[str], Meta(min_length=1, max_length=PROMPTS_MAX)])
 """A string, an array of strings, an array of token ids, or an array of such arrays; not empty."""
 
 output_tokens = nullable(integer(1, TOKENS_MAX))
+output_tokens_or_none = nullable(integer(0, TOKENS_MAX))
+"""A maximum that may be zero, where an API reads the prompt and generates nothing: to score it (`echo`), or to fill a cache."""

@@ -28,7 +28,11 @@ SERVICE_TIERS = {"auto": ServiceTier.STANDARD, "standard_only": ServiceTier.STAN
 
 PROMPT_FIELDS: dict[str, Check] = {
     "model": fields.text,
-    "messages": fields.listing,
+    "messages": fields.messages,
+    "cache_control": fields.nullable(fields.mapping),
+    "context_management": fields.nullable(fields.mapping),
+    "output_config": fields.nullable(fields.mapping),
+    "speed": fields.nullable(fields.one_of("standard")),
     "system": fields.anything,
     "thinking": fields.nullable(fields.mapping),
     "tool_choice": fields.nullable(fields.mapping),
@@ -37,18 +41,22 @@ PROMPT_FIELDS: dict[str, Check] = {
 """Fields of what a model is to read, shared with `count_tokens`."""
 
 FIELDS: dict[str, Check] = PROMPT_FIELDS | {
-    "max_tokens": fields.integer(1, TOKENS_MAX),
+    "container": fields.anything,
+    "diagnostics": fields.nullable(fields.mapping),
+    "inference_geo": fields.nullable(fields.text),
+    "max_tokens": fields.integer(0, TOKENS_MAX),
     "metadata": fields.nullable(fields.mapping),
     "service_tier": fields.nullable(fields.one_of(*SERVICE_TIERS)),
-    "stop_sequences": fields.nullable(fields.texts),
+    "stop_sequences": fields.nullable(fields.stops),
     "stream": fields.nullable(fields.boolean),
     "temperature": fields.nullable(fields.number(0, 2)),
     "top_k": fields.nullable(fields.integer(-1, TOKENS_MAX)),
     "top_p": fields.nullable(fields.number(0, 1)),
 }
 
-NOT_FORWARDED = frozenset({"metadata", "service_tier"})
-"""Fields that are withheld from the engine: `metadata.user_id` identifies people, `service_tier` concerns the platform."""
+NOT_FORWARDED = frozenset({"container", "diagnostics", "inference_geo", "metadata", "service_tier", "speed"})
+"""Fields that are withheld from the engine: `metadata.user_id` identifies people, the others concern Anthropic's platform. A wish that it
+alone can grant and that changes the price (`speed: "fast"`) is refused instead."""
 
 FORWARDED_HEADERS = (b"anthropic-version", b"anthropic-beta")
 REQUEST_ID_HEADERS = b"x-request-id: %b\r\nrequest-id: %b\r\n"
