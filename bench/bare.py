@@ -102,7 +102,7 @@ class Engine(asyncio.Protocol):
 
 
 class Relay:
-    """What the connections share."""
+    """State that the connections share."""
 
     def __init__(self, upstream_port: int, keys: dict[bytes, str]) -> None:
         self.keys = keys

@@ -6,7 +6,7 @@ nobody can beat by much: psycopg's `copy.write_row` of the finished rows of the 
 and indexes, committed for each batch too. The three take turns on the same batches.
 
 Events spread over thirty days, as bursts at 10,000 a second: so each batch falls into one minute, as it does in life, and a month
-can be asked for at the end. The first hundred thousand are taken in; to a million and to ten, the rows that are there are copied under
+can be asked for at the end. The first hundred thousand are ingested; to a million and to ten, the rows that are there are copied under
 ids of their own, each beside its original, because what is asked is what a batch costs beside so many, not how they came.
 """
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from bench.figures import Rig
 
 BATCH_EVENTS = 3_600
-"""What fits the 4 MiB of one delivery."""
+"""Events that fit the 4 MiB of one delivery."""
 
 WINDOW_BATCHES = 10
 """Timed together: about a second."""
@@ -121,7 +121,7 @@ class Engine:
         os.sync()
 
     def _copy_by_rows(self, statement: str, digits: Sequence[str]) -> None:
-        """In pieces: SQLite puts aside what it reads from the table that it writes to."""
+        """Copy in pieces: SQLite stores aside what it reads from the table that it writes to."""
         trigger = "event_in_open_period"
         with self.database.platform() as tx:
             run = tx.connection.exec_driver_sql
@@ -303,7 +303,7 @@ class Copy:
 
 @contextlib.contextmanager
 def unpinned() -> Iterator[None]:
-    """This process on any CPU at the usual priority, as a control process is; the servers that it starts likewise."""
+    """This process on any CPU at the usual priority, as a control process is; and so do the servers that it starts."""
     cpus, policy, priority = os.sched_getaffinity(0), os.sched_getscheduler(0), os.sched_getparam(0)
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     os.sched_setaffinity(0, range(os.cpu_count() or 1))

@@ -1,5 +1,5 @@
 """The figures. Each one starts its targets, measures them in turn (A B C A B C ...) and records samples; none of them
-judges.
+checks.
 
 Turns matter more than length: on a shared machine the same program costs up to 1.7 times as much from one minute to
 the next, so only the ratio of neighbours in the same round says anything. The report takes medians over rounds.
@@ -62,7 +62,7 @@ READY_SECONDS_MAX = 20.0  # from the first open port to the first twenty right a
 
 @dataclass(frozen=True, slots=True)
 class Rig:
-    """What the figures share: the running mock, the programs that can be started, and where samples go."""
+    """Shared state of the figures: the running mock, the programs that can be started, and where samples go."""
 
     directory: Path
     generator: Generator

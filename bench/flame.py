@@ -1,7 +1,7 @@
 """A flame graph as one SVG file, from stacks and how often each was seen. Pure: no other tool, nothing fetched by the page.
 
 A bar is a function, as wide as the share of samples in which it was running or waiting for what it called; what it called stands on it.
-Hovering shows the whole name and the share. Functions are coloured by the room they are in, so that the rooms can be told apart.
+Hovering shows the whole name and the share. Functions are coloured by their package.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def _draw(bar: _Bar, x: float, y: float, scale: float, total: int) -> Iterator[s
         width = inner.samples * scale
         if width >= NARROWEST:
             label = name.rpartition(":")[2]
-            room = int((width - 4) / LETTER)
-            text = label if len(label) <= room else label[: room - 1] + "…" if room > 3 else ""
+            letters = int((width - 4) / LETTER)
+            text = label if len(label) <= letters else label[: letters - 1] + "…" if letters > 3 else ""
             yield (
                 f'<g><title>{escape(name)}: {inner.samples / total:.1%}</title><rect x="{x:.1f}" y="{y}" width="{width:.1f}"'
                 f' height="{ROW - 1}" rx="1" fill="{_colour(name)}"/>'

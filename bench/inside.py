@@ -179,7 +179,7 @@ class _Load:
         connection.data_received(self._reads[at])
 
     async def run(self, requests: int) -> None:
-        """So many requests, one per connection at a time."""
+        """Send so many requests, one per connection at a time."""
         self._left = requests
         self._done.clear()
         for client in self._clients:

@@ -1,4 +1,4 @@
-"""strace and perf on a running target, callgrind on the request path alone.
+"""Instruments: strace and perf on a running target, callgrind on the request path alone.
 
 strace counts system calls, exactly but slowly: use its counts, never its times. perf samples the program counter and
 disturbs little: use its shares. callgrind counts instructions and feels no neighbour: use it to compare two states of

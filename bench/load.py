@@ -20,7 +20,7 @@ _decoder = msgspec.json.Decoder(dict[str, float])
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the generator is told; see native/lg.c. A `count` > 0 replaces the window of time by a fixed number of
+    """Order for the load generator; see native/lg.c. A `count` > 0 replaces the window of time by a fixed number of
     requests.
     """
 

@@ -1,4 +1,4 @@
-"""What the benchmark asks of the machine: tools, a place for each process, and CPU and memory accounts from /proc.
+"""Machine under the benchmark: tools, a place for each process, and CPU and memory accounts from /proc.
 
 Why these accounts. Wall time on a shared machine measures the neighbours. The time that a process tree spent on a CPU
 is counted by the scheduler in nanoseconds (/proc/PID/task/TID/schedstat) and moves far less. It includes the kernel's
@@ -243,7 +243,7 @@ def _may_realtime() -> bool:
 
 
 def describe(directory: Path) -> dict[str, str]:
-    """Return what a reader must know of this machine to judge the figures; `directory` is where the targets keep their
+    """Return what a reader must know of this machine to assess the figures; `directory` is where the targets keep their
     files.
     """
     info = Path("/proc/cpuinfo").read_text()

@@ -1,4 +1,4 @@
-"""Where the microseconds go: `python -m bench.profile TARGET SCENARIO`, for instance `tollway request` or `nginx
+"""Profile of where the microseconds go: `python -m bench.profile TARGET SCENARIO`, for instance `tollway request` or `nginx
 chunk`.
 """
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: JSON lines, one `Run`, then a `Subject` for each target and a `Sample` per measurement.
+"""Records of a run: JSON lines, one `Run`, then a `Subject` for each target and a `Sample` per measurement.
 
 Samples hold plain numbers under names that carry their unit, so that a new figure needs no new schema and an old file
 stays readable. A comparison is only ever made between samples of one run.
@@ -30,7 +30,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True, tag="subject", tag_fiel
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, tag="sample", tag_field="type"):
-    """One measurement of one target under one scenario; `round` pairs it with the others taken in the same minute."""
+    """One measurement of one target under one scenario; `round` pairs it with the others of the same minute."""
 
     figure: str
     scenario: str

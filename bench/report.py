@@ -244,7 +244,7 @@ AIMS = (
     Aim("CPU per request, × nginx", "request", "saturated", REQUEST_RATIO, 4.0),
     Aim("CPU per chunk at 10,000/s, × nginx", "chunk", "10k/s plain", CHUNK_RATIO, 1.3),
     Aim("CPU per chunk at 50,000/s, × nginx", "chunk", "50k/s plain", CHUNK_RATIO, 1.3),
-    Aim("Time per event taken in, × COPY", "collector", "1,000,000 stored", EVENT_COLUMNS[2], 3.0),
+    Aim("Time per ingested event, × COPY", "collector", "1,000,000 stored", EVENT_COLUMNS[2], 3.0),
     Aim("Thousand instructions per request, compiled", "instructions", "request", INSTRUCTIONS, 180.0, "tollway compiled"),
     Aim("Thousand instructions per chunk, compiled", "instructions", "chunk", INSTRUCTIONS, 14.0, "tollway compiled"),
     Aim("KiB of memory per open stream", "memory", "open streams", STREAM_KIB, 8.0),

@@ -1,4 +1,4 @@
-"""What is measured: the gateway with everything switched on, nginx, the least relay in Python, other routers, and the
+"""Targets of the measurement: the gateway with everything switched on, nginx, the least relay in Python, other routers, and the
 mock without anything in between.
 
 Every `start_*` takes a directory of its own and the upstream's URL, starts one worker on the target's CPU and returns
@@ -64,7 +64,7 @@ Starter = Callable[[Path, str], Target]
 
 
 def start_nginx(directory: Path, upstream_url: str) -> Target:
-    """nginx: bearer key checked against a map, keep-alive upstream, `proxy_buffering off`. Raises `Unavailable`."""
+    """Target nginx: bearer key checked against a map, keep-alive upstream, `proxy_buffering off`. Raises `Unavailable`."""
     program = get_tool("nginx", "nginx-light")
     port = find_free_port()
     config = directory / "nginx.conf"

@@ -23,7 +23,7 @@ HANG_SECONDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What came of one parser. `edges`: lines and branches of ours that were reached, None if nobody counted."""
+    """Result of one parser. `edges`: lines and branches of ours that were reached, None if nobody counted."""
 
     parser: str
     method: str

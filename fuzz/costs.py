@@ -1,4 +1,4 @@
-"""What the most expensive inputs cost: memory as a multiple of their bytes, CPU as a multiple of what sending them costs the client.
+"""Costs of the most expensive inputs: memory as a multiple of their bytes, CPU as a multiple of what sending them costs the client.
 
 The line is Envoy's: a request that costs a hundred times the memory that its bound allows, or a hundred times the client's CPU, is a
 security defect. Inputs are made to be as bad as we know; the size is one at which fixed costs no longer count.

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
     dictionary.write_text("".join(f'"{_escape(piece)}"\n' for piece in seeds.fragments(parser) if piece))
     broken: set[tuple[str, str, int]] = set()
 
-    def judge(data: bytes) -> None:
+    def try_input(data: bytes) -> None:
         try:
             check(data)
         except Exception as error:  # whatever escapes is what is searched for
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
                 (findings / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
                 print(f"{parser}: {place[0]} at {place[1]}:{place[2]}: {str(error)[:100]}", file=sys.stderr, flush=True)
 
-    atheris.Setup([arguments[0], *arguments[4:], f"-dict={dictionary}", str(corpus)], judge)
+    atheris.Setup([arguments[0], *arguments[4:], f"-dict={dictionary}", str(corpus)], try_input)
     atheris.Fuzz()
 
 

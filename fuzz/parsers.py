@@ -1,4 +1,4 @@
-"""What each parser of foreign bytes must never do, as a function that takes bytes and raises AssertionError, or whatever escapes.
+"""Promise of each parser of foreign bytes, as a function that takes bytes and raises AssertionError, or whatever escapes.
 
 A parser may refuse with its documented fault and with nothing else; it reads the same however the bytes are cut; what it accepts is
 what an independent reading accepts, where there is one. The first byte of an input is not the parser's: it chooses the cut and the
@@ -96,7 +96,7 @@ def _rig() -> tuple[Plane, Caller]:
 
 
 def request_body(data: bytes) -> None:
-    """bodies.parse and authorize: a 4xx, or exactly what was judged goes up, and nothing that never may."""
+    """Check bodies.parse and authorize: a 4xx, or exactly what was validated goes up, and nothing that never may."""
     choice, data, _ = _cut(data)
     endpoint = _ENDPOINTS[(choice >> 2) % len(_ENDPOINTS)]
     _check_json(data)
@@ -109,10 +109,10 @@ def request_body(data: bytes) -> None:
         DIALECTS[endpoint].render_error(fault, request.id).decode()
         return
     (upstream,) = made.upstreams.of(call.model.id)
-    judged = bodies.parse(data)
+    validated = bodies.parse(data)
     sent = bodies.parse(call.upstream_body(upstream.deployment))
     ours = {"cache_salt", "stream_options", "max_tokens"}
-    assert all(judged[name] == value for name, value in sent.items() if name not in ours)
+    assert all(validated[name] == value for name, value in sent.items() if name not in ours)
     assert not (NEVER_FORWARDED - ours) & sent.keys()
     assert sent["cache_salt"] == msgspec.json.decode(caller.cache_salt)
     if call.output_tokens_max is not None and endpoint not in (Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS):
@@ -120,7 +120,7 @@ def request_body(data: bytes) -> None:
 
 
 def _check_json(data: bytes) -> None:
-    """What `bodies.parse` takes is exactly what a plain strict reading of RFC 8259 takes, with the same value."""
+    """Check that what `bodies.parse` takes is exactly what a plain strict reading of RFC 8259 takes, with the same value."""
     try:
         ours = bodies.parse(data)
     except Fault:
@@ -162,7 +162,7 @@ def _depth(value: Any) -> int:
 
 
 def link(data: bytes) -> None:
-    """links.is_public: what passes is read as the same public host by other libraries too."""
+    """Check links.is_public: what passes is read as the same public host by other libraries too."""
     _, data, _ = _cut(data)
     text = data.decode(errors="replace")
     if not links.is_public(text):
@@ -180,7 +180,7 @@ def link(data: bytes) -> None:
 
 
 def picture(data: bytes) -> None:
-    """find_size: a size, none, or PictureInvalid, and the same of the same bytes wherever they stand; never more steps than are allowed."""
+    """Check find_size: a size, none, or PictureInvalid, equal for equal bytes wherever they stand; never more steps than are allowed."""
     choice, data, _ = _cut(data)
     found, elsewhere = (_picture(data, skipped) for skipped in (0, choice))
     assert found == elsewhere
@@ -279,7 +279,7 @@ def _new_stream(endpoint: Endpoint, choice: int) -> AnswerStream:
 
 
 def _check_shortcut(stream: AnswerStream, event: bytes, relayed: bytes | None) -> None:
-    """The short way says the same of an event as the long one, or nothing."""
+    """Check that the fast path reads an event as the slow path does, or leaves it to it."""
     framed = event + b"\n\n"
     short = stream.read_regular(framed, 0, len(framed))
     if short is None:
@@ -304,17 +304,17 @@ def _check_used(stream: AnswerStream) -> None:
 
 
 def openai_stream(data: bytes) -> None:
-    """openai.Stream: events of the API's shape, or a fault; the short way agrees with the long one; usage that can be."""
+    """Check openai.Stream: events of the API's shape, or a fault; the short way agrees with the long one; usage that can be."""
     _dialect_stream(Endpoint.CHAT_COMPLETIONS, data)
 
 
 def anthropic_stream(data: bytes) -> None:
-    """anthropic.Stream: the same."""
+    """Check anthropic.Stream in the same way."""
     _dialect_stream(Endpoint.MESSAGES, data)
 
 
 def whole_answer(data: bytes) -> None:
-    """read_answer of every dialect, and the errors of engines: a valid answer under the public name, or a fault."""
+    """Check read_answer of every dialect, and the errors of engines: a valid answer under the public name, or a fault."""
     choice, data, _ = _cut(data)
     endpoint = _ENDPOINTS[(choice >> 2) % len(_ENDPOINTS)]
     for status in (200, 400, 429, 503):
@@ -335,7 +335,7 @@ def whole_answer(data: bytes) -> None:
 
 
 def spool_segment(data: bytes) -> None:
-    """segments.Reader: frames in sequence with the chain they claim, and an end; the same again from any frame on."""
+    """Check segments.Reader: frames in sequence with the chain they claim, and an end; the same again from any frame on."""
     _, data, _ = _cut(data)
     chain = segments.first_chain("node", 1)
     reader = segments.Reader(1, chain)
@@ -351,7 +351,7 @@ def spool_segment(data: bytes) -> None:
 
 
 def usage_record(data: bytes) -> None:
-    """usage.decode: a record with one encoding, or ValueError."""
+    """Check usage.decode: a record with one encoding, or ValueError."""
     _, data, _ = _cut(data)
     try:
         record = usage.decode(data)

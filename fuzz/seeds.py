@@ -1,4 +1,4 @@
-"""Where the search begins: inputs as the world sends them, for each parser; and a mutator that bends them without any tool."""
+"""Inputs with which the search begins: as the world sends them, for each parser; and a mutator that bends them without any tool."""
 
 import random
 import struct
@@ -202,7 +202,7 @@ def fragments(parser: str) -> Sequence[bytes]:
 
 
 def inputs(parser: str, seed: int, count: int) -> Iterator[bytes]:
-    """So many bent inputs; the same for the same `seed`."""
+    """Return so many bent inputs, equal for an equal `seed`."""
     dice = random.Random(seed)
     plain, pieces = _PLAIN[parser]
     for _ in range(count):

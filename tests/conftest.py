@@ -1,4 +1,4 @@
-"""What every test may rely on: how properties are searched, which tests need a PostgreSQL, and how much was tried."""
+"""Fixtures and options of all tests: how properties are searched, which tests need a PostgreSQL, and how much was tried."""
 
 import os
 from collections import Counter

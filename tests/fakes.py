@@ -54,7 +54,7 @@ class UsageSink:
         self.is_full = False
         self.is_broken = False
         self.durable: asyncio.Event | None = None
-        """Where set, FINALs become durable only once it is."""
+        """Event that, where set, holds FINALs back: they become durable only once it is."""
         self._free = list(range(self.SLOTS))
         self._taken: dict[int, Admit] = {}
 
@@ -114,7 +114,7 @@ class Vault:
 
 
 class Do(Enum):
-    """What an upstream's script can do beside writing bytes."""
+    """Actions of an upstream's script beside writing bytes."""
 
     FIN = "close the connection"
     RST = "reset the connection"
@@ -226,7 +226,7 @@ class Recorder:
         self.body = b""
         self.ended = False
         self.is_slow = False
-        """Whether every byte it is sent is one too many."""
+        """True if every byte it is sent is one too many."""
         self.flow: Flow | None = None
 
     def answer(self, status: int, headers: bytes, body: bytes) -> None:
@@ -325,7 +325,7 @@ class Transport(asyncio.Transport):
 
     @property
     def is_over(self) -> bool:
-        """Whether the client will hear nothing more."""
+        """True if the client will hear nothing more."""
         return self._closing or self.eof_written
 
 

@@ -1,4 +1,4 @@
-"""What strace and perf print becomes numbers: the parsers, on text as the tools write it."""
+"""Output of strace and perf becomes numbers: the parsers, on text as the tools write it."""
 
 import pytest
 

@@ -26,15 +26,15 @@ from tollway.serve import engine as llamacpp
 ROOT = Path(__file__).parents[2]
 WANTED = os.environ.get("TOLLWAY_TEST_ENGINES", "llamacpp dynamo").split()
 START_SECONDS = 300.0
-"""vLLM needs a minute and a half on two busy cores. Only so that a failure does not hang."""
+"""Seconds to wait: vLLM needs a minute and a half on two busy cores. Only so that a failure does not hang."""
 STOP_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealEngine:
     """An engine that runs. `busy`: the metric of requests being worked at. `knows_models`: refuses a name that it does not serve.
-    `context_tokens`: of one request; what is longer is told to the client with `too_long_status`. `worker`: who does the work, where that
-    is another process than the one that answers."""
+    `context_tokens`: of one request; what is longer is told to the client with `too_long_status`. `worker`: the process that
+    works, where that is another than the one that answers."""
 
     kind: Engine
     url: str
@@ -104,7 +104,7 @@ def _make_model(interpreter: str, directory: Path) -> Path:
 
 @contextmanager
 def run_llamacpp(scratch: Path) -> Iterator[RealEngine]:
-    """llama.cpp's own server with a model of 135 M parameters that really answers."""
+    """Start llama.cpp's own server with a model of 135 M parameters that really answers."""
     if "llamacpp" not in WANTED or llamacpp.find_model() is None:
         pytest.skip("llama.cpp or its model is not installed: `make test-engines` installs them (requirements/engine.txt)")
     log = scratch / "llamacpp.log"

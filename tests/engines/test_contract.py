@@ -1,6 +1,6 @@
-"""What the gateway relies on, held against real engines: usage, streams, caches, refusals, cancellation, death.
+"""Properties on which the gateway relies, held against real engines: usage, streams, caches, refusals, cancellation, death.
 
-The engine's own account is the judge: what it reports is what is recorded, and when the client leaves it works no more.
+The engine's own account is the reference: what it reports is what is recorded, and when the client leaves it works no more.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ def recorded(final: Final) -> tuple[int, int, int]:
 
 
 async def until_idle(engine: RealEngine) -> None:
-    """Until the engine works at nothing, by its own word."""
+    """Wait until the engine works at nothing, by its own word."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while await asyncio.to_thread(engine.count_busy):
             await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Certificates that sign themselves, for doors and engines that speak TLS."""
+"""Certificates that sign themselves, for listeners and engines that speak TLS."""
 
 import datetime
 import ssl

@@ -127,7 +127,7 @@ def plane(
 
 
 class Log:
-    """Where the plane's log lines go: a file in memory."""
+    """Log of the plane: a file in memory."""
 
     def __init__(self) -> None:
         self._descriptor = os.memfd_create("log")
@@ -176,7 +176,7 @@ class Memory:
         return Transport(ClientConnection(self.edge), peer)
 
     def tick(self, connection: Transport, seconds: float) -> None:
-        """So much time passes, and the server's clock looks at the connection."""
+        """Let so much time pass; the server's clock looks at the connection."""
         self.edge.now += seconds
         cast("ClientConnection", connection.protocol).tick(self.edge.now)
 
@@ -189,7 +189,7 @@ class Memory:
         return connection
 
     async def settle(self) -> None:
-        """Until no task is left but this one, and each pipelined request had its turn of the loop."""
+        """Wait until no task is left but this one, and each pipelined request had its turn of the loop."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             for _ in range(self.edge.http.pipelined_max + 2):
                 await asyncio.sleep(0)
@@ -272,7 +272,7 @@ def _listen() -> socket.socket:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back, and how it ended: "complete", "eof" (inside the answer, or instead of one) or "reset"."""
+    """Answer and how it ended: "complete", "eof" (inside the answer, or instead of one) or "reset"."""
 
     status: int
     headers: dict[str, str]
@@ -299,7 +299,7 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """What the stream said, in all."""
+        """Return all text of the stream."""
         parts = [event["choices"][0] for event in self.events() if isinstance(event, dict) and event.get("choices")]
         return "".join(part["delta"].get("content") or "" for part in parts)
 

@@ -147,7 +147,7 @@ async def test_an_engine_that_dies_at_any_byte_is_never_a_success() -> None:
 
 @pytest.mark.parametrize("options", [5, "x", [1], {"include_usage": True}])
 async def test_stream_options_of_another_api_are_forwarded_and_change_nothing(running: Gateway, options: Any) -> None:
-    """An unknown field of any type is the engine's to judge; the gateway reads no meaning into it."""
+    """An unknown field of any type is the engine's to validate; the gateway reads no meaning into it."""
     body = {"model": "sim-echo", "max_tokens": 5, "messages": MESSAGES, "stream": True, "stream_options": options}
     answer = await post(running.port, body, "/v1/messages")
     assert answer.status == 200 and b"event: message_stop" in answer.body

@@ -60,7 +60,7 @@ def test_memory_is_bounded_and_idle_addresses_are_forgotten(monkeypatch: pytest.
     for number in range(1000):
         throttle(found, f"10.0.{number // 250}.{number % 250}")
     assert len(found) == 5, "the addresses, and one bucket for all others"
-    assert throttle(found, "10.9.9.9") == "too_many_failed_authentications", "those that there was no room for share it"
+    assert throttle(found, "10.9.9.9") == "too_many_failed_authentications", "those without an entry of their own share it"
     assert throttle(found, "10.0.0.0") == "invalid_api_key", "those that came before have their own"
     found.forget_idle(2 * SECOND_NS)
     assert throttle(found, "10.9.9.9", 2 * SECOND_NS) == "invalid_api_key"

@@ -1,4 +1,4 @@
-"""Attacks in bodies: whatever the bytes, a valid error in OpenAI's shape, nothing admitted; and what goes up is what was judged."""
+"""Attacks in bodies: whatever the bytes, a valid error in OpenAI's shape, nothing admitted; and what goes up is what was validated."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -277,7 +277,7 @@ async def test_30_a_model_that_is_not_allowed_looks_like_one_that_does_not_exist
     assert allowed.status == 502
 
 
-async def test_what_goes_up_is_what_was_judged_and_nothing_of_the_head() -> None:
+async def test_what_goes_up_is_what_was_validated_and_nothing_of_the_head() -> None:
     body = b'{ "model" : "m", "messages":[ {"role":"user","content":"\\u00e9\\n" , "x":1.50}],"seed":-0,"temperature":1.0E-2, "user":"me"}'
     async with Upstream([whole(completion())]).listening() as upstream, gateway({"m": Served([upstream.url])}) as running:
         answer = await post(running.port, body, openai_organization="evil", cookie="a=b", x_vllm_priority="0", traceparent="junk")

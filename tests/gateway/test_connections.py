@@ -514,7 +514,7 @@ async def test_a_drain_waits_for_a_connection_that_came_in_the_same_moment() -> 
     upstream = Upstream([STREAM_HEAD, part(chunk("a")), Do.GATE, part(chunk("b", finish="stop")), part(DONE), END])
     async with upstream.listening(), gateway({"m": Served([upstream.url])}, drain=DrainBounds(grace_seconds=20)) as running:
         running.stop.set()
-        await asyncio.sleep(0)  # the loop runs once: the drain has begun, and closes the door when the loop runs again
+        await asyncio.sleep(0)  # the loop runs once: the drain has begun, and closes the listener when the loop runs again
         with socket.create_connection(("127.0.0.1", running.port)) as early:
             early.sendall(message(streamed()))
             reader, writer = await asyncio.open_connection(sock=early)

@@ -64,7 +64,7 @@ def _read_regular(stream: OpenAIStream, data: bytes) -> bytes | None:
 
 
 def play(stream: OpenAIStream, sent: list[bytes], *, quickly: bool) -> list[Any]:
-    """What is relayed of events that come one a read, what is known of usage after each, and how it ends."""
+    """Return what is relayed of events that come one a read, what is known of usage after each, and how it ends."""
     seen: list[Any] = []
     for data in sent:
         out = _read_regular(stream, data) if quickly else None

@@ -1,4 +1,4 @@
-"""Who may come in, and as whom: every rule is off by default, and does exactly what it says when it is on."""
+"""Edge policy, which says who may connect and as whom: every rule is off by default, and does exactly what it says when it is on."""
 
 from typing import Any
 

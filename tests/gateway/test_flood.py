@@ -1,7 +1,7 @@
-"""Bent bytes by the thousand: through real sockets, and bodies through the phase that judges them.
+"""Bent bytes by the thousand: through real sockets, and bodies through the phase that validates them.
 
 Whatever a client sends: no 5xx, no crash, no hang, no error that is not JSON in the API's shape, and no more answers than there were
-requests. And what is sent to an engine is what was judged.
+requests. And what is sent to an engine is what was validated.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ HURRY = EdgeBounds(head_seconds=0.2, body_grace_seconds=0.2, keep_alive_seconds=
 
 
 def answers(data: bytes) -> list[Answer]:
-    """What a client that knows nothing of its own requests makes of `data`: the answer to HEAD is one without a body."""
+    """Return what a client that knows nothing of its own requests makes of `data`: the answer to HEAD is one without a body."""
     found = []
     while data:
         head, _, rest = data.partition(b"\r\n\r\n")
@@ -163,7 +163,7 @@ def bent_bodies(seed: int, count: int) -> Iterator[tuple[Endpoint, bytes]]:
         yield endpoint, data
 
 
-def test_bent_bodies_are_refused_or_sent_as_they_were_judged(tried: Callable[[str, int], None]) -> None:
+def test_bent_bodies_are_refused_or_sent_as_they_were_validated(tried: Callable[[str, int], None]) -> None:
     policies = {"m": UnknownParameters.REFUSE, "d": UnknownParameters.DROP, "f": UnknownParameters.FORWARD}
     models = {name: Served([NOWHERE], unknown_parameters=policy) for name, policy in policies.items()}
     verdicts: Counter[str] = Counter()
@@ -180,11 +180,11 @@ def test_bent_bodies_are_refused_or_sent_as_they_were_judged(tried: Callable[[st
                 continue
             verdicts["sent"] += 1
             (upstream,) = made.upstreams.of(call.model.id)
-            judged = bodies.parse(data)
+            validated = bodies.parse(data)
             sent = bodies.parse(call.upstream_body(upstream.deployment))
             ours = {"cache_salt", "stream_options"}
             assert {name: value for name, value in sent.items() if name not in ours} == {
-                name: value for name, value in judged.items() if name in sent and name not in ours
+                name: value for name, value in validated.items() if name in sent and name not in ours
             }, data
             assert not (NEVER_FORWARDED - ours - DIALECTS[endpoint].fields.keys()) & sent.keys(), data
             assert sent["cache_salt"] == msgspec.json.decode(caller.cache_salt)
@@ -193,5 +193,5 @@ def test_bent_bodies_are_refused_or_sent_as_they_were_judged(tried: Callable[[st
                 assert sent["stream_options"]["include_usage"] is True
             if call.output_tokens_max is not None and endpoint is not Endpoint.EMBEDDINGS:
                 assert call.output_tokens_max > 0
-    tried(f"bodies, judged {dict(verdicts)}", BODIES)
+    tried(f"bodies, validated {dict(verdicts)}", BODIES)
     assert {"sent", "invalid_json", "duplicate_key", "invalid_value", "unknown_parameter"} <= verdicts.keys()

@@ -122,7 +122,7 @@ async def test_37_a_flood_of_unknown_keys_costs_neither_disk_nor_a_log_line_each
 
 
 async def test_37_the_same_lines_run_for_unknown_revoked_expired_and_miswritten_keys(memory: Memory) -> None:
-    """What a key used to be shows in time only if other code runs for it. A key that expired is forgotten when it is used again."""
+    """Former states of a key show in time only if other code runs for it. A key that expired is forgotten when it is used again."""
     if FORM == "compiled":
         pytest.skip("compiled code has no lines to trace")
     plane = memory.edge.plane
@@ -175,7 +175,7 @@ async def test_an_expired_key_stays_expired_until_a_change_prolongs_it(memory: M
 
 
 async def fail(memory: Memory, count: int, *, key: str = UNKNOWN_KEY, peer: str = "192.0.2.1", **headers: str) -> list[Answer]:
-    """So many requests with this key on one connection from this address."""
+    """Send so many requests with this key on one connection from this address."""
     connection = memory.connect(peer)
     for _ in range(count):
         connection.feed(message(chat(), key=key, **headers))
@@ -238,7 +238,7 @@ async def test_37_a_good_key_is_served_whatever_failed_from_its_address() -> Non
 
 
 @pytest.mark.parametrize("data", [b"GET /v1/models HTTP/1.1\r\nhost: gateway\r\n\r\n", message(b"", content_length="1000000", key=None)])
-async def test_37_it_holds_at_every_door(data: bytes) -> None:
+async def test_37_it_holds_on_every_route(data: bytes) -> None:
     with plane() as (made, _, _):
         memory = Memory(made, EdgeBounds(failed_authentications_per_minute=1))
         answers = [split_answers((await memory.exchange(data)).written)[0] for _ in range(2)]

@@ -38,7 +38,7 @@ def header(address: str | None, tlvs: bytes = b"") -> bytes:
 
 
 def peers(running: Gateway) -> list[str | None]:
-    """Of the requests in the log, once the gateway has ended."""
+    """Return the requests in the log, once the gateway has ended."""
     return [msgspec.json.decode(line).get("peer") for line in running.log.text.splitlines()]
 
 
@@ -160,7 +160,7 @@ async def test_tls_before_1_2_is_not_spoken(files: tuple[str, str], version: ssl
             assert (await client.answer()).status == 200
 
 
-async def test_plain_bytes_and_silence_at_a_tls_door_are_closed(files: tuple[str, str]) -> None:
+async def test_plain_bytes_and_silence_at_a_tls_listener_are_closed(files: tuple[str, str]) -> None:
     bounds = EdgeBounds(opening_seconds=0.2, connections_per_peer_max=2)
     async with gateway({}, tls=server_context(*files), edge_bounds=bounds) as running:
         async with connect(running.port) as plain, connect(running.port) as silent:

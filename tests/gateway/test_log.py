@@ -1,4 +1,4 @@
-"""What reaches the log: the line of a completed request says what any request's line says, under the same names; nothing is lost."""
+"""Lines of the log: the line of a completed request says what any request's line says, under the same names; nothing is lost."""
 
 import os
 from datetime import datetime

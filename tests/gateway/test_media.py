@@ -137,7 +137,7 @@ def source(data: bytes, media_type: Any = "image/png", type: str = "image") -> d
 
 
 async def ask(parts: list[dict[str, Any]], bounds: MediaBounds | None = None, path: str = CHAT) -> Answer:
-    """What a message of these parts is answered: 502 if it went on, to an upstream that is not there."""
+    """Return the answer to a message of these parts: 502 if it went on, to an upstream that is not there."""
     with plane() as (made, sink, _):
         made.media_bounds = bounds or MediaBounds()
         body = chat() | {"max_tokens": 1, "messages": [{"role": "user", "content": "?"}, {"role": "user", "content": parts}]}

@@ -1,4 +1,4 @@
-"""Plain bodies, which are judged in one call: nothing is plain that the checks of its fields would refuse, and nearly everything is."""
+"""Plain bodies, which are validated in one call: nothing is plain that the checks of its fields would refuse, and nearly everything is."""
 
 from typing import Any
 

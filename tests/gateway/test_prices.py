@@ -1,4 +1,4 @@
-"""Which price a request is admitted at: by the organization's terms, in the service tier that it asks for, at that instant."""
+"""Price at which a request is admitted: by the organization's terms, in the service tier that it asks for, at that instant."""
 
 from typing import Any
 

@@ -35,7 +35,7 @@ def stream_of(*words: str, running: bool) -> list[bytes]:
 
 
 async def relay(pieces: Sequence[bytes], *, is_slow: bool = False, closed: bool = False) -> tuple[Recorder, Final, Transport]:
-    """What a client is told of a stream that comes in these reads, how it is recorded, and the engine's connection afterwards."""
+    """Return what a client is told of a stream that comes in these reads, how it is recorded, and the engine's connection afterwards."""
     recorder, clock, loop = Recorder(), Clock(), asyncio.get_running_loop()
     recorder.is_slow = is_slow
     with plane({"m": Served(["http://192.0.2.1:9"], engine=Engine.VLLM)}, clock=clock) as (made, sink, _):

@@ -245,7 +245,7 @@ async def test_64_an_upstream_must_be_who_its_address_says(
         assert answer.status == 200
     else:
         assert (answer.status, error_code(answer)) == (502, "upstream_unreachable")
-        assert not upstream.asked, "neither body nor credential may reach a stranger"
+        assert not upstream.asked, "neither body nor credential may reach another server"
 
 
 async def test_what_an_engine_may_have_begun_is_repeated_only_if_the_model_allows_it() -> None:
@@ -586,7 +586,7 @@ async def test_embeddings_are_answered_and_metered() -> None:
 
 
 async def record(script: Script) -> tuple[Recorder, Final]:
-    """What a client is told of a stream asked of an upstream that plays `script`."""
+    """Return what a client is told of a stream asked of an upstream that plays `script`."""
     upstream, recorder, clock = Upstream(script), Recorder(), Clock()
     async with upstream.listening():
         with plane({"m": Served([upstream.url])}, clock=clock) as (made, sink, _):

@@ -319,7 +319,7 @@ def test_the_living_are_not_recovered(tmp_path: Path) -> None:
 
 
 def frame_ends(data: bytes, offset: int) -> list[int]:
-    """Where each frame of a segment ends."""
+    """Return the offset at which each frame of a segment ends."""
     ends = []
     while offset < len(data):
         offset += 32 + int.from_bytes(data[offset : offset + 4], "little")

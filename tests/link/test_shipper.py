@@ -186,7 +186,7 @@ class TestSickDisk:
         assert alarms.names() == ["spool_shipping_waits"]
         assert_arrived(collector, tmp_path)
 
-    async def test_what_control_has_makes_room_though_no_note_can_be_written(self, tmp_path: Path) -> None:
+    async def test_what_control_has_makes_space_though_no_note_can_be_written(self, tmp_path: Path) -> None:
         def open_(path: Path, flags: int, mode: int) -> int:
             if "shipped" in path.name:
                 raise OSError(ENOSPC, "injected")

@@ -1,4 +1,4 @@
-"""kill -9 at random moments: every request that was admitted ends exactly once, and none that a client was told of is lost."""
+"""Gateways killed at random moments: every request that was admitted ends exactly once, and none that a client was told of is lost."""
 
 import os
 import random
@@ -43,7 +43,7 @@ def test_no_request_is_lost_or_doubled_by_kills(tmp_path: Path) -> None:
 
 
 def live_and_die(directory: Path, life: int, seconds: float) -> set[str]:
-    """One life of a gateway, ended by SIGKILL; returns the requests whose end it had told of."""
+    """Run one epoch of a gateway, ended by SIGKILL; returns the requests whose end it had told of."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}/src:{ROOT}"}
     command = [sys.executable, str(ROOT / "tests/link/dying_gateway.py"), str(directory), str(life)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)

@@ -1,4 +1,4 @@
-"""Sick disks and how they are outlived: what passes is waited for, what a failed sync left in memory is brought to the disk again."""
+"""Failing disks and how they are outlived: what passes is waited for, what a failed sync left in memory is brought to the disk again."""
 
 import asyncio
 import os
@@ -145,9 +145,9 @@ class TestFailedSync:
 
 async def test_a_spool_that_cannot_be_opened_leaves_no_descriptor_behind(tmp_path: Path) -> None:
     await lived(tmp_path)
-    fails = replace(DISK, map=lambda fd, size: (_ for _ in ()).throw(OSError(ENOSPC, "no room for the map")))
+    fails = replace(DISK, map=lambda fd, size: (_ for _ in ()).throw(OSError(ENOSPC, "no space for the map")))
     for _ in range(5):
-        with pytest.raises(OSError, match="no room"):
+        with pytest.raises(OSError, match="no space"):
             Spool.open(tmp_path, alarm=Alarms(), options=SMALL, disk=fails)
     first, *_ = list_epochs(tmp_path)  # of the life before, whose thread may have files open yet
     places = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]

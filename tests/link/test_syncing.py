@@ -1,4 +1,4 @@
-"""fdatasync by the kernel: it says when it is done, says when it cannot be had, and the spool works either way."""
+"""Asynchronous fdatasync by the kernel: it says when it is done, says when it cannot be had, and the spool works either way."""
 
 import asyncio
 import os

@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = ["openai", "openai-2", "openai-1"]
 ROWS = {"openai": 21, "openai-2": 21, "openai-1": 14, "js": 15}
-"""What each line can do: Anthropic's SDK is not beside the oldest of OpenAI's."""
+"""Clients of each line: Anthropic's SDK is not beside the oldest of OpenAI's."""
 
 
 @pytest.mark.parametrize("line", PYTHON)

@@ -94,7 +94,7 @@ def simulator(log: Path, **settings: Any) -> Iterator[Running]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back, and how it ended: "complete", "eof" (inside the body) or "reset"."""
+    """Answer and how it ended: "complete", "eof" (inside the body) or "reset"."""
 
     status: int
     headers: dict[str, str]

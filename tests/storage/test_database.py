@@ -1,4 +1,4 @@
-"""What both engines promise alike: transactions, tenancy in the schema, append-only tables, bounded waits."""
+"""Promises that both engines keep alike: transactions, tenancy in the schema, append-only tables, bounded waits."""
 
 import threading
 from pathlib import Path

@@ -35,7 +35,7 @@ def call(*command: str) -> "subprocess.CompletedProcess[str]":
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A file system at `place`, on a device over `image`, which lies where there is room only for so much."""
+    """A file system at `place`, on a device over `image`, which lies where there is space only for so much."""
 
     place: Path
     image: Path

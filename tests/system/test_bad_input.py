@@ -155,7 +155,7 @@ def test_a_full_disk_refuses_new_requests_loses_none_and_recovers_by_itself(tmp_
         short = [Ask("echo", "chat/completions", f"Coin {number}", stream=number % 2 == 0) for number in range(40)]
         heard = asyncio.run(load.send_all(short, url, key, per_second=80))
         assert {each.ended for each in heard} == {"complete"}
-        parts.control.end(signal.SIGKILL)  # what it has taken in could be removed here, and so make space
+        parts.control.end(signal.SIGKILL)  # what it has ingested could be removed here, and so make space
         filler = fill(disk)
 
         async def crowd_out() -> tuple[list[Heard], list[Heard]]:

@@ -167,7 +167,7 @@ MISTAKES = {
     "a period that is unknown": (("periods", "close", NOBODY), 1, "There is no such billing period."),
     "a period of two kinds": (("periods", "close", NOBODY, "--organization", "acme"), 2, "of one organization already"),
     "blockers of nothing": (("periods", "blockers", NOBODY), 1, "There is no such billing period."),
-    "periods of nobody": (("periods", "list", "--organization", "nobody"), 2, "no organization is called nobody"),
+    "periods of an unknown organization": (("periods", "list", "--organization", "nobody"), 2, "no organization is called nobody"),
     "periods in no state": (("periods", "list", "--state", "shut"), 1, "'open', 'closing' or 'closed'"),
     "a request that is none": (("corrections", "void", "5", "--reason", "r"), 2, "'5' is no id of a request"),
     "a request that is unknown": (("corrections", "void", REQUEST, "--reason", "r"), 1, "no such request, or its usage has not arrived"),

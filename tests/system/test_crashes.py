@@ -1,4 +1,4 @@
-"""kill -9 in the middle of the work: nothing served is lost or billed twice, whoever dies (promises P1 and P2; figures R1 and R16)."""
+"""Processes killed at work: nothing served is lost or billed twice, whoever dies (promises P1 and P2; figures R1 and R16)."""
 
 import asyncio
 import random

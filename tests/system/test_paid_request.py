@@ -163,7 +163,7 @@ class TestOneRequest:
 
 
 class TestRefusals:
-    """What is refused reaches no engine and costs nothing."""
+    """Refused requests reach no engine and costs nothing."""
 
     def test_a_wrong_key(self, platform: Platform) -> None:
         wrong = platform.tenant.api_key[:-1] + ("0" if platform.tenant.api_key[-1] != "0" else "1")
@@ -280,7 +280,7 @@ def real(start: Start) -> Demo:
 
 @pytest.mark.engines
 class TestARealEngine:
-    """llama.cpp: what it tells the client is what is billed."""
+    """Billed tokens of llama.cpp: what it tells the client is what is billed."""
 
     PRICES: ClassVar[Prices] = {
         "smollm2-135m": {"input": "0.05", "cached_input": "0.01", "output": "0.20", "reasoning": "0.20", "request": "0"}

@@ -83,7 +83,7 @@ def unit(price: str, decimals: int) -> int:
 
 
 def lines(bill: Bill, prices: Mapping[str, str]) -> dict[str, tuple[int, int, int]]:
-    """What the receipt must say, line by line."""
+    """Return what the receipt must say, line by line."""
     quantities = {**bill.used, "request": 1}
     units = {name: unit(price, 12 if name == "request" else 6) for name, price in prices.items()}
     return {name: (count, units[name], count * units[name]) for name, count in quantities.items() if count and units[name]}
@@ -153,7 +153,7 @@ def test_a_preview_shows_who_would_pay_more(partner: Partner, tmp_path: Path) ->
 
 def test_the_file_of_a_platform_holds_books_tiers_and_terms(partner: Partner, tmp_path: Path) -> None:
     running, path = partner.running, tmp_path / "platform.yaml"
-    do(running, "models", "archive", "flaky")  # two deployments at one address, which a file cannot tell apart
+    do(running, "models", "archive", "flaky")  # two deployments at one address, which a file cannot distinguish
     do(running, "export", "-f", str(path))
     assert do(running, "apply", "-f", str(path)) == "nothing to change"
     text = path.read_text()

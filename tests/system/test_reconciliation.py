@@ -1,4 +1,4 @@
-"""What engines counted and what was billed, of real processes: equal to the token, and apart by exactly what was done behind our back."""
+"""Counters of engines and bills, of real processes: equal to the token, and apart by exactly what was done behind our back."""
 
 import asyncio
 import signal
@@ -84,6 +84,6 @@ def test_engine_and_ledger_agree_to_the_token_until_somebody_goes_past_the_gatew
 
 
 def engine_url(platform: Platform) -> str:
-    """Where the engine is, for those who go past the gateway."""
+    """Address of the engine, for those who go past the gateway."""
     arguments = list(platform.engine.arguments)
     return f"http://{arguments[arguments.index('--listen') + 1]}"

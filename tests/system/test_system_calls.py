@@ -1,4 +1,4 @@
-"""What a request and a chunk ask of the kernel: the part of their cost that no neighbour can blur, held to a bound.
+"""System calls of a request and a chunk: the part of their cost that no neighbour can blur, held to a bound.
 
 The floor is two reads and two writes for a request, one of each for a chunk. Beyond it: ADMIT's write, and what is shared among the
 requests of a commit or of a wake-up. nginx makes seven and three.

@@ -1,4 +1,4 @@
-"""A strict reader of HTTP/1.1 requests (RFC 9112), written from the RFC alone and sharing no code with what it judges.
+"""A strict reader of HTTP/1.1 requests (RFC 9112), written from the RFC alone and sharing no code with what it checks.
 
 It takes a whole connection's bytes and tells how many requests begin in them, which are complete, and where reading had to stop. It is
 slow and plain on purpose. Where the RFC lets a server choose, it takes what our server takes, and the place says so; where our server
@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-# Section 3 allows several spaces between the parts of a request line; the target is judged by the server, not by framing. llhttp
+# Section 3 allows several spaces between the parts of a request line; the target is validated by the server, not by framing. llhttp
 # knows the other protocols whose requests look like HTTP's, and frames them as HTTP.
 REQUEST_LINE = re.compile(rb"(%b) +([\x21-\x7e]+) +(?:HTTP|RTSP|ICE)/(1\.[01])" % TOKEN)
 FIELD_LINE = re.compile(rb"(%b):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[ \t\x21-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*" % TOKEN)
@@ -19,7 +19,7 @@ SIZE_MAX = 2**64 - 1
 
 
 class Malformed(Exception):
-    """What stands here is no request; nothing after it may be interpreted."""
+    """Bytes that are no request; nothing after it may be interpreted."""
 
 
 class Incomplete(Exception):
@@ -37,7 +37,7 @@ class Found:
 
 @dataclass
 class Reading:
-    """What a connection's bytes hold. `begun`: whether a further request, complete or not, well formed or not, begins after them."""
+    """Content of a connection's bytes. `begun`: whether a further request, complete or not, well formed or not, begins after them."""
 
     requests: list[Found] = field(default_factory=list)
     begun: bool = False

@@ -73,7 +73,7 @@ def test_no_more_is_read_than_a_strict_reading_finds(tried: Callable[[str, int],
 
 
 def _waits(reader: RequestReader) -> bool:
-    """Whether the reader has seen no end of a line or body yet: it may still judge what the reference has judged already."""
+    """Return whether the reader has seen no end of a line or body yet: it may still reject what the reference has rejected already."""
     return reader.in_message
 
 

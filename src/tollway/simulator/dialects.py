@@ -1,4 +1,4 @@
-"""What goes over the wire: vLLM 0.32's chunks, bodies and errors, byte by byte.
+"""Bytes on the wire: vLLM 0.32's chunks, bodies and errors, byte by byte.
 
 A dialect renders one answer. Everything is a function of the answer and the range of tokens, so an event can be
 rendered when it is due, not before. Order of a stream: `opening` with the first token, `tokens` for each chunk,
@@ -300,7 +300,7 @@ class _Completions(_OpenAI):
 
 
 class _Messages:
-    """vLLM's Anthropic route: its own chat stream, converted. No [DONE]; no cache tokens in the usage;
+    """Answers of vLLM's Anthropic route: its own chat stream, converted. No [DONE]; no cache tokens in the usage;
     `input_tokens` is the whole prompt, cached or not; type and role are missing in message_start, as vLLM leaves
     unset fields out."""
 
@@ -391,7 +391,7 @@ class _Messages:
 
 
 class _Embeddings:
-    """vLLM's pooling route. It has one JSON body and never a stream."""
+    """Answers of vLLM's pooling route. It has one JSON body and never a stream."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -433,7 +433,7 @@ class _Embeddings:
 
 
 def nested_error(code: int, message: str, kind: str | None = None, param: str | None = None) -> bytes:
-    """vLLM's and OpenAI's error body, with the integer code that vLLM sends. `kind` defaults to the status'
+    """Return the error body of vLLM and OpenAI, with the integer code that vLLM sends. `kind` defaults to the status'
     name.
     """
     fields = {"message": message, "type": kind or _phrase(code), "param": param, "code": code}

@@ -1,4 +1,4 @@
-"""What the simulator answers on each route, and when: one `Simulator` is one engine with all its requests."""
+"""Answers of the simulator on each route, and their times: one `Simulator` is one engine with all its requests."""
 
 import asyncio
 import contextlib

@@ -23,7 +23,7 @@ from tollway.simulator.requests import Order
 from tollway.simulator.settings import SimulatorSettings
 from tollway.simulator.tokens import BLOCK_TOKENS, Answer, Pace, PrefixCache, jitter_sums
 
-# One millisecond is below every pace that a test can tell apart, and groups thousands of streams into few timers.
+# One millisecond is below every pace that a test can distinguish, and groups thousands of streams into few timers.
 _TICKS_PER_SECOND = 1000
 
 
@@ -52,7 +52,7 @@ class Wheel:
 
 
 class State(Enum):
-    """Where a generation is. It only moves downwards."""
+    """State of a generation. It only moves downwards."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -60,7 +60,7 @@ class State(Enum):
 
 
 class Watcher(Protocol):
-    """Who wants to know what becomes of a generation."""
+    """Receiver of the events of a generation."""
 
     def advanced(self) -> None:
         """There are new tokens, and more to come."""

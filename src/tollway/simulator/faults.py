@@ -1,4 +1,4 @@
-"""What engines do wrong in the field, on command.
+"""Faults of engines as they occur in the field, on command.
 
 A fault spec is `name[@number][:word...]`, several joined by `+`. It comes with a request (header `x-sim-fault`, or
 the part of the model name after `!`, since a gateway strips foreign headers) or by chance from

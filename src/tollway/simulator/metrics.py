@@ -1,4 +1,4 @@
-"""vLLM's Prometheus metrics: names, labels and types of 0.32, for the part that a gateway reads."""
+"""Prometheus metrics of vLLM: names, labels and types of 0.32, for the part that a gateway reads."""
 
 from bisect import bisect_left
 from collections.abc import Iterable
@@ -36,7 +36,7 @@ class Histogram:
 
 
 class Counters:
-    """What has been counted since the start. Plain numbers, turned into text only when somebody asks."""
+    """Counts since the start. Plain numbers, turned into text only when somebody asks."""
 
     def __init__(self) -> None:
         self.prompt_tokens = 0

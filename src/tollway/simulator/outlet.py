@@ -1,4 +1,4 @@
-"""How the bytes of one answer leave: HTTP framing, and the faults that live below the events (`cut-bytes`, `drip`).
+"""Output of the bytes of one answer: HTTP framing, and the faults that live below the events (`cut-bytes`, `drip`).
 
 Every write may carry three things: the tokens that count as delivered with it, what must happen just before it (the
 truth record of an answer that it completes) and what happens right after it (the connection is free, or hangs up).

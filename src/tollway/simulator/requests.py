@@ -1,4 +1,4 @@
-"""What a body asks for: vLLM's request shapes, read leniently (unknown fields are ignored, as vLLM does), into one
+"""Reading of request bodies: vLLM's request shapes, read leniently (unknown fields are ignored, as vLLM does), into one
 `Order`.
 """
 
@@ -28,13 +28,13 @@ class Refused(Exception):
 
 
 def bad_request(message: str, param: str | None = None) -> Refused:
-    """vLLM's 400."""
+    """Refusal of a request, vLLM's 400."""
     return Refused(400, "BadRequestError", message, param)
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What one request asks of the engine, whatever API it came through."""
+    """Work that one request asks of the engine, whatever API it came through."""
 
     endpoint: Endpoint
     model: str | None  # as asked, with its fault suffix; None means the default model

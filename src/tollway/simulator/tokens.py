@@ -2,7 +2,7 @@
 remembers.
 
 One token is four bytes of UTF-8, rounded up, at least one. That is wrong for every real tokenizer and right for a
-judge: anybody can recompute a bill from the text with a pencil. All of this is pure; time and randomness come in as
+reference: anybody can recompute a bill from the text with a pencil. All of this is pure; time and randomness come in as
 arguments.
 """
 
@@ -118,7 +118,7 @@ def _character_start(data: bytes, offset: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long answers are. `natural` bounds apply where neither the echo nor `ignore_eos` decides."""
+    """Lengths of answers. `natural` bounds apply where neither the echo nor `ignore_eos` decides."""
 
     natural_min: int
     natural_max: int
@@ -148,8 +148,8 @@ def plan_answer(
         digest = hashlib.blake2b(prompt.data, digest_size=8, salt=seed.to_bytes(8, "little", signed=True)).digest()
         prompt_seed = int.from_bytes(digest, "little")
         first_seed = first_seed or prompt_seed
-        room = lengths.context_max - prompt.tokens
-        cap = room if tokens_max is None else min(tokens_max, room)
+        left = lengths.context_max - prompt.tokens
+        cap = left if tokens_max is None else min(tokens_max, left)
         for choice in range(choices):
             if echo:
                 natural = count(echo) + lengths.reasoning
@@ -170,7 +170,7 @@ def plan_answer(
 
 
 class Pace:
-    """When the chunks of one answer are due, in seconds from the moment it got its slot. Steps count from 1.
+    """Times at which the chunks of one answer are due, in seconds from the moment it got its slot. Steps count from 1.
 
     `jitter` holds the sums of the first 0..N random gaps (each in -1..1 of a gap); it repeats after N.
     """
@@ -212,7 +212,7 @@ def jitter_sums(fraction: float, seed: int) -> tuple[float, ...]:
 
 
 class PrefixCache:
-    """Which prompt beginnings are in the KV cache: blocks of 16 tokens, least recently used ones go first.
+    """Prompt beginnings in the KV cache: blocks of 16 tokens, least recently used ones go first.
 
     A block is known by the digest of all bytes up to its end and the salt, so two salts never share one. As in vLLM
     a prompt never hits completely: at least its last token is computed. Unlike vLLM, generated tokens are not

@@ -1,4 +1,4 @@
-"""The truth log: what the engine really did, as JSON lines that outlive it. The only judge of usage records and
+"""The truth log: what the engine really did, as JSON lines that outlive it. The only reference for usage records and
 bills.
 
 One `start` line when a request enters the engine and one `end` line when it has left, each by a single write(2) to
@@ -64,7 +64,7 @@ class TruthRecord(msgspec.Struct, frozen=True, tag_field="event", tag="end"):
 class TruthLog:
     """Appends records. Opened with no path it keeps nothing.
 
-    `lost` is called with the first error of the file; after it nothing is taken any more, because a judge that
+    `lost` is called with the first error of the file; after it nothing is taken any more, because a reference that
     forgets must not go on.
     """
 
