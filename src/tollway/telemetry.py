@@ -71,6 +71,15 @@ def timestamp(at_us: int) -> str:
     return text + _MILLISECONDS[rest // 1000]  # type: ignore[no-any-return]
 
 
+def describe_error(error: BaseException) -> str:
+    """Return the type of an error and the file and line where it arose. Never its text, which may quote a body or a secret."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    place = "?" if traceback is None else f"{traceback.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{traceback.tb_lineno}"
+    return f"{type(error).__name__} in {place}"
+
+
 class LogWriter:
     """Writes JSON lines to a descriptor from a thread of its own; bounded, and what does not fit is counted in `dropped`."""
 
@@ -88,8 +97,14 @@ class LogWriter:
         self._worker.start()
 
     def write(self, line: msgspec.Struct | Mapping[str, object]) -> None:
-        """Take one line; it is written with the next flush."""
-        self.take(msgspec.Raw(msgspec.json.encode(line)))
+        """Take one line; it is written with the next flush. A line that JSON cannot express is dropped and counted: whoever raises an
+        alarm has more to do than to handle the alarm's own failure."""
+        try:
+            encoded = msgspec.json.encode(line)
+        except (TypeError, ValueError):
+            self.dropped += 1
+            return
+        self.take(msgspec.Raw(encoded))
 
     def take(self, line: CompletedLine | msgspec.Raw) -> None:
         """Add a line that is encoded already, or will be with its batch: one of a completed request, of which there are many and
@@ -118,12 +133,25 @@ class LogWriter:
 
     def _run(self) -> None:
         while (lines := self._batches.get()) is not None:
-            data = self._encode(lines)
             try:
+                data = self._encode_batch(lines)
                 while data:
                     data = data[os.write(self._descriptor, data) :]
-            except OSError:
+            except Exception:  # this thread has to outlive whatever a batch holds, and there is nowhere else to log to
                 self.dropped += len(lines)
+
+    def _encode_batch(self, lines: list[CompletedLine | msgspec.Raw]) -> bytes:
+        """Return the lines as JSON; one that JSON cannot express is dropped, and the others of its batch are kept."""
+        try:
+            return self._encode(lines)
+        except (TypeError, ValueError):
+            kept = b""
+            for line in lines:
+                try:
+                    kept += self._encode([line])
+                except (TypeError, ValueError):
+                    self.dropped += 1
+            return kept
 
 
 class ModelMetrics:
@@ -148,6 +176,8 @@ class Metrics:
         self.attempts: dict[tuple[str, str], int] = {}
         self.anomalies: dict[str, int] = {}
         self.unsolicited: dict[str, int] = {}
+        self.task_restarts: dict[str, int] = {}
+        self.callback_failures: dict[str, int] = {}
         self.retries = 0
         self.connections_refused = 0
         self.running = 0
@@ -202,6 +232,9 @@ class _Families(Collector):
         yield _counter("tollway_upstream_unsolicited", "Idle connections on which an engine sent bytes.", ("deployment",), unsolicited)
         yield _counter("tollway_upstream_retries", "Attempts after the first.", (), [((), metrics.retries)])
         yield _counter("tollway_connections_refused", "Connections over the bound.", (), [((), metrics.connections_refused)])
+        restarts, failures = metrics.task_restarts.items(), metrics.callback_failures.items()
+        yield _counter("tollway_task_restarts", "Restarts of background tasks that ended.", ("task",), restarts)
+        yield _counter("tollway_callback_failures", "Exceptions outside of requests and tasks, by place.", ("place",), failures)
         yield GaugeMetricFamily("tollway_requests_running", "Requests between admission and the last byte.", metrics.running)
         yield GaugeMetricFamily(
             "tollway_event_loop_lag_seconds_max", "Longest delay of the event loop since the last scrape.", metrics.loop_lag_seconds_max

@@ -21,6 +21,7 @@ from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.snapshot import DeploymentEntry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Status
+from tollway.gateway.background import BackgroundTasks
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.edge import server
 from tollway.gateway.edge.client_connection import ClientConnection
@@ -235,6 +236,8 @@ async def gateway(
     stop, ready = asyncio.Event(), asyncio.Event()
     with plane(models, bounds=bounds, limits=limits) as (made, sink, log):
         listener, internal = _listen(), _listen()
+        alarms: list[tuple[str, dict[str, object]]] = []
+        background = BackgroundTasks(made.metrics, lambda event, fields: alarms.append((event, fields)))
         done = loop.create_task(
             server.serve(
                 made,
@@ -245,6 +248,7 @@ async def gateway(
                 http_bounds=HttpBounds(),
                 drain=drain or server.DrainBounds(grace_seconds=1.0),
                 ready=ready,
+                background=background,
                 rules=rules,
                 tls=tls,
             )
@@ -257,7 +261,9 @@ async def gateway(
             stop.set()
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await done
+                await background.stop()
         assert errors == []
+        assert alarms == []
         assert sink.owed == 0
         log.close()
         assert b"internal_error" not in log.text

@@ -60,13 +60,15 @@ def follower(mirror: Mirror, directory: Path, url: str, alarm: Alarm = no_alarm)
 
 @asynccontextmanager
 async def running(each: Follower) -> AsyncIterator[None]:
-    task = asyncio.create_task(each.run())
+    tasks = [asyncio.create_task(run()) for run in (each.run, each.acknowledge)]
     try:
         yield
     finally:
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        await each.close()
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
 
 
 def on_disk(directory: Path) -> tuple[int, dict[tuple[str, str], Entry]]:
@@ -315,3 +317,38 @@ class TestCopies:
         assert on_disk(tmp_path)[0] == 3
         mine.close()
         others.close()
+
+
+class TestDefects:
+    async def test_follower_that_failed_reads_everything_again_when_it_is_run_again(self, tmp_path: Path) -> None:
+        control, mirror = Publisher(), Mirror()
+        control.publish("organization", organization(0).id, organization(0))
+        real = mirror.apply
+
+        def failing(change: Change) -> None:
+            mirror.apply = real  # type: ignore[method-assign]
+            mirror.version = change.version  # half of it was done
+            raise AttributeError
+
+        async with LinkServer(control.answer) as server:
+            each = follower(mirror, tmp_path, server.url)
+            mirror.apply = failing  # type: ignore[method-assign]
+            run = asyncio.create_task(each.run())
+            await until(lambda: mirror.version == 1)
+            control.publish("organization", organization(1).id, organization(1))
+            await asyncio.wait({run})
+            assert isinstance(run.exception(), AttributeError)
+            async with running(each):
+                await until(lambda: mirror.entries == control.entries)
+                control.publish("organization", organization(2).id, organization(2))
+                await until(lambda: mirror.version == 3 and 3 in control.acks)
+            assert mirror.resets == 2 and mirror.entries == control.entries
+
+    async def test_copy_that_cannot_be_applied_is_left_for_controls_snapshot(self, tmp_path: Path) -> None:
+        alarms, mirror = Alarms(), Mirror()
+        write_copy(tmp_path, 1, [organization(0)])
+        mirror.finish_reset = lambda version: (_ for _ in ()).throw(KeyError("x"))  # type: ignore[assignment, method-assign]
+        each = follower(mirror, tmp_path, "http://127.0.0.1:1", alarms)
+        assert await each.start() is False
+        assert alarms.names() == ["snapshot_copy_unusable"]
+        await each.close()

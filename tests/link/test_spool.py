@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ from tollway.domain.faults import OVERLOADED, SPOOL_UNAVAILABLE, Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, Outcome, Progress, Tick, UsageSource, encode
 from tollway.gateway import ports
 from tollway.link import epochs, spool
+from tollway.link.disk import DISK
 from tollway.link.epochs import list_epochs
 from tollway.link.spool import Spool, SpoolOptions
 from tollway.wire.segments import HEAD_BYTES
@@ -336,3 +338,30 @@ def test_a_final_of_the_longest_admit_fits_what_is_owed() -> None:
     )
     assert len(encode(longest_admit)) == spool.ADMIT_BYTES_MAX
     assert HEAD_BYTES + len(encode(longest)) <= 1120
+
+
+@pytest.mark.parametrize("defect", ["sync", "next commit", "tick"])
+async def test_defect_behind_a_commit_fails_the_spool_and_leaves_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defect: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise AttributeError("planted")
+
+    disk = replace(DISK, fdatasync=fail) if defect == "sync" else DISK
+    alarms = Alarms()
+    opened = Spool.open(tmp_path, alarm=alarms, options=SpoolOptions(segment_bytes=65_536, slots_max=32, tick_seconds=3600))
+    opened._disk, opened._kernel = disk, None
+    slots = [opened.admit(encode(admit(number))) for number in range(2)]
+    waiting = [ended(opened, slot, final(admit(number))) for number, slot in enumerate(slots)]
+    if defect == "next commit":
+        monkeypatch.setattr(opened, "_start_commit", fail)
+    if defect == "tick":
+        await asyncio.gather(*waiting)
+        monkeypatch.setattr(opened, "_append", fail)
+        opened._tick()
+    async with asyncio.timeout(30):
+        await opened.failed.wait()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert alarms.names() == ["spool_failed"] and not opened.is_writable()
+    monkeypatch.undo()
+    await opened.close()

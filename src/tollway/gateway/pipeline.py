@@ -27,7 +27,7 @@ from tollway.gateway.relay import relay
 from tollway.gateway.request import Call, Caller, ClientGone, Request, RequestHead
 from tollway.gateway.route import route
 from tollway.log_lines import CompletedLine, RequestLine
-from tollway.telemetry import timestamp
+from tollway.telemetry import describe_error, timestamp
 from tollway.wire.errors import retry_after
 
 _TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -59,7 +59,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         fault = caught if caller is not None else client.throttle(caught, request.headers)
         _refuse(request, client, fault)
     except Exception as error:  # the last line of defence of one request: it becomes a 500 and a log line, never a dead connection
-        fault = Fault(faults.INTERNAL, detail=f"{type(error).__name__} in {_place(error)}")
+        fault = Fault(faults.INTERNAL, detail=describe_error(error))
         _refuse(request, client, fault)
     finally:
         plane.metrics.running -= 1
@@ -245,11 +245,3 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
             usage_source=final.source,
         )
     )
-
-
-def _place(error: BaseException) -> str:
-    """File and line where an unexpected error arose; never its text, which may quote a body."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return f"{traceback.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{traceback.tb_lineno}" if traceback else "?"

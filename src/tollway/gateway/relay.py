@@ -350,6 +350,10 @@ class Exchange:
 
     # What the server's clock tells.
 
+    def interrupt(self, fault: Fault) -> None:
+        """End the request with a fault."""
+        self._driver.interrupt(fault)
+
     def tick(self, now: float) -> None:
         """Look at the deadlines; called about twice a second, so they hold to half a second."""
         if self._fed or self._connection.paused:  # while paused, the silence is the client's
@@ -393,6 +397,10 @@ class _Connecting:
     def __init__(self, driver: CoroutineDriver, deadline: float) -> None:
         self._driver = driver
         self._deadline = deadline
+
+    def interrupt(self, fault: Fault) -> None:
+        """End the request with a fault."""
+        self._driver.interrupt(fault)
 
     def tick(self, now: float) -> None:
         """Interrupt the request once its deadline has passed."""

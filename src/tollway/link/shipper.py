@@ -112,7 +112,7 @@ class _Cursor:
 
 class Shipper:
     """Ships the spool of one process. Use: `run()` as a task; to end, cancel it, close the spool, then `await
-    finish(...)`."""
+    finish(...)`. `run` may be run again after it raised."""
 
     def __init__(
         self,
@@ -151,7 +151,8 @@ class Shipper:
         self._told: set[tuple[int, int | None]] = set()
 
     async def run(self) -> None:
-        """Ship until cancelled."""
+        """Ship until cancelled. It begins by asking control how far each epoch has come."""
+        self._cursors = {}
         pause_seconds = BACKOFF_SECONDS_MIN
         while True:
             try:

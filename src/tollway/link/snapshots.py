@@ -110,7 +110,8 @@ or not of our shape are ValueErrors, those that are nested too deeply RecursionE
 
 
 class Follower:
-    """Keeps `target` at control's version. Use: `await start()`, then `run()` as a task until it is cancelled."""
+    """Keeps `target` at control's version. Use: `await start()`, then `run()` and `acknowledge()` as tasks until they are cancelled,
+    then `await close()`. Either may be run again after it raised."""
 
     def __init__(
         self,
@@ -136,6 +137,7 @@ class Follower:
         self._log: ChangeLog | None = None
         self._disk = asyncio.Lock()  # the log is used by one worker thread at a time
         self._is_loaded = False
+        self._has_run = False
         self._needs_resync = False
         self._copy_is_behind = False
         self._trouble: str | None = None
@@ -152,13 +154,13 @@ class Follower:
         return None if self._heard_at is None else time.monotonic() - self._heard_at
 
     async def start(self) -> bool:
-        """Take over the copy on disk. False if there is none, or none that can be trusted (with an alarm)."""
+        """Load the copy on disk. Return False if there is none, or none that can be used (with an alarm): control has the original."""
         try:
             copy = await asyncio.to_thread(load_copy, self._directory)
             if copy is not None:
                 await self._take(copy)
-        except (CopyDamaged, OSError) as error:
-            self._alarm("snapshot_copy_unusable", {"error": str(error)})
+        except Exception as error:
+            self._alarm("snapshot_copy_unusable", {"error": f"{type(error).__name__}: {error}"})
             return False
         return copy is not None
 
@@ -174,33 +176,34 @@ class Follower:
         self._is_loaded = True
 
     async def run(self) -> None:
-        """Follow until cancelled."""
-        acknowledging = asyncio.create_task(self._acknowledge())
+        """Follow until cancelled. When it is run again, after it raised, it reads a whole snapshot first: a change may have been applied
+        in part."""
+        if self._has_run:
+            self._needs_resync = True
+        self._has_run = True
         pause_seconds = BACKOFF_SECONDS_MIN
-        try:
-            while True:
-                heard_before = self._heard_at
-                try:
-                    if not self._is_loaded or self._needs_resync or self._copy_is_behind:
-                        await self._resync()
-                    await self._follow()
-                except _ResyncNeeded:
-                    self._needs_resync = True
-                except _TRANSIENT as error:
-                    self._note_trouble(error)
-                    await self._poll()
-                if self._heard_at != heard_before:
-                    pause_seconds = BACKOFF_SECONDS_MIN
-                self.reconnects += 1
-                await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))
-                pause_seconds = min(pause_seconds * 2, BACKOFF_SECONDS_MAX)
-        finally:
-            acknowledging.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await acknowledging
-            await self._client.aclose()
-            if self._log is not None:
-                self._log.close()
+        while True:
+            heard_before = self._heard_at
+            try:
+                if not self._is_loaded or self._needs_resync or self._copy_is_behind:
+                    await self._resync()
+                await self._follow()
+            except _ResyncNeeded:
+                self._needs_resync = True
+            except _TRANSIENT as error:
+                self._note_trouble(error)
+                await self._poll()
+            if self._heard_at != heard_before:
+                pause_seconds = BACKOFF_SECONDS_MIN
+            self.reconnects += 1
+            await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))
+            pause_seconds = min(pause_seconds * 2, BACKOFF_SECONDS_MAX)
+
+    async def close(self) -> None:
+        """Close the connections and the log of changes. Call it once `run` and `acknowledge` have ended."""
+        await self._client.aclose()
+        if self._log is not None:
+            self._log.close()
 
     # ---- A whole snapshot --------------------------------------------------------------------------------------------
 
@@ -314,8 +317,8 @@ class Follower:
 
     # ---- Disk, then acknowledgement ----------------------------------------------------------------------------------
 
-    async def _acknowledge(self) -> None:
-        """Write what was applied to the copy, then tell control; and give a sign of life every ACK_SECONDS."""
+    async def acknowledge(self) -> None:
+        """Until cancelled: write what was applied to the copy, then confirm it to control, every ACK_SECONDS at the latest."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ACK_SECONDS):  # not wait_for, which before Python 3.12 can swallow a cancellation

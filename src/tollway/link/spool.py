@@ -388,9 +388,12 @@ class Spool:
         self._ticker = self._loop.call_later(self._options.tick_seconds, self._tick)
         if self._has_failed or self._is_closing or not self._has_room():
             return
-        self._append(encode(Tick(at=self._clock())))
-        if not self._committing:
-            self._start_commit()
+        try:
+            self._append(encode(Tick(at=self._clock())))
+            if not self._committing:
+                self._start_commit()
+        except Exception as error:
+            self._fail(error)
 
     # ---- Committing --------------------------------------------------------------------------------------------------
 
@@ -413,23 +416,23 @@ class Spool:
         if self._kernel is None or len(commit.fds) > 1 or not self._kernel.start(segment.fd, partial(self._synced, commit, began)):
             self._writer.put(lambda: self._sync(commit))
 
-    def _synced(self, commit: _Commit, began: float, error: OSError | None) -> None:
+    def _synced(self, commit: _Commit, began: float, error: Exception | None) -> None:
         self._finish_commit(commit, time.perf_counter() - began, error)
 
     def _sync(self, commit: _Commit) -> None:
         """In the writer thread: make a commit durable, and let go of the segments that it finished."""
-        error: OSError | None = None
+        error: Exception | None = None
         began = time.perf_counter()
         try:
             for fd in commit.fds:
                 self._disk.fdatasync(fd)
             for fd in commit.fds[:-1]:
                 self._disk.close(fd)
-        except OSError as caught:
+        except Exception as caught:
             error = caught
         self._call_loop(self._finish_commit, commit, time.perf_counter() - began, error)
 
-    def _finish_commit(self, commit: _Commit, seconds: float, error: OSError | None) -> None:
+    def _finish_commit(self, commit: _Commit, seconds: float, error: Exception | None) -> None:
         if error is not None or self._has_failed:
             self._waiting += commit.waiting
             self._fail(error or OSError("the spool has failed"))
@@ -439,14 +442,17 @@ class Spool:
         metrics.commit_seconds += seconds
         metrics.commit_seconds_max = max(metrics.commit_seconds_max, seconds)
         self.committed = commit.position
-        if self._waiting:
-            self._start_commit()  # first: the disk works while clients are told
-        else:
-            self._committing = False
+        try:
+            if self._waiting:
+                self._start_commit()  # first: the disk works while clients are told
+            else:
+                self._committing = False
+        except Exception as caught:  # no later commit would begin: better no spool than one that keeps all waiting
+            self._fail(caught)
         for done in commit.waiting:
             done(None)
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, error: Exception) -> None:
         """The disk cannot be trusted any more: tell everyone, do nothing further."""
         if not self._has_failed:
             self._has_failed = self._is_shut = True
@@ -477,19 +483,19 @@ class Spool:
         """In the writer thread."""
         try:
             fd = create_segment(self.epoch.segment_path(number), self._options.segment_bytes, self._disk)
-        except OSError as error:
+        except Exception as error:
             self._call_loop(self._take_segment, number, -1, error)
         else:
             self._call_loop(self._take_segment, number, fd, None)
 
-    def _take_segment(self, number: int, fd: int, error: OSError | None) -> None:
+    def _take_segment(self, number: int, fd: int, error: Exception | None) -> None:
         self._preparing = False
         if error is None:
             self._is_full = False
             self._ready.append(_Segment(number, fd))
             self._space += self._options.segment_bytes - SLACK_BYTES
             self._prepare()
-        elif error.errno in (ENOSPC, EDQUOT):
+        elif isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
             if not self._is_full:
                 self._is_full = True
                 self._alarm("spool_disk_full", {"epoch": self.epoch.number})

@@ -18,10 +18,12 @@ import sys
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import uvloop
 
+from tollway.gateway.background import BackgroundTasks
 from tollway.gateway.edge import server
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.edge_policy import EdgePolicy
@@ -113,23 +115,26 @@ async def _run(options: GatewayOptions) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    link = await _start_link(options, plane, node_id, alarm)
+    background = BackgroundTasks(plane.metrics, alarm, on_failure=stop.set)
+    loop.set_exception_handler(background.report_callback)
+    link = await _start_link(options, plane, node_id, alarm, background)
     ready = asyncio.Event()
-    serving = loop.create_task(
-        server.serve(
-            plane,
-            listener=options.listener,
-            internal=options.internal,
-            stop=stop,
-            edge_bounds=options.edge,
-            http_bounds=options.http,
-            drain=options.drain,
-            ready=ready,
-            rules=options.rules,
-            tls=options.tls,
-        )
+    serve = partial(
+        server.serve,
+        plane,
+        listener=options.listener,
+        internal=options.internal,
+        stop=stop,
+        edge_bounds=options.edge,
+        http_bounds=options.http,
+        drain=options.drain,
+        ready=ready,
+        background=background,
+        rules=options.rules,
+        tls=options.tls,
     )
-    announcing = loop.create_task(_announce(plane, ready, options))
+    serving = background.start("server", serve, restarts=False, may_return=True)
+    background.start("announce", partial(_announce, plane, ready, options), may_return=True)
     if spool is None:
         spool = await _wait_for_spool(serving, open_when_available(directory, open_spool, alarm))
     if spool is not None:
@@ -141,13 +146,12 @@ async def _run(options: GatewayOptions) -> int:
             log.close()
             os._exit(1)  # not even a drain: an answer now would promise a record that cannot be kept
         failing.cancel()
-    announcing.cancel()
-    serving.result()
     if spool is not None:
         await spool.close()
-    await link.stop()
+    await background.stop()
+    await link.close()
     log.close()
-    return 0
+    return 1 if background.has_failed else 0
 
 
 async def _wait_for_spool(serving: asyncio.Task[None], opening: Coroutine[None, None, Spool]) -> Spool | None:
@@ -162,16 +166,18 @@ async def _wait_for_spool(serving: asyncio.Task[None], opening: Coroutine[None, 
 
 @dataclass(slots=True)
 class _Link:
-    """What follows control, and what hands records in once there is a spool; neither without a control plane to be linked to."""
+    """The gateway's side of the link: a follower from the start, and a shipper once there is a spool. Without a control plane to be linked
+    to, neither runs."""
 
     options: GatewayOptions
     plane: Plane
     alarm: Alarm
-    tasks: list[asyncio.Task[None]]
+    background: BackgroundTasks
+    follower: Follower
     shipper: Shipper | None = None
 
     def ship(self, spool: Spool) -> None:
-        """Begin to hand in the records of `spool`, and of the lives before."""
+        """Begin to ship the records of `spool`, and those of earlier epochs in its directory."""
         gauges, url = self.plane.metrics.gauges, self.options.control_link_url
         gauges["tollway_spool_commits"] = lambda: spool.metrics.commits
         gauges["tollway_spool_records"] = lambda: spool.metrics.records
@@ -186,18 +192,16 @@ class _Link:
         gauges["tollway_shipper_bytes"] = lambda: shipper.metrics.bytes_shipped
         gauges["tollway_shipper_attempts_failed"] = lambda: shipper.metrics.attempts_failed
         gauges["tollway_shipper_epochs_unshipped"] = lambda: shipper.metrics.epochs_unshipped
-        self.tasks.append(asyncio.create_task(shipper.run()))
+        self.background.start("shipper", shipper.run)
 
-    async def stop(self) -> None:
-        """Stop following, hand in what is left."""
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+    async def close(self) -> None:
+        """Ship what is left and close the connections. Call it once the background tasks have ended."""
+        await self.follower.close()
         if self.shipper is not None:
             await self.shipper.finish(FINISH_SECONDS)
 
 
-async def _start_link(options: GatewayOptions, plane: Plane, node_id: str, alarm: Alarm) -> _Link:
+async def _start_link(options: GatewayOptions, plane: Plane, node_id: str, alarm: Alarm, background: BackgroundTasks) -> _Link:
     url = options.control_link_url
     follower = Follower(
         plane,
@@ -213,7 +217,10 @@ async def _start_link(options: GatewayOptions, plane: Plane, node_id: str, alarm
     gauges["tollway_snapshot_version"] = lambda: plane.version
     gauges["tollway_snapshot_age_seconds"] = lambda: -1.0 if follower.snapshot_age_seconds is None else follower.snapshot_age_seconds
     gauges["tollway_upstreams_unsealable"] = lambda: plane.upstreams.unsealable
-    return _Link(options, plane, alarm, [] if url is None else [asyncio.create_task(follower.run())])
+    if url is not None:
+        background.start("follower", follower.run)
+        background.start("acknowledger", follower.acknowledge)
+    return _Link(options, plane, alarm, background, follower)
 
 
 async def _announce(plane: Plane, ready: asyncio.Event, options: GatewayOptions) -> None:

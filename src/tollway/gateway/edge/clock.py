@@ -2,9 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
 
+from tollway.domain import faults
+from tollway.domain.faults import Fault
 from tollway.gateway.edge.edge import Edge
 from tollway.gateway.plane import REFUSAL_LINES_PER_SECOND_MAX
 
@@ -13,6 +15,7 @@ class Clock:
     """Checks every half second: deadlines, idle pools, rate limit buckets that are full again, the date; and the lag of the loop.
 
     It ticks from timers of the loop and never from a task: a request that a deadline interrupts would otherwise run inside that task.
+    `run` is the task that ends when a tick fails as a whole. A check of one connection that fails ends that connection alone.
     """
 
     PERIOD_SECONDS = 0.5
@@ -51,33 +54,58 @@ class Clock:
             next(slices)
         except StopIteration:
             self._timer = loop.call_later(self.PERIOD_SECONDS, self._begin)
-        except Exception as error:  # whoever awaits `run` decides what becomes of it
-            if self._failed is not None and not self._failed.done():
-                self._failed.set_exception(error)
+        except Exception as error:
+            self._fail(error)
         else:
             self._timer = loop.call_soon(self._go_on, slices)
 
+    def _fail(self, error: Exception) -> None:
+        """End `run` with an error, so that whoever supervises it hears of it."""
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_exception(error)
+
     def _tick(self) -> Iterator[None]:
+        """Check everything once, deadlines first: they must hold whatever else fails."""
         edge, plane = self._edge, self._edge.plane
-        edge.now = edge.loop.time()
-        if int(edge.now) != self._last_second:
-            self._last_second = int(edge.now)
+        now = edge.now = edge.loop.time()
+        exchanges = list(plane.active.exchanges)
+        for start in range(0, len(exchanges), self.SLICE):
+            for exchange in exchanges[start : start + self.SLICE]:
+                try:
+                    exchange.tick(now)
+                except Exception as error:
+                    self._isolate(error, exchange.interrupt, Fault(faults.INTERNAL))
+            yield
+        connections = list(edge.connections)
+        for start in range(0, len(connections), self.SLICE):
+            for connection in connections[start : start + self.SLICE]:
+                try:
+                    connection.tick(now)
+                except Exception as error:
+                    self._isolate(error, connection.hang_up)
+            yield
+        plane.log.flush()
+        if int(now) != self._last_second:
+            self._last_second = int(now)
             edge.tell_date(formatdate(time.time(), usegmt=True).encode())
             plane.refusal_lines = REFUSAL_LINES_PER_SECOND_MAX
             edge.auth_failures.forget_idle(time.monotonic_ns())
             for upstream in list(plane.upstreams.all()):
-                upstream.close_idle(edge.now)
-        plane.log.flush()
-        for items in (list(plane.active.exchanges), list(edge.connections)):
-            for start in range(0, len(items), self.SLICE):
-                for item in items[start : start + self.SLICE]:
-                    item.tick(edge.now)
-                yield
+                upstream.close_idle(now)
+
+    def _isolate(self, error: Exception, end: Callable[..., None], *arguments: object) -> None:
+        """End the one item whose check failed by `end(*arguments)`, so that all others keep their deadlines; report the error."""
+        loop = self._edge.loop
+        loop.call_exception_handler({"message": "a deadline could not be checked", "exception": error})
+        loop.call_soon(end, *arguments)
 
     def _measure_lag(self) -> None:
-        now = self._edge.loop.time()
-        metrics = self._edge.plane.metrics
-        if self._expected:
-            metrics.loop_lag_seconds_max = max(metrics.loop_lag_seconds_max, now - self._expected)
-        self._expected = now + self.LAG_PERIOD_SECONDS
-        self._lag_timer = self._edge.loop.call_later(self.LAG_PERIOD_SECONDS, self._measure_lag)
+        try:
+            now = self._edge.loop.time()
+            metrics = self._edge.plane.metrics
+            if self._expected:
+                metrics.loop_lag_seconds_max = max(metrics.loop_lag_seconds_max, now - self._expected)
+            self._expected = now + self.LAG_PERIOD_SECONDS
+            self._lag_timer = self._edge.loop.call_later(self.LAG_PERIOD_SECONDS, self._measure_lag)
+        except Exception as error:
+            self._fail(error)

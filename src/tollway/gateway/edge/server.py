@@ -9,6 +9,7 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
+from tollway.gateway.background import BackgroundTasks
 from tollway.gateway.edge.admin_listener import AdminConnection
 from tollway.gateway.edge.client_connection import REST_SECONDS, ClientConnection
 from tollway.gateway.edge.clock import Clock
@@ -37,14 +38,15 @@ async def serve(
     http_bounds: HttpBounds,
     drain: DrainBounds,
     ready: asyncio.Event,
+    background: BackgroundTasks,
     rules: EdgePolicy | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain. The sockets belong to the caller's supervisor: they are only accepted from. `tls` is for
-    the public one."""
+    the public one. The clock runs under `background` until the caller stops that."""
     loop = asyncio.get_running_loop()
     edge = Edge(plane, edge_bounds, http_bounds, rules)
-    clock = loop.create_task(Clock(edge).run())
+    background.start("clock", Clock(edge).run)
     plane.metrics.gauges["tollway_log_lines_dropped"] = lambda: plane.log.dropped
     plane.metrics.gauges["tollway_connections"] = lambda: len(edge.connections)
     await asyncio.sleep(0)
@@ -62,7 +64,6 @@ async def serve(
     if isinstance(public, Listener):
         public.cancel()
     private.close()
-    clock.cancel()
     for upstream in list(plane.upstreams.all()):
         upstream.close_idle(0.0, all=True)
 

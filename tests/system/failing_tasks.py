@@ -1,0 +1,48 @@
+"""A gateway process like `tollway gateway` in which each background task has a defect that shows once. Run as a script.
+
+Its first argument names the defects to plant, separated by commas, or "none".
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from small_spool import main
+
+from tollway.gateway.edge import clock, server
+from tollway.gateway.edge.client_connection import ClientConnection
+from tollway.gateway.plane import Plane
+from tollway.link.shipper import Shipper
+from tollway.link.snapshots import Follower
+from tollway.serve import gateway
+from tollway.telemetry import LogWriter
+
+
+def fail_once(owner: Any, name: str) -> None:
+    """Make the first call of `owner.name` raise an error that nothing expects; later calls do what they always did."""
+    real: Callable[..., Any] = getattr(owner, name)
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        setattr(owner, name, real)
+        raise AttributeError("planted: prompt text that must not be logged")
+
+    setattr(owner, name, failing)
+
+
+DEFECTS: dict[str, tuple[Any, str]] = {
+    "follower": (Plane, "apply"),
+    "acknowledger": (Follower, "_persist"),
+    "shipper": (Shipper, "_ship_all"),
+    "clock": (clock, "formatdate"),
+    "connection": (ClientConnection, "tick"),
+    "log": (LogWriter, "_encode_batch"),
+    "announce": (gateway, "url_of"),
+    "server": (server, "Edge"),
+    "drain": (server, "_drain"),
+}
+
+if __name__ == "__main__":
+    for defect in sys.argv.pop(1).split(","):
+        if defect != "none":
+            fail_once(*DEFECTS[defect])
+    sys.exit(main())
