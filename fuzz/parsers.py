@@ -30,6 +30,7 @@ from tollway.domain.usage import TOKENS_MAX
 from tollway.engines.table import ENGINES
 from tollway.gateway import pipeline
 from tollway.gateway.authorize import authorize
+from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.dialect import AnswerStream
 from tollway.gateway.dialects.engine_errors import read_answer_fault, read_fault
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
@@ -268,13 +269,19 @@ def _dialect_stream(endpoint: Endpoint, data: bytes) -> None:
 
 
 def _new_stream(endpoint: Endpoint, choice: int) -> AnswerStream:
-    return DIALECTS[endpoint].new_stream(
+    return DIALECTS[endpoint].new_stream(_context(choice))
+
+
+def _context(choice: int) -> AnswerContext:
+    return AnswerContext(
+        engine=ENGINES[Engine.VLLM],
+        upstream_model="up",
+        public_model="m" if choice & 32 else "up",
+        input_tokens_max=5000,
+        output_tokens_max=None if choice & 64 else 1000,
         hide_usage=bool(choice & 4),
         hide_continuous=bool(choice & 8) or bool(choice & 4),
         counting=bool(choice & 16),
-        upstream_model="up",
-        public_model="m" if choice & 32 else "up",
-        output_tokens_max=None if choice & 64 else 1000,
     )
 
 
@@ -318,10 +325,10 @@ def whole_answer(data: bytes) -> None:
     choice, data, _ = _cut(data)
     endpoint = _ENDPOINTS[(choice >> 2) % len(_ENDPOINTS)]
     for status in (200, 400, 429, 503):
-        assert read_fault(data, status, first=bool(choice & 1)).kind.status >= 400
-        assert read_answer_fault(status, data, ENGINES[Engine.VLLM]).message.isprintable()
+        assert read_fault(data, status, ENGINES[Engine.VLLM], first=bool(choice & 1)).kind.status >= 400
+        assert read_answer_fault(status, data, ENGINES[Engine.VLLM], data[:40], 0).message.isprintable()
     try:
-        answer = DIALECTS[endpoint].read_answer(data, "up", "m" if choice & 128 else "up", 1000)
+        answer = DIALECTS[endpoint].read_answer(data, _context(choice >> 2 & 32))
     except Fault as fault:
         assert fault.kind.status >= 400
         return

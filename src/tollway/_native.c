@@ -21,7 +21,7 @@ typedef struct {
   PyObject_HEAD
   PyObject *before, *after;
   Py_ssize_t kept;
-  long long output, output_most, event_bytes;
+  long long output, output_most, event_bytes, events;
   int hides_usage;
 } EventTemplate;
 
@@ -47,6 +47,7 @@ static int template_init(EventTemplate *self, PyObject *args, PyObject *keywords
   self->output = output;
   self->output_most = output_most;
   self->event_bytes = 0;
+  self->events = 0;
   self->hides_usage = hides_usage;
   return 0;
 }
@@ -98,7 +99,7 @@ static PyObject *template_relay(EventTemplate *self, PyObject *data) {
   const char *at = PyBytes_AS_STRING(data), *stop = at + PyBytes_GET_SIZE(data);
   const char *before = PyBytes_AS_STRING(self->before), *after = PyBytes_AS_STRING(self->after);
   Py_ssize_t before_size = PyBytes_GET_SIZE(self->before), after_size = PyBytes_GET_SIZE(self->after);
-  long long output = self->output, event_bytes = 0;
+  long long output = self->output, event_bytes = 0, events = 0;
   if (at == stop) Py_RETURN_NONE;
   /* What is relayed of a chunk is never longer than the chunk: its head has no leading zero and states the event or less. */
   PyObject *relayed = PyBytes_FromStringAndSize(NULL, stop - at);
@@ -134,9 +135,10 @@ static PyObject *template_relay(EventTemplate *self, PyObject *data) {
     if (count_end == NULL || end - count_end != (Py_ssize_t)sizeof END - 1 || memcmp(count_end, END, sizeof END - 1)) goto irregular;
     long long counted = 0;
     for (; count < count_end; count++) counted = counted * 10 + (*count - '0');
-    if (counted < output || counted > self->output_most) goto irregular;
+    if (counted < output || counted > self->output_most || counted - output > size) goto irregular;
     output = counted;
     event_bytes += size;
+    events++;
     Py_ssize_t kept = self->hides_usage ? text_end + self->kept - event : size - 3;
     out = put_chunk_head(out, kept + 3);
     memcpy(out, event, (size_t)kept);
@@ -146,6 +148,7 @@ static PyObject *template_relay(EventTemplate *self, PyObject *data) {
   if (_PyBytes_Resize(&relayed, out - PyBytes_AS_STRING(relayed)) < 0) return NULL;
   self->output = output;
   self->event_bytes = event_bytes;
+  self->events += events;
   return relayed;
 irregular:
   Py_DECREF(relayed);
@@ -157,6 +160,7 @@ failed:
 
 static PyMemberDef template_members[] = {{"output", T_LONGLONG, offsetof(EventTemplate, output), 0, NULL},
                                          {"event_bytes", T_LONGLONG, offsetof(EventTemplate, event_bytes), 0, NULL},
+                                         {"events", T_LONGLONG, offsetof(EventTemplate, events), 0, NULL},
                                          {NULL}};
 static PyMethodDef template_methods[] = {{"relay", (PyCFunction)template_relay, METH_O, NULL}, {NULL}};
 static PyTypeObject EventTemplateType = {

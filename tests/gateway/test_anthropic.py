@@ -151,3 +151,31 @@ async def test_stream_options_of_another_api_are_forwarded_and_change_nothing(ru
     body = {"model": "sim-echo", "max_tokens": 5, "messages": MESSAGES, "stream": True, "stream_options": options}
     answer = await post(running.port, body, "/v1/messages")
     assert answer.status == 200 and b"event: message_stop" in answer.body
+
+
+ODD_EVENTS: list[Any] = [
+    {"type": "content_block_start", "index": "0", "content_block": []},
+    {"type": "content_block_delta", "index": 0, "delta": ["a"]},
+    {"type": "message_delta", "delta": [], "usage": None},
+    {"type": "x.y-z", "delta": 7, "message": 7},
+    {"type": 7, "delta": {}},
+    {"progress": 1},
+]
+
+
+async def test_events_that_are_no_errors_are_relayed_whatever_their_shape() -> None:
+    start = {"type": "message_start", "message": {"content": [], "usage": {"input_tokens": 9, "cache_read_input_tokens": []}}}
+    end = [{"type": "message_delta", "delta": {"stop_reason": 7}, "usage": {"output_tokens": 3.0}}, {"type": "message_stop"}]
+    sent = [start, *ODD_EVENTS, *end]
+    data = b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in sent)
+    upstream = Upstream([STREAM_HEAD, framed(data), b"0\r\n\r\n"])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        answer = await post(running.port, {"model": "m", "max_tokens": 9, "stream": True, "messages": MESSAGES}, "/v1/messages")
+        final = await running.sink.settled()
+        anomalies = running.plane.metrics.anomalies
+    lines = [line for line in answer.body.split(b"\n") if line.startswith(b"data: ")]
+    assert [msgspec.json.decode(line[6:]) for line in lines] == sent
+    names = [line for line in answer.body.split(b"\n") if line.startswith(b"event: ")]
+    assert names[0] == b"event: message_start" and b"event: x.y-z" in names and len(names) == len(sent) - 2
+    assert (final.outcome, final.used, final.source) == (Outcome.COMPLETED, Quantities(9, 0, 3), UsageSource.ENGINE_FINAL)
+    assert anomalies == {"usage_invalid": 1}

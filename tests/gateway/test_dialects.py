@@ -8,12 +8,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tollway.domain.billing_classes import Quantities
+from tollway.domain.catalog import Engine
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Anomaly
-from tollway.gateway.dialects import openai_stream
+from tollway.domain.usage import TOKENS_MAX, Anomaly
+from tollway.engines.table import ENGINES
+from tollway.gateway.dialects import messages, openai_stream
+from tollway.gateway.dialects.answers import AnswerContext
+from tollway.gateway.dialects.messages import MessageStream
 from tollway.gateway.dialects.openai_answers import read_answer, read_usage
 from tollway.gateway.dialects.openai_stream import OpenAIStream
 from tollway.gateway.dialects.usage import cap_output, check_report
+
+
+def context(
+    *,
+    hide_usage: bool = True,
+    hide_continuous: bool = True,
+    counting: bool = False,
+    input_tokens_max: int = 10_000,
+    output_tokens_max: int | None = None,
+    engine: Engine = Engine.VLLM,
+) -> AnswerContext:
+    """Properties of a request, with a model that has the same name everywhere."""
+    return AnswerContext(ENGINES[engine], "m", "m", input_tokens_max, output_tokens_max, hide_usage, hide_continuous, counting)
+
 
 COUNTS = st.one_of(st.integers(-2, 40), st.sampled_from([None, 10**12, 1.5, "3"]))
 DETAILS = st.one_of(st.none(), st.fixed_dictionaries({"reasoning_tokens": st.one_of(st.none(), st.integers(0, 3))}))
@@ -91,12 +109,7 @@ def test_both_ways_to_read_a_stream_agree(
 ) -> None:
     def stream() -> OpenAIStream:
         return OpenAIStream(
-            hide_usage=hide_usage,
-            hide_continuous=hide_usage or hide_continuous,
-            counting=counting,
-            upstream_model="m",
-            public_model="m",
-            output_tokens_max=cap,
+            context(hide_usage=hide_usage, hide_continuous=hide_usage or hide_continuous, counting=counting, output_tokens_max=cap)
         )
 
     sent = [*sent, b"data: [DONE]\n\n"]
@@ -131,9 +144,7 @@ def test_both_ways_agree_on_events_that_are_nearly_alike(
     """Counts of None: one token more than the last event, as nearly all events have."""
 
     def stream() -> OpenAIStream:
-        return OpenAIStream(
-            hide_usage=hide, hide_continuous=hide, counting=False, upstream_model="m", public_model="m", output_tokens_max=cap
-        )
+        return OpenAIStream(context(hide_usage=hide, hide_continuous=hide, counting=False, output_tokens_max=cap))
 
     sent = [alike(b'""', b"5", b"0", b"5"), alike(b'"a"', b"6", b"1", b"5")]
     more = 1
@@ -157,9 +168,7 @@ def alike(text: bytes, total: bytes, count: bytes, prompt: bytes) -> bytes:
 @pytest.mark.parametrize("step", [1, 2])
 def test_events_alike_are_held_to_what_was_asked_for(cap: int, step: int) -> None:
     def stream() -> OpenAIStream:
-        return OpenAIStream(
-            hide_usage=True, hide_continuous=True, counting=False, upstream_model="m", public_model="m", output_tokens_max=cap
-        )
+        return OpenAIStream(context(hide_usage=True, hide_continuous=True, counting=False, output_tokens_max=cap))
 
     counts = [0, 1, *range(2, 12, step)]
     sent = [*(alike(b'"a"', b"%d" % (5 + count), b"%d" % count, b"5") for count in counts), b"data: [DONE]\n\n"]
@@ -170,9 +179,7 @@ def test_events_alike_are_held_to_what_was_asked_for(cap: int, step: int) -> Non
 
 @pytest.mark.parametrize("text", [b'"a"', b'"\xc3\xa9\xe6\x97\xa5"', b'"}}"'])
 def test_an_event_like_the_last_is_known_without_reading_it(text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = OpenAIStream(
-        hide_usage=True, hide_continuous=True, counting=False, upstream_model="m", public_model="m", output_tokens_max=None
-    )
+    stream = OpenAIStream(context(hide_usage=True, hide_continuous=True, counting=False, output_tokens_max=None))
     stream.read(alike(b'""', b"5", b"0", b"5")[:-2])
     assert _read_regular(stream, alike(b'"a"', b"6", b"1", b"5")) is not None
     monkeypatch.setattr(openai_stream, "_regular", None)
@@ -182,9 +189,7 @@ def test_an_event_like_the_last_is_known_without_reading_it(text: bytes, monkeyp
 
 
 def test_the_quick_way_is_taken_and_only_where_it_leads() -> None:
-    stream = OpenAIStream(
-        hide_usage=True, hide_continuous=True, counting=False, upstream_model="m", public_model="m", output_tokens_max=None
-    )
+    stream = OpenAIStream(context(hide_usage=True, hide_continuous=True, counting=False, output_tokens_max=None))
     choices = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]'
 
     def regular(tokens: int) -> bytes:
@@ -211,12 +216,17 @@ def test_the_quick_way_is_taken_and_only_where_it_leads() -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["prompt_tokens", "completion_tokens", "reasoning_tokens"]), COUNTS), st.integers(-1, 50))
-def test_usage_is_whole_and_disjoint_or_not_believed(report: dict[str, Any], cached: int) -> None:
-    used, _ = read_usage(msgspec.json.encode(report | {"prompt_tokens_details": {"cached_tokens": cached}}))
-    if used is not None:
-        assert min(used.input, used.cached_input, used.output, used.reasoning) >= 0
-        assert used.input + used.cached_input == report["prompt_tokens"]
-        assert used.output + used.reasoning == (report.get("completion_tokens") or 0)
+def test_read_usage_any_report_is_disjoint_and_keeps_believable_totals(report: dict[str, Any], cached: int) -> None:
+    read = read_usage(msgspec.json.encode(report | {"prompt_tokens_details": {"cached_tokens": cached}}))
+    used = read.used
+    assert min(used.input, used.cached_input, used.output, used.reasoning) >= 0
+    for name, total, is_known in (
+        ("prompt_tokens", used.input + used.cached_input, read.has_input),
+        ("completion_tokens", used.output + used.reasoning, read.has_output),
+    ):
+        said = report.get(name)
+        is_count = type(said) is int and 0 <= said <= TOKENS_MAX
+        assert (is_known, total) == (is_count, said if is_count else 0)
 
 
 DETAILS_ODD = [{}, {"cached_tokens": 1}, {"cached_tokens": "1"}, {"reasoning_tokens": 2}]
@@ -227,26 +237,141 @@ USAGE_FIELDS = ["prompt_tokens", "completion_tokens", "reasoning_tokens", "promp
 @given(st.one_of(st.dictionaries(st.sampled_from(USAGE_FIELDS), ODD), ODD), st.one_of(st.none(), st.integers(0, 40)))
 def test_a_usage_read_with_its_answer_is_read_as_it_is_by_itself(usage: Any, cap: int | None) -> None:
     raw = msgspec.json.encode(usage)
-    answer = read_answer(b'{"choices":[{"finish_reason":"stop"}],"usage":' + raw + b"}", "m", "m", cap)
-    reported, anomaly = read_usage(raw)
-    assert (answer.used, answer.anomaly) == ((None, None) if usage is None else check_report(reported, cap, anomaly))
+    known = context(output_tokens_max=cap)
+    answer = read_answer(b'{"choices":[{"finish_reason":"stop"}],"usage":' + raw + b"}", known)
+    expected = (None, None) if usage is None else check_report(read_usage(raw), known)
+    if usage is not None and expected == (expected[0], None) and not read_usage(raw).has_output and cap != 0:
+        expected = expected[0], Anomaly.INVALID
+    assert (answer.used, answer.anomaly) == expected
 
 
 @pytest.mark.parametrize(
     ("report", "used", "anomaly"),
     [
         ({"prompt_tokens_details": {"cached_tokens": 100}}, Quantities(26, 100, 2), None),
+        ({"prompt_tokens_details": {"cached_tokens": 100.0}}, Quantities(26, 100, 2), None),
         ({"prompt_tokens_details": {"cached_tokens": 128}}, Quantities(0, 126, 2), Anomaly.INVALID),
         ({"prompt_tokens_details": {"cached_tokens": -1}}, Quantities(126, 0, 2), Anomaly.INVALID),
         ({"prompt_tokens_details": []}, Quantities(126, 0, 2), Anomaly.INVALID),
         ({"completion_tokens_details": {"reasoning_tokens": 317}}, Quantities(126, 0, 2), Anomaly.INVALID),
         ({"completion_tokens_details": {"reasoning_tokens": "1"}}, Quantities(126, 0, 2), Anomaly.INVALID),
         ({"reasoning_tokens": 3}, Quantities(126, 0, 2), Anomaly.INVALID),
-        ({"prompt_tokens": -1}, None, Anomaly.INVALID),
+        ({"prompt_tokens": 126.0, "completion_tokens": 2.0}, Quantities(126, 0, 2), None),
+        ({"prompt_tokens": -1}, Quantities(0, 0, 2), Anomaly.INVALID),
+        ({"prompt_tokens": True}, Quantities(0, 0, 2), Anomaly.INVALID),
+        ({"prompt_tokens": 2**40}, Quantities(0, 0, 2), Anomaly.INVALID),
+        ({"completion_tokens": "2"}, Quantities(126, 0, 0), Anomaly.INVALID),
+        ({"completion_tokens": None, "completion_tokens_details": {"reasoning_tokens": 1}}, Quantities(126, 0, 0), None),
     ],
 )
-def test_read_usage_impossible_detail_keeps_believable_totals(report: dict[str, Any], used: Quantities | None, anomaly: object) -> None:
-    assert read_usage(msgspec.json.encode({"prompt_tokens": 126, "completion_tokens": 2} | report)) == (used, anomaly)
+def test_read_usage_impossible_member_keeps_the_others(report: dict[str, Any], used: Quantities, anomaly: object) -> None:
+    read = read_usage(msgspec.json.encode({"prompt_tokens": 126, "completion_tokens": 2} | report))
+    assert (read.used, read.anomaly) == (used, anomaly)
+
+
+@pytest.mark.parametrize("raw", [b"[]", b"7", b'"x"', b"true"])
+def test_read_usage_of_no_object_is_not_believed(raw: bytes) -> None:
+    for read in (read_usage(raw), messages.read_usage(raw)):
+        assert (read.has_input, read.has_output, read.anomaly) == (False, False, Anomaly.INVALID)
+
+
+@pytest.mark.parametrize(
+    ("report", "used", "anomaly"),
+    [
+        ({}, Quantities(136, 100, 2), None),
+        ({"cache_read_input_tokens": []}, Quantities(136, 0, 2), Anomaly.INVALID),
+        ({"cache_creation_input_tokens": -1}, Quantities(126, 100, 2), Anomaly.INVALID),
+        ({"input_tokens": 126.0, "output_tokens": 2.0}, Quantities(136, 100, 2), None),
+        ({"input_tokens": "126"}, Quantities(10, 100, 2), Anomaly.INVALID),
+        ({"output_tokens": -5}, Quantities(136, 100, 0), Anomaly.INVALID),
+        ({"input_tokens": TOKENS_MAX}, Quantities(TOKENS_MAX, 100, 2), Anomaly.INVALID),
+    ],
+)
+def test_read_message_usage_impossible_member_keeps_the_others(report: dict[str, Any], used: Quantities, anomaly: object) -> None:
+    whole = {"input_tokens": 126, "cache_creation_input_tokens": 10, "cache_read_input_tokens": 100, "output_tokens": 2}
+    read = messages.read_usage(msgspec.json.encode(whole | report))
+    assert (read.used, read.anomaly) == (used, anomaly)
+
+
+def running(*totals: int, last: int | None, cap: int | None = None, step: int = 1) -> OpenAIStream:
+    """A stream with these running totals, a finish and a last total, read as the relay reads it."""
+    stream = OpenAIStream(context(output_tokens_max=cap))
+    sent = [alike(b'"a"', b"%d" % (5 + total), b"%d" % total, b"5") for total in totals]
+    sent.append(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n')
+    if last is not None:
+        sent.append(b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":%d}}\n\n' % last)
+    play(stream, [*sent, b"data: [DONE]\n\n"], quickly=True)
+    return stream
+
+
+@pytest.mark.parametrize("cap", [None, 4096])
+@pytest.mark.parametrize(
+    ("totals", "last", "output", "anomaly"),
+    [
+        ((1, 2147483647), 2, 2, Anomaly.INFLATED),
+        ((1, 4000), 2, 2, Anomaly.INFLATED),
+        ((1, 2, 2147483647, 4, 5), 5, 5, Anomaly.INFLATED),
+        ((1, 2, 3, 2147483647), None, 3, Anomaly.INFLATED),
+        ((1, 150, 3), 3, 3, Anomaly.SHRINKING),
+        ((1, 2, 3, 4), 0, 4, Anomaly.SHRINKING),
+        ((1, 900, 901), 901, 901, None),
+    ],
+    ids=["absurd", "absurd-below-the-cap", "absurd-between", "absurd-and-no-final", "falling", "final-of-nothing", "hidden-reasoning"],
+)
+def test_running_total_that_is_absurd_does_not_outlive_the_final_one(
+    totals: tuple[int, ...], last: int | None, output: int, anomaly: Anomaly | None, cap: int | None
+) -> None:
+    stream = running(*totals, last=last, cap=cap)
+    assert stream.used == Quantities(5, 0, output)
+    assert stream.anomaly is anomaly
+
+
+def test_input_above_what_the_prompts_can_have_is_held_to_it() -> None:
+    known = context(input_tokens_max=100, output_tokens_max=10)
+    absurd = {"prompt_tokens": 2147483647, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 2147483600}}
+    answer = read_answer(msgspec.json.encode({"choices": [], "usage": absurd}), known)
+    assert (answer.used, answer.anomaly) == (Quantities(0, 100, 2), Anomaly.INFLATED)
+    told = {"type": "message", "content": [], "usage": {"input_tokens": 2147483647, "cache_read_input_tokens": 60, "output_tokens": 2}}
+    answer = messages.read_answer(msgspec.json.encode(told), known)
+    assert (answer.used, answer.anomaly) == (Quantities(40, 60, 2), Anomaly.INFLATED)
+    stream = OpenAIStream(known)
+    first = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}],"usage":{"prompt_tokens":5,"completion_tokens":1}}'
+    assert stream.read(first) is not None
+    assert stream.read(b'data: {"choices":[],"usage":%b}' % msgspec.json.encode(absurd)) is None
+    assert (stream.used, stream.anomaly) == (Quantities(5, 0, 2), Anomaly.INFLATED), "the report before could be true"
+
+
+def told(stream: MessageStream, *usages: Any) -> MessageStream:
+    """A message whose start has the first of these reports, and whose deltas have the others."""
+    start, *deltas = usages
+    stream.read(b"data: " + msgspec.json.encode({"type": "message_start", "message": {"content": [], "usage": start}}))
+    for _ in range(3):
+        stream.read(b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}')
+    for delta in deltas:
+        stream.read(b"data: " + msgspec.json.encode({"type": "message_delta", "delta": {}, "usage": delta}))
+    return stream
+
+
+@pytest.mark.parametrize(
+    ("usages", "used", "anomaly"),
+    [
+        ([{"input_tokens": 36, "cache_read_input_tokens": 64}, {"output_tokens": 3}], Quantities(36, 64, 3), None),
+        ([{"input_tokens": 36, "cache_read_input_tokens": 64}, {"input_tokens": 100, "output_tokens": 3}], Quantities(36, 64, 3), None),
+        ([{"input_tokens": 100}, {"input_tokens": 36, "cache_read_input_tokens": 64, "output_tokens": 3}], Quantities(36, 64, 3), None),
+        ([{"input_tokens": 100}, {"input_tokens": 0, "output_tokens": 3}], Quantities(100, 0, 3), None),
+        ([{"input_tokens": 100}, {"input_tokens": 2**31 - 1, "output_tokens": 3}], Quantities(100, 0, 3), Anomaly.INFLATED),
+        ([{"input_tokens": -1}, {"input_tokens": 100, "output_tokens": 3}], Quantities(100, 0, 3), Anomaly.INVALID),
+        ([{"input_tokens": 100}, {"output_tokens": -3}], Quantities(100, 0, 3), Anomaly.INVALID),
+        ([{"input_tokens": 100}, {"output_tokens": []}], Quantities(100, 0, 3), Anomaly.INVALID),
+        ([{"input_tokens": 100}, []], Quantities(100, 0, 3), Anomaly.INVALID),
+        ([{"input_tokens": 100}, {"output_tokens": 2000}, {"output_tokens": 4}], Quantities(100, 0, 4), Anomaly.SHRINKING),
+        ([{"input_tokens": 100}, {"output_tokens": 4}, {"output_tokens": 0}], Quantities(100, 0, 3), Anomaly.SHRINKING),
+        ([[], {"input_tokens": 100, "output_tokens": 3}], Quantities(100, 0, 3), Anomaly.INVALID),
+    ],
+)
+def test_merged_reports_of_a_message_keep_what_each_says_believably(usages: list[Any], used: Quantities, anomaly: Anomaly | None) -> None:
+    stream = told(MessageStream(context(input_tokens_max=1000, output_tokens_max=2000)), *usages)
+    assert (stream.used, stream.anomaly) == (used, anomaly)
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.one_of(st.none(), st.integers(0, 60)))

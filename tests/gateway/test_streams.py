@@ -95,6 +95,9 @@ BROKEN: dict[str, tuple[Script, str]] = {
     "error-event": ([part(ERROR), part(DONE), END], "upstream_error"),
     "error-event-and-done-at-once": ([part(chunk("b"), ERROR, DONE), END], "upstream_error"),
     "flat-error": ([part({"object": "error", "message": "m", "code": 503}), part(DONE), END], "upstream_error"),
+    "flat-error-without-a-mark": ([part({"message": "m", "type": "Internal", "code": 503}), part(DONE), END], "upstream_error"),
+    "named-error": ([part(b'event: error\ndata: {"text": "m"}\n\n'), part(DONE), END], "upstream_error"),
+    "odd-error": ([part({"error": {"message": ["m"], "code": [503]}}), part(DONE), END], "upstream_error"),
     "string-error": ([part({"error": "boom"}), part(DONE), END], "upstream_error"),
     "error-beside-choices": ([part(chunk("b") | ERROR), part(DONE), END], "upstream_error"),
     "abort": ([part(chunk("", finish="abort")), part(DONE), END], "upstream_error"),
@@ -162,7 +165,7 @@ EARLY: dict[str, tuple[Script, int, str, bool]] = {
     "status-503": ([whole(ERROR, 503)], 502, "upstream_error", True),
     "status-429": ([whole(b"slow down", 429, b"retry-after: 1\r\n")], 503, "upstream_rate_limited", True),
     "status-401": ([whole(ERROR, 401)], 502, "upstream_error", True),
-    "status-404": ([whole(ERROR, 404)], 503, "upstream_error", True),
+    "status-404": ([whole(ERROR, 404)], 502, "upstream_error", True),
     "64-redirect": ([whole(b"", 307, b"location: http://evil/\r\n")], 502, "upstream_invalid", True),
     "64-switching-protocols": ([b"HTTP/1.1 101 X\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", Do.HOLD], 502, "upstream_invalid", True),
     "64-flood-of-interim-answers": ([b"HTTP/1.1 103 X\r\na: b\r\n\r\n" * 10_000, Do.HOLD], 502, "upstream_invalid", True),
@@ -415,12 +418,12 @@ USAGES: dict[str, tuple[Script, Quantities, UsageSource, str | None]] = {
     "on-every-chunk": (reporting(usage(5, 1), usage(5, 2), last=usage(5, 2)), Quantities(5, 0, 2), FINAL, None),
     "on-every-chunk-and-not-at-the-end": (reporting(usage(5, 1), usage(5, 2)), Quantities(5, 0, 2), CONTINUOUS, None),
     "60-missing": (reporting(None, None), Quantities(output=2), COUNTED, "usage_missing"),
-    "60-negative-and-never-another": (reporting(None, None, last=usage(5, -1)), Quantities(output=2), COUNTED, "usage_invalid"),
+    "60-negative-and-never-another": (reporting(None, None, last=usage(5, -1)), Quantities(5, 0, 2), COUNTED, "usage_invalid"),
     "60-negative": (reporting(usage(5, 1), usage(5, 2), last=usage(5, -1)), Quantities(5, 0, 2), CONTINUOUS, "usage_invalid"),
-    "60-shrinking": (reporting(usage(5, 9), usage(5, 2), last=usage(5, 1)), Quantities(5, 0, 9), CONTINUOUS, "usage_shrinking"),
+    "60-shrinking": (reporting(usage(5, 9), usage(5, 2), last=usage(5, 1)), Quantities(5, 0, 2), FINAL, "usage_shrinking"),
     "60-inflated": (reporting(None, last=usage(5, 2000)), Quantities(5, 0, 100), FINAL, "usage_inflated"),
-    "60-beyond-all-bounds": (reporting(None, last=usage(5, 2**63)), Quantities(output=1), COUNTED, "usage_invalid"),
-    "60-fractions": (reporting(None, last={"prompt_tokens": 1.5, "completion_tokens": 1}), Quantities(output=1), COUNTED, "usage_invalid"),
+    "60-beyond-all-bounds": (reporting(None, last=usage(5, 2**63)), Quantities(5, 0, 1), COUNTED, "usage_invalid"),
+    "60-fractions": (reporting(None, last={"prompt_tokens": 1.5, "completion_tokens": 1}), Quantities(output=1), FINAL, "usage_invalid"),
     "60-more-cached-than-asked": (reporting(None, last=usage(5, 1, 9)), Quantities(0, 5, 1), FINAL, "usage_invalid"),
 }  # fmt: skip
 
@@ -450,6 +453,82 @@ async def test_an_inflated_report_of_a_whole_answer_is_held_to_what_was_asked_fo
 
 
 ASKED = {"include_usage": True}
+
+REPORT: dict[str, Any] = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "usage": usage(5, 2)}
+ODD: dict[str, Any] = {
+    "a usage chunk without choices": REPORT,
+    "a usage chunk whose choices are null": REPORT | {"choices": None},
+    "an event without choices": {"id": "c", "progress": {"done": 1}},
+    "an event that says something": {"message": "the prompt was read"},
+    "choices of another type": chunk("x") | {"choices": {"0": 1}},
+    "a reason that is a number": chunk("x") | {"choices": [{"index": 0, "delta": {}, "finish_reason": 3}]},
+    "content in parts": chunk() | {"choices": [{"index": 0, "delta": {"content": [{"type": "text", "text": "x"}]}}]},
+    "a delta of another type": chunk() | {"choices": [{"index": 0, "delta": "x"}]},
+    "an object of another type": chunk("x", object=7, id=[], created="now"),
+    "usage of another type": chunk("x", usage=[]),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+async def test_an_event_that_is_no_error_is_relayed_whatever_its_shape(case: str) -> None:
+    odd = ODD[case]
+    script = [STREAM_HEAD, part(chunk("a")), part(chunk("b")), part(odd), part(chunk(finish="stop")), part(REPORT), part(DONE), END]
+    answer, final, _ = await ask(script, streamed(stream_options=ASKED))
+    assert answer.events()[-1] == "[DONE]"
+    assert (final.outcome, final.used, final.source) == (Outcome.COMPLETED, Quantities(5, 0, 2), FINAL)
+    if case != "usage of another type":  # a running report that the client did not ask for
+        assert odd in answer.events()[:-1] or "usage" in odd
+    silent, _, _ = await ask(script, streamed())
+    assert silent.events()[-1] == "[DONE]" and not any("usage" in event for event in silent.events()[:-1])
+
+
+@pytest.mark.parametrize("choices", [{}, {"choices": None}, {"choices": []}], ids=["absent", "null", "empty"])
+async def test_a_usage_chunk_with_any_choices_is_the_final_report(choices: dict[str, Any]) -> None:
+    script = [STREAM_HEAD, part(chunk("a")), part(chunk("b", finish="stop")), part(REPORT | choices), part(DONE), END]
+    answer, final, running = await ask(script, streamed(stream_options=ASKED))
+    assert answer.events()[-2:] == [REPORT | choices, "[DONE]"]
+    assert (final.outcome, final.used, final.source) == (Outcome.COMPLETED, Quantities(5, 0, 2), FINAL)
+    assert running.plane.metrics.anomalies == {}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"object": 7}, {"choices": [{"finish_reason": {"type": "stop"}}]}, {"choices": [{"message": 7, "finish_reason": 1}]}, {"choices": {}}],
+    ids=["object", "reason", "message", "choices"],
+)
+async def test_a_whole_answer_is_relayed_whatever_the_shape_of_what_is_not_read(more: dict[str, Any]) -> None:
+    body = completion() | more
+    answer, final, _ = await ask([whole(body)], chat())
+    assert (answer.status, answer.json()) == (200, body)
+    assert (final.outcome, final.source) == (Outcome.COMPLETED, FINAL) and final.used.output
+
+
+@pytest.mark.parametrize(
+    ("details", "used"),
+    [
+        ({"prompt_tokens_details": {"cached_tokens": 128}}, Quantities(0, 126, 2)),
+        ({"completion_tokens_details": {"reasoning_tokens": 317}}, Quantities(126, 0, 2)),
+        ({"prompt_tokens_details": []}, Quantities(126, 0, 2)),
+    ],
+    ids=["cached", "reasoning", "list"],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_report_with_an_impossible_detail_is_billed_by_its_totals(details: dict[str, Any], used: Quantities, stream: bool) -> None:
+    report = usage(126, 2) | details
+    body = completion() | {"usage": report}
+    answer, final, running = await ask(reporting(None, None, last=report) if stream else [whole(body)], chat(stream=stream))
+    assert answer.status == 200 and (final.used, final.source) == (used, FINAL)
+    assert running.plane.metrics.anomalies == {"usage_invalid": 1}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_more_input_than_the_request_can_hold_is_not_billed(stream: bool) -> None:
+    report = usage(2147483647, 2, 2147483000)
+    body = completion() | {"usage": report}
+    answer, final, running = await ask(reporting(None, None, last=report) if stream else [whole(body)], chat(stream=stream))
+    assert answer.status == 200 and final.used.output == 2
+    assert final.used.input + final.used.cached_input < 10_000, "the bytes of the body, and a template's text"
+    assert running.plane.metrics.anomalies == {"usage_inflated": 1}
 
 
 @pytest.mark.parametrize("case", ["at-the-end", "on-every-chunk", "on-every-chunk-and-not-at-the-end"])

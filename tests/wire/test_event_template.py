@@ -36,7 +36,7 @@ def test_relay_regular_events_returns_them_in_chunks(template_type: Any, text: b
     kept = [BEFORE + text + AFTER[:KEPT] + b"}\n\n", BEFORE + b"b" + AFTER[:KEPT] + b"}\n\n"]
     assert template.relay(b"".join(map(chunk, sent))) == b"".join(map(chunk, kept if hides_usage else sent))
     assert (template.output, template.event_bytes) == (5, sum(map(len, sent)))
-    last = event(b"", b"1300", b"1000")
+    last = event(b"x" * (0xA00 - len(event(b"", b"1300", b"1000"))), b"1300", b"1000")
     assert template.relay(chunk(last).replace(chunk(last)[:2], chunk(last)[:2].upper(), 1)) is not None and template.output == 1000
 
 
@@ -50,6 +50,7 @@ IRREGULAR = {
     "broken UTF-8": chunk(event(b"\xc3", b"304", b"4")),
     "fewer tokens": chunk(event(b"a", b"302", b"2")),
     "more tokens than allowed": chunk(event(b"a", b"304", b"1001")),
+    "more tokens than the event has bytes": chunk(event(b"a", b"500", b"200")),
     "more digits than a count has": chunk(event(b"a", b"304", b"4" * 40)),
     "more digits than a total has": chunk(event(b"a", b"3" * 40, b"4")),
     "a leading zero": chunk(event(b"a", b"304", b"04")),

@@ -146,8 +146,11 @@ UPSTREAM_TIMEOUT_IDLE = FaultKind(code="upstream_timeout", status=504, blame=_U,
 UPSTREAM_TIMEOUT_TOTAL = FaultKind(
     code="upstream_timeout", status=504, blame=_U, message="The request took longer than allowed.", type=_UPSTREAM
 )
-UPSTREAM_CREDENTIAL = FaultKind(
-    code="upstream_error", status=502, blame=_P, message="The model server refused the platform.", type=_UPSTREAM, retry=Retry.SAFE
+UPSTREAM_MISCONFIGURED = FaultKind(
+    code="upstream_error", status=502, blame=_P, message="The model server cannot serve this request.", type=_UPSTREAM, retry=Retry.SAFE
+)
+ANSWER_TOO_LARGE = FaultKind(
+    code="answer_too_large", status=502, blame=_P, message="The answer is larger than the gateway relays.", type=_SERVER
 )
 UPSTREAM_REQUEST_INVALID = FaultKind(code="invalid_request", status=400, blame=_C, message="The model server did not accept the request.")
 CONTEXT_EXCEEDED = _client("context_length_exceeded", 400, "The request is longer than the model's context.")

@@ -19,7 +19,7 @@ TOKENS_MAX = 2**31 - 1
 
 
 class Outcome(StrEnum):
-    """How an admitted request ended; exactly one per request."""
+    """End of an admitted request; exactly one per request."""
 
     __hash__ = str.__hash__  # the text's own: Enum's is a call into Python, and members are keys on the request path
 
@@ -32,7 +32,7 @@ class Outcome(StrEnum):
 
 
 class UsageSource(StrEnum):
-    """Where the counts come from, best first."""
+    """Sources of the counts, best first."""
 
     __hash__ = str.__hash__  # the text's own: Enum's is a call into Python, and members are keys on the request path
 
@@ -44,7 +44,7 @@ class UsageSource(StrEnum):
 
 
 class ServiceTier(StrEnum):
-    """How urgently a request is served, and so at which price. A model has a tier where its price list has a price for it."""
+    """Urgency of a request, which decides its price. A model has a tier where its price list has a price for it."""
 
     STANDARD = "standard"
     FLEX = "flex"  # cheaper, later
@@ -53,12 +53,12 @@ class ServiceTier(StrEnum):
 
 
 class Anomaly(StrEnum):
-    """What was wrong with an engine's usage report. None of them raises a bill: see `gateway.dialects.answers`."""
+    """Faults of an engine's usage report. None of them raises a bill: see `gateway.dialects.answers`."""
 
     MISSING = "usage_missing"  # a completed request without a report: what was counted on the way is billed
-    INVALID = "usage_invalid"  # negative counts, parts larger than their whole, beyond any number
-    INFLATED = "usage_inflated"  # more output than was asked for, or than was delivered: held to that
-    SHRINKING = "usage_shrinking"  # a running total that fell: the larger one was true when it was made
+    INVALID = "usage_invalid"  # counts that are negative or no numbers, parts larger than their whole: dropped or capped
+    INFLATED = "usage_inflated"  # more input than the request can hold, more output than asked for or delivered: held to that
+    SHRINKING = "usage_shrinking"  # a running total that fell: the larger one stands until the final total
 
 
 class Admit(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="record", tag="admit", omit_defaults=True):
@@ -78,14 +78,14 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="reco
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="progress"):
-    """What a stream had delivered at some point: enough to bill it if the gateway dies."""
+    """The output that a stream had delivered at some point: enough to bill it if the gateway dies."""
 
     request_id: str
     used: Quantities
 
 
 class Final(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="record", tag="final", omit_defaults=True):
-    """How the request ended and what it used. `used` is what was counted; what is billed follows from the outcome policy.
+    """The end of a request and what it used. `used` is what was counted; what is billed follows from the outcome policy.
 
     `deployment_id` and `attempts`: who served it, after how many tries (0: no upstream was reached). `first_token_at`: None if no
     token was seen. `error`: code of the fault that ended it, None if completed or cancelled. `anomaly`: what was
@@ -164,7 +164,7 @@ class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class OutcomePolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """Which outcomes bill their tokens always, and which only once output was delivered. Those in neither bill nothing."""
+    """The outcomes that bill their tokens always, and those that bill them only once output was delivered. All others bill nothing."""
 
     version: int
     bills: frozenset[Outcome]
@@ -231,7 +231,7 @@ _final_decoder = msgspec.json.Decoder(Final)
 
 ADMIT_HEAD = b'{"record":"admit",'
 FINAL_HEAD = b'{"record":"final",'
-"""How each begins, so that it can be told without being decoded: the one encoding puts the tag first."""
+"""Beginnings of both records, by which they are recognised without being decoded: the one encoding puts the tag first."""
 
 
 def encode(record: Record | Ended) -> bytes:

@@ -22,7 +22,17 @@ PROFILE = EngineProfile(
         "thinking",
         "truncate_prompt_tokens",
     },
-    context_words=("maximum context length", "context size"),
+    # lib/llm/src/preprocessor.rs in OpenAI's words; an error of a worker is passed on in the words of its engine.
+    context_words=(
+        "maximum context length",
+        "model's context length is only",
+        "longer than the model's context length",
+        "longer than the maximum model length",
+        "exceeds the maximum allowed length",
+        "`default_max_tokens`",
+        "should not exceed max_num_tokens",
+        "should not exceed max_seq_len",
+    ),
     # lib/runtime/src/metrics/prometheus_names.rs. The input total is the sum of its histogram.
     counters=CounterNames(
         "/metrics", "dynamo_frontend_", "dynamo_frontend_input_sequence_tokens_sum", "dynamo_frontend_output_tokens_total"

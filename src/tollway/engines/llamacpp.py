@@ -39,7 +39,26 @@ PROFILE = EngineProfile(
         "xtc_probability",
         "xtc_threshold",
     },
-    context_words=("maximum context length", "context size"),
+    # tools/server/server-context.cpp. Older versions call most of these errors of the server (status 500).
+    context_words=(
+        "exceeds the available context size",
+        "exceed_context_size_error",
+        "Context size has been exceeded",
+        "maximum context length",
+        "input is too large to process",
+        "larger than the max context size",
+    ),
+    request_words=(
+        "image input is not supported",
+        "audio input is not supported",
+        "video input is not supported",
+        "does not support multimodal",
+        "Failed to load image",
+        "Failed to parse messages",
+        "Failed to parse grammar",
+        "Failed to initialize samplers",
+        "prompt must not be empty",
+    ),
     # tools/server/server-context.cpp, with --metrics. The prompt total is of tokens computed, without those from the cache.
     counters=CounterNames("/metrics", "llamacpp:", "llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total", counts_cached=False),
 )

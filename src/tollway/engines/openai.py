@@ -8,5 +8,7 @@ from tollway.domain.catalog import Engine
 from tollway.engines.profile import SAMPLING_FIELDS, EngineProfile
 
 PROFILE = EngineProfile(
-    engine=Engine.OPENAI, fields=SAMPLING_FIELDS | {"chat_template_kwargs"}, context_words=("maximum context length", "context size")
+    engine=Engine.OPENAI,
+    fields=SAMPLING_FIELDS | {"chat_template_kwargs"},
+    context_words=("maximum context length", "model's context length", "context size"),
 )

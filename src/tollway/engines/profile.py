@@ -28,7 +28,8 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
 
     `continuous_usage`: reports running usage on every chunk when asked, so that a cut stream is billed to the token.
     `cache_salt`: separates the prefix cache by a salt in the body. `fields`: request fields beyond the API's own that a client may send.
-    `context_words`: parts of an error's text by which the engine says that the request is longer than the model's context.
+    `context_words`: parts of an error's text, type or code by which the engine says that the request is longer than the model's context.
+    `request_words`: those by which it rejects a request in an error that it calls its own (status 500 and above).
     `counters`: where it publishes its token counters; None if it does not.
     """
 
@@ -37,4 +38,5 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: bool = False
     fields: frozenset[str] = frozenset()
     context_words: tuple[str, ...] = ()
+    request_words: tuple[str, ...] = ()
     counters: CounterNames | None = None

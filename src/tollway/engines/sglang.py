@@ -22,7 +22,14 @@ PROFILE = EngineProfile(
         "stream_reasoning",
         "thinking",
     },
-    context_words=("maximum context length", "context size"),
+    # srt/managers/tokenizer_manager.py (before it is scheduled), srt/managers/utils.py and schedule_batch.py (inside a 200 stream).
+    context_words=(
+        "maximum context length",
+        "longer than the model's context length",
+        "exceeds the maximum allowed length",
+        "Multimodal prompt is too long",
+    ),
+    request_words=("cannot identify image file",),
     # srt/metrics/collector.py, with --enable-metrics. Both totals move when a request has finished.
     counters=CounterNames("/metrics", "sglang:", "sglang:prompt_tokens_total", "sglang:generation_tokens_total"),
 )

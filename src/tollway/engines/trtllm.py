@@ -21,7 +21,15 @@ PROFILE = EngineProfile(
         "truncate_prompt_tokens",
         "use_beam_search",
     },
-    context_words=("maximum context length", "context size"),
+    # llmapi/llm.py and executor/base_worker.py, whose errors the server reports as the request's or as its own, by version.
+    context_words=(
+        "maximum context length",
+        "`default_max_tokens`",
+        "should not exceed max_num_tokens",
+        "should not exceed max_seq_len",
+        "exceeds maximum input length",
+        "exceeds the maximum sequence length",
+    ),
     # tensorrt_llm/metrics/collector.py, with return_perf_metrics. Its /metrics is another page, and reading that one consumes it.
     counters=CounterNames("/prometheus/metrics", "trtllm_", "trtllm_prompt_tokens_total", "trtllm_generation_tokens_total"),
 )

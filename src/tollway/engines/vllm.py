@@ -37,7 +37,16 @@ PROFILE = EngineProfile(
         "truncation_side",
         "use_beam_search",
     },
-    context_words=("maximum context length", "context size"),
+    # renderers/params.py since 0.17, v1/engine/input_processor.py before; entrypoints/openai for max_tokens.
+    context_words=(
+        "maximum context length",
+        "model's context length is only",
+        "longer than the maximum model length",
+        "exceeds the maximum model length",
+        "greater than max_model_len",
+        "cannot be greater than max_total_tokens",
+    ),
+    request_words=("is not a multimodal model", "At most 0 image", "cannot identify image file"),
     # v1/metrics/loggers.py. The prompt total counts whole prompts; both totals move while a request runs.
     counters=CounterNames("/metrics", "vllm:", "vllm:prompt_tokens_total", "vllm:generation_tokens_total"),
 )

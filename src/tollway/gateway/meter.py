@@ -31,7 +31,6 @@ class Record:
 
     __slots__ = (
         "_base",
-        "_now_us",
         "_output",
         "_progress",
         "_request_id",
@@ -44,6 +43,7 @@ class Record:
         "deployment_id",
         "final",
         "first_token_at",
+        "now_us",
         "source",
     )
 
@@ -59,7 +59,7 @@ class Record:
         self.first_token_at: int | None = None
         self.final: Ended | None = None
         self._sink = sink
-        self._now_us = now_us
+        self.now_us = now_us
         self._progress = sink.progress
         self._slot = sink.admit(admit)
         self._base = self._slot * SLOT_WORDS
@@ -95,14 +95,14 @@ class Record:
         progress[base + REASONING] = used.reasoning
         progress[base + OUTPUT] = used.output
         if self.first_token_at is None and (used.output or used.reasoning):
-            self.first_token_at = progress[base + FIRST_TOKEN_AT] = self._now_us()
+            self.first_token_at = progress[base + FIRST_TOKEN_AT] = self.now_us()
 
     def advance(self, output: int) -> None:
         """More output than `note` last knew, all else as it was: what there is to say about most chunks of a stream."""
         self._output = output
         self._progress[self._base + OUTPUT] = output
         if self.first_token_at is None and output:
-            self.first_token_at = self._progress[self._base + FIRST_TOKEN_AT] = self._now_us()
+            self.first_token_at = self._progress[self._base + FIRST_TOKEN_AT] = self.now_us()
 
     @property
     def used(self) -> Quantities:
@@ -121,7 +121,7 @@ class Record:
             outcome,
             self.used,
             self.source,
-            self._now_us(),
+            self.now_us(),
             self.deployment_id,
             self.attempts,
             self.first_token_at,

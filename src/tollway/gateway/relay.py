@@ -262,7 +262,9 @@ class Exchange:
                 elif answer.complete:
                     if self._client.committed:
                         engine = ENGINES[self._connection.upstream.deployment.engine]
-                        self.fail(read_answer_fault(answer.status, b"".join(answer.body), engine, answer.retry_after))
+                        self.fail(
+                            read_answer_fault(answer.status, b"".join(answer.body), engine, answer.retry_after, self._record.now_us())
+                        )
                     else:
                         self._resume()
                 return
@@ -274,15 +276,8 @@ class Exchange:
         return self._call.stream and status == 200 and (not content_type or content_type.lower().startswith(b"text/event-stream"))
 
     def _new_stream(self) -> AnswerStream:
-        call, upstream = self._call, self._connection.upstream
-        return call.dialect.new_stream(
-            hide_usage=call.hide_usage,
-            hide_continuous=call.hide_continuous,
-            counting=not call.wants_continuous(upstream.deployment),
-            upstream_model=upstream.deployment.upstream_model,
-            public_model=call.model.id,
-            output_tokens_max=call.output_tokens_max,
-        )
+        call = self._call
+        return call.dialect.new_stream(call.answer_context(self._connection.upstream.deployment))
 
     def _relay_events(self, answer: UpstreamAnswer) -> None:
         stream, events = self.stream, self._events
@@ -503,8 +498,8 @@ async def _attempt(
         received = connection.answer
         body = b"".join(received.body)
         if call.stream or received.status != 200:
-            raise read_answer_fault(received.status, body, ENGINES[upstream.deployment.engine], received.retry_after)
-        answer = call.dialect.read_answer(body, upstream.deployment.upstream_model, call.model.id, call.output_tokens_max)
+            raise read_answer_fault(received.status, body, ENGINES[upstream.deployment.engine], received.retry_after, record.now_us())
+        answer = call.dialect.read_answer(body, call.answer_context(upstream.deployment))
         exchange.finished = True
         _note_completed(record, call, answer.used, UsageSource.ENGINE_FINAL, answer.anomaly, len(body))
         await record.finish(Outcome.COMPLETED)

@@ -12,6 +12,7 @@ from tollway.domain.snapshot import ModelEntry
 from tollway.domain.usage import ServiceTier
 from tollway.engines.table import ENGINES
 from tollway.gateway.counters import Level
+from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.principal import Principal
 from tollway.wire import bodies
@@ -241,6 +242,19 @@ class Call:
     def wants_continuous(self, deployment: Deployment) -> bool:
         """Return whether to ask for running usage. Not where several sequences are generated: vLLM counts each of them by itself then."""
         return self.sequences == 1 and ENGINES[deployment.engine].continuous_usage
+
+    def answer_context(self, deployment: Deployment) -> AnswerContext:
+        """Return what is known of this request for whoever reads the answer of `deployment`."""
+        return AnswerContext(
+            ENGINES[deployment.engine],
+            deployment.upstream_model,
+            self.model.id,
+            self.input_tokens_max,
+            self.output_tokens_max,
+            self.hide_usage,
+            self.hide_continuous,
+            not self.wants_continuous(deployment),
+        )
 
     def upstream_body(self, deployment: Deployment) -> bytes:
         """The body for one deployment: the client's values verbatim, with the fields set that are ours to set."""

@@ -24,12 +24,12 @@ class EventTemplate:
 
     An event is `before`, text, `after`, the total of tokens, `,"completion_tokens":`, the tokens of output, and `}}` with an empty line.
     `kept`: bytes of `after` that do not belong to the usage; the rest of an event is removed if `hides_usage`. `output`: tokens of output
-    of the last event; those of a further event are at least as many and at most `output_most`. `event_bytes`: bytes of the events that
-    `relay` took last, without framing. Raises ValueError if `before` is empty, a line ends inside `before` or `after`, or `kept` exceeds
-    `after`.
+    of the last event; those of a further event are at least as many, at most `output_most`, and at most one more for each of its bytes.
+    `event_bytes`: bytes of the events that `relay` returned last, without framing; `events`: their number in all. Raises ValueError if
+    `before` is empty, a line ends inside `before` or `after`, or `kept` exceeds `after`.
     """
 
-    __slots__ = ("_after", "_before", "_hides_usage", "_input", "_kept", "_output_most", "event_bytes", "output")
+    __slots__ = ("_after", "_before", "_hides_usage", "_input", "_kept", "_output_most", "event_bytes", "events", "output")
 
     def __init__(self, before: bytes, after: bytes, kept: int, output: int, output_most: int, hides_usage: bool) -> None:
         if not before or b"\n" in before or b"\n" in after or not after.startswith(b'"') or not 0 < kept <= len(after):
@@ -42,13 +42,14 @@ class EventTemplate:
         self._hides_usage = hides_usage
         self.output = output
         self.event_bytes = 0
+        self.events = 0
 
     def relay(self, data: bytes) -> bytes | None:
         """Return what to send, in chunks, for `data`: whole chunks that hold one regular event each. Return None, and change nothing, if
         `data` is anything else."""
         before, after, output_most = self._before, self._after, self._output_most
         output = self.output
-        event_bytes = at = 0
+        event_bytes = events = at = 0
         relayed = b""
         while True:
             start = at + 5 if data[at + 3 : at + 5] == b"\r\n" else data.find(b"\n", at, at + _HEAD_BYTES_MAX) + 1
@@ -70,7 +71,7 @@ class EventTemplate:
             else:
                 end = data.find(b"\n\n", counts_at) + 2
                 read = _read_counts(data[counts_at:end])
-                if read is None or read[1] < output - 1:
+                if read is None or not output - 1 <= read[1] < output + end - start:
                     return None
                 output = read[1]
                 self._input = read[0] - output
@@ -79,6 +80,7 @@ class EventTemplate:
             if output > output_most or data[end : end + 2] != b"\r\n" or (data[at:start] != size and data[at:start].lower() != size):
                 return None
             event_bytes += length
+            events += 1
             if self._hides_usage:
                 kept_at = text_end + self._kept
                 length = kept_at - start + 3
@@ -91,6 +93,7 @@ class EventTemplate:
                 break
         self.output = output
         self.event_bytes = event_bytes
+        self.events += events
         return relayed
 
 

@@ -8,12 +8,32 @@ from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Anomaly
+from tollway.engines.profile import EngineProfile
 from tollway.wire import bodies
 
 T = TypeVar("T")
 
 ABSENT = msgspec.Raw(b"")
 NULL = msgspec.Raw(b"null")  # a Raw equals only a Raw, never bytes
+
+
+class AnswerContext(msgspec.Struct, frozen=True, gc=False):
+    """Properties of a request that are needed to read its answer.
+
+    `engine`: profile of the engine that answers. `upstream_model`: its name of the model, which becomes `public_model`. `input_tokens_max`,
+    `output_tokens_max`: most tokens of all prompts and of all sequences together; None if nothing bounds the output. `hide_usage`: the
+    client did not ask for usage at the end of its stream; `hide_continuous`: nor for a running one. `counting`: the engine was not asked
+    for running usage.
+    """
+
+    engine: EngineProfile
+    upstream_model: str
+    public_model: str
+    input_tokens_max: int
+    output_tokens_max: int | None
+    hide_usage: bool
+    hide_continuous: bool
+    counting: bool
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -46,12 +66,12 @@ def decode(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:
     return read
 
 
-def rename_model(body: bytes, upstream_model: str, public_model: str) -> bytes:
+def rename_model(body: bytes, context: AnswerContext) -> bytes:
     """Return an answer under the model's public name, verbatim in all else."""
-    if upstream_model == public_model:
+    if context.upstream_model == context.public_model:
         return body
     members: dict[str, Any] = dict(bodies.members(body))
     if "model" not in members:
         return body
-    members["model"] = msgspec.json.encode(public_model)
+    members["model"] = msgspec.json.encode(context.public_model)
     return bodies.join(members)

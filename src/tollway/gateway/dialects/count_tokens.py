@@ -5,13 +5,13 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.gateway.dialects import messages
-from tollway.gateway.dialects.answers import Answer
+from tollway.gateway.dialects.answers import Answer, AnswerContext, is_absent
 from tollway.gateway.dialects.dialect import Dialect
 
 
-def read_answer(body: bytes, upstream_model: str, public_model: str, output_tokens_max: int | None) -> Answer:
+def read_answer(body: bytes, context: AnswerContext) -> Answer:
     """Read a body of status 200. Raises Fault if it is not a count."""
-    if messages.decode_answer(body).input_tokens is None:
+    if is_absent(messages.decode_answer(body, context).input_tokens):
         raise Fault(faults.UPSTREAM_INVALID, detail="answer without a count")
     return Answer(body, Quantities(), None)
 

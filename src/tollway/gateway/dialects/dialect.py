@@ -10,7 +10,7 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Anomaly, ServiceTier, UsageSource
-from tollway.gateway.dialects.answers import Answer
+from tollway.gateway.dialects.answers import Answer, AnswerContext
 from tollway.gateway.dialects.fields import Check, Shape, plain_shape
 from tollway.native import EventTemplate
 
@@ -44,16 +44,7 @@ class AnswerStream(Protocol):
 class NewStream(Protocol):
     """Constructor of an `AnswerStream`."""
 
-    def __call__(
-        self,
-        *,
-        hide_usage: bool,
-        hide_continuous: bool,
-        counting: bool,
-        upstream_model: str,
-        public_model: str,
-        output_tokens_max: int | None,
-    ) -> AnswerStream: ...
+    def __call__(self, context: AnswerContext) -> AnswerStream: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +84,8 @@ class Dialect:
     asks gateways to pass on unchanged. `model_endpoint`: the endpoint that a model must offer for this one to be usable; None for this one
     itself.
 
-    Answers: `read_answer` takes a body of status 200 with the upstream's name of the model, the public one, and the most output tokens;
-    `new_stream` makes the reader of a stream. `request_id_headers`: the template of the header lines that carry the request's id.
-    `error_event`: how a fault in mid-stream begins.
+    Answers: `read_answer` reads a body of status 200; `new_stream` makes the reader of a stream. `request_id_headers`: the template of the
+    header lines that carry the request's id. `error_event`: how a fault in mid-stream begins.
 
     Derived: `target` is the path; `plain` the shape of bodies that pass all checks by one conversion; `has_output` whether answers have
     tokens of their own.
@@ -104,7 +94,7 @@ class Dialect:
     endpoint: Endpoint
     fields: dict[str, Check]
     required: tuple[str, ...]
-    read_answer: Callable[[bytes, str, str, int | None], Answer]
+    read_answer: Callable[[bytes, AnswerContext], Answer]
     new_stream: NewStream
     render_error: Callable[[Fault, str | None], bytes]
     output_caps: tuple[str, ...] = ()

@@ -5,21 +5,22 @@ sequence of typed events; usage stands in two of them: the input in `message_sta
 `message_stop`, which is held back until FINAL is durable.
 """
 
+import re
 from typing import Any
 
 import msgspec
 
 from tollway.domain import faults
-from tollway.domain.billing_classes import Quantities
+from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, ServiceTier, UsageSource
 from tollway.gateway.dialects import fields
-from tollway.gateway.dialects.answers import ABSENT, Answer, decode, is_absent, rename_model
+from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent, rename_model
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_errors import read_fault
 from tollway.gateway.dialects.fields import Check
-from tollway.gateway.dialects.usage import check_report
+from tollway.gateway.dialects.usage import UNBELIEVABLE, Report, cap_input, cap_output, check_report, read_counts
 from tollway.native import EventTemplate
 from tollway.wire import bodies, sse
 
@@ -76,42 +77,31 @@ _ERROR_TYPES = {
 """Anthropic's error types by status."""
 
 
-class _Usage(msgspec.Struct):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-
-
 class _Answer(msgspec.Struct):
-    type: str | None = None
+    type: msgspec.Raw = ABSENT
     content: msgspec.Raw = ABSENT
     usage: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
-    stop_reason: str | None = None
-    input_tokens: int | None = None
-
-
-class _Delta(msgspec.Struct):
-    stop_reason: str | None = None
+    stop_reason: msgspec.Raw = ABSENT
+    input_tokens: msgspec.Raw = ABSENT
 
 
 class _Event(msgspec.Struct):
-    type: str
+    type: msgspec.Raw = ABSENT
     message: msgspec.Raw = ABSENT
     usage: msgspec.Raw = ABSENT
-    delta: _Delta | None = None
+    delta: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
 
 
-class _Message(msgspec.Struct):
-    usage: msgspec.Raw = ABSENT
+_ERROR = msgspec.Raw(b'"error"')
+_ABORT = msgspec.Raw(b'"abort"')
 
-
-_usage = msgspec.json.Decoder(_Usage)
 _answer = msgspec.json.Decoder(_Answer)
 _event = msgspec.json.Decoder(_Event)
-_message = msgspec.json.Decoder(_Message)
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_type = re.compile(rb'"([\x21\x23-\x5b\x5d-\x7e]{1,64})"')
+"""A type of an event that can stand on a line of its own as it is."""
 
 
 def render_error(fault: Fault, request_id: str | None = None) -> bytes:
@@ -124,38 +114,49 @@ def render_error(fault: Fault, request_id: str | None = None) -> bytes:
     return msgspec.json.encode(body)
 
 
-def read_usage(raw: bytes | msgspec.Raw) -> Quantities | None:
-    """Return the disjoint quantities of a usage object, or None if it makes no sense. Anthropic's classes are disjoint already:
-    `input_tokens` has neither what was read from the cache nor what was written to it; what was written was computed, so it counts as
-    input."""
-    try:
-        usage = _usage.decode(raw)
-    except msgspec.DecodeError:
-        return None
-    counts = (usage.input_tokens or 0, usage.cache_creation_input_tokens or 0, usage.cache_read_input_tokens or 0, usage.output_tokens or 0)
-    if min(counts) < 0 or max(counts) > TOKENS_MAX or counts[0] + counts[1] > TOKENS_MAX:
-        return None
-    return Quantities(counts[0] + counts[1], counts[2], counts[3])
+def read_usage(raw: bytes | msgspec.Raw) -> Report:
+    """Return what of a usage object can be believed, class by class.
+
+    Anthropic's classes are disjoint already: `input_tokens` has neither what was read from the cache nor what was written to it; what was
+    written was computed, so it counts as input.
+    """
+    counts = read_counts(raw)
+    if counts is None:
+        return UNBELIEVABLE
+    input, output = counts.read("input_tokens"), counts.read("output_tokens")
+    written, cached = counts.read("cache_creation_input_tokens"), counts.read("cache_read_input_tokens")
+    is_odd = counts.is_odd
+    if (input or 0) + (written or 0) > TOKENS_MAX:
+        written, is_odd = 0, True
+    return Report(
+        Quantities((input or 0) + (written or 0), cached or 0, output or 0),
+        Anomaly.INVALID if is_odd else None,
+        has_input=input is not None or written is not None or cached is not None,
+        has_output=output is not None,
+    )
 
 
-def read_answer(body: bytes, upstream_model: str, public_model: str, output_tokens_max: int | None) -> Answer:
+def read_answer(body: bytes, context: AnswerContext) -> Answer:
     """Read a body of status 200. Raises Fault if it is not a message."""
-    answer = decode_answer(body)
+    answer = decode_answer(body, context)
     if is_absent(answer.content):
         raise Fault(faults.UPSTREAM_INVALID, detail="answer without content")
-    if answer.stop_reason == "abort":
+    if answer.stop_reason == _ABORT:
         raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
     used, anomaly = None, None
     if not is_absent(answer.usage):
-        used, anomaly = check_report(read_usage(answer.usage), output_tokens_max)
-    return Answer(rename_model(body, upstream_model, public_model), used, anomaly)
+        report = read_usage(answer.usage)
+        used, anomaly = check_report(report, context)
+        if anomaly is None and not (report.has_input and report.has_output):
+            anomaly = Anomaly.INVALID
+    return Answer(rename_model(body, context), used, anomaly)
 
 
-def decode_answer(body: bytes) -> _Answer:
-    """Return a body of status 200 as Anthropic's APIs write it. Raises Fault if it has another shape or is an error."""
+def decode_answer(body: bytes, context: AnswerContext) -> _Answer:
+    """Return a body of status 200 as Anthropic's APIs write it. Raises Fault if it is not a JSON object or is an error."""
     answer = decode(_answer, body, "answer")
-    if answer.type == "error" or not is_absent(answer.error):
-        raise read_fault(body, 500, first=True)
+    if answer.type == _ERROR or not is_absent(answer.error):
+        raise read_fault(body, 500, context.engine, first=True)
     return answer
 
 
@@ -163,11 +164,9 @@ class MessageStream:
     """Reads one stream's events; see `openai_stream.OpenAIStream` for the attributes. `terminator` is the held `message_stop`."""
 
     __slots__ = (
+        "_context",
         "_counted",
         "_events",
-        "_output_tokens_max",
-        "_public_model",
-        "_upstream_model",
         "anomaly",
         "output",
         "source",
@@ -177,20 +176,9 @@ class MessageStream:
         "used",
     )
 
-    def __init__(
-        self,
-        *,
-        hide_usage: bool,
-        hide_continuous: bool,
-        counting: bool,
-        upstream_model: str,
-        public_model: str,
-        output_tokens_max: int | None,
-    ) -> None:
-        """The first three are the OpenAI dialect's: here usage is always shown, and deltas are always counted until it is."""
-        self._upstream_model = upstream_model
-        self._public_model = public_model
-        self._output_tokens_max = output_tokens_max
+    def __init__(self, context: AnswerContext) -> None:
+        """In this dialect usage is always shown, and deltas are always counted until it is reported."""
+        self._context = context
         self._events = 0
         self._counted = 0
         self.output = 0
@@ -213,60 +201,86 @@ class MessageStream:
         if b"\n" in data:
             data = data.replace(b"\n", b" ")
         read = decode(_event, data, "event")
-        if read.type == "error" or not is_absent(read.error):
-            raise read_fault(data, 200, first=not self._events)
-        if not read.type.isidentifier() or not read.type.isascii():
-            raise Fault(faults.UPSTREAM_INVALID, detail="event of no type")
+        if read.type == _ERROR or not is_absent(read.error):
+            raise read_fault(data, 200, self._context.engine, first=not self._events)
         self._events += 1
-        if read.type == "content_block_delta":
+        type = _type.fullmatch(read.type)
+        name = b"" if type is None else type[1]
+        if name == b"content_block_delta":
             self._count()
-        elif read.type == "message_start":
+        elif name == b"message_start":
             data = self._start(data, read)
-        elif read.type == "message_delta":
-            if read.delta is not None and read.delta.stop_reason == "abort":
+        elif name == b"message_delta":
+            if _members(read.delta).get("stop_reason", ABSENT) == _ABORT:
                 raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
             if not is_absent(read.usage):
                 self._take_usage(read.usage)
-        relayed = b"event: %b\ndata: %b\n\n" % (read.type.encode(), data)
-        if read.type == "message_stop":
+        relayed = b"event: %b\ndata: %b\n\n" % (name, data) if name else b"data: %b\n\n" % data
+        if name == b"message_stop":
             self.terminated = True
             self.terminator = relayed
             return None
         return relayed
 
     def _start(self, data: bytes, read: _Event) -> bytes:
-        if is_absent(read.message):
-            return data
-        usage = decode(_message, bytes(read.message), "message").usage
-        reported = None if is_absent(usage) else read_usage(usage)
-        if reported is not None:
-            self.used = Quantities(reported.input, reported.cached_input)
-            self.source = UsageSource.COUNTED
-        if self._upstream_model == self._public_model:
+        usage = _members(read.message).get("usage", ABSENT)
+        if not is_absent(usage):
+            report = read_usage(usage)
+            self.anomaly = report.anomaly
+            if report.has_input:
+                started = Quantities(report.used.input, report.used.cached_input)
+                self.used = cap_input(started, self._context.input_tokens_max)
+                if self.used is not started:
+                    self.anomaly = Anomaly.INFLATED
+                self.source = UsageSource.COUNTED
+        if self._context.upstream_model == self._context.public_model or not bytes(read.message).startswith(b"{"):
             return data
         members: dict[str, Any] = dict(bodies.members(data))
-        members["message"] = rename_model(bytes(read.message), self._upstream_model, self._public_model)
+        members["message"] = rename_model(bytes(read.message), self._context)
         return bodies.join(members)
 
     def _count(self) -> None:
         self._counted += 1
-        before = self.used or Quantities()
+        before = self.used or NOTHING
         if self.source is not UsageSource.ENGINE_FINAL:
             self.used = Quantities(before.input, before.cached_input, self._counted)
             self.source = UsageSource.COUNTED
             self.output = self._counted
 
     def _take_usage(self, raw: msgspec.Raw) -> None:
-        reported = read_usage(raw)
-        if reported is not None and self.used is not None:  # the closing report may repeat the input or leave it out
-            started = self.used
-            reported = Quantities(reported.input or started.input, reported.cached_input or started.cached_input, reported.output)
-        used, self.anomaly = check_report(reported, self._output_tokens_max)
-        if used is None:
+        """Merge a later report over what is known. Each class that it leaves out, or that cannot be true, stays as it was."""
+        report, before = read_usage(raw), self.used or NOTHING
+        if report.anomaly is not None:
+            self.anomaly = report.anomaly
+        if not (report.has_input or report.has_output):
             return
-        self.used = used
-        self.output = used.output
-        self.source = UsageSource.ENGINE_FINAL
+        used, bound = report.used, self._context.input_tokens_max
+        known, reported = before.input + before.cached_input, report.used.input + report.used.cached_input
+        if known and (not 0 < reported <= bound or (used.input, used.cached_input) == (known, 0)):
+            # Left out, absurd, or the same prompt again without the part that came from the cache.
+            if reported > bound:
+                self.anomaly = Anomaly.INFLATED
+            used = Quantities(before.input, before.cached_input, used.output)
+        if not report.has_output:
+            used = Quantities(used.input, used.cached_input, before.output)
+        held = cap_output(cap_input(used, self._context.input_tokens_max), self._context.output_tokens_max)
+        if held is not used:
+            self.anomaly = Anomaly.INFLATED
+        if self.source is UsageSource.ENGINE_FINAL and held.output < before.output:
+            self.anomaly = Anomaly.SHRINKING
+            held = Quantities(held.input, held.cached_input, max(held.output, min(self._counted, before.output)))
+        self.used = held
+        self.output = held.output
+        if report.has_output:
+            self.source = UsageSource.ENGINE_FINAL
+
+
+def _members(raw: msgspec.Raw) -> dict[str, msgspec.Raw]:
+    """Return the members of an object; none for anything else."""
+    try:
+        return _object.decode(raw) if raw else {}
+    except (msgspec.DecodeError, RecursionError):
+        return {}
 
 
 DIALECT: Dialect = Dialect(

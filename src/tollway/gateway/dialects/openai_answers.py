@@ -6,35 +6,27 @@ from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly
-from tollway.gateway.dialects.answers import ABSENT, Answer, check_text, decode, is_absent, rename_model
+from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, check_text, decode, is_absent, rename_model
 from tollway.gateway.dialects.engine_errors import read_fault
-from tollway.gateway.dialects.usage import check_report
+from tollway.gateway.dialects.usage import UNBELIEVABLE, Report, check_report, read_counts
 
 
 class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: int = 0
 
 
 class _CompletionDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
+    reasoning_tokens: int = 0
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
+    """A usage object as engines write it. One that has another shape is read member by member."""
+
+    prompt_tokens: int
     completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
-    reasoning_tokens: int | None = None
-
-
-class _Totals(msgspec.Struct):
-    """A usage object whose details may have any shape."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: msgspec.Raw = ABSENT
-    completion_tokens_details: msgspec.Raw = ABSENT
-    reasoning_tokens: msgspec.Raw = ABSENT
+    reasoning_tokens: int = 0
 
 
 class _Choice(msgspec.Struct):
@@ -49,93 +41,81 @@ class _Answer(msgspec.Struct):
     object: str | None = None
 
 
-class _LooseAnswer(msgspec.Struct):
-    """An answer whose usage may have any shape."""
-
-    usage: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
-    choices: list[_Choice] | None = None
-    data: msgspec.Raw = ABSENT
-    object: str | None = None
-
-
 _usage = msgspec.json.Decoder(_Usage)
-_totals = msgspec.json.Decoder(_Totals)
-_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_count = msgspec.json.Decoder(int)
 _answer = msgspec.json.Decoder(_Answer)
-_loose_answer = msgspec.json.Decoder(_LooseAnswer)
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_list = msgspec.json.Decoder(list[msgspec.Raw])
+_text = msgspec.json.Decoder(str)
 
 
-def read_usage(raw: bytes | msgspec.Raw) -> tuple[Quantities | None, Anomaly | None]:
-    """Return the disjoint quantities of a usage object, and INVALID if some of it cannot be true.
+def read_usage(raw: bytes | msgspec.Raw) -> Report:
+    """Return what of a usage object can be believed.
 
-    The two totals decide: without believable ones (prompt_tokens missing, a negative count, more than TOKENS_MAX) quantities are None. A
-    detail that cannot be true does not discard them: cached tokens above the prompt are capped to it, reasoning above the completion
-    counts as plain output, and a detail that is not a count is ignored. OpenAI's prompt_tokens includes cached tokens and
+    The two totals stand for themselves: one that is missing, negative, no whole number or above TOKENS_MAX is unknown, and the other one
+    stays. A detail that cannot be true does not discard its total: cached tokens above the prompt are capped to it, reasoning above the
+    completion counts as plain output, and a detail that is not a count is ignored. OpenAI's prompt_tokens includes cached tokens and
     completion_tokens includes reasoning.
     """
     try:
-        return _split(_usage.decode(raw))
-    except msgspec.DecodeError:
-        pass
-    try:
-        totals = _totals.decode(raw)
-    except msgspec.DecodeError:
-        return None, Anomaly.INVALID
-    cached = _read_detail(totals.prompt_tokens_details, "cached_tokens")
-    reasoning = _read_detail(totals.completion_tokens_details, "reasoning_tokens")
-    if reasoning is None and is_absent(totals.completion_tokens_details):
-        reasoning = _read_count(totals.reasoning_tokens)
-    return _divide(totals.prompt_tokens, totals.completion_tokens or 0, cached or 0, reasoning or 0)[0], Anomaly.INVALID
+        usage = _usage.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return _read_members(raw)
+    return _split(usage) or _read_members(raw)
 
 
-def _split(usage: _Usage) -> tuple[Quantities | None, Anomaly | None]:
-    details = usage.prompt_tokens_details
-    cached = (details.cached_tokens or 0) if details is not None else 0
-    completion_details = usage.completion_tokens_details
-    reasoning = (completion_details.reasoning_tokens if completion_details is not None else usage.reasoning_tokens) or 0
-    return _divide(usage.prompt_tokens, usage.completion_tokens or 0, cached, reasoning)
-
-
-def _divide(prompt: int | None, completion: int, cached: int, reasoning: int) -> tuple[Quantities | None, Anomaly | None]:
-    """Return the totals divided into disjoint classes; see `read_usage`."""
-    if prompt is None or not (0 <= prompt <= TOKENS_MAX and 0 <= completion <= TOKENS_MAX):
-        return None, Anomaly.INVALID
-    if 0 <= cached <= prompt and 0 <= reasoning <= completion:
-        return Quantities(prompt - cached, cached, completion - reasoning, reasoning), None
-    cached = min(max(cached, 0), prompt)
-    reasoning = reasoning if 0 <= reasoning <= completion else 0
-    return Quantities(prompt - cached, cached, completion - reasoning, reasoning), Anomaly.INVALID
-
-
-def _read_detail(raw: msgspec.Raw, name: str) -> int | None:
-    """Return the count `name` of a details object; None if either is missing or has another type."""
-    try:
-        return _read_count(_object.decode(raw).get(name, ABSENT))
-    except msgspec.DecodeError:
+def _split(usage: _Usage) -> Report | None:
+    """Return the report of a usage object of which everything can be true; None for any other."""
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    details, completion_details = usage.prompt_tokens_details, usage.completion_tokens_details
+    cached = 0 if details is None else details.cached_tokens
+    reasoning = usage.reasoning_tokens if completion_details is None else completion_details.reasoning_tokens
+    if not 0 <= cached <= prompt <= TOKENS_MAX:
         return None
+    if completion is None:
+        return None if reasoning else Report(Quantities(prompt - cached, cached), has_output=False)
+    if 0 <= reasoning <= completion <= TOKENS_MAX:
+        return Report(Quantities(prompt - cached, cached, completion - reasoning, reasoning))
+    return None
 
 
-def _read_count(raw: msgspec.Raw) -> int | None:
-    try:
-        return _count.decode(raw)
-    except msgspec.DecodeError:
-        return None
+def _read_members(raw: bytes | msgspec.Raw) -> Report:
+    counts = read_counts(raw)
+    if counts is None:
+        return UNBELIEVABLE
+    prompt, completion = counts.read("prompt_tokens"), counts.read("completion_tokens")
+    cached = counts.read_detail("prompt_tokens_details", "cached_tokens") or 0
+    if counts.has("completion_tokens_details"):
+        reasoning = counts.read_detail("completion_tokens_details", "reasoning_tokens") or 0
+    else:
+        reasoning = counts.read("reasoning_tokens") or 0
+    is_odd = counts.is_odd or prompt is None or cached > prompt or (completion is not None and reasoning > completion)
+    cached = min(cached, prompt or 0)
+    if reasoning > (completion or 0):
+        reasoning = 0
+    return Report(
+        Quantities((prompt or 0) - cached, cached, (completion or 0) - reasoning, reasoning),
+        Anomaly.INVALID if is_odd else None,
+        has_input=prompt is not None,
+        has_output=completion is not None,
+    )
 
 
-def read_answer(body: bytes, upstream_model: str, public_model: str, output_tokens_max: int | None) -> Answer:
+def read_answer(body: bytes, context: AnswerContext) -> Answer:
     """Read a body of status 200 from any of OpenAI's three endpoints. Raises Fault if it is not an answer: not JSON, an error object, or
-    aborted by the engine."""
-    answer: _Answer | _LooseAnswer
+    aborted by the engine. Only what is interpreted must have the type that the API gives it."""
+    report: Report | None = None
     try:
         answer = _answer.decode(body)
         check_text(body)
-    except (ValueError, RecursionError):  # an answer remains one if only its usage makes no sense
-        answer = decode(_loose_answer, body, "answer")
+    except (ValueError, RecursionError):
+        answer, usage = _read_loosely(body)
+        report = None if is_absent(usage) else read_usage(usage)
+    else:
+        if answer.usage is not None:
+            report = _split(answer.usage) or read_usage(_object.decode(body)["usage"])
     if not is_absent(answer.error) or answer.object == "error":
-        raise read_fault(body, 500, first=True)
-    choices, usage = answer.choices, answer.usage
+        raise read_fault(body, 500, context.engine, first=True)
+    choices = answer.choices
     if choices is not None:
         for choice in choices:
             if choice.finish_reason == "abort":
@@ -144,10 +124,45 @@ def read_answer(body: bytes, upstream_model: str, public_model: str, output_toke
         raise Fault(faults.UPSTREAM_INVALID, detail="answer has neither choices nor data")
     used: Quantities | None = None
     anomaly: Anomaly | None = None
-    if isinstance(usage, _Usage):
-        used, anomaly = _split(usage)
-        used, anomaly = check_report(used, output_tokens_max, anomaly)
-    elif isinstance(usage, msgspec.Raw) and not is_absent(usage):
-        used, anomaly = read_usage(usage)
-        used, anomaly = check_report(used, output_tokens_max, anomaly)
-    return Answer(body if upstream_model == public_model else rename_model(body, upstream_model, public_model), used, anomaly)
+    if report is not None:
+        used, anomaly = check_report(report, context)
+        if anomaly is None and not report.has_output and context.output_tokens_max != 0:
+            anomaly = Anomaly.INVALID  # only answers without tokens of their own leave them out
+    return Answer(rename_model(body, context), used, anomaly)
+
+
+def _read_loosely(body: bytes) -> tuple[_Answer, msgspec.Raw]:
+    """Return an answer whose members may have any type, and its usage as it came."""
+    members = decode(_object, body, "answer")
+    choices = members.get("choices", ABSENT)
+    return (
+        _Answer(
+            error=members.get("error", ABSENT),
+            choices=None if is_absent(choices) else [_Choice(read_finish(choice)) for choice in list_choices(choices)],
+            data=members.get("data", ABSENT),
+            object=read_text(members.get("object", ABSENT)),
+        ),
+        members.get("usage", ABSENT),
+    )
+
+
+def list_choices(raw: msgspec.Raw) -> list[dict[str, msgspec.Raw]]:
+    """Return the members of each object in a list of choices; nothing for what is not one."""
+    try:
+        return [_object.decode(choice) for choice in _list.decode(raw) if bytes(choice).startswith(b"{")]
+    except (msgspec.DecodeError, RecursionError):
+        return []
+
+
+def read_finish(choice: dict[str, msgspec.Raw]) -> str | None:
+    """Return the reason for which a choice ended, None if it goes on. A reason that is not a text counts as one."""
+    raw = choice.get("finish_reason", ABSENT)
+    return None if is_absent(raw) else read_text(raw) or "other"
+
+
+def read_text(raw: msgspec.Raw) -> str | None:
+    """Return a member that is a text; None for anything else."""
+    try:
+        return _text.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 
 from tollway.domain import faults
-from tollway.domain.billing_classes import Quantities
+from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
-from tollway.gateway.dialects.answers import ABSENT, NULL, decode, is_absent
-from tollway.gateway.dialects.engine_errors import read_fault
-from tollway.gateway.dialects.openai_answers import read_usage
-from tollway.gateway.dialects.usage import cap_output
+from tollway.gateway.dialects.answers import ABSENT, NULL, AnswerContext, check_text, decode, is_absent
+from tollway.gateway.dialects.engine_errors import is_error_event, read_fault
+from tollway.gateway.dialects.openai_answers import list_choices, read_finish, read_usage
+from tollway.gateway.dialects.usage import cap_input, cap_output
 from tollway.native import EventTemplate
 from tollway.wire import bodies, sse
 
@@ -49,14 +49,12 @@ class _Event(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
-    object: str | None = None
 
 
 class _CountedEvent(msgspec.Struct):
     choices: list[_CountedChoice] | None = None
     usage: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
-    object: str | None = None
 
 
 class _RegularChoice(msgspec.Struct, gc=False):
@@ -85,6 +83,11 @@ _SHAPE = re.compile(
 SHAPES_MAX = 8
 """Events of a stream that are looked at for the shape; where eight do not have it, the engine writes another one."""
 
+_OUTPUT_MEMBERS = tuple(_Delta.__struct_fields__)
+"""Members of a delta that carry output."""
+_EMPTY = frozenset({b"null", b'""', b"[]", b"{}", b"0", b"false"})
+
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _event = msgspec.json.Decoder(_Event)
 _counted_event = msgspec.json.Decoder(_CountedEvent)
 _regular = msgspec.json.Decoder(_Regular)
@@ -100,14 +103,15 @@ class OpenAIStream:
     """
 
     __slots__ = (
+        "_context",
         "_counted",
-        "_counting",
+        "_doubted",
+        "_doubted_bytes",
         "_events",
         "_finish_seen",
         "_hide_continuous",
         "_hide_usage",
         "_output_most",
-        "_output_tokens_max",
         "_owed",
         "_prompt_tokens",
         "_rename",
@@ -122,30 +126,21 @@ class OpenAIStream:
         "terminator",
     )
 
-    def __init__(
-        self,
-        *,
-        hide_usage: bool,
-        hide_continuous: bool,
-        counting: bool,
-        upstream_model: str,
-        public_model: str,
-        output_tokens_max: int | None,
-    ) -> None:
-        """`hide_usage`: the client did not ask for usage at the end; `hide_continuous`: nor for a running one. `counting`: the engine
-        reports no running usage. Until one was reported that can be believed, events that carry output are counted."""
-        self._hide_usage = hide_usage
-        self._hide_continuous = hide_continuous
-        self._counting = counting
-        self._output_tokens_max = output_tokens_max
-        self._output_most = TOKENS_MAX if output_tokens_max is None else output_tokens_max
+    def __init__(self, context: AnswerContext) -> None:
+        """Count events that carry output until the engine has reported running usage that can be believed."""
+        self._context = context
+        self._hide_usage = context.hide_usage
+        self._hide_continuous = context.hide_continuous
+        self._output_most = TOKENS_MAX if context.output_tokens_max is None else context.output_tokens_max
         self._owed: dict[str, Any] | None = None
         self._rename: tuple[bytes, bytes] | None = None
-        if upstream_model != public_model:
+        if context.upstream_model != context.public_model:
             encode = msgspec.json.encode
-            self._rename = (b'"model":' + encode(upstream_model), encode(public_model))
+            self._rename = (b'"model":' + encode(context.upstream_model), encode(context.public_model))
         self._events = 0
         self._counted = 0
+        self._doubted = 0  # the largest running total that was not believed
+        self._doubted_bytes = 0  # of the events whose reports were not believed, since the last one that was
         self.output = 0
         self._reported = False
         self._finish_seen = False
@@ -176,7 +171,10 @@ class OpenAIStream:
             return None
         usage = event.usage
         output = usage.completion_tokens
-        if len(event.choices) != 1 or usage.prompt_tokens != self._prompt_tokens or not self.output <= output <= self._output_most:
+        before = self.output
+        if len(event.choices) != 1 or usage.prompt_tokens != self._prompt_tokens or not before <= output <= self._output_most:
+            return None
+        if output - before > end - start or self._doubted_bytes:
             return None
         template = self.template
         if template is not None:
@@ -189,6 +187,7 @@ class OpenAIStream:
                 self.template = EventTemplate(shape[1], shape[2] + shape[3], len(shape[2]), output, most, hides)
         if not self._hide_continuous:
             self.output = output
+            self._counted += 1
             return data[start:end]
         at = data.rfind(b',"usage":{', start, end)
         tail = data[at : end - 2]
@@ -196,6 +195,7 @@ class OpenAIStream:
         if at < 0 or opened.count(b"{") + 1 != len(tail) - len(opened):
             return None  # usage is not the last member: what follows it must not be lost
         self.output = output
+        self._counted += 1
         return data[start:at] + b"}\n\n"
 
     def read(self, event: bytes) -> bytes | None:
@@ -211,31 +211,34 @@ class OpenAIStream:
                 raise Fault(faults.UPSTREAM_INVALID, detail="a stream without events")
             self.terminated = True
             self._prompt_tokens = -1
-            self.template = None
+            self._drop_template()
             return None if self._owed is None else b"data: " + bodies.join(self._owed) + b"\n\n"
         if b"\n" in data:
             data = data.replace(b"\n", b" ")  # of several data lines one is made; inside JSON a line end is nothing but space
         counting = not self._reported
-        read = decode(_counted_event, data, "event") if counting else decode(_event, data, "event")
+        read = _decode(data, counting=counting)
         choices = read.choices
-        if choices is None or not is_absent(read.error):
-            raise read_fault(data, 200, first=not self._events)
+        if not is_absent(read.error) or (choices is None and is_error_event(event, data)):
+            raise read_fault(data, 200, self._context.engine, first=not self._events)
         self._events += 1
-        for choice in choices:
+        for choice in choices or ():
             reason = choice.finish_reason
             if reason is not None:
                 self._finish_seen = True
                 self._prompt_tokens = -1
-                self.template = None
+                self._drop_template()
                 if reason == "abort":
                     raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
         if counting:
-            self._count(choices)  # type: ignore[arg-type]
+            if choices:
+                self._count(choices)  # type: ignore[arg-type]
+        elif choices and not self._finish_seen:
+            self._counted += 1
         raw = read.usage
         if raw:
             last = not choices
             if raw != NULL:
-                self._take_usage(raw, final=last or self._finish_seen)
+                self._take_usage(raw, len(event) + 2, final=last or self._finish_seen)
                 if last:
                     self._owed = None
                     if self._hide_usage:
@@ -277,25 +280,68 @@ class OpenAIStream:
                 return bodies.join(members)
         return renamed
 
-    def _take_usage(self, raw: msgspec.Raw, *, final: bool) -> None:
-        reported, anomaly = read_usage(raw)
-        if anomaly is not None:
-            self.anomaly = anomaly
-        if reported is None:
+    def _take_usage(self, raw: msgspec.Raw, event_bytes: int, *, final: bool) -> None:
+        """Take a report over what is known, as far as it can be believed.
+
+        A running total that rises by more than a token for each byte of its event is not believed; one that falls leaves the larger one
+        standing, which was true when it was made. The final total decides: one absurd running total does not outlive it. It is only held to
+        the number of events that carried output, for so many tokens were delivered.
+        """
+        report = read_usage(raw)
+        if report.anomaly is not None:
+            self.anomaly = report.anomaly
+        if not (report.has_input or report.has_output):
             return
-        used = cap_output(reported, self._output_tokens_max)
-        if used is not reported:
+        context, before, used = self._context, self.used or NOTHING, report.used
+        known, reported = before.input + before.cached_input, used.input + used.cached_input
+        if known and not 0 < reported <= context.input_tokens_max:
+            if reported:
+                self.anomaly = Anomaly.INFLATED
+            used = Quantities(before.input, before.cached_input, used.output, used.reasoning)
+        if not report.has_output:
+            used = Quantities(used.input, used.cached_input, before.output, before.reasoning)
+        total = used.output + used.reasoning
+        if not final and total - self.output > event_bytes + self._doubted_bytes:
+            self._doubted = max(self._doubted, total)
+            self._doubted_bytes += event_bytes
+            self._drop_template()
+            self.anomaly = self.anomaly or Anomaly.INFLATED
+            return
+        if final and 0 < self._doubted <= total and self.anomaly is Anomaly.INFLATED:
+            self.anomaly = None  # the running totals were right, the events between them were hidden
+        held = cap_output(cap_input(used, context.input_tokens_max), context.output_tokens_max)
+        if held is not used:
             self.anomaly = Anomaly.INFLATED
-        if self._reported and used.output + used.reasoning < self.output:
+        if self._reported and held.output + held.reasoning < self.output:
             self.anomaly = Anomaly.SHRINKING
-            return  # a shrinking report is nonsense; the larger one was true when it was made
-        self._used = used
-        self.output = used.output + used.reasoning
-        regular = self._rename is None and not self._counting and not used.reasoning and not final
-        self._prompt_tokens = used.input + used.cached_input if regular else -1
-        self.template = None  # it holds the number of prompt tokens
-        self._reported = True
-        self.source = UsageSource.ENGINE_FINAL if final else UsageSource.ENGINE_CONTINUOUS
+            if not final:
+                return
+            delivered = min(self._count_events(), self.output)
+            if held.output + held.reasoning < delivered:
+                held = Quantities(held.input, held.cached_input, delivered - min(held.reasoning, delivered), min(held.reasoning, delivered))
+        self._used = held
+        self.output = held.output + held.reasoning
+        self._doubted_bytes = 0
+        regular = self._rename is None and not context.counting and not held.reasoning and not final
+        self._prompt_tokens = held.input + held.cached_input if regular else -1
+        self._drop_template()  # it holds the number of prompt tokens
+        self._reported = self._reported or report.has_output
+        if self._reported:
+            self.source = UsageSource.ENGINE_FINAL if final and report.has_output else UsageSource.ENGINE_CONTINUOUS
+        else:
+            self.source = UsageSource.COUNTED
+
+    def _count_events(self) -> int:
+        """Return how many events carried output."""
+        self._drop_template()
+        return self._counted
+
+    def _drop_template(self) -> None:
+        """Forget the template, and keep how many events it took."""
+        template = self.template
+        if template is not None:
+            self._counted += template.events
+            self.template = None
 
     def _count(self, choices: list[_CountedChoice]) -> None:
         for choice in choices:
@@ -304,7 +350,37 @@ class OpenAIStream:
                 delta is not None and (delta.content or delta.reasoning_content or delta.reasoning or delta.refusal or delta.tool_calls)
             ):
                 self._counted += 1
-        if not self._reported and self._counted:
-            self._used = Quantities(output=self._counted)
+        if self._counted:
+            before = self._used or NOTHING
+            self._used = Quantities(before.input, before.cached_input, self._counted)
             self.output = self._counted
             self.source = UsageSource.COUNTED
+
+
+def _decode(data: bytes, *, counting: bool) -> _Event | _CountedEvent:
+    """Return an event of a stream. Only what is interpreted must have the type that the API gives it. Raises Fault upstream_invalid for
+    anything but a JSON object in UTF-8."""
+    try:
+        read: _Event | _CountedEvent = _counted_event.decode(data) if counting else _event.decode(data)
+        check_text(data)
+    except (ValueError, RecursionError):
+        members = decode(_object, data, "event")
+        listed = members.get("choices", ABSENT)
+        choices = None
+        if bytes(listed).startswith(b"["):
+            choices = [
+                _CountedChoice(read_finish(choice), "output" if _carries_output(choice) else None) for choice in list_choices(listed)
+            ]
+        read = _CountedEvent(choices, members.get("usage", ABSENT), members.get("error", ABSENT))
+    return read
+
+
+def _carries_output(choice: dict[str, msgspec.Raw]) -> bool:
+    """Return whether a choice of any shape has text, or a delta with a member that carries output."""
+    if bytes(choice.get("text", NULL)) not in _EMPTY:
+        return True
+    try:
+        delta = _object.decode(choice.get("delta", NULL))
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return any(bytes(delta.get(name, NULL)) not in _EMPTY for name in _OUTPUT_MEMBERS)

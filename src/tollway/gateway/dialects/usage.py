@@ -1,22 +1,104 @@
-"""Usage reports of engines: how much of them can be believed."""
+"""Usage reports of engines: how much of them can be believed.
 
-from tollway.domain.billing_classes import Quantities
-from tollway.domain.usage import Anomaly
+A report is believed member by member. A count that cannot be true costs its own class, never the rest of the report: the answer was given,
+and what the engine said of its other classes is as good as before. None of this raises a bill.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from tollway.domain.billing_classes import NOTHING, Quantities
+from tollway.domain.usage import TOKENS_MAX, Anomaly
+from tollway.gateway.dialects.answers import ABSENT, AnswerContext, is_absent
+
+_number = msgspec.json.Decoder(int | float)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def check_report(
-    reported: Quantities | None, output_tokens_max: int | None, anomaly: Anomaly | None = None
-) -> tuple[Quantities | None, Anomaly | None]:
-    """Return what of a usage report can be believed, and what was wrong with it.
+class Report(msgspec.Struct, frozen=True, gc=False):
+    """A usage report as far as it can be believed.
 
-    `reported`: None for a report that made no sense. `output_tokens_max`: most output tokens that the request could produce, None if
-    nothing bounds them. An engine that claims more is not paid for the surplus. `anomaly`: what was wrong with the report already.
+    `used`: disjoint quantities, 0 where there is nothing to believe. `anomaly`: INVALID if some of it cannot be true, else None.
+    `has_input`, `has_output`: whether the tokens of the prompt and of the answer were reported believably; if not, what else is known of
+    them stands.
     """
-    if reported is None:
-        return None, Anomaly.INVALID
-    if output_tokens_max is None or reported.output + reported.reasoning <= output_tokens_max:
-        return reported, anomaly
-    return cap_output(reported, output_tokens_max), Anomaly.INFLATED
+
+    used: Quantities
+    anomaly: Anomaly | None = None
+    has_input: bool = True
+    has_output: bool = True
+
+
+UNBELIEVABLE = Report(NOTHING, Anomaly.INVALID, has_input=False, has_output=False)
+"""A report of which nothing can be believed."""
+
+
+class Counts:
+    """The counts of a usage object whose members may have any type. `is_odd`: whether a member that was read is not a count."""
+
+    __slots__ = ("_members", "is_odd")
+
+    def __init__(self, members: Mapping[str, msgspec.Raw]) -> None:
+        self._members = members
+        self.is_odd = False
+
+    def read(self, name: str) -> int | None:
+        """Return the count `name`; None if it is missing, null, not a whole number, or outside of 0 to TOKENS_MAX."""
+        raw = self._members.get(name, ABSENT)
+        if is_absent(raw):
+            return None
+        try:
+            number = _number.decode(raw)
+        except msgspec.DecodeError:
+            number = -1
+        if not 0 <= number <= TOKENS_MAX or number != int(number):
+            self.is_odd = True
+            return None
+        return int(number)  # JSON knows one kind of number: 12.0 is 12
+
+    def read_detail(self, object_name: str, name: str) -> int | None:
+        """Return the count `name` of the object `object_name`; None if there is none."""
+        raw = self._members.get(object_name, ABSENT)
+        if is_absent(raw):
+            return None
+        try:
+            details = Counts(_members.decode(raw))
+        except (msgspec.DecodeError, RecursionError):
+            self.is_odd = True
+            return None
+        found = details.read(name)
+        self.is_odd = self.is_odd or details.is_odd
+        return found
+
+    def has(self, name: str) -> bool:
+        """Return whether the object has a member `name` other than null."""
+        return not is_absent(self._members.get(name, ABSENT))
+
+
+def read_counts(raw: bytes | msgspec.Raw) -> Counts | None:
+    """Return the counts of a usage object; None if it is not an object."""
+    try:
+        return Counts(_members.decode(raw))
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def check_report(report: Report, context: AnswerContext) -> tuple[Quantities | None, Anomaly | None]:
+    """Return what of the only report about an answer is billed, and what was wrong with it; no quantities if nothing can be believed. An
+    engine that claims more tokens than the request can have is not paid for the surplus."""
+    if not (report.has_input or report.has_output):
+        return None, report.anomaly
+    used = cap_output(cap_input(report.used, context.input_tokens_max), context.output_tokens_max)
+    return used, report.anomaly if used is report.used else Anomaly.INFLATED
+
+
+def cap_input(used: Quantities, input_tokens_max: int) -> Quantities:
+    """Return `used` with no more input, cached input included, than the prompts can have; `used` itself if nothing exceeds it."""
+    if used.input + used.cached_input <= input_tokens_max:
+        return used
+    cached_input = min(used.cached_input, input_tokens_max)
+    return Quantities(input_tokens_max - cached_input, cached_input, used.output, used.reasoning)
 
 
 def cap_output(used: Quantities, output_tokens_max: int | None) -> Quantities:
