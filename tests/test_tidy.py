@@ -105,7 +105,6 @@ UNCONVERTED_PROSE: dict[str, int] = {
     "src/tollway/control/": 144,
     "src/tollway/domain/": 6,
     "src/tollway/gateway/": 1,
-    "src/tollway/link/": 48,
     "src/tollway/serve/": 22,
     "src/tollway/settings.py": 26,
     "src/tollway/storage/": 34,

@@ -1,4 +1,4 @@
-"""Between the planes, the gateway's side: usage on its way up, the snapshot on its way down.
+"""The gateway's side of the link between the planes: usage goes up, the snapshot comes down.
 
 Owns: the spool (what a crash may not lose), its recovery, its shipping to control; the follower of the snapshot and
 its disk copy. Does not own: what a record means (`domain.usage`), how it is framed (`wire.segments`), what becomes of

@@ -50,7 +50,7 @@ class _Trailer(msgspec.Struct, frozen=True):
 
 
 class _Key(msgspec.Struct, frozen=True):
-    """What identifies an entry; the rest of its line is left unread."""
+    """Kind and id of an entry; the rest of its line is left unread."""
 
     kind: str
     id: str
@@ -221,7 +221,7 @@ class ChangeLog:
         return not snapshots or self.bytes_written > snapshots[-1][1].stat().st_size
 
     def close(self) -> None:
-        """Let go of the log; its content stays part of the copy."""
+        """Close the log; its content stays part of the copy."""
         os.close(self._fd)
 
 

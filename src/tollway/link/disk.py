@@ -1,6 +1,6 @@
-"""What the spool asks of the operating system, in one place.
+"""Every call of the operating system that the spool makes, in one place.
 
-The spool's promises are about kill -9, power cuts and sick disks, and these cannot be asked for in a test. So everything
+The spool's promises are about kill -9, power cuts and failing disks, and a test cannot produce these on demand. So everything
 that link does to its directory goes through a `Disk`: by default the system's own calls, nothing in between, so that the
 hot path pays one attribute. The simulation (tests/simulation) puts another machine under the same code.
 """
@@ -20,7 +20,7 @@ from tollway.link.syncing import KernelSync
 
 
 class Writer:
-    """A thread that does jobs one after the other, for whatever waits for the disk."""
+    """A thread that runs jobs one after the other, for code that must not wait for the disk."""
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -28,7 +28,7 @@ class Writer:
         self._thread.start()
 
     def put(self, job: Callable[[], None]) -> None:
-        """Have `job` done after all that were put before. It must not raise."""
+        """Run `job` after all that were put before. It must not raise: an exception would end the thread."""
         self._jobs.put(job)
 
     def end(self) -> None:
@@ -97,7 +97,7 @@ class Disk:
     start_writer: Callable[[], Writer] = Writer
 
     def open_kernel_sync(self, loop: asyncio.AbstractEventLoop) -> KernelSync | None:
-        """fdatasync without a thread, where it can be had. Not for a disk whose fdatasync fails on purpose."""
+        """Return an fdatasync that needs no thread; None where the system has none, and for a disk whose fdatasync a test replaced."""
         return KernelSync.open(loop) if self.fdatasync is os.fdatasync else None
 
 

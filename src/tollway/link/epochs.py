@@ -1,18 +1,18 @@
-"""What lies on a gateway's disk: the spool directory, its epochs, their segments, and how they are read.
+"""The files of a gateway's spool: the directory, its epochs, their segments, and how they are read.
 
-    <spool>/node.json              who writes here: made once, for ever
+    <spool>/node.json              id of the node that writes here; made once, never changed
     <spool>/lock                   held for the moment in which an epoch is made or taken over
-    <spool>/epoch-<start>/         one life of a gateway; <start> in microseconds is the epoch's number
-        LOCK                       held (flock) by the process whose life it is, or that recovers it
+    <spool>/epoch-<start>/         one run of a gateway; <start> in microseconds is the epoch's number
+        LOCK                       held (flock) by the process whose epoch it is, or that recovers it
         0001.seg 0002.seg ...      records, in preallocated files
         progress.map               what open requests have delivered so far, shared with the gateway's memory
         closed                     the epoch is complete: its last record is CLOSE, nothing will be added
-        failed                     a write or a sync failed in this life: what is in memory may not be on disk
+        failed                     a write or a sync failed in this epoch: what is in memory may not be on disk
         damaged                    reading stopped at something that no crash explains: for a person to look at
         shipped                    how far control has acknowledged; advice only, control's word counts
 
 A segment starts with a header that says where in the epoch's sequence it begins and which requests were open at that
-moment, each with its ADMIT. So the newest segment alone tells how a life ended: recovery reads 64 MB, not a week of
+moment, each with its ADMIT. So the newest segment alone shows how an epoch ended: recovery reads 64 MB, not a week of
 traffic, and old segments can go as soon as control has them. Behind the header stand frames (`wire.segments`), then
 zeros.
 
@@ -37,7 +37,7 @@ from tollway.link.disk import DISK, Disk
 from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, first_chain, has_lost_sector, parse_head
 
 FORMAT = 1
-"""Of the header. A reader refuses a newer one."""
+"""Version of the header's format. A reader refuses a newer one."""
 
 _HEADER = struct.Struct("<8sII")
 _START_BYTES = 4096  # most headers are shorter: they name the requests open at that moment
@@ -106,7 +106,7 @@ class Damage(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One life of a gateway on disk."""
+    """One run of a gateway on disk."""
 
     directory: Path
     number: int
@@ -220,7 +220,7 @@ def write_file(path: Path, content: bytes, disk: Disk = DISK) -> None:
 
 
 def write_all(fd: int, data: bytes, offset: int, disk: Disk) -> None:
-    """pwrite until all of `data` is written: the kernel may take less at a time."""
+    """Call pwrite until all of `data` is written: the kernel may take less at a time."""
     while data:
         written = disk.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written

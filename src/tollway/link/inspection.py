@@ -46,7 +46,7 @@ class Problem:
 
 @dataclass(slots=True)
 class Inspection:
-    """What an epoch holds. `kinds`: verified records by kind. `open`: requests admitted without an end, in order, of all records that
+    """Contents of an epoch. `kinds`: verified records by kind. `open`: requests admitted without an end, in order, of all records that
     could be read. `next_seq`: of the record after the last verified one. `torn_bytes`: of a tail that a crash left."""
 
     kinds: Counter[str] = field(default_factory=Counter)
@@ -133,10 +133,10 @@ def read_records(epoch: Epoch, found: Inspection) -> Iterator[FoundRecord]:
             found.problems.append(Problem(number, offset, f"record {reader.next_seq} is wrong; {goes_on}"))
             reader = None
             yield from _take_unverified(found, number, data, offset + 1)
-    _judge_end(epoch, found, newest, size, last)
+    _check_end(epoch, found, newest, size, last)
 
 
-def _judge_end(epoch: Epoch, found: Inspection, newest: int, offset: int, last: Record | None) -> None:
+def _check_end(epoch: Epoch, found: Inspection, newest: int, offset: int, last: Record | None) -> None:
     """A closed epoch ends in CLOSE, with the record that was noted."""
     if found.problems or not epoch.is_closed():
         return

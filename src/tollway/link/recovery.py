@@ -64,14 +64,14 @@ from tollway.link.epochs import (
 from tollway.wire.segments import HEAD_BYTES, Reader, Tail, extend
 
 _SEGMENT_BYTES_MIN = 1 << 20
-"""Of a segment that recovery makes: the dead process' own may have been cut short."""
+"""Size of a segment that recovery makes: the dead process' own may have been cut short."""
 
 Alarm = Callable[[str, dict[str, object]], None]
 """Told of what a person must look at: the name of the event and its fields, without secrets."""
 
 
 class Recovered(StrEnum):
-    """What became of an epoch."""
+    """Result of the recovery of an epoch."""
 
     CLOSED = "closed"
     DAMAGED = "damaged"
@@ -210,7 +210,7 @@ def _recover(epoch: Epoch, alarm: Alarm) -> Recovered:
 
 
 SEGMENTS_IN_DOUBT = 4
-"""How far back a failed sync may reach: a commit covers the segment in use and those that were filled since the one before it, and
+"""Segments that a failed sync may affect: a commit covers the segment in use and those that were filled since the one before it, and
 four hold all that can be owed."""
 
 
@@ -228,7 +228,7 @@ def _write_again(epoch: Epoch) -> None:
 
 
 def finish(epoch: Epoch, segment: int, end_offset: int, next_seq: int) -> None:
-    """What follows CLOSE: give back unused space and mark the epoch closed. Every step may be repeated."""
+    """Give back unused space and mark the epoch closed, after its CLOSE. Every step may be repeated."""
     disk = epoch.disk
     disk.truncate(epoch.segment_path(segment), end_offset)
     for number in epoch.list_segments():
@@ -240,7 +240,7 @@ def finish(epoch: Epoch, segment: int, end_offset: int, next_seq: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """Where the records of an epoch end: in which segment and where, what a torn write left behind, and what follows
+    """The end of an epoch's records: in which segment and where, what a torn write left behind, and what follows
     next."""
 
     start: SegmentStart
@@ -361,7 +361,7 @@ def _remove_unbegun(epoch: Epoch) -> None:
 
 
 def _read_slots(epoch: Epoch) -> dict[int, tuple[Quantities, int | None]]:
-    """progress.map by ADMIT seq: counts, and the instant of the first token."""
+    """Return progress.map by ADMIT seq: counts, and the instant of the first token."""
     words = array.array("Q")
     try:
         content = epoch.disk.read(epoch.directory / "progress.map")
@@ -438,5 +438,5 @@ class _Appender:
         self._disk.fdatasync(self._fd)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._disk.close(self._fd)

@@ -1,6 +1,6 @@
 """The shipper: hands the spool's records to control, at least once, until control says that it has them.
 
-Closed epochs go first, oldest first, then the committed tail of the living one. Control's watermark is the only truth
+Closed epochs go first, oldest first, then the committed tail of the current one. Control's watermark is the only truth
 about what has arrived: a batch that control has already is skipped there, a gap is answered with the seq to go on from,
 and the file `shipped` is a note for people and for the housekeeping below. Each process asks once for every epoch that
 is still here, so that a control that was restored from a backup is told again. Bytes travel as they lie on disk;
@@ -41,16 +41,16 @@ BATCH_BYTES = 4 << 20
 """Some 3,600 requests: long enough to make control's transaction worth it, short enough to repeat. As much as control takes at once."""
 
 PIECE_BYTES = 256 * 1024
-"""Of a batch, sent at a time: encrypting all of it in one go would hold up the loop for milliseconds."""
+"""Bytes of a batch that are sent at a time: encrypting all of it in one go would hold up the loop for milliseconds."""
 
 PAUSE_SECONDS = 0.25
-"""Between looks at the committed tail when there was less than a batch; half of the promised 500 ms."""
+"""Pause before the next look at the committed tail if there was less than a batch; half of the promised 500 ms."""
 
 CARE_SECONDS = 5.0
-"""Between looks at the directory: dead epochs, space."""
+"""Interval at which the directory is checked for dead epochs and for space."""
 
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 5.0
-"""Between attempts while control is away."""
+"""Pauses before the next attempt while control is away."""
 
 REQUEST_SECONDS_MAX = 15.0
 """For one batch: a transaction of control takes a tenth of a second, waiting for its turn at the database perhaps
@@ -96,7 +96,7 @@ async def _pieces(data: bytes) -> AsyncIterator[bytes]:
 
 @dataclass(slots=True)
 class _Cursor:
-    """How far an epoch has come. `end_seq`: the seq after its CLOSE, None while there is none."""
+    """Progress of an epoch's shipping. `end_seq`: the seq after its CLOSE, None while there is none."""
 
     epoch: Epoch
     node_id: str
@@ -171,8 +171,8 @@ class Shipper:
                 await asyncio.sleep(PAUSE_SECONDS)
 
     async def finish(self, timeout_seconds: float) -> bool:
-        """After the spool was closed: ship what is left, within the time. True if control has everything of this
-        process' life. What is left over is shipped by the next process; so is what a spool that failed to close could not
+        """After the spool was closed: ship what is left, within the time. Return True if control has everything of this
+        process' epoch. What is left over is shipped by the next process; so is what a spool that failed to close could not
         make durable, because until then recovery may still end it otherwise."""
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -279,7 +279,7 @@ class Shipper:
             raise _ControlAway(f"{type(error).__name__}: {error}") from None
 
     async def _note_shipped(self, cursor: _Cursor) -> None:
-        """Leave a note when an epoch is done; for the living one, control is asked at the next start anyway."""
+        """Leave a note when an epoch is done; for the current one, control is asked at the next start anyway."""
         seq = cursor.position.seq
         if cursor.is_done() and seq > cursor.noted_seq:
             note = msgspec.json.encode(Shipped(seq, self._clock()))
@@ -296,7 +296,7 @@ class Shipper:
             self._alarm("spool_shipping_stopped", {"epoch": epoch.number, "error": str(error)})
 
     def _note_waiting(self, epoch: int, error: OSError) -> None:
-        """A disk that is full or sick for a while: nothing is lost by coming back. Told once of each epoch and error."""
+        """Raise an alarm, once for each epoch and error, because a disk is full or failing. Nothing is lost: the epoch is tried again."""
         if (epoch, error.errno) not in self._told:
             self._told.add((epoch, error.errno))
             self._alarm("spool_shipping_waits", {"epoch": epoch, "error": str(error)})
@@ -321,7 +321,7 @@ class Shipper:
             self._alarm("spool_care_failed", {"error": str(error)})
 
     def _remove_shipped(self) -> None:
-        """Remove what control has, if it is old or space is short: whole epochs, and the living one's older
+        """Remove what control has, if it is old or space is short: whole epochs, and the current one's older
         segments."""
         before = self._clock() / 1e6 - self._options.keep_days * 86_400
         for epoch in list_epochs(self._directory, self._disk):

@@ -46,10 +46,10 @@ SILENCE_SECONDS_MAX = 3.0
 """Three heartbeats missed: the connection is dead, whatever TCP believes."""
 
 ACK_SECONDS = 2.0
-"""Between signs of life. Control waits for nodes seen in the last five seconds when it revokes."""
+"""Longest interval of acknowledgements. Control waits for nodes seen in the last five seconds when it revokes."""
 
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 2.0
-"""Between attempts. The upper end keeps a revocation below five seconds where only polling works (P5)."""
+"""Pauses before the next attempt. The upper end keeps a revocation below five seconds where only polling works (P5)."""
 
 SNAPSHOT_SECONDS_MAX = 120.0
 """For a whole snapshot to arrive: 100 MB over a slow link."""
@@ -63,7 +63,7 @@ not."""
 
 
 class Target(Protocol):
-    """Who is told: the gateway's `pipeline.Plane`."""
+    """The receiver of the snapshot: the gateway's `plane.Plane`."""
 
     @property
     def version(self) -> int:
@@ -105,7 +105,7 @@ class _Unusable(Exception):
 
 
 _TRANSIENT = (httpx2.HTTPError, httpx2.StreamError, _Unusable, ValueError, RecursionError, OSError)
-"""What passes, or must be waited for: a network, a control plane or a disk that does not do its part. Lines that are no JSON, no UTF-8
+"""Errors that pass: of a network, a control plane or a disk that does not do its part. Lines that are no JSON, no UTF-8
 or not of our shape are ValueErrors, those that are nested too deeply RecursionErrors."""
 
 
@@ -318,7 +318,7 @@ class Follower:
     # ---- Disk, then acknowledgement ----------------------------------------------------------------------------------
 
     async def acknowledge(self) -> None:
-        """Until cancelled: write what was applied to the copy, then confirm it to control, every ACK_SECONDS at the latest."""
+        """Write what was applied to the copy and confirm it to control, every ACK_SECONDS at the latest, until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ACK_SECONDS):  # not wait_for, which before Python 3.12 can swallow a cancellation
@@ -334,7 +334,7 @@ class Follower:
             try:
                 await self._client.post("/v1/link/ack", json=body)
             except (httpx2.HTTPError, httpx2.StreamError):
-                pass  # the next sign of life says the same and more
+                pass  # the next acknowledgement says the same and more
 
     async def _persist(self) -> None:
         pending, log = list(self._pending), self._log

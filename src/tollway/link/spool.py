@@ -82,7 +82,7 @@ CLOSE_SECONDS_MAX = 10.0
 """A disk that takes longer to sync what one process can have in flight is not going to."""
 
 CLOSE_POLL_SECONDS = 0.001
-"""Between looks at whether the last commit is done; once in a process' life."""
+"""Interval at which `close` checks whether the last commit is done."""
 
 RETRY_SECONDS = 1.0
 """After a segment could not be made because the disk was full."""
@@ -128,7 +128,7 @@ Done = Callable[[Fault | None], None]
 
 @dataclass(frozen=True, slots=True)
 class _Commit:
-    """What the writer thread makes durable: files in the order in which they were written, the last one staying in
+    """One commit for the writer thread: files in the order in which they were written, the last one staying in
     use."""
 
     fds: tuple[int, ...]
@@ -147,7 +147,7 @@ def _now_us() -> int:
 
 
 class Spool:
-    """One life of a gateway's spool; implements `gateway.ports.UsageSink`. Made by `open`, used from one event loop
+    """The spool of one run of a gateway; implements `gateway.ports.UsageSink`. Made by `open`, used from one event loop
     only."""
 
     def __init__(
@@ -253,12 +253,12 @@ class Spool:
 
     def is_writable(self) -> bool:
         """Return whether a request could be admitted now."""
-        return not self._is_shut and self._has_room()
+        return not self._is_shut and self._has_space()
 
     def admit(self, admit: bytes) -> int:
         """Write ADMIT to the page cache; returns the request's slot of `progress`, zeroed. See the port for the
         contract."""
-        if self._is_shut or not self._has_room():
+        if self._is_shut or not self._has_space():
             self.metrics.refused += 1
             raise Fault(SPOOL_UNAVAILABLE, detail="the spool is closing, failing or out of space")
         if not self._free:
@@ -282,7 +282,7 @@ class Spool:
 
     def checkpoint(self, request_id: str, used: Quantities) -> None:
         """Write PROGRESS with the next commit. Left out where space is short: it is a comfort, FINALs are a debt."""
-        if self._has_failed or not self._has_room():
+        if self._has_failed or not self._has_space():
             self.metrics.checkpoints_dropped += 1
             return
         self._append(encode(Progress(request_id=request_id, used=used)))
@@ -304,7 +304,7 @@ class Spool:
 
     # ---- Appending ---------------------------------------------------------------------------------------------------
 
-    def _has_room(self) -> bool:
+    def _has_space(self) -> bool:
         """Return whether one more request can be taken on and every FINAL owed still fits into space that is already ours."""
         return self._space >= (self._open + 1) * OWED_BYTES + SLACK_BYTES
 
@@ -386,7 +386,7 @@ class Spool:
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(self._options.tick_seconds, self._tick)
-        if self._has_failed or self._is_closing or not self._has_room():
+        if self._has_failed or self._is_closing or not self._has_space():
             return
         try:
             self._append(encode(Tick(at=self._clock())))
@@ -420,7 +420,7 @@ class Spool:
         self._finish_commit(commit, time.perf_counter() - began, error)
 
     def _sync(self, commit: _Commit) -> None:
-        """In the writer thread: make a commit durable, and let go of the segments that it finished."""
+        """In the writer thread: make a commit durable, and close the segments that it finished."""
         error: Exception | None = None
         began = time.perf_counter()
         try:
@@ -509,7 +509,7 @@ class Spool:
         """End the epoch: write everything, then CLOSE. Requests still open get the FINAL that recovery would give them.
 
         Call it after draining; nothing may be admitted or finished from here on. Returns when all is durable. If the
-        spool has failed, or the disk does not answer within CLOSE_SECONDS_MAX, it only lets go: the next start
+        spool has failed, or the disk does not answer within CLOSE_SECONDS_MAX, it only closes its files: the next start
         recovers.
         """
         self._is_closing = self._is_shut = True
@@ -558,7 +558,7 @@ def _unavailable() -> Fault:
 
 
 def _make_epoch(directory: Path, now_us: int, disk: Disk) -> tuple[Epoch, int]:
-    """A directory for a new life and the descriptor that holds its lock. The caller holds the spool's lock."""
+    """A directory for a new epoch and the descriptor that holds its lock. The caller holds the spool's lock."""
     epochs = list_epochs(directory, disk)
     number = max(now_us, epochs[-1].number + 1 if epochs else 0)
     epoch = Epoch(directory / f"epoch-{number}", number, disk)

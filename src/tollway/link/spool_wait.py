@@ -1,9 +1,9 @@
-"""While the disk is sick: no spool, so no request can be metered and none is served, until there is one again.
+"""A gateway without a spool: no request can be metered, so none is served, until the disk can be written again.
 
 A gateway whose spool failed ends, because nothing that it could still say about the disk would be true; the next one may find the same
-disk. What passes (full, failing, read-only) is waited for by a process that answers 503 meanwhile: a closed door is no answer, and a
-restart in a loop is none either. What does not pass by itself (no permission, a path that is no directory), and a disk that was never
-written by this node, end the start: a person has to look, and is told at once.
+disk. What passes (full, failing, read-only) is waited for by a process that answers 503 meanwhile: a refused connection tells a client
+nothing, and restarts in a loop help nobody. What does not pass by itself (no permission, a path that is no directory), and a disk that was
+never written by this node, end the start: a person has to look, and is told at once.
 """
 
 import array
@@ -24,7 +24,7 @@ PASSING = frozenset({ENOSPC, EDQUOT, EIO, EROFS})
 """Errors of a disk that may be well again without anybody touching this machine's configuration."""
 
 RETRY_SECONDS = 1.0
-"""Between looks at the disk: recovery is to be seen within five seconds."""
+"""Interval at which the disk is tried: recovery must be seen within five seconds."""
 
 
 class UnavailableSpool:

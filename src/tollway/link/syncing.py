@@ -1,4 +1,4 @@
-"""fdatasync without a thread: the kernel's asynchronous I/O (Linux io_submit(2), IOCB_CMD_FDSYNC since 4.18), told of by an eventfd.
+"""An fdatasync that needs no thread: the kernel's asynchronous I/O (Linux io_submit(2), IOCB_CMD_FDSYNC since 4.18), told of by an eventfd.
 
 A thread that waits in fdatasync must take the interpreter's lock back to say that it is done, from a loop that is busy holding it: two
 hand-overs a commit, measured at 10 to 60 µs of CPU per request depending on the load (docs/decisions/0005). The kernel says the same
@@ -19,13 +19,13 @@ _SYSCALLS = {
     "x86_64": {"io_setup": 206, "io_destroy": 207, "io_getevents": 208, "io_submit": 209},
     "aarch64": {"io_setup": 0, "io_destroy": 1, "io_submit": 2, "io_getevents": 4},
 }
-"""glibc has no wrappers for these."""
+"""Numbers of system calls for which the C library has no wrappers."""
 _FDSYNC = 3
 _FLAG_RESFD = 1
 
 
 class _Iocb(ctypes.Structure):
-    """struct iocb (linux/aio_abi.h), little-endian."""
+    """The C type struct iocb (linux/aio_abi.h), little-endian."""
 
     _fields_ = (
         ("data", ctypes.c_uint64),
@@ -44,7 +44,7 @@ class _Iocb(ctypes.Structure):
 
 
 class _IoEvent(ctypes.Structure):
-    """struct io_event (linux/aio_abi.h)."""
+    """The C type struct io_event (linux/aio_abi.h)."""
 
     _fields_ = (("data", ctypes.c_uint64), ("obj", ctypes.c_uint64), ("res", ctypes.c_int64), ("res2", ctypes.c_int64))
 
