@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from reliability import load
-from reliability.judging import Heard, lines_of_log
+from reliability.bill_checks import Heard, lines_of_log
 from reliability.load import Ask
 from reliability.platforms import Apart, Part, Platform, apart
 from reliability.running import WAIT_SECONDS
