@@ -38,6 +38,7 @@ def test_arithmetic_covers_every_class(one: PerClass, other: PerClass) -> None:
     assert one.total == sum(one.values())
     assert one.quantities() == tuple(one.get(billing_class) for billing_class in QUANTITY_CLASSES)
     assert dict(one.items()) == {billing_class: one.get(billing_class) for billing_class in BillingClass if one.get(billing_class)}
+    assert (one.input_tokens, one.output_tokens) == (one.sum_of(Direction.INPUT), one.sum_of(Direction.OUTPUT))
     assert sum(one.sum_of(direction) for direction in Direction) == one.total - one.request
 
 

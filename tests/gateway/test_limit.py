@@ -1,75 +1,331 @@
-"""Requests per minute at several levels: one decision for all, the same as the rule decides for each."""
+"""Limits at several levels: one decision for all, the same as the rule decides for each; holds that cannot leak."""
 
-from hypothesis import given
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tollway.domain.limits import Decision, gcra, rate
-from tollway.gateway.counters import Counters, enter, find_refusal
+from tollway.domain.limits import DAY_NS, MINUTE_NS, LevelLimits, LimitLevel, Limits, gcra, make_rate
+from tollway.gateway.counters import Bound, Counter, Counters, Hold, Units, enter, find_refusal, find_tightest, leave
+from tollway.gateway.limit import format_duration
 
-MINUTE_NS = 60_000_000_000
 LEVELS = st.lists(st.integers(1, 9), min_size=1, max_size=3)
-BOTH = st.tuples(st.none() | st.integers(1, 4), st.none() | st.integers(1, 3))
 PAUSES = st.lists(st.integers(0, MINUTE_NS // 2), max_size=30)
+ONE: Units = (1, 0, 0, 0)
+
+
+def level(number: int, **limits: int | None) -> LevelLimits:
+    return LevelLimits(list(LimitLevel)[number], f"id_{number}", Limits(**limits))
+
+
+def bind(counters: Counters, *levels: LevelLimits, now_ns: int = MINUTE_NS) -> Bound:
+    return counters.bind(levels, now_ns)
+
+
+# Requests per minute and concurrent requests: buckets
 
 
 @given(LEVELS, PAUSES)
-def test_all_levels_decide_as_the_rule_does_or_none_is_charged(limits: list[int], pauses: list[int]) -> None:
-    rates = tuple(rate(str(level), per_minute) for level, per_minute in enumerate(limits))
-    levels, tats, now = Counters().bind(rates, ()), [0] * len(limits), MINUTE_NS
+def test_buckets_decide_as_the_rule_does_or_none_is_charged(sizes: list[int], pauses: list[int]) -> None:
+    bound = bind(Counters(), *(level(number, requests_per_minute=size) for number, size in enumerate(sizes)))
+    rates, tats, now = [make_rate(size, MINUTE_NS) for size in sizes], [0] * len(sizes), MINUTE_NS
     for pause in pauses:
         now += pause
-        decisions: list[Decision] = [gcra(tat, now, per_minute) for tat, per_minute in zip(tats, limits, strict=True)]
-        before = [level[0].running for level in levels]
-        left = enter(levels, now)
-        refusals = [decision for decision in decisions if not decision.admitted]
-        if refusals:
+        decisions = [gcra(tat, now, rate) for tat, rate in zip(tats, rates, strict=True)]
+        before = [bucket.running for bucket, *_ in bound.levels]
+        left = enter(bound.levels, now)
+        waits = [decision.retry_after_ns for decision in decisions if not decision.admitted]
+        if waits:
             assert left is None
-            assert find_refusal(levels, now) == refusals[0].retry_after_ns
-            assert [level[0].running for level in levels] == before
+            assert find_refusal(bound, ONE, now).wait_ns == max(waits)
+            assert [bucket.running for bucket, *_ in bound.levels] == before
         else:
-            tats = [decision.tat_ns for decision in decisions]
+            tats = [decision.tat for decision in decisions]
             assert left is not None and left[1] == min(decision.remaining for decision in decisions)
-            assert left in [(limit, one.remaining) for limit, one in zip(limits, decisions, strict=True)]
+            assert left in [(size, decision.remaining) for size, decision in zip(sizes, decisions, strict=True)]
+            tightest, _ = find_tightest(bound, now)
+            assert tightest is not None and tightest.remaining == left[1]
 
 
 @given(st.lists(st.tuples(st.none() | st.integers(1, 4), st.none() | st.integers(1, 3)), max_size=3), st.lists(st.booleans(), max_size=30))
-def test_no_more_run_than_each_level_takes_and_a_refused_one_takes_nothing(
+def test_buckets_run_at_most_what_each_level_allows_and_a_refusal_takes_nothing(
     limits: list[tuple[int | None, int | None]], steps: list[bool]
 ) -> None:
-    rates = [rate(str(place), per_minute) for place, (per_minute, _) in enumerate(limits) if per_minute is not None]
-    concurrent = [(str(place), most) for place, (_, most) in enumerate(limits) if most is not None]
-    levels, running, taken = Counters().bind(rates, concurrent), 0, 0
+    levels = [level(number, requests_per_minute=rate, concurrent_requests=most) for number, (rate, most) in enumerate(limits)]
+    bound, running, taken = bind(Counters(), *levels), 0, 0
     for comes in steps:
         if comes:
-            crowded = any(running >= most for _, most in concurrent)
-            spent = any(taken >= per_minute for _, per_minute, _, _ in rates)
-            is_admitted = enter(levels, MINUTE_NS) is not None
+            crowded = any(most is not None and running >= most for _, most in limits)
+            spent = any(rate is not None and taken >= rate for rate, _ in limits)
+            is_admitted = enter(bound.levels, MINUTE_NS) is not None
             assert is_admitted == (not crowded and not spent)
             if not is_admitted:
-                assert (find_refusal(levels, MINUTE_NS) is None) == crowded
+                assert find_refusal(bound, ONE, MINUTE_NS).is_concurrency == crowded
             running += is_admitted
             taken += is_admitted
         elif running:
             running -= 1
-            for level in levels:
-                level[0].running -= 1
-        assert all(level[0].running == running for level in levels)
+            leave(bound.levels)
+        assert all(bucket.running == running for bucket, *_ in bound.levels)
 
 
-def test_who_shares_a_bucket_counts_in_it_until_it_is_idle_and_forgotten() -> None:
-    counters, shared = Counters(), rate("project", 2)
-    (first,) = alone = counters.bind((shared,), ())
-    assert enter(alone, MINUTE_NS) == (2, 1)
+def test_bucket_that_callers_share_counts_all_of_them_until_it_is_idle_and_forgotten() -> None:
+    counters, shared = Counters(), level(2, requests_per_minute=2)
+    alone = bind(counters, shared)
+    assert enter(alone.levels, MINUTE_NS) == (2, 1)
     counters.forget_idle(MINUTE_NS)
-    key, second = both = counters.bind((rate("key", 9), shared), (("project", 3),))
-    assert second[0] is first[0] is not key[0]
-    assert enter(both, MINUTE_NS) == (2, 0)
-    assert enter(alone, MINUTE_NS) is None
-    first[0].running -= 1
+    both = bind(counters, level(0, requests_per_minute=9), shared)
+    ((first, *_),), ((key, *_), (second, *_)) = alone.levels, both.levels
+    assert second is first is not key
+    assert enter(both.levels, MINUTE_NS) == (2, 0)
+    assert enter(alone.levels, MINUTE_NS) is None
+    leave(alone.levels)
     counters.forget_idle(9 * MINUTE_NS)
-    assert counters.bind((shared,), ())[0][0] is first[0], "one is still running"
-    first[0].running -= 1
+    assert bind(counters, shared).levels[0][0] is first, "one is still running"
+    leave(alone.levels)
     counters.forget_idle(9 * MINUTE_NS + 1)
-    assert counters.bind((shared,), ())[0][0] is first[0], "looked a moment ago"
+    assert bind(counters, shared).levels[0][0] is first, "looked a moment ago"
     counters.forget_idle(10 * MINUTE_NS)
-    assert counters.bind((shared,), ())[0][0] is not first[0]
+    assert bind(counters, shared).levels[0][0] is not first
+
+
+# Everything else: counters with holds
+
+DIMENSIONS = ("tokens_per_minute", "input_tokens_per_minute", "output_tokens_per_minute", "requests_per_day", "tokens_per_day")
+INDEX = {"tokens": 1, "input_tokens": 2, "output_tokens": 3, "requests": 0}
+
+
+@dataclass
+class Run:
+    """A request under way: what it holds, what it will have used, and when it was admitted."""
+
+    caller: int
+    units: Units
+    used: Units
+    hold: Hold
+    at: int
+
+
+def units_of(input_tokens: int, output_tokens: int) -> Units:
+    return 1, input_tokens + output_tokens, input_tokens, output_tokens
+
+
+SHARES = st.tuples(st.integers(0, 100), st.integers(0, 100))
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("arrive"), st.integers(0, 1), st.tuples(st.integers(0, 30), st.integers(0, 30)), SHARES),
+        st.tuples(st.just("pass"), st.integers(0, MINUTE_NS + MINUTE_NS // 3)),
+        st.tuples(st.just("end"), st.integers(0, 20)),
+    ),
+    max_size=40,
+)
+OWNERS = st.fixed_dictionaries(
+    {},
+    optional={
+        **{name: st.integers(1, 60) for name in DIMENSIONS},
+        "requests_per_minute": st.integers(1, 8),
+        "concurrent_requests": st.integers(1, 4),
+    },
+)
+
+
+def taken(bounds: Sequence[Bound], now: int) -> list[tuple[int, int]]:
+    """List what is charged and what runs or is held, in every bucket and counter."""
+    found = [(max(bucket.tat - now * bucket.scale, 0), bucket.running) for bound in bounds for bucket, *_ in bound.levels]
+    return found + [(counter.debt(now), counter.held) for bound in bounds for counter in bound.rates]
+
+
+def refuses(counter: Counter, units: Units, now: int) -> bool:
+    rate = make_rate(counter.size, counter.dimension.window_ns)
+    return not gcra(counter.tat, now, rate, units[counter.quantity], counter.held).admitted
+
+
+def bucket_refuses(bound: Bound, now: int) -> bool:
+    for bucket, most, size, *_ in bound.levels:
+        rate = make_rate(size, MINUTE_NS)
+        if bucket.running >= most or (size < 1000 and not gcra(bucket.tat, now, rate).admitted):
+            return True
+    return False
+
+
+@settings(max_examples=400)
+@given(OWNERS, OWNERS, OWNERS, STEPS)
+def test_interleavings_of_admissions_and_ends_keep_every_limit_at_every_level(
+    own: dict[str, int], other: dict[str, int], shared: dict[str, int], steps: list[tuple[object, ...]]
+) -> None:
+    """Two callers below one project: work admitted in any window is at most burst + rate x window, a request is admitted at all levels or
+    at none, and holds are conserved."""
+    counters, now = Counters(), 7 * DAY_NS
+    project = level(2, **shared)
+    bounds = [counters.bind([level(0, **own), project], now), counters.bind([level(1, **other), project], now)]
+    running: list[Run] = []
+    admitted: list[Run] = []
+
+    def end(run: Run) -> None:
+        running.remove(run)
+        counters.settle(run.hold, run.used, now)
+
+    for step in steps:
+        match step:
+            case ("pass", int(pause)):
+                now += pause
+            case ("end", int(place)) if running:
+                end(running[place % len(running)])
+            case ("arrive", int(caller), tuple((int(input_tokens), int(output_tokens))), tuple((int(of_input), int(of_output)))):
+                bound = bounds[caller]
+                units = units_of(input_tokens, output_tokens)
+                used = units_of(input_tokens * of_input // 100, output_tokens * of_output // 100)
+                counters.list_standings([], now)  # charges old holds, as `reserve` does first
+                before = taken(bounds, now)
+                is_refused = any(refuses(counter, units, now) for counter in bound.rates) or bucket_refuses(bound, now)
+                hold = counters.reserve(bound, units, now)
+                assert (hold is None) == is_refused
+                if hold is None:
+                    assert taken(bounds, now) == before, "a refusal changes nothing"
+                    refusal = find_refusal(bound, units, now)
+                    if refusal.wait_ns is not None and not refusal.is_permanent:
+                        assert refusal.wait_ns > 0
+                else:
+                    run = Run(caller, units, used, hold, now)
+                    running.append(run)
+                    admitted.append(run)
+        for counter in {counter for bound in bounds for counter in bound.rates}:
+            holders = [run for run in running if counter in run.hold.bound.rates]
+            is_minute = counter.dimension.window_ns == MINUTE_NS
+            assert counter.held == sum(run.units[counter.quantity] for run in holders if not (is_minute and run.hold.is_charged))
+        for bucket in {level[0] for bound in bounds for level in bound.levels}:
+            assert bucket.running == sum(any(level[0] is bucket for level in run.hold.bound.levels) for run in running)
+    for run in list(running):
+        end(run)
+    for bound in bounds:
+        assert all(counter.held == 0 for counter in bound.rates)
+        assert all(bucket.running == 0 for bucket, *_ in bound.levels)
+    _check_windows(bounds, admitted)
+
+
+def _check_windows(bounds: Sequence[Bound], admitted: Sequence[Run]) -> None:
+    """Every rate of every level: what was admitted between any two admissions is at most its burst and what drains meanwhile."""
+    seen: set[Counter] = set()
+    for bound in bounds:
+        for counter in bound.rates:
+            if counter not in seen:
+                seen.add(counter)
+                runs = [(run.at, run.used[counter.quantity]) for run in admitted if counter in run.hold.bound.rates]
+                _check_window(runs, counter.size, counter.dimension.window_ns)
+        for bucket, _, size, *_ in bound.levels:
+            runs = [(run.at, 1) for run in admitted if any(level[0] is bucket for level in run.hold.bound.levels)]
+            _check_window(runs, size, MINUTE_NS)
+
+
+def _check_window(runs: Sequence[tuple[int, int]], size: int, window_ns: int) -> None:
+    for first, (start, _) in enumerate(runs):
+        total = 0
+        for at, units in runs[first:]:
+            total += units
+            assert total <= size + Fraction(size * (at - start), window_ns)
+
+
+def test_hold_that_used_less_returns_the_rest_at_once_and_one_that_used_more_is_charged_in_full() -> None:
+    counters, now = Counters(), MINUTE_NS
+    bound = bind(counters, level(0, tokens_per_minute=100))
+    hold = counters.reserve(bound, units_of(50, 50), now)
+    assert hold is not None and counters.reserve(bound, units_of(0, 1), now) is None
+    counters.settle(hold, units_of(10, 10), now)
+    assert find_tightest(bound, now)[1] == (100, 80, 12_000_000_000)
+    hold = counters.reserve(bound, units_of(40, 40), now)
+    assert hold is not None
+    counters.settle(hold, units_of(100, 80), now)
+    assert find_tightest(bound, now)[1] == (100, 0, 120_000_000_000)
+    refusal = find_refusal(bound, units_of(1, 0), now)
+    assert (refusal.used, refusal.wait_ns, refusal.is_permanent) == (200, 60_600_000_000, False)
+
+
+def test_hold_of_a_long_stream_is_charged_after_a_minute_and_drains_from_there_on() -> None:
+    counters, now = Counters(), MINUTE_NS
+    bound = bind(counters, level(0, tokens_per_minute=100, tokens_per_day=1000))
+    hold = counters.reserve(bound, units_of(0, 100), now)
+    assert hold is not None
+    now += MINUTE_NS - 1
+    assert counters.reserve(bound, units_of(0, 1), now) is None
+    assert find_refusal(bound, units_of(0, 1), now).wait_ns is None, "nobody knows when the stream ends"
+    now += 1
+    assert counters.reserve(bound, units_of(0, 1), now) is None
+    assert find_refusal(bound, units_of(0, 1), now).wait_ns == 600_000_000, "from here on it drains"
+    now += MINUTE_NS // 2
+    other = counters.reserve(bound, units_of(0, 50), now)
+    assert other is not None and counters.reserve(bound, units_of(0, 1), now) is None
+    counters.settle(hold, units_of(0, 120), now)
+    per_minute, per_day = bound.rates
+    assert (per_minute.held, per_minute.debt(now)) == (50, (50 + 20) * per_minute.cost)
+    assert (per_day.held, -(-per_day.debt(now) // per_day.cost)) == (50, 120)
+
+
+def test_refusal_names_the_level_that_holds_longest_and_one_that_never_admits_before_all() -> None:
+    counters, now = Counters(), MINUTE_NS
+    key, project = level(0, output_tokens_per_minute=10), level(2, tokens_per_minute=60)
+    bound = bind(counters, key, project)
+    hold = counters.reserve(bound, units_of(50, 10), now)
+    assert hold is not None
+    counters.settle(hold, units_of(50, 10), now)
+    refusal = find_refusal(bound, units_of(30, 1), now)
+    assert (refusal.owner, refusal.words, refusal.wait_ns) == (project, "tokens per minute", 31 * 1_000_000_000)
+    refusal = find_refusal(bound, units_of(0, 10), now)
+    assert (refusal.owner, refusal.wait_ns) == (key, 60_000_000_000)
+    refusal = find_refusal(bound, units_of(0, 11), now)
+    assert (refusal.owner, refusal.is_permanent) == (key, True)
+
+
+@pytest.mark.parametrize("size", [7, 90_001, 1_000_000_000])
+def test_counter_whose_limit_changes_keeps_what_was_used(size: int) -> None:
+    counters, now = Counters(), MINUTE_NS
+    bound = bind(counters, level(0, tokens_per_minute=100, requests_per_minute=10))
+    hold = counters.reserve(bound, units_of(5, 0), now)
+    assert hold is not None
+    counters.settle(hold, units_of(5, 0), now)
+    changed = counters.bind([level(0, tokens_per_minute=size, requests_per_minute=7)], now)
+    requests, tokens = find_tightest(changed, now)
+    assert tokens is not None and tokens[:2] == (size, size - 5)
+    assert requests is not None and requests[:2] == (7, 6)
+    assert changed.rates == bound.rates and changed.levels[0][0] is bound.levels[0][0]
+
+
+def test_counter_that_is_idle_is_forgotten_and_one_that_is_charged_or_held_is_kept() -> None:
+    counters, now = Counters(), MINUTE_NS
+    bound = bind(counters, level(0, tokens_per_minute=100))
+    hold = counters.reserve(bound, units_of(5, 5), now)
+    assert hold is not None
+    counters.forget_idle(now + 2 * MINUTE_NS)
+    assert bind(counters, level(0, tokens_per_minute=100)).rates == bound.rates, "it is held"
+    counters.settle(hold, units_of(5, 5), now + 3 * MINUTE_NS)
+    counters.forget_idle(now + 3 * MINUTE_NS + MINUTE_NS // 20)
+    assert bind(counters, level(0, tokens_per_minute=100)).rates == bound.rates, "it is charged"
+    counters.forget_idle(now + 5 * MINUTE_NS)
+    assert bind(counters, level(0, tokens_per_minute=100)).rates != bound.rates
+
+
+def test_limits_of_one_model_count_beside_those_of_all() -> None:
+    counters, now = Counters(), MINUTE_NS
+    bound = bind(counters, level(2, requests_per_minute=5), level(2, requests_per_minute=1, tokens_per_minute=10)._replace(model="large"))
+    assert enter(bound.levels, now) == (1, 0)
+    assert enter(bound.levels, now) is None
+    assert find_refusal(bound, ONE, now).owner.model == "large"
+    assert enter(bind(counters, level(2, requests_per_minute=5)).levels, now) == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [
+        (0, b"0ms"),
+        (999, b"999ms"),
+        (1000, b"1s"),
+        (1500, b"1.5s"),
+        (8640, b"8.64s"),
+        (360_000, b"6m0s"),
+        (3_723_004, b"1h2m3.004s"),
+    ],
+)
+def test_durations_are_written_as_openai_writes_them(milliseconds: int, text: bytes) -> None:
+    assert format_duration(milliseconds) == text

@@ -3,8 +3,8 @@
 Everything that enumerates classes (database columns, rollups, ledger accounts, receipts, API fields, command-line columns, metrics) walks
 over `BILLING_CLASSES`. To add a class:
 
-1. here, add a member to `BillingClass`, a row to the table, and a field to `PerClass` with its term in `total`, `bits`, `__add__`
-   and `times` (a test compares the fields with the table);
+1. here, add a member to `BillingClass`, a row to the table, and a field to `PerClass` with its term in `total`, `bits`,
+   `input_tokens` or `output_tokens`, `__add__` and `times` (a test compares the fields with the table);
 2. read its quantity where an engine reports it (`gateway.dialects`);
 3. write a migration for its columns (`make migration`).
 
@@ -143,6 +143,16 @@ class PerClass(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             self.reasoning + other.reasoning,
             self.request + other.request,
         )
+
+    @property
+    def input_tokens(self) -> int:
+        """The tokens of the prompt, whatever class they are in."""
+        return self.input + self.cached_input
+
+    @property
+    def output_tokens(self) -> int:
+        """The tokens that the model made, whatever class they are in."""
+        return self.output + self.reasoning
 
     def times(self, unit_prices: "PerClass", requests: int = 0) -> "PerClass":
         """Return the amounts of these quantities, and of so many requests more, at these unit prices, class by class.

@@ -41,7 +41,8 @@ class FaultKind(msgspec.Struct, frozen=True, kw_only=True):
 
 class Fault(Exception):
     """A fault of one kind. `param`: the field at fault. `message`: replaces the kind's text where a name helps (never input echoed
-    unchecked). `retry_after_seconds`: when to come back, sent as `retry-after`. `detail`: for operators' logs only."""
+    unchecked). `retry_after_seconds`: when to come back, sent as `retry-after`. `headers`: further header lines for the answer. `detail`:
+    for operators' logs only."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Fault(Exception):
         param: str | None = None,
         message: str | None = None,
         retry_after_seconds: float | None = None,
+        headers: bytes = b"",
         detail: str = "",
     ) -> None:
         super().__init__(kind.code)
@@ -57,6 +59,7 @@ class Fault(Exception):
         self.param = param
         self.message = message or kind.message
         self.retry_after_seconds = retry_after_seconds
+        self.headers = headers
         self.detail = detail
 
 
@@ -106,9 +109,8 @@ MODEL_UNKNOWN = FaultKind(code="model_not_found", status=404, blame=_T, message=
 ENDPOINT_UNSUPPORTED = _client("endpoint_not_supported", 400, "This model cannot be used with this endpoint.")
 
 # Limits.
-REQUESTS_EXCEEDED = FaultKind(
-    code="rate_limit_exceeded", status=429, blame=_T, message="Rate limit reached for requests per minute.", type="requests"
-)
+REQUESTS_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_T, message="Rate limit reached for requests.", type="requests")
+TOKENS_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_T, message="Rate limit reached for tokens.", type="tokens")
 CONCURRENCY_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_T, message="Too many concurrent requests.", type="requests")
 
 # Upstreams.

@@ -1,60 +1,192 @@
-"""Rate limits: the generic cell rate algorithm (GCRA; ITU-T I.371) in integer nanoseconds, and what a limit is.
+"""Rate limits: what can be limited and at which levels, and the rule that decides: the generic cell rate algorithm (GCRA; ITU-T I.371).
 
-A bucket is one integer, the theoretical arrival time (TAT): the instant at which it would be empty again. A request of cost c moves
-it by c emission intervals and is admitted if it then stands at most one burst ahead of now. No timer, no window edge where twice
-the limit passes, and an idle bucket is one that can be forgotten.
+A limit is a size for one dimension (`DIMENSIONS`). A rate is a bucket that holds `size` units and drains `size` units per window, evenly:
+the burst is one window's worth, there is no window edge at which twice the limit passes, and an idle bucket needs no storage. Its state is
+one integer, the theoretical arrival time (TAT): the instant at which it will be empty.
+
+All arithmetic is exact. Time runs in `size / gcd` ticks per nanosecond and a unit costs `window / gcd` ticks (gcd: of the size and the
+window), so neither a tick nor a unit is ever rounded, whatever the size.
+
+Units whose number is known only later, such as the tokens of an answer, are held from admission until they are settled. A hold takes up
+space in the bucket and does not drain; what was used is charged when it is settled. So `debt + held <= burst` after every admission, and
+over any window of time the admitted work is at most `burst + rate x window` (docs/limits.md).
 """
+
+from enum import StrEnum
+from math import gcd
+from typing import NamedTuple
 
 import msgspec
 
-MINUTE_NS = 60_000_000_000
+SECOND_NS = 1_000_000_000
+MINUTE_NS = 60 * SECOND_NS
+DAY_NS = 86_400 * SECOND_NS
 
 REQUESTS_PER_MINUTE_MAX = 1_000_000
-"""Above this the rounding of the emission interval (one nanosecond) would reach 0.002 %."""
+TOKENS_PER_MINUTE_MAX = 1_000_000_000
+CONCURRENT_REQUESTS_MAX = 1_000_000
+MINUTES_PER_DAY = 1440
+
+
+class LimitLevel(StrEnum):
+    """The kind of thing that a limit belongs to, innermost first. A request counts at all four."""
+
+    API_KEY = "api_key"
+    SERVICE_ACCOUNT = "service_account"
+    PROJECT = "project"
+    ORGANIZATION = "organization"
+
+
+class Quantity(StrEnum):
+    """The unit that a limit counts. Tokens are input and output together."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    INPUT_TOKENS = "input_tokens"
+    OUTPUT_TOKENS = "output_tokens"
+
+
+class Dimension(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that can be limited. `name`: the field of `Limits`. `window_ns`: of a rate; 0 for a number of requests that run at the
+    same time. `size_max`: larger limits are refused as mistakes. `words`: for messages ("tokens per minute")."""
+
+    name: str
+    quantity: Quantity
+    window_ns: int
+    size_max: int
+
+    @property
+    def words(self) -> str:
+        """The dimension as a person says it."""
+        return self.name.replace("_", " ")
+
+
+def _rates(window: str, window_ns: int, factor: int) -> tuple[Dimension, ...]:
+    return tuple(
+        Dimension(
+            name=f"{quantity}_per_{window}",
+            quantity=quantity,
+            window_ns=window_ns,
+            size_max=factor * (REQUESTS_PER_MINUTE_MAX if quantity is Quantity.REQUESTS else TOKENS_PER_MINUTE_MAX),
+        )
+        for quantity in Quantity
+    )
+
+
+CONCURRENT_REQUESTS = Dimension(name="concurrent_requests", quantity=Quantity.REQUESTS, window_ns=0, size_max=CONCURRENT_REQUESTS_MAX)
+
+DIMENSIONS: tuple[Dimension, ...] = (
+    *_rates("minute", MINUTE_NS, 1),
+    *_rates("day", DAY_NS, MINUTES_PER_DAY),
+    CONCURRENT_REQUESTS,
+)
+"""Everything that can be limited. Database columns, API fields, command options and the file's keys have these names."""
+
+BY_NAME: dict[str, Dimension] = {dimension.name: dimension for dimension in DIMENSIONS}
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a key, project or organization may take. None: not limited at this level.
+    """The limits of one level. None: not limited there.
 
-    `requests_per_minute` admits bursts of up to one minute's worth; `concurrent_requests` counts from admission to the last byte.
+    A rate admits bursts of up to one window's worth. `concurrent_requests` counts from admission to the last byte of the answer.
     """
 
     requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    input_tokens_per_minute: int | None = None
+    output_tokens_per_minute: int | None = None
+    requests_per_day: int | None = None
+    tokens_per_day: int | None = None
+    input_tokens_per_day: int | None = None
+    output_tokens_per_day: int | None = None
     concurrent_requests: int | None = None
+
+    def get(self, dimension: Dimension) -> int | None:
+        """Return the limit of one dimension."""
+        size: int | None = getattr(self, dimension.name)
+        return size
+
+    def to_dict(self) -> dict[str, int | None]:
+        """Return the limit of every dimension by name, None where there is none."""
+        return {dimension.name: self.get(dimension) for dimension in DIMENSIONS}
 
 
 UNLIMITED = Limits()
 
 
-Rate = tuple[str, int, int, int]
-"""(bucket, limit per minute, emission interval, burst; both in nanoseconds): a limit as `gcra` sees it, worked out once."""
+class LevelLimits(NamedTuple):
+    """The limits of one level, for one model or for all. `id`: of the key, service account, project or organization. `model`: empty for
+    limits on all models together."""
+
+    level: LimitLevel
+    id: str
+    limits: Limits
+    model: str = ""
 
 
-def rate(bucket: str, per_minute: int) -> Rate:
-    """The rate of `per_minute` (1 to REQUESTS_PER_MINUTE_MAX) requests for a bucket."""
-    interval_ns = -(-MINUTE_NS // per_minute)
-    return bucket, per_minute, interval_ns, interval_ns * per_minute
+class LimitProblem(NamedTuple):
+    """A mistake in the limits of one level: the dimension at fault, and a sentence that says what is wrong."""
+
+    dimension: str
+    message: str
 
 
-class Decision(msgspec.Struct, frozen=True):
-    """What GCRA says of one request: the TAT to store from here on, what is left, and when to come back if refused."""
+def find_problem(limits: Limits) -> LimitProblem | None:
+    """Return the first mistake in the limits of one level: a value out of range, or one that can never take effect because another limit
+    of the same level is always reached first. None if there is none."""
+    for dimension in DIMENSIONS:
+        size = limits.get(dimension)
+        if size is not None and not 1 <= size <= dimension.size_max:
+            return LimitProblem(dimension.name, f"'{dimension.name}' must be between 1 and {dimension.size_max}, or null for no limit.")
+    for inner, outer in _NESTED:
+        narrow, wide = getattr(limits, inner), getattr(limits, outer)
+        if narrow is not None and wide is not None and narrow > wide:
+            return LimitProblem(inner, f"'{inner}' ({narrow}) can never be reached, because '{outer}' ({wide}) is smaller.")
+    return None
+
+
+_NESTED: tuple[tuple[str, str], ...] = (
+    *((f"{quantity}_per_minute", f"{quantity}_per_day") for quantity in Quantity),
+    *((f"{part}_per_{window}", f"tokens_per_{window}") for window in ("minute", "day") for part in ("input_tokens", "output_tokens")),
+)
+"""Pairs of dimensions of which the first must not be limited to more than the second: what counts in the first counts in the second."""
+
+
+class Rate(NamedTuple):
+    """A rate limit in exact arithmetic: `scale` ticks pass per nanosecond, a unit costs `cost` ticks, `burst` ticks fit in the bucket."""
+
+    size: int
+    scale: int
+    cost: int
+    burst: int
+
+
+def make_rate(size: int, window_ns: int) -> Rate:
+    """Return the rate of `size` (at least 1) units per `window_ns`."""
+    divisor = gcd(size, window_ns)
+    scale, cost = size // divisor, window_ns // divisor
+    return Rate(size, scale, cost, size * cost)
+
+
+class Decision(NamedTuple):
+    """The result of `gcra`: the TAT to store, the units that are left, and how long to wait if refused."""
 
     admitted: bool
-    tat_ns: int
+    tat: int
     remaining: int
     retry_after_ns: int
 
 
-def gcra(tat_ns: int, now_ns: int, per_minute: int, cost: int = 1) -> Decision:
-    """Decide a request of `cost` against a bucket of `per_minute` (1 to REQUESTS_PER_MINUTE_MAX) that stands at `tat_ns`.
+def gcra(tat: int, now_ns: int, rate: Rate, units: int = 1, held: int = 0) -> Decision:
+    """Decide a request for `units` against a bucket that stands at `tat` (ticks) with `held` units held.
 
-    Over any window of T minutes at most per_minute x (1 + T) are admitted: the interval is rounded up, never down. A refusal
-    changes nothing. `remaining` is how many more of cost 1 would be admitted now.
+    A refusal changes nothing. `remaining` is how many units more would be admitted now. `retry_after_ns` holds if nothing else arrives and
+    no hold ends; a request for more than `rate.size - held` units is never admitted by waiting alone.
     """
-    interval_ns = -(-MINUTE_NS // per_minute)
-    burst_ns = interval_ns * per_minute
-    start_ns = tat_ns if tat_ns > now_ns else now_ns
-    ahead_ns = start_ns - now_ns + interval_ns * cost
-    if ahead_ns > burst_ns:
-        return Decision(False, tat_ns, (burst_ns - (start_ns - now_ns)) // interval_ns, ahead_ns - burst_ns)
-    return Decision(True, now_ns + ahead_ns, (burst_ns - ahead_ns) // interval_ns, 0)
+    now = now_ns * rate.scale
+    debt = max(tat - now, 0)
+    left = rate.burst - debt - held * rate.cost
+    need = units * rate.cost
+    if need > left:
+        return Decision(False, tat, max(left // rate.cost, 0), -((left - need) // rate.scale))
+    return Decision(True, now + debt + need, (left - need) // rate.cost, 0)

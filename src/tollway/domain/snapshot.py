@@ -15,25 +15,32 @@ from tollway.domain.prices import PriceTerms, PriceVersion
 
 class OrganizationEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="organization", omit_defaults=True):
     """An organization that may act. Archived ones are removed. `terms`: by which price list it pays, ordered by valid_from; without
-    any, every model is closed to it."""
+    any, every model is closed to it. `model_limits`: its limits on single models, by name."""
 
     id: str
     currency: str
     terms: tuple[PriceTerms, ...] = ()
     limits: Limits = UNLIMITED
+    model_limits: dict[str, Limits] = {}
 
 
 class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="project", omit_defaults=True):
-    """A project that may act. `models`: what its keys may use; None for every published model."""
+    """A project that may act. `models`: what its keys may use; None for every published model. `model_limits`: its limits on single
+    models, by name."""
 
     id: str
     organization_id: str
     limits: Limits = UNLIMITED
     models: tuple[str, ...] | None = None
+    model_limits: dict[str, Limits] = {}
 
 
 class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="key", omit_defaults=True):
-    """An inference key by digest. A revoked key is removed. `models` narrows the project's; `expires_at` is exclusive."""
+    """An inference key by digest. A revoked key is removed. `models` narrows the project's; `expires_at` is exclusive.
+
+    `service_account_id`: the account that it belongs to, whose limits its entry repeats, because an account alone is nothing that a request
+    names.
+    """
 
     id: str
     digest: bytes
@@ -42,6 +49,10 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
     limits: Limits = UNLIMITED
     models: tuple[str, ...] | None = None
     expires_at: int | None = None
+    model_limits: dict[str, Limits] = {}
+    service_account_id: str | None = None
+    service_account_limits: Limits = UNLIMITED
+    service_account_model_limits: dict[str, Limits] = {}
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="model", omit_defaults=True):

@@ -1,95 +1,404 @@
-"""Limit counters in this process' memory: exact for one gateway. All levels of a request pass or none is charged.
+"""Limit counters in the memory of this process: exact for one gateway. All levels of a request admit it, or none is charged.
 
-A bucket is shared by all callers below its key, project or organization. Callers hold the buckets of their limits (`Level`), so that a
-request looks none up. That is why buckets are forgotten only when callers are: the directory releases all of them at each change, and
-in the same call (`Plane`) idle buckets go, which say nothing that a new one would not.
+A counter is shared by all callers below its API key, service account, project or organization. A caller's compiled grants hold the counters
+that bind them (`Bound`), so that a request looks none up. Counters are therefore dropped only when no grant is held: the directory releases
+all callers at each change, and in the same call (`Plane`) counters go that are idle, because a new one would stand the same.
+
+Two forms, one rule (`domain.limits.gcra`; the tests hold both against it). A `Bucket` has requests per minute and concurrent requests,
+which nearly every level limits and which cost nothing to settle. A `Counter` is any other rate. Its units are held at admission
+(`reserve`), and charged as far as they were used when the request ends (`settle`); what was not used returns at that instant.
+
+A hold does not drain, so it takes up capacity for as long as its request runs. After a minute it is charged in full to the rates per minute
+(`_charge_old`): from there on it drains like everything that was used, and streams of many minutes do not shut out their successors.
 """
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from tollway.domain.limits import Rate
+from tollway.domain.limits import BY_NAME, CONCURRENT_REQUESTS, DIMENSIONS, MINUTE_NS, Dimension, LevelLimits, Quantity, make_rate
 
-Limit = tuple[str, int]
-"""(bucket, limit): the id of the key, project or organization that the limit belongs to, and its value."""
+UNLIMITED = 2**62
+"""The size of what is not limited: more than any traffic reaches."""
 
-_UNLIMITED = 2**62
+QUANTITIES = (Quantity.REQUESTS, Quantity.TOKENS, Quantity.INPUT_TOKENS, Quantity.OUTPUT_TOKENS)
+"""The order of the numbers in `Units`."""
+REQUESTS, TOKENS, INPUT_TOKENS, OUTPUT_TOKENS = range(4)
+
+Units = tuple[int, int, int, int]
+"""Requests, tokens, input tokens and output tokens of one request."""
+
+_PER_MINUTE = BY_NAME["requests_per_minute"]
 
 
 class Bucket:
-    """The state of the limits of one key, project or organization: the theoretical arrival time of its requests (GCRA), in
-    monotonic nanoseconds, and how many of them are running."""
+    """Requests of one level: the TAT of its rate per minute, in ticks of `scale` per nanosecond, and how many of them run now."""
 
-    __slots__ = ("running", "tat_ns")
+    __slots__ = ("cost", "running", "scale", "tat")
 
     def __init__(self) -> None:
-        self.tat_ns = 0
+        self.tat = 0
         self.running = 0
+        self.scale = 1
+        self.cost = 0
 
 
-Level = tuple[Bucket, int, int, int, int]
-"""A bucket and its limits: requests running, requests per minute, and of these the emission interval and the burst in nanoseconds, as in
-`limits.Rate`. What is not limited is so many that nobody gets there."""
+Level = tuple[Bucket, int, int, int, int, int]
+"""A bucket and its limits: concurrent requests, then requests per minute as a `Rate`: its size, scale, cost and burst. What is not
+limited has a size that no traffic reaches."""
+
+
+class Counter:
+    """One rate of one level: its TAT in ticks, and the units that are held by requests under way. `quantity`: their place in `Units`."""
+
+    __slots__ = ("burst", "cost", "dimension", "held", "owner", "quantity", "scale", "size", "tat")
+
+    def __init__(self, owner: LevelLimits, dimension: Dimension) -> None:
+        self.owner = owner
+        self.dimension = dimension
+        self.quantity = QUANTITIES.index(dimension.quantity)
+        self.tat = 0
+        self.held = 0
+        self.size = self.scale = self.cost = self.burst = 0
+
+    def resize(self, owner: LevelLimits, size: int, now_ns: int) -> None:
+        """Set the limit. The units that are charged stay charged."""
+        self.owner = owner
+        if size == self.size:
+            return
+        rate = make_rate(size, self.dimension.window_ns)
+        self.tat = _rescale(self.tat, self.scale, self.cost, rate.scale, rate.cost, now_ns)
+        self.size, self.scale, self.cost, self.burst = rate
+
+    def debt(self, now_ns: int) -> int:
+        """Return the ticks that are charged and have not drained yet."""
+        return max(self.tat - now_ns * self.scale, 0)
+
+
+class Bound:
+    """The counters that bind one caller's requests to one model. `owners`: those of `levels`, in their order."""
+
+    __slots__ = ("levels", "owners", "rates")
+
+    def __init__(self, levels: tuple[Level, ...], owners: tuple[LevelLimits, ...], rates: tuple[Counter, ...]) -> None:
+        self.levels = levels
+        self.owners = owners
+        self.rates = rates
+
+
+class Hold:
+    """The units that one request holds, in the counters of `bound`, since `started_ns`. `is_charged`: the rates per minute were charged
+    in full."""
+
+    __slots__ = ("bound", "is_charged", "started_ns", "units")
+
+    def __init__(self, bound: Bound, units: Units, started_ns: int) -> None:
+        self.bound = bound
+        self.units = units
+        self.started_ns = started_ns
+        self.is_charged = False
 
 
 class Counters:
-    """The buckets, by id."""
+    """All counters of this process, by level, model and dimension."""
 
     FORGET_NS = 1_000_000_000
 
     def __init__(self) -> None:
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[tuple[str, str], Bucket] = {}
+        self._counters: dict[tuple[str, str, str], Counter] = {}
+        self._holds: OrderedDict[Hold, None] = OrderedDict()
         self._forgot_at_ns = 0
 
-    def bind(self, rates: Sequence[Rate], concurrent: Sequence[Limit]) -> tuple[Level, ...]:
-        """These limits by level, with their buckets."""
-        most = dict(concurrent)
-        per_minute = {id: rest for id, *rest in rates}
-        return tuple(
-            (self._buckets.setdefault(id, Bucket()), most.get(id, _UNLIMITED), *per_minute.get(id, (_UNLIMITED, 0, 0)))
-            for id in dict.fromkeys((*per_minute, *most))
-        )
+    def bind(self, limits: Iterable[LevelLimits], now_ns: int) -> Bound:
+        """Return the counters of these limits, innermost level first. A limit that changed takes effect here, with what was used before."""
+        levels: list[Level] = []
+        owners: list[LevelLimits] = []
+        rates: list[Counter] = []
+        for owner in limits:
+            of = owner.limits
+            if of.requests_per_minute is not None or of.concurrent_requests is not None:
+                levels.append(self._bind_bucket(owner, now_ns))
+                owners.append(owner)
+            for dimension in DIMENSIONS:
+                size = of.get(dimension)
+                if size is None or dimension is CONCURRENT_REQUESTS or dimension is _PER_MINUTE:
+                    continue
+                key = (owner.id, owner.model, dimension.name)
+                counter = self._counters.get(key)
+                if counter is None:
+                    counter = self._counters[key] = Counter(owner, dimension)
+                counter.resize(owner, size, now_ns)
+                rates.append(counter)
+        return Bound(tuple(levels), tuple(owners), tuple(rates))
+
+    def _bind_bucket(self, owner: LevelLimits, now_ns: int) -> Level:
+        bucket = self._buckets.get((owner.id, owner.model))
+        if bucket is None:
+            bucket = self._buckets[owner.id, owner.model] = Bucket()
+        most = UNLIMITED if owner.limits.concurrent_requests is None else owner.limits.concurrent_requests
+        per_minute = owner.limits.requests_per_minute
+        if per_minute is None:
+            bucket.tat, bucket.scale, bucket.cost = 0, 1, 0
+            return bucket, most, UNLIMITED, 1, 0, 0
+        rate = make_rate(per_minute, MINUTE_NS)
+        if (rate.scale, rate.cost) != (bucket.scale, bucket.cost):
+            bucket.tat = _rescale(bucket.tat, bucket.scale, bucket.cost, rate.scale, rate.cost, now_ns)
+            bucket.scale, bucket.cost = rate.scale, rate.cost
+        return bucket, most, rate.size, rate.scale, rate.cost, rate.burst
+
+    def reserve(self, bound: Bound, units: Units, now_ns: int) -> Hold | None:
+        """Admit a request for `units` at all levels and hold them there, or return None and change nothing.
+
+        Each hold ends with exactly one `settle`.
+        """
+        if self._holds:
+            self._charge_old(now_ns)
+        if not _hold(bound, units, now_ns):
+            return None
+        hold = Hold(bound, units, now_ns)
+        self._holds[hold] = None
+        return hold
+
+    def settle(self, hold: Hold, used: Units, now_ns: int) -> None:
+        """End a hold: nothing of it is held or runs any more, and what was `used` is charged, however much that is."""
+        bound = hold.bound
+        if hold.is_charged:
+            _settle_charged(hold, used, now_ns)
+        else:
+            del self._holds[hold]
+            _charge(bound.rates, hold.units, used, now_ns)
+        leave(bound.levels)
+
+    def _charge_old(self, now_ns: int) -> None:
+        """Charge holds that are a minute old to the rates per minute, in full."""
+        while self._holds:
+            hold = next(iter(self._holds))
+            if hold.started_ns + MINUTE_NS > now_ns:
+                return
+            del self._holds[hold]
+            hold.is_charged = True
+            _charge([rate for rate in hold.bound.rates if rate.dimension.window_ns == MINUTE_NS], hold.units, hold.units, now_ns)
+
+    def list_standings(self, limits: Iterable[LevelLimits], now_ns: int) -> "list[Standing]":
+        """Return how each of these limits stands now."""
+        self._charge_old(now_ns)
+        bound = self.bind(limits, now_ns)
+        found: list[Standing] = []
+        for owner, (bucket, most, per_minute, scale, cost, burst) in zip(bound.owners, bound.levels, strict=True):
+            if cost:
+                debt = max(bucket.tat - now_ns * scale, 0)
+                found.append(Standing(owner, _PER_MINUTE, per_minute, -(-debt // cost), 0, (burst - debt) // cost, -(-debt // scale)))
+            if most != UNLIMITED:
+                found.append(Standing(owner, CONCURRENT_REQUESTS, most, 0, bucket.running, max(most - bucket.running, 0), None))
+        for counter in bound.rates:
+            debt = counter.debt(now_ns)
+            taken = debt + counter.held * counter.cost
+            remaining = max((counter.burst - taken) // counter.cost, 0)
+            used, reset_ns = -(-debt // counter.cost), -(-taken // counter.scale)
+            found.append(Standing(counter.owner, counter.dimension, counter.size, used, counter.held, remaining, reset_ns))
+        return found
 
     def forget_idle(self, now_ns: int) -> None:
-        """Drop buckets that are full again and have nothing running; once a second at most, because it looks at all. Only when no caller is
-        held that may ask again: it would count in a bucket of its own."""
+        """Drop counters that stand as new ones would, with nothing running or held. At most once a second, because it examines all. Only
+        when no caller is held: it would go on to count in counters that others no longer share."""
         if now_ns < self._forgot_at_ns + self.FORGET_NS:
             return
         self._forgot_at_ns = now_ns
-        for id in [id for id, bucket in self._buckets.items() if bucket.tat_ns <= now_ns and not bucket.running]:
+        for id in [id for id, bucket in self._buckets.items() if not bucket.running and bucket.tat <= now_ns * bucket.scale]:
             del self._buckets[id]
+        for key in [key for key, counter in self._counters.items() if not counter.held and not counter.debt(now_ns)]:
+            del self._counters[key]
+
+
+def _rescale(tat: int, scale: int, cost: int, new_scale: int, new_cost: int, now_ns: int) -> int:
+    """Return the TAT at which a rate of `new_scale` and `new_cost` has the debt in units that `tat` is, rounded up."""
+    debt = tat - now_ns * scale
+    if debt <= 0 or not cost:
+        return 0
+    return now_ns * new_scale - (-debt * new_cost // cost)
 
 
 def enter(levels: tuple[Level, ...], now_ns: int) -> tuple[int, int] | None:
     """Charge one request to every bucket, and count it as running; or None, and nothing is changed, if a level refuses.
 
-    Decides as `domain.limits.gcra` does (the tests hold them against each other), without its values: this runs for every level of
-    every request. Returns what the level says that is left with least: its limit per minute, and what is left of it.
+    Decides as `domain.limits.gcra` does, without its values, because this runs for every level of every request. Return what the level with
+    the least left says: its limit per minute, and what is left of it.
     """
-    least = least_of = _UNLIMITED
-    for bucket, most, per_minute, interval_ns, burst_ns in levels:
-        running, tat_ns = bucket.running, bucket.tat_ns
-        if tat_ns <= now_ns:  # it was full, as it mostly is of callers who stay within their limits
-            tat_ns = now_ns
+    least = least_of = UNLIMITED
+    for bucket, most, per_minute, scale, cost, burst in levels:
+        running, tat = bucket.running, bucket.tat
+        now = now_ns if scale == 1 else now_ns * scale
+        if tat <= now:  # it was empty, as it mostly is of callers who stay within their limits
+            tat = now
             remaining = per_minute - 1
         else:
-            remaining = (burst_ns + now_ns - tat_ns) // interval_ns - 1 if interval_ns else per_minute
+            remaining = (burst + now - tat) // cost - 1 if cost else per_minute
         if remaining < 0 or running >= most:
-            for charged, _, _, interval, _ in levels:
+            for charged, _, _, _, its_cost, _ in levels:
                 if charged is bucket:
                     return None
-                charged.tat_ns -= interval  # back to where it was, or to now, which is the same for whoever comes later
+                charged.tat -= its_cost  # back to where it was, or to now, which is the same for whoever comes later
                 charged.running -= 1
-        bucket.tat_ns = tat_ns + interval_ns
+        bucket.tat = tat + cost
         bucket.running = running + 1
         if remaining < least:
             least, least_of = remaining, per_minute
     return least_of, least
 
 
-def find_refusal(levels: tuple[Level, ...], now_ns: int) -> int | None:
-    """Return why `enter` refused: None if too many are running, else in how many nanoseconds to come back. Concurrency is asked first."""
-    if any(bucket.running >= most for bucket, most, _, _, _ in levels):
-        return None
-    rated = (level for level in levels if level[3])
-    waits = (max(bucket.tat_ns, now_ns) + interval_ns - burst_ns - now_ns for bucket, _, _, interval_ns, burst_ns in rated)
-    return next(wait for wait in waits if wait > 0)
+def leave(levels: tuple[Level, ...]) -> None:
+    """Count the request of a successful `enter` as running no more."""
+    for level in levels:
+        level[0].running -= 1
+
+
+def _hold(bound: Bound, units: Units, now_ns: int) -> bool:
+    """Hold `units` in all counters and enter all buckets, or return False and change nothing."""
+    rates = bound.rates
+    for counter in rates:
+        now = now_ns if counter.scale == 1 else now_ns * counter.scale
+        need = (counter.held + units[counter.quantity]) * counter.cost
+        tat = counter.tat
+        if (need if tat <= now else need + tat - now) > counter.burst:
+            _unhold(rates, counter, units)
+            return False
+        counter.held += units[counter.quantity]
+    if bound.levels and enter(bound.levels, now_ns) is None:
+        _unhold(rates, None, units)
+        return False
+    return True
+
+
+def _unhold(rates: tuple[Counter, ...], end: Counter | None, units: Units) -> None:
+    """Release what `_hold` holds so far: in all counters before `end`."""
+    for counter in rates:
+        if counter is end:
+            return
+        counter.held -= units[counter.quantity]
+
+
+def _charge(rates: Iterable[Counter], units: Units, used: Units, now_ns: int) -> None:
+    """Replace what is held of a reservation by a charge of what was `used`."""
+    for counter in rates:
+        quantity = counter.quantity
+        counter.held -= units[quantity]
+        spent = used[quantity]
+        if spent:
+            now = now_ns if counter.scale == 1 else now_ns * counter.scale
+            tat = counter.tat
+            counter.tat = (tat if tat > now else now) + spent * counter.cost
+
+
+def _settle_charged(hold: Hold, used: Units, now_ns: int) -> None:
+    """Settle a hold that the rates per minute were charged for: they are charged what was used beyond it, the others all of it."""
+    units = hold.units
+    requests, tokens, input_tokens, output_tokens = (max(spent - held, 0) for spent, held in zip(used, units, strict=True))
+    beyond: Units = (requests, tokens, input_tokens, output_tokens)
+    _charge([rate for rate in hold.bound.rates if rate.dimension.window_ns == MINUTE_NS], (0, 0, 0, 0), beyond, now_ns)
+    _charge([rate for rate in hold.bound.rates if rate.dimension.window_ns != MINUTE_NS], units, used, now_ns)
+
+
+class Standing(NamedTuple):
+    """The state of one limit: units charged and not yet drained, units held by requests under way (for concurrent requests: those that
+    run), units that are left, and when nothing is charged or held any more (None: when requests end)."""
+
+    owner: LevelLimits
+    dimension: Dimension
+    size: int
+    used: int
+    held: int
+    remaining: int
+    reset_ns: int | None
+
+
+class Remainder(NamedTuple):
+    """The rest of one limit: the units that would be admitted now, and the time until all of it is free again."""
+
+    size: int
+    remaining: int
+    reset_ns: int
+
+
+def find_tightest(bound: Bound, now_ns: int) -> tuple[Remainder | None, Remainder | None]:
+    """Return what is left of the limit on requests that has the least left, and of the one on tokens; None where there is none."""
+    requests: Remainder | None = None
+    tokens: Remainder | None = None
+    for bucket, _, per_minute, scale, cost, burst in bound.levels:
+        if cost:
+            debt = max(bucket.tat - now_ns * scale, 0)
+            remaining = (burst - debt) // cost
+            if requests is None or remaining < requests.remaining:
+                requests = Remainder(per_minute, remaining, debt // scale)
+    for counter in bound.rates:
+        taken = counter.held * counter.cost + counter.debt(now_ns)
+        remaining = max((counter.burst - taken) // counter.cost, 0)
+        if counter.quantity == REQUESTS:
+            if requests is None or remaining < requests.remaining:
+                requests = Remainder(counter.size, remaining, taken // counter.scale)
+        elif tokens is None or remaining < tokens.remaining:
+            tokens = Remainder(counter.size, remaining, taken // counter.scale)
+    return requests, tokens
+
+
+class Refusal(NamedTuple):
+    """The limit that refused a request. `used`: units that are charged or held there. `wait_ns`: after how long the units will be free;
+    None if that depends on when other requests end, of which there are `running`."""
+
+    owner: LevelLimits
+    words: str
+    quantity: int
+    size: int
+    used: int
+    requested: int
+    wait_ns: int | None
+    running: int
+    is_concurrency: bool
+    is_permanent: bool
+
+
+def find_refusal(bound: Bound, units: Units, now_ns: int) -> Refusal:
+    """Return the limit that keeps a refused request waiting longest: one that can never admit it, else one that waits for requests to end,
+    else the rate with the longest wait, so that whoever comes back when told meets no second refusal."""
+    found: Refusal | None = None
+    for owner, (bucket, most, per_minute, scale, cost, burst) in zip(bound.owners, bound.levels, strict=True):
+        if bucket.running >= most:
+            running = Refusal(owner, CONCURRENT_REQUESTS.words, REQUESTS, most, bucket.running, 1, None, most, True, False)
+            found = _later(found, running)
+        if cost:
+            debt = max(bucket.tat - now_ns * scale, 0)
+            wait_ns = -((burst - debt - cost) // scale)
+            if wait_ns > 0:
+                used = -(-debt // cost)
+                found = _later(found, Refusal(owner, _PER_MINUTE.words, REQUESTS, per_minute, used, 1, wait_ns, 1, False, False))
+    for counter in bound.rates:
+        requested, debt = units[counter.quantity], counter.debt(now_ns)
+        beyond = debt + (counter.held + requested) * counter.cost - counter.burst
+        if beyond > 0:
+            needs_ends = counter.held + requested > counter.size
+            found = _later(
+                found,
+                Refusal(
+                    counter.owner,
+                    counter.dimension.words,
+                    counter.quantity,
+                    counter.size,
+                    counter.held - (-debt // counter.cost),
+                    requested,
+                    None if needs_ends else -(-beyond // counter.scale),
+                    1,
+                    False,
+                    requested > counter.size,
+                ),
+            )
+    assert found is not None, "a request that no limit refuses"
+    return found
+
+
+def _later(one: Refusal | None, other: Refusal) -> Refusal:
+    """Return the refusal that holds longer; the first of equals."""
+    return other if one is None or _weight(other) > _weight(one) else one
+
+
+def _weight(refusal: Refusal) -> tuple[bool, bool, int]:
+    return refusal.is_permanent, refusal.wait_ns is None, refusal.wait_ns or 0

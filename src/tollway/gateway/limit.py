@@ -1,35 +1,255 @@
-"""Phase 3: apply the limits. Requests per minute and concurrent requests, at key, project and organization."""
+"""Phase 3: apply the limits of all levels, in one decision that admits the request everywhere or changes nothing.
 
+Requests count when they are admitted, and as running until the last byte. Tokens are reserved at admission, by an estimate of the input
+and the bound on the output, and settled on what the usage record says when the request ends; a request that ends in any other way settles
+on nothing. The headers of the answer and the text of a refusal come from the same decision."""
+
+from collections.abc import Callable
 from functools import lru_cache
 
-from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, Fault
-from tollway.gateway.counters import Counters, enter, find_refusal
-from tollway.gateway.request import Call, Permit
+from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, TOKENS_EXCEEDED, Fault
+from tollway.domain.limits import LimitLevel
+from tollway.domain.usage import Ended, UsageSource
+from tollway.gateway.counters import (
+    INPUT_TOKENS,
+    OUTPUT_TOKENS,
+    REQUESTS,
+    TOKENS,
+    UNLIMITED,
+    Bound,
+    Counters,
+    Hold,
+    Refusal,
+    Remainder,
+    Standing,
+    Units,
+    enter,
+    find_refusal,
+    find_tightest,
+)
+from tollway.gateway.request import Call, Caller, Permit
+from tollway.telemetry import Metrics
 
-MINUTE_MS = 60_000
+OUTPUT_TOKENS_ASSUMED = 4096
+"""Output that is reserved for each sequence where neither the request nor its model bounds it, as far as the limits allow it at all."""
+
+MEDIA_SHARE = 16
+"""Media are reserved as this part of the most tokens that a model can read them as (2,048 for a picture), which is what they usually
+are."""
+
+TEXT_BYTES_BESIDE_MEDIA = 65_536
+"""Bytes of a body with media that are taken for text: the rest is the media's own data, which say nothing of tokens."""
+
+DENSITY_BYTES_MIN = 512
+"""Bodies from this size on teach how many tokens a KiB has: in smaller ones the chat template outweighs the text."""
+
+CONCURRENCY_SECONDS_MIN, CONCURRENCY_SECONDS_MAX = 0.05, 30.0
+"""Bounds of the time after which a client that met a concurrency limit is told to come back."""
+
+_LEVEL_WORDS = {
+    LimitLevel.API_KEY: "API key",
+    LimitLevel.SERVICE_ACCOUNT: "service account",
+    LimitLevel.PROJECT: "project",
+    LimitLevel.ORGANIZATION: "organization",
+}
 
 
-def limit(call: Call, counters: Counters, now_ns: int) -> Permit:
-    """A permit for this call, to be held to the last byte (`with`). Raises Fault rate_limit_exceeded (429) with retry-after."""
-    caller = call.caller
-    levels = caller.levels
-    if levels is None:
-        levels = caller.levels = counters.bind(caller.per_minute, caller.concurrent)
+def limit(call: Call, counters: Counters, clock: Callable[[], int], metrics: Metrics) -> Permit:
+    """Return a permit for this call, to be held to the last byte (`with`). `clock`: monotonic nanoseconds.
+
+    Raises Fault rate_limit_exceeded (429) that names the limit, with the time after which to try again.
+    """
+    now_ns = clock()
+    bound = call.grant.bound
+    if bound is None:
+        bound = call.grant.bound = bind(call, counters, now_ns)
+    if bound.rates:
+        return _reserve(call, bound, counters, clock, now_ns, metrics)
+    levels = bound.levels
     if not levels:
         return Permit(call, b"", levels)
     left = enter(levels, now_ns)
     if left is None:
-        retry_after_ns = find_refusal(levels, now_ns)
-        if retry_after_ns is None:
-            raise Fault(CONCURRENCY_EXCEEDED, retry_after_seconds=1)
-        raise Fault(REQUESTS_EXCEEDED, retry_after_seconds=retry_after_ns / 1e9)
-    return Permit(call, _headers(*left) if caller.per_minute else b"", levels)
+        raise _refuse(call, bound, _ONE_REQUEST, now_ns, metrics)
+    return Permit(call, _request_headers(left[0], left[1]) if left[0] != UNLIMITED else b"", levels)
+
+
+_ONE_REQUEST: Units = (1, 0, 0, 0)
+
+
+def bind(call: Call, counters: Counters, now_ns: int) -> Bound:
+    """Return the counters that apply to the call: those of its caller, for all models and for this one."""
+    model = call.model.id
+    return counters.bind([each for each in call.caller.principal.limits if not each.model or each.model == model], now_ns)
+
+
+class Reservation(Permit):
+    """A permit that holds tokens: settled on what was used when the block is left, however it is left."""
+
+    __slots__ = ("_body_bytes", "_clock", "_counters", "_hold")
+
+    def __init__(self, call: Call, headers: bytes, hold: Hold, body_bytes: int, counters: Counters, clock: Callable[[], int]) -> None:
+        super().__init__(call, headers, hold.bound.levels)
+        self._hold = hold
+        self._body_bytes = body_bytes
+        self._counters = counters
+        self._clock = clock
+
+    def __exit__(self, type: object, error: object, traceback: object) -> None:
+        final = self.record.final if self.record is not None else None
+        used = _ONE_REQUEST if final is None else _count_units(final)
+        self._counters.settle(self._hold, used, self._clock())
+        if final is not None and final.source is UsageSource.ENGINE_FINAL and final.anomaly is None:
+            self._learn(used[INPUT_TOKENS])
+
+    def _learn(self, input_tokens: int) -> None:
+        """Note how many tokens a KiB of the body had. A higher density counts at once, a lower one slowly: the estimate is an upper one."""
+        if self._body_bytes < DENSITY_BYTES_MIN:
+            return
+        grant = self.call.grant
+        density = min(-(-input_tokens * 1024 // self._body_bytes), 1024)
+        if density < grant.input_density:
+            density = grant.input_density - (grant.input_density - density + 63) // 64
+        grant.input_density = density
+
+
+def _count_units(final: Ended) -> Units:
+    used = final.used
+    input_tokens, output_tokens = used.input_tokens, used.output_tokens
+    return 1, input_tokens + output_tokens, input_tokens, output_tokens
+
+
+def _reserve(call: Call, bound: Bound, counters: Counters, clock: Callable[[], int], now_ns: int, metrics: Metrics) -> Permit:
+    body_bytes = len(call.request.body)
+    media_tokens = call.input_tokens_max - body_bytes - call.prompts * call.dialect.prompt_tokens_added
+    if media_tokens:
+        text_bytes = min(body_bytes, TEXT_BYTES_BESIDE_MEDIA)
+        body_bytes = 0  # teaches nothing
+    else:
+        text_bytes = body_bytes
+    input_tokens = (text_bytes * call.grant.input_density >> 10) + media_tokens // MEDIA_SHARE + 1
+    if input_tokens > call.input_tokens_max:
+        input_tokens = call.input_tokens_max
+    output_tokens = call.output_tokens_max
+    if output_tokens is None:
+        output_tokens = _assume_output(call, bound, input_tokens)
+    units: Units = (1, input_tokens + output_tokens, input_tokens, output_tokens)
+    hold = counters.reserve(bound, units, now_ns)
+    if hold is None:
+        raise _refuse(call, bound, units, now_ns, metrics)
+    return Reservation(call, _headers(bound, now_ns), hold, body_bytes, counters, clock)
+
+
+def _assume_output(call: Call, bound: Bound, input_tokens: int) -> int:
+    """Return the output to reserve where nothing bounds it: never so much that it could not be admitted at all."""
+    tokens = OUTPUT_TOKENS_ASSUMED * call.sequences
+    for counter in bound.rates:
+        if counter.quantity == OUTPUT_TOKENS:
+            tokens = min(tokens, counter.size)
+        elif counter.quantity == TOKENS:
+            tokens = min(tokens, max(counter.size - input_tokens, 0))
+    return tokens
+
+
+def _refuse(call: Call, bound: Bound, units: Units, now_ns: int, metrics: Metrics) -> Fault:
+    """Return the fault that says which limit refused a request for `units`, and when or whether trying again helps."""
+    refusal = find_refusal(bound, units, now_ns)
+    owner = refusal.owner
+    of_model = f" for model {owner.model}" if owner.model else ""
+    place = f"{_LEVEL_WORDS[owner.level]} {owner.id}{of_model}"
+    headers = _headers(bound, now_ns)
+    kind = REQUESTS_EXCEEDED if refusal.quantity == REQUESTS else TOKENS_EXCEEDED
+    if refusal.is_permanent:
+        message = (
+            f"Request too large: it asks for {refusal.requested} {refusal.words}, and the limit of {place} is {refusal.size}. "
+            "Trying again cannot help: shorten the input or lower the bound on the output."
+        )
+        return Fault(kind, message=message, headers=headers + b"x-should-retry: false\r\n")
+    seconds = _find_typical_seconds(call, metrics, refusal) if refusal.wait_ns is None else refusal.wait_ns / 1000000000.0
+    if refusal.is_concurrency:
+        message = f"Too many concurrent requests: {place} may run {refusal.size} at a time. Try again in {format_seconds(seconds)}."
+        return Fault(CONCURRENCY_EXCEEDED, message=message, retry_after_seconds=seconds, headers=headers)
+    message = (
+        f"Rate limit reached for {refusal.words} of {place}: limit {refusal.size}, used {refusal.used}, requested {refusal.requested}. "
+        f"Try again in {format_seconds(seconds)}."
+    )
+    return Fault(kind, message=message, retry_after_seconds=seconds, headers=headers)
+
+
+def _find_typical_seconds(call: Call, metrics: Metrics, refusal: Refusal) -> float:
+    """Return when capacity is likely: the mean time that requests of the model take, over the number of those that may end; 1 s if none has
+    ended yet."""
+    duration = metrics.of_model(call.request.endpoint, call.model.id).duration
+    ended = sum(duration.counts)
+    if not ended:
+        return 1.0
+    return min(max(duration.sum / ended / refusal.running, CONCURRENCY_SECONDS_MIN), CONCURRENCY_SECONDS_MAX)
+
+
+def _headers(bound: Bound, now_ns: int) -> bytes:
+    """Return the header lines for the tightest limit on requests and the tightest on tokens, as they stand now."""
+    requests, tokens = find_tightest(bound, now_ns)
+    lines = b""
+    if requests is not None:
+        lines = _LINES % (b"requests", requests.size, b"requests", requests.remaining, b"requests", _format_reset(requests))
+    if tokens is not None:
+        lines += _LINES % (b"tokens", tokens.size, b"tokens", tokens.remaining, b"tokens", _format_reset(tokens))
+    return lines
+
+
+def describe_limits(caller: Caller, counters: Counters, now_ns: int) -> list[dict[str, object]]:
+    """Return how each limit of a caller stands. `binds`: of the limits on the same thing, this one has the least left."""
+    standings = counters.list_standings(caller.principal.limits, now_ns)
+    least: dict[tuple[str, str], Standing] = {}
+    for each in standings:
+        key = (each.dimension.name, each.owner.model)
+        if key not in least or each.remaining < least[key].remaining:
+            least[key] = each
+    return [
+        {
+            "object": "limit",
+            "level": each.owner.level,
+            "id": each.owner.id,
+            "model": each.owner.model or None,
+            "dimension": each.dimension.name,
+            "limit": each.size,
+            "used": each.used,
+            "reserved": each.held,
+            "remaining": each.remaining,
+            "reset_seconds": None if each.reset_ns is None else -(-each.reset_ns // 1_000_000) / 1000,
+            "binds": each is least[each.dimension.name, each.owner.model],
+        }
+        for each in standings
+    ]
+
+
+_LINES = b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n"
+
+
+def _format_reset(left: Remainder) -> bytes:
+    return format_duration(-(-left.reset_ns // 1_000_000))
 
 
 @lru_cache(1024)
-def _headers(per_minute: int, remaining: int) -> bytes:
-    return b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\nx-ratelimit-reset-requests: %dms\r\n" % (
-        per_minute,
-        remaining,
-        (per_minute - remaining) * MINUTE_MS // per_minute,
-    )
+def _request_headers(per_minute: int, remaining: int) -> bytes:
+    reset = format_duration(-(-(per_minute - remaining) * 60_000 // per_minute))
+    return _LINES % (b"requests", per_minute, b"requests", remaining, b"requests", reset)
+
+
+def format_duration(milliseconds: int) -> bytes:
+    """Return a duration as OpenAI writes it: 12ms, 1.5s, 6m0s, 2h0m0s."""
+    if milliseconds < 1000:
+        return b"%dms" % milliseconds
+    seconds, rest = divmod(milliseconds, 1000)
+    fraction = (b".%03d" % rest).rstrip(b"0") if rest else b""
+    if seconds < 60:
+        return b"%d%bs" % (seconds, fraction)
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return b"%dm%d%bs" % (minutes, seconds, fraction)
+    return b"%dh%dm%d%bs" % (minutes // 60, minutes % 60, seconds, fraction)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration for a message, rounded up to a millisecond."""
+    return format_duration(max(1, int(-(-seconds * 1000 // 1)))).decode()

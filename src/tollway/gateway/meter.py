@@ -14,7 +14,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Admit, Anomaly, Ended, Outcome, UsageSource, encode, encode_admit, encode_terms
 from tollway.gateway.driver import OVER, ShieldedWaiter, Waiter
 from tollway.gateway.ports import CACHED_INPUT, FIRST_TOKEN_AT, INPUT, OUTPUT, REASONING, SLOT_WORDS, UsageSink
-from tollway.gateway.request import Call, ClientGone, Permit
+from tollway.gateway.request import Call, ClientGone, Ending, Permit
 
 _TIMEOUTS = frozenset(
     {
@@ -26,7 +26,7 @@ _TIMEOUTS = frozenset(
 )
 
 
-class Record:
+class Record(Ending):
     """The usage record of one admitted request while it runs. `admit`: as it was written. `final`: None until it ended."""
 
     __slots__ = (
@@ -41,7 +41,6 @@ class Record:
         "anomaly",
         "attempts",
         "deployment_id",
-        "final",
         "first_token_at",
         "now_us",
         "source",
@@ -57,7 +56,7 @@ class Record:
         self.deployment_id: str | None = None
         self.attempts = 0
         self.first_token_at: int | None = None
-        self.final: Ended | None = None
+        self.final = None
         self._sink = sink
         self.now_us = now_us
         self._progress = sink.progress

@@ -19,7 +19,7 @@ from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
-from tollway.gateway.limit import limit
+from tollway.gateway.limit import describe_limits, limit
 from tollway.gateway.meter import Record, meter
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
@@ -41,15 +41,17 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
     call: Call | None = None
     record: Record | None = None
     fault: Fault | None = None
+    limit_headers = b""
     plane.metrics.running += 1
     try:
         if not plane.directory.is_loaded:
             raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
         call = authorize(caller, request, plane.directory, plane.media_bounds)
-        with limit(call, plane.counters, time.monotonic_ns()) as permit:
+        with limit(call, plane.counters, time.monotonic_ns, plane.metrics) as permit:
+            limit_headers = permit.headers
             candidates = route(call, plane.upstreams, request.started, plane.random)
-            record = meter(permit, plane.usage_sink, plane.now_us)
+            permit.record = record = meter(permit, plane.usage_sink, plane.now_us)
             async with record:
                 permit.headers = call.dialect.identify(request.id) + permit.headers
                 await relay(permit, candidates, record, client, plane.bounds, plane.active, plane.retries, plane.metrics, driver)
@@ -57,10 +59,10 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         pass
     except Fault as caught:
         fault = caught if caller is not None else client.throttle(caught, request.headers)
-        _refuse(request, client, fault)
+        _refuse(request, client, fault, limit_headers)
     except Exception as error:  # the last line of defence of one request: it becomes a 500 and a log line, never a dead connection
         fault = Fault(faults.INTERNAL, detail=describe_error(error))
-        _refuse(request, client, fault)
+        _refuse(request, client, fault, limit_headers)
     finally:
         plane.metrics.running -= 1
         _observe(request, call, record, fault, plane)
@@ -93,6 +95,22 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
         plane.metrics.count(plane.metrics.refusals, fault.kind.code)
 
 
+def list_limits(request: Request, client: Client, plane: Plane) -> None:
+    """GET /v1/limits: every limit that binds this key, how it stands on this gateway, and which level binds first."""
+    caller: Caller | None = None
+    try:
+        if not plane.directory.is_loaded:
+            raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
+        caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
+        body = {"object": "list", "data": describe_limits(caller, plane.counters, time.monotonic_ns())}
+        headers = _JSON + b"cache-control: no-store\r\n" + DIALECTS[request.endpoint].identify(request.id)
+        client.answer(200, headers, msgspec.json.encode(body))
+    except Fault as caught:
+        fault = caught if caller is not None else client.throttle(caught, request.headers)
+        _refuse(request, client, fault)
+        plane.metrics.count(plane.metrics.refusals, fault.kind.code)
+
+
 def read_head(headers: dict[bytes, bytes], endpoint: Endpoint) -> RequestHead:
     """Return what these headers say. The client's trace is continued; its sampling decision is not taken over. Its own id of the request
     is kept for the log if it is one that cannot spoil it."""
@@ -111,24 +129,25 @@ def precheck(head: RequestHead, plane: Plane) -> Caller:
     return authenticate(head, plane.directory, plane.digesters, plane.now_us())
 
 
-def _refuse(request: Request, client: Client, fault: Fault) -> None:
-    """Tell the client of a fault: as a response if nothing was sent yet, else as the last event of its stream."""
+def _refuse(request: Request, client: Client, fault: Fault, limit_headers: bytes = b"") -> None:
+    """Tell the client of a fault: as a response if nothing was sent yet, else as the last event of its stream. `limit_headers`: of the
+    permit, if the request had one."""
     if client.gone:
         return
     dialect = DIALECTS[request.endpoint]
     if client.committed:
         client.end_stream(dialect.render_error_event(fault, request.id))
     else:
-        headers = _JSON + b"cache-control: no-store\r\n" + dialect.identify(request.id) + fault_headers(fault)
+        headers = _JSON + b"cache-control: no-store\r\n" + dialect.identify(request.id) + limit_headers + fault_headers(fault)
         client.answer(fault.kind.status, headers, dialect.render_error(fault, request.id))
 
 
 def fault_headers(fault: Fault) -> bytes:
-    """Return the header lines that a fault adds to its answer: the authentication scheme, or when to try again."""
+    """Return the header lines that a fault adds to its answer: the authentication scheme, its own, and when to try again."""
     if fault.kind is faults.KEY_INVALID:
         return b"www-authenticate: Bearer\r\n"
     hint = retry_after(fault)
-    return b"" if hint is None else b"retry-after: %d\r\nretry-after-ms: %d\r\n" % hint
+    return fault.headers if hint is None else b"%bretry-after: %d\r\nretry-after-ms: %d\r\n" % (fault.headers, *hint)
 
 
 def _observe(request: Request, call: Call | None, record: Record | None, fault: Fault | None, plane: Plane) -> None:

@@ -3,11 +3,12 @@
 Phases read the principal, never the credential, so that another kind of credential needs a constructor here and no change elsewhere.
 """
 
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 
 import msgspec
 
-from tollway.domain.limits import Limits
+from tollway.domain.limits import UNLIMITED, LevelLimits, LimitLevel, Limits
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 
 
@@ -20,8 +21,8 @@ class PrincipalKind(StrEnum):
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """An authenticated sender of requests, with what it may use.
 
-    `id`: of the API key. `models`: names of the models that it may use; None allows every published model. `limits`: the limits of each
-    level with the id that they count against, innermost level first. `expires_at`: UTC microseconds, exclusive; None never expires.
+    `id`: of the API key. `models`: names of the models that it may use; None allows every published model. `limits`: those of each level
+    that has any, innermost level first. `expires_at`: UTC microseconds, exclusive; None never expires.
     """
 
     id: str
@@ -29,7 +30,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     project: ProjectEntry
     organization: OrganizationEntry
     models: frozenset[str] | None
-    limits: tuple[tuple[str, Limits], ...]
+    limits: tuple[LevelLimits, ...]
     expires_at: int | None
 
 
@@ -42,6 +43,22 @@ def principal_of_key(key: KeyEntry, project: ProjectEntry, organization: Organiz
         project=project,
         organization=organization,
         models=frozenset.intersection(*allowed) if allowed else None,
-        limits=tuple((entry.id, entry.limits) for entry in (key, project, organization)),
+        limits=tuple(_list_limits(key, project, organization)),
         expires_at=key.expires_at,
     )
+
+
+def _list_limits(key: KeyEntry, project: ProjectEntry, organization: OrganizationEntry) -> Iterator[LevelLimits]:
+    yield from _list_level(LimitLevel.API_KEY, key.id, key.limits, key.model_limits)
+    if key.service_account_id is not None:
+        account_limits, by_model = key.service_account_limits, key.service_account_model_limits
+        yield from _list_level(LimitLevel.SERVICE_ACCOUNT, key.service_account_id, account_limits, by_model)
+    yield from _list_level(LimitLevel.PROJECT, project.id, project.limits, project.model_limits)
+    yield from _list_level(LimitLevel.ORGANIZATION, organization.id, organization.limits, organization.model_limits)
+
+
+def _list_level(level: LimitLevel, id: str, limits: Limits, by_model: Mapping[str, Limits]) -> Iterator[LevelLimits]:
+    if limits != UNLIMITED:
+        yield LevelLimits(level, id, limits)
+    for model, of_model in sorted(by_model.items()):
+        yield LevelLimits(level, id, of_model, model)

@@ -6,12 +6,11 @@ Values only. The two live ends of a request are elsewhere: the client's (`ports.
 from collections.abc import Mapping, Sequence
 
 from tollway.domain.catalog import Deployment, Endpoint
-from tollway.domain.limits import rate
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import ModelEntry
-from tollway.domain.usage import ServiceTier
+from tollway.domain.usage import Ended, ServiceTier
 from tollway.engines.table import ENGINES
-from tollway.gateway.counters import Level
+from tollway.gateway.counters import Bound, Level
 from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.principal import Principal
@@ -82,21 +81,17 @@ class Caller:
     """A principal with everything that follows from it compiled once.
 
     `organization`, `project`, `models`, `expires_at`: those of the principal, held here because each request reads them. `grants`:
-    compiled per model and endpoint on first use. `per_minute` and `concurrent`: the limits of each level that has any; `levels`: the same
-    bound to their counters, None before the first request. `encoded_admit_suffixes`: the encoded parts that the caller's ADMIT records
+    compiled per model and endpoint on first use. `encoded_admit_suffixes`: the encoded parts that the caller's ADMIT records
     share, cached by `meter`. `cache_salt`: isolates the organization's prefixes inside an engine's prefix cache.
     """
 
     __slots__ = (
         "cache_salt",
-        "concurrent",
         "encoded_admit_suffixes",
         "expires_at",
         "grants",
-        "levels",
         "models",
         "organization",
-        "per_minute",
         "principal",
         "project",
     )
@@ -110,10 +105,10 @@ class Caller:
         self.cache_salt = cache_salt
         self.grants: dict[tuple[str, Endpoint], ModelGrant] = {}
         self.encoded_admit_suffixes: dict[tuple[str, Endpoint, bool], bytes] = {}
-        levels = principal.limits
-        self.per_minute = tuple(rate(id, limits.requests_per_minute) for id, limits in levels if limits.requests_per_minute is not None)
-        self.levels: tuple[Level, ...] | None = None
-        self.concurrent = tuple((id, limits.concurrent_requests) for id, limits in levels if limits.concurrent_requests is not None)
+
+
+INPUT_DENSITY_FIRST = 256
+"""Input tokens per KiB of body before any request was counted: a token for four bytes, as English has."""
 
 
 class ModelGrant:
@@ -122,9 +117,23 @@ class ModelGrant:
     Compiled by the directory so that `authorize` derives nothing per request; dropped with every change of the snapshot.
     `prices`: by service tier, on the organization's price list; `standard` is that of the standard tier. `is_served`: whether the model
     has this endpoint. `known_fields`: request fields that every deployment of the model understands.
+    `bound`: the limits that apply, with their counters; None before the first request. `input_density`: input tokens per KiB of body that
+    the caller's requests had lately (`limit`).
     """
 
-    __slots__ = ("_injected", "cache_salt", "is_served", "known_fields", "model", "prices", "standard", "valid_from", "valid_until")
+    __slots__ = (
+        "_injected",
+        "bound",
+        "cache_salt",
+        "input_density",
+        "is_served",
+        "known_fields",
+        "model",
+        "prices",
+        "standard",
+        "valid_from",
+        "valid_until",
+    )
 
     def __init__(
         self,
@@ -145,6 +154,8 @@ class ModelGrant:
         self.is_served = is_served
         self.known_fields = known_fields
         self.cache_salt = cache_salt
+        self.bound: Bound | None = None
+        self.input_density = INPUT_DENSITY_FIRST
         self._injected: dict[tuple[str, bytes | None, int | None], tuple[Deployment, bodies.InjectedFields]] = {}
 
     def injected_fields(
@@ -265,10 +276,20 @@ class Call:
         return bodies.edit(self.request.body, self.names, injected, self.dropped)
 
 
-class Permit:
-    """A call that passed its limits. Counts as running in `levels` until the block is left. `headers`: lines for the head of the answer."""
+class Ending:
+    """The end of a metered request, as phases see it that do not meter. `final`: None until it ended."""
 
-    __slots__ = ("call", "headers", "levels")
+    __slots__ = ("final",)
+
+    def __init__(self) -> None:
+        self.final: Ended | None = None
+
+
+class Permit:
+    """A call that passed its limits. Counts as running in `levels` until the block is left. `headers`: lines for the head of the answer.
+    `record`: the usage record, once the call is metered."""
+
+    __slots__ = ("call", "headers", "levels", "record")
 
     def __init__(
         self,
@@ -279,6 +300,7 @@ class Permit:
         self.call = call
         self.headers = headers
         self.levels = levels
+        self.record: Ending | None = None
 
     def __enter__(self) -> "Permit":
         return self

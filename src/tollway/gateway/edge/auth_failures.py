@@ -12,7 +12,7 @@ import ipaddress
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
-from tollway.domain.limits import gcra
+from tollway.domain.limits import MINUTE_NS, gcra, make_rate
 
 ADDRESSES_MAX = 16_384
 """Two megabytes. More addresses than that, failing within a minute, are one attack and are treated as one."""
@@ -25,32 +25,35 @@ class AuthFailureLimiter:
     """Failed authentications by address: a bucket of `per_minute` each (0: no bound)."""
 
     def __init__(self, per_minute: int) -> None:
-        self._per_minute = per_minute
-        self._tats_ns: dict[str, int] = {}
+        self._rate = make_rate(per_minute, MINUTE_NS) if per_minute else None
+        self._tats: dict[str, int] = {}
 
     def __len__(self) -> int:
         """Addresses that are remembered."""
-        return len(self._tats_ns)
+        return len(self._tats)
 
     def throttle(self, fault: Fault, address: str, now_ns: int) -> Fault:
         """Return the fault to answer this address with: `fault`, or that its authentications failed too often. Faults that say
         nothing of a key pass uncounted. `now_ns`: monotonic nanoseconds."""
-        if not self._per_minute or not address or fault.kind not in (faults.KEY_INVALID, faults.SCOPE_INSUFFICIENT):
+        rate = self._rate
+        if rate is None or not address or fault.kind not in (faults.KEY_INVALID, faults.SCOPE_INSUFFICIENT):
             return fault
-        tats_ns = self._tats_ns
+        tats = self._tats
         bucket = _network(address)
-        if bucket not in tats_ns and len(tats_ns) >= ADDRESSES_MAX:
+        if bucket not in tats and len(tats) >= ADDRESSES_MAX:
             bucket = _SHARED
-        decision = gcra(tats_ns.get(bucket, 0), now_ns, self._per_minute)
+        decision = gcra(tats.get(bucket, 0), now_ns, rate)
         if decision.admitted:
-            tats_ns[bucket] = decision.tat_ns
+            tats[bucket] = decision.tat
             return fault
         return Fault(faults.AUTHENTICATIONS_EXCEEDED, retry_after_seconds=decision.retry_after_ns / 1e9)
 
     def forget_idle(self, now_ns: int) -> None:
         """Drop buckets that are full again."""
-        for bucket in [bucket for bucket, tat_ns in self._tats_ns.items() if tat_ns <= now_ns]:
-            del self._tats_ns[bucket]
+        rate = self._rate
+        if rate is not None:
+            for bucket in [bucket for bucket, tat in self._tats.items() if tat <= now_ns * rate.scale]:
+                del self._tats[bucket]
 
 
 def _network(address: str) -> str:

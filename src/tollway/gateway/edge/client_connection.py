@@ -21,9 +21,9 @@ from tollway.gateway.dialects.table import find_error_dialect
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.edge import edge_policy
 from tollway.gateway.edge.edge import Edge
-from tollway.gateway.edge.routes import ENDPOINTS, HEALTH_TARGETS, MODELS_TARGET, find_path, find_target_fault, is_json
+from tollway.gateway.edge.routes import ENDPOINTS, HEALTH_TARGETS, LIMITS_TARGET, MODELS_TARGET, find_path, find_target_fault, is_json
 from tollway.gateway.ports import Flow
-from tollway.gateway.request import ClientGone, RequestHead, new_request
+from tollway.gateway.request import ClientGone, Request, RequestHead, new_request
 from tollway.wire.http import NO_HEADERS, HttpRequest, RequestReader, chunk_size
 
 PRECHECK_BYTES = 64 * 1024
@@ -237,7 +237,7 @@ class ClientConnection(asyncio.Protocol):
         return None
 
     def _answer_small(self, http: HttpRequest, path: bytes) -> None:
-        """Everything that is not inference: models, health, and what does not exist."""
+        """Everything that is not inference: models, limits, health, and what does not exist."""
         plane = self._edge.plane
         is_read = http.method in (b"GET", b"HEAD")
         if http.method == b"OPTIONS" and self._answer_options(path):
@@ -250,15 +250,14 @@ class ClientConnection(asyncio.Protocol):
                 self._write_fault(Fault(fault))
             elif is_read:
                 name = unquote_to_bytes(path[len(MODELS_TARGET) + 1 :])
-                head = pipeline.read_head(http.headers, ENDPOINTS[b"/v1/chat/completions"])
-                now_us, now = plane.now_us(), self._edge.loop.time()
-                request = new_request(plane.request_ids.new(now_us), head, name, now, now_us, self._find_client(http))
-                pipeline.list_models(request, self, plane)
+                pipeline.list_models(self._new_read(http, name), self, plane)
             else:
                 self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: GET, HEAD\r\n")
+        elif path == LIMITS_TARGET and is_read:
+            pipeline.list_limits(self._new_read(http, b""), self, plane)
         elif path in ENDPOINTS:
             self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: POST\r\n")
-        elif path not in HEALTH_TARGETS:
+        elif path != LIMITS_TARGET and path not in HEALTH_TARGETS:
             unsupported = faults.METHOD_UNSUPPORTED if http.method == b"TRACE" else faults.ROUTE_UNKNOWN
             self._write_fault(Fault(find_target_fault(path) or unsupported))
         elif not is_read:
@@ -269,6 +268,13 @@ class ClientConnection(asyncio.Protocol):
             ready = plane.is_ready()
             self.answer(200 if ready else 503, b"content-type: application/json\r\n", b'{"ready":%b}' % (b"true" if ready else b"false"))
 
+    def _new_read(self, http: HttpRequest, body: bytes) -> Request:
+        """Return a request for something that a caller may read about itself."""
+        plane = self._edge.plane
+        head = pipeline.read_head(http.headers, ENDPOINTS[b"/v1/chat/completions"])
+        now_us, now = plane.now_us(), self._edge.loop.time()
+        return new_request(plane.request_ids.new(now_us), head, body, now, now_us, self._find_client(http))
+
     def _answer_options(self, path: bytes) -> bool:
         """Tell the browser of a script what it may send here, if scripts are welcome and there is anything at this path."""
         rules = self._edge.rules
@@ -276,7 +282,7 @@ class ClientConnection(asyncio.Protocol):
             return False
         if path in ENDPOINTS:
             methods = b"POST"
-        elif path == MODELS_TARGET or path.startswith(MODELS_TARGET + b"/") or path in HEALTH_TARGETS:
+        elif path in (MODELS_TARGET, LIMITS_TARGET) or path.startswith(MODELS_TARGET + b"/") or path in HEALTH_TARGETS:
             methods = b"GET, HEAD"
         else:
             return False

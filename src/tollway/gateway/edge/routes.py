@@ -10,6 +10,7 @@ from tollway.wire.http import HttpRequest
 
 ENDPOINTS: dict[bytes, Endpoint] = {dialect.target: endpoint for endpoint, dialect in DIALECTS.items()}
 MODELS_TARGET = b"/v1/models"
+LIMITS_TARGET = b"/v1/limits"
 HEALTH_TARGETS = frozenset({b"/livez", b"/health", b"/v1/health", b"/readyz"})
 
 
