@@ -145,6 +145,8 @@ class RelaySection(msgspec.Struct, frozen=True, kw_only=True):
     """An answer that is no stream; it is held in memory until its usage is durable."""
     stream_bytes_max: Bytes = 64 * 1024 * 1024
     """All events of one stream."""
+    event_bytes_max: Bytes = 16 * 1024 * 1024
+    """One event of a stream, which is held in memory until it is whole: a tool call, or the ids of a long prompt's tokens."""
 
 
 class MediaSection(msgspec.Struct, frozen=True, kw_only=True):

@@ -176,6 +176,7 @@ class Metrics:
         self.attempts: dict[tuple[str, str], int] = {}
         self.anomalies: dict[str, int] = {}
         self.unsolicited: dict[str, int] = {}
+        self.ejections: dict[tuple[str, str], int] = {}
         self.task_restarts: dict[str, int] = {}
         self.callback_failures: dict[str, int] = {}
         self.retries = 0
@@ -201,6 +202,11 @@ class Metrics:
         """One attempt at an upstream ended with `result` ("ok" or a fault code)."""
         key = (deployment_id, result)
         self.attempts[key] = self.attempts.get(key, 0) + 1
+
+    def count_ejection(self, deployment_id: str, reason: str) -> None:
+        """An upstream was ejected, or stays so, because of `reason` (a fault code, or "misconfigured")."""
+        key = (deployment_id, reason)
+        self.ejections[key] = self.ejections.get(key, 0) + 1
 
     def render(self) -> bytes:
         """The Prometheus text exposition of everything counted. Resets the lag maximum: each scrape sees its own interval."""
@@ -230,6 +236,7 @@ class _Families(Collector):
         yield _counter("tollway_usage_anomalies", "Usage reports that could not be believed.", ("kind",), metrics.anomalies.items())
         unsolicited = metrics.unsolicited.items()
         yield _counter("tollway_upstream_unsolicited", "Idle connections on which an engine sent bytes.", ("deployment",), unsolicited)
+        yield _counter("tollway_upstream_ejections", "Ejections of upstreams.", ("deployment", "reason"), metrics.ejections.items())
         yield _counter("tollway_upstream_retries", "Attempts after the first.", (), [((), metrics.retries)])
         yield _counter("tollway_connections_refused", "Connections over the bound.", (), [((), metrics.connections_refused)])
         restarts, failures = metrics.task_restarts.items(), metrics.callback_failures.items()

@@ -39,13 +39,15 @@ LATE = {
     "no-done": ("upstream_cut", Outcome.UPSTREAM_ERROR),
     "json@3": ("upstream_invalid", Outcome.UPSTREAM_ERROR),
     "utf8@3": ("upstream_invalid", Outcome.UPSTREAM_ERROR),
-    "huge-line@1100": ("upstream_invalid", Outcome.UPSTREAM_ERROR),
+    "huge-line@1100": ("answer_too_large", Outcome.UPSTREAM_ERROR),
 }
 """Faults in mid-stream: told, never retried. Tokens come 25 ms apart, so that the first event is committed to before the fault."""
 PACE = "+itl@25"
 
 TOKENS = 8
-BOUNDS = RelayBounds(first_token_seconds=2.0, idle_seconds=2.0)  # far above what a busy machine adds to a healthy answer
+BOUNDS = RelayBounds(
+    first_token_seconds=2.0, idle_seconds=2.0, event_bytes_max=1024 * 1024
+)  # far above what a busy machine adds to a healthy answer
 
 
 @dataclass(frozen=True)

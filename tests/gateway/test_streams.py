@@ -109,7 +109,6 @@ BROKEN: dict[str, tuple[Script, str]] = {
         [part(chunk("b", usage=usage(5, 1))) + part(event(chunk("X", usage=usage(5, 2))).replace(b"X", b"\xff\xfe")), part(DONE), END],
         "upstream_invalid",
     ),
-    "line-without-end": ([b"200000\r\n" + b"data: " + b"x" * (0x200000 - 6) + b"\r\n", Do.HOLD], "upstream_invalid"),
     "bad-chunk": ([b"xyz\r\n", Do.HOLD], "upstream_cut"),
 }  # fmt: skip
 
@@ -284,6 +283,16 @@ async def test_retries_have_a_budget_and_stale_connections_do_not_need_it() -> N
         assert len(set(ids)) == 3, "engines take a repeated id for the same request"
 
 
+async def test_a_408_on_a_used_connection_is_taken_for_a_stale_one() -> None:
+    closing = [whole(b"", 408, b"connection: close\r\n"), Do.FIN]
+    upstream = Upstream([whole(completion())], closing, [whole(completion("again"))], closing)
+    async with upstream.listening(), gateway({"m": Served([upstream.url], retry_started=False)}) as running:
+        assert (await post(running.port, chat())).status == 200
+        answer = await post(running.port, chat())
+        assert answer.status == 200 and b"again" in answer.body
+        assert running.plane.metrics.ejections == {} and len(upstream.asked) == 3
+
+
 async def test_an_answer_broken_off_before_its_end_on_a_used_connection_is_not_taken_for_a_stale_one() -> None:
     upstream = Upstream([whole(completion())], [b"HTTP/1.1 20", Do.GATE, Do.RST], [whole(completion())])
     async with upstream.listening(), gateway({"m": Served([upstream.url], retry_started=False)}) as running:
@@ -374,14 +383,43 @@ async def test_65_a_stream_without_end_is_cut_at_its_bound() -> None:
     bounds = RelayBounds(stream_bytes_max=1_000_000)
     async with upstream.listening(), gateway({"m": Served([upstream.url])}, bounds=bounds) as running:
         answer = await post(running.port, streamed())
-        assert error_code(answer) == "upstream_invalid" and len(answer.body) < 3_000_000
+        assert error_code(answer) == "answer_too_large" and len(answer.body) < 3_000_000
         await until(lambda: upstream.asked[0].left.is_set())
 
 
 async def test_65_an_answer_without_end_is_cut_at_its_bound() -> None:
     upstream = Upstream([b"HTTP/1.1 200 OK\r\ncontent-length: 9999999\r\n\r\n", *[b"x" * 10_000] * 900, Do.HOLD])
     async with upstream.listening(), gateway({"m": Served([upstream.url])}, bounds=RelayBounds(answer_bytes_max=1_000_000)) as running:
-        assert error_code(await post(running.port, chat())) == "upstream_invalid"
+        assert error_code(await post(running.port, chat())) == "answer_too_large"
+
+
+LINE = b"200000\r\n" + b"data: " + b"x" * (0x200000 - 6) + b"\r\n"
+TOO_LARGE: dict[str, tuple[Script, Any, RelayBounds]] = {
+    "event": ([STREAM_HEAD, LINE, Do.HOLD], streamed(), RelayBounds(event_bytes_max=1_000_000)),
+    "event-in-one-read": ([STREAM_HEAD + part(chunk("x" * 3000))], streamed(), RelayBounds(event_bytes_max=1000)),
+    "stream": ([STREAM_HEAD + part(chunk("x" * 3000))], streamed(), RelayBounds(stream_bytes_max=1000)),
+    "answer": ([whole(completion("x" * 3000))], chat(), RelayBounds(answer_bytes_max=1000)),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+async def test_an_answer_beyond_our_own_bounds_is_asked_once_and_blames_no_engine(case: str) -> None:
+    script, body, bounds = TOO_LARGE[case]
+    upstream, second = Upstream(script), Upstream(SECOND)
+    async with upstream.listening(), second.listening(), gateway({"m": Served([upstream.url, second.url])}, bounds=bounds) as running:
+        for _ in range(5):
+            answer = await post(running.port, body)
+            assert (answer.status, error_code(answer)) == (200 if case == "stream" else 502, "answer_too_large")
+        assert (await running.sink.settled(5)).error == "answer_too_large"
+        assert running.plane.metrics.ejections == {} and not running.plane.metrics.retries
+    assert len(upstream.asked) == 5 and not second.asked
+
+
+@pytest.mark.parametrize("kind", ["token-ids", "tool-call"])
+async def test_an_event_of_several_mebibytes_is_relayed(kind: str) -> None:
+    large = chunk("a", prompt_token_ids=list(range(100_000, 500_000))) if kind == "token-ids" else chunk("a" * 3_000_000)
+    answer, final, _ = await ask([STREAM_HEAD, part(large), part(chunk(finish="stop")), part(usage_chunk(5, 1)), part(DONE), END])
+    assert answer.events()[0] == large and final.outcome is Outcome.COMPLETED
 
 
 @pytest.mark.parametrize(

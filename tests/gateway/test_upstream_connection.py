@@ -1,18 +1,21 @@
 """An upstream connection alone, between a socket in memory and the pool of a real upstream: its states and what moves it between them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 
 from tests.fakes import Transport
+from tests.gateway.harness import Log
 from tollway.domain import faults
 from tollway.domain.catalog import Deployment, Engine
 from tollway.domain.faults import Fault
 from tollway.domain.tenants import Status
 from tollway.gateway.upstreams.connection import _TRANSITIONS, DRAIN_BYTES_MAX, State, TransitionError, UpstreamAnswer, UpstreamConnection
-from tollway.gateway.upstreams.upstream import DRAIN_SECONDS, IDLE_CONNECTIONS_MAX, IDLE_SECONDS, Upstream
+from tollway.gateway.upstreams.upstream import DRAIN_SECONDS, IDLE_CONNECTIONS_MAX, IDLE_SECONDS, POOLING_PAUSE_SECONDS, Upstream
 from tollway.telemetry import Metrics
 
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
@@ -45,6 +48,7 @@ class Rig:
     connection: UpstreamConnection
     transport: Transport
     sink: Sink
+    log: Log
 
     def ask(self) -> None:
         self.connection.ask(b"POST", self.sink)
@@ -61,10 +65,11 @@ async def rig() -> AsyncIterator[Rig]:
         id="dep_1", model="m", base_url="http://192.0.2.1:9", engine=Engine.VLLM, upstream_model="m", tier=0, weight=1, region=None,
         status=Status.ACTIVE, created_at=0,
     )  # fmt: skip
-    metrics = Metrics()
-    upstream = Upstream(deployment, None, metrics)
+    metrics, log = Metrics(), Log()
+    upstream = Upstream(deployment, None, metrics, log.writer)
     connection = UpstreamConnection(upstream)
-    yield Rig(metrics, upstream, connection, Transport(connection), Sink())
+    yield Rig(metrics, upstream, connection, Transport(connection), Sink(), log)
+    log.close()
 
 
 async def test_connection_through_requests_shows_its_state_and_count(rig: Rig) -> None:
@@ -129,9 +134,40 @@ async def test_bytes_on_an_idle_connection_close_it_and_are_counted(rig: Rig, da
     assert b'tollway_upstream_unsolicited_total{deployment="dep_1"} 1.0' in rig.metrics.render()
 
 
-async def test_bytes_on_a_new_connection_close_it(rig: Rig) -> None:
+async def test_bytes_on_a_new_connection_close_it_and_are_counted(rig: Rig) -> None:
     rig.transport.feed(WHOLE)
+    assert rig.connection.state is State.CLOSED and rig.metrics.unsolicited == {"dep_1": 1}
+
+
+async def test_upstream_that_spoke_unasked_keeps_no_connection_for_a_time(rig: Rig) -> None:
+    kept = UpstreamConnection(rig.upstream)
+    Rig(rig.metrics, rig.upstream, kept, Transport(kept), Sink(), rig.log).answered(now=time.monotonic())
+    assert kept.state is State.IDLE
+    rig.answered(now=time.monotonic())
+    rig.transport.feed(WHOLE)
+    assert kept.state is State.CLOSED, "what was kept before is not used either"
+    late = UpstreamConnection(rig.upstream)
+    Rig(rig.metrics, rig.upstream, late, Transport(late), Sink(), rig.log).answered(now=time.monotonic())
+    assert late.state is State.CLOSED
+    after = UpstreamConnection(rig.upstream)
+    Rig(rig.metrics, rig.upstream, after, Transport(after), Sink(), rig.log).answered(now=time.monotonic() + POOLING_PAUSE_SECONDS)
+    assert after.state is State.IDLE
+    again = UpstreamConnection(rig.upstream)
+    Transport(again).feed(WHOLE)
+    rig.log.close()
+    lines = [msgspec.json.decode(line) for line in rig.log.text.splitlines()]
+    assert [(line["event"], line["level"], line["upstream"]) for line in lines] == [("upstream_unsolicited", "error", "dep_1")]
+    assert rig.metrics.unsolicited == {"dep_1": 2}
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\r\n", b"HTTP/1.0 408 X\r\n\r\n"])
+async def test_408_on_an_idle_connection_is_its_end_and_nothing_more(rig: Rig, answer: bytes) -> None:
+    rig.answered(now=time.monotonic())
+    rig.transport.feed(answer)
     assert rig.connection.state is State.CLOSED and rig.metrics.unsolicited == {}
+    next_connection = UpstreamConnection(rig.upstream)
+    Rig(rig.metrics, rig.upstream, next_connection, Transport(next_connection), Sink(), rig.log).answered(now=time.monotonic())
+    assert next_connection.state is State.IDLE
 
 
 async def test_draining_connection_that_ends_its_message_becomes_idle(rig: Rig) -> None:

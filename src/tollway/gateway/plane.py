@@ -35,7 +35,7 @@ class Plane:
     ) -> None:
         self.directory = Directory()
         self.metrics = Metrics()
-        self.upstreams = Upstreams(vault, self.metrics)
+        self.upstreams = Upstreams(vault, self.metrics, log)
         self.counters = Counters()
         self.usage_sink = usage_sink
         self.digesters = [digester(pepper) for pepper in peppers]

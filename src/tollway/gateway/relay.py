@@ -46,10 +46,11 @@ _EVENTS = b"content-type: text/event-stream; charset=utf-8\r\nx-accel-buffering:
 class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
     """Timeouts and size limits of an upstream.
 
-    `connect_seconds`: engines are near. `first_token_seconds`: a long prompt behind a long queue. `idle_seconds`: between tokens; an
-    engine that drains badly keeps the socket open indefinitely. `total_seconds`: one attempt in all, its answer included.
-    `commit_after_seconds`: see above. `heartbeat_seconds`: below the idle timeouts of proxies on the way. `answer_bytes_max`: a
-    non-streaming answer, which is held until its usage is durable. `stream_bytes_max`: all events of one stream.
+    `connect_seconds`: engines are near. `first_token_seconds`: a long prompt behind a long queue. `idle_seconds`: between tokens; an engine
+    that drains badly keeps the socket open indefinitely. `total_seconds`: one attempt in all, its answer included. `commit_after_seconds`:
+    see above. `heartbeat_seconds`: below the idle timeouts of proxies on the way. `answer_bytes_max`: a non-streaming answer, which is held
+    until its usage is durable. `stream_bytes_max`: all events of one stream. `event_bytes_max`: one event, which is held until it is whole.
+    An answer beyond these bounds is a fault of the gateway's, not of the engine: it is tried nowhere else.
     """
 
     connect_seconds: float = 2.0
@@ -60,6 +61,7 @@ class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_seconds: float = 10.0
     answer_bytes_max: int = 64 * 1024 * 1024
     stream_bytes_max: int = 64 * 1024 * 1024
+    event_bytes_max: int = sse.EVENT_BYTES_MAX
 
 
 class Active:
@@ -258,7 +260,7 @@ class Exchange:
                 if answer.broken:
                     self.fail(Fault(faults.UPSTREAM_INVALID, detail="broken framing"))
                 elif answer.body_bytes > self._bounds.answer_bytes_max:
-                    self.fail(Fault(faults.UPSTREAM_INVALID, detail="answer too large"))
+                    self.fail(Fault(faults.ANSWER_TOO_LARGE, detail="the answer exceeds answer_bytes_max"))
                 elif answer.complete:
                     if self._client.committed:
                         engine = ENGINES[self._connection.upstream.deployment.engine]
@@ -269,7 +271,7 @@ class Exchange:
                         self._resume()
                 return
             self.stream = self._new_stream()
-            self._events = sse.EventReader()
+            self._events = sse.EventReader(self._bounds.event_bytes_max)
         self._relay_events(answer)
 
     def _is_stream(self, status: int, content_type: bytes) -> bool:
@@ -297,10 +299,10 @@ class Exchange:
             except Fault as caught:
                 fault = caught
             except sse.EventTooLong:
-                fault = Fault(faults.UPSTREAM_INVALID, detail="event too long")
+                fault = Fault(faults.ANSWER_TOO_LARGE, detail="an event exceeds event_bytes_max")
             self._in_event = events.has_rest
             if self.stream_bytes > self._bounds.stream_bytes_max:
-                fault = fault or Fault(faults.UPSTREAM_INVALID, detail="stream too long")
+                fault = fault or Fault(faults.ANSWER_TOO_LARGE, detail="the stream exceeds stream_bytes_max")
             if stream.used is not None:
                 self._record.note(stream.used, stream.source)
         if out:
@@ -420,16 +422,19 @@ async def relay(
     unfinished then, and nothing that reads as success was sent.
     """
     fault: Fault | None = None
+    suspicions: Suspicions | None = None
+    endpoint = permit.call.request.endpoint
     budget.earn()
     for upstream in candidates:
         if fault is not None and not budget.spend():
-            raise fault
+            break
         while True:
             if fault is not None:
                 metrics.retries += 1
             try:
                 exchange = await _attempt(permit, upstream, record, client, bounds, active, metrics, driver, fault)
                 if exchange is not None:
+                    upstream.health.begin_answer(endpoint, time.monotonic())
                     try:
                         while not exchange.finished:
                             await exchange.wait()
@@ -440,16 +445,63 @@ async def relay(
             except Fault as caught:
                 fault = caught
                 metrics.attempted(upstream.deployment.id, caught.kind.code)
-                upstream.failed(caught, time.monotonic())
+                if suspicions is None:
+                    suspicions = Suspicions(permit.call)
+                suspicions.add(upstream, caught, has_begun=client.committed)
                 if client.committed or not _may_retry(caught, permit.call):
+                    suspicions.decide(is_answered=False)
                     raise
                 if caught.kind is faults.UPSTREAM_STALE:
                     continue  # the pool's fault, not the upstream's: the same one again, on a fresh connection, and no load to budget
                 break
             metrics.attempted(upstream.deployment.id, "ok")
-            upstream.succeeded()
+            upstream.health.succeed(endpoint, time.monotonic())
+            if suspicions is not None:
+                suspicions.decide(is_answered=True)
             return
+    if suspicions is not None:
+        suspicions.decide(is_answered=False)
     raise fault or Fault(faults.UPSTREAM_NONE)
+
+
+_OF_REQUEST_PERHAPS = frozenset(
+    {faults.UPSTREAM_FAILED, faults.UPSTREAM_CUT, faults.UPSTREAM_INVALID, faults.UPSTREAM_TIMEOUT_FIRST, faults.UPSTREAM_TIMEOUT_TOTAL}
+)
+"""Faults that a request may cause at an engine that is well: by a picture that it cannot read, or a prompt that stops it."""
+
+
+class Suspicions:
+    """Faults of one request of which it is not known yet whether they are the upstreams' or its own.
+
+    If another upstream answered it, the upstreams before are to blame. If two failed and none answered, the request is, and no upstream
+    counts a failure: one tenant's request must not take an engine from its neighbours.
+    """
+
+    __slots__ = ("_call", "_held")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._held: list[tuple[Upstream, Fault]] | None = None
+
+    def add(self, upstream: Upstream, fault: Fault, *, has_begun: bool) -> None:
+        """Hold a fault that may be the request's; tell the upstream at once of any other, and of one in mid-answer."""
+        if not has_begun and fault.kind in _OF_REQUEST_PERHAPS:
+            if self._held is None:
+                self._held = []
+            self._held.append((upstream, fault))
+        else:
+            self._blame(upstream, fault, has_begun=has_begun)
+
+    def decide(self, *, is_answered: bool) -> None:
+        """The request has ended: tell the upstreams that are to blame."""
+        held = self._held
+        if held is not None and (is_answered or len(held) == 1):
+            for upstream, fault in held:
+                self._blame(upstream, fault, has_begun=False)
+
+    def _blame(self, upstream: Upstream, fault: Fault, *, has_begun: bool) -> None:
+        call = self._call
+        upstream.fail(fault, call.request.endpoint, call.caller.organization.id, time.monotonic(), has_begun=has_begun)
 
 
 def _may_retry(fault: Fault, call: Call) -> bool:
@@ -497,6 +549,8 @@ async def _attempt(
             return exchange
         received = connection.answer
         body = b"".join(received.body)
+        if received.status == 408 and connection.requests > 1:
+            raise Fault(faults.UPSTREAM_STALE, detail="the engine closed an idle connection with 408")
         if call.stream or received.status != 200:
             raise read_answer_fault(received.status, body, ENGINES[upstream.deployment.engine], received.retry_after, record.now_us())
         answer = call.dialect.read_answer(body, call.answer_context(upstream.deployment))

@@ -23,11 +23,14 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
     open = [upstream for upstream in known if upstream.deployment.weight > 0]
     if not open:
         raise Fault(UPSTREAM_NONE, retry_after_seconds=5)
-    return sorted(
+    endpoint = call.request.endpoint
+    candidates = sorted(
         open,
         key=lambda upstream: (
-            upstream.ejected_until > now,
+            not upstream.health.allows(endpoint, now),
             upstream.deployment.tier,
             -(random() ** (1.0 / upstream.deployment.weight)),
         ),
     )[:CANDIDATES_MAX]
+    candidates[0].health.begin_trial(endpoint, now)
+    return candidates

@@ -4,20 +4,24 @@ An event is what stands between blank lines. Engines write one event per write, 
 whether the bytes given are exactly whole events; only if not does it join, split and normalise line ends (CR LF, CR).
 """
 
-EVENT_BYTES_MAX = 1024 * 1024
-"""Longest event; a model's longest is a tool call of some ten KiB. A longer one is an upstream without line ends."""
+EVENT_BYTES_MAX = 16 * 1024 * 1024
+"""Default bound on an event. A model's longest are tool calls with a document in them, and the ids of a long prompt's tokens (1.1 MiB for
+160,000); one above the bound comes from an upstream without line ends."""
 
 
 class EventTooLong(ValueError):
-    """The upstream sent more than EVENT_BYTES_MAX without ending an event."""
+    """The upstream sent more bytes than the reader's bound without ending an event."""
 
 
 class EventReader:
-    """Splits a stream into events. Each is returned without its blank line, with LF line ends, e.g. b'event: x\\ndata: {...}'."""
+    """Splits a stream into events. Each is returned without its blank line, with LF line ends, e.g. b'event: x\\ndata: {...}'.
 
-    __slots__ = ("_after_cr", "_rest")
+    `event_bytes_max`: most bytes of one event."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_after_cr", "_event_bytes_max", "_rest")
+
+    def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
+        self._event_bytes_max = event_bytes_max
         self._rest: bytes | bytearray = b""
         self._after_cr = False
 
@@ -26,7 +30,7 @@ class EventReader:
         rest = self._rest
         if not rest and data.endswith(b"\n\n") and b"\r" not in data and not data.startswith(b"\n"):
             event = data[:-2]
-            if b"\n\n" not in event and not event.endswith(b"\n"):
+            if b"\n\n" not in event and not event.endswith(b"\n") and len(event) <= self._event_bytes_max:
                 return [event]
         if self._after_cr and data:
             self._after_cr = False
@@ -39,12 +43,12 @@ class EventReader:
             if not rest:
                 rest = self._rest = bytearray()
             rest += data  # in place: an event that comes byte by byte is not copied at each byte
-            if len(rest) > EVENT_BYTES_MAX:
+            if len(rest) > self._event_bytes_max:
                 raise EventTooLong
             return []
         *events, last = bytes(rest + data).split(b"\n\n")
         events = [stripped for event in events if (stripped := event.lstrip(b"\n"))]
-        if len(last) > EVENT_BYTES_MAX or any(len(event) > EVENT_BYTES_MAX for event in events):
+        if len(last) > self._event_bytes_max or any(len(event) > self._event_bytes_max for event in events):
             raise EventTooLong
         self._rest = bytearray(last) if last else b""
         return events

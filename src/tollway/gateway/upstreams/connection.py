@@ -11,6 +11,7 @@ the connection is DRAINING for a moment. Everything else closes it.
 """
 
 import asyncio
+import re
 from enum import StrEnum
 from typing import Protocol
 
@@ -19,6 +20,8 @@ from tollway.domain.catalog import Deployment
 from tollway.domain.faults import Fault
 from tollway.wire.http import ResponseReader
 
+_IDLE_END = re.compile(rb"HTTP/1\.[01] 408[ \r\n]")
+"""The answer with which some servers close a connection that has been idle for too long (RFC 9110 section 15.5.9)."""
 DRAIN_BYTES_MAX = 64 * 1024
 """With how many bytes of body an engine may end a message whose content is complete."""
 
@@ -96,7 +99,7 @@ class Pool(Protocol):
     deployment: Deployment
 
     def put_idle(self, connection: "UpstreamConnection") -> bool:
-        """Keep an idle connection for the next request. Return False if the pool is full."""
+        """Keep an idle connection for the next request. Return False if it must be closed."""
         ...
 
     def put_draining(self, connection: "UpstreamConnection") -> None:
@@ -108,7 +111,7 @@ class Pool(Protocol):
         ...
 
     def count_unsolicited(self) -> None:
-        """Bytes arrived on an idle connection."""
+        """Bytes arrived on a connection on which nothing was asked."""
         ...
 
 
@@ -223,7 +226,7 @@ class UpstreamConnection(asyncio.Protocol):
         elif self.state is _DRAINING:
             self._drain(data)
         elif self.state is not _CLOSED:
-            if self.state is _IDLE:
+            if not _IDLE_END.match(data):
                 self.upstream.count_unsolicited()
             self.close()
 

@@ -1,46 +1,49 @@
-"""Upstreams: the connection pool and the passive health of each deployment.
+"""Upstreams: the connection pool of each deployment.
 
 Idle connections are used last-in first-out and closed after IDLE_SECONDS, which must stay below the engines' own keep-alive (5 s in
 vLLM, SGLang and TensorRT-LLM): otherwise an engine resets a connection just as it is used again. The number of connections is not
 bounded here, because the limits bound concurrency.
 
-Health is passive: consecutive failures eject an upstream for a time that doubles, and one success restores it. An ejected upstream is
-still tried when no better one is left, because a doubtful engine is better than none.
+An engine that sends bytes on a connection on which nothing was asked disagrees with the gateway about where a message ends, and the next
+request on that connection could be given another one's answer. Its connections are then used once each for POOLING_PAUSE_SECONDS.
 """
 
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from tollway.domain import faults
-from tollway.domain.catalog import Deployment
+from tollway.domain.catalog import Deployment, Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.snapshot import DeploymentEntry
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.ports import Vault
 from tollway.gateway.request import Request
 from tollway.gateway.upstreams.connection import UpstreamConnection
-from tollway.telemetry import Metrics
+from tollway.gateway.upstreams.health import Health
+from tollway.telemetry import LogWriter, Metrics, timestamp
 
 IDLE_SECONDS = 3.0
 IDLE_CONNECTIONS_MAX = 1024
 """Idle connections kept for each upstream; a burst leaves no more sockets than this behind."""
-FAILURES_TO_EJECT = 3
-EJECTION_SECONDS_MAX = 30.0
+POOLING_PAUSE_SECONDS = 300.0
+"""How long the connections of an upstream that spoke unasked are not kept. A repeated answer may be late, and a new connection is cheap."""
 DRAIN_SECONDS = 5.0
 """Limits for a connection that has to end a message whose content is complete ([DONE] seen, last chunk not)."""
 
 
 class Upstream:
-    """One deployment: its address, its idle connections, and its recent failures."""
+    """One deployment: its address, its idle connections, and its health."""
 
-    def __init__(self, deployment: Deployment, credential: str | None, metrics: Metrics) -> None:
+    def __init__(self, deployment: Deployment, credential: str | None, metrics: Metrics, log: LogWriter) -> None:
         self._metrics = metrics
+        self._log = log
         self.deployment = deployment
-        self.failures = 0
-        self.ejected_until = 0.0
+        self.health = Health()
+        self._pools_from = 0.0
         self._idle: list[UpstreamConnection] = []
         self._draining: set[UpstreamConnection] = set()
         url = urlsplit(deployment.base_url)
@@ -93,9 +96,9 @@ class Upstream:
         return connection
 
     def put_idle(self, connection: UpstreamConnection) -> bool:
-        """Keep an idle connection for the next request. Return False if the pool is full."""
+        """Keep an idle connection for the next request. Return False if it must be closed: the pool is full, or pooling is paused."""
         self._draining.discard(connection)
-        if len(self._idle) >= IDLE_CONNECTIONS_MAX:
+        if len(self._idle) >= IDLE_CONNECTIONS_MAX or connection.settled_at < self._pools_from:
             return False
         self._idle.append(connection)
         return True
@@ -118,33 +121,34 @@ class Upstream:
             connection.close()
 
     def count_unsolicited(self) -> None:
-        """Count bytes on an idle connection: the engine and the gateway disagree about where a message ends."""
+        """Bytes arrived that nothing was asked for: count and log it, and keep no connection for POOLING_PAUSE_SECONDS."""
         self._metrics.count(self._metrics.unsolicited, self.deployment.id)
+        now = time.monotonic()
+        if now >= self._pools_from:
+            self._alarm("upstream_unsolicited", f"connections are used once each for {POOLING_PAUSE_SECONDS:.0f} s")
+        self._pools_from = now + POOLING_PAUSE_SECONDS
+        self.close_idle(now, all=True)
 
-    def succeeded(self) -> None:
-        """Record an answer: earlier failures no longer count."""
-        self.failures = 0
-        self.ejected_until = 0.0
+    def fail(self, fault: Fault, endpoint: Endpoint, organization_id: str, now: float, *, has_begun: bool) -> None:
+        """Record the fault with which a request ended, count an ejection that follows, and log one that an operator must end."""
+        if self.health.fail(fault, endpoint, organization_id, now, has_begun=has_begun):
+            is_permanent = fault.kind is faults.UPSTREAM_MISCONFIGURED
+            reason = "misconfigured" if is_permanent else fault.kind.code
+            self._metrics.count_ejection(self.deployment.id, reason)
+            if is_permanent:
+                self._alarm("upstream_misconfigured", f"{endpoint}: {fault.detail}")
 
-    def failed(self, fault: Fault, now: float) -> None:
-        """Record a failed request. A refusal because of load, or of the request itself, is not a failure of the upstream."""
-        kind = fault.kind
-        if kind.blame is not faults.Blame.UPSTREAM or kind in (
-            faults.UPSTREAM_STALE,
-            faults.UPSTREAM_REFUSED,
-            faults.UPSTREAM_RATE_LIMITED,
-        ):
-            return
-        self.failures += 1
-        if self.failures >= FAILURES_TO_EJECT or kind is faults.UPSTREAM_CONNECT:
-            self.ejected_until = now + min(2.0 ** min(self.failures, 10) / 2**FAILURES_TO_EJECT, EJECTION_SECONDS_MAX)
+    def _alarm(self, event: str, detail: str) -> None:
+        at_us = time.time_ns() // 1000
+        self._log.write({"ts": timestamp(at_us), "level": "error", "event": event, "upstream": self.deployment.id, "detail": detail})
 
 
 class Upstreams:
     """All upstreams by model, as the snapshot lists them. A deployment whose address and credential stay the same keeps its connections."""
 
-    def __init__(self, vault: Vault, metrics: Metrics) -> None:
+    def __init__(self, vault: Vault, metrics: Metrics, log: LogWriter) -> None:
         self._metrics = metrics
+        self._log = log
         self._vault = vault
         self._by_id: dict[str, Upstream] = {}
         self._by_model: dict[str, list[Upstream]] = {}
@@ -172,7 +176,7 @@ class Upstreams:
             before.deployment = deployment
             return
         self.remove(entry.id)
-        upstream = self._by_id[entry.id] = Upstream(deployment, credential, self._metrics)
+        upstream = self._by_id[entry.id] = Upstream(deployment, credential, self._metrics, self._log)
         self._by_model.setdefault(deployment.model, []).append(upstream)
 
     def remove(self, id: str) -> None:

@@ -1,0 +1,119 @@
+"""Passive health of one upstream: what its answers and faults say about sending it more requests.
+
+An upstream is ejected after FAILURES_TO_EJECT failures without a success between them, or at once if it cannot be connected to. An ejected
+upstream is used when no better one is left, because a doubtful engine is better than none. When its time is over, one request tries it: an
+answer restores it, a failure doubles the time.
+
+Two things keep a client from harming its neighbours. Failures of one organization alone eject nothing while the upstream answers others.
+And a fault that the same request caused at two upstreams is not recorded at all (`gateway.relay`).
+
+A fault of the deployment's own (a model that is not loaded, an endpoint that is missing, a credential that is refused) does not pass by
+itself. It ejects the upstream from that endpoint at once, for longer.
+"""
+
+from tollway.domain import faults
+from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import Blame, Fault
+
+FAILURES_TO_EJECT = 3
+EJECTION_SECONDS = 0.5
+EJECTION_SECONDS_MAX = 8.0
+"""The first ejection and the longest. A trial costs one request a retry, so an engine that came back may be noticed soon."""
+MISCONFIGURED_SECONDS = 15.0
+MISCONFIGURED_SECONDS_MAX = 300.0
+"""The same for a fault that lasts until an operator acts."""
+ALIVE_SECONDS = 1.0
+"""An upstream that has begun an answer within this time is alive, whatever becomes of one organization's requests."""
+
+_NOT_FAILURES = frozenset({faults.UPSTREAM_STALE, faults.UPSTREAM_REFUSED, faults.UPSTREAM_RATE_LIMITED})
+"""Faults of an idle connection or of the moment's load."""
+
+
+class _Ejection:
+    """Time in which an upstream is avoided. `until`: seconds of the monotonic clock. `seconds`: its length. `is_tried`: a request is on its
+    way that decides."""
+
+    __slots__ = ("is_tried", "seconds", "until")
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        self.seconds = 0.0
+        self.is_tried = False
+
+
+class Health:
+    """Failures and ejections of one upstream. All times are seconds of the monotonic clock."""
+
+    __slots__ = ("_answered_at", "_ejections", "_failures", "_organizations")
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._organizations: set[str] = set()  # whose requests failed since the last success; two are enough to know
+        self._answered_at = float("-inf")
+        self._ejections: dict[Endpoint | None, _Ejection] = {}  # None: from every endpoint
+
+    def allows(self, endpoint: Endpoint, now: float) -> bool:
+        """Return whether requests for `endpoint` may go to this upstream while others are left."""
+        ejections = self._ejections
+        return not ejections or not any(key in ejections and now < ejections[key].until for key in (None, endpoint))
+
+    def begin_trial(self, endpoint: Endpoint, now: float) -> None:
+        """A request for `endpoint` is sent to this upstream first. If an ejection is over, that request is its trial, and all others go
+        elsewhere until it is decided or as much time has passed again."""
+        for key in (None, endpoint):
+            ejection = self._ejections.get(key)
+            if ejection is not None and 0.0 < ejection.until <= now:
+                ejection.until = now + ejection.seconds
+                ejection.is_tried = True
+
+    def begin_answer(self, endpoint: Endpoint, now: float) -> None:
+        """The upstream began to answer a request: it is used again. Its failures are forgotten when it has ended an answer."""
+        self._answered_at = now
+        if self._ejections:
+            for key in (None, endpoint):
+                ejection = self._ejections.get(key)
+                if ejection is not None:
+                    ejection.until = 0.0
+                    ejection.is_tried = False
+
+    def succeed(self, endpoint: Endpoint, now: float) -> None:
+        """The upstream ended an answer as it should."""
+        self._answered_at = now
+        if self._failures:
+            self._failures = 0
+            self._organizations.clear()
+        if self._ejections:
+            self._ejections.pop(None, None)
+            self._ejections.pop(endpoint, None)
+
+    def fail(self, fault: Fault, endpoint: Endpoint, organization_id: str, now: float, *, has_begun: bool) -> bool:
+        """Record the fault with which a request for `endpoint` ended. `has_begun`: a part of the answer was sent to the client.
+
+        Return whether this begins or prolongs an ejection. Faults of the request, of the gateway, and of the moment's load are no failures.
+        """
+        kind = fault.kind
+        if kind is faults.UPSTREAM_MISCONFIGURED:
+            return self._eject(endpoint, now, MISCONFIGURED_SECONDS, MISCONFIGURED_SECONDS_MAX)
+        if kind.blame is not Blame.UPSTREAM or kind in _NOT_FAILURES:
+            return False
+        self._failures += 1
+        if len(self._organizations) < 2:
+            self._organizations.add(organization_id)
+        if kind is faults.UPSTREAM_CONNECT:
+            return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX)
+        if self._failures < FAILURES_TO_EJECT:
+            return False
+        if has_begun or len(self._organizations) > 1 or now - self._answered_at >= ALIVE_SECONDS:
+            return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX)
+        return False
+
+    def _eject(self, key: Endpoint | None, now: float, first_seconds: float, seconds_max: float) -> bool:
+        ejection = self._ejections.get(key)
+        if ejection is None:
+            ejection = self._ejections[key] = _Ejection()
+        elif now < ejection.until and not ejection.is_tried:
+            return False  # a request that was sent before the ejection began
+        ejection.seconds = min(max(2 * ejection.seconds, first_seconds), seconds_max)
+        ejection.until = now + ejection.seconds
+        ejection.is_tried = False
+        return True
