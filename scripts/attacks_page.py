@@ -59,6 +59,9 @@ ROWS = {
     64: ("an engine that redirects, switches, floods, compresses, mis-frames, or is somebody else", "502, nothing relayed"),
     65: ("an engine that never ends, falls silent, or talks on after the end", "an error event at the bound; never a silent end"),
     66: ("an engine's event fields, split lines, errors with our credential in them", "only the dialect's fields; never its text"),
+    67: ("requests that fail at every engine, to take engines from neighbours", "no engine is ejected; 400 where its words say why"),
+    68: ("an engine that answers unasked, or twice", "its connections are closed and used once each for a time; alarm"),
+    69: ("usage that claims more input than the request holds, or one absurd running total", "held to what can be true; named as an anomaly"),
 }  # fmt: skip
 """What is tried, and what comes of it. The rows between are the control plane's, or need what is not served yet."""
 

@@ -318,7 +318,7 @@ def running(*totals: int, last: int | None, cap: int | None = None, step: int = 
     ],
     ids=["absurd", "absurd-below-the-cap", "absurd-between", "absurd-and-no-final", "falling", "final-of-nothing", "hidden-reasoning"],
 )
-def test_running_total_that_is_absurd_does_not_outlive_the_final_one(
+def test_69_running_total_that_is_absurd_does_not_outlive_the_final_one(
     totals: tuple[int, ...], last: int | None, output: int, anomaly: Anomaly | None, cap: int | None
 ) -> None:
     stream = running(*totals, last=last, cap=cap)
@@ -326,7 +326,7 @@ def test_running_total_that_is_absurd_does_not_outlive_the_final_one(
     assert stream.anomaly is anomaly
 
 
-def test_input_above_what_the_prompts_can_have_is_held_to_it() -> None:
+def test_69_input_above_what_the_prompts_can_have_is_held_to_it() -> None:
     known = context(input_tokens_max=100, output_tokens_max=10)
     absurd = {"prompt_tokens": 2147483647, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 2147483600}}
     answer = read_answer(msgspec.json.encode({"choices": [], "usage": absurd}), known)

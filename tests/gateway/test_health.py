@@ -63,7 +63,7 @@ def test_faults_of_others_eject_nothing(kind: faults.FaultKind) -> None:
     assert health.allows(CHAT, 0.0)
 
 
-def test_failures_of_one_organization_eject_nothing_while_others_are_answered() -> None:
+def test_67_failures_of_one_organization_eject_nothing_while_others_are_answered() -> None:
     health = Health()
     health.begin_answer(CHAT, 0.0)
     assert not any(fail(health, faults.UPSTREAM_FAILED, ALIVE_SECONDS / 2) for _ in range(20))
@@ -159,7 +159,7 @@ POISON: dict[str, Script] = {"500": [whole({"message": "decode failed"}, 500)], 
 
 
 @pytest.mark.parametrize("case", POISON)
-async def test_fault_that_a_request_causes_everywhere_ejects_nobody(case: str) -> None:
+async def test_67_fault_that_a_request_causes_everywhere_ejects_nobody(case: str) -> None:
     def script(name: str) -> "Upstream":
         return Upstream(lambda asked: POISON[case] if b"poison" in asked.body else [whole(completion(name))])
 
@@ -172,7 +172,7 @@ async def test_fault_that_a_request_causes_everywhere_ejects_nobody(case: str) -
         assert running.plane.metrics.ejections == {}
 
 
-async def test_pictures_to_a_model_without_eyes_leave_the_engine_in_place() -> None:
+async def test_67_pictures_to_a_model_without_eyes_leave_the_engine_in_place() -> None:
     body = {"error": {"code": 500, "message": "image input is not supported - hint: provide the mmproj", "type": "server_error"}}
     first = Upstream(lambda asked: [whole(body, 500)] if b"image_url" in asked.body else [whole(completion("first"))])
     second = Upstream([whole(completion("second"))])

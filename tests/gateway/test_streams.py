@@ -560,7 +560,7 @@ async def test_a_report_with_an_impossible_detail_is_billed_by_its_totals(detail
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_more_input_than_the_request_can_hold_is_not_billed(stream: bool) -> None:
+async def test_69_more_input_than_the_request_can_hold_is_not_billed(stream: bool) -> None:
     report = usage(2147483647, 2, 2147483000)
     body = completion() | {"usage": report}
     answer, final, running = await ask(reporting(None, None, last=report) if stream else [whole(body)], chat(stream=stream))

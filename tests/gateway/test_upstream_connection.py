@@ -126,7 +126,7 @@ async def test_settle_with_an_unsent_request_closes(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("data", [b"x", WHOLE, b"\r\n"], ids=["byte", "answer", "line"])
-async def test_bytes_on_an_idle_connection_close_it_and_are_counted(rig: Rig, data: bytes) -> None:
+async def test_68_bytes_on_an_idle_connection_close_it_and_are_counted(rig: Rig, data: bytes) -> None:
     rig.answered()
     rig.transport.feed(data)
     assert rig.connection.state is State.CLOSED and rig.transport.aborted
@@ -134,12 +134,12 @@ async def test_bytes_on_an_idle_connection_close_it_and_are_counted(rig: Rig, da
     assert b'tollway_upstream_unsolicited_total{deployment="dep_1"} 1.0' in rig.metrics.render()
 
 
-async def test_bytes_on_a_new_connection_close_it_and_are_counted(rig: Rig) -> None:
+async def test_68_bytes_on_a_new_connection_close_it_and_are_counted(rig: Rig) -> None:
     rig.transport.feed(WHOLE)
     assert rig.connection.state is State.CLOSED and rig.metrics.unsolicited == {"dep_1": 1}
 
 
-async def test_upstream_that_spoke_unasked_keeps_no_connection_for_a_time(rig: Rig) -> None:
+async def test_68_upstream_that_spoke_unasked_keeps_no_connection_for_a_time(rig: Rig) -> None:
     kept = UpstreamConnection(rig.upstream)
     Rig(rig.metrics, rig.upstream, kept, Transport(kept), Sink(), rig.log).answered(now=time.monotonic())
     assert kept.state is State.IDLE
