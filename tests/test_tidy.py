@@ -103,7 +103,7 @@ UNCONVERTED_PROSE: dict[str, int] = {
     "scripts/": 6,
     "src/tollway/cli/": 74,
     "src/tollway/control/": 144,
-    "src/tollway/domain/": 6,
+    "src/tollway/domain/": 4,
     "src/tollway/gateway/": 1,
     "src/tollway/serve/": 22,
     "src/tollway/settings.py": 26,
