@@ -61,7 +61,7 @@ ROWS = {
     66: ("an engine's event fields, split lines, errors with our credential in them", "only the dialect's fields; never its text"),
     67: ("requests that fail at every engine, to take engines from neighbours", "no engine is ejected; 400 where its words say why"),
     68: ("an engine that answers unasked, or twice", "its connections are closed and used once each for a time; alarm"),
-    69: ("usage that claims more input than the request holds, or one absurd running total", "held to what can be true; named as an anomaly"),
+    69: ("reports of more input than the request holds, or of one absurd total", "held to what can be true; named as an anomaly"),
 }  # fmt: skip
 """What is tried, and what comes of it. The rows between are the control plane's, or need what is not served yet."""
 
