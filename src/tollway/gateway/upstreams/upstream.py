@@ -30,7 +30,7 @@ IDLE_SECONDS = 3.0
 IDLE_CONNECTIONS_MAX = 1024
 """Idle connections kept for each upstream; a burst leaves no more sockets than this behind."""
 POOLING_PAUSE_SECONDS = 300.0
-"""Time for which connections of an upstream that spoke unasked are not kept. A repeated answer may be late, and a new connection is cheap."""
+"""Time for which connections of an upstream that spoke unasked are not kept. A repeated answer may be late; a new connection is cheap."""
 DRAIN_SECONDS = 5.0
 """Limits for a connection that has to end a message whose content is complete ([DONE] seen, last chunk not)."""
 
