@@ -104,7 +104,7 @@ def test_requests_sent_before_an_ejection_do_not_prolong_it() -> None:
     assert health.allows(CHAT, EJECTION_SECONDS)
 
 
-def test_trial_that_is_never_decided_makes_room_for_another() -> None:
+def test_trial_that_is_never_decided_is_followed_by_another() -> None:
     health = ejected()
     health.begin_trial(CHAT, EJECTION_SECONDS)
     assert health.allows(CHAT, 2 * EJECTION_SECONDS)
