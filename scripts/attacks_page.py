@@ -50,7 +50,7 @@ ROWS = {
         "401 alike in body, lines of code and time ([R17](reliability.md#r17-timing-of-refusals)); 429 per address",
     ),
     38: ("SQL, JSON, LDAP, spaces, other schemes in the credential", "401"),
-    40: ("a key by another header; two credentials", "no difference; 400"),
+    40: ("a key by another header; two credentials", "no difference; 400 if they differ"),
     41: ("a revoked key", "401 from the change on"),
     44: ("a key of the other plane", "403"),
     56: ("a neighbour's prefix cache", "a salt for each organization"),

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.fakes import Do, Script, Upstream
-from tests.gateway.harness import KEY, STREAM_HEAD, Gateway, Served, gateway, post
+from tests.gateway.harness import KEY, STREAM_HEAD, Answer, Gateway, Memory, Served, gateway, plane, post, split_answers
 from tests.simulator.running import Running, simulator
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.usage import Outcome, UsageSource
@@ -179,3 +179,74 @@ async def test_events_that_are_no_errors_are_relayed_whatever_their_shape() -> N
     assert names[0] == b"event: message_start" and b"event: x.y-z" in names and len(names) == len(sent) - 2
     assert (final.outcome, final.used, final.source) == (Outcome.COMPLETED, Quantities(9, 0, 3), UsageSource.ENGINE_FINAL)
     assert anomalies == {"usage_invalid": 1}
+
+
+ENTRIES = {
+    "no key, large body": (401, "authentication_error", {"content-length": "100000"}),
+    "body beyond the bound": (413, "request_too_large", {"content-length": str(1 << 40), "x-api-key": KEY}),
+    "other media type": (415, "invalid_request_error", {"content-type": "text/plain", "content-length": "2", "x-api-key": KEY}),
+    "compressed body": (415, "invalid_request_error", {"content-encoding": "gzip", "content-length": "2", "x-api-key": KEY}),
+    "two credentials": (400, "invalid_request_error", {"authorization": "Bearer x", "x-api-key": KEY, "content-length": "2"}),
+    "one header too large": (431, "invalid_request_error", {"x-padding": "a" * 100_000}),
+    "too many headers": (431, "invalid_request_error", {f"x-{number}": "a" for number in range(200)}),
+    "malformed framing": (400, "invalid_request_error", {"content-length": "-1"}),
+    "other expectation": (417, "invalid_request_error", {"expect": "200-maybe", "content-length": "2"}),
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages?beta=true", "http://gateway/v1/messages", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("case", ENTRIES)
+async def test_error_found_before_the_body_is_read_has_the_shape_of_the_path(case: str, path: str) -> None:
+    status, type, headers = ENTRIES[case]
+    with plane() as (made, _, _):
+        fields = {"host": "gateway", "content-type": "application/json"} | headers
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        connection = await Memory(made).exchange(f"POST {path} HTTP/1.1\r\n{lines}\r\n{{}}".encode())
+        (answer,) = split_answers(connection.written)
+    assert answer.status == status
+    check_shape(answer, type)
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status", "type"),
+    [
+        ("GET /v1/messages HTTP/1.1", 405, "invalid_request_error"),
+        ("POST /v1/messages/batches HTTP/1.1", 404, "not_found_error"),
+        (f"POST /v1/messages?{'a' * 20_000} HTTP/1.1", 414, "invalid_request_error"),
+    ],
+)
+async def test_error_of_a_route_below_messages_has_its_shape(request_line: str, status: int, type: str) -> None:
+    with plane() as (made, _, _):
+        connection = await Memory(made).exchange(f"{request_line}\r\nhost: gateway\r\n\r\n".encode())
+        (answer,) = split_answers(connection.written)
+    assert answer.status == status
+    check_shape(answer, type)
+
+
+async def test_error_of_a_pipelined_request_has_the_shape_of_its_own_path() -> None:
+    with plane() as (made, _, _):
+        first = b"GET /livez HTTP/1.1\r\nhost: gateway\r\n\r\n"
+        second = b"POST /v1/messages HTTP/1.1\r\nhost: gateway\r\ncontent-length: -1\r\n\r\n"
+        third = b"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\n\r\n"
+        answers = split_answers((await Memory(made).exchange(first + second + third)).written)
+    assert [answer.status for answer in answers] == [200, 400]
+    check_shape(answers[1], "invalid_request_error")
+
+
+async def test_head_that_does_not_end_in_time_is_answered_in_the_shape_of_its_path() -> None:
+    with plane() as (made, _, _):
+        memory = Memory(made)
+        connection = memory.connect()
+        connection.feed(b"POST /v1/messages HTTP/1.1\r\nhost: gat")
+        memory.tick(connection, 60.0)
+        (answer,) = split_answers(connection.written)
+    assert answer.status == 408
+    check_shape(answer, "invalid_request_error")
+
+
+def check_shape(answer: Answer, type: str) -> None:
+    """Fail unless an answer is Anthropic's error object, and carries its request id in the header that the SDK reads."""
+    body = answer.json()
+    assert set(body) == {"type", "error", "request_id"} and body["type"] == "error"
+    assert body["error"]["type"] == type
+    assert answer.headers["request-id"] == body["request_id"]

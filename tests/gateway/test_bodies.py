@@ -76,6 +76,11 @@ TYPES = {
     "utf-16": "application/json; charset=utf-16",
     "problem": "application/problem+json",
     "twice": "application/json, text/plain",
+    "two charsets": "application/json; charset=utf-8; charset=utf-16",
+    "other charset behind a parameter": "application/json; profile=x; charset=latin-1",
+    "no parameter": "application/json; charset",
+    "open quotes": 'application/json; charset="utf-8',
+    "longer name": "application/json5",
 }
 
 
@@ -87,7 +92,18 @@ async def test_21_other_media_types(kind: str, memory: Memory) -> None:
     assert not sink_of(memory).admits
 
 
-@pytest.mark.parametrize("type", ["application/json", "Application/JSON; Charset=UTF-8", 'application/json;charset="utf-8"'])
+@pytest.mark.parametrize(
+    "type",
+    [
+        "application/json",
+        "Application/JSON; Charset=UTF-8",
+        'application/json;charset="utf-8"',
+        "application/json; profile=x; charset=utf-8",
+        'application/json; profile="a;b=\\"c\\""',
+        "application/json;",
+        "application/json ; charset=utf-8 ; ",
+    ],
+)
 async def test_21_json_in_utf_8_however_it_is_spelt(type: str, memory: Memory) -> None:
     assert (await ask(memory, chat(), content_type=type)).status == 502
 

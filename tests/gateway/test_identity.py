@@ -268,10 +268,30 @@ async def test_40_the_way_a_key_is_carried_changes_nothing(key: str, memory: Mem
 
 
 @pytest.mark.parametrize("second", ["x-api-key: {}", "api-key: {}"])
-async def test_40_two_credentials_are_none(second: str, memory: Memory) -> None:
-    for other in (KEY, OTHER_KEY, "junk"):
+async def test_40_two_credentials_that_differ_are_refused(second: str, memory: Memory) -> None:
+    for other in (OTHER_KEY, "junk"):
         answer = await ask_chat(memory, f"authorization: Bearer {KEY}", second.format(other))
         assert (answer.status, answer.error["code"]) == (400, "ambiguous_credentials")
+
+
+BEARER = f"authorization: Bearer {KEY}"
+SAME = {
+    "twice": (BEARER, f"x-api-key: {KEY}"),
+    "three times": (BEARER, f"x-api-key: {KEY}", f"api-key: {KEY}"),
+    "beside an empty header": (BEARER, "x-api-key: "),
+    "beside an empty bearer": ("authorization: Bearer ", f"x-api-key: {KEY}"),
+    "beside an empty authorization": ("authorization: ", f"api-key: {KEY}"),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+async def test_40_same_credential_in_several_headers_is_served(case: str, memory: Memory) -> None:
+    assert (await ask_chat(memory, *SAME[case])).status == 502, "served, by an engine that is not there"
+
+
+async def test_40_key_beside_another_authentication_scheme_is_refused(memory: Memory) -> None:
+    answer = await ask_chat(memory, "authorization: Basic dTpw", f"x-api-key: {KEY}")
+    assert (answer.status, answer.error["code"]) == (400, "ambiguous_credentials")
 
 
 @pytest.mark.parametrize("key", [ADMIN_KEY, PLATFORM_KEY, NODE_KEY], ids=["admin", "platform", "node"])

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 
 from tollway.domain import keys
-from tollway.domain.faults import CREDENTIALS_AMBIGUOUS, KEY_INVALID, SCOPE_INSUFFICIENT, Fault
+from tollway.domain.faults import KEY_INVALID, SCOPE_INSUFFICIENT, Fault
 from tollway.domain.keys import KeyType
 from tollway.gateway.directory import Directory
 from tollway.gateway.request import Caller, RequestHead
+from tollway.wire.credentials import find_secret
 
 _KEY_BYTES_MAX = 128
 """Ours have 65 to 69 characters; anything much longer is not hashed at all."""
@@ -19,14 +20,16 @@ _OTHER_PLANES = tuple(f"tw_{type}_".encode() for type in (KeyType.ADMIN, KeyType
 def authenticate(head: RequestHead, directory: Directory, digesters: Sequence[Digester], now_us: int) -> Caller:
     """The caller of a request with this head.
 
-    Raises Fault: invalid_api_key (401) for none, malformed, unknown, revoked or expired; ambiguous_credentials (400) for two;
+    Raises Fault: invalid_api_key (401) for none, malformed, unknown, revoked or expired; ambiguous_credentials (400) for two
+    that differ;
     insufficient_scope (403) for a well-formed key of another plane. The lookup is in memory, so the malformed cost no more than the rest.
     """
     if head.digest is not None:
         caller = directory.find_caller(head.digest, now_us)
         if caller is not None:
             return caller
-    secret = find_secret(head.headers)
+    headers = head.headers
+    secret = find_secret(_values(headers, b"authorization"), _values(headers, b"x-api-key") + _values(headers, b"api-key"))
     if secret is None or len(secret) > _KEY_BYTES_MAX:
         raise Fault(KEY_INVALID, message=None if secret else "You didn't provide an API key.")
     for digester in digesters:
@@ -40,18 +43,5 @@ def authenticate(head: RequestHead, directory: Directory, digesters: Sequence[Di
     raise Fault(KEY_INVALID)
 
 
-def find_secret(headers: dict[bytes, bytes]) -> bytes | None:
-    """The one credential that the headers carry, whichever way it came; None if there is none. Raises ambiguous_credentials."""
-    secret = headers.get(b"x-api-key")
-    if b"api-key" in headers:
-        if secret is not None:
-            raise Fault(CREDENTIALS_AMBIGUOUS)
-        secret = headers[b"api-key"]
-    authorization = headers.get(b"authorization")
-    if authorization is None:
-        return secret
-    if secret is not None:
-        raise Fault(CREDENTIALS_AMBIGUOUS)
-    if authorization[:7].lower() != b"bearer ":
-        raise Fault(KEY_INVALID)
-    return authorization[7:].strip(b" ")
+def _values(headers: dict[bytes, bytes], name: bytes) -> list[bytes]:
+    return [headers[name]] if name in headers else []

@@ -41,8 +41,17 @@ def read(body: bytes) -> dict[str, Any]:
     """As `parse`, but for one thing that is left to the caller, who may know it more cheaply: `check_finite`."""
     if len(body) > VALUES_MAX and body.count(b",") + body.count(b"[") + body.count(b"{") > VALUES_MAX:
         raise Fault(PARAMETER_INVALID, message="The request body has too many values.")
+    value = read_value(body)
+    if type(value) is not dict:
+        raise Fault(JSON_INVALID, message="The request body must be a JSON object.")
+    return value
+
+
+def read_value(body: bytes) -> Any:
+    """Return the value that strict JSON holds: UTF-8, no key twice at any depth, no NaN. Raises as `parse` does. Both planes read bodies
+    here."""
     try:
-        value = jiter.from_json(body, catch_duplicate_keys=True, allow_inf_nan=False, cache_mode="keys")
+        return jiter.from_json(body, catch_duplicate_keys=True, allow_inf_nan=False, cache_mode="keys")
     except ValueError as error:
         text = str(error)
         if text.startswith("Detected duplicate key"):
@@ -51,9 +60,6 @@ def read(body: bytes) -> dict[str, Any]:
         if text.startswith("number out of range"):
             raise Fault(PARAMETER_INVALID, message="A number in the request body is out of range.") from None
         raise Fault(JSON_INVALID) from None
-    if type(value) is not dict:
-        raise Fault(JSON_INVALID, message="The request body must be a JSON object.")
-    return value
 
 
 def check_finite(value: dict[str, Any]) -> None:

@@ -207,6 +207,11 @@ class RequestReader:
             self._parser = None
 
     @property
+    def target(self) -> bytes:
+        """The target of the message that is being read or is at fault, as far as it has arrived; empty between messages."""
+        return self._current.target
+
+    @property
     def keeps_head(self) -> bool:
         """Return whether the next head will be compared with the last."""
         return self._ends is not None
@@ -237,13 +242,16 @@ class RequestReader:
 
     def on_message_begin(self) -> None:
         self.in_message = True
-        self._current = HttpRequest({})
+        if self.fault is None:  # otherwise the message at fault stays the current one, for the answer
+            self._current = HttpRequest({})
 
     def on_url(self, target: bytes) -> None:
+        if self.fault is not None:
+            return
         current = self._current
         current.target = current.target + target if current.target else target
         if len(current.target) > self._bounds.target_bytes_max:
-            self.fault = self.fault or faults.TARGET_TOO_LONG
+            self.fault = faults.TARGET_TOO_LONG
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers = count = self._headers + 1
@@ -325,11 +333,12 @@ class RequestReader:
             body += data
 
     def on_message_complete(self) -> None:
-        request, self._current = self._current, _NO_REQUEST
+        request = self._current
         self.open_request = None
         self.in_message = False
         self._headers = self._head_bytes = self._raw_bytes = 0
         if self.fault is None:
+            self._current = _NO_REQUEST
             request.body = bytes(self._body)
             request.headers.pop(b"content-length", None)
             self._complete.append(request)

@@ -17,7 +17,6 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import jiter
 from fastapi import APIRouter, Depends
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
@@ -34,15 +33,15 @@ from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.faults import (
     CONTENT_CODING_UNSUPPORTED,
-    CREDENTIALS_AMBIGUOUS,
-    JSON_INVALID,
-    KEY_DUPLICATED,
     KEY_INVALID,
     MEDIA_TYPE_UNSUPPORTED,
     PARAMETER_UNKNOWN,
     RESOURCE_UNKNOWN,
     Fault,
 )
+from tollway.wire import bodies
+from tollway.wire.credentials import find_secret
+from tollway.wire.media_types import is_json
 
 
 def plane_of(request: Request) -> ControlPlane:
@@ -69,14 +68,12 @@ class Access:
 
 
 def _presented(request: Request) -> bytes:
-    """The one credential of a request. Two are refused: which of them counts must never be a matter of opinion."""
-    values = request.headers.getlist("authorization")
-    if len(values) + len(request.headers.getlist("x-api-key")) > 1:
-        raise Fault(CREDENTIALS_AMBIGUOUS)
-    scheme, _, secret = values[0].partition(" ") if values else ("", "", "")
-    if scheme.lower() != "bearer" or not secret.isascii():
+    """Return the one credential of a request. Raises ambiguous_credentials, or invalid_api_key if there is none."""
+    authorization, key = ([value.encode("latin-1") for value in request.headers.getlist(name)] for name in ("authorization", "x-api-key"))
+    secret = find_secret(authorization, key)
+    if secret is None or not secret.isascii():
         raise Fault(KEY_INVALID)
-    return secret.encode()
+    return secret
 
 
 def _check_tenant(plane: ControlPlane, request: Request) -> Tenant:
@@ -181,20 +178,11 @@ def _query_names(dependant: Dependant) -> Iterator[str]:
 
 # ---- Bodies -----------------------------------------------------------------------------------------------------------
 
-_DUPLICATE = re.compile(r'Detected duplicate key "([^"\\]{1,64})"')
-
 
 def read_json(body: bytes, headers: Mapping[str, str]) -> object:
     """The value of a strict JSON body. Raises Faults for what is not JSON in UTF-8, or says one key twice."""
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise Fault(CONTENT_CODING_UNSUPPORTED)
-    media_type, _, parameters = headers.get("content-type", "").partition(";")
-    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
-    if media_type.strip().lower() != "application/json" or charset not in {"", "utf-8", "utf8"}:
+    if not is_json(headers.get("content-type", "").encode("latin-1")):
         raise Fault(MEDIA_TYPE_UNSUPPORTED)
-    try:
-        return jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)
-    except ValueError as error:
-        if found := _DUPLICATE.search(str(error)):
-            raise Fault(KEY_DUPLICATED, param=name_of(found.group(1))) from error
-        raise Fault(KEY_DUPLICATED if "duplicate key" in str(error) else JSON_INVALID) from error
+    return bodies.read_value(body)

@@ -3,6 +3,8 @@
 Everything else follows from the row: the gateway's routes, the heads of requests to engines, and the shape of errors.
 """
 
+import re
+
 from tollway.domain.catalog import Endpoint
 from tollway.gateway.dialects import chat_completions, completions, count_tokens, embeddings, messages
 from tollway.gateway.dialects.dialect import Dialect
@@ -18,11 +20,14 @@ DIALECTS: dict[Endpoint, Dialect] = {
     )
 }
 
+_ORIGIN = re.compile(rb"\Ahttps?://[^/]*", re.IGNORECASE)
+"""What precedes the path of a target in absolute form. A request for another host is refused in the shape of its path as well."""
+
 
 def find_error_dialect(target: bytes) -> Dialect:
-    """Return the dialect in which a request to `target` (path and query) is told of an error: that of the longest endpoint that the path
-    begins with, or OpenAI's."""
-    path = target.partition(b"?")[0]
+    """Return the dialect in which every error of a request to `target` is written: that of the longest endpoint that it begins with, or
+    OpenAI's. `target`: in origin or absolute form, as much of it as has arrived."""
+    path = _ORIGIN.sub(b"", target, count=1).partition(b"?")[0]
     best = DIALECTS[Endpoint.CHAT_COMPLETIONS]
     length = 0
     for dialect in DIALECTS.values():

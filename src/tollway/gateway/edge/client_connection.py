@@ -21,10 +21,11 @@ from tollway.gateway.dialects.table import find_error_dialect
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.edge import edge_policy
 from tollway.gateway.edge.edge import Edge
-from tollway.gateway.edge.routes import ENDPOINTS, HEALTH_TARGETS, LIMITS_TARGET, MODELS_TARGET, find_path, find_target_fault, is_json
+from tollway.gateway.edge.routes import ENDPOINTS, HEALTH_TARGETS, LIMITS_TARGET, MODELS_TARGET, find_path, find_target_fault
 from tollway.gateway.ports import Flow
 from tollway.gateway.request import ClientGone, Request, RequestHead, new_request
 from tollway.wire.http import NO_HEADERS, HttpRequest, RequestReader, chunk_size
+from tollway.wire.media_types import is_json
 
 PRECHECK_BYTES = 64 * 1024
 """A body larger than this is read on only for a caller who authenticated by the head."""
@@ -438,7 +439,7 @@ class ClientConnection(asyncio.Protocol):
         if self._transport is None:
             return
         request_id = pipeline.new_id(self._edge.plane)
-        dialect = find_error_dialect(self._request.target if self._request is not None else b"")
+        dialect = find_error_dialect(self._request.target if self._request is not None else self._reader.target)
         headers += b"content-type: application/json\r\ncache-control: no-store\r\n" + dialect.identify(request_id)
         headers += self._cors(self._request or self._reader.open_request)
         body = dialect.render_error(fault, request_id)

@@ -1,4 +1,4 @@
-"""Paths of the gateway, and the rules for request targets and content types."""
+"""Paths of the gateway, and the rules for request targets."""
 
 from urllib.parse import unquote_to_bytes
 
@@ -35,12 +35,3 @@ def find_target_fault(path: bytes) -> FaultKind | None:
     if not path.startswith(b"/") or b"%2f" in path.lower() or "\\" in decoded or "\0" in decoded:
         return faults.TARGET_INVALID
     return faults.TARGET_INVALID if {".", ".."} & set(decoded.split("/")) else None
-
-
-def is_json(content_type: bytes) -> bool:
-    """Return whether a content-type says JSON in UTF-8."""
-    media, _, rest = content_type.partition(b";")
-    if media.strip().lower() != b"application/json":
-        return False
-    parameters = rest.strip().lower().replace(b'"', b"")
-    return not parameters or parameters in (b"charset=utf-8", b"charset=utf8")

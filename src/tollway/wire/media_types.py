@@ -1,0 +1,36 @@
+"""The `content-type` of request bodies. Both planes read it here."""
+
+import re
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_PARAMETER = re.compile(rb"[ \t]*;[ \t]*(?:(%b)=(?:(%b)|\"((?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*)\"))?" % (_TOKEN, _TOKEN))
+"""One parameter, which may be empty, by the grammar of RFC 9110 (sections 5.6.4 and 5.6.6)."""
+_JSON = re.compile(rb"[ \t]*application/json(?=[ \t;]|$)", re.IGNORECASE)
+_UTF_8 = frozenset({b"utf-8", b"utf8"})
+
+
+def is_json(content_type: bytes) -> bool:
+    """Return whether a content-type says JSON in UTF-8.
+
+    Parameters that say nothing of the encoding are ignored, as RFC 8259 (section 11) defines none for JSON. Anything that is not a list of
+    parameters by RFC 9110 is rejected, and so are two charsets.
+    """
+    match = _JSON.match(content_type)
+    if match is None:
+        return False
+    at = match.end()
+    charset = b""
+    content_type = content_type.rstrip(b" \t")
+    while at < len(content_type):
+        parameter = _PARAMETER.match(content_type, at)
+        if parameter is None:
+            return False
+        at = parameter.end()
+        name, token, quoted = parameter.groups()
+        if name is not None and name.lower() == b"charset":
+            if charset:
+                return False
+            charset = (token if token is not None else quoted).lower()
+            if charset not in _UTF_8:
+                return False
+    return True
