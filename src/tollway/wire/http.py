@@ -55,17 +55,17 @@ _REPEATED_BYTES_MAX = 2048
 _NUMBER_BYTES_MAX = 9
 _UNSEEN = b"?"
 _wanted_names: dict[bytes, bytes | None] = {}
-"""What spellings of request headers stand for; shared by all connections, bounded by _SPELLINGS_MAX."""
+"""Names that spellings of request headers stand for; shared by all connections, bounded by _SPELLINGS_MAX."""
 _answer_names: dict[bytes, bytes | None] = {}
 """The same for headers of answers."""
 _REFUSED = b"_"
 
 
 class HttpBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of a request is read before it is refused.
+    """Bounds on what is read of a request before it is refused.
 
     `head_bytes_max`: request line and headers; OpenAI asks clients to stay below 64 KiB, SDKs send 1 KiB. `headers_max`: llhttp has
-    no bound of its own. `target_bytes_max`: the API's longest target is below 100 bytes; the rest is room for queries.
+    no bound of its own. `target_bytes_max`: the API's longest target is below 100 bytes; the rest is space for queries.
     `body_bytes_max`: a long context with images. `pipelined_max`: requests read ahead of the one being answered.
     """
 
@@ -80,7 +80,7 @@ DEFAULT_BOUNDS = HttpBounds()
 
 
 NO_HEADERS: dict[bytes, bytes] = {}
-"""In place of headers that were let go of. Shared, never written to."""
+"""In place of headers that were released. Shared, never written to."""
 
 
 class HttpRequest(msgspec.Struct, gc=False):
@@ -96,7 +96,7 @@ class HttpRequest(msgspec.Struct, gc=False):
 
 
 _NO_REQUEST = HttpRequest(NO_HEADERS)
-"""What a reader reads while it reads none."""
+"""Placeholder of a reader that reads no request."""
 
 
 class RequestReader:
@@ -162,7 +162,7 @@ class RequestReader:
         return self._feed(data)
 
     def _keep(self, data: bytes, request: HttpRequest) -> None:
-        """What to compare the next read with, if `data` was exactly the request and another may follow it."""
+        """Keep what the next read is compared with, if `data` was exactly the request and another may follow it."""
         self._ends = None
         if not request.keep_alive or request.minor_version != 1 or b"transfer-encoding" in request.headers or b"expect" in request.headers:
             return
@@ -173,9 +173,9 @@ class RequestReader:
 
     def _feed(self, data: bytes) -> list[HttpRequest]:
         if self.open_request is None:
-            room = self._bounds.head_bytes_max - self._head_bytes
-            if len(data) > room:
-                return self._feed_across_bound(data, room)
+            space = self._bounds.head_bytes_max - self._head_bytes
+            if len(data) > space:
+                return self._feed_across_bound(data, space)
             self._head_bytes += len(data)
         else:
             # Chunk framing and trailers come on top of the body's own bound, which on_body keeps; this one bounds the overhead.
@@ -185,11 +185,11 @@ class RequestReader:
                 return []
         return self._parse(data)
 
-    def _feed_across_bound(self, data: bytes, room: int) -> list[HttpRequest]:
+    def _feed_across_bound(self, data: bytes, space: int) -> list[HttpRequest]:
         """More bytes than a head may have, in one read: the part within the bound must complete a head."""
         complete: list[HttpRequest] = []
         while data and self.fault is None and not self._is_over:
-            part, data = data[:room], data[room:]
+            part, data = data[:space], data[space:]
             before = len(complete)
             self._head_bytes += len(part)
             complete += self._parse(part)
@@ -197,11 +197,11 @@ class RequestReader:
                 return complete + (self._feed(data) if data else [])
             if len(complete) == before and self._head_bytes >= self._bounds.head_bytes_max and data:
                 self.fault = faults.HEAD_TOO_LARGE
-            room = max(1, self._bounds.head_bytes_max - self._head_bytes)
+            space = max(1, self._bounds.head_bytes_max - self._head_bytes)
         return complete
 
     def rest(self) -> None:
-        """Nothing is expected for a while: let go of the parser (a kilobyte), which between two messages knows nothing that a new one
+        """Nothing is expected for a while: release the parser (a kilobyte), which between two messages knows nothing that a new one
         would not."""
         if not self.in_message and not self._head_bytes:
             self._parser = None
@@ -217,7 +217,7 @@ class RequestReader:
         return self._ends is not None
 
     def forget(self) -> None:
-        """Nothing is expected for long: let go of the last head too. The next one is parsed."""
+        """Nothing is expected for long: release the last head too. The next one is parsed."""
         self._ends = None
         self._last = _NO_REQUEST
 
@@ -288,13 +288,13 @@ class RequestReader:
             request.minor_version = 0
             if version != "1.0":
                 self.fault = self.fault or faults.MALFORMED_HTTP
-        fault = self._judge_head(request, parser)
+        fault = self._check_head(request, parser)
         if fault is not None and self.fault is None:
             self.fault = fault
         self.open_request = request
         self._headers = 0
 
-    def _judge_head(self, request: HttpRequest, parser: httptools.HttpRequestParser) -> FaultKind | None:
+    def _check_head(self, request: HttpRequest, parser: httptools.HttpRequestParser) -> FaultKind | None:
         headers = request.headers
         host = headers.get(b"host")
         if host is None:
@@ -366,11 +366,11 @@ class _Ends:
 
     def find_body(self, data: bytes) -> int:
         """Return where in `data` the body begins; 0 unless it is this head around the number of bytes that follow it, in plain digits."""
-        room, width = len(data) - self.size, self.width
-        number = b"%d" % (room - width)
+        space, width = len(data) - self.size, self.width
+        number = b"%d" % (space - width)
         if len(number) != width:
             width = len(number)
-            number = b"%d" % (room - width)
+            number = b"%d" % (space - width)
         body_at = self.size + width
         return body_at if data[:body_at] == b"%b%b%b" % (self.before, number, self.after) else 0
 
@@ -398,7 +398,7 @@ def chunk_size(size: int) -> bytes:
 
 
 def _remember(names: dict[bytes, bytes | None], name: bytes, meaning: bytes | None) -> bytes | None:
-    """Keep what a spelling of a name stands for, as long as there is room."""
+    """Keep what a spelling of a name stands for, as long as there is space."""
     if len(names) < _SPELLINGS_MAX and len(name) <= 64:
         names[name] = meaning
     return meaning
@@ -531,7 +531,7 @@ class ResponseReader:
             self.broken = True
 
     def rest(self) -> None:
-        """Little is expected that needs the parser: let go of it (a kilobyte). Between two chunks of an answer it knows nothing that
+        """Little is expected that needs the parser: release it (a kilobyte). Between two chunks of an answer it knows nothing that
         another would not which read the shortest head of such an answer."""
         if self.between_chunks and self.status == 200:
             self._parser = None

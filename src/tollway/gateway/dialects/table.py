@@ -21,7 +21,7 @@ DIALECTS: dict[Endpoint, Dialect] = {
 }
 
 _ORIGIN = re.compile(rb"\Ahttps?://[^/]*", re.IGNORECASE)
-"""What precedes the path of a target in absolute form. A request for another host is refused in the shape of its path as well."""
+"""Scheme and authority of a target in absolute form. A request for another host is refused in the shape of its path as well."""
 
 
 def find_error_dialect(target: bytes) -> Dialect:
