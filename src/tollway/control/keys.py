@@ -7,6 +7,7 @@ sees.
 from dataclasses import dataclass, field
 
 from tollway.control import publish
+from tollway.control.limits import check_limits
 from tollway.domain import ids
 from tollway.domain import keys as domain
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
@@ -186,6 +187,7 @@ def _get_project(tx: TenantTx, project_id: str, *, active: bool) -> None:
 def _insert(tx: TenantTx, project_id: str | None, wanted: WantedKey, id: str, ingredients: Ingredients, now: int) -> ShownKey:
     if wanted.expires_at is not None and wanted.expires_at <= now:
         raise Fault(PARAMETER_INVALID, param="expires_at", message="A key cannot expire before it exists.")
+    check_limits(wanted.limits, "limits.")
     made = domain.new_key(wanted.type, ingredients.random_bytes)
     key = Key(
         id=id,

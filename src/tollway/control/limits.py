@@ -1,58 +1,134 @@
-"""Limits: read and replaced as a whole, at the level that they limit."""
+"""Limits: read and replaced as a whole, at the level that they limit, on all models together or on one."""
+
+from collections.abc import Mapping
 
 from tollway.control import publish
 from tollway.domain import ids
-from tollway.domain.faults import RESOURCE_UNKNOWN, Fault
-from tollway.domain.limits import Limits
-from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
+from tollway.domain.faults import MODEL_UNKNOWN, PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
+from tollway.domain.limits import UNLIMITED, LevelLimits, LimitLevel, Limits, LimitSubject, find_problem
+from tollway.domain.snapshot import Entry, KeyEntry, OrganizationEntry, ProjectEntry
+from tollway.storage import catalog
+from tollway.storage import keys as stored_keys
 from tollway.storage import limits as storage
 from tollway.storage.database import TenantTx
 
+_PREFIXES = {
+    LimitLevel.API_KEY: ids.KEY,
+    LimitLevel.SERVICE_ACCOUNT: ids.SERVICE_ACCOUNT,
+    LimitLevel.PROJECT: ids.PROJECT,
+    LimitLevel.ORGANIZATION: ids.ORGANIZATION,
+}
 
-def get_organization_limits(tx: TenantTx) -> Limits:
-    """The organization's own limits. Raises RESOURCE_UNKNOWN if it is archived."""
-    return _known(storage.find_organization_limits(tx))
-
-
-def put_organization_limits(tx: TenantTx, limits: Limits, now: int) -> Limits:
-    """Replace the organization's own limits."""
-    publish.lock(tx)
-    if not storage.put_organization_limits(tx, limits):
-        raise Fault(RESOURCE_UNKNOWN)
-    publish.publish(tx, OrganizationEntry, [tx.organization_id], now)
-    return limits
-
-
-def get_project_limits(tx: TenantTx, project_id: str) -> Limits:
-    """The limits of an active project. Raises RESOURCE_UNKNOWN."""
-    return _known(storage.find_project_limits(tx, project_id) if ids.is_id(ids.PROJECT, project_id) else None)
+_ENTRIES: dict[LimitLevel, type[Entry]] = {
+    LimitLevel.API_KEY: KeyEntry,
+    LimitLevel.PROJECT: ProjectEntry,
+    LimitLevel.ORGANIZATION: OrganizationEntry,
+}
 
 
-def put_project_limits(tx: TenantTx, project_id: str, limits: Limits, now: int) -> Limits:
-    """Replace the limits of an active project. Raises RESOURCE_UNKNOWN."""
-    publish.lock(tx)
-    get_project_limits(tx, project_id)
-    storage.put_project_limits(tx, project_id, limits)
-    publish.publish(tx, ProjectEntry, [project_id], now)
-    return limits
+def organization(tx: TenantTx) -> LimitSubject:
+    """Return the organization of the transaction as what limits belong to."""
+    return LimitSubject(LimitLevel.ORGANIZATION, tx.organization_id)
 
 
-def get_key_limits(tx: TenantTx, project_id: str, key_id: str) -> Limits:
-    """The limits of a project's key. Raises RESOURCE_UNKNOWN."""
-    well_formed = ids.is_id(ids.PROJECT, project_id) and ids.is_id(ids.KEY, key_id)
-    return _known(storage.find_key_limits(tx, project_id, key_id) if well_formed else None)
+def project(project_id: str) -> LimitSubject:
+    """Return a project as what limits belong to."""
+    return LimitSubject(LimitLevel.PROJECT, project_id)
 
 
-def put_key_limits(tx: TenantTx, project_id: str, key_id: str, limits: Limits, now: int) -> Limits:
-    """Replace the limits of a project's key. Raises RESOURCE_UNKNOWN."""
-    publish.lock(tx)
-    get_key_limits(tx, project_id, key_id)
-    storage.put_key_limits(tx, project_id, key_id, limits)
-    publish.publish(tx, KeyEntry, [key_id], now)
-    return limits
+def service_account(project_id: str, account_id: str) -> LimitSubject:
+    """Return a project's service account as what limits belong to."""
+    return LimitSubject(LimitLevel.SERVICE_ACCOUNT, account_id, project_id)
 
 
-def _known(limits: Limits | None) -> Limits:
+def api_key(project_id: str, key_id: str) -> LimitSubject:
+    """Return a project's key as what limits belong to."""
+    return LimitSubject(LimitLevel.API_KEY, key_id, project_id)
+
+
+def get_limits(tx: TenantTx, subject: LimitSubject, model: str | None = None) -> Limits:
+    """Return the limits of a subject on one model, or on all models together (None). Raises RESOURCE_UNKNOWN if the subject does not
+    exist or can no longer act."""
+    limits = storage.find_limits(tx, subject) if _is_well_formed(subject) else None
     if limits is None:
         raise Fault(RESOURCE_UNKNOWN)
+    return limits if model is None else _list_by_model(tx, subject).get(model, UNLIMITED)
+
+
+def put_limits(tx: TenantTx, subject: LimitSubject, limits: Limits, now: int, model: str | None = None) -> Limits:
+    """Replace the limits of a subject on one model, or on all models together (None).
+
+    Raises RESOURCE_UNKNOWN, MODEL_UNKNOWN, PARAMETER_INVALID.
+    """
+    check_limits(limits)
+    publish.lock(tx)
+    get_limits(tx, subject)
+    if model is None:
+        storage.put_limits(tx, subject, limits)
+    elif any(found.published for found in catalog.find_models(tx, [model])):
+        storage.put_model_limits(tx, subject, model, limits)
+    else:
+        raise Fault(MODEL_UNKNOWN, param="model")
+    _publish(tx, subject, now)
     return limits
+
+
+def _list_by_model(tx: TenantTx, subject: LimitSubject) -> dict[str, Limits]:
+    return storage.list_model_limits(tx, subject.level, [subject.id]).get(subject.id, {})
+
+
+def list_binding_limits(tx: TenantTx, project_id: str | None, key_id: str | None) -> list[LevelLimits]:
+    """Return every limit that binds a key of a project, or a project, or the whole organization: innermost level first, those on all models
+    before those on one. Raises RESOURCE_UNKNOWN."""
+    subjects = [organization(tx)]
+    if project_id is not None:
+        subjects.insert(0, project(project_id))
+        if key_id is not None:
+            key = stored_keys.find_project_key(tx, project_id, key_id) if _is_well_formed(api_key(project_id, key_id)) else None
+            if key is None:
+                raise Fault(RESOURCE_UNKNOWN)
+            if key.service_account is not None:
+                subjects.insert(0, service_account(project_id, key.service_account.id))
+            subjects.insert(0, api_key(project_id, key_id))
+    found: list[LevelLimits] = []
+    for subject in subjects:
+        of_all = get_limits(tx, subject)
+        if of_all != UNLIMITED:
+            found.append(LevelLimits(subject.level, subject.id, of_all))
+        by_model = _list_by_model(tx, subject)
+        found += [LevelLimits(subject.level, subject.id, limits, model) for model, limits in by_model.items()]
+    return found
+
+
+def list_rate_limits(tx: TenantTx, project_id: str) -> dict[str, Limits]:
+    """Return the limits of a project on each published model, by name. Raises RESOURCE_UNKNOWN."""
+    get_limits(tx, project(project_id))
+    own = _list_by_model(tx, project(project_id))
+    return {name: own.get(name, UNLIMITED) for name in catalog.list_published_names(tx)}
+
+
+def update_rate_limit(tx: TenantTx, project_id: str, model: str, changes: Mapping[str, int | None], now: int) -> Limits:
+    """Change some of the limits of a project on one model. Raises RESOURCE_UNKNOWN, MODEL_UNKNOWN, PARAMETER_INVALID."""
+    publish.lock(tx)
+    before = get_limits(tx, project(project_id), model)
+    return put_limits(tx, project(project_id), Limits(**{**before.to_dict(), **changes}), now, model)
+
+
+def check_limits(limits: Limits, place: str = "") -> None:
+    """Raise PARAMETER_INVALID for limits that are out of range or that can never take effect. `place`: what their fields stand in."""
+    problem = find_problem(limits)
+    if problem is not None:
+        raise Fault(PARAMETER_INVALID, param=place + problem.dimension, message=problem.message)
+
+
+def _is_well_formed(subject: LimitSubject) -> bool:
+    is_nested = subject.level in (LimitLevel.API_KEY, LimitLevel.SERVICE_ACCOUNT)
+    return ids.is_id(_PREFIXES[subject.level], subject.id) and (not is_nested or ids.is_id(ids.PROJECT, subject.project_id))
+
+
+def _publish(tx: TenantTx, subject: LimitSubject, now: int) -> None:
+    """Publish the entries that show the limits of a subject: a service account is shown by its keys."""
+    if subject.level is LimitLevel.SERVICE_ACCOUNT:
+        publish.publish(tx, KeyEntry, stored_keys.list_service_account_keys(tx, subject.id), now)
+    else:
+        publish.publish(tx, _ENTRIES[subject.level], [subject.id], now)

@@ -114,6 +114,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 UNLIMITED = Limits()
 
 
+class LimitSubject(NamedTuple):
+    """A thing that limits belong to. `id`: of the key, service account, project or organization; `project_id`: of the project of a key or
+    an account."""
+
+    level: LimitLevel
+    id: str
+    project_id: str = ""
+
+
 class LevelLimits(NamedTuple):
     """The limits of one level, for one model or for all. `id`: of the key, service account, project or organization. `model`: empty for
     limits on all models together."""

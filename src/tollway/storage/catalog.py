@@ -33,6 +33,12 @@ def find_models(tx: Transaction, names: Iterable[str]) -> list[Model]:
     return [read_model(row) for row in tx.connection.execute(query)]
 
 
+def list_published_names(tx: Transaction) -> list[str]:
+    """Return the names of the models that tenants can use, ordered."""
+    query = sa.select(models.c.name).where(models.c.status == Status.ACTIVE, models.c.published).order_by(models.c.name)
+    return list(tx.connection.execute(query).scalars())
+
+
 def list_models(tx: PlatformTx, window: Window, *, include_archived: bool) -> Page[Model]:
     """The catalog, ordered by name; the window's cursor is a name."""
     query = sa.select(models)

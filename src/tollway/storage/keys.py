@@ -10,10 +10,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.keys import Key, KeyType
-from tollway.domain.limits import Limits
 from tollway.domain.pages import Page, Window
 from tollway.domain.tenants import ServiceAccount
 from tollway.storage.database import PlatformTx, TenantTx
+from tollway.storage.limits import read_limits
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema import api_keys, service_accounts
 
@@ -68,6 +68,13 @@ def revoke_project_keys(tx: TenantTx, project_id: str, now: int) -> list[str]:
 def revoke_service_account_keys(tx: TenantTx, account_id: str, now: int) -> list[str]:
     """Revoke all keys of a service account. Returns those that were not revoked before."""
     return _revoke(tx, api_keys.c.service_account_id == account_id, now)
+
+
+def list_service_account_keys(tx: TenantTx, account_id: str) -> list[str]:
+    """Return the ids of the keys of a service account that were not revoked."""
+    own = api_keys.c.organization_id == tx.organization_id
+    query = sa.select(api_keys.c.id).where(own, api_keys.c.service_account_id == account_id, api_keys.c.revoked_at.is_(None))
+    return list(tx.connection.execute(query.order_by(api_keys.c.id)).scalars())
 
 
 def revoke_organization_keys(tx: TenantTx, now: int) -> list[str]:
@@ -156,8 +163,7 @@ def _columns(key: Key, digest: Digest) -> dict[str, Any]:
         "models": None if key.models is None else json.dumps(key.models),
         "created_at": key.created_at,
         "expires_at": key.expires_at,
-        "requests_per_minute": key.limits.requests_per_minute,
-        "concurrent_requests": key.limits.concurrent_requests,
+        **key.limits.to_dict(),
     }
 
 
@@ -195,6 +201,6 @@ def _key(row: Any) -> Key:
         created_at=row.created_at,
         expires_at=row.expires_at,
         models=None if row.models is None else tuple(json.loads(row.models)),
-        limits=Limits(requests_per_minute=row.requests_per_minute, concurrent_requests=row.concurrent_requests),
+        limits=read_limits(row),
         service_account=account,
     )

@@ -1,72 +1,77 @@
-"""Limits at rest: two columns on each level that can be limited."""
+"""Limits at rest: columns on each level that can be limited, and a table for limits on single models."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.domain.limits import Limits
+from tollway.domain.limits import DIMENSIONS, UNLIMITED, LimitLevel, Limits, LimitSubject
 from tollway.domain.tenants import Status
-from tollway.storage.database import TenantTx
-from tollway.storage.schema import api_keys, organizations, projects
+from tollway.storage.database import TenantTx, Transaction
+from tollway.storage.schema import api_keys, model_limits, organizations, projects, service_accounts
+
+SUBJECTS_MAX = 500
+"""Ids named in one query."""
 
 
-def find_organization_limits(tx: TenantTx) -> Limits | None:
-    """The organization's own limits; None if it is archived."""
-    return _find(tx, organizations, _organization(tx))
+def find_limits(tx: TenantTx, subject: LimitSubject) -> Limits | None:
+    """Return the limits of a subject of the organization; None if it does not exist, is archived, deleted or revoked."""
+    table, where = _locate(tx, subject)
+    row = tx.connection.execute(sa.select(*(table.c[each.name] for each in DIMENSIONS)).where(where)).one_or_none()
+    return None if row is None else read_limits(row)
 
 
-def put_organization_limits(tx: TenantTx, limits: Limits) -> bool:
-    """Replace the organization's own limits. Returns whether there was anything to limit."""
-    return _put(tx, organizations, _organization(tx), limits)
+def put_limits(tx: TenantTx, subject: LimitSubject, limits: Limits) -> None:
+    """Replace the limits of a subject that `find_limits` finds."""
+    table, where = _locate(tx, subject)
+    tx.connection.execute(table.update().where(where).values(**limits.to_dict()))
 
 
-def find_project_limits(tx: TenantTx, project_id: str) -> Limits | None:
-    """The limits of a project; None if there is none or it is archived."""
-    return _find(tx, projects, _project(tx, project_id))
+def put_model_limits(tx: TenantTx, subject: LimitSubject, model: str, limits: Limits) -> None:
+    """Replace the limits of a subject on one model."""
+    own = {"organization_id": tx.organization_id, "level": subject.level, "subject_id": subject.id, "model": model}
+    columns = model_limits.c
+    where = [columns[name] == value for name, value in own.items()]
+    tx.connection.execute(model_limits.delete().where(*where))
+    if limits != UNLIMITED:
+        tx.connection.execute(model_limits.insert().values(**own, **limits.to_dict()))
 
 
-def put_project_limits(tx: TenantTx, project_id: str, limits: Limits) -> bool:
-    """Replace the limits of a project. Returns whether there was anything to limit."""
-    return _put(tx, projects, _project(tx, project_id), limits)
+def list_model_limits(tx: Transaction, level: LimitLevel, ids: Sequence[str]) -> dict[str, dict[str, Limits]]:
+    """Return the limits on single models of these subjects, by subject and model; nothing for those that have none."""
+    found: dict[str, dict[str, Limits]] = {}
+    columns = model_limits.c
+    for start in range(0, len(ids), SUBJECTS_MAX):
+        query = sa.select(model_limits).where(columns.level == level, columns.subject_id.in_(ids[start : start + SUBJECTS_MAX]))
+        for row in tx.connection.execute(query.order_by(columns.model)):
+            found.setdefault(row.subject_id, {})[row.model] = read_limits(row)
+    return found
 
 
-def find_key_limits(tx: TenantTx, project_id: str, key_id: str) -> Limits | None:
-    """The limits of a project's key; None if there is none or it is revoked."""
-    return _find(tx, api_keys, _key(tx, project_id, key_id))
+def read_limits(row: Any, prefix: str = "") -> Limits:
+    """Return the limits of a row that has their columns, whose names may begin with `prefix`."""
+    return Limits(**{each.name: getattr(row, prefix + each.name) for each in DIMENSIONS})
 
 
-def put_key_limits(tx: TenantTx, project_id: str, key_id: str, limits: Limits) -> bool:
-    """Replace the limits of a project's key. Returns whether there was anything to limit."""
-    return _put(tx, api_keys, _key(tx, project_id, key_id), limits)
+def _locate(tx: TenantTx, subject: LimitSubject) -> tuple[sa.Table, sa.ColumnElement[bool]]:
+    """Return the table of a subject and the condition that finds it there, as long as it can act."""
+    table, conditions = _TABLES[subject.level], _ACTIVE[subject.level]
+    owner = table.c.id if subject.level is LimitLevel.ORGANIZATION else table.c.organization_id
+    found = [owner == tx.organization_id, table.c.id == subject.id, conditions]
+    if subject.project_id:
+        found.append(table.c.project_id == subject.project_id)
+    return table, sa.and_(*found)
 
 
-def _organization(tx: TenantTx) -> sa.ColumnElement[bool]:
-    return sa.and_(organizations.c.id == tx.organization_id, organizations.c.status == Status.ACTIVE)
-
-
-def _project(tx: TenantTx, project_id: str) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        projects.c.organization_id == tx.organization_id,
-        projects.c.id == project_id,
-        projects.c.status == Status.ACTIVE,
-    )
-
-
-def _key(tx: TenantTx, project_id: str, key_id: str) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        api_keys.c.organization_id == tx.organization_id,
-        api_keys.c.project_id == project_id,
-        api_keys.c.id == key_id,
-        api_keys.c.revoked_at.is_(None),
-    )
-
-
-def _find(tx: TenantTx, table: sa.Table, where: sa.ColumnElement[bool]) -> Limits | None:
-    query = sa.select(table.c.requests_per_minute, table.c.concurrent_requests).where(where)
-    row = tx.connection.execute(query).one_or_none()
-    return None if row is None else Limits(requests_per_minute=row[0], concurrent_requests=row[1])
-
-
-def _put(tx: TenantTx, table: sa.Table, where: sa.ColumnElement[bool], limits: Limits) -> bool:
-    update = (
-        table.update().where(where).values(requests_per_minute=limits.requests_per_minute, concurrent_requests=limits.concurrent_requests)
-    )
-    return tx.connection.execute(update).rowcount > 0
+_TABLES: Mapping[LimitLevel, sa.Table] = {
+    LimitLevel.API_KEY: api_keys,
+    LimitLevel.SERVICE_ACCOUNT: service_accounts,
+    LimitLevel.PROJECT: projects,
+    LimitLevel.ORGANIZATION: organizations,
+}
+_ACTIVE: Mapping[LimitLevel, sa.ColumnElement[bool]] = {
+    LimitLevel.API_KEY: api_keys.c.revoked_at.is_(None),
+    LimitLevel.SERVICE_ACCOUNT: service_accounts.c.deleted_at.is_(None),
+    LimitLevel.PROJECT: projects.c.status == Status.ACTIVE,
+    LimitLevel.ORGANIZATION: organizations.c.status == Status.ACTIVE,
+}

@@ -12,13 +12,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.keys import KeyType
-from tollway.domain.limits import Limits
+from tollway.domain.limits import DIMENSIONS, UNLIMITED, LimitLevel
 from tollway.domain.price_books import carried
 from tollway.domain.snapshot import DeploymentEntry, Entry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Status
-from tollway.storage import catalog, prices
+from tollway.storage import catalog, limits, prices
 from tollway.storage.database import PlatformTx, Transaction
-from tollway.storage.schema import api_keys, deployments, models, organizations, projects
+from tollway.storage.schema import api_keys, deployments, models, organizations, projects, service_accounts
 
 ENTRY_KINDS: tuple[type[Entry], ...] = (OrganizationEntry, ProjectEntry, ModelEntry, DeploymentEntry, KeyEntry)
 """In the order of a snapshot: what an entry refers to comes before it."""
@@ -85,12 +85,12 @@ def _read_entries(tx: Transaction, kind: type[Entry], ids: Sequence[str] | None)
     if kind is OrganizationEntry:
         yield from _read_organizations(tx, ids)
         return
-    table, active, read = _ROWS[kind]
-    query = sa.select(table).where(active).order_by(table.c.id)
+    query, id, read = _ROWS[kind]
+    query = query.order_by(id)
     if ids is not None:
-        query = query.where(table.c.id.in_(ids))
+        query = query.where(id.in_(ids))
     for rows in tx.connection.execute(query.execution_options(yield_per=FETCH_ROWS)).partitions():
-        yield from map(read, rows)
+        yield from read(tx, rows)
 
 
 def _read_organizations(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
@@ -99,10 +99,15 @@ def _read_organizations(tx: Transaction, ids: Sequence[str] | None) -> Iterator[
         query = query.where(organizations.c.id.in_(ids))
     for rows in tx.connection.execute(query.execution_options(yield_per=FETCH_ROWS)).partitions():
         terms = prices.read_terms(tx, [row.id for row in rows])
+        by_model = limits.list_model_limits(tx, LimitLevel.ORGANIZATION, [row.id for row in rows])
         for row in rows:
             of_row = terms[row.id]
             yield OrganizationEntry(
-                id=row.id, currency=row.currency, terms=carried(of_row.default_list, of_row.stored), limits=_limits(row)
+                id=row.id,
+                currency=row.currency,
+                terms=carried(of_row.default_list, of_row.stored),
+                limits=limits.read_limits(row),
+                model_limits=by_model.get(row.id, {}),
             )
 
 
@@ -125,36 +130,54 @@ def _read_models(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
         )
 
 
-def _limits(row: Any) -> Limits:
-    return Limits(requests_per_minute=row.requests_per_minute, concurrent_requests=row.concurrent_requests)
+def _projects(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
+    by_model = limits.list_model_limits(tx, LimitLevel.PROJECT, [row.id for row in rows])
+    for row in rows:
+        yield ProjectEntry(
+            id=row.id,
+            organization_id=row.organization_id,
+            limits=limits.read_limits(row),
+            model_limits=by_model.get(row.id, {}),
+        )
 
 
-def _project(row: Any) -> ProjectEntry:
-    return ProjectEntry(id=row.id, organization_id=row.organization_id, limits=_limits(row))
+def _keys(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
+    by_model = limits.list_model_limits(tx, LimitLevel.API_KEY, [row.id for row in rows])
+    accounts = sorted({row.service_account_id for row in rows if row.service_account_id is not None})
+    accounts_by_model = limits.list_model_limits(tx, LimitLevel.SERVICE_ACCOUNT, accounts)
+    for row in rows:
+        has_account = row.service_account_id is not None
+        yield KeyEntry(
+            id=row.id,
+            digest=row.digest,
+            type=KeyType(row.type),
+            project_id=row.project_id,
+            limits=limits.read_limits(row),
+            models=None if row.models is None else tuple(json.loads(row.models)),
+            expires_at=row.expires_at,
+            model_limits=by_model.get(row.id, {}),
+            service_account_id=row.service_account_id,
+            service_account_limits=limits.read_limits(row, _ACCOUNT) if has_account else UNLIMITED,
+            service_account_model_limits=accounts_by_model.get(row.service_account_id, {}),
+        )
 
 
-def _key(row: Any) -> KeyEntry:
-    return KeyEntry(
-        id=row.id,
-        digest=row.digest,
-        type=KeyType(row.type),
-        project_id=row.project_id,
-        limits=_limits(row),
-        models=None if row.models is None else tuple(json.loads(row.models)),
-        expires_at=row.expires_at,
-    )
+def _deployments(_tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
+    for row in rows:
+        yield DeploymentEntry(id=row.id, deployment=catalog.read_deployment(row))
 
 
-def _deployment(row: Any) -> DeploymentEntry:
-    return DeploymentEntry(id=row.id, deployment=catalog.read_deployment(row))
+_ACCOUNT = "account_"
+"""Prefix of the columns of a key's service account."""
 
-
-_ROWS: dict[type[Entry], tuple[sa.Table, sa.ColumnElement[bool], Callable[[Any], Entry]]] = {
-    ProjectEntry: (projects, projects.c.status == Status.ACTIVE, _project),
-    DeploymentEntry: (deployments, deployments.c.status == Status.ACTIVE, _deployment),
+_ROWS: dict[type[Entry], tuple[sa.Select[Any], sa.Column[str], Callable[[Transaction, Sequence[Any]], Iterator[Entry]]]] = {
+    ProjectEntry: (sa.select(projects).where(projects.c.status == Status.ACTIVE), projects.c.id, _projects),
+    DeploymentEntry: (sa.select(deployments).where(deployments.c.status == Status.ACTIVE), deployments.c.id, _deployments),
     KeyEntry: (
-        api_keys,
-        sa.and_(api_keys.c.type.in_([KeyType.LIVE, KeyType.TEST]), api_keys.c.revoked_at.is_(None)),
-        _key,
+        sa.select(api_keys, *(service_accounts.c[each.name].label(_ACCOUNT + each.name) for each in DIMENSIONS))
+        .outerjoin(service_accounts, service_accounts.c.id == api_keys.c.service_account_id)
+        .where(api_keys.c.type.in_([KeyType.LIVE, KeyType.TEST]), api_keys.c.revoked_at.is_(None)),
+        api_keys.c.id,
+        _keys,
     ),
 }

@@ -11,6 +11,7 @@ from sqlalchemy.schema import SchemaItem
 
 from tollway.domain.catalog import Engine, UnknownParameters
 from tollway.domain.keys import KeyType
+from tollway.domain.limits import DIMENSIONS, LimitLevel
 from tollway.domain.tenants import Status
 
 metadata = sa.MetaData(
@@ -25,19 +26,18 @@ metadata = sa.MetaData(
 """Named constraints, so that a later migration can change one on either engine."""
 
 
-def one_of(column: str, values: type[Status] | type[KeyType] | type[Engine] | type[UnknownParameters]) -> sa.CheckConstraint:
+def one_of(
+    column: str, values: type[Status] | type[KeyType] | type[Engine] | type[UnknownParameters] | type[LimitLevel]
+) -> sa.CheckConstraint:
     """A CHECK that `column` holds a value of the enumeration `values`."""
     return sa.CheckConstraint(f"{column} IN ({', '.join(repr(str(value)) for value in values)})", name=f"{column}_known")
 
 
 def limit_columns() -> tuple[SchemaItem, ...]:
-    """The limits of one level (domain.limits.Limits): null is not limited."""
-    return (
-        sa.Column("requests_per_minute", sa.Integer),
-        sa.Column("concurrent_requests", sa.Integer),
-        sa.CheckConstraint("requests_per_minute > 0", name="requests_per_minute_positive"),
-        sa.CheckConstraint("concurrent_requests > 0", name="concurrent_requests_positive"),
-    )
+    """Return the columns of one level's limits (domain.limits.Limits): null is not limited."""
+    columns = [sa.Column(each.name, sa.Integer if each.size_max <= 1_000_000 else sa.BigInteger) for each in DIMENSIONS]
+    checks = [sa.CheckConstraint(f"{each.name} > 0", name=f"{each.name}_positive") for each in DIMENSIONS]
+    return (*columns, *checks)
 
 
 # ---- Tenants ----------------------------------------------------------------------------------------------------------
@@ -80,6 +80,7 @@ service_accounts = sa.Table(
     sa.Column("role", sa.String(16), nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("deleted_at", sa.BigInteger),
+    *limit_columns(),
     sa.ForeignKeyConstraint(["organization_id", "project_id"], ["projects.organization_id", "projects.id"]),
     sa.UniqueConstraint("organization_id", "project_id", "id"),
 )
@@ -150,6 +151,17 @@ deployments = sa.Table(
     one_of("engine", Engine),
     one_of("status", Status),
     sa.CheckConstraint("tier >= 0 AND weight >= 0", name="rank_not_negative"),
+)
+
+model_limits = sa.Table(  # limits of one level on a single model; those on all models are columns of the level's own table
+    "model_limits",
+    metadata,
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), primary_key=True),
+    sa.Column("level", sa.String(16), primary_key=True),
+    sa.Column("subject_id", sa.String(64), primary_key=True),
+    sa.Column("model", sa.String(128), sa.ForeignKey("models.name"), primary_key=True),
+    *limit_columns(),
+    one_of("level", LimitLevel),
 )
 
 # ---- Publication ------------------------------------------------------------------------------------------------------

@@ -1,50 +1,141 @@
-"""Limits of a project and of a key (for tenants), and of an organization (for operators). PUT replaces all limits of the level."""
+"""Limits of a project, a service account and a key (for tenants), and of an organization (for operators).
+
+PUT replaces all limits of a level. With `model` a limit is on that model alone, and counts beside those on all models.
+"""
+
+from typing import Annotated
+
+from fastapi import Query
 
 from tollway.control import limits
 from tollway.control.api import routes
 from tollway.control.api.routes import OrganizationAdmin, Plane, PlatformOperator
-from tollway.control.api.schemas import LimitsOut, LimitsWrite, limits_out
+from tollway.control.api.schemas import (
+    RATE_LIMIT_PREFIX,
+    BindingLimitsList,
+    LimitsOut,
+    LimitsWrite,
+    ListOut,
+    ModelName,
+    RateLimitOut,
+    RateLimitWrite,
+    binding_limits_out,
+    limits_out,
+    rate_limit_out,
+)
+from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 
 router = routes.router(tags=["limits"])
 
+OfModel = Annotated[ModelName | None, Query(description="The model that is limited; all models together if left out.")]
+
+
+@router.get("/v1/organization/limits")
+def list_binding_limits(
+    caller: OrganizationAdmin,
+    plane: Plane,
+    project_id: Annotated[str | None, Query(description="Limits that bind this project.")] = None,
+    api_key_id: Annotated[str | None, Query(description="Limits that bind this key of the project.")] = None,
+) -> BindingLimitsList:
+    """Every limit that binds the organization, a project or a key, innermost level first. What is used and left of them each gateway
+    knows: ask it with an inference key, `GET /v1/limits`."""
+    if api_key_id is not None and project_id is None:
+        raise Fault(PARAMETER_INVALID, param="project_id", message="Name the project of the key.")
+    with plane.database.tenant(caller.organization_id, write=False) as tx:
+        return binding_limits_out(limits.list_binding_limits(tx, project_id, api_key_id))
+
 
 @router.get("/v1/organization/projects/{project_id}/limits")
-def retrieve_project_limits(caller: OrganizationAdmin, plane: Plane, project_id: str) -> LimitsOut:
+def retrieve_project_limits(caller: OrganizationAdmin, plane: Plane, project_id: str, model: OfModel = None) -> LimitsOut:
     """The limits of a project."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        return limits_out(limits.get_project_limits(tx, project_id))
+        return limits_out(limits.get_limits(tx, limits.project(project_id), model))
 
 
 @router.put("/v1/organization/projects/{project_id}/limits")
-def put_project_limits(caller: OrganizationAdmin, plane: Plane, project_id: str, body: LimitsWrite) -> LimitsOut:
+def put_project_limits(caller: OrganizationAdmin, plane: Plane, project_id: str, body: LimitsWrite, model: OfModel = None) -> LimitsOut:
     """Replace the limits of a project."""
     with plane.database.tenant(caller.organization_id) as tx:
-        return limits_out(limits.put_project_limits(tx, project_id, body.limits(), plane.now()))
+        return limits_out(limits.put_limits(tx, limits.project(project_id), body.limits(), plane.now(), model))
+
+
+@router.get("/v1/organization/projects/{project_id}/service_accounts/{service_account_id}/limits")
+def retrieve_service_account_limits(
+    caller: OrganizationAdmin, plane: Plane, project_id: str, service_account_id: str, model: OfModel = None
+) -> LimitsOut:
+    """The limits of a service account: of all of its keys together."""
+    with plane.database.tenant(caller.organization_id, write=False) as tx:
+        return limits_out(limits.get_limits(tx, limits.service_account(project_id, service_account_id), model))
+
+
+@router.put("/v1/organization/projects/{project_id}/service_accounts/{service_account_id}/limits")
+def put_service_account_limits(
+    caller: OrganizationAdmin, plane: Plane, project_id: str, service_account_id: str, body: LimitsWrite, model: OfModel = None
+) -> LimitsOut:
+    """Replace the limits of a service account."""
+    with plane.database.tenant(caller.organization_id) as tx:
+        return limits_out(limits.put_limits(tx, limits.service_account(project_id, service_account_id), body.limits(), plane.now(), model))
 
 
 @router.get("/v1/organization/projects/{project_id}/api_keys/{key_id}/limits")
-def retrieve_key_limits(caller: OrganizationAdmin, plane: Plane, project_id: str, key_id: str) -> LimitsOut:
+def retrieve_key_limits(caller: OrganizationAdmin, plane: Plane, project_id: str, key_id: str, model: OfModel = None) -> LimitsOut:
     """The limits of a key."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        return limits_out(limits.get_key_limits(tx, project_id, key_id))
+        return limits_out(limits.get_limits(tx, limits.api_key(project_id, key_id), model))
 
 
 @router.put("/v1/organization/projects/{project_id}/api_keys/{key_id}/limits")
-def put_key_limits(caller: OrganizationAdmin, plane: Plane, project_id: str, key_id: str, body: LimitsWrite) -> LimitsOut:
+def put_key_limits(
+    caller: OrganizationAdmin, plane: Plane, project_id: str, key_id: str, body: LimitsWrite, model: OfModel = None
+) -> LimitsOut:
     """Replace the limits of a key."""
     with plane.database.tenant(caller.organization_id) as tx:
-        return limits_out(limits.put_key_limits(tx, project_id, key_id, body.limits(), plane.now()))
+        return limits_out(limits.put_limits(tx, limits.api_key(project_id, key_id), body.limits(), plane.now(), model))
 
 
 @router.get("/v1/platform/organizations/{organization_id}/limits")
-def retrieve_organization_limits(_caller: PlatformOperator, plane: Plane, organization_id: str) -> LimitsOut:
+def retrieve_organization_limits(_caller: PlatformOperator, plane: Plane, organization_id: str, model: OfModel = None) -> LimitsOut:
     """The limits of an organization."""
     with plane.database.tenant(routes.organization(organization_id), write=False) as tx:
-        return limits_out(limits.get_organization_limits(tx))
+        return limits_out(limits.get_limits(tx, limits.organization(tx), model))
 
 
 @router.put("/v1/platform/organizations/{organization_id}/limits")
-def put_organization_limits(_caller: PlatformOperator, plane: Plane, organization_id: str, body: LimitsWrite) -> LimitsOut:
+def put_organization_limits(
+    _caller: PlatformOperator, plane: Plane, organization_id: str, body: LimitsWrite, model: OfModel = None
+) -> LimitsOut:
     """Replace the limits of an organization."""
     with plane.database.tenant(routes.organization(organization_id)) as tx:
-        return limits_out(limits.put_organization_limits(tx, body.limits(), plane.now()))
+        return limits_out(limits.put_limits(tx, limits.organization(tx), body.limits(), plane.now(), model))
+
+
+@router.get("/v1/organization/projects/{project_id}/rate_limits")
+def list_rate_limits(
+    caller: OrganizationAdmin,
+    plane: Plane,
+    project_id: str,
+    after: Annotated[str | None, Query(description="The id after which to begin.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="At most so many.")] = 100,
+) -> ListOut[RateLimitOut]:
+    """The limits of a project on each model, by the model's name, in the shape of OpenAI's admin API."""
+    with plane.database.tenant(caller.organization_id, write=False) as tx:
+        by_model = limits.list_rate_limits(tx, project_id)
+    shown = [rate_limit_out(model, of_model) for model, of_model in by_model.items() if after is None or RATE_LIMIT_PREFIX + model > after]
+    page = shown[:limit]
+    return ListOut(
+        data=page,
+        first_id=page[0].id if page else None,
+        last_id=page[-1].id if page else None,
+        has_more=len(shown) > limit,
+    )
+
+
+@router.post("/v1/organization/projects/{project_id}/rate_limits/{rate_limit_id:path}")
+def update_rate_limit(caller: OrganizationAdmin, plane: Plane, project_id: str, rate_limit_id: str, body: RateLimitWrite) -> RateLimitOut:
+    """Change limits of a project on one model: what is left out stays."""
+    if not rate_limit_id.startswith(RATE_LIMIT_PREFIX):
+        raise Fault(RESOURCE_UNKNOWN)
+    model = rate_limit_id.removeprefix(RATE_LIMIT_PREFIX)
+    with plane.database.tenant(caller.organization_id) as tx:
+        changed = limits.update_rate_limit(tx, project_id, model, body.changes(), plane.now())
+    return rate_limit_out(model, changed)

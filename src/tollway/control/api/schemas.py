@@ -5,17 +5,27 @@ as exact strings. The functions `..._out` turn what we hold into what we show.
 """
 
 import unicodedata
-from collections.abc import Callable
-from typing import Annotated, Generic, Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, create_model
 
 from tollway.control.keys import ShownKey
 from tollway.domain import money
 from tollway.domain.catalog import MODEL_NAME, Deployment, Endpoint, Engine, Model, UnknownParameters
 from tollway.domain.currencies import get_currency
 from tollway.domain.keys import Key
-from tollway.domain.limits import REQUESTS_PER_MINUTE_MAX, Limits
+from tollway.domain.limits import (
+    DIMENSIONS,
+    MINUTE_NS,
+    MINUTES_PER_DAY,
+    REQUESTS_PER_MINUTE_MAX,
+    TOKENS_PER_MINUTE_MAX,
+    Dimension,
+    LevelLimits,
+    Limits,
+    Quantity,
+)
 from tollway.domain.nodes import SeenNode
 from tollway.domain.pages import Page, Window
 from tollway.domain.periods import find_zone
@@ -25,8 +35,6 @@ SECONDS_MAX = 253_402_300_799
 """The last second of the year 9999: later instants are typing errors (milliseconds, usually)."""
 
 LIFETIME_SECONDS_MAX = 100 * 366 * 86_400
-
-CONCURRENT_REQUESTS_MAX = 1_000_000
 
 
 def seconds(at: int) -> int:
@@ -273,24 +281,129 @@ def service_account_key_out(shown: ShownKey) -> ServiceAccountKeyOut:
 # ---- Limits -----------------------------------------------------------------------------------------------------------
 
 
-class LimitsWrite(In):
+_LIMIT_TEXT = {
+    Quantity.REQUESTS: "Requests",
+    Quantity.TOKENS: "Tokens, input and output together,",
+    Quantity.INPUT_TOKENS: "Tokens of prompts, cached ones included,",
+    Quantity.OUTPUT_TOKENS: "Tokens of answers, reasoning included,",
+}
+
+
+def limit_description(dimension: Dimension) -> str:
+    """Return what a limit counts, in a sentence."""
+    if not dimension.window_ns:
+        return "Requests that run at the same time, from admission to the last byte of the answer."
+    window = "minute" if dimension.window_ns == MINUTE_NS else "day"
+    return f"{_LIMIT_TEXT[dimension.quantity]} per {window}, in bursts of up to one {window}'s worth."
+
+
+def _limit_fields(*, is_answer: bool) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for dimension in DIMENSIONS:
+        text = f"{limit_description(dimension)} Null: not limited at this level."
+        if is_answer:
+            fields[dimension.name] = (int | None, Field(description=text, examples=[600]))
+        else:
+            size = Annotated[int, Field(ge=1, le=dimension.size_max)]
+            fields[dimension.name] = (size | None, Field(default=None, description=text, examples=[600]))
+    return fields
+
+
+if TYPE_CHECKING:
+
+    class _LimitFieldsWrite(In):
+        """The limits of a level, as they are written."""
+
+    class _LimitFieldsOut(Out):
+        """The limits of a level."""
+
+else:
+    _LimitFieldsWrite = create_model("_LimitFieldsWrite", __base__=In, **_limit_fields(is_answer=False))
+    _LimitFieldsOut = create_model("_LimitFieldsOut", __base__=Out, **_limit_fields(is_answer=True))
+
+
+class LimitsWrite(_LimitFieldsWrite):
     """All limits of a level at once; what is left out, or null, is not limited."""
 
-    requests_per_minute: Annotated[int, Field(ge=1, le=REQUESTS_PER_MINUTE_MAX)] | None = None
-    concurrent_requests: Annotated[int, Field(ge=1, le=CONCURRENT_REQUESTS_MAX)] | None = None
-
     def limits(self) -> Limits:
-        return Limits(requests_per_minute=self.requests_per_minute, concurrent_requests=self.concurrent_requests)
+        """Return the limits as the domain has them."""
+        return Limits(**self.model_dump())
 
 
-class LimitsOut(Out):
+class LimitsOut(_LimitFieldsOut):
+    """All limits of a level, on all models together or on one."""
+
     object: Literal["limits"] = "limits"
-    requests_per_minute: int | None
-    concurrent_requests: int | None
 
 
 def limits_out(limits: Limits) -> LimitsOut:
-    return LimitsOut(requests_per_minute=limits.requests_per_minute, concurrent_requests=limits.concurrent_requests)
+    """Return the limits as the API shows them."""
+    return LimitsOut.model_validate(limits.to_dict())
+
+
+class BindingLimitsOut(_LimitFieldsOut):
+    """The limits of one level that binds a key, a project or the organization."""
+
+    object: Literal["limits"] = "limits"
+    level: Annotated[str, Field(description="The kind of what is limited.", examples=["project"])]
+    id: Annotated[str, Field(description="The id of what is limited.", examples=["proj_0000000000000000000000000000"])]
+    model: Annotated[str | None, Field(description="The model that is limited; null for all models together.", examples=["llama-70b"])]
+
+
+class BindingLimitsList(Out):
+    """Every limit that binds, innermost level first."""
+
+    object: Literal["list"] = "list"
+    data: list[BindingLimitsOut]
+
+
+def binding_limits_out(limits: Sequence[LevelLimits]) -> BindingLimitsList:
+    """Return limits of several levels as the API shows them."""
+    return BindingLimitsList(
+        data=[
+            BindingLimitsOut.model_validate({"level": str(each.level), "id": each.id, "model": each.model or None, **each.limits.to_dict()})
+            for each in limits
+        ]
+    )
+
+
+RATE_LIMIT_FIELDS = {
+    "max_requests_per_1_minute": "requests_per_minute",
+    "max_tokens_per_1_minute": "tokens_per_minute",
+    "max_requests_per_1_day": "requests_per_day",
+}
+"""OpenAI's names of the limits of a project on one model, and ours."""
+
+
+class RateLimitWrite(In):
+    """Limits of a project on one model to change: what is left out stays, null takes a limit away."""
+
+    max_requests_per_1_minute: Annotated[int, Field(ge=1, le=REQUESTS_PER_MINUTE_MAX)] | None = None
+    max_tokens_per_1_minute: Annotated[int, Field(ge=1, le=TOKENS_PER_MINUTE_MAX)] | None = None
+    max_requests_per_1_day: Annotated[int, Field(ge=1, le=REQUESTS_PER_MINUTE_MAX * MINUTES_PER_DAY)] | None = None
+
+    def changes(self) -> dict[str, int | None]:
+        """Return the fields that were sent, by our names."""
+        return {ours: getattr(self, field) for field, ours in RATE_LIMIT_FIELDS.items() if field in self.model_fields_set}
+
+
+class RateLimitOut(Identified):
+    """The limits of a project on one model, in the shape of OpenAI's admin API. Null: not limited."""
+
+    object: Literal["project.rate_limit"] = "project.rate_limit"
+    model: str
+    max_requests_per_1_minute: int | None
+    max_tokens_per_1_minute: int | None
+    max_requests_per_1_day: int | None
+
+
+RATE_LIMIT_PREFIX = "rl-"
+
+
+def rate_limit_out(model: str, limits: Limits) -> RateLimitOut:
+    """Return the limits on a model in OpenAI's shape. Their id follows from the model's name."""
+    shown = {field: getattr(limits, ours) for field, ours in RATE_LIMIT_FIELDS.items()}
+    return RateLimitOut(id=RATE_LIMIT_PREFIX + model, model=model, **shown)
 
 
 # ---- Keys -------------------------------------------------------------------------------------------------------------
