@@ -38,7 +38,11 @@ ROWS = {
     28: ("counts that are negative, zero, huge, boolean, text or fractions", "400"),
     29: ("fields that change identity, destination, order or cache; the same inside metadata", "400; never forwarded"),
     30: ("names that only look like a model", "404, as for one that is not allowed"),
-    32: ("links in messages to metadata, loopback, private networks, in every spelling", "400 before an engine hears of it"),
+    32: (
+        "links in messages to metadata, loopback, private networks, clusters, in every spelling, in the system prompt and in shapes that no API"
+        " defines",
+        "400 before an engine receives it; names only under public top-level domains",
+    ),
     33: ("links by other schemes, and addresses of IPv6 that hide private ones of IPv4", "400; names that resolve inward are the egress'"),
     34: (
         "`data:` URLs and other base64: too much of it, thousands of frames, a few bytes that unfold to gigabytes of pixels, tensors",
@@ -53,7 +57,7 @@ ROWS = {
     40: ("a key by another header; two credentials", "no difference; 400 if they differ"),
     41: ("a revoked key", "401 from the change on"),
     44: ("a key of the other plane", "403"),
-    56: ("a neighbour's prefix cache", "a salt for each organization"),
+    56: ("a neighbour's prefix cache; keys of an engine's media cache", "a salt for each organization; 400"),
     57: ("labels of metrics by model, path and user", "names of the catalog only"),
     60: ("leaving at any moment; usage omitted, negated, inflated, taken back", "its engine aborted; billed within what can be true"),
     64: ("an engine that redirects, switches, floods, compresses, mis-frames, or is somebody else", "502, nothing relayed"),

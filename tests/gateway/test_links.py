@@ -35,6 +35,17 @@ PRIVATE = {
     "32-service": "http://redis.default.svc/",
     "32-service-in-full": "http://redis.default.svc.cluster.local./",
     "32-one-label": "http://redis:6379/",
+    "32-cluster-namespace": "http://kubernetes.default/api",
+    "32-cluster-other-namespace": "http://redis.production:6379/",
+    "32-corporate-name": "http://wiki.corp/",
+    "32-home-name": "http://nas.home/",
+    "32-private-name": "http://db.private/",
+    "32-intranet-name": "http://portal.intra/",
+    "32-router": "http://fritz.box/",
+    "32-user-assigned-country": "http://db.zz/",
+    "32-metadata-of-a-cloud": "http://metadata.tencentyun.com/latest/meta-data/",
+    "32-metadata-alias": "http://metadata.goog/computeMetadata/v1/",
+    "32-name-of-an-address": "http://169-254-169-254.nip.io/",
     "32-no-host": "http:///etc/passwd",
     "32-relative": "//10.0.0.1/",
     "32-port-of-nothing": "http://example.com:/",
@@ -56,6 +67,9 @@ PUBLIC = [
     "https://[2606:4700:4700::1111]:443/x",
     "https://xn--bcher-kva.example.org./",
     "https://my-bucket.s3.eu-central-1.amazonaws.com/a_b(1).png",
+    "https://example.photography/a.png",
+    "https://example.co.uk/a.png",
+    "https://example.xn--p1ai/a.png",
 ]
 
 
@@ -67,6 +81,8 @@ def parts(link: str) -> list[Any]:
         {"type": "video_url", "video_url": {"url": link}},
         {"type": "image", "source": {"type": "url", "url": link}},
         {"type": "tool_result", "content": [{"type": "image", "source": {"type": "url", "url": link}}]},
+        {"type": "web_fetch_tool_result", "content": {"type": "web_fetch_result", "content": {"source": {"type": "url", "url": link}}}},
+        {"image_url": {"url": link}},
     ]
 
 
@@ -82,6 +98,9 @@ async def test_a_link_into_a_private_network_is_refused_before_an_engine_hears_o
             assert answer.status == 400
             assert b"invalid_image_url" in answer.body or b"may be fetched" in answer.body
             assert PRIVATE[row].encode() not in answer.body
+        system = chat(max_tokens=1, system=[parts(PRIVATE[row])[3]])
+        (answer,) = split_answers((await memory.exchange(message(system, "/v1/messages"))).written)
+        assert (answer.status, b"may be fetched" in answer.body) == (400, True)
         assert not sink.admits
 
 
@@ -104,3 +123,68 @@ async def test_a_text_may_say_anything(link: str) -> None:
 def test_addresses_are_public_only_if_python_and_we_agree(address: Any) -> None:
     link = f"http://[{address}]/" if address.version == 6 else f"http://{address}/"
     assert not is_public(link) or address.is_global
+
+
+LINK = "http://169.254.169.254/"
+OTHER_SHAPES: dict[str, Any] = {
+    "32-content-as-an-object": {"type": "image_url", "image_url": {"url": LINK}},
+    "32-nested-lists": [[{"type": "image_url", "image_url": {"url": LINK}}]],
+    "32-other-type": [{"type": "video", "video": LINK}],
+    "32-other-member": [{"type": "image_url", "image_url": {"url": "https://example.com/"}, "fallback_url_list": [LINK]}],
+    "32-other-member-of-the-link": [{"type": "image_url", "image_url": {"url": "https://example.com/", "thumbnail": LINK}}],
+    "32-link-as-a-list": [{"type": "image_url", "image_url": [{"url": LINK}]}],
+    "32-type-that-is-not-text": [{"type": ["image_url"], "image_url": {"url": "https://example.com/"}}],
+    "32-number": [5],
+    "56-cache-key-of-vllm": [{"type": "image_url", "image_url": {"url": "https://example.com/"}, "uuid": "their-picture"}],
+    "56-cache-key-alone": [{"type": "image_url", "image_url": None, "uuid": "their-picture"}],
+    "56-cache-key-of-sglang": [{"type": "image_url", "image_url": {"url": "https://example.com/", "content_hash": "00"}}],
+    "56-cache-key-beside-text": [{"type": "text", "text": "a", "uuid": "their-picture"}],
+    "34-frames-beyond-the-bounds": [{"type": "video_url", "video_url": {"url": "https://example.com/", "fps": 1000}}],
+}
+
+
+@pytest.mark.parametrize("row", OTHER_SHAPES)
+async def test_content_of_a_shape_that_no_api_defines_is_refused(row: str) -> None:
+    with plane() as (made, sink, _):
+        memory = Memory(made)
+        for path in ("/v1/chat/completions", "/v1/messages"):
+            body = chat(max_tokens=1) | {"messages": [{"role": "user", "content": OTHER_SHAPES[row]}]}
+            (answer,) = split_answers((await memory.exchange(message(body, path))).written)
+            assert answer.status == 400 and b"shape" in answer.body
+        assert not sink.admits
+
+
+@pytest.mark.parametrize("system", [{"type": "text", "text": "a"}, 5, [["a"]]])
+async def test_system_prompt_of_a_shape_that_no_api_defines_is_refused(system: Any) -> None:
+    with plane() as (made, sink, _):
+        (answer,) = split_answers((await Memory(made).exchange(message(chat(max_tokens=1, system=system), "/v1/messages"))).written)
+        assert answer.status == 400 and not sink.admits
+
+
+KNOWN_SHAPES: list[Any] = [
+    "text",
+    ["text"],
+    [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}],
+    [{"type": "image_url", "image_url": {"url": "https://example.com/", "detail": "low"}}],
+    [{"type": "input_image", "image_url": "https://example.com/"}],
+    [
+        {
+            "type": "document",
+            "source": {"type": "text", "media_type": "text/plain", "data": "a"},
+            "title": "t",
+            "citations": {"enabled": True},
+        }
+    ],
+    [{"type": "search_result", "source": "https://example.com/", "title": "t", "content": [{"type": "text", "text": "a"}]}],
+    [{"type": "tool_result", "tool_use_id": "t", "content": "a", "is_error": False}],
+    [{"type": "web_search_tool_result", "content": [{"type": "web_search_result", "url": "https://example.com/", "title": "t"}]}],
+    [{"type": "thinking", "thinking": "a", "signature": "s"}],
+]
+
+
+@pytest.mark.parametrize("content", KNOWN_SHAPES)
+async def test_content_of_a_shape_that_an_api_defines_is_accepted(content: Any) -> None:
+    with plane() as (made, _, _):
+        body = chat() | {"messages": [{"role": "user", "content": content}]}
+        (answer,) = split_answers((await Memory(made).exchange(message(body))).written)
+        assert answer.status == 502, "it went on to an upstream that is not there"

@@ -71,7 +71,7 @@ def test_whatever_is_plain_passes_every_check(request: tuple[Endpoint, dict[str,
     bodies.check_finite(asked)
     assert set(dialect.required) <= set(asked) <= set(dialect.fields)
     assert all(dialect.fields[name].allows(value) for name, value in asked.items())
-    check_messages(asked.get("messages", []), MediaBounds(parts_max=0))
+    check_messages(asked.get("messages"), asked.get("system"), MediaBounds(parts_max=0))
 
 
 PLAIN = [

@@ -5,14 +5,17 @@ hand, with the version that they were read from.
 """
 
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import anthropic.types as anthropic_types
 import msgspec
 import openai.types as openai_types
 import pytest
 from anthropic.types import beta as anthropic_beta
+from anthropic.types.beta.beta_content_block_param import BetaContentBlockParam
+from anthropic.types.content_block_param import ContentBlockParam
 from openai.types.chat import completion_create_params as chat_params
+from openai.types.chat.chat_completion_content_part_param import ChatCompletionContentPartParam
 
 from tests.gateway.harness import NOWHERE, Served, chat
 from tests.gateway.test_request_quantities import admit_of
@@ -25,6 +28,7 @@ from tollway.gateway.dialects.engine_fields import ENGINE_FIELDS, NOT_OFFERED
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
 from tollway.gateway.dialects.openai_requests import SERVICE_TIERS
 from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.media.admission import PART_TYPES
 from tollway.wire import bodies
 
 SDK_TYPES: dict[Endpoint, tuple[Any, ...]] = {
@@ -66,6 +70,24 @@ def test_every_service_tier_of_the_official_sdk_has_a_price_tier() -> None:
     hints = get_type_hints(chat_params.CompletionCreateParamsNonStreaming)
     tiers = {tier for part in hints["service_tier"].__args__ for tier in getattr(part, "__args__", ())}
     assert tiers == SERVICE_TIERS.keys()
+
+
+def list_part_types(union: Any) -> set[str]:
+    """Return the values of `type` in a union of the SDKs' types, however it is nested."""
+    found: set[str] = set()
+    for part in get_args(union):
+        if isinstance(part, type) and "type" in getattr(part, "__annotations__", {}):
+            hint = part.__annotations__["type"] if hasattr(part, "model_fields") else get_type_hints(part)["type"]
+            found.update(get_args(hint))
+        else:
+            found.update(list_part_types(part))
+    return found
+
+
+@pytest.mark.parametrize("union", [ChatCompletionContentPartParam, ContentBlockParam, BetaContentBlockParam])
+def test_every_part_type_of_the_official_sdks_is_known(union: Any) -> None:
+    types = list_part_types(union)
+    assert len(types) >= 4 and types <= PART_TYPES
 
 
 RECORDED: dict[Engine, dict[str, Any]] = {

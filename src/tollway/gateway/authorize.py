@@ -54,9 +54,8 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
         dropped = [field for field in asked if field in dialect.not_forwarded]
     if not plain:
         dropped = _check_fields(asked, dialect, grant, dropped)
-        messages = asked.get("messages")  # of whatever dialect: a model's policy may let them through anywhere
-        if type(messages) is list:
-            media_tokens = check_messages(messages, media)
+        if "messages" in asked or "system" in asked:  # of whatever dialect: a model's policy may let them through anywhere
+            media_tokens = check_messages(asked.get("messages"), asked.get("system"), media)
     prompts = 1
     if dialect.prompts_field:
         value = asked[dialect.prompts_field]

@@ -117,6 +117,12 @@ messages = Check(
 )
 """An array of messages, not empty. What they hold is checked by `media.admission`."""
 
+prompt_parts = Check(
+    lambda value: value is None or type(value) is str or type(value) is list,
+    str | None,
+)
+"""A text, or an array of parts, which `media.admission` checks."""
+
 any_list = Check(
     lambda value: type(value) is list and len(value) <= TOOLS_MAX,
     Annotated[list[_FLAT], Meta(max_length=TOOLS_MAX)],

@@ -34,7 +34,7 @@ PROMPT_FIELDS: dict[str, Check] = {
     "context_management": fields.nullable(fields.mapping),
     "output_config": fields.nullable(fields.mapping),
     "speed": fields.nullable(fields.one_of("standard")),
-    "system": fields.anything,
+    "system": fields.prompt_parts,
     "thinking": fields.nullable(fields.mapping),
     "tool_choice": fields.nullable(fields.mapping),
     "tools": fields.nullable(fields.any_list),

@@ -1,9 +1,10 @@
 """Links in messages: which URLs an engine may fetch for a client from inside the platform's network.
 
 Engines resolve and fetch what image parts name, and have been led to metadata services and neighbours that way. An accepted link is an
-http(s) URL whose host is a public address or a name that could be public (`data:` URLs: see `bounds`). It is read by one strict grammar
-instead of a URL library: whatever two libraries read differently (backslashes, users, addresses in octal or as one number, full-width
-digits) is rejected.
+http(s) URL whose host is a public address or a name under a public top-level domain (`data:` URLs: see `bounds`). Inside a cluster any
+pair of labels can be the name of a service (`redis.production`), so a list of private names would never be complete. A link is read by one
+strict grammar instead of a URL library: whatever two libraries read differently (backslashes, users, addresses in octal or as one number,
+full-width digits) is rejected.
 
 A public name may still resolve to a private address, now or at the next look-up. Who resolves it decides: an engine that may fetch
 belongs behind an egress that refuses private networks.
@@ -12,11 +13,23 @@ belongs behind an egress that refuses private networks.
 import ipaddress
 import re
 
+from tollway.gateway.media.top_level_domains import GENERIC
+
 _URL = re.compile(r"https?://([^/?#]*)(?:[/?#][\x21-\x5b\x5d-\x7e]*)?", re.ASCII)
 _NAME = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]\.?")
 _PORT = re.compile(r"(.*?)(?::([0-9]{1,5}))?")
 
-_PRIVATE_NAMES = (".local", ".localhost", ".internal", ".intranet", ".lan", ".home.arpa", ".svc", ".cluster", ".test", ".invalid")
+_COUNTRY = re.compile(r"(?!aa|q[m-z]|x|zz)[a-z]{2}|qa")
+"""Two letters that ISO 3166-1 does not leave to users."""
+_PRIVATE_NAMES = (
+    ".home.arpa", ".in-addr.arpa", ".ip6.arpa",
+    # public names by which clouds serve metadata and credentials inside their networks
+    ".metadata.google.com", ".metadata.goog", ".metadata.azure.com", ".metadata.packet.net", ".metadata.platformequinix.com",
+    ".metadata.tencentyun.com", ".metadata.cloud.ibm.com",
+    # public names that resolve to any address written in them, or to loopback
+    ".nip.io", ".sslip.io", ".xip.io", ".localtest.me", ".lvh.me", ".vcap.me", ".lacolhost.com", ".traefik.me", ".local.gd",
+)  # fmt: skip
+"""Names below public domains that lead into private networks."""
 _PRIVATE_NETWORKS = tuple(
     ipaddress.ip_network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "::ffff:0:0/96")
 )
@@ -35,7 +48,9 @@ def _is_public_host(authority: str) -> bool:
     if host.startswith("[") and host.endswith("]"):
         return _is_public_address(host[1:-1], ipaddress.IPv6Address)
     if _NAME.fullmatch(host) is not None:
-        return not ("." + host.rstrip(".")).endswith(_PRIVATE_NAMES)
+        name = host.rstrip(".")
+        top = name.rpartition(".")[2]
+        return (top in GENERIC or _COUNTRY.fullmatch(top) is not None) and not ("." + name).endswith(_PRIVATE_NAMES)
     return _is_public_address(host, ipaddress.IPv4Address)
 
 
