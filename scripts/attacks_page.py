@@ -29,7 +29,7 @@ ROWS = {
     16: ("forged forwarding headers; twins with underscores", "ignored; 400"),
     17: ("ids, traces and sampling decisions of the client's", "our own id and decision"),
     18: ("line ends, control characters, `${jndi:` in whatever is logged or echoed", "never in a header, a log line or an answer"),
-    20: ("a body beyond the bound, announced or not; of nobody; sent on after the refusal", "413 or 401 while it comes, closed"),
+    20: ("a body beyond the bound, announced or not; without a key; sent on after the refusal", "413 or 401 while it comes, closed"),
     21: ("other media types, charsets and codings", "415"),
     22: ("BOM, UTF-16, invalid UTF-8, lone surrogates, depth", "400 `invalid_json`"),
     24: ("duplicate keys, escaped, nested, in tools", "400 `duplicate_key`"),
@@ -39,8 +39,8 @@ ROWS = {
     29: ("fields that change identity, destination, order or cache; the same inside metadata", "400; never forwarded"),
     30: ("names that only look like a model", "404, as for one that is not allowed"),
     32: (
-        "links in messages to metadata, loopback, private networks, clusters, in every spelling, in the system prompt and in shapes that no API"
-        " defines",
+        "links in messages and system prompts to metadata, loopback, private networks, clusters, in every spelling; parts in shapes that no"
+        " API defines",
         "400 before an engine receives it; names only under public top-level domains",
     ),
     33: ("links by other schemes, and addresses of IPv6 that hide private ones of IPv4", "400; names that resolve inward are the egress'"),
@@ -67,7 +67,7 @@ ROWS = {
     68: ("an engine that answers unasked, or twice", "its connections are closed and used once each for a time; alarm"),
     69: ("reports of more input than the request holds, or of one absurd total", "held to what can be true; named as an anomaly"),
 }  # fmt: skip
-"""What is tried, and what comes of it. The rows between are the control plane's, or need what is not served yet."""
+"""Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 
 OPENING = """# Attacks on the data plane
 
@@ -80,16 +80,40 @@ bend the same inputs at random on every run, and `make fuzz` searches every pars
 |--:|---|---|---|
 """
 
+CLOSING = """
+## Prefix caches that organizations share (row 56)
+
+An engine keeps the prompts that it computed, and answers a prompt with the same beginning faster and with `cached_tokens` above zero.
+Whoever sends a guessed beginning learns so whether somebody sent it before. Engines separate organizations by a salt in the request
+(`cache_salt`) at some endpoints only:
+
+| engine | separated by its own salt | shared unless the operator decides |
+|---|---|---|
+| vLLM, the simulator | all endpoints | |
+| SGLang | chat completions, completions | messages |
+| TensorRT-LLM (1.1 and later) | chat completions, completions | messages |
+| Dynamo, llama.cpp, other servers of OpenAI's API | | chat completions, completions, messages |
+
+`cache_isolation` of a deployment decides, unless its model has `share_cache: true`:
+
+- `engine` (default): the engine's salt where it has one. Elsewhere the cache is shared, and `tollway apply` warns of it.
+- `prompt`: where the engine has no salt, the organization's salt becomes the first bytes of the system prompt (32 characters and a line
+  end, about 20 tokens, which the model reads and the client pays). Completions have no system prompt: their cache stays shared.
+- `dedicated`: the deployment serves one organization; list its model only in that organization's projects.
+- `accepted`: the operator accepts that organizations share the cache.
+"""
+
 
 def render() -> str:
     """The page. Raises ValueError for a row without a test, or a test without a row."""
     tests = find_tests((ROOT / "tests").rglob("test_*.py"))
     if tests.keys() != ROWS.keys():
         raise ValueError(f"rows without a test: {sorted(ROWS.keys() - tests.keys())}; without a row: {sorted(tests.keys() - ROWS.keys())}")
-    return OPENING + "".join(
+    rows = "".join(
         f"| {row} | {attack} | {answer} | {'<br>'.join(_line(file, names) for file, names in sorted(tests[row].items()))} |\n"
         for row, (attack, answer) in ROWS.items()
     )
+    return OPENING + rows + CLOSING
 
 
 def _line(file: str, names: list[str]) -> str:

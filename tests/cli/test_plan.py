@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import yaml
 
-from tollway.cli.plan import make_plan
+from tollway.cli.plan import list_warnings, make_plan
 from tollway.cli.platform_file import PlatformFile, read, resolve_credential
 from tollway.settings import OperatorError
 
@@ -242,3 +242,25 @@ def test_a_credential_comes_from_a_variable_or_a_file_and_never_from_the_page(tm
 def test_what_export_writes_apply_reads_back(whole: PlatformFile, tmp_path: Path) -> None:
     text = yaml.safe_dump(msgspec.to_builtins(whole), sort_keys=False)
     assert parse(tmp_path, text) == whole
+
+
+LLAMA_CPP = """
+models:
+  small:
+    endpoints: [chat/completions]
+    deployments:
+      http://10.0.0.1:8000: {engine: llamacpp, upstream_model: small%s}
+"""
+
+
+def test_apply_warns_of_a_shared_prefix_cache_until_the_file_decides(tmp_path: Path) -> None:
+    undecided = parse(tmp_path, LLAMA_CPP % "")
+    (warning,) = list_warnings(PlatformFile(), undecided)
+    assert "small at http://10.0.0.1:8000" in warning and "cache_isolation" in warning
+    for isolation in ("prompt", "dedicated", "accepted"):
+        decided = parse(tmp_path, LLAMA_CPP % f", cache_isolation: {isolation}")
+        assert list(list_warnings(PlatformFile(), decided)) == []
+        assert list(list_warnings(decided, undecided)) == [], "what the file leaves out stays as it is"
+        assert plan(undecided, decided) == [("deployment", ("small", "http://10.0.0.1:8000"), False)]
+    shared = parse(tmp_path, LLAMA_CPP.replace("    deployments", "    share_cache: true\n    deployments") % "")
+    assert list(list_warnings(PlatformFile(), shared)) == []

@@ -116,6 +116,9 @@ class TestDeployments:
         path = f"{DEPLOYMENTS}/{made['id']}"
         assert answered(operator.post(path, json={"weight": 0, "tier": 2})) == {**made, "weight": 0, "tier": 2}
         assert answered(operator.post(path, json={"credential": None}))["has_credential"] is False
+        assert made["cache_isolation"] == "engine"
+        assert answered(operator.post(path, json={"cache_isolation": "dedicated"}))["cache_isolation"] == "dedicated"
+        refused(operator.post(path, json={"cache_isolation": "other"}), 400, "invalid_value", "cache_isolation")
         refused(operator.post(path, json={"model": "other"}), 400, "unknown_parameter", "model")
         refused(operator.post(path, json={"weight": None}), 400, "invalid_value", "weight")
         assert answered(operator.post(f"{path}/archive"))["status"] == "archived"

@@ -15,7 +15,7 @@ import msgspec
 from tests.fakes import PATIENCE_SECONDS, Clock, Script, Step, Transport, UsageSink, Vault
 from tollway.domain import keys
 from tollway.domain.billing_classes import UnitPrices
-from tollway.domain.catalog import Deployment, Endpoint, Engine, UnknownParameters
+from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint, Engine, UnknownParameters
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.prices import PriceTerms, PriceVersion
@@ -57,6 +57,7 @@ class Served:
     retry_started: bool = True
     unknown_parameters: UnknownParameters = UnknownParameters.REFUSE
     credential: bytes | None = None
+    cache_isolation: CacheIsolation = CacheIsolation.ENGINE
 
 
 NOWHERE = "http://127.0.0.1:9"
@@ -118,6 +119,7 @@ def plane(
             deployment = Deployment(
                 id=id, model=name, base_url=url, engine=served.engine, upstream_model=served.upstream_model or name,
                 tier=tier, weight=1, region=None, status=Status.ACTIVE, created_at=0, credential=served.credential,
+                cache_isolation=served.cache_isolation,
             )  # fmt: skip
             made.add(DeploymentEntry(id=id, deployment=deployment))
     made.finish_reset(1)

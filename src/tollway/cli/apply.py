@@ -12,7 +12,7 @@ import yaml
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segment
 from tollway.cli.output import Output, OutputOption, Progress, print_json
-from tollway.cli.plan import Change, make_plan
+from tollway.cli.plan import Change, list_warnings, make_plan
 from tollway.cli.platform_file import PlatformFile, read, resolve_credential
 from tollway.domain.billing_classes import BillingClass
 from tollway.domain.price_books import format_discount
@@ -38,8 +38,11 @@ def apply(
     progress = Progress()
     with connect(control_url, key, data_dir) as control:
         platform = Platform(control)
-        changes = make_plan(platform.read(wanted), wanted)
+        current = platform.read(wanted)
+        changes = make_plan(current, wanted)
         _print_plan(changes, output, dry_run)
+        for warning in list_warnings(current, wanted):
+            typer.echo(f"warning: {warning}", err=True)
         if dry_run:
             raise typer.Exit(DIFFERENCE if changes else 0)
         for change in changes:  # before anything is done
@@ -145,7 +148,7 @@ class Platform:
                     f"model {model} has two deployments at {base_url}, which a file cannot tell apart",
                     hint=f"tollway models undeploy {each['id']}",
                 )
-            found[base_url] = {name: each[name] for name in ("engine", "upstream_model", "tier", "weight", "region")}
+            found[base_url] = {name: each[name] for name in ("engine", "upstream_model", "tier", "weight", "region", "cache_isolation")}
             if each["has_credential"]:
                 found[base_url]["credential"] = f"${{{_variable(model)}}}"
             self._deployments[model, base_url] = each["id"]

@@ -9,7 +9,7 @@ import typer
 from tollway.cli.client import ControlUrl, DataDir, Key, connect, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.platform_file import resolve_credential
-from tollway.domain.catalog import Endpoint, Engine
+from tollway.domain.catalog import CacheIsolation, Endpoint, Engine
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -99,6 +99,9 @@ def deploy(
     weight: Annotated[int, typer.Option(help="Share within the tier; 0 drains.")] = 1,
     region: Annotated[str | None, typer.Option(help="Where it is.")] = None,
     credential: Annotated[str | None, typer.Option(help="What the upstream asks for: ${VARIABLE} or file:PATH.")] = None,
+    cache_isolation: Annotated[
+        CacheIsolation, typer.Option(help="How organizations are kept apart in the engine's prefix cache.")
+    ] = CacheIsolation.ENGINE,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -114,6 +117,7 @@ def deploy(
         "weight": weight,
         "region": region,
         "credential": credential and resolve_credential(credential, os.environ, "--credential"),
+        "cache_isolation": cache_isolation,
     }
     with connect(control_url, key, data_dir) as control:
         made = control.post("/platform/deployments", body)

@@ -23,8 +23,10 @@ from tollway.cli.platform_file import (
     TermsFile,
 )
 from tollway.domain.billing_classes import ROWS, BillingClass, format_unit_price
+from tollway.domain.catalog import CacheIsolation
 from tollway.domain.price_books import format_discount, parse_discount
 from tollway.domain.usage import ServiceTier
+from tollway.engines.table import list_shared_caches
 from tollway.settings import OperatorError
 
 
@@ -64,6 +66,26 @@ def make_plan(current: PlatformFile, wanted: PlatformFile) -> list[Change]:
         there = current.organizations.get(name)
         changes += _plan_terms(name, UNSET if there is None else there.terms, organization.terms)
     return changes
+
+
+def list_warnings(current: PlatformFile, wanted: PlatformFile) -> Iterator[str]:
+    """Yield a warning for each deployment of a file whose prefix cache lets one organization learn of another's prompts."""
+    for name, model in wanted.models.items():
+        there = current.models.get(name)
+        if (model.share_cache is not UNSET and model.share_cache) or (model.share_cache is UNSET and there and there.share_cache is True):
+            continue
+        deployed = {} if there is None or there.deployments is UNSET else there.deployments
+        for base_url, deployment in _items(model.deployments):
+            isolation = deployment.cache_isolation
+            if isolation is UNSET:
+                isolation = deployed[base_url].cache_isolation if base_url in deployed else UNSET
+            shared = list_shared_caches(deployment.engine, CacheIsolation.ENGINE if isolation is UNSET else isolation, model.endpoints)
+            if shared:
+                yield (
+                    f"organizations share the prefix cache of model {name} at {base_url}, because {deployment.engine} cannot separate it on"
+                    f" {', '.join(shared)}: an answer's time and its cached tokens show whether another organization sent the same text."
+                    " Set the deployment's `cache_isolation` to `prompt`, `dedicated` or `accepted`"
+                )
 
 
 def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iterator[Change]:
@@ -140,7 +162,7 @@ def _plan_deployment(place: tuple[str, str], current: DeploymentFile | None, wan
             f"deployment {' / '.join(place)} is {current.engine} and cannot become {wanted.engine}",
             hint="tollway models undeploy, then apply again",
         )
-    fields: tuple[str, ...] = ("engine", "upstream_model", "tier", "weight", "region")
+    fields: tuple[str, ...] = ("engine", "upstream_model", "tier", "weight", "region", "cache_isolation")
     if current is None or current.credential is UNSET:
         fields += ("credential",)  # a credential that is there cannot be read, so it is never compared
     yield from _difference("deployment", place, current, wanted, fields)

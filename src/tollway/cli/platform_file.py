@@ -36,7 +36,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, parse_unit_price, with_default_prices
-from tollway.domain.catalog import Endpoint, Engine, UnknownParameters
+from tollway.domain.catalog import CacheIsolation, Endpoint, Engine, UnknownParameters
 from tollway.domain.periods import find_zone
 from tollway.domain.price_books import parse_discount
 from tollway.domain.usage import ServiceTier
@@ -104,6 +104,7 @@ class DeploymentFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     weight: int | UnsetType = UNSET
     region: str | UnsetType | None = UNSET
     credential: str | UnsetType = UNSET
+    cache_isolation: CacheIsolation | UnsetType = UNSET
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -45,6 +45,15 @@ class UnknownParameters(StrEnum):
     FORWARD = "forward"
 
 
+class CacheIsolation(StrEnum):
+    """Separation of organizations in a deployment's prefix cache, whose hits can be measured by time and by `cached_tokens`."""
+
+    ENGINE = "engine"  # by the engine's own salt, where it has one; nothing elsewhere
+    PROMPT = "prompt"  # by a salt as the first bytes of the system prompt, which the model reads and the client pays
+    DEDICATED = "dedicated"  # the deployment serves one organization
+    ACCEPTED = "accepted"  # the operator accepts that organizations share the cache
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """A public name in the catalog. Draft until published; only published models reach gateways.
 
@@ -67,6 +76,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """A model served by one upstream. Lower tiers are tried first; within a tier, weight is the share (0 drains).
 
+    `cache_isolation`: see `CacheIsolation`; without effect where the model shares its cache.
     `base_url`: http(s)://host[:port][/path], without the /v1. `credential`: sealed by the vault, None if the upstream asks for none.
     """
 
@@ -81,3 +91,4 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
     created_at: int
     credential: bytes | None = None
+    cache_isolation: CacheIsolation = CacheIsolation.ENGINE

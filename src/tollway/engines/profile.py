@@ -2,7 +2,7 @@
 
 import msgspec
 
-from tollway.domain.catalog import Engine
+from tollway.domain.catalog import Endpoint, Engine
 
 SAMPLING_FIELDS = frozenset({"top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens", "skip_special_tokens"})
 """Request fields of sampling that most engines have beyond OpenAI's."""
@@ -27,7 +27,8 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     """Capabilities of an engine, and how it differs from others.
 
     `continuous_usage`: reports running usage on every chunk when asked, so that a cut stream is billed to the token.
-    `cache_salt`: separates the prefix cache by a salt in the body. `fields`: request fields beyond the API's own that a client may send.
+    `salted_endpoints`: those at which it separates the prefix cache by a salt in the body (`cache_salt`).
+    `fields`: request fields beyond the API's own that a client may send.
     `context_words`: parts of an error's text, type or code by which the engine says that the request is longer than the model's context.
     `request_words`: those by which it rejects a request in an error that it calls its own (status 500 and above).
     `counters`: where it publishes its token counters; None if it does not.
@@ -35,7 +36,7 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
 
     engine: Engine
     continuous_usage: bool = False
-    cache_salt: bool = False
+    salted_endpoints: frozenset[Endpoint] = frozenset()
     fields: frozenset[str] = frozenset()
     context_words: tuple[str, ...] = ()
     request_words: tuple[str, ...] = ()

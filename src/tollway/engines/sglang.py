@@ -1,11 +1,11 @@
 """SGLang (checked with 0.5)."""
 
-from tollway.domain.catalog import Engine
+from tollway.domain.catalog import Endpoint, Engine
 from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile
 
 PROFILE = EngineProfile(
     engine=Engine.SGLANG,
-    cache_salt=True,
+    salted_endpoints=frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS}),  # its messages have no such field
     fields=SAMPLING_FIELDS
     | {
         "chat_template_kwargs",

@@ -1,6 +1,8 @@
 """The engines, one row each. A new engine is a file, a member of `domain.catalog.Engine`, and a row here."""
 
-from tollway.domain.catalog import Engine
+from collections.abc import Iterable
+
+from tollway.domain.catalog import CacheIsolation, Endpoint, Engine
 from tollway.engines import dynamo, llamacpp, openai, sglang, sim, trtllm, vllm
 from tollway.engines.profile import EngineProfile
 
@@ -16,3 +18,17 @@ ENGINES: dict[Engine, EngineProfile] = {
         sim.PROFILE,
     )
 }
+
+_SYSTEM_PROMPT_ENDPOINTS = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS})
+_WITHOUT_PREFIXES = frozenset({Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS})
+"""Endpoints that generate nothing, so that no engine caches prefixes for them."""
+
+
+def list_shared_caches(engine: Engine, isolation: CacheIsolation, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """Return the endpoints at which organizations share the prefix cache of a deployment without anybody having decided so."""
+    if isolation in (CacheIsolation.DEDICATED, CacheIsolation.ACCEPTED):
+        return []
+    separated = ENGINES[engine].salted_endpoints | _WITHOUT_PREFIXES
+    if isolation is CacheIsolation.PROMPT:
+        separated |= _SYSTEM_PROMPT_ENDPOINTS
+    return sorted(set(endpoints) - separated)

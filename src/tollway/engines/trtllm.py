@@ -1,10 +1,11 @@
 """TensorRT-LLM's OpenAI server (trtllm-serve)."""
 
-from tollway.domain.catalog import Engine
+from tollway.domain.catalog import Endpoint, Engine
 from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile
 
 PROFILE = EngineProfile(
     engine=Engine.TRTLLM,
+    salted_endpoints=frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS}),
     # tensorrt_llm/serve/openai_protocol.py
     fields=SAMPLING_FIELDS
     | {

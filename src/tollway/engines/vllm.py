@@ -1,12 +1,12 @@
 """Profile of vLLM (checked with 0.32)."""
 
-from tollway.domain.catalog import Engine
+from tollway.domain.catalog import Endpoint, Engine
 from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile
 
 PROFILE = EngineProfile(
     engine=Engine.VLLM,
     continuous_usage=True,
-    cache_salt=True,
+    salted_endpoints=frozenset(Endpoint),
     fields=SAMPLING_FIELDS
     | {
         "add_generation_prompt",

@@ -4,8 +4,9 @@ Values only. The two live ends of a request are elsewhere: the client's (`ports.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from tollway.domain.catalog import Deployment, Endpoint
+from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import ModelEntry
 from tollway.domain.usage import Ended, ServiceTier
@@ -168,7 +169,7 @@ class ModelGrant:
             return known[1]
         model = None if deployment.upstream_model == self.model.id else deployment.upstream_model
         fields = dialect.list_injected(output_cap, model, usage)
-        if ENGINES[deployment.engine].cache_salt and not self.model.share_cache:
+        if not self.model.share_cache and dialect.endpoint in ENGINES[deployment.engine].salted_endpoints:
             fields["cache_salt"] = self.cache_salt
         injected = bodies.InjectedFields(fields)
         self._injected[key] = deployment, injected
@@ -273,7 +274,19 @@ class Call:
         if self.stream and options is not None:
             usage = options.continuous if self.wants_continuous(deployment) else options.final
         injected = self.grant.injected_fields(deployment, self.dialect, usage, self.output_cap)
-        return bodies.edit(self.request.body, self.names, injected, self.dropped)
+        body = bodies.edit(self.request.body, self.names, injected, self.dropped)
+        if deployment.cache_isolation is CacheIsolation.PROMPT and not self.model.share_cache:
+            return self._salt_prompt(body, deployment)
+        return body
+
+    def _salt_prompt(self, body: bytes, deployment: Deployment) -> bytes:
+        """Return `body` with the organization's salt before the prompt, where the API has a system prompt and the engine has no salt."""
+        salt_prompt = self.dialect.salt_prompt
+        if salt_prompt is None or self.dialect.endpoint in ENGINES[deployment.engine].salted_endpoints:
+            return body
+        members: dict[str, Any] = dict(bodies.members(body))
+        salt_prompt(members, self.grant.cache_salt.strip(b'"'))
+        return bodies.join(members)
 
 
 class Ending:

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.domain.catalog import Deployment, Endpoint, Engine, Model, UnknownParameters
+from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint, Engine, Model, UnknownParameters
 from tollway.domain.pages import Page, Window
 from tollway.domain.tenants import Status
 from tollway.storage.database import PlatformTx, Transaction
@@ -141,6 +141,7 @@ def read_deployment(row: Any) -> Deployment:
         status=Status(row.status),
         created_at=row.created_at,
         credential=row.credential,
+        cache_isolation=CacheIsolation(row.cache_isolation),
     )
 
 
@@ -153,4 +154,5 @@ def _deployment_columns(deployment: Deployment) -> dict[str, Any]:
         "region": deployment.region,
         "status": deployment.status,
         "credential": deployment.credential,
+        "cache_isolation": deployment.cache_isolation,
     }

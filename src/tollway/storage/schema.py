@@ -6,10 +6,12 @@ organization. Instants are BIGINT UTC microseconds, amounts BIGINT pico-currency
 a CHECK, because both engines can read them in a dump. Append-only tables are guarded by triggers (see the migrations).
 """
 
+from enum import StrEnum
+
 import sqlalchemy as sa
 from sqlalchemy.schema import SchemaItem
 
-from tollway.domain.catalog import Engine, UnknownParameters
+from tollway.domain.catalog import CacheIsolation, Engine, UnknownParameters
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import DIMENSIONS, LimitLevel
 from tollway.domain.tenants import Status
@@ -26,9 +28,7 @@ metadata = sa.MetaData(
 """Named constraints, so that a later migration can change one on either engine."""
 
 
-def one_of(
-    column: str, values: type[Status] | type[KeyType] | type[Engine] | type[UnknownParameters] | type[LimitLevel]
-) -> sa.CheckConstraint:
+def one_of(column: str, values: type[StrEnum]) -> sa.CheckConstraint:
     """A CHECK that `column` holds a value of the enumeration `values`."""
     return sa.CheckConstraint(f"{column} IN ({', '.join(repr(str(value)) for value in values)})", name=f"{column}_known")
 
@@ -148,7 +148,9 @@ deployments = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("credential", sa.LargeBinary),  # sealed by the vault
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("cache_isolation", sa.String(16), nullable=False, server_default=CacheIsolation.ENGINE.value),
     one_of("engine", Engine),
+    one_of("cache_isolation", CacheIsolation),
     one_of("status", Status),
     sa.CheckConstraint("tier >= 0 AND weight >= 0", name="rank_not_negative"),
 )

@@ -58,6 +58,7 @@ def create_deployment(_caller: PlatformOperator, plane: Plane, body: DeploymentC
         status=Status.ACTIVE,
         created_at=now,
         credential=None if body.credential is None else plane.vault.seal(body.credential, context=deployment_id),
+        cache_isolation=body.cache_isolation,
     )
     with plane.database.platform() as tx:
         return deployment_out(catalog.create_deployment(tx, deployment, now))
@@ -87,6 +88,6 @@ def update_deployment(_caller: PlatformOperator, plane: Plane, deployment_id: st
 
 @router.post("/v1/platform/deployments/{deployment_id}/archive")
 def archive_deployment(_caller: PlatformOperator, plane: Plane, deployment_id: str) -> DeploymentOut:
-    """Take a deployment away for ever, its credential with it."""
+    """Archive a deployment and delete its credential; it cannot be taken back."""
     with plane.database.platform() as tx:
         return deployment_out(catalog.archive_deployment(tx, deployment_id, plane.now()))

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from tollway.control.keys import ShownKey
 from tollway.domain import money
-from tollway.domain.catalog import MODEL_NAME, Deployment, Endpoint, Engine, Model, UnknownParameters
+from tollway.domain.catalog import MODEL_NAME, CacheIsolation, Deployment, Endpoint, Engine, Model, UnknownParameters
 from tollway.domain.currencies import get_currency
 from tollway.domain.keys import Key
 from tollway.domain.limits import (
@@ -116,6 +116,7 @@ Weight = Annotated[int, Field(ge=0, le=1_000_000)]
 Endpoints = Annotated[list[Annotated[Endpoint, Field(strict=False)]], Field(min_length=1, max_length=len(Endpoint))]
 EngineName = Annotated[Engine, Field(strict=False)]
 UnknownParametersPolicy = Annotated[UnknownParameters, Field(strict=False)]
+CacheIsolationName = Annotated[CacheIsolation, Field(strict=False)]
 
 # ---- Lists ------------------------------------------------------------------------------------------------------------
 
@@ -601,6 +602,7 @@ class DeploymentCreate(In):
     weight: Weight = 1
     region: Region | None = None
     credential: Credential | None = None
+    cache_isolation: CacheIsolationName = CacheIsolation.ENGINE
 
 
 class DeploymentUpdate(In):
@@ -612,6 +614,7 @@ class DeploymentUpdate(In):
     weight: Weight | None = None
     region: Region | None = None
     credential: Credential | None = None
+    cache_isolation: CacheIsolationName | None = None
 
 
 class DeploymentOut(Identified):
@@ -625,6 +628,7 @@ class DeploymentOut(Identified):
     region: str | None
     status: str
     has_credential: bool
+    cache_isolation: str
     created_at: int
 
 
@@ -640,6 +644,7 @@ def deployment_out(deployment: Deployment) -> DeploymentOut:
         region=deployment.region,
         status=deployment.status,
         has_credential=deployment.credential is not None,
+        cache_isolation=deployment.cache_isolation,
         created_at=seconds(deployment.created_at),
     )
 

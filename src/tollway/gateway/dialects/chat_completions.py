@@ -7,6 +7,7 @@ from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.openai_answers import read_answer
 from tollway.gateway.dialects.openai_requests import COMMON_FIELDS, NOT_FORWARDED, SERVICE_TIERS, USAGE_OPTIONS
 from tollway.gateway.dialects.openai_stream import OpenAIStream
+from tollway.gateway.dialects.prompt_salt import salt_messages
 from tollway.wire.errors import openai_error
 
 FIELDS: dict[str, Check] = COMMON_FIELDS | {
@@ -47,4 +48,5 @@ DIALECT: Dialect = Dialect(
     output_caps=("max_tokens", "max_completion_tokens"),
     service_tiers=SERVICE_TIERS,
     usage_options=USAGE_OPTIONS,
+    salt_prompt=salt_messages,
 )

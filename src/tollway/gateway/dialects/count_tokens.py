@@ -7,6 +7,7 @@ from tollway.domain.faults import Fault
 from tollway.gateway.dialects import messages
 from tollway.gateway.dialects.answers import Answer, AnswerContext, is_absent
 from tollway.gateway.dialects.dialect import Dialect
+from tollway.gateway.dialects.prompt_salt import salt_system
 
 
 def read_answer(body: bytes, context: AnswerContext) -> Answer:
@@ -29,4 +30,5 @@ DIALECT: Dialect = Dialect(
     forwarded_headers=messages.FORWARDED_HEADERS,
     request_id_headers=messages.REQUEST_ID_HEADERS,
     error_event=messages.ERROR_EVENT,
+    salt_prompt=salt_system,
 )

@@ -1,6 +1,6 @@
 """The type of an API's description: what its bodies may hold, how its answers are read, how its errors look."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -80,8 +80,9 @@ class Dialect:
     bound an answer's tokens, the first of which is set where a model has a cap and the client named none; empty for answers without
     tokens of their own. `prompts_field`: the field that may hold several prompts; empty if a body is one prompt. `prompt_tokens_added`:
     most tokens that an engine adds to each prompt, such as the text of its chat template. `service_tiers`: what the values of that field
-    mean. `usage_options`: how a stream is asked for its usage; None if the API always reports it. `forwarded_headers`: those that the API
-    asks gateways to pass on unchanged. `model_endpoint`: the endpoint that a model must offer for this one to be usable; None for this one
+    mean. `usage_options`: how a stream is asked for its usage; None if the API always reports it. `salt_prompt`: puts a salt
+    before the prompt, in raw members; None if the API has no system prompt. `forwarded_headers`: those that the API asks gateways to pass
+    on unchanged. `model_endpoint`: the endpoint that a model must offer for this one to be usable; None for this one
     itself.
 
     Answers: `read_answer` reads a body of status 200; `new_stream` makes the reader of a stream. `request_id_headers`: the template of the
@@ -108,6 +109,7 @@ class Dialect:
     model_endpoint: Endpoint | None = None
     request_id_headers: bytes = REQUEST_ID_HEADERS
     error_event: bytes = b""
+    salt_prompt: Callable[[MutableMapping[str, Any], bytes], None] | None = None
     target: bytes = field(init=False)
     plain: Shape = field(init=False)
     has_output: bool = field(init=False)

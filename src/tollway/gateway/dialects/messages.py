@@ -20,6 +20,7 @@ from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, deco
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_errors import read_fault
 from tollway.gateway.dialects.fields import Check
+from tollway.gateway.dialects.prompt_salt import salt_system
 from tollway.gateway.dialects.usage import UNBELIEVABLE, Report, cap_input, cap_output, check_report, read_counts
 from tollway.native import EventTemplate
 from tollway.wire import bodies, sse
@@ -297,4 +298,5 @@ DIALECT: Dialect = Dialect(
     forwarded_headers=FORWARDED_HEADERS,
     request_id_headers=REQUEST_ID_HEADERS,
     error_event=ERROR_EVENT,
+    salt_prompt=salt_system,
 )
