@@ -27,10 +27,11 @@ def context(
     counting: bool = False,
     input_tokens_max: int = 10_000,
     output_tokens_max: int | None = None,
+    sequences: int = 1,
     engine: Engine = Engine.VLLM,
 ) -> AnswerContext:
     """Properties of a request, with a model that has the same name everywhere."""
-    return AnswerContext(ENGINES[engine], "m", "m", input_tokens_max, output_tokens_max, hide_usage, hide_continuous, counting)
+    return AnswerContext(ENGINES[engine], "m", "m", input_tokens_max, output_tokens_max, sequences, hide_usage, hide_continuous, counting)
 
 
 COUNTS = st.one_of(st.integers(-2, 40), st.sampled_from([None, 10**12, 1.5, "3"]))

@@ -39,6 +39,7 @@ class UsageSource(StrEnum):
     ENGINE_FINAL = "engine_final"  # the engine's own total at the end
     ENGINE_CONTINUOUS = "engine_continuous"  # the engine's running total on the last chunk relayed
     COUNTED = "counted"  # events that carried output, counted as they were relayed
+    ESTIMATED = "estimated"  # input estimated from the bytes of the request; output counted or reported
     RECOVERED = "recovered"  # the last checkpoint of a gateway that died
     NONE = "none"  # the engine was never reached, or said nothing
 
@@ -179,14 +180,27 @@ OUTCOME_POLICIES: dict[int, OutcomePolicy] = {
         bills_after_first_token=frozenset({Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT}),
         bills_request=frozenset({Outcome.COMPLETED}),
     ),
+    2: OutcomePolicy(
+        version=2,
+        bills=frozenset({Outcome.COMPLETED, Outcome.CLIENT_CANCELLED, Outcome.BUDGET_STOPPED, Outcome.GATEWAY_CRASH}),
+        bills_after_first_token=frozenset({Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT}),
+        bills_request=frozenset({Outcome.COMPLETED}),
+    ),
 }
 """Published policies by version; a version is never edited, only followed by the next.
 
 Version 1: completed requests bill what the engine reported. A client that leaves pays for the input and the tokens generated for
 it as far as the engine had reported them. Requests cut by an error of the platform or of the engine pay for what was delivered, and
 nothing if no token was. A crash of the gateway bills the last checkpoint, which never exceeds what the engine generated.
+
+Version 2: the same outcomes, with one more quantity. Where an engine reported no input although output was delivered, and the request ended
+in one of ESTIMATING, its record carries an estimate of the input, marked by the source ESTIMATED.
 """
-OUTCOME_POLICY_CURRENT = 1
+OUTCOME_POLICY_CURRENT = 2
+
+ESTIMATING = frozenset({Outcome.COMPLETED, Outcome.CLIENT_CANCELLED, Outcome.BUDGET_STOPPED})
+"""Outcomes of requests whose input a gateway estimates if the engine did not report it. A fault of the platform or of an engine is not
+among them: who was not served as promised pays for nothing that nobody counted."""
 
 
 def bills(policy: OutcomePolicy, outcome: Outcome, *, delivered: bool) -> tuple[bool, bool]:

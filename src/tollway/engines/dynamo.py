@@ -5,6 +5,7 @@ from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile
 
 PROFILE = EngineProfile(
     engine=Engine.DYNAMO,
+    continuous_usage=True,
     # lib/llm/src/protocols/openai/common_ext.rs, chat_completions.rs and validate.rs
     fields=SAMPLING_FIELDS
     | {

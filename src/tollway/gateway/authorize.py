@@ -82,6 +82,7 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
         output_cap,
         output_tokens_max,
         len(request.body) + prompts * dialect.prompt_tokens_added + media_tokens,
+        0 if media_tokens else len(request.body),
         stream,
         prompts,
         sequences,

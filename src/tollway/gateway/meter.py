@@ -11,7 +11,18 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault
-from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Admit, Anomaly, Ended, Outcome, UsageSource, encode, encode_admit, encode_terms
+from tollway.domain.usage import (
+    ESTIMATING,
+    OUTCOME_POLICY_CURRENT,
+    Admit,
+    Anomaly,
+    Ended,
+    Outcome,
+    UsageSource,
+    encode,
+    encode_admit,
+    encode_terms,
+)
 from tollway.gateway.driver import OVER, ShieldedWaiter, Waiter
 from tollway.gateway.ports import CACHED_INPUT, FIRST_TOKEN_AT, INPUT, OUTPUT, REASONING, SLOT_WORDS, UsageSink
 from tollway.gateway.request import Call, ClientGone, Ending, Permit
@@ -27,7 +38,11 @@ _TIMEOUTS = frozenset(
 
 
 class Record(Ending):
-    """The usage record of one admitted request while it runs. `admit`: as it was written. `final`: None until it ended."""
+    """The usage record of one admitted request while it runs.
+
+    `admit`: as it was written. `final`: None until it ended. `input_estimate`: tokens of input to record if the engine has not reported
+    them and the outcome allows it; 0 for none.
+    """
 
     __slots__ = (
         "_base",
@@ -42,6 +57,7 @@ class Record(Ending):
         "attempts",
         "deployment_id",
         "first_token_at",
+        "input_estimate",
         "now_us",
         "source",
     )
@@ -53,6 +69,7 @@ class Record(Ending):
         self._output = 0
         self.source = UsageSource.NONE
         self.anomaly: Anomaly | None = None
+        self.input_estimate = 0
         self.deployment_id: str | None = None
         self.attempts = 0
         self.first_token_at: int | None = None
@@ -74,6 +91,7 @@ class Record(Ending):
         self.attempts += 1
         self.deployment_id = deployment_id
         self.anomaly = None
+        self.input_estimate = 0
         if self._used is not NOTHING:
             self._used = NOTHING
             self._output = 0
@@ -115,11 +133,14 @@ class Record(Ending):
 
     def finish(self, outcome: Outcome, error: str | None = None) -> Waiter:
         """Write FINAL; await it to know that it is durable. Raises Fault metering_unavailable then, if it never will be."""
+        used, source = self.used, self.source
+        if self.input_estimate and outcome in ESTIMATING:
+            used, source = Quantities(self.input_estimate, 0, used.output, used.reasoning), UsageSource.ESTIMATED
         self.final = final = Ended(
             msgspec.Raw(self.admit),
             outcome,
-            self.used,
-            self.source,
+            used,
+            source,
             self.now_us(),
             self.deployment_id,
             self.attempts,

@@ -31,7 +31,7 @@ from tollway.gateway.driver import OVER, CoroutineDriver, Waiter
 from tollway.gateway.meter import Record
 from tollway.gateway.ports import Client
 from tollway.gateway.request import Call, Permit
-from tollway.gateway.upstreams.connection import UpstreamAnswer, UpstreamConnection
+from tollway.gateway.upstreams.connection import Pool, UpstreamAnswer, UpstreamConnection
 from tollway.gateway.upstreams.upstream import Upstream
 from tollway.telemetry import Metrics
 from tollway.wire import sse
@@ -179,7 +179,8 @@ class Exchange:
         """The stream ended as it should: write its FINAL. Awaited: until that is durable."""
         stream = self.stream
         assert stream is not None
-        _note_completed(self._record, self._call, stream.used, stream.source, stream.anomaly, self.stream_bytes)
+        upstream = self._connection.upstream
+        _note_completed(self._record, self._call, upstream, stream.used, stream.source, stream.anomaly, self.stream_bytes)
         return self._record.finish(Outcome.COMPLETED)
 
     @property
@@ -192,7 +193,7 @@ class Exchange:
         """The exchange is over, however it ended: its connection is given back or ended."""
         record, client = self._record, self._client
         if record.final is None and self.stream is not None:
-            _note_cut(record, self._call, self.stream, self.stream_bytes)
+            _note_cut(record, self._call, self._connection.upstream, self.stream, self.stream_bytes)
         if record.anomaly is not None:
             metrics.count(metrics.anomalies, record.anomaly)
         active.exchanges.discard(self)
@@ -555,7 +556,7 @@ async def _attempt(
             raise read_answer_fault(received.status, body, ENGINES[upstream.deployment.engine], received.retry_after, record.now_us())
         answer = call.dialect.read_answer(body, call.answer_context(upstream.deployment))
         exchange.finished = True
-        _note_completed(record, call, answer.used, UsageSource.ENGINE_FINAL, answer.anomaly, len(body))
+        _note_completed(record, call, upstream, answer.used, UsageSource.ENGINE_FINAL, answer.anomaly, len(body))
         await record.finish(Outcome.COMPLETED)
         client.answer(200, _JSON + permit.headers, answer.body)
         return None
@@ -565,9 +566,16 @@ async def _attempt(
 
 
 def _note_completed(
-    record: Record, call: Call, used: Quantities | None, source: UsageSource, anomaly: Anomaly | None, delivered_bytes: int
+    record: Record,
+    call: Call,
+    upstream: Pool,
+    used: Quantities | None,
+    source: UsageSource,
+    anomaly: Anomaly | None,
+    delivered_bytes: int,
 ) -> None:
-    """Note what a completed request used. An engine that reports nothing believable bills only what was counted on the way."""
+    """Note what a completed request used, and learn from it. An engine that reports nothing believable bills what was counted on the way,
+    and an estimate of the input."""
     if anomaly is None and (used is None or source is UsageSource.COUNTED):
         anomaly = Anomaly.MISSING
     record.anomaly = anomaly
@@ -576,9 +584,15 @@ def _note_completed(
         if held is not used:
             record.anomaly = Anomaly.INFLATED
         record.note(held, source)
+    tokens = 0 if used is None else used.input + used.cached_input
+    if record.anomaly is None:
+        if tokens and call.prompt_bytes:
+            upstream.learn_input(call.prompt_bytes, tokens)
+    elif not tokens:
+        record.input_estimate = min(upstream.estimate_input(call.prompt_bytes), call.input_tokens_max)
 
 
-def _note_cut(record: Record, call: Call, stream: AnswerStream, delivered_bytes: int) -> None:
+def _note_cut(record: Record, call: Call, upstream: Pool, stream: AnswerStream, delivered_bytes: int) -> None:
     """Note the usage of a stream that was cut: what was noted on the way stands, as far as it can be true."""
     record.anomaly = stream.anomaly
     used = record.used
@@ -586,3 +600,5 @@ def _note_cut(record: Record, call: Call, stream: AnswerStream, delivered_bytes:
     if held is not used:
         record.anomaly = Anomaly.INFLATED
         record.note(held, record.source)
+    if held.output + held.reasoning and not held.input + held.cached_input:
+        record.input_estimate = min(upstream.estimate_input(call.prompt_bytes), call.input_tokens_max)

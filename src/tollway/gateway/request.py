@@ -183,7 +183,8 @@ class Call:
     many outputs the engine generates for all of them, at least one; everything that scales with outputs uses this number. `output_cap`: the
     model's, to be set where the client named no maximum. `output_tokens_max`: most tokens that all sequences together can have, None if
     nothing bounds them. `input_tokens_max`: most tokens that all prompts together can have, as a bound that is never too small.
-    `hide_usage`: the client did not ask for usage in its stream, so it is removed again.
+    `prompt_bytes`: bytes of the body, 0 if it holds media, whose bytes say nothing of tokens. `hide_usage`: the client did not ask for
+    usage in its stream, so it is removed again.
     """
 
     __slots__ = (
@@ -199,6 +200,7 @@ class Call:
         "output_cap",
         "output_tokens_max",
         "price",
+        "prompt_bytes",
         "prompts",
         "request",
         "sequences",
@@ -218,6 +220,7 @@ class Call:
         output_cap: int | None,
         output_tokens_max: int | None,
         input_tokens_max: int,
+        prompt_bytes: int,
         stream: bool,
         prompts: int,
         sequences: int,
@@ -235,6 +238,7 @@ class Call:
         self.output_cap = output_cap
         self.output_tokens_max = output_tokens_max
         self.input_tokens_max = input_tokens_max
+        self.prompt_bytes = prompt_bytes
         self.stream = stream
         self.prompts = prompts
         self.sequences = sequences
@@ -252,8 +256,8 @@ class Call:
         self.names = ()
 
     def wants_continuous(self, deployment: Deployment) -> bool:
-        """Return whether to ask for running usage. Not where several sequences are generated: vLLM counts each of them by itself then."""
-        return self.sequences == 1 and ENGINES[deployment.engine].continuous_usage
+        """Return whether to ask for running usage. Not where there are several prompts: engines count the input of each by itself then."""
+        return self.prompts == 1 and ENGINES[deployment.engine].continuous_usage
 
     def answer_context(self, deployment: Deployment) -> AnswerContext:
         """Return what is known of this request for whoever reads the answer of `deployment`."""
@@ -263,6 +267,7 @@ class Call:
             self.model.id,
             self.input_tokens_max,
             self.output_tokens_max,
+            self.sequences,
             self.hide_usage,
             self.hide_continuous,
             not self.wants_continuous(deployment),

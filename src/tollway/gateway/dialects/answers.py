@@ -20,10 +20,10 @@ NULL = msgspec.Raw(b"null")  # a Raw equals only a Raw, never bytes
 class AnswerContext(msgspec.Struct, frozen=True, gc=False):
     """Properties of a request that are needed to read its answer.
 
-    `engine`: profile of the engine that answers. `upstream_model`: its name of the model, which becomes `public_model`. `input_tokens_max`,
-    `output_tokens_max`: most tokens of all prompts and of all sequences together; None if nothing bounds the output. `hide_usage`: the
-    client did not ask for usage at the end of its stream; `hide_continuous`: nor for a running one. `counting`: the engine was not asked
-    for running usage.
+    `engine`: profile of the engine that answers. `sequences`: how many outputs it generates; of several, running totals are those of one
+    each. `upstream_model`: its name of the model, which becomes `public_model`. `input_tokens_max`, `output_tokens_max`: most tokens of all
+    prompts and of all sequences together; None if nothing bounds the output. `hide_usage`: the client did not ask for usage at the end of
+    its stream; `hide_continuous`: nor for a running one. `counting`: the engine was not asked for running usage.
     """
 
     engine: EngineProfile
@@ -31,6 +31,7 @@ class AnswerContext(msgspec.Struct, frozen=True, gc=False):
     public_model: str
     input_tokens_max: int
     output_tokens_max: int | None
+    sequences: int
     hide_usage: bool
     hide_continuous: bool
     counting: bool

@@ -6,7 +6,7 @@ read, because engines report death and overload inside a 200 stream and still en
 """
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -65,7 +65,7 @@ class _RegularUsage(msgspec.Struct, gc=False):
     prompt_tokens: int
     completion_tokens: int
     completion_tokens_details: None = None
-    reasoning_tokens: None = None
+    reasoning_tokens: Literal[0] | None = None
 
 
 class _Regular(msgspec.Struct, gc=False):
@@ -108,7 +108,7 @@ class OpenAIStream:
         "_doubted",
         "_doubted_bytes",
         "_events",
-        "_finish_seen",
+        "_finishes",
         "_hide_continuous",
         "_hide_usage",
         "_output_most",
@@ -143,7 +143,7 @@ class OpenAIStream:
         self._doubted_bytes = 0  # of the events whose reports were not believed, since the last one that was
         self.output = 0
         self._reported = False
-        self._finish_seen = False
+        self._finishes = 0
         self._prompt_tokens = -1  # of the last report that `read` believed; while negative, nothing is regular
         self.template: EventTemplate | None = None  # of the last regular event
         self._shapes_left = SHAPES_MAX
@@ -224,7 +224,7 @@ class OpenAIStream:
         for choice in choices or ():
             reason = choice.finish_reason
             if reason is not None:
-                self._finish_seen = True
+                self._finishes += 1
                 self._prompt_tokens = -1
                 self._drop_template()
                 if reason == "abort":
@@ -232,18 +232,18 @@ class OpenAIStream:
         if counting:
             if choices:
                 self._count(choices)  # type: ignore[arg-type]
-        elif choices and not self._finish_seen:
+        elif choices and not self._finishes:
             self._counted += 1
         raw = read.usage
         if raw:
             last = not choices
             if raw != NULL:
-                self._take_usage(raw, len(event) + 2, final=last or self._finish_seen)
+                self._take_usage(raw, len(event) + 2, final=last or self._finishes >= self._context.sequences)
                 if last:
                     self._owed = None
                     if self._hide_usage:
                         return None
-                elif self._finish_seen and self._hide_continuous and not self._hide_usage:
+                elif self._finishes and self._hide_continuous and not self._hide_usage:
                     # Some engines report on the finish chunk and never again. The client asked for a chunk of its own at the end.
                     self._owed = {name: value for name, value in bodies.members(self._renamed(data)).items() if name in _USAGE_CHUNK}
                     self._owed |= {"choices": b"[]", "usage": bytes(raw)}
@@ -293,12 +293,13 @@ class OpenAIStream:
         if not (report.has_input or report.has_output):
             return
         context, before, used = self._context, self.used or NOTHING, report.used
+        has_output = report.has_output and (final or context.sequences == 1)
         known, reported = before.input + before.cached_input, used.input + used.cached_input
         if known and not 0 < reported <= context.input_tokens_max:
             if reported:
                 self.anomaly = Anomaly.INFLATED
             used = Quantities(before.input, before.cached_input, used.output, used.reasoning)
-        if not report.has_output:
+        if not has_output:
             used = Quantities(used.input, used.cached_input, before.output, before.reasoning)
         total = used.output + used.reasoning
         if not final and total - self.output > event_bytes + self._doubted_bytes:
@@ -322,12 +323,12 @@ class OpenAIStream:
         self._used = held
         self.output = held.output + held.reasoning
         self._doubted_bytes = 0
-        regular = self._rename is None and not context.counting and not held.reasoning and not final
+        regular = self._rename is None and not context.counting and not held.reasoning and not final and context.sequences == 1
         self._prompt_tokens = held.input + held.cached_input if regular else -1
         self._drop_template()  # it holds the number of prompt tokens
-        self._reported = self._reported or report.has_output
+        self._reported = self._reported or has_output
         if self._reported:
-            self.source = UsageSource.ENGINE_FINAL if final and report.has_output else UsageSource.ENGINE_CONTINUOUS
+            self.source = UsageSource.ENGINE_FINAL if final and has_output else UsageSource.ENGINE_CONTINUOUS
         else:
             self.source = UsageSource.COUNTED
 

@@ -110,6 +110,14 @@ class Pool(Protocol):
         """The connection left the state IDLE or DRAINING by being closed."""
         ...
 
+    def learn_input(self, prompt_bytes: int, tokens: int) -> None:
+        """Learn how many tokens the engine counts in the bytes of a request."""
+        ...
+
+    def estimate_input(self, prompt_bytes: int) -> int:
+        """Return about how many tokens the engine counts in so many bytes of a request."""
+        ...
+
     def count_unsolicited(self) -> None:
         """Bytes arrived on a connection on which nothing was asked."""
         ...

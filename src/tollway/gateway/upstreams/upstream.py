@@ -31,6 +31,12 @@ IDLE_CONNECTIONS_MAX = 1024
 """Idle connections kept for each upstream; a burst leaves no more sockets than this behind."""
 POOLING_PAUSE_SECONDS = 300.0
 """Time for which connections of an upstream that spoke unasked are not kept. A repeated answer may be late; a new connection is cheap."""
+BYTES_PER_TOKEN_FIRST = 8
+"""Bytes of a request for each token of its prompt, before any was learned: twice what plain text has, so an estimate is rather too low."""
+BYTES_LEARNED_FIRST = 512
+"""Weight of that first ratio. The requests that were reported soon outweigh it."""
+BYTES_LEARNED_MAX = 1 << 28
+"""Bytes after which what was learned counts half, so that a ratio follows its model's traffic."""
 DRAIN_SECONDS = 5.0
 """Limits for a connection that has to end a message whose content is complete ([DONE] seen, last chunk not)."""
 
@@ -44,6 +50,8 @@ class Upstream:
         self.deployment = deployment
         self.health = Health()
         self._pools_from = 0.0
+        self._learned_bytes = BYTES_LEARNED_FIRST
+        self._learned_tokens = BYTES_LEARNED_FIRST // BYTES_PER_TOKEN_FIRST
         self._idle: list[UpstreamConnection] = []
         self._draining: set[UpstreamConnection] = set()
         url = urlsplit(deployment.base_url)
@@ -137,6 +145,18 @@ class Upstream:
             self._metrics.count_ejection(self.deployment.id, reason)
             if is_permanent:
                 self._alarm("upstream_misconfigured", f"{endpoint}: {fault.detail}")
+
+    def learn_input(self, prompt_bytes: int, tokens: int) -> None:
+        """Learn how many tokens the engine counts in the bytes of a request."""
+        self._learned_bytes += prompt_bytes
+        self._learned_tokens += tokens
+        if self._learned_bytes > BYTES_LEARNED_MAX:
+            self._learned_bytes >>= 1
+            self._learned_tokens >>= 1
+
+    def estimate_input(self, prompt_bytes: int) -> int:
+        """Return about how many tokens the engine counts in so many bytes of a request."""
+        return prompt_bytes * self._learned_tokens // self._learned_bytes
 
     def _alarm(self, event: str, detail: str) -> None:
         at_us = time.time_ns() // 1000
