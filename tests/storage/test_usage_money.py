@@ -1,6 +1,7 @@
 """Money at rest: exact at any size, on both engines; and an archive that says when it lacks something."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ from tests.link.samples import EPOCH, NODE, admit, final
 from tollway.domain import ids
 from tollway.domain.billing_classes import Amounts, Quantities
 from tollway.domain.rollups import RollupKey, UsageSums
-from tollway.domain.usage import UsageEvent
+from tollway.domain.usage import Anomaly, Outcome, UsageEvent, UsageSource
 from tollway.storage import rollups, usage_events
 from tollway.storage import schema_money as money
 from tollway.storage.archive import Archive, ArchiveShort
@@ -134,6 +135,22 @@ class TestEvents:
             assert sorted(usage_events.iterate_events(tx), key=lambda event: event.seq) == events
             ids = [event.final.admit.request_id for event in events]
             assert usage_events.find_hashes(tx, [*ids, "another"]) == dict(zip(ids, (event.content_hash for event in events), strict=True))
+
+    def test_of_every_outcome_source_and_anomaly_are_kept(self, database: Database) -> None:
+        """The database lists the values that it accepts; a new one needs a migration."""
+        changes: list[dict[str, Any]] = [{"outcome": each} for each in Outcome]
+        changes += [{"source": each} for each in UsageSource] + [{"anomaly": each} for each in Anomaly]
+        events = [
+            UsageEvent(
+                node_id=NODE, epoch=EPOCH, seq=number, final=final(admit(number), **change), content_hash=bytes(32), amounts=Amounts(),
+                period_at=0,
+            )
+            for number, change in enumerate(changes, 1)
+        ]  # fmt: skip
+        with database.platform() as tx:
+            insert(tx, *events)
+        with database.platform(write=False) as tx:
+            assert sorted(usage_events.iterate_events(tx), key=lambda event: event.seq) == events
 
     def test_of_an_id_that_is_taken_are_refused_together_and_the_transaction_goes_on(self, database: Database) -> None:
         first, second, third = (
