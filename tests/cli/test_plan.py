@@ -6,8 +6,10 @@ import msgspec
 import pytest
 import yaml
 
+from tollway.cli.limits import parse_limits
 from tollway.cli.plan import list_warnings, make_plan
 from tollway.cli.platform_file import PlatformFile, read, resolve_credential
+from tollway.domain.limits import BY_NAME
 from tollway.settings import OperatorError
 
 WHOLE = """
@@ -162,10 +164,47 @@ def test_neither_order_nor_repetition_of_endpoints_is_a_difference(whole: Platfo
 def test_null_takes_a_limit_away_and_keeps_the_other(whole: PlatformFile, tmp_path: Path) -> None:
     text = "organizations: {acme: {currency: EUR, limits: {requests_per_minute: null, concurrent_requests: 5}}}"
     (change,) = make_plan(whole, parse(tmp_path, text))
-    assert change.body == {"requests_per_minute": None, "concurrent_requests": 5}
+    assert change.body == dict.fromkeys(BY_NAME) | {"concurrent_requests": 5}
     text = "organizations: {acme: {currency: EUR, limits: {concurrent_requests: 5}}}"
     (change,) = make_plan(whole, parse(tmp_path, text))
-    assert change.body == {"requests_per_minute": 600, "concurrent_requests": 5}
+    assert change.body == dict.fromkeys(BY_NAME) | {"requests_per_minute": 600, "concurrent_requests": 5}
+
+
+def test_limits_on_single_models_are_planned_beside_those_on_all(whole: PlatformFile, tmp_path: Path) -> None:
+    text = (
+        "organizations: {acme: {currency: EUR, model_limits: {llama/70b: {tokens_per_minute: 9}}, "
+        "projects: {chat: {model_limits: {llama/70b: {requests_per_day: 7}}}}}}"
+    )
+    first, second = make_plan(whole, parse(tmp_path, text))
+    assert (first.what, first.place) == ("model limits", ("acme", "llama/70b"))
+    assert first.body == dict.fromkeys(BY_NAME) | {"tokens_per_minute": 9}
+    assert (second.what, second.place, second.body["requests_per_day"]) == ("model limits", ("acme", "chat", "llama/70b"), 7)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ("{tokens_per_minute: 0}", r"acme\.limits in .*'tokens_per_minute' must be between 1 and"),
+        ("{tokens_per_minute: -1}", "between 1 and"),
+        ("{requests_per_day: 99999999999999}", "between 1 and"),
+        ("{input_tokens_per_day: 2, tokens_per_day: 1}", r"'input_tokens_per_day' \(2\) can never be reached"),
+        ("{requests_per_day: 599}", r"limits of acme: 'requests_per_minute' \(600\) can never be reached"),
+    ],
+)
+def test_limits_that_are_mistakes_are_refused_before_anything_is_done(
+    whole: PlatformFile, tmp_path: Path, limits: str, message: str
+) -> None:
+    with pytest.raises(OperatorError, match=message):
+        make_plan(whole, parse(tmp_path, f"organizations: {{acme: {{currency: EUR, limits: {limits}}}}}"))
+
+
+def test_limits_on_the_command_line_are_numbers_or_none() -> None:
+    assert parse_limits(["tokens-per-minute=100_000", "requests_per_day=none"]) == {"tokens_per_minute": 100_000, "requests_per_day": None}
+    for text in ("tokens_per_minute", "tokens_per_minute=", "tokens_per_minute=-1", "tokens_per_minute=1.5", "tokens_per_hour=1"):
+        with pytest.raises(OperatorError):
+            parse_limits([text])
+    with pytest.raises(OperatorError, match="twice"):
+        parse_limits(["tokens_per_day=1", "tokens-per-day=2"])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ organizations:
     time_zone: Europe/Berlin
     limits: {requests_per_minute: 600}
     projects:
-      chat: {limits: {concurrent_requests: 20}}
+      chat: {limits: {concurrent_requests: 20}, model_limits: {meta/llama: {tokens_per_minute: 9000}}}
       batch: {}
 """
 
@@ -57,11 +57,11 @@ def test_apply_plans_then_does_then_has_nothing_left_to_do(serving: Running, tmp
     path.write_text(PLATFORM)
     env = {"LLAMA_KEY": "upstream-secret"}
     plan = do(serving, "apply", "-f", str(path), "--dry-run", code=2, env=env)
-    assert "+ model meta/llama" in plan and "9 changes (nothing was done)" in plan
+    assert "+ model meta/llama" in plan and "10 changes (nothing was done)" in plan
     assert "upstream-secret" not in plan
     assert do_json(serving, "organizations", "list") == []
 
-    assert "9 changes" in do(serving, "apply", "-f", str(path), env=env)
+    assert "10 changes" in do(serving, "apply", "-f", str(path), env=env)
     assert do(serving, "apply", "-f", str(path), "--dry-run") == "nothing to change\n"
     assert do(serving, "apply", "-f", str(path)) == "nothing to change\n"  # nor is the credential needed again
 
@@ -87,6 +87,27 @@ def test_apply_plans_then_does_then_has_nothing_left_to_do(serving: Running, tmp
     path.write_text("models: {}\norganizations: {}")
     assert do(serving, "apply", "-f", str(path)) == "nothing to change\n"  # left out is not deleted
     assert [each["name"] for each in do_json(serving, "organizations", "list")] == ["acme"]
+
+
+def test_limits_are_set_by_name_and_shown_with_every_level_that_binds(serving: Running) -> None:
+    do(serving, "organizations", "create", "tyrell", "--currency", "USD")
+    of = ("--organization", "tyrell")
+    do(serving, "projects", "create", "nexus", *of)
+    do(serving, "keys", "create", "--name", "owl", *of)
+    (key,) = do_json(serving, "keys", "list", *of)
+    said = do(serving, "limits", "set", "tokens_per_minute=9_000", "requests-per-day=50", "--of-organization", *of)
+    assert said.splitlines() == ["tokens_per_minute: none -> 9000", "requests_per_day: none -> 50"]
+    do(serving, "limits", "set", "concurrent_requests=3", *of)
+    do(serving, "limits", "set", "concurrent_requests=2", "--api-key", key["id"], *of)
+    assert do(serving, "limits", "set", "tokens_per_minute=none", "--of-organization", *of) == "tokens_per_minute: 9000 -> none\n"
+    shown = do_json(serving, "limits", "show", "--project", "nexus", "--api-key", key["id"], *of)
+    assert [(each["level"], each["limit"], each["size"]) for each in shown] == [
+        ("api_key", "concurrent_requests", 2),
+        ("project", "concurrent_requests", 3),
+        ("organization", "requests_per_day", 50),
+    ]
+    said = do(serving, "limits", "set", "requests_per_minute=51", "--of-organization", *of, code=1)
+    assert "'requests_per_minute' (51) can never be reached, because 'requests_per_day' (50) is smaller" in said
 
 
 def test_a_credential_that_is_missing_stops_before_anything_is_done(serving: Running, tmp_path: Path) -> None:

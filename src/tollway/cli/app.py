@@ -25,6 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "organizations": ("organizations:app", "Billing accounts: list, create."),
     "projects": ("projects:app", "Parts of an organization: list, create."),
     "keys": ("keys:app", "API keys: create, list, revoke."),
+    "limits": ("limits:app", "Limits of organizations, projects, service accounts and keys: show, set."),
     "models": ("catalog:app", "The catalog: models, their deployments and prices."),
     "prices": ("prices:app", "Price books, drafts of prices, and organizations' terms."),
     "usage": ("usage:usage", "What was used, by time, project, key or model."),

@@ -15,6 +15,7 @@ from tollway.cli.output import Output, OutputOption, Progress, print_json
 from tollway.cli.plan import Change, list_warnings, make_plan
 from tollway.cli.platform_file import PlatformFile, read, resolve_credential
 from tollway.domain.billing_classes import BillingClass
+from tollway.domain.limits import DIMENSIONS
 from tollway.domain.price_books import format_discount
 from tollway.settings import OperatorError
 
@@ -170,7 +171,7 @@ class Platform:
             found[name] = {
                 "currency": each["currency"],
                 "time_zone": each["time_zone"],
-                "limits": _limits(self._control.get(f"/platform/organizations/{each['id']}/limits")),
+                **self._read_limits("organization", {}),
                 **self._read_terms(each["id"]),
                 "projects": self._read_projects(name, projects),
             }
@@ -221,8 +222,15 @@ class Platform:
                     hint="rename or archive one of them",
                 )
             self._projects[organization, name] = each["id"]
-            found[name] = {"limits": _limits(self._control.get(f"/organization/projects/{each['id']}/limits"))}
+            found[name] = self._read_limits("project", {"project_id": each["id"]})
         return found
+
+    def _read_limits(self, level: str, query: dict[str, str]) -> dict[str, Any]:
+        """Return the limits that one level has, on all models and on single ones."""
+        listed = [each for each in self._control.get("/organization/limits", **query)["data"] if each["level"] == level]
+        limits = {each["model"]: {dimension.name: each[dimension.name] for dimension in DIMENSIONS} for each in listed}
+        of_all = limits.pop(None, dict.fromkeys(dimension.name for dimension in DIMENSIONS))
+        return {"limits": of_all, **({"model_limits": limits} if limits else {})}
 
     # ---- doing -------------------------------------------------------------------------------------------------------
 
@@ -260,13 +268,20 @@ class Platform:
             case "project":
                 control.act_for_id(self._organizations[place[0]])
                 self._projects[place[0], place[1]] = control.post("/organization/projects", body)["id"]
-            case "limits" if len(place) == 1:
-                control.put(f"/platform/organizations/{self._organizations[place[0]]}/limits", body)
             case "limits":
-                control.act_for_id(self._organizations[place[0]])
-                control.put(f"/organization/projects/{self._projects[place[0], place[1]]}/limits", body)
+                control.put(self._limits_path(place), body)
+            case "model limits":
+                control.put(self._limits_path(place[:-1]), body, model=place[-1])
             case _:
                 raise AssertionError(change.what)
+
+    def _limits_path(self, place: tuple[str, ...]) -> str:
+        """Return the path of the limits of an organization, or of a project of one."""
+        organization_id = self._organizations[place[0]]
+        if len(place) == 1:
+            return f"/platform/organizations/{organization_id}/limits"
+        self._control.act_for_id(organization_id)
+        return f"/organization/projects/{self._projects[place[0], place[1]]}/limits"
 
     def _organization_id(self, name: str) -> str:
         """The organization of a name, also of one that the file has no more to say about."""
@@ -304,10 +319,6 @@ def _current_prices(versions: Iterable[dict[str, Any]], by: str) -> dict[str, An
         price = found.setdefault(each[by], {})
         price.update(units) if each["tier"] == "standard" else price.setdefault("tiers", {}).update({each["tier"]: units})
     return found
-
-
-def _limits(answer: dict[str, Any]) -> dict[str, Any]:
-    return {name: answer[name] for name in ("requests_per_minute", "concurrent_requests")}
 
 
 def _variable(model: str) -> str:

@@ -122,6 +122,11 @@ class Control:
         """Act for this organization on tenant routes from here on."""
         self._headers["openai-organization"] = organization_id
 
+    @property
+    def organization_id(self) -> str | None:
+        """The organization acted for; None if the key has its own."""
+        return self._headers.get("openai-organization")
+
     def get(self, path: str, **query: Any) -> Any:
         """GET; parameters that are None are left out."""
         return self._call("GET", path, query=query)
@@ -130,9 +135,9 @@ class Control:
         """POST."""
         return self._call("POST", path, body=body)
 
-    def put(self, path: str, body: Mapping[str, Any]) -> Any:
-        """PUT."""
-        return self._call("PUT", path, body=body)
+    def put(self, path: str, body: Mapping[str, Any], **query: Any) -> Any:
+        """PUT; parameters that are None are left out."""
+        return self._call("PUT", path, query=query, body=body)
 
     def delete(self, path: str) -> Any:
         """DELETE."""

@@ -21,6 +21,7 @@ from tollway.cli.platform_file import (
     PriceFile,
     ProjectFile,
     TermsFile,
+    find_limit_problem,
 )
 from tollway.domain.billing_classes import ROWS, BillingClass, format_unit_price
 from tollway.domain.catalog import CacheIsolation
@@ -32,7 +33,7 @@ from tollway.settings import OperatorError
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One step. `what`: model, price, publication, deployment, organization, project, limits, price book, book price or
+    """One step. `what`: model, price, publication, deployment, organization, project, limits, model limits, price book, book price or
     terms. `place`: the names that lead to it.
 
     `fields`: each that changes, old and new; on creation the old ones are None. `body`: what to send.
@@ -180,7 +181,7 @@ def _plan_organization(name: str, current: OrganizationFile | None, wanted: Orga
         )
     else:
         yield from _difference("organization", (name,), current, wanted, ("time_zone",))
-    yield from _plan_limits((name,), UNSET if current is None else current.limits, wanted.limits)
+    yield from _plan_all_limits((name,), current, wanted)
     projects = {} if current is None or current.projects is UNSET else current.projects
     for project_name, project in _items(wanted.projects):
         yield from _plan_project((name, project_name), projects.get(project_name), project)
@@ -189,19 +190,30 @@ def _plan_organization(name: str, current: OrganizationFile | None, wanted: Orga
 def _plan_project(place: tuple[str, str], current: ProjectFile | None, wanted: ProjectFile) -> Iterator[Change]:
     if current is None:
         yield Change("project", place, True, {}, {"name": place[1]})
-    yield from _plan_limits(place, UNSET if current is None else current.limits, wanted.limits)
+    yield from _plan_all_limits(place, current, wanted)
 
 
-def _plan_limits(place: tuple[str, ...], current: LimitsFile | UnsetType, wanted: LimitsFile | UnsetType) -> Iterator[Change]:
-    """Limits are replaced as a whole: those that the file leaves out are sent as they are."""
+def _plan_all_limits(
+    place: tuple[str, ...], current: OrganizationFile | ProjectFile | None, wanted: OrganizationFile | ProjectFile
+) -> Iterator[Change]:
+    yield from _plan_limits("limits", place, UNSET if current is None else current.limits, wanted.limits)
+    there = {} if current is None or current.model_limits is UNSET else current.model_limits
+    for model, limits in _items(wanted.model_limits):
+        yield from _plan_limits("model limits", (*place, model), there.get(model, UNSET), limits)
+
+
+def _plan_limits(what: str, place: tuple[str, ...], current: LimitsFile | UnsetType, wanted: LimitsFile | UnsetType) -> Iterator[Change]:
+    """Plan the limits of one level, which are replaced as a whole: those that the file leaves out are sent as they are."""
     if wanted is UNSET:
         return
     names = [field.name for field in msgspec.structs.fields(LimitsFile)]
     old = {name: None if current is UNSET else _or_none(getattr(current, name)) for name in names}
     new = old | _given(wanted)
     if new != old:
+        if problem := find_limit_problem(new):
+            raise OperatorError(f"{what} of {' / '.join(place)}: {problem}", exit_code=2)
         fields = {name: (old[name], new[name]) for name in names if old[name] != new[name]}
-        yield Change("limits", place, False, fields, new)
+        yield Change(what, place, False, fields, new)
 
 
 def _difference(

@@ -15,7 +15,9 @@
       acme:
         currency: EUR
         time_zone: Europe/Berlin
-        limits: {requests_per_minute: 600}
+        limits: {requests_per_minute: 600, tokens_per_day: 5000000}
+        model_limits:
+          llama-70b: {tokens_per_minute: 100000}
         terms: {book: partners, discount: 15%}
         projects:
           chat: {limits: {concurrent_requests: 20}}
@@ -37,6 +39,7 @@ from msgspec import UNSET, UnsetType
 
 from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, parse_unit_price, with_default_prices
 from tollway.domain.catalog import CacheIsolation, Endpoint, Engine, UnknownParameters
+from tollway.domain.limits import DIMENSIONS, Limits, find_problem
 from tollway.domain.periods import find_zone
 from tollway.domain.price_books import parse_discount
 from tollway.domain.usage import ServiceTier
@@ -120,26 +123,43 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     deployments: dict[str, DeploymentFile] | UnsetType = UNSET
 
 
-class LimitsFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Limits of one level; null for none."""
+if TYPE_CHECKING:
 
-    requests_per_minute: int | UnsetType | None = UNSET
-    concurrent_requests: int | UnsetType | None = UNSET
+    class LimitsFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+        """Limits of one level by dimension; null for none."""
+
+else:
+    LimitsFile = msgspec.defstruct(
+        "LimitsFile",
+        [(dimension.name, int | UnsetType | None, UNSET) for dimension in DIMENSIONS],
+        module=__name__,
+        frozen=True,
+        kw_only=True,
+        omit_defaults=True,
+    )
+
+
+def find_limit_problem(sizes: Mapping[str, int | None]) -> str | None:
+    """Return what is wrong with limits of one level, None if nothing is."""
+    problem = find_problem(Limits(**sizes))
+    return None if problem is None else problem.message
 
 
 class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One project of an organization."""
+    """One project of an organization. `model_limits`: its limits on single models, beside those on all."""
 
     limits: LimitsFile | UnsetType = UNSET
+    model_limits: dict[str, LimitsFile] | UnsetType = UNSET
 
 
 class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One organization. Its currency is fixed when it is created; its time zone (UTC unless given) cuts the billing periods that do not
-    exist yet."""
+    exist yet. `model_limits`: its limits on single models, beside those on all."""
 
     currency: str
     time_zone: str | UnsetType = UNSET
     limits: LimitsFile | UnsetType = UNSET
+    model_limits: dict[str, LimitsFile] | UnsetType = UNSET
     terms: TermsFile | UnsetType = UNSET
     projects: dict[str, ProjectFile] | UnsetType = UNSET
 
@@ -198,6 +218,8 @@ _NESTED: dict[tuple[type[msgspec.Struct], str], type[msgspec.Struct]] = {
     (PriceFile, "tiers"): UnitsFile,
     (ModelFile, "deployments"): DeploymentFile,
     (OrganizationFile, "projects"): ProjectFile,
+    (OrganizationFile, "model_limits"): LimitsFile,
+    (ProjectFile, "model_limits"): LimitsFile,
 }
 """Fields that are mappings by name, and what each value is."""
 
@@ -236,6 +258,10 @@ def _parse(tree: object, type: type[T], place: str, source: str) -> T:
             parsed.to_pico()
         if isinstance(parsed, PriceFile) and parsed.tiers is not UNSET and ServiceTier.STANDARD in parsed.tiers:
             raise ValueError("the standard tier stands beside `tiers`, not in it")
+        if isinstance(parsed, LimitsFile):
+            given = msgspec.to_builtins(parsed)
+            if problem := find_limit_problem(given):
+                raise ValueError(problem)
         if isinstance(parsed, TermsFile):
             parse_discount(parsed.discount)
         if isinstance(parsed, OrganizationFile) and parsed.time_zone is not UNSET and find_zone(parsed.time_zone) is None:

@@ -1,0 +1,119 @@
+"""`tollway limits`: the limits that bind an organization, a project or a key, and how to set them."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, connect_tenant, segment
+from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.domain.limits import BY_NAME, DIMENSIONS
+from tollway.settings import OperatorError, unknown_name
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+Project = Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="The project; not needed if there is only one.")]
+ApiKey = Annotated[str | None, typer.Option("--api-key", metavar="KEY_ID", help="A key of the project, as `tollway keys list` shows it.")]
+Account = Annotated[str | None, typer.Option("--service-account", metavar="ID", help="A service account of the project.")]
+Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Limits on this model alone, beside those on all models.")]
+
+
+@app.command()
+def show(
+    project: Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="Limits that bind this project.")] = None,
+    api_key: ApiKey = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show every limit that binds the organization, a project or a key, innermost level first.
+
+    What is used and left of them, a key asks its gateway: `GET /v1/limits`.
+    """
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        query: dict[str, str] = {}
+        if project is not None or api_key is not None:
+            query["project_id"] = control.get_project(project)["id"]
+        if api_key is not None:
+            query["api_key_id"] = api_key
+        levels = control.get("/organization/limits", **query)["data"]
+    rows = [
+        {"level": each["level"], "id": each["id"], "model": each["model"], "limit": dimension.name, "size": each[dimension.name]}
+        for each in levels
+        for dimension in DIMENSIONS
+        if each[dimension.name] is not None
+    ]
+    print_rows(output, ["level", "id", "model", "limit", "size"], rows, none="nothing is limited: see `tollway limits set`")
+
+
+@app.command("set")
+def set_limits(
+    limits: Annotated[list[str], typer.Argument(metavar="NAME=SIZE...", help="Such as tokens_per_minute=100000; none removes it.")],
+    project: Project = None,
+    api_key: ApiKey = None,
+    service_account: Account = None,
+    of_organization: Annotated[
+        bool, typer.Option("--of-organization", help="Limit the whole organization (needs a platform key).")
+    ] = False,
+    model: Model = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Set limits of a project, a key, a service account or the organization. What is not named stays as it is."""
+    changes = parse_limits(limits)
+    if sum((api_key is not None, service_account is not None, of_organization)) > 1:
+        raise OperatorError("name one of --api-key, --service-account and --of-organization", exit_code=2)
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        path = _find_path(control, project, api_key, service_account, of_organization)
+        before = control.get(path, model=model)
+        wanted = {dimension.name: changes.get(dimension.name, before[dimension.name]) for dimension in DIMENSIONS}
+        stored = control.put(path, wanted, model=model)
+    if output is Output.JSON:
+        print_json(stored)
+        return
+    for name in changes:
+        print(f"{name}: {_show(before[name])} -> {_show(stored[name])}")
+
+
+def parse_limits(texts: Sequence[str]) -> dict[str, int | None]:
+    """Return limits by name from NAME=SIZE. Raises OperatorError for a name that does not exist or a size that is not a number."""
+    found: dict[str, int | None] = {}
+    for text in texts:
+        name, equals, size = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in BY_NAME:
+            raise unknown_name(f"limit {name!r}", name, list(BY_NAME), source="the arguments")
+        size = size.strip().replace("_", "")
+        if not equals or not (size == "none" or (size.isascii() and size.isdecimal())):
+            raise OperatorError(f"{text!r}: write NAME=SIZE with a whole number, or none", exit_code=2)
+        if name in found:
+            raise OperatorError(f"{name} is given twice", exit_code=2)
+        found[name] = None if size == "none" else int(size)
+    return found
+
+
+def _find_path(control: Control, project: str | None, api_key: str | None, service_account: str | None, of_organization: bool) -> str:
+    if of_organization:
+        return f"/platform/organizations/{_find_organization(control)}/limits"
+    place = f"/organization/projects/{control.get_project(project)['id']}"
+    if api_key is not None:
+        return f"{place}/api_keys/{segment(api_key)}/limits"
+    if service_account is not None:
+        return f"{place}/service_accounts/{segment(service_account)}/limits"
+    return f"{place}/limits"
+
+
+def _find_organization(control: Control) -> str:
+    id = control.organization_id
+    if id is None:
+        raise OperatorError("limits of an organization are set by operators: use a platform key and --organization", exit_code=2)
+    return id
+
+
+def _show(size: Any) -> str:
+    return "none" if size is None else str(size)
