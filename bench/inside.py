@@ -25,7 +25,7 @@ from types import FrameType
 import uvloop
 
 from bench.flame import Stack, write_folded
-from bench.targets import API_KEY, MODEL, snapshot_entries
+from bench.targets import API_KEY, MODEL, Limited, snapshot_entries
 from tollway.domain.keys import digest
 from tollway.gateway.edge.client_connection import ClientConnection
 from tollway.gateway.edge.edge import Edge, EdgeBounds
@@ -213,7 +213,7 @@ class _Sampler:
             self.samples[tuple(stack)] = self.samples.get(tuple(stack), 0) + 1
 
 
-async def _main(scenario: str, count: int, directory: Path, library: str | None, folded: Path | None) -> None:
+async def _main(scenario: str, count: int, directory: Path, library: str | None, folded: Path | None, limited: Limited) -> None:
     loop = asyncio.get_running_loop()
     spool = Spool.open(directory / "spool", alarm=lambda event, fields: print(event, fields, file=sys.stderr))
     with open(directory / "log", "wb") as log:
@@ -227,7 +227,7 @@ async def _main(scenario: str, count: int, directory: Path, library: str | None,
             now_us=lambda: time.time_ns() // 1000,
         )
         plane.begin_reset()
-        for entry in snapshot_entries(digest(_PEPPER, API_KEY.encode()), "http://127.0.0.1:9"):
+        for entry in snapshot_entries(digest(_PEPPER, API_KEY.encode()), "http://127.0.0.1:9", limited):
             plane.add(entry)
         plane.finish_reset(1)
         edge = Edge(plane, EdgeBounds(), HttpBounds())
@@ -279,9 +279,11 @@ def main() -> None:
     parser.add_argument("count", type=int, help="requests")
     parser.add_argument("--collect", help="library that tells callgrind when to count")
     parser.add_argument("--folded", type=Path, help="file for the stacks that were sampled")
+    parser.add_argument("--limits", type=Limited, choices=list(Limited), default=Limited.REQUESTS, help="limits of the caller")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tollway-bench-") as directory:
-        uvloop.run(_main(arguments.scenario, arguments.count, Path(directory), arguments.collect, arguments.folded), loop_factory=_Loop)
+        run = _main(arguments.scenario, arguments.count, Path(directory), arguments.collect, arguments.folded, arguments.limits)
+        uvloop.run(run, loop_factory=_Loop)
 
 
 if __name__ == "__main__":

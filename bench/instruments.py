@@ -93,15 +93,16 @@ def build_form(form: str, directory: Path) -> Path:
     return built
 
 
-def count_instructions(scenario: str, count: int, directory: Path, source: Path) -> float:
-    """Instructions of user space that `count` requests (of `bench.inside`) cost, the warm-up left out, with the package in `source`. Raises
-    `Unavailable` when valgrind is missing.
+def count_instructions(scenario: str, count: int, directory: Path, source: Path, *options: str) -> float:
+    """Instructions of user space that `count` requests (of `bench.inside`, with `options`) cost, the warm-up left out, with the package in
+    `source`. Raises `Unavailable` when valgrind is missing.
     """
     valgrind, compiler = get_tool("valgrind", "valgrind"), get_tool("gcc", "build-essential")
     library, output = directory / "collect.so", directory / f"callgrind-{scenario}.out"
     _run([compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(NATIVE / "collect.c")])
     command = [valgrind, "-q", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={output}"]
-    _run([*command, sys.executable, "-m", "bench.inside", scenario, str(count), "--collect", str(library)], CALLGRIND_SECONDS_MAX, source)
+    inside = [sys.executable, "-m", "bench.inside", scenario, str(count), "--collect", str(library), *options]
+    _run([*command, *inside], CALLGRIND_SECONDS_MAX, source)
     return parse_callgrind(output.with_name(output.name + ".1").read_text())
 
 

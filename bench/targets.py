@@ -14,14 +14,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+
+import msgspec
 
 import tollway
 from bench.machine import Unavailable, find_free_port, get_tool, start
 from tollway.domain.billing_classes import UnitPrices
 from tollway.domain.catalog import Deployment, Endpoint, Engine
 from tollway.domain.keys import RANDOM_BYTES, KeyType, digest, new_key
-from tollway.domain.limits import REQUESTS_PER_MINUTE_MAX, Limits
+from tollway.domain.limits import REQUESTS_PER_MINUTE_MAX, TOKENS_PER_MINUTE_MAX, UNLIMITED, Limits
 from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.snapshot import (
     DeploymentEntry,
@@ -135,9 +138,23 @@ def start_tollway(directory: Path, upstream_url: str) -> Target:
     )
 
 
-def snapshot_entries(key_digest: bytes, upstream_url: str) -> list[Entry]:
-    # Limits that are checked and never reached: the most a level can have.
-    limits = Limits(requests_per_minute=REQUESTS_PER_MINUTE_MAX, concurrent_requests=REQUESTS_PER_MINUTE_MAX)
+class Limited(StrEnum):
+    """The limits that a benchmark's caller has."""
+
+    NONE = "none"
+    REQUESTS = "requests"  # requests per minute and concurrent requests, of key, project and organization
+    TOKENS = "tokens"  # tokens per minute beside them, at six levels: those three, service account, project and organization on the model
+
+
+def snapshot_entries(key_digest: bytes, upstream_url: str, limited: Limited = Limited.REQUESTS) -> list[Entry]:
+    """Return a platform with one caller, one model and one deployment, and limits that are checked and never reached."""
+    limits = UNLIMITED
+    if limited is not Limited.NONE:
+        limits = Limits(requests_per_minute=REQUESTS_PER_MINUTE_MAX, concurrent_requests=REQUESTS_PER_MINUTE_MAX)
+    by_model: dict[str, Limits] = {}
+    if limited is Limited.TOKENS:
+        limits = msgspec.structs.replace(limits, tokens_per_minute=TOKENS_PER_MINUTE_MAX)
+        by_model = {MODEL: limits}
     price = PriceVersion(
         id=f"price_{1:032x}",
         list=PRICE_LIST,
@@ -160,9 +177,17 @@ def snapshot_entries(key_digest: bytes, upstream_url: str) -> list[Entry]:
     )
     organization_id, project_id = f"org_{1:032x}", f"proj_{1:032x}"
     return [
-        OrganizationEntry(id=organization_id, currency="EUR", terms=(PriceTerms(0, PRICE_LIST),), limits=limits),
-        ProjectEntry(id=project_id, organization_id=organization_id, limits=limits),
-        KeyEntry(id=f"key_{1:032x}", digest=key_digest, type=KeyType.LIVE, project_id=project_id, limits=limits),
+        OrganizationEntry(id=organization_id, currency="EUR", terms=(PriceTerms(0, PRICE_LIST),), limits=limits, model_limits=by_model),
+        ProjectEntry(id=project_id, organization_id=organization_id, limits=limits, model_limits=by_model),
+        KeyEntry(
+            id=f"key_{1:032x}",
+            digest=key_digest,
+            type=KeyType.LIVE,
+            project_id=project_id,
+            limits=limits,
+            service_account_id=f"svc_{1:032x}",
+            service_account_limits=limits if by_model else UNLIMITED,
+        ),
         ModelEntry(id=MODEL, endpoints=(Endpoint.CHAT_COMPLETIONS,), created_at=0, prices=(price,)),
         DeploymentEntry(id=deployment.id, deployment=deployment),
     ]
