@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin
 
 import msgspec
 
-from tollway.settings import SHORT_NAMES, Settings
+from tollway.settings import OTHER_VARIABLES, SHORT_NAMES, Settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 
@@ -22,9 +22,20 @@ Made by `make docs` from `src/tollway/settings.py`; change it there.
 
 A setting has one dotted name. `gateway.edge.head_seconds` is the YAML `gateway: {edge: {head_seconds: 15}}` of the file that
 `--config` names, and the variable `TOLLWAY__GATEWAY__EDGE__HEAD_SECONDS`. Those that people type often are options of the commands
-too (`tollway serve --help`). Precedence, highest first: command line, environment, file, default. A name that nobody knows, or a
-value out of range, ends the start with an error that names it. Lists are YAML lists, or separated by commas. Secrets are no
-settings: they live in the data directory or come by variables of their own.
+too (`tollway serve --help`). Precedence, highest first: command line, environment, file, default. An unknown name, also of a
+variable that begins with `TOLLWAY_`, or a value out of range ends the start with an error that names it and the nearest known name.
+Lists are YAML lists, or separated by commas. Secrets are not settings: they live in the data directory or come by the variables at the
+end of this page.
+
+The file is YAML, read strictly: a key stands once, numbers are decimal (`010` is refused, `1:30` is text), booleans are `true` and
+`false`, and merge keys (`<<`) are refused.
+"""
+
+
+OTHERS = """## Variables that are not settings
+
+Secrets replace those of `secrets.json` in the data directory. `TOLLWAY_CREDENTIAL_...` is free for upstream credentials that a platform
+file names. Variables that Kubernetes sets for a Service called `tollway` or `tollway-...` are ignored.
 """
 
 
@@ -36,7 +47,8 @@ def render() -> str:
         parts.append(f"## {prefix.rstrip('.') or 'everywhere'}\n\n{_flow(section.__doc__)}\n")
         told = _texts(section)
         parts.append("".join(_entry(prefix + field.name, field, told[field.name]) for field in fields))
-    return "\n".join(parts)
+    others = "".join(f"- **`{name}`**: {text}\n" for name, text in OTHER_VARIABLES.items())
+    return "\n".join([*parts, f"{OTHERS}\n{others}"])
 
 
 def _sections(section: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, type[msgspec.Struct]]]:
@@ -54,6 +66,8 @@ def _entry(name: str, field: msgspec.structs.FieldInfo, text: str) -> str:
     default = field.default
     if isinstance(default, tuple):
         default = ", ".join(default)
+    if isinstance(default, bool):
+        default = str(default).lower()
     shown = "none" if default is None or default == "" else f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
     short = [variable for variable, stands_for in SHORT_NAMES.items() if stands_for == name]
     also = f" Short variable: `{short[0]}`." if short else ""

@@ -1,18 +1,20 @@
-"""Settings: what a process is told at its start, and from where.
+"""Settings of a process and their sources.
 
 Precedence, highest first: command line, environment, YAML file (`--config`), default. Every setting has one dotted
 name: the option `--gateway-listen`, the variable `TOLLWAY__GATEWAY__LISTEN` and the YAML key `gateway: {listen: ...}`
 are the same thing; sections may stand within sections, and a list is a YAML list or separated by commas. A few that
-every cluster needs have a short variable too (SHORT_NAMES). A name that nobody knows is an error that says what was
-probably meant: a misspelt limit that is silently ignored costs more than a process that does not start.
+every cluster needs have a short variable too (SHORT_NAMES). An unknown name, of a key in the file or of a TOLLWAY_
+variable, is an error that names the nearest known one: a misspelt limit that is silently ignored costs more than a
+process that does not start.
 
-The string below a setting is its documentation: docs/settings.md is made from it. The bounds of the data plane stand
-here a second time, because the rooms that keep them may not know the settings; a test holds the two in step.
+The string below a setting is its documentation: docs/settings.md is made from it. The bounds of the data plane are
+declared here a second time, because the packages that use them may not import the settings; a test compares the two.
 
-Secrets are no settings: they live in the data directory or in the environment (`serve/data_directory.py`).
+Secrets are not settings: they live in the data directory or in the environment (`serve/data_directory.py`).
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,11 +27,30 @@ ENV_PREFIX = "TOLLWAY__"
 SHORT_NAMES = {"TOLLWAY_DATABASE_URL": "control.database_url", "TOLLWAY_CONTROL_LINK_URL": "gateway.control_link_url"}
 """Short variables and the setting that each stands for."""
 
+OTHER_VARIABLES = {
+    "TOLLWAY_PEPPER": "Secret under which API keys are stored as digests: 64 hexadecimal digits. Gateways and control.",
+    "TOLLWAY_VAULT_KEY": "Key that seals upstream credentials: 64 hexadecimal digits. Gateways and control.",
+    "TOLLWAY_NODE_KEY": "Key with which gateways identify themselves to control: tw_node_... Gateways and control.",
+    "TOLLWAY_PLATFORM_KEY": "First operator key: tw_platform_... Control only.",
+    "TOLLWAY_CONTROL_URL": "Address of the control plane, for the commands that administer an installation.",
+    "TOLLWAY_KEY": "Admin or platform key that these commands present.",
+    "TOLLWAY_SIMULATOR_KEY": "Bearer key that `tollway simulate` asks for.",
+}
+"""Variables that are not settings, with their meaning."""
+
+_UNCHECKED_VARIABLES = re.compile(
+    r"TOLLWAY_CREDENTIAL_\w+"  # upstream credentials, which a platform file names
+    r"|TOLLWAY_(?:TEST_\w+|SIMULATION_SEEDS|NATIVE|PARENT)"  # of the tests, the build and the supervisor
+    r"|TOLLWAY_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+    # the last are what Kubernetes sets in every container for a Service whose name begins with "tollway"
+)
+"""Variables under our prefix that are not read as settings, and not checked."""
+
 
 class OperatorError(Exception):
-    """Something that the person at the terminal must put right: one line that says what, one hint that says how.
+    """A problem that the person at the terminal can correct: one line says what is wrong, one hint says what to do.
 
-    `exit_code`: 1 for a failure, 2 for a wrong use of the command line.
+    `exit_code`: 1 for a failure, 2 for a wrong use of the command line or a wrong file.
     """
 
     def __init__(self, message: str, *, hint: str = "", exit_code: int = 1) -> None:
@@ -49,122 +70,122 @@ Rate = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
 class HttpSection(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of a client's request is read before it is refused."""
+    """Bounds on a client's request, beyond which it is refused."""
 
     head_bytes_max: Bytes = 32 * 1024
     """Request line and headers. SDKs send 1 KiB; OpenAI asks clients to stay below 64 KiB. More is answered 431."""
     headers_max: Count = 100
-    """Lines of a head. More is answered 431."""
+    """Header lines of a request. More is answered 431."""
     target_bytes_max: Bytes = 4 * 1024
-    """The request's target with its query; the longest of the API is below 100 bytes. More is answered 414."""
+    """Request target with its query; the longest of the API is below 100 bytes. More is answered 414."""
     body_bytes_max: Bytes = 32 * 1024 * 1024
-    """A body: a long context with images fits. It is held in memory until an engine took it. More is answered 413."""
+    """Body of a request: a long context with images fits. It is held in memory until an engine has received it. More is answered 413."""
     pipelined_max: Count = 16
-    """Requests that are read on a connection ahead of the one being answered."""
+    """Requests that are read from a connection ahead of the one being answered."""
 
 
 class EdgeSection(msgspec.Struct, frozen=True, kw_only=True):
-    """What one client may take of the gateway's patience and room."""
+    """Per-client timeouts and connection limits."""
 
     opening_seconds: Seconds = 10.0
-    """For a PROXY header, and again for a TLS handshake, where the public address has them; then the connection is closed."""
+    """Deadline of a PROXY header, and again of a TLS handshake, where the public address uses them; then the connection is closed."""
     head_seconds: Seconds = 15.0
-    """From the first byte of a request's head to its end; then 408. Keeps clients that trickle from holding connections."""
+    """Deadline of a request's head from its first byte; then 408. Keeps clients that trickle from holding connections."""
     body_grace_seconds: SecondsOrZero = 10.0
-    """From the start of a request until `body_rate_min` counts: slow starts are normal."""
+    """Time from the start of a request until `body_rate_min` applies: slow starts are normal."""
     body_rate_min: Rate = 1024.0
-    """Bytes per second that a body must have arrived at, after the grace; then 408."""
+    """Bytes per second at which a body must arrive on average, after the grace; else 408."""
     keep_alive_seconds: Seconds = 75.0
-    """An idle connection is closed then. More than the 60 s of common load balancers, so that they close first and no
+    """Time after which an idle connection is closed. More than the 60 s of common load balancers, so that they close first and no
     request meets a closing socket."""
     write_stall_seconds: Seconds = 30.0
-    """A client that does not read its answer is cut off then, and its engine is let go."""
+    """Time after which a client that does not read its answer is disconnected, and its engine's request is cancelled."""
     linger_seconds: Seconds = 2.0
-    """How long a refused client is still read from, so that the reset of a closed socket does not destroy the refusal."""
+    """Time for which a refused client is still read from, so that the reset of a closed socket does not destroy the refusal."""
     connections_max: Count = 20_000
-    """Open connections in all; one more is answered 503. Each costs a descriptor and some 10 KiB."""
+    """Open connections in all; one more is answered 503. Each costs a descriptor and about 10 KiB."""
     connections_per_peer_max: CountOrZero = 0
-    """Open connections per address; 0 for no bound, because behind a load balancer every client has the same address."""
+    """Open connections per client address. 0 for no bound, the default: behind a load balancer every client has the same address."""
     failed_authentications_per_minute: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 120
-    """Requests per address (a /64 of IPv6) whose key was refused; more are answered 429 in place of 401. Good keys are served
-    whatever else came from their address. 0 for no bound. Behind a proxy that is not listed as trusted all clients share it."""
+    """Requests per client address (a /64 of IPv6) whose key was refused; more are answered 429 in place of 401. Valid keys are always
+    served. 0 for no bound. Behind a proxy that is not listed as trusted all clients share one count."""
 
 
 class TlsSection(msgspec.Struct, frozen=True, kw_only=True):
-    """TLS at the public address, 1.2 or later, for gateways without a proxy in front. Off unless both files are given. A
-    new certificate is taken by a new process: SIGHUP to `tollway serve`."""
+    """TLS 1.2 or later at the public address, for gateways without a proxy in front. Off unless both files are given. A
+    new certificate is read by a new process: send SIGHUP to `tollway serve`."""
 
     certificate_file: str | None = None
-    """The certificate chain as PEM, the server's own first."""
+    """Certificate chain as PEM, the server's own certificate first."""
     key_file: str | None = None
-    """Its key as PEM, without a passphrase."""
+    """Private key of the certificate as PEM, without a passphrase."""
 
 
 class ProxiesSection(msgspec.Struct, frozen=True, kw_only=True):
-    """Load balancers and proxies in front of the public address: whose word on a client's address is taken. That address
-    counts for `gateway.edge.connections_per_peer_max` and, if wanted, in the log."""
+    """Load balancers and proxies in front of the public address that are trusted to state a client's address. That address
+    counts for `gateway.edge.connections_per_peer_max` and, with `log_peers`, is logged."""
 
     trusted: tuple[str, ...] = ()
-    """Their addresses or networks, such as 10.0.0.0/8. Everybody else's headers about addresses are ignored."""
+    """Addresses or networks of the proxies, such as 10.0.0.0/8. Address headers from any other client are ignored."""
     proxy_protocol: bool = False
-    """Connections from them begin with a header of the PROXY protocol, version 2; without it they are closed."""
+    """Connections from trusted proxies begin with a header of the PROXY protocol, version 2; without it they are closed."""
     forwarded_for: bool = False
-    """The client is the right-most address in their x-forwarded-for that is not trusted itself. Connections of theirs are not
-    bounded per address, because each carries the requests of many."""
+    """The client is the right-most address in the proxies' x-forwarded-for that is not trusted itself. Connections of proxies are not
+    bounded per address, because each carries the requests of many clients."""
     log_peers: bool = False
-    """Every request's log line has the client's address as `peer`. Off, because it is personal data."""
+    """Log the client's address with every request, as `peer`. Off by default, because it is personal data."""
 
 
 class CorsSection(msgspec.Struct, frozen=True, kw_only=True):
-    """Scripts of web pages (CORS). Off unless an origin is given. Cookies mean nothing here, so credentials are never allowed;
+    """Access by scripts of web pages (CORS). Off unless an origin is given. The gateway reads no cookies, so credentials are never allowed;
     a key that a page holds is known to everybody who sees the page."""
 
     origins: tuple[str, ...] = ()
     """Origins whose scripts may read answers, such as https://app.example.com; `*` alone for all."""
     preflight_seconds: CountOrZero = 600
-    """How long a browser may remember what a preflight told."""
+    """Preflight cache lifetime."""
 
 
 class RelaySection(msgspec.Struct, frozen=True, kw_only=True):
-    """How long and how much an engine may take."""
+    """Deadlines and bounds of an engine's answer."""
 
     connect_seconds: Seconds = 2.0
-    """Until an engine has accepted a connection; engines are near, and the next one may be free."""
+    """Deadline of a connection to an engine; engines are near, and the next one may be free."""
     first_token_seconds: Seconds = 120.0
-    """Until an engine's first event or whole answer: a long prompt behind a long queue."""
+    """Deadline of an engine's first event or whole answer: allows for a long prompt behind a long queue."""
     idle_seconds: Seconds = 60.0
-    """Between two events of a stream: an engine that drains badly keeps its socket open for ever."""
+    """Longest pause between two events of a stream: an engine that drains badly keeps its socket open without sending."""
     total_seconds: Seconds = 900.0
-    """One attempt at an engine in all, its answer included."""
+    """Deadline of one attempt at an engine, its whole answer included."""
     commit_after_seconds: Seconds = 10.0
-    """After this long without an event the status line leaves: proxies on the way grow impatient. From then on nothing is
-    retried and errors are events of the stream."""
+    """Time without an event after which the status line is sent, because proxies in between have timeouts of their own. From then on
+    nothing is retried and errors are events of the stream."""
     heartbeat_seconds: Seconds = 10.0
-    """Between the comments that keep a waiting stream open; below the idle timeouts of proxies on the way."""
+    """Interval of the comments that keep a waiting stream open; below the idle timeouts of proxies in between."""
     answer_bytes_max: Bytes = 64 * 1024 * 1024
     """An answer that is no stream; it is held in memory until its usage is durable."""
     stream_bytes_max: Bytes = 64 * 1024 * 1024
-    """All events of one stream."""
+    """Size of all events of one stream together."""
     event_bytes_max: Bytes = 16 * 1024 * 1024
-    """One event of a stream, which is held in memory until it is whole: a tool call, or the ids of a long prompt's tokens."""
+    """Size of one event of a stream, which is held in memory until it is whole: a tool call, or the ids of a long prompt's tokens."""
 
 
 class MediaSection(msgspec.Struct, frozen=True, kw_only=True):
-    """What the messages of one request may bring along, as links or as data: engines decode it, in memory that all tenants share."""
+    """Bounds on the media of one request's messages, as links or as data: engines decode it, in memory that all tenants share."""
 
     parts_max: CountOrZero = 128
-    """Images, sounds, films and files in all messages, links among them. More is answered 400. 0 takes none."""
+    """Images, sounds, films and files in all messages, links included. More is answered 400. 0 allows none."""
     part_bytes_max: Bytes = 20 * 1024 * 1024
-    """Decoded bytes of one data: URL, or of other data in base64. More is answered 413."""
+    """Decoded size of one data: URL, or of other data in base64. More is answered 413."""
     request_bytes_max: Bytes = 24 * 1024 * 1024
-    """Of all of them together: what fits into `gateway.http.body_bytes_max` in base64."""
+    """Decoded size of all of them together: what fits into `gateway.http.body_bytes_max` in base64."""
     frames_max: Count = 128
     """Pictures in a film that is given as a list (`data:video/jpeg;base64,...,...`); vLLM samples 32 of a film by default."""
     pixels_max: Pixels = 64_000_000
-    """Of one picture or frame, as its first bytes tell: 8,000 × 8,000, which is 192 MB in an engine. More is answered 400. Read from
-    PNG, JPEG, GIF and WebP; who adds another image type to `types` does without this bound for it."""
+    """Pixels of one picture or frame, as its header states: 8,000 × 8,000, which is 192 MB in an engine. More is answered 400. Read from
+    PNG, JPEG, GIF and WebP; an image type that is added to `types` does not have this bound."""
     request_pixels_max: Pixels = 512_000_000
-    """Of all pictures and frames of a request: 1.5 GB in an engine."""
+    """Pixels of all pictures and frames of a request: 1.5 GB in an engine."""
     types: tuple[str, ...] = (
         "image/png", "image/jpeg", "image/jpg", "image/gif", "image/webp",
         "video/jpeg", "video/mp4", "video/webm", "video/quicktime",
@@ -172,40 +193,40 @@ class MediaSection(msgspec.Struct, frozen=True, kw_only=True):
         "audio/flac", "audio/ogg", "audio/opus", "audio/webm",
         "application/pdf", "text/plain",
     )  # fmt: skip
-    """Media types that are taken, in small letters; `format` of `input_audio` counts as audio/FORMAT. Fewer of them is fewer decoders."""
+    """Media types that are accepted, in lower case; `format` of `input_audio` counts as audio/FORMAT. Fewer types mean fewer decoders."""
 
 
 class SpoolSection(msgspec.Struct, frozen=True, kw_only=True):
-    """Where usage records wait until the control plane has them."""
+    """The spool, which keeps usage records until the control plane has them."""
 
     segment_bytes: Bytes = 64 << 20
     """One file of the spool, reserved on disk in advance: two are needed at least. At least 1,024 times `slots_max`."""
     slots_max: Count = 65_536
-    """Requests under way at once; one more is answered 503. 64 bytes of shared memory each."""
+    """Requests in progress at once; one more is answered 503. 64 bytes of shared memory each."""
     gather_seconds: SecondsOrZero = 0.0
-    """How long a commit waits for company. 0 commits at once: records that arrive meanwhile share the next commit anyway."""
+    """Time that a commit waits for further records. 0 commits at once: records that arrive meanwhile share the next commit anyway."""
     tick_seconds: Seconds = 10.0
-    """Between signs of life in the record; they also commit what no final record follows."""
+    """Interval of the records that say that the gateway runs (TICK); they also commit what no final record follows."""
 
 
 class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway gateway`, the data plane."""
 
     listen: str = "127.0.0.1:8080"
-    """The public address, host:port. Port 0 takes a free one."""
+    """Public address, host:port. Port 0 takes a free one."""
     internal: str = "127.0.0.1:9090"
-    """Health and metrics, for operators and probes only."""
+    """Address of the health and metrics listener, for operators and probes only."""
     control_link_url: str | None = None
-    """The control plane's link. None serves from the copy of the snapshot alone; `tollway serve` sets it."""
+    """URL of the control plane's link. Without one the gateway serves from its copy of the snapshot alone; `tollway serve` sets it."""
     linger_seconds: SecondsOrZero = 0.0
-    """After SIGTERM new requests are still taken for so long: load balancers need time to look. 0 where a supervisor holds
+    """Time after SIGTERM during which new requests are still accepted, so that load balancers notice. 0 where a supervisor holds
     the socket."""
     drain_seconds: SecondsOrZero = 110.0
-    """After SIGTERM running requests may take so long in all; then they are told with an error and closed. Below the 120 s
-    that orchestrators should be told to wait."""
+    """Time that running requests have after SIGTERM; then they end with an error. Below the 120 s that orchestrators should be
+    configured to wait."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names that requests must be addressed to in Host, with a port or for every port; others are answered 421. None allows any.
-    Health is told under any name, because probes know addresses only."""
+    """Names that the Host header may have, with a port or for every port; others are answered 421. An empty list allows any.
+    Health is answered under any name, because probes know addresses only."""
     tls: TlsSection = TlsSection()
     proxies: ProxiesSection = ProxiesSection()
     cors: CorsSection = CorsSection()
@@ -217,59 +238,59 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReconcileSection(msgspec.Struct, frozen=True, kw_only=True):
-    """What engines counted themselves, against what was billed, by model and hour (docs/reconciliation.md)."""
+    """Comparison of the engines' own token counters with what was billed, by model and hour (docs/reconciliation.md)."""
 
     enabled: bool = True
-    """Whether engines' metrics are read. They must be within reach of the control plane; those that are not show as not observed."""
+    """Read the engines' metrics. The control plane must be able to reach them; engines that it cannot reach are shown as not observed."""
     interval_seconds: Annotated[int, msgspec.Meta(ge=1, le=900)] = 60
-    """Between readings; counted from the full hour."""
+    """Interval of the readings, counted from the full hour."""
     timeout_seconds: Seconds = 5.0
-    """For one engine's metrics to arrive."""
+    """Deadline of one engine's metrics."""
     drift_percent_max: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.1
-    """How much of what an engine counted may be missing in the ledger, or be too much there, in one hour; more is drift."""
+    """Difference between an engine's count and the ledger in one hour, in percent of the count, beyond which it is drift."""
     drift_tokens_max: CountOrZero = 1_000
-    """So many tokens are never drift: requests that run across the edge of an hour, or are cut short, make small differences."""
+    """Difference in tokens that is never drift: requests that run across the end of an hour, or are cut short, make small differences."""
 
 
 class CorrectionsSection(msgspec.Struct, frozen=True, kw_only=True):
     """Corrections of what was billed."""
 
     approval_above: str = "100"
-    """Corrections of one request that together move more than this, in units of its currency (a decimal number), wait until another
-    operator's key has approved. 0 lets everything wait."""
+    """Amount in units of the currency (a decimal number). Corrections of one request that together move more wait until another
+    operator has approved them. With 0 every correction waits."""
 
 
 class PeriodsSection(msgspec.Struct, frozen=True, kw_only=True):
     """Billing periods (docs/money.md)."""
 
     close_after_days: Annotated[int, msgspec.Meta(ge=0, le=366)] | None = None
-    """So many days after its end a period is closed without being asked, if it can be. While records are missing it stays open, with a
-    warning an hour and the metric `tollway_control_periods_overdue`; nothing is ever declared lost by itself. None leaves closing to
-    operators."""
+    """Days after its end when a period is closed automatically, if it can be. While records are missing it stays open, with a
+    warning an hour and the metric `tollway_control_periods_overdue`; nothing is ever declared lost automatically. Without a number
+    operators close periods."""
 
 
 class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway control`, the control plane."""
 
     listen: str = "127.0.0.1:8081"
-    """The REST API, host:port."""
+    """Address of the REST API, host:port."""
     link: str = "127.0.0.1:8082"
-    """For gateways only: snapshots go down, usage records come up."""
+    """Address for gateways only, host:port: snapshots go down, usage records come up."""
     database_url: str | None = None
-    """PostgreSQL as postgresql+psycopg://...; None for the SQLite file in the data directory."""
+    """PostgreSQL as postgresql://user@host/name; the SQLite file in the data directory if left out."""
     retention_months: Annotated[int, msgspec.Meta(ge=0, le=1_200)] = 0
-    """On PostgreSQL, the events of a month (UTC) are removed once it has been over for so many whole months and all periods in which
-    they are booked are closed. Rollups, ledger and archive stay. 0 keeps everything; SQLite always does."""
+    """Whole months after which the events of a month (UTC) are removed on PostgreSQL, once all periods in which they are booked are
+    closed. Rollups, ledger and archive stay. 0 keeps everything; SQLite always keeps everything."""
     reconcile: ReconcileSection = ReconcileSection()
     corrections: CorrectionsSection = CorrectionsSection()
     periods: PeriodsSection = PeriodsSection()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """All settings of all processes; each takes its own section."""
+    """All settings of all processes; each reads its own section."""
 
     data_dir: str = "tollway-data"
-    """Where everything is kept: secrets, spool, snapshots, logs, the SQLite file."""
+    """Data directory: secrets, spool, snapshots, logs, the SQLite file."""
     gateway: GatewaySection = GatewaySection()
     control: ControlSection = ControlSection()
 
@@ -289,11 +310,11 @@ NAMES = _list_names(Settings)
 
 
 def load(options: Mapping[str, Any], environ: Mapping[str, str], config: Path | None) -> Settings:
-    """The settings of this process. `options` are those given on the command line, by dotted name; None means not
+    """Return the settings of this process. `options` are those of the command line, by dotted name; None means not
     given.
 
-    Raises OperatorError for a file that cannot be read, an unknown name, or a value of the wrong type; it names where
-    it stood."""
+    Raises OperatorError for a file that cannot be read, an unknown name, or a value of the wrong type; it names the
+    source."""
     found: dict[str, tuple[Any, str]] = {}
     if config is not None:
         found |= _from_yaml(config)
@@ -335,28 +356,32 @@ def _list_leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 
 
 def _as_list(value: Any, type: Any) -> Any:
-    """Variables and options hold lists as text."""
+    """Return a list from the text of a variable or an option."""
     if type != tuple[str, ...] or not isinstance(value, str):
         return value
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
-    found = {name: (environ[short], short) for short, name in SHORT_NAMES.items() if environ.get(short)}
-    for variable, value in environ.items():
-        if not variable.startswith(ENV_PREFIX):
-            continue
-        name = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".")
-        if name not in NAMES:
-            known = [ENV_PREFIX + known.upper().replace(".", "__") for known in NAMES]
+def check_variables(environ: Mapping[str, str]) -> None:
+    """Raise OperatorError if a variable under our prefix is none that a Tollway program reads: it is misspelt, or obsolete."""
+    known = [*SHORT_NAMES, *OTHER_VARIABLES, *map(_variable_of, NAMES)]
+    for variable in sorted(environ):
+        if variable.startswith("TOLLWAY_") and variable not in known and not _UNCHECKED_VARIABLES.fullmatch(variable):
             raise unknown_name(f"variable {variable}", variable, known, source="the environment")
-        found[name] = (value, variable)
-    return found
+
+
+def _variable_of(name: str) -> str:
+    return ENV_PREFIX + name.upper().replace(".", "__")
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    check_variables(environ)
+    found = {name: (environ[short], short) for short, name in SHORT_NAMES.items() if environ.get(short)}
+    return found | {name: (environ[variable], variable) for name in NAMES if (variable := _variable_of(name)) in environ}
 
 
 def to_environment(settings: Settings) -> dict[str, str]:
-    """`settings` as variables, for a child process: they say the same as `load` read, whatever file or option it came
-    from."""
+    """Return `settings` as variables for a child process, from which `load` reads the same settings again."""
     variables = {}
     for name in NAMES:
         value: Any = settings
@@ -364,12 +389,12 @@ def to_environment(settings: Settings) -> dict[str, str]:
             value = getattr(value, part)
         if value is not None:
             text = ",".join(value) if isinstance(value, tuple) else str(value)
-            variables[ENV_PREFIX + name.upper().replace(".", "__")] = text
+            variables[_variable_of(name)] = text
     return variables
 
 
 def unknown_name(what: str, name: str, known: Iterable[str], *, source: str) -> OperatorError:
-    """The error for a name that nobody knows, with the nearest known one as its hint."""
+    """Return the error for an unknown name, with the nearest known one as its hint."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
@@ -380,18 +405,26 @@ def unknown_name(what: str, name: str, known: Iterable[str], *, source: str) -> 
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without its traps: a key that stands twice is an error (PyYAML keeps the last), and dates stay text, as do
-    numbers with a point: a price must never have been a float."""
+    """YAML without its traps. Plain words are read by the core schema of YAML 1.2: `on` and `yes` are text, and so are 1:30, 0x1F and
+    1_000, which YAML 1.1 reads as other numbers. Numbers with a point stay text, because a price must never have been a float; so do
+    dates. A number with a leading zero is refused: octal in 1.1, decimal in 1.2. So are a key that stands twice (PyYAML keeps the
+    last) and merge keys (`<<`), which let a key stand twice by another name."""
+
+
+def _refuse(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            raise _refuse(key_node, "merge keys (<<) are not supported: write the keys out")
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} must be text", key_node.start_mark)
+            raise _refuse(key_node, f"the key {key!r} must be text: put it into quotes")
         if key in keys:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            raise _refuse(key_node, f"the key {key!r} stands twice")
         keys.add(key)
     return loader.construct_mapping(node, deep=True)
 
@@ -400,12 +433,39 @@ def _as_written(loader: _StrictLoader, node: yaml.ScalarNode) -> str:
     return str(loader.construct_scalar(node))
 
 
+def _plain_integer(loader: _StrictLoader, node: yaml.ScalarNode) -> int:
+    text = _as_written(loader, node)
+    if not re.fullmatch(r"[-+]?(?:0|[1-9][0-9]*)", text):
+        raise _refuse(node, f"{text} is not a plain decimal number: leave out the leading zero, or put it into quotes")
+    if len(text) > 20:
+        raise _refuse(node, f"{text[:20]}... is too large a number")
+    return int(text)
+
+
+def _plain_boolean(loader: _StrictLoader, node: yaml.ScalarNode) -> bool:
+    text = _as_written(loader, node).lower()
+    if text not in ("true", "false"):
+        raise _refuse(node, f"{text} is not a boolean: write true or false")
+    return text == "true"
+
+
+_PLAIN_WORDS = {
+    # tag: (pattern, first characters)
+    "bool": ("true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    "null": ("~|null|Null|NULL|", [*"~nN", ""]),
+    "int": ("[-+]?[0-9]+", [*"-+0123456789"]),
+    "float": (r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
+    "merge": ("<<", ["<"]),
+}
+_StrictLoader.yaml_implicit_resolvers = {}  # none of YAML 1.1's
+for _tag, (_pattern, _first) in _PLAIN_WORDS.items():
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
-_StrictLoader.add_constructor("tag:yaml.org,2002:timestamp", _as_written)
-_StrictLoader.add_constructor("tag:yaml.org,2002:float", _as_written)
+for _tag, _constructor in (("timestamp", _as_written), ("float", _as_written), ("int", _plain_integer), ("bool", _plain_boolean)):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _constructor)
 
 YAML_BYTES_MAX = 16 * 1024 * 1024
-"""A declarative file of 10,000 projects has about 2 MB; more than eight times that is a mistake."""
+"""Largest file that is read. A platform file of 10,000 projects has about 2 MB; more than eight times that is a mistake."""
 
 
 def read_yaml(path: Path) -> Any:

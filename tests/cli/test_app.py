@@ -53,8 +53,8 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         (["serve", "--listen", "nonsense"], "hint: for example 127.0.0.1:8080"),
         (["usage", "--since", "yesterday", "--control-url", "http://127.0.0.1:9", "--key", "tw_admin_x"], "hint: for example 30m"),
         (["simulate", "--fault", "nonsense=0.1"], "hint:"),
-        (["migrate", "--database-url", "mysql://here"], "hint: set TOLLWAY_DATABASE_URL to postgresql+psycopg://"),
-        (["verify", "--database-url", "nonsense"], "hint: set TOLLWAY_DATABASE_URL to postgresql+psycopg://"),
+        (["migrate", "--database-url", "mysql://here"], "hint: set TOLLWAY_DATABASE_URL to postgresql://"),
+        (["verify", "--database-url", "nonsense"], "hint: set TOLLWAY_DATABASE_URL to postgresql://"),
         (["keys", "list"], "hint: set --control-url or TOLLWAY_CONTROL_URL"),
     ],
 )

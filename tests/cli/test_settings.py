@@ -13,7 +13,10 @@ from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.relay import RelayBounds
 from tollway.link.spool import SpoolOptions
 from tollway.serve import data_directory
+from tollway.serve.parent import PARENT_ENV
 from tollway.settings import (
+    OTHER_VARIABLES,
+    SHORT_NAMES,
     EdgeSection,
     GatewaySection,
     HttpSection,
@@ -22,6 +25,7 @@ from tollway.settings import (
     RelaySection,
     Settings,
     SpoolSection,
+    check_variables,
     load,
     read_yaml,
     to_environment,
@@ -149,6 +153,49 @@ def test_an_unknown_variable_is_refused_with_the_nearest_one() -> None:
     assert caught.value.hint == "did you mean TOLLWAY__GATEWAY__LISTEN?"
 
 
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("TOLLWAY_DATABSE_URL", "TOLLWAY_DATABASE_URL"),
+        ("TOLLWAY_CONTROL_LNK_URL", "TOLLWAY_CONTROL_LINK_URL"),
+        ("TOLLWAY_PEPER", "TOLLWAY_PEPPER"),
+        ("TOLLWAY_VAULTKEY", "TOLLWAY_VAULT_KEY"),
+        ("TOLLWAY_GATEWAY__LISTEN", "TOLLWAY__GATEWAY__LISTEN"),
+        ("TOLLWAY__gateway__listen", "TOLLWAY__GATEWAY__LISTEN"),
+    ],
+)
+def test_short_variable_misspelt_is_refused_with_the_nearest_one(variable: str, nearest: str) -> None:
+    for read in (check_variables, lambda environ: load({}, environ, None)):
+        with pytest.raises(OperatorError, match=f"variable {variable} in the environment") as caught:
+            read({variable: "x"})
+        assert caught.value.exit_code == 2
+        if variable != "TOLLWAY__gateway__listen":
+            assert caught.value.hint == f"did you mean {nearest}?"
+
+
+def test_variables_that_are_read_elsewhere_are_not_refused() -> None:
+    """Those of the other programs of the repository, of upstream credentials, and of Kubernetes for a Service called tollway."""
+    found = [
+        *SHORT_NAMES,
+        *OTHER_VARIABLES,
+        *data_directory.SECRETS_ENV,
+        PARENT_ENV,
+        "TOLLWAY_TEST_POSTGRES",
+        "TOLLWAY_CREDENTIAL_LLAMA_70B",
+    ]
+    for service in ("TOLLWAY", "TOLLWAY_CONTROL"):
+        found += [f"{service}_SERVICE_HOST", f"{service}_SERVICE_PORT", f"{service}_SERVICE_PORT_HTTP", f"{service}_PORT"]
+        found += [f"{service}_PORT_8081_TCP", *(f"{service}_PORT_8081_TCP_{part}" for part in ("PROTO", "PORT", "ADDR"))]
+    check_variables(dict.fromkeys(found, "x"))
+
+
+def test_every_command_refuses_an_unknown_variable() -> None:
+    ran = tollway("keys", "list", env={"TOLLWAY_CONTRL_URL": "http://127.0.0.1:9"})
+    assert ran.returncode == 2
+    assert ran.stderr == "tollway: unknown variable TOLLWAY_CONTRL_URL in the environment\nhint: did you mean TOLLWAY_CONTROL_URL?\n"
+    assert tollway("keys", "list", "--help", env={"TOLLWAY_CONTRL_URL": "x"}).returncode == 0
+
+
 def test_a_value_of_the_wrong_type_names_its_setting_and_its_source() -> None:
     with pytest.raises(OperatorError, match=r"gateway\.drain_seconds in TOLLWAY__GATEWAY__DRAIN_SECONDS"):
         load({}, {"TOLLWAY__GATEWAY__DRAIN_SECONDS": "soon"}, None)
@@ -160,12 +207,43 @@ def test_a_value_of_the_wrong_type_names_its_setting_and_its_source() -> None:
         ("a: 1\nb: 2\na: 3", "line 3.*twice"),
         ("1: x", "must be text"),
         ("a: [", "not valid YAML"),
+        ("base: &base {b: 1}\na: {<<: *base, c: 2}", "line 2.*merge keys"),
+        ("a: {<<: {b: 1}}", "merge keys"),
+        ("input: 010", "line 1.*leading zero"),
+        ("input: -07", "leading zero"),
+        ("a: 08", "leading zero"),
+        ("a: !!int 010", "leading zero"),
+        ("a: !!int 0x1F", "plain decimal"),
+        ("a: !!bool yes", "write true or false"),
+        ("a: 123456789012345678901234567890", "too large"),
+        ("true: x", "must be text"),
+        ("null: x", "must be text"),
         ("a: !!python/object/apply:os.system [true]", "not valid YAML"),
     ],
 )
 def test_yaml_that_could_be_misread_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(OperatorError, match=message):
         read_yaml(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "word", ["1:30", "190:20:30", "0x1F", "0b11", "0o17", "1_000", "on", "off", "yes", "no", "y", "0.27", "1e3", ".5", "1."]
+)
+def test_yaml_words_that_versions_read_differently_stay_text(tmp_path: Path, word: str) -> None:
+    assert read_yaml(write(tmp_path, f"a: {word}")) == {"a": word}
+
+
+def test_yaml_reads_plain_numbers_booleans_and_null(tmp_path: Path) -> None:
+    text = "a: 10\nb: -3\nc: true\nd: False\ne: null\nf: ~\ng:\nh: '010'\ni: &one {j: 0}\nk: *one"
+    expected = {"a": 10, "b": -3, "c": True, "d": False, "e": None, "f": None, "g": None, "h": "010", "i": {"j": 0}, "k": {"j": 0}}
+    assert read_yaml(write(tmp_path, text)) == expected
+
+
+def test_setting_written_in_yaml_1_1_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match=r"gateway\.drain_seconds in .* is not valid"):
+        load({}, {}, write(tmp_path, "gateway: {drain_seconds: 1:30}"))
+    with pytest.raises(OperatorError, match=r"gateway\.proxies\.forwarded_for in .* is not valid"):
+        load({}, {}, write(tmp_path, "gateway: {proxies: {forwarded_for: yes}}"))
 
 
 def test_yaml_dates_stay_text(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 import typer
 
 from tollway.serve.parent import end_with_parent
-from tollway.settings import OperatorError
+from tollway.settings import OperatorError, check_variables
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     # name: (module and attribute under tollway.cli, what it does)
@@ -44,6 +44,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "version": ("version:version", "Print the version."),
 }
 
+HELP_OPTIONS = {"-h", "--help"}
+
 HELP = "One OpenAI-compatible address in front of your model servers: shared, metered, billed."
 
 
@@ -54,6 +56,8 @@ def run(arguments: Sequence[str]) -> int:
     words = os.environ.get("_TYPER_COMPLETE_ARGS", "").split()[1:] or arguments
     chosen = next((word for word in words if not word.startswith("-")), None)
     try:
+        if chosen is not None and not HELP_OPTIONS & {*arguments}:
+            check_variables(os.environ)
         typer.main.get_command(_build(chosen))(args=list(arguments), prog_name="tollway")
     except OperatorError as error:
         print(f"tollway: {error.message}", file=sys.stderr)

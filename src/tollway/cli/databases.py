@@ -1,4 +1,4 @@
-"""What the commands that open a database share: which one, and what to say when it cannot be had."""
+"""The database that a command opens, and the errors when it cannot be opened."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,23 +17,40 @@ DatabaseUrl = Annotated[
     typer.Option(
         "--database-url",
         metavar="URL",
-        help="postgresql+psycopg://... [TOLLWAY_DATABASE_URL]; put a password into the variable, not here.",
+        help="Address of PostgreSQL, postgresql://user@host/name [TOLLWAY_DATABASE_URL]. Put a password into the variable.",
         show_default="SQLite in the data directory",
     ),
 ]
 
-HINT = "set TOLLWAY_DATABASE_URL to postgresql+psycopg://user@host/name, or leave it out for SQLite in the data directory"
+HINT = "set TOLLWAY_DATABASE_URL to postgresql://user@host/name, or leave it out for SQLite in the data directory"
+
+DRIVERS = {
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+    "sqlite+pysqlite": "sqlite+pysqlite",
+    "sqlite": "sqlite+pysqlite",
+}
+"""Schemes of database URLs, as psql, managed databases and SQLAlchemy write them, with the driver that opens each."""
+
+
+def parse_database_url(text: str) -> str:
+    """Return the URL of a database with our driver. Raises OperatorError for any other database; the message repeats no password."""
+    scheme, separator, rest = text.partition("://")
+    if separator != "://" or scheme not in DRIVERS or not rest:
+        raise OperatorError("unsupported database URL: use postgresql:// or sqlite://", hint=HINT, exit_code=2)
+    return f"{DRIVERS[scheme]}://{rest}"
 
 
 @contextmanager
 def chosen(settings: Settings, directory: Path) -> Iterator[str]:
-    """The URL of the database to use; the embedded one is locked for as long. Its failures become errors for a person.
+    """Yield the URL of the database to use; the embedded one is locked meanwhile.
 
-    Raises OperatorError: a URL of nothing we know, a database that is newer, older or not there, a lock that is held.
+    Raises OperatorError: an unsupported URL, a database that is newer, older or not there, a lock that is held.
     """
     url = settings.control.database_url
-    if url is not None and not url.startswith(("postgresql+psycopg://", "sqlite+pysqlite:///")):
-        raise OperatorError("the database URL is of no kind that Tollway can use", hint=HINT, exit_code=2)
+    if url is not None:
+        url = parse_database_url(url)
     try:
         if url is not None:
             yield url
