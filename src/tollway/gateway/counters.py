@@ -12,7 +12,6 @@ A hold does not drain, so it takes up capacity for as long as its request runs. 
 (`_charge_old`): from there on it drains like everything that was used, and streams of many minutes do not shut out their successors.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -76,27 +75,46 @@ class Counter:
 
 
 class Bound:
-    """The counters that bind one caller's requests to one model. `owners`: those of `levels`, in their order."""
+    """The counters that bind one caller's requests to one model. `owners`: those of `levels`, in their order. `has_daily_requests`: one of
+    `rates` counts requests."""
 
-    __slots__ = ("levels", "owners", "rates")
+    __slots__ = ("has_daily_requests", "levels", "owners", "rates")
 
     def __init__(self, levels: tuple[Level, ...], owners: tuple[LevelLimits, ...], rates: tuple[Counter, ...]) -> None:
         self.levels = levels
         self.owners = owners
         self.rates = rates
+        self.has_daily_requests = any(rate.quantity == REQUESTS for rate in rates)
 
 
 class Hold:
     """The units that one request holds, in the counters of `bound`, since `started_ns`. `is_charged`: the rates per minute were charged
-    in full."""
+    in full.
 
-    __slots__ = ("bound", "is_charged", "started_ns", "units")
+    `tightest`: of the rates on tokens the one that had the least left when the hold began, with `tokens_left` (None: there is none).
+    `requests_per_minute`, `requests_left`: the same of the buckets, as `enter` returned it.
+    """
 
-    def __init__(self, bound: Bound, units: Units, started_ns: int) -> None:
+    __slots__ = ("bound", "is_charged", "requests_left", "requests_per_minute", "started_ns", "tightest", "tokens_left", "units")
+
+    def __init__(
+        self,
+        bound: Bound,
+        units: Units,
+        started_ns: int,
+        tightest: Counter | None,
+        tokens_left: int,
+        requests_per_minute: int,
+        requests_left: int,
+    ) -> None:
         self.bound = bound
         self.units = units
         self.started_ns = started_ns
         self.is_charged = False
+        self.tightest = tightest
+        self.tokens_left = tokens_left
+        self.requests_per_minute = requests_per_minute
+        self.requests_left = requests_left
 
 
 class Counters:
@@ -107,7 +125,8 @@ class Counters:
     def __init__(self) -> None:
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._counters: dict[tuple[str, str, str], Counter] = {}
-        self._holds: OrderedDict[Hold, None] = OrderedDict()
+        self._holds: dict[Hold, None] = {}
+        self._old_at_ns = 0
         self._forgot_at_ns = 0
 
     def bind(self, limits: Iterable[LevelLimits], now_ns: int) -> Bound:
@@ -150,14 +169,36 @@ class Counters:
     def reserve(self, bound: Bound, units: Units, now_ns: int) -> Hold | None:
         """Admit a request for `units` at all levels and hold them there, or return None and change nothing.
 
-        Each hold ends with exactly one `settle`.
+        Each hold ends with exactly one `settle`. Decides as `domain.limits.gcra` does.
         """
-        if self._holds:
+        if now_ns >= self._old_at_ns:
             self._charge_old(now_ns)
-        if not _hold(bound, units, now_ns):
+        rates = bound.rates
+        tightest: Counter | None = None
+        least = UNLIMITED
+        for counter in rates:
+            cost, held = counter.cost, counter.held + units[counter.quantity]
+            left = counter.burst - held * cost
+            debt = counter.tat - (now_ns if counter.scale == 1 else now_ns * counter.scale)
+            if debt > 0:
+                left -= debt
+            if left < 0:
+                _unhold(rates, counter, units)
+                return None
+            counter.held = held
+            if counter.quantity != REQUESTS:
+                remaining = left // cost
+                if remaining < least:
+                    tightest, least = counter, remaining
+        entered = enter(bound.levels, now_ns)
+        if entered is None:
+            _unhold(rates, None, units)
             return None
-        hold = Hold(bound, units, now_ns)
-        self._holds[hold] = None
+        hold = Hold(bound, units, now_ns, tightest, least, entered[0], entered[1])
+        holds = self._holds
+        if not holds:
+            self._old_at_ns = now_ns + MINUTE_NS
+        holds[hold] = None
         return hold
 
     def settle(self, hold: Hold, used: Units, now_ns: int) -> None:
@@ -168,15 +209,18 @@ class Counters:
         else:
             del self._holds[hold]
             _charge(bound.rates, hold.units, used, now_ns)
-        leave(bound.levels)
+        for level in bound.levels:
+            level[0].running -= 1
 
     def _charge_old(self, now_ns: int) -> None:
         """Charge holds that are a minute old to the rates per minute, in full."""
-        while self._holds:
-            hold = next(iter(self._holds))
+        holds = self._holds
+        while holds:
+            hold = next(iter(holds))
             if hold.started_ns + MINUTE_NS > now_ns:
+                self._old_at_ns = hold.started_ns + MINUTE_NS
                 return
-            del self._holds[hold]
+            del holds[hold]
             hold.is_charged = True
             _charge([rate for rate in hold.bound.rates if rate.dimension.window_ns == MINUTE_NS], hold.units, hold.units, now_ns)
 
@@ -253,25 +297,8 @@ def leave(levels: tuple[Level, ...]) -> None:
         level[0].running -= 1
 
 
-def _hold(bound: Bound, units: Units, now_ns: int) -> bool:
-    """Hold `units` in all counters and enter all buckets, or return False and change nothing."""
-    rates = bound.rates
-    for counter in rates:
-        now = now_ns if counter.scale == 1 else now_ns * counter.scale
-        need = (counter.held + units[counter.quantity]) * counter.cost
-        tat = counter.tat
-        if (need if tat <= now else need + tat - now) > counter.burst:
-            _unhold(rates, counter, units)
-            return False
-        counter.held += units[counter.quantity]
-    if bound.levels and enter(bound.levels, now_ns) is None:
-        _unhold(rates, None, units)
-        return False
-    return True
-
-
 def _unhold(rates: tuple[Counter, ...], end: Counter | None, units: Units) -> None:
-    """Release what `_hold` holds so far: in all counters before `end`."""
+    """Release what `reserve` holds so far: in all counters before `end`."""
     for counter in rates:
         if counter is end:
             return

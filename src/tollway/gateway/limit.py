@@ -89,7 +89,10 @@ class Reservation(Permit):
     __slots__ = ("_body_bytes", "_clock", "_counters", "_hold")
 
     def __init__(self, call: Call, headers: bytes, hold: Hold, body_bytes: int, counters: Counters, clock: Callable[[], int]) -> None:
-        super().__init__(call, headers, hold.bound.levels)
+        self.call = call
+        self.headers = headers
+        self.levels = hold.bound.levels
+        self.record = None
         self._hold = hold
         self._body_bytes = body_bytes
         self._counters = counters
@@ -137,7 +140,7 @@ def _reserve(call: Call, bound: Bound, counters: Counters, clock: Callable[[], i
     hold = counters.reserve(bound, units, now_ns)
     if hold is None:
         raise _refuse(call, bound, units, now_ns, metrics)
-    return Reservation(call, _headers(bound, now_ns), hold, body_bytes, counters, clock)
+    return Reservation(call, _reservation_headers(hold, now_ns), hold, body_bytes, counters, clock)
 
 
 def _assume_output(call: Call, bound: Bound, input_tokens: int) -> int:
@@ -195,6 +198,31 @@ def _headers(bound: Bound, now_ns: int) -> bytes:
     if tokens is not None:
         lines += _LINES % (b"tokens", tokens.size, b"tokens", tokens.remaining, b"tokens", _format_reset(tokens))
     return lines
+
+
+def _reservation_headers(hold: Hold, now_ns: int) -> bytes:
+    """Return what `_headers` would, from what the reservation found already."""
+    if hold.bound.has_daily_requests:
+        return _headers(hold.bound, now_ns)
+    per_minute = hold.requests_per_minute
+    lines = _request_headers(per_minute, hold.requests_left) if per_minute != UNLIMITED else b""
+    counter = hold.tightest
+    if counter is None:
+        return lines
+    left = hold.tokens_left
+    return lines + _TOKEN_LINES % (
+        counter.size,
+        left,
+        _reset_tokens((counter.size - left) * counter.cost // counter.scale // 1_000_000 + 1),
+    )
+
+
+_TOKEN_LINES = b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %b\r\n"
+
+
+@lru_cache(1024)
+def _reset_tokens(milliseconds: int) -> bytes:
+    return format_duration(milliseconds)
 
 
 def describe_limits(caller: Caller, counters: Counters, now_ns: int) -> list[dict[str, object]]:
