@@ -60,7 +60,7 @@ def client(demo: Demo, key: str, retries: int = 0) -> Iterator[tuple[OpenAI, lis
 
 
 def left(demo: Demo, key: str) -> dict[str, dict[str, Any]]:
-    """How the limits of the key itself stand, by dimension."""
+    """Return how the limits of the key itself stand, by dimension."""
     with httpx2.Client(trust_env=False, timeout=WAIT_SECONDS) as http:
         listed = http.get(f"{demo.gateway_url}/v1/limits", headers={"authorization": f"Bearer {key}"}).json()["data"]
     return {each["dimension"]: each for each in listed if each["level"] == "api_key"}

@@ -92,7 +92,7 @@ class Hold:
     in full.
 
     `tightest`: of the rates on tokens the one that had the least left when the hold began, with `tokens_left` (None: there is none).
-    `requests_per_minute`, `requests_left`: the same of the buckets, as `enter` returned it.
+    `requests_per_minute`, `requests_left`: the tightest of the buckets, as `enter` returned it.
     """
 
     __slots__ = ("bound", "is_charged", "requests_left", "requests_per_minute", "started_ns", "tightest", "tokens_left", "units")
