@@ -63,8 +63,8 @@ test-engines: $(VENV)/.dev  ## the tests that need real engines (ENGINES="llamac
 	@TOLLWAY_TEST_ENGINES="$(ENGINES)" $(VENV)/bin/pytest -m engines $(ARGS)
 
 .PHONY: test-sdks
-test-sdks: $(VENV)/.dev  ## the tests of every line of the official SDKs, Python and JavaScript
-	@for sdk in openai-1 openai-2 js; do \
+test-sdks: $(VENV)/.dev  ## the tests of every line of the official SDKs, Python and JavaScript, and of frameworks
+	@for sdk in openai-1 openai-2 js langchain pydantic-ai llama-index instructor litellm; do \
 		scripts/sdk.sh $$sdk $(VENV)/bin/uv "$(PYTHON)" || echo "==> $$sdk cannot be had here: its tests are skipped"; \
 	done
 	@$(VENV)/bin/pytest tests/sdks $(ARGS)
@@ -117,7 +117,9 @@ lock: $(VENV)/.build  ## solve requirements/*.txt again (ARGS=--upgrade for the 
 	@$(lock) --group engine --no-deps -o requirements/engine.txt
 	@$(lock) --group fuzz -o requirements/fuzz.txt
 	@$(lock) --group openai-1 -o requirements/openai-1.txt
-	@$(lock) --group openai-2 -o requirements/openai-2.txt
+	@for group in openai-2 langchain pydantic-ai llama-index instructor litellm; do \
+		$(lock) --group $$group -o requirements/$$group.txt; \
+	done
 	@$(lock) --group dynamo --override requirements/dynamo.overrides -o requirements/dynamo.txt
 	@$(lock) --group vllm --override requirements/vllm.overrides --find-links "$(TORCH_WHEELS)" -o requirements/vllm.txt
 	@echo "==> locked: $$(grep -c == requirements/runtime.txt) packages to run, $$(grep -c == requirements/dev.txt) to develop"

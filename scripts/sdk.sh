@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# sdk.sh NAME UV PYTHON: install one line of the official SDKs for `make test-sdks`: openai-1 or openai-2 into .venv-NAME, locked in
+# sdk.sh NAME UV PYTHON: install one line of the official SDKs or one framework for `make test-sdks`: into .venv-NAME, locked in
 # requirements/NAME.txt; js into tests/sdks/node_modules, locked beside its package.json.
 set -euo pipefail
 name=$1 uv=$2 python=$3

@@ -107,6 +107,18 @@ async def test_report_for_several_prompts_is_believed_up_to_the_maximum_of_each(
     assert (final.anomaly is None) is (reported == billed)
 
 
+@pytest.mark.parametrize("reported", [0, 1])
+async def test_prompt_that_is_only_scored_has_no_output_whatever_the_engine_reports(reported: int) -> None:
+    choices = [{"index": 0, "text": "a b", "finish_reason": "length", "logprobs": {"tokens": ["a", " b"]}}]
+    upstream = Upstream([whole({"id": "c", "object": "text_completion", "model": "m", "choices": choices, "usage": usage(2, reported)})])
+    async with upstream.listening(), gateway({"m": Served([upstream.url], output_tokens_max=CAP)}) as running:
+        body = {"model": "m", "prompt": "a b", "max_tokens": 0, "echo": True, "logprobs": 1}
+        assert (await post(running.port, body, COMPLETIONS)).status == 200
+        final = await running.sink.settled()
+    assert final.used == Quantities(2, 0, 0)
+    assert msgspec.json.decode(upstream.asked[0].body)["max_tokens"] == 0, "the model's cap is not set over a client's zero"
+
+
 BODIES = [
     (Endpoint.CHAT_COMPLETIONS, chat_of("a" * 100), 1, TEMPLATE_TOKENS_MAX),
     (Endpoint.MESSAGES, chat_of("é" * 100, max_tokens=1), 1, TEMPLATE_TOKENS_MAX),

@@ -142,4 +142,5 @@ def _text(value: Any, place: str) -> str:
 
 def _unknown_shape(place: str) -> Fault:
     shown = place if place.isascii() and place.isprintable() and len(place) <= 256 else None
-    return Fault(faults.PARAMETER_INVALID, param=shown, message="A part of the messages has a shape that is not accepted.")
+    where = f": {shown}" if shown else ""
+    return Fault(faults.PARAMETER_INVALID, param=shown, message=f"A part of the messages has a shape that is not accepted{where}.")
