@@ -279,6 +279,7 @@ def _context(choice: int) -> AnswerContext:
         public_model="m" if choice & 32 else "up",
         input_tokens_max=5000,
         output_tokens_max=None if choice & 64 else 1000,
+        prompts=1,
         sequences=1 + (choice >> 1 & 1),
         hide_usage=bool(choice & 4),
         hide_continuous=bool(choice & 8) or bool(choice & 4),

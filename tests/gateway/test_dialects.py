@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Engine
 from tollway.domain.faults import Fault
-from tollway.domain.usage import TOKENS_MAX, Anomaly
+from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.engines.table import ENGINES
 from tollway.gateway.dialects import messages, openai_stream
 from tollway.gateway.dialects.answers import AnswerContext
@@ -27,11 +27,14 @@ def context(
     counting: bool = False,
     input_tokens_max: int = 10_000,
     output_tokens_max: int | None = None,
+    prompts: int = 1,
     sequences: int = 1,
     engine: Engine = Engine.VLLM,
 ) -> AnswerContext:
     """Properties of a request, with a model that has the same name everywhere."""
-    return AnswerContext(ENGINES[engine], "m", "m", input_tokens_max, output_tokens_max, sequences, hide_usage, hide_continuous, counting)
+    return AnswerContext(
+        ENGINES[engine], "m", "m", input_tokens_max, output_tokens_max, prompts, sequences, hide_usage, hide_continuous, counting
+    )
 
 
 COUNTS = st.one_of(st.integers(-2, 40), st.sampled_from([None, 10**12, 1.5, "3"]))
@@ -340,6 +343,43 @@ def test_69_input_above_what_the_prompts_can_have_is_held_to_it() -> None:
     assert stream.read(first) is not None
     assert stream.read(b'data: {"choices":[],"usage":%b}' % msgspec.json.encode(absurd)) is None
     assert (stream.used, stream.anomaly) == (Quantities(5, 0, 2), Anomaly.INFLATED), "the report before could be true"
+
+
+def reports(stream: OpenAIStream, *usages: tuple[int, int]) -> OpenAIStream:
+    """A stream of two choices with two events each, and these usage chunks behind them."""
+    for index in (0, 1, 0, 1):
+        stream.read(b'data: {"choices":[{"index":%d,"delta":{"content":"a"}}]}' % index)
+    for prompt, completion in usages:
+        stream.read(b'data: {"choices":[],"usage":{"prompt_tokens":%d,"completion_tokens":%d}}' % (prompt, completion))
+    return stream
+
+
+@pytest.mark.parametrize(
+    ("prompts", "usages", "used", "source"),
+    [
+        (1, [(7, 5), (7, 5)], Quantities(7, 0, 10), UsageSource.ENGINE_FINAL),
+        (2, [(7, 5), (9, 4)], Quantities(16, 0, 9), UsageSource.ENGINE_FINAL),
+        (1, [(7, 5)], Quantities(7, 0, 4), UsageSource.COUNTED),
+        (1, [(7, 5), (7, 5), (7, 10)], Quantities(7, 0, 10), UsageSource.ENGINE_FINAL),
+    ],
+    ids=["choices", "prompts", "one-is-missing", "a-total-behind"],
+)
+def test_reports_of_single_sequences_are_added_up(prompts: int, usages: list[Any], used: Quantities, source: UsageSource) -> None:
+    stream = reports(OpenAIStream(context(prompts=prompts, sequences=2, engine=Engine.LLAMACPP)), *usages)
+    assert (stream.used, stream.source) == (used, source)
+    whole = reports(OpenAIStream(context(prompts=prompts, sequences=2, engine=Engine.VLLM)), (16, 9))
+    assert (whole.used, whole.source) == (Quantities(16, 0, 9), UsageSource.ENGINE_FINAL), "other engines report the request"
+
+
+def test_whole_answer_that_reports_its_first_choice_is_billed_for_all() -> None:
+    choices = [{"index": 0, "text": "a" * 20}, {"index": 1, "text": "b" * 20}]
+    body = msgspec.json.encode({"choices": choices, "usage": {"prompt_tokens": 7, "completion_tokens": 5}})
+    several: dict[str, Any] = {"sequences": 2, "engine": Engine.LLAMACPP}
+    answer = read_answer(body, context(**several))
+    assert (answer.used, answer.source, answer.anomaly) == (Quantities(7, 0, 10), UsageSource.ESTIMATED, Anomaly.MISSING)
+    assert read_answer(body, context(output_tokens_max=8, **several)).used == Quantities(7, 0, 8)
+    assert read_answer(body, context(prompts=2, **several)).used == Quantities(0, 0, 10), "its input is estimated by the relay"
+    assert read_answer(body, context(sequences=2)).used == Quantities(7, 0, 5)
 
 
 def told(stream: MessageStream, *usages: Any) -> MessageStream:

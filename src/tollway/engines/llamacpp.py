@@ -5,6 +5,7 @@ from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile
 
 PROFILE = EngineProfile(
     engine=Engine.LLAMACPP,
+    reports_one_sequence=True,
     # tools/server/server-schema.cpp
     fields=SAMPLING_FIELDS
     | {

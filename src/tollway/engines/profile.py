@@ -26,16 +26,17 @@ class CounterNames(msgspec.Struct, frozen=True):
 class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     """Capabilities of an engine, and how it differs from others.
 
-    `continuous_usage`: reports running usage on every chunk when asked, so that a cut stream is billed to the token.
-    `salted_endpoints`: those at which it separates the prefix cache by a salt in the body (`cache_salt`).
-    `fields`: request fields beyond the API's own that a client may send.
-    `context_words`: parts of an error's text, type or code by which the engine says that the request is longer than the model's context.
-    `request_words`: those by which it rejects a request in an error that it calls its own (status 500 and above).
-    `counters`: where it publishes its token counters; None if it does not.
+    `reports_one_sequence`: a usage report is that of one sequence, where several choices or prompts were asked for: in a stream there is
+    one for each, in a whole answer only the first one's. `continuous_usage`: reports running usage on every chunk when asked, so that a cut
+    stream is billed to the token. `salted_endpoints`: those at which it separates the prefix cache by a salt in the body (`cache_salt`).
+    `fields`: request fields beyond the API's own that a client may send. `context_words`: parts of an error's text, type or code by which
+    the engine says that the request is longer than the model's context. `request_words`: those by which it rejects a request in an error
+    that it calls its own (status 500 and above). `counters`: where it publishes its token counters; None if it does not.
     """
 
     engine: Engine
     continuous_usage: bool = False
+    reports_one_sequence: bool = False
     salted_endpoints: frozenset[Endpoint] = frozenset()
     fields: frozenset[str] = frozenset()
     context_words: tuple[str, ...] = ()

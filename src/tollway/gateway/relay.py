@@ -556,7 +556,7 @@ async def _attempt(
             raise read_answer_fault(received.status, body, ENGINES[upstream.deployment.engine], received.retry_after, record.now_us())
         answer = call.dialect.read_answer(body, call.answer_context(upstream.deployment))
         exchange.finished = True
-        _note_completed(record, call, upstream, answer.used, UsageSource.ENGINE_FINAL, answer.anomaly, len(body))
+        _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
         await record.finish(Outcome.COMPLETED)
         client.answer(200, _JSON + permit.headers, answer.body)
         return None

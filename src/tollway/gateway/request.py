@@ -267,6 +267,7 @@ class Call:
             self.model.id,
             self.input_tokens_max,
             self.output_tokens_max,
+            self.prompts,
             self.sequences,
             self.hide_usage,
             self.hide_continuous,

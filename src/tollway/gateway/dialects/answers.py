@@ -7,7 +7,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
-from tollway.domain.usage import Anomaly
+from tollway.domain.usage import Anomaly, UsageSource
 from tollway.engines.profile import EngineProfile
 from tollway.wire import bodies
 
@@ -20,10 +20,11 @@ NULL = msgspec.Raw(b"null")  # a Raw equals only a Raw, never bytes
 class AnswerContext(msgspec.Struct, frozen=True, gc=False):
     """Properties of a request that are needed to read its answer.
 
-    `engine`: profile of the engine that answers. `sequences`: how many outputs it generates; of several, running totals are those of one
-    each. `upstream_model`: its name of the model, which becomes `public_model`. `input_tokens_max`, `output_tokens_max`: most tokens of all
-    prompts and of all sequences together; None if nothing bounds the output. `hide_usage`: the client did not ask for usage at the end of
-    its stream; `hide_continuous`: nor for a running one. `counting`: the engine was not asked for running usage.
+    `engine`: profile of the engine that answers. `prompts`: how many it was asked; `sequences`: how many outputs it generates; of several,
+    running totals are those of one each. `upstream_model`: its name of the model, which becomes `public_model`. `input_tokens_max`,
+    `output_tokens_max`: most tokens of all prompts and of all sequences together; None if nothing bounds the output. `hide_usage`: the
+    client did not ask for usage at the end of its stream; `hide_continuous`: nor for a running one. `counting`: the engine was not asked
+    for running usage.
     """
 
     engine: EngineProfile
@@ -31,6 +32,7 @@ class AnswerContext(msgspec.Struct, frozen=True, gc=False):
     public_model: str
     input_tokens_max: int
     output_tokens_max: int | None
+    prompts: int
     sequences: int
     hide_usage: bool
     hide_continuous: bool
@@ -39,11 +41,12 @@ class AnswerContext(msgspec.Struct, frozen=True, gc=False):
 
 class Answer(msgspec.Struct, frozen=True):
     """A whole (non-streaming) answer of status 200. `body`: what to send. `used`: None if the engine did not report it. `anomaly`: what was
-    wrong with its report, None for nothing."""
+    wrong with its report, None for nothing. `source`: where `used` comes from."""
 
     body: bytes
     used: Quantities | None
     anomaly: Anomaly | None
+    source: UsageSource = UsageSource.ENGINE_FINAL
 
 
 def is_absent(raw: msgspec.Raw) -> bool:

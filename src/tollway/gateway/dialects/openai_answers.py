@@ -5,10 +5,10 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
-from tollway.domain.usage import TOKENS_MAX, Anomaly
+from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, check_text, decode, is_absent, rename_model
 from tollway.gateway.dialects.engine_errors import read_fault
-from tollway.gateway.dialects.usage import UNBELIEVABLE, Report, check_report, read_counts
+from tollway.gateway.dialects.usage import UNBELIEVABLE, Report, check_report, read_counts, scale_to_answer
 
 
 class _PromptDetails(msgspec.Struct):
@@ -124,11 +124,24 @@ def read_answer(body: bytes, context: AnswerContext) -> Answer:
         raise Fault(faults.UPSTREAM_INVALID, detail="answer has neither choices nor data")
     used: Quantities | None = None
     anomaly: Anomaly | None = None
+    source = UsageSource.ENGINE_FINAL
     if report is not None:
+        if context.sequences > 1 and choices and len(choices) > 1 and context.engine.reports_one_sequence:
+            report = scale_to_answer(report, _list_sizes(body), context)
+            source = UsageSource.ESTIMATED
         used, anomaly = check_report(report, context)
         if anomaly is None and not report.has_output and context.output_tokens_max != 0:
             anomaly = Anomaly.INVALID  # only answers without tokens of their own leave them out
-    return Answer(rename_model(body, context), used, anomaly)
+    return Answer(rename_model(body, context), used, anomaly, source)
+
+
+def _list_sizes(body: bytes) -> list[int]:
+    """Return the bytes of output of each choice of an answer."""
+    sizes = []
+    for choice in list_choices(_object.decode(body)["choices"]):
+        text = choice.get("text", choice.get("message", ABSENT))
+        sizes.append(len(bytes(text)))
+    return sizes or [1]
 
 
 def _read_loosely(body: bytes) -> tuple[_Answer, msgspec.Raw]:

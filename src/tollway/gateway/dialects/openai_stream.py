@@ -17,7 +17,7 @@ from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.gateway.dialects.answers import ABSENT, NULL, AnswerContext, check_text, decode, is_absent
 from tollway.gateway.dialects.engine_errors import is_error_event, read_fault
 from tollway.gateway.dialects.openai_answers import list_choices, read_finish, read_usage
-from tollway.gateway.dialects.usage import cap_input, cap_output
+from tollway.gateway.dialects.usage import Report, cap_input, cap_output, merge_sequences
 from tollway.native import EventTemplate
 from tollway.wire import bodies, sse
 
@@ -113,6 +113,7 @@ class OpenAIStream:
         "_hide_usage",
         "_output_most",
         "_owed",
+        "_parts",
         "_prompt_tokens",
         "_rename",
         "_reported",
@@ -144,6 +145,7 @@ class OpenAIStream:
         self.output = 0
         self._reported = False
         self._finishes = 0
+        self._parts: list[Report] | None = None  # of an engine that reports each sequence by itself
         self._prompt_tokens = -1  # of the last report that `read` believed; while negative, nothing is regular
         self.template: EventTemplate | None = None  # of the last regular event
         self._shapes_left = SHAPES_MAX
@@ -288,6 +290,12 @@ class OpenAIStream:
         the number of events that carried output, for so many tokens were delivered.
         """
         report = read_usage(raw)
+        if self._context.sequences > 1 and self._context.engine.reports_one_sequence:
+            parts = self._parts = [*(self._parts or ()), report]
+            if len(parts) > self._context.sequences:
+                return
+            report = merge_sequences(parts, self._context)
+            final = report.has_output
         if report.anomaly is not None:
             self.anomaly = report.anomaly
         if not (report.has_input or report.has_output):

@@ -4,7 +4,7 @@ A report is believed member by member. A count that cannot be true costs its own
 and what the engine said of its other classes is as good as before. None of this raises a bill.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -91,6 +91,35 @@ def check_report(report: Report, context: AnswerContext) -> tuple[Quantities | N
         return None, report.anomaly
     used = cap_output(cap_input(report.used, context.input_tokens_max), context.output_tokens_max)
     return used, report.anomaly if used is report.used else Anomaly.INFLATED
+
+
+def merge_sequences(parts: Sequence[Report], context: AnswerContext) -> Report:
+    """Return the report of a whole request from those of its sequences, as many as there are so far. The choices of one prompt each report
+    that prompt; the output is known once all have reported."""
+    used = sum((part.used for part in parts), NOTHING)
+    choices = context.sequences // context.prompts
+    anomaly = next((part.anomaly for part in parts if part.anomaly is not None), None)
+    return Report(
+        Quantities(-(-used.input // choices), used.cached_input // choices, used.output, used.reasoning)
+        if len(parts) == context.sequences
+        else Quantities(max(part.used.input for part in parts), max(part.used.cached_input for part in parts)),
+        anomaly,
+        has_input=any(part.has_input for part in parts),
+        has_output=len(parts) == context.sequences and all(part.has_output for part in parts),
+    )
+
+
+def scale_to_answer(report: Report, sizes: Sequence[int], context: AnswerContext) -> Report:
+    """Return the report of a whole answer from that of its first sequence.
+
+    `sizes`: bytes of output of each sequence. Tokens are taken to be as long in all of them. The input of several prompts stays unknown.
+    """
+    first, used = max(sizes[0], 1), report.used
+    output, reasoning = (count * max(sum(sizes), 1) // first for count in (used.output, used.reasoning))
+    if context.prompts > 1:
+        return Report(Quantities(0, 0, output, reasoning), report.anomaly or Anomaly.MISSING, has_input=False, has_output=report.has_output)
+    scaled = Quantities(used.input, used.cached_input, output, reasoning)
+    return Report(scaled, report.anomaly or Anomaly.MISSING, has_input=report.has_input, has_output=report.has_output)
 
 
 def cap_input(used: Quantities, input_tokens_max: int) -> Quantities:
