@@ -67,7 +67,8 @@ test-sdks: $(VENV)/.dev  ## the tests of every line of the official SDKs, Python
 	@for sdk in openai-1 openai-2 js langchain pydantic-ai llama-index instructor litellm; do \
 		scripts/sdk.sh $$sdk $(VENV)/bin/uv "$(PYTHON)" || echo "==> $$sdk cannot be had here: its tests are skipped"; \
 	done
-	@$(VENV)/bin/pytest tests/sdks $(ARGS)
+	@TOLLWAY_RECORD_CLIENTS=1 $(VENV)/bin/pytest tests/sdks $(ARGS)
+	@$(VENV)/bin/python scripts/clients_page.py
 
 .PHONY: check
 check: $(VENV)/.dev  ## style, types, architecture, house rules: seconds
@@ -103,6 +104,7 @@ docs: $(VENV)/.dev  ## render the pages that are made from results and declarati
 	@$(VENV)/bin/python -m reliability --render
 	@$(VENV)/bin/python scripts/settings_page.py
 	@$(VENV)/bin/python scripts/attacks_page.py
+	@$(VENV)/bin/python scripts/clients_page.py
 
 .PHONY: migration
 migration: $(VENV)/.dev  ## a new migration from the difference between schema and migrations (m="what changes")

@@ -6,6 +6,7 @@ innocent twin.
 """
 
 import ast
+import json
 import re
 import runpy
 import subprocess
@@ -524,3 +525,8 @@ def test_the_page_of_settings_is_in_step_with_their_declarations(tree: Tree) -> 
 def test_the_page_of_attacks_is_in_step_with_the_tests_that_try_them(tree: Tree) -> None:
     render = runpy.run_path(str(ROOT / "scripts" / "attacks_page.py"))["render"]
     assert tree["docs/attacks.md"] == render(), "run `make docs`"
+
+
+def test_the_page_of_clients_is_in_step_with_their_recorded_results(tree: Tree) -> None:
+    page = runpy.run_path(str(ROOT / "scripts" / "clients_page.py"))
+    assert tree["docs/clients.md"] == page["render"](json.loads(tree["tests/sdks/results.json"])), "run `make docs`"

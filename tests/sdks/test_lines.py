@@ -5,9 +5,11 @@ The newest Python line runs with all tests. Older ones and JavaScript run where 
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +31,7 @@ async def test_python(line: str) -> None:
     interpreter = Path(sys.executable) if line == "openai" else ROOT / f".venv-{line}" / "bin" / "python"
     if not interpreter.exists():
         pytest.skip(f"{line} is not installed: `make test-sdks` installs it (requirements/{line}.txt)")
-    await conform([str(interpreter), str(HERE / "conformance.py")], ROWS[line])
+    await conform(line, [str(interpreter), str(HERE / "conformance.py")], ROWS[line])
 
 
 FRAMEWORKS = {"langchain": 8, "pydantic-ai": 3, "llama-index": 4, "instructor": 2, "litellm": 7}
@@ -41,17 +43,50 @@ async def test_framework(framework: str) -> None:
     interpreter = ROOT / f".venv-{framework}" / "bin" / "python"
     if not interpreter.exists():
         pytest.skip(f"{framework} is not installed: `make test-sdks` installs it (requirements/{framework}.txt)")
-    await conform([str(interpreter), str(HERE / "frameworks.py"), framework], FRAMEWORKS[framework], is_official=False)
+    await conform(framework, [str(interpreter), str(HERE / "frameworks.py"), framework], FRAMEWORKS[framework], is_official=False)
 
 
 async def test_javascript() -> None:
     node = shutil.which("node")
     if node is None or not (HERE / "node_modules").exists():
         pytest.skip("Node or the SDKs for it are not installed: `make test-sdks` installs these (tests/sdks/package.json)")
-    await conform([node, str(HERE / "conformance.mjs")], ROWS["js"])
+    await conform("js", [node, str(HERE / "conformance.mjs")], ROWS["js"])
 
 
-async def conform(command: list[str], count: int, *, is_official: bool = True) -> None:
+def record(client: str, rows: list[dict[str, Any]]) -> None:
+    """Record what a client did for docs/clients.md, where `make test-sdks` asks for it."""
+    if not os.environ.get("TOLLWAY_RECORD_CLIENTS"):
+        return
+    path = HERE / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[client] = {"versions": find_versions(client), "rows": {row["row"]: row["wrong"] is None for row in rows}}
+    path.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+
+
+PACKAGES = {
+    "js": ("openai", "ai", "@ai-sdk/openai-compatible"),
+    "openai": ("openai", "anthropic"),
+    "openai-1": ("openai",),
+    "openai-2": ("openai", "anthropic"),
+    "langchain": ("langchain-openai", "langchain-anthropic"),
+    "pydantic-ai": ("pydantic-ai-slim", "openai", "anthropic"),
+    "llama-index": ("llama-index-llms-openai-like", "llama-index-embeddings-openai"),
+    "instructor": ("instructor", "openai"),
+    "litellm": ("litellm",),
+}
+"""Packages of each client whose versions are recorded."""
+
+
+def find_versions(client: str) -> dict[str, str]:
+    """Return the versions of a client's packages, from the lock that it was installed from."""
+    if client == "js":
+        installed = json.loads((HERE / "package-lock.json").read_text())["packages"]
+        return {name: installed[f"node_modules/{name}"]["version"] for name in PACKAGES[client]}
+    lock = (ROOT / "requirements" / ("dev.txt" if client == "openai" else f"{client}.txt")).read_text()
+    return {name: lock.partition(f"\n{name}==")[2].split(maxsplit=1)[0] for name in PACKAGES[client]}
+
+
+async def conform(client: str, command: list[str], count: int, *, is_official: bool = True) -> None:
     """Run a program against a gateway; every row must end well, and every request in one record. `is_official`: the program is one of an
     official SDK, which also leaves a stream and sends a picture."""
     engine = SdkEngine()
@@ -70,6 +105,7 @@ async def conform(command: list[str], count: int, *, is_official: bool = True) -
                     await process.wait()
             assert process.returncode == 0, errors.decode()
             rows = [json.loads(row) for row in out.splitlines()]
+            record(client, rows)
             assert not [row for row in rows if row["wrong"]], "\n".join(f"{row['row']}: {row['wrong']}" for row in rows if row["wrong"])
             assert len(rows) == count
             outcomes = [final.outcome for final in running.sink.finals]
