@@ -28,8 +28,8 @@ INSTALL_SECONDS_MAX = 600
 
 NOT_INSTALLED = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
 
-DEBIAN_PACKAGES = {"postgresql": "initdb", "redis-server": "redis-server"}
-"""What the tests use of the operating system: package -> the program that shows it is there."""
+DEBIAN_PACKAGES = {"postgresql": "initdb"}
+"""Packages of the operating system that the tests use, each with the program that shows that it is installed."""
 
 
 def find_program(name: str) -> Path | None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ("tests.storage.fixtures",)
+
 # No timed assertion, not even Hypothesis' own: a busy machine must not fail a test. A failure prints what replays it.
 settings.register_profile("tollway", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tollway")

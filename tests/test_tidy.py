@@ -99,16 +99,16 @@ FRAGMENT = re.compile(r"[a-z]|(?:Whether|What|Who|Whose|How|Where|When|Why|Which
 
 UNCONVERTED_PROSE: dict[str, int] = {
     "docs/reliability.md": 1,
-    "scripts/": 4,
+    "scripts/": 3,
     "src/tollway/cli/": 73,
-    "src/tollway/control/": 143,
+    "src/tollway/control/": 115,
     "src/tollway/domain/": 4,
     "src/tollway/gateway/": 1,
-    "src/tollway/serve/": 22,
+    "src/tollway/serve/": 17,
     "src/tollway/storage/": 34,
     "src/tollway/wire/": 8,
     "tests/cli/": 30,
-    "tests/control/": 28,
+    "tests/control/": 20,
     "verifier/": 3,
 }
 """Areas whose prose is not rewritten yet, with the complaints that are left in each. A number may only go down; remove

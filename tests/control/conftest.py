@@ -6,19 +6,21 @@ from pathlib import Path
 import pytest
 
 from tests.control.harness import Running, TenantSetup, make_tenant, running
-from tests.storage.databases import PostgresTemplate, SqliteTemplate
+from tests.storage.databases import SqliteTemplate, fill
+from tollway.storage.archive import Archive
+from tollway.storage.database import Database
 
 
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> SqliteTemplate:
-    return SqliteTemplate(tmp_path_factory.mktemp("template"))
+@pytest.fixture
+def database(database: Database) -> Database:
+    """Add two organizations, a model and prices to a fresh database."""
+    fill(database)
+    return database
 
 
-@pytest.fixture(scope="session")
-def postgres_template() -> Iterator[PostgresTemplate]:
-    template = PostgresTemplate()
-    yield template
-    template.drop()
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    return Archive(tmp_path / "archive")
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,10 @@ def control(sqlite_template: SqliteTemplate, tmp_path_factory: pytest.TempPathFa
         yield started
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def fresh_control(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
+@pytest.fixture
+def fresh_control(database_url: str, tmp_path: Path) -> Iterator[Running]:
     """A control plane that nobody else has used, on each engine."""
-    with request.getfixturevalue(f"{request.param}_template").copied(tmp_path) as url, running(url, tmp_path / "archive") as started:
+    with running(database_url, tmp_path / "archive") as started:
         yield started
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.control.test_collect import fill, take
+from tests.control.test_collect import take
 from tests.control.test_corrections import APPROVER, ask, decide
 from tests.control.test_periods import NOW, OCTOBER, SEPTEMBER, close, ended
 from tests.link import samples
 from tests.link.samples import EPOCH, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, admit, final, frames
+from tests.storage.databases import fill
 from tollway.control import exports, periods
 from tollway.control.corrections import WantedAdjustment
 from tollway.domain.billing_classes import Quantities
@@ -40,34 +41,29 @@ UNBOUND = re.compile(
 verify_in_process: Callable[[list[str]], int] = runpy.run_path(str(VERIFIER))["main"]
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def books(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Database, Archive]]:
+@pytest.fixture
+def books(database: Database, archive: Archive) -> tuple[Database, Archive]:
     """September with all there can be: two gateways, other tenants, failures, a void, a replace and a credit. October with a late event
     and a correction of September's. Both closed."""
-    archive = Archive(tmp_path / "archive")
-    with request.getfixturevalue(f"{request.param}_template").copied(tmp_path) as url:
-        database = Database.open(url)
-        fill(database)
-        other = {"organization_id": OTHER_ORGANIZATION, "price_version": samples.OTHER_PRICE.id}
-        failed = final(admit(6), outcome=Outcome.UPSTREAM_ERROR, used=Quantities(100), first_token_at=None, error="upstream_cut")
-        records: list[Record] = [*ended(1, EPOCH), *ended(2, EPOCH + 9, **other), *ended(3, EPOCH + 5), *ended(4, SEPTEMBER.end_at - 1)]
-        records += [*ended(5, EPOCH), failed.admit, failed, Tick(at=OCTOBER.start_at), *ended(7, OCTOBER.start_at + 7)]
-        body = frames(records)
-        take(database, archive, body[:5])
-        take(database, archive, body[5:], first_seq=6)
-        take(database, archive, frames([*ended(8, EPOCH), Close(at=EPOCH)], node_id=OTHER_NODE), node_id=OTHER_NODE)
-        wanted = {"event_id": samples.request_id(1), "reason": 'said "no" — ü', "kind": AdjustmentKind.VOID}
-        decide(database, ask(database, WantedAdjustment(**wanted), limit_pico=0), Decision.APPROVED, APPROVER)  # type: ignore[arg-type]
-        replacement = {"kind": AdjustmentKind.REPLACE, "replacement": Quantities(7, 0, 3, 1, 1), "reason": "r"}
-        ask(database, WantedAdjustment(event_id=samples.request_id(3), **replacement))  # type: ignore[arg-type]
-        ask(database, WantedAdjustment(event_id=samples.request_id(4), kind=AdjustmentKind.CREDIT, credit_pico=77, reason="r"))
-        close(database, SEPTEMBER.start_at)
-        rest = frames([*records, *ended(9, EPOCH + 1), Close(at=OCTOBER.end_at)])[len(records) :]
-        take(database, archive, rest, first_seq=len(records) + 1)
-        ask(database, WantedAdjustment(event_id=samples.request_id(8), kind=AdjustmentKind.VOID, reason="r"))
-        close(database, OCTOBER.start_at)
-        yield database, archive
-        database.close()
+    other = {"organization_id": OTHER_ORGANIZATION, "price_version": samples.OTHER_PRICE.id}
+    failed = final(admit(6), outcome=Outcome.UPSTREAM_ERROR, used=Quantities(100), first_token_at=None, error="upstream_cut")
+    records: list[Record] = [*ended(1, EPOCH), *ended(2, EPOCH + 9, **other), *ended(3, EPOCH + 5), *ended(4, SEPTEMBER.end_at - 1)]
+    records += [*ended(5, EPOCH), failed.admit, failed, Tick(at=OCTOBER.start_at), *ended(7, OCTOBER.start_at + 7)]
+    body = frames(records)
+    take(database, archive, body[:5])
+    take(database, archive, body[5:], first_seq=6)
+    take(database, archive, frames([*ended(8, EPOCH), Close(at=EPOCH)], node_id=OTHER_NODE), node_id=OTHER_NODE)
+    wanted = {"event_id": samples.request_id(1), "reason": 'said "no" — ü', "kind": AdjustmentKind.VOID}
+    decide(database, ask(database, WantedAdjustment(**wanted), limit_pico=0), Decision.APPROVED, APPROVER)  # type: ignore[arg-type]
+    replacement = {"kind": AdjustmentKind.REPLACE, "replacement": Quantities(7, 0, 3, 1, 1), "reason": "r"}
+    ask(database, WantedAdjustment(event_id=samples.request_id(3), **replacement))  # type: ignore[arg-type]
+    ask(database, WantedAdjustment(event_id=samples.request_id(4), kind=AdjustmentKind.CREDIT, credit_pico=77, reason="r"))
+    close(database, SEPTEMBER.start_at)
+    rest = frames([*records, *ended(9, EPOCH + 1), Close(at=OCTOBER.end_at)])[len(records) :]
+    take(database, archive, rest, first_seq=len(records) + 1)
+    ask(database, WantedAdjustment(event_id=samples.request_id(8), kind=AdjustmentKind.VOID, reason="r"))
+    close(database, OCTOBER.start_at)
+    return database, archive
 
 
 def export(books: tuple[Database, Archive], start_at: int = SEPTEMBER.start_at) -> list[bytes]:

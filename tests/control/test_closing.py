@@ -4,18 +4,17 @@ One contract, on SQLite and on PostgreSQL.
 """
 
 import threading
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from tests.control.test_collect import fill, take
+from tests.control.test_collect import take
 from tests.control.test_periods import OCTOBER, SEPTEMBER, ended, period_of
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, frames
 from tollway.control import epochs, periods
-from tollway.control.closing import ACTOR, DAY_US, WARNING_US, Closing, close_due
+from tollway.control.closing import ACTOR, DAY_US, OVERDUE_US, WARNING_US, close_due, count_overdue
 from tollway.control.verify import verify
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.periods import Bounds, PeriodState
@@ -29,42 +28,30 @@ OTHERS = {"organization_id": OTHER_ORGANIZATION, "price_version": samples.OTHER_
 
 
 class Look:
-    """A control process' looks, at instants of the test's choice. `lines`: what it logged."""
+    """A control process' runs of the job, at instants of the test's choice. `lines`: the lines that it logged."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.closing = Closing(AFTER_DAYS)
+        self.overdue: int | None = None
         self.lines: list[Mapping[str, object]] = []
         self.is_stopping = False
 
     def at(self, now: int) -> int | None:
-        """A look; returns how many periods are overdue."""
+        """Run the job; returns how many periods are overdue."""
         ticks = iter(range(now, now + 1_000_000))
-        close_due(self.database, self.closing, now=lambda: next(ticks), is_stopping=lambda: self.is_stopping, log=self.lines.append)
-        return self.closing.overdue
+        self.overdue = close_due(
+            self.database,
+            AFTER_DAYS,
+            holder="control_test",
+            now=lambda: next(ticks),
+            is_stopping=lambda: self.is_stopping,
+            log=self.lines.append,
+        )
+        return self.overdue
 
     @property
     def events(self) -> list[object]:
         return [line["event"] for line in self.lines]
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with request.getfixturevalue(f"{request.param}_template").copied(tmp_path) as url:
-        yield url
-
-
-@pytest.fixture
-def database(url: str) -> Iterator[Database]:
-    opened = Database.open(url)
-    fill(opened)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    return Archive(tmp_path / "archive")
 
 
 def state(database: Database, month: Bounds = SEPTEMBER, organization_id: str = ORGANIZATION) -> PeriodState:
@@ -102,10 +89,16 @@ def test_missing_records_are_waited_for_and_told_of_once_an_hour(database: Datab
     (line,) = look.lines
     assert (line["event"], line["periods"]) == ("periods_overdue", 2)
     assert NODE in str(line["detail"]) and "Records are missing" in str(line["detail"])
-    assert [metric.samples[0].value for metric in look.closing.collect()] == [2.0]
-    look.at(DUE + WARNING_US - 1000)
-    assert len(look.lines) == 1
+    with database.platform(write=False) as tx:
+        assert count_overdue(tx, AFTER_DAYS, DUE + OVERDUE_US - 1) == 0, "the job may not have run since"
+        assert count_overdue(tx, AFTER_DAYS, DUE + OVERDUE_US) == 2
+    other = Look(database)
+    other.at(DUE + WARNING_US - 1_000_000)
+    look.at(DUE + WARNING_US - 1_000_000)
+    assert len(look.lines) == 1 and other.lines == [], "once an hour, whichever process looks"
     look.at(DUE + WARNING_US + 1000)
+    other.at(DUE + WARNING_US + 2000)
+    assert other.lines == []
     assert look.events == ["periods_overdue"] * 2
     with database.platform(write=False) as tx:
         assert epochs.count_lost(tx) == 0, "that is for a person to say"
@@ -161,7 +154,7 @@ def test_a_crash_or_a_stop_in_the_middle_is_gone_on_with(database: Database, arc
 
 
 def test_two_processes_at_once_close_every_period_once(
-    url: str, database: Database, archive: Archive, monkeypatch: pytest.MonkeyPatch
+    database_url: str, database: Database, archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(periods, "BLOCK_LEAVES", 2)
     monkeypatch.setattr(periods, "BLOCKS_PER_CALL", 1)
@@ -169,7 +162,7 @@ def test_two_processes_at_once_close_every_period_once(
     for number in range(1, 40):
         records += ended(number, EPOCH + number, **(OTHERS if number % 3 else {}))
     take(database, archive, frames([*records, Close(at=EPOCH + 100)]))
-    second = Database.open(url)
+    second = Database.open(database_url)
     looks = [Look(database), Look(second)]
     together, faults = threading.Barrier(2), list[BaseException]()
 
@@ -187,7 +180,7 @@ def test_two_processes_at_once_close_every_period_once(
         thread.join(120)
     second.close()
     assert faults == []
-    assert [look.closing.overdue for look in looks] == [0, 0]
+    assert [look.overdue for look in looks] == [0, 0]
     assert sorted(str(line["organization_id"]) for look in looks for line in look.lines) == sorted([ORGANIZATION, OTHER_ORGANIZATION])
     assert state(database) is state(database, organization_id=OTHER_ORGANIZATION) is PeriodState.CLOSED
     assert verify(database, archive).differences == []
@@ -221,4 +214,4 @@ def test_a_database_that_is_away_is_not_taken_for_nothing_to_do(
     look = Look(database)
     with pytest.raises(Fault, match="database_unavailable"):
         look.at(DUE)
-    assert look.closing.overdue is None and look.lines == []
+    assert look.overdue is None and look.lines == []

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +35,6 @@ from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 
 NOW = EPOCH + 1_000_000_000
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    with request.getfixturevalue(f"{request.param}_template").copied(tmp_path) as url:
-        opened = Database.open(url)
-        fill(opened)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    return Archive(tmp_path / "archive")
 
 
 def take(

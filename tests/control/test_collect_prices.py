@@ -1,14 +1,11 @@
 """Which price a record may name: one of its model and tier, on a list that the organization was ever to pay by. And each version
 follows from what was published, or is found out."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import msgspec
 import pytest
 import sqlalchemy as sa
 
-from tests.control.test_collect import NOW, count, fill, take
+from tests.control.test_collect import NOW, count, take
 from tests.link.samples import EPOCH, ORGANIZATION, PRICE, admit, final, frames
 from tests.storage.databases import add_price
 from tollway.control import prices
@@ -29,21 +26,12 @@ FLEX = msgspec.structs.replace(
 ELSEWHERE = msgspec.structs.replace(PRICE, id="price_" + "e" * 32, list="book_" + "e" * 32)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    with request.getfixturevalue(f"{request.param}_template").copied(tmp_path) as url:
-        opened = Database.open(url)
-        fill(opened)
-        with opened.platform() as tx:
-            for price in (FLEX, ELSEWHERE):
-                add_price(tx, price)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    return Archive(tmp_path / "archive")
+def database(database: Database) -> Database:
+    with database.platform() as tx:
+        for price in (FLEX, ELSEWHERE):
+            add_price(tx, price)
+    return database
 
 
 def used(database: Database, archive: Archive, price_id: str, tier: ServiceTier = ServiceTier.STANDARD) -> Ingested:

@@ -4,14 +4,12 @@ One contract, on SQLite and on PostgreSQL.
 """
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from tests.control.test_collect import balances, fill, take
+from tests.control.test_collect import balances, take
 from tests.control.test_periods import ACTOR, NOW, OCTOBER, SEPTEMBER, close, drop_triggers, ended
 from tests.link import samples
 from tests.link.samples import EPOCH, ORGANIZATION, admit, exchanges, final, frames
@@ -37,20 +35,6 @@ REPLACE = WantedAdjustment(event_id=EVENT, kind=AdjustmentKind.REPLACE, reason="
 
 def credit(pico: int) -> WantedAdjustment:
     return WantedAdjustment(event_id=EVENT, kind=AdjustmentKind.CREDIT, reason="sorry", credit_pico=pico)
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    with request.getfixturevalue(f"{request.param}_template").copied(tmp_path) as url:
-        opened = Database.open(url)
-        fill(opened)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    return Archive(tmp_path / "archive")
 
 
 @pytest.fixture

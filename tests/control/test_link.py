@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx2
 import msgspec
-import pytest
 
 from tests.control.harness import Running, TenantSetup, answered, make_tenant, running, wait_until
 from tests.control.test_catalog import price
@@ -267,14 +266,12 @@ class TestRevocation:
         refused(node.post("/v1/link/ack", json={"node_id": "node_1", "version": version + 1}), 410, "snapshot_needed")
 
 
-@pytest.mark.parametrize("engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 class TestSeveralControlProcesses:
-    def test_publish_in_one_order_and_wake_each_others_followers(self, engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-        template = request.getfixturevalue(f"{engine}_template")
-        with template.copied(tmp_path) as url, running(url, tmp_path) as one:
+    def test_publish_in_one_order_and_wake_each_others_followers(self, database_url: str, tmp_path: Path) -> None:
+        with running(database_url, tmp_path) as one:
             tenant = make_tenant(one, "shared")
             version, state = read_snapshot(one.node())
-            with running(url, tmp_path) as two, following(two.node(), version) as lines:
+            with running(database_url, tmp_path) as two, following(two.node(), version) as lines:
                 # The second process replaced the node and platform keys by its own; tenants' keys are the database's.
                 errors: list[str] = []
 

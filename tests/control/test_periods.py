@@ -4,7 +4,6 @@ One contract, on SQLite and on PostgreSQL.
 """
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from tests.control.test_collect import balances, fill, take
+from tests.control.test_collect import balances, take
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, admit, final, frames
+from tests.storage.databases import fill
 from tollway.control import epochs, periods
 from tollway.control.collect import Gap
 from tollway.control.periods import Blocked
@@ -37,20 +37,6 @@ SEPTEMBER = month_of(EPOCH, "UTC")
 OCTOBER = month_of(SEPTEMBER.end_at, "UTC")
 NOVEMBER = month_of(OCTOBER.end_at, "UTC")
 NOW = NOVEMBER.end_at + 1_000_000
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    with request.getfixturevalue(f"{request.param}_template").copied(tmp_path) as url:
-        opened = Database.open(url)
-        fill(opened)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    return Archive(tmp_path / "archive")
 
 
 def ended(number: int, at: int, **changes: Any) -> list[Record]:

@@ -9,10 +9,10 @@ from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.control.test_collect import fill, take
+from tests.control.test_collect import take
 from tests.control.test_periods import ACTOR, NODE, NOVEMBER, OCTOBER, OTHER_NODE, SEPTEMBER, ended
 from tests.link.samples import EPOCH, ORGANIZATION, request_id
-from tests.storage.databases import SqliteTemplate
+from tests.storage.databases import SqliteTemplate, fill
 from tollway.control import corrections, epochs, periods
 from tollway.control.corrections import WantedAdjustment
 from tollway.control.periods import Blocked

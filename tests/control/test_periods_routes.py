@@ -11,11 +11,11 @@ import pytest
 
 from tests.control.harness import Running, answered
 from tests.control.test_audit import VERIFIER
-from tests.control.test_collect import fill
 from tests.control.test_periods import OCTOBER, SEPTEMBER, ended
 from tests.control.test_routes import refused
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_ORGANIZATION, admit, final, frames
+from tests.storage.databases import fill
 from tollway.cli.app import run
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.money import PICO

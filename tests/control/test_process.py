@@ -18,11 +18,12 @@ import pytest
 import sqlalchemy as sa
 
 from tests.control.harness import NO_TLS, WAIT_SECONDS_MAX, answered, mint
-from tests.control.test_collect import fill, take
+from tests.control.test_collect import take
 from tests.control.test_periods import ended
 from tests.control.test_routes import refused
 from tests.link.samples import EPOCH, frames
-from tests.storage.databases import SqliteTemplate
+from tests.storage.databases import SqliteTemplate, fill
+from tollway.control.reconcile import ReconcileOptions
 from tollway.domain.keys import KeyType
 from tollway.domain.usage import Close
 from tollway.serve.control import ControlSettings, run_control
@@ -34,15 +35,17 @@ pytestmark = pytest.mark.system
 PROGRAM = """
 import json, os, socket, sys
 from tests.control.test_process import settings_of
+from tollway.control import jobs
 from tollway.serve.control import run_control
 told = json.loads(os.environ["TOLD"])
+jobs.LEASE_SECONDS = told.get("lease_seconds", jobs.LEASE_SECONDS)
 sys.exit(run_control(settings_of(told, [socket.socket(fileno=number) for number in told["sockets"]])))
 """
 
 
 @pytest.fixture
 def told(sqlite_template: SqliteTemplate, tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """What a process is told, sockets apart."""
+    """Return the settings of a process, without its sockets."""
     with sqlite_template.copied(tmp_path) as url:
         yield {
             "database_url": url,
@@ -182,4 +185,5 @@ def settings_of(told: dict[str, Any], sockets: list[socket.socket]) -> ControlSe
         platform_key=told["platform_key"],
         node_key=told["node_key"],
         close_after_days=told.get("close_after_days"),
+        reconcile=ReconcileOptions(told["reconcile_seconds"]) if "reconcile_seconds" in told else None,
     )

@@ -1,4 +1,4 @@
-"""Reconciliation as it runs: engines are read for what they say, hours are judged, drift is shown and told of once."""
+"""Reconciliation as it runs: engines are read for what they say, hours are compared, drift is shown and told of once."""
 
 import asyncio
 import json
@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx2
 import pytest
-import sqlalchemy as sa
 
 from tests.control.harness import NO_TLS, Running, TenantSetup, answered, make_tenant
 from tests.link.samples import EPOCH, NODE, admit, final, frames, request_id
@@ -29,7 +28,6 @@ from tollway.domain.usage import Anomaly, Record
 from tollway.serve import control as serve_control
 from tollway.storage import reconcile as stored
 from tollway.storage.archive import Archive
-from tollway.storage.schema_reconcile import reconciliation_lease
 
 HOUR = hour_of(serve_control.now()) - 3 * HOUR_US
 """An hour that is long over."""
@@ -116,7 +114,7 @@ def use(control: Running, deployment_id: str, prompt: int, output: int, at: int 
 
 
 def rows(control: Running, start_at: int = HOUR, hours: int = 1, **query: Any) -> list[dict[str, Any]]:
-    """What the API says of these hours."""
+    """Return what the API says of these hours."""
     query |= {"start_time": start_at // 1_000_000, "end_time": start_at // 1_000_000 + hours * 3600}
     found: list[dict[str, Any]] = answered(control.operator().get("/v1/platform/reconciliation", params=query))["data"]
     return found
@@ -243,18 +241,6 @@ class TestReadings:
         (row,) = rows(fresh_control)
         assert (row["prompt"]["engine"], row["engines"][0]["resets"], row["engines"][0]["covered_seconds"]) == (50, 0, 3600)
 
-    def test_only_one_process_reads_at_a_time_and_another_takes_over(self, fresh_control: Running) -> None:
-        def take(holder: str, now: int) -> bool:
-            with fresh_control.plane.database.platform() as tx:
-                return stored.take_lease(tx, holder, now, now + 150)
-
-        assert take("first", 1_000)
-        assert not take("second", 1_000)
-        assert take("first", 1_100)
-        assert not take("second", 1_250)
-        assert take("second", 1_251)
-        assert not take("first", 1_252)
-
 
 class TestDrift:
     def test_is_shown_told_of_once_and_in_the_metrics(self, fresh_control: Running, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,7 +254,7 @@ class TestDrift:
         assert row["output"] == {"ledger": 997_000, "engine": 1_000_000, "drift": 3_000, "drift_percent": 0.3}
         told: list[Any] = []
         for _ in range(3):
-            reconcile.warn(plane.database, reconcile.judge(plane.database, plane.reconciliation, now), told.append, now)
+            reconcile.warn(plane.database, reconcile.compare_hours(plane.database, plane.reconciliation, now), told.append, now)
         (line,) = told
         assert line["event"] == "reconciliation_drift" and line["deployments"] == [deployment_id] and line["hour"] == HOUR // 1_000_000
         page = fresh_control.node().get("/metrics").text
@@ -297,9 +283,9 @@ class TestDrift:
             deployment_id = deploy(fresh_control, engine.url)
             observe_hour(fresh_control, engine, (0, 0), (50_000, 50_000))
         now = HOUR + 2 * HOUR_US
-        assert [row.state for row in reconcile.judge(plane.database, plane.reconciliation, now)] == [State.DRIFT]
+        assert [row.state for row in reconcile.compare_hours(plane.database, plane.reconciliation, now)] == [State.DRIFT]
         use(fresh_control, deployment_id, 50_000, 50_000)
-        assert reconcile.judge(plane.database, plane.reconciliation, now) == []
+        assert reconcile.compare_hours(plane.database, plane.reconciliation, now) == []
 
     def test_nothing_at_all_is_a_list_of_nothing(self, fresh_control: Running) -> None:
         assert rows(fresh_control) == []
@@ -342,32 +328,3 @@ class TestCollector:
         assert (found["id"], found["input_tokens"], found["output_tokens"]) == (request_id(2), 120, 34)
         assert operator.get("/v1/platform/anomalies", params={"kind": "other"}).status_code == 400
         assert fresh_control.client(tenant.admin_key).get("/v1/platform/anomalies").status_code == 403
-
-
-def test_a_reading_is_taken_on_the_full_interval_until_it_is_stopped(control: Running) -> None:
-    """The loop itself: it waits for the edge, reads, judges, and goes on when the database fails once."""
-    plane, told = control.plane, []
-    clock = iter(range(HOUR + 59_990_000, HOUR + 10 * HOUR_US, 1_000))
-
-    async def watched() -> None:
-        task = asyncio.create_task(
-            reconcile.watch(
-                plane.database, plane.vault, plane.reconciliation, OPTIONS, holder="me", now=lambda: next(clock), log=told.append
-            )
-        )
-        for _ in range(3000):
-            await asyncio.sleep(0.01)
-            if await asyncio.to_thread(holder_of, control) == "me":
-                break
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(watched())
-    assert holder_of(control) == "me"
-
-
-def holder_of(control: Running) -> str | None:
-    """Who holds the lease."""
-    with control.plane.database.platform(write=False) as tx:
-        return tx.connection.execute(sa.select(reconciliation_lease.c.holder)).scalar_one_or_none()

@@ -5,17 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.test_collect import NOW, archive, database, fill, state, take
+from tests.control.test_collect import NOW, state, take
 from tests.link.samples import EPOCH, NODE, OTHER_NODE, exchanges, frames
-from tests.storage.databases import SqliteTemplate
+from tests.storage.databases import SqliteTemplate, fill
 from tollway.control import publish
 from tollway.control.batches import BatchRefused
 from tollway.control.replay import VERSIONS_SKIPPED, replay
 from tollway.control.verify import verify
 from tollway.storage.archive import Archive, ArchiveShort
 from tollway.storage.database import Database
-
-__all__ = ["archive", "database"]  # fixtures
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.control.test_collect import fill, take
+from tests.control.test_collect import take
 from tests.link.samples import EPOCH, ORGANIZATION, admit, final, frames
 from tests.storage.databases import PostgresTemplate
 from tollway.control import periods
@@ -31,17 +31,9 @@ pytestmark = pytest.mark.postgres
 
 
 @pytest.fixture
-def database(postgres_template: PostgresTemplate, tmp_path: Path) -> Iterator[Database]:
+def database_url(postgres_template: PostgresTemplate, tmp_path: Path) -> Iterator[str]:
     with postgres_template.copied(tmp_path) as url:
-        opened = Database.open(url)
-        fill(opened)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    return Archive(tmp_path / "archive")
+        yield url
 
 
 def request(at: int, number: int) -> list[Record]:

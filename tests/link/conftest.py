@@ -9,11 +9,6 @@ from tests.control.harness import Running, running
 from tests.storage.databases import SqliteTemplate
 
 
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> SqliteTemplate:
-    return SqliteTemplate(tmp_path_factory.mktemp("template"))
-
-
 @pytest.fixture
 def control(sqlite_template: SqliteTemplate, tmp_path: Path) -> Iterator[Running]:
     """A control plane that nobody else has used."""

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.control.harness import Running
-from tests.control.test_collect import fill
 from tests.link.link_server import Answer, Collector, Hangup, LinkServer, Request, until
 from tests.link.samples import ORGANIZATION, admit, ended, final
 from tests.link.spools import Alarms, no_alarm, read_epoch
+from tests.storage.databases import fill
 from tollway.control.verify import verify
 from tollway.domain.usage import encode
 from tollway.link import shipper

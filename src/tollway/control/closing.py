@@ -2,66 +2,57 @@
 
 It does what an operator would do with `tollway periods close`: every period that is due is brought to closed, oldest first, and what
 is not complete is left alone. Nothing is ever declared lost here: that is a person's word. While records are missing, the periods that
-wait for them are counted in a metric and told of once an hour. Any number of control processes may do it at once, and be killed while
-they do: closing is repeatable, and only who stored the end of it says so.
+wait for them are counted in a metric and logged once an hour, by one process. It is a job that one control process does at a time; two at
+once, or a kill in the middle, do no harm: closing is repeatable, and only the process that stored the end of it logs it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from collections.abc import Callable, Mapping
 
 from tollway.control import periods
 from tollway.control.periods import Blocked, describe
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
-from tollway.domain.periods import NEVER, PeriodState
+from tollway.domain.periods import PeriodState
+from tollway.storage import jobs
 from tollway.storage import periods as stored
-from tollway.storage.database import Database
+from tollway.storage.database import Database, PlatformTx
 from tollway.storage.periods import Period
 
 ACTOR = "automatic"
-"""Who closed a period, where otherwise an operator's key stands."""
+"""Name of the closer in the record of a period, in the place of an operator's key id."""
 
 PAGE = 1000
 """Periods that are looked at in one query."""
 
 WARNING_US = 3_600_000_000
-"""Between two warnings: it takes a person to bring back a gateway's disk, or to give it up."""
+"""Length of the periods of the clock in which overdue periods are logged once: bringing back a gateway's disk takes a person."""
+
+WARNING = "periods_overdue_warning"
+"""Name under which `storage.jobs` records the hour of the latest warning."""
+
+OVERDUE_US = 600_000_000
+"""A period that has been due for so long counts as overdue: by then two runs of the job should have closed it."""
 
 DAY_US = 86_400_000_000
 
 Log = Callable[[Mapping[str, object]], None]
 
 
-@dataclass(slots=True, eq=False)
-class Closing(Collector):
-    """`after_days`: how long a period has been over when it is closed. `overdue`: how many were due at the last look and could not be
-    closed; None before the first. One per control process."""
-
-    after_days: int
-    overdue: int | None = None
-    _warned_at: int = field(default=NEVER, init=False)
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield how many periods are overdue."""
-        if self.overdue is not None:
-            text = "Billing periods that are due to be closed and cannot be, because records are missing."
-            yield GaugeMetricFamily("tollway_control_periods_overdue", text, self.overdue)
-
-    def warn(self, now: int, line: Mapping[str, object], log: Log) -> None:
-        """Log `line`, at most once in WARNING_US."""
-        if now - self._warned_at >= WARNING_US:
-            self._warned_at = now
-            log(line)
-
-
-def close_due(database: Database, closing: Closing, *, now: Callable[[], int], is_stopping: Callable[[], bool], log: Log) -> None:
+def close_due(
+    database: Database,
+    after_days: int,
+    *,
+    holder: str,
+    now: Callable[[], int],
+    is_stopping: Callable[[], bool],
+    log: Log,
+) -> int | None:
     """Close every period that is due, as far as it can be; `is_stopping` is asked between two steps of a few seconds at most.
 
-    Raises Fault DATABASE_UNAVAILABLE; what was done until then stays done.
+    `after_days`: a period is due so many days after its end. `holder`: this control process, for the mark that a warning was logged.
+    Returns how many periods are due and could not be closed, or None if it was stopped. Raises Fault DATABASE_UNAVAILABLE; what was done
+    until then stays done.
     """
-    due_before = now() - closing.after_days * DAY_US
+    due_before = now() - after_days * DAY_US
     blocked: dict[tuple[int, int], str] = {}
     waiting: set[str] = set()
     overdue, last_id = 0, ""
@@ -70,7 +61,7 @@ def close_due(database: Database, closing: Closing, *, now: Callable[[], int], i
         last_id = page[-1].id
         for period in page:
             if is_stopping():
-                return
+                return None
             reason = "" if period.organization_id in waiting else _close(database, period, blocked, now, is_stopping, log)
             if reason is None:
                 continue
@@ -78,9 +69,24 @@ def close_due(database: Database, closing: Closing, *, now: Callable[[], int], i
             waiting.add(period.organization_id)  # whose later periods cannot be closed before this one
             if not first:
                 first = {"period_id": period.id, "organization_id": period.organization_id, "detail": reason}
-    closing.overdue = overdue
-    if overdue:
-        closing.warn(now(), {"event": "periods_overdue", "periods": overdue, **first}, log)
+    if overdue and _is_first_warning(database, holder, now()):
+        log({"event": "periods_overdue", "periods": overdue, **first})
+    return overdue
+
+
+def count_overdue(tx: PlatformTx, after_days: int, now: int) -> int:
+    """Return how many periods have been due for OVERDUE_US and are not closed: the same number in every control process."""
+    return stored.count_unclosed(tx, now - after_days * DAY_US - OVERDUE_US)
+
+
+def _is_first_warning(database: Database, holder: str, now: int) -> bool:
+    """Return whether no process has warned in this hour, and record that this one does."""
+    hour_at = now - now % WARNING_US
+    with database.platform() as tx:
+        if not jobs.take_lease(tx, WARNING, holder, period_at=hour_at, now=now, until_at=now):
+            return False
+        jobs.finish(tx, WARNING, holder, period_at=hour_at, now=now)
+        return True
 
 
 def _list_due(database: Database, due_before: int, last_id: str) -> list[Period]:

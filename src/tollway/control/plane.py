@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tollway.control.closing import Closing
+from tollway.control.jobs import JobStates
 from tollway.control.keys import Ingredients, Pepper
 from tollway.control.publish import Publications
 from tollway.control.reconcile import Reconciliation
@@ -23,7 +23,8 @@ class ControlPlane:
     """The parts of one control process. `now`: UTC microseconds. `random_bytes(n)`: n unpredictable bytes.
 
     `peppers`: by version, at most two; new keys use the one of `pepper_version`. `log`: writes one line of structured log.
-    `approval_above_pico`: corrections that move more need a second operator. `closing`: None if only operators close periods.
+    `approval_above_pico`: corrections that move more need a second operator. `close_after_days`: when periods are closed
+    by the job that closes them; None if only operators do. `jobs`: the state of the periodic jobs, for metrics and the readiness page.
     """
 
     database: Database
@@ -37,7 +38,8 @@ class ControlPlane:
     log: Callable[[Mapping[str, object]], None]
     reconciliation: Reconciliation = field(default_factory=Reconciliation)
     approval_above_pico: int = 100 * PICO
-    closing: Closing | None = None
+    close_after_days: int | None = None
+    jobs: JobStates = field(default_factory=JobStates)
 
     def new_id(self, prefix: str) -> str:
         """Return a new id with `prefix` (a constant of domain.ids)."""

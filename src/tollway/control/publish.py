@@ -1,12 +1,12 @@
-"""Publication: what gateways are told, in which order, and who has heard it.
+"""Publication: what gateways receive, in which order, and which of them have applied it.
 
 Theory of operation. An operation that changes what gateways must know begins with `lock`, changes rows, and ends with
 `publish(kind, ids)`. `publish` does not take entries from its caller: it reads them back with the very query that makes a full
 snapshot, so snapshot and changes cannot disagree. What is no longer there becomes a removal. Version, rows and change commit
 together or not at all.
 
-After the commit, `Publications` wakes whoever waits in this process: the streams that gateways follow. `watch` does the same for
-commits of other control processes, by looking at the head a few times a second.
+After the commit, `Publications` wakes whoever waits in this process: the streams that gateways follow. `notice` does the same for
+commits of other control processes: a job reads the head a few times a second, in every process.
 
 Who revokes waits (briefly) for the nodes that were alive to say that they applied the version, and is told of those that did not.
 """
@@ -27,13 +27,13 @@ from tollway.storage import publish as storage
 from tollway.storage.database import Database, PlatformTx, Transaction
 
 WATCH_SECONDS = 0.25
-"""Between looks at the head: with this and a gateway's own work, a revocation made elsewhere is far below its promised second."""
+"""Interval between reads of the head: with the work of a gateway, a revocation made elsewhere is well below its promised second."""
 
 NODE_ALIVE_US = 5_000_000
 """A node that gave no sign of life for this long is not waited for. It sends one every two seconds."""
 
 CONFIRM_SECONDS_MAX = 1.0
-"""How long the answer to a revocation waits for nodes to confirm."""
+"""Time for which the answer to a revocation waits for nodes to confirm."""
 
 SNAPSHOTS_CONCURRENT_MAX = 2
 SNAPSHOT_WAIT_SECONDS = 20.0
@@ -118,7 +118,7 @@ def confirm(database: Database, publications: "Publications", version: int, now:
 
 
 class Publications:
-    """What this process knows of publication beside the database: who is to be woken, and whether it is about to stop.
+    """The state of publication in one process beside the database: the followers to wake, and whether the process is about to stop.
 
     Thread-safe. Operations commit in worker threads; followers wait in the event loop.
     """
@@ -200,16 +200,7 @@ async def wait_for(event: asyncio.Event, timeout_seconds: float) -> None:
         pass
 
 
-async def watch(database: Database, publications: Publications) -> None:
-    """Notice what other control processes publish, until the process stops. A database that is away is asked again."""
-
-    def read_head() -> int:
-        with database.platform(write=False) as tx:
-            return storage.find_head(tx)
-
-    while not publications.stopping:
-        try:
-            publications.advance(await asyncio.to_thread(read_head))
-        except Fault:
-            pass  # requests meet the same fault and say so; this loop only has to outlive it
-        await asyncio.sleep(WATCH_SECONDS)
+def notice(database: Database, publications: Publications) -> None:
+    """Wake the followers in this process if another control process has published. Raises Fault DATABASE_UNAVAILABLE."""
+    with database.platform(write=False) as tx:
+        publications.advance(storage.find_head(tx))

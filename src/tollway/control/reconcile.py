@@ -1,11 +1,11 @@
-"""Reconciliation, run: engines are read once a minute, and hours that are over are compared with what was billed for them.
+"""Reconciliation: engines' counters are read once a minute, and hours that are over are compared with what was billed for them.
 
-Theory of operation. Of all control processes one reads the engines: the holder of a lease. What it reads is compared with the latest
-reading in the database, so neither a restart nor a change of holder loses or doubles anything. Readings are taken on the minute, hence
-also on the hour. An hour is judged once it is over for SETTLE_SECONDS, when the records of its requests have arrived; one that drifts is
-told of once, by whoever holds the lease. Every process keeps the last judged hour for its metrics.
+Theory of operation. Reading is a leased job (`control.jobs`): one control process at a time does it. A reading is compared with the latest
+one in the database, so neither a restart nor a change of process loses or doubles anything. Readings are taken on the minute, hence also on
+the hour. An hour is compared once it is over for SETTLE_SECONDS, when the records of its requests have arrived. Comparing takes no lease:
+every process keeps the latest compared hour for its metrics. The database records which drifts have been logged, so each is logged once.
 
-An engine that cannot be read is *not observed*; it never counts as one that did nothing.
+An engine that cannot be read is *not observed*; it never counts as one without requests.
 """
 
 import asyncio
@@ -16,8 +16,7 @@ import httpx2
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tollway.control.engine_counters import Source, Unreadable, open_client, read_all
-from tollway.domain.faults import Fault
+from tollway.control.engine_counters import Source, Unreadable, read_all
 from tollway.domain.pages import Page, Window
 from tollway.domain.reconciliation import HOUR_US, Reading, Row, State, Tolerance, compare, hour_of, split
 from tollway.domain.usage import Anomaly, UsageEvent
@@ -29,16 +28,13 @@ from tollway.storage.reconcile import Observation
 from tollway.storage.vault import LocalVault
 
 SETTLE_SECONDS = 300
-"""After an hour's end until it is judged: gateways hand in within a second, or once they can again."""
+"""Time after the end of an hour until it is compared: gateways hand in within a second, or once they can again."""
 
-JUDGED_HOURS = 24
-"""How far back a look for drift goes: records of a gateway that was cut off arrive late, and may make an hour right, or wrong."""
+COMPARED_HOURS = 24
+"""Number of past hours that are compared each time: records of a gateway that was cut off arrive late and change the result of an hour."""
 
 MISSED_READINGS = 3
 """After so many that failed, what the next one shows of two hours is an estimate for each."""
-
-LEASE_INTERVALS = 2.5
-"""How long a holder that died is waited for, in intervals."""
 
 Log = Callable[[Mapping[str, object]], None]
 
@@ -53,24 +49,28 @@ class ReconcileOptions:
 
 @dataclass(slots=True, eq=False)
 class Reconciliation(Collector):
-    """What a control process knows of drift: how much is tolerated, and the last hour that was judged, for its metrics."""
+    """The state of reconciliation in one control process: the tolerated drift, the rows of the latest compared hour for its metrics, and
+    why engines could not be read the last time, by address."""
 
     tolerance: Tolerance = field(default_factory=Tolerance)
-    judged: list[Row] = field(default_factory=list)
+    compared: list[Row] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def collect(self) -> Iterator[Metric]:
-        """The last judged hour as gauges. Labels are names of models: bounded by the catalog."""
-        text = "Models by what the last judged hour's comparison with their engines came to."
+        """Yield the latest compared hour as gauges. Labels are names of models: bounded by the catalog."""
+        text = "Models by the result of the latest compared hour."
         states = GaugeMetricFamily("tollway_reconciliation_models", text, labels=["state"])
         for state in State:
-            states.add_metric([state], sum(row.state is state for row in self.judged))
+            states.add_metric([state], sum(row.state is state for row in self.compared))
         yield states
         labels = ["model", "counter"]
         drift = GaugeMetricFamily(
-            "tollway_reconciliation_drift_tokens", "What the engines counted more than the ledger, in the last judged hour.", labels=labels
+            "tollway_reconciliation_drift_tokens",
+            "Tokens counted by engines beyond the ledger, in the latest compared hour.",
+            labels=labels,
         )
-        ratio = GaugeMetricFamily("tollway_reconciliation_drift_ratio", "The same as a share of what the engines counted.", labels=labels)
-        for row in self.judged:
+        ratio = GaugeMetricFamily("tollway_reconciliation_drift_ratio", "Drift as a share of the tokens counted by engines.", labels=labels)
+        for row in self.compared:
             for name, comparison in (("prompt", row.prompt), ("output", row.output)):
                 if comparison.drift is not None:
                     drift.add_metric([",".join(row.models), name], comparison.drift)
@@ -81,7 +81,7 @@ class Reconciliation(Collector):
 
 
 def report(tx: PlatformTx, start_at: int, end_at: int, tolerance: Tolerance, now: int) -> list[Row]:
-    """The comparison of every hour that begins from `start_at` to before `end_at`."""
+    """Return the comparison of every hour that begins from `start_at` to before `end_at`."""
     return compare(
         storage.list_hours(tx, start_at, end_at),
         storage.list_members(tx, start_at, end_at),
@@ -92,7 +92,7 @@ def report(tx: PlatformTx, start_at: int, end_at: int, tolerance: Tolerance, now
 
 
 def list_anomalies(tx: PlatformTx, window: Window, *, kind: Anomaly | None, deployment_id: str | None) -> Page[UsageEvent]:
-    """The requests whose engine reported usage that was not believed."""
+    """List the requests whose engine reported usage that was not believed."""
     return stored_usage.list_anomalies(tx, window, kind=kind, deployment_id=deployment_id)
 
 
@@ -100,8 +100,8 @@ def list_anomalies(tx: PlatformTx, window: Window, *, kind: Anomaly | None, depl
 
 
 def list_sources(tx: PlatformTx, vault: LocalVault) -> list[Source]:
-    """The engines that have counters, each once: deployments at one address are of one engine. A credential that cannot be opened is
-    left out; the engine then says whether it minds."""
+    """List the engines that have counters, each once: deployments at one address belong to one engine. A credential that cannot be unsealed
+    is left out; the engine then refuses or serves the request."""
     found: dict[str, Source] = {}
     for deployment in storage.list_active_deployments(tx):
         counters = ENGINES[deployment.engine].counters
@@ -120,7 +120,7 @@ def list_sources(tx: PlatformTx, vault: LocalVault) -> list[Source]:
 
 
 def note(tx: PlatformTx, observations: Sequence[Observation], gap_us: int) -> None:
-    """Keep what a round of readings showed."""
+    """Store one round of readings."""
     before = storage.lock_readings(tx, [observation.address for observation in observations])
     readings = {observation.address: observation.reading for observation in observations if observation.reading is not None}
     increments = {address: split(before[address], reading, gap_us) for address, reading in readings.items() if address in before}
@@ -132,7 +132,7 @@ def note(tx: PlatformTx, observations: Sequence[Observation], gap_us: int) -> No
 async def observe(
     database: Database, vault: LocalVault, client: httpx2.AsyncClient, options: ReconcileOptions, now: Callable[[], int]
 ) -> dict[str, str]:
-    """One round: read every engine and keep what they show. Returns why engines could not be read, by address."""
+    """Read every engine once and store the readings. Returns why engines could not be read, by address."""
     looked_at = now()
     sources = await asyncio.to_thread(_list_sources, database, vault)
     results = await read_all(client, sources, options.timeout_seconds, now)
@@ -159,20 +159,20 @@ def _note(database: Database, observations: Sequence[Observation], gap_us: int) 
             note(tx, observations, gap_us)
 
 
-# ---- Judging ----------------------------------------------------------------------------------------------------------
+# ---- Comparing --------------------------------------------------------------------------------------------------------
 
 
-def judge(database: Database, reconciliation: Reconciliation, now: int) -> list[Row]:
-    """Judge the hours that are over; keep the last one for the metrics. Returns all rows that drift."""
+def compare_hours(database: Database, reconciliation: Reconciliation, now: int) -> list[Row]:
+    """Compare the hours that are over, and keep the latest one for the metrics. Returns all rows that drift."""
     last = hour_of(now - SETTLE_SECONDS * 1_000_000)
     with database.platform(write=False) as tx:
-        rows = report(tx, last - JUDGED_HOURS * HOUR_US, last, reconciliation.tolerance, now)
-    reconciliation.judged = [row for row in rows if row.start_at == last - HOUR_US]
+        rows = report(tx, last - COMPARED_HOURS * HOUR_US, last, reconciliation.tolerance, now)
+    reconciliation.compared = [row for row in rows if row.start_at == last - HOUR_US]
     return [row for row in rows if row.state is State.DRIFT]
 
 
 def warn(database: Database, rows: Sequence[Row], log: Log, now: int) -> None:
-    """Tell of each engine's hour that drifts, once."""
+    """Log each hour of an engine that drifts, once over all processes."""
     for row in rows:
         drifting = [line for line in row.lines if line.state is State.DRIFT] or list(row.lines)
         for line in drifting:
@@ -197,40 +197,27 @@ def warn(database: Database, rows: Sequence[Row], log: Log, now: int) -> None:
                 )
 
 
-async def watch(
+# ---- Jobs -------------------------------------------------------------------------------------------------------------
+
+
+async def read_engines(
     database: Database,
     vault: LocalVault,
     reconciliation: Reconciliation,
+    client: httpx2.AsyncClient,
     options: ReconcileOptions,
     *,
-    holder: str,
     now: Callable[[], int],
     log: Log,
 ) -> None:
-    """Read and judge until cancelled. `holder`: what this process is called when it takes the lease."""
-    interval_us = options.interval_seconds * 1_000_000
-    unreadable: dict[str, str] = {}
-    is_down = False
-    async with open_client() as client:
-        while True:
-            await asyncio.sleep((interval_us - now() % interval_us) / 1e6)
-            try:
-                at = now()
-                if await asyncio.to_thread(_take_lease, database, holder, at, at + int(interval_us * LEASE_INTERVALS)):
-                    failed = await observe(database, vault, client, options, now)
-                    for address in failed.keys() - unreadable.keys():
-                        log({"event": "engine_not_observed", "address": address, "reason": failed[address]})
-                    unreadable = failed
-                    await asyncio.to_thread(warn, database, await asyncio.to_thread(judge, database, reconciliation, at), log, at)
-                else:
-                    await asyncio.to_thread(judge, database, reconciliation, at)
-                is_down = False
-            except Fault as fault:  # the database is away: readings go on from the last one that was kept
-                if not is_down:
-                    log({"event": "reconciliation_waits", "error_code": fault.kind.code, "detail": fault.detail})
-                is_down = True
+    """Read every engine once; log engines that can no longer be read. Raises Fault DATABASE_UNAVAILABLE: then readings go on from the
+    latest one that was stored."""
+    failed = await observe(database, vault, client, options, now)
+    for address in failed.keys() - reconciliation.unreadable.keys():
+        log({"event": "engine_not_observed", "address": address, "reason": failed[address]})
+    reconciliation.unreadable = failed
 
 
-def _take_lease(database: Database, holder: str, now: int, until_at: int) -> bool:
-    with database.platform() as tx:
-        return storage.take_lease(tx, holder, now, until_at)
+def compare_and_warn(database: Database, reconciliation: Reconciliation, *, now: int, log: Log) -> None:
+    """Compare the hours that are over and log the drifts that no process has logged before."""
+    warn(database, compare_hours(database, reconciliation, now), log, now)

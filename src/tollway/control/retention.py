@@ -1,4 +1,4 @@
-"""How long events are kept, on PostgreSQL: partitions for the months ahead are made, months that are over for long enough are dropped.
+"""Retention of events on PostgreSQL: partitions for the months ahead are made, months that are over for long enough are dropped.
 
 A month goes as a whole, and only when it has been over for `retention_months` whole months and every period in which one of its events is
 booked is closed: what is not closed still has to be proven. Rollups, ledger, the digests of closed periods and the archive stay.

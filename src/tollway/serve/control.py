@@ -15,17 +15,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx2
 import uvicorn
 import uvloop
 
-from tollway.control import closing, keys, publish, reconcile, retention
+from tollway.control import keys, publish, reconcile, retention
 from tollway.control.api.app import create_apps
-from tollway.control.closing import Closing
+from tollway.control.closing import close_due
+from tollway.control.engine_counters import open_client
+from tollway.control.jobs import Job, JobRunner, Turn, in_thread
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
 from tollway.control.reconcile import ReconcileOptions, Reconciliation
@@ -46,16 +49,19 @@ DATABASE_WAIT_SECONDS = 30.0
 and after a crash nobody's pauses between attempts add to the outage."""
 
 DATABASE_PAUSE_SECONDS = 0.5
-"""Between two attempts to reach it."""
+"""Pause between two attempts to reach it."""
 
-MONTHS_PAUSE_SECONDS = 86_400.0
-"""Between two looks at the months of events: far less than the months that are made ahead."""
+MONTHS_SECONDS = 3_600.0
+"""Interval of the job that makes and drops months of events. Months are made long ahead; a changed setting takes effect within the hour."""
 
-CLOSING_PAUSE_SECONDS = 300.0
-"""Between two looks for periods to close: a gateway that was missing may have come back, and days are what is counted in."""
+CLOSING_SECONDS = 300.0
+"""Interval of the job that closes periods: it takes days until a period is due, and minutes until a gateway is back."""
 
-RETRY_SECONDS = 60.0
-"""After a look that the database did not allow: a lock that was busy, a restart."""
+CLOSING_DEADLINE_SECONDS = 3_600.0
+"""Deadline for one run of the job that closes periods: a month of a hundred million events is hashed within it. The next run continues."""
+
+THREAD_SECONDS_MAX = 60.0
+"""Deadline for one run of a job of a few statements, which the database bounds at 30 s each."""
 
 STOP_SECONDS_MAX = 8
 """For requests in progress once a stop was asked for: the longest honest one is a snapshot on its way."""
@@ -63,13 +69,19 @@ STOP_SECONDS_MAX = 8
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s after which common proxies give up an idle connection: whoever closes first must not be us."""
 
-LEVELS = {"defect": "error", "reconciliation_drift": "warning", "engine_not_observed": "warning", "periods_overdue": "warning"}
-"""Of events that are not merely told."""
+LEVELS = {
+    "defect": "error",
+    "engine_not_observed": "warning",
+    "job_failed": "warning",
+    "periods_overdue": "warning",
+    "reconciliation_drift": "warning",
+}
+"""Log levels by event; any other event has the level `info`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlSettings:
-    """What a control process is started with. It owns the listening sockets from here on.
+    """The settings of a control process, which owns the listening sockets from here on.
 
     `database_url`: sqlite+pysqlite:///path or postgresql+psycopg://...; `archive_directory`: where collected usage
     records are kept. `peppers` by version (at most two, 32 bytes each), `vault_key` 32 bytes. `platform_key` and
@@ -167,7 +179,7 @@ def run_control(settings: ControlSettings) -> int:
                 log=log,
                 reconciliation=Reconciliation(settings.tolerance),
                 approval_above_pico=settings.approval_above_pico,
-                closing=None if settings.close_after_days is None else Closing(settings.close_after_days),
+                close_after_days=settings.close_after_days,
             )
             database.on_publish(plane.publications.advance)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -214,66 +226,90 @@ async def serve(
     public_app, link_app = create_apps(plane)
     servers = {_Server(_configure(public_app)): public, _Server(_configure(link_app)): link}
     urls = {"url": url_of(public), "link_url": url_of(link)}
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(publish.watch(plane.database, plane.publications))
-        tasks.create_task(_keep_months(plane, retention_months, stop))
-        if plane.closing is not None:
-            tasks.create_task(_close_periods(plane, plane.closing, stop))
+    holder = plane.new_id("control")
+    runner = JobRunner(plane.database, holder, plane.jobs, stop, plane.now, plane.log)
+    async with open_client() as client, asyncio.TaskGroup() as tasks:
+        tasks.create_task(runner.run(_list_jobs(plane, holder, client, options, retention_months)))
         for server, listener in servers.items():
             tasks.create_task(server.serve(sockets=[listener]))
         while not all(server.started for server in servers):
             await asyncio.sleep(0.01)  # uvicorn has no event for it
         garbage.settle()
-        plane.log({"event": "ready", **urls})
-        watching = None if options is None else tasks.create_task(_reconcile(plane, options))
+        plane.log({"event": "ready", **urls, "control_id": holder})
         await stop.wait()
-        if watching is not None:
-            watching.cancel()
         plane.publications.stop()
         for server in servers:
             server.should_exit = True
     plane.log({"event": "stopped"})
 
 
-async def _reconcile(plane: ControlPlane, options: ReconcileOptions) -> None:
-    holder = new_id("control")  # of this life: a lease is not a thing to come back to
-    await reconcile.watch(plane.database, plane.vault, plane.reconciliation, options, holder=holder, now=plane.now, log=plane.log)
+def _list_jobs(
+    plane: ControlPlane, holder: str, client: httpx2.AsyncClient, options: ReconcileOptions | None, retention_months: int
+) -> list[Job]:
+    """List the periodic jobs of a control process. `holder`: its name in leases."""
 
+    def notice(_turn: Turn) -> None:
+        publish.notice(plane.database, plane.publications)
 
-async def _keep_months(plane: ControlPlane, retention_months: int, stop: asyncio.Event) -> None:
-    """Make and drop months of events, now and daily."""
-
-    def keep() -> None:
-        for line in retention.keep_months(plane.database, now=plane.now(), retention_months=retention_months):
+    def keep_months(turn: Turn) -> None:
+        for line in retention.keep_months(plane.database, now=turn.at, retention_months=retention_months):
             plane.log(line)
+            if turn.is_over():
+                return
 
-    await _repeat(plane, keep, stop, pause_seconds=MONTHS_PAUSE_SECONDS, failed="months_failed")
+    jobs = [
+        Job(
+            name="publication_watch",
+            work=in_thread(notice),
+            interval_seconds=publish.WATCH_SECONDS,
+            deadline_seconds=THREAD_SECONDS_MAX,
+            is_leased=False,
+        ),
+        Job(
+            name="event_months",
+            work=in_thread(keep_months),
+            interval_seconds=MONTHS_SECONDS,
+            deadline_seconds=MONTHS_SECONDS,
+        ),
+    ]
+    if plane.close_after_days is not None:
+        after_days = plane.close_after_days
 
+        def close(turn: Turn) -> None:
+            close_due(plane.database, after_days, holder=holder, now=plane.now, is_stopping=turn.is_over, log=plane.log)
 
-async def _close_periods(plane: ControlPlane, state: Closing, stop: asyncio.Event) -> None:
-    """Close the periods that are due, now and every few minutes."""
+        closing = Job(
+            name="period_closing", work=in_thread(close), interval_seconds=CLOSING_SECONDS, deadline_seconds=CLOSING_DEADLINE_SECONDS
+        )
+        jobs.append(closing)
+    if options is not None:
+        read = options
 
-    def close() -> None:
-        closing.close_due(plane.database, state, now=plane.now, is_stopping=stop.is_set, log=plane.log)
+        async def read_engines(_turn: Turn) -> None:
+            await reconcile.read_engines(plane.database, plane.vault, plane.reconciliation, client, read, now=plane.now, log=plane.log)
 
-    await _repeat(plane, close, stop, pause_seconds=CLOSING_PAUSE_SECONDS, failed="closing_failed")
+        def compare(turn: Turn) -> None:
+            reconcile.compare_and_warn(plane.database, plane.reconciliation, now=turn.at, log=plane.log)
 
-
-async def _repeat(plane: ControlPlane, work: Callable[[], None], stop: asyncio.Event, *, pause_seconds: float, failed: str) -> None:
-    """Do `work` in a thread until `stop`, with a pause between; sooner after a Fault, which is logged as the event `failed`, or a
-    defect."""
-    while not stop.is_set():
-        pause = pause_seconds
-        try:
-            await asyncio.to_thread(work)
-        except Fault as fault:
-            plane.log({"event": failed, "detail": fault.detail})
-            pause = RETRY_SECONDS
-        except Exception as error:  # a defect in what is done on the side must not end what everybody needs
-            plane.log({"event": "defect", "detail": f"{failed}: {type(error).__name__}"})
-            pause = RETRY_SECONDS
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), pause)
+        seconds = options.interval_seconds
+        jobs += [
+            Job(
+                name="engine_readings",
+                work=read_engines,
+                interval_seconds=seconds,
+                deadline_seconds=max(seconds, THREAD_SECONDS_MAX),
+                waits_for_period=True,
+            ),
+            Job(
+                name="reconciliation",
+                work=in_thread(compare),
+                interval_seconds=seconds,
+                deadline_seconds=max(seconds, THREAD_SECONDS_MAX),
+                is_leased=False,
+                waits_for_period=True,
+            ),
+        ]
+    return jobs
 
 
 def _configure(app: object) -> uvicorn.Config:
@@ -294,7 +330,7 @@ def _configure(app: object) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals alone: two of them share this process, and `_serve` stops both."""
+    """A server that does not handle signals: two of them share this process, and `serve` stops both."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -262,6 +262,13 @@ def list_unclosed(tx: PlatformTx, ended_before: int, *, after: str, limit: int) 
     return [_period(row) for row in tx.connection.execute(query.order_by(billing_periods.c.id).limit(limit))]
 
 
+def count_unclosed(tx: PlatformTx, ended_before: int) -> int:
+    """Count the periods of all organizations that had ended at that instant and are not closed."""
+    query = sa.select(sa.func.count()).where(billing_periods.c.state != PeriodState.CLOSED, billing_periods.c.end_at <= ended_before)
+    count: int = tx.connection.execute(query).scalar_one()
+    return count
+
+
 def list_periods(tx: PlatformTx, window: Window, *, organization_id: str | None, state: PeriodState | None) -> Page[Period]:
     """Periods in order of their start, of everyone or of one organization."""
     query = _ALL

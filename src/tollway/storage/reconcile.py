@@ -18,7 +18,6 @@ from tollway.storage.schema_reconcile import (
     engine_members,
     engine_readings,
     engine_usage,
-    reconciliation_lease,
 )
 
 USAGE_KEY = ("start_at", "deployment_id", "model")
@@ -54,18 +53,7 @@ def iterate_usage(tx: PlatformTx) -> Iterator[tuple[UsageKey, EngineUsage]]:
         yield (row.start_at, row.deployment_id, row.model), EngineUsage(*(int(getattr(row, name)) for name in USAGE_COUNTS))
 
 
-# ---- Who reads, and whom ----------------------------------------------------------------------------------------------
-
-
-def take_lease(tx: PlatformTx, holder: str, now: int, until_at: int) -> bool:
-    """Return whether `holder` is the one who reads engines, until `until_at`: it was already, or the one before has let its time run
-    out."""
-    insert = tx.insert(reconciliation_lease).values(id=1, holder=holder, until_at=until_at)
-    tx.connection.execute(insert.on_conflict_do_nothing())
-    lease = reconciliation_lease.c
-    mine = sa.or_(lease.holder == holder, lease.until_at < now)
-    taken = tx.connection.execute(reconciliation_lease.update().where(lease.id == 1, mine).values(holder=holder, until_at=until_at))
-    return taken.rowcount == 1
+# ---- The engines to read ----------------------------------------------------------------------------------------------
 
 
 def list_active_deployments(tx: PlatformTx) -> list[Deployment]:

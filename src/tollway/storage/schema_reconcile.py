@@ -56,12 +56,3 @@ engine_usage = sa.Table(  # the collector's: tokens used (not billed) by the dep
     sa.Column("model", sa.String(128), primary_key=True),
     *(sa.Column(name, sa.BigInteger, nullable=False) for name in USAGE_COUNTS),
 )
-
-reconciliation_lease = sa.Table(  # one row: which control process reads the engines
-    "reconciliation_lease",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("holder", sa.String(64), nullable=False),
-    sa.Column("until_at", sa.BigInteger, nullable=False),
-    sa.CheckConstraint("id = 1", name="one_row"),
-)

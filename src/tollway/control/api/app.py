@@ -9,6 +9,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 import prometheus_client
@@ -21,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tollway.control import epochs
+from tollway.control import closing, epochs
 from tollway.control.api import (
     api_keys,
     catalog,
@@ -44,6 +45,8 @@ from tollway.control.api import (
     usage,
 )
 from tollway.control.api.routes import Plane, Route, public, router
+from tollway.control.api.schemas import Out, find_seconds
+from tollway.control.jobs import JobState
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.faults import BODY_TOO_LARGE, INTERNAL, OVERLOADED, REQUEST_TIMEOUT, TARGET_INVALID, Fault
@@ -90,12 +93,11 @@ def create_apps(plane: ControlPlane) -> tuple[FastAPI, FastAPI]:
     Raises TypeError if a route does not declare its access."""
     registry = CollectorRegistry()
     registry.register(plane.reconciliation)
-    if plane.closing is not None:
-        registry.register(plane.closing)
+    registry.register(plane.jobs)
     requests = Counter("tollway_control_requests", "Requests answered, by route.", ["app", "method", "route", "status"], registry=registry)
     return (
         _create_app("api", plane, requests, [*PUBLIC_ROUTERS, _health(), _description()], BODY_BYTES_MAX),
-        _create_app("link", plane, requests, [*LINK_ROUTERS, _health(), _metrics(registry)], LINK_BODY_BYTES_MAX),
+        _create_app("link", plane, requests, [*LINK_ROUTERS, _health(), _metrics(plane, registry)], LINK_BODY_BYTES_MAX),
     )
 
 
@@ -118,6 +120,26 @@ def refuse_undeclared(routes: Sequence[BaseRoute]) -> None:
             raise TypeError(f"route {getattr(route, 'path', route)!r} does not declare who may pass")
 
 
+class JobOut(Out):
+    """The state of a periodic job."""
+
+    name: str
+    is_running: bool
+    last_success_at: int | None
+    failures: int
+
+
+class Readiness(Out):
+    """The state of a control process that is ready."""
+
+    status: Literal["ok"]
+    jobs: list[JobOut]
+
+
+def _job_out(name: str, state: JobState) -> JobOut:
+    return JobOut(name=name, is_running=state.is_running, last_success_at=find_seconds(state.last_success_at), failures=state.failures)
+
+
 def _health() -> APIRouter:
     health = router(tags=["health"])
 
@@ -127,11 +149,13 @@ def _health() -> APIRouter:
         return {"status": "ok"}
 
     @health.get("/readyz", dependencies=[Depends(public)])
-    def ready(plane: Plane) -> dict[str, str]:
-        """The database answers too, and this process is not about to stop; 503 otherwise."""
+    def ready(plane: Plane) -> Readiness:
+        """Show that the database answers and that this process is not about to stop, with the state of each periodic job; 503 otherwise.
+
+        A job that fails does not make the process unready, because requests do not depend on it: alert on its metrics."""
         plane.publications.refuse_if_stopping()
         plane.database.ping()
-        return {"status": "ok"}
+        return Readiness(status="ok", jobs=[_job_out(name, state) for name, state in plane.jobs.by_name.items()])
 
     return health
 
@@ -148,16 +172,20 @@ def _description() -> APIRouter:
     return description
 
 
-def _metrics(registry: CollectorRegistry) -> APIRouter:
+def _metrics(plane: ControlPlane, registry: CollectorRegistry) -> APIRouter:
     metrics = router(tags=["metrics"])
-    lost = Gauge("tollway_control_epochs_lost", "Lives of gateways whose missing records were declared lost, ever.", registry=registry)
+    lost = Gauge("tollway_control_epochs_lost", "Epochs of gateways whose missing records were declared lost.", registry=registry)
+    overdue_text = "Billing periods that were due to be closed ten minutes ago and are not closed, because records are missing."
+    overdue = None if plane.close_after_days is None else Gauge("tollway_control_periods_overdue", overdue_text, registry=registry)
 
     @metrics.get("/metrics", dependencies=[Depends(public)])
-    def render(plane: Plane) -> Response:
+    def render() -> Response:
         """Prometheus metrics of this process."""
         try:
             with plane.database.platform(write=False) as tx:
                 lost.set(epochs.count_lost(tx))
+                if overdue is not None and plane.close_after_days is not None:
+                    overdue.set(closing.count_overdue(tx, plane.close_after_days, plane.now()))
         except Fault:
             pass  # a database that is away must not take the other figures with it
         return Response(prometheus_client.generate_latest(registry), media_type=prometheus_client.CONTENT_TYPE_LATEST)

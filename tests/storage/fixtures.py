@@ -1,4 +1,7 @@
-"""Databases for the contract suite: every test that asks for `database` runs on SQLite and, where there is one, on PostgreSQL."""
+"""Fixtures of databases for all tests: templates are migrated once per run, and every test gets a copy.
+
+A test that asks for `database` runs on SQLite and, where there is one, on PostgreSQL. Loaded by the top conftest.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +26,14 @@ def postgres_template() -> Iterator[PostgresTemplate]:
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    template = request.getfixturevalue(f"{request.param}_template")
-    with template.copied(tmp_path) as url:
+    """Return the URL of a migrated, empty database."""
+    with request.getfixturevalue(f"{request.param}_template").copied(tmp_path) as url:
         yield url
 
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
-    database = Database.open(database_url)
-    yield database
-    database.close()
+    """Open a migrated, empty database; `tests/control` fills it."""
+    opened = Database.open(database_url)
+    yield opened
+    opened.close()
