@@ -249,7 +249,7 @@ async def test_12_a_body_that_arrives_at_a_fair_rate_is_waited_for() -> None:
     with plane() as (made, _, _):
         memory = Memory(made)
         connection = memory.connect()
-        data = b'{"model":"m","messages":["' + b"x" * 40_000 + b'"]}'
+        data = b'{"model":"m","messages":[{"content":"' + b"x" * 40_000 + b'"}]}'
         connection.feed(message(data)[: -len(data)])
         for start in range(0, len(data), 2000):
             memory.tick(connection, 1.5)

@@ -448,6 +448,7 @@ def reporting(*usages: Any, last: Any = None) -> Script:
 
 
 FINAL, CONTINUOUS, COUNTED = UsageSource.ENGINE_FINAL, UsageSource.ENGINE_CONTINUOUS, UsageSource.COUNTED
+ESTIMATED = UsageSource.ESTIMATED  # of a request of about a hundred bytes
 USAGES: dict[str, tuple[Script, Quantities, UsageSource, str | None]] = {
     "at-the-end": (reporting(None, None, last=usage(5, 2)), Quantities(5, 0, 2), FINAL, None),
     "cached-and-reasoning": (
@@ -455,13 +456,13 @@ USAGES: dict[str, tuple[Script, Quantities, UsageSource, str | None]] = {
     ),
     "on-every-chunk": (reporting(usage(5, 1), usage(5, 2), last=usage(5, 2)), Quantities(5, 0, 2), FINAL, None),
     "on-every-chunk-and-not-at-the-end": (reporting(usage(5, 1), usage(5, 2)), Quantities(5, 0, 2), CONTINUOUS, None),
-    "60-missing": (reporting(None, None), Quantities(output=2), COUNTED, "usage_missing"),
+    "60-missing": (reporting(None, None), Quantities(12, 0, 2), ESTIMATED, "usage_missing"),
     "60-negative-and-never-another": (reporting(None, None, last=usage(5, -1)), Quantities(5, 0, 2), COUNTED, "usage_invalid"),
     "60-negative": (reporting(usage(5, 1), usage(5, 2), last=usage(5, -1)), Quantities(5, 0, 2), CONTINUOUS, "usage_invalid"),
     "60-shrinking": (reporting(usage(5, 9), usage(5, 2), last=usage(5, 1)), Quantities(5, 0, 2), FINAL, "usage_shrinking"),
     "60-inflated": (reporting(None, last=usage(5, 2000)), Quantities(5, 0, 100), FINAL, "usage_inflated"),
     "60-beyond-all-bounds": (reporting(None, last=usage(5, 2**63)), Quantities(5, 0, 1), COUNTED, "usage_invalid"),
-    "60-fractions": (reporting(None, last={"prompt_tokens": 1.5, "completion_tokens": 1}), Quantities(output=1), FINAL, "usage_invalid"),
+    "60-fractions": (reporting(None, last={"prompt_tokens": 1.5, "completion_tokens": 1}), Quantities(12, 0, 1), ESTIMATED, "usage_invalid"),
     "60-more-cached-than-asked": (reporting(None, last=usage(5, 1, 9)), Quantities(0, 5, 1), FINAL, "usage_invalid"),
 }  # fmt: skip
 
@@ -478,7 +479,7 @@ async def test_usage_is_believed_as_far_as_it_can_be_true(case: str) -> None:
 
 async def test_events_are_counted_where_an_engine_says_nothing() -> None:
     answer, final, _ = await ask(reporting(None, None, None), engine=Engine.DYNAMO)
-    assert (final.used, final.source) == (Quantities(output=3), COUNTED)
+    assert (final.used, final.source) == (Quantities(10, 0, 3), ESTIMATED)
     assert answer.text == "www"
 
 
