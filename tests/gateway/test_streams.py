@@ -462,7 +462,9 @@ USAGES: dict[str, tuple[Script, Quantities, UsageSource, str | None]] = {
     "60-shrinking": (reporting(usage(5, 9), usage(5, 2), last=usage(5, 1)), Quantities(5, 0, 2), FINAL, "usage_shrinking"),
     "60-inflated": (reporting(None, last=usage(5, 2000)), Quantities(5, 0, 100), FINAL, "usage_inflated"),
     "60-beyond-all-bounds": (reporting(None, last=usage(5, 2**63)), Quantities(5, 0, 1), COUNTED, "usage_invalid"),
-    "60-fractions": (reporting(None, last={"prompt_tokens": 1.5, "completion_tokens": 1}), Quantities(12, 0, 1), ESTIMATED, "usage_invalid"),
+    "60-fractions": (
+        reporting(None, last={"prompt_tokens": 1.5, "completion_tokens": 1}), Quantities(12, 0, 1), ESTIMATED, "usage_invalid",
+    ),
     "60-more-cached-than-asked": (reporting(None, last=usage(5, 1, 9)), Quantities(0, 5, 1), FINAL, "usage_invalid"),
 }  # fmt: skip
 
