@@ -474,12 +474,12 @@ def read_yaml(path: Path) -> Any:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise OperatorError(f"cannot read {path}: {error.strerror}") from None
+        raise OperatorError(f"cannot read {path}: {error.strerror}", exit_code=2) from None
     if len(text) > YAML_BYTES_MAX:
-        raise OperatorError(f"{path} is larger than {YAML_BYTES_MAX // 2**20} MiB")
+        raise OperatorError(f"{path} is larger than {YAML_BYTES_MAX // 2**20} MiB", exit_code=2)
     try:
         return yaml.load(text, _StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
-        raise OperatorError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise OperatorError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', None) or error}", exit_code=2) from None

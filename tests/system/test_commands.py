@@ -45,7 +45,7 @@ def do(serving: Running, *arguments: str, code: int = 0, env: dict[str, str] | N
     """Run a command against `serving`; returns what it printed."""
     ran = tollway(*arguments, "--data-dir", str(serving.directory), env=env)
     assert ran.returncode == code, (ran.stdout, ran.stderr)
-    return ran.stdout if code in (0, 2) else ran.stderr
+    return ran.stdout if code in (0, 3) else ran.stderr
 
 
 def do_json(serving: Running, *arguments: str) -> Any:
@@ -56,7 +56,7 @@ def test_apply_plans_then_does_then_has_nothing_left_to_do(serving: Running, tmp
     path = tmp_path / "platform.yaml"
     path.write_text(PLATFORM)
     env = {"LLAMA_KEY": "upstream-secret"}
-    plan = do(serving, "apply", "-f", str(path), "--dry-run", code=2, env=env)
+    plan = do(serving, "apply", "-f", str(path), "--dry-run", code=3, env=env)
     assert "+ model meta/llama" in plan and "10 changes (nothing was done)" in plan
     assert "upstream-secret" not in plan
     assert do_json(serving, "organizations", "list") == []
@@ -114,8 +114,65 @@ def test_a_credential_that_is_missing_stops_before_anything_is_done(serving: Run
     path = tmp_path / "platform.yaml"
     path.write_text(PLATFORM.replace("meta/llama", "other").replace("acme", "initech"))
     said = do(serving, "apply", "-f", str(path), code=2)
-    assert "+ model other" in said
+    assert "LLAMA_KEY is empty or missing" in said
     assert "other" not in do(serving, "models", "list")
+
+
+BAD_REFERENCES = {
+    "terms by a book that is missing": ("terms: {book: partners}", "there is no price book partners"),
+    "limits on a model that is missing": ("model_limits: {nothing: {requests_per_minute: 1}}", "there is no model nothing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REFERENCES)
+def test_apply_with_a_missing_reference_changes_nothing(serving: Running, tmp_path: Path, case: str) -> None:
+    text, message = BAD_REFERENCES[case]
+    path = tmp_path / "platform.yaml"
+    path.write_text(f"organizations: {{hooli: {{currency: EUR, projects: {{chat: {{}}}}, {text}}}}}")
+    for option in ((), ("--dry-run",)):
+        assert message in do(serving, "apply", "-f", str(path), *option, code=2)
+    assert "hooli" not in do(serving, "organizations", "list")
+
+
+def test_apply_publishing_a_model_without_a_price_changes_nothing(serving: Running, tmp_path: Path) -> None:
+    path = tmp_path / "platform.yaml"
+    path.write_text("models: {unpriced: {endpoints: [embeddings], published: true}}")
+    assert "a published model needs a price" in do(serving, "apply", "-f", str(path), code=2)
+    assert "unpriced" not in do(serving, "models", "list")
+
+
+def test_example_of_the_platform_file_applies_as_printed(serving: Running, tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "docs" / "platform.example.yaml"
+    env = {"TOLLWAY_CREDENTIAL_LLAMA": "upstream-secret"}
+    do(serving, "apply", "-f", str(example), env=env)
+    assert do(serving, "apply", "-f", str(example), env=env) == "nothing to change\n"
+
+
+def test_organizations_of_one_name_are_exported_and_applied_by_id(start: Start, tmp_path: Path) -> None:
+    serving = start("serve", *FREE)
+    serving.wait_for_file("addresses.json")
+    made = [do_json(serving, "organizations", "create", name)["id"] for name in ("twin", "twin", "single")]
+    exported, by_name = tmp_path / "exported.yaml", tmp_path / "by_name.yaml"
+    do(serving, "export", "-f", str(exported))
+    assert do(serving, "apply", "-f", str(exported)) == "nothing to change\n"
+    exported.write_text(
+        exported.read_text().replace(
+            f"{made[1]}:\n    currency: EUR\n    time_zone: UTC", f"{made[1]}:\n    currency: EUR\n    time_zone: Asia/Tokyo"
+        )
+    )
+    assert "~ organization" in do(serving, "apply", "-f", str(exported))
+    zones = {each["id"]: each["time_zone"] for each in do_json(serving, "organizations", "list")}
+    assert [zones[id] for id in made] == ["UTC", "Asia/Tokyo", "UTC"]
+
+    by_name.write_text("organizations: {twin: {currency: EUR}}")
+    said = do(serving, "apply", "-f", str(by_name), code=2)
+    assert "more than one organization is called twin" in said and made[0] in said and made[1] in said
+    by_name.write_text("organizations: {single: {currency: EUR}}")
+    assert do(serving, "apply", "-f", str(by_name)) == "nothing to change\n"  # the duplicates block nothing else
+    by_name.write_text(f"organizations: {{org_{'0' * 32}: {{currency: EUR}}}}")
+    assert "there is no organization org_" in do(serving, "apply", "-f", str(by_name), code=2)
+    by_name.write_text(f"organizations: {{single: {{currency: EUR}}, {made[2]}: {{currency: EUR}}}}")
+    assert "named twice" in do(serving, "apply", "-f", str(by_name), code=2)
 
 
 def test_from_nothing_to_a_key_that_is_revoked(serving: Running) -> None:
@@ -220,3 +277,20 @@ def test_an_export_that_is_refused_leaves_no_file(serving: Running, tmp_path: Pa
     do(serving, *export, str(tmp_path / "x"), code=1)
     assert list(tmp_path.iterdir()) == []
     assert "cannot write" in do(serving, *export, str(tmp_path / "nowhere" / "x"), code=1)
+
+
+def test_new_secrets_start_a_cluster(start: Start, tmp_path: Path) -> None:
+    """Control and gateway with a data directory each, and nothing but variables in common."""
+    made = tollway("secrets", "new")
+    assert made.returncode == 0, made.stderr
+    secrets = dict(line.split("=", 1) for line in made.stdout.splitlines())
+    control = start("control", "--listen", "127.0.0.1:0", "--link", "127.0.0.1:0", env=secrets)
+    control.wait_until(lambda: '"ready"' in control.stdout.read_text())
+    ready = next(json.loads(line) for line in control.stdout.read_text().splitlines() if '"ready"' in line)
+    platform_key = secrets.pop("TOLLWAY_PLATFORM_KEY")
+    env = {**secrets, "TOLLWAY_CONTROL_LINK_URL": ready["link_url"]}
+    gateway = start("gateway", "--listen", "127.0.0.1:0", "--internal", "127.0.0.1:0", env=env)
+    gateway.wait_until(lambda: '"ready"' in gateway.stdout.read_text())
+    listed = tollway("organizations", "list", env={"TOLLWAY_CONTROL_URL": ready["url"], "TOLLWAY_KEY": platform_key})
+    assert listed.returncode == 0, listed.stderr
+    assert not (gateway.directory / "secrets.json").exists()

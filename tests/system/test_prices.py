@@ -168,7 +168,7 @@ def test_the_file_of_a_platform_holds_books_tiers_and_terms(partner: Partner, tm
         "organizations:\n"
         "  partner: {currency: EUR, terms: {book: partners, discount: 10%}}\n"
     )
-    planned = do(running, "apply", "-f", str(path), "--dry-run", code=2).splitlines()
+    planned = do(running, "apply", "-f", str(path), "--dry-run", code=3).splitlines()
     assert [line for line in planned if not line.startswith(" ")] == [
         "~ book price partners / echo",
         "+ book price partners / echo / batch",

@@ -37,10 +37,11 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "apply": ("apply:apply", "Make the platform what a YAML file says. Never deletes."),
     "export": ("apply:export", "Write the platform as a YAML file that `apply` reads."),
     "reconcile": ("reconcile:reconcile", "What was billed against what the engines counted, by model and hour."),
-    "replay": ("replay:replay", "After a restore: take in again what was archived since the backup (offline)."),
+    "replay": ("replay:replay", "After a restore, ingest again what was archived since the backup (offline)."),
     "verify": ("verify:verify", "Recompute usage and ledger from the archive and compare (offline)."),
     "spool": ("spool:app", "A gateway's usage records on disk: inspect, export."),
     "simulate": ("simulate:simulate", "Run a simulated inference engine, with faults on demand."),
+    "secrets": ("secrets:app", "Fresh secrets for a cluster, whose processes do not share a data directory."),
     "version": ("version:version", "Print the version."),
 }
 

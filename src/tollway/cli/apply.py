@@ -1,7 +1,8 @@
 """`tollway apply` and `tollway export`: the platform as a file."""
 
 import os
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,26 +15,30 @@ from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segme
 from tollway.cli.output import Output, OutputOption, Progress, print_json
 from tollway.cli.plan import Change, list_warnings, make_plan
 from tollway.cli.platform_file import PlatformFile, read, resolve_credential
+from tollway.domain import ids
 from tollway.domain.billing_classes import BillingClass
 from tollway.domain.limits import DIMENSIONS
 from tollway.domain.price_books import format_discount
 from tollway.settings import OperatorError
 
-DIFFERENCE = 2
-"""Exit code of `--dry-run` when there is something to do, as `terraform plan -detailed-exitcode` has it."""
+CHANGES_PENDING = 3
+"""Exit code of `--dry-run` when there is something to do: neither a failure (1) nor a wrong file or command line (2)."""
 
 
 def apply(
-    file: Annotated[Path, typer.Option("-f", "--file", metavar="FILE", help="The declarative file.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan; exit 2 if there is one.")] = False,
+    file: Annotated[Path, typer.Option("-f", "--file", metavar="FILE", help="The platform file (docs/platform-file.md).")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan. Exit code 3 if there are changes to make.")] = False,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make the platform what a YAML file says: plan, show, do.
+    """Change the platform to match a YAML file, after showing the plan.
 
-    What the file leaves out stays as it is, and nothing is ever deleted. Doing it again changes nothing.
+    What the file leaves out stays as it is, and nothing is ever deleted. A second run changes nothing. The whole file and everything
+    that it refers to are validated before the first change.
+
+    Exit codes: 0 done, or nothing to do; 1 failure; 2 wrong file or command line; 3 changes pending (--dry-run).
     """
     wanted = read(file)
     progress = Progress()
@@ -41,12 +46,13 @@ def apply(
         platform = Platform(control)
         current = platform.read(wanted)
         changes = make_plan(current, wanted)
+        platform.check_references(changes, current)
         _print_plan(changes, output, dry_run)
         for warning in list_warnings(current, wanted):
             typer.echo(f"warning: {warning}", err=True)
         if dry_run:
-            raise typer.Exit(DIFFERENCE if changes else 0)
-        for change in changes:  # before anything is done
+            raise typer.Exit(CHANGES_PENDING if changes else 0)
+        for change in changes:
             _credential(change)
         for change in changes:
             progress.step(change.describe()[0])
@@ -54,7 +60,7 @@ def apply(
 
 
 def export(
-    file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="Instead of stdout.")] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="File to write, in place of standard output.")] = None,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
@@ -108,6 +114,7 @@ class Platform:
         self._projects: dict[tuple[str, str], str] = {}
         self._books: dict[str, str] = {}
         self._default_lists: frozenset[str] = frozenset()
+        self._book_currencies: dict[str, str] = {}
 
     # ---- reading -----------------------------------------------------------------------------------------------------
 
@@ -116,6 +123,7 @@ class Platform:
         books = list(self._control.list_all("/platform/price_books"))
         self._default_lists = frozenset(book["id"] for book in books if book["default"])
         self._books = {book["name"]: book["id"] for book in books}
+        self._book_currencies = {book["name"]: book["currency"] for book in books}
         models = self._read_models(None if wanted is None else wanted.models)
         organizations = self._read_organizations(wanted)
         tree = {"models": models, "organizations": organizations, "price_books": self._read_books(books, wanted)}
@@ -159,12 +167,12 @@ class Platform:
         if wanted is not None and not wanted.organizations:
             return {}
         found: dict[str, Any] = {}
-        for each in self._control.list_all("/platform/organizations"):
-            name = each["name"]
-            if wanted is not None and name not in wanted.organizations:
+        there = list(self._control.list_all("/platform/organizations"))
+        keys = _file_keys(there, None if wanted is None else wanted.organizations, "organization", ids.ORGANIZATION)
+        for each in there:
+            if each["id"] not in keys:
                 continue
-            if name in found:
-                raise OperatorError(f"two organizations are called {name}, which a file cannot tell apart", hint="archive one of them")
+            name = keys[each["id"]]
             self._organizations[name] = each["id"]
             self._control.act_for_id(each["id"])
             projects = None if wanted is None else (wanted.organizations[name].projects or {})
@@ -187,7 +195,10 @@ class Platform:
         owners: dict[str, str] = {}
         if any(book["organization_id"] for book in chosen):
             everybody = self._control.list_all("/platform/organizations", include_archived=True)
-            owners = {each["id"]: each["name"] for each in everybody}
+            owners = _file_keys(list(everybody), None, "organization", ids.ORGANIZATION)
+            if wanted is not None:
+                named = {book.organization for book in wanted.price_books.values()}
+                owners = {id: id if id in named else name for id, name in owners.items()}
         for book in chosen:
             name, owner = book["name"], book["organization_id"]
             prices = self._control.list_all("/platform/prices", list=book["id"])
@@ -212,15 +223,12 @@ class Platform:
 
     def _read_projects(self, organization: str, names: Collection[str] | None) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for each in self._control.list_all("/organization/projects"):
-            name = each["name"]
-            if names is not None and name not in names:
+        there = list(self._control.list_all("/organization/projects"))
+        keys = _file_keys(there, names, f"project of {organization}", ids.PROJECT)
+        for each in there:
+            if each["id"] not in keys:
                 continue
-            if name in found:
-                raise OperatorError(
-                    f"two projects of {organization} are called {name}, which a file cannot tell apart",
-                    hint="rename or archive one of them",
-                )
+            name = keys[each["id"]]
             self._projects[organization, name] = each["id"]
             found[name] = self._read_limits("project", {"project_id": each["id"]})
         return found
@@ -231,6 +239,41 @@ class Platform:
         limits = {each["model"]: {dimension.name: each[dimension.name] for dimension in DIMENSIONS} for each in listed}
         of_all = limits.pop(None, dict.fromkeys(dimension.name for dimension in DIMENSIONS))
         return {"limits": of_all, **({"model_limits": limits} if limits else {})}
+
+    # ---- validating --------------------------------------------------------------------------------------------------
+
+    def check_references(self, changes: list[Change], current: PlatformFile) -> None:
+        """Raise OperatorError, before anything was done, if a change names something that will not be there when its turn comes."""
+        planned = {(change.what, change.place[0]): change for change in changes if change.creates}
+        needed = {model for change in changes for model in _models_named(change) if ("model", model) not in planned}
+        unknown = needed - {each["name"] for each in self._control.list_all("/platform/models")} if needed else set()
+        for change in changes:
+            where = f"{change.what} {' / '.join(change.place)}"
+            for model in _models_named(change):
+                if model in unknown:
+                    raise OperatorError(f"{where}: there is no model {model}", hint="see `tollway models list`", exit_code=2)
+            if change.what == "terms" and (book := change.body["book"]) is not None:
+                new = planned.get(("price book", book))
+                currency = self._book_currencies.get(book) if new is None else new.body["currency"]
+                if currency is None:
+                    raise OperatorError(f"{where}: there is no price book {book}", hint="see `tollway prices books`", exit_code=2)
+                billed_in = self._currency_of(change.place[0], current, planned)
+                if currency != billed_in:
+                    raise OperatorError(
+                        f"{where}: price book {book} is in {currency}, the organization is billed in {billed_in}", exit_code=2
+                    )
+            if change.what == "price book" and (owner := change.body.get("organization")) and ("organization", owner) not in planned:
+                self._organization_id(owner)
+            if change.what == "publication":
+                priced = current.models[change.place[0]].prices if change.place[0] in current.models else {}
+                if not priced and not any(each.what == "price" and each.place[0] == change.place[0] for each in changes):
+                    raise OperatorError(f"{where}: a published model needs a price", hint="add `prices` to the model", exit_code=2)
+
+    @staticmethod
+    def _currency_of(organization: str, current: PlatformFile, planned: Mapping[tuple[str, str], Change]) -> str:
+        if organization in current.organizations:
+            return current.organizations[organization].currency
+        return str(planned["organization", organization].body["currency"])
 
     # ---- doing -------------------------------------------------------------------------------------------------------
 
@@ -252,8 +295,6 @@ class Platform:
                 control.post("/platform/prices", body | {"book_id": self._books[place[0]]})
             case "terms":
                 book = body.pop("book")
-                if book is not None and book not in self._books:
-                    raise OperatorError(f"terms of {place[0]}: there is no price book {book}", hint="tollway prices books")
                 named = {} if book is None else {"book_id": self._books[book]}
                 control.post(f"/platform/organizations/{self._organizations[place[0]]}/price_terms", body | named)
             case "publication":
@@ -284,11 +325,12 @@ class Platform:
         return f"/organization/projects/{self._projects[place[0], place[1]]}/limits"
 
     def _organization_id(self, name: str) -> str:
-        """The organization of a name, also of one that the file has no more to say about."""
+        """Return the id of an organization by its name or id, also if it is not among the file's organizations."""
         if name not in self._organizations:
-            found = [each["id"] for each in self._control.list_all("/platform/organizations") if each["name"] == name]
+            found = [each["id"] for each in self._control.list_all("/platform/organizations") if name in (each["name"], each["id"])]
             if len(found) != 1:
-                raise OperatorError(f"no organization, or more than one, is called {name}", hint="tollway organizations list")
+                what = "more than one organization is" if found else "no organization is"
+                raise OperatorError(f"{what} called {name}", hint="see `tollway organizations list`; an id is never ambiguous", exit_code=2)
             self._organizations[name] = found[0]
         return self._organizations[name]
 
@@ -307,6 +349,33 @@ def _credential(change: Change) -> str | None:
     """The secret that a deployment's change sends, if it sends one. Raises OperatorError if it cannot be had."""
     reference = change.body.get("credential") if change.what == "deployment" else None
     return reference and resolve_credential(reference, os.environ, f"credential of {' / '.join(change.place)}")
+
+
+def _models_named(change: Change) -> tuple[str, ...]:
+    """Return the models that must exist for a change, other than those that it creates."""
+    return (change.place[-1],) if change.what == "model limits" else (change.body["model"],) if change.what == "book price" else ()
+
+
+def _file_keys(there: Sequence[Mapping[str, Any]], wanted: Collection[str] | None, kind: str, prefix: str) -> dict[str, str]:
+    """Return, by id, the key in a file of each thing that the file names (of every thing if `wanted` is None): its name, or its id
+    where the file says so or where several have the name.
+
+    Raises OperatorError for a name that several have and for an id that nothing has."""
+    counts = Counter(each["name"] for each in there)
+    if wanted is None:
+        return {each["id"]: each["name"] if counts[each["name"]] == 1 else each["id"] for each in there}
+    for key in wanted:
+        if ids.is_id(prefix, key) and not any(each["id"] == key for each in there):
+            raise OperatorError(f"there is no {kind} {key}", hint="a key of the form of an id names something that exists", exit_code=2)
+        if counts[key] > 1:
+            candidates = ", ".join(each["id"] for each in there if each["name"] == key)
+            raise OperatorError(
+                f"more than one {kind} is called {key}", hint=f"write the id in place of the name: {candidates}", exit_code=2
+            )
+    twice = next((each for each in there if each["id"] in wanted and each["name"] in wanted), None)
+    if twice is not None:
+        raise OperatorError(f"{kind} {twice['name']} is named twice, by name and by id {twice['id']}", exit_code=2)
+    return {each["id"]: key for each in there for key in (each["id"], each["name"]) if key in wanted}
 
 
 def _current_prices(versions: Iterable[dict[str, Any]], by: str) -> dict[str, Any]:

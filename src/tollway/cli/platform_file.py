@@ -1,4 +1,4 @@
-"""The declarative file: what `apply` reads and `export` writes.
+"""The platform file, which `apply` reads and `export` writes (docs/platform-file.md).
 
     models:
       llama-70b:
@@ -28,8 +28,10 @@
           llama-70b: {input: "0.25", output: "1.00"}
 
 Everything is a mapping by name, so nothing can stand twice. What is left out stays as it is; null takes a limit or cap
-away. A name that nobody knows is an error with the nearest known one."""
+away. An unknown name is an error with the nearest known one. Organizations and projects may be named by id, where several have the same
+name."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,7 +40,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, parse_unit_price, with_default_prices
-from tollway.domain.catalog import CacheIsolation, Endpoint, Engine, UnknownParameters
+from tollway.domain.catalog import MODEL_NAME, CacheIsolation, Endpoint, Engine, UnknownParameters
+from tollway.domain.currencies import CURRENCIES
 from tollway.domain.limits import DIMENSIONS, Limits, find_problem
 from tollway.domain.periods import find_zone
 from tollway.domain.price_books import parse_discount
@@ -153,8 +156,8 @@ class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One organization. Its currency is fixed when it is created; its time zone (UTC unless given) cuts the billing periods that do not
-    exist yet. `model_limits`: its limits on single models, beside those on all."""
+    """One organization, by its name or id. Its currency is fixed when it is created; its time zone (UTC unless given) determines the
+    billing periods that do not exist yet. `model_limits`: its limits on single models, beside those on all."""
 
     currency: str
     time_zone: str | UnsetType = UNSET
@@ -203,6 +206,41 @@ def resolve_credential(reference: str, environ: Mapping[str, str], where: str) -
     if not secret:
         raise OperatorError(f"{where}: {missing} is empty or missing", exit_code=2)
     return secret
+
+
+# ---- ranges ----------------------------------------------------------------------------------------------------------
+
+_NUMBERS = {"tier": (0, 1_000), "weight": (0, 1_000_000), "output_tokens_max": (1, 2**31 - 1)}
+"""Ranges of numbers, as the API has them (a test compares)."""
+
+_BASE_URL = re.compile(r"https?://[^/?#@\s]+(?:/[^?#\s]*)?")
+
+
+def _check_ranges(parsed: msgspec.Struct) -> None:
+    """Raise ValueError for a value that control would refuse, so that it is found before anything is changed."""
+    for name, (low, high) in _NUMBERS.items():
+        value = getattr(parsed, name, None)
+        if isinstance(value, int) and not low <= value <= high:
+            raise ValueError(f"{name} must be from {low} to {high:,}, not {value}")
+    if isinstance(parsed, OrganizationFile | BookFile):
+        _check_currency(parsed.currency)
+    if isinstance(parsed, ModelFile):
+        for currency, _ in () if parsed.prices is UNSET else parsed.prices.items():
+            _check_currency(currency)
+        for base_url in () if parsed.deployments is UNSET else parsed.deployments:
+            if not _BASE_URL.fullmatch(base_url) or base_url.endswith("/v1"):
+                raise ValueError(f"deployment {base_url}: the address must be http(s)://host[:port][/path] without /v1")
+        if not parsed.endpoints:
+            raise ValueError("endpoints must not be empty")
+    if isinstance(parsed, PlatformFile):
+        for model in parsed.models:
+            if not MODEL_NAME.fullmatch(model):
+                raise ValueError(f"model {model!r}: a name is 1 to 128 of the characters A-Z a-z 0-9 . _ : / @ -")
+
+
+def _check_currency(code: str) -> None:
+    if code not in CURRENCIES:
+        raise ValueError(f"{code!r} is not a currency code of ISO 4217; for example EUR")
 
 
 # ---- reading with places ---------------------------------------------------------------------------------------------
@@ -265,7 +303,8 @@ def _parse(tree: object, type: type[T], place: str, source: str) -> T:
         if isinstance(parsed, TermsFile):
             parse_discount(parsed.discount)
         if isinstance(parsed, OrganizationFile) and parsed.time_zone is not UNSET and find_zone(parsed.time_zone) is None:
-            raise ValueError(f"time_zone {parsed.time_zone!r} is none of the IANA database, such as Europe/Berlin")
+            raise ValueError(f"time_zone {parsed.time_zone!r} is not in the IANA database; for example Europe/Berlin")
+        _check_ranges(parsed)
     except (msgspec.ValidationError, ValueError) as error:
         raise OperatorError(f"{at}: {error}", exit_code=2) from None
     return parsed

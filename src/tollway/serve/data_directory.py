@@ -113,18 +113,29 @@ def locked(directory: Path, name: str) -> Iterator[None]:
 # ---- secrets ---------------------------------------------------------------------------------------------------------
 
 
+def new_secrets() -> dict[str, str]:
+    """Return fresh random secrets in the form that their variables (SECRETS_ENV) take."""
+    return {
+        "TOLLWAY_PEPPER": secrets.token_hex(SECRET_BYTES),
+        "TOLLWAY_VAULT_KEY": secrets.token_hex(SECRET_BYTES),
+        "TOLLWAY_NODE_KEY": keys.new_key(KeyType.NODE, secrets.token_bytes(keys.RANDOM_BYTES)).secret,
+        "TOLLWAY_PLATFORM_KEY": keys.new_key(KeyType.PLATFORM, secrets.token_bytes(keys.RANDOM_BYTES)).secret,
+    }
+
+
 def make_secrets(directory: Path) -> None:
     """Write a fresh secrets.json unless there is one. Of two processes that try at once, one wins and both use its
     file."""
     path = directory / "secrets.json"
     if path.exists():
         return
+    fresh = new_secrets()
     body = {
-        "peppers": {"1": secrets.token_hex(SECRET_BYTES)},
+        "peppers": {"1": fresh["TOLLWAY_PEPPER"]},
         "pepper_version": 1,
-        "vault_key": secrets.token_hex(SECRET_BYTES),
-        "node_key": keys.new_key(KeyType.NODE, secrets.token_bytes(keys.RANDOM_BYTES)).secret,
-        "platform_key": keys.new_key(KeyType.PLATFORM, secrets.token_bytes(keys.RANDOM_BYTES)).secret,
+        "vault_key": fresh["TOLLWAY_VAULT_KEY"],
+        "node_key": fresh["TOLLWAY_NODE_KEY"],
+        "platform_key": fresh["TOLLWAY_PLATFORM_KEY"],
     }
     whole = _write_aside(path, _as_json(body), mode=0o600)
     try:

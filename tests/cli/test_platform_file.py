@@ -1,0 +1,70 @@
+"""The platform file: its schema, its example, and values that are refused before anything is changed."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from tollway.cli.app import run
+from tollway.cli.platform_file import _NUMBERS, read
+from tollway.control.api.schemas import ModelCreate, Tier, Weight
+from tollway.settings import OperatorError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_schema_is_current() -> None:
+    render = runpy.run_path(str(ROOT / "scripts" / "platform_page.py"))["render"]
+    assert (ROOT / "docs" / "platform.schema.json").read_text("utf-8") == render(), "run `make docs`"
+
+
+def test_example_uses_every_part_of_the_file() -> None:
+    example = read(ROOT / "docs" / "platform.example.yaml")
+    assert example.models and example.organizations and example.price_books
+
+
+def test_ranges_are_those_of_the_api() -> None:
+    for name, type in (("tier", Tier), ("weight", Weight)):
+        schema = TypeAdapter(type).json_schema()
+        assert (schema["minimum"], schema["maximum"]) == _NUMBERS[name]
+    (number, _) = ModelCreate.model_json_schema()["properties"]["output_tokens_max"]["anyOf"]
+    assert (number["minimum"], number["maximum"]) == _NUMBERS["output_tokens_max"]
+
+
+MODEL = "endpoints: [completions]"
+DEPLOYMENT = "engine: vllm, upstream_model: m"
+REFUSED = {
+    "currency of an organization": ("organizations: {a: {currency: EURO}}", "a in .*: 'EURO' is not a currency code"),
+    "currency of a price": (f"models: {{m: {{{MODEL}, prices: {{XXX: {{input: 1, output: 1}}}}}}}}", "'XXX' is not a currency code"),
+    "price with a leading zero": (f"models: {{m: {{{MODEL}, prices: {{EUR: {{input: 010, output: 1}}}}}}}}", "leading zero"),
+    "price in base 60": (f"models: {{m: {{{MODEL}, prices: {{EUR: {{input: 1:30, output: 1}}}}}}}}", r"models\.m\.prices\.EUR in"),
+    "price that is negative": (f"models: {{m: {{{MODEL}, prices: {{EUR: {{input: -1, output: 1}}}}}}}}", r"models\.m\.prices\.EUR in"),
+    "boolean of YAML 1.1": (f"models: {{m: {{{MODEL}, published: yes}}}}", "published"),
+    "tier": (f"models: {{m: {{{MODEL}, deployments: {{'http://e': {{{DEPLOYMENT}, tier: 1001}}}}}}}}", "tier must be from 0 to 1,000"),
+    "weight": (f"models: {{m: {{{MODEL}, deployments: {{'http://e': {{{DEPLOYMENT}, weight: -1}}}}}}}}", "weight must be from 0"),
+    "address with /v1": (f"models: {{m: {{{MODEL}, deployments: {{'http://e/v1': {{{DEPLOYMENT}}}}}}}}}", "without /v1"),
+    "address without a scheme": (f"models: {{m: {{{MODEL}, deployments: {{'e:8000': {{{DEPLOYMENT}}}}}}}}}", "must be http"),
+    "bound on output": (f"models: {{m: {{{MODEL}, output_tokens_max: 0}}}}", "output_tokens_max must be from 1"),
+    "name of a model": (f"models: {{'m m': {{{MODEL}}}}}", "model 'm m'"),
+    "no endpoints": ("models: {m: {endpoints: []}}", "endpoints must not be empty"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_value_is_refused_with_its_place(case: str, tmp_path: Path) -> None:
+    text, message = REFUSED[case]
+    path = tmp_path / "platform.yaml"
+    path.write_text(text)
+    with pytest.raises(OperatorError, match=message) as caught:
+        read(path)
+    if "YAML" not in caught.value.message:
+        assert caught.value.exit_code == 2
+
+
+def test_wrong_file_ends_apply_with_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("a: [", "models: 1", "modells: {}", "organizations: {a: {currency: 010}}"):
+        (tmp_path / "p.yaml").write_text(text)
+        assert run(["apply", "-f", str(tmp_path / "p.yaml"), "--control-url", "http://127.0.0.1:9", "--key", "x"]) == 2, text
+        assert capsys.readouterr().err.startswith("tollway: ")
+    assert run(["apply", "-f", str(tmp_path / "absent.yaml"), "--control-url", "http://127.0.0.1:9", "--key", "x"]) == 2
