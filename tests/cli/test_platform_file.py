@@ -36,7 +36,7 @@ MODEL = "endpoints: [completions]"
 DEPLOYMENT = "engine: vllm, upstream_model: m"
 REFUSED = {
     "currency of an organization": ("organizations: {a: {currency: EURO}}", "a in .*: 'EURO' is not a currency code"),
-    "currency of a price": (f"models: {{m: {{{MODEL}, prices: {{XXX: {{input: 1, output: 1}}}}}}}}", "'XXX' is not a currency code"),
+    "currency of a price": (f"models: {{m: {{{MODEL}, prices: {{ZZZ: {{input: 1, output: 1}}}}}}}}", "'ZZZ' is not a currency code"),
     "price with a leading zero": (f"models: {{m: {{{MODEL}, prices: {{EUR: {{input: 010, output: 1}}}}}}}}", "leading zero"),
     "price in base 60": (f"models: {{m: {{{MODEL}, prices: {{EUR: {{input: 1:30, output: 1}}}}}}}}", r"models\.m\.prices\.EUR in"),
     "price that is negative": (f"models: {{m: {{{MODEL}, prices: {{EUR: {{input: -1, output: 1}}}}}}}}", r"models\.m\.prices\.EUR in"),
