@@ -317,7 +317,7 @@ class TestHealth:
     def test_is_told_without_a_key(self, control: Running) -> None:
         for url in (control.url, control.link_url):
             for path in ("/livez", "/readyz"):
-                assert answered(httpx2.get(url + path)) == {"status": "ok"}
+                assert answered(httpx2.get(url + path))["status"] == "ok"
 
     def test_metrics_are_on_the_link_alone_and_name_no_tenant(self, control: Running, alice: TenantSetup) -> None:
         refused(httpx2.get(f"{control.url}/metrics"), 404, "not_found")
@@ -330,3 +330,57 @@ class TestHealth:
         described = answered(httpx2.get(f"{control.url}/openapi.json"))
         assert described["openapi"].startswith("3.1")
         assert PROJECTS in described["paths"]
+
+
+class TestHead:
+    def test_of_every_get_is_answered_as_the_get_without_its_body(self, control: Running, alice: TenantSetup) -> None:
+        clients = {
+            "organization admin": (control.client(alice.admin_key), control.client(alice.admin_key)),
+            "platform operator": (control.operator(), control.operator()),
+            "node": (control.node(), control.node()),
+            "public": (control.client(None), control.node()),
+        }
+        tried = 0
+        for number, each in enumerate(create_apps(control.plane)):
+            for method, path, name in walk(each.routes):
+                if method == "GET" and "follow" not in path:
+                    client = clients[name][number]
+                    got, head = client.get(path), client.head(path)
+                    assert head.status_code == got.status_code and head.content == b"", path
+                    assert head.headers["content-type"] == got.headers["content-type"], path
+                    tried += 1
+        assert tried > 30
+
+    def test_of_a_stream_without_an_end_ends(self, control: Running) -> None:
+        head = control.node().head("/v1/link/changes?since=0&follow=true")
+        assert (head.status_code, head.content) == (200, b"")
+
+    def test_of_a_route_without_get_is_405(self, control: Running, alice: TenantSetup) -> None:
+        head = control.client(alice.admin_key).head("/v1/organization/projects/x/archive")
+        assert head.status_code == 405 and head.content == b""
+
+
+class TestAnAnsweredConnection:
+    @pytest.mark.parametrize("later", [b"\n", b"\r\n", b"G", b"GET / HT"])
+    @pytest.mark.parametrize("path", ["/livez", "/v1/organization/projects"])
+    def test_with_bytes_that_are_no_request_has_an_end(
+        self, control: Running, monkeypatch: pytest.MonkeyPatch, later: bytes, path: str
+    ) -> None:
+        """A byte ends the timer of an idle connection; without another one it stayed open without an end, after a 401 too."""
+        monkeypatch.setattr(http_protocol, "HEAD_SECONDS_MAX", 0.2)
+        with connect(control.url) as client:
+            client.sendall(f"GET {path} HTTP/1.1\r\nhost: control\r\n\r\n".encode())
+            assert client.recv(65536).startswith(b"HTTP/1.1 ")
+            client.sendall(later)
+            while True:
+                try:
+                    if not client.recv(65536):
+                        break
+                except ConnectionResetError:
+                    break
+
+    def test_health_is_answered_at_capacity(self, control: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(app, "CONCURRENT_REQUESTS_MAX", 0)
+        refused(control.operator().get("/v1/platform/organizations"), 503, "overloaded")
+        for path in ("/livez", "/readyz"):
+            assert control.operator().get(path).status_code == 200

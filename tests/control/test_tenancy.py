@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,25 @@ class TestArchivedOrganization:
         refused(acting.post("/v1/organization/admin_api_keys", json={"name": "x"}), 409, "conflict")
         listed = answered(operator.get("/v1/platform/organizations?limit=100"))["data"]
         assert tenant.organization_id not in [organization["id"] for organization in listed]
+
+
+class TestOrganizationNames:
+    def test_of_an_active_organization_are_refused_to_another_until_it_is_archived(self, fresh_control: Running) -> None:
+        operator, body = fresh_control.operator(), {"name": "twice", "currency": "EUR"}
+        made = answered(operator.post("/v1/platform/organizations", json=body))
+        error = refused(operator.post("/v1/platform/organizations", json=body), 409, "conflict", "name")
+        assert error["message"] == "An active organization has this name already."
+        answered(operator.post(f"/v1/platform/organizations/{made['id']}/archive"))
+        again = answered(operator.post("/v1/platform/organizations", json=body))
+        page = answered(operator.get("/v1/platform/organizations", params={"include_archived": "true"}))
+        assert {each["id"] for each in page["data"]} == {made["id"], again["id"]}
+
+    def test_asked_for_twice_at_once_are_given_once(self, fresh_control: Running) -> None:
+        clients = [fresh_control.operator() for _ in range(8)]
+        with ThreadPoolExecutor(len(clients)) as pool:
+            body = {"name": "at once", "currency": "EUR"}
+            statuses = list(pool.map(lambda client: client.post("/v1/platform/organizations", json=body).status_code, clients))
+        assert sorted(statuses) == [200] + [409] * 7
 
 
 class TestKeys:

@@ -22,8 +22,13 @@ from tollway.storage.database import PlatformTx, TenantTx
 
 
 def create_organization(tx: TenantTx, *, name: str, currency: str, time_zone: str, now: int) -> Organization:
-    """Create the organization that `tx` was bound to beforehand, billed in `currency` for ever, by months of `time_zone`."""
+    """Create the organization that `tx` was bound to beforehand, billed in `currency` (which never changes), by months of `time_zone`.
+
+    Raises STATE_CONFLICT if an active organization has the name: files and reports name organizations. `publish.lock` lets one
+    creation at a time through, in all processes, so two with one name cannot pass this check together."""
     publish.lock(tx)
+    if storage.is_organization_name_taken(tx, name):
+        raise Fault(STATE_CONFLICT, param="name", message="An active organization has this name already.")
     organization = Organization(
         id=tx.organization_id, name=name, currency=currency, status=Status.ACTIVE, created_at=now, time_zone=time_zone
     )

@@ -28,6 +28,12 @@ def insert_organization(tx: TenantTx, organization: Organization) -> None:
     )
 
 
+def is_organization_name_taken(tx: TenantTx, name: str) -> bool:
+    """Return whether an active organization, whichever it is, has the name."""
+    query = sa.select(organizations.c.id).where(organizations.c.name == name, organizations.c.status == Status.ACTIVE).limit(1)
+    return tx.connection.execute(query).first() is not None
+
+
 def find_organization(tx: TenantTx) -> Organization | None:
     """The organization that `tx` is bound to."""
     query = sa.select(organizations).where(organizations.c.id == tx.organization_id)

@@ -52,16 +52,19 @@ from tollway.domain import ids
 from tollway.domain.faults import BODY_TOO_LARGE, INTERNAL, OVERLOADED, REQUEST_TIMEOUT, TARGET_INVALID, Fault
 
 BODY_BYTES_MAX = 1024 * 1024
-"""Of administration. The largest honest body is a list of model names."""
+"""Bound on a body of the public API. The largest honest one is a list of model names."""
 
 LINK_BODY_BYTES_MAX = 4 * 1024 * 1024
-"""Of the link: what a gateway may send of its records in one request."""
+"""Bound on a body of the link: the records that a gateway may send in one request."""
 
 BODY_SECONDS_MAX = 30.0
 """For a body to arrive: the largest one at 1.2 Mbit/s. Slower is an attack or a broken line."""
 
 CONCURRENT_REQUESTS_MAX = 256
 """More than the worker threads and any waiting list that still makes sense; the rest is told to come back."""
+
+HEALTH_PATHS = frozenset({"/livez", "/readyz"})
+"""Paths that are answered at capacity too: a probe that fails makes a supervisor replace a process that is only busy."""
 
 STATUS_CLIENT_LEFT = 499
 """In logs and metrics only, as nginx has it: the client left before its request was whole, and nobody is there to answer."""
@@ -194,7 +197,7 @@ def _metrics(plane: ControlPlane, registry: CollectorRegistry) -> APIRouter:
 
 
 class Envelope:
-    """What stands around every answer of one application. ASGI, because it must also hold where the framework itself fails."""
+    """The outermost layer of one application, around every answer. It is ASGI, to hold where the framework fails too."""
 
     def __init__(self, app: ASGIApp, name: str, plane: ControlPlane, requests: Counter, body_bytes_max: int) -> None:
         self.app = app
@@ -211,38 +214,49 @@ class Envelope:
         request_id = self.plane.new_id(ids.REQUEST)
         started = time.monotonic()
         status = 0
+        # A HEAD is answered as the GET, without its body (RFC 9110 section 9.3.2); the server withholds the body: `scope` is unchanged.
+        is_head = scope["method"] == "HEAD"
+        inner = {**scope, "method": "GET"} if is_head else scope
+        head_sent = False
 
         async def send_stamped(message: Message) -> None:
-            nonlocal status
+            nonlocal status, head_sent
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers["cache-control"] = "no-store"
                 headers["x-content-type-options"] = "nosniff"
-            await send(message)
+                await send(message)
+                if is_head:
+                    head_sent = True
+                    await send({"type": "http.response.body"})
+            elif not head_sent:
+                await send(message)
+            elif message.get("more_body"):
+                raise OSError("a HEAD has no body")  # ends a stream, which may have no end of its own
 
         async def refuse(fault: Fault) -> None:
-            scope["tollway.fault"] = fault
+            inner["tollway.fault"] = fault
             if status == 0:
-                await errors.response_of(fault)(scope, receive, send_stamped)
+                await errors.response_of(fault)(inner, receive, send_stamped)
 
         self.concurrent += 1
         try:
-            if self.concurrent > CONCURRENT_REQUESTS_MAX:
+            if self.concurrent > CONCURRENT_REQUESTS_MAX and scope["path"] not in HEALTH_PATHS:
                 await refuse(Fault(OVERLOADED, message="The control plane is at capacity."))
             elif _is_devious(scope):
                 await refuse(Fault(TARGET_INVALID))
             else:
-                await self.app(scope, self._bounded(scope, receive), send_stamped)
+                await self.app(inner, self._bounded(scope, receive), send_stamped)
         except ClientDisconnect:
-            status = STATUS_CLIENT_LEFT
+            status = status if head_sent else STATUS_CLIENT_LEFT
         except Exception as error:  # last resort: the caller gets a 500 in our shape, the operator the place
             self._log_defect(request_id, error)
             await refuse(Fault(INTERNAL))
         finally:
             self.concurrent -= 1
-            self._log(scope, request_id, status, time.monotonic() - started)
+            self._log(inner, scope["method"], request_id, status, time.monotonic() - started)
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         declared = Headers(scope=scope).get("content-length", "")
@@ -269,10 +283,10 @@ class Envelope:
 
         return receive_bounded
 
-    def _log(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    def _log(self, scope: Scope, sent_method: str, request_id: str, status: int, seconds: float) -> None:
         route = scope.get("route")
         template = route.path if isinstance(route, APIRoute) else "none"
-        method = scope["method"] if isinstance(route, APIRoute) else "none"  # an unmatched method is any text the client likes
+        method = sent_method if isinstance(route, APIRoute) else "none"  # an unmatched method is any text the client likes
         self.requests.labels(self.name, method, template, status).inc()
         fault: Fault | None = scope.get("tollway.fault")
         if self.name == "link" and fault is None:

@@ -38,7 +38,7 @@ def list_organizations(
 
 @router.post("/v1/platform/organizations")
 def create_organization(_caller: PlatformOperator, plane: Plane, body: OrganizationCreate) -> OrganizationCreated:
-    """Create an organization and its first admin key, whose secret is in this answer and nowhere else."""
+    """Create an organization and its first admin key, whose secret is in this answer only. Names of active organizations are unique."""
     now = plane.now()
     wanted = WantedKey(type=KeyType.ADMIN, name="First admin key")
     with plane.database.tenant(plane.new_id(ids.ORGANIZATION)) as tx:
@@ -63,7 +63,7 @@ def modify_organization(_caller: PlatformOperator, plane: Plane, organization_id
 
 @router.post("/v1/platform/organizations/{organization_id}/archive")
 def archive_organization(_caller: PlatformOperator, plane: Plane, organization_id: str) -> OrganizationArchived:
-    """Archive an organization for ever, with its projects, and revoke all of its keys."""
+    """Archive an organization with its projects and revoke all of its keys. It cannot be undone; the name is free again."""
     now = plane.now()
     with plane.database.tenant(routes.organization(organization_id)) as tx:
         organization, version = tenants.archive_organization(tx, now)
