@@ -303,3 +303,9 @@ def test_apply_warns_of_a_shared_prefix_cache_until_the_file_decides(tmp_path: P
         assert plan(undecided, decided) == [("deployment", ("small", "http://10.0.0.1:8000"), False)]
     shared = parse(tmp_path, LLAMA_CPP.replace("    deployments", "    share_cache: true\n    deployments") % "")
     assert list(list_warnings(PlatformFile(), shared)) == []
+
+
+def test_pooling_of_a_deployment_is_planned_like_its_other_fields(tmp_path: Path) -> None:
+    without = parse(tmp_path, LLAMA_CPP % ", pooling: false")
+    assert plan(parse(tmp_path, LLAMA_CPP % ""), without) == [("deployment", ("small", "http://10.0.0.1:8000"), False)]
+    assert plan(without, without) == []

@@ -116,6 +116,9 @@ class TestDeployments:
         path = f"{DEPLOYMENTS}/{made['id']}"
         assert answered(operator.post(path, json={"weight": 0, "tier": 2})) == {**made, "weight": 0, "tier": 2}
         assert answered(operator.post(path, json={"credential": None}))["has_credential"] is False
+        assert made["pooling"] is True
+        assert answered(operator.post(path, json={"pooling": False}))["pooling"] is False
+        refused(operator.post(path, json={"pooling": "off"}), 400, "invalid_value", "pooling")
         assert made["cache_isolation"] == "engine"
         assert answered(operator.post(path, json={"cache_isolation": "dedicated"}))["cache_isolation"] == "dedicated"
         refused(operator.post(path, json={"cache_isolation": "other"}), 400, "invalid_value", "cache_isolation")

@@ -160,6 +160,12 @@ async def test_68_upstream_that_spoke_unasked_keeps_no_connection_for_a_time(rig
     assert rig.metrics.unsolicited == {"dep_1": 2}
 
 
+async def test_68_deployment_without_pooling_uses_each_connection_once(rig: Rig) -> None:
+    rig.upstream.deployment = msgspec.structs.replace(rig.upstream.deployment, pooling=False)
+    rig.answered(now=time.monotonic())
+    assert rig.connection.state is State.CLOSED and rig.upstream.take_idle(time.monotonic()) is None
+
+
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\r\n", b"HTTP/1.0 408 X\r\n\r\n"])
 async def test_408_on_an_idle_connection_is_its_end_and_nothing_more(rig: Rig, answer: bytes) -> None:
     rig.answered(now=time.monotonic())

@@ -13,7 +13,7 @@ import yaml
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segment
 from tollway.cli.output import Output, OutputOption, Progress, print_json
-from tollway.cli.plan import Change, list_warnings, make_plan
+from tollway.cli.plan import DEPLOYMENT_FIELDS, Change, list_warnings, make_plan
 from tollway.cli.platform_file import PlatformFile, read, resolve_credential
 from tollway.domain import ids
 from tollway.domain.billing_classes import BillingClass
@@ -157,7 +157,7 @@ class Platform:
                     f"model {model} has two deployments at {base_url}, which a file cannot tell apart",
                     hint=f"tollway models undeploy {each['id']}",
                 )
-            found[base_url] = {name: each[name] for name in ("engine", "upstream_model", "tier", "weight", "region", "cache_isolation")}
+            found[base_url] = {name: each[name] for name in DEPLOYMENT_FIELDS}
             if each["has_credential"]:
                 found[base_url]["credential"] = f"${{{_variable(model)}}}"
             self._deployments[model, base_url] = each["id"]

@@ -102,6 +102,7 @@ def deploy(
     cache_isolation: Annotated[
         CacheIsolation, typer.Option(help="How organizations are kept apart in the engine's prefix cache.")
     ] = CacheIsolation.ENGINE,
+    pooling: Annotated[bool, typer.Option(help="Use connections to the upstream again; off for one that confuses answers.")] = True,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -118,6 +119,7 @@ def deploy(
         "region": region,
         "credential": credential and resolve_credential(credential, os.environ, "--credential"),
         "cache_isolation": cache_isolation,
+        "pooling": pooling,
     }
     with connect(control_url, key, data_dir) as control:
         made = control.post("/platform/deployments", body)

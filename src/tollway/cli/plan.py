@@ -53,6 +53,10 @@ class Change:
         return [title, *(f"    {name}: {_show(old)} -> {_show(new)}" for name, (old, new) in self.fields.items())]
 
 
+DEPLOYMENT_FIELDS: tuple[str, ...] = ("engine", "upstream_model", "tier", "weight", "region", "cache_isolation", "pooling")
+"""Fields of a deployment that are read, compared and changed; a credential is only changed."""
+
+
 def make_plan(current: PlatformFile, wanted: PlatformFile) -> list[Change]:
     """The changes that make `current` what `wanted` says, in an order in which each can be done. Raises
     OperatorError."""
@@ -163,7 +167,7 @@ def _plan_deployment(place: tuple[str, str], current: DeploymentFile | None, wan
             f"deployment {' / '.join(place)} is {current.engine} and cannot become {wanted.engine}",
             hint="tollway models undeploy, then apply again",
         )
-    fields: tuple[str, ...] = ("engine", "upstream_model", "tier", "weight", "region", "cache_isolation")
+    fields = DEPLOYMENT_FIELDS
     if current is None or current.credential is UNSET:
         fields += ("credential",)  # a credential that is there cannot be read, so it is never compared
     yield from _difference("deployment", place, current, wanted, fields)

@@ -111,6 +111,7 @@ class DeploymentFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     region: str | UnsetType | None = UNSET
     credential: str | UnsetType = UNSET
     cache_isolation: CacheIsolation | UnsetType = UNSET
+    pooling: bool | UnsetType = UNSET
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -76,7 +76,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """A model served by one upstream. Lower tiers are tried first; within a tier, weight is the share (0 drains).
 
-    `cache_isolation`: see `CacheIsolation`; without effect where the model shares its cache.
+    `cache_isolation`: see `CacheIsolation`; without effect where the model shares its cache. `pooling`: whether connections are used again,
+    which an upstream that confuses answers must not be trusted with.
     `base_url`: http(s)://host[:port][/path], without the /v1. `credential`: sealed by the vault, None if the upstream asks for none.
     """
 
@@ -92,3 +93,4 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     credential: bytes | None = None
     cache_isolation: CacheIsolation = CacheIsolation.ENGINE
+    pooling: bool = True

@@ -142,6 +142,7 @@ def read_deployment(row: Any) -> Deployment:
         created_at=row.created_at,
         credential=row.credential,
         cache_isolation=CacheIsolation(row.cache_isolation),
+        pooling=row.pooling,
     )
 
 
@@ -155,4 +156,5 @@ def _deployment_columns(deployment: Deployment) -> dict[str, Any]:
         "status": deployment.status,
         "credential": deployment.credential,
         "cache_isolation": deployment.cache_isolation,
+        "pooling": deployment.pooling,
     }

@@ -149,6 +149,7 @@ deployments = sa.Table(
     sa.Column("credential", sa.LargeBinary),  # sealed by the vault
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("cache_isolation", sa.String(16), nullable=False, server_default=CacheIsolation.ENGINE.value),
+    sa.Column("pooling", sa.Boolean, nullable=False, server_default=sa.true()),
     one_of("engine", Engine),
     one_of("cache_isolation", CacheIsolation),
     one_of("status", Status),

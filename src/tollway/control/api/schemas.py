@@ -603,6 +603,7 @@ class DeploymentCreate(In):
     region: Region | None = None
     credential: Credential | None = None
     cache_isolation: CacheIsolationName = CacheIsolation.ENGINE
+    pooling: bool = True
 
 
 class DeploymentUpdate(In):
@@ -615,6 +616,7 @@ class DeploymentUpdate(In):
     region: Region | None = None
     credential: Credential | None = None
     cache_isolation: CacheIsolationName | None = None
+    pooling: bool | None = None
 
 
 class DeploymentOut(Identified):
@@ -629,6 +631,7 @@ class DeploymentOut(Identified):
     status: str
     has_credential: bool
     cache_isolation: str
+    pooling: bool
     created_at: int
 
 
@@ -645,6 +648,7 @@ def deployment_out(deployment: Deployment) -> DeploymentOut:
         status=deployment.status,
         has_credential=deployment.credential is not None,
         cache_isolation=deployment.cache_isolation,
+        pooling=deployment.pooling,
         created_at=seconds(deployment.created_at),
     )
 

@@ -104,9 +104,9 @@ class Upstream:
         return connection
 
     def put_idle(self, connection: UpstreamConnection) -> bool:
-        """Keep an idle connection for the next request. Return False if it must be closed: the pool is full, or pooling is paused."""
+        """Keep an idle connection for the next request. Return False if it must be closed: the pool is full, or pooling is off."""
         self._draining.discard(connection)
-        if len(self._idle) >= IDLE_CONNECTIONS_MAX or connection.settled_at < self._pools_from:
+        if len(self._idle) >= IDLE_CONNECTIONS_MAX or connection.settled_at < self._pools_from or not self.deployment.pooling:
             return False
         self._idle.append(connection)
         return True
