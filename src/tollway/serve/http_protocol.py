@@ -52,7 +52,7 @@ class StrictProtocol(HttpToolsProtocol):
         """Interpret bytes. Bytes after an answered request that begin no other one, such as an empty line or the rest of a body that was
         refused, start a deadline too: they have ended the one of the idle connection."""
         super().data_received(data)
-        is_answered = self.cycle is None or self.cycle.response_complete
+        is_answered = getattr(self.cycle, "response_complete", True)  # None before the first request
         if is_answered and self._deadline is None and self.timeout_keep_alive_task is None and not self.transport.is_closing():
             self._deadline = self.loop.call_later(HEAD_SECONDS_MAX, self.transport.abort)
 
