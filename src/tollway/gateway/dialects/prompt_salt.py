@@ -18,7 +18,7 @@ _SYSTEM_ROLES = (b'"system"', b'"developer"')
 def salt_messages(members: MutableMapping[str, Any], salt: bytes) -> None:
     """Begin the system message of OpenAI's chat with `salt` (characters that JSON does not escape); add one if there is none."""
     messages = _list.decode(members["messages"])
-    first = bodies.members(messages[0])
+    first = bodies.members(bytes(messages[0]))
     if bytes(first.get("role", b"")) in _SYSTEM_ROLES:
         salted: dict[str, Any] = dict(first)
         salted["content"] = _salt_content(first.get("content", b"null"), salt)
