@@ -26,6 +26,7 @@ HOT = [
     "gateway/edge/edge.py",
     "gateway/limit.py",
     "gateway/meter.py",
+    "gateway/observe.py",
     "gateway/pipeline.py",
     "gateway/plane.py",
     "gateway/principal.py",

@@ -7,7 +7,11 @@ import msgspec
 
 
 class RequestLine(msgspec.Struct, omit_defaults=True, gc=False):
-    """The log line of one request; `event` is always "request". Times in milliseconds, cost in pico-currency."""
+    """The log line of one request; `event` is always "request". Times in milliseconds, cost in pico-currency.
+
+    A field that a request has nothing for is empty or 0, so that every line has the same fields; only those of a fault and those that are
+    off by default are left out when empty. `gateway.observe` fills them by position.
+    """
 
     ts: str
     level: str
@@ -16,42 +20,10 @@ class RequestLine(msgspec.Struct, omit_defaults=True, gc=False):
     trace_id: str
     status: int
     duration_ms: float
-    endpoint: str = ""
-    error_code: str = ""
-    detail: str = ""
-    client_request_id: str = ""
-    organization_id: str = ""
-    project_id: str = ""
-    key_id: str = ""
-    model: str = ""
-    upstream: str = ""
-    attempts: int = 0
-    outcome: str = ""
-    ttft_ms: float = 0.0
-    input_tokens: int = 0
-    cached_input_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_tokens: int = 0
-    cost_pico: int = 0
-    stream: bool = False
-    usage_source: str = ""
-    peer: str = ""
-
-
-class CompletedLine(msgspec.Struct, gc=False):
-    """The log line of a request that was answered with 200, as nearly all are. Every field is always present, so encoding is cheap."""
-
-    ts: str
-    level: str
-    event: str
-    request_id: str
-    trace_id: str
-    status: int
-    duration_ms: float
+    endpoint: str
     organization_id: str
     project_id: str
     key_id: str
-    endpoint: str
     model: str
     upstream: str
     attempts: int
@@ -64,3 +36,7 @@ class CompletedLine(msgspec.Struct, gc=False):
     cost_pico: int
     stream: bool
     usage_source: str
+    error_code: str = ""
+    detail: str = ""
+    client_request_id: str = ""
+    peer: str = ""

@@ -106,6 +106,9 @@ class EdgeSection(msgspec.Struct, frozen=True, kw_only=True):
     """Open connections in all; one more is answered 503. Each costs a descriptor and about 10 KiB."""
     connections_per_peer_max: CountOrZero = 0
     """Open connections per client address. 0 for no bound, the default: behind a load balancer every client has the same address."""
+    internal_connections_max: Count = 64
+    """Open connections at the internal address (metrics and health); one more is closed at once. Requests there have
+    `head_seconds` to arrive, and answers `write_stall_seconds` to be read."""
     failed_authentications_per_minute: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 120
     """Requests per client address (a /64 of IPv6) whose key was refused; more are answered 429 in place of 401. Valid keys are always
     served. 0 for no bound. Behind a proxy that is not listed as trusted all clients share one count."""

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tollway.log_lines import CompletedLine
+from tollway.log_lines import RequestLine
 
 DURATION_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 """Buckets of gen_ai.server.request.duration."""
@@ -90,8 +90,8 @@ class LogWriter:
     def __init__(self, descriptor: int) -> None:
         self.dropped = 0
         self._descriptor = descriptor
-        self._lines: list[CompletedLine | msgspec.Raw] = []
-        self._batches: queue.Queue[list[CompletedLine | msgspec.Raw] | None] = queue.Queue(self.PENDING_BATCHES_MAX)
+        self._lines: list[RequestLine | msgspec.Raw] = []
+        self._batches: queue.Queue[list[RequestLine | msgspec.Raw] | None] = queue.Queue(self.PENDING_BATCHES_MAX)
         self._encode = msgspec.json.Encoder().encode_lines
         self._worker = threading.Thread(target=self._run, name="log", daemon=True)
         self._worker.start()
@@ -106,9 +106,8 @@ class LogWriter:
             return
         self.take(msgspec.Raw(encoded))
 
-    def take(self, line: CompletedLine | msgspec.Raw) -> None:
-        """Add a line that is encoded already, or will be with its batch: one of a completed request, of which there are many and
-        none that JSON could not say."""
+    def take(self, line: RequestLine | msgspec.Raw) -> None:
+        """Add a line that is encoded already, or that the thread encodes with its batch."""
         self._lines.append(line)
         if len(self._lines) >= self.BATCH_LINES_MAX:
             self.flush()
@@ -140,7 +139,7 @@ class LogWriter:
             except Exception:  # this thread has to outlive whatever a batch holds, and there is nowhere else to log to
                 self.dropped += len(lines)
 
-    def _encode_batch(self, lines: list[CompletedLine | msgspec.Raw]) -> bytes:
+    def _encode_batch(self, lines: list[RequestLine | msgspec.Raw]) -> bytes:
         """Return the lines as JSON; one that JSON cannot express is dropped, and the others of its batch are kept."""
         try:
             return self._encode(lines)

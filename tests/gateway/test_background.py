@@ -15,7 +15,7 @@ from tollway.gateway import background as module
 from tollway.gateway.background import BackgroundTasks
 from tollway.gateway.edge.clock import Clock
 from tollway.gateway.edge.edge import EdgeBounds
-from tollway.log_lines import CompletedLine
+from tollway.log_lines import RequestLine
 from tollway.telemetry import LogWriter, Metrics
 
 Alarms = list[tuple[str, dict[str, object]]]
@@ -191,9 +191,9 @@ class _Log:
         self.flush = flush
 
 
-def _line(model: str) -> CompletedLine:
-    texts = ("", "info", "request", "req_1", "f" * 32)
-    return CompletedLine(*texts, 200, 1.5, "org_1", "", "", "", model, "", 1, "completed", 0.5, 1, 2, 3, 4, 5, True, "")
+def _line(model: str) -> RequestLine:
+    ids = ("org_1", "proj_1", "key_1", model, "dep_1")
+    return RequestLine("", "info", "request", "req_1", "f" * 32, 200, 1.5, "", *ids, 1, "completed", 0.5, 1, 2, 3, 4, 5, True, "")
 
 
 class TestLog:

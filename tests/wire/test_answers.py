@@ -22,7 +22,7 @@ def read(data: bytes, cuts: list[int] | None = None, *, closed: bool = False, re
         if start < end:
             reader.feed(data[start:end])
         if rests:
-            reader.rest()
+            reader.release_parser()
     if closed:
         reader.eof()
     return reader

@@ -211,6 +211,6 @@ def test_a_rest_changes_nothing() -> None:
     ):
         read = rested.feed(data)
         assert [request.target for request in read] == [request.target for request in awake.feed(data)]
-        rested.rest()
-        rested.forget()
+        rested.release_parser()
+        rested.release_head()
     assert rested.fault is awake.fault is not None

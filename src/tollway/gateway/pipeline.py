@@ -1,7 +1,7 @@
 """A request, top to bottom: authenticate, authorize, limit, route, meter, relay. Read this file first.
 
 Each phase needs the type that the one before made, so the type checker proves the order. A fault raised anywhere is rendered here, once,
-in the API's own shape; a request ends in `_observe`, whatever happened. Before ADMIT nothing is spooled: a refusal is a counter and a
+in the API's own shape; a request ends in `observe`, whatever happened. Before ADMIT nothing is spooled: a refusal is a counter and a
 sampled log line, so a flood of 401s costs no disk and no bill.
 """
 
@@ -14,20 +14,20 @@ from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.prices import find_list, find_price
-from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, ServiceTier, billed_by
+from tollway.domain.usage import ServiceTier
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.limit import describe_limits, limit
 from tollway.gateway.meter import Record, meter
+from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
 from tollway.gateway.relay import relay
 from tollway.gateway.request import Call, Caller, ClientGone, Request, RequestHead
 from tollway.gateway.route import route
-from tollway.log_lines import CompletedLine, RequestLine
-from tollway.telemetry import describe_error, timestamp
+from tollway.telemetry import describe_error
 from tollway.wire.errors import retry_after
 
 _TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -65,7 +65,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         _refuse(request, client, fault, limit_headers)
     finally:
         plane.metrics.running -= 1
-        _observe(request, call, record, fault, plane)
+        observe(request, call, record, fault, plane)
 
 
 def list_models(request: Request, client: Client, plane: Plane) -> None:
@@ -148,119 +148,3 @@ def fault_headers(fault: Fault) -> bytes:
         return b"www-authenticate: Bearer\r\n"
     hint = retry_after(fault)
     return fault.headers if hint is None else b"%bretry-after: %d\r\nretry-after-ms: %d\r\n" % (fault.headers, *hint)
-
-
-def _observe(request: Request, call: Call | None, record: Record | None, fault: Fault | None, plane: Plane) -> None:
-    """Record the end of a request: its metrics and its one log line."""
-    duration = time.monotonic() - request.started
-    final = record.final if record is not None else None
-    if call is not None and final is not None:
-        _observe_final(request, call, final, fault, duration, plane)
-        return
-    if fault is not None:
-        plane.metrics.count(plane.metrics.refusals, fault.kind.code)
-    if plane.refusal_lines <= 0:
-        return
-    plane.refusal_lines -= 1
-    caller = call.caller if call is not None else None
-    plane.log.write(
-        RequestLine(
-            ts=timestamp(request.received_at),
-            level="warning",
-            event="request",
-            request_id=request.id,
-            trace_id=request.trace_id,
-            status=fault.kind.status if fault is not None else 499,
-            duration_ms=round(duration * 1000, 3),
-            endpoint=request.endpoint,
-            error_code=fault.kind.code if fault is not None else "",
-            detail=fault.detail if fault is not None else "",
-            client_request_id=request.head.client_request_id,
-            peer=request.peer,
-            organization_id=caller.organization.id if caller is not None else "",
-            project_id=caller.project.id if caller is not None else "",
-            key_id=caller.principal.id if caller is not None else "",
-            model=call.model.id if call is not None else "",
-        )
-    )
-
-
-def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | None, duration: float, plane: Plane) -> None:
-    """An admitted request ended: what its FINAL says, in numbers and in words."""
-    used = final.used
-    model = call.model.id
-    status = fault.kind.status if fault is not None else 200
-    ttft_ms = 0.0 if final.first_token_at is None else (final.first_token_at - request.received_at) / 1000
-    metrics = plane.metrics
-    metrics.count(metrics.outcomes, final.outcome)
-    found = metrics.of_model(request.endpoint, model)
-    found.statuses[status] = found.statuses.get(status, 0) + 1
-    found.input += used.input
-    found.cached_input += used.cached_input
-    found.output += used.output
-    found.reasoning += used.reasoning
-    found.duration.observe(duration)
-    if ttft_ms:
-        found.first_token.observe(ttft_ms / 1000)
-    caller = call.caller
-    cost_pico = billed_by(OUTCOME_POLICY_CURRENT, final).times(call.price.unit_prices).total
-    client_request_id = request.head.client_request_id
-    if fault is None and not request.peer and not client_request_id:
-        line = CompletedLine(
-            timestamp(request.received_at),
-            "info",
-            "request",
-            request.id,
-            request.trace_id,
-            status,
-            int(duration * 1e6) / 1000,
-            caller.organization.id,
-            caller.project.id,
-            caller.principal.id,
-            request.endpoint,
-            model,
-            final.deployment_id or "",
-            final.attempts,
-            final.outcome,
-            ttft_ms,
-            used.input,
-            used.cached_input,
-            used.output,
-            used.reasoning,
-            cost_pico,
-            call.stream,
-            final.source,
-        )
-        plane.log.take(line)
-        return
-    plane.log.write(
-        RequestLine(
-            ts=timestamp(request.received_at),
-            level="info" if status < 500 else "error",
-            event="request",
-            request_id=request.id,
-            trace_id=request.trace_id,
-            status=status,
-            duration_ms=round(duration * 1000, 3),
-            endpoint=request.endpoint,
-            error_code=fault.kind.code if fault is not None else "",
-            detail=fault.detail if fault is not None else "",
-            client_request_id=client_request_id,
-            peer=request.peer,
-            organization_id=caller.organization.id,
-            project_id=caller.project.id,
-            key_id=caller.principal.id,
-            model=model,
-            upstream=final.deployment_id or "",
-            attempts=final.attempts,
-            outcome=final.outcome,
-            ttft_ms=ttft_ms,
-            input_tokens=used.input,
-            cached_input_tokens=used.cached_input,
-            output_tokens=used.output,
-            reasoning_tokens=used.reasoning,
-            cost_pico=cost_pico,
-            stream=call.stream,
-            usage_source=final.source,
-        )
-    )

@@ -11,18 +11,18 @@ COUNT_MAX = 2**53
 """Engines keep counters as floats, which are exact up to here: 285 years at a million tokens a second."""
 
 SERIES_MAX = 4096
-"""Of the counters asked for on one page: ranks times adapters of a large engine are far below."""
+"""Series of the counters asked for on one page: ranks times adapters of a large engine are far below."""
 
 _REST = re.compile(
     rb'(?P<labels>\{(?:[^"{}\\]|"(?:[^"\\]|\\.)*")*\})?[ \t]+'
     rb"(?P<value>[0-9]{1,20}(?:\.[0-9]{0,20})?(?:[eE][+-]?[0-9]{1,3})?)"
     rb"(?:[ \t]+-?[0-9]{1,20}(?:\.[0-9]{1,9})?)?(?:[ \t]*#.*)?[ \t]*"
 )
-"""What follows a counter's name: labels, value, timestamp and (OpenMetrics) an exemplar."""
+"""The rest of a line after a counter's name: labels, value, timestamp and (OpenMetrics) an exemplar."""
 
 
 def sum_counters(page: bytes, names: Sequence[str], prefix: str) -> list[int]:
-    """The value of each counter, summed over its series, in whole numbers; 0 for one that has no series yet.
+    """Return the value of each counter, summed over its series, in whole numbers; 0 for one that has no series yet.
 
     `prefix`: what all metrics of this kind of engine begin with. Some libraries show a counter only once it has counted, so a page
     that has others of this engine and not this one means 0. Raises ValueError for a page that has nothing of this engine, or whose

@@ -200,9 +200,8 @@ class RequestReader:
             space = max(1, self._bounds.head_bytes_max - self._head_bytes)
         return complete
 
-    def rest(self) -> None:
-        """Nothing is expected for a while: release the parser (a kilobyte), which between two messages knows nothing that a new one
-        would not."""
+    def release_parser(self) -> None:
+        """Release the parser (a kilobyte) between two messages, where it knows nothing that a new one would not."""
         if not self.in_message and not self._head_bytes:
             self._parser = None
 
@@ -216,8 +215,8 @@ class RequestReader:
         """Return whether the next head will be compared with the last."""
         return self._ends is not None
 
-    def forget(self) -> None:
-        """Nothing is expected for long: release the last head too. The next one is parsed."""
+    def release_head(self) -> None:
+        """Release the last head as well, because nothing is expected for long. The next head is parsed."""
         self._ends = None
         self._last = _NO_REQUEST
 
@@ -530,9 +529,9 @@ class ResponseReader:
         if not self.has_head and self._head_bytes > self._head_bytes_max:
             self.broken = True
 
-    def rest(self) -> None:
-        """Little is expected that needs the parser: release it (a kilobyte). Between two chunks of an answer it knows nothing that
-        another would not which read the shortest head of such an answer."""
+    def release_parser(self) -> None:
+        """Release the parser (a kilobyte) between two chunks of an answer. It knows nothing there that a new one would not know after the
+        shortest head of such an answer."""
         if self.between_chunks and self.status == 200:
             self._parser = None
 

@@ -9,7 +9,7 @@ import ipaddress
 
 HEAD_BYTES = 16
 REST_BYTES_MAX = 4096
-"""Addresses need 36 bytes; the rest is room for TLVs, of which a client certificate's names are the longest in use."""
+"""Addresses need 36 bytes; the rest is for TLVs, of which a client certificate's names are the longest in use."""
 
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 _LOCAL, _PROXY = 0x20, 0x21

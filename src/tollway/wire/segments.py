@@ -27,7 +27,7 @@ _PREFIX = struct.Struct("<II")
 HEAD_BYTES = _HEAD.size
 CHAIN_BYTES = 16
 SECTOR_BYTES = 512
-"""What a disk writes as a whole or not at all; real ones write no less."""
+"""The unit that a disk writes as a whole or not at all; real ones write no less."""
 PAYLOAD_BYTES_MAX = 64 * 1024
 """No record comes near it (a FINAL is below 1 KiB); a longer length is damage, not a record."""
 
@@ -42,7 +42,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 
 class Tail(StrEnum):
-    """How a run of frames ended."""
+    """The end of a run of frames."""
 
     CLEAN = "clean"  # at the last byte, or at unwritten (zero) space
     TORN = "torn"  # an incomplete or wrong frame with nothing readable after it
@@ -107,7 +107,7 @@ class Reader:
         self.end = 0
 
     def read(self, data: bytes, offset: int = 0, unless: bytes | None = None) -> Iterator[Frame]:
-        """The frames of `data` from `offset` on; stops at the first that is not whole and right, and sets `tail`.
+        """Yield the frames of `data` from `offset` on; stops at the first that is not whole and right, and sets `tail`.
 
         Frames whose payload begins with `unless` are checked like all, and passed over.
         """
@@ -121,10 +121,10 @@ class Reader:
             length, crc, seq, chain = unpack_head(data, offset)
             start, end = offset + HEAD_BYTES, offset + HEAD_BYTES + length
             if length == 0 and crc == 0 and seq == 0:
-                self.tail = Tail.CLEAN if _is_zero(data, offset) else self._judge(data, offset)
+                self.tail = Tail.CLEAN if _is_zero(data, offset) else self._classify(data, offset)
                 return
             if length > PAYLOAD_BYTES_MAX or end > size or crc32(data[offset + 8 : end]) != crc:
-                self.tail = self._judge(data, offset)
+                self.tail = self._classify(data, offset)
                 return
             payload = data[start:end]
             place = data[offset + 8 : offset + 16]
@@ -135,7 +135,7 @@ class Reader:
             if unless is None or not payload.startswith(unless):
                 yield Frame(seq, chain, payload, end)
 
-    def _judge(self, data: bytes, offset: int) -> Tail:
+    def _classify(self, data: bytes, offset: int) -> Tail:
         """Return whether the wrong frame at `offset` is what a crash leaves behind (TORN) or something else (DAMAGED).
 
         A file of records is made of zeros and written once. A process that is killed leaves a frame that ends early. A

@@ -1,7 +1,7 @@
 """Sockets, deadlines, drain: the edge of the gateway. Bytes become requests here and answers become bytes; nothing is decided about them.
 
 One `ClientConnection` per client connection. It frames requests, runs the pipeline for each, and answers them in order. A clock of half a
-second looks at every connection and exchange (`_Clock`): one loop over all of them costs less than a timer each, and a deadline that
+second looks at every connection and exchange (`clock.Clock`): one loop over all of them costs less than a timer each, and a deadline that
 holds to half a second is what a client can notice.
 
 Every wait has a bound (`EdgeBounds`): a head that trickles, a body that starves, a connection that idles, a reader that does not read.
@@ -12,7 +12,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from urllib.parse import unquote_to_bytes
 
 from tollway.domain import faults
 from tollway.domain.faults import Fault
@@ -21,11 +20,11 @@ from tollway.gateway.dialects.table import find_error_dialect
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.edge import edge_policy
 from tollway.gateway.edge.edge import Edge
-from tollway.gateway.edge.routes import ENDPOINTS, HEALTH_TARGETS, LIMITS_TARGET, MODELS_TARGET, find_path, find_target_fault
+from tollway.gateway.edge.routes import ROUTES, Route, find_body_fault, find_path, find_route, find_route_fault
+from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Flow
 from tollway.gateway.request import ClientGone, Request, RequestHead, new_request
 from tollway.wire.http import NO_HEADERS, HttpRequest, RequestReader, chunk_size
-from tollway.wire.media_types import is_json
 
 PRECHECK_BYTES = 64 * 1024
 """A body larger than this is read on only for a caller who authenticated by the head."""
@@ -154,14 +153,14 @@ class ClientConnection(asyncio.Protocol):
             if not self._is_addressed(request):
                 raise Fault(faults.HOST_UNKNOWN)
             path = find_path(request)
-            endpoint = ENDPOINTS.get(path)
-            if endpoint is None:
-                raise Fault(find_target_fault(path) or faults.ROUTE_UNKNOWN)
+            route = find_route(path)
+            if route is None or route.endpoint is None:
+                raise find_route_fault(path, None) or Fault(faults.ROUTE_UNKNOWN)
         except Fault as fault:
             self._write_fault(fault, close=True)
             return
         try:
-            pipeline.precheck(pipeline.read_head(request.headers, endpoint), self._edge.plane)
+            pipeline.precheck(pipeline.read_head(request.headers, route.endpoint), self._edge.plane)
         except Fault as fault:
             self._write_fault(self.throttle(fault, request.headers), close=True)
             return
@@ -205,95 +204,67 @@ class ClientConnection(asyncio.Protocol):
             self._close_after = True
         head = self._head
         if head is None or head.headers is not http.headers:
-            head = self._head = self._read_head(http)
+            head = self._head = self._dispatch(http)
             if head is None:
                 return
-        peer = self._find_client(http) if edge.rules is not None else ""
-        now_us = plane.now_us()
-        request = new_request(plane.request_ids.new(now_us), head, http.body, edge.loop.time(), now_us, peer)
+        request = self.new_request(http, head, http.body)
         http.body = b""  # the pipeline's from here on, which releases it when it can
         driver = self._driver = CoroutineDriver(edge.context.copy())
         driver.start(pipeline.answer(request, self, plane, driver))
 
-    def _read_head(self, http: HttpRequest) -> RequestHead | None:
-        """Return the parsed head of a request for inference; None if it is not one, and is answered already."""
+    def _dispatch(self, http: HttpRequest) -> RequestHead | None:
+        """Return the parsed head of a request for the pipeline. Return None if the request is not for it: then it has been answered by the
+        handler of its route, or with a fault."""
         if not self._is_addressed(http):
             self._write_fault(Fault(faults.HOST_UNKNOWN))
             return None
         path = http.target
-        endpoint = ENDPOINTS.get(path)
-        if endpoint is None:
+        route = ROUTES.get(path)
+        if route is None:
             path = find_path(http)
-            endpoint = ENDPOINTS.get(path)
-        if endpoint is not None and http.method == b"POST":
-            content_type = http.headers.get(b"content-type", b"")
-            if content_type != b"application/json" and not is_json(content_type):
-                self._write_fault(Fault(faults.MEDIA_TYPE_UNSUPPORTED))
-            elif http.headers.get(b"content-encoding", b"identity").lower() != b"identity":
-                self._write_fault(Fault(faults.CONTENT_CODING_UNSUPPORTED))
-            else:
-                return pipeline.read_head(http.headers, endpoint)
+            route = find_route(path)
+        method = http.method
+        if method == b"OPTIONS" and route is not None and self._answer_preflight(route):
             return None
-        self._answer_small(http, path)
+        fault = find_route_fault(path, route)
+        if route is None or fault is not None:
+            if method == b"TRACE" and fault is not None and fault.kind is faults.ROUTE_UNKNOWN:
+                fault = Fault(faults.METHOD_UNSUPPORTED)
+            self._write_fault(fault or Fault(faults.ROUTE_UNKNOWN))
+        elif not route.has_method(method):
+            self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: %b\r\n" % route.methods)
+        elif route.handler is not None:
+            route.handler(self, http, path)
+        elif route.endpoint is not None:
+            kind = find_body_fault(http.headers)
+            if kind is None:
+                return pipeline.read_head(http.headers, route.endpoint)
+            self._write_fault(Fault(kind))
         return None
 
-    def _answer_small(self, http: HttpRequest, path: bytes) -> None:
-        """Everything that is not inference: models, limits, health, and what does not exist."""
-        plane = self._edge.plane
-        is_read = http.method in (b"GET", b"HEAD")
-        if http.method == b"OPTIONS" and self._answer_options(path):
-            return
-        if path == MODELS_TARGET or path.startswith(MODELS_TARGET + b"/"):
-            # A model's name may hold slashes, which SDKs escape.
-            path = path.replace(b"%2F", b"/").replace(b"%2f", b"/")
-            fault = find_target_fault(path)
-            if fault is not None:
-                self._write_fault(Fault(fault))
-            elif is_read:
-                name = unquote_to_bytes(path[len(MODELS_TARGET) + 1 :])
-                pipeline.list_models(self._new_read(http, name), self, plane)
-            else:
-                self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: GET, HEAD\r\n")
-        elif path == LIMITS_TARGET and is_read:
-            pipeline.list_limits(self._new_read(http, b""), self, plane)
-        elif path in ENDPOINTS:
-            self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: POST\r\n")
-        elif path != LIMITS_TARGET and path not in HEALTH_TARGETS:
-            unsupported = faults.METHOD_UNSUPPORTED if http.method == b"TRACE" else faults.ROUTE_UNKNOWN
-            self._write_fault(Fault(find_target_fault(path) or unsupported))
-        elif not is_read:
-            self._write_fault(Fault(faults.METHOD_UNSUPPORTED), headers=b"allow: GET, HEAD\r\n")
-        elif path != b"/readyz":
-            self.answer(200, b"content-type: application/json\r\n", b'{"status":"alive"}')
-        else:
-            ready = plane.is_ready()
-            self.answer(200 if ready else 503, b"content-type: application/json\r\n", b'{"ready":%b}' % (b"true" if ready else b"false"))
+    def new_request(self, http: HttpRequest, head: RequestHead, body: bytes) -> Request:
+        """Return a request that is received now, with an id of its own."""
+        edge = self._edge
+        plane = edge.plane
+        peer = self._find_client(http) if edge.rules is not None else ""
+        now_us = plane.now_us()
+        return new_request(plane.request_ids.new(now_us), head, body, edge.loop.time(), now_us, peer)
 
-    def _new_read(self, http: HttpRequest, body: bytes) -> Request:
-        """Return a request for something that a caller may read about itself."""
-        plane = self._edge.plane
-        head = pipeline.read_head(http.headers, ENDPOINTS[b"/v1/chat/completions"])
-        now_us, now = plane.now_us(), self._edge.loop.time()
-        return new_request(plane.request_ids.new(now_us), head, body, now, now_us, self._find_client(http))
-
-    def _answer_options(self, path: bytes) -> bool:
-        """Tell the browser of a script what it may send here, if scripts are welcome and there is anything at this path."""
+    def _answer_preflight(self, route: Route) -> bool:
+        """Answer the preflight of a browser whose script wants to call `route`. Return False if scripts are not admitted here."""
         rules = self._edge.rules
         if rules is None or not rules.origins:
             return False
-        if path in ENDPOINTS:
-            methods = b"POST"
-        elif path in (MODELS_TARGET, LIMITS_TARGET) or path.startswith(MODELS_TARGET + b"/") or path in HEALTH_TARGETS:
-            methods = b"GET, HEAD"
-        else:
-            return False
-        self.answer(200, b"allow: %b, OPTIONS\r\n%b" % (methods, edge_policy.preflight_headers(rules, methods)), b"")
+        self.answer(200, b"allow: %b, OPTIONS\r\n%b" % (route.methods, edge_policy.preflight_headers(rules, route.methods)), b"")
         return True
 
     def _is_addressed(self, http: HttpRequest) -> bool:
-        """Return whether the request names a host that is served here. Health is told under any: probes know addresses, not names."""
+        """Return whether the request names a host that is served here, or a route that is served under any."""
         rules = self._edge.rules
-        return rules is None or edge_policy.is_addressed(rules, http.headers.get(b"host", b"")) or http.target in HEALTH_TARGETS
+        if rules is None or edge_policy.is_addressed(rules, http.headers.get(b"host", b"")):
+            return True
+        route = ROUTES.get(http.target)
+        return route is not None and route.any_host
 
     def _find_client(self, http: HttpRequest) -> str:
         """The client's address, if the log is to have it."""
@@ -349,7 +320,11 @@ class ClientConnection(asyncio.Protocol):
             self._reading = True
             transport.resume_reading()
 
-    # ports.Client
+    # ports.Client, and routes.Connection
+
+    @property
+    def plane(self) -> Plane:
+        return self._edge.plane
 
     def answer(self, status: int, headers: bytes, body: bytes) -> None:
         transport = self._transport
@@ -371,7 +346,7 @@ class ClientConnection(asyncio.Protocol):
 
     def begin_stream(self, headers: bytes) -> None:
         self.committed = True
-        self._reader.rest()
+        self._reader.release_parser()
         transport = self._transport
         if transport is not None:
             chunked = self.chunked = self._request is not None and self._request.minor_version == 1
@@ -478,7 +453,7 @@ class ClientConnection(asyncio.Protocol):
             self.hang_up()
         if self._request is not None:
             if self.committed:
-                self._reader.forget()  # a stream, and it lasts
+                self._reader.release_head()  # a stream, and it lasts
                 self._head = None
             return
         elapsed = now - self._phase_at

@@ -29,7 +29,8 @@ class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
     second. `keep_alive_seconds`: an idle connection; above the 60 s of common load balancers, so that they
     close first. `write_stall_seconds`: a client that does not read. `linger_seconds`: how long a refused client is still read from, so
     that the refusal is not destroyed by the reset that closing on unread bytes sends. `connections_max`, `connections_per_peer_max`: all
-    and per address (0: no bound per address, as behind a load balancer every client is one).
+    and per address (0: no bound per address, as behind a load balancer every client is one). `internal_connections_max`: at the internal
+    listener, whose requests have `head_seconds` and whose answers have `write_stall_seconds`.
     `failed_authentications_per_minute`: per address, before 401 becomes 429 (0: no bound); good keys pass whatever failed before.
     """
 
@@ -42,6 +43,7 @@ class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
     linger_seconds: float = 2.0
     connections_max: int = 20_000
     connections_per_peer_max: int = 0
+    internal_connections_max: int = 64
     failed_authentications_per_minute: int = 120
 
 

@@ -1,21 +1,135 @@
-"""Paths of the gateway, and the rules for request targets."""
+"""The routes of both listeners: which path is answered by what, for which methods; and the rules for request targets and content types.
 
+ROUTES is the table of the public listener, INTERNAL_ROUTES that of the internal one. Whatever needs to know a path reads it here: dispatch,
+`allow`, preflights, and which paths are served under any host name.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
 from urllib.parse import unquote_to_bytes
+
+import msgspec
 
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
-from tollway.domain.faults import FaultKind
+from tollway.domain.faults import Fault, FaultKind
+from tollway.gateway import pipeline
 from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.plane import Plane
+from tollway.gateway.ports import Client
+from tollway.gateway.request import Request, RequestHead
 from tollway.wire.http import HttpRequest
+from tollway.wire.media_types import is_json
 
-ENDPOINTS: dict[bytes, Endpoint] = {dialect.target: endpoint for endpoint, dialect in DIALECTS.items()}
+_JSON = b"content-type: application/json\r\n"
+_TEXT = b"content-type: text/plain\r\n"
+_EXPOSITION = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
+
+
+class Connection(Client, Protocol):
+    """A client connection as the handlers of routes use it."""
+
+    @property
+    def plane(self) -> Plane:
+        """The state that the phases of a request share."""
+        ...
+
+    def new_request(self, http: HttpRequest, head: RequestHead, body: bytes) -> Request:
+        """Return a request that is received now."""
+        ...
+
+
+class SmallAnswer(msgspec.Struct, frozen=True):
+    """A whole answer that needs no request: its status, its content-type as a header line, its body."""
+
+    status: int
+    headers: bytes
+    body: bytes
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """A route of the public listener. `methods`: those that it has, as `allow` lists them. It has either an `endpoint`, whose requests
+    `pipeline.answer` answers, or a `handler`, which gets the connection, the request and its path. `any_host`: whether it is served
+    under host names that are not ours, as health is, because probes know addresses and not names."""
+
+    methods: bytes
+    endpoint: Endpoint | None = None
+    handler: Callable[[Connection, HttpRequest, bytes], None] | None = None
+    any_host: bool = False
+
+    def has_method(self, method: bytes) -> bool:
+        """Return whether the route has `method`."""
+        return method in self.methods.split(b", ")
+
+
 MODELS_TARGET = b"/v1/models"
-LIMITS_TARGET = b"/v1/limits"
-HEALTH_TARGETS = frozenset({b"/livez", b"/health", b"/v1/health", b"/readyz"})
+_MODELS_PREFIX = MODELS_TARGET + b"/"
+_READ = b"GET, HEAD"
+
+
+def _list_models(connection: Connection, http: HttpRequest, path: bytes) -> None:
+    """Answer with the models that the caller may use, or with the one that the path names. A name may hold slashes, which SDKs escape."""
+    path = path.replace(b"%2F", b"/").replace(b"%2f", b"/")
+    head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS)
+    request = connection.new_request(http, head, unquote_to_bytes(path[len(_MODELS_PREFIX) :]))
+    pipeline.list_models(request, connection, connection.plane)
+
+
+def _list_limits(connection: Connection, http: HttpRequest, path: bytes) -> None:
+    """Answer with the limits that bind the caller."""
+    head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS)
+    pipeline.list_limits(connection.new_request(http, head, b""), connection, connection.plane)
+
+
+def _answer_alive(connection: Connection, http: HttpRequest, path: bytes) -> None:
+    connection.answer(200, _JSON, b'{"status":"alive"}')
+
+
+def _answer_ready(connection: Connection, http: HttpRequest, path: bytes) -> None:
+    ready = connection.plane.is_ready()
+    connection.answer(200 if ready else 503, _JSON, b'{"ready":%b}' % (b"true" if ready else b"false"))
+
+
+_MODELS = Route(methods=_READ, handler=_list_models)
+_ALIVE = Route(methods=_READ, handler=_answer_alive, any_host=True)
+
+ROUTES: dict[bytes, Route] = {
+    **{dialect.target: Route(methods=b"POST", endpoint=endpoint) for endpoint, dialect in DIALECTS.items()},
+    MODELS_TARGET: _MODELS,
+    b"/v1/limits": Route(methods=_READ, handler=_list_limits),
+    b"/livez": _ALIVE,
+    b"/health": _ALIVE,
+    b"/v1/health": _ALIVE,
+    b"/readyz": Route(methods=_READ, handler=_answer_ready, any_host=True),
+}
+"""Routes of the public listener by path. Models have a path each below MODELS_TARGET: use `find_route`."""
+
+
+def find_route(path: bytes) -> Route | None:
+    """Return the public listener's route for a path, or None."""
+    return ROUTES.get(path) or (_MODELS if path.startswith(_MODELS_PREFIX) else None)
+
+
+def find_route_fault(path: bytes, route: Route | None) -> Fault | None:
+    """Return the fault of a path: it has no route, or two parsers may read it differently."""
+    if route is _MODELS:
+        path = path.replace(b"%2F", b"/").replace(b"%2f", b"/")
+    elif route is not None:
+        return None
+    kind = find_target_fault(path) or (faults.ROUTE_UNKNOWN if route is None else None)
+    return None if kind is None else Fault(kind)
+
+
+INTERNAL_ROUTES: dict[bytes, Callable[[Plane], SmallAnswer]] = {
+    b"/metrics": lambda plane: SmallAnswer(200, _EXPOSITION, plane.metrics.render()),
+    b"/livez": lambda plane: SmallAnswer(200, _TEXT, b"ok\n"),
+    b"/readyz": lambda plane: SmallAnswer(200, _TEXT, b"ok\n") if plane.is_ready() else SmallAnswer(503, _TEXT, b"not ready\n"),
+}
+"""Routes of the internal listener by path, for GET and HEAD."""
 
 
 def find_path(http: HttpRequest) -> bytes:
-    """The path of a target in origin form (or absolute form naming this Host), without its query."""
+    """Return the path of a target in origin form (or absolute form naming this Host), without its query."""
     target = http.target
     if not target.startswith(b"/"):
         for scheme in (b"http://", b"https://"):
@@ -35,3 +149,13 @@ def find_target_fault(path: bytes) -> FaultKind | None:
     if not path.startswith(b"/") or b"%2f" in path.lower() or "\\" in decoded or "\0" in decoded:
         return faults.TARGET_INVALID
     return faults.TARGET_INVALID if {".", ".."} & set(decoded.split("/")) else None
+
+
+def find_body_fault(headers: dict[bytes, bytes]) -> FaultKind | None:
+    """Return the fault of a request whose body is not said to be JSON in UTF-8, without a content coding."""
+    content_type = headers.get(b"content-type", b"")
+    if content_type != b"application/json" and not is_json(content_type):
+        return faults.MEDIA_TYPE_UNSUPPORTED
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        return faults.CONTENT_CODING_UNSUPPORTED
+    return None

@@ -10,7 +10,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.faults import Fault
 from tollway.gateway.background import BackgroundTasks
-from tollway.gateway.edge.admin_listener import AdminConnection
+from tollway.gateway.edge.admin_listener import AdminListener
 from tollway.gateway.edge.client_connection import REST_SECONDS, ClientConnection
 from tollway.gateway.edge.clock import Clock
 from tollway.gateway.edge.edge import Edge, EdgeBounds
@@ -55,7 +55,9 @@ async def serve(
         public = await loop.create_server(lambda: ClientConnection(edge), sock=listener, backlog=4096)
     else:
         public = _listen(edge, listener, tls)
-    private = await loop.create_server(lambda: AdminConnection(plane, http_bounds), sock=internal, backlog=64)
+    administration = AdminListener(edge)
+    plane.metrics.gauges["tollway_internal_connections"] = lambda: len(administration.connections)
+    private = await loop.create_server(administration.connect, sock=internal, backlog=64)
     gc.collect()
     gc.freeze()
     ready.set()
@@ -64,6 +66,7 @@ async def serve(
     if isinstance(public, Listener):
         public.cancel()
     private.close()
+    administration.close()
     for upstream in list(plane.upstreams.all()):
         upstream.close_idle(0.0, all=True)
 

@@ -216,7 +216,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def release_parser(self) -> None:
         """Release the parser's memory if the answer is between two chunks; it is made again when it is needed."""
-        self._reader.rest()
+        self._reader.release_parser()
 
     # What the event loop calls.
 

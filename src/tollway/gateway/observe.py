@@ -1,0 +1,110 @@
+"""The end of a request as operators see it: its metrics and its one log line, whatever happened to it.
+
+A request that was admitted is counted by its outcome, by model, and logged once with what its FINAL says. A refusal before admission is
+a counter and a sampled log line, so that a flood of 401s costs no disk. No bill is computed from any of this.
+"""
+
+import time
+
+from tollway.domain.faults import Fault
+from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, billed_by
+from tollway.gateway.meter import Record
+from tollway.gateway.plane import Plane
+from tollway.gateway.request import Call, Request
+from tollway.log_lines import RequestLine
+from tollway.telemetry import timestamp
+
+CLIENT_GONE_STATUS = 499
+"""Status in the log of a request whose client left before its answer began."""
+
+_NOTHING_USED = ("", 0, "", 0.0, 0, 0, 0, 0, 0, False, "")
+"""The fields of a line, from `upstream` to `usage_source`, of a request that no engine received."""
+
+
+def observe(request: Request, call: Call | None, record: Record | None, fault: Fault | None, plane: Plane) -> None:
+    """Record the end of a request. `call`, `record`: as far as it came; `fault`: what the client was told, None for success."""
+    duration = time.monotonic() - request.started
+    final = record.final if record is not None else None
+    if call is not None and final is not None:
+        _observe_final(request, call, final, fault, duration, plane)
+        return
+    if fault is not None:
+        plane.metrics.count(plane.metrics.refusals, fault.kind.code)
+    if plane.refusal_lines <= 0:
+        return
+    plane.refusal_lines -= 1
+    caller = call.caller if call is not None else None
+    line = RequestLine(
+        timestamp(request.received_at),
+        "warning",
+        "request",
+        request.id,
+        request.trace_id,
+        fault.kind.status if fault is not None else CLIENT_GONE_STATUS,
+        int(duration * 1e6) / 1000,
+        request.endpoint,
+        caller.organization.id if caller is not None else "",
+        caller.project.id if caller is not None else "",
+        caller.principal.id if caller is not None else "",
+        call.model.id if call is not None else "",
+        *_NOTHING_USED,
+    )
+    _write(line, request, fault, plane)
+
+
+def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | None, duration: float, plane: Plane) -> None:
+    """Record the end of an admitted request: what its FINAL says."""
+    used = final.used
+    model = call.model.id
+    status = fault.kind.status if fault is not None else 200
+    ttft_ms = 0.0 if final.first_token_at is None else (final.first_token_at - request.received_at) / 1000
+    metrics = plane.metrics
+    metrics.count(metrics.outcomes, final.outcome)
+    found = metrics.of_model(request.endpoint, model)
+    found.statuses[status] = found.statuses.get(status, 0) + 1
+    found.input += used.input
+    found.cached_input += used.cached_input
+    found.output += used.output
+    found.reasoning += used.reasoning
+    found.duration.observe(duration)
+    if ttft_ms:
+        found.first_token.observe(ttft_ms / 1000)
+    caller = call.caller
+    line = RequestLine(  # by position, because names cost more than the fields
+        timestamp(request.received_at),
+        "info" if status < 500 else "error",
+        "request",
+        request.id,
+        request.trace_id,
+        status,
+        int(duration * 1e6) / 1000,
+        request.endpoint,
+        caller.organization.id,
+        caller.project.id,
+        caller.principal.id,
+        model,
+        final.deployment_id or "",
+        final.attempts,
+        final.outcome,
+        ttft_ms,
+        used.input,
+        used.cached_input,
+        used.output,
+        used.reasoning,
+        billed_by(OUTCOME_POLICY_CURRENT, final).times(call.price.unit_prices).total,
+        call.stream,
+        final.source,
+    )
+    _write(line, request, fault, plane)
+
+
+def _write(line: RequestLine, request: Request, fault: Fault | None, plane: Plane) -> None:
+    """Log the line, with the fields that few requests have."""
+    if fault is not None:
+        line.error_code = fault.kind.code
+        line.detail = fault.detail
+    if request.peer:
+        line.peer = request.peer
+    if request.head.client_request_id:
+        line.client_request_id = request.head.client_request_id
+    plane.log.take(line)
