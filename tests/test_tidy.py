@@ -106,7 +106,6 @@ UNCONVERTED_PROSE: dict[str, int] = {
     "src/tollway/gateway/": 1,
     "src/tollway/serve/": 17,
     "src/tollway/storage/": 34,
-    "src/tollway/wire/": 8,
     "tests/cli/": 30,
     "tests/control/": 20,
     "verifier/": 3,
