@@ -12,6 +12,7 @@ from tests.control.harness import WAIT_SECONDS_MAX, Running, TenantSetup, answer
 from tollway.control import tenants
 from tollway.control.api import app
 from tollway.control.api.app import BODY_BYTES_MAX, create_apps, refuse_undeclared
+from tollway.control.api.descriptions import describe
 from tollway.control.api.routes import Route, router
 from tollway.domain.keys import KeyType
 from tollway.serve import http_protocol
@@ -39,7 +40,7 @@ class TestEveryRoute:
                 assert isinstance(route, Route)
                 assert route.access.name in {"organization admin", "platform operator", "node", "public"}
                 if route.access.name == "public":
-                    assert route.path in {"/livez", "/readyz", "/metrics", "/openapi.json"}
+                    assert route.path in {"/livez", "/readyz", "/metrics", "/openapi.json", "/reference"}
 
     def test_refuses_whoever_shows_no_key(self, control: Running) -> None:
         for each, url in zip(create_apps(control.plane), (control.url, control.link_url), strict=True):
@@ -384,3 +385,52 @@ class TestAnAnsweredConnection:
         refused(control.operator().get("/v1/platform/organizations"), 503, "overloaded")
         for path in ("/livez", "/readyz"):
             assert control.operator().get(path).status_code == 200
+
+
+class TestTheDescription:
+    @pytest.fixture
+    def documents(self, control: Running) -> list[dict[str, Any]]:
+        return [describe(each) for each in create_apps(control.plane)]
+
+    def test_explains_every_field_with_an_example(self, documents: list[dict[str, Any]]) -> None:
+        missing, fields = [], 0
+        for document in documents:
+            for name, schema in document["components"]["schemas"].items():
+                for field, described in schema.get("properties", {}).items():
+                    fields += 1
+                    refers = (
+                        "$ref" in str(described) or "const" in described or described.get("type") == "null" or "properties" in described
+                    )
+                    if not described.get("description") or not (refers or described.get("examples")):
+                        missing.append(f"{name}.{field}")
+        assert missing == [] and fields > 600
+
+    def test_explains_every_parameter(self, documents: list[dict[str, Any]]) -> None:
+        parameters = [
+            (path, each)
+            for document in documents
+            for path, operations in document["paths"].items()
+            for operation in operations.values()
+            for each in operation.get("parameters", ())
+        ]
+        assert len(parameters) > 100
+        assert [(path, each["name"]) for path, each in parameters if not each.get("description")] == []
+
+    def test_names_errors_and_security_of_every_operation(self, documents: list[dict[str, Any]]) -> None:
+        for document in documents:
+            schemes = document["components"]["securitySchemes"]
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    is_public = path in {"/livez", "/readyz", "/metrics"}
+                    names = [name for requirement in operation["security"] for name in requirement]
+                    assert bool(names) is not is_public and set(names) <= set(schemes), path
+                    errors = {status for status in operation["responses"] if status >= "400"}
+                    assert errors >= ({"400", "500", "503"} if is_public else {"400", "401", "403", "500", "503"}), path
+                    assert "422" not in errors
+
+    def test_is_a_page_that_loads_nothing(self, control: Running) -> None:
+        response = control.client(None).get("/reference")
+        assert response.status_code == 200 and response.headers["content-type"].startswith("text/html")
+        assert response.headers["content-security-policy"].startswith("default-src 'none'")
+        assert "/v1/organization/projects/{project_id}" in response.text and "operatorKey" in response.text
+        assert "<script" not in response.text and "http-equiv" not in response.text and "src=" not in response.text

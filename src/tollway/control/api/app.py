@@ -9,13 +9,14 @@ import asyncio
 import time
 import traceback
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import prometheus_client
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from pydantic import Field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -28,6 +29,7 @@ from tollway.control.api import (
     catalog,
     corrections,
     deployments,
+    descriptions,
     errors,
     ledger,
     limits,
@@ -41,6 +43,7 @@ from tollway.control.api import (
     projects,
     reconciliation,
     records,
+    reference,
     service_accounts,
     usage,
 )
@@ -126,17 +129,19 @@ def refuse_undeclared(routes: Sequence[BaseRoute]) -> None:
 class JobOut(Out):
     """The state of a periodic job."""
 
-    name: str
-    is_running: bool
-    last_success_at: int | None
-    failures: int
+    name: Annotated[str, Field(description="Name of the job.", examples=["period_closing"])]
+    is_running: Annotated[bool, Field(description="Whether this process runs it at the moment.", examples=[False])]
+    last_success_at: Annotated[
+        int | None, Field(description="Latest success in any process, in Unix seconds; null if there is none.", examples=[1790000000])
+    ]
+    failures: Annotated[int, Field(description="Failures since the latest success, 0 or more.", examples=[0])]
 
 
 class Readiness(Out):
     """The state of a control process that is ready."""
 
-    status: Literal["ok"]
-    jobs: list[JobOut]
+    status: Annotated[Literal["ok"], Field(description="Always `ok`.", examples=["ok"])]
+    jobs: Annotated[list[JobOut], Field(description="The periodic jobs of this process.")]
 
 
 def _job_out(name: str, state: JobState) -> JobOut:
@@ -168,9 +173,14 @@ def _description() -> APIRouter:
 
     @description.get("/openapi.json", dependencies=[Depends(public)], include_in_schema=False)
     def describe(request: Request) -> Response:
-        """OpenAPI 3.1 of this API."""
-        app: FastAPI = request.app
-        return Response(msgspec.json.encode(app.openapi()), media_type="application/json")
+        """Return the OpenAPI 3.1 description of this API."""
+        return Response(msgspec.json.encode(descriptions.describe(request.app)), media_type="application/json")
+
+    @description.get("/reference", dependencies=[Depends(public)], include_in_schema=False)
+    def show(request: Request) -> Response:
+        """Return the description as a page for people."""
+        headers = {"content-security-policy": reference.CONTENT_SECURITY_POLICY}
+        return Response(reference.render(descriptions.describe(request.app)), media_type="text/html", headers=headers)
 
     return description
 

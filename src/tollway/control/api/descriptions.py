@@ -1,0 +1,359 @@
+"""The OpenAPI description of the REST API: what FastAPI derives from the routes, with the meaning of every field, errors and security.
+
+A field that its schema describes keeps that description. The other ones are described here by name, because most names mean the same
+everywhere; `SPECIAL` holds those that do not. A test requires a description for every field.
+"""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+
+from tollway.control.api.routes import Route, node, public
+
+
+@dataclass(frozen=True, slots=True)
+class FieldText:
+    """The meaning of a field, with its unit and range, and an example of its value (None for a field that refers to another schema)."""
+
+    text: str
+    example: object = None
+
+
+_AT = "in Unix seconds (UTC)"
+_MONEY = "as an exact decimal string in the currency of the organization"
+_PICO = "as a whole number of 10^-12 units of the currency, in a string"
+_ORGANIZATION = "org_0198c5f2a3b47c11a0b1c2d3e4f50617"
+_PROJECT = "proj_0198c5f2a3b47c11a0b1c2d3e4f50617"
+_NODE = "node_0198c5f2a3b47c11a0b1c2d3e4f50617"
+_KEY = "key_0198c5f2a3b47c11a0b1c2d3e4f50617"
+_REQUEST = "req_0198c5f2a3b47c11a0b1c2d3e4f50617"
+_DEPLOYMENT = "dep_0198c5f2a3b47c11a0b1c2d3e4f50617"
+_BOOK = "book_0198c5f2a3b47c11a0b1c2d3e4f50617"
+_HASH = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+FIELDS: Mapping[str, FieldText] = {
+    "accept_warnings": FieldText("Publish although the check of the draft has warnings.", False),
+    "account_id": FieldText("The account of the ledger.", "acct_usage"),
+    "acked_version": FieldText("The latest snapshot version that the gateway has applied, 0 or more.", 42),
+    "actor": FieldText("The id of the operator key that asked for it.", _KEY),
+    "addresses": FieldText("Addresses of the engines that were compared together.", ["http://10.0.0.5:8000"]),
+    "adjustment_id": FieldText("The correction that the transaction books; null for usage.", "adj_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+    "adjustments": FieldText("Corrections that were booked, in the order of booking or as their number.", None),
+    "adjustments_digest": FieldText("SHA-256 over the corrections of the period, in hexadecimal.", _HASH),
+    "admin_api_key": FieldText("The first admin key of the organization, with its secret."),
+    "admitted_at": FieldText(f"When the gateway admitted the request, {_AT}.", 1790000000),
+    "amount": FieldText(f"An amount of money {_MONEY}; negative for a credit.", "0.001234"),
+    "amount_pico": FieldText(f"The same amount {_PICO}.", "1234000000"),
+    "amounts": FieldText(f"Amounts by billing class, each {_MONEY}; null until the period is closed.", {"input": "1.50", "output": "4.20"}),
+    "anomalous": FieldText("Requests whose engine reported usage that was not believed, 0 or more.", 0),
+    "anomaly": FieldText("The kind of usage report that was not believed.", "usage_inflated"),
+    "api_key": FieldText("The first key of the service account, with its secret; null if none was asked for."),
+    "api_key_id": FieldText("The API key of the request.", _KEY),
+    "approver": FieldText("The id of the operator key that approved or rejected it; null if nobody has yet.", _KEY),
+    "archived_at": FieldText(f"When it was archived, {_AT}; null while it is active.", 1790000000),
+    "attempts": FieldText("Engines that were asked, 1 or more.", 1),
+    "base_url": FieldText("Address of the engine without the path of the API, 8 to 2048 characters.", "http://10.0.0.5:8000"),
+    "behind": FieldText("Snapshot versions that the gateway has not applied yet, 0 or more.", 0),
+    "billing_class": FieldText("The class that is counted and priced.", "input"),
+    "billing_period": FieldText("The billing period in which the request is booked."),
+    "book_id": FieldText("The price book, up to 64 characters.", _BOOK),
+    "booked_at": FieldText(f"When the transaction was booked, {_AT}.", 1790000000),
+    "cache_isolation": FieldText("How the prefix caches of organizations are kept apart at this engine.", "engine"),
+    "cause": FieldText("Whether usage or a correction caused the transaction.", "usage"),
+    "changed_at": FieldText(f"When the balance changed last, {_AT}.", 1790000000),
+    "closed_at": FieldText(f"When it was closed, {_AT}; null while it is open.", 1790000000),
+    "closed_by": FieldText("The operator key that closed the period, or `automatic`; null until closing begins.", "automatic"),
+    "code": FieldText("What the check found, as a word for programs.", "price_drop"),
+    "corrections": FieldText(f"The sum of the corrections that are booked in the period, {_MONEY}; null until it is closed.", "-0.25"),
+    "cost": FieldText("The amount of the request, with its currency.", {"value": "0.001234", "currency": "eur"}),
+    "covered_seconds": FieldText("Seconds of the hour that lie between readings of the engine, 0 to 3600.", 3600),
+    "create_service_account_only": FieldText("Create the service account without a key.", False),
+    "created_at": FieldText(f"When it was created, {_AT}.", 1790000000),
+    "credential": FieldText("Bearer token for the engine, 1 to 4096 characters; never shown again. Null removes it.", "s3cret"),
+    "currency": FieldText("ISO 4217 code of the currency; fixed when the resource is created.", "EUR"),
+    "data": FieldText("The items, in the order that was asked for."),
+    "decided_at": FieldText(f"When it was approved or rejected, {_AT}; null while it waits.", 1790000000),
+    "declared_at": FieldText(f"When it was declared, {_AT}.", 1790000000),
+    "default": FieldText("Whether organizations of the currency without terms of their own pay by this book.", False),
+    "deleted": FieldText("Always true.", True),
+    "deployment_id": FieldText("The deployment that served the request; null if that is not known.", _DEPLOYMENT),
+    "deployments": FieldText("The deployments at these addresses.", [_DEPLOYMENT]),
+    "discount_bp": FieldText("Discount on the book in basis points (1/100 of a percent), 0 to 10000.", 500),
+    "draft_id": FieldText("The draft that was checked.", "draft_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+    "drift": FieldText("Tokens counted by the engine beyond the ledger; negative if the ledger has more; null if not comparable.", 0),
+    "drift_percent": FieldText("The drift in percent of the engine's count; null if not comparable.", 0.0),
+    "drift_percent_max": FieldText("Tolerated drift in percent, 0 or more.", 0.1),
+    "drift_tokens_max": FieldText("Tolerated drift in tokens, 0 or more.", 1000),
+    "duration_ms": FieldText("Milliseconds from admission to the end of the answer, 0 or more.", 840.5),
+    "end_time": FieldText(f"The end, exclusive, {_AT}.", 1792540800),
+    "ended_at": FieldText(f"When the request ended, {_AT}.", 1790000001),
+    "endpoint": FieldText("The endpoint that was called.", "chat/completions"),
+    "endpoints": FieldText("Endpoints at which the model is served.", ["chat/completions"]),
+    "engine": FieldText("The kind of inference engine.", "vllm"),
+    "engines": FieldText("The engines of the row, one by one."),
+    "entries": FieldText("The lines of the transaction, which add up to zero."),
+    "epoch": FieldText("The run of the gateway: it grows with each start, 1 or more; null if none applies.", 1790000000000),
+    "epochs": FieldText("Runs of the gateway that were declared lost.", [1790000000000]),
+    "error": FieldText("The error code of the request; null if it succeeded.", "upstream_cut"),
+    "event_hash": FieldText("SHA-256 of the usage event, in hexadecimal: a leaf of the period's Merkle tree.", _HASH),
+    "events": FieldText("Number of usage events, 0 or more; null until it is known.", 1204),
+    "everybody": FieldText("Include organizations of the currency that pay by other books.", False),
+    "expires_at": FieldText(f"When the key stops being valid, exclusive, {_AT}; null if it does not expire.", 1821536000),
+    "expires_in_seconds": FieldText("Lifetime of the key in seconds, 1 to 3162240000; null or absent for no expiry.", 2592000),
+    "failures": FieldText("Readings of the engine that failed in the hour, 0 or more.", 0),
+    "findings": FieldText("What the check of the draft found."),
+    "first_id": FieldText("The id of the first item; null for an empty list.", _KEY),
+    "first_seen_at": FieldText(f"When the gateway was first seen, {_AT}.", 1790000000),
+    "first_seq": FieldText("The first record of the batch that caused the transaction, 1 or more; null for a correction.", 1),
+    "first_token_ms": FieldText("Milliseconds from admission to the first token; null if there was none.", 120.3),
+    "from": FieldText(f"The start, inclusive, {_AT}; null for the last full calendar month.", 1788220800),
+    "from_book_id": FieldText("The book whose prices the draft begins with; null for an empty draft.", _BOOK),
+    "frozen_at": FieldText(f"When the period was frozen, {_AT}; null until closing begins.", 1790000000),
+    "has_credential": FieldText("Whether a credential is stored for the engine.", True),
+    "has_more": FieldText("Whether more items follow.", False),
+    "id": FieldText("The id of the resource.", _KEY),
+    "incomplete": FieldText("Requests without a complete usage report, 0 or more.", 0),
+    "input_cached_tokens": FieldText("Input tokens that came from the prefix cache, 0 or more.", 0),
+    "input_tokens": FieldText("Input tokens that are billed, 0 or more.", 120),
+    "kind": FieldText("The kind of the resource.", "credit"),
+    "known_until": FieldText(f"Until when the records of the run are known to be complete, {_AT}; null if never.", 1790000000),
+    "last_id": FieldText("The id of the last item: the `after` of the next page; null for an empty list.", _KEY),
+    "last_seq": FieldText("The last record of the batch that caused the transaction, 1 or more; null for a correction.", 64),
+    "last_used_at": FieldText("Always null: the use of keys is not recorded.", None),
+    "late": FieldText("Whether the request ended in an earlier period that was closed already.", False),
+    "leaf": FieldText("The bytes that are hashed for the event, in Base64.", "eyJpZCI6InJlcSJ9"),
+    "leaf_index": FieldText("Position of the event among the leaves, 0 or more.", 7),
+    "ledger": FieldText("Tokens that the ledger has, 0 or more.", 1204000),
+    "limits": FieldText("Limits of the key; what is null is not limited by it."),
+    "lines": FieldText("Prices by model and service tier, at most 2000."),
+    "list": FieldText("The price list that the organization pays by.", _BOOK),
+    "lost": FieldText("Declaration that the missing records are lost; null if there is none."),
+    "max_requests_per_1_day": FieldText("Requests per day; null for no limit.", 100000),
+    "max_requests_per_1_minute": FieldText("Requests per minute; null for no limit.", 600),
+    "max_tokens_per_1_minute": FieldText("Tokens per minute; null for no limit.", 1000000),
+    "merkle_root": FieldText("Root of the Merkle tree over the events of the period, in hexadecimal; null until it is closed.", _HASH),
+    "message": FieldText("The finding in a sentence.", "Records are missing."),
+    "model": FieldText("Name of the model, up to 128 of A-Z a-z 0-9 . _ : / @ -.", "llama-3.1-8b"),
+    "models": FieldText("Names of models, at most 1000; null for all that the project may use.", ["llama-3.1-8b"]),
+    "name": FieldText("A name for people, 1 to 256 printable characters.", "Production"),
+    "needs_approval": FieldText("Whether a second operator has to approve the correction.", False),
+    "net_cost": FieldText("The amount of the request after its corrections, with the currency.", {"value": "0.00", "currency": "eur"}),
+    "next_page": FieldText("The `page` of the next request; null at the end.", "1790003600"),
+    "next_seq": FieldText("The record of the run that is expected next, 1 or more.", 65),
+    "node_id": FieldText("The gateway, up to 64 characters.", _NODE),
+    "object": FieldText("The type of the object.", "list"),
+    "organization_id": FieldText("The organization; null if it does not belong to one.", _ORGANIZATION),
+    "outcome": FieldText("How the request ended.", "completed"),
+    "outcome_policy": FieldText("Version of the policy that decides what an outcome bills, 1 or more.", 1),
+    "output_reasoning_tokens": FieldText("Output tokens for reasoning, 0 or more.", 0),
+    "output_tokens": FieldText("Output tokens that are billed, 0 or more.", 34),
+    "output_tokens_max": FieldText("Most output tokens of one request, 1 to 2147483647; null for the engine's own bound.", 4096),
+    "owner": FieldText("The owner."),
+    "owner_project_access": FieldText("Always `active`.", "active"),
+    "path": FieldText("Hashes from the leaf to the root, in hexadecimal.", [_HASH]),
+    "pending_nodes": FieldText("Gateways that were alive and have not confirmed the change within a second.", []),
+    "period_id": FieldText("The billing period.", "period_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+    "period_start_time": FieldText(f"Start of the billing period in which it is booked, {_AT}; null if it is not booked.", 1788220800),
+    "pooling": FieldText("Whether connections to the engine are kept and used again.", True),
+    "price_id": FieldText("The price version.", "price_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+    "price_per_million": FieldText("Price of 1,000,000 units as a decimal string in the currency of the organization.", "0.15"),
+    "price_version": FieldText("The price version that the request was rated with.", "price_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+    "project_id": FieldText("The project.", _PROJECT),
+    "prompt": FieldText("The comparison of input tokens."),
+    "publishable": FieldText("Whether the draft can be published as it is.", True),
+    "published": FieldText("Whether gateways serve the model.", True),
+    "quantities": FieldText("Quantities by billing class, each 0 or more; null if they do not change.", {"input": 120, "output": 34}),
+    "quantity": FieldText("The quantity that is billed, 0 or more.", 120),
+    "reason": FieldText("The reason in words, 1 to 1024 printable characters.", "The engine counted twice."),
+    "records_after": FieldText("Records of the run that arrived after the declaration, 0 or more.", 0),
+    "redacted_value": FieldText("The part of the key that may be shown.", "tw_live_1A2b3C4d...wxyz"),
+    "region": FieldText("Where the engine is, 1 to 64 of a-z 0-9 -; null if it is not said.", "eu-central-1"),
+    "remove": FieldText("Lines to remove from the draft, at most 2000."),
+    "report": FieldText(
+        "Each run of a gateway and how far its records have arrived; null until closing begins.",
+        {"epochs": []},
+    ),
+    "request_id": FieldText("The request, as in its `x-request-id`, up to 64 characters.", _REQUEST),
+    "requests": FieldText("Requests, with those that explain a drift."),
+    "resets": FieldText("Starts of the engine in the hour, 0 or more.", 0),
+    "results": FieldText("The results of the interval, one for each group.", []),
+    "retried": FieldText("Requests for which more than one engine was asked, 0 or more.", 0),
+    "retry_started": FieldText("Whether a request may be sent to another engine after the first one has received it.", True),
+    "role": FieldText("The role of the owner.", "member"),
+    "seen_at": FieldText(f"When the gateway was last seen, {_AT}.", 1790000000),
+    "service_account": FieldText("The service account that owns the key; null if none does."),
+    "service_end_time": FieldText(f"End of the period in which the service was used, exclusive, {_AT}.", 1790812800),
+    "service_start_time": FieldText(f"Start of the period in which the service was used, {_AT}.", 1788220800),
+    "service_tier": FieldText("The service tier of the request or price.", "standard"),
+    "severity": FieldText("Whether the finding prevents publication (`error`) or has to be accepted (`warning`).", "warning"),
+    "share_cache": FieldText("Whether organizations share the prefix cache of the model's engines.", False),
+    "start_time": FieldText(f"The start, inclusive, {_AT}.", 1789948800),
+    "state": FieldText("The state of the resource.", "open"),
+    "status": FieldText("The status of the resource: `active` or `archived`.", "active"),
+    "stream": FieldText("Whether the answer was a stream.", True),
+    "ticked_at": FieldText(f"Instant of the latest sign in the records that the gateway runs, {_AT}; null if there is none.", 1790000000),
+    "tier": FieldText("Order of deployments, 0 to 1000: a higher tier is used when the lower ones cannot serve.", 0),
+    "time_zone": FieldText("IANA name of the time zone whose months are billing periods.", "Europe/Berlin"),
+    "to": FieldText(f"The end, exclusive, {_AT}; null for now.", 1790812800),
+    "total": FieldText(f"The sum of the period, corrections included, {_MONEY}; null until it is closed.", "5.45"),
+    "total_pico": FieldText(f"The same sum {_PICO}; null until it is closed.", "5450000000000"),
+    "tree_size": FieldText("Number of leaves of the tree, 1 or more.", 1204),
+    "type": FieldText("The type of the key or of its owner.", "live"),
+    "unattributed_tokens": FieldText("Tokens of requests whose engine is not known, 0 or more.", 0),
+    "unit_price_pico": FieldText(f"Price of one unit {_PICO}.", "150000"),
+    "unknown_parameters": FieldText("What happens to request fields that no engine of the model declares.", "refuse"),
+    "upstream_model": FieldText("Name of the model at the engine, 1 to 256 printable characters.", "meta-llama/Llama-3.1-8B-Instruct"),
+    "usage": FieldText("Quantities by billing class, each 0 or more.", {"input": 120, "output": 34}),
+    "usage_source": FieldText("Where the quantities come from.", "engine"),
+    "user": FieldText("Always null: keys belong to projects.", None),
+    "valid_from": FieldText(f"From when on it is valid, {_AT}; null for now.", 1790812800),
+    "value": FieldText("The secret of the key, shown this once.", "tw_live_1A2b3C4d..."),
+    "version": FieldText("A version, which grows with each change, 0 or more.", 42),
+    "watermark_digest": FieldText("SHA-256 over the positions of all gateways at the freeze, in hexadecimal; null before.", _HASH),
+    "weight": FieldText("Share of requests among deployments of one tier, 0 to 1000000; 0 takes the deployment out.", 1),
+}
+
+SPECIAL: Mapping[str, FieldText] = {
+    "AdminKeyOwner.created_at": FieldText("Always null: admin keys belong to the organization.", None),
+    "AdminKeyOwner.id": FieldText("Always null: admin keys belong to the organization.", None),
+    "AdminKeyOwner.name": FieldText("Always null: admin keys belong to the organization.", None),
+    "BalanceOut.kind": FieldText("The kind of the account.", "revenue"),
+    "BalanceOut.owner": FieldText("The organization or the platform, whose account it is.", _ORGANIZATION),
+    "ComparisonOut.engine": FieldText("Tokens that the engine counted, 0 or more; null if it was not observed.", 1204000),
+    "LineOut.output": FieldText("The comparison of output tokens, or the price of 1,000,000 output tokens."),
+    "PeriodReportOut.adjustments": FieldText("Number of corrections booked in the period, 0 or more; null until closing begins.", 2),
+    "QuantitiesWrite.request": FieldText("Requests that are billed, 0 or more.", 1),
+    "RowOut.output": FieldText("The comparison of output tokens."),
+    "RowOut.models": FieldText("Models that share the engines.", ["llama-3.1-8b"]),
+    "UsageOut.requests": FieldText("Requests, 0 or more.", 310),
+}
+
+PARAMETERS: Mapping[str, FieldText] = {
+    "after": FieldText("Return items that follow this id.", _KEY),
+    "limit": FieldText("Most items or intervals to return.", 20),
+    "order": FieldText("By time of creation, oldest first (`asc`) or latest first (`desc`).", "asc"),
+    "include_archived": FieldText("Return archived resources too.", False),
+    "include_closed": FieldText("Return published and discarded drafts too.", False),
+    "only_lost": FieldText("Return only runs that were declared lost.", False),
+    "key_id": FieldText("The key.", _KEY),
+    "service_account_id": FieldText("The service account.", "svcacct_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+    "rate_limit_id": FieldText("The rate limit, by the name of its model.", "rl-llama-3.1-8b"),
+    "bucket_width": FieldText("Width of an interval.", "1d"),
+    "group_by": FieldText("Group by this field (repeatable).", ["project_id"]),
+    "project_ids": FieldText("Only these projects (repeatable).", [_PROJECT]),
+    "api_key_ids": FieldText("Only these keys (repeatable).", [_KEY]),
+    "models": FieldText("Only these models (repeatable).", ["llama-3.1-8b"]),
+    "line_items": FieldText("Only these billing classes (repeatable).", ["output"]),
+    "page": FieldText("The `next_page` of the answer before.", "1790003600"),
+    "owner": FieldText("Only accounts of this owner.", _ORGANIZATION),
+    "kind": FieldText("Only this kind.", "usage_inflated"),
+    "first_seq": FieldText("The first record of the batch, 1 or more.", 1),
+    "since": FieldText("Return changes after this version, 0 or more.", 42),
+    "follow": FieldText("Keep the connection open and send changes as they happen.", False),
+}
+
+SECURITY_SCHEMES: Mapping[str, Mapping[str, str]] = {
+    name: {"type": "http", "scheme": "bearer", "description": text}
+    for name, text in {
+        "adminKey": "An admin key of the organization (tw_admin_...), or an operator key with the header `OpenAI-Organization`.",
+        "operatorKey": "A key of an operator of the platform (tw_platform_...).",
+        "nodeKey": "The key of a gateway (tw_node_...).",
+    }.items()
+}
+
+_SCHEME_BY_ACCESS = {"organization admin": "adminKey", "platform operator": "operatorKey", node.name: "nodeKey"}
+
+ERROR_TEXTS: Mapping[int, str] = {
+    400: "The request is not valid; `param` names the field.",
+    401: "The key is missing, unknown, revoked or expired.",
+    403: "The key may not call this operation.",
+    404: "The resource does not exist, or belongs to another organization.",
+    408: "The body did not arrive in time.",
+    409: "The state of the resource does not allow this.",
+    413: "The body is too large.",
+    415: "The body is not JSON in UTF-8, or is compressed.",
+    500: "A defect of the platform; report the `x-request-id`.",
+    503: "The database or the control plane is not available right now; retry after `retry-after`.",
+}
+
+_ERROR = {
+    "type": "object",
+    "title": "Error",
+    "description": "An error in the shape of OpenAI's API.",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "description": "The error.",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string", "description": "The error in a sentence.", "examples": ["The key is not valid."]},
+                "type": {"type": "string", "description": "The class of the error.", "examples": ["invalid_request_error"]},
+                "param": {"type": ["string", "null"], "description": "The field at fault, if one is.", "examples": ["name"]},
+                "code": {"type": ["string", "null"], "description": "The error for programs.", "examples": ["invalid_api_key"]},
+            },
+        }
+    },
+}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 description of `app`, as a copy that the caller may change."""
+    document: dict[str, Any] = deepcopy(app.openapi())
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):  # of the framework; our 400 takes its place
+        schemas.pop(name, None)
+    schemas["Error"] = _ERROR
+    components["securitySchemes"] = dict(SECURITY_SCHEMES)
+    for name, schema in schemas.items():
+        for field, described in schema.get("properties", {}).items():
+            _complete(described, SPECIAL.get(f"{name.rpartition('__')[2]}.{field}") or FIELDS.get(field))
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    by_operation = {(route.path_format, method.lower()): route for route in routes for method in route.methods or ()}
+    for path, method, operation in _list_operations(document):
+        route = by_operation[path, method]
+        for parameter in operation.get("parameters", ()):
+            _complete(parameter, PARAMETERS.get(parameter["name"]) or FIELDS.get(parameter["name"]))
+        scheme = _SCHEME_BY_ACCESS.get(route.access.name)
+        operation["security"] = [] if scheme is None else [{scheme: []}]
+        operation["responses"].pop("422", None)
+        for status in _list_errors(route, method, operation):
+            content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+            operation["responses"][str(status)] = {"description": ERROR_TEXTS[status], "content": content}
+    return document
+
+
+def _list_operations(document: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            yield path, method, operation
+
+
+def _list_errors(route: Route, method: str, operation: Mapping[str, Any]) -> list[int]:
+    """List the statuses with which the operation may fail."""
+    statuses = {400, 500, 503}
+    if route.access is not public:
+        statuses |= {401, 403}
+    if "{" in route.path_format:
+        statuses.add(404)
+    if method != "get":
+        statuses.add(409)
+    if "requestBody" in operation or method in {"post", "put"}:
+        statuses |= {408, 413, 415}
+    return sorted(statuses)
+
+
+def _complete(described: dict[str, Any], text: FieldText | None) -> None:
+    """Add description and example to a field or parameter that its declaration does not describe."""
+    if text is None:
+        return
+    described.setdefault("description", text.text)
+    if text.example is not None and "examples" not in described and "$ref" not in described and "const" not in described:
+        if "in" in described:  # a parameter has one example, a schema a list of them
+            described.setdefault("example", text.example)
+        else:
+            described["examples"] = [text.example]
