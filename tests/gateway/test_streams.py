@@ -97,6 +97,7 @@ BROKEN: dict[str, tuple[Script, str]] = {
     "flat-error": ([part({"object": "error", "message": "m", "code": 503}), part(DONE), END], "upstream_error"),
     "flat-error-without-a-mark": ([part({"message": "m", "type": "Internal", "code": 503}), part(DONE), END], "upstream_error"),
     "named-error": ([part(b'event: error\ndata: {"text": "m"}\n\n'), part(DONE), END], "upstream_error"),
+    "named-error-without-data": ([part(b"event: error\n: no worker is left\n\n"), part(DONE), END], "upstream_error"),
     "odd-error": ([part({"error": {"message": ["m"], "code": [503]}}), part(DONE), END], "upstream_error"),
     "string-error": ([part({"error": "boom"}), part(DONE), END], "upstream_error"),
     "error-beside-choices": ([part(chunk("b") | ERROR), part(DONE), END], "upstream_error"),

@@ -105,12 +105,17 @@ def read_retry_after(value: bytes, now_us: int) -> float | None:
     return min(max(seconds, 0.0), RETRY_AFTER_SECONDS_MAX)
 
 
+def is_named_error(event: bytes) -> bool:
+    """Return whether an event has the name "error", with data or without."""
+    return not event.startswith(b"data:") and any(line.replace(b" ", b"") == b"event:error" for line in event.split(b"\n"))
+
+
 def is_error_event(event: bytes, data: bytes) -> bool:
     """Return whether an event of a stream, which has no choices, is an error: it is named one, or holds an error object, or is one.
 
     `event`: with its fields; `data`: its JSON.
     """
-    if not event.startswith(b"data:") and any(line.replace(b" ", b"") == b"event:error" for line in event.split(b"\n")):
+    if is_named_error(event):
         return True
     try:
         members = _members.decode(data)

@@ -18,7 +18,7 @@ from tollway.domain.usage import TOKENS_MAX, Anomaly, ServiceTier, UsageSource
 from tollway.gateway.dialects import fields
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent, rename_model
 from tollway.gateway.dialects.dialect import Dialect
-from tollway.gateway.dialects.engine_errors import read_fault
+from tollway.gateway.dialects.engine_errors import is_named_error, read_fault
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.prompt_salt import salt_system
 from tollway.gateway.dialects.usage import UNBELIEVABLE, Report, cap_input, cap_output, check_report, read_counts
@@ -198,6 +198,8 @@ class MessageStream:
         """Read one event; returns what to relay, or None for nothing. Raises Fault."""
         data = sse.find_data(event)
         if data is None or self.terminated:
+            if not self.terminated and is_named_error(event):
+                raise read_fault(b"", 200, self._context.engine, first=not self._events)
             return None
         if b"\n" in data:
             data = data.replace(b"\n", b" ")

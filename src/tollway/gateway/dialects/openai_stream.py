@@ -15,7 +15,7 @@ from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.gateway.dialects.answers import ABSENT, NULL, AnswerContext, check_text, decode, is_absent
-from tollway.gateway.dialects.engine_errors import is_error_event, read_fault
+from tollway.gateway.dialects.engine_errors import is_error_event, is_named_error, read_fault
 from tollway.gateway.dialects.openai_answers import list_choices, read_finish, read_usage
 from tollway.gateway.dialects.usage import Report, cap_input, cap_output, merge_sequences
 from tollway.native import EventTemplate
@@ -207,6 +207,8 @@ class OpenAIStream:
         """
         data = sse.find_data(event)
         if data is None or self.terminated:
+            if not self.terminated and is_named_error(event):
+                raise read_fault(b"", 200, self._context.engine, first=not self._events)
             return None
         if data == b"[DONE]":
             if not self._events:
