@@ -22,6 +22,7 @@ from tollway.gateway.edge.edge_policy import EdgePolicy, parse_hosts, parse_netw
 from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.relay import RelayBounds
+from tollway.link.epochs import SpoolDamaged
 from tollway.link.spool import SpoolOptions
 from tollway.serve import data_directory
 from tollway.serve.gateway import GatewayOptions, run_gateway
@@ -81,10 +82,9 @@ def gateway(
     try:
         code = run_gateway(options)
     except OSError as error:
-        raise OperatorError(
-            f"the spool in {options.directory} cannot be written: {error.strerror or error}",
-            hint="without it no request can be metered, so none is served",
-        ) from None
+        raise data_directory.explain(error, options.directory / "spool") from None
+    except (SpoolDamaged, ValueError) as error:
+        raise OperatorError(f"the spool in {options.directory} cannot be used: {error}", hint="`tollway spool inspect` shows it") from None
     raise typer.Exit(code)
 
 

@@ -49,6 +49,9 @@ PAUSE_SECONDS = 0.25
 CARE_SECONDS = 5.0
 """Interval at which the directory is checked for dead epochs and for space."""
 
+FIRST_CONTACT_SECONDS = 30.0
+"""Time after a gateway's start in which control may still be starting too: its absence is no alarm."""
+
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 5.0
 """Pauses before the next attempt while control is away."""
 
@@ -148,6 +151,8 @@ class Shipper:
         self._cursors: dict[int, _Cursor] = {}
         self._cared_at = 0.0
         self._is_away = False
+        self._has_reached_control = False
+        self._made_at = asyncio.get_running_loop().time()
         self._told: set[tuple[int, int | None]] = set()
 
     async def run(self) -> None:
@@ -273,10 +278,13 @@ class Shipper:
     async def _request(self, method: str, url: str, data: bytes | None = None) -> httpx2.Response:
         try:
             if data is None:
-                return await self._client.request(method, url)
-            return await self._client.request(method, url, content=_pieces(data), headers={"content-length": str(len(data))})
+                answer = await self._client.request(method, url)
+            else:
+                answer = await self._client.request(method, url, content=_pieces(data), headers={"content-length": str(len(data))})
         except (httpx2.HTTPError, httpx2.StreamError) as error:
             raise _ControlAway(f"{type(error).__name__}: {error}") from None
+        self._has_reached_control = True
+        return answer
 
     async def _note_shipped(self, cursor: _Cursor) -> None:
         """Leave a note when an epoch is done; for the current one, control is asked at the next start anyway."""
@@ -303,6 +311,8 @@ class Shipper:
 
     def _note_away(self, error: _ControlAway) -> None:
         self.metrics.attempts_failed += 1
+        if not self._has_reached_control and asyncio.get_running_loop().time() - self._made_at < FIRST_CONTACT_SECONDS:
+            return  # control may be starting too
         if not self._is_away:
             self._is_away = True
             self._alarm("records_not_accepted", {"error": str(error)})

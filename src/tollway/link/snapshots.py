@@ -51,6 +51,9 @@ ACK_SECONDS = 2.0
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 2.0
 """Pauses before the next attempt. The upper end keeps a revocation below five seconds where only polling works (P5)."""
 
+FIRST_CONTACT_SECONDS = 30.0
+"""Time after a gateway's start in which control may still be starting too."""
+
 SNAPSHOT_SECONDS_MAX = 120.0
 """For a whole snapshot to arrive: 100 MB over a slow link."""
 
@@ -145,6 +148,7 @@ class Follower:
         self._persisted_version = 0
         self._to_acknowledge = asyncio.Event()
         self._heard_at: float | None = None
+        self._made_at = time.monotonic()
         self.resyncs = 0
         self.reconnects = 0
 
@@ -309,7 +313,10 @@ class Follower:
         self._trouble = None
 
     def _note_trouble(self, error: Exception) -> None:
-        """Raise an alarm when trouble begins or becomes another, not at each attempt."""
+        """Raise an alarm when trouble begins or becomes another, not at each attempt. A control plane that starts at the same time as this
+        gateway has FIRST_CONTACT_SECONDS before its absence is trouble."""
+        if self._heard_at is None and time.monotonic() - self._made_at < FIRST_CONTACT_SECONDS:
+            return
         text = f"{type(error).__name__}: {error}"
         if text != self._trouble:
             self._trouble = text

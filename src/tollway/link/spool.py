@@ -107,6 +107,11 @@ class SpoolOptions:
             raise ValueError("segment_bytes must be at least 16,384 and 1,024 times slots_max")
 
 
+def needed_bytes(options: SpoolOptions) -> int:
+    """Return the space that a new epoch needs before its first request: a segment, the progress map, and a little for small files."""
+    return options.segment_bytes + options.slots_max * _SLOT_BYTES + (1 << 20)
+
+
 @dataclass(slots=True)
 class SpoolMetrics:
     """Plain numbers, read at scrape. `commit_seconds` counts from the start of an fdatasync until the loop hears of its

@@ -8,9 +8,11 @@
 Whoever loses secrets.json loses every API key (they are stored as digests under the pepper) and every upstream
 credential (sealed under the vault key): it belongs in the backup, beside but not inside the database's."""
 
+import errno
 import fcntl
 import json
 import os
+import pwd
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
@@ -47,6 +49,41 @@ class Secrets:
     platform_key: str | None = field(repr=False)
 
 
+def explain(error: OSError, path: Path) -> OperatorError:
+    """Return what to tell the operator of an error of the file system at `path`: what is wrong there, and the remedy."""
+    where = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+    if error.errno in (errno.EACCES, errno.EPERM):
+        owner, user = _find_owner(where), _name_user(os.geteuid())
+        return OperatorError(
+            f"{where} cannot be used by {user}: it belongs to {owner}"
+            if owner != user
+            else f"{where} is not accessible to {user}, its owner",
+            hint=f"run Tollway as {owner}, or give {user} the whole data directory" if owner != user else f"chmod u+rwX {where}",
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OperatorError(f"there is no space left to write {where}", hint="free space there, or choose another --data-dir")
+    if error.errno == errno.EROFS:
+        return OperatorError(f"{where} is on a read-only file system", hint="mount it writable, or choose another --data-dir")
+    return OperatorError(f"cannot use {where} in the data directory: {error.strerror or error}", hint="choose another --data-dir")
+
+
+def _find_owner(path: Path) -> str:
+    """Return the user who owns `path`, or the nearest directory above it that exists and can be seen."""
+    for each in (path, *path.parents):
+        try:
+            return _name_user(each.stat().st_uid)
+        except OSError:
+            continue
+    return "another user"
+
+
+def _name_user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
 def prepare(directory: Path) -> None:
     """Make `directory` a data directory of our format if it is none yet. Raises OperatorError if it is a newer
     Tollway's."""
@@ -56,7 +93,7 @@ def prepare(directory: Path) -> None:
         if not marker.exists():
             write_atomically(marker, {"format": FORMAT}, mode=0o644)
     except OSError as error:
-        raise OperatorError(f"cannot use {directory} as data directory: {error.strerror}", hint="choose another with --data-dir") from None
+        raise explain(error, directory) from None
     check_format(directory)
 
 
@@ -70,7 +107,9 @@ def check_format(directory: Path) -> None:
             f"{directory} is not a Tollway data directory",
             hint="`tollway serve` or `tollway demo` makes one; or see --data-dir",
         ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except OSError as error:
+        raise explain(error, marker) from None
+    except (ValueError, TypeError, KeyError) as error:
         raise OperatorError(f"cannot read {marker}: {error}", hint="restore it from the backup") from None
     if not isinstance(found, int) or found > FORMAT:
         raise OperatorError(
@@ -91,9 +130,12 @@ def locked(directory: Path, name: str) -> Iterator[None]:
 
     The kernel gives it back when the process dies, however it dies. Raises OperatorError if another process holds it.
     """
-    directory.mkdir(mode=0o700, exist_ok=True)
     path = directory / f"{name}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise explain(error, path) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,7 +195,7 @@ def read_secrets(directory: Path, environ: Mapping[str, str]) -> Secrets:
     Raises OperatorError for a file that others may read, for a secret that is missing, malformed or too short; never
     shows one."""
     path = directory / "secrets.json"
-    body = _read_private(path) if path.exists() else {}
+    body = _read_private(path)
     pepper, vault_key, node_key, platform_key = (environ.get(name) or None for name in SECRETS_ENV)
     version = body.get("pepper_version", 1)
     peppers = {int(known): _parse_hex(text, f"pepper {known} in {path}") for known, text in body.get("peppers", {}).items()}
@@ -179,12 +221,16 @@ def read_secrets(directory: Path, environ: Mapping[str, str]) -> Secrets:
 
 
 def _read_private(path: Path) -> dict[str, Any]:
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & stat.S_IRWXO:
-        raise OperatorError(f"{path} can be read by everyone on this machine (mode {mode:o})", hint=f"chmod 600 {path}")
     try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & stat.S_IRWXO:
+            raise OperatorError(f"{path} can be read by everyone on this machine (mode {mode:o})", hint=f"chmod 600 {path}")
         body = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise explain(error, path) from None
+    except ValueError:
         body = None
     if not isinstance(body, dict) or not isinstance(body.get("peppers", {}), dict):
         raise OperatorError(f"{path} is damaged", hint="restore it from the backup: without it no API key can be checked")

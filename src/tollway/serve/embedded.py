@@ -67,10 +67,13 @@ def opened(settings: Settings, options: Sequence[str] = OPTIONS) -> Iterator[Ins
     directory = Path(settings.data_dir).absolute()
     data_directory.prepare(directory)
     with data_directory.locked(directory, "serve"):
-        data_directory.make_secrets(directory)
-        (directory / "logs").mkdir(exist_ok=True)
-        for stale in ("addresses.json", "demo.json"):  # they say that something answers, which nothing does yet
-            (directory / stale).unlink(missing_ok=True)
+        try:
+            data_directory.make_secrets(directory)
+            (directory / "logs").mkdir(exist_ok=True)
+            for stale in ("addresses.json", "demo.json"):  # they say that something answers, which nothing does yet
+                (directory / stale).unlink(missing_ok=True)
+        except OSError as error:
+            raise data_directory.explain(error, directory) from None
         listeners: list[socket.socket] = []
         try:
             for address, option in zip(addresses, options, strict=True):

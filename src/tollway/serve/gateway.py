@@ -11,6 +11,7 @@ import json
 import os
 import random
 import secrets as randomness
+import shutil
 import signal
 import socket
 import ssl
@@ -34,7 +35,7 @@ from tollway.gateway.relay import RelayBounds
 from tollway.link.recovery import Alarm
 from tollway.link.shipper import Shipper
 from tollway.link.snapshots import Follower
-from tollway.link.spool import Spool, SpoolOptions
+from tollway.link.spool import Spool, SpoolOptions, needed_bytes
 from tollway.link.spool_wait import UnavailableSpool, find_waiting_node, open_when_available
 from tollway.native import FORM
 from tollway.serve.sockets import url_of
@@ -44,6 +45,10 @@ from tollway.wire.http import HttpBounds
 
 FINISH_SECONDS = 5.0
 """For the last records to reach control after the spool was closed; what does not is shipped by the next process."""
+
+
+NOTICE_SECONDS = 2.0
+"""Time after which a gateway that is not ready says what it waits for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,12 +231,39 @@ async def _start_link(options: GatewayOptions, plane: Plane, node_id: str, alarm
 async def _announce(plane: Plane, ready: asyncio.Event, options: GatewayOptions) -> None:
     """Print the ready line once this process listens and knows a snapshot, so that whoever waits can send a request."""
     await ready.wait()
-    while not plane.is_ready():
-        await asyncio.sleep(0.02)
+    await _wait_until_ready(plane, options)
     url = url_of(options.listener, tls=options.tls is not None)
     line = {"event": "ready", "url": url, "internal_url": url_of(options.internal), "pid": os.getpid(), "form": FORM}
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
+
+
+async def _wait_until_ready(plane: Plane, options: GatewayOptions) -> None:
+    """Return once the gateway can serve. After NOTICE_SECONDS, and whenever the reason changes, print what it waits for: a line
+    {"event": "waiting", "reason": ..., "remedy": ...}, which a supervisor shows to the operator."""
+    began, told = time.monotonic(), ""
+    while not plane.is_ready():
+        if time.monotonic() - began >= NOTICE_SECONDS:
+            reason, remedy = _find_obstacle(plane, options)
+            if reason != told:
+                told = reason
+                sys.stdout.write(json.dumps({"event": "waiting", "reason": reason, "remedy": remedy}) + "\n")
+                sys.stdout.flush()
+        await asyncio.sleep(0.02)
+
+
+def _find_obstacle(plane: Plane, options: GatewayOptions) -> tuple[str, str]:
+    """Return what keeps the gateway from being ready, and the remedy."""
+    if plane.usage_sink.is_writable():
+        return f"a snapshot from control at {options.control_link_url}", "see that control runs there and accepts this node's key"
+    spool, needed = options.directory / "spool", needed_bytes(options.spool)
+    free = shutil.disk_usage(options.directory).free
+    if free >= needed:
+        return f"the spool in {spool}, which cannot be written", "see the log for the disk's error"
+    return (
+        f"space for the spool in {spool}: it needs {needed >> 20} MiB, {free >> 20} MiB are free",
+        "free space there, choose another --data-dir, or lower gateway.spool.segment_bytes",
+    )
 
 
 def _now_us() -> int:

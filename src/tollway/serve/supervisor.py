@@ -46,6 +46,12 @@ LINE_BYTES_MAX = 65_536
 LAST_WORDS_SECONDS = 2.0
 """For a child that closed its output to be gone by itself."""
 
+NOTICE_SECONDS = 15.0
+"""Time after which a child that is not ready, and has not said why, is reported."""
+
+WAITING_EVENTS = frozenset({"waiting", "waiting_for_database"})
+"""Events by which a child that is not ready says what it waits for."""
+
 KILL_SECONDS = 5.0
 """From SIGKILL to the end of the process: only a disk that hangs takes longer."""
 
@@ -81,6 +87,7 @@ class _Child:
     errors: Log
     pumps: list[asyncio.Task[None]] = field(default_factory=list)
     asked_to_end: bool = False
+    has_said_why: bool = False
 
 
 class Supervisor:
@@ -199,6 +206,7 @@ class Supervisor:
         child = _Child(program, process, time.monotonic(), asyncio.get_running_loop().create_future(), errors)
         self._children.add(child)
         child.pumps += [asyncio.create_task(self._pump_output(child)), asyncio.create_task(_pump_errors(child))]
+        notice = asyncio.get_running_loop().call_later(NOTICE_SECONDS, self._note_slow_start, child)
         try:
             await asyncio.wait_for(asyncio.shield(child.ready), program.ready_seconds)
         except (TimeoutError, EOFError) as error:
@@ -218,6 +226,8 @@ class Supervisor:
             _signal(process, signal.SIGKILL)
             await self._end(child)
             raise
+        finally:
+            notice.cancel()
         return child
 
     async def _pump_output(self, child: _Child) -> None:
@@ -234,12 +244,31 @@ class Supervisor:
             whole, newline, rest = (pending + chunk).rpartition(b"\n")
             pending = rest[-LINE_BYTES_MAX:]
             if newline and not child.ready.done():
+                self._show_waits(child, whole)
                 whole = _take_ready(child, whole)
             if newline and whole and self._echo is not None:
                 self._echo(whole + newline)
         log.close()
         if not child.ready.done():
             child.ready.set_exception(EOFError())
+
+    def _show_waits(self, child: _Child, lines: bytes) -> None:
+        """Report what a child that is not ready says it waits for, so that nobody waits without knowing for what."""
+        for line in lines.split(b"\n"):
+            event = _parse(line)
+            if event.get("event") in WAITING_EVENTS:
+                child.has_said_why = True
+                reason, remedy = event.get("reason") or event.get("detail"), event.get("remedy")
+                told = {"event": "waiting", "name": child.program.name, "reason": f"waits for {reason or 'its database'}"}
+                self._report(told if remedy is None else {**told, "remedy": f"({remedy})"})
+
+    def _note_slow_start(self, child: _Child) -> None:
+        """Report a child that is not ready after NOTICE_SECONDS and has not said why."""
+        if not child.ready.done() and not child.has_said_why:
+            where = f"{self._logs}/{child.program.name}.log and .err"
+            self._report(
+                {"event": "waiting", "name": child.program.name, "reason": f"is not ready after {NOTICE_SECONDS:.0f} s; see {where}"}
+            )
 
     def _adopt(self, child: _Child) -> None:
         self._current[child.program.name] = child
