@@ -15,7 +15,7 @@ import pytest
 
 import tollway
 from tollway.cli.app import COMMANDS, run
-from tollway.cli.client import Role, find_door
+from tollway.cli.client import Role, find_address
 from tollway.settings import OperatorError
 
 
@@ -114,34 +114,34 @@ class TestWhereAndWho:
 
     def test_a_demo_gives_the_key_that_the_command_needs(self, tmp_path: Path) -> None:
         self.write(tmp_path, "demo.json", control_url="http://demo", admin_key="tw_admin_d", platform_key="tw_platform_d")
-        assert find_door(None, None, tmp_path, Role.ADMIN).key == "tw_admin_d"
-        assert find_door(None, None, tmp_path, Role.OPERATOR).key == "tw_platform_d"
+        assert find_address(None, None, tmp_path, Role.ADMIN).key == "tw_admin_d"
+        assert find_address(None, None, tmp_path, Role.OPERATOR).key == "tw_platform_d"
 
     def test_serve_gives_its_address_and_the_operators_key(self, tmp_path: Path) -> None:
         self.write(tmp_path, "addresses.json", control_url="http://serve")
         self.write(tmp_path, "secrets.json", platform_key="tw_platform_s")
-        door = find_door(None, None, tmp_path, Role.ADMIN)
-        assert (door.url, door.key) == ("http://serve", "tw_platform_s")
+        address = find_address(None, None, tmp_path, Role.ADMIN)
+        assert (address.url, address.key) == ("http://serve", "tw_platform_s")
 
     def test_options_beat_variables_beat_the_data_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.write(tmp_path, "demo.json", control_url="http://demo", admin_key="tw_admin_d")
         monkeypatch.setenv("TOLLWAY_CONTROL_URL", "http://variable/v1/")
         monkeypatch.setenv("TOLLWAY_KEY", "tw_admin_v")
-        door = find_door(None, None, tmp_path, Role.ADMIN)
-        assert (door.url, door.key) == ("http://variable", "tw_admin_v")
-        door = find_door("http://option", "tw_admin_o", tmp_path, Role.ADMIN)
-        assert (door.url, door.key) == ("http://option", "tw_admin_o")
+        address = find_address(None, None, tmp_path, Role.ADMIN)
+        assert (address.url, address.key) == ("http://variable", "tw_admin_v")
+        address = find_address("http://option", "tw_admin_o", tmp_path, Role.ADMIN)
+        assert (address.url, address.key) == ("http://option", "tw_admin_o")
 
     def test_a_key_from_standard_input_stands_in_no_process_list(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sys.stdin", io.StringIO("tw_admin_i\n"))
-        assert find_door("http://x", "-", None, Role.ADMIN).key == "tw_admin_i"
+        assert find_address("http://x", "-", None, Role.ADMIN).key == "tw_admin_i"
 
     def test_no_secret_shows_when_a_door_is_printed(self) -> None:
-        assert "tw_admin_o" not in repr(find_door("http://x", "tw_admin_o", None, Role.ADMIN))
+        assert "tw_admin_o" not in repr(find_address("http://x", "tw_admin_o", None, Role.ADMIN))
 
     def test_neither_is_an_error_that_says_what_to_set(self, tmp_path: Path) -> None:
         with pytest.raises(OperatorError) as caught:
-            find_door("http://x", None, tmp_path, Role.ADMIN)
+            find_address("http://x", None, tmp_path, Role.ADMIN)
         assert "TOLLWAY_KEY" in caught.value.hint
 
 

@@ -294,3 +294,32 @@ def test_new_secrets_start_a_cluster(start: Start, tmp_path: Path) -> None:
     listed = tollway("organizations", "list", env={"TOLLWAY_CONTROL_URL": ready["url"], "TOLLWAY_KEY": platform_key})
     assert listed.returncode == 0, listed.stderr
     assert not (gateway.directory / "secrets.json").exists()
+
+
+def test_keys_accounts_and_archives_by_hand(serving: Running) -> None:
+    do(serving, "organizations", "create", "globex")
+    of = ("--organization", "globex")
+    do(serving, "organizations", "update", "globex", "--time-zone", "Europe/Paris")
+    do(serving, "projects", "create", "one", *of)
+    do(serving, "projects", "rename", "one", "two", *of)
+    account = do_json(serving, "service-accounts", "create", "robot", *of)
+    assert account["api_key"]["value"].startswith("tw_live_")
+    assert "robot" in do(serving, "service-accounts", "list", *of)
+    do(serving, "service-accounts", "delete", account["id"], *of)
+    assert "robot" not in do(serving, "service-accounts", "list", *of)
+    for kind, options, prefix in (("admin-keys", of, "tw_admin_"), ("operator-keys", (), "tw_platform_")):
+        made = do_json(serving, kind, "create", "second", *options)
+        assert made["value"].startswith(prefix)
+        assert made["id"] in do(serving, kind, "list", *options)
+        assert made["value"] not in do(serving, kind, "list", *options)
+        do(serving, kind, "revoke", made["id"], *options)
+        assert made["id"] not in do(serving, kind, "list", *options)
+    assert json.loads(tollway("ledger", "transactions", "--data-dir", str(serving.directory)).stdout) == []
+    assert json.loads(tollway("anomalies", "--data-dir", str(serving.directory)).stdout) == []
+    do(serving, "ledger", "balances")
+    do(serving, "nodes", "versions")
+    assert "There is no such resource" in do(serving, "receipt", REQUEST, *of, code=1)
+    do(serving, "projects", "archive", "two", *of)
+    assert "two" not in do(serving, "projects", "list", *of)
+    do(serving, "organizations", "archive", "globex")
+    assert "globex" not in do(serving, "organizations", "list")

@@ -7,7 +7,7 @@ none of them."""
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import typer
@@ -22,14 +22,20 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "gateway": ("gateway:gateway", "Run one gateway process (data plane)."),
     "control": ("control:control", "Run one control process (control plane)."),
     "migrate": ("migrate:migrate", "Bring the database to this version's schema."),
-    "organizations": ("organizations:app", "Billing accounts: list, create."),
-    "projects": ("projects:app", "Parts of an organization: list, create."),
+    "organizations": ("organizations:app", "Billing accounts: list, create, update, archive."),
+    "projects": ("projects:app", "Parts of an organization: list, create, rename, archive."),
+    "service-accounts": ("service_accounts:app", "Service accounts of a project: list, create, delete."),
+    "admin-keys": ("admin_keys:app", "Keys that administer an organization: list, create, revoke."),
+    "operator-keys": ("operator_keys:app", "Keys of operators, one for each person: list, create, revoke."),
     "keys": ("keys:app", "API keys: create, list, revoke."),
     "limits": ("limits:app", "Limits of organizations, projects, service accounts and keys: show, set."),
     "models": ("catalog:app", "The catalog: models, their deployments and prices."),
     "prices": ("prices:app", "Price books, drafts of prices, and organizations' terms."),
     "usage": ("usage:usage", "What was used, by time, project, key or model."),
     "costs": ("usage:costs", "What it costs, exactly, by day, project or line item."),
+    "receipt": ("receipts:receipt", "The receipt of one request: what was counted, at which price."),
+    "ledger": ("ledger:app", "Balances and transactions of the ledger."),
+    "anomalies": ("ledger:anomalies", "Usage reports of engines that could not be true, and what was billed instead."),
     "periods": ("periods:app", "Billing periods: list, what keeps them open, close."),
     "corrections": ("corrections:app", "Correct what a request was billed: void, replace, credit, approve."),
     "audit": ("audit:app", "Export a closed billing period for an auditor; proofs of single requests."),
@@ -46,6 +52,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 }
 
 HELP_OPTIONS = {"-h", "--help"}
+CONTEXT = {"help_option_names": ["-h", "--help"]}  # of every command: contexts inherit it
 
 HELP = "One OpenAI-compatible address in front of your model servers: shared, metered, billed."
 
@@ -54,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code. Errors that the person can put right are one line and a hint on standard
     error."""
     end_with_parent()
-    words = os.environ.get("_TYPER_COMPLETE_ARGS", "").split()[1:] or arguments
+    words = _words_to_complete(os.environ) or arguments
     chosen = next((word for word in words if not word.startswith("-")), None)
     try:
         if chosen is not None and not HELP_OPTIONS & {*arguments}:
@@ -70,9 +77,16 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _words_to_complete(environ: Mapping[str, str]) -> list[str]:
+    """Return the words after `tollway` that a shell asks to complete: bash gives COMP_WORDS, zsh and fish _TYPER_COMPLETE_ARGS."""
+    if "_TOLLWAY_COMPLETE" not in environ:
+        return []
+    return (environ.get("_TYPER_COMPLETE_ARGS") or environ.get("COMP_WORDS", "")).split()[1:]
+
+
 def _build(chosen: str | None) -> typer.Typer:
     # Plain help: rich costs a tenth of a second at each start, and boxes do not survive a pipe.
-    root = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+    root = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, context_settings=CONTEXT)
     for name, (place, help) in COMMANDS.items():
         if name != chosen:
             root.command(name, help=help)(_not_loaded)

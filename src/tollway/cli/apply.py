@@ -154,7 +154,7 @@ class Platform:
             base_url = each["base_url"]
             if base_url in found:
                 raise OperatorError(
-                    f"model {model} has two deployments at {base_url}, which a file cannot tell apart",
+                    f"model {model} has two deployments at {base_url}, which a file cannot distinguish",
                     hint=f"tollway models undeploy {each['id']}",
                 )
             found[base_url] = {name: each[name] for name in DEPLOYMENT_FIELDS}

@@ -64,10 +64,10 @@ def create(
 def price(
     name: Name,
     currency: Annotated[str, typer.Option(help="ISO 4217.")],
-    input_price: Annotated[str, typer.Option(help="Per 1,000,000 tokens, a decimal.")],
-    output_price: Annotated[str, typer.Option(help="Likewise.")],
-    cached_input_price: Annotated[str | None, typer.Option(help="Likewise; as input if left out.")] = None,
-    reasoning_price: Annotated[str | None, typer.Option(help="Likewise; as output if left out.")] = None,
+    input_price: Annotated[str, typer.Option(help="Price per 1,000,000 input tokens, a decimal.")],
+    output_price: Annotated[str, typer.Option(help="Price per 1,000,000 output tokens, a decimal.")],
+    cached_input_price: Annotated[str | None, typer.Option(help="Price per 1,000,000 cached input tokens; as input if left out.")] = None,
+    reasoning_price: Annotated[str | None, typer.Option(help="Price per 1,000,000 reasoning tokens; as output if left out.")] = None,
     request_price: Annotated[str, typer.Option(help="Per request.")] = "0",
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
@@ -149,7 +149,7 @@ def publish(name: Name, control_url: ControlUrl = None, key: Key = None, data_di
 
 @app.command()
 def archive(name: Name, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None) -> None:
-    """Take a model away for ever. Its name stays taken: usage refers to it."""
+    """Archive a model permanently. Its name cannot be used again, because usage refers to it."""
     with connect(control_url, key, data_dir) as control:
         control.post(f"/platform/models/{segment(name)}/archive")
     print(f"archived {name}")

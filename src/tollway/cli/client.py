@@ -39,21 +39,21 @@ Organization = Annotated[
 
 
 class Role(StrEnum):
-    """What a command needs to be."""
+    """Role that a command needs."""
 
     ADMIN = "admin_key"
     OPERATOR = "platform_key"
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
-    """Where a control plane is and the key to present."""
+class ControlAddress:
+    """Address of a control plane and the key to present."""
 
     url: str
     key: str = field(repr=False)
 
 
-def find_door(control_url: str | None, key: str | None, data_dir: Path | None, role: Role) -> Door:
+def find_address(control_url: str | None, key: str | None, data_dir: Path | None, role: Role) -> ControlAddress:
     """Return where to go and as whom. Raises OperatorError that says what to set if either cannot be found."""
     directory = data_dir or Path(os.environ.get("TOLLWAY__DATA_DIR", "tollway-data"))
     url = control_url or os.environ.get("TOLLWAY_CONTROL_URL") or None
@@ -71,7 +71,7 @@ def find_door(control_url: str | None, key: str | None, data_dir: Path | None, r
         raise OperatorError(
             f"no {what} given, and none is running in {directory}", hint=f"set {option}, or name its --data-dir", exit_code=2
         )
-    return Door(url.rstrip("/").removesuffix("/v1"), key)
+    return ControlAddress(url.rstrip("/").removesuffix("/v1"), key)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -97,15 +97,15 @@ def check_id(prefix: str, text: str, what: str, where: str) -> str:
 class Control:
     """The REST API as functions of paths below /v1. Every failure is an OperatorError with the API's own words."""
 
-    def __init__(self, http: httpx2.Client, door: Door) -> None:
+    def __init__(self, http: httpx2.Client, address: ControlAddress) -> None:
         self._http = http
-        self._door = door
-        self._headers = {"authorization": f"Bearer {door.key}"}
+        self._address = address
+        self._headers = {"authorization": f"Bearer {address.key}"}
 
     def act_for(self, organization: str | None) -> None:
         """Act for the organization of this name or id on tenant routes. With a platform key one must be named, unless
         it is alone."""
-        if not self._door.key.startswith("tw_platform_"):
+        if not self._address.key.startswith("tw_platform_"):
             if organization is not None:
                 raise OperatorError("--organization needs a platform key; an admin key has its own organization", exit_code=2)
             return
@@ -146,16 +146,16 @@ class Control:
     def download(self, path: str, file: IO[bytes]) -> None:
         """GET into `file`, as it comes; however long it takes, as long as something comes."""
         try:
-            with self._http.stream("GET", f"{self._door.url}/v1{path}", headers=self._headers) as answer:
+            with self._http.stream("GET", f"{self._address.url}/v1{path}", headers=self._headers) as answer:
                 if answer.status_code >= 400:
                     answer.read()
                     raise _refusal(answer)
                 for chunk in answer.iter_bytes():
                     file.write(chunk)
         except httpx2.ConnectError:
-            raise OperatorError(f"nothing answers at {self._door.url}", hint="is the control plane running? see `tollway serve`") from None
+            raise OperatorError(f"nothing answers at {self._address.url}", hint="is control running? see `tollway serve`") from None
         except httpx2.HTTPError as error:
-            raise OperatorError(f"the answer of {self._door.url} broke off: {error}") from None
+            raise OperatorError(f"the answer of {self._address.url} broke off: {error}") from None
 
     def list_all(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """Every item of a list, page after page, oldest first."""
@@ -169,7 +169,7 @@ class Control:
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """POST, and the lines of the answer as they come. A line that is an error is raised as one."""
-        with self._reported(), self._http.stream("POST", f"{self._door.url}/v1{path}", json=body, headers=self._headers) as answer:
+        with self._reported(), self._http.stream("POST", f"{self._address.url}/v1{path}", json=body, headers=self._headers) as answer:
             if answer.status_code >= 400:
                 answer.read()
                 raise _refusal(answer)
@@ -193,7 +193,7 @@ class Control:
     def _call(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Mapping[str, Any] | None = None) -> Any:
         params = {name: value for name, value in (query or {}).items() if value is not None}
         with self._reported():
-            answer = self._http.request(method, f"{self._door.url}/v1{path}", params=params, json=body, headers=self._headers)
+            answer = self._http.request(method, f"{self._address.url}/v1{path}", params=params, json=body, headers=self._headers)
         if answer.status_code >= 400:
             raise _refusal(answer)
         return answer.json() if answer.content else None
@@ -204,11 +204,11 @@ class Control:
         try:
             yield
         except httpx2.ConnectError:
-            raise OperatorError(f"nothing answers at {self._door.url}", hint="is the control plane running? see `tollway serve`") from None
+            raise OperatorError(f"nothing answers at {self._address.url}", hint="is control running? see `tollway serve`") from None
         except httpx2.TimeoutException:
-            raise OperatorError(f"{self._door.url} did not answer within {TIMEOUT_SECONDS:.0f} s") from None
+            raise OperatorError(f"{self._address.url} did not answer within {TIMEOUT_SECONDS:.0f} s") from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise OperatorError(f"cannot talk to {self._door.url}: {error}", hint="see --control-url") from None
+            raise OperatorError(f"cannot talk to {self._address.url}: {error}", hint="see --control-url") from None
 
 
 HINTS = {
@@ -218,7 +218,7 @@ HINTS = {
     "doubtful_price": "see them with `tollway prices check`; if they are meant, publish with --accept-warnings",
     "price_missing": "give it a price first: `tollway models price`",
 }
-"""What to do about an error code of the API, where there is more to say than its message."""
+"""Hints for an error code of the API, where there is more to say than its message."""
 
 
 def _refusal(answer: httpx2.Response) -> OperatorError:
@@ -236,9 +236,9 @@ def _refusal(answer: httpx2.Response) -> OperatorError:
 @contextmanager
 def connect(control_url: str | None, key: str | None, data_dir: Path | None, role: Role = Role.OPERATOR) -> Iterator[Control]:
     """A client for one command."""
-    door = find_door(control_url, key, data_dir, role)
+    address = find_address(control_url, key, data_dir, role)
     with httpx2.Client(timeout=TIMEOUT_SECONDS, trust_env=False) as http:
-        yield Control(http, door)
+        yield Control(http, address)
 
 
 @contextmanager

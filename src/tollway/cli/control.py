@@ -22,7 +22,7 @@ def control(
     listen: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The REST API.", show_default="127.0.0.1:8081")] = None,
     fd: Annotated[int | None, typer.Option(help="An inherited listening socket instead of --listen.")] = None,
     link: Link = None,
-    link_fd: Annotated[int | None, typer.Option(help="Likewise, instead of --link.")] = None,
+    link_fd: Annotated[int | None, typer.Option(help="An inherited listening socket instead of --link.")] = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Run one control process until SIGTERM. It migrates its database first.

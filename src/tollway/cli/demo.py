@@ -13,7 +13,7 @@ DRAIN_SECONDS = 2.0
 
 
 class Engine(StrEnum):
-    """What serves the demo's models."""
+    """Engine that serves the demo's models."""
 
     LLAMA = "llama"
     SIM = "sim"

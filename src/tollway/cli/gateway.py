@@ -39,7 +39,7 @@ def gateway(
     listen: Listen = None,
     fd: Descriptor = None,
     internal: Internal = None,
-    internal_fd: Annotated[int | None, typer.Option(help="Likewise, instead of --internal.")] = None,
+    internal_fd: Annotated[int | None, typer.Option(help="An inherited listening socket instead of --internal.")] = None,
     control_link_url: Annotated[
         str | None, typer.Option(metavar="URL", help="The control plane's link [TOLLWAY_CONTROL_LINK_URL].")
     ] = None,
@@ -89,7 +89,7 @@ def gateway(
 
 
 def _as_told(section: msgspec.Struct, bounds: type[_Bounds], name: str) -> _Bounds:
-    """A section of the settings as the bounds that it stands for: both have the same fields, because the rooms that keep the bounds
+    """A section of the settings as the bounds that it stands for: both have the same fields, because the packages that use the bounds
     may not know the settings."""
     try:
         return msgspec.convert(section, bounds, from_attributes=True)

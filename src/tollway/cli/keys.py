@@ -80,7 +80,7 @@ def revoke(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Revoke a key for ever. Says which gateways have not confirmed yet."""
+    """Revoke a key permanently, and name the gateways that have not confirmed it yet."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
         place = control.get_project(project)["id"] if project else _find_project_of(control, key_id)
         gone = control.delete(f"/organization/projects/{place}/api_keys/{segment(key_id)}")

@@ -7,6 +7,7 @@ import typer
 from tollway.cli.client import ControlUrl, DataDir, Key, check_id, connect
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.periods import instant
+from tollway.cli.times import show_instant
 from tollway.domain import ids
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -34,6 +35,21 @@ def list_nodes(
 
 
 @app.command()
+def versions(
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the snapshot version that each gateway has confirmed, and how far it is behind."""
+    with connect(control_url, key, data_dir) as control:
+        rows = control.get("/platform/nodes")["data"]
+    if output is Output.TABLE:
+        rows = [{**row, "seen": show_instant(row["seen_at"])} for row in rows]
+    print_rows(output, ["id", "acked_version", "behind", "seen"], rows, none="no gateway has connected yet")
+
+
+@app.command()
 def lost(
     node: Annotated[str, typer.Argument(metavar="NODE", help="The gateway's id.")],
     reason: Annotated[str, typer.Option(help="What happened; it stands in the report of each period that this covers.")],
@@ -44,7 +60,7 @@ def lost(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Declare that the missing records of a gateway will never come, because its disk is gone. For ever."""
+    """Declare that the missing records of a gateway will never come, because its disk is gone. This cannot be undone."""
     check_id(ids.NODE, node, "gateway", "see `tollway nodes list`")
     if not yes:
         typer.confirm("What has not arrived from this gateway will not be billed. Declare it lost?", abort=True, err=True)

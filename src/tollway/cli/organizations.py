@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, connect
+from tollway.cli.client import ControlUrl, DataDir, Key, connect, connect_tenant
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -17,14 +17,14 @@ def list_organizations(
     """All organizations that are not archived."""
     with connect(control_url, key, data_dir) as control:
         rows = list(control.list_all("/platform/organizations"))
-    print_rows(output, ["id", "name", "currency", "status"], rows, none="no organizations yet")
+    print_rows(output, ["id", "name", "currency", "time_zone", "status"], rows, none="no organizations yet")
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Its name.")],
-    currency: Annotated[str, typer.Option(help="ISO 4217, fixed for ever.")] = "EUR",
-    time_zone: Annotated[str, typer.Option(help="Whose months are its billing periods (IANA name).")] = "UTC",
+    currency: Annotated[str, typer.Option(help="Currency code of ISO 4217; it cannot be changed.")] = "EUR",
+    time_zone: Annotated[str, typer.Option(help="Time zone of its billing periods (IANA name).")] = "UTC",
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -37,3 +37,32 @@ def create(
         print_json(made)
     else:
         print(f"id         {made['id']}\nadmin key  {made['admin_api_key']['value']}   (shown this once)")
+
+
+@app.command()
+def update(
+    organization: Annotated[str, typer.Argument(metavar="ORGANIZATION", help="Name or id of the organization.")],
+    time_zone: Annotated[str, typer.Option(help="Time zone of billing periods that do not exist yet (IANA name).")],
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Change the time zone of an organization."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        changed = control.post(f"/platform/organizations/{control.organization_id}", {"time_zone": time_zone})
+    print_json(changed) if output is Output.JSON else print(f"{changed['name']}: {changed['time_zone']}")
+
+
+@app.command()
+def archive(
+    organization: Annotated[str, typer.Argument(metavar="ORGANIZATION", help="Name or id of the organization.")],
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Archive an organization: its keys stop, and its usage and ledger stay."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        archived = control.post(f"/platform/organizations/{control.organization_id}/archive")
+    print_json(archived) if output is Output.JSON else print(f"archived {archived['id']} ({archived['name']})")

@@ -1,4 +1,4 @@
-"""What a person reads: tables that pipe well, JSON for programs, progress that disappears when nobody watches."""
+"""Output for a person: tables that pipe well, JSON for programs, progress that disappears when nobody watches."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import typer
 
 
 class Output(StrEnum):
-    """How results are printed."""
+    """Form in which results are printed."""
 
     TABLE = "table"
     JSON = "json"

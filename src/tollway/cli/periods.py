@@ -41,7 +41,7 @@ def list_periods(
 def blockers(
     period: PeriodId, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
 ) -> None:
-    """What keeps a period from being closed: gateways whose records have not arrived up to its end."""
+    """List what keeps a period from being closed: gateways whose records have not arrived up to its end."""
     check_id(ids.PERIOD, period, "billing period", LISTED)
     with connect(control_url, key, data_dir) as control:
         rows = control.get(f"/platform/periods/{period}/blockers")["data"]
@@ -59,7 +59,7 @@ def close(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Close a billing period for ever, or all that have ended, oldest first. Refused while records are missing."""
+    """Close a billing period permanently, or all that have ended, oldest first. Refused while records are missing."""
     if period is not None:
         check_id(ids.PERIOD, period, "billing period", LISTED)
         if organization is not None:

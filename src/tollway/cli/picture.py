@@ -16,40 +16,40 @@ class Bar:
     text: str
 
 
-def length(value: int, longest: int, room: int) -> int:
-    """Return how much of `room` a bar takes if `longest` fills it; at least one for what is not nothing."""
+def length(value: int, longest: int, width: int) -> int:
+    """Return how much of `width` a bar takes if `longest` fills it; at least one for what is not nothing."""
     if not value or not longest:
         return 0
-    return max(1, abs(value) * room // longest)
+    return max(1, abs(value) * width // longest)
 
 
-def text_bars(values: Sequence[int], room: int, *, pretty: bool) -> list[str]:
-    """One bar for each value, `room` characters to either side of the line. `pretty`: blocks in colour, for a terminal; else ASCII."""
+def text_bars(values: Sequence[int], width: int, *, pretty: bool) -> list[str]:
+    """One bar for each value, `width` characters to either side of the line. `pretty`: blocks in colour, for a terminal; else ASCII."""
     longest = max((abs(value) for value in values), default=0)
     lines = []
     for value in values:
-        size = length(value, longest, room)
+        size = length(value, longest, width)
         if not pretty:
             left, right = ("-" * size if value < 0 else ""), ("+" * size if value > 0 else "")
-            lines.append(f"{left:>{room}}|{right}")
+            lines.append(f"{left:>{width}}|{right}")
             continue
         block = "█" * size
-        left = " " * (room - size) + f"{RED}{block}{PLAIN}" if value < 0 else " " * room
+        left = " " * (width - size) + f"{RED}{block}{PLAIN}" if value < 0 else " " * width
         lines.append(f"{left}│{GREEN}{block}{PLAIN}" if value > 0 else f"{left}│")
     return lines
 
 
-ROW, ROOM, NAME, TEXT = 22, 240, 180, 150
-"""Pixels: the height of a row, a side's room for bars, a name's, a value's."""
+ROW, WIDTH, NAME, TEXT = 22, 240, 180, 150
+"""Pixels: the height of a row, a side's width for bars, a name's, a value's."""
 
 
 def svg_bars(title: str, subtitle: str, bars: Sequence[Bar]) -> str:
     """The same as an SVG 1.1 document that stands alone."""
     longest = max((abs(bar.value) for bar in bars), default=0)
-    middle, width, height = NAME + ROOM, NAME + 2 * ROOM + TEXT, 70 + ROW * len(bars)
+    middle, width, height = NAME + WIDTH, NAME + 2 * WIDTH + TEXT, 70 + ROW * len(bars)
     rows = []
     for number, bar in enumerate(bars):
-        top, size = 58 + number * ROW, length(bar.value, longest, ROOM)
+        top, size = 58 + number * ROW, length(bar.value, longest, WIDTH)
         colour, left = ("#b42318", middle - size) if bar.value < 0 else ("#067647", middle)
         rows.append(f'<text x="{NAME - 8}" y="{top + 15}" text-anchor="end">{escape(_short(bar.name))}</text>')
         rows.append(f'<rect x="{left}" y="{top + 3}" width="{size}" height="{ROW - 6}" fill="{colour}"/>')

@@ -132,7 +132,7 @@ def _plan_book(name: str, current: BookFile | None, wanted: BookFile) -> Iterato
         yield Change("price book", (name,), True, fields, body | ({"organization": owner} if owner else {}))
     elif current.currency != wanted.currency or (wanted.organization is not UNSET and _or_none(current.organization) != owner):
         raise OperatorError(
-            f"price book {name} is in {current.currency}, of {_or_none(current.organization) or 'everybody'}, for ever",
+            f"price book {name} is in {current.currency}, of {_or_none(current.organization) or 'everybody'}, which cannot change",
             hint="make another book",
         )
     prices = {} if current is None or current.prices is UNSET else current.prices
@@ -180,7 +180,7 @@ def _plan_organization(name: str, current: OrganizationFile | None, wanted: Orga
         yield Change("organization", (name,), True, fields, {"name": name, **body})
     elif current.currency != wanted.currency:
         raise OperatorError(
-            f"organization {name} is billed in {current.currency}, for ever, and not in {wanted.currency}",
+            f"organization {name} is billed in {current.currency}, which cannot change, and not in {wanted.currency}",
             hint="make another organization for another currency",
         )
     else:

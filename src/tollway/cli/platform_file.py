@@ -77,7 +77,7 @@ else:
 
 
 class PriceFile(UnitsFile, frozen=True, kw_only=True, omit_defaults=True):
-    """What a model costs in a book: the standard tier, and `tiers` beside it (flex, priority, batch)."""
+    """Prices of a model in a book: the standard tier, and `tiers` beside it (flex, priority, batch)."""
 
     tiers: dict[ServiceTier, UnitsFile] | UnsetType = UNSET
 

@@ -16,7 +16,7 @@ from tollway.domain.currencies import CURRENCIES
 from tollway.domain.money import round_amount
 from tollway.settings import OperatorError
 
-BAR_ROOM = 20
+BAR_WIDTH = 20
 """Characters of a bar to either side: the table stays narrower than most terminals."""
 
 MORE_DECIMALS = 2
@@ -90,13 +90,13 @@ def _print(result: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], *, hid
     if not result["organizations"]:
         print("no organization that would pay by this draft used anything", file=sys.stderr)
         return
-    bars = text_bars([int(each["difference_pico"]) for each in shown], BAR_ROOM, pretty=is_pretty(sys.stdout))
+    bars = text_bars([int(each["difference_pico"]) for each in shown], BAR_WIDTH, pretty=is_pretty(sys.stdout))
     rows = [[*_row(each["organization"], each, currency), bar] for each, bar in zip(shown, bars, strict=True)]
     if hidden:
         rest = {name: sum(int(each[name]) for each in hidden) for name in ("events", "current_pico", "draft_pico", "difference_pico")}
         rows.append([*_row(f"and {len(hidden)} more", rest, currency), ""])
     rows.append([*_row("total", total, currency), ""])
-    heading = f"{'pays less':>{BAR_ROOM}} | pays more"
+    heading = f"{'pays less':>{BAR_WIDTH}} | pays more"
     columns = ["organization", "events", "billed", "draft", "difference", "%", heading]
     print_table(columns, rows, right=frozenset(columns[1:6]))
     unpriced = [each for each in result["organizations"] if each["unpriced_events"]]

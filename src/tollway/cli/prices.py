@@ -151,7 +151,7 @@ def check(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """What publishing a draft would meet. Exit code 1 if it cannot be published."""
+    """Check a draft for what would keep it from being published. Exit code 1 if it cannot be published."""
     with connect(control_url, key, data_dir) as control:
         found = control.post(f"/platform/price_drafts/{segment(draft_id)}/check")
     if output is Output.JSON:
@@ -170,7 +170,7 @@ def publish(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make a draft's lines the prices of its book, all at once. They stay for ever; newer ones may follow."""
+    """Make a draft's lines the prices of its book, all at once. They stay; newer ones may follow."""
     with connect(control_url, key, data_dir) as control:
         made = control.post(f"/platform/price_drafts/{segment(draft_id)}/publish", {"accept_warnings": accept_warnings})
     print_json(made) if output is Output.JSON else print(f"{len(made['lines'])} prices, valid from {show_instant(made['valid_from'])}")

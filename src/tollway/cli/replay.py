@@ -1,4 +1,4 @@
-"""`tollway replay`: after a database was restored, take in again what the archive holds beyond it."""
+"""`tollway replay`: after a database was restored, ingest again what the archive holds beyond it."""
 
 import time
 from contextlib import closing
@@ -28,7 +28,7 @@ def replay(
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """After the database was restored from a backup: take in again what was archived since, and renew what gateways know.
+    """After the database was restored from a backup: ingest again what was archived since, and renew what gateways know.
 
     Run it before anything is started, then `tollway verify`. What gateways still have in their spools they hand in by themselves
     when they start. May be run again.
@@ -53,6 +53,6 @@ def replay(
     if output is Output.JSON:
         print_json(asdict(done))
     else:
-        print(f"taken in: {done.records} records of {done.epochs} epochs, {done.events} events")
+        print(f"ingested: {done.records} records of {done.epochs} epochs, {done.events} events")
         print(f"set aside: {done.conflicts} conflicts, {done.quarantined} records that could not be rated")
         print(f"gateways will read the whole snapshot, version {done.version}")

@@ -28,7 +28,7 @@ class Bucket(StrEnum):
 
 
 class UsageGroup(StrEnum):
-    """What usage is told apart by."""
+    """Field by which usage is grouped."""
 
     PROJECT = "project"
     KEY = "key"
@@ -36,7 +36,7 @@ class UsageGroup(StrEnum):
 
 
 class CostGroup(StrEnum):
-    """What costs are told apart by."""
+    """Field by which costs are grouped."""
 
     PROJECT = "project"
     LINE_ITEM = "line_item"
@@ -48,14 +48,14 @@ FIELDS = {"project": "project_id", "key": "api_key_id", "model": "model", "line_
 def usage(
     since: Since = "24h",
     bucket: Annotated[Bucket | None, typer.Option(help="One line per minute, hour or day; else one in all.")] = None,
-    by: Annotated[list[UsageGroup] | None, typer.Option(help="Tell apart by this; may be repeated.")] = None,
+    by: Annotated[list[UsageGroup] | None, typer.Option(help="Group by this field (repeatable).")] = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """What was used: requests and tokens, by model unless told otherwise. Input includes what came from the cache."""
+    """Show usage: requests and tokens, by model unless told otherwise. Input includes what came from the cache."""
     groups = [FIELDS[group] for group in (by or [UsageGroup.MODEL])]
     width = bucket or _width(since)
     with connect_tenant(control_url, key, data_dir, organization) as control:
@@ -86,14 +86,14 @@ def usage(
 def costs(
     since: Since = "30d",
     daily: Annotated[bool, typer.Option("--daily", help="One line per day; else one in all.")] = False,
-    by: Annotated[list[CostGroup] | None, typer.Option(help="Tell apart by this; may be repeated.")] = None,
+    by: Annotated[list[CostGroup] | None, typer.Option(help="Group by this field (repeatable).")] = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """What it costs, exactly, by line item (model and token class) unless told otherwise. Whole days, in UTC."""
+    """Show exact costs by line item (model and token class) unless told otherwise. Whole days, in UTC."""
     groups = [FIELDS[group] for group in (by or [CostGroup.LINE_ITEM])]
     with connect_tenant(control_url, key, data_dir, organization) as control:
         buckets = list(_buckets(control, "/organization/costs", since, Bucket.DAY, groups))
@@ -143,7 +143,7 @@ def instant_of(text: str, now_seconds: float) -> int:
 
 
 def _width(since: str) -> Bucket:
-    """The finest buckets that sum up to now in a few pages: an edge may take in up to one bucket more."""
+    """The finest buckets that sum up to now in a few pages: an edge may include up to one bucket more."""
     age_seconds = time.time() - instant_of(since, time.time())
     return Bucket.MINUTE if age_seconds <= 86_400 else Bucket.HOUR if age_seconds <= 31 * 86_400 else Bucket.DAY
 

@@ -1,0 +1,54 @@
+"""`tollway operator-keys`: keys of operators."""
+
+from typing import Annotated
+
+import typer
+
+from tollway.cli.client import ControlUrl, DataDir, Key, connect, segment
+from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.times import show_instant
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("list")
+def list_keys(
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the keys, without their secrets."""
+    with connect(control_url, key, data_dir) as control:
+        rows = list(control.list_all("/platform/keys"))
+    if output is Output.TABLE:
+        rows = [{**row, "created": show_instant(row["created_at"])} for row in rows]
+    print_rows(output, ["id", "name", "redacted_value", "created"], rows, none="no keys yet: see `tollway operator-keys create`")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Person or program that the key is for.")],
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Create a key and print its secret, which is shown only now."""
+    with connect(control_url, key, data_dir) as control:
+        made = control.post("/platform/keys", {"name": name})
+    print_json(made) if output is Output.JSON else print(f"id   {made['id']}\nkey  {made['value']}   (shown only now)")
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="Id, as `tollway operator-keys list` shows it.")],
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Revoke a key permanently."""
+    with connect(control_url, key, data_dir) as control:
+        gone = control.delete(f"/platform/keys/{segment(key_id)}")
+    print_json(gone) if output is Output.JSON else print(f"revoked {key_id}")

@@ -1,0 +1,62 @@
+"""`tollway service-accounts`: accounts of a project that belong to a program."""
+
+from typing import Annotated
+
+import typer
+
+from tollway.cli.client import ControlUrl, DataDir, Key, Organization, connect_tenant, segment
+from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.times import show_instant
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+Project = Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="The project; not needed if there is only one.")]
+
+
+@app.command("list")
+def list_accounts(
+    project: Project = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the service accounts of a project."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        rows = list(control.list_all(f"/organization/projects/{control.get_project(project)['id']}/service_accounts"))
+    if output is Output.TABLE:
+        rows = [{**row, "created": show_instant(row["created_at"])} for row in rows]
+    print_rows(output, ["id", "name", "role", "created"], rows, none="no service accounts yet")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Name of the service account.")],
+    project: Project = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Create a service account and print the secret of its key, which is shown only now."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        made = control.post(f"/organization/projects/{control.get_project(project)['id']}/service_accounts", {"name": name})
+    print_json(made) if output is Output.JSON else print(f"id   {made['id']}\nkey  {made['api_key']['value']}   (shown only now)")
+
+
+@app.command()
+def delete(
+    account_id: Annotated[str, typer.Argument(metavar="ACCOUNT_ID", help="Id, as `tollway service-accounts list` shows it.")],
+    project: Project = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Delete a service account and revoke its keys."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        gone = control.delete(f"/organization/projects/{control.get_project(project)['id']}/service_accounts/{segment(account_id)}")
+    print_json(gone) if output is Output.JSON else print(f"deleted {account_id}")

@@ -1,0 +1,160 @@
+"""The commands beside the REST API: an operation without a command is found here."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import tollway
+from tollway.cli.app import COMMANDS, run
+from tollway.control.api.app import PUBLIC_ROUTERS
+
+COMMAND_OF = {
+    "list_projects": "projects list",
+    "create_project": "projects create",
+    "retrieve_project": "projects list",
+    "update_project": "projects rename",
+    "archive_project": "projects archive",
+    "list_project_keys": "keys list",
+    "create_project_key": "keys create",
+    "retrieve_project_key": "keys list",
+    "delete_project_key": "keys revoke",
+    "list_admin_keys": "admin-keys list",
+    "create_admin_key": "admin-keys create",
+    "retrieve_admin_key": "admin-keys list",
+    "delete_admin_key": "admin-keys revoke",
+    "list_operator_keys": "operator-keys list",
+    "create_operator_key": "operator-keys create",
+    "delete_operator_key": "operator-keys revoke",
+    "list_service_accounts": "service-accounts list",
+    "create_service_account": "service-accounts create",
+    "retrieve_service_account": "service-accounts list",
+    "delete_service_account": "service-accounts delete",
+    "list_binding_limits": "limits show",
+    "retrieve_project_limits": "limits show",
+    "put_project_limits": "limits set",
+    "retrieve_service_account_limits": "limits show",
+    "put_service_account_limits": "limits set",
+    "retrieve_key_limits": "limits show",
+    "put_key_limits": "limits set",
+    "retrieve_organization_limits": "limits show",
+    "put_organization_limits": "limits set",
+    "list_rate_limits": "limits show",
+    "update_rate_limit": "limits set",
+    "list_completions": "usage",
+    "list_embeddings": "usage",
+    "list_costs": "costs",
+    "retrieve_receipt": "receipt",
+    "list_organizations": "organizations list",
+    "create_organization": "organizations create",
+    "retrieve_organization": "organizations list",
+    "modify_organization": "organizations update",
+    "archive_organization": "organizations archive",
+    "list_models": "models list",
+    "create_model": "models create",
+    "publish_model": "models publish",
+    "archive_model": "models archive",
+    "retrieve_model": "models list",
+    "update_model": "apply",
+    "list_deployments": "models list",
+    "create_deployment": "models deploy",
+    "retrieve_deployment": "models list",
+    "update_deployment": "apply",
+    "archive_deployment": "models undeploy",
+    "list_prices": "prices list",
+    "create_price": "models price",
+    "retrieve_price": "prices list",
+    "list_terms": "prices terms",
+    "create_terms": "prices terms",
+    "list_own_prices": "prices list",
+    "list_books": "prices books",
+    "create_book": "prices create",
+    "retrieve_book": "prices books",
+    "list_drafts": "prices drafts",
+    "create_draft": "prices draft",
+    "retrieve_draft": "prices drafts",
+    "check_draft": "prices check",
+    "publish_draft": "prices publish",
+    "preview_draft": "prices preview",
+    "discard_draft": "prices discard",
+    "list_nodes": "nodes versions",
+    "list_epochs": "nodes list",
+    "declare_lost": "nodes lost",
+    "list_balances": "ledger balances",
+    "list_transactions": "ledger transactions",
+    "list_reconciliation": "reconcile",
+    "list_anomalies": "anomalies",
+    "list_periods": "periods list",
+    "retrieve_period": "periods list",
+    "list_blockers": "periods blockers",
+    "close_period": "periods close",
+    "list_own_periods": "periods list",
+    "retrieve_own_period": "periods list",
+    "retrieve_proof": "audit proof",
+    "export_period": "audit export",
+    "create_adjustment": "corrections void",
+    "list_adjustments": "corrections list",
+    "retrieve_adjustment": "corrections list",
+    "approve_adjustment": "corrections approve",
+    "reject_adjustment": "corrections reject",
+}
+"""The command that does, or whose output includes, each operation."""
+
+WITHOUT_COMMAND = {
+    "update_draft": "a draft is replaced: discard it and write another from a file",
+}
+"""Operations that need no command, with the reason."""
+
+
+def _list_commands() -> set[str]:
+    found = set()
+    for name, (place, _) in COMMANDS.items():
+        module, _, attribute = place.partition(":")
+        command = getattr(importlib.import_module(f"tollway.cli.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            group = typer.main.get_command(command)
+            subcommands = getattr(group, "commands", {})
+            found |= {f"{name} {below}" for below in subcommands} if subcommands else {name}
+        else:
+            found.add(name)
+    return found
+
+
+def test_every_operation_has_a_command() -> None:
+    operations = {route.name for router in PUBLIC_ROUTERS for route in router.routes if hasattr(route, "methods")}
+    missing = operations - COMMAND_OF.keys() - WITHOUT_COMMAND.keys()
+    assert not missing, f"add a command for {sorted(missing)}, or say why none is needed"
+    assert not (COMMAND_OF.keys() | WITHOUT_COMMAND.keys()) - operations, "remove what the API does not have"
+    assert not COMMAND_OF.keys() & WITHOUT_COMMAND.keys()
+
+
+def test_commands_of_operations_exist() -> None:
+    assert set(COMMAND_OF.values()) - _list_commands() == set()
+
+
+@pytest.mark.parametrize("command", ["keys", "keys list", "prices terms", "version"])
+def test_short_help_option_shows_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command.split(), "-h"]) == 0
+    assert f"Usage: tollway {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("ke", "keys"), ("keys cre", "create"), ("keys create --requests-per", "--requests-per-minute"), ("prices pub", "publish")],
+)
+def test_bash_completes_below_the_first_word(words: str, expected: str) -> None:
+    """The variables are those that the script of `tollway --show-completion bash` sets."""
+    line = f"tollway {words}"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(tollway.__file__).parents[1]),
+        "_TOLLWAY_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split()) - 1),
+    }
+    ran = subprocess.run([sys.executable, "-m", "tollway"], capture_output=True, text=True, timeout=60, env=environment)
+    assert expected in ran.stdout.split(), (ran.stdout, ran.stderr)
