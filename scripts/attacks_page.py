@@ -66,6 +66,11 @@ ROWS = {
     67: ("requests that fail at every engine, to take engines from neighbours", "no engine is ejected; 400 where its words say why"),
     68: ("an engine that answers unasked, or twice", "its connections are closed and used once each for a time; alarm"),
     69: ("reports of more input than the request holds, or of one absurd total", "held to what can be true; named as an anomaly"),
+    70: ("a byte after an answered request of control, and then silence", "closed at the bound, after a refusal too"),
+    71: (
+        "slow bodies, idle streams and many requests of one key at control",
+        "no place while a body is awaited; 429 above a key's share; health, revocations and other keys unaffected",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2
@@ -10,7 +11,7 @@ from fastapi import APIRouter
 
 from tests.control.harness import WAIT_SECONDS_MAX, Running, TenantSetup, answered, mint, wait_until
 from tollway.control import tenants
-from tollway.control.api import app
+from tollway.control.api import app, places
 from tollway.control.api.app import BODY_BYTES_MAX, create_apps, refuse_undeclared
 from tollway.control.api.descriptions import describe
 from tollway.control.api.routes import Route, router
@@ -202,7 +203,7 @@ class TestSlowness:
                 pass  # aborted is ended, too
 
     def test_of_everybody_at_once_is_refused_politely(self, control: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(app, "CONCURRENT_REQUESTS_MAX", 0)
+        monkeypatch.setattr(places, "REQUESTS_MAX", 0)
         response = control.operator().get("/v1/platform/organizations")
         refused(response, 503, "overloaded")
         assert int(response.headers["retry-after"]) >= 1
@@ -364,7 +365,7 @@ class TestHead:
 class TestAnAnsweredConnection:
     @pytest.mark.parametrize("later", [b"\n", b"\r\n", b"G", b"GET / HT"])
     @pytest.mark.parametrize("path", ["/livez", "/v1/organization/projects"])
-    def test_with_bytes_that_are_no_request_has_an_end(
+    def test_70_bytes_that_begin_no_request_end_an_answered_connection(
         self, control: Running, monkeypatch: pytest.MonkeyPatch, later: bytes, path: str
     ) -> None:
         """A byte ends the timer of an idle connection; without another one it stayed open without an end, after a 401 too."""
@@ -381,7 +382,7 @@ class TestAnAnsweredConnection:
                     break
 
     def test_health_is_answered_at_capacity(self, control: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(app, "CONCURRENT_REQUESTS_MAX", 0)
+        monkeypatch.setattr(places, "REQUESTS_MAX", 0)
         refused(control.operator().get("/v1/platform/organizations"), 503, "overloaded")
         for path in ("/livez", "/readyz"):
             assert control.operator().get(path).status_code == 200
@@ -434,3 +435,47 @@ class TestTheDescription:
         assert response.headers["content-security-policy"].startswith("default-src 'none'")
         assert "/v1/organization/projects/{project_id}" in response.text and "operatorKey" in response.text
         assert "<script" not in response.text and "http-equiv" not in response.text and "src=" not in response.text
+
+
+def slow_post(connection: socket.socket, key: str) -> None:
+    """Begin a request whose body never comes."""
+    head = f"POST {PROJECTS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\nContent-Length: 100\r\n\r\n"
+    connection.sendall(head.encode() + b"{")
+
+
+class TestPlaces:
+    def test_71_slow_bodies_of_one_key_take_its_share_and_nobody_elses_place(
+        self, control: Running, alice: TenantSetup, bob: TenantSetup, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with ExitStack() as stack:
+            for _ in range(places.CALLER_REQUESTS_MAX):
+                slow_post(stack.enter_context(connect(control.url)), alice.admin_key)
+            admin = control.client(alice.admin_key)
+            wait_until(lambda: admin.get(PROJECTS).status_code == 429)
+            monkeypatch.setattr(places, "REQUESTS_MAX", 4)
+            refused(admin.get(PROJECTS), 429, "rate_limit_exceeded")
+            answered(control.client(bob.admin_key).get(PROJECTS))
+            answered(control.operator().get("/v1/platform/organizations"))
+            answered(control.client(None).get("/livez"))
+        wait_until(lambda: admin.get(PROJECTS).status_code == 200)
+
+    def test_71_followed_streams_take_no_place_and_are_bounded(self, control: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(places, "REQUESTS_MAX", 2)
+        monkeypatch.setattr(places, "FOLLOWERS_MAX", 5)
+        path = "/v1/link/changes?since=0&follow=true"
+        with ExitStack() as stack:
+            for _ in range(5):
+                followed = stack.enter_context(control.node().stream("GET", path))
+                assert followed.status_code == 200
+            refused(control.node().get(path), 503, "overloaded")
+            answered_now = control.node().get("/v1/link/changes?since=0")
+            assert answered_now.status_code == 200
+
+    def test_71_a_key_is_revoked_when_all_places_are_taken(
+        self, control: Running, alice: TenantSetup, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        admin, path = control.client(alice.admin_key), f"{PROJECTS}/{alice.project_id}/api_keys"
+        made = answered(admin.post(path, json={"name": "leaked"}))
+        monkeypatch.setattr(places, "REQUESTS_MAX", 0)
+        refused(admin.get(PROJECTS), 503, "overloaded")
+        assert answered(admin.delete(f"{path}/{made['id']}"))["deleted"] is True

@@ -47,12 +47,13 @@ from tollway.control.api import (
     service_accounts,
     usage,
 )
+from tollway.control.api.places import CALLER_REQUESTS_MAX, Place, Places
 from tollway.control.api.routes import Plane, Route, public, router
 from tollway.control.api.schemas import Out, find_seconds
 from tollway.control.jobs import JobState
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids
-from tollway.domain.faults import BODY_TOO_LARGE, INTERNAL, OVERLOADED, REQUEST_TIMEOUT, TARGET_INVALID, Fault
+from tollway.domain.faults import BODY_TOO_LARGE, INTERNAL, REQUEST_TIMEOUT, TARGET_INVALID, Fault
 
 BODY_BYTES_MAX = 1024 * 1024
 """Bound on a body of the public API. The largest honest one is a list of model names."""
@@ -62,9 +63,6 @@ LINK_BODY_BYTES_MAX = 4 * 1024 * 1024
 
 BODY_SECONDS_MAX = 30.0
 """For a body to arrive: the largest one at 1.2 Mbit/s. Slower is an attack or a broken line."""
-
-CONCURRENT_REQUESTS_MAX = 256
-"""More than the worker threads and any waiting list that still makes sense; the rest is told to come back."""
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 """Paths that are answered at capacity too: a probe that fails makes a supervisor replace a process that is only busy."""
@@ -215,7 +213,7 @@ class Envelope:
         self.plane = plane
         self.requests = requests
         self.body_bytes_max = body_bytes_max
-        self.concurrent = 0
+        self.places = Places(CALLER_REQUESTS_MAX if name == "api" else None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens inside."""
@@ -251,21 +249,23 @@ class Envelope:
             if status == 0:
                 await errors.response_of(fault)(inner, receive, send_stamped)
 
-        self.concurrent += 1
+        inner["tollway.place"] = place = Place(self.places, is_revocation=scope["method"] == "DELETE")
         try:
-            if self.concurrent > CONCURRENT_REQUESTS_MAX and scope["path"] not in HEALTH_PATHS:
-                await refuse(Fault(OVERLOADED, message="The control plane is at capacity."))
-            elif _is_devious(scope):
+            if scope["path"] not in HEALTH_PATHS:
+                place.take()
+            if _is_devious(scope):
                 await refuse(Fault(TARGET_INVALID))
             else:
                 await self.app(inner, self._bounded(scope, receive), send_stamped)
         except ClientDisconnect:
             status = status if head_sent else STATUS_CLIENT_LEFT
+        except Fault as fault:
+            await refuse(fault)
         except Exception as error:  # last resort: the caller gets a 500 in our shape, the operator the place
             self._log_defect(request_id, error)
             await refuse(Fault(INTERNAL))
         finally:
-            self.concurrent -= 1
+            place.release()
             self._log(inner, scope["method"], request_id, status, time.monotonic() - started)
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:

@@ -6,10 +6,12 @@ from typing import Annotated
 
 from fastapi import Query
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from tollway.control import publish
 from tollway.control.api import routes
+from tollway.control.api.places import Place
 from tollway.control.api.routes import Node, Plane
 from tollway.control.api.schemas import AckIn
 from tollway.control.plane import ControlPlane
@@ -45,16 +47,20 @@ def read_snapshot(_caller: Node, plane: Plane) -> Response:
 
 
 @router.get("/v1/link/changes")
-def read_changes(_caller: Node, plane: Plane, since: Annotated[int, Query(ge=0, le=2**63 - 1)], follow: bool = False) -> Response:
+async def read_changes(
+    _caller: Node, request: Request, plane: Plane, since: Annotated[int, Query(ge=0, le=2**63 - 1)], follow: bool = False
+) -> Response:
     """The changes after version `since`, as lines. With `follow`, each further one as it is committed, and heartbeats.
 
     A heartbeat also ends an answer that is not followed. 410 where only a full snapshot can help.
     """
-    first = _read(plane, since)
+    first = await run_in_threadpool(_read, plane, since)
     if first is None:
         raise Fault(SNAPSHOT_NEEDED)
     if follow:
         plane.publications.refuse_if_stopping()
+        place: Place = request.scope["tollway.place"]
+        place.follow()
         return StreamingResponse(_follow(plane, since), media_type=NDJSON)
     lines, version = first
     return Response(lines + publish.heartbeat(version), media_type=NDJSON)

@@ -29,6 +29,7 @@ from tollway.control import access
 from tollway.control.access import Node as NodeCaller
 from tollway.control.access import Operator, Tenant
 from tollway.control.api.errors import name_of
+from tollway.control.api.places import Place
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.faults import (
@@ -60,7 +61,7 @@ class Access:
     """A rule of who may call a route. As a dependency it yields the caller. `check` runs in a thread and raises a Fault to refuse."""
 
     name: str
-    check: Callable[[ControlPlane, Request], object]
+    check: Callable[[ControlPlane, Request], Tenant | Operator | NodeCaller | None]
 
     def __call__(self, request: Request) -> Any:
         """The caller, as `check` returned it before the body was read."""
@@ -145,12 +146,19 @@ class Route(APIRoute):
             query = BRACKETS.sub("", request.scope["query_string"].decode("latin-1"))
             request.scope["query_string"] = query.encode("latin-1")
             strict = StrictRequest(request.scope, request.receive)
-            strict.state.caller = None if required is public else await run_in_threadpool(required.check, plane_of(strict), strict)
+            place: Place = request.scope["tollway.place"]
+            strict.state.caller = caller = None if required is public else await run_in_threadpool(required.check, plane_of(strict), strict)
+            if caller is not None:
+                place.count(caller.key_id)
             for name in strict.query_params:
                 if name not in queries:
                     raise Fault(PARAMETER_UNKNOWN, param=name_of(name))
-            if reads_json:
-                strict.parsed = read_json(await strict.body(), strict.headers)
+            if reads_json or required is node:
+                place.give_back()  # while the client is waited for
+                body = await strict.body()
+                place.take()
+                if reads_json:
+                    strict.parsed = read_json(body, strict.headers)
             return await handle(strict)
 
         return answer
