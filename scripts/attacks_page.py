@@ -27,7 +27,7 @@ ROWS = {
     13: ("a reader that stops reading", "its engine paused, memory bounded, hung up on at the bound"),
     14: ("idle, pipelined and too many connections", "bounded; 503 beyond; the others unaffected"),
     16: ("forged forwarding headers; twins with underscores", "ignored; 400"),
-    17: ("ids, traces and sampling decisions of the client's", "our own id and decision"),
+    17: ("ids, traces and sampling decisions of the client's", "our own id; only a whole trace goes on, with its sampling flag"),
     18: ("line ends, control characters, `${jndi:` in whatever is logged or echoed", "never in a header, a log line or an answer"),
     20: ("a body beyond the bound, announced or not; without a key; sent on after the refusal", "413 or 401 while it comes, closed"),
     21: ("other media types, charsets and codings", "415"),

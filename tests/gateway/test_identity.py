@@ -337,14 +337,20 @@ async def test_17_ids_are_ours_whatever_the_client_calls_itself(value: str, memo
     assert all(answer.headers["x-request-id"] in answer.error["message"] for answer in answers)
 
 
-async def test_17_the_trace_goes_on_and_the_sampling_decision_is_ours() -> None:
+async def test_17_trace_goes_on_with_the_sampling_of_a_valid_parent_only() -> None:
     trace = "0123456789abcdef0123456789abcdef"
     async with Upstream([whole(completion())]).listening() as upstream, gateway({"m": Served([upstream.url])}) as running:
-        await post(running.port, chat(), traceparent=f"00-{trace}-0123456789abcdef-01")
-        await post(running.port, chat(), traceparent=f"00-{'0' * 32}-0123456789abcdef-01")
-        first, second = (asked.head.partition(b"traceparent: ")[2].partition(b"\r\n")[0].decode() for asked in upstream.asked)
-    assert first.startswith(f"00-{trace}-") and not first.endswith("0123456789abcdef-01") and first.endswith("-00")
-    assert "0" * 32 not in second
+        for flags in ("01", "00", "ff"):
+            await post(running.port, chat(), traceparent=f"00-{trace}-0123456789abcdef-{flags}", tracestate="vendor=a,other=b")
+        await post(running.port, chat(), traceparent=f"00-{'0' * 32}-0123456789abcdef-01", tracestate="vendor=a")
+        await post(running.port, chat(), traceparent=f"00-{trace}-0123456789abcdef-01", tracestate="v=" + "x" * 600)
+        heads = [asked.head.decode() for asked in upstream.asked]
+    parents = [head.partition("traceparent: ")[2].partition("\r\n")[0] for head in heads]
+    assert all(parent.startswith(f"00-{trace}-") and "0123456789abcdef-0" not in parent[36:] for parent in (*parents[:3], parents[4]))
+    assert [parent[-3:] for parent in parents] == ["-01", "-00", "-03", "-00", "-01"]
+    assert "0" * 32 not in parents[3]
+    assert ["tracestate: vendor=a,other=b\r\n" in head for head in heads[:3]] == [True] * 3
+    assert not any("tracestate" in head for head in heads[3:])
 
 
 async def test_18_nothing_of_a_client_becomes_a_header_or_is_echoed(memory: Memory) -> None:

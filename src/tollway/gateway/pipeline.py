@@ -30,7 +30,10 @@ from tollway.gateway.route import route
 from tollway.telemetry import describe_error
 from tollway.wire.errors import retry_after
 
-_TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
+_TRACE_FLAGS = 0x03
+"""Flags of a trace that are passed on: sampled, and that its id is random (W3C Trace Context level 2, section 3.2.2.5)."""
+_TRACESTATE = re.compile(rb"[\t\x20-\x7e]{1,512}")
 _CLIENT_REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 _JSON = b"content-type: application/json\r\n"
 
@@ -112,11 +115,17 @@ def list_limits(request: Request, client: Client, plane: Plane) -> None:
 
 
 def read_head(headers: dict[bytes, bytes], endpoint: Endpoint) -> RequestHead:
-    """Return what these headers say. The client's trace is continued; its sampling decision is not taken over. Its own id of the request
-    is kept for the log if it is one that cannot spoil it."""
-    trace = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
+    """Return what these headers say. The client's trace is continued with its decision on sampling and its `tracestate` (W3C Trace
+    Context); without a valid parent both are ours. Its own id of the request is kept for the log if it is one that cannot spoil it."""
     id = _CLIENT_REQUEST_ID.fullmatch(headers.get(b"x-client-request-id", b""))
-    return RequestHead(endpoint, headers, trace.group(1).decode() if trace else "", id.group().decode() if id else "")
+    client_request_id = id.group().decode() if id else ""
+    trace = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
+    if trace is None:
+        return RequestHead(endpoint, headers, "", client_request_id)
+    state = headers.get(b"tracestate", b"")
+    tracestate = state if _TRACESTATE.fullmatch(state) else b""
+    flags = f"{int(trace.group(2), 16) & _TRACE_FLAGS:02x}"
+    return RequestHead(endpoint, headers, trace.group(1).decode(), client_request_id, flags, tracestate)
 
 
 def new_id(plane: Plane) -> str:

@@ -22,16 +22,28 @@ from tollway.wire.http import NO_HEADERS
 class RequestHead:
     """The parsed head of a request, read once for all requests of a connection that have the same.
 
-    `trace_id`, `client_request_id`: the client's own; empty if it sent none that can be used. `digest`: of the credential, once a caller
-    was found by it; it saves the work of making it again, and nothing else: each request looks its caller up.
+    `trace_id`, `client_request_id`: the client's own; empty if it sent none that can be used. `trace_flags`: two hexadecimal digits, the
+    parent's decision on sampling; `tracestate`: its list of vendors, empty without a trace (W3C Trace Context, sections 3.2 and 3.3).
+    `digest`: of the credential, once a caller was found by it; it saves the work of making it again, and nothing else: each request looks
+    its caller up.
     """
 
-    __slots__ = ("client_request_id", "digest", "endpoint", "headers", "trace_id")
+    __slots__ = ("client_request_id", "digest", "endpoint", "headers", "trace_flags", "trace_id", "tracestate")
 
-    def __init__(self, endpoint: Endpoint, headers: dict[bytes, bytes], trace_id: str = "", client_request_id: str = "") -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        headers: dict[bytes, bytes],
+        trace_id: str = "",
+        client_request_id: str = "",
+        trace_flags: str = "00",
+        tracestate: bytes = b"",
+    ) -> None:
         self.endpoint = endpoint
         self.headers = headers
         self.trace_id = trace_id
+        self.trace_flags = trace_flags
+        self.tracestate = tracestate
         self.client_request_id = client_request_id
         self.digest: bytes | None = None
 
@@ -74,7 +86,7 @@ class Request:
 def new_request(id: str, head: RequestHead, body: bytes, started: float, received_at: int, peer: str = "") -> Request:
     """The request `id`. Its span in `traceparent` (W3C Trace Context) is the random half of its id."""
     trace_id = head.trace_id or id[4:]
-    traceparent = f"00-{trace_id}-{id[-16:]}-00"
+    traceparent = f"00-{trace_id}-{id[-16:]}-{head.trace_flags}"
     return Request(id, head, body, started, received_at, head.endpoint, head.headers, trace_id, traceparent, peer)
 
 

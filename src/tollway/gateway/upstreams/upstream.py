@@ -77,6 +77,8 @@ class Upstream:
         for name in DIALECTS[request.endpoint].forwarded_headers:
             if name in request.headers:
                 passed_on += b"%b: %b\r\n" % (name, request.headers[name])
+        if request.head.tracestate:
+            passed_on += b"tracestate: %b\r\n" % request.head.tracestate
         id = request.id if attempt == 1 else f"{request.id}-{attempt}"
         ours = f"x-request-id: {id}\r\ntraceparent: {request.traceparent}\r\ncontent-length: {len(body)}\r\n\r\n"
         return b"".join((self._heads[request.endpoint], passed_on, ours.encode(), body))
