@@ -89,6 +89,7 @@ def _permit(request_id: str, price: PriceVersion, now: int, stream: bool) -> Per
         None,
         None,
         TOKENS_MAX,
+        0,
         stream,
         1,
         1,
