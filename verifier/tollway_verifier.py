@@ -363,13 +363,17 @@ class Export:
         """The transaction that names a record; None if there is none."""
         place = (node, epoch)
         if place not in self.firsts:
-            bookings = sorted(self.by_epoch.get(place, ()), key=lambda booking: booking.cause["first_seq"])
+            ordered = sorted(self.by_epoch.get(place, ()), key=lambda booking: booking.cause["first_seq"])
+            # A record that was rated after its quarantine is booked alone, inside the span of its batch, which does not count it.
+            singles = {one.cause["first_seq"]: one for one in ordered if one.cause["first_seq"] == one.cause["last_seq"]}
+            bookings = [one for one in ordered if one.cause["first_seq"] < one.cause["last_seq"]]
+            require(len(singles) + len(bookings) == len(ordered), "a transaction books what another does too, or no record")
             for at, one in enumerate(bookings[1:]):
                 require(bookings[at].cause["last_seq"] < one.cause["first_seq"], f"transaction {one.id} books what another does too")
-            self.firsts[place] = ([booking.cause["first_seq"] for booking in bookings], bookings)
-        firsts, bookings = self.firsts[place]
+            self.firsts[place] = (singles, [booking.cause["first_seq"] for booking in bookings], bookings)
+        singles, firsts, bookings = self.firsts[place]
         index = bisect_right(firsts, seq) - 1
-        return bookings[index] if index >= 0 and seq <= bookings[index].cause["last_seq"] else None
+        return singles.get(seq) or (bookings[index] if index >= 0 and seq <= bookings[index].cause["last_seq"] else None)
 
     def take_adjustment(self, row):
         target = Event(row.pop("target"), self)
@@ -436,9 +440,11 @@ class Export:
         total = sum(self.totals.values()) + self.adjusted
         amount = f"{'-' if total < 0 else ''}{abs(total) // 10**12}.{abs(total) % 10**12:012d} {self.currency}"
         covers = [epoch["cover"] for epoch in self.period["report"]["epochs"]]
+        written_off = sum(each["records"] for each in self.period["report"].get("written_off", ()))
         return (
             f"everything agrees: {self.tree.size} events ({self.late} of them late), {self.adjustments} corrections, "
-            f"{len(self.transactions)} transactions, {len(covers)} gateway lives ({covers.count('lost')} of them declared lost)\n"
+            f"{len(self.transactions)} transactions, {len(covers)} gateway runs ({covers.count('lost')} declared lost), "
+            f"{written_off} records written off\n"
             f"total {amount}\nMerkle root {self.tree.root().hex()}"
         )
 

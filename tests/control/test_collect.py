@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, exchanges, final, frames
 from tests.storage.databases import SqliteTemplate, add_price, fill
+from tollway.control import quarantine
 from tollway.control import verify as verification
 from tollway.control.batches import BatchRefused
 from tollway.control.collect import Gap, Ingested, collect
@@ -298,6 +299,7 @@ class TestImmutable:
         take(database, archive, frames([*exchanges([1]), *forged, b"{}"]))
         with database.platform() as tx:
             tx.connection.execute(money.removed_months.insert().values(start_at=0, events=0, removed_at=0))
+            quarantine.write_off(tx, NODE, EPOCH, 5, reason="not a record", actor=samples.KEY, now=NOW)
         column = next(iter(table.primary_key))
         for change in (table.delete(), table.update().values({column.name: column})):
             with pytest.raises(sa.exc.DBAPIError), database.platform() as tx:
@@ -343,7 +345,7 @@ class TestVerify:
             ("ledger_transactions", f"UPDATE ledger_transactions SET node_id = '{OTHER_NODE}'"),
             ("ledger_entries", "UPDATE ledger_transactions SET first_seq = first_seq + 2, events = 2"),
             ("event_conflicts", f"INSERT INTO event_conflicts VALUES ('{NODE}', {EPOCH}, 2, 'req_x', 'x', 'x', 0)"),
-            ("quarantined_records", f"INSERT INTO quarantined_records VALUES ('{OTHER_NODE}', 1, 2, 'req_x', 'x', 'x', 0)"),
+            ("quarantined_records", f"INSERT INTO quarantined_records VALUES ('{OTHER_NODE}', 1, 2, 'req_x', 'x', 'x', 0, NULL, NULL)"),
         ],
     )
     def test_a_changed_table_is_named(self, database: Database, archive: Archive, table: str, statement: str) -> None:

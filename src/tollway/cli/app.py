@@ -37,6 +37,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "ledger": ("ledger:app", "Balances and transactions of the ledger."),
     "anomalies": ("ledger:anomalies", "Usage reports of engines that could not be true, and what was billed instead."),
     "periods": ("periods:app", "Billing periods: list, what keeps them open, close."),
+    "quarantine": ("quarantine:app", "Records that could not be rated: list, rate again, write off."),
     "corrections": ("corrections:app", "Correct what a request was billed: void, replace, credit, approve."),
     "audit": ("audit:app", "Export a closed billing period for an auditor; proofs of single requests."),
     "nodes": ("nodes:app", "Gateways: what has arrived of each, and what is lost."),

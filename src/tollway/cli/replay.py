@@ -54,5 +54,5 @@ def replay(
         print_json(asdict(done))
     else:
         print(f"ingested: {done.records} records of {done.epochs} epochs, {done.events} events")
-        print(f"set aside: {done.conflicts} conflicts, {done.quarantined} records that could not be rated")
+        print(f"rejected: {done.conflicts} conflicts, {done.quarantined} records that could not be rated and are in quarantine")
         print(f"gateways will read the whole snapshot, version {done.version}")

@@ -49,7 +49,7 @@ def verify(
         read |= {"transactions": report.transactions, "accounts": report.accounts}
         read |= {"periods": report.periods, "corrections": report.adjustments}
         print("compared: " + ", ".join(f"{count} {name}" for name, count in read.items()))
-        print(f"set aside: {report.conflicts} conflicts, {report.quarantined} records that could not be rated")
+        print(f"rejected: {report.conflicts} conflicts, {report.quarantined} records in quarantine, {report.written_off} written off")
         for month, events in report.removed.items():
             print(f"removed by retention: {events} events of {month.replace('_', '-')}, taken from the archive instead")
         for difference in report.differences:

@@ -120,7 +120,7 @@ class Batch:
                 group = groups[key] = EventGroup(record, _is_possible(record))
             instants = admit.admitted_at | record.ended_at | (record.first_token_at or 0)  # one below zero makes the union so
             if used.bits >> _TOKEN_BITS or used.request or instants >> _INSTANT_BITS or not group.is_valid:
-                self._reject(frame.seq, payload, "invalid")
+                self._reject(frame.seq, payload, "invalid", record)
             else:
                 ids.append(admit.request_id)
                 finals.append(FinalRecord(frame.seq, payload, record, group))
@@ -129,11 +129,15 @@ class Batch:
             valid = [_NAME.fullmatch(each.final.admit.request_id) is not None for each in finals]
             for each, is_valid in zip(finals, valid, strict=True):
                 if not is_valid:
-                    self._reject(each.seq, each.payload, "invalid")
+                    self._reject(each.seq, each.payload, "invalid", each.final)
             self.finals = [each for each, is_valid in zip(finals, valid, strict=True) if is_valid]
 
-    def _reject(self, seq: int, payload: bytes, reason: str) -> None:
-        self.unreadable.append(RejectedRecord(self.node_id, self.epoch, seq, None, payload, b"", reason))
+    def _reject(self, seq: int, payload: bytes, reason: str, final: Final | None = None) -> None:
+        event_id = organization_id = served_at = None
+        if final is not None:  # what it says is used to find it again, as far as it is possible at all
+            event_id, organization_id = _find_name(final.admit.request_id), _find_name(final.admit.organization_id)
+            served_at = final.ended_at if 0 <= final.ended_at <= INSTANT_MAX else None
+        self.unreadable.append(RejectedRecord(self.node_id, self.epoch, seq, event_id, payload, b"", reason, organization_id, served_at))
 
     def _add_other(self, frame: Frame, record: object) -> None:
         if isinstance(record, Tick):
@@ -145,6 +149,10 @@ class Batch:
         """Finish a batch of the records before `next_seq`. Raises BatchRefused if they go on after CLOSE."""
         if self.closed_seq is not None and next_seq != self.closed_seq + 1:
             raise BatchRefused("a record after CLOSE")
+
+
+def _find_name(text: str) -> str | None:
+    return text if _NAME.fullmatch(text) else None
 
 
 def _is_possible(final: Final) -> bool:

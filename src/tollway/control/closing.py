@@ -8,7 +8,8 @@ once, or a kill in the middle, do no harm: closing is repeatable, and only the p
 
 from collections.abc import Callable, Mapping
 
-from tollway.control import periods
+from tollway.control import epochs, periods
+from tollway.control.epochs import Blocker
 from tollway.control.periods import Blocked, describe
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.periods import PeriodState
@@ -53,7 +54,7 @@ def close_due(
     until then stays done.
     """
     due_before = now() - after_days * DAY_US
-    blocked: dict[tuple[int, int], str] = {}
+    blocked: dict[tuple[int, int], list[Blocker]] = {}
     waiting: set[str] = set()
     overdue, last_id = 0, ""
     first: dict[str, object] = {}
@@ -97,22 +98,22 @@ def _list_due(database: Database, due_before: int, last_id: str) -> list[Period]
 def _close(
     database: Database,
     period: Period,
-    blocked: dict[tuple[int, int], str],
+    blocked: dict[tuple[int, int], list[Blocker]],
     now: Callable[[], int],
     is_stopping: Callable[[], bool],
     log: Log,
 ) -> str | None:
-    """Close one period; returns why it could not be, or None. `blocked`: what keeps others of the same time from it; asked for only
-    once, and without taking the writer's place."""
+    """Close one period; returns why it could not be, or None. `blocked`: records that are missing of the same time, which keep the
+    periods of everybody open; read once, and without taking the writer's place."""
     time = (period.start_at, period.end_at)
     try:
         if period.state is PeriodState.OPEN:
-            if time not in blocked:
-                with database.platform(write=False) as tx:
-                    blockers = periods.list_blockers(tx, period.id)
-                blocked[time] = describe(blockers) if blockers else ""
-            if blocked[time]:
-                return blocked[time]
+            with database.platform(write=False) as tx:
+                if time not in blocked:
+                    blocked[time] = epochs.list_blockers(tx, *time)
+                blockers = blocked[time] or periods.list_quarantine_blockers(tx, period)
+            if blockers:
+                return describe(blockers)
         while period.state is not PeriodState.CLOSED:
             if is_stopping():
                 return None

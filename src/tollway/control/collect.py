@@ -58,6 +58,8 @@ class Ingested:
     events: int = 0
     conflicts: int = 0
     quarantined: int = 0
+    reasons: tuple[str, ...] = field(default=(), compare=False)
+    """The reasons for which records were quarantined, each once."""
 
 
 def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first_seq: int, body: bytes, now: int) -> Ingested:
@@ -78,11 +80,8 @@ def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first
     if reader.next_seq == watermark.next_seq:
         return Ingested(watermark.next_seq)
     with archive.writing(node_id, epoch, watermark.archive_bytes, body[start:]):  # the disk has time while the database works
-        rated, sums = _store_events(tx, batch, now)
+        rated = book_batch(tx, batch, now)
         rejected_records.insert_rejected(tx, rated.conflicts, rated.quarantined, now)
-        rollups.add_rollups(tx, sums.rollups)
-        stored_reconcile.add_usage(tx, sums.engine_usage)
-        stored_ledger.post(tx, sums.postings, now)
         moved = replace(
             watermark,
             next_seq=reader.next_seq,
@@ -91,7 +90,20 @@ def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first
             closed_at=batch.closed_at,
         )
         watermarks.move_watermark(tx, moved, ticked_at=batch.ticked_at, now=now)
-    return Ingested(moved.next_seq, rated.events, len(rated.conflicts), len(rated.quarantined))
+    reasons = tuple(sorted({each.reason for each in rated.quarantined}))
+    return Ingested(moved.next_seq, rated.events, len(rated.conflicts), len(rated.quarantined), reasons)
+
+
+def book_batch(tx: PlatformTx, batch: Batch, now: int) -> RatedBatch:
+    """Rate a batch, store its events, and add them to rollups, engine usage and ledger. Returns what was rated and what was rejected.
+
+    Raises storage's EventRace (begin again).
+    """
+    rated, sums = _store_events(tx, batch, now)
+    rollups.add_rollups(tx, sums.rollups)
+    stored_reconcile.add_usage(tx, sums.engine_usage)
+    stored_ledger.post(tx, sums.postings, now)
+    return rated
 
 
 def find_next_seq(tx: PlatformTx, node_id: str, epoch: int) -> int:

@@ -31,10 +31,19 @@ class Cover(StrEnum):
     LOST = "lost"
 
 
+class BlockerKind(StrEnum):
+    """What a period waits for."""
+
+    RECORDS_MISSING = "records_missing"
+    NODE_SILENT = "node_silent"
+    RECORDS_QUARANTINED = "records_quarantined"
+
+
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """Why time up to an instant cannot be taken for complete. `epoch` is None where a life of the node has not reported at all."""
+    """Why time up to an instant cannot be taken for complete. `epoch` is None where a run of the node has not reported at all."""
 
+    kind: BlockerKind
     node_id: str
     epoch: int | None
     known_until: int | None
@@ -67,10 +76,10 @@ def list_blockers(tx: PlatformTx, start_at: int, end_at: int) -> list[Blocker]:
     for epoch in stored.list_overlapping(tx, start_at, end_at):
         if find_cover(epoch, end_at) is None:
             text = "its records have not arrived up to the end of the period"
-            blockers.append(Blocker(epoch.node_id, epoch.epoch, epoch.ticked_at, text))
+            blockers.append(Blocker(BlockerKind.RECORDS_MISSING, epoch.node_id, epoch.epoch, epoch.ticked_at, text))
     for node in stored.list_silent_nodes(tx, end_at, SILENCE_US):
-        text = "it follows the snapshot, and of its present life not one record has arrived"
-        blockers.append(Blocker(node.node_id, None, node.seen_at, text))
+        text = "it follows the snapshot, and of its present run not one record has arrived"
+        blockers.append(Blocker(BlockerKind.NODE_SILENT, node.node_id, None, node.seen_at, text))
     return blockers
 
 

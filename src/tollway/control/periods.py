@@ -14,14 +14,15 @@ from dataclasses import dataclass
 import msgspec
 
 from tollway.control import epochs
-from tollway.control.epochs import Blocker
+from tollway.control.epochs import Blocker, BlockerKind
 from tollway.domain.corrections import fields_of
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.pages import Page, Window
 from tollway.domain.periods import PeriodState
 from tollway.domain.proofs import BLOCK_LEAVES, Leaf, encode_leaf, find_path, find_root, hash_leaf, leaf_of
+from tollway.domain.quarantine import WriteOff
 from tollway.storage import corrections as stored_corrections
-from tollway.storage import partitions
+from tollway.storage import partitions, rejected_records
 from tollway.storage import periods as stored
 from tollway.storage import usage_events as stored_usage
 from tollway.storage.database import Database, PlatformTx, TenantTx, Transaction
@@ -37,7 +38,7 @@ NOT_KEPT = "Events of this period are not kept any more."
 
 
 class Blocked(Exception):
-    """A period cannot be closed yet: records are missing."""
+    """A period cannot be closed yet: records are missing, or wait in quarantine."""
 
     def __init__(self, blockers: list[Blocker]) -> None:
         super().__init__(describe(blockers))
@@ -48,8 +49,9 @@ def describe(blockers: Sequence[Blocker]) -> str:
     """Return what keeps a period open, in a sentence for operators: the first of at least one blocker, and how many there are."""
     first = blockers[0]
     place = first.node_id if first.epoch is None else f"{first.node_id}, epoch {first.epoch}"
-    more = f" ({len(blockers)} such gateways' lives; see its blockers)" if len(blockers) > 1 else ""
-    return f"Records are missing: {place}: {first.text}{more}."
+    more = f" ({len(blockers)} such blockers; see all of them)" if len(blockers) > 1 else ""
+    problem = "Records wait in quarantine" if first.kind is BlockerKind.RECORDS_QUARANTINED else "Records are missing"
+    return f"{problem}: {place}: {first.text}{more}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +95,22 @@ def list_own_periods(tx: TenantTx, window: Window) -> Page[Period]:
 
 
 def list_blockers(tx: PlatformTx, period_id: str) -> list[Blocker]:
-    """Return which epochs keep a period from being closed; nothing if none does, or if it is closed."""
+    """Return what keeps a period from being closed, missing records first; nothing if nothing does, or if it is closed."""
     period = get_period(tx, period_id)
     if period.state is not PeriodState.OPEN:
         return []
-    return epochs.list_blockers(tx, period.start_at, period.end_at)
+    return [*epochs.list_blockers(tx, period.start_at, period.end_at), *list_quarantine_blockers(tx, period)]
+
+
+def list_quarantine_blockers(tx: PlatformTx, period: Period) -> list[Blocker]:
+    """Return which records in quarantine would be booked in a period, or may be, by epoch and reason."""
+    blockers = []
+    for each in rejected_records.list_open_summaries(tx, period.organization_id, period.end_at):
+        count = "a record is" if each.records == 1 else f"{each.records} records are"
+        span = f"{each.first_seq}" if each.records == 1 else f"{each.first_seq} to {each.last_seq}"
+        text = f"{count} in quarantine ({each.reason}, {span}): rate them again or write them off with `tollway quarantine`"
+        blockers.append(Blocker(BlockerKind.RECORDS_QUARANTINED, each.node_id, each.epoch, None, text))
+    return blockers
 
 
 # ---- Closing ----------------------------------------------------------------------------------------------------------
@@ -135,12 +148,27 @@ def freeze(tx: PlatformTx, period_id: str, *, actor: str, now: int) -> Period:
         raise Fault(STATE_CONFLICT, message="The period has not ended yet.")
     if stored.find_unfinished_before(tx, period) is not None:
         raise Fault(STATE_CONFLICT, message="A period before it is not closed yet.")
-    blockers = epochs.list_blockers(tx, period.start_at, period.end_at)
+    blockers = list_blockers(tx, period.id)
     if blockers:
         raise Blocked(blockers)
     report, digest = epochs.report_cover(tx, period.start_at, period.end_at)
+    written_off = rejected_records.list_write_offs(tx, period.organization_id, period.start_at, period.end_at)
+    if written_off:
+        report = {**report, "written_off": list(map(_write_off_row, written_off))}
     stored.freeze(tx, period, Closing(now, actor, digest, report))
     return get_period(tx, period_id)
+
+
+def _write_off_row(each: WriteOff) -> dict[str, object]:
+    return {
+        "node_id": each.node_id,
+        "epoch": each.epoch,
+        "records": each.records,
+        "first_seq": each.first_seq,
+        "last_seq": each.last_seq,
+        "reason": each.reason,
+        "actor": each.actor,
+    }
 
 
 def make_block(tx: Transaction, period: Period, last: Block | None) -> Block | None:

@@ -272,4 +272,15 @@ def _add_costs(costs: dict[str, Amounts], minute: MinuteSums) -> None:
 
 
 def _rejected(batch: Batch, record: FinalRecord, hashed: bytes, reason: str) -> RejectedRecord:
-    return RejectedRecord(batch.node_id, batch.epoch, record.seq, record.final.admit.request_id, record.payload, hashed, reason)
+    admit = record.final.admit
+    return RejectedRecord(
+        node_id=batch.node_id,
+        epoch=batch.epoch,
+        seq=record.seq,
+        event_id=admit.request_id,
+        payload=record.payload,
+        content_hash=hashed,
+        reason=reason,
+        organization_id=admit.organization_id,
+        served_at=record.final.ended_at,
+    )

@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 
 from tollway.domain.billing_classes import BILLING_CLASSES, QUANTITY_CLASSES, BillingClass
 from tollway.domain.corrections import Adjustment, AdjustmentState
-from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
+from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.periods import Bounds, month_of
 from tollway.domain.prices import RatedLine, amounts, rate
+from tollway.domain.quarantine import QuarantineState
 from tollway.domain.rollups import UsageGroup, UsageQuery
 from tollway.domain.usage import UsageEvent, billed
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
+from tollway.storage import rejected_records
 from tollway.storage import rollups as stored_rollups
 from tollway.storage import usage_events as stored_events
 from tollway.storage.database import TenantTx
@@ -143,13 +145,14 @@ def list_corrections(
 
 
 def get_receipt(tx: TenantTx, request_id: str) -> Receipt:
-    """The receipt of one of the organization's requests. Raises RESOURCE_UNKNOWN for any other, and until it has come in.
+    """Return the receipt of one of the organization's requests. Raises RESOURCE_UNKNOWN for any other, and until its record has arrived;
+    STATE_CONFLICT for one that is not billed because its record is in quarantine or was written off.
 
     Its lines are computed again, from the event and its price, which never change; ReceiptWrong if that is not what was billed.
     """
     event = stored_events.find_event(tx, request_id)
     if event is None:
-        raise Fault(RESOURCE_UNKNOWN)
+        raise _find_quarantine(tx, request_id) or Fault(RESOURCE_UNKNOWN)
     price_id = event.final.admit.price_version
     price = stored_prices.find_prices(tx, [price_id])[price_id]
     quantities = billed(event.final)
@@ -164,6 +167,15 @@ def get_receipt(tx: TenantTx, request_id: str) -> Receipt:
     ]
     served = _served(tx, event.final.ended_at, period)
     return Receipt(event, price.currency, tuple(rate(quantities, price.unit_prices)), period, served, tuple(applied))
+
+
+def _find_quarantine(tx: TenantTx, request_id: str) -> Fault | None:
+    record = rejected_records.find_own_quarantined(tx, request_id)
+    if record is None:
+        return None
+    if record.state is QuarantineState.WRITTEN_OFF:
+        return Fault(STATE_CONFLICT, message="This request was written off: it is not billed.")
+    return Fault(STATE_CONFLICT, message="The usage of this request could not be rated yet; it is not billed until that is resolved.")
 
 
 def _served(tx: TenantTx, at: int, booked: Period) -> Bounds:

@@ -19,7 +19,7 @@ went. The rest is compared as ever, but for the hashes of period blocks that the
 That one of them was not counted twice is known from a fingerprint of each, about 100 bytes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -37,6 +37,7 @@ from tollway.domain.epochs import Watermark
 from tollway.domain.ledger import AdjustmentCause, Posting
 from tollway.domain.periods import Calendar
 from tollway.domain.prices import PriceVersion, rate
+from tollway.domain.quarantine import QuarantineState
 from tollway.domain.reconciliation import EngineUsage, UsageKey, sum_usage
 from tollway.domain.rollups import RollupKey, UsageSums
 from tollway.domain.usage import ADMIT_HEAD, UsageEvent, billed, content_hash, decode_final
@@ -79,6 +80,8 @@ class Report:
     adjustments: int = 0
     conflicts: int = 0
     quarantined: int = 0
+    """Records in quarantine that wait for an operator."""
+    written_off: int = 0
     removed: dict[str, int] = field(default_factory=dict)
     """Events by month (2026_11) that retention has removed."""
     differences: list[Difference] = field(default_factory=list)
@@ -194,7 +197,8 @@ def _read_archive(walk: _Walk, archive: Archive, chains: dict[tuple[str, int, in
         for _, event_id in usage_events.iterate_places(tx, *place):
             findings.add("usage_events", f"{event_id} is not in the archive")
     for place in stray_epochs:
-        _compare_strays(walk, place, set(), set())
+        _compare_conflicts(walk, place, set())
+        _compare_quarantine(walk, place, rejected_records.list_quarantine_states(tx, *place), set(), bytearray(1))
 
 
 def _place_of(posting: Posting) -> tuple[str, int]:
@@ -206,6 +210,8 @@ def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], post
     """Judge the records of an epoch, piece by piece. `events`: how many the database has of it."""
     place, ledger = (watermark.node_id, watermark.epoch), EpochLedger(postings, walk.accounts, walk.findings.add)
     ticked, conflicts, quarantined, is_over = bytearray(watermark.next_seq // 8 + 1), set[int](), set[int](), False
+    states = rejected_records.list_quarantine_states(walk.tx, *place)
+    held = {seq for seq, state in states.items() if state is not QuarantineState.RATED}
     batch = Batch(*place)
     while not is_over:
         batch, piece, flaw = Batch(*place, closed_seq=batch.closed_seq), list[Frame](), ""
@@ -219,9 +225,12 @@ def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], post
         except (ArchiveShort, BatchRefused) as error:
             is_over, flaw = True, str(error)
         batch.add(piece)
+        # What is in quarantine is no event, even if it could be rated by now: that is an operator's decision.
+        quarantined.update(record.seq for record in batch.finals if record.seq in held)
+        batch.finals = [record for record in batch.finals if record.seq not in held]
         rated = _take_piece(walk, batch, ledger, ticked)
-        conflicts.update(stray.seq for stray in rated.conflicts)
-        quarantined.update(stray.seq for stray in rated.quarantined)
+        conflicts.update(record.seq for record in rated.conflicts)
+        quarantined.update(record.seq for record in rated.quarantined)
         if is_over and not flaw:
             try:
                 batch.end(watermark.next_seq)
@@ -230,7 +239,8 @@ def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], post
         if flaw:
             walk.findings.add("archive", f"{watermark.node_id}/{watermark.epoch}: {flaw}")
     ledger.end()
-    _compare_strays(walk, place, conflicts, quarantined)
+    _compare_conflicts(walk, place, conflicts)
+    _compare_quarantine(walk, place, states, quarantined, ticked)
     if sum(map(int.bit_count, ticked)) != events:
         for seq, event_id in usage_events.iterate_places(walk.tx, *place):
             if not 0 < seq < watermark.next_seq or not ticked[seq // 8] >> seq % 8 & 1:
@@ -276,7 +286,6 @@ def _take_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearra
             together[model] = together.get(model, NOTHING) + amounts
     walk.report.events += rated.events
     walk.report.conflicts += len(rated.conflicts)
-    walk.report.quarantined += len(rated.quarantined)
     return rated
 
 
@@ -385,11 +394,23 @@ def _shown(amounts: Amounts) -> str:
     return ", ".join(f"{name} {pico}" for name, pico in amounts.items()) or "nothing"
 
 
-def _compare_strays(walk: _Walk, place: tuple[str, int], conflicts: set[int], quarantined: set[int]) -> None:
-    stored = rejected_records.list_rejected_seqs(walk.tx, *place)
-    for table, found, expected in zip(("event_conflicts", "quarantined_records"), stored, (conflicts, quarantined), strict=True):
-        for seq in sorted(expected ^ found):
-            walk.findings.add(table, f"{(*place, seq)} is {'missing' if seq in expected else 'not in the archive'}")
+def _compare_conflicts(walk: _Walk, place: tuple[str, int], expected: set[int]) -> None:
+    for seq in sorted(expected ^ rejected_records.list_conflict_seqs(walk.tx, *place)):
+        walk.findings.add("event_conflicts", f"{(*place, seq)} is {'missing' if seq in expected else 'not in the archive'}")
+
+
+def _compare_quarantine(
+    walk: _Walk, place: tuple[str, int], states: Mapping[int, QuarantineState], expected: set[int], ticked: bytearray
+) -> None:
+    """Compare an epoch's quarantined records with those that the archive has; what was rated after all must be an event."""
+    walk.report.quarantined += sum(state is QuarantineState.OPEN for state in states.values())
+    walk.report.written_off += sum(state is QuarantineState.WRITTEN_OFF for state in states.values())
+    rated = {seq for seq, state in states.items() if state is QuarantineState.RATED}
+    for seq in sorted((expected ^ states.keys()) - rated):
+        walk.findings.add("quarantined_records", f"{(*place, seq)} is {'missing' if seq in expected else 'not in the archive'}")
+    for seq in sorted(rated):
+        if seq // 8 >= len(ticked) or not ticked[seq // 8] >> seq % 8 & 1:
+            walk.findings.add("quarantine_resolutions", f"{(*place, seq)} was rated and is not an event")
 
 
 def _compare_sums(table: str, expected: Iterator[tuple[Key, Value]], stored: Iterator[tuple[Key, Value]], findings: _Findings) -> None:

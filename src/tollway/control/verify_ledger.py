@@ -2,6 +2,9 @@
 
 Records of an epoch come in order, and so do its transactions, by the first record that each names. What is held are the transactions
 that cover the present place: one or two for an organization.
+
+A record that was rated after its quarantine is booked by a transaction of its own, inside the span of the one for its batch, which
+does not count it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -67,6 +70,7 @@ class EpochLedger:
         if event.is_gone and of_organization and all(each.posting.period_at != period_at for each in of_organization):
             period_at = min(each.posting.period_at for each in of_organization)  # it was late, which only the ledger knows now
         covering = [each for each in of_organization if each.posting.period_at == period_at]
+        covering = [each for each in covering if each.cause.first_seq == each.cause.last_seq] or covering
         for each in covering:
             each.first_seq = each.first_seq or event.seq
             each.events += 1

@@ -19,6 +19,7 @@ from tollway.domain.proofs import find_root
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import epochs as stored_epochs
 from tollway.storage import periods as stored
+from tollway.storage import rejected_records
 from tollway.storage import usage_events as stored_usage
 from tollway.storage.database import PlatformTx
 from tollway.storage.periods import Block, Period
@@ -121,6 +122,14 @@ def _compare_report(tx: PlatformTx, period: Period, chains: Mapping[tuple[str, i
             epoch = stored_epochs.find_epoch(tx, row["node_id"], row["epoch"])
             if epoch is None or epoch.lost is None:
                 add("billing_periods", f"{period.id}: {place} counts as lost and was not declared so")
+    written_off = {
+        (each.node_id, each.epoch, each.reason, each.actor): each.records
+        for each in rejected_records.list_write_offs(tx, period.organization_id, period.start_at, period.end_at)
+    }
+    for row in period.closing.report.get("written_off", ()):
+        # More may have been written off since, of what arrived late.
+        if written_off.get((row["node_id"], row["epoch"], row["reason"], row["actor"]), 0) < row["records"]:
+            add("quarantine_resolutions", f"{period.id}: its report names records of {row['node_id']} that were not written off")
 
 
 def _compare_blocks(tx: PlatformTx, period: Period, add: Add) -> None:

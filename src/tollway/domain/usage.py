@@ -152,7 +152,7 @@ class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
     """A record that did not become an event, with its bytes as they came.
 
     `event_id` and `content_hash` are empty if it could not be read. `reason`: "conflict" if its id is that of another event, else why it
-    cannot be rated.
+    cannot be rated. `organization_id` and `served_at` (the instant at which its request ended) are None where that cannot be known.
     """
 
     node_id: str
@@ -162,6 +162,8 @@ class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
     payload: bytes
     content_hash: bytes
     reason: str
+    organization_id: str | None = None
+    served_at: int | None = None
 
 
 class OutcomePolicy(msgspec.Struct, frozen=True, kw_only=True):

@@ -74,6 +74,7 @@ LEVELS = {
     "engine_not_observed": "warning",
     "job_failed": "warning",
     "periods_overdue": "warning",
+    "records_quarantined": "error",
     "reconciliation_drift": "warning",
 }
 """Log levels by event; any other event has the level `info`."""

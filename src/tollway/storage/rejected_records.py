@@ -1,12 +1,18 @@
 """Records at rest that did not become events: conflicts (the id of another event) and quarantined records (they cannot be rated)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
+from tollway.domain.pages import Page, Window
+from tollway.domain.quarantine import QuarantinedRecord, QuarantineState, QuarantineSummary, Resolution, WriteOff
 from tollway.domain.usage import RejectedRecord
-from tollway.storage.database import PlatformTx
-from tollway.storage.schema_money import event_conflicts, quarantined_records
+from tollway.storage.database import PlatformTx, TenantTx
+from tollway.storage.pages import fetch_page
+from tollway.storage.schema_money import event_conflicts, quarantine_resolutions, quarantined_records
+
+# ---- Writing ----------------------------------------------------------------------------------------------------------
 
 
 def insert_rejected(tx: PlatformTx, conflicts: Sequence[RejectedRecord], quarantined: Sequence[RejectedRecord], now: int) -> None:
@@ -15,7 +21,10 @@ def insert_rejected(tx: PlatformTx, conflicts: Sequence[RejectedRecord], quarant
         rows = [{**_row(record, now), "content_hash": record.content_hash} for record in conflicts]
         tx.connection.execute(event_conflicts.insert(), rows)
     if quarantined:
-        rows = [{**_row(record, now), "reason": record.reason} for record in quarantined]
+        rows = [
+            {**_row(record, now), "reason": record.reason, "organization_id": record.organization_id, "served_at": record.served_at}
+            for record in quarantined
+        ]
         tx.connection.execute(quarantined_records.insert(), rows)
 
 
@@ -30,13 +39,160 @@ def _row(record: RejectedRecord, now: int) -> dict[str, object]:
     }
 
 
-def list_rejected_seqs(tx: PlatformTx, node_id: str, epoch: int) -> tuple[set[int], set[int]]:
-    """Return the sequence numbers of an epoch's conflicts and of its quarantined records: for verification."""
-    conflicts, quarantined = (
-        {seq for (seq,) in tx.connection.execute(sa.select(table.c.seq).where(table.c.node_id == node_id, table.c.epoch == epoch))}
-        for table in (event_conflicts, quarantined_records)
+def insert_resolution(tx: PlatformTx, record: QuarantinedRecord, resolution: Resolution) -> None:
+    """Store the end of a record's quarantine. The record must be locked and open."""
+    tx.connection.execute(
+        quarantine_resolutions.insert().values(
+            node_id=record.node_id,
+            epoch=record.epoch,
+            seq=record.seq,
+            state=resolution.state,
+            reason=resolution.reason,
+            actor=resolution.actor,
+            resolved_at=resolution.resolved_at,
+        )
     )
-    return conflicts, quarantined
+
+
+# ---- Reading ----------------------------------------------------------------------------------------------------------
+
+_record = quarantined_records.c
+_resolution = quarantine_resolutions.c
+_same_record = sa.and_(_record.node_id == _resolution.node_id, _record.epoch == _resolution.epoch, _record.seq == _resolution.seq)
+_joined = quarantined_records.outerjoin(quarantine_resolutions, _same_record)
+_ALL = sa.select(
+    quarantined_records,
+    _resolution.state,
+    _resolution.reason.label("resolution_reason"),
+    _resolution.actor,
+    _resolution.resolved_at,
+).select_from(_joined)
+_is_open = _resolution.state.is_(None)
+
+
+def find_quarantined(tx: PlatformTx, node_id: str, epoch: int, seq: int, *, lock: bool = False) -> QuarantinedRecord | None:
+    """Return one quarantined record. `lock`: nobody else resolves it until this transaction ends."""
+    place = (_record.node_id == node_id, _record.epoch == epoch, _record.seq == seq)
+    if lock:
+        tx.connection.execute(sa.select(_record.seq).where(*place).with_for_update()).one_or_none()
+    row = tx.connection.execute(_ALL.where(*place)).one_or_none()
+    return None if row is None else _quarantined(row)
+
+
+def find_own_quarantined(tx: TenantTx, request_id: str) -> QuarantinedRecord | None:
+    """Return a quarantined record of one of the organization's requests, the first if there are several."""
+    query = _ALL.where(_record.event_id == request_id, _record.organization_id == tx.organization_id)
+    row = tx.connection.execute(query.order_by(_record.node_id, _record.epoch, _record.seq).limit(1)).one_or_none()
+    return None if row is None else _quarantined(row)
+
+
+def list_quarantined(
+    tx: PlatformTx, window: Window, *, state: QuarantineState | None, organization_id: str | None, reason: str | None
+) -> Page[QuarantinedRecord]:
+    """Return quarantined records by place: those in one state, of one organization, with one reason. The cursor is `place_text`."""
+    query = _ALL
+    if state is not None:
+        query = query.where(_is_open if state is QuarantineState.OPEN else _resolution.state == state)
+    if organization_id is not None:
+        query = query.where(_record.organization_id == organization_id)
+    if reason is not None:
+        query = query.where(_record.reason == reason)
+    place: Any = _record.node_id + "/" + sa.cast(_record.epoch, sa.String) + "/" + sa.cast(_record.seq, sa.String)
+    return fetch_page(tx, query, place, window, _quarantined)
+
+
+def list_open_summaries(tx: PlatformTx, organization_id: str, end_at: int) -> list[QuarantineSummary]:
+    """Return the open records that may belong to the organization and to the time before `end_at`, by epoch and reason.
+
+    One that does not say whose it is may be anybody's; one that does not say when it was served was not before its epoch began.
+    """
+    query = (
+        sa.select(*_PLACE, _record.reason, *_COUNTS)
+        .select_from(_joined)
+        .where(_is_open, *_may_belong_to(organization_id, end_at))
+        .group_by(*_PLACE, _record.reason)
+        .order_by(*_PLACE, _record.reason)
+    )
+    rows = tx.connection.execute(query)
+    return [QuarantineSummary(row.node_id, row.epoch, row.reason, row.records, row.first_seq, row.last_seq) for row in rows]
+
+
+def list_write_offs(tx: PlatformTx, organization_id: str, start_at: int, end_at: int) -> list[WriteOff]:
+    """Return what was written off of the records that may belong to the organization and to the time from `start_at` to `end_at`."""
+    query = (
+        sa.select(*_PLACE, _resolution.reason, _resolution.actor, *_COUNTS)
+        .select_from(_joined)
+        .where(
+            _resolution.state == QuarantineState.WRITTEN_OFF,
+            *_may_belong_to(organization_id, end_at),
+            sa.func.coalesce(_record.served_at, _record.received_at) >= start_at,
+        )
+        .group_by(*_PLACE, _resolution.reason, _resolution.actor)
+        .order_by(*_PLACE, _resolution.reason, _resolution.actor)
+    )
+    rows = tx.connection.execute(query)
+    return [WriteOff(row.node_id, row.epoch, row.reason, row.actor, row.records, row.first_seq, row.last_seq) for row in rows]
+
+
+_PLACE = (_record.node_id, _record.epoch)
+_COUNTS = (
+    sa.func.count().label("records"),
+    sa.func.min(_record.seq).label("first_seq"),
+    sa.func.max(_record.seq).label("last_seq"),
+)
+
+
+def _may_belong_to(organization_id: str, end_at: int) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        sa.or_(_record.organization_id.is_(None), _record.organization_id == organization_id),
+        sa.func.coalesce(_record.served_at, _record.epoch) < end_at,
+    )
+
+
+def count_open(tx: PlatformTx) -> dict[str, int]:
+    """Return how many quarantined records are open, by reason: for the metric."""
+    query = sa.select(_record.reason, sa.func.count().label("records")).select_from(_joined).where(_is_open).group_by(_record.reason)
+    return {row.reason: row.records for row in tx.connection.execute(query)}
+
+
+def count_conflicts(tx: PlatformTx) -> int:
+    """Return how many records have the id of another event and other content: for the metric."""
+    found: int = tx.connection.execute(sa.select(sa.func.count()).select_from(event_conflicts)).scalar_one()
+    return found
+
+
+def _quarantined(row: Any) -> QuarantinedRecord:
+    resolution = None
+    if row.state is not None:
+        resolution = Resolution(QuarantineState(row.state), row.resolution_reason, row.actor, row.resolved_at)
+    return QuarantinedRecord(
+        node_id=row.node_id,
+        epoch=row.epoch,
+        seq=row.seq,
+        reason=row.reason,
+        event_id=row.event_id,
+        organization_id=row.organization_id,
+        served_at=row.served_at,
+        received_at=row.received_at,
+        payload=row.payload,
+        resolution=resolution,
+    )
+
+
+# ---- For verification -------------------------------------------------------------------------------------------------
+
+
+def list_conflict_seqs(tx: PlatformTx, node_id: str, epoch: int) -> set[int]:
+    """Return the sequence numbers of an epoch's conflicts: for verification."""
+    query = sa.select(event_conflicts.c.seq).where(event_conflicts.c.node_id == node_id, event_conflicts.c.epoch == epoch)
+    return set(tx.connection.execute(query).scalars())
+
+
+def list_quarantine_states(tx: PlatformTx, node_id: str, epoch: int) -> dict[int, QuarantineState]:
+    """Return the state of each quarantined record of an epoch, by sequence number: for verification."""
+    query = sa.select(_record.seq, _resolution.state).select_from(_joined).where(_record.node_id == node_id, _record.epoch == epoch)
+    rows = tx.connection.execute(query)
+    return {row.seq: QuarantineState.OPEN if row.state is None else QuarantineState(row.state) for row in rows}
 
 
 def list_epochs_with_rejected(tx: PlatformTx) -> set[tuple[str, int]]:

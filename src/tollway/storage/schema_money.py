@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from tollway.domain.billing_classes import QUANTITY_CLASSES, BillingClass
+from tollway.domain.quarantine import QuarantineState
 from tollway.domain.usage import Anomaly, Outcome, ServiceTier, UsageSource
 from tollway.storage.schema import metadata
 
@@ -158,6 +159,26 @@ quarantined_records = sa.Table(  # append-only; what could not be rated, as it c
     sa.Column("reason", sa.String(64), nullable=False),
     sa.Column("payload", sa.LargeBinary, nullable=False),
     sa.Column("received_at", sa.BigInteger, nullable=False),
+    # What the record says, where it can be read: whose periods it keeps open, and from which instant on.
+    sa.Column("organization_id", sa.String(64)),
+    sa.Column("served_at", sa.BigInteger),
+)
+sa.Index(None, quarantined_records.c.event_id)
+
+quarantine_resolutions = sa.Table(  # append-only; one for each record that was rated after all or written off
+    "quarantine_resolutions",
+    metadata,
+    sa.Column("node_id", sa.String(64), primary_key=True),
+    sa.Column("epoch", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("reason", sa.String(1024), nullable=False),
+    sa.Column("actor", sa.String(64), nullable=False),  # the operator's key
+    sa.Column("resolved_at", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(
+        ["node_id", "epoch", "seq"], ["quarantined_records.node_id", "quarantined_records.epoch", "quarantined_records.seq"]
+    ),
+    sa.CheckConstraint(f"state IN ('{QuarantineState.RATED}', '{QuarantineState.WRITTEN_OFF}')", name="state_final"),
 )
 
 # ---- Sums for reading -------------------------------------------------------------------------------------------------
@@ -245,6 +266,7 @@ APPEND_ONLY = (
     removed_months,
     event_conflicts,
     quarantined_records,
+    quarantine_resolutions,
     ledger_transactions,
     ledger_entries,
 )

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tollway.control import closing, epochs
+from tollway.control import closing, epochs, quarantine
 from tollway.control.api import (
     api_keys,
     catalog,
@@ -41,6 +41,7 @@ from tollway.control.api import (
     price_books,
     prices,
     projects,
+    quarantined_records,
     reconciliation,
     records,
     reference,
@@ -86,6 +87,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     reconciliation.router,
     periods.router,
     corrections.router,
+    quarantined_records.router,
     operator_keys.router,
 )
 LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router)
@@ -186,8 +188,12 @@ def _description() -> APIRouter:
 def _metrics(plane: ControlPlane, registry: CollectorRegistry) -> APIRouter:
     metrics = router(tags=["metrics"])
     lost = Gauge("tollway_control_epochs_lost", "Epochs of gateways whose missing records were declared lost.", registry=registry)
-    overdue_text = "Billing periods that were due to be closed ten minutes ago and are not closed, because records are missing."
+    overdue_text = "Billing periods that were due to be closed ten minutes ago: records are missing or in quarantine."
     overdue = None if plane.close_after_days is None else Gauge("tollway_control_periods_overdue", overdue_text, registry=registry)
+    quarantined = Gauge(
+        "tollway_control_records_quarantined", "Records that could not be rated and wait for an operator.", ["reason"], registry=registry
+    )
+    conflicts = Gauge("tollway_control_records_in_conflict", "Records with the id of another event, ever.", registry=registry)
 
     @metrics.get("/metrics", dependencies=[Depends(public)])
     def render() -> Response:
@@ -197,6 +203,10 @@ def _metrics(plane: ControlPlane, registry: CollectorRegistry) -> APIRouter:
                 lost.set(epochs.count_lost(tx))
                 if overdue is not None and plane.close_after_days is not None:
                     overdue.set(closing.count_overdue(tx, plane.close_after_days, plane.now()))
+                conflicts.set(quarantine.count_conflicts(tx))
+                waiting = quarantine.count_open(tx)
+            for reason in quarantine.OBSTACLES:
+                quarantined.labels(reason).set(waiting.get(reason, 0))
         except Fault:
             pass  # a database that is away must not take the other figures with it
         return Response(prometheus_client.generate_latest(registry), media_type=prometheus_client.CONTENT_TYPE_LATEST)

@@ -59,9 +59,11 @@ class PeriodReportOut(PeriodOut):
 
 
 class BlockerOut(Identified):
-    """A gateway's life whose records have not arrived up to the end. `epoch` is null for one that has not reported at all."""
+    """An obstacle to closing, by `reason`: records of a gateway's run that have not arrived (`records_missing`), a gateway that has not
+    reported at all (`node_silent`, with `epoch` null), or records that could not be rated (`records_quarantined`)."""
 
     object: Literal["billing_period.blocker"] = "billing_period.blocker"
+    reason: str
     node_id: str
     epoch: int | None
     known_until: int | None
@@ -109,7 +111,7 @@ def retrieve_period(_caller: PlatformOperator, plane: Plane, period_id: str) -> 
 def list_blockers(_caller: PlatformOperator, plane: Plane, period_id: str) -> ListOut[BlockerOut]:
     """Return what keeps a period from being closed. Nothing does if the list is empty; whether it has ended is another question."""
     with plane.database.platform(write=False) as tx:
-        data = [_blocker_out(blocker) for blocker in periods.list_blockers(tx, _known(period_id))]
+        data = [_blocker_out(number, blocker) for number, blocker in enumerate(periods.list_blockers(tx, _known(period_id)))]
     return ListOut(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=False)
 
 
@@ -220,9 +222,10 @@ def _report_out(period: Period) -> PeriodReportOut:
     )
 
 
-def _blocker_out(blocker: Blocker) -> BlockerOut:
+def _blocker_out(number: int, blocker: Blocker) -> BlockerOut:
     return BlockerOut(
-        id=f"{blocker.node_id}/{blocker.epoch or 0}",
+        id=f"{blocker.node_id}/{blocker.epoch or 0}/{number}",
+        reason=blocker.kind,
         node_id=blocker.node_id,
         epoch=blocker.epoch,
         known_until=find_seconds(blocker.known_until),

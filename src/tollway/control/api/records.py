@@ -79,12 +79,13 @@ def _collect(plane: ControlPlane, node_id: str, epoch: int, first_seq: int, body
     if taken.conflicts or taken.quarantined:
         plane.log(
             {
-                "event": "records_put_aside",
+                "event": "records_quarantined",
                 "node_id": node_id,
                 "epoch": epoch,
                 "first_seq": first_seq,
                 "conflicts": taken.conflicts,
                 "quarantined": taken.quarantined,
+                "reasons": ", ".join(taken.reasons),
             }
         )
     return taken

@@ -1,0 +1,155 @@
+"""Quarantined records, for operators: list them, rate them after all, or write them off."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from fastapi import Path, Query
+from pydantic import StringConstraints
+
+from tollway.control import quarantine
+from tollway.control.api import routes
+from tollway.control.api.routes import Plane, PlatformOperator
+from tollway.control.api.schemas import Identified, In, ListOut, PageQuery, Reason, find_seconds, list_out, seconds
+from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
+from tollway.domain.quarantine import QuarantinedRecord, QuarantineState
+from tollway.storage.database import PlatformTx
+from tollway.storage.usage_events import EventRace
+
+router = routes.router(tags=["quarantine"])
+
+NUMBER_MAX = 2**63 - 1
+
+RACES_MAX = 3
+"""Two transactions that store the event of one request at the same instant are rare; meeting three times in a row is a fault."""
+
+NodeId = Annotated[str, Path(max_length=64)]
+Number = Annotated[int, Path(ge=1, le=NUMBER_MAX)]
+OrganizationId = Annotated[str, StringConstraints(max_length=64, pattern=r"^[!-~]+$")]
+ReasonCode = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z_]+$")]
+
+
+class ResolutionCreate(In):
+    """Why a record is rated or written off. It stays on record, beside the operator's key."""
+
+    reason: Reason
+
+
+class QuarantinedRecordOut(Identified):
+    """A record of a gateway that could not be rated. `reason` is why, when it arrived; `message` says it in words. `request_id`,
+    `organization_id` and `served_at` are what it says, null where that cannot be read. `state`: `open` until it is `rated` or
+    `written_off`, by `actor` at `resolved_at` for `resolution_reason`."""
+
+    object: Literal["platform.quarantined_record"] = "platform.quarantined_record"
+    node_id: str
+    epoch: int
+    seq: int
+    state: str
+    reason: str
+    message: str
+    request_id: str | None
+    organization_id: str | None
+    served_at: int | None
+    received_at: int
+    resolution_reason: str | None
+    actor: str | None
+    resolved_at: int | None
+
+
+class QuarantinedRecordDetailOut(QuarantinedRecordOut):
+    """With the obstacle that stands today, null if it can be rated, and the record itself (`payload`, text that a gateway wrote)."""
+
+    obstacle: str | None
+    payload: str
+
+
+@router.get("/v1/platform/quarantine")
+def list_records(
+    _caller: PlatformOperator,
+    plane: Plane,
+    query: Annotated[PageQuery, Query()],
+    state: QuarantineState | None = None,
+    organization_id: OrganizationId | None = None,
+    reason: ReasonCode | None = None,
+) -> ListOut[QuarantinedRecordOut]:
+    """Quarantined records by gateway, epoch and number: all, or those in one state, of one organization, for one reason."""
+    with plane.database.platform(write=False) as tx:
+        page = quarantine.list_records(tx, query.window(), state=state, organization_id=organization_id, reason=reason)
+    return list_out(page, _record_out)
+
+
+@router.get("/v1/platform/quarantine/{node_id}/{epoch}/{seq}")
+def retrieve_record(_caller: PlatformOperator, plane: Plane, node_id: NodeId, epoch: Number, seq: Number) -> QuarantinedRecordDetailOut:
+    """One quarantined record, with what keeps it from being rated today."""
+    with plane.database.platform(write=False) as tx:
+        record = quarantine.get_record(tx, node_id, epoch, seq)
+        obstacle = None if record.state is QuarantineState.RATED else quarantine.find_obstacle(tx, record)
+    fields = _record_out(record).model_dump()
+    return QuarantinedRecordDetailOut(**fields, obstacle=obstacle, payload=record.payload.decode("utf-8", "replace"))
+
+
+@router.post("/v1/platform/quarantine/{node_id}/{epoch}/{seq}/rate")
+def rate_record(
+    caller: PlatformOperator, plane: Plane, node_id: NodeId, epoch: Number, seq: Number, body: ResolutionCreate
+) -> QuarantinedRecordOut:
+    """Rate a record after all, once its organization or price exists: its request is billed. Repeating it changes nothing."""
+
+    def rate(tx: PlatformTx) -> QuarantinedRecord:
+        return quarantine.rate_record(tx, node_id, epoch, seq, reason=body.reason, actor=caller.key_id, now=plane.now())
+
+    return _resolve(plane, caller.key_id, rate)
+
+
+@router.post("/v1/platform/quarantine/{node_id}/{epoch}/{seq}/write_off")
+def write_off_record(
+    caller: PlatformOperator, plane: Plane, node_id: NodeId, epoch: Number, seq: Number, body: ResolutionCreate
+) -> QuarantinedRecordOut:
+    """Write a record off: it is never billed, and the reports of its periods say so. Repeating it changes nothing."""
+
+    def write_off(tx: PlatformTx) -> QuarantinedRecord:
+        return quarantine.write_off(tx, node_id, epoch, seq, reason=body.reason, actor=caller.key_id, now=plane.now())
+
+    return _resolve(plane, caller.key_id, write_off)
+
+
+def _resolve(plane: Plane, key_id: str, resolve: Callable[[PlatformTx], QuarantinedRecord]) -> QuarantinedRecordOut:
+    for _ in range(RACES_MAX):
+        try:
+            with plane.database.platform() as tx:
+                record = resolve(tx)
+            break
+        except EventRace:
+            continue
+    else:
+        raise Fault(DATABASE_UNAVAILABLE, detail="the same event was stored at the same time, again and again")
+    plane.log(
+        {
+            "event": "quarantine_resolved",
+            "state": str(record.state),
+            "node_id": record.node_id,
+            "epoch": record.epoch,
+            "seq": record.seq,
+            "organization_id": record.organization_id,
+            "key_id": key_id,
+        }
+    )
+    return _record_out(record)
+
+
+def _record_out(record: QuarantinedRecord) -> QuarantinedRecordOut:
+    resolution = record.resolution
+    return QuarantinedRecordOut(
+        id=f"{record.node_id}/{record.epoch}/{record.seq}",
+        node_id=record.node_id,
+        epoch=record.epoch,
+        seq=record.seq,
+        state=record.state,
+        reason=record.reason,
+        message=quarantine.OBSTACLES.get(record.reason, ""),
+        request_id=record.event_id,
+        organization_id=record.organization_id,
+        served_at=find_seconds(record.served_at),
+        received_at=seconds(record.received_at),
+        resolution_reason=None if resolution is None else resolution.reason,
+        actor=None if resolution is None else resolution.actor,
+        resolved_at=None if resolution is None else seconds(resolution.resolved_at),
+    )

@@ -1,0 +1,122 @@
+"""Quarantine: what becomes of records that could not be rated when they arrived.
+
+A record is quarantined when its organization or price is unknown here, when its amount passes the bound of an event, or when no gateway
+can have written it. It is billed nowhere, so nothing may pretend that its month is complete: while it is open, it keeps every period
+open in which it would be booked, it is counted in a metric, and its receipt says so. An operator ends that, with a reason: by rating it
+again once the obstacle is gone, with the collector's own rules, or by writing it off. Both are final, name the operator's key, and can be
+repeated without effect: the row of the record is locked, and its resolution, event and posting commit together.
+"""
+
+from tollway.control.batches import Batch
+from tollway.control.collect import book_batch, list_billing_accounts
+from tollway.control.rating import RatedBatch
+from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.pages import Page, Window
+from tollway.domain.periods import Calendar
+from tollway.domain.quarantine import QuarantinedRecord, QuarantineState, Resolution
+from tollway.storage import prices as stored_prices
+from tollway.storage import rejected_records as stored
+from tollway.storage import usage_events
+from tollway.storage.database import PlatformTx
+from tollway.wire.segments import Frame
+
+OBSTACLES = {
+    "unreadable": "It is not a record that this version of Tollway can read.",
+    "invalid": "It states something that no request can have: a count, an instant or a name out of range.",
+    "organization_unknown": "Its organization does not exist here.",
+    "price_unknown": "The price version under which it was admitted does not exist here.",
+    "price_not_applicable": "Its price is of another model, tier or currency, or on a list that was never in the organization's terms.",
+    "amount_too_large": "It costs more than one request may.",
+    "billed_already": "Its request has been billed from another record.",
+}
+"""Reasons why a record cannot be rated, in words for operators."""
+
+
+def get_record(tx: PlatformTx, node_id: str, epoch: int, seq: int) -> QuarantinedRecord:
+    """Return a quarantined record. Raises RESOURCE_UNKNOWN."""
+    record = stored.find_quarantined(tx, node_id, epoch, seq)
+    if record is None:
+        raise Fault(RESOURCE_UNKNOWN, message="There is no such record in quarantine.")
+    return record
+
+
+def list_records(
+    tx: PlatformTx, window: Window, *, state: QuarantineState | None, organization_id: str | None, reason: str | None
+) -> Page[QuarantinedRecord]:
+    """Return quarantined records by node, epoch and sequence number."""
+    return stored.list_quarantined(tx, window, state=state, organization_id=organization_id, reason=reason)
+
+
+def find_obstacle(tx: PlatformTx, record: QuarantinedRecord) -> str | None:
+    """Return why a record cannot be rated now, as a key of OBSTACLES; None if it can."""
+    batch = _batch_of(record)
+    organization_ids = {each.final.admit.organization_id for each in batch.finals}
+    calendars = {each: Calendar(each, "UTC") for each in organization_ids}  # its period does not matter here
+    prices = stored_prices.find_prices(tx, {each.final.admit.price_version for each in batch.finals})
+    known = usage_events.find_hashes(tx, [each.final.admit.request_id for each in batch.finals])
+    rated = RatedBatch(list_billing_accounts(tx, organization_ids), prices, calendars, known)
+    for _ in rated.rate(batch):
+        return None
+    return _obstacle_of(rated)
+
+
+def rate_record(tx: PlatformTx, node_id: str, epoch: int, seq: int, *, reason: str, actor: str, now: int) -> QuarantinedRecord:
+    """Rate a quarantined record after all: it becomes an event, in the period in which it was served or the first open one after it.
+
+    Repeating it changes nothing. Raises RESOURCE_UNKNOWN, or STATE_CONFLICT if it was written off or still cannot be rated, and storage's
+    EventRace (begin again).
+    """
+    record = _lock(tx, node_id, epoch, seq)
+    if record.state is QuarantineState.RATED:
+        return record
+    if record.state is QuarantineState.WRITTEN_OFF:
+        raise Fault(STATE_CONFLICT, message="The record was written off.")
+    rated = book_batch(tx, _batch_of(record), now)
+    if rated.events == 0:
+        obstacle = _obstacle_of(rated)
+        raise Fault(STATE_CONFLICT, message=f"The record cannot be rated ({obstacle}). {OBSTACLES[obstacle]}")
+    return _resolve(tx, record, Resolution(QuarantineState.RATED, reason, actor, now))
+
+
+def write_off(tx: PlatformTx, node_id: str, epoch: int, seq: int, *, reason: str, actor: str, now: int) -> QuarantinedRecord:
+    """Decide that a quarantined record is never billed. Repeating it changes nothing. Raises RESOURCE_UNKNOWN, or STATE_CONFLICT if it was
+    rated."""
+    record = _lock(tx, node_id, epoch, seq)
+    if record.state is QuarantineState.WRITTEN_OFF:
+        return record
+    if record.state is QuarantineState.RATED:
+        raise Fault(STATE_CONFLICT, message="The record has been rated; correct its request instead.")
+    return _resolve(tx, record, Resolution(QuarantineState.WRITTEN_OFF, reason, actor, now))
+
+
+def count_open(tx: PlatformTx) -> dict[str, int]:
+    """Return how many records are open, by reason: for the metric."""
+    return stored.count_open(tx)
+
+
+def count_conflicts(tx: PlatformTx) -> int:
+    """Return how many records have the id of another event and other content: for the metric."""
+    return stored.count_conflicts(tx)
+
+
+def _lock(tx: PlatformTx, node_id: str, epoch: int, seq: int) -> QuarantinedRecord:
+    record = stored.find_quarantined(tx, node_id, epoch, seq, lock=True)
+    if record is None:
+        raise Fault(RESOURCE_UNKNOWN, message="There is no such record in quarantine.")
+    return record
+
+
+def _resolve(tx: PlatformTx, record: QuarantinedRecord, resolution: Resolution) -> QuarantinedRecord:
+    stored.insert_resolution(tx, record, resolution)
+    return get_record(tx, record.node_id, record.epoch, record.seq)
+
+
+def _batch_of(record: QuarantinedRecord) -> Batch:
+    batch = Batch(record.node_id, record.epoch)
+    batch.add([Frame(record.seq, b"", record.payload, 0)])
+    return batch
+
+
+def _obstacle_of(rated: RatedBatch) -> str:
+    """Return why the one record of a batch was not rated."""
+    return rated.quarantined[0].reason if rated.quarantined else "billed_already"
