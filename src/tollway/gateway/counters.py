@@ -24,8 +24,9 @@ QUANTITIES = (Quantity.REQUESTS, Quantity.TOKENS, Quantity.INPUT_TOKENS, Quantit
 """The order of the numbers in `Units`."""
 REQUESTS, TOKENS, INPUT_TOKENS, OUTPUT_TOKENS = range(4)
 
-Units = tuple[int, int, int, int]
-"""Requests, tokens, input tokens and output tokens of one request."""
+Units = tuple[int, ...]
+"""Requests, tokens, input tokens and output tokens of one request: four numbers. Compiled, a tuple of fixed length would be made anew for
+each index."""
 
 _PER_MINUTE = BY_NAME["requests_per_minute"]
 
@@ -320,8 +321,7 @@ def _charge(rates: Iterable[Counter], units: Units, used: Units, now_ns: int) ->
 def _settle_charged(hold: Hold, used: Units, now_ns: int) -> None:
     """Settle a hold that the rates per minute were charged for: they are charged what was used beyond it, the others all of it."""
     units = hold.units
-    requests, tokens, input_tokens, output_tokens = (max(spent - held, 0) for spent, held in zip(used, units, strict=True))
-    beyond: Units = (requests, tokens, input_tokens, output_tokens)
+    beyond = tuple(max(spent - held, 0) for spent, held in zip(used, units, strict=True))
     _charge([rate for rate in hold.bound.rates if rate.dimension.window_ns == MINUTE_NS], (0, 0, 0, 0), beyond, now_ns)
     _charge([rate for rate in hold.bound.rates if rate.dimension.window_ns != MINUTE_NS], units, used, now_ns)
 

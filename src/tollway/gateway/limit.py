@@ -9,9 +9,8 @@ from functools import lru_cache
 
 from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, TOKENS_EXCEEDED, Fault
 from tollway.domain.limits import LimitLevel
-from tollway.domain.usage import Ended, UsageSource
+from tollway.domain.usage import UsageSource
 from tollway.gateway.counters import (
-    INPUT_TOKENS,
     OUTPUT_TOKENS,
     REQUESTS,
     TOKENS,
@@ -74,6 +73,8 @@ def limit(call: Call, counters: Counters, clock: Callable[[], int], metrics: Met
     return Permit(call, _request_headers(left[0], left[1]) if left[0] != UNLIMITED else b"", levels)
 
 
+_COUNTED_BY_ENGINE = UsageSource.ENGINE_FINAL
+
 _ONE_REQUEST: Units = (1, 0, 0, 0)
 
 
@@ -86,51 +87,46 @@ def bind(call: Call, counters: Counters, now_ns: int) -> Bound:
 class Reservation(Permit):
     """A permit that holds tokens: settled on what was used when the block is left, however it is left."""
 
-    __slots__ = ("_body_bytes", "_clock", "_counters", "_hold")
+    __slots__ = ("_clock", "_counters", "_hold")
 
-    def __init__(self, call: Call, headers: bytes, hold: Hold, body_bytes: int, counters: Counters, clock: Callable[[], int]) -> None:
+    def __init__(self, call: Call, headers: bytes, hold: Hold, counters: Counters, clock: Callable[[], int]) -> None:
         self.call = call
         self.headers = headers
         self.levels = hold.bound.levels
         self.record = None
         self._hold = hold
-        self._body_bytes = body_bytes
         self._counters = counters
         self._clock = clock
 
     def __exit__(self, type: object, error: object, traceback: object) -> None:
-        final = self.record.final if self.record is not None else None
-        used = _ONE_REQUEST if final is None else _count_units(final)
-        self._counters.settle(self._hold, used, self._clock())
-        if final is not None and final.source is UsageSource.ENGINE_FINAL and final.anomaly is None:
-            self._learn(used[INPUT_TOKENS])
-
-    def _learn(self, input_tokens: int) -> None:
-        """Note how many tokens a KiB of the body had. A higher density counts at once, a lower one slowly: the estimate is an upper one."""
-        if self._body_bytes < DENSITY_BYTES_MIN:
+        record = self.record
+        final = None if record is None else record.final
+        if final is None:
+            self._counters.settle(self._hold, _ONE_REQUEST, self._clock())
             return
-        grant = self.call.grant
-        density = min(-(-input_tokens * 1024 // self._body_bytes), 1024)
-        if density < grant.input_density:
-            density = grant.input_density - (grant.input_density - density + 63) // 64
-        grant.input_density = density
+        quantities = final.used
+        input_tokens, output_tokens = quantities.input_tokens, quantities.output_tokens
+        used = (1, input_tokens + output_tokens, input_tokens, output_tokens)
+        self._counters.settle(self._hold, used, self._clock())
+        call = self.call
+        if call.prompt_bytes >= DENSITY_BYTES_MIN and final.source is _COUNTED_BY_ENGINE and final.anomaly is None:
+            learn_density(call, input_tokens)
 
 
-def _count_units(final: Ended) -> Units:
-    used = final.used
-    input_tokens, output_tokens = used.input_tokens, used.output_tokens
-    return 1, input_tokens + output_tokens, input_tokens, output_tokens
+def learn_density(call: Call, input_tokens: int) -> None:
+    """Note how many tokens a KiB of the body had. A higher density counts at once, a lower one slowly: the estimate is an upper one."""
+    grant = call.grant
+    density = -(-input_tokens * 1024 // call.prompt_bytes)
+    known = grant.input_density
+    if density < known:
+        density = known - (known - density + 63) // 64
+    grant.input_density = density if density < 1024 else 1024
 
 
 def _reserve(call: Call, bound: Bound, counters: Counters, clock: Callable[[], int], now_ns: int, metrics: Metrics) -> Permit:
-    body_bytes = len(call.request.body)
-    media_tokens = call.input_tokens_max - body_bytes - call.prompts * call.dialect.prompt_tokens_added
-    if media_tokens:
-        text_bytes = min(body_bytes, TEXT_BYTES_BESIDE_MEDIA)
-        body_bytes = 0  # teaches nothing
-    else:
-        text_bytes = body_bytes
-    input_tokens = (text_bytes * call.grant.input_density >> 10) + media_tokens // MEDIA_SHARE + 1
+    density = call.grant.input_density
+    prompt_bytes = call.prompt_bytes
+    input_tokens = (prompt_bytes * density >> 10) + 1 if prompt_bytes else _estimate_media(call, density)
     if input_tokens > call.input_tokens_max:
         input_tokens = call.input_tokens_max
     output_tokens = call.output_tokens_max
@@ -140,7 +136,13 @@ def _reserve(call: Call, bound: Bound, counters: Counters, clock: Callable[[], i
     hold = counters.reserve(bound, units, now_ns)
     if hold is None:
         raise _refuse(call, bound, units, now_ns, metrics)
-    return Reservation(call, _reservation_headers(hold, now_ns), hold, body_bytes, counters, clock)
+    return Reservation(call, _reservation_headers(hold, now_ns), hold, counters, clock)
+
+
+def _estimate_media(call: Call, density: int) -> int:
+    body_bytes = len(call.request.body)
+    media_tokens = call.input_tokens_max - body_bytes - call.prompts * call.dialect.prompt_tokens_added
+    return (min(body_bytes, TEXT_BYTES_BESIDE_MEDIA) * density >> 10) + media_tokens // MEDIA_SHARE + 1
 
 
 def _assume_output(call: Call, bound: Bound, input_tokens: int) -> int:
