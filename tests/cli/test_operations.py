@@ -101,6 +101,10 @@ COMMAND_OF = {
     "retrieve_adjustment": "corrections list",
     "approve_adjustment": "corrections approve",
     "reject_adjustment": "corrections reject",
+    "list_records": "quarantine list",
+    "retrieve_record": "quarantine show",
+    "rate_record": "quarantine rate",
+    "write_off_record": "quarantine write-off",
 }
 """The command that does, or whose output includes, each operation."""
 
