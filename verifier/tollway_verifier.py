@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Check a bill of Tollway without trusting Tollway. One file, Python 3.9 or later, standard library only.
 
-    python3 tollway_verifier.py EXPORT [--root HEX]           a closed billing period, computed again from its records
+    python3 tollway_verifier.py EXPORT [--hash HEX]           a closed billing period, computed again from its records
     python3 tollway_verifier.py --proof FILE [--root HEX]     one request's proof that it is in a period
 
 An export is what GET /v1/organization/periods/<id>/export answers (`tollway audit export`); a proof is what
-GET /v1/organization/periods/<id>/proofs/<request id> answers (`tollway audit proof`). The root is the one that you were given when the
-period was closed. Exit code: 0 if everything agrees, 1 at the first difference, which is printed, 2 if a file cannot be read.
+GET /v1/organization/periods/<id>/proofs/<request id> answers (`tollway audit proof`). Hash and root are those that
+were published when the period was closed: the hash covers all of it, the root its requests. Exit code: 0 if everything agrees, 1 at the
+first difference, which is printed, 2 if a file cannot be read.
 
 What is computed again, from the records that the gateways wrote ("payload", byte for byte) and the published prices alone:
 
@@ -309,6 +310,9 @@ class Export:
     def take_period(self, row):
         names = ("events", "merkle_root", "amounts_pico", "adjustments", "adjustments_digest", "adjustments_pico")
         self.period = {**row, **{name: row[name] for name in names}}
+        statement = json.dumps({name: value for name, value in row.items() if name != "period_hash"}, sort_keys=True, separators=(",", ":"))
+        same("the hash of the period", row["period_hash"], hashlib.sha256(statement.encode()).hexdigest())
+        same("the organization of the period", [row["organization_id"], row["currency"]], [self.organization, self.currency])
         require(row["start_at"] < row["end_at"] <= row["frozen_at"] <= row["closed_at"], "the period was closed before it was over")
         digest = hashlib.sha256(f"period/{self.organization}/{row['start_at']}".encode()).hexdigest()
         same("the id of the period", row["id"], f"period_{max(row['start_at'], 0) // 1000 & 0xFFFFFFFFFFFF:012x}{digest[:20]}")
@@ -414,7 +418,7 @@ class Export:
         same("the number of lines", row["lines"], self.lines)
         self.ended = True
 
-    def check(self, root):
+    def check(self, root, period_hash):
         """Compare what all lines come to with what the period says. Raises Difference."""
         if not self.lines:
             raise Unreadable("the file is empty")
@@ -428,6 +432,8 @@ class Export:
         same("the Merkle root of the period", period["merkle_root"], self.tree.root().hex())
         if root is not None:
             same("the Merkle root that you gave", root.lower(), self.tree.root().hex())
+        if period_hash is not None:
+            same("the hash of the period that you gave", period_hash.lower(), period["period_hash"])
         same("what the period comes to by class", period["amounts_pico"], {name: str(pico) for name, pico in self.totals.items() if pico})
         same("the number of corrections", period["adjustments"], self.adjustments)
         same("the digest of the corrections", period["adjustments_digest"], self.adjustments_digest.hexdigest())
@@ -445,20 +451,20 @@ class Export:
             f"everything agrees: {self.tree.size} events ({self.late} of them late), {self.adjustments} corrections, "
             f"{len(self.transactions)} transactions, {len(covers)} gateway runs ({covers.count('lost')} declared lost), "
             f"{written_off} records written off\n"
-            f"total {amount}\nMerkle root {self.tree.root().hex()}"
+            f"total {amount}\nMerkle root {self.tree.root().hex()}\nhash {self.period['period_hash']}"
         )
 
 
 # ---- The command line ----------------------------------------------------------------------------------------------------
 
 
-def verify_export(path, root):
+def verify_export(path, root, period_hash=None):
     """Check an export; returns what to say. Raises Difference, Unreadable, OSError, UnicodeDecodeError."""
     export = Export()
     with open(path, encoding="utf-8", newline="\n") as file:
         for line in file:
             export.read(line)
-    export.check(root)
+    export.check(root, period_hash)
     return export.summary()
 
 
@@ -486,12 +492,15 @@ def main(arguments):
     parser.add_argument("export", nargs="?", help="an export of a closed period")
     parser.add_argument("--proof", help="a proof that one request is in a period")
     parser.add_argument("--root", help="the Merkle root that it must lead to, in hexadecimal")
+    parser.add_argument("--hash", help="the hash of the period that an export must have, in hexadecimal")
     options = parser.parse_args(arguments)
     if (options.export is None) == (options.proof is None):
         parser.error("give either an export or --proof FILE")
-    check, path = (verify_export, options.export) if options.proof is None else (verify_proof, options.proof)
     try:
-        print(check(path, options.root))
+        if options.proof is None:
+            print(verify_export(options.export, options.root, options.hash))
+        else:
+            print(verify_proof(options.proof, options.root))
     except Difference as difference:
         print(f"DIFFERENCE: {difference}")
         return 1

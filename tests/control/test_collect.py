@@ -39,11 +39,17 @@ NOW = EPOCH + 1_000_000_000
 
 
 def take(
-    database: Database, archive: Archive, body: Sequence[bytes], first_seq: int = 1, node_id: str = NODE, epoch: int = EPOCH
+    database: Database,
+    archive: Archive,
+    body: Sequence[bytes],
+    first_seq: int = 1,
+    node_id: str = NODE,
+    epoch: int = EPOCH,
+    now: int = NOW,
 ) -> Ingested:
     """Hand frames to the collector in a transaction of their own."""
     with database.platform() as tx:
-        return collect(tx, archive, node_id=node_id, epoch=epoch, first_seq=first_seq, body=b"".join(body), now=NOW)
+        return collect(tx, archive, node_id=node_id, epoch=epoch, first_seq=first_seq, body=b"".join(body), now=now)
 
 
 def state(database: Database) -> str:
@@ -293,12 +299,14 @@ class TestPutAside:
 
 
 class TestImmutable:
-    @pytest.mark.parametrize("table", money.APPEND_ONLY, ids=lambda table: table.name)
+    # Months are removed by retention alone, on PostgreSQL alone: see test_retention.
+    @pytest.mark.parametrize(
+        "table", [table for table in money.APPEND_ONLY if table is not money.removed_months], ids=lambda table: table.name
+    )
     def test_history_refuses_to_be_rewritten(self, database: Database, archive: Archive, table: sa.Table) -> None:
         forged = [admit(1), final(admit(1), used=Quantities(1))]
         take(database, archive, frames([*exchanges([1]), *forged, b"{}"]))
         with database.platform() as tx:
-            tx.connection.execute(money.removed_months.insert().values(start_at=0, events=0, removed_at=0))
             quarantine.write_off(tx, NODE, EPOCH, 5, reason="not a record", actor=samples.KEY, now=NOW)
         column = next(iter(table.primary_key))
         for change in (table.delete(), table.update().values({column.name: column})):

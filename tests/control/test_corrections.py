@@ -253,7 +253,7 @@ def test_late_and_corrected_and_closed_all_at_once(database: Database, archive: 
     take(database, archive, body)
     close(database, SEPTEMBER.start_at)
     other = samples.OTHER_NODE
-    take(database, archive, frames([*ended(2, EPOCH + 2), Close(at=EPOCH + 3)], node_id=other), node_id=other)
+    take(database, archive, frames([*ended(2, EPOCH + 2), Close(at=EPOCH + 3)], node_id=other), node_id=other, now=OCTOBER.end_at + 10**13)
     late = WantedAdjustment(event_id=samples.request_id(2), kind=AdjustmentKind.CREDIT, reason="late", credit_pico=7)
     assert {ask(database, late).period_at, ask(database, VOID).period_at} == {OCTOBER.start_at}
     october = close(database, OCTOBER.start_at).closed

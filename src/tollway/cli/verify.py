@@ -54,5 +54,15 @@ def verify(
             print(f"removed by retention: {events} events of {month.replace('_', '-')}, taken from the archive instead")
         for difference in report.differences:
             print(f"{difference.table}: {difference.count} differences, the first: {difference.first}")
-        print("everything agrees" if report.is_right else "the database does not agree with the archive")
+        if report.missing_records:
+            print(
+                f"missing: {report.missing_records} archived records of {report.missing_epochs} epochs are not in the database;"
+                " if it was restored from a backup, run `tollway replay`"
+            )
+        if report.is_right:
+            print("everything agrees")
+        elif report.differences:
+            print("the database does not agree with the archive")
+        else:
+            print("the database agrees with the archive as far as it goes, and is older than the archive")
     raise typer.Exit(0 if report.is_right else 1)

@@ -61,20 +61,25 @@ def list_lost(tx: PlatformTx) -> list[Epoch]:
     return stored.list_epochs(tx, None, only_lost=True)
 
 
-def find_cover(epoch: Epoch, end_at: int) -> Cover | None:
-    """Return how an epoch is known to be whole up to `end_at`; None if it is not."""
-    if epoch.closed_at is not None:
+def find_cover(ticked_at: int | None, closed_at: int | None, lost: Lost | None, end_at: int) -> Cover | None:
+    """Return how an epoch is known to be complete up to `end_at`, by its latest TICK, its CLOSE and its declaration; None if it is not."""
+    if closed_at is not None:
         return Cover.CLOSE
-    if epoch.ticked_at is not None and epoch.ticked_at >= end_at:
+    if ticked_at is not None and ticked_at >= end_at:
         return Cover.TICK
-    return None if epoch.lost is None else Cover.LOST
+    return None if lost is None else Cover.LOST
+
+
+def describe_lost(lost: Lost) -> dict[str, object]:
+    """Return a declaration as reports show it."""
+    return {"declared_at": lost.declared_at, "next_seq": lost.next_seq, "reason": lost.reason, "actor": lost.actor}
 
 
 def list_blockers(tx: PlatformTx, start_at: int, end_at: int) -> list[Blocker]:
     """Return what keeps the time from `start_at` to `end_at` from being complete; nothing if it is."""
     blockers = []
     for epoch in stored.list_overlapping(tx, start_at, end_at):
-        if find_cover(epoch, end_at) is None:
+        if find_cover(epoch.ticked_at, epoch.closed_at, epoch.lost, end_at) is None:
             text = "its records have not arrived up to the end of the period"
             blockers.append(Blocker(BlockerKind.RECORDS_MISSING, epoch.node_id, epoch.epoch, epoch.ticked_at, text))
     for node in stored.list_silent_nodes(tx, end_at, SILENCE_US):
@@ -89,7 +94,7 @@ def report_cover(tx: PlatformTx, start_at: int, end_at: int) -> tuple[Mapping[st
     epochs = stored.list_overlapping(tx, start_at, end_at)
     rows = []
     for epoch in epochs:
-        cover = find_cover(epoch, end_at)
+        cover = find_cover(epoch.ticked_at, epoch.closed_at, epoch.lost, end_at)
         assert cover is not None, "a period with blockers is not reported"
         row: dict[str, Any] = {
             "node_id": epoch.node_id,
@@ -100,12 +105,7 @@ def report_cover(tx: PlatformTx, start_at: int, end_at: int) -> tuple[Mapping[st
             "known_until": epoch.closed_at if cover is Cover.CLOSE else epoch.ticked_at,
         }
         if epoch.lost is not None:
-            row["lost"] = {
-                "declared_at": epoch.lost.declared_at,
-                "next_seq": epoch.lost.next_seq,
-                "reason": epoch.lost.reason,
-                "actor": epoch.lost.actor,
-            }
+            row["lost"] = describe_lost(epoch.lost)
         rows.append(row)
     return {"epochs": rows}, digest_watermarks(rows)
 

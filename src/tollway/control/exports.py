@@ -84,7 +84,8 @@ class _Lines:
         period = self.period
         yield "export", {"format": FORMAT, "exported_at": now}
         yield "organization", {"id": period.organization_id, "currency": period.currency}
-        yield "period", period_row(period)
+        hashed = period.closed.period_hash if period.closed is not None else None
+        yield "period", {**periods.make_statement(period), "period_hash": None if hashed is None else hashed.hex()}
         for policy in OUTCOME_POLICIES.values():
             yield (
                 "outcome_policy",
@@ -190,30 +191,6 @@ class _Lines:
             if len(found) == len(seqs):
                 break
         return found
-
-
-def period_row(period: Period) -> Mapping[str, Any]:
-    """A closed period, as exports show it."""
-    closing, closed = period.closing, period.closed
-    assert closing is not None and closed is not None, "only closed periods are exported"
-    return {
-        "id": period.id,
-        "start_at": period.start_at,
-        "end_at": period.end_at,
-        "time_zone": period.time_zone,
-        "state": str(period.state),
-        "frozen_at": closing.frozen_at,
-        "closed_at": closed.closed_at,
-        "closed_by": closing.closed_by,
-        "events": closed.events,
-        "merkle_root": closed.merkle_root.hex(),
-        "amounts_pico": {name: str(pico) for name, pico in sorted(closed.amounts.items())},
-        "adjustments": closed.adjustments,
-        "adjustments_digest": closed.adjustments_digest.hex(),
-        "adjustments_pico": str(closed.adjustments_pico),
-        "watermark_digest": closing.watermark_digest.hex(),
-        "report": closing.report,
-    }
 
 
 def price_row(price: PriceVersion) -> Mapping[str, Any]:

@@ -8,8 +8,9 @@ are stored, and it is closed. A call does a bounded part of the hashing and is c
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 
@@ -19,7 +20,7 @@ from tollway.domain.corrections import fields_of
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.pages import Page, Window
 from tollway.domain.periods import PeriodState
-from tollway.domain.proofs import BLOCK_LEAVES, Leaf, encode_leaf, find_path, find_root, hash_leaf, leaf_of
+from tollway.domain.proofs import BLOCK_LEAVES, Leaf, encode_leaf, find_path, find_root, hash_leaf, hash_statement, leaf_of
 from tollway.domain.quarantine import WriteOff
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import partitions, rejected_records
@@ -205,8 +206,34 @@ def _finish(tx: PlatformTx, period: Period, now: int) -> Period:
         adjustments_pico=corrected_pico,
         amounts=amounts,
     )
-    stored.close(tx, period, closed)
+    statement = make_statement(replace(period, closed=closed))
+    stored.close(tx, period, replace(closed, period_hash=hash_statement(statement)))
     return get_period(tx, period.id)
+
+
+def make_statement(period: Period) -> Mapping[str, Any]:
+    """Return all that a closed period comes to: what its hash is made over, and its line of an export."""
+    closing, closed = period.closing, period.closed
+    assert closing is not None and closed is not None, "only a closed period has a statement"
+    return {
+        "id": period.id,
+        "organization_id": period.organization_id,
+        "currency": period.currency,
+        "start_at": period.start_at,
+        "end_at": period.end_at,
+        "time_zone": period.time_zone,
+        "frozen_at": closing.frozen_at,
+        "closed_at": closed.closed_at,
+        "closed_by": closing.closed_by,
+        "events": closed.events,
+        "merkle_root": closed.merkle_root.hex(),
+        "amounts_pico": {name: str(pico) for name, pico in closed.amounts.items()},
+        "adjustments": closed.adjustments,
+        "adjustments_digest": closed.adjustments_digest.hex(),
+        "adjustments_pico": str(closed.adjustments_pico),
+        "watermark_digest": closing.watermark_digest.hex(),
+        "report": closing.report,
+    }
 
 
 def digest_adjustments(tx: Transaction, period: Period) -> tuple[int, bytes, int]:

@@ -31,7 +31,7 @@ from tollway.control.corrections import transaction_id as correction_transaction
 from tollway.control.ordered_sums import Key, OrderedSums, Value
 from tollway.control.rating import BillingAccount, RatedBatch, RecordPlace, StoredEvent
 from tollway.control.verify_ledger import Booked, EpochLedger, entries_of
-from tollway.control.verify_periods import Corrections, Periods
+from tollway.control.verify_periods import Corrections, Periods, Reached
 from tollway.domain.billing_classes import NOTHING, Amounts
 from tollway.domain.epochs import Watermark
 from tollway.domain.ledger import AdjustmentCause, Posting
@@ -40,7 +40,7 @@ from tollway.domain.prices import PriceVersion, rate
 from tollway.domain.quarantine import QuarantineState
 from tollway.domain.reconciliation import EngineUsage, UsageKey, sum_usage
 from tollway.domain.rollups import RollupKey, UsageSums
-from tollway.domain.usage import ADMIT_HEAD, UsageEvent, billed, content_hash, decode_final
+from tollway.domain.usage import ADMIT_HEAD, FINAL_HEAD, UsageEvent, billed, content_hash, decode_final
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import ledger as stored_ledger
 from tollway.storage import partitions, rejected_records, rollups, usage_events, watermarks
@@ -85,11 +85,14 @@ class Report:
     removed: dict[str, int] = field(default_factory=dict)
     """Events by month (2026_11) that retention has removed."""
     differences: list[Difference] = field(default_factory=list)
+    missing_epochs: int = 0
+    missing_records: int = 0
+    """Archived records that the database has not ingested, and of how many epochs: it was restored, or a batch did not commit."""
 
     @property
     def is_right(self) -> bool:
-        """Return whether archive, events, rollups, periods, corrections, ledger and balances all agree."""
-        return not self.differences
+        """Return whether archive, events, rollups, periods, corrections, ledger and balances all agree, and nothing is missing."""
+        return not self.differences and not self.missing_records
 
 
 @dataclass(slots=True)
@@ -133,30 +136,62 @@ class _Walk:
 
 
 def verify(database: Database, archive: Archive) -> Report:
-    """Compare the whole database with the archive, in bounded memory."""
+    """Compare the whole database, as of one instant, with the archive, in bounded memory. Says what only the archive has, too."""
+    sizes = list(archive.list_epochs())
+    with database.platform(write=False) as tx:
+        tx.lift_deadline()
+        report = compare(tx, archive)
+    # In a transaction that began later: a batch that was being ingested meanwhile has been committed, and is not missing.
+    with database.platform(write=False) as tx:
+        missing = _count_missing(tx, archive, sizes)
+    report.missing_epochs, report.missing_records = len(missing), sum(missing.values())
+    return report
+
+
+def _count_missing(tx: PlatformTx, archive: Archive, sizes: Sequence[tuple[str, int, int]]) -> dict[tuple[str, int], int]:
+    """Return how many whole records the archive has beyond each epoch's watermark, for those epochs in which there are any."""
+    known = {(each.node_id, each.epoch): each for each in watermarks.list_watermarks(tx)}
+    missing: dict[tuple[str, int], int] = {}
+    for node_id, epoch, size in sizes:
+        watermark = known.get((node_id, epoch)) or Watermark(node_id, epoch, 1, first_chain(node_id, epoch), 0, None)
+        reader, rest, start = Reader(watermark.next_seq, watermark.chain), b"", watermark.archive_bytes
+        for chunk in archive.read(node_id, epoch, size - start, start) if size > start else ():
+            data, first = rest + chunk, reader.next_seq
+            for _ in reader.read(data):
+                pass
+            rest = data[reader.end :]
+            if reader.next_seq > first:
+                missing[node_id, epoch] = reader.next_seq - watermark.next_seq
+            if reader.tail is Tail.DAMAGED or len(rest) > HEAD_BYTES + PAYLOAD_BYTES_MAX:
+                break
+    return missing
+
+
+def compare(tx: PlatformTx, archive: Archive) -> Report:
+    """Compare what a transaction sees of the database with the archive, in bounded memory."""
     report, findings = Report(), _Findings()
     with (
-        database.platform(write=False) as tx,
         OrderedSums[RollupKey, UsageSums](UsageSums) as rollup_sums,
         OrderedSums[UsageKey, EngineUsage](EngineUsage) as engine_usage,
     ):
-        tx.lift_deadline()
         periods = Periods.read(tx)
         report.periods = sum(map(len, periods.by_organization.values()))
-        chains = dict.fromkeys(verify_periods.list_reported(periods), b"")
+        reached = dict[tuple[str, int, int], Reached | None].fromkeys(verify_periods.list_reported(periods))
         removed = partitions.list_removed(tx)
         corrected = stored_corrections.list_corrected(tx)
         walk = _Walk(tx, periods, removed, corrected, rollup_sums, engine_usage, report, findings)
-        _read_archive(walk, archive, chains)
+        _read_archive(walk, archive, reached)
         _compare_prices(tx, findings)
         report.removed = {str(each.month): each.events for each in removed}
         for each in removed:
             found = walk.gone.get(str(each.month), 0)
             if found != each.events:
                 findings.add("removed_months", f"{each.month}: {each.events} events were removed, the archive has {found}")
+            if tx.connection.dialect.name == "sqlite" or each.removed_at < (each.month + 1).start_at:
+                findings.add("removed_months", f"{each.month}: retention removes whole months of the past, on PostgreSQL alone")
         _compare_sums("usage_rollups", rollup_sums.items(), rollups.iterate_rollups(tx), findings)
         _compare_sums("engine_usage", engine_usage.items(), stored_reconcile.iterate_usage(tx), findings)
-        verify_periods.compare_periods(tx, periods, chains, findings.add)
+        verify_periods.compare_periods(tx, periods, reached, findings.add)
         corrections = verify_periods.compare_corrections(tx, periods, walk.booked, findings.add)
         report.adjustments = len(corrections.by_id)
         _compare_ledger(walk, corrections)
@@ -167,8 +202,8 @@ def verify(database: Database, archive: Archive) -> Report:
 # ---- What the archive says --------------------------------------------------------------------------------------------
 
 
-def _read_archive(walk: _Walk, archive: Archive, chains: dict[tuple[str, int, int], bytes]) -> None:
-    """Judge every archived record and compare what it comes to, epoch by epoch; and note the chain values that `chains` asks for.
+def _read_archive(walk: _Walk, archive: Archive, reached: dict[tuple[str, int, int], Reached | None]) -> None:
+    """Rate every archived record and compare the results, epoch by epoch; store the state of the archive at each place in `reached`.
 
     Where several records have one event id, the database's word on which of them became the event counts, because the archive does not
     know in which order epochs were taken in.
@@ -181,13 +216,13 @@ def _read_archive(walk: _Walk, archive: Archive, chains: dict[tuple[str, int, in
         place = (watermark.node_id, watermark.epoch)
         walk.report.epochs += 1
         stray_epochs.discard(place)
-        if (*place, 1) in chains:
-            chains[*place, 1] = first_chain(*place)
+        if (*place, 1) in reached:
+            reached[*place, 1] = Reached(first_chain(*place))
         while ahead is not None and ahead[0] < place:
             EpochLedger(ahead[1], walk.accounts, findings.add).end()
             ahead = next(postings, None)
         of_epoch = ahead[1] if ahead is not None and ahead[0] == place else iter(())
-        _read_epoch(walk, watermark, _note(chains, place, _frames(archive, watermark, walk.report)), of_epoch, counts.pop(place, 0))
+        _read_epoch(walk, watermark, _note(reached, place, _frames(archive, watermark, walk.report)), of_epoch, counts.pop(place, 0))
         if ahead is not None and ahead[0] == place:
             ahead = next(postings, None)
     while ahead is not None:
@@ -214,7 +249,8 @@ def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], post
     held = {seq for seq, state in states.items() if state is not QuarantineState.RATED}
     batch = Batch(*place)
     while not is_over:
-        batch, piece, flaw = Batch(*place, closed_seq=batch.closed_seq), list[Frame](), ""
+        batch = Batch(*place, ticked_at=batch.ticked_at, closed_at=batch.closed_at, closed_seq=batch.closed_seq)
+        piece, flaw = list[Frame](), ""
         try:
             for frame in frames:
                 piece.append(frame)
@@ -241,6 +277,8 @@ def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], post
     ledger.end()
     _compare_conflicts(walk, place, conflicts)
     _compare_quarantine(walk, place, states, quarantined, ticked)
+    if (watermark.ticked_at, watermark.closed_at) != (batch.ticked_at, batch.closed_at):
+        walk.findings.add("epochs", f"{watermark.node_id}/{watermark.epoch}: its last TICK and CLOSE are not those of the archive")
     if sum(map(int.bit_count, ticked)) != events:
         for seq, event_id in usage_events.iterate_places(walk.tx, *place):
             if not 0 < seq < watermark.next_seq or not ticked[seq // 8] >> seq % 8 & 1:
@@ -320,16 +358,22 @@ def _compare_event(walk: _Walk, row: EventRow, found: tuple[Any, ...], event: Bo
     elif found != (*expected[:_PERIOD], event.period_at, *expected[_PERIOD + 1 :]):
         walk.findings.add("usage_events", f"{event.event_id} differs from the archive")
     flaw = walk.periods.find_flaw(event.organization_id, event.ended_at, event.period_at)
+    if flaw is None and not walk.periods.is_reported(event.organization_id, event.period_at, found[_NODE], found[_EPOCH], event.seq):
+        flaw = "is booked in a period whose report does not reach its record"
     if flaw is not None:
         walk.findings.add("usage_events", f"{event.event_id} {flaw}")
 
 
 def _note_absent(walk: _Walk, event: Booked, payload: bytes, batch: Batch) -> bool:
     """An event of the archive that the database does not have: whether retention has removed it, with its month."""
-    month = next((each.month for each in walk.removed if each.month.holds(event.event_id)), None)
-    if month is None:
+    removed = next((each for each in walk.removed if each.month.holds(event.event_id)), None)
+    if removed is None:
         walk.findings.add("usage_events", f"{event.event_id} is missing")
         return False
+    month = removed.month
+    period = walk.periods.find_at(event.organization_id, event.period_at)
+    if period is None or period.closed is None or period.closed.closed_at > removed.removed_at:
+        walk.findings.add("removed_months", f"{month}: {event.event_id} was removed before its billing period was closed")
     walk.gone[str(month)] = walk.gone.get(str(month), 0) + 1
     if event.event_id in walk.corrected:
         final = decode_final(payload)
@@ -347,12 +391,16 @@ def _note_absent(walk: _Walk, event: Booked, payload: bytes, batch: Batch) -> bo
     return True
 
 
-def _note(chains: dict[tuple[str, int, int], bytes], place: tuple[str, int], frames: Iterator[Frame]) -> Iterator[Frame]:
-    """The frames but for ADMITs, which are not looked into; the chain values that are asked for are noted on the way."""
+def _note(reached: dict[tuple[str, int, int], Reached | None], place: tuple[str, int], frames: Iterator[Frame]) -> Iterator[Frame]:
+    """Yield the frames except ADMITs, which are not decoded; store the state of the archive at each place in `reached` on the way."""
+    signs = Batch(*place)
     for frame in frames:
-        if (*place, frame.seq + 1) in chains:
-            chains[*place, frame.seq + 1] = frame.chain
-        if not frame.payload.startswith(ADMIT_HEAD):
+        is_admit = frame.payload.startswith(ADMIT_HEAD)
+        if not is_admit and not frame.payload.startswith(FINAL_HEAD):
+            signs.add([frame])
+        if (*place, frame.seq + 1) in reached:
+            reached[*place, frame.seq + 1] = Reached(frame.chain, signs.ticked_at, signs.closed_at)
+        if not is_admit:
             yield frame
 
 
@@ -443,6 +491,9 @@ def _compare_ledger(walk: _Walk, corrections: Corrections) -> None:
             walk.findings.add("ledger_entries", f"{posting.id} sums to {sums}")
         if isinstance(posting.cause, AdjustmentCause):
             _compare_correction(posting, posting.cause, corrections, walk.findings)
+    orphans = stored_ledger.count_orphans(walk.tx)
+    if orphans:
+        walk.findings.add("ledger_entries", f"{orphans} entries are of no transaction")
     _compare_balances(walk, corrections, replayed)
 
 

@@ -102,7 +102,7 @@ class EpochLedger:
         if posting.id != right_id or found.first_seq != cause.first_seq or last.seq != cause.last_seq:
             self._add("ledger_transactions", f"{posting.id} does not follow from its records, which give {right_id}")
         right = entries_of(posting.organization_id, found.costs, self._accounts[posting.organization_id].currency)
-        if {entry.account.id: entry.amount_pico for entry in posting.entries} != right:
+        if len(posting.entries) != len(right) or {entry.account.id: entry.amount_pico for entry in posting.entries} != right:
             self._add("ledger_entries", f"{posting.id} does not book what its events cost")
 
 

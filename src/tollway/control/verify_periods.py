@@ -6,16 +6,17 @@ it since. Corrections must follow from their events' prices, within their bounds
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from tollway.control import corrections, periods
-from tollway.control.epochs import Cover, digest_watermarks
+from tollway.control.epochs import Cover, describe_lost, digest_watermarks, find_cover
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision, find_objection, sum_lines
+from tollway.domain.epochs import Epoch
 from tollway.domain.ledger import Entry
-from tollway.domain.periods import Bounds, Calendar, PeriodState, period_id
-from tollway.domain.proofs import find_root
+from tollway.domain.periods import Bounds, Calendar, PeriodState, month_of, period_id
+from tollway.domain.proofs import find_root, hash_statement
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import epochs as stored_epochs
 from tollway.storage import periods as stored
@@ -28,11 +29,21 @@ Add = Callable[[str, str], None]
 """Notes a difference: of which table, and what it is."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """The state of an epoch in the archive at some record: its chain value, the latest TICK so far, and CLOSE."""
+
+    chain: bytes
+    ticked_at: int | None = None
+    closed_at: int | None = None
+
+
 @dataclass(slots=True)
 class Periods:
-    """All periods of all organizations, in order."""
+    """All periods of all organizations, in order. `_reported`: by period, the record that each epoch of its report had reached."""
 
     by_organization: dict[str, list[Period]] = field(default_factory=dict)
+    _reported: dict[tuple[str, int], dict[tuple[str, int], int] | None] = field(default_factory=dict)
 
     @classmethod
     def read(cls, tx: PlatformTx) -> "Periods":
@@ -59,6 +70,21 @@ class Periods:
         index = bisect_right(of_organization, at, key=lambda period: period.start_at)
         return of_organization[index - 1] if index and at < of_organization[index - 1].end_at else None
 
+    def is_reported(self, organization_id: str, period_at: int, node_id: str, epoch: int, seq: int) -> bool:
+        """Return whether a period may hold a record: it is open, or its report says that the record had arrived when it was frozen."""
+        place = (organization_id, period_at)
+        if place not in self._reported:
+            period = self.find_at(organization_id, period_at)
+            self._reported[place] = None
+            if period is not None and period.closing is not None:
+                self._reported[place] = {(row.node_id, row.epoch): row.next_seq for row in read_report(period)}
+        reported = self._reported[place]
+        if reported is None or (node_id, epoch) in reported:
+            return reported is None or seq < reported[node_id, epoch]
+        # Not named: only an epoch that began after the period by a clock that then went back can have records in it.
+        period = self.find_at(organization_id, period_at)
+        return period is not None and epoch >= period.end_at
+
     def find_flaw(self, organization_id: str, served_at: int, period_at: int) -> str | None:
         """Return why what was served at an instant cannot be booked in the period that begins at `period_at`; None if it can."""
         booked = self.find_at(organization_id, period_at)
@@ -77,51 +103,114 @@ class Periods:
         return f"was served at {served_at} and is booked in the period from {booked.start_at}, without reason"
 
 
-def compare_periods(tx: PlatformTx, all_periods: Periods, chains: Mapping[tuple[str, int, int], bytes], add: Add) -> None:
+@dataclass(frozen=True, slots=True)
+class ReportRow:
+    """One epoch as a period's report describes it; a field that is missing or of another kind reads as nothing."""
+
+    node_id: str
+    epoch: int
+    next_seq: int
+    chain: str
+    cover: str
+    known_until: int | None
+    lost: Mapping[str, object] | None
+
+
+def read_report(period: Period) -> list[ReportRow]:
+    """Return the rows of a frozen period's report."""
+    assert period.closing is not None
+    return [
+        ReportRow(
+            node_id=str(row.get("node_id")),
+            epoch=int(row.get("epoch", 0)),
+            next_seq=int(row.get("next_seq", 0)),
+            chain=str(row.get("chain")),
+            cover=str(row.get("cover")),
+            known_until=row.get("known_until"),
+            lost=row.get("lost"),
+        )
+        for row in period.closing.report.get("epochs", [])
+    ]
+
+
+def list_reported(all_periods: Periods) -> set[tuple[str, int, int]]:
+    """Every place (node, epoch, next_seq) that the report of a period names."""
+    return {
+        (row.node_id, row.epoch, row.next_seq)
+        for of_organization in all_periods.by_organization.values()
+        for period in of_organization
+        if period.closing is not None
+        for row in read_report(period)
+    }
+
+
+def compare_periods(tx: PlatformTx, all_periods: Periods, reached: Mapping[tuple[str, int, int], Reached | None], add: Add) -> None:
     """Every period against its neighbours, its report, and, once it is frozen, its events and corrections.
 
-    `chains`: by node, epoch and next_seq, the chain value that the archive has before that record, for all that reports name.
+    `reached`: by node, epoch and next_seq, the state of the archive before that record, for all that reports name.
     """
+    known = stored_epochs.list_all(tx)
+    if early := stored.count_early_hashes(tx):
+        add("billing_periods", f"{early} periods that are not closed have a hash")
     for of_organization in all_periods.by_organization.values():
         for before, after in pairwise(of_organization):
             if before.end_at > after.start_at:
                 add("billing_periods", f"{before.id} and {after.id} overlap")
             if before.state is not PeriodState.CLOSED and after.state is not PeriodState.OPEN:
                 add("billing_periods", f"{after.id} is {after.state} before {before.id} is closed")
-        for period in of_organization:
+        for at, period in enumerate(of_organization):
+            previous = of_organization[at - 1] if at else None
+            following = of_organization[at + 1] if at + 1 < len(of_organization) else None
             if period.id != period_id(period.organization_id, period.start_at):
                 add("billing_periods", f"{period.id} does not follow from what it names")
+            if not _is_month(previous, period, following):
+                add("billing_periods", f"{period.id} is not a month of its time zone between its neighbours")
             if period.closing is not None:
-                _compare_report(tx, period, chains, add)
+                _compare_report(tx, period, known, reached, add)
                 _compare_blocks(tx, period, add)
 
 
-def list_reported(all_periods: Periods) -> set[tuple[str, int, int]]:
-    """Every place (node, epoch, next_seq) that the report of a period names."""
-    return {
-        (row["node_id"], row["epoch"], row["next_seq"])
-        for of_organization in all_periods.by_organization.values()
-        for period in of_organization
-        if period.closing is not None
-        for row in period.closing.report["epochs"]
-    }
+def _is_month(before: Period | None, period: Period, after: Period | None) -> bool:
+    """Return whether both bounds of a period are those of months in its time zone, or of its neighbours."""
+    try:
+        starts = month_of(period.start_at, period.time_zone).start_at == period.start_at
+        ends = month_of(period.end_at, period.time_zone).start_at == period.end_at
+    except ValueError:
+        return False
+    return (starts or (before is not None and before.end_at == period.start_at)) and (
+        ends or (after is not None and after.start_at == period.end_at)
+    )
 
 
-def _compare_report(tx: PlatformTx, period: Period, chains: Mapping[tuple[str, int, int], bytes], add: Add) -> None:
+def _compare_report(
+    tx: PlatformTx, period: Period, known: Sequence[Epoch], reached: Mapping[tuple[str, int, int], Reached | None], add: Add
+) -> None:
+    """Compare a report with the archive: each epoch that touches the period, how far it had come, and how it was covered."""
     assert period.closing is not None
-    rows = period.closing.report["epochs"]
-    if digest_watermarks(rows) != period.closing.watermark_digest:
+    rows = {(row.node_id, row.epoch): row for row in read_report(period)}
+    lines = ({"node_id": row.node_id, "epoch": row.epoch, "next_seq": row.next_seq, "chain": row.chain} for row in rows.values())
+    if digest_watermarks(list(lines)) != period.closing.watermark_digest:
         add("billing_periods", f"{period.id}: its digest of watermarks is not that of its report")
-    for row in rows:
-        place = f"{row['node_id']}/{row['epoch']}"
-        if chains.get((row["node_id"], row["epoch"], row["next_seq"]), b"").hex() != row["chain"]:
-            add("billing_periods", f"{period.id}: its report names other records of {place} than the archive has")
-        if row["cover"] == Cover.TICK and row["known_until"] < period.end_at:
-            add("billing_periods", f"{period.id}: {place} is not covered up to its end")
-        if row["cover"] == Cover.LOST:
-            epoch = stored_epochs.find_epoch(tx, row["node_id"], row["epoch"])
-            if epoch is None or epoch.lost is None:
-                add("billing_periods", f"{period.id}: {place} counts as lost and was not declared so")
+    declared = {(epoch.node_id, epoch.epoch): epoch.lost for epoch in known}
+    for place, row in rows.items():
+        where = f"{row.node_id}/{row.epoch}"
+        archived, lost = reached.get((*place, row.next_seq)), declared.get(place)
+        if archived is None or archived.chain.hex() != row.chain:
+            add("billing_periods", f"{period.id}: its report names other records of {where} than the archive has")
+            continue
+        if lost is not None and lost.declared_at > period.closing.frozen_at:
+            lost = None
+        cover = find_cover(archived.ticked_at, archived.closed_at, lost, period.end_at)
+        until = archived.closed_at if cover is Cover.CLOSE else archived.ticked_at
+        if cover is None or (row.cover, row.known_until) != (str(cover), until):
+            add("billing_periods", f"{period.id}: {where} is not covered up to its end as its report says")
+        if row.lost != (None if lost is None else describe_lost(lost)):
+            add("billing_periods", f"{period.id}: {where} was not declared lost as its report says")
+    for epoch in known:
+        place = (epoch.node_id, epoch.epoch)
+        touches = epoch.epoch < period.end_at and (epoch.closed_at is None or epoch.closed_at >= period.start_at)
+        if touches and epoch.first_seen_at <= period.closing.frozen_at and place not in rows and not _was_lost_before(epoch, period):
+            add("billing_periods", f"{period.id}: its report does not name {epoch.node_id}/{epoch.epoch}, which touches it")
     written_off = {
         (each.node_id, each.epoch, each.reason, each.actor): each.records
         for each in rejected_records.list_write_offs(tx, period.organization_id, period.start_at, period.end_at)
@@ -132,13 +221,21 @@ def _compare_report(tx: PlatformTx, period: Period, chains: Mapping[tuple[str, i
             add("quarantine_resolutions", f"{period.id}: its report names records of {row['node_id']} that were not written off")
 
 
+def _was_lost_before(epoch: Epoch, period: Period) -> bool:
+    return epoch.lost is not None and epoch.lost.declared_at < period.start_at and epoch.seen_at < period.start_at
+
+
 def _compare_blocks(tx: PlatformTx, period: Period, add: Add) -> None:
     stored_blocks = list(stored.iterate_blocks(tx, period.id))
     # Without its events a block cannot be made again; its root is still that of its hashes.
     is_whole = periods.is_kept(tx, stored_blocks)
     blocks: list[Block] = [] if is_whole else stored_blocks
-    while is_whole and (block := periods.make_block(tx, period, blocks[-1] if blocks else None)) is not None:
-        blocks.append(block)
+    try:
+        while is_whole and (block := periods.make_block(tx, period, blocks[-1] if blocks else None)) is not None:
+            blocks.append(block)
+    except KeyError as error:
+        add("period_blocks", f"{period.id}: an event names a price or an outcome policy that does not exist: {error}")
+        return
     # One that is being closed may have hashed only some of its blocks.
     expected = blocks if period.closed is not None else blocks[: len(stored_blocks)]
     if stored_blocks != expected:
@@ -162,6 +259,8 @@ def _compare_blocks(tx: PlatformTx, period: Period, add: Add) -> None:
     ):
         if found != right:
             add("billing_periods", f"{period.id}: {what} is {found} instead of {right}")
+    if closed.period_hash != hash_statement(periods.make_statement(period)):
+        add("billing_periods", f"{period.id}: its hash is not that of what it says")
 
 
 # ---- Corrections ------------------------------------------------------------------------------------------------------
@@ -183,7 +282,11 @@ def compare_corrections(tx: PlatformTx, all_periods: Periods, removed: Mapping[s
     ledger must book."""
     found, earlier = Corrections(), dict[str, list[Adjustment]]()
     for adjustment in stored_corrections.iterate_adjustments(tx):
-        event = stored_usage.find_booked_event(tx, adjustment.event_id) or removed.get(adjustment.event_id)
+        try:
+            event = stored_usage.find_booked_event(tx, adjustment.event_id) or removed.get(adjustment.event_id)
+        except KeyError as error:
+            add("usage_adjustments", f"{adjustment.id} corrects an event whose price or outcome policy does not exist: {error}")
+            continue
         if event is None:
             add("usage_adjustments", f"{adjustment.id} corrects an event that does not exist")
             continue
@@ -220,4 +323,6 @@ def _find_flaw(adjustment: Adjustment, event: stored_usage.BookedEvent, before: 
         return f"should not have been possible: {objection}"
     if adjustment.decision is Decision.APPROVED and adjustment.approver == adjustment.actor:
         return "was approved by who asked for it"
+    if adjustment.decision is not None and not adjustment.needs_approval:
+        return "was decided about although it needs no approval"
     return None

@@ -8,6 +8,7 @@ class Watermark:
     """The progress of ingesting the records of an epoch: `next_seq` is expected next, `chain` is the chain value of the record before it.
 
     `archive_bytes`: how many bytes of the epoch's archive file count. `closed_at`: the instant of its CLOSE record, None while it runs.
+    `ticked_at`: the instant of its latest TICK record, None before the first.
     """
 
     node_id: str
@@ -16,6 +17,7 @@ class Watermark:
     chain: bytes
     archive_bytes: int
     closed_at: int | None
+    ticked_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

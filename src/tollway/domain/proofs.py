@@ -14,8 +14,9 @@ it, so that a proof reads one block and not the whole month.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Final
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -27,6 +28,11 @@ BLOCK_LEAVES: Final = 1024
 
 EMPTY: Final = hashlib.sha256().digest()
 """The root of a tree without leaves."""
+
+
+def hash_statement(statement: Mapping[str, Any]) -> bytes:
+    """Return the one hash of a closed period: SHA-256 over its statement as JSON, names in order, without spaces, all text ASCII."""
+    return hashlib.sha256(json.dumps(statement, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()).digest()
 
 
 class LeafLine(msgspec.Struct, frozen=True, kw_only=True):

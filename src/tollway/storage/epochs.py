@@ -31,6 +31,11 @@ def find_epoch(tx: PlatformTx, node_id: str, epoch: int) -> Epoch | None:
     return None if row is None else _epoch(row)
 
 
+def list_all(tx: PlatformTx) -> list[Epoch]:
+    """Return every epoch, by node and epoch: for verification."""
+    return [_epoch(row) for row in tx.connection.execute(_with_lost().order_by(epochs.c.node_id, epochs.c.epoch))]
+
+
 def list_overlapping(tx: PlatformTx, start_at: int, end_at: int) -> list[Epoch]:
     """Every epoch that may hold something of the time from `start_at` to `end_at`, by node and epoch.
 

@@ -27,8 +27,9 @@ def post(tx: PlatformTx, postings: Sequence[Posting], now: int) -> None:
             changes[account_id] = changes.get(account_id, 0) + pico
             entries.append((posting.id, line, account_id, amount_text(pico)))
     _open_accounts(tx, accounts, now)
-    insert_rows(tx, ledger_transactions, TRANSACTION_COLUMNS, map(_transaction_row, postings))
+    # Entries first: once its transaction is there, the database takes no more of them.
     insert_rows(tx, ledger_entries, ("transaction_id", "line", "account_id", "amount_pico"), entries)
+    insert_rows(tx, ledger_transactions, TRANSACTION_COLUMNS, map(_transaction_row, postings))
     _move_balances(tx, changes, now)
 
 
@@ -131,6 +132,13 @@ def iterate_usage_transactions(tx: PlatformTx, page_rows: int = 500) -> Iterator
         yield from _with_entries(tx, rows)
 
 
+def count_orphans(tx: PlatformTx) -> int:
+    """Return the number of entries whose transaction does not exist: for verification."""
+    joined = ledger_entries.outerjoin(ledger_transactions, ledger_transactions.c.id == ledger_entries.c.transaction_id)
+    query = sa.select(sa.func.count()).select_from(joined).where(ledger_transactions.c.id.is_(None))
+    return tx.connection.execute(query).scalar_one()
+
+
 def iterate_balances(tx: PlatformTx) -> Iterator[Balance]:
     """Every balance, ordered by account id: for verification."""
     query = sa.select(balances, ledger_accounts).join_from(balances, ledger_accounts).order_by(balances.c.account_id)
@@ -164,7 +172,7 @@ def _with_entries(tx: Transaction, rows: Sequence[Any]) -> list[Posting]:
 def _cause(row: Any) -> UsageCause | AdjustmentCause:
     if row.adjustment_id is not None:
         return AdjustmentCause(row.adjustment_id)
-    return UsageCause(row.node_id, row.epoch, row.first_seq, row.last_seq, row.events)
+    return UsageCause(row.node_id, row.epoch, row.first_seq or 0, row.last_seq or 0, row.events)  # a check lets NULL pass
 
 
 def _account(row: Any) -> Account:

@@ -25,7 +25,7 @@ from tollway.storage.schema_periods import billing_periods, period_blocks
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """What freezing a period wrote down: when, by whose key, and how it is known that nothing is missing."""
+    """The record of freezing a period: when, by whose key, and how it is known that nothing is missing."""
 
     frozen_at: int
     closed_by: str
@@ -35,7 +35,10 @@ class Closing:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """What closing a period wrote down. `amounts`: pico by billing class, as billed; `adjustments`: how many are booked in it."""
+    """The record of closing a period. `amounts`: pico by billing class, as billed; `adjustments`: how many are booked in it.
+
+    `period_hash`: of its whole statement (`domain.proofs.hash_statement`); None before it is computed.
+    """
 
     closed_at: int
     events: int
@@ -44,6 +47,7 @@ class Closed:
     adjustments_digest: bytes
     adjustments_pico: int
     amounts: Mapping[str, int]
+    period_hash: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +170,7 @@ def close(tx: PlatformTx, period: Period, closed: Closed) -> None:
             adjustments=closed.adjustments,
             adjustments_digest=closed.adjustments_digest,
             amounts=json.dumps(amounts, sort_keys=True),
+            period_hash=closed.period_hash,
         )
     )
 
@@ -285,6 +290,12 @@ def list_own_periods(tx: TenantTx, window: Window) -> Page[Period]:
     return fetch_page(tx, query, billing_periods.c.id, window, _period)
 
 
+def count_early_hashes(tx: PlatformTx) -> int:
+    """Return the number of periods that have a hash and are not closed: for verification."""
+    query = sa.select(sa.func.count()).where(billing_periods.c.state != PeriodState.CLOSED, billing_periods.c.period_hash.is_not(None))
+    return tx.connection.execute(query).scalar_one()
+
+
 def iterate_periods(tx: PlatformTx) -> Iterator[Period]:
     """Every period, by organization and start: for verification."""
     query = _ALL.order_by(billing_periods.c.organization_id, billing_periods.c.start_at)
@@ -304,8 +315,9 @@ def _period(row: Any) -> Period:
             merkle_root=row.merkle_root,
             adjustments=row.adjustments,
             adjustments_digest=row.adjustments_digest,
-            adjustments_pico=int(amounts["corrections"]),
-            amounts=_from_text(amounts["usage"]),
+            adjustments_pico=int(amounts.get("corrections", 0)),
+            amounts=_from_text(amounts.get("usage", {})),
+            period_hash=row.period_hash,
         )
     return Period(
         id=row.id,

@@ -40,6 +40,7 @@ billing_periods = sa.Table(
     sa.Column("adjustments", sa.BigInteger),
     sa.Column("adjustments_digest", sa.LargeBinary(32)),
     sa.Column("amounts", sa.Text),  # JSON: what it comes to, by billing class
+    sa.Column("period_hash", sa.LargeBinary(32)),  # over all of it: the one that is published
     sa.UniqueConstraint("organization_id", "start_at"),
     _one_of("state", PeriodState),
     sa.CheckConstraint("start_at < end_at", name="not_empty"),

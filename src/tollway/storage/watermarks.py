@@ -60,4 +60,4 @@ def find_archive_bytes(tx: Transaction, node_id: str, epoch: int) -> int:
 
 
 def _watermark(row: Any) -> Watermark:
-    return Watermark(row.node_id, row.epoch, row.next_seq, row.chain, row.archive_bytes, row.closed_at)
+    return Watermark(row.node_id, row.epoch, row.next_seq, row.chain, row.archive_bytes, row.closed_at, row.ticked_at)

@@ -28,7 +28,8 @@ NDJSON = "application/x-ndjson"
 
 class PeriodOut(Identified):
     """A billing period. Times in Unix seconds: `start_time` inclusive, `end_time` exclusive. What follows `events` is null until it is
-    closed: amounts are exact, by billing class; `corrections` is what corrections booked in it come to, `total` all together."""
+    closed: amounts are exact, by billing class; `corrections` is what corrections booked in it come to, `total` all together.
+    `period_hash` covers everything about the closed period: publish it."""
 
     object: Literal["billing_period"] = "billing_period"
     organization_id: str
@@ -40,6 +41,7 @@ class PeriodOut(Identified):
     closed_at: int | None
     events: int | None
     merkle_root: str | None
+    period_hash: str | None
     amounts: dict[str, str] | None
     corrections: str | None
     total: str | None
@@ -198,6 +200,7 @@ def _fields(period: Period) -> dict[str, Any]:
         "closed_at": None if closed is None else seconds(closed.closed_at),
         "events": None if closed is None else closed.events,
         "merkle_root": None if closed is None else closed.merkle_root.hex(),
+        "period_hash": None if closed is None or closed.period_hash is None else closed.period_hash.hex(),
         "amounts": None if closed is None else {name: money.format_amount(pico) for name, pico in closed.amounts.items()},
         "corrections": None if closed is None else money.format_amount(closed.adjustments_pico),
         "total": None if total_pico is None else money.format_amount(total_pico),

@@ -1,0 +1,324 @@
+"""Every column of every table of money, changed one at a time: the database refuses the change, or `verify` finds it, or a list says why
+it does not matter.
+
+One contract, on SQLite and on PostgreSQL. A change is made in a transaction that is rolled back, and `verify` looks at it from inside.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from tests.control.test_audit import close_books
+from tests.control.test_collect import fill, take
+from tests.control.test_corrections import APPROVER
+from tests.control.test_periods import NOVEMBER, NOW, OCTOBER, ended
+from tests.link import samples
+from tests.link.samples import NODE, ORGANIZATION, admit, final, frames
+from tollway.control import epochs, price_drafts, prices
+from tollway.control.verify import compare
+from tollway.domain.billing_classes import Quantities
+from tollway.domain.corrections import AdjustmentKind, AdjustmentState, Decision
+from tollway.domain.ids import PRICE_DRAFT, new_id
+from tollway.domain.periods import PeriodState
+from tollway.domain.price_books import DraftLine, DraftState, PriceDraft
+from tollway.domain.usage import Anomaly, Outcome, Record, ServiceTier, Tick, UsageSource
+from tollway.storage import schema, schema_money, schema_periods, schema_prices, schema_reconcile  # noqa: F401
+from tollway.storage.archive import Archive
+from tollway.storage.database import Database, PlatformTx
+
+Books = tuple[Database, Archive]
+
+OTHER_TABLES = {
+    "projects", "service_accounts", "api_keys", "models", "deployments", "model_limits",  # who may use what; an event names them by id
+    "publish_head", "changes", "nodes", "job_leases",  # what gateways are told, and who runs a job
+    "engine_readings", "engine_hours", "engine_members",  # what engines counted: a second witness, not a bill
+}  # fmt: skip
+"""Tables without money. Every other one is changed here."""
+
+MONEY_TABLES = [table for table in schema.metadata.sorted_tables if table.name not in OTHER_TABLES]
+
+KINDS = {
+    "ledger_transactions": "cause",
+    "billing_periods": "state",
+    "usage_adjustments": "kind",
+    "usage_events": "outcome",
+    "usage_rollups": "width_seconds",
+    "ledger_accounts": "owner",
+}
+"""Columns by whose values the rows of a table differ in kind: a row of each kind is changed."""
+
+ENUMS = {
+    "state": [*PeriodState, *DraftState, *AdjustmentState],
+    "cause": ["usage", "adjustment"],
+    "outcome": list(Outcome),
+    "source": list(UsageSource),
+    "service_tier": list(ServiceTier),
+    "tier": list(ServiceTier),
+    "anomaly": list(Anomaly),
+    "kind": list(AdjustmentKind),
+    "decision": list(Decision),
+}
+
+OWN_WORDS = "what the platform alone knows, of itself; the database refuses to change it"
+NO_MONEY = "no amount, no period and no proof follows from it"
+CONTROLS_CLOCK = "an instant of control's own clock, which the archive does not know; the database refuses to change it"
+SENT_DOWN = "how far back gateways are told of prices; what was billed follows from valid_from"
+
+HARMLESS = {
+    "organizations.(name|created_at|archived_at|requests_per_minute|concurrent_requests|.*_per_.*)": NO_MONEY,
+    "organizations.time_zone": "of periods that are not cut yet; a period keeps its own",
+    "balances.(version|changed_at)": "how often and when the sum was written; the sum itself is compared",
+    "billing_periods.created_at": NO_MONEY,
+    "book_prices.(carried_from|draft_id)": SENT_DOWN,
+    "book_prices.published_at": CONTROLS_CLOCK,
+    "compiled_prices.carried_from": SENT_DOWN,
+    "price_(books|lists|terms).(name|created_at|carried_from)": NO_MONEY,
+    "price_terms.*": "terms under which nothing was admitted yet: what was admitted is compared with them",
+    "price_drafts.*": "a draft is not a price: what was published of it stands in book_prices",
+    "epochs.(first_seen_at|seen_at)": CONTROLS_CLOCK,
+    "event_conflicts.(event_id|content_hash|payload|received_at)": "the record itself is in the archive; its number is compared",
+    "quarantined_records.*": "the record itself is in the archive; its number and its resolution are compared",
+    "quarantine_resolutions.*": OWN_WORDS,
+    "ledger_transactions.booked_at": CONTROLS_CLOCK,
+    "ledger_entries.line": "the order in which a transaction's entries are shown",
+    "lost_declarations.*": OWN_WORDS + ". Of a closed month they stand in its report, and are compared with that",
+    "usage_adjustments.(reason|actor|created_at)": OWN_WORDS + ". Of a closed month they are part of its digest",
+    "adjustment_approvals.(approver|actor|decided_at)": OWN_WORDS,
+}
+"""Reasons why a change of a column, by a pattern of its name, does not matter if nobody finds it."""
+
+
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def books(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Books]:
+    """Closed months with all there can be in them, and an open one; every table of money has a row."""
+    directory = tmp_path_factory.mktemp("tampering")
+    archive = Archive(directory / "archive")
+    with request.getfixturevalue(f"{request.param}_template").copied(directory) as url:
+        database = Database.open(url)
+        fill(database)
+        close_books(database, archive)
+        add_rest(database, archive)
+        with database.platform(write=False) as tx:
+            assert compare(tx, archive).differences == []
+        yield database, archive
+        database.close()
+
+
+def add_rest(database: Database, archive: Archive) -> None:
+    """Add what `close_books` has nothing of: a discount from November on, a published draft, a conflict, a record that cannot be read,
+    an epoch that was declared lost, a request of the open month."""
+    with database.tenant(ORGANIZATION) as tx:
+        prices.set_terms(tx, book_id=None, discount_bp=1_500, valid_from=None, now=NOVEMBER.start_at)
+    line = DraftLine(model="echo", tier=ServiceTier.STANDARD, unit_prices=samples.PRICE.unit_prices)
+    draft_id = new_id(PRICE_DRAFT, NOVEMBER.start_at, 1)
+    draft = PriceDraft(
+        id=draft_id,
+        book_id=samples.PRICE.list,
+        state=DraftState.OPEN,
+        valid_from=None,
+        lines=(line,),
+        created_at=NOVEMBER.start_at,
+        changed_at=NOVEMBER.start_at,
+    )
+    with database.platform() as tx:
+        price_drafts.create_draft(tx, draft, from_book_id=None)
+        at = NOVEMBER.start_at + 1
+        price_drafts.publish_draft(tx, draft_id, accept_warnings=True, new_id=lambda kind: new_id(kind, at, 2), now=at)
+    epoch = OCTOBER.end_at
+    forged = final(admit(1), used=Quantities(1))
+    records: list[Record | bytes] = [*ended(20, NOVEMBER.start_at + 5), forged.admit, forged, b"{}"]
+    records += [*ended(21, NOVEMBER.start_at + 6), Tick(at=NOVEMBER.start_at + 9)]
+    take(database, archive, frames(records, epoch=epoch), epoch=epoch)
+    with database.platform() as tx:
+        epochs.declare_lost(tx, node_id=NODE, epoch=epoch, reason="r", actor=APPROVER, now=NOW)
+
+
+def mutations(column: sa.Column[Any], value: Any) -> Iterator[Any]:
+    """Other values for a column: near the present one, of its kind, and none where that is allowed."""
+    if value is not None and column.nullable:
+        yield None
+    if column.name in ENUMS and (value is None or isinstance(value, str)):
+        yield from (str(other) for other in ENUMS[column.name] if other != value)
+    elif isinstance(column.type, sa.Boolean):
+        yield not value
+    elif isinstance(column.type, (sa.Integer, schema_money.Amount)):
+        yield from (1, 0) if value is None else (value + 1, value - 1)
+    elif isinstance(column.type, sa.LargeBinary):
+        yield b"x" * 32 if value is None else bytes([value[0] ^ 1]) + value[1:]
+    elif value is None:
+        yield "x"
+    elif value[:1] in "{[":
+        yield from (json.dumps(changed, sort_keys=True) for changed in change_json(json.loads(value)))
+    elif column.name == "time_zone":
+        yield "Europe/Berlin"
+    elif column.name in ("currency", "default_of"):
+        yield "USD" if value == "EUR" else "EUR"
+    else:
+        yield change_text(value)
+
+
+def change_text(value: str) -> str:
+    """The same text with another last digit, or one more letter."""
+    changed = re.sub(r"[0-9a-f](?=[^0-9a-f]*$)", lambda found: "1" if found.group() != "1" else "2", value)
+    return changed if changed != value else f"{value}x"
+
+
+def change_json(value: Any) -> Iterator[Any]:
+    """Each way to change or drop one leaf of a JSON value."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from (value | {name: changed} for changed in change_json(inner))
+            yield {key: kept for key, kept in value.items() if key != name}
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            yield from ([*value[:at], changed, *value[at + 1 :]] for changed in change_json(inner))
+            yield value[:at] + value[at + 1 :]
+    elif isinstance(value, str):
+        yield value[:-1] + ("1" if value[-1:] != "1" else "2")
+    elif isinstance(value, int):
+        yield value + 1
+    else:
+        yield 1
+
+
+@contextmanager
+def attempt(database: Database, *, guarded: bool) -> Iterator[PlatformTx]:
+    """A transaction that is rolled back; without the guards, as somebody with all rights would begin."""
+    with database.platform() as tx:
+        if not guarded and database.is_sqlite:
+            for name in tx.connection.execute(sa.text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).scalars().all():
+                tx.connection.execute(sa.text(f"DROP TRIGGER {name}"))
+            tx.connection.execute(sa.text("PRAGMA defer_foreign_keys = ON"))
+        elif not guarded:
+            tx.connection.execute(sa.text("SET LOCAL session_replication_role = replica"))
+        yield tx
+        tx.connection.rollback()
+
+
+def outcome(books: Books, *, guarded: bool, statement: sa.Executable) -> str:
+    """Return the result of a change: "refused", "found", "nothing" if no row was changed, or "missed"."""
+    database, archive = books
+    with attempt(database, guarded=guarded) as tx:
+        try:
+            if tx.connection.execute(statement).rowcount == 0:
+                return "nothing"
+        except DBAPIError:
+            return "refused"
+        return "found" if compare(tx, archive).differences else "missed"
+
+
+def rows(tx: PlatformTx, table: sa.Table) -> list[Any]:
+    """A row of each kind of a table, and for each column one in which it is not null."""
+    found = tx.connection.execute(sa.select(table).order_by(*table.primary_key)).all()
+    chosen = {getattr(row, KINDS.get(table.name, "_none"), None): row for row in reversed(found)}
+    picked = list(chosen.values())
+    for column in table.c:
+        if all(getattr(row, column.name) is None for row in picked):
+            picked += [row for row in found if getattr(row, column.name) is not None][:1]
+    return picked
+
+
+def is_row(table: sa.Table, row: Any) -> Any:
+    return sa.and_(*(column == getattr(row, column.name) for column in table.primary_key))
+
+
+GUARDED_TABLES = [
+    *schema_money.APPEND_ONLY,
+    *schema_periods.APPEND_ONLY,
+    *schema_prices.APPEND_ONLY,
+    schema_periods.billing_periods,
+    schema_prices.price_drafts,
+    schema_money.epochs,
+]
+
+
+@pytest.mark.parametrize("table", GUARDED_TABLES, ids=lambda table: table.name)
+def test_a_row_is_not_replaced_on_sqlite(books: Books, table: sa.Table) -> None:
+    database, _ = books
+    if not database.is_sqlite or table.name in ("removed_months", "quarantine_resolutions"):
+        pytest.skip("INSERT OR REPLACE is SQLite's; SQLite has no months to remove")
+    with database.platform(write=False) as tx:
+        row = tx.connection.execute(sa.select(sa.column("rowid", sa.Integer), table)).mappings().first()
+    assert row is not None
+    keys = {column.name for column in table.primary_key}
+    changed = {
+        column.name: next(iter(mutations(column, row[column.name])))
+        for column in table.c
+        if column.name not in keys and not column.foreign_keys and column.name not in ENUMS
+    }
+    names = [column.name for column in table.c]
+    for given in (names, ["rowid", *names]):
+        insert = sa.text(f"INSERT OR REPLACE INTO {table.name} ({', '.join(given)}) VALUES ({', '.join(f':{name}' for name in given)})")
+        for name, value in changed.items():
+            with attempt(database, guarded=True) as tx:
+                with suppress(DBAPIError):
+                    tx.connection.execute(insert, {**row, name: value})
+                now = tx.connection.execute(sa.select(sa.column("rowid", sa.Integer), table).where(sa.column("rowid") == row["rowid"]))
+                assert now.mappings().first() == row, name
+
+
+def test_a_transaction_takes_no_entries_once_it_is_there(books: Books) -> None:
+    database, _ = books
+    entries = schema_money.ledger_entries
+    with database.platform(write=False) as tx:
+        first = tx.connection.execute(sa.select(entries).order_by(*entries.primary_key)).first()
+    assert first is not None
+    more = [
+        {"transaction_id": first.transaction_id, "line": 100 + line, "account_id": first.account_id, "amount_pico": pico}
+        for line, pico in enumerate((5, -5))
+    ]
+    with pytest.raises(DBAPIError, match="sealed"), attempt(database, guarded=True) as tx:
+        tx.connection.execute(entries.insert(), more)
+    with attempt(database, guarded=False) as tx:
+        tx.connection.execute(entries.insert(), more)
+        assert "ledger_entries" in {difference.table for difference in compare(tx, books[1]).differences}
+
+
+def test_entries_without_a_transaction_are_found(books: Books) -> None:
+    database, archive = books
+    with attempt(database, guarded=True) as tx:
+        account_id = tx.connection.execute(sa.select(schema_money.ledger_accounts.c.id)).scalars().first()
+        orphan = {"transaction_id": "tx_0", "line": 1, "account_id": account_id, "amount_pico": 0}
+        tx.connection.execute(schema_money.ledger_entries.insert().values(orphan))
+        assert "ledger_entries" in {difference.table for difference in compare(tx, archive).differences}
+
+
+def test_a_month_that_is_marked_removed_with_its_events_is_refused_and_found(books: Books) -> None:
+    database, archive = books
+    events = schema_money.usage_events
+    with attempt(database, guarded=False) as tx:
+        held = tx.connection.execute(sa.select(sa.func.count()).select_from(events)).scalar_one()
+    mark = schema_money.removed_months.insert().values(start_at=0, events=held, removed_at=NOW)
+    with pytest.raises(DBAPIError), attempt(database, guarded=True) as tx:
+        tx.connection.execute(mark)
+    with attempt(database, guarded=False) as tx:
+        tx.connection.execute(mark)
+        tx.connection.execute(events.delete())
+        assert "removed_months" in {difference.table for difference in compare(tx, archive).differences}
+
+
+def is_harmless(name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in HARMLESS)
+
+
+@pytest.mark.parametrize("table", MONEY_TABLES, ids=lambda table: table.name)
+@pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "unguarded"])
+def test_a_changed_column_is_refused_or_found(books: Books, table: sa.Table, guarded: bool) -> None:
+    with books[0].platform(write=False) as tx:
+        picked = rows(tx, table)
+    assert picked or table.name in ("removed_months", "quarantine_resolutions"), "the sample has no row of this table"
+    missed = []
+    for row in picked:
+        for column in table.c:
+            for value in mutations(column, getattr(row, column.name)):
+                change = table.update().where(is_row(table, row)).values({column.name: value})
+                found = outcome(books, guarded=guarded, statement=change)
+                if found not in ("refused", "found") and not is_harmless(f"{table.name}.{column.name}"):
+                    missed.append(f"{column.name} {found}: {getattr(row, column.name)!r} -> {value!r}"[:150])
+    assert "\n".join(missed) == ""
