@@ -256,8 +256,8 @@ def entries_of(row):
 
 # ---- An export ---------------------------------------------------------------------------------------------------------
 
-# Of lines; a price stands before whatever first needs it.
-ORDER = ("export", "organization", "period", "outcome_policy", "transaction", "adjustment", "event", "account", "end")
+# Order of lines; an outcome_policy or a price stands before the first event that needs it.
+ORDER = ("export", "organization", "period", "transaction", "adjustment", "event", "account", "end")
 
 
 class Export:
@@ -289,7 +289,7 @@ class Export:
         try:
             row = parse(line)
             kind = row.pop("type")
-            rank = self.rank if kind == "price" else ORDER.index(kind)
+            rank = self.rank if kind in ("outcome_policy", "price") else ORDER.index(kind)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unreadable(f"line {self.lines + 1} is no line of an export: {error}") from None
         require(rank >= self.rank and (self.lines > 0 or rank == 0), f"line {self.lines + 1} ({kind}) stands in the wrong place")

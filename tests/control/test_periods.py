@@ -21,7 +21,7 @@ from tollway.control.periods import Blocked
 from tollway.control.verify import verify
 from tollway.domain.faults import Fault
 from tollway.domain.pages import Window
-from tollway.domain.periods import Calendar, PeriodState, month_of, period_id
+from tollway.domain.periods import Calendar, Period, PeriodState, month_of, period_id
 from tollway.domain.proofs import EMPTY, encode_leaf, hash_leaf, root_from
 from tollway.domain.usage import Close, Record, Tick
 from tollway.storage import periods as stored_periods
@@ -29,7 +29,6 @@ from tollway.storage import publish as stored_publish
 from tollway.storage import schema_money as money
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
-from tollway.storage.periods import Period
 from tollway.wire.segments import first_chain
 
 ACTOR = "key_" + "a" * 32

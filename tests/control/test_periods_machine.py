@@ -21,12 +21,11 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import AdjustmentKind, AdjustmentState, Decision
 from tollway.domain.faults import Fault
 from tollway.domain.pages import Window
-from tollway.domain.periods import PeriodState, period_id
+from tollway.domain.periods import Period, PeriodState, period_id
 from tollway.domain.usage import Close, Record, Tick, encode
 from tollway.storage import corrections as stored_corrections
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
-from tollway.storage.periods import Period
 from tollway.wire.segments import extend, first_chain
 
 MONTHS = (SEPTEMBER, OCTOBER, NOVEMBER)

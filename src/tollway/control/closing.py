@@ -12,11 +12,10 @@ from tollway.control import epochs, periods
 from tollway.control.epochs import Blocker
 from tollway.control.periods import Blocked, describe
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
-from tollway.domain.periods import PeriodState
+from tollway.domain.periods import Period, PeriodState
 from tollway.storage import jobs
 from tollway.storage import periods as stored
 from tollway.storage.database import Database, PlatformTx
-from tollway.storage.periods import Period
 
 ACTOR = "automatic"
 """Name of the closer in the record of a period, in the place of an operator's key id."""

@@ -22,12 +22,14 @@ thousands of events share is rated once for all of them. Rows go to the database
 formatted while the database stores those before it, then the sums, while it is still busy with the last. The archive is written meanwhile.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from tollway.control.batches import Batch, BatchRefused
 from tollway.control.rating import BillingAccount, RatedBatch
 from tollway.domain.epochs import Watermark
+from tollway.domain.faults import DATABASE_UNAVAILABLE, Blame, Fault, FaultKind
 from tollway.domain.ledger import Posting
 from tollway.domain.reconciliation import EngineUsage, UsageKey
 from tollway.domain.usage import ADMIT_HEAD
@@ -36,10 +38,19 @@ from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
 from tollway.storage import reconcile as stored_reconcile
 from tollway.storage import rejected_records, rollups, usage_events, watermarks
-from tollway.storage.archive import Archive
-from tollway.storage.database import PlatformTx
+from tollway.storage.archive import Archive, ArchiveShort
+from tollway.storage.database import Database, PlatformTx
 from tollway.storage.rollups import RollupRow
 from tollway.wire.segments import HEAD_BYTES, Reader, Tail, first_chain, parse_head
+
+RACES_MAX = 3
+"""Two transactions that store the event of one request at the same instant are rare; meeting three times in a row is a fault."""
+
+ARCHIVE_UNAVAILABLE = FaultKind(
+    code="archive_unavailable", status=503, blame=Blame.PLATFORM, message="The archive cannot be written right now."
+)
+
+Booked = TypeVar("Booked")
 
 
 class Gap(Exception):
@@ -60,6 +71,31 @@ class Ingested:
     quarantined: int = 0
     reasons: tuple[str, ...] = field(default=(), compare=False)
     """The reasons for which records were quarantined, each once."""
+
+
+def ingest(database: Database, archive: Archive, *, node_id: str, epoch: int, first_seq: int, body: bytes, now: int) -> Ingested:
+    """Take in the frames `body` in a transaction of their own, as `collect` does, and commit it.
+
+    Raises Gap, BatchRefused, or Fault: archive_unavailable (503, nothing was taken in) or database_unavailable (503).
+    """
+    try:
+        return retry_races(database, lambda tx: collect(tx, archive, node_id=node_id, epoch=epoch, first_seq=first_seq, body=body, now=now))
+    except (OSError, ArchiveShort) as error:
+        raise Fault(ARCHIVE_UNAVAILABLE, detail=str(error)) from error
+
+
+def retry_races(database: Database, book: Callable[[PlatformTx], Booked]) -> Booked:
+    """Run `book` in a transaction and commit it; begin again if another transaction stores an event of it at the same time.
+
+    Raises Fault database_unavailable (503) after RACES_MAX attempts, and whatever `book` raises.
+    """
+    for _ in range(RACES_MAX):
+        try:
+            with database.platform() as tx:
+                return book(tx)
+        except usage_events.EventRace:
+            continue
+    raise Fault(DATABASE_UNAVAILABLE, detail="the same events were stored at the same time, again and again")
 
 
 def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first_seq: int, body: bytes, now: int) -> Ingested:

@@ -3,14 +3,13 @@
 Lines of JSON, one object each, in this order; docs/money.md says what stands in them:
 
     export, organization, period
-    outcome_policy ...      every published one
     transaction ...         by id
     adjustment ...          corrections booked in the period, by id, each with the event that it corrects
     event ...               by id
     account ...             what the period moved, by account
     end                     how many lines stand before it: without it, the file is cut
 
-A price stands before the first event that needs it.
+An outcome_policy and a price stand before the first event that needs them.
 
 Amounts are integer strings of pico-currency, instants are integers of UTC microseconds. A closed period never changes, so each page
 is read in a transaction of its own, and a slow reader holds up nothing.
@@ -29,8 +28,9 @@ from tollway.domain.corrections import fields_of
 from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.ledger import AdjustmentCause, Posting
 from tollway.domain.pages import Window
+from tollway.domain.periods import Period
 from tollway.domain.prices import PriceVersion
-from tollway.domain.usage import OUTCOME_POLICIES, UsageEvent, content_hash, encode
+from tollway.domain.usage import OUTCOME_POLICIES, OutcomePolicy, UsageEvent, content_hash, encode
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import ledger as stored_ledger
 from tollway.storage import periods as stored_periods
@@ -39,7 +39,6 @@ from tollway.storage import usage_events as stored_events
 from tollway.storage import watermarks as stored_watermarks
 from tollway.storage.archive import Archive
 from tollway.storage.database import TenantTx
-from tollway.storage.periods import Period
 from tollway.wire.segments import Reader, first_chain
 
 FORMAT = "tollway-audit-1"
@@ -70,6 +69,7 @@ class _Lines:
     open_tx: Open
     archive: Archive
     period: Period
+    policies: set[int] = field(default_factory=set)
     prices: dict[str, PriceVersion] = field(default_factory=dict)
     moved: dict[str, int] = field(default_factory=dict)
     count: int = 0
@@ -86,16 +86,6 @@ class _Lines:
         yield "organization", {"id": period.organization_id, "currency": period.currency}
         hashed = period.closed.period_hash if period.closed is not None else None
         yield "period", {**periods.make_statement(period), "period_hash": None if hashed is None else hashed.hex()}
-        for policy in OUTCOME_POLICIES.values():
-            yield (
-                "outcome_policy",
-                {
-                    "version": policy.version,
-                    "bills": sorted(policy.bills),
-                    "bills_after_first_token": sorted(policy.bills_after_first_token),
-                    "bills_request": sorted(policy.bills_request),
-                },
-            )
         for posting in self._transactions():
             for entry in posting.entries:
                 self.moved[entry.account.id] = self.moved.get(entry.account.id, 0) + entry.amount_pico
@@ -138,14 +128,17 @@ class _Lines:
                 target = stored_events.find_event(tx, adjustment.event_id)
             assert target is not None, "looked for before the first line"
             for type, row in self._event_rows("target", [target]):
-                if type == "price":
-                    yield type, row
-                else:
+                if type == "target":
                     yield "adjustment", {**fields_of(adjustment), "target": row}
+                else:
+                    yield type, row
 
     def _event_rows(self, type: str, events: Iterable[UsageEvent]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Events as lines, each after the price that it needs, if that has not been told yet."""
+        """Return events as lines, each after the outcome policy and the price that it needs, if they do not stand before it yet."""
         payloads = self._payloads(list(events))
+        for version in sorted({event.final.admit.outcome_policy for event, _ in payloads} - self.policies):
+            self.policies.add(version)
+            yield "outcome_policy", policy_row(OUTCOME_POLICIES[version])
         new = {event.final.admit.price_version for event, _ in payloads} - self.prices.keys()
         if new:
             with self.open_tx() as tx:
@@ -191,6 +184,16 @@ class _Lines:
             if len(found) == len(seqs):
                 break
         return found
+
+
+def policy_row(policy: OutcomePolicy) -> Mapping[str, Any]:
+    """Return an outcome policy as a line: the outcomes that bill their tokens always, only after output, and their request."""
+    return {
+        "version": policy.version,
+        "bills": sorted(policy.bills),
+        "bills_after_first_token": sorted(policy.bills_after_first_token),
+        "bills_request": sorted(policy.bills_request),
+    }
 
 
 def price_row(price: PriceVersion) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from tollway.control.epochs import Blocker, BlockerKind
 from tollway.domain.corrections import fields_of
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.pages import Page, Window
-from tollway.domain.periods import PeriodState
+from tollway.domain.periods import Closed, Closing, Period, PeriodState
 from tollway.domain.proofs import BLOCK_LEAVES, Leaf, encode_leaf, find_path, find_root, hash_leaf, hash_statement, leaf_of
 from tollway.domain.quarantine import WriteOff
 from tollway.storage import corrections as stored_corrections
@@ -27,7 +27,7 @@ from tollway.storage import partitions, rejected_records
 from tollway.storage import periods as stored
 from tollway.storage import usage_events as stored_usage
 from tollway.storage.database import Database, PlatformTx, TenantTx, Transaction
-from tollway.storage.periods import Block, Closed, Closing, Period
+from tollway.storage.periods import Block
 
 BLOCKS_PER_CALL = 32
 """32,768 events: two seconds of a core, so that whoever asked hears how far it is, on a busy machine too."""

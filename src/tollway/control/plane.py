@@ -14,6 +14,7 @@ from tollway.control.reconcile import Reconciliation
 from tollway.domain import ids
 from tollway.domain.keys import RANDOM_BYTES
 from tollway.domain.money import PICO
+from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 from tollway.storage.vault import LocalVault
 
@@ -40,6 +41,11 @@ class ControlPlane:
     approval_above_pico: int = 100 * PICO
     close_after_days: int | None = None
     jobs: JobStates = field(default_factory=JobStates)
+
+    @property
+    def archive(self) -> Archive:
+        """The archive of ingested records."""
+        return Archive(self.archive_directory)
 
     def new_id(self, prefix: str) -> str:
         """Return a new id with `prefix` (a constant of domain.ids)."""

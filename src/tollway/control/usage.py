@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from tollway.domain.billing_classes import BILLING_CLASSES, QUANTITY_CLASSES, BillingClass
 from tollway.domain.corrections import Adjustment, AdjustmentState
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.periods import Bounds, month_of
+from tollway.domain.periods import Bounds, Period, month_of
 from tollway.domain.prices import RatedLine, amounts, rate
 from tollway.domain.quarantine import QuarantineState
 from tollway.domain.rollups import UsageGroup, UsageQuery
@@ -23,7 +23,6 @@ from tollway.storage import rejected_records
 from tollway.storage import rollups as stored_rollups
 from tollway.storage import usage_events as stored_events
 from tollway.storage.database import TenantTx
-from tollway.storage.periods import Period
 
 CORRECTION = "correction"
 """Before the model, on the line item of its corrections."""

@@ -15,7 +15,7 @@ from tollway.control.epochs import Cover, describe_lost, digest_watermarks, find
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision, find_objection, sum_lines
 from tollway.domain.epochs import Epoch
 from tollway.domain.ledger import Entry
-from tollway.domain.periods import Bounds, Calendar, PeriodState, month_of, period_id
+from tollway.domain.periods import Bounds, Calendar, Period, PeriodState, month_of, period_id
 from tollway.domain.proofs import find_root, hash_statement
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import epochs as stored_epochs
@@ -23,7 +23,7 @@ from tollway.storage import periods as stored
 from tollway.storage import rejected_records
 from tollway.storage import usage_events as stored_usage
 from tollway.storage.database import PlatformTx
-from tollway.storage.periods import Block, Period
+from tollway.storage.periods import Block
 
 Add = Callable[[str, str], None]
 """Notes a difference: of which table, and what it is."""

@@ -1,4 +1,4 @@
-"""Billing periods: calendar months in an organization's time zone, cut once, kept for ever.
+"""Billing periods: calendar months in an organization's time zone, cut once, kept indefinitely.
 
 Theory of operation. A month is cut where the local date first reaches the 1st, so months are half-open intervals of instants that
 follow each other without gap or overlap, whatever the zone does: clocks that are set forward over midnight, or back over it, zones
@@ -12,12 +12,13 @@ only place where it is written.
 """
 
 from bisect import bisect_right, insort
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
@@ -43,6 +44,48 @@ class PeriodState(StrEnum):
     OPEN = "open"  # takes bookings
     CLOSING = "closing"  # takes none any more; its digests are being computed
     CLOSED = "closed"  # digests stored; nothing of it will ever change
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """The record of freezing a period: when, by whose key, and how it is known that nothing is missing."""
+
+    frozen_at: int
+    closed_by: str
+    watermark_digest: bytes
+    report: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The record of closing a period. `amounts`: pico by billing class, as billed; `adjustments`: how many are booked in it.
+
+    `period_hash`: of its whole statement (`domain.proofs.hash_statement`); None before it is computed.
+    """
+
+    closed_at: int
+    events: int
+    merkle_root: bytes
+    adjustments: int
+    adjustments_digest: bytes
+    adjustments_pico: int
+    amounts: Mapping[str, int]
+    period_hash: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A billing period of an organization, in its currency."""
+
+    id: str
+    organization_id: str
+    currency: str
+    start_at: int
+    end_at: int
+    time_zone: str
+    state: PeriodState
+    closing: Closing | None = None
+    closed: Closed | None = None
 
 
 class Bounds(msgspec.Struct, frozen=True, order=True):

@@ -15,54 +15,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from tollway.domain.pages import Page, Window
-from tollway.domain.periods import Bounds, Calendar, PeriodState, period_id
+from tollway.domain.periods import Bounds, Calendar, Closed, Closing, Period, PeriodState, period_id
 from tollway.storage.bulk import any_of
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema import organizations
 from tollway.storage.schema_periods import billing_periods, period_blocks
-
-
-@dataclass(frozen=True, slots=True)
-class Closing:
-    """The record of freezing a period: when, by whose key, and how it is known that nothing is missing."""
-
-    frozen_at: int
-    closed_by: str
-    watermark_digest: bytes
-    report: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The record of closing a period. `amounts`: pico by billing class, as billed; `adjustments`: how many are booked in it.
-
-    `period_hash`: of its whole statement (`domain.proofs.hash_statement`); None before it is computed.
-    """
-
-    closed_at: int
-    events: int
-    merkle_root: bytes
-    adjustments: int
-    adjustments_digest: bytes
-    adjustments_pico: int
-    amounts: Mapping[str, int]
-    period_hash: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Period:
-    """A billing period of an organization, in its currency."""
-
-    id: str
-    organization_id: str
-    currency: str
-    start_at: int
-    end_at: int
-    time_zone: str
-    state: PeriodState
-    closing: Closing | None = None
-    closed: Closed | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,8 @@ from tollway.control.epochs import Blocker
 from tollway.control.periods import Blocked
 from tollway.domain import ids, money
 from tollway.domain.faults import PERIOD_BLOCKED, RESOURCE_UNKNOWN, Fault
-from tollway.domain.periods import PeriodState
+from tollway.domain.periods import Period, PeriodState
 from tollway.domain.proofs import encode_leaf
-from tollway.storage.archive import Archive
-from tollway.storage.periods import Period
 
 router = routes.router(tags=["billing periods"])
 
@@ -172,7 +170,7 @@ def export_period(caller: OrganizationAdmin, plane: Plane, period_id: str) -> St
     def open_tx() -> Any:
         return plane.database.tenant(caller.organization_id, write=False)
 
-    lines = exports.export(open_tx, Archive(plane.archive_directory), _known(period_id), plane.now())
+    lines = exports.export(open_tx, plane.archive, _known(period_id), plane.now())
     headers = {"content-disposition": f'attachment; filename="{period_id}.ndjson"'}
     return StreamingResponse(lines, media_type=NDJSON, headers=headers)
 

@@ -1,26 +1,19 @@
 """Quarantined records, for operators: list them, rate them after all, or write them off."""
 
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 from fastapi import Path, Query
 from pydantic import StringConstraints
 
-from tollway.control import quarantine
+from tollway.control import collect, quarantine
 from tollway.control.api import routes
 from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import Identified, In, ListOut, PageQuery, Reason, find_seconds, list_out, seconds
-from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.quarantine import QuarantinedRecord, QuarantineState
-from tollway.storage.database import PlatformTx
-from tollway.storage.usage_events import EventRace
 
 router = routes.router(tags=["quarantine"])
 
 NUMBER_MAX = 2**63 - 1
-
-RACES_MAX = 3
-"""Two transactions that store the event of one request at the same instant are rare; meeting three times in a row is a fault."""
 
 NodeId = Annotated[str, Path(max_length=64)]
 Number = Annotated[int, Path(ge=1, le=NUMBER_MAX)]
@@ -92,11 +85,12 @@ def rate_record(
     caller: PlatformOperator, plane: Plane, node_id: NodeId, epoch: Number, seq: Number, body: ResolutionCreate
 ) -> QuarantinedRecordOut:
     """Rate a record after all, once its organization or price exists: its request is billed. Repeating it changes nothing."""
-
-    def rate(tx: PlatformTx) -> QuarantinedRecord:
-        return quarantine.rate_record(tx, node_id, epoch, seq, reason=body.reason, actor=caller.key_id, now=plane.now())
-
-    return _resolve(plane, caller.key_id, rate)
+    record = collect.retry_races(
+        plane.database,
+        lambda tx: quarantine.rate_record(tx, node_id, epoch, seq, reason=body.reason, actor=caller.key_id, now=plane.now()),
+    )
+    _log_resolution(plane, caller.key_id, record)
+    return _record_out(record)
 
 
 @router.post("/v1/platform/quarantine/{node_id}/{epoch}/{seq}/write_off")
@@ -104,23 +98,13 @@ def write_off_record(
     caller: PlatformOperator, plane: Plane, node_id: NodeId, epoch: Number, seq: Number, body: ResolutionCreate
 ) -> QuarantinedRecordOut:
     """Write a record off: it is never billed, and the reports of its periods say so. Repeating it changes nothing."""
+    with plane.database.platform() as tx:
+        record = quarantine.write_off(tx, node_id, epoch, seq, reason=body.reason, actor=caller.key_id, now=plane.now())
+    _log_resolution(plane, caller.key_id, record)
+    return _record_out(record)
 
-    def write_off(tx: PlatformTx) -> QuarantinedRecord:
-        return quarantine.write_off(tx, node_id, epoch, seq, reason=body.reason, actor=caller.key_id, now=plane.now())
 
-    return _resolve(plane, caller.key_id, write_off)
-
-
-def _resolve(plane: Plane, key_id: str, resolve: Callable[[PlatformTx], QuarantinedRecord]) -> QuarantinedRecordOut:
-    for _ in range(RACES_MAX):
-        try:
-            with plane.database.platform() as tx:
-                record = resolve(tx)
-            break
-        except EventRace:
-            continue
-    else:
-        raise Fault(DATABASE_UNAVAILABLE, detail="the same event was stored at the same time, again and again")
+def _log_resolution(plane: Plane, key_id: str, record: QuarantinedRecord) -> None:
     plane.log(
         {
             "event": "quarantine_resolved",
@@ -132,7 +116,6 @@ def _resolve(plane: Plane, key_id: str, resolve: Callable[[PlatformTx], Quaranti
             "key_id": key_id,
         }
     )
-    return _record_out(record)
 
 
 def _record_out(record: QuarantinedRecord) -> QuarantinedRecordOut:

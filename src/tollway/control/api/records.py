@@ -14,20 +14,12 @@ from tollway.control.batches import BatchRefused
 from tollway.control.collect import Gap, Ingested
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids
-from tollway.domain.faults import DATABASE_UNAVAILABLE, RESOURCE_UNKNOWN, Blame, Fault, FaultKind
-from tollway.storage.archive import Archive, ArchiveShort
-from tollway.storage.usage_events import EventRace
+from tollway.domain.faults import RESOURCE_UNKNOWN, Blame, Fault, FaultKind
 
 router = routes.router(tags=["link"])
 
 SEQ_MAX = 2**63 - 1
 
-RACES_MAX = 3
-"""Two transactions that take in the same event at the same instant are a curiosity; meeting three times in a row is a fault."""
-
-ARCHIVE_UNAVAILABLE = FaultKind(
-    code="archive_unavailable", status=503, blame=Blame.PLATFORM, message="The archive cannot be written right now."
-)
 RECORDS_REFUSED = FaultKind(
     code="records_refused",
     status=400,
@@ -64,18 +56,7 @@ async def take_records(
 
 
 def _collect(plane: ControlPlane, node_id: str, epoch: int, first_seq: int, body: bytes) -> Ingested:
-    archive = Archive(plane.archive_directory)
-    for _ in range(RACES_MAX):
-        try:
-            with plane.database.platform() as tx:
-                taken = collect.collect(tx, archive, node_id=node_id, epoch=epoch, first_seq=first_seq, body=body, now=plane.now())
-            break
-        except EventRace:
-            continue
-        except (OSError, ArchiveShort) as error:
-            raise Fault(ARCHIVE_UNAVAILABLE, detail=str(error)) from error
-    else:
-        raise Fault(DATABASE_UNAVAILABLE, detail="the same events were taken in at the same time, again and again")
+    taken = collect.ingest(plane.database, plane.archive, node_id=node_id, epoch=epoch, first_seq=first_seq, body=body, now=plane.now())
     if taken.conflicts or taken.quarantined:
         plane.log(
             {
