@@ -214,6 +214,14 @@ FIELDS: Mapping[str, FieldText] = {
     "version": FieldText("A version, which grows with each change, 0 or more.", 42),
     "watermark_digest": FieldText("SHA-256 over the positions of all gateways at the freeze, in hexadecimal; null before.", _HASH),
     "weight": FieldText("Share of requests among deployments of one tier, 0 to 1000000; 0 takes the deployment out.", 1),
+    "obstacle": FieldText("The reason why the record cannot be rated today; null if it can.", "price_unknown"),
+    "payload": FieldText("The record as the gateway wrote it, as text.", "{}"),
+    "period_hash": FieldText("SHA-256 over the whole statement of the closed period, in hexadecimal; null before it is closed.", _HASH),
+    "received_at": FieldText(f"When control received the record, {_AT}.", 1790000060),
+    "resolution_reason": FieldText("The reason that the operator gave; null while the record is open.", "The price was restored."),
+    "resolved_at": FieldText(f"When the record was rated or written off, {_AT}; null while it is open.", 1790003600),
+    "seq": FieldText("The number of the record in its run, 1 or more.", 65),
+    "served_at": FieldText(f"When the request ended, {_AT}; null if the record cannot be read.", 1790000000),
 }
 
 SPECIAL: Mapping[str, FieldText] = {
@@ -253,6 +261,9 @@ PARAMETERS: Mapping[str, FieldText] = {
     "first_seq": FieldText("The first record of the batch, 1 or more.", 1),
     "since": FieldText("Return changes after this version, 0 or more.", 42),
     "follow": FieldText("Keep the connection open and send changes as they happen.", False),
+    "seq": FieldText("The number of the record in its run, 1 or more.", 65),
+    "reason": FieldText("Only records quarantined for this reason.", "price_unknown"),
+    "state": FieldText("Only those in this state.", "open"),
 }
 
 SECURITY_SCHEMES: Mapping[str, Mapping[str, str]] = {
