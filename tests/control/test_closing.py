@@ -146,7 +146,7 @@ def test_a_crash_or_a_stop_in_the_middle_is_gone_on_with(database: Database, arc
     assert state(database) is PeriodState.CLOSING
     monkeypatch.setattr(periods, "close", finish)
     late = [*ended(50, EPOCH + 200), *ended(51, EPOCH + 201, **OTHERS)]
-    take(database, archive, frames(late, node_id=OTHER_NODE), node_id=OTHER_NODE)
+    take(database, archive, frames(late, node_id=OTHER_NODE), node_id=OTHER_NODE, now=DUE)
     assert Look(database).at(DUE) == 1, "of the other organization; what is frozen waits for nobody"
     assert state(database) is PeriodState.CLOSED
     assert state(database, organization_id=OTHER_ORGANIZATION) is PeriodState.OPEN

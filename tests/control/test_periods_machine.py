@@ -30,6 +30,7 @@ from tollway.wire.segments import extend, first_chain
 
 MONTHS = (SEPTEMBER, OCTOBER, NOVEMBER)
 NOW = NOVEMBER.end_at
+DAY_US = 86_400_000_000
 nodes = st.sampled_from([NODE, OTHER_NODE])
 months = st.sampled_from(MONTHS)
 
@@ -95,7 +96,8 @@ class Books(RuleBasedStateMachine):
         held = self.held[node]
         first_seq = self.tails[node][0] - len(held)
         if held:
-            take(self.database, self.archive, held[:count], first_seq=first_seq, node_id=node)
+            now = NOW if self.closed else NOW - DAY_US
+            take(self.database, self.archive, held[:count], first_seq=first_seq, node_id=node, now=now)
             del held[:count]
 
     @rule(node=nodes)

@@ -55,8 +55,9 @@ def check_history(history: Any) -> None:
     _check_alarms(history)
     if history.world.chance.random() < VERIFY_SHARE:
         report = verify(history.control.ledger.database, history.control.archive)
-        if not report.is_right:
-            fail(f"verify: {report.differences}")
+        # The archive may have records of a batch that did not commit, and that a gateway with a damaged disk cannot send again.
+        if report.differences or (report.missing_records and not history.tainted):
+            fail(f"verify: {report.missing_records} records are missing, {report.differences}")
 
 
 def used_of(row: Any) -> Counts:

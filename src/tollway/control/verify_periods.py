@@ -25,6 +25,10 @@ from tollway.storage import usage_events as stored_usage
 from tollway.storage.database import PlatformTx
 from tollway.storage.periods import Block
 
+CLOCKS_APART_US = 600_000_000
+"""Most that clocks of control processes, and the begin and end of transactions, may be apart. An epoch that was first
+seen this long before a period was frozen must be in its report."""
+
 Add = Callable[[str, str], None]
 """Notes a difference: of which table, and what it is."""
 
@@ -198,8 +202,8 @@ def _compare_report(
         if archived is None or archived.chain.hex() != row.chain:
             add("billing_periods", f"{period.id}: its report names other records of {where} than the archive has")
             continue
-        if lost is not None and lost.declared_at > period.closing.frozen_at:
-            lost = None
+        if lost is not None and row.lost is None and lost.declared_at + CLOCKS_APART_US > period.closing.frozen_at:
+            lost = None  # declared after the period was frozen
         cover = find_cover(archived.ticked_at, archived.closed_at, lost, period.end_at)
         until = archived.closed_at if cover is Cover.CLOSE else archived.ticked_at
         if cover is None or (row.cover, row.known_until) != (str(cover), until):
@@ -209,7 +213,8 @@ def _compare_report(
     for epoch in known:
         place = (epoch.node_id, epoch.epoch)
         touches = epoch.epoch < period.end_at and (epoch.closed_at is None or epoch.closed_at >= period.start_at)
-        if touches and epoch.first_seen_at <= period.closing.frozen_at and place not in rows and not _was_lost_before(epoch, period):
+        was_known = epoch.first_seen_at + CLOCKS_APART_US <= period.closing.frozen_at
+        if touches and was_known and place not in rows and not _was_lost_before(epoch, period):
             add("billing_periods", f"{period.id}: its report does not name {epoch.node_id}/{epoch.epoch}, which touches it")
     written_off = {
         (each.node_id, each.epoch, each.reason, each.actor): each.records
