@@ -211,7 +211,7 @@ def test_a_gateway_does_not_start_on_a_full_disk_and_says_why(tmp_path: Path) ->
         refused = tollway("gateway", "--data-dir", str(disk), "--listen", "127.0.0.1:0", "--internal", "127.0.0.1:0", env=_secrets())
         assert refused.returncode == 1
         said, hint = refused.stderr.splitlines()
-        assert said == f"tollway: cannot use {disk} as data directory: No space left on device"
+        assert said == f"tollway: there is no space left to write {disk}"
         assert hint.startswith("hint: ")
 
 

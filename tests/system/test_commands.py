@@ -1,6 +1,8 @@
 """The commands that administer a running installation, against real processes."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +153,10 @@ def test_example_of_the_platform_file_applies_as_printed(serving: Running, tmp_p
 def test_organizations_of_one_name_are_exported_and_applied_by_id(start: Start, tmp_path: Path) -> None:
     serving = start("serve", *FREE)
     serving.wait_for_file("addresses.json")
-    made = [do_json(serving, "organizations", "create", name)["id"] for name in ("twin", "twin", "single")]
+    made = [do_json(serving, "organizations", "create", name)["id"] for name in ("twin", "other", "single")]
+    with closing(sqlite3.connect(serving.directory / "control" / "tollway.db", timeout=30)) as database, database:
+        # Names are unique since duplicates were possible; those that were made before are still there.
+        database.execute("UPDATE organizations SET name = 'twin' WHERE id = ?", (made[1],))
     exported, by_name = tmp_path / "exported.yaml", tmp_path / "by_name.yaml"
     do(serving, "export", "-f", str(exported))
     assert do(serving, "apply", "-f", str(exported)) == "nothing to change\n"
@@ -297,9 +302,9 @@ def test_new_secrets_start_a_cluster(start: Start, tmp_path: Path) -> None:
 
 
 def test_keys_accounts_and_archives_by_hand(serving: Running) -> None:
-    do(serving, "organizations", "create", "globex")
-    of = ("--organization", "globex")
-    do(serving, "organizations", "update", "globex", "--time-zone", "Europe/Paris")
+    do(serving, "organizations", "create", "initech")
+    of = ("--organization", "initech")
+    do(serving, "organizations", "update", "initech", "--time-zone", "Europe/Paris")
     do(serving, "projects", "create", "one", *of)
     do(serving, "projects", "rename", "one", "two", *of)
     account = do_json(serving, "service-accounts", "create", "robot", *of)
@@ -321,5 +326,5 @@ def test_keys_accounts_and_archives_by_hand(serving: Running) -> None:
     assert "There is no such resource" in do(serving, "receipt", REQUEST, *of, code=1)
     do(serving, "projects", "archive", "two", *of)
     assert "two" not in do(serving, "projects", "list", *of)
-    do(serving, "organizations", "archive", "globex")
-    assert "globex" not in do(serving, "organizations", "list")
+    do(serving, "organizations", "archive", "initech")
+    assert "initech" not in do(serving, "organizations", "list")
