@@ -214,8 +214,7 @@ SECTIONS = (
         " objects, its spool and its log, between a client and an engine in memory. The same to a percent whatever"
         " else the machine does, so the figure to compare two states of the code by. One row for each form: Python alone, with the"
         " native extension, and with the hot modules compiled by mypyc as well (`make native`)."
-        " Limits are part of it: `python -m bench.limits` counts them alone. Compiled, requests per minute and concurrency at three levels"
-        " cost 4.2 thousand instructions a request beside no limit, and tokens with them at six levels 18.9 thousand, 8 % of a request.",
+        " Limits are part of it: `python -m bench.limits` counts them alone.",
         (
             Table("request", "Per request", (INSTRUCTIONS,)),
             Table("chunk", "Per chunk, with its share of the request", (INSTRUCTIONS,)),

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, Organization, connect_tenant, segment
-from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.output import Output, OutputOption, print_json, print_new_key, print_rows
 from tollway.cli.times import show_instant
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -39,7 +39,7 @@ def create(
     """Create a key and print its secret, which is shown only now."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
         made = control.post("/organization/admin_api_keys", {"name": name})
-    print_json(made) if output is Output.JSON else print(f"id   {made['id']}\nkey  {made['value']}   (shown only now)")
+    print_new_key(output, made, made["value"])
 
 
 @app.command()

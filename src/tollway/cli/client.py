@@ -33,6 +33,7 @@ ControlUrl = Annotated[
 ]
 Key = Annotated[str | None, typer.Option("--key", metavar="KEY", help="An admin or platform key; - reads it from stdin [TOLLWAY_KEY].")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", metavar="DIR", help="Where to find both instead [./tollway-data].")]
+Project = Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="The project; not needed if there is only one.")]
 Organization = Annotated[
     str | None, typer.Option("--organization", metavar="NAME|ID", help="The organization to act for, with a platform key.")
 ]

@@ -6,13 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, connect_tenant, segment
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, Project, connect_tenant, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-
-Project = Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="The project; not needed if there is only one.")]
 
 
 @app.command("list")
@@ -39,7 +37,7 @@ def list_keys(
 def create(
     name: Annotated[str, typer.Option(help="What it is for.")] = "key",
     project: Project = None,
-    type: Annotated[str, typer.Option(help="live (billed) or test.")] = "live",
+    type: Annotated[str, typer.Option(help="live or test, which shows in the prefix; both are billed.")] = "live",
     model: Annotated[list[str] | None, typer.Option(help="Only this model; may be repeated.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(help="Limit of this key.")] = None,
     concurrent_requests: Annotated[int | None, typer.Option(help="Limit of this key.")] = None,

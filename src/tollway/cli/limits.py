@@ -5,14 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, connect_tenant, segment
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, Project, connect_tenant, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.domain.limits import BY_NAME, DIMENSIONS
 from tollway.settings import OperatorError, unknown_name
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-Project = Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="The project; not needed if there is only one.")]
 ApiKey = Annotated[str | None, typer.Option("--api-key", metavar="KEY_ID", help="A key of the project, as `tollway keys list` shows it.")]
 Account = Annotated[str | None, typer.Option("--service-account", metavar="ID", help="A service account of the project.")]
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Limits on this model alone, beside those on all models.")]

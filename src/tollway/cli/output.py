@@ -73,3 +73,8 @@ class Progress:
         """Say what is being done, or was."""
         if self._shown:
             print(f"[{time.monotonic() - self._started_at:5.1f} s] {text}", file=sys.stderr, flush=True)
+
+
+def print_new_key(output: Output, made: dict[str, Any], secret: str) -> None:
+    """Print what was created, with the secret of its key, which is never shown again."""
+    print_json(made) if output is Output.JSON else print(f"id   {made['id']}\nkey  {secret}   (shown only now)")

@@ -4,13 +4,11 @@ from typing import Annotated
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, Organization, connect_tenant, segment
-from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.client import ControlUrl, DataDir, Key, Organization, Project, connect_tenant, segment
+from tollway.cli.output import Output, OutputOption, print_json, print_new_key, print_rows
 from tollway.cli.times import show_instant
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-
-Project = Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="The project; not needed if there is only one.")]
 
 
 @app.command("list")
@@ -43,7 +41,7 @@ def create(
     """Create a service account and print the secret of its key, which is shown only now."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
         made = control.post(f"/organization/projects/{control.get_project(project)['id']}/service_accounts", {"name": name})
-    print_json(made) if output is Output.JSON else print(f"id   {made['id']}\nkey  {made['api_key']['value']}   (shown only now)")
+    print_new_key(output, made, made["api_key"]["value"])
 
 
 @app.command()

@@ -44,8 +44,3 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_model_limits_model_models")),
         sa.PrimaryKeyConstraint("organization_id", "level", "subject_id", "model", name=op.f("pk_model_limits")),
     )
-
-
-def downgrade() -> None:
-    """Refuse: there is no way back but a backup."""
-    raise NotImplementedError

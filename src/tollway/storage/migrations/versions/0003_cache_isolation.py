@@ -15,8 +15,3 @@ def upgrade() -> None:
         "cache_isolation IN ('engine', 'prompt', 'dedicated', 'accepted')", name=op.f("ck_deployments_cache_isolation_known")
     )
     op.add_column("deployments", sa.Column("cache_isolation", sa.String(length=16), known, nullable=False, server_default="engine"))
-
-
-def downgrade() -> None:
-    """Refuse: there is no way back but a backup."""
-    raise NotImplementedError
