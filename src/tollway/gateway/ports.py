@@ -3,11 +3,13 @@
 A Protocol stands here only where two implementations exist: the real one and the one of the tests (`tests/fakes.py`).
 """
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
+from tollway.domain.limits import LevelLimits
+from tollway.domain.shared_limits import CounterState, SharedCounter
 
 SLOT_WORDS = 8
 """64-bit words of one slot of the progress table: see `UsageSink.progress`."""
@@ -43,6 +45,53 @@ class UsageSink(Protocol):
 
     def is_writable(self) -> bool:
         """Return whether new requests can be metered; a gateway that cannot meter is not ready."""
+        ...
+
+
+class PreparedLimits(Protocol):
+    """The counters that bind one caller's requests to one model, in the form that a `CounterStore` uses. `counters`: in the order of the
+    states and moves below."""
+
+    counters: tuple[SharedCounter, ...]
+
+
+class StoreAnswer(NamedTuple):
+    """A store's decision. `is_lease_known`: the store knew the owner's lease; if it should have and did not, it has lost its contents.
+    `states`: of every counter after the decision."""
+
+    is_admitted: bool
+    is_lease_known: bool
+    states: tuple[CounterState, ...]
+
+
+class CounterStore(Protocol):
+    """Counters of limits that several gateways share. Nothing here waits: answers arrive in callbacks of the event loop, never in a task.
+
+    An owner is one run of one gateway (`node.epoch.n`). What it holds is bound to its lease, which every call renews: after LEASE_SECONDS
+    without a call its concurrent requests no longer count, and the units that it held are charged in full.
+    """
+
+    @property
+    def is_available(self) -> bool:
+        """Return whether it is worth asking."""
+        ...
+
+    def prepare(self, organization_id: str, limits: Sequence[LevelLimits]) -> PreparedLimits:
+        """Return these limits of one organization in the store's form, innermost level first."""
+        ...
+
+    def reserve(self, prepared: PreparedLimits, owner: str, units: tuple[int, ...], done: Callable[[StoreAnswer | None], None]) -> None:
+        """Admit a request for `units` (requests, tokens, input tokens, output tokens) at all levels, or change nothing.
+
+        Requests are charged, everything else is held. `done(None)` if there is no answer within the deadline; an answer that arrives
+        afterwards is handed to `done` as well.
+        """
+        ...
+
+    def settle(self, prepared: PreparedLimits, owner: str, moves: Sequence[int]) -> None:
+        """Change what `owner` holds. `moves`: for each counter the units that are no longer held (negative: held in addition), then the
+        units to charge. If the store no longer knows the owner's holds, because they were charged when its lease ended, only what exceeds
+        them is charged."""
         ...
 
 

@@ -1,0 +1,58 @@
+"""Arithmetic of rate limits whose counters several gateways share, in whole microseconds: the same rule as `limits.gcra`, in numbers that
+a store with 53-bit integers can hold.
+
+A shared counter holds its debt as whole `units` and a `fraction` of a unit, in parts of one window (a unit is `window_us` parts), beside
+the instant at which that was its debt. So the state does not depend on the size of the limit: a limit that changes keeps its units. Units
+that are held by requests under way are counted beside it and do not drain.
+"""
+
+from typing import NamedTuple
+
+from tollway.domain.limits import Dimension, LevelLimits
+
+
+class SharedCounter(NamedTuple):
+    """One dimension of one level. `owner`: the level with its limits; `size`: the limit."""
+
+    owner: LevelLimits
+    dimension: Dimension
+    size: int
+
+    @property
+    def window_us(self) -> int:
+        """The window in microseconds; 0 for concurrent requests."""
+        return self.dimension.window_ns // 1000
+
+
+class CounterState(NamedTuple):
+    """The state of a shared counter. `units`, `fraction`: what is charged and has not drained; `held`: units of requests under way, at all
+    gateways."""
+
+    units: int
+    fraction: int
+    held: int
+
+
+EMPTY = CounterState(0, 0, 0)
+
+
+def drain(state: CounterState, elapsed_us: int, size: int, window_us: int) -> CounterState:
+    """Return the state of a rate of `size` units per window, `elapsed_us` later. A clock that stepped back drains nothing."""
+    parts = max(state.units * window_us + state.fraction - max(elapsed_us, 0) * size, 0)
+    return CounterState(*divmod(parts, window_us), state.held)
+
+
+def find_remaining(state: CounterState, size: int) -> int:
+    """Return the units that would be admitted now."""
+    return max(size - state.units - (state.fraction > 0) - state.held, 0)
+
+
+def find_wait_us(state: CounterState, counter: SharedCounter, units: int) -> int:
+    """Return the microseconds until `units` more would be admitted, if nothing else arrives and no hold ends. 0 or less: now."""
+    parts = (state.units + state.held + units - counter.size) * counter.window_us + state.fraction
+    return -(-parts // counter.size)
+
+
+def find_reset_us(state: CounterState, counter: SharedCounter) -> int:
+    """Return the microseconds until all that is charged or held now would have drained."""
+    return -(-((state.units + state.held) * counter.window_us + state.fraction) // counter.size)
