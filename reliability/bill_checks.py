@@ -22,6 +22,9 @@ from tollway.simulator import truth
 
 TOKEN_CLASSES = ("input", "cached_input", "output", "reasoning")
 
+UNBILLED_ENDPOINTS = ("messages/count_tokens",)
+"""Endpoints whose requests cost nothing, however they end."""
+
 Prices = Mapping[str, Mapping[str, str]]
 """By model and class: a decimal text per million tokens, or per request."""
 
@@ -69,6 +72,7 @@ class Bill:
     endpoint: str
     outcome: str
     attempts: int
+    source: str
     used: Mapping[str, int]
     lines: Mapping[str, tuple[int, int, int]]
 
@@ -125,7 +129,7 @@ def read_bills(database_url: str) -> dict[str, Bill]:
     ended."""
     is_sqlite = database_url.startswith("sqlite")
     engine = sa.create_engine(database_url, poolclass=sa.NullPool, **({"module": dbapi2} if is_sqlite else {}))
-    columns = "event_id, usage_events.model, endpoint, outcome, attempts, input, cached_input, output, reasoning"
+    columns = "event_id, usage_events.model, endpoint, outcome, attempts, source, input, cached_input, output, reasoning"
     costs = ", ".join(f"usage_events.{name}_pico, compiled_prices.{name}_pico" for name in (*TOKEN_CLASSES, "request"))
     with engine.connect() as connection:
         for table in ("event_conflicts", "quarantined_records"):
@@ -141,8 +145,10 @@ def read_bills(database_url: str) -> dict[str, Bill]:
                 if amount
             }
     return {
-        event_id: Bill(event_id, model, endpoint, outcome, attempts, dict(zip(TOKEN_CLASSES, used, strict=True)), lines.get(event_id, {}))
-        for event_id, model, endpoint, outcome, attempts, *used in events
+        event_id: Bill(
+            event_id, model, endpoint, outcome, attempts, source, dict(zip(TOKEN_CLASSES, used, strict=True)), lines.get(event_id, {})
+        )
+        for event_id, model, endpoint, outcome, attempts, source, *used in events
     }
 
 
@@ -159,7 +165,7 @@ def read_receipt(http: httpx2.Client, request_id: str) -> Bill:
         "reasoning": usage["output_reasoning_tokens"],
     }
     lines = {line["billing_class"]: (line["quantity"], int(line["unit_price_pico"]), int(line["amount_pico"])) for line in body["lines"]}
-    bill = Bill(body["id"], body["model"], body["endpoint"], body["outcome"], body["attempts"], used, lines)
+    bill = Bill(body["id"], body["model"], body["endpoint"], body["outcome"], body["attempts"], body["usage_source"], used, lines)
     assert int(body["cost"]["value_pico"]) == bill.amount_pico
     return bill
 
@@ -192,7 +198,10 @@ def find_wrong(
 
 
 def _check_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> list[str]:
-    """Return what is wrong with the quantities. A recovered bill does not know its attempts: then the last one counts."""
+    """Return what is wrong with the quantities. A recovered bill does not know its attempts: then the last one counts.
+
+    Where the engine reported nothing, the input is an estimate, which the truth cannot check, and the output was counted.
+    """
     attempt = next((each for each in attempts if bill.attempts in (0, each.number)), None)
     if bill.attempts == 0 and attempts:
         attempt = attempts[-1]
@@ -201,7 +210,7 @@ def _check_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> lis
             return ["billed, but the engine never heard of it"]
         return []
     used = bill.used
-    if bill.outcome == "completed":
+    if bill.outcome == "completed" and bill.source != "estimated":
         right = {
             "input": attempt.prompt - attempt.cached,
             "cached_input": attempt.cached,
@@ -218,6 +227,10 @@ def _check_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> lis
     if most is not None and bill.generated > most:
         wrong.append(f"more tokens than the {most} that were generated")
     prompt = used["input"] + used["cached_input"]
+    if bill.source == "estimated":
+        if used["cached_input"] or used["reasoning"]:
+            wrong.append("an estimate of a class that nobody can estimate")
+        return wrong
     if prompt not in (0, attempt.prompt) or (bill.generated and not prompt):
         wrong.append(f"input is not the prompt of {attempt.prompt}")
     if used["cached_input"] > attempt.cached or (attempt.generated is not None and used["reasoning"] > attempt.reasoning):
@@ -227,8 +240,9 @@ def _check_bill(bill: Bill, attempts: list[Attempt], heard: Heard | None) -> lis
 
 def _check_lines(bill: Bill, prices: Prices) -> list[str]:
     """Return what is wrong with the money: the published policy, times the price, by our own arithmetic."""
-    is_billed = bill.outcome in ("completed", "client_cancelled", "gateway_crash") or (
-        bill.outcome in ("upstream_error", "timeout") and bill.generated > 0
+    is_billed = bill.endpoint not in UNBILLED_ENDPOINTS and (
+        bill.outcome in ("completed", "client_cancelled", "gateway_crash")
+        or (bill.outcome in ("upstream_error", "timeout") and bill.generated > 0)
     )
     right = {}
     if is_billed:

@@ -123,12 +123,17 @@ def root_from(leaf, index, size, path):  # RFC 9162, section 2.1.3.2
 
 
 def bill(record, policy):
-    """The quantities that are billed of a record, by class: all of them, or none, and the request itself if it was completed."""
+    """The quantities that are billed of a record, by class: all of them, or none, and the request itself if it was completed.
+
+    Nothing where the endpoint is one that the policy leaves out.
+    """
     used = record.get("used", {})
     tokens = {name: used.get(name, 0) for name in CLASSES[:4]}
     require(all(type(count) is int and count >= 0 for count in tokens.values()), "a quantity is no count")
     outcome = record["outcome"]
     delivered = tokens["output"] + tokens["reasoning"] > 0
+    if record["admit"]["endpoint"] in policy["unbilled_endpoints"]:
+        return dict.fromkeys(CLASSES, 0)
     if outcome in policy["bills"] or (outcome in policy["bills_after_first_token"] and delivered):
         return {**tokens, "request": 1 if outcome in policy["bills_request"] else 0}
     return dict.fromkeys(CLASSES, 0)

@@ -35,7 +35,7 @@ VERIFIER = Path(__file__).parents[2] / "verifier" / "tollway_verifier.py"
 UNBOUND = re.compile(
     r"export\.exported_at"
     r"|price\.(list|valid_from)|transaction\.booked_at|adjustment\.(reason|actor|target\.(node_id|epoch|seq))|event\.seq"
-    r"|outcome_policy\.bills(_after_first_token|_request)?\.\d+"
+    r"|outcome_policy\.(bills(_after_first_token|_request)?|unbilled_endpoints)\.\d+"
 )
 """What nothing else in the export follows from, or only together with something else; reason and actor are bound by a digest, below."""
 

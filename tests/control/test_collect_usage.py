@@ -10,9 +10,9 @@ import pytest
 from openai import OpenAI
 
 from tests.control.harness import Running, TenantSetup, answered
-from tests.link.samples import EPOCH, NODE, admit, final, frames
+from tests.link.samples import EPOCH, NODE, admit, final, frames, request_id
 from tollway.domain.billing_classes import Quantities
-from tollway.domain.usage import Outcome, Record
+from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Outcome, Record
 
 DAY = 86_400
 START = EPOCH // 1_000_000 // DAY * DAY
@@ -37,16 +37,19 @@ def used(control: Running, alice: TenantSetup, bob: TenantSetup) -> TenantSetup:
         price_ids[model] = answered(operator.post("/v1/platform/prices", json=price))["id"]
     records: list[Record] = []
 
-    def add(number: int, tenant: TenantSetup, at: int, model: str = "echo", key_id: str | None = None, **end: Any) -> None:
+    def add(
+        number: int, tenant: TenantSetup, at: int, model: str = "echo", key_id: str | None = None, endpoint: str = "", **end: Any
+    ) -> None:
         of = admit(
             number,
             organization_id=tenant.organization_id,
             project_id=tenant.project_id,
             key_id=key_id or tenant.key_id,
             model=model,
-            endpoint="chat/completions" if model == "echo" else "embeddings",
+            endpoint=endpoint or ("chat/completions" if model == "echo" else "embeddings"),
             price_version=price_ids[model],
             admitted_at=at * 1_000_000,
+            outcome_policy=OUTCOME_POLICY_CURRENT,
         )
         records.extend([of, final(of, ended_at=at * 1_000_000 + 500_000, **end)])
 
@@ -56,6 +59,7 @@ def used(control: Running, alice: TenantSetup, bob: TenantSetup) -> TenantSetup:
     add(11, alice, START + 2 * DAY, model="embed", used=Quantities(50))
     add(12, alice, START + 90, outcome=Outcome.UPSTREAM_ERROR, used=Quantities(70), error="upstream_cut")
     add(13, bob, START + 60)
+    add(14, alice, START + 95, endpoint="messages/count_tokens", used=Quantities())
     node = control.node()
     body = frames(records)
     path = f"/v1/link/records/{NODE}/{EPOCH}"
@@ -64,9 +68,9 @@ def used(control: Running, alice: TenantSetup, bob: TenantSetup) -> TenantSetup:
     assert (gap.status_code, gap.json()) == (409, {"next_seq": 1})
     assert node.put(f"{path}/1", content=b"".join(body)[:-1]).status_code == 400
     assert answered(node.put(f"{path}/1", content=b"".join(body[:5]))) == {"next_seq": 6}
-    assert answered(node.put(f"{path}/4", content=b"".join(body[3:]))) == {"next_seq": 29}
-    assert answered(node.put(f"{path}/1", content=b"".join(body))) == {"next_seq": 29}
-    assert answered(node.get(path)) == {"next_seq": 29}
+    assert answered(node.put(f"{path}/4", content=b"".join(body[3:]))) == {"next_seq": 31}
+    assert answered(node.put(f"{path}/1", content=b"".join(body))) == {"next_seq": 31}
+    assert answered(node.get(path)) == {"next_seq": 31}
     return alice
 
 
@@ -130,6 +134,15 @@ class TestUsage:
 
 
 class TestCosts:
+    def test_requests_that_generate_nothing_are_in_neither_usage_nor_costs(self, control: Running, used: TenantSetup) -> None:
+        client = control.client(used.admin_key)
+        query = {"start_time": START, "end_time": START + DAY, "group_by": "line_item"}
+        (bucket,) = answered(client.get("/v1/organization/costs", params=query))["data"]
+        billed_requests = {each["line_item"]: each["amount"]["value_pico"] for each in bucket["results"]}["echo, requests"]
+        assert int(billed_requests) == 10 * REQUEST
+        receipt = answered(client.get(f"/v1/organization/requests/{request_id(14)}"))
+        assert (receipt["outcome"], receipt["lines"], receipt["cost"]["value_pico"]) == ("completed", [], "0")
+
     def test_are_exact_beside_the_float(self, client: OpenAI) -> None:
         page = client.admin.organization.usage.costs(start_time=START, end_time=START + 3 * DAY)
         amounts = [bucket.results[0].amount for bucket in page.data]  # type: ignore[union-attr]
@@ -245,6 +258,6 @@ class TestLedger:
         assert sum(int(balance["amount_pico"]) for balance in seen) == 0
         assert len({balance["id"] for balance in seen}) == len(seen) > 3
         transactions = answered(operator.get("/v1/platform/ledger/transactions", params={"organization_id": used.organization_id}))
-        assert sum(transaction["events"] for transaction in transactions["data"]) == 12 + 1
+        assert sum(transaction["events"] for transaction in transactions["data"]) == 12 + 2
         for transaction in transactions["data"]:
             assert sum(int(entry["amount_pico"]) for entry in transaction["entries"]) == 0

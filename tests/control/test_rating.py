@@ -1,5 +1,7 @@
 """What the collector rates in one pass, group by group, is what the rules of prices and outcomes say of each event alone."""
 
+from typing import Any
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,10 +10,11 @@ from tests.link.samples import EPOCH, NODE, ORGANIZATION, PRICE, admit, final, f
 from tollway.control.batches import Batch
 from tollway.control.rating import BillingAccount, RatedBatch
 from tollway.domain.billing_classes import NOTHING, Quantities
+from tollway.domain.catalog import Endpoint
 from tollway.domain.periods import Calendar
 from tollway.domain.prices import amounts
 from tollway.domain.rollups import UsageSums
-from tollway.domain.usage import Final, Outcome, billed
+from tollway.domain.usage import OUTCOME_POLICIES, Final, Outcome, billed
 from tollway.wire.segments import Frame, Reader, first_chain
 
 counts = st.integers(0, 3) | st.integers(0, 2**20)
@@ -22,9 +25,12 @@ def read(finals: list[Final]) -> list[Frame]:
     return list(Reader(1, first_chain(NODE, EPOCH)).read(b"".join(frames(finals))))
 
 
-@given(st.lists(st.tuples(st.sampled_from(Outcome), quantities), min_size=1, max_size=12))
-def test_events_rated_together_cost_what_each_costs_alone(ended: list[tuple[Outcome, Quantities]]) -> None:
-    finals = [final(admit(number), outcome=outcome, used=used) for number, (outcome, used) in enumerate(ended, 1)]
+terms = st.fixed_dictionaries({"endpoint": st.sampled_from(Endpoint), "outcome_policy": st.sampled_from(list(OUTCOME_POLICIES))})
+
+
+@given(st.lists(st.tuples(terms, st.sampled_from(Outcome), quantities), min_size=1, max_size=12))
+def test_events_rated_together_cost_what_each_costs_alone(ended: list[tuple[dict[str, Any], Outcome, Quantities]]) -> None:
+    finals = [final(admit(number, **of), outcome=outcome, used=used) for number, (of, outcome, used) in enumerate(ended, 1)]
     batch = Batch(NODE, EPOCH)
     batch.add(read(finals))
     accounts = {ORGANIZATION: BillingAccount(PRICE.currency, frozenset({PRICE.list}))}

@@ -42,6 +42,7 @@ SUMS = st.builds(
     UsageSum,
     organization_id=st.sampled_from(["org_1", "org_2", "org_3"]),
     model=MODELS,
+    endpoint=st.just("chat/completions"),
     tier=TIERS,
     at=st.integers(0, 100),
     outcome_policy=st.just(1),

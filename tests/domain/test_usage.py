@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tollway.domain import ids
 from tollway.domain.billing_classes import NOTHING, Quantities
+from tollway.domain.catalog import Endpoint
 from tollway.domain.usage import (
     OUTCOME_POLICIES,
     Admit,
@@ -67,6 +68,18 @@ def final(outcome: Outcome, used: Quantities) -> Final:
 )
 def test_each_outcome_bills_what_policy_1_says(outcome: Outcome, used: Quantities, expected: Quantities, requests: int) -> None:
     assert billed(final(outcome, used)) == expected + Quantities(request=requests)
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+@pytest.mark.parametrize("used", [NOTHING, DELIVERED])
+def test_an_endpoint_that_generates_nothing_bills_nothing_by_policy_3(outcome: Outcome, used: Quantities) -> None:
+    ended = final(outcome, used)
+    counting = {version: msgspec.structs.replace(ADMIT, endpoint=Endpoint.COUNT_TOKENS, outcome_policy=version) for version in (2, 3)}
+    before, after = (msgspec.structs.replace(ended, admit=counting[version]) for version in (2, 3))
+    assert billed(after) == NOTHING
+    assert billed(before) == billed(ended)
+    other = msgspec.structs.replace(ended, admit=msgspec.structs.replace(ADMIT, outcome_policy=3))
+    assert billed(other) == billed(ended)
 
 
 def test_every_policy_speaks_of_every_outcome() -> None:

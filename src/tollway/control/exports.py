@@ -187,12 +187,14 @@ class _Lines:
 
 
 def policy_row(policy: OutcomePolicy) -> Mapping[str, Any]:
-    """Return an outcome policy as a line: the outcomes that bill their tokens always, only after output, and their request."""
+    """Return an outcome policy as a line: the outcomes that bill their tokens always, only after output, and their request; and the
+    endpoints that bill nothing."""
     return {
         "version": policy.version,
         "bills": sorted(policy.bills),
         "bills_after_first_token": sorted(policy.bills_after_first_token),
         "bills_request": sorted(policy.bills_request),
+        "unbilled_endpoints": sorted(policy.unbilled_endpoints),
     }
 
 

@@ -188,8 +188,8 @@ class RatedBatch:
         if isinstance(price, str):
             return price
         policy = OUTCOME_POLICIES[admit.outcome_policy]
-        bills_tokens, bills_request = bills(policy, final.outcome, delivered=False)
-        bills_delivered, bills_delivered_request = bills(policy, final.outcome, delivered=True)
+        bills_tokens, bills_request = bills(policy, admit.endpoint, final.outcome, delivered=False)
+        bills_delivered, bills_delivered_request = bills(policy, admit.endpoint, final.outcome, delivered=True)
         return GroupRating(
             unit_prices=price.unit_prices,
             bills=bills_tokens,

@@ -34,7 +34,7 @@ class Endpoint(StrEnum):
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
     MESSAGES = "messages"
-    COUNT_TOKENS = "messages/count_tokens"  # whoever may use messages may count, at no price
+    COUNT_TOKENS = "messages/count_tokens"  # whoever may use messages may count, which is not billed
 
 
 class UnknownParameters(StrEnum):

@@ -25,6 +25,7 @@ class UsageSum(msgspec.Struct, frozen=True, kw_only=True):
 
     organization_id: str
     model: str
+    endpoint: str
     tier: ServiceTier
     at: int
     outcome_policy: int
@@ -128,7 +129,7 @@ class Preview:
         units = self._compiled.get(key)
         if units is None:
             units = self._compiled[key] = compile_units(price, discount_bp)
-        tokens, request = bills(OUTCOME_POLICIES[used.outcome_policy], used.outcome, delivered=used.delivered)
+        tokens, request = bills(OUTCOME_POLICIES[used.outcome_policy], used.endpoint, used.outcome, delivered=used.delivered)
         draft = (used.used if tokens else NOTHING).times(units, used.events if request else 0)
         return Comparison(used.events, used.cost_pico, draft.total)
 

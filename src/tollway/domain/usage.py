@@ -13,6 +13,7 @@ from enum import StrEnum
 import msgspec
 
 from tollway.domain.billing_classes import NOTHING, Amounts, Quantities
+from tollway.domain.catalog import Endpoint
 
 TOKENS_MAX = 2**31 - 1
 """Most tokens that one class of one request may count. A report above it is engine nonsense."""
@@ -167,12 +168,16 @@ class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class OutcomePolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcomes that bill their tokens always, and those that bill them only once output was delivered. All others bill nothing."""
+    """The outcomes that bill their tokens always, and those that bill them only once output was delivered. All others bill nothing.
+
+    `bills_request`: the outcomes that bill the request itself too. `unbilled_endpoints`: endpoints whose requests bill nothing at all.
+    """
 
     version: int
     bills: frozenset[Outcome]
     bills_after_first_token: frozenset[Outcome]
     bills_request: frozenset[Outcome]
+    unbilled_endpoints: frozenset[str] = frozenset()
 
 
 OUTCOME_POLICIES: dict[int, OutcomePolicy] = {
@@ -188,6 +193,13 @@ OUTCOME_POLICIES: dict[int, OutcomePolicy] = {
         bills_after_first_token=frozenset({Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT}),
         bills_request=frozenset({Outcome.COMPLETED}),
     ),
+    3: OutcomePolicy(
+        version=3,
+        bills=frozenset({Outcome.COMPLETED, Outcome.CLIENT_CANCELLED, Outcome.BUDGET_STOPPED, Outcome.GATEWAY_CRASH}),
+        bills_after_first_token=frozenset({Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT}),
+        bills_request=frozenset({Outcome.COMPLETED}),
+        unbilled_endpoints=frozenset({Endpoint.COUNT_TOKENS}),
+    ),
 }
 """Published policies by version; a version is never edited, only followed by the next.
 
@@ -197,23 +209,28 @@ nothing if no token was. A crash of the gateway bills the last checkpoint, which
 
 Version 2: the same outcomes, with one more quantity. Where an engine reported no input although output was delivered, and the request ended
 in one of ESTIMATING, its record carries an estimate of the input, marked by the source ESTIMATED.
+
+Version 3: endpoints that generate and embed nothing bill nothing, not even the price per request. So usage and costs, neither of which
+shows them, speak of the same requests.
 """
-OUTCOME_POLICY_CURRENT = 2
+OUTCOME_POLICY_CURRENT = 3
 
 ESTIMATING = frozenset({Outcome.COMPLETED, Outcome.CLIENT_CANCELLED, Outcome.BUDGET_STOPPED})
 """Outcomes of requests whose input a gateway estimates if the engine did not report it. A fault of the platform or of an engine is not
 among them: who was not served as promised pays for nothing that nobody counted."""
 
 
-def bills(policy: OutcomePolicy, outcome: Outcome, *, delivered: bool) -> tuple[bool, bool]:
-    """Return whether requests that ended so bill their tokens, and themselves. `delivered`: some output was."""
+def bills(policy: OutcomePolicy, endpoint: str, outcome: Outcome, *, delivered: bool) -> tuple[bool, bool]:
+    """Return whether requests to an endpoint that ended so bill their tokens, and themselves. `delivered`: some output was."""
+    if endpoint in policy.unbilled_endpoints:
+        return False, False
     if outcome in policy.bills or (outcome in policy.bills_after_first_token and delivered):
         return True, outcome in policy.bills_request
     return False, False
 
 
 def _list_bills(policy: OutcomePolicy, *, delivered: bool) -> dict[Outcome, tuple[bool, int]]:
-    found = {outcome: bills(policy, outcome, delivered=delivered) for outcome in Outcome}
+    found = {outcome: bills(policy, "", outcome, delivered=delivered) for outcome in Outcome}
     return {outcome: (tokens, int(request)) for outcome, (tokens, request) in found.items()}
 
 
@@ -222,16 +239,18 @@ _BILLS = {
     for version, policy in OUTCOME_POLICIES.items()
     for delivered in (False, True)
 }
-"""`bills` of every case."""
+"""`bills` of every case at endpoints that are billed."""
 
 
 def billed(final: Final) -> Quantities:
     """Return what the event's own outcome policy bills of it; `request` is 1 if the request itself is billed."""
-    return billed_by(final.admit.outcome_policy, final)
+    return billed_by(final.admit.outcome_policy, final.admit.endpoint, final)
 
 
-def billed_by(policy_version: int, final: Final | Ended) -> Quantities:
-    """Return what a given version of the outcome policy bills of a FINAL."""
+def billed_by(policy_version: int, endpoint: str, final: Final | Ended) -> Quantities:
+    """Return what a given version of the outcome policy bills of a FINAL whose request was sent to `endpoint`."""
+    if endpoint in OUTCOME_POLICIES[policy_version].unbilled_endpoints:
+        return NOTHING
     used = final.used
     tokens, request = _BILLS[policy_version, used.output + used.reasoning > 0][final.outcome]
     return Quantities(used.input, used.cached_input, used.output, used.reasoning, request) if tokens else _REQUEST_ONLY[request]

@@ -18,7 +18,7 @@ from tollway.storage.usage_events import AMOUNT_COLUMNS
 PAGE_EVENTS = 50_000
 """Summed by one statement: a fraction of a second on either engine, and no sum of theirs comes near the end of 64 bits."""
 
-COMMON = ("organization_id", "model", "service_tier", "outcome_policy", "outcome", "delivered", "span")
+COMMON = ("organization_id", "model", "endpoint", "service_tier", "outcome_policy", "outcome", "delivered", "span")
 TOKENS = tuple(map(str, QUANTITY_CLASSES))
 
 
@@ -52,7 +52,7 @@ def sum_page(
     next_id: str | None = tx.connection.execute(following).scalar_one_or_none()
     page = (
         sa.select(
-            *(events[name] for name in ("organization_id", "model", "service_tier", "outcome_policy", "outcome", *TOKENS)),
+            *(events[name] for name in ("organization_id", "model", "endpoint", "service_tier", "outcome_policy", "outcome", *TOKENS)),
             *(events[name] for name in AMOUNT_COLUMNS),
             sa.case((events.output + events.reasoning > 0, 1), else_=0).label("delivered"),
             _span(changes).label("span"),
@@ -86,6 +86,7 @@ def _sum(row: Any, starts: Sequence[int], classes: int) -> UsageSum:
     return UsageSum(
         organization_id=row.organization_id,
         model=row.model,
+        endpoint=row.endpoint,
         tier=ServiceTier(row.service_tier),
         at=starts[row.span],
         outcome_policy=row.outcome_policy,
