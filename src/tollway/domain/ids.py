@@ -20,6 +20,8 @@ NODE = "node"
 TRANSACTION = "tx"
 PERIOD = "period"
 ADJUSTMENT = "adj"
+BUDGET = "bud"
+BUDGET_RAISE = "raise"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

@@ -14,7 +14,7 @@ only place where it is written.
 from bisect import bisect_right, insort
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
@@ -26,6 +26,7 @@ import msgspec
 from tollway.domain.ids import PERIOD
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY: Final = timedelta(days=1)
 _SECOND: Final = timedelta(seconds=1)
 
 INSTANT_MAX: Final = 2**53 - 1
@@ -125,12 +126,32 @@ def month_of(at: int, zone_name: str) -> Bounds:
     return Bounds(_month_start(zone_name, month), _month_start(zone_name, month + 1))
 
 
+def days_of(at: int, zone_name: str, count: int, weekday: int | None = None) -> Bounds:
+    """Return the `count` local days that contain instant `at` in a zone, from the latest `weekday` on (Monday is 0; None begins with the
+    day itself). Raises ValueError if the zone is unknown."""
+    zone = find_zone(zone_name)
+    if zone is None:
+        raise ValueError(f"no time zone is called {zone_name!r}")
+    day = (_EPOCH + timedelta(microseconds=at)).astimezone(zone).date()
+    # Where a clock is set back over midnight, the local date says the old day again after the new one has begun.
+    while at >= _date_start(zone_name, day + _DAY):
+        day += _DAY
+    if weekday is not None:
+        day -= _DAY * ((day.weekday() - weekday) % 7)
+    return Bounds(_date_start(zone_name, day), _date_start(zone_name, day + count * _DAY))
+
+
 @lru_cache(maxsize=4096)
 def _month_start(zone_name: str, month: int) -> int:
     """The first instant at which the local date is in `month` (counted from the year 0)."""
+    return _date_start(zone_name, date(month // 12, month % 12 + 1, 1))
+
+
+def _date_start(zone_name: str, day: date) -> int:
+    """Return the first instant at which the local date is `day`."""
     zone = find_zone(zone_name)
     assert zone is not None
-    local = datetime(month // 12, month % 12 + 1, 1, tzinfo=zone)  # fold 0: the first of two midnights
+    local = datetime(day.year, day.month, day.day, tzinfo=zone)  # fold 0: the first of two midnights
     instant = local.astimezone(UTC)
     if instant.astimezone(zone).replace(tzinfo=None) != local.replace(tzinfo=None):
         instant = _first_after_gap(instant, zone, local.replace(tzinfo=None))

@@ -1,0 +1,202 @@
+"""Budgets: how much an organization, a project or a key may spend in a window of time, and the rules by which that is never exceeded.
+
+Control owns a budget and grants parts of it to gateways as **leases**, each to one run (node and epoch) for one window. A gateway reserves
+from its lease, in memory, the most that a request can cost (a **hold**) and replaces it by the real cost when the request ends. What was
+spent is derived from rated events, which name the node and the epoch that held the lease, so both sides count the same:
+
+    spent + what open leases still allow  <=  the limit
+
+`extend_lease` is the one rule by which leases grow, `Lease` the one account of a gateway. Money is integer pico-currency of the
+organization. docs/budgets.md explains the whole.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import msgspec
+
+from tollway.domain.billing_classes import UnitPrices
+from tollway.domain.money import AMOUNT_PICO_MAX
+from tollway.domain.periods import INSTANT_MAX, Bounds, days_of, month_of
+
+THRESHOLDS_MAX = 10
+"""Thresholds of one budget."""
+
+MONDAY = 0
+
+
+class BudgetLevel(StrEnum):
+    """The kind of thing whose spending a budget bounds, innermost first."""
+
+    API_KEY = "api_key"
+    PROJECT = "project"
+    ORGANIZATION = "organization"
+
+
+class BudgetWindow(StrEnum):
+    """The time after which a budget begins anew, in the organization's time zone. Weeks begin on Monday; `total` never begins anew."""
+
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+    TOTAL = "total"
+
+
+class BudgetMode(StrEnum):
+    """The strength of a budget: a hard one is never overspent, a soft one by a stated bound."""
+
+    HARD = "hard"
+    SOFT = "soft"
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget of one subject.
+
+    `subject_id`: of the key, project or organization. `amount_pico`: at least 1, in `currency`, which is the organization's. `counts_from`:
+    requests admitted before that instant are not counted. `thresholds`: percentages of the limit at which an alert is raised, once in each
+    window, in rising order. `is_operators`: only operators may change it.
+    """
+
+    id: str
+    organization_id: str
+    level: BudgetLevel
+    subject_id: str
+    name: str
+    mode: BudgetMode
+    window: BudgetWindow
+    amount_pico: int
+    currency: str
+    thresholds: tuple[int, ...]
+    is_operators: bool
+    created_at: int
+    counts_from: int
+    archived_at: int | None = None
+
+
+class BudgetRaise(msgspec.Struct, frozen=True, kw_only=True):
+    """A temporary raise of a budget, from `starts_at` (inclusive) to `ends_at` (exclusive)."""
+
+    id: str
+    budget_id: str
+    amount_pico: int
+    starts_at: int
+    ends_at: int
+    created_at: int
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """The amount that may be spent, and the instant (exclusive) until which that is certain."""
+
+    pico: int
+    until_at: int
+
+
+def find_limit(budget: Budget, raises: Sequence[BudgetRaise], window: Bounds, at: int) -> Limit:
+    """Return the limit of a budget at instant `at` of a window: its amount and the raises that are in force."""
+    pico, until_at = budget.amount_pico, window.end_at
+    for each in raises:
+        if each.starts_at <= at < each.ends_at:
+            pico += each.amount_pico
+            until_at = min(until_at, each.ends_at)
+    return Limit(pico, until_at)
+
+
+def cut_window(window: BudgetWindow, at: int, time_zone: str, existing: Sequence[Bounds]) -> Bounds:
+    """Return the window that contains instant `at`: an existing one, or one that is cut by the calendar and overlaps none of them.
+
+    `existing`: windows of the budget, which stay as they are when the time zone of the organization changes. Raises ValueError if the
+    zone is unknown.
+    """
+    for each in existing:
+        if each.start_at <= at < each.end_at:
+            return each
+    match window:
+        case BudgetWindow.DAY:
+            bounds = days_of(at, time_zone, 1)
+        case BudgetWindow.WEEK:
+            bounds = days_of(at, time_zone, 7, MONDAY)
+        case BudgetWindow.MONTH:
+            bounds = month_of(at, time_zone)
+        case BudgetWindow.TOTAL:
+            bounds = Bounds(0, INSTANT_MAX)
+    start_at = max((each.end_at for each in existing if each.end_at <= at), default=bounds.start_at)
+    end_at = min((each.start_at for each in existing if each.start_at > at), default=bounds.end_at)
+    return Bounds(max(bounds.start_at, start_at), min(bounds.end_at, end_at))
+
+
+# ---- What a request can cost -------------------------------------------------------------------------------------------
+
+
+def find_fixed_cost(prices: UnitPrices, input_tokens_max: int) -> int:
+    """Return the most that a request can cost before its first token of output: its input in the dearer class, and the request itself."""
+    return input_tokens_max * max(prices.input, prices.cached_input) + prices.request
+
+
+def find_output_price(prices: UnitPrices) -> int:
+    """Return the most that one token of output can cost: as an answer or as reasoning."""
+    return max(prices.output, prices.reasoning)
+
+
+def find_affordable_output(prices: UnitPrices, input_tokens_max: int, available_pico: int, tokens_max: int) -> int:
+    """Return how many tokens of output `available_pico` buys beside the input, at most `tokens_max`; -1 if not even the input."""
+    left = available_pico - find_fixed_cost(prices, input_tokens_max)
+    if left < 0:
+        return -1
+    price = find_output_price(prices)
+    return tokens_max if price == 0 else min(left // price, tokens_max)
+
+
+# ---- Leases ------------------------------------------------------------------------------------------------------------
+
+
+def extend_lease(free_pico: int, need_pico: int, target_pico: int, holders: int) -> int:
+    """Return by how much a lease grows.
+
+    `free_pico`: what is neither spent nor leased, possibly negative. `need_pico`: what requests wait for; it is granted as far as it is
+    there. `target_pico`: what the gateway would like to have for requests to come; beyond the need it gets at most half of its share
+    among `holders` gateways (at least 1), so that the last gateway to ask still finds something.
+    """
+    if free_pico <= 0:
+        return 0
+    need = min(need_pico, free_pico)
+    comfort = min(max(target_pico - need, 0), (free_pico - need) // (2 * holders))
+    return need + comfort
+
+
+class Lease:
+    """The account of one gateway run for one window of a budget: `granted_pico` by control in all, of which `used_pico` were spent and
+    `held_pico` are reserved by requests under way."""
+
+    __slots__ = ("granted_pico", "held_pico", "used_pico")
+
+    def __init__(self) -> None:
+        self.granted_pico = 0
+        self.used_pico = 0
+        self.held_pico = 0
+
+    @property
+    def available_pico(self) -> int:
+        """Return what may still be reserved; negative if the lease was overdrawn."""
+        return self.granted_pico - self.used_pico - self.held_pico
+
+    def shrink(self, keep_pico: int) -> None:
+        """Give back what is available beyond `keep_pico`. From here on it cannot be reserved, whether or not control hears of it."""
+        surplus = self.available_pico - max(keep_pico, 0)
+        if surplus > 0:
+            self.granted_pico -= surplus
+
+
+def check_amount(pico: int) -> str | None:
+    """Return what is wrong with the amount of a budget or a raise; None if nothing is."""
+    if not 0 < pico <= AMOUNT_PICO_MAX:
+        return "it must be more than zero and at most 9,223,372 currency units"
+    return None
+
+
+def check_thresholds(thresholds: Sequence[int]) -> str | None:
+    """Return what is wrong with thresholds; None if nothing is."""
+    if len(thresholds) > THRESHOLDS_MAX:
+        return f"there may be at most {THRESHOLDS_MAX}"
+    if any(not 1 <= each <= 1000 for each in thresholds) or list(thresholds) != sorted(set(thresholds)):
+        return "they must be different percentages between 1 and 1000, in rising order"
+    return None
