@@ -73,7 +73,7 @@ def retrieve_project_key(caller: OrganizationAdmin, plane: Plane, project_id: st
 
 @router.delete("/v1/organization/projects/{project_id}/api_keys/{key_id}")
 def delete_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str, key_id: str) -> Deleted:
-    """Revoke a key for ever. Answers when every gateway that is alive has confirmed, or names those that have not."""
+    """Revoke a key permanently. Answers when every gateway that is alive has confirmed, or names those that have not."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
         version = keys.revoke_project_key(tx, project_id, key_id, now)
@@ -111,7 +111,7 @@ def retrieve_admin_key(caller: OrganizationAdmin, plane: Plane, key_id: str) -> 
 
 @router.delete("/v1/organization/admin_api_keys/{key_id}")
 def delete_admin_key(caller: OrganizationAdmin, plane: Plane, key_id: str) -> Deleted:
-    """Revoke an admin key for ever. Gateways never knew it, so there is nothing to wait for."""
+    """Revoke an admin key permanently. Gateways never receive admin keys, so there is nothing to wait for."""
     with plane.database.tenant(caller.organization_id) as tx:
         keys.revoke_admin_key(tx, key_id, plane.now())
     return Deleted(object="organization.admin_api_key.deleted", id=key_id, pending_nodes=[])

@@ -55,7 +55,7 @@ def publish_model(_caller: PlatformOperator, plane: Plane, model: str) -> ModelO
 
 @router.post("/v1/platform/models/{model:path}/archive")
 def archive_model(_caller: PlatformOperator, plane: Plane, model: str) -> ModelOut:
-    """Take a model and its deployments away for ever."""
+    """Archive a model and its deployments permanently."""
     with plane.database.platform() as tx:
         return model_out(catalog.archive_model(tx, model, plane.now()))
 

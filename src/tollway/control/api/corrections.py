@@ -114,7 +114,7 @@ def approve_adjustment(caller: PlatformOperator, plane: Plane, adjustment_id: st
 
 @router.post("/v1/platform/adjustments/{adjustment_id}/reject")
 def reject_adjustment(caller: PlatformOperator, plane: Plane, adjustment_id: str) -> AdjustmentOut:
-    """Reject a correction that waits, for ever; who asked for it may do that too."""
+    """Reject a pending correction permanently. The operator who requested it may reject it too."""
     return _decide(caller.key_id, plane, adjustment_id, Decision.REJECTED)
 
 

@@ -24,7 +24,7 @@ class BalanceQuery(PageQuery):
 
 
 class BalanceOut(Identified):
-    """What stands on an account; above zero it is owed to the platform. `version` counts its changes."""
+    """Balance of an account; above zero it is owed to the platform. `version` counts its changes."""
 
     object: Literal["platform.ledger.balance"] = "platform.ledger.balance"
     owner: str

@@ -26,7 +26,7 @@ NodeId = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_\
 
 
 class LostOut(Out):
-    """What an operator declared: from `next_seq` on nothing will come. `records_after`: how many came all the same."""
+    """An operator's declaration that no record from `next_seq` on will arrive. `records_after`: how many arrived nevertheless."""
 
     next_seq: int
     reason: str
@@ -36,7 +36,7 @@ class LostOut(Out):
 
 
 class EpochOut(Identified):
-    """One life of a gateway, as far as its records have arrived. `ticked_at` and `closed_at` are by its own clock."""
+    """One run of a gateway, as far as its records have arrived. `ticked_at` and `closed_at` are by its own clock."""
 
     object: Literal["platform.epoch"] = "platform.epoch"
     node_id: str
@@ -58,7 +58,7 @@ class LostDeclare(In):
 
 
 class LostDeclared(Out):
-    """Which epochs were declared lost."""
+    """The epochs that were declared lost."""
 
     object: Literal["platform.lost"] = "platform.lost"
     node_id: str
@@ -76,8 +76,8 @@ def list_epochs(_caller: PlatformOperator, plane: Plane, node_id: NodeId | None 
 
 @router.post("/v1/platform/nodes/{node_id}/lost")
 def declare_lost(caller: PlatformOperator, plane: Plane, node_id: NodeId, body: LostDeclare) -> LostDeclared:
-    """Declare that the missing records of a gateway will never come, because its disk is gone. For ever, and named in the report of each
-    billing period that this covers. Should they come after all, they are taken in."""
+    """Declare that the missing records of a gateway will never come, because its disk is gone. The declaration is
+    permanent and named in the report of each billing period that it covers. Records that arrive after all are ingested."""
     with plane.database.platform() as tx:
         declared = epochs.declare_lost(tx, node_id=node_id, epoch=body.epoch, reason=body.reason, actor=caller.key_id, now=plane.now())
     numbers = [lost.epoch for lost in declared]

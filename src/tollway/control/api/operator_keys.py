@@ -51,7 +51,7 @@ def create_operator_key(_caller: PlatformOperator, plane: Plane, body: OperatorK
 
 @router.delete("/v1/platform/keys/{key_id}")
 def delete_operator_key(_caller: PlatformOperator, plane: Plane, key_id: str) -> Deleted:
-    """Revoke a key of an operator for ever. Gateways never knew it."""
+    """Revoke an operator's key permanently. Gateways never receive operator keys."""
     with plane.database.platform() as tx:
         keys.revoke_operator_key(tx, key_id, plane.now())
     return Deleted(object="platform.key.deleted", id=key_id, pending_nodes=[])

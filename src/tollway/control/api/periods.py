@@ -47,8 +47,8 @@ class PeriodOut(Identified):
 
 
 class PeriodReportOut(PeriodOut):
-    """With how it is known that nothing is missing, once closing has begun: each gateway's life that touches the period, the record up
-    to which it was taken in, and how it is covered (`close`, `tick` or `lost`)."""
+    """A period with the evidence that no record is missing, once closing has begun: each epoch that overlaps the period, the record up
+    to which it was ingested, and how it is covered (`close`, `tick` or `lost`)."""
 
     frozen_at: int | None
     closed_by: str | None
@@ -71,7 +71,7 @@ class BlockerOut(Identified):
 
 
 class ProofOut(Out):
-    """That a request is in a closed period: `tollway_verifier.py --proof` checks it. `leaf` is the text whose hash is proven."""
+    """Proof that a request is in a closed period: `tollway_verifier.py --proof` checks it. `leaf` is the text whose hash is proven."""
 
     object: Literal["billing_period.proof"] = "billing_period.proof"
     period_id: str

@@ -135,7 +135,7 @@ def check_draft(_caller: PlatformOperator, plane: Plane, draft_id: str) -> Check
 
 @router.post("/v1/platform/price_drafts/{draft_id}/publish")
 def publish_draft(_caller: PlatformOperator, plane: Plane, draft_id: str, body: DraftPublish) -> DraftOut:
-    """Make all lines of the draft prices of its book, at once and for ever. Refused if the check finds an error, or warnings that are
+    """Make all lines of the draft prices of its book, at once and permanently. Refused if the check finds an error, or warnings that are
     not accepted."""
     with plane.database.platform() as tx:
         draft = price_drafts.publish_draft(tx, draft_id, accept_warnings=body.accept_warnings, new_id=plane.new_id, now=plane.now())

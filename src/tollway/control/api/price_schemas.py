@@ -79,7 +79,7 @@ def price_out(price: PriceVersion) -> PriceOut:
 
 
 class OwnPriceOut(UnitPricesOut):
-    """What a model costs this organization now in a service tier. `price_id` is what receipts name."""
+    """Current price of a model for this organization in a service tier. Receipts name the `price_id`."""
 
     object: Literal["organization.price"] = "organization.price"
     price_id: str
@@ -156,7 +156,7 @@ class DraftCreate(In):
 
 
 class LineName(In):
-    """What a line is the price of."""
+    """Model and tier of a line."""
 
     model: ModelName
     tier: Tier = ServiceTier.STANDARD
@@ -183,7 +183,7 @@ class LineOut(UnitPricesOut):
 
 
 class FindingOut(Out):
-    """What a check found: an `error` keeps the draft from being published, a `warning` must be accepted. `model` and `tier` name the
+    """Finding of a check: an `error` keeps the draft from being published, a `warning` must be accepted. `model` and `tier` name the
     line, null for the draft as a whole."""
 
     severity: str
@@ -232,7 +232,7 @@ def draft_out(draft: PriceDraft) -> DraftOut:
 
 
 class PreviewCreate(In):
-    """Which history to re-rate: requests admitted from `from` (inclusive) to `to` (exclusive), in seconds since 1970. Until now if only
+    """The history to re-rate: requests admitted from `from` (inclusive) to `to` (exclusive), in seconds since 1970. Until now if only
     `to` is left out, the last full calendar month (UTC) if both are. `everybody`: also the organizations of the currency that pay by other
     books."""
 

@@ -56,7 +56,7 @@ def update_project(caller: OrganizationAdmin, plane: Plane, project_id: str, bod
 
 @router.post("/v1/organization/projects/{project_id}/archive")
 def archive_project(caller: OrganizationAdmin, plane: Plane, project_id: str) -> ProjectArchived:
-    """Archive a project for ever, and revoke its keys."""
+    """Archive a project permanently, and revoke its keys."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
         project, version = tenants.archive_project(tx, project_id, now)

@@ -22,7 +22,7 @@ ReasonCode = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z_]+$
 
 
 class ResolutionCreate(In):
-    """Why a record is rated or written off. It stays on record, beside the operator's key."""
+    """The reason for rating or writing off a record. It is stored beside the operator's key."""
 
     reason: Reason
 

@@ -17,7 +17,7 @@ from tollway.domain.usage import Anomaly, UsageEvent
 router = routes.router(tags=["reconciliation"])
 
 HOURS_MAX = 168
-"""Of one answer: a week."""
+"""Most hours in one answer: a week."""
 
 HOURS_DEFAULT = 24
 
@@ -44,8 +44,8 @@ class AnomalyOut(Identified):
 
 
 class ReconciliationParameters(BaseModel):
-    """Which hours: times in Unix seconds. `start_time` (default: a day before the end) and `end_time` (default: now) are widened to
-    whole hours; at most a week. `model`: rows that have it."""
+    """The hours to compare: times in Unix seconds. `start_time` (default: a day before the end) and `end_time` (default: now) are widened
+    to whole hours; at most a week. `model`: rows that have it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -73,8 +73,8 @@ class ComparisonOut(Out):
 
 
 class UsageOut(Out):
-    """What explains small differences: of the requests that ended, those that did not complete, those that were tried more than once,
-    and those whose usage report was not believed."""
+    """Counts that explain small differences: of the requests that ended, those that did not complete, those that were tried more than
+    once, and those whose usage report failed the checks."""
 
     requests: int
     incomplete: int

@@ -24,7 +24,7 @@ RECORDS_REFUSED = FaultKind(
     code="records_refused",
     status=400,
     blame=Blame.PLATFORM,
-    message="These bytes are not the records that follow. Nothing was taken in.",
+    message="These bytes are not the records that follow. Nothing was ingested.",
 )
 
 NodeId = Annotated[str, Path(max_length=64)]
@@ -43,7 +43,7 @@ def read_watermark(_caller: Node, plane: Plane, node_id: NodeId, epoch: EpochNum
 async def take_records(
     _caller: Node, request: Request, node_id: NodeId, epoch: EpochNumber, first_seq: Annotated[int, Path(ge=1, le=SEQ_MAX)]
 ) -> Response:
-    """Take in frames that begin with record `first_seq`. 409 names the record to go on from; 400 means that nothing was taken in."""
+    """Ingest frames that begin with record `first_seq`. 409 names the record to go on from; 400 means that nothing was ingested."""
     _require_node_id(node_id)
     body = await request.body()
     try:

@@ -132,7 +132,7 @@ T = TypeVar("T", bound=Identified)
 
 
 class PageQuery(BaseModel):
-    """Which part of a list: `after` an id, at most `limit`, by time of creation."""
+    """One page of a list: `after` an id, at most `limit`, by time of creation."""
 
     after: Annotated[str, StringConstraints(max_length=128, pattern=r"^[\x21-\x7e]+$")] | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
@@ -176,7 +176,7 @@ class OrganizationCreate(In):
 
 
 class OrganizationUpdate(In):
-    """What to change: from the next new billing period on."""
+    """Fields to change, from the next new billing period on."""
 
     time_zone: TimeZone
 
@@ -548,7 +548,7 @@ class ModelCreate(In):
 
 
 class ModelUpdate(In):
-    """What to change; what is left out stays."""
+    """Fields to change; a field that is left out stays."""
 
     endpoints: Endpoints | None = None
     output_tokens_max: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
@@ -607,7 +607,7 @@ class DeploymentCreate(In):
 
 
 class DeploymentUpdate(In):
-    """What to change; what is left out stays. A null `credential` takes it away."""
+    """Fields to change; a field that is left out stays. A null `credential` removes it."""
 
     base_url: BaseUrl | None = None
     upstream_model: UpstreamText | None = None

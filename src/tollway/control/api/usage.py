@@ -31,10 +31,10 @@ router = routes.router(tags=["usage"])
 
 WIDTHS_SECONDS = {"1m": 60, "1h": 3_600, "1d": 86_400}
 BUCKETS = {"1m": (60, 1440), "1h": (24, 168), "1d": (7, 31)}
-"""How many buckets a page has if nothing is said, and at most: OpenAI's numbers."""
+"""Buckets of a page by default and at most, by bucket width: OpenAI's numbers."""
 
 COLUMNS = {"project_id": "project_id", "api_key_id": "key_id", "model": "model"}
-"""What usage can be grouped by, and the column that it is here."""
+"""Fields by which usage can be grouped, with their columns."""
 
 COMPLETIONS = tuple(endpoint for endpoint in Endpoint if endpoint not in (Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS))
 
@@ -45,7 +45,7 @@ PageCursor = Annotated[str, StringConstraints(pattern=r"^page_[0-9]{1,12}$")]
 
 
 class UsageParameters(BaseModel):
-    """Which usage: times in Unix seconds, `start_time` inclusive and `end_time` (default: now) exclusive."""
+    """The usage to return: times in Unix seconds, `start_time` inclusive and `end_time` (default: now) exclusive."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -78,7 +78,7 @@ class UsageParameters(BaseModel):
 
 
 class CostParameters(BaseModel):
-    """Which costs, by day; otherwise as for usage."""
+    """The costs to return, by day; otherwise as for usage."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -316,8 +316,8 @@ class ReceiptAdjustment(Out):
 
 
 class ReceiptOut(Out):
-    """What became of a request and what it cost. Times in Unix seconds, spans in milliseconds. `cost` is what it was billed first,
-    `net_cost` that with all corrections."""
+    """Outcome and cost of a request. Times in Unix seconds, spans in milliseconds. `cost` is what was billed first,
+    `net_cost` includes all corrections."""
 
     object: Literal["organization.request"] = "organization.request"
     id: str
