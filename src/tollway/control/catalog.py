@@ -1,4 +1,4 @@
-"""Models and deployments: drafts until published, published only with a price, archived for ever."""
+"""Models and deployments: drafts until published, published only with a price, archived permanently."""
 
 import ipaddress
 import re
@@ -82,7 +82,7 @@ def publish_model(tx: PlatformTx, name: str, now: int) -> Model:
 
 
 def archive_model(tx: PlatformTx, name: str, now: int) -> Model:
-    """Take a model and its deployments away for ever. Doing it again changes nothing."""
+    """Archive a model and its deployments permanently. A second call changes nothing."""
     publish.lock(tx)
     model = msgspec.structs.replace(get_model(tx, name), status=Status.ARCHIVED, published=False)
     storage.put_model(tx, model)
@@ -141,7 +141,7 @@ def update_deployment(tx: PlatformTx, deployment_id: str, changed: dict[str, obj
 
 
 def archive_deployment(tx: PlatformTx, deployment_id: str, now: int) -> Deployment:
-    """Take a deployment away for ever, its credential with it. Doing it again changes nothing."""
+    """Archive a deployment permanently and remove its credential. A second call changes nothing."""
     publish.lock(tx)
     found = get_deployment(tx, deployment_id)
     deployment = msgspec.structs.replace(found, status=Status.ARCHIVED, credential=None)

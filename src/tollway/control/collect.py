@@ -1,4 +1,4 @@
-"""The collector: takes in what gateways wrote, exactly once, and turns it into money in one transaction.
+"""The collector: ingests the records of gateways exactly once, and books them in one transaction.
 
 Theory of operation. Records of an epoch are numbered without gaps and chained by hash. The epoch's row holds the watermark: the
 number expected next, and the chain value before it. A batch that begins below the watermark was sent before; what is below is
@@ -63,7 +63,7 @@ class Gap(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """What became of a batch: the record expected next, and how many records were new, in conflict, or put aside."""
+    """Result of a batch: the record expected next, and how many records were new, in conflict, or quarantined."""
 
     next_seq: int
     events: int = 0
@@ -74,9 +74,9 @@ class Ingested:
 
 
 def ingest(database: Database, archive: Archive, *, node_id: str, epoch: int, first_seq: int, body: bytes, now: int) -> Ingested:
-    """Take in the frames `body` in a transaction of their own, as `collect` does, and commit it.
+    """Ingest the frames `body` in a transaction of their own, as `collect` does, and commit it.
 
-    Raises Gap, BatchRefused, or Fault: archive_unavailable (503, nothing was taken in) or database_unavailable (503).
+    Raises Gap, BatchRefused, or Fault: archive_unavailable (503, nothing was ingested) or database_unavailable (503).
     """
     try:
         return retry_races(database, lambda tx: collect(tx, archive, node_id=node_id, epoch=epoch, first_seq=first_seq, body=body, now=now))
@@ -99,9 +99,9 @@ def retry_races(database: Database, book: Callable[[PlatformTx], Booked]) -> Boo
 
 
 def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first_seq: int, body: bytes, now: int) -> Ingested:
-    """Take in the frames `body`, which begin with record `first_seq` of an epoch. Commit to make it so.
+    """Ingest the frames `body`, which begin with record `first_seq` of an epoch. Takes effect when the caller commits.
 
-    Raises Gap, BatchRefused, or storage's EventRace (begin again). OSError: the archive could not be written; nothing was taken in.
+    Raises Gap, BatchRefused, or storage's EventRace (begin again). OSError: the archive could not be written; nothing was ingested.
     """
     watermark = watermarks.lock_watermark(tx, node_id, epoch, first_chain(node_id, epoch), now)
     if first_seq > watermark.next_seq:
@@ -148,7 +148,7 @@ def find_next_seq(tx: PlatformTx, node_id: str, epoch: int) -> int:
 
 
 def _skip_known(body: bytes, first_seq: int, watermark: Watermark) -> int:
-    """Return where in `body` the first record stands that is not taken in yet."""
+    """Return the offset in `body` of the first record that is not ingested yet."""
     offset, seq, chain = 0, first_seq, None
     while seq < watermark.next_seq and offset < len(body):
         head = parse_head(body, offset)
@@ -156,12 +156,12 @@ def _skip_known(body: bytes, first_seq: int, watermark: Watermark) -> int:
             raise BatchRefused("not a run of frames from the given seq on")
         offset, seq, chain = offset + HEAD_BYTES + head[0], seq + 1, head[2]
     if seq == watermark.next_seq and chain is not None and chain != watermark.chain:
-        raise BatchRefused("these are not the records that were taken in before")
+        raise BatchRefused("these records differ from those that were ingested before")
     return offset
 
 
 def list_billing_accounts(tx: PlatformTx, organization_ids: Iterable[str]) -> dict[str, BillingAccount]:
-    """Those of the organizations that exist, archived or not (what was used is owed), as `judge` needs them."""
+    """Return the billing accounts of those organizations that exist, archived or not (what was used is owed)."""
     return {
         id: BillingAccount(terms.currency, frozenset(each.list for each in terms.schedule))
         for id, terms in stored_prices.read_terms(tx, sorted(organization_ids)).items()
@@ -170,7 +170,7 @@ def list_billing_accounts(tx: PlatformTx, organization_ids: Iterable[str]) -> di
 
 @dataclass(slots=True)
 class _Sums:
-    """What is stored beside the events of a batch, made while the database stores these."""
+    """Sums that are stored beside the events of a batch, made while the database stores the events."""
 
     rollups: list[RollupRow] = field(default_factory=list)
     engine_usage: dict[UsageKey, EngineUsage] = field(default_factory=dict)
@@ -178,10 +178,10 @@ class _Sums:
 
 
 def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[RatedBatch, _Sums]:
-    """Judge a batch and store its events, with the periods that they are the first of.
+    """Rate a batch and store its events, and open the periods whose first events they are.
 
-    As if none of their ids were known, which is nearly always so, and the database says when it is not: then again, knowing which. To
-    look first would cost as much as to store. Rows are judged while the database stores those before them.
+    The first attempt assumes that all event ids are new, which is nearly always true. If the database reports known ids, the second
+    attempt leaves these out: to look first would cost as much as to store. Rows are rated while the database stores those before them.
     """
     admits = [group.admit for group in batch.groups.values() if group.is_valid]
     organization_ids = {admit.organization_id for admit in admits}

@@ -38,7 +38,7 @@ CREDITS = "credits"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedAdjustment:
-    """What an operator asks for. `replacement`, whose `request` is 0 or 1, for a replace; `credit_pico` for a credit."""
+    """Correction that an operator asks for. `replacement`, whose `request` is 0 or 1, for a replace; `credit_pico` for a credit."""
 
     event_id: str
     kind: AdjustmentKind
@@ -54,9 +54,9 @@ def ask(tx: PlatformTx, wanted: WantedAdjustment, *, random_bits: int, actor: st
     """Ask for a correction. At most `limit_pico` is moved at once; more waits for `decide` by another key.
 
     `random_bits`: ids.RANDOM_BITS fresh ones, for its id. The ids of one event's corrections ascend in the order in which they were
-    asked for, whatever the clocks say: verification judges each by those before it.
+    asked for, whatever the clocks say: verification checks each against those before it.
 
-    Raises RESOURCE_UNKNOWN for an event that was never taken in, PARAMETER_INVALID or PARAMETER_MISSING for what does not fit the
+    Raises RESOURCE_UNKNOWN for an event that was never ingested, PARAMETER_INVALID or PARAMETER_MISSING for what does not fit the
     kind, STATE_CONFLICT where the event's earlier corrections forbid this one.
     """
     event = stored_usage.find_booked_event(tx, wanted.event_id)

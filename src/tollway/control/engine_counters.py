@@ -15,7 +15,7 @@ from tollway.engines.profile import CounterNames
 from tollway.wire.exposition import sum_counters
 
 PAGE_BYTES_MAX = 4 << 20
-"""vLLM's page with all its histograms has 60 KiB per rank."""
+"""Largest metrics page that is read. The page of vLLM with all its histograms has 60 KiB per rank."""
 
 CONCURRENT_MAX = 16
 """Engines read at once: a fleet of a thousand takes some seconds."""

@@ -1,9 +1,9 @@
 """Epochs: whether all that gateways wrote until some instant has arrived, and what happens when it never will.
 
-An epoch is known to be whole up to an instant if it was closed (nothing follows CLOSE), or if a TICK at or after that instant has
-been taken in: records are dense in sequence, and a request's FINAL is written at the instant that it names, so whatever ended before
-the TICK stands before it. Where a disk is gone, an operator declares the rest of the epoch LOST: on record for ever, named in the
-report of every period that it touches, visible in lists and metrics. Should the records come after all, they are taken in like any
+An epoch is known to be complete up to an instant if it was closed (nothing follows CLOSE), or if a TICK at or after that instant
+was ingested: records are dense in sequence, and a request's FINAL is written at the instant that it names, so whatever ended before
+the TICK stands before it. Where a disk is gone, an operator declares the rest of the epoch LOST: a permanent entry that is named in
+the report of every period that it touches, and visible in lists and metrics. Records that arrive after all are ingested like any
 others; where their period is closed, they are booked in the next.
 """
 
@@ -24,7 +24,7 @@ other way only, its records are held up."""
 
 
 class Cover(StrEnum):
-    """How it is known that nothing of an epoch is missing."""
+    """Evidence that no record of an epoch is missing."""
 
     CLOSE = "close"
     TICK = "tick"
@@ -32,7 +32,7 @@ class Cover(StrEnum):
 
 
 class BlockerKind(StrEnum):
-    """What a period waits for."""
+    """Reason for which a period cannot be closed yet."""
 
     RECORDS_MISSING = "records_missing"
     NODE_SILENT = "node_silent"
@@ -41,7 +41,7 @@ class BlockerKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """Why time up to an instant cannot be taken for complete. `epoch` is None where a run of the node has not reported at all."""
+    """One reason for which records up to an instant may be incomplete. `epoch` is None where a run of the node has not reported at all."""
 
     kind: BlockerKind
     node_id: str
@@ -57,7 +57,7 @@ def list_epochs(tx: PlatformTx, node_id: str | None = None) -> list[Epoch]:
 
 
 def list_lost(tx: PlatformTx) -> list[Epoch]:
-    """Epochs that were declared lost and of which something had been taken in."""
+    """Return the epochs that were declared lost and of which some record had been ingested."""
     return stored.list_epochs(tx, None, only_lost=True)
 
 
@@ -89,7 +89,7 @@ def list_blockers(tx: PlatformTx, start_at: int, end_at: int) -> list[Blocker]:
 
 
 def report_cover(tx: PlatformTx, start_at: int, end_at: int) -> tuple[Mapping[str, Any], bytes]:
-    """For a period without blockers: every epoch that touches it, how far it has been taken in and how it is covered, as JSON; and
+    """Return, for a period without blockers, every epoch that touches it, how far it was ingested and how it is covered, as JSON; and
     the digest of those watermarks."""
     epochs = stored.list_overlapping(tx, start_at, end_at)
     rows = []

@@ -1,4 +1,4 @@
-"""Exports: everything that somebody who does not trust us needs in order to compute a closed period of one organization again.
+"""Exports: everything that an auditor without trust in the operator needs to compute a closed period of one organization again.
 
 Lines of JSON, one object each, in this order; docs/money.md says what stands in them:
 
@@ -42,7 +42,7 @@ from tollway.storage.database import TenantTx
 from tollway.wire.segments import Reader, first_chain
 
 FORMAT = "tollway-audit-1"
-"""Of an export. A verifier refuses any other."""
+"""Name of the export format. A verifier refuses any other."""
 
 PAGE_ROWS = 1000
 """Events or transactions read at a time: a few milliseconds of the database's time."""

@@ -1,4 +1,4 @@
-"""Keys: made once, shown once, revoked for ever.
+"""Keys: made once, shown once, revoked permanently.
 
 The secret exists in the answer to its creation and nowhere else: what is stored is a digest under a pepper that the database never
 sees.
@@ -24,7 +24,7 @@ from tollway.storage.keys import Digest
 
 @dataclass(frozen=True, slots=True)
 class Pepper:
-    """What secrets are digested under: 32 bytes that are not in the database, and their version, which is."""
+    """Key of the digest of secrets: 32 bytes that are not in the database, and their version, which is."""
 
     version: int
     value: bytes = field(repr=False)
@@ -36,7 +36,7 @@ class Pepper:
 
 @dataclass(frozen=True, slots=True)
 class Ingredients:
-    """What a new key is made of: fresh random bytes (domain.keys.RANDOM_BYTES) and the pepper it is digested under."""
+    """Inputs of a new key: fresh random bytes (domain.keys.RANDOM_BYTES) and the pepper it is digested under."""
 
     random_bytes: bytes = field(repr=False)
     pepper: Pepper
@@ -44,7 +44,8 @@ class Ingredients:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedKey:
-    """What someone asks of a new key. `expires_at` is exclusive; `models` narrows what it may use, None for all of its project."""
+    """Requested properties of a new key. `expires_at` is exclusive; `models` limits the key to these models, None allows all of its
+    project."""
 
     type: KeyType
     name: str

@@ -57,7 +57,7 @@ def describe(blockers: Sequence[Blocker]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """That an event is in a period: its leaf, its place among the leaves, and the siblings on the way to the root."""
+    """Proof that an event is in a period: its leaf, the index of the leaf, and the siblings on the path to the root."""
 
     leaf: Leaf
     index: int

@@ -1,7 +1,7 @@
 """Previews: what organizations would have been billed under a draft of prices, re-rated from history.
 
 History is read a page at a time, each in a read transaction of its own, so a preview of any length holds up nobody: not the collector,
-not the removal of old events. What is taken in meanwhile may or may not be in it. Memory is bounded by the number of organizations.
+not the removal of old events. Records ingested meanwhile may or may not be counted. Memory is bounded by the number of organizations.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,8 +20,8 @@ from tollway.storage.preview import PAGE_EVENTS
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What is to be compared: the draft against what was billed for requests admitted in [from_at, to_at), of the organizations of which
-    `discounts` says at how many basis points they would pay."""
+    """Comparison to make: the draft against what was billed for requests admitted in [from_at, to_at), of the organizations in
+    `discounts`, which holds the discount of each in basis points."""
 
     draft: PriceDraft
     book: PriceBook
@@ -33,7 +33,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """So many events were read, all that were admitted before `at`."""
+    """State of a preview: `events` were read, all that were admitted before `at`."""
 
     events: int
     at: int

@@ -1,6 +1,6 @@
-"""Replay: after a database was restored from a backup, take in again what the archive holds beyond it.
+"""Replay: after a database was restored from a backup, ingest again what the archive holds beyond it.
 
-Theory of operation. The archive has every record that was ever taken in, and lies elsewhere than the database. A restored database
+Theory of operation. The archive has every record that was ever ingested, and is stored elsewhere than the database. A restored database
 knows, by its watermarks, how far it had come; whatever stands in the archive behind them goes through the collector once more, in
 batches as a gateway would send them. The collector writes the same bytes to the same place, so that a replay that is interrupted can be
 run again, and one with nothing to do changes nothing. Batches need not be those of the first time: events, rollups and balances are the
@@ -29,7 +29,7 @@ VERSIONS_SKIPPED = 1_000_000_000
 
 @dataclass(slots=True)
 class Replayed:
-    """What was taken in again. `version`: the snapshot's, from now on."""
+    """Counts of what was ingested again. `version`: the snapshot's, from now on."""
 
     epochs: int = 0
     records: int = 0
@@ -42,7 +42,7 @@ class Replayed:
 def replay(database: Database, archive: Archive, now: int) -> Replayed:
     """Bring a restored database up to what the archive says, and gateways to what the database says.
 
-    Raises BatchRefused if the archive does not continue what the database has or is damaged (what stands before that is taken in),
+    Raises BatchRefused if the archive does not continue what the database has or is damaged (what stands before that is ingested),
     ArchiveShort if it has less than the database says, OSError.
     """
     done = Replayed()
@@ -58,7 +58,7 @@ def replay(database: Database, archive: Archive, now: int) -> Replayed:
             start, next_seq, chain = known.archive_bytes, known.next_seq, known.chain
         if size <= start:
             if size < start:
-                raise ArchiveShort(f"{node_id}/{epoch} has {size} of the {start} bytes that were taken in")
+                raise ArchiveShort(f"{node_id}/{epoch} has {size} of the {start} bytes that were ingested")
             continue
         done.epochs += 1
         reader, rest = Reader(next_seq, chain), b""

@@ -1,4 +1,4 @@
-"""What tenants read of their usage: buckets of time, costs by line item, and the receipt of one request.
+"""Usage as tenants read it: buckets of time, costs by line item, and the receipt of one request.
 
 Buckets are cut at whole minutes, hours or days of UTC and come from rollups kept for each of the three, so that a month by day
 costs as much to read as an hour by minute. An event belongs to the bucket in which it ended. Tokens are those billed: usage, costs
@@ -30,7 +30,7 @@ CORRECTION = "correction"
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """What was used from `start_at` (inclusive) to `end_at` (exclusive), by group; no groups if nothing was."""
+    """Usage from `start_at` (inclusive) to `end_at` (exclusive), by group; no groups if there was none."""
 
     start_at: int
     end_at: int
@@ -47,7 +47,7 @@ class Buckets:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a group cost. `line_item` is None where costs are not split by it; `quantity` is None where no one unit fits."""
+    """Cost of a group. `line_item` is None where costs are not split by it; `quantity` is None where no one unit fits."""
 
     group: dict[str, str]
     line_item: str | None
@@ -69,7 +69,7 @@ class Receipt:
 
 
 class ReceiptWrong(Exception):
-    """What is stored of an event's cost is not what its price makes of it. `tollway verify` tells the extent."""
+    """Stored cost of an event that its price and quantities do not give. `tollway verify` reports the extent."""
 
 
 def list_buckets(tx: TenantTx, query: UsageQuery, limit: int) -> Buckets:

@@ -6,10 +6,10 @@ what it should be. What is compared does not depend on how records came
 in batches: transactions are checked against the records they name, balances against both the ledger and the events. The first
 difference of each table is reported, and how many there are.
 
-It reads one instant of the database (a read transaction); a batch that the collector takes in meanwhile belongs to neither side.
+It reads one instant of the database (a read transaction); a batch that the collector ingests meanwhile belongs to neither side.
 Archives are read as far as the database's watermarks say, which are in that instant too.
 
-What it holds does not grow with the events. Archives are read one after the other, in pieces; a piece is judged and compared with the
+What it holds does not grow with the events. Archives are read one after the other, in pieces; a piece is rated and compared with the
 rows of its events; transactions pass by beside them (`verify_ledger`). Events that are in the database and in no archive are found by
 counting: each that the archive has is ticked off by its seq, and only an epoch whose numbers differ is looked at again. Sums wait in
 files where there are too many (`ordered_sums`).
@@ -55,12 +55,12 @@ from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, Frame, Reader, 
 assert CHUNK_BYTES > HEAD_BYTES + PAYLOAD_BYTES_MAX, "a chunk of the archive must hold a frame"
 
 PIECE_RECORDS = 2_000
-"""Of an archive, judged and compared together: a few MB."""
+"""Records of an archive that are rated and compared together: a few MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where a table is not what it should be: how often, and the first place, in words."""
+    """Difference of a table from what it should be: how often, and the first place, in words."""
 
     table: str
     count: int
@@ -69,7 +69,7 @@ class Difference:
 
 @dataclass(slots=True)
 class Report:
-    """What was read, and what was found. Nothing in `differences` means that everything agrees."""
+    """Counts of what was read, and the differences found. Empty `differences` mean that everything agrees."""
 
     epochs: int = 0
     records: int = 0
@@ -112,7 +112,7 @@ class _Findings:
 
 @dataclass(slots=True)
 class _Walk:
-    """What is known while the archives are read."""
+    """State of the verification while the archives are read."""
 
     tx: PlatformTx
     periods: Periods
@@ -130,9 +130,9 @@ class _Walk:
     absent: dict[int, int] = field(default_factory=dict)
     """Events that the database does not have: fingerprints of their contents by those of their ids."""
     gone: dict[str, int] = field(default_factory=dict)
-    """How many of these retention has removed, by month."""
+    """Counts, by month, of the absent events that retention has removed."""
     booked: dict[str, BookedEvent] = field(default_factory=dict)
-    """Those of these that a correction names."""
+    """Absent events that a correction names, by id."""
 
 
 def verify(database: Database, archive: Archive) -> Report:
@@ -206,16 +206,16 @@ def _read_archive(walk: _Walk, archive: Archive, reached: dict[tuple[str, int, i
     """Rate every archived record and compare the results, epoch by epoch; store the state of the archive at each place in `reached`.
 
     Where several records have one event id, the database's word on which of them became the event counts, because the archive does not
-    know in which order epochs were taken in.
+    say in which order epochs were ingested.
     """
     tx, findings = walk.tx, walk.findings
-    counts, stray_epochs = usage_events.count_by_epoch(tx), rejected_records.list_epochs_with_rejected(tx)
+    counts, rejected_epochs = usage_events.count_by_epoch(tx), rejected_records.list_epochs_with_rejected(tx)
     postings = groupby(stored_ledger.iterate_usage_transactions(tx), key=_place_of)
     ahead = next(postings, None)
     for watermark in watermarks.list_watermarks(tx):
         place = (watermark.node_id, watermark.epoch)
         walk.report.epochs += 1
-        stray_epochs.discard(place)
+        rejected_epochs.discard(place)
         if (*place, 1) in reached:
             reached[*place, 1] = Reached(first_chain(*place))
         while ahead is not None and ahead[0] < place:
@@ -231,7 +231,7 @@ def _read_archive(walk: _Walk, archive: Archive, reached: dict[tuple[str, int, i
     for place in counts:
         for _, event_id in usage_events.iterate_places(tx, *place):
             findings.add("usage_events", f"{event_id} is not in the archive")
-    for place in stray_epochs:
+    for place in rejected_epochs:
         _compare_conflicts(walk, place, set())
         _compare_quarantine(walk, place, rejected_records.list_quarantine_states(tx, *place), set(), bytearray(1))
 
@@ -242,7 +242,7 @@ def _place_of(posting: Posting) -> tuple[str, int]:
 
 
 def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], postings: Iterator[Posting], events: int) -> None:
-    """Judge the records of an epoch, piece by piece. `events`: how many the database has of it."""
+    """Rate and compare the records of an epoch, piece by piece. `events`: how many the database has of it."""
     place, ledger = (watermark.node_id, watermark.epoch), EpochLedger(postings, walk.accounts, walk.findings.add)
     ticked, conflicts, quarantined, is_over = bytearray(watermark.next_seq // 8 + 1), set[int](), set[int](), False
     states = rejected_records.list_quarantine_states(walk.tx, *place)
@@ -286,7 +286,7 @@ def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], post
 
 
 def _take_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearray) -> RatedBatch:
-    """Judge some records, compare their events with the database's, and tick off those that are there."""
+    """Rate some records, compare their events with the database's, and tick off those that are there."""
     _learn(walk, batch)
     rows = usage_events.find_rows(walk.tx, [record.final.admit.request_id for record in batch.finals])
     stored = {event_id: StoredEvent(RecordPlace(row[_NODE], row[_EPOCH], row[_SEQ]), row[_HASH]) for event_id, row in rows.items()}
@@ -337,20 +337,20 @@ def _fingerprint(data: bytes) -> int:
 
 
 def _learn(walk: _Walk, batch: Batch) -> None:
-    """Read the payers, prices and periods that a batch is the first to name."""
+    """Read the billing accounts, prices and periods that a batch is the first to name."""
     admits = [group.admit for group in batch.groups.values() if group.is_valid]
-    new_payers = {admit.organization_id for admit in admits} - walk.accounts.keys()
-    if new_payers:
-        payers = list_billing_accounts(walk.tx, new_payers)
-        walk.accounts.update(payers)
-        walk.calendars.update(walk.periods.calendars(dict.fromkeys(payers, "UTC")))
+    new_accounts = {admit.organization_id for admit in admits} - walk.accounts.keys()
+    if new_accounts:
+        accounts = list_billing_accounts(walk.tx, new_accounts)
+        walk.accounts.update(accounts)
+        walk.calendars.update(walk.periods.calendars(dict.fromkeys(accounts, "UTC")))
     new_prices = {admit.price_version for admit in admits} - walk.prices.keys()
     if new_prices:
         walk.prices.update(stored_prices.find_prices(walk.tx, new_prices))
 
 
 def _compare_event(walk: _Walk, row: EventRow, found: tuple[Any, ...], event: Booked) -> None:
-    """An event of the archive against its row. The period is judged by itself: it may be late."""
+    """Compare an event of the archive with its row. The period is checked by itself: it may be late."""
     expected = row.columns()
     if found[_AMOUNTS] != event.amounts.values():
         stored = Amounts(*found[_AMOUNTS])
@@ -462,7 +462,7 @@ def _compare_quarantine(
 
 
 def _compare_sums(table: str, expected: Iterator[tuple[Key, Value]], stored: Iterator[tuple[Key, Value]], findings: _Findings) -> None:
-    """What there should be against what there is, both ordered by key."""
+    """Compare the expected sums with the stored ones, both ordered by key."""
     right, found = next(expected, None), next(stored, None)
     while right is not None or found is not None:
         if found is None or (right is not None and right[0] < found[0]):
