@@ -1,6 +1,6 @@
-"""Where things rest: the only room that knows SQL.
+"""Stored state: the only package that contains SQL.
 
-Owns: the database and its transactions, the tables, one module of queries per noun, sealing of credentials, migrations, the archive.
+Owns: the database and its transactions, the tables, one module of queries per resource, sealing of credentials, migrations, the archive.
 Does not own: rules (they are in `domain`), who may do what (in `control.access`), or when a transaction begins: routes open it.
 May import: `wire`, `domain`, SQLAlchemy, Alembic, the database drivers, cryptography.
 """

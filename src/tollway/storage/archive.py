@@ -41,7 +41,7 @@ class Archive:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(fd).st_size < offset:
-                raise ArchiveShort(f"{path} has fewer than the {offset} bytes that were taken in")
+                raise ArchiveShort(f"{path} has fewer than the {offset} bytes that were ingested")
             while data:
                 written = os.pwrite(fd, data, offset)
                 data, offset = data[written:], offset + written
@@ -75,7 +75,7 @@ class Archive:
                 while size:
                     chunk = file.read(min(size, CHUNK_BYTES))
                     if not chunk:
-                        raise ArchiveShort(f"{path} is {size} bytes shorter than what was taken in")
+                        raise ArchiveShort(f"{path} is {size} bytes shorter than what was ingested")
                     size -= len(chunk)
                     yield chunk
         except FileNotFoundError:

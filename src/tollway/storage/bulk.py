@@ -25,7 +25,7 @@ UNIQUE_VIOLATION = "23505"
 """SQLSTATE of a key that is taken (PostgreSQL, appendix A)."""
 
 UNIQUE_FAILED = "UNIQUE constraint failed:"
-"""How SQLite begins to say the same; its Python driver does not hand out the result code."""
+"""Start of SQLite's message for a violated unique constraint. Its Python driver does not expose the result code."""
 
 NULL = r"\N"
 """A value that is not there, in a COPY as text: PostgreSQL's own format, and the one that it reads fastest."""
@@ -36,7 +36,7 @@ class Duplicate(Exception):
 
 
 def any_of(tx: Transaction, column: sa.Column[str], values: Sequence[str]) -> sa.ColumnElement[bool]:
-    """That a column has one of these values: one parameter, however many they are."""
+    """Return the condition that a column has one of `values`, which are one parameter, however many they are."""
     if tx.connection.dialect.name == "sqlite":
         listed = sa.func.json_each(json.dumps(values)).table_valued("value")
         return column.in_(sa.select(listed.c.value))

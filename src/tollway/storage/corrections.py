@@ -103,7 +103,7 @@ def list_corrected(tx: PlatformTx) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class BookedCost:
-    """What a correction added to the costs of its event's project, key and model, when it was booked."""
+    """Amounts that a correction added, when it was booked, to the costs of its event's project, key and model."""
 
     booked_at: int
     project_id: str

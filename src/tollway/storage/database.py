@@ -36,16 +36,17 @@ SQLITE_VERSION_MIN = (3, 51, 3)
 """Older ones can corrupt a database in WAL mode when a checkpoint races a writer that resets the log."""
 
 CONNECTION_WAIT_SECONDS = 5.0
-"""How long a request may wait for a connection (on SQLite: for the writer before it) before it is refused."""
+"""Longest wait of a request for a connection (on SQLite: for the writer before it) before it is refused."""
 
 LOCK_WAIT_SECONDS = 5
-"""How long a statement may wait for a row or file lock. Below the deadline of any client that we know."""
+"""Longest wait of a statement for a row or file lock, below the deadline of any known client."""
 
 STATEMENT_SECONDS_MAX = 30
-"""No query of ours takes a second; one that takes thirty is a plan gone wrong and must not hold its locks for ever."""
+"""Limit for one statement. No query takes a second; one that takes thirty has a wrong plan and must release its locks."""
 
 WRITER_CACHE_KIB = 64 * 1024
-"""Of SQLite's writer: what a batch of usage touches (2 MiB, the default, is written out and read again within one transaction)."""
+"""Page cache of SQLite's writer: the pages that a batch of usage changes (with the default of 2 MiB, pages are written out and read
+again within one transaction)."""
 
 READERS = 8
 """Reading connections to SQLite. Its readers are threads of this process; more than a few times the cores only queue elsewhere."""

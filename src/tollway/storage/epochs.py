@@ -87,7 +87,7 @@ def list_silent_nodes(tx: PlatformTx, end_at: int, silence_us: int) -> list[Sile
 
 
 def lock_epoch(tx: PlatformTx, node_id: str, epoch: int) -> None:
-    """Let nothing of an epoch be taken in until this transaction ends."""
+    """Keep other transactions from ingesting records of an epoch until this one ends."""
     query = sa.select(epochs.c.epoch).where(epochs.c.node_id == node_id, epochs.c.epoch == epoch)
     tx.connection.execute(query.with_for_update()).one_or_none()
 

@@ -20,7 +20,7 @@ from tollway.storage.schema import api_keys, service_accounts
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """What is kept of a secret: HMAC under the pepper of that version."""
+    """Stored digest of a secret: HMAC under the pepper of that version."""
 
     pepper_version: int
     value: bytes = field(repr=False)

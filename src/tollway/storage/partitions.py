@@ -47,7 +47,7 @@ class Month:
         return cls(moment.year * 12 + moment.month - 1)
 
     def __add__(self, months: int) -> "Month":
-        """So many months later."""
+        """Return the month that is `months` later."""
         return Month(self.number + months)
 
     @property
@@ -119,14 +119,14 @@ def find_partition(tx: PlatformTx, first_id: str, last_id: str) -> str | None:
 def make_partition(tx: PlatformTx, month: Month) -> None:
     """Make the partition of a month that has none, and move there what lies in the default partition."""
     run, first, end = tx.connection.exec_driver_sql, month.first_id, (month + 1).first_id
-    strays = f"FROM {DEFAULT_PARTITION} WHERE event_id >= '{first}' AND event_id < '{end}'"
-    has_strays = run(f"SELECT EXISTS (SELECT 1 {strays})").scalar_one()
-    if has_strays:
+    early_events = f"FROM {DEFAULT_PARTITION} WHERE event_id >= '{first}' AND event_id < '{end}'"
+    has_early_events = run(f"SELECT EXISTS (SELECT 1 {early_events})").scalar_one()
+    if has_early_events:
         run(f"ALTER TABLE usage_events DETACH PARTITION {DEFAULT_PARTITION}")  # and so it loses the triggers that it inherited
     run(f"CREATE TABLE {month.partition} PARTITION OF usage_events FOR VALUES FROM ('{first}') TO ('{end}')")
-    if has_strays:
+    if has_early_events:
         # Before the partition has its trigger: events that are only moved need not be in an open period.
-        run(f"WITH moved AS (DELETE {strays} RETURNING *) INSERT INTO {month.partition} SELECT * FROM moved")
+        run(f"WITH moved AS (DELETE {early_events} RETURNING *) INSERT INTO {month.partition} SELECT * FROM moved")
         run(f"ALTER TABLE usage_events ATTACH PARTITION {DEFAULT_PARTITION} DEFAULT")
     run(f"CREATE TRIGGER {month.partition}_refuses_truncate BEFORE TRUNCATE ON {month.partition} EXECUTE FUNCTION refuse_change()")
     run(
@@ -148,7 +148,7 @@ def has_open_periods(tx: PlatformTx, month: Month) -> bool:
 
 
 def drop_partition(tx: PlatformTx, month: Month, now: int) -> RemovedMonth:
-    """Remove a month's events, for ever, and write down that they went."""
+    """Remove a month's events permanently, and record that they were removed."""
     events = tx.connection.exec_driver_sql(f"SELECT count(*) FROM {month.partition}").scalar_one()
     tx.connection.execute(removed_months.insert().values(start_at=month.start_at, events=events, removed_at=now))
     tx.connection.exec_driver_sql(f"ALTER TABLE {usage_events.name} DETACH PARTITION {month.partition}")

@@ -90,7 +90,7 @@ def _bucket(organization_id: str) -> int:
 
 
 def _lock(tx: Transaction, buckets: set[int], take: Callable[..., Any]) -> None:
-    # Not the organizations' rows: a shared lock writes to each of them, and who wants one alone may wait for ever among many who share.
+    # Not the organizations' rows: a shared lock writes to each row, and an exclusive locker may starve among many sharers.
     if tx.connection.dialect.name == "postgresql" and buckets:
         ordered = sa.func.unnest(sa.bindparam("buckets", sorted(buckets), type_=postgresql.ARRAY(sa.Integer))).column_valued("bucket")
         tx.connection.execute(sa.select(take(LOCK_CLASS, ordered)))
@@ -115,7 +115,7 @@ def freeze(tx: PlatformTx, period: Period, closing: Closing) -> None:
 
 
 def close(tx: PlatformTx, period: Period, closed: Closed) -> None:
-    """Store the digests of a frozen period, for ever. A second closer that comes to the same end changes nothing."""
+    """Store the digests of a frozen period permanently. A second call with the same result changes nothing."""
     amounts = {"usage": _to_text(closed.amounts), "corrections": str(closed.adjustments_pico)}
     tx.connection.execute(
         billing_periods.update()

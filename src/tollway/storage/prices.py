@@ -347,7 +347,8 @@ def _unit_columns(units: UnitPrices) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class OrganizationTerms:
-    """What an organization pays by: its currency, the default list of that (None while there is none), the terms set for it, in order."""
+    """Price terms of an organization: its currency, the default list of that currency (None while there is none), and its own terms, in
+    order."""
 
     currency: str
     default_list: str | None

@@ -9,7 +9,7 @@ Events and ledger entries have no foreign keys: each would cost about as much as
 written what they name, none of which is ever deleted; an event's place (node, epoch, seq) is unique because the epoch's row is locked
 and its records are numbered and chained. `verify` looks at all of it again. The one index of events beside the key is what closing,
 proving and exporting a period read by. On PostgreSQL events lie in one partition for each month of their ids (UUIDv7 begins with the
-time; see `partitions`), so that old months can go in one step, and the primary key is still unique for ever.
+time; see `partitions`), so that old months can go in one step, and the primary key is unique over all months.
 
 Instants are BIGINT UTC microseconds. APPEND_ONLY tables are guarded by triggers against UPDATE and DELETE (see the migrations).
 """
@@ -26,7 +26,7 @@ from tollway.domain.usage import Anomaly, Outcome, ServiceTier, UsageSource
 from tollway.storage.schema import metadata
 
 AMOUNT_DIGITS = 38
-"""Of an Amount: 10**26 currency units in pico."""
+"""Decimal digits of an Amount: 10**26 currency units in pico."""
 
 
 def amount_text(pico: int) -> str:
@@ -72,7 +72,7 @@ def _one_of(column: str, values: type[Outcome] | type[UsageSource] | type[Servic
 
 # ---- What gateways sent -----------------------------------------------------------------------------------------------
 
-epochs = sa.Table(  # one life of a gateway: how far its records have been taken in
+epochs = sa.Table(  # one run of a gateway: how far its records have been ingested
     "epochs",
     metadata,
     sa.Column("node_id", sa.String(64), primary_key=True),
@@ -90,7 +90,7 @@ epochs = sa.Table(  # one life of a gateway: how far its records have been taken
 usage_events = sa.Table(  # append-only
     "usage_events",
     metadata,
-    sa.Column("event_id", name(64), primary_key=True),  # the request id, unique for ever
+    sa.Column("event_id", name(64), primary_key=True),  # the request id, never used again
     sa.Column("organization_id", sa.String(64), nullable=False),
     sa.Column("project_id", sa.String(64), nullable=False),
     sa.Column("key_id", sa.String(64), nullable=False),
@@ -201,7 +201,7 @@ usage_rollups = sa.Table(  # events by the instant at which they ended; tokens a
     sa.Column("endpoint", name(64), primary_key=True),
     *(sa.Column(quantity, sa.BigInteger, nullable=False) for quantity in ROLLUP_QUANTITIES),
     *(sa.Column(f"{cost}_{part}", sa.BigInteger, nullable=False) for cost in ROLLUP_COSTS for part in ("units", "pico")),
-    postgresql_with={"fillfactor": 45},  # room for the next version of every row of a page, so that index entries stay
+    postgresql_with={"fillfactor": 45},  # space for the next version of every row of a page, so that index entries stay
 )
 
 # ---- Ledger -----------------------------------------------------------------------------------------------------------

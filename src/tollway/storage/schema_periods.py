@@ -2,7 +2,7 @@
 
 A period's row moves forward only: from open to closing to closed; its bounds never change and a closed row never changes at all.
 Nothing may be booked into a period that is not open. Both are enforced by triggers on both engines (see the migration); the locks of
-`storage.periods` see to it that the triggers never judge by what another transaction is about to change.
+`storage.periods` ensure that the triggers never decide by rows that another transaction is about to change.
 """
 
 import sqlalchemy as sa
@@ -70,8 +70,8 @@ period_blocks = sa.Table(  # append-only; subtrees of a period's Merkle tree, in
     sa.CheckConstraint("events > 0 AND number >= 0", name="counts_in_range"),
 )
 
-# An operator says that the rest of an epoch will never come. No foreign key: a life of a gateway of which not one record has come can
-# be lost too, and is then named by the instant at which the gateway was last heard of.
+# An operator's declaration that the rest of an epoch will never arrive. No foreign key: a run of a gateway of which not one record has
+# arrived can be lost too, and is then named by the instant of the gateway's last report.
 lost_declarations = sa.Table(  # append-only
     "lost_declarations",
     metadata,

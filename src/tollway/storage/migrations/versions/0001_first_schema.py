@@ -505,7 +505,7 @@ def upgrade() -> None:
 
 
 def create_reconciliation() -> None:
-    """What engines counted, by hour, and what requests used of them."""
+    """Create the tables of engine counters by hour, and of the usage of requests beside them."""
     op.create_table(
         "engine_readings",
         sa.Column("address", sa.String(length=2048), nullable=False),
@@ -750,7 +750,7 @@ RULES = {
         " WHERE decided.adjustment_id = other.id AND decided.decision = 'rejected'))",
     ),
 }
-"""Of rows that are inserted. Whoever inserts holds the organization's lock, so that no other transaction can make them untrue."""
+"""Conditions on inserted rows. The inserting transaction holds the organization's lock, so that no other can make them untrue."""
 
 
 def guard_periods() -> None:
