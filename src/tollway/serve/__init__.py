@@ -2,4 +2,4 @@
 
 Owns: listening sockets, child processes, signals, the data directory, and which part is handed to which port. Does not
 own: what a process does once it runs (`gateway`, `control`, `simulator`), nor how a person asks for it (`cli`). May
-import: every room below. Nothing but `cli` imports it."""
+import: every package below. Nothing but `cli` imports it."""

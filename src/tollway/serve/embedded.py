@@ -30,7 +30,7 @@ READY_SECONDS = 120.0
 
 
 OPTIONS = ("--listen", "--internal", "--control-listen", "--link")
-"""What `tollway serve` calls its addresses: gateway, internal, control, link."""
+"""Options of `tollway serve` for its addresses: gateway, internal, control, link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Installation:
     link: socket.socket
 
     def addresses(self) -> dict[str, str]:
-        """Return where each door is, as a client on this machine calls it; without /v1."""
+        """Return the URL of each listener as seen by a client on this machine, without /v1."""
         tls = self.settings.gateway.tls.certificate_file is not None
         return {
             "gateway_url": url_of(self.gateway, tls=tls),
@@ -153,7 +153,7 @@ async def _serve(installation: Installation, echo: Echo) -> int:
 
 
 def print_addresses(installation: Installation) -> None:
-    """Where to go next, for a person, on standard error."""
+    """Print the addresses and the next steps for a person, on standard error."""
     addresses = installation.addresses()
     print(
         f"inference      {addresses['gateway_url']}/v1\n"

@@ -25,7 +25,7 @@ SLOTS = 4
 CONTEXT_TOKENS = 8192
 
 PROMPT_CACHE_MIB = 256
-"""Of prompts kept for reuse; llama.cpp's default of 8 GiB is no guest's measure."""
+"""Size of the cache of prompts kept for reuse; llama.cpp's default of 8 GiB is too much for a demo beside other programs."""
 
 HEALTH_SECONDS = 60.0
 """For /health. The model loads in under a second; a machine that swaps may take long."""
@@ -45,7 +45,7 @@ def run(model: Path, *, alias: str, host: str, port: int, threads: int) -> int:
     which."""
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before the engine's threads start: they inherit the mask
-    # An optional package without types, imported only where it is used: the one late import of this room.
+    # An optional package without types, imported only where it is used: the one late import of this package.
     engine = importlib.import_module(ENGINE_PACKAGE)
     params = engine.CommonParams()
     params.model.path = str(model)

@@ -53,7 +53,7 @@ NOTICE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayOptions:
-    """What a gateway process is told. `directory` holds `spool/` and `snapshot/`; `control_link_url` None serves from
+    """Options of a gateway process. `directory` holds `spool/` and `snapshot/`; `control_link_url` None serves from
     the snapshot's copy alone. `log_descriptor`: where request lines go. `rules` and `tls` are for the public socket. The
     sockets are listening already and belong to the supervisor."""
 

@@ -1,4 +1,4 @@
-"""Where the words of child processes go: files of bounded size, and a terminal that may not hold anybody up."""
+"""Output of child processes: files of bounded size, and an echo to a terminal that never blocks a process."""
 
 import os
 import queue
@@ -10,7 +10,7 @@ LOG_BYTES_MAX = 64 * 1024 * 1024
 output."""
 
 TAIL_BYTES = 4096
-"""What is remembered of the newest output, for the message when a child does not start."""
+"""Size of the newest output that is kept for the message when a child does not start."""
 
 ECHO_CHUNKS_MAX = 256
 """Chunks (of at most 64 KiB) that wait for a slow terminal before the newest are dropped; the files have them all."""

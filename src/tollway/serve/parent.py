@@ -16,7 +16,7 @@ PARENT_ENV = "TOLLWAY_PARENT"
 """Carries "<process id of the supervisor>:<inherited descriptor of its pipe>" to a child."""
 
 ORPHAN_SECONDS = 10.0
-"""How long an orphan may drain: a new supervisor cannot bind the ports before it ends."""
+"""Time for an orphan to drain: a new supervisor cannot bind the ports before it ends."""
 
 _PR_SET_PDEATHSIG = 1
 

@@ -41,7 +41,7 @@ STEADY_SECONDS = 10.0
 """A child that lived this long started well: its end is a new problem, not the old one again."""
 
 LINE_BYTES_MAX = 65_536
-"""Of a child's line. Of a longer one only the end is echoed, and it cannot be the ready line."""
+"""Length limit of a child's line. Only the end of a longer line is echoed, and it cannot be the ready line."""
 
 LAST_WORDS_SECONDS = 2.0
 """For a child that closed its output to be gone by itself."""
@@ -61,7 +61,7 @@ Report = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """What to run: `arguments` follow the Python interpreter, `descriptors` are inherited, `environment` is added to
+    """Program to run: `arguments` follow the Python interpreter, `descriptors` are inherited, `environment` is added to
     ours.
 
     `ready_seconds`: until its ready line. `stop_seconds`: from SIGTERM to SIGKILL. `stop_stage`: lower ones end first.
@@ -143,8 +143,8 @@ class Supervisor:
         await self._end(old)
 
     def hang_up(self) -> None:
-        """What SIGHUP asks for: replace every program that is `replaced_on_hangup`. One round at a time; however many are asked for
-        meanwhile, one more follows, because what they are to take up (a certificate) may be newer than what this round has read."""
+        """Replace every program that is `replaced_on_hangup`, as SIGHUP asks. One round runs at a time; requests that arrive meanwhile
+        cause one more round together, because a file to load (a certificate) may be newer than the one that this round has read."""
         self._hung_up = True
         if self._hangup is None or self._hangup.done():
             self._hangup = self._run_aside(self._replace_marked)

@@ -1,4 +1,6 @@
-"""TLS of the public door, where no proxy in front ends it. A new certificate is loaded with a new process (SIGHUP to `tollway serve`)."""
+"""TLS of the public listener, for gateways without a TLS proxy in front.
+
+A new certificate is loaded with a new process (SIGHUP to `tollway serve`)."""
 
 import ssl
 from pathlib import Path
@@ -6,7 +8,7 @@ from pathlib import Path
 from tollway.settings import OperatorError
 
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Of TLS 1.2: forward secrecy and authenticated encryption only (RFC 9325 section 4.2). TLS 1.3 has no others."""
+"""Cipher suites of TLS 1.2: forward secrecy and authenticated encryption only (RFC 9325 section 4.2). TLS 1.3 has no others."""
 
 
 def server_context(certificate_file: str | None, key_file: str | None) -> ssl.SSLContext | None:
