@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 START_SECONDS_MAX = 60
-"""initdb and start take 1 s on two idle cores; a busy CI machine gets the rest."""
+"""Limit for `initdb` and the start, which take 1 s on two idle cores; the rest is for a busy CI machine."""
 
 STOP_SECONDS_MAX = 30
 """A fast shutdown writes one checkpoint."""
 
 INSTALL_SECONDS_MAX = 600
-"""Of apt, with slow mirrors in mind."""
+"""Limit for apt, with slow mirrors in mind."""
 
 NOT_INSTALLED = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
 

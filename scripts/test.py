@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import postgres
 
 NO_TESTS_COLLECTED = 5
-"""pytest's exit code when a pass had nothing to run: an error only if that holds for both."""
+"""Exit code of pytest for a pass without tests: an error only if both passes have none."""
 
 PASSES = {
     "everything but system tests": ["-n", "2", "-m", "not system and not engines"],

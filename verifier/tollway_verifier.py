@@ -150,7 +150,7 @@ def rate(quantities, price):
 
 
 def amounts_of(lines):
-    """What each class comes to, those of nothing included."""
+    """Return the amount of each class, also of those without lines."""
     found = dict.fromkeys(CLASSES, 0)
     for name, _, _, amount in lines:
         found[name] += amount
@@ -227,7 +227,7 @@ class Booking:
         self.costs = {}
 
     def add(self, event):
-        """Take in the next event. They come by id, not by seq."""
+        """Add the next event. Events arrive in order of id, not of seq."""
         seq = event.place[2]
         self.events, self.first = self.events + 1, min(self.first, seq)
         if seq > self.last:
@@ -289,7 +289,7 @@ class Export:
         self.ended = False
 
     def read(self, line):
-        """Take in one line."""
+        """Read one line."""
         require(not self.ended, "something follows the end")
         try:
             row = parse(line)

@@ -77,8 +77,8 @@ def test_nothing_answers_is_a_failure_with_a_hint(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.startswith("tollway: nothing answers at http://127.0.0.1:9\nhint: ")
 
 
-class _Stranger(BaseHTTPRequestHandler):
-    """Some web server that is no control plane."""
+class _OtherServer(BaseHTTPRequestHandler):
+    """A web server other than a control plane."""
 
     def do_GET(self) -> None:
         self.send_response(502)
@@ -90,9 +90,9 @@ class _Stranger(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def stranger() -> Iterator[str]:
-    """The URL of a web server that is no control plane."""
-    with HTTPServer(("127.0.0.1", 0), _Stranger) as server:
+def other_server() -> Iterator[str]:
+    """The URL of a web server other than a control plane."""
+    with HTTPServer(("127.0.0.1", 0), _OtherServer) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -100,14 +100,14 @@ def stranger() -> Iterator[str]:
         thread.join()
 
 
-def test_an_answer_that_is_not_ours_is_no_stack_trace(stranger: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["organizations", "list", "--control-url", stranger, "--key", "tw_platform_x"]) == 1
+def test_an_answer_of_another_server_is_explained_without_a_stack_trace(other_server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["organizations", "list", "--control-url", other_server, "--key", "tw_platform_x"]) == 1
     said = capsys.readouterr().err
     assert "answered 502" in said and "hint: is this the control plane's address?" in said
 
 
-class TestWhereAndWho:
-    """How a command finds its control plane and key."""
+class TestFindAddress:
+    """Rules by which a command finds its control plane and key."""
 
     def write(self, directory: Path, name: str, **body: str) -> None:
         (directory / name).write_text(json.dumps(body))
@@ -136,7 +136,7 @@ class TestWhereAndWho:
         monkeypatch.setattr("sys.stdin", io.StringIO("tw_admin_i\n"))
         assert find_address("http://x", "-", None, Role.ADMIN).key == "tw_admin_i"
 
-    def test_no_secret_shows_when_a_door_is_printed(self) -> None:
+    def test_no_secret_shows_when_an_address_is_printed(self) -> None:
         assert "tw_admin_o" not in repr(find_address("http://x", "tw_admin_o", None, Role.ADMIN))
 
     def test_neither_is_an_error_that_says_what_to_set(self, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is printed: tables that line up, JSON that a program reads, and no colour where it is not wanted."""
+"""Printed output: tables that line up, JSON that a program reads, and no colour where it is not wanted."""
 
 import io
 import json

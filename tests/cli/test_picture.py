@@ -11,15 +11,15 @@ VALUES = st.lists(st.integers(-(10**24), 10**24), max_size=20)
 
 
 @given(VALUES, st.integers(1, 60))
-def test_a_bar_is_on_its_side_and_never_longer_than_the_room(values: list[int], room: int) -> None:
-    for value, line in zip(values, text_bars(values, room, pretty=False), strict=True):
+def test_a_bar_is_on_its_side_and_never_longer_than_its_columns(values: list[int], columns: int) -> None:
+    for value, line in zip(values, text_bars(values, columns, pretty=False), strict=True):
         left, right = line.split("|")
-        assert (len(left), "+" in left, "-" in right) == (room, False, False)
-        assert left.count("-") == (length(value, max(map(abs, values)), room) if value < 0 else 0)
+        assert (len(left), "+" in left, "-" in right) == (columns, False, False)
+        assert left.count("-") == (length(value, max(map(abs, values)), columns) if value < 0 else 0)
         assert bool(right) == (value > 0)
-        assert len(right) <= room
+        assert len(right) <= columns
     if any(values):
-        assert max(length(value, max(map(abs, values)), room) for value in values) == room
+        assert max(length(value, max(map(abs, values)), columns) for value in values) == columns
 
 
 def test_the_largest_fills_its_side_and_the_smallest_is_seen() -> None:

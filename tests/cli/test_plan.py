@@ -39,7 +39,7 @@ def parse(directory: Path, text: str) -> PlatformFile:
 
 
 def plan(current: PlatformFile, wanted: PlatformFile) -> list[tuple[str, tuple[str, ...], bool]]:
-    """What would be done, in short."""
+    """Return the changes of a plan in short form."""
     return [(change.what, change.place, change.creates) for change in make_plan(current, wanted)]
 
 

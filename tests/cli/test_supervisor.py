@@ -40,7 +40,7 @@ def program(name: str, script: str, *arguments: str, **more: object) -> Program:
 
 
 class Events(list[Event]):
-    """What a supervisor reported, and a way to wait for it."""
+    """Reported events of a supervisor, and a way to wait for one."""
 
     async def wait_for(self, event: str, name: str, count: int = 1) -> Event:
         """The `count`-th event of this kind about this program."""

@@ -37,7 +37,7 @@ UNBOUND = re.compile(
     r"|price\.(list|valid_from)|transaction\.booked_at|adjustment\.(reason|actor|target\.(node_id|epoch|seq))|event\.seq"
     r"|outcome_policy\.(bills(_after_first_token|_request)?|unbilled_endpoints)\.\d+"
 )
-"""What nothing else in the export follows from, or only together with something else; reason and actor are bound by a digest, below."""
+"""Fields that no other line of the export depends on, or only together with another field; a digest binds reason and actor, below."""
 
 verify_in_process: Callable[[list[str]], int] = runpy.run_path(str(VERIFIER))["main"]
 

@@ -53,7 +53,7 @@ def take(
 
 
 def state(database: Database) -> str:
-    """A digest of all that is money: events, lines, rollups, balances, and what was put aside. Not how transactions group it."""
+    """Return a digest of all that is money: events, lines, rollups, balances, quarantined records. Not how transactions group them."""
     digest = hashlib.sha256()
     tables: list[tuple[sa.Table, set[str]]] = [
         (money.usage_events, set()),
@@ -380,7 +380,7 @@ class TestVerify:
 
 
 def histories() -> st.SearchStrategy[dict[tuple[str, int], list[Record]]]:
-    """What some nodes wrote in some epochs, conflicts and strangers included."""
+    """Records of some nodes in some epochs, including conflicts and unknown organizations."""
     ends = st.builds(
         lambda outcome, input, output, org: (outcome, Quantities(input, 1, output, 0), org),
         st.sampled_from(list(Outcome)),

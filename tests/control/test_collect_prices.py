@@ -1,5 +1,5 @@
-"""Which price a record may name: one of its model and tier, on a list that the organization was ever to pay by. And each version
-follows from what was published, or is found out."""
+"""Prices that a record may name: of its model and tier, on a list by which the organization was ever to pay. Verification finds
+versions that do not follow from a publication."""
 
 import msgspec
 import pytest

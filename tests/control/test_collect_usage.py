@@ -1,4 +1,4 @@
-"""What tenants and operators read of usage: through the official client, to the last pico, and never another's."""
+"""Usage as tenants and operators read it: through the official client, to the last pico, and never another tenant's."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ COST = 100 * INPUT + 20 * CACHED + 30 * OUTPUT + 4 * REASONING + REQUEST
 
 @pytest.fixture(scope="module")
 def used(control: Running, alice: TenantSetup, bob: TenantSetup) -> TenantSetup:
-    """Alice used two models over three days with two keys; bob once. Taken in through the route of the link."""
+    """Alice used two models over three days with two keys; bob once. Ingested through the route of the link."""
     operator = control.operator()
     price_ids = {}
     for model in ("echo", "embed"):

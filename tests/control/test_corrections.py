@@ -39,7 +39,7 @@ def credit(pico: int) -> WantedAdjustment:
 
 @pytest.fixture
 def taken(database: Database, archive: Archive) -> Database:
-    """Two requests, taken in."""
+    """A database that ingested two requests."""
     take(database, archive, frames([*exchanges([1, 2]), Close(at=EPOCH + 9_000_000)]))
     return database
 

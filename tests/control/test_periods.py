@@ -333,7 +333,7 @@ class TestVerify:
 
 
 def drop_triggers(database: Database, table: str) -> None:
-    """What an attacker with all rights would do first."""
+    """Drop the triggers of a table, as an attacker with all rights would do first."""
     with database.platform() as tx:
         if database.is_sqlite:
             names = tx.connection.execute(

@@ -36,7 +36,7 @@ months = st.sampled_from(MONTHS)
 
 
 class Books(RuleBasedStateMachine):
-    """What the model knows: each gateway's chain and whether it may still write, the events, and the periods as they were closed."""
+    """State of the model: each gateway's chain and whether it may still write, the events, and the periods as they were closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Books(RuleBasedStateMachine):
                 random_bits = data.draw(st.integers(0, 2**64 - 1)) << 10 | self.asked
                 corrections.ask(tx, wanted, random_bits=random_bits, actor=ACTOR, limit_pico=limit_pico, now=NOW)
         except Fault:
-            pass  # not taken in yet, or corrected before
+            pass  # not ingested yet, or corrected before
 
     @rule(decision=st.sampled_from(Decision))
     def decide(self, decision: Decision) -> None:

@@ -23,7 +23,7 @@ from tollway.domain.periods import period_id
 
 DAY = 86_400
 DEAR = 10**9 * 1_100_000 + 5
-"""What request 2 costs: eleven hundred euros."""
+"""Cost of request 2: eleven hundred euros."""
 
 COST = 100 * 270_000 + 20 * 27_000 + 30 * 1_100_000 + 4 * 1_100_000 + 5
 PERIOD = period_id(ORGANIZATION, SEPTEMBER.start_at)
@@ -31,7 +31,7 @@ PERIOD = period_id(ORGANIZATION, SEPTEMBER.start_at)
 
 @pytest.fixture
 def control(fresh_control: Running) -> Running:
-    """With three requests of September and one of another tenant, taken in; their gateway then fell silent."""
+    """A control plane that ingested three requests of September and one of another tenant; their gateway then stopped reporting."""
     fill(fresh_control.plane.database)
     dear = final(admit(2), used=Quantities(0, 0, 10**9, 0))
     other = {"organization_id": OTHER_ORGANIZATION, "price_version": samples.OTHER_PRICE.id}

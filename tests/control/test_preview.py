@@ -1,4 +1,4 @@
-"""Previews over history that was really taken in: what was previewed is what the same usage costs once the draft is published."""
+"""Previews over history that was really ingested: what was previewed is what the same usage costs once the draft is published."""
 
 import itertools
 import json
@@ -55,7 +55,7 @@ class Scene:
         answered(self.operator.post(f"/v1/platform/organizations/{self.tenants[name].organization_id}/price_terms", json=fields))
 
     def use(self, name: str, count: int, *, at: int, seed: int, models: tuple[tuple[str, str], ...]) -> None:
-        """Take in `count` requests of a tenant, one every 50 ms from second `at` on, in models and tiers by turns; the same for a seed."""
+        """Ingest `count` requests of a tenant, one every 50 ms from second `at` on, in models and tiers by turns; the same for a seed."""
         chance = random.Random(seed)
         tenant = self.tenants[name]
         terms = answered(self.operator.get(f"/v1/platform/organizations/{tenant.organization_id}/price_terms"))["data"]
@@ -100,7 +100,7 @@ class Scene:
         return dict(result)
 
     def cost(self, name: str, start: int, end: int) -> int:
-        """What the tenant's own API says that it was billed."""
+        """Return what was billed, as the tenant's own API says."""
         query = {"start_time": start // 86_400 * 86_400, "end_time": end, "limit": 180}
         page = answered(self.control.client(self.tenants[name].admin_key).get("/v1/organization/costs", params=query))
         return sum(int(each["amount"]["value_pico"]) for bucket in page["data"] for each in bucket["results"])

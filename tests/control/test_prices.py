@@ -237,7 +237,7 @@ class TestGateways:
         assert {price.list for price in entry.prices} == {default, f"{default}-100"}
 
     def test_hear_of_a_default_book_that_comes_after_terms_were_set(self, fresh_control: Running) -> None:
-        """Until the terms begin, and where none are in force, the default book is what counts, however late it came."""
+        """The default book counts until terms begin and where none are in force, however late it was created."""
         control, operator = fresh_control, fresh_control.operator()
         tenant, own = make_tenant(control, "early"), make_book(control, "own")
         path, later = f"/v1/platform/organizations/{tenant.organization_id}/price_terms", int(time.time()) + 1000

@@ -1,4 +1,4 @@
-"""What the collector rates in one pass, group by group, is what the rules of prices and outcomes say of each event alone."""
+"""Rating in one pass, group by group, as the collector does it, gives what the rules of prices and outcomes give for each event alone."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def test_events_rated_together_cost_what_each_costs_alone(ended: list[tuple[dict
 
 
 def test_a_record_that_states_a_billed_request_is_quarantined() -> None:
-    """Whether the request is billed follows from the outcome policy; no gateway writes it."""
+    """The outcome policy alone decides if the request is billed; no gateway writes it."""
     batch = Batch(NODE, EPOCH)
     batch.add(read([final(admit(1), used=Quantities(1, request=1))]))
     assert not batch.finals and [each.reason for each in batch.unreadable] == ["invalid"]

@@ -1,4 +1,4 @@
-"""What holds for every route: one shape of error, strict bodies, nothing repeated, nobody let in by accident."""
+"""Rules of every route: one shape of error, strict bodies, nothing repeated, no access by accident."""
 
 import json
 import socket

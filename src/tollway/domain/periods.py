@@ -36,11 +36,11 @@ NEVER: Final = -(2**62)
 """Before every instant: the frozen time of an organization that has closed nothing."""
 
 STUB_US_MAX: Final = 27 * 3600 * 1_000_000
-"""What two zones can leave between their months: offsets lie between -12 and +14 hours, and a period shorter than that is none."""
+"""Longest gap between the months of two zones: offsets lie between -12 and +14 hours. A shorter period is not opened."""
 
 
 class PeriodState(StrEnum):
-    """How far a period has come. It only ever moves forward."""
+    """State of a period. It only ever moves forward."""
 
     OPEN = "open"  # takes bookings
     CLOSING = "closing"  # takes none any more; its digests are being computed

@@ -45,7 +45,7 @@ class LeafLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Leaf(msgspec.Struct, frozen=True, kw_only=True):
-    """What a period's root commits to of one event. Instants in UTC microseconds, amounts as integer strings of pico-currency.
+    """Fields of one event to which the root of its period commits. Instants in UTC microseconds, amounts as integer strings of pico.
 
     `content_hash` is the SHA-256 (hex) of the record as the gateway wrote it.
     """
