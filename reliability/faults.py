@@ -41,7 +41,7 @@ FAULTS: Mapping[str, Sequence[str]] = {
     "engine hangs before its answer": [f"{CONTRACT}test_what_another_engine_can_answer[hang"],
     "engine falls silent in mid-stream": [f"{STREAMS}test_an_engine_that_falls_silent"],
     "engine drips": [f"{CONTRACT}test_what_no_client_may_notice[drip"],
-    "engine sends comments without end": [f"{STREAMS}test_65_comments_for_ever_are_bounded_by_the_whole_deadline"],
+    "engine sends comments without end": [f"{STREAMS}test_65_comments_without_end_are_bounded_by_the_whole_deadline"],
     "stream without end": [f"{STREAMS}test_65_a_stream_without_end_is_cut_at_its_bound"],
     "answer without end": [f"{STREAMS}test_65_an_answer_without_end_is_cut_at_its_bound"],
     "engine answers 429": [f"{EARLY}[status-429"],

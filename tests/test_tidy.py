@@ -85,7 +85,7 @@ BANNED_WORDS = {
     r"two facts": "two data flows",
 }
 """Private metaphors and turns of speech, as patterns between word boundaries, with what to write in their place. An
-underscore is a boundary, so that names are checked too."""
+underscore counts as a space, so that names are checked too."""
 
 WORD = re.compile("|".join(rf"(?<![A-Za-z])(?:{pattern})(?![a-z])" for pattern in BANNED_WORDS), re.IGNORECASE)
 
@@ -199,7 +199,7 @@ def schemas_are_protected(tree: Tree) -> Iterator[str]:
 def words_are_terms_of_the_field(tree: Tree) -> Iterator[str]:
     """No name, comment, docstring, message or page uses a banned word."""
     for path, number, line in _lines(tree):
-        if _is_prose(path) and (match := WORD.search(line)) and not _is_allowed(path, line, WORDS_ALLOWED):
+        if _is_prose(path) and (match := WORD.search(line.replace("_", " "))) and not _is_allowed(path, line, WORDS_ALLOWED):
             advice = next(write for pattern, write in BANNED_WORDS.items() if re.search(pattern, match.group() + " ", re.IGNORECASE))
             yield f"{path}:{number}: {match.group()!r}; write: {advice}"
 
@@ -401,7 +401,7 @@ PLANTED: dict[Rule, tuple[Tree, Tree]] = {
         },
     ),
     words_are_terms_of_the_field: (
-        {"planted.md": "The door of the API is open.\n"},
+        {"planted.py": "kept_for_ever = True\n"},
         {"planted.md": "Outdoor headroom; there is no limit, and this is no longer new.\n"},
     ),
     docstrings_stand_alone: (

@@ -45,7 +45,7 @@ class TestModels:
         refused(operator.post(f"{MODELS}/changing", json={"endpoints": []}), 400, "invalid_value", "endpoints")
         refused(operator.post(f"{MODELS}/changing", json={"endpoints": ["shell"]}), 400, "invalid_value", "endpoints.[0]")
 
-    def test_names_are_unique_for_ever(self, control: Running) -> None:
+    def test_names_stay_unique_after_archiving(self, control: Running) -> None:
         operator = control.operator()
         make_model(control, "once")
         refused(operator.post(MODELS, json={"name": "once", "endpoints": ["embeddings"]}), 409, "conflict", "name")

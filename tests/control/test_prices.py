@@ -62,7 +62,7 @@ class TestBooks:
         assert again["list"] == made["list"]
         refused(operator.post(BOOKS, json={"name": "another", "currency": "SEK", "default": True}), 409, "conflict", "default")
 
-    def test_are_told_apart_by_name(self, control: Running) -> None:
+    def test_are_distinguished_by_name(self, control: Running) -> None:
         operator = control.operator()
         make_book(control, "summer")
         refused(operator.post(BOOKS, json={"name": "summer", "currency": "EUR"}), 409, "conflict", "name")

@@ -44,7 +44,7 @@ def test_from_the_archive_alone_everything_is_as_it_was(database: Database, arch
     assert verify(restored, archive).differences == []
 
 
-def test_only_what_the_backup_lacks_is_taken_in_and_a_second_time_nothing(
+def test_only_what_the_backup_lacks_is_ingested_and_a_second_time_nothing(
     database: Database, archive: Archive, restored: Database, tmp_path: Path
 ) -> None:
     take(restored, Archive(tmp_path / "then"), frames(exchanges(range(3))))  # what the backup had
@@ -54,7 +54,7 @@ def test_only_what_the_backup_lacks_is_taken_in_and_a_second_time_nothing(
     assert state(restored) == state(database)
 
 
-def test_bytes_of_a_batch_that_was_never_taken_in_whole_do_not_matter(database: Database, archive: Archive, restored: Database) -> None:
+def test_bytes_of_a_batch_that_was_never_ingested_whole_do_not_matter(database: Database, archive: Archive, restored: Database) -> None:
     live(database, archive)
     (_, _, size), *_ = (each for each in archive.list_epochs() if each[:2] == (NODE, EPOCH))
     archive.write(NODE, EPOCH, size, b"".join(frames(exchanges([99]))[:1])[:20])

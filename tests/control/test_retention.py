@@ -94,7 +94,7 @@ class TestMadeAhead:
         with pytest.raises(sa.exc.DBAPIError, match="not open"), database.platform() as tx:
             tx.connection.execute(sa.text(copied))
 
-    def test_one_that_was_taken_off_by_hand_takes_in_nothing(self, database: Database, archive: Archive) -> None:
+    def test_one_that_was_detached_by_hand_accepts_no_event(self, database: Database, archive: Archive) -> None:
         keep(database, 0)
         with database.platform() as tx:
             tx.connection.execute(sa.text(f"ALTER TABLE usage_events DETACH PARTITION {THIS.partition}"))

@@ -79,7 +79,7 @@ async def test_a_stream_costs_what_the_engine_says_whether_or_not_the_client_ask
         assert told(reports[0]) == recorded(final)
 
 
-async def test_a_prompt_said_again_comes_from_the_cache_and_is_told_apart(engine: RealEngine) -> None:
+async def test_a_repeated_prompt_comes_from_the_cache_and_is_counted_apart(engine: RealEngine) -> None:
     async with gateway(serving(engine)) as running:
         body = chat(max_tokens=2) | {"messages": [{"role": "user", "content": LONG + engine.kind}]}
         for _ in range(2):

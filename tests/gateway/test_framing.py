@@ -188,7 +188,7 @@ async def test_20_chunked_body_past_the_cap_is_refused_while_it_is_read(step: in
         assert connection.is_over and not sink.admits
 
 
-async def test_20_a_large_body_of_nobody_is_refused_by_its_head(memory: Memory) -> None:
+async def test_20_a_large_body_without_a_key_is_refused_by_its_head(memory: Memory) -> None:
     anonymous = HEAD + b"content-type: application/json\r\ncontent-length: 1000000\r\n\r\n"
     connection = await memory.exchange(anonymous)
     (answer,) = split_answers(connection.written)

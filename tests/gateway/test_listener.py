@@ -190,7 +190,7 @@ def _ask_through_proxy(port: int, context: ssl.SSLContext) -> bytes:
             return wrapped.recv(65536)
 
 
-async def test_a_drain_waits_for_connections_that_are_opening_but_not_for_ever() -> None:
+async def test_a_drain_waits_for_connections_that_are_opening_but_not_indefinitely() -> None:
     async with gateway({}, rules=BEHIND, drain=DrainBounds(grace_seconds=0.3)) as running, connect(running.port) as client:
         client.send(header("192.0.2.7")[:5])
         await until(lambda: running.plane.is_ready())

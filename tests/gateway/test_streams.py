@@ -370,7 +370,7 @@ async def test_an_engine_that_falls_silent(script: Script, status: int, text: st
         assert text == "" or answer.events()[0]["choices"][0]["delta"]["content"] == text
 
 
-async def test_65_comments_for_ever_are_bounded_by_the_whole_deadline() -> None:
+async def test_65_comments_without_end_are_bounded_by_the_whole_deadline() -> None:
     steps = [b"d\r\n: keepalive\n\n\r\n"] * 1_000_000
     upstream = Upstream([STREAM_HEAD, *steps])
     bounds = RelayBounds(total_seconds=0.5, first_token_seconds=0.5)

@@ -34,12 +34,12 @@ def check_history(history: Any) -> None:
         rows = {row.event_id: row for row in tx.connection.execute(sa.select(money.usage_events))}
         balances = {row.account_id: row.posted_pico for row in tx.connection.execute(sa.select(money.balances))}
         rollups = [row._asdict() for row in tx.connection.execute(sa.select(money.usage_rollups))]
-        put_aside = [
+        rejected_counts = [
             tx.connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
             for table in (money.event_conflicts, money.quarantined_records)
         ]
-    if any(put_aside):
-        fail(f"{put_aside[0]} conflicts, {put_aside[1]} quarantined")
+    if any(rejected_counts):
+        fail(f"{rejected_counts[0]} conflicts, {rejected_counts[1]} quarantined")
     owed: dict[str, int] = {}
     for truth in history.traffic.truths.values():
         row = rows.pop(truth.id, None)
