@@ -57,7 +57,7 @@ class Running:
 
 
 Start = Callable[..., Running]
-"""`start("serve", "--listen", ..., directory=None, env=None)` runs `tollway serve --data-dir DIRECTORY ...`."""
+"""`start("serve", "--listen", ..., directory=None, env=None, descriptors=None)` runs `tollway serve --data-dir DIRECTORY ...`."""
 
 
 @contextmanager
@@ -65,14 +65,21 @@ def starting(scratch: Path) -> Iterator[Start]:
     """Start processes that end with the block, and their children too. What each writes lies in a directory of its own in `scratch`."""
     running: list[Running] = []
 
-    def start(command: str, *arguments: str, directory: Path | None = None, env: dict[str, str] | None = None) -> Running:
+    def start(
+        command: str,
+        *arguments: str,
+        directory: Path | None = None,
+        env: dict[str, str] | None = None,
+        descriptors: int | None = None,
+    ) -> Running:
         place = scratch / f"{command}-{len(running)}"
         place.mkdir()
         directory = directory or place / "data"
         out, err = place / "stdout", place / "stderr"
+        limited = [] if descriptors is None else ["/bin/sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"]
         with out.open("wb") as stdout, err.open("wb") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tollway", command, "--data-dir", str(directory), *arguments],
+                [*limited, sys.executable, "-m", "tollway", command, "--data-dir", str(directory), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,

@@ -71,6 +71,10 @@ ROWS = {
         "slow bodies, idle streams and many requests of one key at control",
         "no place while a body is awaited; 429 above a key's share; health, revocations and other keys unaffected",
     ),
+    72: (
+        "connections that are held open and idle until no descriptor is left",
+        "connections bounded below the limit on open files; idle ones make way; no engine is blamed, records are shipped",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

@@ -103,7 +103,9 @@ class EdgeSection(msgspec.Struct, frozen=True, kw_only=True):
     linger_seconds: Seconds = 2.0
     """Time for which a refused client is still read from, so that the reset of a closed socket does not destroy the refusal."""
     connections_max: Count = 20_000
-    """Open connections in all; one more is answered 503. Each costs a descriptor and about 10 KiB."""
+    """Open connections in all. One more closes those that have been idle longest, or is answered 503 if there are none. Each costs about
+    10 KiB and two descriptors, one of them for an engine. Where the limit on open files allows fewer (the soft limit is raised to the hard
+    one at the start), fewer are served, and the log says so (`descriptors_low`)."""
     connections_per_peer_max: CountOrZero = 0
     """Open connections per client address. 0 for no bound, the default: behind a load balancer every client has the same address."""
     internal_connections_max: Count = 64

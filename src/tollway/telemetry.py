@@ -180,6 +180,7 @@ class Metrics:
         self.callback_failures: dict[str, int] = {}
         self.retries = 0
         self.connections_refused = 0
+        self.connections_shed = 0
         self.running = 0
         self.loop_lag_seconds_max = 0.0
         self.gauges: dict[str, Callable[[], float]] = {}
@@ -238,6 +239,7 @@ class _Families(Collector):
         yield _counter("tollway_upstream_ejections", "Ejections of upstreams.", ("deployment", "reason"), metrics.ejections.items())
         yield _counter("tollway_upstream_retries", "Attempts after the first.", (), [((), metrics.retries)])
         yield _counter("tollway_connections_refused", "Connections over the bound.", (), [((), metrics.connections_refused)])
+        yield _counter("tollway_connections_shed", "Idle connections that made way for others.", (), [((), metrics.connections_shed)])
         restarts, failures = metrics.task_restarts.items(), metrics.callback_failures.items()
         yield _counter("tollway_task_restarts", "Restarts of background tasks that ended.", ("task",), restarts)
         yield _counter("tollway_callback_failures", "Exceptions outside of requests and tasks, by place.", ("place",), failures)

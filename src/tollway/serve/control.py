@@ -38,6 +38,7 @@ from tollway.domain.keys import KeyType
 from tollway.domain.money import PICO
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve import garbage
+from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, share_out
 from tollway.serve.http_protocol import StrictProtocol
 from tollway.serve.sockets import url_of
 from tollway.storage.database import Database
@@ -69,8 +70,12 @@ STOP_SECONDS_MAX = 8
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s after which common proxies give up an idle connection: whoever closes first must not be us."""
 
+CONNECTIONS_MAX = 4_096
+"""Open connections at each of the two listeners; a gateway keeps a few at the link. Idle ones make way for others."""
+
 LEVELS = {
     "defect": "error",
+    "descriptors_low": "warning",
     "engine_not_observed": "warning",
     "job_failed": "warning",
     "periods_overdue": "warning",
@@ -224,8 +229,14 @@ async def serve(
 ) -> None:
     """Serve both applications on their listening sockets until `stop` is set; then finish what runs, within
     STOP_SECONDS_MAX. `options`: how engines' counters are read meanwhile; None reads none."""
+    limit = raise_limit()
+    share = share_out(limit, CONNECTIONS_MAX, for_each=2, reserve=RESERVE)
+    if share.missing:
+        warning = describe_shortage(limit, share, f"{CONNECTIONS_MAX} connections at each listener of control")
+        plane.log({"event": "descriptors_low", "connections_max": share.connections, "detail": warning})
+    protocol = StrictProtocol.bounded(share.connections)
     public_app, link_app = create_apps(plane)
-    servers = {_Server(_configure(public_app)): public, _Server(_configure(link_app)): link}
+    servers = {_Server(_configure(public_app, protocol)): public, _Server(_configure(link_app, protocol)): link}
     urls = {"url": url_of(public), "link_url": url_of(link)}
     holder = plane.new_id("control")
     runner = JobRunner(plane.database, holder, plane.jobs, stop, plane.now, plane.log)
@@ -313,10 +324,10 @@ def _list_jobs(
     return jobs
 
 
-def _configure(app: object) -> uvicorn.Config:
+def _configure(app: object, protocol: type[StrictProtocol]) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http=StrictProtocol,
+        http=protocol,
         ws="none",
         lifespan="off",
         loop="none",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tollway.serve import data_directory
+from tollway.serve.descriptors import raise_limit
 from tollway.serve.logs import Echo, Log
 from tollway.serve.sockets import open_listener, parse_address, url_of
 from tollway.serve.supervisor import Event, Program, Supervisor, run_until_signal
@@ -64,6 +65,7 @@ def opened(settings: Settings, options: Sequence[str] = OPTIONS) -> Iterator[Ins
     addresses = (gateway.listen, gateway.internal, control.listen, control.link)
     for address, option in zip(addresses, options, strict=True):
         parse_address(address, option=option)  # before anything is made
+    raise_limit()  # for the supervisor's own pipes; its children raise theirs again
     directory = Path(settings.data_dir).absolute()
     data_directory.prepare(directory)
     with data_directory.locked(directory, "serve"):

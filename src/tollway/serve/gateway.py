@@ -18,10 +18,11 @@ import ssl
 import sys
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import uvloop
 
 from tollway.gateway.background import BackgroundTasks
@@ -38,6 +39,7 @@ from tollway.link.snapshots import Follower
 from tollway.link.spool import Spool, SpoolOptions, needed_bytes
 from tollway.link.spool_wait import UnavailableSpool, find_waiting_node, open_when_available
 from tollway.native import FORM
+from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, share_out
 from tollway.serve.sockets import url_of
 from tollway.storage.vault import LocalVault
 from tollway.telemetry import LogWriter
@@ -77,15 +79,27 @@ class GatewayOptions:
 
 def run_gateway(options: GatewayOptions) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code. Prints {"event": "ready", "url": ..., "internal_url": ...}
-    when it listens.
+    when it listens. A limit on open files that is too low for the bound on connections lowers the bound, with a warning.
 
     Raises OSError if the spool cannot be written, ValueError if it belongs to another node.
     """
-    return uvloop.run(_run(options))
+    limit = raise_limit()
+    share = share_out(limit, options.edge.connections_max, for_each=2, reserve=RESERVE + options.edge.internal_connections_max)
+    warning = None
+    if share.missing:
+        bound = f"{options.edge.connections_max} connections and as many to engines"
+        warning = describe_shortage(limit, share, bound, " or lower gateway.edge.connections_max")
+        sys.stderr.write(warning + "\n")
+        options = replace(options, edge=msgspec.structs.replace(options.edge, connections_max=share.connections))
+    return uvloop.run(_run(options, warning))
 
 
-async def _run(options: GatewayOptions) -> int:
+async def _run(options: GatewayOptions, warning: str | None) -> int:
     log = LogWriter(options.log_descriptor)
+    if warning is not None:
+        bound = options.edge.connections_max
+        log.write({"ts": _now_us(), "level": "warning", "event": "descriptors_low", "connections_max": bound, "detail": warning})
+        log.flush()
 
     def alarm(event: str, fields: dict[str, object]) -> None:
         log.write({"ts": _now_us(), "level": "error", "event": event, **fields})

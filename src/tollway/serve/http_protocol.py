@@ -4,9 +4,12 @@ The gateway has a listener of its own (`gateway.edge`); this file holds the rule
 """
 
 import asyncio
+import heapq
 import secrets
 import socket
 import time
+from operator import attrgetter
+from typing import cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -21,27 +24,66 @@ HEAD_SECONDS_MAX = 15.0
 HEAD_BYTES_MAX = 64 * 1024
 """Bound on the target, header names and header values of a request together."""
 
+IDLE_SECONDS_MIN = 1.0
+"""Time without a request after which a connection may be closed to make way for another one."""
+
+SHED_PART = 16
+"""Part of the bound on connections that is closed at once, so that a flood of connections does not look through all of them each time."""
+
 HEADERS_MAX = 100
 """Bound on the number of headers of a request."""
 
 
 class StrictProtocol(HttpToolsProtocol):
-    """Add to uvicorn's HTTP/1.1: bounds on the request head, exactly one Host, no trailers, and OpenAI's error body for malformed requests.
+    """Add to uvicorn's HTTP/1.1: bounds on connections and on the request head, exactly one Host, no trailers, and OpenAI's error body for
+    malformed requests.
 
     Trailers would otherwise join the headers, an `Authorization` among them. An exception raised in a callback of the parser becomes
     an error of the parser, which uvicorn answers with `send_400_response`."""
 
+    _connections_max = 1 << 20
     _head_bytes = 0
     _head_complete = False
     _deadline: asyncio.TimerHandle | None = None
+    _idle_since = 0.0
+
+    @classmethod
+    def bounded(cls, connections_max: int) -> "type[StrictProtocol]":
+        """Return a protocol that keeps at most so many connections of its server open."""
+        return type(cls.__name__, (cls,), {"_connections_max": connections_max})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the deadline of the first head and disable Nagle's algorithm."""
+        """Start the deadline of the first head and disable Nagle's algorithm. Above the bound, connections that have been idle longest
+        are closed; without any, this one is."""
         super().connection_made(transport)
+        self._idle_since = self.loop.time()
+        if len(self.connections) > self._connections_max and not self._shed_idle():
+            transport.abort()
+            return
         # asyncio sets it only for sockets that were made with their protocol named, which inherited ones need not be. Without it
         # the body of an answer waits 40 ms for the client's delayed acknowledgement of its head (measured).
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._deadline = self.loop.call_later(HEAD_SECONDS_MAX, transport.abort)
+
+    def _shed_idle(self) -> int:
+        """Close connections that wait for a request, those that have waited longest first; return how many."""
+        latest = self.loop.time() - IDLE_SECONDS_MIN
+        protocols = cast("set[StrictProtocol]", self.connections)
+        idle = [each for each in protocols if each._is_idle() and each._idle_since <= latest]
+        longest = heapq.nsmallest(max(1, self._connections_max // SHED_PART), idle, key=attrgetter("_idle_since"))
+        for each in longest:
+            self.connections.discard(each)
+            each.transport.abort()
+        return len(longest)
+
+    def _is_idle(self) -> bool:
+        """Return whether no request whose head has arrived is under way."""
+        return bool(getattr(self.cycle, "response_complete", True))  # None before the first request
+
+    def on_response_complete(self) -> None:
+        """Note since when the connection is idle."""
+        super().on_response_complete()
+        self._idle_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the deadline."""
@@ -52,8 +94,7 @@ class StrictProtocol(HttpToolsProtocol):
         """Interpret bytes. Bytes after an answered request that begin no other one, such as an empty line or the rest of a body that was
         refused, start a deadline too: they have ended the one of the idle connection."""
         super().data_received(data)
-        is_answered = getattr(self.cycle, "response_complete", True)  # None before the first request
-        if is_answered and self._deadline is None and self.timeout_keep_alive_task is None and not self.transport.is_closing():
+        if self._is_idle() and self._deadline is None and self.timeout_keep_alive_task is None and not self.transport.is_closing():
             self._deadline = self.loop.call_later(HEAD_SECONDS_MAX, self.transport.abort)
 
     def on_message_begin(self) -> None:

@@ -19,7 +19,7 @@ from tollway.gateway import pipeline
 from tollway.gateway.dialects.table import find_error_dialect
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.edge import edge_policy
-from tollway.gateway.edge.edge import Edge
+from tollway.gateway.edge.edge import REST_SECONDS, Edge
 from tollway.gateway.edge.routes import ROUTES, Route, find_body_fault, find_path, find_route, find_route_fault
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Flow
@@ -31,9 +31,6 @@ PRECHECK_BYTES = 64 * 1024
 READ_AHEAD_BYTES = 64 * 1024
 """Bytes read of requests that follow the one being answered. Beyond it the socket is not read until their turn comes; below it it is,
 because only a socket that is read tells that the client left."""
-
-REST_SECONDS = 1.0
-"""A connection without a request for so long is not in use at this moment. A busy client's pauses and a network's delays are shorter."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -469,6 +466,10 @@ class ClientConnection(asyncio.Protocol):
         elif elapsed > bounds.body_grace_seconds and self._phase_bytes < elapsed * bounds.body_rate_min:
             self._write_fault(Fault(faults.REQUEST_TIMEOUT), close=True)
 
+    def find_idle_since(self) -> float | None:
+        """Return since when this connection waits for a request, in seconds of the edge's clock; None while it has or begins one."""
+        return None if self._request is not None or self._ending or self._reader.in_message else self._phase_at
+
     def close_if_idle(self, *, is_rested: bool) -> None:
         """Drain: a busy connection is closed after its answer, one that has rested for REST_SECONDS at once. Until then its next request,
         or its first, may be on its way: a close would meet it, and its answer can say `connection: close` instead.
@@ -477,6 +478,6 @@ class ClientConnection(asyncio.Protocol):
         a connection that was used just before the drain may look as if it had rested.
         """
         self._close_after = True
-        is_idle = self._request is None and not self._reader.in_message
-        if is_rested and is_idle and self._edge.now - self._phase_at >= REST_SECONDS:
+        since = self.find_idle_since()
+        if is_rested and since is not None and self._edge.now - since >= REST_SECONDS:
             self._end()

@@ -1,7 +1,9 @@
 """State shared by all client connections of one gateway process: plane, bounds, counts per address, and the start of each answer."""
 
 import asyncio
+import heapq
 from contextvars import copy_context
+from operator import itemgetter
 from typing import Protocol
 
 import msgspec
@@ -12,6 +14,11 @@ from tollway.gateway.edge.auth_failures import AuthFailureLimiter
 from tollway.gateway.edge.edge_policy import EdgePolicy
 from tollway.gateway.plane import Plane
 from tollway.wire.http import HttpBounds
+
+REST_SECONDS = 1.0
+"""A connection without a request for so long is not in use at this moment. A busy client's pauses and a network's delays are shorter."""
+SHED_PART = 16
+"""Part of `connections_max` that is closed at once, so that a flood of connections does not look through all of them each time."""
 
 REASONS = {
     200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed",
@@ -65,6 +72,10 @@ class Connection(Protocol):
         """Check the connection's deadlines."""
         ...
 
+    def find_idle_since(self) -> float | None:
+        """Return since when the connection waits for a request, in seconds of the edge's clock; None while it has one or begins one."""
+        ...
+
     def close_if_idle(self, *, is_rested: bool) -> None:
         """Close the connection, during a drain, once it has no request."""
         ...
@@ -94,6 +105,7 @@ class Edge:
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         self.openings = _Openings(b"")
+        self._shed_at = -1.0
 
     def tell_date(self, date: bytes) -> None:
         """Set the `date` header (RFC 9110 section 6.6.1) of answers from now on."""
@@ -104,10 +116,31 @@ class Edge:
         most = self.bounds.connections_per_peer_max
         if most and self.rules is not None and self.rules.forwarded_for and edge_policy.is_trusted(self.rules, peer):
             most = 0  # it carries the requests of many
-        if len(self.connections) >= self.bounds.connections_max or (most and self.peers.get(peer, 0) >= most):
+        if most and self.peers.get(peer, 0) >= most:
+            return False
+        if len(self.connections) >= self.bounds.connections_max and not self.shed_idle():
             return False
         self.peers[peer] = self.peers.get(peer, 0) + 1
         return True
+
+    def shed_idle(self) -> int:
+        """Close the connections that have waited longest for a request, a sixteenth of the bound at most; return how many. Descriptors or
+        places are short, and whoever has a request goes before whoever holds a connection open.
+
+        One call looks at all connections, so once none was idle for REST_SECONDS, none is looked for until the clock has moved on.
+        """
+        if self._shed_at == self.now:
+            return 0
+        idle = [(since, connection) for connection in self.connections if (since := connection.find_idle_since()) is not None]
+        idle = [each for each in idle if self.now - each[0] >= REST_SECONDS]
+        if not idle:
+            self._shed_at = self.now
+        longest = heapq.nsmallest(max(1, self.bounds.connections_max // SHED_PART), idle, key=itemgetter(0))
+        for _, connection in longest:
+            self.connections.discard(connection)
+            connection.hang_up()
+        self.plane.metrics.connections_shed += len(longest)
+        return len(longest)
 
     def leave(self, peer: str) -> None:
         """The connection is gone."""

@@ -3,9 +3,9 @@
 The header is read from the bare socket, to the byte, before any transport exists: what follows belongs to TLS or to HTTP, whose
 code knows nothing of it. Plain listeners do not come this way (`server.serve`), so it costs them nothing.
 
-Bounds: `opening_max` connections in this state, `opening_per_peer_max` of them per address (0: no bound; trusted proxies have none),
-`opening_seconds` for the header and again for the handshake. What exceeds them, or breaks them, is closed without an answer: there is
-nobody to talk to yet.
+Bounds: `is_full` says whether there are too many connections, those in this state included; `opening_per_peer_max` of them per address
+(0: no bound; trusted proxies have none); `opening_seconds` for the header, again for the handshake, and for TLS to close. What exceeds
+them, or breaks them, is closed without an answer, because no protocol for one is agreed on yet.
 """
 
 import asyncio
@@ -31,7 +31,6 @@ class OpeningBounds(msgspec.Struct, frozen=True, kw_only=True):
     """See above."""
 
     opening_seconds: float
-    opening_max: int
     opening_per_peer_max: int
 
 
@@ -43,17 +42,20 @@ class Listener:
         listener: socket.socket,
         made: Callable[[str], asyncio.Protocol],
         refused: Callable[[], None],
+        is_full: Callable[[int], bool],
         *,
         rules: EdgePolicy,
         tls: ssl.SSLContext | None,
         bounds: OpeningBounds,
     ) -> None:
-        """`made` gives the protocol of a connection from an address; `refused` is told of each that was closed unanswered."""
+        """`made` gives the protocol of a connection from an address; `refused` is told of each that was closed unanswered. `is_full`
+        returns whether one more is too many, given how many are opening."""
         self.opening: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._made = made
         self._refused = refused
+        self._is_full = is_full
         self._rules = rules
         self._tls = tls
         self._bounds = bounds
@@ -94,7 +96,7 @@ class Listener:
             peer = address[0]
             most = self._bounds.opening_per_peer_max
             is_many = most and self._peers[peer] >= most and not edge_policy.is_trusted(self._rules, peer)
-            if is_many or len(self.opening) >= self._bounds.opening_max:
+            if is_many or self._is_full(len(self.opening)):
                 sock.close()
                 self._refused()
                 continue
@@ -105,6 +107,7 @@ class Listener:
     async def _open(self, sock: socket.socket, address: str) -> None:
         self._peers[address] += 1
         seconds = self._bounds.opening_seconds
+        tls_seconds = seconds if self._tls is not None else None
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -113,7 +116,7 @@ class Listener:
                 async with asyncio.timeout(seconds):
                     peer = await self._read_source(sock) or address
             await self._loop.connect_accepted_socket(
-                lambda: self._made(peer), sock, ssl=self._tls, ssl_handshake_timeout=seconds if self._tls is not None else None
+                lambda: self._made(peer), sock, ssl=self._tls, ssl_handshake_timeout=tls_seconds, ssl_shutdown_timeout=tls_seconds
             )
         except (OSError, TimeoutError, proxy.HeaderInvalid):  # a failed handshake is an OSError too
             sock.close()

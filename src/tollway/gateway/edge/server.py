@@ -4,6 +4,7 @@ import asyncio
 import gc
 import socket
 import ssl
+from functools import partial
 
 import msgspec
 
@@ -11,9 +12,9 @@ from tollway.domain import faults
 from tollway.domain.faults import Fault
 from tollway.gateway.background import BackgroundTasks
 from tollway.gateway.edge.admin_listener import AdminListener
-from tollway.gateway.edge.client_connection import REST_SECONDS, ClientConnection
+from tollway.gateway.edge.client_connection import ClientConnection
 from tollway.gateway.edge.clock import Clock
-from tollway.gateway.edge.edge import Edge, EdgeBounds
+from tollway.gateway.edge.edge import REST_SECONDS, Edge, EdgeBounds
 from tollway.gateway.edge.edge_policy import EdgePolicy
 from tollway.gateway.edge.listener import Listener, OpeningBounds
 from tollway.gateway.plane import Plane
@@ -48,6 +49,8 @@ async def serve(
     edge = Edge(plane, edge_bounds, http_bounds, rules)
     background.start("clock", Clock(edge).run)
     plane.metrics.gauges["tollway_log_lines_dropped"] = lambda: plane.log.dropped
+    connections = plane.upstreams.connections
+    connections.most, connections.on_shortage = edge_bounds.connections_max, partial(_free_descriptors, edge)
     plane.metrics.gauges["tollway_connections"] = lambda: len(edge.connections)
     await asyncio.sleep(0)
     public: asyncio.Server | Listener
@@ -71,6 +74,12 @@ async def serve(
         upstream.close_idle(0.0, all=True)
 
 
+def _free_descriptors(edge: Edge) -> None:
+    """Close what nobody waits for, so that a request gets a connection to its engine."""
+    edge.plane.upstreams.close_all_idle()
+    edge.shed_idle()
+
+
 def _listen(edge: Edge, listener: socket.socket, tls: ssl.SSLContext | None) -> Listener:
     """Return the public listener for connections with a PROXY header or TLS, which have to be opened first."""
     bounds, metrics = edge.bounds, edge.plane.metrics
@@ -78,12 +87,16 @@ def _listen(edge: Edge, listener: socket.socket, tls: ssl.SSLContext | None) -> 
     def refused() -> None:
         metrics.connections_refused += 1
 
+    def is_full(opening: int) -> bool:
+        return len(edge.connections) + opening >= bounds.connections_max and not edge.shed_idle()
+
     opening = OpeningBounds(
         opening_seconds=bounds.opening_seconds,
-        opening_max=bounds.connections_max,
         opening_per_peer_max=bounds.connections_per_peer_max,
     )
-    return Listener(listener, lambda peer: ClientConnection(edge, peer), refused, rules=edge.rules or EdgePolicy(), tls=tls, bounds=opening)
+    return Listener(
+        listener, lambda peer: ClientConnection(edge, peer), refused, is_full, rules=edge.rules or EdgePolicy(), tls=tls, bounds=opening
+    )
 
 
 async def _drain(edge: Edge, public: asyncio.Server | Listener, bounds: DrainBounds) -> None:

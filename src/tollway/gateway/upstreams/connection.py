@@ -118,6 +118,10 @@ class Pool(Protocol):
         """Return about how many tokens the engine counts in so many bytes of a request."""
         ...
 
+    def count_open(self, change: int) -> None:
+        """Count a connection that was opened (1) or lost (-1)."""
+        ...
+
     def count_unsolicited(self) -> None:
         """Bytes arrived on a connection on which nothing was asked."""
         ...
@@ -222,6 +226,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        self.upstream.count_open(1)
 
     def data_received(self, data: bytes) -> None:
         reader = self._reader
@@ -254,6 +259,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
         self._transport = None
+        self.upstream.count_open(-1)
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.lost()

@@ -2,14 +2,13 @@
 
 Idle connections are used last-in first-out and closed after IDLE_SECONDS, which must stay below the engines' own keep-alive (5 s in
 vLLM, SGLang and TensorRT-LLM): otherwise an engine resets a connection just as it is used again. The number of connections is not
-bounded here, because the limits bound concurrency.
+bounded here, because the limits bound concurrency; descriptors are (`open_connections`).
 
 An engine that sends bytes on a connection on which nothing was asked disagrees with the gateway about where a message ends, and the next
 request on that connection could be given another one's answer. Its connections are then used once each for POOLING_PAUSE_SECONDS.
 """
 
 import asyncio
-import socket
 import ssl
 import time
 from collections.abc import Iterable
@@ -24,6 +23,7 @@ from tollway.gateway.ports import Vault
 from tollway.gateway.request import Request
 from tollway.gateway.upstreams.connection import UpstreamConnection
 from tollway.gateway.upstreams.health import Health
+from tollway.gateway.upstreams.open_connections import OpenConnections, is_exhausted
 from tollway.telemetry import LogWriter, Metrics, timestamp
 
 IDLE_SECONDS = 3.0
@@ -37,6 +37,8 @@ BYTES_LEARNED_FIRST = 512
 """Weight of that first ratio. The requests that were reported soon outweigh it."""
 BYTES_LEARNED_MAX = 1 << 28
 """Bytes after which what was learned counts half, so that a ratio follows its model's traffic."""
+SHORTAGE_SECONDS = 0.01
+"""Pause before a connection is tried again for which there was no descriptor: those that were closed are free after a turn of the loop."""
 DRAIN_SECONDS = 5.0
 """Limits for a connection that has to end a message whose content is complete ([DONE] seen, last chunk not)."""
 
@@ -44,7 +46,11 @@ DRAIN_SECONDS = 5.0
 class Upstream:
     """One deployment: its address, its idle connections, and its health."""
 
-    def __init__(self, deployment: Deployment, credential: str | None, metrics: Metrics, log: LogWriter) -> None:
+    def __init__(
+        self, deployment: Deployment, credential: str | None, metrics: Metrics, log: LogWriter, connections: OpenConnections | None = None
+    ) -> None:
+        """`connections`: those of all upstreams; None counts this one's alone."""
+        self._connections = connections or OpenConnections()
         self._metrics = metrics
         self._log = log
         self.deployment = deployment
@@ -94,16 +100,37 @@ class Upstream:
         return None
 
     async def connect(self, timeout_seconds: float) -> UpstreamConnection:
-        """Open a new connection. Raises Fault upstream_unreachable or upstream_connect_timeout."""
-        loop = asyncio.get_running_loop()
+        """Open a new connection. Raises Fault upstream_unreachable or upstream_connect_timeout; overloaded if this process has no
+        descriptor for it, even after idle connections were closed."""
+        connections = self._connections
+        if connections.count >= connections.most:
+            connections.on_shortage()
         try:
             async with asyncio.timeout(timeout_seconds):
-                _, connection = await loop.create_connection(lambda: UpstreamConnection(self), self._host, self._port, ssl=self._tls)
+                try:
+                    return await self._open()
+                except OSError as error:
+                    if not is_exhausted(error):
+                        raise
+                connections.on_shortage()
+                await asyncio.sleep(SHORTAGE_SECONDS)
+                return await self._open()
         except TimeoutError:
             raise Fault(faults.UPSTREAM_TIMEOUT_CONNECT) from None
-        except (OSError, ssl.SSLError, socket.gaierror) as error:
+        except OSError as error:  # a failed handshake or look-up is one too
+            if is_exhausted(error):
+                raise Fault(faults.OVERLOADED, retry_after_seconds=1, detail="no descriptor for a connection to an engine") from None
             raise Fault(faults.UPSTREAM_CONNECT, detail=type(error).__name__) from None
+
+    async def _open(self) -> UpstreamConnection:
+        """Open a connection. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(lambda: UpstreamConnection(self), self._host, self._port, ssl=self._tls)
         return connection
+
+    def count_open(self, change: int) -> None:
+        """Count a connection that was opened (1) or lost (-1)."""
+        self._connections.count += change
 
     def put_idle(self, connection: UpstreamConnection) -> bool:
         """Keep an idle connection for the next request. Return False if it must be closed: the pool is full, or pooling is off."""
@@ -175,6 +202,7 @@ class Upstreams:
         self._by_id: dict[str, Upstream] = {}
         self._by_model: dict[str, list[Upstream]] = {}
         self.unsealable = 0
+        self.connections = OpenConnections(self.close_all_idle)
 
     def of(self, model: str) -> list[Upstream]:
         """Return the model's upstreams, in no particular order."""
@@ -183,6 +211,11 @@ class Upstreams:
     def all(self) -> Iterable[Upstream]:
         """Return every upstream."""
         return self._by_id.values()
+
+    def close_all_idle(self) -> None:
+        """Close every connection that carries no request."""
+        for upstream in list(self._by_id.values()):
+            upstream.close_idle(0.0, all=True)
 
     def put(self, entry: DeploymentEntry) -> None:
         """Add or update a deployment. One whose credential cannot be unsealed is left out and counted in `unsealable`."""
@@ -198,7 +231,7 @@ class Upstreams:
             before.deployment = deployment
             return
         self.remove(entry.id)
-        upstream = self._by_id[entry.id] = Upstream(deployment, credential, self._metrics, self._log)
+        upstream = self._by_id[entry.id] = Upstream(deployment, credential, self._metrics, self._log, self.connections)
         self._by_model.setdefault(deployment.model, []).append(upstream)
 
     def remove(self, id: str) -> None:
