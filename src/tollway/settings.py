@@ -22,6 +22,8 @@ from typing import Annotated, Any
 import msgspec
 import yaml
 
+from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
+
 ENV_PREFIX = "TOLLWAY__"
 
 SHORT_NAMES = {"TOLLWAY_DATABASE_URL": "control.database_url", "TOLLWAY_CONTROL_LINK_URL": "gateway.control_link_url"}
@@ -66,6 +68,8 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
 CountOrZero = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 40)]
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+SnapshotAge = Annotated[float, msgspec.Meta(ge=5, le=SNAPSHOT_AGE_SECONDS_MAX)]
+"""At least a few of control's heartbeats."""
 Rate = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
@@ -223,6 +227,10 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     """Address of the health and metrics listener, for operators and probes only."""
     control_link_url: str | None = None
     """URL of the control plane's link. Without one the gateway serves from its copy of the snapshot alone; `tollway serve` sets it."""
+    snapshot_age_seconds_max: SnapshotAge = SNAPSHOT_AGE_SECONDS_MAX
+    """Longest time without a confirmation by the control plane that no change was missed. After it new requests are answered 503 and
+    `/readyz` is red until control is reached, so that prices, keys and limits are never older than this. A gateway without
+    `control_link_url` has no such bound."""
     linger_seconds: SecondsOrZero = 0.0
     """Time after SIGTERM during which new requests are still accepted, so that load balancers notice. 0 where a supervisor holds
     the socket."""

@@ -1,18 +1,21 @@
 """Books, drafts, publishing and terms, through the API; and what gateways are told of them."""
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from tests.control.harness import Running, TenantSetup, answered, make_tenant
-from tests.control.test_link import apply, read_changes, read_snapshot
+from tests.control.harness import Running, TenantSetup, answered, make_tenant, wait_until
+from tests.control.test_link import apply, following, read_changes, read_snapshot
 from tests.control.test_routes import refused
 from tollway.domain.faults import Fault
 from tollway.domain.prices import PriceTerms
-from tollway.domain.snapshot import ModelEntry, OrganizationEntry
+from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX, ModelEntry, OrganizationEntry
 from tollway.storage import prices as stored
 from tollway.storage import schema_prices
 
@@ -254,6 +257,69 @@ class TestGateways:
         organization = read_snapshot(control.node())[1]["organization", tenant.organization_id]
         assert isinstance(organization, OrganizationEntry)
         assert organization.terms == (PriceTerms(0, book),)
+
+
+class TestAPublishedPrice:
+    def test_answers_from_when_it_holds_once_every_gateway_confirmed_it(self, fresh_control: Running) -> None:
+        with priced_model(fresh_control, nodes=("node_quick",)) as (model, book, version):
+            draft = make_draft(fresh_control, book, line(model, "0.3"))
+            with confirming(fresh_control, "node_quick", version):
+                made = publish(fresh_control, draft)
+            assert made["pending_nodes"] == []
+            assert made["valid_from"] <= made["holds_from"] <= time.time() + 1
+            assert made["holds_by"] >= made["valid_from"] + SNAPSHOT_AGE_SECONDS_MAX
+
+    def test_of_later_holds_from_its_own_instant(self, fresh_control: Running) -> None:
+        later = int(time.time()) + 10 * SNAPSHOT_AGE_SECONDS_MAX
+        with priced_model(fresh_control, nodes=()) as (model, _, _):
+            made = answered(fresh_control.operator().post(PRICES, json=line(model, currency="EUR", valid_from=later)))
+        assert (made["valid_from"], made["holds_from"], made["holds_by"]) == (later, later, later)
+
+    @pytest.mark.parametrize("what", ["price", "draft", "terms"])
+    def test_names_the_gateways_that_have_not_confirmed_it(self, fresh_control: Running, what: str) -> None:
+        operator = fresh_control.operator()
+        tenant = make_tenant(fresh_control, "waiting")
+        with priced_model(fresh_control, nodes=("node_quick", "node_stuck")) as (model, book, version):
+            draft = make_draft(fresh_control, book, line(model, "0.3"))
+            with confirming(fresh_control, "node_quick", version):
+                match what:
+                    case "price":
+                        made = answered(operator.post(PRICES, json=line(model, currency="EUR")))
+                    case "draft":
+                        made = publish(fresh_control, draft)
+                    case _:
+                        path = f"/v1/platform/organizations/{tenant.organization_id}/price_terms"
+                        made = answered(operator.post(path, json={"book_id": book, "discount_bp": 0}))
+            assert made["pending_nodes"] == ["node_stuck"]
+            assert made["holds_from"] is None
+            assert made["holds_by"] >= time.time() + SNAPSHOT_AGE_SECONDS_MAX - 60
+
+
+@contextmanager
+def priced_model(control: Running, *, nodes: tuple[str, ...]) -> Iterator[tuple[str, str, int]]:
+    """Publish a model with a price. Yields its name, its book and the version of the snapshot, which all of `nodes` have confirmed."""
+    operator, model = control.operator(), make_model(control, "confirmed")
+    book = answered(operator.post(PRICES, json=line(model, currency="EUR")))["list"]
+    answered(operator.post(f"/v1/platform/models/{model}/publish"))
+    version, _ = read_snapshot(control.node())
+    for node_id in nodes:
+        control.node().post("/v1/link/ack", json={"node_id": node_id, "version": version}).raise_for_status()
+    yield model, book, version
+
+
+@contextmanager
+def confirming(control: Running, node_id: str, version: int) -> Iterator[None]:
+    """Confirm the next change after `version` for a node as soon as it arrives."""
+
+    def confirm() -> None:
+        with following(control.node(), version) as lines:
+            wait_until(lambda: any("kind" in each for each in lines))
+            control.node().post("/v1/link/ack", json={"node_id": node_id, "version": version + 1}).raise_for_status()
+
+    thread = threading.Thread(target=confirm)
+    thread.start()
+    yield
+    thread.join()
 
 
 class TestTheDatabase:

@@ -34,6 +34,7 @@ from tests.gateway.harness import (
     usage,
     whole,
 )
+from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.usage import Outcome
 from tollway.gateway.edge.client_connection import ClientConnection
@@ -547,7 +548,8 @@ async def test_a_gateway_without_a_snapshot_or_a_spool_is_not_ready() -> None:
         sink.is_full = True
         assert split_answers((await memory.exchange(ready)).written)[0].status == 503
         sink.is_full = False
-        made.directory.is_loaded = False
-        assert split_answers((await memory.exchange(ready)).written)[0].status == 503
-        (answer,) = split_answers((await memory.exchange(message(chat()))).written)
-        assert (answer.status, answer.error["code"]) == (503, "not_ready") and int(answer.headers["retry-after"]) >= 1
+        for obstacle in (faults.SNAPSHOT_MISSING, faults.SNAPSHOT_OUTDATED):
+            made.directory.obstacle = obstacle
+            assert split_answers((await memory.exchange(ready)).written)[0].status == 503
+            (answer,) = split_answers((await memory.exchange(message(chat()))).written)
+            assert (answer.status, answer.error["code"]) == (503, obstacle.code) and int(answer.headers["retry-after"]) >= 1

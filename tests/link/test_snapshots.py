@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.link.spools import Alarms, no_alarm
 from tollway.domain.snapshot import Change, Entry, OrganizationEntry, kind_of
 from tollway.gateway.directory import Directory
 from tollway.link import copies, snapshots
-from tollway.link.copies import ChangeLog, CopyDamaged, encode_change, load_copy, write_copy
+from tollway.link.copies import ChangeLog, CopyDamaged, encode_change, find_confirmation, load_copy, write_copy
 from tollway.link.recovery import Alarm
 from tollway.link.snapshots import Follower
 
@@ -54,8 +55,10 @@ class Mirror:
         self.version = change.version
 
 
-def follower(mirror: Mirror, directory: Path, url: str, alarm: Alarm = no_alarm) -> Follower:
-    return Follower(mirror, directory, control_link_url=url, node_key="tw_node_x", node_id="node_x", alarm=alarm)
+def follower(
+    mirror: Mirror, directory: Path, url: str, alarm: Alarm = no_alarm, clock: Callable[[], int] = lambda: time.time_ns() // 1000
+) -> Follower:
+    return Follower(mirror, directory, control_link_url=url, node_key="tw_node_x", node_id="node_x", alarm=alarm, clock=clock)
 
 
 @asynccontextmanager
@@ -317,6 +320,49 @@ class TestCopies:
         assert on_disk(tmp_path)[0] == 3
         mine.close()
         others.close()
+
+
+class TestAge:
+    async def test_of_a_copy_counts_from_controls_last_confirmation(self, tmp_path: Path) -> None:
+        control, hour_us = Publisher(), 3_600_000_000
+        control.publish("organization", organization(0).id, organization(0))
+        async with LinkServer(control.answer) as server, running(follower(Mirror(), tmp_path, server.url, clock=lambda: 9 * hour_us)):
+            await until(lambda: (tmp_path / "confirmed").exists())
+        confirmation = find_confirmation(tmp_path, 1)
+        assert confirmation is not None and 8 * hour_us < confirmation.at <= 9 * hour_us
+        each = follower(Mirror(), tmp_path, "http://127.0.0.1:1", clock=lambda: 12 * hour_us)
+        assert await each.start() is True
+        assert each.snapshot_age_seconds == (12 * hour_us - confirmation.at) / 1_000_000
+        await each.close()
+
+    @pytest.mark.parametrize("content", [None, b"", b"{", b'{"version":2,"at":5}'])
+    async def test_of_a_copy_that_was_not_confirmed_is_unknown(self, tmp_path: Path, content: bytes | None) -> None:
+        write_copy(tmp_path, 1, [organization(0)])
+        if content is not None:
+            (tmp_path / "confirmed").write_bytes(content)
+        each = follower(Mirror(), tmp_path, "http://127.0.0.1:1")
+        assert await each.start() is True
+        assert each.snapshot_age_seconds is None
+        await each.close()
+
+    async def test_is_not_confirmed_for_what_is_not_on_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The gateway applied a revocation that its disk refuses: a copy without it may not count as current."""
+        control, mirror, alarms = Publisher(), Mirror(), Alarms()
+        control.publish("organization", organization(0).id, organization(0))
+        monkeypatch.setattr(snapshots, "CONFIRMATION_SECONDS", 0.0)
+        monkeypatch.setattr(snapshots, "ACK_SECONDS", 0.01)
+
+        def refuse(*_: object) -> None:
+            raise OSError("no space")
+
+        async with LinkServer(control.answer) as server, running(follower(mirror, tmp_path, server.url, alarms)):
+            await until(lambda: (tmp_path / "confirmed").exists())
+            monkeypatch.setattr(ChangeLog, "append", refuse)
+            control.publish("organization", organization(0).id, None)
+            await until(lambda: alarms.names().count("snapshot_copy_failed") > 5)
+            confirmed = (tmp_path / "confirmed").read_bytes()
+            await until(lambda: alarms.names().count("snapshot_copy_failed") > 10)
+            assert (tmp_path / "confirmed").read_bytes() == confirmed
 
 
 class TestDefects:

@@ -200,6 +200,28 @@ def test_a_revocation_that_a_gateway_missed_names_it_and_reaches_it_when_it_is_b
         print(f"back, and obeyed after {(time.monotonic() - began) * 1000:.0f} ms")
 
 
+def test_a_gateway_without_control_for_longer_than_the_bound_refuses_until_control_is_back(tmp_path: Path) -> None:
+    """Otherwise it would price by what it knew for as long as control is away, and a start from the copy would begin that anew."""
+    (tmp_path / "short.yaml").write_text("gateway: {snapshot_age_seconds_max: 5}")
+    arguments = ("-m", "tollway", "gateway", "--config", str(tmp_path / "short.yaml"))
+    with apart(tmp_path, gateway_arguments=arguments) as (platform, parts):
+        parts.control.end(signal.SIGKILL)
+
+        def wait_for(code: str | None) -> None:
+            deadline = time.monotonic() + WAIT_SECONDS
+            while ask_once(platform, platform.tenant.api_key).code != code:
+                assert time.monotonic() < deadline, parts.gateway.out.read_text()
+                time.sleep(0.05)
+
+        wait_for("snapshot_outdated")
+        assert [line["event"] for line in lines_of_log(parts.gateway.out) if line.get("event") == "snapshot_outdated"]
+        parts.gateway.end(signal.SIGKILL)
+        parts.gateway.launch()
+        wait_for("snapshot_outdated")
+        parts.control.start()
+        wait_for(None)
+
+
 def test_a_gateway_that_never_knew_a_snapshot_says_so_and_serves_once_control_is_there(tmp_path: Path) -> None:
     with apart(tmp_path) as (platform, parts):
         parts.control.end(signal.SIGKILL)

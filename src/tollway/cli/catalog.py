@@ -9,6 +9,7 @@ import typer
 from tollway.cli.client import ControlUrl, DataDir, Key, connect, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.platform_file import resolve_credential
+from tollway.cli.times import report_effect
 from tollway.domain.catalog import CacheIsolation, Endpoint, Engine
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -87,6 +88,7 @@ def price(
     with connect(control_url, key, data_dir) as control:
         made = control.post("/platform/prices", body)
     print_json(made) if output is Output.JSON else print(made["id"])
+    report_effect(made)
 
 
 @app.command()

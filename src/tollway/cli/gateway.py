@@ -65,6 +65,7 @@ def gateway(
     options = GatewayOptions(
         directory=directory / "gateway",
         control_link_url=settings.gateway.control_link_url,
+        snapshot_age_seconds_max=settings.gateway.snapshot_age_seconds_max,
         listener=inherit_or_open(fd, settings.gateway.listen, option="--listen"),
         internal=inherit_or_open(internal_fd, settings.gateway.internal, option="--internal"),
         peppers=[secrets.peppers[version] for version in sorted(secrets.peppers, reverse=True)],

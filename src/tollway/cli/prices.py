@@ -11,7 +11,7 @@ from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segme
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.platform_file import read_prices
 from tollway.cli.price_preview import preview
-from tollway.cli.times import read_instant, show_instant
+from tollway.cli.times import read_instant, report_effect, show_instant
 from tollway.domain.billing_classes import BillingClass
 from tollway.domain.price_books import format_discount, parse_discount
 from tollway.settings import OperatorError
@@ -174,6 +174,7 @@ def publish(
     with connect(control_url, key, data_dir) as control:
         made = control.post(f"/platform/price_drafts/{segment(draft_id)}/publish", {"accept_warnings": accept_warnings})
     print_json(made) if output is Output.JSON else print(f"{len(made['lines'])} prices, valid from {show_instant(made['valid_from'])}")
+    report_effect(made)
 
 
 @app.command()
@@ -205,7 +206,7 @@ def terms(
             body: dict[str, Any] = {"discount_bp": _discount(discount), "valid_from": _valid_from(valid_from)}
             if book is not None:
                 body["book_id"] = _find_book(control, book)["id"]
-            control.post(path, body)
+            report_effect(control.post(path, body))
         elif valid_from is not None:
             raise OperatorError("--valid-from needs --book or --discount", exit_code=2)
         rows = control.get(path)["data"]

@@ -1,6 +1,9 @@
 """Instants as people write and read them: in UTC unless they say otherwise."""
 
+import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from tollway.settings import OperatorError
 
@@ -19,6 +22,15 @@ def read_instant(text: str) -> int:
 def show_instant(seconds: int) -> str:
     """An instant to the second."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def report_effect(published: Mapping[str, Any]) -> None:
+    """Print on standard error from when on a publication holds on every gateway, or the gateways that have not confirmed it."""
+    if published["pending_nodes"]:
+        print(f"not confirmed yet by: {', '.join(published['pending_nodes'])}", file=sys.stderr)
+        print(f"holds on every gateway by {show_instant(published['holds_by'])} at the latest", file=sys.stderr)
+    else:
+        print(f"holds on every gateway from {show_instant(published['holds_from'])}", file=sys.stderr)
 
 
 def show_day(seconds: int) -> str:

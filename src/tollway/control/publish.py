@@ -8,7 +8,8 @@ together or not at all.
 After the commit, `Publications` wakes whoever waits in this process: the streams that gateways follow. `notice` does the same for
 commits of other control processes: a job reads the head a few times a second, in every process.
 
-Who revokes waits (briefly) for the nodes that were alive to say that they applied the version, and is told of those that did not.
+An operation that revokes something or changes a price waits (briefly) until the nodes that were alive have applied the version, and
+names those that have not.
 """
 
 import asyncio
@@ -16,12 +17,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import msgspec
 
 from tollway.domain.faults import DRAINING, OVERLOADED, Fault
 from tollway.domain.nodes import SeenNode
-from tollway.domain.snapshot import FORMAT, Change, Entry, SnapshotHead
+from tollway.domain.snapshot import FORMAT, SNAPSHOT_AGE_SECONDS_MAX, Change, Entry, SnapshotHead
 from tollway.storage import platform_queries
 from tollway.storage import publish as storage
 from tollway.storage.database import Database, PlatformTx, Transaction
@@ -33,7 +35,7 @@ NODE_ALIVE_US = 5_000_000
 """A node that gave no sign of life for this long is not waited for. It sends one every two seconds."""
 
 CONFIRM_SECONDS_MAX = 1.0
-"""Time for which the answer to a revocation waits for nodes to confirm."""
+"""Time for which the answer to a revocation or to a new price waits for nodes to confirm."""
 
 SNAPSHOTS_CONCURRENT_MAX = 2
 SNAPSHOT_WAIT_SECONDS = 20.0
@@ -115,6 +117,31 @@ def confirm(database: Database, publications: "Publications", version: int, now:
         if not pending or left_seconds <= 0:
             return pending
         publications.wait_for_ack(min(WATCH_SECONDS, left_seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """The instants from which a publication holds, in UTC microseconds.
+
+    `pending`: the nodes that were alive and have not applied it. `holds_from`: from then on every node that was alive acts by it; None
+    while some are pending. `holds_by`: from then on no node at all acts by what was before, because one that cannot reach control stops
+    serving by then.
+    """
+
+    pending: tuple[str, ...]
+    holds_from: int | None
+    holds_by: int
+
+
+def find_effect(database: Database, publications: "Publications", version: int | None, valid_from: int, clock: Callable[[], int]) -> Effect:
+    """Wait as `confirm` does for what was published as `version` and is valid from `valid_from` on; None for what no node has to know.
+
+    `clock`: the current UTC time in microseconds.
+    """
+    asked_at = clock()
+    pending = () if version is None else tuple(confirm(database, publications, version, asked_at))
+    holds_from = None if pending else max(valid_from, clock())
+    return Effect(pending, holds_from, max(valid_from, asked_at + SNAPSHOT_AGE_SECONDS_MAX * 1_000_000))
 
 
 class Publications:

@@ -164,6 +164,13 @@ SPOOL_UNAVAILABLE = FaultKind(
     code="metering_unavailable", status=503, blame=_P, message="The request cannot be metered right now.", type=_SERVER
 )
 SNAPSHOT_MISSING = FaultKind(code="not_ready", status=503, blame=_P, message="The gateway is starting.", type=_SERVER)
+SNAPSHOT_OUTDATED = FaultKind(
+    code="snapshot_outdated",
+    status=503,
+    blame=_P,
+    message="The gateway has not reached its control plane for too long to know the current prices and keys.",
+    type=_SERVER,
+)
 INTERNAL = FaultKind(code="internal_error", status=500, blame=_P, message="Internal error.", type=_SERVER)
 
 # Administration.

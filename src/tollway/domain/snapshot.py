@@ -95,6 +95,10 @@ class SnapshotHead(msgspec.Struct, frozen=True, kw_only=True):
     entries: int
 
 
+SNAPSHOT_AGE_SECONDS_MAX = 86_400
+"""Longest time for which a gateway serves without a confirmation by control that it has missed no change. It bounds how old the prices,
+keys and limits are that a gateway goes by while it cannot reach control; the setting of a gateway may be shorter, not longer."""
+
 FORMAT = 1
 """Version of snapshot, change and record exchange. Both sides understand N and N-1."""
 

@@ -9,6 +9,7 @@ mixture.
 import hashlib
 
 from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import SNAPSHOT_MISSING, SNAPSHOT_OUTDATED, FaultKind
 from tollway.domain.prices import PriceVersion, find_list, find_price
 from tollway.domain.snapshot import (
     Change,
@@ -40,11 +41,13 @@ class _Maps:
 
 
 class Directory:
-    """All that this gateway knows, at `version`. `is_loaded` tells the snapshot of an empty platform (version 0) from none."""
+    """All that this gateway knows, at `version`. `obstacle`: the fault with which every request is answered while there is no snapshot, or
+    one that is too old to go by; None while requests can be served."""
 
     def __init__(self) -> None:
         self.version = 0
-        self.is_loaded = False
+        self.obstacle: FaultKind | None = SNAPSHOT_MISSING
+        self._is_expired = False
         self._maps = _Maps()
         self._building: _Maps | None = None
         self._callers: dict[bytes, Caller] = {}
@@ -146,7 +149,13 @@ class Directory:
         self._callers.clear()
         self._prices.clear()
         self.version = version
-        self.is_loaded = True
+        self.obstacle = SNAPSHOT_OUTDATED if self._is_expired else None
+
+    def set_expired(self, is_expired: bool) -> None:
+        """Say whether the snapshot is too old to go by. Requests that were admitted before go on."""
+        self._is_expired = is_expired
+        if self.obstacle is not SNAPSHOT_MISSING:
+            self.obstacle = SNAPSHOT_OUTDATED if is_expired else None
 
     def apply(self, change: Change) -> None:
         """Take one step. The caller guarantees order; a version that is not newer is ignored, so nothing is ever undone by delay."""

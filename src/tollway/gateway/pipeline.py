@@ -47,8 +47,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
     limit_headers = b""
     plane.metrics.running += 1
     try:
-        if not plane.directory.is_loaded:
-            raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
+        if plane.directory.obstacle is not None:
+            raise Fault(plane.directory.obstacle, retry_after_seconds=1)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
         call = authorize(caller, request, plane.directory, plane.media_bounds)
         with limit(call, plane.counters, time.monotonic_ns, plane.metrics) as permit:
@@ -75,8 +75,8 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
     """GET /v1/models and /v1/models/{model}: what this key may use. `request.body` holds the model's name, or nothing for all."""
     caller: Caller | None = None
     try:
-        if not plane.directory.is_loaded:
-            raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
+        if plane.directory.obstacle is not None:
+            raise Fault(plane.directory.obstacle, retry_after_seconds=1)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
         at, price_list = request.received_at, find_list(caller.organization.terms, request.received_at)
         models = [
@@ -102,8 +102,8 @@ def list_limits(request: Request, client: Client, plane: Plane) -> None:
     """GET /v1/limits: every limit that binds this key, how it stands on this gateway, and which level binds first."""
     caller: Caller | None = None
     try:
-        if not plane.directory.is_loaded:
-            raise Fault(faults.SNAPSHOT_MISSING, retry_after_seconds=1)
+        if plane.directory.obstacle is not None:
+            raise Fault(plane.directory.obstacle, retry_after_seconds=1)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
         body = {"object": "list", "data": describe_limits(caller, plane.counters, time.monotonic_ns())}
         headers = _JSON + b"cache-control: no-store\r\n" + DIALECTS[request.endpoint].identify(request.id)

@@ -55,8 +55,9 @@ class Plane:
         return self.random_bits(53) / (1 << 53)
 
     def is_ready(self) -> bool:
-        """Return whether new requests can be served: a snapshot is there, usage can be written, no drain has begun."""
-        return self.directory.is_loaded and not self.draining and self.usage_sink.is_writable()
+        """Return whether new requests can be served: a snapshot is there and not too old, usage can be written, no drain has
+        begun."""
+        return self.directory.obstacle is None and not self.draining and self.usage_sink.is_writable()
 
     @property
     def version(self) -> int:

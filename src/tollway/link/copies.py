@@ -3,6 +3,7 @@
     snapshot-<version>.ndjson               head, entries, and a last line with the SHA-256 of all before it
     changes-<base version>-<owner>.log      changes after <base version>, a line each: CRC-32 in hex, a blank, the
     change
+    confirmed                               the latest confirmation by control: version, instant
 
 The copy stands at the newest whole snapshot plus every later change that follows without a gap, from whichever log
 has it. Files are named by version and never rewritten, so an older copy cannot take a newer one's place. Two gateway
@@ -31,6 +32,8 @@ from tollway.link.epochs import sync_directory
 
 _SNAPSHOT_NAME = re.compile(r"snapshot-([0-9]{20})\.ndjson")
 _LOG_NAME = re.compile(r"changes-([0-9]{20})-[0-9a-z-]+\.log")
+
+CONFIRMED_NAME = "confirmed"
 
 YIELD_ENTRIES = 200
 """Lines handled between two looks at the clock of others: about 0.2 ms of work, far below the 5 ms that a pause may
@@ -112,6 +115,33 @@ def load_copy(directory: Path) -> Copy | None:
         else:
             lines[change.kind, change.id] = bytes(change.entry)
     return Copy(version, lines)
+
+
+class Confirmation(msgspec.Struct, frozen=True):
+    """A statement that the copy held everything that control had published, up to `version`, at instant `at` (UTC microseconds)."""
+
+    version: int
+    at: int
+
+
+def write_confirmation(directory: Path, confirmation: Confirmation) -> None:
+    """Replace the confirmation of the copy. It is not synced: one that is lost makes the copy older than it is, which is safe."""
+    draft = directory / f"draft-{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        draft.write_bytes(msgspec.json.encode(confirmation))
+        draft.replace(directory / CONFIRMED_NAME)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def find_confirmation(directory: Path, version: int) -> Confirmation | None:
+    """Return the latest confirmation of a copy that is at `version`; None if there is none that can be read, or one of a later version,
+    which means that changes were lost since."""
+    try:
+        confirmation = msgspec.json.decode((directory / CONFIRMED_NAME).read_bytes(), type=Confirmation)
+    except (OSError, ValueError):
+        return None
+    return confirmation if confirmation.version <= version else None
 
 
 class SnapshotDraft:

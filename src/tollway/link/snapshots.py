@@ -14,13 +14,16 @@ pauses.
 Control's word on versions is final in one direction only: a snapshot older than what this gateway has is refused with
 an alarm. It would bring revoked keys back. It happens only if the database was restored from a backup; whoever
 restores raises the head version, or removes the gateways' copies on purpose.
+
+The age of the snapshot is the time since control last confirmed that nothing was missed. The copy keeps that instant,
+so a gateway that starts from it knows how old it is, and can refuse to go by what is too old.
 """
 
 import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -31,11 +34,14 @@ from tollway.domain.snapshot import FORMAT, Change, Entry, SnapshotHead
 from tollway.link.copies import (
     YIELD_ENTRIES,
     ChangeLog,
+    Confirmation,
     Copy,
     CopyDamaged,
     SnapshotDraft,
     encode_change,
+    find_confirmation,
     load_copy,
+    write_confirmation,
     write_copy,
 )
 from tollway.link.recovery import Alarm
@@ -47,6 +53,9 @@ SILENCE_SECONDS_MAX = 3.0
 
 ACK_SECONDS = 2.0
 """Longest interval of acknowledgements. Control waits for nodes seen in the last five seconds when it revokes."""
+
+CONFIRMATION_SECONDS = 10.0
+"""Interval at which the copy notes that control has confirmed it: the copy counts as older by this much at most."""
 
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 2.0
 """Pauses before the next attempt. The upper end keeps a revocation below five seconds where only polling works (P5)."""
@@ -125,8 +134,13 @@ class Follower:
         node_key: str,
         node_id: str,
         alarm: Alarm,
+        clock: Callable[[], int],
     ) -> None:
+        """`clock`: the current UTC time in microseconds, by which the age of a copy on disk is counted."""
         self._target = target
+        self._clock = clock
+        self._confirmed_on_disk_at: int | None = None
+        self._confirmation_due_at = 0.0
         self._directory = directory
         self._node_id = node_id
         self._alarm = alarm
@@ -154,8 +168,13 @@ class Follower:
 
     @property
     def snapshot_age_seconds(self) -> float | None:
-        """Time since control last confirmed that nothing was missed; None if it never has in this process."""
-        return None if self._heard_at is None else time.monotonic() - self._heard_at
+        """Time since control last confirmed that nothing was missed, to this process or to the one that wrote the copy on disk; None if
+        that is not known."""
+        if self._heard_at is not None:
+            return _uptime() - self._heard_at
+        if self._confirmed_on_disk_at is not None:
+            return max(0, self._clock() - self._confirmed_on_disk_at) / 1_000_000
+        return None
 
     async def start(self) -> bool:
         """Load the copy on disk. Return False if there is none, or none that can be used (with an alarm): control has the original."""
@@ -177,6 +196,8 @@ class Follower:
         self._target.finish_reset(copy.version)
         self._log = await asyncio.to_thread(ChangeLog, self._directory, copy.version)
         self._persisted_version = copy.version
+        confirmation = await asyncio.to_thread(find_confirmation, self._directory, copy.version)
+        self._confirmed_on_disk_at = None if confirmation is None else confirmation.at
         self._is_loaded = True
 
     async def run(self) -> None:
@@ -309,7 +330,7 @@ class Follower:
             self._to_acknowledge.set()
 
     def _heard(self) -> None:
-        self._heard_at = time.monotonic()
+        self._heard_at = _uptime()
         self._trouble = None
 
     def _note_trouble(self, error: Exception) -> None:
@@ -335,6 +356,7 @@ class Follower:
                 continue
             try:
                 await self._persist()
+                await self._confirm_copy()
             except (OSError, CopyDamaged) as error:
                 self._alarm("snapshot_copy_failed", {"error": str(error)})
             body = {"node_id": self._node_id, "version": self._persisted_version}
@@ -356,6 +378,20 @@ class Follower:
         async with self._disk:
             if await asyncio.to_thread(log.is_long):
                 await asyncio.to_thread(log.compact, self._persisted_version)
+
+    async def _confirm_copy(self) -> None:
+        """Note on disk when control confirmed last, if everything that it published until then is on disk too."""
+        heard_at, version = self._heard_at, self._persisted_version
+        if heard_at is None or heard_at < self._confirmation_due_at or self._pending or version != self._target.version:
+            return
+        self._confirmation_due_at = heard_at + CONFIRMATION_SECONDS
+        at = self._clock() - int((_uptime() - heard_at) * 1_000_000)
+        await asyncio.to_thread(write_confirmation, self._directory, Confirmation(version, at))
+
+
+def _uptime() -> float:
+    """Return the seconds since the machine started, the time in which it was suspended included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _check(response: httpx2.Response) -> None:

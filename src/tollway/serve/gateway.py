@@ -25,7 +25,10 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from tollway.domain.faults import SNAPSHOT_OUTDATED
+from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 from tollway.gateway.background import BackgroundTasks
+from tollway.gateway.directory import Directory
 from tollway.gateway.edge import server
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.edge_policy import EdgePolicy
@@ -49,6 +52,9 @@ FINISH_SECONDS = 5.0
 """For the last records to reach control after the spool was closed; what does not is shipped by the next process."""
 
 
+AGE_CHECK_SECONDS = 0.5
+"""Interval at which the age of the snapshot is compared with its bound."""
+
 NOTICE_SECONDS = 2.0
 """Time after which a gateway that is not ready says what it waits for."""
 
@@ -56,7 +62,7 @@ NOTICE_SECONDS = 2.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayOptions:
     """Options of a gateway process. `directory` holds `spool/` and `snapshot/`; `control_link_url` None serves from
-    the snapshot's copy alone. `log_descriptor`: where request lines go. `rules` and `tls` are for the public socket. The
+    the snapshot's copy alone, however old it is. `log_descriptor`: where request lines go. `rules` and `tls` are for the public socket. The
     sockets are listening already and belong to the supervisor."""
 
     directory: Path
@@ -67,6 +73,7 @@ class GatewayOptions:
     vault_key: bytes = field(repr=False)
     node_key: str = field(repr=False)
     log_descriptor: int = 1
+    snapshot_age_seconds_max: float = SNAPSHOT_AGE_SECONDS_MAX
     spool: SpoolOptions = field(default_factory=SpoolOptions)
     edge: EdgeBounds = field(default_factory=EdgeBounds)
     http: HttpBounds = field(default_factory=HttpBounds)
@@ -229,6 +236,7 @@ async def _start_link(options: GatewayOptions, plane: Plane, node_id: str, alarm
         node_key=options.node_key,
         node_id=node_id,
         alarm=alarm,
+        clock=_now_us,
     )
     await follower.start()
     gauges = plane.metrics.gauges
@@ -237,9 +245,39 @@ async def _start_link(options: GatewayOptions, plane: Plane, node_id: str, alarm
     gauges["tollway_snapshot_age_seconds"] = lambda: -1.0 if follower.snapshot_age_seconds is None else follower.snapshot_age_seconds
     gauges["tollway_upstreams_unsealable"] = lambda: plane.upstreams.unsealable
     if url is not None:
+        watch = AgeWatch(plane.directory, follower, options.snapshot_age_seconds_max, alarm)
+        watch.check()  # before the first request
+        background.start("snapshot age", watch.run)
         background.start("follower", follower.run)
         background.start("acknowledger", follower.acknowledge)
     return _Link(options, plane, alarm, background, follower)
+
+
+@dataclass(slots=True)
+class AgeWatch:
+    """The check that keeps a gateway from pricing by a snapshot that is too old."""
+
+    directory: Directory
+    follower: Follower
+    age_seconds_max: float
+    alarm: Alarm
+    is_expired: bool = False
+
+    def check(self) -> None:
+        """Stop or resume serving by the age of the snapshot, with an alarm when it stops. A snapshot counts as too old AGE_CHECK_SECONDS
+        before it is, so that no request is served by one between two checks."""
+        age_seconds = self.follower.snapshot_age_seconds
+        is_expired = age_seconds is None or age_seconds + AGE_CHECK_SECONDS >= self.age_seconds_max
+        self.directory.set_expired(is_expired)
+        if is_expired and not self.is_expired and self.directory.version:
+            self.alarm("snapshot_outdated", {"age_seconds": age_seconds, "age_seconds_max": self.age_seconds_max})
+        self.is_expired = is_expired
+
+    async def run(self) -> None:
+        """Check every AGE_CHECK_SECONDS until cancelled."""
+        while True:
+            self.check()
+            await asyncio.sleep(AGE_CHECK_SECONDS)
 
 
 async def _announce(plane: Plane, ready: asyncio.Event, options: GatewayOptions) -> None:
@@ -269,7 +307,9 @@ async def _wait_until_ready(plane: Plane, options: GatewayOptions) -> None:
 def _find_obstacle(plane: Plane, options: GatewayOptions) -> tuple[str, str]:
     """Return what keeps the gateway from being ready, and the remedy."""
     if plane.usage_sink.is_writable():
-        return f"a snapshot from control at {options.control_link_url}", "see that control runs there and accepts this node's key"
+        is_outdated = plane.directory.obstacle is SNAPSHOT_OUTDATED
+        wanted = "control's confirmation that its snapshot is current, from" if is_outdated else "a snapshot from control at"
+        return f"{wanted} {options.control_link_url}", "see that control runs there and accepts this node's key"
     spool, needed = options.directory / "spool", needed_bytes(options.spool)
     free = shutil.disk_usage(options.directory).free
     if free >= needed:

@@ -114,6 +114,10 @@ FIELDS: Mapping[str, FieldText] = {
     "frozen_at": FieldText(f"When the period was frozen, {_AT}; null until closing begins.", 1790000000),
     "has_credential": FieldText("Whether a credential is stored for the engine.", True),
     "has_more": FieldText("Whether more items follow.", False),
+    "holds_by": FieldText(f"From when on no gateway acts by what was before, not even one that cannot reach control, {_AT}.", 1790899200),
+    "holds_from": FieldText(
+        f"From when on every gateway that was alive acts by it, {_AT}; null while some have not confirmed.", 1790812800
+    ),
     "id": FieldText("The id of the resource.", _KEY),
     "incomplete": FieldText("Requests without a complete usage report, 0 or more.", 0),
     "input_cached_tokens": FieldText("Input tokens that came from the prefix cache, 0 or more.", 0),

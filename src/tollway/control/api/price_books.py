@@ -7,7 +7,7 @@ from fastapi import Query
 from msgspec import UNSET
 from starlette.responses import Response, StreamingResponse
 
-from tollway.control import preview, price_drafts, prices
+from tollway.control import preview, price_drafts, prices, publish
 from tollway.control.api import routes
 from tollway.control.api.price_schemas import (
     BookCreate,
@@ -16,12 +16,14 @@ from tollway.control.api.price_schemas import (
     DraftCreate,
     DraftOut,
     DraftPublish,
+    DraftPublished,
     DraftUpdate,
     Id,
     PreviewCreate,
     PreviewProgress,
     book_out,
     draft_out,
+    effect_out,
     finding_out,
     preview_out,
 )
@@ -134,12 +136,14 @@ def check_draft(_caller: PlatformOperator, plane: Plane, draft_id: str) -> Check
 
 
 @router.post("/v1/platform/price_drafts/{draft_id}/publish")
-def publish_draft(_caller: PlatformOperator, plane: Plane, draft_id: str, body: DraftPublish) -> DraftOut:
+def publish_draft(_caller: PlatformOperator, plane: Plane, draft_id: str, body: DraftPublish) -> DraftPublished:
     """Make all lines of the draft prices of its book, at once and permanently. Refused if the check finds an error, or warnings that are
-    not accepted."""
+    not accepted. Answers when every gateway that is alive has confirmed the prices, or names those that have not."""
+    now = plane.now()
     with plane.database.platform() as tx:
-        draft = price_drafts.publish_draft(tx, draft_id, accept_warnings=body.accept_warnings, new_id=plane.new_id, now=plane.now())
-    return draft_out(draft)
+        draft = price_drafts.publish_draft(tx, draft_id, accept_warnings=body.accept_warnings, new_id=plane.new_id, now=now)
+    effect = publish.find_effect(plane.database, plane.publications, tx.published_version, draft.valid_from or now, plane.now)
+    return DraftPublished(**draft_out(draft).model_dump(), **effect_out(effect).model_dump())
 
 
 @router.post("/v1/platform/price_drafts/{draft_id}/preview", response_class=StreamingResponse)

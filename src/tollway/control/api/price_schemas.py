@@ -18,8 +18,10 @@ from tollway.control.api.schemas import (
     Second,
     find_seconds,
     seconds,
+    seconds_after,
 )
 from tollway.control.preview import Scope
+from tollway.control.publish import Effect
 from tollway.domain import money
 from tollway.domain.preview import Comparison, Preview
 from tollway.domain.price_books import DISCOUNT_BP_MAX, LINES_MAX, DraftLine, Finding, PriceBook, PriceDraft, split_list_id
@@ -40,6 +42,27 @@ class UnitsWrite(UnitPricesWrite):
     def line(self) -> DraftLine:
         """Return the line of a draft, with the unit price of every class."""
         return DraftLine(model=self.model, tier=self.tier, unit_prices=unit_prices_of(self))
+
+
+# ---- Publication ------------------------------------------------------------------------------------------------------
+
+
+class EffectOut(Out):
+    """The gateways that act by what was published, and from when. `holds_from`: from then on every gateway that was alive acts by it; null
+    while `pending_nodes`, which were alive, have not confirmed it. `holds_by`: from then on no gateway acts by what was before, because
+    one that cannot reach control stops serving by then. Times in Unix seconds."""
+
+    holds_from: int | None
+    holds_by: int
+    pending_nodes: list[str]
+
+
+def effect_out(effect: Effect) -> EffectOut:
+    return EffectOut(
+        holds_from=None if effect.holds_from is None else seconds_after(effect.holds_from),
+        holds_by=seconds_after(effect.holds_by),
+        pending_nodes=list(effect.pending),
+    )
 
 
 # ---- Versions ---------------------------------------------------------------------------------------------------------
@@ -76,6 +99,10 @@ def price_out(price: PriceVersion) -> PriceOut:
         valid_from=seconds(price.valid_from),
         **unit_prices_out(price.unit_prices),
     )
+
+
+class PricePublished(PriceOut, EffectOut):
+    """A price that was published, and from when it holds on every gateway."""
 
 
 class OwnPriceOut(UnitPricesOut):
@@ -205,6 +232,10 @@ class DraftOut(Identified):
     created_at: int
 
 
+class DraftPublished(DraftOut, EffectOut):
+    """A draft that was published, and from when its prices hold on every gateway."""
+
+
 class CheckOut(Out):
     object: Literal["platform.price_check"] = "platform.price_check"
     draft_id: str
@@ -330,6 +361,10 @@ class TermsOut(Out):
     book_id: str
     discount_bp: int
     valid_from: int
+
+
+class TermsPublished(TermsOut, EffectOut):
+    """Terms that were set, and from when they hold on every gateway."""
 
 
 class AllTermsOut(Out):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import Query
 
-from tollway.control import prices
+from tollway.control import prices, publish
 from tollway.control.api import routes
 from tollway.control.api.price_schemas import (
     AllTermsOut,
@@ -12,8 +12,10 @@ from tollway.control.api.price_schemas import (
     OwnPricesOut,
     PriceCreate,
     PriceOut,
+    PricePublished,
     TermsCreate,
-    TermsOut,
+    TermsPublished,
+    effect_out,
     own_price_out,
     price_out,
     terms_out,
@@ -40,15 +42,18 @@ def list_prices(
 
 
 @router.post("/v1/platform/prices")
-def create_price(_caller: PlatformOperator, plane: Plane, body: PriceCreate) -> PriceOut:
-    """Publish one price: it follows the last one of its book, model and tier, and no price is ever retroactive."""
+def create_price(_caller: PlatformOperator, plane: Plane, body: PriceCreate) -> PricePublished:
+    """Publish one price: it follows the last one of its book, model and tier, and no price is ever retroactive. Answers when every gateway
+    that is alive has confirmed it, or names those that have not."""
     now = plane.now()
     with plane.database.platform() as tx:
         book = prices.get_book(tx, body.book_id) if body.book_id else prices.get_default_book(tx, body.currency, plane.new_id, now)
         if book.currency != body.currency:
             raise Fault(PARAMETER_INVALID, param="currency", message=f"The book is in {book.currency}.")
         valid_from = None if body.valid_from is None else body.valid_from * 1_000_000
-        return price_out(prices.create_price(tx, book, body.line(), valid_from, new_id=plane.new_id, now=now))
+        price = prices.create_price(tx, book, body.line(), valid_from, new_id=plane.new_id, now=now)
+    effect = publish.find_effect(plane.database, plane.publications, tx.published_version, price.valid_from, plane.now)
+    return PricePublished(**price_out(price).model_dump(), **effect_out(effect).model_dump())
 
 
 @router.get("/v1/platform/prices/{price_id}")
@@ -66,11 +71,14 @@ def list_terms(_caller: PlatformOperator, plane: Plane, organization_id: str) ->
 
 
 @router.post("/v1/platform/organizations/{organization_id}/price_terms")
-def create_terms(_caller: PlatformOperator, plane: Plane, organization_id: str, body: TermsCreate) -> TermsOut:
-    """Let an organization pay by a book at a discount from an instant on. Terms are never retroactive."""
+def create_terms(_caller: PlatformOperator, plane: Plane, organization_id: str, body: TermsCreate) -> TermsPublished:
+    """Let an organization pay by a book at a discount from an instant on. Terms are never retroactive. Answers when every gateway that is
+    alive has confirmed them, or names those that have not."""
     valid_from = None if body.valid_from is None else body.valid_from * 1_000_000
     with plane.database.tenant(routes.organization(organization_id)) as tx:
-        return terms_out(prices.set_terms(tx, book_id=body.book_id, discount_bp=body.discount_bp, valid_from=valid_from, now=plane.now()))
+        terms = prices.set_terms(tx, book_id=body.book_id, discount_bp=body.discount_bp, valid_from=valid_from, now=plane.now())
+    effect = publish.find_effect(plane.database, plane.publications, tx.published_version, terms.valid_from, plane.now)
+    return TermsPublished(**terms_out(terms).model_dump(), **effect_out(effect).model_dump())
 
 
 @router.get("/v1/organization/prices")

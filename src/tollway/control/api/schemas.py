@@ -42,6 +42,11 @@ def seconds(at: int) -> int:
     return at // 1_000_000
 
 
+def seconds_after(at: int) -> int:
+    """Return the first whole second at or after an instant (microseconds): what holds from the instant on holds from there on too."""
+    return -(-at // 1_000_000)
+
+
 def find_seconds(at: int | None) -> int | None:
     """As `seconds`; None stays None."""
     return None if at is None else seconds(at)
