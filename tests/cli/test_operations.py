@@ -49,6 +49,7 @@ COMMAND_OF = {
     "list_embeddings": "usage",
     "list_costs": "costs",
     "retrieve_receipt": "receipt",
+    "retrieve_own_organization": "organizations show",
     "list_organizations": "organizations list",
     "create_organization": "organizations create",
     "retrieve_organization": "organizations list",

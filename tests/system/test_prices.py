@@ -135,8 +135,8 @@ def test_a_preview_shows_who_would_pay_more(partner: Partner, tmp_path: Path) ->
     running = partner.running
     (tmp_path / "dearer.yaml").write_text("echo: {input: '2', output: '6.5'}")
     draft = do(running, "prices", "draft", "partners", "-f", str(tmp_path / "dearer.yaml"))
-    span = ("--from", "2026-01-01", "--to", "4000000000")
-    found = json.loads(do(running, "prices", "preview", draft, *span, "--json", "--svg", str(tmp_path / "bills.svg")))
+    span = ("--since", "2026-01-01", "--until", "4000000000")
+    found = json.loads(do(running, "prices", "preview", draft, *span, "-o", "json", "--svg", str(tmp_path / "bills.svg")))
     (row,) = found["organizations"]
     assert (row["organization"], row["discount_bp"], row["unpriced_events"]) == ("partner", 1_250, 0)
     assert row["events"] > 1 and int(row["current_pico"]) > billed.amount_pico
@@ -146,7 +146,7 @@ def test_a_preview_shows_who_would_pay_more(partner: Partner, tmp_path: Path) ->
     table = do(running, "prices", "preview", draft, *span)
     (line,) = [line for line in table.splitlines() if line.startswith("partner")]
     assert line.endswith("|" + "+" * 20) and "\x1b" not in table
-    everybody = json.loads(do(running, "prices", "preview", draft, *span, "--all", "--json"))
+    everybody = json.loads(do(running, "prices", "preview", draft, *span, "--all-organizations", "-o", "json"))
     assert {each["organization"] for each in everybody["organizations"]} == {"partner", "acme"}
     do(running, "prices", "discard", draft)
 

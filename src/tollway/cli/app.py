@@ -22,7 +22,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "gateway": ("gateway:gateway", "Run one gateway process (data plane)."),
     "control": ("control:control", "Run one control process (control plane)."),
     "migrate": ("migrate:migrate", "Bring the database to this version's schema."),
-    "organizations": ("organizations:app", "Billing accounts: list, create, update, archive."),
+    "organizations": ("organizations:app", "Billing accounts: list, show, create, update, archive."),
     "projects": ("projects:app", "Parts of an organization: list, create, rename, archive."),
     "service-accounts": ("service_accounts:app", "Service accounts of a project: list, create, delete."),
     "admin-keys": ("admin_keys:app", "Keys that administer an organization: list, create, revoke."),

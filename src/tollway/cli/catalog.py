@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, connect, segment
-from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.output import Output, OutputOption, print_json, print_rows, report_effect
 from tollway.cli.platform_file import resolve_credential
-from tollway.cli.times import report_effect
+from tollway.cli.times import Zone
 from tollway.domain.catalog import CacheIsolation, Endpoint, Engine
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -70,6 +70,7 @@ def price(
     cached_input_price: Annotated[str | None, typer.Option(help="Price per 1,000,000 cached input tokens; as input if left out.")] = None,
     reasoning_price: Annotated[str | None, typer.Option(help="Price per 1,000,000 reasoning tokens; as output if left out.")] = None,
     request_price: Annotated[str, typer.Option(help="Per request.")] = "0",
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -87,8 +88,9 @@ def price(
     }
     with connect(control_url, key, data_dir) as control:
         made = control.post("/platform/prices", body)
+        shown = control.get_zone(zone)
     print_json(made) if output is Output.JSON else print(made["id"])
-    report_effect(made)
+    report_effect(made, shown)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, tzinfo
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -19,6 +20,7 @@ from urllib.parse import quote
 import httpx2
 import typer
 
+from tollway.cli.times import find_zone
 from tollway.domain import ids
 from tollway.settings import OperatorError
 
@@ -102,10 +104,12 @@ class Control:
         self._http = http
         self._address = address
         self._headers = {"authorization": f"Bearer {address.key}"}
+        self._is_tenant = False
 
     def act_for(self, organization: str | None) -> None:
         """Act for the organization of this name or id on tenant routes. With a platform key one must be named, unless
         it is alone."""
+        self._is_tenant = True
         if not self._address.key.startswith("tw_platform_"):
             if organization is not None:
                 raise OperatorError("--organization needs a platform key; an admin key has its own organization", exit_code=2)
@@ -127,6 +131,18 @@ class Control:
     def organization_id(self) -> str | None:
         """The organization acted for; None if the key has its own."""
         return self._headers.get("openai-organization")
+
+    def get_zone(self, name: str | None) -> tzinfo:
+        """Return the time zone of this name; without one, that of the organization acted for, or UTC on the platform's routes.
+
+        Raises OperatorError for a name that is unknown."""
+        if name is not None:
+            return find_zone(name)
+        return find_zone(self.get("/organization")["time_zone"]) if self._is_tenant else UTC
+
+    def list_organizations(self) -> dict[str, dict[str, Any]]:
+        """Return every organization by its id, archived ones too: tables of operators name what their rows belong to."""
+        return {each["id"]: each for each in self.list_all("/platform/organizations", include_archived=True)}
 
     def get(self, path: str, **query: Any) -> Any:
         """GET; parameters that are None are left out."""

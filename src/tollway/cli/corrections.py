@@ -5,8 +5,9 @@ from typing import Annotated, Any
 import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, check_id, connect
+from tollway.cli.organizations import with_organizations
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
-from tollway.cli.periods import day
+from tollway.cli.times import Zone
 from tollway.domain import ids
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -20,17 +21,19 @@ Reason = Annotated[str, typer.Option(help="Why; the customer reads it on the rec
 @app.command("list")
 def list_corrections(
     state: Annotated[str | None, typer.Option(help="Only those that are pending, applied or rejected.")] = None,
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """All corrections, oldest first."""
+    """List all corrections, oldest first."""
     with connect(control_url, key, data_dir) as control:
         rows = list(control.list_all("/platform/adjustments", state=state))
-    if output is Output.TABLE:
-        rows = [{**row, "asked": day(row["created_at"])} for row in rows]
-    print_rows(output, ["id", "asked", "kind", "request_id", "amount", "state", "actor", "approver", "reason"], rows, none="no corrections")
+        if output is Output.TABLE:
+            rows = with_organizations(control, rows, zone, asked="created_at")
+    columns = ["id", "asked", "kind", "organization", "request_id", "amount", "state", "actor", "approver", "reason"]
+    print_rows(output, columns, rows, none="no corrections")
 
 
 @app.command()

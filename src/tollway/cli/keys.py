@@ -8,6 +8,7 @@ import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, Project, connect_tenant, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.times import Zone, with_times
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -16,20 +17,23 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 @app.command("list")
 def list_keys(
     project: Project = None,
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """The keys of a project, or of all projects. Secrets are never shown again."""
+    """List the keys of a project, or of all projects. Secrets are never shown again."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
         rows = []
         projects = [control.get_project(project)] if project else list(control.list_all("/organization/projects"))
         for each in projects:
             found = control.list_all(f"/organization/projects/{each['id']}/api_keys")
-            rows += [{**row, "project": each["name"], "expires": _day(row["expires_at"])} for row in found]
-    columns = ["id", "name", "project", "type", "redacted_value", "expires"]
+            rows += [{**row, "project": each["name"]} for row in found]
+        if output is Output.TABLE:
+            rows = with_times(rows, control.get_zone(zone), created="created_at", expires="expires_at")
+    columns = ["id", "name", "project", "type", "redacted_value", "created", "expires"]
     print_rows(output, columns, rows, none="no keys yet: see `tollway keys create`")
 
 
@@ -96,7 +100,3 @@ def _find_project_of(control: Control, key_id: str) -> str:
         if any(each["id"] == key_id for each in keys):
             return str(project["id"])
     raise OperatorError(f"no key {key_id} in this organization", hint="`tollway keys list` shows their ids")
-
-
-def _day(at_seconds: int | None) -> str | None:
-    return None if at_seconds is None else time.strftime("%Y-%m-%d", time.gmtime(at_seconds))

@@ -6,8 +6,7 @@ import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, check_id, connect
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
-from tollway.cli.periods import instant
-from tollway.cli.times import show_instant
+from tollway.cli.times import Zone, with_times
 from tollway.domain import ids
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -15,27 +14,29 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @app.command("list")
 def list_nodes(
-    lost: Annotated[bool, typer.Option("--lost", help="Only lives that were declared lost.")] = False,
+    lost: Annotated[bool, typer.Option("--lost", help="Only runs that were declared lost.")] = False,
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """The lives (epochs) of all gateways, the latest heard of first, and how far the records of each have arrived."""
+    """List the runs (epochs) of all gateways, the latest seen first, and how far the records of each have arrived."""
     with connect(control_url, key, data_dir) as control:
         rows = control.get("/platform/epochs", only_lost="true" if lost else None)["data"]
-    if output is Output.TABLE:
-        for row in rows:
-            row["known_until"] = None if row["ticked_at"] is None else instant(row["closed_at"] or row["ticked_at"])
-            row["heard_of"] = instant(row["seen_at"])
-            row["after_lost"] = row["lost"] and row["lost"]["records_after"]
-            row["reason"] = row["lost"] and row["lost"]["reason"]
-    columns = ["node_id", "epoch", "state", "next_seq", "known_until", "heard_of", "after_lost", "reason"]
+        if output is Output.TABLE:
+            for row in rows:
+                row["last_sign_at"] = row["closed_at"] or row["ticked_at"]
+                row["after_lost"] = row["lost"] and row["lost"]["records_after"]
+                row["reason"] = row["lost"] and row["lost"]["reason"]
+            rows = with_times(rows, control.get_zone(zone), known_until="last_sign_at", seen="seen_at")
+    columns = ["node_id", "epoch", "state", "next_seq", "known_until", "seen", "after_lost", "reason"]
     print_rows(output, columns, rows, none="no gateway has sent anything yet")
 
 
 @app.command()
 def versions(
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -44,8 +45,8 @@ def versions(
     """List the snapshot version that each gateway has confirmed, and how far it is behind."""
     with connect(control_url, key, data_dir) as control:
         rows = control.get("/platform/nodes")["data"]
-    if output is Output.TABLE:
-        rows = [{**row, "seen": show_instant(row["seen_at"])} for row in rows]
+        if output is Output.TABLE:
+            rows = with_times(rows, control.get_zone(zone), seen="seen_at")
     print_rows(output, ["id", "acked_version", "behind", "seen"], rows, none="no gateway has connected yet")
 
 
@@ -53,7 +54,7 @@ def versions(
 def lost(
     node: Annotated[str, typer.Argument(metavar="NODE", help="The gateway's id.")],
     reason: Annotated[str, typer.Option(help="What happened; it stands in the report of each period that this covers.")],
-    epoch: Annotated[int | None, typer.Option(help="One of its lives; else all that are not complete.")] = None,
+    epoch: Annotated[int | None, typer.Option(help="One of its runs; else all that are not complete.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,

@@ -6,13 +6,14 @@ import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, connect, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_new_key, print_rows
-from tollway.cli.times import show_instant
+from tollway.cli.times import Zone, with_times
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("list")
 def list_keys(
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -21,8 +22,8 @@ def list_keys(
     """List the keys, without their secrets."""
     with connect(control_url, key, data_dir) as control:
         rows = list(control.list_all("/platform/keys"))
-    if output is Output.TABLE:
-        rows = [{**row, "created": show_instant(row["created_at"])} for row in rows]
+        if output is Output.TABLE:
+            rows = with_times(rows, control.get_zone(zone), created="created_at")
     print_rows(output, ["id", "name", "redacted_value", "created"], rows, none="no keys yet: see `tollway operator-keys create`")
 
 

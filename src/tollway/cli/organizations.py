@@ -1,23 +1,45 @@
 """`tollway organizations`: billing accounts, for operators."""
 
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from datetime import UTC
+from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, connect, connect_tenant
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, connect, connect_tenant
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.times import Zone, find_zone, with_times
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+COLUMNS = ["id", "name", "currency", "time_zone", "status"]
 
 
 @app.command("list")
 def list_organizations(
     output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
 ) -> None:
-    """All organizations that are not archived."""
+    """List the organizations that are not archived."""
     with connect(control_url, key, data_dir) as control:
         rows = list(control.list_all("/platform/organizations"))
-    print_rows(output, ["id", "name", "currency", "time_zone", "status"], rows, none="no organizations yet")
+    print_rows(output, COLUMNS, rows, none="no organizations yet")
+
+
+@app.command()
+def show(
+    zone: Zone = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show one organization: that of an admin key, or the one that is named."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        rows = [control.get("/organization")]
+    if output is Output.TABLE:
+        rows = with_times(rows, find_zone(zone or rows[0]["time_zone"]), created="created_at")
+    print_rows(output, [*COLUMNS, "created"], rows)
 
 
 @app.command()
@@ -66,3 +88,17 @@ def archive(
     with connect_tenant(control_url, key, data_dir, organization) as control:
         archived = control.post(f"/platform/organizations/{control.organization_id}/archive")
     print_json(archived) if output is Output.JSON else print(f"archived {archived['id']} ({archived['name']})")
+
+
+def with_organizations(control: Control, rows: Iterable[Mapping[str, Any]], zone: str | None, **columns: str) -> list[dict[str, Any]]:
+    """Return rows that have an `organization_id` with the name of the organization, and with a column of text for each instant.
+
+    Instants are in `zone`; without one each is in the zone of its own organization, and in UTC where that is not known."""
+    organizations = control.list_organizations()
+    chosen = None if zone is None else find_zone(zone)
+    shown = []
+    for row in rows:
+        organization = organizations.get(row["organization_id"], {})
+        own = find_zone(organization["time_zone"]) if organization else UTC
+        shown += with_times([{**row, "organization": organization.get("name")}], chosen or own, **columns)
+    return shown

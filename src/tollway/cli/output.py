@@ -5,10 +5,13 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from datetime import tzinfo
 from enum import StrEnum
 from typing import Annotated, Any, TextIO
 
 import typer
+
+from tollway.cli.times import show_instant
 
 
 class Output(StrEnum):
@@ -78,3 +81,12 @@ class Progress:
 def print_new_key(output: Output, made: dict[str, Any], secret: str) -> None:
     """Print what was created, with the secret of its key, which is never shown again."""
     print_json(made) if output is Output.JSON else print(f"id   {made['id']}\nkey  {secret}   (shown only now)")
+
+
+def report_effect(published: Mapping[str, Any], zone: tzinfo) -> None:
+    """Print on standard error from when on a publication holds on every gateway, or the gateways that have not confirmed it."""
+    if published["pending_nodes"]:
+        print(f"not confirmed yet by: {', '.join(published['pending_nodes'])}", file=sys.stderr)
+        print(f"holds on every gateway by {show_instant(published['holds_by'], zone)} at the latest", file=sys.stderr)
+    else:
+        print(f"holds on every gateway from {show_instant(published['holds_from'], zone)}", file=sys.stderr)

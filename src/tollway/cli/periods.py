@@ -2,13 +2,16 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import tzinfo
 from typing import Annotated, Any
 
 import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, check_id, connect
+from tollway.cli.organizations import with_organizations
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.times import Zone, find_zone, show_day, with_times
 from tollway.domain import ids
 from tollway.settings import OperatorError
 
@@ -23,30 +26,41 @@ PeriodId = Annotated[str, typer.Argument(metavar="PERIOD", help="Its id, as `tol
 def list_periods(
     organization: OrganizationFilter = None,
     state: Annotated[str | None, typer.Option(help="Only those that are open, closing or closed.")] = None,
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Billing periods: of everyone, or of one organization."""
+    """List the billing periods of all organizations, or of one; `to` is exclusive. Each is shown in its own time zone."""
     with connect(control_url, key, data_dir) as control:
         rows = list(_list(control, organization, state))
-    if output is Output.TABLE:
-        rows = [{**row, "from": day(row["start_time"]), "to": day(row["end_time"])} for row in rows]
-    columns = ["id", "organization_id", "from", "to", "time_zone", "state", "events", "total", "currency"]
+        if output is Output.TABLE:
+            rows = [
+                {**row, "from": show_day(row["start_time"], own), "to": show_day(row["end_time"], own)}
+                for row in with_organizations(control, rows, zone)
+                for own in [_zone_of(row, zone)]
+            ]
+    columns = ["id", "organization", "organization_id", "from", "to", "time_zone", "state", "events", "total", "currency"]
     print_rows(output, columns, rows, none="no periods yet: the first event makes one")
 
 
 @app.command()
 def blockers(
-    period: PeriodId, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
+    period: PeriodId,
+    zone: Zone = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
 ) -> None:
     """List what keeps a period from being closed: gateways whose records have not arrived up to its end."""
     check_id(ids.PERIOD, period, "billing period", LISTED)
     with connect(control_url, key, data_dir) as control:
         rows = control.get(f"/platform/periods/{period}/blockers")["data"]
-    if output is Output.TABLE:
-        rows = [{**row, "known_until": None if row["known_until"] is None else instant(row["known_until"])} for row in rows]
+        if output is Output.TABLE:
+            shown = _zone_of(control.get(f"/platform/periods/{period}"), zone)
+            rows = with_times(rows, shown, known_until="known_until")
     print_rows(output, ["node_id", "epoch", "known_until", "message"], rows, none="nothing keeps it from being closed")
 
 
@@ -76,9 +90,10 @@ def close(
         return
     for row in closed:
         lost = sum(1 for epoch in row["report"]["epochs"] if epoch["cover"] == "lost")
-        print(f"{row['id']}  {row['organization_id']}  {day(row['start_time'])}  {row['events']} events  {row['total']} {row['currency']}")
+        start = show_day(row["start_time"], _zone_of(row))
+        print(f"{row['id']}  {row['organization_id']}  {start}  {row['events']} events  {row['total']} {row['currency']}")
         print(f"  hash {row['period_hash']}")
-        print(f"  root {row['merkle_root']}" + (f"  ({lost} gateways' lives declared lost)" if lost else ""))
+        print(f"  root {row['merkle_root']}" + (f"  ({lost} runs of gateways declared lost)" if lost else ""))
     if not closed:
         print("nothing to close", file=sys.stderr)
 
@@ -105,11 +120,5 @@ def _organization_id(control: Control, name: str) -> str:
     return str(found[0])
 
 
-def day(seconds: int) -> str:
-    """The day of an instant, in UTC."""
-    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
-
-
-def instant(seconds: int) -> str:
-    """An instant, in UTC."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+def _zone_of(period: Mapping[str, Any], zone: str | None = None) -> tzinfo:
+    return find_zone(zone or period["time_zone"])

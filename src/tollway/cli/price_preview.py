@@ -3,15 +3,16 @@
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import tzinfo
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segment
-from tollway.cli.output import is_pretty, print_json, print_table
+from tollway.cli.output import Output, OutputOption, is_pretty, print_json, print_table
 from tollway.cli.picture import Bar, svg_bars, text_bars
-from tollway.cli.times import read_instant, show_day
+from tollway.cli.times import MaybeSince, Until, Zone, read_instant, show_day
 from tollway.domain.currencies import CURRENCIES
 from tollway.domain.money import round_amount
 from tollway.settings import OperatorError
@@ -25,16 +26,18 @@ MORE_DECIMALS = 2
 
 def preview(
     draft_id: Annotated[str, typer.Argument(metavar="DRAFT_ID", help="See `tollway prices drafts`.")],
-    from_time: Annotated[
-        str | None, typer.Option("--from", metavar="TIME", help="Requests admitted since then: 2026-10-01, or seconds since 1970.")
-    ] = None,
-    to_time: Annotated[str | None, typer.Option("--to", metavar="TIME", help="And before this.")] = None,
+    since: MaybeSince = None,
+    until: Until = None,
+    zone: Zone = None,
     everybody: Annotated[
-        bool, typer.Option("--all", help="As if every organization of the currency paid by the draft's book, those of other books too.")
+        bool,
+        typer.Option(
+            "--all-organizations", help="As if every organization of the currency paid by the draft's book, those of other books too."
+        ),
     ] = False,
     top: Annotated[int, typer.Option(help="Organizations to show; those whose bill changes most.", min=1)] = 30,
-    json_output: Annotated[bool, typer.Option("--json", help="Print everything as JSON, every amount exact.")] = False,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Save the picture too.")] = None,
+    output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
@@ -45,8 +48,13 @@ def preview(
     requests that the draft has no price for would not have been served, and are counted apart.
     """
     body: dict[str, Any] = {"everybody": everybody}
-    body |= {name: read_instant(text) for name, text in (("from", from_time), ("to", to_time)) if text is not None}
     with connect(control_url, key, data_dir) as control:
+        shown_zone = control.get_zone(zone)
+        now_seconds = time.time()
+        if since is not None:
+            body["from"] = read_instant(since, shown_zone, now_seconds, option="--since")
+        if until is not None:
+            body["to"] = read_instant(until, shown_zone, now_seconds, option="--until")
         result = _follow(control.stream(f"/platform/price_drafts/{segment(draft_id)}/preview", body))
         names = _names(control, result["organizations"])
     for each in result["organizations"]:
@@ -54,11 +62,11 @@ def preview(
     changed = sorted(result["organizations"], key=lambda each: -abs(int(each["difference_pico"])))
     shown = sorted(changed[:top], key=lambda each: -int(each["difference_pico"]))
     if svg is not None:
-        svg.write_text(_picture(result, shown), encoding="utf-8")
-    if json_output:
+        svg.write_text(_picture(result, shown, shown_zone), encoding="utf-8")
+    if output is Output.JSON:
         print_json(result)
     else:
-        _print(result, shown, hidden=changed[top:])
+        _print(result, shown, shown_zone, hidden=changed[top:])
 
 
 def _follow(lines: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
@@ -84,9 +92,9 @@ def _names(control: Control, organizations: Sequence[Mapping[str, Any]]) -> dict
     return {each["id"]: each["name"] for each in control.list_all("/platform/organizations", include_archived=True)}
 
 
-def _print(result: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], *, hidden: Sequence[Mapping[str, Any]]) -> None:
+def _print(result: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], zone: tzinfo, *, hidden: Sequence[Mapping[str, Any]]) -> None:
     currency, total = result["currency"], result["total"]
-    print(f"requests from {show_day(result['from'])} to {show_day(result['to'])}, {_span(result)}, in {currency}")
+    print(f"requests {_show_range(result, zone)}, {_span(result)}, in {currency}")
     if not result["organizations"]:
         print("no organization that would pay by this draft used anything", file=sys.stderr)
         return
@@ -120,7 +128,7 @@ def _row(name: str, values: Mapping[str, Any], currency: str) -> list[str | None
     ]
 
 
-def _picture(result: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> str:
+def _picture(result: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], zone: tzinfo) -> str:
     currency = result["currency"]
     bars = []
     for each in shown:
@@ -129,8 +137,12 @@ def _picture(result: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> s
         bars.append(Bar(each["organization"], difference, text if percent is None else f"{text}  ({percent} %)"))
     total = _amount(int(result["total"]["difference_pico"]), currency)
     title = f"Change of bills under draft {result['draft_id']}, in {currency}"
-    span = f"Requests from {show_day(result['from'])} to {show_day(result['to'])}, {_span(result)}. Left: pays less. All together: {total}."
+    span = f"Requests {_show_range(result, zone)}, {_span(result)}. Left: pays less. All together: {total}."
     return svg_bars(title, span, bars)
+
+
+def _show_range(result: Mapping[str, Any], zone: tzinfo) -> str:
+    return f"from {show_day(result['from'], zone)} to {show_day(result['to'], zone)}"
 
 
 def _span(result: Mapping[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """`tollway prices`: books, drafts and terms, for operators. What one model costs is also `tollway models price`; all of a platform's
 prices can stand in the file that `tollway apply` reads."""
 
+import time
+from datetime import tzinfo
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,10 +10,10 @@ import msgspec
 import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segment
-from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.output import Output, OutputOption, print_json, print_rows, report_effect
 from tollway.cli.platform_file import read_prices
 from tollway.cli.price_preview import preview
-from tollway.cli.times import read_instant, report_effect, show_instant
+from tollway.cli.times import ValidFrom, Zone, find_zone, read_instant, show_day, show_instant, with_times
 from tollway.domain.billing_classes import BillingClass
 from tollway.domain.price_books import format_discount, parse_discount
 from tollway.settings import OperatorError
@@ -23,9 +25,6 @@ CLASSES = [str(billing_class) for billing_class in BillingClass]
 
 BookName = Annotated[str, typer.Argument(metavar="BOOK", help="Its name or id.")]
 DraftId = Annotated[str, typer.Argument(metavar="DRAFT_ID", help="See `tollway prices drafts`.")]
-ValidFrom = Annotated[
-    str | None, typer.Option(metavar="TIME", help="From when: 2027-01-01, 2027-01-01T12:00Z, or seconds since 1970; now if left out.")
-]
 OfOrganization = Annotated[str | None, typer.Option("--organization", metavar="NAME|ID", help="The organization.")]
 
 
@@ -34,12 +33,13 @@ def list_prices(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     book: Annotated[str | None, typer.Option(metavar="NAME|ID", help="Only this book, as it stands and as it will be.")] = None,
     organization: OfOrganization = None,
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Prices per 1,000,000 tokens, and per request: of all lists and times, of one book, or what one organization pays now."""
+    """List prices per 1,000,000 tokens, and per request: of all lists and times, of one book, or what one organization pays now."""
     with connect(control_url, key, data_dir) as control:
         if organization is not None:
             if book is not None:
@@ -50,9 +50,9 @@ def list_prices(
         else:
             price_list = None if book is None else _find_book(control, book)["id"]
             rows = list(control.list_all("/platform/prices", model=model, list=price_list))
-    rows.sort(key=lambda row: (row["model"], row["tier"], row.get("list", ""), row["valid_from"]))
-    if output is Output.TABLE:
-        rows = [{**row, "valid_from": show_instant(row["valid_from"])} for row in rows]
+        rows.sort(key=lambda row: (row["model"], row["tier"], row.get("list", ""), row["valid_from"]))
+        if output is Output.TABLE:
+            rows = with_times(rows, control.get_zone(zone), valid_from="valid_from")
     lists = [] if organization is not None or book is not None else ["list"]
     print_rows(output, ["model", "tier", *lists, "currency", *CLASSES, "valid_from"], rows, none="no prices yet")
 
@@ -96,8 +96,9 @@ def create(
 def draft(
     book: BookName,
     file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="YAML: prices by model, as in `apply`'s file.")] = None,
-    from_book: Annotated[str | None, typer.Option("--from", metavar="NAME|ID", help="Begin with what this book asks.")] = None,
+    from_book: Annotated[str | None, typer.Option("--from-book", metavar="NAME|ID", help="Begin with the prices of this book.")] = None,
     valid_from: ValidFrom = None,
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -110,7 +111,11 @@ def draft(
             given = msgspec.to_builtins(units)
             lines.append({"model": model, "tier": str(tier), **{name: given[name] for name in CLASSES if name in given}})
     with connect(control_url, key, data_dir) as control:
-        body: dict[str, Any] = {"book_id": _find_book(control, book)["id"], "lines": lines, "valid_from": _valid_from(valid_from)}
+        body: dict[str, Any] = {
+            "book_id": _find_book(control, book)["id"],
+            "lines": lines,
+            "valid_from": _valid_from(control, valid_from, zone),
+        }
         if from_book is not None:
             body["from_book_id"] = _find_book(control, from_book)["id"]
         made = control.post("/platform/price_drafts", body)
@@ -120,6 +125,7 @@ def draft(
 @app.command()
 def drafts(
     closed: Annotated[bool, typer.Option("--closed", help="Those that were published or discarded too.")] = False,
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -130,16 +136,8 @@ def drafts(
         rows = list(control.list_all("/platform/price_drafts", include_closed=closed))
         if output is Output.TABLE:
             names = {each["id"]: each["name"] for each in control.list_all("/platform/price_books")}
-            rows = [
-                {
-                    **row,
-                    "book": names[row["book_id"]],
-                    "lines": len(row["lines"]),
-                    "valid_from": None if row["valid_from"] is None else show_instant(row["valid_from"]),
-                    "created": show_instant(row["created_at"]),
-                }
-                for row in rows
-            ]
+            rows = [{**row, "book": names[row["book_id"]], "lines": len(row["lines"])} for row in rows]
+            rows = with_times(rows, control.get_zone(zone), valid_from="valid_from", created="created_at")
     print_rows(output, ["id", "book", "state", "lines", "valid_from", "created"], rows, none="no drafts: see `tollway prices draft`")
 
 
@@ -165,6 +163,7 @@ def check(
 def publish(
     draft_id: DraftId,
     accept_warnings: Annotated[bool, typer.Option("--accept-warnings", help="What the check warns of is meant.")] = False,
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -173,8 +172,11 @@ def publish(
     """Make a draft's lines the prices of its book, all at once. They stay; newer ones may follow."""
     with connect(control_url, key, data_dir) as control:
         made = control.post(f"/platform/price_drafts/{segment(draft_id)}/publish", {"accept_warnings": accept_warnings})
-    print_json(made) if output is Output.JSON else print(f"{len(made['lines'])} prices, valid from {show_instant(made['valid_from'])}")
-    report_effect(made)
+        shown = control.get_zone(zone)
+    print_json(made) if output is Output.JSON else print(
+        f"{len(made['lines'])} prices, valid from {show_instant(made['valid_from'], shown)}"
+    )
+    report_effect(made, shown)
 
 
 @app.command()
@@ -194,6 +196,7 @@ def terms(
     book: Annotated[str | None, typer.Option(metavar="NAME|ID", help="To pay by; the default one of its currency if left out.")] = None,
     discount: Annotated[str | None, typer.Option(metavar="PERCENT", help="Off every price of the book, for example 15%.")] = None,
     valid_from: ValidFrom = None,
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -201,12 +204,17 @@ def terms(
 ) -> None:
     """By which book an organization pays, at which discount, from when. Sets new terms if --book or --discount is given."""
     with connect(control_url, key, data_dir) as control:
-        path = f"/platform/organizations/{_find_organization(control, organization)['id']}/price_terms"
+        billed = _find_organization(control, organization)
+        shown = find_zone(zone or billed["time_zone"])
+        path = f"/platform/organizations/{billed['id']}/price_terms"
         if book is not None or discount is not None:
-            body: dict[str, Any] = {"discount_bp": _discount(discount), "valid_from": _valid_from(valid_from)}
+            body: dict[str, Any] = {
+                "discount_bp": _discount(discount),
+                "valid_from": None if valid_from is None else _read_valid_from(valid_from, shown),
+            }
             if book is not None:
                 body["book_id"] = _find_book(control, book)["id"]
-            report_effect(control.post(path, body))
+            report_effect(control.post(path, body), shown)
         elif valid_from is not None:
             raise OperatorError("--valid-from needs --book or --discount", exit_code=2)
         rows = control.get(path)["data"]
@@ -214,7 +222,7 @@ def terms(
     if output is Output.TABLE:
         rows = [
             {
-                "valid_from": show_instant(row["valid_from"]) if row["valid_from"] else "the beginning",
+                "valid_from": show_day(row["valid_from"], shown) if row["valid_from"] else "the beginning",
                 "book": names[row["book_id"]],
                 "discount": format_discount(row["discount_bp"]),
             }
@@ -250,5 +258,9 @@ def _discount(text: str | None) -> int:
         raise OperatorError(f"--discount {text}: {error}", exit_code=2) from None
 
 
-def _valid_from(text: str | None) -> int | None:
-    return None if text is None else read_instant(text)
+def _valid_from(control: Control, text: str | None, zone: str | None) -> int | None:
+    return None if text is None else _read_valid_from(text, control.get_zone(zone))
+
+
+def _read_valid_from(text: str, zone: tzinfo) -> int:
+    return read_instant(text, zone, time.time(), option="--valid-from")

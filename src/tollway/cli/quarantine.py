@@ -5,8 +5,9 @@ from typing import Annotated, Any
 import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect
+from tollway.cli.organizations import with_organizations
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
-from tollway.cli.periods import instant
+from tollway.cli.times import Zone
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -14,20 +15,27 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 LISTED = "see `tollway quarantine list`"
 Record = Annotated[str | None, typer.Argument(metavar="[RECORD]", help="One record: NODE/EPOCH/SEQ, as the list shows it.")]
 Reason = Annotated[str, typer.Option(help="Why; it stays on record beside your key.")]
-Only = Annotated[str | None, typer.Option("--all", metavar="REASON", help="All open records with this reason code, not one record.")]
+Only = Annotated[
+    str | None, typer.Option("--all-with", metavar="REASON_CODE", help="Every open record with this reason code, in place of one record.")
+]
 State = Annotated[str | None, typer.Option(help="Only those that are open, rated or written_off.")]
 
 
 @app.command("list")
 def list_records(
-    state: State = None, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
+    state: State = None,
+    zone: Zone = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
 ) -> None:
     """List the records that could not be rated when they arrived. Open ones are not billed and keep billing periods open."""
     with connect(control_url, key, data_dir) as control:
         rows = list(control.list_all("/platform/quarantine", state=state))
-    if output is Output.TABLE:
-        rows = [{**row, "served": None if row["served_at"] is None else instant(row["served_at"])} for row in rows]
-    columns = ["id", "state", "reason", "organization_id", "request_id", "served", "resolution_reason"]
+        if output is Output.TABLE:
+            rows = with_organizations(control, rows, zone, served="served_at")
+    columns = ["id", "state", "reason", "organization", "organization_id", "request_id", "served", "resolution_reason"]
     print_rows(output, columns, rows, none="nothing is in quarantine")
 
 
@@ -87,7 +95,7 @@ def _resolve(
     if not reason:
         raise OperatorError("a reason is missing", hint='give one with --reason "..."', exit_code=2)
     if (record is None) == (only is None):
-        raise OperatorError("name either one record or --all REASON", hint=LISTED, exit_code=2)
+        raise OperatorError("name either one record or --all-with REASON_CODE", hint=LISTED, exit_code=2)
     with connect(control_url, key, data_dir) as control:
         paths = [_path(record)] if record is not None else _open_paths(control, only)
         resolved: list[Any] = [control.post(f"{path}/{verb}", {"reason": reason}) for path in paths]

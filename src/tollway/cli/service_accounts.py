@@ -6,7 +6,7 @@ import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, Organization, Project, connect_tenant, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_new_key, print_rows
-from tollway.cli.times import show_instant
+from tollway.cli.times import Zone, with_times
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -14,6 +14,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 @app.command("list")
 def list_accounts(
     project: Project = None,
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
@@ -23,8 +24,8 @@ def list_accounts(
     """List the service accounts of a project."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
         rows = list(control.list_all(f"/organization/projects/{control.get_project(project)['id']}/service_accounts"))
-    if output is Output.TABLE:
-        rows = [{**row, "created": show_instant(row["created_at"])} for row in rows]
+        if output is Output.TABLE:
+            rows = with_times(rows, control.get_zone(zone), created="created_at")
     print_rows(output, ["id", "name", "role", "created"], rows, none="no service accounts yet")
 
 

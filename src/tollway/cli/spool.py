@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -14,6 +14,7 @@ import typer
 
 from tollway.cli.output import Output, OutputOption, print_json, print_rows, print_table
 from tollway.cli.processes import Config, DataDir, read_settings
+from tollway.cli.times import Zone, find_zone, show_instant, with_times
 from tollway.link.epochs import Epoch, SpoolDamaged, find_node, list_epochs
 from tollway.link.inspection import Inspection, find_shipped, inspect, read_records
 from tollway.serve.data_directory import read_secrets
@@ -45,6 +46,7 @@ def inspect_spool(
     data_dir: DataDir = None,
     spool: SpoolDir = None,
     epoch: Annotated[int | None, typer.Option(help="Only this one, with every place that is wrong and the requests left open.")] = None,
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Check every record that is still here, and count: by epoch, what was admitted, has ended, and was handed in.
@@ -63,9 +65,12 @@ def inspect_spool(
         print_json(rows[0] | _details(inspections[0][1]))
     elif output is Output.TABLE:
         print(f"node {node_id}, {directory}")
-        print_rows(output, COLUMNS, rows, none="no epochs: everything was handed in and its time here is over")
+        shown = UTC if zone is None else find_zone(zone)
+        print_rows(
+            output, COLUMNS, with_times(rows, shown, began="began_at"), none="no epochs: everything was handed in and its time here is over"
+        )
         if epoch is not None:
-            _print_details(inspections[0][1])
+            _print_details(inspections[0][1], shown)
     else:
         print_rows(output, COLUMNS, rows)
     raise typer.Exit(1 if any(row["problem"] for row in rows) else 0)
@@ -120,7 +125,7 @@ def _row(epoch: Epoch, found: Inspection, control: int | None) -> dict[str, Any]
     state = "damaged" if found.problems or epoch.is_damaged() else "closed" if epoch.is_closed() else "open"
     return {
         "epoch": epoch.number,
-        "began": _instant(epoch.number),
+        "began_at": epoch.number // 1_000_000,
         "state": state,
         "segments": found.segments,
         "records": found.records,
@@ -142,26 +147,20 @@ def _details(found: Inspection) -> dict[str, Any]:
     }
 
 
-def _print_details(found: Inspection) -> None:
+def _print_details(found: Inspection, zone: tzinfo) -> None:
     if found.torn_bytes:
         print(f"\ntorn tail of {found.torn_bytes} bytes: what a crash leaves; recovery cuts it off")
     for problem in found.problems:
         print(f"\n{problem}")
     if found.open:
         print()
-        shown = list(found.open.values())[:OPEN_SHOWN_MAX]
-        rows = [(admit.request_id, _instant(admit.admitted_at), admit.organization_id, admit.model) for admit in shown]
+        admits = list(found.open.values())[:OPEN_SHOWN_MAX]
+        rows = [
+            (admit.request_id, show_instant(admit.admitted_at // 1_000_000, zone), admit.organization_id, admit.model) for admit in admits
+        ]
         print_table(["open request", "admitted", "organization", "model"], rows)
-        if len(found.open) > len(shown):
-            print(f"... and {len(found.open) - len(shown)} more; -o json has them all")
-
-
-def _instant(at: int) -> str:
-    """An instant in microseconds, readable; its number where it is none that a calendar has."""
-    try:
-        return datetime.fromtimestamp(at // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    except (OverflowError, ValueError, OSError):
-        return str(at)
+        if len(found.open) > len(admits):
+            print(f"... and {len(found.open) - len(admits)} more; -o json has them all")
 
 
 @contextmanager

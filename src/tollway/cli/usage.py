@@ -1,8 +1,12 @@
-"""`tollway usage` and `tollway costs`: what was used, and what it costs."""
+"""`tollway usage` and `tollway costs`: what was used, and what it costs.
 
-import re
+Usage can be cut at any minute, because the API has it by minute, hour and day of UTC: a span is read in pieces, the widest that fit, so
+that a month of any time zone is exact and takes few requests. The table and `-o json` print the same buckets."""
+
 import time
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -10,10 +14,8 @@ import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, connect_tenant
 from tollway.cli.output import Output, OutputOption, print_json, print_table
+from tollway.cli.times import Since, Until, Zone, read_range, show_day, show_minute, start_of_day
 from tollway.domain.money import format_amount
-from tollway.settings import OperatorError
-
-Since = Annotated[str, typer.Option(help="How far back: 30m, 24h, 7d, or an instant in seconds since 1970.")]
 
 BUCKETS_MAX = {"1m": 1440, "1h": 168, "1d": 31}
 """Most buckets of one answer, by width, as OpenAI has it."""
@@ -25,6 +27,9 @@ class Bucket(StrEnum):
     MINUTE = "1m"
     HOUR = "1h"
     DAY = "1d"
+
+
+WIDTHS_SECONDS = {Bucket.MINUTE: 60, Bucket.HOUR: 3_600, Bucket.DAY: 86_400}
 
 
 class UsageGroup(StrEnum):
@@ -43,50 +48,57 @@ class CostGroup(StrEnum):
 
 
 FIELDS = {"project": "project_id", "key": "api_key_id", "model": "model", "line_item": "line_item"}
+NUMBERS = {"requests": "num_model_requests", "input": "input_tokens", "cached": "input_cached_tokens", "output": "output_tokens"}
+"""Columns of the table of usage, with the API's field of each."""
 
 
 def usage(
     since: Since = "24h",
-    bucket: Annotated[Bucket | None, typer.Option(help="One line per minute, hour or day; else one in all.")] = None,
-    by: Annotated[list[UsageGroup] | None, typer.Option(help="Group by this field (repeatable).")] = None,
+    until: Until = None,
+    bucket: Annotated[Bucket | None, typer.Option("--bucket", help="One line per minute, hour or day; else one in all.")] = None,
+    by: Annotated[list[UsageGroup] | None, typer.Option("--by", help="Group by this field (repeatable).")] = None,
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Show usage: requests and tokens, by model unless told otherwise. Input includes what came from the cache."""
+    """Show usage: requests and tokens, by model unless told otherwise. Input includes what came from the cache.
+
+    Days are those of the time zone. Times are cut to whole minutes.
+    """
     groups = [FIELDS[group] for group in (by or [UsageGroup.MODEL])]
-    width = bucket or _width(since)
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        buckets = [
-            each
-            for kind in ("completions", "embeddings")
-            for each in _buckets(control, f"/organization/usage/{kind}", since, width, groups)
-        ]
+        shown = control.get_zone(zone)
+        start, end = read_range(since, until, shown, time.time())
+        edges = list_edges(start, end, bucket, shown)
+        buckets = _merge(edges, _read(control, edges, groups), groups)
+        names = _list_names(control, groups) if output is Output.TABLE else {}
     if output is Output.JSON:
-        print_json(sorted(buckets, key=lambda each: each["start_time"]))
+        print_json(buckets)
         return
-    numbers = ("num_model_requests", "input_tokens", "input_cached_tokens", "output_tokens")
-    sums: dict[tuple[Any, ...], list[int]] = {}
+    columns = [*([] if bucket is None else ["from"]), *_headings(groups), *NUMBERS]
+    rows = []
     for each in buckets:
-        start = () if bucket is None else (each["start_time"],)
+        begin = (
+            []
+            if bucket is None
+            else [show_day(each["start_time"], shown) if bucket is Bucket.DAY else show_minute(each["start_time"], shown)]
+        )
         for result in each["results"]:
-            line = sums.setdefault((*start, *(result.get(group) for group in groups)), [0] * len(numbers))
-            for at, name in enumerate(numbers):
-                line[at] += result.get(name) or 0
-    columns = [*([] if bucket is None else ["from"]), *groups, "requests", "input", "cached", "output"]
-    rows = [(*_shown(names, bucket), *line) for names, line in sorted(sums.items(), key=_order)]
+            rows.append([*begin, *_name_groups(result, groups, names), *(result.get(field, 0) for field in NUMBERS.values())])
     if len(rows) > 1:
-        totals = [sum(column) for column in zip(*sums.values(), strict=True)]
-        rows.append(("total", *[""] * (len(columns) - len(numbers) - 1), *totals))
-    _print(columns, rows, len(numbers))
+        totals = [sum(row[at] for row in rows) for at in range(-len(NUMBERS), 0)]
+        rows.append(["total", *[""] * (len(columns) - len(NUMBERS) - 1), *totals])
+    _print(columns, rows, len(NUMBERS))
 
 
 def costs(
     since: Since = "30d",
+    until: Until = None,
     daily: Annotated[bool, typer.Option("--daily", help="One line per day; else one in all.")] = False,
-    by: Annotated[list[CostGroup] | None, typer.Option(help="Group by this field (repeatable).")] = None,
+    by: Annotated[list[CostGroup] | None, typer.Option("--by", help="Group by this field (repeatable).")] = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
@@ -95,30 +107,89 @@ def costs(
 ) -> None:
     """Show exact costs by line item (model and token class) unless told otherwise. Whole days, in UTC."""
     groups = [FIELDS[group] for group in (by or [CostGroup.LINE_ITEM])]
+    start, end = read_range(since, until, UTC, time.time())
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        buckets = list(_buckets(control, "/organization/costs", since, Bucket.DAY, groups))
+        buckets = list(_buckets(control, "/organization/costs", start, end, Bucket.DAY, groups))
+        names = _list_names(control, groups) if output is Output.TABLE else {}
     if output is Output.JSON:
         print_json(buckets)
         return
     sums: dict[tuple[Any, ...], int] = {}
     for each in buckets:
-        start = (each["start_time"],) if daily else ()
+        begin = (each["start_time"],) if daily else ()
         for result in each["results"]:
-            names = (*start, *(result.get(group) for group in groups), result["amount"]["currency"].upper())
-            sums[names] = sums.get(names, 0) + int(result["amount"]["value_pico"])
-    bucket = Bucket.DAY if daily else None
-    columns = [*(["from"] if daily else []), *groups, "currency", "amount"]
-    rows = [(*_shown(names, bucket), format_amount(pico)) for names, pico in sorted(sums.items(), key=_order)]
-    if len(rows) > 1 and len({names[-1] for names in sums}) == 1:
+            group = (*begin, *(result.get(field) for field in groups), result["amount"]["currency"].upper())
+            sums[group] = sums.get(group, 0) + int(result["amount"]["value_pico"])
+    columns = [*(["from (UTC)"] if daily else []), *_headings(groups), "currency", "amount"]
+    rows: list[list[Any]] = []
+    for group, pico in sorted(sums.items(), key=_order):
+        begin_cells = [show_day(group[0], UTC)] if daily else []
+        fields = dict(zip(groups, group[len(begin_cells) :], strict=False))
+        rows.append([*begin_cells, *_name_groups(fields, groups, names), group[-1], format_amount(pico)])
+    if len(rows) > 1 and len({group[-1] for group in sums}) == 1:
         blank = [""] * (len(columns) - 3)
-        rows.append(("total", *blank, next(iter(sums))[-1], format_amount(sum(sums.values()))))
+        rows.append(["total", *blank, next(iter(sums))[-1], format_amount(sum(sums.values()))])
     _print(columns, rows, 1)
 
 
-def _buckets(control: Control, path: str, since: str, width: Bucket, groups: list[str]) -> Iterator[Mapping[str, Any]]:
-    """All buckets from `since` on, page after page."""
+# ---- Buckets ------------------------------------------------------------------------------------------------------------
+
+
+def list_edges(start: int, end: int, bucket: Bucket | None, zone: tzinfo) -> list[int]:
+    """Return where the buckets from `start` to `end` begin, and where the last one ends, in seconds since 1970.
+
+    The first and the last bucket are whole: days of `zone`, hours and minutes of UTC. Without a width there is one bucket, of whole
+    minutes."""
+    width = WIDTHS_SECONDS[bucket or Bucket.MINUTE]
+    if bucket is None:
+        return [start - start % width, end + -end % width]
+    if bucket is not Bucket.DAY:
+        return [*range(start - start % width, end + -end % width + width, width)]
+    day = datetime.fromtimestamp(start, zone).date()
+    edges = [start_of_day(day, zone)]
+    while edges[-1] < end:
+        day += timedelta(days=1)
+        edges.append(start_of_day(day, zone))
+    return edges
+
+
+def split_span(start: int, end: int) -> list[tuple[int, int, Bucket]]:
+    """Return the pieces of a span of whole minutes, each with the widest buckets of UTC that it consists of: at most two of minutes, two
+    of hours and one of days, in order of time."""
+    return list(_split(start, end, [Bucket.DAY, Bucket.HOUR, Bucket.MINUTE]))
+
+
+def _split(start: int, end: int, widths: Sequence[Bucket]) -> Iterator[tuple[int, int, Bucket]]:
+    width = WIDTHS_SECONDS[widths[0]]
+    first, last = start + -start % width, end - end % width
+    if first >= last:
+        if start < end:
+            yield from _split(start, end, widths[1:])
+        return
+    if start < first:
+        yield from _split(start, first, widths[1:])
+    yield first, last, widths[0]
+    if last < end:
+        yield from _split(last, end, widths[1:])
+
+
+def _read(control: Control, edges: Sequence[int], groups: list[str]) -> Iterator[Mapping[str, Any]]:
+    """Yield the API's buckets from the first edge to the last, none of which lies across an edge."""
+    if len(edges) == 2:
+        pieces = split_span(*edges)
+    else:
+        width = next(width for width in (Bucket.DAY, Bucket.HOUR, Bucket.MINUTE) if not any(edge % WIDTHS_SECONDS[width] for edge in edges))
+        pieces = [(edges[0], edges[-1], width)]
+    for kind in ("completions", "embeddings"):
+        for start, end, width in pieces:
+            yield from _buckets(control, f"/organization/usage/{kind}", start, end, width, groups)
+
+
+def _buckets(control: Control, path: str, start: int, end: int, width: Bucket, groups: list[str]) -> Iterator[Mapping[str, Any]]:
+    """Yield the API's buckets, page after page."""
     query: dict[str, Any] = {
-        "start_time": instant_of(since, time.time()),
+        "start_time": start,
+        "end_time": end,
         "bucket_width": width,
         "group_by": groups,
         "limit": BUCKETS_MAX[width],
@@ -131,35 +202,55 @@ def _buckets(control: Control, path: str, since: str, width: Bucket, groups: lis
         query["page"] = page["next_page"]
 
 
-def instant_of(text: str, now_seconds: float) -> int:
-    """Seconds since 1970 of "24h" ago, or of an instant given as such."""
-    match = re.fullmatch(r"(\d{1,6})([mhdw])", text)
-    if match:
-        seconds = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}[match.group(2)]
-        return max(0, int(now_seconds) - int(match.group(1)) * seconds)
-    if re.fullmatch(r"\d{1,12}", text):
-        return int(text)
-    raise OperatorError(f"--since {text} is no time span", hint="for example 30m, 24h or 7d", exit_code=2)
+def _merge(edges: Sequence[int], found: Iterator[Mapping[str, Any]], groups: list[str]) -> list[dict[str, Any]]:
+    """Return one bucket between each two edges, in the shape of the API, with the sums of what was found in it by group."""
+    sums: list[dict[tuple[str, ...], dict[str, Any]]] = [{} for _ in edges[1:]]
+    for each in found:
+        place = sums[bisect_right(edges, each["start_time"]) - 1]
+        for result in each["results"]:
+            values = {group: result.get(group) for group in groups}
+            line = place.setdefault(tuple(str(value) for value in values.values()), values)
+            for name, value in result.items():
+                if isinstance(value, int):
+                    line[name] = line.get(name, 0) + value
+    return [
+        {"object": "bucket", "start_time": start, "end_time": end, "results": [lines[group] for group in sorted(lines)]}
+        for start, end, lines in zip(edges, edges[1:], sums, strict=False)
+    ]
 
 
-def _width(since: str) -> Bucket:
-    """The finest buckets that sum up to now in a few pages: an edge may include up to one bucket more."""
-    age_seconds = time.time() - instant_of(since, time.time())
-    return Bucket.MINUTE if age_seconds <= 86_400 else Bucket.HOUR if age_seconds <= 31 * 86_400 else Bucket.DAY
+# ---- Tables -------------------------------------------------------------------------------------------------------------
+
+
+def _list_names(control: Control, groups: Sequence[str]) -> dict[str, str]:
+    """Return the names of the projects and keys that a table groups by, by id. Revoked keys are no longer listed and have none."""
+    names = {}
+    if {"project_id", "api_key_id"} & {*groups}:
+        for project in control.list_all("/organization/projects", include_archived=True):
+            names[project["id"]] = project["name"]
+            if "api_key_id" in groups:
+                names |= {each["id"]: each["name"] for each in control.list_all(f"/organization/projects/{project['id']}/api_keys")}
+    return names
+
+
+def _headings(groups: Sequence[str]) -> list[str]:
+    return [heading for group in groups for heading in ([group, group.removesuffix("_id")] if group.endswith("_id") else [group])]
+
+
+def _name_groups(values: Mapping[str, Any], groups: Sequence[str], names: Mapping[str, str]) -> list[str | None]:
+    """Return the cells of a line's groups: the name follows each id."""
+    cells: list[str | None] = []
+    for group in groups:
+        value = values[group]
+        cells += [value, names.get(value)] if group.endswith("_id") else [value]
+    return cells
 
 
 def _order(item: tuple[tuple[Any, ...], Any]) -> tuple[str, ...]:
     return tuple(f"{name:020}" if isinstance(name, int) else str(name or "") for name in item[0])
 
 
-def _shown(names: tuple[Any, ...], bucket: Bucket | None) -> tuple[Any, ...]:
-    if bucket is None:
-        return names
-    form = "%Y-%m-%d" if bucket is Bucket.DAY else "%Y-%m-%d %H:%M"
-    return (time.strftime(form, time.gmtime(names[0])), *names[1:])
-
-
-def _print(columns: list[str], rows: list[tuple[Any, ...]], numbers: int) -> None:
+def _print(columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: int) -> None:
     if rows:
         print_table(columns, rows, right=frozenset(columns[-numbers:]))
     else:

@@ -151,6 +151,12 @@ def _date_start(zone_name: str, day: date) -> int:
     """Return the first instant at which the local date is `day`."""
     zone = find_zone(zone_name)
     assert zone is not None
+    return start_of_day(day, zone)
+
+
+def start_of_day(day: date, zone: tzinfo) -> int:
+    """Return the instant, in microseconds, at which the local date first reaches `day`: midnight, the first of two where clocks are set
+    back over it, and the second at which clocks are set forward over it. Raises OverflowError next to the years 1 and 9999."""
     local = datetime(day.year, day.month, day.day, tzinfo=zone)  # fold 0: the first of two midnights
     instant = local.astimezone(UTC)
     if instant.astimezone(zone).replace(tzinfo=None) != local.replace(tzinfo=None):

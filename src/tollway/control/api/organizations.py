@@ -6,7 +6,7 @@ from fastapi import Query
 
 from tollway.control import keys, publish, tenants
 from tollway.control.api import routes
-from tollway.control.api.routes import Plane, PlatformOperator
+from tollway.control.api.routes import OrganizationAdmin, Plane, PlatformOperator
 from tollway.control.api.schemas import (
     ListOut,
     OrganizationArchived,
@@ -45,6 +45,13 @@ def create_organization(_caller: PlatformOperator, plane: Plane, body: Organizat
         organization = tenants.create_organization(tx, name=body.name, currency=body.currency, time_zone=body.time_zone, now=now)
         shown = keys.create_admin_key(tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=now)
     return OrganizationCreated(**organization_out(organization).model_dump(), admin_api_key=admin_key_created(shown))
+
+
+@router.get("/v1/organization")
+def retrieve_own_organization(caller: OrganizationAdmin, plane: Plane) -> OrganizationOut:
+    """The organization that the key acts for."""
+    with plane.database.tenant(caller.organization_id, write=False) as tx:
+        return organization_out(tenants.get_organization(tx))
 
 
 @router.get("/v1/platform/organizations/{organization_id}")
