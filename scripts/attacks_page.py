@@ -75,6 +75,10 @@ ROWS = {
         "connections that are held open and idle until no descriptor is left",
         "connections bounded below the limit on open files; idle ones make way; no engine is blamed, records are shipped",
     ),
+    73: (
+        "uploads and answers that are broken off, to leave megabytes behind each",
+        "everything of a connection is freed at its end, without the garbage collector",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

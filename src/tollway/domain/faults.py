@@ -62,6 +62,11 @@ class Fault(Exception):
         self.headers = headers
         self.detail = detail
 
+    def forget_frames(self) -> None:
+        """Release the frames that the fault was raised through. Call it where a caught fault is kept: its frames refer to it then, and
+        the cycle would keep whatever they hold, such as a body, until the garbage collector runs."""
+        self.__traceback__ = self.__context__ = None
+
 
 _C, _T, _U, _P = Blame.CLIENT, Blame.TENANT, Blame.UPSTREAM, Blame.PLATFORM
 _SERVER, _UPSTREAM = "server_error", "upstream_error"

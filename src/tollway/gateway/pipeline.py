@@ -61,6 +61,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
     except ClientGone:
         pass
     except Fault as caught:
+        caught.forget_frames()
         fault = caught if caller is not None else client.throttle(caught, request.headers)
         _refuse(request, client, fault, limit_headers)
     except Exception as error:  # the last line of defence of one request: it becomes a 500 and a log line, never a dead connection
@@ -93,6 +94,7 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
                 raise Fault(faults.MODEL_UNKNOWN, param="model")
         client.answer(200, _JSON + DIALECTS[request.endpoint].identify(request.id), msgspec.json.encode(body))
     except Fault as caught:
+        caught.forget_frames()
         fault = caught if caller is not None else client.throttle(caught, request.headers)
         _refuse(request, client, fault)
         plane.metrics.count(plane.metrics.refusals, fault.kind.code)
@@ -109,6 +111,7 @@ def list_limits(request: Request, client: Client, plane: Plane) -> None:
         headers = _JSON + b"cache-control: no-store\r\n" + DIALECTS[request.endpoint].identify(request.id)
         client.answer(200, headers, msgspec.json.encode(body))
     except Fault as caught:
+        caught.forget_frames()
         fault = caught if caller is not None else client.throttle(caught, request.headers)
         _refuse(request, client, fault)
         plane.metrics.count(plane.metrics.refusals, fault.kind.code)

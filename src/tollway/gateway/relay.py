@@ -298,6 +298,7 @@ class Exchange:
                     if relayed is not None:
                         out = out + relayed if out else relayed
             except Fault as caught:
+                caught.forget_frames()
                 fault = caught
             except sse.EventTooLong:
                 fault = Fault(faults.ANSWER_TOO_LARGE, detail="an event exceeds event_bytes_max")
@@ -444,6 +445,7 @@ async def relay(
                     finally:
                         exchange.close(active, metrics)
             except Fault as caught:
+                caught.forget_frames()
                 fault = caught
                 metrics.attempted(upstream.deployment.id, caught.kind.code)
                 if suspicions is None:

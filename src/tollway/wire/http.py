@@ -201,6 +201,15 @@ class RequestReader:
             space = max(1, self._bounds.head_bytes_max - self._head_bytes)
         return complete
 
+    def close(self) -> None:
+        """Read nothing more, and release the parser and what it has read. Parser and reader refer to each other, so without this call the
+        body of an unfinished request would stay in memory until the garbage collector runs."""
+        self._is_over = True
+        self._parser = self.open_request = None
+        self._body = b""
+        self._current = self._last = _NO_REQUEST
+        self._ends = None
+
     def release_parser(self) -> None:
         """Release the parser (a kilobyte) between two messages, where it knows nothing that a new one would not."""
         if not self.in_message and not self._head_bytes:
@@ -535,6 +544,11 @@ class ResponseReader:
         shortest head of such an answer."""
         if self.between_chunks and self.status == 200:
             self._parser = None
+
+    def close(self) -> None:
+        """Release the parser: it and the reader refer to each other. What was read so far stays."""
+        self._parser = None
+        self._ends = None
 
     def eof(self) -> None:
         """The upstream closed. Completes an answer that has no other end; anything else stays incomplete."""

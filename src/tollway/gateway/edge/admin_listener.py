@@ -56,8 +56,10 @@ class AdminConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._listener.connections.discard(self)
         self._transport = None
+        self._reader.close()
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     def eof_received(self) -> bool:
         return False

@@ -175,6 +175,8 @@ class ClientConnection(asyncio.Protocol):
         self.gone = True
         self._transport = None
         self._queue = None
+        self._head = None
+        self._reader.close()
         driver, self._driver = self._driver, None
         if driver is not None:
             driver.interrupt(ClientGone())

@@ -259,6 +259,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
         self._transport = None
+        self._reader.close()
         self.upstream.count_open(-1)
         sink, self._sink = self._sink, None
         if sink is not None:
