@@ -125,14 +125,14 @@ def root_from(leaf, index, size, path):  # RFC 9162, section 2.1.3.2
 def bill(record, policy):
     """The quantities that are billed of a record, by class: all of them, or none, and the request itself if it was completed.
 
-    Nothing where the endpoint is one that the policy leaves out.
+    Nothing where it was sent with a test key, or to an endpoint that the policy leaves out.
     """
     used = record.get("used", {})
     tokens = {name: used.get(name, 0) for name in CLASSES[:4]}
     require(all(type(count) is int and count >= 0 for count in tokens.values()), "a quantity is no count")
     outcome = record["outcome"]
     delivered = tokens["output"] + tokens["reasoning"] > 0
-    if record["admit"]["endpoint"] in policy["unbilled_endpoints"]:
+    if record["admit"].get("test") or record["admit"]["endpoint"] in policy["unbilled_endpoints"]:
         return dict.fromkeys(CLASSES, 0)
     if outcome in policy["bills"] or (outcome in policy["bills_after_first_token"] and delivered):
         return {**tokens, "request": 1 if outcome in policy["bills_request"] else 0}
@@ -167,6 +167,7 @@ class Event:
         self.id = admit["request_id"]
         self.place = (row["node_id"], row["epoch"], row["seq"])
         self.model = admit["model"]
+        self.is_test = admit.get("test", False)
         self.ended_at = record["ended_at"]
         where = f"event {self.id}"
         same(f"{where}: its organization", admit["organization_id"], export.organization)
@@ -390,6 +391,7 @@ class Export:
         same(f"{where}: its event, as another correction has it", self.targets.setdefault(target.id, target.leaf), target.leaf)
         same(f"{where}: its organization", row["organization_id"], self.organization)
         same(f"{where}: its event", row["event_id"], target.id)
+        require(not target.is_test, f"{where} corrects a request of a test key, which is never billed")
         require(row["approver"] is None or row["approver"] != row["actor"], f"{where} was approved by who asked for it")
         amount = int(row["amount_pico"])
         if row["kind"] == "credit":

@@ -54,7 +54,8 @@ def close_books(database: Database, archive: Archive) -> None:
     other = {"organization_id": OTHER_ORGANIZATION, "price_version": samples.OTHER_PRICE.id}
     failed = final(admit(6), outcome=Outcome.UPSTREAM_ERROR, used=Quantities(100), first_token_at=None, error="upstream_cut")
     records: list[Record] = [*ended(1, EPOCH), *ended(2, EPOCH + 9, **other), *ended(3, EPOCH + 5), *ended(4, SEPTEMBER.end_at - 1)]
-    records += [*ended(5, EPOCH), failed.admit, failed, Tick(at=OCTOBER.start_at), *ended(7, OCTOBER.start_at + 7)]
+    tried = final(admit(30, test=True, key_id="key_test"))
+    records += [*ended(5, EPOCH), failed.admit, failed, tried.admit, tried, Tick(at=OCTOBER.start_at), *ended(7, OCTOBER.start_at + 7)]
     body = frames(records)
     take(database, archive, body[:5])
     take(database, archive, body[5:], first_seq=6)

@@ -119,6 +119,8 @@ class TestDeployments:
         assert made["pooling"] is True
         assert answered(operator.post(path, json={"pooling": False}))["pooling"] is False
         refused(operator.post(path, json={"pooling": "off"}), 400, "invalid_value", "pooling")
+        assert made["test"] is False
+        assert answered(operator.post(path, json={"test": True}))["test"] is True
         assert made["cache_isolation"] == "engine"
         assert answered(operator.post(path, json={"cache_isolation": "dedicated"}))["cache_isolation"] == "dedicated"
         refused(operator.post(path, json={"cache_isolation": "other"}), 400, "invalid_value", "cache_isolation")

@@ -38,7 +38,14 @@ def used(control: Running, alice: TenantSetup, bob: TenantSetup) -> TenantSetup:
     records: list[Record] = []
 
     def add(
-        number: int, tenant: TenantSetup, at: int, model: str = "echo", key_id: str | None = None, endpoint: str = "", **end: Any
+        number: int,
+        tenant: TenantSetup,
+        at: int,
+        model: str = "echo",
+        key_id: str | None = None,
+        endpoint: str = "",
+        test: bool = False,
+        **end: Any,
     ) -> None:
         of = admit(
             number,
@@ -50,6 +57,7 @@ def used(control: Running, alice: TenantSetup, bob: TenantSetup) -> TenantSetup:
             price_version=price_ids[model],
             admitted_at=at * 1_000_000,
             outcome_policy=OUTCOME_POLICY_CURRENT,
+            test=test,
         )
         records.extend([of, final(of, ended_at=at * 1_000_000 + 500_000, **end)])
 
@@ -60,6 +68,7 @@ def used(control: Running, alice: TenantSetup, bob: TenantSetup) -> TenantSetup:
     add(12, alice, START + 90, outcome=Outcome.UPSTREAM_ERROR, used=Quantities(70), error="upstream_cut")
     add(13, bob, START + 60)
     add(14, alice, START + 95, endpoint="messages/count_tokens", used=Quantities())
+    add(15, alice, START + 97, key_id="key_test", test=True)
     node = control.node()
     body = frames(records)
     path = f"/v1/link/records/{NODE}/{EPOCH}"
@@ -68,9 +77,9 @@ def used(control: Running, alice: TenantSetup, bob: TenantSetup) -> TenantSetup:
     assert (gap.status_code, gap.json()) == (409, {"next_seq": 1})
     assert node.put(f"{path}/1", content=b"".join(body)[:-1]).status_code == 400
     assert answered(node.put(f"{path}/1", content=b"".join(body[:5]))) == {"next_seq": 6}
-    assert answered(node.put(f"{path}/4", content=b"".join(body[3:]))) == {"next_seq": 31}
-    assert answered(node.put(f"{path}/1", content=b"".join(body))) == {"next_seq": 31}
-    assert answered(node.get(path)) == {"next_seq": 31}
+    assert answered(node.put(f"{path}/4", content=b"".join(body[3:]))) == {"next_seq": 33}
+    assert answered(node.put(f"{path}/1", content=b"".join(body))) == {"next_seq": 33}
+    assert answered(node.get(path)) == {"next_seq": 33}
     return alice
 
 
@@ -142,6 +151,23 @@ class TestCosts:
         assert int(billed_requests) == 10 * REQUEST
         receipt = answered(client.get(f"/v1/organization/requests/{request_id(14)}"))
         assert (receipt["outcome"], receipt["lines"], receipt["cost"]["value_pico"]) == ("completed", [], "0")
+        assert receipt["unbilled_reason"] == "endpoint"
+
+    def test_requests_of_test_keys_cost_nothing_and_are_shown_apart(self, control: Running, used: TenantSetup) -> None:
+        client = control.client(used.admin_key)
+        query = {"start_time": START, "end_time": START + DAY, "group_by": "api_key_id"}
+        (bucket,) = answered(client.get("/v1/organization/usage/completions", params={**query, "test": True}))["data"]
+        assert [(each["api_key_id"], each["num_model_requests"], each["input_tokens"]) for each in bucket["results"]] == [
+            ("key_test", 1, 120)
+        ]
+        for path in ("usage/completions", "costs"):
+            (bucket,) = answered(client.get(f"/v1/organization/{path}", params=query))["data"]
+            assert [each["api_key_id"] for each in bucket["results"]] == [used.key_id]
+        receipt = answered(client.get(f"/v1/organization/requests/{request_id(15)}"))
+        assert (receipt["lines"], receipt["cost"]["value_pico"], receipt["unbilled_reason"]) == ([], "0", "test_key")
+        assert receipt["usage"]["input_tokens"] == 120
+        assert answered(client.get(f"/v1/organization/requests/{request_id(1)}"))["unbilled_reason"] is None
+        assert answered(client.get(f"/v1/organization/requests/{request_id(12)}"))["unbilled_reason"] == "outcome"
 
     def test_are_exact_beside_the_float(self, client: OpenAI) -> None:
         page = client.admin.organization.usage.costs(start_time=START, end_time=START + 3 * DAY)
@@ -258,6 +284,6 @@ class TestLedger:
         assert sum(int(balance["amount_pico"]) for balance in seen) == 0
         assert len({balance["id"] for balance in seen}) == len(seen) > 3
         transactions = answered(operator.get("/v1/platform/ledger/transactions", params={"organization_id": used.organization_id}))
-        assert sum(transaction["events"] for transaction in transactions["data"]) == 12 + 2
+        assert sum(transaction["events"] for transaction in transactions["data"]) == 12 + 3
         for transaction in transactions["data"]:
             assert sum(int(entry["amount_pico"]) for entry in transaction["entries"]) == 0

@@ -4,6 +4,7 @@ One contract, on SQLite and on PostgreSQL.
 """
 
 import threading
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from tests.control.test_collect import balances, take
 from tests.control.test_periods import ACTOR, NOW, OCTOBER, SEPTEMBER, close, drop_triggers, ended
 from tests.link import samples
-from tests.link.samples import EPOCH, ORGANIZATION, admit, exchanges, final, frames
+from tests.link.samples import EPOCH, ORGANIZATION, OTHER_NODE, admit, exchanges, final, frames
 from tollway.control import corrections
 from tollway.control.corrections import WantedAdjustment
 from tollway.control.verify import verify
@@ -119,6 +120,13 @@ class TestRefused:
         ask(taken, VOID)
         for wanted in (VOID, REPLACE, credit(1)):
             assert refusal(taken, wanted) == "conflict: The request has been voided."
+
+    def test_a_request_of_a_test_key(self, taken: Database, archive: Archive) -> None:
+        tried = admit(30, test=True)
+        take(taken, archive, frames([tried, final(tried)], node_id=OTHER_NODE), node_id=OTHER_NODE)
+        for wanted in (VOID, REPLACE, credit(1)):
+            wanted = replace(wanted, event_id=tried.request_id)
+            assert refusal(taken, wanted) == "conflict: The request was sent with a test key: it is never billed."
 
     def test_a_void_after_a_credit(self, taken: Database) -> None:
         ask(taken, credit(1))

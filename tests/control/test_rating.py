@@ -25,7 +25,9 @@ def read(finals: list[Final]) -> list[Frame]:
     return list(Reader(1, first_chain(NODE, EPOCH)).read(b"".join(frames(finals))))
 
 
-terms = st.fixed_dictionaries({"endpoint": st.sampled_from(Endpoint), "outcome_policy": st.sampled_from(list(OUTCOME_POLICIES))})
+terms = st.fixed_dictionaries(
+    {"endpoint": st.sampled_from(Endpoint), "outcome_policy": st.sampled_from(list(OUTCOME_POLICIES)), "test": st.booleans()}
+)
 
 
 @given(st.lists(st.tuples(terms, st.sampled_from(Outcome), quantities), min_size=1, max_size=12))
@@ -37,12 +39,13 @@ def test_events_rated_together_cost_what_each_costs_alone(ended: list[tuple[dict
     rated = RatedBatch(accounts, {PRICE.id: PRICE}, {ORGANIZATION: Calendar(ORGANIZATION, "UTC", open=[])}, known={})
     rows = list(rated.rate(batch))
     assert [row.amounts for row in rows] == [amounts(billed(each), PRICE.unit_prices) for each in finals]
-    together = UsageSums()
+    together, tests = UsageSums(), UsageSums()
     for minute in rated.minutes:
-        together.add(minute.sums())
+        (tests if minute.group.admit.test else together).add(minute.sums())
     assert together.amounts == sum((row.amounts for row in rows), start=NOTHING)
     assert together.billed == sum((msgspec.structs.replace(billed(each), request=0) for each in finals), start=NOTHING)
-    assert together.requests == len(rows) == len(finals)
+    assert (tests.billed, tests.amounts) == (sum((each.used for each in finals if each.admit.test), start=NOTHING), NOTHING)
+    assert together.requests + tests.requests == len(rows) == len(finals)
 
 
 def test_a_record_that_states_a_billed_request_is_quarantined() -> None:

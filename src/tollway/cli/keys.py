@@ -41,7 +41,7 @@ def list_keys(
 def create(
     name: Annotated[str, typer.Option(help="What it is for.")] = "key",
     project: Project = None,
-    type: Annotated[str, typer.Option(help="live or test, which shows in the prefix; both are billed.")] = "live",
+    type: Annotated[str, typer.Option(help="live, or test: reaches only deployments for tests, and is not billed.")] = "live",
     model: Annotated[list[str] | None, typer.Option(help="Only this model; may be repeated.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(help="Limit of this key.")] = None,
     concurrent_requests: Annotated[int | None, typer.Option(help="Limit of this key.")] = None,

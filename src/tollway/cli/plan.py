@@ -53,7 +53,7 @@ class Change:
         return [title, *(f"    {name}: {_show(old)} -> {_show(new)}" for name, (old, new) in self.fields.items())]
 
 
-DEPLOYMENT_FIELDS: tuple[str, ...] = ("engine", "upstream_model", "tier", "weight", "region", "cache_isolation", "pooling")
+DEPLOYMENT_FIELDS: tuple[str, ...] = ("engine", "upstream_model", "tier", "weight", "region", "cache_isolation", "pooling", "test")
 """Fields of a deployment that are read, compared and changed; a credential is only changed."""
 
 

@@ -112,6 +112,7 @@ class DeploymentFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     credential: str | UnsetType = UNSET
     cache_isolation: CacheIsolation | UnsetType = UNSET
     pooling: bool | UnsetType = UNSET
+    test: bool | UnsetType = UNSET
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

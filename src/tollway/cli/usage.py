@@ -57,6 +57,7 @@ def usage(
     until: Until = None,
     bucket: Annotated[Bucket | None, typer.Option("--bucket", help="One line per minute, hour or day; else one in all.")] = None,
     by: Annotated[list[UsageGroup] | None, typer.Option("--by", help="Group by this field (repeatable).")] = None,
+    test: Annotated[bool, typer.Option("--test", help="Show what test keys used, which is not billed.")] = False,
     zone: Zone = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
@@ -73,7 +74,7 @@ def usage(
         shown = control.get_zone(zone)
         start, end = read_range(since, until, shown, time.time())
         edges = list_edges(start, end, bucket, shown)
-        buckets = _merge(edges, _read(control, edges, groups), groups)
+        buckets = _merge(edges, _read(control, edges, groups, test=test), groups)
         names = _list_names(control, groups) if output is Output.TABLE else {}
     if output is Output.JSON:
         print_json(buckets)
@@ -173,8 +174,9 @@ def _split(start: int, end: int, widths: Sequence[Bucket]) -> Iterator[tuple[int
         yield from _split(last, end, widths[1:])
 
 
-def _read(control: Control, edges: Sequence[int], groups: list[str]) -> Iterator[Mapping[str, Any]]:
-    """Yield the API's buckets from the first edge to the last, none of which lies across an edge."""
+def _read(control: Control, edges: Sequence[int], groups: list[str], *, test: bool) -> Iterator[Mapping[str, Any]]:
+    """Yield the API's buckets of live keys, or of test keys, from the first edge to the last, none of which lies across an edge."""
+    only: dict[str, Any] = {"test": True} if test else {}
     if len(edges) == 2:
         pieces = split_span(*edges)
     else:
@@ -182,17 +184,20 @@ def _read(control: Control, edges: Sequence[int], groups: list[str]) -> Iterator
         pieces = [(edges[0], edges[-1], width)]
     for kind in ("completions", "embeddings"):
         for start, end, width in pieces:
-            yield from _buckets(control, f"/organization/usage/{kind}", start, end, width, groups)
+            yield from _buckets(control, f"/organization/usage/{kind}", start, end, width, groups, **only)
 
 
-def _buckets(control: Control, path: str, start: int, end: int, width: Bucket, groups: list[str]) -> Iterator[Mapping[str, Any]]:
-    """Yield the API's buckets, page after page."""
+def _buckets(
+    control: Control, path: str, start: int, end: int, width: Bucket, groups: list[str], **only: Any
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the API's buckets that match the parameters `only`, page after page."""
     query: dict[str, Any] = {
         "start_time": start,
         "end_time": end,
         "bucket_width": width,
         "group_by": groups,
         "limit": BUCKETS_MAX[width],
+        **only,
     }
     while True:
         page = control.get(path, **query)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from tollway.domain.periods import INSTANT_MAX
+from tollway.domain.rollups import ENDPOINT_CHARS_MAX, TEST_PREFIX, rollup_endpoint
 from tollway.domain.usage import (
     FINAL_HEAD,
     OUTCOME_POLICIES,
@@ -108,6 +109,7 @@ class Batch:
                 admit.model,
                 admit.stream,
                 admit.outcome_policy,
+                admit.test,
                 record.outcome,
                 record.source,
                 record.deployment_id,
@@ -168,6 +170,8 @@ def _is_possible(final: Final) -> bool:
     )
     return (
         _NAMES.fullmatch("\n".join(names)) is not None
+        and not admit.endpoint.startswith(TEST_PREFIX)
+        and len(rollup_endpoint(admit.endpoint, test=admit.test)) <= ENDPOINT_CHARS_MAX
         and 0 <= final.attempts <= ATTEMPTS_MAX
         and admit.outcome_policy in OUTCOME_POLICIES
         and all(name is None or _NAME.fullmatch(name) is not None for name in (final.deployment_id, final.error))

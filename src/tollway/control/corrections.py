@@ -127,6 +127,8 @@ def list_adjustments(tx: PlatformTx, window: Window, *, organization_id: str | N
 
 def _amount_of(wanted: WantedAdjustment, event: BookedEvent) -> int:
     """Return what the correction adds to the event's cost. Raises Faults for what does not fit its kind, or changes nothing."""
+    if event.event.final.admit.test:
+        raise Fault(STATE_CONFLICT, message="The request was sent with a test key: it is never billed.")
     if wanted.kind is AdjustmentKind.CREDIT:
         if wanted.credit_pico is None:
             raise Fault(PARAMETER_MISSING, param="amount")

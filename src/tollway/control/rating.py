@@ -20,7 +20,7 @@ from tollway.domain.money import AMOUNT_PICO_MAX
 from tollway.domain.periods import Calendar
 from tollway.domain.prices import PriceVersion
 from tollway.domain.reconciliation import HOUR_US, UNKNOWN_DEPLOYMENT, EngineUsage, UsageKey
-from tollway.domain.rollups import ROLLUP_WIDTHS_SECONDS, RollupKey, UsageSums
+from tollway.domain.rollups import ROLLUP_WIDTHS_SECONDS, RollupKey, UsageSums, rollup_endpoint
 from tollway.domain.usage import OUTCOME_POLICIES, Admit, Outcome, RejectedRecord, bills, content_hash
 from tollway.storage.usage_events import EventRow, EventTemplate
 
@@ -110,9 +110,9 @@ class MinuteSums:
     last_ended_at: int = 0
 
     def sums(self) -> UsageSums:
-        """Return quantities as billed, and what they cost."""
+        """Return quantities as billed, and what they cost; of test keys quantities as counted, at no cost."""
         if not self.key.is_billed:
-            return UsageSums(self.requests)
+            return UsageSums(self.requests, self.used if self.group.admit.test else NOTHING)
         rating = self.rating
         return UsageSums(self.requests, self.used, self.used.times(rating.unit_prices, self.requests * rating.requests))
 
@@ -187,13 +187,13 @@ class RatedBatch:
         price, final, admit = find_applicable_price(group.admit, self.accounts, self.prices), group.final, group.admit
         if isinstance(price, str):
             return price
-        policy = OUTCOME_POLICIES[admit.outcome_policy]
+        policy, is_live = OUTCOME_POLICIES[admit.outcome_policy], not admit.test
         bills_tokens, bills_request = bills(policy, admit.endpoint, final.outcome, delivered=False)
         bills_delivered, bills_delivered_request = bills(policy, admit.endpoint, final.outcome, delivered=True)
         return GroupRating(
             unit_prices=price.unit_prices,
-            bills=bills_tokens,
-            bills_delivered=bills_delivered,
+            bills=is_live and bills_tokens,
+            bills_delivered=is_live and bills_delivered,
             requests=int(bills_request or bills_delivered_request),
             calendar=self.calendars[admit.organization_id],
             template=EventTemplate.of(batch.node_id, batch.epoch, final),
@@ -204,9 +204,10 @@ class RatedBatch:
         rollups: dict[RollupKey, UsageSums] = {}
         for minute in self.minutes:
             admit, sums, minute_at = minute.group.admit, minute.sums(), minute.key.minute * MINUTE_US
+            endpoint = rollup_endpoint(admit.endpoint, test=admit.test)
             for width_seconds in ROLLUP_WIDTHS_SECONDS:
                 start_at = minute_at - minute_at % (width_seconds * 1_000_000)
-                key = RollupKey(admit.organization_id, width_seconds, start_at, admit.project_id, admit.key_id, admit.model, admit.endpoint)
+                key = RollupKey(admit.organization_id, width_seconds, start_at, admit.project_id, admit.key_id, admit.model, endpoint)
                 rolled = rollups.get(key)
                 if rolled is None:
                     rolled = rollups[key] = UsageSums()

@@ -317,6 +317,8 @@ def _find_flaw(adjustment: Adjustment, event: stored_usage.BookedEvent, before: 
     named = (adjustment.organization_id, adjustment.project_id, adjustment.key_id, adjustment.model)
     if named != (admit.organization_id, admit.project_id, admit.key_id, admit.model):
         return "names another organization, project, key or model than its event"
+    if admit.test:
+        return "corrects a request of a test key, which is never billed"
     cost_pico, after_pico = sum_lines(event.lines), 0
     if adjustment.replacement is not None:
         after_pico = sum_lines(corrections.rerate(adjustment.replacement, event.price))

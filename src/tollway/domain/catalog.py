@@ -77,7 +77,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """A model served by one upstream. Lower tiers are tried first; within a tier, weight is the share (0 drains).
 
     `cache_isolation`: see `CacheIsolation`; without effect where the model shares its cache. `pooling`: whether connections are used again,
-    which an upstream that confuses answers must not be trusted with.
+    which an upstream that confuses answers must not be trusted with. `test`: it serves requests of test keys, and only these.
     `base_url`: http(s)://host[:port][/path], without the /v1. `credential`: sealed by the vault, None if the upstream asks for none.
     """
 
@@ -94,3 +94,4 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     credential: bytes | None = None
     cache_isolation: CacheIsolation = CacheIsolation.ENGINE
     pooling: bool = True
+    test: bool = False

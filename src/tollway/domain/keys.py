@@ -31,7 +31,7 @@ class KeyType(StrEnum):
     """Purpose of a key: which API accepts it."""
 
     LIVE = "live"  # inference, billed
-    TEST = "test"  # inference, billed as well; only the prefix of the secret tells it from a live key
+    TEST = "test"  # inference at deployments for tests, metered and not billed
     ADMIN = "admin"  # an organization's administration
     PLATFORM = "platform"  # the operator
     NODE = "node"  # a gateway towards control

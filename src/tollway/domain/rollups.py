@@ -8,12 +8,24 @@ from tollway.domain.billing_classes import NOTHING, Amounts, Quantities
 ROLLUP_WIDTHS_SECONDS = (60, 3_600, 86_400)
 """A minute, an hour, a day (UTC): the bucket widths of the usage API. Each is kept ready, so that a month reads in 31 rows a group."""
 
+TEST_PREFIX = "test/"
+"""Before the endpoint of rollups of test keys, which are never part of what is billed."""
+
+ENDPOINT_CHARS_MAX = 64
+"""Characters of a rollup's endpoint, with the prefix."""
+
+
+def rollup_endpoint(endpoint: str, *, test: bool) -> str:
+    """Return the endpoint under which requests are summed: live and test keys apart."""
+    return TEST_PREFIX + endpoint if test else endpoint
+
 
 @dataclass(slots=True)
 class UsageSums:
     """Quantities and costs of a group of events.
 
-    `requests`: how many events. `billed`: quantities as billed (`request` stays 0: whether requests are billed is in the amounts alone).
+    `requests`: how many events. `billed`: quantities as billed, or of test keys as counted (`request` stays 0: whether requests are
+    billed is in the amounts alone).
     `amounts`: pico-currency; sums may exceed 64 bits.
     """
 
@@ -29,7 +41,8 @@ class UsageSums:
 
 
 class RollupKey(NamedTuple):
-    """The key of a rollup: the values that its events have in common. `start_at` is the instant at which its bucket begins."""
+    """The key of a rollup: the values that its events have in common. `start_at` is the instant at which its bucket begins, `endpoint` as
+    `rollup_endpoint` makes it."""
 
     organization_id: str
     width_seconds: int
@@ -44,7 +57,7 @@ class RollupKey(NamedTuple):
 class UsageQuery:
     """Rollups to sum: `start_at` inclusive to `end_at` exclusive (multiples of the width), grouped by the columns `group_by`.
 
-    An empty tuple in a filter means no filter.
+    An empty tuple in a filter means no filter. `test`: requests of test keys, instead of those of live keys.
     """
 
     width_seconds: int
@@ -55,6 +68,7 @@ class UsageQuery:
     project_ids: tuple[str, ...] = ()
     key_ids: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    test: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,10 @@ class Anomaly(StrEnum):
 
 
 class Admit(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="record", tag="admit", omit_defaults=True):
-    """A request was admitted: on disk (page cache at least) before an engine hears of it. `service_tier` is that of its price."""
+    """A request was admitted: on disk (page cache at least) before an engine hears of it.
+
+    `service_tier` is that of its price. `test`: it was sent with a test key, and is not billed.
+    """
 
     request_id: str
     admitted_at: int
@@ -77,6 +80,7 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="reco
     price_version: str
     outcome_policy: int
     service_tier: ServiceTier = ServiceTier.STANDARD
+    test: bool = False
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="progress"):
@@ -171,6 +175,7 @@ class OutcomePolicy(msgspec.Struct, frozen=True, kw_only=True):
     """The outcomes that bill their tokens always, and those that bill them only once output was delivered. All others bill nothing.
 
     `bills_request`: the outcomes that bill the request itself too. `unbilled_endpoints`: endpoints whose requests bill nothing at all.
+    Requests of test keys bill nothing by any version.
     """
 
     version: int
@@ -242,13 +247,33 @@ _BILLS = {
 """`bills` of every case at endpoints that are billed."""
 
 
+class UnbilledReason(StrEnum):
+    """Reasons why a request bills nothing, whatever it used."""
+
+    TEST_KEY = "test_key"  # it was sent with a test key
+    ENDPOINT = "endpoint"  # its endpoint generates nothing
+    OUTCOME = "outcome"  # it ended in a way that is not billed
+
+
+def find_unbilled_reason(final: Final) -> UnbilledReason | None:
+    """Return why an event bills nothing; None if it bills what it used."""
+    admit = final.admit
+    policy, delivered = OUTCOME_POLICIES[admit.outcome_policy], final.used.output + final.used.reasoning > 0
+    if admit.test:
+        return UnbilledReason.TEST_KEY
+    if admit.endpoint in policy.unbilled_endpoints:
+        return UnbilledReason.ENDPOINT
+    return None if any(bills(policy, admit.endpoint, final.outcome, delivered=delivered)) else UnbilledReason.OUTCOME
+
+
 def billed(final: Final) -> Quantities:
     """Return what the event's own outcome policy bills of it; `request` is 1 if the request itself is billed."""
-    return billed_by(final.admit.outcome_policy, final.admit.endpoint, final)
+    admit = final.admit
+    return NOTHING if admit.test else billed_by(admit.outcome_policy, admit.endpoint, final)
 
 
 def billed_by(policy_version: int, endpoint: str, final: Final | Ended) -> Quantities:
-    """Return what a given version of the outcome policy bills of a FINAL whose request was sent to `endpoint`."""
+    """Return what a given version of the outcome policy bills of a FINAL whose request was sent to `endpoint` with a live key."""
     if endpoint in OUTCOME_POLICIES[policy_version].unbilled_endpoints:
         return NOTHING
     used = final.used

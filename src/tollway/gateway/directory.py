@@ -103,7 +103,7 @@ class Directory:
             max((turn for turn in turns if turn <= at), default=0),
             min((turn for turn in turns if turn > at), default=INSTANT_MAX),
             is_served=(DIALECTS[endpoint].model_endpoint or endpoint) in model.endpoints,
-            known_fields=self._list_known_fields(name, endpoint),
+            known_fields=self._list_known_fields(name, endpoint, test=caller.is_test),
             cache_salt=caller.cache_salt,
         )
 
@@ -121,9 +121,11 @@ class Directory:
         """Every published model, by name."""
         return sorted(self._maps.models.values(), key=lambda model: model.id)
 
-    def _list_known_fields(self, model: str, endpoint: Endpoint) -> frozenset[str]:
-        """Request fields that every deployment of the model understands: the dialect's and those common to its engines."""
-        engines = {entry.deployment.engine for entry in self._maps.deployments.values() if entry.deployment.model == model}
+    def _list_known_fields(self, model: str, endpoint: Endpoint, *, test: bool) -> frozenset[str]:
+        """Return the request fields that every deployment understands to which a key may be routed: the dialect's and those common to their
+        engines."""
+        deployments = (entry.deployment for entry in self._maps.deployments.values())
+        engines = {deployment.engine for deployment in deployments if deployment.model == model and deployment.test is test}
         common = frozenset.intersection(*(ENGINES[engine].fields for engine in engines)) if engines else frozenset()
         return frozenset(DIALECTS[endpoint].fields) | common
 

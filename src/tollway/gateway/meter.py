@@ -180,6 +180,7 @@ def _find_terms(call: Call) -> bytes:
         price_version=call.price.id,
         outcome_policy=OUTCOME_POLICY_CURRENT,
         service_tier=call.price.tier,
+        test=caller.is_test,
     )
     if len(caller.encoded_admit_suffixes) >= TERMS_MAX:
         caller.encoded_admit_suffixes.clear()

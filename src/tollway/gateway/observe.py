@@ -91,7 +91,7 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
         used.cached_input,
         used.output,
         used.reasoning,
-        billed_by(OUTCOME_POLICY_CURRENT, call.request.endpoint, final).times(call.price.unit_prices).total,
+        0 if caller.is_test else billed_by(OUTCOME_POLICY_CURRENT, call.request.endpoint, final).times(call.price.unit_prices).total,
         call.stream,
         final.source,
     )

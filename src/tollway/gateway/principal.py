@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
+from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, LevelLimits, LimitLevel, Limits
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 
@@ -22,7 +23,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """An authenticated sender of requests, with what it may use.
 
     `id`: of the API key. `models`: names of the models that it may use; None allows every published model. `limits`: those of each level
-    that has any, innermost level first. `expires_at`: UTC microseconds, exclusive; None never expires.
+    that has any, innermost level first. `expires_at`: UTC microseconds, exclusive; None never expires. `is_test`: its requests reach only
+    deployments for tests, and are not billed.
     """
 
     id: str
@@ -32,6 +34,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     models: frozenset[str] | None
     limits: tuple[LevelLimits, ...]
     expires_at: int | None
+    is_test: bool = False
 
 
 def principal_of_key(key: KeyEntry, project: ProjectEntry, organization: OrganizationEntry) -> Principal:
@@ -45,6 +48,7 @@ def principal_of_key(key: KeyEntry, project: ProjectEntry, organization: Organiz
         models=frozenset.intersection(*allowed) if allowed else None,
         limits=tuple(_list_limits(key, project, organization)),
         expires_at=key.expires_at,
+        is_test=key.type is KeyType.TEST,
     )
 
 

@@ -93,8 +93,8 @@ def new_request(id: str, head: RequestHead, body: bytes, started: float, receive
 class Caller:
     """A principal with everything that follows from it compiled once.
 
-    `organization`, `project`, `models`, `expires_at`: those of the principal, held here because each request reads them. `grants`:
-    compiled per model and endpoint on first use. `encoded_admit_suffixes`: the encoded parts that the caller's ADMIT records
+    `organization`, `project`, `models`, `expires_at`, `is_test`: those of the principal, held here because each request reads them.
+    `grants`: compiled per model and endpoint on first use. `encoded_admit_suffixes`: the encoded parts that the caller's ADMIT records
     share, cached by `meter`. `cache_salt`: isolates the organization's prefixes inside an engine's prefix cache.
     """
 
@@ -103,6 +103,7 @@ class Caller:
         "encoded_admit_suffixes",
         "expires_at",
         "grants",
+        "is_test",
         "models",
         "organization",
         "principal",
@@ -115,6 +116,7 @@ class Caller:
         self.organization = principal.organization
         self.models = principal.models
         self.expires_at = principal.expires_at
+        self.is_test = principal.is_test
         self.cache_salt = cache_salt
         self.grants: dict[tuple[str, Endpoint], ModelGrant] = {}
         self.encoded_admit_suffixes: dict[tuple[str, Endpoint, bool], bytes] = {}

@@ -17,7 +17,7 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
     `random`: uniform in [0, 1). Within a tier the order is a weighted shuffle (Efraimidis and Spirakis 2006): the probability of being
     first is the share of the weight.
     """
-    known = upstreams.of(call.model.id)
+    known = upstreams.of(call.model.id, test=call.caller.is_test)
     if len(known) == 1 and known[0].deployment.weight > 0:
         return [known[0]]
     open = [upstream for upstream in known if upstream.deployment.weight > 0]

@@ -143,6 +143,7 @@ def read_deployment(row: Any) -> Deployment:
         credential=row.credential,
         cache_isolation=CacheIsolation(row.cache_isolation),
         pooling=row.pooling,
+        test=row.test,
     )
 
 
@@ -157,4 +158,5 @@ def _deployment_columns(deployment: Deployment) -> dict[str, Any]:
         "credential": deployment.credential,
         "cache_isolation": deployment.cache_isolation,
         "pooling": deployment.pooling,
+        "test": deployment.test,
     }

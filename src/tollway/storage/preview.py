@@ -44,7 +44,7 @@ def sum_page(
     tx: PlatformTx, *, from_id: str, from_at: int, to_at: int, changes: Sequence[int], page_events: int = PAGE_EVENTS
 ) -> UsagePage:
     """Sum up to `page_events` events from `from_id` on that were admitted in [from_at, to_at), apart by the spans into which `changes`
-    (ordered, in between) cut it."""
+    (ordered, in between) cut it. Those of test keys are left out: no price changes what they cost."""
     events = usage_events.c
     end_id = first_event_id(to_at + 999)  # ids count whole milliseconds
     in_range = sa.and_(events.event_id >= from_id, events.event_id < end_id)
@@ -57,7 +57,7 @@ def sum_page(
             sa.case((events.output + events.reasoning > 0, 1), else_=0).label("delivered"),
             _span(changes).label("span"),
         )
-        .where(in_range, events.admitted_at >= from_at, events.admitted_at < to_at)
+        .where(in_range, events.admitted_at >= from_at, events.admitted_at < to_at, ~events.test)
         .where(sa.true() if next_id is None else events.event_id < next_id)
         .subquery()
     )

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from tollway.domain.billing_classes import QUANTITY_CLASSES, Amounts, Quantities
 from tollway.domain.money import PICO
-from tollway.domain.rollups import RollupKey, UsageGroup, UsageQuery, UsageSums
+from tollway.domain.rollups import TEST_PREFIX, RollupKey, UsageGroup, UsageQuery, UsageSums, rollup_endpoint
 from tollway.storage.bulk import Upsert, upsert_rows
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.schema_money import ROLLUP_COSTS, ROLLUP_KEY, ROLLUP_QUANTITIES, usage_rollups
@@ -55,7 +55,10 @@ def list_usage(tx: TenantTx, query: UsageQuery) -> list[UsageGroup]:
         table.start_at >= query.start_at,
         table.start_at < query.end_at,
     ]
-    filters = {"endpoint": query.endpoints, "project_id": query.project_ids, "key_id": query.key_ids, "model": query.models}
+    is_test = table.endpoint.startswith(TEST_PREFIX, autoescape=True)
+    where.append(is_test if query.test else ~is_test)
+    endpoints = [rollup_endpoint(endpoint, test=query.test) for endpoint in query.endpoints]
+    filters = {"endpoint": endpoints, "project_id": query.project_ids, "key_id": query.key_ids, "model": query.models}
     where += [table[name].in_(values) for name, values in filters.items() if values]
     groups = [table.start_at, *(table[name] for name in query.group_by)]
     statement = sa.select(*groups, *_sum_columns()).where(*where).group_by(*groups).order_by(*groups)

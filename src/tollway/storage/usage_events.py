@@ -66,6 +66,7 @@ class EventTemplate:
             final.attempts,
             final.error,
             None if final.anomaly is None else final.anomaly.value,
+            admit.test,
         )
         return cls(values, copy_line(values))
 
@@ -120,6 +121,7 @@ TEMPLATE_COLUMNS = (
     "attempts",
     "error",
     "anomaly",
+    "test",
 )
 
 EVENT_COLUMNS = (
@@ -192,6 +194,7 @@ def read_event(row: Any) -> UsageEvent:
         price_version=row.price_version,
         outcome_policy=row.outcome_policy,
         service_tier=ServiceTier(row.service_tier),
+        test=row.test,
     )
     final = Final(
         admit=admit,

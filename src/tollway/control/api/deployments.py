@@ -60,6 +60,7 @@ def create_deployment(_caller: PlatformOperator, plane: Plane, body: DeploymentC
         credential=None if body.credential is None else plane.vault.seal(body.credential, context=deployment_id),
         cache_isolation=body.cache_isolation,
         pooling=body.pooling,
+        test=body.test,
     )
     with plane.database.platform() as tx:
         return deployment_out(catalog.create_deployment(tx, deployment, now))

@@ -198,6 +198,7 @@ FIELDS: Mapping[str, FieldText] = {
     "state": FieldText("The state of the resource.", "open"),
     "status": FieldText("The status of the resource: `active` or `archived`.", "active"),
     "stream": FieldText("Whether the answer was a stream.", True),
+    "test": FieldText("Whether the deployment serves requests of test keys, which are not billed, and no others.", False),
     "ticked_at": FieldText(f"Instant of the latest sign in the records that the gateway runs, {_AT}; null if there is none.", 1790000000),
     "tier": FieldText("Order of deployments, 0 to 1000: a higher tier is used when the lower ones cannot serve.", 0),
     "time_zone": FieldText("IANA name of the time zone whose months are billing periods.", "Europe/Berlin"),
@@ -207,6 +208,9 @@ FIELDS: Mapping[str, FieldText] = {
     "tree_size": FieldText("Number of leaves of the tree, 1 or more.", 1204),
     "type": FieldText("The type of the key or of its owner.", "live"),
     "unattributed_tokens": FieldText("Tokens of requests whose engine is not known, 0 or more.", 0),
+    "unbilled_reason": FieldText(
+        "Why the request bills nothing: `test_key`, `endpoint` (it generates nothing) or `outcome`; null if it is billed.", "test_key"
+    ),
     "unit_price_pico": FieldText(f"Price of one unit {_PICO}.", "150000"),
     "unknown_parameters": FieldText("What happens to request fields that no engine of the model declares.", "refuse"),
     "upstream_model": FieldText("Name of the model at the engine, 1 to 256 printable characters.", "meta-llama/Llama-3.1-8B-Instruct"),
@@ -260,6 +264,7 @@ PARAMETERS: Mapping[str, FieldText] = {
     "models": FieldText("Only these models (repeatable).", ["llama-3.1-8b"]),
     "line_items": FieldText("Only these billing classes (repeatable).", ["output"]),
     "page": FieldText("The `next_page` of the answer before.", "1790003600"),
+    "test": FieldText("Return the usage of test keys, which is not billed, instead of that of live keys.", False),
     "owner": FieldText("Only accounts of this owner.", _ORGANIZATION),
     "kind": FieldText("Only this kind.", "usage_inflated"),
     "first_seq": FieldText("The first record of the batch, 1 or more.", 1),

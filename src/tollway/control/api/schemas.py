@@ -609,6 +609,7 @@ class DeploymentCreate(In):
     credential: Credential | None = None
     cache_isolation: CacheIsolationName = CacheIsolation.ENGINE
     pooling: bool = True
+    test: bool = False
 
 
 class DeploymentUpdate(In):
@@ -622,6 +623,7 @@ class DeploymentUpdate(In):
     credential: Credential | None = None
     cache_isolation: CacheIsolationName | None = None
     pooling: bool | None = None
+    test: bool | None = None
 
 
 class DeploymentOut(Identified):
@@ -637,6 +639,7 @@ class DeploymentOut(Identified):
     has_credential: bool
     cache_isolation: str
     pooling: bool
+    test: bool
     created_at: int
 
 
@@ -654,6 +657,7 @@ def deployment_out(deployment: Deployment) -> DeploymentOut:
         has_credential=deployment.credential is not None,
         cache_isolation=deployment.cache_isolation,
         pooling=deployment.pooling,
+        test=deployment.test,
         created_at=seconds(deployment.created_at),
     )
 

@@ -26,6 +26,7 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.corrections import Adjustment
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.rollups import UsageGroup, UsageQuery
+from tollway.domain.usage import find_unbilled_reason
 
 router = routes.router(tags=["usage"])
 
@@ -58,6 +59,7 @@ class UsageParameters(BaseModel):
     models: Texts = []
     limit: Annotated[int, Field(ge=1, le=1440)] | None = None
     page: PageCursor | None = None
+    test: bool = False
 
     def query(self, endpoints: Sequence[str], now: int) -> tuple[UsageQuery, int]:
         """The same for storage, and how many buckets."""
@@ -73,6 +75,7 @@ class UsageParameters(BaseModel):
             project_ids=tuple(self.project_ids),
             key_ids=tuple(self.api_key_ids),
             models=tuple(self.models),
+            test=self.test,
         )
         return query, self.limit or default
 
@@ -343,6 +346,7 @@ class ReceiptOut(Out):
     price_version: str
     service_tier: str
     outcome_policy: int
+    unbilled_reason: str | None
     event_hash: str
 
 
@@ -410,6 +414,7 @@ def _receipt_out(receipt: Receipt) -> ReceiptOut:
         price_version=admit.price_version,
         service_tier=admit.service_tier,
         outcome_policy=admit.outcome_policy,
+        unbilled_reason=find_unbilled_reason(final),
         event_hash=receipt.event.content_hash.hex(),
     )
 

@@ -201,12 +201,13 @@ class Upstreams:
         self._vault = vault
         self._by_id: dict[str, Upstream] = {}
         self._by_model: dict[str, list[Upstream]] = {}
+        self._by_model_for_tests: dict[str, list[Upstream]] = {}
         self.unsealable = 0
         self.connections = OpenConnections(self.close_all_idle)
 
-    def of(self, model: str) -> list[Upstream]:
-        """Return the model's upstreams, in no particular order."""
-        return self._by_model.get(model, [])
+    def of(self, model: str, *, test: bool = False) -> list[Upstream]:
+        """Return the model's upstreams for requests of live keys, or of test keys, in no particular order."""
+        return self._by_model_for_tests.get(model, []) if test else self._by_model.get(model, [])
 
     def all(self) -> Iterable[Upstream]:
         """Return every upstream."""
@@ -227,19 +228,26 @@ class Upstreams:
             self.remove(entry.id)
             return
         before = self._by_id.get(entry.id)
-        if before is not None and before.identity == (deployment.base_url, credential) and before.deployment.model == deployment.model:
+        if (
+            before is not None
+            and before.identity == (deployment.base_url, credential)
+            and (before.deployment.model, before.deployment.test) == (deployment.model, deployment.test)
+        ):
             before.deployment = deployment
             return
         self.remove(entry.id)
         upstream = self._by_id[entry.id] = Upstream(deployment, credential, self._metrics, self._log, self.connections)
-        self._by_model.setdefault(deployment.model, []).append(upstream)
+        self._place_of(deployment).setdefault(deployment.model, []).append(upstream)
 
     def remove(self, id: str) -> None:
         """Remove a deployment: requests that run on it finish, and no new ones go there."""
         upstream = self._by_id.pop(id, None)
         if upstream is not None:
-            self._by_model[upstream.deployment.model].remove(upstream)
+            self._place_of(upstream.deployment)[upstream.deployment.model].remove(upstream)
             upstream.close_idle(0.0, all=True)
+
+    def _place_of(self, deployment: Deployment) -> dict[str, list[Upstream]]:
+        return self._by_model_for_tests if deployment.test else self._by_model
 
     def replace_all(self, entries: Iterable[DeploymentEntry]) -> None:
         """Replace the whole set, after a reset of the snapshot."""
