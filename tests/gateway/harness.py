@@ -106,7 +106,7 @@ def plane(
         made.add(
             ModelEntry(
                 id=name,
-                endpoints=(Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS, Endpoint.MESSAGES),
+                endpoints=tuple(Endpoint),
                 created_at=1_000_000,
                 prices=(price,),
                 output_tokens_max=served.output_tokens_max,

@@ -10,9 +10,9 @@ from tests.gateway.harness import CHAT, COMPLETIONS, Served, chat, completion, g
 from tollway.domain.catalog import CacheIsolation, Endpoint, Engine
 from tollway.engines.table import ENGINES, list_shared_caches
 
-MESSAGES = "/v1/messages"
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 USER = {"role": "user", "content": "Hello"}
-ANSWER = completion() | {"type": "message", "content": []}
+ANSWER = completion() | {"type": "message", "content": [], "output": []}
 
 
 async def send(body: dict[str, Any], path: str, engine: Engine, isolation: CacheIsolation) -> dict[str, Any]:
@@ -31,6 +31,9 @@ SALTED = [
     (Engine.VLLM, MESSAGES, True),
     (Engine.SGLANG, CHAT, True),
     (Engine.SGLANG, MESSAGES, False),
+    (Engine.VLLM, RESPONSES, True),
+    (Engine.SGLANG, RESPONSES, True),
+    (Engine.TRTLLM, RESPONSES, False),
     (Engine.TRTLLM, CHAT, True),
     (Engine.DYNAMO, CHAT, False),
     (Engine.LLAMACPP, CHAT, False),
@@ -39,8 +42,9 @@ SALTED = [
 
 @pytest.mark.parametrize(("engine", "path", "salted"), SALTED)
 async def test_56_salt_goes_to_the_endpoints_at_which_the_engine_separates_by_it(engine: Engine, path: str, salted: bool) -> None:
-    sent = await send({"model": "m", "messages": [USER], "max_tokens": 5}, path, engine, CacheIsolation.ENGINE)
-    assert ("cache_salt" in sent) is salted and sent["messages"] == [USER]
+    prompt = {"input": [USER]} if path == RESPONSES else {"messages": [USER], "max_tokens": 5}
+    sent = await send({"model": "m"} | prompt, path, engine, CacheIsolation.ENGINE)
+    assert ("cache_salt" in sent) is salted and prompt.items() <= sent.items()
 
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -52,13 +56,15 @@ PROMPTS: dict[str, tuple[str, dict[str, Any]]] = {
     "chat with an empty system list": (CHAT, {"messages": [{"role": "system", "content": []}, USER]}),
     "messages without a system prompt": (MESSAGES, {"messages": [USER], "max_tokens": 5}),
     "messages with a system prompt": (MESSAGES, {"messages": [USER], "max_tokens": 5, "system": 'Say "é".\n'}),
+    "responses without instructions": (RESPONSES, {"input": "Hello"}),
+    "responses with instructions": (RESPONSES, {"input": "Hello", "instructions": "Be brief."}),
     "messages with system parts": (MESSAGES, {"messages": [USER], "max_tokens": 5, "system": [{"type": "text", "text": "Be brief."}]}),
 }
 
 
 def find_prompt(body: dict[str, Any]) -> str:
     """Return the text that a model reads first."""
-    content = body["system"] if "system" in body else body["messages"][0]["content"]
+    content = body.get("system") or body.get("instructions") or body["messages"][0]["content"]
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
@@ -68,10 +74,12 @@ async def test_56_prompt_isolation_begins_the_prompt_with_the_organization_salt(
     sent = await send({"model": "m"} | body, path, Engine.LLAMACPP, CacheIsolation.PROMPT)
     salt, _, rest = find_prompt(sent).partition("\n")
     assert len(salt) == 32 and set(salt) <= set("0123456789abcdef")
-    has_system = "system" in body or body["messages"][0]["role"] != "user"
+    has_system = "system" in body or "instructions" in body or body.get("messages", [USER])[0]["role"] != "user"
     assert rest == (find_prompt(body) if has_system else "")
-    assert sent["messages"][-1] == USER and "cache_salt" not in sent
-    assert len(sent["messages"]) == len(body["messages"]) + (path == CHAT and not has_system)
+    assert "cache_salt" not in sent and sent.get("input") == body.get("input")
+    if "messages" in body:
+        assert sent["messages"][-1] == USER
+        assert len(sent["messages"]) == len(body["messages"]) + (path == CHAT and not has_system)
 
 
 @pytest.mark.parametrize("isolation", [CacheIsolation.ENGINE, CacheIsolation.DEDICATED, CacheIsolation.ACCEPTED])
@@ -95,7 +103,7 @@ async def test_prompt_of_completions_is_never_changed() -> None:
 
 @pytest.mark.parametrize("engine", Engine)
 def test_every_endpoint_whose_cache_is_shared_is_listed(engine: Engine) -> None:
-    generating = [Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS, Endpoint.MESSAGES]
+    generating = [Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS, Endpoint.MESSAGES, Endpoint.RESPONSES]
     salted = ENGINES[engine].salted_endpoints
     assert list_shared_caches(engine, CacheIsolation.ENGINE, Endpoint) == sorted(set(generating) - salted)
     assert list_shared_caches(engine, CacheIsolation.PROMPT, Endpoint) == sorted({Endpoint.COMPLETIONS} - salted)

@@ -80,6 +80,7 @@ PLAIN = [
     (Endpoint.EMBEDDINGS, ["model", "input"]),
     (Endpoint.MESSAGES, ["model", "messages", "max_tokens", "temperature", "stream"]),
     (Endpoint.COUNT_TOKENS, ["model", "messages"]),
+    (Endpoint.RESPONSES, ["model", "input", "temperature", "stream"]),
 ]
 
 

@@ -16,6 +16,7 @@ from anthropic.types.beta.beta_content_block_param import BetaContentBlockParam
 from anthropic.types.content_block_param import ContentBlockParam
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.chat.chat_completion_content_part_param import ChatCompletionContentPartParam
+from openai.types.responses import response_create_params as response_params
 
 from tests.gateway.harness import NOWHERE, Served, chat
 from tests.gateway.test_request_quantities import admit_of
@@ -43,6 +44,7 @@ SDK_TYPES: dict[Endpoint, tuple[Any, ...]] = {
         anthropic_types.message_create_params.MessageCreateParamsStreaming,
     ),
     Endpoint.COUNT_TOKENS: (anthropic_types.MessageCountTokensParams,),
+    Endpoint.RESPONSES: (response_params.ResponseCreateParamsNonStreaming, response_params.ResponseCreateParamsStreaming),
 }
 HEADERS = {"betas", "user_profile_id", "workspace_id"}
 """Members of Anthropic's types that the SDK sends as headers."""

@@ -34,6 +34,7 @@ class Endpoint(StrEnum):
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
     MESSAGES = "messages"
+    RESPONSES = "responses"
     COUNT_TOKENS = "messages/count_tokens"  # whoever may use messages may count, which is not billed
 
 

@@ -6,7 +6,7 @@ from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile
 PROFILE = EngineProfile(
     engine=Engine.SGLANG,
     continuous_usage=True,
-    salted_endpoints=frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS}),  # its messages have no such field
+    salted_endpoints=frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS, Endpoint.RESPONSES}),  # its messages have no such field
     fields=SAMPLING_FIELDS
     | {
         "chat_template_kwargs",

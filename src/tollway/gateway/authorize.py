@@ -13,7 +13,7 @@ from tollway.gateway.dialects.engine_fields import ENGINE_FIELDS, NOT_OFFERED
 from tollway.gateway.dialects.fields import NEVER_FORWARDED, PROMPTS_MAX, is_plain
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
-from tollway.gateway.media.admission import check_messages
+from tollway.gateway.media.admission import check_items, check_messages
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.request import Call, Caller, ModelGrant, Request
 from tollway.wire import bodies
@@ -56,6 +56,8 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
         dropped = _check_fields(asked, dialect, grant, dropped)
         if "messages" in asked or "system" in asked:  # of whatever dialect: a model's policy may let them through anywhere
             media_tokens = check_messages(asked.get("messages"), asked.get("system"), media)
+        if dialect.items_field:
+            media_tokens += check_items(asked[dialect.items_field], dialect.items_field, media)
     prompts = 1
     if dialect.prompts_field:
         value = asked[dialect.prompts_field]
@@ -119,7 +121,7 @@ def _check_fields(asked: dict[str, Any], dialect: Dialect, grant: ModelGrant, dr
                     dropped = [*dropped, field]
                     continue
         if check is not None and not check.allows(value):
-            raise _invalid(field)
+            raise _invalid(field, check.advice)
     return dropped
 
 
@@ -147,8 +149,9 @@ def _cap_output(asked: dict[str, Any], dialect: Dialect, cap: int | None, sequen
     return None if most is None else most * sequences, cap if wished is None else None
 
 
-def _invalid(field: str) -> Fault:
-    return Fault(faults.PARAMETER_INVALID, param=field, message=f"Invalid value for '{field}'.")
+def _invalid(field: str, advice: str = "") -> Fault:
+    message = f"Invalid value for '{field}'."
+    return Fault(faults.PARAMETER_INVALID, param=field, message=f"{message} {advice}" if advice else message)
 
 
 def _unknown(field: str) -> Fault:

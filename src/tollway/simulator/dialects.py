@@ -82,6 +82,8 @@ def stream_of(script: Script) -> Stream:
         return _Chat(script)
     if endpoint == "completions":
         return _Completions(script)
+    if endpoint == "responses":
+        return _Responses(script)
     return _Messages(script)
 
 
@@ -390,6 +392,161 @@ class _Messages:
         return [_block_delta(0, b'{"type":"signature_delta","signature":"%s"}' % self._signature()), _block_stop(0)]
 
 
+_OPENING_EVENTS = 4
+_SWITCH_EVENTS = 5
+"""Events of a response before its first token, and between its reasoning and its text."""
+
+
+class _Responses:
+    """Answers of vLLM's responses route: one reasoning item if there is reasoning, one message. Usage stands in the last event alone,
+    which is the terminator; there is no [DONE]."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._answer = script.answer
+        self._plan = script.plan
+        self._last = b""
+
+    def opening(self) -> list[bytes]:
+        response = self._response(b"in_progress", b"", b"null")
+        events = [
+            _numbered(number, name, b'"response":' + response) for number, name in enumerate((b"response.created", b"response.in_progress"))
+        ]
+        return events + self._begin_item(2, is_reasoning=self._answer.reasoning_tokens > 0)
+
+    def tokens(self, first: int, last: int) -> list[bytes]:
+        answer = self._answer
+        end = min(last, answer.lengths[0])
+        boundary = min(answer.reasoning_tokens, end)
+        events: list[bytes] = []
+        if first < boundary:
+            events.append(self._delta(first, answer.text(0, first, boundary), is_reasoning=True))
+        if end > boundary:
+            if answer.reasoning_tokens and first <= boundary:
+                number = self._number(boundary) - _SWITCH_EVENTS
+                events += self._end_item(number, boundary, is_reasoning=True)
+                events += self._begin_item(number + 3, is_reasoning=False)
+            first = max(first, boundary)
+            events.append(self._delta(first, answer.text(0, first, end), is_reasoning=False))
+        return events
+
+    def closing(self, cached_tokens: int, made_each: int, finish_reason: str | None) -> list[bytes]:
+        reasoning = self._answer.reasoning_tokens
+        number = self._number(made_each)
+        name, response = self._finished(cached_tokens, made_each, finish_reason)
+        self._last = _numbered(number + 3, name, b'"response":' + response)
+        return self._end_item(number, made_each, is_reasoning=bool(reasoning) and made_each <= reasoning)
+
+    def terminator(self) -> bytes:
+        return self._last
+
+    def error(self, code: int, message: str) -> list[bytes]:
+        number = self._number(self._answer.lengths[0])
+        return [_numbered(number, b"error", b'"code":"%d","message":%s,"param":null' % (code, _string(message)))]
+
+    def body(self, cached_tokens: int, made_each: int, finish_reason: str | None) -> bytes:
+        return self._finished(cached_tokens, made_each, finish_reason)[1]
+
+    @property
+    def _text_index(self) -> int:
+        return 1 if self._answer.reasoning_tokens else 0
+
+    def _number(self, token: int) -> int:
+        """Return the sequence number of the event that begins with a token, as if each had an event of its own."""
+        reasoning = self._answer.reasoning_tokens
+        return _OPENING_EVENTS + token + (_SWITCH_EVENTS if reasoning and token >= reasoning else 0)
+
+    def _finished(self, cached_tokens: int, made_each: int, finish_reason: str | None) -> tuple[bytes, bytes]:
+        """Return the last event's name and the whole response."""
+        answer = self._answer
+        end = min(made_each, answer.lengths[0])
+        reasoned = min(answer.reasoning_tokens, end)
+        items = [self._item(0, reasoned, is_reasoning=True)] if reasoned else []
+        if end > reasoned:
+            items.append(self._item(reasoned, end, is_reasoning=False))
+        usage = b"null"
+        if self._plan.usage != "missing":
+            prompt, done = self._script.order.prompt_tokens, bent_usage(self._plan, answer.generated(made_each), final=True)
+            usage = (
+                b'{"input_tokens":%d,"input_tokens_details":{"cached_tokens":%d},"output_tokens":%d,'
+                b'"output_tokens_details":{"reasoning_tokens":%d,"tool_output_tokens":0},"total_tokens":%d}'
+                % (prompt, cached_tokens if self._script.with_details else 0, done, reasoned, prompt + done)
+            )
+        reason = finish_reason or answer.finish_reasons[0]
+        if reason == "abort":
+            return b"response.failed", self._response(b"failed", b",".join(items), usage)
+        status = b"incomplete" if reason == "length" else b"completed"
+        return b"response." + status, self._response(status, b",".join(items), usage)
+
+    def _response(self, status: bytes, items: bytes, usage: bytes) -> bytes:
+        script = self._script
+        details = b'{"reason":"max_output_tokens"}' if status == b"incomplete" else b"null"
+        return (
+            b'{"id":%s,"created_at":%d,"incomplete_details":%s,"instructions":null,"metadata":null,"model":%s,"object":"response",'
+            b'"output":[%s],"parallel_tool_calls":true,"temperature":1.0,"tool_choice":"auto","tools":[],"top_p":1.0,"background":false,'
+            b'"max_output_tokens":%s,"previous_response_id":null,"reasoning":null,"service_tier":"auto","status":"%s","text":null,'
+            b'"truncation":"disabled","usage":%s}'
+            % (
+                _string("resp_" + script.answer_id),
+                script.created_at_seconds,
+                details,
+                _string(script.model),
+                items,
+                b"null" if script.order.tokens_max is None else b"%d" % script.order.tokens_max,
+                status,
+                usage,
+            )
+        )
+
+    def _begin_item(self, number: int, *, is_reasoning: bool) -> list[bytes]:
+        index = 0 if is_reasoning else self._text_index
+        place = b'"item_id":"%s","output_index":%d,"content_index":0' % (self._item_id(is_reasoning=is_reasoning), index)
+        part = self._part(b"", is_reasoning=is_reasoning)
+        return [
+            _numbered(
+                number, b"response.output_item.added", b'"output_index":%d,"item":%s' % (index, self._item(0, 0, is_reasoning=is_reasoning))
+            ),
+            _numbered(number + 1, b"response.content_part.added", b'%s,"part":%s' % (place, part)),
+        ]
+
+    def _end_item(self, number: int, end: int, *, is_reasoning: bool) -> list[bytes]:
+        answer = self._answer
+        index = 0 if is_reasoning else self._text_index
+        first = 0 if is_reasoning else answer.reasoning_tokens
+        text = answer.text(0, first, max(first, end))
+        place = b'"item_id":"%s","output_index":%d,"content_index":0' % (self._item_id(is_reasoning=is_reasoning), index)
+        name = b"response.reasoning_text.done" if is_reasoning else b"response.output_text.done"
+        item = self._item(first, max(first, end), is_reasoning=is_reasoning)
+        return [
+            _numbered(number, name, b'%s,"text":"%s","logprobs":[]' % (place, text)),
+            _numbered(number + 1, b"response.content_part.done", b'%s,"part":%s' % (place, self._part(text, is_reasoning=is_reasoning))),
+            _numbered(number + 2, b"response.output_item.done", b'"output_index":%d,"item":%s' % (index, item)),
+        ]
+
+    def _item(self, first: int, last: int, *, is_reasoning: bool) -> bytes:
+        content = self._part(self._answer.text(0, first, last), is_reasoning=is_reasoning) if last > first else b""
+        item_id = self._item_id(is_reasoning=is_reasoning)
+        if is_reasoning:
+            return b'{"id":"%s","summary":[],"type":"reasoning","content":[%s],"encrypted_content":null,"status":null}' % (item_id, content)
+        status = b"completed" if last > first else b"in_progress"
+        return b'{"id":"%s","content":[%s],"role":"assistant","status":"%s","type":"message"}' % (item_id, content, status)
+
+    def _item_id(self, *, is_reasoning: bool) -> bytes:
+        digest = hashlib.blake2b(self._script.answer_id.encode(), digest_size=16).hexdigest().encode()
+        return (b"rs_" if is_reasoning else b"msg_") + digest
+
+    def _part(self, text: bytes, *, is_reasoning: bool) -> bytes:
+        if is_reasoning:
+            return b'{"text":"%s","type":"reasoning_text"}' % text
+        return b'{"annotations":[],"text":"%s","type":"output_text","logprobs":[]}' % text
+
+    def _delta(self, token: int, text: bytes, *, is_reasoning: bool) -> bytes:
+        name = b"response.reasoning_text.delta" if is_reasoning else b"response.output_text.delta"
+        index = 0 if is_reasoning else self._text_index
+        place = b'"item_id":"%s","output_index":%d,"content_index":0' % (self._item_id(is_reasoning=is_reasoning), index)
+        return _numbered(self._number(token), name, b'%s,"delta":"%s","logprobs":[]' % (place, text))
+
+
 class _Embeddings:
     """Answers of vLLM's pooling route. It has one JSON body and never a stream."""
 
@@ -479,6 +636,10 @@ def _string(text: str) -> bytes:
 
 def _named(event: bytes, fields: bytes) -> bytes:
     return b'event: %s\ndata: {"type":"%s",%s}\n\n' % (event, event, fields)
+
+
+def _numbered(number: int, event: bytes, fields: bytes) -> bytes:
+    return _named(event, b'%s,"sequence_number":%d' % (fields, number))
 
 
 def _block_start(index: int, block: bytes) -> bytes:

@@ -35,6 +35,7 @@ ENDPOINTS: dict[bytes, Endpoint] = {
     b"/v1/completions": "completions",
     b"/v1/embeddings": "embeddings",
     b"/v1/messages": "messages",
+    b"/v1/responses": "responses",
 }
 _VERSION = "0.32.0"  # the vLLM whose shapes these are
 _FLUSH_SECONDS = 1.0  # after the last answer of a drain, for its bytes to leave

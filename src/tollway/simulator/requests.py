@@ -9,7 +9,7 @@ import msgspec
 
 from tollway.simulator.tokens import TOKEN_BYTES, Prompt, chat_prompt, prompt_of_ids, prompt_of_text
 
-Endpoint = Literal["chat", "completions", "embeddings", "messages"]
+Endpoint = Literal["chat", "completions", "embeddings", "messages", "responses"]
 
 # vLLM has no such bound (or a very high one); here it keeps one request from asking for more events than a test
 # would survive.
@@ -61,6 +61,8 @@ def read_order(endpoint: Endpoint, body: bytes) -> Order:
             return _completions(_COMPLETIONS.decode(body))
         if endpoint == "embeddings":
             return _embeddings(_EMBEDDINGS.decode(body))
+        if endpoint == "responses":
+            return _responses(_RESPONSES.decode(body))
         return _messages(_MESSAGES.decode(body))
     except msgspec.ValidationError as error:
         raise Refused(400, "Bad Request", str(error)) from None
@@ -149,6 +151,27 @@ class _Messages(msgspec.Struct):
     cache_salt: str | None = None
 
 
+class _Item(msgspec.Struct):
+    """One item of a conversation. All that is not a message costs its type, and the text that it carries."""
+
+    type: str = "message"
+    role: str = "tool"
+    content: str | list[_Part] | None = None
+    output: str | list[_Part] | None = None
+    arguments: str | None = None
+
+
+class _Responses(msgspec.Struct):
+    input: str | list[_Item]
+    model: str | None = None
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    stream: bool | None = False
+    store: bool | None = True
+    tools: msgspec.Raw = msgspec.Raw(b"null")
+    cache_salt: str | None = None
+
+
 class _Tokenize(msgspec.Struct):
     prompt: str | None = None
     messages: list[_Turn] | None = None
@@ -159,6 +182,7 @@ _CHAT = msgspec.json.Decoder(_Chat)
 _COMPLETIONS = msgspec.json.Decoder(_Completions)
 _EMBEDDINGS = msgspec.json.Decoder(_Embeddings)
 _MESSAGES = msgspec.json.Decoder(_Messages)
+_RESPONSES = msgspec.json.Decoder(_Responses)
 _TOKENIZE = msgspec.json.Decoder(_Tokenize)
 
 
@@ -261,6 +285,35 @@ def _messages(body: _Messages) -> Order:
         stream=bool(body.stream),
         include_usage=True,  # vLLM turns both on inside for this API
         continuous_usage=True,
+        cache_salt=body.cache_salt or "",
+        last_text=turns[-1][1],
+        base64_floats=False,
+        dimensions=None,
+    )
+
+
+def _responses(body: _Responses) -> Order:
+    if not body.input:
+        raise bad_request("input must not be empty", "input")
+    if body.store:
+        raise bad_request("This engine stores no responses.", "store")  # stricter than vLLM, so that tests see what is asked for
+    turns = [] if body.instructions is None else [("system", body.instructions)]
+    if isinstance(body.input, str):
+        turns.append(("user", body.input))
+    else:
+        turns += [(item.role, _text(item.content) + _text(item.output) + (item.arguments or "")) for item in body.input]
+    prompt = chat_prompt(turns, _present(body.tools))
+    return Order(
+        endpoint="responses",
+        model=body.model,
+        prompts=(prompt,),
+        prompt_tokens=prompt.tokens,
+        choices=1,
+        tokens_max=_tokens_max(body.max_output_tokens),
+        ignore_eos=False,
+        stream=bool(body.stream),
+        include_usage=True,  # in the last event
+        continuous_usage=False,
         cache_salt=body.cache_salt or "",
         last_text=turns[-1][1],
         base64_floats=False,

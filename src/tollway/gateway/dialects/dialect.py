@@ -78,7 +78,9 @@ class Dialect:
     Requests: `fields` are the API's own, with their checks; `required` must be there; `not_forwarded` are accepted and withheld from the
     engine; `allows_unknown_fields`: the API's contract asks gateways to forward fields that they do not know. `output_caps`: fields that
     bound an answer's tokens, the first of which is set where a model has a cap and the client named none; empty for answers without
-    tokens of their own. `prompts_field`: the field that may hold several prompts; empty if a body is one prompt. `prompt_tokens_added`:
+    tokens of their own. `prompts_field`: the field that may hold several prompts; empty if a body is one prompt. `items_field`: the field
+    that holds the conversation as items; empty where it is made of messages. `constants`: fields that are set for every engine, as JSON,
+    whatever the client sent. `prompt_tokens_added`:
     most tokens that an engine adds to each prompt, such as the text of its chat template. `service_tiers`: what the values of that field
     mean. `usage_options`: how a stream is asked for its usage; None if the API always reports it. `salt_prompt`: puts a salt
     before the prompt, in raw members; None if the API has no system prompt. `forwarded_headers`: those that the API asks gateways to pass
@@ -86,7 +88,8 @@ class Dialect:
     itself.
 
     Answers: `read_answer` reads a body of status 200; `new_stream` makes the reader of a stream. `request_id_headers`: the template of the
-    header lines that carry the request's id. `error_event`: how a fault in mid-stream begins.
+    header lines that carry the request's id. `error_event`: how a fault in mid-stream begins. `render_error_data`: the data of such an
+    event; None if it is the body of an error.
 
     Derived: `target` is the path; `plain` the shape of bodies that pass all checks by one conversion; `has_output` whether answers have
     tokens of their own.
@@ -100,6 +103,8 @@ class Dialect:
     render_error: Callable[[Fault, str | None], bytes]
     output_caps: tuple[str, ...] = ()
     prompts_field: str = ""
+    items_field: str = ""
+    constants: Mapping[str, bytes] = field(default_factory=dict)
     prompt_tokens_added: int = TEMPLATE_TOKENS_MAX
     service_tiers: Mapping[str, ServiceTier] = field(default_factory=dict)
     usage_options: UsageOptions | None = None
@@ -109,6 +114,7 @@ class Dialect:
     model_endpoint: Endpoint | None = None
     request_id_headers: bytes = REQUEST_ID_HEADERS
     error_event: bytes = b""
+    render_error_data: Callable[[Fault, str | None], bytes] | None = None
     salt_prompt: Callable[[MutableMapping[str, Any], bytes], None] | None = None
     target: bytes = field(init=False)
     plain: Shape = field(init=False)
@@ -124,7 +130,7 @@ class Dialect:
 
         `output_cap`: most tokens of the answer. `model`: the upstream's name of the model. `usage`: the value of the usage options.
         """
-        injected: dict[str, bytes] = {}
+        injected = dict(self.constants)
         if output_cap is not None:
             injected[self.output_caps[0]] = b"%d" % output_cap
         if model is not None:
@@ -139,4 +145,5 @@ class Dialect:
 
     def render_error_event(self, fault: Fault, request_id: str) -> bytes:
         """Return a fault as the last event of a stream."""
-        return b"%bdata: %b\n\n" % (self.error_event, self.render_error(fault, request_id))
+        render = self.render_error_data or self.render_error
+        return b"%bdata: %b\n\n" % (self.error_event, render(fault, request_id))

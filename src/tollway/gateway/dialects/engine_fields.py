@@ -129,6 +129,7 @@ NOT_OFFERED: dict[str, str] = {
     "betas": "a header of the API, which goes on as a header",
     "chat_format": "set by the engine itself",
     "custom_labels": "labels of the engine's metrics",
+    "enable_response_messages": "reveals the platform's template",
     "grammar_lazy": "set by the engine itself",
     "guided_backend": "chooses how the engine computes",
     "n_cache_reuse": "chooses how the engine uses its cache",

@@ -18,10 +18,11 @@ from tollway.domain.usage import TOKENS_MAX
 @dataclass(frozen=True, slots=True)
 class Check:
     """`allows`: whether a value may go on. `plain`: a type, as msgspec takes it, of which every value may, and holds neither a link nor an
-    overflowed number; None if there is none worth the look."""
+    overflowed number; None if there is none worth the look. `advice`: what a client reads whose value is refused, after "Invalid value"."""
 
     allows: Callable[[Any], bool]
     plain: Any = None
+    advice: str = ""
 
 
 Shape = type[msgspec.Struct]
@@ -58,13 +59,13 @@ NEVER_FORWARDED = frozenset(
         "best_of", "max_completion_tokens", "max_length", "max_new_tokens", "max_output_tokens", "max_tokens", "n", "n_cmpl", "n_predict",
         "num_return_sequences",
         # whose cache or session, which model or adapter
-        "conversation_id", "disagg_prefill_dp_rank", "fallbacks", "id_slot", "lora", "session_id", "weight_version",
+        "conversation_id", "disagg_prefill_dp_rank", "fallbacks", "id_slot", "lora", "ngram_corpus_id", "session_id", "weight_version",
         # what an engine would run, deserialize or fetch for the client
         "chat_template", "custom_logit_processor", "custom_params", "embed_override_token_id", "embed_overrides", "input_embeds",
         "logits_processors", "mcp_servers", "prompt_embeds",
         # how media are read, beyond the bounds on them, and input that the checks of messages would not see
         "images_config", "input_ids", "max_dynamic_patch", "media_io_kwargs", "min_dynamic_patch", "mm_processor_kwargs",
-        "prompt_token_ids", "video_config",
+        "previous_input_messages", "previous_response", "prompt_token_ids", "video_config",
     }
 )  # fmt: skip
 """Fields that change who asks, where it runs, in what order, with whose cache, what an engine executes, or how much is read and generated
@@ -160,7 +161,12 @@ moderation = Check(_is_moderation)
 def nullable(check: Check) -> Check:
     """Accept null, or what `check` accepts."""
     allows = check.allows
-    return Check(lambda value: value is None or allows(value), None if check.plain is None else check.plain | None)
+    return Check(lambda value: value is None or allows(value), None if check.plain is None else check.plain | None, check.advice)
+
+
+def refused(advice: str) -> Check:
+    """Accept null and false alone: the client asks for something that is not offered. `advice`: what it may do instead."""
+    return Check(lambda value: value is None or value is False, Literal[False] | None, advice)
 
 
 def integer(least: int, most: int) -> Check:

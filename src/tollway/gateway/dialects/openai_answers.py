@@ -8,7 +8,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, check_text, decode, is_absent, rename_model
 from tollway.gateway.dialects.engine_errors import read_fault
-from tollway.gateway.dialects.usage import UNBELIEVABLE, Report, check_report, read_counts, scale_to_answer
+from tollway.gateway.dialects.usage import Report, UsageNames, check_report, read_totals, scale_to_answer
 
 
 class _PromptDetails(msgspec.Struct):
@@ -41,6 +41,8 @@ class _Answer(msgspec.Struct):
     object: str | None = None
 
 
+_NAMES = UsageNames("prompt_tokens", "completion_tokens", "prompt_tokens_details", "completion_tokens_details")
+
 _usage = msgspec.json.Decoder(_Usage)
 _answer = msgspec.json.Decoder(_Answer)
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -49,18 +51,13 @@ _text = msgspec.json.Decoder(str)
 
 
 def read_usage(raw: bytes | msgspec.Raw) -> Report:
-    """Return what of a usage object can be believed.
-
-    The two totals stand for themselves: one that is missing, negative, no whole number or above TOKENS_MAX is unknown, and the other one
-    stays. A detail that cannot be true does not discard its total: cached tokens above the prompt are capped to it, reasoning above the
-    completion counts as plain output, and a detail that is not a count is ignored. OpenAI's prompt_tokens includes cached tokens and
-    completion_tokens includes reasoning.
-    """
+    """Return what of a usage object can be believed (see `usage.read_totals`). OpenAI's prompt_tokens includes cached tokens and
+    completion_tokens includes reasoning."""
     try:
         usage = _usage.decode(raw)
     except (msgspec.DecodeError, RecursionError):
-        return _read_members(raw)
-    return _split(usage) or _read_members(raw)
+        return read_totals(raw, _NAMES)
+    return _split(usage) or read_totals(raw, _NAMES)
 
 
 def _split(usage: _Usage) -> Report | None:
@@ -76,28 +73,6 @@ def _split(usage: _Usage) -> Report | None:
     if 0 <= reasoning <= completion <= TOKENS_MAX:
         return Report(Quantities(prompt - cached, cached, completion - reasoning, reasoning))
     return None
-
-
-def _read_members(raw: bytes | msgspec.Raw) -> Report:
-    counts = read_counts(raw)
-    if counts is None:
-        return UNBELIEVABLE
-    prompt, completion = counts.read("prompt_tokens"), counts.read("completion_tokens")
-    cached = counts.read_detail("prompt_tokens_details", "cached_tokens") or 0
-    if counts.has("completion_tokens_details"):
-        reasoning = counts.read_detail("completion_tokens_details", "reasoning_tokens") or 0
-    else:
-        reasoning = counts.read("reasoning_tokens") or 0
-    is_odd = counts.is_odd or prompt is None or cached > prompt or (completion is not None and reasoning > completion)
-    cached = min(cached, prompt or 0)
-    if reasoning > (completion or 0):
-        reasoning = 0
-    return Report(
-        Quantities((prompt or 0) - cached, cached, (completion or 0) - reasoning, reasoning),
-        Anomaly.INVALID if is_odd else None,
-        has_input=prompt is not None,
-        has_output=completion is not None,
-    )
 
 
 def read_answer(body: bytes, context: AnswerContext) -> Answer:

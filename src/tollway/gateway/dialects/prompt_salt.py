@@ -33,6 +33,11 @@ def salt_system(members: MutableMapping[str, Any], salt: bytes) -> None:
     members["system"] = _salt_content(members.get("system", b"null"), salt)
 
 
+def salt_instructions(members: MutableMapping[str, Any], salt: bytes) -> None:
+    """Begin the `instructions` field of OpenAI's responses with `salt` (characters that JSON does not escape)."""
+    members["instructions"] = _salt_content(members.get("instructions", b"null"), salt)
+
+
 def _salt_content(content: bytes | msgspec.Raw, salt: bytes) -> bytes:
     raw = bytes(content)
     if raw.startswith(b'"'):

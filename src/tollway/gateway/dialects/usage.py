@@ -5,6 +5,7 @@ and what the engine said of its other classes is as good as before. None of this
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -82,6 +83,43 @@ def read_counts(raw: bytes | msgspec.Raw) -> Counts | None:
         return Counts(_members.decode(raw))
     except (msgspec.DecodeError, RecursionError):
         return None
+
+
+class UsageNames(NamedTuple):
+    """Names in a usage object whose totals include their details. `cached_details`, `reasoning_details`: the objects of the details."""
+
+    input: str
+    output: str
+    cached_details: str
+    reasoning_details: str
+
+
+def read_totals(raw: bytes | msgspec.Raw, names: UsageNames) -> Report:
+    """Return what of a usage object can be believed, member by member.
+
+    The two totals stand for themselves: one that is missing, negative, no whole number or above TOKENS_MAX is unknown, and the other one
+    stays. A detail that cannot be true does not discard its total: cached tokens above the input are capped to it, reasoning above the
+    output counts as plain output, and a detail that is not a count is ignored. Reasoning may stand outside of its details.
+    """
+    counts = read_counts(raw)
+    if counts is None:
+        return UNBELIEVABLE
+    input, output = counts.read(names.input), counts.read(names.output)
+    cached = counts.read_detail(names.cached_details, "cached_tokens") or 0
+    if counts.has(names.reasoning_details):
+        reasoning = counts.read_detail(names.reasoning_details, "reasoning_tokens") or 0
+    else:
+        reasoning = counts.read("reasoning_tokens") or 0
+    is_odd = counts.is_odd or input is None or cached > input or (output is not None and reasoning > output)
+    cached = min(cached, input or 0)
+    if reasoning > (output or 0):
+        reasoning = 0
+    return Report(
+        Quantities((input or 0) - cached, cached, (output or 0) - reasoning, reasoning),
+        Anomaly.INVALID if is_odd else None,
+        has_input=input is not None,
+        has_output=output is not None,
+    )
 
 
 def check_report(report: Report, context: AnswerContext) -> tuple[Quantities | None, Anomaly | None]:

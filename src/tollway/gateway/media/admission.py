@@ -17,8 +17,9 @@ _KINDS = {"image_url": "image/", "video_url": "video/", "audio_url": "audio/", "
 _MEDIA_TYPES = frozenset({"audio_url", "document", "file", "image", "image_url", "input_audio", "input_image", "video_url"})
 PART_TYPES = _MEDIA_TYPES | {
     "advisor_tool_result", "bash_code_execution_tool_result", "code_execution_tool_result", "compaction", "container_upload", "fallback",
-    "input_text", "mcp_tool_listing", "mcp_tool_result", "mcp_tool_use", "output_text", "reasoning", "redacted_thinking", "refusal",
-    "search_result", "server_tool_use", "text", "text_editor_code_execution_tool_result", "thinking", "tool_addition", "tool_reference",
+    "input_text", "mcp_tool_listing", "mcp_tool_result", "mcp_tool_use", "output_text", "reasoning", "reasoning_text", "redacted_thinking",
+    "refusal", "search_result", "server_tool_use", "summary_text", "text", "text_editor_code_execution_tool_result", "thinking",
+    "tool_addition", "tool_reference",
     "tool_removal", "tool_result", "tool_search_tool_result", "tool_use", "web_fetch_tool_result", "web_search_tool_result",
 }  # fmt: skip
 """Types of parts in the APIs and engines that are served. A new one is added here, once it is known what it carries; the tests compare this
@@ -32,6 +33,18 @@ _MEDIA_OBJECT_MEMBERS = frozenset({"content", "data", "detail", "file_data", "fi
 _CACHE_KEYS = frozenset({"uuid", "content_hash"})
 """Members by which engines find media in a cache that all tenants share: vLLM (`uuid` of a part), SGLang (`content_hash` of a link). With
 the key of another tenant's picture, an engine would describe that picture."""
+
+
+ITEM_TYPES = frozenset(
+    {
+        "custom_tool_call", "custom_tool_call_output", "function_call", "function_call_output", "local_shell_call",
+        "local_shell_call_output", "message", "reasoning",
+    }
+)  # fmt: skip
+"""Types of items in a conversation of OpenAI's responses: messages, and the calls and results of tools that the client runs itself. Items
+of tools that OpenAI's platform runs, and references to what it has stored, mean nothing here."""
+_ITEM_CONTENTS = frozenset({"content", "output", "summary"})
+"""Members of an item that may hold parts."""
 
 
 def check_messages(messages: Any, system: Any, bounds: MediaBounds) -> int:
@@ -51,6 +64,27 @@ def check_messages(messages: Any, system: Any, bounds: MediaBounds) -> int:
             content = message.get("content")
             if type(content) is not str and content is not None:
                 _check_content(content, f"messages[{number}].content", tally)
+    return tally.tokens_max
+
+
+def check_items(items: Any, place: str, bounds: MediaBounds) -> int:
+    """Check the types, links and media of the items in the field `place` of OpenAI's responses. Return the most input tokens that a model
+    can read the media as, 0 if there are none.
+
+    Raises Fault as `check_messages` does, and invalid_value for an item of a type that is not accepted.
+    """
+    tally = Tally(bounds)
+    if type(items) is list:
+        for number, item in enumerate(items):
+            if type(item) is not dict:
+                raise _unknown_shape(f"{place}[{number}]")
+            item_type = item.get("type", "message")
+            if type(item_type) is not str or item_type not in ITEM_TYPES:
+                message = f"Items of this type are not accepted here. Accepted: {', '.join(sorted(ITEM_TYPES))}."
+                raise Fault(faults.PARAMETER_INVALID, param=f"{place}[{number}].type", message=message)
+            for name, value in item.items():
+                if name in _ITEM_CONTENTS:
+                    _check_content(value, f"{place}[{number}].{name}", tally)
     return tally.tokens_max
 
 

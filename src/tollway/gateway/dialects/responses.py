@@ -1,0 +1,259 @@
+"""OpenAI's responses: POST /v1/responses, relayed to engines that speak it themselves (vLLM, SGLang, Dynamo, TensorRT-LLM, llama.cpp).
+
+Nothing is stored: engines are told so (`store: false`), and fields that refer to something stored are refused. A client sends the whole
+conversation, and runs tools itself.
+
+A stream is a sequence of typed events. Usage stands in the last one only (`response.completed` or `response.incomplete`), which is the
+terminator and is held back until FINAL is durable; until then, events that carry output are counted.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+
+from tollway.domain import faults
+from tollway.domain.billing_classes import Quantities
+from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import Fault
+from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
+from tollway.gateway.dialects import fields, openai_requests
+from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent, rename_model
+from tollway.gateway.dialects.dialect import Dialect
+from tollway.gateway.dialects.engine_errors import is_error_event, is_named_error, read_fault
+from tollway.gateway.dialects.fields import MESSAGES_MAX, TOOLS_MAX, Check
+from tollway.gateway.dialects.openai_requests import SERVICE_TIERS
+from tollway.gateway.dialects.prompt_salt import salt_instructions
+from tollway.gateway.dialects.usage import UsageNames, check_report, read_totals
+from tollway.native import EventTemplate
+from tollway.wire import bodies, sse
+from tollway.wire.errors import openai_error
+
+TOOL_TYPES = frozenset({"custom", "function"})
+"""Tools that the client runs. Those that a platform runs would have an engine fetch, search or execute for a tenant."""
+
+
+def _is_input(value: Any) -> bool:
+    return type(value) is str or (type(value) is list and 0 < len(value) <= MESSAGES_MAX)
+
+
+def _are_tools(value: Any) -> bool:
+    return type(value) is list and len(value) <= TOOLS_MAX and all(type(tool) is dict and tool.get("type") in TOOL_TYPES for tool in value)
+
+
+_NOT_STORED = "Responses are not stored here: send the whole conversation as 'input'."
+_NOT_OFFERED = "This is not offered here."
+
+FIELDS: dict[str, Check] = {
+    "model": fields.text,
+    "input": Check(_is_input, str),  # what items hold is checked by `media.admission`
+    "access_programs": fields.refused(_NOT_OFFERED),
+    "background": fields.refused(_NOT_STORED),
+    "background_options": fields.refused(_NOT_STORED),
+    "context_management": fields.refused(_NOT_OFFERED),
+    "conversation": fields.refused(_NOT_STORED),
+    "image": fields.refused(_NOT_OFFERED),
+    "include": fields.nullable(fields.list_of(32, fields.text_up_to(64))),
+    "instructions": fields.nullable(fields.text),
+    "max_output_tokens": fields.output_tokens,
+    "max_tool_calls": fields.nullable(fields.integer(1, TOKENS_MAX)),
+    "metadata": fields.nullable(fields.mapping),
+    "moderation": fields.nullable(fields.moderation),
+    "parallel_tool_calls": fields.nullable(fields.boolean),
+    "previous_response_id": fields.refused(_NOT_STORED),
+    "prompt": fields.refused("Templates of prompts are not stored here."),
+    "prompt_cache_key": fields.nullable(fields.text),
+    "prompt_cache_options": fields.nullable(fields.mapping),
+    "prompt_cache_retention": fields.nullable(fields.text),
+    "reasoning": fields.nullable(fields.mapping),
+    "safety_identifier": fields.nullable(fields.text),
+    "service_tier": fields.nullable(fields.one_of(*SERVICE_TIERS)),
+    "store": fields.refused("Responses are not stored here: leave 'store' out, or send false."),
+    "stream": fields.nullable(fields.boolean),
+    "stream_options": fields.nullable(fields.mapping),
+    "temperature": fields.nullable(fields.number(0, 2)),
+    "text": fields.nullable(fields.mapping),
+    "tool_choice": fields.anything,
+    "tools": fields.nullable(Check(_are_tools, None, f"Tools may be of the types {' and '.join(sorted(TOOL_TYPES))}, run by the client.")),
+    "top_logprobs": fields.nullable(fields.integer(0, 20)),
+    "top_p": fields.nullable(fields.number(0, 1)),
+    "truncation": fields.nullable(fields.one_of("auto", "disabled")),
+    "user": fields.nullable(fields.text),
+}
+
+NOT_FORWARDED = openai_requests.NOT_FORWARDED - {"store"} | {"stream_options"}
+"""`stream_options` can only ask to pad events against readers of encrypted traffic, which no engine does."""
+
+ERROR_EVENT = b"event: error\n"
+
+_NAMES = UsageNames("input_tokens", "output_tokens", "input_tokens_details", "output_tokens_details")
+_LAST_EVENTS = frozenset({b"response.completed", b"response.incomplete"})
+_FAILED_EVENTS = frozenset({b"response.failed", b"response.cancelled"})
+_FAILED_STATUSES = frozenset({b'"failed"', b'"cancelled"'})
+
+
+class _Answer(msgspec.Struct):
+    object: msgspec.Raw = ABSENT
+    status: msgspec.Raw = ABSENT
+    output: msgspec.Raw = ABSENT
+    usage: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
+
+
+class _Event(msgspec.Struct):
+    type: msgspec.Raw = ABSENT
+    response: msgspec.Raw = ABSENT
+    delta: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
+
+
+_ERROR = msgspec.Raw(b'"error"')
+_EMPTY = msgspec.Raw(b'""')
+
+_answer = msgspec.json.Decoder(_Answer)
+_event = msgspec.json.Decoder(_Event)
+_type = re.compile(rb'"([\x21\x23-\x5b\x5d-\x7e]{1,64})"')
+"""A type of an event that can stand on a line of its own as it is."""
+
+
+def render_error_data(fault: Fault, request_id: str | None = None) -> bytes:
+    """Return the data of an `error` event. Clients differ in where they look for its text: in the event itself, as the API's reference
+    has it, or in an object `error`, so it stands in both."""
+    body = bodies.members(openai_error(fault, request_id))
+    error = bodies.members(bytes(body["error"]))
+    event: dict[str, bytes | msgspec.Raw] = {"type": b'"error"', "sequence_number": b"0"}
+    event |= {name: error[name] for name in ("code", "message", "param")}
+    return bodies.join({**event, **body})
+
+
+def read_answer(body: bytes, context: AnswerContext) -> Answer:
+    """Read a body of status 200. Raises Fault if it is not a response, or one that failed."""
+    answer = decode(_answer, body, "answer")
+    if not is_absent(answer.error) or answer.object == _ERROR:
+        raise read_fault(body, 500, context.engine, first=True)
+    if bytes(answer.status) in _FAILED_STATUSES:
+        raise Fault(faults.UPSTREAM_FAILED, detail="the engine gave the request up")
+    if is_absent(answer.output):
+        raise Fault(faults.UPSTREAM_INVALID, detail="answer without output")
+    used, anomaly = _read_usage(answer.usage, context)
+    return Answer(rename_model(body, context), used, anomaly)
+
+
+def _read_usage(raw: msgspec.Raw, context: AnswerContext) -> tuple[Quantities | None, Anomaly | None]:
+    """Return what of a usage object is billed, None if nothing can be, and what was wrong with it."""
+    if is_absent(raw):
+        return None, None
+    report = read_totals(raw, _NAMES)
+    used, anomaly = check_report(report, context)
+    if anomaly is None and not report.has_output:
+        anomaly = Anomaly.INVALID
+    return used, anomaly
+
+
+class ResponseStream:
+    """Reads one stream's events; see `openai_stream.OpenAIStream` for the attributes. `terminator` is the held last event."""
+
+    __slots__ = (
+        "_context",
+        "_events",
+        "anomaly",
+        "output",
+        "source",
+        "template",
+        "terminated",
+        "terminator",
+        "used",
+    )
+
+    def __init__(self, context: AnswerContext) -> None:
+        """In this API usage is always shown, and deltas are always counted until it is reported."""
+        self._context = context
+        self._events = 0
+        self.output = 0
+        self.used: Quantities | None = None
+        self.source = UsageSource.NONE
+        self.anomaly: Anomaly | None = None
+        self.terminated = False
+        self.terminator = b""
+        self.template: EventTemplate | None = None
+
+    def read_regular(self, data: bytes, start: int, end: int) -> bytes | None:
+        """No event of this API is worth a way of its own."""
+        return None
+
+    def read(self, event: bytes) -> bytes | None:
+        """Read one event; returns what to relay, or None for nothing. Raises Fault."""
+        data = sse.find_data(event)
+        if data is None or self.terminated or data == b"[DONE]":  # some engines write one, which here ends nothing
+            if not self.terminated and is_named_error(event):
+                raise read_fault(b"", 200, self._context.engine, first=not self._events)
+            return None
+        if b"\n" in data:
+            data = data.replace(b"\n", b" ")
+        read = decode(_event, data, "event")
+        type = _type.fullmatch(read.type)
+        name = b"" if type is None else type[1]
+        if read.type == _ERROR or not is_absent(read.error) or (not name and is_error_event(event, data)):
+            raise read_fault(data, 200, self._context.engine, first=not self._events)
+        self._events += 1
+        if name.endswith(b".delta"):
+            if not is_absent(read.delta) and read.delta != _EMPTY:
+                self._count()
+        elif bytes(read.response).startswith(b"{"):
+            response = bytes(read.response)
+            if name in _FAILED_EVENTS:
+                raise read_fault(response, 500, self._context.engine, first=False)
+            if name in _LAST_EVENTS:
+                self._finish(response)
+            renamed = rename_model(response, self._context)
+            if renamed is not response:
+                members: dict[str, Any] = dict(bodies.members(data))
+                members["response"] = renamed
+                data = bodies.join(members)
+        elif name in _LAST_EVENTS or name in _FAILED_EVENTS:
+            raise Fault(faults.UPSTREAM_INVALID, detail="the last event is without a response")
+        relayed = b"event: %b\ndata: %b\n\n" % (name, data) if name else b"data: %b\n\n" % data
+        if name in _LAST_EVENTS:
+            self.terminated = True
+            self.terminator = relayed
+            return None
+        return relayed
+
+    def _count(self) -> None:
+        self.output += 1
+        self.used = Quantities(0, 0, self.output)
+        self.source = UsageSource.COUNTED
+
+    def _finish(self, response: bytes) -> None:
+        """Take the usage of the finished response. A report that can be believed decides over what was counted."""
+        usage = decode(_answer, response, "response").usage
+        if is_absent(usage):
+            return
+        report = read_totals(usage, _NAMES)
+        used, self.anomaly = check_report(report, self._context)
+        if used is None:
+            return
+        if not report.has_output:
+            used = Quantities(used.input, used.cached_input, self.output)
+            self.anomaly = self.anomaly or Anomaly.INVALID
+        self.used = used
+        self.output = used.output + used.reasoning
+        self.source = UsageSource.ENGINE_FINAL
+
+
+DIALECT: Dialect = Dialect(
+    endpoint=Endpoint.RESPONSES,
+    fields=FIELDS,
+    required=("model", "input"),
+    read_answer=read_answer,
+    new_stream=ResponseStream,
+    render_error=openai_error,
+    output_caps=("max_output_tokens",),
+    items_field="input",
+    constants={"store": b"false"},
+    service_tiers=SERVICE_TIERS,
+    not_forwarded=NOT_FORWARDED,
+    error_event=ERROR_EVENT,
+    render_error_data=render_error_data,
+    salt_prompt=salt_instructions,
+)
