@@ -121,6 +121,7 @@ def start_tollway(directory: Path, upstream_url: str) -> Target:
         "PYTHONPATH": str(Path(tollway.__file__).parent.parent),
         "TOLLWAY_PEPPER": pepper.hex(),
         "TOLLWAY_VAULT_KEY": os.urandom(32).hex(),
+        "TOLLWAY_NODE_ID": "node_" + os.urandom(16).hex(),
         "TOLLWAY_NODE_KEY": node_key.secret,
         "TOLLWAY__DATA_DIR": str(directory),
         "TOLLWAY__GATEWAY__LISTEN": f"127.0.0.1:{port}",

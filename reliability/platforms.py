@@ -250,7 +250,8 @@ def apart(
         own = {}
         if gateway_directory is not None:
             kept = json.loads((data / "secrets.json").read_bytes())
-            own = {"TOLLWAY_PEPPER": kept["peppers"]["1"], "TOLLWAY_VAULT_KEY": kept["vault_key"], "TOLLWAY_NODE_KEY": kept["node_key"]}
+            own = {"TOLLWAY_PEPPER": kept["peppers"]["1"], "TOLLWAY_VAULT_KEY": kept["vault_key"]}
+            own |= {"TOLLWAY_NODE_ID": kept["node_id"], "TOLLWAY_NODE_KEY": kept["node_key"]}
         where = (
             "--data-dir",
             str(gateway_directory or data),

@@ -79,6 +79,11 @@ ROWS = {
         "uploads and answers that are broken off, to leave megabytes behind each",
         "everything of a connection is freed at its end, without the garbage collector",
     ),
+    80: (
+        "a gateway that speaks in the name of another, or of one that does not exist: records, watermarks, acknowledgements, registration; "
+        "requests that would open an epoch without a record",
+        "403 `node_mismatch`, alarm, count; nothing is stored, and nothing waits for it",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

@@ -32,7 +32,9 @@ SHORT_NAMES = {"TOLLWAY_DATABASE_URL": "control.database_url", "TOLLWAY_CONTROL_
 OTHER_VARIABLES = {
     "TOLLWAY_PEPPER": "Secret under which API keys are stored as digests: 64 hexadecimal digits. Gateways and control.",
     "TOLLWAY_VAULT_KEY": "Key that seals upstream credentials: 64 hexadecimal digits. Gateways and control.",
-    "TOLLWAY_NODE_KEY": "Key with which gateways identify themselves to control: tw_node_... Gateways and control.",
+    "TOLLWAY_NODE_ID": "The node that a gateway is: node_... Each gateway has its own.",
+    "TOLLWAY_NODE_KEY": "Key with which a gateway identifies itself to control: tw_node_... Each gateway has its own.",
+    "TOLLWAY_JOIN_TOKEN": "Token with which a gateway without a key registers itself once: tw_join_...",
     "TOLLWAY_PLATFORM_KEY": "First operator key: tw_platform_... Control only.",
     "TOLLWAY_CONTROL_URL": "Address of the control plane, for the commands that administer an installation.",
     "TOLLWAY_KEY": "Admin or platform key that these commands present.",

@@ -1,6 +1,7 @@
 """The data directory: made once, never misread, used by one at a time, and its secrets stay secret."""
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from tollway.domain import keys
 from tollway.domain.keys import KeyType
-from tollway.serve.data_directory import locked, make_secrets, prepare, read_secrets
+from tollway.serve.data_directory import find_node, keep_registered, locked, make_gateway_node, make_secrets, prepare, read_secrets
 from tollway.settings import OperatorError
 
 
@@ -33,14 +34,14 @@ def test_secrets_are_made_once_and_only_their_owner_reads_them(directory: Path) 
     prepare(directory)
     assert read_secrets(directory, {}) == first
     assert len(first.peppers[1]) == 32 and len(first.vault_key) == 32
-    assert keys.find_type(first.node_key) is KeyType.NODE
+    node = find_node(directory, {})
+    assert node is not None and keys.find_type(node.key) is KeyType.NODE
     assert first.platform_key is not None and keys.find_type(first.platform_key) is KeyType.PLATFORM
     assert sorted(entry.name for entry in directory.iterdir()) == ["secrets.json", "tollway.json"]  # no scraps
 
 
 def test_secrets_never_show_in_a_repr(directory: Path) -> None:
-    secrets = read_secrets(directory, {})
-    shown = repr(secrets)
+    shown = repr(read_secrets(directory, {})) + repr(find_node(directory, {}))
     body = json.loads((directory / "secrets.json").read_text())
     for secret in (body["peppers"]["1"], body["vault_key"], body["node_key"], body["platform_key"]):
         assert secret not in shown
@@ -59,24 +60,53 @@ def test_a_gateway_of_a_cluster_needs_no_file(directory: Path, tmp_path: Path) -
     environ = {
         "TOLLWAY_PEPPER": body["peppers"]["1"],
         "TOLLWAY_VAULT_KEY": body["vault_key"],
+        "TOLLWAY_NODE_ID": body["node_id"],
         "TOLLWAY_NODE_KEY": body["node_key"],
     }
-    secrets = read_secrets(tmp_path / "elsewhere", environ)
-    assert secrets.node_key == body["node_key"]
-    assert secrets.platform_key is None
+    assert read_secrets(tmp_path / "elsewhere", environ).platform_key is None
+    assert find_node(tmp_path / "elsewhere", environ) == find_node(directory, {})
 
 
-@pytest.mark.parametrize("missing", ["TOLLWAY_PEPPER", "TOLLWAY_VAULT_KEY", "TOLLWAY_NODE_KEY"])
+@pytest.mark.parametrize("missing", ["TOLLWAY_PEPPER", "TOLLWAY_VAULT_KEY", "TOLLWAY_NODE_ID", "TOLLWAY_NODE_KEY"])
 def test_a_missing_secret_is_named(directory: Path, tmp_path: Path, missing: str) -> None:
     body = json.loads((directory / "secrets.json").read_text())
     environ = {
         "TOLLWAY_PEPPER": body["peppers"]["1"],
         "TOLLWAY_VAULT_KEY": body["vault_key"],
+        "TOLLWAY_NODE_ID": body["node_id"],
         "TOLLWAY_NODE_KEY": body["node_key"],
     }
     del environ[missing]
     with pytest.raises(OperatorError, match=missing):
+        find_node(tmp_path, environ)
         read_secrets(tmp_path, environ)
+
+
+def test_gateway_without_a_node_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="no node key") as caught:
+        make_gateway_node(tmp_path, {})
+    assert "TOLLWAY_JOIN_TOKEN" in caught.value.hint
+
+
+def test_gateway_with_a_join_token_makes_one_node_and_keeps_it_private(tmp_path: Path) -> None:
+    token = keys.new_join_token(os.urandom(keys.RANDOM_BYTES)).secret
+    made = make_gateway_node(tmp_path, {"TOLLWAY_JOIN_TOKEN": token})
+    assert made.join_token == token
+    assert keys.find_type(made.key) is KeyType.NODE
+    path = tmp_path / "gateway" / "node_key.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert token not in path.read_text()
+    assert make_gateway_node(tmp_path, {"TOLLWAY_JOIN_TOKEN": token}) == made
+    keep_registered(tmp_path, made)
+    kept = make_gateway_node(tmp_path, {"TOLLWAY_JOIN_TOKEN": token})
+    assert (kept.node_id, kept.key, kept.join_token) == (made.node_id, made.key, None)
+    assert make_gateway_node(tmp_path, {}) == kept
+
+
+def test_malformed_join_token_is_refused_and_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="TOLLWAY_JOIN_TOKEN") as caught:
+        make_gateway_node(tmp_path, {"TOLLWAY_JOIN_TOKEN": "tw_join_secret"})
+    assert "secret" not in caught.value.message
 
 
 @pytest.mark.parametrize("pepper", ["", "00", "0" * 64, "not hexadecimal at all", 7])

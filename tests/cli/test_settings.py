@@ -179,6 +179,8 @@ def test_variables_that_are_read_elsewhere_are_not_refused() -> None:
         *SHORT_NAMES,
         *OTHER_VARIABLES,
         *data_directory.SECRETS_ENV,
+        *data_directory.NODE_ENV,
+        "TOLLWAY_JOIN_TOKEN",
         PARENT_ENV,
         "TOLLWAY_TEST_POSTGRES",
         "TOLLWAY_CREDENTIAL_LLAMA_70B",

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2
 
-from tollway.control import keys
+from tollway.control import keys, nodes
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
 from tollway.domain import ids
@@ -31,6 +31,9 @@ WAIT_SECONDS_MAX = 30.0
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Loading the authorities anew for each client costs more than most tests."""
+
+NODE_ID = "node_" + "0" * 32
+"""The node of the settings, whose key every `Running` has."""
 
 PEPPER = secrets.token_bytes(32)
 
@@ -51,14 +54,24 @@ class Running:
     node_key: str
     lines: list[Mapping[str, object]]
     clients: list[httpx2.Client] = field(default_factory=list)
+    node_keys: dict[str, str] = field(default_factory=dict)
 
     def client(self, key: str | None, **headers: str) -> httpx2.Client:
         """A client of the public API that presents `key`."""
         return self._open(self.url, key, headers)
 
-    def node(self) -> httpx2.Client:
-        """A client of the link that presents the node key."""
-        return self._open(self.link_url, self.node_key, {})
+    def node(self, node_id: str | None = None) -> httpx2.Client:
+        """A client of the link that presents the key of NODE_ID, or of the node `node_id`, which is registered if it is new."""
+        if node_id is None or node_id == NODE_ID:
+            return self._open(self.link_url, self.node_key, {})
+        if node_id not in self.node_keys:
+            body = {"name": f"gateway {node_id[-4:]}", "id": node_id}
+            self.node_keys[node_id] = answered(self.operator().post("/v1/platform/nodes", json=body))["key"]["value"]
+        return self._open(self.link_url, self.node_keys[node_id], {})
+
+    def link(self, key: str | None) -> httpx2.Client:
+        """A client of the link that presents `key`."""
+        return self._open(self.link_url, key, {})
 
     def operator(self) -> httpx2.Client:
         """A client of the public API that presents the platform's key."""
@@ -115,9 +128,9 @@ def running(database_url: str, archive_directory: Path) -> Iterator[Running]:
     database = Database.open(database_url)
     platform_key, node_key = mint(KeyType.PLATFORM), mint(KeyType.NODE)
     with database.platform() as tx:
-        for type, secret in ((KeyType.PLATFORM, platform_key), (KeyType.NODE, node_key)):
-            pepper = keys.Pepper(1, PEPPER)
-            keys.seed_platform_key(tx, type, secret, id=serve_control.new_id(ids.KEY), pepper=pepper, now=serve_control.now())
+        pepper, now = keys.Pepper(1, PEPPER), serve_control.now()
+        keys.seed_platform_key(tx, KeyType.PLATFORM, platform_key, id=serve_control.new_id(ids.KEY), pepper=pepper, now=now)
+        assert nodes.seed_node(tx, NODE_ID, node_key, key_id=serve_control.new_id(ids.KEY), pepper=pepper, now=now)
     lines: list[Mapping[str, object]] = []
     ready = threading.Event()
 

@@ -18,7 +18,7 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 
-from tests.control.harness import NO_TLS, WAIT_SECONDS_MAX, Running, answered, mint, wait_until
+from tests.control.harness import NO_TLS, NODE_ID, WAIT_SECONDS_MAX, Running, answered, mint, wait_until
 from tests.control.test_process import operator, started
 from tests.storage.databases import PostgresTemplate
 from tollway.control import jobs
@@ -353,6 +353,7 @@ def test_of_two_processes_one_reads_engines_and_the_other_takes_over_from_a_kill
             "pepper": "11" * 32,
             "vault_key": bytes(range(32)).hex(),
             "platform_key": mint(KeyType.PLATFORM),
+            "node_id": NODE_ID,
             "node_key": mint(KeyType.NODE),
             "reconcile_seconds": 2,
             "lease_seconds": 3,

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import msgspec
 
-from tests.control.harness import Running, TenantSetup, answered, make_tenant, running, wait_until
+from tests.control.harness import NODE_ID, Running, TenantSetup, answered, make_tenant, running, wait_until
 from tests.control.test_catalog import price
 from tests.control.test_routes import refused
 from tollway.domain.snapshot import Change, DeploymentEntry, Entry, KeyEntry, ModelEntry, SnapshotHead, kind_of
@@ -233,25 +233,27 @@ class TestRevocation:
     def test_waits_for_the_nodes_that_are_alive(self, control: Running, alice: TenantSetup) -> None:
         admin, node = control.client(alice.admin_key), control.node()
         path = f"/v1/organization/projects/{alice.project_id}/api_keys"
-        for name in ("node_quick", "node_stuck"):
-            node.post("/v1/link/ack", json={"node_id": name, "version": 0}).raise_for_status()
+        quick_id, stuck_id = NODE_ID, "node_" + "5" * 32
+        stuck_node = control.node(stuck_id)
+        for each, name in ((node, quick_id), (stuck_node, stuck_id)):
+            each.post("/v1/link/ack", json={"node_id": name, "version": 0}).raise_for_status()
         made = answered(admin.post(path, json={"name": "short"}))
         version, _ = read_snapshot(node)
 
         def confirm() -> None:
             with following(control.node(), version) as lines:
                 wait_until(lambda: any(line.get("id") == made["id"] for line in lines))
-                node.post("/v1/link/ack", json={"node_id": "node_quick", "version": version + 1}).raise_for_status()
+                node.post("/v1/link/ack", json={"node_id": quick_id, "version": version + 1}).raise_for_status()
 
         quick = threading.Thread(target=confirm)
         quick.start()
         deleted = answered(admin.delete(f"{path}/{made['id']}"))
         quick.join()
-        assert deleted["pending_nodes"] == ["node_stuck"]
+        assert deleted["pending_nodes"] == [stuck_id]
         seen = {one["id"]: one for one in answered(control.operator().get("/v1/platform/nodes"))["data"]}
-        assert seen["node_quick"]["behind"] == 0
-        assert seen["node_stuck"]["behind"] == version + 1
-        node.post("/v1/link/ack", json={"node_id": "node_stuck", "version": version + 1}).raise_for_status()
+        assert seen[quick_id]["behind"] == 0
+        assert seen[stuck_id]["behind"] == version + 1
+        stuck_node.post("/v1/link/ack", json={"node_id": stuck_id, "version": version + 1}).raise_for_status()
 
     def test_of_a_key_twice_is_not_found(self, control: Running, alice: TenantSetup) -> None:
         admin = control.client(alice.admin_key)
@@ -263,7 +265,7 @@ class TestRevocation:
     def test_of_what_was_never_published_is_not_believed(self, control: Running) -> None:
         node = control.node()
         version, _ = read_snapshot(node)
-        refused(node.post("/v1/link/ack", json={"node_id": "node_1", "version": version + 1}), 410, "snapshot_needed")
+        refused(node.post("/v1/link/ack", json={"node_id": NODE_ID, "version": version + 1}), 410, "snapshot_needed")
 
 
 class TestSeveralControlProcesses:

@@ -20,12 +20,13 @@ from tollway.control.collect import Gap
 from tollway.control.periods import Blocked
 from tollway.control.verify import verify
 from tollway.domain.faults import Fault
+from tollway.domain.nodes import RegisteredNode
 from tollway.domain.pages import Window
 from tollway.domain.periods import Calendar, Period, PeriodState, month_of, period_id
 from tollway.domain.proofs import EMPTY, encode_leaf, hash_leaf, root_from
 from tollway.domain.usage import Close, Record, Tick
+from tollway.storage import nodes as stored_nodes
 from tollway.storage import periods as stored_periods
-from tollway.storage import publish as stored_publish
 from tollway.storage import schema_money as money
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
@@ -135,11 +136,12 @@ class TestClosing:
         """The gateway was restarted: it follows the snapshot, and nothing of its new epoch has come."""
         take(database, archive, frames([*ended(1, EPOCH), Close(at=EPOCH + 10)]))
         with database.platform() as tx:
-            stored_publish.put_ack(tx, NODE, 0, EPOCH - 5)
+            stored_nodes.insert_node(tx, RegisteredNode(NODE, "gateway", EPOCH - 5))
+            stored_nodes.put_ack(tx, NODE, 0, EPOCH - 5)
             tx.connection.execute(money.epochs.update().values(seen_at=EPOCH + 20))
         assert epochs_of(database) == []
         with database.platform() as tx:
-            stored_publish.put_ack(tx, NODE, 0, EPOCH + 20 + 61_000_000)
+            stored_nodes.put_ack(tx, NODE, 0, EPOCH + 20 + 61_000_000)
         (blocker,) = epochs_of(database)
         assert (blocker.node_id, blocker.epoch) == (NODE, None)
         with database.platform() as tx:

@@ -36,7 +36,7 @@ def control(fresh_control: Running) -> Running:
     dear = final(admit(2), used=Quantities(0, 0, 10**9, 0))
     other = {"organization_id": OTHER_ORGANIZATION, "price_version": samples.OTHER_PRICE.id}
     body = frames([*ended(1, EPOCH), dear.admit, dear, *ended(3, EPOCH + 9), *ended(4, EPOCH, **other)])
-    answered(fresh_control.node().put(f"/v1/link/records/{NODE}/{EPOCH}/1", content=b"".join(body)))
+    answered(fresh_control.node(NODE).put(f"/v1/link/records/{NODE}/{EPOCH}/1", content=b"".join(body)))
     return fresh_control
 
 
@@ -209,9 +209,9 @@ class TestTheCommandLine:
         assert PERIOD in tollway("periods", "list", "--organization", ORGANIZATION)
         assert NODE in tollway("periods", "blockers", PERIOD)
         assert "hint: see `tollway periods blockers`" in tollway("periods", "close", PERIOD, code=1)
-        assert "open" in tollway("nodes", "list")
+        assert "open" in tollway("nodes", "epochs")
         assert str(EPOCH) in tollway("nodes", "lost", NODE, "--reason", "the disk is gone", "--yes")
-        assert "the disk is gone" in tollway("nodes", "list", "--lost")
+        assert "the disk is gone" in tollway("nodes", "epochs", "--lost")
         closed = tollway("periods", "close")
         assert f"{PERIOD}  {ORGANIZATION}  2026-09-01  3 events" in closed
         assert "(1 gateways' lives declared lost)" in closed

@@ -80,9 +80,9 @@ class Scene:
             used = chance.choice([tokens, Quantities(tokens.input), tokens])
             records += [of, final(of, used=used, outcome=chance.choice(OUTCOMES), ended_at=admitted_at + 9, error=None)]
         epoch = next(_epochs)
-        path = f"/v1/link/records/{'node_' + '7' * 32}/{epoch}"
-        node = self.control.node()
-        answered(node.put(f"{path}/1", content=b"".join(frames(records, node_id="node_" + "7" * 32, epoch=epoch))))
+        node_id = "node_" + "7" * 32
+        body = b"".join(frames(records, node_id=node_id, epoch=epoch))
+        answered(self.control.node(node_id).put(f"/v1/link/records/{node_id}/{epoch}/1", content=body))
 
     def draft(self, *lines: dict[str, Any], book_id: str | None = None, **fields: Any) -> str:
         body = {"book_id": book_id or self.default, "lines": list(lines), **fields}

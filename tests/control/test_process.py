@@ -17,7 +17,7 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 
-from tests.control.harness import NO_TLS, WAIT_SECONDS_MAX, answered, mint
+from tests.control.harness import NO_TLS, NODE_ID, WAIT_SECONDS_MAX, answered, mint
 from tests.control.test_collect import take
 from tests.control.test_periods import ended
 from tests.control.test_routes import refused
@@ -27,6 +27,7 @@ from tollway.control.reconcile import ReconcileOptions
 from tollway.domain.keys import KeyType
 from tollway.domain.usage import Close
 from tollway.serve.control import ControlSettings, run_control
+from tollway.serve.data_directory import NodeIdentity
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database, DatabaseTooNew
 
@@ -53,6 +54,7 @@ def told(sqlite_template: SqliteTemplate, tmp_path: Path) -> Iterator[dict[str, 
             "pepper": secrets.token_hex(32),
             "vault_key": secrets.token_hex(32),
             "platform_key": mint(KeyType.PLATFORM),
+            "node_id": NODE_ID,
             "node_key": mint(KeyType.NODE),
         }
 
@@ -183,7 +185,7 @@ def settings_of(told: dict[str, Any], sockets: list[socket.socket]) -> ControlSe
         pepper_version=1,
         vault_key=bytes.fromhex(told["vault_key"]),
         platform_key=told["platform_key"],
-        node_key=told["node_key"],
+        node=NodeIdentity(node_id=told["node_id"], key=told["node_key"]),
         close_after_days=told.get("close_after_days"),
         reconcile=ReconcileOptions(told["reconcile_seconds"]) if "reconcile_seconds" in told else None,
     )

@@ -299,7 +299,7 @@ def test_receipt_of_a_quarantined_request_says_so(database: Database, archive: A
 class TestApi:
     def test_record_is_listed_alarmed_and_written_off(self, fresh_control: Running) -> None:
         tenant: TenantSetup = make_tenant(fresh_control, "alice")
-        operator, node = fresh_control.operator(), fresh_control.node()
+        operator, node = fresh_control.operator(), fresh_control.node(NODE)
         body = b"".join(frames(exchanges([1], organization_id=tenant.organization_id)))
         assert node.put(f"/v1/link/records/{NODE}/{EPOCH}/1", content=body).status_code == 200
         (line,) = (line for line in fresh_control.lines if line["event"] == "records_quarantined")

@@ -316,7 +316,7 @@ class TestCollector:
             records += [of, final(of, anomaly=list(Anomaly)[number] if number < 4 else None)]
         body = b"".join(frames(records))
         for _ in range(3):
-            answered(fresh_control.node().put(f"/v1/link/records/{NODE}/{EPOCH}/1", content=body))
+            answered(fresh_control.node(NODE).put(f"/v1/link/records/{NODE}/{EPOCH}/1", content=body))
         (row,) = rows(fresh_control, hour_of(EPOCH))
         assert (row["requests"]["requests"], row["prompt"]["ledger"], row["output"]["ledger"]) == (6, 6 * 120, 6 * 34)
         assert row["requests"]["anomalous"] == 4

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.harness import Running
+from tests.control.harness import NODE_ID, Running
 from tests.link.link_server import Answer, Collector, Hangup, LinkServer, Request, until
 from tests.link.samples import ORGANIZATION, admit, ended, final
 from tests.link.spools import Alarms, no_alarm, read_epoch
@@ -292,7 +292,7 @@ class TestSpace:
 
 async def test_from_the_gateways_disk_to_the_ledger(tmp_path: Path, control: Running) -> None:
     fill(control.plane.database)
-    opened = Spool.open(tmp_path / "spool", alarm=no_alarm, options=OPTIONS)
+    opened = Spool.open(tmp_path / "spool", alarm=no_alarm, node_id=NODE_ID, options=OPTIONS)
     each = Shipper(opened, tmp_path / "spool", control_link_url=control.link_url, node_key=control.node_key, alarm=no_alarm)
     async with running(each):
         await use(opened, range(120))

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tollway.link.spool import SpoolOptions
-from tollway.serve.data_directory import read_secrets
+from tollway.serve.data_directory import make_gateway_node, read_secrets
 from tollway.serve.gateway import GatewayOptions, run_gateway
 from tollway.serve.sockets import open_listener
 
@@ -28,7 +28,7 @@ def main() -> int:
             internal=open_listener(options.internal, option="--internal"),
             peppers=[secrets.peppers[version] for version in sorted(secrets.peppers, reverse=True)],
             vault_key=secrets.vault_key,
-            node_key=secrets.node_key,
+            node=make_gateway_node(Path(options.data_dir), os.environ),
             spool=SpoolOptions(segment_bytes=SEGMENT_BYTES, slots_max=SLOTS),
         )
     )

@@ -221,7 +221,8 @@ def test_a_gateway_does_not_start_on_a_full_disk_and_says_why(tmp_path: Path) ->
 def _secrets() -> dict[str, str]:
     """Secrets for a gateway without a data directory that has them. The key is well-formed and known to nobody."""
     node_key = keys.new_key(keys.KeyType.NODE, secrets.token_bytes(keys.RANDOM_BYTES)).secret
-    return {"TOLLWAY_PEPPER": secrets.token_hex(32), "TOLLWAY_VAULT_KEY": secrets.token_hex(32), "TOLLWAY_NODE_KEY": node_key}
+    node = {"TOLLWAY_NODE_ID": "node_" + secrets.token_hex(16), "TOLLWAY_NODE_KEY": node_key}
+    return {"TOLLWAY_PEPPER": secrets.token_hex(32), "TOLLWAY_VAULT_KEY": secrets.token_hex(32), **node}
 
 
 @pytest.fixture(scope="module")

@@ -322,7 +322,7 @@ def test_keys_accounts_and_archives_by_hand(serving: Running) -> None:
     assert json.loads(tollway("ledger", "transactions", "--data-dir", str(serving.directory)).stdout) == []
     assert json.loads(tollway("anomalies", "--data-dir", str(serving.directory)).stdout) == []
     do(serving, "ledger", "balances")
-    do(serving, "nodes", "versions")
+    do(serving, "nodes", "list")
     assert "There is no such resource" in do(serving, "receipt", REQUEST, *of, code=1)
     do(serving, "projects", "archive", "two", *of)
     assert "two" not in do(serving, "projects", "list", *of)

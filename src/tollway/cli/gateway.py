@@ -48,7 +48,8 @@ def gateway(
 ) -> None:
     """Run one gateway process until SIGTERM. Without a control plane it serves from its copy of the snapshot.
 
-    Secrets come from the data directory or from TOLLWAY_PEPPER, TOLLWAY_VAULT_KEY and TOLLWAY_NODE_KEY.
+    Secrets come from the data directory or from TOLLWAY_PEPPER and TOLLWAY_VAULT_KEY; who it is, from TOLLWAY_NODE_ID and
+    TOLLWAY_NODE_KEY, or at its first start from TOLLWAY_JOIN_TOKEN.
     """
     settings = read_settings(
         config,
@@ -70,7 +71,7 @@ def gateway(
         internal=inherit_or_open(internal_fd, settings.gateway.internal, option="--internal"),
         peppers=[secrets.peppers[version] for version in sorted(secrets.peppers, reverse=True)],
         vault_key=secrets.vault_key,
-        node_key=secrets.node_key,
+        node=data_directory.make_gateway_node(directory, os.environ),
         spool=_as_told(settings.gateway.spool, SpoolOptions, "gateway.spool"),
         edge=_as_told(settings.gateway.edge, EdgeBounds, "gateway.edge"),
         http=_as_told(settings.gateway.http, HttpBounds, "gateway.http"),

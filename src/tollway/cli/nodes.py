@@ -1,10 +1,10 @@
-"""`tollway nodes`: gateways, what has arrived of each, and what never will; for operators."""
+"""`tollway nodes`: gateways, the keys with which they connect, and what has arrived of each; for operators."""
 
 from typing import Annotated
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, check_id, connect
+from tollway.cli.client import ControlUrl, DataDir, Key, check_id, connect, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.times import Zone, with_times
 from tollway.domain import ids
@@ -12,16 +12,16 @@ from tollway.domain import ids
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.command("list")
-def list_nodes(
-    lost: Annotated[bool, typer.Option("--lost", help="Only runs that were declared lost.")] = False,
+@app.command("epochs")
+def list_epochs(
+    lost: Annotated[bool, typer.Option("--lost", help="Show only runs that were declared lost.")] = False,
     zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """List the runs (epochs) of all gateways, the latest seen first, and how far the records of each have arrived."""
+    """List the epochs (runs) of all gateways, those heard of last first, and how far the records of each have arrived."""
     with connect(control_url, key, data_dir) as control:
         rows = control.get("/platform/epochs", only_lost="true" if lost else None)["data"]
         if output is Output.TABLE:
@@ -34,27 +34,132 @@ def list_nodes(
     print_rows(output, columns, rows, none="no gateway has sent anything yet")
 
 
-@app.command()
-def versions(
+@app.command("list")
+def list_nodes(
     zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """List the snapshot version that each gateway has confirmed, and how far it is behind."""
+    """List the gateways: who may connect, the snapshot version that each has confirmed, and how far it is behind."""
     with connect(control_url, key, data_dir) as control:
         rows = control.get("/platform/nodes")["data"]
         if output is Output.TABLE:
             rows = with_times(rows, control.get_zone(zone), seen="seen_at")
-    print_rows(output, ["id", "acked_version", "behind", "seen"], rows, none="no gateway has connected yet")
+    columns = ["id", "name", "state", "acked_version", "behind", "seen"]
+    print_rows(output, columns, rows, none="no gateway is registered yet: see `tollway nodes create`")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Name of the gateway, for people.")],
+    node_id: Annotated[
+        str | None, typer.Option("--id", metavar="NODE", help="Id that the gateway has already, if the database was restored.")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Register a gateway and print its id and its key, which is shown only now, as an environment file."""
+    if node_id is not None:
+        check_id(ids.NODE, node_id, "gateway", "see `tollway spool inspect`")
+    with connect(control_url, key, data_dir) as control:
+        made = control.post("/platform/nodes", {"name": name, "id": node_id})
+    print_json(made) if output is Output.JSON else _print_node(made["id"], made["key"]["value"])
+
+
+@app.command()
+def rotate(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="Id of the gateway.")],
+    grace_seconds: Annotated[int, typer.Option("--grace-seconds", help="Time for which the key before stays valid.")] = 3600,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Create a new key of a gateway and print it. A revoked gateway may connect again with it."""
+    check_id(ids.NODE, node, "gateway", "see `tollway nodes list`")
+    with connect(control_url, key, data_dir) as control:
+        made = control.post(f"/platform/nodes/{node}/rotate", {"grace_seconds": grace_seconds})
+    print_json(made) if output is Output.JSON else _print_node(node, made["value"])
+
+
+@app.command()
+def revoke(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="Id of the gateway.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Revoke a gateway: its keys are refused, and nothing waits for it. Stop it as well: it serves from its copy of the snapshot."""
+    check_id(ids.NODE, node, "gateway", "see `tollway nodes list`")
+    if not yes:
+        typer.confirm("Usage that has not arrived from it cannot be billed until it has a new key. Revoke it?", abort=True, err=True)
+    with connect(control_url, key, data_dir) as control:
+        gone = control.delete(f"/platform/nodes/{node}")
+    if output is Output.JSON:
+        print_json(gone)
+        return
+    print(f"revoked {node}")
+    if gone["unfinished_epochs"]:
+        numbers = ", ".join(map(str, gone["unfinished_epochs"]))
+        print(f"unfinished epochs, which block the close of their periods: {numbers}; see `tollway nodes lost` and `tollway nodes rotate`")
+
+
+@app.command()
+def token(
+    name: Annotated[str, typer.Argument(help="Name that the gateway will have.")],
+    lifetime_seconds: Annotated[int, typer.Option("--lifetime-seconds", help="Time for which it can be used, at most 86400.")] = 3600,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Create a token with which one gateway registers itself at its first start, and print it, as an environment file."""
+    with connect(control_url, key, data_dir) as control:
+        made = control.post("/platform/node_join_tokens", {"name": name, "lifetime_seconds": lifetime_seconds})
+    print_json(made) if output is Output.JSON else print(f"TOLLWAY_JOIN_TOKEN={made['value']}")
+
+
+@app.command()
+def tokens(
+    zone: Zone = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the join tokens that can still be used."""
+    with connect(control_url, key, data_dir) as control:
+        rows = control.get("/platform/node_join_tokens")["data"]
+        if output is Output.TABLE:
+            rows = with_times(rows, control.get_zone(zone), expires="expires_at")
+    print_rows(output, ["id", "name", "redacted_value", "expires"], rows, none="no token can be used: see `tollway nodes token`")
+
+
+@app.command("revoke-token")
+def revoke_token(
+    token_id: Annotated[str, typer.Argument(metavar="TOKEN_ID", help="Id, as `tollway nodes tokens` shows it.")],
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a join token unusable."""
+    with connect(control_url, key, data_dir) as control:
+        gone = control.delete(f"/platform/node_join_tokens/{segment(token_id)}")
+    print_json(gone) if output is Output.JSON else print(f"revoked {token_id}")
 
 
 @app.command()
 def lost(
-    node: Annotated[str, typer.Argument(metavar="NODE", help="The gateway's id.")],
-    reason: Annotated[str, typer.Option(help="What happened; it stands in the report of each period that this covers.")],
-    epoch: Annotated[int | None, typer.Option(help="One of its runs; else all that are not complete.")] = None,
+    node: Annotated[str, typer.Argument(metavar="NODE", help="Id of the gateway.")],
+    reason: Annotated[str, typer.Option(help="Reason, which stands in the report of each period that this covers.")],
+    epoch: Annotated[int | None, typer.Option(help="One of its epochs; all that are not complete if left out.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
@@ -71,3 +176,7 @@ def lost(
         print_json(declared)
     else:
         print(f"declared lost: {', '.join(map(str, declared['epochs']))}")
+
+
+def _print_node(node_id: str, secret: str) -> None:
+    print(f"TOLLWAY_NODE_ID={node_id}\nTOLLWAY_NODE_KEY={secret}")

@@ -17,9 +17,9 @@ def secrets() -> None:
 def new_secrets(output: OutputOption = Output.TABLE) -> None:
     """Print fresh secrets, one variable a line, as an environment file. Nothing is stored.
 
-    Gateways need TOLLWAY_PEPPER, TOLLWAY_VAULT_KEY and TOLLWAY_NODE_KEY; control needs TOLLWAY_PLATFORM_KEY as well. Keep them in a
-    secret store and in the backup: without the pepper no API key is valid, and without the vault key no upstream credential can be
-    opened.
+    Gateways need TOLLWAY_PEPPER and TOLLWAY_VAULT_KEY, and each a key of its own (see `tollway nodes create`); control needs
+    TOLLWAY_PLATFORM_KEY as well. Keep them in a secret store and in the backup: without the pepper no API key is valid, and without the
+    vault key no upstream credential can be opened.
     """
     fresh = data_directory.new_secrets()
     print_json(fresh) if output is Output.JSON else print("\n".join(f"{name}={value}" for name, value in fresh.items()))

@@ -17,7 +17,7 @@ from tollway.cli.processes import Config, DataDir, read_settings
 from tollway.cli.times import Zone, find_zone, show_instant, with_times
 from tollway.link.epochs import Epoch, SpoolDamaged, find_node, list_epochs
 from tollway.link.inspection import Inspection, find_shipped, inspect, read_records
-from tollway.serve.data_directory import read_secrets
+from tollway.serve.data_directory import find_known_node
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -189,12 +189,15 @@ def _control(config: Path | None, data_dir: str | None, *, is_wanted: bool) -> I
         return
     try:
         settings = read_settings(config, data_dir=data_dir)
-        key = read_secrets(Path(settings.data_dir), os.environ).node_key
+        node = find_known_node(Path(settings.data_dir), os.environ)
     except OperatorError:
         yield None
         return
+    if node is None:
+        yield None
+        return
     url = settings.gateway.control_link_url or f"http://{settings.control.link}"
-    headers = {"authorization": f"Bearer {key}"}
+    headers = {"authorization": f"Bearer {node.key}"}
     with httpx2.Client(base_url=url, headers=headers, timeout=CONTROL_SECONDS_MAX, trust_env=False) as client:
         try:
             client.get("/livez")

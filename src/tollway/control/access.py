@@ -8,11 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tollway.domain import ids, keys
-from tollway.domain.faults import KEY_INVALID, PARAMETER_MISSING, RESOURCE_UNKNOWN, SCOPE_INSUFFICIENT, Fault
+from tollway.domain.faults import KEY_INVALID, PARAMETER_MISSING, RESOURCE_UNKNOWN, SCOPE_INSUFFICIENT, Blame, Fault, FaultKind
 from tollway.domain.keys import KeyType
+from tollway.storage import nodes as stored_nodes
 from tollway.storage import platform_queries
 from tollway.storage.database import Database
 from tollway.storage.platform_queries import ActiveKey
+
+NODE_MISMATCH = FaultKind(
+    code="node_mismatch",
+    status=403,
+    blame=Blame.PLATFORM,
+    message="This key may not act for that node.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,15 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A gateway, which may follow the snapshot and hand in usage."""
+    """A gateway, which may follow the snapshot and hand in usage, under its own id only."""
+
+    key_id: str
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Joiner:
+    """A gateway that presents a join token. `key_id`: the id of the token."""
 
     key_id: str
 
@@ -81,6 +97,35 @@ def require_operator(key: ActiveKey) -> Operator:
 
 def require_node(key: ActiveKey) -> Node:
     """Let in gateways."""
-    if key.type is not KeyType.NODE:
+    if key.type is not KeyType.NODE or key.node_id is None:
         raise Fault(SCOPE_INSUFFICIENT)
-    return Node(key.id)
+    return Node(key.id, key.node_id)
+
+
+def require_own(node: Node, node_id: str) -> None:
+    """Raise Fault NODE_MISMATCH unless `node_id` is the caller's own."""
+    if node_id != node.node_id:
+        raise Fault(NODE_MISMATCH, detail=f"the key of {node.node_id} was used for {_describe_id(node_id)}")
+
+
+def identify_joiner(database: Database, peppers: Mapping[int, bytes], secret: bytes) -> Joiner:
+    """Return who presents a join token. Raises Fault KEY_INVALID for one that does not exist; `nodes.join` checks whether it can be
+    used."""
+    token = None
+    if keys.is_join_token(secret.decode("ascii", "replace")):
+        with database.platform(write=False) as tx:
+            token = stored_nodes.find_token(tx, [keys.digest(pepper, secret) for pepper in peppers.values()])
+    if token is None:
+        raise Fault(KEY_INVALID)
+    return Joiner(token.id)
+
+
+def is_node_valid(database: Database, node: Node, now: int) -> bool:
+    """Return whether the key with which a node began a stream may still act at `now`."""
+    with database.platform(write=False) as tx:
+        return stored_nodes.is_key_valid(tx, node.key_id, now)
+
+
+def _describe_id(node_id: str) -> str:
+    """Return an id for the log; what does not look like one is not repeated there."""
+    return node_id if ids.is_id(ids.NODE, node_id) else "something that is not the id of a node"

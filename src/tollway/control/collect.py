@@ -99,10 +99,13 @@ def retry_races(database: Database, book: Callable[[PlatformTx], Booked]) -> Boo
 
 
 def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first_seq: int, body: bytes, now: int) -> Ingested:
-    """Ingest the frames `body`, which begin with record `first_seq` of an epoch. Takes effect when the caller commits.
+    """Ingest the frames `body`, which begin with record `first_seq` of an epoch. Takes effect when the caller commits. Without frames it
+    stores nothing: an epoch exists from its first record on.
 
     Raises Gap, BatchRefused, or storage's EventRace (begin again). OSError: the archive could not be written; nothing was ingested.
     """
+    if not body:
+        return Ingested(watermarks.find_next_seq(tx, node_id, epoch))
     watermark = watermarks.lock_watermark(tx, node_id, epoch, first_chain(node_id, epoch), now)
     if first_seq > watermark.next_seq:
         raise Gap(watermark.next_seq)

@@ -16,11 +16,16 @@ from typing import Any
 from tollway.domain.epochs import Epoch, Lost
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.storage import epochs as stored
+from tollway.storage import nodes as stored_nodes
 from tollway.storage.database import PlatformTx
 
 SILENCE_US = 60_000_000
 """A running gateway ships a sign of life every few seconds (`gateway.spool.tick_seconds`); after a minute of hearing of it by the
 other way only, its records are held up."""
+
+
+MISSING = "its records have not arrived up to the end of the period"
+MISSING_REVOKED = MISSING + ", and its node was revoked: declare it lost, or let the node hand in its records with a new key"
 
 
 class Cover(StrEnum):
@@ -78,9 +83,10 @@ def describe_lost(lost: Lost) -> dict[str, object]:
 def list_blockers(tx: PlatformTx, start_at: int, end_at: int) -> list[Blocker]:
     """Return what keeps the time from `start_at` to `end_at` from being complete; nothing if it is."""
     blockers = []
+    revoked = stored_nodes.list_revoked(tx)
     for epoch in stored.list_overlapping(tx, start_at, end_at):
         if find_cover(epoch.ticked_at, epoch.closed_at, epoch.lost, end_at) is None:
-            text = "its records have not arrived up to the end of the period"
+            text = MISSING_REVOKED if epoch.node_id in revoked else MISSING
             blockers.append(Blocker(BlockerKind.RECORDS_MISSING, epoch.node_id, epoch.epoch, epoch.ticked_at, text))
     for node in stored.list_silent_nodes(tx, end_at, SILENCE_US):
         text = "it follows the snapshot, and of its present run not one record has arrived"
@@ -117,7 +123,7 @@ def digest_watermarks(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def declare_lost(tx: PlatformTx, *, node_id: str, epoch: int | None, reason: str, actor: str, now: int) -> list[Lost]:
-    """Declare that no more of an epoch will come; of all open epochs of the node, and of a life that never reported, if `epoch` is
+    """Declare that no more of an epoch will come; of all open epochs of the node, and of a run that never reported, if `epoch` is
     None.
 
     Raises RESOURCE_UNKNOWN for an epoch that was never heard of, STATE_CONFLICT for one that is complete or lost already, or if
@@ -127,13 +133,20 @@ def declare_lost(tx: PlatformTx, *, node_id: str, epoch: int | None, reason: str
         return [_declare(tx, node_id, epoch, reason, actor, now)]
     open_epochs = [each for each in stored.list_epochs(tx, node_id) if each.closed_at is None and each.lost is None]
     declared = [_declare(tx, node_id, each.epoch, reason, actor, now) for each in open_epochs]
+    declared += declare_silent_lost(tx, node_id, reason, actor, now)
+    if not declared:
+        raise Fault(STATE_CONFLICT, message="Nothing of this node is missing.")
+    return declared
+
+
+def declare_silent_lost(tx: PlatformTx, node_id: str, reason: str, actor: str, now: int) -> list[Lost]:
+    """Declare the present run of a node lost if it follows the snapshot and never sent a record. Returns the declaration, if any."""
+    declared = []
     for node in stored.list_silent_nodes(tx, now + 1, SILENCE_US):
         if node.node_id == node_id:
             lost = Lost(node_id, node.seen_at, 1, reason, actor, now)
             stored.insert_lost(tx, lost)
             declared.append(lost)
-    if not declared:
-        raise Fault(STATE_CONFLICT, message="Nothing of this node is missing.")
     return declared
 
 
@@ -141,7 +154,7 @@ def _declare(tx: PlatformTx, node_id: str, epoch: int, reason: str, actor: str, 
     stored.lock_epoch(tx, node_id, epoch)
     found = stored.find_epoch(tx, node_id, epoch)
     if found is None:
-        raise Fault(RESOURCE_UNKNOWN, message="This gateway has no such life (epoch).")
+        raise Fault(RESOURCE_UNKNOWN, message="This gateway has no such epoch.")
     if found.closed_at is not None:
         raise Fault(STATE_CONFLICT, message="The epoch is complete: its last record has arrived.")
     lost = Lost(node_id, epoch, found.next_seq, reason, actor, now)

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import msgspec
 
 from tollway.domain.faults import DRAINING, OVERLOADED, Fault
-from tollway.domain.nodes import SeenNode
 from tollway.domain.snapshot import FORMAT, SNAPSHOT_AGE_SECONDS_MAX, Change, Entry, SnapshotHead
+from tollway.storage import nodes as stored_nodes
 from tollway.storage import platform_queries
 from tollway.storage import publish as storage
 from tollway.storage.database import Database, PlatformTx, Transaction
@@ -93,26 +93,20 @@ def heartbeat(version: int) -> bytes:
 
 
 def acknowledge(tx: PlatformTx, node_id: str, version: int, now: int) -> bool:
-    """Note a node's sign of life. False, and nothing noted, if it claims a version that was never published here."""
-    if version > storage.find_head(tx):
-        return False
-    storage.put_ack(tx, node_id, version, now)
-    return True
-
-
-def list_nodes(tx: PlatformTx, *, seen_since: int = 0) -> list[SeenNode]:
-    """The nodes heard of since then."""
-    return storage.list_nodes(tx, seen_since=seen_since)
+    """Store that a registered node is alive and has applied `version`. Return False, and store nothing, if that was never published here,
+    or the node does not exist or was revoked."""
+    return version <= storage.find_head(tx) and stored_nodes.put_ack(tx, node_id, version, now)
 
 
 def confirm(database: Database, publications: "Publications", version: int, now: int) -> list[str]:
-    """Wait until every node alive at `now` has applied `version`, or CONFIRM_SECONDS_MAX. Returns the nodes that have not."""
+    """Wait until every node alive at `now` has applied `version`, or CONFIRM_SECONDS_MAX. Returns the nodes that have not. A node that is
+    revoked meanwhile is not waited for."""
     with database.platform(write=False) as tx:
-        alive = [node.id for node in storage.list_nodes(tx, seen_since=now - NODE_ALIVE_US)]
+        alive = stored_nodes.list_alive_nodes(tx, now - NODE_ALIVE_US)
     deadline = time.monotonic() + CONFIRM_SECONDS_MAX
     while True:
         with database.platform(write=False) as tx:
-            pending = storage.list_pending_nodes(tx, alive, version)
+            pending = stored_nodes.list_pending_nodes(tx, alive, version)
         left_seconds = deadline - time.monotonic()
         if not pending or left_seconds <= 0:
             return pending

@@ -21,7 +21,9 @@ from tollway.domain.tenants import ServiceAccount
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _PUBLIC_CHARS, _SECRET_CHARS, _CHECK_CHARS = 8, 43, 6
-_KEY = re.compile(r"tw_(live|test|admin|platform|node)_([0-9A-Za-z]{8})[0-9A-Za-z]{43}([0-9A-Za-z]{6})")
+_KEY = re.compile(r"tw_(live|test|admin|platform|node)_[0-9A-Za-z]{8}[0-9A-Za-z]{43}[0-9A-Za-z]{6}")
+_JOIN = "join"
+_JOIN_TOKEN = re.compile(r"tw_join_[0-9A-Za-z]{8}[0-9A-Za-z]{43}[0-9A-Za-z]{6}")
 
 RANDOM_BYTES = 40
 """Random bytes that one new key takes: 8 for the public part, 32 for the secret."""
@@ -66,6 +68,15 @@ class NewKey(msgspec.Struct, frozen=True):
 
 def new_key(type: KeyType, random_bytes: bytes) -> NewKey:
     """A new key of `type` from RANDOM_BYTES (40) fresh random bytes."""
+    return _make(type, random_bytes)
+
+
+def new_join_token(random_bytes: bytes) -> NewKey:
+    """A token with which one gateway registers itself, in the format of a key (`tw_join_`), from RANDOM_BYTES fresh random bytes."""
+    return _make(_JOIN, random_bytes)
+
+
+def _make(type: str, random_bytes: bytes) -> NewKey:
     public_id = _base62(int.from_bytes(random_bytes[:8], "big"), _PUBLIC_CHARS)
     body = f"tw_{type}_{public_id}{_base62(int.from_bytes(random_bytes[8:40], 'big'), _SECRET_CHARS)}"
     secret = body + _base62(zlib.crc32(body.encode()), _CHECK_CHARS)
@@ -80,9 +91,16 @@ def redact(secret: str) -> str:
 def find_type(secret: str) -> KeyType | None:
     """The type of a key that is well formed with a right checksum; None for anything else. No lookup, no trust."""
     match = _KEY.fullmatch(secret)
-    if match is None or _base62(zlib.crc32(secret[:-_CHECK_CHARS].encode()), _CHECK_CHARS) != match.group(3):
-        return None
-    return KeyType(match.group(1))
+    return KeyType(match.group(1)) if match is not None and _has_right_checksum(secret) else None
+
+
+def is_join_token(secret: str) -> bool:
+    """Return whether `secret` is a well-formed join token with a right checksum."""
+    return _JOIN_TOKEN.fullmatch(secret) is not None and _has_right_checksum(secret)
+
+
+def _has_right_checksum(secret: str) -> bool:
+    return _base62(zlib.crc32(secret[:-_CHECK_CHARS].encode()), _CHECK_CHARS) == secret[-_CHECK_CHARS:]
 
 
 def digest(pepper: bytes, secret: bytes) -> bytes:

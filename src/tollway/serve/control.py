@@ -24,7 +24,7 @@ import httpx2
 import uvicorn
 import uvloop
 
-from tollway.control import keys, publish, reconcile, retention
+from tollway.control import keys, nodes, publish, reconcile, retention
 from tollway.control.api.app import create_apps
 from tollway.control.closing import close_due
 from tollway.control.engine_counters import open_client
@@ -38,6 +38,7 @@ from tollway.domain.keys import KeyType
 from tollway.domain.money import PICO
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve import garbage
+from tollway.serve.data_directory import NodeIdentity
 from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, share_out
 from tollway.serve.http_protocol import StrictProtocol
 from tollway.serve.sockets import url_of
@@ -78,6 +79,8 @@ LEVELS = {
     "descriptors_low": "warning",
     "engine_not_observed": "warning",
     "job_failed": "warning",
+    "node_mismatch": "error",
+    "node_of_settings_revoked": "warning",
     "periods_overdue": "warning",
     "records_quarantined": "error",
     "reconciliation_drift": "warning",
@@ -90,8 +93,8 @@ class ControlSettings:
     """The settings of a control process, which owns the listening sockets from here on.
 
     `database_url`: sqlite+pysqlite:///path or postgresql+psycopg://...; `archive_directory`: where collected usage
-    records are kept. `peppers` by version (at most two, 32 bytes each), `vault_key` 32 bytes. `platform_key` and
-    `node_key` become the only ones of the settings; None leaves what the database has. `approval_above_pico`: corrections
+    records are kept. `peppers` by version (at most two, 32 bytes each), `vault_key` 32 bytes. `platform_key` becomes the only one of the
+    settings, `node` is registered with its key; None leaves what the database has. `approval_above_pico`: corrections
     that move more need a second operator. `reconcile`: how engines' counters are read; None reads none. `close_after_days`: when
     periods are closed without being asked; None never."""
 
@@ -103,7 +106,7 @@ class ControlSettings:
     pepper_version: int
     vault_key: bytes = field(repr=False)
     platform_key: str | None = field(repr=False)
-    node_key: str | None = field(repr=False)
+    node: NodeIdentity | None
     reconcile: ReconcileOptions | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
     approval_above_pico: int = 100 * PICO
@@ -151,14 +154,18 @@ def await_database(url: str, log: Callable[[Mapping[str, object]], None], *, sec
             time.sleep(DATABASE_PAUSE_SECONDS)
 
 
-def seed_keys(database: Database, settings: ControlSettings) -> None:
-    """Make the keys of the settings the only valid ones of their types. Raises ValueError for one that cannot be."""
-    wanted = {KeyType.PLATFORM: settings.platform_key, KeyType.NODE: settings.node_key}
+def seed_keys(database: Database, settings: ControlSettings, log: Callable[[Mapping[str, object]], None]) -> None:
+    """Make the platform key of the settings the only valid one, and register the node of the settings. Raises ValueError for a platform
+    key that cannot be valid. A node that was revoked stays so, with a line in the log."""
     pepper = keys.Pepper(settings.pepper_version, settings.peppers[settings.pepper_version])
+    node, is_valid = settings.node, True
     with database.platform() as tx:
-        for type, secret in wanted.items():
-            if secret is not None:
-                keys.seed_platform_key(tx, type, secret, id=new_id(ids.KEY), pepper=pepper, now=now())
+        if settings.platform_key is not None:
+            keys.seed_platform_key(tx, KeyType.PLATFORM, settings.platform_key, id=new_id(ids.KEY), pepper=pepper, now=now())
+        if node is not None:
+            is_valid = nodes.seed_node(tx, node.node_id, node.key, key_id=new_id(ids.KEY), pepper=pepper, now=now())
+    if node is not None and not is_valid:
+        log({"event": "node_of_settings_revoked", "node_id": node.node_id})
 
 
 def run_control(settings: ControlSettings) -> int:
@@ -172,7 +179,7 @@ def run_control(settings: ControlSettings) -> int:
         log = _log_to(writer)
         database = await_database(settings.database_url, log, seconds=DATABASE_WAIT_SECONDS)
         try:
-            seed_keys(database, settings)
+            seed_keys(database, settings, log)
             plane = ControlPlane(
                 database=database,
                 peppers=settings.peppers,

@@ -1,7 +1,7 @@
 """The data directory: its format marker, its locks, and the secrets that must survive with it.
 
     tollway.json    {"format": 1}: a newer format is refused, never guessed at
-    secrets.json    mode 0600, made once: peppers, vault key, node key, platform key
+    secrets.json    mode 0600, made once: peppers, vault key, platform key, id and key of the node
     control/        database and archive         gateway/   spool and snapshot
     logs/           one file per child process   addresses.json   where the running processes listen
 
@@ -15,14 +15,17 @@ import os
 import pwd
 import secrets
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tollway.domain import keys
+from tollway.domain import ids, keys
 from tollway.domain.keys import KeyType
+from tollway.link.epochs import SpoolDamaged
+from tollway.link.epochs import find_node as find_spool_node
 from tollway.settings import OperatorError
 
 FORMAT = 1
@@ -31,8 +34,14 @@ FORMAT = 1
 SECRET_BYTES = 32
 """Length of a pepper and of the vault key: the key size of HMAC-SHA256 and AES-256."""
 
-SECRETS_ENV = ("TOLLWAY_PEPPER", "TOLLWAY_VAULT_KEY", "TOLLWAY_NODE_KEY", "TOLLWAY_PLATFORM_KEY")
-"""Variables that replace secrets.json in a cluster, where nodes do not share a directory."""
+SECRETS_ENV = ("TOLLWAY_PEPPER", "TOLLWAY_VAULT_KEY", "TOLLWAY_PLATFORM_KEY")
+"""Variables that replace secrets.json in a cluster, where processes do not share a directory."""
+
+NODE_ENV = ("TOLLWAY_NODE_ID", "TOLLWAY_NODE_KEY")
+"""Variables that say who a gateway is, in place of secrets.json."""
+
+NODE_FILE = "node_key.json"
+"""In `gateway/`, mode 0600: the id and the key that a gateway made for itself, and whether control has registered them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +54,17 @@ class Secrets:
     peppers: Mapping[int, bytes] = field(repr=False)
     pepper_version: int
     vault_key: bytes = field(repr=False)
-    node_key: str = field(repr=False)
     platform_key: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeIdentity:
+    """The node that a gateway is: its id and its key. `join_token`: the token with which it still has to register both; None if it need
+    not. repr shows no secret."""
+
+    node_id: str
+    key: str = field(repr=False)
+    join_token: str | None = field(default=None, repr=False)
 
 
 def explain(error: OSError, path: Path) -> OperatorError:
@@ -160,7 +178,6 @@ def new_secrets() -> dict[str, str]:
     return {
         "TOLLWAY_PEPPER": secrets.token_hex(SECRET_BYTES),
         "TOLLWAY_VAULT_KEY": secrets.token_hex(SECRET_BYTES),
-        "TOLLWAY_NODE_KEY": keys.new_key(KeyType.NODE, secrets.token_bytes(keys.RANDOM_BYTES)).secret,
         "TOLLWAY_PLATFORM_KEY": keys.new_key(KeyType.PLATFORM, secrets.token_bytes(keys.RANDOM_BYTES)).secret,
     }
 
@@ -176,17 +193,11 @@ def make_secrets(directory: Path) -> None:
         "peppers": {"1": fresh["TOLLWAY_PEPPER"]},
         "pepper_version": 1,
         "vault_key": fresh["TOLLWAY_VAULT_KEY"],
-        "node_key": fresh["TOLLWAY_NODE_KEY"],
         "platform_key": fresh["TOLLWAY_PLATFORM_KEY"],
+        "node_id": _new_node_id(),
+        "node_key": _new_node_key(),
     }
-    whole = _write_aside(path, _as_json(body), mode=0o600)
-    try:
-        os.link(whole, path)  # unlike rename, fails if the name is taken: a secret is never replaced
-    except FileExistsError:
-        pass
-    finally:
-        whole.unlink()
-    _sync_directory(directory)
+    _write_once(path, body)
 
 
 def read_secrets(directory: Path, environ: Mapping[str, str]) -> Secrets:
@@ -196,7 +207,7 @@ def read_secrets(directory: Path, environ: Mapping[str, str]) -> Secrets:
     shows one."""
     path = directory / "secrets.json"
     body = _read_private(path)
-    pepper, vault_key, node_key, platform_key = (environ.get(name) or None for name in SECRETS_ENV)
+    pepper, vault_key, platform_key = (environ.get(name) or None for name in SECRETS_ENV)
     version = body.get("pepper_version", 1)
     peppers = {int(known): _parse_hex(text, f"pepper {known} in {path}") for known, text in body.get("peppers", {}).items()}
     if pepper is not None:
@@ -206,18 +217,91 @@ def read_secrets(directory: Path, environ: Mapping[str, str]) -> Secrets:
     vault_text = vault_key or body.get("vault_key")
     if vault_text is None:
         raise _missing("vault key", "TOLLWAY_VAULT_KEY", directory)
-    node_text = node_key or body.get("node_key")
-    if node_text is None:
-        raise _missing("node key", "TOLLWAY_NODE_KEY", directory)
     platform_text = platform_key or body.get("platform_key")
     return Secrets(
         peppers=peppers,
         pepper_version=version,
         vault_key=_parse_hex(vault_text, "TOLLWAY_VAULT_KEY" if vault_key else f"vault_key in {path}"),
-        node_key=_check_key(node_text, KeyType.NODE, "TOLLWAY_NODE_KEY" if node_key else f"node_key in {path}"),
         platform_key=platform_text
         and _check_key(platform_text, KeyType.PLATFORM, "TOLLWAY_PLATFORM_KEY" if platform_key else f"platform_key in {path}"),
     )
+
+
+def find_node(directory: Path, environ: Mapping[str, str]) -> NodeIdentity | None:
+    """The node that the environment (TOLLWAY_NODE_ID, TOLLWAY_NODE_KEY) or else secrets.json holds; None if neither does.
+
+    Raises OperatorError for an id or a key that is malformed, or for one without the other.
+    """
+    named = NODE_ENV
+    node_id, key = (environ.get(name) or None for name in named)
+    if node_id is None and key is None:
+        path = directory / "secrets.json"
+        body = _read_private(path)
+        named = (f"node_id in {path}", f"node_key in {path}")
+        node_id, key = body.get("node_id"), body.get("node_key")
+        if node_id is None and key is None:
+            return None
+    for given, other, missing in ((node_id, key, named[1]), (key, node_id, named[0])):
+        if given is not None and other is None:
+            raise OperatorError(f"{missing} is missing: a gateway needs its id and its key", hint="`tollway nodes create` prints both")
+    return NodeIdentity(node_id=_check_node_id(node_id, named[0]), key=_check_key(key, KeyType.NODE, named[1]))
+
+
+def find_known_node(directory: Path, environ: Mapping[str, str]) -> NodeIdentity | None:
+    """As `find_node`, or else the node that a gateway with this data directory made for itself at an earlier start; None if there is
+    none. Raises OperatorError."""
+    given = find_node(directory, environ)
+    if given is not None:
+        return given
+    token = environ.get("TOLLWAY_JOIN_TOKEN") or None
+    if token is not None and not keys.is_join_token(token):
+        raise OperatorError("TOLLWAY_JOIN_TOKEN is not a whole join token (tw_join_...)", hint="`tollway nodes token` prints one")
+    path = directory / "gateway" / NODE_FILE
+    body = _read_private(path)
+    if not body:
+        return None
+    node_id = _check_node_id(body.get("node_id"), f"node_id in {path}")
+    key = _check_key(body.get("node_key"), KeyType.NODE, f"node_key in {path}")
+    return NodeIdentity(node_id=node_id, key=key, join_token=None if body.get("is_registered") else token)
+
+
+def make_gateway_node(directory: Path, environ: Mapping[str, str]) -> NodeIdentity:
+    """As `find_known_node`, or else a new node, if TOLLWAY_JOIN_TOKEN is set with which it can register itself. The data directory must
+    be prepared. Raises OperatorError if there is no node and no token."""
+    known = find_known_node(directory, environ)
+    if known is not None:
+        return known
+    if not environ.get("TOLLWAY_JOIN_TOKEN"):
+        raise OperatorError(
+            "this gateway has no node key",
+            hint="set TOLLWAY_JOIN_TOKEN (see `tollway nodes token`), or TOLLWAY_NODE_ID and TOLLWAY_NODE_KEY (see `tollway nodes create`)",
+        )
+    path = directory / "gateway" / NODE_FILE
+    try:
+        spool_node = find_spool_node(directory / "gateway" / "spool")
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        _write_once(path, {"node_id": spool_node or _new_node_id(), "node_key": _new_node_key(), "is_registered": False})
+    except OSError as error:
+        raise explain(error, path) from None
+    except SpoolDamaged as error:
+        raise OperatorError(f"the spool in {directory}/gateway cannot be used: {error}") from None
+    made = find_known_node(directory, environ)
+    assert made is not None, "it was written before"
+    return made
+
+
+def keep_registered(directory: Path, node: NodeIdentity) -> None:
+    """Store that control has registered the node that a gateway made for itself. Raises OSError."""
+    body = {"node_id": node.node_id, "node_key": node.key, "is_registered": True}
+    write_atomically(directory / "gateway" / NODE_FILE, body, mode=0o600)
+
+
+def _new_node_id() -> str:
+    return ids.new_id(ids.NODE, time.time_ns() // 1000, secrets.randbits(ids.RANDOM_BITS))
+
+
+def _new_node_key() -> str:
+    return keys.new_key(KeyType.NODE, secrets.token_bytes(keys.RANDOM_BYTES)).secret
 
 
 def _read_private(path: Path) -> dict[str, Any]:
@@ -257,6 +341,12 @@ def _parse_hex(text: object, where: str) -> bytes:
     return value
 
 
+def _check_node_id(text: object, where: str) -> str:
+    if not isinstance(text, str) or not ids.is_id(ids.NODE, text):
+        raise OperatorError(f"{where} is not the id of a node (node_ and 32 hexadecimal digits)", hint="`tollway nodes list` shows them")
+    return text
+
+
 def _check_key(text: object, type: KeyType, where: str) -> str:
     if not isinstance(text, str) or keys.find_type(text) is not type:
         raise OperatorError(f"{where} is not a whole {type} key (tw_{type}_...)")
@@ -275,6 +365,18 @@ def write_atomically(path: Path, body: Mapping[str, Any], *, mode: int) -> None:
 def write_text_atomically(path: Path, text: str, *, mode: int) -> None:
     """Write `text`, with the promise of `write_atomically`."""
     os.replace(_write_aside(path, text, mode=mode), path)
+    _sync_directory(path.parent)
+
+
+def _write_once(path: Path, body: Mapping[str, Any]) -> None:
+    """Write a file of secrets unless there is one: of two processes that try at once, one wins."""
+    whole = _write_aside(path, _as_json(body), mode=0o600)
+    try:
+        os.link(whole, path)  # unlike rename, fails if the name is taken: a secret is never replaced
+    except FileExistsError:
+        pass
+    finally:
+        whole.unlink()
     _sync_directory(path.parent)
 
 

@@ -36,12 +36,15 @@ from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
+from tollway.link.joining import join
 from tollway.link.recovery import Alarm
 from tollway.link.shipper import Shipper
 from tollway.link.snapshots import Follower
 from tollway.link.spool import Spool, SpoolOptions, needed_bytes
 from tollway.link.spool_wait import UnavailableSpool, find_waiting_node, open_when_available
 from tollway.native import FORM
+from tollway.serve import data_directory
+from tollway.serve.data_directory import NodeIdentity
 from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, share_out
 from tollway.serve.sockets import url_of
 from tollway.storage.vault import LocalVault
@@ -62,8 +65,8 @@ NOTICE_SECONDS = 2.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayOptions:
     """Options of a gateway process. `directory` holds `spool/` and `snapshot/`; `control_link_url` None serves from
-    the snapshot's copy alone, however old it is. `log_descriptor`: where request lines go. `rules` and `tls` are for the public socket. The
-    sockets are listening already and belong to the supervisor."""
+    the snapshot's copy alone, however old it is. `node`: who this gateway is towards control. `log_descriptor`: where request lines go.
+    `rules` and `tls` are for the public socket. The sockets are listening already and belong to the supervisor."""
 
     directory: Path
     control_link_url: str | None
@@ -71,7 +74,7 @@ class GatewayOptions:
     internal: socket.socket
     peppers: Sequence[bytes] = field(repr=False)
     vault_key: bytes = field(repr=False)
-    node_key: str = field(repr=False)
+    node: NodeIdentity
     log_descriptor: int = 1
     snapshot_age_seconds_max: float = SNAPSHOT_AGE_SECONDS_MAX
     spool: SpoolOptions = field(default_factory=SpoolOptions)
@@ -115,17 +118,14 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
     directory = options.directory / "spool"
 
     def open_spool(alarm: Alarm) -> Spool:
-        return Spool.open(directory, alarm=alarm, clock=_now_us, options=options.spool)
+        return Spool.open(directory, alarm=alarm, node_id=options.node.node_id, clock=_now_us, options=options.spool)
 
     spool: Spool | None = None
     try:
         spool = open_spool(alarm)
-        node_id = spool.node_id
     except OSError as error:
-        waiting_node = find_waiting_node(directory, error)
-        if waiting_node is None:
+        if find_waiting_node(directory, error) is None:
             raise
-        node_id = waiting_node
         alarm("spool_waits", {"error": str(error.strerror or error)})
     plane = Plane(
         usage_sink=spool or UnavailableSpool(),
@@ -143,7 +143,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         loop.add_signal_handler(number, stop.set)
     background = BackgroundTasks(plane.metrics, alarm, on_failure=stop.set)
     loop.set_exception_handler(background.report_callback)
-    link = await _start_link(options, plane, node_id, alarm, background)
+    link = await _start_link(options, plane, alarm, background)
     ready = asyncio.Event()
     serve = partial(
         server.serve,
@@ -213,7 +213,7 @@ class _Link:
         gauges["tollway_spool_open_requests"] = lambda: spool.open_requests
         if url is None:
             return
-        directory, node_key = self.options.directory / "spool", self.options.node_key
+        directory, node_key = self.options.directory / "spool", self.options.node.key
         shipper = self.shipper = Shipper(spool, directory, control_link_url=url, node_key=node_key, alarm=self.alarm)
         gauges["tollway_shipper_bytes"] = lambda: shipper.metrics.bytes_shipped
         gauges["tollway_shipper_attempts_failed"] = lambda: shipper.metrics.attempts_failed
@@ -227,14 +227,14 @@ class _Link:
             await self.shipper.finish(FINISH_SECONDS)
 
 
-async def _start_link(options: GatewayOptions, plane: Plane, node_id: str, alarm: Alarm, background: BackgroundTasks) -> _Link:
-    url = options.control_link_url
+async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, background: BackgroundTasks) -> _Link:
+    url, node = options.control_link_url, options.node
     follower = Follower(
         plane,
         options.directory / "snapshot",
         control_link_url=url or "http://127.0.0.1:1",
-        node_key=options.node_key,
-        node_id=node_id,
+        node_key=node.key,
+        node_id=node.node_id,
         alarm=alarm,
         clock=_now_us,
     )
@@ -248,6 +248,10 @@ async def _start_link(options: GatewayOptions, plane: Plane, node_id: str, alarm
         watch = AgeWatch(plane.directory, follower, options.snapshot_age_seconds_max, alarm)
         watch.check()  # before the first request
         background.start("snapshot age", watch.run)
+        if node.join_token is not None:
+            registered = partial(data_directory.keep_registered, options.directory.parent, node)
+            joining = partial(join, url, token=node.join_token, node_id=node.node_id, node_key=node.key, alarm=alarm, on_joined=registered)
+            background.start("join", joining, may_return=True)
         background.start("follower", follower.run)
         background.start("acknowledger", follower.acknowledge)
     return _Link(options, plane, alarm, background, follower)

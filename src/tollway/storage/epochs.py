@@ -50,7 +50,8 @@ def list_overlapping(tx: PlatformTx, start_at: int, end_at: int) -> list[Epoch]:
 
 
 def list_silent_nodes(tx: PlatformTx, end_at: int, silence_us: int) -> list[SilentNode]:
-    """Gateways first heard of before `end_at` that follow the snapshot but whose present life has sent no record for `silence_us`.
+    """Return gateways that are not revoked, were first heard of before `end_at` and follow the snapshot, but whose present run has sent no
+    record for `silence_us`.
 
     A gateway that runs has an open epoch and ships a sign of life every few seconds. If all epochs that we know of it are closed and
     it was heard of later than that, there is a life we know nothing about, unless that was declared lost since.
@@ -76,6 +77,7 @@ def list_silent_nodes(tx: PlatformTx, end_at: int, silence_us: int) -> list[Sile
         .outerjoin(declared, declared.c.node_id == nodes.c.id)
         .where(
             nodes.c.first_seen_at < end_at,
+            nodes.c.revoked_at.is_(None),
             sa.func.coalesce(known.c.open, 0) == 0,
             sa.or_(known.c.closed_at.is_(None), known.c.closed_at < end_at),
             sa.or_(known.c.seen_at.is_(None), known.c.seen_at + silence_us < nodes.c.seen_at),

@@ -85,11 +85,17 @@ def revoke_organization_keys(tx: TenantTx, now: int) -> list[str]:
 
 
 def put_platform_key(tx: PlatformTx, key: Key, digest: Digest) -> bool:
-    """Store a key of the platform or of nodes, unless this very key is stored already. Returns whether it is valid: not revoked."""
+    """Store a key of the platform, unless this very key is stored already. Returns whether it is valid: not revoked."""
     insert = tx.insert(api_keys).values(organization_id=None, **_columns(key, digest))
     tx.connection.execute(insert.on_conflict_do_nothing(index_elements=["digest"]))
     query = sa.select(api_keys.c.revoked_at.is_(None)).where(api_keys.c.digest == digest.value)
     return bool(tx.connection.execute(query).scalar_one())
+
+
+def put_node_key(tx: PlatformTx, key: Key, digest: Digest, node_id: str) -> None:
+    """Store a key of a node, unless this very key is stored already."""
+    insert = tx.insert(api_keys).values(organization_id=None, node_id=node_id, **_columns(key, digest))
+    tx.connection.execute(insert.on_conflict_do_nothing(index_elements=["digest"]))
 
 
 def list_platform_keys(tx: PlatformTx, window: Window, type: KeyType) -> Page[Key]:

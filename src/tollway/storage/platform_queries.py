@@ -32,17 +32,19 @@ IDS_MAX = 500
 
 @dataclass(frozen=True, slots=True)
 class ActiveKey:
-    """A key that may act now, and for whom: `organization_id` is None for keys of the platform and of nodes."""
+    """A key that may act now, and for whom: `organization_id` is None for keys of the platform and of nodes, `node_id` for all but those
+    of nodes."""
 
     id: str
     type: KeyType
     organization_id: str | None
+    node_id: str | None
 
 
 def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> ActiveKey | None:
     """The key with one of `digests` that may act at instant `now`: neither revoked nor expired, its organization not archived."""
     query = (
-        sa.select(api_keys.c.id, api_keys.c.type, api_keys.c.organization_id)
+        sa.select(api_keys.c.id, api_keys.c.type, api_keys.c.organization_id, api_keys.c.node_id)
         .outerjoin(organizations, organizations.c.id == api_keys.c.organization_id)
         .where(
             api_keys.c.digest.in_(digests),
@@ -52,7 +54,7 @@ def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> Activ
         )
     )
     row = tx.connection.execute(query).one_or_none()
-    return None if row is None else ActiveKey(row.id, KeyType(row.type), row.organization_id)
+    return None if row is None else ActiveKey(row.id, KeyType(row.type), row.organization_id, row.node_id)
 
 
 def has_organization(tx: PlatformTx, organization_id: str) -> bool:

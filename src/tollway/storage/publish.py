@@ -1,4 +1,4 @@
-"""Versions and changes at rest, and the nodes that follow them.
+"""Versions and changes of the snapshot.
 
 One row holds the head; its lock is taken before a publishing transaction reads what it will publish and kept until it commits, so
 versions are dense, their order is commit order, and no entry is made from what another transaction is about to change. (On SQLite
@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import msgspec
 import sqlalchemy as sa
 
-from tollway.domain.nodes import SeenNode
 from tollway.domain.snapshot import Change
 from tollway.storage.database import PlatformTx, Transaction
-from tollway.storage.schema import changes, nodes, publish_head
+from tollway.storage.schema import changes, publish_head
 
 CHANGES_KEPT = 100_000
 """Changes a node may be behind before it must fetch the whole snapshot: some 30 MB, and more than most snapshots are large."""
@@ -73,24 +72,3 @@ def find_changes(tx: PlatformTx, since: int, limit: int) -> list[tuple[int, byte
     if rows:
         return rows if rows[0][0] == since + 1 else None
     return [] if since == find_head(tx) else None
-
-
-# ---- Nodes ------------------------------------------------------------------------------------------------------------
-
-
-def put_ack(tx: PlatformTx, node_id: str, version: int, now: int) -> None:
-    """Note that a node lives and has applied everything up to `version`."""
-    insert = tx.insert(nodes).values(id=node_id, acked_version=version, first_seen_at=now, seen_at=now)
-    tx.connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_={"acked_version": version, "seen_at": now}))
-
-
-def list_nodes(tx: PlatformTx, *, seen_since: int) -> list[SeenNode]:
-    """The nodes heard of at `seen_since` or later, the latest first; at most a thousand."""
-    query = sa.select(nodes).where(nodes.c.seen_at >= seen_since).order_by(nodes.c.seen_at.desc(), nodes.c.id).limit(1000)
-    return [SeenNode(row.id, row.acked_version, row.first_seen_at, row.seen_at) for row in tx.connection.execute(query)]
-
-
-def list_pending_nodes(tx: PlatformTx, node_ids: Sequence[str], version: int) -> list[str]:
-    """Those of `node_ids` that have not applied everything up to `version`."""
-    query = sa.select(nodes.c.id).where(nodes.c.id.in_(node_ids), nodes.c.acked_version < version).order_by(nodes.c.id)
-    return list(tx.connection.execute(query).scalars())

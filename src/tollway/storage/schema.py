@@ -94,6 +94,7 @@ api_keys = sa.Table(
     sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id")),
     sa.Column("project_id", sa.String(64)),
     sa.Column("service_account_id", sa.String(64)),
+    sa.Column("node_id", sa.String(64), sa.ForeignKey("nodes.id"), index=True),  # the node that a key of type "node" identifies
     sa.Column("name", sa.String(256), nullable=False),
     sa.Column("pepper_version", sa.Integer, nullable=False),
     sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
@@ -107,6 +108,7 @@ api_keys = sa.Table(
     sa.CheckConstraint("(type IN ('platform', 'node')) = (organization_id IS NULL)", name="organization_unless_platform"),
     sa.CheckConstraint("(type IN ('live', 'test')) = (project_id IS NOT NULL)", name="project_if_inference"),
     sa.CheckConstraint("service_account_id IS NULL OR project_id IS NOT NULL", name="service_account_in_project"),
+    sa.CheckConstraint("(type = 'node') = (node_id IS NOT NULL)", name="node_if_of_node"),
     sa.ForeignKeyConstraint(["organization_id", "project_id"], ["projects.organization_id", "projects.id"]),
     sa.ForeignKeyConstraint(
         ["organization_id", "project_id", "service_account_id"],
@@ -188,13 +190,31 @@ changes = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
 )
 
-nodes = sa.Table(
+nodes = sa.Table(  # gateways; their keys are rows of api_keys
     "nodes",
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(256), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("acked_version", sa.BigInteger, nullable=False),
-    sa.Column("first_seen_at", sa.BigInteger, nullable=False),
-    sa.Column("seen_at", sa.BigInteger, nullable=False),
+    sa.Column("first_seen_at", sa.BigInteger),
+    sa.Column("seen_at", sa.BigInteger),
+    sa.Column("revoked_at", sa.BigInteger),
+)
+
+join_tokens = sa.Table(
+    "join_tokens",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(256), nullable=False),
+    sa.Column("pepper_version", sa.Integer, nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
+    sa.Column("redacted", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Column("used_at", sa.BigInteger),
+    sa.Column("node_id", sa.String(64), sa.ForeignKey("nodes.id")),
+    sa.CheckConstraint("(used_at IS NULL) = (node_id IS NULL)", name="node_if_used"),
 )
 
 # Lists page by id (ids sort by time of creation) within their owner; keys are also looked up by owner when it is archived.

@@ -9,6 +9,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
@@ -23,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tollway.control import closing, epochs, quarantine
+from tollway.control import access, closing, epochs, quarantine
 from tollway.control.api import (
     api_keys,
     catalog,
@@ -101,13 +102,23 @@ def create_apps(plane: ControlPlane) -> tuple[FastAPI, FastAPI]:
     registry.register(plane.reconciliation)
     registry.register(plane.jobs)
     requests = Counter("tollway_control_requests", "Requests answered, by route.", ["app", "method", "route", "status"], registry=registry)
+    refusals = Counter("tollway_control_refusals", "Requests refused, by error code.", ["app", "code"], registry=registry)
+    counters = Counters(requests, refusals)
     return (
-        _create_app("api", plane, requests, [*PUBLIC_ROUTERS, _health(), _description()], BODY_BYTES_MAX),
-        _create_app("link", plane, requests, [*LINK_ROUTERS, _health(), _metrics(plane, registry)], LINK_BODY_BYTES_MAX),
+        _create_app("api", plane, counters, [*PUBLIC_ROUTERS, _health(), _description()], BODY_BYTES_MAX),
+        _create_app("link", plane, counters, [*LINK_ROUTERS, _health(), _metrics(plane, registry)], LINK_BODY_BYTES_MAX),
     )
 
 
-def _create_app(name: str, plane: ControlPlane, requests: Counter, routers: Sequence[APIRouter], body_bytes_max: int) -> FastAPI:
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The counters of both applications: requests answered and requests refused."""
+
+    requests: Counter
+    refusals: Counter
+
+
+def _create_app(name: str, plane: ControlPlane, counters: Counters, routers: Sequence[APIRouter], body_bytes_max: int) -> FastAPI:
     app = FastAPI(title="Tollway", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.plane = plane
     for each in routers:
@@ -115,7 +126,7 @@ def _create_app(name: str, plane: ControlPlane, requests: Counter, routers: Sequ
         app.router.routes.extend(each.routes)
     refuse_undeclared(app.routes)
     errors.install(app)
-    app.add_middleware(Envelope, name=name, plane=plane, requests=requests, body_bytes_max=body_bytes_max)
+    app.add_middleware(Envelope, name=name, plane=plane, counters=counters, body_bytes_max=body_bytes_max)
     return app
 
 
@@ -217,11 +228,11 @@ def _metrics(plane: ControlPlane, registry: CollectorRegistry) -> APIRouter:
 class Envelope:
     """The outermost layer of one application, around every answer. It is ASGI, to hold where the framework fails too."""
 
-    def __init__(self, app: ASGIApp, name: str, plane: ControlPlane, requests: Counter, body_bytes_max: int) -> None:
+    def __init__(self, app: ASGIApp, name: str, plane: ControlPlane, counters: Counters, body_bytes_max: int) -> None:
         self.app = app
         self.name = name
         self.plane = plane
-        self.requests = requests
+        self.counters = counters
         self.body_bytes_max = body_bytes_max
         self.places = Places(CALLER_REQUESTS_MAX if name == "api" else None)
 
@@ -307,8 +318,12 @@ class Envelope:
         route = scope.get("route")
         template = route.path if isinstance(route, APIRoute) else "none"
         method = sent_method if isinstance(route, APIRoute) else "none"  # an unmatched method is any text the client likes
-        self.requests.labels(self.name, method, template, status).inc()
+        self.counters.requests.labels(self.name, method, template, status).inc()
         fault: Fault | None = scope.get("tollway.fault")
+        if fault is not None:
+            self.counters.refusals.labels(self.name, fault.kind.code).inc()
+            if fault.kind is access.NODE_MISMATCH:
+                self.plane.log({"event": "node_mismatch", "request_id": request_id, "route": template, "detail": fault.detail})
         if self.name == "link" and fault is None:
             return  # several a second per gateway, all alike
         caller = scope.get("state", {}).get("caller")

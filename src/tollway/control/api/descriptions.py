@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tollway.control.api.routes import Route, node, public
+from tollway.control.api.routes import Route, joiner, node, public
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,8 @@ FIELDS: Mapping[str, FieldText] = {
     "failures": FieldText("Readings of the engine that failed in the hour, 0 or more.", 0),
     "findings": FieldText("What the check of the draft found."),
     "first_id": FieldText("The id of the first item; null for an empty list.", _KEY),
-    "first_seen_at": FieldText(f"When the gateway was first seen, {_AT}.", 1790000000),
+    "first_seen_at": FieldText(f"When the gateway was first seen, {_AT}; null if it never connected.", 1790000000),
+    "grace_seconds": FieldText("Time for which the key before stays valid, 0 to 604800.", 3600),
     "first_seq": FieldText("The first record of the batch that caused the transaction, 1 or more; null for a correction.", 1),
     "first_token_ms": FieldText("Milliseconds from admission to the first token; null if there was none.", 120.3),
     "from": FieldText(f"The start, inclusive, {_AT}; null for the last full calendar month.", 1788220800),
@@ -187,7 +188,7 @@ FIELDS: Mapping[str, FieldText] = {
     "retried": FieldText("Requests for which more than one engine was asked, 0 or more.", 0),
     "retry_started": FieldText("Whether a request may be sent to another engine after the first one has received it.", True),
     "role": FieldText("The role of the owner.", "member"),
-    "seen_at": FieldText(f"When the gateway was last seen, {_AT}.", 1790000000),
+    "seen_at": FieldText(f"When the gateway was last seen, {_AT}; null if it never connected.", 1790000000),
     "service_account": FieldText("The service account that owns the key; null if none does."),
     "service_end_time": FieldText(f"End of the period in which the service was used, exclusive, {_AT}.", 1790812800),
     "service_start_time": FieldText(f"Start of the period in which the service was used, {_AT}.", 1788220800),
@@ -239,7 +240,14 @@ SPECIAL: Mapping[str, FieldText] = {
     "BalanceOut.kind": FieldText("The kind of the account.", "revenue"),
     "BalanceOut.owner": FieldText("The organization or the platform, whose account it is.", _ORGANIZATION),
     "ComparisonOut.engine": FieldText("Tokens that the engine counted, 0 or more; null if it was not observed.", 1204000),
+    "JoinIn.key": FieldText("The key that the gateway made for itself.", "tw_node_1A2b3C4d..."),
+    "JoinTokenCreate.lifetime_seconds": FieldText("Time for which the token can be used, 60 to 86400.", 3600),
+    "JoinTokenOut.expires_at": FieldText(f"When the token stops being valid, exclusive, {_AT}.", 1790003600),
+    "JoinTokenCreated.expires_at": FieldText(f"When the token stops being valid, exclusive, {_AT}.", 1790003600),
     "LineOut.output": FieldText("The comparison of output tokens, or the price of 1,000,000 output tokens."),
+    "NodeCreate.id": FieldText("Id of a node that this database does not have any more; null for a new one.", _NODE),
+    "NodeCreated.key": FieldText("The first key of the node, with its secret."),
+    "NodeRevoked.unfinished_epochs": FieldText("Epochs whose last record has not arrived, by number.", [1790000000000000]),
     "PeriodReportOut.adjustments": FieldText("Number of corrections booked in the period, 0 or more; null until closing begins.", 2),
     "QuantitiesWrite.request": FieldText("Requests that are billed, 0 or more.", 1),
     "RowOut.output": FieldText("The comparison of output tokens."),
@@ -269,6 +277,7 @@ PARAMETERS: Mapping[str, FieldText] = {
     "kind": FieldText("Only this kind.", "usage_inflated"),
     "first_seq": FieldText("The first record of the batch, 1 or more.", 1),
     "since": FieldText("Return changes after this version, 0 or more.", 42),
+    "token_id": FieldText("The join token.", "join_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "follow": FieldText("Keep the connection open and send changes as they happen.", False),
     "seq": FieldText("The number of the record in its run, 1 or more.", 65),
     "reason": FieldText("Only records quarantined for this reason.", "price_unknown"),
@@ -281,10 +290,11 @@ SECURITY_SCHEMES: Mapping[str, Mapping[str, str]] = {
         "adminKey": "An admin key of the organization (tw_admin_...), or an operator key with the header `OpenAI-Organization`.",
         "operatorKey": "A key of an operator of the platform (tw_platform_...).",
         "nodeKey": "The key of a gateway (tw_node_...).",
+        "joinToken": "A token with which one gateway registers itself (tw_join_...).",
     }.items()
 }
 
-_SCHEME_BY_ACCESS = {"organization admin": "adminKey", "platform operator": "operatorKey", node.name: "nodeKey"}
+_SCHEME_BY_ACCESS = {"organization admin": "adminKey", "platform operator": "operatorKey", node.name: "nodeKey", joiner.name: "joinToken"}
 
 ERROR_TEXTS: Mapping[int, str] = {
     400: "The request is not valid; `param` names the field.",

@@ -9,12 +9,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from tollway.control import publish
+from tollway.control import access, nodes, publish
+from tollway.control.access import Node as NodeCaller
 from tollway.control.api import routes
 from tollway.control.api.places import Place
-from tollway.control.api.routes import Node, Plane
-from tollway.control.api.schemas import AckIn
+from tollway.control.api.routes import Joiner, Node, Plane
+from tollway.control.api.schemas import AckIn, JoinIn, JoinOut
 from tollway.control.plane import ControlPlane
+from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Blame, Fault, FaultKind
 
 router = routes.router(tags=["link"])
@@ -48,7 +50,7 @@ def read_snapshot(_caller: Node, plane: Plane) -> Response:
 
 @router.get("/v1/link/changes")
 async def read_changes(
-    _caller: Node, request: Request, plane: Plane, since: Annotated[int, Query(ge=0, le=2**63 - 1)], follow: bool = False
+    caller: Node, request: Request, plane: Plane, since: Annotated[int, Query(ge=0, le=2**63 - 1)], follow: bool = False
 ) -> Response:
     """The changes after version `since`, as lines. With `follow`, each further one as it is committed, and heartbeats.
 
@@ -61,19 +63,38 @@ async def read_changes(
         plane.publications.refuse_if_stopping()
         place: Place = request.scope["tollway.place"]
         place.follow()
-        return StreamingResponse(_follow(plane, since), media_type=NDJSON)
+        return StreamingResponse(_follow(plane, caller, since), media_type=NDJSON)
     lines, version = first
     return Response(lines + publish.heartbeat(version), media_type=NDJSON)
 
 
 @router.post("/v1/link/ack", status_code=204)
-def acknowledge(_caller: Node, plane: Plane, body: AckIn) -> None:
-    """A node applied everything up to `version`, and lives."""
+def acknowledge(caller: Node, plane: Plane, body: AckIn) -> None:
+    """Report that the calling node is alive and has applied everything up to `version`."""
+    access.require_own(caller, body.node_id)
     with plane.database.platform() as tx:
         known = publish.acknowledge(tx, body.node_id, body.version, plane.now())
     if not known:
         raise Fault(SNAPSHOT_NEEDED)
     plane.publications.notice_ack()
+
+
+@router.post("/v1/link/join")
+def join(caller: Joiner, plane: Plane, body: JoinIn) -> JoinOut:
+    """Register a gateway under the id and with the key that it made. Its credential is a join token, which is used up by this."""
+    with plane.database.platform() as tx:
+        node = nodes.join(
+            tx,
+            caller.key_id,
+            node_id=body.node_id,
+            secret=body.key,
+            key_id=plane.new_id(ids.KEY),
+            pepper_version=plane.pepper_version,
+            peppers=plane.peppers,
+            now=plane.now(),
+        )
+    plane.log({"event": "node_joined", "node_id": node.id, "token_id": caller.key_id})
+    return JoinOut(node_id=node.id, name=node.name)
 
 
 def _read(plane: ControlPlane, since: int) -> tuple[bytes, int] | None:
@@ -85,15 +106,21 @@ def _read(plane: ControlPlane, since: int) -> tuple[bytes, int] | None:
     return b"".join(body + b"\n" for _, body in changes), changes[-1][0] if changes else since
 
 
-async def _follow(plane: ControlPlane, since: int) -> AsyncIterator[bytes]:
-    """Lines until the process stops, the line is cut, or FOLLOW_SECONDS_MAX. Ends early, too, if changes ran away from a slow reader,
-    or if the database is away: the status line has left, so that the node hears why when it comes back."""
+def _read_as(plane: ControlPlane, caller: NodeCaller, since: int) -> tuple[bytes, int] | None:
+    """As `_read`; None also once the key of `caller` may not act any more."""
+    return _read(plane, since) if access.is_node_valid(plane.database, caller, plane.now()) else None
+
+
+async def _follow(plane: ControlPlane, caller: NodeCaller, since: int) -> AsyncIterator[bytes]:
+    """Yield lines until the process stops, the connection is cut, the key of the node is revoked, or FOLLOW_SECONDS_MAX. The stream ends
+    early, too, if the changes after `since` are not kept any more, or if the database is unavailable: the status line has been sent, so
+    the node learns the reason from its next request."""
     version, ends = since, time.monotonic() + FOLLOW_SECONDS_MAX
     with plane.publications.following() as advanced:
         while not plane.publications.stopping and time.monotonic() < ends:
             advanced.clear()  # before the look, so that what is committed during it is not slept through
             try:
-                read = await run_in_threadpool(_read, plane, version)
+                read = await run_in_threadpool(_read_as, plane, caller, version)
             except Fault as fault:
                 if fault.kind is not DATABASE_UNAVAILABLE:
                     raise

@@ -1,28 +1,131 @@
-"""Gateways as control knows them, for operators: how far each follows, and how far the records of each of its lives have arrived."""
+"""Nodes, for operators: who may connect, which version of the snapshot each follows, and how far the records of its epochs have arrived."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from tollway.control import epochs, publish
+from tollway.control import epochs, nodes, publish
 from tollway.control.api import routes
 from tollway.control.api.routes import Plane, PlatformOperator
-from tollway.control.api.schemas import Identified, In, ListOut, NodeOut, Out, Reason, find_seconds, node_out, seconds
+from tollway.control.api.schemas import (
+    Deleted,
+    Identified,
+    In,
+    JoinTokenCreate,
+    JoinTokenCreated,
+    JoinTokenOut,
+    ListOut,
+    NodeCreate,
+    NodeCreated,
+    NodeKeyOut,
+    NodeOut,
+    NodeRevoked,
+    NodeRotate,
+    Out,
+    Reason,
+    find_seconds,
+    join_token_out,
+    node_out,
+    seconds,
+)
+from tollway.control.nodes import ShownNode
+from tollway.domain import ids
 from tollway.domain.epochs import Epoch
+from tollway.domain.faults import PARAMETER_INVALID, Fault
 
 router = routes.router(tags=["nodes"])
 
 
 @router.get("/v1/platform/nodes")
 def list_nodes(_caller: PlatformOperator, plane: Plane) -> ListOut[NodeOut]:
-    """The gateways, the latest heard of first, and how far each has followed. At most a thousand."""
+    """Return the nodes, those heard of last first, and how far each has followed. At most a thousand."""
     with plane.database.platform(write=False) as tx:
-        head, nodes = publish.find_head(tx), publish.list_nodes(tx)
-    data = [node_out(node, head) for node in nodes]
+        head, found = publish.find_head(tx), nodes.list_nodes(tx)
+    data = [node_out(node, head) for node in found]
     return ListOut(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=False)
 
 
+@router.post("/v1/platform/nodes")
+def create_node(caller: PlatformOperator, plane: Plane, body: NodeCreate) -> NodeCreated:
+    """Register a gateway and create its key. The secret is in this answer and nowhere else."""
+    if body.id is not None and not ids.is_id(ids.NODE, body.id):
+        raise Fault(PARAMETER_INVALID, param="id", message="This is not the id of a node.")
+    with plane.database.platform() as tx:
+        shown = nodes.create_node(
+            tx,
+            name=body.name,
+            node_id=body.id or plane.new_id(ids.NODE),
+            key_id=plane.new_id(ids.KEY),
+            ingredients=plane.new_ingredients(),
+            now=plane.now(),
+        )
+        head = publish.find_head(tx)
+    plane.log({"event": "node_created", "node_id": shown.node.id, "key_id": caller.key_id})
+    return NodeCreated(**node_out(shown.node, head).model_dump(), key=_key_out(shown))
+
+
+@router.post("/v1/platform/node_join_tokens")
+def create_join_token(caller: PlatformOperator, plane: Plane, body: JoinTokenCreate) -> JoinTokenCreated:
+    """Create a token with which one gateway registers itself at its first start. The secret is in this answer and nowhere else."""
+    with plane.database.platform() as tx:
+        shown = nodes.create_token(
+            tx,
+            name=body.name,
+            lifetime_us=body.lifetime_seconds * 1_000_000,
+            token_id=plane.new_id(ids.JOIN_TOKEN),
+            ingredients=plane.new_ingredients(),
+            now=plane.now(),
+        )
+    plane.log({"event": "join_token_created", "token_id": shown.token.id, "key_id": caller.key_id})
+    return JoinTokenCreated(**join_token_out(shown.token).model_dump(), value=shown.secret)
+
+
+@router.get("/v1/platform/node_join_tokens")
+def list_join_tokens(_caller: PlatformOperator, plane: Plane) -> ListOut[JoinTokenOut]:
+    """Return the join tokens that can still be used, the oldest first."""
+    with plane.database.platform(write=False) as tx:
+        data = [join_token_out(token) for token in nodes.list_tokens(tx, plane.now())]
+    return ListOut(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=False)
+
+
+@router.delete("/v1/platform/node_join_tokens/{token_id}")
+def delete_join_token(caller: PlatformOperator, plane: Plane, token_id: str) -> Deleted:
+    """Make a join token unusable."""
+    with plane.database.platform() as tx:
+        nodes.delete_token(tx, token_id)
+    plane.log({"event": "join_token_deleted", "token_id": token_id, "key_id": caller.key_id})
+    return Deleted(object="platform.node_join_token.deleted", id=token_id, pending_nodes=[])
+
+
 NodeId = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_\-]+$")]
+
+
+@router.post("/v1/platform/nodes/{node_id}/rotate")
+def rotate_node_key(caller: PlatformOperator, plane: Plane, node_id: NodeId, body: NodeRotate) -> NodeKeyOut:
+    """Create a new key of a node; the key before stays valid for a time. A revoked node is admitted again."""
+    with plane.database.platform() as tx:
+        shown = nodes.rotate_key(
+            tx,
+            node_id,
+            grace_us=body.grace_seconds * 1_000_000,
+            key_id=plane.new_id(ids.KEY),
+            ingredients=plane.new_ingredients(),
+            now=plane.now(),
+        )
+    plane.log({"event": "node_key_rotated", "node_id": node_id, "key_id": caller.key_id})
+    return _key_out(shown)
+
+
+@router.delete("/v1/platform/nodes/{node_id}")
+def revoke_node(caller: PlatformOperator, plane: Plane, node_id: NodeId) -> NodeRevoked:
+    """Revoke a node: its keys are refused, and no revocation waits for it. Its unfinished epochs block the close of their periods until
+    their records have arrived or are declared lost."""
+    with plane.database.platform() as tx:
+        unfinished = nodes.revoke_node(tx, node_id, actor=caller.key_id, now=plane.now())
+    numbers = [epoch.epoch for epoch in unfinished]
+    plane.log({"event": "node_revoked", "node_id": node_id, "unfinished_epochs": numbers, "key_id": caller.key_id})
+    plane.publications.notice_ack()
+    return NodeRevoked(id=node_id, unfinished_epochs=numbers)
 
 
 class LostOut(Out):
@@ -51,7 +154,7 @@ class EpochOut(Identified):
 
 
 class LostDeclare(In):
-    """`epoch`: null for every life of the node that is not complete."""
+    """A declaration to make. `epoch`: null for every epoch of the node that is not complete."""
 
     epoch: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
     reason: Reason
@@ -67,7 +170,7 @@ class LostDeclared(Out):
 
 @router.get("/v1/platform/epochs")
 def list_epochs(_caller: PlatformOperator, plane: Plane, node_id: NodeId | None = None, only_lost: bool = False) -> ListOut[EpochOut]:
-    """Lives of gateways, the latest heard of first; a thousand at most."""
+    """Return the epochs of gateways, those heard of last first; a thousand at most."""
     with plane.database.platform(write=False) as tx:
         found = epochs.list_lost(tx) if only_lost else epochs.list_epochs(tx, node_id)
     data = [_epoch_out(epoch) for epoch in found if node_id in (None, epoch.node_id)]
@@ -83,6 +186,10 @@ def declare_lost(caller: PlatformOperator, plane: Plane, node_id: NodeId, body: 
     numbers = [lost.epoch for lost in declared]
     plane.log({"event": "epochs_lost", "node_id": node_id, "epochs": numbers, "reason": body.reason, "key_id": caller.key_id})
     return LostDeclared(node_id=node_id, epochs=numbers)
+
+
+def _key_out(shown: ShownNode) -> NodeKeyOut:
+    return NodeKeyOut(id=shown.key.id, node_id=shown.node.id, value=shown.secret, created_at=seconds(shown.key.created_at))
 
 
 def _epoch_out(epoch: Epoch) -> EpochOut:

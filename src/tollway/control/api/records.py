@@ -1,4 +1,4 @@
-"""The link, upward: gateways hand in what they wrote; the answer comes after the collector's commit."""
+"""The link, upward: gateways hand in the records that they wrote; the answer follows the collector's commit."""
 
 from typing import Annotated
 
@@ -7,14 +7,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tollway.control import collect
+from tollway.control import access, collect
 from tollway.control.api import routes
 from tollway.control.api.routes import Node, Plane, plane_of
 from tollway.control.batches import BatchRefused
 from tollway.control.collect import Gap, Ingested
 from tollway.control.plane import ControlPlane
-from tollway.domain import ids
-from tollway.domain.faults import RESOURCE_UNKNOWN, Blame, Fault, FaultKind
+from tollway.domain.faults import Blame, Fault, FaultKind
 
 router = routes.router(tags=["link"])
 
@@ -32,19 +31,20 @@ EpochNumber = Annotated[int, Path(ge=1, le=SEQ_MAX)]
 
 
 @router.get("/v1/link/records/{node_id}/{epoch}")
-def read_watermark(_caller: Node, plane: Plane, node_id: NodeId, epoch: EpochNumber) -> dict[str, int]:
-    """The record of an epoch that is expected next; 1 for an epoch that was never heard of."""
-    _require_node_id(node_id)
+def read_watermark(caller: Node, plane: Plane, node_id: NodeId, epoch: EpochNumber) -> dict[str, int]:
+    """Return the record of an epoch of the caller's that is expected next; 1 for an epoch without records."""
+    access.require_own(caller, node_id)
     with plane.database.platform(write=False) as tx:
         return {"next_seq": collect.find_next_seq(tx, node_id, epoch)}
 
 
 @router.put("/v1/link/records/{node_id}/{epoch}/{first_seq}")
 async def take_records(
-    _caller: Node, request: Request, node_id: NodeId, epoch: EpochNumber, first_seq: Annotated[int, Path(ge=1, le=SEQ_MAX)]
+    caller: Node, request: Request, node_id: NodeId, epoch: EpochNumber, first_seq: Annotated[int, Path(ge=1, le=SEQ_MAX)]
 ) -> Response:
-    """Ingest frames that begin with record `first_seq`. 409 names the record to go on from; 400 means that nothing was ingested."""
-    _require_node_id(node_id)
+    """Ingest frames of an epoch of the caller's that begin with record `first_seq`. 409 names the record to continue from; 400 means that
+    nothing was ingested."""
+    access.require_own(caller, node_id)
     body = await request.body()
     try:
         taken = await run_in_threadpool(_collect, plane_of(request), node_id, epoch, first_seq, body)
@@ -70,8 +70,3 @@ def _collect(plane: ControlPlane, node_id: str, epoch: int, first_seq: int, body
             }
         )
     return taken
-
-
-def _require_node_id(node_id: str) -> None:
-    if not ids.is_id(ids.NODE, node_id):
-        raise Fault(RESOURCE_UNKNOWN)

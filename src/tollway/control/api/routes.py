@@ -26,6 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tollway.control import access
+from tollway.control.access import Joiner as JoiningCaller
 from tollway.control.access import Node as NodeCaller
 from tollway.control.access import Operator, Tenant
 from tollway.control.api.errors import name_of
@@ -61,7 +62,7 @@ class Access:
     """A rule of who may call a route. As a dependency it yields the caller. `check` runs in a thread and raises a Fault to refuse."""
 
     name: str
-    check: Callable[[ControlPlane, Request], Tenant | Operator | NodeCaller | None]
+    check: Callable[[ControlPlane, Request], Tenant | Operator | NodeCaller | JoiningCaller | None]
 
     def __call__(self, request: Request) -> Any:
         """The caller, as `check` returned it before the body was read."""
@@ -90,14 +91,20 @@ def _check_node(plane: ControlPlane, request: Request) -> NodeCaller:
     return access.require_node(access.identify(plane.database, plane.peppers, _presented(request), plane.now()))
 
 
+def _check_joiner(plane: ControlPlane, request: Request) -> JoiningCaller:
+    return access.identify_joiner(plane.database, plane.peppers, _presented(request))
+
+
 organization_admin = Access("organization admin", _check_tenant)
 platform_operator = Access("platform operator", _check_operator)
 node = Access("node", _check_node)
+joiner = Access("join token", _check_joiner)
 public = Access("public", lambda _plane, _request: None)
 
 OrganizationAdmin = Annotated[Tenant, Depends(organization_admin)]
 PlatformOperator = Annotated[Operator, Depends(platform_operator)]
 Node = Annotated[NodeCaller, Depends(node)]
+Joiner = Annotated[JoiningCaller, Depends(joiner)]
 
 
 def organization(organization_id: str) -> str:
