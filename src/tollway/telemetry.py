@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tollway.domain.billing_classes import QUANTITY_CLASSES
 from tollway.log_lines import RequestLine
 
 DURATION_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -156,11 +157,11 @@ class LogWriter:
 class ModelMetrics:
     """Counts of one endpoint of one model: found once per request, then plain additions."""
 
-    __slots__ = ("cached_input", "duration", "first_token", "input", "output", "reasoning", "statuses")
+    __slots__ = ("duration", "first_token", "statuses", "tokens")
 
     def __init__(self) -> None:
         self.statuses: dict[int, int] = {}
-        self.input = self.cached_input = self.output = self.reasoning = 0
+        self.tokens = [0] * len(QUANTITY_CLASSES)
         self.duration = Histogram(DURATION_SECONDS)
         self.first_token = Histogram(FIRST_TOKEN_SECONDS)
 
@@ -217,9 +218,6 @@ class Metrics:
         return text
 
 
-_TOKEN_CLASSES = ("input", "cached_input", "output", "reasoning")
-
-
 class _Families(Collector):
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -230,7 +228,11 @@ class _Families(Collector):
         yield _counter("tollway_requests", "Answered requests.", ("endpoint", "model", "status"), requests)
         yield _counter("tollway_refusals", "Requests refused before admission, by error code.", ("code",), metrics.refusals.items())
         yield _counter("tollway_outcomes", "Admitted requests by how they ended.", ("outcome",), metrics.outcomes.items())
-        tokens = [((*key, name), getattr(found, name)) for key, found in metrics.models.items() for name in _TOKEN_CLASSES]
+        tokens = [
+            ((*key, billing_class), count)
+            for key, found in metrics.models.items()
+            for billing_class, count in zip(QUANTITY_CLASSES, found.tokens, strict=True)
+        ]
         yield _counter("tollway_tokens", "Tokens by disjoint class.", ("endpoint", "model", "class"), tokens)
         yield _counter("tollway_upstream_attempts", "Attempts at upstreams.", ("deployment", "result"), metrics.attempts.items())
         yield _counter("tollway_usage_anomalies", "Usage reports that could not be believed.", ("kind",), metrics.anomalies.items())

@@ -40,6 +40,14 @@ def test_arithmetic_covers_every_class(one: PerClass, other: PerClass) -> None:
     assert dict(one.items()) == {billing_class: one.get(billing_class) for billing_class in BillingClass if one.get(billing_class)}
     assert (one.input_tokens, one.output_tokens) == (one.sum_of(Direction.INPUT), one.sum_of(Direction.OUTPUT))
     assert sum(one.sum_of(direction) for direction in Direction) == one.total - one.request
+    for row in BILLING_CLASSES:
+        billing_class, is_input, is_output = row.billing_class, row.direction is Direction.INPUT, row.direction is Direction.OUTPUT
+        assert one.with_input_of(other).get(billing_class) == (other if is_input else one).get(billing_class)
+        plain = 5 if billing_class is BillingClass.OUTPUT else 0
+        assert one.with_plain_output(5).get(billing_class) == (plain if is_output else one.get(billing_class))
+        assert one.with_request(5).get(billing_class) == (5 if billing_class is BillingClass.REQUEST else one.get(billing_class))
+        if row.direction is not None:
+            assert one.get(billing_class) <= one.highest_of(row.direction) <= one.sum_of(row.direction)
 
 
 @given(st.lists(st.integers(-3, 2**40), min_size=len(BillingClass), max_size=len(BillingClass)), st.integers(1, 36))

@@ -15,7 +15,7 @@ from tollway.gateway import background as module
 from tollway.gateway.background import BackgroundTasks
 from tollway.gateway.edge.clock import Clock
 from tollway.gateway.edge.edge import EdgeBounds
-from tollway.log_lines import RequestLine
+from tollway.log_lines import RequestLine, new_request_line
 from tollway.telemetry import LogWriter, Metrics
 
 Alarms = list[tuple[str, dict[str, object]]]
@@ -193,7 +193,7 @@ class _Log:
 
 def _line(model: str) -> RequestLine:
     ids = ("org_1", "proj_1", "key_1", model, "dep_1")
-    return RequestLine("", "info", "request", "req_1", "f" * 32, 200, 1.5, "", *ids, 1, "completed", 0.5, 1, 2, 3, 4, 5, True, "")
+    return new_request_line("", "info", "request", "req_1", "f" * 32, 200, 1.5, "", *ids, 1, "completed", 0.5, 1, 2, 3, 4, 5, True, "")
 
 
 class TestLog:

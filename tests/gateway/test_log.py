@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.fakes import Upstream
 from tests.gateway.harness import ORGANIZATION, PROJECT, Served, chat, completion, gateway, post, usage, whole
-from tollway.log_lines import RequestLine
+from tollway.log_lines import RequestLine, new_request_line
 from tollway.telemetry import LogWriter, timestamp
 
 
@@ -22,7 +22,9 @@ def test_an_instant_is_told_to_the_millisecond(at_us: int) -> None:
 
 def _completed(number: int) -> RequestLine:
     ids = ("org_1", "proj_1", "key_1", 'a"\\\n\u00e9', "dep_1")
-    return RequestLine("", "info", "request", "req_1", "f" * 32, 200, 1.5, "", *ids, number, "completed", 0.5, 1, 2, 3, 4, 2**70, True, "")
+    return new_request_line(
+        "", "info", "request", "req_1", "f" * 32, 200, 1.5, "", *ids, number, "completed", 0.5, 1, 2, 3, 4, 2**70, True, ""
+    )
 
 
 def test_lines_of_every_kind_reach_the_descriptor_in_order_and_whole(tmp_path: Path) -> None:

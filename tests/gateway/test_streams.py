@@ -46,9 +46,9 @@ from tollway.domain.faults import Fault
 from tollway.domain.usage import Final, Outcome, UsageSource
 from tollway.gateway import pipeline
 from tollway.gateway.edge.edge import EdgeBounds
-from tollway.gateway.ports import OUTPUT, SLOT_WORDS
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.request import RequestHead, new_request
+from tollway.wire.progress_slots import OUTPUT_WORD, SLOT_WORDS
 
 SECOND = healthy("second")
 ERROR = {"error": {"message": "secret sk-123 at http://10.0.0.1", "type": "x", "code": 500}}
@@ -610,7 +610,7 @@ async def test_what_was_delivered_is_noted_before_it_leaves() -> None:
         client.send(message(streamed()))
         await client.reader.readuntil(b'"b"')
         (slot,) = running.sink._taken
-        assert running.sink.progress[slot * SLOT_WORDS + OUTPUT] == 2
+        assert running.sink.progress[slot * SLOT_WORDS + OUTPUT_WORD] == 2
         upstream.gate.set()
         final = await running.sink.settled()
         assert (final.outcome, final.used, final.source) == (Outcome.UPSTREAM_ERROR, Quantities(5, 0, 2), CONTINUOUS)

@@ -14,6 +14,7 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import encode
 from tollway.link.spool import Spool, SpoolOptions
+from tollway.wire.progress_slots import OUTPUT_WORD, SLOT_WORDS
 
 
 def alarm(event: str, fields: dict[str, object]) -> None:
@@ -26,7 +27,7 @@ async def request(opened: Spool, number: int, chance: random.Random) -> None:
     tokens = 0
     for _ in range(chance.randint(0, 6)):
         tokens += chance.randint(1, 9)
-        opened.progress[slot * 8 + 3] = tokens
+        opened.progress[slot * SLOT_WORDS + OUTPUT_WORD] = tokens
         if chance.random() < 0.3:
             opened.checkpoint(of.request_id, Quantities(output=tokens))
         await asyncio.sleep(chance.random() * 0.004)

@@ -13,10 +13,10 @@ from tests.link.samples import admit, ended, final
 from tests.link.spools import Alarms, DyingDisk, Killed, assert_complete, finals, no_alarm, read_epoch
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.usage import TOKENS_MAX, Close, Final, Outcome, Record, UsageSource, encode
-from tollway.gateway import ports
 from tollway.link.epochs import Epoch, list_epochs, lock, read_start
 from tollway.link.recovery import Recovered, recover, recover_dead
 from tollway.link.spool import Spool, SpoolOptions
+from tollway.wire.progress_slots import FIRST_TOKEN_WORD, OUTPUT_WORD, SLOT_WORDS, write_quantities
 
 OPTIONS = SpoolOptions(segment_bytes=16_384, slots_max=16, tick_seconds=3600)
 
@@ -57,11 +57,9 @@ async def three_requests(opened: Spool) -> None:
     first, second, third = (opened.admit(encode(admit(number))) for number in (1, 2, 3))
     await ended(opened, first, final(admit(1)))
     opened.checkpoint(admit(2).request_id, Quantities(50, 0, 7))
-    words = opened.progress
-    at = third * ports.SLOT_WORDS
-    words[at + ports.INPUT], words[at + ports.OUTPUT], words[at + ports.FIRST_TOKEN_AT] = 90, 11, admit(3).admitted_at + 5
-    at = second * ports.SLOT_WORDS
-    words[at + ports.INPUT], words[at + ports.OUTPUT] = 50, 9
+    write_quantities(opened.progress, third, Quantities(90, 0, 11))
+    opened.progress[third * SLOT_WORDS + FIRST_TOKEN_WORD] = admit(3).admitted_at + 5
+    write_quantities(opened.progress, second, Quantities(50, 0, 9))
     opened.admit(encode(admit(4)))  # writes the checkpoint along
 
 
@@ -99,7 +97,7 @@ class TestOwed:
 
     def test_memory_that_no_request_can_have_left_is_cut_to_what_one_can(self, tmp_path: Path) -> None:
         def act(opened: Spool) -> None:
-            opened.progress[opened.admit(encode(admit(1))) * ports.SLOT_WORDS + ports.OUTPUT] = 2**64 - 1
+            opened.progress[opened.admit(encode(admit(1))) * SLOT_WORDS + OUTPUT_WORD] = 2**64 - 1
 
         epoch = image(tmp_path, act)
         recover(epoch, alarm=no_alarm)
@@ -153,7 +151,7 @@ class TestSameBytes:
             while opened.open_requests < requests:
                 if opened.is_writable():
                     slot = opened.admit(encode(admit(number, model="m" * 128)))
-                    opened.progress[slot * ports.SLOT_WORDS + ports.OUTPUT] = number
+                    opened.progress[slot * SLOT_WORDS + OUTPUT_WORD] = number
                     number += 1
                 await asyncio.sleep(0.001)
 

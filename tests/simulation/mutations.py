@@ -277,7 +277,7 @@ MUTATIONS = (
     Mutation(
         "forget the last chunks",
         "gateway/meter.py",
-        "        self._output = output\n        self._progress[self._base + OUTPUT] = output\n",
+        "        self._output = output\n        self._progress[self._output_word] = output\n",
         "        self._output = output\n",
         "a crash bills less than was delivered",
         seed=19,

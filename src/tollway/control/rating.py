@@ -150,7 +150,7 @@ class RatedBatch:
                 self.quarantined.append(_rejected(batch, record, hashed, rating))
                 continue
             amounts = NOTHING
-            is_billed = rating.bills or (rating.bills_delivered and used.output + used.reasoning > 0)
+            is_billed = rating.bills or (rating.bills_delivered and used.output_tokens > 0)
             if is_billed:
                 amounts = used.times(rating.unit_prices, rating.requests)
                 if amounts.bits > AMOUNT_PICO_MAX:

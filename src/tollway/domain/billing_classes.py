@@ -1,10 +1,10 @@
 """Billing classes: what is counted, priced and billed, in one table.
 
-Everything that enumerates classes (database columns, rollups, ledger accounts, receipts, API fields, command-line columns, metrics) walks
-over `BILLING_CLASSES`. To add a class:
+Everything that enumerates classes (database columns, rollups, ledger accounts, receipts, API fields, command-line options and columns,
+metrics, log lines, the slots of requests in progress) walks over `BILLING_CLASSES`. To add a class:
 
-1. here, add a member to `BillingClass`, a row to the table, and a field to `PerClass` with its term in `total`, `bits`,
-   `input_tokens` or `output_tokens`, `__add__` and `times` (a test compares the fields with the table);
+1. here, add a member to `BillingClass`, a row to the table, and a field to `PerClass` with its term in each of the methods that name
+   the fields (tests compare every one of them with the table);
 2. read its quantity where an engine reports it (`gateway.dialects`);
 3. write a migration for its columns (`make migration`).
 
@@ -167,6 +167,18 @@ class PerClass(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             (self.request + requests) * unit_prices.request,
         )
 
+    def with_input_of(self, other: "PerClass") -> "PerClass":
+        """Return these values with the input classes of `other`."""
+        return PerClass(other.input, other.cached_input, self.output, self.reasoning, self.request)
+
+    def with_plain_output(self, output: int) -> "PerClass":
+        """Return these values with `output` and nothing in the other output classes."""
+        return PerClass(self.input, self.cached_input, output, 0, self.request)
+
+    def with_request(self, request: int) -> "PerClass":
+        """Return these values with another number of requests."""
+        return PerClass(self.input, self.cached_input, self.output, self.reasoning, request)
+
     def get(self, billing_class: BillingClass) -> int:
         """Return the value of one class."""
         value: int = getattr(self, billing_class)
@@ -189,6 +201,10 @@ class PerClass(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     def sum_of(self, direction: Direction) -> int:
         """Return the sum over the token classes of one direction."""
         return sum(self.get(row.billing_class) for row in BILLING_CLASSES if row.direction is direction)
+
+    def highest_of(self, direction: Direction) -> int:
+        """Return the highest value of the token classes of one direction."""
+        return max(self.get(row.billing_class) for row in BILLING_CLASSES if row.direction is direction)
 
 
 Quantities = PerClass

@@ -15,7 +15,7 @@ from enum import StrEnum
 
 import msgspec
 
-from tollway.domain.billing_classes import UnitPrices
+from tollway.domain.billing_classes import Direction, UnitPrices
 from tollway.domain.money import AMOUNT_PICO_MAX
 from tollway.domain.periods import INSTANT_MAX, Bounds, days_of, month_of
 
@@ -110,18 +110,22 @@ def cut_window(window: BudgetWindow, at: int, time_zone: str, existing: Sequence
     for each in existing:
         if each.start_at <= at < each.end_at:
             return each
-    match window:
-        case BudgetWindow.DAY:
-            bounds = days_of(at, time_zone, 1)
-        case BudgetWindow.WEEK:
-            bounds = days_of(at, time_zone, 7, MONDAY)
-        case BudgetWindow.MONTH:
-            bounds = month_of(at, time_zone)
-        case BudgetWindow.TOTAL:
-            bounds = Bounds(0, INSTANT_MAX)
+    bounds = _find_calendar_bounds(window, at, time_zone)
     start_at = max((each.end_at for each in existing if each.end_at <= at), default=bounds.start_at)
     end_at = min((each.start_at for each in existing if each.start_at > at), default=bounds.end_at)
     return Bounds(max(bounds.start_at, start_at), min(bounds.end_at, end_at))
+
+
+def _find_calendar_bounds(window: BudgetWindow, at: int, time_zone: str) -> Bounds:
+    match window:
+        case BudgetWindow.DAY:
+            return days_of(at, time_zone, 1)
+        case BudgetWindow.WEEK:
+            return days_of(at, time_zone, 7, MONDAY)
+        case BudgetWindow.MONTH:
+            return month_of(at, time_zone)
+        case BudgetWindow.TOTAL:
+            return Bounds(0, INSTANT_MAX)
 
 
 # ---- What a request can cost -------------------------------------------------------------------------------------------
@@ -129,12 +133,12 @@ def cut_window(window: BudgetWindow, at: int, time_zone: str, existing: Sequence
 
 def find_fixed_cost(prices: UnitPrices, input_tokens_max: int) -> int:
     """Return the most that a request can cost before its first token of output: its input in the dearer class, and the request itself."""
-    return input_tokens_max * max(prices.input, prices.cached_input) + prices.request
+    return input_tokens_max * prices.highest_of(Direction.INPUT) + prices.request
 
 
 def find_output_price(prices: UnitPrices) -> int:
     """Return the most that one token of output can cost: as an answer or as reasoning."""
-    return max(prices.output, prices.reasoning)
+    return prices.highest_of(Direction.OUTPUT)
 
 
 def find_affordable_output(prices: UnitPrices, input_tokens_max: int, available_pico: int, tokens_max: int) -> int:

@@ -277,8 +277,8 @@ def billed_by(policy_version: int, endpoint: str, final: Final | Ended) -> Quant
     if endpoint in OUTCOME_POLICIES[policy_version].unbilled_endpoints:
         return NOTHING
     used = final.used
-    tokens, request = _BILLS[policy_version, used.output + used.reasoning > 0][final.outcome]
-    return Quantities(used.input, used.cached_input, used.output, used.reasoning, request) if tokens else _REQUEST_ONLY[request]
+    tokens, request = _BILLS[policy_version, used.output_tokens > 0][final.outcome]
+    return used.with_request(request) if tokens else _REQUEST_ONLY[request]
 
 
 _REQUEST_ONLY = (NOTHING, Quantities(request=1))

@@ -24,8 +24,9 @@ from tollway.domain.usage import (
     encode_terms,
 )
 from tollway.gateway.driver import OVER, ShieldedWaiter, Waiter
-from tollway.gateway.ports import CACHED_INPUT, FIRST_TOKEN_AT, INPUT, OUTPUT, REASONING, SLOT_WORDS, UsageSink
+from tollway.gateway.ports import UsageSink
 from tollway.gateway.request import Call, ClientGone, Ending, Permit
+from tollway.wire.progress_slots import FIRST_TOKEN_WORD, OUTPUT_WORD, SLOT_WORDS, write_quantities
 
 _TIMEOUTS = frozenset(
     {
@@ -45,8 +46,9 @@ class Record(Ending):
     """
 
     __slots__ = (
-        "_base",
+        "_first_token_word",
         "_output",
+        "_output_word",
         "_progress",
         "_request_id",
         "_sink",
@@ -78,7 +80,8 @@ class Record(Ending):
         self.now_us = now_us
         self._progress = sink.progress
         self._slot = sink.admit(admit)
-        self._base = self._slot * SLOT_WORDS
+        self._output_word = self._slot * SLOT_WORDS + OUTPUT_WORD
+        self._first_token_word = self._slot * SLOT_WORDS + FIRST_TOKEN_WORD
 
     def __aenter__(self) -> Waiter:
         return OVER
@@ -97,29 +100,24 @@ class Record(Ending):
             self._output = 0
             self.source = UsageSource.NONE
             self.first_token_at = None
-            base = self._base
-            for word in (INPUT, CACHED_INPUT, OUTPUT, REASONING, FIRST_TOKEN_AT):
-                self._progress[base + word] = 0
+            write_quantities(self._progress, self._slot, NOTHING)
+            self._progress[self._first_token_word] = 0
 
     def note(self, used: Quantities, source: UsageSource) -> None:
         """Note what is known to be used so far: kept where a crash cannot reach it, before the bytes that carry it go to the client."""
         self._used = used
         self._output = used.output
         self.source = source
-        progress, base = self._progress, self._base
-        progress[base + INPUT] = used.input
-        progress[base + CACHED_INPUT] = used.cached_input
-        progress[base + REASONING] = used.reasoning
-        progress[base + OUTPUT] = used.output
-        if self.first_token_at is None and (used.output or used.reasoning):
-            self.first_token_at = progress[base + FIRST_TOKEN_AT] = self.now_us()
+        write_quantities(self._progress, self._slot, used)
+        if self.first_token_at is None and used.output_tokens:
+            self.first_token_at = self._progress[self._first_token_word] = self.now_us()
 
     def advance(self, output: int) -> None:
         """More output than `note` last knew, all else as it was: what there is to say about most chunks of a stream."""
         self._output = output
-        self._progress[self._base + OUTPUT] = output
+        self._progress[self._output_word] = output
         if self.first_token_at is None and output:
-            self.first_token_at = self._progress[self._base + FIRST_TOKEN_AT] = self.now_us()
+            self.first_token_at = self._progress[self._first_token_word] = self.now_us()
 
     @property
     def used(self) -> Quantities:
@@ -135,7 +133,7 @@ class Record(Ending):
         """Write FINAL; await it to know that it is durable. Raises Fault metering_unavailable then, if it never will be."""
         used, source = self.used, self.source
         if self.input_estimate and outcome in ESTIMATING:
-            used, source = Quantities(self.input_estimate, 0, used.output, used.reasoning), UsageSource.ESTIMATED
+            used, source = used.with_input_of(Quantities(self.input_estimate)), UsageSource.ESTIMATED
         self.final = final = Ended(
             msgspec.Raw(self.admit),
             outcome,

@@ -6,18 +6,19 @@ a counter and a sampled log line, so that a flood of 401s costs no disk. No bill
 
 import time
 
+from tollway.domain.billing_classes import NOTHING
 from tollway.domain.faults import Fault
 from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, billed_by
 from tollway.gateway.meter import Record
 from tollway.gateway.plane import Plane
 from tollway.gateway.request import Call, Request
-from tollway.log_lines import RequestLine
+from tollway.log_lines import RequestLine, new_request_line
 from tollway.telemetry import timestamp
 
 CLIENT_GONE_STATUS = 499
 """Status in the log of a request whose client left before its answer began."""
 
-_NOTHING_USED = ("", 0, "", 0.0, 0, 0, 0, 0, 0, False, "")
+_NOTHING_USED = ("", 0, "", 0.0, *NOTHING.quantities(), 0, False, "")
 """The fields of a line, from `upstream` to `usage_source`, of a request that no engine received."""
 
 
@@ -34,7 +35,7 @@ def observe(request: Request, call: Call | None, record: Record | None, fault: F
         return
     plane.refusal_lines -= 1
     caller = call.caller if call is not None else None
-    line = RequestLine(
+    line = new_request_line(
         timestamp(request.received_at),
         "warning",
         "request",
@@ -54,7 +55,6 @@ def observe(request: Request, call: Call | None, record: Record | None, fault: F
 
 def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | None, duration: float, plane: Plane) -> None:
     """Record the end of an admitted request: what its FINAL says."""
-    used = final.used
     model = call.model.id
     status = fault.kind.status if fault is not None else 200
     ttft_ms = 0.0 if final.first_token_at is None else (final.first_token_at - request.received_at) / 1000
@@ -62,15 +62,14 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
     metrics.count(metrics.outcomes, final.outcome)
     found = metrics.of_model(request.endpoint, model)
     found.statuses[status] = found.statuses.get(status, 0) + 1
-    found.input += used.input
-    found.cached_input += used.cached_input
-    found.output += used.output
-    found.reasoning += used.reasoning
+    quantities = final.used.quantities()
+    for index, quantity in enumerate(quantities):
+        found.tokens[index] += quantity
     found.duration.observe(duration)
     if ttft_ms:
         found.first_token.observe(ttft_ms / 1000)
     caller = call.caller
-    line = RequestLine(  # by position, because names cost more than the fields
+    line = new_request_line(  # by position, because names cost more than the fields
         timestamp(request.received_at),
         "info" if status < 500 else "error",
         "request",
@@ -87,10 +86,7 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
         final.attempts,
         final.outcome,
         ttft_ms,
-        used.input,
-        used.cached_input,
-        used.output,
-        used.reasoning,
+        *quantities,
         0 if caller.is_test else billed_by(OUTCOME_POLICY_CURRENT, call.request.endpoint, final).times(call.price.unit_prices).total,
         call.stream,
         final.source,

@@ -11,11 +11,6 @@ from tollway.domain.faults import Fault
 from tollway.domain.limits import LevelLimits
 from tollway.domain.shared_limits import CounterState, SharedCounter
 
-SLOT_WORDS = 8
-"""64-bit words of one slot of the progress table: see `UsageSink.progress`."""
-INPUT, CACHED_INPUT, OUTPUT, REASONING, FIRST_TOKEN_AT = 1, 2, 3, 4, 5
-"""Offsets in a slot. Word 0 is the sink's own (the sequence of the slot's ADMIT)."""
-
 
 class UsageSink(Protocol):
     """The destination of usage records: the spool.
@@ -26,8 +21,8 @@ class UsageSink(Protocol):
     """
 
     progress: memoryview
-    """Format "Q", SLOT_WORDS per slot. The caller stores tokens so far at slot * SLOT_WORDS + {INPUT, CACHED_INPUT, OUTPUT,
-    REASONING, FIRST_TOKEN_AT}, always before it hands the bytes that carry them to the client."""
+    """Format "Q", in the layout of `wire.progress_slots`. The caller stores the tokens so far in its slot, always before it hands the bytes
+    that carry them to the client."""
 
     def admit(self, admit: bytes) -> int:
         """Write ADMIT, encoded, and return the request's slot, zeroed. Raises Fault SPOOL_UNAVAILABLE (disk full or failing) or OVERLOADED

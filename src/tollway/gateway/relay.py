@@ -586,7 +586,7 @@ def _note_completed(
         if held is not used:
             record.anomaly = Anomaly.INFLATED
         record.note(held, source)
-    tokens = 0 if used is None else used.input + used.cached_input
+    tokens = 0 if used is None else used.input_tokens
     if record.anomaly is None:
         if tokens and call.prompt_bytes:
             upstream.learn_input(call.prompt_bytes, tokens)
@@ -602,5 +602,5 @@ def _note_cut(record: Record, call: Call, upstream: Pool, stream: AnswerStream, 
     if held is not used:
         record.anomaly = Anomaly.INFLATED
         record.note(held, record.source)
-    if held.output + held.reasoning and not held.input + held.cached_input:
+    if held.output_tokens and not held.input_tokens:
         record.input_estimate = min(upstream.estimate_input(call.prompt_bytes), call.input_tokens_max)

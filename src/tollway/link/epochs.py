@@ -45,11 +45,6 @@ _MAGIC = b"TWSPOOL\x01"
 _EPOCH_NAME = re.compile(r"epoch-([0-9]{1,19})")
 _SEGMENT_NAME = re.compile(r"([0-9]{4,9})\.seg")
 
-SLOT_WORDS = 8
-"""64-bit words of a slot of progress.map: the ADMIT's seq (0: free), then as below. The gateway's port says the
-same."""
-SLOT_INPUT, SLOT_CACHED_INPUT, SLOT_OUTPUT, SLOT_REASONING, SLOT_FIRST_TOKEN_AT = 1, 2, 3, 4, 5
-
 
 class SpoolDamaged(Exception):
     """Bytes on disk that no crash of ours explains. `where` names file and offset, for the operator."""

@@ -33,16 +33,10 @@ from pathlib import Path
 import msgspec
 
 from tollway.domain.billing_classes import NOTHING, Quantities
-from tollway.domain.usage import TOKENS_MAX, Admit, Close, Final, Outcome, Progress, Record, Tick, UsageSource, decode, encode
+from tollway.domain.usage import Admit, Close, Final, Outcome, Progress, Record, Tick, UsageSource, decode, encode
 from tollway.link.disk import DISK, Disk
 from tollway.link.epochs import (
     FORMAT,
-    SLOT_CACHED_INPUT,
-    SLOT_FIRST_TOKEN_AT,
-    SLOT_INPUT,
-    SLOT_OUTPUT,
-    SLOT_REASONING,
-    SLOT_WORDS,
     Closed,
     Epoch,
     OpenRequest,
@@ -61,6 +55,7 @@ from tollway.link.epochs import (
     write_all,
     write_file,
 )
+from tollway.wire.progress_slots import FIRST_TOKEN_WORD, SLOT_WORDS, read_quantities
 from tollway.wire.segments import HEAD_BYTES, Reader, Tail, extend
 
 _SEGMENT_BYTES_MIN = 1 << 20
@@ -117,19 +112,7 @@ def later(a: Quantities, b: Quantities) -> Quantities:
 
 
 def _total(used: Quantities) -> int:
-    return used.input + used.cached_input + used.output + used.reasoning
-
-
-def read_slot(words: "memoryview | array.array[int]", slot: int) -> Quantities:
-    """The counts in a slot of the progress table. A value that no request can reach is cut to the highest that one
-    can."""
-    at = slot * SLOT_WORDS
-    return Quantities(
-        min(words[at + SLOT_INPUT], TOKENS_MAX),
-        min(words[at + SLOT_CACHED_INPUT], TOKENS_MAX),
-        min(words[at + SLOT_OUTPUT], TOKENS_MAX),
-        min(words[at + SLOT_REASONING], TOKENS_MAX),
-    )
+    return used.input_tokens + used.output_tokens
 
 
 def recover_dead(directory: Path, *, alarm: Alarm, disk: Disk = DISK) -> dict[int, Recovered]:
@@ -372,7 +355,7 @@ def _read_slots(epoch: Epoch) -> dict[int, tuple[Quantities, int | None]]:
     for slot in range(len(words) // SLOT_WORDS):
         seq = words[slot * SLOT_WORDS]
         if seq:
-            slots[seq] = read_slot(words, slot), words[slot * SLOT_WORDS + SLOT_FIRST_TOKEN_AT] or None
+            slots[seq] = read_quantities(words, slot), words[slot * SLOT_WORDS + FIRST_TOKEN_WORD] or None
     return slots
 
 

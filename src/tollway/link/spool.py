@@ -42,7 +42,6 @@ from tollway.domain.usage import Close, Progress, Tick, decode_admit, encode
 from tollway.link.disk import DISK, Disk
 from tollway.link.epochs import (
     FORMAT,
-    SLOT_WORDS,
     Epoch,
     OpenRequest,
     Position,
@@ -58,7 +57,8 @@ from tollway.link.epochs import (
     write_all,
     write_node,
 )
-from tollway.link.recovery import Alarm, finish, read_slot, recover, recover_dead
+from tollway.link.recovery import Alarm, finish, recover, recover_dead
+from tollway.wire.progress_slots import SLOT_WORDS, read_quantities
 from tollway.wire.segments import HEAD_BYTES, extend
 
 ADMIT_BYTES_MAX = 640
@@ -384,7 +384,7 @@ class Spool:
 
     def _list_open(self) -> tuple[OpenRequest, ...]:
         return tuple(
-            OpenRequest(self.progress[slot * SLOT_WORDS], read_slot(self.progress, slot), decode_admit(admit))
+            OpenRequest(self.progress[slot * SLOT_WORDS], read_quantities(self.progress, slot), decode_admit(admit))
             for slot, admit in enumerate(self._admits)
             if admit is not None
         )

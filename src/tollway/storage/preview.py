@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.domain.billing_classes import QUANTITY_CLASSES, Quantities
+from tollway.domain.billing_classes import BILLING_CLASSES, QUANTITY_CLASSES, Direction, Quantities
 from tollway.domain.ids import REQUEST, first_id, instant_of
 from tollway.domain.money import PICO
 from tollway.domain.preview import UsageSum
@@ -20,6 +20,7 @@ PAGE_EVENTS = 50_000
 
 COMMON = ("organization_id", "model", "endpoint", "service_tier", "outcome_policy", "outcome", "delivered", "span")
 TOKENS = tuple(map(str, QUANTITY_CLASSES))
+OUTPUT = tuple(str(row.billing_class) for row in BILLING_CLASSES if row.direction is Direction.OUTPUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def sum_page(
         sa.select(
             *(events[name] for name in ("organization_id", "model", "endpoint", "service_tier", "outcome_policy", "outcome", *TOKENS)),
             *(events[name] for name in AMOUNT_COLUMNS),
-            sa.case((events.output + events.reasoning > 0, 1), else_=0).label("delivered"),
+            sa.case((sum((events[name] for name in OUTPUT), sa.literal(0)) > 0, 1), else_=0).label("delivered"),
             _span(changes).label("span"),
         )
         .where(in_range, events.admitted_at >= from_at, events.admitted_at < to_at, ~events.test)

@@ -231,7 +231,7 @@ class MessageStream:
             report = read_usage(usage)
             self.anomaly = report.anomaly
             if report.has_input:
-                started = Quantities(report.used.input, report.used.cached_input)
+                started = NOTHING.with_input_of(report.used)
                 self.used = cap_input(started, self._context.input_tokens_max)
                 if self.used is not started:
                     self.anomaly = Anomaly.INFLATED
@@ -246,7 +246,7 @@ class MessageStream:
         self._counted += 1
         before = self.used or NOTHING
         if self.source is not UsageSource.ENGINE_FINAL:
-            self.used = Quantities(before.input, before.cached_input, self._counted)
+            self.used = before.with_plain_output(self._counted)
             self.source = UsageSource.COUNTED
             self.output = self._counted
 
@@ -258,20 +258,20 @@ class MessageStream:
         if not (report.has_input or report.has_output):
             return
         used, bound = report.used, self._context.input_tokens_max
-        known, reported = before.input + before.cached_input, report.used.input + report.used.cached_input
-        if known and (not 0 < reported <= bound or (used.input, used.cached_input) == (known, 0)):
+        known, reported = before.input_tokens, report.used.input_tokens
+        if known and (not 0 < reported <= bound or reported == used.input == known):
             # Left out, absurd, or the same prompt again without the part that came from the cache.
             if reported > bound:
                 self.anomaly = Anomaly.INFLATED
-            used = Quantities(before.input, before.cached_input, used.output)
+            used = used.with_input_of(before)
         if not report.has_output:
-            used = Quantities(used.input, used.cached_input, before.output)
+            used = before.with_input_of(used)
         held = cap_output(cap_input(used, self._context.input_tokens_max), self._context.output_tokens_max)
         if held is not used:
             self.anomaly = Anomaly.INFLATED
         if self.source is UsageSource.ENGINE_FINAL and held.output < before.output:
             self.anomaly = Anomaly.SHRINKING
-            held = Quantities(held.input, held.cached_input, max(held.output, min(self._counted, before.output)))
+            held = held.with_plain_output(max(held.output, min(self._counted, before.output)))
         self.used = held
         self.output = held.output
         if report.has_output:

@@ -267,8 +267,8 @@ class OpenAIStream:
     def used(self) -> Quantities | None:
         """The best knowledge of what was used so far; None while there is none."""
         used = self._used
-        if used is not None and used.output + used.reasoning != self.output:
-            used = self._used = Quantities(used.input, used.cached_input, self.output - used.reasoning, used.reasoning)
+        if used is not None and used.output_tokens != self.output:
+            used = self._used = _with_output_tokens(used, self.output)
         return used
 
     def _renamed(self, data: bytes) -> bytes:
@@ -304,14 +304,14 @@ class OpenAIStream:
             return
         context, before, used = self._context, self.used or NOTHING, report.used
         has_output = report.has_output and (final or context.sequences == 1)
-        known, reported = before.input + before.cached_input, used.input + used.cached_input
+        known, reported = before.input_tokens, used.input_tokens
         if known and not 0 < reported <= context.input_tokens_max:
             if reported:
                 self.anomaly = Anomaly.INFLATED
-            used = Quantities(before.input, before.cached_input, used.output, used.reasoning)
+            used = used.with_input_of(before)
         if not has_output:
-            used = Quantities(used.input, used.cached_input, before.output, before.reasoning)
-        total = used.output + used.reasoning
+            used = before.with_input_of(used)
+        total = used.output_tokens
         if not final and total - self.output > event_bytes + self._doubted_bytes:
             self._doubted = max(self._doubted, total)
             self._doubted_bytes += event_bytes
@@ -323,18 +323,18 @@ class OpenAIStream:
         held = cap_output(cap_input(used, context.input_tokens_max), context.output_tokens_max)
         if held is not used:
             self.anomaly = Anomaly.INFLATED
-        if self._reported and held.output + held.reasoning < self.output:
+        if self._reported and held.output_tokens < self.output:
             self.anomaly = Anomaly.SHRINKING
             if not final:
                 return
             delivered = min(self._count_events(), self.output)
-            if held.output + held.reasoning < delivered:
-                held = Quantities(held.input, held.cached_input, delivered - min(held.reasoning, delivered), min(held.reasoning, delivered))
+            if held.output_tokens < delivered:
+                held = _with_output_tokens(held, delivered)
         self._used = held
-        self.output = held.output + held.reasoning
+        self.output = total = held.output_tokens
         self._doubted_bytes = 0
-        regular = self._rename is None and not context.counting and not held.reasoning and not final and context.sequences == 1
-        self._prompt_tokens = held.input + held.cached_input if regular else -1
+        regular = self._rename is None and not context.counting and held.output == total and not final and context.sequences == 1
+        self._prompt_tokens = held.input_tokens if regular else -1
         self._drop_template()  # it holds the number of prompt tokens
         self._reported = self._reported or has_output
         if self._reported:
@@ -363,9 +363,14 @@ class OpenAIStream:
                 self._counted += 1
         if self._counted:
             before = self._used or NOTHING
-            self._used = Quantities(before.input, before.cached_input, self._counted)
+            self._used = before.with_plain_output(self._counted)
             self.output = self._counted
             self.source = UsageSource.COUNTED
+
+
+def _with_output_tokens(used: Quantities, tokens: int) -> Quantities:
+    """Return `used` with `tokens` of output in all: plain output makes up the difference."""
+    return msgspec.structs.replace(used, output=tokens - (used.output_tokens - used.output))
 
 
 def _decode(data: bytes, *, counting: bool) -> _Event | _CountedEvent:

@@ -4,12 +4,12 @@ A report is believed member by member. A count that cannot be true costs its own
 and what the engine said of its other classes is as good as before. None of this raises a bill.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from tollway.domain.billing_classes import NOTHING, Quantities
+from tollway.domain.billing_classes import BILLING_CLASSES, NOTHING, BillingClassRow, Direction, Quantities
 from tollway.domain.usage import TOKENS_MAX, Anomaly
 from tollway.gateway.dialects.answers import ABSENT, AnswerContext, is_absent
 
@@ -138,9 +138,10 @@ def merge_sequences(parts: Sequence[Report], context: AnswerContext) -> Report:
     choices = context.sequences // context.prompts
     anomaly = next((part.anomaly for part in parts if part.anomaly is not None), None)
     return Report(
-        Quantities(-(-used.input // choices), used.cached_input // choices, used.output, used.reasoning)
+        # Rounded up in total: what is left of a class that another one stands in for is left of that other class.
+        _change(used, Direction.INPUT, lambda row, count: count // choices if row.price_of else -(-count // choices))
         if len(parts) == context.sequences
-        else Quantities(max(part.used.input for part in parts), max(part.used.cached_input for part in parts)),
+        else _change(NOTHING, Direction.INPUT, lambda row, _: max(part.used.get(row.billing_class) for part in parts)),
         anomaly,
         has_input=any(part.has_input for part in parts),
         has_output=len(parts) == context.sequences and all(part.has_output for part in parts),
@@ -152,28 +153,27 @@ def scale_to_answer(report: Report, sizes: Sequence[int], context: AnswerContext
 
     `sizes`: bytes of output of each sequence. Tokens are taken to be as long in all of them. The input of several prompts stays unknown.
     """
-    first, used = max(sizes[0], 1), report.used
-    output, reasoning = (count * max(sum(sizes), 1) // first for count in (used.output, used.reasoning))
-    if context.prompts > 1:
-        return Report(Quantities(0, 0, output, reasoning), report.anomaly or Anomaly.MISSING, has_input=False, has_output=report.has_output)
-    scaled = Quantities(used.input, used.cached_input, output, reasoning)
-    return Report(scaled, report.anomaly or Anomaly.MISSING, has_input=report.has_input, has_output=report.has_output)
+    first, whole = max(sizes[0], 1), max(sum(sizes), 1)
+    scaled = _change(report.used, Direction.OUTPUT, lambda _, count: count * whole // first)
+    is_input_known = context.prompts == 1
+    return Report(
+        scaled if is_input_known else scaled.with_input_of(NOTHING),
+        report.anomaly or Anomaly.MISSING,
+        has_input=is_input_known and report.has_input,
+        has_output=report.has_output,
+    )
 
 
 def cap_input(used: Quantities, input_tokens_max: int) -> Quantities:
     """Return `used` with no more input, cached input included, than the prompts can have; `used` itself if nothing exceeds it."""
-    if used.input + used.cached_input <= input_tokens_max:
-        return used
-    cached_input = min(used.cached_input, input_tokens_max)
-    return Quantities(input_tokens_max - cached_input, cached_input, used.output, used.reasoning)
+    surplus = used.input_tokens - input_tokens_max
+    return used if surplus <= 0 else _remove(used, Direction.INPUT, surplus)
 
 
 def cap_output(used: Quantities, output_tokens_max: int | None) -> Quantities:
     """Return `used` with no more output, reasoning included, than the request could produce; `used` itself if nothing exceeds it."""
-    if output_tokens_max is None or used.output + used.reasoning <= output_tokens_max:
-        return used
-    reasoning = min(used.reasoning, output_tokens_max)
-    return Quantities(used.input, used.cached_input, output_tokens_max - reasoning, reasoning)
+    surplus = 0 if output_tokens_max is None else used.output_tokens - output_tokens_max
+    return used if surplus <= 0 else _remove(used, Direction.OUTPUT, surplus)
 
 
 def cap_to_delivered(used: Quantities, output_tokens_max: int | None, delivered_bytes: int) -> Quantities:
@@ -181,4 +181,23 @@ def cap_to_delivered(used: Quantities, output_tokens_max: int | None, delivered_
     exceeds it. A token takes at least one byte. Reasoning is not bounded: engines may be told not to show it."""
     if output_tokens_max is not None or used.output <= delivered_bytes:
         return used
-    return Quantities(used.input, used.cached_input, delivered_bytes, used.reasoning)
+    return msgspec.structs.replace(used, output=delivered_bytes)
+
+
+def _remove(used: Quantities, direction: Direction, surplus: int) -> Quantities:
+    """Return `used` with `surplus` tokens less in one direction, taken from its classes in the order of the table."""
+    left = surplus
+
+    def remove(_: BillingClassRow, count: int) -> int:
+        nonlocal left
+        removed = min(count, left)
+        left -= removed
+        return count - removed
+
+    return _change(used, direction, remove)
+
+
+def _change(used: Quantities, direction: Direction, change: Callable[[BillingClassRow, int], int]) -> Quantities:
+    """Return `used` with the count of each class of one direction replaced by `change(row, count)`."""
+    counts = {row.billing_class.value: change(row, used.get(row.billing_class)) for row in BILLING_CLASSES if row.direction is direction}
+    return msgspec.structs.replace(used, **counts)

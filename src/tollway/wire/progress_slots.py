@@ -1,0 +1,37 @@
+"""Layout of a slot of the progress table: the counts of a running request, in memory that outlives the process.
+
+A slot is SLOT_WORDS words of 64 bits in native byte order. Word 0 belongs to the spool (the sequence of the slot's ADMIT, 0 for a free
+slot). The quantity classes follow in the order of the table of billing classes, then the instant of the first token.
+"""
+
+import array
+import struct
+from typing import Final
+
+from tollway.domain.billing_classes import QUANTITY_CLASSES, BillingClass, Quantities
+from tollway.domain.usage import TOKENS_MAX
+
+SLOT_WORDS: Final = 8
+"""A slot fills one cache line."""
+
+OUTPUT_WORD: Final = 1 + QUANTITY_CLASSES.index(BillingClass.OUTPUT)
+"""Word of the class that grows with every chunk of a stream: it is stored alone."""
+
+FIRST_TOKEN_WORD: Final = 1 + len(QUANTITY_CLASSES)
+"""Word of the instant of the first token in UTC microseconds; 0 while there is none."""
+
+assert FIRST_TOKEN_WORD < SLOT_WORDS, "a slot has a word for each quantity class; a larger slot needs a new version of the spool"
+
+_pack_quantities = struct.Struct(f"@{len(QUANTITY_CLASSES)}Q").pack_into
+
+
+def write_quantities(table: memoryview, slot: int, used: Quantities) -> None:
+    """Store the counts of a request in its slot, in one call: a process that is killed between two words would leave a mixture of two
+    reports, which bills a token in both of its classes."""
+    _pack_quantities(table, (slot * SLOT_WORDS + 1) * 8, *used.quantities())
+
+
+def read_quantities(table: "memoryview | array.array[int]", slot: int) -> Quantities:
+    """Return the counts in a slot. A value above TOKENS_MAX, which no request can reach, is reduced to it."""
+    at = slot * SLOT_WORDS + 1
+    return Quantities(*(min(value, TOKENS_MAX) for value in table[at : at + len(QUANTITY_CLASSES)]))
