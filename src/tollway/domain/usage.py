@@ -258,7 +258,7 @@ class UnbilledReason(StrEnum):
 def find_unbilled_reason(final: Final) -> UnbilledReason | None:
     """Return why an event bills nothing; None if it bills what it used."""
     admit = final.admit
-    policy, delivered = OUTCOME_POLICIES[admit.outcome_policy], final.used.output + final.used.reasoning > 0
+    policy, delivered = OUTCOME_POLICIES[admit.outcome_policy], final.used.output_tokens > 0
     if admit.test:
         return UnbilledReason.TEST_KEY
     if admit.endpoint in policy.unbilled_endpoints:

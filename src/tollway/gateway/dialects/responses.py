@@ -221,7 +221,7 @@ class ResponseStream:
 
     def _count(self) -> None:
         self.output += 1
-        self.used = Quantities(0, 0, self.output)
+        self.used = Quantities(output=self.output)
         self.source = UsageSource.COUNTED
 
     def _finish(self, response: bytes) -> None:
@@ -234,10 +234,10 @@ class ResponseStream:
         if used is None:
             return
         if not report.has_output:
-            used = Quantities(used.input, used.cached_input, self.output)
+            used = used.with_plain_output(self.output)
             self.anomaly = self.anomaly or Anomaly.INVALID
         self.used = used
-        self.output = used.output + used.reasoning
+        self.output = used.output_tokens
         self.source = UsageSource.ENGINE_FINAL
 
 
