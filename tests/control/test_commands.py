@@ -1,7 +1,7 @@
 """Commands against a running control plane with usage in it: what they print agrees with what the API says."""
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -9,9 +9,10 @@ import pytest
 
 from tests.control.harness import Running, answered
 from tests.control.test_periods import ended
-from tests.link.samples import EPOCH, NODE, ORGANIZATION, frames
+from tests.link.samples import EPOCH, NODE, ORGANIZATION, frames, request_id
 from tests.storage.databases import fill
 from tollway.cli.app import run
+from tollway.domain.money import format_amount
 
 PARIS = ZoneInfo("Europe/Paris")
 MIDNIGHT = datetime.fromtimestamp(EPOCH // 10**6, PARIS).replace(hour=0, minute=0, second=0)
@@ -75,6 +76,42 @@ def test_usage_prints_the_same_buckets_as_table_and_as_json(printed: Any) -> Non
     with_usage = [each for each in daily if each["results"]]
     assert [line[0] for line in table] == [f"{datetime.fromtimestamp(each['start_time'], PARIS):%Y-%m-%d}" for each in with_usage]
     assert [int(line[-4]) for line in table] == [each["results"][0]["num_model_requests"] for each in with_usage] == [2, 1]
+
+
+def test_costs_of_a_month_are_those_of_its_billing_period(printed: Any) -> None:
+    of = ("--organization", ORGANIZATION, "-o", "json")
+    month = ("--since", f"{MONTH:%Y-%m}", "--until", f"{NEXT_MONTH:%Y-%m}")
+    (bucket,) = json.loads(printed("costs", *of, *month))
+    total = sum(int(result["amount"]["value_pico"]) for result in bucket["results"])
+    transactions = json.loads(printed("ledger", "transactions", "-o", "json"))
+    billed = [int(entry["amount_pico"]) for each in transactions for entry in each["entries"]]
+    assert total == sum(pico for pico in billed if pico > 0) > 0
+    daily = json.loads(printed("costs", *of, *month, "--daily"))
+    by_day = {
+        f"{datetime.fromtimestamp(each['start_time'], PARIS):%Y-%m-%d}": sum(
+            int(result["amount"]["value_pico"]) for result in each["results"]
+        )
+        for each in daily
+        if each["results"]
+    }
+    before = MIDNIGHT - timedelta(hours=12)
+    assert by_day == {f"{before:%Y-%m-%d}": total // 3 * 2, f"{MIDNIGHT:%Y-%m-%d}": total // 3}
+    assert printed("costs", *of[:2], *month).splitlines()[-1].split() == ["total", "EUR", format_amount(total)]
+
+
+def test_receipt_prints_its_lines_as_a_table(printed: Any) -> None:
+    of = ("--organization", ORGANIZATION)
+    receipt = json.loads(printed("receipt", request_id(1), *of, "-o", "json"))
+    lines = printed("receipt", request_id(1), *of).splitlines()
+    assert ["net_cost", receipt["net_cost"]["value_decimal"], "EUR"] in [line.split() for line in lines]
+    heading = next(at for at, line in enumerate(lines) if line.startswith("BILLING_CLASS"))
+    assert [line.split()[0] for line in lines[heading + 1 :]] == [line["billing_class"] for line in receipt["lines"]]
+
+
+def test_tables_of_operators_name_the_organization(printed: Any) -> None:
+    name = json.loads(printed("organizations", "show", "--organization", ORGANIZATION, "-o", "json"))[0]["name"]
+    for command in (("periods", "list"), ("ledger", "balances"), ("ledger", "transactions")):
+        assert f"  {name}  " in printed(*command), command
 
 
 def test_usage_by_project_names_the_project_beside_its_id(printed: Any) -> None:

@@ -15,13 +15,13 @@ from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-Period = Annotated[str, typer.Option(help="Its id, as `tollway periods list` shows it.")]
+Period = Annotated[str, typer.Option("--period", metavar="PERIOD", help="Id of the period, as `tollway periods list` shows it.")]
 
 
 @app.command()
 def export(
     period: Period,
-    file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Where to; else standard output.")] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="File to write, in place of standard output.")] = None,
     organization: Organization = None,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -48,7 +48,7 @@ def export(
 def proof(
     period: Period,
     request: Annotated[str, typer.Argument(metavar="REQUEST", help="The id of the request (x-request-id).")],
-    file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Where to; else standard output.")] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="File to write, in place of standard output.")] = None,
     organization: Organization = None,
     control_url: ControlUrl = None,
     key: Key = None,

@@ -19,7 +19,7 @@ Name = Annotated[str, typer.Argument(metavar="MODEL", help="Its public name.")]
 
 @app.command("list")
 def list_models(output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None) -> None:
-    """The catalog, with what serves each model."""
+    """List the catalog, with what serves each model."""
     with connect(control_url, key, data_dir) as control:
         models = list(control.list_all("/platform/models"))
         deployments = list(control.list_all("/platform/deployments"))
@@ -64,7 +64,7 @@ def create(
 @app.command()
 def price(
     name: Name,
-    currency: Annotated[str, typer.Option(help="ISO 4217.")],
+    currency: Annotated[str, typer.Option("--currency", metavar="CODE", help="Currency code of ISO 4217.")],
     input_price: Annotated[str, typer.Option(help="Price per 1,000,000 input tokens, a decimal.")],
     output_price: Annotated[str, typer.Option(help="Price per 1,000,000 output tokens, a decimal.")],
     cached_input_price: Annotated[str | None, typer.Option(help="Price per 1,000,000 cached input tokens; as input if left out.")] = None,
@@ -134,28 +134,48 @@ def deploy(
 
 @app.command()
 def undeploy(
-    deployment_id: Annotated[str, typer.Argument(metavar="DEPLOYMENT_ID", help="See `tollway models list -o json`.")],
+    deployment_id: Annotated[str, typer.Argument(metavar="DEPLOYMENT_ID", help="Id, as `tollway models deployments` shows it.")],
+    output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
     """Archive a deployment: no new request goes there."""
     with connect(control_url, key, data_dir) as control:
-        control.post(f"/platform/deployments/{segment(deployment_id)}/archive")
-    print(f"archived {deployment_id}")
+        archived = control.post(f"/platform/deployments/{segment(deployment_id)}/archive")
+    print_json(archived) if output is Output.JSON else print(f"archived {deployment_id}")
 
 
 @app.command()
-def publish(name: Name, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None) -> None:
+def deployments(
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Only those of this model.")] = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the deployments that are not archived."""
+    with connect(control_url, key, data_dir) as control:
+        rows = [each for each in control.list_all("/platform/deployments") if model in (None, each["model"])]
+    columns = ["id", "model", "engine", "base_url", "upstream_model", "tier", "weight", "region"]
+    print_rows(output, columns, rows, none="no deployments yet: see `tollway models deploy`")
+
+
+@app.command()
+def publish(
+    name: Name, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
+) -> None:
     """Let tenants use a model. It needs a price."""
     with connect(control_url, key, data_dir) as control:
-        control.post(f"/platform/models/{segment(name)}/publish")
-    print(f"published {name}")
+        made = control.post(f"/platform/models/{segment(name)}/publish")
+    print_json(made) if output is Output.JSON else print(f"published {name}")
 
 
 @app.command()
-def archive(name: Name, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None) -> None:
+def archive(
+    name: Name, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
+) -> None:
     """Archive a model permanently. Its name cannot be used again, because usage refers to it."""
     with connect(control_url, key, data_dir) as control:
-        control.post(f"/platform/models/{segment(name)}/archive")
-    print(f"archived {name}")
+        made = control.post(f"/platform/models/{segment(name)}/archive")
+    print_json(made) if output is Output.JSON else print(f"archived {name}")

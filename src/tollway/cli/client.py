@@ -114,14 +114,7 @@ class Control:
             if organization is not None:
                 raise OperatorError("--organization needs a platform key; an admin key has its own organization", exit_code=2)
             return
-        organizations = list(self.list_all("/platform/organizations"))
-        found = [each for each in organizations if organization in (None, each["id"], each["name"])]
-        if len(found) != 1:
-            called = Counter(each["name"] for each in organizations)
-            names = ", ".join(each["name"] if called[each["name"]] == 1 else each["id"] for each in organizations)
-            what = f"no organization is called {organization}" if not found and organization else "which organization?"
-            raise OperatorError(what, hint=f"--organization, of: {names or 'none: see `tollway organizations create`'}", exit_code=2)
-        self.act_for_id(found[0]["id"])
+        self.act_for_id(self.get_organization(organization)["id"])
 
     def act_for_id(self, organization_id: str) -> None:
         """Act for this organization on tenant routes from here on."""
@@ -139,6 +132,18 @@ class Control:
         if name is not None:
             return find_zone(name)
         return find_zone(self.get("/organization")["time_zone"]) if self._is_tenant else UTC
+
+    def get_organization(self, name_or_id: str | None) -> dict[str, Any]:
+        """Return the organization of this name or id; without one, the only one there is. Raises OperatorError that lists the names."""
+        organizations = list(self.list_all("/platform/organizations"))
+        found = [each for each in organizations if name_or_id in (None, each["id"], each["name"])]
+        if len(found) != 1:
+            called = Counter(each["name"] for each in organizations)
+            names = ", ".join(each["name"] if called[each["name"]] == 1 else each["id"] for each in organizations)
+            several = f"several organizations are called {name_or_id}" if name_or_id else "which organization?"
+            what = f"no organization is called {name_or_id}" if not found and name_or_id else several
+            raise OperatorError(what, hint=f"--organization, of: {names or 'none: see `tollway organizations create`'}", exit_code=2)
+        return found[0]
 
     def list_organizations(self) -> dict[str, dict[str, Any]]:
         """Return every organization by its id, archived ones too: tables of operators name what their rows belong to."""

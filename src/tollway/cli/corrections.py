@@ -9,18 +9,19 @@ from tollway.cli.organizations import with_organizations
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.times import Zone
 from tollway.domain import ids
+from tollway.domain.corrections import AdjustmentState
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 RequestId = Annotated[str, typer.Argument(metavar="REQUEST", help="The id of the request (x-request-id).")]
 AdjustmentId = Annotated[str, typer.Argument(metavar="CORRECTION", help="Its id (adj_...).")]
 LISTED = "see `tollway corrections list`"
-Reason = Annotated[str, typer.Option(help="Why; the customer reads it on the receipt.")]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; the customer reads it on the receipt.")]
 
 
 @app.command("list")
 def list_corrections(
-    state: Annotated[str | None, typer.Option(help="Only those that are pending, applied or rejected.")] = None,
+    state: Annotated[AdjustmentState | None, typer.Option("--state", help="Only those in this state.")] = None,
     zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,

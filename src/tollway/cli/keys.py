@@ -2,6 +2,7 @@
 
 import sys
 import time
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,13 @@ from tollway.cli.times import Zone, with_times
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+class Purpose(StrEnum):
+    """Purpose of an API key."""
+
+    LIVE = "live"
+    TEST = "test"
 
 
 @app.command("list")
@@ -39,13 +47,17 @@ def list_keys(
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Option(help="What it is for.")] = "key",
+    name: Annotated[str, typer.Option(help="Purpose of the key.")] = "key",
     project: Project = None,
-    type: Annotated[str, typer.Option(help="live, or test: reaches only deployments for tests, and is not billed.")] = "live",
-    model: Annotated[list[str] | None, typer.Option(help="Only this model; may be repeated.")] = None,
+    type: Annotated[
+        Purpose, typer.Option("--type", help="Purpose: test keys reach only deployments for tests, and are not billed.")
+    ] = Purpose.LIVE,
+    model: Annotated[list[str] | None, typer.Option("--model", metavar="MODEL", help="Only this model (repeatable).")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(help="Limit of this key.")] = None,
     concurrent_requests: Annotated[int | None, typer.Option(help="Limit of this key.")] = None,
-    expires_in_days: Annotated[float | None, typer.Option(help="From now.")] = None,
+    expires_in_days: Annotated[
+        float | None, typer.Option("--expires-in-days", metavar="DAYS", help="Days until the key expires; never if left out.")
+    ] = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,

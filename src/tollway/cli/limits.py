@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 ApiKey = Annotated[str | None, typer.Option("--api-key", metavar="KEY_ID", help="A key of the project, as `tollway keys list` shows it.")]
 Account = Annotated[str | None, typer.Option("--service-account", metavar="ID", help="A service account of the project.")]
-Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Limits on this model alone, beside those on all models.")]
+Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Limits on this model alone, beside those on all models.")]
 
 
 @app.command()
@@ -38,13 +38,21 @@ def show(
         if api_key is not None:
             query["api_key_id"] = api_key
         levels = control.get("/organization/limits", **query)["data"]
+        names = _list_names(control, query.get("project_id"))
     rows = [
-        {"level": each["level"], "id": each["id"], "model": each["model"], "limit": dimension.name, "size": each[dimension.name]}
+        {
+            "level": each["level"],
+            "id": each["id"],
+            "name": names.get(each["id"]),
+            "model": each["model"],
+            "limit": dimension.name,
+            "size": each[dimension.name],
+        }
         for each in levels
         for dimension in DIMENSIONS
         if each[dimension.name] is not None
     ]
-    print_rows(output, ["level", "id", "model", "limit", "size"], rows, none="nothing is limited: see `tollway limits set`")
+    print_rows(output, ["level", "id", "name", "model", "limit", "size"], rows, none="nothing is limited: see `tollway limits set`")
 
 
 @app.command("set")
@@ -77,6 +85,17 @@ def set_limits(
         return
     for name in changes:
         print(f"{name}: {_show(before[name])} -> {_show(stored[name])}")
+
+
+def _list_names(control: Control, project_id: str | None) -> dict[str, str]:
+    """Return the names of the organization, and of a project with its keys and accounts, by id."""
+    organization = control.get("/organization")
+    names = {organization["id"]: organization["name"]}
+    if project_id is not None:
+        place = f"/organization/projects/{project_id}"
+        names[project_id] = control.get(place)["name"]
+        names |= {each["id"]: each["name"] for kind in ("api_keys", "service_accounts") for each in control.list_all(f"{place}/{kind}")}
+    return names
 
 
 def parse_limits(texts: Sequence[str]) -> dict[str, int | None]:

@@ -158,7 +158,9 @@ def revoke_token(
 @app.command()
 def lost(
     node: Annotated[str, typer.Argument(metavar="NODE", help="Id of the gateway.")],
-    reason: Annotated[str, typer.Option(help="Reason, which stands in the report of each period that this covers.")],
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Reason, which stands in the report of each period that this covers.")
+    ],
     epoch: Annotated[int | None, typer.Option(help="One of its epochs; all that are not complete if left out.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     output: OutputOption = Output.TABLE,

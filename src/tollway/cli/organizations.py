@@ -45,8 +45,8 @@ def show(
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Its name.")],
-    currency: Annotated[str, typer.Option(help="Currency code of ISO 4217; it cannot be changed.")] = "EUR",
-    time_zone: Annotated[str, typer.Option(help="Time zone of its billing periods (IANA name).")] = "UTC",
+    currency: Annotated[str, typer.Option("--currency", metavar="CODE", help="Currency code of ISO 4217; it cannot be changed.")] = "EUR",
+    time_zone: Annotated[str, typer.Option("--time-zone", metavar="ZONE", help="Time zone of its billing periods (IANA name).")] = "UTC",
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -64,7 +64,9 @@ def create(
 @app.command()
 def update(
     organization: Annotated[str, typer.Argument(metavar="ORGANIZATION", help="Name or id of the organization.")],
-    time_zone: Annotated[str, typer.Option(help="Time zone of billing periods that do not exist yet (IANA name).")],
+    time_zone: Annotated[
+        str, typer.Option("--time-zone", metavar="ZONE", help="Time zone of billing periods that do not exist yet (IANA name).")
+    ],
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,

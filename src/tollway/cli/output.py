@@ -55,6 +55,17 @@ def print_rows(output: Output, columns: Sequence[str], rows: Sequence[Mapping[st
         print(none, file=sys.stderr)
 
 
+def print_fields(output: Output, row: Mapping[str, Any]) -> None:
+    """Print one resource: a line for each field, with lists and mappings as JSON, or the whole as JSON."""
+    if output is Output.JSON:
+        print_json(row)
+        return
+    width = max(map(len, row), default=0)
+    for name, value in row.items():
+        text = "-" if value is None else json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list, bool)) else str(value)
+        print(f"{name.ljust(width)}  {text}")
+
+
 def is_pretty(stream: TextIO) -> bool:
     """Return whether `stream` is a terminal that may be written to in colour: NO_COLOR (no-color.org) is not set."""
     return stream.isatty() and not os.environ.get("NO_COLOR")

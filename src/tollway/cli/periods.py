@@ -13,6 +13,7 @@ from tollway.cli.organizations import with_organizations
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.times import Zone, find_zone, show_day, with_times
 from tollway.domain import ids
+from tollway.domain.periods import PeriodState
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -25,7 +26,7 @@ PeriodId = Annotated[str, typer.Argument(metavar="PERIOD", help="Its id, as `tol
 @app.command("list")
 def list_periods(
     organization: OrganizationFilter = None,
-    state: Annotated[str | None, typer.Option(help="Only those that are open, closing or closed.")] = None,
+    state: Annotated[PeriodState | None, typer.Option("--state", help="Only those in this state.")] = None,
     zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
@@ -107,17 +108,10 @@ def _close(control: Control, period: str) -> Any:
         print(f"{period}: computing digests ...", file=sys.stderr)
 
 
-def _list(control: Control, organization: str | None, state: str | None) -> Iterator[dict[str, Any]]:
-    if organization is not None and not organization.startswith("org_"):
-        organization = _organization_id(control, organization)
+def _list(control: Control, organization: str | None, state: PeriodState | None) -> Iterator[dict[str, Any]]:
+    if organization is not None:
+        organization = control.get_organization(organization)["id"]
     return control.list_all("/platform/periods", organization_id=organization, state=state)
-
-
-def _organization_id(control: Control, name: str) -> str:
-    found = [each["id"] for each in control.list_all("/platform/organizations") if each["name"] == name]
-    if len(found) != 1:
-        raise OperatorError(f"{'several organizations are' if found else 'no organization is'} called {name}", exit_code=2)
-    return str(found[0])
 
 
 def _zone_of(period: Mapping[str, Any], zone: str | None = None) -> tzinfo:

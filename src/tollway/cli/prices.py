@@ -30,7 +30,7 @@ OfOrganization = Annotated[str | None, typer.Option("--organization", metavar="N
 
 @app.command("list")
 def list_prices(
-    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Only those of this model.")] = None,
     book: Annotated[str | None, typer.Option(metavar="NAME|ID", help="Only this book, as it stands and as it will be.")] = None,
     organization: OfOrganization = None,
     zone: Zone = None,
@@ -53,13 +53,16 @@ def list_prices(
         rows.sort(key=lambda row: (row["model"], row["tier"], row.get("list", ""), row["valid_from"]))
         if output is Output.TABLE:
             rows = with_times(rows, control.get_zone(zone), valid_from="valid_from")
-    lists = [] if organization is not None or book is not None else ["list"]
+            if organization is None and book is None:
+                names = {each["id"]: each["name"] for each in control.list_all("/platform/price_books")}
+                rows = [{**row, "book": names.get(row["list"])} for row in rows]
+    lists = [] if organization is not None or book is not None else ["list", "book"]
     print_rows(output, ["model", "tier", *lists, "currency", *CLASSES, "valid_from"], rows, none="no prices yet")
 
 
 @app.command()
 def books(output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None) -> None:
-    """The price books. Who has no other terms pays by the default book of its currency."""
+    """List the price books. An organization without other terms pays by the default book of its currency."""
     with connect(control_url, key, data_dir) as control:
         rows = list(control.list_all("/platform/price_books"))
         if output is Output.TABLE and any(row["organization_id"] for row in rows):
@@ -72,7 +75,7 @@ def books(output: OutputOption = Output.TABLE, control_url: ControlUrl = None, k
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name of its own.")],
-    currency: Annotated[str, typer.Option(help="ISO 4217.")],
+    currency: Annotated[str, typer.Option("--currency", metavar="CODE", help="Currency code of ISO 4217.")],
     organization: Annotated[str | None, typer.Option(metavar="NAME|ID", help="Whose own it is; general if left out.")] = None,
     default: Annotated[bool, typer.Option("--default", help="Who is billed in the currency pays by it, unless told otherwise.")] = False,
     output: OutputOption = Output.TABLE,
@@ -84,7 +87,7 @@ def create(
     body: dict[str, Any] = {"name": name, "currency": currency, "default": default}
     with connect(control_url, key, data_dir) as control:
         if organization is not None:
-            body["organization_id"] = _find_organization(control, organization)["id"]
+            body["organization_id"] = control.get_organization(organization)["id"]
         made = control.post("/platform/price_books", body)
     print_json(made) if output is Output.JSON else print(made["id"])
 
@@ -124,14 +127,14 @@ def draft(
 
 @app.command()
 def drafts(
-    closed: Annotated[bool, typer.Option("--closed", help="Those that were published or discarded too.")] = False,
+    closed: Annotated[bool, typer.Option("--closed", help="Show published and discarded drafts too.")] = False,
     zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Drafts that are open."""
+    """List the drafts that are open."""
     with connect(control_url, key, data_dir) as control:
         rows = list(control.list_all("/platform/price_drafts", include_closed=closed))
         if output is Output.TABLE:
@@ -180,11 +183,13 @@ def publish(
 
 
 @app.command()
-def discard(draft_id: DraftId, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None) -> None:
+def discard(
+    draft_id: DraftId, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
+) -> None:
     """Close a draft without publishing it."""
     with connect(control_url, key, data_dir) as control:
-        control.post(f"/platform/price_drafts/{segment(draft_id)}/discard")
-    print(f"discarded {draft_id}")
+        discarded = control.post(f"/platform/price_drafts/{segment(draft_id)}/discard")
+    print_json(discarded) if output is Output.JSON else print(f"discarded {draft_id}")
 
 
 # ---- Terms ------------------------------------------------------------------------------------------------------------
@@ -202,9 +207,9 @@ def terms(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """By which book an organization pays, at which discount, from when. Sets new terms if --book or --discount is given."""
+    """Show by which book an organization pays, at which discount, from when. Sets new terms if --book or --discount is given."""
     with connect(control_url, key, data_dir) as control:
-        billed = _find_organization(control, organization)
+        billed = control.get_organization(organization)
         shown = find_zone(zone or billed["time_zone"])
         path = f"/platform/organizations/{billed['id']}/price_terms"
         if book is not None or discount is not None:
@@ -240,14 +245,6 @@ def _find_book(control: Control, name_or_id: str) -> dict[str, Any]:
     if not found:
         names = ", ".join(each["name"] for each in books) or "none: see `tollway prices create`"
         raise OperatorError("no price book is called that", hint=f"there are: {names}", exit_code=2)
-    return found[0]
-
-
-def _find_organization(control: Control, name_or_id: str) -> dict[str, Any]:
-    found = [each for each in control.list_all("/platform/organizations") if name_or_id in (each["id"], each["name"])]
-    if len(found) != 1:
-        what = "more than one organization is" if found else "no organization is"
-        raise OperatorError(f"{what} called that", hint="see `tollway organizations list`; an id is never ambiguous", exit_code=2)
     return found[0]
 
 

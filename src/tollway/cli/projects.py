@@ -18,7 +18,7 @@ def list_projects(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """The organization's projects that are not archived."""
+    """List the projects that are not archived."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
         rows = list(control.list_all("/organization/projects"))
     print_rows(output, ["id", "name", "status"], rows, none="no projects yet")

@@ -6,19 +6,20 @@ import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect
 from tollway.cli.organizations import with_organizations
-from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.output import Output, OutputOption, print_fields, print_json, print_rows
 from tollway.cli.times import Zone
+from tollway.domain.quarantine import QuarantineState
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 LISTED = "see `tollway quarantine list`"
 Record = Annotated[str | None, typer.Argument(metavar="[RECORD]", help="One record: NODE/EPOCH/SEQ, as the list shows it.")]
-Reason = Annotated[str, typer.Option(help="Why; it stays on record beside your key.")]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it stays on record beside your key.")]
 Only = Annotated[
     str | None, typer.Option("--all-with", metavar="REASON_CODE", help="Every open record with this reason code, in place of one record.")
 ]
-State = Annotated[str | None, typer.Option(help="Only those that are open, rated or written_off.")]
+State = Annotated[QuarantineState | None, typer.Option("--state", help="Only those in this state.")]
 
 
 @app.command("list")
@@ -42,13 +43,18 @@ def list_records(
 @app.command()
 def show(
     record: Annotated[str, typer.Argument(metavar="RECORD", help="NODE/EPOCH/SEQ, as the list shows it.")],
+    zone: Zone = None,
+    output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Show one record as JSON, with what keeps it from being rated today and the text that the gateway wrote."""
+    """Show one record, with what keeps it from being rated today and the text that the gateway wrote."""
     with connect(control_url, key, data_dir) as control:
-        print_json(control.get(_path(record)))
+        row = control.get(_path(record))
+        if output is Output.TABLE:
+            (row,) = with_organizations(control, [row], zone, served_at="served_at", received_at="received_at", resolved_at="resolved_at")
+    print_fields(output, row)
 
 
 @app.command()

@@ -22,7 +22,7 @@ def reconcile(
     since: Since = "24h",
     until: Until = None,
     zone: Zone = None,
-    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Only those of this model.")] = None,
     engines: Annotated[bool, typer.Option("--engines", help="One line more for each engine, below its model.")] = False,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,

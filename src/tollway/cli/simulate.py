@@ -17,7 +17,7 @@ _DEFAULT = SimulatorSettings()
 def simulate(
     listen: Annotated[str, typer.Option(help="Address; port 0 takes a free one.")] = "127.0.0.1:8000",
     fd: Annotated[int | None, typer.Option(help="An inherited listening socket instead.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="A model's name; may be repeated.")] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", metavar="MODEL", help="Name of a model (repeatable).")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="TOLLWAY_SIMULATOR_KEY", help="Ask for this bearer key under /v1.")] = None,
     seed: Annotated[int, typer.Option(help="Of lengths, texts, jitter and faults.")] = _DEFAULT.seed,
     ttft_seconds: Annotated[float, typer.Option(help="To the first token.")] = _DEFAULT.ttft_seconds,

@@ -82,7 +82,7 @@ def export(
     config: Config = None,
     data_dir: DataDir = None,
     spool: SpoolDir = None,
-    file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Where to; else standard output.")] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="File to write, in place of standard output.")] = None,
     verified: Annotated[bool, typer.Option("--verified", help="Leave out what stands behind a damaged place.")] = False,
 ) -> None:
     """Write the records of an epoch that can be read as JSON, one a line, with where each stands and whether all before it are there.

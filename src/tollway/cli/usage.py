@@ -6,8 +6,9 @@ that a month of any time zone is exact and takes few requests. The table and `-o
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,13 @@ from tollway.domain.money import format_amount
 
 BUCKETS_MAX = {"1m": 1440, "1h": 168, "1d": 31}
 """Most buckets of one answer, by width, as OpenAI has it."""
+
+
+COST_BUCKETS_MAX = 180
+"""Most buckets of one answer about costs, of any width."""
+
+USAGE_PATHS = ("/organization/usage/completions", "/organization/usage/embeddings")
+COSTS_PATH = "/organization/costs"
 
 
 class Bucket(StrEnum):
@@ -74,7 +82,7 @@ def usage(
         shown = control.get_zone(zone)
         start, end = read_range(since, until, shown, time.time())
         edges = list_edges(start, end, bucket, shown)
-        buckets = _merge(edges, _read(control, edges, groups, test=test), groups)
+        buckets = _merge_usage(edges, _read(control, USAGE_PATHS, edges, groups, test=test), groups)
         names = _list_names(control, groups) if output is Output.TABLE else {}
     if output is Output.JSON:
         print_json(buckets)
@@ -100,36 +108,37 @@ def costs(
     until: Until = None,
     daily: Annotated[bool, typer.Option("--daily", help="One line per day; else one in all.")] = False,
     by: Annotated[list[CostGroup] | None, typer.Option("--by", help="Group by this field (repeatable).")] = None,
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Show exact costs by line item (model and token class) unless told otherwise. Whole days, in UTC."""
+    """Show exact costs by line item (model and token class) unless told otherwise.
+
+    Days are those of the time zone, so that the costs of a month are those of its billing period: --since 2026-11 --until 2026-12.
+    """
     groups = [FIELDS[group] for group in (by or [CostGroup.LINE_ITEM])]
-    start, end = read_range(since, until, UTC, time.time())
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        buckets = list(_buckets(control, "/organization/costs", start, end, Bucket.DAY, groups))
+        shown = control.get_zone(zone)
+        start, end = read_range(since, until, shown, time.time())
+        edges = list_edges(start, end, Bucket.DAY if daily else None, shown)
+        buckets = _merge_costs(edges, _read(control, [COSTS_PATH], edges, groups), groups)
         names = _list_names(control, groups) if output is Output.TABLE else {}
     if output is Output.JSON:
         print_json(buckets)
         return
-    sums: dict[tuple[Any, ...], int] = {}
-    for each in buckets:
-        begin = (each["start_time"],) if daily else ()
-        for result in each["results"]:
-            group = (*begin, *(result.get(field) for field in groups), result["amount"]["currency"].upper())
-            sums[group] = sums.get(group, 0) + int(result["amount"]["value_pico"])
-    columns = [*(["from (UTC)"] if daily else []), *_headings(groups), "currency", "amount"]
-    rows: list[list[Any]] = []
-    for group, pico in sorted(sums.items(), key=_order):
-        begin_cells = [show_day(group[0], UTC)] if daily else []
-        fields = dict(zip(groups, group[len(begin_cells) :], strict=False))
-        rows.append([*begin_cells, *_name_groups(fields, groups, names), group[-1], format_amount(pico)])
-    if len(rows) > 1 and len({group[-1] for group in sums}) == 1:
-        blank = [""] * (len(columns) - 3)
-        rows.append(["total", *blank, next(iter(sums))[-1], format_amount(sum(sums.values()))])
+    columns = [*(["from"] if daily else []), *_headings(groups), "currency", "amount"]
+    rows = [
+        [*begin, *_name_groups(result, groups, names), result["amount"]["currency"].upper(), result["amount"]["value_decimal"]]
+        for each in buckets
+        for begin in [[show_day(each["start_time"], shown)] if daily else []]
+        for result in each["results"]
+    ]
+    if len(rows) > 1:
+        total = sum(int(result["amount"]["value_pico"]) for each in buckets for result in each["results"])
+        rows.append(["total", *[""] * (len(columns) - 3), rows[0][-2], format_amount(total)])
     _print(columns, rows, 1)
 
 
@@ -174,7 +183,9 @@ def _split(start: int, end: int, widths: Sequence[Bucket]) -> Iterator[tuple[int
         yield from _split(last, end, widths[1:])
 
 
-def _read(control: Control, edges: Sequence[int], groups: list[str], *, test: bool) -> Iterator[Mapping[str, Any]]:
+def _read(
+    control: Control, paths: Sequence[str], edges: Sequence[int], groups: list[str], *, test: bool = False
+) -> Iterator[Mapping[str, Any]]:
     """Yield the API's buckets of live keys, or of test keys, from the first edge to the last, none of which lies across an edge."""
     only: dict[str, Any] = {"test": True} if test else {}
     if len(edges) == 2:
@@ -182,9 +193,9 @@ def _read(control: Control, edges: Sequence[int], groups: list[str], *, test: bo
     else:
         width = next(width for width in (Bucket.DAY, Bucket.HOUR, Bucket.MINUTE) if not any(edge % WIDTHS_SECONDS[width] for edge in edges))
         pieces = [(edges[0], edges[-1], width)]
-    for kind in ("completions", "embeddings"):
+    for path in paths:
         for start, end, width in pieces:
-            yield from _buckets(control, f"/organization/usage/{kind}", start, end, width, groups, **only)
+            yield from _buckets(control, path, start, end, width, groups, **only)
 
 
 def _buckets(
@@ -196,7 +207,7 @@ def _buckets(
         "end_time": end,
         "bucket_width": width,
         "group_by": groups,
-        "limit": BUCKETS_MAX[width],
+        "limit": COST_BUCKETS_MAX if path == COSTS_PATH else BUCKETS_MAX[width],
         **only,
     }
     while True:
@@ -207,20 +218,46 @@ def _buckets(
         query["page"] = page["next_page"]
 
 
-def _merge(edges: Sequence[int], found: Iterator[Mapping[str, Any]], groups: list[str]) -> list[dict[str, Any]]:
+def _merge_usage(edges: Sequence[int], found: Iterator[Mapping[str, Any]], groups: list[str]) -> list[dict[str, Any]]:
     """Return one bucket between each two edges, in the shape of the API, with the sums of what was found in it by group."""
-    sums: list[dict[tuple[str, ...], dict[str, Any]]] = [{} for _ in edges[1:]]
+    merged: _Sums = [{} for _ in edges[1:]]
+    for result, line in _lines(edges, found, groups, merged):
+        for name, value in result.items():
+            if isinstance(value, int):
+                line[name] = line.get(name, 0) + value
+    return _to_buckets(edges, merged)
+
+
+def _merge_costs(edges: Sequence[int], found: Iterator[Mapping[str, Any]], groups: list[str]) -> list[dict[str, Any]]:
+    """Return one bucket between each two edges, with exact sums of costs by group and without floats."""
+    merged: _Sums = [{} for _ in edges[1:]]
+    for result, line in _lines(edges, found, groups, merged):
+        pico = int(result["amount"]["value_pico"]) + int(line["amount"]["value_pico"] if "amount" in line else 0)
+        line["amount"] = {"currency": result["amount"]["currency"], "value_decimal": format_amount(pico), "value_pico": str(pico)}
+        if result["quantity"] is not None:
+            line["quantity"] = line.get("quantity", 0) + result["quantity"]
+    return _to_buckets(edges, merged)
+
+
+_Sums = list[dict[tuple[str, ...], dict[str, Any]]]
+"""The lines of each bucket, by the values of their groups."""
+
+
+def _lines(
+    edges: Sequence[int], found: Iterator[Mapping[str, Any]], groups: list[str], merged: _Sums
+) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+    """Yield each result with the line of `merged` that it belongs to."""
     for each in found:
-        place = sums[bisect_right(edges, each["start_time"]) - 1]
+        place = merged[bisect_right(edges, each["start_time"]) - 1]
         for result in each["results"]:
             values = {group: result.get(group) for group in groups}
-            line = place.setdefault(tuple(str(value) for value in values.values()), values)
-            for name, value in result.items():
-                if isinstance(value, int):
-                    line[name] = line.get(name, 0) + value
+            yield result, place.setdefault(tuple(str(value) for value in values.values()), values)
+
+
+def _to_buckets(edges: Sequence[int], merged: _Sums) -> list[dict[str, Any]]:
     return [
         {"object": "bucket", "start_time": start, "end_time": end, "results": [lines[group] for group in sorted(lines)]}
-        for start, end, lines in zip(edges, edges[1:], sums, strict=False)
+        for (start, end), lines in zip(pairwise(edges), merged, strict=True)
     ]
 
 
@@ -249,10 +286,6 @@ def _name_groups(values: Mapping[str, Any], groups: Sequence[str], names: Mappin
         value = values[group]
         cells += [value, names.get(value)] if group.endswith("_id") else [value]
     return cells
-
-
-def _order(item: tuple[tuple[Any, ...], Any]) -> tuple[str, ...]:
-    return tuple(f"{name:020}" if isinstance(name, int) else str(name or "") for name in item[0])
 
 
 def _print(columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: int) -> None:

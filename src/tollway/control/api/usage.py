@@ -81,13 +81,13 @@ class UsageParameters(BaseModel):
 
 
 class CostParameters(BaseModel):
-    """The costs to return, by day; otherwise as for usage."""
+    """The costs to return; otherwise as for usage."""
 
     model_config = ConfigDict(extra="forbid")
 
     start_time: Instant
     end_time: Instant | None = None
-    bucket_width: Literal["1d"] = "1d"
+    bucket_width: Literal["1m", "1h", "1d"] = "1d"
     group_by: list[Literal["project_id", "api_key_id", "line_item"]] = Field(default=[], max_length=3)
     project_ids: Texts = []
     api_key_ids: Texts = []
@@ -173,9 +173,9 @@ def _embeddings_result(group: UsageGroup) -> dict[str, Any]:
 
 @router.get("/v1/organization/costs", response_model=BucketsOut)
 def list_costs(caller: OrganizationAdmin, request: Request, parameters: Annotated[CostParameters, Query()]) -> Response:
-    """Return what was spent, by day; exact in `value_pico` and `value_decimal`. `Accept: text/csv` gives a table.
+    """Return what was spent, by bucket of time; exact in `value_pico` and `value_decimal`. `Accept: text/csv` gives a table.
 
-    A correction stands on the day on which it was booked, as line item "correction, <model>"; below zero it gives back.
+    A correction stands in the bucket in which it was booked, as line item "correction, <model>"; below zero it gives back.
     """
     plane = plane_of(request)
     by_line_item = "line_item" in parameters.group_by
