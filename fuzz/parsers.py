@@ -93,7 +93,7 @@ def _rig() -> tuple[Plane, Caller]:
     policies = {"m": UnknownParameters.REFUSE, "d": UnknownParameters.DROP, "f": UnknownParameters.FORWARD}
     models = {name: Served([NOWHERE], unknown_parameters=policy) for name, policy in policies.items()}
     made, _, _ = ExitStack().enter_context(plane(models | {"c": Served([NOWHERE], output_tokens_max=100)}))
-    return made, pipeline.precheck(RequestHead(Endpoint.CHAT_COMPLETIONS, {b"x-api-key": KEY.encode()}), made)
+    return made, pipeline.identify_sender(RequestHead(Endpoint.CHAT_COMPLETIONS, {b"x-api-key": KEY.encode()}), made)
 
 
 def request_body(data: bytes) -> None:

@@ -79,6 +79,11 @@ ROWS = {
         "uploads and answers that are broken off, to leave megabytes behind each",
         "everything of a connection is freed at its end, without the garbage collector",
     ),
+    74: (
+        "unfinished bodies and unread answers, as many as can be opened",
+        "budgets per key, upstream and process: 413, 429 or 503 before a body is read; one unread answer per connection",
+    ),
+    75: ("large bodies that come to nothing, again and again", "charged to the request rate by their head; 429 before the next is read"),
     80: (
         "a gateway that speaks in the name of another, or of one that does not exist: records, watermarks, acknowledgements, registration; "
         "requests that would open an epoch without a record",

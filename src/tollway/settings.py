@@ -207,6 +207,18 @@ class MediaSection(msgspec.Struct, frozen=True, kw_only=True):
     """Media types that are accepted, in lower case; `format` of `input_audio` counts as audio/FORMAT. Fewer types mean fewer decoders."""
 
 
+class BuffersSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Budget for the memory that large request bodies and answers (64 KiB and more) take at once."""
+
+    total_bytes_max: Bytes = 1024 * 1024 * 1024
+    """Bytes of all of them together. A request that would exceed them is answered 503 before its body is read."""
+    key_bytes_max: Bytes = 256 * 1024 * 1024
+    """Bytes of the request bodies of one API key: eight of the largest. One more is answered 429 before it is read."""
+    upstream_bytes_max: Bytes = 512 * 1024 * 1024
+    """Bytes that are held for one deployment: requests that its engine has not answered and answers that are not whole yet. A request
+    beyond them goes to another deployment, or is answered 503."""
+
+
 class SpoolSection(msgspec.Struct, frozen=True, kw_only=True):
     """The spool, which keeps usage records until the control plane has them."""
 
@@ -249,6 +261,7 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     edge: EdgeSection = EdgeSection()
     relay: RelaySection = RelaySection()
     media: MediaSection = MediaSection()
+    buffers: BuffersSection = BuffersSection()
     spool: SpoolSection = SpoolSection()
 
 

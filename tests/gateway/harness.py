@@ -22,6 +22,7 @@ from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.snapshot import DeploymentEntry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Status
 from tollway.gateway.background import BackgroundTasks
+from tollway.gateway.buffers import BufferBounds
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.edge import server
 from tollway.gateway.edge.client_connection import ClientConnection
@@ -70,6 +71,7 @@ def plane(
     bounds: RelayBounds | None = None,
     limits: Limits = UNLIMITED,
     clock: Clock | None = None,
+    buffers: BufferBounds | None = None,
 ) -> Iterator[tuple[Plane, UsageSink, "Log"]]:
     """A plane that knows one organization and these models. `m` is served nowhere unless given."""
     clock = clock or Clock()
@@ -81,6 +83,7 @@ def plane(
         peppers=[PEPPER],
         log=log.writer,
         bounds=bounds or RelayBounds(),
+        buffer_bounds=buffers,
         random_bits=clock.random_bits,
         now_us=clock.now_us,
     )
@@ -227,6 +230,7 @@ async def gateway(
     bounds: RelayBounds | None = None,
     edge_bounds: EdgeBounds | None = None,
     drain: server.DrainBounds | None = None,
+    buffers: BufferBounds | None = None,
     limits: Limits = UNLIMITED,
     rules: EdgePolicy | None = None,
     tls: ssl.SSLContext | None = None,
@@ -236,7 +240,7 @@ async def gateway(
     errors: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: errors.append(context))
     stop, ready = asyncio.Event(), asyncio.Event()
-    with plane(models, bounds=bounds, limits=limits) as (made, sink, log):
+    with plane(models, bounds=bounds, limits=limits, buffers=buffers) as (made, sink, log):
         listener, internal = _listen(), _listen()
         alarms: list[tuple[str, dict[str, object]]] = []
         background = BackgroundTasks(made.metrics, lambda event, fields: alarms.append((event, fields)))

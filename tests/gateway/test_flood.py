@@ -169,7 +169,7 @@ def test_bent_bodies_are_refused_or_sent_as_they_were_validated(tried: Callable[
     verdicts: Counter[str] = Counter()
     with plane(models) as (made, _, _):
         now_us = made.now_us()
-        caller = pipeline.precheck(RequestHead(Endpoint.CHAT_COMPLETIONS, {b"x-api-key": KEY.encode()}), made)
+        caller = pipeline.identify_sender(RequestHead(Endpoint.CHAT_COMPLETIONS, {b"x-api-key": KEY.encode()}), made)
         for endpoint, data in bent_bodies(3, BODIES):
             request = new_request("req_1", RequestHead(endpoint, {}), data, 0.0, now_us)
             try:

@@ -33,7 +33,7 @@ def admit(endpoint: Endpoint, body: dict[str, Any]) -> Call:
 def admit_of(models: Mapping[str, Served], endpoint: Endpoint, body: dict[str, Any]) -> Call:
     """Return the call that a body is admitted as where these models are served."""
     with plane(models) as (made, _, _):
-        caller = pipeline.precheck(RequestHead(endpoint, {b"x-api-key": KEY.encode()}), made)
+        caller = pipeline.identify_sender(RequestHead(endpoint, {b"x-api-key": KEY.encode()}), made)
         request = new_request("req_1", RequestHead(endpoint, {}), msgspec.json.encode(body), 0.0, made.now_us())
         return authorize(caller, request, made.directory, made.media_bounds)
 

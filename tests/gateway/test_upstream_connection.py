@@ -14,7 +14,9 @@ from tollway.domain import faults
 from tollway.domain.catalog import Deployment, Engine
 from tollway.domain.faults import Fault
 from tollway.domain.tenants import Status
+from tollway.gateway.buffers import BufferBounds, Buffers
 from tollway.gateway.upstreams.connection import _TRANSITIONS, DRAIN_BYTES_MAX, State, TransitionError, UpstreamAnswer, UpstreamConnection
+from tollway.gateway.upstreams.open_connections import OpenConnections
 from tollway.gateway.upstreams.upstream import DRAIN_SECONDS, IDLE_CONNECTIONS_MAX, IDLE_SECONDS, POOLING_PAUSE_SECONDS, Upstream
 from tollway.telemetry import Metrics
 
@@ -66,7 +68,7 @@ async def rig() -> AsyncIterator[Rig]:
         status=Status.ACTIVE, created_at=0,
     )  # fmt: skip
     metrics, log = Metrics(), Log()
-    upstream = Upstream(deployment, None, metrics, log.writer)
+    upstream = Upstream(deployment, None, metrics, log.writer, OpenConnections(), Buffers(BufferBounds()))
     connection = UpstreamConnection(upstream)
     yield Rig(metrics, upstream, connection, Transport(connection), Sink(), log)
     log.close()

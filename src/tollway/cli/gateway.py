@@ -17,6 +17,7 @@ from tollway.cli.processes import (
     inherit_or_open,
     read_settings,
 )
+from tollway.gateway.buffers import BufferBounds
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.edge_policy import EdgePolicy, parse_hosts, parse_networks, parse_origins
 from tollway.gateway.edge.server import DrainBounds
@@ -77,6 +78,7 @@ def gateway(
         http=_as_told(settings.gateway.http, HttpBounds, "gateway.http"),
         relay=_as_told(settings.gateway.relay, RelayBounds, "gateway.relay"),
         media=_as_told(settings.gateway.media, MediaBounds, "gateway.media"),
+        buffers=_as_told(settings.gateway.buffers, BufferBounds, "gateway.buffers"),
         rules=_edge_policy(settings.gateway),
         tls=server_context(settings.gateway.tls.certificate_file, settings.gateway.tls.key_file),
         drain=DrainBounds(linger_seconds=settings.gateway.linger_seconds, grace_seconds=settings.gateway.drain_seconds),

@@ -117,6 +117,9 @@ ENDPOINT_UNSUPPORTED = _client("endpoint_not_supported", 400, "This model cannot
 REQUESTS_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_T, message="Rate limit reached for requests.", type="requests")
 TOKENS_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_T, message="Rate limit reached for tokens.", type="tokens")
 CONCURRENCY_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_T, message="Too many concurrent requests.", type="requests")
+UPLOADS_EXCEEDED = FaultKind(
+    code="rate_limit_exceeded", status=429, blame=_T, message="Too many large requests of this key at once.", type="requests"
+)
 
 # Upstreams.
 UPSTREAM_NONE = FaultKind(code="no_upstream", status=503, blame=_U, message="No upstream is available for this model.", type=_SERVER)

@@ -213,6 +213,12 @@ class Counters:
         for level in bound.levels:
             level[0].running -= 1
 
+    def refund(self, hold: Hold, now_ns: int) -> None:
+        """End a hold as if its request had never been: its requests per minute are given back too."""
+        self.settle(hold, (0, 0, 0, 0), now_ns)
+        for bucket, _, _, _, cost, _ in hold.bound.levels:
+            bucket.tat -= cost
+
     def _charge_old(self, now_ns: int) -> None:
         """Charge holds that are a minute old to the rates per minute, in full."""
         holds = self._holds

@@ -78,6 +78,18 @@ _COUNTED_BY_ENGINE = UsageSource.ENGINE_FINAL
 _ONE_REQUEST: Units = (1, 0, 0, 0)
 
 
+def charge_upload(caller: Caller, counters: Counters, now_ns: int, metrics: Metrics) -> Hold | None:
+    """Charge a request whose body is still to be read to the limits of its caller that hold for every model; return None if there are none.
+    Raises Fault rate_limit_exceeded."""
+    bound = counters.bind([each for each in caller.principal.limits if not each.model], now_ns)
+    if not bound.levels and not bound.rates:
+        return None
+    hold = counters.reserve(bound, _ONE_REQUEST, now_ns)
+    if hold is None:
+        raise _refuse(None, bound, _ONE_REQUEST, now_ns, metrics)
+    return hold
+
+
 def bind(call: Call, counters: Counters, now_ns: int) -> Bound:
     """Return the counters that apply to the call: those of its caller, for all models and for this one."""
     model = call.model.id
@@ -156,7 +168,7 @@ def _assume_output(call: Call, bound: Bound, input_tokens: int) -> int:
     return tokens
 
 
-def _refuse(call: Call, bound: Bound, units: Units, now_ns: int, metrics: Metrics) -> Fault:
+def _refuse(call: Call | None, bound: Bound, units: Units, now_ns: int, metrics: Metrics) -> Fault:
     """Return the fault that says which limit refused a request for `units`, and when or whether trying again helps."""
     refusal = find_refusal(bound, units, now_ns)
     owner = refusal.owner
@@ -181,9 +193,11 @@ def _refuse(call: Call, bound: Bound, units: Units, now_ns: int, metrics: Metric
     return Fault(kind, message=message, retry_after_seconds=seconds, headers=headers)
 
 
-def _find_typical_seconds(call: Call, metrics: Metrics, refusal: Refusal) -> float:
+def _find_typical_seconds(call: Call | None, metrics: Metrics, refusal: Refusal) -> float:
     """Return when capacity is likely: the mean time that requests of the model take, over the number of those that may end; 1 s if none has
-    ended yet."""
+    ended yet, or the model is not known yet."""
+    if call is None:
+        return 1.0
     duration = metrics.of_model(call.request.endpoint, call.model.id).duration
     ended = sum(duration.counts)
     if not ended:

@@ -17,9 +17,10 @@ from tollway.domain.prices import find_list, find_price
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
+from tollway.gateway.buffers import BufferHold
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
-from tollway.gateway.limit import describe_limits, limit
+from tollway.gateway.limit import charge_upload, describe_limits, limit
 from tollway.gateway.meter import Record, meter
 from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
@@ -27,6 +28,7 @@ from tollway.gateway.ports import Client
 from tollway.gateway.relay import relay
 from tollway.gateway.request import Call, Caller, ClientGone, Request, RequestHead
 from tollway.gateway.route import route
+from tollway.gateway.uploads import Upload
 from tollway.telemetry import describe_error
 from tollway.wire.errors import retry_after
 
@@ -51,6 +53,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             raise Fault(plane.directory.obstacle, retry_after_seconds=1)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
         call = authorize(caller, request, plane.directory, plane.media_bounds)
+        if request.upload is not None:
+            request.upload.refund(time.monotonic_ns())
         with limit(call, plane.counters, time.monotonic_ns, plane.metrics) as permit:
             limit_headers = permit.headers
             candidates = route(call, plane.upstreams, request.started, plane.random)
@@ -136,9 +140,25 @@ def new_id(plane: Plane) -> str:
     return plane.request_ids.new(plane.now_us())
 
 
-def precheck(head: RequestHead, plane: Plane) -> Caller:
-    """Return who sends a body that is still arriving: nobody unknown gets to fill our memory. Raises Fault."""
+def identify_sender(head: RequestHead, plane: Plane) -> Caller:
+    """Return who sends a body that is still arriving. Raises Fault."""
+    if plane.directory.obstacle is not None:
+        raise Fault(plane.directory.obstacle, retry_after_seconds=1)
     return authenticate(head, plane.directory, plane.digesters, plane.now_us())
+
+
+def admit_upload(caller: Caller, length: int, plane: Plane) -> Upload:
+    """Return the upload of a large body of `length` bytes (0: not known yet), before it is read. Raises Fault if the limits of the caller
+    or the budget for buffered bytes do not allow it."""
+    buffer = BufferHold(plane.buffers, plane.buffers.find_key(caller.principal.id))
+    now_ns = time.monotonic_ns()
+    upload = Upload(buffer, plane.counters, charge_upload(caller, plane.counters, now_ns, plane.metrics))
+    try:
+        upload.expect(length)
+    except Fault:
+        upload.refund(now_ns)
+        raise
+    return upload
 
 
 def _refuse(request: Request, client: Client, fault: Fault, limit_headers: bytes = b"") -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from tollway.domain.ids import RequestIds
 from tollway.domain.keys import digester
 from tollway.domain.snapshot import Change, DeploymentEntry, Entry
+from tollway.gateway.buffers import BufferBounds, Buffers
 from tollway.gateway.counters import Counters
 from tollway.gateway.directory import Directory
 from tollway.gateway.media.bounds import MediaBounds
@@ -30,12 +31,14 @@ class Plane:
         log: LogWriter,
         bounds: RelayBounds,
         media_bounds: MediaBounds | None = None,
+        buffer_bounds: BufferBounds | None = None,
         random_bits: Callable[[int], int],
         now_us: Callable[[], int],
     ) -> None:
         self.directory = Directory()
         self.metrics = Metrics()
-        self.upstreams = Upstreams(vault, self.metrics, log)
+        self.buffers = Buffers(buffer_bounds or BufferBounds())
+        self.upstreams = Upstreams(vault, self.metrics, log, self.buffers)
         self.counters = Counters()
         self.usage_sink = usage_sink
         self.digesters = [digester(pepper) for pepper in peppers]

@@ -24,6 +24,7 @@ from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault, FaultKind, Retry
 from tollway.domain.usage import Anomaly, Outcome, UsageSource
 from tollway.engines.table import ENGINES
+from tollway.gateway.buffers import LARGE_BYTES, BufferHold
 from tollway.gateway.dialects.dialect import AnswerStream
 from tollway.gateway.dialects.engine_errors import read_answer_fault
 from tollway.gateway.dialects.usage import cap_to_delivered
@@ -38,6 +39,8 @@ from tollway.wire import sse
 from tollway.wire.http import chunk_size
 
 CHECKPOINT_SECONDS = 1.0
+ANSWER_GROWTH_BYTES = 1024 * 1024
+"""Steps in which an answer that is held until it is whole is counted."""
 _LF = ord("\n")
 _JSON = b"content-type: application/json\r\n"
 _EVENTS = b"content-type: text/event-stream; charset=utf-8\r\nx-accel-buffering: no\r\n"
@@ -100,6 +103,7 @@ class Exchange:
 
     __slots__ = (
         "_bounds",
+        "_buffer",
         "_call",
         "_checkpointed",
         "_client",
@@ -110,6 +114,7 @@ class Exchange:
         "_fed",
         "_fed_at",
         "_in_event",
+        "_next_bytes",
         "_pending",
         "_record",
         "_sent_at",
@@ -137,6 +142,8 @@ class Exchange:
         self._bounds = bounds
         self._driver = driver
         self._pending = b""
+        self._buffer: BufferHold | None = None
+        self._next_bytes = LARGE_BYTES
         self._events: sse.EventReader | None = None
         self._in_event = False
         self.stream: AnswerStream | None = None
@@ -164,10 +171,24 @@ class Exchange:
             return self.finished
         return bool(self._pending) or self.finished or (self.stream is None and self._connection.answer.complete)
 
+    def hold(self, size: int) -> FaultKind | None:
+        """Hold `size` bytes more of a large message for the upstream. Return the fault if the budget does not suffice."""
+        buffer = self._buffer
+        if buffer is None:
+            account = self._connection.upstream.account
+            buffer = self._buffer = BufferHold(account.buffers, account)
+        return buffer.grow_to(buffer.bytes + size)
+
+    def _release_buffer(self) -> None:
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            buffer.release()
+
     def commit(self, headers: bytes) -> None:
         """Send the status line and what has gathered; from now on events leave as they come. What only another try or an irregular
         read would need is released."""
         self._call.release()
+        self._release_buffer()
         self._connection.release_parser()
         client = self._client
         client.begin_stream(headers)
@@ -197,6 +218,7 @@ class Exchange:
         if record.anomaly is not None:
             metrics.count(metrics.anomalies, record.anomaly)
         active.exchanges.discard(self)
+        self._release_buffer()
         client.attend(None)
         if self.finished:
             self._connection.settle(time.monotonic())
@@ -262,6 +284,8 @@ class Exchange:
                     self.fail(Fault(faults.UPSTREAM_INVALID, detail="broken framing"))
                 elif answer.body_bytes > self._bounds.answer_bytes_max:
                     self.fail(Fault(faults.ANSWER_TOO_LARGE, detail="the answer exceeds answer_bytes_max"))
+                elif answer.body_bytes > self._next_bytes and self._is_over_budget(answer.body_bytes):
+                    self.fail(Fault(faults.OVERLOADED, retry_after_seconds=1, detail="budget for buffered bytes"))
                 elif answer.complete:
                     if self._client.committed:
                         engine = ENGINES[self._connection.upstream.deployment.engine]
@@ -274,6 +298,12 @@ class Exchange:
             self.stream = self._new_stream()
             self._events = sse.EventReader(self._bounds.event_bytes_max)
         self._relay_events(answer)
+
+    def _is_over_budget(self, body_bytes: int) -> bool:
+        """Count more of an answer that is held until it is whole. Return whether the budget does not suffice."""
+        more = max(body_bytes - self._next_bytes, ANSWER_GROWTH_BYTES)
+        self._next_bytes += more
+        return self.hold(more) is not None
 
     def _is_stream(self, status: int, content_type: bytes) -> bool:
         return self._call.stream and status == 200 and (not content_type or content_type.lower().startswith(b"text/event-stream"))
@@ -543,7 +573,13 @@ async def _attempt(
     client.attend(exchange)
     has_begun = False
     try:
-        connection.ask(upstream.message(call.request, record.attempts, call.upstream_body(upstream.deployment)), exchange)
+        message = upstream.message(call.request, record.attempts, call.upstream_body(upstream.deployment))
+        if len(message) > LARGE_BYTES:
+            kind = exchange.hold(len(message))
+            if kind is not None:
+                raise Fault(kind, retry_after_seconds=1, detail="budget for buffered bytes")
+        connection.ask(message, exchange)
+        del message
         await exchange.wait()
         if call.stream and (exchange.stream is not None or not connection.answer.complete):
             exchange.commit(_EVENTS + permit.headers)

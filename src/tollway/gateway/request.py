@@ -15,6 +15,7 @@ from tollway.gateway.counters import Bound, Level
 from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.principal import Principal
+from tollway.gateway.uploads import Upload
 from tollway.wire import bodies
 from tollway.wire.http import NO_HEADERS
 
@@ -54,9 +55,9 @@ _BARE_HEADS = {endpoint: RequestHead(endpoint, NO_HEADERS) for endpoint in Endpo
 
 class Request:
     """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `trace_id`: the client's
-    or its own. `peer`: the client's address, for the log; empty unless that is wanted."""
+    or its own. `peer`: the client's address, for the log; empty unless that is wanted. `upload`: what a large body holds."""
 
-    __slots__ = ("body", "endpoint", "head", "headers", "id", "peer", "received_at", "started", "trace_id", "traceparent")
+    __slots__ = ("body", "endpoint", "head", "headers", "id", "peer", "received_at", "started", "trace_id", "traceparent", "upload")
 
     def __init__(
         self,
@@ -81,6 +82,7 @@ class Request:
         self.trace_id = trace_id
         self.traceparent = traceparent
         self.peer = peer
+        self.upload: Upload | None = None
 
 
 def new_request(id: str, head: RequestHead, body: bytes, started: float, received_at: int, peer: str = "") -> Request:

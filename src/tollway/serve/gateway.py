@@ -28,6 +28,7 @@ import uvloop
 from tollway.domain.faults import SNAPSHOT_OUTDATED
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 from tollway.gateway.background import BackgroundTasks
+from tollway.gateway.buffers import BufferBounds
 from tollway.gateway.directory import Directory
 from tollway.gateway.edge import server
 from tollway.gateway.edge.edge import EdgeBounds
@@ -82,6 +83,7 @@ class GatewayOptions:
     http: HttpBounds = field(default_factory=HttpBounds)
     relay: RelayBounds = field(default_factory=RelayBounds)
     media: MediaBounds = field(default_factory=MediaBounds)
+    buffers: BufferBounds = field(default_factory=BufferBounds)
     drain: DrainBounds = field(default_factory=DrainBounds)
     rules: EdgePolicy | None = None
     tls: ssl.SSLContext | None = None
@@ -134,6 +136,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         log=log,
         bounds=options.relay,
         media_bounds=options.media,
+        buffer_bounds=options.buffers,
         random_bits=random.Random(randomness.randbits(256)).getrandbits,  # ids, not secrets; a system call each would cost more than both
         now_us=_now_us,
     )

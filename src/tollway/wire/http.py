@@ -221,6 +221,11 @@ class RequestReader:
         return self._current.target
 
     @property
+    def body_bytes(self) -> int:
+        """Return how many bytes of the open request's body have arrived."""
+        return len(self._body)
+
+    @property
     def keeps_head(self) -> bool:
         """Return whether the next head will be compared with the last."""
         return self._ends is not None

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from tollway.domain import faults
 from tollway.domain.faults import Fault
 from tollway.gateway import pipeline
+from tollway.gateway.buffers import LARGE_BYTES, BufferHold
 from tollway.gateway.dialects.table import find_error_dialect
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.edge import edge_policy
@@ -24,10 +25,9 @@ from tollway.gateway.edge.routes import ROUTES, Route, find_body_fault, find_pat
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Flow
 from tollway.gateway.request import ClientGone, Request, RequestHead, new_request
+from tollway.gateway.uploads import Upload
 from tollway.wire.http import NO_HEADERS, HttpRequest, RequestReader, chunk_size
 
-PRECHECK_BYTES = 64 * 1024
-"""A body larger than this is read on only for a caller who authenticated by the head."""
 READ_AHEAD_BYTES = 64 * 1024
 """Bytes read of requests that follow the one being answered. Beyond it the socket is not read until their turn comes; below it it is,
 because only a socket that is read tells that the client left."""
@@ -54,6 +54,8 @@ class ClientConnection(asyncio.Protocol):
         "_reading",
         "_request",
         "_transport",
+        "_unread",
+        "_upload",
         "chunked",
         "committed",
         "gone",
@@ -79,6 +81,8 @@ class ClientConnection(asyncio.Protocol):
         self._ending = False
         self._prechecked = False
         self._reading = True
+        self._upload: Upload | None = None
+        self._unread: BufferHold | None = None
         self.committed = False
         self.gone = False
 
@@ -114,7 +118,10 @@ class ClientConnection(asyncio.Protocol):
                 self._queue = deque(requests[1:])
             self._begin(requests[0])
         elif reader.fault is not None or reader.open_request is not None:
-            self._look_at_reader()
+            if self._upload is not None:
+                self._count_upload(self._upload)
+            if not self._ending:
+                self._look_at_reader()
 
     def _read_ahead(self, requests: list[HttpRequest], size: int) -> None:
         """Requests, or parts of them, that came before the one being answered was done."""
@@ -138,14 +145,21 @@ class ClientConnection(asyncio.Protocol):
             self._body_coming(reader.open_request)
 
     def _body_coming(self, request: HttpRequest) -> None:
-        """The head is complete, the body is not. Look at who sends it before it fills memory, and let it be sent if it waits."""
+        """The head is complete, the body is not. Check a large one before it fills memory, and let it be sent if it waits."""
         if self._prechecked:
             return
         length = request.headers.get(b"content-length")
         expects = b"expect" in request.headers
-        if length is not None and int(length) <= PRECHECK_BYTES and not expects:
+        if length is not None and int(length) <= LARGE_BYTES and not expects:
             return
         self._prechecked = True
+        if self._admit_upload(request, 0 if length is None else int(length)) and expects and self._transport is not None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _admit_upload(self, request: HttpRequest, length: int) -> bool:
+        """Check by its head who sends a large body of `length` bytes (0: not known), charge the request, and hold memory for it. Return
+        False if it was refused."""
+        is_arriving = self._request is None
         try:
             if not self._is_addressed(request):
                 raise Fault(faults.HOST_UNKNOWN)
@@ -155,14 +169,31 @@ class ClientConnection(asyncio.Protocol):
                 raise find_route_fault(path, None) or Fault(faults.ROUTE_UNKNOWN)
         except Fault as fault:
             self._write_fault(fault, close=True)
-            return
+            return False
+        plane = self._edge.plane
         try:
-            pipeline.precheck(pipeline.read_head(request.headers, route.endpoint), self._edge.plane)
+            caller = pipeline.identify_sender(pipeline.read_head(request.headers, route.endpoint), plane)
         except Fault as fault:
-            self._write_fault(self.throttle(fault, request.headers), close=True)
-            return
-        if expects and self._transport is not None:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._write_fault(self.throttle(fault, request.headers), close=is_arriving)
+            return False
+        try:
+            self._upload = pipeline.admit_upload(caller, length, plane)
+        except Fault as fault:
+            self._write_fault(fault, close=is_arriving)
+            return False
+        return True
+
+    def _count_upload(self, upload: Upload) -> None:
+        """Count what has arrived of a large body. One that exceeds the budget is refused and read no further."""
+        try:
+            upload.count(self._reader.body_bytes)
+        except Fault as fault:
+            self._write_fault(fault, close=True)
+
+    def _release_upload(self) -> None:
+        upload, self._upload = self._upload, None
+        if upload is not None:
+            upload.release(time.monotonic_ns())
 
     def eof_received(self) -> bool:
         return False
@@ -177,6 +208,10 @@ class ClientConnection(asyncio.Protocol):
         self._queue = None
         self._head = None
         self._reader.close()
+        self._release_upload()
+        if self._unread is not None:
+            self._unread.release()
+            self._unread = None
         driver, self._driver = self._driver, None
         if driver is not None:
             driver.interrupt(ClientGone())
@@ -190,6 +225,10 @@ class ClientConnection(asyncio.Protocol):
         self._paused_at = 0.0
         if self._flow is not None:
             self._flow.resume()
+        if self._unread is not None:
+            self._unread.release()
+            self._unread = None
+            self._finished()
 
     # Requests, one at a time.
 
@@ -207,6 +246,12 @@ class ClientConnection(asyncio.Protocol):
             if head is None:
                 return
         request = self.new_request(http, head, http.body)
+        if self._upload is not None:
+            request.upload = self._upload
+        elif len(http.body) > LARGE_BYTES:
+            if not self._admit_upload(http, len(http.body)):
+                return
+            request.upload = self._upload
         http.body = b""  # the pipeline's from here on, which releases it when it can
         driver = self._driver = CoroutineDriver(edge.context.copy())
         driver.start(pipeline.answer(request, self, plane, driver))
@@ -278,9 +323,17 @@ class ClientConnection(asyncio.Protocol):
         return b"" if rules is None or request is None else edge_policy.cors_headers(rules, request.headers.get(b"origin"))
 
     def _finished(self) -> None:
-        """The answer was written whole: the next request, or the end of the connection."""
-        self._request = None
+        """The answer was written whole: the next request, or the end of the connection. Both wait until the client has read it, so that
+        one that does not read holds one answer at most."""
         self._driver = None
+        transport = self._transport
+        if self._paused_at and transport is not None:
+            self._unread = BufferHold(self._edge.plane.buffers)
+            self._unread.take(transport.get_write_buffer_size())
+            return
+        if self._upload is not None:
+            self._release_upload()
+        self._request = None
         self._phase_at = self._edge.now
         self._phase_bytes = 0
         if self._transport is None:
@@ -312,6 +365,7 @@ class ClientConnection(asyncio.Protocol):
         if (self._reader.fault is None and not self._reader.in_message) or transport.is_closing():
             transport.close()
             return
+        self._reader.close()
         self._begin_phase()
         if transport.can_write_eof():  # TLS cannot; `connection: close` says it too
             transport.write_eof()
@@ -346,6 +400,8 @@ class ClientConnection(asyncio.Protocol):
     def begin_stream(self, headers: bytes) -> None:
         self.committed = True
         self._reader.release_parser()
+        if self._upload is not None:
+            self._release_upload()
         transport = self._transport
         if transport is not None:
             chunked = self.chunked = self._request is not None and self._request.minor_version == 1

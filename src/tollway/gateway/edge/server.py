@@ -51,6 +51,7 @@ async def serve(
     plane.metrics.gauges["tollway_log_lines_dropped"] = lambda: plane.log.dropped
     connections = plane.upstreams.connections
     connections.most, connections.on_shortage = edge_bounds.connections_max, partial(_free_descriptors, edge)
+    plane.metrics.gauges["tollway_buffered_bytes"] = lambda: plane.buffers.total
     plane.metrics.gauges["tollway_connections"] = lambda: len(edge.connections)
     await asyncio.sleep(0)
     public: asyncio.Server | Listener

@@ -18,6 +18,7 @@ from typing import Protocol
 from tollway.domain import faults
 from tollway.domain.catalog import Deployment
 from tollway.domain.faults import Fault
+from tollway.gateway.buffers import Account
 from tollway.wire.http import ResponseReader
 
 _IDLE_END = re.compile(rb"HTTP/1\.[01] 408[ \r\n]")
@@ -94,9 +95,10 @@ class Sink(Protocol):
 
 
 class Pool(Protocol):
-    """The upstream that a connection belongs to."""
+    """The upstream that a connection belongs to. `account`: of the bytes that are held for it."""
 
     deployment: Deployment
+    account: Account
 
     def put_idle(self, connection: "UpstreamConnection") -> bool:
         """Keep an idle connection for the next request. Return False if it must be closed."""

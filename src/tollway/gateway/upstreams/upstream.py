@@ -18,6 +18,7 @@ from tollway.domain import faults
 from tollway.domain.catalog import Deployment, Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.snapshot import DeploymentEntry
+from tollway.gateway.buffers import Buffers
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.ports import Vault
 from tollway.gateway.request import Request
@@ -47,10 +48,17 @@ class Upstream:
     """One deployment: its address, its idle connections, and its health."""
 
     def __init__(
-        self, deployment: Deployment, credential: str | None, metrics: Metrics, log: LogWriter, connections: OpenConnections | None = None
+        self,
+        deployment: Deployment,
+        credential: str | None,
+        metrics: Metrics,
+        log: LogWriter,
+        connections: OpenConnections,
+        buffers: Buffers,
     ) -> None:
-        """`connections`: those of all upstreams; None counts this one's alone."""
-        self._connections = connections or OpenConnections()
+        """`connections`: those of all upstreams."""
+        self._connections = connections
+        self.account = buffers.add_upstream()
         self._metrics = metrics
         self._log = log
         self.deployment = deployment
@@ -195,7 +203,8 @@ class Upstream:
 class Upstreams:
     """All upstreams by model, as the snapshot lists them. A deployment whose address and credential stay the same keeps its connections."""
 
-    def __init__(self, vault: Vault, metrics: Metrics, log: LogWriter) -> None:
+    def __init__(self, vault: Vault, metrics: Metrics, log: LogWriter, buffers: Buffers) -> None:
+        self._buffers = buffers
         self._metrics = metrics
         self._log = log
         self._vault = vault
@@ -236,7 +245,7 @@ class Upstreams:
             before.deployment = deployment
             return
         self.remove(entry.id)
-        upstream = self._by_id[entry.id] = Upstream(deployment, credential, self._metrics, self._log, self.connections)
+        upstream = self._by_id[entry.id] = Upstream(deployment, credential, self._metrics, self._log, self.connections, self._buffers)
         self._place_of(deployment).setdefault(deployment.model, []).append(upstream)
 
     def remove(self, id: str) -> None:

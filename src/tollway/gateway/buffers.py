@@ -1,0 +1,91 @@
+"""Budget for the bytes that this process holds for others: large request bodies and answers, in all and for each key and each upstream.
+
+A message is counted from LARGE_BYTES on. Smaller ones cost nothing here and are bounded by the number of connections. A request body counts
+for its API key from its head until its request ends, and once more for the upstream that it is sent to, because the copy that is sent
+lies in memory beside it until the engine has read it. An answer that is held until it is whole counts for its upstream, and one that its
+client has not read yet for the process.
+"""
+
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from tollway.domain import faults
+from tollway.domain.faults import FaultKind
+
+LARGE_BYTES = 64 * 1024
+
+
+class BufferBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """Most bytes of large messages that are held: `total_bytes_max` by the process, `key_bytes_max` for one API key,
+    `upstream_bytes_max` for one upstream."""
+
+    total_bytes_max: int = 1024 * 1024 * 1024
+    key_bytes_max: int = 256 * 1024 * 1024
+    upstream_bytes_max: int = 512 * 1024 * 1024
+
+
+class Buffers:
+    """The bytes that are held now. `total`: in all."""
+
+    def __init__(self, bounds: BufferBounds) -> None:
+        self.total = 0
+        self.bounds = bounds
+        self._keys: WeakValueDictionary[str, Account] = WeakValueDictionary()
+
+    def find_key(self, key_id: str) -> "Account":
+        """Return the account of an API key. It lives as long as a hold on it."""
+        account = self._keys.get(key_id)
+        if account is None:
+            account = self._keys[key_id] = Account(self, self.bounds.key_bytes_max, faults.UPLOADS_EXCEEDED)
+        return account
+
+    def add_upstream(self) -> "Account":
+        """Return a new account for an upstream."""
+        return Account(self, self.bounds.upstream_bytes_max, faults.UPSTREAM_RATE_LIMITED)
+
+
+class Account:
+    """Bytes that are held for one key or upstream. `fault`: of a request that would exceed `bytes_max`."""
+
+    __slots__ = ("__weakref__", "buffers", "bytes", "bytes_max", "fault")
+
+    def __init__(self, buffers: Buffers, bytes_max: int, fault: FaultKind) -> None:
+        self.buffers = buffers
+        self.bytes_max = bytes_max
+        self.fault = fault
+        self.bytes = 0
+
+
+class BufferHold:
+    """The bytes held for one message. `account`: None counts for the process alone."""
+
+    __slots__ = ("_account", "_buffers", "bytes")
+
+    def __init__(self, buffers: Buffers, account: Account | None = None) -> None:
+        self._buffers = buffers
+        self._account = account
+        self.bytes = 0
+
+    def grow_to(self, size: int) -> FaultKind | None:
+        """Hold `size` bytes in place of fewer. Return the fault of a message that the budget does not suffice for, with nothing changed."""
+        more, account, buffers = size - self.bytes, self._account, self._buffers
+        if more <= 0:
+            return None
+        if account is not None and account.bytes + more > account.bytes_max:
+            return faults.BODY_TOO_LARGE if size > account.bytes_max else account.fault
+        if buffers.total + more > buffers.bounds.total_bytes_max:
+            return faults.OVERLOADED
+        self.take(more)
+        return None
+
+    def take(self, more: int) -> None:
+        """Hold so many bytes more, whatever the budget is: they are there already."""
+        self.bytes += more
+        self._buffers.total += more
+        if self._account is not None:
+            self._account.bytes += more
+
+    def release(self) -> None:
+        """Hold nothing."""
+        self.take(-self.bytes)

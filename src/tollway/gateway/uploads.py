@@ -1,0 +1,49 @@
+"""Large request bodies, from their head on: who sends one has authenticated, and paid a request of its rates, before it is read.
+
+A body is refused by its head where the limits or the budget for buffered bytes say so. The request that was charged for it is given back
+once the body has become a call, which `limit` charges in the same step; a body that becomes none, because it is broken, malicious or never
+finished, has used its request.
+"""
+
+from tollway.domain.faults import Fault
+from tollway.gateway.buffers import LARGE_BYTES, BufferHold
+from tollway.gateway.counters import Counters, Hold
+
+GROWTH_BYTES = 1024 * 1024
+"""Steps in which a body of unknown length is counted."""
+
+
+class Upload:
+    """One large body. Each ends with `release`."""
+
+    __slots__ = ("_buffer", "_counters", "_hold")
+
+    def __init__(self, buffer: BufferHold, counters: Counters, hold: Hold | None) -> None:
+        """`hold`: the request that was charged; None where no limit applies."""
+        self._buffer = buffer
+        self._counters = counters
+        self._hold = hold
+
+    def expect(self, size: int) -> None:
+        """Hold memory for a body of `size` bytes. Raises Fault body_too_large, rate_limit_exceeded or overloaded."""
+        kind = self._buffer.grow_to(size)
+        if kind is not None:
+            raise Fault(kind, retry_after_seconds=None if kind.status == 413 else 1, detail="budget for buffered bytes")
+
+    def count(self, size: int) -> None:
+        """Count the bytes of a body of unknown length that have arrived. Raises as `expect` does."""
+        if size > self._buffer.bytes:
+            self.expect(max(LARGE_BYTES, -(-size // GROWTH_BYTES) * GROWTH_BYTES))
+
+    def refund(self, now_ns: int) -> None:
+        """Give the request back that was charged: it is charged as a call now."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            self._counters.refund(hold, now_ns)
+
+    def release(self, now_ns: int) -> None:
+        """Hold nothing more. A request that was not given back stays charged."""
+        self._buffer.release()
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            self._counters.settle(hold, (1, 0, 0, 0), now_ns)
