@@ -64,7 +64,7 @@ test-engines: $(VENV)/.dev  ## the tests that need real engines (ENGINES="llamac
 
 .PHONY: test-sdks
 test-sdks: $(VENV)/.dev  ## the tests of every line of the official SDKs, Python and JavaScript, and of frameworks
-	@for sdk in openai-1 openai-2 js langchain pydantic-ai llama-index instructor litellm; do \
+	@for sdk in openai-1 openai-2 js agents langchain pydantic-ai llama-index instructor litellm; do \
 		scripts/sdk.sh $$sdk $(VENV)/bin/uv "$(PYTHON)" || echo "==> $$sdk cannot be had here: its tests are skipped"; \
 	done
 	@TOLLWAY_RECORD_CLIENTS=1 $(VENV)/bin/pytest tests/sdks $(ARGS)
@@ -120,7 +120,7 @@ lock: $(VENV)/.build  ## solve requirements/*.txt again (ARGS=--upgrade for the 
 	@$(lock) --group engine --no-deps -o requirements/engine.txt
 	@$(lock) --group fuzz -o requirements/fuzz.txt
 	@$(lock) --group openai-1 -o requirements/openai-1.txt
-	@for group in openai-2 langchain pydantic-ai llama-index instructor litellm; do \
+	@for group in openai-2 agents langchain pydantic-ai llama-index instructor litellm; do \
 		$(lock) --group $$group -o requirements/$$group.txt; \
 	done
 	@$(lock) --group dynamo --override requirements/dynamo.overrides -o requirements/dynamo.txt

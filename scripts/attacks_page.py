@@ -113,9 +113,9 @@ Whoever sends a guessed beginning learns so whether somebody sent it before. Eng
 | engine | separated by its own salt | shared unless the operator decides |
 |---|---|---|
 | vLLM, the simulator | all endpoints | |
-| SGLang | chat completions, completions | messages |
-| TensorRT-LLM (1.1 and later) | chat completions, completions | messages |
-| Dynamo, llama.cpp, other servers of OpenAI's API | | chat completions, completions, messages |
+| SGLang | chat completions, completions, responses | messages |
+| TensorRT-LLM (1.1 and later) | chat completions, completions | messages, responses |
+| Dynamo, llama.cpp, other servers of OpenAI's API | | chat completions, completions, messages, responses |
 
 `cache_isolation` of a deployment decides, unless its model has `share_cache: true`:
 

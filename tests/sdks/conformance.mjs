@@ -2,6 +2,7 @@
 // a row: its name, and what went wrong or null.
 
 import assert from 'node:assert/strict'
+import { createOpenAI } from '@ai-sdk/openai'
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
 import { embedMany, generateText, jsonSchema, streamText, tool } from 'ai'
 import OpenAI from 'openai'
@@ -9,6 +10,7 @@ import OpenAI from 'openai'
 const [url, apiKey] = process.argv.slice(2)
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0, timeout: 30_000 })
 const provider = createOpenAICompatible({ name: 'tollway', baseURL: `${url}/v1`, apiKey })
+const responding = createOpenAI({ baseURL: `${url}/v1`, apiKey })
 const counting = createOpenAICompatible({ name: 'tollway', baseURL: `${url}/v1`, apiKey, includeUsage: true })
 const model = 'm'
 const messages = [{ role: 'user', content: 'Say something.' }]
@@ -78,6 +80,27 @@ const rows = {
   async cancel() {
     const asked = { model, messages: [{ role: 'user', content: 'slow' }], stream: true }
     for await (const chunk of await client.chat.completions.create(asked)) if (chunk.choices[0].delta.content === 'b') break
+  },
+  async responses() {
+    const answer = await client.responses.create({ model, input: 'Say something.' })
+    assert.equal(answer.output_text, 'Hello')
+    assert.equal(answer.usage.total_tokens, 7)
+  },
+  async responsesStream() {
+    const stream = client.responses.stream({ model, input: [{ role: 'user', content: 'Say something.' }] })
+    let text = ''
+    for await (const event of stream) if (event.type === 'response.output_text.delta') text += event.delta
+    assert.equal(text, 'Hello')
+    assert.equal((await stream.finalResponse()).output_text, 'Hello')
+  },
+  async vercelResponses() {
+    const { text, usage } = await generateText({ model: responding(model), prompt: 'Say something.' })
+    assert.equal(text, 'Hello')
+    assert.equal(usage.outputTokens, 2)
+  },
+  async vercelResponsesStream() {
+    const run = streamText({ model: responding(model), prompt: 'Say something.', tools: { toll } })
+    assert.deepEqual((await run.toolCalls)[0].input, { road: 'A1' })
   },
   async vercelText() {
     const { text, usage } = await generateText({ model: provider(model), prompt: 'Say something.' })

@@ -124,6 +124,38 @@ def cancel(client: Client) -> None:
                 break
 
 
+def responses(client: Client) -> None:
+    answer = client.responses.create(model="m", input="Say something.", instructions="Be brief.")
+    assert (answer.output_text, answer.status, answer.usage.total_tokens) == ("Hello", "completed", 7)
+    assert answer._request_id.startswith("req_")
+
+
+def responses_stream(client: Client) -> None:
+    with client.responses.stream(model="m", input=[{"role": "user", "content": "Say something."}]) as events:
+        text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        last = events.get_final_response()
+    assert text == last.output_text == "Hello" and last.usage.output_tokens == 2
+
+
+def responses_tools(client: Client) -> None:
+    tool: Any = {"type": "function", "name": "toll", "parameters": {"type": "object", "properties": {"road": {}}}, "strict": False}
+    answer = client.responses.create(model="m", input="Say something.", tools=[tool])
+    (call,) = answer.output
+    assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "toll", {"road": "A1"})
+    told = [{"role": "user", "content": "Say something."}, call, {"type": "function_call_output", "call_id": call.call_id, "output": "250"}]
+    assert client.responses.create(model="m", input=told).output_text == "Hello"
+
+
+def responses_errors(client: Client) -> None:
+    for asked in ({"previous_response_id": "resp_1"}, {"store": True}, {"tools": [{"type": "web_search"}]}):
+        try:
+            client.responses.create(model="m", input="Say something.", **asked)
+        except openai.BadRequestError as error:
+            assert error.param == next(iter(asked))
+        else:
+            raise AssertionError(f"{asked} was not refused")
+
+
 def claude_plain(client: Client) -> None:
     message = client.messages.create(model="m", max_tokens=9, messages=ASK)
     assert message.content[0].text == "Hello" and message.usage.output_tokens == 2
@@ -176,7 +208,7 @@ def claude_retry(client: Client) -> None:
 
 OPENAI: list[Callable[[Client], None]] = [
     plain, stream, stream_with_usage, tools, tools_streamed, json_schema, vision, embeddings, embeddings_of_tokens, completions, models,
-    errors, retry, cancel,
+    errors, retry, cancel, responses, responses_stream, responses_tools, responses_errors,
 ]  # fmt: skip
 ANTHROPIC: list[Callable[[Client], None]] = [
     claude_plain, claude_stream, claude_tools, claude_vision, claude_count, claude_errors, claude_retry,

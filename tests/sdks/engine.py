@@ -34,6 +34,8 @@ class SdkEngine:
             return [whole({"input_tokens": 7})]
         if path.endswith(b"/messages"):
             return _messages(body)
+        if path.endswith(b"/responses"):
+            return _responses(body)
         if path.endswith(b"/completions") and not path.endswith(b"/chat/completions"):
             choice = {"index": 0, "text": "Hello", "finish_reason": "stop", "logprobs": None}
             return [whole({"id": "c", "object": "text_completion", "created": 1, "model": "m", "choices": [choice], "usage": usage(3, 1)})]
@@ -91,4 +93,49 @@ def _messages(body: dict[str, Any]) -> Script:
         {"type": "message_stop"},
     ]
     framed = [b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event)) for event in events]
+    return [STREAM_HEAD, *(part(event) for event in framed), END]
+
+
+def _responses(body: dict[str, Any]) -> Script:
+    if body.get("tools"):
+        item: dict[str, Any] = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "toll", "arguments": '{"road":"A1"}'}
+        begun: dict[str, Any] = item | {"arguments": "", "status": "in_progress"}
+        inner = [{"type": "response.function_call_arguments.delta", "delta": piece} for piece in ('{"road"', ':"A1"}')]
+        inner.append({"type": "response.function_call_arguments.done", "arguments": item["arguments"], "name": "toll"})
+        place: dict[str, Any] = {"item_id": "fc_1", "output_index": 0}
+    else:
+        text = '{"road":"A1","cents":250}' if (body.get("text") or {}).get("format", {}).get("type") == "json_schema" else "Hello"
+        part_of = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        item = {"type": "message", "id": "msg_1", "role": "assistant", "content": [part_of]}
+        begun = item | {"content": [], "status": "in_progress"}
+        inner = [
+            {"type": "response.content_part.added", "part": part_of | {"text": ""}},
+            *({"type": "response.output_text.delta", "delta": piece, "logprobs": []} for piece in (text[:3], text[3:])),
+            {"type": "response.output_text.done", "text": text, "logprobs": []},
+            {"type": "response.content_part.done", "part": part_of},
+        ]
+        place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    item["status"] = "completed"
+    response = {
+        "id": "resp_1", "object": "response", "created_at": 1, "model": "m", "status": "completed", "error": None, "metadata": {},
+        "incomplete_details": None, "instructions": body.get("instructions"), "output": [item], "parallel_tool_calls": True,
+        "tool_choice": "auto", "tools": body.get("tools", []), "temperature": 1.0, "top_p": 1.0, "text": {"format": {"type": "text"}},
+        "usage": {
+            "input_tokens": 5, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": 2,
+            "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 7,
+        },
+    }  # fmt: skip
+    if not body.get("stream"):
+        return [whole(response)]
+    empty = response | {"status": "in_progress", "output": [], "usage": None}
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": empty},
+        {"type": "response.in_progress", "response": empty},
+        {"type": "response.output_item.added", "output_index": 0, "item": begun},
+        *(event | place for event in inner),
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.completed", "response": response},
+    ]
+    numbered = [event | {"sequence_number": number} for number, event in enumerate(events)]
+    framed = [b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event)) for event in numbered]
     return [STREAM_HEAD, *(part(event) for event in framed), END]

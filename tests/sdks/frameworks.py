@@ -40,6 +40,10 @@ def list_langchain(url: str, key: str) -> list[Row]:
         answer = chat.with_structured_output(schema, method="json_schema").invoke(ASK)
         assert answer == {"road": "A1", "cents": 250}
 
+    def responses() -> None:
+        answer = ChatOpenAI(model="m", base_url=f"{url}/v1", api_key=key, max_retries=0, use_responses_api=True).invoke(ASK)
+        assert answer.text == "Hello" and answer.usage_metadata["total_tokens"] == 7
+
     def embeddings() -> None:
         model = OpenAIEmbeddings(model="m", base_url=f"{url}/v1", api_key=key, check_embedding_ctx_length=False)
         assert model.embed_documents(["a", "b"]) == [VECTOR, VECTOR]
@@ -53,14 +57,14 @@ def list_langchain(url: str, key: str) -> list[Row]:
     def claude_tools() -> None:
         assert claude.bind_tools([TOOL]).invoke(ASK).tool_calls[0]["args"] == {"road": "A1"}
 
-    return [plain, stream, tools, structured, embeddings, claude_plain, claude_stream, claude_tools]
+    return [plain, stream, tools, structured, responses, embeddings, claude_plain, claude_stream, claude_tools]
 
 
 def list_pydantic_ai(url: str, key: str) -> list[Row]:
     """Return the rows of pydantic-ai: its models for OpenAI's chat and Anthropic."""
     from pydantic_ai import Agent
     from pydantic_ai.models.anthropic import AnthropicModel
-    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
     from pydantic_ai.providers.anthropic import AnthropicProvider
     from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -76,6 +80,10 @@ def list_pydantic_ai(url: str, key: str) -> list[Row]:
 
         assert asyncio.run(read()) == "Hello"
 
+    def responses() -> None:
+        agent = Agent(OpenAIResponsesModel("m", provider=OpenAIProvider(base_url=f"{url}/v1", api_key=key)))
+        assert agent.run_sync(ASK).output == "Hello"
+
     def claude_plain() -> None:
         from anthropic import AsyncAnthropic
 
@@ -83,7 +91,7 @@ def list_pydantic_ai(url: str, key: str) -> list[Row]:
         agent = Agent(AnthropicModel("m", provider=AnthropicProvider(anthropic_client=client)))
         assert agent.run_sync(ASK).output == "Hello"
 
-    return [plain, stream, claude_plain]
+    return [plain, stream, responses, claude_plain]
 
 
 def list_llama_index(url: str, key: str) -> list[Row]:
@@ -179,7 +187,44 @@ def list_litellm(url: str, key: str) -> list[Row]:
     return [plain, stream, tools, embeddings, errors, claude_plain, claude_stream]
 
 
+def list_agents(url: str, key: str) -> list[Row]:
+    """Return the rows of OpenAI's Agents SDK, whose default is the responses API."""
+    from agents import Agent, OpenAIResponsesModel, RunConfig, Runner, function_tool
+    from openai import AsyncOpenAI
+
+    model = OpenAIResponsesModel("m", AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0))
+    config = RunConfig(tracing_disabled=True)
+
+    def plain() -> None:
+        assert Runner.run_sync(Agent(name="a", instructions="Be brief.", model=model), ASK, run_config=config).final_output == "Hello"
+
+    def stream() -> None:
+        async def read() -> str:
+            running = Runner.run_streamed(Agent(name="a", model=model), ASK, run_config=config)
+            async for _ in running.stream_events():
+                pass
+            return str(running.final_output)
+
+        assert asyncio.run(read()) == "Hello"
+
+    def tools() -> None:
+        roads = []
+
+        @function_tool
+        def toll(road: str) -> str:
+            """Return the toll of a road."""
+            roads.append(road)
+            return "250"
+
+        agent = Agent(name="a", model=model, tools=[toll], tool_use_behavior="stop_on_first_tool")
+        assert Runner.run_sync(agent, ASK, run_config=config).final_output == "250"
+        assert roads == ["A1"]
+
+    return [plain, stream, tools]
+
+
 FRAMEWORKS: dict[str, Callable[[str, str], list[Row]]] = {
+    "agents": list_agents,
     "langchain": list_langchain,
     "pydantic-ai": list_pydantic_ai,
     "llama-index": list_llama_index,

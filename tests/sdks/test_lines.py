@@ -22,7 +22,7 @@ from tollway.domain.usage import Outcome
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = ["openai", "openai-2", "openai-1"]
-ROWS = {"openai": 21, "openai-2": 21, "openai-1": 14, "js": 15}
+ROWS = {"openai": 25, "openai-2": 25, "openai-1": 18, "js": 19}
 """Clients of each line: Anthropic's SDK is not beside the oldest of OpenAI's."""
 
 
@@ -34,7 +34,7 @@ async def test_python(line: str) -> None:
     await conform(line, [str(interpreter), str(HERE / "conformance.py")], ROWS[line])
 
 
-FRAMEWORKS = {"langchain": 8, "pydantic-ai": 3, "llama-index": 4, "instructor": 2, "litellm": 7}
+FRAMEWORKS = {"agents": 3, "langchain": 9, "pydantic-ai": 4, "llama-index": 4, "instructor": 2, "litellm": 7}
 """Rows of each framework in `frameworks.py`."""
 
 
@@ -64,7 +64,8 @@ def record(client: str, rows: list[dict[str, Any]]) -> None:
 
 
 PACKAGES = {
-    "js": ("openai", "ai", "@ai-sdk/openai-compatible"),
+    "agents": ("openai-agents", "openai"),
+    "js": ("openai", "ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible"),
     "openai": ("openai", "anthropic"),
     "openai-1": ("openai",),
     "openai-2": ("openai", "anthropic"),
