@@ -44,6 +44,10 @@ GOOD: dict[str, bytes] = {
     "messages": b'[{"role":"user","content":"x"}]',
     "prompt": b'"x"',
     "input": b'"x"',
+    "query": b'"x"',
+    "documents": b'["x","y"]',
+    "text_1": b'"x"',
+    "text_2": b'["x","y"]',
     "max_tokens": b"5",
 }
 GOOD |= {"temperature": b"0.7", "stream": b"true", "stop": b'["a"]', "stream_options": b'{"include_usage":true}', "n": b"2", "seed": b"-3"}
@@ -81,6 +85,8 @@ PLAIN = [
     (Endpoint.MESSAGES, ["model", "messages", "max_tokens", "temperature", "stream"]),
     (Endpoint.COUNT_TOKENS, ["model", "messages"]),
     (Endpoint.RESPONSES, ["model", "input", "temperature", "stream"]),
+    (Endpoint.RERANK, ["model", "query", "documents"]),
+    (Endpoint.SCORE, ["model", "text_1", "text_2"]),
 ]
 
 

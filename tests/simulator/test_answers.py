@@ -244,3 +244,13 @@ async def test_an_old_client_gets_its_stream_until_the_end_of_the_connection(sim
         everything = await client.reader.read()
     assert b"transfer-encoding" not in everything
     assert everything.endswith(b"data: [DONE]\n\n")
+
+
+async def test_documents_are_ranked_and_scored_with_the_text_that_they_are_read_with(sim: Running) -> None:
+    asked = {"model": "sim-small", "query": "toll", "documents": ["a road", {"text": "a bridge"}, "a tunnel"], "top_n": 2}
+    ranked = (await post(sim, "/v1/rerank", asked)).json()
+    scores = [result["relevance_score"] for result in ranked["results"]]
+    assert len(scores) == 2 and scores == sorted(scores, reverse=True)
+    scored = (await post(sim, "/v1/score", {"model": "sim-small", "text_1": "toll", "text_2": ["a road", "a bridge", "a tunnel"]})).json()
+    assert max(item["score"] for item in scored["data"]) == scores[0]
+    assert ranked["usage"] == scored["usage"] and ranked["usage"]["prompt_tokens"] > 0

@@ -34,7 +34,9 @@ class Endpoint(StrEnum):
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
     MESSAGES = "messages"
+    RERANK = "rerank"
     RESPONSES = "responses"
+    SCORE = "score"
     COUNT_TOKENS = "messages/count_tokens"  # whoever may use messages may count, which is not billed
 
 

@@ -20,7 +20,7 @@ ENGINES: dict[Engine, EngineProfile] = {
 }
 
 _SYSTEM_PROMPT_ENDPOINTS = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS, Endpoint.RESPONSES})
-_WITHOUT_PREFIXES = frozenset({Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS})
+_WITHOUT_PREFIXES = frozenset({Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS, Endpoint.RERANK, Endpoint.SCORE})
 """Endpoints that generate nothing, so that no engine caches prefixes for them."""
 
 

@@ -62,6 +62,7 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
     if dialect.prompts_field:
         value = asked[dialect.prompts_field]
         prompts = len(value) if type(value) is list and type(value[0]) is not int else 1
+    shared_bytes = (prompts - 1) * len(asked[dialect.shared_field].encode()) if dialect.shared_field and prompts > 1 else 0
     sequences = prompts
     if "n" in asked or "best_of" in asked:
         sequences *= _count_choices(asked, dialect)
@@ -83,7 +84,7 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
         dropped,
         output_cap,
         output_tokens_max,
-        len(request.body) + prompts * dialect.prompt_tokens_added + media_tokens,
+        len(request.body) + shared_bytes + prompts * dialect.prompt_tokens_added + media_tokens,
         0 if media_tokens else len(request.body),
         stream,
         prompts,

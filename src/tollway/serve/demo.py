@@ -171,7 +171,7 @@ def _models(urls: Mapping[str, str]) -> list[DemoModel]:
         DemoModel(
             name=SIMULATED_MODEL,
             engine="sim",
-            endpoints=("chat/completions", "completions", "embeddings", "messages", "responses"),
+            endpoints=("chat/completions", "completions", "embeddings", "messages", "rerank", "responses", "score"),
             price={"input": "1", "cached_input": "0.25", "output": "2", "reasoning": "3"},
             base_url=urls["simulator"],
         ),

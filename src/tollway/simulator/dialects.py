@@ -27,6 +27,10 @@ _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}  # vLLM maps only t
 _FINGERPRINT = b'"vllm-0.32.0-sim"'
 
 
+POOLING = frozenset({"embeddings", "rerank", "score"})
+"""Endpoints that generate nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
     """All that a dialect needs to render one answer."""
@@ -89,7 +93,9 @@ def stream_of(script: Script) -> Stream:
 
 def whole_of(script: Script) -> Whole:
     """The dialect of a request that asked for JSON."""
-    return _Embeddings(script) if script.order.endpoint == "embeddings" else stream_of(script)
+    if script.order.endpoint not in POOLING:
+        return stream_of(script)
+    return _Embeddings(script) if script.order.endpoint == "embeddings" else _Scores(script)
 
 
 # The two OpenAI dialects differ in a choice's inside and in which nulls they show
@@ -584,6 +590,29 @@ class _Embeddings:
         if self._script.order.base64_floats:
             return b'"%s"' % base64.b64encode(struct.pack(f"<{dimensions}f", *values))
         return msgspec.json.encode(values)
+
+
+class _Scores:
+    """Answers of vLLM's routes for reranking and scoring: a score for each document, which follows from its text."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    def body(self, cached_tokens: int, made_each: int, finish_reason: str | None) -> bytes:
+        del cached_tokens, made_each, finish_reason  # nothing is generated
+        script = self._script
+        tokens = script.order.prompt_tokens
+        answer: dict[str, object] = {"id": f"{script.order.endpoint}-{script.answer_id}", "model": script.model}
+        if script.plan.usage != "missing":
+            answer["usage"] = {"prompt_tokens": bent_usage(script.plan, tokens, final=True), "total_tokens": tokens}
+        scores = [hashlib.blake2b(prompt.data).digest()[0] / 256 for prompt in script.order.prompts]
+        if script.order.endpoint == "score":
+            answer |= {"object": "list", "created": script.created_at_seconds}
+            answer["data"] = [{"index": index, "object": "score", "score": score} for index, score in enumerate(scores)]
+        else:
+            ranked = sorted(enumerate(scores), key=lambda each: (-each[1], each[0]))[: script.order.dimensions]
+            answer["results"] = [{"index": index, "relevance_score": score} for index, score in ranked]
+        return msgspec.json.encode(answer)
 
 
 # Errors

@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from tollway.simulator import faults, metrics
-from tollway.simulator.dialects import JSON, Script
+from tollway.simulator.dialects import JSON, POOLING, Script
 from tollway.simulator.engine import Engine, Wheel
 from tollway.simulator.exchange import Exchange
 from tollway.simulator.faults import HEALTHY, Plan
@@ -35,7 +35,9 @@ ENDPOINTS: dict[bytes, Endpoint] = {
     b"/v1/completions": "completions",
     b"/v1/embeddings": "embeddings",
     b"/v1/messages": "messages",
+    b"/v1/rerank": "rerank",
     b"/v1/responses": "responses",
+    b"/v1/score": "score",
 }
 _VERSION = "0.32.0"  # the vLLM whose shapes these are
 _FLUSH_SECONDS = 1.0  # after the last answer of a drain, for its bytes to leave
@@ -152,7 +154,7 @@ class Simulator:
     def _answer(self, order: Order, served: str, plan: Plan) -> Answer:
         limit = self.settings.context_tokens_max
         for prompt in order.prompts:
-            wanted = 0 if order.endpoint == "embeddings" else order.tokens_max or 1
+            wanted = 0 if order.endpoint in POOLING else order.tokens_max or 1
             if prompt.tokens + wanted > limit:
                 raise Refused(
                     400,
@@ -161,7 +163,7 @@ class Simulator:
                     f"your prompt contains {prompt.tokens} input tokens. Please reduce the length of either one.",
                     "input_tokens",
                 )
-        if order.endpoint == "embeddings":
+        if order.endpoint in POOLING:
             return _NO_ANSWER
         reasoning = 0
         if order.endpoint != "completions":  # raw completions have no reasoning parser

@@ -9,7 +9,7 @@ import msgspec
 
 from tollway.simulator.tokens import TOKEN_BYTES, Prompt, chat_prompt, prompt_of_ids, prompt_of_text
 
-Endpoint = Literal["chat", "completions", "embeddings", "messages", "responses"]
+Endpoint = Literal["chat", "completions", "embeddings", "messages", "rerank", "responses", "score"]
 
 # vLLM has no such bound (or a very high one); here it keeps one request from asking for more events than a test
 # would survive.
@@ -38,7 +38,7 @@ class Order:
 
     endpoint: Endpoint
     model: str | None  # as asked, with its fault suffix; None means the default model
-    prompts: tuple[Prompt, ...]  # several only for completions and embeddings
+    prompts: tuple[Prompt, ...]  # several only for completions, embeddings, reranking and scoring
     choices: int  # answers per prompt
     tokens_max: int | None
     ignore_eos: bool
@@ -48,7 +48,7 @@ class Order:
     cache_salt: str
     last_text: str  # what the echo model answers
     base64_floats: bool
-    dimensions: int | None
+    dimensions: int | None  # of embeddings; of a reranking, how many results are wanted
     prompt_tokens: int  # of all prompts
 
 
@@ -61,6 +61,10 @@ def read_order(endpoint: Endpoint, body: bytes) -> Order:
             return _completions(_COMPLETIONS.decode(body))
         if endpoint == "embeddings":
             return _embeddings(_EMBEDDINGS.decode(body))
+        if endpoint == "rerank":
+            return _pairs(endpoint, _RERANK.decode(body))
+        if endpoint == "score":
+            return _pairs(endpoint, _SCORE.decode(body))
         if endpoint == "responses":
             return _responses(_RESPONSES.decode(body))
         return _messages(_MESSAGES.decode(body))
@@ -172,6 +176,26 @@ class _Responses(msgspec.Struct):
     cache_salt: str | None = None
 
 
+class _Document(msgspec.Struct):
+    text: str
+
+
+class _Rerank(msgspec.Struct):
+    query: str
+    documents: list[str | _Document]
+    model: str | None = None
+    top_n: int | None = None
+    cache_salt: str | None = None
+
+
+class _Score(msgspec.Struct):
+    query: str = msgspec.field(name="text_1")
+    documents: str | list[str] = msgspec.field(name="text_2")
+    model: str | None = None
+    top_n: int | None = None
+    cache_salt: str | None = None
+
+
 class _Tokenize(msgspec.Struct):
     prompt: str | None = None
     messages: list[_Turn] | None = None
@@ -182,6 +206,8 @@ _CHAT = msgspec.json.Decoder(_Chat)
 _COMPLETIONS = msgspec.json.Decoder(_Completions)
 _EMBEDDINGS = msgspec.json.Decoder(_Embeddings)
 _MESSAGES = msgspec.json.Decoder(_Messages)
+_RERANK = msgspec.json.Decoder(_Rerank)
+_SCORE = msgspec.json.Decoder(_Score)
 _RESPONSES = msgspec.json.Decoder(_Responses)
 _TOKENIZE = msgspec.json.Decoder(_Tokenize)
 
@@ -289,6 +315,31 @@ def _messages(body: _Messages) -> Order:
         last_text=turns[-1][1],
         base64_floats=False,
         dimensions=None,
+    )
+
+
+def _pairs(endpoint: Endpoint, body: _Rerank | _Score) -> Order:
+    """Return the order of a request that reads each of its documents together with one text."""
+    documents = [body.documents] if isinstance(body.documents, str) else body.documents
+    if not documents:
+        raise bad_request("documents must not be empty", "documents")
+    texts = [document if isinstance(document, str) else document.text for document in documents]
+    prompts = tuple(prompt_of_text(body.query + text) for text in texts)
+    return Order(
+        endpoint=endpoint,
+        model=body.model,
+        prompts=prompts,
+        prompt_tokens=sum(prompt.tokens for prompt in prompts),
+        choices=1,
+        tokens_max=None,
+        ignore_eos=False,
+        stream=False,
+        include_usage=True,
+        continuous_usage=False,
+        cache_salt=body.cache_salt or "",
+        last_text="",
+        base64_floats=False,
+        dimensions=body.top_n,
     )
 
 

@@ -37,7 +37,9 @@ BUCKETS = {"1m": (60, 1440), "1h": (24, 168), "1d": (7, 31)}
 COLUMNS = {"project_id": "project_id", "api_key_id": "key_id", "model": "model"}
 """Fields by which usage can be grouped, with their columns."""
 
-COMPLETIONS = tuple(endpoint for endpoint in Endpoint if endpoint not in (Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS))
+EMBEDDINGS = (Endpoint.EMBEDDINGS, Endpoint.RERANK, Endpoint.SCORE)
+"""Endpoints that read and generate nothing."""
+COMPLETIONS = tuple(endpoint for endpoint in Endpoint if endpoint not in (*EMBEDDINGS, Endpoint.COUNT_TOKENS))
 
 Text = Annotated[str, StringConstraints(max_length=160, pattern=r"^[\x20-\x7e]+$")]
 Texts = Annotated[list[Text], Field(max_length=100)]
@@ -122,14 +124,14 @@ def _first(start_time: int, page: str | None) -> int:
 
 @router.get("/v1/organization/usage/completions", response_model=BucketsOut)
 def list_completions(caller: OrganizationAdmin, request: Request, parameters: Annotated[UsageParameters, Query()]) -> Response:
-    """Tokens and requests of chat, completions and messages, by bucket of time. `Accept: text/csv` gives a table."""
+    """Tokens and requests of chat, completions, messages and responses, by bucket of time. `Accept: text/csv` gives a table."""
     return _usage(caller.organization_id, request, parameters, COMPLETIONS, _completions_result)
 
 
 @router.get("/v1/organization/usage/embeddings", response_model=BucketsOut)
 def list_embeddings(caller: OrganizationAdmin, request: Request, parameters: Annotated[UsageParameters, Query()]) -> Response:
-    """Tokens and requests of embeddings, by bucket of time. `Accept: text/csv` gives a table."""
-    return _usage(caller.organization_id, request, parameters, (Endpoint.EMBEDDINGS,), _embeddings_result)
+    """Tokens and requests of embeddings, reranking and scoring, by bucket of time. `Accept: text/csv` gives a table."""
+    return _usage(caller.organization_id, request, parameters, EMBEDDINGS, _embeddings_result)
 
 
 def _usage(organization_id: str, request: Request, parameters: UsageParameters, endpoints: Sequence[str], result: Any) -> Response:

@@ -103,6 +103,7 @@ class Dialect:
     render_error: Callable[[Fault, str | None], bytes]
     output_caps: tuple[str, ...] = ()
     prompts_field: str = ""
+    shared_field: str = ""
     items_field: str = ""
     constants: Mapping[str, bytes] = field(default_factory=dict)
     prompt_tokens_added: int = TEMPLATE_TOKENS_MAX

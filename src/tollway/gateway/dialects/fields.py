@@ -217,6 +217,18 @@ def _is_token_ids(value: list[int]) -> bool:
 prompts = Check(_is_prompts, Annotated[str, Meta(min_length=1)] | Annotated[list[str], Meta(min_length=1, max_length=PROMPTS_MAX)])
 """A string, an array of strings, an array of token ids, or an array of such arrays; not empty."""
 
+
+def _are_documents(value: Any) -> bool:
+    return (
+        type(value) is list
+        and 0 < len(value) <= PROMPTS_MAX
+        and all(type(item) is str or (type(item) is dict and item.keys() == {"text"} and type(item["text"]) is str) for item in value)
+    )
+
+
+documents = Check(_are_documents, Annotated[list[str], Meta(min_length=1, max_length=PROMPTS_MAX)])
+"""An array of texts, each a string or an object with nothing but `text`; not empty."""
+
 output_tokens = nullable(integer(1, TOKENS_MAX))
 output_tokens_or_none = nullable(integer(0, TOKENS_MAX))
 """A maximum that may be zero, where an API reads the prompt and generates nothing: to score it (`echo`), or to fill a cache."""

@@ -6,7 +6,7 @@ Everything else follows from the row: the gateway's routes, the heads of request
 import re
 
 from tollway.domain.catalog import Endpoint
-from tollway.gateway.dialects import chat_completions, completions, count_tokens, embeddings, messages, responses
+from tollway.gateway.dialects import chat_completions, completions, count_tokens, embeddings, messages, rerank, responses, score
 from tollway.gateway.dialects.dialect import Dialect
 
 DIALECTS: dict[Endpoint, Dialect] = {
@@ -18,6 +18,8 @@ DIALECTS: dict[Endpoint, Dialect] = {
         messages.DIALECT,
         count_tokens.DIALECT,
         responses.DIALECT,
+        rerank.DIALECT,
+        score.DIALECT,
     )
 }
 

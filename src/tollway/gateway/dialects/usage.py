@@ -122,6 +122,18 @@ def read_totals(raw: bytes | msgspec.Raw, names: UsageNames) -> Report:
     )
 
 
+def read_input(raw: bytes | msgspec.Raw) -> Report:
+    """Return what can be believed of the usage of an answer without tokens of its own. Some engines write only the total, which is the
+    input then."""
+    counts = read_counts(raw)
+    if counts is None:
+        return UNBELIEVABLE
+    name = "prompt_tokens" if counts.has("prompt_tokens") else "total_tokens"
+    input = counts.read(name)
+    anomaly = Anomaly.INVALID if counts.is_odd or input is None else None
+    return Report(Quantities(input or 0), anomaly, has_input=input is not None, has_output=False)
+
+
 def check_report(report: Report, context: AnswerContext) -> tuple[Quantities | None, Anomaly | None]:
     """Return what of the only report about an answer is billed, and what was wrong with it; no quantities if nothing can be believed. An
     engine that claims more tokens than the request can have is not paid for the surplus."""
