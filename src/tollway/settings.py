@@ -35,6 +35,7 @@ OTHER_VARIABLES = {
     "TOLLWAY_NODE_ID": "The node that a gateway is: node_... Each gateway has its own.",
     "TOLLWAY_NODE_KEY": "Key with which a gateway identifies itself to control: tw_node_... Each gateway has its own.",
     "TOLLWAY_JOIN_TOKEN": "Token with which a gateway without a key registers itself once: tw_join_...",
+    "TOLLWAY_LIMITS_REDIS_PASSWORD": "Password of the server of `gateway.limits.redis_url`. Gateways only.",
     "TOLLWAY_PLATFORM_KEY": "First operator key: tw_platform_... Control only.",
     "TOLLWAY_CONTROL_URL": "Address of the control plane, for the commands that administer an installation.",
     "TOLLWAY_KEY": "Admin or platform key that these commands present.",
@@ -232,6 +233,22 @@ class SpoolSection(msgspec.Struct, frozen=True, kw_only=True):
     """Interval of the records that say that the gateway runs (TICK); they also commit what no final record follows."""
 
 
+class LimitsSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters of limits that several gateways share (docs/limits.md)."""
+
+    redis_url: str | None = None
+    """One Redis (7.0 or later) or Valkey server for all gateways: redis://host:port/database, or rediss:// for TLS, with a user name if the
+    server wants one. The password is the variable TOLLWAY_LIMITS_REDIS_PASSWORD. Without a URL each gateway counts in its own memory."""
+    decision_seconds: Annotated[float, msgspec.Meta(ge=0.002, le=60)] = 0.005
+    """Deadline of the server's answer to one request; then the gateway decides alone, by its share of the limits."""
+    lease_seconds: Annotated[float, msgspec.Meta(ge=5, le=3_600)] = 10.0
+    """Time after which what a gateway holds at the server ends if nothing was heard of that gateway. Gateways renew it every two
+    seconds."""
+    per_gateway: bool = False
+    """Accept that each of several gateways applies every limit by itself. Without this and without a server, a second gateway ends at its
+    start."""
+
+
 class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway gateway`, the data plane."""
 
@@ -263,6 +280,7 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     media: MediaSection = MediaSection()
     buffers: BuffersSection = BuffersSection()
     spool: SpoolSection = SpoolSection()
+    limits: LimitsSection = LimitsSection()
 
 
 class ReconcileSection(msgspec.Struct, frozen=True, kw_only=True):

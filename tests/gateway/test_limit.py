@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tollway.domain.limits import DAY_NS, MINUTE_NS, LevelLimits, LimitLevel, Limits, gcra, make_rate
-from tollway.gateway.counters import Bound, Counter, Counters, Hold, Units, enter, find_refusal, find_tightest, leave
+from tollway.gateway.counters import Bound, Counter, Hold, MemoryCounters, Units, enter, find_refusal, find_tightest, leave
 from tollway.gateway.limit import format_duration
 
 LEVELS = st.lists(st.integers(1, 9), min_size=1, max_size=3)
@@ -21,7 +21,7 @@ def level(number: int, **limits: int | None) -> LevelLimits:
     return LevelLimits(list(LimitLevel)[number], f"id_{number}", Limits(**limits))
 
 
-def bind(counters: Counters, *levels: LevelLimits, now_ns: int = MINUTE_NS) -> Bound:
+def bind(counters: MemoryCounters, *levels: LevelLimits, now_ns: int = MINUTE_NS) -> Bound:
     return counters.bind(levels, now_ns)
 
 
@@ -30,7 +30,7 @@ def bind(counters: Counters, *levels: LevelLimits, now_ns: int = MINUTE_NS) -> B
 
 @given(LEVELS, PAUSES)
 def test_buckets_decide_as_the_rule_does_or_none_is_charged(sizes: list[int], pauses: list[int]) -> None:
-    bound = bind(Counters(), *(level(number, requests_per_minute=size) for number, size in enumerate(sizes)))
+    bound = bind(MemoryCounters(), *(level(number, requests_per_minute=size) for number, size in enumerate(sizes)))
     rates, tats, now = [make_rate(size, MINUTE_NS) for size in sizes], [0] * len(sizes), MINUTE_NS
     for pause in pauses:
         now += pause
@@ -55,7 +55,7 @@ def test_buckets_run_at_most_what_each_level_allows_and_a_refusal_takes_nothing(
     limits: list[tuple[int | None, int | None]], steps: list[bool]
 ) -> None:
     levels = [level(number, requests_per_minute=rate, concurrent_requests=most) for number, (rate, most) in enumerate(limits)]
-    bound, running, taken = bind(Counters(), *levels), 0, 0
+    bound, running, taken = bind(MemoryCounters(), *levels), 0, 0
     for comes in steps:
         if comes:
             crowded = any(most is not None and running >= most for _, most in limits)
@@ -73,7 +73,7 @@ def test_buckets_run_at_most_what_each_level_allows_and_a_refusal_takes_nothing(
 
 
 def test_bucket_that_callers_share_counts_all_of_them_until_it_is_idle_and_forgotten() -> None:
-    counters, shared = Counters(), level(2, requests_per_minute=2)
+    counters, shared = MemoryCounters(), level(2, requests_per_minute=2)
     alone = bind(counters, shared)
     assert enter(alone.levels, MINUTE_NS) == (2, 1)
     counters.forget_idle(MINUTE_NS)
@@ -158,7 +158,7 @@ def test_interleavings_of_admissions_and_ends_keep_every_limit_at_every_level(
 ) -> None:
     """Two callers below one project: work admitted in any window is at most burst + rate x window, a request is admitted at all levels or
     at none, and holds are conserved."""
-    counters, now = Counters(), 7 * DAY_NS
+    counters, now = MemoryCounters(), 7 * DAY_NS
     project = level(2, **shared)
     bounds = [counters.bind([level(0, **own), project], now), counters.bind([level(1, **other), project], now)]
     running: list[Run] = []
@@ -229,7 +229,7 @@ def _check_window(runs: Sequence[tuple[int, int]], size: int, window_ns: int) ->
 
 
 def test_hold_that_used_less_returns_the_rest_at_once_and_one_that_used_more_is_charged_in_full() -> None:
-    counters, now = Counters(), MINUTE_NS
+    counters, now = MemoryCounters(), MINUTE_NS
     bound = bind(counters, level(0, tokens_per_minute=100))
     hold = counters.reserve(bound, units_of(50, 50), now)
     assert hold is not None and counters.reserve(bound, units_of(0, 1), now) is None
@@ -244,7 +244,7 @@ def test_hold_that_used_less_returns_the_rest_at_once_and_one_that_used_more_is_
 
 
 def test_hold_of_a_long_stream_is_charged_after_a_minute_and_drains_from_there_on() -> None:
-    counters, now = Counters(), MINUTE_NS
+    counters, now = MemoryCounters(), MINUTE_NS
     bound = bind(counters, level(0, tokens_per_minute=100, tokens_per_day=1000))
     hold = counters.reserve(bound, units_of(0, 100), now)
     assert hold is not None
@@ -264,7 +264,7 @@ def test_hold_of_a_long_stream_is_charged_after_a_minute_and_drains_from_there_o
 
 
 def test_refusal_names_the_level_that_holds_longest_and_one_that_never_admits_before_all() -> None:
-    counters, now = Counters(), MINUTE_NS
+    counters, now = MemoryCounters(), MINUTE_NS
     key, project = level(0, output_tokens_per_minute=10), level(2, tokens_per_minute=60)
     bound = bind(counters, key, project)
     hold = counters.reserve(bound, units_of(50, 10), now)
@@ -280,7 +280,7 @@ def test_refusal_names_the_level_that_holds_longest_and_one_that_never_admits_be
 
 @pytest.mark.parametrize("size", [7, 90_001, 1_000_000_000])
 def test_counter_whose_limit_changes_keeps_what_was_used(size: int) -> None:
-    counters, now = Counters(), MINUTE_NS
+    counters, now = MemoryCounters(), MINUTE_NS
     bound = bind(counters, level(0, tokens_per_minute=100, requests_per_minute=10))
     hold = counters.reserve(bound, units_of(5, 0), now)
     assert hold is not None
@@ -293,7 +293,7 @@ def test_counter_whose_limit_changes_keeps_what_was_used(size: int) -> None:
 
 
 def test_counter_that_is_idle_is_forgotten_and_one_that_is_charged_or_held_is_kept() -> None:
-    counters, now = Counters(), MINUTE_NS
+    counters, now = MemoryCounters(), MINUTE_NS
     bound = bind(counters, level(0, tokens_per_minute=100))
     hold = counters.reserve(bound, units_of(5, 5), now)
     assert hold is not None
@@ -307,7 +307,7 @@ def test_counter_that_is_idle_is_forgotten_and_one_that_is_charged_or_held_is_ke
 
 
 def test_limits_of_one_model_count_beside_those_of_all() -> None:
-    counters, now = Counters(), MINUTE_NS
+    counters, now = MemoryCounters(), MINUTE_NS
     bound = bind(counters, level(2, requests_per_minute=5), level(2, requests_per_minute=1, tokens_per_minute=10)._replace(model="large"))
     assert enter(bound.levels, now) == (1, 0)
     assert enter(bound.levels, now) is None

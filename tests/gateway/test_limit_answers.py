@@ -38,7 +38,7 @@ from tollway.domain.limits import LevelLimits, LimitLevel, Limits
 from tollway.gateway import pipeline
 from tollway.gateway.request import RequestHead, new_request
 
-TOKENS = Limits(tokens_per_minute=10_000, input_tokens_per_minute=9_000, requests_per_day=50, concurrent_requests=5)
+TOKENS = Limits(tokens_per_minute=10_000, tokens_per_day=20_000, input_tokens_per_minute=9_000, requests_per_day=50, concurrent_requests=5)
 
 
 async def standings(running: Gateway, key: str = KEY) -> list[dict[str, Any]]:
@@ -116,9 +116,9 @@ async def test_reservation_is_released_however_the_upstream_ends(ending: str) ->
 async def _check_released(running: Gateway, used: int | None) -> None:
     for each in await standings(running):
         assert each["reserved"] == 0, each
-    tokens = await dimension(running, "tokens_per_minute")
+    tokens = await dimension(running, "tokens_per_day")
     if used is not None:
-        assert max(used - 1, 0) <= tokens["used"] <= used, "as far as it did not drain yet"
+        assert max(used - 1, 0) <= tokens["used"] <= used, "a token drains in four seconds"
 
 
 @pytest.mark.parametrize("body", [chat(max_tokens=100), streamed(max_tokens=100)], ids=["json", "stream"])
@@ -243,10 +243,10 @@ async def test_limits_page_names_the_level_that_binds_and_needs_a_key() -> None:
         await post(running.port, chat())
         found = await standings(running)
         assert [each["dimension"] for each in found] == [
-            "concurrent_requests", "tokens_per_minute", "input_tokens_per_minute", "requests_per_day",
+            "concurrent_requests", "tokens_per_minute", "input_tokens_per_minute", "requests_per_day", "tokens_per_day",
         ]  # fmt: skip
         assert all(each["binds"] and each["level"] == "project" and each["id"] == PROJECT and each["model"] is None for each in found)
-        assert 86_300 * 2 // 100 < found[-1]["reset_seconds"] <= 1728
+        assert 86_300 * 2 // 100 < found[3]["reset_seconds"] <= 1728
         async with connect(running.port) as client:
             client.send(b"GET /v1/limits HTTP/1.1\r\nhost: gateway\r\n\r\n")
             assert (await client.answer("GET")).status == 401

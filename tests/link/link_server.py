@@ -98,6 +98,7 @@ class Publisher:
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
     acks: list[int] = field(default_factory=list)
+    gateways: int = 1
     oldest: int = 0
     streams: bool = True
     heartbeats: bool = True
@@ -115,7 +116,7 @@ class Publisher:
             return 200, self.snapshot()
         if request.path == "/v1/link/ack":
             self.acks.append(msgspec.json.decode(request.body)["version"])
-            return 204, b""
+            return 200, b'{"gateways":%d}' % self.gateways
         since = int(request.query["since"])
         if not self.oldest <= since <= self.version:
             return 410, b"{}"

@@ -27,8 +27,10 @@ from tollway.link.epochs import SpoolDamaged
 from tollway.link.spool import SpoolOptions
 from tollway.serve import data_directory
 from tollway.serve.gateway import GatewayOptions, run_gateway
+from tollway.serve.limit_counters import LimitsOptions
 from tollway.serve.tls import server_context
-from tollway.settings import GatewaySection, OperatorError
+from tollway.settings import GatewaySection, LimitsSection, OperatorError
+from tollway.storage.shared_counters import StoreOptions, parse_url
 from tollway.wire.http import HttpBounds
 
 _Bounds = TypeVar("_Bounds")
@@ -81,6 +83,7 @@ def gateway(
         buffers=_as_told(settings.gateway.buffers, BufferBounds, "gateway.buffers"),
         rules=_edge_policy(settings.gateway),
         tls=server_context(settings.gateway.tls.certificate_file, settings.gateway.tls.key_file),
+        limits=_limits(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
         drain=DrainBounds(linger_seconds=settings.gateway.linger_seconds, grace_seconds=settings.gateway.drain_seconds),
     )
     try:
@@ -99,6 +102,21 @@ def _as_told(section: msgspec.Struct, bounds: type[_Bounds], name: str) -> _Boun
         return msgspec.convert(section, bounds, from_attributes=True)
     except msgspec.ValidationError as error:
         raise OperatorError(f"{name} is not valid: {error}", exit_code=2) from None
+
+
+def _limits(section: LimitsSection, password: str | None) -> LimitsOptions:
+    """Return where limits are counted. Raises OperatorError for a URL that cannot be used."""
+    if section.redis_url is None:
+        return LimitsOptions(per_gateway=section.per_gateway)
+    try:
+        parse_url(section.redis_url)
+    except ValueError as error:
+        hint = "redis://host:6379/0, with the password in TOLLWAY_LIMITS_REDIS_PASSWORD"
+        raise OperatorError(f"gateway.limits.redis_url is not valid: {error}", hint=hint, exit_code=2) from None
+    store = StoreOptions(
+        url=section.redis_url, password=password, decision_seconds=section.decision_seconds, lease_seconds=section.lease_seconds
+    )
+    return LimitsOptions(store=store, per_gateway=section.per_gateway)
 
 
 def _edge_policy(settings: GatewaySection) -> EdgePolicy | None:

@@ -34,6 +34,10 @@ WATCH_SECONDS = 0.25
 NODE_ALIVE_US = 5_000_000
 """A node that gave no sign of life for this long is not waited for. It sends one every two seconds."""
 
+NODE_COUNTED_US = 15_000_000
+"""A node counts among those that share limits for so long after its last sign of life. Longer than it is waited for: while it cannot
+reach control it serves on, and the others must not take its share at once."""
+
 CONFIRM_SECONDS_MAX = 1.0
 """Time for which the answer to a revocation or to a new price waits for nodes to confirm."""
 
@@ -92,10 +96,12 @@ def heartbeat(version: int) -> bytes:
 # ---- Who has heard it -------------------------------------------------------------------------------------------------
 
 
-def acknowledge(tx: PlatformTx, node_id: str, version: int, now: int) -> bool:
-    """Store that a registered node is alive and has applied `version`. Return False, and store nothing, if that was never published here,
-    or the node does not exist or was revoked."""
-    return version <= storage.find_head(tx) and stored_nodes.put_ack(tx, node_id, version, now)
+def acknowledge(tx: PlatformTx, node_id: str, version: int, now: int) -> int | None:
+    """Store that a registered node is alive and has applied `version`. Return the number of live nodes, this one included. Return None,
+    and store nothing, if `version` was never published here, or the node does not exist or was revoked."""
+    if version > storage.find_head(tx) or not stored_nodes.put_ack(tx, node_id, version, now):
+        return None
+    return len(stored_nodes.list_alive_nodes(tx, now - NODE_COUNTED_US))
 
 
 def confirm(database: Database, publications: "Publications", version: int, now: int) -> list[str]:

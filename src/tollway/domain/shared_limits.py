@@ -8,7 +8,7 @@ that are held by requests under way are counted beside it and do not drain.
 
 from typing import NamedTuple
 
-from tollway.domain.limits import Dimension, LevelLimits
+from tollway.domain.limits import Dimension, LevelLimits, Quantity
 
 
 class SharedCounter(NamedTuple):
@@ -31,6 +31,28 @@ class CounterState(NamedTuple):
     units: int
     fraction: int
     held: int
+
+
+class PreparedLimits(NamedTuple):
+    """The counters of one caller's requests to one model, in the form in which a store uses them: `keys` of what it stores, and `shape`,
+    its description of `counters`."""
+
+    counters: tuple[SharedCounter, ...]
+    keys: tuple[bytes, ...]
+    shape: bytes
+
+    def find_size_min(self, quantity: Quantity, default: int) -> int:
+        """Return the size of the smallest limit on a quantity, `default` if there is none."""
+        return min((counter.size for counter in self.counters if counter.dimension.quantity is quantity), default=default)
+
+
+class StoreAnswer(NamedTuple):
+    """A store's decision. `is_lease_known`: the store knew the owner's lease; if it should have and did not, it has lost its contents.
+    `states`: of every counter after the decision."""
+
+    is_admitted: bool
+    is_lease_known: bool
+    states: tuple[CounterState, ...]
 
 
 EMPTY = CounterState(0, 0, 0)

@@ -12,10 +12,11 @@ A hold does not drain, so it takes up capacity for as long as its request runs. 
 (`_charge_old`): from there on it drains like everything that was used, and streams of many minutes do not shut out their successors.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tollway.domain.limits import BY_NAME, CONCURRENT_REQUESTS, DIMENSIONS, MINUTE_NS, Dimension, LevelLimits, Quantity, make_rate
+from tollway.domain.shared_limits import CounterState, PreparedLimits
 
 UNLIMITED = 2**62
 """The size of what is not limited: more than any traffic reaches."""
@@ -77,15 +78,53 @@ class Counter:
 
 class Bound:
     """The counters that bind one caller's requests to one model. `owners`: those of `levels`, in their order. `has_daily_requests`: one of
-    `rates` counts requests."""
+    `rates` counts requests. `output_size_min`, `tokens_size_min`: the smallest limit on output tokens, and on input and output together."""
 
-    __slots__ = ("has_daily_requests", "levels", "owners", "rates")
+    __slots__ = ("has_daily_requests", "levels", "output_size_min", "owners", "rates", "tokens_size_min")
 
     def __init__(self, levels: tuple[Level, ...], owners: tuple[LevelLimits, ...], rates: tuple[Counter, ...]) -> None:
         self.levels = levels
         self.owners = owners
         self.rates = rates
         self.has_daily_requests = any(rate.quantity == REQUESTS for rate in rates)
+        self.output_size_min = min((rate.size for rate in rates if rate.quantity == OUTPUT_TOKENS), default=UNLIMITED)
+        self.tokens_size_min = min((rate.size for rate in rates if rate.quantity == TOKENS), default=UNLIMITED)
+
+
+class SharedBound:
+    """The counters that bind one caller's requests to one model, where several gateways share them.
+
+    `prepared`: the shared counters, in the form of their store; `states`: how they stood at `seen_ns`, the store's last answer. `local`:
+    the same counters of this process, each with this gateway's share of `gateways` of the limit; they decide while the store cannot.
+    `is_settled`: a request's end must be reported to the store. `output_size_min`, `tokens_size_min`: as of `Bound`.
+    """
+
+    __slots__ = (
+        "gateways",
+        "is_settled",
+        "limits",
+        "local",
+        "organization_id",
+        "output_size_min",
+        "prepared",
+        "seen_ns",
+        "states",
+        "tokens_size_min",
+    )
+
+    def __init__(self, organization_id: str, limits: Sequence[LevelLimits], prepared: PreparedLimits, local: Bound, gateways: int) -> None:
+        self.organization_id = organization_id
+        self.limits = limits
+        self.prepared = prepared
+        self.local = local
+        self.gateways = gateways
+        self.states: tuple[CounterState, ...] = ()
+        self.seen_ns = 0
+        quantities = {each.dimension.quantity for each in prepared.counters}
+        has_tokens = not quantities <= {Quantity.REQUESTS}
+        self.is_settled = has_tokens or any(each.dimension is CONCURRENT_REQUESTS for each in prepared.counters)
+        self.output_size_min = prepared.find_size_min(Quantity.OUTPUT_TOKENS, UNLIMITED)
+        self.tokens_size_min = prepared.find_size_min(Quantity.TOKENS, UNLIMITED)
 
 
 class Hold:
@@ -118,7 +157,7 @@ class Hold:
         self.requests_left = requests_left
 
 
-class Counters:
+class MemoryCounters:
     """All counters of this process, by level, model and dimension."""
 
     FORGET_NS = 1_000_000_000
@@ -397,19 +436,19 @@ def find_refusal(bound: Bound, units: Units, now_ns: int) -> Refusal:
     for owner, (bucket, most, per_minute, scale, cost, burst) in zip(bound.owners, bound.levels, strict=True):
         if bucket.running >= most:
             running = Refusal(owner, CONCURRENT_REQUESTS.words, REQUESTS, most, bucket.running, 1, None, most, True, False)
-            found = _later(found, running)
+            found = find_later(found, running)
         if cost:
             debt = max(bucket.tat - now_ns * scale, 0)
             wait_ns = -((burst - debt - cost) // scale)
             if wait_ns > 0:
                 used = -(-debt // cost)
-                found = _later(found, Refusal(owner, _PER_MINUTE.words, REQUESTS, per_minute, used, 1, wait_ns, 1, False, False))
+                found = find_later(found, Refusal(owner, _PER_MINUTE.words, REQUESTS, per_minute, used, 1, wait_ns, 1, False, False))
     for counter in bound.rates:
         requested, debt = units[counter.quantity], counter.debt(now_ns)
         beyond = debt + (counter.held + requested) * counter.cost - counter.burst
         if beyond > 0:
             needs_ends = counter.held + requested > counter.size
-            found = _later(
+            found = find_later(
                 found,
                 Refusal(
                     counter.owner,
@@ -428,7 +467,7 @@ def find_refusal(bound: Bound, units: Units, now_ns: int) -> Refusal:
     return found
 
 
-def _later(one: Refusal | None, other: Refusal) -> Refusal:
+def find_later(one: Refusal | None, other: Refusal) -> Refusal:
     """Return the refusal that holds longer; the first of equals."""
     return other if one is None or _weight(other) > _weight(one) else one
 

@@ -4,20 +4,18 @@ Requests count when they are admitted, and as running until the last byte. Token
 and the bound on the output, and settled on what the usage record says when the request ends; a request that ends in any other way settles
 on nothing. The headers of the answer and the text of a refusal come from the same decision."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, TOKENS_EXCEEDED, Fault
-from tollway.domain.limits import LimitLevel
+from tollway.domain.limits import LevelLimits, LimitLevel
 from tollway.domain.usage import UsageSource
 from tollway.gateway.counters import (
-    OUTPUT_TOKENS,
     REQUESTS,
-    TOKENS,
     UNLIMITED,
     Bound,
-    Counters,
     Hold,
+    MemoryCounters,
     Refusal,
     Remainder,
     Standing,
@@ -27,6 +25,7 @@ from tollway.gateway.counters import (
     find_tightest,
 )
 from tollway.gateway.request import Call, Caller, Permit
+from tollway.gateway.shared_counters import SharedCounters, SharedHold, find_shared_refusal, find_shared_tightest
 from tollway.telemetry import Metrics
 
 OUTPUT_TOKENS_ASSUMED = 4096
@@ -45,6 +44,9 @@ DENSITY_BYTES_MIN = 512
 CONCURRENCY_SECONDS_MIN, CONCURRENCY_SECONDS_MAX = 0.05, 30.0
 """Bounds of the time after which a client that met a concurrency limit is told to come back."""
 
+ALONE_WAIT_NS = 1_000_000_000
+"""Time after which to try again what exceeds a gateway's share, while it decides alone: the store is tried twice in it."""
+
 _LEVEL_WORDS = {
     LimitLevel.API_KEY: "API key",
     LimitLevel.SERVICE_ACCOUNT: "service account",
@@ -53,7 +55,7 @@ _LEVEL_WORDS = {
 }
 
 
-def limit(call: Call, counters: Counters, clock: Callable[[], int], metrics: Metrics) -> Permit:
+def limit(call: Call, counters: MemoryCounters, clock: Callable[[], int], metrics: Metrics) -> Permit:
     """Return a permit for this call, to be held to the last byte (`with`). `clock`: monotonic nanoseconds.
 
     Raises Fault rate_limit_exceeded (429) that names the limit, with the time after which to try again.
@@ -69,7 +71,7 @@ def limit(call: Call, counters: Counters, clock: Callable[[], int], metrics: Met
         return Permit(call, b"", levels)
     left = enter(levels, now_ns)
     if left is None:
-        raise _refuse(call, bound, _ONE_REQUEST, now_ns, metrics)
+        raise _refuse(call, find_refusal(bound, _ONE_REQUEST, now_ns), _headers(find_tightest(bound, now_ns)), metrics)
     return Permit(call, _request_headers(left[0], left[1]) if left[0] != UNLIMITED else b"", levels)
 
 
@@ -78,7 +80,7 @@ _COUNTED_BY_ENGINE = UsageSource.ENGINE_FINAL
 _ONE_REQUEST: Units = (1, 0, 0, 0)
 
 
-def charge_upload(caller: Caller, counters: Counters, now_ns: int, metrics: Metrics) -> Hold | None:
+def charge_upload(caller: Caller, counters: MemoryCounters, now_ns: int, metrics: Metrics) -> Hold | None:
     """Charge a request whose body is still to be read to the limits of its caller that hold for every model; return None if there are none.
     Raises Fault rate_limit_exceeded."""
     bound = counters.bind([each for each in caller.principal.limits if not each.model], now_ns)
@@ -86,14 +88,59 @@ def charge_upload(caller: Caller, counters: Counters, now_ns: int, metrics: Metr
         return None
     hold = counters.reserve(bound, _ONE_REQUEST, now_ns)
     if hold is None:
-        raise _refuse(None, bound, _ONE_REQUEST, now_ns, metrics)
+        raise _refuse(None, find_refusal(bound, _ONE_REQUEST, now_ns), _headers(find_tightest(bound, now_ns)), metrics)
     return hold
 
 
-def bind(call: Call, counters: Counters, now_ns: int) -> Bound:
+def bind(call: Call, counters: MemoryCounters, now_ns: int) -> Bound:
     """Return the counters that apply to the call: those of its caller, for all models and for this one."""
+    return counters.bind(_list_limits(call), now_ns)
+
+
+def _list_limits(call: Call) -> list[LevelLimits]:
     model = call.model.id
-    return counters.bind([each for each in call.caller.principal.limits if not each.model or each.model == model], now_ns)
+    return [each for each in call.caller.principal.limits if not each.model or each.model == model]
+
+
+async def limit_shared(call: Call, counters: SharedCounters, clock: Callable[[], int], metrics: Metrics) -> Permit:
+    """Return a permit for this call, as `limit` does, from counters that several gateways share. Waits for their store."""
+    grant = call.grant
+    bound = grant.shared_bound
+    if bound is None:
+        bound = grant.shared_bound = counters.bind(call.caller.organization.id, _list_limits(call), clock())
+    if not bound.prepared.counters:
+        return Permit(call, b"", ())
+    units = _estimate(call, bound.output_size_min, bound.tokens_size_min)
+    hold = await counters.reserve(bound, units)
+    if hold.states:
+        if not hold.is_admitted:
+            refusal = find_shared_refusal(bound.prepared.counters, hold.states, units)
+            raise _refuse(call, refusal, _headers(find_shared_tightest(bound.prepared.counters, hold.states)), metrics)
+        headers = _headers(find_shared_tightest(bound.prepared.counters, hold.states))
+        return SharedReservation(call, headers, hold, counters)
+    if not hold.is_admitted:
+        refusal = find_refusal(bound.local, units, clock())
+        if refusal.is_permanent:  # more than this gateway's share, though perhaps not more than the limit
+            refusal = refusal._replace(is_permanent=False, wait_ns=ALONE_WAIT_NS)
+        raise _refuse(call, refusal, _headers(find_tightest(bound.local, clock())), metrics)
+    return SharedReservation(call, _headers(find_tightest(bound.local, clock())), hold, counters)
+
+
+class SharedReservation(Permit):
+    """A permit from shared counters: settled on what was used when the block is left, however it is left."""
+
+    __slots__ = ("_counters", "_hold")
+
+    def __init__(self, call: Call, headers: bytes, hold: SharedHold, counters: SharedCounters) -> None:
+        self.call = call
+        self.headers = headers
+        self.levels = ()
+        self.record = None
+        self._hold = hold
+        self._counters = counters
+
+    def __exit__(self, type: object, error: object, traceback: object) -> None:
+        self._counters.settle(self._hold, _find_used(self))
 
 
 class Reservation(Permit):
@@ -101,7 +148,7 @@ class Reservation(Permit):
 
     __slots__ = ("_clock", "_counters", "_hold")
 
-    def __init__(self, call: Call, headers: bytes, hold: Hold, counters: Counters, clock: Callable[[], int]) -> None:
+    def __init__(self, call: Call, headers: bytes, hold: Hold, counters: MemoryCounters, clock: Callable[[], int]) -> None:
         self.call = call
         self.headers = headers
         self.levels = hold.bound.levels
@@ -111,18 +158,21 @@ class Reservation(Permit):
         self._clock = clock
 
     def __exit__(self, type: object, error: object, traceback: object) -> None:
-        record = self.record
-        final = None if record is None else record.final
-        if final is None:
-            self._counters.settle(self._hold, _ONE_REQUEST, self._clock())
-            return
-        quantities = final.used
-        input_tokens, output_tokens = quantities.input_tokens, quantities.output_tokens
-        used = (1, input_tokens + output_tokens, input_tokens, output_tokens)
-        self._counters.settle(self._hold, used, self._clock())
-        call = self.call
-        if call.prompt_bytes >= DENSITY_BYTES_MIN and final.source is _COUNTED_BY_ENGINE and final.anomaly is None:
-            learn_density(call, input_tokens)
+        self._counters.settle(self._hold, _find_used(self), self._clock())
+
+
+def _find_used(permit: Permit) -> Units:
+    """Return what the request of a permit used, once it ended, and learn from it."""
+    record = permit.record
+    final = None if record is None else record.final
+    if final is None:
+        return _ONE_REQUEST
+    quantities = final.used
+    input_tokens, output_tokens = quantities.input_tokens, quantities.output_tokens
+    call = permit.call
+    if call.prompt_bytes >= DENSITY_BYTES_MIN and final.source is _COUNTED_BY_ENGINE and final.anomaly is None:
+        learn_density(call, input_tokens)
+    return 1, input_tokens + output_tokens, input_tokens, output_tokens
 
 
 def learn_density(call: Call, input_tokens: int) -> None:
@@ -135,7 +185,16 @@ def learn_density(call: Call, input_tokens: int) -> None:
     grant.input_density = density if density < 1024 else 1024
 
 
-def _reserve(call: Call, bound: Bound, counters: Counters, clock: Callable[[], int], now_ns: int, metrics: Metrics) -> Permit:
+def _reserve(call: Call, bound: Bound, counters: MemoryCounters, clock: Callable[[], int], now_ns: int, metrics: Metrics) -> Permit:
+    units = _estimate(call, bound.output_size_min, bound.tokens_size_min)
+    hold = counters.reserve(bound, units, now_ns)
+    if hold is None:
+        raise _refuse(call, find_refusal(bound, units, now_ns), _headers(find_tightest(bound, now_ns)), metrics)
+    return Reservation(call, _reservation_headers(hold, now_ns), hold, counters, clock)
+
+
+def _estimate(call: Call, output_size_min: int, tokens_size_min: int) -> Units:
+    """Return what a request is reserved. Where nothing bounds its output, that is never more than these limits admit at all."""
     density = call.grant.input_density
     prompt_bytes = call.prompt_bytes
     input_tokens = (prompt_bytes * density >> 10) + 1 if prompt_bytes else _estimate_media(call, density)
@@ -143,12 +202,8 @@ def _reserve(call: Call, bound: Bound, counters: Counters, clock: Callable[[], i
         input_tokens = call.input_tokens_max
     output_tokens = call.output_tokens_max
     if output_tokens is None:
-        output_tokens = _assume_output(call, bound, input_tokens)
-    units: Units = (1, input_tokens + output_tokens, input_tokens, output_tokens)
-    hold = counters.reserve(bound, units, now_ns)
-    if hold is None:
-        raise _refuse(call, bound, units, now_ns, metrics)
-    return Reservation(call, _reservation_headers(hold, now_ns), hold, counters, clock)
+        output_tokens = min(OUTPUT_TOKENS_ASSUMED * call.sequences, output_size_min, max(tokens_size_min - input_tokens, 0))
+    return 1, input_tokens + output_tokens, input_tokens, output_tokens
 
 
 def _estimate_media(call: Call, density: int) -> int:
@@ -157,24 +212,11 @@ def _estimate_media(call: Call, density: int) -> int:
     return (min(body_bytes, TEXT_BYTES_BESIDE_MEDIA) * density >> 10) + media_tokens // MEDIA_SHARE + 1
 
 
-def _assume_output(call: Call, bound: Bound, input_tokens: int) -> int:
-    """Return the output to reserve where nothing bounds it: never so much that it could not be admitted at all."""
-    tokens = OUTPUT_TOKENS_ASSUMED * call.sequences
-    for counter in bound.rates:
-        if counter.quantity == OUTPUT_TOKENS:
-            tokens = min(tokens, counter.size)
-        elif counter.quantity == TOKENS:
-            tokens = min(tokens, max(counter.size - input_tokens, 0))
-    return tokens
-
-
-def _refuse(call: Call | None, bound: Bound, units: Units, now_ns: int, metrics: Metrics) -> Fault:
-    """Return the fault that says which limit refused a request for `units`, and when or whether trying again helps."""
-    refusal = find_refusal(bound, units, now_ns)
+def _refuse(call: Call | None, refusal: Refusal, headers: bytes, metrics: Metrics) -> Fault:
+    """Return the fault that says which limit refused a request, and when or whether trying again helps. `headers`: what is left."""
     owner = refusal.owner
     of_model = f" for model {owner.model}" if owner.model else ""
     place = f"{_LEVEL_WORDS[owner.level]} {owner.id}{of_model}"
-    headers = _headers(bound, now_ns)
     kind = REQUESTS_EXCEEDED if refusal.quantity == REQUESTS else TOKENS_EXCEEDED
     if refusal.is_permanent:
         message = (
@@ -205,9 +247,9 @@ def _find_typical_seconds(call: Call | None, metrics: Metrics, refusal: Refusal)
     return min(max(duration.sum / ended / refusal.running, CONCURRENCY_SECONDS_MIN), CONCURRENCY_SECONDS_MAX)
 
 
-def _headers(bound: Bound, now_ns: int) -> bytes:
-    """Return the header lines for the tightest limit on requests and the tightest on tokens, as they stand now."""
-    requests, tokens = find_tightest(bound, now_ns)
+def _headers(tightest: tuple[Remainder | None, Remainder | None]) -> bytes:
+    """Return the header lines for the tightest limit on requests and the tightest on tokens."""
+    requests, tokens = tightest
     lines = b""
     if requests is not None:
         lines = _LINES % (b"requests", requests.size, b"requests", requests.remaining, b"requests", _format_reset(requests))
@@ -219,7 +261,7 @@ def _headers(bound: Bound, now_ns: int) -> bytes:
 def _reservation_headers(hold: Hold, now_ns: int) -> bytes:
     """Return what `_headers` would, from what the reservation found already."""
     if hold.bound.has_daily_requests:
-        return _headers(hold.bound, now_ns)
+        return _headers(find_tightest(hold.bound, now_ns))
     per_minute = hold.requests_per_minute
     lines = _request_headers(per_minute, hold.requests_left) if per_minute != UNLIMITED else b""
     counter = hold.tightest
@@ -241,9 +283,8 @@ def _reset_tokens(milliseconds: int) -> bytes:
     return format_duration(milliseconds)
 
 
-def describe_limits(caller: Caller, counters: Counters, now_ns: int) -> list[dict[str, object]]:
+def describe_limits(standings: Sequence[Standing]) -> list[dict[str, object]]:
     """Return how each limit of a caller stands. `binds`: of the limits on the same thing, this one has the least left."""
-    standings = counters.list_standings(caller.principal.limits, now_ns)
     least: dict[tuple[str, str], Standing] = {}
     for each in standings:
         key = (each.dimension.name, each.owner.model)

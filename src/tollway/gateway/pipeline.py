@@ -18,9 +18,10 @@ from tollway.domain.usage import ServiceTier
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
 from tollway.gateway.buffers import BufferHold
+from tollway.gateway.counters import Standing
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
-from tollway.gateway.limit import charge_upload, describe_limits, limit
+from tollway.gateway.limit import charge_upload, describe_limits, limit, limit_shared
 from tollway.gateway.meter import Record, meter
 from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
@@ -55,7 +56,12 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         call = authorize(caller, request, plane.directory, plane.media_bounds)
         if request.upload is not None:
             request.upload.refund(time.monotonic_ns())
-        with limit(call, plane.counters, time.monotonic_ns, plane.metrics) as permit:
+        shared = plane.shared_counters
+        if shared is None:
+            admitted = limit(call, plane.counters, time.monotonic_ns, plane.metrics)
+        else:
+            admitted = await limit_shared(call, shared, time.monotonic_ns, plane.metrics)
+        with admitted as permit:
             limit_headers = permit.headers
             candidates = route(call, plane.upstreams, request.started, plane.random)
             permit.record = record = meter(permit, plane.usage_sink, plane.now_us)
@@ -111,9 +117,17 @@ def list_limits(request: Request, client: Client, plane: Plane) -> None:
         if plane.directory.obstacle is not None:
             raise Fault(plane.directory.obstacle, retry_after_seconds=1)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
-        body = {"object": "list", "data": describe_limits(caller, plane.counters, time.monotonic_ns())}
         headers = _JSON + b"cache-control: no-store\r\n" + DIALECTS[request.endpoint].identify(request.id)
-        client.answer(200, headers, msgspec.json.encode(body))
+
+        def answer_with(standings: list[Standing]) -> None:
+            if not client.gone:
+                client.answer(200, headers, msgspec.json.encode({"object": "list", "data": describe_limits(standings)}))
+
+        limits, now_ns, shared = caller.principal.limits, time.monotonic_ns(), plane.shared_counters
+        if shared is None:
+            answer_with(plane.counters.list_standings(limits, now_ns))
+        else:
+            shared.read(shared.bind(caller.organization.id, limits, now_ns), answer_with)
     except Fault as caught:
         caught.forget_frames()
         fault = caught if caller is not None else client.throttle(caught, request.headers)

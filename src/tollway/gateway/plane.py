@@ -7,11 +7,12 @@ from tollway.domain.ids import RequestIds
 from tollway.domain.keys import digester
 from tollway.domain.snapshot import Change, DeploymentEntry, Entry
 from tollway.gateway.buffers import BufferBounds, Buffers
-from tollway.gateway.counters import Counters
+from tollway.gateway.counters import MemoryCounters
 from tollway.gateway.directory import Directory
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.ports import UsageSink, Vault
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget
+from tollway.gateway.shared_counters import SharedCounters
 from tollway.gateway.upstreams.upstream import Upstreams
 from tollway.telemetry import LogWriter, Metrics
 
@@ -39,7 +40,8 @@ class Plane:
         self.metrics = Metrics()
         self.buffers = Buffers(buffer_bounds or BufferBounds())
         self.upstreams = Upstreams(vault, self.metrics, log, self.buffers)
-        self.counters = Counters()
+        self.counters = MemoryCounters()
+        self.shared_counters: SharedCounters | None = None
         self.usage_sink = usage_sink
         self.digesters = [digester(pepper) for pepper in peppers]
         self.log = log
@@ -52,6 +54,13 @@ class Plane:
         self.now_us = now_us
         self.draining = False
         self.refusal_lines = REFUSAL_LINES_PER_SECOND_MAX
+
+    def _forget_idle_counters(self) -> None:
+        """Drop idle counters. Call it only when no caller is held."""
+        now_ns = time.monotonic_ns()
+        self.counters.forget_idle(now_ns)
+        if self.shared_counters is not None:
+            self.shared_counters.forget_idle(now_ns)
 
     def random(self) -> float:
         """Uniform in [0, 1)."""
@@ -80,7 +89,7 @@ class Plane:
     def finish_reset(self, version: int) -> None:
         """It is whole."""
         self.directory.finish_reset(version)
-        self.counters.forget_idle(time.monotonic_ns())
+        self._forget_idle_counters()
         self.upstreams.replace_all(self.directory.list_deployments())
 
     def apply(self, change: Change) -> None:
@@ -88,7 +97,7 @@ class Plane:
         if change.version <= self.directory.version:
             return
         self.directory.apply(change)
-        self.counters.forget_idle(time.monotonic_ns())
+        self._forget_idle_counters()
         if isinstance(change.entry, DeploymentEntry):
             self.upstreams.put(change.entry)
         elif change.kind == "deployment":

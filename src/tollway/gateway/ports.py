@@ -4,12 +4,12 @@ A Protocol stands here only where two implementations exist: the real one and th
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.limits import LevelLimits
-from tollway.domain.shared_limits import CounterState, SharedCounter
+from tollway.domain.shared_limits import PreparedLimits, StoreAnswer
 
 
 class UsageSink(Protocol):
@@ -43,27 +43,11 @@ class UsageSink(Protocol):
         ...
 
 
-class PreparedLimits(Protocol):
-    """The counters that bind one caller's requests to one model, in the form that a `CounterStore` uses. `counters`: in the order of the
-    states and moves below."""
-
-    counters: tuple[SharedCounter, ...]
-
-
-class StoreAnswer(NamedTuple):
-    """A store's decision. `is_lease_known`: the store knew the owner's lease; if it should have and did not, it has lost its contents.
-    `states`: of every counter after the decision."""
-
-    is_admitted: bool
-    is_lease_known: bool
-    states: tuple[CounterState, ...]
-
-
 class CounterStore(Protocol):
     """Counters of limits that several gateways share. Nothing here waits: answers arrive in callbacks of the event loop, never in a task.
 
-    An owner is one run of one gateway (`node.epoch.n`). What it holds is bound to its lease, which every call renews: after LEASE_SECONDS
-    without a call its concurrent requests no longer count, and the units that it held are charged in full.
+    An owner is one run of one gateway. What it holds is bound to its lease in the organization, which every call that changes something
+    renews. When the lease ends, its concurrent requests no longer count, and the units that it held are charged in full.
     """
 
     @property
@@ -83,10 +67,18 @@ class CounterStore(Protocol):
         """
         ...
 
-    def settle(self, prepared: PreparedLimits, owner: str, moves: Sequence[int]) -> None:
+    def read(self, prepared: PreparedLimits, done: Callable[[StoreAnswer | None], None]) -> None:
+        """Return the states of counters as they stand now, as a refusal that changes nothing."""
+        ...
+
+    def settle(self, prepared: PreparedLimits, owner: str, moves: Sequence[int], previous: str = "") -> None:
         """Change what `owner` holds. `moves`: for each counter the units that are no longer held (negative: held in addition), then the
         units to charge. If the store no longer knows the owner's holds, because they were charged when its lease ended, only what exceeds
-        them is charged."""
+        them is charged. `previous`: an earlier owner whose holds end without a charge."""
+        ...
+
+    def renew(self, organization_id: str, owner: str, done: Callable[[bool], None]) -> None:
+        """Renew the lease of an owner in an organization. `done` receives whether the store knew it, if it answers."""
         ...
 
 

@@ -11,7 +11,7 @@ from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import ModelEntry
 from tollway.domain.usage import Ended, ServiceTier
 from tollway.engines.table import ENGINES
-from tollway.gateway.counters import Bound, Level
+from tollway.gateway.counters import Bound, Level, SharedBound
 from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.principal import Principal
@@ -134,7 +134,8 @@ class ModelGrant:
     Compiled by the directory so that `authorize` derives nothing per request; dropped with every change of the snapshot.
     `prices`: by service tier, on the organization's price list; `standard` is that of the standard tier. `is_served`: whether the model
     has this endpoint. `known_fields`: request fields that every deployment of the model understands.
-    `bound`: the limits that apply, with their counters; None before the first request. `input_density`: input tokens per KiB of body that
+    `bound`: the limits that apply, with their counters; None before the first request. `shared_bound`: the same where gateways share
+    counters. `input_density`: input tokens per KiB of body that
     the caller's requests had lately (`limit`).
     """
 
@@ -147,6 +148,7 @@ class ModelGrant:
         "known_fields",
         "model",
         "prices",
+        "shared_bound",
         "standard",
         "valid_from",
         "valid_until",
@@ -172,6 +174,7 @@ class ModelGrant:
         self.known_fields = known_fields
         self.cache_salt = cache_salt
         self.bound: Bound | None = None
+        self.shared_bound: SharedBound | None = None
         self.input_density = INPUT_DENSITY_FIRST
         self._injected: dict[tuple[str, bytes | None, int | None], tuple[Deployment, bodies.InjectedFields]] = {}
 

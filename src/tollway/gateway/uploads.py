@@ -7,7 +7,7 @@ finished, has used its request.
 
 from tollway.domain.faults import Fault
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
-from tollway.gateway.counters import Counters, Hold
+from tollway.gateway.counters import Hold, MemoryCounters
 
 GROWTH_BYTES = 1024 * 1024
 """Steps in which a body of unknown length is counted."""
@@ -18,7 +18,7 @@ class Upload:
 
     __slots__ = ("_buffer", "_counters", "_hold")
 
-    def __init__(self, buffer: BufferHold, counters: Counters, hold: Hold | None) -> None:
+    def __init__(self, buffer: BufferHold, counters: MemoryCounters, hold: Hold | None) -> None:
         """`hold`: the request that was charged; None where no limit applies."""
         self._buffer = buffer
         self._counters = counters

@@ -108,6 +108,12 @@ class _Line(msgspec.Struct, frozen=True):
     entry: Entry | None = None
 
 
+class AckAnswer(msgspec.Struct, frozen=True):
+    """Control's answer to an acknowledgement. `gateways`: how many live, the one that asks included."""
+
+    gateways: int
+
+
 class _ResyncNeeded(Exception):
     """Only a whole snapshot helps."""
 
@@ -135,8 +141,11 @@ class Follower:
         node_id: str,
         alarm: Alarm,
         clock: Callable[[], int],
+        on_gateways: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`clock`: the current UTC time in microseconds, by which the age of a copy on disk is counted."""
+        """`clock`: the current UTC time in microseconds, by which the age of a copy on disk is counted. `on_gateways` is called with the
+        number of live gateways whenever control says it."""
+        self._on_gateways = on_gateways
         self._target = target
         self._clock = clock
         self._confirmed_on_disk_at: int | None = None
@@ -182,6 +191,7 @@ class Follower:
             copy = await asyncio.to_thread(load_copy, self._directory)
             if copy is not None:
                 await self._take(copy)
+                self._to_acknowledge.set()  # so that control soon says how many gateways there are
         except Exception as error:
             self._alarm("snapshot_copy_unusable", {"error": f"{type(error).__name__}: {error}"})
             return False
@@ -361,8 +371,10 @@ class Follower:
                 self._alarm("snapshot_copy_failed", {"error": str(error)})
             body = {"node_id": self._node_id, "version": self._persisted_version}
             try:
-                await self._client.post("/v1/link/ack", json=body)
-            except (httpx2.HTTPError, httpx2.StreamError):
+                response = await self._client.post("/v1/link/ack", json=body)
+                if response.status_code == 200:
+                    self._on_gateways(msgspec.json.decode(response.content, type=AckAnswer).gateways)
+            except (httpx2.HTTPError, httpx2.StreamError, msgspec.DecodeError):
                 pass  # the next acknowledgement says the same and more
 
     async def _persist(self) -> None:

@@ -47,6 +47,7 @@ from tollway.native import FORM
 from tollway.serve import data_directory
 from tollway.serve.data_directory import NodeIdentity
 from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, share_out
+from tollway.serve.limit_counters import GatewayCount, LimitsOptions, start_counters
 from tollway.serve.sockets import url_of
 from tollway.storage.vault import LocalVault
 from tollway.telemetry import LogWriter
@@ -85,6 +86,7 @@ class GatewayOptions:
     media: MediaBounds = field(default_factory=MediaBounds)
     buffers: BufferBounds = field(default_factory=BufferBounds)
     drain: DrainBounds = field(default_factory=DrainBounds)
+    limits: LimitsOptions = field(default_factory=LimitsOptions)
     rules: EdgePolicy | None = None
     tls: ssl.SSLContext | None = None
 
@@ -93,7 +95,8 @@ def run_gateway(options: GatewayOptions) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code. Prints {"event": "ready", "url": ..., "internal_url": ...}
     when it listens. A limit on open files that is too low for the bound on connections lowers the bound, with a warning.
 
-    Raises OSError if the spool cannot be written, ValueError if it belongs to another node.
+    Raises OSError if the spool cannot be written, ValueError if it belongs to another node, OperatorError if there are other gateways and
+    no store for limit counters that they share.
     """
     limit = raise_limit()
     share = share_out(limit, options.edge.connections_max, for_each=2, reserve=RESERVE + options.edge.internal_connections_max)
@@ -146,7 +149,9 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         loop.add_signal_handler(number, stop.set)
     background = BackgroundTasks(plane.metrics, alarm, on_failure=stop.set)
     loop.set_exception_handler(background.report_callback)
-    link = await _start_link(options, plane, alarm, background)
+    counters = start_counters(options.limits, plane, options.node.node_id, alarm, background)
+    count = GatewayCount(options.limits, counters, alarm, stop.set)
+    link = await _start_link(options, plane, alarm, background, count)
     ready = asyncio.Event()
     serve = partial(
         server.serve,
@@ -180,6 +185,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
     await background.stop()
     await link.close()
     log.close()
+    count.raise_if_refused()
     return 1 if background.has_failed else 0
 
 
@@ -230,7 +236,7 @@ class _Link:
             await self.shipper.finish(FINISH_SECONDS)
 
 
-async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, background: BackgroundTasks) -> _Link:
+async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, background: BackgroundTasks, count: GatewayCount) -> _Link:
     url, node = options.control_link_url, options.node
     follower = Follower(
         plane,
@@ -240,6 +246,7 @@ async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, backg
         node_id=node.node_id,
         alarm=alarm,
         clock=_now_us,
+        on_gateways=count.note,
     )
     await follower.start()
     gauges = plane.metrics.gauges

@@ -14,7 +14,7 @@ from tollway.control.access import Node as NodeCaller
 from tollway.control.api import routes
 from tollway.control.api.places import Place
 from tollway.control.api.routes import Joiner, Node, Plane
-from tollway.control.api.schemas import AckIn, JoinIn, JoinOut
+from tollway.control.api.schemas import AckIn, AckOut, JoinIn, JoinOut
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Blame, Fault, FaultKind
@@ -68,15 +68,16 @@ async def read_changes(
     return Response(lines + publish.heartbeat(version), media_type=NDJSON)
 
 
-@router.post("/v1/link/ack", status_code=204)
-def acknowledge(caller: Node, plane: Plane, body: AckIn) -> None:
+@router.post("/v1/link/ack")
+def acknowledge(caller: Node, plane: Plane, body: AckIn) -> AckOut:
     """Report that the calling node is alive and has applied everything up to `version`."""
     access.require_own(caller, body.node_id)
     with plane.database.platform() as tx:
-        known = publish.acknowledge(tx, body.node_id, body.version, plane.now())
-    if not known:
+        gateways = publish.acknowledge(tx, body.node_id, body.version, plane.now())
+    if gateways is None:
         raise Fault(SNAPSHOT_NEEDED)
     plane.publications.notice_ack()
+    return AckOut(gateways=gateways)
 
 
 @router.post("/v1/link/join")

@@ -785,3 +785,9 @@ class JoinOut(Out):
 
     node_id: str
     name: str
+
+
+class AckOut(Out):
+    """Counts of gateways for one of them."""
+
+    gateways: int

@@ -1,0 +1,443 @@
+"""Limit counters that several gateways share. The store decides (`ports.CounterStore`); while it cannot, this gateway decides alone.
+
+Theory of operation. A request asks the store once, for all levels, and waits for the answer. If there is none within the store's deadline,
+or if the store is known to be unavailable, the counters in the memory of this process decide, each with the gateway's share: the limit
+divided by the number of gateways. They begin with the gateway's share of what the store last said was used, so that the loss of the store
+alone admits nothing more.
+
+When the store can be used again, `restore` brings it up to date before the next request asks it. All holds of requests under way go over to
+a new owner, those that were admitted alone included, and what was admitted alone and has not drained yet is charged. The same happens when
+the store turns out to have lost its contents: it no longer knows the lease of an owner that holds something.
+
+Nothing is reported to the store while it is unavailable. What was held there ends with the owner's lease, or when the next owner takes
+over.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+
+from tollway.domain.limits import CONCURRENT_REQUESTS, MINUTE_NS, LevelLimits, Limits, Quantity
+from tollway.domain.shared_limits import CounterState, SharedCounter, StoreAnswer, drain, find_remaining, find_reset_us, find_wait_us
+from tollway.gateway.counters import (
+    QUANTITIES,
+    REQUESTS,
+    Bound,
+    Bucket,
+    Counter,
+    Hold,
+    Level,
+    MemoryCounters,
+    Refusal,
+    Remainder,
+    SharedBound,
+    Standing,
+    Units,
+    find_later,
+)
+from tollway.gateway.driver import Waiter
+from tollway.gateway.ports import CounterStore
+
+RENEW_SECONDS = 2.0
+"""Interval in which leases are renewed: a fifth of a lease, so that some pauses of this process and of the store do no harm."""
+
+
+def divide(limits: Limits, gateways: int) -> Limits:
+    """Return one gateway's share of limits: rounded down, and at least 1, so that no limit becomes a ban."""
+    return Limits(**{name: None if size is None else max(size // gateways, 1) for name, size in limits.to_dict().items()})
+
+
+class SharedHold:
+    """The decision on one request, and what the request holds if it was admitted.
+
+    `states`: of the shared counters after the store's decision; empty if this gateway decided alone. `owner`: whose hold it is in the
+    store; empty if the store does not know it. `local`: the hold in this process's counters, if this gateway decided alone. `levels`: where
+    it counts as running in this process beside the store. `is_charged`: the limits per minute were charged in full, because it is a minute
+    old. `loss`: number of the store's losses before the decision.
+    """
+
+    __slots__ = ("bound", "is_admitted", "is_charged", "levels", "local", "loss", "owner", "started_ns", "states", "units")
+
+    def __init__(self, bound: SharedBound, units: Units, started_ns: int, loss: int) -> None:
+        self.bound = bound
+        self.units = units
+        self.started_ns = started_ns
+        self.loss = loss
+        self.is_admitted = False
+        self.is_charged = False
+        self.states: tuple[CounterState, ...] = ()
+        self.owner = ""
+        self.local: Hold | None = None
+        self.levels: tuple[Level, ...] = ()
+
+
+class _Question:
+    """A request's question to the store, asked as `owner`."""
+
+    __slots__ = ("answer", "hold", "is_abandoned", "is_answered", "owner", "store", "waiter")
+
+    def __init__(self, hold: SharedHold, owner: str, store: CounterStore) -> None:
+        self.hold = hold
+        self.owner = owner
+        self.store = store
+        self.waiter = Waiter()
+        self.answer: StoreAnswer | None = None
+        self.is_answered = False
+        self.is_abandoned = False
+
+    def receive(self, answer: StoreAnswer | None) -> None:
+        """Take the answer, or None at the deadline. An admission that comes too late is released."""
+        if not self.is_answered and not self.is_abandoned:
+            self.is_answered = True
+            self.answer = answer
+            self.waiter.resume()
+        elif answer is not None and answer.is_admitted:
+            self.release()
+
+    def release(self) -> None:
+        """Give back what the store holds for a request that does not use it."""
+        if self.hold.bound.is_settled:
+            self.store.settle(self.hold.bound.prepared, self.owner, list_moves(self.hold, _NOTHING))
+
+
+class SharedCounters:
+    """The counters of one gateway process among several. Use it from one event loop, with `run` as a background task.
+
+    `gateways`: how many gateways share the limits, as far as this one knows. `by_store`, `alone`: decisions so far. `losses`: how often the
+    store was lost or had lost its contents.
+    """
+
+    def __init__(self, node: str, clock: Callable[[], int]) -> None:
+        """`node`: names this run of this gateway among all. `clock`: monotonic nanoseconds."""
+        self.gateways = 1
+        self.by_store = 0
+        self.alone = 0
+        self.losses = 0
+        self._local = MemoryCounters()
+        self._node = node
+        self._clock = clock
+        self._store: CounterStore | None = None
+        self._runs = 0
+        self._owner = f"{node}.0"
+        self._live: dict[SharedHold, None] = {}
+        self._young: dict[SharedHold, None] = {}
+        self._held: dict[str, int] = {}
+        self._alone_bounds: dict[SharedBound, None] = {}
+        self._seeds: dict[tuple[str, str, str], tuple[int, int]] = {}
+
+    def use(self, store: CounterStore) -> None:
+        """Decide by this store from now on."""
+        self._store = store
+
+    def read(self, bound: SharedBound, done: Callable[[list[Standing]], None]) -> None:
+        """Call `done` with how the limits of `bound` stand for all gateways; for this gateway alone if the store does not answer."""
+        store, is_over = self._store, False
+
+        def receive(answer: StoreAnswer | None) -> None:
+            nonlocal is_over
+            if is_over:
+                return
+            is_over = True
+            if answer is not None:
+                done(list_shared_standings(bound.prepared.counters, answer.states))
+            else:
+                now_ns = self._clock()
+                self._prepare_share(bound, now_ns)
+                shares = [owner._replace(limits=divide(owner.limits, self.gateways)) for owner in bound.limits]
+                done(self._local.list_standings(shares, now_ns))
+
+        if store is None or not store.is_available:
+            receive(None)
+        else:
+            store.read(bound.prepared, receive)
+
+    def bind(self, organization_id: str, limits: Sequence[LevelLimits], now_ns: int) -> SharedBound:
+        """Return the counters of these limits of one organization, innermost level first."""
+        assert self._store is not None
+        prepared = self._store.prepare(organization_id, limits)
+        return SharedBound(organization_id, limits, prepared, self._bind_local(limits, now_ns), self.gateways)
+
+    def _bind_local(self, limits: Sequence[LevelLimits], now_ns: int) -> Bound:
+        return self._local.bind([owner._replace(limits=divide(owner.limits, self.gateways)) for owner in limits], now_ns)
+
+    # ---- One request -------------------------------------------------------------------------------------------------
+
+    async def reserve(self, bound: SharedBound, units: Units) -> SharedHold:
+        """Decide on a request for `units`. Each hold that is admitted ends with exactly one `settle`."""
+        hold = SharedHold(bound, units, self._clock(), self.losses)
+        store = self._store
+        if store is not None and store.is_available:
+            question = _Question(hold, self._owner, store)
+            store.reserve(bound.prepared, self._owner, units, question.receive)
+            try:
+                await question.waiter
+            except BaseException:
+                question.is_abandoned = True
+                if question.answer is not None and question.answer.is_admitted:
+                    question.release()
+                raise
+            if question.answer is not None:
+                self._take(hold, question.owner, question.answer)
+                return hold
+        self._decide_alone(hold)
+        return hold
+
+    def _take(self, hold: SharedHold, owner: str, answer: StoreAnswer) -> None:
+        """Take the store's answer for a request."""
+        bound = hold.bound
+        bound.states, bound.seen_ns = answer.states, self._clock()
+        self.by_store += 1
+        hold.states = answer.states
+        hold.is_admitted = answer.is_admitted
+        has_lost = not answer.is_lease_known and owner == self._owner and self._held.get(bound.organization_id)
+        if hold.is_admitted and bound.is_settled:
+            hold.owner = owner
+            hold.levels = bound.local.levels
+            for level in hold.levels:
+                level[0].running += 1
+            self._live[hold] = None
+            self._young[hold] = None
+            self._held[bound.organization_id] = self._held.get(bound.organization_id, 0) + 1
+            if owner != self._owner and self._store is not None:  # `restore` came in between and ended what `owner` held
+                hold.owner = self._owner
+                moves = [number for counter in bound.prepared.counters for number in (-_find_held(hold, counter), 0)]
+                self._store.settle(bound.prepared, self._owner, moves)
+        if has_lost:
+            self.restore()
+
+    def _decide_alone(self, hold: SharedHold) -> None:
+        """Decide by this gateway's share."""
+        bound = hold.bound
+        self._prepare_share(bound, hold.started_ns)
+        self.alone += 1
+        hold.loss = self.losses
+        hold.local = self._local.reserve(bound.local, hold.units, hold.started_ns)
+        if hold.local is not None:
+            hold.is_admitted = True
+            self._live[hold] = None
+
+    def settle(self, hold: SharedHold, used: Units) -> None:
+        """End a hold: nothing of it is held or runs any more, and what was `used` is charged, however much that is."""
+        self._live.pop(hold, None)
+        self._young.pop(hold, None)
+        if hold.local is not None:
+            self._local.settle(hold.local, used, self._clock())
+        for level in hold.levels:
+            level[0].running -= 1
+        bound, store = hold.bound, self._store
+        if hold.owner:
+            self._held[bound.organization_id] -= 1
+        if store is None or not store.is_available:
+            return
+        if hold.owner:
+            store.settle(bound.prepared, hold.owner, list_moves(hold, used))
+        elif hold.local is not None and hold.loss == self.losses:
+            moves = [number for counter in bound.prepared.counters for number in (0, _charge_of(counter, used))]
+            store.settle(bound.prepared, self._owner, moves)
+
+    # ---- Alone -------------------------------------------------------------------------------------------------------
+
+    def _prepare_share(self, bound: SharedBound, now_ns: int) -> None:
+        """Bring this gateway's share in line with what the store said last, once for each loss of the store."""
+        if bound.gateways != self.gateways:
+            bound.gateways = self.gateways
+            bound.local = self._bind_local(bound.limits, now_ns)
+        if bound in self._alone_bounds:
+            return
+        self._alone_bounds[bound] = None
+        elapsed_us = (now_ns - bound.seen_ns) // 1000
+        for number, (counter, cell) in enumerate(_list_cells(bound)):
+            if not counter.window_us:
+                continue
+            before = max(cell.tat, now_ns * cell.scale)
+            after = before
+            if bound.states:
+                state = drain(bound.states[number], elapsed_us, counter.size, counter.window_us)
+                used = -(-(state.units + (state.fraction > 0) + state.held) // self.gateways)
+                after = max(before, now_ns * cell.scale + used * cell.cost)
+            cell.tat = after
+            key = (counter.owner.id, counter.owner.model, counter.dimension.name)
+            tat, scale = self._seeds.get(key, (before, cell.scale))
+            if scale == cell.scale:
+                self._seeds[key] = tat + after - before, scale
+
+    def _list_carried(self, bound: SharedBound, now_ns: int) -> list[int]:
+        """Return for each counter the units that were admitted alone and have not drained yet, and forget them."""
+        carried: list[int] = []
+        for counter, cell in _list_cells(bound):
+            tat, scale = self._seeds.pop((counter.owner.id, counter.owner.model, counter.dimension.name), (0, 0))
+            now = now_ns * cell.scale
+            ticks = max(cell.tat, now) - max(tat, now) if scale == cell.scale and counter.window_us else 0
+            units = -(-ticks // cell.cost) if ticks > 0 else 0
+            if isinstance(cell, Counter) and cell.quantity == REQUESTS:
+                units += cell.held  # requests that still run: the store charges requests at admission
+            carried.append(units)
+        return carried
+
+    def restore(self) -> None:
+        """Tell the store what is held here, under a new owner, and what was admitted without it. Called before requests use it again."""
+        store, now_ns = self._store, self._clock()
+        assert store is not None
+        previous = self._owner
+        self._runs += 1
+        self._owner = f"{self._node}.{self._runs}"
+        self.losses += 1
+        totals: dict[SharedBound, list[int]] = {bound: [0] * len(bound.prepared.counters) for bound in self._alone_bounds}
+        self._held.clear()
+        for hold in self._live:
+            bound = hold.bound
+            if not bound.is_settled:
+                continue
+            hold.owner = self._owner
+            if hold.local is not None:
+                hold.is_charged = hold.local.is_charged
+            held = totals.setdefault(bound, [0] * len(bound.prepared.counters))
+            for number, counter in enumerate(bound.prepared.counters):
+                held[number] += _find_held(hold, counter)
+            self._held[bound.organization_id] = self._held.get(bound.organization_id, 0) + 1
+        for bound, held in totals.items():
+            charges = self._list_carried(bound, now_ns)
+            moves = [number for units, charge in zip(held, charges, strict=True) for number in (-units, charge)]
+            store.settle(bound.prepared, self._owner, moves, previous)
+        self._alone_bounds.clear()
+        self._seeds.clear()
+        old_first = sorted(self._live, key=lambda hold: hold.started_ns)
+        self._young = {hold: None for hold in old_first if hold.owner == self._owner and not hold.is_charged}
+
+    # ---- As time passes ----------------------------------------------------------------------------------------------
+
+    def forget_idle(self, now_ns: int) -> None:
+        """Drop counters of this process that stand as new ones would. Call it only when no caller is held."""
+        self._local.forget_idle(now_ns)
+
+    async def run(self) -> None:
+        """Renew leases, and charge holds that became a minute old, until cancelled."""
+        while True:
+            self.renew()
+            await asyncio.sleep(RENEW_SECONDS)
+
+    def renew(self) -> None:
+        """Renew the lease in every organization where something is held. Charge holds that are a minute old to the limits per minute."""
+        store = self._store
+        if store is None or not store.is_available:
+            return
+        self._charge_old(store)
+        owner = self._owner
+        for organization_id in [id for id, holds in self._held.items() if not holds]:
+            del self._held[organization_id]
+        for organization_id in list(self._held):
+            store.renew(organization_id, owner, self._make_receiver(organization_id, owner))
+
+    def _make_receiver(self, organization_id: str, owner: str) -> Callable[[bool], None]:
+        def receive(is_known: bool) -> None:
+            if not is_known and owner == self._owner and self._held.get(organization_id):
+                self.restore()
+
+        return receive
+
+    def _charge_old(self, store: CounterStore) -> None:
+        started_before = self._clock() - MINUTE_NS
+        while self._young:
+            hold = next(iter(self._young))
+            if hold.started_ns > started_before:
+                return
+            del self._young[hold]
+            moves = [number for counter in hold.bound.prepared.counters for number in _charge_minute(hold, counter)]
+            hold.is_charged = True
+            if any(moves):
+                store.settle(hold.bound.prepared, hold.owner, moves)
+
+
+_NOTHING: Units = (0, 0, 0, 0)
+
+
+def list_moves(hold: SharedHold, used: Units) -> list[int]:
+    """Return what the end of a hold changes in the store: for each counter the units that are no longer held, and those to charge."""
+    moves: list[int] = []
+    for counter in hold.bound.prepared.counters:
+        quantity = QUANTITIES.index(counter.dimension.quantity)
+        if quantity == REQUESTS:  # charged at admission
+            moves += (1 if counter.dimension is CONCURRENT_REQUESTS else 0, 0)
+        elif hold.is_charged and counter.dimension.window_ns == MINUTE_NS:
+            moves += (0, max(used[quantity] - hold.units[quantity], 0))
+        else:
+            moves += (hold.units[quantity], used[quantity])
+    return moves
+
+
+def _find_held(hold: SharedHold, counter: SharedCounter) -> int:
+    """Return the units that a hold holds in one counter of the store."""
+    if counter.dimension is CONCURRENT_REQUESTS:
+        return 1
+    quantity = QUANTITIES.index(counter.dimension.quantity)
+    if quantity == REQUESTS or (hold.is_charged and counter.dimension.window_ns == MINUTE_NS):
+        return 0
+    return hold.units[quantity]
+
+
+def _charge_minute(hold: SharedHold, counter: SharedCounter) -> tuple[int, int]:
+    """Return the move that charges what a hold holds in a limit per minute."""
+    quantity = QUANTITIES.index(counter.dimension.quantity)
+    if quantity == REQUESTS or counter.dimension.window_ns != MINUTE_NS:
+        return 0, 0
+    return hold.units[quantity], hold.units[quantity]
+
+
+def _charge_of(counter: SharedCounter, used: Units) -> int:
+    return used[QUANTITIES.index(counter.dimension.quantity)] if counter.window_us else 0
+
+
+def list_shared_standings(counters: Sequence[SharedCounter], states: Sequence[CounterState]) -> list[Standing]:
+    """Return how each shared counter stands."""
+    found: list[Standing] = []
+    for counter, state in zip(counters, states, strict=True):
+        used, reset_ns = state.units + (state.fraction > 0), find_reset_us(state, counter) * 1000 if counter.window_us else None
+        remaining = find_remaining(state, counter.size)
+        found.append(Standing(counter.owner, counter.dimension, counter.size, used, state.held, remaining, reset_ns))
+    return found
+
+
+def find_shared_tightest(counters: Sequence[SharedCounter], states: Sequence[CounterState]) -> tuple[Remainder | None, Remainder | None]:
+    """Return what is left of the limit on requests that has the least left, and of the one on tokens; None where there is none."""
+    requests: Remainder | None = None
+    tokens: Remainder | None = None
+    for counter, state in zip(counters, states, strict=True):
+        if not counter.window_us:
+            continue
+        rest = Remainder(counter.size, find_remaining(state, counter.size), find_reset_us(state, counter) * 1000)
+        if counter.dimension.quantity is Quantity.REQUESTS:
+            if requests is None or rest.remaining < requests.remaining:
+                requests = rest
+        elif tokens is None or rest.remaining < tokens.remaining:
+            tokens = rest
+    return requests, tokens
+
+
+def find_shared_refusal(counters: Sequence[SharedCounter], states: Sequence[CounterState], units: Units) -> Refusal:
+    """Return the shared limit that keeps a refused request waiting longest."""
+    found: Refusal | None = None
+    for counter, state in zip(counters, states, strict=True):
+        dimension, size = counter.dimension, counter.size
+        quantity = QUANTITIES.index(dimension.quantity)
+        requested = units[quantity]
+        if state.units + (state.fraction > 0) + state.held + requested <= size:
+            continue
+        if dimension is CONCURRENT_REQUESTS:
+            refusal = Refusal(counter.owner, dimension.words, REQUESTS, size, state.held, 1, None, max(state.held, 1), True, False)
+        else:
+            used = state.units + (state.fraction > 0) + state.held
+            wait_ns = None if state.held + requested > size else find_wait_us(state, counter, requested) * 1000
+            refusal = Refusal(counter.owner, dimension.words, quantity, size, used, requested, wait_ns, 1, False, requested > size)
+        found = find_later(found, refusal)
+    assert found is not None, "a request that no limit refuses"
+    return found
+
+
+def _list_cells(bound: SharedBound) -> Iterator[tuple[SharedCounter, Bucket | Counter]]:
+    """Yield each shared counter with the counter of this process that has its share."""
+    local = bound.local
+    buckets = {(owner.id, owner.model): level[0] for owner, level in zip(local.owners, local.levels, strict=True)}
+    rates = {(rate.owner.id, rate.owner.model, rate.dimension.name): rate for rate in local.rates}
+    for counter in bound.prepared.counters:
+        owner = counter.owner
+        rate = rates.get((owner.id, owner.model, counter.dimension.name))
+        yield counter, buckets[owner.id, owner.model] if rate is None else rate

@@ -1,0 +1,591 @@
+"""Counters of limits that several gateways share, in Redis (7.0 or later) or Valkey.
+
+Theory of operation. One script decides a request at all levels: it reads the counters, drains them, compares, and writes all or none. The
+arithmetic is that of `domain.shared_limits`, exact in the 53-bit integers of Lua. The only clock is the server's, so the clocks of gateways
+do not matter. All keys of an organization carry its id as their hash tag, so that a script finds them on one node of a cluster:
+
+    tollway:{org_1}:leases            owner -> end of its lease, in microseconds
+    tollway:{org_1}:proj_1:model      r: dimension -> units, fraction, instant; h: owner -> dimension -> units held
+
+A key that stands as a new one would is deleted. Every key expires when it would be empty, but not within a minute; and after a day
+where something is held.
+
+One connection carries the calls of all requests, one after the other, and their replies come in the same order. A call that is not
+answered within the deadline is reported as unanswered; STRIKES_MAX of them in a row, an error or a lost connection open the circuit: the
+store is unavailable, all open calls are reported, and the connection is closed. From then on `run`, a background task, tries to connect
+every PROBE_SECONDS. A connection is used once a script that writes was answered within the deadline.
+"""
+
+import asyncio
+import hashlib
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import msgspec
+
+from tollway.domain.limits import DIMENSIONS, LevelLimits, Quantity
+from tollway.domain.shared_limits import CounterState, PreparedLimits, SharedCounter, StoreAnswer
+from tollway.wire.resp import Reply, ReplyError, ReplyReader, encode_command
+
+GRACE_SECONDS = 0.001
+"""Part of the deadline that is kept for replies which have arrived but were not read yet, because the loop was busy."""
+
+STRIKES_MAX = 3
+"""Calls in a row that may go unanswered. One alone is a pause of the server or of this process."""
+
+PROBE_SECONDS = 0.5
+"""Pause between two attempts to use a server that failed."""
+
+CONNECT_SECONDS = 1.0
+"""Deadline of a connection with its handshake."""
+
+CALLS_MAX = 10_000
+"""Calls that wait for replies. More than a server answers within the deadline of any of them."""
+
+LEASE_SECONDS = 10.0
+"""A gateway that did not call for so long no longer holds anything. Gateways renew their leases every two seconds."""
+
+_PREFIX = "tollway"
+
+_QUANTITIES = list(Quantity)
+
+_CLOCK = """
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+"""
+
+_COMMON = """
+local owner, lease, previous = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local shape = cmsgpack.unpack(ARGV[4])
+local text = redis.call('GET', KEYS[1])
+local leases = text and cmsgpack.unpack(text) or {}
+local is_known = (leases[owner] or 0) > now
+
+local function drain(rate, size, window)
+  local elapsed = now - rate[3]
+  rate[3] = now
+  if elapsed <= 0 or (rate[1] == 0 and rate[2] == 0) then return end
+  local windows = math.floor(elapsed / window)
+  elapsed = elapsed - windows * window
+  local whole, rest = 0, 0
+  -- elapsed * size / window, by long multiplication with 14 bits at a time: no product reaches 2^53
+  for _, limb in ipairs({math.floor(size / 268435456), math.floor(size / 16384) % 16384, size % 16384}) do
+    local product = rest * 16384 + elapsed * limb
+    local part = math.floor(product / window)
+    whole, rest = whole * 16384 + part, product - part * window
+  end
+  local units, fraction = rate[1] - windows * size - whole, rate[2] - rest
+  if fraction < 0 then units, fraction = units - 1, fraction + window end
+  if units < 0 then units, fraction = 0, 0 end
+  rate[1], rate[2] = units, fraction
+end
+
+local function read(key, counters)
+  local text = redis.call('GET', key)
+  local state = text and cmsgpack.unpack(text) or {r = {}, h = {}}
+  for _, counter in ipairs(counters) do
+    local name, _, window, size = unpack(counter)
+    if window > 0 then
+      local rate = state.r[name]
+      if rate then drain(rate, size, window) else state.r[name] = {0, 0, now} end
+    end
+  end
+  state.h[previous] = nil
+  for holder, held in pairs(state.h) do
+    if holder ~= owner and (leases[holder] or 0) <= now then
+      for _, counter in ipairs(counters) do
+        local name, window = counter[1], counter[3]
+        if window > 0 then state.r[name][1] = state.r[name][1] + (held[name] or 0) end
+      end
+      state.h[holder] = nil
+    end
+  end
+  return state
+end
+
+local function write(key, state, counters)
+  local expires = next(state.h) and 86400000000 or 0
+  for _, counter in ipairs(counters) do
+    local name, _, window, size = unpack(counter)
+    local rate = state.r[name]
+    if window > 0 and (rate[1] > 0 or rate[2] > 0) then expires = math.max(expires, (rate[1] + 1) * window / size) end
+  end
+  if expires == 0 then
+    redis.call('DEL', key)
+  else
+    redis.call('SET', key, cmsgpack.pack(state), 'PX', string.format('%.0f', math.ceil(math.max(expires, 60000000) / 1000)))
+  end
+end
+
+local function renew()
+  if (leases[owner] or 0) > now + lease * 0.75 then return end
+  for holder, ends in pairs(leases) do
+    if ends <= now then leases[holder] = nil end
+  end
+  leases[previous] = nil
+  leases[owner] = now + lease
+  redis.call('SET', KEYS[1], cmsgpack.pack(leases), 'PX', string.format('%.0f', math.ceil(lease / 1000)))
+end
+
+local function count_held(state, name)
+  local units = 0
+  for _, held in pairs(state.h) do units = units + (held[name] or 0) end
+  return units
+end
+"""
+
+_RESERVE = """
+local units = {1, tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])}
+local is_admitted, states = ARGV[8] ~= 'read', {}
+for level, counters in ipairs(shape) do
+  local state = read(KEYS[level + 1], counters)
+  states[level] = state
+  for _, counter in ipairs(counters) do
+    local name, quantity, window, size = unpack(counter)
+    local taken = count_held(state, name) + units[quantity]
+    if window > 0 then
+      local rate = state.r[name]
+      taken = taken + rate[1] + (rate[2] > 0 and 1 or 0)
+    end
+    if taken > size then is_admitted = false end
+  end
+end
+local answer = {is_admitted and 1 or 0, is_known and 1 or 0}
+for level, counters in ipairs(shape) do
+  local state = states[level]
+  if is_admitted then
+    local held = state.h[owner] or {}
+    for _, counter in ipairs(counters) do
+      local name, quantity, window = unpack(counter)
+      if window > 0 and quantity == 1 then
+        state.r[name][1] = state.r[name][1] + 1
+      else
+        held[name] = (held[name] or 0) + units[quantity]
+      end
+    end
+    if next(held) then state.h[owner] = held end
+    write(KEYS[level + 1], state, counters)
+  end
+  for _, counter in ipairs(counters) do
+    local name = counter[1]
+    local rate = state.r[name] or {0, 0}
+    answer[#answer + 1] = rate[1]
+    answer[#answer + 1] = rate[2]
+    answer[#answer + 1] = count_held(state, name)
+  end
+end
+if is_admitted then renew() end
+return cmsgpack.pack(answer)
+"""
+
+_SETTLE = """
+local moves, at = cmsgpack.unpack(ARGV[5]), 1
+for level, counters in ipairs(shape) do
+  local state = read(KEYS[level + 1], counters)
+  local held = state.h[owner]
+  local is_missing = held == nil
+  held = held or {}
+  for _, counter in ipairs(counters) do
+    local name, _, window = unpack(counter)
+    local released, charged = moves[at], moves[at + 1]
+    at = at + 2
+    if released > 0 and is_missing then
+      charged = math.max(charged - released, 0)
+    else
+      local left = (held[name] or 0) - released
+      held[name] = left > 0 and left or nil
+    end
+    if window > 0 then state.r[name][1] = state.r[name][1] + charged end
+  end
+  state.h[owner] = next(held) and held or nil
+  write(KEYS[level + 1], state, counters)
+end
+renew()
+return cmsgpack.pack({0, is_known and 1 or 0})
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script and the name under which the server keeps it."""
+
+    text: bytes
+    digest: bytes
+
+
+def make_scripts(clock: str = _CLOCK) -> tuple[Script, Script]:
+    """Return the scripts that reserve and settle. `clock`: Lua that sets `now`, in microseconds."""
+    texts = [(clock + _COMMON + body).encode() for body in (_RESERVE, _SETTLE)]
+    reserve, settle = (Script(text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()) for text in texts)
+    return reserve, settle
+
+
+RESERVE, SETTLE = make_scripts()
+
+
+def prepare(organization_id: str, limits: Sequence[LevelLimits]) -> PreparedLimits:
+    """Return the limits of one organization in the form of the scripts."""
+    counters: list[SharedCounter] = []
+    keys = [_name_leases(organization_id)]
+    shape: list[list[tuple[str, int, int, int]]] = []
+    for owner in limits:
+        of_level = [SharedCounter(owner, dimension, size) for dimension in DIMENSIONS if (size := owner.limits.get(dimension)) is not None]
+        if of_level:
+            keys.append(f"{_PREFIX}:{{{organization_id}}}:{owner.id}:{owner.model}".encode())
+            shape.append(
+                [(each.dimension.name, _QUANTITIES.index(each.dimension.quantity) + 1, each.window_us, each.size) for each in of_level]
+            )
+            counters += of_level
+    return PreparedLimits(tuple(counters), tuple(keys), msgspec.msgpack.encode(shape))
+
+
+def _name_leases(organization_id: str) -> bytes:
+    return f"{_PREFIX}:{{{organization_id}}}:leases".encode()
+
+
+_read_answer = msgspec.msgpack.Decoder(tuple[int, ...]).decode
+
+
+def _decode_answer(reply: bytes) -> StoreAnswer:
+    """Return the answer of a script. Raises ValueError if it is none."""
+    numbers = _read_answer(reply)
+    states = tuple(CounterState(*numbers[at : at + 3]) for at in range(2, len(numbers), 3))
+    return StoreAnswer(bool(numbers[0]), bool(numbers[1]), states)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOptions:
+    """Address of the server, and how long it may take. `url`: redis:// or rediss:// (TLS), host, port and database number, with a user name
+    if one is needed. `decision_seconds`: deadline of a decision. `lease_seconds`: see LEASE_SECONDS."""
+
+    url: str
+    password: str | None = field(default=None, repr=False)
+    decision_seconds: float = 0.005
+    lease_seconds: float = LEASE_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class _Address:
+    host: str
+    port: int
+    database: int
+    user: str
+    is_encrypted: bool
+
+
+def parse_url(url: str) -> _Address:
+    """Return the parts of a server's URL. Raises ValueError with a text for operators; the password does not belong into it."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("expected redis://host:port/database, or rediss:// for TLS")
+    if parts.password:
+        raise ValueError("the password must not stand in the URL")
+    database = parts.path.strip("/") or "0"
+    if not (database.isascii() and database.isdigit()):
+        raise ValueError("the path of the URL must be the number of a database")
+    return _Address(parts.hostname, parts.port or 6379, int(database), parts.username or "", parts.scheme == "rediss")
+
+
+class _Call:
+    """A command that waits for its reply. `done`: receives the reply, or None if there is none in time; then a late reply as well."""
+
+    __slots__ = ("command", "done", "is_overdue", "is_repeated", "sent_at")
+
+    def __init__(self, command: bytes, done: "Callable[[Reply], None]", sent_at: float) -> None:
+        self.command = command
+        self.done = done
+        self.sent_at = sent_at
+        self.is_overdue = False
+        self.is_repeated = False
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: commands out, each reply to the call that it belongs to. `on_lost` is called once, with the reason."""
+
+    def __init__(self, on_lost: "Callable[[_Connection, str], None]") -> None:
+        self.calls: deque[_Call] = deque()
+        self.transport: asyncio.Transport | None = None
+        self._reader = ReplyReader()
+        self._on_lost = on_lost
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        self._on_lost(self, "the connection was closed")
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            replies = self._reader.feed(data)
+        except ValueError as error:
+            self.abort()
+            self._on_lost(self, f"the server sent {error}")
+            return
+        for reply in replies:
+            if not self.calls:
+                self.abort()
+                self._on_lost(self, "the server sent a reply to nothing")
+                return
+            self.calls.popleft().done(reply)
+
+    def send(self, command: bytes, done: Callable[[Reply], None], now: float) -> _Call:
+        """Send a command."""
+        call = _Call(command, done, now)
+        self.calls.append(call)
+        if self.transport is not None:
+            self.transport.write(command)
+        return call
+
+    def abort(self) -> None:
+        """Close the connection at once; what is open gets no reply."""
+        if self.transport is not None:
+            self.transport.abort()
+        self.calls.clear()
+
+
+class StoreMetrics:
+    """Counts of one store. `refused`: calls that were not sent because too many waited."""
+
+    def __init__(self) -> None:
+        self.unanswered = 0
+        self.failures = 0
+        self.refused = 0
+        self.seconds_max = 0.0
+
+
+class RedisCounters:
+    """The store in one Redis or Valkey server: `gateway.ports.CounterStore`. Use it from one event loop, with `run` as a background task.
+
+    `recover` is called when the server can be used again, before requests use it: it tells the store what is held. `alarm` is called when
+    the store becomes unavailable, and when it is available again.
+    """
+
+    def __init__(self, options: StoreOptions, *, recover: Callable[[], None], alarm: Callable[[str, dict[str, object]], None]) -> None:
+        """Raises ValueError if the URL is not valid."""
+        self.metrics = StoreMetrics()
+        self._options = options
+        self._address = parse_url(options.url)
+        self._tls = ssl.create_default_context() if self._address.is_encrypted else None
+        self._recover = recover
+        self._alarm = alarm
+        self._connection: _Connection | None = None
+        self._is_available = False
+        self._lost = asyncio.Event()
+        self._strikes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._lease = b"%d" % int(options.lease_seconds * 1_000_000)
+        self._reason = ""
+
+    @property
+    def is_available(self) -> bool:
+        """Return whether the circuit is closed."""
+        return self._is_available
+
+    def prepare(self, organization_id: str, limits: Sequence[LevelLimits]) -> PreparedLimits:
+        """Return these limits of one organization in the form of the scripts."""
+        return prepare(organization_id, limits)
+
+    # ---- Calls -------------------------------------------------------------------------------------------------------
+
+    def reserve(self, prepared: PreparedLimits, owner: str, units: tuple[int, ...], done: Callable[[StoreAnswer | None], None]) -> None:
+        """Admit a request at all levels, or change nothing."""
+        self._ask(prepared, owner, [b"%d" % number for number in units[1:]] + [b""], done)
+
+    def read(self, prepared: PreparedLimits, done: Callable[[StoreAnswer | None], None]) -> None:
+        """Return the states of counters, as a refusal."""
+        self._ask(prepared, "", [b"0", b"0", b"0", b"read"], done)
+
+    def settle(self, prepared: PreparedLimits, owner: str, moves: Sequence[int], previous: str = "") -> None:
+        """Change what an owner holds, and charge units."""
+        command = self._encode(SETTLE, prepared.keys, owner, previous, prepared.shape, [msgspec.msgpack.encode(moves)])
+        self._call(command, self._note_reply)
+
+    def renew(self, organization_id: str, owner: str, done: Callable[[bool], None]) -> None:
+        """Renew the lease of an owner in an organization."""
+
+        def receive(reply: Reply) -> None:
+            if self._note_reply(reply) and isinstance(reply, bytes):
+                done(_decode_answer(reply).is_lease_known)
+
+        self._call(self._encode(SETTLE, (_name_leases(organization_id),), owner, "", _NO_SHAPE, [_NO_MOVES]), receive)
+
+    def _encode(self, script: Script, keys: Sequence[bytes], owner: str, previous: str, shape: bytes, rest: Sequence[bytes]) -> bytes:
+        parts = [b"EVALSHA", script.digest, b"%d" % len(keys), *keys, owner.encode(), self._lease, previous.encode(), shape, *rest]
+        return encode_command(parts)
+
+    def _ask(self, prepared: PreparedLimits, owner: str, rest: Sequence[bytes], done: Callable[[StoreAnswer | None], None]) -> None:
+        def receive(reply: Reply) -> None:
+            done(_decode_answer(reply) if self._note_reply(reply) and isinstance(reply, bytes) else None)
+
+        self._call(self._encode(RESERVE, prepared.keys, owner, "", prepared.shape, rest), receive)
+
+    def _call(self, command: bytes, done: Callable[[Reply], object]) -> None:
+        connection = self._connection
+        if connection is None or len(connection.calls) >= CALLS_MAX:
+            self.metrics.refused += 1
+            done(None)
+            return
+        loop_time = asyncio.get_running_loop().time
+        call: _Call | None = None
+
+        def receive(reply: Reply) -> None:
+            nonlocal call
+            if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT" and call is not None and not call.is_repeated:
+                if self._connection is connection:
+                    self._load_scripts(connection)
+                    is_overdue = call.is_overdue
+                    call = connection.send(command, receive, call.sent_at)
+                    call.is_repeated, call.is_overdue = True, is_overdue
+                return
+            if reply is not None and call is not None:
+                self.metrics.seconds_max = max(self.metrics.seconds_max, loop_time() - call.sent_at)
+                if not call.is_overdue:
+                    self._strikes = 0
+            done(reply)
+
+        call = connection.send(command, receive, loop_time())
+        if self._timer is None:
+            self._arm()
+
+    def _note_reply(self, reply: Reply) -> bool:
+        """Return whether a reply is an answer. Without one the call counts against the server."""
+        if isinstance(reply, bytes):
+            return True
+        if isinstance(reply, ReplyError):
+            self.metrics.failures += 1
+            self._open_circuit(f"the server answered {reply.code}")
+        return False
+
+    # ---- Deadlines ---------------------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """Set the timer for the first call that is not overdue yet."""
+        self._timer = None
+        connection = self._connection
+        if connection is None:
+            return
+        for call in connection.calls:
+            if not call.is_overdue:
+                due_at = call.sent_at + self._options.decision_seconds - GRACE_SECONDS
+                self._timer = asyncio.get_running_loop().call_at(due_at, self._grant_grace)
+                return
+
+    def _grant_grace(self) -> None:
+        """Let the loop read once more what has arrived before calls are overdue."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(GRACE_SECONDS, self._expire, loop.time() - self._options.decision_seconds + GRACE_SECONDS)
+
+    def _expire(self, sent_before: float) -> None:
+        connection = self._connection
+        overdue = [] if connection is None else [call for call in connection.calls if not call.is_overdue and call.sent_at <= sent_before]
+        for call in overdue:
+            call.is_overdue = True
+        self._arm()
+        for call in overdue:
+            self.metrics.unanswered += 1
+            self._strikes += 1
+            call.done(None)
+        if self._strikes >= STRIKES_MAX:
+            self._open_circuit("the server did not answer in time")
+
+    # ---- The circuit -------------------------------------------------------------------------------------------------
+
+    def _open_circuit(self, reason: str) -> None:
+        """Give up the connection. Every open call is reported as unanswered."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        self._reason = reason
+        calls = [call for call in connection.calls if not call.is_overdue]
+        connection.abort()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._is_available = False
+        self._lost.set()
+        for call in calls:
+            call.done(None)
+
+    def _lose(self, connection: _Connection, reason: str) -> None:
+        if connection is self._connection:
+            self._open_circuit(reason)
+
+    async def run(self) -> None:
+        """Keep a connection that can be used, until cancelled."""
+        unavailable_since: float | None = None
+        try:
+            while True:
+                self._lost.clear()
+                reason = await self._connect()
+                if not reason:
+                    if unavailable_since is not None:
+                        seconds = round(time.monotonic() - unavailable_since, 3)
+                        self._alarm("limits_store_available", {"seconds": seconds})
+                        unavailable_since = None
+                    await self._lost.wait()
+                    reason = self._reason
+                if unavailable_since is None:
+                    unavailable_since = time.monotonic()
+                    self._alarm("limits_store_unavailable", {"reason": reason})
+                await asyncio.sleep(PROBE_SECONDS)
+        finally:
+            self._open_circuit("the gateway stops")
+
+    async def _connect(self) -> str:
+        """Connect and prove that the server can be used. Return why not, or an empty text."""
+        address = self._address
+        loop = asyncio.get_running_loop()
+        connection: _Connection | None = None
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, connection = await loop.create_connection(lambda: _Connection(self._lose), address.host, address.port, ssl=self._tls)
+                for command in self._list_greetings():
+                    reply = await self._exchange(connection, command)
+                    if isinstance(reply, ReplyError):
+                        connection.abort()
+                        return f"the server answered {reply.code}"
+            self._strikes = 0
+            async with asyncio.timeout(self._options.decision_seconds):
+                command = self._encode(SETTLE, (_name_leases("probe"),), "probe", "", _NO_SHAPE, [_NO_MOVES])
+                reply = await self._exchange(connection, command)
+        except (TimeoutError, OSError) as error:
+            if connection is not None:
+                connection.abort()
+            return "the server did not answer in time" if isinstance(error, TimeoutError) else f"{type(error).__name__}"
+        if not isinstance(reply, bytes):
+            connection.abort()
+            return f"the server answered {reply.code}" if isinstance(reply, ReplyError) else "the connection was closed"
+        self._connection = connection
+        self._recover()
+        self._is_available = self._connection is connection
+        return ""
+
+    def _list_greetings(self) -> list[bytes]:
+        address, commands = self._address, []
+        if self._options.password is not None:
+            user = [address.user.encode()] if address.user else []
+            commands.append(encode_command([b"AUTH", *user, self._options.password.encode()]))
+        if address.database:
+            commands.append(encode_command([b"SELECT", b"%d" % address.database]))
+        return commands + [encode_command([b"SCRIPT", b"LOAD", script.text]) for script in (RESERVE, SETTLE)]
+
+    def _load_scripts(self, connection: _Connection) -> None:
+        now = asyncio.get_running_loop().time()
+        for script in (RESERVE, SETTLE):
+            connection.send(encode_command([b"SCRIPT", b"LOAD", script.text]), lambda _: None, now).is_overdue = True
+
+    async def _exchange(self, connection: _Connection, command: bytes) -> Reply:
+        """Return the reply to a command of the handshake."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply] = loop.create_future()
+        connection.send(command, lambda reply: None if future.done() else future.set_result(reply), loop.time())
+        return await future
+
+
+_NO_SHAPE = msgspec.msgpack.encode([])
+_NO_MOVES = msgspec.msgpack.encode([])
