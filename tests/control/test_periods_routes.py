@@ -220,7 +220,7 @@ class TestTheCommandLine:
         waiting = tollway("corrections", "void", samples.request_id(2), "--reason", "r")
         assert "waits for another operator" in waiting
         assert "hint" not in tollway("corrections", "reject", waiting.split()[0])
-        replace = ("corrections", "replace", samples.request_id(3), "--input", "1", "--output-tokens", "2", "--reason", "r")
+        replace = ("corrections", "replace", samples.request_id(3), "--input-tokens", "1", "--output-tokens", "2", "--reason", "r")
         assert "applied" in tollway(*replace)
         assert tollway("corrections", "list").count("adj_") == 3
         tollway("audit", "export", "--period", PERIOD, "--file", "september", "--organization", ORGANIZATION)

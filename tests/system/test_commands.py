@@ -258,7 +258,7 @@ MISTAKES = {
     "an amount with a comma": (("corrections", "credit", REQUEST, "1,5", "--reason", "r"), 1, "not a plain decimal number"),
     "an amount below a pico": (("corrections", "credit", REQUEST, f"0.{'0' * 12}1", "--reason", "r"), 1, "at most 12 digits"),
     "fewer tokens than none": (
-        ("corrections", "replace", REQUEST, "--input", "-1", "--output-tokens", "1", "--reason", "r"), 1, "must be at least 0"
+        ("corrections", "replace", REQUEST, "--input-tokens", "-1", "--output-tokens", "1", "--reason", "r"), 1, "must be at least 0"
     ),
     "a correction that is none": (("corrections", "approve", "../x"), 2, "'../x' is no id of a correction"),
     "a correction that is unknown": (("corrections", "reject", NOTHING), 1, "There is no such correction."),

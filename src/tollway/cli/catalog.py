@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from tollway.cli.class_options import with_price_options
 from tollway.cli.client import ControlUrl, DataDir, Key, connect, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows, report_effect
 from tollway.cli.platform_file import resolve_credential
 from tollway.cli.times import Zone
+from tollway.domain.billing_classes import BillingClass
 from tollway.domain.catalog import CacheIsolation, Endpoint, Engine
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -62,14 +64,11 @@ def create(
 
 
 @app.command()
+@with_price_options
 def price(
     name: Name,
     currency: Annotated[str, typer.Option("--currency", metavar="CODE", help="Currency code of ISO 4217.")],
-    input_price: Annotated[str, typer.Option(help="Price per 1,000,000 input tokens, a decimal.")],
-    output_price: Annotated[str, typer.Option(help="Price per 1,000,000 output tokens, a decimal.")],
-    cached_input_price: Annotated[str | None, typer.Option(help="Price per 1,000,000 cached input tokens; as input if left out.")] = None,
-    reasoning_price: Annotated[str | None, typer.Option(help="Price per 1,000,000 reasoning tokens; as output if left out.")] = None,
-    request_price: Annotated[str, typer.Option(help="Per request.")] = "0",
+    prices: dict[BillingClass, str | None],
     zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
@@ -77,15 +76,8 @@ def price(
     data_dir: DataDir = None,
 ) -> None:
     """Give a model a price from now on. The one before stays valid for what was admitted before."""
-    body = {
-        "model": name,
-        "currency": currency,
-        "input": input_price,
-        "output": output_price,
-        "cached_input": cached_input_price,
-        "reasoning": reasoning_price,
-        "request": request_price,
-    }
+    stated = {billing_class.value: text for billing_class, text in prices.items() if text is not None}
+    body = {"model": name, "currency": currency, **stated}
     with connect(control_url, key, data_dir) as control:
         made = control.post("/platform/prices", body)
         shown = control.get_zone(zone)

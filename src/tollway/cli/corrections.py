@@ -4,11 +4,13 @@ from typing import Annotated, Any
 
 import typer
 
+from tollway.cli.class_options import with_quantity_options
 from tollway.cli.client import ControlUrl, DataDir, Key, check_id, connect
 from tollway.cli.organizations import with_organizations
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.times import Zone
 from tollway.domain import ids
+from tollway.domain.billing_classes import BillingClass
 from tollway.domain.corrections import AdjustmentState
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -51,13 +53,11 @@ def void(
 
 
 @app.command()
+@with_quantity_options
 def replace(
     request: RequestId,
     reason: Reason,
-    input: Annotated[int, typer.Option(help="Input tokens, without those from the cache.")],
-    output_tokens: Annotated[int, typer.Option("--output-tokens", help="Output tokens, without reasoning.")],
-    cached_input: Annotated[int, typer.Option(help="Input tokens from the cache.")] = 0,
-    reasoning: Annotated[int, typer.Option(help="Reasoning tokens.")] = 0,
+    quantities: dict[BillingClass, int],
     no_request: Annotated[bool, typer.Option("--no-request", help="Do not bill the price per request.")] = False,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
@@ -65,14 +65,8 @@ def replace(
     data_dir: DataDir = None,
 ) -> None:
     """Bill other quantities instead, at the price that the request had."""
-    quantities = {
-        "input": input,
-        "cached_input": cached_input,
-        "output": output_tokens,
-        "reasoning": reasoning,
-        "request": not no_request,
-    }
-    body = {"request_id": request, "kind": "replace", "reason": reason, "quantities": quantities}
+    billed = {**quantities, BillingClass.REQUEST: not no_request}
+    body = {"request_id": request, "kind": "replace", "reason": reason, "quantities": billed}
     _post("", body, output, control_url, key, data_dir)
 
 
