@@ -192,15 +192,18 @@ def list_agents(url: str, key: str) -> list[Row]:
     from agents import Agent, OpenAIResponsesModel, RunConfig, Runner, function_tool
     from openai import AsyncOpenAI
 
-    model = OpenAIResponsesModel("m", AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0))
     config = RunConfig(tracing_disabled=True)
 
+    def new_agent(**more: Any) -> Any:  # each run has an event loop of its own, and so a client
+        model = OpenAIResponsesModel("m", AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0))
+        return Agent(name="a", instructions="Be brief.", model=model, **more)
+
     def plain() -> None:
-        assert Runner.run_sync(Agent(name="a", instructions="Be brief.", model=model), ASK, run_config=config).final_output == "Hello"
+        assert Runner.run_sync(new_agent(), ASK, run_config=config).final_output == "Hello"
 
     def stream() -> None:
         async def read() -> str:
-            running = Runner.run_streamed(Agent(name="a", model=model), ASK, run_config=config)
+            running = Runner.run_streamed(new_agent(), ASK, run_config=config)
             async for _ in running.stream_events():
                 pass
             return str(running.final_output)
@@ -216,7 +219,7 @@ def list_agents(url: str, key: str) -> list[Row]:
             roads.append(road)
             return "250"
 
-        agent = Agent(name="a", model=model, tools=[toll], tool_use_behavior="stop_on_first_tool")
+        agent = new_agent(tools=[toll], tool_use_behavior="stop_on_first_tool")
         assert Runner.run_sync(agent, ASK, run_config=config).final_output == "250"
         assert roads == ["A1"]
 
