@@ -130,7 +130,7 @@ def read_usage(raw: bytes | msgspec.Raw) -> Report:
     if (input or 0) + (written or 0) > TOKENS_MAX:
         written, is_odd = 0, True
     return Report(
-        Quantities((input or 0) + (written or 0), cached or 0, output or 0),
+        Quantities(input=(input or 0) + (written or 0), cached_input=cached or 0, output=output or 0),
         Anomaly.INVALID if is_odd else None,
         has_input=input is not None or written is not None or cached is not None,
         has_output=output is not None,

@@ -69,9 +69,9 @@ def _split(usage: _Usage) -> Report | None:
     if not 0 <= cached <= prompt <= TOKENS_MAX:
         return None
     if completion is None:
-        return None if reasoning else Report(Quantities(prompt - cached, cached), has_output=False)
+        return None if reasoning else Report(Quantities(input=prompt - cached, cached_input=cached), has_output=False)
     if 0 <= reasoning <= completion <= TOKENS_MAX:
-        return Report(Quantities(prompt - cached, cached, completion - reasoning, reasoning))
+        return Report(Quantities(input=prompt - cached, cached_input=cached, output=completion - reasoning, reasoning=reasoning))
     return None
 
 

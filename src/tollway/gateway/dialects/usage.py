@@ -115,7 +115,7 @@ def read_totals(raw: bytes | msgspec.Raw, names: UsageNames) -> Report:
     if reasoning > (output or 0):
         reasoning = 0
     return Report(
-        Quantities((input or 0) - cached, cached, (output or 0) - reasoning, reasoning),
+        Quantities(input=(input or 0) - cached, cached_input=cached, output=(output or 0) - reasoning, reasoning=reasoning),
         Anomaly.INVALID if is_odd else None,
         has_input=input is not None,
         has_output=output is not None,
