@@ -23,7 +23,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from tollway.domain.billing_classes import QUANTITY_CLASSES, BillingClass
 from tollway.domain.quarantine import QuarantineState
 from tollway.domain.usage import Anomaly, Outcome, ServiceTier, UsageSource
-from tollway.storage.schema import metadata
+from tollway.storage.schema import metadata, one_of
 
 AMOUNT_DIGITS = 38
 """Decimal digits of an Amount: 10**26 currency units in pico."""
@@ -64,10 +64,6 @@ def name(length: int) -> sa.String:
     """Visible ASCII in a key: ordered by bytes, whatever the language of the database. PostgreSQL compares it several times faster so,
     and the months of events are cut by it."""
     return sa.String(length).with_variant(sa.String(length, collation="C"), "postgresql")
-
-
-def _one_of(column: str, values: type[Outcome] | type[UsageSource] | type[ServiceTier] | type[Anomaly]) -> sa.CheckConstraint:
-    return sa.CheckConstraint(f"{column} IN ({', '.join(repr(str(value)) for value in values)})", name=f"{column}_known")
 
 
 # ---- What gateways sent -----------------------------------------------------------------------------------------------
@@ -118,10 +114,10 @@ usage_events = sa.Table(  # append-only
     # What each class costs: quantity billed (by the outcome policy) x unit price (of the price version), neither of which can change.
     *(sa.Column(f"{billing_class}_pico", sa.BigInteger, nullable=False) for billing_class in BillingClass),
     sa.Column("content_hash", sa.LargeBinary(32), nullable=False),
-    _one_of("outcome", Outcome),
-    _one_of("source", UsageSource),
-    _one_of("service_tier", ServiceTier),
-    _one_of("anomaly", Anomaly),
+    one_of("outcome", Outcome),
+    one_of("source", UsageSource),
+    one_of("service_tier", ServiceTier),
+    one_of("anomaly", Anomaly),
     sa.CheckConstraint(" AND ".join(f"{billing_class} >= 0" for billing_class in QUANTITY_CLASSES), name="quantities_not_negative"),
     sa.CheckConstraint(" AND ".join(f"{billing_class}_pico >= 0" for billing_class in BillingClass), name="amounts_not_negative"),
     postgresql_partition_by="RANGE (event_id)",

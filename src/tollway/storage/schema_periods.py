@@ -10,13 +10,8 @@ import sqlalchemy as sa
 from tollway.domain.billing_classes import QUANTITY_CLASSES
 from tollway.domain.corrections import AdjustmentKind, Decision
 from tollway.domain.periods import PeriodState
-from tollway.storage.schema import metadata
+from tollway.storage.schema import metadata, one_of
 from tollway.storage.schema_money import name
-
-
-def _one_of(column: str, values: type[PeriodState] | type[AdjustmentKind] | type[Decision]) -> sa.CheckConstraint:
-    return sa.CheckConstraint(f"{column} IN ({', '.join(repr(str(value)) for value in values)})", name=f"{column}_known")
-
 
 billing_periods = sa.Table(
     "billing_periods",
@@ -42,7 +37,7 @@ billing_periods = sa.Table(
     sa.Column("amounts", sa.Text),  # JSON: what it comes to, by billing class
     sa.Column("period_hash", sa.LargeBinary(32)),  # over all of it: the one that is published
     sa.UniqueConstraint("organization_id", "start_at"),
-    _one_of("state", PeriodState),
+    one_of("state", PeriodState),
     sa.CheckConstraint("start_at < end_at", name="not_empty"),
     sa.CheckConstraint(
         "(state = 'open') = (frozen_at IS NULL) AND (frozen_at IS NULL) = (watermark_digest IS NULL)"
@@ -104,7 +99,7 @@ usage_adjustments = sa.Table(  # append-only
     sa.Column("needs_approval", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.UniqueConstraint("id", "actor"),
-    _one_of("kind", AdjustmentKind),
+    one_of("kind", AdjustmentKind),
     sa.CheckConstraint(
         " AND ".join(
             ["(kind = 'replace') = (replacement_input IS NOT NULL)"]
@@ -127,7 +122,7 @@ adjustment_approvals = sa.Table(  # append-only
     sa.Column("decision", sa.String(16), nullable=False),
     sa.Column("decided_at", sa.BigInteger, nullable=False),
     sa.ForeignKeyConstraint(["adjustment_id", "actor"], ["usage_adjustments.id", "usage_adjustments.actor"]),
-    _one_of("decision", Decision),
+    one_of("decision", Decision),
     sa.CheckConstraint("approver <> actor OR decision = 'rejected'", name="four_eyes"),
 )
 

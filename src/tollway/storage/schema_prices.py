@@ -11,12 +11,7 @@ from sqlalchemy.schema import SchemaItem
 from tollway.domain.billing_classes import BillingClass
 from tollway.domain.price_books import DISCOUNT_BP_MAX, DraftState
 from tollway.domain.usage import ServiceTier
-from tollway.storage.schema import metadata
-
-
-def _one_of(column: str, values: type[ServiceTier] | type[DraftState]) -> sa.CheckConstraint:
-    return sa.CheckConstraint(f"{column} IN ({', '.join(repr(str(value)) for value in values)})", name=f"{column}_known")
-
+from tollway.storage.schema import metadata, one_of
 
 UNIT_PRICES = tuple(f"{billing_class}_pico" for billing_class in BillingClass)
 """Columns of unit prices, in the order of the billing classes."""
@@ -64,7 +59,7 @@ price_drafts = sa.Table(
     sa.Column("findings", sa.LargeBinary, nullable=False),  # JSON array of Finding: what was accepted at publishing
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("changed_at", sa.BigInteger, nullable=False),
-    _one_of("state", DraftState),
+    one_of("state", DraftState),
 )
 
 book_prices = sa.Table(  # append-only
@@ -81,7 +76,7 @@ book_prices = sa.Table(  # append-only
     sa.Column("carried_from", sa.BigInteger, nullable=False),
     sa.Column("draft_id", sa.String(64), sa.ForeignKey("price_drafts.id")),
     sa.Column("published_at", sa.BigInteger, nullable=False),
-    _one_of("tier", ServiceTier),
+    one_of("tier", ServiceTier),
     sa.CheckConstraint("carried_from <= valid_from", name="carried_from_not_later"),
     sa.UniqueConstraint("book_id", "model", "tier", "valid_from"),
 )
@@ -98,7 +93,7 @@ compiled_prices = sa.Table(  # append-only
     sa.Column("valid_from", sa.BigInteger, nullable=False),
     *_unit_columns(),
     sa.Column("carried_from", sa.BigInteger, nullable=False),  # as of its source
-    _one_of("tier", ServiceTier),
+    one_of("tier", ServiceTier),
     sa.UniqueConstraint("model", "list_id", "tier", "valid_from"),
 )
 
