@@ -25,10 +25,11 @@ NODE_MISMATCH = FaultKind(
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Someone who may administer one organization: its own admin, or an operator on its behalf."""
+    """Someone who may administer one organization: its own admin, or an operator on its behalf (`is_operator`)."""
 
     key_id: str
     organization_id: str
+    is_operator: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def require_tenant(database: Database, key: ActiveKey, organization_id: str | No
     with database.platform(write=False) as tx:
         if not ids.is_id(ids.ORGANIZATION, organization_id) or not platform_queries.has_organization(tx, organization_id):
             raise Fault(RESOURCE_UNKNOWN)
-    return Tenant(key.id, organization_id)
+    return Tenant(key.id, organization_id, is_operator=True)
 
 
 def require_operator(key: ActiveKey) -> Operator:

@@ -26,7 +26,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from tollway.control import budgets
 from tollway.control.batches import Batch, BatchRefused
+from tollway.control.budgets import ChargeSums
 from tollway.control.rating import BillingAccount, RatedBatch
 from tollway.domain.epochs import Watermark
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Blame, Fault, FaultKind
@@ -138,10 +140,12 @@ def book_batch(tx: PlatformTx, batch: Batch, now: int) -> RatedBatch:
 
     Raises storage's EventRace (begin again).
     """
-    rated, sums = _store_events(tx, batch, now)
+    rated, sums, charges = _store_events(tx, batch, now)
     rollups.add_rollups(tx, sums.rollups)
     stored_reconcile.add_usage(tx, sums.engine_usage)
     stored_ledger.post(tx, sums.postings, now)
+    if charges is not None:
+        budgets.charge(tx, charges, node_id=batch.node_id, epoch=batch.epoch, now=now)
     return rated
 
 
@@ -180,7 +184,7 @@ class _Sums:
     postings: list[Posting] = field(default_factory=list)
 
 
-def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[RatedBatch, _Sums]:
+def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[RatedBatch, _Sums, ChargeSums | None]:
     """Rate a batch and store its events, and open the periods whose first events they are.
 
     The first attempt assumes that all event ids are new, which is nearly always true. If the database reports known ids, the second
@@ -193,15 +197,20 @@ def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[RatedBatch, _
     calendars = stored_periods.open_calendars(tx, organization_ids)
     ids, sums = [record.final.admit.request_id for record in batch.finals], _Sums()
 
+    charges: ChargeSums | None = None
+
     def store(known: dict[str, bytes]) -> RatedBatch:
+        nonlocal charges
         rated = RatedBatch(accounts, prices, calendars, known)
+        charges = budgets.open_charges(tx, organization_ids)
+        rows = rated.rate(batch) if charges is None else charges.watch(rated.rate(batch))
 
         def add_up() -> None:
             sums.rollups = rollups.rollup_rows(rated.roll_up())
             sums.engine_usage = rated.sum_usage()
             sums.postings = rated.book(batch, now)
 
-        usage_events.insert_events(tx, rated.rate(batch), min(ids, default=""), max(ids, default=""), add_up)
+        usage_events.insert_events(tx, rows, min(ids, default=""), max(ids, default=""), add_up)
         return rated
 
     try:
@@ -209,4 +218,4 @@ def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[RatedBatch, _
     except usage_events.EventRace:
         rated = store(usage_events.find_hashes(tx, ids))
     stored_periods.insert_cut(tx, calendars.values(), now)
-    return rated, sums
+    return rated, sums, charges

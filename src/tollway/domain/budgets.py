@@ -153,6 +153,38 @@ def find_affordable_output(prices: UnitPrices, input_tokens_max: int, available_
 # ---- Leases ------------------------------------------------------------------------------------------------------------
 
 
+class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway run says of its lease of one budget, and what it asks for.
+
+    `at`: an instant of the window. `current_pico`: what was granted in all, less what was given back; used and held amounts are part of it.
+    `need_pico`: more that requests wait for. `target_pico`: more that it would like to have for requests to come.
+    """
+
+    budget_id: str
+    at: int
+    current_pico: int
+    need_pico: int = 0
+    target_pico: int = 0
+
+
+class LeaseGrant(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a `LeaseRequest`: the lease of the window from `start_at` (inclusive) to `end_at` (exclusive).
+
+    `granted_pico`: in all. `until_at`: when it must be asked for anew, because the limit may fall then. `limit_pico`, `spent_pico`: of the
+    budget, over all gateways. `free_pico`: what is neither spent nor leased after this grant. `exists`: False if there is no such budget.
+    """
+
+    budget_id: str
+    start_at: int
+    end_at: int
+    until_at: int
+    granted_pico: int
+    limit_pico: int
+    spent_pico: int
+    free_pico: int
+    exists: bool = True
+
+
 def extend_lease(free_pico: int, need_pico: int, target_pico: int, holders: int) -> int:
     """Return by how much a lease grows.
 
@@ -188,6 +220,32 @@ class Lease:
         surplus = self.available_pico - max(keep_pico, 0)
         if surplus > 0:
             self.granted_pico -= surplus
+
+
+class BudgetStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """How a budget stands in one window: `spent_pico` by rated events, `leased_pico` what gateways may still spend of their leases."""
+
+    budget: Budget
+    window: Bounds
+    limit: Limit
+    spent_pico: int
+    leased_pico: int
+
+    @property
+    def left_pico(self) -> int:
+        """Return what is not spent; 0 if it is overspent."""
+        return max(self.limit.pico - self.spent_pico, 0)
+
+
+class BudgetAlert(msgspec.Struct, frozen=True, kw_only=True):
+    """The record that spending reached a threshold of a budget, at most once in each window."""
+
+    budget_id: str
+    window_start_at: int
+    threshold: int
+    spent_pico: int
+    limit_pico: int
+    crossed_at: int
 
 
 def check_amount(pico: int) -> str | None:

@@ -7,6 +7,7 @@ else: keys as digests, credentials sealed, no names of people or things. Version
 
 import msgspec
 
+from tollway.domain.budgets import BudgetLevel, BudgetMode
 from tollway.domain.catalog import Deployment, Endpoint, UnknownParameters
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, Limits
@@ -75,7 +76,18 @@ class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind
     deployment: Deployment
 
 
-Entry = OrganizationEntry | ProjectEntry | KeyEntry | ModelEntry | DeploymentEntry
+class BudgetEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="budget", omit_defaults=True):
+    """A budget that binds requests. What may be spent of it a gateway learns with its lease. `subject_id`: of the key, project or
+    organization."""
+
+    id: str
+    organization_id: str
+    level: BudgetLevel
+    subject_id: str
+    mode: BudgetMode
+
+
+Entry = OrganizationEntry | ProjectEntry | KeyEntry | ModelEntry | DeploymentEntry | BudgetEntry
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,5 +121,5 @@ def change(version: int, entry: Entry) -> Change:
 
 
 def kind_of(entry: Entry) -> str:
-    """The entry's kind as it stands on the wire: "organization", "project", "key", "model" or "deployment"."""
+    """The entry's kind as it stands on the wire: "organization", "project", "key", "model", "deployment" or "budget"."""
     return str(type(entry).__struct_config__.tag)

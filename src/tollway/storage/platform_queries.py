@@ -11,16 +11,18 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tollway.domain.budgets import BudgetLevel, BudgetMode
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import DIMENSIONS, UNLIMITED, LimitLevel
 from tollway.domain.price_books import carried
-from tollway.domain.snapshot import DeploymentEntry, Entry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
+from tollway.domain.snapshot import BudgetEntry, DeploymentEntry, Entry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Status
 from tollway.storage import catalog, limits, prices
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.schema import api_keys, deployments, models, organizations, projects, service_accounts
+from tollway.storage.schema_budgets import budgets
 
-ENTRY_KINDS: tuple[type[Entry], ...] = (OrganizationEntry, ProjectEntry, ModelEntry, DeploymentEntry, KeyEntry)
+ENTRY_KINDS: tuple[type[Entry], ...] = (OrganizationEntry, ProjectEntry, ModelEntry, DeploymentEntry, KeyEntry, BudgetEntry)
 """In the order of a snapshot: what an entry refers to comes before it."""
 
 FETCH_ROWS = 1000
@@ -169,6 +171,17 @@ def _deployments(_tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
         yield DeploymentEntry(id=row.id, deployment=catalog.read_deployment(row))
 
 
+def _budgets(_tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
+    for row in rows:
+        yield BudgetEntry(
+            id=row.id,
+            organization_id=row.organization_id,
+            level=BudgetLevel(row.level),
+            subject_id=row.subject_id,
+            mode=BudgetMode(row.mode),
+        )
+
+
 _ACCOUNT = "account_"
 """Prefix of the columns of a key's service account."""
 
@@ -182,4 +195,5 @@ _ROWS: dict[type[Entry], tuple[sa.Select[Any], sa.Column[str], Callable[[Transac
         api_keys.c.id,
         _keys,
     ),
+    BudgetEntry: (sa.select(budgets).where(budgets.c.archived_at.is_(None)), budgets.c.id, _budgets),
 }

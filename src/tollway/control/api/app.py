@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tollway.control import access, closing, epochs, quarantine
 from tollway.control.api import (
     api_keys,
+    budgets,
     catalog,
     corrections,
     deployments,
@@ -77,6 +78,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     api_keys.router,
     service_accounts.router,
     limits.router,
+    budgets.router,
     usage.router,
     organizations.router,
     catalog.router,
@@ -91,7 +93,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     quarantined_records.router,
     operator_keys.router,
 )
-LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router)
+LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router, budgets.link_router)
 
 
 def create_apps(plane: ControlPlane) -> tuple[FastAPI, FastAPI]:

@@ -61,6 +61,7 @@ FIELDS: Mapping[str, FieldText] = {
     "billing_period": FieldText("The billing period in which the request is booked."),
     "book_id": FieldText("The price book, up to 64 characters.", _BOOK),
     "booked_at": FieldText(f"When the transaction was booked, {_AT}.", 1790000000),
+    "budget_id": FieldText("The budget.", "bud_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "cache_isolation": FieldText("How the prefix caches of organizations are kept apart at this engine.", "engine"),
     "cause": FieldText("Whether usage or a correction caused the transaction.", "usage"),
     "changed_at": FieldText(f"When the balance changed last, {_AT}.", 1790000000),

@@ -1,0 +1,182 @@
+"""`tollway budgets`: what an organization, a project or a key may spend, and what was spent of it."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from tollway.cli.client import ControlUrl, DataDir, Key, Organization, connect_tenant, segment
+from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.times import read_instant, show_instant
+from tollway.domain.budgets import BudgetMode, BudgetWindow
+from tollway.settings import OperatorError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+OfProject = Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="A project; the organization if left out.")]
+OfKey = Annotated[str | None, typer.Option("--api-key", metavar="KEY_ID", help="A key of the project, as `tollway keys list` shows it.")]
+BudgetId = Annotated[str, typer.Argument(metavar="BUDGET_ID", help="Id, as `tollway budgets list` shows it.")]
+Thresholds = Annotated[
+    list[int] | None, typer.Option("--threshold", metavar="PERCENT", help="Raise an alert at this part of the limit (repeatable).")
+]
+
+COLUMNS = ["id", "name", "level", "subject_id", "mode", "window", "limit", "spent", "left", "currency"]
+
+
+class Window(StrEnum):
+    """The window of a budget, as an option."""
+
+    DAY = BudgetWindow.DAY.value
+    WEEK = BudgetWindow.WEEK.value
+    MONTH = BudgetWindow.MONTH.value
+    TOTAL = BudgetWindow.TOTAL.value
+
+
+class Mode(StrEnum):
+    """The strength of a budget, as an option."""
+
+    HARD = BudgetMode.HARD.value
+    SOFT = BudgetMode.SOFT.value
+
+
+@app.command("list")
+def list_budgets(
+    project: OfProject = None,
+    api_key: OfKey = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the budgets of the organization; with --project or --api-key those that bind it, innermost level first."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        if project is None and api_key is None:
+            rows = list(control.list_all("/organization/budgets"))
+        else:
+            query: dict[str, str] = {"project_id": control.get_project(project)["id"]}
+            if api_key is not None:
+                query["api_key_id"] = api_key
+            rows = control.get("/organization/binding_budgets", **query)["data"]
+    print_rows(output, COLUMNS, rows, none="no budgets: see `tollway budgets create`")
+
+
+@app.command()
+def show(
+    budget_id: BudgetId,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show how a budget stands, its raises, and the thresholds that were reached."""
+    path = f"/organization/budgets/{segment(budget_id)}"
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        budget = control.get(path)
+        raises, alerts = control.get(f"{path}/raises")["data"], control.get(f"{path}/alerts")["data"]
+    if output is Output.JSON:
+        print_json({**budget, "raises": raises, "alerts": alerts})
+        return
+    for name in ("name", "level", "subject_id", "mode", "window", "managed_by"):
+        print(f"{name}: {budget[name]}")
+    for name in ("amount", "limit", "spent", "leased", "left"):
+        print(f"{name}: {budget[name]} {budget['currency'].upper()}")
+    for each in raises:
+        print(f"raise: {each['amount']} from {show_instant(each['starts_at'])} to {show_instant(each['ends_at'])}")
+    for each in alerts:
+        print(f"alert: {each['threshold']} % of {each['limit']} reached at {show_instant(each['crossed_at'])}")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Name of the budget.")],
+    amount: Annotated[str, typer.Argument(help="What may be spent in one window, such as 100 or 12.50, in the organization's currency.")],
+    window: Annotated[Window, typer.Option("--window", help="When the budget begins anew, in the organization's time zone.")],
+    project: OfProject = None,
+    api_key: OfKey = None,
+    mode: Annotated[Mode, typer.Option("--mode", help="A hard budget is never overspent.")] = Mode.HARD,
+    threshold: Thresholds = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Create a budget of the organization, of a project or of a key. It counts requests from now on."""
+    if api_key is not None and project is None:
+        raise OperatorError("--api-key needs --project, the key's project", exit_code=2)
+    body: dict[str, Any] = {"name": name, "amount": amount, "window": window, "mode": mode, "thresholds": sorted(threshold or [])}
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        if project is not None:
+            body["project_id"] = control.get_project(project)["id"]
+        if api_key is not None:
+            body["api_key_id"] = api_key
+        made = control.post("/organization/budgets", body)
+    _print_changed(made, output, f"created {made['id']}")
+
+
+@app.command()
+def update(
+    budget_id: BudgetId,
+    name: Annotated[str | None, typer.Option("--name", help="Another name.")] = None,
+    amount: Annotated[str | None, typer.Option("--amount", help="Another amount.")] = None,
+    mode: Annotated[Mode | None, typer.Option("--mode", help="Another strength.")] = None,
+    threshold: Thresholds = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Change a budget. What is not named stays as it is."""
+    named = {"name": name, "amount": amount, "mode": mode, "thresholds": None if threshold is None else sorted(threshold)}
+    body = {field: value for field, value in named.items() if value is not None}
+    if not body:
+        raise OperatorError("name what to change: --name, --amount, --mode or --threshold", exit_code=2)
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        changed = control.post(f"/organization/budgets/{segment(budget_id)}", body)
+    _print_changed(changed, output, f"changed {budget_id}")
+
+
+@app.command("raise")
+def raise_budget(
+    budget_id: BudgetId,
+    amount: Annotated[str, typer.Argument(help="By how much the limit is higher meanwhile.")],
+    until: Annotated[str, typer.Option("--until", metavar="TIME", help="When the raise ends, such as 2026-12-31 or 2026-12-31T12:00.")],
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Raise a budget until an instant."""
+    body = {"amount": amount, "ends_at": read_instant(until)}
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        made = control.post(f"/organization/budgets/{segment(budget_id)}/raises", body)
+    print_json(made) if output is Output.JSON else print(f"raised {budget_id} by {made['amount']} until {show_instant(made['ends_at'])}")
+
+
+@app.command()
+def archive(
+    budget_id: BudgetId,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Archive a budget: it binds no request any more."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        gone = control.delete(f"/organization/budgets/{segment(budget_id)}")
+    _print_changed(gone, output, f"archived {budget_id}")
+
+
+def _print_changed(answer: dict[str, Any], output: Output, text: str) -> None:
+    """Print that a budget was changed, and the gateways that have not heard of it."""
+    if output is Output.JSON:
+        print_json(answer)
+        return
+    print(text)
+    for node in answer["pending_nodes"]:
+        print(f"not yet confirmed by {node}")

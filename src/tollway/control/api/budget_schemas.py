@@ -1,0 +1,250 @@
+"""The bodies and answers of budgets, and of the leases that gateways are granted of them. Money is a decimal string for tenants and whole
+pico-currency on the link."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tollway.control.api.schemas import Currency, Identified, In, Name, Out, Second, Sum, find_seconds, seconds
+from tollway.domain import money
+from tollway.domain.budgets import (
+    THRESHOLDS_MAX,
+    Budget,
+    BudgetAlert,
+    BudgetMode,
+    BudgetRaise,
+    BudgetStanding,
+    BudgetWindow,
+    LeaseGrant,
+    LeaseRequest,
+)
+
+LEASES_MAX = 256
+"""Leases of one request: a gateway with more asks several times."""
+
+_Pico = Annotated[int, Field(ge=0)]
+_Instant = Annotated[int, Field(ge=0, le=2**63 - 1)]
+_Mode = Annotated[BudgetMode, Field(strict=False)]
+_Window = Annotated[BudgetWindow, Field(strict=False)]
+_Thresholds = Annotated[list[int], Field(max_length=THRESHOLDS_MAX)]
+
+
+class BudgetCreate(In):
+    """A new budget: of a key of a project, of a project, or of the whole organization, which neither names."""
+
+    project_id: Annotated[
+        str | None, Field(description="The project whose spending is bounded; null for the organization.", examples=["proj_0"])
+    ] = None
+    api_key_id: Annotated[
+        str | None, Field(description="The key of the project whose spending is bounded; null for all of it.", examples=["key_0"])
+    ] = None
+    name: Annotated[Name, Field(description="Name of the budget, 1 to 256 characters.", examples=["research"])]
+    amount: Annotated[
+        Sum, Field(description="What may be spent in one window, above zero, as a decimal string in the organization's currency.")
+    ]
+    currency: Annotated[
+        Currency | None, Field(description="The organization's currency; any other one is refused. Null for the organization's.")
+    ] = None
+    window: Annotated[
+        _Window, Field(description="When the budget begins anew, in the organization's time zone; `total` never does.", examples=["month"])
+    ]
+    mode: Annotated[
+        _Mode, Field(description="`hard` is never overspent; `soft` may be, by what requests under way cost beyond their estimate.")
+    ] = BudgetMode.HARD
+    thresholds: Annotated[
+        _Thresholds,
+        Field(default_factory=list, description="Percentages of the limit, in rising order, that raise an alert once in each window."),
+    ]
+
+
+class BudgetUpdate(In):
+    """Changes of a budget; what is left out or null stays."""
+
+    name: Annotated[Name | None, Field(description="Name of the budget, 1 to 256 characters.", examples=["research"])] = None
+    amount: Annotated[Sum | None, Field(description="What may be spent in one window, above zero, as a decimal string.")] = None
+    mode: Annotated[_Mode | None, Field(description="Whether the budget is `hard` or `soft`.")] = None
+    thresholds: Annotated[_Thresholds | None, Field(description="Percentages of the limit that raise an alert, in rising order.")] = None
+
+
+class RaiseCreate(In):
+    """A temporary raise of a budget."""
+
+    amount: Annotated[Sum, Field(description="By how much the limit is higher meanwhile, above zero, as a decimal string.")]
+    starts_at: Annotated[Second | None, Field(description="When the raise begins, in Unix seconds (UTC); null for now.")] = None
+    ends_at: Annotated[Second, Field(description="When the raise ends, exclusive, in Unix seconds (UTC); within a year of its begin.")]
+
+
+class RaiseOut(Identified):
+    """A temporary raise of a budget."""
+
+    object: Literal["organization.budget.raise"] = "organization.budget.raise"
+    amount: Annotated[str, Field(description="By how much the limit is higher meanwhile, as a decimal string.", examples=["50"])]
+    starts_at: Annotated[int, Field(description="When the raise begins, in Unix seconds (UTC).", examples=[1790000000])]
+    ends_at: Annotated[int, Field(description="When the raise ends, exclusive, in Unix seconds (UTC).", examples=[1790086400])]
+
+
+class BudgetOut(Identified):
+    """A budget and how it stands now."""
+
+    object: Literal["organization.budget"] = "organization.budget"
+    name: str
+    level: Annotated[str, Field(description="The kind of thing whose spending is bounded.", examples=["project"])]
+    subject_id: Annotated[str, Field(description="The key, project or organization whose spending is bounded.", examples=["proj_0"])]
+    mode: Annotated[BudgetMode, Field(description="Whether the budget is `hard` or `soft`.")]
+    window: Annotated[BudgetWindow, Field(description="When the budget begins anew.")]
+    currency: str
+    amount: Annotated[str, Field(description="What may be spent in one window, without raises, as a decimal string.", examples=["100"])]
+    thresholds: Annotated[list[int], Field(description="Percentages of the limit that raise an alert.", examples=[[50, 80, 100]])]
+    managed_by: Annotated[
+        Literal["operator", "organization"], Field(description="Who may change it: operators alone, or the organization's admins too.")
+    ]
+    limit: Annotated[str, Field(description="What may be spent in the present window, with raises, as a decimal string.")]
+    spent: Annotated[str, Field(description="What was spent in the present window by rated requests, as a decimal string.")]
+    leased: Annotated[str, Field(description="What gateways may still spend of what they were granted, as a decimal string.")]
+    left: Annotated[str, Field(description="What is not spent yet, as a decimal string; 0 if nothing is left.")]
+    window_start_at: Annotated[int, Field(description="The start of the present window, in Unix seconds (UTC).")]
+    window_end_at: Annotated[int | None, Field(description="The end of the present window, in Unix seconds (UTC); null for `total`.")]
+    created_at: int
+    archived_at: int | None
+
+
+class BudgetChanged(BudgetOut):
+    """A budget that was changed. It binds the gateways that have applied the change."""
+
+    pending_nodes: list[str]
+
+
+class BindingBudgets(Out):
+    """Every budget that binds, innermost level first."""
+
+    object: Literal["list"] = "list"
+    data: list[BudgetOut]
+
+
+class AlertOut(Out):
+    """A threshold that spending reached."""
+
+    object: Literal["organization.budget.alert"] = "organization.budget.alert"
+    budget_id: Annotated[str, Field(description="The budget.", examples=["bud_0"])]
+    window_start_at: Annotated[int, Field(description="The start of the window, in Unix seconds (UTC).", examples=[1790000000])]
+    threshold: Annotated[int, Field(description="The percentage of the limit that was reached.", examples=[80])]
+    spent: Annotated[str, Field(description="What was spent in the window by then, as a decimal string.", examples=["80.25"])]
+    limit: Annotated[str, Field(description="The limit by then, as a decimal string.", examples=["100"])]
+    crossed_at: Annotated[int, Field(description="When it was reached, in Unix seconds (UTC).", examples=[1790000000])]
+
+
+class AlertList(Out):
+    """Alerts of a budget, the latest first."""
+
+    object: Literal["list"] = "list"
+    data: list[AlertOut]
+
+
+class RaiseList(Out):
+    """Raises of a budget that have not ended, in the order of their ends."""
+
+    object: Literal["list"] = "list"
+    data: list[RaiseOut]
+
+
+def budget_out(standing: BudgetStanding) -> BudgetOut:
+    """Return a budget as the API shows it."""
+    return BudgetOut.model_validate(_budget_fields(standing))
+
+
+def budget_changed(standing: BudgetStanding, pending_nodes: list[str]) -> BudgetChanged:
+    """Return a budget that was changed, with the gateways that have not applied it."""
+    return BudgetChanged.model_validate({**_budget_fields(standing), "pending_nodes": pending_nodes})
+
+
+def _budget_fields(standing: BudgetStanding) -> dict[str, object]:
+    budget: Budget = standing.budget
+    return {
+        "id": budget.id,
+        "name": budget.name,
+        "level": str(budget.level),
+        "subject_id": budget.subject_id,
+        "mode": budget.mode,
+        "window": budget.window,
+        "currency": budget.currency.lower(),
+        "amount": money.format_amount(budget.amount_pico),
+        "thresholds": list(budget.thresholds),
+        "managed_by": "operator" if budget.is_operators else "organization",
+        "limit": money.format_amount(standing.limit.pico),
+        "spent": money.format_amount(standing.spent_pico),
+        "leased": money.format_amount(standing.leased_pico),
+        "left": money.format_amount(standing.left_pico),
+        "window_start_at": seconds(standing.window.start_at),
+        "window_end_at": None if budget.window is BudgetWindow.TOTAL else seconds(standing.window.end_at),
+        "created_at": seconds(budget.created_at),
+        "archived_at": find_seconds(budget.archived_at),
+    }
+
+
+def raise_out(more: BudgetRaise) -> RaiseOut:
+    """Return a raise as the API shows it."""
+    return RaiseOut(
+        id=more.id, amount=money.format_amount(more.amount_pico), starts_at=seconds(more.starts_at), ends_at=seconds(more.ends_at)
+    )
+
+
+def alert_out(alert: BudgetAlert) -> AlertOut:
+    """Return an alert as the API shows it."""
+    return AlertOut(
+        budget_id=alert.budget_id,
+        window_start_at=seconds(alert.window_start_at),
+        threshold=alert.threshold,
+        spent=money.format_amount(alert.spent_pico),
+        limit=money.format_amount(alert.limit_pico),
+        crossed_at=seconds(alert.crossed_at),
+    )
+
+
+# ---- The link -----------------------------------------------------------------------------------------------------------
+
+
+class LeaseIn(In):
+    """What a gateway run says of one lease, and what it asks for (`domain.budgets.LeaseRequest`)."""
+
+    budget_id: Annotated[str, Field(max_length=64)]
+    at: _Instant
+    current_pico: _Pico
+    need_pico: _Pico = 0
+    target_pico: _Pico = 0
+
+
+class LeasesIn(In):
+    """The leases of a gateway run. `sequence`: number of the request, which grows in each run."""
+
+    sequence: Annotated[int, Field(ge=1, le=2**63 - 1)]
+    leases: Annotated[list[LeaseIn], Field(max_length=LEASES_MAX)]
+
+    def requests(self) -> list[LeaseRequest]:
+        """Return the leases as the domain has them."""
+        return [LeaseRequest(**each.model_dump()) for each in self.leases]
+
+
+class LeaseOut(Out):
+    """A lease as it was granted (`domain.budgets.LeaseGrant`)."""
+
+    budget_id: str
+    start_at: int
+    end_at: int
+    until_at: int
+    granted_pico: int
+    limit_pico: int
+    spent_pico: int
+    free_pico: int
+    exists: bool
+
+
+class LeasesOut(Out):
+    """The leases that were granted; those are left out of which a later request was served before."""
+
+    leases: list[LeaseOut]
+
+
+def leases_out(grants: Sequence[LeaseGrant]) -> LeasesOut:
+    """Return leases as the link shows them."""
+    return LeasesOut(leases=[LeaseOut.model_validate(each, from_attributes=True) for each in grants])

@@ -1,0 +1,423 @@
+"""Budgets: how tenants and operators manage them, how gateways are granted parts of them, and how rated events are charged to them.
+
+Theory of operation. A budget's window has one row. Its lock orders the grants of leases (`renew_leases`) and the charges of the collector
+(`charge`), so each grant sees all that was spent and granted before. What must hold is that the spent amount and what open leases still
+allow are together at most the limit:
+
+- A grant adds at most what is free (`domain.budgets.extend_lease`).
+- A charge moves the cost of events from the lease of their gateway run to the spent amount, in the transaction that stores the events.
+- A lease counts until its epoch is closed or declared lost. Nothing has to be done then: `storage.budgets.list_leases` leaves it out.
+
+A gateway states its lease's total with each request. Control takes it over, because no later answer than the last can have changed it: a
+request whose number is not above the last one's changes nothing.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import msgspec
+
+from tollway.control import limits, publish
+from tollway.domain import ids
+from tollway.domain.budgets import (
+    Budget,
+    BudgetAlert,
+    BudgetLevel,
+    BudgetMode,
+    BudgetRaise,
+    BudgetStanding,
+    BudgetWindow,
+    LeaseGrant,
+    LeaseRequest,
+    check_amount,
+    check_thresholds,
+    cut_window,
+    extend_lease,
+    find_limit,
+)
+from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, SCOPE_INSUFFICIENT, STATE_CONFLICT, Fault
+from tollway.domain.limits import LimitSubject
+from tollway.domain.pages import Page, Window
+from tollway.domain.periods import Bounds
+from tollway.domain.snapshot import BudgetEntry
+from tollway.storage import budgets as storage
+from tollway.storage import epochs as stored_epochs
+from tollway.storage import tenants as stored_tenants
+from tollway.storage.budgets import Charges, LeaseRow
+from tollway.storage.database import PlatformTx, TenantTx, Transaction
+from tollway.storage.usage_events import EventRow
+
+MINUTE_US = 60_000_000
+
+BUDGETS_MAX = 1000
+"""Active budgets of one organization."""
+
+SUBJECT_BUDGETS_MAX = 10
+"""Active budgets of one key, project or organization: a request is checked against all of them."""
+
+WINDOW_US_MAX = 40 * 86_400_000_000
+"""No window that ends, ends later than this before another one that follows it after a change of the time zone."""
+
+RAISE_US_MAX = 366 * 86_400_000_000
+"""Longest raise; what lasts longer is another amount."""
+
+# ---- Management ---------------------------------------------------------------------------------------------------------
+
+
+def create_budget(
+    tx: TenantTx,
+    *,
+    id: str,
+    project_id: str | None,
+    key_id: str | None,
+    name: str,
+    mode: BudgetMode,
+    window: BudgetWindow,
+    amount_pico: int,
+    currency: str | None,
+    thresholds: Sequence[int],
+    is_operators: bool,
+    now: int,
+) -> Budget:
+    """Create a budget of a key of a project, of a project, or of the organization (neither is named).
+
+    It counts requests that are admitted from the beginning of this minute on. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, STATE_CONFLICT.
+    """
+    _check_terms(amount_pico, thresholds)
+    publish.lock(tx)
+    organization = stored_tenants.find_organization(tx)
+    if organization is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    if currency is not None and currency != organization.currency:
+        raise Fault(PARAMETER_INVALID, param="currency", message=f"The organization is billed in {organization.currency}, not {currency}.")
+    subject = _find_subject(tx, project_id, key_id)
+    limits.get_limits(tx, subject)  # raises for what does not exist or cannot act
+    if storage.count_active(tx) >= BUDGETS_MAX:
+        raise Fault(STATE_CONFLICT, message=f"An organization may have {BUDGETS_MAX} budgets at a time.")
+    if len(storage.list_of_subjects(tx, [subject.id])) >= SUBJECT_BUDGETS_MAX:
+        raise Fault(STATE_CONFLICT, message=f"A {subject.level.replace('_', ' ')} may have {SUBJECT_BUDGETS_MAX} budgets at a time.")
+    budget = Budget(
+        id=id,
+        organization_id=tx.organization_id,
+        level=BudgetLevel(subject.level),
+        subject_id=subject.id,
+        name=name,
+        mode=mode,
+        window=window,
+        amount_pico=amount_pico,
+        currency=organization.currency,
+        thresholds=tuple(thresholds),
+        is_operators=is_operators,
+        created_at=now,
+        counts_from=now // MINUTE_US * MINUTE_US,
+    )
+    storage.insert_budget(tx, budget)
+    publish.publish(tx, BudgetEntry, [budget.id], now)
+    return budget
+
+
+def _find_subject(tx: TenantTx, project_id: str | None, key_id: str | None) -> LimitSubject:
+    if project_id is None:
+        if key_id is not None:
+            raise Fault(PARAMETER_INVALID, param="project_id", message="Name the project of the key.")
+        return limits.organization(tx)
+    return limits.project(project_id) if key_id is None else limits.api_key(project_id, key_id)
+
+
+def update_budget(
+    tx: TenantTx,
+    budget_id: str,
+    *,
+    name: str | None,
+    mode: BudgetMode | None,
+    amount_pico: int | None,
+    thresholds: Sequence[int] | None,
+    by_operator: bool,
+    now: int,
+) -> tuple[Budget, int]:
+    """Change what is not None. Returns the budget and the version of the snapshot that shows it: it binds the gateways that applied it.
+
+    Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, SCOPE_INSUFFICIENT.
+    """
+    publish.lock(tx)
+    before = _get_changeable(tx, budget_id, by_operator)
+    budget = msgspec.structs.replace(
+        before,
+        name=before.name if name is None else name,
+        mode=before.mode if mode is None else mode,
+        amount_pico=before.amount_pico if amount_pico is None else amount_pico,
+        thresholds=before.thresholds if thresholds is None else tuple(thresholds),
+    )
+    _check_terms(budget.amount_pico, budget.thresholds)
+    storage.update_budget(tx, budget)
+    return budget, publish.publish(tx, BudgetEntry, [budget_id], now)
+
+
+def archive_budget(tx: TenantTx, budget_id: str, *, by_operator: bool, now: int) -> int:
+    """End a budget: it binds no request any more. Returns the version of the snapshot without it. Raises as `update_budget`."""
+    publish.lock(tx)
+    budget = _get_changeable(tx, budget_id, by_operator)
+    storage.update_budget(tx, msgspec.structs.replace(budget, archived_at=now))
+    return publish.publish(tx, BudgetEntry, [budget_id], now)
+
+
+def raise_budget(
+    tx: TenantTx, budget_id: str, *, id: str, amount_pico: int, starts_at: int | None, ends_at: int, by_operator: bool, now: int
+) -> BudgetRaise:
+    """Raise a budget from `starts_at` (None: now) until `ends_at`. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, SCOPE_INSUFFICIENT."""
+    problem = check_amount(amount_pico)
+    if problem is not None:
+        raise Fault(PARAMETER_INVALID, param="amount", message=f"'amount' is out of range: {problem}.")
+    begins_at = now if starts_at is None else starts_at
+    if ends_at <= max(begins_at, now) or ends_at - begins_at > RAISE_US_MAX:
+        raise Fault(PARAMETER_INVALID, param="ends_at", message="A raise ends after it begins, in the future, and within a year.")
+    publish.lock(tx)
+    _get_changeable(tx, budget_id, by_operator)
+    more = BudgetRaise(id=id, budget_id=budget_id, amount_pico=amount_pico, starts_at=begins_at, ends_at=ends_at, created_at=now)
+    storage.insert_raise(tx, more)
+    publish.publish(tx, BudgetEntry, [budget_id], now)
+    return more
+
+
+def get_budget(tx: TenantTx, budget_id: str) -> Budget:
+    """Return a budget, archived or not. Raises RESOURCE_UNKNOWN."""
+    budget = storage.find_budget(tx, budget_id) if ids.is_id(ids.BUDGET, budget_id) else None
+    if budget is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return budget
+
+
+def _get_changeable(tx: TenantTx, budget_id: str, by_operator: bool) -> Budget:
+    budget = get_budget(tx, budget_id)
+    if budget.archived_at is not None:
+        raise Fault(RESOURCE_UNKNOWN)
+    if budget.is_operators and not by_operator:
+        raise Fault(SCOPE_INSUFFICIENT, message="Only the platform's operator may change this budget.")
+    return budget
+
+
+def _check_terms(amount_pico: int, thresholds: Sequence[int]) -> None:
+    problem = check_amount(amount_pico)
+    if problem is not None:
+        raise Fault(PARAMETER_INVALID, param="amount", message=f"'amount' is out of range: {problem}.")
+    problem = check_thresholds(thresholds)
+    if problem is not None:
+        raise Fault(PARAMETER_INVALID, param="thresholds", message=f"'thresholds' cannot be used: {problem}.")
+
+
+# ---- How budgets stand --------------------------------------------------------------------------------------------------
+
+
+def list_standings(tx: TenantTx, window: Window, *, include_archived: bool, now: int) -> Page[BudgetStanding]:
+    """Return how the budgets of the organization stand now."""
+    page = storage.list_budgets(tx, window, include_archived=include_archived)
+    return Page(describe(tx, page.items, now), page.has_more)
+
+
+def list_binding(tx: TenantTx, project_id: str | None, key_id: str | None, now: int) -> list[BudgetStanding]:
+    """Return how the budgets stand that bind a key, a project or the whole organization, innermost level first."""
+    subjects = [each for each in (key_id, project_id, tx.organization_id) if each is not None]
+    found = storage.list_of_subjects(tx, subjects)
+    return describe(tx, sorted(found, key=lambda each: (subjects.index(each.subject_id), each.id)), now)
+
+
+def describe(tx: TenantTx, budgets: Sequence[Budget], now: int) -> list[BudgetStanding]:
+    """Return how budgets of the organization stand at instant `now`."""
+    organization = stored_tenants.find_organization(tx)
+    if organization is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    budget_ids = [each.id for each in budgets]
+    raises = storage.list_raises(tx, budget_ids, ends_after=now)
+    existing = _list_windows(tx, budget_ids, now)
+    found = []
+    for budget in budgets:
+        bounds = cut_window(budget.window, now, organization.time_zone, existing.get(budget.id, []))
+        standing = BudgetStanding(
+            budget=budget,
+            window=bounds,
+            limit=find_limit(budget, raises.get(budget.id, []), bounds, now),
+            spent_pico=storage.find_spent(tx, budget.id, bounds.start_at),
+            leased_pico=sum(each.outstanding_pico for each in storage.list_leases(tx, budget.id, bounds.start_at)),
+        )
+        found.append(standing)
+    return found
+
+
+def _list_windows(tx: Transaction, budget_ids: Sequence[str], at: int) -> dict[str, list[Bounds]]:
+    """Return the windows of budgets that `cut_window` has to know for instants from `at` on."""
+    return storage.list_windows(tx, budget_ids, from_at=at - WINDOW_US_MAX)
+
+
+def list_raises(tx: TenantTx, budget_id: str, now: int) -> list[BudgetRaise]:
+    """Return the raises of a budget that have not ended. Raises RESOURCE_UNKNOWN."""
+    get_budget(tx, budget_id)
+    return storage.list_raises(tx, [budget_id], ends_after=now).get(budget_id, [])
+
+
+def list_alerts(tx: TenantTx, budget_id: str) -> list[BudgetAlert]:
+    """Return the thresholds that were reached, the latest first. Raises RESOURCE_UNKNOWN."""
+    get_budget(tx, budget_id)
+    return storage.list_alerts(tx, budget_id)
+
+
+# ---- Leases -------------------------------------------------------------------------------------------------------------
+
+
+def renew_leases(
+    tx: PlatformTx, *, node_id: str, epoch: int, sequence: int, requests: Sequence[LeaseRequest], now: int
+) -> list[LeaseGrant]:
+    """Take over what a gateway run says of its leases, and grant what it asks for as far as it is there. Commit to make it so.
+
+    `sequence`: number of the request, which grows in each run. An answer is left out where a later request was served already. Raises
+    STATE_CONFLICT for an epoch that is closed or declared lost: its leases have ended.
+    """
+    run = stored_epochs.find_epoch(tx, node_id, epoch)
+    if run is not None and (run.closed_at is not None or run.lost is not None):
+        raise Fault(STATE_CONFLICT, message="The epoch has ended, and its leases with it.")
+    known = storage.find_active(tx, sorted({each.budget_id for each in requests}))
+    zones = storage.find_time_zones(tx, sorted({each.organization_id for each in known.values()}))
+    raises = storage.list_raises(tx, list(known), ends_after=now)
+    grants = [_refuse_unknown(each) for each in requests if each.budget_id not in known]
+    for request in sorted((each for each in requests if each.budget_id in known), key=lambda each: (each.budget_id, each.at)):
+        budget = known[request.budget_id]
+        existing = _list_windows(tx, [budget.id], request.at).get(budget.id, [])
+        window = cut_window(budget.window, request.at, zones[budget.organization_id], existing)
+        grant = _renew(tx, budget, window, raises.get(budget.id, []), LeaseRow(node_id, epoch, 0, 0, sequence, True), request, now)
+        if grant is not None:
+            grants.append(grant)
+    return grants
+
+
+def _renew(
+    tx: PlatformTx,
+    budget: Budget,
+    window: Bounds,
+    raises: Sequence[BudgetRaise],
+    run: LeaseRow,
+    request: LeaseRequest,
+    now: int,
+) -> LeaseGrant | None:
+    spent_pico = storage.lock_window(tx, budget.id, window)
+    leases = storage.list_leases(tx, budget.id, window.start_at)
+    own = next((each for each in leases if (each.node_id, each.epoch) == (run.node_id, run.epoch)), None)
+    if own is None:
+        own = replace(run, sequence=0)
+    elif run.sequence <= own.sequence:
+        return None
+    others = [each for each in leases if (each.node_id, each.epoch) != (run.node_id, run.epoch)]
+    stated = replace(own, granted_pico=request.current_pico, sequence=run.sequence)
+    limit = find_limit(budget, raises, window, max(min(now, window.end_at - 1), window.start_at))
+    free_pico = limit.pico - spent_pico - stated.outstanding_pico - sum(each.outstanding_pico for each in others)
+    holders = 1 + sum(1 for each in others if each.outstanding_pico)
+    grown = 0 if now >= window.end_at else extend_lease(free_pico, request.need_pico, request.target_pico, holders)
+    granted = replace(stated, granted_pico=stated.granted_pico + grown)
+    storage.put_lease(tx, budget.id, window.start_at, granted, now)
+    return LeaseGrant(
+        budget_id=budget.id,
+        start_at=window.start_at,
+        end_at=window.end_at,
+        until_at=limit.until_at,
+        granted_pico=granted.granted_pico,
+        limit_pico=limit.pico,
+        spent_pico=spent_pico,
+        free_pico=free_pico - grown,
+    )
+
+
+def _refuse_unknown(request: LeaseRequest) -> LeaseGrant:
+    """Return the answer for a budget that does not exist or is archived."""
+    return LeaseGrant(
+        budget_id=request.budget_id,
+        start_at=request.at,
+        end_at=request.at,
+        until_at=request.at,
+        granted_pico=0,
+        limit_pico=0,
+        spent_pico=0,
+        free_pico=0,
+        exists=False,
+    )
+
+
+# ---- Charges ------------------------------------------------------------------------------------------------------------
+
+
+class ChargeSums:
+    """The costs of the events of a batch, summed as budgets need them while the events are stored."""
+
+    def __init__(self, budgets: Sequence[Budget]) -> None:
+        self.budgets = budgets
+        self.by_key: dict[tuple[str, str, str], dict[int, int]] = {}
+        self._organizations = {each.organization_id for each in budgets}
+
+    def watch(self, rows: Iterable[EventRow]) -> Iterator[EventRow]:
+        """Yield the rows of events, and add up those of organizations that have budgets."""
+        organizations = self._organizations
+        for row in rows:
+            yield row
+            _, _, organization_id, project_id, key_id, *_ = row.template.values
+            if organization_id in organizations and row.amounts.bits:
+                minutes = self.by_key.setdefault((str(organization_id), str(project_id), str(key_id)), {})
+                minute_at = row.admitted_at // MINUTE_US * MINUTE_US
+                minutes[minute_at] = minutes.get(minute_at, 0) + row.amounts.total
+
+
+def open_charges(tx: PlatformTx, organization_ids: Iterable[str]) -> ChargeSums | None:
+    """Return where the costs of events of these organizations are summed; None if none of them has a budget."""
+    found = storage.list_active(tx, sorted(organization_ids))
+    return ChargeSums(found) if found else None
+
+
+def charge(tx: PlatformTx, sums: ChargeSums, *, node_id: str, epoch: int, now: int) -> None:
+    """Charge the costs of events of one epoch to the windows in which they were admitted, and to the leases of that epoch."""
+    charged = {each.id: _sum_of(each, sums.by_key) for each in sums.budgets}
+    budgets = [each for each in sums.budgets if charged[each.id]]
+    if not budgets:
+        return
+    zones = storage.find_time_zones(tx, sorted({each.organization_id for each in budgets}))
+    raises = storage.list_raises(tx, [each.id for each in budgets], ends_after=now)
+    for budget in budgets:
+        minutes = charged[budget.id]
+        existing = _list_windows(tx, [budget.id], min(minutes)).get(budget.id, [])
+        by_window: dict[Bounds, int] = {}
+        for minute_at in sorted(minutes):
+            window = cut_window(budget.window, minute_at, zones[budget.organization_id], [*existing, *by_window])
+            by_window[window] = by_window.get(window, 0) + minutes[minute_at]
+        for window in sorted(by_window):
+            _charge_window(tx, budget, window, by_window[window], raises.get(budget.id, []), node_id, epoch, now)
+
+
+def _charge_window(
+    tx: PlatformTx, budget: Budget, window: Bounds, pico: int, raises: Sequence[BudgetRaise], node_id: str, epoch: int, now: int
+) -> None:
+    spent_pico = storage.lock_window(tx, budget.id, window) + pico
+    storage.put_spent(tx, budget.id, window.start_at, spent_pico)
+    lease = storage.find_lease(tx, budget.id, window.start_at, node_id, epoch) or LeaseRow(node_id, epoch, 0, 0, 0, True)
+    storage.put_lease(tx, budget.id, window.start_at, replace(lease, drawn_pico=lease.drawn_pico + pico), now)
+    limit_pico = find_limit(budget, raises, window, max(min(now, window.end_at - 1), window.start_at)).pico
+    reached = [each for each in budget.thresholds if spent_pico * 100 >= each * limit_pico > (spent_pico - pico) * 100]
+    alerts = [
+        BudgetAlert(
+            budget_id=budget.id,
+            window_start_at=window.start_at,
+            threshold=each,
+            spent_pico=spent_pico,
+            limit_pico=limit_pico,
+            crossed_at=now,
+        )
+        for each in reached
+    ]
+    storage.insert_alerts(tx, alerts)
+
+
+def _sum_of(budget: Budget, by_key: Charges) -> Mapping[int, int]:
+    """Return what a budget is charged, by the minute of admission."""
+    found: dict[int, int] = {}
+    for (organization_id, project_id, key_id), minutes in by_key.items():
+        subjects = {BudgetLevel.API_KEY: key_id, BudgetLevel.PROJECT: project_id, BudgetLevel.ORGANIZATION: organization_id}
+        if organization_id != budget.organization_id or subjects[budget.level] != budget.subject_id:
+            continue
+        for minute_at, pico in minutes.items():
+            if minute_at >= budget.counts_from:
+                found[minute_at] = found.get(minute_at, 0) + pico
+    return found

@@ -1,0 +1,308 @@
+"""Budgets at rest: what may be spent, what was spent in each window, and what gateways were granted.
+
+`lock_window` comes before a grant and before a charge. Its lock lasts to the end of the transaction, so that of two grants, or of a grant
+and a charge, the second sees what the first did. A transaction that locks several windows does it in the order of budget and start.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from tollway.domain.budgets import Budget, BudgetAlert, BudgetLevel, BudgetMode, BudgetRaise, BudgetWindow
+from tollway.domain.pages import Page, Window
+from tollway.domain.periods import Bounds
+from tollway.storage.database import PlatformTx, TenantTx, Transaction
+from tollway.storage.pages import fetch_page
+from tollway.storage.schema import organizations
+from tollway.storage.schema_budgets import budget_alerts, budget_leases, budget_raises, budget_windows, budgets
+from tollway.storage.schema_money import epochs
+from tollway.storage.schema_periods import lost_declarations
+
+ALERTS_LISTED_MAX = 1000
+"""Alerts of one budget in one answer, the latest first: years of them."""
+
+# ---- What may be spent --------------------------------------------------------------------------------------------------
+
+
+def insert_budget(tx: TenantTx, budget: Budget) -> None:
+    """Store a new budget of the organization."""
+    assert budget.organization_id == tx.organization_id
+    tx.connection.execute(
+        budgets.insert().values(
+            id=budget.id,
+            organization_id=budget.organization_id,
+            level=budget.level,
+            subject_id=budget.subject_id,
+            created_at=budget.created_at,
+            counts_from=budget.counts_from,
+            window_type=budget.window,
+            currency=budget.currency,
+            is_operators=budget.is_operators,
+            **_terms(budget),
+        )
+    )
+
+
+def update_budget(tx: TenantTx, budget: Budget) -> None:
+    """Store another name, mode, amount, thresholds or end of a budget."""
+    own = budgets.update().where(budgets.c.organization_id == tx.organization_id, budgets.c.id == budget.id)
+    tx.connection.execute(own.values(archived_at=budget.archived_at, **_terms(budget)))
+
+
+def _terms(budget: Budget) -> dict[str, Any]:
+    return {
+        "name": budget.name,
+        "mode": budget.mode,
+        "amount_pico": budget.amount_pico,
+        "thresholds": json.dumps(budget.thresholds),
+    }
+
+
+def find_budget(tx: TenantTx, budget_id: str) -> Budget | None:
+    """Return a budget of the organization, archived or not."""
+    query = sa.select(budgets).where(budgets.c.organization_id == tx.organization_id, budgets.c.id == budget_id)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else read_budget(row)
+
+
+def list_budgets(tx: TenantTx, window: Window, *, include_archived: bool) -> Page[Budget]:
+    """Return budgets of the organization."""
+    query = sa.select(budgets).where(budgets.c.organization_id == tx.organization_id)
+    if not include_archived:
+        query = query.where(budgets.c.archived_at.is_(None))
+    return fetch_page(tx, query, budgets.c.id, window, read_budget)
+
+
+def count_active(tx: TenantTx) -> int:
+    """Return how many budgets the organization has that are not archived."""
+    query = sa.select(sa.func.count()).where(budgets.c.organization_id == tx.organization_id, budgets.c.archived_at.is_(None))
+    found: int = tx.connection.execute(query).scalar_one()
+    return found
+
+
+def list_of_subjects(tx: TenantTx, subject_ids: Sequence[str]) -> list[Budget]:
+    """Return the budgets of these keys, projects or organizations that are not archived, by id."""
+    query = sa.select(budgets).where(
+        budgets.c.organization_id == tx.organization_id, budgets.c.archived_at.is_(None), budgets.c.subject_id.in_(subject_ids)
+    )
+    return [read_budget(row) for row in tx.connection.execute(query.order_by(budgets.c.id))]
+
+
+def list_active(tx: PlatformTx, organization_ids: Sequence[str]) -> list[Budget]:
+    """Return the budgets of these organizations that are not archived, by id."""
+    query = sa.select(budgets).where(budgets.c.organization_id.in_(organization_ids), budgets.c.archived_at.is_(None))
+    return [read_budget(row) for row in tx.connection.execute(query.order_by(budgets.c.id))]
+
+
+def find_active(tx: PlatformTx, budget_ids: Sequence[str]) -> dict[str, Budget]:
+    """Return those of these budgets that exist and are not archived, by id, whichever organization has them."""
+    query = sa.select(budgets).where(budgets.c.id.in_(budget_ids), budgets.c.archived_at.is_(None))
+    return {row.id: read_budget(row) for row in tx.connection.execute(query)}
+
+
+def find_time_zones(tx: PlatformTx, organization_ids: Sequence[str]) -> dict[str, str]:
+    """Return the time zones of organizations."""
+    query = sa.select(organizations.c.id, organizations.c.time_zone).where(organizations.c.id.in_(organization_ids))
+    return {row.id: row.time_zone for row in tx.connection.execute(query)}
+
+
+def read_budget(row: Any) -> Budget:
+    """Return the budget of a row."""
+    return Budget(
+        id=row.id,
+        organization_id=row.organization_id,
+        level=BudgetLevel(row.level),
+        subject_id=row.subject_id,
+        name=row.name,
+        mode=BudgetMode(row.mode),
+        window=BudgetWindow(row.window_type),
+        amount_pico=row.amount_pico,
+        currency=row.currency,
+        thresholds=tuple(json.loads(row.thresholds)),
+        is_operators=row.is_operators,
+        created_at=row.created_at,
+        counts_from=row.counts_from,
+        archived_at=row.archived_at,
+    )
+
+
+def insert_raise(tx: TenantTx, more: BudgetRaise) -> None:
+    """Store a raise of a budget of the organization."""
+    tx.connection.execute(
+        budget_raises.insert().values(
+            id=more.id,
+            organization_id=tx.organization_id,
+            budget_id=more.budget_id,
+            amount_pico=more.amount_pico,
+            starts_at=more.starts_at,
+            ends_at=more.ends_at,
+            created_at=more.created_at,
+        )
+    )
+
+
+def list_raises(tx: Transaction, budget_ids: Sequence[str], *, ends_after: int) -> dict[str, list[BudgetRaise]]:
+    """Return the raises of budgets that end after an instant, by budget, in the order of their ends."""
+    found: dict[str, list[BudgetRaise]] = {}
+    query = sa.select(budget_raises).where(budget_raises.c.budget_id.in_(budget_ids), budget_raises.c.ends_at > ends_after)
+    for row in tx.connection.execute(query.order_by(budget_raises.c.ends_at, budget_raises.c.id)):
+        more = BudgetRaise(
+            id=row.id,
+            budget_id=row.budget_id,
+            amount_pico=row.amount_pico,
+            starts_at=row.starts_at,
+            ends_at=row.ends_at,
+            created_at=row.created_at,
+        )
+        found.setdefault(row.budget_id, []).append(more)
+    return found
+
+
+# ---- Windows ------------------------------------------------------------------------------------------------------------
+
+
+def list_windows(tx: Transaction, budget_ids: Sequence[str], *, from_at: int) -> dict[str, list[Bounds]]:
+    """Return the windows of budgets that end after an instant, by budget and in order."""
+    found: dict[str, list[Bounds]] = {}
+    columns = budget_windows.c
+    query = sa.select(columns.budget_id, columns.start_at, columns.end_at).where(
+        columns.budget_id.in_(budget_ids), columns.end_at > from_at
+    )
+    for row in tx.connection.execute(query.order_by(columns.budget_id, columns.start_at)):
+        found.setdefault(row.budget_id, []).append(Bounds(row.start_at, row.end_at))
+    return found
+
+
+def lock_window(tx: PlatformTx, budget_id: str, window: Bounds) -> int:
+    """Return what was spent in a window, created if it is new, under a lock that lasts until the transaction ends."""
+    new = tx.insert(budget_windows).values(budget_id=budget_id, start_at=window.start_at, end_at=window.end_at, spent_pico=0)
+    tx.connection.execute(new.on_conflict_do_nothing())
+    own = _of_window(budget_windows, budget_id, window.start_at)
+    spent_pico: int = tx.connection.execute(sa.select(budget_windows.c.spent_pico).where(own).with_for_update()).scalar_one()
+    return spent_pico
+
+
+def put_spent(tx: PlatformTx, budget_id: str, start_at: int, spent_pico: int) -> None:
+    """Store what was spent in a locked window."""
+    tx.connection.execute(budget_windows.update().where(_of_window(budget_windows, budget_id, start_at)).values(spent_pico=spent_pico))
+
+
+def find_spent(tx: Transaction, budget_id: str, start_at: int) -> int:
+    """Return what was spent in a window; 0 if there is none."""
+    query = sa.select(budget_windows.c.spent_pico).where(_of_window(budget_windows, budget_id, start_at))
+    return tx.connection.execute(query).scalar_one_or_none() or 0
+
+
+# ---- Leases -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRow:
+    """The lease of one gateway run. `is_open`: its epoch is neither closed nor declared lost, so it may still be spent."""
+
+    node_id: str
+    epoch: int
+    granted_pico: int
+    drawn_pico: int
+    sequence: int
+    is_open: bool
+
+    @property
+    def outstanding_pico(self) -> int:
+        """Return what may still be spent of it."""
+        return max(self.granted_pico - self.drawn_pico, 0) if self.is_open else 0
+
+
+def list_leases(tx: Transaction, budget_id: str, start_at: int) -> list[LeaseRow]:
+    """Return the leases of a window that may count, by node and epoch: those of open epochs."""
+    lease, epoch, lost = budget_leases.c, epochs.c, lost_declarations.c
+    query = (
+        sa.select(budget_leases)
+        .outerjoin(epochs, sa.and_(epoch.node_id == lease.node_id, epoch.epoch == lease.epoch))
+        .outerjoin(lost_declarations, sa.and_(lost.node_id == lease.node_id, lost.epoch == lease.epoch))
+        .where(_of_window(budget_leases, budget_id, start_at), epoch.closed_at.is_(None), lost.declared_at.is_(None))
+    )
+    return [_lease(row, is_open=True) for row in tx.connection.execute(query.order_by(lease.node_id, lease.epoch))]
+
+
+def find_lease(tx: PlatformTx, budget_id: str, start_at: int, node_id: str, epoch: int) -> LeaseRow | None:
+    """Return the lease of a gateway run, whatever its state."""
+    own = _of_run(budget_id, start_at, node_id, epoch)
+    row = tx.connection.execute(sa.select(budget_leases).where(own)).one_or_none()
+    return None if row is None else _lease(row, is_open=False)
+
+
+def put_lease(tx: PlatformTx, budget_id: str, start_at: int, lease: LeaseRow, now: int) -> None:
+    """Store the lease of a run in a locked window."""
+    values = {
+        "granted_pico": lease.granted_pico,
+        "drawn_pico": lease.drawn_pico,
+        "sequence": lease.sequence,
+        "renewed_at": now,
+    }
+    key = {"budget_id": budget_id, "start_at": start_at, "node_id": lease.node_id, "epoch": lease.epoch}
+    insert = tx.insert(budget_leases).values(**key, **values)
+    tx.connection.execute(insert.on_conflict_do_update(index_elements=list(key), set_=values))
+
+
+def _lease(row: Any, *, is_open: bool) -> LeaseRow:
+    return LeaseRow(row.node_id, row.epoch, row.granted_pico, row.drawn_pico, row.sequence, is_open)
+
+
+# ---- Alerts -------------------------------------------------------------------------------------------------------------
+
+
+def insert_alerts(tx: PlatformTx, alerts: Sequence[BudgetAlert]) -> None:
+    """Store that thresholds were reached; those that were reached before in their windows are left out."""
+    rows = [
+        {
+            "budget_id": each.budget_id,
+            "start_at": each.window_start_at,
+            "threshold": each.threshold,
+            "spent_pico": each.spent_pico,
+            "limit_pico": each.limit_pico,
+            "crossed_at": each.crossed_at,
+        }
+        for each in alerts
+    ]
+    if rows:
+        tx.connection.execute(tx.insert(budget_alerts).on_conflict_do_nothing(), rows)
+
+
+def list_alerts(tx: TenantTx, budget_id: str) -> list[BudgetAlert]:
+    """Return the alerts of a budget of the organization, the latest first; at most ALERTS_LISTED_MAX."""
+    columns = budget_alerts.c
+    query = (
+        sa.select(budget_alerts)
+        .join(budgets, budgets.c.id == columns.budget_id)
+        .where(budgets.c.organization_id == tx.organization_id, columns.budget_id == budget_id)
+        .order_by(columns.crossed_at.desc(), columns.threshold.desc())
+        .limit(ALERTS_LISTED_MAX)
+    )
+    return [
+        BudgetAlert(
+            budget_id=row.budget_id,
+            window_start_at=row.start_at,
+            threshold=row.threshold,
+            spent_pico=row.spent_pico,
+            limit_pico=row.limit_pico,
+            crossed_at=row.crossed_at,
+        )
+        for row in tx.connection.execute(query)
+    ]
+
+
+def _of_window(table: sa.Table, budget_id: str, start_at: int) -> sa.ColumnElement[bool]:
+    return sa.and_(table.c.budget_id == budget_id, table.c.start_at == start_at)
+
+
+def _of_run(budget_id: str, start_at: int, node_id: str, epoch: int) -> sa.ColumnElement[bool]:
+    columns = budget_leases.c
+    return sa.and_(_of_window(budget_leases, budget_id, start_at), columns.node_id == node_id, columns.epoch == epoch)
+
+
+Charges = Mapping[tuple[str, str, str], Mapping[int, int]]
+"""Costs of events in pico, by organization, project and key, and by the minute (its start, UTC microseconds) of their admission."""

@@ -1,0 +1,239 @@
+"""Budgets at control: managed through the API, leased to gateway runs, charged with rated events; one contract on each database."""
+
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+
+from tests.control.harness import Running, TenantSetup, answered
+from tests.control.test_collect import take
+from tests.link import samples
+from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, frames
+from tollway.control import budgets, epochs
+from tollway.control.budgets import create_budget, renew_leases
+from tollway.domain import ids
+from tollway.domain.budgets import Budget, BudgetMode, BudgetStanding, BudgetWindow, LeaseGrant, LeaseRequest
+from tollway.domain.faults import Fault
+from tollway.domain.snapshot import BudgetEntry
+from tollway.domain.usage import Close, Final, billed
+from tollway.storage import platform_queries
+from tollway.storage.archive import Archive
+from tollway.storage.database import Database
+
+NOW = EPOCH + 1_000_000_000
+BUDGET = ids.new_id(ids.BUDGET, NOW, 7)
+
+
+def add_budget(
+    database: Database, amount_pico: int, *, window: BudgetWindow = BudgetWindow.TOTAL, thresholds: tuple[int, ...] = ()
+) -> Budget:
+    with database.tenant(ORGANIZATION) as tx:
+        made = create_budget(
+            tx,
+            id=BUDGET,
+            project_id=None,
+            key_id=None,
+            name="all",
+            mode=BudgetMode.HARD,
+            window=window,
+            amount_pico=amount_pico,
+            currency=None,
+            thresholds=thresholds,
+            is_operators=False,
+            now=0,
+        )
+    return made
+
+
+def renew(database: Database, sequence: int, current: int, need: int, *, node_id: str = NODE, target: int = 0) -> list[LeaseGrant]:
+    request = LeaseRequest(budget_id=BUDGET, at=NOW, current_pico=current, need_pico=need, target_pico=target)
+    with database.platform() as tx:
+        return renew_leases(tx, node_id=node_id, epoch=EPOCH, sequence=sequence, requests=[request], now=NOW)
+
+
+def standing(database: Database) -> BudgetStanding:
+    with database.tenant(ORGANIZATION, write=False) as tx:
+        return budgets.describe(tx, [budgets.get_budget(tx, BUDGET)], NOW)[0]
+
+
+def cost_of(final: Final) -> int:
+    return billed(final).times(samples.PRICE.unit_prices).total
+
+
+class TestLeases:
+    def test_grants_to_several_runs_never_exceed_the_limit(self, database: Database) -> None:
+        add_budget(database, 100)
+        assert renew(database, 1, 0, 60)[0].granted_pico == 60
+        assert renew(database, 1, 0, 60, node_id=OTHER_NODE)[0].granted_pico == 40
+        assert standing(database).leased_pico == 100
+        assert renew(database, 2, 40, 60, node_id=OTHER_NODE)[0] == LeaseGrant(
+            budget_id=BUDGET,
+            start_at=0,
+            end_at=standing(database).window.end_at,
+            until_at=standing(database).window.end_at,
+            granted_pico=40,
+            limit_pico=100,
+            spent_pico=0,
+            free_pico=0,
+        )
+
+    def test_repeated_and_overtaken_requests_change_nothing(self, database: Database) -> None:
+        add_budget(database, 100)
+        renew(database, 2, 0, 30)
+        assert renew(database, 2, 0, 30) == renew(database, 1, 0, 50) == []
+        assert standing(database).leased_pico == 30
+
+    def test_amount_that_is_given_back_goes_to_the_next_run(self, database: Database) -> None:
+        add_budget(database, 100)
+        renew(database, 1, 0, 100)
+        assert renew(database, 1, 0, 50, node_id=OTHER_NODE)[0].granted_pico == 0
+        renew(database, 2, 30, 0)
+        assert renew(database, 2, 0, 100, node_id=OTHER_NODE)[0].granted_pico == 70
+
+    def test_events_move_money_from_the_lease_of_their_epoch_to_spent(self, database: Database, archive: Archive) -> None:
+        exchange = samples.exchanges(range(1, 3 + 1))
+        finals = [each for each in exchange if isinstance(each, Final)]
+        cost = sum(map(cost_of, finals))
+        assert cost
+        add_budget(database, 2 * cost)
+        renew(database, 1, 0, 2 * cost)
+        take(database, archive, frames(exchange))
+        stood = standing(database)
+        assert (stood.spent_pico, stood.leased_pico, stood.left_pico) == (cost, cost, cost)
+        take(database, archive, frames(exchange))
+        assert standing(database) == stood
+
+    def test_lease_of_a_run_ends_with_its_close_and_not_before(self, database: Database, archive: Archive) -> None:
+        exchange = samples.exchanges(range(1, 1 + 1))
+        cost = sum(cost_of(each) for each in exchange if isinstance(each, Final))
+        add_budget(database, 10 * cost)
+        renew(database, 1, 0, 10 * cost)
+        take(database, archive, frames(exchange))
+        assert renew(database, 1, 0, 10 * cost, node_id=OTHER_NODE)[0].granted_pico == 0
+        take(database, archive, frames([*exchange, Close(at=NOW)]))
+        assert standing(database).leased_pico == 0
+        assert renew(database, 2, 0, 10 * cost, node_id=OTHER_NODE)[0].granted_pico == 9 * cost
+        with pytest.raises(Fault):
+            renew(database, 2, 10 * cost, 0)
+
+    def test_lease_of_a_lost_epoch_counts_no_more(self, database: Database, archive: Archive) -> None:
+        take(database, archive, frames(samples.exchanges(range(1, 1 + 1))))
+        add_budget(database, 100)
+        renew(database, 1, 0, 100)
+        with database.platform() as tx:
+            epochs.declare_lost(tx, node_id=NODE, epoch=EPOCH, reason="disk gone", actor="key_1", now=NOW)
+        assert standing(database).leased_pico == 0
+        with pytest.raises(Fault):
+            renew(database, 2, 100, 1)
+
+    def test_stated_total_is_taken_over_after_a_restore_of_the_database(self, database: Database) -> None:
+        add_budget(database, 100)
+        assert renew(database, 5, 80, 30)[0].granted_pico == 100
+        assert renew(database, 1, 0, 10, node_id=OTHER_NODE)[0].granted_pico == 0
+
+    def test_archived_budget_is_answered_as_gone(self, database: Database) -> None:
+        add_budget(database, 100)
+        with database.tenant(ORGANIZATION) as tx:
+            budgets.archive_budget(tx, BUDGET, by_operator=False, now=NOW)
+        assert not renew(database, 1, 0, 10)[0].exists
+
+    def test_alert_is_raised_once_when_spending_passes_a_threshold(self, database: Database, archive: Archive) -> None:
+        exchange = samples.exchanges(range(1, 4 + 1))
+        costs = [cost_of(each) for each in exchange if isinstance(each, Final)]
+        add_budget(database, sum(costs), thresholds=(1, 50, 100, 200))
+        body = frames(exchange)
+        for place in range(len(body)):
+            take(database, archive, body[place : place + 1], first_seq=place + 1)
+        with database.tenant(ORGANIZATION, write=False) as tx:
+            assert sorted(each.threshold for each in budgets.list_alerts(tx, BUDGET)) == [1, 50, 100]
+
+    def test_event_is_charged_to_the_window_of_its_admission(self, database: Database, archive: Archive) -> None:
+        add_budget(database, 10**15, window=BudgetWindow.DAY)
+        record = next(each for each in samples.exchanges(range(1, 1 + 1)) if isinstance(each, Final))
+        day = 86_400_000_000
+        admitted_at = NOW // day * day - 1
+        late = msgspec.structs.replace(record, admit=msgspec.structs.replace(record.admit, admitted_at=admitted_at), ended_at=NOW)
+        take(database, archive, frames([late]))
+        assert standing(database).spent_pico == 0
+        with database.tenant(ORGANIZATION, write=False) as tx:
+            before = budgets.describe(tx, [budgets.get_budget(tx, BUDGET)], admitted_at)[0]
+        assert before.spent_pico == cost_of(late)
+
+
+def create(client: httpx2.Client, **fields: Any) -> Any:
+    return answered(client.post("/v1/organization/budgets", json={"name": "b", "amount": "10", "window": "month"} | fields))
+
+
+class TestRoutes:
+    def test_budget_is_created_changed_raised_and_archived(self, control: Running, alice: TenantSetup) -> None:
+        admin = control.client(alice.admin_key)
+        made = create(admin, project_id=alice.project_id, currency="EUR", thresholds=[50, 100])
+        assert (made["level"], made["limit"], made["spent"], made["managed_by"]) == ("project", "10", "0", "organization")
+        path = f"/v1/organization/budgets/{made['id']}"
+        assert answered(admin.post(path, json={"amount": "12.5"}))["limit"] == "12.5"
+        ends_at = control.plane.now() // 1_000_000 + 3600
+        answered(admin.post(f"{path}/raises", json={"amount": "5", "ends_at": ends_at}))
+        assert answered(admin.get(path))["limit"] == "17.5"
+        assert len(answered(admin.get(f"{path}/raises"))["data"]) == 1
+        listed = answered(admin.get("/v1/organization/binding_budgets", params={"project_id": alice.project_id}))["data"]
+        assert made["id"] in [each["id"] for each in listed]
+        with control.plane.database.platform(write=False) as tx:
+            assert made["id"] in platform_queries.list_entries(tx, BudgetEntry, [made["id"]])
+        assert answered(admin.delete(path))["deleted"]
+        assert admin.post(path, json={"amount": "1"}).status_code == 404
+        with control.plane.database.platform(write=False) as tx:
+            assert not platform_queries.list_entries(tx, BudgetEntry, [made["id"]])
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"amount": "0"},
+            {"amount": "-1"},
+            {"amount": "1e3"},
+            {"amount": "9300000"},
+            {"currency": "USD"},
+            {"window": "year"},
+            {"mode": "firm"},
+            {"thresholds": [80, 50]},
+            {"thresholds": [0]},
+            {"api_key_id": "key_1"},
+            {"project_id": "proj_00000000000000000000000000000000"},
+            {"name": ""},
+        ],
+    )
+    def test_bad_budget_is_refused_before_anything_changes(self, control: Running, alice: TenantSetup, fields: dict[str, Any]) -> None:
+        admin = control.client(alice.admin_key)
+        before = answered(admin.get("/v1/organization/budgets", params={"limit": 100}))["data"]
+        answer = admin.post("/v1/organization/budgets", json={"name": "b", "amount": "10", "window": "month"} | fields)
+        assert answer.status_code in {400, 404}
+        assert answered(admin.get("/v1/organization/budgets", params={"limit": 100}))["data"] == before
+
+    def test_budget_of_an_operator_cannot_be_changed_by_an_admin(self, control: Running, alice: TenantSetup) -> None:
+        operator = control.client(control.platform_key, **{"openai-organization": alice.organization_id})
+        made = create(operator)
+        admin = control.client(alice.admin_key)
+        path = f"/v1/organization/budgets/{made['id']}"
+        assert answered(admin.get(path))["managed_by"] == "operator"
+        assert admin.post(path, json={"amount": "11"}).status_code == 403
+        assert admin.delete(path).status_code == 403
+        assert answered(operator.delete(path))["deleted"]
+
+    def test_budget_of_another_organization_answers_as_one_that_does_not_exist(
+        self, control: Running, alice: TenantSetup, bob: TenantSetup
+    ) -> None:
+        made = create(control.client(alice.admin_key))
+        other = control.client(bob.admin_key)
+        unknown = ids.new_id(ids.BUDGET, 1, 1)
+        for suffix in ("", "/raises", "/alerts"):
+            foreign = other.get(f"/v1/organization/budgets/{made['id']}{suffix}")
+            absent = other.get(f"/v1/organization/budgets/{unknown}{suffix}")
+            assert (foreign.status_code, foreign.content) == (absent.status_code, absent.content) == (404, absent.content)
+
+    def test_link_grants_leases_to_a_node(self, control: Running, alice: TenantSetup) -> None:
+        made = create(control.client(alice.admin_key), amount="0.000001")
+        now = control.plane.now()
+        lease = {"budget_id": made["id"], "at": now, "current_pico": 0, "need_pico": 400_000, "target_pico": 0}
+        body = {"sequence": 1, "leases": [lease]}
+        granted = answered(control.node().put(f"/v1/link/leases/{NODE}/1", json=body))["leases"][0]
+        assert (granted["granted_pico"], granted["free_pico"], granted["exists"]) == (400_000, 600_000, True)
