@@ -121,6 +121,16 @@ UPLOADS_EXCEEDED = FaultKind(
     code="rate_limit_exceeded", status=429, blame=_T, message="Too many large requests of this key at once.", type="requests"
 )
 
+# Budgets.
+BUDGET_EXCEEDED = FaultKind(
+    code="insufficient_quota", status=429, blame=_T, message="You exceeded your current quota.", type="insufficient_quota"
+)
+BUDGET_UNAVAILABLE = FaultKind(
+    code="budget_unavailable", status=503, blame=_P, type=_SERVER,
+    message="What the budget of this request allows cannot be found out right now.",
+)  # fmt: skip
+COST_EXCEEDED = _client("max_cost_exceeded", 400, "The request may cost more than it allows.")
+
 # Upstreams.
 UPSTREAM_NONE = FaultKind(code="no_upstream", status=503, blame=_U, message="No upstream is available for this model.", type=_SERVER)
 UPSTREAM_CONNECT = FaultKind(

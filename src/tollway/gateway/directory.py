@@ -12,6 +12,7 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import SNAPSHOT_MISSING, SNAPSHOT_OUTDATED, FaultKind
 from tollway.domain.prices import PriceVersion, find_list, find_price
 from tollway.domain.snapshot import (
+    BudgetEntry,
     Change,
     DeploymentEntry,
     Entry,
@@ -38,6 +39,13 @@ class _Maps:
         self.digests: dict[str, bytes] = {}
         self.models: dict[str, ModelEntry] = {}
         self.deployments: dict[str, DeploymentEntry] = {}
+        self.budgets: dict[str, BudgetEntry] = {}
+
+    def list_budgets(self, subject_ids: tuple[str, ...]) -> tuple[BudgetEntry, ...]:
+        """Return the budgets of these things, in their order."""
+        if not self.budgets:
+            return ()
+        return tuple(each for id in subject_ids for each in self.budgets.values() if each.subject_id == id)
 
 
 class Directory:
@@ -77,7 +85,8 @@ class Directory:
         if project is None or organization is None:
             return None
         salt = hashlib.sha256(b"tollway cache salt\0" + organization.id.encode()).hexdigest()[:32]
-        caller = self._callers[digest] = Caller(principal_of_key(key, project, organization), f'"{salt}"'.encode())
+        budgets = maps.list_budgets((key.id, project.id, organization.id))
+        caller = self._callers[digest] = Caller(principal_of_key(key, project, organization), f'"{salt}"'.encode(), budgets)
         return caller
 
     def find_grant(self, caller: Caller, name: str, endpoint: Endpoint, at: int) -> ModelGrant | None:
@@ -133,6 +142,10 @@ class Directory:
         """Every deployment that may be routed to."""
         return list(self._maps.deployments.values())
 
+    def list_budgets(self) -> dict[str, BudgetEntry]:
+        """Return every budget, by id."""
+        return self._maps.budgets
+
     # Told by the link.
 
     def begin_reset(self) -> None:
@@ -171,7 +184,7 @@ class Directory:
             if digest is not None:
                 maps.keys.pop(digest, None)
         else:
-            by_kind = {"organization": maps.organizations, "project": maps.projects, "model": maps.models}
+            by_kind = {"organization": maps.organizations, "project": maps.projects, "model": maps.models, "budget": maps.budgets}
             by_kind.get(change.kind, maps.deployments).pop(change.id, None)  # type: ignore[attr-defined]
         self._callers.clear()
         self._prices.clear()
@@ -194,3 +207,5 @@ def _put(maps: _Maps, entry: Entry) -> None:
             maps.models[entry.id] = entry
         case DeploymentEntry():
             maps.deployments[entry.id] = entry
+        case BudgetEntry():
+            maps.budgets[entry.id] = entry

@@ -13,10 +13,12 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
+from tollway.domain.money import parse_sum
 from tollway.domain.prices import find_list, find_price
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
+from tollway.gateway.budgets import BudgetHold
 from tollway.gateway.buffers import BufferHold
 from tollway.gateway.counters import Standing
 from tollway.gateway.dialects.table import DIALECTS
@@ -47,6 +49,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
     call: Call | None = None
     record: Record | None = None
     fault: Fault | None = None
+    hold: BudgetHold | None = None
     limit_headers = b""
     plane.metrics.running += 1
     try:
@@ -63,6 +66,9 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             admitted = await limit_shared(call, shared, time.monotonic_ns, plane.metrics)
         with admitted as permit:
             limit_headers = permit.headers
+            if caller.budgets or request.head.max_cost is not None:
+                hold = plane.budgets.reserve(call, caller.budgets, read_max_cost(request.head))
+                await hold.waiter
             candidates = route(call, plane.upstreams, request.started, plane.random)
             permit.record = record = meter(permit, plane.usage_sink, plane.now_us)
             async with record:
@@ -79,6 +85,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         _refuse(request, client, fault, limit_headers)
     finally:
         plane.metrics.running -= 1
+        if hold is not None:
+            plane.budgets.settle(hold, None if record is None else record.final)
         observe(request, call, record, fault, plane)
 
 
@@ -147,6 +155,17 @@ def read_head(headers: dict[bytes, bytes], endpoint: Endpoint) -> RequestHead:
     tracestate = state if _TRACESTATE.fullmatch(state) else b""
     flags = f"{int(trace.group(2), 16) & _TRACE_FLAGS:02x}"
     return RequestHead(endpoint, headers, trace.group(1).decode(), client_request_id, flags, tracestate)
+
+
+def read_max_cost(head: RequestHead) -> int | None:
+    """Return the most that a request may cost, in pico of the organization's currency; None if it says nothing. Raises Fault."""
+    if head.max_cost is None:
+        return None
+    try:
+        return parse_sum(head.max_cost.decode("ascii"))
+    except ValueError:
+        message = "The header 'x-max-cost' must be an amount in the organization's currency, such as 0.05."
+        raise Fault(faults.PARAMETER_INVALID, param="x-max-cost", message=message) from None
 
 
 def new_id(plane: Plane) -> str:

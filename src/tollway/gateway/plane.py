@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 from tollway.domain.ids import RequestIds
 from tollway.domain.keys import digester
-from tollway.domain.snapshot import Change, DeploymentEntry, Entry
+from tollway.domain.snapshot import BudgetEntry, Change, DeploymentEntry, Entry
+from tollway.gateway.budgets import Budgets
 from tollway.gateway.buffers import BufferBounds, Buffers
 from tollway.gateway.counters import MemoryCounters
 from tollway.gateway.directory import Directory
@@ -42,6 +43,7 @@ class Plane:
         self.upstreams = Upstreams(vault, self.metrics, log, self.buffers)
         self.counters = MemoryCounters()
         self.shared_counters: SharedCounters | None = None
+        self.budgets = Budgets(now_us)
         self.usage_sink = usage_sink
         self.digesters = [digester(pepper) for pepper in peppers]
         self.log = log
@@ -91,6 +93,7 @@ class Plane:
         self.directory.finish_reset(version)
         self._forget_idle_counters()
         self.upstreams.replace_all(self.directory.list_deployments())
+        self.budgets.change_all(self.directory.list_budgets())
 
     def apply(self, change: Change) -> None:
         """One step from a version to the next."""
@@ -102,3 +105,5 @@ class Plane:
             self.upstreams.put(change.entry)
         elif change.kind == "deployment":
             self.upstreams.remove(change.id)
+        elif change.kind == "budget":
+            self.budgets.change(change.id, change.entry if isinstance(change.entry, BudgetEntry) else None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint
 from tollway.domain.prices import PriceVersion
-from tollway.domain.snapshot import ModelEntry
+from tollway.domain.snapshot import BudgetEntry, ModelEntry
 from tollway.domain.usage import Ended, ServiceTier
 from tollway.engines.table import ENGINES
 from tollway.gateway.counters import Bound, Level, SharedBound
@@ -25,11 +25,12 @@ class RequestHead:
 
     `trace_id`, `client_request_id`: the client's own; empty if it sent none that can be used. `trace_flags`: two hexadecimal digits, the
     parent's decision on sampling; `tracestate`: its list of vendors, empty without a trace (W3C Trace Context, sections 3.2 and 3.3).
+    `max_cost`: the most that a request may cost, as the client wrote it.
     `digest`: of the credential, once a caller was found by it; it saves the work of making it again, and nothing else: each request looks
     its caller up.
     """
 
-    __slots__ = ("client_request_id", "digest", "endpoint", "headers", "trace_flags", "trace_id", "tracestate")
+    __slots__ = ("client_request_id", "digest", "endpoint", "headers", "max_cost", "trace_flags", "trace_id", "tracestate")
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class RequestHead:
         self.trace_flags = trace_flags
         self.tracestate = tracestate
         self.client_request_id = client_request_id
+        self.max_cost: bytes | None = headers.get(b"x-max-cost")
         self.digest: bytes | None = None
 
 
@@ -97,10 +99,12 @@ class Caller:
 
     `organization`, `project`, `models`, `expires_at`, `is_test`: those of the principal, held here because each request reads them.
     `grants`: compiled per model and endpoint on first use. `encoded_admit_suffixes`: the encoded parts that the caller's ADMIT records
-    share, cached by `meter`. `cache_salt`: isolates the organization's prefixes inside an engine's prefix cache.
+    share, cached by `meter`. `budgets`: those that bind it, innermost level first. `cache_salt`: isolates the organization's prefixes
+    inside an engine's prefix cache.
     """
 
     __slots__ = (
+        "budgets",
         "cache_salt",
         "encoded_admit_suffixes",
         "expires_at",
@@ -112,7 +116,7 @@ class Caller:
         "project",
     )
 
-    def __init__(self, principal: Principal, cache_salt: bytes) -> None:
+    def __init__(self, principal: Principal, cache_salt: bytes, budgets: tuple[BudgetEntry, ...] = ()) -> None:
         self.principal = principal
         self.project = principal.project
         self.organization = principal.organization
@@ -120,6 +124,7 @@ class Caller:
         self.expires_at = principal.expires_at
         self.is_test = principal.is_test
         self.cache_salt = cache_salt
+        self.budgets = budgets
         self.grants: dict[tuple[str, Endpoint], ModelGrant] = {}
         self.encoded_admit_suffixes: dict[tuple[str, Endpoint, bool], bytes] = {}
 
@@ -191,7 +196,8 @@ class ModelGrant:
         if not self.model.share_cache and dialect.endpoint in ENGINES[deployment.engine].salted_endpoints:
             fields["cache_salt"] = self.cache_salt
         injected = bodies.InjectedFields(fields)
-        self._injected[key] = deployment, injected
+        if output_cap is None or output_cap == self.model.output_tokens_max:  # a cap that a budget sets is of one request
+            self._injected[key] = deployment, injected
         return injected
 
 
@@ -263,6 +269,13 @@ class Call:
         self.sequences = sequences
         self.hide_usage = hide_usage
         self.hide_continuous = hide_continuous
+
+    def lower_output(self, tokens: int) -> None:
+        """Bound the output of each sequence to `tokens`, in place of what the body says."""
+        caps = self.dialect.output_caps
+        self.output_cap = tokens
+        self.output_tokens_max = tokens * self.sequences
+        self.dropped = [*self.dropped, *(field for field in caps[1:] if field in self.names)]
 
     def release(self) -> None:
         """Release what only another attempt would need: nothing is tried again. A stream may last for minutes."""

@@ -38,6 +38,7 @@ from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
 from tollway.link.joining import join
+from tollway.link.leases import LeaseClient
 from tollway.link.recovery import Alarm
 from tollway.link.shipper import Shipper
 from tollway.link.snapshots import Follower
@@ -210,6 +211,7 @@ class _Link:
     background: BackgroundTasks
     follower: Follower
     shipper: Shipper | None = None
+    leases: LeaseClient | None = None
 
     def ship(self, spool: Spool) -> None:
         """Begin to ship the records of `spool`, and those of earlier epochs in its directory."""
@@ -228,10 +230,22 @@ class _Link:
         gauges["tollway_shipper_attempts_failed"] = lambda: shipper.metrics.attempts_failed
         gauges["tollway_shipper_epochs_unshipped"] = lambda: shipper.metrics.epochs_unshipped
         self.background.start("shipper", shipper.run)
+        leases = self.leases = LeaseClient(
+            self.plane.budgets,
+            control_link_url=url,
+            node_key=node_key,
+            node_id=spool.node_id,
+            epoch=spool.epoch.number,
+            alarm=self.alarm,
+        )
+        gauges["tollway_lease_attempts_failed"] = lambda: leases.attempts_failed
+        self.background.start("leases", leases.run)
 
     async def close(self) -> None:
         """Ship what is left and close the connections. Call it once the background tasks have ended."""
         await self.follower.close()
+        if self.leases is not None:
+            await self.leases.close()
         if self.shipper is not None:
             await self.shipper.finish(FINISH_SECONDS)
 

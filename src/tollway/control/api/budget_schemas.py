@@ -41,20 +41,32 @@ class BudgetCreate(In):
     ] = None
     name: Annotated[Name, Field(description="Name of the budget, 1 to 256 characters.", examples=["research"])]
     amount: Annotated[
-        Sum, Field(description="What may be spent in one window, above zero, as a decimal string in the organization's currency.")
+        Sum,
+        Field(
+            description="What may be spent in one window, above zero, as a decimal string in the organization's currency.", examples=["100"]
+        ),
     ]
     currency: Annotated[
-        Currency | None, Field(description="The organization's currency; any other one is refused. Null for the organization's.")
+        Currency | None,
+        Field(description="The organization's currency; any other one is refused. Null for the organization's.", examples=["EUR"]),
     ] = None
     window: Annotated[
         _Window, Field(description="When the budget begins anew, in the organization's time zone; `total` never does.", examples=["month"])
     ]
     mode: Annotated[
-        _Mode, Field(description="`hard` is never overspent; `soft` may be, by what requests under way cost beyond their estimate.")
+        _Mode,
+        Field(
+            description="`hard` is never overspent; `soft` may be, by what requests under way cost beyond their estimate.",
+            examples=["hard"],
+        ),
     ] = BudgetMode.HARD
     thresholds: Annotated[
         _Thresholds,
-        Field(default_factory=list, description="Percentages of the limit, in rising order, that raise an alert once in each window."),
+        Field(
+            default_factory=list,
+            description="Percentages of the limit, in rising order, that raise an alert once in each window.",
+            examples=[[50, 80, 100]],
+        ),
     ]
 
 
@@ -62,17 +74,28 @@ class BudgetUpdate(In):
     """Changes of a budget; what is left out or null stays."""
 
     name: Annotated[Name | None, Field(description="Name of the budget, 1 to 256 characters.", examples=["research"])] = None
-    amount: Annotated[Sum | None, Field(description="What may be spent in one window, above zero, as a decimal string.")] = None
-    mode: Annotated[_Mode | None, Field(description="Whether the budget is `hard` or `soft`.")] = None
-    thresholds: Annotated[_Thresholds | None, Field(description="Percentages of the limit that raise an alert, in rising order.")] = None
+    amount: Annotated[
+        Sum | None, Field(description="What may be spent in one window, above zero, as a decimal string.", examples=["100"])
+    ] = None
+    mode: Annotated[_Mode | None, Field(description="Whether the budget is `hard` or `soft`.", examples=["hard"])] = None
+    thresholds: Annotated[
+        _Thresholds | None, Field(description="Percentages of the limit that raise an alert, in rising order.", examples=[[50, 80, 100]])
+    ] = None
 
 
 class RaiseCreate(In):
     """A temporary raise of a budget."""
 
-    amount: Annotated[Sum, Field(description="By how much the limit is higher meanwhile, above zero, as a decimal string.")]
-    starts_at: Annotated[Second | None, Field(description="When the raise begins, in Unix seconds (UTC); null for now.")] = None
-    ends_at: Annotated[Second, Field(description="When the raise ends, exclusive, in Unix seconds (UTC); within a year of its begin.")]
+    amount: Annotated[
+        Sum, Field(description="By how much the limit is higher meanwhile, above zero, as a decimal string.", examples=["100"])
+    ]
+    starts_at: Annotated[
+        Second | None, Field(description="When the raise begins, in Unix seconds (UTC); null for now.", examples=[1790000000])
+    ] = None
+    ends_at: Annotated[
+        Second,
+        Field(description="When the raise ends, exclusive, in Unix seconds (UTC); within a year of its begin.", examples=[1790086400]),
+    ]
 
 
 class RaiseOut(Identified):
@@ -91,20 +114,27 @@ class BudgetOut(Identified):
     name: str
     level: Annotated[str, Field(description="The kind of thing whose spending is bounded.", examples=["project"])]
     subject_id: Annotated[str, Field(description="The key, project or organization whose spending is bounded.", examples=["proj_0"])]
-    mode: Annotated[BudgetMode, Field(description="Whether the budget is `hard` or `soft`.")]
-    window: Annotated[BudgetWindow, Field(description="When the budget begins anew.")]
+    mode: Annotated[BudgetMode, Field(description="Whether the budget is `hard` or `soft`.", examples=["hard"])]
+    window: Annotated[BudgetWindow, Field(description="When the budget begins anew.", examples=["month"])]
     currency: str
     amount: Annotated[str, Field(description="What may be spent in one window, without raises, as a decimal string.", examples=["100"])]
     thresholds: Annotated[list[int], Field(description="Percentages of the limit that raise an alert.", examples=[[50, 80, 100]])]
     managed_by: Annotated[
-        Literal["operator", "organization"], Field(description="Who may change it: operators alone, or the organization's admins too.")
+        Literal["operator", "organization"],
+        Field(description="Who may change it: operators alone, or the organization's admins too.", examples=["organization"]),
     ]
-    limit: Annotated[str, Field(description="What may be spent in the present window, with raises, as a decimal string.")]
-    spent: Annotated[str, Field(description="What was spent in the present window by rated requests, as a decimal string.")]
-    leased: Annotated[str, Field(description="What gateways may still spend of what they were granted, as a decimal string.")]
-    left: Annotated[str, Field(description="What is not spent yet, as a decimal string; 0 if nothing is left.")]
-    window_start_at: Annotated[int, Field(description="The start of the present window, in Unix seconds (UTC).")]
-    window_end_at: Annotated[int | None, Field(description="The end of the present window, in Unix seconds (UTC); null for `total`.")]
+    limit: Annotated[str, Field(description="What may be spent in the present window, with raises, as a decimal string.", examples=["150"])]
+    spent: Annotated[
+        str, Field(description="What was spent in the present window by rated requests, as a decimal string.", examples=["80.25"])
+    ]
+    leased: Annotated[
+        str, Field(description="What gateways may still spend of what they were granted, as a decimal string.", examples=["1.5"])
+    ]
+    left: Annotated[str, Field(description="What is not spent yet, as a decimal string; 0 if nothing is left.", examples=["69.75"])]
+    window_start_at: Annotated[int, Field(description="The start of the present window, in Unix seconds (UTC).", examples=[1788220800])]
+    window_end_at: Annotated[
+        int | None, Field(description="The end of the present window, in Unix seconds (UTC); null for `total`.", examples=[1790812800])
+    ]
     created_at: int
     archived_at: int | None
 
@@ -208,17 +238,17 @@ class LeaseIn(In):
     """What a gateway run says of one lease, and what it asks for (`domain.budgets.LeaseRequest`)."""
 
     budget_id: Annotated[str, Field(max_length=64)]
-    at: _Instant
-    current_pico: _Pico
-    need_pico: _Pico = 0
-    target_pico: _Pico = 0
+    at: Annotated[_Instant, Field(description="An instant of the window, in UTC microseconds.", examples=[1790000000000000])]
+    current_pico: Annotated[_Pico, Field(description="What the run was granted in all, less what it gave back.", examples=[5000000])]
+    need_pico: Annotated[_Pico, Field(description="More that requests wait for.", examples=[400000])] = 0
+    target_pico: Annotated[_Pico, Field(description="More that it would like to have for requests to come.", examples=[800000])] = 0
 
 
 class LeasesIn(In):
     """The leases of a gateway run. `sequence`: number of the request, which grows in each run."""
 
-    sequence: Annotated[int, Field(ge=1, le=2**63 - 1)]
-    leases: Annotated[list[LeaseIn], Field(max_length=LEASES_MAX)]
+    sequence: Annotated[int, Field(ge=1, le=2**63 - 1, description="Number of the request, above that of the one before.", examples=[1])]
+    leases: Annotated[list[LeaseIn], Field(max_length=LEASES_MAX, description="Leases of the run, at most 256.")]
 
     def requests(self) -> list[LeaseRequest]:
         """Return the leases as the domain has them."""
@@ -229,20 +259,20 @@ class LeaseOut(Out):
     """A lease as it was granted (`domain.budgets.LeaseGrant`)."""
 
     budget_id: str
-    start_at: int
-    end_at: int
-    until_at: int
-    granted_pico: int
-    limit_pico: int
-    spent_pico: int
-    free_pico: int
-    exists: bool
+    start_at: Annotated[int, Field(description="The start of the window, in UTC microseconds.", examples=[1788220800000000])]
+    end_at: Annotated[int, Field(description="The end of the window, exclusive, in UTC microseconds.", examples=[1790812800000000])]
+    until_at: Annotated[int, Field(description="When it must be asked for anew, in UTC microseconds.", examples=[1790812800000000])]
+    granted_pico: Annotated[int, Field(description="What the run is granted in all.", examples=[5400000])]
+    limit_pico: Annotated[int, Field(description="What may be spent in the window.", examples=[100000000000000])]
+    spent_pico: Annotated[int, Field(description="What was spent in the window.", examples=[80250000000000])]
+    free_pico: Annotated[int, Field(description="What is neither spent nor leased; negative if the limit fell.", examples=[1000000])]
+    exists: Annotated[bool, Field(description="Whether there is such a budget.", examples=[True])]
 
 
 class LeasesOut(Out):
     """The leases that were granted; those are left out of which a later request was served before."""
 
-    leases: list[LeaseOut]
+    leases: Annotated[list[LeaseOut], Field(description="Leases that were granted.")]
 
 
 def leases_out(grants: Sequence[LeaseGrant]) -> LeasesOut:
