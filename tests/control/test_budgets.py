@@ -235,5 +235,5 @@ class TestRoutes:
         now = control.plane.now()
         lease = {"budget_id": made["id"], "at": now, "current_pico": 0, "need_pico": 400_000, "target_pico": 0}
         body = {"sequence": 1, "leases": [lease]}
-        granted = answered(control.node().put(f"/v1/link/leases/{NODE}/1", json=body))["leases"][0]
+        granted = answered(control.node(NODE).put(f"/v1/link/leases/{NODE}/1", json=body))["leases"][0]
         assert (granted["granted_pico"], granted["free_pico"], granted["exists"]) == (400_000, 600_000, True)

@@ -1,5 +1,6 @@
 """`tollway budgets`: what an organization, a project or a key may spend, and what was spent of it."""
 
+import time
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, Organization, connect_tenant, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
-from tollway.cli.times import read_instant, show_instant
+from tollway.cli.times import Zone, read_instant, show_instant
 from tollway.domain.budgets import BudgetMode, BudgetWindow
 from tollway.settings import OperatorError
 
@@ -64,6 +65,7 @@ def list_budgets(
 @app.command()
 def show(
     budget_id: BudgetId,
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
@@ -74,6 +76,7 @@ def show(
     path = f"/organization/budgets/{segment(budget_id)}"
     with connect_tenant(control_url, key, data_dir, organization) as control:
         budget = control.get(path)
+        shown_zone = control.get_zone(zone)
         raises, alerts = control.get(f"{path}/raises")["data"], control.get(f"{path}/alerts")["data"]
     if output is Output.JSON:
         print_json({**budget, "raises": raises, "alerts": alerts})
@@ -83,9 +86,9 @@ def show(
     for name in ("amount", "limit", "spent", "leased", "left"):
         print(f"{name}: {budget[name]} {budget['currency'].upper()}")
     for each in raises:
-        print(f"raise: {each['amount']} from {show_instant(each['starts_at'])} to {show_instant(each['ends_at'])}")
+        print(f"raise: {each['amount']} from {show_instant(each['starts_at'], shown_zone)} to {show_instant(each['ends_at'], shown_zone)}")
     for each in alerts:
-        print(f"alert: {each['threshold']} % of {each['limit']} reached at {show_instant(each['crossed_at'])}")
+        print(f"alert: {each['threshold']} % of {each['limit']} reached at {show_instant(each['crossed_at'], shown_zone)}")
 
 
 @app.command()
@@ -144,6 +147,7 @@ def raise_budget(
     budget_id: BudgetId,
     amount: Annotated[str, typer.Argument(help="By how much the limit is higher meanwhile.")],
     until: Annotated[str, typer.Option("--until", metavar="TIME", help="When the raise ends, such as 2026-12-31 or 2026-12-31T12:00.")],
+    zone: Zone = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
@@ -151,10 +155,14 @@ def raise_budget(
     data_dir: DataDir = None,
 ) -> None:
     """Raise a budget until an instant."""
-    body = {"amount": amount, "ends_at": read_instant(until)}
     with connect_tenant(control_url, key, data_dir, organization) as control:
+        shown_zone = control.get_zone(zone)
+        body = {"amount": amount, "ends_at": read_instant(until, shown_zone, time.time(), option="--until")}
         made = control.post(f"/organization/budgets/{segment(budget_id)}/raises", body)
-    print_json(made) if output is Output.JSON else print(f"raised {budget_id} by {made['amount']} until {show_instant(made['ends_at'])}")
+    if output is Output.JSON:
+        print_json(made)
+    else:
+        print(f"raised {budget_id} by {made['amount']} until {show_instant(made['ends_at'], shown_zone)}")
 
 
 @app.command()

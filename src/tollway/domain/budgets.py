@@ -154,7 +154,7 @@ def find_affordable_output(prices: UnitPrices, input_tokens_max: int, available_
 
 
 class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a gateway run says of its lease of one budget, and what it asks for.
+    """Statement of a gateway run about its lease of one budget, and its wish.
 
     `at`: an instant of the window. `current_pico`: what was granted in all, less what was given back; used and held amounts are part of it.
     `need_pico`: more that requests wait for. `target_pico`: more that it would like to have for requests to come.
@@ -223,7 +223,7 @@ class Lease:
 
 
 class BudgetStanding(msgspec.Struct, frozen=True, kw_only=True):
-    """How a budget stands in one window: `spent_pico` by rated events, `leased_pico` what gateways may still spend of their leases."""
+    """Standing of a budget in one window: `spent_pico` by rated events, `leased_pico` what gateways may still spend of their leases."""
 
     budget: Budget
     window: Bounds

@@ -37,6 +37,7 @@ WANTED = frozenset(
         b"traceparent",
         b"tracestate",
         b"x-client-request-id",
+        b"x-max-cost",
         b"x-forwarded-for",
         b"anthropic-version",
         b"anthropic-beta",

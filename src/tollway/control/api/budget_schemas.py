@@ -235,7 +235,7 @@ def alert_out(alert: BudgetAlert) -> AlertOut:
 
 
 class LeaseIn(In):
-    """What a gateway run says of one lease, and what it asks for (`domain.budgets.LeaseRequest`)."""
+    """Statement of a gateway run about one lease, and its wish (`domain.budgets.LeaseRequest`)."""
 
     budget_id: Annotated[str, Field(max_length=64)]
     at: Annotated[_Instant, Field(description="An instant of the window, in UTC microseconds.", examples=[1790000000000000])]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Path, Query
 
-from tollway.control import budgets, publish
+from tollway.control import access, budgets, publish
 from tollway.control.api import routes
 from tollway.control.api.budget_schemas import (
     AlertList,
@@ -30,7 +30,7 @@ from tollway.control.api.budget_schemas import (
 from tollway.control.api.routes import Node, OrganizationAdmin, Plane
 from tollway.control.api.schemas import Deleted, ListOut, PageQuery, list_out
 from tollway.domain import ids, money
-from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
+from tollway.domain.faults import PARAMETER_INVALID, Fault
 
 router = routes.router(tags=["budgets"])
 link_router = routes.router(tags=["link"])
@@ -154,15 +154,14 @@ def list_binding_budgets(
 
 @link_router.put("/v1/link/leases/{node_id}/{epoch}")
 def renew_leases(
-    _caller: Node,
+    caller: Node,
     plane: Plane,
     node_id: Annotated[str, Path(max_length=64)],
     epoch: Annotated[int, Path(ge=1, le=2**63 - 1)],
     body: LeasesIn,
 ) -> LeasesOut:
-    """Renew the leases of a gateway run. 409 if the run has ended, by what control knows."""
-    if not ids.is_id(ids.NODE, node_id):
-        raise Fault(RESOURCE_UNKNOWN)
+    """Renew the leases of a run of the calling gateway. 409 if the run has ended, by what control knows."""
+    access.require_own(caller, node_id)
     with plane.database.platform() as tx:
         grants = budgets.renew_leases(tx, node_id=node_id, epoch=epoch, sequence=body.sequence, requests=body.requests(), now=plane.now())
     return leases_out(grants)

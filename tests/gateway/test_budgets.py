@@ -1,0 +1,189 @@
+"""Budgets at the gateway: what a request reserves, to what it is lowered, when it is refused, and how leases grow and are given back."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.fakes import Do, Upstream, until
+from tests.gateway.harness import ORGANIZATION, PROJECT, Gateway, Served, chat, completion, connect, gateway, message, whole
+from tollway.domain.budgets import BudgetLevel, BudgetMode, LeaseGrant, LeaseRequest, extend_lease
+from tollway.domain.periods import INSTANT_MAX
+from tollway.domain.snapshot import BudgetEntry, Change
+from tollway.gateway.plane import Plane
+
+BUDGET = "bud_" + "0" * 32
+INPUT_PRICE, OUTPUT_PRICE = 100, 400
+"""Prices of a token of the model that the harness serves, in pico."""
+
+
+def entry(level: BudgetLevel = BudgetLevel.PROJECT, subject_id: str = PROJECT, mode: BudgetMode = BudgetMode.HARD) -> BudgetEntry:
+    return BudgetEntry(id=BUDGET, organization_id=ORGANIZATION, level=level, subject_id=subject_id, mode=mode)
+
+
+class Control:
+    """Control's side of the leases of one budget: answers when it is asked to."""
+
+    def __init__(self, plane: Plane, limit_pico: int) -> None:
+        self.plane = plane
+        self.limit_pico = limit_pico
+        self.granted_pico = 0
+        self.asked: list[LeaseRequest] = []
+        plane.budgets.is_linked = True
+        plane.budgets.wake = self.wake
+        self._is_due = False
+
+    def wake(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self.serve)
+
+    def serve(self) -> None:
+        """Take one request of the gateway and answer it."""
+        self._is_due = False
+        sequence, requests = self.plane.budgets.next_request()
+        self.asked += requests
+        self.plane.budgets.apply(sequence, [self.grant(each) for each in requests])
+
+    def grant(self, request: LeaseRequest) -> LeaseGrant:
+        self.granted_pico = request.current_pico
+        grown = extend_lease(self.limit_pico - self.granted_pico, request.need_pico, request.target_pico, 1)
+        self.granted_pico += grown
+        return LeaseGrant(
+            budget_id=request.budget_id,
+            start_at=0,
+            end_at=INSTANT_MAX,
+            until_at=INSTANT_MAX,
+            granted_pico=self.granted_pico,
+            limit_pico=self.limit_pico,
+            spent_pico=0,
+            free_pico=self.limit_pico - self.granted_pico,
+        )
+
+
+def bind(running: Gateway, limit_pico: int, budget: BudgetEntry | None = None) -> Control:
+    """Put a budget into the gateway's snapshot, with a control plane that grants leases of it."""
+    plane = running.plane
+    plane.apply(Change(version=plane.version + 1, kind="budget", id=BUDGET, entry=budget or entry()))
+    return Control(plane, limit_pico)
+
+
+def held(plane: Plane) -> tuple[int, int]:
+    """Return what requests hold and have used of the budget."""
+    (account,) = plane.budgets.list_accounts([entry()])
+    return account.lease.held_pico, account.lease.used_pico
+
+
+def most(body: dict[str, Any], output_tokens: int) -> int:
+    """Return the most that a chat request can cost: a token for each byte, the template's, and its output."""
+    return (len(msgspec.json.encode(body)) + 4096) * INPUT_PRICE + output_tokens * OUTPUT_PRICE
+
+
+async def test_request_holds_the_most_it_can_cost_and_uses_what_it_costs() -> None:
+    upstream = Upstream([Do.GATE, whole(completion(prompt=20, completion=30))])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        control = bind(running, 10**9)
+        client.send(message(chat(max_tokens=50)))
+        await until(lambda: bool(upstream.asked))
+        assert held(running.plane) == (most(chat(max_tokens=50), 50), 0)
+        upstream.gate.set()
+        assert (await client.answer()).status == 200
+        await until(lambda: held(running.plane) == (0, 20 * INPUT_PRICE + 30 * OUTPUT_PRICE))
+        assert control.asked[0].need_pico == most(chat(max_tokens=50), 50)
+
+
+async def test_output_is_lowered_to_what_the_budget_buys() -> None:
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        bind(running, most(chat(max_tokens=1000), 40))
+        client.send(message(chat(max_tokens=1000)))
+        assert (await client.answer()).status == 200
+        assert json_of(upstream)["max_tokens"] == 40
+
+
+def give_all_back(control: Control) -> None:
+    """Let the gateway be idle until nothing that was held counts any more."""
+    for _ in range(64):
+        control.plane.budgets._decayed_at = 0
+        control.serve()
+
+
+def json_of(upstream: Upstream) -> dict[str, Any]:
+    """Return the body of the latest request to the engine."""
+    body: dict[str, Any] = msgspec.json.decode(upstream.asked[-1].body)
+    return body
+
+
+async def test_request_that_cannot_be_paid_is_refused_with_budget_and_shortfall() -> None:
+    async with gateway({}) as running, connect(running.port) as client:
+        bind(running, most(chat(max_tokens=1000), 15))
+        client.send(message(chat(max_tokens=1000)))
+        answer = await client.answer()
+        assert answer.status == 429
+        error = answer.json()["error"]
+        assert (error["code"], error["type"]) == ("insufficient_quota", "insufficient_quota")
+        assert BUDGET in error["message"] and f"project {PROJECT}" in error["message"]
+        assert answer.headers["x-should-retry"] == "false"
+        assert held(running.plane) == (0, 0)
+
+
+async def test_hard_budget_without_control_spends_its_lease_and_then_refuses() -> None:
+    upstream = Upstream(*[[whole(completion(prompt=20, completion=5))]] * 2)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        control = bind(running, 10**9)
+        client.send(message(chat(max_tokens=10)))
+        assert (await client.answer()).status == 200
+        control.plane.budgets.wake = lambda: None
+        control.plane.budgets.fail(control.plane.budgets.next_request()[0])
+        client.send(message(chat(max_tokens=12)))
+        assert (await client.answer()).status == 200, "it is leased"
+        give_all_back(control)
+        control.plane.budgets.fail(control.plane.budgets.next_request()[0])
+        client.send(message(chat(max_tokens=12)))
+        answer = await client.answer()
+        assert (answer.status, answer.json()["error"]["code"]) == (503, "budget_unavailable")
+        assert "retry-after" in answer.headers
+
+
+async def test_soft_budget_without_control_admits() -> None:
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        bind(running, 0, entry(mode=BudgetMode.SOFT))
+        running.plane.budgets.is_linked = False
+        client.send(message(chat(max_tokens=50)))
+        assert (await client.answer()).status == 200
+
+
+async def test_idle_gateway_gives_its_lease_back() -> None:
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        control = bind(running, 10**12)
+        client.send(message(chat(max_tokens=50)))
+        assert (await client.answer()).status == 200
+        cost = 20 * INPUT_PRICE + 30 * OUTPUT_PRICE
+        give_all_back(control)
+        assert control.granted_pico == cost
+
+
+async def test_client_that_leaves_while_it_waits_holds_nothing() -> None:
+    async with gateway({}) as running:
+        bind(running, 10**9)
+        running.plane.budgets.wake = lambda: None
+        async with connect(running.port) as client:
+            client.send(message(chat(max_tokens=50)))
+            await until(running.plane.budgets.is_asking)
+        await until(lambda: not running.plane.budgets.is_asking())
+        assert held(running.plane) == (0, 0)
+
+
+@pytest.mark.parametrize(("header", "status"), [("0.000001", 200), ("0.0000004", 400), ("free", 400), ("-1", 400)])
+async def test_max_cost_of_a_request_lowers_it_or_refuses_it(header: str, status: int) -> None:
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        body = chat(max_tokens=10**6)
+        client.send(message(body, x_max_cost=header))
+        answer = await client.answer()
+        assert answer.status == status
+        if status == 200:
+            assert most(body, json_of(upstream)["max_tokens"]) <= 10**6
