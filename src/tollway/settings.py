@@ -102,11 +102,14 @@ class EdgeSection(msgspec.Struct, frozen=True, kw_only=True):
     """Time from the start of a request until `body_rate_min` applies: slow starts are normal."""
     body_rate_min: Rate = 1024.0
     """Bytes per second at which a body must arrive on average, after the grace; else 408."""
+    body_seconds: Seconds = 900.0
+    """Deadline of a whole body, whose memory is held meanwhile; then 408. The largest arrives in time at 36 KB per second."""
     keep_alive_seconds: Seconds = 75.0
     """Time after which an idle connection is closed. More than the 60 s of common load balancers, so that they close first and no
     request meets a closing socket."""
     write_stall_seconds: Seconds = 30.0
-    """Time after which a client that does not read its answer is disconnected, and its engine's request is cancelled."""
+    """Time after which a client that does not read its answer is disconnected, and its engine's request is cancelled. Of a whole answer
+    it must read a tenth of what is left within this time."""
     linger_seconds: Seconds = 2.0
     """Time for which a refused client is still read from, so that the reset of a closed socket does not destroy the refusal."""
     connections_max: Count = 20_000

@@ -381,6 +381,13 @@ class TestAnAnsweredConnection:
                 except ConnectionResetError:
                     break
 
+    def test_77_client_that_does_not_read_its_answers_is_disconnected(self, control: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(http_protocol, "WRITE_SECONDS_MAX", 0.3)
+        request = b"GET /openapi.json HTTP/1.1\r\nhost: control\r\n\r\n"
+        with connect(control.url) as client, pytest.raises(ConnectionError):
+            while True:
+                client.sendall(request * 100)
+
     def test_health_is_answered_at_capacity(self, control: Running, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(places, "REQUESTS_MAX", 0)
         refused(control.operator().get("/v1/platform/organizations"), 503, "overloaded")

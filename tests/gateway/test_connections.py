@@ -246,6 +246,21 @@ async def test_12_slow_heads_and_bodies_are_told_and_closed() -> None:
             assert connection.aborted, "a client that does not take the hint is hung up on"
 
 
+async def test_12_body_that_arrives_at_the_slowest_rate_ends_at_its_deadline() -> None:
+    with plane() as (made, _, _):
+        memory = Memory(made, EdgeBounds(body_seconds=60.0))
+        connection = memory.connect()
+        data = bytes(200_000)
+        connection.feed(message(data)[: -len(data)])
+        for start in range(0, 180_000, 3_000):
+            assert connection.written == b""
+            memory.tick(connection, 1.0)
+            connection.feed(data[start : start + 3_000])
+        memory.tick(connection, 1.0)
+        (answer,) = split_answers(connection.written)
+        assert (answer.status, answer.error["code"]) == (408, "request_timeout")
+
+
 async def test_12_a_body_that_arrives_at_a_fair_rate_is_waited_for() -> None:
     with plane() as (made, _, _):
         memory = Memory(made)

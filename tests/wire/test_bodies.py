@@ -99,8 +99,9 @@ def deep(levels: int, open: bytes, close: bytes) -> bytes:
 @pytest.mark.parametrize(("open", "close"), [(b"[", b"]"), (b'{"a":', b"}")])
 def test_depth_is_bounded(open: bytes, close: bytes) -> None:
     assert refusal(deep(150, open, close)) is None
-    for levels in (250, 10_000, 400_000):
+    for levels in (250, 10_000):
         assert refusal(deep(levels, open, close)) == "invalid_json"
+    assert refusal(deep(400_000, open, close)) in ("invalid_json", "invalid_value")
 
 
 @pytest.mark.parametrize("value", [b"[]", b"{}", b"1", b'"a,b"', b"[[[]]]"])
@@ -162,3 +163,29 @@ def test_bytes_that_are_not_a_json_object_in_utf_8(body: bytes) -> None:
 @pytest.mark.parametrize("body", VALID, ids=ascii)
 def test_bytes_that_are(body: bytes) -> None:
     assert refusal(body) is None
+
+
+MANY = bodies.KEYS_MAX + 1
+TOO_MANY_KEYS = {
+    "plain": b"{" + b",".join(b'"k%d":1' % number for number in range(MANY)) + b"}",
+    "nested": b'{"a":[' + b",".join(b'{"k":1}' for _ in range(MANY)) + b"]}",
+    "blank before the colon": b"{" + b",".join(b'"k%d"  :1' % number for number in range(MANY)) + b"}",
+    "line end before the colon": b"{" + b",".join(b'"k%d"\n:1' % number for number in range(MANY)) + b"}",
+    "backslash at the end": b"{" + b",".join(b'"k%d\\\\":1' % number for number in range(MANY)) + b"}",
+    "backslashes at the end": b"{" + b",".join(b'"k%d' % number + b"\\\\" * 4 + b'":1' for number in range(MANY)) + b"}",
+}
+
+
+@pytest.mark.parametrize("body", TOO_MANY_KEYS.values(), ids=TOO_MANY_KEYS.keys())
+def test_76_body_with_too_many_keys_is_refused_before_it_is_parsed(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "read_value", lambda body: pytest.fail("parsed"))
+    with pytest.raises(Fault) as caught:
+        bodies.read(body)
+    assert caught.value.message == "The request body has too many keys."
+
+
+def test_76_text_that_holds_json_has_no_keys() -> None:
+    text = msgspec.json.encode({f"k{number}": {"a": [1, 2]} for number in range(MANY)}).decode()
+    assert bodies.read(msgspec.json.encode({"messages": [{"role": "tool", "content": text}]})) is not None
+    twice = msgspec.json.encode({"messages": msgspec.json.encode({"content": text}).decode()})
+    assert bodies.read(twice) is not None

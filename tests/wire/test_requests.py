@@ -150,7 +150,7 @@ def test_many_small_chunks_cost_no_more_memory_than_their_bytes() -> None:
     tracemalloc.start()
     try:
         for _ in range(20):
-            assert reader.feed(b"2\r\nxy\r\n" * 10_000) == []
+            assert reader.feed((b"14\r\n" + b"x" * 20 + b"\r\n") * 1_000) == []
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -214,3 +214,29 @@ def test_a_rest_changes_nothing() -> None:
         rested.release_parser()
         rested.release_head()
     assert rested.fault is awake.fault is not None
+
+
+CHUNKED_HEAD = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "chunk", [b"1\r\nx\r\n", b"1;" + b"e" * 900 + b"\r\nx\r\n", b"000000000001\r\nx\r\n"], ids=["one-byte", "extension", "zeros"]
+)
+def test_76_chunk_framing_beyond_its_body_is_refused(chunk: bytes) -> None:
+    reader = RequestReader(HttpBounds())
+    assert reader.feed(CHUNKED_HEAD) == []
+    sent = 0
+    while reader.fault is None and sent < 1_000_000:
+        reader.feed(chunk * 16)
+        sent += len(chunk) * 16
+    assert reader.fault is faults.BODY_TOO_LARGE
+    assert sent < 200_000
+
+
+def test_76_chunks_of_twenty_bytes_are_read() -> None:
+    reader = RequestReader(HttpBounds())
+    assert reader.feed(CHUNKED_HEAD) == []
+    for _ in range(8_000):
+        assert reader.feed(b"14\r\n" + b"x" * 20 + b"\r\n") == []
+    (request,) = reader.feed(b"0\r\n\r\n")
+    assert request.body == b"x" * 160_000

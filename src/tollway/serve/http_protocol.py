@@ -30,6 +30,9 @@ IDLE_SECONDS_MIN = 1.0
 SHED_PART = 16
 """Part of the bound on connections that is closed at once, so that a flood of connections does not look through all of them each time."""
 
+WRITE_SECONDS_MAX = 30.0
+"""Deadline for a client to read on, once it has left more of an answer unread than the kernel and this process buffer."""
+
 HEADERS_MAX = 100
 """Bound on the number of headers of a request."""
 
@@ -45,6 +48,7 @@ class StrictProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _head_complete = False
     _deadline: asyncio.TimerHandle | None = None
+    _write_deadline: asyncio.TimerHandle | None = None
     _idle_since = 0.0
 
     @classmethod
@@ -86,9 +90,25 @@ class StrictProtocol(HttpToolsProtocol):
         self._idle_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the deadline."""
+        """Cancel the deadlines."""
         self._cancel_deadline()
+        self._cancel_write_deadline()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Start the deadline of a client that does not read."""
+        super().pause_writing()
+        self._write_deadline = self.loop.call_later(WRITE_SECONDS_MAX, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Cancel that deadline: the client has read."""
+        super().resume_writing()
+        self._cancel_write_deadline()
+
+    def _cancel_write_deadline(self) -> None:
+        if self._write_deadline is not None:
+            self._write_deadline.cancel()
+            self._write_deadline = None
 
     def data_received(self, data: bytes) -> None:
         """Interpret bytes. Bytes after an answered request that begin no other one, such as an empty line or the rest of a body that was

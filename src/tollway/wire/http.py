@@ -55,6 +55,9 @@ _SPELLINGS_MAX = 4096
 _REPEATED_BYTES_MAX = 2048
 """Longest head that is kept to be compared with the next one: SDKs send half of it; it is held while a connection is open."""
 _NUMBER_BYTES_MAX = 9
+_OVERHEAD_BYTES_MAX = 64 * 1024
+"""Bytes of chunk framing that a body may have beyond a quarter of its own. Each chunk costs as much as a kilobyte of body, and clients that
+stream send chunks of hundreds of bytes."""
 _UNSEEN = b"?"
 _wanted_names: dict[bytes, bytes | None] = {}
 """Names that spellings of request headers stand for; shared by all connections, bounded by _SPELLINGS_MAX."""
@@ -180,11 +183,14 @@ class RequestReader:
                 return self._feed_across_bound(data, space)
             self._head_bytes += len(data)
         else:
-            # Chunk framing and trailers come on top of the body's own bound, which on_body keeps; this one bounds the overhead.
             self._raw_bytes += len(data)
-            if self._raw_bytes > 8 * self._bounds.body_bytes_max:
+            complete = self._parse(data)
+            # Sizes and extensions of chunks, and trailers, come on top of the body's own bound, which on_body keeps.
+            body_bytes = len(self._body)
+            overhead_max = min(_OVERHEAD_BYTES_MAX, 8 * self._bounds.body_bytes_max) + (body_bytes >> 2)
+            if self._raw_bytes - body_bytes > overhead_max and self.fault is None:
                 self.fault = faults.BODY_TOO_LARGE
-                return []
+            return complete
         return self._parse(data)
 
     def _feed_across_bound(self, data: bytes, space: int) -> list[HttpRequest]:

@@ -504,7 +504,7 @@ class ClientConnection(asyncio.Protocol):
     def tick(self, now: float) -> None:
         """Look at this connection's deadlines."""
         bounds = self._edge.bounds
-        if self._paused_at and now - self._paused_at > bounds.write_stall_seconds:
+        if self._paused_at and now - self._paused_at > bounds.write_stall_seconds and not self._is_being_read(now):
             self.hang_up()
         if self._request is not None:
             if self.committed:
@@ -521,8 +521,20 @@ class ClientConnection(asyncio.Protocol):
         elif self._reader.open_request is None:
             if elapsed > bounds.head_seconds:
                 self._write_fault(Fault(faults.REQUEST_TIMEOUT), close=True)
-        elif elapsed > bounds.body_grace_seconds and self._phase_bytes < elapsed * bounds.body_rate_min:
+        elif elapsed > bounds.body_seconds or (elapsed > bounds.body_grace_seconds and self._phase_bytes < elapsed * bounds.body_rate_min):
             self._write_fault(Fault(faults.REQUEST_TIMEOUT), close=True)
+
+    def _is_being_read(self, now: float) -> bool:
+        """Return whether the client has read a tenth of what was left of a whole answer; it has as long again for the next tenth then."""
+        unread, transport = self._unread, self._transport
+        if unread is None or transport is None:
+            return False
+        left = transport.get_write_buffer_size()
+        if left > unread.bytes * 0.9:
+            return False
+        unread.take(left - unread.bytes)
+        self._paused_at = now
+        return True
 
     def find_idle_since(self) -> float | None:
         """Return since when this connection waits for a request, in seconds of the edge's clock; None while it has or begins one."""

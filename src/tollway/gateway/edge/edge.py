@@ -33,7 +33,7 @@ class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
 
     `opening_seconds`: for a PROXY header, and again for a TLS handshake, where the listener has them. `head_seconds`: from the first byte
     of a head to its end. `body_grace_seconds`, `body_rate_min`: after the grace, a body must have arrived at this many bytes per
-    second. `keep_alive_seconds`: an idle connection; above the 60 s of common load balancers, so that they
+    second. `body_seconds`: a whole body. `keep_alive_seconds`: an idle connection; above the 60 s of common load balancers, so that they
     close first. `write_stall_seconds`: a client that does not read. `linger_seconds`: how long a refused client is still read from, so
     that the refusal is not destroyed by the reset that closing on unread bytes sends. `connections_max`, `connections_per_peer_max`: all
     and per address (0: no bound per address, as behind a load balancer every client is one). `internal_connections_max`: at the internal
@@ -45,6 +45,7 @@ class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
     head_seconds: float = 15.0
     body_grace_seconds: float = 10.0
     body_rate_min: float = 1024.0
+    body_seconds: float = 900.0
     keep_alive_seconds: float = 75.0
     write_stall_seconds: float = 30.0
     linger_seconds: float = 2.0
