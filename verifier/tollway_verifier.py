@@ -392,7 +392,8 @@ class Export:
         same(f"{where}: its organization", row["organization_id"], self.organization)
         same(f"{where}: its event", row["event_id"], target.id)
         require(not target.is_test, f"{where} corrects a request of a test key, which is never billed")
-        require(row["approver"] is None or row["approver"] != row["actor"], f"{where} was approved by who asked for it")
+        is_own = row["approver"] is not None and row["approver_origin"] == row["actor_origin"]
+        require(not is_own, f"{where} was approved with a key that whoever asked for it could have made")
         amount = int(row["amount_pico"])
         if row["kind"] == "credit":
             moved = {f"platform/credits:{target.model}/{self.currency}": -amount}

@@ -37,6 +37,7 @@ OTHER_VARIABLES = {
     "TOLLWAY_JOIN_TOKEN": "Token with which a gateway without a key registers itself once: tw_join_...",
     "TOLLWAY_LIMITS_REDIS_PASSWORD": "Password of the server of `gateway.limits.redis_url`. Gateways only.",
     "TOLLWAY_PLATFORM_KEY": "First operator key: tw_platform_... Control only.",
+    "TOLLWAY_SECOND_PLATFORM_KEY": "Operator key of a second person, who approves what keys made with the first ask for. Control only.",
     "TOLLWAY_CONTROL_URL": "Address of the control plane, for the commands that administer an installation.",
     "TOLLWAY_KEY": "Admin or platform key that these commands present.",
     "TOLLWAY_SIMULATOR_KEY": "Bearer key that `tollway simulate` asks for.",
@@ -305,8 +306,9 @@ class CorrectionsSection(msgspec.Struct, frozen=True, kw_only=True):
     """Corrections of what was billed."""
 
     approval_above: str = "100"
-    """Amount in units of the currency (a decimal number). Corrections of one request that together move more wait until another
-    operator has approved them. With 0 every correction waits."""
+    """Amount in units of the currency (a decimal number). A correction waits until a second person has approved it if the corrections of
+    its request together move more, or if everything does that operators of one origin ask for on a day (UTC). With 0 every correction
+    waits."""
 
 
 class PeriodsSection(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
 from tollway.domain import ids
 from tollway.domain import keys as domain_keys
-from tollway.domain.keys import KeyType
+from tollway.domain.keys import KeyOrigin, KeyType
 from tollway.serve import control as serve_control
 from tollway.serve.sockets import url_of
 from tollway.storage.database import Database
@@ -51,6 +51,7 @@ class Running:
     url: str
     link_url: str
     platform_key: str
+    second_platform_key: str
     node_key: str
     lines: list[Mapping[str, object]]
     clients: list[httpx2.Client] = field(default_factory=list)
@@ -126,10 +127,11 @@ def answered(response: httpx2.Response) -> Any:
 def running(database_url: str, archive_directory: Path) -> Iterator[Running]:
     """A control plane over the migrated database at `database_url`, for the length of the block."""
     database = Database.open(database_url)
-    platform_key, node_key = mint(KeyType.PLATFORM), mint(KeyType.NODE)
+    platform_key, second_platform_key, node_key = mint(KeyType.PLATFORM), mint(KeyType.PLATFORM), mint(KeyType.NODE)
     with database.platform() as tx:
         pepper, now = keys.Pepper(1, PEPPER), serve_control.now()
-        keys.seed_platform_key(tx, KeyType.PLATFORM, platform_key, id=serve_control.new_id(ids.KEY), pepper=pepper, now=now)
+        for origin, secret in zip(KeyOrigin, (platform_key, second_platform_key), strict=True):
+            keys.seed_platform_key(tx, origin, secret, id=serve_control.new_id(ids.KEY), pepper=pepper, now=now)
         assert nodes.seed_node(tx, NODE_ID, node_key, key_id=serve_control.new_id(ids.KEY), pepper=pepper, now=now)
     lines: list[Mapping[str, object]] = []
     ready = threading.Event()
@@ -152,7 +154,7 @@ def running(database_url: str, archive_directory: Path) -> Iterator[Running]:
     )
     database.on_publish(plane.publications.advance)
     public, link = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
-    control = Running(plane, url_of(public), url_of(link), platform_key, node_key, lines)
+    control = Running(plane, url_of(public), url_of(link), platform_key, second_platform_key, node_key, lines)
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
     thread = threading.Thread(target=loop.run_until_complete, args=(serve_control.serve(plane, public, link, stop),), daemon=True)
     thread.start()

@@ -26,6 +26,7 @@ from tollway.control.batches import BatchRefused
 from tollway.control.collect import Gap, Ingested, collect
 from tollway.control.verify import verify
 from tollway.domain.billing_classes import QUANTITY_CLASSES, Amounts, Quantities
+from tollway.domain.keys import KeyOrigin, Operator
 from tollway.domain.prices import PriceVersion
 from tollway.domain.rollups import UsageSums
 from tollway.domain.usage import TOKENS_MAX, Close, Outcome, Progress, Record, Tick
@@ -307,7 +308,9 @@ class TestImmutable:
         forged = [admit(1), final(admit(1), used=Quantities(1))]
         take(database, archive, frames([*exchanges([1]), *forged, b"{}"]))
         with database.platform() as tx:
-            quarantine.write_off(tx, NODE, EPOCH, 5, reason="not a record", actor=samples.KEY, now=NOW)
+            for origin in KeyOrigin:  # what it would have cost is unknown, so two persons agree
+                operator = Operator(f"key_{origin}", origin)
+                quarantine.write_off(tx, NODE, EPOCH, 5, reason="not a record", actor=operator, limit_pico=0, now=NOW)
         column = next(iter(table.primary_key))
         for change in (table.delete(), table.update().values({column.name: column})):
             with pytest.raises(sa.exc.DBAPIError), database.platform() as tx:

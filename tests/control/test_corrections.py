@@ -3,30 +3,39 @@
 One contract, on SQLite and on PostgreSQL.
 """
 
+import os
 import threading
 from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sqlalchemy.exc import DBAPIError
 
+from tests.control.harness import mint
 from tests.control.test_collect import balances, take
 from tests.control.test_periods import ACTOR, NOW, OCTOBER, SEPTEMBER, close, drop_triggers, ended
 from tests.link import samples
 from tests.link.samples import EPOCH, ORGANIZATION, OTHER_NODE, admit, exchanges, final, frames
-from tollway.control import corrections
+from tests.storage.databases import SqliteTemplate, fill
+from tollway.control import corrections, keys
 from tollway.control.corrections import WantedAdjustment
 from tollway.control.verify import verify
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision
 from tollway.domain.faults import Fault
+from tollway.domain.ids import KEY, new_id
+from tollway.domain.keys import RANDOM_BYTES, KeyOrigin, KeyType, Operator
 from tollway.domain.usage import Close, Outcome
 from tollway.storage import corrections as stored
 from tollway.storage.archive import Archive
-from tollway.storage.database import Database
+from tollway.storage.database import Database, PlatformTx
 
-APPROVER = "key_" + "b" * 32
+OPERATOR = Operator(ACTOR, KeyOrigin.FIRST)
+APPROVER = Operator("key_" + "b" * 32, KeyOrigin.SECOND)
 LIMIT = 10**12
+PEPPER = keys.Pepper(1, os.urandom(32))
 COST = 100 * 270_000 + 20 * 27_000 + 30 * 1_100_000 + 4 * 1_100_000 + 5
 EVENT = samples.request_id(1)
 UNBILLED = f"{ORGANIZATION}/unbilled/EUR"
@@ -38,6 +47,18 @@ def credit(pico: int) -> WantedAdjustment:
     return WantedAdjustment(event_id=EVENT, kind=AdjustmentKind.CREDIT, reason="sorry", credit_pico=pico)
 
 
+def credit_of(number: int, pico: int) -> WantedAdjustment:
+    event_id = samples.request_id(number)
+    return WantedAdjustment(event_id=event_id, kind=AdjustmentKind.CREDIT, reason="sorry", credit_pico=pico)
+
+
+def seed(tx: PlatformTx, origin: KeyOrigin) -> Operator:
+    """Store the key of the settings with this origin, as control does when it starts."""
+    id, secret = new_id(KEY, NOW, list(KeyOrigin).index(origin)), mint(KeyType.PLATFORM)
+    keys.seed_platform_key(tx, origin, secret, id=id, pepper=PEPPER, now=NOW)
+    return Operator(id, origin)
+
+
 @pytest.fixture
 def taken(database: Database, archive: Archive) -> Database:
     """A database that ingested two requests."""
@@ -45,13 +66,13 @@ def taken(database: Database, archive: Archive) -> Database:
     return database
 
 
-def ask(database: Database, wanted: WantedAdjustment, *, limit_pico: int = LIMIT, actor: str = ACTOR, now: int = NOW) -> Adjustment:
+def ask(database: Database, wanted: WantedAdjustment, *, limit_pico: int = LIMIT, actor: Operator = OPERATOR, now: int = NOW) -> Adjustment:
     made = len(listed(database)) + 1
     with database.platform() as tx:
         return corrections.ask(tx, wanted, random_bits=made, actor=actor, limit_pico=limit_pico, now=now)
 
 
-def decide(database: Database, adjustment: Adjustment, decision: Decision, approver: str = APPROVER) -> Adjustment:
+def decide(database: Database, adjustment: Adjustment, decision: Decision, approver: Operator = APPROVER) -> Adjustment:
     with database.platform() as tx:
         return corrections.decide(tx, adjustment.id, decision, approver=approver, now=NOW)
 
@@ -156,9 +177,9 @@ class TestFourEyes:
         assert balances(taken) == before
         assert refusal(taken, credit(1)) == "conflict: Another correction of this request waits for approval."
         with pytest.raises(Fault, match="conflict"):
-            decide(taken, waiting, Decision.APPROVED, approver=ACTOR)
+            decide(taken, waiting, Decision.APPROVED, approver=OPERATOR)
         approved = decide(taken, waiting, Decision.APPROVED)
-        assert (approved.state, approved.approver) == (AdjustmentState.APPLIED, APPROVER)
+        assert (approved.state, approved.approver) == (AdjustmentState.APPLIED, APPROVER.key_id)
         assert balances(taken)[UNBILLED] == COST
         for decision in Decision:
             with pytest.raises(Fault, match="conflict"):
@@ -172,16 +193,87 @@ class TestFourEyes:
         assert ask(taken, credit(600), limit_pico=1000).state is AdjustmentState.APPLIED
         assert ask(taken, credit(600), limit_pico=1000).state is AdjustmentState.PENDING
 
+    def test_a_limit_holds_for_all_that_one_person_asks_for_on_a_day(self, taken: Database, archive: Archive) -> None:
+        """With one request after the other, and with one key after the other that the same person has made."""
+        day_us = 86_400_000_000
+        other_key = Operator("key_other", KeyOrigin.FIRST)
+        assert ask(taken, credit(600), limit_pico=1000).state is AdjustmentState.APPLIED
+        waiting = ask(taken, credit_of(2, 600), limit_pico=1000, actor=other_key)
+        assert waiting.state is AdjustmentState.PENDING
+        decide(taken, waiting, Decision.REJECTED, approver=other_key)
+        assert ask(taken, credit_of(2, 400), limit_pico=1000, actor=other_key).state is AdjustmentState.APPLIED
+        assert ask(taken, credit_of(2, 1), limit_pico=1000, actor=APPROVER).state is AdjustmentState.APPLIED, "another person's limit"
+        assert ask(taken, credit_of(2, 1), limit_pico=1000).state is AdjustmentState.PENDING
+        assert ask(taken, credit(400), limit_pico=1000, now=NOW + day_us).state is AdjustmentState.APPLIED, "another day"
+        assert verify(taken, archive).differences == []
+
+    def test_a_limit_holds_for_what_one_person_asks_for_at_once(self, taken: Database) -> None:
+        """Each transaction alone would see the limit untouched."""
+        states: list[str] = []
+
+        def ask_for(number: int) -> None:
+            with taken.platform() as tx:
+                wanted = credit_of(number, 600)
+                states.append(corrections.ask(tx, wanted, random_bits=number, actor=OPERATOR, limit_pico=1000, now=NOW).state)
+
+        with taken.platform() as tx:
+            seed(tx, KeyOrigin.FIRST)
+        threads = [threading.Thread(target=ask_for, args=(number,)) for number in (1, 2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert sorted(states) == ["applied", "pending"]
+
     def test_what_was_rejected_never_was(self, taken: Database, archive: Archive) -> None:
-        rejected = decide(taken, ask(taken, VOID, limit_pico=0), Decision.REJECTED, approver=ACTOR)
+        rejected = decide(taken, ask(taken, VOID, limit_pico=0), Decision.REJECTED, approver=OPERATOR)
         assert rejected.state is AdjustmentState.REJECTED
         assert ask(taken, VOID).state is AdjustmentState.APPLIED
         assert balances(taken)[UNBILLED] == COST
         assert verify(taken, archive).differences == []
 
 
+MINTS = st.lists(st.integers(0, 30), max_size=6)
+
+
+@given(mints=MINTS, start=st.integers(0, 3), asker=st.integers(0, 30), approver=st.integers(0, 30))
+@settings(max_examples=25, deadline=None)
+def test_no_sequence_of_keys_made_from_one_key_approves_its_own_request(
+    sqlite_template: SqliteTemplate, tmp_path_factory: pytest.TempPathFactory, mints: list[int], start: int, asker: int, approver: int
+) -> None:
+    """Whoever holds one key, of the settings or made with one, makes any keys with it and with those, asks with one, approves with one."""
+    with sqlite_template.copied(tmp_path_factory.mktemp("mints")) as url:
+        database = Database.open(url)
+        fill(database)
+        with database.platform() as tx:
+            roots = [seed(tx, origin) for origin in KeyOrigin]
+            others = [make_key(tx, root, number) for number, root in enumerate(roots)]
+            held = [[*roots, *others][start]]
+            for number, maker in enumerate(mints, 2):
+                held.append(make_key(tx, held[maker % len(held)], number))
+        archive = Archive(tmp_path_factory.mktemp("mints"))
+        take(database, archive, frames(exchanges([1])))
+        waiting = ask(database, VOID, limit_pico=0, actor=held[asker % len(held)])
+        with pytest.raises(Fault, match="conflict"):
+            decide(database, waiting, Decision.APPROVED, approver=held[approver % len(held)])
+        (other,) = {root for root in roots if root.origin is not held[0].origin}
+        assert decide(database, waiting, Decision.APPROVED, approver=other).state is AdjustmentState.APPLIED
+        database.close()
+
+
+def make_key(tx: PlatformTx, maker: Operator, number: int) -> Operator:
+    """Make an operator's key with another one, as the API does."""
+    ingredients = keys.Ingredients(os.urandom(RANDOM_BYTES), PEPPER)
+    made = keys.create_operator_key(
+        tx, name=f"key {number}", maker=maker, id=new_id(KEY, NOW, 10 + number), ingredients=ingredients, now=NOW
+    )
+    assert made.key.origin is not None and made.key.created_by == maker.key_id
+    return Operator(made.key.id, made.key.origin)
+
+
+APPROVAL = "INSERT INTO adjustment_approvals SELECT"
 COPY = "INSERT INTO usage_adjustments SELECT 'adj_x', organization_id, event_id, project_id, key_id, model, kind"
-REST = "NULL, NULL, NULL, NULL, NULL, reason, actor, needs_approval, created_at FROM usage_adjustments"
+REST = "NULL, NULL, NULL, NULL, NULL, reason, actor, needs_approval, created_at, actor_origin FROM usage_adjustments"
 
 
 class TestTheDatabaseItself:
@@ -192,9 +284,11 @@ class TestTheDatabaseItself:
             "DELETE FROM usage_adjustments",
             "UPDATE adjustment_approvals SET decision = 'rejected'",
             "DELETE FROM adjustment_approvals",
-            "INSERT INTO adjustment_approvals SELECT id, actor, actor, 'approved', 1 FROM usage_adjustments WHERE kind = 'credit'",
+            f"{APPROVAL} id, actor, actor, 'approved', 1, 'second' FROM usage_adjustments WHERE kind = 'credit'",
+            # An approval with another key that whoever asked could have made.
+            f"{APPROVAL} id, actor, 'key_other', 'approved', 1, 'first' FROM usage_adjustments WHERE kind = 'credit'",
             # An approval by another key that says that yet another had asked for it.
-            f"INSERT INTO adjustment_approvals SELECT id, '{APPROVER}', actor, 'approved', 1 FROM usage_adjustments",
+            f"{APPROVAL} id, '{APPROVER.key_id}', actor, 'approved', 1, 'second' FROM usage_adjustments",
             f"{COPY}, -5, {REST} WHERE kind = 'void'",
             f"{COPY}, 5, {REST} WHERE kind = 'credit'",
         ],
@@ -217,7 +311,7 @@ class TestTheDatabaseItself:
         def void(number: int) -> None:
             try:
                 with taken.platform() as tx:
-                    made = corrections.ask(tx, VOID, random_bits=number, actor=ACTOR, limit_pico=LIMIT, now=NOW)
+                    made = corrections.ask(tx, VOID, random_bits=number, actor=OPERATOR, limit_pico=LIMIT, now=NOW)
                 answers.append(made.state)
             except Fault as fault:
                 answers.append(fault.kind.code)

@@ -20,6 +20,7 @@ from tollway.control.verify import verify
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import AdjustmentKind, AdjustmentState, Decision
 from tollway.domain.faults import Fault
+from tollway.domain.keys import KeyOrigin, Operator
 from tollway.domain.pages import Window
 from tollway.domain.periods import Period, PeriodState, period_id
 from tollway.domain.usage import Close, Record, Tick, encode
@@ -130,7 +131,7 @@ class Books(RuleBasedStateMachine):
             with self.database.platform() as tx:
                 self.asked += 1
                 random_bits = data.draw(st.integers(0, 2**64 - 1)) << 10 | self.asked
-                corrections.ask(tx, wanted, random_bits=random_bits, actor=ACTOR, limit_pico=limit_pico, now=NOW)
+                corrections.ask(tx, wanted, random_bits=random_bits, actor=Operator(ACTOR, KeyOrigin.FIRST), limit_pico=limit_pico, now=NOW)
         except Fault:
             pass  # not ingested yet, or corrected before
 
@@ -139,7 +140,7 @@ class Books(RuleBasedStateMachine):
         with self.database.platform() as tx:
             page = stored_corrections.list_adjustments(tx, Window(limit=1), organization_id=None, state=AdjustmentState.PENDING)
             for waiting in page.items:
-                corrections.decide(tx, waiting.id, decision, approver="key_other", now=NOW)
+                corrections.decide(tx, waiting.id, decision, approver=Operator("key_other", KeyOrigin.SECOND), now=NOW)
 
     @invariant()
     def everything_agrees(self) -> None:

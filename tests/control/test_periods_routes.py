@@ -149,17 +149,24 @@ class TestCorrections:
         path = f"/v1/platform/adjustments/{waiting['id']}"
         refused(operator.post(f"{path}/approve"), 409, "conflict")
         assert answered(tenant(control).get(f"/v1/organization/requests/{samples.request_id(2)}"))["adjustments"] == []
-        second = answered(operator.post("/v1/platform/keys", json={"name": "second"}))
+        own, other = answered(operator.get("/v1/platform/keys"))["data"]
+        assert [(each["origin"], each["created_by"]) for each in (own, other)] == [("first", None), ("second", None)]
+        minted = answered(operator.post("/v1/platform/keys", json={"name": "second"}))
+        assert (minted["origin"], minted["created_by"]) == ("first", own["id"])
+        refused(control.client(minted["value"]).post(f"{path}/approve"), 409, "conflict")
+        person = control.client(control.second_platform_key)
+        second = answered(person.post("/v1/platform/keys", json={"name": "third"}))
         approved = answered(control.client(second["value"]).post(f"{path}/approve"))
         assert (approved["state"], approved["approver"]) == ("applied", second["id"])
         assert answered(operator.get(path)) == approved
         assert answered(operator.get("/v1/platform/adjustments", params={"state": "applied"}))["data"] == [approved]
         assert answered(operator.get("/v1/platform/adjustments", params={"state": "pending"}))["data"] == []
-        assert [key["name"] for key in answered(operator.get("/v1/platform/keys"))["data"]] == ["Key of the settings", "second"]
+        names = [key["name"] for key in answered(operator.get("/v1/platform/keys"))["data"]]
+        assert names == ["Key of the settings", "Second key of the settings", "second", "third"]
         answered(operator.delete(f"/v1/platform/keys/{second['id']}"))
         refused(control.client(second["value"]).get(path), 401, "invalid_api_key")
-        own = answered(operator.get("/v1/platform/keys"))["data"][0]["id"]
-        refused(operator.delete(f"/v1/platform/keys/{own}"), 409, "conflict")
+        for each in (own, other):
+            refused(operator.delete(f"/v1/platform/keys/{each['id']}"), 409, "conflict")
 
     @pytest.mark.parametrize(
         ("body", "code"),
@@ -214,11 +221,11 @@ class TestTheCommandLine:
         assert "the disk is gone" in tollway("nodes", "epochs", "--lost")
         closed = tollway("periods", "close")
         assert f"{PERIOD}  {ORGANIZATION}  2026-09-01  3 events" in closed
-        assert "(1 gateways' lives declared lost)" in closed
+        assert "(1 runs of gateways declared lost)" in closed
         assert "nothing to close" in tollway("periods", "close")
         assert "applied" in tollway("corrections", "credit", samples.request_id(1), "0.00001", "--reason", "slow")
         waiting = tollway("corrections", "void", samples.request_id(2), "--reason", "r")
-        assert "waits for another operator" in waiting
+        assert "waits for a second person" in waiting
         assert "hint" not in tollway("corrections", "reject", waiting.split()[0])
         replace = ("corrections", "replace", samples.request_id(3), "--input-tokens", "1", "--output-tokens", "2", "--reason", "r")
         assert "applied" in tollway(*replace)

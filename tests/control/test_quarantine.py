@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from tests.control.harness import Running, TenantSetup, answered, make_tenant
 from tests.control.test_audit import verify_in_process
@@ -19,13 +20,16 @@ from tests.control.test_periods import ACTOR, NOW, OCTOBER, SEPTEMBER, close, pe
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, exchanges, final, frames
 from tests.storage.databases import add_price, fill
-from tollway.control import exports, periods, quarantine, usage
+from tollway.control import corrections, exports, periods, quarantine, usage
+from tollway.control.corrections import WantedAdjustment
 from tollway.control.epochs import BlockerKind
 from tollway.control.periods import Blocked
 from tollway.control.verify import verify
 from tollway.domain.billing_classes import Quantities
+from tollway.domain.corrections import AdjustmentKind
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.money import AMOUNT_PICO_MAX
+from tollway.domain.keys import KeyOrigin, Operator
+from tollway.domain.money import AMOUNT_PICO_MAX, PICO
 from tollway.domain.pages import Window
 from tollway.domain.periods import PeriodState
 from tollway.domain.quarantine import QuarantinedRecord, QuarantineState
@@ -33,6 +37,9 @@ from tollway.domain.usage import TOKENS_MAX, Tick
 from tollway.storage import schema_money as money
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+
+COST = 100 * 270_000 + 20 * 27_000 + 30 * 1_100_000 + 4 * 1_100_000 + 5
+"""The cost of each of the requests, in pico."""
 
 LATER = msgspec.structs.replace(PRICE, id="price_" + "9" * 32, valid_from=5)
 """A price that records name before it exists here."""
@@ -68,9 +75,21 @@ def rate(database: Database, seq: int = 4) -> QuarantinedRecord:
         return quarantine.rate_record(tx, NODE, EPOCH, seq, reason="the price exists now", actor=ACTOR, now=NOW)
 
 
-def write_off(database: Database, seq: int = 4) -> QuarantinedRecord:
+FIRST, OTHER_KEY = Operator(ACTOR, KeyOrigin.FIRST), Operator("key_other", KeyOrigin.FIRST)
+SECOND = Operator("key_second", KeyOrigin.SECOND)
+
+
+def ask_write_off(
+    database: Database, seq: int = 4, *, actor: Operator = FIRST, limit_pico: int = PICO, now: int = NOW
+) -> QuarantinedRecord:
     with database.platform() as tx:
-        return quarantine.write_off(tx, NODE, EPOCH, seq, reason="a test of the engine", actor=ACTOR, now=NOW)
+        return quarantine.write_off(tx, NODE, EPOCH, seq, reason="a test of the engine", actor=actor, limit_pico=limit_pico, now=now)
+
+
+def write_off(database: Database, seq: int = 4) -> QuarantinedRecord:
+    """Write a record off as two operators do who agree."""
+    ask_write_off(database, seq)
+    return ask_write_off(database, seq, actor=SECOND)
 
 
 def blockers(database: Database, start_at: int = SEPTEMBER.start_at, organization_id: str = ORGANIZATION) -> list[tuple[BlockerKind, str]]:
@@ -111,6 +130,7 @@ class TestClosing:
                 "last_seq": 4,
                 "reason": "a test of the engine",
                 "actor": ACTOR,
+                "approver": SECOND.key_id,
             }
         ]
         report = verify(database, archive)
@@ -158,8 +178,7 @@ class TestRated:
         publish(database)
         record = rate(database)
         assert (record.state, record.resolution and record.resolution.actor) == (QuarantineState.RATED, ACTOR)
-        cost = 100 * 270_000 + 20 * 27_000 + 30 * 1_100_000 + 4 * 1_100_000 + 5
-        assert balances(database)[f"{ORGANIZATION}/unbilled/EUR"] == 4 * cost
+        assert balances(database)[f"{ORGANIZATION}/unbilled/EUR"] == 4 * COST
         report = verify(database, archive)
         assert (report.differences, report.events, report.quarantined) == ([], 4, 0)
 
@@ -275,6 +294,40 @@ class TestWrittenOff:
             write_off(database)
         assert refused.value.kind is STATE_CONFLICT
 
+    def test_record_of_unknown_amount_needs_two_persons(self, database: Database, archive: Archive) -> None:
+        ingest(database, archive)
+        for actor in (FIRST, OTHER_KEY, FIRST):
+            asked = ask_write_off(database, actor=actor, limit_pico=10**30)
+            assert (asked.state, asked.write_off_requested_by) == (QuarantineState.OPEN, ACTOR)
+        assert [kind for kind, _ in blockers(database)] == [BlockerKind.RECORDS_QUARANTINED]
+        agreed = ask_write_off(database, actor=SECOND).resolution
+        assert agreed is not None and (agreed.actor, agreed.approver) == (ACTOR, SECOND.key_id)
+        assert blockers(database) == []
+
+    def test_limit_counts_write_offs_and_corrections_of_one_day_together(self, database: Database, archive: Archive) -> None:
+        ingest(database, archive)
+        publish(database)
+        credit = WantedAdjustment(event_id=samples.request_id(1), kind=AdjustmentKind.CREDIT, reason="r", credit_pico=5)
+        limit_pico, day_us = COST + 4, 86_400_000_000
+        with database.platform() as tx:
+            assert corrections.ask(tx, credit, random_bits=1, actor=OTHER_KEY, limit_pico=limit_pico, now=NOW).state == "applied"
+        assert ask_write_off(database, limit_pico=limit_pico).state is QuarantineState.OPEN
+        resolution = ask_write_off(database, limit_pico=limit_pico, now=NOW + day_us).resolution
+        assert resolution is not None and (resolution.actor, resolution.approver) == (ACTOR, None)
+        with database.platform() as tx:
+            asked = corrections.ask(tx, credit, random_bits=2, actor=FIRST, limit_pico=limit_pico, now=NOW)
+        assert asked.state == "pending"
+
+    @pytest.mark.parametrize("approver", ["NULL", f"'{ACTOR}'", "'key_other'", "'key_second'"])
+    def test_database_refuses_what_two_persons_have_not_asked_for(self, database: Database, archive: Archive, approver: str) -> None:
+        ingest(database, archive)
+        for actor in (FIRST, OTHER_KEY):
+            ask_write_off(database, actor=actor)
+        columns = "(node_id, epoch, seq, state, reason, actor, resolved_at, approver)"
+        values = f"('{NODE}', {EPOCH}, 4, 'written_off', 'r', '{ACTOR}', 1, {approver})"
+        with pytest.raises(DBAPIError), database.platform() as tx:
+            tx.connection.execute(sa.text(f"INSERT INTO quarantine_resolutions {columns} VALUES {values}"))
+
     def test_unknown_record_is_unknown(self, database: Database) -> None:
         with pytest.raises(Fault) as refused:
             write_off(database)
@@ -312,9 +365,13 @@ class TestApi:
         path = f"/v1/platform/quarantine/{row['id']}"
         assert operator.post(f"{path}/rate", json={"reason": "again"}).status_code == 409
         assert operator.post(f"{path}/write_off", json={}).status_code == 400
+        asked = answered(operator.post(f"{path}/write_off", json={"reason": "a drill"}))
+        assert (asked["state"], asked["approver"]) == ("open", None)
+        second = fresh_control.client(fresh_control.second_platform_key)
         for _ in range(2):
-            written = answered(operator.post(f"{path}/write_off", json={"reason": "a drill"}))
+            written = answered(second.post(f"{path}/write_off", json={"reason": "agreed"}))
             assert (written["state"], written["resolution_reason"]) == ("written_off", "a drill")
+            assert written["actor"] == asked["write_off_requested_by"] != written["approver"]
         assert 'tollway_control_records_quarantined{reason="price_unknown"} 0.0' in node.get("/metrics").text
         assert answered(operator.get("/v1/platform/quarantine", params={"state": "open"}))["data"] == []
         admin = fresh_control.client(tenant.admin_key)

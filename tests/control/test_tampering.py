@@ -85,11 +85,12 @@ HARMLESS = {
     "event_conflicts.(event_id|content_hash|payload|received_at)": "the record itself is in the archive; its number is compared",
     "quarantined_records.*": "the record itself is in the archive; its number and its resolution are compared",
     "quarantine_resolutions.*": OWN_WORDS,
+    "write_off_requests.*": OWN_WORDS,
     "ledger_transactions.booked_at": CONTROLS_CLOCK,
     "ledger_entries.line": "the order in which a transaction's entries are shown",
     "lost_declarations.*": OWN_WORDS + ". Of a closed month they stand in its report, and are compared with that",
-    "usage_adjustments.(reason|actor|created_at)": OWN_WORDS + ". Of a closed month they are part of its digest",
-    "adjustment_approvals.(approver|actor|decided_at)": OWN_WORDS,
+    "usage_adjustments.(reason|actor|actor_origin|created_at)": OWN_WORDS + ". Of a closed month they are part of its digest",
+    "adjustment_approvals.(approver|approver_origin|actor|decided_at)": OWN_WORDS,
 }
 """Reasons why a change of a column, by a pattern of its name, does not matter if nobody finds it."""
 

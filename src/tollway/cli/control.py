@@ -27,7 +27,8 @@ def control(
 ) -> None:
     """Run one control process until SIGTERM. It migrates its database first.
 
-    Secrets come from the data directory or from TOLLWAY_PEPPER, TOLLWAY_VAULT_KEY and TOLLWAY_PLATFORM_KEY.
+    Secrets come from the data directory or from TOLLWAY_PEPPER, TOLLWAY_VAULT_KEY, TOLLWAY_PLATFORM_KEY and
+    TOLLWAY_SECOND_PLATFORM_KEY.
     """
     settings = read_settings(
         config,
@@ -53,6 +54,7 @@ def control(
             pepper_version=secrets.pepper_version,
             vault_key=secrets.vault_key,
             platform_key=secrets.platform_key,
+            second_platform_key=secrets.second_platform_key,
             node=data_directory.find_node(directory, os.environ),
             reconcile=_reconcile_options(settings.control.reconcile),
             tolerance=Tolerance(settings.control.reconcile.drift_percent_max, settings.control.reconcile.drift_tokens_max),

@@ -88,7 +88,7 @@ def credit(
 def approve(
     correction: AdjustmentId, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
 ) -> None:
-    """Approve a correction that another operator's key asked for."""
+    """Approve a correction that a key of another origin asked for (see `tollway operator-keys list`)."""
     check_id(ids.ADJUSTMENT, correction, "correction", LISTED)
     _post(f"/{correction}/approve", None, output, control_url, key, data_dir)
 
@@ -110,6 +110,6 @@ def _post(path: str, body: dict[str, Any] | None, output: Output, control_url: C
     if output is Output.JSON:
         print_json(made)
     elif made["state"] == "pending":
-        print(f"{made['id']}  {made['amount']}  waits for another operator: tollway corrections approve {made['id']}")
+        print(f"{made['id']}  {made['amount']}  waits for a second person: tollway corrections approve {made['id']}")
     else:
         print(f"{made['id']}  {made['amount']}  {made['state']}")

@@ -24,7 +24,7 @@ def list_keys(
         rows = list(control.list_all("/platform/keys"))
         if output is Output.TABLE:
             rows = with_times(rows, control.get_zone(zone), created="created_at")
-    print_rows(output, ["id", "name", "redacted_value", "created"], rows, none="no keys yet: see `tollway operator-keys create`")
+    print_rows(output, ["id", "name", "origin", "redacted_value", "created"], rows, none="no keys yet: see `tollway operator-keys create`")
 
 
 @app.command()

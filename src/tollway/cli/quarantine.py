@@ -82,7 +82,8 @@ def write_off(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Write a record off: its request is never billed. This is final, and the report of its billing period names it."""
+    """Write a record off: its request is never billed. This is final, and the report of its billing period names it. Above the limit for
+    corrections, or if what it would have cost is unknown, a second person must ask for the same with a key of another origin."""
     if not yes:
         typer.confirm("What is written off is never billed. Write it off?", abort=True, err=True)
     _resolve("write_off", record, reason, only, output, control_url, key, data_dir)
@@ -109,7 +110,7 @@ def _resolve(
         print_json(resolved)
         return
     for row in resolved:
-        print(f"{row['id']}  {row['state']}")
+        print(f"{row['id']}  {row['state']}" + ("  waits for a second person" if verb == "write_off" and row["state"] == "open" else ""))
     if not resolved:
         typer.echo("no open record has this reason", err=True)
 

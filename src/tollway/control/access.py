@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tollway.domain import ids, keys
 from tollway.domain.faults import KEY_INVALID, PARAMETER_MISSING, RESOURCE_UNKNOWN, SCOPE_INSUFFICIENT, Blame, Fault, FaultKind
-from tollway.domain.keys import KeyType
+from tollway.domain.keys import KeyType, Operator
 from tollway.storage import nodes as stored_nodes
 from tollway.storage import platform_queries
 from tollway.storage.database import Database
@@ -30,13 +30,6 @@ class Tenant:
     key_id: str
     organization_id: str
     is_operator: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """Someone who may administer the platform."""
-
-    key_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +84,9 @@ def require_tenant(database: Database, key: ActiveKey, organization_id: str | No
 
 def require_operator(key: ActiveKey) -> Operator:
     """Let in operators."""
-    if key.type is not KeyType.PLATFORM:
+    if key.type is not KeyType.PLATFORM or key.origin is None:
         raise Fault(SCOPE_INSUFFICIENT)
-    return Operator(key.id)
+    return Operator(key.id, key.origin)
 
 
 def require_node(key: ActiveKey) -> Node:

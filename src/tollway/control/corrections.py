@@ -7,6 +7,7 @@ other way round: at the event's own price version, in the first period of the or
 import hashlib
 from dataclasses import dataclass
 
+from tollway.control.approvals import SAME_ORIGIN, sum_moved_today
 from tollway.control.ledger import PLATFORM, UNBILLED
 from tollway.domain import ids
 from tollway.domain.billing_classes import Quantities
@@ -21,6 +22,7 @@ from tollway.domain.corrections import (
     sum_lines,
 )
 from tollway.domain.faults import PARAMETER_INVALID, PARAMETER_MISSING, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.keys import Operator, may_approve
 from tollway.domain.ledger import Account, AdjustmentCause, Entry, Posting
 from tollway.domain.money import AMOUNT_PICO_MAX
 from tollway.domain.pages import Page, Window
@@ -50,8 +52,9 @@ class WantedAdjustment:
 # ---- What may be done -------------------------------------------------------------------------------------------------
 
 
-def ask(tx: PlatformTx, wanted: WantedAdjustment, *, random_bits: int, actor: str, limit_pico: int, now: int) -> Adjustment:
-    """Ask for a correction. At most `limit_pico` is moved at once; more waits for `decide` by another key.
+def ask(tx: PlatformTx, wanted: WantedAdjustment, *, random_bits: int, actor: Operator, limit_pico: int, now: int) -> Adjustment:
+    """Ask for a correction. At most `limit_pico` is moved without a second person, for one event and, in one currency, by all keys of the
+    actor's origin on one day (UTC); more waits for `decide` by a key of another origin.
 
     `random_bits`: ids.RANDOM_BITS fresh ones, for its id. The ids of one event's corrections ascend in the order in which they were
     asked for, whatever the clocks say: verification checks each against those before it.
@@ -80,9 +83,10 @@ def ask(tx: PlatformTx, wanted: WantedAdjustment, *, random_bits: int, actor: st
         kind=wanted.kind,
         amount_pico=amount_pico,
         reason=wanted.reason,
-        actor=actor,
+        actor=actor.key_id,
+        actor_origin=actor.origin,
         created_at=asked_at,
-        needs_approval=needs_approval(amount_pico, earlier, limit_pico),
+        needs_approval=needs_approval(amount_pico, earlier, sum_moved_today(tx, actor, event.currency, now), limit_pico),
         replacement=wanted.replacement,
     )
     stored.insert_adjustment(tx, adjustment)
@@ -91,18 +95,18 @@ def ask(tx: PlatformTx, wanted: WantedAdjustment, *, random_bits: int, actor: st
     return get_adjustment(tx, adjustment.id)
 
 
-def decide(tx: PlatformTx, adjustment_id: str, decision: Decision, *, approver: str, now: int) -> Adjustment:
+def decide(tx: PlatformTx, adjustment_id: str, decision: Decision, *, approver: Operator, now: int) -> Adjustment:
     """Approve a correction that waits, which books it; or reject it. Whoever asked for it may take it back, but not approve it.
 
-    Raises RESOURCE_UNKNOWN, or STATE_CONFLICT if it does not wait or the approver is who asked.
+    Raises RESOURCE_UNKNOWN, or STATE_CONFLICT if it does not wait, or if whoever asked for it could have made the approver's key.
     """
     adjustment = get_adjustment(tx, adjustment_id)
     stored_periods.lock_organization(tx, adjustment.organization_id)
     adjustment = get_adjustment(tx, adjustment_id)  # as it is now that nobody else can decide
     if adjustment.state is not AdjustmentState.PENDING:
         raise Fault(STATE_CONFLICT, message=f"The correction does not wait for approval: it is {adjustment.state}.")
-    if decision is Decision.APPROVED and approver == adjustment.actor:
-        raise Fault(STATE_CONFLICT, message="A correction is approved with another key than the one that asked for it.")
+    if decision is Decision.APPROVED and not may_approve(adjustment.actor_origin, approver.origin):
+        raise Fault(STATE_CONFLICT, message=SAME_ORIGIN)
     stored.insert_decision(tx, adjustment, decision, approver, now)
     if decision is Decision.APPROVED:
         event = stored_usage.find_booked_event(tx, adjustment.event_id)

@@ -11,7 +11,7 @@ from tollway.control.limits import check_limits
 from tollway.domain import ids
 from tollway.domain import keys as domain
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.keys import Key, KeyType
+from tollway.domain.keys import Key, KeyOrigin, KeyType, Operator
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.pages import Page, Window
 from tollway.domain.snapshot import KeyEntry
@@ -45,7 +45,7 @@ class Ingredients:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedKey:
     """Requested properties of a new key. `expires_at` is exclusive; `models` limits the key to these models, None allows all of its
-    project."""
+    project; `created_by`: the id of the key with which it is made."""
 
     type: KeyType
     name: str
@@ -53,6 +53,7 @@ class WantedKey:
     models: tuple[str, ...] | None = None
     limits: Limits = UNLIMITED
     service_account: ServiceAccount | None = None
+    created_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,34 +130,55 @@ def revoke_admin_key(tx: TenantTx, key_id: str, now: int) -> None:
 
 
 SEEDED = "Key of the settings"
-"""Name of the keys that the settings hold; nobody else can give it."""
+SECOND_SEEDED = "Second key of the settings"
+"""Names of the keys that the settings hold; no other key can be given one."""
 
 # ---- Keys of the platform ---------------------------------------------------------------------------------------------
 
 
-def seed_platform_key(tx: PlatformTx, type: KeyType, secret: str, *, id: str, pepper: Pepper, now: int) -> None:
-    """Make `secret` the platform's only valid key of `type`. Doing it again changes nothing.
+def seed_platform_key(tx: PlatformTx, origin: KeyOrigin, secret: str, *, id: str, pepper: Pepper, now: int) -> None:
+    """Make `secret` the only valid key of the settings of this origin. Doing it again changes nothing.
 
-    Raises ValueError if it is not a well-formed key of that type, or if it was replaced before: nothing resurrects a revoked key.
+    Raises ValueError if it is not a well-formed key of an operator, if it was replaced before (nothing resurrects a revoked key), or if it
+    is another key already: one that an operator made, or that of the other origin.
     """
-    if domain.find_type(secret) is not type:
-        raise ValueError(f"the {type} key of the settings is not a whole key of that type (tw_{type}_...)")
+    if domain.find_type(secret) is not KeyType.PLATFORM:
+        raise ValueError("the platform key of the settings is not a whole key of that type (tw_platform_...)")
     digest = pepper.digest(secret)
-    key = Key(id=id, type=type, project_id=None, name=SEEDED, redacted=domain.redact(secret), created_at=now)
-    if not storage.put_platform_key(tx, key, digest):
-        raise ValueError(f"the {type} key of the settings was replaced by another before, and is revoked: make a new one")
-    storage.revoke_other_platform_keys(tx, type, digest, now, name=SEEDED)
+    name = SEEDED if origin is KeyOrigin.FIRST else SECOND_SEEDED
+    key = Key(id=id, type=KeyType.PLATFORM, project_id=None, name=name, redacted=domain.redact(secret), created_at=now, origin=origin)
+    stored = storage.put_platform_key(tx, key, digest)
+    if stored is None:
+        raise ValueError("the platform key of the settings was replaced by another before, and is revoked: make a new one")
+    if (stored.name, stored.origin) != (name, origin):
+        raise ValueError(f"the platform key of the settings is known as {stored.name!r}: each key of the settings must be one of its own")
+    storage.revoke_other_platform_keys(tx, KeyType.PLATFORM, digest, now, name=name)
 
 
-def create_operator_key(tx: PlatformTx, *, name: str, id: str, ingredients: Ingredients, now: int) -> ShownKey:
-    """Create one more key of an operator: each person needs one of their own, not least to approve what another asked for.
+def withdraw_second_key(tx: PlatformTx, now: int) -> None:
+    """Revoke the second platform key, because the settings no longer hold one. Keys that were made with it stay."""
+    storage.revoke_other_platform_keys(tx, KeyType.PLATFORM, None, now, name=SECOND_SEEDED)
 
-    Raises PARAMETER_INVALID for the name that is the settings' own.
+
+def create_operator_key(tx: PlatformTx, *, name: str, maker: Operator, id: str, ingredients: Ingredients, now: int) -> ShownKey:
+    """Create one more key of an operator, of the origin of its maker's: each person needs one of their own, so that it is on record who
+    did what.
+
+    Raises PARAMETER_INVALID for a name that is the settings' own.
     """
-    if name == SEEDED:
-        raise Fault(PARAMETER_INVALID, param="name", message="This name is that of the key of the settings.")
+    if name in (SEEDED, SECOND_SEEDED):
+        raise Fault(PARAMETER_INVALID, param="name", message="This name is that of a key of the settings.")
     made = domain.new_key(KeyType.PLATFORM, ingredients.random_bytes)
-    key = Key(id=id, type=KeyType.PLATFORM, project_id=None, name=name, redacted=made.redacted, created_at=now)
+    key = Key(
+        id=id,
+        type=KeyType.PLATFORM,
+        project_id=None,
+        name=name,
+        redacted=made.redacted,
+        created_at=now,
+        created_by=maker.key_id,
+        origin=maker.origin,
+    )
     storage.put_platform_key(tx, key, ingredients.pepper.digest(made.secret))
     return ShownKey(key, made.secret)
 
@@ -172,7 +194,7 @@ def revoke_operator_key(tx: PlatformTx, key_id: str, now: int) -> None:
     key = storage.find_platform_key(tx, KeyType.PLATFORM, key_id)
     if key is None:
         raise Fault(RESOURCE_UNKNOWN)
-    if key.name == SEEDED:
+    if key.name in (SEEDED, SECOND_SEEDED):
         raise Fault(STATE_CONFLICT, message="The key of the settings is replaced in the settings.")
     storage.revoke_platform_key(tx, key_id, now)
 
@@ -201,6 +223,7 @@ def _insert(tx: TenantTx, project_id: str | None, wanted: WantedKey, id: str, in
         models=wanted.models,
         limits=wanted.limits,
         service_account=wanted.service_account,
+        created_by=wanted.created_by,
     )
     storage.insert_key(tx, key, ingredients.pepper.digest(made.secret))
     return ShownKey(key, made.secret)

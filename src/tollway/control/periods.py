@@ -169,6 +169,7 @@ def _write_off_row(each: WriteOff) -> dict[str, object]:
         "last_seq": each.last_seq,
         "reason": each.reason,
         "actor": each.actor,
+        "approver": each.approver,
     }
 
 

@@ -24,7 +24,7 @@ class ControlPlane:
     """The parts of one control process. `now`: UTC microseconds. `random_bytes(n)`: n unpredictable bytes.
 
     `peppers`: by version, at most two; new keys use the one of `pepper_version`. `log`: writes one line of structured log.
-    `approval_above_pico`: corrections that move more need a second operator. `close_after_days`: when periods are closed
+    `approval_above_pico`: corrections that move more need a second person. `close_after_days`: when periods are closed
     by the job that closes them; None if only operators do. `jobs`: the state of the periodic jobs, for metrics and the readiness page.
     """
 

@@ -7,13 +7,15 @@ again once the obstacle is gone, with the collector's own rules, or by writing i
 repeated without effect: the row of the record is locked, and its resolution, event and posting commit together.
 """
 
+from tollway.control.approvals import sum_moved_today
 from tollway.control.batches import Batch
 from tollway.control.collect import book_batch, list_billing_accounts
-from tollway.control.rating import RatedBatch
+from tollway.control.rating import BillingAccount, RatedBatch
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.keys import Operator, may_approve
 from tollway.domain.pages import Page, Window
 from tollway.domain.periods import Calendar
-from tollway.domain.quarantine import QuarantinedRecord, QuarantineState, Resolution
+from tollway.domain.quarantine import QuarantinedRecord, QuarantineState, Resolution, WriteOffRequest
 from tollway.storage import prices as stored_prices
 from tollway.storage import rejected_records as stored
 from tollway.storage import usage_events
@@ -78,15 +80,32 @@ def rate_record(tx: PlatformTx, node_id: str, epoch: int, seq: int, *, reason: s
     return _resolve(tx, record, Resolution(QuarantineState.RATED, reason, actor, now))
 
 
-def write_off(tx: PlatformTx, node_id: str, epoch: int, seq: int, *, reason: str, actor: str, now: int) -> QuarantinedRecord:
-    """Decide that a quarantined record is never billed. Repeating it changes nothing. Raises RESOURCE_UNKNOWN, or STATE_CONFLICT if it was
-    rated."""
+def write_off(
+    tx: PlatformTx, node_id: str, epoch: int, seq: int, *, reason: str, actor: Operator, limit_pico: int, now: int
+) -> QuarantinedRecord:
+    """Ask that a quarantined record is never billed. It is written off at once if what it would have cost is known and, with everything
+    that keys of the actor's origin asked to move on this day, at most `limit_pico`; else when a key of another origin asks for the same.
+    Until then it stays open.
+
+    Repeating it changes nothing. Raises RESOURCE_UNKNOWN, or STATE_CONFLICT if it was rated.
+    """
     record = _lock(tx, node_id, epoch, seq)
     if record.state is QuarantineState.WRITTEN_OFF:
         return record
     if record.state is QuarantineState.RATED:
         raise Fault(STATE_CONFLICT, message="The record has been rated; correct its request instead.")
-    return _resolve(tx, record, Resolution(QuarantineState.WRITTEN_OFF, reason, actor, now))
+    amount_pico, currency = _find_amount(tx, record)
+    is_within_limit = (
+        amount_pico is not None and currency is not None and amount_pico + sum_moved_today(tx, actor, currency, now) <= limit_pico
+    )
+    stored.insert_write_off_request(tx, record, WriteOffRequest(actor, reason, amount_pico, currency, now))
+    for request in stored.list_write_off_requests(tx, record):
+        if may_approve(request.actor.origin, actor.origin):
+            agreed = Resolution(QuarantineState.WRITTEN_OFF, request.reason, request.actor.key_id, now, actor.key_id)
+            return _resolve(tx, record, agreed)
+    if not is_within_limit:
+        return get_record(tx, node_id, epoch, seq)
+    return _resolve(tx, record, Resolution(QuarantineState.WRITTEN_OFF, reason, actor.key_id, now))
 
 
 def count_open(tx: PlatformTx) -> dict[str, int]:
@@ -115,6 +134,20 @@ def _batch_of(record: QuarantinedRecord) -> Batch:
     batch = Batch(record.node_id, record.epoch)
     batch.add([Frame(record.seq, b"", record.payload, 0)])
     return batch
+
+
+def _find_amount(tx: PlatformTx, record: QuarantinedRecord) -> tuple[int | None, str | None]:
+    """Return what a record would have cost, in pico, and the currency: by its own price, whoever may pay by it. (None, None) where its
+    price does not exist here, or where it cannot be rated at all."""
+    batch = _batch_of(record)
+    prices = stored_prices.find_prices(tx, {each.final.admit.price_version for each in batch.finals})
+    for price in prices.values():
+        organization_ids = {each.final.admit.organization_id for each in batch.finals}
+        accounts = {each: BillingAccount(price.currency, frozenset({price.list})) for each in organization_ids}
+        rated = RatedBatch(accounts, prices, {each: Calendar(each, "UTC") for each in organization_ids}, {})
+        for row in rated.rate(batch):
+            return row.amounts.total, price.currency
+    return None, None
 
 
 def _obstacle_of(rated: RatedBatch) -> str:

@@ -151,6 +151,7 @@ def create_service_account(
     key_id: str | None,
     ingredients: Ingredients,
     expires_at: int | None,
+    created_by: str,
     now: int,
 ) -> NewServiceAccount:
     """Create a service account and, if `key_id` is given, a live key of its own made from `secret`."""
@@ -161,7 +162,7 @@ def create_service_account(
     storage.insert_service_account(tx, account)
     key = None
     if key_id is not None:
-        wanted = keys.WantedKey(type=KeyType.LIVE, name="Secret Key", expires_at=expires_at, service_account=account)
+        wanted = keys.WantedKey(type=KeyType.LIVE, name="Secret Key", expires_at=expires_at, service_account=account, created_by=created_by)
         key = keys.create_project_key(tx, project_id, wanted, id=key_id, ingredients=ingredients, now=now)
     return NewServiceAccount(account, key)
 

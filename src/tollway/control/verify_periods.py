@@ -217,12 +217,12 @@ def _compare_report(
         if touches and was_known and place not in rows and not _was_lost_before(epoch, period):
             add("billing_periods", f"{period.id}: its report does not name {epoch.node_id}/{epoch.epoch}, which touches it")
     written_off = {
-        (each.node_id, each.epoch, each.reason, each.actor): each.records
+        (each.node_id, each.epoch, each.reason, each.actor, each.approver): each.records
         for each in rejected_records.list_write_offs(tx, period.organization_id, period.start_at, period.end_at)
     }
     for row in period.closing.report.get("written_off", ()):
         # More may have been written off since, of what arrived late.
-        if written_off.get((row["node_id"], row["epoch"], row["reason"], row["actor"]), 0) < row["records"]:
+        if written_off.get((row["node_id"], row["epoch"], row["reason"], row["actor"], row["approver"]), 0) < row["records"]:
             add("quarantine_resolutions", f"{period.id}: its report names records of {row['node_id']} that were not written off")
 
 
@@ -328,8 +328,8 @@ def _find_flaw(adjustment: Adjustment, event: stored_usage.BookedEvent, before: 
     # What waits today may have been rejected later than the next was asked for; only what stands counts here.
     if objection is not None and adjustment.state is AdjustmentState.APPLIED:
         return f"should not have been possible: {objection}"
-    if adjustment.decision is Decision.APPROVED and adjustment.approver == adjustment.actor:
-        return "was approved by who asked for it"
+    if adjustment.decision is Decision.APPROVED and adjustment.actor_origin is adjustment.approver_origin:
+        return "was approved with a key that whoever asked for it could have made"
     if adjustment.decision is not None and not adjustment.needs_approval:
         return "was decided about although it needs no approval"
     return None

@@ -12,6 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from tollway.domain.billing_classes import BillingClass, Quantities
+from tollway.domain.keys import KeyOrigin
 from tollway.domain.prices import RatedLine
 
 
@@ -39,7 +40,8 @@ class Decision(StrEnum):
 
 
 class Adjustment(msgspec.Struct, frozen=True, kw_only=True):
-    """A correction of one event. `actor` and `approver` are key ids; instants in UTC microseconds.
+    """A correction of one event. `actor` and `approver` are key ids, `actor_origin` and `approver_origin` the origins of these keys;
+    instants in UTC microseconds.
 
     `amount_pico` is what it adds to the event's cost; below zero it gives back. `replacement`: the quantities that are billed
     instead (replace only), `request` 0 or 1. `needs_approval`: it was above the limit when it was asked for. `period_at`: the start of the
@@ -56,11 +58,13 @@ class Adjustment(msgspec.Struct, frozen=True, kw_only=True):
     amount_pico: int
     reason: str
     actor: str
+    actor_origin: KeyOrigin
     created_at: int
     needs_approval: bool
     replacement: Quantities | None = None
     decision: Decision | None = None
     approver: str | None = None
+    approver_origin: KeyOrigin | None = None
     decided_at: int | None = None
     period_at: int | None = None
 
@@ -104,10 +108,12 @@ def find_objection(kind: AdjustmentKind, amount_pico: int, cost_pico: int, earli
     return None
 
 
-def needs_approval(amount_pico: int, earlier: Sequence[Adjustment], limit_pico: int) -> bool:
-    """Return whether a second person must approve: if the corrections of one event together move more than the limit, up or down."""
+def needs_approval(amount_pico: int, earlier: Sequence[Adjustment], moved_today_pico: int, limit_pico: int) -> bool:
+    """Return whether a second person must approve: if the corrections of one event together move more than the limit, up or down, or if
+    everything together does that keys of the asker's origin asked for on this day (`moved_today_pico`, without this one).
+    """
     moved_pico = sum(abs(adjustment.amount_pico) for adjustment in earlier if adjustment.state is not AdjustmentState.REJECTED)
-    return abs(amount_pico) + moved_pico > limit_pico
+    return abs(amount_pico) + max(moved_pico, moved_today_pico) > limit_pico
 
 
 def fields_of(adjustment: Adjustment) -> Mapping[str, object]:
@@ -122,7 +128,9 @@ def fields_of(adjustment: Adjustment) -> Mapping[str, object]:
         "replacement": None if new is None else dict(zip(BillingClass, new.values(), strict=True)),
         "reason": adjustment.reason,
         "actor": adjustment.actor,
+        "actor_origin": str(adjustment.actor_origin),
         "created_at": adjustment.created_at,
         "approver": adjustment.approver,
+        "approver_origin": None if adjustment.approver_origin is None else str(adjustment.approver_origin),
         "decided_at": adjustment.decided_at,
     }

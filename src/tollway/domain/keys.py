@@ -39,12 +39,36 @@ class KeyType(StrEnum):
     NODE = "node"  # a gateway towards control
 
 
+class KeyOrigin(StrEnum):
+    """The key of the settings from which an operator's key descends: made with it, or with a key that descends from it.
+
+    Whoever holds a key can make more keys, so all keys of one origin count as one person's. Only the settings begin another origin.
+    """
+
+    FIRST = "first"  # the platform key
+    SECOND = "second"  # the second platform key, which another person holds
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Someone who may administer the platform, by the id and the origin of the key that they presented."""
+
+    key_id: str
+    origin: KeyOrigin
+
+
+def may_approve(asked_from: KeyOrigin, approved_from: KeyOrigin) -> bool:
+    """Return whether a key of one origin may approve what a key of another asked for: not if one person can have held both."""
+    return asked_from is not approved_from
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
     """An API key as administration shows it, without its secret.
 
     `project_id` is None for the admin keys of an organization and for keys of the platform. `models`: the names that the key may use;
-    None for all models of its project. Instants are UTC microseconds; `expires_at` is exclusive, None for a key that does not expire."""
+    None for all models of its project. Instants are UTC microseconds; `expires_at` is exclusive, None for a key that does not expire.
+    `created_by`: the id of the key with which it was made, None for keys of the settings. `origin`: of keys of operators only."""
 
     id: str
     type: KeyType
@@ -56,6 +80,8 @@ class Key:
     models: tuple[str, ...] | None = None
     limits: Limits = UNLIMITED
     service_account: ServiceAccount | None = None
+    created_by: str | None = None
+    origin: KeyOrigin | None = None
 
 
 class NewKey(msgspec.Struct, frozen=True):

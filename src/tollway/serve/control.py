@@ -34,7 +34,7 @@ from tollway.control.publish import Publications
 from tollway.control.reconcile import ReconcileOptions, Reconciliation
 from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
-from tollway.domain.keys import KeyType
+from tollway.domain.keys import KeyOrigin
 from tollway.domain.money import PICO
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve import garbage
@@ -95,7 +95,7 @@ class ControlSettings:
     `database_url`: sqlite+pysqlite:///path or postgresql+psycopg://...; `archive_directory`: where collected usage
     records are kept. `peppers` by version (at most two, 32 bytes each), `vault_key` 32 bytes. `platform_key` becomes the only one of the
     settings, `node` is registered with its key; None leaves what the database has. `approval_above_pico`: corrections
-    that move more need a second operator. `reconcile`: how engines' counters are read; None reads none. `close_after_days`: when
+    that move more need a second person. `reconcile`: how engines' counters are read; None reads none. `close_after_days`: when
     periods are closed without being asked; None never."""
 
     database_url: str = field(repr=False)
@@ -107,6 +107,7 @@ class ControlSettings:
     vault_key: bytes = field(repr=False)
     platform_key: str | None = field(repr=False)
     node: NodeIdentity | None
+    second_platform_key: str | None = field(default=None, repr=False)
     reconcile: ReconcileOptions | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
     approval_above_pico: int = 100 * PICO
@@ -155,13 +156,16 @@ def await_database(url: str, log: Callable[[Mapping[str, object]], None], *, sec
 
 
 def seed_keys(database: Database, settings: ControlSettings, log: Callable[[Mapping[str, object]], None]) -> None:
-    """Make the platform key of the settings the only valid one, and register the node of the settings. Raises ValueError for a platform
-    key that cannot be valid. A node that was revoked stays so, with a line in the log."""
+    """Make the platform keys of the settings the only valid ones of theirs, and register the node of the settings. Raises ValueError for a
+    platform key that cannot be valid. A node that was revoked stays so, with a line in the log."""
     pepper = keys.Pepper(settings.pepper_version, settings.peppers[settings.pepper_version])
     node, is_valid = settings.node, True
     with database.platform() as tx:
-        if settings.platform_key is not None:
-            keys.seed_platform_key(tx, KeyType.PLATFORM, settings.platform_key, id=new_id(ids.KEY), pepper=pepper, now=now())
+        for origin, secret in ((KeyOrigin.FIRST, settings.platform_key), (KeyOrigin.SECOND, settings.second_platform_key)):
+            if secret is not None:
+                keys.seed_platform_key(tx, origin, secret, id=new_id(ids.KEY), pepper=pepper, now=now())
+        if settings.second_platform_key is None:
+            keys.withdraw_second_key(tx, now())
         if node is not None:
             is_valid = nodes.seed_node(tx, node.node_id, node.key, key_id=new_id(ids.KEY), pepper=pepper, now=now())
     if node is not None and not is_valid:

@@ -34,8 +34,9 @@ FORMAT = 1
 SECRET_BYTES = 32
 """Length of a pepper and of the vault key: the key size of HMAC-SHA256 and AES-256."""
 
-SECRETS_ENV = ("TOLLWAY_PEPPER", "TOLLWAY_VAULT_KEY", "TOLLWAY_PLATFORM_KEY")
-"""Variables that replace secrets.json in a cluster, where processes do not share a directory."""
+SECRETS_ENV = ("TOLLWAY_PEPPER", "TOLLWAY_VAULT_KEY", "TOLLWAY_PLATFORM_KEY", "TOLLWAY_SECOND_PLATFORM_KEY")
+"""Variables that replace secrets.json in a cluster, where processes do not share a directory. The last has no place in secrets.json:
+whoever reads the file would hold both keys, and could approve what they asked for."""
 
 NODE_ENV = ("TOLLWAY_NODE_ID", "TOLLWAY_NODE_KEY")
 """Variables that say who a gateway is, in place of secrets.json."""
@@ -48,13 +49,15 @@ NODE_FILE = "node_key.json"
 class Secrets:
     """The secrets that a process needs to check keys and open credentials. repr shows none of them.
 
-    `peppers` by version, 32 bytes each. `platform_key` is None where only a gateway's secrets were given.
+    `peppers` by version, 32 bytes each. `platform_key` is None where only a gateway's secrets were given, `second_platform_key` where there
+    is no second person.
     """
 
     peppers: Mapping[int, bytes] = field(repr=False)
     pepper_version: int
     vault_key: bytes = field(repr=False)
     platform_key: str | None = field(repr=False)
+    second_platform_key: str | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +182,7 @@ def new_secrets() -> dict[str, str]:
         "TOLLWAY_PEPPER": secrets.token_hex(SECRET_BYTES),
         "TOLLWAY_VAULT_KEY": secrets.token_hex(SECRET_BYTES),
         "TOLLWAY_PLATFORM_KEY": keys.new_key(KeyType.PLATFORM, secrets.token_bytes(keys.RANDOM_BYTES)).secret,
+        "TOLLWAY_SECOND_PLATFORM_KEY": keys.new_key(KeyType.PLATFORM, secrets.token_bytes(keys.RANDOM_BYTES)).secret,
     }
 
 
@@ -207,7 +211,7 @@ def read_secrets(directory: Path, environ: Mapping[str, str]) -> Secrets:
     shows one."""
     path = directory / "secrets.json"
     body = _read_private(path)
-    pepper, vault_key, platform_key = (environ.get(name) or None for name in SECRETS_ENV)
+    pepper, vault_key, platform_key, second_key = (environ.get(name) or None for name in SECRETS_ENV)
     version = body.get("pepper_version", 1)
     peppers = {int(known): _parse_hex(text, f"pepper {known} in {path}") for known, text in body.get("peppers", {}).items()}
     if pepper is not None:
@@ -224,6 +228,7 @@ def read_secrets(directory: Path, environ: Mapping[str, str]) -> Secrets:
         vault_key=_parse_hex(vault_text, "TOLLWAY_VAULT_KEY" if vault_key else f"vault_key in {path}"),
         platform_key=platform_text
         and _check_key(platform_text, KeyType.PLATFORM, "TOLLWAY_PLATFORM_KEY" if platform_key else f"platform_key in {path}"),
+        second_platform_key=second_key and _check_key(second_key, KeyType.PLATFORM, "TOLLWAY_SECOND_PLATFORM_KEY"),
     )
 
 

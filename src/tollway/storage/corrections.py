@@ -8,16 +8,21 @@ import sqlalchemy as sa
 
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision
+from tollway.domain.keys import KeyOrigin, Operator
+from tollway.domain.money import PICO
 from tollway.domain.pages import Page, Window
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
+from tollway.storage.schema import organizations
 from tollway.storage.schema_money import ledger_transactions
 from tollway.storage.schema_periods import REPLACEMENTS, adjustment_approvals, usage_adjustments
 
 _approval = adjustment_approvals.c
 _booking = ledger_transactions.c
 _ALL = (
-    sa.select(usage_adjustments, _approval.approver, _approval.decision, _approval.decided_at, _booking.period_at)
+    sa.select(
+        usage_adjustments, _approval.approver, _approval.approver_origin, _approval.decision, _approval.decided_at, _booking.period_at
+    )
     .join_from(usage_adjustments, adjustment_approvals, adjustment_approvals.c.adjustment_id == usage_adjustments.c.id, isouter=True)
     .join(ledger_transactions, ledger_transactions.c.adjustment_id == usage_adjustments.c.id, isouter=True)
 )
@@ -39,17 +44,23 @@ def insert_adjustment(tx: PlatformTx, adjustment: Adjustment) -> None:
             **(dict.fromkeys(REPLACEMENTS) if new is None else dict(zip(REPLACEMENTS, new.values(), strict=True))),
             reason=adjustment.reason,
             actor=adjustment.actor,
+            actor_origin=adjustment.actor_origin,
             needs_approval=adjustment.needs_approval,
             created_at=adjustment.created_at,
         )
     )
 
 
-def insert_decision(tx: PlatformTx, adjustment: Adjustment, decision: Decision, approver: str, now: int) -> None:
+def insert_decision(tx: PlatformTx, adjustment: Adjustment, decision: Decision, approver: Operator, now: int) -> None:
     """Store what the second person said. The organization must be locked."""
     tx.connection.execute(
         adjustment_approvals.insert().values(
-            adjustment_id=adjustment.id, actor=adjustment.actor, approver=approver, decision=decision, decided_at=now
+            adjustment_id=adjustment.id,
+            actor=adjustment.actor,
+            approver=approver.key_id,
+            approver_origin=approver.origin,
+            decision=decision,
+            decided_at=now,
         )
     )
 
@@ -64,6 +75,25 @@ def list_of_event(tx: Transaction, organization_id: str, event_id: str) -> list[
     """All corrections of one event of an organization, oldest first."""
     query = _ALL.where(usage_adjustments.c.event_id == event_id, usage_adjustments.c.organization_id == organization_id)
     return [_adjustment(row) for row in tx.connection.execute(query.order_by(usage_adjustments.c.id))]
+
+
+def sum_moved(tx: PlatformTx, origin: KeyOrigin, currency: str, since: int) -> int:
+    """Return the amounts of the corrections in a currency, up or down, that keys of an origin asked for since then and that were not
+    rejected."""
+    amount = sa.func.abs(usage_adjustments.c.amount_pico)
+    query = (
+        sa.select(sa.func.coalesce(sa.func.sum(amount // PICO), 0), sa.func.coalesce(sa.func.sum(amount % PICO), 0))
+        .join_from(usage_adjustments, organizations, organizations.c.id == usage_adjustments.c.organization_id)
+        .join(adjustment_approvals, adjustment_approvals.c.adjustment_id == usage_adjustments.c.id, isouter=True)
+        .where(
+            usage_adjustments.c.actor_origin == origin,
+            usage_adjustments.c.created_at >= since,
+            organizations.c.currency == currency,
+            sa.or_(_approval.decision.is_(None), _approval.decision != Decision.REJECTED),
+        )
+    )
+    units, picos = tx.connection.execute(query).one()
+    return int(units) * PICO + int(picos)
 
 
 def list_adjustments(tx: PlatformTx, window: Window, *, organization_id: str | None, state: AdjustmentState | None) -> Page[Adjustment]:
@@ -144,11 +174,13 @@ def _adjustment(row: Any) -> Adjustment:
         amount_pico=row.amount_pico,
         reason=row.reason,
         actor=row.actor,
+        actor_origin=KeyOrigin(row.actor_origin),
         created_at=row.created_at,
         needs_approval=row.needs_approval,
         replacement=replacement,
         decision=None if row.decision is None else Decision(row.decision),
         approver=row.approver,
+        approver_origin=None if row.approver_origin is None else KeyOrigin(row.approver_origin),
         decided_at=row.decided_at,
         period_at=row.period_at,
     )

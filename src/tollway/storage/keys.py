@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.domain.keys import Key, KeyType
+from tollway.domain.keys import Key, KeyOrigin, KeyType
 from tollway.domain.pages import Page, Window
 from tollway.domain.tenants import ServiceAccount
 from tollway.storage.database import PlatformTx, TenantTx
@@ -84,12 +84,18 @@ def revoke_organization_keys(tx: TenantTx, now: int) -> list[str]:
     return inference
 
 
-def put_platform_key(tx: PlatformTx, key: Key, digest: Digest) -> bool:
-    """Store a key of the platform, unless this very key is stored already. Returns whether it is valid: not revoked."""
+def put_platform_key(tx: PlatformTx, key: Key, digest: Digest) -> Key | None:
+    """Store a key of the platform, unless this very key is stored already. Returns what is stored; None if it is revoked."""
     insert = tx.insert(api_keys).values(organization_id=None, **_columns(key, digest))
     tx.connection.execute(insert.on_conflict_do_nothing(index_elements=["digest"]))
-    query = sa.select(api_keys.c.revoked_at.is_(None)).where(api_keys.c.digest == digest.value)
-    return bool(tx.connection.execute(query).scalar_one())
+    row = tx.connection.execute(sa.select(api_keys).where(api_keys.c.digest == digest.value)).one()
+    return _platform_key(row) if row.revoked_at is None else None
+
+
+def lock_origin(tx: PlatformTx, origin: KeyOrigin) -> None:
+    """Let operators whose keys have this origin take turns until the transaction ends."""
+    query = sa.select(api_keys.c.id).where(api_keys.c.organization_id.is_(None), api_keys.c.origin == origin)
+    tx.connection.execute(query.order_by(api_keys.c.id).with_for_update()).all()
 
 
 def put_node_key(tx: PlatformTx, key: Key, digest: Digest, node_id: str) -> None:
@@ -128,18 +134,20 @@ def _platform_key(row: Any) -> Key:
         redacted=row.redacted,
         created_at=row.created_at,
         expires_at=row.expires_at,
+        created_by=row.created_by,
+        origin=None if row.origin is None else KeyOrigin(row.origin),
     )
 
 
-def revoke_other_platform_keys(tx: PlatformTx, type: KeyType, digest: Digest, now: int, *, name: str) -> None:
-    """Revoke every key of the platform of `type` and `name` but the one with `digest`: what the settings no longer hold is over."""
+def revoke_other_platform_keys(tx: PlatformTx, type: KeyType, digest: Digest | None, now: int, *, name: str) -> None:
+    """Revoke every key of the platform of `type` and `name` but the one with `digest`, if one is given."""
     tx.connection.execute(
         api_keys.update()
         .where(
             api_keys.c.organization_id.is_(None),
             api_keys.c.type == type,
             api_keys.c.name == name,
-            api_keys.c.digest != digest.value,
+            sa.true() if digest is None else api_keys.c.digest != digest.value,
             api_keys.c.revoked_at.is_(None),
         )
         .values(revoked_at=now)
@@ -169,6 +177,8 @@ def _columns(key: Key, digest: Digest) -> dict[str, Any]:
         "models": None if key.models is None else json.dumps(key.models),
         "created_at": key.created_at,
         "expires_at": key.expires_at,
+        "created_by": key.created_by,
+        "origin": key.origin,
         **key.limits.to_dict(),
     }
 
@@ -209,4 +219,5 @@ def _key(row: Any) -> Key:
         models=None if row.models is None else tuple(json.loads(row.models)),
         limits=read_limits(row),
         service_account=account,
+        created_by=row.created_by,
     )

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.budgets import BudgetLevel, BudgetMode
-from tollway.domain.keys import KeyType
+from tollway.domain.keys import KeyOrigin, KeyType
 from tollway.domain.limits import DIMENSIONS, UNLIMITED, LimitLevel
 from tollway.domain.price_books import carried
 from tollway.domain.snapshot import BudgetEntry, DeploymentEntry, Entry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
@@ -35,18 +35,19 @@ IDS_MAX = 500
 @dataclass(frozen=True, slots=True)
 class ActiveKey:
     """A key that may act now, and for whom: `organization_id` is None for keys of the platform and of nodes, `node_id` for all but those
-    of nodes."""
+    of nodes, `origin` for all but those of operators."""
 
     id: str
     type: KeyType
     organization_id: str | None
     node_id: str | None
+    origin: KeyOrigin | None
 
 
 def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> ActiveKey | None:
     """The key with one of `digests` that may act at instant `now`: neither revoked nor expired, its organization not archived."""
     query = (
-        sa.select(api_keys.c.id, api_keys.c.type, api_keys.c.organization_id, api_keys.c.node_id)
+        sa.select(api_keys.c.id, api_keys.c.type, api_keys.c.organization_id, api_keys.c.node_id, api_keys.c.origin)
         .outerjoin(organizations, organizations.c.id == api_keys.c.organization_id)
         .where(
             api_keys.c.digest.in_(digests),
@@ -56,7 +57,10 @@ def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> Activ
         )
     )
     row = tx.connection.execute(query).one_or_none()
-    return None if row is None else ActiveKey(row.id, KeyType(row.type), row.organization_id, row.node_id)
+    if row is None:
+        return None
+    origin = None if row.origin is None else KeyOrigin(row.origin)
+    return ActiveKey(row.id, KeyType(row.type), row.organization_id, row.node_id, origin)
 
 
 def has_organization(tx: PlatformTx, organization_id: str) -> bool:

@@ -5,12 +5,21 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tollway.domain.keys import KeyOrigin, Operator
+from tollway.domain.money import PICO
 from tollway.domain.pages import Page, Window
-from tollway.domain.quarantine import QuarantinedRecord, QuarantineState, QuarantineSummary, Resolution, WriteOff
+from tollway.domain.quarantine import (
+    QuarantinedRecord,
+    QuarantineState,
+    QuarantineSummary,
+    Resolution,
+    WriteOff,
+    WriteOffRequest,
+)
 from tollway.domain.usage import RejectedRecord
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.pages import fetch_page
-from tollway.storage.schema_money import event_conflicts, quarantine_resolutions, quarantined_records
+from tollway.storage.schema_money import event_conflicts, quarantine_resolutions, quarantined_records, write_off_requests
 
 # ---- Writing ----------------------------------------------------------------------------------------------------------
 
@@ -50,14 +59,32 @@ def insert_resolution(tx: PlatformTx, record: QuarantinedRecord, resolution: Res
             reason=resolution.reason,
             actor=resolution.actor,
             resolved_at=resolution.resolved_at,
+            approver=resolution.approver,
         )
     )
+
+
+def insert_write_off_request(tx: PlatformTx, record: QuarantinedRecord, request: WriteOffRequest) -> None:
+    """Store a request to write a record off; a second one with the same key changes nothing. The record must be locked and open."""
+    insert = tx.insert(write_off_requests).values(
+        node_id=record.node_id,
+        epoch=record.epoch,
+        seq=record.seq,
+        actor=request.actor.key_id,
+        actor_origin=request.actor.origin,
+        reason=request.reason,
+        amount_pico=request.amount_pico,
+        currency=request.currency,
+        requested_at=request.requested_at,
+    )
+    tx.connection.execute(insert.on_conflict_do_nothing())
 
 
 # ---- Reading ----------------------------------------------------------------------------------------------------------
 
 _record = quarantined_records.c
 _resolution = quarantine_resolutions.c
+_request = write_off_requests.c
 _same_record = sa.and_(_record.node_id == _resolution.node_id, _record.epoch == _resolution.epoch, _record.seq == _resolution.seq)
 _joined = quarantined_records.outerjoin(quarantine_resolutions, _same_record)
 _ALL = sa.select(
@@ -66,6 +93,13 @@ _ALL = sa.select(
     _resolution.reason.label("resolution_reason"),
     _resolution.actor,
     _resolution.resolved_at,
+    _resolution.approver,
+    sa.select(_request.actor)
+    .where(_request.node_id == _record.node_id, _request.epoch == _record.epoch, _request.seq == _record.seq)
+    .order_by(_request.requested_at, _request.actor)
+    .limit(1)
+    .scalar_subquery()
+    .label("write_off_requested_by"),
 ).select_from(_joined)
 _is_open = _resolution.state.is_(None)
 
@@ -77,6 +111,25 @@ def find_quarantined(tx: PlatformTx, node_id: str, epoch: int, seq: int, *, lock
         tx.connection.execute(sa.select(_record.seq).where(*place).with_for_update()).one_or_none()
     row = tx.connection.execute(_ALL.where(*place)).one_or_none()
     return None if row is None else _quarantined(row)
+
+
+def list_write_off_requests(tx: PlatformTx, record: QuarantinedRecord) -> list[WriteOffRequest]:
+    """Return the requests to write a record off, the first one first."""
+    place = (_request.node_id == record.node_id, _request.epoch == record.epoch, _request.seq == record.seq)
+    rows = tx.connection.execute(sa.select(write_off_requests).where(*place).order_by(_request.requested_at, _request.actor))
+    return [
+        WriteOffRequest(Operator(row.actor, KeyOrigin(row.actor_origin)), row.reason, row.amount_pico, row.currency, row.requested_at)
+        for row in rows
+    ]
+
+
+def sum_write_offs(tx: PlatformTx, origin: KeyOrigin, currency: str, since: int) -> int:
+    """Return the amounts in a currency that keys of an origin have asked to write off since then, in pico."""
+    amount = _request.amount_pico
+    query = sa.select(sa.func.coalesce(sa.func.sum(amount // PICO), 0), sa.func.coalesce(sa.func.sum(amount % PICO), 0))
+    mine = (_request.actor_origin == origin, _request.currency == currency, _request.requested_at >= since)
+    units, picos = tx.connection.execute(query.where(*mine)).one()
+    return int(units) * PICO + int(picos)
 
 
 def find_own_quarantined(tx: TenantTx, request_id: str) -> QuarantinedRecord | None:
@@ -120,18 +173,18 @@ def list_open_summaries(tx: PlatformTx, organization_id: str, end_at: int) -> li
 def list_write_offs(tx: PlatformTx, organization_id: str, start_at: int, end_at: int) -> list[WriteOff]:
     """Return what was written off of the records that may belong to the organization and to the time from `start_at` to `end_at`."""
     query = (
-        sa.select(*_PLACE, _resolution.reason, _resolution.actor, *_COUNTS)
+        sa.select(*_PLACE, _resolution.reason, _resolution.actor, _resolution.approver, *_COUNTS)
         .select_from(_joined)
         .where(
             _resolution.state == QuarantineState.WRITTEN_OFF,
             *_may_belong_to(organization_id, end_at),
             sa.func.coalesce(_record.served_at, _record.received_at) >= start_at,
         )
-        .group_by(*_PLACE, _resolution.reason, _resolution.actor)
-        .order_by(*_PLACE, _resolution.reason, _resolution.actor)
+        .group_by(*_PLACE, _resolution.reason, _resolution.actor, _resolution.approver)
+        .order_by(*_PLACE, _resolution.reason, _resolution.actor, sa.func.coalesce(_resolution.approver, ""))
     )
     rows = tx.connection.execute(query)
-    return [WriteOff(row.node_id, row.epoch, row.reason, row.actor, row.records, row.first_seq, row.last_seq) for row in rows]
+    return [WriteOff(row.node_id, row.epoch, row.reason, row.actor, row.approver, row.records, row.first_seq, row.last_seq) for row in rows]
 
 
 _PLACE = (_record.node_id, _record.epoch)
@@ -164,7 +217,7 @@ def count_conflicts(tx: PlatformTx) -> int:
 def _quarantined(row: Any) -> QuarantinedRecord:
     resolution = None
     if row.state is not None:
-        resolution = Resolution(QuarantineState(row.state), row.resolution_reason, row.actor, row.resolved_at)
+        resolution = Resolution(QuarantineState(row.state), row.resolution_reason, row.actor, row.resolved_at, row.approver)
     return QuarantinedRecord(
         node_id=row.node_id,
         epoch=row.epoch,
@@ -176,6 +229,7 @@ def _quarantined(row: Any) -> QuarantinedRecord:
         received_at=row.received_at,
         payload=row.payload,
         resolution=resolution,
+        write_off_requested_by=row.write_off_requested_by,
     )
 
 

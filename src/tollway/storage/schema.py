@@ -103,6 +103,8 @@ api_keys = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger),
     sa.Column("revoked_at", sa.BigInteger),
+    sa.Column("created_by", sa.String(64)),  # the key with which it was made; null for keys of the settings
+    sa.Column("origin", sa.String(16)),  # domain.keys.KeyOrigin of operators' keys; never changes, by trigger
     *limit_columns(),
     one_of("type", KeyType),
     sa.CheckConstraint("(type IN ('platform', 'node')) = (organization_id IS NULL)", name="organization_unless_platform"),

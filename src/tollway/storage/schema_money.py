@@ -172,11 +172,31 @@ quarantine_resolutions = sa.Table(  # append-only; one for each record that was 
     sa.Column("reason", sa.String(1024), nullable=False),
     sa.Column("actor", sa.String(64), nullable=False),  # the operator's key
     sa.Column("resolved_at", sa.BigInteger, nullable=False),
+    sa.Column("approver", sa.String(64)),  # the key of a second person who agreed to write it off
     sa.ForeignKeyConstraint(
         ["node_id", "epoch", "seq"], ["quarantined_records.node_id", "quarantined_records.epoch", "quarantined_records.seq"]
     ),
     sa.CheckConstraint(f"state IN ('{QuarantineState.RATED}', '{QuarantineState.WRITTEN_OFF}')", name="state_final"),
 )
+
+write_off_requests = sa.Table(  # append-only; a record is written off once two operators have asked for it, or one within the limit
+    "write_off_requests",
+    metadata,
+    sa.Column("node_id", sa.String(64), primary_key=True),
+    sa.Column("epoch", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("actor", sa.String(64), primary_key=True),  # the operator's key
+    sa.Column("actor_origin", sa.String(16), nullable=False),
+    sa.Column("reason", sa.String(1024), nullable=False),
+    sa.Column("amount_pico", sa.BigInteger),  # what the record would have cost; null where that cannot be known
+    sa.Column("currency", sa.String(3)),
+    sa.Column("requested_at", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(
+        ["node_id", "epoch", "seq"], ["quarantined_records.node_id", "quarantined_records.epoch", "quarantined_records.seq"]
+    ),
+    sa.CheckConstraint("(amount_pico IS NULL) = (currency IS NULL)", name="amount_in_currency"),
+)
+sa.Index(None, write_off_requests.c.actor_origin, write_off_requests.c.requested_at)
 
 # ---- Sums for reading -------------------------------------------------------------------------------------------------
 
@@ -264,6 +284,7 @@ APPEND_ONLY = (
     event_conflicts,
     quarantined_records,
     quarantine_resolutions,
+    write_off_requests,
     ledger_transactions,
     ledger_entries,
 )

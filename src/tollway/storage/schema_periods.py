@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from tollway.domain.billing_classes import QUANTITY_CLASSES
 from tollway.domain.corrections import AdjustmentKind, Decision
+from tollway.domain.keys import KeyOrigin
 from tollway.domain.periods import PeriodState
 from tollway.storage.schema import metadata, one_of
 from tollway.storage.schema_money import name
@@ -98,6 +99,7 @@ usage_adjustments = sa.Table(  # append-only
     sa.Column("actor", sa.String(64), nullable=False),
     sa.Column("needs_approval", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("actor_origin", sa.String(16), nullable=False, server_default=KeyOrigin.FIRST.value),
     sa.UniqueConstraint("id", "actor"),
     one_of("kind", AdjustmentKind),
     sa.CheckConstraint(
@@ -112,6 +114,7 @@ usage_adjustments = sa.Table(  # append-only
 )
 sa.Index(None, usage_adjustments.c.event_id)
 sa.Index(None, usage_adjustments.c.organization_id, usage_adjustments.c.id)
+sa.Index(None, usage_adjustments.c.actor_origin, usage_adjustments.c.created_at)
 
 adjustment_approvals = sa.Table(  # append-only
     "adjustment_approvals",
@@ -121,6 +124,7 @@ adjustment_approvals = sa.Table(  # append-only
     sa.Column("approver", sa.String(64), nullable=False),
     sa.Column("decision", sa.String(16), nullable=False),
     sa.Column("decided_at", sa.BigInteger, nullable=False),
+    sa.Column("approver_origin", sa.String(16), nullable=False, server_default=KeyOrigin.FIRST.value),  # not the actor's, by trigger
     sa.ForeignKeyConstraint(["adjustment_id", "actor"], ["usage_adjustments.id", "usage_adjustments.actor"]),
     one_of("decision", Decision),
     sa.CheckConstraint("approver <> actor OR decision = 'rejected'", name="four_eyes"),

@@ -56,6 +56,7 @@ def create_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str,
         expires_at=None if body.expires_at is None else body.expires_at * 1_000_000,
         models=None if body.models is None else tuple(body.models),
         limits=body.limits.limits(),
+        created_by=caller.key_id,
     )
     with plane.database.tenant(caller.organization_id) as tx:
         shown = keys.create_project_key(
@@ -96,7 +97,8 @@ def list_admin_keys(caller: OrganizationAdmin, plane: Plane, query: Annotated[Pa
 def create_admin_key(caller: OrganizationAdmin, plane: Plane, body: AdminKeyCreate) -> AdminKeyCreated:
     """Create an admin key. Its secret is in this answer and nowhere else."""
     now = plane.now()
-    wanted = WantedKey(type=KeyType.ADMIN, name=body.name, expires_at=routes.expiry(body.expires_in_seconds, now))
+    expires_at = routes.expiry(body.expires_in_seconds, now)
+    wanted = WantedKey(type=KeyType.ADMIN, name=body.name, expires_at=expires_at, created_by=caller.key_id)
     with plane.database.tenant(caller.organization_id) as tx:
         shown = keys.create_admin_key(tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=now)
     return admin_key_created(shown)

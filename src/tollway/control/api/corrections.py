@@ -14,6 +14,7 @@ from tollway.control.corrections import WantedAdjustment
 from tollway.domain import money
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision
 from tollway.domain.faults import PARAMETER_UNKNOWN, Fault
+from tollway.domain.keys import Operator
 
 router = routes.router(tags=["corrections"])
 
@@ -71,13 +72,14 @@ class AdjustmentOut(Identified):
 
 @router.post("/v1/platform/adjustments")
 def create_adjustment(caller: PlatformOperator, plane: Plane, body: AdjustmentCreate) -> AdjustmentOut:
-    """Correct what a request was billed. At once, or, above the limit of the settings, when another operator's key approves it."""
+    """Correct what a request was billed. At once, or, above the limit of the settings, when the key of a second person approves it. The
+    limit counts for the corrections of a request, and for everything that keys of the caller's origin ask for on a day (UTC)."""
     with plane.database.platform() as tx:
         made = corrections.ask(
             tx,
             body.wanted(),
             random_bits=plane.random_bits(),
-            actor=caller.key_id,
+            actor=caller,
             limit_pico=plane.approval_above_pico,
             now=plane.now(),
         )
@@ -108,20 +110,20 @@ def retrieve_adjustment(_caller: PlatformOperator, plane: Plane, adjustment_id: 
 
 @router.post("/v1/platform/adjustments/{adjustment_id}/approve")
 def approve_adjustment(caller: PlatformOperator, plane: Plane, adjustment_id: str) -> AdjustmentOut:
-    """Approve a correction that another key asked for. This books it."""
-    return _decide(caller.key_id, plane, adjustment_id, Decision.APPROVED)
+    """Approve a correction that a key of another origin asked for. This books it."""
+    return _decide(caller, plane, adjustment_id, Decision.APPROVED)
 
 
 @router.post("/v1/platform/adjustments/{adjustment_id}/reject")
 def reject_adjustment(caller: PlatformOperator, plane: Plane, adjustment_id: str) -> AdjustmentOut:
     """Reject a pending correction permanently. The operator who requested it may reject it too."""
-    return _decide(caller.key_id, plane, adjustment_id, Decision.REJECTED)
+    return _decide(caller, plane, adjustment_id, Decision.REJECTED)
 
 
-def _decide(key_id: str, plane: Plane, adjustment_id: str, decision: Decision) -> AdjustmentOut:
+def _decide(caller: Operator, plane: Plane, adjustment_id: str, decision: Decision) -> AdjustmentOut:
     with plane.database.platform() as tx:
-        decided = corrections.decide(tx, adjustment_id, decision, approver=key_id, now=plane.now())
-    _log(plane, decided, key_id)
+        decided = corrections.decide(tx, adjustment_id, decision, approver=caller, now=plane.now())
+    _log(plane, decided, caller.key_id)
     return _adjustment_out(decided)
 
 

@@ -73,6 +73,7 @@ FIELDS: Mapping[str, FieldText] = {
     "covered_seconds": FieldText("Seconds of the hour that lie between readings of the engine, 0 to 3600.", 3600),
     "create_service_account_only": FieldText("Create the service account without a key.", False),
     "created_at": FieldText(f"When it was created, {_AT}.", 1790000000),
+    "created_by": FieldText("The id of the key with which it was made; null for keys of the settings.", _KEY),
     "credential": FieldText("Bearer token for the engine, 1 to 4096 characters; never shown again. Null removes it.", "s3cret"),
     "currency": FieldText("ISO 4217 code of the currency; fixed when the resource is created.", "EUR"),
     "data": FieldText("The items, in the order that was asked for."),
@@ -145,7 +146,7 @@ FIELDS: Mapping[str, FieldText] = {
     "model": FieldText("Name of the model, up to 128 of A-Z a-z 0-9 . _ : / @ -.", "llama-3.1-8b"),
     "models": FieldText("Names of models, at most 1000; null for all that the project may use.", ["llama-3.1-8b"]),
     "name": FieldText("A name for people, 1 to 256 printable characters.", "Production"),
-    "needs_approval": FieldText("Whether a second operator has to approve the correction.", False),
+    "needs_approval": FieldText("Whether a second person has to approve the correction.", False),
     "net_cost": FieldText("The amount of the request after its corrections, with the currency.", {"value": "0.00", "currency": "eur"}),
     "next_page": FieldText("The `page` of the next request; null at the end.", "1790003600"),
     "next_seq": FieldText("The record of the run that is expected next, 1 or more.", 65),
@@ -156,6 +157,7 @@ FIELDS: Mapping[str, FieldText] = {
     "outcome_policy": FieldText("Version of the policy that decides what an outcome bills, 1 or more.", 1),
     "output_reasoning_tokens": FieldText("Output tokens for reasoning, 0 or more.", 0),
     "output_tokens": FieldText("Output tokens that are billed, 0 or more.", 34),
+    "origin": FieldText("The key of the settings from which the key descends: `first` or `second`.", "first"),
     "output_tokens_max": FieldText("Most output tokens of one request, 1 to 2147483647; null for the engine's own bound.", 4096),
     "owner": FieldText("The owner."),
     "owner_project_access": FieldText("Always `active`.", "active"),
@@ -224,6 +226,7 @@ FIELDS: Mapping[str, FieldText] = {
     "version": FieldText("A version, which grows with each change, 0 or more.", 42),
     "watermark_digest": FieldText("SHA-256 over the positions of all gateways at the freeze, in hexadecimal; null before.", _HASH),
     "weight": FieldText("Share of requests among deployments of one tier, 0 to 1000000; 0 takes the deployment out.", 1),
+    "write_off_requested_by": FieldText("The key that asked first to write the record off; null if none has.", _KEY),
     "obstacle": FieldText("The reason why the record cannot be rated today; null if it can.", "price_unknown"),
     "payload": FieldText("The record as the gateway wrote it, as text.", "{}"),
     "period_hash": FieldText("SHA-256 over the whole statement of the closed period, in hexadecimal; null before it is closed.", _HASH),
@@ -235,6 +238,8 @@ FIELDS: Mapping[str, FieldText] = {
 }
 
 SPECIAL: Mapping[str, FieldText] = {
+    "QuarantinedRecordOut.approver": FieldText("The key of the second person who agreed to write it off; null if none had to.", _KEY),
+    "QuarantinedRecordDetailOut.approver": FieldText("The key of the second person who agreed to write it off; null if none had to.", _KEY),
     "AdminKeyOwner.created_at": FieldText("Always null: admin keys belong to the organization.", None),
     "AdminKeyOwner.id": FieldText("Always null: admin keys belong to the organization.", None),
     "AdminKeyOwner.name": FieldText("Always null: admin keys belong to the organization.", None),

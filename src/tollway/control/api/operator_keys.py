@@ -1,4 +1,4 @@
-"""Keys of operators, one for each person: so that it is on record who did what, and one can approve what another asked for."""
+"""Keys of operators, one for each person, so that it is on record who did what. A key approves what a key of another origin asked for."""
 
 from typing import Annotated, Literal
 
@@ -21,10 +21,15 @@ class OperatorKeyCreate(In):
 
 
 class OperatorKeyOut(Identified):
+    """A key of an operator. `created_by`: the key with which it was made, null for keys of the settings. `origin`: the key of the settings
+    from which it descends; a key approves only what a key of another origin asked for."""
+
     object: Literal["platform.key"] = "platform.key"
     name: str
     redacted_value: str
     created_at: int
+    created_by: str | None
+    origin: str
 
 
 class OperatorKeyCreated(OperatorKeyOut):
@@ -42,10 +47,11 @@ def list_operator_keys(_caller: PlatformOperator, plane: Plane, query: Annotated
 
 
 @router.post("/v1/platform/keys")
-def create_operator_key(_caller: PlatformOperator, plane: Plane, body: OperatorKeyCreate) -> OperatorKeyCreated:
+def create_operator_key(caller: PlatformOperator, plane: Plane, body: OperatorKeyCreate) -> OperatorKeyCreated:
     """Create a key of an operator. Its secret is in this answer and nowhere else."""
+    id, ingredients = plane.new_id(ids.KEY), plane.new_ingredients()
     with plane.database.platform() as tx:
-        shown = keys.create_operator_key(tx, name=body.name, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=plane.now())
+        shown = keys.create_operator_key(tx, name=body.name, maker=caller, id=id, ingredients=ingredients, now=plane.now())
     return OperatorKeyCreated(**_key_out(shown.key).model_dump(), value=shown.secret)
 
 
@@ -58,4 +64,12 @@ def delete_operator_key(_caller: PlatformOperator, plane: Plane, key_id: str) ->
 
 
 def _key_out(key: Key) -> OperatorKeyOut:
-    return OperatorKeyOut(id=key.id, name=key.name, redacted_value=key.redacted, created_at=seconds(key.created_at))
+    assert key.origin is not None
+    return OperatorKeyOut(
+        id=key.id,
+        name=key.name,
+        redacted_value=key.redacted,
+        created_at=seconds(key.created_at),
+        created_by=key.created_by,
+        origin=key.origin,
+    )

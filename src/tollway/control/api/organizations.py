@@ -37,10 +37,10 @@ def list_organizations(
 
 
 @router.post("/v1/platform/organizations")
-def create_organization(_caller: PlatformOperator, plane: Plane, body: OrganizationCreate) -> OrganizationCreated:
+def create_organization(caller: PlatformOperator, plane: Plane, body: OrganizationCreate) -> OrganizationCreated:
     """Create an organization and its first admin key, whose secret is in this answer only. Names of active organizations are unique."""
     now = plane.now()
-    wanted = WantedKey(type=KeyType.ADMIN, name="First admin key")
+    wanted = WantedKey(type=KeyType.ADMIN, name="First admin key", created_by=caller.key_id)
     with plane.database.tenant(plane.new_id(ids.ORGANIZATION)) as tx:
         organization = tenants.create_organization(tx, name=body.name, currency=body.currency, time_zone=body.time_zone, now=now)
         shown = keys.create_admin_key(tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=now)

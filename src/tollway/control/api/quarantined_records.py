@@ -30,7 +30,8 @@ class ResolutionCreate(In):
 class QuarantinedRecordOut(Identified):
     """A record of a gateway that could not be rated. `reason` is why, when it arrived; `message` says it in words. `request_id`,
     `organization_id` and `served_at` are what it says, null where that cannot be read. `state`: `open` until it is `rated` or
-    `written_off`, by `actor` at `resolved_at` for `resolution_reason`."""
+    `written_off`, by `actor` at `resolved_at` for `resolution_reason`; `approver`: the key of the second person, if one had to agree.
+    `write_off_requested_by`: the key that asked first to write it off."""
 
     object: Literal["platform.quarantined_record"] = "platform.quarantined_record"
     node_id: str
@@ -46,6 +47,8 @@ class QuarantinedRecordOut(Identified):
     resolution_reason: str | None
     actor: str | None
     resolved_at: int | None
+    approver: str | None
+    write_off_requested_by: str | None
 
 
 class QuarantinedRecordDetailOut(QuarantinedRecordOut):
@@ -97,9 +100,11 @@ def rate_record(
 def write_off_record(
     caller: PlatformOperator, plane: Plane, node_id: NodeId, epoch: Number, seq: Number, body: ResolutionCreate
 ) -> QuarantinedRecordOut:
-    """Write a record off: it is never billed, and the reports of its periods say so. Repeating it changes nothing."""
+    """Write a record off: it is never billed, and the reports of its periods say so. Above the limit for corrections, or if what it would
+    have cost cannot be known, it stays open until the key of a second person asks for the same. Repeating it changes nothing."""
+    limit_pico = plane.approval_above_pico
     with plane.database.platform() as tx:
-        record = quarantine.write_off(tx, node_id, epoch, seq, reason=body.reason, actor=caller.key_id, now=plane.now())
+        record = quarantine.write_off(tx, node_id, epoch, seq, reason=body.reason, actor=caller, limit_pico=limit_pico, now=plane.now())
     _log_resolution(plane, caller.key_id, record)
     return _record_out(record)
 
@@ -135,4 +140,6 @@ def _record_out(record: QuarantinedRecord) -> QuarantinedRecordOut:
         resolution_reason=None if resolution is None else resolution.reason,
         actor=None if resolution is None else resolution.actor,
         resolved_at=None if resolution is None else seconds(resolution.resolved_at),
+        approver=None if resolution is None else resolution.approver,
+        write_off_requested_by=record.write_off_requested_by,
     )

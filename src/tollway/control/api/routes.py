@@ -28,7 +28,7 @@ from starlette.responses import Response
 from tollway.control import access
 from tollway.control.access import Joiner as JoiningCaller
 from tollway.control.access import Node as NodeCaller
-from tollway.control.access import Operator, Tenant
+from tollway.control.access import Tenant
 from tollway.control.api.errors import name_of
 from tollway.control.api.places import Place
 from tollway.control.plane import ControlPlane
@@ -41,6 +41,7 @@ from tollway.domain.faults import (
     RESOURCE_UNKNOWN,
     Fault,
 )
+from tollway.domain.keys import Operator
 from tollway.wire import bodies
 from tollway.wire.credentials import find_secret
 from tollway.wire.media_types import is_json

@@ -444,6 +444,7 @@ class KeyOut(Identified):
     type: str
     redacted_value: str
     created_at: int
+    created_by: str | None
     expires_at: int | None
     last_used_at: None = None
     owner: KeyOwner
@@ -470,6 +471,7 @@ def key_out(key: Key) -> KeyOut:
         type=key.type,
         redacted_value=key.redacted,
         created_at=seconds(key.created_at),
+        created_by=key.created_by,
         expires_at=find_seconds(key.expires_at),
         owner=owner,
         models=None if key.models is None else list(key.models),
@@ -498,6 +500,7 @@ class AdminKeyOut(Identified):
     name: str
     redacted_value: str
     created_at: int
+    created_by: str | None
     expires_at: int | None
     last_used_at: None = None
     owner: AdminKeyOwner = AdminKeyOwner()
@@ -515,6 +518,7 @@ def admin_key_out(key: Key) -> AdminKeyOut:
         name=key.name,
         redacted_value=key.redacted,
         created_at=seconds(key.created_at),
+        created_by=key.created_by,
         expires_at=find_seconds(key.expires_at),
     )
 
