@@ -170,7 +170,8 @@ class Upstream:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = int(next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))[15:])
+                lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+                length = int(lengths[0][15:]) if lengths else 0
                 asked = Asked(head, await reader.readexactly(length))
                 self.asked.append(asked)
                 script = self.scripts[min(len(self.asked), len(self.scripts)) - 1]

@@ -184,6 +184,9 @@ class RelaySection(msgspec.Struct, frozen=True, kw_only=True):
     """Size of all events of one stream together."""
     event_bytes_max: Bytes = 16 * 1024 * 1024
     """Size of one event of a stream, which is held in memory until it is whole: a tool call, or the ids of a long prompt's tokens."""
+    probe_seconds: SecondsOrZero = 2.0
+    """Interval at which each engine is asked whether it takes requests, at the path that its kind has for it; one that is not ready is
+    asked every half second. 0: never."""
 
 
 class MediaSection(msgspec.Struct, frozen=True, kw_only=True):

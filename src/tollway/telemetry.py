@@ -177,6 +177,7 @@ class Metrics:
         self.anomalies: dict[str, int] = {}
         self.unsolicited: dict[str, int] = {}
         self.ejections: dict[tuple[str, str], int] = {}
+        self.not_ready: dict[str, int] = {}
         self.task_restarts: dict[str, int] = {}
         self.callback_failures: dict[str, int] = {}
         self.retries = 0
@@ -239,6 +240,8 @@ class _Families(Collector):
         unsolicited = metrics.unsolicited.items()
         yield _counter("tollway_upstream_unsolicited", "Idle connections on which an engine sent bytes.", ("deployment",), unsolicited)
         yield _counter("tollway_upstream_ejections", "Ejections of upstreams.", ("deployment", "reason"), metrics.ejections.items())
+        not_ready = metrics.not_ready.items()
+        yield _counter("tollway_upstream_not_ready", "Times that an engine ceased to take requests.", ("deployment",), not_ready)
         yield _counter("tollway_upstream_retries", "Attempts after the first.", (), [((), metrics.retries)])
         yield _counter("tollway_connections_refused", "Connections over the bound.", (), [((), metrics.connections_refused)])
         yield _counter("tollway_connections_shed", "Idle connections that made way for others.", (), [((), metrics.connections_shed)])

@@ -1,7 +1,7 @@
 """NVIDIA Dynamo's frontend (checked with 1.6)."""
 
 from tollway.domain.catalog import Engine
-from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile
+from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, Readiness
 
 PROFILE = EngineProfile(
     engine=Engine.DYNAMO,
@@ -38,4 +38,6 @@ PROFILE = EngineProfile(
     counters=CounterNames(
         "/metrics", "dynamo_frontend_", "dynamo_frontend_input_sequence_tokens_sum", "dynamo_frontend_output_tokens_total"
     ),
+    # /health is 200 also where no worker serves the model.
+    readiness=Readiness("/v1/models/{model}/ready"),
 )

@@ -23,6 +23,16 @@ class CounterNames(msgspec.Struct, frozen=True):
     counts_cached: bool = True
 
 
+class Readiness(msgspec.Struct, frozen=True):
+    """The place where an engine says whether it takes requests: status 200 means that it does, 503 that it does not (it starts or drains).
+
+    `path`: below the deployment's base URL; `{model}` stands for the upstream's name of the model. `seconds`: most time for the answer.
+    """
+
+    path: str
+    seconds: float = 1.0
+
+
 class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     """Capabilities of an engine, and how it differs from others.
 
@@ -31,7 +41,8 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     stream is billed to the token. `salted_endpoints`: those at which it separates the prefix cache by a salt in the body (`cache_salt`).
     `fields`: request fields beyond the API's own that a client may send. `context_words`: parts of an error's text, type or code by which
     the engine says that the request is longer than the model's context. `request_words`: those by which it rejects a request in an error
-    that it calls its own (status 500 and above). `counters`: where it publishes its token counters; None if it does not.
+    that it calls its own (status 500 and above). `counters`: where it publishes its token counters; None if it does not. `readiness`: where
+    it says whether it takes requests; None if it does not.
     """
 
     engine: Engine
@@ -42,3 +53,4 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     context_words: tuple[str, ...] = ()
     request_words: tuple[str, ...] = ()
     counters: CounterNames | None = None
+    readiness: Readiness | None = None

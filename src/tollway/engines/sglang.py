@@ -1,7 +1,7 @@
 """SGLang (checked with 0.5)."""
 
 from tollway.domain.catalog import Endpoint, Engine
-from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile
+from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, Readiness
 
 PROFILE = EngineProfile(
     engine=Engine.SGLANG,
@@ -33,4 +33,6 @@ PROFILE = EngineProfile(
     request_words=("cannot identify image file",),
     # srt/metrics/collector.py, with --enable-metrics. Both totals move when a request has finished.
     counters=CounterNames("/metrics", "sglang:", "sglang:prompt_tokens_total", "sglang:generation_tokens_total"),
+    # /health generates a token and takes a second; this one does not, and turns 503 when the engine drains.
+    readiness=Readiness("/ready", seconds=2.0),
 )

@@ -53,7 +53,8 @@ class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
     that drains badly keeps the socket open indefinitely. `total_seconds`: one attempt in all, its answer included. `commit_after_seconds`:
     see above. `heartbeat_seconds`: below the idle timeouts of proxies on the way. `answer_bytes_max`: a non-streaming answer, which is held
     until its usage is durable. `stream_bytes_max`: all events of one stream. `event_bytes_max`: one event, which is held until it is whole.
-    An answer beyond these bounds is a fault of the gateway's, not of the engine: it is tried nowhere else.
+    An answer beyond these bounds is a fault of the gateway's, not of the engine: it is tried nowhere else. `probe_seconds`: between two
+    probes of an engine (`upstreams.probes`); 0 for none.
     """
 
     connect_seconds: float = 2.0
@@ -65,6 +66,7 @@ class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
     answer_bytes_max: int = 64 * 1024 * 1024
     stream_bytes_max: int = 64 * 1024 * 1024
     event_bytes_max: int = sse.EVENT_BYTES_MAX
+    probe_seconds: float = 2.0
 
 
 class Active:

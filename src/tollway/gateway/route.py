@@ -1,10 +1,15 @@
 """Phase 4: choose the upstreams of a request, in the order in which they are tried: lower tiers first, by weight within a tier, and
-ejected ones last."""
+those that are doubtful or down last (`upstreams.health`).
+
+Where fewer than half of a model's upstreams are good, doubt is ignored: if a busy moment failed at most of them, the others would get the
+load of all, and fail next. Those that are down stay last.
+"""
 
 from collections.abc import Callable
 
 from tollway.domain.faults import UPSTREAM_NONE, Fault
 from tollway.gateway.request import Call
+from tollway.gateway.upstreams.health import Standing
 from tollway.gateway.upstreams.upstream import Upstream, Upstreams
 
 CANDIDATES_MAX = 4
@@ -24,13 +29,14 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
     if not open:
         raise Fault(UPSTREAM_NONE, retry_after_seconds=5)
     endpoint = call.request.endpoint
-    candidates = sorted(
-        open,
-        key=lambda upstream: (
-            not upstream.health.allows(endpoint, now),
-            upstream.deployment.tier,
-            -(random() ** (1.0 / upstream.deployment.weight)),
-        ),
-    )[:CANDIDATES_MAX]
+    standings = [upstream.health.standing(endpoint, now) for upstream in open]
+    if 2 * standings.count(Standing.GOOD) < len(open):
+        standings = [Standing.GOOD if standing is Standing.DOUBTFUL else standing for standing in standings]
+    ranked = [
+        (standing, upstream.deployment.tier, -(random() ** (1.0 / (upstream.deployment.weight * upstream.health.share(now)))), number)
+        for number, (upstream, standing) in enumerate(zip(open, standings, strict=True))
+    ]
+    ranked.sort()
+    candidates = [open[rank[-1]] for rank in ranked[:CANDIDATES_MAX]]
     candidates[0].health.begin_trial(endpoint, now)
     return candidates

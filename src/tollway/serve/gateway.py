@@ -37,6 +37,7 @@ from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
+from tollway.gateway.upstreams import probes
 from tollway.link.joining import join
 from tollway.link.leases import LeaseClient
 from tollway.link.recovery import Alarm
@@ -152,6 +153,9 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
     loop.set_exception_handler(background.report_callback)
     counters = start_counters(options.limits, plane, options.node.node_id, alarm, background)
     count = GatewayCount(options.limits, counters, alarm, stop.set)
+    if options.relay.probe_seconds:
+        probe = partial(probes.run, plane.upstreams.all, options.relay.probe_seconds, plane.random)
+        background.start("upstream probes", probe)
     link = await _start_link(options, plane, alarm, background, count)
     ready = asyncio.Event()
     serve = partial(

@@ -1,8 +1,12 @@
-"""Passive health of one upstream: what its answers and faults say about sending it more requests.
+"""Health of one upstream: what its answers and faults, and its own word, say about sending it more requests.
 
 An upstream is ejected after FAILURES_TO_EJECT failures without a success between them, or at once if it cannot be connected to. An ejected
 upstream is used when no better one is left, because a doubtful engine is better than none. When its time is over, one request tries it: an
-answer restores it, a failure doubles the time.
+answer restores it, a failure doubles the time. An upstream that says that it takes no requests, or cannot be asked (`probes`), is avoided
+until it says otherwise; then the next request tries it, whatever is left of an ejection, and its share grows over SLOW_START_SECONDS.
+
+Failures alone leave a doubt (`Standing.DOUBTFUL`): one busy moment can fail everywhere at once. Where most upstreams of a model are
+avoided, the doubtful ones are used like any other (`gateway.route`), so that the rest does not get the load of all.
 
 Two things keep a client from harming its neighbours. Failures of one organization alone eject nothing while the upstream answers others.
 And a fault that the same request caused at two upstreams is not recorded at all (`gateway.relay`).
@@ -10,6 +14,8 @@ And a fault that the same request caused at two upstreams is not recorded at all
 A fault of the deployment's own (a model that is not loaded, an endpoint that is missing, a credential that is refused) does not pass by
 itself. It ejects the upstream from that endpoint at once, for longer.
 """
+
+from enum import IntEnum
 
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
@@ -25,17 +31,35 @@ MISCONFIGURED_SECONDS_MAX = 300.0
 ALIVE_SECONDS = 1.0
 """An upstream that has begun an answer within this time is alive, whatever becomes of one organization's requests."""
 
+SLOW_START_SECONDS = 10.0
+"""Time in which the share of an upstream that came back grows to its weight: its caches are empty."""
+SHARE_FIRST = 0.1
+"""Part of its weight with which it begins."""
+SILENT_PROBES_MAX = 3
+"""Probes without an answer in time, in a row, after which an upstream counts as not ready. A busy one may miss some."""
+
 _NOT_FAILURES = frozenset({faults.UPSTREAM_STALE, faults.UPSTREAM_REFUSED, faults.UPSTREAM_RATE_LIMITED})
 """Faults of an idle connection or of the moment's load."""
 
 
+class Standing(IntEnum):
+    """How far an upstream can be relied on, best first."""
+
+    GOOD = 0
+    DOUBTFUL = 1
+    """Ejected because requests failed."""
+    DOWN = 2
+    """Cannot be connected to, says that it takes no requests, or cannot serve the endpoint."""
+
+
 class _Ejection:
     """Time in which an upstream is avoided. `until`: seconds of the monotonic clock. `seconds`: its length. `is_tried`: a request is on its
-    way that decides."""
+    way that decides. `standing`: that of the upstream meanwhile."""
 
-    __slots__ = ("is_tried", "seconds", "until")
+    __slots__ = ("is_tried", "seconds", "standing", "until")
 
     def __init__(self) -> None:
+        self.standing = Standing.DOUBTFUL
         self.until = 0.0
         self.seconds = 0.0
         self.is_tried = False
@@ -44,9 +68,12 @@ class _Ejection:
 class Health:
     """Failures and ejections of one upstream. All times are seconds of the monotonic clock."""
 
-    __slots__ = ("_answered_at", "_ejections", "_failures", "_organizations")
+    __slots__ = ("_answered_at", "_ejections", "_failures", "_organizations", "_returned_at", "_silent_probes", "is_ready")
 
     def __init__(self) -> None:
+        self.is_ready = True
+        self._silent_probes = 0
+        self._returned_at = float("-inf")
         self._failures = 0
         self._organizations: set[str] = set()  # whose requests failed since the last success; two are enough to know
         self._answered_at = float("-inf")
@@ -54,8 +81,43 @@ class Health:
 
     def allows(self, endpoint: Endpoint, now: float) -> bool:
         """Return whether requests for `endpoint` may go to this upstream while others are left."""
+        return self.standing(endpoint, now) is Standing.GOOD
+
+    def standing(self, endpoint: Endpoint, now: float) -> Standing:
+        """Return how far this upstream can be relied on for `endpoint`."""
+        if not self.is_ready:
+            return Standing.DOWN
         ejections = self._ejections
-        return not ejections or not any(key in ejections and now < ejections[key].until for key in (None, endpoint))
+        if not ejections:
+            return Standing.GOOD
+        return max(
+            (ejections[key].standing for key in (None, endpoint) if key in ejections and now < ejections[key].until), default=Standing.GOOD
+        )
+
+    def share(self, now: float) -> float:
+        """Return the part of its weight that counts: 1, or less for an upstream that came back lately."""
+        return min(1.0, max(SHARE_FIRST, (now - self._returned_at) / SLOW_START_SECONDS))
+
+    def probed(self, is_ready: bool | None, now: float) -> bool:
+        """Take what a probe found: the upstream's word, or None if it did not answer in time. Return whether `is_ready` changed.
+
+        An upstream that became ready is tried by the next request; one that was ready all along is not tried earlier for it, because some
+        engines say so while each of their answers fails.
+        """
+        if is_ready is None:
+            self._silent_probes += 1
+            is_ready = self.is_ready and (self._silent_probes < SILENT_PROBES_MAX or now - self._answered_at < ALIVE_SECONDS)
+        else:
+            self._silent_probes = 0
+        if is_ready is self.is_ready:
+            return False
+        self.is_ready = is_ready
+        if is_ready:
+            self._returned_at = now
+            ejection = self._ejections.get(None)
+            if ejection is not None:
+                ejection.until = min(ejection.until, now)
+        return True
 
     def begin_trial(self, endpoint: Endpoint, now: float) -> None:
         """A request for `endpoint` is sent to this upstream first. If an ejection is over, that request is its trial, and all others go
@@ -83,7 +145,9 @@ class Health:
             self._failures = 0
             self._organizations.clear()
         if self._ejections:
-            self._ejections.pop(None, None)
+            ejection = self._ejections.pop(None, None)
+            if ejection is not None and ejection.standing is Standing.DOWN and self._returned_at < now - SLOW_START_SECONDS:
+                self._returned_at = now
             self._ejections.pop(endpoint, None)
 
     def fail(self, fault: Fault, endpoint: Endpoint, organization_id: str, now: float, *, has_begun: bool) -> bool:
@@ -93,21 +157,21 @@ class Health:
         """
         kind = fault.kind
         if kind is faults.UPSTREAM_MISCONFIGURED:
-            return self._eject(endpoint, now, MISCONFIGURED_SECONDS, MISCONFIGURED_SECONDS_MAX)
+            return self._eject(endpoint, now, MISCONFIGURED_SECONDS, MISCONFIGURED_SECONDS_MAX, Standing.DOWN)
         if kind.blame is not Blame.UPSTREAM or kind in _NOT_FAILURES:
             return False
         self._failures += 1
         if len(self._organizations) < 2:
             self._organizations.add(organization_id)
         if kind is faults.UPSTREAM_CONNECT:
-            return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX)
+            return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX, Standing.DOWN)
         if self._failures < FAILURES_TO_EJECT:
             return False
         if has_begun or len(self._organizations) > 1 or now - self._answered_at >= ALIVE_SECONDS:
-            return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX)
+            return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX, Standing.DOUBTFUL)
         return False
 
-    def _eject(self, key: Endpoint | None, now: float, first_seconds: float, seconds_max: float) -> bool:
+    def _eject(self, key: Endpoint | None, now: float, first_seconds: float, seconds_max: float, standing: Standing) -> bool:
         ejection = self._ejections.get(key)
         if ejection is None:
             ejection = self._ejections[key] = _Ejection()
@@ -116,4 +180,5 @@ class Health:
         ejection.seconds = min(max(2 * ejection.seconds, first_seconds), seconds_max)
         ejection.until = now + ejection.seconds
         ejection.is_tried = False
+        ejection.standing = standing
         return True

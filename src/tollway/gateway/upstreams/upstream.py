@@ -12,12 +12,13 @@ import asyncio
 import ssl
 import time
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from tollway.domain import faults
 from tollway.domain.catalog import Deployment, Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.snapshot import DeploymentEntry
+from tollway.engines.table import ENGINES
 from tollway.gateway.buffers import Buffers
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.ports import Vault
@@ -25,6 +26,7 @@ from tollway.gateway.request import Request
 from tollway.gateway.upstreams.connection import UpstreamConnection
 from tollway.gateway.upstreams.health import Health
 from tollway.gateway.upstreams.open_connections import OpenConnections, is_exhausted
+from tollway.gateway.upstreams.probes import ProbeRequest
 from tollway.telemetry import LogWriter, Metrics, timestamp
 
 IDLE_SECONDS = 3.0
@@ -45,7 +47,8 @@ DRAIN_SECONDS = 5.0
 
 
 class Upstream:
-    """One deployment: its address, its idle connections, and its health."""
+    """One deployment: its address, its idle connections, and its health. `probe_at`: when it is asked next whether it takes requests, in
+    seconds of the monotonic clock."""
 
     def __init__(
         self,
@@ -82,7 +85,14 @@ class Upstream:
             ).encode()
             for endpoint, dialect in DIALECTS.items()
         }
-        self.identity = (deployment.base_url, credential)
+        readiness = ENGINES[deployment.engine].readiness
+        self.probe: ProbeRequest | None = None
+        if readiness is not None:
+            path = url.path.rstrip("/") + readiness.path.replace("{model}", quote(deployment.upstream_model, safe=""))
+            head = f"GET {path} HTTP/1.1\r\nhost: {authority}:{self._port}\r\n{authorization}connection: close\r\n\r\n"
+            self.probe = ProbeRequest(self._host, self._port, self._tls, head.encode(), readiness.seconds)
+        self.probe_at = 0.0
+        self.identity = (deployment.base_url, credential, deployment.engine, deployment.upstream_model)
 
     def message(self, request: Request, attempt: int, body: bytes) -> bytes:
         """Return the request as it goes out. Of the client's head only the trace and the dialect's `forwarded_headers` are passed on. The
@@ -177,11 +187,28 @@ class Upstream:
     def fail(self, fault: Fault, endpoint: Endpoint, organization_id: str, now: float, *, has_begun: bool) -> None:
         """Record the fault with which a request ended, count an ejection that follows, and log one that an operator must end."""
         if self.health.fail(fault, endpoint, organization_id, now, has_begun=has_begun):
+            if fault.kind is faults.UPSTREAM_CONNECT:
+                self.probe_at = min(self.probe_at, now)
             is_permanent = fault.kind is faults.UPSTREAM_MISCONFIGURED
             reason = "misconfigured" if is_permanent else fault.kind.code
             self._metrics.count_ejection(self.deployment.id, reason)
             if is_permanent:
                 self._alarm("upstream_misconfigured", f"{endpoint}: {fault.detail}")
+
+    @property
+    def is_doubted(self) -> bool:
+        """Whether the upstream is not usable, so that its return should be noticed soon."""
+        return not self.health.is_ready
+
+    def probed(self, is_ready: bool | None, now: float) -> None:
+        """Take what a probe found (`Health.probed`), and log a change."""
+        if not self.health.probed(is_ready, now):
+            return
+        if self.health.is_ready:
+            self._write("info", "upstream_ready", "")
+        else:
+            self._metrics.count(self._metrics.not_ready, self.deployment.id)
+            self._write("warning", "upstream_not_ready", "no answer in time" if is_ready is None else "")
 
     def learn_input(self, prompt_bytes: int, tokens: int) -> None:
         """Learn how many tokens the engine counts in the bytes of a request."""
@@ -196,8 +223,11 @@ class Upstream:
         return prompt_bytes * self._learned_tokens // self._learned_bytes
 
     def _alarm(self, event: str, detail: str) -> None:
+        self._write("error", event, detail)
+
+    def _write(self, level: str, event: str, detail: str) -> None:
         at_us = time.time_ns() // 1000
-        self._log.write({"ts": timestamp(at_us), "level": "error", "event": event, "upstream": self.deployment.id, "detail": detail})
+        self._log.write({"ts": timestamp(at_us), "level": level, "event": event, "upstream": self.deployment.id, "detail": detail})
 
 
 class Upstreams:
@@ -239,7 +269,7 @@ class Upstreams:
         before = self._by_id.get(entry.id)
         if (
             before is not None
-            and before.identity == (deployment.base_url, credential)
+            and before.identity == (deployment.base_url, credential, deployment.engine, deployment.upstream_model)
             and (before.deployment.model, before.deployment.test) == (deployment.model, deployment.test)
         ):
             before.deployment = deployment
