@@ -43,7 +43,7 @@ _NOT_FAILURES = frozenset({faults.UPSTREAM_STALE, faults.UPSTREAM_REFUSED, fault
 
 
 class Standing(IntEnum):
-    """How far an upstream can be relied on, best first."""
+    """Grades of how far an upstream can be relied on, best first."""
 
     GOOD = 0
     DOUBTFUL = 1

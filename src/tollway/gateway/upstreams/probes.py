@@ -43,7 +43,7 @@ class Probed(Protocol):
 
     @property
     def is_doubted(self) -> bool:
-        """Whether the upstream is not usable, so that its return should be noticed soon."""
+        """True while the upstream is not usable, so that its return should be noticed soon."""
         ...
 
     def probed(self, is_ready: bool | None, now: float) -> None:

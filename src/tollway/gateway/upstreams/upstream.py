@@ -197,7 +197,7 @@ class Upstream:
 
     @property
     def is_doubted(self) -> bool:
-        """Whether the upstream is not usable, so that its return should be noticed soon."""
+        """True while the upstream is not usable, so that its return should be noticed soon."""
         return not self.health.is_ready
 
     def probed(self, is_ready: bool | None, now: float) -> None:
