@@ -20,7 +20,7 @@ import httpx2
 
 from reliability.platforms import Part, Platform, apart, list_models, reserved_ports
 from reliability.running import WAIT_SECONDS
-from tollway.domain.money import PICO, format_amount, parse_sum
+from tollway.domain.money import format_amount, parse_sum
 
 MODEL = "thinker"
 """Its output is dear, so that a budget of a few units is spent by a hundred requests."""
@@ -43,7 +43,7 @@ def fleet(scratch: Path, count: int) -> Iterator[Fleet]:
         own = {
             "TOLLWAY_PEPPER": secrets["peppers"]["1"],
             "TOLLWAY_VAULT_KEY": secrets["vault_key"],
-            "TOLLWAY_NODE_KEY": secrets["node_key"],
+            "TOLLWAY__GATEWAY__LIMITS__PER_GATEWAY": "true",
         }
         link = parts.gateway.arguments[list(parts.gateway.arguments).index("--control-link-url") + 1]
         made = Fleet(platform, [parts.gateway], [platform.gateway_url])
@@ -54,7 +54,7 @@ def fleet(scratch: Path, count: int) -> Iterator[Fleet]:
                 part = Part(
                     ("-m", "tollway", "gateway", "--data-dir", str(scratch / f"gateway-{number}-data"), *where),
                     scratch / f"gateway-{number}",
-                    own,
+                    own | _register(platform, f"gateway {number}"),
                 )
                 part.start()
                 made.gateways.append(part)
@@ -68,6 +68,16 @@ def fleet(scratch: Path, count: int) -> Iterator[Fleet]:
         finally:
             for part in made.gateways[1:]:
                 part.discard()
+
+
+def _register(platform: Platform, name: str) -> dict[str, str]:
+    """Register a node; return the variables that make a gateway it."""
+    headers = {"authorization": f"Bearer {platform.platform_key}"}
+    with httpx2.Client(base_url=platform.control_url, headers=headers, timeout=WAIT_SECONDS, trust_env=False) as operator:
+        answer = operator.post("/v1/platform/nodes", json={"name": name})
+        assert answer.status_code == 200, answer.text
+        made = answer.json()
+    return {"TOLLWAY_NODE_ID": made["id"], "TOLLWAY_NODE_KEY": made["key"]["value"]}
 
 
 @dataclass(slots=True)
@@ -180,8 +190,3 @@ def _spend(fleet: Fleet, result: Race, workers: int, kills: Sequence[float], tok
         for each in running:
             each.result()
     result.seconds = time.monotonic() - began
-
-
-def cost_of_request(tokens: int) -> int:
-    """Return about what one request of a race costs at most, in pico: what may be left of a budget unspent."""
-    return (4096 + 8 * tokens) * PICO // 10**6

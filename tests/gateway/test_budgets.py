@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from tests.fakes import Do, Upstream, until
-from tests.gateway.harness import ORGANIZATION, PROJECT, Gateway, Served, chat, completion, connect, gateway, message, whole
+from tests.gateway.harness import KEY, ORGANIZATION, PROJECT, Gateway, Served, chat, completion, connect, gateway, message, whole
 from tollway.domain.budgets import BudgetLevel, BudgetMode, LeaseGrant, LeaseRequest, extend_lease
+from tollway.domain.money import format_amount
 from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.snapshot import BudgetEntry, Change
 from tollway.gateway.plane import Plane
@@ -91,6 +92,21 @@ async def test_request_holds_the_most_it_can_cost_and_uses_what_it_costs() -> No
         assert (await client.answer()).status == 200
         await until(lambda: held(running.plane) == (0, 20 * INPUT_PRICE + 30 * OUTPUT_PRICE))
         assert control.asked[0].need_pico == most(chat(max_tokens=50), 50)
+
+
+async def test_key_sees_the_budgets_that_bind_it() -> None:
+    upstream = Upstream([Do.GATE, whole(completion(prompt=20, completion=30))])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        bind(running, 10**9)
+        client.send(message(chat(max_tokens=50)))
+        await until(lambda: bool(upstream.asked))
+        async with connect(running.port) as other:
+            other.send(f"GET /v1/limits HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {KEY}\r\n\r\n".encode())
+            (shown,) = (await other.answer("GET")).json()["budgets"]
+        assert (shown["id"], shown["level"], shown["limit"], shown["spent"]) == (BUDGET, "project", "0.001", "0")
+        assert shown["held"] == format_amount(most(chat(max_tokens=50), 50))
+        upstream.gate.set()
+        assert (await client.answer()).status == 200
 
 
 async def test_output_is_lowered_to_what_the_budget_buys() -> None:

@@ -376,6 +376,27 @@ class Budgets:
         return [self._accounts[each.id] for each in entries if each.id in self._accounts]
 
 
+def describe_budgets(entries: Sequence[BudgetEntry], budgets: Budgets) -> list[dict[str, object]]:
+    """Return the budgets that bind a caller, innermost level first, as this gateway knows them: amounts are null before it asked control.
+
+    `spent`: by rated requests on all gateways; `available`: what this gateway may reserve at once; `held`: by its requests under way.
+    """
+    known = {each.entry.id: each for each in budgets.list_accounts(entries)}
+    found: list[dict[str, object]] = []
+    for entry in entries:
+        account = known.get(entry.id)
+        amounts: tuple[int | None, ...] = (None,) * 4
+        if account is not None and account.end_at is not None:
+            lease = account.lease
+            amounts = (account.limit_pico, account.spent_pico, max(lease.available_pico, 0), lease.held_pico)
+        names = ("limit", "spent", "available", "held")
+        shown = {name: None if pico is None else format_amount(pico) for name, pico in zip(names, amounts, strict=True)}
+        found.append(
+            {"object": "budget", "id": entry.id, "level": entry.level, "subject_id": entry.subject_id, "mode": entry.mode, **shown}
+        )
+    return found
+
+
 def _do_nothing() -> None: ...
 
 

@@ -18,7 +18,7 @@ from tollway.domain.prices import find_list, find_price
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
-from tollway.gateway.budgets import BudgetHold
+from tollway.gateway.budgets import BudgetHold, describe_budgets
 from tollway.gateway.buffers import BufferHold
 from tollway.gateway.counters import Standing
 from tollway.gateway.dialects.table import DIALECTS
@@ -126,10 +126,12 @@ def list_limits(request: Request, client: Client, plane: Plane) -> None:
             raise Fault(plane.directory.obstacle, retry_after_seconds=1)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
         headers = _JSON + b"cache-control: no-store\r\n" + DIALECTS[request.endpoint].identify(request.id)
+        budgets = describe_budgets(caller.budgets, plane.budgets)
 
         def answer_with(standings: list[Standing]) -> None:
             if not client.gone:
-                client.answer(200, headers, msgspec.json.encode({"object": "list", "data": describe_limits(standings)}))
+                body = {"object": "list", "data": describe_limits(standings), "budgets": budgets}
+                client.answer(200, headers, msgspec.json.encode(body))
 
         limits, now_ns, shared = caller.principal.limits, time.monotonic_ns(), plane.shared_counters
         if shared is None:
