@@ -1,6 +1,8 @@
 """Budgets at control: managed through the API, leased to gateway runs, charged with rated events; one contract on each database."""
 
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import httpx2
 import msgspec
@@ -14,7 +16,7 @@ from tollway.control import budgets, epochs
 from tollway.control.budgets import create_budget, renew_leases
 from tollway.domain import ids
 from tollway.domain.budgets import Budget, BudgetMode, BudgetStanding, BudgetWindow, LeaseGrant, LeaseRequest
-from tollway.domain.faults import Fault
+from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.snapshot import BudgetEntry
 from tollway.domain.usage import Close, Final, billed
 from tollway.storage import platform_queries
@@ -22,6 +24,7 @@ from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 
 NOW = EPOCH + 1_000_000_000
+T = TypeVar("T")
 BUDGET = ids.new_id(ids.BUDGET, NOW, 7)
 
 
@@ -55,6 +58,16 @@ def renew(database: Database, sequence: int, current: int, need: int, *, node_id
 def standing(database: Database) -> BudgetStanding:
     with database.tenant(ORGANIZATION, write=False) as tx:
         return budgets.describe(tx, [budgets.get_budget(tx, BUDGET)], NOW)[0]
+
+
+def patiently(work: Callable[..., T]) -> T:
+    """Do `work`, and again while the database has no connection for it, as gateways do."""
+    while True:
+        try:
+            return work()
+        except Fault as fault:
+            if fault.kind is not DATABASE_UNAVAILABLE:
+                raise
 
 
 def cost_of(final: Final) -> int:
@@ -131,6 +144,32 @@ class TestLeases:
         add_budget(database, 100)
         assert renew(database, 5, 80, 30)[0].granted_pico == 100
         assert renew(database, 1, 0, 10, node_id=OTHER_NODE)[0].granted_pico == 0
+
+    def test_concurrent_grants_and_charges_together_never_exceed_the_limit(self, database: Database, archive: Archive) -> None:
+        exchange = samples.exchanges(range(1, 9))
+        cost = sum(cost_of(each) for each in exchange if isinstance(each, Final))
+        add_budget(database, 3 * cost)
+        renew(database, 1, 0, cost)
+        others = [ids.new_id(ids.NODE, NOW, number) for number in range(1, 5)]
+        body = frames(exchange)
+
+        def ask(node_id: str) -> None:
+            granted = 0
+            for sequence in range(1, 6):
+                grant = patiently(lambda number=sequence, held=granted: renew(database, number, held, cost // 3, node_id=node_id)[0])
+                granted = grant.granted_pico
+
+        def ship() -> None:
+            for place in range(len(body)):
+                patiently(lambda at=place: take(database, archive, body[at : at + 1], first_seq=at + 1))
+
+        with ThreadPoolExecutor(5) as pool:
+            running = [pool.submit(ship), *(pool.submit(ask, node_id) for node_id in others)]
+            for each in running:
+                each.result()
+        stood = standing(database)
+        assert stood.spent_pico == cost
+        assert stood.spent_pico + stood.leased_pico == stood.limit.pico, "all of it is spent or leased, and nothing twice"
 
     def test_archived_budget_is_answered_as_gone(self, database: Database) -> None:
         add_budget(database, 100)

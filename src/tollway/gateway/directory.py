@@ -10,6 +10,7 @@ import hashlib
 
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import SNAPSHOT_MISSING, SNAPSHOT_OUTDATED, FaultKind
+from tollway.domain.keys import KeyType
 from tollway.domain.prices import PriceVersion, find_list, find_price
 from tollway.domain.snapshot import (
     BudgetEntry,
@@ -85,7 +86,8 @@ class Directory:
         if project is None or organization is None:
             return None
         salt = hashlib.sha256(b"tollway cache salt\0" + organization.id.encode()).hexdigest()[:32]
-        budgets = maps.list_budgets((key.id, project.id, organization.id))
+        is_test = key.type is KeyType.TEST  # it is never billed
+        budgets = () if is_test else maps.list_budgets((key.id, project.id, organization.id))
         caller = self._callers[digest] = Caller(principal_of_key(key, project, organization), f'"{salt}"'.encode(), budgets)
         return caller
 
