@@ -26,6 +26,10 @@ MODEL = "thinker"
 """Its output is dear, so that a budget of a few units is spent by a hundred requests."""
 
 
+ALONE = {"TOLLWAY__GATEWAY__LIMITS__PER_GATEWAY": "true"}
+"""Setting with which several gateways run without a store of shared limit counters: budgets need none."""
+
+
 @dataclass(slots=True)
 class Fleet:
     """A platform with several gateways, each with a spool of its own."""
@@ -43,8 +47,9 @@ def fleet(scratch: Path, count: int) -> Iterator[Fleet]:
         own = {
             "TOLLWAY_PEPPER": secrets["peppers"]["1"],
             "TOLLWAY_VAULT_KEY": secrets["vault_key"],
-            "TOLLWAY__GATEWAY__LIMITS__PER_GATEWAY": "true",
+            **ALONE,
         }
+        parts.gateway.environment = {**parts.gateway.environment, **ALONE}
         link = parts.gateway.arguments[list(parts.gateway.arguments).index("--control-link-url") + 1]
         made = Fleet(platform, [parts.gateway], [platform.gateway_url])
         try:
