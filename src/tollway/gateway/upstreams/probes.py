@@ -26,7 +26,7 @@ STATUS_LINE_BYTES_MAX = 1024
 
 
 class ProbeRequest(NamedTuple):
-    """What to send where. `seconds`: deadline of the whole probe."""
+    """A probe: where it goes, and its bytes. `seconds`: deadline of the whole probe."""
 
     host: str
     port: int
