@@ -33,6 +33,7 @@ from tollway.control.retention import keep_months
 from tollway.domain import ids
 from tollway.domain.billing_classes import Quantities, UnitPrices
 from tollway.domain.prices import PriceVersion
+from tollway.domain.proofs import hash_price
 from tollway.domain.rollups import UsageQuery
 from tollway.domain.usage import Admit, Final, Outcome, UsageSource, encode
 from tollway.serve import garbage
@@ -203,6 +204,7 @@ def make_price(model: int) -> PriceVersion:
 def make_batches(events: int) -> Iterator[tuple[int, bytes]]:
     """Batches of an epoch that comes to `events` (or a little more): first seq and frames. The same for the same number."""
     chance = random.Random(20261122)
+    price_hashes = [hash_price(make_price(model), 0) for model in range(MODELS)]
     groups = [(o, k, (o + k * 2 + m) % MODELS) for o in range(ORGANIZATIONS) for k in range(KEYS) for m in range(2)]
     shares = [1 / (1 + o) / (1 + k) for o, k, _ in groups]
     chain, seq, batches = first_chain(NODE, EPOCH), 1, -(-events // BATCH_EVENTS)
@@ -222,6 +224,7 @@ def make_batches(events: int) -> Iterator[tuple[int, bytes]]:
                 endpoint="chat/completions",
                 stream=True,
                 price_version=f"price_{model:032x}",
+                price_hash=price_hashes[model],
                 outcome_policy=1,
             )
             final = Final(

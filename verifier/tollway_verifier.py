@@ -33,6 +33,9 @@ from bisect import bisect_right
 FORMAT = "tollway-audit-1"
 CLASSES = ("input", "cached_input", "output", "reasoning", "request")
 
+# How long after a price or terms ended a gateway may still admit by them: its snapshot may be 24 hours old, clocks 10 minutes apart.
+PRICE_LAG_US = (24 * 3600 + 600) * 1_000_000
+
 
 class Difference(Exception):
     """Something is not what it should be."""
@@ -119,6 +122,16 @@ def root_from(leaf, index, size, path):  # RFC 9162, section 2.1.3.2
     return result if last == 0 else None
 
 
+def hash_statement(statement):
+    """The hash of a JSON object: names in order, without spaces, all text ASCII."""
+    return hashlib.sha256(json.dumps(statement, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def hash_price(price, terms_valid_from):
+    """The hash of a price and of the terms by which it was paid, as a record carries it."""
+    return hash_statement({**price, "terms_valid_from": terms_valid_from})
+
+
 # ---- What a record costs -----------------------------------------------------------------------------------------------
 
 
@@ -177,7 +190,7 @@ class Event:
         tier = admit.get("service_tier", "standard")
         same(f"{where}: the service tier of its price", self.price["service_tier"], tier)
         same(f"{where}: the currency of its price", self.price["currency"], export.currency)
-        require(self.price["valid_from"] <= admit["admitted_at"], f"{where}: its price was not valid yet when it was admitted")
+        export.check_admission(self.price, admit, where)
         policy = export.policies.get(admit["outcome_policy"])
         require(policy is not None, f"{where}: its outcome policy {admit['outcome_policy']} is not in the export")
         self.lines = rate(bill(record, policy), self.price)
@@ -262,7 +275,7 @@ def entries_of(row):
 
 # ---- An export ---------------------------------------------------------------------------------------------------------
 
-# Order of lines; an outcome_policy or a price stands before the first event that needs it.
+# Order of lines; an outcome_policy, a price or terms stand before the first event that needs it.
 ORDER = ("export", "organization", "period", "transaction", "adjustment", "event", "account", "end")
 
 
@@ -276,6 +289,8 @@ class Export:
         self.period = {}
         self.policies = {}
         self.prices = {}
+        self.terms = []
+        self.admissions = {}  # (price, hash that records carry): from when to when requests can have been admitted under both
         self.by_epoch = {}  # (node, epoch): its transactions for events
         self.firsts = {}  # the same in order of their first seq, once they are complete
         self.corrections = {}  # adjustment id: its transaction
@@ -295,7 +310,7 @@ class Export:
         try:
             row = parse(line)
             kind = row.pop("type")
-            rank = self.rank if kind in ("outcome_policy", "price") else ORDER.index(kind)
+            rank = self.rank if kind in ("outcome_policy", "price", "terms") else ORDER.index(kind)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unreadable(f"line {self.lines + 1} is no line of an export: {error}") from None
         require(rank >= self.rank and (self.lines > 0 or rank == 0), f"line {self.lines + 1} ({kind}) stands in the wrong place")
@@ -316,8 +331,7 @@ class Export:
     def take_period(self, row):
         names = ("events", "merkle_root", "amounts_pico", "adjustments", "adjustments_digest", "adjustments_pico")
         self.period = {**row, **{name: row[name] for name in names}}
-        statement = json.dumps({name: value for name, value in row.items() if name != "period_hash"}, sort_keys=True, separators=(",", ":"))
-        same("the hash of the period", row["period_hash"], hashlib.sha256(statement.encode()).hexdigest())
+        same("the hash of the period", row["period_hash"], hash_statement({name: row[name] for name in row if name != "period_hash"}))
         same("the organization of the period", [row["organization_id"], row["currency"]], [self.organization, self.currency])
         require(row["start_at"] < row["end_at"] <= row["frozen_at"] <= row["closed_at"], "the period was closed before it was over")
         digest = hashlib.sha256(f"period/{self.organization}/{row['start_at']}".encode()).hexdigest()
@@ -339,6 +353,26 @@ class Export:
         require(row["id"] not in self.prices, f"price {row['id']} stands twice")
         require(all(int(row["unit_price_pico"][name]) >= 0 for name in CLASSES), f"price {row['id']} is below zero")
         self.prices[row["id"]] = row
+
+    def take_terms(self, row):
+        self.terms.append(row)
+
+    def check_admission(self, price, admit, where):
+        """Compare the hash that a record carries with its price and terms, and the instant of its admission with the time of both."""
+        place = (price["id"], admit["price_hash"])
+        if place not in self.admissions:
+            stated = {name: value for name, value in price.items() if name != "valid_until"}
+            found = [
+                terms
+                for terms in self.terms
+                if terms["list"] == price["list"] and hash_price(stated, terms["valid_from"]) == admit["price_hash"]
+            ]
+            require(found, f"{where}: its price and terms are not those under which it was admitted")
+            ends = [row["valid_until"] for row in (price, found[0]) if row["valid_until"] is not None]
+            self.admissions[place] = (max(price["valid_from"], found[0]["valid_from"]), min(ends) + PRICE_LAG_US if ends else None)
+        first, end = self.admissions[place]
+        require(first <= admit["admitted_at"], f"{where}: its price was not valid yet when it was admitted")
+        require(end is None or admit["admitted_at"] < end, f"{where}: its price was not valid any more when it was admitted")
 
     def take_transaction(self, row):
         require(row["id"] not in self.transactions, f"transaction {row['id']} stands twice")

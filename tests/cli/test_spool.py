@@ -22,6 +22,7 @@ ADMIT = Admit(
     endpoint="chat/completions",
     stream=True,
     price_version="price_" + "0" * 32,
+    price_hash="0" * 64,
     outcome_policy=1,
 )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx2
 
+from tests.storage.databases import prove_prices
 from tollway.control import keys, nodes
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
@@ -54,6 +55,7 @@ class Running:
     second_platform_key: str
     node_key: str
     lines: list[Mapping[str, object]]
+    clock: "ControlClock"
     clients: list[httpx2.Client] = field(default_factory=list)
     node_keys: dict[str, str] = field(default_factory=dict)
 
@@ -74,6 +76,11 @@ class Running:
         """A client of the link that presents `key`."""
         return self._open(self.link_url, key, {})
 
+    def prove_prices(self) -> None:
+        """Let the samples be admitted under every price that there is, by the terms of each organization."""
+        with self.plane.database.platform(write=False) as tx:
+            prove_prices(tx)
+
     def operator(self) -> httpx2.Client:
         """A client of the public API that presents the platform's key."""
         return self.client(self.platform_key)
@@ -83,6 +90,23 @@ class Running:
         client = httpx2.Client(base_url=url, headers={**authorization, **headers}, timeout=WAIT_SECONDS_MAX, verify=NO_TLS)
         self.clients.append(client)
         return client
+
+
+class ControlClock:
+    """The clock of a control plane: the real one, unless it was set."""
+
+    def __init__(self) -> None:
+        self._at: int | None = None
+
+    def __call__(self) -> int:
+        return serve_control.now() if self._at is None else self._at
+
+    @contextmanager
+    def set_to(self, at: int) -> Iterator[None]:
+        """Let it stand still at an instant for the length of the block."""
+        self._at = at
+        yield
+        self._at = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +150,7 @@ def answered(response: httpx2.Response) -> Any:
 @contextmanager
 def running(database_url: str, archive_directory: Path) -> Iterator[Running]:
     """A control plane over the migrated database at `database_url`, for the length of the block."""
-    database = Database.open(database_url)
+    database, clock = Database.open(database_url), ControlClock()
     platform_key, second_platform_key, node_key = mint(KeyType.PLATFORM), mint(KeyType.PLATFORM), mint(KeyType.NODE)
     with database.platform() as tx:
         pepper, now = keys.Pepper(1, PEPPER), serve_control.now()
@@ -148,13 +172,13 @@ def running(database_url: str, archive_directory: Path) -> Iterator[Running]:
         vault=LocalVault(secrets.token_bytes(32)),
         archive_directory=archive_directory,
         publications=Publications(),
-        now=serve_control.now,
+        now=clock,
         random_bytes=os.urandom,
         log=log,
     )
     database.on_publish(plane.publications.advance)
     public, link = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
-    control = Running(plane, url_of(public), url_of(link), platform_key, second_platform_key, node_key, lines)
+    control = Running(plane, url_of(public), url_of(link), platform_key, second_platform_key, node_key, lines, clock)
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
     thread = threading.Thread(target=loop.run_until_complete, args=(serve_control.serve(plane, public, link, stop),), daemon=True)
     thread.start()

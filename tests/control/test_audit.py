@@ -34,7 +34,7 @@ VERIFIER = Path(__file__).parents[2] / "verifier" / "tollway_verifier.py"
 
 UNBOUND = re.compile(
     r"export\.exported_at"
-    r"|price\.(list|valid_from)|transaction\.booked_at|adjustment\.(reason|actor|target\.(node_id|epoch|seq))|event\.seq"
+    r"|(price|terms)\.valid_until|transaction\.booked_at|adjustment\.(reason|actor|target\.(node_id|epoch|seq))|event\.seq"
     r"|outcome_policy\.(bills(_after_first_token|_request)?|unbilled_endpoints)\.\d+"
 )
 """Fields that no other line of the export depends on, or only together with another field; a digest binds reason and actor, below."""

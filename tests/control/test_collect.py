@@ -118,7 +118,7 @@ class TestIngested:
         dear = msgspec.structs.replace(
             PRICE,
             id="price_" + "d" * 32,
-            valid_from=1,
+            valid_from=EPOCH,
             unit_prices=msgspec.structs.replace(PRICE.unit_prices, output=10**12 - 1, input=10**12),
         )
         with database.platform() as tx:

@@ -7,12 +7,15 @@ import sqlalchemy as sa
 
 from tests.control.test_collect import NOW, count, take
 from tests.link.samples import EPOCH, ORGANIZATION, PRICE, admit, final, frames
-from tests.storage.databases import add_price
+from tests.storage.databases import add_price, prove_prices
 from tollway.control import prices
 from tollway.control.collect import Ingested
-from tollway.control.rating import BillingAccount, find_applicable_price
+from tollway.control.rating import PRICE_LAG_US, BillingAccount, find_proven_price
 from tollway.control.verify import verify
-from tollway.domain.billing_classes import Quantities
+from tollway.domain.billing_classes import Quantities, UnitPrices
+from tollway.domain.periods import INSTANT_MAX
+from tollway.domain.prices import Offer, PriceTerms
+from tollway.domain.proofs import hash_price
 from tollway.domain.usage import ServiceTier
 from tollway.storage import prices as stored
 from tollway.storage import schema_money as money
@@ -35,6 +38,8 @@ def database(database: Database) -> Database:
 
 
 def used(database: Database, archive: Archive, price_id: str, tier: ServiceTier = ServiceTier.STANDARD) -> Ingested:
+    with database.platform(write=False) as tx:
+        prove_prices(tx)
     of = admit(1, price_version=price_id, service_tier=tier)
     return take(database, archive, frames([of, final(of, used=Quantities(1_000))]))
 
@@ -79,13 +84,19 @@ def test_a_list_that_the_terms_have_left_still_bills(database: Database, archive
 
 
 def test_the_applicable_price_follows_from_values_alone() -> None:
-    accounts = {ORGANIZATION: BillingAccount("EUR", frozenset({PRICE.list}))}
-    assert find_applicable_price(admit(1), accounts, {PRICE.id: PRICE}) == PRICE
-    assert find_applicable_price(admit(1), {}, {PRICE.id: PRICE}) == "organization_unknown"
-    assert find_applicable_price(admit(1), accounts, {}) == "price_unknown"
-    for change in ({"tier": ServiceTier.FLEX}, {"list": "book_0"}, {"currency": "USD"}, {"model": "other"}):
+    accounts = {ORGANIZATION: BillingAccount("EUR", (PriceTerms(0, PRICE.list), PriceTerms(90, "book_0")))}
+    offers = {PRICE.id: Offer(PRICE, INSTANT_MAX)}
+    assert find_proven_price(admit(1), accounts, offers) == (PRICE, 0, 90 + PRICE_LAG_US)
+    assert find_proven_price(admit(1), accounts, {PRICE.id: Offer(PRICE, 70)}) == (PRICE, 0, 70 + PRICE_LAG_US)
+    assert find_proven_price(admit(1), {}, offers) == "organization_unknown"
+    assert find_proven_price(admit(1), accounts, {}) == "price_unknown"
+    assert find_proven_price(admit(1, price_hash=hash_price(PRICE, 1)), accounts, offers) == "price_unproven"
+    for change in ({"valid_from": 1}, {"unit_prices": UnitPrices(input=1, output=1)}):
+        changed = msgspec.structs.replace(PRICE, **change)
+        assert find_proven_price(admit(1), accounts, {PRICE.id: Offer(changed, INSTANT_MAX)}) == "price_unproven"
+    for change in ({"tier": ServiceTier.FLEX}, {"list": "book_9"}, {"currency": "USD"}, {"model": "other"}):
         other = msgspec.structs.replace(PRICE, **change)
-        assert find_applicable_price(admit(1), accounts, {PRICE.id: other}) == "price_not_applicable"
+        assert find_proven_price(admit(1), accounts, {PRICE.id: Offer(other, INSTANT_MAX)}) == "price_not_applicable"
 
 
 @pytest.mark.parametrize(

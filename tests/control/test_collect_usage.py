@@ -34,7 +34,9 @@ def used(control: Running, alice: TenantSetup, bob: TenantSetup) -> TenantSetup:
             )
         )
         price = {"model": model, "currency": "EUR", "input": "0.27", "cached_input": "0.027", "output": "1.1", "request": "0.001"}
-        price_ids[model] = answered(operator.post("/v1/platform/prices", json=price))["id"]
+        with control.clock.set_to(START * 1_000_000):
+            price_ids[model] = answered(operator.post("/v1/platform/prices", json=price))["id"]
+    control.prove_prices()
     records: list[Record] = []
 
     def add(

@@ -57,6 +57,7 @@ class Scene:
     def use(self, name: str, count: int, *, at: int, seed: int, models: tuple[tuple[str, str], ...]) -> None:
         """Ingest `count` requests of a tenant, one every 50 ms from second `at` on, in models and tiers by turns; the same for a seed."""
         chance = random.Random(seed)
+        self.control.prove_prices()
         tenant = self.tenants[name]
         terms = answered(self.operator.get(f"/v1/platform/organizations/{tenant.organization_id}/price_terms"))["data"]
         discount_bp, book = terms[-1]["discount_bp"], terms[-1]["book_id"]

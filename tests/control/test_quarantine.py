@@ -41,8 +41,9 @@ from tollway.storage.database import Database
 COST = 100 * 270_000 + 20 * 27_000 + 30 * 1_100_000 + 4 * 1_100_000 + 5
 """The cost of each of the requests, in pico."""
 
-LATER = msgspec.structs.replace(PRICE, id="price_" + "9" * 32, valid_from=5)
+LATER = msgspec.structs.replace(PRICE, id="price_" + "9" * 32, valid_from=EPOCH)
 """A price that records name before it exists here."""
+samples.prove(LATER)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -249,7 +250,7 @@ class TestRated:
 
     def test_amount_beyond_the_bound_is_quarantined_and_visible(self, database: Database, archive: Archive) -> None:
         dear = msgspec.structs.replace(
-            PRICE, id=LATER.id, valid_from=1, unit_prices=msgspec.structs.replace(PRICE.unit_prices, input=10**13)
+            PRICE, id="price_" + "d" * 32, valid_from=EPOCH, unit_prices=msgspec.structs.replace(PRICE.unit_prices, input=10**13)
         )
         with database.platform() as tx:
             add_price(tx, dear)

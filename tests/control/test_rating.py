@@ -11,8 +11,8 @@ from tollway.control.batches import Batch
 from tollway.control.rating import BillingAccount, RatedBatch
 from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.catalog import Endpoint
-from tollway.domain.periods import Calendar
-from tollway.domain.prices import amounts
+from tollway.domain.periods import INSTANT_MAX, Calendar
+from tollway.domain.prices import Offer, PriceTerms, amounts
 from tollway.domain.rollups import UsageSums
 from tollway.domain.usage import OUTCOME_POLICIES, Final, Outcome, billed
 from tollway.wire.segments import Frame, Reader, first_chain
@@ -35,8 +35,8 @@ def test_events_rated_together_cost_what_each_costs_alone(ended: list[tuple[dict
     finals = [final(admit(number, **of), outcome=outcome, used=used) for number, (of, outcome, used) in enumerate(ended, 1)]
     batch = Batch(NODE, EPOCH)
     batch.add(read(finals))
-    accounts = {ORGANIZATION: BillingAccount(PRICE.currency, frozenset({PRICE.list}))}
-    rated = RatedBatch(accounts, {PRICE.id: PRICE}, {ORGANIZATION: Calendar(ORGANIZATION, "UTC", open=[])}, known={})
+    accounts = {ORGANIZATION: BillingAccount(PRICE.currency, (PriceTerms(0, PRICE.list),))}
+    rated = RatedBatch(accounts, {PRICE.id: Offer(PRICE, INSTANT_MAX)}, {ORGANIZATION: Calendar(ORGANIZATION, "UTC", open=[])}, known={})
     rows = list(rated.rate(batch))
     assert [row.amounts for row in rows] == [amounts(billed(each), PRICE.unit_prices) for each in finals]
     together, tests = UsageSums(), UsageSums()

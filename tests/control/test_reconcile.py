@@ -307,7 +307,9 @@ class TestCollector:
         tenant, operator = make_tenant(fresh_control, "carol"), fresh_control.operator()
         answered(operator.post("/v1/platform/models", json={"name": "echo", "endpoints": ["chat/completions"]}))
         price = {"model": "echo", "currency": "EUR", "input": "1", "cached_input": "1", "output": "1"}
-        price_id = answered(operator.post("/v1/platform/prices", json=price))["id"]
+        with fresh_control.clock.set_to(EPOCH):
+            price_id = answered(operator.post("/v1/platform/prices", json=price))["id"]
+        fresh_control.prove_prices()
         records: list[Record] = []
         for number in range(6):
             of = admit(

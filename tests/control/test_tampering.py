@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from tests.control.test_corrections import APPROVER
 from tests.control.test_periods import NOVEMBER, NOW, OCTOBER, ended
 from tests.link import samples
 from tests.link.samples import NODE, ORGANIZATION, admit, final, frames
-from tollway.control import epochs, price_drafts, prices
+from tollway.control import epochs, price_drafts, prices, rating
 from tollway.control.verify import compare
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import AdjustmentKind, AdjustmentState, Decision
@@ -323,3 +324,45 @@ def test_a_changed_column_is_refused_or_found(books: Books, table: sa.Table, gua
                 if found not in ("refused", "found") and not is_harmless(f"{table.name}.{column.name}"):
                     missed.append(f"{column.name} {found}: {getattr(row, column.name)!r} -> {value!r}"[:150])
     assert "\n".join(missed) == ""
+
+
+def rewrite_price(tx: PlatformTx) -> None:
+    """Make a published price cheaper by one pico for each request, and all that follows from it: events, sums, entries and balances."""
+    price_id = samples.PRICE.id
+    events, entries, balances = schema_money.usage_events, schema_money.ledger_entries, schema_money.balances
+    cheaper = samples.PRICE.unit_prices.request - 1
+    for table in (schema_prices.book_prices, schema_prices.compiled_prices):
+        tx.connection.execute(table.update().where(table.c.id == price_id).values(request_pico=cheaper))
+    billed = sa.and_(events.c.price_version == price_id, events.c.request_pico > 0)
+    requests = tx.connection.execute(events.update().where(billed).values(request_pico=cheaper)).rowcount
+    rollups = schema_money.usage_rollups.c
+    tx.connection.execute(
+        schema_money.usage_rollups.update()
+        .where(rollups.request_cost_pico > 0)
+        .values(request_cost_pico=rollups.request_cost_pico - rollups.requests)
+    )
+    change = {f"{ORGANIZATION}/unbilled/EUR": -requests, "platform/revenue:echo:request/EUR": requests}
+    for account_id, pico in change.items():
+        for table, column in ((entries, entries.c.amount_pico), (balances, balances.c.posted_pico)):
+            old = tx.connection.execute(sa.select(column).where(table.c.account_id == account_id)).scalar_one()
+            tx.connection.execute(table.update().where(table.c.account_id == account_id).values({column.name: old + pico}))
+
+
+@pytest.mark.parametrize("engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def test_a_price_that_is_rewritten_with_all_that_follows_from_it_is_found_from_the_archive(
+    engine: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Archive(tmp_path / "archive")
+    with request.getfixturevalue(f"{engine}_template").copied(tmp_path) as url:
+        database = Database.open(url)
+        fill(database)
+        take(database, archive, frames(samples.exchanges([1, 2, 3])))
+        with attempt(database, guarded=False) as tx:
+            rewrite_price(tx)
+            found = compare(tx, archive).differences
+            assert "usage_events" in {difference.table for difference in found}
+            assert "price_unproven" in next(each.first for each in found if each.table == "usage_events")
+            # The rewrite is consistent: nothing but the hash in the records shows it.
+            monkeypatch.setattr(rating, "hash_price", lambda price, _: samples.PRICE_HASHES[price.id])
+            assert compare(tx, archive).differences == []
+        database.close()

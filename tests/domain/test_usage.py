@@ -42,6 +42,7 @@ ADMIT = Admit(
     endpoint="chat/completions",
     stream=True,
     price_version="price_1",
+    price_hash="0" * 64,
     outcome_policy=1,
 )
 INPUT_ONLY = Quantities(input=5)
@@ -109,6 +110,7 @@ ADMITS = st.builds(
     endpoint=st.text(max_size=8),
     stream=st.booleans(),
     price_version=st.text(max_size=8),
+    price_hash=st.text(max_size=8),
     outcome_policy=st.integers(1, 9),
     service_tier=st.sampled_from(ServiceTier),
 )

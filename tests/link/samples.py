@@ -9,6 +9,7 @@ import msgspec
 from tollway.domain.billing_classes import Quantities, UnitPrices
 from tollway.domain.faults import Fault
 from tollway.domain.prices import PriceVersion
+from tollway.domain.proofs import hash_price
 from tollway.domain.usage import Admit, Final, Outcome, Record, UsageSource, encode
 from tollway.link.spool import Spool
 from tollway.wire.segments import extend, first_chain
@@ -39,6 +40,20 @@ OTHER_PRICE = msgspec.structs.replace(
 )
 
 
+PRICE_HASHES: dict[str | tuple[str, str], str] = {}
+"""The hash that records carry, by price, or by organization and price where an organization has terms of its own."""
+
+
+def prove(price: PriceVersion, terms_valid_from: int = 0, organization_id: str | None = None) -> None:
+    """Let the samples admit under a price, by terms that begin at an instant."""
+    place = price.id if organization_id is None else (organization_id, price.id)
+    PRICE_HASHES[place] = hash_price(price, terms_valid_from)
+
+
+for _price in (PRICE, OTHER_PRICE):
+    prove(_price)
+
+
 def request_id(number: int) -> str:
     """The id of sample request `number`."""
     return f"req_{number:032x}"
@@ -56,9 +71,14 @@ def admit(number: int, **changes: Any) -> Admit:
         endpoint="chat/completions",
         stream=True,
         price_version=PRICE.id,
+        price_hash="",
         outcome_policy=1,
     )
-    return msgspec.structs.replace(sample, **changes)
+    changed = msgspec.structs.replace(sample, **changes)
+    if changed.price_hash:
+        return changed
+    place = (changed.organization_id, changed.price_version)
+    return msgspec.structs.replace(changed, price_hash=PRICE_HASHES.get(place) or PRICE_HASHES.get(changed.price_version) or "0" * 64)
 
 
 def final(of: Admit, **changes: Any) -> Final:

@@ -71,7 +71,8 @@ def _caller(organization_id: str, currency: str) -> Caller:
 _CALLERS = {currency: _caller(organization_id, currency) for currency, organization_id in _ORGANIZATIONS.items()}
 _MODEL = ModelEntry(id="echo", endpoints=(Endpoint.CHAT_COMPLETIONS,), created_at=0, prices=(samples.PRICE, samples.OTHER_PRICE))
 
-_GRANT = ModelGrant(_MODEL, {}, 0, 1, is_served=True, known_fields=frozenset(), cache_salt=b"")
+_GRANTS = {currency: ModelGrant(_MODEL, {}, 0, 1, is_served=True, known_fields=frozenset(), cache_salt=b"") for currency in _ORGANIZATIONS}
+"""Grants by currency, each of another organization."""
 _HEAD = RequestHead(Endpoint.CHAT_COMPLETIONS, {})
 
 
@@ -80,7 +81,7 @@ def _permit(request_id: str, price: PriceVersion, now: int, stream: bool) -> Per
     call = Call(
         request,
         _CALLERS[price.currency],
-        _GRANT,
+        _GRANTS[price.currency],
         _MODEL,
         DIALECTS[Endpoint.CHAT_COMPLETIONS],
         price,

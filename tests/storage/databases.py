@@ -18,7 +18,9 @@ from tollway.storage.database import Database, PlatformTx
 
 
 def add_price(tx: PlatformTx, version: PriceVersion) -> None:
-    """Publish what compiles to `version`, whose list is a book without a discount; the book is made the default of its currency."""
+    """Publish what compiles to `version`, whose list is a book without a discount; the book is made the default of its currency.
+    Samples are admitted under it from now on."""
+    samples.prove(version)
     if prices.find_book(tx, version.list) is None:
         is_default = prices.find_default_book(tx, version.currency) is None
         book = PriceBook(
@@ -37,6 +39,17 @@ def add_price(tx: PlatformTx, version: PriceVersion) -> None:
     )
     prices.insert_book_prices(tx, [published])
     prices.insert_compiled(tx, [published], version.currency, prices.list_lists(tx, version.list))
+
+
+def prove_prices(tx: PlatformTx) -> None:
+    """Let the samples be admitted under every price that there is, by the terms of each organization."""
+    organization_ids = list(tx.connection.execute(sa.select(schema.organizations.c.id)).scalars())
+    compiled = [version for version, _ in prices.iterate_compiled(tx)]
+    for organization_id, terms in prices.read_terms(tx, organization_ids).items():
+        for each in terms.schedule:
+            for version in compiled:
+                if each.list == version.list:
+                    samples.prove(version, each.valid_from, organization_id)
 
 
 def fill(database: Database) -> None:

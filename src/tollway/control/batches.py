@@ -105,6 +105,7 @@ class Batch:
                 admit.key_id,
                 admit.endpoint,
                 admit.price_version,
+                admit.price_hash,
                 admit.service_tier,
                 admit.model,
                 admit.stream,

@@ -170,8 +170,7 @@ def _skip_known(body: bytes, first_seq: int, watermark: Watermark) -> int:
 def list_billing_accounts(tx: PlatformTx, organization_ids: Iterable[str]) -> dict[str, BillingAccount]:
     """Return the billing accounts of those organizations that exist, archived or not (what was used is owed)."""
     return {
-        id: BillingAccount(terms.currency, frozenset(each.list for each in terms.schedule))
-        for id, terms in stored_prices.read_terms(tx, sorted(organization_ids)).items()
+        id: BillingAccount(terms.currency, terms.schedule) for id, terms in stored_prices.read_terms(tx, sorted(organization_ids)).items()
     }
 
 
@@ -193,7 +192,7 @@ def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[RatedBatch, _
     admits = [group.admit for group in batch.groups.values() if group.is_valid]
     organization_ids = {admit.organization_id for admit in admits}
     accounts = list_billing_accounts(tx, organization_ids)
-    prices = stored_prices.find_prices(tx, {admit.price_version for admit in admits})
+    offers = stored_prices.find_offers(tx, {admit.price_version for admit in admits})
     calendars = stored_periods.open_calendars(tx, organization_ids)
     ids, sums = [record.final.admit.request_id for record in batch.finals], _Sums()
 
@@ -201,7 +200,7 @@ def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[RatedBatch, _
 
     def store(known: dict[str, bytes]) -> RatedBatch:
         nonlocal charges
-        rated = RatedBatch(accounts, prices, calendars, known)
+        rated = RatedBatch(accounts, offers, calendars, known)
         charges = budgets.open_charges(tx, organization_ids)
         rows = rated.rate(batch) if charges is None else charges.watch(rated.rate(batch))
 

@@ -23,13 +23,13 @@ from typing import Any
 import msgspec
 
 from tollway.control import periods
-from tollway.domain.billing_classes import BillingClass
 from tollway.domain.corrections import fields_of
 from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.ledger import AdjustmentCause, Posting
 from tollway.domain.pages import Window
-from tollway.domain.periods import Period
-from tollway.domain.prices import PriceVersion
+from tollway.domain.periods import INSTANT_MAX, Period
+from tollway.domain.prices import Offer
+from tollway.domain.proofs import describe_price, hash_price
 from tollway.domain.usage import OUTCOME_POLICIES, OutcomePolicy, UsageEvent, content_hash, encode
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import ledger as stored_ledger
@@ -70,7 +70,11 @@ class _Lines:
     archive: Archive
     period: Period
     policies: set[int] = field(default_factory=set)
-    prices: dict[str, PriceVersion] = field(default_factory=dict)
+    prices: dict[str, Offer] = field(default_factory=dict)
+    terms: set[int] = field(default_factory=set)
+    """The beginnings of the organization's terms that stand in the export."""
+    proven: set[tuple[str, str]] = field(default_factory=set)
+    """Prices, by id and the hash of a record, whose terms stand in the export."""
     moved: dict[str, int] = field(default_factory=dict)
     count: int = 0
 
@@ -142,10 +146,11 @@ class _Lines:
         new = {event.final.admit.price_version for event, _ in payloads} - self.prices.keys()
         if new:
             with self.open_tx() as tx:
-                found = stored_prices.find_prices(tx, new)
+                found = stored_prices.find_offers(tx, new)
             self.prices |= found
             for price_id in sorted(found):
                 yield "price", price_row(found[price_id])
+        yield from self._terms(event for event, _ in payloads)
         for event, payload in payloads:
             amounts = {name: str(pico) for name, pico in msgspec.structs.asdict(event.amounts).items()}
             yield (
@@ -158,6 +163,22 @@ class _Lines:
                     "amounts_pico": amounts,
                 },
             )
+
+    def _terms(self, events: Iterable[UsageEvent]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the terms under which events were admitted, if they do not stand in the export yet."""
+        admits = [event.final.admit for event in events]
+        new = {(admit.price_version, admit.price_hash) for admit in admits} - self.proven
+        if not new:
+            return
+        self.proven |= new
+        with self.open_tx() as tx:
+            schedule = stored_prices.get_terms(tx).schedule
+        for at, each in enumerate(schedule):
+            offers = ((self.prices[price_id].price, hashed) for price_id, hashed in new)
+            if each.valid_from not in self.terms and any(hash_price(price, each.valid_from) == hashed for price, hashed in offers):
+                self.terms.add(each.valid_from)
+                valid_until = schedule[at + 1].valid_from if at + 1 < len(schedule) else None
+                yield "terms", {"list": each.list, "valid_from": each.valid_from, "valid_until": valid_until}
 
     def _payloads(self, events: list[UsageEvent]) -> list[tuple[UsageEvent, bytes]]:
         """Events with the record that the gateway wrote, byte for byte: made again, or else looked up in the archive."""
@@ -198,17 +219,9 @@ def policy_row(policy: OutcomePolicy) -> Mapping[str, Any]:
     }
 
 
-def price_row(price: PriceVersion) -> Mapping[str, Any]:
-    """A price version: what one token of each class costs, or one request."""
-    return {
-        "id": price.id,
-        "list": price.list,
-        "model": price.model,
-        "service_tier": str(price.tier),
-        "currency": price.currency,
-        "valid_from": price.valid_from,
-        "unit_price_pico": {name: str(pico) for name, pico in zip(BillingClass, price.unit_prices.values(), strict=True)},
-    }
+def price_row(offer: Offer) -> Mapping[str, Any]:
+    """Return a price version as a line, with the instant at which the next one follows; null if none does."""
+    return {**describe_price(offer.price), "valid_until": None if offer.valid_until == INSTANT_MAX else offer.valid_until}
 
 
 def _transaction_row(posting: Posting) -> Mapping[str, Any]:

@@ -10,12 +10,13 @@ repeated without effect: the row of the record is locked, and its resolution, ev
 from tollway.control.approvals import sum_moved_today
 from tollway.control.batches import Batch
 from tollway.control.collect import book_batch, list_billing_accounts
-from tollway.control.rating import BillingAccount, RatedBatch
+from tollway.control.rating import RatedBatch
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import Operator, may_approve
 from tollway.domain.pages import Page, Window
 from tollway.domain.periods import Calendar
 from tollway.domain.quarantine import QuarantinedRecord, QuarantineState, Resolution, WriteOffRequest
+from tollway.domain.usage import billed
 from tollway.storage import prices as stored_prices
 from tollway.storage import rejected_records as stored
 from tollway.storage import usage_events
@@ -28,6 +29,8 @@ OBSTACLES = {
     "organization_unknown": "Its organization does not exist here.",
     "price_unknown": "The price version under which it was admitted does not exist here.",
     "price_not_applicable": "Its price is of another model, tier or currency, or on a list that was never in the organization's terms.",
+    "price_unproven": "Its record was admitted under another price or other terms than those that are published here under these ids.",
+    "price_not_valid": "Its price or terms were not in force when it was admitted, by more than the stated lag.",
     "amount_too_large": "It costs more than one request may.",
     "billed_already": "Its request has been billed from another record.",
 }
@@ -54,9 +57,9 @@ def find_obstacle(tx: PlatformTx, record: QuarantinedRecord) -> str | None:
     batch = _batch_of(record)
     organization_ids = {each.final.admit.organization_id for each in batch.finals}
     calendars = {each: Calendar(each, "UTC") for each in organization_ids}  # its period does not matter here
-    prices = stored_prices.find_prices(tx, {each.final.admit.price_version for each in batch.finals})
+    offers = stored_prices.find_offers(tx, {each.final.admit.price_version for each in batch.finals})
     known = usage_events.find_hashes(tx, [each.final.admit.request_id for each in batch.finals])
-    rated = RatedBatch(list_billing_accounts(tx, organization_ids), prices, calendars, known)
+    rated = RatedBatch(list_billing_accounts(tx, organization_ids), offers, calendars, known)
     for _ in rated.rate(batch):
         return None
     return _obstacle_of(rated)
@@ -141,12 +144,10 @@ def _find_amount(tx: PlatformTx, record: QuarantinedRecord) -> tuple[int | None,
     price does not exist here, or where it cannot be rated at all."""
     batch = _batch_of(record)
     prices = stored_prices.find_prices(tx, {each.final.admit.price_version for each in batch.finals})
-    for price in prices.values():
-        organization_ids = {each.final.admit.organization_id for each in batch.finals}
-        accounts = {each: BillingAccount(price.currency, frozenset({price.list})) for each in organization_ids}
-        rated = RatedBatch(accounts, prices, {each: Calendar(each, "UTC") for each in organization_ids}, {})
-        for row in rated.rate(batch):
-            return row.amounts.total, price.currency
+    for each in batch.finals:
+        price = prices.get(each.final.admit.price_version)
+        if price is not None:
+            return billed(each.final).times(price.unit_prices).total, price.currency
     return None, None
 
 

@@ -15,24 +15,32 @@ from typing import NamedTuple
 from tollway.control.batches import Batch, EventGroup, FinalRecord
 from tollway.control.ledger import book_usage
 from tollway.domain.billing_classes import NOTHING, Amounts, Direction, Quantities, UnitPrices
+from tollway.domain.epochs import CLOCKS_APART_US
 from tollway.domain.ledger import Posting, UsageCause
 from tollway.domain.money import AMOUNT_PICO_MAX
-from tollway.domain.periods import Calendar
-from tollway.domain.prices import PriceVersion
+from tollway.domain.periods import INSTANT_MAX, Calendar
+from tollway.domain.prices import Offer, PriceTerms, PriceVersion
+from tollway.domain.proofs import hash_price
 from tollway.domain.reconciliation import HOUR_US, UNKNOWN_DEPLOYMENT, EngineUsage, UsageKey
 from tollway.domain.rollups import ROLLUP_WIDTHS_SECONDS, RollupKey, UsageSums, rollup_endpoint
+from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 from tollway.domain.usage import OUTCOME_POLICIES, Admit, Outcome, RejectedRecord, bills, content_hash
 from tollway.storage.usage_events import EventRow, EventTemplate
 
 MINUTE_US = 60_000_000
 
 
+PRICE_LAG_US = SNAPSHOT_AGE_SECONDS_MAX * 1_000_000 + CLOCKS_APART_US
+"""Longest time after the end of a price's validity, or of terms, in which a gateway may still admit by it: its snapshot may be so old, and
+clocks so far apart."""
+
+
 @dataclass(frozen=True, slots=True)
 class BillingAccount:
-    """An organization that may owe: its currency, and the price lists that were ever in its terms."""
+    """An organization that may owe: its currency, and all of its terms, ordered by valid_from."""
 
     currency: str
-    lists: frozenset[str]
+    terms: tuple[PriceTerms, ...]
 
 
 class RecordPlace(NamedTuple):
@@ -50,31 +58,48 @@ class StoredEvent(NamedTuple):
     content_hash: bytes
 
 
-def find_applicable_price(admit: Admit, accounts: Mapping[str, BillingAccount], prices: Mapping[str, PriceVersion]) -> PriceVersion | str:
+class ProvenPrice(NamedTuple):
+    """The price of a group of events, and when it can have been admitted under: from `from_at` (inclusive) until `until_at` (exclusive)."""
+
+    price: PriceVersion
+    from_at: int
+    until_at: int
+
+
+def find_proven_price(admit: Admit, accounts: Mapping[str, BillingAccount], offers: Mapping[str, Offer]) -> ProvenPrice | str:
     """Return the price of a valid FINAL, or the reason why it cannot be rated. Pure, and the same for all events of a group.
 
-    A list that was ever in the organization's terms applies: a gateway that does not know new terms yet admits by those before.
+    The record's own hash decides whether the price and the terms are those under which its request was admitted. Terms that others have
+    followed apply for PRICE_LAG_US more: a gateway that does not know new ones yet admits by those before.
     """
-    account, price = accounts.get(admit.organization_id), prices.get(admit.price_version)
+    account, offer = accounts.get(admit.organization_id), offers.get(admit.price_version)
     if account is None:
         return "organization_unknown"
-    if price is None:
+    if offer is None:
         return "price_unknown"
-    is_of_account = price.currency == account.currency and price.list in account.lists
-    if not is_of_account or price.model != admit.model or price.tier is not admit.service_tier:
+    price = offer.price
+    own = [at for at, terms in enumerate(account.terms) if terms.list == price.list]
+    if price.currency != account.currency or not own or price.model != admit.model or price.tier is not admit.service_tier:
         return "price_not_applicable"
-    return price
+    at = next((at for at in own if hash_price(price, account.terms[at].valid_from) == admit.price_hash), None)
+    if at is None:
+        return "price_unproven"
+    terms_until = account.terms[at + 1].valid_from if at + 1 < len(account.terms) else INSTANT_MAX
+    return ProvenPrice(price, max(price.valid_from, account.terms[at].valid_from), min(offer.valid_until, terms_until) + PRICE_LAG_US)
 
 
 @dataclass(frozen=True, slots=True)
 class GroupRating:
     """The rule by which the events of a group are rated.
 
+    `from_at`, `until_at`: when they can have been admitted (`ProvenPrice`).
     `bills`, `bills_delivered`: whether quantities are billed always, or once output was delivered. `requests`: 1 if the request itself
     is billed where its quantities are, else 0.
     """
 
     unit_prices: UnitPrices
+    from_at: int
+    until_at: int
     bills: bool
     bills_delivered: bool
     requests: int
@@ -122,7 +147,7 @@ class RatedBatch:
     """The result of rating a batch: the number of events, the rejected records, and the sums."""
 
     accounts: Mapping[str, BillingAccount]
-    prices: Mapping[str, PriceVersion]
+    offers: Mapping[str, Offer]
     calendars: Mapping[str, Calendar]
     """The billing periods of each organization; those that are added here must be stored."""
     known: dict[str, bytes]
@@ -148,6 +173,9 @@ class RatedBatch:
             hashed, rating = content_hash(record.payload), ratings[group]
             if isinstance(rating, str):
                 self.quarantined.append(_rejected(batch, record, hashed, rating))
+                continue
+            if not rating.from_at <= final.admit.admitted_at < rating.until_at:
+                self.quarantined.append(_rejected(batch, record, hashed, "price_not_valid"))
                 continue
             amounts = NOTHING
             is_billed = rating.bills or (rating.bills_delivered and used.output_tokens > 0)
@@ -184,14 +212,16 @@ class RatedBatch:
             yield EventRow(event_id, seq, final.admit.admitted_at, first_at, ended_at, used, amounts, period_at, hashed, rating.template)
 
     def _rate_group(self, batch: Batch, group: EventGroup) -> "GroupRating | str":
-        price, final, admit = find_applicable_price(group.admit, self.accounts, self.prices), group.final, group.admit
-        if isinstance(price, str):
-            return price
+        proven, final, admit = find_proven_price(group.admit, self.accounts, self.offers), group.final, group.admit
+        if isinstance(proven, str):
+            return proven
         policy, is_live = OUTCOME_POLICIES[admit.outcome_policy], not admit.test
         bills_tokens, bills_request = bills(policy, admit.endpoint, final.outcome, delivered=False)
         bills_delivered, bills_delivered_request = bills(policy, admit.endpoint, final.outcome, delivered=True)
         return GroupRating(
-            unit_prices=price.unit_prices,
+            unit_prices=proven.price.unit_prices,
+            from_at=proven.from_at,
+            until_at=proven.until_at,
             bills=is_live and bills_tokens,
             bills_delivered=is_live and bills_delivered,
             requests=int(bills_request or bills_delivered_request),

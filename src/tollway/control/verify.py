@@ -36,7 +36,7 @@ from tollway.domain.billing_classes import NOTHING, Amounts
 from tollway.domain.epochs import Watermark
 from tollway.domain.ledger import AdjustmentCause, Posting
 from tollway.domain.periods import Calendar
-from tollway.domain.prices import PriceVersion, rate
+from tollway.domain.prices import Offer, rate
 from tollway.domain.quarantine import QuarantineState
 from tollway.domain.reconciliation import EngineUsage, UsageKey, sum_usage
 from tollway.domain.rollups import RollupKey, UsageSums
@@ -123,7 +123,7 @@ class _Walk:
     report: Report
     findings: _Findings
     accounts: dict[str, BillingAccount] = field(default_factory=dict)
-    prices: dict[str, PriceVersion] = field(default_factory=dict)
+    offers: dict[str, Offer] = field(default_factory=dict)
     calendars: dict[str, Calendar] = field(default_factory=dict)
     costs: dict[str, dict[str, Amounts]] = field(default_factory=dict)
     """By organization and model."""
@@ -290,7 +290,7 @@ def _take_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearra
     _learn(walk, batch)
     rows = usage_events.find_rows(walk.tx, [record.final.admit.request_id for record in batch.finals])
     stored = {event_id: StoredEvent(RecordPlace(row[_NODE], row[_EPOCH], row[_SEQ]), row[_HASH]) for event_id, row in rows.items()}
-    rated = RatedBatch(walk.accounts, walk.prices, walk.calendars, known={})
+    rated = RatedBatch(walk.accounts, walk.offers, walk.calendars, known={})
     records = {}
     for record in batch.finals:
         event_id = record.final.admit.request_id
@@ -314,6 +314,9 @@ def _take_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearra
             _compare_event(walk, row, found, event)
         ledger.take(event)
         finals.append(records[seq].final)
+    for rejected in rated.quarantined:
+        if rejected.event_id in rows:
+            walk.findings.add("usage_events", f"{rejected.event_id} is billed, and its record says that it cannot be: {rejected.reason}")
     for key, sums in rated.roll_up().items():
         walk.rollups.add(key, sums)
     for used, usage in sum_usage(finals).items():
@@ -344,9 +347,9 @@ def _learn(walk: _Walk, batch: Batch) -> None:
         accounts = list_billing_accounts(walk.tx, new_accounts)
         walk.accounts.update(accounts)
         walk.calendars.update(walk.periods.calendars(dict.fromkeys(accounts, "UTC")))
-    new_prices = {admit.price_version for admit in admits} - walk.prices.keys()
+    new_prices = {admit.price_version for admit in admits} - walk.offers.keys()
     if new_prices:
-        walk.prices.update(stored_prices.find_prices(walk.tx, new_prices))
+        walk.offers.update(stored_prices.find_offers(walk.tx, new_prices))
 
 
 def _compare_event(walk: _Walk, row: EventRow, found: tuple[Any, ...], event: Booked) -> None:
@@ -377,7 +380,7 @@ def _note_absent(walk: _Walk, event: Booked, payload: bytes, batch: Batch) -> bo
     walk.gone[str(month)] = walk.gone.get(str(month), 0) + 1
     if event.event_id in walk.corrected:
         final = decode_final(payload)
-        price = walk.prices[final.admit.price_version]
+        price = walk.offers[final.admit.price_version].price
         found = UsageEvent(
             node_id=batch.node_id,
             epoch=batch.epoch,

@@ -13,7 +13,7 @@ from itertools import pairwise
 from tollway.control import corrections, periods
 from tollway.control.epochs import Cover, describe_lost, digest_watermarks, find_cover
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision, find_objection, sum_lines
-from tollway.domain.epochs import Epoch
+from tollway.domain.epochs import CLOCKS_APART_US, Epoch
 from tollway.domain.ledger import Entry
 from tollway.domain.periods import Bounds, Calendar, Period, PeriodState, month_of, period_id
 from tollway.domain.proofs import find_root, hash_statement
@@ -24,10 +24,6 @@ from tollway.storage import rejected_records
 from tollway.storage import usage_events as stored_usage
 from tollway.storage.database import PlatformTx
 from tollway.storage.periods import Block
-
-CLOCKS_APART_US = 600_000_000
-"""Most that clocks of control processes, and the begin and end of transactions, may be apart. An epoch that was first
-seen this long before a period was frozen must be in its report."""
 
 Add = Callable[[str, str], None]
 """Notes a difference: of which table, and what it is."""

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+CLOCKS_APART_US = 600_000_000
+"""Most that the clocks of gateways and of control processes may differ, the begin and end of a transaction included."""
+
 
 @dataclass(frozen=True, slots=True)
 class Watermark:

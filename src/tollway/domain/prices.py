@@ -8,6 +8,7 @@ in exactly one.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -49,12 +50,25 @@ def find_price(versions: Sequence[PriceVersion], at: int) -> PriceVersion | None
     return None
 
 
-def find_list(terms: Sequence[PriceTerms], at: int) -> str | None:
-    """The price list of the terms in force at instant `at`. `terms` must be ordered by valid_from."""
+class Offer(NamedTuple):
+    """A price version, and the instant from which the next one of its series is valid instead; INSTANT_MAX if none follows."""
+
+    price: PriceVersion
+    valid_until: int
+
+
+def find_terms(terms: Sequence[PriceTerms], at: int) -> PriceTerms | None:
+    """Return the terms in force at instant `at`. `terms` must be ordered by valid_from."""
     for each in reversed(terms):
         if each.valid_from <= at:
-            return each.list
+            return each
     return None
+
+
+def find_list(terms: Sequence[PriceTerms], at: int) -> str | None:
+    """The price list of the terms in force at instant `at`. `terms` must be ordered by valid_from."""
+    found = find_terms(terms, at)
+    return None if found is None else found.list
 
 
 # ---- Rating -----------------------------------------------------------------------------------------------------------

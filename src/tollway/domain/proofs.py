@@ -16,11 +16,13 @@ it, so that a proof reads one block and not the whole month.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
 
-from tollway.domain.prices import RatedLine
+from tollway.domain.billing_classes import BillingClass
+from tollway.domain.prices import PriceVersion, RatedLine
 from tollway.domain.usage import UsageEvent
 
 BLOCK_LEAVES: Final = 1024
@@ -33,6 +35,29 @@ EMPTY: Final = hashlib.sha256().digest()
 def hash_statement(statement: Mapping[str, Any]) -> bytes:
     """Return the one hash of a closed period: SHA-256 over its statement as JSON, names in order, without spaces, all text ASCII."""
     return hashlib.sha256(json.dumps(statement, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()).digest()
+
+
+def describe_price(price: PriceVersion) -> Mapping[str, Any]:
+    """Return all that a price version says, as exports show it: what one token of each class costs, or one request."""
+    return {
+        "id": price.id,
+        "list": price.list,
+        "model": price.model,
+        "service_tier": str(price.tier),
+        "currency": price.currency,
+        "valid_from": price.valid_from,
+        "unit_price_pico": {str(name): str(pico) for name, pico in zip(BillingClass, price.unit_prices.values(), strict=True)},
+    }
+
+
+@lru_cache(maxsize=4096)
+def hash_price(price: PriceVersion, terms_valid_from: int) -> str:
+    """Return the hash of a price and of the terms by which an organization pays it, in hexadecimal: made as that of a statement.
+
+    `terms_valid_from`: the instant from which the organization pays by the price's list. A record carries this hash from its admission on,
+    so that neither the price nor the terms can be another one later.
+    """
+    return hash_statement({**describe_price(price), "terms_valid_from": terms_valid_from}).hex()
 
 
 class LeafLine(msgspec.Struct, frozen=True, kw_only=True):

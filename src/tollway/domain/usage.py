@@ -66,7 +66,8 @@ class Anomaly(StrEnum):
 class Admit(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="record", tag="admit", omit_defaults=True):
     """A request was admitted: on disk (page cache at least) before an engine hears of it.
 
-    `service_tier` is that of its price. `test`: it was sent with a test key, and is not billed.
+    `price_hash`: of its price and of the terms by which its organization paid that price (`domain.proofs.hash_price`). `service_tier` is
+    that of its price. `test`: it was sent with a test key, and is not billed.
     """
 
     request_id: str
@@ -78,6 +79,7 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="reco
     endpoint: str
     stream: bool
     price_version: str
+    price_hash: str
     outcome_policy: int
     service_tier: ServiceTier = ServiceTier.STANDARD
     test: bool = False

@@ -11,7 +11,7 @@ import hashlib
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import SNAPSHOT_MISSING, SNAPSHOT_OUTDATED, FaultKind
 from tollway.domain.keys import KeyType
-from tollway.domain.prices import PriceVersion, find_list, find_price
+from tollway.domain.prices import PriceVersion, find_price, find_terms
 from tollway.domain.snapshot import (
     BudgetEntry,
     Change,
@@ -105,7 +105,8 @@ class Directory:
         if model is None or (caller.models is not None and name not in caller.models):
             return None
         terms = caller.organization.terms
-        price_list = find_list(terms, at)
+        in_force = find_terms(terms, at)
+        price_list = None if in_force is None else in_force.list
         turns = [term.valid_from for term in terms] + [price.valid_from for price in model.prices]
         prices = ((tier, find_price(self.list_prices(model, price_list, tier), at)) for tier in ServiceTier)
         return ModelGrant(
@@ -116,6 +117,7 @@ class Directory:
             is_served=(DIALECTS[endpoint].model_endpoint or endpoint) in model.endpoints,
             known_fields=self._list_known_fields(name, endpoint, test=caller.is_test),
             cache_salt=caller.cache_salt,
+            terms_valid_from=0 if in_force is None else in_force.valid_from,
         )
 
     def list_prices(self, model: ModelEntry, price_list: str | None, tier: ServiceTier) -> tuple[PriceVersion, ...]:

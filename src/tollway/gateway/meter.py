@@ -11,6 +11,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault
+from tollway.domain.proofs import hash_price
 from tollway.domain.usage import (
     ESTIMATING,
     OUTCOME_POLICY_CURRENT,
@@ -154,18 +155,14 @@ class Record(Ending):
 def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> Record:
     """Admit the permitted call. Raises Fault metering_unavailable or overloaded, and then owes nothing."""
     call: Call = permit.call
-    request, caller = call.request, call.caller
-    terms = caller.encoded_admit_suffixes.get((call.price.id, request.endpoint, call.stream)) or _find_terms(call)
+    request = call.request
+    terms = call.grant.encoded_admit_suffixes.get((call.price.id, call.stream)) or _encode_terms(call)
     return Record(request.id, encode_admit(request.id, request.received_at, terms), sink, now_us)
 
 
-TERMS_MAX = 64
-"""Entries kept for one caller: models times endpoints, with and without streaming."""
-
-
-def _find_terms(call: Call) -> bytes:
-    """Return what all of the caller's ADMITs for this model, endpoint and price say; kept for the next."""
-    request, caller = call.request, call.caller
+def _encode_terms(call: Call) -> bytes:
+    """Return what all of the caller's ADMITs for this model, endpoint and price say; cached in the grant, which has few prices."""
+    request, caller, grant = call.request, call.caller, call.grant
     admit = Admit(
         request_id="",
         admitted_at=0,
@@ -176,13 +173,12 @@ def _find_terms(call: Call) -> bytes:
         endpoint=request.endpoint,
         stream=call.stream,
         price_version=call.price.id,
+        price_hash=hash_price(call.price, grant.terms_valid_from),
         outcome_policy=OUTCOME_POLICY_CURRENT,
         service_tier=call.price.tier,
         test=caller.is_test,
     )
-    if len(caller.encoded_admit_suffixes) >= TERMS_MAX:
-        caller.encoded_admit_suffixes.clear()
-    terms = caller.encoded_admit_suffixes[call.price.id, request.endpoint, call.stream] = encode_terms(admit)
+    terms = grant.encoded_admit_suffixes[call.price.id, call.stream] = encode_terms(admit)
     return terms
 
 

@@ -98,15 +98,13 @@ class Caller:
     """A principal with everything that follows from it compiled once.
 
     `organization`, `project`, `models`, `expires_at`, `is_test`: those of the principal, held here because each request reads them.
-    `grants`: compiled per model and endpoint on first use. `encoded_admit_suffixes`: the encoded parts that the caller's ADMIT records
-    share, cached by `meter`. `budgets`: those that bind it, innermost level first. `cache_salt`: isolates the organization's prefixes
-    inside an engine's prefix cache.
+    `grants`: compiled per model and endpoint on first use. `budgets`: those that bind it, innermost level first. `cache_salt`: isolates the
+    organization's prefixes inside an engine's prefix cache.
     """
 
     __slots__ = (
         "budgets",
         "cache_salt",
-        "encoded_admit_suffixes",
         "expires_at",
         "grants",
         "is_test",
@@ -126,7 +124,6 @@ class Caller:
         self.cache_salt = cache_salt
         self.budgets = budgets
         self.grants: dict[tuple[str, Endpoint], ModelGrant] = {}
-        self.encoded_admit_suffixes: dict[tuple[str, Endpoint, bool], bytes] = {}
 
 
 INPUT_DENSITY_FIRST = 256
@@ -140,14 +137,16 @@ class ModelGrant:
     `prices`: by service tier, on the organization's price list; `standard` is that of the standard tier. `is_served`: whether the model
     has this endpoint. `known_fields`: request fields that every deployment of the model understands.
     `bound`: the limits that apply, with their counters; None before the first request. `shared_bound`: the same where gateways share
-    counters. `input_density`: input tokens per KiB of body that
-    the caller's requests had lately (`limit`).
+    counters. `input_density`: input tokens per KiB of body that the caller's requests had lately (`limit`). `terms_valid_from`: the instant
+    from which the organization pays by these prices' list. `encoded_admit_suffixes`: the encoded parts that ADMIT records under this grant
+    share, by price and streaming; cached by `meter`.
     """
 
     __slots__ = (
         "_injected",
         "bound",
         "cache_salt",
+        "encoded_admit_suffixes",
         "input_density",
         "is_served",
         "known_fields",
@@ -155,6 +154,7 @@ class ModelGrant:
         "prices",
         "shared_bound",
         "standard",
+        "terms_valid_from",
         "valid_from",
         "valid_until",
     )
@@ -169,6 +169,7 @@ class ModelGrant:
         is_served: bool,
         known_fields: frozenset[str],
         cache_salt: bytes,
+        terms_valid_from: int = 0,
     ) -> None:
         self.model = model
         self.prices = prices
@@ -178,6 +179,8 @@ class ModelGrant:
         self.is_served = is_served
         self.known_fields = known_fields
         self.cache_salt = cache_salt
+        self.terms_valid_from = terms_valid_from
+        self.encoded_admit_suffixes: dict[tuple[str, bool], bytes] = {}
         self.bound: Bound | None = None
         self.shared_bound: SharedBound | None = None
         self.input_density = INPUT_DENSITY_FIRST

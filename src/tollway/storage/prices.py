@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from tollway.domain.billing_classes import UnitPrices
 from tollway.domain.pages import Page, Window
+from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.price_books import (
     BookPrice,
     DraftLine,
@@ -27,7 +28,7 @@ from tollway.domain.price_books import (
     compile_price,
     schedule,
 )
-from tollway.domain.prices import PriceTerms, PriceVersion
+from tollway.domain.prices import Offer, PriceTerms, PriceVersion
 from tollway.domain.tenants import Status
 from tollway.domain.usage import ServiceTier
 from tollway.storage.bulk import any_of
@@ -221,6 +222,24 @@ def find_prices(tx: Transaction, price_ids: Iterable[str]) -> dict[str, PriceVer
     """The versions that exist of these, by id."""
     query = sa.select(compiled_prices).where(any_of(tx, compiled_prices.c.id, list(price_ids)))
     return {row.id: _price(row) for row in tx.connection.execute(query)}
+
+
+def find_offers(tx: Transaction, price_ids: Iterable[str]) -> dict[str, Offer]:
+    """Return the versions that exist of these, by id, each with the instant at which the next one of its series follows."""
+    later = compiled_prices.alias()
+    valid_until = (
+        sa.select(sa.func.min(later.c.valid_from))
+        .where(
+            later.c.model == compiled_prices.c.model,
+            later.c.list_id == compiled_prices.c.list_id,
+            later.c.tier == compiled_prices.c.tier,
+            later.c.valid_from > compiled_prices.c.valid_from,
+        )
+        .scalar_subquery()
+    )
+    query = sa.select(compiled_prices, valid_until.label("valid_until")).where(any_of(tx, compiled_prices.c.id, list(price_ids)))
+    rows = tx.connection.execute(query)
+    return {row.id: Offer(_price(row), INSTANT_MAX if row.valid_until is None else row.valid_until) for row in rows}
 
 
 def has_price_at(tx: Transaction, model: str, at: int) -> bool:

@@ -67,6 +67,7 @@ class EventTemplate:
             final.error,
             None if final.anomaly is None else final.anomaly.value,
             admit.test,
+            admit.price_hash,
         )
         return cls(values, copy_line(values))
 
@@ -122,6 +123,7 @@ TEMPLATE_COLUMNS = (
     "error",
     "anomaly",
     "test",
+    "price_hash",
 )
 
 EVENT_COLUMNS = (
@@ -192,6 +194,7 @@ def read_event(row: Any) -> UsageEvent:
         endpoint=row.endpoint,
         stream=row.stream,
         price_version=row.price_version,
+        price_hash=row.price_hash,
         outcome_policy=row.outcome_policy,
         service_tier=ServiceTier(row.service_tier),
         test=row.test,
