@@ -59,6 +59,16 @@ FIGURES: Mapping[str, Figure] = {
         "limit it is. [performance.md](performance.md) says what a request costs.",
         "python -m reliability R4 --seconds 60",
     ),
+    "R6": Figure(
+        "Limit accuracy with several gateways",
+        "Four gateways, each a process and a node of its own, share their counters in one server. Clients send three times what a limit "
+        "of a project admits, over all gateways in a random order: a limit on requests, then one on output tokens. Then a race in which "
+        "the server is frozen after a third of the requests. The deadline of a decision is 2 s, because the machine is shared.",
+        "With the server nothing is admitted beyond the limit and its refill, and at least 99 % of it. With the server frozen at most one "
+        "more limit is admitted (docs/limits.md), and nothing is answered but 200 and 429.",
+        "Windows of a minute, whose refill depends on the machine's speed; servers on other hosts; clusters.",
+        "python -m reliability R6 --limit 500",
+    ),
     "R8": Figure(
         "Faults survived",
         "A table of faults, each with the tests that inject it. The tests are run; a fault is survived if all of its tests pass.",
@@ -129,7 +139,6 @@ ELSEWHERE: Mapping[str, str] = {
     "R2": "Simulated histories (virtual time, network and disk)",
     "R3": "Load held: [performance.md](performance.md) says what a request and a chunk cost",
     "R5": "Noisy neighbour",
-    "R6": "Limit accuracy with several gateways",
     "R7": "Budget accuracy",
     "R12": "Soak",
     "R13": "Cross-tenant attempts",

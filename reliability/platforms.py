@@ -233,7 +233,11 @@ class Apart:
 
 @contextmanager
 def apart(
-    scratch: Path, *, gateway_arguments: Sequence[str] = ("-m", "tollway", "gateway"), gateway_directory: Path | None = None
+    scratch: Path,
+    *,
+    gateway_arguments: Sequence[str] = ("-m", "tollway", "gateway"),
+    gateway_directory: Path | None = None,
+    gateway_environment: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Platform, Apart]]:
     """`tollway control` and a gateway, with an engine and a tenant. `gateway_directory`: a data directory of the gateway's own."""
     data = scratch / "data"
@@ -247,10 +251,10 @@ def apart(
             timeout=WAIT_SECONDS,
         )
         assert made.returncode == 0, made.stderr
-        own = {}
+        own = dict(gateway_environment or {})
         if gateway_directory is not None:
             kept = json.loads((data / "secrets.json").read_bytes())
-            own = {"TOLLWAY_PEPPER": kept["peppers"]["1"], "TOLLWAY_VAULT_KEY": kept["vault_key"]}
+            own |= {"TOLLWAY_PEPPER": kept["peppers"]["1"], "TOLLWAY_VAULT_KEY": kept["vault_key"]}
             own |= {"TOLLWAY_NODE_ID": kept["node_id"], "TOLLWAY_NODE_KEY": kept["node_key"]}
         where = (
             "--data-dir",

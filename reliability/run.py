@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from reliability import crashes, faults, outages, overloads, page, records, restores, rollouts, timings
+from reliability import crashes, faults, limit_races, outages, overloads, page, records, restores, rollouts, timings
 from reliability.records import Line
 from tests.simulation.run import main as simulate
 
@@ -83,6 +83,10 @@ FIGURES: dict[str, tuple[Add, Take]] = {
     ),
     "R2": (_option("--seeds", 2000, "how many histories, about 50 ms each"), lambda told: _simulate(told.seed, told.seeds)),
     "R4": (_option("--seconds", 20.0, "how long too much is offered"), lambda told: overloads.measure(told.seconds, told.seed)),
+    "R6": (
+        _option("--limit", 200, "what four gateways race for; three times as much is sent"),
+        lambda told: limit_races.measure(told.limit, told.seed),
+    ),
     "R8": (_nothing, lambda told: faults.measure_faults()),
     "R9": (_nothing, lambda told: faults.measure_bad_input()),
     "R10": (_option("--rollouts", 10, "how often the gateway is replaced"), lambda told: rollouts.measure(told.rollouts, told.seed)),

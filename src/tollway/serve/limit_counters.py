@@ -56,8 +56,9 @@ class GatewayCount:
     def raise_if_refused(self) -> None:
         """Raise OperatorError if this gateway ended because there are others and no store."""
         if self._is_refused:
+            others = "another gateway runs" if self.gateways == 2 else f"{self.gateways - 1} other gateways run"
             raise OperatorError(
-                f"{self.gateways - 1} other gateways run, and no store for shared limit counters is configured",
+                f"{others}, and no store for shared limit counters is configured",
                 hint="set gateway.limits.redis_url to one Redis or Valkey for all gateways, or gateway.limits.per_gateway to true, so that "
                 "each gateway applies every limit by itself",
             )
