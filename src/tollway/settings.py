@@ -17,7 +17,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import yaml
@@ -363,41 +363,78 @@ NAMES = _list_names(Settings)
 """The dotted name of every setting, with its type."""
 
 
+class LoadedSettings(NamedTuple):
+    """Settings with what they come from. `sources`: the source of each setting that is not its default, by dotted name: a file, a
+    variable, or the command line. `problems`: what is wrong with them; a setting with a problem has its default."""
+
+    settings: "Settings"
+    sources: Mapping[str, str]
+    problems: list[OperatorError]
+
+
 def load(options: Mapping[str, Any], environ: Mapping[str, str], config: Path | None) -> Settings:
     """Return the settings of this process. `options` are those of the command line, by dotted name; None means not
     given.
 
     Raises OperatorError for a file that cannot be read, an unknown name, or a value of the wrong type; it names the
     source."""
+    loaded = load_with_sources(options, environ, config)
+    if loaded.problems:
+        raise loaded.problems[0]
+    return loaded.settings
+
+
+def load_with_sources(options: Mapping[str, Any], environ: Mapping[str, str], config: Path | None) -> LoadedSettings:
+    """Return the settings as `load` does, with their sources and with every problem in place of the first one."""
     found: dict[str, tuple[Any, str]] = {}
+    problems: list[OperatorError] = []
     if config is not None:
-        found |= _from_yaml(config)
-    found |= _from_environment(environ)
+        found |= _from_yaml(config, problems)
+    found |= _from_environment(environ, problems)
     found |= {name: (value, "the command line") for name, value in options.items() if value is not None}
     tree: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for name, (value, source) in found.items():
         *sections, leaf = name.split(".")
+        try:
+            converted = msgspec.convert(_as_list(value, NAMES[name]), NAMES[name], strict=False)
+        except msgspec.ValidationError as error:
+            problems.append(OperatorError(f"{name} in {source} is not valid: {error}", exit_code=2))
+            continue
         place = tree
         for section in sections:
             place = place.setdefault(section, {})
-        try:
-            place[leaf] = msgspec.convert(_as_list(value, NAMES[name]), NAMES[name], strict=False)
-        except msgspec.ValidationError as error:
-            raise OperatorError(f"{name} in {source} is not valid: {error}", exit_code=2) from None
-    return msgspec.convert(tree, Settings)
+        place[leaf] = converted
+        sources[name] = source
+    return LoadedSettings(msgspec.convert(tree, Settings), sources, problems)
 
 
-def _from_yaml(path: Path) -> dict[str, tuple[Any, str]]:
-    tree = read_yaml(path)
+def get_setting(settings: Settings, name: str) -> Any:
+    """Return the value of a setting by its dotted name."""
+    value: Any = settings
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _from_yaml(path: Path, problems: list[OperatorError]) -> dict[str, tuple[Any, str]]:
+    try:
+        tree = read_yaml(path)
+    except OperatorError as error:
+        problems.append(error)
+        return {}
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise OperatorError(f"{path} must hold a mapping of settings", hint="for example `gateway: {listen: 0.0.0.0:8080}`")
+        hint = "for example `gateway: {listen: 0.0.0.0:8080}`"
+        problems.append(OperatorError(f"{path} must hold a mapping of settings", hint=hint, exit_code=2))
+        return {}
     found = {}
     for name, value in _list_leaves(tree):
-        if name not in NAMES:
-            raise unknown_name(f"setting {name!r}", name, NAMES, source=str(path))
-        found[name] = (value, str(path))
+        if name in NAMES:
+            found[name] = (value, str(path))
+        else:
+            problems.append(unknown_name(f"setting {name!r}", name, NAMES, source=str(path)))
     return found
 
 
@@ -418,29 +455,40 @@ def _as_list(value: Any, type: Any) -> Any:
 
 def check_variables(environ: Mapping[str, str]) -> None:
     """Raise OperatorError if a variable under our prefix is none that a Tollway program reads: it is misspelt, or obsolete."""
+    for problem in _find_unknown_variables(environ):
+        raise problem
+
+
+def _find_unknown_variables(environ: Mapping[str, str]) -> Iterator[OperatorError]:
     known = [*SHORT_NAMES, *OTHER_VARIABLES, *map(_variable_of, NAMES)]
     for variable in sorted(environ):
         if variable.startswith("TOLLWAY_") and variable not in known and not _UNCHECKED_VARIABLES.fullmatch(variable):
-            raise unknown_name(f"variable {variable}", variable, known, source="the environment")
+            yield unknown_name(f"variable {variable}", variable, known, source="the environment")
 
 
 def _variable_of(name: str) -> str:
     return ENV_PREFIX + name.upper().replace(".", "__")
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
-    check_variables(environ)
+def _from_environment(environ: Mapping[str, str], problems: list[OperatorError]) -> dict[str, tuple[Any, str]]:
+    problems += _find_unknown_variables(environ)
     found = {name: (environ[short], short) for short, name in SHORT_NAMES.items() if environ.get(short)}
     return found | {name: (environ[variable], variable) for name in NAMES if (variable := _variable_of(name)) in environ}
+
+
+_PASSWORD = re.compile(r"(?<=://)([^/@\s]*?):\S*@|((?:pass\w*|secret|token)=)[^&\s]+", re.IGNORECASE)
+
+
+def mask_password(text: str) -> str:
+    """Return a text with the passwords of the URLs in it replaced by ***: before the host, and in parameters such as `password=`."""
+    return _PASSWORD.sub(lambda found: f"{found[2]}***" if found[2] else f"{found[1]}:***@", text)
 
 
 def to_environment(settings: Settings) -> dict[str, str]:
     """Return `settings` as variables for a child process, from which `load` reads the same settings again."""
     variables = {}
     for name in NAMES:
-        value: Any = settings
-        for part in name.split("."):
-            value = getattr(value, part)
+        value = get_setting(settings, name)
         if value is not None:
             text = ",".join(value) if isinstance(value, tuple) else str(value)
             variables[_variable_of(name)] = text

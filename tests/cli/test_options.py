@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from typer.core import TyperCommand, TyperOption
 
-from tests.cli.command_tree import list_commands
+from scripts.cli_page import PAGE, list_commands, render
 from tollway.settings import OTHER_VARIABLES, SHORT_NAMES
 
 COMMANDS = dict(list_commands())
@@ -39,11 +39,10 @@ def test_options_of_a_command_follow_the_style(name: str) -> None:
         assert re.fullmatch(r"--[a-z][a-z0-9]*(-[a-z0-9]+)*", long), long
         assert option.help and option.help[0].isupper() and option.help.endswith((".", "]")), f"{long}: {option.help}"
         assert {*option.opts} == ({long, SHORT[long]} if long in SHORT else {long}), option.opts
-    if "--control-url" in given:
-        assert {"--key", "--data-dir"} <= given.keys()
+    if "--key" in given:
+        assert {"--control-url", "--data-dir"} <= given.keys()
         assert ("--output" in given) == (name not in DOCUMENTS), "-o is what says how to print"
-    assert ("--since" in given) == ("--until" in given)
-    assert "--since" not in given or "--zone" in given
+    assert "--since" not in given or {"--until", "--zone"} <= given.keys()
     assert "--valid-from" not in given or "--zone" in given
     assert not {"--json", "--from", "--to", "--start", "--end", "--format"} & given.keys(), "use -o, --since, --until"
     assert ("--file" in given) or name not in DOCUMENTS
@@ -72,3 +71,7 @@ def test_help_of_a_command_begins_with_a_verb(name: str) -> None:
     text = COMMANDS[name].help or ""
     assert re.match(r"[A-Z][a-z]+e?\b[^.]*\.", text), text
     assert text.split()[0] not in {"The", "A", "All", "Its", "What", "Which", "By", "Billing", "Prices"}, text
+
+
+def test_the_page_of_commands_is_what_the_commands_say() -> None:
+    assert PAGE.read_text() == render(), "run `make docs`"

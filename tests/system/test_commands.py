@@ -244,6 +244,24 @@ def test_verify_and_inspect_read_what_a_stopped_installation_left(start: Start) 
     assert epoch["shipped"] == epoch["records"] == epoch["next_seq"] - 1  # a clean stop hands everything in
 
 
+def test_doctor_beside_a_running_installation_finds_it_well(serving: Running) -> None:
+    addresses = json.loads((serving.directory / "addresses.json").read_text())
+    env = {
+        "TOLLWAY__GATEWAY__LISTEN": addresses["gateway_url"].removeprefix("http://"),
+        "TOLLWAY__CONTROL__LISTEN": addresses["control_url"].removeprefix("http://"),
+        "TOLLWAY__GATEWAY__EDGE__CONNECTIONS_MAX": "100",
+        "TOLLWAY__GATEWAY__INTERNAL": "127.0.0.1:0",
+        "TOLLWAY__CONTROL__LINK": "127.0.0.1:0",
+    }
+    ran = tollway("doctor", "--data-dir", str(serving.directory), "-o", "json", env=env)
+    found = {each["check"]: each for each in json.loads(ran.stdout)}
+    for name in ("gateway.listen", "control.listen"):
+        assert "Tollway answers there" in found[f"port of {name}"]["message"], found
+    for name in ("settings", "data directory", "secrets", "clock", "database"):
+        assert found[name]["state"] == "ok", found
+    assert ran.returncode in (0, 3), (ran.stdout, ran.stderr)  # a disk of the machine may be slow
+
+
 REQUEST, NOBODY, NOTHING = f"req_{'0' * 32}", f"period_{'0' * 32}", f"adj_{'0' * 32}"
 MISTAKES = {
     "a period that is none": (("periods", "close", "../adjustments"), 2, "'../adjustments' is no id of a billing period"),

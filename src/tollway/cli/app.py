@@ -49,6 +49,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "verify": ("verify:verify", "Recompute usage and ledger from the archive and compare (offline)."),
     "spool": ("spool:app", "A gateway's usage records on disk: inspect, export."),
     "simulate": ("simulate:simulate", "Run a simulated inference engine, with faults on demand."),
+    "config": ("config:app", "Settings: check them, print them with their sources."),
+    "doctor": ("doctor:doctor", "Check this machine and what Tollway needs of it, with a remedy for each problem."),
     "secrets": ("secrets:app", "Fresh secrets for a cluster, whose processes do not share a data directory."),
     "version": ("version:version", "Print the version."),
 }

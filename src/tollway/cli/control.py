@@ -1,19 +1,22 @@
 """`tollway control`: one process of the control plane."""
 
 import os
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tollway.cli.databases import DatabaseUrl, chosen
+from tollway.cli.databases import DatabaseUrl, chosen, parse_database_url
 from tollway.cli.processes import Config, DataDir, Link, inherit_or_open, read_settings
 from tollway.control.reconcile import ReconcileOptions
 from tollway.domain.money import parse_sum
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve import data_directory
 from tollway.serve.control import ControlSettings, run_control
-from tollway.settings import OperatorError, ReconcileSection
+from tollway.serve.sockets import parse_address
+from tollway.settings import ControlSection, OperatorError, ReconcileSection
 
 
 def control(
@@ -63,6 +66,22 @@ def control(
             close_after_days=settings.control.periods.close_after_days,
         )
         raise typer.Exit(run_control(options))
+
+
+def find_control_problems(section: ControlSection) -> Iterator[OperatorError]:
+    """Yield what would keep a control process with these settings from starting: addresses, the database's URL, amounts of money."""
+    checks: list[Callable[[], object]] = [
+        partial(parse_address, section.listen, option="control.listen"),
+        partial(parse_address, section.link, option="control.link"),
+        partial(_approval_above, section.corrections.approval_above),
+    ]
+    if section.database_url is not None:
+        checks.append(partial(parse_database_url, section.database_url))
+    for check in checks:
+        try:
+            check()
+        except OperatorError as error:
+            yield error
 
 
 def _reconcile_options(section: ReconcileSection) -> ReconcileOptions | None:

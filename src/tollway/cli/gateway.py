@@ -1,8 +1,10 @@
 """`tollway gateway`: one process of the data plane."""
 
 import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
@@ -28,12 +30,21 @@ from tollway.link.spool import SpoolOptions
 from tollway.serve import data_directory
 from tollway.serve.gateway import GatewayOptions, run_gateway
 from tollway.serve.limit_counters import LimitsOptions
+from tollway.serve.sockets import parse_address
 from tollway.serve.tls import server_context
 from tollway.settings import GatewaySection, LimitsSection, OperatorError
 from tollway.storage.shared_counters import StoreOptions, parse_url
 from tollway.wire.http import HttpBounds
 
-_Bounds = TypeVar("_Bounds")
+BOUNDS: Final[Mapping[str, type]] = {
+    "spool": SpoolOptions,
+    "edge": EdgeBounds,
+    "http": HttpBounds,
+    "relay": RelayBounds,
+    "media": MediaBounds,
+    "buffers": BufferBounds,
+}
+"""Sections of the gateway's settings, and the bounds that each becomes."""
 
 
 def gateway(
@@ -75,15 +86,10 @@ def gateway(
         peppers=[secrets.peppers[version] for version in sorted(secrets.peppers, reverse=True)],
         vault_key=secrets.vault_key,
         node=data_directory.make_gateway_node(directory, os.environ),
-        spool=_as_told(settings.gateway.spool, SpoolOptions, "gateway.spool"),
-        edge=_as_told(settings.gateway.edge, EdgeBounds, "gateway.edge"),
-        http=_as_told(settings.gateway.http, HttpBounds, "gateway.http"),
-        relay=_as_told(settings.gateway.relay, RelayBounds, "gateway.relay"),
-        media=_as_told(settings.gateway.media, MediaBounds, "gateway.media"),
-        buffers=_as_told(settings.gateway.buffers, BufferBounds, "gateway.buffers"),
         rules=_edge_policy(settings.gateway),
         tls=server_context(settings.gateway.tls.certificate_file, settings.gateway.tls.key_file),
         limits=_limits(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
+        **{name: _as_bounds(settings.gateway, name) for name in BOUNDS},
         drain=DrainBounds(linger_seconds=settings.gateway.linger_seconds, grace_seconds=settings.gateway.drain_seconds),
     )
     try:
@@ -95,13 +101,30 @@ def gateway(
     raise typer.Exit(code)
 
 
-def _as_told(section: msgspec.Struct, bounds: type[_Bounds], name: str) -> _Bounds:
-    """A section of the settings as the bounds that it stands for: both have the same fields, because the packages that use the bounds
-    may not know the settings."""
+def find_gateway_problems(section: GatewaySection) -> Iterator[OperatorError]:
+    """Yield what would keep a gateway with these settings from starting: each section that cannot be used, and addresses."""
+    checks: list[Callable[[], object]] = [partial(_as_bounds, section, name) for name in BOUNDS]
+    checks += [
+        partial(_edge_policy, section),
+        partial(_limits, section.limits, None),
+        partial(server_context, section.tls.certificate_file, section.tls.key_file),
+        partial(parse_address, section.listen, option="gateway.listen"),
+        partial(parse_address, section.internal, option="gateway.internal"),
+    ]
+    for check in checks:
+        try:
+            check()
+        except OperatorError as error:
+            yield error
+
+
+def _as_bounds(section: GatewaySection, name: str) -> Any:
+    """Return a section of the settings as the bounds that it stands for (BOUNDS): both have the same fields, because the packages that use
+    the bounds may not know the settings."""
     try:
-        return msgspec.convert(section, bounds, from_attributes=True)
+        return msgspec.convert(getattr(section, name), BOUNDS[name], from_attributes=True)
     except msgspec.ValidationError as error:
-        raise OperatorError(f"{name} is not valid: {error}", exit_code=2) from None
+        raise OperatorError(f"gateway.{name} is not valid: {error}", exit_code=2) from None
 
 
 def _limits(section: LimitsSection, password: str | None) -> LimitsOptions:

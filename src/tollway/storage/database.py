@@ -209,6 +209,13 @@ class Database:
         if current != ScriptDirectory.from_config(config).get_current_head():
             raise DatabaseOutdated("the database has not been migrated: run `tollway migrate`")
 
+    def find_version(self) -> str:
+        """Return product and version, such as "PostgreSQL 16.4". Raises Fault DATABASE_UNAVAILABLE if the database does not answer."""
+        with self._connection(write=False) as connection:
+            if connection.dialect.name == "sqlite":
+                return f"SQLite {connection.scalar(sa.text('SELECT sqlite_version()'))}"
+            return f"PostgreSQL {connection.scalar(sa.text('SHOW server_version'))}"
+
     def ping(self) -> None:
         """Ask the database for a sign of life. Raises Fault DATABASE_UNAVAILABLE if there is none."""
         with self._connection(write=False) as connection:

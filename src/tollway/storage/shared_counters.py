@@ -536,6 +536,12 @@ class RedisCounters:
         finally:
             self._open_circuit("the gateway stops")
 
+    async def probe(self) -> str:
+        """Connect once, as a gateway does, and end the connection. Return why the server cannot be used, or an empty text."""
+        reason = await self._connect()
+        self._open_circuit("only asked whether it can be used")
+        return reason
+
     async def _connect(self) -> str:
         """Connect and prove that the server can be used. Return why not, or an empty text."""
         address = self._address
