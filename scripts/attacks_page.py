@@ -60,6 +60,10 @@ ROWS = {
     56: ("a neighbour's prefix cache; keys of an engine's media cache", "a salt for each organization; 400"),
     57: ("labels of metrics by model, path and user", "names of the catalog only"),
     60: ("leaving at any moment; usage omitted, negated, inflated, taken back", "its engine aborted; billed within what can be true"),
+    62: (
+        "the server of shared limits killed, frozen, full, flushed or read-only, to be served without limits",
+        "each gateway's share of the limit, within the deadline; exact again without a restart",
+    ),
     64: ("an engine that redirects, switches, floods, compresses, mis-frames, or is somebody else", "502, nothing relayed"),
     65: ("an engine that never ends, falls silent, or talks on after the end", "an error event at the bound; never a silent end"),
     66: ("an engine's event fields, split lines, errors with our credential in them", "only the dialect's fields; never its text"),

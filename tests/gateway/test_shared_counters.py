@@ -144,7 +144,7 @@ async def test_gateway_that_lives_keeps_what_it_holds_by_renewing_its_lease(serv
 
 
 @pytest.mark.parametrize("fault", ["kill", "freeze", "full", "read only"])
-async def test_decisions_go_on_by_shares_and_are_exact_again_afterwards(fault: str) -> None:
+async def test_62_decisions_go_on_by_shares_and_are_exact_again_afterwards(fault: str) -> None:
     with counter_server() as server:
         deadline_seconds = 0.05 if fault == "freeze" else 5.0
         async with gateway(server, deadline_seconds=deadline_seconds) as one:
@@ -198,7 +198,7 @@ def _mend(server: CounterServer, fault: str) -> None:
             server.command("REPLICAOF", "NO", "ONE")
 
 
-async def test_loss_of_the_store_admits_nothing_that_was_used_before() -> None:
+async def test_62_loss_of_the_store_admits_nothing_that_was_used_before() -> None:
     with counter_server() as server:
         async with gateway(server) as one:
             bound = one.bind(requests_per_day=10)
@@ -209,7 +209,7 @@ async def test_loss_of_the_store_admits_nothing_that_was_used_before() -> None:
             assert not hold.states and not hold.is_admitted
 
 
-async def test_store_that_was_flushed_learns_again_what_is_held(server: CounterServer) -> None:
+async def test_62_store_that_was_flushed_learns_again_what_is_held(server: CounterServer) -> None:
     async with gateway(server) as one:
         bound = one.bind(concurrent_requests=3, tokens_per_day=1000)
         held = [await one.reserve(bound, (1, 100, 0, 0)) for _ in range(2)]
@@ -223,7 +223,7 @@ async def test_store_that_was_flushed_learns_again_what_is_held(server: CounterS
         assert (standings["concurrent_requests"].held, standings["tokens_per_day"].held) == (0, 0)
 
 
-async def test_scripts_that_the_server_forgot_are_loaded_again(server: CounterServer) -> None:
+async def test_62_scripts_that_the_server_forgot_are_loaded_again(server: CounterServer) -> None:
     async with gateway(server) as one:
         bound = one.bind(requests_per_day=2)
         await one.reserve(bound)
@@ -257,7 +257,7 @@ async def _ignore(coroutine: object) -> None:
         await coroutine  # type: ignore[misc]
 
 
-async def test_admission_that_comes_after_the_deadline_is_released(server: CounterServer) -> None:
+async def test_62_admission_that_comes_after_the_deadline_is_released(server: CounterServer) -> None:
     async with gateway(server, deadline_seconds=0.05) as one:
         bound = one.bind(concurrent_requests=5)
         server.signal(signal.SIGSTOP)
