@@ -98,6 +98,14 @@ ROWS = {
         "requests that would open an epoch without a record",
         "403 `node_mismatch`, alarm, count; nothing is stored, and nothing waits for it",
     ),
+    81: (
+        "a gateway whose records mix the project or key of one organization with another, or date requests to 1970 or to the future",
+        "quarantined with the reason, billed to nobody; a run dated so is refused with an alarm, and kept by its gateway",
+    ),
+    82: (
+        "another user of the machine who reads copies of the snapshot, logs, archives or the database",
+        "every file 0600, every directory 0700, repaired at each start; secrets that everyone could read end it",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

@@ -125,6 +125,43 @@ def test_a_key_of_the_wrong_type_is_refused_and_not_shown(directory: Path) -> No
     assert node_key not in caught.value.message
 
 
+def test_everything_in_a_data_directory_is_made_private_at_the_start(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inner, outside = directory / "logs", directory.parent / "outside"
+    outside.write_text("not ours")
+    outside.chmod(0o644)
+    inner.mkdir()
+    (inner / "gateway.log").write_text("a line")
+    (inner / "link").symlink_to(outside)
+    for path, mode in ((inner, 0o755), (inner / "gateway.log", 0o664), (directory, 0o750)):
+        path.chmod(mode)
+    prepare(directory)
+    modes = {
+        path.relative_to(directory).as_posix(): stat.S_IMODE(path.lstat().st_mode) for path in (inner, inner / "gateway.log", directory)
+    }
+    assert modes == {"logs": 0o700, "logs/gateway.log": 0o600, ".": 0o700}
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o644, "links are not followed"
+    assert "3 files" in capsys.readouterr().err
+    prepare(directory)
+    assert capsys.readouterr().err == ""
+
+
+def test_files_are_created_for_their_owner_only_whatever_the_umask(directory: Path) -> None:
+    before = os.umask(0)
+    try:
+        prepare(directory)
+        (directory / "new").write_text("")
+        assert stat.S_IMODE((directory / "new").stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_start_is_refused_if_everyone_could_read_the_secrets(directory: Path) -> None:
+    (directory / "secrets.json").chmod(0o604)
+    with pytest.raises(OperatorError, match="can be read by everyone"):
+        prepare(directory)
+    assert stat.S_IMODE((directory / "secrets.json").stat().st_mode) == 0o604
+
+
 def test_secrets_that_everyone_may_read_are_refused(directory: Path) -> None:
     (directory / "secrets.json").chmod(0o644)
     with pytest.raises(OperatorError, match="can be read by everyone") as caught:

@@ -36,7 +36,8 @@ from tollway.storage import usage_events as stored
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 
-NOW = EPOCH + 1_000_000_000
+NOW = EPOCH + 400 * 86_400_000_000
+"""The time of the control plane: after everything that the samples say happened."""
 
 
 def take(

@@ -244,3 +244,17 @@ class TestJoining:
         assert joined == [OTHER]
         wait_until(lambda: fresh_control.link(secret).get(records(OTHER)).status_code == 200)
         assert alarms == []
+
+
+class TestRecords:
+    def test_81_epoch_from_the_future_or_before_its_node_is_refused_with_an_alarm(self, fresh_control: Running) -> None:
+        now = fresh_control.plane.now()
+        made = answered(fresh_control.operator().post(NODES, json={"name": "rack 7"}))
+        node = fresh_control.link(made["key"]["value"])
+        for epoch in (1, EPOCH - 10**12, now + 2 * 3600 * 10**6, 2**62):
+            body = frames([Tick(at=epoch)], node_id=made["id"], epoch=epoch)
+            refused(node.put(f"{records(made['id'], epoch)}/1", content=b"".join(body)), 403, "epoch_refused")
+        wait_until(lambda: sum(line["event"] == "epoch_refused" for line in fresh_control.lines) == 4)
+        assert list_epochs(fresh_control) == []
+        body = frames([Tick(at=now)], node_id=made["id"], epoch=now)
+        assert answered(node.put(f"{records(made['id'], now)}/1", content=b"".join(body))) == {"next_seq": 2}

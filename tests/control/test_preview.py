@@ -9,8 +9,8 @@ import pytest
 
 from tests.control.harness import Running, answered, make_tenant
 from tests.control.test_routes import refused
-from tests.link.samples import admit, final, frames
-from tollway.control import preview
+from tests.link.samples import NODE, admit, final, frames
+from tollway.control import collect, preview
 from tollway.control.preview import Progress
 from tollway.domain import ids
 from tollway.domain.billing_classes import Quantities
@@ -80,10 +80,9 @@ class Scene:
             tokens = Quantities(*(chance.randrange(5_000) for _ in range(3)), chance.choice([0, 7]))
             used = chance.choice([tokens, Quantities(tokens.input), tokens])
             records += [of, final(of, used=used, outcome=chance.choice(OUTCOMES), ended_at=admitted_at + 9, error=None)]
-        epoch = next(_epochs)
-        node_id = "node_" + "7" * 32
-        body = b"".join(frames(records, node_id=node_id, epoch=epoch))
-        answered(self.control.node(node_id).put(f"/v1/link/records/{node_id}/{epoch}/1", content=body))
+        epoch, plane = next(_epochs), self.control.plane
+        body, later = b"".join(frames(records, epoch=epoch)), (START + 400 * DAY) * 1_000_000
+        collect.ingest(plane.database, plane.archive, node_id=NODE, epoch=epoch, first_seq=1, body=body, now=later)
 
     def draft(self, *lines: dict[str, Any], book_id: str | None = None, **fields: Any) -> str:
         body = {"book_id": book_id or self.default, "lines": list(lines), **fields}

@@ -46,6 +46,16 @@ class TestOneDemo:
         assert shown.returncode == 0, shown.stderr
         assert "EUR" in shown.stdout
 
+    def test_82_every_file_that_it_leaves_is_for_its_owner_only(self, demo: Demo) -> None:
+        before = count_requests(demo)
+        assert ask(demo)
+        demo.running.wait_until(lambda: count_requests(demo) == before + 1)
+        directory = demo.running.directory
+        found = [directory, *directory.rglob("*")]
+        assert {path.name for path in found} >= {"tollway.db", "secrets.json", "spool", "snapshot", "gateway.log", "archive", "demo.json"}
+        open_to_others = [str(path) for path in found if not path.is_symlink() and path.stat().st_mode & 0o077]
+        assert open_to_others == []
+
     def test_says_how_to_use_it(self, demo: Demo) -> None:
         demo.running.wait_until(lambda: "Ctrl-C" in demo.running.stdout.read_text())
         said = demo.running.stdout.read_text()

@@ -6,7 +6,7 @@ instants and its counts; two shifts test whether all of these are in range.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -22,6 +22,7 @@ from tollway.domain.usage import (
     Final,
     RejectedRecord,
     Tick,
+    content_hash,
     decode,
     decode_final,
 )
@@ -134,6 +135,19 @@ class Batch:
                 if not is_valid:
                     self._reject(each.seq, each.payload, "invalid", each.final)
             self.finals = [each for each, is_valid in zip(finals, valid, strict=True) if is_valid]
+
+    def reject_finals(self, is_rejected: Callable[[FinalRecord], bool], reason: str) -> None:
+        """Move the FINALs for which `is_rejected` holds to those that cannot be rated, for `reason`."""
+        kept = []
+        for record in self.finals:
+            if is_rejected(record):
+                admit, at = record.final.admit, record.final.ended_at
+                hashed = content_hash(record.payload)
+                place = (self.node_id, self.epoch, record.seq, admit.request_id)
+                self.unreadable.append(RejectedRecord(*place, record.payload, hashed, reason, admit.organization_id, at))
+            else:
+                kept.append(record)
+        self.finals = kept
 
     def _reject(self, seq: int, payload: bytes, reason: str, final: Final | None = None) -> None:
         event_id = organization_id = served_at = None

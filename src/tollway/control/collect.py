@@ -30,6 +30,7 @@ from tollway.control import budgets
 from tollway.control.batches import Batch, BatchRefused
 from tollway.control.budgets import ChargeSums
 from tollway.control.rating import BillingAccount, RatedBatch
+from tollway.control.record_checks import Owners, reject_foreign, reject_impossible_instants
 from tollway.domain.epochs import Watermark
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Blame, Fault, FaultKind
 from tollway.domain.ledger import Posting
@@ -118,6 +119,7 @@ def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first
     if reader.end != len(body) or reader.tail is not Tail.CLEAN:
         raise BatchRefused("a frame is broken, or does not continue the chain")
     batch.end(reader.next_seq)
+    reject_impossible_instants(batch, now)
     if reader.next_seq == watermark.next_seq:
         return Ingested(watermark.next_seq)
     with archive.writing(node_id, epoch, watermark.archive_bytes, body[start:]):  # the disk has time while the database works
@@ -189,6 +191,9 @@ def _store_events(tx: PlatformTx, batch: Batch, now: int) -> tuple[RatedBatch, _
     The first attempt assumes that all event ids are new, which is nearly always true. If the database reports known ids, the second
     attempt leaves these out: to look first would cost as much as to store. Rows are rated while the database stores those before them.
     """
+    owners = Owners()
+    owners.learn(tx, batch)
+    reject_foreign(batch, owners)
     admits = [group.admit for group in batch.groups.values() if group.is_valid]
     organization_ids = {admit.organization_id for admit in admits}
     accounts = list_billing_accounts(tx, organization_ids)

@@ -11,6 +11,7 @@ from tollway.control.approvals import sum_moved_today
 from tollway.control.batches import Batch
 from tollway.control.collect import book_batch, list_billing_accounts
 from tollway.control.rating import RatedBatch
+from tollway.control.record_checks import Owners, reject_foreign
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import Operator, may_approve
 from tollway.domain.pages import Page, Window
@@ -27,6 +28,8 @@ OBSTACLES = {
     "unreadable": "It is not a record that this version of Tollway can read.",
     "invalid": "It states something that no request can have: a count, an instant or a name out of range.",
     "organization_unknown": "Its organization does not exist here.",
+    "not_of_organization": "Its project or key belongs to another organization or project than it says.",
+    "instant_impossible": "It lies before the run of its gateway, or in the future, by more than an hour.",
     "price_unknown": "The price version under which it was admitted does not exist here.",
     "price_not_applicable": "Its price is of another model, tier or currency, or on a list that was never in the organization's terms.",
     "price_unproven": "Its record was admitted under another price or other terms than those that are published here under these ids.",
@@ -54,7 +57,9 @@ def list_records(
 
 def find_obstacle(tx: PlatformTx, record: QuarantinedRecord) -> str | None:
     """Return why a record cannot be rated now, as a key of OBSTACLES; None if it can."""
-    batch = _batch_of(record)
+    batch, owners = _batch_of(record), Owners()
+    owners.learn(tx, batch)
+    reject_foreign(batch, owners)
     organization_ids = {each.final.admit.organization_id for each in batch.finals}
     calendars = {each: Calendar(each, "UTC") for each in organization_ids}  # its period does not matter here
     offers = stored_prices.find_offers(tx, {each.final.admit.price_version for each in batch.finals})

@@ -30,6 +30,7 @@ from tollway.control.collect import list_billing_accounts
 from tollway.control.corrections import transaction_id as correction_transaction_id
 from tollway.control.ordered_sums import Key, OrderedSums, Value
 from tollway.control.rating import BillingAccount, RatedBatch, RecordPlace, StoredEvent
+from tollway.control.record_checks import Owners, reject_foreign
 from tollway.control.verify_ledger import Booked, EpochLedger, entries_of
 from tollway.control.verify_periods import Corrections, Periods, Reached
 from tollway.domain.billing_classes import NOTHING, Amounts
@@ -125,6 +126,7 @@ class _Walk:
     accounts: dict[str, BillingAccount] = field(default_factory=dict)
     offers: dict[str, Offer] = field(default_factory=dict)
     calendars: dict[str, Calendar] = field(default_factory=dict)
+    owners: Owners = field(default_factory=Owners)
     costs: dict[str, dict[str, Amounts]] = field(default_factory=dict)
     """By organization and model."""
     absent: dict[int, int] = field(default_factory=dict)
@@ -288,6 +290,7 @@ def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], post
 def _take_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearray) -> RatedBatch:
     """Rate some records, compare their events with the database's, and tick off those that are there."""
     _learn(walk, batch)
+    reject_foreign(batch, walk.owners)
     rows = usage_events.find_rows(walk.tx, [record.final.admit.request_id for record in batch.finals])
     stored = {event_id: StoredEvent(RecordPlace(row[_NODE], row[_EPOCH], row[_SEQ]), row[_HASH]) for event_id, row in rows.items()}
     rated = RatedBatch(walk.accounts, walk.offers, walk.calendars, known={})
@@ -340,7 +343,8 @@ def _fingerprint(data: bytes) -> int:
 
 
 def _learn(walk: _Walk, batch: Batch) -> None:
-    """Read the billing accounts, prices and periods that a batch is the first to name."""
+    """Read the billing accounts, prices, periods, projects and keys that a batch is the first to name."""
+    walk.owners.learn(walk.tx, batch)
     admits = [group.admit for group in batch.groups.values() if group.is_valid]
     new_accounts = {admit.organization_id for admit in admits} - walk.accounts.keys()
     if new_accounts:

@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -148,10 +149,10 @@ class SnapshotDraft:
     """A snapshot being written beside the current one; nothing of it counts until `publish`."""
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = directory
         self._path = directory / f"draft-{os.getpid()}-{os.urandom(4).hex()}"
-        self._file = self._path.open("xb")
+        self._file = _create(self._path)
         self._entries = 0
 
     def __enter__(self) -> "SnapshotDraft":
@@ -176,7 +177,7 @@ class SnapshotDraft:
         digest = hashlib.sha256(head)
         final = self._path.with_suffix(".whole")
         try:
-            with self._path.open("rb") as body, final.open("xb") as file:
+            with self._path.open("rb") as body, _create(final) as file:
                 file.write(head)
                 while chunk := body.read(1 << 20):
                     digest.update(chunk)
@@ -196,7 +197,7 @@ class ChangeLog:
 
     def __init__(self, directory: Path, version: int) -> None:
         """A new log for the changes after `version`."""
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = directory
         self.bytes_written = 0
         self._is_torn = False
@@ -253,6 +254,11 @@ class ChangeLog:
     def close(self) -> None:
         """Close the log; its content stays part of the copy."""
         os.close(self._fd)
+
+
+def _create(path: Path) -> BinaryIO:
+    """Create a file that only its owner may read: it holds digests of keys and sealed credentials."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
 
 
 def _list_files(directory: Path) -> tuple[list[tuple[int, Path]], list[tuple[int, Path]]]:

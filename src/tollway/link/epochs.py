@@ -196,7 +196,7 @@ def make_directory(path: Path, disk: Disk = DISK) -> None:
     if not disk.exists(path):
         make_directory(path.parent, disk)
         with contextlib.suppress(FileExistsError):
-            disk.mkdir(path, 0o777)
+            disk.mkdir(path, 0o700)
     with contextlib.suppress(PermissionError):  # a parent that we may not even read was not made by us
         sync_directory(path.parent, disk)
 

@@ -243,7 +243,7 @@ class Shipper:
         # Asked even where it is noted that control has everything: control may have been restored from a backup since.
         answer = await self._request("GET", f"/v1/link/records/{node_id}/{epoch.number}")
         if answer.status_code != 200:
-            raise _ControlAway(f"control answered {answer.status_code}")
+            raise _ControlAway(describe_refusal(answer))
         next_seq = _next_seq(answer)
         if cursor.end_seq is not None and next_seq >= cursor.end_seq:
             cursor.position = Position(0, 0, cursor.end_seq)
@@ -260,7 +260,7 @@ class Shipper:
         if answer.status_code == 400:
             raise SpoolDamaged(f"epoch {cursor.epoch.number}, record {cursor.position.seq}", "control refused the records")
         if answer.status_code not in (200, 409):
-            raise _ControlAway(f"control answered {answer.status_code}")
+            raise _ControlAway(describe_refusal(answer))
         self.metrics.batches += 1
         self.metrics.bytes_shipped += len(data)
         next_seq = _next_seq(answer)
@@ -405,6 +405,23 @@ def _read_shipped(epoch: Epoch) -> int:
         return msgspec.json.decode(epoch.disk.read(epoch.directory / "shipped"), type=Shipped).next_seq
     except (FileNotFoundError, ValueError):
         return 0
+
+
+class _ErrorCode(msgspec.Struct, frozen=True):
+    code: str
+
+
+class _Error(msgspec.Struct, frozen=True):
+    error: _ErrorCode
+
+
+def describe_refusal(answer: httpx2.Response) -> str:
+    """Return the status of an answer and, where it is an error of control's, its code, such as `node_mismatch`: it names the remedy."""
+    try:
+        code = msgspec.json.decode(answer.content, type=_Error).error.code
+    except ValueError:
+        return f"control answered {answer.status_code}"
+    return f"control answered {answer.status_code} {code[:64]}"
 
 
 def _next_seq(answer: httpx2.Response) -> int:

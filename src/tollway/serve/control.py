@@ -77,6 +77,7 @@ CONNECTIONS_MAX = 4_096
 LEVELS = {
     "defect": "error",
     "descriptors_low": "warning",
+    "epoch_refused": "error",
     "engine_not_observed": "warning",
     "job_failed": "warning",
     "node_mismatch": "error",

@@ -5,6 +5,8 @@
     control/        database and archive         gateway/   spool and snapshot
     logs/           one file per child process   addresses.json   where the running processes listen
 
+Every file is for the owner only (0600, directories 0700); `prepare` sees to that at each start.
+
 Whoever loses secrets.json loses every API key (they are stored as digests under the pepper) and every upstream
 credential (sealed under the vault key): it belongs in the backup, beside but not inside the database's."""
 
@@ -15,6 +17,7 @@ import os
 import pwd
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -106,16 +109,44 @@ def _name_user(uid: int) -> str:
 
 
 def prepare(directory: Path) -> None:
-    """Make `directory` a data directory of our format if it is none yet. Raises OperatorError if it is a newer
-    Tollway's."""
+    """Make `directory` a data directory of our format if it is not one yet, and let nobody but its owner read what is in it: what exists is
+    repaired, with a line on standard error, and this process and its children create all further files for their user alone (umask).
+
+    Raises OperatorError if it is a newer Tollway's, or if a file in it belongs to another user and others may read it.
+    """
+    os.umask(0o077)
     marker = directory / "tollway.json"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not marker.exists():
-            write_atomically(marker, {"format": FORMAT}, mode=0o644)
+            write_atomically(marker, {"format": FORMAT}, mode=0o600)
     except OSError as error:
         raise explain(error, directory) from None
     check_format(directory)
+    _refuse_exposed_secrets(directory / "secrets.json")
+    repaired = make_private(directory)
+    if repaired:
+        print(f"tollway: {len(repaired)} files under {directory} are now for their owner only, the first: {repaired[0]}", file=sys.stderr)
+
+
+def make_private(directory: Path) -> list[Path]:
+    """Take all permissions of group and others from `directory` and everything in it. Returns what had any. Links are not followed.
+
+    Raises OperatorError for a file that cannot be changed, because it belongs to another user.
+    """
+    repaired = []
+    for at, directories, files in os.walk(directory):
+        for path in (Path(at), *(Path(at, name) for name in files), *(Path(at, name) for name in directories)):
+            try:
+                mode = path.lstat().st_mode
+                if (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISSOCK(mode)) and mode & 0o077:
+                    path.chmod(stat.S_IMODE(mode) & 0o700)
+                    repaired.append(path)
+            except FileNotFoundError:
+                continue  # another process removed it since it was listed
+            except OSError as error:
+                raise explain(error, path) from None
+    return repaired
 
 
 def check_format(directory: Path) -> None:
@@ -309,11 +340,22 @@ def _new_node_key() -> str:
     return keys.new_key(KeyType.NODE, secrets.token_bytes(keys.RANDOM_BYTES)).secret
 
 
-def _read_private(path: Path) -> dict[str, Any]:
+def _refuse_exposed_secrets(path: Path) -> None:
+    """Raise OperatorError if everyone on this machine could read the secrets at `path`: they may be known, so that is not repaired in
+    silence."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & stat.S_IRWXO:
-            raise OperatorError(f"{path} can be read by everyone on this machine (mode {mode:o})", hint=f"chmod 600 {path}")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise explain(error, path) from None
+    if mode & stat.S_IRWXO:
+        raise OperatorError(f"{path} can be read by everyone on this machine (mode {mode:o})", hint=f"chmod 600 {path}")
+
+
+def _read_private(path: Path) -> dict[str, Any]:
+    _refuse_exposed_secrets(path)
+    try:
         body = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}

@@ -71,7 +71,7 @@ def opened(settings: Settings, options: Sequence[str] = OPTIONS) -> Iterator[Ins
     with data_directory.locked(directory, "serve"):
         try:
             data_directory.make_secrets(directory)
-            (directory / "logs").mkdir(exist_ok=True)
+            (directory / "logs").mkdir(mode=0o700, exist_ok=True)
             for stale in ("addresses.json", "demo.json"):  # they say that something answers, which nothing does yet
                 (directory / stale).unlink(missing_ok=True)
         except OSError as error:
@@ -140,7 +140,7 @@ async def _serve(installation: Installation, echo: Echo) -> int:
     async def begin() -> None:
         await supervisor.start(programs(installation))
         with_pid: Mapping[str, object] = {**installation.addresses(), "pid": os.getpid()}
-        data_directory.write_atomically(installation.directory / "addresses.json", with_pid, mode=0o644)
+        data_directory.write_atomically(installation.directory / "addresses.json", with_pid, mode=0o600)
         report({"event": "ready", **with_pid})
         if sys.stderr.isatty():
             print_addresses(installation)

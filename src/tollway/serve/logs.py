@@ -3,6 +3,7 @@
 import os
 import queue
 import threading
+from io import FileIO
 from pathlib import Path
 
 LOG_BYTES_MAX = 64 * 1024 * 1024
@@ -21,7 +22,7 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("ab", buffering=0)
+        self._file = _open_private(path)
         self._bytes = self._file.tell()
         self.tail = b""
 
@@ -32,7 +33,7 @@ class Log:
             if self._bytes + len(chunk) > LOG_BYTES_MAX:
                 self._file.close()
                 os.replace(self._path, self._path.with_name(self._path.name + ".1"))
-                self._file = self._path.open("ab", buffering=0)
+                self._file = _open_private(self._path)
                 self._bytes = 0
             self._bytes += self._file.write(chunk)
         except OSError:
@@ -41,6 +42,11 @@ class Log:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _open_private(path: Path) -> FileIO:
+    """Open a file to append to it; only its owner may read it."""
+    return FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab")
 
 
 class Echo:

@@ -4,6 +4,7 @@ A revoked key keeps its row, because usage names it, and is otherwise as if it h
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from tollway.domain.pages import Page, Window
 from tollway.domain.tenants import ServiceAccount
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.limits import read_limits
-from tollway.storage.pages import fetch_page
+from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.schema import api_keys, service_accounts
 
 
@@ -221,3 +222,12 @@ def _key(row: Any) -> Key:
         service_account=account,
         created_by=row.created_by,
     )
+
+
+def find_key_owners(tx: PlatformTx, key_ids: Iterable[str]) -> dict[str, tuple[str | None, str | None]]:
+    """Return the organization and the project of each of the keys that exist, revoked or not."""
+    found: dict[str, tuple[str | None, str | None]] = {}
+    for part in split_ids(key_ids):
+        query = sa.select(api_keys.c.id, api_keys.c.organization_id, api_keys.c.project_id).where(api_keys.c.id.in_(part))
+        found.update((row.id, (row.organization_id, row.project_id)) for row in tx.connection.execute(query))
+    return found

@@ -1,5 +1,6 @@
 """Organizations, projects and service accounts at rest. All but the operator's list are bound to one organization by `TenantTx`."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
@@ -7,7 +8,7 @@ import sqlalchemy as sa
 from tollway.domain.pages import Page, Window
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
 from tollway.storage.database import PlatformTx, TenantTx
-from tollway.storage.pages import fetch_page
+from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.schema import organizations, projects, service_accounts
 
 # ---- Organizations ----------------------------------------------------------------------------------------------------
@@ -198,3 +199,12 @@ def _service_account(row: Any) -> ServiceAccount:
         role=row.role,
         created_at=row.created_at,
     )
+
+
+def find_project_owners(tx: PlatformTx, project_ids: Iterable[str]) -> dict[str, str]:
+    """Return the organization of each of the projects that exist, archived or not."""
+    found: dict[str, str] = {}
+    for part in split_ids(project_ids):
+        query = sa.select(projects.c.id, projects.c.organization_id).where(projects.c.id.in_(part))
+        found.update((row.id, row.organization_id) for row in tx.connection.execute(query))
+    return found

@@ -24,7 +24,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tollway.control import access, closing, epochs, quarantine
+from tollway.control import closing, epochs, quarantine
+from tollway.control.access import NODE_MISMATCH
 from tollway.control.api import (
     api_keys,
     budgets,
@@ -55,6 +56,7 @@ from tollway.control.api.routes import Plane, Route, public, router
 from tollway.control.api.schemas import Out, find_seconds
 from tollway.control.jobs import JobState
 from tollway.control.plane import ControlPlane
+from tollway.control.record_checks import EPOCH_REFUSED
 from tollway.domain import ids
 from tollway.domain.faults import BODY_TOO_LARGE, INTERNAL, REQUEST_TIMEOUT, TARGET_INVALID, Fault
 
@@ -69,6 +71,9 @@ BODY_SECONDS_MAX = 30.0
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 """Paths that are answered at capacity too: a probe that fails makes a supervisor replace a process that is only busy."""
+
+ALARMED = (NODE_MISMATCH, EPOCH_REFUSED)
+"""Faults that no correct gateway causes: each is an event of its own in the log, at level `error`."""
 
 STATUS_CLIENT_LEFT = 499
 """In logs and metrics only, as nginx has it: the client left before its request was whole, and nobody is there to answer."""
@@ -324,8 +329,8 @@ class Envelope:
         fault: Fault | None = scope.get("tollway.fault")
         if fault is not None:
             self.counters.refusals.labels(self.name, fault.kind.code).inc()
-            if fault.kind is access.NODE_MISMATCH:
-                self.plane.log({"event": "node_mismatch", "request_id": request_id, "route": template, "detail": fault.detail})
+            if fault.kind in ALARMED:
+                self.plane.log({"event": fault.kind.code, "request_id": request_id, "route": template, "detail": fault.detail})
         if self.name == "link" and fault is None:
             return  # several a second per gateway, all alike
         caller = scope.get("state", {}).get("caller")

@@ -7,7 +7,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tollway.control import access, collect
+from tollway.control import access, collect, record_checks
 from tollway.control.api import routes
 from tollway.control.api.routes import Node, Plane, plane_of
 from tollway.control.batches import BatchRefused
@@ -45,6 +45,7 @@ async def take_records(
     """Ingest frames of an epoch of the caller's that begin with record `first_seq`. 409 names the record to continue from; 400 means that
     nothing was ingested."""
     access.require_own(caller, node_id)
+    record_checks.require_possible_epoch(node_id, epoch, plane_of(request).now())
     body = await request.body()
     try:
         taken = await run_in_threadpool(_collect, plane_of(request), node_id, epoch, first_seq, body)
