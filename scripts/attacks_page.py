@@ -73,7 +73,7 @@ ROWS = {
     70: ("a byte after an answered request of control, and then silence", "closed at the bound, after a refusal too"),
     71: (
         "slow bodies, idle streams and many requests of one key at control",
-        "no place while a body is awaited; 429 above a key's share; health, revocations and other keys unaffected",
+        "no place while a body is awaited; 429 above the share of a key or a gateway; health, revocations and others unaffected",
     ),
     72: (
         "connections that are held open and idle until no descriptor is left",

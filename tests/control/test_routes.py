@@ -483,6 +483,30 @@ class TestPlaces:
             answered_now = control.node().get("/v1/link/changes?since=0")
             assert answered_now.status_code == 200
 
+    def test_71_streams_of_one_gateway_take_its_share_and_no_other_gateway_s(self, control: Running) -> None:
+        path, other = "/v1/link/changes?since=0&follow=true", control.node("node_" + "0" * 31 + "7")
+        with ExitStack() as stack:
+            for _ in range(places.NODE_REQUESTS_MAX):
+                assert stack.enter_context(control.node().stream("GET", path)).status_code == 200
+            refused(control.node().get(path), 429, "rate_limit_exceeded")
+            refused(control.node().get("/v1/link/changes?since=0"), 429, "rate_limit_exceeded")
+            assert other.get("/v1/link/changes?since=0").status_code == 200
+            assert stack.enter_context(other.stream("GET", path)).status_code == 200
+
+    def test_71_key_that_takes_its_whole_share_can_still_be_used_to_revoke(self, control: Running, alice: TenantSetup) -> None:
+        admin, path = control.client(alice.admin_key), f"{PROJECTS}/{alice.project_id}/api_keys"
+        made = answered(admin.post(path, json={"name": "leaked"}))
+        with ExitStack() as stack:
+
+            def is_refused_after_one_more() -> bool:  # a request that is being answered may take the place of a slow one
+                slow_post(stack.enter_context(connect(control.url)), alice.admin_key)
+                return admin.get(PROJECTS).status_code == 429
+
+            for _ in range(places.CALLER_REQUESTS_MAX):
+                slow_post(stack.enter_context(connect(control.url)), alice.admin_key)
+            wait_until(is_refused_after_one_more)
+            assert answered(admin.delete(f"{path}/{made['id']}"))["deleted"] is True
+
     def test_71_a_key_is_revoked_when_all_places_are_taken(
         self, control: Running, alice: TenantSetup, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -51,7 +51,7 @@ from tollway.control.api import (
     service_accounts,
     usage,
 )
-from tollway.control.api.places import CALLER_REQUESTS_MAX, Place, Places
+from tollway.control.api.places import CALLER_REQUESTS_MAX, NODE_REQUESTS_MAX, Place, Places
 from tollway.control.api.routes import Plane, Route, public, router
 from tollway.control.api.schemas import Out, find_seconds
 from tollway.control.jobs import JobState
@@ -241,7 +241,7 @@ class Envelope:
         self.plane = plane
         self.counters = counters
         self.body_bytes_max = body_bytes_max
-        self.places = Places(CALLER_REQUESTS_MAX if name == "api" else None)
+        self.places = Places(CALLER_REQUESTS_MAX if name == "api" else NODE_REQUESTS_MAX)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens inside."""

@@ -20,15 +20,22 @@ REVOCATION_RESERVE = 32
 CALLER_REQUESTS_MAX = 32
 """Requests of one key at once in the public API: an eighth of the places, and more than any honest client of administration sends."""
 
+CALLER_REVOCATION_RESERVE = 4
+"""Requests of a key beyond its share that only a DELETE may be: whoever misuses a leaked key must not keep its owner from revoking it."""
+
+NODE_REQUESTS_MAX = 16
+"""Requests and followed streams of one gateway's key at once at the link. A gateway process holds four connections, and two processes run
+while one takes over from the other."""
+
 FOLLOWERS_MAX = 512
 """Streams of changes at once. A gateway follows one; each costs a descriptor and a few kilobytes."""
 
 
 @dataclass(slots=True)
 class Places:
-    """The places of one application. `caller_max`: of one key; None where all callers share one key, as gateways do."""
+    """The places of one application. `caller_max`: the share of one key."""
 
-    caller_max: int | None
+    caller_max: int
     taken: int = 0
     followers: int = 0
     by_caller: Counter[str] = field(default_factory=Counter)
@@ -59,9 +66,7 @@ class Place:
 
     def count(self, caller: str) -> None:
         """Count the request against its caller, a key id. Raises Fault CONCURRENCY_EXCEEDED (429) above the caller's share."""
-        if self.places.caller_max is None:
-            return
-        if self.places.by_caller[caller] >= self.places.caller_max:
+        if self.places.by_caller[caller] >= self.places.caller_max + (CALLER_REVOCATION_RESERVE if self.is_revocation else 0):
             raise Fault(CONCURRENCY_EXCEEDED, message="Too many concurrent requests of this key.")
         self.places.by_caller[caller] += 1
         self._caller = caller
