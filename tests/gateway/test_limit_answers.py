@@ -1,6 +1,7 @@
 """Limits as clients see them: headers on every answer, refusals that say what to do, and reservations that end with their request."""
 
 import time
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -90,6 +91,13 @@ async def test_headers_of_limits_are_on_streams_and_on_failures_after_admission(
         failed = await post(running.port, chat(max_tokens=10), path)
         assert failed.status == 502
         assert failed.headers["x-ratelimit-limit-tokens"] == "9000" and failed.headers["x-ratelimit-limit-requests"] == "50"
+        if path == "/v1/messages":
+            assert failed.headers["anthropic-ratelimit-tokens-limit"] == "9000"
+            assert failed.headers["anthropic-ratelimit-requests-remaining"] == failed.headers["x-ratelimit-remaining-requests"] == "49"
+            soon, later = (datetime.fromisoformat(failed.headers[f"anthropic-ratelimit-{kind}-reset"]) for kind in ("tokens", "requests"))
+            assert soon < later, "a minute against a day"
+        else:
+            assert not any(name.startswith("anthropic-") for name in failed.headers)
         upstream.scripts = (stream_of(5, 1),)
         begun = await post(running.port, streamed(max_tokens=10))
         assert begun.headers["x-ratelimit-limit-tokens"] == "9000"

@@ -26,7 +26,7 @@ from tollway.gateway.counters import (
 )
 from tollway.gateway.request import Call, Caller, Permit
 from tollway.gateway.shared_counters import SharedCounters, SharedHold, find_shared_refusal, find_shared_tightest
-from tollway.telemetry import Metrics
+from tollway.telemetry import Metrics, timestamp
 
 OUTPUT_TOKENS_ASSUMED = 4096
 """Output that is reserved for each sequence where neither the request nor its model bounds it, as far as the limits allow it at all."""
@@ -71,7 +71,9 @@ def limit(call: Call, counters: MemoryCounters, clock: Callable[[], int], metric
         return Permit(call, b"", levels)
     left = enter(levels, now_ns)
     if left is None:
-        raise _refuse(call, find_refusal(bound, _ONE_REQUEST, now_ns), _headers(find_tightest(bound, now_ns)), metrics)
+        raise _refuse(call, find_refusal(bound, _ONE_REQUEST, now_ns), _headers(call, find_tightest(bound, now_ns)), metrics)
+    if call.dialect.limit_prefix:
+        return Permit(call, _headers(call, find_tightest(bound, now_ns)), levels)
     return Permit(call, _request_headers(left[0], left[1]) if left[0] != UNLIMITED else b"", levels)
 
 
@@ -88,7 +90,7 @@ def charge_upload(caller: Caller, counters: MemoryCounters, now_ns: int, metrics
         return None
     hold = counters.reserve(bound, _ONE_REQUEST, now_ns)
     if hold is None:
-        raise _refuse(None, find_refusal(bound, _ONE_REQUEST, now_ns), _headers(find_tightest(bound, now_ns)), metrics)
+        raise _refuse(None, find_refusal(bound, _ONE_REQUEST, now_ns), _headers(None, find_tightest(bound, now_ns)), metrics)
     return hold
 
 
@@ -115,15 +117,15 @@ async def limit_shared(call: Call, counters: SharedCounters, clock: Callable[[],
     if hold.states:
         if not hold.is_admitted:
             refusal = find_shared_refusal(bound.prepared.counters, hold.states, units)
-            raise _refuse(call, refusal, _headers(find_shared_tightest(bound.prepared.counters, hold.states)), metrics)
-        headers = _headers(find_shared_tightest(bound.prepared.counters, hold.states))
+            raise _refuse(call, refusal, _headers(call, find_shared_tightest(bound.prepared.counters, hold.states)), metrics)
+        headers = _headers(call, find_shared_tightest(bound.prepared.counters, hold.states))
         return SharedReservation(call, headers, hold, counters)
     if not hold.is_admitted:
         refusal = find_refusal(bound.local, units, clock())
         if refusal.is_permanent:  # more than this gateway's share, though perhaps not more than the limit
             refusal = refusal._replace(is_permanent=False, wait_ns=ALONE_WAIT_NS)
-        raise _refuse(call, refusal, _headers(find_tightest(bound.local, clock())), metrics)
-    return SharedReservation(call, _headers(find_tightest(bound.local, clock())), hold, counters)
+        raise _refuse(call, refusal, _headers(call, find_tightest(bound.local, clock())), metrics)
+    return SharedReservation(call, _headers(call, find_tightest(bound.local, clock())), hold, counters)
 
 
 class SharedReservation(Permit):
@@ -189,8 +191,9 @@ def _reserve(call: Call, bound: Bound, counters: MemoryCounters, clock: Callable
     units = _estimate(call, bound.output_size_min, bound.tokens_size_min)
     hold = counters.reserve(bound, units, now_ns)
     if hold is None:
-        raise _refuse(call, find_refusal(bound, units, now_ns), _headers(find_tightest(bound, now_ns)), metrics)
-    return Reservation(call, _reservation_headers(hold, now_ns), hold, counters, clock)
+        raise _refuse(call, find_refusal(bound, units, now_ns), _headers(call, find_tightest(bound, now_ns)), metrics)
+    headers = _headers(call, find_tightest(bound, now_ns)) if call.dialect.limit_prefix else _reservation_headers(hold, now_ns)
+    return Reservation(call, headers, hold, counters, clock)
 
 
 def _estimate(call: Call, output_size_min: int, tokens_size_min: int) -> Units:
@@ -247,21 +250,28 @@ def _find_typical_seconds(call: Call | None, metrics: Metrics, refusal: Refusal)
     return min(max(duration.sum / ended / refusal.running, CONCURRENCY_SECONDS_MIN), CONCURRENCY_SECONDS_MAX)
 
 
-def _headers(tightest: tuple[Remainder | None, Remainder | None]) -> bytes:
-    """Return the header lines for the tightest limit on requests and the tightest on tokens."""
+def _headers(call: Call | None, tightest: tuple[Remainder | None, Remainder | None]) -> bytes:
+    """Return the header lines for the tightest limit on requests and the tightest on tokens. Where the API of the call has names of its own
+    for them, the lines under these names follow, with the instant of the reset (RFC 3339) in place of a duration."""
     requests, tokens = tightest
     lines = b""
     if requests is not None:
         lines = _LINES % (b"requests", requests.size, b"requests", requests.remaining, b"requests", _format_reset(requests))
     if tokens is not None:
         lines += _LINES % (b"tokens", tokens.size, b"tokens", tokens.remaining, b"tokens", _format_reset(tokens))
+    if call is not None and call.dialect.limit_prefix:
+        for name, left in ((b"requests", requests), (b"tokens", tokens)):
+            if left is not None:
+                prefix = call.dialect.limit_prefix + name
+                reset = timestamp(call.request.received_at + left.reset_ns // 1000).encode()
+                lines += _PREFIXED_LINES % (prefix, left.size, prefix, left.remaining, prefix, reset)
     return lines
 
 
 def _reservation_headers(hold: Hold, now_ns: int) -> bytes:
     """Return what `_headers` would, from what the reservation found already."""
     if hold.bound.has_daily_requests:
-        return _headers(find_tightest(hold.bound, now_ns))
+        return _headers(None, find_tightest(hold.bound, now_ns))
     per_minute = hold.requests_per_minute
     lines = _request_headers(per_minute, hold.requests_left) if per_minute != UNLIMITED else b""
     counter = hold.tightest
@@ -308,6 +318,7 @@ def describe_limits(standings: Sequence[Standing]) -> list[dict[str, object]]:
     ]
 
 
+_PREFIXED_LINES = b"%b-limit: %d\r\n%b-remaining: %d\r\n%b-reset: %b\r\n"
 _LINES = b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n"
 
 

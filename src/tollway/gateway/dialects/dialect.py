@@ -88,7 +88,9 @@ class Dialect:
     itself.
 
     Answers: `read_answer` reads a body of status 200; `new_stream` makes the reader of a stream. `request_id_headers`: the template of the
-    header lines that carry the request's id. `error_event`: how a fault in mid-stream begins. `render_error_data`: the data of such an
+    header lines that carry the request's id. `limit_prefix`: how the API's own headers of
+    limits begin; empty if it has none but OpenAI's.
+    `error_event`: how a fault in mid-stream begins. `render_error_data`: the data of such an
     event; None if it is the body of an error.
 
     Derived: `target` is the path; `plain` the shape of bodies that pass all checks by one conversion; `has_output` whether answers have
@@ -114,6 +116,7 @@ class Dialect:
     forwarded_headers: tuple[bytes, ...] = ()
     model_endpoint: Endpoint | None = None
     request_id_headers: bytes = REQUEST_ID_HEADERS
+    limit_prefix: bytes = b""
     error_event: bytes = b""
     render_error_data: Callable[[Fault, str | None], bytes] | None = None
     salt_prompt: Callable[[MutableMapping[str, Any], bytes], None] | None = None

@@ -299,6 +299,7 @@ DIALECT: Dialect = Dialect(
     allows_unknown_fields=True,
     forwarded_headers=FORWARDED_HEADERS,
     request_id_headers=REQUEST_ID_HEADERS,
+    limit_prefix=b"anthropic-ratelimit-",
     error_event=ERROR_EVENT,
     salt_prompt=salt_system,
 )
