@@ -1,7 +1,7 @@
-"""System calls of a request and a chunk: the part of their cost that no neighbour can blur, held to a bound.
+"""Reads, writes and syncs of a request and a chunk: the part of their cost that no neighbour can blur, held to a bound.
 
 The floor is two reads and two writes for a request, one of each for a chunk. Beyond it: ADMIT's write, and what is shared among the
-requests of a commit or of a wake-up. nginx makes seven and three.
+requests of a commit. Calls that wait (epoll, futex) are not counted: how many there are depends on how busy the machine is.
 """
 
 import re
@@ -15,7 +15,13 @@ from bench.machine import find_tool
 from reliability.running import ENVIRONMENT, WAIT_SECONDS
 
 ROOT = Path(__file__).parents[2]
-MOST = {"request": 6.3, "chunk": 3.3}
+FLOOR = {"request": 4.0, "chunk": 2.0}
+MOST = {"request": 5.9, "chunk": 2.3}
+
+DATA_CALLS = (
+    "read", "readv", "recvfrom", "recvmsg", "write", "writev", "pwrite64", "pwritev", "sendto", "sendmsg", "fsync", "fdatasync", "io_submit"
+)  # fmt: skip
+"""Calls that move bytes or make them durable."""
 
 pytestmark = pytest.mark.system
 
@@ -30,6 +36,8 @@ def test_a_unit_of_work_costs_no_more_system_calls_than_it_must(scenario: str) -
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=2 * WAIT_SECONDS)
     if done.returncode == 2:
         pytest.skip(f"system calls cannot be counted here: {done.stdout.strip()}")
-    found = re.search(r"^ +([0-9.]+)  all$", done.stdout, re.MULTILINE)
-    assert done.returncode == 0 and found is not None, done.stdout + done.stderr
-    assert float(found[1]) <= MOST[scenario], done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls = {name: float(count) for count, name in re.findall(r"^ +(-?[0-9.]+)  (\w+)$", done.stdout, re.MULTILINE)}
+    # Chunks that a busy machine reads together cost less than the floor; far below it, the profile has other names than ours.
+    assert calls["read"] + calls["write"] > FLOOR[scenario] / 2, done.stdout
+    assert sum(max(0.0, calls.get(name, 0.0)) for name in DATA_CALLS) <= MOST[scenario], done.stdout
