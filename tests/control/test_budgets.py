@@ -171,6 +171,14 @@ class TestLeases:
         assert stood.spent_pico == cost
         assert stood.spent_pico + stood.leased_pico == stood.limit.pico, "all of it is spent or leased, and nothing twice"
 
+    def test_gateway_whose_clock_is_behind_gets_a_lease_of_the_window_that_it_is_in(self, database: Database) -> None:
+        add_budget(database, 100, window=BudgetWindow.DAY)
+        end_at = standing(database).window.end_at
+        request = LeaseRequest(budget_id=BUDGET, at=end_at - 1, current_pico=0, need_pico=60)
+        with database.platform() as tx:
+            (granted,) = renew_leases(tx, node_id=NODE, epoch=EPOCH, sequence=1, requests=[request], now=end_at + 1)
+        assert (granted.granted_pico, granted.end_at) == (60, end_at)
+
     def test_archived_budget_is_answered_as_gone(self, database: Database) -> None:
         add_budget(database, 100)
         with database.tenant(ORGANIZATION) as tx:

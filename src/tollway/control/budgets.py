@@ -309,7 +309,7 @@ def _renew(
     limit = find_limit(budget, raises, window, max(min(now, window.end_at - 1), window.start_at))
     free_pico = limit.pico - spent_pico - stated.outstanding_pico - sum(each.outstanding_pico for each in others)
     holders = 1 + sum(1 for each in others if each.outstanding_pico)
-    grown = 0 if now >= window.end_at else extend_lease(free_pico, request.need_pico, request.target_pico, holders)
+    grown = extend_lease(free_pico, request.need_pico, request.target_pico, holders)
     granted = replace(stated, granted_pico=stated.granted_pico + grown)
     storage.put_lease(tx, budget.id, window.start_at, granted, now)
     return LeaseGrant(
