@@ -6,6 +6,7 @@ pay another request.
 
 import json
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from typing import Any
 import httpx2
 
 from reliability.platforms import Part, Platform, apart, list_models, reserved_ports
+from reliability.records import Line, record
 from reliability.running import WAIT_SECONDS
 from tollway.domain.money import format_amount, parse_sum
 
@@ -195,3 +197,32 @@ def _spend(fleet: Fleet, result: Race, workers: int, kills: Sequence[float], tok
         for each in running:
             each.result()
     result.seconds = time.monotonic() - began
+
+
+LIMIT = "5"
+"""Budget of one race: a hundred requests of MODEL."""
+
+GATEWAYS = 3
+CLIENTS = 12
+KILL_SECONDS = (1.5, 3.0)
+"""When gateways are killed, in seconds after the begin of a race."""
+
+
+def measure(races: int) -> list[Line]:
+    """Take the figure and keep it; what went wrong is printed."""
+    began = time.time()
+    with tempfile.TemporaryDirectory(prefix="tollway-budgets-") as scratch, fleet(Path(scratch), GATEWAYS) as running:
+        results = [race(running, limit=LIMIT, workers=CLIENTS, kills=KILL_SECONDS) for _ in range(races)]
+    wrong = [each.describe() for each in results if each.overspent_pico or each.spent_percent < 99]
+    print("\n".join(wrong), flush=True)
+    return [
+        record(
+            "R7",
+            of="races for the last money of a hard budget",
+            n=len(results),
+            failures=len(wrong),
+            began=began,
+            also={"overspent": sum(1 for each in results if each.overspent_pico)},
+            detail={f"race {number}": each.describe() for number, each in enumerate(results, 1)},
+        )
+    ]

@@ -69,6 +69,16 @@ FIGURES: Mapping[str, Figure] = {
         "Windows of a minute, whose refill depends on the machine's speed; servers on other hosts; clusters.",
         "python -m reliability R6 --limit 500",
     ),
+    "R7": Figure(
+        "Budget accuracy",
+        "Several gateways, each a process and a node of its own, spend one hard budget of an organization at once: whole answers and "
+        "streams in turn, from a dozen clients that ask on after refusals. Meanwhile gateways get SIGKILL and start again. At the end "
+        "each gateway "
+        "is stopped, so that it hands in everything and its leases end.",
+        "Nothing is spent beyond the budget by the events that control rated, and at least 99 % of it is spent.",
+        "Hundreds of clients at once, control or the database killed in the middle, gateways on other hosts.",
+        "python -m reliability R7 --races 3",
+    ),
     "R8": Figure(
         "Faults survived",
         "A table of faults, each with the tests that inject it. The tests are run; a fault is survived if all of its tests pass.",
@@ -139,7 +149,6 @@ ELSEWHERE: Mapping[str, str] = {
     "R2": "Simulated histories (virtual time, network and disk)",
     "R3": "Load held: [performance.md](performance.md) says what a request and a chunk cost",
     "R5": "Noisy neighbour",
-    "R7": "Budget accuracy",
     "R12": "Soak",
     "R13": "Cross-tenant attempts",
     "R15": "Client conformance over versions",

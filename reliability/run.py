@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from reliability import crashes, faults, limit_races, outages, overloads, page, records, restores, rollouts, timings
+from reliability import budgets, crashes, faults, limit_races, outages, overloads, page, records, restores, rollouts, timings
 from reliability.records import Line
 from tests.simulation.run import main as simulate
 
@@ -86,6 +86,10 @@ FIGURES: dict[str, tuple[Add, Take]] = {
     "R6": (
         _option("--limit", 200, "what four gateways race for; three times as much is sent"),
         lambda told: limit_races.measure(told.limit, told.seed),
+    ),
+    "R7": (
+        _option("--races", 1, "how often gateways race for a budget, about 30 s each"),
+        lambda told: budgets.measure(told.races),
     ),
     "R8": (_nothing, lambda told: faults.measure_faults()),
     "R9": (_nothing, lambda told: faults.measure_bad_input()),
