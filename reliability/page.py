@@ -143,6 +143,17 @@ FIGURES: Mapping[str, Figure] = {
         "with more patience sees smaller ones, and a network in between hides larger ones. What a revoked key did before.",
         "python -m reliability R17 --rounds 5000",
     ),
+    "R18": Figure(
+        "Attacks on memory, CPU and the time of others",
+        "A real gateway is attacked with raw sockets, one attack after the other: unfinished and aborted uploads, abandoned answers, "
+        "bodies that cost much to read, chunk framing, connections, keys that do not exist. `/livez` is asked every tenth of a second "
+        "meanwhile.",
+        "The gateway uses at most 100 times the CPU of the attacker. Three seconds after an attack it has at most 64 MiB more memory than "
+        "before. Every honest request is answered.",
+        "The attacker's CPU includes the kernel's work of sending, but not that of a network. Waits are shown and not checked: the machine "
+        "does other things beside, and a body of megabytes is examined in one step.",
+        "python -m reliability R18",
+    ),
 }
 
 ELSEWHERE: Mapping[str, str] = {

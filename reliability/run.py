@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from reliability import budgets, crashes, faults, limit_races, outages, overloads, page, records, restores, rollouts, timings
+from reliability import attacks, budgets, crashes, faults, limit_races, outages, overloads, page, records, restores, rollouts, timings
 from reliability.records import Line
 from tests.simulation.run import main as simulate
 
@@ -100,6 +100,7 @@ FIGURES: dict[str, tuple[Add, Take]] = {
         lambda told: restores.measure(told.times, told.database, told.seed),
     ),
     "R17": (_option("--rounds", 5000, "how often a key of each kind is refused"), lambda told: timings.measure(told.rounds, told.seed)),
+    "R18": (_nothing, lambda told: attacks.measure()),
 }
 
 

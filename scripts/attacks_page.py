@@ -89,7 +89,7 @@ ROWS = {
     ),
     76: (
         "bodies of hundreds of thousands of keys, and chunks of one byte or with long extensions",
-        "400 before they are parsed; 413 once the framing exceeds 64 KiB and a quarter of the body",
+        "400 `invalid_value` before they are parsed; 413 once the framing exceeds 64 KiB and a quarter of the body",
     ),
     77: ("clients of control that ask on and read nothing", "disconnected at the bound"),
     75: ("large bodies that come to nothing, again and again", "charged to the request rate by their head; 429 before the next is read"),
@@ -140,7 +140,8 @@ Each wait of a listener for its client has a deadline. Settings are those of `ga
 
 Connections that have been idle longest are closed before another one is refused (row 72). What one API key can hold of the memory for
 large bodies is bounded by `gateway.buffers` (rows 74 and 75). A body is examined in one step, in which other requests wait: about 11 ms of
-CPU for 4 MB of text, 50 ms for 300,000 token ids, and 95 ms for an image of 19 MB, most of it for the check of its base64.
+CPU for 4 MB of text, 50 ms for 300,000 token ids, and 95 ms for an image of 19 MB, most of it for the check of its base64. What each
+attack costs the attacker, the gateway and others is measured in [R18](reliability.md#r18-attacks-on-memory-cpu-and-the-time-of-others).
 
 ## Prefix caches that organizations share (row 56)
 

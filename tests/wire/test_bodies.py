@@ -105,7 +105,9 @@ def test_depth_is_bounded(open: bytes, close: bytes) -> None:
 
 
 @pytest.mark.parametrize("value", [b"[]", b"{}", b"1", b'"a,b"', b"[[[]]]"])
-def test_the_number_of_values_is_bounded(value: bytes) -> None:
+def test_the_number_of_values_is_bounded(value: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "CONTAINERS_MAX", bodies.VALUES_MAX)
+
     def full(count: int) -> bytes:
         return b'{"a":[' + b",".join([value] * count) + b"]}"
 
@@ -184,8 +186,22 @@ def test_76_body_with_too_many_keys_is_refused_before_it_is_parsed(body: bytes, 
     assert caught.value.message == "The request body has too many keys."
 
 
+@pytest.mark.parametrize("value", [b"[]", b"{}", b" []", b"[ ]", b"\n{\n}"])
+def test_76_body_with_too_many_containers_is_refused_before_it_is_parsed(value: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(count: int) -> bytes:
+        return b'{"a":[' + b",".join([value] * count) + b"]}"
+
+    assert refusal(full(bodies.CONTAINERS_MAX - 2)) is None
+    monkeypatch.setattr(bodies, "read_value", lambda body: pytest.fail("parsed"))
+    assert refusal(full(bodies.CONTAINERS_MAX + 1)) == "invalid_value"
+
+
+def test_76_brackets_in_text_are_no_containers() -> None:
+    assert refusal(b'{"a":"' + b"x[0]{1}" * bodies.CONTAINERS_MAX + b'"}') is None
+
+
 def test_76_text_that_holds_json_has_no_keys() -> None:
-    text = msgspec.json.encode({f"k{number}": {"a": [1, 2]} for number in range(MANY)}).decode()
+    text = msgspec.json.encode([{f"k{number}": {"a": ["b"]}} for number in range(MANY)]).decode()
     assert bodies.read(msgspec.json.encode({"messages": [{"role": "tool", "content": text}]})) is not None
     twice = msgspec.json.encode({"messages": msgspec.json.encode({"content": text}).decode()})
     assert bodies.read(twice) is not None

@@ -1,0 +1,355 @@
+"""R18: what a stranger or a tenant takes of a gateway with little effort: memory, CPU, and the time of others.
+
+A real gateway is attacked with raw sockets, one attack after the other. Each line has the CPU of the attacker and of the gateway, their
+ratio, and the gateway's memory before, at its most, and after the attack has ended. An honest request is asked every tenth of a second
+meanwhile, by a thread whose CPU does not count for the attacker.
+"""
+
+import multiprocessing
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+
+from reliability.platforms import Platform, supervised
+from reliability.records import Line, record
+from reliability.running import WAIT_SECONDS, list_descendants
+
+CPU_RATIO_MAX = 100.0
+"""CPU of the gateway for each second of the attacker's: the line that Envoy draws for a defect of security."""
+KEPT_MIB_MAX = 64.0
+"""Memory that may stay with the gateway some seconds after an attack: the allocator keeps some of what was freed."""
+SETTLE_SECONDS = 3.0
+"""Time for connections to end after an attack, before the memory is read again."""
+CPU_SECONDS_MIN = 0.05
+"""CPU of the gateway below which no ratio is stated: the kernel counts in hundredths of a second."""
+
+BODY_BYTES = 31_000_000
+ANSWER_BYTES = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A gateway under attack: its address, its process, and a key without limits and one of a request a minute."""
+
+    address: tuple[str, int]
+    pid: int
+    key: str
+    poor_key: str
+
+    def connect(self) -> socket.socket:
+        """Open a connection."""
+        connection = socket.create_connection(self.address, timeout=WAIT_SECONDS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def head(self, length: int | None, *, key: str | None = None, model_path: str = "chat/completions") -> bytes:
+        """The head of a request; `length` None announces chunks."""
+        framing = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
+        lines = f"POST /v1/{model_path} HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {key or self.key}\r\n"
+        return f"{lines}content-type: application/json\r\n{framing}\r\n\r\n".encode()
+
+    def read_cpu_seconds(self) -> float:
+        """CPU that the gateway has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / 100
+
+    def read_mib(self) -> float:
+        """Resident memory of the gateway, in MiB."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * 4096 / (1 << 20)
+
+
+@dataclass(slots=True)
+class Watch:
+    """Observations during an attack: memory of the gateway, and how long honest requests took, in seconds."""
+
+    mib_max: float = 0.0
+    waits: list[float] = field(default_factory=list)
+    failed: int = 0
+
+
+@contextmanager
+def watching(target: Target) -> Iterator[Watch]:
+    """Ask an honest request every tenth of a second while the block runs, and note the memory."""
+    watch, has_begun, is_over = Watch(), threading.Event(), threading.Event()
+
+    def watch_it() -> None:
+        with httpx2.Client(trust_env=False, timeout=WAIT_SECONDS) as http:
+            while not is_over.wait(0.1):
+                began = time.monotonic()
+                try:
+                    status = http.get(f"http://{target.address[0]}:{target.address[1]}/livez").status_code
+                except httpx2.HTTPError:
+                    status = 0
+                watch.waits.append(time.monotonic() - began)
+                watch.failed += status != 200
+                has_begun.set()
+                watch.mib_max = max(watch.mib_max, target.read_mib())
+
+    thread = threading.Thread(target=watch_it)
+    thread.start()
+    has_begun.wait(WAIT_SECONDS)
+    try:
+        yield watch
+    finally:
+        is_over.set()
+        thread.join()
+
+
+Attack = Callable[[Target], Counter[str]]
+"""Attacks a gateway; returns how often it got which answer."""
+
+
+def send(connection: socket.socket, data: bytes, answers: Counter[str]) -> None:
+    """Send as much of `data` as the gateway takes, then count its answer, if it has given one."""
+    connection.settimeout(0.5)
+    try:
+        connection.sendall(data)
+    except OSError:
+        pass
+    read_status(connection, answers)
+
+
+def read_status(connection: socket.socket, answers: Counter[str]) -> None:
+    """Count the status of the answer that the gateway has given, if any."""
+    try:
+        answers[connection.recv(65536)[9:12].decode() or "closed"] += 1
+    except TimeoutError:
+        answers["none"] += 1
+    except OSError:
+        answers["closed"] += 1
+
+
+def hold_unfinished_bodies(target: Target) -> Counter[str]:
+    """Hold 60 bodies of one key open that lack their last byte."""
+    answers: Counter[str] = Counter()
+    piece = bytes(1_000_000)
+    with ExitStack() as opened:
+        for _ in range(60):
+            connection = opened.enter_context(target.connect())
+            connection.sendall(target.head(BODY_BYTES))
+            connection.settimeout(0.5)
+            try:
+                for _ in range(BODY_BYTES // len(piece)):
+                    connection.sendall(piece)
+            except OSError:
+                pass
+            connection.settimeout(0.05)
+            read_status(connection, answers)
+    return answers
+
+
+def abort_uploads(target: Target) -> Counter[str]:
+    """Break 240 uploads off, each after 26 MB."""
+    piece, answers = bytes(1_000_000), Counter[str]()
+    for _ in range(240):
+        with target.connect() as connection:
+            connection.sendall(target.head(BODY_BYTES))
+            try:
+                for _ in range(26):
+                    connection.sendall(piece)
+            except OSError:
+                answers["closed"] += 1
+    return answers
+
+
+def abandon_answers(target: Target) -> Counter[str]:
+    """Ask for 60 answers of 50 MB, and leave before they are whole."""
+    body = b'{"model":"large","messages":[{"role":"user","content":"a"}]}'
+    with ExitStack() as opened:
+        for _ in range(60):
+            connection = opened.enter_context(target.connect())
+            connection.sendall(target.head(len(body)) + body)
+        time.sleep(2)
+    return Counter()
+
+
+def repeat(count: int, body: bytes, *, poor: bool = False, path: str = "chat/completions") -> Attack:
+    """Return an attack that sends a body so many times, each on a connection of its own."""
+
+    def attack(target: Target) -> Counter[str]:
+        answers: Counter[str] = Counter()
+        message = target.head(len(body), key=target.poor_key if poor else None, model_path=path) + body
+        for _ in range(count):
+            with target.connect() as connection:
+                connection.settimeout(10.0)
+                try:
+                    connection.sendall(message)
+                except OSError:
+                    pass
+                read_status(connection, answers)
+        return answers
+
+    return attack
+
+
+def send_chunks(chunk: bytes) -> Attack:
+    """Return an attack that sends a megabyte of one kind of chunk, ten times."""
+
+    def attack(target: Target) -> Counter[str]:
+        answers: Counter[str] = Counter()
+        message = target.head(None) + chunk * (1_000_000 // len(chunk))
+        for _ in range(10):
+            with target.connect() as connection:
+                send(connection, message, answers)
+        return answers
+
+    return attack
+
+
+def open_and_close(target: Target) -> Counter[str]:
+    """Open 3,000 connections one after the other and close each at once."""
+    for _ in range(3_000):
+        target.connect().close()
+    return Counter()
+
+
+def guess_keys(target: Target) -> Counter[str]:
+    """Send 3,000 requests with keys that do not exist, 16 at a time on kept connections."""
+    answers: Counter[str] = Counter()
+    body = b'{"model":"echo","messages":[]}'
+    with ExitStack() as opened:
+        connections = [opened.enter_context(target.connect()) for _ in range(16)]
+        for number in range(3_000):
+            connection = connections[number % 16]
+            connection.sendall(target.head(len(body), key=f"tw_live_{number:040d}") + body)
+            read_status(connection, answers)
+    return answers
+
+
+def _keys(count: int) -> bytes:
+    return (
+        b'{"model":"echo","messages":[{"role":"user","content":"a"}],"metadata":{' + b",".join(b'"k%d":1' % n for n in range(count)) + b"}}"
+    )
+
+
+ATTACKS: Mapping[str, Attack] = {
+    "60 unfinished bodies of 31 MB": hold_unfinished_bodies,
+    "240 aborted uploads of 26 MB": abort_uploads,
+    "60 abandoned answers of 50 MB": abandon_answers,
+    "490,000 keys, one request a minute": repeat(10, _keys(490_000), poor=True),
+    "490,000 keys": repeat(10, _keys(490_000)),
+    "23,900 keys": repeat(50, _keys(23_900)),
+    "6,000 keys in less than 64 KiB": repeat(200, _keys(5_900)),
+    "240,000 empty arrays": repeat(20, b'{"model":"echo","messages":[' + b"[]," * 240_000 + b"1]}"),
+    "39,900 empty arrays": repeat(20, b'{"model":"echo","messages":[' + b"[]," * 39_900 + b"1]}"),
+    "10,000 messages": repeat(50, b'{"model":"none","messages":[' + b",".join([b'{"role":"user","content":"a"}'] * 9_999) + b"]}"),
+    "300,000 token ids": repeat(
+        20, b'{"model":"none","input":[' + b",".join([b"[" + b",".join([b"7"] * 150) + b"]"] * 1_990) + b"]}", path="embeddings"
+    ),
+    "4 MB of text": repeat(20, b'{"model":"none","messages":[{"role":"user","content":"' + b"all the words, " * 270_000 + b'"}]}'),
+    "chunks of one byte": send_chunks(b"1\r\n \r\n"),
+    "chunks with extensions": send_chunks(b"1;" + b"e" * 4_000 + b"\r\n \r\n"),
+    "3,000 connections": open_and_close,
+    "3,000 unknown keys": guess_keys,
+}
+
+
+def measure() -> list[Line]:
+    """Take the figure and keep it: a line for each attack."""
+    with tempfile.TemporaryDirectory(prefix="tollway-attacks-") as scratch, attacked(Path(scratch)) as target:
+        return [_measure(target, name, attack) for name, attack in ATTACKS.items()]
+
+
+def _measure(target: Target, name: str, attack: Attack) -> Line:
+    began, before, server = time.time(), target.read_mib(), target.read_cpu_seconds()
+    with watching(target) as watch:
+        client = time.thread_time()
+        answers = attack(target)
+        client = time.thread_time() - client
+        server = target.read_cpu_seconds() - server
+    time.sleep(SETTLE_SECONDS)
+    after = target.read_mib()
+    ratio = round(server / client, 1) if server >= CPU_SECONDS_MIN else None
+    is_wrong = (ratio or 0.0) > CPU_RATIO_MAX or after - before > KEPT_MIB_MAX or watch.failed > 0
+    detail = {
+        "client_cpu_s": round(client, 3),
+        "server_cpu_s": round(server, 2),
+        "cpu_times_client": ratio,
+        "mib_before_most_after": [round(each) for each in (before, watch.mib_max, after)],
+        "answers": dict(answers),
+        "others_wait_ms": {"p50": round(statistics.median(watch.waits) * 1000, 1), "most": round(max(watch.waits) * 1000, 1)},
+    }
+    return record("R18", case=name, of="attacks", n=1, failures=int(is_wrong), began=began, detail=detail)
+
+
+@contextmanager
+def attacked(scratch: Path) -> Iterator[Target]:
+    """A gateway to be attacked, whose model `large` is served by an engine of endless answers."""
+    with supervised(scratch) as (platform, serving), endless_engine() as url:
+        assert serving.process is not None
+        pid = next(each for each in list_descendants(serving.process.pid) if b"\0gateway\0" in Path(f"/proc/{each}/cmdline").read_bytes())
+        address = urlsplit(platform.gateway_url)
+        target = Target((address.hostname or "", address.port or 0), pid, platform.tenant.api_key, _make_poor_key(platform))
+        _serve_large(platform, url)
+        while _ask(target, "large") == "404" or _ask(target, "echo", target.poor_key) == "401":
+            time.sleep(0.1)
+        yield target
+
+
+def _ask(target: Target, model: str, key: str | None = None) -> str:
+    """Status of a request that is refused at once if the model and the key are known."""
+    body = b'{"model":"%b","messages":[],"rank":1}' % model.encode()
+    answers: Counter[str] = Counter()
+    with target.connect() as connection:
+        connection.sendall(target.head(len(body), key=key) + body)
+        read_status(connection, answers)
+    return next(iter(answers))
+
+
+def _make_poor_key(platform: Platform) -> str:
+    path = f"/v1/organization/projects/{platform.tenant.project_id}/api_keys"
+    with platform.admin() as http:
+        return str(http.post(path, json={"name": "poor", "limits": {"requests_per_minute": 1}}).json()["value"])
+
+
+def _serve_large(platform: Platform, url: str) -> None:
+    headers = {"authorization": f"Bearer {platform.platform_key}"}
+    with httpx2.Client(base_url=f"{platform.control_url}/v1/platform", headers=headers, timeout=WAIT_SECONDS, trust_env=False) as http:
+        for path, body in (
+            ("models", {"name": "large", "endpoints": ["chat/completions"]}),
+            ("prices", {"model": "large", "currency": "EUR", "input": "1", "output": "1"}),
+            ("models/large/publish", None),
+            ("deployments", {"model": "large", "base_url": url, "engine": "sim", "upstream_model": "large"}),
+        ):
+            answer = http.post(f"/{path}", json=body)
+            assert answer.status_code == 200, answer.text
+
+
+@contextmanager
+def endless_engine() -> Iterator[str]:
+    """URL of an engine, in a process of its own, whose answers lack their last byte."""
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+        process = multiprocessing.get_context("fork").Process(target=_answer_endlessly, args=(listener,), daemon=True)
+        process.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            process.kill()
+            process.join()
+
+
+def _answer_endlessly(listener: socket.socket) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % ANSWER_BYTES
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            try:
+                connection.recv(65536)
+                connection.sendall(head + bytes(ANSWER_BYTES - 1))
+                connection.recv(1)
+            except OSError:
+                pass
+
+    while True:
+        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
