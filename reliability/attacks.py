@@ -1,4 +1,4 @@
-"""R18: what a stranger or a tenant takes of a gateway with little effort: memory, CPU, and the time of others.
+"""R18: memory, CPU and time of others that unauthenticated clients or tenants take of a gateway with little effort.
 
 A real gateway is attacked with raw sockets, one attack after the other. Each line has the CPU of the attacker and of the gateway, their
 ratio, and the gateway's memory before, at its most, and after the attack has ended. An honest request is asked every tenth of a second
@@ -137,8 +137,8 @@ def hold_unfinished_bodies(target: Target) -> Counter[str]:
     with ExitStack() as opened:
         for _ in range(60):
             connection = opened.enter_context(target.connect())
-            connection.sendall(target.head(BODY_BYTES))
-            connection.settimeout(0.5)
+            connection.sendall(target.head(BODY_BYTES + 1))
+            connection.settimeout(5.0)
             try:
                 for _ in range(BODY_BYTES // len(piece)):
                     connection.sendall(piece)
