@@ -17,7 +17,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -214,6 +214,7 @@ class _Link:
     alarm: Alarm
     background: BackgroundTasks
     follower: Follower
+    joined: asyncio.Event
     shipper: Shipper | None = None
     leases: LeaseClient | None = None
 
@@ -233,7 +234,7 @@ class _Link:
         gauges["tollway_shipper_bytes"] = lambda: shipper.metrics.bytes_shipped
         gauges["tollway_shipper_attempts_failed"] = lambda: shipper.metrics.attempts_failed
         gauges["tollway_shipper_epochs_unshipped"] = lambda: shipper.metrics.epochs_unshipped
-        self.background.start("shipper", shipper.run)
+        self.background.start("shipper", partial(_run_after, self.joined, shipper.run))
         leases = self.leases = LeaseClient(
             self.plane.budgets,
             control_link_url=url,
@@ -243,7 +244,7 @@ class _Link:
             alarm=self.alarm,
         )
         gauges["tollway_lease_attempts_failed"] = lambda: leases.attempts_failed
-        self.background.start("leases", leases.run)
+        self.background.start("leases", partial(_run_after, self.joined, leases.run))
 
     async def close(self) -> None:
         """Ship what is left and close the connections. Call it once the background tasks have ended."""
@@ -255,7 +256,7 @@ class _Link:
 
 
 async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, background: BackgroundTasks, count: GatewayCount) -> _Link:
-    url, node = options.control_link_url, options.node
+    url, node, joined = options.control_link_url, options.node, asyncio.Event()
     follower = Follower(
         plane,
         options.directory / "snapshot",
@@ -277,12 +278,20 @@ async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, backg
         watch.check()  # before the first request
         background.start("snapshot age", watch.run)
         if node.join_token is not None:
-            registered = partial(data_directory.keep_registered, options.directory.parent, node)
-            joining = partial(join, url, token=node.join_token, node_id=node.node_id, node_key=node.key, alarm=alarm, on_joined=registered)
+
+            def keep_registered() -> None:
+                data_directory.keep_registered(options.directory.parent, node)
+                joined.set()
+
+            joining = partial(
+                join, url, token=node.join_token, node_id=node.node_id, node_key=node.key, alarm=alarm, on_joined=keep_registered
+            )
             background.start("join", joining, may_return=True)
-        background.start("follower", follower.run)
+        else:
+            joined.set()
+        background.start("follower", partial(_run_after, joined, follower.run))
         background.start("acknowledger", follower.acknowledge)
-    return _Link(options, plane, alarm, background, follower)
+    return _Link(options, plane, alarm, background, follower, joined)
 
 
 @dataclass(slots=True)
@@ -310,6 +319,12 @@ class AgeWatch:
         while True:
             self.check()
             await asyncio.sleep(AGE_CHECK_SECONDS)
+
+
+async def _run_after(event: asyncio.Event, run: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Run a background task once `event` is set: control refuses a gateway that has not joined yet."""
+    await event.wait()
+    await run()
 
 
 async def _announce(plane: Plane, ready: asyncio.Event, options: GatewayOptions) -> None:
