@@ -205,7 +205,7 @@ LIMIT = "5"
 GATEWAYS = 3
 CLIENTS = 12
 KILL_SECONDS = (1.5, 3.0)
-"""When gateways are killed, in seconds after the begin of a race."""
+"""Instants at which gateways are killed, in seconds after the begin of a race."""
 
 
 def measure(races: int) -> list[Line]:
