@@ -14,7 +14,7 @@ from tollway.domain.price_books import (
     BookPrice,
     DraftLine,
     Finding,
-    Place,
+    PublishContext,
     Severity,
     StoredTerms,
     carried,
@@ -126,11 +126,11 @@ class TestTerms:
         assert carried("d", stored) == (PriceTerms(10, "a"), PriceTerms(20, "b"))
 
 
-def place(*prices: BookPrice, models: frozenset[str] = frozenset({"m"}), valid_from: int = 100, now: int = 100) -> Place:
+def place(*prices: BookPrice, models: frozenset[str] = frozenset({"m"}), valid_from: int = 100, now: int = 100) -> PublishContext:
     by_series: dict[tuple[str, ServiceTier], list[BookPrice]] = {}
     for price in prices:
         by_series.setdefault((price.model, price.tier), []).append(price)
-    return Place(now=now, valid_from=valid_from, models=models, published=by_series)
+    return PublishContext(now=now, valid_from=valid_from, models=models, published=by_series)
 
 
 def codes(found: list[Finding]) -> list[tuple[str, str]]:
@@ -154,7 +154,7 @@ class TestACheck:
             ([line()], place(valid_from=99), "retroactive"),
         ],
     )
-    def test_finds_what_must_not_be_published(self, lines: list[DraftLine], at: Place, code: str) -> None:
+    def test_finds_what_must_not_be_published(self, lines: list[DraftLine], at: PublishContext, code: str) -> None:
         assert (Severity.ERROR, code) in codes(check(lines, at))
 
     @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def check_draft(tx: PlatformTx, draft_id: str, now: int) -> list[Finding]:
     if now - prices.CLOCK_GRACE_US <= start < now:
         start = now
     book = prices.get_book(tx, draft.book_id)
-    return check(draft.lines, prices.find_place(tx, book, {line.model for line in draft.lines}, start, now))
+    return check(draft.lines, prices.find_publish_context(tx, book, {line.model for line in draft.lines}, start, now))
 
 
 def publish_draft(tx: PlatformTx, draft_id: str, *, accept_warnings: bool, new_id: Callable[[str], str], now: int) -> PriceDraft:
@@ -104,10 +104,10 @@ def publish_draft(tx: PlatformTx, draft_id: str, *, accept_warnings: bool, new_i
         raise Fault(PRICE_DOUBTFUL, param="accept_warnings")
     draft = get_draft(tx, draft_id)
     book = prices.get_book(tx, draft.book_id)
-    place = prices.find_place(tx, book, {line.model for line in draft.lines}, prices.start_of(draft.valid_from, now), now)
-    prices.publish_lines(tx, book, draft.lines, place, new_id=new_id, draft_id=draft.id)
+    context = prices.find_publish_context(tx, book, {line.model for line in draft.lines}, prices.start_of(draft.valid_from, now), now)
+    prices.publish_lines(tx, book, draft.lines, context, new_id=new_id, draft_id=draft.id)
     draft = msgspec.structs.replace(
-        draft, state=DraftState.PUBLISHED, valid_from=place.valid_from, findings=tuple(findings), changed_at=now
+        draft, state=DraftState.PUBLISHED, valid_from=context.valid_from, findings=tuple(findings), changed_at=now
     )
     storage.put_draft(tx, draft)
     return draft

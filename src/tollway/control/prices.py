@@ -23,9 +23,9 @@ from tollway.domain.pages import Page, Window
 from tollway.domain.price_books import (
     BookPrice,
     DraftLine,
-    Place,
     PriceBook,
     PriceList,
+    PublishContext,
     Series,
     StoredTerms,
     carried_start,
@@ -105,7 +105,7 @@ def start_of(valid_from: int | None, now: int) -> int:
     return now if valid_from is None else max(valid_from, now)
 
 
-def find_place(tx: PlatformTx, book: PriceBook, models: Iterable[str], valid_from: int, now: int) -> Place:
+def find_publish_context(tx: PlatformTx, book: PriceBook, models: Iterable[str], valid_from: int, now: int) -> PublishContext:
     """Return what is published in a book of some models, as a check of new lines needs it."""
     names = set(models)
     known = stored_catalog.find_models(tx, names)
@@ -113,13 +113,19 @@ def find_place(tx: PlatformTx, book: PriceBook, models: Iterable[str], valid_fro
     for price in storage.list_book_prices(tx, book.id, names):
         published.setdefault((price.model, price.tier), []).append(price)
     active = frozenset(model.name for model in known if model.status is Status.ACTIVE)
-    return Place(now=now, valid_from=valid_from, models=active, published=published)
+    return PublishContext(now=now, valid_from=valid_from, models=active, published=published)
 
 
 def publish_lines(
-    tx: PlatformTx, book: PriceBook, lines: Sequence[DraftLine], place: Place, *, new_id: Callable[[str], str], draft_id: str | None
+    tx: PlatformTx,
+    book: PriceBook,
+    lines: Sequence[DraftLine],
+    context: PublishContext,
+    *,
+    new_id: Callable[[str], str],
+    draft_id: str | None,
 ) -> list[BookPrice]:
-    """Append checked lines to a book, compile them for each of its lists, and tell gateways. Needs `publish.lock` before `place` was
+    """Append checked lines to a book, compile them for each of its lists, and tell gateways. Needs `publish.lock` before `context` was
     found."""
     published = [
         BookPrice(
@@ -127,9 +133,9 @@ def publish_lines(
             book_id=book.id,
             model=line.model,
             tier=line.tier,
-            valid_from=place.valid_from,
-            carried_from=place.carried_from(line.series),
-            published_at=place.now,
+            valid_from=context.valid_from,
+            carried_from=context.carried_from(line.series),
+            published_at=context.now,
             draft_id=draft_id,
             unit_prices=line.unit_prices,
         )
@@ -137,7 +143,7 @@ def publish_lines(
     ]
     storage.insert_book_prices(tx, published)
     storage.insert_compiled(tx, published, book.currency, storage.list_lists(tx, book.id))
-    _publish_models(tx, {line.model for line in lines}, place.now)
+    _publish_models(tx, {line.model for line in lines}, context.now)
     return published
 
 
@@ -155,13 +161,13 @@ def create_price(
         raise Fault(MODEL_UNKNOWN, param="model")
     if model.status is not Status.ACTIVE:
         raise Fault(STATE_CONFLICT, message="The model is archived.")
-    place = find_place(tx, book, [line.model], start_of(valid_from, now), now)
-    series = place.published.get(line.series, ())
-    if series and place.valid_from <= series[-1].valid_from:
+    context = find_publish_context(tx, book, [line.model], start_of(valid_from, now), now)
+    series = context.published.get(line.series, ())
+    if series and context.valid_from <= series[-1].valid_from:
         raise Fault(PRICE_INVALID, param="valid_from", message="A price must become valid after the last one of its model and tier.")
-    if line.tier is not ServiceTier.STANDARD and place.find_in_force((line.model, ServiceTier.STANDARD)) is None:
+    if line.tier is not ServiceTier.STANDARD and context.find_in_force((line.model, ServiceTier.STANDARD)) is None:
         raise Fault(PRICE_INVALID, param="tier", message="A tier needs a standard price of the model that is valid by then.")
-    (published,) = publish_lines(tx, book, [line], place, new_id=new_id, draft_id=None)
+    (published,) = publish_lines(tx, book, [line], context, new_id=new_id, draft_id=None)
     return get_price(tx, published.id)
 
 

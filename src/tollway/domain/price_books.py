@@ -200,7 +200,7 @@ Series = tuple[str, ServiceTier]
 """Model and service tier: what the prices of a book follow each other in."""
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class PublishContext(msgspec.Struct, frozen=True, kw_only=True):
     """Context of a publication: at instant `now`, valid from `valid_from` on. `models`: names of those that may have prices.
     `published`: the prices of their series in the book so far, each ordered by valid_from."""
 
@@ -226,18 +226,18 @@ def carried_start(starts: Sequence[int], now: int) -> int:
     return starts[max(0, current - 1)]
 
 
-def check(lines: Sequence[DraftLine], place: Place) -> list[Finding]:
+def check(lines: Sequence[DraftLine], context: PublishContext) -> list[Finding]:
     """Return what is wrong or doubtful about publishing `lines` there: errors first, each in the order of the lines."""
     found: list[Finding] = []
     if not lines:
         found.append(Finding(severity=Severity.ERROR, code="empty", message="The draft has no lines."))
-    if place.valid_from < place.now:
+    if context.valid_from < context.now:
         found.append(Finding(severity=Severity.ERROR, code="retroactive", message="A price cannot be valid from an instant in the past."))
     series = {line.series: line for line in lines}
     for line in lines:
-        standard = _units_of(series.get((line.model, ServiceTier.STANDARD)) or place.find_in_force((line.model, ServiceTier.STANDARD)))
-        found += _errors(line, standard, place)
-        found += _warnings(line, standard, _units_of(place.find_in_force(line.series)))
+        standard = _units_of(series.get((line.model, ServiceTier.STANDARD)) or context.find_in_force((line.model, ServiceTier.STANDARD)))
+        found += _errors(line, standard, context)
+        found += _warnings(line, standard, _units_of(context.find_in_force(line.series)))
     return sorted(found, key=lambda finding: finding.severity is not Severity.ERROR)
 
 
@@ -245,17 +245,17 @@ def _units_of(priced: DraftLine | BookPrice | None) -> UnitPrices | None:
     return None if priced is None else priced.unit_prices
 
 
-def _errors(line: DraftLine, standard: UnitPrices | None, place: Place) -> list[Finding]:
+def _errors(line: DraftLine, standard: UnitPrices | None, context: PublishContext) -> list[Finding]:
     def error(code: str, message: str) -> Finding:
         return Finding(severity=Severity.ERROR, code=code, message=message, model=line.model, tier=line.tier)
 
     found = []
-    if line.model not in place.models:
+    if line.model not in context.models:
         found.append(error("model_unknown", "There is no such model, or it is archived."))
     if standard is None:
         found.append(error("standard_missing", "A tier needs a standard price of the model that is valid by then."))
-    published = place.published.get(line.series, ())
-    if published and published[-1].valid_from >= place.valid_from:
+    published = context.published.get(line.series, ())
+    if published and published[-1].valid_from >= context.valid_from:
         found.append(error("not_after_last", "A price must become valid after the last one of its model and tier."))
     return found
 
