@@ -221,14 +221,14 @@ def _read_archive(walk: _Walk, archive: Archive, reached: dict[tuple[str, int, i
         if (*place, 1) in reached:
             reached[*place, 1] = Reached(first_chain(*place))
         while ahead is not None and ahead[0] < place:
-            EpochLedger(ahead[1], walk.accounts, findings.add).end()
+            EpochLedger(ahead[1], walk.accounts, findings.add).finish()
             ahead = next(postings, None)
         of_epoch = ahead[1] if ahead is not None and ahead[0] == place else iter(())
         _read_epoch(walk, watermark, _note(reached, place, _frames(archive, watermark, walk.report)), of_epoch, counts.pop(place, 0))
         if ahead is not None and ahead[0] == place:
             ahead = next(postings, None)
     while ahead is not None:
-        EpochLedger(ahead[1], walk.accounts, findings.add).end()
+        EpochLedger(ahead[1], walk.accounts, findings.add).finish()
         ahead = next(postings, None)
     for place in counts:
         for _, event_id in usage_events.iterate_places(tx, *place):
@@ -266,7 +266,7 @@ def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], post
         # What is in quarantine is no event, even if it could be rated by now: that is an operator's decision.
         quarantined.update(record.seq for record in batch.finals if record.seq in held)
         batch.finals = [record for record in batch.finals if record.seq not in held]
-        rated = _take_piece(walk, batch, ledger, ticked)
+        rated = _check_piece(walk, batch, ledger, ticked)
         conflicts.update(record.seq for record in rated.conflicts)
         quarantined.update(record.seq for record in rated.quarantined)
         if is_over and not flaw:
@@ -276,7 +276,7 @@ def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], post
                 flaw = str(error)
         if flaw:
             walk.findings.add("archive", f"{watermark.node_id}/{watermark.epoch}: {flaw}")
-    ledger.end()
+    ledger.finish()
     _compare_conflicts(walk, place, conflicts)
     _compare_quarantine(walk, place, states, quarantined, ticked)
     if (watermark.ticked_at, watermark.closed_at) != (batch.ticked_at, batch.closed_at):
@@ -287,9 +287,9 @@ def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], post
                 walk.findings.add("usage_events", f"{event_id} is not in the archive")
 
 
-def _take_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearray) -> RatedBatch:
+def _check_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearray) -> RatedBatch:
     """Rate some records, compare their events with the database's, and tick off those that are there."""
-    _learn(walk, batch)
+    _load_references(walk, batch)
     reject_foreign(batch, walk.owners)
     rows = usage_events.find_rows(walk.tx, [record.final.admit.request_id for record in batch.finals])
     stored = {event_id: StoredEvent(RecordPlace(row[_NODE], row[_EPOCH], row[_SEQ]), row[_HASH]) for event_id, row in rows.items()}
@@ -315,7 +315,7 @@ def _take_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearra
             ticked[seq // 8] |= 1 << seq % 8
             event = replace(event, period_at=found[_PERIOD])
             _compare_event(walk, row, found, event)
-        ledger.take(event)
+        ledger.compare(event)
         finals.append(records[seq].final)
     for rejected in rated.quarantined:
         if rejected.event_id in rows:
@@ -342,7 +342,7 @@ def _fingerprint(data: bytes) -> int:
     return int.from_bytes(content_hash(data)[:8])
 
 
-def _learn(walk: _Walk, batch: Batch) -> None:
+def _load_references(walk: _Walk, batch: Batch) -> None:
     """Read the billing accounts, prices, periods, projects and keys that a batch is the first to name."""
     walk.owners.learn(walk.tx, batch)
     admits = [group.admit for group in batch.groups.values() if group.is_valid]

@@ -58,14 +58,14 @@ class EpochLedger:
         self._next = next(postings, None)
         self._open: dict[str, list[_Open]] = {}
 
-    def take(self, event: Booked) -> None:
-        """The next event: it must be booked once, if it costs anything."""
+    def compare(self, event: Booked) -> None:
+        """Compare the next event with the transactions: it must be booked once, if it costs anything."""
         while self._next is not None and _cause(self._next).first_seq <= event.seq:
-            self._begin()
+            self._open_next()
         of_organization = self._open.get(event.organization_id, [])
         while of_organization and any(each.cause.last_seq < event.seq for each in of_organization):
             index = next(at for at, each in enumerate(of_organization) if each.cause.last_seq < event.seq)
-            self._finish(of_organization.pop(index))
+            self._compare_transaction(of_organization.pop(index))
         period_at = event.period_at
         if event.is_gone and of_organization and all(each.posting.period_at != period_at for each in of_organization):
             period_at = min(each.posting.period_at for each in of_organization)  # it was late, which only the ledger knows now
@@ -79,21 +79,21 @@ class EpochLedger:
         if len(covering) != 1 and event.amounts.bits:
             self._add("ledger_entries", f"{event.event_id} is booked {len(covering)} times")
 
-    def end(self) -> None:
-        """No event is left."""
+    def finish(self) -> None:
+        """Compare the transactions that are left, after the last event."""
         while self._next is not None:
-            self._begin()
+            self._open_next()
         for of_organization in self._open.values():
             for each in of_organization:
-                self._finish(each)
+                self._compare_transaction(each)
 
-    def _begin(self) -> None:
+    def _open_next(self) -> None:
         assert self._next is not None
         self._open.setdefault(self._next.organization_id, []).append(_Open(self._next, _cause(self._next)))
         self._next = next(self._postings, None)
 
-    def _finish(self, found: _Open) -> None:
-        """One transaction against the records that it names: id, number of events, entries."""
+    def _compare_transaction(self, found: _Open) -> None:
+        """Compare one transaction with the records that it names: id, number of events, entries."""
         posting, cause, last = found.posting, found.cause, found.last
         if last is None or found.events != cause.events:
             self._add("ledger_transactions", f"{posting.id} books {cause.events} events, the archive has {found.events}")
