@@ -456,7 +456,7 @@ async def relay(
     unfinished then, and nothing that reads as success was sent.
     """
     fault: Fault | None = None
-    suspicions: Suspicions | None = None
+    held_faults: HeldFaults | None = None
     endpoint = permit.call.request.endpoint
     budget.earn()
     for upstream in candidates:
@@ -480,22 +480,22 @@ async def relay(
                 caught.forget_frames()
                 fault = caught
                 metrics.attempted(upstream.deployment.id, caught.kind.code)
-                if suspicions is None:
-                    suspicions = Suspicions(permit.call)
-                suspicions.add(upstream, caught, has_begun=client.committed)
+                if held_faults is None:
+                    held_faults = HeldFaults(permit.call)
+                held_faults.add(upstream, caught, has_begun=client.committed)
                 if client.committed or not _may_retry(caught, permit.call):
-                    suspicions.decide(is_answered=False)
+                    held_faults.decide(is_answered=False)
                     raise
                 if caught.kind is faults.UPSTREAM_STALE:
                     continue  # the pool's fault, not the upstream's: the same one again, on a fresh connection, and no load to budget
                 break
             metrics.attempted(upstream.deployment.id, "ok")
             upstream.health.succeed(endpoint, time.monotonic())
-            if suspicions is not None:
-                suspicions.decide(is_answered=True)
+            if held_faults is not None:
+                held_faults.decide(is_answered=True)
             return
-    if suspicions is not None:
-        suspicions.decide(is_answered=False)
+    if held_faults is not None:
+        held_faults.decide(is_answered=False)
     raise fault or Fault(faults.UPSTREAM_NONE)
 
 
@@ -505,7 +505,7 @@ _OF_REQUEST_PERHAPS = frozenset(
 """Faults that a request may cause at an engine that is well: by a picture that it cannot read, or a prompt that stops it."""
 
 
-class Suspicions:
+class HeldFaults:
     """Faults of one request of which it is not known yet whether they are the upstreams' or its own.
 
     If another upstream answered it, the upstreams before are to blame. If two failed and none answered, the request is, and no upstream
