@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from tollway.simulator.faults import Plan, StatusBody, bent_usage
+from tollway.simulator.faults import Plan, StatusBody, distorted_usage
 from tollway.simulator.requests import Endpoint, Order
 from tollway.simulator.tokens import Answer, Prompt
 
@@ -149,14 +149,14 @@ class _OpenAI:
             # request.
             done = min(made_each, self._answer.lengths[choice])
             if self._plan.usage:
-                done = bent_usage(self._plan, done, final=False)
+                done = distorted_usage(self._plan, done, final=False)
             prompt = self._prompt_tokens
             usage = b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d}' % (prompt, prompt + done, done)
         return b"%s%s]%s}\n\n" % (self._head, inside, usage)
 
     def _usage(self, cached_tokens: int, made_each: int, *, nulls: bool) -> bytes:
         prompt = self._script.order.prompt_tokens
-        done = bent_usage(self._plan, self._answer.generated(made_each), final=True)
+        done = distorted_usage(self._plan, self._answer.generated(made_each), final=True)
         details = b'{"cached_tokens":%d}' % cached_tokens if self._script.with_details else b"null"
         parts = [b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d' % (prompt, prompt + done, done)]
         if nulls or self._script.with_details:
@@ -352,7 +352,7 @@ class _Messages:
         stop = _STOP_REASONS.get(finish_reason or self._answer.finish_reasons[0])
         delta = b'"delta":{"stop_reason":%s}' % (b"null" if stop is None else _string(stop))
         if self._plan.usage != "missing":
-            delta += b',"usage":' + self._usage(bent_usage(self._plan, self._answer.generated(made_each), final=True))
+            delta += b',"usage":' + self._usage(distorted_usage(self._plan, self._answer.generated(made_each), final=True))
         return [*events, _named(b"message_delta", delta)]
 
     def terminator(self) -> bytes:
@@ -377,7 +377,7 @@ class _Messages:
         stop_field = b"" if stop is None else b'"stop_reason":%s,' % _string(stop)  # exclude_none
         usage = b""
         if self._plan.usage != "missing":
-            usage = b',"usage":' + self._usage(bent_usage(self._plan, answer.generated(made_each), final=True))
+            usage = b',"usage":' + self._usage(distorted_usage(self._plan, answer.generated(made_each), final=True))
         return b'{"id":%s,"type":"message","role":"assistant","content":[%s],%s"model":%s%s}' % (
             _string("chatcmpl-" + script.answer_id),
             b",".join(blocks),
@@ -472,7 +472,7 @@ class _Responses:
             items.append(self._item(reasoned, end, is_reasoning=False))
         usage = b"null"
         if self._plan.usage != "missing":
-            prompt, done = self._script.order.prompt_tokens, bent_usage(self._plan, answer.generated(made_each), final=True)
+            prompt, done = self._script.order.prompt_tokens, distorted_usage(self._plan, answer.generated(made_each), final=True)
             usage = (
                 b'{"input_tokens":%d,"input_tokens_details":{"cached_tokens":%d},"output_tokens":%d,'
                 b'"output_tokens_details":{"reasoning_tokens":%d,"tool_output_tokens":0},"total_tokens":%d}'
@@ -567,7 +567,7 @@ class _Embeddings:
         usage = b"null"
         if script.plan.usage != "missing":
             usage = b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":0,"prompt_tokens_details":%s}' % (
-                bent_usage(script.plan, tokens, final=True),
+                distorted_usage(script.plan, tokens, final=True),
                 tokens,
                 details,
             )
@@ -604,7 +604,7 @@ class _Scores:
         tokens = script.order.prompt_tokens
         answer: dict[str, object] = {"id": f"{script.order.endpoint}-{script.answer_id}", "model": script.model}
         if script.plan.usage != "missing":
-            answer["usage"] = {"prompt_tokens": bent_usage(script.plan, tokens, final=True), "total_tokens": tokens}
+            answer["usage"] = {"prompt_tokens": distorted_usage(script.plan, tokens, final=True), "total_tokens": tokens}
         scores = [hashlib.blake2b(prompt.data).digest()[0] / 256 for prompt in script.order.prompts]
         if script.order.endpoint == "score":
             answer |= {"object": "list", "created": script.created_at_seconds}

@@ -182,14 +182,14 @@ class Exchange:
             rendered = answer.generated(first + each)
             tokens, self._rendered_tokens = rendered - self._rendered_tokens, rendered
             if self._plan is not HEALTHY:
-                self._bend(stream, events, tokens)
+                self._distort(stream, events, tokens)
             elif self._opened:
                 self._outlet.send(b"".join(events), tokens)
             else:
                 self._opened = True
                 self._outlet.send(b"".join(stream.opening() + events), tokens)
 
-    def _bend(self, stream: Stream, events: list[bytes], tokens: int) -> None:
+    def _distort(self, stream: Stream, events: list[bytes], tokens: int) -> None:
         """Sends the events of a chunk with the faults of the plan."""
         plan = self._plan
         events = [spoil(event, plan, self._steps_sent) for event in events]

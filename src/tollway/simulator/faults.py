@@ -279,7 +279,7 @@ def dress(event: bytes, plan: Plan) -> bytes:
     return event.replace(b"\n", b"\r\n") if plan.crlf else event
 
 
-def bent_usage(plan: Plan, completion_tokens: int, *, final: bool) -> int:
+def distorted_usage(plan: Plan, completion_tokens: int, *, final: bool) -> int:
     """Return what the usage says about `completion_tokens`. Whether it is said at all is the dialect's business."""
     if plan.usage == "negative" and final:
         return -1
