@@ -153,7 +153,7 @@ class Database:
             tx = PlatformTx(connection)
             yield tx
             connection.commit()
-        self._tell(tx)
+        self._notify_listeners(tx)
 
     @contextmanager
     def tenant(self, organization_id: str, *, write: bool = True) -> Iterator[TenantTx]:
@@ -162,7 +162,7 @@ class Database:
             tx = TenantTx(connection, organization_id)
             yield tx
             connection.commit()
-        self._tell(tx)
+        self._notify_listeners(tx)
 
     @contextmanager
     def _connection(self, write: bool) -> Iterator[sa.Connection]:
@@ -176,7 +176,7 @@ class Database:
         except (OperationalError, InterfaceError, PoolTimeoutError) as error:
             raise Fault(DATABASE_UNAVAILABLE, detail=_describe(error)) from error
 
-    def _tell(self, tx: Transaction) -> None:
+    def _notify_listeners(self, tx: Transaction) -> None:
         if tx.published_version is not None:
             for listener in self._listeners:
                 listener(tx.published_version)
