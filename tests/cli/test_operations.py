@@ -57,6 +57,7 @@ COMMAND_OF = {
     "list_completions": "usage",
     "list_embeddings": "usage",
     "list_costs": "costs",
+    "list_period_costs": "costs",
     "retrieve_receipt": "receipt",
     "retrieve_own_organization": "organizations show",
     "list_organizations": "organizations list",

@@ -114,6 +114,40 @@ class TestClosing:
         refused(tenant(control).get(f"/v1/organization/periods/{PERIOD}/proofs/{samples.request_id(4)}"), 404, "not_found")
 
 
+class TestCosts:
+    def test_of_a_period_are_its_totals_and_stay_when_it_is_closed(self, control: Running) -> None:
+        """A late request and corrections, of a closed month and of its own, are booked in October; September never changes."""
+        operator, client = control.operator(), tenant(control)
+        september = period_costs(client, PERIOD)
+        assert (september["state"], september["data"][0]["line_item"]) == ("open", "echo, cached_input_tokens")
+        closed = close(control)
+        final = period_costs(client, PERIOD)
+        assert (final["total_pico"], final["data"]) == (closed["total_pico"], september["data"])
+        assert int(final["total_pico"]) == sum(int(each["amount"]["value_pico"]) for each in final["data"])
+        body = {"request_id": samples.request_id(1), "kind": "credit", "amount": "0.00001", "reason": "it was slow"}
+        answered(operator.post("/v1/platform/adjustments", json=body))
+        replaced = {
+            "request_id": samples.request_id(3),
+            "kind": "replace",
+            "quantities": {"input": 1, "output": 0, "request": True},
+            "reason": "r",
+        }
+        moved = int(answered(operator.post("/v1/platform/adjustments", json=replaced))["amount_pico"])
+        assert period_costs(client, PERIOD) == final
+        october = period_costs(client, period_id(ORGANIZATION, OCTOBER.start_at))
+        assert [(each["line_item"], each["amount"]["value_pico"]) for each in october["data"]] == [("correction, echo", str(moved - 10**7))]
+        by_model = period_costs(client, PERIOD, group_by="model")
+        assert [(each["model"], each["amount"]["value_pico"]) for each in by_model["data"]] == [("echo", final["total_pico"])]
+
+    def test_of_another_organization_are_not_there(self, control: Running) -> None:
+        refused(tenant(control, OTHER_ORGANIZATION).get(f"/v1/organization/periods/{PERIOD}/costs"), 404, "not_found")
+
+
+def period_costs(client: httpx2.Client, id: str, **query: str) -> dict[str, Any]:
+    found: dict[str, Any] = answered(client.get(f"/v1/organization/periods/{id}/costs", params=query))
+    return found
+
+
 class TestCorrections:
     def test_are_on_the_receipt_in_the_costs_and_in_the_next_period(self, control: Running) -> None:
         close(control)
@@ -223,6 +257,12 @@ class TestTheCommandLine:
         assert f"{PERIOD}  {ORGANIZATION}  2026-09-01  3 events" in closed
         assert "(1 runs of gateways declared lost)" in closed
         assert "nothing to close" in tollway("periods", "close")
+        month = json.loads(tollway("costs", "--period", "2026-09", "-o", "json", "--organization", ORGANIZATION))
+        assert (month["period_id"], month["state"]) == (PERIOD, "closed")
+        table = tollway("costs", "--period", PERIOD, "--organization", ORGANIZATION)
+        assert ["total", "EUR", month["total"]] in [line.split() for line in table.splitlines()]
+        assert "so far" not in tollway("costs", "--period", "2026-09", "--by", "model", "--organization", ORGANIZATION)
+        assert "nothing is booked" in tollway("costs", "--period", "2026-01", "--organization", ORGANIZATION, code=2)
         assert "applied" in tollway("corrections", "credit", samples.request_id(1), "0.00001", "--reason", "slow")
         waiting = tollway("corrections", "void", samples.request_id(2), "--reason", "r")
         assert "waits for a second person" in waiting

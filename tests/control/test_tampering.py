@@ -21,7 +21,7 @@ from tests.control.test_corrections import APPROVER
 from tests.control.test_periods import NOVEMBER, NOW, OCTOBER, ended
 from tests.link import samples
 from tests.link.samples import NODE, ORGANIZATION, admit, final, frames
-from tollway.control import epochs, price_drafts, prices, rating
+from tollway.control import epochs, price_drafts, prices, quarantine, rating
 from tollway.control.verify import compare
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import AdjustmentKind, AdjustmentState, Decision
@@ -138,7 +138,10 @@ def add_rest(database: Database, archive: Archive) -> None:
     records += [*ended(21, NOVEMBER.start_at + 6), Tick(at=NOVEMBER.start_at + 9)]
     take(database, archive, frames(records, epoch=epoch), epoch=epoch)
     with database.platform() as tx:
-        epochs.declare_lost(tx, node_id=NODE, epoch=epoch, reason="r", actor=APPROVER, now=NOW)
+        epochs.declare_lost(tx, node_id=NODE, epoch=epoch, reason="r", actor=APPROVER.key_id, now=NOW)
+        # Nobody agreed yet, so that the record stays open.
+        unreadable = records.index(b"{}") + 1
+        quarantine.write_off(tx, NODE, epoch, unreadable, reason="r", actor=APPROVER, limit_pico=0, now=NOW)
 
 
 def mutations(column: sa.Column[Any], value: Any) -> Iterator[Any]:

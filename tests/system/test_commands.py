@@ -228,9 +228,9 @@ def test_a_wrong_key_says_so_and_never_repeats_it(serving: Running) -> None:
     assert wrong not in said
 
 
-def test_offline_commands_wait_until_it_is_stopped(serving: Running) -> None:
-    for command in ("verify", "migrate"):
-        assert "is using" in do(serving, command, code=1)
+def test_migrate_is_refused_and_verify_reads_while_the_installation_runs(serving: Running) -> None:
+    assert "is using" in do(serving, "migrate", code=1)
+    assert "everything agrees" in do(serving, "verify")
 
 
 def test_verify_and_inspect_read_what_a_stopped_installation_left(start: Start) -> None:

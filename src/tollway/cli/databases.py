@@ -43,8 +43,9 @@ def parse_database_url(text: str) -> str:
 
 
 @contextmanager
-def chosen(settings: Settings, directory: Path) -> Iterator[str]:
-    """Yield the URL of the database to use; the embedded one is locked meanwhile.
+def chosen(settings: Settings, directory: Path, *, reads_only: bool = False) -> Iterator[str]:
+    """Yield the URL of the database to use. The embedded one is locked meanwhile, unless the command only reads it: a read transaction sees
+    one instant of it, and neither waits for the process that writes nor holds it up.
 
     Raises OperatorError: an unsupported URL, a database that is newer, older or not there, a lock that is held.
     """
@@ -54,6 +55,9 @@ def chosen(settings: Settings, directory: Path) -> Iterator[str]:
     try:
         if url is not None:
             yield url
+            return
+        if reads_only:
+            yield data_directory.sqlite_url(directory)
             return
         with data_directory.locked(directory / "control", "control"):
             yield data_directory.sqlite_url(directory)

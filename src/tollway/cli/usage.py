@@ -9,14 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
 from enum import StrEnum
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, connect_tenant
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, connect_tenant, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_table
-from tollway.cli.times import Since, Until, Zone, read_range, show_day, show_minute, start_of_day
+from tollway.cli.times import Since, Until, Zone, find_zone, read_range, show_day, show_minute, start_of_day
 from tollway.domain.money import format_amount
+from tollway.settings import OperatorError
 
 BUCKETS_MAX = {"1m": 1440, "1h": 168, "1d": 31}
 """Most buckets of one answer, by width, as OpenAI has it."""
@@ -53,6 +55,7 @@ class CostGroup(StrEnum):
 
     PROJECT = "project"
     LINE_ITEM = "line_item"
+    MODEL = "model"
 
 
 FIELDS = {"project": "project_id", "key": "api_key_id", "model": "model", "line_item": "line_item"}
@@ -108,6 +111,9 @@ def costs(
     until: Until = None,
     daily: Annotated[bool, typer.Option("--daily", help="One line per day; else one in all.")] = False,
     by: Annotated[list[CostGroup] | None, typer.Option("--by", help="Group by this field (repeatable).")] = None,
+    period: Annotated[
+        str | None, typer.Option("--period", metavar="MONTH", help="Show what is booked in a billing period instead: 2026-11, or its id.")
+    ] = None,
     zone: Zone = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
@@ -117,8 +123,14 @@ def costs(
 ) -> None:
     """Show exact costs by line item (model and token class) unless told otherwise.
 
-    Days are those of the time zone, so that the costs of a month are those of its billing period: --since 2026-11 --until 2026-12.
+    Days are those of the time zone. With --period they are the costs of a billing period to the last digit: late requests and corrections
+    stand where they are booked, a closed period never changes, and the current one shows the month to date.
     """
+    if period is not None:
+        _print_period(period, by or [CostGroup.LINE_ITEM], output, control_url, key, data_dir, organization)
+        return
+    if by is not None and CostGroup.MODEL in by:
+        raise OperatorError("costs are grouped by model only with --period", hint="line items name their model", exit_code=2)
     groups = [FIELDS[group] for group in (by or [CostGroup.LINE_ITEM])]
     with connect_tenant(control_url, key, data_dir, organization) as control:
         shown = control.get_zone(zone)
@@ -140,6 +152,45 @@ def costs(
         total = sum(int(result["amount"]["value_pico"]) for each in buckets for result in each["results"])
         rows.append(["total", *[""] * (len(columns) - 3), rows[0][-2], format_amount(total)])
     _print(columns, rows, 1)
+
+
+def _print_period(
+    period: str,
+    by: list[CostGroup],
+    output: Output,
+    control_url: str | None,
+    key: str | None,
+    data_dir: Path | None,
+    organization: str | None,
+) -> None:
+    """Print the costs of a billing period, by line item or by model."""
+    if by not in ([CostGroup.LINE_ITEM], [CostGroup.MODEL]):
+        raise OperatorError("the costs of a period are grouped by line_item or by model", exit_code=2)
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        period_id = _find_period(control, period)
+        found = control.get(f"/organization/periods/{segment(period_id)}/costs", group_by=str(by[0]))
+    if output is Output.JSON:
+        print_json(found)
+        return
+    rows = [[row[by[0]], row["amount"]["currency"].upper(), row["amount"]["value_decimal"]] for row in found["data"]]
+    if len(rows) > 1:
+        rows.append(["total", rows[0][1], found["total"]])
+    _print([str(by[0]), "currency", "amount"], rows, 1)
+    if found["state"] != "closed":
+        typer.echo("so far: the period is not closed", err=True)
+
+
+def _find_period(control: Control, text: str) -> str:
+    """Return the id of the billing period that an id or a month (2026-11) names."""
+    if text.startswith("period_"):
+        return text
+    for each in control.list_all("/organization/periods"):
+        start = datetime.fromtimestamp(each["start_time"], find_zone(each["time_zone"]))
+        if start.strftime("%Y-%m") == text:
+            return str(each["id"])
+    raise OperatorError(
+        f"nothing is booked in a billing period {text}", hint="a month is written 2026-11; see `tollway periods list`", exit_code=2
+    )
 
 
 # ---- Buckets ------------------------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ def verify(
 ) -> None:
     """Recompute events and what they cost, rollups, periods, corrections, ledger and balances from the archived records; compare.
 
-    Exit code 0 if all agree, 1 with the first difference of each table if not. The embedded database must be stopped;
-    PostgreSQL is read as of one instant.
+    Exit code 0 if all agree, 1 with the first difference of each table if not. The database is read as of one instant; control may go on
+    running meanwhile.
     """
     settings = read_settings(config, data_dir=data_dir, control__database_url=database_url)
     directory = Path(settings.data_dir).absolute()
@@ -39,7 +39,7 @@ def verify(
             raise OperatorError(f"there is no database in {directory}", hint="see --data-dir or --database-url")
     if archive is not None and not archive.is_dir():
         raise OperatorError(f"there is no directory {archive}", hint="--archive is the one with a directory for each gateway", exit_code=2)
-    with chosen(settings, directory) as url, closing(Database.open(url)) as database:
+    with chosen(settings, directory, reads_only=True) as url, closing(Database.open(url)) as database:
         database.check_schema()
         report = verification.verify(database, Archive(archive or directory / "control" / "archive"))
     if output is Output.JSON:

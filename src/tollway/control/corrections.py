@@ -8,7 +8,7 @@ import hashlib
 from dataclasses import dataclass
 
 from tollway.control.approvals import SAME_ORIGIN, sum_moved_today
-from tollway.control.ledger import PLATFORM, UNBILLED
+from tollway.control.ledger import PLATFORM, REVENUE, UNBILLED
 from tollway.domain import ids
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import (
@@ -172,7 +172,7 @@ def entries_of(adjustment: Adjustment, event: BookedEvent) -> tuple[Entry, ...]:
         after = rate(adjustment.replacement, event.price.unit_prices)
     change = change_by_class(event.lines, after)
     revenue = tuple(
-        Entry(Account(PLATFORM, f"revenue:{adjustment.model}:{billing_class}", event.currency), -pico)
+        Entry(Account(PLATFORM, f"{REVENUE}:{adjustment.model}:{billing_class}", event.currency), -pico)
         for billing_class, pico in sorted(change.items())
     )
     return (unbilled, *revenue)

@@ -19,6 +19,9 @@ from tollway.storage.database import PlatformTx
 PLATFORM = "platform"
 """Owner of the accounts that are not an organization's."""
 
+REVENUE = "revenue"
+"""Kind of the platform's accounts, by model and billing class, in which what was used is booked: "revenue:<model>:<class>"."""
+
 UNBILLED = "unbilled"
 """Kind of account: used and not yet on an invoice."""
 
@@ -57,7 +60,7 @@ def book_usage(
 
 @lru_cache(maxsize=4096)
 def _revenue(model: str, billing_class: BillingClass, currency: str) -> Account:
-    return Account(PLATFORM, f"revenue:{model}:{billing_class}", currency)
+    return Account(PLATFORM, f"{REVENUE}:{model}:{billing_class}", currency)
 
 
 def transaction_id(organization_id: str, period_at: int, cause: UsageCause, ended_at: int) -> str:

@@ -8,6 +8,7 @@ and ledger show the same facts. A correction is a cost of its own, at the instan
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from tollway.control.ledger import PLATFORM, REVENUE
 from tollway.domain.billing_classes import BILLING_CLASSES, QUANTITY_CLASSES, BillingClass
 from tollway.domain.corrections import Adjustment, AdjustmentState
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
@@ -17,6 +18,7 @@ from tollway.domain.quarantine import QuarantineState
 from tollway.domain.rollups import UsageGroup, UsageQuery
 from tollway.domain.usage import UsageEvent, billed
 from tollway.storage import corrections as stored_corrections
+from tollway.storage import ledger as stored_ledger
 from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
 from tollway.storage import rejected_records
@@ -89,6 +91,8 @@ def list_buckets(tx: TenantTx, query: UsageQuery, limit: int) -> Buckets:
 LineItem = tuple[str, BillingClass | None]
 """A model and a class; None stands for its corrections."""
 
+LINE_ITEMS = {row.billing_class: row.line_item for row in BILLING_CLASSES}
+
 
 def parse_line_item(name: str) -> LineItem:
     """Model and class of a line item's name. Raises a Fault for what is none."""
@@ -141,6 +145,29 @@ def list_corrections(
         group = dict(zip(query.group_by, values, strict=True))
         costs[at].append(Cost(group, f"{CORRECTION}, {group['model']}" if by_line_item else None, None, pico))
     return costs
+
+
+def list_period_costs(tx: TenantTx, period: Period) -> dict[LineItem, int]:
+    """Return what is booked in a period of the organization, in pico, by line item: the costs of its events, late ones included, and the
+    corrections that are booked in it. For a closed period it is what was closed; for an open one the sum so far.
+
+    It comes from the ledger, so that it never differs from the period's own totals and outlives the events.
+    """
+    costs: dict[LineItem, int] = {}
+    for each in stored_ledger.sum_period(tx, period.organization_id, period.start_at, PLATFORM):
+        kind, _, name = each.account.kind.partition(":")
+        model, billing_class = name, None
+        if kind == REVENUE:
+            model, _, class_name = name.rpartition(":")
+            billing_class = None if each.is_correction else BillingClass(class_name)
+        costs[model, billing_class] = costs.get((model, billing_class), 0) - each.amount_pico
+    return costs
+
+
+def name_line_item(line_item: LineItem) -> str:
+    """Return the name of a line item, which `parse_line_item` reads."""
+    model, billing_class = line_item
+    return f"{CORRECTION}, {model}" if billing_class is None else f"{model}, {LINE_ITEMS[billing_class]}"
 
 
 def get_receipt(tx: TenantTx, request_id: str) -> Receipt:

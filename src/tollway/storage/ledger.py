@@ -1,6 +1,7 @@
 """The ledger at rest: accounts, transactions with their entries, and balances, which are their running sums."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,7 +11,7 @@ from tollway.domain.pages import Page, Window
 from tollway.storage.bulk import Upsert, any_of, by_bytes, insert_rows, upsert_rows
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page
-from tollway.storage.schema_money import amount_text, balances, ledger_accounts, ledger_entries, ledger_transactions
+from tollway.storage.schema_money import Amount, amount_text, balances, ledger_accounts, ledger_entries, ledger_transactions
 
 
 def post(tx: PlatformTx, postings: Sequence[Posting], now: int) -> None:
@@ -110,6 +111,37 @@ def list_period_transactions(tx: Transaction, window: Window, organization_id: s
     query = sa.select(ledger_transactions).where(table.organization_id == organization_id, table.period_at == period_at)
     page = fetch_page(tx, query, table.id, window, lambda row: row)
     return Page(_with_entries(tx, page.items), page.has_more)
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodSum:
+    """Sum of the entries of one account in a period, of transactions with the same kind of cause."""
+
+    account: Account
+    is_correction: bool
+    amount_pico: int
+
+
+def sum_period(tx: Transaction, organization_id: str, period_at: int, owner: str) -> list[PeriodSum]:
+    """Return the sums of an owner's accounts over the transactions of an organization that are booked in the period that begins at
+    `period_at`, by account and by whether a correction caused them."""
+    table, is_sqlite = ledger_transactions.c, tx.connection.dialect.name == "sqlite"
+    account, is_correction, amount = ledger_accounts.c, table.adjustment_id.is_not(None), ledger_entries.c.amount_pico
+    key = (account.owner, account.kind, account.currency, is_correction.label("is_correction"))
+    query = (
+        sa.select(*key, (amount if is_sqlite else sa.type_coerce(sa.func.sum(amount), Amount)).label("amount_pico"))
+        .join_from(ledger_transactions, ledger_entries, ledger_entries.c.transaction_id == table.id)
+        .join(ledger_accounts, account.id == ledger_entries.c.account_id)
+        .where(table.organization_id == organization_id, table.period_at == period_at, account.owner == owner)
+    )
+    if not is_sqlite:
+        query = query.group_by(account.owner, account.kind, account.currency, is_correction)
+    sums: dict[tuple[Account, bool], int] = {}
+    # SQLite keeps amounts as text, which it cannot add exactly.
+    for row in tx.connection.execute(query.execution_options(yield_per=10_000)):
+        place = (_account(row), bool(row.is_correction))
+        sums[place] = sums.get(place, 0) + row.amount_pico
+    return [PeriodSum(account, is_correction, pico) for (account, is_correction), pico in sums.items()]
 
 
 def iterate_transactions(tx: PlatformTx, page_rows: int = 500) -> Iterator[Posting]:

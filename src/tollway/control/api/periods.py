@@ -6,10 +6,11 @@ from fastapi import Query
 from pydantic import StringConstraints
 from starlette.responses import StreamingResponse
 
-from tollway.control import exports, periods
+from tollway.control import exports, periods, usage
 from tollway.control.api import routes
 from tollway.control.api.routes import OrganizationAdmin, Plane, PlatformOperator
 from tollway.control.api.schemas import Identified, ListOut, Out, PageQuery, find_seconds, list_out, seconds
+from tollway.control.api.usage import amount_out
 from tollway.control.epochs import Blocker
 from tollway.control.periods import Blocked
 from tollway.domain import ids, money
@@ -68,6 +69,29 @@ class BlockerOut(Identified):
     epoch: int | None
     known_until: int | None
     message: str
+
+
+class PeriodCostOut(Out):
+    """A part of a period's costs: that of `line_item` or of `model`, whichever was asked for; the other is null."""
+
+    object: Literal["billing_period.cost"] = "billing_period.cost"
+    line_item: str | None
+    model: str | None
+    amount: dict[str, Any]
+
+
+class PeriodCostsOut(Out):
+    """The costs of a billing period, corrections included: final if `state` is `closed`, so far if not."""
+
+    object: Literal["billing_period.costs"] = "billing_period.costs"
+    period_id: str
+    start_time: int
+    end_time: int
+    time_zone: str
+    state: str
+    data: list[PeriodCostOut]
+    total: str
+    total_pico: str
 
 
 class ProofOut(Out):
@@ -143,6 +167,39 @@ def retrieve_own_period(caller: OrganizationAdmin, plane: Plane, period_id: str)
     """One of the organization's billing periods, with its report."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return _report_out(periods.get_own_period(tx, _known(period_id)))
+
+
+@router.get("/v1/organization/periods/{period_id}/costs")
+def list_period_costs(
+    caller: OrganizationAdmin, plane: Plane, period_id: str, group_by: Literal["line_item", "model"] = "line_item"
+) -> PeriodCostsOut:
+    """Return what is booked in a billing period, by line item or by model: exactly what it is or will be closed with. A closed period never
+    changes; the costs of an open one are those so far."""
+    with plane.database.tenant(caller.organization_id, write=False) as tx:
+        period = periods.get_own_period(tx, _known(period_id))
+        costs = usage.list_period_costs(tx, period)
+    sums: dict[str, int] = {}
+    for line_item, pico in costs.items():
+        name = usage.name_line_item(line_item) if group_by == "line_item" else line_item[0]
+        sums[name] = sums.get(name, 0) + pico
+    total_pico = sum(sums.values())
+    return PeriodCostsOut(
+        period_id=period.id,
+        start_time=seconds(period.start_at),
+        end_time=seconds(period.end_at),
+        time_zone=period.time_zone,
+        state=period.state,
+        data=[
+            PeriodCostOut(
+                line_item=name if group_by == "line_item" else None,
+                model=name if group_by == "model" else None,
+                amount=amount_out(pico, period.currency),
+            )
+            for name, pico in sorted(sums.items())
+        ],
+        total=money.format_amount(total_pico),
+        total_pico=str(total_pico),
+    )
 
 
 @router.get("/v1/organization/periods/{period_id}/proofs/{request_id}")
