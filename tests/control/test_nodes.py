@@ -19,7 +19,7 @@ from tollway.storage.schema import api_keys
 from tollway.storage.schema import nodes as node_table
 from tollway.storage.schema_money import epochs
 
-OTHER = "node_" + "6" * 32
+OTHER = "node_" + "0" * 31 + "6"
 NODES, TOKENS = "/v1/platform/nodes", "/v1/platform/node_join_tokens"
 
 
