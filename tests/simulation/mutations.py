@@ -198,7 +198,7 @@ MUTATIONS = (
         "drop what control refused with 503",
         "link/shipper.py",
         "        if answer.status_code not in (200, 409):\n"
-        '            raise _ControlAway(f"control answered {answer.status_code}")\n'
+        "            raise _ControlAway(describe_refusal(answer))\n"
         "        self.metrics.batches",
         "        if answer.status_code not in (200, 409):\n"
         "            cursor.position = position\n"
