@@ -34,7 +34,8 @@ FORMAT = "tollway-audit-1"
 CLASSES = ("input", "cached_input", "output", "reasoning", "request")
 
 # How long after a price or terms ended a gateway may still admit by them: its snapshot may be 24 hours old, clocks 10 minutes apart.
-PRICE_LAG_US = (24 * 3600 + 600) * 1_000_000
+CLOCKS_APART_US = 600_000_000
+PRICE_LAG_US = 24 * 3600 * 1_000_000 + CLOCKS_APART_US
 
 
 class Difference(Exception):
@@ -341,6 +342,7 @@ class Export:
             where = f"epoch {epoch['node_id']}/{epoch['epoch']}"
             if epoch["cover"] == "tick":
                 require(epoch["known_until"] >= row["end_at"], f"{where} is not known up to the end of the period")
+                require(epoch["known_until"] <= row["frozen_at"] + CLOCKS_APART_US, f"{where} is known up to an instant in the future")
             else:
                 require(epoch["cover"] == "close" or "lost" in epoch, f"{where} is not covered")
             watermarks.update(f"{epoch['node_id']} {epoch['epoch']} {epoch['next_seq']} {epoch['chain']}\n".encode())

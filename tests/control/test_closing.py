@@ -60,7 +60,7 @@ def state(database: Database, month: Bounds = SEPTEMBER, organization_id: str = 
 
 def test_a_period_is_closed_so_many_days_after_its_end_and_not_before(database: Database, archive: Archive) -> None:
     records = [*ended(1, EPOCH), *ended(2, EPOCH + 1, **OTHERS), *ended(3, OCTOBER.start_at), Tick(at=OCTOBER.end_at)]
-    take(database, archive, frames(records))
+    take(database, archive, frames(records), now=DUE - 2)
     look = Look(database)
     assert look.at(DUE - 1) == 0
     assert state(database) is PeriodState.OPEN and look.lines == []

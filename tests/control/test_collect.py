@@ -6,6 +6,7 @@ One contract, on SQLite and on PostgreSQL.
 import hashlib
 import itertools
 import random
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,9 +48,12 @@ def take(
     first_seq: int = 1,
     node_id: str = NODE,
     epoch: int = EPOCH,
-    now: int = NOW,
+    now: int | None = None,
 ) -> Ingested:
-    """Hand frames to the collector in a transaction of their own."""
+    """Hand frames to the collector in a transaction of their own, at NOW, or at the latest instant that they name if that is later."""
+    if now is None:
+        instants = (int(found) for found in re.findall(rb'"(?:ended_at|at)":(\d+)', b"".join(body)))
+        now = max([NOW, *(instant for instant in instants if instant < 2 * NOW)])
     with database.platform() as tx:
         return collect(tx, archive, node_id=node_id, epoch=epoch, first_seq=first_seq, body=b"".join(body), now=now)
 

@@ -200,6 +200,20 @@ class TestClosing:
             leaf = hash_leaf(encode_leaf(proof.leaf))
             assert root_from(leaf, proof.index, proof.tree_size, proof.path) == period.closed.merkle_root
 
+    def test_tick_from_the_future_covers_nothing_beyond_the_instant_at_which_it_came(self, database: Database, archive: Archive) -> None:
+        """A gateway whose clock is 40 days ahead cannot close a month of which records are still missing."""
+        ahead = EPOCH + 40 * 86_400_000_000
+        body = frames([*ended(1, EPOCH), Tick(at=ahead), *ended(2, EPOCH + 7), Tick(at=ahead + 9)])
+        came_at = EPOCH + 60_000_000
+        assert take(database, archive, body[:3], now=came_at).ahead_us == ahead - came_at
+        with pytest.raises(Blocked):
+            close(database, SEPTEMBER.start_at)
+        take(database, archive, body[3:], first_seq=4, now=SEPTEMBER.end_at + 1)
+        closed = close(database, SEPTEMBER.start_at)
+        assert closed.closed is not None and closed.closed.events == 2
+        assert closed.closing is not None and closed.closing.report["epochs"][0]["known_until"] == SEPTEMBER.end_at + 1
+        assert verify(database, archive).differences == []
+
     def test_of_a_month_without_events_has_the_empty_root(self, database: Database, archive: Archive) -> None:
         take(database, archive, frames([*ended(1, EPOCH), Close(at=EPOCH + 10)]))
         cut_october(database)

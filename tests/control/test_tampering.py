@@ -82,7 +82,7 @@ HARMLESS = {
     "price_(books|lists|terms).(name|created_at|carried_from)": NO_MONEY,
     "price_terms.*": "terms under which nothing was admitted yet: what was admitted is compared with them",
     "price_drafts.*": "a draft is not a price: what was published of it stands in book_prices",
-    "epochs.(first_seen_at|seen_at)": CONTROLS_CLOCK,
+    "epochs.(first_seen_at|seen_at|tick_seen_at)": CONTROLS_CLOCK,
     "event_conflicts.(event_id|content_hash|payload|received_at)": "the record itself is in the archive; its number is compared",
     "quarantined_records.*": "the record itself is in the archive; its number and its resolution are compared",
     "quarantine_resolutions.*": OWN_WORDS,

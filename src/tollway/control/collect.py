@@ -74,6 +74,8 @@ class Ingested:
     quarantined: int = 0
     reasons: tuple[str, ...] = field(default=(), compare=False)
     """The reasons for which records were quarantined, each once."""
+    ahead_us: int = field(default=0, compare=False)
+    """How far the latest TICK is ahead of control's clock."""
 
 
 def ingest(database: Database, archive: Archive, *, node_id: str, epoch: int, first_seq: int, body: bytes, now: int) -> Ingested:
@@ -134,7 +136,8 @@ def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first
         )
         watermarks.move_watermark(tx, moved, ticked_at=batch.ticked_at, now=now)
     reasons = tuple(sorted({each.reason for each in rated.quarantined}))
-    return Ingested(moved.next_seq, rated.events, len(rated.conflicts), len(rated.quarantined), reasons)
+    ahead_us = max(0, (batch.ticked_at or 0) - now)
+    return Ingested(moved.next_seq, rated.events, len(rated.conflicts), len(rated.quarantined), reasons, ahead_us)
 
 
 def book_batch(tx: PlatformTx, batch: Batch, now: int) -> RatedBatch:

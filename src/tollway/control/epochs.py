@@ -85,7 +85,7 @@ def list_blockers(tx: PlatformTx, start_at: int, end_at: int) -> list[Blocker]:
     blockers = []
     revoked = stored_nodes.list_revoked(tx)
     for epoch in stored.list_overlapping(tx, start_at, end_at):
-        if find_cover(epoch.ticked_at, epoch.closed_at, epoch.lost, end_at) is None:
+        if find_cover(epoch.covered_until, epoch.closed_at, epoch.lost, end_at) is None:
             text = MISSING_REVOKED if epoch.node_id in revoked else MISSING
             blockers.append(Blocker(BlockerKind.RECORDS_MISSING, epoch.node_id, epoch.epoch, epoch.ticked_at, text))
     for node in stored.list_silent_nodes(tx, end_at, SILENCE_US):
@@ -100,7 +100,7 @@ def report_cover(tx: PlatformTx, start_at: int, end_at: int) -> tuple[Mapping[st
     epochs = stored.list_overlapping(tx, start_at, end_at)
     rows = []
     for epoch in epochs:
-        cover = find_cover(epoch.ticked_at, epoch.closed_at, epoch.lost, end_at)
+        cover = find_cover(epoch.covered_until, epoch.closed_at, epoch.lost, end_at)
         assert cover is not None, "a period with blockers is not reported"
         row: dict[str, Any] = {
             "node_id": epoch.node_id,
@@ -108,7 +108,7 @@ def report_cover(tx: PlatformTx, start_at: int, end_at: int) -> tuple[Mapping[st
             "next_seq": epoch.next_seq,
             "chain": epoch.chain.hex(),
             "cover": str(cover),
-            "known_until": epoch.closed_at if cover is Cover.CLOSE else epoch.ticked_at,
+            "known_until": epoch.closed_at if cover is Cover.CLOSE else epoch.covered_until,
         }
         if epoch.lost is not None:
             row["lost"] = describe_lost(epoch.lost)

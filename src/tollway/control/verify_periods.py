@@ -200,10 +200,15 @@ def _compare_report(
             continue
         if lost is not None and row.lost is None and lost.declared_at + CLOCKS_APART_US > period.closing.frozen_at:
             lost = None  # declared after the period was frozen
-        cover = find_cover(archived.ticked_at, archived.closed_at, lost, period.end_at)
-        until = archived.closed_at if cover is Cover.CLOSE else archived.ticked_at
+        ticked_at = archived.ticked_at
+        if ticked_at is not None and row.known_until is not None and row.known_until < ticked_at:
+            ticked_at = min(row.known_until, period.closing.frozen_at)  # control received it before the node's clock said so
+        cover = find_cover(ticked_at, archived.closed_at, lost, period.end_at)
+        until = archived.closed_at if cover is Cover.CLOSE else ticked_at
         if cover is None or (row.cover, row.known_until) != (str(cover), until):
             add("billing_periods", f"{period.id}: {where} is not covered up to its end as its report says")
+        if cover is Cover.TICK and until is not None and until > period.closing.frozen_at + CLOCKS_APART_US:
+            add("billing_periods", f"{period.id}: {where} is covered by a TICK that came after the period was frozen")
         if row.lost != (None if lost is None else describe_lost(lost)):
             add("billing_periods", f"{period.id}: {where} was not declared lost as its report says")
     for epoch in known:

@@ -39,8 +39,8 @@ class Lost:
 class Epoch:
     """One run of a gateway, as far as it has been ingested.
 
-    `epoch` is the instant of its start; `epoch`, `ticked_at` and `closed_at` are by the node's own clock, `first_seen_at` and `seen_at` by
-    control's. `lost`: the declaration, if there is one.
+    `epoch` is the instant of its start; `epoch`, `ticked_at` and `closed_at` are by the node's own clock, `first_seen_at`, `seen_at` and
+    `tick_seen_at` (of the latest TICK) by control's. `lost`: the declaration, if there is one.
     """
 
     node_id: str
@@ -48,10 +48,21 @@ class Epoch:
     next_seq: int
     chain: bytes
     ticked_at: int | None
+    tick_seen_at: int | None
     closed_at: int | None
     first_seen_at: int
     seen_at: int
     lost: Lost | None
+
+    @property
+    def covered_until(self) -> int | None:
+        """The instant up to which its latest TICK proves that everything has arrived; None if there is none.
+
+        It proves nothing of the time after control received it, whatever the node's clock says.
+        """
+        if self.ticked_at is None:
+            return None
+        return min(self.ticked_at, self.seen_at if self.tick_seen_at is None else self.tick_seen_at)
 
     @property
     def records_after_lost(self) -> int:

@@ -80,6 +80,7 @@ LEVELS = {
     "epoch_refused": "error",
     "engine_not_observed": "warning",
     "job_failed": "warning",
+    "node_clock_ahead": "error",
     "node_mismatch": "error",
     "node_of_settings_revoked": "warning",
     "periods_overdue": "warning",

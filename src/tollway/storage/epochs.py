@@ -131,6 +131,7 @@ def _epoch(row: Any) -> Epoch:
         next_seq=row.next_seq,
         chain=row.chain,
         ticked_at=row.ticked_at,
+        tick_seen_at=row.tick_seen_at,
         closed_at=row.closed_at,
         first_seen_at=row.first_seen_at,
         seen_at=row.seen_at,

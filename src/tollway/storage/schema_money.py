@@ -77,6 +77,7 @@ epochs = sa.Table(  # one run of a gateway: how far its records have been ingest
     sa.Column("chain", sa.LargeBinary(16), nullable=False),  # of the record before it
     sa.Column("archive_bytes", sa.BigInteger, nullable=False),  # what of the archive file counts
     sa.Column("ticked_at", sa.BigInteger),  # the node's own clock, at its latest TICK
+    sa.Column("tick_seen_at", sa.BigInteger),  # control's clock, when that TICK was ingested
     sa.Column("closed_at", sa.BigInteger),  # at its CLOSE
     sa.Column("first_seen_at", sa.BigInteger, nullable=False),
     sa.Column("seen_at", sa.BigInteger, nullable=False),

@@ -42,7 +42,7 @@ def move_watermark(tx: PlatformTx, to: Watermark, *, ticked_at: int | None, now:
         "seen_at": now,
     }
     if ticked_at is not None:
-        values["ticked_at"] = ticked_at
+        values |= {"ticked_at": ticked_at, "tick_seen_at": now}
     where = sa.and_(epochs.c.node_id == to.node_id, epochs.c.epoch == to.epoch)
     tx.connection.execute(epochs.update().where(where).values(values))
 

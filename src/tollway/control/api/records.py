@@ -13,6 +13,7 @@ from tollway.control.api.routes import Node, Plane, plane_of
 from tollway.control.batches import BatchRefused
 from tollway.control.collect import Gap, Ingested
 from tollway.control.plane import ControlPlane
+from tollway.domain.epochs import CLOCKS_APART_US
 from tollway.domain.faults import Blame, Fault, FaultKind
 
 router = routes.router(tags=["link"])
@@ -58,6 +59,8 @@ async def take_records(
 
 def _collect(plane: ControlPlane, node_id: str, epoch: int, first_seq: int, body: bytes) -> Ingested:
     taken = collect.ingest(plane.database, plane.archive, node_id=node_id, epoch=epoch, first_seq=first_seq, body=body, now=plane.now())
+    if taken.ahead_us > CLOCKS_APART_US:
+        plane.log({"event": "node_clock_ahead", "node_id": node_id, "epoch": epoch, "seconds": taken.ahead_us // 1_000_000})
     if taken.conflicts or taken.quarantined:
         plane.log(
             {
