@@ -83,8 +83,8 @@ HARMLESS = {
     "price_terms.*": "terms under which nothing was admitted yet: what was admitted is compared with them",
     "price_drafts.*": "a draft is not a price: what was published of it stands in book_prices",
     "epochs.(first_seen_at|seen_at|tick_seen_at)": CONTROLS_CLOCK,
-    "event_conflicts.(event_id|content_hash|payload|received_at)": "the record itself is in the archive; its number is compared",
-    "quarantined_records.*": "the record itself is in the archive; its number and its resolution are compared",
+    "(event_conflicts|quarantined_records).received_at": CONTROLS_CLOCK,
+    "quarantined_records.reason": "the obstacle when the record came; whether it can be rated is decided again by its contents",
     "quarantine_resolutions.*": OWN_WORDS,
     "write_off_requests.*": OWN_WORDS,
     "ledger_transactions.booked_at": CONTROLS_CLOCK,
@@ -133,7 +133,7 @@ def add_rest(database: Database, archive: Archive) -> None:
         at = NOVEMBER.start_at + 1
         price_drafts.publish_draft(tx, draft_id, accept_warnings=True, new_id=lambda kind: new_id(kind, at, 2), now=at)
     epoch = OCTOBER.end_at
-    forged = final(admit(1), used=Quantities(1))
+    forged = final(admit(1, admitted_at=epoch + 1), used=Quantities(1))
     records: list[Record | bytes] = [*ended(20, NOVEMBER.start_at + 5), forged.admit, forged, b"{}"]
     records += [*ended(21, NOVEMBER.start_at + 6), Tick(at=NOVEMBER.start_at + 9)]
     take(database, archive, frames(records, epoch=epoch), epoch=epoch)

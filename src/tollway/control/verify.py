@@ -25,7 +25,7 @@ from itertools import groupby
 from typing import Any
 
 from tollway.control import verify_periods
-from tollway.control.batches import Batch, BatchRefused
+from tollway.control.batches import Batch, BatchRefused, FinalRecord
 from tollway.control.collect import list_billing_accounts
 from tollway.control.corrections import transaction_id as correction_transaction_id
 from tollway.control.ordered_sums import Key, OrderedSums, Value
@@ -50,6 +50,7 @@ from tollway.storage import reconcile as stored_reconcile
 from tollway.storage.archive import CHUNK_BYTES, Archive, ArchiveShort
 from tollway.storage.database import Database, PlatformTx
 from tollway.storage.partitions import RemovedMonth
+from tollway.storage.rejected_records import RejectedContent
 from tollway.storage.usage_events import BookedEvent, EventRow
 from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, Frame, Reader, Tail, first_chain
 
@@ -234,8 +235,8 @@ def _read_archive(walk: _Walk, archive: Archive, reached: dict[tuple[str, int, i
         for _, event_id in usage_events.iterate_places(tx, *place):
             findings.add("usage_events", f"{event_id} is not in the archive")
     for place in rejected_epochs:
-        _compare_conflicts(walk, place, set())
-        _compare_quarantine(walk, place, rejected_records.list_quarantine_states(tx, *place), set(), bytearray(1))
+        _compare_conflicts(walk, place, {})
+        _compare_quarantine(walk, place, rejected_records.list_quarantine_states(tx, *place), {}, bytearray(1))
 
 
 def _place_of(posting: Posting) -> tuple[str, int]:
@@ -246,7 +247,8 @@ def _place_of(posting: Posting) -> tuple[str, int]:
 def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], postings: Iterator[Posting], events: int) -> None:
     """Rate and compare the records of an epoch, piece by piece. `events`: how many the database has of it."""
     place, ledger = (watermark.node_id, watermark.epoch), EpochLedger(postings, walk.accounts, walk.findings.add)
-    ticked, conflicts, quarantined, is_over = bytearray(watermark.next_seq // 8 + 1), set[int](), set[int](), False
+    ticked, is_over = bytearray(watermark.next_seq // 8 + 1), False
+    conflicts, quarantined = dict[int, RejectedContent](), dict[int, RejectedContent]()
     states = rejected_records.list_quarantine_states(walk.tx, *place)
     held = {seq for seq, state in states.items() if state is not QuarantineState.RATED}
     batch = Batch(*place)
@@ -264,11 +266,14 @@ def _read_epoch(walk: _Walk, watermark: Watermark, frames: Iterator[Frame], post
             is_over, flaw = True, str(error)
         batch.add(piece)
         # What is in quarantine is no event, even if it could be rated by now: that is an operator's decision.
-        quarantined.update(record.seq for record in batch.finals if record.seq in held)
+        quarantined.update((record.seq, _content_of(record)) for record in batch.finals if record.seq in states)
         batch.finals = [record for record in batch.finals if record.seq not in held]
         rated = _check_piece(walk, batch, ledger, ticked)
-        conflicts.update(record.seq for record in rated.conflicts)
-        quarantined.update(record.seq for record in rated.quarantined)
+        for record in rated.conflicts:
+            conflicts[record.seq] = RejectedContent(record.event_id, record.payload, record.content_hash, None, None)
+        for record in rated.quarantined:
+            content = RejectedContent(record.event_id, record.payload, b"", record.organization_id, record.served_at)
+            quarantined[record.seq] = content
         if is_over and not flaw:
             try:
                 batch.end(watermark.next_seq)
@@ -449,19 +454,36 @@ def _shown(amounts: Amounts) -> str:
     return ", ".join(f"{name} {pico}" for name, pico in amounts.items()) or "nothing"
 
 
-def _compare_conflicts(walk: _Walk, place: tuple[str, int], expected: set[int]) -> None:
-    for seq in sorted(expected ^ rejected_records.list_conflict_seqs(walk.tx, *place)):
+def _content_of(record: FinalRecord) -> RejectedContent:
+    """Return what the row of a quarantined record must say of it."""
+    admit = record.final.admit
+    return RejectedContent(admit.request_id, record.payload, b"", admit.organization_id, record.final.ended_at)
+
+
+def _compare_contents(
+    walk: _Walk, table: str, place: tuple[str, int], stored: Mapping[int, RejectedContent], expected: Mapping[int, RejectedContent]
+) -> None:
+    for seq in sorted(stored.keys() & expected.keys()):
+        if stored[seq] != expected[seq]:
+            walk.findings.add(table, f"{(*place, seq)} differs from the archive")
+
+
+def _compare_conflicts(walk: _Walk, place: tuple[str, int], expected: Mapping[int, RejectedContent]) -> None:
+    stored = rejected_records.list_conflicts(walk.tx, *place)
+    for seq in sorted(expected.keys() ^ stored.keys()):
         walk.findings.add("event_conflicts", f"{(*place, seq)} is {'missing' if seq in expected else 'not in the archive'}")
+    _compare_contents(walk, "event_conflicts", place, stored, expected)
 
 
 def _compare_quarantine(
-    walk: _Walk, place: tuple[str, int], states: Mapping[int, QuarantineState], expected: set[int], ticked: bytearray
+    walk: _Walk, place: tuple[str, int], states: Mapping[int, QuarantineState], expected: Mapping[int, RejectedContent], ticked: bytearray
 ) -> None:
     """Compare an epoch's quarantined records with those that the archive has; what was rated after all must be an event."""
     walk.report.quarantined += sum(state is QuarantineState.OPEN for state in states.values())
     walk.report.written_off += sum(state is QuarantineState.WRITTEN_OFF for state in states.values())
     rated = {seq for seq, state in states.items() if state is QuarantineState.RATED}
-    for seq in sorted((expected ^ states.keys()) - rated):
+    _compare_contents(walk, "quarantined_records", place, rejected_records.list_quarantined_contents(walk.tx, *place), expected)
+    for seq in sorted((expected.keys() ^ states.keys()) - rated):
         walk.findings.add("quarantined_records", f"{(*place, seq)} is {'missing' if seq in expected else 'not in the archive'}")
     for seq in sorted(rated):
         if seq // 8 >= len(ticked) or not ticked[seq // 8] >> seq % 8 & 1:

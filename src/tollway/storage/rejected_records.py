@@ -1,7 +1,7 @@
 """Records at rest that did not become events: conflicts (the id of another event) and quarantined records (they cannot be rated)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -236,10 +236,28 @@ def _quarantined(row: Any) -> QuarantinedRecord:
 # ---- For verification -------------------------------------------------------------------------------------------------
 
 
-def list_conflict_seqs(tx: PlatformTx, node_id: str, epoch: int) -> set[int]:
-    """Return the sequence numbers of an epoch's conflicts: for verification."""
-    query = sa.select(event_conflicts.c.seq).where(event_conflicts.c.node_id == node_id, event_conflicts.c.epoch == epoch)
-    return set(tx.connection.execute(query).scalars())
+class RejectedContent(NamedTuple):
+    """Columns of a rejected record that follow from the record itself. `content_hash` is empty for quarantined records; `organization_id`
+    and `served_at` are None for conflicts, and where the record does not say."""
+
+    event_id: str | None
+    payload: bytes
+    content_hash: bytes
+    organization_id: str | None
+    served_at: int | None
+
+
+def list_conflicts(tx: PlatformTx, node_id: str, epoch: int) -> dict[int, RejectedContent]:
+    """Return the contents of an epoch's conflicts by sequence number: for verification."""
+    query = sa.select(event_conflicts).where(event_conflicts.c.node_id == node_id, event_conflicts.c.epoch == epoch)
+    rows = tx.connection.execute(query)
+    return {row.seq: RejectedContent(row.event_id, row.payload, row.content_hash, None, None) for row in rows}
+
+
+def list_quarantined_contents(tx: PlatformTx, node_id: str, epoch: int) -> dict[int, RejectedContent]:
+    """Return the contents of an epoch's quarantined records by sequence number: for verification."""
+    rows = tx.connection.execute(sa.select(quarantined_records).where(_record.node_id == node_id, _record.epoch == epoch))
+    return {row.seq: RejectedContent(row.event_id, row.payload, b"", row.organization_id, row.served_at) for row in rows}
 
 
 def list_quarantine_states(tx: PlatformTx, node_id: str, epoch: int) -> dict[int, QuarantineState]:
