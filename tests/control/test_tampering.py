@@ -26,6 +26,7 @@ from tollway.control.verify import compare
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import AdjustmentKind, AdjustmentState, Decision
 from tollway.domain.ids import PRICE_DRAFT, new_id
+from tollway.domain.keys import KeyOrigin
 from tollway.domain.periods import PeriodState
 from tollway.domain.price_books import DraftLine, DraftState, PriceDraft
 from tollway.domain.usage import Anomaly, Outcome, Record, ServiceTier, Tick, UsageSource
@@ -64,6 +65,8 @@ ENUMS = {
     "anomaly": list(Anomaly),
     "kind": list(AdjustmentKind),
     "decision": list(Decision),
+    "actor_origin": list(KeyOrigin),
+    "approver_origin": list(KeyOrigin),
 }
 
 OWN_WORDS = "what the platform alone knows, of itself; the database refuses to change it"
