@@ -17,7 +17,7 @@ from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.messages import MessageStream
 from tollway.gateway.dialects.openai_answers import read_answer, read_usage
 from tollway.gateway.dialects.openai_stream import OpenAIStream
-from tollway.gateway.dialects.usage import cap_output, check_report
+from tollway.gateway.dialects.usage_reports import cap_output, check_report
 
 
 def context(

@@ -1,6 +1,7 @@
 """Types that a request passes through: RequestHead > Request > Caller > Call > Permit. Each phase needs the type made by the one before.
 
-Values only. The two live ends of a request are elsewhere: the client's (`ports.Client`) and the engine's (`upstream.Connection`).
+Values only. The two live ends of a request are elsewhere: the client's (`ports.Client`) and the engine's
+(`upstreams.connection.UpstreamConnection`).
 """
 
 from collections.abc import Mapping, Sequence

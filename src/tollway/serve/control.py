@@ -26,7 +26,7 @@ import uvloop
 
 from tollway.control import keys, nodes, publish, reconcile, retention
 from tollway.control.api.app import create_apps
-from tollway.control.closing import close_due
+from tollway.control.automatic_closing import close_due
 from tollway.control.engine_counters import open_client
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
 from tollway.control.plane import ControlPlane

@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tollway.control import closing, epochs, quarantine
+from tollway.control import automatic_closing, epochs, quarantine
 from tollway.control.access import NODE_MISMATCH
 from tollway.control.api import (
     api_keys,
@@ -220,7 +220,7 @@ def _metrics(plane: ControlPlane, registry: CollectorRegistry) -> APIRouter:
             with plane.database.platform(write=False) as tx:
                 lost.set(epochs.count_lost(tx))
                 if overdue is not None and plane.close_after_days is not None:
-                    overdue.set(closing.count_overdue(tx, plane.close_after_days, plane.now()))
+                    overdue.set(automatic_closing.count_overdue(tx, plane.close_after_days, plane.now()))
                 conflicts.set(quarantine.count_conflicts(tx))
                 waiting = quarantine.count_open(tx)
             for reason in quarantine.OBSTACLES:

@@ -21,7 +21,7 @@ from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_errors import is_named_error, read_fault
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.prompt_salt import salt_system
-from tollway.gateway.dialects.usage import UNBELIEVABLE, Report, cap_input, cap_output, check_report, read_counts
+from tollway.gateway.dialects.usage_reports import UNBELIEVABLE, Report, cap_input, cap_output, check_report, read_counts
 from tollway.native import EventTemplate
 from tollway.wire import bodies, sse
 

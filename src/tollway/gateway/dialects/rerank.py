@@ -16,7 +16,7 @@ from tollway.gateway.dialects.engine_errors import read_fault
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.openai_requests import NOT_FORWARDED
 from tollway.gateway.dialects.openai_stream import OpenAIStream
-from tollway.gateway.dialects.usage import check_report, read_input
+from tollway.gateway.dialects.usage_reports import check_report, read_input
 from tollway.wire.errors import openai_error
 
 FIELDS: dict[str, Check] = {

@@ -24,7 +24,7 @@ from tollway.gateway.dialects.engine_errors import is_error_event, is_named_erro
 from tollway.gateway.dialects.fields import MESSAGES_MAX, TOOLS_MAX, Check
 from tollway.gateway.dialects.openai_requests import SERVICE_TIERS
 from tollway.gateway.dialects.prompt_salt import salt_instructions
-from tollway.gateway.dialects.usage import UsageNames, check_report, read_totals
+from tollway.gateway.dialects.usage_reports import UsageNames, check_report, read_totals
 from tollway.native import EventTemplate
 from tollway.wire import bodies, sse
 from tollway.wire.errors import openai_error

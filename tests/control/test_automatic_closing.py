@@ -14,7 +14,7 @@ from tests.control.test_periods import OCTOBER, SEPTEMBER, ended, period_of
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, frames
 from tollway.control import epochs, periods
-from tollway.control.closing import ACTOR, DAY_US, OVERDUE_US, WARNING_US, close_due, count_overdue
+from tollway.control.automatic_closing import ACTOR, DAY_US, OVERDUE_US, WARNING_US, close_due, count_overdue
 from tollway.control.verify import verify
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.periods import Bounds, PeriodState
