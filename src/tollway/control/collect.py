@@ -75,7 +75,7 @@ class Ingested:
     reasons: tuple[str, ...] = field(default=(), compare=False)
     """The reasons for which records were quarantined, each once."""
     ahead_us: int = field(default=0, compare=False)
-    """How far the latest TICK is ahead of control's clock."""
+    """Microseconds by which the latest TICK is ahead of control's clock."""
 
 
 def ingest(database: Database, archive: Archive, *, node_id: str, epoch: int, first_seq: int, body: bytes, now: int) -> Ingested:
