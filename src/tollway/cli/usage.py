@@ -112,7 +112,7 @@ def costs(
     daily: Annotated[bool, typer.Option("--daily", help="One line per day; else one in all.")] = False,
     by: Annotated[list[CostGroup] | None, typer.Option("--by", help="Group by this field (repeatable).")] = None,
     period: Annotated[
-        str | None, typer.Option("--period", metavar="MONTH", help="Show what is booked in a billing period instead: 2026-11, or its id.")
+        str | None, typer.Option("--period", metavar="PERIOD", help="Show what is booked in a billing period instead: 2026-11, or its id.")
     ] = None,
     zone: Zone = None,
     output: OutputOption = Output.TABLE,
