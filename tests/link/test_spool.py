@@ -23,11 +23,11 @@ from tests.link.spools import (
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import OVERLOADED, SPOOL_UNAVAILABLE, Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, Outcome, Progress, Tick, UsageSource, encode
-from tollway.gateway import ports
-from tollway.link import epochs, spool
+from tollway.link import spool
 from tollway.link.disk import DISK
 from tollway.link.epochs import list_epochs
 from tollway.link.spool import Spool, SpoolOptions
+from tollway.wire.progress_slots import OUTPUT_WORD, SLOT_WORDS
 from tollway.wire.segments import HEAD_BYTES
 
 SMALL = SpoolOptions(segment_bytes=16_384, slots_max=16, tick_seconds=3600)
@@ -49,12 +49,6 @@ async def writable(opened: Spool) -> None:
             return
         await asyncio.sleep(0.005)
     raise AssertionError("the spool never became writable")
-
-
-def test_the_progress_table_is_laid_out_as_the_port_says() -> None:
-    assert epochs.SLOT_WORDS == ports.SLOT_WORDS
-    ours = (epochs.SLOT_INPUT, epochs.SLOT_CACHED_INPUT, epochs.SLOT_OUTPUT, epochs.SLOT_REASONING, epochs.SLOT_FIRST_TOKEN_AT)
-    assert ours == (ports.INPUT, ports.CACHED_INPUT, ports.OUTPUT, ports.REASONING, ports.FIRST_TOKEN_AT)
 
 
 class TestWritten:
@@ -120,10 +114,10 @@ class TestSlots:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SpoolOptions(segment_bytes=16_384, slots_max=1, tick_seconds=3600))
         for number in range(5):
             slot = opened.admit(encode(admit(number)))
-            words = opened.progress[slot * ports.SLOT_WORDS : (slot + 1) * ports.SLOT_WORDS].tolist()
+            words = opened.progress[slot * SLOT_WORDS : (slot + 1) * SLOT_WORDS].tolist()
             assert words == [number * 2 + 1, 0, 0, 0, 0, 0, 0, 0]
             for word in range(1, 6):
-                opened.progress[slot * ports.SLOT_WORDS + word] = 77
+                opened.progress[slot * SLOT_WORDS + word] = 77
             await ended(opened, slot, final(admit(number)))
         await opened.close()
 
@@ -279,7 +273,7 @@ class TestLives:
     async def test_what_is_still_open_at_the_stop_ends_as_a_crash_would(self, tmp_path: Path) -> None:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
         slot = opened.admit(encode(admit(1)))
-        opened.progress[slot * ports.SLOT_WORDS + ports.OUTPUT] = 12
+        opened.progress[slot * SLOT_WORDS + OUTPUT_WORD] = 12
         await opened.close()
         records = read_only_epoch(tmp_path)
         assert_complete(records)
