@@ -76,7 +76,9 @@ class TestPrices:
             "reasoning": "1.1",
             "request": "0.000000000001",
         }
+        told = {name: made.pop(name) for name in ("holds_from", "holds_by", "pending_nodes")}
         assert answered(control.operator().get(f"{PRICES}/{made['id']}")) == made
+        assert told["pending_nodes"] == [] and told["holds_from"] <= told["holds_by"]
         assert made in answered(control.operator().get(PRICES, params={"model": "priced"}))["data"]
 
     def test_follow_each_other_and_are_never_retroactive(self, control: Running) -> None:

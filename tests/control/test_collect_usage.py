@@ -15,7 +15,7 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Outcome, Record
 
 DAY = 86_400
-START = EPOCH // 1_000_000 // DAY * DAY
+START = (EPOCH // 1_000_000 // DAY + 1) * DAY
 """Midnight of the day of the samples."""
 
 INPUT, CACHED, OUTPUT, REASONING, REQUEST = 270_000, 27_000, 1_100_000, 1_100_000, 1_000_000_000

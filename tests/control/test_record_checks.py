@@ -98,7 +98,7 @@ def test_verify_finds_an_event_that_mixes_two_tenants(owned: Database, archive: 
 )
 def test_81_record_of_an_impossible_instant_is_quarantined(owned: Database, archive: Archive, admitted_at: int, ended_at: int) -> None:
     of = admit(1, admitted_at=admitted_at)
-    taken = take(owned, archive, frames([of, final(of, ended_at=ended_at)]))
+    taken = take(owned, archive, frames([of, final(of, ended_at=ended_at)]), now=NOW)
     assert (taken.events, taken.reasons) == (0, ("instant_impossible",))
     assert verify(owned, archive).differences == []
 
