@@ -199,13 +199,12 @@ class TestLeases:
         add_budget(database, 10**15, window=BudgetWindow.DAY)
         record = next(each for each in samples.exchanges(range(1, 1 + 1)) if isinstance(each, Final))
         day = 86_400_000_000
-        admitted_at = NOW // day * day - 1
-        late = msgspec.structs.replace(record, admit=msgspec.structs.replace(record.admit, admitted_at=admitted_at), ended_at=NOW)
+        midnight = (NOW // day + 1) * day
+        late = msgspec.structs.replace(record, admit=msgspec.structs.replace(record.admit, admitted_at=midnight - 1), ended_at=midnight + 1)
         take(database, archive, frames([late]))
-        assert standing(database).spent_pico == 0
         with database.tenant(ORGANIZATION, write=False) as tx:
-            before = budgets.describe(tx, [budgets.get_budget(tx, BUDGET)], admitted_at)[0]
-        assert before.spent_pico == cost_of(late)
+            before, after = (budgets.describe(tx, [budgets.get_budget(tx, BUDGET)], at)[0] for at in (midnight - 1, midnight))
+        assert (before.spent_pico, after.spent_pico) == (cost_of(late), 0)
 
 
 def create(client: httpx2.Client, **fields: Any) -> Any:

@@ -15,7 +15,7 @@ from tollway.cli.app import run
 from tollway.domain.money import format_amount
 
 PARIS = ZoneInfo("Europe/Paris")
-MIDNIGHT = datetime.fromtimestamp(EPOCH // 10**6, PARIS).replace(hour=0, minute=0, second=0)
+MIDNIGHT = datetime.fromtimestamp(EPOCH // 10**6 + 86_400, PARIS).replace(hour=0, minute=0, second=0)
 """The middle of a night in Paris, which is 22:00 of the day before in UTC."""
 
 MONTH = datetime.fromtimestamp(EPOCH // 10**6, PARIS).replace(day=1, hour=0, minute=0, second=0)

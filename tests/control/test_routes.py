@@ -39,7 +39,7 @@ class TestEveryRoute:
             assert each.routes
             for route in each.routes:
                 assert isinstance(route, Route)
-                assert route.access.name in {"organization admin", "platform operator", "node", "public"}
+                assert route.access.name in {"organization admin", "platform operator", "node", "join token", "public"}
                 if route.access.name == "public":
                     assert route.path in {"/livez", "/readyz", "/metrics", "/openapi.json", "/reference"}
 
@@ -57,7 +57,9 @@ class TestEveryRoute:
             for owner, key in keys.items():
                 with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}) as client:
                     for method, path, name in walk(each.routes):
-                        if name != "public" and owner not in allowed[name]:
+                        if name == "join token":
+                            refused(client.request(method, path), 401, "invalid_api_key")
+                        elif name != "public" and owner not in allowed[name]:
                             refused(client.request(method, path), 403, "insufficient_scope")
 
     def test_without_a_declaration_stops_the_start(self) -> None:

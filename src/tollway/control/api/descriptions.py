@@ -238,6 +238,8 @@ FIELDS: Mapping[str, FieldText] = {
 }
 
 SPECIAL: Mapping[str, FieldText] = {
+    "AckOut.gateways": FieldText("Gateways that control heard of in the last 15 seconds, this one included, 1 or more.", 2),
+    "PeriodCostOut.line_item": FieldText("The billing class, or `adjustments`; null if grouped by model.", "output"),
     "QuarantinedRecordOut.approver": FieldText("The key of the second person who agreed to write it off; null if none had to.", _KEY),
     "QuarantinedRecordDetailOut.approver": FieldText("The key of the second person who agreed to write it off; null if none had to.", _KEY),
     "AdminKeyOwner.created_at": FieldText("Always null: admin keys belong to the organization.", None),
