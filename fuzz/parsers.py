@@ -112,9 +112,10 @@ def request_body(data: bytes) -> None:
     (upstream,) = made.upstreams.of(call.model.id)
     validated = bodies.parse(data)
     sent = bodies.parse(call.upstream_body(upstream.deployment))
-    ours = {"cache_salt", "stream_options", "max_tokens"}
+    ours = {"cache_salt", "stream_options", "max_tokens"} | call.dialect.constants.keys()
     assert all(validated[name] == value for name, value in sent.items() if name not in ours)
     assert not (NEVER_FORWARDED - ours - call.dialect.fields.keys()) & sent.keys()
+    assert all(sent[name] == msgspec.json.decode(value) for name, value in call.dialect.constants.items())
     assert sent["cache_salt"] == msgspec.json.decode(caller.cache_salt)
     if call.output_tokens_max is not None and endpoint not in (Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS):
         assert call.output_tokens_max > 0

@@ -216,7 +216,8 @@ class TestJoining:
         with fresh_control.plane.database.platform() as tx:
             tx.connection.execute(sa.text("UPDATE join_tokens SET expires_at = created_at WHERE id = :id"), {"id": expired["id"]})
         made_up = domain_keys.new_join_token(os.urandom(domain_keys.RANDOM_BYTES)).secret
-        for secret in (removed["value"], expired["value"], made_up, good["value"][:-1] + "x", fresh_control.node_key):
+        mistyped = good["value"][:-1] + ("y" if good["value"].endswith("x") else "x")
+        for secret in (removed["value"], expired["value"], made_up, mistyped, fresh_control.node_key):
             refused(fresh_control.link(secret).post("/v1/link/join", json=body), 401, "invalid_api_key")
         refused(fresh_control.link(good["value"]).get(records(OTHER)), 401, "invalid_api_key")
         client = fresh_control.link(good["value"])

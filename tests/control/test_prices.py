@@ -20,6 +20,7 @@ from tollway.storage import prices as stored
 from tollway.storage import schema_prices
 
 BOOKS, DRAFTS, PRICES = "/v1/platform/price_books", "/v1/platform/price_drafts", "/v1/platform/prices"
+QUICK, STUCK = "node_" + "0" * 31 + "1", "node_" + "0" * 31 + "2"
 
 
 def make_model(control: Running, name: str) -> str:
@@ -261,9 +262,9 @@ class TestGateways:
 
 class TestAPublishedPrice:
     def test_answers_from_when_it_holds_once_every_gateway_confirmed_it(self, fresh_control: Running) -> None:
-        with priced_model(fresh_control, nodes=("node_quick",)) as (model, book, version):
+        with priced_model(fresh_control, nodes=(QUICK,)) as (model, book, version):
             draft = make_draft(fresh_control, book, line(model, "0.3"))
-            with confirming(fresh_control, "node_quick", version):
+            with confirming(fresh_control, QUICK, version):
                 made = publish(fresh_control, draft)
             assert made["pending_nodes"] == []
             assert made["valid_from"] <= made["holds_from"] <= time.time() + 1
@@ -279,9 +280,9 @@ class TestAPublishedPrice:
     def test_names_the_gateways_that_have_not_confirmed_it(self, fresh_control: Running, what: str) -> None:
         operator = fresh_control.operator()
         tenant = make_tenant(fresh_control, "waiting")
-        with priced_model(fresh_control, nodes=("node_quick", "node_stuck")) as (model, book, version):
+        with priced_model(fresh_control, nodes=(QUICK, STUCK)) as (model, book, version):
             draft = make_draft(fresh_control, book, line(model, "0.3"))
-            with confirming(fresh_control, "node_quick", version):
+            with confirming(fresh_control, QUICK, version):
                 match what:
                     case "price":
                         made = answered(operator.post(PRICES, json=line(model, currency="EUR")))
@@ -290,7 +291,7 @@ class TestAPublishedPrice:
                     case _:
                         path = f"/v1/platform/organizations/{tenant.organization_id}/price_terms"
                         made = answered(operator.post(path, json={"book_id": book, "discount_bp": 0}))
-            assert made["pending_nodes"] == ["node_stuck"]
+            assert made["pending_nodes"] == [STUCK]
             assert made["holds_from"] is None
             assert made["holds_by"] >= time.time() + SNAPSHOT_AGE_SECONDS_MAX - 60
 
@@ -303,7 +304,7 @@ def priced_model(control: Running, *, nodes: tuple[str, ...]) -> Iterator[tuple[
     answered(operator.post(f"/v1/platform/models/{model}/publish"))
     version, _ = read_snapshot(control.node())
     for node_id in nodes:
-        control.node().post("/v1/link/ack", json={"node_id": node_id, "version": version}).raise_for_status()
+        control.node(node_id).post("/v1/link/ack", json={"node_id": node_id, "version": version}).raise_for_status()
     yield model, book, version
 
 
@@ -314,7 +315,7 @@ def confirming(control: Running, node_id: str, version: int) -> Iterator[None]:
     def confirm() -> None:
         with following(control.node(), version) as lines:
             wait_until(lambda: any("kind" in each for each in lines))
-            control.node().post("/v1/link/ack", json={"node_id": node_id, "version": version + 1}).raise_for_status()
+            control.node(node_id).post("/v1/link/ack", json={"node_id": node_id, "version": version + 1}).raise_for_status()
 
     thread = threading.Thread(target=confirm)
     thread.start()

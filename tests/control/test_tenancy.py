@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/organization/projects/{project_id}/api_keys": {"name": "x"},
     "/v1/organization/projects/{project_id}/service_accounts": {"name": "x"},
     "/v1/organization/admin_api_keys": {"name": "x"},
+    "/v1/organization/budgets/{budget_id}/raises": {"amount": "1", "ends_at": int(time.time()) + 86_400},
 }
 """A right body for each route that wants one; limits want an empty object."""
 
@@ -35,6 +37,7 @@ class TestAnotherTenantsIds:
             "key_id": bob.key_id,
             "request_id": "req_" + "1" * 32,
             "period_id": add_period(control, bob),
+            "budget_id": add_budget(control, bob),
         }
         assert answered(control.client(bob.admin_key).get(f"/v1/organization/periods/{theirs['period_id']}"))["state"] == "open"
         tried = 0
@@ -90,6 +93,12 @@ class TestAnotherTenantsIds:
             text = json.dumps(answered(client.get(path)))
             for foreign in (bob.organization_id, bob.project_id, bob.key_id, bob.service_account_id, bob.admin_key_id):
                 assert foreign not in text
+
+
+def add_budget(control: Running, tenant: TenantSetup) -> str:
+    body = {"name": "all", "amount": "10", "window": "month"}
+    made: str = answered(control.client(tenant.admin_key).post("/v1/organization/budgets", json=body))["id"]
+    return made
 
 
 def add_period(control: Running, tenant: TenantSetup) -> str:
