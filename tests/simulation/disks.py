@@ -405,14 +405,11 @@ class SimulatedDisk:
         return KernelSync(self, self._process) if self._kernel else None
 
     def wall_seconds(self) -> float:
-        return BEGAN_AT + self._world.now + self._process.skew_seconds
+        return self._world.true_seconds() + self._process.skew_seconds
 
     def clock(self) -> int:
         """UTC microseconds as this process sees them."""
         return int(self.wall_seconds() * 1e6)
-
-
-BEGAN_AT = 1_790_000_000.0
 
 
 class Map(bytearray):

@@ -16,6 +16,9 @@ from tollway.storage import schema_money as money
 VERIFY_SHARE = 0.25
 """Share of the histories that are also verified from the archive, which costs as much as all the rest."""
 
+CLOCK_ERROR_US = 3_600_000_000
+"""Largest error of a gateway's clock with which control still bills its records: an hour."""
+
 ALWAYS = {"completed", "client_cancelled", "budget_stopped", "gateway_crash"}
 AFTER_TOKENS = {"upstream_error", "timeout"}
 
@@ -34,23 +37,30 @@ def check_history(history: Any) -> None:
         rows = {row.event_id: row for row in tx.connection.execute(sa.select(money.usage_events))}
         balances = {row.account_id: row.posted_pico for row in tx.connection.execute(sa.select(money.balances))}
         rollups = [row._asdict() for row in tx.connection.execute(sa.select(money.usage_rollups))]
-        rejected_counts = [
-            tx.connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
-            for table in (money.event_conflicts, money.quarantined_records)
-        ]
-    if any(rejected_counts):
-        fail(f"{rejected_counts[0]} conflicts, {rejected_counts[1]} quarantined")
+        conflicts = tx.connection.execute(sa.select(sa.func.count()).select_from(money.event_conflicts)).scalar_one()
+        quarantined = {row.event_id: row for row in tx.connection.execute(sa.select(money.quarantined_records))}
+    if conflicts:
+        fail(f"{conflicts} conflicts")
+    misdated = _find_misdated_epochs(history)
     owed: dict[str, int] = {}
     for truth in history.traffic.truths.values():
         row = rows.pop(truth.id, None)
-        if row is None:
+        if kept := quarantined.pop(truth.id, None):
+            _check_quarantined(history, truth, kept, misdated)
+            if row is not None:
+                fail(f"{truth.id} is billed and in quarantine")
+        elif row is None:
             _check_missing(history, truth)
         else:
+            if _is_admitted_at_impossible_instant(truth):
+                fail(f"{truth.id} is billed, though its gateway's clock was wrong by hours")
             _check_event(history, truth, row)
             account = f"{truth.organization_id}/unbilled/{truth.price.currency}"
             owed[account] = owed.get(account, 0) + cost_of(truth, row)
     for event_id in rows:
         fail(f"{event_id} was never asked for")
+    for event_id, kept in quarantined.items():
+        fail(f"{event_id} is in quarantine ({kept.reason}) and was never asked for")
     _check_sums(history, owed, balances, rollups)
     _check_alarms(history)
     if history.world.chance.random() < VERIFY_SHARE:
@@ -78,6 +88,30 @@ def cost_of(truth: Truth, row: Any) -> int:
     units = (price.unit_prices.input, price.unit_prices.cached_input, price.unit_prices.output, price.unit_prices.reasoning)
     cost = sum(count * unit for count, unit in zip(used_of(row), units, strict=True))
     return cost + (price.unit_prices.request if row.outcome == "completed" else 0)
+
+
+def _find_misdated_epochs(history: Any) -> set[int]:
+    """Return the epochs in which a record may have an impossible instant: the gateway's clock jumped by hours, or the epoch was numbered
+    behind one whose clock was ahead by hours."""
+    latest = history.world.true_clock() + CLOCK_ERROR_US
+    begun = [gateway for gateway in history.gateways if gateway.has_begun]
+    return {
+        gateway.spool.epoch.number
+        for gateway in begun
+        if abs(gateway.process.skew_seconds) * 1e6 > CLOCK_ERROR_US or gateway.spool.epoch.number > latest
+    }
+
+
+def _is_admitted_at_impossible_instant(truth: Truth) -> bool:
+    return not truth.epoch - CLOCK_ERROR_US <= truth.admitted_at <= truth.true_admitted_at + CLOCK_ERROR_US
+
+
+def _check_quarantined(history: Any, truth: Truth, kept: Any, misdated: set[int]) -> None:
+    """A record is kept aside only if the clock of its gateway was wrong by hours: it is billed to nobody, and it is not lost."""
+    if kept.reason != "instant_impossible" or truth.epoch not in misdated:
+        history.world.fail(f"{truth.id} (epoch {truth.epoch}) is in quarantine: {kept.reason}")
+    if (kept.epoch, kept.organization_id) != (truth.epoch, truth.organization_id):
+        history.world.fail(f"{truth.id} is another's in quarantine")
 
 
 def _check_missing(history: Any, truth: Truth) -> None:

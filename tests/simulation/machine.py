@@ -28,6 +28,9 @@ from typing import Any
 
 from tollway.gateway.driver import CoroutineDriver
 
+BEGAN_AT = 1_790_000_000.0
+"""Beginning of virtual time, in seconds of UTC."""
+
 STEP_SECONDS = 5e-6
 """Each event takes a little time, so that no two stand at one instant without end."""
 
@@ -63,6 +66,14 @@ class World:
         self._queue: list[tuple[float, int, Process | None, Any]] = []
         self._count = 0
         self._dying: list[Process] = []
+
+    def true_seconds(self) -> float:
+        """Return the time in seconds of UTC by a clock that is right, as control's is."""
+        return BEGAN_AT + self.now
+
+    def true_clock(self) -> int:
+        """Return the same time in microseconds."""
+        return int(self.true_seconds() * 1e6)
 
     def note(self, text: str) -> None:
         """Say what happened, for whoever replays the seed; and fold it into the digest of this history."""

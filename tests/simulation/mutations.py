@@ -248,6 +248,14 @@ MUTATIONS = (
         "the archive does not prove the books",
         check=("tests/control/test_collect.py", "-k", "sqlite and overlap"),
     ),
+    Mutation(
+        "believe every clock",
+        "control/collect.py",
+        "    reject_impossible_instants(batch, now)\n",
+        "",
+        "what a gateway served is billed in another month if its clock is wrong",
+        seed=72,
+    ),
     # ---- Rating
     Mutation(
         "bill cached input as input too",

@@ -17,7 +17,7 @@ import httpx2
 from pysqlite3 import dbapi2 as sqlite
 
 from tests.link.samples import NODE
-from tests.simulation.disks import BEGAN_AT, Directory, Files, SimulatedDisk
+from tests.simulation.disks import Directory, Files, SimulatedDisk
 from tests.simulation.machine import Killed, Process, World
 from tests.storage.databases import SqliteTemplate, fill
 from tollway.control.batches import BatchRefused
@@ -212,7 +212,7 @@ class Control:
     def _collect(self, node_id: str, epoch: int, first_seq: int, body: bytes) -> int:
         chance, database = self.world.chance, self.ledger.database
         archive = SickArchive(self.archive, self)
-        now = int((BEGAN_AT + self.world.now) * 1e6) + 1
+        now = self.world.true_clock() + 1
 
         def take(dies: bool) -> int:
             with database.platform() as tx:

@@ -52,6 +52,10 @@ class Truth:
     """Its end was reported to be on disk: nothing may take it back."""
     shown: bool = False
     """The client saw success."""
+    admitted_at: int = 0
+    """The instant of admission by its gateway's clock, in UTC microseconds."""
+    true_admitted_at: int = 0
+    """The same instant by a clock that is right."""
     power_cut: bool = False
     """The power went while its end was not yet durable: it may be forgotten."""
 
@@ -129,9 +133,10 @@ class Traffic:
     async def _exchange(self, gateway: Any, truth: Truth) -> None:
         chance: Random = self.world.chance
         stream = chance.random() < self.stream_share
+        truth.admitted_at, truth.true_admitted_at = gateway.clock(), self.world.true_clock()
         self.truths[truth.id] = truth  # from here on it may be on disk, even if the process dies before it knows
         try:
-            record = meter(_permit(truth.id, truth.price, gateway.clock(), stream), gateway.spool, gateway.clock)
+            record = meter(_permit(truth.id, truth.price, truth.admitted_at, stream), gateway.spool, gateway.clock)
         except Fault:
             del self.truths[truth.id]
             self.refused += 1
