@@ -310,11 +310,14 @@ def test_new_secrets_start_a_cluster(start: Start, tmp_path: Path) -> None:
     control = start("control", "--listen", "127.0.0.1:0", "--link", "127.0.0.1:0", env=secrets)
     control.wait_until(lambda: '"ready"' in control.stdout.read_text())
     ready = next(json.loads(line) for line in control.stdout.read_text().splitlines() if '"ready"' in line)
-    platform_key = secrets.pop("TOLLWAY_PLATFORM_KEY")
-    env = {**secrets, "TOLLWAY_CONTROL_LINK_URL": ready["link_url"]}
+    operator = {"TOLLWAY_CONTROL_URL": ready["url"], "TOLLWAY_KEY": secrets["TOLLWAY_PLATFORM_KEY"]}
+    token = tollway("nodes", "token", "rack 7", env=operator)
+    assert token.returncode == 0, token.stderr
+    env = {name: secrets[name] for name in ("TOLLWAY_PEPPER", "TOLLWAY_VAULT_KEY")}
+    env |= dict([token.stdout.strip().split("=", 1)]) | {"TOLLWAY_CONTROL_LINK_URL": ready["link_url"]}
     gateway = start("gateway", "--listen", "127.0.0.1:0", "--internal", "127.0.0.1:0", env=env)
     gateway.wait_until(lambda: '"ready"' in gateway.stdout.read_text())
-    listed = tollway("organizations", "list", env={"TOLLWAY_CONTROL_URL": ready["url"], "TOLLWAY_KEY": platform_key})
+    listed = tollway("organizations", "list", env=operator)
     assert listed.returncode == 0, listed.stderr
     assert not (gateway.directory / "secrets.json").exists()
 
