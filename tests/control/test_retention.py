@@ -117,6 +117,8 @@ class TestMadeAhead:
 class TestRemoved:
     NUMBERS = range(-5, 1)
     AFTER = (THIS + 1).start_at
+    BEGUN = (THIS + NUMBERS[0]).start_at
+    """Epoch of the run that served the requests: nothing is admitted before its run began."""
 
     def used(self, database: Database, archive: Archive) -> None:
         """A request in each of six months, the last of which is now."""
@@ -125,7 +127,7 @@ class TestRemoved:
         records: list[Record] = []
         for number in self.NUMBERS:
             records += request((THIS + number).start_at + DAY, number + 100)
-        take(database, archive, frames([*records, Close(at=self.AFTER)]))
+        take(database, archive, frames([*records, Close(at=self.AFTER)], epoch=self.BEGUN), epoch=self.BEGUN)
 
     def close_past(self, database: Database) -> None:
         """Close the months before this one, as an operator does."""
