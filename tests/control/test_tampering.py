@@ -21,16 +21,17 @@ from tests.control.test_corrections import APPROVER
 from tests.control.test_periods import NOVEMBER, NOW, OCTOBER, ended
 from tests.link import samples
 from tests.link.samples import NODE, ORGANIZATION, admit, final, frames
-from tollway.control import epochs, price_drafts, prices, quarantine, rating
+from tollway.control import budgets, epochs, price_drafts, prices, quarantine, rating
 from tollway.control.verify import compare
 from tollway.domain.billing_classes import Quantities
+from tollway.domain.budgets import BudgetMode, BudgetWindow
 from tollway.domain.corrections import AdjustmentKind, AdjustmentState, Decision
-from tollway.domain.ids import PRICE_DRAFT, new_id
+from tollway.domain.ids import BUDGET, BUDGET_RAISE, PRICE_DRAFT, new_id
 from tollway.domain.keys import KeyOrigin
 from tollway.domain.periods import PeriodState
 from tollway.domain.price_books import DraftLine, DraftState, PriceDraft
 from tollway.domain.usage import Anomaly, Outcome, Record, ServiceTier, Tick, UsageSource
-from tollway.storage import schema, schema_money, schema_periods, schema_prices, schema_reconcile  # noqa: F401
+from tollway.storage import schema, schema_budgets, schema_money, schema_periods, schema_prices, schema_reconcile  # noqa: F401
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database, PlatformTx
 
@@ -72,6 +73,7 @@ ENUMS = {
 OWN_WORDS = "what the platform alone knows, of itself; the database refuses to change it"
 NO_MONEY = "no amount, no period and no proof follows from it"
 CONTROLS_CLOCK = "an instant of control's own clock, which the archive does not know; the database refuses to change it"
+SPENDING_LIMIT = "what gateways may spend from now on; a bill follows from the events, which are compared, and from no budget"
 SENT_DOWN = "how far back gateways are told of prices; what was billed follows from valid_from"
 
 HARMLESS = {
@@ -79,6 +81,7 @@ HARMLESS = {
     "organizations.time_zone": "of periods that are not cut yet; a period keeps its own",
     "balances.(version|changed_at)": "how often and when the sum was written; the sum itself is compared",
     "billing_periods.created_at": NO_MONEY,
+    "(budgets|budget_raises|budget_windows|budget_leases|budget_alerts).*": SPENDING_LIMIT,
     "book_prices.(carried_from|draft_id)": SENT_DOWN,
     "book_prices.published_at": CONTROLS_CLOCK,
     "compiled_prices.carried_from": SENT_DOWN,
@@ -116,8 +119,8 @@ def books(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def add_rest(database: Database, archive: Archive) -> None:
-    """Add what `close_books` has nothing of: a discount from November on, a published draft, a conflict, a record that cannot be read,
-    an epoch that was declared lost, a request of the open month."""
+    """Add what `close_books` has nothing of: a discount from November on, a published draft, a budget that was raised, a conflict, a record
+    that cannot be read, an epoch that was declared lost, a request of the open month, which reaches a threshold of the budget."""
     with database.tenant(ORGANIZATION) as tx:
         prices.set_terms(tx, book_id=None, discount_bp=1_500, valid_from=None, now=NOVEMBER.start_at)
     line = DraftLine(model="echo", tier=ServiceTier.STANDARD, unit_prices=samples.PRICE.unit_prices)
@@ -135,6 +138,7 @@ def add_rest(database: Database, archive: Archive) -> None:
         price_drafts.create_draft(tx, draft, from_book_id=None)
         at = NOVEMBER.start_at + 1
         price_drafts.publish_draft(tx, draft_id, accept_warnings=True, new_id=lambda kind: new_id(kind, at, 2), now=at)
+    add_budget(database)
     epoch = OCTOBER.end_at
     forged = final(admit(1, admitted_at=epoch + 1), used=Quantities(1))
     records: list[Record | bytes] = [*ended(20, NOVEMBER.start_at + 5), forged.admit, forged, b"{}"]
@@ -145,6 +149,30 @@ def add_rest(database: Database, archive: Archive) -> None:
         # Nobody agreed yet, so that the record stays open.
         unreadable = records.index(b"{}") + 1
         quarantine.write_off(tx, NODE, epoch, unreadable, reason="r", actor=APPROVER, limit_pico=0, now=NOW)
+
+
+def add_budget(database: Database) -> None:
+    """Add a budget, with a raise, and with a threshold that any request reaches. It counts from before the requests of the open month
+    were admitted."""
+    at = OCTOBER.end_at - budgets.MINUTE_US
+    budget_id = new_id(BUDGET, at, 3)
+    with database.tenant(ORGANIZATION) as tx:
+        budgets.create_budget(
+            tx,
+            id=budget_id,
+            project_id=None,
+            key_id=None,
+            name="all",
+            mode=BudgetMode.HARD,
+            window=BudgetWindow.MONTH,
+            amount_pico=1,
+            currency=None,
+            thresholds=[1],
+            is_operators=False,
+            now=at,
+        )
+        raised = new_id(BUDGET_RAISE, at, 4)
+        budgets.raise_budget(tx, budget_id, id=raised, amount_pico=1, starts_at=None, ends_at=NOVEMBER.end_at, by_operator=False, now=at)
 
 
 def mutations(column: sa.Column[Any], value: Any) -> Iterator[Any]:
