@@ -62,7 +62,7 @@ MUTATIONS = (
         "        if error is not None or self._has_failed:\n",
         "        if self._has_failed:\n",
         "dirty pages that the kernel dropped are reported durable",
-        seed=12,
+        seed=362,
     ),
     Mutation(
         "leave ADMIT in the buffer",
