@@ -175,7 +175,7 @@ MUTATIONS = (
         "            return Tail.TORN if has_lost_sector(data, offset, following) else Tail.DAMAGED\n",
         "            return Tail.DAMAGED\n",
         "a power cut needs an operator",
-        seed=216,
+        seed=125,
     ),
     Mutation(
         "take every wrong end for a torn one",
