@@ -204,7 +204,11 @@ class Follower:
             if count % YIELD_ENTRIES == 0:
                 await asyncio.sleep(0)
         self._target.finish_reset(copy.version)
-        self._log = await asyncio.to_thread(ChangeLog, self._directory, copy.version)
+        try:
+            self._log = await asyncio.to_thread(ChangeLog, self._directory, copy.version)
+        except OSError as error:  # a disk that can only be read: the copy serves, and is written anew once that is possible
+            self._alarm("snapshot_copy_failed", {"error": str(error)})
+            self._copy_is_behind = True
         self._persisted_version = copy.version
         confirmation = await asyncio.to_thread(find_confirmation, self._directory, copy.version)
         self._confirmed_on_disk_at = None if confirmation is None else confirmation.at
