@@ -1,6 +1,7 @@
 """Active probes: an engine that takes no requests is avoided before one fails at it, and used at once when it is back."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -69,6 +70,25 @@ async def test_engine_that_cannot_be_connected_to_is_not_ready() -> None:
     async with answering(b"") as (request, _):
         pass
     assert await ask(request) is False
+
+
+async def test_shortage_of_descriptors_in_this_process_says_nothing_about_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    async def exhausted(*arguments: object, **named: object) -> None:
+        asked.append(arguments)
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(asyncio, "open_connection", exhausted)
+    async with gateway({"m": Served([NOWHERE])}) as running:
+        probing = asyncio.ensure_future(probes.run(running.plane.upstreams.all, 0.01, running.plane.random))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while len(asked) <= SILENT_PROBES_MAX:
+                await asyncio.sleep(0.01)
+        (upstream,) = running.plane.upstreams.of("m")
+        assert upstream.health.is_ready and not probing.done()
+        probing.cancel()
+        await asyncio.gather(probing, return_exceptions=True)
 
 
 async def test_silence_ends_a_probe_at_its_deadline_and_says_nothing() -> None:

@@ -17,6 +17,7 @@ from anthropic.types.content_block_param import ContentBlockParam
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.chat.chat_completion_content_part_param import ChatCompletionContentPartParam
 from openai.types.responses import response_create_params as response_params
+from openai.types.responses.response_input_item_param import ResponseInputItemParam
 
 from tests.gateway.harness import NOWHERE, Served, chat
 from tests.gateway.test_request_quantities import admit_of
@@ -29,7 +30,7 @@ from tollway.gateway.dialects.engine_fields import ENGINE_FIELDS, NOT_OFFERED
 from tollway.gateway.dialects.fields import NEVER_FORWARDED
 from tollway.gateway.dialects.openai_requests import SERVICE_TIERS
 from tollway.gateway.dialects.table import DIALECTS
-from tollway.gateway.media.admission import PART_TYPES
+from tollway.gateway.media.admission import ITEM_MEMBERS, ITEM_TYPES, PART_TYPES
 from tollway.wire import bodies
 
 SDK_TYPES: dict[Endpoint, tuple[Any, ...]] = {
@@ -90,6 +91,24 @@ def list_part_types(union: Any) -> set[str]:
 def test_every_part_type_of_the_official_sdks_is_known(union: Any) -> None:
     types = list_part_types(union)
     assert len(types) >= 4 and types <= PART_TYPES
+
+
+def list_item_members(union: Any) -> set[str]:
+    """Return the members of the items in a union of the SDK's types that are accepted."""
+    found: set[str] = set()
+    for part in get_args(union):
+        if not isinstance(part, type):
+            found |= list_item_members(part)
+            continue
+        members = get_type_hints(part)
+        if "type" not in members or ITEM_TYPES.intersection(map(str, get_args(members["type"]))):
+            found |= members.keys()
+    return found
+
+
+def test_every_member_of_an_accepted_item_of_the_official_sdk_is_known() -> None:
+    members = list_item_members(ResponseInputItemParam)
+    assert len(members) >= 10 and members <= ITEM_MEMBERS
 
 
 RECORDED: dict[Engine, dict[str, Any]] = {

@@ -115,6 +115,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("input", [{"type": "item_reference", "id": "msg_1"}], "input[0].type"),
     ("input", [{"type": "computer_call_output", "output": {"image_url": "http://10.0.0.1/"}}], "input[0].type"),
     ("input", ["text"], "input[0]"),
+    ("input", [{"role": "user", "content": "x", "image_url": "http://10.0.0.1/"}], "input[0].image_url"),
     ("input", [{"role": "user", "content": {"text": "x"}}], "input[0].content"),
     (
         "input",

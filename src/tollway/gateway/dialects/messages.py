@@ -5,7 +5,6 @@ sequence of typed events; usage stands in two of them: the input in `message_sta
 `message_stop`, which is held back until FINAL is durable.
 """
 
-import re
 from typing import Any
 
 import msgspec
@@ -18,12 +17,12 @@ from tollway.domain.usage import TOKENS_MAX, Anomaly, ServiceTier, UsageSource
 from tollway.gateway.dialects import fields
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent, rename_model
 from tollway.gateway.dialects.dialect import Dialect
-from tollway.gateway.dialects.engine_errors import is_named_error, read_fault
+from tollway.gateway.dialects.engine_errors import read_fault
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.prompt_salt import salt_system
+from tollway.gateway.dialects.typed_stream import TypedEvent, TypedStream
 from tollway.gateway.dialects.usage_reports import UNBELIEVABLE, Report, cap_input, cap_output, check_report, read_counts
-from tollway.native import EventTemplate
-from tollway.wire import bodies, sse
+from tollway.wire import bodies
 
 SERVICE_TIERS = {"auto": ServiceTier.STANDARD, "standard_only": ServiceTier.STANDARD}
 """Anthropic's words: both mean the standard tier, because a client cannot ask for another one."""
@@ -87,22 +86,11 @@ class _Answer(msgspec.Struct):
     input_tokens: msgspec.Raw = ABSENT
 
 
-class _Event(msgspec.Struct):
-    type: msgspec.Raw = ABSENT
-    message: msgspec.Raw = ABSENT
-    usage: msgspec.Raw = ABSENT
-    delta: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
-
-
 _ERROR = msgspec.Raw(b'"error"')
 _ABORT = msgspec.Raw(b'"abort"')
 
 _answer = msgspec.json.Decoder(_Answer)
-_event = msgspec.json.Decoder(_Event)
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_type = re.compile(rb'"([\x21\x23-\x5b\x5d-\x7e]{1,64})"')
-"""A type of an event that can stand on a line of its own as it is."""
 
 
 def render_error(fault: Fault, request_id: str | None = None) -> bytes:
@@ -161,72 +149,32 @@ def decode_answer(body: bytes, context: AnswerContext) -> _Answer:
     return answer
 
 
-class MessageStream:
-    """Reads one stream's events; see `openai_stream.OpenAIStream` for the attributes. `terminator` is the held `message_stop`."""
+class MessageStream(TypedStream):
+    """Reads one stream's events. Deltas are counted until usage is reported."""
 
-    __slots__ = (
-        "_context",
-        "_counted",
-        "_events",
-        "anomaly",
-        "output",
-        "source",
-        "template",
-        "terminated",
-        "terminator",
-        "used",
-    )
+    __slots__ = ("_counted",)
+
+    last_events = frozenset({b"message_stop"})
 
     def __init__(self, context: AnswerContext) -> None:
-        """In this dialect usage is always shown, and deltas are always counted until it is reported."""
-        self._context = context
-        self._events = 0
+        super().__init__(context)
         self._counted = 0
-        self.output = 0
-        self.used: Quantities | None = None
-        self.source = UsageSource.NONE
-        self.anomaly: Anomaly | None = None
-        self.terminated = False
-        self.terminator = b""
-        self.template: EventTemplate | None = None
 
-    def read_regular(self, data: bytes, start: int, end: int) -> bytes | None:
-        """No event of this dialect is worth a way of its own."""
-        return None
-
-    def read(self, event: bytes) -> bytes | None:
-        """Read one event; returns what to relay, or None for nothing. Raises Fault."""
-        data = sse.find_data(event)
-        if data is None or self.terminated:
-            if not self.terminated and is_named_error(event):
-                raise read_fault(b"", 200, self._context.engine, first=not self._events)
-            return None
-        if b"\n" in data:
-            data = data.replace(b"\n", b" ")
-        read = decode(_event, data, "event")
-        if read.type == _ERROR or not is_absent(read.error):
-            raise read_fault(data, 200, self._context.engine, first=not self._events)
-        self._events += 1
-        type = _type.fullmatch(read.type)
-        name = b"" if type is None else type[1]
+    def read_event(self, name: bytes, data: bytes, event: TypedEvent) -> bytes:
+        """Read an event that is no error. Return the data to relay. Raises Fault if the engine aborted the request."""
         if name == b"content_block_delta":
             self._count()
         elif name == b"message_start":
-            data = self._start(data, read)
+            return self._start(data, event)
         elif name == b"message_delta":
-            if _members(read.delta).get("stop_reason", ABSENT) == _ABORT:
+            if _members(event.delta).get("stop_reason", ABSENT) == _ABORT:
                 raise Fault(faults.UPSTREAM_FAILED, detail="the engine aborted the request")
-            if not is_absent(read.usage):
-                self._take_usage(read.usage)
-        relayed = b"event: %b\ndata: %b\n\n" % (name, data) if name else b"data: %b\n\n" % data
-        if name == b"message_stop":
-            self.terminated = True
-            self.terminator = relayed
-            return None
-        return relayed
+            if not is_absent(event.usage):
+                self._take_usage(event.usage)
+        return data
 
-    def _start(self, data: bytes, read: _Event) -> bytes:
-        usage = _members(read.message).get("usage", ABSENT)
+    def _start(self, data: bytes, event: TypedEvent) -> bytes:
+        usage = _members(event.message).get("usage", ABSENT)
         if not is_absent(usage):
             report = read_usage(usage)
             self.anomaly = report.anomaly
@@ -236,10 +184,10 @@ class MessageStream:
                 if self.used is not started:
                     self.anomaly = Anomaly.INFLATED
                 self.source = UsageSource.COUNTED
-        if self._context.upstream_model == self._context.public_model or not bytes(read.message).startswith(b"{"):
+        if self._context.upstream_model == self._context.public_model or not bytes(event.message).startswith(b"{"):
             return data
         members: dict[str, Any] = dict(bodies.members(data))
-        members["message"] = rename_model(bytes(read.message), self._context)
+        members["message"] = rename_model(bytes(event.message), self._context)
         return bodies.join(members)
 
     def _count(self) -> None:

@@ -7,7 +7,6 @@ A stream is a sequence of typed events. Usage stands in the last one only (`resp
 terminator and is held back until FINAL is durable; until then, events that carry output are counted.
 """
 
-import re
 from typing import Any
 
 import msgspec
@@ -20,13 +19,13 @@ from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.gateway.dialects import fields, openai_requests
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent, rename_model
 from tollway.gateway.dialects.dialect import Dialect
-from tollway.gateway.dialects.engine_errors import is_error_event, is_named_error, read_fault
+from tollway.gateway.dialects.engine_errors import read_fault
 from tollway.gateway.dialects.fields import MESSAGES_MAX, TOOLS_MAX, Check
 from tollway.gateway.dialects.openai_requests import SERVICE_TIERS
 from tollway.gateway.dialects.prompt_salt import salt_instructions
+from tollway.gateway.dialects.typed_stream import TypedEvent, TypedStream
 from tollway.gateway.dialects.usage_reports import UsageNames, check_report, read_totals
-from tollway.native import EventTemplate
-from tollway.wire import bodies, sse
+from tollway.wire import bodies
 from tollway.wire.errors import openai_error
 
 TOOL_TYPES = frozenset({"custom", "function"})
@@ -87,7 +86,6 @@ NOT_FORWARDED = openai_requests.NOT_FORWARDED - {"store"} | {"stream_options"}
 ERROR_EVENT = b"event: error\n"
 
 _NAMES = UsageNames("input_tokens", "output_tokens", "input_tokens_details", "output_tokens_details")
-_LAST_EVENTS = frozenset({b"response.completed", b"response.incomplete"})
 _FAILED_EVENTS = frozenset({b"response.failed", b"response.cancelled"})
 _FAILED_STATUSES = frozenset({b'"failed"', b'"cancelled"'})
 
@@ -100,20 +98,10 @@ class _Answer(msgspec.Struct):
     error: msgspec.Raw = ABSENT
 
 
-class _Event(msgspec.Struct):
-    type: msgspec.Raw = ABSENT
-    response: msgspec.Raw = ABSENT
-    delta: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
-
-
 _ERROR = msgspec.Raw(b'"error"')
 _EMPTY = msgspec.Raw(b'""')
 
 _answer = msgspec.json.Decoder(_Answer)
-_event = msgspec.json.Decoder(_Event)
-_type = re.compile(rb'"([\x21\x23-\x5b\x5d-\x7e]{1,64})"')
-"""A type of an event that can stand on a line of its own as it is."""
 
 
 def render_error_data(fault: Fault, request_id: str | None = None) -> bytes:
@@ -150,74 +138,32 @@ def _read_usage(raw: msgspec.Raw, context: AnswerContext) -> tuple[Quantities | 
     return used, anomaly
 
 
-class ResponseStream:
-    """Reads one stream's events; see `openai_stream.OpenAIStream` for the attributes. `terminator` is the held last event."""
+class ResponseStream(TypedStream):
+    """Reads one stream's events. Deltas are counted until the last event reports usage."""
 
-    __slots__ = (
-        "_context",
-        "_events",
-        "anomaly",
-        "output",
-        "source",
-        "template",
-        "terminated",
-        "terminator",
-        "used",
-    )
+    __slots__ = ()
 
-    def __init__(self, context: AnswerContext) -> None:
-        """In this API usage is always shown, and deltas are always counted until it is reported."""
-        self._context = context
-        self._events = 0
-        self.output = 0
-        self.used: Quantities | None = None
-        self.source = UsageSource.NONE
-        self.anomaly: Anomaly | None = None
-        self.terminated = False
-        self.terminator = b""
-        self.template: EventTemplate | None = None
+    last_events = frozenset({b"response.completed", b"response.incomplete"})
 
-    def read_regular(self, data: bytes, start: int, end: int) -> bytes | None:
-        """No event of this API is worth a way of its own."""
-        return None
-
-    def read(self, event: bytes) -> bytes | None:
-        """Read one event; returns what to relay, or None for nothing. Raises Fault."""
-        data = sse.find_data(event)
-        if data is None or self.terminated or data == b"[DONE]":  # some engines write one, which here ends nothing
-            if not self.terminated and is_named_error(event):
-                raise read_fault(b"", 200, self._context.engine, first=not self._events)
-            return None
-        if b"\n" in data:
-            data = data.replace(b"\n", b" ")
-        read = decode(_event, data, "event")
-        type = _type.fullmatch(read.type)
-        name = b"" if type is None else type[1]
-        if read.type == _ERROR or not is_absent(read.error) or (not name and is_error_event(event, data)):
-            raise read_fault(data, 200, self._context.engine, first=not self._events)
-        self._events += 1
+    def read_event(self, name: bytes, data: bytes, event: TypedEvent) -> bytes:
+        """Read an event that is no error. Return the data to relay. Raises Fault if the engine gave the request up."""
+        response = bytes(event.response)
         if name.endswith(b".delta"):
-            if not is_absent(read.delta) and read.delta != _EMPTY:
+            if not is_absent(event.delta) and event.delta != _EMPTY:
                 self._count()
-        elif bytes(read.response).startswith(b"{"):
-            response = bytes(read.response)
+        elif response.startswith(b"{"):
             if name in _FAILED_EVENTS:
                 raise read_fault(response, 500, self._context.engine, first=False)
-            if name in _LAST_EVENTS:
+            if name in self.last_events:
                 self._finish(response)
             renamed = rename_model(response, self._context)
             if renamed is not response:
                 members: dict[str, Any] = dict(bodies.members(data))
                 members["response"] = renamed
-                data = bodies.join(members)
-        elif name in _LAST_EVENTS or name in _FAILED_EVENTS:
+                return bodies.join(members)
+        elif name in self.last_events or name in _FAILED_EVENTS:
             raise Fault(faults.UPSTREAM_INVALID, detail="the last event is without a response")
-        relayed = b"event: %b\ndata: %b\n\n" % (name, data) if name else b"data: %b\n\n" % data
-        if name in _LAST_EVENTS:
-            self.terminated = True
-            self.terminator = relayed
-            return None
-        return relayed
+        return data
 
     def _count(self) -> None:
         self.output += 1

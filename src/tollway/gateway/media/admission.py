@@ -43,6 +43,13 @@ ITEM_TYPES = frozenset(
 )  # fmt: skip
 """Types of items in a conversation of OpenAI's responses: messages, and the calls and results of tools that the client runs itself. Items
 of tools that OpenAI's platform runs, and references to what it has stored, mean nothing here."""
+ITEM_MEMBERS = frozenset(
+    {
+        "action", "arguments", "async", "call_id", "caller", "content", "encrypted_content", "id", "input", "name", "namespace", "output",
+        "phase", "role", "status", "summary", "type",
+    }
+)  # fmt: skip
+"""Members of items of these types. Nothing fetches or decodes what stands in them, but for the contents."""
 _ITEM_CONTENTS = frozenset({"content", "output", "summary"})
 """Members of an item that may hold parts."""
 
@@ -85,6 +92,8 @@ def check_items(items: Any, place: str, bounds: MediaBounds) -> int:
             for name, value in item.items():
                 if name in _ITEM_CONTENTS:
                     _check_content(value, f"{place}[{number}].{name}", tally)
+                elif name not in ITEM_MEMBERS:
+                    raise _unknown_shape(f"{place}[{number}].{name}")
     return tally.tokens_max
 
 

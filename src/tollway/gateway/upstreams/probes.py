@@ -55,7 +55,8 @@ async def ask(request: ProbeRequest) -> bool | None:
     """Return whether an engine takes requests: False if it answers 503 or cannot be connected to, True for any other answer, None for none
     in time.
 
-    Only 503 is an engine's word. Another status may be that of a proxy, or of a version without the path.
+    Only 503 is an engine's word. Another status may be that of a proxy, or of a version without the path. Raises OSError if this process
+    has no descriptor for a connection, which says nothing about the engine.
     """
     try:
         async with asyncio.timeout(request.seconds):
@@ -68,7 +69,9 @@ async def ask(request: ProbeRequest) -> bool | None:
     except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         return None
     except OSError as error:  # a failed handshake or look-up is one too
-        return None if is_exhausted(error) else False
+        if is_exhausted(error):
+            raise
+        return False
     return line.split(b" ", 2)[1:2] != [b"503"]
 
 
@@ -81,6 +84,8 @@ async def run(upstreams: Callable[[], Iterable[Probed]], interval_seconds: float
         async def probe(upstream: Probed, request: ProbeRequest) -> None:
             try:
                 upstream.probed(await ask(request), time.monotonic())
+            except OSError:
+                pass  # our own shortage: asked again at the next interval
             finally:
                 interval = min(RETURN_SECONDS, interval_seconds) if upstream.is_doubted else interval_seconds
                 upstream.probe_at = time.monotonic() + interval * (1 + JITTER * (2 * random() - 1))
