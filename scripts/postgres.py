@@ -28,7 +28,7 @@ INSTALL_SECONDS_MAX = 600
 
 NOT_INSTALLED = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
 
-DEBIAN_PACKAGES = {"postgresql": "initdb", "redis-server": "redis-server"}
+DEBIAN_PACKAGES = {"postgresql": "initdb", "redis-server": "redis-server", "prometheus": "promtool"}
 """Packages of the operating system that the tests use, each with the program that shows that it is installed."""
 
 

@@ -1,5 +1,6 @@
 """The scripts of shared counters, on real servers: exactly the arithmetic of the domain, all levels or none, leases that end."""
 
+import copy
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -117,6 +118,7 @@ class Model:
     def reserve(self, owner: str, now_us: int, tokens: tuple[int, ...]) -> tuple[int, ...]:
         units = (1, *tokens)
         is_known = self.leases.get(owner, 0) > now_us
+        before = copy.deepcopy(self.cells)
         counters = self.advance(owner, now_us)
         fits = [
             cell.state.units + (cell.state.fraction > 0) + sum(cell.held.values()) + units[QUANTITIES.index(counter.dimension.quantity)]
@@ -132,6 +134,8 @@ class Model:
                     cell.held[owner] = cell.held.get(owner, 0) + wanted
             self.renew(owner, now_us)
         states = [number for _, cell in counters for number in (cell.state.units, cell.state.fraction, sum(cell.held.values()))]
+        if not all(fits):
+            self.cells = before  # a refusal writes nothing, not even that leases have ended
         return (int(all(fits)), int(is_known), *states)
 
     def settle(self, owner: str, now_us: int, moves: list[int]) -> tuple[int, ...]:
