@@ -69,7 +69,7 @@ class UsageSink:
         self.progress[slot * SLOT_WORDS : (slot + 1) * SLOT_WORDS] = memoryview(array.array("Q", [0] * SLOT_WORDS))
         return slot
 
-    def checkpoint(self, request_id: str, used: Quantities) -> None:
+    def checkpoint(self, request_id: str, used: Quantities, retries: int) -> None:
         assert request_id in {admit.request_id for admit in self._taken.values()}
         self.checkpoints.append(used)
 

@@ -29,7 +29,7 @@ async def request(opened: Spool, number: int, chance: random.Random) -> None:
         tokens += chance.randint(1, 9)
         opened.progress[slot * SLOT_WORDS + OUTPUT_WORD] = tokens
         if chance.random() < 0.3:
-            opened.checkpoint(of.request_id, Quantities(output=tokens))
+            opened.checkpoint(of.request_id, Quantities(output=tokens), 0)
         await asyncio.sleep(chance.random() * 0.004)
     await ended(opened, slot, final(of, used=Quantities(output=tokens)))
     os.write(1, of.request_id.encode() + b"\n")

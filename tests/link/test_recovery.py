@@ -16,7 +16,7 @@ from tollway.domain.usage import TOKENS_MAX, Close, Final, Outcome, Record, Usag
 from tollway.link.epochs import Epoch, list_epochs, lock, read_start
 from tollway.link.recovery import Recovered, recover, recover_dead
 from tollway.link.spool import Spool, SpoolOptions
-from tollway.wire.progress_slots import FIRST_TOKEN_WORD, OUTPUT_WORD, SLOT_WORDS, write_quantities
+from tollway.wire.progress_slots import FIRST_TOKEN_WORD, OUTPUT_WORD, RETRIES_WORD, SLOT_WORDS, write_quantities
 
 OPTIONS = SpoolOptions(segment_bytes=16_384, slots_max=16, tick_seconds=3600)
 
@@ -56,7 +56,7 @@ async def three_requests(opened: Spool) -> None:
     """One ended, two open: one with a checkpoint, one with progress in shared memory."""
     first, second, third = (opened.admit(encode(admit(number))) for number in (1, 2, 3))
     await ended(opened, first, final(admit(1)))
-    opened.checkpoint(admit(2).request_id, Quantities(50, 0, 7))
+    opened.checkpoint(admit(2).request_id, Quantities(50, 0, 7), 0)
     write_quantities(opened.progress, third, Quantities(90, 0, 11))
     opened.progress[third * SLOT_WORDS + FIRST_TOKEN_WORD] = admit(3).admitted_at + 5
     write_quantities(opened.progress, second, Quantities(50, 0, 9))
@@ -88,6 +88,35 @@ class TestOwed:
         assert third.first_token_at == admit(3).admitted_at + 5
         assert fourth.used == Quantities()
         assert second.ended_at == max(final(admit(1)).ended_at, epoch.number)
+
+    def test_counts_of_the_upstream_that_was_left_are_not_billed_though_they_are_more(self, tmp_path: Path) -> None:
+        def act(opened: Spool) -> None:
+            slot = opened.admit(encode(admit(1)))
+            opened.checkpoint(admit(1).request_id, Quantities(250), 0)
+            write_quantities(opened.progress, slot, Quantities(135, 0, 16))
+            opened.progress[slot * SLOT_WORDS + RETRIES_WORD] = 1
+            opened.admit(encode(admit(2)))  # writes the checkpoint along
+
+        epoch = image(tmp_path, act, ROOMY)
+        recover(epoch, alarm=no_alarm)
+        assert by_id(read_epoch(epoch))[admit(1).request_id].used == Quantities(135, 0, 16)
+
+    def test_counts_of_the_upstream_that_was_left_stay_behind_in_the_header_of_a_segment(self, tmp_path: Path) -> None:
+        async def act(opened: Spool) -> None:
+            slot = opened.admit(encode(admit(0)))
+            opened.checkpoint(admit(0).request_id, Quantities(250), 0)
+            write_quantities(opened.progress, slot, Quantities(135, 0, 16))
+            opened.progress[slot * SLOT_WORDS + RETRIES_WORD] = 1
+            for number in range(1, 200):
+                while not opened.is_writable():
+                    await asyncio.sleep(0.005)
+                await ended(opened, opened.admit(encode(admit(number))), final(admit(number)))
+            assert opened.metrics.segments > 1
+
+        epoch = image(tmp_path, act, ROOMY)
+        (epoch.directory / "progress.map").unlink()
+        recover(epoch, alarm=no_alarm)
+        assert by_id(read_epoch(epoch))[admit(0).request_id].used == Quantities(135, 0, 16)
 
     def test_without_the_map_the_checkpoint_counts(self, tmp_path: Path) -> None:
         epoch = image(tmp_path, three_requests, ROOMY)

@@ -55,7 +55,7 @@ class TestWritten:
     async def test_admit_is_in_the_file_when_it_returns(self, tmp_path: Path) -> None:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
         opened.admit(encode(admit(1)))
-        opened.checkpoint(admit(1).request_id, Quantities(5))
+        opened.checkpoint(admit(1).request_id, Quantities(5), 0)
         assert read_only_epoch(tmp_path) == [admit(1)]
         opened.admit(encode(admit(2)))
         assert [type(record) for record in read_only_epoch(tmp_path)] == [type(admit(1)), Progress, type(admit(1))]
@@ -89,7 +89,7 @@ class TestWritten:
         for number in range(200):
             await writable(opened)
             slot = opened.admit(encode(admit(number)))
-            opened.checkpoint(admit(number).request_id, Quantities(number))
+            opened.checkpoint(admit(number).request_id, Quantities(number), 0)
             await ended(opened, slot, final(admit(number)))
         await opened.close()
         (epoch,) = list_epochs(tmp_path)
@@ -202,7 +202,7 @@ class TestDiskFull:
                 except Fault:
                     pass
                 else:
-                    opened.checkpoint(admit(number).request_id, Quantities(number))
+                    opened.checkpoint(admit(number).request_id, Quantities(number), 0)
             if chance.random() < 0.2:
                 await asyncio.sleep(0)
         waiting += [ended(opened, slot, final(admit(done, model=long))) for done, slot in open_requests]

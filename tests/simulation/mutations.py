@@ -147,10 +147,19 @@ MUTATIONS = (
     Mutation(
         "merge counts class by class",
         "link/recovery.py",
-        "    return a if _total(a) > _total(b) else b\n",
-        "    return Quantities(*(max(getattr(a, name), getattr(b, name)) for name in a.__struct_fields__))\n",
+        "    return OpenRequest(request.seq, used, request.admit, retries)\n",
+        "    used = Quantities(*(max(getattr(used, name), getattr(request.used, name)) for name in used.__struct_fields__))\n"
+        "    return OpenRequest(request.seq, used, request.admit, retries)\n",
         "tokens that moved to another class are billed in both",
         seed=272,
+    ),
+    Mutation(
+        "count more of the engine that was left",
+        "link/recovery.py",
+        "    if (request.retries, _total(request.used)) > (retries, _total(used)):\n",
+        "    if _total(request.used) > _total(used):\n",
+        "what an engine reported that was left for another one is billed, because it is more",
+        check=("tests/link/test_recovery.py", "-k", "left"),
     ),
     Mutation(
         "end at the time of recovery",

@@ -85,11 +85,15 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="reco
     test: bool = False
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="progress"):
-    """The output that a stream had delivered at some point: enough to bill it if the gateway dies."""
+class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="progress", omit_defaults=True):
+    """The output that a stream had delivered at some point: enough to bill it if the gateway dies.
+
+    `retries`: upstreams that were asked before the one that delivered it. What those used is not the request's.
+    """
 
     request_id: str
     used: Quantities
+    retries: int = 0
 
 
 class Final(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="record", tag="final", omit_defaults=True):

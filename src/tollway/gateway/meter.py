@@ -27,7 +27,7 @@ from tollway.domain.usage import (
 from tollway.gateway.driver import OVER, ShieldedWaiter, Waiter
 from tollway.gateway.ports import UsageSink
 from tollway.gateway.request import Call, ClientGone, Ending, Permit
-from tollway.wire.progress_slots import FIRST_TOKEN_WORD, OUTPUT_WORD, SLOT_WORDS, write_quantities
+from tollway.wire.progress_slots import FIRST_TOKEN_WORD, OUTPUT_WORD, RETRIES_WORD, SLOT_WORDS, write_quantities
 
 _TIMEOUTS = frozenset(
     {
@@ -96,13 +96,14 @@ class Record(Ending):
         self.deployment_id = deployment_id
         self.anomaly = None
         self.input_estimate = 0
-        if self._used is not NOTHING:
+        if self.attempts > 1:
             self._used = NOTHING
             self._output = 0
             self.source = UsageSource.NONE
             self.first_token_at = None
             write_quantities(self._progress, self._slot, NOTHING)
             self._progress[self._first_token_word] = 0
+            self._progress[self._slot * SLOT_WORDS + RETRIES_WORD] = self.attempts - 1
 
     def note(self, used: Quantities, source: UsageSource) -> None:
         """Note what is known to be used so far: kept where a crash cannot reach it, before the bytes that carry it go to the client."""
@@ -128,7 +129,7 @@ class Record(Ending):
 
     def checkpoint(self) -> None:
         """Make what is known so far durable with the next group commit, against a loss of power."""
-        self._sink.checkpoint(self._request_id, self.used)
+        self._sink.checkpoint(self._request_id, self.used, self.attempts - 1)
 
     def finish(self, outcome: Outcome, error: str | None = None) -> Waiter:
         """Write FINAL; await it to know that it is durable. Raises Fault metering_unavailable then, if it never will be."""

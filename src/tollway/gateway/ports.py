@@ -29,8 +29,8 @@ class UsageSink(Protocol):
         (no slot free); then nothing was written and no FINAL is owed."""
         ...
 
-    def checkpoint(self, request_id: str, used: Quantities) -> None:
-        """Write PROGRESS with the next group commit. Never blocks, never fails the request."""
+    def checkpoint(self, request_id: str, used: Quantities, retries: int) -> None:
+        """Write PROGRESS with the next group commit; `retries` as in the record. Never blocks, never fails the request."""
         ...
 
     def final(self, slot: int, final: bytes, done: Callable[[Fault | None], None]) -> None:

@@ -54,12 +54,14 @@ class SpoolDamaged(Exception):
         self.where = where
 
 
-class OpenRequest(msgspec.Struct, frozen=True):
-    """A request that had no FINAL yet when a segment began: the seq of its ADMIT, what it had used, and the ADMIT."""
+class OpenRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A request that had no FINAL yet when a segment began: the seq of its ADMIT, what it had used, the ADMIT, and how many upstreams were
+    asked before the one that these counts are of."""
 
     seq: int
     used: Quantities
     admit: Admit
+    retries: int = 0
 
 
 class SegmentStart(msgspec.Struct, frozen=True, kw_only=True):

@@ -55,7 +55,7 @@ from tollway.link.epochs import (
     write_all,
     write_file,
 )
-from tollway.wire.progress_slots import FIRST_TOKEN_WORD, SLOT_WORDS, read_quantities
+from tollway.wire.progress_slots import FIRST_TOKEN_WORD, RETRIES_WORD, SLOT_WORDS, read_quantities
 from tollway.wire.segments import HEAD_BYTES, Reader, Tail, extend
 
 _SEGMENT_BYTES_MIN = 1 << 20
@@ -94,7 +94,7 @@ class _Requests:
                 request = self.by_id.get(record.request_id)
                 if request is None:
                     raise ValueError("PROGRESS of a request that is not open")
-                self.by_id[record.request_id] = OpenRequest(request.seq, later(request.used, record.used), request.admit)
+                self.by_id[record.request_id] = _advance(request, record.used, record.retries)
             case Final():
                 if self.by_id.pop(record.admit.request_id, None) is None:
                     raise ValueError("FINAL of a request that is not open")
@@ -105,10 +105,13 @@ class _Requests:
                 self.is_closed = True
 
 
-def later(a: Quantities, b: Quantities) -> Quantities:
-    """The later of two running totals of one request: the one that counts more, or `b`. Never a mixture: an engine's last
-    report moves tokens from one class to another, and a maximum class by class would bill them in both."""
-    return a if _total(a) > _total(b) else b
+def _advance(request: OpenRequest, used: Quantities, retries: int) -> OpenRequest:
+    """Return the request with the later of two running totals: that of the later attempt, of one attempt the one that counts more, or
+    `used`. Never a mixture: an engine's last report moves tokens from one class to another, and a maximum class by class would bill them
+    in both."""
+    if (request.retries, _total(request.used)) > (retries, _total(used)):
+        return request
+    return OpenRequest(request.seq, used, request.admit, retries)
 
 
 def _total(used: Quantities) -> int:
@@ -343,25 +346,37 @@ def _remove_unbegun(epoch: Epoch) -> None:
     sync_directory(epoch.directory.parent, disk)
 
 
-def _read_slots(epoch: Epoch) -> dict[int, tuple[Quantities, int | None]]:
-    """Return progress.map by ADMIT seq: counts, and the instant of the first token."""
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Content of a slot of progress.map."""
+
+    used: Quantities
+    first_token_at: int | None
+    retries: int
+
+
+def _read_slots(epoch: Epoch) -> dict[int, _Slot]:
+    """Return progress.map by ADMIT seq."""
     words = array.array("Q")
     try:
         content = epoch.disk.read(epoch.directory / "progress.map")
     except FileNotFoundError:
         return {}
     words.frombytes(content[: len(content) - len(content) % (8 * SLOT_WORDS)])
-    slots: dict[int, tuple[Quantities, int | None]] = {}
+    slots: dict[int, _Slot] = {}
     for slot in range(len(words) // SLOT_WORDS):
         seq = words[slot * SLOT_WORDS]
         if seq:
-            slots[seq] = read_quantities(words, slot), words[slot * SLOT_WORDS + FIRST_TOKEN_WORD] or None
+            at = slot * SLOT_WORDS
+            slots[seq] = _Slot(read_quantities(words, slot), words[at + FIRST_TOKEN_WORD] or None, words[at + RETRIES_WORD])
     return slots
 
 
-def _with_slot(request: OpenRequest, slots: dict[int, tuple[Quantities, int | None]]) -> tuple[OpenRequest, int | None]:
-    used, first_token_at = slots.get(request.seq, (NOTHING, None))
-    return OpenRequest(request.seq, later(request.used, used), request.admit), first_token_at
+def _with_slot(request: OpenRequest, slots: dict[int, _Slot]) -> tuple[OpenRequest, int | None]:
+    slot = slots.get(request.seq)
+    if slot is None:
+        return request, None
+    return _advance(request, slot.used, slot.retries), slot.first_token_at
 
 
 class _Appender:

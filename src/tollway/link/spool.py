@@ -58,7 +58,7 @@ from tollway.link.epochs import (
     write_node,
 )
 from tollway.link.recovery import Alarm, finish, recover, recover_dead
-from tollway.wire.progress_slots import SLOT_WORDS, read_quantities
+from tollway.wire.progress_slots import RETRIES_WORD, SLOT_WORDS, read_quantities
 from tollway.wire.segments import HEAD_BYTES, extend
 
 ADMIT_BYTES_MAX = 640
@@ -285,12 +285,12 @@ class Spool:
             self._prepare()
         return slot
 
-    def checkpoint(self, request_id: str, used: Quantities) -> None:
+    def checkpoint(self, request_id: str, used: Quantities, retries: int) -> None:
         """Write PROGRESS with the next commit. Left out where space is short: it is a comfort, FINALs are a debt."""
         if self._has_failed or not self._has_space():
             self.metrics.checkpoints_dropped += 1
             return
-        self._append(encode(Progress(request_id=request_id, used=used)))
+        self._append(encode(Progress(request_id=request_id, used=used, retries=retries)))
         if self._end - self._written > BUFFER_BYTES_MAX:
             self._flush()
 
@@ -384,7 +384,12 @@ class Spool:
 
     def _list_open(self) -> tuple[OpenRequest, ...]:
         return tuple(
-            OpenRequest(self.progress[slot * SLOT_WORDS], read_quantities(self.progress, slot), decode_admit(admit))
+            OpenRequest(
+                self.progress[slot * SLOT_WORDS],
+                read_quantities(self.progress, slot),
+                decode_admit(admit),
+                self.progress[slot * SLOT_WORDS + RETRIES_WORD],
+            )
             for slot, admit in enumerate(self._admits)
             if admit is not None
         )

@@ -37,7 +37,7 @@ class UnavailableSpool:
         """Raise Fault SPOOL_UNAVAILABLE."""
         raise Fault(SPOOL_UNAVAILABLE, detail="the disk of the spool cannot be written")
 
-    def checkpoint(self, request_id: str, used: Quantities) -> None:
+    def checkpoint(self, request_id: str, used: Quantities, retries: int) -> None:
         """Never asked for: nothing was admitted."""
         raise AssertionError("nothing was admitted")
 

@@ -1,7 +1,8 @@
 """Layout of a slot of the progress table: the counts of a running request, in memory that outlives the process.
 
 A slot is SLOT_WORDS words of 64 bits in native byte order. Word 0 belongs to the spool (the sequence of the slot's ADMIT, 0 for a free
-slot). The quantity classes follow in the order of the table of billing classes, then the instant of the first token.
+slot). The quantity classes follow in the order of the table of billing classes, then the instant of the first token, then the number of
+retries before the attempt that the counts are of.
 """
 
 import array
@@ -20,7 +21,10 @@ OUTPUT_WORD: Final = 1 + QUANTITY_CLASSES.index(BillingClass.OUTPUT)
 FIRST_TOKEN_WORD: Final = 1 + len(QUANTITY_CLASSES)
 """Word of the instant of the first token in UTC microseconds; 0 while there is none."""
 
-assert FIRST_TOKEN_WORD < SLOT_WORDS, "a slot has a word for each quantity class; a larger slot needs a new version of the spool"
+RETRIES_WORD: Final = FIRST_TOKEN_WORD + 1
+"""Word of the number of upstreams that were asked before the one whose counts these are."""
+
+assert RETRIES_WORD < SLOT_WORDS, "a slot has a word for each quantity class; a larger slot needs a new version of the spool"
 
 _pack_quantities = struct.Struct(f"@{len(QUANTITY_CLASSES)}Q").pack_into
 
