@@ -123,7 +123,8 @@ class TestFollowing:
             await until(lambda: control.version in control.acks)
         assert all(stored >= acked for acked, stored in seen)
 
-    async def test_a_restart_goes_on_from_the_copy_without_control(self, tmp_path: Path) -> None:
+    async def test_a_restart_goes_on_from_the_copy_without_control(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(snapshots, "FIRST_CONTACT_SECONDS", 0.0)
         control, mirror = Publisher(), Mirror()
         control.publish("organization", organization(1).id, organization(1))
         async with LinkServer(control.answer) as server, running(follower(mirror, tmp_path, server.url)):
@@ -168,7 +169,8 @@ class TestFollowing:
                 await until(lambda: mirror.version == 50)
         assert mirror.entries == control.entries
 
-    async def test_an_older_snapshot_never_takes_the_place_of_a_newer(self, tmp_path: Path) -> None:
+    async def test_an_older_snapshot_never_takes_the_place_of_a_newer(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(snapshots, "FIRST_CONTACT_SECONDS", 0.0)
         write_copy(tmp_path, 9, [organization(1)])
         control, mirror, alarms = Publisher(version=5), Mirror(), Alarms()
         async with LinkServer(control.answer) as server:
