@@ -1,7 +1,9 @@
 """The follower: in order, without gaps, on disk before it is acknowledged, and never back."""
 
 import asyncio
+import os
 import random
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -168,6 +170,32 @@ class TestFollowing:
             async with running(each):
                 await until(lambda: mirror.version == 50)
         assert mirror.entries == control.entries
+
+    async def test_follower_that_is_stopped_while_the_log_begins_anew_closes_the_new_log(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_copy(tmp_path, 1, [organization(1)])
+        control, mirror, began, may_end = Publisher(version=50, oldest=40), Mirror(), threading.Event(), threading.Event()
+        restart, descriptors = ChangeLog.restart, set(os.listdir("/proc/self/fd"))
+
+        def slow_restart(log: ChangeLog, version: int) -> None:
+            began.set()
+            may_end.wait(30)
+            restart(log, version)
+
+        monkeypatch.setattr(ChangeLog, "restart", slow_restart)
+        async with LinkServer(control.answer) as server:
+            each = follower(mirror, tmp_path, server.url)
+            await each.start()
+            task = asyncio.create_task(each.run())
+            await asyncio.to_thread(began.wait, 30)
+            task.cancel()
+            await asyncio.wait({task}, timeout=0.05)
+            may_end.set()
+            await asyncio.wait({task})
+            await each.close()
+        assert set(os.listdir("/proc/self/fd")) <= descriptors
+        assert on_disk(tmp_path)[0] == 50
 
     async def test_an_older_snapshot_never_takes_the_place_of_a_newer(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(snapshots, "FIRST_CONTACT_SECONDS", 0.0)

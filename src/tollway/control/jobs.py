@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from tollway.domain.faults import Fault
 from tollway.storage import jobs as storage
 from tollway.storage.database import Database
+from tollway.worker_threads import run_in_thread
 
 LEASE_SECONDS = 30.0
 """Time for which a lease is taken or renewed: a job of a killed process is resumed after it."""
@@ -72,14 +73,7 @@ def in_thread(function: Callable[[Turn], None]) -> Callable[[Turn], Awaitable[No
     job is cancelled the thread is waited for, so that it never runs twice in one process."""
 
     async def work(turn: Turn) -> None:
-        thread = asyncio.ensure_future(asyncio.to_thread(function, turn))
-        try:
-            await asyncio.shield(thread)
-        except asyncio.CancelledError:
-            await asyncio.wait({thread})  # a statement of the database ends within its own deadline
-            with suppress(Exception):  # that the work was cancelled matters more than what it met on its way out
-                thread.result()
-            raise
+        await run_in_thread(function, turn)  # waits at most for a statement of the database, which has a deadline
 
     return work
 

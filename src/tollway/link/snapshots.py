@@ -45,6 +45,7 @@ from tollway.link.copies import (
     write_copy,
 )
 from tollway.link.recovery import Alarm
+from tollway.worker_threads import run_in_thread
 
 __all__ = ["Follower", "Target", "load_copy", "write_copy"]
 
@@ -205,7 +206,7 @@ class Follower:
                 await asyncio.sleep(0)
         self._target.finish_reset(copy.version)
         try:
-            self._log = await asyncio.to_thread(ChangeLog, self._directory, copy.version)
+            self._log = await run_in_thread(ChangeLog, self._directory, copy.version)
         except OSError as error:  # a disk that can only be read: the copy serves, and is written anew once that is possible
             self._alarm("snapshot_copy_failed", {"error": str(error)})
             self._copy_is_behind = True
@@ -256,13 +257,13 @@ class Follower:
                 raise _Unusable(f"snapshot format {head.format} is newer than this program's {FORMAT}")
             if head.version < self._target.version:
                 raise _Unusable(f"control's snapshot {head.version} is older than {self._target.version}, which is here")
-            draft = await asyncio.to_thread(SnapshotDraft, self._directory)
+            draft = await run_in_thread(SnapshotDraft, self._directory)
             with draft:
                 await self._read_entries(lines, head, draft)
                 self._heard()
                 self._is_loaded = True
                 async with self._disk:
-                    await asyncio.to_thread(self._put_on_disk, draft, head.version)
+                    await run_in_thread(self._put_on_disk, draft, head.version)
         self._needs_resync = self._copy_is_behind = False
         self._persisted_version = head.version
         self._to_acknowledge.set()
@@ -277,11 +278,11 @@ class Follower:
             slice_lines.append(line)
             count += 1
             if len(slice_lines) == YIELD_ENTRIES:
-                await asyncio.to_thread(draft.write, slice_lines)
+                await run_in_thread(draft.write, slice_lines)
                 slice_lines = []
         if count != head.entries:
             raise _Unusable(f"the snapshot broke off after {count} of {head.entries} entries")
-        await asyncio.to_thread(draft.write, slice_lines)
+        await run_in_thread(draft.write, slice_lines)
         self._pending.clear()
         self._target.finish_reset(head.version)
 
@@ -386,14 +387,14 @@ class Follower:
         if not pending or log is None:
             return
         async with self._disk:
-            await asyncio.to_thread(log.append, pending)
+            await run_in_thread(log.append, pending)
         # A resync meanwhile empties the list and moves the version on; then there is nothing to take off.
         if self._pending[: len(pending)] == pending:
             del self._pending[: len(pending)]
         self._persisted_version = max(self._persisted_version, pending[-1][0])
         async with self._disk:
-            if await asyncio.to_thread(log.is_long):
-                await asyncio.to_thread(log.compact, self._persisted_version)
+            if await run_in_thread(log.is_long):
+                await run_in_thread(log.compact, self._persisted_version)
 
     async def _confirm_copy(self) -> None:
         """Note on disk when control confirmed last, if everything that it published until then is on disk too."""
@@ -402,7 +403,7 @@ class Follower:
             return
         self._confirmation_due_at = heard_at + CONFIRMATION_SECONDS
         at = self._clock() - int((_uptime() - heard_at) * 1_000_000)
-        await asyncio.to_thread(write_confirmation, self._directory, Confirmation(version, at))
+        await run_in_thread(write_confirmation, self._directory, Confirmation(version, at))
 
 
 def _uptime() -> float:
