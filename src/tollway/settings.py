@@ -35,7 +35,7 @@ OTHER_VARIABLES = {
     "TOLLWAY_NODE_ID": "The node that a gateway is: node_... Each gateway has its own.",
     "TOLLWAY_NODE_KEY": "Key with which a gateway identifies itself to control: tw_node_... Each gateway has its own.",
     "TOLLWAY_JOIN_TOKEN": "Token with which a gateway without a key registers itself once: tw_join_...",
-    "TOLLWAY_LIMITS_REDIS_PASSWORD": "Password of the server of `gateway.limits.redis_url`. Gateways only.",
+    "TOLLWAY_LIMITS_REDIS_PASSWORD": "Password of the server of `gateway.limits.redis_url`. Gateways and control.",
     "TOLLWAY_PLATFORM_KEY": "First operator key: tw_platform_... Control only.",
     "TOLLWAY_SECOND_PLATFORM_KEY": "Operator key of a second person, who approves what keys made with the first ask for. Control only.",
     "TOLLWAY_CONTROL_URL": "Address of the control plane, for the commands that administer an installation.",
@@ -245,7 +245,8 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True):
 
     redis_url: str | None = None
     """One Redis (7.0 or later) or Valkey server for all gateways: redis://host:port/database, or rediss:// for TLS, with a user name if the
-    server wants one. The password is the variable TOLLWAY_LIMITS_REDIS_PASSWORD. Without a URL each gateway counts in its own memory."""
+    server wants one. The password is the variable TOLLWAY_LIMITS_REDIS_PASSWORD. Without a URL each gateway counts in its own memory.
+    Control reads it too, to show tenants what is used."""
     decision_seconds: Annotated[float, msgspec.Meta(ge=0.002, le=60)] = 0.005
     """Deadline of the server's answer to one request; then the gateway decides alone, by its share of the limits."""
     lease_seconds: Annotated[float, msgspec.Meta(ge=5, le=3_600)] = 10.0

@@ -1,5 +1,7 @@
 """Limits through the API: at four levels, on all models or one, as gateways are told of them, and mistakes that change nothing."""
 
+import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,12 +10,14 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.control.harness import Running, TenantSetup, answered, make_tenant
+from tests.control.harness import NODE_ID, Running, TenantSetup, answered, make_tenant
 from tollway.control import publish
-from tollway.domain.limits import DIMENSIONS, LimitLevel, Limits
+from tollway.domain.limits import DIMENSIONS, USES_REPORTED_MAX, LevelLimits, LimitLevel, Limits
 from tollway.domain.snapshot import Entry, KeyEntry, OrganizationEntry, ProjectEntry
+from tollway.gateway.counters import MemoryCounters
 from tollway.gateway.principal import principal_of_key
-from tollway.storage import platform_queries
+from tollway.link.limit_reports import LimitReporter
+from tollway.storage import limit_reports, platform_queries
 
 EVERY = {dimension.name: 1000 + place for place, dimension in enumerate(DIMENSIONS)} | {"tokens_per_minute": 5000, "tokens_per_day": 6000}
 MODEL = "limits/large"
@@ -138,19 +142,111 @@ def test_limits_that_bind_a_key_are_listed_with_every_ancestor(control: Running,
 
     def listed(**query: str) -> list[tuple[Any, ...]]:
         data = answered(admin.get("/v1/organization/limits", params=query))["data"]
-        return [(each["level"], each["id"], each["model"], each["tokens_per_day"], each["requests_per_minute"]) for each in data]
+        return [(each["level"], each["id"], each["model"], each["dimension"], each["limit"], each["binds"]) for each in data]
 
-    organization = ("organization", tenant.organization_id, None, 5, None)
-    project = [("project", tenant.project_id, None, 7, None), ("project", tenant.project_id, MODEL, None, 3)]
+    organization = ("organization", tenant.organization_id, None, "tokens_per_day", 5, True)
+    project = [
+        ("project", tenant.project_id, None, "tokens_per_day", 7, False),
+        ("project", tenant.project_id, MODEL, "requests_per_minute", 3, True),
+    ]
     assert listed() == [organization]
     assert listed(project_id=tenant.project_id) == [*project, organization]
-    key = ("api_key", tenant.key_id, None, None, None)
+    key = ("api_key", tenant.key_id, None, "concurrent_requests", 2, True)
     assert listed(project_id=tenant.project_id, api_key_id=tenant.key_id) == [key, *project, organization]
     assert admin.get("/v1/organization/limits", params={"api_key_id": tenant.key_id}).status_code == 400
     assert admin.get("/v1/organization/limits", params={"project_id": "proj_" + "0" * 32}).status_code == 404
     for level, query in ((LimitLevel.PROJECT, {}), (LimitLevel.PROJECT, {"model": MODEL}), (LimitLevel.API_KEY, {})):
         answered(admin.put(by_level[level], params=query, json={}))
     answered(operator.put(by_level[LimitLevel.ORGANIZATION], json={}))
+
+
+OTHER_NODE = "node_" + "7" * 32
+
+
+def test_reports_of_live_gateways_are_added_up_and_drain_until_they_are_read(
+    control: Running, admin: httpx2.Client, tenant: TenantSetup
+) -> None:
+    project, organization = paths(tenant)[LimitLevel.PROJECT], paths(tenant)[LimitLevel.ORGANIZATION]
+    answered(admin.put(project, json={"tokens_per_day": 86_400_000, "concurrent_requests": 10}))
+    answered(control.operator().put(organization, json={"tokens_per_day": 86_400_500}))
+    control.node(OTHER_NODE)
+    start = control.plane.now()
+
+    def report(node_id: str, *uses: tuple[str, str, int, int]) -> None:
+        body = {
+            "uses": [
+                {"subject_id": id, "model": "", "dimension": dimension, "used": used, "held": held} for id, dimension, used, held in uses
+            ]
+        }
+        node = control.node(node_id)
+        answered(node.post("/v1/link/ack", json={"node_id": node_id, "version": 0}))
+        assert answered(node.put(f"/v1/link/limit_uses/{node_id}", json=body)) == {"received": len(uses)}
+
+    def listed() -> tuple[Any, ...]:
+        answer = answered(admin.get("/v1/organization/limits", params={"project_id": tenant.project_id}))
+        shown = [
+            (each["level"], each["dimension"], each["used"], each["reserved"], each["remaining"], each["reset_seconds"], each["binds"])
+            for each in answer["data"]
+        ]
+        return answer["counted_by"], answer["gateways"], shown
+
+    with control.clock.set_to(start):
+        tokens = "tokens_per_day"
+        report(NODE_ID, (tenant.project_id, tokens, 5000, 300), (tenant.project_id, "concurrent_requests", 0, 2))
+        report(OTHER_NODE, (tenant.project_id, tokens, 1000, 0), (tenant.organization_id, tokens, 90_000, 0))
+    with control.clock.set_to(start + 2_000_000):  # 1,000 tokens a second have drained at each gateway
+        assert listed() == (
+            "gateways",
+            2,
+            [
+                ("project", tokens, 3000, 300, 86_396_700, 3.3, False),
+                ("project", "concurrent_requests", 0, 2, 8, None, True),
+                ("organization", tokens, 88_000, 0, 86_312_500, 88.0, True),
+            ],
+        )
+        report(NODE_ID)
+        assert listed()[2][1] == ("project", "concurrent_requests", 0, 0, 10, None, True), "a report replaces the one before"
+    with control.clock.set_to(start + 3_600_000_000):
+        assert listed()[:2] == (None, None), "no gateway lives"
+        assert {each[2:6] for each in listed()[2]} == {(None, None, None, None)}
+    answered(admin.put(project, json={}))
+    answered(control.operator().put(organization, json={}))
+
+
+def test_reports_of_another_gateway_and_malformed_ones_are_refused(control: Running) -> None:
+    node = control.node()
+    assert node.put(f"/v1/link/limit_uses/{OTHER_NODE}", json={"uses": []}).status_code in (403, 404)
+    path = f"/v1/link/limit_uses/{NODE_ID}"
+    use = {"subject_id": "proj_1", "model": "", "dimension": "tokens_per_day", "used": 1, "held": 0}
+    assert node.put(path, json={"uses": [use | {"used": -1}]}).status_code == 400
+    assert node.put(path, json={"uses": [use] * 1001}).status_code == 400
+    answered(node.put(path, json={"uses": [use] * 1000}))
+
+
+async def test_reporter_of_a_gateway_brings_the_limits_with_the_largest_part_used(control: Running) -> None:
+    counters = MemoryCounters()
+
+    def use(id: str, units: int) -> None:
+        bound = counters.bind([LevelLimits(LimitLevel.PROJECT, id, Limits(tokens_per_day=10_000))], time.monotonic_ns())
+        assert counters.reserve(bound, (1, units, 0, 0), time.monotonic_ns()) is not None
+
+    use("proj_light", 10)
+    for number in range(USES_REPORTED_MAX):
+        use(f"proj_{number}", 100 + number)
+    reporter = LimitReporter(counters, control_link_url=control.link_url, node_key=control.node_key, node_id=NODE_ID)
+    task = asyncio.create_task(reporter.run())
+
+    def read() -> dict[str, int]:
+        with control.plane.database.platform(write=False) as tx:
+            return {use.subject_id: use.held for each in limit_reports.list_reports(tx, [NODE_ID]) for use in each.uses}
+
+    async with asyncio.timeout(30):
+        while len(read()) < USES_REPORTED_MAX or "proj_0" not in read():
+            await asyncio.sleep(0.02)
+    assert read() == {f"proj_{number}": 100 + number for number in range(USES_REPORTED_MAX)}
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await reporter.close()
 
 
 def test_rate_limits_of_the_official_sdk_are_the_projects_limits_on_each_model(

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.storage.counter_servers import CounterServer, counter_server, find_servers
-from tollway.domain.limits import MINUTE_NS, LevelLimits, LimitLevel, Limits
-from tollway.gateway.counters import SharedBound, Standing, Units
+from tollway.domain.limits import MINUTE_NS, LevelLimits, LimitLevel, Limits, Standing
+from tollway.gateway.counters import SharedBound, Units
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.shared_counters import SharedCounters, SharedHold, divide
-from tollway.storage.shared_counters import STRIKES_MAX, RedisCounters, StoreOptions
+from tollway.storage.shared_counters import STRIKES_MAX, RedisCounters, StoreOptions, read_states
 
 PATIENCE_SECONDS = 30.0
 ONE: Units = (1, 0, 0, 0)
@@ -97,6 +97,20 @@ async def test_two_gateways_admit_exactly_one_limit(server: CounterServer) -> No
         holds = await asyncio.gather(*(each.reserve(bound) for each, bound in bounds for _ in range(20)))
         assert sum(hold.is_admitted for hold in holds) == 10
         assert one.counters.alone == two.counters.alone == 0
+
+
+async def test_states_are_read_from_outside_of_gateways(server: CounterServer) -> None:
+    async with gateway(server) as each:
+        bound = each.bind(tokens_per_day=1000, concurrent_requests=3)
+        assert (await each.reserve(bound, (1, 900, 0, 0))).is_admitted
+        options = StoreOptions(url=server.url, decision_seconds=5.0)
+        states = await asyncio.to_thread(read_states, options, "org_1", bound.limits)
+        assert states is not None and [(state.units, state.held) for state in states] == [(0, 900), (0, 1)]
+        server.signal(signal.SIGSTOP)
+        try:
+            assert await asyncio.to_thread(read_states, options, "org_1", bound.limits) is None
+        finally:
+            server.signal(signal.SIGCONT)
 
 
 async def test_unused_tokens_return_to_every_gateway_when_a_request_ends(server: CounterServer) -> None:

@@ -236,7 +236,10 @@ class Platform:
     def _read_limits(self, level: str, query: dict[str, str]) -> dict[str, Any]:
         """Return the limits that one level has, on all models and on single ones."""
         listed = [each for each in self._control.get("/organization/limits", **query)["data"] if each["level"] == level]
-        limits = {each["model"]: {dimension.name: each[dimension.name] for dimension in DIMENSIONS} for each in listed}
+        limits: dict[str | None, dict[str, int | None]] = {}
+        for each in listed:
+            of_model = limits.setdefault(each["model"], dict.fromkeys(dimension.name for dimension in DIMENSIONS))
+            of_model[each["dimension"]] = each["limit"]
         of_all = limits.pop(None, dict.fromkeys(dimension.name for dimension in DIMENSIONS))
         return {"limits": of_all, **({"model_limits": limits} if limits else {})}
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tollway.cli.databases import DatabaseUrl, chosen, parse_database_url
-from tollway.cli.processes import Config, DataDir, Link, inherit_or_open, read_settings
+from tollway.cli.processes import Config, DataDir, Link, find_limits_store, inherit_or_open, read_settings
 from tollway.control.reconcile import ReconcileOptions
 from tollway.domain.money import parse_sum
 from tollway.domain.reconciliation import Tolerance
@@ -64,6 +64,7 @@ def control(
             approval_above_pico=_approval_above(settings.control.corrections.approval_above),
             retention_months=settings.control.retention_months,
             close_after_days=settings.control.periods.close_after_days,
+            limits_store=find_limits_store(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
         )
         raise typer.Exit(run_control(options))
 

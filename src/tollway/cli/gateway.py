@@ -16,6 +16,7 @@ from tollway.cli.processes import (
     DrainSeconds,
     Internal,
     Listen,
+    find_limits_store,
     inherit_or_open,
     read_settings,
 )
@@ -33,7 +34,6 @@ from tollway.serve.limit_counters import LimitsOptions
 from tollway.serve.sockets import parse_address
 from tollway.serve.tls import server_context
 from tollway.settings import GatewaySection, LimitsSection, OperatorError
-from tollway.storage.shared_counters import StoreOptions, parse_url
 from tollway.wire.http import HttpBounds
 
 BOUNDS: Final[Mapping[str, type]] = {
@@ -129,17 +129,7 @@ def _as_bounds(section: GatewaySection, name: str) -> Any:
 
 def _limits(section: LimitsSection, password: str | None) -> LimitsOptions:
     """Return where limits are counted. Raises OperatorError for a URL that cannot be used."""
-    if section.redis_url is None:
-        return LimitsOptions(per_gateway=section.per_gateway)
-    try:
-        parse_url(section.redis_url)
-    except ValueError as error:
-        hint = "redis://host:6379/0, with the password in TOLLWAY_LIMITS_REDIS_PASSWORD"
-        raise OperatorError(f"gateway.limits.redis_url is not valid: {error}", hint=hint, exit_code=2) from None
-    store = StoreOptions(
-        url=section.redis_url, password=password, decision_seconds=section.decision_seconds, lease_seconds=section.lease_seconds
-    )
-    return LimitsOptions(store=store, per_gateway=section.per_gateway)
+    return LimitsOptions(store=find_limits_store(section, password), per_gateway=section.per_gateway)
 
 
 def _edge_policy(settings: GatewaySection) -> EdgePolicy | None:

@@ -12,6 +12,8 @@ from tollway.settings import OperatorError, unknown_name
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
+_COLUMNS = ("level", "id", "name", "model", "limit", "size", "used", "reserved", "left", "reset_seconds", "binds")
+
 ApiKey = Annotated[str | None, typer.Option("--api-key", metavar="KEY_ID", help="A key of the project, as `tollway keys list` shows it.")]
 Account = Annotated[str | None, typer.Option("--service-account", metavar="ID", help="A service account of the project.")]
 Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Limits on this model alone, beside those on all models.")]
@@ -27,9 +29,9 @@ def show(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Show every limit that binds the organization, a project or a key, innermost level first.
+    """Show every limit that binds the organization, a project or a key, innermost level first, with what is used and left of it.
 
-    What is used and left of them, a key asks its gateway: `GET /v1/limits`.
+    A limit that binds is, of all levels that limit the same thing, the one with the least left.
     """
     with connect_tenant(control_url, key, data_dir, organization) as control:
         query: dict[str, str] = {}
@@ -37,7 +39,7 @@ def show(
             query["project_id"] = control.get_project(project)["id"]
         if api_key is not None:
             query["api_key_id"] = api_key
-        levels = control.get("/organization/limits", **query)["data"]
+        listed = control.get("/organization/limits", **query)["data"]
         names = _list_names(control, query.get("project_id"))
     rows = [
         {
@@ -45,14 +47,17 @@ def show(
             "id": each["id"],
             "name": names.get(each["id"]),
             "model": each["model"],
-            "limit": dimension.name,
-            "size": each[dimension.name],
+            "limit": each["dimension"],
+            "size": each["limit"],
+            "used": each["used"],
+            "reserved": each["reserved"],
+            "left": each["remaining"],
+            "reset_seconds": each["reset_seconds"],
+            "binds": each["binds"],
         }
-        for each in levels
-        for dimension in DIMENSIONS
-        if each[dimension.name] is not None
+        for each in listed
     ]
-    print_rows(output, ["level", "id", "name", "model", "limit", "size"], rows, none="nothing is limited: see `tollway limits set`")
+    print_rows(output, list(_COLUMNS), rows, none="nothing is limited: see `tollway limits set`")
 
 
 @app.command("set")

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from tollway.serve.sockets import open_listener
-from tollway.settings import OperatorError, Settings, load
+from tollway.settings import LimitsSection, OperatorError, Settings, load
+from tollway.storage.shared_counters import StoreOptions, parse_url
 
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings as YAML.")]
 DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Where everything is kept.", show_default="./tollway-data")]
@@ -42,3 +43,18 @@ def inherit_or_open(descriptor: int | None, address: str, *, option: str) -> soc
 def read_settings(config: Path | None, **options: Any) -> Settings:
     """The settings of this process. `options` as given on the command line, by dotted name with `__` for the point."""
     return load({name.replace("__", "."): value for name, value in options.items()}, os.environ, config)
+
+
+def find_limits_store(section: LimitsSection, password: str | None) -> StoreOptions | None:
+    """Return the server in which gateways share the counters of limits; None if each counts in its own memory. Raises OperatorError for a
+    URL that cannot be used."""
+    if section.redis_url is None:
+        return None
+    try:
+        parse_url(section.redis_url)
+    except ValueError as error:
+        hint = "redis://host:6379/0, with the password in TOLLWAY_LIMITS_REDIS_PASSWORD"
+        raise OperatorError(f"gateway.limits.redis_url is not valid: {error}", hint=hint, exit_code=2) from None
+    return StoreOptions(
+        url=section.redis_url, password=password, decision_seconds=section.decision_seconds, lease_seconds=section.lease_seconds
+    )

@@ -16,6 +16,7 @@ from tollway.domain.keys import RANDOM_BYTES
 from tollway.domain.money import PICO
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.shared_counters import StoreOptions
 from tollway.storage.vault import LocalVault
 
 
@@ -26,6 +27,7 @@ class ControlPlane:
     `peppers`: by version, at most two; new keys use the one of `pepper_version`. `log`: writes one line of structured log.
     `approval_above_pico`: corrections that move more need a second person. `close_after_days`: when periods are closed
     by the job that closes them; None if only operators do. `jobs`: the state of the periodic jobs, for metrics and the readiness page.
+    `limits_store`: where gateways share the counters of limits; None: each counts in its own memory and reports.
     """
 
     database: Database
@@ -41,6 +43,7 @@ class ControlPlane:
     approval_above_pico: int = 100 * PICO
     close_after_days: int | None = None
     jobs: JobStates = field(default_factory=JobStates)
+    limits_store: StoreOptions | None = None
 
     @property
     def archive(self) -> Archive:

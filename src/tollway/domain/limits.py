@@ -12,6 +12,7 @@ space in the bucket and does not drain; what was used is charged when it is sett
 over any window of time the admitted work is at most `burst + rate x window` (docs/limits.md).
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 from math import gcd
 from typing import NamedTuple
@@ -131,6 +132,43 @@ class LevelLimits(NamedTuple):
     id: str
     limits: Limits
     model: str = ""
+
+
+class Standing(NamedTuple):
+    """The state of one limit: units charged and not yet drained, units held by requests under way (for concurrent requests: those that
+    run), units that are left, and when nothing is charged or held any more (None: when requests end)."""
+
+    owner: LevelLimits
+    dimension: Dimension
+    size: int
+    used: int
+    held: int
+    remaining: int
+    reset_ns: int | None
+
+
+def find_binding(standings: Iterable[Standing]) -> list[Standing]:
+    """Return, for each dimension and model, the limit with the least left of all levels; the innermost of equals."""
+    least: dict[tuple[str, str], Standing] = {}
+    for each in standings:
+        key = (each.dimension.name, each.owner.model)
+        if key not in least or each.remaining < least[key].remaining:
+            least[key] = each
+    return list(least.values())
+
+
+class LimitUse(msgspec.Struct, frozen=True):
+    """The use of one limit at one gateway. `subject_id`: of the key, service account, project or organization. `dimension`: its name."""
+
+    subject_id: str
+    model: str
+    dimension: str
+    used: int
+    held: int
+
+
+USES_REPORTED_MAX = 1_000
+"""Limits in one report of a gateway. Where more are in use, those with the largest part used."""
 
 
 class LimitProblem(NamedTuple):

@@ -6,9 +6,10 @@ the instant at which that was its debt. So the state does not depend on the size
 that are held by requests under way are counted beside it and do not drain.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from tollway.domain.limits import Dimension, LevelLimits, Quantity
+from tollway.domain.limits import DIMENSIONS, Dimension, LevelLimits, Quantity, Standing
 
 
 class SharedCounter(NamedTuple):
@@ -22,6 +23,11 @@ class SharedCounter(NamedTuple):
     def window_us(self) -> int:
         """The window in microseconds; 0 for concurrent requests."""
         return self.dimension.window_ns // 1000
+
+
+def list_counters(limits: Sequence[LevelLimits]) -> list[SharedCounter]:
+    """Return the counters of these limits, level by level."""
+    return [SharedCounter(owner, each, size) for owner in limits for each in DIMENSIONS if (size := owner.limits.get(each)) is not None]
 
 
 class CounterState(NamedTuple):
@@ -78,3 +84,13 @@ def find_wait_us(state: CounterState, counter: SharedCounter, units: int) -> int
 def find_reset_us(state: CounterState, counter: SharedCounter) -> int:
     """Return the microseconds until all that is charged or held now would have drained."""
     return -(-((state.units + state.held) * counter.window_us + state.fraction) // counter.size)
+
+
+def list_standings(counters: Sequence[SharedCounter], states: Sequence[CounterState]) -> list[Standing]:
+    """Return how each shared counter stands."""
+    found: list[Standing] = []
+    for counter, state in zip(counters, states, strict=True):
+        used, reset_ns = state.units + (state.fraction > 0), find_reset_us(state, counter) * 1000 if counter.window_us else None
+        remaining = find_remaining(state, counter.size)
+        found.append(Standing(counter.owner, counter.dimension, counter.size, used, state.held, remaining, reset_ns))
+    return found

@@ -12,10 +12,21 @@ A hold does not drain, so it takes up capacity for as long as its request runs. 
 (`_charge_old`): from there on it drains like everything that was used, and streams of many minutes do not shut out their successors.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from tollway.domain.limits import BY_NAME, CONCURRENT_REQUESTS, DIMENSIONS, MINUTE_NS, Dimension, LevelLimits, Quantity, make_rate
+from tollway.domain.limits import (
+    BY_NAME,
+    CONCURRENT_REQUESTS,
+    DIMENSIONS,
+    MINUTE_NS,
+    Dimension,
+    LevelLimits,
+    LimitUse,
+    Quantity,
+    Standing,
+    make_rate,
+)
 from tollway.domain.shared_limits import CounterState, PreparedLimits
 
 UNLIMITED = 2**62
@@ -270,7 +281,7 @@ class MemoryCounters:
             hold.is_charged = True
             _charge([rate for rate in hold.bound.rates if rate.dimension.window_ns == MINUTE_NS], hold.units, hold.units, now_ns)
 
-    def list_standings(self, limits: Iterable[LevelLimits], now_ns: int) -> "list[Standing]":
+    def list_standings(self, limits: Iterable[LevelLimits], now_ns: int) -> list[Standing]:
         """Return how each of these limits stands now."""
         self._charge_old(now_ns)
         bound = self.bind(limits, now_ns)
@@ -288,6 +299,22 @@ class MemoryCounters:
             used, reset_ns = -(-debt // counter.cost), -(-taken // counter.scale)
             found.append(Standing(counter.owner, counter.dimension, counter.size, used, counter.held, remaining, reset_ns))
         return found
+
+    def iterate_uses(self, clock: Callable[[], int]) -> Iterator[tuple[float, LimitUse] | None]:
+        """Yield what is used of each limit, with the part of it that this is; None for an unused one. Others may count between two steps.
+        `clock`: monotonic nanoseconds."""
+        for (id, model), bucket in list(self._buckets.items()):
+            debt = bucket.tat - clock() * bucket.scale if bucket.cost else 0
+            if debt > 0:
+                yield debt / (bucket.scale * MINUTE_NS), LimitUse(id, model, _PER_MINUTE.name, -(-debt // bucket.cost), 0)
+            yield (1.0, LimitUse(id, model, CONCURRENT_REQUESTS.name, 0, bucket.running)) if bucket.running else None
+        for (id, model, dimension), counter in list(self._counters.items()):
+            debt = counter.debt(clock())
+            if debt or counter.held:
+                part = (debt + counter.held * counter.cost) / counter.burst
+                yield part, LimitUse(id, model, dimension, -(-debt // counter.cost), counter.held)
+            else:
+                yield None
 
     def forget_idle(self, now_ns: int) -> None:
         """Drop counters that stand as new ones would, with nothing running or held. At most once a second, because it examines all. Only
@@ -369,19 +396,6 @@ def _settle_charged(hold: Hold, used: Units, now_ns: int) -> None:
     beyond = tuple(max(spent - held, 0) for spent, held in zip(used, units, strict=True))
     _charge([rate for rate in hold.bound.rates if rate.dimension.window_ns == MINUTE_NS], (0, 0, 0, 0), beyond, now_ns)
     _charge([rate for rate in hold.bound.rates if rate.dimension.window_ns != MINUTE_NS], units, used, now_ns)
-
-
-class Standing(NamedTuple):
-    """The state of one limit: units charged and not yet drained, units held by requests under way (for concurrent requests: those that
-    run), units that are left, and when nothing is charged or held any more (None: when requests end)."""
-
-    owner: LevelLimits
-    dimension: Dimension
-    size: int
-    used: int
-    held: int
-    remaining: int
-    reset_ns: int | None
 
 
 class Remainder(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, TOKENS_EXCEEDED, Fault
-from tollway.domain.limits import LevelLimits, LimitLevel
+from tollway.domain.limits import LevelLimits, LimitLevel, Standing, find_binding
 from tollway.domain.usage import UsageSource
 from tollway.gateway.counters import (
     REQUESTS,
@@ -18,7 +18,6 @@ from tollway.gateway.counters import (
     MemoryCounters,
     Refusal,
     Remainder,
-    Standing,
     Units,
     enter,
     find_refusal,
@@ -295,11 +294,7 @@ def _reset_tokens(milliseconds: int) -> bytes:
 
 def describe_limits(standings: Sequence[Standing]) -> list[dict[str, object]]:
     """Return how each limit of a caller stands. `binds`: of the limits on the same thing, this one has the least left."""
-    least: dict[tuple[str, str], Standing] = {}
-    for each in standings:
-        key = (each.dimension.name, each.owner.model)
-        if key not in least or each.remaining < least[key].remaining:
-            least[key] = each
+    binding = find_binding(standings)
     return [
         {
             "object": "limit",
@@ -312,7 +307,7 @@ def describe_limits(standings: Sequence[Standing]) -> list[dict[str, object]]:
             "reserved": each.held,
             "remaining": each.remaining,
             "reset_seconds": None if each.reset_ns is None else -(-each.reset_ns // 1_000_000) / 1000,
-            "binds": each is least[each.dimension.name, each.owner.model],
+            "binds": any(each is other for other in binding),
         }
         for each in standings
     ]

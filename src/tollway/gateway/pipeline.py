@@ -13,6 +13,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
+from tollway.domain.limits import Standing
 from tollway.domain.money import parse_sum
 from tollway.domain.prices import find_list, find_price
 from tollway.domain.usage import ServiceTier
@@ -20,7 +21,6 @@ from tollway.gateway.authenticate import authenticate
 from tollway.gateway.authorize import authorize
 from tollway.gateway.budgets import BudgetHold, describe_budgets
 from tollway.gateway.buffers import BufferHold
-from tollway.gateway.counters import Standing
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.limit import charge_upload, describe_limits, limit, limit_shared

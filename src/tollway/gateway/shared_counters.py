@@ -16,8 +16,17 @@ over.
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
-from tollway.domain.limits import CONCURRENT_REQUESTS, MINUTE_NS, LevelLimits, Limits, Quantity
-from tollway.domain.shared_limits import CounterState, SharedCounter, StoreAnswer, drain, find_remaining, find_reset_us, find_wait_us
+from tollway.domain.limits import CONCURRENT_REQUESTS, MINUTE_NS, LevelLimits, Limits, Quantity, Standing
+from tollway.domain.shared_limits import (
+    CounterState,
+    SharedCounter,
+    StoreAnswer,
+    drain,
+    find_remaining,
+    find_reset_us,
+    find_wait_us,
+    list_standings,
+)
 from tollway.gateway.counters import (
     QUANTITIES,
     REQUESTS,
@@ -30,7 +39,6 @@ from tollway.gateway.counters import (
     Refusal,
     Remainder,
     SharedBound,
-    Standing,
     Units,
     find_later,
 )
@@ -138,7 +146,7 @@ class SharedCounters:
                 return
             is_over = True
             if answer is not None:
-                done(list_shared_standings(bound.prepared.counters, answer.states))
+                done(list_standings(bound.prepared.counters, answer.states))
             else:
                 now_ns = self._clock()
                 self._prepare_share(bound, now_ns)
@@ -384,16 +392,6 @@ def _charge_minute(hold: SharedHold, counter: SharedCounter) -> tuple[int, int]:
 
 def _charge_of(counter: SharedCounter, used: Units) -> int:
     return used[QUANTITIES.index(counter.dimension.quantity)] if counter.window_us else 0
-
-
-def list_shared_standings(counters: Sequence[SharedCounter], states: Sequence[CounterState]) -> list[Standing]:
-    """Return how each shared counter stands."""
-    found: list[Standing] = []
-    for counter, state in zip(counters, states, strict=True):
-        used, reset_ns = state.units + (state.fraction > 0), find_reset_us(state, counter) * 1000 if counter.window_us else None
-        remaining = find_remaining(state, counter.size)
-        found.append(Standing(counter.owner, counter.dimension, counter.size, used, state.held, remaining, reset_ns))
-    return found
 
 
 def find_shared_tightest(counters: Sequence[SharedCounter], states: Sequence[CounterState]) -> tuple[Remainder | None, Remainder | None]:

@@ -43,6 +43,7 @@ from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, s
 from tollway.serve.http_protocol import StrictProtocol
 from tollway.serve.sockets import url_of
 from tollway.storage.database import Database
+from tollway.storage.shared_counters import StoreOptions
 from tollway.storage.vault import LocalVault
 from tollway.telemetry import LogWriter
 
@@ -98,7 +99,7 @@ class ControlSettings:
     records are kept. `peppers` by version (at most two, 32 bytes each), `vault_key` 32 bytes. `platform_key` becomes the only one of the
     settings, `node` is registered with its key; None leaves what the database has. `approval_above_pico`: corrections
     that move more need a second person. `reconcile`: how engines' counters are read; None reads none. `close_after_days`: when
-    periods are closed without being asked; None never."""
+    periods are closed without being asked; None never. `limits_store`: where gateways share the counters of limits."""
 
     database_url: str = field(repr=False)
     archive_directory: Path
@@ -115,6 +116,7 @@ class ControlSettings:
     approval_above_pico: int = 100 * PICO
     retention_months: int = 0
     close_after_days: int | None = None
+    limits_store: StoreOptions | None = None
 
 
 def now() -> int:
@@ -199,6 +201,7 @@ def run_control(settings: ControlSettings) -> int:
                 reconciliation=Reconciliation(settings.tolerance),
                 approval_above_pico=settings.approval_above_pico,
                 close_after_days=settings.close_after_days,
+                limits_store=settings.limits_store,
             )
             database.on_publish(plane.publications.advance)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

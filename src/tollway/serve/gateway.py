@@ -40,6 +40,7 @@ from tollway.gateway.relay import RelayBounds
 from tollway.gateway.upstreams import probes
 from tollway.link.joining import join
 from tollway.link.leases import LeaseClient
+from tollway.link.limit_reports import LimitReporter
 from tollway.link.recovery import Alarm
 from tollway.link.shipper import Shipper
 from tollway.link.snapshots import Follower
@@ -215,6 +216,7 @@ class _Link:
     background: BackgroundTasks
     follower: Follower
     joined: asyncio.Event
+    reporter: LimitReporter | None = None
     shipper: Shipper | None = None
     leases: LeaseClient | None = None
 
@@ -249,8 +251,9 @@ class _Link:
     async def close(self) -> None:
         """Ship what is left and close the connections. Call it once the background tasks have ended."""
         await self.follower.close()
-        if self.leases is not None:
-            await self.leases.close()
+        for client in (self.leases, self.reporter):
+            if client is not None:
+                await client.close()
         if self.shipper is not None:
             await self.shipper.finish(FINISH_SECONDS)
 
@@ -291,6 +294,10 @@ async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, backg
             joined.set()
         background.start("follower", partial(_run_after, joined, follower.run))
         background.start("acknowledger", follower.acknowledge)
+        if plane.shared_counters is None:
+            reporter = LimitReporter(plane.counters, control_link_url=url, node_key=node.key, node_id=node.node_id)
+            background.start("limit reports", partial(_run_after, joined, reporter.run))
+            return _Link(options, plane, alarm, background, follower, joined, reporter)
     return _Link(options, plane, alarm, background, follower, joined)
 
 

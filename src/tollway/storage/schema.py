@@ -204,6 +204,14 @@ nodes = sa.Table(  # gateways; their keys are rows of api_keys
     sa.Column("revoked_at", sa.BigInteger),
 )
 
+limit_reports = sa.Table(  # what each gateway that counts limits in its own memory said of them last
+    "limit_reports",
+    metadata,
+    sa.Column("node_id", sa.String(64), sa.ForeignKey("nodes.id"), primary_key=True),
+    sa.Column("reported_at", sa.BigInteger, nullable=False),
+    sa.Column("uses", sa.Text, nullable=False),  # JSON
+)
+
 join_tokens = sa.Table(
     "join_tokens",
     metadata,

@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tollway.domain.limits import DIMENSIONS, LevelLimits, Quantity
-from tollway.domain.shared_limits import CounterState, PreparedLimits, SharedCounter, StoreAnswer
+from tollway.domain.limits import LevelLimits, Quantity
+from tollway.domain.shared_limits import CounterState, PreparedLimits, SharedCounter, StoreAnswer, list_counters
 from tollway.wire.resp import Reply, ReplyError, ReplyReader, encode_command
 
 GRACE_SECONDS = 0.001
@@ -233,7 +233,7 @@ def prepare(organization_id: str, limits: Sequence[LevelLimits]) -> PreparedLimi
     keys = [_name_leases(organization_id)]
     shape: list[list[tuple[str, int, int, int]]] = []
     for owner in limits:
-        of_level = [SharedCounter(owner, dimension, size) for dimension in DIMENSIONS if (size := owner.limits.get(dimension)) is not None]
+        of_level = list_counters([owner])
         if of_level:
             keys.append(f"{_PREFIX}:{{{organization_id}}}:{owner.id}:{owner.model}".encode())
             shape.append(
@@ -521,7 +521,7 @@ class RedisCounters:
         try:
             while True:
                 self._lost.clear()
-                reason = await self._connect()
+                reason = await self.connect()
                 if not reason:
                     if unavailable_since is not None:
                         seconds = round(time.monotonic() - unavailable_since, 3)
@@ -534,15 +534,19 @@ class RedisCounters:
                     self._alarm("limits_store_unavailable", {"reason": reason})
                 await asyncio.sleep(PROBE_SECONDS)
         finally:
-            self._open_circuit("the gateway stops")
+            self.disconnect("the gateway stops")
 
     async def probe(self) -> str:
         """Connect once, as a gateway does, and end the connection. Return why the server cannot be used, or an empty text."""
-        reason = await self._connect()
-        self._open_circuit("only asked whether it can be used")
+        reason = await self.connect()
+        self.disconnect("only asked whether it can be used")
         return reason
 
-    async def _connect(self) -> str:
+    def disconnect(self, reason: str) -> None:
+        """End the connection; every open call is reported as unanswered."""
+        self._open_circuit(reason)
+
+    async def connect(self) -> str:
         """Connect and prove that the server can be used. Return why not, or an empty text."""
         address = self._address
         loop = asyncio.get_running_loop()
@@ -591,6 +595,23 @@ class RedisCounters:
         future: asyncio.Future[Reply] = loop.create_future()
         connection.send(command, lambda reply: None if future.done() else future.set_result(reply), loop.time())
         return await future
+
+
+def read_states(options: StoreOptions, organization_id: str, limits: Sequence[LevelLimits]) -> tuple[CounterState, ...] | None:
+    """Return the states of these limits' counters, over a connection of its own; None if the server cannot be used. Blocks for at most
+    CONNECT_SECONDS and the deadlines of two decisions. Raises ValueError if the URL is not valid."""
+
+    async def read() -> tuple[CounterState, ...] | None:
+        store = RedisCounters(options, recover=lambda: None, alarm=lambda _event, _fields: None)
+        if await store.connect():
+            return None
+        answered: asyncio.Future[StoreAnswer | None] = asyncio.get_running_loop().create_future()
+        store.read(prepare(organization_id, limits), answered.set_result)
+        answer = await answered
+        store.disconnect("the counters were read")
+        return None if answer is None else answer.states
+
+    return asyncio.run(read())
 
 
 _NO_SHAPE = msgspec.msgpack.encode([])

@@ -98,7 +98,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     quarantined_records.router,
     operator_keys.router,
 )
-LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router, budgets.link_router)
+LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router, budgets.link_router, limits.link_router)
 
 
 def create_apps(plane: ControlPlane) -> tuple[FastAPI, FastAPI]:

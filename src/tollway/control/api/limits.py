@@ -7,25 +7,26 @@ from typing import Annotated
 
 from fastapi import Query
 
-from tollway.control import limits
+from tollway.control import access, limits
 from tollway.control.api import routes
-from tollway.control.api.routes import OrganizationAdmin, Plane, PlatformOperator
+from tollway.control.api.limit_schemas import BindingLimitsList, LimitUsesIn, LimitUsesOut, binding_limits_out
+from tollway.control.api.routes import Node, OrganizationAdmin, Plane, PlatformOperator
 from tollway.control.api.schemas import (
     RATE_LIMIT_PREFIX,
-    BindingLimitsList,
     LimitsOut,
     LimitsWrite,
     ListOut,
     ModelName,
     RateLimitOut,
     RateLimitWrite,
-    binding_limits_out,
     limits_out,
     rate_limit_out,
 )
+from tollway.control.limit_uses import find_standings, store_report
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 
 router = routes.router(tags=["limits"])
+link_router = routes.router(tags=["link"])
 
 OfModel = Annotated[ModelName | None, Query(description="The model that is limited; all models together if left out.")]
 
@@ -37,12 +38,23 @@ def list_binding_limits(
     project_id: Annotated[str | None, Query(description="Limits that bind this project.")] = None,
     api_key_id: Annotated[str | None, Query(description="Limits that bind this key of the project.")] = None,
 ) -> BindingLimitsList:
-    """Every limit that binds the organization, a project or a key, innermost level first. What is used and left of them each gateway
-    knows: ask it with an inference key, `GET /v1/limits`."""
+    """Every limit that binds the organization, a project or a key, innermost level first, with what is used and left of it, and of which
+    level the limit binds. `counted_by` says where the use comes from: the store that gateways share (`store`), or the latest reports of the
+    live gateways (`gateways`), which are added up and at most a few seconds old. Null: neither could be read, and use is null."""
     if api_key_id is not None and project_id is None:
         raise Fault(PARAMETER_INVALID, param="project_id", message="Name the project of the key.")
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        return binding_limits_out(limits.list_binding_limits(tx, project_id, api_key_id))
+        binding = limits.list_binding_limits(tx, project_id, api_key_id)
+    return binding_limits_out(find_standings(plane.database, plane.limits_store, caller.organization_id, binding, plane.now()))
+
+
+@link_router.put("/v1/link/limit_uses/{node_id}")
+def report_limit_uses(caller: Node, plane: Plane, node_id: str, body: LimitUsesIn) -> LimitUsesOut:
+    """Report what is used of limits at the calling gateway. Replaces its report before."""
+    access.require_own(caller, node_id)
+    with plane.database.platform() as tx:
+        store_report(tx, node_id, body.to_uses(), plane.now())
+    return LimitUsesOut(received=len(body.uses))
 
 
 @router.get("/v1/organization/projects/{project_id}/limits")

@@ -5,7 +5,7 @@ as exact strings. The functions `..._out` turn what we hold into what we show.
 """
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, create_model
@@ -22,7 +22,6 @@ from tollway.domain.limits import (
     REQUESTS_PER_MINUTE_MAX,
     TOKENS_PER_MINUTE_MAX,
     Dimension,
-    LevelLimits,
     Limits,
     Quantity,
 )
@@ -345,32 +344,6 @@ class LimitsOut(_LimitFieldsOut):
 def limits_out(limits: Limits) -> LimitsOut:
     """Return the limits as the API shows them."""
     return LimitsOut.model_validate(limits.to_dict())
-
-
-class BindingLimitsOut(_LimitFieldsOut):
-    """The limits of one level that binds a key, a project or the organization."""
-
-    object: Literal["limits"] = "limits"
-    level: Annotated[str, Field(description="The kind of what is limited.", examples=["project"])]
-    id: Annotated[str, Field(description="The id of what is limited.", examples=["proj_0000000000000000000000000000"])]
-    model: Annotated[str | None, Field(description="The model that is limited; null for all models together.", examples=["llama-70b"])]
-
-
-class BindingLimitsList(Out):
-    """Every limit that binds, innermost level first."""
-
-    object: Literal["list"] = "list"
-    data: list[BindingLimitsOut]
-
-
-def binding_limits_out(limits: Sequence[LevelLimits]) -> BindingLimitsList:
-    """Return limits of several levels as the API shows them."""
-    return BindingLimitsList(
-        data=[
-            BindingLimitsOut.model_validate({"level": str(each.level), "id": each.id, "model": each.model or None, **each.limits.to_dict()})
-            for each in limits
-        ]
-    )
 
 
 RATE_LIMIT_FIELDS = {

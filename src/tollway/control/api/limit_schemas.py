@@ -1,0 +1,83 @@
+"""The answers that show how limits stand, and the reports of gateways from which they are made."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from tollway.control.api.schemas import In, Out
+from tollway.control.limit_uses import LimitStandings, UseSource
+from tollway.domain.limits import USES_REPORTED_MAX, LimitUse, find_binding
+
+
+class BindingLimitOut(Out):
+    """One limit that binds a key, a project or the organization, and how it stands."""
+
+    object: Literal["limit"] = "limit"
+    level: str
+    id: str
+    model: str | None
+    dimension: str
+    limit: int
+    used: int | None
+    reserved: int | None
+    remaining: int | None
+    reset_seconds: float | None
+    binds: bool
+
+
+class BindingLimitsList(Out):
+    """Every limit that binds, innermost level first."""
+
+    object: Literal["list"] = "list"
+    data: list[BindingLimitOut]
+    counted_by: UseSource | None
+    gateways: int | None
+
+
+def binding_limits_out(found: LimitStandings) -> BindingLimitsList:
+    """Return limits of several levels as the API shows them."""
+    binding = find_binding(found.standings)
+    is_known = found.source is not None
+    data = [
+        BindingLimitOut(
+            level=each.owner.level,
+            id=each.owner.id,
+            model=each.owner.model or None,
+            dimension=each.dimension.name,
+            limit=each.size,
+            used=each.used if is_known else None,
+            reserved=each.held if is_known else None,
+            remaining=each.remaining if is_known else None,
+            reset_seconds=-(-each.reset_ns // 1_000_000) / 1000 if is_known and each.reset_ns is not None else None,
+            binds=any(each is other for other in binding),
+        )
+        for each in found.standings
+    ]
+    is_reported = found.source is UseSource.GATEWAYS
+    return BindingLimitsList(data=data, counted_by=found.source, gateways=found.gateways if is_reported else None)
+
+
+class LimitUseIn(In):
+    """The use of one limit at the calling gateway."""
+
+    subject_id: Annotated[str, StringConstraints(max_length=64)]
+    model: Annotated[str, StringConstraints(max_length=256)]
+    dimension: Annotated[str, StringConstraints(max_length=64)]
+    used: Annotated[int, Field(ge=0, le=2**63 - 1)]
+    held: Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+class LimitUsesIn(In):
+    """Uses of limits at the calling gateway."""
+
+    uses: Annotated[list[LimitUseIn], Field(max_length=USES_REPORTED_MAX)]
+
+    def to_uses(self) -> list[LimitUse]:
+        """Return the uses as the domain has them."""
+        return [LimitUse(**each.model_dump()) for each in self.uses]
+
+
+class LimitUsesOut(Out):
+    """The number of limits in a report that was stored."""
+
+    received: int
