@@ -6,13 +6,38 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fakes import Do, Upstream, until
-from tests.gateway.harness import KEY, ORGANIZATION, PROJECT, Gateway, Served, chat, completion, connect, gateway, message, whole
+from tests.fakes import Do, Script, Upstream, until
+from tests.gateway.harness import (
+    COMPLETIONS,
+    DONE,
+    END,
+    KEY,
+    ORGANIZATION,
+    PROJECT,
+    STREAM_HEAD,
+    Gateway,
+    Served,
+    chat,
+    chunk,
+    completion,
+    connect,
+    gateway,
+    message,
+    part,
+    post,
+    usage,
+    usage_chunk,
+    whole,
+)
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.budgets import BudgetLevel, BudgetMode, LeaseGrant, LeaseRequest, extend_lease
+from tollway.domain.catalog import Engine
 from tollway.domain.money import format_amount
 from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.snapshot import BudgetEntry, Change
+from tollway.domain.usage import Outcome
 from tollway.gateway.plane import Plane
+from tollway.wire.progress_slots import OUTPUT_WORD, SLOT_WORDS
 
 BUDGET = "bud_" + "0" * 32
 INPUT_PRICE, OUTPUT_PRICE = 100, 400
@@ -81,6 +106,11 @@ def most(body: dict[str, Any], output_tokens: int) -> int:
     return (len(msgspec.json.encode(body)) + 4096) * INPUT_PRICE + output_tokens * OUTPUT_PRICE
 
 
+def least(body: dict[str, Any], output_tokens: int) -> int:
+    """Return what a chat request reserves where its budget is short: a token for each byte, a short template's, and its output."""
+    return (len(msgspec.json.encode(body)) + 64) * INPUT_PRICE + output_tokens * OUTPUT_PRICE
+
+
 async def test_request_holds_the_most_it_can_cost_and_uses_what_it_costs() -> None:
     upstream = Upstream([Do.GATE, whole(completion(prompt=20, completion=30))])
     async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
@@ -112,7 +142,7 @@ async def test_key_sees_the_budgets_that_bind_it() -> None:
 async def test_output_is_lowered_to_what_the_budget_buys() -> None:
     upstream = Upstream([whole(completion(prompt=20, completion=30))])
     async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
-        bind(running, most(chat(max_tokens=1000), 40))
+        bind(running, least(chat(max_tokens=1000), 40))
         client.send(message(chat(max_tokens=1000)))
         assert (await client.answer()).status == 200
         assert json_of(upstream)["max_tokens"] == 40
@@ -133,7 +163,7 @@ def json_of(upstream: Upstream) -> dict[str, Any]:
 
 async def test_request_that_cannot_be_paid_is_refused_with_budget_and_shortfall() -> None:
     async with gateway({}) as running, connect(running.port) as client:
-        bind(running, most(chat(max_tokens=1000), 15))
+        bind(running, least(chat(max_tokens=1000), 15))
         client.send(message(chat(max_tokens=1000)))
         answer = await client.answer()
         assert answer.status == 429
@@ -203,3 +233,178 @@ async def test_max_cost_of_a_request_lowers_it_or_refuses_it(header: str, status
         assert answer.status == status
         if status == 200:
             assert most(body, json_of(upstream)["max_tokens"]) <= 10**6
+
+
+# Streams
+
+
+PROMPT = 20
+"""Tokens of input of the streams below, by their engine's report."""
+
+
+def long_stream(**more: Any) -> dict[str, Any]:
+    return chat(stream=True, max_tokens=1000, **more)
+
+
+def counted(output: int, **more: Any) -> bytes:
+    """Return a part of a stream that brings its output to `output` tokens."""
+    return part(chunk(f"up to {output} ", usage=usage(PROMPT, output), **more))
+
+
+def stream(*outputs: int) -> Script:
+    """Return a stream whose events bring its output to these totals, one after the other."""
+    return [
+        STREAM_HEAD,
+        *(counted(each) for each in outputs),
+        part(chunk(finish="stop", usage=usage(PROMPT, outputs[-1]))),
+        part(usage_chunk(PROMPT, outputs[-1])),
+        part(DONE),
+        END,
+    ]
+
+
+async def test_stream_holds_its_first_tokens_and_then_more_as_it_runs() -> None:
+    upstream = Upstream([STREAM_HEAD, counted(100), Do.GATE, *(counted(each) for each in (200, 300)), Do.HOLD])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        bind(running, 10**9)
+        client.send(message(long_stream()))
+        await client.reader.readuntil(b"up to 100 ")
+        assert held(running.plane) == (most(long_stream(), 256), 0)
+        upstream.gate.set()
+        await client.reader.readuntil(b"up to 300 ")
+        assert held(running.plane) == (most(long_stream(), 300 + 256), 0)
+    await until(lambda: held(running.plane) == (0, PROMPT * INPUT_PRICE + 300 * OUTPUT_PRICE))
+
+
+async def test_stream_that_holds_enough_ends_as_its_engine_ends_it() -> None:
+    upstream = Upstream(stream(*range(50, 1001, 50)))
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        bind(running, 10**9)
+        answer = await post(running.port, long_stream())
+        final = await running.sink.settled()
+    assert answer.events()[-2]["choices"][0]["finish_reason"] == "stop"
+    assert (final.outcome, final.used) == (Outcome.COMPLETED, Quantities(PROMPT, 0, 1000))
+
+
+@pytest.mark.parametrize("is_usage_asked", [False, True])
+async def test_stream_without_more_money_is_cut_as_if_its_length_were_reached(is_usage_asked: bool) -> None:
+    body = long_stream(stream_options={"include_usage": True}) if is_usage_asked else long_stream()
+    upstream = Upstream([*stream(*range(50, 1001, 50))[:-1], Do.HOLD])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        bind(running, least(body, 620))
+        answer = await post(running.port, body)
+        final = await running.sink.settled()
+        assert held(running.plane) == (0, PROMPT * INPUT_PRICE + 600 * OUTPUT_PRICE)
+    events = answer.events()
+    assert answer.text.endswith("up to 600 ") and events[-1] == "[DONE]"
+    (finish,) = [each for each in events[:-1] if each["choices"] and each["choices"][0]["finish_reason"]]
+    assert finish == chunk(finish="length")
+    reports = [each["usage"] for each in events[:-1] if "usage" in each]
+    assert reports == ([usage(PROMPT, 600)] if is_usage_asked else [])
+    assert (final.outcome, final.used) == (Outcome.BUDGET_STOPPED, Quantities(PROMPT, 0, 600))
+
+
+async def test_cut_stream_of_completions_ends_with_an_empty_text() -> None:
+    def text(output: int) -> bytes:
+        made = {"id": "c", "object": "text_completion", "created": 1, "model": "m"}
+        return part(made | {"choices": [{"index": 0, "text": "a", "finish_reason": None}], "usage": usage(PROMPT, output)})
+
+    body = {"model": "m", "prompt": "hello", "max_tokens": 1000, "stream": True}
+    upstream = Upstream([STREAM_HEAD, text(100), text(200), text(300), Do.HOLD])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        bind(running, least(body, 250))
+        answer = await post(running.port, body, COMPLETIONS)
+    *_, finish, done = answer.events()
+    assert (finish["object"], finish["choices"]) == ("text_completion", [{"index": 0, "finish_reason": "length", "text": ""}])
+    assert done == "[DONE]"
+
+
+async def test_tokens_are_reserved_before_they_are_relayed() -> None:
+    upstream = Upstream([STREAM_HEAD, counted(200), Do.GATE, counted(300), counted(310), Do.HOLD])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        control = bind(running, most(long_stream(), 256))
+        client.send(message(long_stream()))
+        await client.reader.readuntil(b"up to 200 ")
+        running.plane.budgets.wake = lambda: None
+        upstream.gate.set()
+        await until(running.plane.budgets.is_asking)
+        (slot,) = running.sink._taken
+        assert running.sink.progress[slot * SLOT_WORDS + OUTPUT_WORD] == 200
+        assert client.reader.at_eof() is False and b"up to 300 " not in client.reader._buffer  # type: ignore[attr-defined]
+        control.limit_pico = 10**9
+        control.serve()
+        await client.reader.readuntil(b"up to 310 ")
+        assert held(running.plane)[0] == most(long_stream(), 300 + 256)
+
+
+async def test_client_that_leaves_while_its_stream_waits_holds_nothing() -> None:
+    upstream = Upstream([STREAM_HEAD, counted(200), Do.GATE, counted(300), Do.HOLD])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        bind(running, most(long_stream(), 256))
+        async with connect(running.port) as client:
+            client.send(message(long_stream()))
+            await client.reader.readuntil(b"up to 200 ")
+            running.plane.budgets.wake = lambda: None
+            upstream.gate.set()
+            await until(running.plane.budgets.is_asking)
+        final = await running.sink.settled()
+        assert (final.outcome, final.used.output) == (Outcome.CLIENT_CANCELLED, 200)
+        assert not running.plane.budgets.is_asking()
+        assert held(running.plane) == (0, PROMPT * INPUT_PRICE + 200 * OUTPUT_PRICE)
+
+
+async def test_stream_without_control_is_cut_at_the_end_of_its_lease() -> None:
+    upstream = Upstream([STREAM_HEAD, counted(200), Do.GATE, counted(300), Do.HOLD])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        control = bind(running, most(long_stream(), 256))
+        client.send(message(long_stream()))
+        await client.reader.readuntil(b"up to 200 ")
+        control.plane.budgets.fail(control.plane.budgets.next_request()[0])
+        upstream.gate.set()
+        await client.reader.readuntil(b'"length"')
+        assert (await running.sink.settled()).outcome is Outcome.BUDGET_STOPPED
+
+
+async def test_engine_that_is_lost_while_its_stream_waits_is_a_fault() -> None:
+    upstream = Upstream([STREAM_HEAD, counted(200), counted(300), Do.GATE, Do.RST])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        control = bind(running, most(long_stream(), 256))
+        running_wake, running.plane.budgets.wake = running.plane.budgets.wake, lambda: None
+        client.send(message(long_stream()))
+        await until(running.plane.budgets.is_asking)
+        running_wake()
+        await client.reader.readuntil(b"up to 200 ")
+        running.plane.budgets.wake = lambda: None
+        await until(running.plane.budgets.is_asking)
+        upstream.gate.set()
+        control.limit_pico = 10**9
+        control.serve()
+        final = await running.sink.settled()
+    assert (final.outcome, final.used.output) == (Outcome.UPSTREAM_ERROR, 300)
+
+
+async def test_stream_of_an_engine_without_running_usage_holds_all_it_can_cost() -> None:
+    upstream = Upstream([STREAM_HEAD, part(chunk("a")), Do.HOLD])
+    async with upstream.listening(), gateway({"m": Served([upstream.url], engine=Engine.LLAMACPP)}) as running:
+        bind(running, 10**9)
+        async with connect(running.port) as client:
+            client.send(message(long_stream()))
+            await client.reader.readuntil(b'"content":"a"')
+            assert held(running.plane) == (most(long_stream(), 1000), 0)
+
+
+async def test_input_beyond_what_a_short_budget_reserved_is_not_billed_and_is_learned() -> None:
+    upstream = Upstream(*[[whole(completion(prompt=700, completion=20))]] * 2)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        body = chat(max_tokens=20)
+        bound = len(msgspec.json.encode(body)) + 64
+        control = bind(running, least(body, 20))
+        await post(running.port, body)
+        assert held(running.plane) == (0, bound * INPUT_PRICE + 20 * OUTPUT_PRICE)
+        control.limit_pico += 10**6
+        await post(running.port, body)
+        used = held(running.plane)[1]
+        control.limit_pico = used + least(body, 20)
+        give_all_back(control)
+        answer = await post(running.port, body)
+    assert answer.status == 429, "the template of the model is known by now to be longer"

@@ -6,6 +6,9 @@ is replaced by its real cost. That touches memory only. `link.leases` keeps the 
 control and brings the answer to `apply`. A request that finds too little available waits for the next answer, for LEASE_WAIT_SECONDS at
 most; then it gets what there is, as fewer tokens of output, or is refused.
 
+A stream reserves its first tokens of output only, and more of them as it runs (`BudgetHold.extend`), where its engine says on each chunk
+how many there are. So many streams can share the last money of a budget. One for which there is no more is ended by `relay`.
+
 While control is away, requests spend what is leased; after that those with a hard budget are refused, those with only soft ones admitted.
 
 A lease is kept as large as twice the most that was held lately, which halves with each request to control, so that idle gateways give
@@ -28,9 +31,9 @@ from tollway.domain.budgets import (
 from tollway.domain.faults import BUDGET_EXCEEDED, BUDGET_UNAVAILABLE, COST_EXCEEDED, OVERLOADED, Fault
 from tollway.domain.money import format_amount
 from tollway.domain.snapshot import BudgetEntry
-from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, billed_by
+from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, UsageSource, billed_by
 from tollway.gateway.driver import OVER, Waiter
-from tollway.gateway.request import Call
+from tollway.gateway.request import Call, OutputHold
 
 OUTPUT_TOKENS_UNBOUNDED = 16_384
 """Output of each sequence that a request may have under a hard budget if neither it nor its model bounds it."""
@@ -43,6 +46,12 @@ OUTPUT_TOKENS_EXPECTED = 512
 
 INPUT_BYTES_PER_TOKEN = 3
 """Bytes of a body for a token that is reserved in a soft budget."""
+
+OUTPUT_TOKENS_FIRST, OUTPUT_TOKENS_STEP_MAX = 256, 4096
+"""Output that a stream reserves at first, and most that it reserves at once later: each step doubles what it has."""
+
+TEMPLATE_TOKENS_LEAST = 64
+"""Tokens of input beside a token for each byte that are reserved at least where a hard budget is short."""
 
 LEASE_WAIT_SECONDS = 2.0
 """Longest wait of a request for a larger lease: many times what control needs, below what a client notices as an outage."""
@@ -62,7 +71,7 @@ class Account:
 
     `asked_at`: an instant of the window. `until_at`: from then on nothing may be reserved before control was asked again. `is_scarce`:
     control had little left. `spent_pico`, `limit_pico`, `free_pico`: of the last answer. `peak_pico`: most that was held at once, which
-    decays. `need_pico`: of requests that wait.
+    decays. `need_pico`: of requests that wait. `is_archived`: the budget binds nothing any more.
     """
 
     __slots__ = (
@@ -70,6 +79,7 @@ class Account:
         "end_at",
         "entry",
         "free_pico",
+        "is_archived",
         "is_scarce",
         "lease",
         "limit_pico",
@@ -87,6 +97,7 @@ class Account:
         self.end_at: int | None = None
         self.until_at = 0
         self.lease = Lease()
+        self.is_archived = False
         self.is_scarce = False
         self.spent_pico = 0
         self.limit_pico = 0
@@ -102,20 +113,47 @@ class Account:
         """Return what may be reserved at this instant."""
         return self.lease.available_pico if now_us < self.until_at else 0
 
+    def find_extensible(self, now_us: int) -> int:
+        """Return by how much reservations of this window may grow at this instant, which may be after its end."""
+        return self.lease.available_pico if now_us < self.until_at or self.until_at == self.end_at else 0
+
     def find_goal(self) -> int:
         """Return what should be available for requests to come."""
         return 0 if self.is_scarce else max(2 * self.peak_pico - self.lease.held_pico, 0)
 
 
-class BudgetHold:
+class BudgetHold(OutputHold):
     """The reservation of one request: in the accounts of `amounts`, from `Budgets.reserve` to `Budgets.settle`.
 
-    `waiter` is resumed once the reservation was made or refused. `asked_in`: the request to control whose answer decides it.
+    `covered_tokens`: output that is reserved in hard budgets. `waiter` is resumed once the reservation was made or refused. `asked_in`: the
+    request to control whose answer decides it. While a stream waits for more, `decided` is what to call then, `wanted_tokens` the output
+    that it must have, and `goal_tokens` what it should have.
     """
 
-    __slots__ = ("amounts", "asked_in", "call", "entries", "is_ended", "needs", "timer", "waiter")
+    __slots__ = (
+        "_budgets",
+        "amounts",
+        "asked_in",
+        "call",
+        "decided",
+        "entries",
+        "goal_tokens",
+        "is_ended",
+        "needs",
+        "timer",
+        "waiter",
+        "wanted_tokens",
+    )
 
-    def __init__(self, call: Call, entries: Sequence[BudgetEntry]) -> None:
+    def __init__(self, budgets: "Budgets", call: Call, entries: Sequence[BudgetEntry]) -> None:
+        most = _find_output_max(call)
+        super().__init__(most)
+        if _is_extended(call, entries):
+            self.covered_tokens = min(most, OUTPUT_TOKENS_FIRST)
+            call.output_hold = self
+        self._budgets = budgets
+        self.decided: Callable[[bool], None] | None = None
+        self.wanted_tokens = self.goal_tokens = 0
         self.call = call
         self.entries = entries
         self.amounts: list[tuple[Account, int]] = []
@@ -124,6 +162,15 @@ class BudgetHold:
         self.waiter: Waiter = OVER
         self.timer: asyncio.TimerHandle | None = None
         self.is_ended = False
+
+    def extend(self, tokens: int, decided: Callable[[bool], None]) -> bool:
+        """Return whether the first `tokens` of output are reserved now. Where they are not, control is asked, and `decided` is called
+        later."""
+        return self._budgets.extend(self, tokens, decided)
+
+    def abandon(self) -> None:
+        """Wait for nothing any more."""
+        self._budgets.abandon(self)
 
 
 class Budgets:
@@ -139,6 +186,7 @@ class Budgets:
         self._sequence = 0
         self._asked: list[Account] = []
         self._decayed_at = 0
+        self._template_tokens: dict[str, int] = {}  # by model: most tokens of input beyond a token for each byte that were seen
 
     # ---- Requests ------------------------------------------------------------------------------------------------------
 
@@ -148,9 +196,9 @@ class Budgets:
         The call's output is lowered to what `max_cost_pico` and the budgets buy. Raises Fault: insufficient_quota, budget_unavailable,
         max_cost_exceeded or overloaded; here, or from the waiter.
         """
-        hold = BudgetHold(call, entries)
         if max_cost_pico is not None and not call.caller.is_test:
             _hold_to_max_cost(call, max_cost_pico)
+        hold = BudgetHold(self, call, entries)
         if not entries or self._try_full(hold):
             return hold
         if len(self._waiting) >= WAITING_MAX:
@@ -158,32 +206,75 @@ class Budgets:
         if not self.is_linked:
             self._decide(hold, is_answered=False)
             return hold
-        hold.asked_in = self._sequence + 1
         hold.waiter = Waiter()
+        self._wait(hold, self._list_needs(hold))
+        return hold
+
+    def _wait(self, hold: BudgetHold, needs: list[tuple[Account, int]]) -> None:
+        hold.asked_in = self._sequence + 1
         hold.timer = asyncio.get_running_loop().call_later(LEASE_WAIT_SECONDS, self._give_up, hold)
-        hold.needs = self._list_needs(hold)
-        for account, pico in hold.needs:
+        hold.needs = needs
+        for account, pico in needs:
             account.need_pico += pico
         self._waiting.append(hold)
         self.wake()
-        return hold
 
-    def settle(self, hold: BudgetHold, final: Ended | None) -> None:
-        """End a reservation: nothing of it is held any more, and what the request costs, by its FINAL (None: nothing), is used."""
-        if hold.is_ended:
-            return
-        hold.is_ended = True
+    def extend(self, hold: BudgetHold, tokens: int, decided: Callable[[bool], None]) -> bool:
+        """Return whether the first `tokens` of a stream's output are reserved now, with as much again for what follows as can be had. Where
+        they are not, `decided` is called later, from a callback of the loop, with whether they are then."""
+        most = hold.call.output_tokens_max
+        goal = tokens + min(max(hold.covered_tokens, OUTPUT_TOKENS_FIRST), OUTPUT_TOKENS_STEP_MAX)
+        goal = goal if most is None else max(min(goal, most), tokens)
+        if self._try_extend(hold, tokens, goal):
+            return True
+        if not self.is_linked or len(self._waiting) >= WAITING_MAX or hold.is_ended:
+            asyncio.get_running_loop().call_soon(decided, False)
+            return False
+        hold.wanted_tokens, hold.goal_tokens, hold.decided = tokens, goal, decided
+        more = (goal - hold.covered_tokens) * find_output_price(hold.call.price.unit_prices)
+        self._wait(hold, [(account, more) for account, _ in _list_extended(hold)])
+        return False
+
+    def abandon(self, hold: BudgetHold) -> None:
+        """Let a request wait for nothing any more."""
         if hold.timer is not None:
             hold.timer.cancel()
             hold.timer = None
         if hold.needs:
             self._forget_needs(hold)
             self._waiting.remove(hold)
+        hold.decided = None
+
+    def _try_extend(self, hold: BudgetHold, tokens: int, goal_tokens: int) -> bool:
+        """Reserve what there is of a stream's output up to `goal_tokens`; nothing, if that is not the first `tokens` of it."""
+        now_us = self._now_us()
+        price = find_output_price(hold.call.price.unit_prices)
+        extended = _list_extended(hold)
+        available = min((account.find_extensible(now_us) for account, _ in extended), default=0)
+        covered = min(hold.covered_tokens + max(available, 0) // price, goal_tokens) if extended else goal_tokens
+        if covered < tokens:
+            return False
+        more = (covered - hold.covered_tokens) * price
+        amounts, hold.amounts = hold.amounts, []
+        grown = [account for account, _ in extended]
+        hold.covered_tokens = covered
+        self._take(hold, [(account, more) for account in grown])
+        hold.amounts = [(account, held + more if account in grown else held) for account, held in amounts]
+        return True
+
+    def settle(self, hold: BudgetHold, final: Ended | None) -> None:
+        """End a reservation: nothing of it is held any more, and what the request costs, by its FINAL (None: nothing), is used."""
+        if hold.is_ended:
+            return
+        hold.is_ended = True
+        self.abandon(hold)
         if not hold.amounts:
             return
         call = hold.call
         pico = 0
         if final is not None:
+            if final.source is UsageSource.ENGINE_FINAL and call.prompt_bytes:
+                self._learn_template(call, final.used.input_tokens)
             pico = billed_by(OUTCOME_POLICY_CURRENT, call.request.endpoint, final).times(call.price.unit_prices).total
         is_short = False
         for account, held in hold.amounts:
@@ -195,6 +286,20 @@ class Budgets:
             self._serve_waiting(self._sequence, is_answered=None)
         if is_short:
             self.wake()
+
+    def _learn_template(self, call: Call, input_tokens: int) -> None:
+        """Learn how many tokens of input a model may have beyond a token for each byte of a request."""
+        most = self._template_tokens.get(call.model.id, 0)
+        self._template_tokens[call.model.id] = max(most, input_tokens - call.prompt_bytes)
+
+    def _lower_input(self, call: Call) -> None:
+        """Lower the bound on a call's input, which allows for the longest chat templates, to what its model has shown.
+
+        Where the model needs more, the surplus is not billed: a budget must not be unspendable because of what hardly any request needs.
+        """
+        if call.prompt_bytes and call.prompts == 1:
+            template_tokens = max(2 * self._template_tokens.get(call.model.id, 0), TEMPLATE_TOKENS_LEAST)
+            call.input_tokens_max = min(call.input_tokens_max, call.prompt_bytes + template_tokens)
 
     def _find_account(self, entry: BudgetEntry, now_us: int) -> Account:
         account = self._accounts.get(entry.id)
@@ -209,7 +314,7 @@ class Budgets:
     def _try_full(self, hold: BudgetHold) -> bool:
         """Reserve the most that the call can cost, or nothing."""
         now_us = hold.call.request.received_at
-        amounts = [(self._find_account(each, now_us), _find_cost(hold.call, each)) for each in hold.entries]
+        amounts = [(self._find_account(each, now_us), _find_cost(hold, each)) for each in hold.entries]
         for account, pico in amounts:
             if account.find_available(now_us) < pico:
                 return False
@@ -217,6 +322,7 @@ class Budgets:
         return True
 
     def _take(self, hold: BudgetHold, amounts: list[tuple[Account, int]]) -> None:
+        """Reserve amounts, for which there is enough."""
         hold.amounts = amounts
         for account, pico in amounts:
             lease = account.lease
@@ -228,7 +334,7 @@ class Budgets:
 
     def _list_needs(self, hold: BudgetHold) -> list[tuple[Account, int]]:
         now_us = hold.call.request.received_at
-        return [(self._find_account(each, now_us), _find_cost(hold.call, each)) for each in hold.entries]
+        return [(self._find_account(each, now_us), _find_cost(hold, each)) for each in hold.entries]
 
     def _forget_needs(self, hold: BudgetHold) -> None:
         for account, pico in hold.needs:
@@ -248,22 +354,28 @@ class Budgets:
         """
         waiting, self._waiting = self._waiting, deque()
         left: deque[BudgetHold] = deque()
-        ready: list[BudgetHold] = []
+        ready: list[tuple[BudgetHold, bool]] = []
         for hold in waiting:
-            if self._try_full(hold):
+            if self._try_waiting(hold):
                 self._forget_needs(hold)
-                ready.append(hold)
+                ready.append((hold, True))
             elif is_answered is None or hold.asked_in > sequence or (is_answered and not self._was_asked(hold)):
                 left.append(hold)
             else:
-                ready.append(hold)
+                ready.append((hold, False))
         left.extend(self._waiting)
         self._waiting = left
-        for hold in ready:
-            if hold.amounts:
+        for hold, is_reserved in ready:
+            if is_reserved:
                 self._resume(hold, None)
             else:
                 self._finish(hold, is_answered=is_answered is True)
+
+    def _try_waiting(self, hold: BudgetHold) -> bool:
+        """Reserve all that a request waits for, or nothing."""
+        if hold.decided is None:
+            return self._try_full(hold)
+        return self._try_extend(hold, hold.goal_tokens, hold.goal_tokens)
 
     def _was_asked(self, hold: BudgetHold) -> bool:
         """Return whether the latest request to control asked for all that `hold` needs."""
@@ -272,6 +384,10 @@ class Budgets:
     def _finish(self, hold: BudgetHold, *, is_answered: bool) -> None:
         """Decide a request that no longer waits."""
         self._forget_needs(hold)
+        if hold.decided is not None:
+            is_reserved = self._try_extend(hold, hold.wanted_tokens, hold.goal_tokens)
+            self._resume(hold, None if is_reserved else Fault(BUDGET_EXCEEDED))
+            return
         try:
             self._decide(hold, is_answered=is_answered)
         except Fault as fault:
@@ -283,7 +399,11 @@ class Budgets:
         if hold.timer is not None:
             hold.timer.cancel()
             hold.timer = None
-        hold.waiter.resume(fault)
+        decided, hold.decided = hold.decided, None
+        if decided is None:
+            hold.waiter.resume(fault)
+        else:
+            decided(fault is None)
 
     def _decide(self, hold: BudgetHold, *, is_answered: bool) -> None:
         """Reserve what there is, with the call's output lowered to it. Raises Fault if that is too little."""
@@ -293,11 +413,14 @@ class Budgets:
         for account in accounts:
             available = account.find_available(now_us)
             if account.entry.mode is BudgetMode.SOFT:
-                if is_answered and available < _find_cost(call, account.entry):
-                    raise _refuse(call, account, available)
-            elif not _lower_output(call, available):
-                raise _refuse(call, account, available) if is_answered else Fault(BUDGET_UNAVAILABLE, retry_after_seconds=1)
-        self._take(hold, [(account, _find_cost(call, account.entry)) for account in accounts])
+                if is_answered and available < _find_cost(hold, account.entry):
+                    raise _refuse(hold, account, available)
+                continue
+            if available < _find_cost(hold, account.entry):
+                self._lower_input(call)
+            if not _lower_hold(hold, available):
+                raise _refuse(hold, account, available) if is_answered else Fault(BUDGET_UNAVAILABLE, retry_after_seconds=1)
+        self._take(hold, [(account, _find_cost(hold, account.entry)) for account in accounts])
 
     # ---- Leases --------------------------------------------------------------------------------------------------------
 
@@ -334,6 +457,7 @@ class Budgets:
             if account is None:
                 continue
             if not grant.exists:
+                account.is_archived = True
                 self._accounts.pop(grant.budget_id, None)
                 continue
             account.start_at, account.end_at, account.until_at = grant.start_at, grant.end_at, grant.until_at
@@ -360,6 +484,7 @@ class Budgets:
         if account is None:
             return
         if entry is None:
+            account.is_archived = True
             del self._accounts[budget_id]
         else:
             account.entry = entry
@@ -427,7 +552,7 @@ def _find_request(account: Account, now_us: int) -> LeaseRequest | None:
         budget_id=account.entry.id,
         at=at,
         current_pico=lease.granted_pico,
-        need_pico=0 if is_over else need,
+        need_pico=need,
         target_pico=need + wanted,
     )
 
@@ -441,14 +566,50 @@ def _find_output_max(call: Call) -> int:
     return OUTPUT_TOKENS_UNBOUNDED * call.sequences if most is None else most
 
 
-def _find_cost(call: Call, entry: BudgetEntry) -> int:
-    """Return what a call reserves in a budget: the most that it can cost in a hard one, what is to be expected in a soft one."""
+def _is_extended(call: Call, entries: Sequence[BudgetEntry]) -> bool:
+    """Return whether a call reserves its output while it runs: a stream with one output, of engines that say on each chunk how much it is,
+    bound by a hard budget."""
+    return (
+        call.stream
+        and call.sequences == call.prompts == 1
+        and call.dialect.usage_options is not None
+        and call.grant.has_running_usage
+        and find_output_price(call.price.unit_prices) > 0
+        and any(each.mode is BudgetMode.HARD for each in entries)
+    )
+
+
+def _list_extended(hold: BudgetHold) -> list[tuple[Account, int]]:
+    """Return what of a hold grows with the output of its stream."""
+    return [each for each in hold.amounts if each[0].entry.mode is BudgetMode.HARD and not each[0].is_archived]
+
+
+def _find_cost(hold: BudgetHold, entry: BudgetEntry) -> int:
+    """Return what a call reserves in a budget: the most that it can cost in a hard one, as far as it does not reserve more while it runs;
+    what is to be expected in a soft one."""
+    call = hold.call
     prices = call.price.unit_prices
-    input_tokens, output_tokens = call.input_tokens_max, _find_output_max(call)
+    input_tokens, output_tokens = call.input_tokens_max, hold.covered_tokens
     if entry.mode is BudgetMode.SOFT:
         input_tokens = min(input_tokens, call.prompt_bytes // INPUT_BYTES_PER_TOKEN + 1)
-        output_tokens = min(output_tokens, OUTPUT_TOKENS_EXPECTED * call.sequences)
+        output_tokens = min(_find_output_max(call), OUTPUT_TOKENS_EXPECTED * call.sequences)
     return find_fixed_cost(prices, input_tokens) + output_tokens * find_output_price(prices)
+
+
+def _lower_hold(hold: BudgetHold, available_pico: int) -> bool:
+    """Lower the output that a call reserves to what `available_pico` buys; False, and nothing is changed, if that is too little to be
+    useful."""
+    call = hold.call
+    if call.output_hold is None:
+        if not _lower_output(call, available_pico):
+            return False
+        hold.covered_tokens = _find_output_max(call)
+        return True
+    affordable = find_affordable_output(call.price.unit_prices, call.input_tokens_max, available_pico, hold.covered_tokens)
+    if affordable < min(OUTPUT_TOKENS_USEFUL, _find_output_max(call)):
+        return False
+    hold.covered_tokens = affordable
+    return True
 
 
 def _lower_output(call: Call, available_pico: int) -> bool:
@@ -484,12 +645,12 @@ def _find_least_cost(call: Call) -> int:
     return find_fixed_cost(prices, call.input_tokens_max) + useful * find_output_price(prices)
 
 
-def _refuse(call: Call, account: Account, available_pico: int) -> Fault:
+def _refuse(hold: BudgetHold, account: Account, available_pico: int) -> Fault:
     """Return the refusal of a call by a budget: which one, what is left of it, and what is missing."""
-    entry = account.entry
+    entry, call = account.entry, hold.call
     currency = call.caller.organization.currency
     available = max(available_pico, 0)
-    least = _find_least_cost(call) if entry.mode is BudgetMode.HARD else _find_cost(call, entry)
+    least = _find_least_cost(call) if entry.mode is BudgetMode.HARD else _find_cost(hold, entry)
     level = entry.level.value.replace("api_key", "API key")
     message = (
         f"You exceeded your current quota: the budget {entry.id} of {level} {entry.subject_id} is"

@@ -23,6 +23,7 @@ from tollway.domain.snapshot import (
     ProjectEntry,
 )
 from tollway.domain.usage import ServiceTier
+from tollway.engines.profile import EngineProfile
 from tollway.engines.table import ENGINES
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.principal import principal_of_key
@@ -118,6 +119,7 @@ class Directory:
             known_fields=self._list_known_fields(name, endpoint, test=caller.is_test),
             cache_salt=caller.cache_salt,
             terms_valid_from=0 if in_force is None else in_force.valid_from,
+            has_running_usage=all(engine.continuous_usage for engine in self._list_engines(name, test=caller.is_test)),
         )
 
     def list_prices(self, model: ModelEntry, price_list: str | None, tier: ServiceTier) -> tuple[PriceVersion, ...]:
@@ -137,10 +139,15 @@ class Directory:
     def _list_known_fields(self, model: str, endpoint: Endpoint, *, test: bool) -> frozenset[str]:
         """Return the request fields that every deployment understands to which a key may be routed: the dialect's and those common to their
         engines."""
-        deployments = (entry.deployment for entry in self._maps.deployments.values())
-        engines = {deployment.engine for deployment in deployments if deployment.model == model and deployment.test is test}
-        common = frozenset.intersection(*(ENGINES[engine].fields for engine in engines)) if engines else frozenset()
+        engines = self._list_engines(model, test=test)
+        common = frozenset.intersection(*(engine.fields for engine in engines)) if engines else frozenset()
         return frozenset(DIALECTS[endpoint].fields) | common
+
+    def _list_engines(self, model: str, *, test: bool) -> list[EngineProfile]:
+        """Return the engines of the deployments to which a key may be routed."""
+        deployments = (entry.deployment for entry in self._maps.deployments.values())
+        names = {deployment.engine for deployment in deployments if deployment.model == model and deployment.test is test}
+        return [ENGINES[name] for name in names]
 
     def list_deployments(self) -> list[DeploymentEntry]:
         """Every deployment that may be routed to."""

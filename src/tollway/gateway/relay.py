@@ -10,12 +10,17 @@ The status line waits for the first event because engines report overload and de
 it leaves anyway, comments keep the client patient, and from there on faults are events.
 
 What must hold: nothing reaches the client before what it cost is noted; [DONE] or the end of a body leaves only after FINAL is
-durable; a stream ends cleanly only if the upstream's own terminator was seen; a client that left has its upstream aborted in the same
-call that told of it.
+durable; a stream ends cleanly only if the upstream's own terminator was seen, or if its budgets are spent; a client that left has its
+upstream aborted in the same call that told of it.
+
+Where budgets reserve the output of a stream while it runs, `AnswerStream` calls no event regular that goes beyond what is reserved, so
+that the usual chunk costs nothing more. Such an event is withheld, and the engine is not read, until the reservation has grown or is
+known not to: then the stream is ended as its API ends one of full length.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import msgspec
 
@@ -25,13 +30,13 @@ from tollway.domain.faults import Fault, FaultKind, Retry
 from tollway.domain.usage import Anomaly, Outcome, UsageSource
 from tollway.engines.table import ENGINES
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
-from tollway.gateway.dialects.dialect import AnswerStream
+from tollway.gateway.dialects.dialect import AnswerStream, BoundedStream
 from tollway.gateway.dialects.engine_errors import read_answer_fault
 from tollway.gateway.dialects.usage_reports import cap_to_delivered
 from tollway.gateway.driver import OVER, CoroutineDriver, Waiter
 from tollway.gateway.meter import Record
 from tollway.gateway.ports import Client
-from tollway.gateway.request import Call, Permit
+from tollway.gateway.request import Call, OutputHold, Permit
 from tollway.gateway.upstreams.connection import Pool, UpstreamAnswer, UpstreamConnection
 from tollway.gateway.upstreams.upstream import Upstream
 from tollway.telemetry import Metrics
@@ -116,15 +121,20 @@ class Exchange:
         "_fed",
         "_fed_at",
         "_in_event",
+        "_is_client_slow",
+        "_is_cut",
         "_next_bytes",
+        "_output_hold",
         "_pending",
         "_record",
         "_sent_at",
         "_started",
         "_waiter",
+        "_withheld",
         "finished",
         "stream",
         "stream_bytes",
+        "terminator",
     )
 
     def __init__(
@@ -153,6 +163,10 @@ class Exchange:
         self._fault: Fault | None = None
         self._waiter: Waiter | None = None
         self.finished = False
+        self.terminator = b""
+        self._output_hold = call.output_hold
+        self._withheld: tuple[bytes, Iterator[bytes]] | None = None
+        self._is_client_slow = self._is_cut = False
         self._started = self._fed_at = self._sent_at = self._checkpointed = now
         self._fed = False
 
@@ -199,18 +213,16 @@ class Exchange:
             self._pending = b""
 
     def finish(self) -> Waiter:
-        """The stream ended as it should: write its FINAL. Awaited: until that is durable."""
+        """The stream ended as it should, or its budgets are spent: write its FINAL. Awaited: until that is durable."""
         stream = self.stream
         assert stream is not None
         upstream = self._connection.upstream
+        if self._is_cut:
+            _note_cut(self._record, self._call, upstream, stream, self.stream_bytes)
+            return self._record.finish(Outcome.BUDGET_STOPPED)
+        self.terminator = stream.terminator
         _note_completed(self._record, self._call, upstream, stream.used, stream.source, stream.anomaly, self.stream_bytes)
         return self._record.finish(Outcome.COMPLETED)
-
-    @property
-    def terminator(self) -> bytes:
-        """Return what ends the stream, once its FINAL is durable."""
-        assert self.stream is not None
-        return self.stream.terminator
 
     def close(self, active: Active, metrics: Metrics) -> None:
         """The exchange is over, however it ended: its connection is given back or ended."""
@@ -222,7 +234,11 @@ class Exchange:
         active.exchanges.discard(self)
         self._release_buffer()
         client.attend(None)
-        if self.finished:
+        if self._withheld is not None:
+            self._withheld = None
+            assert self._output_hold is not None
+            self._output_hold.abandon()
+        if self.finished and not self._is_cut:
             self._connection.settle(time.monotonic())
         else:
             self._connection.close()
@@ -298,8 +314,11 @@ class Exchange:
                         self._resume()
                 return
             self.stream = self._new_stream()
+            if self._output_hold is not None:
+                self._bound_output(self._output_hold)
             self._events = sse.EventReader(self._bounds.event_bytes_max)
-        self._relay_events(answer)
+        if self._withheld is None:
+            self._relay_events(answer)
 
     def _is_over_budget(self, body_bytes: int) -> bool:
         """Count more of an answer that is held until it is whole. Return whether the budget does not suffice."""
@@ -324,6 +343,9 @@ class Exchange:
         out = b""
         if data and not self.finished:
             self.stream_bytes += len(data)
+            if self._output_hold is not None:
+                self._relay_reserved(self._output_hold, stream, data, iter(()))
+                return
             try:
                 for event in events.feed(data):
                     relayed = stream.read(event)
@@ -345,15 +367,100 @@ class Exchange:
             else:
                 self._pending += out
                 self._resume()
+        if fault is not None or stream.terminated or answer.complete or answer.broken:
+            self._conclude(fault)
+
+    def _conclude(self, fault: Fault | None) -> None:
+        """End the exchange, after the last event of its stream or a fault."""
         if self.finished:
             return
         if fault is not None:
             self.fail(fault)
-        elif stream.terminated:
+        elif self.stream is not None and self.stream.terminated:
             self.finished = True
             self._resume()
-        elif answer.complete or answer.broken:
+        else:
             self.fail(Fault(faults.UPSTREAM_CUT, detail="the stream ended without its terminator"))
+
+    def _relay_reserved(self, hold: OutputHold, stream: AnswerStream, data: bytes, waiting: Iterator[bytes]) -> None:
+        """Relay events of a stream whose output budgets reserve while it runs, each once its output is reserved: those that wait already,
+        and those of `data`."""
+        answer, events = self._connection.answer, self._events
+        assert events is not None
+        fault: Fault | None = None
+        out = b""
+        used, source = stream.used, stream.source
+        try:
+            incoming = chain(waiting, events.feed(data))
+            for event in incoming:
+                used, source = stream.used, stream.source
+                relayed = stream.read(event) or b""
+                if stream.output > hold.covered_tokens:
+                    if not hold.extend(stream.output, self._go_on):
+                        self._withheld = relayed, incoming
+                        break
+                    self._bound_output(hold)
+                out += relayed
+        except Fault as caught:
+            caught.forget_frames()
+            fault = caught
+        except sse.EventTooLong:
+            fault = Fault(faults.ANSWER_TOO_LARGE, detail="an event exceeds event_bytes_max")
+        if self.stream_bytes > self._bounds.stream_bytes_max:
+            fault = fault or Fault(faults.ANSWER_TOO_LARGE, detail="the stream exceeds stream_bytes_max")
+        is_withheld = self._withheld is not None
+        if is_withheld:
+            self._in_event = True  # what follows waits behind it
+            self._connection.pause()
+        else:
+            self._in_event = events.has_rest
+            used, source = stream.used, stream.source
+        if used is not None:
+            self._record.note(used, source)
+        if out:
+            self._send(out)
+        if fault is not None or (not is_withheld and (stream.terminated or answer.complete or answer.broken)):
+            self._conclude(fault)
+
+    def _send(self, out: bytes) -> None:
+        if self._client.committed:
+            self._client.send(out)
+        else:
+            self._pending += out
+            self._resume()
+
+    def _bound_output(self, hold: OutputHold) -> None:
+        stream: object = self.stream
+        assert isinstance(stream, BoundedStream)
+        stream.bound_output(hold.covered_tokens)
+
+    def _go_on(self, is_covered: bool) -> None:
+        """Relay the event that was withheld and what follows, if its output is reserved by now; if not, end the stream."""
+        withheld, self._withheld = self._withheld, None
+        if withheld is None or self.finished or self._fault is not None:
+            return
+        out, incoming = withheld
+        stream, connection, hold = self.stream, self._connection, self._output_hold
+        assert stream is not None and hold is not None
+        if not is_covered:
+            bounded: object = stream
+            assert isinstance(bounded, BoundedStream)
+            self.terminator = bounded.end_early(out, self._record.used)
+            self._is_cut = self.finished = True
+            connection.close()
+            self._resume()
+            return
+        self._bound_output(hold)
+        if stream.used is not None:
+            self._record.note(stream.used, stream.source)
+        if out:
+            self._send(out)
+        if not self._is_client_slow:
+            connection.resume()
+        data = b"".join(connection.answer.body)
+        connection.answer.body.clear()
+        self.stream_bytes += len(data)
+        self._relay_reserved(hold, stream, data, incoming)
 
     def lost(self) -> None:
         if self.finished:
@@ -374,10 +481,13 @@ class Exchange:
     # What the client's end tells.
 
     def pause(self) -> None:
+        self._is_client_slow = True
         self._connection.pause()
 
     def resume(self) -> None:
-        self._connection.resume()
+        self._is_client_slow = False
+        if self._withheld is None:
+            self._connection.resume()
 
     # What the server's clock tells.
 

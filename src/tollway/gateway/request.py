@@ -4,7 +4,7 @@ Values only. The two live ends of a request are elsewhere: the client's (`ports.
 (`upstreams.connection.UpstreamConnection`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint
@@ -138,8 +138,9 @@ class ModelGrant:
     `prices`: by service tier, on the organization's price list; `standard` is that of the standard tier. `is_served`: whether the model
     has this endpoint. `known_fields`: request fields that every deployment of the model understands.
     `bound`: the limits that apply, with their counters; None before the first request. `shared_bound`: the same where gateways share
-    counters. `input_density`: input tokens per KiB of body that the caller's requests had lately (`limit`). `terms_valid_from`: the instant
-    from which the organization pays by these prices' list. `encoded_admit_suffixes`: the encoded parts that ADMIT records under this grant
+    counters. `has_running_usage`: every deployment of the model reports usage while it streams. `input_density`: input tokens per KiB of
+    body that the caller's requests had lately (`limit`). `terms_valid_from`: the instant from which the organization pays by these prices'
+    list. `encoded_admit_suffixes`: the encoded parts that ADMIT records under this grant
     share, by price and streaming; cached by `meter`.
     """
 
@@ -148,6 +149,7 @@ class ModelGrant:
         "bound",
         "cache_salt",
         "encoded_admit_suffixes",
+        "has_running_usage",
         "input_density",
         "is_served",
         "known_fields",
@@ -171,6 +173,7 @@ class ModelGrant:
         known_fields: frozenset[str],
         cache_salt: bytes,
         terms_valid_from: int = 0,
+        has_running_usage: bool = False,
     ) -> None:
         self.model = model
         self.prices = prices
@@ -178,6 +181,7 @@ class ModelGrant:
         self.valid_from = valid_from
         self.valid_until = valid_until
         self.is_served = is_served
+        self.has_running_usage = has_running_usage
         self.known_fields = known_fields
         self.cache_salt = cache_salt
         self.terms_valid_from = terms_valid_from
@@ -205,6 +209,24 @@ class ModelGrant:
         return injected
 
 
+class OutputHold:
+    """The reservation that budgets hold for the output of a stream: its first `covered_tokens`, which is all that may be relayed."""
+
+    __slots__ = ("covered_tokens",)
+
+    def __init__(self, covered_tokens: int) -> None:
+        self.covered_tokens = covered_tokens
+
+    def extend(self, tokens: int, decided: Callable[[bool], None]) -> bool:
+        """Return whether the first `tokens` are covered now. Where they are not, `decided` is called later, from a callback of the loop,
+        with whether they are then."""
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """Let no `decided` be called any more."""
+        raise NotImplementedError
+
+
 class Call:
     """A permitted request: which model, at which price, and what the engine is to be asked.
 
@@ -213,7 +235,7 @@ class Call:
     model's, to be set where the client named no maximum. `output_tokens_max`: most tokens that all sequences together can have, None if
     nothing bounds them. `input_tokens_max`: most tokens that all prompts together can have, as a bound that is never too small.
     `prompt_bytes`: bytes of the body, 0 if it holds media, whose bytes say nothing of tokens. `hide_usage`: the client did not ask for
-    usage in its stream, so it is removed again.
+    usage in its stream, so it is removed again. `output_hold`: where budgets reserve the output of a stream while it runs, else None.
     """
 
     __slots__ = (
@@ -227,6 +249,7 @@ class Call:
         "model",
         "names",
         "output_cap",
+        "output_hold",
         "output_tokens_max",
         "price",
         "prompt_bytes",
@@ -273,6 +296,7 @@ class Call:
         self.sequences = sequences
         self.hide_usage = hide_usage
         self.hide_continuous = hide_continuous
+        self.output_hold: OutputHold | None = None
 
     def lower_output(self, tokens: int) -> None:
         """Bound the output of each sequence to `tokens`, in place of what the body says."""

@@ -92,13 +92,13 @@ class LeaseClient:
                 grants = await self._ask(sequence, requests)
             except (httpx2.HTTPError, httpx2.StreamError, _Unusable, ValueError, TimeoutError) as error:
                 self._note_failure(error)
-                self._holder.fail(sequence)
+                asyncio.get_running_loop().call_soon(self._holder.fail, sequence)
                 await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))
                 pause_seconds = min(2 * pause_seconds, BACKOFF_SECONDS_MAX)
                 continue
             self._is_away = False
             pause_seconds = BACKOFF_SECONDS_MIN
-            self._holder.apply(sequence, grants)
+            asyncio.get_running_loop().call_soon(self._holder.apply, sequence, grants)  # it resumes requests: never inside of a task
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _ask(self, sequence: int, requests: Sequence[LeaseRequest]) -> list[LeaseGrant]:

@@ -41,6 +41,24 @@ class AnswerStream(Protocol):
         ...
 
 
+class BoundedStream:
+    """A stream whose output the gateway can bound while it runs, and which it can end before its engine does."""
+
+    __slots__ = ()
+
+    def bound_output(self, tokens: int) -> None:
+        """Call no event regular any more that brings the output above `tokens`."""
+        raise NotImplementedError
+
+    def end_early(self, relayed: bytes, used: Quantities) -> bytes:
+        """Return what ends the stream in place of events that are not delivered, as if its length were reached, terminator included.
+
+        `relayed`: what `read` returned of these events, all of them since the last one that was delivered. `used`: what was used up to
+        that one.
+        """
+        raise NotImplementedError
+
+
 class NewStream(Protocol):
     """Constructor of an `AnswerStream`."""
 

@@ -15,6 +15,7 @@ from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.gateway.dialects.answers import ABSENT, NULL, AnswerContext, check_text, decode, is_absent
+from tollway.gateway.dialects.dialect import BoundedStream
 from tollway.gateway.dialects.engine_errors import is_error_event, is_named_error, read_fault
 from tollway.gateway.dialects.openai_answers import list_choices, read_finish, read_usage
 from tollway.gateway.dialects.usage_reports import Report, cap_input, cap_output, merge_sequences
@@ -93,7 +94,7 @@ _counted_event = msgspec.json.Decoder(_CountedEvent)
 _regular = msgspec.json.Decoder(_Regular)
 
 
-class OpenAIStream:
+class OpenAIStream(BoundedStream):
     """Reads one stream's events. `used` is the best knowledge of what was used so far, from `source`; `output` counts
     the tokens of output in it; `terminated` once [DONE] was seen.
 
@@ -270,6 +271,29 @@ class OpenAIStream:
         if used is not None and used.output_tokens != self.output:
             used = self._used = _with_output_tokens(used, self.output)
         return used
+
+    def bound_output(self, tokens: int) -> None:
+        """Call no event regular any more that brings the output above `tokens`."""
+        most = self._context.output_tokens_max
+        self._output_most = tokens if most is None else min(tokens, most)
+        self._drop_template()
+        self._shapes_left = SHAPES_MAX
+
+    def end_early(self, relayed: bytes, used: Quantities) -> bytes:
+        """Return what ends the stream as if its length were reached, in place of the events `relayed`. A choice that had ended before them
+        does not end again."""
+        chunks = [msgspec.json.decode(line[6:]) for line in relayed.split(b"\n") if line.startswith(b"data: {")]
+        choices = [choice for chunk in chunks for choice in chunk.get("choices") or ()]
+        made = {name: value for chunk in chunks[:1] for name, value in chunk.items() if name in _USAGE_CHUNK}
+        ends = []
+        if choices and (not self._finishes or any(choice.get("finish_reason") for choice in choices)):
+            output: dict[str, object] = {"text": ""} if "text" in choices[0] else {"delta": {}}
+            last = {"index": 0, "finish_reason": "length"} | output
+            ends.append(made | {"choices": [last]})
+        if chunks and not self._hide_usage:
+            usage = {"prompt_tokens": used.input_tokens, "completion_tokens": used.output_tokens}
+            ends.append(made | {"choices": [], "usage": usage | {"total_tokens": sum(usage.values())}})
+        return b"".join(b"data: " + msgspec.json.encode(each) + b"\n\n" for each in ends) + DONE
 
     def _renamed(self, data: bytes) -> bytes:
         """The event under the model's public name; the engine's spelling is usually the compact one."""
