@@ -37,6 +37,8 @@ COMMAND_OF = {
     "list_binding_limits": "limits show",
     "retrieve_project_limits": "limits show",
     "put_project_limits": "limits set",
+    "retrieve_end_user_limits": "limits show",
+    "put_end_user_limits": "limits set",
     "retrieve_service_account_limits": "limits show",
     "put_service_account_limits": "limits set",
     "retrieve_key_limits": "limits show",

@@ -47,6 +47,7 @@ def sdk(control: Running, tenant: TenantSetup) -> Iterator[OpenAI]:
 def paths(tenant: TenantSetup) -> dict[LimitLevel, str]:
     project = f"/v1/organization/projects/{tenant.project_id}"
     return {
+        LimitLevel.END_USER: f"{project}/end_user_limits",
         LimitLevel.API_KEY: f"{project}/api_keys/{tenant.key_id}/limits",
         LimitLevel.SERVICE_ACCOUNT: f"{project}/service_accounts/{tenant.service_account_id}/limits",
         LimitLevel.PROJECT: f"{project}/limits",
@@ -68,7 +69,7 @@ def client_for(control: Running, tenant: TenantSetup, level: LimitLevel) -> http
     return control.operator() if level is LimitLevel.ORGANIZATION else control.client(tenant.admin_key)
 
 
-@pytest.mark.parametrize("level", LimitLevel)
+@pytest.mark.parametrize("level", [each for each in LimitLevel if each is not LimitLevel.END_USER])
 @pytest.mark.parametrize("model", [None, MODEL])
 def test_limits_of_a_level_are_replaced_as_a_whole_and_published(
     control: Running, tenant: TenantSetup, level: LimitLevel, model: str | None
@@ -92,6 +93,18 @@ def test_limits_of_a_level_are_replaced_as_a_whole_and_published(
     }
     answered(client.put(path, params=query, json={}))
     assert set(answered(client.get(path, params=query)).values()) == {"limits", None}
+
+
+def test_limits_of_each_end_user_of_a_project_are_published_and_listed(control: Running, admin: httpx2.Client, tenant: TenantSetup) -> None:
+    path = paths(tenant)[LimitLevel.END_USER]
+    assert answered(admin.put(path, json=EVERY)) == {"object": "limits", **EVERY} == answered(admin.get(path))
+    project = entries(control, ProjectEntry)[tenant.project_id]
+    assert (project.end_user_limits, project.limits) == (Limits(**EVERY), Limits())
+    listed = answered(admin.get("/v1/organization/limits", params={"project_id": tenant.project_id}))["data"]
+    assert {each["dimension"]: each["limit"] for each in listed} == EVERY
+    assert {(each["level"], each["id"], each["used"], each["binds"]) for each in listed} == {("end_user", tenant.project_id, None, False)}
+    answered(admin.put(path, json={}))
+    assert entries(control, ProjectEntry)[tenant.project_id].end_user_limits == Limits()
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ def plane(
     *,
     bounds: RelayBounds | None = None,
     limits: Limits = UNLIMITED,
+    end_user_limits: Limits = UNLIMITED,
     clock: Clock | None = None,
     buffers: BufferBounds | None = None,
 ) -> Iterator[tuple[Plane, UsageSink, "Log"]]:
@@ -89,7 +90,7 @@ def plane(
     )
     made.begin_reset()
     made.add(OrganizationEntry(id=ORGANIZATION, currency="EUR", terms=(PriceTerms(0, "book_1"),)))
-    made.add(ProjectEntry(id=PROJECT, organization_id=ORGANIZATION, limits=limits))
+    made.add(ProjectEntry(id=PROJECT, organization_id=ORGANIZATION, limits=limits, end_user_limits=end_user_limits))
     for number, secret in enumerate((KEY, OTHER_KEY, NARROW_KEY, EXPIRED_KEY)):
         made.add(
             KeyEntry(
@@ -232,6 +233,7 @@ async def gateway(
     drain: server.DrainBounds | None = None,
     buffers: BufferBounds | None = None,
     limits: Limits = UNLIMITED,
+    end_user_limits: Limits = UNLIMITED,
     rules: EdgePolicy | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Gateway]:
@@ -240,7 +242,7 @@ async def gateway(
     errors: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: errors.append(context))
     stop, ready = asyncio.Event(), asyncio.Event()
-    with plane(models, bounds=bounds, limits=limits, buffers=buffers) as (made, sink, log):
+    with plane(models, bounds=bounds, limits=limits, end_user_limits=end_user_limits, buffers=buffers) as (made, sink, log):
         listener, internal = _listen(), _listen()
         alarms: list[tuple[str, dict[str, object]]] = []
         background = BackgroundTasks(made.metrics, lambda event, fields: alarms.append((event, fields)))

@@ -9,7 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tollway.domain.limits import DAY_NS, MINUTE_NS, LevelLimits, LimitLevel, Limits, gcra, make_rate
-from tollway.gateway.counters import Bound, Counter, Hold, MemoryCounters, Units, enter, find_refusal, find_tightest, leave
+from tollway.gateway import counters as counters_module
+from tollway.gateway.counters import (
+    Bound,
+    Counter,
+    EndUserLimits,
+    Hold,
+    MemoryCounters,
+    Units,
+    enter,
+    find_refusal,
+    find_tightest,
+    leave,
+)
 from tollway.gateway.limit import format_duration
 
 LEVELS = st.lists(st.integers(1, 9), min_size=1, max_size=3)
@@ -18,7 +30,8 @@ ONE: Units = (1, 0, 0, 0)
 
 
 def level(number: int, **limits: int | None) -> LevelLimits:
-    return LevelLimits(list(LimitLevel)[number], f"id_{number}", Limits(**limits))
+    levels = [each for each in LimitLevel if each is not LimitLevel.END_USER]
+    return LevelLimits(levels[number], f"id_{number}", Limits(**limits))
 
 
 def bind(counters: MemoryCounters, *levels: LevelLimits, now_ns: int = MINUTE_NS) -> Bound:
@@ -304,6 +317,55 @@ def test_counter_that_is_idle_is_forgotten_and_one_that_is_charged_or_held_is_ke
     assert bind(counters, level(0, tokens_per_minute=100)).rates == bound.rates, "it is charged"
     counters.forget_idle(now + 5 * MINUTE_NS)
     assert bind(counters, level(0, tokens_per_minute=100)).rates != bound.rates
+
+
+EACH_END_USER = EndUserLimits("org_1", "proj_1", Limits(requests_per_minute=2, tokens_per_day=100, concurrent_requests=3))
+
+
+def test_end_users_are_counted_one_by_one_beside_the_other_levels() -> None:
+    counters, now = MemoryCounters(b"key"), MINUTE_NS
+    base = bind(counters, level(1, requests_per_minute=5))
+
+    def ask(end_user: str, units: Units = ONE) -> Hold | None:
+        return counters.reserve(counters.bind_end_user(base, EACH_END_USER, end_user, now), units, now)
+
+    assert [ask(name) is not None for name in ("ann", "ann", "ann", "bob", "\ud800")] == [True, True, False, True, True]
+    assert ask("cy", units_of(101, 0)) is None
+    refusal = find_refusal(counters.bind_end_user(base, EACH_END_USER, "ann", now), ONE, now)
+    assert (refusal.owner.level, refusal.words) == (LimitLevel.END_USER, "requests per minute")
+    assert "ann" not in refusal.owner.id and refusal.owner.id.startswith("proj_1:")
+    assert ask("dan") is not None and ask("eve") is None, "the level above admits five, and a refused end user has used nothing of it"
+
+
+def test_end_users_beyond_the_bound_are_counted_together_until_others_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters_module, "END_USERS_MAX", 10)
+    counters, now = MemoryCounters(), MINUTE_NS
+
+    def ask(number: int) -> bool:
+        return counters.reserve(counters.bind_end_user(bind(counters), EACH_END_USER, f"user {number}", now), ONE, now) is not None
+
+    assert all(ask(number) for number in range(10)) and counters.end_users_together == 0
+    assert [ask(number) for number in range(10, 14)] == [True, True, False, False] and counters.end_users_together == 4
+    assert ask(3), "who is known keeps its own counters"
+    other = EACH_END_USER._replace(organization_id="org_2", project_id="proj_2")
+    assert counters.reserve(counters.bind_end_user(bind(counters), other, "user 99", now), ONE, now) is not None
+    assert counters.end_users_together == 4, "another organization has its own places"
+    for hold in list(counters._holds):
+        counters.settle(hold, (1, 0, 0, 0), now)
+    now += 2 * MINUTE_NS
+    assert [ask(number) for number in range(20, 24)] == [True] * 4 and counters.end_users_together == 4
+    assert sum(len(table) for table in counters._end_users.values()) <= 10 + 1 + 1
+
+
+def test_end_user_limits_that_change_keep_what_was_used() -> None:
+    counters, now = MemoryCounters(), MINUTE_NS
+    hold = counters.reserve(counters.bind_end_user(bind(counters), EACH_END_USER, "ann", now), units_of(60, 0), now)
+    assert hold is not None
+    counters.settle(hold, units_of(60, 0), now)
+    wider = EACH_END_USER._replace(limits=Limits(tokens_per_day=150))
+    bound = counters.bind_end_user(bind(counters), wider, "ann", now)
+    assert [counter.size for counter in bound.rates] == [150]
+    assert counters.reserve(bound, units_of(91, 0), now) is None and counters.reserve(bound, units_of(90, 0), now) is not None
 
 
 def test_limits_of_one_model_count_beside_those_of_all() -> None:

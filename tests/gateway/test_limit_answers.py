@@ -1,6 +1,7 @@
 """Limits as clients see them: headers on every answer, refusals that say what to do, and reservations that end with their request."""
 
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -260,3 +261,32 @@ async def test_limits_page_names_the_level_that_binds_and_needs_a_key() -> None:
             assert (await client.answer("GET")).status == 401
             client.send(message(b"", "/v1/limits"))
             assert (await client.answer()).status == 405
+
+
+@pytest.mark.parametrize(
+    ("path", "naming"),
+    [
+        ("/v1/chat/completions", lambda name: {"user": name}),
+        ("/v1/chat/completions", lambda name: {"safety_identifier": name, "user": "everybody"}),
+        ("/v1/responses", lambda name: {"safety_identifier": name}),
+        ("/v1/messages", lambda name: {"metadata": {"user_id": name}}),
+        ("/v1/embeddings", lambda name: {"user": name}),
+    ],
+)
+async def test_each_end_user_has_the_limits_of_its_project(path: str, naming: Callable[[str], dict[str, Any]]) -> None:
+    bodies = {
+        "/v1/responses": {"model": "m", "input": "hi"},
+        "/v1/embeddings": {"model": "m", "input": "hi"},
+        "/v1/messages": chat(max_tokens=9),
+    }
+    body = bodies.get(path, chat())
+    upstream = Upstream([whole({"error": "x"}, 500)])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, end_user_limits=Limits(requests_per_minute=1)) as running:
+        assert (await post(running.port, {**body, **naming("ann@example.org")}, path)).status == 502
+        refused = await post(running.port, {**body, **naming("ann@example.org")}, path)
+        assert refused.status == 429 and refused.headers["x-ratelimit-limit-requests"] == "1" and "retry-after-ms" in refused.headers
+        text = refused.json()["error"]["message"]
+        assert "requests per minute of end user " in text and f" of project {PROJECT}" in text and "ann" not in text
+        assert (await post(running.port, {**body, **naming("bob@example.org")}, path)).status == 502
+        for _ in range(2):
+            assert (await post(running.port, body, path)).status == 502, "whoever names no end user is not counted at this level"

@@ -12,7 +12,8 @@ import pytest
 
 from tests.storage.counter_servers import CounterServer, counter_server, find_servers
 from tollway.domain.limits import MINUTE_NS, LevelLimits, LimitLevel, Limits, Standing
-from tollway.gateway.counters import SharedBound, Units
+from tollway.gateway import shared_counters
+from tollway.gateway.counters import EndUserLimits, SharedBound, Units
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.shared_counters import SharedCounters, SharedHold, divide
 from tollway.storage.shared_counters import STRIKES_MAX, RedisCounters, StoreOptions, read_states
@@ -111,6 +112,33 @@ async def test_states_are_read_from_outside_of_gateways(server: CounterServer) -
             assert await asyncio.to_thread(read_states, options, "org_1", bound.limits) is None
         finally:
             server.signal(signal.SIGCONT)
+
+
+async def test_end_users_are_counted_by_all_gateways_together(server: CounterServer) -> None:
+    each_end_user = EndUserLimits("org_1", "proj_1", Limits(requests_per_day=5, concurrent_requests=3))
+    async with gateway(server, "node_1.a") as one, gateway(server, "node_2.b") as two:
+        bases = [(each, each.bind(requests_per_day=1000)) for each in (one, two)]
+
+        async def ask(each: Gateway, base: SharedBound, name: str) -> bool:
+            hold = await each.reserve(each.counters.bind_end_user(base, each_end_user, name))
+            if hold.is_admitted:
+                each.counters.settle(hold, ONE)
+            return hold.is_admitted
+
+        for name in ("ann", "bob"):
+            assert sum([await ask(each, base, name) for each, base in bases for _ in range(5)]) == 5
+
+
+async def test_end_users_beyond_the_bound_share_a_counter_in_the_store(server: CounterServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_counters, "END_USERS_MAX", 3)
+    each_end_user = EndUserLimits("org_1", "proj_1", Limits(requests_per_minute=1))
+    async with gateway(server) as each:
+        base = each.bind()
+        admitted = [(await each.reserve(each.counters.bind_end_user(base, each_end_user, f"user {n}"))).is_admitted for n in range(6)]
+        assert admitted == [True, True, True, True, False, False] and each.counters.end_users_together == 3
+        each.ahead_ns[0] = MINUTE_NS + 1
+        assert (await each.reserve(each.counters.bind_end_user(base, each_end_user, "user 7"))).is_admitted
+        assert each.counters.end_users_together == 3, "one that was not seen for a minute gave way"
 
 
 async def test_unused_tokens_return_to_every_gateway_when_a_request_ends(server: CounterServer) -> None:

@@ -230,7 +230,11 @@ class Platform:
                 continue
             name = keys[each["id"]]
             self._projects[organization, name] = each["id"]
-            found[name] = self._read_limits("project", {"project_id": each["id"]})
+            query = {"project_id": each["id"]}
+            found[name] = self._read_limits("project", query)
+            of_each = self._read_limits("end_user", query)["limits"]
+            if any(size is not None for size in of_each.values()):
+                found[name]["end_user_limits"] = of_each
         return found
 
     def _read_limits(self, level: str, query: dict[str, str]) -> dict[str, Any]:
@@ -314,6 +318,8 @@ class Platform:
                 self._projects[place[0], place[1]] = control.post("/organization/projects", body)["id"]
             case "limits":
                 control.put(self._limits_path(place), body)
+            case "end user limits":
+                control.put(self._limits_path(place).removesuffix("limits") + "end_user_limits", body)
             case "model limits":
                 control.put(self._limits_path(place[:-1]), body, model=place[-1])
             case _:

@@ -69,6 +69,9 @@ def set_limits(
     of_organization: Annotated[
         bool, typer.Option("--of-organization", help="Limit the whole organization (needs a platform key).")
     ] = False,
+    each_end_user: Annotated[
+        bool, typer.Option("--each-end-user", help="Limit each end user of the project, as requests name them.")
+    ] = False,
     model: Model = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
@@ -76,12 +79,16 @@ def set_limits(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Set limits of a project, a key, a service account or the organization. What is not named stays as it is."""
+    """Set limits of a project, a key, a service account, each end user of a project, or the organization.
+
+    What is not named stays as it is."""
     changes = parse_limits(limits)
-    if sum((api_key is not None, service_account is not None, of_organization)) > 1:
-        raise OperatorError("name one of --api-key, --service-account and --of-organization", exit_code=2)
+    if sum((api_key is not None, service_account is not None, of_organization, each_end_user)) > 1:
+        raise OperatorError("name one of --api-key, --service-account, --each-end-user and --of-organization", exit_code=2)
+    if each_end_user and model is not None:
+        raise OperatorError("limits of end users are on all models together: leave --model out", exit_code=2)
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        path = _find_path(control, project, api_key, service_account, of_organization)
+        path = _find_path(control, project, api_key, service_account, of_organization=of_organization, each_end_user=each_end_user)
         before = control.get(path, model=model)
         wanted = {dimension.name: changes.get(dimension.name, before[dimension.name]) for dimension in DIMENSIONS}
         stored = control.put(path, wanted, model=model)
@@ -120,10 +127,14 @@ def parse_limits(texts: Sequence[str]) -> dict[str, int | None]:
     return found
 
 
-def _find_path(control: Control, project: str | None, api_key: str | None, service_account: str | None, of_organization: bool) -> str:
+def _find_path(
+    control: Control, project: str | None, api_key: str | None, service_account: str | None, *, of_organization: bool, each_end_user: bool
+) -> str:
     if of_organization:
         return f"/platform/organizations/{_find_organization(control)}/limits"
     place = f"/organization/projects/{control.get_project(project)['id']}"
+    if each_end_user:
+        return f"{place}/end_user_limits"
     if api_key is not None:
         return f"{place}/api_keys/{segment(api_key)}/limits"
     if service_account is not None:

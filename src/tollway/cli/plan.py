@@ -33,8 +33,8 @@ from tollway.settings import OperatorError
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One step. `what`: model, price, publication, deployment, organization, project, limits, model limits, price book, book price or
-    terms. `place`: the names that lead to it.
+    """One step. `what`: model, price, publication, deployment, organization, project, limits, end user limits, model limits, price book,
+    book price or terms. `place`: the names that lead to it.
 
     `fields`: each that changes, old and new; on creation the old ones are None. `body`: what to send.
     """
@@ -195,6 +195,7 @@ def _plan_project(place: tuple[str, str], current: ProjectFile | None, wanted: P
     if current is None:
         yield Change("project", place, True, {}, {"name": place[1]})
     yield from _plan_all_limits(place, current, wanted)
+    yield from _plan_limits("end user limits", place, UNSET if current is None else current.end_user_limits, wanted.end_user_limits)
 
 
 def _plan_all_limits(

@@ -151,9 +151,11 @@ def find_limit_problem(sizes: Mapping[str, int | None]) -> str | None:
 
 
 class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One project of an organization. `model_limits`: its limits on single models, beside those on all."""
+    """One project of an organization. `model_limits`: its limits on single models, beside those on all. `end_user_limits`: those of each
+    end user, as requests name them in `user` or `safety_identifier`."""
 
     limits: LimitsFile | UnsetType = UNSET
+    end_user_limits: LimitsFile | UnsetType = UNSET
     model_limits: dict[str, LimitsFile] | UnsetType = UNSET
 
 
@@ -263,7 +265,7 @@ _NESTED: dict[tuple[type[msgspec.Struct], str], type[msgspec.Struct]] = {
 }
 """Fields that are mappings by name, and what each value is."""
 
-_SINGLE: dict[str, type[msgspec.Struct]] = {"limits": LimitsFile, "terms": TermsFile}
+_SINGLE: dict[str, type[msgspec.Struct]] = {"limits": LimitsFile, "end_user_limits": LimitsFile, "terms": TermsFile}
 """Fields that are one of something, wherever they stand."""
 
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from tollway.control.publish import NODE_COUNTED_US
-from tollway.domain.limits import LevelLimits, LimitUse, Standing
+from tollway.domain.limits import LevelLimits, LimitLevel, LimitUse, Standing
 from tollway.domain.shared_limits import EMPTY, CounterState, SharedCounter, drain, list_counters, list_standings
 from tollway.storage import limit_reports, nodes
 from tollway.storage.database import Database, PlatformTx
@@ -39,7 +39,9 @@ def store_report(tx: PlatformTx, node_id: str, uses: Sequence[LimitUse], now: in
 def find_standings(
     database: Database, store: StoreOptions | None, organization_id: str, limits: Sequence[LevelLimits], now: int
 ) -> LimitStandings:
-    """Return how limits of one organization stand. `store`: where gateways share their counters; None: each counts by itself."""
+    """Return how limits of one organization stand, those of end users left out. `store`: where gateways share their counters; None: each
+    counts by itself."""
+    limits = [each for each in limits if each.level is not LimitLevel.END_USER]
     counters = list_counters(limits)
     if store is not None:
         states = read_states(store, organization_id, limits)

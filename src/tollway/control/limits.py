@@ -13,6 +13,7 @@ from tollway.storage import limits as storage
 from tollway.storage.database import TenantTx
 
 _PREFIXES = {
+    LimitLevel.END_USER: ids.PROJECT,
     LimitLevel.API_KEY: ids.KEY,
     LimitLevel.SERVICE_ACCOUNT: ids.SERVICE_ACCOUNT,
     LimitLevel.PROJECT: ids.PROJECT,
@@ -20,6 +21,7 @@ _PREFIXES = {
 }
 
 _ENTRIES: dict[LimitLevel, type[Entry]] = {
+    LimitLevel.END_USER: ProjectEntry,
     LimitLevel.API_KEY: KeyEntry,
     LimitLevel.PROJECT: ProjectEntry,
     LimitLevel.ORGANIZATION: OrganizationEntry,
@@ -34,6 +36,11 @@ def organization(tx: TenantTx) -> LimitSubject:
 def project(project_id: str) -> LimitSubject:
     """Return a project as what limits belong to."""
     return LimitSubject(LimitLevel.PROJECT, project_id)
+
+
+def end_users(project_id: str) -> LimitSubject:
+    """Return each end user of a project as what limits belong to."""
+    return LimitSubject(LimitLevel.END_USER, project_id)
 
 
 def service_account(project_id: str, account_id: str) -> LimitSubject:
@@ -90,6 +97,7 @@ def list_binding_limits(tx: TenantTx, project_id: str | None, key_id: str | None
             if key.service_account is not None:
                 subjects.insert(0, service_account(project_id, key.service_account.id))
             subjects.insert(0, api_key(project_id, key_id))
+        subjects.insert(0, end_users(project_id))
     found: list[LevelLimits] = []
     for subject in subjects:
         of_all = get_limits(tx, subject)

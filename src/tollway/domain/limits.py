@@ -30,8 +30,10 @@ MINUTES_PER_DAY = 1440
 
 
 class LimitLevel(StrEnum):
-    """The kind of thing that a limit belongs to, innermost first. A request counts at all four."""
+    """The kind of thing that a limit belongs to, innermost first. A request counts at every level that it has. An end user is a person or
+    program behind a tenant's application; each one of a project has the limits that the project sets for all of them."""
 
+    END_USER = "end_user"
     API_KEY = "api_key"
     SERVICE_ACCOUNT = "service_account"
     PROJECT = "project"
@@ -116,8 +118,8 @@ UNLIMITED = Limits()
 
 
 class LimitSubject(NamedTuple):
-    """A thing that limits belong to. `id`: of the key, service account, project or organization; `project_id`: of the project of a key or
-    an account."""
+    """A thing that limits belong to. `id`: of the key, service account, project or organization, and of the project for the limits of each
+    of its end users; `project_id`: of the project of a key or an account."""
 
     level: LimitLevel
     id: str
@@ -125,8 +127,8 @@ class LimitSubject(NamedTuple):
 
 
 class LevelLimits(NamedTuple):
-    """The limits of one level, for one model or for all. `id`: of the key, service account, project or organization. `model`: empty for
-    limits on all models together."""
+    """The limits of one level, for one model or for all. `id`: of the key, service account, project or organization; of an end user, the
+    project and a hash. `model`: empty for limits on all models together."""
 
     level: LimitLevel
     id: str

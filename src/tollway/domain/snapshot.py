@@ -27,13 +27,14 @@ class OrganizationEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="ki
 
 class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="project", omit_defaults=True):
     """A project that may act. `models`: what its keys may use; None for every published model. `model_limits`: its limits on single
-    models, by name."""
+    models, by name. `end_user_limits`: those of each of its end users."""
 
     id: str
     organization_id: str
     limits: Limits = UNLIMITED
     models: tuple[str, ...] | None = None
     model_limits: dict[str, Limits] = {}
+    end_user_limits: Limits = UNLIMITED
 
 
 class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="key", omit_defaults=True):

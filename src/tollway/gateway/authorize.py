@@ -73,7 +73,7 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
     hide_usage = hide_continuous = True
     if stream and dialect.usage_options is not None:
         hide_usage, hide_continuous = dialect.usage_options.find_hidden(asked)
-    return Call(
+    call = Call(
         request,
         caller,
         grant,
@@ -92,6 +92,9 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
         hide_usage,
         hide_continuous,
     )
+    if caller.end_user_limits is not None:
+        call.end_user = dialect.find_end_user(asked)
+    return call
 
 
 def _find_price(wish: object, grant: ModelGrant, dialect: Dialect) -> PriceVersion | None:

@@ -12,7 +12,9 @@ A hold does not drain, so it takes up capacity for as long as its request runs. 
 (`_charge_old`): from there on it drains like everything that was used, and streams of many minutes do not shut out their successors.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from tollway.domain.limits import (
@@ -22,6 +24,8 @@ from tollway.domain.limits import (
     MINUTE_NS,
     Dimension,
     LevelLimits,
+    LimitLevel,
+    Limits,
     LimitUse,
     Quantity,
     Standing,
@@ -41,6 +45,12 @@ Units = tuple[int, ...]
 each index."""
 
 _PER_MINUTE = BY_NAME["requests_per_minute"]
+
+END_USERS_MAX = 10_000
+"""End users of one organization that a gateway counts one by one: about 10 MB of memory."""
+
+EVICTIONS_TRIED = 4
+"""End users that are examined to free a place for another one: those that were not seen for longest."""
 
 
 class Bucket:
@@ -100,6 +110,9 @@ class Bound:
         self.has_daily_requests = any(rate.quantity == REQUESTS for rate in rates)
         self.output_size_min = min((rate.size for rate in rates if rate.quantity == OUTPUT_TOKENS), default=UNLIMITED)
         self.tokens_size_min = min((rate.size for rate in rates if rate.quantity == TOKENS), default=UNLIMITED)
+
+
+_EMPTY = Bound((), (), ())
 
 
 class SharedBound:
@@ -168,12 +181,106 @@ class Hold:
         self.requests_left = requests_left
 
 
+class EndUserLimits(NamedTuple):
+    """The limits of each end user of a project."""
+
+    organization_id: str
+    project_id: str
+    limits: Limits
+
+
+def identify_end_user(project_id: str, name: str, key: bytes) -> str:
+    """Return the id under which an end user is counted: its project, and a keyed hash (BLAKE2b, RFC 7693) of how requests name it."""
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16, key=key)
+    return f"{project_id}:{digest.hexdigest()}"
+
+
+def identify_other_end_users(project_id: str) -> str:
+    """Return the id under which the end users of a project are counted that have no counters of their own."""
+    return f"{project_id}:others"
+
+
+class _EndUser:
+    """The counters of one end user. `limits`: with which they were bound."""
+
+    __slots__ = ("bound", "buckets", "counters", "limits")
+
+    def __init__(self) -> None:
+        self.limits: Limits | None = None
+        self.bound = _EMPTY
+        self.buckets: dict[tuple[str, str], Bucket] = {}
+        self.counters: dict[tuple[str, str, str], Counter] = {}
+
+
+def _bind_end_user(table: dict[str, _EndUser], owner: LevelLimits, now_ns: int) -> Bound:
+    """Return the counters of an end user, which becomes the last one of `table`: the one that was used last."""
+    found = table.pop(owner.id, None) or _EndUser()
+    table[owner.id] = found
+    if found.limits is not owner.limits:
+        found.limits = owner.limits
+        found.bound = _bind(owner, found.buckets, found.counters, now_ns)
+    return found.bound
+
+
+def _is_idle(bound: Bound, now_ns: int) -> bool:
+    """Return whether counters stand as new ones would."""
+    return all(not level[0].running and level[0].tat <= now_ns * level[0].scale for level in bound.levels) and all(
+        not counter.held and not counter.debt(now_ns) for counter in bound.rates
+    )
+
+
+def _bind(owner: LevelLimits, buckets: dict[tuple[str, str], Bucket], counters: dict[tuple[str, str, str], Counter], now_ns: int) -> Bound:
+    """Return the counters of one level's limits, from those that exist."""
+    of = owner.limits
+    levels: tuple[Level, ...] = ()
+    if of.requests_per_minute is not None or of.concurrent_requests is not None:
+        levels = (_bind_bucket(owner, buckets, now_ns),)
+    rates: list[Counter] = []
+    for dimension in DIMENSIONS:
+        size = of.get(dimension)
+        if size is None or dimension is CONCURRENT_REQUESTS or dimension is _PER_MINUTE:
+            continue
+        key = (owner.id, owner.model, dimension.name)
+        counter = counters.get(key)
+        if counter is None:
+            counter = counters[key] = Counter(owner, dimension)
+        counter.resize(owner, size, now_ns)
+        rates.append(counter)
+    return Bound(levels, (owner,) if levels else (), tuple(rates))
+
+
+def _bind_bucket(owner: LevelLimits, buckets: dict[tuple[str, str], Bucket], now_ns: int) -> Level:
+    bucket = buckets.get((owner.id, owner.model))
+    if bucket is None:
+        bucket = buckets[owner.id, owner.model] = Bucket()
+    most = UNLIMITED if owner.limits.concurrent_requests is None else owner.limits.concurrent_requests
+    per_minute = owner.limits.requests_per_minute
+    if per_minute is None:
+        bucket.tat, bucket.scale, bucket.cost = 0, 1, 0
+        return bucket, most, UNLIMITED, 1, 0, 0
+    rate = make_rate(per_minute, MINUTE_NS)
+    if (rate.scale, rate.cost) != (bucket.scale, bucket.cost):
+        bucket.tat = _rescale(bucket.tat, bucket.scale, bucket.cost, rate.scale, rate.cost, now_ns)
+        bucket.scale, bucket.cost = rate.scale, rate.cost
+    return bucket, most, rate.size, rate.scale, rate.cost, rate.burst
+
+
+def _join(inner: Bound, outer: Bound) -> Bound:
+    """Return the counters of both."""
+    return Bound(inner.levels + outer.levels, inner.owners + outer.owners, inner.rates + outer.rates)
+
+
 class MemoryCounters:
-    """All counters of this process, by level, model and dimension."""
+    """All counters of this process, by level, model and dimension; those of end users by organization. `end_users_together`: requests
+    that were counted together with those of other end users."""
 
     FORGET_NS = 1_000_000_000
 
-    def __init__(self) -> None:
+    def __init__(self, end_user_key: bytes = b"") -> None:
+        """`end_user_key`: with which the names of end users are hashed, at most 64 bytes."""
+        self.end_users_together = 0
+        self._end_user_key = end_user_key
+        self._end_users: dict[str, dict[str, _EndUser]] = {}
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._counters: dict[tuple[str, str, str], Counter] = {}
         self._holds: dict[Hold, None] = {}
@@ -182,40 +289,40 @@ class MemoryCounters:
 
     def bind(self, limits: Iterable[LevelLimits], now_ns: int) -> Bound:
         """Return the counters of these limits, innermost level first. A limit that changed takes effect here, with what was used before."""
-        levels: list[Level] = []
-        owners: list[LevelLimits] = []
-        rates: list[Counter] = []
+        bound = _EMPTY
         for owner in limits:
-            of = owner.limits
-            if of.requests_per_minute is not None or of.concurrent_requests is not None:
-                levels.append(self._bind_bucket(owner, now_ns))
-                owners.append(owner)
-            for dimension in DIMENSIONS:
-                size = of.get(dimension)
-                if size is None or dimension is CONCURRENT_REQUESTS or dimension is _PER_MINUTE:
-                    continue
-                key = (owner.id, owner.model, dimension.name)
-                counter = self._counters.get(key)
-                if counter is None:
-                    counter = self._counters[key] = Counter(owner, dimension)
-                counter.resize(owner, size, now_ns)
-                rates.append(counter)
-        return Bound(tuple(levels), tuple(owners), tuple(rates))
+            if owner.level is LimitLevel.END_USER:
+                table = self._end_users.setdefault("", {})
+                self._has_place(table, now_ns)
+                own = _bind_end_user(table, owner, now_ns)
+            else:
+                own = _bind(owner, self._buckets, self._counters, now_ns)
+            bound = _join(bound, own)
+        return bound
 
-    def _bind_bucket(self, owner: LevelLimits, now_ns: int) -> Level:
-        bucket = self._buckets.get((owner.id, owner.model))
-        if bucket is None:
-            bucket = self._buckets[owner.id, owner.model] = Bucket()
-        most = UNLIMITED if owner.limits.concurrent_requests is None else owner.limits.concurrent_requests
-        per_minute = owner.limits.requests_per_minute
-        if per_minute is None:
-            bucket.tat, bucket.scale, bucket.cost = 0, 1, 0
-            return bucket, most, UNLIMITED, 1, 0, 0
-        rate = make_rate(per_minute, MINUTE_NS)
-        if (rate.scale, rate.cost) != (bucket.scale, bucket.cost):
-            bucket.tat = _rescale(bucket.tat, bucket.scale, bucket.cost, rate.scale, rate.cost, now_ns)
-            bucket.scale, bucket.cost = rate.scale, rate.cost
-        return bucket, most, rate.size, rate.scale, rate.cost, rate.burst
+    def bind_end_user(self, bound: Bound, of: EndUserLimits, end_user: str, now_ns: int) -> Bound:
+        """Return the counters of `bound` with those of an end user, `end_user` as the request names it, before them.
+
+        END_USERS_MAX end users of an organization are counted one by one. Beyond them those whose counters are empty give way; if
+        there are none, the end users that are not known yet are counted together, as one.
+        """
+        table = self._end_users.setdefault(of.organization_id, {})
+        id = identify_end_user(of.project_id, end_user, self._end_user_key)
+        if id not in table and not self._has_place(table, now_ns):
+            id = identify_other_end_users(of.project_id)
+            self.end_users_together += 1
+        return _join(_bind_end_user(table, LevelLimits(LimitLevel.END_USER, id, of.limits), now_ns), bound)
+
+    def _has_place(self, table: "dict[str, _EndUser]", now_ns: int) -> bool:
+        """Return whether another end user can be counted. Looks at few end users, so that a table that is full costs little."""
+        if len(table) < END_USERS_MAX:
+            return True
+        for id in list(islice(table, EVICTIONS_TRIED)):
+            found = table.pop(id)
+            if _is_idle(found.bound, now_ns):
+                return True
+            table[id] = found
+        return False
 
     def reserve(self, bound: Bound, units: Units, now_ns: int) -> Hold | None:
         """Admit a request for `units` at all levels and hold them there, or return None and change nothing.

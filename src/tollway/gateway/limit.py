@@ -14,6 +14,7 @@ from tollway.gateway.counters import (
     REQUESTS,
     UNLIMITED,
     Bound,
+    EndUserLimits,
     Hold,
     MemoryCounters,
     Refusal,
@@ -47,6 +48,7 @@ ALONE_WAIT_NS = 1_000_000_000
 """Time after which to try again what exceeds a gateway's share, while it decides alone: the store is tried twice in it."""
 
 _LEVEL_WORDS = {
+    LimitLevel.END_USER: "end user",
     LimitLevel.API_KEY: "API key",
     LimitLevel.SERVICE_ACCOUNT: "service account",
     LimitLevel.PROJECT: "project",
@@ -63,6 +65,8 @@ def limit(call: Call, counters: MemoryCounters, clock: Callable[[], int], metric
     bound = call.grant.bound
     if bound is None:
         bound = call.grant.bound = bind(call, counters, now_ns)
+    if call.end_user is not None:
+        bound = counters.bind_end_user(bound, _of_each_end_user(call), call.end_user, now_ns)
     if bound.rates:
         return _reserve(call, bound, counters, clock, now_ns, metrics)
     levels = bound.levels
@@ -103,12 +107,20 @@ def _list_limits(call: Call) -> list[LevelLimits]:
     return [each for each in call.caller.principal.limits if not each.model or each.model == model]
 
 
+def _of_each_end_user(call: Call) -> EndUserLimits:
+    limits = call.caller.end_user_limits
+    assert limits is not None, "an end user is only looked for where each has limits"
+    return limits
+
+
 async def limit_shared(call: Call, counters: SharedCounters, clock: Callable[[], int], metrics: Metrics) -> Permit:
     """Return a permit for this call, as `limit` does, from counters that several gateways share. Waits for their store."""
     grant = call.grant
     bound = grant.shared_bound
     if bound is None:
         bound = grant.shared_bound = counters.bind(call.caller.organization.id, _list_limits(call), clock())
+    if call.end_user is not None:
+        bound = counters.bind_end_user(bound, _of_each_end_user(call), call.end_user)
     if not bound.prepared.counters:
         return Permit(call, b"", ())
     units = _estimate(call, bound.output_size_min, bound.tokens_size_min)
@@ -218,7 +230,11 @@ def _refuse(call: Call | None, refusal: Refusal, headers: bytes, metrics: Metric
     """Return the fault that says which limit refused a request, and when or whether trying again helps. `headers`: what is left."""
     owner = refusal.owner
     of_model = f" for model {owner.model}" if owner.model else ""
-    place = f"{_LEVEL_WORDS[owner.level]} {owner.id}{of_model}"
+    id = owner.id
+    if owner.level is LimitLevel.END_USER:
+        project_id, _, digest = id.partition(":")
+        id = f"{digest[:12]} of project {project_id}"
+    place = f"{_LEVEL_WORDS[owner.level]} {id}{of_model}"
     kind = REQUESTS_EXCEEDED if refusal.quantity == REQUESTS else TOKENS_EXCEEDED
     if refusal.is_permanent:
         message = (

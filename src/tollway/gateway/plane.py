@@ -41,7 +41,8 @@ class Plane:
         self.metrics = Metrics()
         self.buffers = Buffers(buffer_bounds or BufferBounds())
         self.upstreams = Upstreams(vault, self.metrics, log, self.buffers)
-        self.counters = MemoryCounters()
+        self.end_user_key = peppers[0] if peppers else b""
+        self.counters = MemoryCounters(self.end_user_key)
         self.shared_counters: SharedCounters | None = None
         self.budgets = Budgets(now_us)
         self.usage_sink = usage_sink

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint
+from tollway.domain.limits import UNLIMITED
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import BudgetEntry, ModelEntry
 from tollway.domain.usage import Ended, ServiceTier
 from tollway.engines.table import ENGINES
-from tollway.gateway.counters import Bound, Level, SharedBound
+from tollway.gateway.counters import Bound, EndUserLimits, Level, SharedBound
 from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.principal import Principal
@@ -100,12 +101,13 @@ class Caller:
 
     `organization`, `project`, `models`, `expires_at`, `is_test`: those of the principal, held here because each request reads them.
     `grants`: compiled per model and endpoint on first use. `budgets`: those that bind it, innermost level first. `cache_salt`: isolates the
-    organization's prefixes inside an engine's prefix cache.
+    organization's prefixes inside an engine's prefix cache. `end_user_limits`: those of each end user of the project, None without any.
     """
 
     __slots__ = (
         "budgets",
         "cache_salt",
+        "end_user_limits",
         "expires_at",
         "grants",
         "is_test",
@@ -124,6 +126,8 @@ class Caller:
         self.is_test = principal.is_test
         self.cache_salt = cache_salt
         self.budgets = budgets
+        of_each = principal.project.end_user_limits
+        self.end_user_limits = None if of_each == UNLIMITED else EndUserLimits(principal.organization.id, principal.project.id, of_each)
         self.grants: dict[tuple[str, Endpoint], ModelGrant] = {}
 
 
@@ -236,12 +240,14 @@ class Call:
     nothing bounds them. `input_tokens_max`: most tokens that all prompts together can have, as a bound that is never too small.
     `prompt_bytes`: bytes of the body, 0 if it holds media, whose bytes say nothing of tokens. `hide_usage`: the client did not ask for
     usage in its stream, so it is removed again. `output_hold`: where budgets reserve the output of a stream while it runs, else None.
+    `end_user`: whom the body names, as it stands there; None if that is not limited.
     """
 
     __slots__ = (
         "caller",
         "dialect",
         "dropped",
+        "end_user",
         "grant",
         "hide_continuous",
         "hide_usage",
@@ -297,6 +303,7 @@ class Call:
         self.hide_usage = hide_usage
         self.hide_continuous = hide_continuous
         self.output_hold: OutputHold | None = None
+        self.end_user: str | None = None
 
     def lower_output(self, tokens: int) -> None:
         """Bound the output of each sequence to `tokens`, in place of what the body says."""

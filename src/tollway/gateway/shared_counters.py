@@ -16,7 +16,7 @@ over.
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
-from tollway.domain.limits import CONCURRENT_REQUESTS, MINUTE_NS, LevelLimits, Limits, Quantity, Standing
+from tollway.domain.limits import CONCURRENT_REQUESTS, DIMENSIONS, MINUTE_NS, LevelLimits, LimitLevel, Limits, Quantity, Standing
 from tollway.domain.shared_limits import (
     CounterState,
     SharedCounter,
@@ -28,11 +28,13 @@ from tollway.domain.shared_limits import (
     list_standings,
 )
 from tollway.gateway.counters import (
+    END_USERS_MAX,
     QUANTITIES,
     REQUESTS,
     Bound,
     Bucket,
     Counter,
+    EndUserLimits,
     Hold,
     Level,
     MemoryCounters,
@@ -41,12 +43,28 @@ from tollway.gateway.counters import (
     SharedBound,
     Units,
     find_later,
+    identify_end_user,
+    identify_other_end_users,
 )
 from tollway.gateway.driver import Waiter
 from tollway.gateway.ports import CounterStore
 
 RENEW_SECONDS = 2.0
 """Interval in which leases are renewed: a fifth of a lease, so that some pauses of this process and of the store do no harm."""
+
+
+END_USER_BOUNDS_MAX = 4_000
+"""End users whose counters are kept in the form of the store between requests; others are prepared anew."""
+
+
+def _forget_oldest(seen: dict[str, int], limits: Limits, now_ns: int) -> bool:
+    """Forget the end user that was not seen for longest, if that is a window of its limits or more."""
+    windows = [dimension.window_ns for dimension in DIMENSIONS if limits.get(dimension) is not None]
+    oldest = next(iter(seen))
+    if seen[oldest] + max(windows, default=0) > now_ns:
+        return False
+    del seen[oldest]
+    return True
 
 
 def divide(limits: Limits, gateways: int) -> Limits:
@@ -114,8 +132,13 @@ class SharedCounters:
     store was lost or had lost its contents.
     """
 
-    def __init__(self, node: str, clock: Callable[[], int]) -> None:
-        """`node`: names this run of this gateway among all. `clock`: monotonic nanoseconds."""
+    def __init__(self, node: str, clock: Callable[[], int], end_user_key: bytes = b"") -> None:
+        """`node`: names this run of this gateway among all. `clock`: monotonic nanoseconds. `end_user_key`: with which the names of end
+        users are hashed, the same at all gateways, at most 64 bytes."""
+        self.end_users_together = 0
+        self._end_user_key = end_user_key
+        self._end_users: dict[str, dict[str, int]] = {}
+        self._end_user_bounds: dict[tuple[SharedBound, str], SharedBound] = {}
         self.gateways = 1
         self.by_store = 0
         self.alone = 0
@@ -163,6 +186,29 @@ class SharedCounters:
         assert self._store is not None
         prepared = self._store.prepare(organization_id, limits)
         return SharedBound(organization_id, limits, prepared, self._bind_local(limits, now_ns), self.gateways)
+
+    def bind_end_user(self, bound: SharedBound, of: EndUserLimits, end_user: str) -> SharedBound:
+        """Return the counters of `bound` with those of an end user, `end_user` as the request names it, before them.
+
+        END_USERS_MAX end users of an organization are counted one by one by this gateway. Beyond them those give way that were not seen
+        for the longest window of their limits; if there are none, the end users that are not known yet are counted together, as one.
+        """
+        now_ns = self._clock()
+        seen = self._end_users.setdefault(of.organization_id, {})
+        id = identify_end_user(of.project_id, end_user, self._end_user_key)
+        if seen.pop(id, None) is not None or len(seen) < END_USERS_MAX or _forget_oldest(seen, of.limits, now_ns):
+            seen[id] = now_ns
+        else:
+            id = identify_other_end_users(of.project_id)
+            self.end_users_together += 1
+        key = (bound, id)
+        found = self._end_user_bounds.pop(key, None)
+        if found is None:
+            found = self.bind(of.organization_id, [LevelLimits(LimitLevel.END_USER, id, of.limits), *bound.limits], now_ns)
+            if len(self._end_user_bounds) >= END_USER_BOUNDS_MAX:
+                del self._end_user_bounds[next(iter(self._end_user_bounds))]
+        self._end_user_bounds[key] = found
+        return found
 
     def _bind_local(self, limits: Sequence[LevelLimits], now_ns: int) -> Bound:
         return self._local.bind([owner._replace(limits=divide(owner.limits, self.gateways)) for owner in limits], now_ns)

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from tollway.domain.limits import DIMENSIONS, UNLIMITED, LimitLevel, Limits, LimitSubject
 from tollway.domain.tenants import Status
 from tollway.storage.database import TenantTx, Transaction
-from tollway.storage.schema import api_keys, model_limits, organizations, projects, service_accounts
+from tollway.storage.schema import END_USER_PREFIX, api_keys, model_limits, organizations, projects, service_accounts
 
 SUBJECTS_MAX = 500
 """Ids named in one query."""
@@ -17,14 +17,16 @@ SUBJECTS_MAX = 500
 def find_limits(tx: TenantTx, subject: LimitSubject) -> Limits | None:
     """Return the limits of a subject of the organization; None if it does not exist, is archived, deleted or revoked."""
     table, where = _locate(tx, subject)
-    row = tx.connection.execute(sa.select(*(table.c[each.name] for each in DIMENSIONS)).where(where)).one_or_none()
-    return None if row is None else read_limits(row)
+    prefix = _find_prefix(subject)
+    row = tx.connection.execute(sa.select(*(table.c[prefix + each.name] for each in DIMENSIONS)).where(where)).one_or_none()
+    return None if row is None else read_limits(row, prefix)
 
 
 def put_limits(tx: TenantTx, subject: LimitSubject, limits: Limits) -> None:
     """Replace the limits of a subject that `find_limits` finds."""
     table, where = _locate(tx, subject)
-    tx.connection.execute(table.update().where(where).values(**limits.to_dict()))
+    prefix = _find_prefix(subject)
+    tx.connection.execute(table.update().where(where).values({prefix + name: size for name, size in limits.to_dict().items()}))
 
 
 def put_model_limits(tx: TenantTx, subject: LimitSubject, model: str, limits: Limits) -> None:
@@ -53,6 +55,10 @@ def read_limits(row: Any, prefix: str = "") -> Limits:
     return Limits(**{each.name: getattr(row, prefix + each.name) for each in DIMENSIONS})
 
 
+def _find_prefix(subject: LimitSubject) -> str:
+    return END_USER_PREFIX if subject.level is LimitLevel.END_USER else ""
+
+
 def _locate(tx: TenantTx, subject: LimitSubject) -> tuple[sa.Table, sa.ColumnElement[bool]]:
     """Return the table of a subject and the condition that finds it there, as long as it can act."""
     table, conditions = _TABLES[subject.level], _ACTIVE[subject.level]
@@ -64,12 +70,14 @@ def _locate(tx: TenantTx, subject: LimitSubject) -> tuple[sa.Table, sa.ColumnEle
 
 
 _TABLES: Mapping[LimitLevel, sa.Table] = {
+    LimitLevel.END_USER: projects,
     LimitLevel.API_KEY: api_keys,
     LimitLevel.SERVICE_ACCOUNT: service_accounts,
     LimitLevel.PROJECT: projects,
     LimitLevel.ORGANIZATION: organizations,
 }
 _ACTIVE: Mapping[LimitLevel, sa.ColumnElement[bool]] = {
+    LimitLevel.END_USER: projects.c.status == Status.ACTIVE,
     LimitLevel.API_KEY: api_keys.c.revoked_at.is_(None),
     LimitLevel.SERVICE_ACCOUNT: service_accounts.c.deleted_at.is_(None),
     LimitLevel.PROJECT: projects.c.status == Status.ACTIVE,

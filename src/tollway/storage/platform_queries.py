@@ -19,7 +19,7 @@ from tollway.domain.snapshot import BudgetEntry, DeploymentEntry, Entry, KeyEntr
 from tollway.domain.tenants import Status
 from tollway.storage import catalog, limits, prices
 from tollway.storage.database import PlatformTx, Transaction
-from tollway.storage.schema import api_keys, deployments, models, organizations, projects, service_accounts
+from tollway.storage.schema import END_USER_PREFIX, api_keys, deployments, models, organizations, projects, service_accounts
 from tollway.storage.schema_budgets import budgets
 
 ENTRY_KINDS: tuple[type[Entry], ...] = (OrganizationEntry, ProjectEntry, ModelEntry, DeploymentEntry, KeyEntry, BudgetEntry)
@@ -146,6 +146,7 @@ def _projects(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
             organization_id=row.organization_id,
             limits=limits.read_limits(row),
             model_limits=by_model.get(row.id, {}),
+            end_user_limits=limits.read_limits(row, END_USER_PREFIX),
         )
 
 

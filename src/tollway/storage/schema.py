@@ -6,6 +6,7 @@ organization. Instants are BIGINT UTC microseconds, amounts BIGINT pico-currency
 a CHECK, because both engines can read them in a dump. Append-only tables are guarded by triggers (see the migrations).
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import sqlalchemy as sa
@@ -28,15 +29,19 @@ metadata = sa.MetaData(
 """Named constraints, so that a later migration can change one on either engine."""
 
 
-def one_of(column: str, values: type[StrEnum]) -> sa.CheckConstraint:
-    """A CHECK that `column` holds a value of the enumeration `values`."""
+def one_of(column: str, values: Iterable[StrEnum]) -> sa.CheckConstraint:
+    """A CHECK that `column` holds one of `values`, such as those of an enumeration."""
     return sa.CheckConstraint(f"{column} IN ({', '.join(repr(str(value)) for value in values)})", name=f"{column}_known")
 
 
-def limit_columns() -> tuple[SchemaItem, ...]:
+END_USER_PREFIX = "end_user_"
+"""Prefix of the columns of a project that limit each of its end users."""
+
+
+def limit_columns(prefix: str = "") -> tuple[SchemaItem, ...]:
     """Return the columns of one level's limits (domain.limits.Limits): null is not limited."""
-    columns = [sa.Column(each.name, sa.Integer if each.size_max <= 1_000_000 else sa.BigInteger) for each in DIMENSIONS]
-    checks = [sa.CheckConstraint(f"{each.name} > 0", name=f"{each.name}_positive") for each in DIMENSIONS]
+    columns = [sa.Column(prefix + each.name, sa.Integer if each.size_max <= 1_000_000 else sa.BigInteger) for each in DIMENSIONS]
+    checks = [sa.CheckConstraint(f"{prefix}{each.name} > 0", name=f"{prefix}{each.name}_positive") for each in DIMENSIONS]
     return (*columns, *checks)
 
 
@@ -66,6 +71,7 @@ projects = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("archived_at", sa.BigInteger),
     *limit_columns(),
+    *limit_columns(END_USER_PREFIX),
     one_of("status", Status),
     sa.UniqueConstraint("organization_id", "id"),
 )
@@ -169,7 +175,7 @@ model_limits = sa.Table(  # limits of one level on a single model; those on all 
     sa.Column("subject_id", sa.String(64), primary_key=True),
     sa.Column("model", sa.String(128), sa.ForeignKey("models.name"), primary_key=True),
     *limit_columns(),
-    one_of("level", LimitLevel),
+    one_of("level", [each for each in LimitLevel if each is not LimitLevel.END_USER]),
 )
 
 # ---- Publication ------------------------------------------------------------------------------------------------------

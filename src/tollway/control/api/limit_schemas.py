@@ -1,12 +1,14 @@
 """The answers that show how limits stand, and the reports of gateways from which they are made."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
 from tollway.control.api.schemas import In, Out
 from tollway.control.limit_uses import LimitStandings, UseSource
-from tollway.domain.limits import USES_REPORTED_MAX, LimitUse, find_binding
+from tollway.domain.limits import USES_REPORTED_MAX, LevelLimits, LimitLevel, LimitUse, find_binding
+from tollway.domain.shared_limits import list_counters
 
 
 class BindingLimitOut(Out):
@@ -34,11 +36,26 @@ class BindingLimitsList(Out):
     gateways: int | None
 
 
-def binding_limits_out(found: LimitStandings) -> BindingLimitsList:
-    """Return limits of several levels as the API shows them."""
+def binding_limits_out(limits: Sequence[LevelLimits], found: LimitStandings) -> BindingLimitsList:
+    """Return limits of several levels as the API shows them. Those of each end user are shown without use: there are many end users."""
     binding = find_binding(found.standings)
     is_known = found.source is not None
-    data = [
+    each_end_user = [
+        BindingLimitOut(
+            level=owner.level,
+            id=owner.id,
+            model=None,
+            dimension=dimension.name,
+            limit=size,
+            used=None,
+            reserved=None,
+            remaining=None,
+            reset_seconds=None,
+            binds=False,
+        )
+        for owner, dimension, size in list_counters([each for each in limits if each.level is LimitLevel.END_USER])
+    ]
+    others = [
         BindingLimitOut(
             level=each.owner.level,
             id=each.owner.id,
@@ -54,7 +71,7 @@ def binding_limits_out(found: LimitStandings) -> BindingLimitsList:
         for each in found.standings
     ]
     is_reported = found.source is UseSource.GATEWAYS
-    return BindingLimitsList(data=data, counted_by=found.source, gateways=found.gateways if is_reported else None)
+    return BindingLimitsList(data=each_end_user + others, counted_by=found.source, gateways=found.gateways if is_reported else None)
 
 
 class LimitUseIn(In):

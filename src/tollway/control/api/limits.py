@@ -45,7 +45,7 @@ def list_binding_limits(
         raise Fault(PARAMETER_INVALID, param="project_id", message="Name the project of the key.")
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         binding = limits.list_binding_limits(tx, project_id, api_key_id)
-    return binding_limits_out(find_standings(plane.database, plane.limits_store, caller.organization_id, binding, plane.now()))
+    return binding_limits_out(binding, find_standings(plane.database, plane.limits_store, caller.organization_id, binding, plane.now()))
 
 
 @link_router.put("/v1/link/limit_uses/{node_id}")
@@ -69,6 +69,21 @@ def put_project_limits(caller: OrganizationAdmin, plane: Plane, project_id: str,
     """Replace the limits of a project."""
     with plane.database.tenant(caller.organization_id) as tx:
         return limits_out(limits.put_limits(tx, limits.project(project_id), body.limits(), plane.now(), model))
+
+
+@router.get("/v1/organization/projects/{project_id}/end_user_limits")
+def retrieve_end_user_limits(caller: OrganizationAdmin, plane: Plane, project_id: str) -> LimitsOut:
+    """The limits of each end user of a project, on all models together."""
+    with plane.database.tenant(caller.organization_id, write=False) as tx:
+        return limits_out(limits.get_limits(tx, limits.end_users(project_id)))
+
+
+@router.put("/v1/organization/projects/{project_id}/end_user_limits")
+def put_end_user_limits(caller: OrganizationAdmin, plane: Plane, project_id: str, body: LimitsWrite) -> LimitsOut:
+    """Replace the limits of each end user of a project. An end user is what requests name in `safety_identifier` or `user`, or in
+    `metadata.user_id` of Anthropic's API; requests that name none are not counted here."""
+    with plane.database.tenant(caller.organization_id) as tx:
+        return limits_out(limits.put_limits(tx, limits.end_users(project_id), body.limits(), plane.now()))
 
 
 @router.get("/v1/organization/projects/{project_id}/service_accounts/{service_account_id}/limits")

@@ -103,7 +103,7 @@ class Dialect:
     mean. `usage_options`: how a stream is asked for its usage; None if the API always reports it. `salt_prompt`: puts a salt
     before the prompt, in raw members; None if the API has no system prompt. `forwarded_headers`: those that the API asks gateways to pass
     on unchanged. `model_endpoint`: the endpoint that a model must offer for this one to be usable; None for this one
-    itself.
+    itself. `end_user_paths`: where a body may name the end user, in order of preference, each as a path of fields.
 
     Answers: `read_answer` reads a body of status 200; `new_stream` makes the reader of a stream. `request_id_headers`: the template of the
     header lines that carry the request's id. `limit_prefix`: how the API's own headers of
@@ -133,6 +133,7 @@ class Dialect:
     allows_unknown_fields: bool = False
     forwarded_headers: tuple[bytes, ...] = ()
     model_endpoint: Endpoint | None = None
+    end_user_paths: tuple[tuple[str, ...], ...] = (("safety_identifier",), ("user",))
     request_id_headers: bytes = REQUEST_ID_HEADERS
     limit_prefix: bytes = b""
     error_event: bytes = b""
@@ -146,6 +147,16 @@ class Dialect:
         object.__setattr__(self, "target", f"/v1/{self.endpoint}".encode())
         object.__setattr__(self, "plain", plain_shape(self.fields, self.required))
         object.__setattr__(self, "has_output", bool(self.output_caps))
+
+    def find_end_user(self, body: Mapping[str, Any]) -> str | None:
+        """Return the end user that a body names, None if it names none."""
+        for path in self.end_user_paths:
+            value: Any = body
+            for name in path:
+                value = value.get(name) if isinstance(value, dict) else None
+            if isinstance(value, str) and value:
+                return value
+        return None
 
     def list_injected(self, output_cap: int | None, model: str | None, usage: bytes | None) -> dict[str, bytes]:
         """Return the fields to set in a request for an engine, as JSON by name. None: the client's own value goes up, if there is one.

@@ -246,6 +246,7 @@ DIALECT: Dialect = Dialect(
     not_forwarded=NOT_FORWARDED,
     allows_unknown_fields=True,
     forwarded_headers=FORWARDED_HEADERS,
+    end_user_paths=(("metadata", "user_id"),),
     request_id_headers=REQUEST_ID_HEADERS,
     limit_prefix=b"anthropic-ratelimit-",
     error_event=ERROR_EVENT,
