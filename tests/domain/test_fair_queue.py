@@ -1,4 +1,4 @@
-"""The fair queue: shares follow weights, nobody waits for ever, and nothing is lost or grows."""
+"""The fair queue: shares follow weights, nobody waits indefinitely, and nothing is lost or grows."""
 
 import random
 from collections import defaultdict

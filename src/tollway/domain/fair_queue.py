@@ -4,7 +4,7 @@ A flow has a start tag, the virtual time at which its next item begins. The flow
 cost of what was served over its weight. A flow that was away begins at the virtual time of the moment: it is owed nothing for its absence.
 
 What holds, for any two flows f and g that wait throughout an interval, with costs served C and largest costs M:
-|C_f / w_f - C_g / w_g| <= M_f / w_f + M_g / w_g. So nobody waits for ever, whatever the others send.
+|C_f / w_f - C_g / w_g| <= M_f / w_f + M_g / w_g. So nobody waits indefinitely, whatever the others send.
 
 Deficit round robin needs a quantum as large as the largest cost to decide in constant time, and then serves bursts of that size: a hundred
 thousand tokens here. Tags serve single items and cost the logarithm of the number of waiting flows.
@@ -37,7 +37,7 @@ class Refusal(Enum):
 
 
 class _Flow(Generic[T]):
-    """What waits for one key. `start`: its tag. `is_listed`: whether the heap has it."""
+    """Waiting items of one key. `start`: its tag. `is_listed`: whether the heap has it."""
 
     __slots__ = ("is_listed", "items", "key", "start", "weight")
 
