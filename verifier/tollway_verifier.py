@@ -17,7 +17,9 @@ What is computed again, from the records that the gateways wrote ("payload", byt
   4. Every transaction of the ledger: its id follows from its cause, it books exactly the records that it names, it sums to zero; every
      record that costs something is booked exactly once.
   5. Every correction: at the price of the record that it corrects, never more back than was billed, approved by another key.
-  6. The period's totals, what it moved on each account, and the digests of its corrections and of the gateways' watermarks.
+  6. That each unit price is the published one at the discount of the organization's price list.
+  7. The period's totals, what it moved on each account, and the digests of its corrections, of the prices, terms and outcome policies
+     that apply in it, and of the gateways' watermarks.
 
 What this cannot see is a request that was never recorded: keep your own list of request ids (the header x-request-id).
 """
@@ -30,7 +32,7 @@ import json
 import sys
 from bisect import bisect_right
 
-FORMAT = "tollway-audit-1"
+FORMAT = "tollway-audit-2"
 CLASSES = ("input", "cached_input", "output", "reasoning", "request")
 
 # How long after a price or terms ended a gateway may still admit by them: its snapshot may be 24 hours old, clocks 10 minutes apart.
@@ -131,6 +133,13 @@ def hash_statement(statement):
 def hash_price(price, terms_valid_from):
     """The hash of a price and of the terms by which it was paid, as a record carries it."""
     return hash_statement({**price, "terms_valid_from": terms_valid_from})
+
+
+def discounted(unit, price_list):
+    """A published unit price on a price list: <book> at full price, <book>-<basis points> at a discount, rounded half to even."""
+    discount = int(price_list.partition("-")[2] or 0)
+    whole, rest = divmod(unit * (10_000 - discount), 10_000)
+    return whole + (rest > 5_000 or (rest == 5_000 and whole % 2))
 
 
 # ---- What a record costs -----------------------------------------------------------------------------------------------
@@ -276,8 +285,9 @@ def entries_of(row):
 
 # ---- An export ---------------------------------------------------------------------------------------------------------
 
-# Order of lines; an outcome_policy, a price or terms stand before the first event that needs it.
-ORDER = ("export", "organization", "period", "transaction", "adjustment", "event", "account", "end")
+# Order of lines. Those of CONDITIONS are what events were admitted under: the hash of the period covers them by a digest.
+CONDITIONS = ("outcome_policy", "price", "terms")
+ORDER = ("export", "organization", "period", *CONDITIONS, "transaction", "adjustment", "event", "account", "end")
 
 
 class Export:
@@ -291,6 +301,7 @@ class Export:
         self.policies = {}
         self.prices = {}
         self.terms = []
+        self.conditions_digest = hashlib.sha256()
         self.admissions = {}  # (price, hash that records carry): from when to when requests can have been admitted under both
         self.by_epoch = {}  # (node, epoch): its transactions for events
         self.firsts = {}  # the same in order of their first seq, once they are complete
@@ -311,11 +322,13 @@ class Export:
         try:
             row = parse(line)
             kind = row.pop("type")
-            rank = self.rank if kind in ("outcome_policy", "price", "terms") else ORDER.index(kind)
+            rank = ORDER.index(kind)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unreadable(f"line {self.lines + 1} is no line of an export: {error}") from None
         require(rank >= self.rank and (self.lines > 0 or rank == 0), f"line {self.lines + 1} ({kind}) stands in the wrong place")
         self.rank = rank
+        if kind in CONDITIONS:
+            self.conditions_digest.update(write({"type": kind, **row}) + b"\n")
         try:
             getattr(self, f"take_{kind}")(row)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -330,7 +343,7 @@ class Export:
         self.organization, self.currency = row["id"], row["currency"]
 
     def take_period(self, row):
-        names = ("events", "merkle_root", "amounts_pico", "adjustments", "adjustments_digest", "adjustments_pico")
+        names = ("events", "merkle_root", "amounts_pico", "adjustments", "adjustments_digest", "adjustments_pico", "conditions_digest")
         self.period = {**row, **{name: row[name] for name in names}}
         same("the hash of the period", row["period_hash"], hash_statement({name: row[name] for name in row if name != "period_hash"}))
         same("the organization of the period", [row["organization_id"], row["currency"]], [self.organization, self.currency])
@@ -354,6 +367,8 @@ class Export:
     def take_price(self, row):
         require(row["id"] not in self.prices, f"price {row['id']} stands twice")
         require(all(int(row["unit_price_pico"][name]) >= 0 for name in CLASSES), f"price {row['id']} is below zero")
+        compiled = {name: str(discounted(int(row["published_unit_price_pico"][name]), row["list"])) for name in CLASSES}
+        same(f"price {row['id']}: its unit prices, at the discount of the list {row['list']},", row["unit_price_pico"], compiled)
         self.prices[row["id"]] = row
 
     def take_terms(self, row):
@@ -363,7 +378,7 @@ class Export:
         """Compare the hash that a record carries with its price and terms, and the instant of its admission with the time of both."""
         place = (price["id"], admit["price_hash"])
         if place not in self.admissions:
-            stated = {name: value for name, value in price.items() if name != "valid_until"}
+            stated = {name: value for name, value in price.items() if name not in ("valid_until", "published_unit_price_pico")}
             found = [
                 terms
                 for terms in self.terms
@@ -480,6 +495,7 @@ class Export:
             same("the hash of the period that you gave", period_hash.lower(), period["period_hash"])
         same("what the period comes to by class", period["amounts_pico"], {name: str(pico) for name, pico in self.totals.items() if pico})
         same("the number of corrections", period["adjustments"], self.adjustments)
+        same("the digest of the prices and terms", period["conditions_digest"], self.conditions_digest.hexdigest())
         same("the digest of the corrections", period["adjustments_digest"], self.adjustments_digest.hexdigest())
         same("what the corrections come to", period["adjustments_pico"], str(self.adjusted))
         same("what the period moved by account", self.accounts, self.moved)

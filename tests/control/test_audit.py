@@ -17,16 +17,18 @@ from tests.control.test_collect import take
 from tests.control.test_corrections import APPROVER, ask, decide
 from tests.control.test_periods import NOW, OCTOBER, SEPTEMBER, close, ended
 from tests.link import samples
-from tests.link.samples import EPOCH, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, admit, final, frames
+from tests.link.samples import EPOCH, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, final, frames
 from tests.storage.databases import fill
-from tollway.control import exports, periods
+from tollway.control import exports, periods, prices
 from tollway.control.corrections import WantedAdjustment
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import AdjustmentKind, Decision
 from tollway.domain.faults import Fault
 from tollway.domain.periods import period_id
-from tollway.domain.proofs import encode_leaf, hash_statement
+from tollway.domain.price_books import BookPrice, compile_price
+from tollway.domain.proofs import encode_leaf, hash_price, hash_statement
 from tollway.domain.usage import Close, Outcome, Record, Tick, encode
+from tollway.storage import prices as stored_prices
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 
@@ -34,8 +36,7 @@ VERIFIER = Path(__file__).parents[2] / "verifier" / "tollway_verifier.py"
 
 UNBOUND = re.compile(
     r"export\.exported_at"
-    r"|(price|terms)\.valid_until|transaction\.booked_at|adjustment\.(reason|actor|target\.(node_id|epoch|seq))|event\.seq"
-    r"|outcome_policy\.(bills(_after_first_token|_request)?|unbilled_endpoints)\.\d+"
+    r"|transaction\.booked_at|adjustment\.(reason|actor|target\.(node_id|epoch|seq))|event\.seq"
 )
 """Fields that no other line of the export depends on, or only together with another field; a digest binds reason and actor, below."""
 
@@ -84,6 +85,40 @@ def run(*arguments: str) -> tuple[int, str]:
         [sys.executable, "-I", "-S", "-W", "error", str(VERIFIER), *arguments], capture_output=True, text=True, timeout=60
     )
     return done.returncode, done.stdout + done.stderr
+
+
+def export_discounted_month(database: Database, archive: Archive) -> list[dict[str, Any]]:
+    """Return the lines of a closed month in which an organization paid by the default book, and from some day on 15 % less."""
+    discounted = compile_price(book_price_of(database), PRICE.currency, 1_500)
+    with database.tenant(ORGANIZATION) as tx:
+        prices.set_terms(tx, book_id=None, discount_bp=1_500, valid_from=None, now=EPOCH + 500)
+    hashed = hash_price(discounted, EPOCH + 500)
+    later = ended(2, EPOCH + 9_000, price_version=discounted.id, price_hash=hashed)
+    take(database, archive, frames([*ended(1, EPOCH + 100), *later, Close(at=OCTOBER.end_at)]))
+    close(database, SEPTEMBER.start_at)
+    return [json.loads(line) for line in export((database, archive))]
+
+
+def book_price_of(database: Database) -> BookPrice:
+    """Return the published price of the samples."""
+    with database.platform(write=False) as tx:
+        return stored_prices.list_book_prices(tx, PRICE.list)[0]
+
+
+def restate(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines with the digest of conditions, the number of lines and the hash of the period that follow from them."""
+    digest = hashlib.sha256()
+    for line in lines:
+        if line["type"] in ("outcome_policy", "price", "terms"):
+            digest.update(json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
+    found = []
+    for line in lines:
+        if line["type"] == "period":
+            line = line | {"conditions_digest": digest.hexdigest()}
+            statement = {name: value for name, value in line.items() if name not in ("type", "period_hash")}
+            line["period_hash"] = hash_statement(statement).hex()
+        found.append(line | {"lines": len(lines) - 1} if line["type"] == "end" else line)
+    return found
 
 
 class TestTheVerifier:
@@ -178,6 +213,48 @@ class TestTheVerifier:
             september = periods.get_period(tx, period_id(ORGANIZATION, SEPTEMBER.start_at)).closed
         assert september is not None
         assert run(str(file), "--root", september.merkle_root.hex())[0] == 1
+
+    def test_refuses_terms_prices_or_details_of_the_closing_that_are_missing_or_changed_under_the_published_hash(
+        self, database: Database, archive: Archive, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Whoever changes what the month was billed under, with every digest that follows from it, cannot meet the published hash."""
+        lines = export_discounted_month(database, archive)
+        published = next(line["period_hash"] for line in lines if line["type"] == "period")
+        assert {line["list"] for line in lines if line["type"] == "terms"} == {PRICE.list, f"{PRICE.list}-1500"}
+        file, missed, tried = tmp_path / "export", list[str](), 0
+
+        def is_refused(changed: list[dict[str, Any]], *options: str) -> bool:
+            file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in restate(changed)), "utf-8")
+            return verify_in_process([str(file), *options]) != 0
+
+        assert not is_refused(lines, "--hash", published)
+        for at, line in enumerate(lines):
+            if line["type"] not in ("period", "outcome_policy", "price", "terms"):
+                continue
+            if line["type"] != "period":
+                tried += 1
+                if not is_refused([*lines[:at], *lines[at + 1 :]], "--hash", published):
+                    missed.append(f"{line['type']} (dropped)")
+            for place, changed in mutations(line, line["type"]):
+                if place in ("period.period_hash", "period.conditions_digest"):
+                    continue  # made again by `restate`
+                tried += 1
+                if not is_refused([*lines[:at], changed, *lines[at + 1 :]], "--hash", published):
+                    missed.append(place)
+        capsys.readouterr()
+        assert missed == []
+        assert tried > 100
+
+    def test_finds_a_unit_price_that_is_not_the_published_one_at_its_discount(
+        self, database: Database, archive: Archive, tmp_path: Path
+    ) -> None:
+        lines = export_discounted_month(database, archive)
+        discounted = next(line for line in lines if line["type"] == "price" and line["list"].endswith("-1500"))
+        discounted["published_unit_price_pico"]["output"] = str(int(discounted["published_unit_price_pico"]["output"]) + 1000)
+        file = tmp_path / "export"
+        file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in restate(lines)), "utf-8")
+        code, said = run(str(file))
+        assert (code, "at the discount of the list" in said) == (1, True)
 
     @pytest.mark.parametrize("content", [b"", b"{}\n", b"\xff\xfe", b"[]\n", b'{"type":"export","format":"other"}\n', b"null\n" * 3])
     def test_says_what_cannot_be_read(self, tmp_path: Path, content: bytes) -> None:

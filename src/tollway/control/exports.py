@@ -3,13 +3,14 @@
 Lines of JSON, one object each, in this order; docs/money.md says what stands in them:
 
     export, organization, period
+    outcome_policy ...      by version: those under which something in the export was admitted
+    price ...               by id, those of the same
+    terms ...               by their beginning, those of the same
     transaction ...         by id
     adjustment ...          corrections booked in the period, by id, each with the event that it corrects
     event ...               by id
     account ...             what the period moved, by account
     end                     how many lines stand before it: without it, the file is cut
-
-An outcome_policy and a price stand before the first event that needs them.
 
 Amounts are integer strings of pico-currency, instants are integers of UTC microseconds. A closed period never changes, so each page
 is read in a transaction of its own, and a slow reader holds up nothing.
@@ -23,25 +24,23 @@ from typing import Any
 import msgspec
 
 from tollway.control import periods
+from tollway.control.conditions import list_conditions
 from tollway.domain.corrections import fields_of
 from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.ledger import AdjustmentCause, Posting
 from tollway.domain.pages import Window
-from tollway.domain.periods import INSTANT_MAX, Period
-from tollway.domain.prices import Offer
-from tollway.domain.proofs import describe_price, hash_price
-from tollway.domain.usage import OUTCOME_POLICIES, OutcomePolicy, UsageEvent, content_hash, encode
+from tollway.domain.periods import Period
+from tollway.domain.usage import UsageEvent, content_hash, encode
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import ledger as stored_ledger
 from tollway.storage import periods as stored_periods
-from tollway.storage import prices as stored_prices
 from tollway.storage import usage_events as stored_events
 from tollway.storage import watermarks as stored_watermarks
 from tollway.storage.archive import Archive
 from tollway.storage.database import TenantTx
 from tollway.wire.segments import Reader, first_chain
 
-FORMAT = "tollway-audit-1"
+FORMAT = "tollway-audit-2"
 """Name of the export format. A verifier refuses any other."""
 
 PAGE_ROWS = 1000
@@ -57,9 +56,8 @@ def export(open_tx: Open, archive: Archive, period_id: str, now: int) -> Iterato
         period = periods.get_own_period(tx, period_id)
         if period.closed is None or period.closing is None:
             raise Fault(STATE_CONFLICT, message="The period is not closed yet.")
-        corrected = stored_corrections.iterate_booked(tx, period.organization_id, period.start_at)
-        is_kept = all(stored_events.find_event(tx, event_id) for event_id in {each.event_id for each in corrected})
-        if not is_kept or not periods.is_kept(tx, list(stored_periods.iterate_blocks(tx, period.id))):
+        blocks = list(stored_periods.iterate_blocks(tx, period.id))
+        if not periods.are_corrected_kept(tx, period) or not periods.is_kept(tx, blocks):
             raise Fault(STATE_CONFLICT, message=periods.NOT_KEPT)
     return _Lines(open_tx, archive, period).all(now)
 
@@ -69,12 +67,6 @@ class _Lines:
     open_tx: Open
     archive: Archive
     period: Period
-    policies: set[int] = field(default_factory=set)
-    prices: dict[str, Offer] = field(default_factory=dict)
-    terms: set[int] = field(default_factory=set)
-    """The beginnings of the organization's terms that stand in the export."""
-    proven: set[tuple[str, str]] = field(default_factory=set)
-    """Prices, by id and the hash of a record, whose terms stand in the export."""
     moved: dict[str, int] = field(default_factory=dict)
     count: int = 0
 
@@ -90,6 +82,9 @@ class _Lines:
         yield "organization", {"id": period.organization_id, "currency": period.currency}
         hashed = period.closed.period_hash if period.closed is not None else None
         yield "period", {**periods.make_statement(period), "period_hash": None if hashed is None else hashed.hex()}
+        with self.open_tx() as tx:
+            conditions = list_conditions(tx, period)
+        yield from conditions
         for posting in self._transactions():
             for entry in posting.entries:
                 self.moved[entry.account.id] = self.moved.get(entry.account.id, 0) + entry.amount_pico
@@ -131,27 +126,12 @@ class _Lines:
             with self.open_tx() as tx:
                 target = stored_events.find_event(tx, adjustment.event_id)
             assert target is not None, "looked for before the first line"
-            for type, row in self._event_rows("target", [target]):
-                if type == "target":
-                    yield "adjustment", {**fields_of(adjustment), "target": row}
-                else:
-                    yield type, row
+            for _, row in self._event_rows("target", [target]):
+                yield "adjustment", {**fields_of(adjustment), "target": row}
 
     def _event_rows(self, type: str, events: Iterable[UsageEvent]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Return events as lines, each after the outcome policy and the price that it needs, if they do not stand before it yet."""
-        payloads = self._payloads(list(events))
-        for version in sorted({event.final.admit.outcome_policy for event, _ in payloads} - self.policies):
-            self.policies.add(version)
-            yield "outcome_policy", policy_row(OUTCOME_POLICIES[version])
-        new = {event.final.admit.price_version for event, _ in payloads} - self.prices.keys()
-        if new:
-            with self.open_tx() as tx:
-                found = stored_prices.find_offers(tx, new)
-            self.prices |= found
-            for price_id in sorted(found):
-                yield "price", price_row(found[price_id])
-        yield from self._terms(event for event, _ in payloads)
-        for event, payload in payloads:
+        """Return events as lines."""
+        for event, payload in self._payloads(list(events)):
             amounts = {name: str(pico) for name, pico in msgspec.structs.asdict(event.amounts).items()}
             yield (
                 type,
@@ -163,22 +143,6 @@ class _Lines:
                     "amounts_pico": amounts,
                 },
             )
-
-    def _terms(self, events: Iterable[UsageEvent]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Yield the terms under which events were admitted, if they do not stand in the export yet."""
-        admits = [event.final.admit for event in events]
-        new = {(admit.price_version, admit.price_hash) for admit in admits} - self.proven
-        if not new:
-            return
-        self.proven |= new
-        with self.open_tx() as tx:
-            schedule = stored_prices.get_terms(tx).schedule
-        for at, each in enumerate(schedule):
-            offers = ((self.prices[price_id].price, hashed) for price_id, hashed in new)
-            if each.valid_from not in self.terms and any(hash_price(price, each.valid_from) == hashed for price, hashed in offers):
-                self.terms.add(each.valid_from)
-                valid_until = schedule[at + 1].valid_from if at + 1 < len(schedule) else None
-                yield "terms", {"list": each.list, "valid_from": each.valid_from, "valid_until": valid_until}
 
     def _payloads(self, events: list[UsageEvent]) -> list[tuple[UsageEvent, bytes]]:
         """Events with the record that the gateway wrote, byte for byte: made again, or else looked up in the archive."""
@@ -205,23 +169,6 @@ class _Lines:
             if len(found) == len(seqs):
                 break
         return found
-
-
-def policy_row(policy: OutcomePolicy) -> Mapping[str, Any]:
-    """Return an outcome policy as a line: the outcomes that bill their tokens always, only after output, and their request; and the
-    endpoints that bill nothing."""
-    return {
-        "version": policy.version,
-        "bills": sorted(policy.bills),
-        "bills_after_first_token": sorted(policy.bills_after_first_token),
-        "bills_request": sorted(policy.bills_request),
-        "unbilled_endpoints": sorted(policy.unbilled_endpoints),
-    }
-
-
-def price_row(offer: Offer) -> Mapping[str, Any]:
-    """Return a price version as a line, with the instant at which the next one follows; null if none does."""
-    return {**describe_price(offer.price), "valid_until": None if offer.valid_until == INSTANT_MAX else offer.valid_until}
 
 
 def _transaction_row(posting: Posting) -> Mapping[str, Any]:

@@ -3,8 +3,9 @@
 A period is closed in steps that may be repeated, by anyone, after any crash. First it is frozen: with the organization locked, so
 that nobody books for it, the periods before it must be closed, its end must be past, and every epoch of every gateway must be whole
 up to that end or declared lost (`control/epochs.py`). From that commit on nothing is booked in it any more; what comes late goes
-into the next. Then its events are hashed, a block at a time, in transactions that lock nothing. At last root, digests and amounts
-are stored, and it is closed. A call does a bounded part of the hashing and is called again until the state is closed.
+into the next. Then its events are hashed, a block at a time, in transactions that lock nothing. At last root, digests (of corrections,
+and of prices and terms) and amounts are stored, and it is closed. A call does a bounded part of the hashing and is called again until
+the state is closed.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 
 from tollway.control import epochs
+from tollway.control.conditions import digest_conditions, list_conditions
 from tollway.control.epochs import Blocker, BlockerKind
 from tollway.domain.corrections import fields_of
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
@@ -130,11 +132,12 @@ def close(database: Database, period_id: str, *, actor: str, now: int) -> Period
             return period
         with database.platform(write=False) as tx:
             block = make_block(tx, period, stored.find_last_block(tx, period.id))
+            digest = digest_conditions(list_conditions(tx, period)) if block is None else b""
         with database.platform() as tx:
             if block is not None:
                 stored.insert_block(tx, period, block)
             else:
-                period = _finish(tx, period, now)
+                period = _finish(tx, period, digest, now)
     return period
 
 
@@ -188,8 +191,8 @@ def make_block(tx: Transaction, period: Period, last: Block | None) -> Block | N
     return Block(0 if last is None else last.number + 1, len(leaves), first, final, find_root(leaves), amounts)
 
 
-def _finish(tx: PlatformTx, period: Period, now: int) -> Period:
-    """Store what the blocks and corrections of a frozen period come to."""
+def _finish(tx: PlatformTx, period: Period, conditions_digest: bytes, now: int) -> Period:
+    """Store what the blocks, corrections and conditions of a frozen period come to."""
     stored.lock_organization(tx, period.organization_id)
     hashes, events, amounts = [], 0, dict[str, int]()
     for block in stored.iterate_blocks(tx, period.id):
@@ -206,6 +209,7 @@ def _finish(tx: PlatformTx, period: Period, now: int) -> Period:
         adjustments_digest=digest,
         adjustments_pico=corrected_pico,
         amounts=amounts,
+        conditions_digest=conditions_digest,
     )
     statement = make_statement(replace(period, closed=closed))
     stored.close(tx, period, replace(closed, period_hash=hash_statement(statement)))
@@ -232,6 +236,7 @@ def make_statement(period: Period) -> Mapping[str, Any]:
         "adjustments": closed.adjustments,
         "adjustments_digest": closed.adjustments_digest.hex(),
         "adjustments_pico": str(closed.adjustments_pico),
+        "conditions_digest": None if closed.conditions_digest is None else closed.conditions_digest.hex(),
         "watermark_digest": closing.watermark_digest.hex(),
         "report": closing.report,
     }
@@ -254,6 +259,13 @@ def is_kept(tx: Transaction, blocks: Sequence[Block]) -> bool:
         for block in blocks
         for each in removed
     )
+
+
+def are_corrected_kept(tx: Transaction, period: Period) -> bool:
+    """Return whether retention has left alone every event that a correction in the period names."""
+    removed = partitions.list_removed(tx)
+    booked = stored_corrections.iterate_booked(tx, period.organization_id, period.start_at)
+    return not removed or not any(each.month.holds(correction.event_id) for correction in booked for each in removed)
 
 
 # ---- Proofs -----------------------------------------------------------------------------------------------------------

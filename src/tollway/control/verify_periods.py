@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from tollway.control import corrections, periods
+from tollway.control.conditions import digest_conditions, list_conditions
 from tollway.control.epochs import Cover, describe_lost, digest_watermarks, find_cover
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision, find_objection, sum_lines
 from tollway.domain.epochs import CLOCKS_APART_US, Epoch
@@ -151,7 +152,7 @@ def compare_periods(tx: PlatformTx, all_periods: Periods, reached: Mapping[tuple
     """
     known = stored_epochs.list_all(tx)
     if early := stored.count_early_hashes(tx):
-        add("billing_periods", f"{early} periods that are not closed have a hash")
+        add("billing_periods", f"{early} periods that are not closed have a hash or a digest of conditions")
     for of_organization in all_periods.by_organization.values():
         for before, after in pairwise(of_organization):
             if before.end_at > after.start_at:
@@ -265,6 +266,10 @@ def _compare_blocks(tx: PlatformTx, period: Period, add: Add) -> None:
     ):
         if found != right:
             add("billing_periods", f"{period.id}: {what} is {found} instead of {right}")
+    if is_whole and periods.are_corrected_kept(tx, period):
+        digest = digest_conditions(list_conditions(tx, period))
+        if closed.conditions_digest != digest:
+            add("billing_periods", f"{period.id}: its digest of conditions is not that of the prices and terms of its events")
     if closed.period_hash != hash_statement(periods.make_statement(period)):
         add("billing_periods", f"{period.id}: its hash is not that of what it says")
 

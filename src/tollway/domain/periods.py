@@ -61,7 +61,8 @@ class Closing:
 class Closed:
     """The record of closing a period. `amounts`: pico by billing class, as billed; `adjustments`: how many are booked in it.
 
-    `period_hash`: of its whole statement (`domain.proofs.hash_statement`); None before it is computed.
+    `conditions_digest`: of the prices, terms and outcome policies of what is booked in it (`control.conditions`); None if it was closed
+    before there was one. `period_hash`: of its whole statement (`domain.proofs.hash_statement`); None before it is computed.
     """
 
     closed_at: int
@@ -71,6 +72,7 @@ class Closed:
     adjustments_digest: bytes
     adjustments_pico: int
     amounts: Mapping[str, int]
+    conditions_digest: bytes | None
     period_hash: bytes | None = None
 
 

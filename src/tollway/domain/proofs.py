@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tollway.domain.billing_classes import BillingClass
+from tollway.domain.billing_classes import BillingClass, UnitPrices
 from tollway.domain.prices import PriceVersion, RatedLine
 from tollway.domain.usage import UsageEvent
 
@@ -46,8 +46,13 @@ def describe_price(price: PriceVersion) -> Mapping[str, Any]:
         "service_tier": str(price.tier),
         "currency": price.currency,
         "valid_from": price.valid_from,
-        "unit_price_pico": {str(name): str(pico) for name, pico in zip(BillingClass, price.unit_prices.values(), strict=True)},
+        "unit_price_pico": name_classes(price.unit_prices),
     }
+
+
+def name_classes(units: UnitPrices) -> Mapping[str, str]:
+    """Return unit prices by billing class, as exports show them."""
+    return {str(name): str(pico) for name, pico in zip(BillingClass, units.values(), strict=True)}
 
 
 @lru_cache(maxsize=4096)

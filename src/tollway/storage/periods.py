@@ -128,6 +128,7 @@ def close(tx: PlatformTx, period: Period, closed: Closed) -> None:
             adjustments=closed.adjustments,
             adjustments_digest=closed.adjustments_digest,
             amounts=json.dumps(amounts, sort_keys=True),
+            conditions_digest=closed.conditions_digest,
             period_hash=closed.period_hash,
         )
     )
@@ -249,8 +250,9 @@ def list_own_periods(tx: TenantTx, window: Window) -> Page[Period]:
 
 
 def count_early_hashes(tx: PlatformTx) -> int:
-    """Return the number of periods that have a hash and are not closed: for verification."""
-    query = sa.select(sa.func.count()).where(billing_periods.c.state != PeriodState.CLOSED, billing_periods.c.period_hash.is_not(None))
+    """Return the number of periods that have a hash or a digest of conditions and are not closed: for verification."""
+    has_any = billing_periods.c.period_hash.is_not(None) | billing_periods.c.conditions_digest.is_not(None)
+    query = sa.select(sa.func.count()).where(billing_periods.c.state != PeriodState.CLOSED, has_any)
     return tx.connection.execute(query).scalar_one()
 
 
@@ -275,6 +277,7 @@ def _period(row: Any) -> Period:
             adjustments_digest=row.adjustments_digest,
             adjustments_pico=int(amounts.get("corrections", 0)),
             amounts=_from_text(amounts.get("usage", {})),
+            conditions_digest=row.conditions_digest,
             period_hash=row.period_hash,
         )
     return Period(

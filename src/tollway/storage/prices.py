@@ -242,6 +242,16 @@ def find_offers(tx: Transaction, price_ids: Iterable[str]) -> dict[str, Offer]:
     return {row.id: Offer(_price(row), INSTANT_MAX if row.valid_until is None else row.valid_until) for row in rows}
 
 
+def find_published_units(tx: Transaction, price_ids: Iterable[str]) -> dict[str, UnitPrices]:
+    """Return, by version, the published unit prices that it is compiled from: those before any discount."""
+    query = (
+        sa.select(compiled_prices.c.id.label("version"), *(book_prices.c[name] for name in UNIT_PRICES))
+        .join_from(compiled_prices, book_prices, compiled_prices.c.source_id == book_prices.c.id)
+        .where(any_of(tx, compiled_prices.c.id, list(price_ids)))
+    )
+    return {row.version: _unit_prices(row) for row in tx.connection.execute(query)}
+
+
 def has_price_at(tx: Transaction, model: str, at: int) -> bool:
     """Return whether any list's standard price of the model is valid at instant `at`."""
     query = sa.select(compiled_prices.c.id).where(

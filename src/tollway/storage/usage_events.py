@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -266,6 +266,25 @@ def list_period_events(
     prices = stored_prices.find_prices(tx, {row.price_version for row in rows})
     events = [read_event(row) for row in rows]
     return [(event, rate(billed(event.final), prices[event.final.admit.price_version].unit_prices)) for event in events]
+
+
+class Admission(NamedTuple):
+    """What events were admitted under: the id of the price, the hash of price and terms, the version of the outcome policy."""
+
+    price_version: str
+    price_hash: str
+    outcome_policy: int
+
+
+def list_admissions(tx: Transaction, organization_id: str, period_at: int, event_ids: Sequence[str]) -> set[Admission]:
+    """Return what the events of an organization were admitted under: those booked in the period that begins at `period_at`, and those of
+    `event_ids`."""
+    table = usage_events.c
+    query = sa.select(*(table[name] for name in Admission._fields)).where(table.organization_id == organization_id).distinct()
+    found = list(tx.connection.execute(query.where(table.period_at == period_at)))
+    if event_ids:
+        found += tx.connection.execute(query.where(any_of(tx, table.event_id, event_ids)))
+    return {Admission(*row) for row in found}
 
 
 def list_anomalies(tx: PlatformTx, window: Window, *, kind: Anomaly | None, deployment_id: str | None) -> Page[UsageEvent]:
