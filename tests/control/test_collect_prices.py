@@ -6,11 +6,12 @@ import pytest
 import sqlalchemy as sa
 
 from tests.control.test_collect import NOW, count, take
-from tests.link.samples import EPOCH, ORGANIZATION, PRICE, admit, final, frames
+from tests.link.samples import EPOCH, ORGANIZATION, PRICE, admit, final, frames, request_id
 from tests.storage.databases import add_price, prove_prices
-from tollway.control import prices
+from tollway.control import prices, usage
 from tollway.control.collect import Ingested
 from tollway.control.rating import PRICE_LAG_US, BillingAccount, find_proven_price
+from tollway.control.usage import Receipt
 from tollway.control.verify import verify
 from tollway.domain.billing_classes import Quantities, UnitPrices
 from tollway.domain.periods import INSTANT_MAX
@@ -74,6 +75,35 @@ def test_a_list_that_is_in_the_terms_bills_at_its_discount(database: Database, a
     with database.platform(write=False) as tx:
         assert tx.connection.execute(sa.select(money.usage_events.c.input_pico)).scalar_one() == 202_500_000
     assert verify(database, archive).differences == []
+
+
+def receipt_of(database: Database) -> Receipt:
+    with database.tenant(ORGANIZATION, write=False) as tx:
+        return usage.get_receipt(tx, request_id(1))
+
+
+def test_a_receipt_says_when_its_price_holds_on_every_gateway_and_when_it_was_charged_last(database: Database, archive: Archive) -> None:
+    used(database, archive, PRICE.id)
+    day_us = 86_400_000_000
+    found = receipt_of(database).validity
+    assert (found.list, found.valid_from, found.followed_at, found.charged_until) == (PRICE.list, PRICE.valid_from, None, None)
+    assert found.holds_by == PRICE.valid_from + day_us
+    later = msgspec.structs.replace(PRICE, id="price_" + "d" * 32, valid_from=EPOCH + 5_000_000)
+    with database.platform() as tx:
+        add_price(tx, later)
+    found = receipt_of(database).validity
+    assert (found.followed_at, found.charged_until) == (later.valid_from, later.valid_from + day_us)
+    with database.tenant(ORGANIZATION) as tx:
+        prices.set_terms(tx, book_id=None, discount_bp=2_500, valid_from=None, now=EPOCH + 4_000_000)
+    assert receipt_of(database).validity.followed_at == EPOCH + 4_000_000
+
+
+def test_a_receipt_under_terms_is_valid_from_their_beginning(database: Database, archive: Archive) -> None:
+    with database.tenant(ORGANIZATION) as tx:
+        prices.set_terms(tx, book_id=ELSEWHERE.list, discount_bp=2_500, valid_from=None, now=EPOCH)
+    used(database, archive, f"{ELSEWHERE.id}-2500")
+    found = receipt_of(database).validity
+    assert (found.list, found.valid_from) == (f"{ELSEWHERE.list}-2500", EPOCH)
 
 
 def test_a_list_that_the_terms_have_left_still_bills(database: Database, archive: Archive) -> None:

@@ -104,6 +104,10 @@ def test_receipt_prints_its_lines_as_a_table(printed: Any) -> None:
     receipt = json.loads(printed("receipt", request_id(1), *of, "-o", "json"))
     lines = printed("receipt", request_id(1), *of).splitlines()
     assert ["net_cost", receipt["net_cost"]["value_decimal"], "EUR"] in [line.split() for line in lines]
+    price = receipt["price"]
+    assert price["holds_by"] == price["valid_from"] + price["snapshot_age_seconds_max"]
+    shown = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("price_")}
+    assert (shown["price_version"], len(shown["price_valid_from"]), len(shown["price_holds_by"])) == ([receipt["price_version"]], 2, 2)
     heading = next(at for at, line in enumerate(lines) if line.startswith("BILLING_CLASS"))
     assert [line.split()[0] for line in lines[heading + 1 :]] == [line["billing_class"] for line in receipt["lines"]]
 

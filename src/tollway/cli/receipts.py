@@ -11,6 +11,7 @@ from tollway.cli.times import Zone, with_times
 from tollway.domain import ids
 from tollway.domain.money import format_amount
 
+PRICE_INSTANTS = ("valid_from", "holds_by", "followed_at", "charged_until")
 LINE_COLUMNS = ["billing_class", "quantity", "price_per_million", "amount"]
 
 
@@ -28,14 +29,18 @@ def receipt(
     with connect_tenant(control_url, key, data_dir, organization) as control:
         found = control.get(f"/organization/requests/{request}")
         if output is Output.TABLE:
-            (found,) = with_times([found], control.get_zone(zone), admitted_at="admitted_at", ended_at="ended_at")
+            shown = control.get_zone(zone)
+            (found,) = with_times([found], shown, admitted_at="admitted_at", ended_at="ended_at")
+            (found["price"],) = with_times([found["price"]], shown, **{name: name for name in PRICE_INSTANTS})
     if output is Output.JSON:
         print_fields(output, found)
         return
     for name in ("cost", "net_cost"):
         found[name] = _show_amount(found[name])
     found["billing_period"] = found["billing_period"]["id"]
-    lines, adjustments = found.pop("lines"), found.pop("adjustments")
+    lines, adjustments, price = found.pop("lines"), found.pop("adjustments"), found.pop("price")
+    for name in PRICE_INSTANTS:
+        found[f"price_{name}"] = price[name]
     print_fields(output, found)
     print()
     print_rows(

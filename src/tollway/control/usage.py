@@ -12,10 +12,12 @@ from tollway.control.ledger import PLATFORM, REVENUE
 from tollway.domain.billing_classes import BILLING_CLASSES, QUANTITY_CLASSES, BillingClass
 from tollway.domain.corrections import Adjustment, AdjustmentState
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.periods import Bounds, Period, month_of
-from tollway.domain.prices import RatedLine, amounts, rate
+from tollway.domain.periods import INSTANT_MAX, Bounds, Period, month_of
+from tollway.domain.prices import Offer, RatedLine, amounts, rate
+from tollway.domain.proofs import hash_price
 from tollway.domain.quarantine import QuarantineState
 from tollway.domain.rollups import UsageGroup, UsageQuery
+from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 from tollway.domain.usage import UsageEvent, billed
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import ledger as stored_ledger
@@ -25,6 +27,9 @@ from tollway.storage import rejected_records
 from tollway.storage import rollups as stored_rollups
 from tollway.storage import usage_events as stored_events
 from tollway.storage.database import TenantTx
+
+SNAPSHOT_AGE_US_MAX = SNAPSHOT_AGE_SECONDS_MAX * 1_000_000
+"""Longest time for which a gateway prices by what it knew."""
 
 CORRECTION = "correction"
 """Before the model, on the line item of its corrections."""
@@ -58,13 +63,30 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class PriceValidity:
+    """Validity of a price together with the terms that apply it. Instants in microseconds.
+
+    `valid_from`: from when both were valid. `holds_by`: from when at the latest every gateway charges it, because none serves by a snapshot
+    that is older than SNAPSHOT_AGE_SECONDS_MAX. `followed_at`: when another price or other terms were valid instead; None if nothing has
+    followed yet. `charged_until`: by when at the latest no gateway charges it any more; None together with `followed_at`.
+    """
+
+    list: str
+    valid_from: int
+    holds_by: int
+    followed_at: int | None
+    charged_until: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
-    """An event and what it cost, line by line; the billing period in which it is booked, the month in which it was served (another one if
-    it came late), and the corrections that were applied to it."""
+    """An event and what it cost, line by line; when its price could be charged; the billing period in which it is booked, the month in
+    which it was served (another one if it came late), and the corrections that were applied to it."""
 
     event: UsageEvent
     currency: str
     lines: tuple[RatedLine, ...]
+    validity: PriceValidity
     period: Period
     served: Bounds
     adjustments: tuple[Adjustment, ...]
@@ -180,7 +202,8 @@ def get_receipt(tx: TenantTx, request_id: str) -> Receipt:
     if event is None:
         raise _find_quarantine(tx, request_id) or Fault(RESOURCE_UNKNOWN)
     price_id = event.final.admit.price_version
-    price = stored_prices.find_prices(tx, [price_id])[price_id]
+    offer = stored_prices.find_offers(tx, [price_id])[price_id]
+    price = offer.price
     quantities = billed(event.final)
     if amounts(quantities, price.unit_prices) != event.amounts:
         raise ReceiptWrong(request_id)
@@ -192,7 +215,29 @@ def get_receipt(tx: TenantTx, request_id: str) -> Receipt:
         if adjustment.state is AdjustmentState.APPLIED
     ]
     served = _served(tx, event.final.ended_at, period)
-    return Receipt(event, price.currency, tuple(rate(quantities, price.unit_prices)), period, served, tuple(applied))
+    lines = tuple(rate(quantities, price.unit_prices))
+    validity = _find_validity(tx, offer, event.final.admit.price_hash)
+    if validity is None:
+        raise ReceiptWrong(request_id)
+    return Receipt(event, price.currency, lines, validity, period, served, tuple(applied))
+
+
+def _find_validity(tx: TenantTx, offer: Offer, price_hash: str) -> PriceValidity | None:
+    """Return when the price of a request could be charged; None if its hash proves no terms of the organization."""
+    schedule = stored_prices.get_terms(tx).schedule
+    own = (at for at, terms in enumerate(schedule) if hash_price(offer.price, terms.valid_from) == price_hash)
+    at = next(own, None)
+    if at is None:
+        return None
+    terms_until = schedule[at + 1].valid_from if at + 1 < len(schedule) else INSTANT_MAX
+    valid_from, until = max(offer.price.valid_from, schedule[at].valid_from), min(offer.valid_until, terms_until)
+    return PriceValidity(
+        list=offer.price.list,
+        valid_from=valid_from,
+        holds_by=valid_from + SNAPSHOT_AGE_US_MAX,
+        followed_at=None if until == INSTANT_MAX else until,
+        charged_until=None if until == INSTANT_MAX else until + SNAPSHOT_AGE_US_MAX,
+    )
 
 
 def _find_quarantine(tx: TenantTx, request_id: str) -> Fault | None:

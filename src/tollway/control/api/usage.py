@@ -18,7 +18,7 @@ from tollway.control import tenants, usage
 from tollway.control.api import routes
 from tollway.control.api.class_schemas import openai_tokens
 from tollway.control.api.routes import OrganizationAdmin, Plane, plane_of
-from tollway.control.api.schemas import SECONDS_MAX, Out, seconds
+from tollway.control.api.schemas import SECONDS_MAX, Out, find_seconds, seconds
 from tollway.control.usage import Bucket, Buckets, Cost, Receipt
 from tollway.domain import ids, money
 from tollway.domain.billing_classes import BillingClass, Direction
@@ -26,6 +26,7 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.corrections import Adjustment
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.rollups import UsageGroup, UsageQuery
+from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 from tollway.domain.usage import find_unbilled_reason
 
 router = routes.router(tags=["usage"])
@@ -320,6 +321,18 @@ class ReceiptAdjustment(Out):
     created_at: int
 
 
+class ReceiptPrice(Out):
+    """The price of a receipt and when gateways could charge it: a gateway prices by what it knew for at most `snapshot_age_seconds_max`,
+    so a price holds on every gateway at `holds_by`, and the next one `followed_at` holds on every gateway at `charged_until`."""
+
+    list: str
+    valid_from: int
+    holds_by: int
+    followed_at: int | None
+    charged_until: int | None
+    snapshot_age_seconds_max: int
+
+
 class ReceiptOut(Out):
     """Outcome and cost of a request. Times in Unix seconds, spans in milliseconds. `cost` is what was billed first,
     `net_cost` includes all corrections."""
@@ -346,6 +359,7 @@ class ReceiptOut(Out):
     adjustments: list[ReceiptAdjustment]
     billing_period: ReceiptPeriod
     price_version: str
+    price: ReceiptPrice
     service_tier: str
     outcome_policy: int
     unbilled_reason: str | None
@@ -414,6 +428,14 @@ def _receipt_out(receipt: Receipt) -> ReceiptOut:
             service_end_time=seconds(receipt.served.end_at),
         ),
         price_version=admit.price_version,
+        price=ReceiptPrice(
+            list=receipt.validity.list,
+            valid_from=seconds(receipt.validity.valid_from),
+            holds_by=seconds(receipt.validity.holds_by),
+            followed_at=find_seconds(receipt.validity.followed_at),
+            charged_until=find_seconds(receipt.validity.charged_until),
+            snapshot_age_seconds_max=SNAPSHOT_AGE_SECONDS_MAX,
+        ),
         service_tier=admit.service_tier,
         outcome_policy=admit.outcome_policy,
         unbilled_reason=find_unbilled_reason(final),
