@@ -57,7 +57,10 @@ def close_periods(database: Database) -> None:
     with database.platform() as tx:
         frozen = "frozen_at = 1, closed_by = 'key_1', watermark_digest = '', report = '{\"epochs\": []}'"
         tx.connection.execute(sa.text(f"UPDATE billing_periods SET state = 'closing', {frozen}"))
-        closed = "closed_at = 1, events = 0, merkle_root = '', adjustments = 0, adjustments_digest = '', amounts = '{}', period_hash = ''"
+        closed = (
+            "closed_at = 1, events = 0, merkle_root = '', adjustments = 0, adjustments_digest = '', amounts = '{}', conditions_digest = '',"
+            " period_hash = ''"
+        )
         tx.connection.execute(sa.text(f"UPDATE billing_periods SET state = 'closed', {closed}"))
 
 

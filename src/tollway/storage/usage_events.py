@@ -269,7 +269,7 @@ def list_period_events(
 
 
 class Admission(NamedTuple):
-    """What events were admitted under: the id of the price, the hash of price and terms, the version of the outcome policy."""
+    """Conditions under which events were admitted: the id of the price, the hash of price and terms, the version of the outcome policy."""
 
     price_version: str
     price_hash: str
