@@ -92,6 +92,10 @@ ROWS = {
         "400 `invalid_value` before they are parsed; 413 once the framing exceeds 64 KiB and a quarter of the body",
     ),
     77: ("clients of control that ask on and read nothing", "disconnected at the bound"),
+    78: (
+        "large bodies that take tens of milliseconds to read",
+        "read by another process, in whose queue organizations take turns; others do not wait; one that fails or hangs is replaced",
+    ),
     75: ("large bodies that come to nothing, again and again", "charged to the request rate by their head; 429 before the next is read"),
     80: (
         "a gateway that speaks in the name of another, or of one that does not exist: records, watermarks, acknowledgements, registration; "
@@ -139,9 +143,10 @@ Each wait of a listener for its client has a deadline. Settings are those of `ga
 | a place | 503 above `connections_max` | closed above `internal_connections_max` | closed above 4,096 |
 
 Connections that have been idle longest are closed before another one is refused (row 72). What one API key can hold of the memory for
-large bodies is bounded by `gateway.buffers` (rows 74 and 75). A body is examined in one step, in which other requests wait: about 11 ms of
-CPU for 4 MB of text, 50 ms for 300,000 token ids, and 95 ms for an image of 19 MB, most of it for the check of its base64. What each
-attack costs the attacker, the gateway and others is measured in [R18](reliability.md#r18-attacks-on-memory-cpu-and-the-time-of-others).
+large bodies is bounded by `gateway.buffers` (rows 74 and 75). A body above 64 KiB is read by another process (row 78), whose rules are
+the gateway's own. What is left for the gateway is to copy it: about 1 ms for each MB, in which other requests wait. A body of up to 64 KiB
+is read in one step of up to 15 ms. What each attack costs the attacker, the gateway and others is measured in
+[R18](reliability.md#r18-attacks-on-memory-cpu-and-the-time-of-others).
 
 ## Prefix caches that organizations share (row 56)
 

@@ -74,6 +74,7 @@ Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 40)]
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 SnapshotAge = Annotated[float, msgspec.Meta(ge=5, le=SNAPSHOT_AGE_SECONDS_MAX)]
 """At least a few of control's heartbeats."""
+Readers = Annotated[int, msgspec.Meta(ge=0, le=32)]
 Rate = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
@@ -225,6 +226,9 @@ class BuffersSection(msgspec.Struct, frozen=True, kw_only=True):
     upstream_bytes_max: Bytes = 512 * 1024 * 1024
     """Bytes that are held for one deployment: requests that its engine has not answered and answers that are not whole yet. A request
     beyond them goes to another deployment, or is answered 503."""
+    readers: Readers = 1
+    """Processes that read the JSON of large request bodies, about 50 MiB each, started when the first such body comes. With 0 the gateway
+    reads them itself, and other requests wait for up to 0.1 s meanwhile."""
 
 
 class SpoolSection(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,7 +29,11 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
     model_not_found for a model that does not exist, is not allowed to this key, or has no price on the organization's price list (all
     three look the same to the caller).
     """
-    asked = bodies.read(request.body)
+    return authorize_body(caller, request, bodies.read(request.body), directory, media)
+
+
+def authorize_body(caller: Caller, request: Request, asked: dict[str, Any], directory: Directory, media: MediaBounds) -> Call:
+    """The call that a request is whose body was read as `asked`. Raises as `authorize` does."""
     endpoint = request.endpoint
     dialect = DIALECTS[endpoint]
     plain = is_plain(asked, dialect.plain)

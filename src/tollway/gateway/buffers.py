@@ -18,11 +18,12 @@ LARGE_BYTES = 64 * 1024
 
 class BufferBounds(msgspec.Struct, frozen=True, kw_only=True):
     """Most bytes of large messages that are held: `total_bytes_max` by the process, `key_bytes_max` for one API key,
-    `upstream_bytes_max` for one upstream."""
+    `upstream_bytes_max` for one upstream. `readers`: processes that read large bodies; with 0 the gateway does."""
 
     total_bytes_max: int = 1024 * 1024 * 1024
     key_bytes_max: int = 256 * 1024 * 1024
     upstream_bytes_max: int = 512 * 1024 * 1024
+    readers: int = 1
 
 
 class Buffers:

@@ -56,9 +56,10 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         if plane.directory.obstacle is not None:
             raise Fault(plane.directory.obstacle, retry_after_seconds=1)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
-        call = authorize(caller, request, plane.directory, plane.media_bounds)
-        if request.upload is not None:
-            request.upload.refund(time.monotonic_ns())
+        if request.upload is None:
+            call = authorize(caller, request, plane.directory, plane.media_bounds)
+        else:
+            call = await _authorize_upload(caller, request, request.upload, plane, driver)
         shared = plane.shared_counters
         if shared is None:
             admitted = limit(call, plane.counters, time.monotonic_ns, plane.metrics)
@@ -194,6 +195,16 @@ def admit_upload(caller: Caller, length: int, plane: Plane) -> Upload:
         upload.refund(now_ns)
         raise
     return upload
+
+
+async def _authorize_upload(caller: Caller, request: Request, upload: Upload, plane: Plane, driver: CoroutineDriver) -> Call:
+    """Return the call that a request with a large body is, whose upload was charged as a request. Raises Fault as `authorize` does."""
+    if plane.body_readers is None:
+        call = authorize(caller, request, plane.directory, plane.media_bounds)
+    else:
+        call = await driver.in_task(plane.body_readers.authorize(caller, request, plane.directory, plane.media_bounds))
+    upload.refund(time.monotonic_ns())
+    return call
 
 
 def _refuse(request: Request, client: Client, fault: Fault, limit_headers: bytes = b"") -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from tollway.domain.ids import RequestIds
 from tollway.domain.keys import digester
 from tollway.domain.snapshot import BudgetEntry, Change, DeploymentEntry, Entry
+from tollway.gateway.body_readers import BodyReaders
 from tollway.gateway.budgets import Budgets
 from tollway.gateway.buffers import BufferBounds, Buffers
 from tollway.gateway.counters import MemoryCounters
@@ -40,6 +41,7 @@ class Plane:
         self.directory = Directory()
         self.metrics = Metrics()
         self.buffers = Buffers(buffer_bounds or BufferBounds())
+        self.body_readers: BodyReaders | None = None
         self.upstreams = Upstreams(vault, self.metrics, log, self.buffers)
         self.end_user_key = peppers[0] if peppers else b""
         self.counters = MemoryCounters(self.end_user_key)

@@ -28,6 +28,7 @@ import uvloop
 from tollway.domain.faults import SNAPSHOT_OUTDATED
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 from tollway.gateway.background import BackgroundTasks
+from tollway.gateway.body_readers import BodyReaders
 from tollway.gateway.buffers import BufferBounds
 from tollway.gateway.directory import Directory
 from tollway.gateway.edge import server
@@ -152,6 +153,10 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         loop.add_signal_handler(number, stop.set)
     background = BackgroundTasks(plane.metrics, alarm, on_failure=stop.set)
     loop.set_exception_handler(background.report_callback)
+    readers = BodyReaders(options.buffers.readers, alarm)
+    if options.buffers.readers:
+        plane.body_readers = readers
+        plane.metrics.gauges["tollway_body_reader_failures"] = lambda: readers.failures
     counters = start_counters(options.limits, plane, options.node.node_id, alarm, background)
     count = GatewayCount(options.limits, counters, alarm, stop.set)
     if options.relay.probe_seconds:
@@ -190,6 +195,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         await spool.close()
     await background.stop()
     await link.close()
+    await readers.close()
     log.close()
     count.raise_if_refused()
     return 1 if background.has_failed else 0

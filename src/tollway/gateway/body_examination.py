@@ -1,0 +1,100 @@
+"""Messages between a gateway and its reader processes: frames of MessagePack, each behind its length.
+
+The gateway sends `Body` and the bytes of the body. A reader answers with `Lookup`, the name of the model that the body asks for, to which
+the gateway answers with `Offer` or null; and then with `Examined`, or with `Refused`. These are values, and no code: a reader that a body
+took over could say wrong things of this body and of later ones, and no more.
+"""
+
+import struct
+from typing import Final
+
+import msgspec
+
+from tollway.domain import faults
+from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import Fault, FaultKind
+from tollway.domain.snapshot import ModelEntry
+from tollway.domain.usage import ServiceTier
+from tollway.gateway.media.bounds import MediaBounds
+
+LENGTH: Final = struct.Struct("<I")
+"""The length of a frame, in bytes."""
+
+ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Most bytes of a reader's frame. The longest honest one names 24,000 fields at the top level of a body."""
+
+KINDS: Final = {name: kind for name, kind in vars(faults).items() if isinstance(kind, FaultKind)}
+"""Kinds of faults by their names in the table: a code may have several."""
+_NAMES: Final = {id(kind): name for name, kind in KINDS.items()}
+
+
+class Body(msgspec.Struct, frozen=True, array_like=True):
+    """The announcement of a body of `size` bytes, which follow it. `media`: the bounds on what it may bring along."""
+
+    size: int
+    endpoint: Endpoint
+    media: MediaBounds
+
+
+class Lookup(msgspec.Struct, frozen=True, array_like=True, tag="lookup"):
+    """The model that the body asks for."""
+
+    model: str
+
+
+class Offer(msgspec.Struct, frozen=True, array_like=True):
+    """The part of a caller's grant of that model that decides on bodies. `prices`: the ids of its prices."""
+
+    model: ModelEntry
+    prices: dict[ServiceTier, str]
+    is_served: bool
+    known_fields: frozenset[str]
+
+
+class Examined(msgspec.Struct, frozen=True, array_like=True, tag="examined"):
+    """A permitted body: the members of `request.Call` of the same names. `price_id`: of the price that applies."""
+
+    price_id: str
+    names: tuple[str, ...]
+    dropped: tuple[str, ...]
+    output_cap: int | None
+    output_tokens_max: int | None
+    input_tokens_max: int
+    prompt_bytes: int
+    stream: bool
+    prompts: int
+    sequences: int
+    hide_usage: bool
+    hide_continuous: bool
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
+    """A body that is refused, with the members of a `Fault`. `kind`: a name of KINDS."""
+
+    kind: str
+    param: str | None
+    message: str
+    detail: str
+
+    @classmethod
+    def of(cls, fault: Fault) -> "Refused":
+        """Return what is told of a fault."""
+        return cls(_NAMES[id(fault.kind)], fault.param, fault.message, fault.detail)
+
+    def to_fault(self) -> Fault:
+        """Return the fault. Raises KeyError for a kind that does not exist."""
+        return Fault(KINDS[self.kind], param=self.param, message=self.message, detail=self.detail)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+decode_body = msgspec.msgpack.Decoder(Body).decode
+_offers: "msgspec.msgpack.Decoder[Offer | None]" = msgspec.msgpack.Decoder(Offer | None)
+decode_offer = _offers.decode
+_answers: "msgspec.msgpack.Decoder[Lookup | Examined | Refused]" = msgspec.msgpack.Decoder(Lookup | Examined | Refused)
+decode_answer = _answers.decode
+
+
+def encode_frame(value: object) -> bytes:
+    """Return the frame that holds a value."""
+    content = _encode(value)
+    return LENGTH.pack(len(content)) + content

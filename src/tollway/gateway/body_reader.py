@@ -1,0 +1,121 @@
+"""`python -m tollway.gateway.body_reader DESCRIPTOR`: a process that reads large request bodies for a gateway (`body_readers`).
+
+Reading JSON holds the interpreter, so a large body is read in another one. The rules are those of the gateway itself: `authorize` runs
+here, with what the gateway answers in place of its directory.
+"""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from tollway.domain.billing_classes import UnitPrices
+from tollway.domain.faults import Fault
+from tollway.domain.keys import KeyType
+from tollway.domain.periods import INSTANT_MAX
+from tollway.domain.prices import PriceVersion
+from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
+from tollway.gateway.authorize import authorize_body
+from tollway.gateway.body_examination import (
+    LENGTH,
+    Body,
+    Examined,
+    Lookup,
+    Offer,
+    Refused,
+    decode_body,
+    decode_offer,
+    encode_frame,
+)
+from tollway.gateway.directory import Directory
+from tollway.gateway.principal import principal_of_key
+from tollway.gateway.request import Caller, ModelGrant, RequestHead, new_request
+from tollway.wire import bodies
+from tollway.wire.http import NO_HEADERS
+
+NICENESS = 5
+"""Priority below that of others: where processors are scarce, small requests go first."""
+
+_KEY = KeyEntry(id="", digest=b"", type=KeyType.LIVE, project_id="")
+_SENDER = principal_of_key(_KEY, ProjectEntry(id="", organization_id=""), OrganizationEntry(id="", currency="", terms=()))
+"""A sender without a name: the gateway alone knows who sends a body."""
+_NOTHING_KNOWN = Directory()
+
+
+def run(connection: socket.socket) -> None:
+    """Answer one body after the other, until the gateway closes the connection."""
+    with connection, connection.makefile("rb") as incoming:
+
+        def read_frame() -> bytes:
+            length = incoming.read(LENGTH.size)
+            if len(length) < LENGTH.size:
+                raise EOFError
+            return incoming.read(LENGTH.unpack(length)[0])
+
+        def look_up(model: str) -> Offer | None:
+            connection.sendall(encode_frame(Lookup(model)))
+            return decode_offer(read_frame())
+
+        while True:
+            try:
+                body = decode_body(read_frame())
+                content = incoming.read(body.size)
+                if len(content) < body.size:
+                    return
+                connection.sendall(encode_frame(examine(body, content, look_up)))
+                del content
+            except (EOFError, OSError):
+                return  # the gateway is gone
+
+
+def examine(body: Body, content: bytes, look_up: Callable[[str], Offer | None]) -> Examined | Refused:
+    """Return what a body is found to be. `look_up` returns what the sender's grant of a model says."""
+    try:
+        asked = bodies.read(content)
+        caller = Caller(_SENDER, b"")
+        model = asked.get("model")
+        offer = look_up(model) if type(model) is str else None
+        if offer is not None:
+            caller.grants[offer.model.id, body.endpoint] = _to_grant(offer)
+        request = new_request("", RequestHead(body.endpoint, NO_HEADERS), content, 0.0, 0)
+        call = authorize_body(caller, request, asked, _NOTHING_KNOWN, body.media)
+    except Fault as fault:
+        fault.forget_frames()
+        return Refused.of(fault)
+    return Examined(
+        call.price.id,
+        call.names,
+        tuple(call.dropped),
+        call.output_cap,
+        call.output_tokens_max,
+        call.input_tokens_max,
+        call.prompt_bytes,
+        call.stream,
+        call.prompts,
+        call.sequences,
+        call.hide_usage,
+        call.hide_continuous,
+    )
+
+
+def _to_grant(offer: Offer) -> ModelGrant:
+    """The grant that an offer describes, without the amounts of its prices."""
+    prices = {
+        tier: PriceVersion(id=id, list="", model=offer.model.id, currency="", valid_from=0, unit_prices=UnitPrices(), tier=tier)
+        for tier, id in offer.prices.items()
+    }
+    known, is_served = offer.known_fields, offer.is_served
+    return ModelGrant(offer.model, prices, 0, INSTANT_MAX, is_served=is_served, known_fields=known, cache_salt=b"")
+
+
+def main() -> None:
+    """Run as the process that the module describes. Signals that mean the whole gateway are left to it: it closes the connection."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(NICENESS)
+    run(socket.socket(fileno=int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""Large request bodies are read in processes of their own, because reading one holds the interpreter for tens of milliseconds.
+
+A gateway has a few reader processes (`body_reader`), started when the first large body comes. A body waits for one of them in the queue of
+its organization; the queues take turns. A reader that fails or exceeds its time is ended and replaced; the request whose body it read
+fails, and no other. Where no process can be started, the gateway reads the body itself, with an alarm.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+from asyncio import IncompleteReadError, LimitOverrunError, StreamReader, StreamWriter
+from asyncio.subprocess import DEVNULL, Process
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+import msgspec
+
+from tollway.domain import faults
+from tollway.domain.faults import Fault
+from tollway.gateway.authorize import authorize
+from tollway.gateway.body_examination import (
+    ANSWER_BYTES_MAX,
+    LENGTH,
+    Body,
+    Examined,
+    Lookup,
+    Offer,
+    Refused,
+    decode_answer,
+    encode_frame,
+)
+from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.directory import Directory
+from tollway.gateway.media.bounds import MediaBounds
+from tollway.gateway.request import Call, Caller, ModelGrant, Request
+
+READ_SECONDS_MAX = 10.0
+"""For a reader to read one body: the longest takes it 0.2 s where it has a processor to itself."""
+WAIT_SECONDS_MAX = 30.0
+"""For a body to wait for a reader."""
+ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "SYSTEMROOT")
+"""Variables that a reader is given. Secrets of the gateway are among the others."""
+
+Alarm = Callable[[str, dict[str, object]], None]
+
+
+class Reader:
+    """A reader process, and the streams to and from it."""
+
+    __slots__ = ("_incoming", "_outgoing", "_process")
+
+    def __init__(self, process: Process, incoming: StreamReader, outgoing: StreamWriter) -> None:
+        self._process = process
+        self._incoming = incoming
+        self._outgoing = outgoing
+
+    @classmethod
+    async def start(cls) -> "Reader":
+        """Start a reader process. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        try:
+            environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "tollway.gateway.body_reader",
+                    str(theirs.fileno()),
+                    stdin=DEVNULL,
+                    stdout=DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env=environment,
+                )
+            ours.setblocking(False)
+            incoming, outgoing = await asyncio.open_unix_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+        return cls(process, incoming, outgoing)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    async def ask(self, frame: bytes, content: bytes = b"") -> Lookup | Examined | Refused:
+        """Send a frame and what follows it; return the answer. Raises OSError, EOFError or ValueError for a reader that failed."""
+        self._outgoing.write(frame)
+        if content:
+            self._outgoing.write(content)
+        (length,) = LENGTH.unpack(await self._incoming.readexactly(LENGTH.size))
+        if length > ANSWER_BYTES_MAX:
+            raise ValueError("an answer that is too long")
+        return decode_answer(await self._incoming.readexactly(length))
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._outgoing.transport.abort()
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def wait(self) -> None:
+        """Wait until the process has ended."""
+        await self._process.wait()
+
+
+class BodyReaders:
+    """The reader processes of a gateway, at most `count` of them. Use it from one event loop; call `close` at the end.
+
+    `failures`: how often a reader failed or could not be started.
+    """
+
+    def __init__(self, count: int, alarm: Alarm) -> None:
+        self._count = count
+        self._alarm = alarm
+        self._busy = 0
+        self._idle: list[Reader] = []
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._running: set[asyncio.Task[Call]] = set()
+        self.failures = 0
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the readers that wait for a body."""
+        return [reader.pid for reader in self._idle]
+
+    async def authorize(self, caller: Caller, request: Request, directory: Directory, media: MediaBounds) -> Call:
+        """Return the call that a request is, as `authorize.authorize` does, without reading its body here.
+
+        Raises Fault as that does; overloaded if no reader is free within WAIT_SECONDS_MAX or the body takes it more than
+        READ_SECONDS_MAX, internal_error if the reader fails. A caller that is cancelled leaves the reader to finish.
+        """
+        await self.take(caller.organization.id)
+        task = asyncio.get_running_loop().create_task(self._authorize(caller, request, directory, media))
+        self._running.add(task)
+        task.add_done_callback(self._finish)
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """End all readers and wait until they have ended."""
+        self._count = 0
+        for task in list(self._running):
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        readers, self._idle = self._idle, []
+        for reader in readers:
+            reader.kill()
+            await reader.wait()
+
+    def _finish(self, task: asyncio.Task[Call]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits for it has it, and if nobody does any more, nobody needs it
+
+    # ---- Turns --------------------------------------------------------------------------------------------------------
+
+    async def take(self, organization: str) -> None:
+        """Wait for a reader to be free, in the queue of `organization`. Each call that returns is followed by `give_back`. Raises Fault."""
+        if self._busy < self._count:
+            self._busy += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue = self._waiting.get(organization)
+        if queue is None:
+            queue = self._waiting[organization] = deque()
+        queue.append(turn)
+        try:
+            async with asyncio.timeout(WAIT_SECONDS_MAX):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self.give_back()
+            else:
+                self._leave(organization, turn)
+            if isinstance(error, TimeoutError):
+                raise Fault(faults.OVERLOADED, retry_after_seconds=1, detail="no reader for a large body") from None
+            raise
+
+    def _leave(self, organization: str, turn: asyncio.Future[None]) -> None:
+        queue = self._waiting.get(organization)
+        if queue is not None:
+            with suppress(ValueError):
+                queue.remove(turn)
+            if not queue:
+                del self._waiting[organization]
+
+    def give_back(self) -> None:
+        """Let the next body be read: of the organization whose turn it is."""
+        while self._waiting:
+            organization = next(iter(self._waiting))
+            queue = self._waiting.pop(organization)
+            turn = queue.popleft()
+            if queue:
+                self._waiting[organization] = queue  # behind the others
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._busy -= 1
+
+    # ---- Reading ------------------------------------------------------------------------------------------------------
+
+    async def _authorize(self, caller: Caller, request: Request, directory: Directory, media: MediaBounds) -> Call:
+        reader: Reader | None = None
+        try:
+            async with asyncio.timeout(READ_SECONDS_MAX):
+                try:
+                    reader = self._idle.pop() if self._idle else await Reader.start()
+                except OSError as error:
+                    self._note_failure("cannot be started", error)
+                    return authorize(caller, request, directory, media)
+                call = await _ask(reader, caller, request, directory, media)
+            self._idle.append(reader)
+            reader = None
+            return call
+        except Fault:
+            if reader is not None:
+                self._idle.append(reader)
+                reader = None
+            raise
+        except TimeoutError as error:
+            self._note_failure("took too long", error)
+            raise Fault(faults.OVERLOADED, retry_after_seconds=1, detail="reading the body took too long") from None
+        except (OSError, EOFError, IncompleteReadError, LimitOverrunError, ValueError, KeyError, msgspec.MsgspecError) as error:
+            self._note_failure("failed", error)
+            raise Fault(faults.INTERNAL, detail="the reader of the body failed") from None
+        finally:
+            if reader is not None:
+                reader.kill()
+            self.give_back()
+
+    def _note_failure(self, what: str, error: Exception) -> None:
+        self.failures += 1
+        self._alarm("body_reader_failed", {"what": what, "error": type(error).__name__})
+
+
+async def _ask(reader: Reader, caller: Caller, request: Request, directory: Directory, media: MediaBounds) -> Call:
+    """Let a reader read the body of a request. Raises Fault for a body that is refused."""
+    content = request.body
+    grant: ModelGrant | None = None
+    answer = await reader.ask(encode_frame(Body(len(content), request.endpoint, media)), content)
+    if isinstance(answer, Lookup):
+        grant = directory.find_grant(caller, answer.model, request.endpoint, request.received_at)
+        answer = await reader.ask(encode_frame(None if grant is None else to_offer(grant)))
+    if isinstance(answer, Refused):
+        raise answer.to_fault()
+    if isinstance(answer, Lookup) or grant is None:
+        raise ValueError("an answer out of turn")
+    price = next(price for price in grant.prices.values() if price.id == answer.price_id)
+    return Call(
+        request,
+        caller,
+        grant,
+        grant.model,
+        DIALECTS[request.endpoint],
+        price,
+        answer.names,
+        answer.dropped,
+        answer.output_cap,
+        answer.output_tokens_max,
+        answer.input_tokens_max,
+        answer.prompt_bytes,
+        answer.stream,
+        answer.prompts,
+        answer.sequences,
+        answer.hide_usage,
+        answer.hide_continuous,
+    )
+
+
+def to_offer(grant: ModelGrant) -> Offer:
+    """Return what a reader is told of a grant."""
+    model = msgspec.structs.replace(grant.model, prices=())
+    return Offer(model, {tier: price.id for tier, price in grant.prices.items()}, grant.is_served, grant.known_fields)

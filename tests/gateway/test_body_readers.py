@@ -1,0 +1,173 @@
+"""Large bodies that other processes read: the same verdicts as in the gateway, and readers that fail, hang or are all busy."""
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from tests.fakes import Upstream
+from tests.gateway.harness import KEY, NOWHERE, Served, chat, completion, connect, gateway, message, plane, whole
+from tests.gateway.test_flood import bent_bodies
+from tollway.domain.catalog import Endpoint, UnknownParameters
+from tollway.domain.faults import Fault
+from tollway.gateway import body_readers, pipeline
+from tollway.gateway.authorize import authorize
+from tollway.gateway.body_examination import Body, Examined, Offer, Refused, decode_answer, decode_body, encode_frame
+from tollway.gateway.body_reader import examine
+from tollway.gateway.body_readers import BodyReaders, to_offer
+from tollway.gateway.plane import Plane
+from tollway.gateway.request import Caller, Request, RequestHead, new_request
+
+BODIES = 3_000
+LARGE = msgspec.json.encode(chat(messages=[{"role": "user", "content": "all the words, " * 10_000}]))
+POLICIES = {"m": UnknownParameters.REFUSE, "d": UnknownParameters.DROP, "f": UnknownParameters.FORWARD}
+MODELS = {name: Served([NOWHERE], unknown_parameters=policy, output_tokens_max=100) for name, policy in POLICIES.items()}
+SAME = [name for name in Examined.__struct_fields__ if name not in ("price_id", "dropped")]
+
+
+def find_caller(made: Plane) -> Caller:
+    """The sender of every request of these tests."""
+    return pipeline.identify_sender(RequestHead(Endpoint.CHAT_COMPLETIONS, {b"x-api-key": KEY.encode()}), made)
+
+
+def test_78_body_examined_by_a_reader_gets_the_same_verdict_as_in_the_gateway() -> None:
+    verdicts: Counter[str] = Counter()
+    with plane(MODELS) as (made, _, _):
+        now_us = made.now_us()
+        caller = find_caller(made)
+        for endpoint, data in bent_bodies(5, BODIES):
+            request = new_request("req_1", RequestHead(endpoint, {}), data, 0.0, now_us)
+
+            def look_up(model: str, request: Request = request) -> Offer | None:
+                grant = made.directory.find_grant(caller, model, request.endpoint, now_us)
+                return None if grant is None else to_offer(grant)
+
+            body = decode_body(encode_frame(Body(len(data), endpoint, made.media_bounds))[4:])
+            answer = decode_answer(encode_frame(examine(body, data, look_up))[4:])
+            try:
+                call = authorize(caller, request, made.directory, made.media_bounds)
+            except Fault as fault:
+                assert isinstance(answer, Refused), data
+                found = answer.to_fault()
+                assert (found.kind, found.param, found.message) == (fault.kind, fault.param, fault.message), data
+                verdicts[fault.kind.code] += 1
+            else:
+                assert isinstance(answer, Examined), data
+                assert [getattr(answer, name) for name in SAME] == [getattr(call, name) for name in SAME], data
+                assert answer.dropped == tuple(call.dropped) and answer.price_id == call.price.id
+                verdicts["sent"] += 1
+    assert {"sent", "invalid_json", "duplicate_key", "invalid_value", "unknown_parameter"} <= verdicts.keys()
+
+
+@asynccontextmanager
+async def readers(count: int = 1) -> AsyncIterator[tuple[BodyReaders, list[dict[str, object]]]]:
+    """Readers, and the alarms that they raised."""
+    alarms: list[dict[str, object]] = []
+    made = BodyReaders(count, lambda _, fields: alarms.append(fields))
+    try:
+        yield made, alarms
+    finally:
+        await made.close()
+
+
+def request_of(made: Plane, body: bytes) -> Request:
+    """A request with this body."""
+    return new_request("req_1", RequestHead(Endpoint.CHAT_COMPLETIONS, {}), body, 0.0, made.now_us())
+
+
+async def test_78_large_bodies_are_answered_by_way_of_a_reader_and_small_ones_are_not() -> None:
+    async with (
+        Upstream(*[[whole(completion())]] * 3).listening() as upstream,
+        gateway({"m": Served([upstream.url])}) as running,
+        readers() as (made, _),
+    ):
+        running.plane.body_readers = made
+        async with connect(running.port) as client:
+            client.send(message(chat()))
+            assert (await client.answer()).status == 200
+            assert made.pids == []
+            client.send(message(LARGE))
+            assert (await client.answer()).status == 200
+            (pid,) = made.pids
+            client.send(message(LARGE[:-1] + b',"n":-1}'))
+            answer = await client.answer()
+            assert (answer.status, answer.error["param"]) == (400, "n")
+            client.send(message(LARGE))
+            assert (await client.answer()).status == 200
+            assert made.pids == [pid]
+
+
+async def test_78_reader_that_is_killed_fails_its_request_and_is_replaced() -> None:
+    with plane(MODELS) as (made, _, _):
+        async with readers() as (pool, alarms):
+            caller, request = find_caller(made), request_of(made, LARGE)
+            await pool.authorize(caller, request, made.directory, made.media_bounds)
+            os.kill(pool.pids[0], signal.SIGKILL)
+            with pytest.raises(Fault, match="internal_error"):
+                await pool.authorize(caller, request, made.directory, made.media_bounds)
+            call = await pool.authorize(caller, request, made.directory, made.media_bounds)
+            assert call.model.id == "m"
+            assert pool.failures == len(alarms) == 1
+
+
+async def test_78_reader_that_hangs_is_ended_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    with plane(MODELS) as (made, _, _):
+        async with readers() as (pool, alarms):
+            caller, request = find_caller(made), request_of(made, LARGE)
+            await pool.authorize(caller, request, made.directory, made.media_bounds)
+            (pid,) = pool.pids
+            os.kill(pid, signal.SIGSTOP)
+            monkeypatch.setattr(body_readers, "READ_SECONDS_MAX", 0.2)
+            with pytest.raises(Fault, match="overloaded"):
+                await pool.authorize(caller, request, made.directory, made.media_bounds)
+            monkeypatch.undo()
+            await pool.authorize(caller, request, made.directory, made.media_bounds)
+            assert pool.pids != [pid]
+            assert alarms[0]["what"] == "took too long"
+
+
+async def test_78_body_is_read_by_the_gateway_where_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_readers.sys, "executable", "/nonexistent")
+    with plane(MODELS) as (made, _, _):
+        async with readers() as (pool, alarms):
+            call = await pool.authorize(find_caller(made), request_of(made, LARGE), made.directory, made.media_bounds)
+            assert call.model.id == "m"
+            assert alarms[0]["what"] == "cannot be started"
+
+
+async def test_78_organizations_take_turns_at_a_busy_reader() -> None:
+    async with readers() as (pool, _):
+        order: list[str] = []
+
+        async def take(organization: str) -> None:
+            await pool.take(organization)
+            order.append(organization)
+
+        await take("a")
+        tasks = [asyncio.ensure_future(take(each)) for each in ("a", "a", "a", "b", "c", "b")]
+        await asyncio.sleep(0)
+        for _ in tasks:
+            pool.give_back()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        assert order == ["a", "a", "b", "c", "a", "b", "a"]
+        pool.give_back()
+
+
+async def test_78_request_that_is_cancelled_while_it_waits_takes_nobody_s_turn() -> None:
+    with plane(MODELS) as (made, _, _):
+        async with readers() as (pool, _):
+            await pool.take("first")
+            left = asyncio.ensure_future(pool.authorize(find_caller(made), request_of(made, LARGE), made.directory, made.media_bounds))
+            await asyncio.sleep(0)
+            left.cancel()
+            await asyncio.gather(left, return_exceptions=True)
+            pool.give_back()
+            call = await pool.authorize(find_caller(made), request_of(made, LARGE), made.directory, made.media_bounds)
+            assert call.model.id == "m"
