@@ -35,11 +35,13 @@ HOT = [
     "gateway/route.py",
     "gateway/shared_counters.py",
     "gateway/upstreams/connection.py",
+    "gateway/upstreams/health.py",
     "gateway/upstreams/upstream.py",
     "link/spool.py",
     "telemetry.py",
     "wire/bodies.py",
     "wire/http.py",
+    "wire/progress_slots.py",
     "wire/segments.py",
 ]
 """The modules that a request runs through, without gaps: each crossing between compiled and interpreted classes costs what compiling

@@ -19,7 +19,7 @@ import pytest
 from tests.storage.counter_servers import counter_server, find_servers
 from tollway.cli.app import run
 from tollway.serve import data_directory
-from tollway.serve.diagnosis import Finding, State, diagnose
+from tollway.serve.diagnosis import CheckResult, CheckState, diagnose
 from tollway.settings import load, mask_password
 from tollway.storage.database import Database
 
@@ -32,7 +32,7 @@ def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def examine(directory: Path, control_url: str | None = None, database_url: str | None = None, **options: Any) -> dict[str, Finding]:
+def examine(directory: Path, control_url: str | None = None, database_url: str | None = None, **options: Any) -> dict[str, CheckResult]:
     """Return the findings by check. All ports are free ones unless `options` say otherwise."""
     given: dict[str, Any] = {"data_dir": str(directory), "gateway.spool.segment_bytes": 1 << 20, "gateway.spool.slots_max": 16}
     given |= dict.fromkeys(("gateway.listen", "gateway.internal", "control.listen", "control.link"), "127.0.0.1:0")
@@ -54,7 +54,7 @@ def prepared(tmp_path: Path) -> Path:
 
 def test_a_new_machine_has_no_errors_and_nothing_is_made(tmp_path: Path) -> None:
     found = examine(tmp_path / "new" / "data")
-    assert {each.state for each in found.values()} <= {State.OK, State.SKIPPED, State.WARNING}, found
+    assert {each.state for each in found.values()} <= {CheckState.OK, CheckState.SKIPPED, CheckState.WARNING}, found
     assert list(tmp_path.iterdir()) == []
 
 
@@ -71,35 +71,35 @@ def test_a_prepared_directory_is_well_and_unchanged(prepared: Path) -> None:
 def test_secrets_that_others_can_read_are_an_error(prepared: Path) -> None:
     (prepared / "secrets.json").chmod(0o644)
     finding = examine(prepared)["secrets"]
-    assert finding.state is State.ERROR and finding.remedy == f"chmod 600 {prepared}/secrets.json"
+    assert finding.state is CheckState.ERROR and finding.remedy == f"chmod 600 {prepared}/secrets.json"
 
 
 def test_a_directory_that_everybody_may_enter_is_a_warning(prepared: Path) -> None:
     prepared.chmod(0o755)
-    assert (finding := examine(prepared)["data directory"]).state is State.WARNING
+    assert (finding := examine(prepared)["data directory"]).state is CheckState.WARNING
     assert finding.remedy == f"chmod o-rwx {prepared}"
 
 
 def test_a_directory_of_a_newer_version_is_an_error(prepared: Path) -> None:
     (prepared / "tollway.json").write_text('{"format": 99}')
-    assert (finding := examine(prepared)["data directory"]).state is State.ERROR
+    assert (finding := examine(prepared)["data directory"]).state is CheckState.ERROR
     assert "newer Tollway" in finding.message
 
 
 def test_too_little_space_for_the_spool_is_an_error(tmp_path: Path) -> None:
     finding = examine(tmp_path, gateway__spool__segment_bytes=1 << 40)["disk space"]
     assert shutil.disk_usage(tmp_path).free < 1 << 40
-    assert finding.state is State.ERROR and "1,048," in finding.message and "segment_bytes" in finding.remedy
+    assert finding.state is CheckState.ERROR and "1,048," in finding.message and "segment_bytes" in finding.remedy
 
 
 @pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="there is no file system in memory")
 def test_a_directory_in_memory_is_a_warning() -> None:
-    assert examine(Path("/dev/shm/tollway-doctor-test"))["file system"].state is State.WARNING
+    assert examine(Path("/dev/shm/tollway-doctor-test"))["file system"].state is CheckState.WARNING
 
 
 def test_more_connections_than_files_may_be_open_are_a_warning(tmp_path: Path) -> None:
     finding = examine(tmp_path, gateway__edge__connections_max=10_000_000)["open files"]
-    assert finding.state is State.WARNING and "gateway.edge.connections_max" in finding.remedy
+    assert finding.state is CheckState.WARNING and "gateway.edge.connections_max" in finding.remedy
 
 
 def test_a_port_in_use_by_something_else_is_an_error(tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def test_a_port_in_use_by_something_else_is_an_error(tmp_path: Path) -> None:
         taken.settimeout(60)
         thread.start()
         finding = examine(tmp_path, control__link=address)["port of control.link"]
-    assert finding.state is State.ERROR and "in use" in finding.message
-    assert examine(tmp_path, gateway__listen="nonsense")["port of gateway.listen"].state is State.ERROR
+    assert finding.state is CheckState.ERROR and "in use" in finding.message
+    assert examine(tmp_path, gateway__listen="nonsense")["port of gateway.listen"].state is CheckState.ERROR
 
 
 def test_a_gateway_alone_needs_no_port_of_control(tmp_path: Path) -> None:
@@ -119,16 +119,16 @@ def test_a_gateway_alone_needs_no_port_of_control(tmp_path: Path) -> None:
 
 
 def test_shared_counters_that_do_not_answer_are_an_error(tmp_path: Path) -> None:
-    assert examine(tmp_path)["shared counters"].state is State.OK
+    assert examine(tmp_path)["shared counters"].state is CheckState.OK
     finding = examine(tmp_path, gateway__limits__redis_url="redis://127.0.0.1:9/0")["shared counters"]
-    assert finding.state is State.ERROR and "TOLLWAY_LIMITS_REDIS_PASSWORD" in finding.remedy
+    assert finding.state is CheckState.ERROR and "TOLLWAY_LIMITS_REDIS_PASSWORD" in finding.remedy
 
 
 @pytest.mark.parametrize("server", find_servers())
 def test_shared_counters_that_answer_are_well(tmp_path: Path, server: str) -> None:
     with counter_server(server) as running:
         finding = examine(tmp_path, gateway__limits__redis_url=running.url, gateway__limits__decision_seconds=30.0)["shared counters"]
-    assert finding.state is State.OK, finding
+    assert finding.state is CheckState.OK, finding
 
 
 class _Clock(BaseHTTPRequestHandler):
@@ -158,23 +158,25 @@ def clock() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("offset", "state", "words"), [(0, State.OK, "within"), (3600, State.ERROR, "behind"), (-3600, State.ERROR, "ahead of")]
+    ("offset", "state", "words"), [(0, CheckState.OK, "within"), (3600, CheckState.ERROR, "behind"), (-3600, CheckState.ERROR, "ahead of")]
 )
-def test_a_clock_that_differs_from_that_of_control_is_an_error(tmp_path: Path, clock: str, offset: float, state: State, words: str) -> None:
+def test_a_clock_that_differs_from_that_of_control_is_an_error(
+    tmp_path: Path, clock: str, offset: float, state: CheckState, words: str
+) -> None:
     _Clock.offset_seconds = offset
     finding = examine(tmp_path, control_url=clock)["clock"]
     assert (finding.state, words in finding.message) == (state, True), finding
 
 
 def test_a_clock_that_cannot_be_compared_is_skipped(tmp_path: Path) -> None:
-    assert examine(tmp_path)["clock"].state is State.SKIPPED
-    assert examine(tmp_path, control_url="http://127.0.0.1:9")["clock"].state is State.SKIPPED
+    assert examine(tmp_path)["clock"].state is CheckState.SKIPPED
+    assert examine(tmp_path, control_url="http://127.0.0.1:9")["clock"].state is CheckState.SKIPPED
 
 
 def test_a_database_that_does_not_answer_is_an_error_without_its_password(tmp_path: Path) -> None:
     url = "postgresql+psycopg://tollway:hush@127.0.0.1:9/tollway?connect_timeout=2"
     finding = examine(tmp_path, database_url=url)["database"]
-    assert finding.state is State.ERROR and finding.remedy
+    assert finding.state is CheckState.ERROR and finding.remedy
     assert "hush" not in finding.message
 
 
@@ -183,10 +185,10 @@ def test_pending_migrations_are_a_warning_and_those_of_a_newer_version_an_error(
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '0001'")
     finding = examine(prepared)["database"]
-    assert finding.state is State.WARNING and "tollway migrate" in finding.remedy
+    assert finding.state is CheckState.WARNING and "tollway migrate" in finding.remedy
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
-    assert examine(prepared)["database"].state is State.ERROR
+    assert examine(prepared)["database"].state is CheckState.ERROR
 
 
 def test_doctor_exits_1_with_an_error_and_prints_each_remedy(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tollway.cli.times import find_zone, read_instant, read_range, show_day, show_instant, with_times
-from tollway.cli.usage import Bucket, list_edges, split_span
+from tollway.cli.usage import BucketWidth, list_edges, split_span
 from tollway.settings import OperatorError
 
 PARIS = ZoneInfo("Europe/Paris")
@@ -90,7 +90,7 @@ def test_an_unknown_zone_is_refused() -> None:
 
 
 def test_days_of_a_zone_end_where_its_days_end() -> None:
-    edges = list_edges(at(2026, 10, 24, 12), at(2026, 10, 26, 12), Bucket.DAY, PARIS)
+    edges = list_edges(at(2026, 10, 24, 12), at(2026, 10, 26, 12), BucketWidth.DAY, PARIS)
     assert [show_day(edge, PARIS) for edge in edges] == ["2026-10-24", "2026-10-25", "2026-10-26", "2026-10-27"]
     assert [(late - early) // 3600 for early, late in pairwise(edges)] == [24, 25, 24]
 
@@ -104,7 +104,7 @@ def test_edges_without_a_width_hold_the_whole_span_in_whole_minutes() -> None:
     ("start", "end", "expected"), [(61, 119, [0, 3600]), (3600, 7200, [3600, 7200]), (3599, 7201, [0, 3600, 7200, 10800])]
 )
 def test_edges_of_hours_hold_the_span_and_no_hour_more(start: int, end: int, expected: list[int]) -> None:
-    assert list_edges(start, end, Bucket.HOUR, UTC) == expected
+    assert list_edges(start, end, BucketWidth.HOUR, UTC) == expected
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Paris", "Asia/Kolkata", "Australia/Lord_Howe"])

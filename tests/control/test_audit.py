@@ -22,7 +22,7 @@ from tests.storage.databases import fill
 from tollway.control import exports, periods, prices
 from tollway.control.corrections import WantedAdjustment
 from tollway.domain.billing_classes import Quantities
-from tollway.domain.corrections import AdjustmentKind, Decision
+from tollway.domain.corrections import AdjustmentKind, ApprovalDecision
 from tollway.domain.faults import Fault
 from tollway.domain.periods import period_id
 from tollway.domain.price_books import BookPrice, compile_price
@@ -62,7 +62,7 @@ def close_books(database: Database, archive: Archive) -> None:
     take(database, archive, body[5:], first_seq=6)
     take(database, archive, frames([*ended(8, EPOCH), Close(at=EPOCH)], node_id=OTHER_NODE), node_id=OTHER_NODE)
     wanted = {"event_id": samples.request_id(1), "reason": 'said "no" — ü', "kind": AdjustmentKind.VOID}
-    decide(database, ask(database, WantedAdjustment(**wanted), limit_pico=0), Decision.APPROVED, APPROVER)  # type: ignore[arg-type]
+    decide(database, ask(database, WantedAdjustment(**wanted), limit_pico=0), ApprovalDecision.APPROVED, APPROVER)  # type: ignore[arg-type]
     replacement = {"kind": AdjustmentKind.REPLACE, "replacement": Quantities(7, 0, 3, 1, 1), "reason": "r"}
     ask(database, WantedAdjustment(event_id=samples.request_id(3), **replacement))  # type: ignore[arg-type]
     ask(database, WantedAdjustment(event_id=samples.request_id(4), kind=AdjustmentKind.CREDIT, credit_pico=77, reason="r"))

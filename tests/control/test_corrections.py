@@ -23,7 +23,7 @@ from tollway.control import corrections, keys
 from tollway.control.corrections import WantedAdjustment
 from tollway.control.verify import verify
 from tollway.domain.billing_classes import Quantities
-from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision
+from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, ApprovalDecision
 from tollway.domain.faults import Fault
 from tollway.domain.ids import KEY, new_id
 from tollway.domain.keys import RANDOM_BYTES, KeyOrigin, KeyType, Operator
@@ -72,7 +72,7 @@ def ask(database: Database, wanted: WantedAdjustment, *, limit_pico: int = LIMIT
         return corrections.ask(tx, wanted, random_bits=made, actor=actor, limit_pico=limit_pico, now=now)
 
 
-def decide(database: Database, adjustment: Adjustment, decision: Decision, approver: Operator = APPROVER) -> Adjustment:
+def decide(database: Database, adjustment: Adjustment, decision: ApprovalDecision, approver: Operator = APPROVER) -> Adjustment:
     with database.platform() as tx:
         return corrections.decide(tx, adjustment.id, decision, approver=approver, now=NOW)
 
@@ -177,11 +177,11 @@ class TestFourEyes:
         assert balances(taken) == before
         assert refusal(taken, credit(1)) == "conflict: Another correction of this request waits for approval."
         with pytest.raises(Fault, match="conflict"):
-            decide(taken, waiting, Decision.APPROVED, approver=OPERATOR)
-        approved = decide(taken, waiting, Decision.APPROVED)
+            decide(taken, waiting, ApprovalDecision.APPROVED, approver=OPERATOR)
+        approved = decide(taken, waiting, ApprovalDecision.APPROVED)
         assert (approved.state, approved.approver) == (AdjustmentState.APPLIED, APPROVER.key_id)
         assert balances(taken)[UNBILLED] == COST
-        for decision in Decision:
+        for decision in ApprovalDecision:
             with pytest.raises(Fault, match="conflict"):
                 decide(taken, waiting, decision)
         assert verify(taken, archive).differences == []
@@ -200,7 +200,7 @@ class TestFourEyes:
         assert ask(taken, credit(600), limit_pico=1000).state is AdjustmentState.APPLIED
         waiting = ask(taken, credit_of(2, 600), limit_pico=1000, actor=other_key)
         assert waiting.state is AdjustmentState.PENDING
-        decide(taken, waiting, Decision.REJECTED, approver=other_key)
+        decide(taken, waiting, ApprovalDecision.REJECTED, approver=other_key)
         assert ask(taken, credit_of(2, 400), limit_pico=1000, actor=other_key).state is AdjustmentState.APPLIED
         assert ask(taken, credit_of(2, 1), limit_pico=1000, actor=APPROVER).state is AdjustmentState.APPLIED, "another person's limit"
         assert ask(taken, credit_of(2, 1), limit_pico=1000).state is AdjustmentState.PENDING
@@ -226,7 +226,7 @@ class TestFourEyes:
         assert sorted(states) == ["applied", "pending"]
 
     def test_what_was_rejected_never_was(self, taken: Database, archive: Archive) -> None:
-        rejected = decide(taken, ask(taken, VOID, limit_pico=0), Decision.REJECTED, approver=OPERATOR)
+        rejected = decide(taken, ask(taken, VOID, limit_pico=0), ApprovalDecision.REJECTED, approver=OPERATOR)
         assert rejected.state is AdjustmentState.REJECTED
         assert ask(taken, VOID).state is AdjustmentState.APPLIED
         assert balances(taken)[UNBILLED] == COST
@@ -255,9 +255,9 @@ def test_no_sequence_of_keys_made_from_one_key_approves_its_own_request(
         take(database, archive, frames(exchanges([1])))
         waiting = ask(database, VOID, limit_pico=0, actor=held[asker % len(held)])
         with pytest.raises(Fault, match="conflict"):
-            decide(database, waiting, Decision.APPROVED, approver=held[approver % len(held)])
+            decide(database, waiting, ApprovalDecision.APPROVED, approver=held[approver % len(held)])
         (other,) = {root for root in roots if root.origin is not held[0].origin}
-        assert decide(database, waiting, Decision.APPROVED, approver=other).state is AdjustmentState.APPLIED
+        assert decide(database, waiting, ApprovalDecision.APPROVED, approver=other).state is AdjustmentState.APPLIED
         database.close()
 
 
@@ -294,7 +294,7 @@ class TestTheDatabaseItself:
         ],
     )
     def test_refuses(self, taken: Database, statement: str) -> None:
-        decide(taken, ask(taken, VOID, limit_pico=0), Decision.APPROVED)
+        decide(taken, ask(taken, VOID, limit_pico=0), ApprovalDecision.APPROVED)
         other = WantedAdjustment(event_id=samples.request_id(2), kind=AdjustmentKind.CREDIT, reason="r", credit_pico=5)
         ask(taken, other, limit_pico=0)
         with pytest.raises(DBAPIError), taken.platform() as tx:

@@ -69,7 +69,7 @@ def counted(runs: list[int], name: str = "count", **options: Any) -> Job:
     return Job(name=name, work=work, **({"interval_seconds": 60, "deadline_seconds": 60} | options))
 
 
-def lease_of(database: Database, name: str = "count") -> stored.Lease | None:
+def lease_of(database: Database, name: str = "count") -> stored.JobLease | None:
     with database.platform(write=False) as tx:
         return stored.find_lease(tx, name)
 
@@ -167,7 +167,7 @@ class TestLeases:
             stored.finish(tx, "job", "first", period_at=START, now=START + 300)
             stored.postpone(tx, "job", "first", retry_at=START + 999, failures=9)
         lease = lease_of(database, "job")
-        assert lease == stored.Lease("second", START + 299 + 150, None, None, 0)
+        assert lease == stored.JobLease("second", START + 299 + 150, None, None, 0)
 
     def test_of_a_period_that_is_done_are_not_taken(self, database: Database) -> None:
         assert self.take(database, "first", START)

@@ -21,7 +21,7 @@ from tollway.control.periods import Blocked
 from tollway.control.verify import verify
 from tollway.domain.faults import Fault
 from tollway.domain.nodes import RegisteredNode
-from tollway.domain.pages import Window
+from tollway.domain.pages import PageWindow
 from tollway.domain.periods import Calendar, Period, PeriodState, month_of, period_id
 from tollway.domain.proofs import EMPTY, encode_leaf, hash_leaf, root_from
 from tollway.domain.usage import Close, Record, Tick
@@ -422,6 +422,6 @@ def test_two_collectors_against_a_close_lose_and_mislay_nothing(postgres_templat
         assert len(booked(database)) == 121
         assert verify(database, archive).differences == []
         with database.platform(write=False) as tx:
-            page = periods.list_periods(tx, Window(limit=10), organization_id=ORGANIZATION, state=PeriodState.OPEN)
+            page = periods.list_periods(tx, PageWindow(limit=10), organization_id=ORGANIZATION, state=PeriodState.OPEN)
         assert [period.start_at for period in page.items] == [OCTOBER.start_at]
         database.close()

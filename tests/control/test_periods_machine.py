@@ -18,10 +18,10 @@ from tollway.control.corrections import WantedAdjustment
 from tollway.control.periods import Blocked
 from tollway.control.verify import verify
 from tollway.domain.billing_classes import Quantities
-from tollway.domain.corrections import AdjustmentKind, AdjustmentState, Decision
+from tollway.domain.corrections import AdjustmentKind, AdjustmentState, ApprovalDecision
 from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyOrigin, Operator
-from tollway.domain.pages import Window
+from tollway.domain.pages import PageWindow
 from tollway.domain.periods import Period, PeriodState, period_id
 from tollway.domain.usage import Close, Record, Tick, encode
 from tollway.storage import corrections as stored_corrections
@@ -135,10 +135,10 @@ class Books(RuleBasedStateMachine):
         except Fault:
             pass  # not ingested yet, or corrected before
 
-    @rule(decision=st.sampled_from(Decision))
-    def decide(self, decision: Decision) -> None:
+    @rule(decision=st.sampled_from(ApprovalDecision))
+    def decide(self, decision: ApprovalDecision) -> None:
         with self.database.platform() as tx:
-            page = stored_corrections.list_adjustments(tx, Window(limit=1), organization_id=None, state=AdjustmentState.PENDING)
+            page = stored_corrections.list_adjustments(tx, PageWindow(limit=1), organization_id=None, state=AdjustmentState.PENDING)
             for waiting in page.items:
                 corrections.decide(tx, waiting.id, decision, approver=Operator("key_other", KeyOrigin.SECOND), now=NOW)
 
@@ -149,7 +149,7 @@ class Books(RuleBasedStateMachine):
             with self.database.platform(write=False) as tx:
                 assert periods.get_period(tx, closed.id) == closed
         with self.database.platform(write=False) as tx:
-            page = periods.list_periods(tx, Window(limit=100), organization_id=ORGANIZATION, state=None)
+            page = periods.list_periods(tx, PageWindow(limit=100), organization_id=ORGANIZATION, state=None)
         assert [period.state for period in page.items] == sorted((period.state for period in page.items), key=PeriodState.CLOSED.__ne__)
 
 

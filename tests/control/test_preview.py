@@ -11,7 +11,7 @@ from tests.control.harness import Running, answered, make_tenant
 from tests.control.test_routes import refused
 from tests.link.samples import NODE, admit, final, frames
 from tollway.control import collect, preview
-from tollway.control.preview import Progress
+from tollway.control.preview import PreviewPosition
 from tollway.domain import ids
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.preview import Preview
@@ -196,7 +196,7 @@ def test_pages_of_any_size_come_to_the_same(used: Scene, page_events: int) -> No
     assert isinstance(found, Preview)
     assert found.events == 140
     assert len(progress) == -(-140 // page_events)
-    assert all(isinstance(each, Progress) for each in progress)
+    assert all(isinstance(each, PreviewPosition) for each in progress)
     *_, whole = preview.preview(database, scope)
     assert isinstance(whole, Preview)
     assert found.organizations == whole.organizations

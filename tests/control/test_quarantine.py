@@ -30,7 +30,7 @@ from tollway.domain.corrections import AdjustmentKind
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import KeyOrigin, Operator
 from tollway.domain.money import AMOUNT_PICO_MAX, PICO
-from tollway.domain.pages import Window
+from tollway.domain.pages import PageWindow
 from tollway.domain.periods import PeriodState
 from tollway.domain.quarantine import QuarantinedRecord, QuarantineState
 from tollway.domain.usage import TOKENS_MAX, Tick
@@ -258,7 +258,7 @@ class TestRated:
         assert TOKENS_MAX * 10**13 > AMOUNT_PICO_MAX
         take(database, archive, frames([of, final(of, used=Quantities(TOKENS_MAX, 0, 1, 0))]))
         with database.platform(write=False) as tx:
-            (record,) = quarantine.list_records(tx, Window(), state=None, organization_id=ORGANIZATION, reason=None).items
+            (record,) = quarantine.list_records(tx, PageWindow(), state=None, organization_id=ORGANIZATION, reason=None).items
         assert (record.reason, record.event_id, record.served_at) == ("amount_too_large", samples.request_id(2), of.admitted_at + 250_000)
         assert verify(database, archive).quarantined == 1
 

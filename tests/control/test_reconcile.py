@@ -23,7 +23,7 @@ from tollway.control.engine_counters import PAGE_BYTES_MAX, open_client
 from tollway.control.reconcile import ReconcileOptions
 from tollway.control.verify import verify
 from tollway.domain.billing_classes import Quantities
-from tollway.domain.reconciliation import HOUR_US, State, Tolerance, hour_of, sum_usage
+from tollway.domain.reconciliation import HOUR_US, HourState, Tolerance, hour_of, sum_usage
 from tollway.domain.usage import Anomaly, Record
 from tollway.serve import control as serve_control
 from tollway.storage import reconcile as stored
@@ -283,7 +283,7 @@ class TestDrift:
             deployment_id = deploy(fresh_control, engine.url)
             observe_hour(fresh_control, engine, (0, 0), (50_000, 50_000))
         now = HOUR + 2 * HOUR_US
-        assert [row.state for row in reconcile.compare_hours(plane.database, plane.reconciliation, now)] == [State.DRIFT]
+        assert [row.state for row in reconcile.compare_hours(plane.database, plane.reconciliation, now)] == [HourState.DRIFT]
         use(fresh_control, deployment_id, 50_000, 50_000)
         assert reconcile.compare_hours(plane.database, plane.reconciliation, now) == []
 

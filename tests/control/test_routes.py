@@ -14,7 +14,7 @@ from tollway.control import tenants
 from tollway.control.api import app, places
 from tollway.control.api.app import BODY_BYTES_MAX, create_apps, refuse_undeclared
 from tollway.control.api.descriptions import describe
-from tollway.control.api.routes import Route, router
+from tollway.control.api.routes import ApiRoute, router
 from tollway.domain.keys import KeyType
 from tollway.serve import http_protocol
 
@@ -38,7 +38,7 @@ class TestEveryRoute:
         for each in create_apps(control.plane):
             assert each.routes
             for route in each.routes:
-                assert isinstance(route, Route)
+                assert isinstance(route, ApiRoute)
                 assert route.access.name in {"organization admin", "platform operator", "node", "join token", "public"}
                 if route.access.name == "public":
                     assert route.path in {"/livez", "/readyz", "/metrics", "/openapi.json", "/reference"}

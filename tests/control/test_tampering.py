@@ -25,7 +25,7 @@ from tollway.control import budgets, epochs, price_drafts, prices, quarantine, r
 from tollway.control.verify import compare
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.budgets import BudgetMode, BudgetWindow
-from tollway.domain.corrections import AdjustmentKind, AdjustmentState, Decision
+from tollway.domain.corrections import AdjustmentKind, AdjustmentState, ApprovalDecision
 from tollway.domain.ids import BUDGET, BUDGET_RAISE, PRICE_DRAFT, new_id
 from tollway.domain.keys import KeyOrigin
 from tollway.domain.periods import PeriodState
@@ -65,7 +65,7 @@ ENUMS = {
     "tier": list(ServiceTier),
     "anomaly": list(Anomaly),
     "kind": list(AdjustmentKind),
-    "decision": list(Decision),
+    "decision": list(ApprovalDecision),
     "actor_origin": list(KeyOrigin),
     "approver_origin": list(KeyOrigin),
 }

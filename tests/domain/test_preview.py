@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollway.domain.billing_classes import Quantities, UnitPrices
-from tollway.domain.preview import Comparison, Preview, Tariff, UsageSum, last_month
+from tollway.domain.preview import Preview, PreviewComparison, Tariff, UsageSum, last_month
 from tollway.domain.price_books import BookPrice, DraftLine, compile_price
 from tollway.domain.usage import Outcome, ServiceTier
 
@@ -55,7 +55,9 @@ SUMS = st.builds(
 DISCOUNTS = st.dictionaries(st.sampled_from(["org_1", "org_2"]), st.integers(0, 10_000))
 
 
-def compared(lines: list[DraftLine], book: list[BookPrice], discounts: dict[str, int], *parts: list[UsageSum]) -> dict[str, Comparison]:
+def compared(
+    lines: list[DraftLine], book: list[BookPrice], discounts: dict[str, int], *parts: list[UsageSum]
+) -> dict[str, PreviewComparison]:
     preview = Preview(Tariff(lines, book), discounts)
     for part in parts:
         preview.add(part)
@@ -132,7 +134,7 @@ def test_a_line_of_the_draft_counts_at_any_time_and_the_rest_at_its_own() -> Non
     [(1000, 1100, 0, 1000), (1000, 900, 0, -1000), (3, 4, 0, 3333), (1100, 900, 100, -1000), (0, 5, 0, None), (5, 0, 5, None)],
 )
 def test_the_difference_is_of_what_can_be_compared(current: int, draft: int, unpriced: int, basis_points: int | None) -> None:
-    assert Comparison(1, current, draft, 0, unpriced).difference_bp == basis_points
+    assert PreviewComparison(1, current, draft, 0, unpriced).difference_bp == basis_points
 
 
 def at(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> int:

@@ -12,8 +12,8 @@ from tollway.domain.money import UNIT_PRICE_PICO_MAX, divide_half_even
 from tollway.domain.price_books import (
     DISCOUNT_BP_MAX,
     BookPrice,
+    DraftFinding,
     DraftLine,
-    Finding,
     PublishContext,
     Severity,
     StoredTerms,
@@ -133,7 +133,7 @@ def place(*prices: BookPrice, models: frozenset[str] = frozenset({"m"}), valid_f
     return PublishContext(now=now, valid_from=valid_from, models=models, published=by_series)
 
 
-def codes(found: list[Finding]) -> list[tuple[str, str]]:
+def codes(found: list[DraftFinding]) -> list[tuple[str, str]]:
     return [(finding.severity, finding.code) for finding in found]
 
 

@@ -14,10 +14,10 @@ from tollway.domain.reconciliation import (
     UNKNOWN_DEPLOYMENT,
     EngineHour,
     EngineUsage,
+    HourState,
     Member,
     Reading,
     Row,
-    State,
     Tolerance,
     compare,
     hour_of,
@@ -130,15 +130,15 @@ ONE = [("a", "d1", "m")]
 class TestJudgement:
     def test_equal_counts_are_ok_with_the_cache_on_the_right_side(self) -> None:
         (row,) = classified([engine()], ONE, {("d1", "m"): used(cached=900_000)})
-        assert row.state is State.OK and row.prompt.drift == row.output.drift == 0
+        assert row.state is HourState.OK and row.prompt.drift == row.output.drift == 0
         (row,) = classified([engine(prompt=100_000, counts_cached=False)], ONE, {("d1", "m"): used(cached=900_000)})
-        assert row.state is State.OK and row.prompt.drift == 0
+        assert row.state is HourState.OK and row.prompt.drift == 0
 
     def test_a_small_difference_is_tolerated_and_the_next_token_is_drift(self) -> None:
-        for ledger, state in ((499_000, State.OK), (501_000, State.OK), (498_999, State.DRIFT), (501_001, State.DRIFT)):
+        for ledger, state in ((499_000, HourState.OK), (501_000, HourState.OK), (498_999, HourState.DRIFT), (501_001, HourState.DRIFT)):
             (row,) = classified([engine()], ONE, {("d1", "m"): used(output=ledger)})
             assert row.state is state and row.output.drift == 500_000 - ledger
-        for ledger, state in ((99_900_000, State.OK), (99_899_999, State.DRIFT)):
+        for ledger, state in ((99_900_000, HourState.OK), (99_899_999, HourState.DRIFT)):
             (row,) = classified([engine(prompt=100_000_000)], ONE, {("d1", "m"): used(prompt=ledger)})
             assert row.state is state
         assert row.prompt.drift_percent == 0.1
@@ -146,28 +146,28 @@ class TestJudgement:
     def test_usage_without_an_engine_in_reach_is_not_observed_and_never_drift(self) -> None:
         for engines, members in (([], []), ([engine(covered_us=0, prompt=0, output=0, samples=0, failures=60)], ONE)):
             (row,) = classified(engines, members, {("d1", "m"): used()})
-            assert row.state is State.NOT_OBSERVED
+            assert row.state is HourState.NOT_OBSERVED
             assert row.prompt.engine is None and row.prompt.drift is None and row.prompt.drift_percent is None
 
     def test_an_engine_that_others_use_behind_our_back_is_drift_even_without_usage_of_ours(self) -> None:
         (row,) = classified([engine()], ONE, {})
-        assert row.state is State.DRIFT and row.prompt.drift == 1_000_000
+        assert row.state is HourState.DRIFT and row.prompt.drift == 1_000_000
 
     def test_gaps_prove_nothing(self) -> None:
         for changes in ({"covered_us": HOUR_US - 1}, {"is_estimated": True}, {"resets": RESETS_MAX + 1}):
             (row,) = classified([engine(output=1, **changes)], ONE, {("d1", "m"): used()})
-            assert row.state is State.PARTIAL
+            assert row.state is HourState.PARTIAL
 
     def test_a_start_explains_what_the_engine_shows_too_little_and_not_what_it_shows_too_much(self) -> None:
-        for ledger, state in ((500_000, State.OK), (600_000, State.PARTIAL), (400_000, State.DRIFT)):
+        for ledger, state in ((500_000, HourState.OK), (600_000, HourState.PARTIAL), (400_000, HourState.DRIFT)):
             (row,) = classified([engine(resets=1)], ONE, {("d1", "m"): used(output=ledger)})
             assert row.state is state
 
     def test_an_hour_is_open_until_its_records_must_have_arrived(self) -> None:
         (row,) = classified([engine(output=1)], ONE, {("d1", "m"): used()}, settled=HOUR + HOUR_US - 1)
-        assert row.state is State.OPEN
+        assert row.state is HourState.OPEN
         (row,) = classified([engine(output=1)], ONE, {("d1", "m"): used()}, settled=HOUR + HOUR_US)
-        assert row.state is State.DRIFT
+        assert row.state is HourState.DRIFT
 
     def test_one_engine_of_many_that_drifts_is_not_lost_in_the_sum(self) -> None:
         many = [engine(str(number)) for number in range(100)]
@@ -175,26 +175,26 @@ class TestJudgement:
         usage = {(f"d{number}", "m"): used() for number in range(100)}
         usage["d7", "m"] = used(output=495_000)
         (row,) = classified(many, members, usage)
-        assert row.state is State.DRIFT
-        assert [line.deployment_ids for line in row.lines if line.state is State.DRIFT] == [("d7",)]
+        assert row.state is HourState.DRIFT
+        assert [line.deployment_ids for line in row.lines if line.state is HourState.DRIFT] == [("d7",)]
 
     def test_deployments_at_one_address_are_compared_together(self) -> None:
         members = [("a", "d1", "base"), ("a", "d2", "adapter")]
         usage = {("d1", "base"): used(600_000, 300_000), ("d2", "adapter"): used(400_000, 200_000)}
         (row,) = classified([engine()], members, usage)
-        assert row.models == ("adapter", "base") and row.state is State.OK and len(row.lines) == 1
+        assert row.models == ("adapter", "base") and row.state is HourState.OK and len(row.lines) == 1
 
     def test_a_deployment_that_moved_within_the_hour_binds_both_addresses(self) -> None:
         engines = [engine("a", 700_000, 300_000, covered_us=HOUR_US // 2), engine("b", 300_000, 200_000, covered_us=HOUR_US // 2)]
         (row,) = classified(engines, [("a", "d1", "m"), ("b", "d1", "m")], {("d1", "m"): used()})
-        assert row.state is State.OK and row.lines[0].addresses == ("a", "b")
+        assert row.state is HourState.OK and row.lines[0].addresses == ("a", "b")
 
     def test_tokens_of_a_crashed_gateway_may_be_any_engines(self) -> None:
         usage = {("d1", "m"): used(output=450_000), (UNKNOWN_DEPLOYMENT, "m"): EngineUsage(requests=1, output=50_000)}
         (row,) = classified([engine()], ONE, usage)
-        assert row.state is State.OK and row.unattributed == 50_000 and row.output.drift == 0
+        assert row.state is HourState.OK and row.unattributed == 50_000 and row.output.drift == 0
         (row,) = classified([engine()], ONE, usage | {("d1", "m"): used(output=400_000)})
-        assert row.state is State.DRIFT
+        assert row.state is HourState.DRIFT
 
     def test_models_that_share_nothing_have_rows_of_their_own(self) -> None:
         rows = classified([engine("a"), engine("b")], [("a", "d1", "m"), ("b", "d2", "n")], {("d1", "m"): used(), ("d2", "n"): used()})

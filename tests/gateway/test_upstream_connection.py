@@ -15,7 +15,14 @@ from tollway.domain.catalog import Deployment, Engine
 from tollway.domain.faults import Fault
 from tollway.domain.tenants import Status
 from tollway.gateway.buffers import BufferBounds, Buffers
-from tollway.gateway.upstreams.connection import _TRANSITIONS, DRAIN_BYTES_MAX, State, TransitionError, UpstreamAnswer, UpstreamConnection
+from tollway.gateway.upstreams.connection import (
+    _TRANSITIONS,
+    DRAIN_BYTES_MAX,
+    ConnectionState,
+    TransitionError,
+    UpstreamAnswer,
+    UpstreamConnection,
+)
 from tollway.gateway.upstreams.open_connections import OpenConnections
 from tollway.gateway.upstreams.upstream import DRAIN_SECONDS, IDLE_CONNECTIONS_MAX, IDLE_SECONDS, POOLING_PAUSE_SECONDS, Upstream
 from tollway.telemetry import Metrics
@@ -91,9 +98,9 @@ async def test_connection_through_requests_shows_its_state_and_count(rig: Rig) -
     assert rig.upstream.take_idle(0.0) is None and not rig.sink.losses
 
 
-@pytest.mark.parametrize("before", State)
-@pytest.mark.parametrize("after", State)
-async def test_transition_not_in_the_table_raises_and_changes_nothing(rig: Rig, before: State, after: State) -> None:
+@pytest.mark.parametrize("before", ConnectionState)
+@pytest.mark.parametrize("after", ConnectionState)
+async def test_transition_not_in_the_table_raises_and_changes_nothing(rig: Rig, before: ConnectionState, after: ConnectionState) -> None:
     rig.connection.state = before
     if after in _TRANSITIONS[before]:
         rig.connection._enter(after)
@@ -114,7 +121,7 @@ async def test_second_request_while_active_raises_and_sends_nothing(rig: Rig) ->
 @pytest.mark.parametrize("answer", [CLOSING, WHOLE + b"x", WHOLE + WHOLE, b"nonsense\r\n\r\n"], ids=["close", "byte", "answer", "no-http"])
 async def test_settle_after_an_answer_without_a_certain_end_closes(rig: Rig, answer: bytes) -> None:
     rig.answered(answer)
-    assert rig.connection.state is State.CLOSED and rig.transport.aborted
+    assert rig.connection.state is ConnectionState.CLOSED and rig.transport.aborted
     assert rig.upstream.take_idle(0.0) is None
 
 
@@ -124,36 +131,36 @@ async def test_settle_with_an_unsent_request_closes(rig: Rig) -> None:
     rig.transport.feed(WHOLE)
     rig.transport.unsent_bytes = 1
     rig.connection.settle(0.0)
-    assert rig.connection.state is State.CLOSED and rig.transport.aborted and rig.upstream.take_idle(0.0) is None
+    assert rig.connection.state is ConnectionState.CLOSED and rig.transport.aborted and rig.upstream.take_idle(0.0) is None
 
 
 @pytest.mark.parametrize("data", [b"x", WHOLE, b"\r\n"], ids=["byte", "answer", "line"])
 async def test_68_bytes_on_an_idle_connection_close_it_and_are_counted(rig: Rig, data: bytes) -> None:
     rig.answered()
     rig.transport.feed(data)
-    assert rig.connection.state is State.CLOSED and rig.transport.aborted
+    assert rig.connection.state is ConnectionState.CLOSED and rig.transport.aborted
     assert rig.upstream.take_idle(0.0) is None and rig.metrics.unsolicited == {"dep_1": 1}
     assert b'tollway_upstream_unsolicited_total{deployment="dep_1"} 1.0' in rig.metrics.render()
 
 
 async def test_68_bytes_on_a_new_connection_close_it_and_are_counted(rig: Rig) -> None:
     rig.transport.feed(WHOLE)
-    assert rig.connection.state is State.CLOSED and rig.metrics.unsolicited == {"dep_1": 1}
+    assert rig.connection.state is ConnectionState.CLOSED and rig.metrics.unsolicited == {"dep_1": 1}
 
 
 async def test_68_upstream_that_spoke_unasked_keeps_no_connection_for_a_time(rig: Rig) -> None:
     kept = UpstreamConnection(rig.upstream)
     Rig(rig.metrics, rig.upstream, kept, Transport(kept), Sink(), rig.log).answered(now=time.monotonic())
-    assert kept.state is State.IDLE
+    assert kept.state is ConnectionState.IDLE
     rig.answered(now=time.monotonic())
     rig.transport.feed(WHOLE)
-    assert kept.state is State.CLOSED, "what was kept before is not used either"
+    assert kept.state is ConnectionState.CLOSED, "what was kept before is not used either"
     late = UpstreamConnection(rig.upstream)
     Rig(rig.metrics, rig.upstream, late, Transport(late), Sink(), rig.log).answered(now=time.monotonic())
-    assert late.state is State.CLOSED
+    assert late.state is ConnectionState.CLOSED
     after = UpstreamConnection(rig.upstream)
     Rig(rig.metrics, rig.upstream, after, Transport(after), Sink(), rig.log).answered(now=time.monotonic() + POOLING_PAUSE_SECONDS)
-    assert after.state is State.IDLE
+    assert after.state is ConnectionState.IDLE
     again = UpstreamConnection(rig.upstream)
     Transport(again).feed(WHOLE)
     rig.log.close()
@@ -165,26 +172,26 @@ async def test_68_upstream_that_spoke_unasked_keeps_no_connection_for_a_time(rig
 async def test_68_deployment_without_pooling_uses_each_connection_once(rig: Rig) -> None:
     rig.upstream.deployment = msgspec.structs.replace(rig.upstream.deployment, pooling=False)
     rig.answered(now=time.monotonic())
-    assert rig.connection.state is State.CLOSED and rig.upstream.take_idle(time.monotonic()) is None
+    assert rig.connection.state is ConnectionState.CLOSED and rig.upstream.take_idle(time.monotonic()) is None
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\r\n", b"HTTP/1.0 408 X\r\n\r\n"])
 async def test_408_on_an_idle_connection_is_its_end_and_nothing_more(rig: Rig, answer: bytes) -> None:
     rig.answered(now=time.monotonic())
     rig.transport.feed(answer)
-    assert rig.connection.state is State.CLOSED and rig.metrics.unsolicited == {}
+    assert rig.connection.state is ConnectionState.CLOSED and rig.metrics.unsolicited == {}
     next_connection = UpstreamConnection(rig.upstream)
     Rig(rig.metrics, rig.upstream, next_connection, Transport(next_connection), Sink(), rig.log).answered(now=time.monotonic())
-    assert next_connection.state is State.IDLE
+    assert next_connection.state is ConnectionState.IDLE
 
 
 async def test_draining_connection_that_ends_its_message_becomes_idle(rig: Rig) -> None:
     rig.answered(CHUNKED)
     assert repr(rig.connection) == "<UpstreamConnection DRAINING requests=1>" and rig.upstream.take_idle(0.0) is None
     rig.transport.feed(LAST_CHUNK)
-    assert rig.connection.state is State.IDLE and rig.upstream.take_idle(0.0) is rig.connection
+    assert rig.connection.state is ConnectionState.IDLE and rig.upstream.take_idle(0.0) is rig.connection
     rig.answered()
-    assert rig.connection.state is State.IDLE and rig.sink.answers[-1].body == [b"{}"], "nothing of the last answer is left"
+    assert rig.connection.state is ConnectionState.IDLE and rig.sink.answers[-1].body == [b"{}"], "nothing of the last answer is left"
 
 
 async def test_draining_connection_with_too_many_bytes_or_another_answer_closes(rig: Rig) -> None:
@@ -192,47 +199,47 @@ async def test_draining_connection_with_too_many_bytes_or_another_answer_closes(
     chunk = b"1000\r\n" + bytes(4096) + b"\r\n"
     for _ in range(DRAIN_BYTES_MAX // 4096):
         rig.transport.feed(chunk)
-        assert rig.connection.state is State.DRAINING
+        assert rig.connection.state is ConnectionState.DRAINING
     rig.transport.feed(chunk)
-    assert rig.connection.state is State.CLOSED and rig.transport.aborted
+    assert rig.connection.state is ConnectionState.CLOSED and rig.transport.aborted
 
 
 async def test_idle_and_draining_connections_past_their_time_close(rig: Rig) -> None:
     rig.answered(now=10.0)
     rig.upstream.close_idle(10.0 + IDLE_SECONDS / 2)
-    assert rig.connection.state is State.IDLE
+    assert rig.connection.state is ConnectionState.IDLE
     rig.upstream.close_idle(10.0 + IDLE_SECONDS)
-    assert rig.connection.state is State.CLOSED
+    assert rig.connection.state is ConnectionState.CLOSED
     other = UpstreamConnection(rig.upstream)
     transport = Transport(other)
     other.ask(b"POST", rig.sink)
     transport.feed(CHUNKED)
     other.settle(10.0)
     rig.upstream.close_idle(10.0 + DRAIN_SECONDS / 2)
-    assert other.state is State.DRAINING
+    assert other.state is ConnectionState.DRAINING
     rig.upstream.close_idle(10.0 + DRAIN_SECONDS)
-    assert other.state is State.CLOSED and transport.aborted
+    assert other.state is ConnectionState.CLOSED and transport.aborted
 
 
 async def test_idle_connection_older_than_the_engines_keep_alive_is_not_taken(rig: Rig) -> None:
     rig.answered(now=10.0)
-    assert rig.upstream.take_idle(10.0 + IDLE_SECONDS) is None and rig.connection.state is State.CLOSED
+    assert rig.upstream.take_idle(10.0 + IDLE_SECONDS) is None and rig.connection.state is ConnectionState.CLOSED
 
 
 async def test_full_pool_closes_what_it_is_given(rig: Rig) -> None:
     rig.upstream._idle += [UpstreamConnection(rig.upstream)] * IDLE_CONNECTIONS_MAX
     rig.answered()
-    assert rig.connection.state is State.CLOSED and len(rig.upstream._idle) == IDLE_CONNECTIONS_MAX
+    assert rig.connection.state is ConnectionState.CLOSED and len(rig.upstream._idle) == IDLE_CONNECTIONS_MAX
 
 
 async def test_connection_lost_while_active_tells_the_sink_once(rig: Rig) -> None:
     rig.ask()
     rig.transport.close()
     await asyncio.sleep(0)
-    assert (rig.sink.losses, rig.connection.state) == (1, State.CLOSED)
+    assert (rig.sink.losses, rig.connection.state) == (1, ConnectionState.CLOSED)
     rig.connection.settle(0.0)
     rig.connection.close()
-    assert (rig.sink.losses, rig.connection.state) == (1, State.CLOSED)
+    assert (rig.sink.losses, rig.connection.state) == (1, ConnectionState.CLOSED)
 
 
 async def test_close_while_active_tells_no_sink_and_takes_no_more_bytes(rig: Rig) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tollway.domain.usage import Admit, Close, Final, Record, decode
 from tollway.link.disk import Disk
-from tollway.link.epochs import Epoch, Position, find_position, list_epochs, read_frames, read_start
+from tollway.link.epochs import EpochFiles, Position, find_position, list_epochs, read_frames, read_start
 from tollway.wire.segments import Reader, Tail
 
 
@@ -31,7 +31,7 @@ class Alarms:
         return [event for event, _ in self.events]
 
 
-def read_epoch(epoch: Epoch) -> list[Record]:
+def read_epoch(epoch: EpochFiles) -> list[Record]:
     """Every record of an epoch, checked: frames whole, chain unbroken, seq dense."""
     numbers = epoch.list_segments()
     header = read_start(epoch.segment_path(numbers[0]))

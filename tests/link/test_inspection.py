@@ -9,14 +9,14 @@ import pytest
 from tests.link.samples import admit, ended, final
 from tests.link.spools import no_alarm, read_epoch
 from tollway.domain.usage import encode
-from tollway.link.epochs import Epoch, list_epochs
+from tollway.link.epochs import EpochFiles, list_epochs
 from tollway.link.inspection import FoundRecord, Inspection, inspect, read_records
 from tollway.link.spool import Spool, SpoolOptions
 
 SMALL = SpoolOptions(segment_bytes=16_384, slots_max=16, tick_seconds=3600)
 
 
-async def closed(directory: Path, requests: int) -> Epoch:
+async def closed(directory: Path, requests: int) -> EpochFiles:
     """A closed epoch with so many requests, the last of them cut short by the stop."""
     spool = Spool.open(directory, alarm=no_alarm, options=SMALL)
     for number in range(requests - 1):
@@ -29,7 +29,7 @@ async def closed(directory: Path, requests: int) -> Epoch:
     return epoch
 
 
-def read(epoch: Epoch) -> tuple[Inspection, list[FoundRecord]]:
+def read(epoch: EpochFiles) -> tuple[Inspection, list[FoundRecord]]:
     found = Inspection()
     return found, list(read_records(epoch, found))
 

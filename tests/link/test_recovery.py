@@ -13,7 +13,7 @@ from tests.link.samples import admit, ended, final
 from tests.link.spools import Alarms, DyingDisk, Killed, assert_complete, finals, no_alarm, read_epoch
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.usage import TOKENS_MAX, Close, Final, Outcome, Record, UsageSource, encode
-from tollway.link.epochs import Epoch, list_epochs, lock, read_start
+from tollway.link.epochs import EpochFiles, list_epochs, lock, read_start
 from tollway.link.recovery import Recovered, recover, recover_dead
 from tollway.link.spool import Spool, SpoolOptions
 from tollway.wire.progress_slots import FIRST_TOKEN_WORD, OUTPUT_WORD, RETRIES_WORD, SLOT_WORDS, write_quantities
@@ -35,7 +35,7 @@ def memory_path(tmp_path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def image(directory: Path, act: Callable[[Spool], object], options: SpoolOptions = OPTIONS) -> Epoch:
+def image(directory: Path, act: Callable[[Spool], object], options: SpoolOptions = OPTIONS) -> EpochFiles:
     """The epoch that a process leaves behind that dies after `act`: a copy of what the page cache has, taken while it lives."""
 
     async def live() -> None:
@@ -63,7 +63,7 @@ async def three_requests(opened: Spool) -> None:
     opened.admit(encode(admit(4)))  # writes the checkpoint along
 
 
-def content(epoch: Epoch) -> dict[str, bytes]:
+def content(epoch: EpochFiles) -> dict[str, bytes]:
     """Every file of an epoch."""
     return {name: (epoch.directory / name).read_bytes() for name in os.listdir(epoch.directory)}
 
@@ -185,16 +185,16 @@ class TestSameBytes:
                 await asyncio.sleep(0.001)
 
         epoch = image(tmp_path, act)
-        straight = Epoch(tmp_path / "image" / "straight", epoch.number)
+        straight = EpochFiles(tmp_path / "image" / "straight", epoch.number)
         shutil.copytree(epoch.directory, straight.directory)
         recover(straight, alarm=no_alarm)
         expected = content(straight)
         operation = 0
         while True:
-            attempt = Epoch(tmp_path / "image" / f"attempt-{operation}", epoch.number)
+            attempt = EpochFiles(tmp_path / "image" / f"attempt-{operation}", epoch.number)
             shutil.copytree(epoch.directory, attempt.directory)
             try:
-                recover(Epoch(attempt.directory, epoch.number, DyingDisk(operation).disk()), alarm=no_alarm)
+                recover(EpochFiles(attempt.directory, epoch.number, DyingDisk(operation).disk()), alarm=no_alarm)
             except Killed:
                 recover(attempt, alarm=no_alarm)
                 assert content(attempt) == expected
@@ -223,7 +223,7 @@ class TestTorn:
         step = 1 if fill == "cut" else 7
         ends = frame_ends(whole[:end], header[1])
         for cut in range(header[1], end + 1, step):
-            torn = Epoch(memory_path / "image" / "torn", epoch.number)
+            torn = EpochFiles(memory_path / "image" / "torn", epoch.number)
             shutil.copytree(epoch.directory, torn.directory)
             if fill == "cut":
                 data = whole[:cut]
@@ -260,7 +260,7 @@ class TestTorn:
         assert header is not None
         whole = epoch.segment_path(2).read_bytes()
         for cut in range(0, header[1], 5):
-            torn = Epoch(memory_path / "image" / "torn", epoch.number)
+            torn = EpochFiles(memory_path / "image" / "torn", epoch.number)
             shutil.copytree(epoch.directory, torn.directory)
             torn.segment_path(2).write_bytes(whole[:cut] + bytes(len(whole) - cut))
             assert recover(torn, alarm=no_alarm) is Recovered.CLOSED
@@ -273,7 +273,7 @@ class TestTorn:
         header = read_start(epoch.segment_path(1))
         assert header is not None
         for cut in (0, 1, 17, header[1] - 1):
-            torn = Epoch(memory_path / "image" / "torn", epoch.number)
+            torn = EpochFiles(memory_path / "image" / "torn", epoch.number)
             shutil.copytree(epoch.directory, torn.directory)
             torn.segment_path(1).write_bytes(whole[:cut] + bytes(len(whole) - cut))
             recover(torn, alarm=no_alarm)
@@ -289,7 +289,7 @@ class TestDamaged:
         end = len(whole.rstrip(b"\0"))
         originals = read_epoch(epoch)
         for at in range(header[1], end, 13):
-            flipped = Epoch(tmp_path / "image" / "flipped", epoch.number)
+            flipped = EpochFiles(tmp_path / "image" / "flipped", epoch.number)
             shutil.copytree(epoch.directory, flipped.directory)
             flipped.segment_path(1).write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
             alarms = Alarms()
@@ -312,7 +312,7 @@ class TestDamaged:
     def test_the_others_are_recovered_all_the_same(self, tmp_path: Path) -> None:
         epoch = image(tmp_path, three_requests, ROOMY)
         directory = tmp_path / "image"
-        later = Epoch(directory / f"epoch-{epoch.number + 5}", epoch.number + 5)
+        later = EpochFiles(directory / f"epoch-{epoch.number + 5}", epoch.number + 5)
 
         async def live() -> None:
             opened = Spool.open(tmp_path / "other", alarm=no_alarm, options=ROOMY, clock=lambda: epoch.number + 5)

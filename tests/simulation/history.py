@@ -17,7 +17,7 @@ from tests.simulation.machine import Killed, NoRest, Process, World
 from tests.simulation.planes import SPOOL, Control, Gateway, Ledger, Network, shipper_options, spool_options
 from tests.simulation.traffic import Traffic
 from tollway.link import recovery, shipper, spool
-from tollway.link.epochs import Epoch, list_epochs
+from tollway.link.epochs import EpochFiles, list_epochs
 from tollway.link.recovery import Recovered
 
 REST_SECONDS = 90.0
@@ -300,7 +300,7 @@ class History:
     def compare_with_straight(self) -> None:
         """Epochs that were recovered since, in whatever way, end in the bytes of an undisturbed recovery."""
         for number, expected in self.straight.items():
-            epoch = Epoch(SPOOL / f"epoch-{number}", number)  # type: ignore[arg-type]
+            epoch = EpochFiles(SPOOL / f"epoch-{number}", number)  # type: ignore[arg-type]
             directory = self.files.find(epoch.directory)
             if number in self.tainted or directory is None or "closed" not in directory.names or "shipped" in directory.names:
                 continue  # gone, or housekeeping may have begun
@@ -349,7 +349,7 @@ class History:
         return self.world.steps % 16 == 0 and last.shipper is not None and last.shipper.metrics.batches >= 0 and not self._unshipped(last)
 
 
-def _content(files: Files, epoch: Epoch) -> dict[str, bytes]:
+def _content(files: Files, epoch: EpochFiles) -> dict[str, bytes]:
     """Every segment of an epoch, and where it ends."""
     directory: Any = files.find(epoch.directory)
     return {name: bytes(file.data).rstrip(b"\0") for name, file in directory.names.items() if name.endswith(".seg") or name == "closed"}

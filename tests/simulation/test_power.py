@@ -15,7 +15,7 @@ from tests.simulation.disks import Files, SimulatedDisk
 from tests.simulation.machine import Process, World
 from tests.simulation.planes import SPOOL
 from tollway.domain.usage import Admit, Close, Final, decode, encode
-from tollway.link.epochs import Closed, Epoch, Position, list_epochs, read_frames, read_start
+from tollway.link.epochs import ClosedFile, EpochFiles, Position, list_epochs, read_frames, read_start
 from tollway.link.recovery import recover_dead
 from tollway.link.spool import Spool, SpoolOptions
 from tollway.wire.segments import Reader
@@ -67,8 +67,8 @@ class Crash:
         return read_closed(epoch)
 
 
-def read_closed(epoch: Epoch) -> list[object]:
-    end = msgspec.json.decode(epoch.disk.read(epoch.directory / "closed"), type=Closed).next_seq
+def read_closed(epoch: EpochFiles) -> list[object]:
+    end = msgspec.json.decode(epoch.disk.read(epoch.directory / "closed"), type=ClosedFile).next_seq
     header = read_start(epoch.segment_path(1), epoch.disk)
     assert header is not None
     start, offset = header

@@ -20,7 +20,7 @@ from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, Pro
 from tollway.domain.usage import TOKENS_MAX, Ended, Outcome, UsageSource
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import Waiter
-from tollway.gateway.meter import Record, meter
+from tollway.gateway.meter import UsageRecord, meter
 from tollway.gateway.principal import principal_of_key
 from tollway.gateway.request import Call, Caller, ClientGone, ModelGrant, Permit, RequestHead, new_request
 
@@ -171,7 +171,7 @@ class Traffic:
 class _Engine:
     """One request's upstream and client."""
 
-    def __init__(self, traffic: Traffic, gateway: Any, truth: Truth, record: Record) -> None:
+    def __init__(self, traffic: Traffic, gateway: Any, truth: Truth, record: UsageRecord) -> None:
         self._traffic, self._gateway, self._truth, self._record = traffic, gateway, truth, record
         self._chance: Random = traffic.world.chance
         self._pause = Waiter()

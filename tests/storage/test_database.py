@@ -53,7 +53,7 @@ class TestTransactions:
 
     def test_for_reading_see_one_instant(self, database: Database) -> None:
         organization_id = add_organization(database, 1)
-        window = pages.Window()
+        window = pages.PageWindow()
         with database.tenant(organization_id, write=False) as reader:
             assert tenants.list_projects(reader, window, include_archived=True).items == []
             with database.tenant(organization_id) as writer:
@@ -156,14 +156,14 @@ class TestPages:
                 tenants.insert_project(tx, one)
         for descending in (False, True):
             found: list[Project] = []
-            window = pages.Window(limit=5, descending=descending)
+            window = pages.PageWindow(limit=5, descending=descending)
             while True:
                 with database.tenant(organization_id, write=False) as tx:
                     page = tenants.list_projects(tx, window, include_archived=False)
                 found += page.items
                 if not page.has_more:
                     break
-                window = pages.Window(page.items[-1].id, 5, descending)
+                window = pages.PageWindow(page.items[-1].id, 5, descending)
             assert found == (made[::-1] if descending else made)
 
 

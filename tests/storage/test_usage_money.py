@@ -105,7 +105,7 @@ def row_of(event: UsageEvent) -> usage_events.EventRow:
         event.amounts,
         event.period_at,
         event.content_hash,
-        usage_events.EventTemplate.of(event.node_id, event.epoch, final),
+        usage_events.EventColumns.of(event.node_id, event.epoch, final),
     )
 
 

@@ -12,8 +12,8 @@ import typer
 import yaml
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segment
-from tollway.cli.output import Output, OutputOption, Progress, print_json
-from tollway.cli.plan import DEPLOYMENT_FIELDS, Change, list_warnings, make_plan
+from tollway.cli.output import Output, OutputOption, ProgressPrinter, print_json
+from tollway.cli.plan import DEPLOYMENT_FIELDS, PlannedChange, list_warnings, make_plan
 from tollway.cli.platform_file import PlatformFile, read, resolve_credential
 from tollway.domain import ids
 from tollway.domain.billing_classes import BillingClass
@@ -41,7 +41,7 @@ def apply(
     Exit codes: 0 done, or nothing to do; 1 failure; 2 wrong file or command line; 3 changes pending (--dry-run).
     """
     wanted = read(file)
-    progress = Progress()
+    progress = ProgressPrinter()
     with connect(control_url, key, data_dir) as control:
         platform = Platform(control)
         current = platform.read(wanted)
@@ -82,7 +82,7 @@ def export(
         raise OperatorError(f"cannot write {file}: {error.strerror}") from None
 
 
-def _print_plan(changes: list[Change], output: Output, dry_run: bool) -> None:
+def _print_plan(changes: list[PlannedChange], output: Output, dry_run: bool) -> None:
     if output is Output.JSON:
         print_json(
             [
@@ -249,7 +249,7 @@ class Platform:
 
     # ---- validating --------------------------------------------------------------------------------------------------
 
-    def check_references(self, changes: list[Change], current: PlatformFile) -> None:
+    def check_references(self, changes: list[PlannedChange], current: PlatformFile) -> None:
         """Raise OperatorError, before anything was done, if a change names something that will not be there when its turn comes."""
         planned = {(change.what, change.place[0]): change for change in changes if change.creates}
         needed = {model for change in changes for model in _models_named(change) if ("model", model) not in planned}
@@ -277,14 +277,14 @@ class Platform:
                     raise OperatorError(f"{where}: a published model needs a price", hint="add `prices` to the model", exit_code=2)
 
     @staticmethod
-    def _currency_of(organization: str, current: PlatformFile, planned: Mapping[tuple[str, str], Change]) -> str:
+    def _currency_of(organization: str, current: PlatformFile, planned: Mapping[tuple[str, str], PlannedChange]) -> str:
         if organization in current.organizations:
             return current.organizations[organization].currency
         return str(planned["organization", organization].body["currency"])
 
     # ---- doing -------------------------------------------------------------------------------------------------------
 
-    def carry_out(self, change: Change) -> None:
+    def carry_out(self, change: PlannedChange) -> None:
         """Do one change. Raises OperatorError with the API's words; what was done before it stays done."""
         control, place, body = self._control, change.place, dict(change.body)
         match change.what:
@@ -343,7 +343,7 @@ class Platform:
             self._organizations[name] = found[0]
         return self._organizations[name]
 
-    def _deploy(self, change: Change, body: dict[str, Any]) -> None:
+    def _deploy(self, change: PlannedChange, body: dict[str, Any]) -> None:
         model, base_url = change.place
         credential = _credential(change)
         if credential is not None:
@@ -354,13 +354,13 @@ class Platform:
             self._control.post(f"/platform/deployments/{self._deployments[model, base_url]}", body)
 
 
-def _credential(change: Change) -> str | None:
+def _credential(change: PlannedChange) -> str | None:
     """The secret that a deployment's change sends, if it sends one. Raises OperatorError if it cannot be had."""
     reference = change.body.get("credential") if change.what == "deployment" else None
     return reference and resolve_credential(reference, os.environ, f"credential of {' / '.join(change.place)}")
 
 
-def _models_named(change: Change) -> tuple[str, ...]:
+def _models_named(change: PlannedChange) -> tuple[str, ...]:
     """Return the models that must exist for a change, other than those that it creates."""
     return (change.place[-1],) if change.what == "model limits" else (change.body["model"],) if change.what == "book price" else ()
 

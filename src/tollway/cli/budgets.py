@@ -24,7 +24,7 @@ Thresholds = Annotated[
 COLUMNS = ["id", "name", "level", "subject_id", "mode", "window", "limit", "spent", "left", "currency"]
 
 
-class Window(StrEnum):
+class WindowOption(StrEnum):
     """The window of a budget, as an option."""
 
     DAY = BudgetWindow.DAY.value
@@ -95,7 +95,7 @@ def show(
 def create(
     name: Annotated[str, typer.Argument(help="Name of the budget.")],
     amount: Annotated[str, typer.Argument(help="What may be spent in one window, such as 100 or 12.50, in the organization's currency.")],
-    window: Annotated[Window, typer.Option("--window", help="When the budget begins anew, in the organization's time zone.")],
+    window: Annotated[WindowOption, typer.Option("--window", help="When the budget begins anew, in the organization's time zone.")],
     project: OfProject = None,
     api_key: OfKey = None,
     mode: Annotated[Mode, typer.Option("--mode", help="A hard budget is never overspent.")] = Mode.HARD,

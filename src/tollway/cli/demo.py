@@ -12,7 +12,7 @@ DRAIN_SECONDS = 2.0
 """Whoever stops a demo does not want to wait for its streams."""
 
 
-class Engine(StrEnum):
+class DemoEngine(StrEnum):
     """Engine that serves the demo's models."""
 
     LLAMA = "llama"
@@ -25,7 +25,7 @@ def demo(
     host: Annotated[str, typer.Option(help="Where gateway and control plane listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Of the gateway; 0 takes a free one.")] = 8080,
     control_port: Annotated[int, typer.Option(help="Of the control plane; 0 takes a free one.")] = 8081,
-    engine: Annotated[Engine, typer.Option(help="A real model with llama.cpp, or the simulator alone.")] = Engine.LLAMA,
+    engine: Annotated[DemoEngine, typer.Option(help="A real model with llama.cpp, or the simulator alone.")] = DemoEngine.LLAMA,
 ) -> None:
     """Run everything on this machine, with an engine, a model, a tenant and a key, and say how to use it.
 

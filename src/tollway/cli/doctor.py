@@ -11,10 +11,10 @@ from tollway.cli.config import find_problems
 from tollway.cli.databases import parse_database_url
 from tollway.cli.output import Output, OutputOption, print_json, print_table
 from tollway.cli.processes import Config, DataDir
-from tollway.serve.diagnosis import Finding, State, diagnose, find_control_url
+from tollway.serve.diagnosis import CheckResult, CheckState, diagnose, find_control_url
 from tollway.settings import load_with_sources
 
-EXIT_CODES = {State.ERROR: 1, State.WARNING: 3}
+EXIT_CODES = {CheckState.ERROR: 1, CheckState.WARNING: 3}
 """Exit code of the gravest finding; 0 for any other."""
 
 
@@ -29,9 +29,9 @@ def doctor(
     Safe beside running processes. Exit code 0 if all is well, 1 if something does not work, 3 if there are warnings only.
     """
     loaded = load_with_sources({"data_dir": data_dir}, os.environ, config)
-    findings = [Finding("settings", State.ERROR, each.message, each.hint) for each in find_problems(loaded)]
+    findings = [CheckResult("settings", CheckState.ERROR, each.message, each.hint) for each in find_problems(loaded)]
     if not findings:
-        findings.append(Finding("settings", State.OK, f"valid; {len(loaded.sources)} differ from their defaults"))
+        findings.append(CheckResult("settings", CheckState.OK, f"valid; {len(loaded.sources)} differ from their defaults"))
         url = loaded.settings.control.database_url
         known = control_url or os.environ.get("TOLLWAY_CONTROL_URL") or find_control_url(Path(loaded.settings.data_dir))
         control = known and known.rstrip("/").removesuffix("/v1")
@@ -41,7 +41,7 @@ def doctor(
     else:
         print_table(["check", "state", "finding"], [[each.check, each.state, each.message] for each in findings])
         for each in findings:
-            if each.remedy and each.state is not State.OK:
+            if each.remedy and each.state is not CheckState.OK:
                 print(f"{each.check}: {each.remedy}")
     states = {each.state for each in findings}
     raise typer.Exit(next((code for state, code in EXIT_CODES.items() if state in states), 0))

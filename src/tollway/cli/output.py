@@ -76,7 +76,7 @@ def bold(text: str, stream: TextIO) -> str:
     return f"\x1b[1m{text}\x1b[0m" if is_pretty(stream) else text
 
 
-class Progress:
+class ProgressPrinter:
     """Steps with the seconds since the start, on standard error; nothing unless it is a terminal or `always`."""
 
     def __init__(self, *, always: bool = False) -> None:

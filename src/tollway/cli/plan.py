@@ -32,7 +32,7 @@ from tollway.settings import OperatorError
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class PlannedChange:
     """One step. `what`: model, price, publication, deployment, organization, project, limits, end user limits, model limits, price book,
     book price or terms. `place`: the names that lead to it.
 
@@ -57,10 +57,10 @@ DEPLOYMENT_FIELDS: tuple[str, ...] = ("engine", "upstream_model", "tier", "weigh
 """Fields of a deployment that are read, compared and changed; a credential is only changed."""
 
 
-def make_plan(current: PlatformFile, wanted: PlatformFile) -> list[Change]:
+def make_plan(current: PlatformFile, wanted: PlatformFile) -> list[PlannedChange]:
     """The changes that make `current` what `wanted` says, in an order in which each can be done. Raises
     OperatorError."""
-    changes: list[Change] = []
+    changes: list[PlannedChange] = []
     for name, model in wanted.models.items():
         changes += _plan_model(name, current.models.get(name), model)
     for name, organization in wanted.organizations.items():
@@ -93,7 +93,7 @@ def list_warnings(current: PlatformFile, wanted: PlatformFile) -> Iterator[str]:
                 )
 
 
-def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iterator[Change]:
+def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iterator[PlannedChange]:
     settings = ("endpoints", "output_tokens_max", "unknown_parameters", "retry_started", "share_cache")
     yield from _difference("model", (name,), current, wanted, settings)
     prices = {} if current is None or current.prices is UNSET else current.prices
@@ -101,7 +101,7 @@ def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iter
         yield from _plan_price("price", (name, currency), {"model": name, "currency": currency}, prices.get(currency), price)
     was_published = current is not None and current.published is True
     if wanted.published is True and not was_published:
-        yield Change("publication", (name,), False, {"published": (False, True)}, {})
+        yield PlannedChange("publication", (name,), False, {"published": (False, True)}, {})
     if wanted.published is False and was_published:
         raise OperatorError(f"model {name} is published and cannot become a draft again", hint=f"tollway models archive {name}")
     deployments = {} if current is None or current.deployments is UNSET else current.deployments
@@ -111,7 +111,7 @@ def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iter
 
 def _plan_price(
     what: str, place: tuple[str, ...], body: Mapping[str, Any], current: PriceFile | None, wanted: PriceFile
-) -> Iterator[Change]:
+) -> Iterator[PlannedChange]:
     """A tier's price that differs in any class, left-out ones at their defaults, becomes a new version, valid at once."""
     there = {} if current is None else current.by_tier()
     for tier, units in wanted.by_tier().items():
@@ -121,15 +121,15 @@ def _plan_price(
             fields = {name: (_price(name, old.get(name)), _price(name, new[name])) for name in new if old.get(name) != new[name]}
             given = {name: value for name, value in _given(units).items() if name != "tiers"}
             where = place if tier is ServiceTier.STANDARD else (*place, str(tier))
-            yield Change(what, where, before is None, fields, {**body, "tier": str(tier), **given})
+            yield PlannedChange(what, where, before is None, fields, {**body, "tier": str(tier), **given})
 
 
-def _plan_book(name: str, current: BookFile | None, wanted: BookFile) -> Iterator[Change]:
+def _plan_book(name: str, current: BookFile | None, wanted: BookFile) -> Iterator[PlannedChange]:
     owner = _or_none(wanted.organization)
     if current is None:
         body = {"name": name, "currency": wanted.currency}
         fields = {"currency": (None, wanted.currency)} | ({"organization": (None, owner)} if owner else {})
-        yield Change("price book", (name,), True, fields, body | ({"organization": owner} if owner else {}))
+        yield PlannedChange("price book", (name,), True, fields, body | ({"organization": owner} if owner else {}))
     elif current.currency != wanted.currency or (wanted.organization is not UNSET and _or_none(current.organization) != owner):
         raise OperatorError(
             f"price book {name} is in {current.currency}, of {_or_none(current.organization) or 'everybody'}, which cannot change",
@@ -141,7 +141,7 @@ def _plan_book(name: str, current: BookFile | None, wanted: BookFile) -> Iterato
         yield from _plan_price("book price", (name, model), body, prices.get(model), price)
 
 
-def _plan_terms(name: str, current: TermsFile | UnsetType, wanted: TermsFile | UnsetType) -> Iterator[Change]:
+def _plan_terms(name: str, current: TermsFile | UnsetType, wanted: TermsFile | UnsetType) -> Iterator[PlannedChange]:
     """Terms that differ become new ones, valid at once. Without any, it is the default book as it stands."""
     if wanted is UNSET:
         return
@@ -154,14 +154,14 @@ def _plan_terms(name: str, current: TermsFile | UnsetType, wanted: TermsFile | U
     if discounts[0] != discounts[1]:
         fields["discount"] = (format_discount(discounts[0]), format_discount(discounts[1]))
     if fields:
-        yield Change("terms", (name,), False, fields, {"book": books[1], "discount_bp": discounts[1]})
+        yield PlannedChange("terms", (name,), False, fields, {"book": books[1], "discount_bp": discounts[1]})
 
 
 def _price(name: str, pico: int | None) -> str | None:
     return None if pico is None else format_unit_price(ROWS[BillingClass(name)].unit, pico)
 
 
-def _plan_deployment(place: tuple[str, str], current: DeploymentFile | None, wanted: DeploymentFile) -> Iterator[Change]:
+def _plan_deployment(place: tuple[str, str], current: DeploymentFile | None, wanted: DeploymentFile) -> Iterator[PlannedChange]:
     if current is not None and current.engine != wanted.engine:
         raise OperatorError(
             f"deployment {' / '.join(place)} is {current.engine} and cannot become {wanted.engine}",
@@ -173,11 +173,11 @@ def _plan_deployment(place: tuple[str, str], current: DeploymentFile | None, wan
     yield from _difference("deployment", place, current, wanted, fields)
 
 
-def _plan_organization(name: str, current: OrganizationFile | None, wanted: OrganizationFile) -> Iterator[Change]:
+def _plan_organization(name: str, current: OrganizationFile | None, wanted: OrganizationFile) -> Iterator[PlannedChange]:
     if current is None:
         body = {field: value for field, value in _given(wanted).items() if field in ("currency", "time_zone")}
         fields = {field: (None, value) for field, value in body.items()}
-        yield Change("organization", (name,), True, fields, {"name": name, **body})
+        yield PlannedChange("organization", (name,), True, fields, {"name": name, **body})
     elif current.currency != wanted.currency:
         raise OperatorError(
             f"organization {name} is billed in {current.currency}, which cannot change, and not in {wanted.currency}",
@@ -191,23 +191,25 @@ def _plan_organization(name: str, current: OrganizationFile | None, wanted: Orga
         yield from _plan_project((name, project_name), projects.get(project_name), project)
 
 
-def _plan_project(place: tuple[str, str], current: ProjectFile | None, wanted: ProjectFile) -> Iterator[Change]:
+def _plan_project(place: tuple[str, str], current: ProjectFile | None, wanted: ProjectFile) -> Iterator[PlannedChange]:
     if current is None:
-        yield Change("project", place, True, {}, {"name": place[1]})
+        yield PlannedChange("project", place, True, {}, {"name": place[1]})
     yield from _plan_all_limits(place, current, wanted)
     yield from _plan_limits("end user limits", place, UNSET if current is None else current.end_user_limits, wanted.end_user_limits)
 
 
 def _plan_all_limits(
     place: tuple[str, ...], current: OrganizationFile | ProjectFile | None, wanted: OrganizationFile | ProjectFile
-) -> Iterator[Change]:
+) -> Iterator[PlannedChange]:
     yield from _plan_limits("limits", place, UNSET if current is None else current.limits, wanted.limits)
     there = {} if current is None or current.model_limits is UNSET else current.model_limits
     for model, limits in _items(wanted.model_limits):
         yield from _plan_limits("model limits", (*place, model), there.get(model, UNSET), limits)
 
 
-def _plan_limits(what: str, place: tuple[str, ...], current: LimitsFile | UnsetType, wanted: LimitsFile | UnsetType) -> Iterator[Change]:
+def _plan_limits(
+    what: str, place: tuple[str, ...], current: LimitsFile | UnsetType, wanted: LimitsFile | UnsetType
+) -> Iterator[PlannedChange]:
     """Plan the limits of one level, which are replaced as a whole: those that the file leaves out are sent as they are."""
     if wanted is UNSET:
         return
@@ -218,7 +220,7 @@ def _plan_limits(what: str, place: tuple[str, ...], current: LimitsFile | UnsetT
         if problem := find_limit_problem(new):
             raise OperatorError(f"{what} of {' / '.join(place)}: {problem}", exit_code=2)
         fields = {name: (old[name], new[name]) for name in names if old[name] != new[name]}
-        yield Change(what, place, False, fields, new)
+        yield PlannedChange(what, place, False, fields, new)
 
 
 def _difference(
@@ -227,13 +229,13 @@ def _difference(
     current: msgspec.Struct | None,
     wanted: msgspec.Struct,
     names: tuple[str, ...],
-) -> Iterator[Change]:
+) -> Iterator[PlannedChange]:
     given = {name: value for name, value in _given(wanted).items() if name in names}
     old = {} if current is None else _given(current)
     changed = {name: value for name, value in given.items() if current is None or old.get(name) != value}
     if changed or current is None:
         fields = {name: (old.get(name), value) for name, value in changed.items()}
-        yield Change(what, place, current is None, fields, changed)
+        yield PlannedChange(what, place, current is None, fields, changed)
 
 
 def _given(struct: msgspec.Struct) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import typer
 from tollway.cli.output import Output, OutputOption, print_json, print_rows, print_table
 from tollway.cli.processes import Config, DataDir, read_settings
 from tollway.cli.times import Zone, find_zone, show_instant, with_times
-from tollway.link.epochs import Epoch, SpoolDamaged, find_node, list_epochs
+from tollway.link.epochs import EpochFiles, SpoolDamaged, find_node, list_epochs
 from tollway.link.inspection import Inspection, find_shipped, inspect, read_records
 from tollway.serve.data_directory import find_known_node
 from tollway.settings import OperatorError
@@ -103,7 +103,7 @@ def export(
     raise typer.Exit(1 if found.problems else 0)
 
 
-def _find(config: Path | None, data_dir: str | None, spool: Path | None) -> tuple[Path, str, list[Epoch]]:
+def _find(config: Path | None, data_dir: str | None, spool: Path | None) -> tuple[Path, str, list[EpochFiles]]:
     directory = spool or Path(read_settings(config, data_dir=data_dir).data_dir) / "gateway" / "spool"
     try:
         node_id = find_node(directory)
@@ -114,14 +114,14 @@ def _find(config: Path | None, data_dir: str | None, spool: Path | None) -> tupl
     return directory, node_id, list_epochs(directory)
 
 
-def _chosen(epochs: list[Epoch], number: int) -> Epoch:
+def _chosen(epochs: list[EpochFiles], number: int) -> EpochFiles:
     found = next((each for each in epochs if each.number == number), None)
     if found is None:
         raise OperatorError(f"there is no epoch {number} here", hint="see `tollway spool inspect`")
     return found
 
 
-def _row(epoch: Epoch, found: Inspection, control: int | None) -> dict[str, Any]:
+def _row(epoch: EpochFiles, found: Inspection, control: int | None) -> dict[str, Any]:
     state = "damaged" if found.problems or epoch.is_damaged() else "closed" if epoch.is_closed() else "open"
     return {
         "epoch": epoch.number,
@@ -207,7 +207,7 @@ def _control(config: Path | None, data_dir: str | None, *, is_wanted: bool) -> I
             yield client
 
 
-def _ask(control: httpx2.Client | None, node_id: str, epoch: Epoch) -> int | None:
+def _ask(control: httpx2.Client | None, node_id: str, epoch: EpochFiles) -> int | None:
     """The record of `epoch` that control expects next."""
     if control is None:
         return None

@@ -31,7 +31,7 @@ USAGE_PATHS = ("/organization/usage/completions", "/organization/usage/embedding
 COSTS_PATH = "/organization/costs"
 
 
-class Bucket(StrEnum):
+class BucketWidth(StrEnum):
     """Width of a line in time."""
 
     MINUTE = "1m"
@@ -39,10 +39,10 @@ class Bucket(StrEnum):
     DAY = "1d"
 
 
-WIDTHS_SECONDS = {Bucket.MINUTE: 60, Bucket.HOUR: 3_600, Bucket.DAY: 86_400}
+WIDTHS_SECONDS = {BucketWidth.MINUTE: 60, BucketWidth.HOUR: 3_600, BucketWidth.DAY: 86_400}
 
 
-class UsageGroup(StrEnum):
+class UsageGroupField(StrEnum):
     """Field by which usage is grouped."""
 
     PROJECT = "project"
@@ -50,7 +50,7 @@ class UsageGroup(StrEnum):
     MODEL = "model"
 
 
-class CostGroup(StrEnum):
+class CostGroupField(StrEnum):
     """Field by which costs are grouped."""
 
     PROJECT = "project"
@@ -66,8 +66,8 @@ NUMBERS = {"requests": "num_model_requests", "input": "input_tokens", "cached": 
 def usage(
     since: Since = "24h",
     until: Until = None,
-    bucket: Annotated[Bucket | None, typer.Option("--bucket", help="One line per minute, hour or day; else one in all.")] = None,
-    by: Annotated[list[UsageGroup] | None, typer.Option("--by", help="Group by this field (repeatable).")] = None,
+    bucket: Annotated[BucketWidth | None, typer.Option("--bucket", help="One line per minute, hour or day; else one in all.")] = None,
+    by: Annotated[list[UsageGroupField] | None, typer.Option("--by", help="Group by this field (repeatable).")] = None,
     test: Annotated[bool, typer.Option("--test", help="Show what test keys used, which is not billed.")] = False,
     zone: Zone = None,
     output: OutputOption = Output.TABLE,
@@ -80,7 +80,7 @@ def usage(
 
     Days are those of the time zone. Times are cut to whole minutes.
     """
-    groups = [FIELDS[group] for group in (by or [UsageGroup.MODEL])]
+    groups = [FIELDS[group] for group in (by or [UsageGroupField.MODEL])]
     with connect_tenant(control_url, key, data_dir, organization) as control:
         shown = control.get_zone(zone)
         start, end = read_range(since, until, shown, time.time())
@@ -96,7 +96,7 @@ def usage(
         begin = (
             []
             if bucket is None
-            else [show_day(each["start_time"], shown) if bucket is Bucket.DAY else show_minute(each["start_time"], shown)]
+            else [show_day(each["start_time"], shown) if bucket is BucketWidth.DAY else show_minute(each["start_time"], shown)]
         )
         for result in each["results"]:
             rows.append([*begin, *_name_groups(result, groups, names), *(result.get(field, 0) for field in NUMBERS.values())])
@@ -110,7 +110,7 @@ def costs(
     since: Since = "30d",
     until: Until = None,
     daily: Annotated[bool, typer.Option("--daily", help="One line per day; else one in all.")] = False,
-    by: Annotated[list[CostGroup] | None, typer.Option("--by", help="Group by this field (repeatable).")] = None,
+    by: Annotated[list[CostGroupField] | None, typer.Option("--by", help="Group by this field (repeatable).")] = None,
     period: Annotated[
         str | None, typer.Option("--period", metavar="PERIOD", help="Show what is booked in a billing period instead: 2026-11, or its id.")
     ] = None,
@@ -127,15 +127,15 @@ def costs(
     stand where they are booked, a closed period never changes, and the current one shows the month to date.
     """
     if period is not None:
-        _print_period(period, by or [CostGroup.LINE_ITEM], output, control_url, key, data_dir, organization)
+        _print_period(period, by or [CostGroupField.LINE_ITEM], output, control_url, key, data_dir, organization)
         return
-    if by is not None and CostGroup.MODEL in by:
+    if by is not None and CostGroupField.MODEL in by:
         raise OperatorError("costs are grouped by model only with --period", hint="line items name their model", exit_code=2)
-    groups = [FIELDS[group] for group in (by or [CostGroup.LINE_ITEM])]
+    groups = [FIELDS[group] for group in (by or [CostGroupField.LINE_ITEM])]
     with connect_tenant(control_url, key, data_dir, organization) as control:
         shown = control.get_zone(zone)
         start, end = read_range(since, until, shown, time.time())
-        edges = list_edges(start, end, Bucket.DAY if daily else None, shown)
+        edges = list_edges(start, end, BucketWidth.DAY if daily else None, shown)
         buckets = _merge_costs(edges, _read(control, [COSTS_PATH], edges, groups), groups)
         names = _list_names(control, groups) if output is Output.TABLE else {}
     if output is Output.JSON:
@@ -156,7 +156,7 @@ def costs(
 
 def _print_period(
     period: str,
-    by: list[CostGroup],
+    by: list[CostGroupField],
     output: Output,
     control_url: str | None,
     key: str | None,
@@ -164,7 +164,7 @@ def _print_period(
     organization: str | None,
 ) -> None:
     """Print the costs of a billing period, by line item or by model."""
-    if by not in ([CostGroup.LINE_ITEM], [CostGroup.MODEL]):
+    if by not in ([CostGroupField.LINE_ITEM], [CostGroupField.MODEL]):
         raise OperatorError("the costs of a period are grouped by line_item or by model", exit_code=2)
     with connect_tenant(control_url, key, data_dir, organization) as control:
         period_id = _find_period(control, period)
@@ -196,15 +196,15 @@ def _find_period(control: Control, text: str) -> str:
 # ---- Buckets ------------------------------------------------------------------------------------------------------------
 
 
-def list_edges(start: int, end: int, bucket: Bucket | None, zone: tzinfo) -> list[int]:
+def list_edges(start: int, end: int, bucket: BucketWidth | None, zone: tzinfo) -> list[int]:
     """Return where the buckets from `start` to `end` begin, and where the last one ends, in seconds since 1970.
 
     The first and the last bucket are whole: days of `zone`, hours and minutes of UTC. Without a width there is one bucket, of whole
     minutes."""
-    width = WIDTHS_SECONDS[bucket or Bucket.MINUTE]
+    width = WIDTHS_SECONDS[bucket or BucketWidth.MINUTE]
     if bucket is None:
         return [start - start % width, end + -end % width]
-    if bucket is not Bucket.DAY:
+    if bucket is not BucketWidth.DAY:
         return [*range(start - start % width, end + -end % width + width, width)]
     day = datetime.fromtimestamp(start, zone).date()
     edges = [start_of_day(day, zone)]
@@ -214,13 +214,13 @@ def list_edges(start: int, end: int, bucket: Bucket | None, zone: tzinfo) -> lis
     return edges
 
 
-def split_span(start: int, end: int) -> list[tuple[int, int, Bucket]]:
+def split_span(start: int, end: int) -> list[tuple[int, int, BucketWidth]]:
     """Return the pieces of a span of whole minutes, each with the widest buckets of UTC that it consists of: at most two of minutes, two
     of hours and one of days, in order of time."""
-    return list(_split(start, end, [Bucket.DAY, Bucket.HOUR, Bucket.MINUTE]))
+    return list(_split(start, end, [BucketWidth.DAY, BucketWidth.HOUR, BucketWidth.MINUTE]))
 
 
-def _split(start: int, end: int, widths: Sequence[Bucket]) -> Iterator[tuple[int, int, Bucket]]:
+def _split(start: int, end: int, widths: Sequence[BucketWidth]) -> Iterator[tuple[int, int, BucketWidth]]:
     width = WIDTHS_SECONDS[widths[0]]
     first, last = start + -start % width, end - end % width
     if first >= last:
@@ -242,7 +242,11 @@ def _read(
     if len(edges) == 2:
         pieces = split_span(*edges)
     else:
-        width = next(width for width in (Bucket.DAY, Bucket.HOUR, Bucket.MINUTE) if not any(edge % WIDTHS_SECONDS[width] for edge in edges))
+        width = next(
+            width
+            for width in (BucketWidth.DAY, BucketWidth.HOUR, BucketWidth.MINUTE)
+            if not any(edge % WIDTHS_SECONDS[width] for edge in edges)
+        )
         pieces = [(edges[0], edges[-1], width)]
     for path in paths:
         for start, end, width in pieces:
@@ -250,7 +254,7 @@ def _read(
 
 
 def _buckets(
-    control: Control, path: str, start: int, end: int, width: Bucket, groups: list[str], **only: Any
+    control: Control, path: str, start: int, end: int, width: BucketWidth, groups: list[str], **only: Any
 ) -> Iterator[Mapping[str, Any]]:
     """Yield the API's buckets that match the parameters `only`, page after page."""
     query: dict[str, Any] = {

@@ -37,7 +37,7 @@ from tollway.domain.budgets import (
 )
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, SCOPE_INSUFFICIENT, STATE_CONFLICT, Fault
 from tollway.domain.limits import LimitSubject
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Bounds
 from tollway.domain.snapshot import BudgetEntry
 from tollway.storage import budgets as storage
@@ -208,7 +208,7 @@ def _check_terms(amount_pico: int, thresholds: Sequence[int]) -> None:
 # ---- How budgets stand --------------------------------------------------------------------------------------------------
 
 
-def list_standings(tx: TenantTx, window: Window, *, include_archived: bool, now: int) -> Page[BudgetStanding]:
+def list_standings(tx: TenantTx, window: PageWindow, *, include_archived: bool, now: int) -> Page[BudgetStanding]:
     """Return how the budgets of the organization stand now."""
     page = storage.list_budgets(tx, window, include_archived=include_archived)
     return Page(describe(tx, page.items, now), page.has_more)

@@ -18,7 +18,7 @@ from tollway.domain.faults import (
     STATE_CONFLICT,
     Fault,
 )
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.snapshot import DeploymentEntry, ModelEntry
 from tollway.domain.tenants import Status
 from tollway.storage import catalog as storage
@@ -51,7 +51,7 @@ def get_model(tx: PlatformTx, name: str) -> Model:
     return model
 
 
-def list_models(tx: PlatformTx, window: Window, *, include_archived: bool) -> Page[Model]:
+def list_models(tx: PlatformTx, window: PageWindow, *, include_archived: bool) -> Page[Model]:
     """The catalog, by name."""
     return storage.list_models(tx, window, include_archived=include_archived)
 
@@ -122,7 +122,7 @@ def get_deployment(tx: PlatformTx, deployment_id: str) -> Deployment:
     return deployment
 
 
-def list_deployments(tx: PlatformTx, window: Window, *, model: str | None, include_archived: bool) -> Page[Deployment]:
+def list_deployments(tx: PlatformTx, window: PageWindow, *, model: str | None, include_archived: bool) -> Page[Deployment]:
     """All deployments, or those of one model."""
     return storage.list_deployments(tx, window, model=model, include_archived=include_archived)
 

@@ -15,7 +15,7 @@ from tollway.domain.corrections import (
     Adjustment,
     AdjustmentKind,
     AdjustmentState,
-    Decision,
+    ApprovalDecision,
     change_by_class,
     find_objection,
     needs_approval,
@@ -25,7 +25,7 @@ from tollway.domain.faults import PARAMETER_INVALID, PARAMETER_MISSING, RESOURCE
 from tollway.domain.keys import Operator, may_approve
 from tollway.domain.ledger import Account, AdjustmentCause, Entry, Posting
 from tollway.domain.money import AMOUNT_PICO_MAX
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.prices import PriceVersion, RatedLine, rate
 from tollway.storage import corrections as stored
 from tollway.storage import ledger as stored_ledger
@@ -95,7 +95,7 @@ def ask(tx: PlatformTx, wanted: WantedAdjustment, *, random_bits: int, actor: Op
     return get_adjustment(tx, adjustment.id)
 
 
-def decide(tx: PlatformTx, adjustment_id: str, decision: Decision, *, approver: Operator, now: int) -> Adjustment:
+def decide(tx: PlatformTx, adjustment_id: str, decision: ApprovalDecision, *, approver: Operator, now: int) -> Adjustment:
     """Approve a correction that waits, which books it; or reject it. Whoever asked for it may take it back, but not approve it.
 
     Raises RESOURCE_UNKNOWN, or STATE_CONFLICT if it does not wait, or if whoever asked for it could have made the approver's key.
@@ -105,10 +105,10 @@ def decide(tx: PlatformTx, adjustment_id: str, decision: Decision, *, approver: 
     adjustment = get_adjustment(tx, adjustment_id)  # as it is now that nobody else can decide
     if adjustment.state is not AdjustmentState.PENDING:
         raise Fault(STATE_CONFLICT, message=f"The correction does not wait for approval: it is {adjustment.state}.")
-    if decision is Decision.APPROVED and not may_approve(adjustment.actor_origin, approver.origin):
+    if decision is ApprovalDecision.APPROVED and not may_approve(adjustment.actor_origin, approver.origin):
         raise Fault(STATE_CONFLICT, message=SAME_ORIGIN)
     stored.insert_decision(tx, adjustment, decision, approver, now)
-    if decision is Decision.APPROVED:
+    if decision is ApprovalDecision.APPROVED:
         event = stored_usage.find_booked_event(tx, adjustment.event_id)
         if event is None:
             raise Fault(STATE_CONFLICT, message="The request's event is not kept any more.")
@@ -124,7 +124,7 @@ def get_adjustment(tx: PlatformTx, adjustment_id: str) -> Adjustment:
     return adjustment
 
 
-def list_adjustments(tx: PlatformTx, window: Window, *, organization_id: str | None, state: AdjustmentState | None) -> Page[Adjustment]:
+def list_adjustments(tx: PlatformTx, window: PageWindow, *, organization_id: str | None, state: AdjustmentState | None) -> Page[Adjustment]:
     """Corrections in the order in which they were asked for."""
     return stored.list_adjustments(tx, window, organization_id=organization_id, state=state)
 

@@ -28,7 +28,7 @@ from tollway.control.conditions import list_conditions
 from tollway.domain.corrections import fields_of
 from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.ledger import AdjustmentCause, Posting
-from tollway.domain.pages import Window
+from tollway.domain.pages import PageWindow
 from tollway.domain.periods import Period
 from tollway.domain.usage import UsageEvent, content_hash, encode
 from tollway.storage import corrections as stored_corrections
@@ -97,14 +97,14 @@ class _Lines:
         yield "end", {"lines": self.count}
 
     def _transactions(self) -> Iterator[Posting]:
-        window = Window(limit=PAGE_ROWS)
+        window = PageWindow(limit=PAGE_ROWS)
         while True:
             with self.open_tx() as tx:
                 page = stored_ledger.list_period_transactions(tx, window, self.period.organization_id, self.period.start_at)
             yield from page.items
             if not page.has_more:
                 return
-            window = Window(after=page.items[-1].id, limit=PAGE_ROWS)
+            window = PageWindow(after=page.items[-1].id, limit=PAGE_ROWS)
 
     def _events(self) -> Iterator[list[UsageEvent]]:
         after = ""

@@ -13,7 +13,7 @@ from tollway.domain import keys as domain
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import Key, KeyOrigin, KeyType, Operator
 from tollway.domain.limits import UNLIMITED, Limits
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.snapshot import KeyEntry
 from tollway.domain.tenants import ServiceAccount, Status
 from tollway.storage import keys as storage
@@ -84,7 +84,7 @@ def get_project_key(tx: TenantTx, project_id: str, key_id: str) -> Key:
     return key
 
 
-def list_project_keys(tx: TenantTx, project_id: str, window: Window) -> Page[Key]:
+def list_project_keys(tx: TenantTx, project_id: str, window: PageWindow) -> Page[Key]:
     """The keys of a project. Raises RESOURCE_UNKNOWN if there is no such project."""
     _get_project(tx, project_id, active=False)
     return storage.list_project_keys(tx, project_id, window)
@@ -118,7 +118,7 @@ def get_admin_key(tx: TenantTx, key_id: str) -> Key:
     return key
 
 
-def list_admin_keys(tx: TenantTx, window: Window) -> Page[Key]:
+def list_admin_keys(tx: TenantTx, window: PageWindow) -> Page[Key]:
     """The admin keys of the organization."""
     return storage.list_admin_keys(tx, window)
 
@@ -183,7 +183,7 @@ def create_operator_key(tx: PlatformTx, *, name: str, maker: Operator, id: str, 
     return ShownKey(key, made.secret)
 
 
-def list_operator_keys(tx: PlatformTx, window: Window) -> Page[Key]:
+def list_operator_keys(tx: PlatformTx, window: PageWindow) -> Page[Key]:
     """The keys of operators, that of the settings among them."""
     return storage.list_platform_keys(tx, window, KeyType.PLATFORM)
 

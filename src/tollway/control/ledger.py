@@ -12,7 +12,7 @@ from functools import lru_cache
 from tollway.domain.billing_classes import Amounts, BillingClass
 from tollway.domain.ids import TRANSACTION
 from tollway.domain.ledger import Account, Balance, Entry, Posting, UsageCause
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.storage import ledger as stored
 from tollway.storage.database import PlatformTx
 
@@ -70,11 +70,11 @@ def transaction_id(organization_id: str, period_at: int, cause: UsageCause, ende
     return f"{TRANSACTION}_{ended_at // 1000 & 0xFFFF_FFFF_FFFF:012x}{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
 
-def list_balances(tx: PlatformTx, window: Window, *, owner: str | None) -> Page[Balance]:
+def list_balances(tx: PlatformTx, window: PageWindow, *, owner: str | None) -> Page[Balance]:
     """Balances by account id, of everyone or of one owner."""
     return stored.list_balances(tx, window, owner=owner)
 
 
-def list_transactions(tx: PlatformTx, window: Window, *, organization_id: str | None) -> Page[Posting]:
+def list_transactions(tx: PlatformTx, window: PageWindow, *, organization_id: str | None) -> Page[Posting]:
     """Transactions in the order of the usage that they book, of everyone or of one organization."""
     return stored.list_transactions(tx, window, organization_id=organization_id)

@@ -20,8 +20,8 @@ from tollway.control.conditions import digest_conditions, list_conditions
 from tollway.control.epochs import Blocker, BlockerKind
 from tollway.domain.corrections import fields_of
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.pages import Page, Window
-from tollway.domain.periods import Closed, Closing, Period, PeriodState
+from tollway.domain.pages import Page, PageWindow
+from tollway.domain.periods import Closing, Period, PeriodClosure, PeriodState
 from tollway.domain.proofs import BLOCK_LEAVES, Leaf, encode_leaf, find_path, find_root, hash_leaf, hash_statement, leaf_of
 from tollway.domain.quarantine import WriteOff
 from tollway.storage import corrections as stored_corrections
@@ -87,12 +87,12 @@ def get_own_period(tx: TenantTx, period_id: str) -> Period:
     return period
 
 
-def list_periods(tx: PlatformTx, window: Window, *, organization_id: str | None, state: PeriodState | None) -> Page[Period]:
+def list_periods(tx: PlatformTx, window: PageWindow, *, organization_id: str | None, state: PeriodState | None) -> Page[Period]:
     """Periods in order of their start, of everyone or of one organization."""
     return stored.list_periods(tx, window, organization_id=organization_id, state=state)
 
 
-def list_own_periods(tx: TenantTx, window: Window) -> Page[Period]:
+def list_own_periods(tx: TenantTx, window: PageWindow) -> Page[Period]:
     """The organization's periods in order of their start."""
     return stored.list_own_periods(tx, window)
 
@@ -201,7 +201,7 @@ def _finish(tx: PlatformTx, period: Period, conditions_digest: bytes, now: int) 
         for name, pico in block.amounts.items():
             amounts[name] = amounts.get(name, 0) + pico
     count, digest, corrected_pico = digest_adjustments(tx, period)
-    closed = Closed(
+    closed = PeriodClosure(
         closed_at=now,
         events=events,
         merkle_root=find_root(hashes),

@@ -32,7 +32,7 @@ class Scope:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class PreviewPosition:
     """State of a preview: `events` were read, all that were admitted before `at`."""
 
     events: int
@@ -63,7 +63,7 @@ def find_scope(tx: PlatformTx, draft_id: str, *, from_at: int, to_at: int, every
     return Scope(draft, book, tariff, discounts, from_at, to_at)
 
 
-def preview(database: Database, scope: Scope, page_events: int = PAGE_EVENTS) -> Iterator[Progress | Preview]:
+def preview(database: Database, scope: Scope, page_events: int = PAGE_EVENTS) -> Iterator[PreviewPosition | Preview]:
     """Re-rate history: progress after each page of events, and the whole comparison at the end."""
     found = Preview(scope.tariff, scope.discounts)
     changes = scope.tariff.list_changes(scope.from_at, scope.to_at)
@@ -75,5 +75,5 @@ def preview(database: Database, scope: Scope, page_events: int = PAGE_EVENTS) ->
         next_id = page.next_id
         reached = scope.to_at if next_id is None else stored.find_instant(next_id)
         if reached is not None:
-            yield Progress(found.events, reached)
+            yield PreviewPosition(found.events, reached)
     yield found

@@ -12,12 +12,12 @@ from msgspec import UNSET, UnsetType
 from tollway.control import prices, publish
 from tollway.domain import ids
 from tollway.domain.faults import PARAMETER_INVALID, PRICE_DOUBTFUL, PRICE_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.price_books import (
     LINES_MAX,
+    DraftFinding,
     DraftLine,
     DraftState,
-    Finding,
     PriceBook,
     PriceDraft,
     Series,
@@ -55,7 +55,7 @@ def get_draft(tx: PlatformTx, draft_id: str) -> PriceDraft:
     return draft
 
 
-def list_drafts(tx: PlatformTx, window: Window, *, book_id: str | None, include_closed: bool) -> Page[PriceDraft]:
+def list_drafts(tx: PlatformTx, window: PageWindow, *, book_id: str | None, include_closed: bool) -> Page[PriceDraft]:
     """Open drafts, or all of them."""
     return storage.list_drafts(tx, window, book_id=book_id, include_closed=include_closed)
 
@@ -82,7 +82,7 @@ def update_draft(
     return draft
 
 
-def check_draft(tx: PlatformTx, draft_id: str, now: int) -> list[Finding]:
+def check_draft(tx: PlatformTx, draft_id: str, now: int) -> list[DraftFinding]:
     """Return what would be found if an open draft were published now. Raises RESOURCE_UNKNOWN, STATE_CONFLICT."""
     draft = get_open_draft(tx, draft_id)
     start = now if draft.valid_from is None else draft.valid_from
@@ -151,6 +151,6 @@ def _merge(lines: Sequence[DraftLine], added: Sequence[DraftLine], removed: Sequ
     return tuple(merged[series] for series in sorted(merged))
 
 
-def _sentence(finding: Finding) -> str:
+def _sentence(finding: DraftFinding) -> str:
     """A finding as a message: with the names that it is about, which are known to be models' names."""
     return finding.message if finding.model is None else f"{finding.model}, {finding.tier}: {finding.message}"

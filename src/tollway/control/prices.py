@@ -19,7 +19,7 @@ from tollway.domain.faults import (
     STATE_CONFLICT,
     Fault,
 )
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.price_books import (
     BookPrice,
     DraftLine,
@@ -80,7 +80,7 @@ def get_book(tx: Transaction, book_id: str) -> PriceBook:
     return book
 
 
-def list_books(tx: PlatformTx, window: Window) -> Page[PriceBook]:
+def list_books(tx: PlatformTx, window: PageWindow) -> Page[PriceBook]:
     """All books."""
     return storage.list_books(tx, window)
 
@@ -187,7 +187,7 @@ def get_price(tx: PlatformTx, price_id: str) -> PriceVersion:
     return price
 
 
-def list_prices(tx: PlatformTx, window: Window, *, model: str | None, price_list: str | None) -> Page[PriceVersion]:
+def list_prices(tx: PlatformTx, window: PageWindow, *, model: str | None, price_list: str | None) -> Page[PriceVersion]:
     """All versions ever, or those of one model, or of one price list."""
     return storage.list_prices(tx, window, model=model, price_list=price_list)
 

@@ -14,7 +14,7 @@ from tollway.control.rating import RatedBatch
 from tollway.control.record_checks import Owners, reject_foreign
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import Operator, may_approve
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Calendar
 from tollway.domain.quarantine import QuarantinedRecord, QuarantineState, Resolution, WriteOffRequest
 from tollway.domain.usage import billed
@@ -49,7 +49,7 @@ def get_record(tx: PlatformTx, node_id: str, epoch: int, seq: int) -> Quarantine
 
 
 def list_records(
-    tx: PlatformTx, window: Window, *, state: QuarantineState | None, organization_id: str | None, reason: str | None
+    tx: PlatformTx, window: PageWindow, *, state: QuarantineState | None, organization_id: str | None, reason: str | None
 ) -> Page[QuarantinedRecord]:
     """Return quarantined records by node, epoch and sequence number."""
     return stored.list_quarantined(tx, window, state=state, organization_id=organization_id, reason=reason)

@@ -25,7 +25,7 @@ from tollway.domain.reconciliation import HOUR_US, UNKNOWN_DEPLOYMENT, EngineUsa
 from tollway.domain.rollups import ROLLUP_WIDTHS_SECONDS, RollupKey, UsageSums, rollup_endpoint
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 from tollway.domain.usage import OUTCOME_POLICIES, Admit, Outcome, RejectedRecord, bills, content_hash
-from tollway.storage.usage_events import EventRow, EventTemplate
+from tollway.storage.usage_events import EventColumns, EventRow
 
 MINUTE_US = 60_000_000
 
@@ -104,7 +104,7 @@ class GroupRating:
     bills_delivered: bool
     requests: int
     calendar: Calendar
-    template: EventTemplate
+    template: EventColumns
 
 
 class MinuteKey(NamedTuple):
@@ -226,7 +226,7 @@ class RatedBatch:
             bills_delivered=is_live and bills_delivered,
             requests=int(bills_request or bills_delivered_request),
             calendar=self.calendars[admit.organization_id],
-            template=EventTemplate.of(batch.node_id, batch.epoch, final),
+            template=EventColumns.of(batch.node_id, batch.epoch, final),
         )
 
     def roll_up(self) -> dict[RollupKey, UsageSums]:

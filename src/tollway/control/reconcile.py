@@ -17,8 +17,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tollway.control.engine_counters import Source, Unreadable, read_all
-from tollway.domain.pages import Page, Window
-from tollway.domain.reconciliation import HOUR_US, Reading, Row, State, Tolerance, compare, hour_of, split
+from tollway.domain.pages import Page, PageWindow
+from tollway.domain.reconciliation import HOUR_US, HourState, Reading, Row, Tolerance, compare, hour_of, split
 from tollway.domain.usage import Anomaly, UsageEvent
 from tollway.engines.table import ENGINES
 from tollway.storage import reconcile as storage
@@ -60,7 +60,7 @@ class Reconciliation(Collector):
         """Yield the latest compared hour as gauges. Labels are names of models: bounded by the catalog."""
         text = "Models by the result of the latest compared hour."
         states = GaugeMetricFamily("tollway_reconciliation_models", text, labels=["state"])
-        for state in State:
+        for state in HourState:
             states.add_metric([state], sum(row.state is state for row in self.compared))
         yield states
         labels = ["model", "counter"]
@@ -91,7 +91,7 @@ def report(tx: PlatformTx, start_at: int, end_at: int, tolerance: Tolerance, now
     )
 
 
-def list_anomalies(tx: PlatformTx, window: Window, *, kind: Anomaly | None, deployment_id: str | None) -> Page[UsageEvent]:
+def list_anomalies(tx: PlatformTx, window: PageWindow, *, kind: Anomaly | None, deployment_id: str | None) -> Page[UsageEvent]:
     """List the requests whose engine reported usage that was not believed."""
     return stored_usage.list_anomalies(tx, window, kind=kind, deployment_id=deployment_id)
 
@@ -168,13 +168,13 @@ def compare_hours(database: Database, reconciliation: Reconciliation, now: int) 
     with database.platform(write=False) as tx:
         rows = report(tx, last - COMPARED_HOURS * HOUR_US, last, reconciliation.tolerance, now)
     reconciliation.compared = [row for row in rows if row.start_at == last - HOUR_US]
-    return [row for row in rows if row.state is State.DRIFT]
+    return [row for row in rows if row.state is HourState.DRIFT]
 
 
 def warn(database: Database, rows: Sequence[Row], log: Log, now: int) -> None:
     """Log each hour of an engine that drifts, once over all processes."""
     for row in rows:
-        drifting = [line for line in row.lines if line.state is State.DRIFT] or list(row.lines)
+        drifting = [line for line in row.lines if line.state is HourState.DRIFT] or list(row.lines)
         for line in drifting:
             with database.platform() as tx:
                 news = [address for address in line.addresses if storage.note_warned(tx, line.start_at, address, now)]

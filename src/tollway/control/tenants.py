@@ -10,7 +10,7 @@ from tollway.control.keys import Ingredients
 from tollway.domain import ids
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import KeyType
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
 from tollway.storage import keys as stored_keys
@@ -53,7 +53,7 @@ def set_time_zone(tx: TenantTx, time_zone: str) -> Organization:
     return get_organization(tx)
 
 
-def list_organizations(tx: PlatformTx, window: Window, *, include_archived: bool) -> Page[Organization]:
+def list_organizations(tx: PlatformTx, window: PageWindow, *, include_archived: bool) -> Page[Organization]:
     """All organizations, for operators."""
     return storage.list_organizations(tx, window, include_archived=include_archived)
 
@@ -108,7 +108,7 @@ def get_active_project(tx: TenantTx, project_id: str) -> Project:
     return project
 
 
-def list_projects(tx: TenantTx, window: Window, *, include_archived: bool) -> Page[Project]:
+def list_projects(tx: TenantTx, window: PageWindow, *, include_archived: bool) -> Page[Project]:
     """The organization's projects."""
     return storage.list_projects(tx, window, include_archived=include_archived)
 
@@ -177,7 +177,7 @@ def get_service_account(tx: TenantTx, project_id: str, account_id: str) -> Servi
     return account
 
 
-def list_service_accounts(tx: TenantTx, project_id: str, window: Window) -> Page[ServiceAccount]:
+def list_service_accounts(tx: TenantTx, project_id: str, window: PageWindow) -> Page[ServiceAccount]:
     """The service accounts of a project."""
     get_project(tx, project_id)
     return storage.list_service_accounts(tx, project_id, window)

@@ -36,7 +36,7 @@ CORRECTION = "correction"
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
+class UsageBucket:
     """Usage from `start_at` (inclusive) to `end_at` (exclusive), by group; no groups if there was none."""
 
     start_at: int
@@ -48,7 +48,7 @@ class Bucket:
 class Buckets:
     """Some buckets in order of time, and where the next page begins (None: there is none)."""
 
-    buckets: list[Bucket]
+    buckets: list[UsageBucket]
     next_at: int | None
 
 
@@ -105,7 +105,7 @@ def list_buckets(tx: TenantTx, query: UsageQuery, limit: int) -> Buckets:
     if start_at < end_at:
         for group in stored_rollups.list_usage(tx, replace(query, start_at=start_at, end_at=end_at)):
             found.setdefault(group.start_at, []).append(group)
-    buckets = [Bucket(at, at + width_us, tuple(found.get(at, ()))) for at in range(start_at, end_at, width_us)]
+    buckets = [UsageBucket(at, at + width_us, tuple(found.get(at, ()))) for at in range(start_at, end_at, width_us)]
     next_at = start_at + limit * width_us
     return Buckets(buckets, next_at if next_at < query.end_at else None)
 

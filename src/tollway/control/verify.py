@@ -70,7 +70,7 @@ class Difference:
 
 
 @dataclass(slots=True)
-class Report:
+class VerificationReport:
     """Counts of what was read, and the differences found. Empty `differences` mean that everything agrees."""
 
     epochs: int = 0
@@ -122,7 +122,7 @@ class _Walk:
     corrected: set[str]
     rollups: OrderedSums[RollupKey, UsageSums]
     engine_usage: OrderedSums[UsageKey, EngineUsage]
-    report: Report
+    report: VerificationReport
     findings: _Findings
     accounts: dict[str, BillingAccount] = field(default_factory=dict)
     offers: dict[str, Offer] = field(default_factory=dict)
@@ -138,7 +138,7 @@ class _Walk:
     """Absent events that a correction names, by id."""
 
 
-def verify(database: Database, archive: Archive) -> Report:
+def verify(database: Database, archive: Archive) -> VerificationReport:
     """Compare the whole database, as of one instant, with the archive, in bounded memory. Says what only the archive has, too."""
     sizes = list(archive.list_epochs())
     with database.platform(write=False) as tx:
@@ -170,9 +170,9 @@ def _count_missing(tx: PlatformTx, archive: Archive, sizes: Sequence[tuple[str, 
     return missing
 
 
-def compare(tx: PlatformTx, archive: Archive) -> Report:
+def compare(tx: PlatformTx, archive: Archive) -> VerificationReport:
     """Compare what a transaction sees of the database with the archive, in bounded memory."""
-    report, findings = Report(), _Findings()
+    report, findings = VerificationReport(), _Findings()
     with (
         OrderedSums[RollupKey, UsageSums](UsageSums) as rollup_sums,
         OrderedSums[UsageKey, EngineUsage](EngineUsage) as engine_usage,
@@ -416,7 +416,7 @@ def _note(reached: dict[tuple[str, int, int], Reached | None], place: tuple[str,
             yield frame
 
 
-def _frames(archive: Archive, watermark: Watermark, report: Report) -> Iterator[Frame]:
+def _frames(archive: Archive, watermark: Watermark, report: VerificationReport) -> Iterator[Frame]:
     """The records of an epoch. Raises ArchiveShort or BatchRefused unless they are whole, chained and reach exactly to the watermark."""
     reader = Reader(1, first_chain(watermark.node_id, watermark.epoch))
     rest = b""

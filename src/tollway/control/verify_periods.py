@@ -13,7 +13,7 @@ from itertools import pairwise
 from tollway.control import corrections, periods
 from tollway.control.conditions import digest_conditions, list_conditions
 from tollway.control.epochs import Cover, describe_lost, digest_watermarks, find_cover
-from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision, find_objection, sum_lines
+from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, ApprovalDecision, find_objection, sum_lines
 from tollway.domain.epochs import CLOCKS_APART_US, Epoch
 from tollway.domain.ledger import Entry
 from tollway.domain.periods import Bounds, Calendar, Period, PeriodState, month_of, period_id
@@ -334,7 +334,7 @@ def _find_flaw(adjustment: Adjustment, event: stored_usage.BookedEvent, before: 
     # What waits today may have been rejected later than the next was asked for; only what stands counts here.
     if objection is not None and adjustment.state is AdjustmentState.APPLIED:
         return f"should not have been possible: {objection}"
-    if adjustment.decision is Decision.APPROVED and adjustment.actor_origin is adjustment.approver_origin:
+    if adjustment.decision is ApprovalDecision.APPROVED and adjustment.actor_origin is adjustment.approver_origin:
         return "was approved with a key that whoever asked for it could have made"
     if adjustment.decision is not None and not adjustment.needs_approval:
         return "was decided about although it needs no approval"

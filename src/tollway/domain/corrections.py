@@ -32,7 +32,7 @@ class AdjustmentState(StrEnum):
     REJECTED = "rejected"
 
 
-class Decision(StrEnum):
+class ApprovalDecision(StrEnum):
     """Decision of the second person."""
 
     APPROVED = "approved"
@@ -62,7 +62,7 @@ class Adjustment(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     needs_approval: bool
     replacement: Quantities | None = None
-    decision: Decision | None = None
+    decision: ApprovalDecision | None = None
     approver: str | None = None
     approver_origin: KeyOrigin | None = None
     decided_at: int | None = None
@@ -71,7 +71,7 @@ class Adjustment(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def state(self) -> AdjustmentState:
         """Return where it stands."""
-        if self.decision is Decision.REJECTED:
+        if self.decision is ApprovalDecision.REJECTED:
             return AdjustmentState.REJECTED
         return AdjustmentState.PENDING if self.needs_approval and self.decision is None else AdjustmentState.APPLIED
 

@@ -62,7 +62,7 @@ class RequestIds:
         millisecond = now_us // 1000
         if millisecond != self._millisecond:
             self._millisecond = millisecond
-            self._time = f"{REQUEST}_{millisecond & 0xFFFF_FFFF_FFFF:012x}"
+            self._time = REQUEST + "_" + format(millisecond & 0xFFFF_FFFF_FFFF, "012x")
         at, digits = self._at, self._digits
         if at == len(digits):
             count = self._DIGITS * self._BATCH

@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class PageWindow:
     """A part of a list: at most `limit` items that follow the id `after`, oldest first unless `descending`.
 
     Ids sort by time of creation. `after` need not exist any more: a list survives the deletion of its cursor.

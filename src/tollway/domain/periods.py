@@ -58,7 +58,7 @@ class Closing:
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
+class PeriodClosure:
     """The record of closing a period. `amounts`: pico by billing class, as billed; `adjustments`: how many are booked in it.
 
     `conditions_digest`: of the prices, terms and outcome policies of what is booked in it (`control.conditions`); None if it was closed
@@ -88,7 +88,7 @@ class Period:
     time_zone: str
     state: PeriodState
     closing: Closing | None = None
-    closed: Closed | None = None
+    closed: PeriodClosure | None = None
 
 
 class Bounds(msgspec.Struct, frozen=True, order=True):

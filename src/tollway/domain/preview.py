@@ -61,7 +61,7 @@ class Tariff:
 
 
 @dataclass(slots=True)
-class Comparison:
+class PreviewComparison:
     """Billed amount of an organization, and what it would have been, for `events` requests. `unpriced_events` of them the draft could not
     price; they were billed `unpriced_pico`, which is in `current_pico` and in nothing else."""
 
@@ -85,7 +85,7 @@ class Comparison:
         size = divide_half_even(abs(self.difference_pico) * 10_000, base)
         return -size if self.difference_pico < 0 else size
 
-    def add(self, other: "Comparison") -> None:
+    def add(self, other: "PreviewComparison") -> None:
         """Add requests that have none in common with these."""
         self.events += other.events
         self.current_pico += other.current_pico
@@ -102,7 +102,7 @@ class Preview:
     discounts: Mapping[str, int]
     events: int = 0
     """Read so far, of these organizations and of others."""
-    organizations: dict[str, Comparison] = field(default_factory=dict)
+    organizations: dict[str, PreviewComparison] = field(default_factory=dict)
     _compiled: dict[tuple[int, int], UnitPrices] = field(default_factory=dict)
     """By identity of the price, which `tariff` keeps, and discount."""
 
@@ -112,26 +112,26 @@ class Preview:
             self.events += each.events
             discount_bp = self.discounts.get(each.organization_id)
             if discount_bp is not None:
-                self.organizations.setdefault(each.organization_id, Comparison()).add(self._compare(each, discount_bp))
+                self.organizations.setdefault(each.organization_id, PreviewComparison()).add(self._compare(each, discount_bp))
 
-    def total(self) -> Comparison:
+    def total(self) -> PreviewComparison:
         """All organizations together."""
-        total = Comparison()
+        total = PreviewComparison()
         for each in self.organizations.values():
             total.add(each)
         return total
 
-    def _compare(self, used: UsageSum, discount_bp: int) -> Comparison:
+    def _compare(self, used: UsageSum, discount_bp: int) -> PreviewComparison:
         price = self.tariff.find((used.model, used.tier), used.at)
         if price is None:
-            return Comparison(used.events, used.cost_pico, 0, used.events, used.cost_pico)
+            return PreviewComparison(used.events, used.cost_pico, 0, used.events, used.cost_pico)
         key = (id(price), discount_bp)
         units = self._compiled.get(key)
         if units is None:
             units = self._compiled[key] = compile_units(price, discount_bp)
         tokens, request = bills(OUTCOME_POLICIES[used.outcome_policy], used.endpoint, used.outcome, delivered=used.delivered)
         draft = (used.used if tokens else NOTHING).times(units, used.events if request else 0)
-        return Comparison(used.events, used.cost_pico, draft.total)
+        return PreviewComparison(used.events, used.cost_pico, draft.total)
 
 
 def last_month(now: int) -> tuple[int, int]:

@@ -172,7 +172,7 @@ class Severity(StrEnum):
     WARNING = "warning"
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
+class DraftFinding(msgspec.Struct, frozen=True, kw_only=True):
     """Finding of a check. `code` is for programs, `message` for a person; `model` and `tier` name the line, None for the whole draft."""
 
     severity: Severity
@@ -193,7 +193,7 @@ class PriceDraft(msgspec.Struct, frozen=True, kw_only=True):
     lines: tuple[DraftLine, ...]
     created_at: int
     changed_at: int
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[DraftFinding, ...] = ()
 
 
 Series = tuple[str, ServiceTier]
@@ -226,13 +226,15 @@ def carried_start(starts: Sequence[int], now: int) -> int:
     return starts[max(0, current - 1)]
 
 
-def check(lines: Sequence[DraftLine], context: PublishContext) -> list[Finding]:
+def check(lines: Sequence[DraftLine], context: PublishContext) -> list[DraftFinding]:
     """Return what is wrong or doubtful about publishing `lines` there: errors first, each in the order of the lines."""
-    found: list[Finding] = []
+    found: list[DraftFinding] = []
     if not lines:
-        found.append(Finding(severity=Severity.ERROR, code="empty", message="The draft has no lines."))
+        found.append(DraftFinding(severity=Severity.ERROR, code="empty", message="The draft has no lines."))
     if context.valid_from < context.now:
-        found.append(Finding(severity=Severity.ERROR, code="retroactive", message="A price cannot be valid from an instant in the past."))
+        found.append(
+            DraftFinding(severity=Severity.ERROR, code="retroactive", message="A price cannot be valid from an instant in the past.")
+        )
     series = {line.series: line for line in lines}
     for line in lines:
         standard = _units_of(series.get((line.model, ServiceTier.STANDARD)) or context.find_in_force((line.model, ServiceTier.STANDARD)))
@@ -245,9 +247,9 @@ def _units_of(priced: DraftLine | BookPrice | None) -> UnitPrices | None:
     return None if priced is None else priced.unit_prices
 
 
-def _errors(line: DraftLine, standard: UnitPrices | None, context: PublishContext) -> list[Finding]:
-    def error(code: str, message: str) -> Finding:
-        return Finding(severity=Severity.ERROR, code=code, message=message, model=line.model, tier=line.tier)
+def _errors(line: DraftLine, standard: UnitPrices | None, context: PublishContext) -> list[DraftFinding]:
+    def error(code: str, message: str) -> DraftFinding:
+        return DraftFinding(severity=Severity.ERROR, code=code, message=message, model=line.model, tier=line.tier)
 
     found = []
     if line.model not in context.models:
@@ -263,9 +265,9 @@ def _errors(line: DraftLine, standard: UnitPrices | None, context: PublishContex
 _DISCOUNTED = (ServiceTier.FLEX, ServiceTier.BATCH)
 
 
-def _warnings(line: DraftLine, standard: UnitPrices | None, before: UnitPrices | None) -> list[Finding]:
-    def warning(code: str, message: str) -> Finding:
-        return Finding(severity=Severity.WARNING, code=code, message=message, model=line.model, tier=line.tier)
+def _warnings(line: DraftLine, standard: UnitPrices | None, before: UnitPrices | None) -> list[DraftFinding]:
+    def warning(code: str, message: str) -> DraftFinding:
+        return DraftFinding(severity=Severity.WARNING, code=code, message=message, model=line.model, tier=line.tier)
 
     found, units = [], line.unit_prices
     if not any(units.values()):

@@ -177,7 +177,7 @@ def sum_usage(finals: Iterable[Final]) -> dict[UsageKey, EngineUsage]:
 # ---- The comparison ---------------------------------------------------------------------------------------------------
 
 
-class State(StrEnum):
+class HourState(StrEnum):
     """Verdict on an hour, best first."""
 
     OK = "ok"
@@ -187,7 +187,7 @@ class State(StrEnum):
     DRIFT = "drift"
 
 
-_SEVERITY = {state: rank for rank, state in enumerate(State)}
+_SEVERITY = {state: rank for rank, state in enumerate(HourState)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ class Tolerance:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class TokenComparison:
     """Tokens by the ledger and by the engine (None: not observed)."""
 
     ledger: int
@@ -222,7 +222,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ComparisonLine:
     """Deployments and the addresses whose counters they share, in one hour."""
 
     start_at: int
@@ -230,9 +230,9 @@ class Line:
     deployment_ids: tuple[str, ...]
     addresses: tuple[str, ...]
     usage: EngineUsage
-    prompt: Comparison
-    output: Comparison
-    state: State
+    prompt: TokenComparison
+    output: TokenComparison
+    state: HourState
     covered_us: int = 0
     resets: int = 0
     failures: int = 0
@@ -246,10 +246,10 @@ class Row:
     start_at: int
     models: tuple[str, ...]
     usage: EngineUsage
-    prompt: Comparison
-    output: Comparison
-    state: State
-    lines: tuple[Line, ...]
+    prompt: TokenComparison
+    output: TokenComparison
+    state: HourState
+    lines: tuple[ComparisonLine, ...]
     unattributed: int
 
 
@@ -314,7 +314,7 @@ def _rows_of(start_at: int, hour: _Hour, tolerance: Tolerance, *, is_open: bool)
     for names in [line.models for line in lines] + [(model,) for model in lost]:
         for name in names:
             together.bind(names[0], name)
-    of_root: dict[str, list[Line]] = {}
+    of_root: dict[str, list[ComparisonLine]] = {}
     for line in lines:
         of_root.setdefault(together.find(line.models[0]), []).append(line)
     return [
@@ -330,7 +330,7 @@ def _rows_of(start_at: int, hour: _Hour, tolerance: Tolerance, *, is_open: bool)
     ]
 
 
-def _lines_of(start_at: int, hour: _Hour) -> list[Line]:
+def _lines_of(start_at: int, hour: _Hour) -> list[ComparisonLine]:
     """Return lines without their final state, which needs the row: it is OK, NOT_OBSERVED or PARTIAL for what the readings alone say."""
     bound, model_of, used = _Groups(), {}, {}
     for member in hour.members:
@@ -364,23 +364,23 @@ def _line_of(
     addresses: tuple[str, ...],
     usage: EngineUsage,
     engines: list[EngineHour],
-) -> Line:
+) -> ComparisonLine:
     observed = bool(engines) and len(engines) == len(addresses) and all(engine.covered_us for engine in engines)
     counts_cached = all(engine.counts_cached for engine in engines)
     is_whole = all(not engine.is_estimated and engine.resets <= RESETS_MAX for engine in engines)
     # An address that a deployment moved to or away from is observed for its part of the hour only.
     is_whole = is_whole and (len(engines) > 1 or all(engine.covered_us >= HOUR_US for engine in engines))
-    return Line(
+    return ComparisonLine(
         start_at=start_at,
         models=models,
         deployment_ids=deployment_ids,
         addresses=addresses,
         usage=usage,
-        prompt=Comparison(
+        prompt=TokenComparison(
             usage.input + (usage.cached_input if counts_cached else 0), sum(each.prompt_tokens for each in engines) if observed else None
         ),
-        output=Comparison(usage.output, sum(engine.output_tokens for engine in engines) if observed else None),
-        state=State.NOT_OBSERVED if not observed else State.OK if is_whole else State.PARTIAL,
+        output=TokenComparison(usage.output, sum(engine.output_tokens for engine in engines) if observed else None),
+        state=HourState.NOT_OBSERVED if not observed else HourState.OK if is_whole else HourState.PARTIAL,
         covered_us=min((engine.covered_us for engine in engines), default=0) if observed else 0,
         resets=sum(engine.resets for engine in engines),
         failures=sum(engine.failures for engine in engines),
@@ -388,7 +388,7 @@ def _line_of(
 
 
 def _row_of(
-    start_at: int, models: tuple[str, ...], lines: list[Line], lost: Sequence[EngineUsage], tolerance: Tolerance, is_open: bool
+    start_at: int, models: tuple[str, ...], lines: list[ComparisonLine], lost: Sequence[EngineUsage], tolerance: Tolerance, is_open: bool
 ) -> Row:
     usage, extra = EngineUsage(), EngineUsage()
     for sums in lost:
@@ -400,19 +400,21 @@ def _row_of(
     classified = tuple(_classify(line, tolerance, unattributed, is_open) for line in lines)
     prompt = _sum([line.prompt for line in classified], extra.input + extra.cached_input)
     output = _sum([line.output for line in classified], extra.output)
-    state = max((line.state for line in classified), key=_SEVERITY.__getitem__, default=State.OPEN if is_open else State.NOT_OBSERVED)
-    if state is State.OK and any(_is_off(comparison, tolerance, len(classified)) for comparison in (prompt, output)):
-        state = State.DRIFT
+    state = max(
+        (line.state for line in classified), key=_SEVERITY.__getitem__, default=HourState.OPEN if is_open else HourState.NOT_OBSERVED
+    )
+    if state is HourState.OK and any(_is_off(comparison, tolerance, len(classified)) for comparison in (prompt, output)):
+        state = HourState.DRIFT
     return Row(start_at, models, usage, prompt, output, state, classified, unattributed)
 
 
-def _sum(sides: Sequence[Comparison], more: int) -> Comparison:
+def _sum(sides: Sequence[TokenComparison], more: int) -> TokenComparison:
     """Comparisons as one, with `more` tokens in the ledger; not observed if any of them was not."""
     engines = [side.engine for side in sides if side.engine is not None]
-    return Comparison(sum(side.ledger for side in sides) + more, sum(engines) if sides and len(engines) == len(sides) else None)
+    return TokenComparison(sum(side.ledger for side in sides) + more, sum(engines) if sides and len(engines) == len(sides) else None)
 
 
-def _is_off(comparison: Comparison, tolerance: Tolerance, lines: int = 1, grace: int = 0) -> bool:
+def _is_off(comparison: TokenComparison, tolerance: Tolerance, lines: int = 1, grace: int = 0) -> bool:
     """Return whether the two sides are further apart than may be. Each line may have its own small difference."""
     engine, drift = comparison.engine, comparison.drift
     if engine is None or drift is None:
@@ -420,16 +422,16 @@ def _is_off(comparison: Comparison, tolerance: Tolerance, lines: int = 1, grace:
     return abs(drift) > max(tolerance.of(engine), tolerance.tokens * lines) + grace
 
 
-def _classify(line: Line, tolerance: Tolerance, grace: int, is_open: bool) -> Line:
+def _classify(line: ComparisonLine, tolerance: Tolerance, grace: int, is_open: bool) -> ComparisonLine:
     """The line with its final state. `grace`: tokens of this model's requests that may be this line's, or not."""
     state = line.state
     if is_open:
-        state = State.OPEN
-    elif state is State.OK:
+        state = HourState.OPEN
+    elif state is HourState.OK:
         off = [comparison for comparison in (line.prompt, line.output) if _is_off(comparison, tolerance, grace=grace)]
         # What an engine did between the last reading and its end is lost, so after a start it may show less than the ledger.
         if any(line.resets == 0 or (comparison.drift or 0) > 0 for comparison in off):
-            state = State.DRIFT
+            state = HourState.DRIFT
         elif off:
-            state = State.PARTIAL
+            state = HourState.PARTIAL
     return replace(line, state=state)

@@ -1,7 +1,7 @@
 """NVIDIA Dynamo's frontend (checked with 1.6)."""
 
 from tollway.domain.catalog import Engine
-from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, Readiness
+from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, ReadinessProbe
 
 PROFILE = EngineProfile(
     engine=Engine.DYNAMO,
@@ -39,5 +39,5 @@ PROFILE = EngineProfile(
         "/metrics", "dynamo_frontend_", "dynamo_frontend_input_sequence_tokens_sum", "dynamo_frontend_output_tokens_total"
     ),
     # /health is 200 also where no worker serves the model.
-    readiness=Readiness("/v1/models/{model}/ready"),
+    readiness=ReadinessProbe("/v1/models/{model}/ready"),
 )

@@ -1,7 +1,7 @@
 """Profile of llama-server of llama.cpp."""
 
 from tollway.domain.catalog import Engine
-from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, Readiness
+from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, ReadinessProbe
 
 PROFILE = EngineProfile(
     engine=Engine.LLAMACPP,
@@ -63,5 +63,5 @@ PROFILE = EngineProfile(
     # tools/server/server-context.cpp, with --metrics. The prompt total is of tokens computed, without those from the cache.
     counters=CounterNames("/metrics", "llamacpp:", "llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total", counts_cached=False),
     # 503 while the model is loaded.
-    readiness=Readiness("/health"),
+    readiness=ReadinessProbe("/health"),
 )

@@ -23,7 +23,7 @@ class CounterNames(msgspec.Struct, frozen=True):
     counts_cached: bool = True
 
 
-class Readiness(msgspec.Struct, frozen=True):
+class ReadinessProbe(msgspec.Struct, frozen=True):
     """The place where an engine says whether it takes requests: status 200 means that it does, 503 that it does not (it starts or drains).
 
     `path`: below the deployment's base URL; `{model}` stands for the upstream's name of the model. `seconds`: most time for the answer.
@@ -53,4 +53,4 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     context_words: tuple[str, ...] = ()
     request_words: tuple[str, ...] = ()
     counters: CounterNames | None = None
-    readiness: Readiness | None = None
+    readiness: ReadinessProbe | None = None

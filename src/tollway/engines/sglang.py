@@ -1,7 +1,7 @@
 """SGLang (checked with 0.5)."""
 
 from tollway.domain.catalog import Endpoint, Engine
-from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, Readiness
+from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, ReadinessProbe
 
 PROFILE = EngineProfile(
     engine=Engine.SGLANG,
@@ -34,5 +34,5 @@ PROFILE = EngineProfile(
     # srt/metrics/collector.py, with --enable-metrics. Both totals move when a request has finished.
     counters=CounterNames("/metrics", "sglang:", "sglang:prompt_tokens_total", "sglang:generation_tokens_total"),
     # /health generates a token and takes a second; this one does not, and turns 503 when the engine drains.
-    readiness=Readiness("/ready", seconds=2.0),
+    readiness=ReadinessProbe("/ready", seconds=2.0),
 )

@@ -1,7 +1,7 @@
 """TensorRT-LLM's OpenAI server (trtllm-serve)."""
 
 from tollway.domain.catalog import Endpoint, Engine
-from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, Readiness
+from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, ReadinessProbe
 
 PROFILE = EngineProfile(
     engine=Engine.TRTLLM,
@@ -34,5 +34,5 @@ PROFILE = EngineProfile(
     # tensorrt_llm/metrics/collector.py, with return_perf_metrics. Its /metrics is another page, and reading that one consumes it.
     counters=CounterNames("/prometheus/metrics", "trtllm_", "trtllm_prompt_tokens_total", "trtllm_generation_tokens_total"),
     # tensorrt_llm/serve/openai_server.py
-    readiness=Readiness("/health"),
+    readiness=ReadinessProbe("/health"),
 )

@@ -1,7 +1,7 @@
 """Profile of vLLM (checked with 0.32)."""
 
 from tollway.domain.catalog import Endpoint, Engine
-from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, Readiness
+from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, ReadinessProbe
 
 PROFILE = EngineProfile(
     engine=Engine.VLLM,
@@ -50,5 +50,5 @@ PROFILE = EngineProfile(
     # v1/metrics/loggers.py. The prompt total counts whole prompts; both totals move while a request runs.
     counters=CounterNames("/metrics", "vllm:", "vllm:prompt_tokens_total", "vllm:generation_tokens_total"),
     # Says only that the process lives: it stays 200 while the engine drains, whose new requests then fail with 500.
-    readiness=Readiness("/health"),
+    readiness=ReadinessProbe("/health"),
 )

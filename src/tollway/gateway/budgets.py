@@ -1,6 +1,6 @@
 """Budgets in the memory of one gateway run: what it was granted, what its requests hold and have used.
 
-Theory of operation. Each budget that requests of this run were bound by has an `Account` with the run's lease of the present window.
+Theory of operation. Each budget that requests of this run were bound by has an `BudgetAccount` with the run's lease of the present window.
 A request reserves the most that it can cost in all accounts that bind it, or in none, before it is metered; when it ends, the reservation
 is replaced by its real cost. That touches memory only. `link.leases` keeps the leases ahead of the need: it takes `next_request` to
 control and brings the answer to `apply`. A request that finds too little available waits for the next answer, for LEASE_WAIT_SECONDS at
@@ -66,7 +66,7 @@ REQUEST_LEASES_MAX = 256
 """Leases in one request to control."""
 
 
-class Account:
+class BudgetAccount:
     """The lease of one budget in one window. `entry` is the budget's; `start_at`, `end_at` are the window's, None before the first answer.
 
     `asked_at`: an instant of the window. `until_at`: from then on nothing may be reserved before control was asked again. `is_scarce`:
@@ -156,8 +156,8 @@ class BudgetHold(OutputHold):
         self.wanted_tokens = self.goal_tokens = 0
         self.call = call
         self.entries = entries
-        self.amounts: list[tuple[Account, int]] = []
-        self.needs: list[tuple[Account, int]] = []
+        self.amounts: list[tuple[BudgetAccount, int]] = []
+        self.needs: list[tuple[BudgetAccount, int]] = []
         self.asked_in = 0
         self.waiter: Waiter = OVER
         self.timer: asyncio.TimerHandle | None = None
@@ -180,11 +180,11 @@ class Budgets:
         self._now_us = now_us
         self.wake: Callable[[], None] = _do_nothing
         self.is_linked = False
-        self._accounts: dict[str, Account] = {}
-        self._ended: list[Account] = []
+        self._accounts: dict[str, BudgetAccount] = {}
+        self._ended: list[BudgetAccount] = []
         self._waiting: deque[BudgetHold] = deque()
         self._sequence = 0
-        self._asked: list[Account] = []
+        self._asked: list[BudgetAccount] = []
         self._decayed_at = 0
         self._template_tokens: dict[str, int] = {}  # by model: most tokens of input beyond a token for each byte that were seen
 
@@ -210,7 +210,7 @@ class Budgets:
         self._wait(hold, self._list_needs(hold))
         return hold
 
-    def _wait(self, hold: BudgetHold, needs: list[tuple[Account, int]]) -> None:
+    def _wait(self, hold: BudgetHold, needs: list[tuple[BudgetAccount, int]]) -> None:
         hold.asked_in = self._sequence + 1
         hold.timer = asyncio.get_running_loop().call_later(LEASE_WAIT_SECONDS, self._give_up, hold)
         hold.needs = needs
@@ -301,12 +301,12 @@ class Budgets:
             template_tokens = max(2 * self._template_tokens.get(call.model.id, 0), TEMPLATE_TOKENS_LEAST)
             call.input_tokens_max = min(call.input_tokens_max, call.prompt_bytes + template_tokens)
 
-    def _find_account(self, entry: BudgetEntry, now_us: int) -> Account:
+    def _find_account(self, entry: BudgetEntry, now_us: int) -> BudgetAccount:
         account = self._accounts.get(entry.id)
         if account is None or account.is_over(now_us):
             if account is not None:
                 self._ended.append(account)
-            account = self._accounts[entry.id] = Account(entry, now_us)
+            account = self._accounts[entry.id] = BudgetAccount(entry, now_us)
         elif account.start_at is not None and now_us < account.start_at:  # it waited over the end of its window
             return next((each for each in self._ended if each.entry.id == entry.id and each.end_at == account.start_at), account)
         return account
@@ -321,7 +321,7 @@ class Budgets:
         self._take(hold, amounts)
         return True
 
-    def _take(self, hold: BudgetHold, amounts: list[tuple[Account, int]]) -> None:
+    def _take(self, hold: BudgetHold, amounts: list[tuple[BudgetAccount, int]]) -> None:
         """Reserve amounts, for which there is enough."""
         hold.amounts = amounts
         for account, pico in amounts:
@@ -332,7 +332,7 @@ class Budgets:
             if 2 * lease.available_pico < account.find_goal():
                 self.wake()
 
-    def _list_needs(self, hold: BudgetHold) -> list[tuple[Account, int]]:
+    def _list_needs(self, hold: BudgetHold) -> list[tuple[BudgetAccount, int]]:
         now_us = hold.call.request.received_at
         return [(self._find_account(each, now_us), _find_cost(hold, each)) for each in hold.entries]
 
@@ -428,7 +428,7 @@ class Budgets:
         """Return what to ask control, with its number; an empty list if there is nothing to ask. What is stated as given back is no longer
         reserved by anyone, whatever becomes of the message."""
         now_us = self._now_us()
-        asked: list[Account] = []
+        asked: list[BudgetAccount] = []
         requests: list[LeaseRequest] = []
         if now_us - self._decayed_at >= DECAY_US:
             self._decayed_at = now_us
@@ -496,7 +496,7 @@ class Budgets:
         for budget_id in list(self._accounts):
             self.change(budget_id, entries.get(budget_id))
 
-    def list_accounts(self, entries: Sequence[BudgetEntry]) -> list[Account]:
+    def list_accounts(self, entries: Sequence[BudgetEntry]) -> list[BudgetAccount]:
         """Return the accounts of these budgets, as far as this run has them."""
         return [self._accounts[each.id] for each in entries if each.id in self._accounts]
 
@@ -525,7 +525,7 @@ def describe_budgets(entries: Sequence[BudgetEntry], budgets: Budgets) -> list[d
 def _do_nothing() -> None: ...
 
 
-def _is_of(account: Account, grant: LeaseGrant) -> bool:
+def _is_of(account: BudgetAccount, grant: LeaseGrant) -> bool:
     if account.entry.id != grant.budget_id:
         return False
     if account.start_at is None:
@@ -533,7 +533,7 @@ def _is_of(account: Account, grant: LeaseGrant) -> bool:
     return account.start_at == grant.start_at
 
 
-def _find_request(account: Account, now_us: int) -> LeaseRequest | None:
+def _find_request(account: BudgetAccount, now_us: int) -> LeaseRequest | None:
     """Return what to say of an account, None if nothing changes. It gives back what it does not keep."""
     lease = account.lease
     is_over = account.is_over(now_us)
@@ -579,7 +579,7 @@ def _is_extended(call: Call, entries: Sequence[BudgetEntry]) -> bool:
     )
 
 
-def _list_extended(hold: BudgetHold) -> list[tuple[Account, int]]:
+def _list_extended(hold: BudgetHold) -> list[tuple[BudgetAccount, int]]:
     """Return what of a hold grows with the output of its stream."""
     return [each for each in hold.amounts if each[0].entry.mode is BudgetMode.HARD and not each[0].is_archived]
 
@@ -645,7 +645,7 @@ def _find_least_cost(call: Call) -> int:
     return find_fixed_cost(prices, call.input_tokens_max) + useful * find_output_price(prices)
 
 
-def _refuse(hold: BudgetHold, account: Account, available_pico: int) -> Fault:
+def _refuse(hold: BudgetHold, account: BudgetAccount, available_pico: int) -> Fault:
     """Return the refusal of a call by a budget: which one, what is left of it, and what is missing."""
     entry, call = account.entry, hold.call
     currency = call.caller.organization.currency

@@ -32,21 +32,21 @@ class Buffers:
     def __init__(self, bounds: BufferBounds) -> None:
         self.total = 0
         self.bounds = bounds
-        self._keys: WeakValueDictionary[str, Account] = WeakValueDictionary()
+        self._keys: WeakValueDictionary[str, BufferAccount] = WeakValueDictionary()
 
-    def find_key(self, key_id: str) -> "Account":
+    def find_key(self, key_id: str) -> "BufferAccount":
         """Return the account of an API key. It lives as long as a hold on it."""
         account = self._keys.get(key_id)
         if account is None:
-            account = self._keys[key_id] = Account(self, self.bounds.key_bytes_max, faults.UPLOADS_EXCEEDED)
+            account = self._keys[key_id] = BufferAccount(self, self.bounds.key_bytes_max, faults.UPLOADS_EXCEEDED)
         return account
 
-    def add_upstream(self) -> "Account":
+    def add_upstream(self) -> "BufferAccount":
         """Return a new account for an upstream."""
-        return Account(self, self.bounds.upstream_bytes_max, faults.UPSTREAM_RATE_LIMITED)
+        return BufferAccount(self, self.bounds.upstream_bytes_max, faults.UPSTREAM_RATE_LIMITED)
 
 
-class Account:
+class BufferAccount:
     """Bytes that are held for one key or upstream. `fault`: of a request that would exceed `bytes_max`."""
 
     __slots__ = ("__weakref__", "buffers", "bytes", "bytes_max", "fault")
@@ -63,7 +63,7 @@ class BufferHold:
 
     __slots__ = ("_account", "_buffers", "bytes")
 
-    def __init__(self, buffers: Buffers, account: Account | None = None) -> None:
+    def __init__(self, buffers: Buffers, account: BufferAccount | None = None) -> None:
         self._buffers = buffers
         self._account = account
         self.bytes = 0

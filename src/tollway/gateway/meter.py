@@ -39,7 +39,7 @@ _TIMEOUTS = frozenset(
 )
 
 
-class Record(Ending):
+class UsageRecord(Ending):
     """The usage record of one admitted request while it runs.
 
     `admit`: as it was written. `final`: None until it ended. `input_estimate`: tokens of input to record if the engine has not reported
@@ -153,12 +153,12 @@ class Record(Ending):
         return durable
 
 
-def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> Record:
+def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> UsageRecord:
     """Admit the permitted call. Raises Fault metering_unavailable or overloaded, and then owes nothing."""
     call: Call = permit.call
     request = call.request
     terms = call.grant.encoded_admit_suffixes.get((call.price.id, call.stream)) or _encode_terms(call)
-    return Record(request.id, encode_admit(request.id, request.received_at, terms), sink, now_us)
+    return UsageRecord(request.id, encode_admit(request.id, request.received_at, terms), sink, now_us)
 
 
 def _encode_terms(call: Call) -> bytes:

@@ -9,7 +9,7 @@ import time
 from tollway.domain.billing_classes import NOTHING
 from tollway.domain.faults import Fault
 from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, billed_by
-from tollway.gateway.meter import Record
+from tollway.gateway.meter import UsageRecord
 from tollway.gateway.plane import Plane
 from tollway.gateway.request import Call, Request
 from tollway.log_lines import RequestLine, new_request_line
@@ -22,7 +22,7 @@ _NOTHING_USED = ("", 0, "", 0.0, *NOTHING.quantities(), 0, False, "")
 """The fields of a line, from `upstream` to `usage_source`, of a request that no engine received."""
 
 
-def observe(request: Request, call: Call | None, record: Record | None, fault: Fault | None, plane: Plane) -> None:
+def observe(request: Request, call: Call | None, record: UsageRecord | None, fault: Fault | None, plane: Plane) -> None:
     """Record the end of a request. `call`, `record`: as far as it came; `fault`: what the client was told, None for success."""
     duration = time.monotonic() - request.started
     final = record.final if record is not None else None

@@ -24,7 +24,7 @@ from tollway.gateway.buffers import BufferHold
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.limit import charge_upload, describe_limits, limit, limit_shared
-from tollway.gateway.meter import Record, meter
+from tollway.gateway.meter import UsageRecord, meter
 from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
@@ -47,7 +47,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
     """Answer one inference request: the phases in order. `driver` runs this coroutine."""
     caller: Caller | None = None
     call: Call | None = None
-    record: Record | None = None
+    record: UsageRecord | None = None
     fault: Fault | None = None
     hold: BudgetHold | None = None
     limit_headers = b""

@@ -34,7 +34,7 @@ from tollway.gateway.dialects.dialect import AnswerStream, BoundedStream
 from tollway.gateway.dialects.engine_errors import read_answer_fault
 from tollway.gateway.dialects.usage_reports import cap_to_delivered
 from tollway.gateway.driver import OVER, CoroutineDriver, Waiter
-from tollway.gateway.meter import Record
+from tollway.gateway.meter import UsageRecord
 from tollway.gateway.ports import Client
 from tollway.gateway.request import Call, OutputHold, Permit
 from tollway.gateway.upstreams.connection import Pool, UpstreamAnswer, UpstreamConnection
@@ -142,7 +142,7 @@ class Exchange:
         call: Call,
         connection: UpstreamConnection,
         client: Client,
-        record: Record,
+        record: UsageRecord,
         bounds: RelayBounds,
         driver: CoroutineDriver,
         now: float,
@@ -552,7 +552,7 @@ class _Connecting:
 async def relay(
     permit: Permit,
     candidates: Iterable[Upstream],
-    record: Record,
+    record: UsageRecord,
     client: Client,
     bounds: RelayBounds,
     active: Active,
@@ -657,7 +657,7 @@ def _may_retry(fault: Fault, call: Call) -> bool:
 async def _attempt(
     permit: Permit,
     upstream: Upstream,
-    record: Record,
+    record: UsageRecord,
     client: Client,
     bounds: RelayBounds,
     active: Active,
@@ -716,7 +716,7 @@ async def _attempt(
 
 
 def _note_completed(
-    record: Record,
+    record: UsageRecord,
     call: Call,
     upstream: Pool,
     used: Quantities | None,
@@ -742,7 +742,7 @@ def _note_completed(
         record.input_estimate = min(upstream.estimate_input(call.prompt_bytes), call.input_tokens_max)
 
 
-def _note_cut(record: Record, call: Call, upstream: Pool, stream: AnswerStream, delivered_bytes: int) -> None:
+def _note_cut(record: UsageRecord, call: Call, upstream: Pool, stream: AnswerStream, delivered_bytes: int) -> None:
     """Note the usage of a stream that was cut: what was noted on the way stands, as far as it can be true."""
     record.anomaly = stream.anomaly
     used = record.used

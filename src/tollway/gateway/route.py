@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from tollway.domain.faults import UPSTREAM_NONE, Fault
 from tollway.gateway.request import Call
-from tollway.gateway.upstreams.health import Standing
+from tollway.gateway.upstreams.health import Reliability
 from tollway.gateway.upstreams.upstream import Upstream, Upstreams
 
 CANDIDATES_MAX = 4
@@ -30,8 +30,8 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
         raise Fault(UPSTREAM_NONE, retry_after_seconds=5)
     endpoint = call.request.endpoint
     standings = [upstream.health.standing(endpoint, now) for upstream in open]
-    if 2 * standings.count(Standing.GOOD) < len(open):
-        standings = [Standing.GOOD if standing is Standing.DOUBTFUL else standing for standing in standings]
+    if 2 * standings.count(Reliability.GOOD) < len(open):
+        standings = [Reliability.GOOD if standing is Reliability.DOUBTFUL else standing for standing in standings]
     ranked = [
         (standing, upstream.deployment.tier, -(random() ** (1.0 / (upstream.deployment.weight * upstream.health.share(now)))), number)
         for number, (upstream, standing) in enumerate(zip(open, standings, strict=True))

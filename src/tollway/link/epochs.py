@@ -81,7 +81,7 @@ class _Node(msgspec.Struct, frozen=True):
     node_id: str
 
 
-class Closed(msgspec.Struct, frozen=True):
+class ClosedFile(msgspec.Struct, frozen=True):
     """Content of `closed`: the seq after CLOSE."""
 
     next_seq: int
@@ -102,7 +102,7 @@ class Damage(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Epoch:
+class EpochFiles:
     """One run of a gateway on disk."""
 
     directory: Path
@@ -143,12 +143,14 @@ class Epoch:
         write_file(self.directory / "damaged", msgspec.json.encode(Damage(where, what)), self.disk)
 
 
-def list_epochs(directory: Path, disk: Disk = DISK) -> list[Epoch]:
+def list_epochs(directory: Path, disk: Disk = DISK) -> list[EpochFiles]:
     """Epochs of a spool, oldest first; none if there is no such directory."""
     if not disk.exists(directory):
         return []
     found = ((name, _EPOCH_NAME.fullmatch(name)) for name in disk.listdir(directory))
-    return sorted((Epoch(directory / name, int(match.group(1)), disk) for name, match in found if match), key=lambda epoch: epoch.number)
+    return sorted(
+        (EpochFiles(directory / name, int(match.group(1)), disk) for name, match in found if match), key=lambda epoch: epoch.number
+    )
 
 
 def find_node(directory: Path, disk: Disk = DISK) -> str | None:
@@ -310,7 +312,7 @@ FRAME_BYTES_MAX = HEAD_BYTES + PAYLOAD_BYTES_MAX
 """No frame is longer, so a read of this many bytes holds at least one."""
 
 
-def read_frames(epoch: Epoch, position: Position, end: Position | None, bytes_max: int) -> tuple[bytes, Position]:
+def read_frames(epoch: EpochFiles, position: Position, end: Position | None, bytes_max: int) -> tuple[bytes, Position]:
     """Whole frames from `position` on, at most `bytes_max` (FRAME_BYTES_MAX or more) bytes and not beyond `end`, and
     the position after them.
 
@@ -349,7 +351,7 @@ def read_frames(epoch: Epoch, position: Position, end: Position | None, bytes_ma
         position = Position(position.segment + 1, offset, seq)
 
 
-def find_position(epoch: Epoch, seq: int) -> Position | None:
+def find_position(epoch: EpochFiles, seq: int) -> Position | None:
     """Return where record `seq` stands, or would stand next; None if no segment here reaches back to it.
 
     Raises SpoolDamaged if the epoch does not reach as far as `seq`, or is not readable up to it.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from tollway.domain.usage import Admit, Close, Final, Record, decode
-from tollway.link.epochs import Closed, Epoch, SegmentStart, Shipped, SpoolDamaged, parse_start, read_segment
+from tollway.link.epochs import ClosedFile, EpochFiles, SegmentStart, Shipped, SpoolDamaged, parse_start, read_segment
 from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, Reader, Tail, parse_head
 
 _PAYLOAD_BEGINS = b'{"record":"'
@@ -63,7 +63,7 @@ class Inspection:
         return self.kinds.total()
 
 
-def inspect(epoch: Epoch) -> Inspection:
+def inspect(epoch: EpochFiles) -> Inspection:
     """Read an epoch to its end. Raises OSError if the disk cannot be read."""
     found = Inspection()
     for _ in read_records(epoch, found):
@@ -71,7 +71,7 @@ def inspect(epoch: Epoch) -> Inspection:
     return found
 
 
-def find_shipped(epoch: Epoch) -> int:
+def find_shipped(epoch: EpochFiles) -> int:
     """Return how many records control has acknowledged, as far as was noted here."""
     try:
         return msgspec.json.decode((epoch.directory / "shipped").read_bytes(), type=Shipped).next_seq - 1
@@ -79,7 +79,7 @@ def find_shipped(epoch: Epoch) -> int:
         return 0
 
 
-def read_records(epoch: Epoch, found: Inspection) -> Iterator[FoundRecord]:
+def read_records(epoch: EpochFiles, found: Inspection) -> Iterator[FoundRecord]:
     """Every record that can be read, in the order of the files, noting in `found` what is met on the way."""
     numbers = epoch.list_segments()
     while numbers and not read_segment(epoch.segment_path(numbers[-1]), epoch.disk):
@@ -136,12 +136,12 @@ def read_records(epoch: Epoch, found: Inspection) -> Iterator[FoundRecord]:
     _check_end(epoch, found, newest, size, last)
 
 
-def _check_end(epoch: Epoch, found: Inspection, newest: int, offset: int, last: Record | None) -> None:
+def _check_end(epoch: EpochFiles, found: Inspection, newest: int, offset: int, last: Record | None) -> None:
     """A closed epoch ends in CLOSE, with the record that was noted."""
     if found.problems or not epoch.is_closed():
         return
     try:
-        next_seq = msgspec.json.decode((epoch.directory / "closed").read_bytes(), type=Closed).next_seq
+        next_seq = msgspec.json.decode((epoch.directory / "closed").read_bytes(), type=ClosedFile).next_seq
     except (OSError, msgspec.DecodeError):
         return  # the note says that it is closed, whatever is in it
     if next_seq != found.next_seq:

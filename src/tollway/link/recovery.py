@@ -37,8 +37,8 @@ from tollway.domain.usage import Admit, Close, Final, Outcome, Progress, Record,
 from tollway.link.disk import DISK, Disk
 from tollway.link.epochs import (
     FORMAT,
-    Closed,
-    Epoch,
+    ClosedFile,
+    EpochFiles,
     OpenRequest,
     SegmentStart,
     SpoolDamaged,
@@ -145,7 +145,7 @@ def recover_dead(directory: Path, *, alarm: Alarm, disk: Disk = DISK) -> dict[in
     return results
 
 
-def recover(epoch: Epoch, *, alarm: Alarm) -> Recovered:
+def recover(epoch: EpochFiles, *, alarm: Alarm) -> Recovered:
     """Give each open request of `epoch` its FINAL, then close it. The caller holds the epoch's lock. Raises OSError."""
     if epoch.is_closed():
         return Recovered.CLOSED
@@ -156,7 +156,7 @@ def recover(epoch: Epoch, *, alarm: Alarm) -> Recovered:
         raise
 
 
-def _recover(epoch: Epoch, alarm: Alarm) -> Recovered:
+def _recover(epoch: EpochFiles, alarm: Alarm) -> Recovered:
     try:
         found = _read_end(epoch)
     except SpoolDamaged as damage:
@@ -200,7 +200,7 @@ SEGMENTS_IN_DOUBT = 4
 four hold all that can be owed."""
 
 
-def _write_again(epoch: Epoch) -> None:
+def _write_again(epoch: EpochFiles) -> None:
     """Have the bytes of the last segments in files of their own again, durably. Written over in place they would not be safe: after a
     write that failed, ext4 calls blocks mapped that it still counts as never written, and they read as zeros after the next mount."""
     copied = 0
@@ -213,7 +213,7 @@ def _write_again(epoch: Epoch) -> None:
             return
 
 
-def finish(epoch: Epoch, segment: int, end_offset: int, next_seq: int) -> None:
+def finish(epoch: EpochFiles, segment: int, end_offset: int, next_seq: int) -> None:
     """Give back unused space and mark the epoch closed, after its CLOSE. Every step may be repeated."""
     disk = epoch.disk
     disk.truncate(epoch.segment_path(segment), end_offset)
@@ -221,7 +221,7 @@ def finish(epoch: Epoch, segment: int, end_offset: int, next_seq: int) -> None:
         if number > segment:
             disk.unlink(epoch.segment_path(number))
     disk.unlink(epoch.directory / "progress.map")
-    write_file(epoch.directory / "closed", msgspec.json.encode(Closed(next_seq)), disk)
+    write_file(epoch.directory / "closed", msgspec.json.encode(ClosedFile(next_seq)), disk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +236,7 @@ class _End:
     chain: bytes
 
 
-def _read_end(epoch: Epoch) -> tuple[_Requests, _End] | None:
+def _read_end(epoch: EpochFiles) -> tuple[_Requests, _End] | None:
     """Find the newest segment that counts and read it; None if the epoch never began."""
     torn_starts: list[tuple[int, bytes]] = []  # files that have bytes but no whole header, newest first
     newest: tuple[_Requests, _End] | None = None
@@ -276,7 +276,7 @@ def _read_end(epoch: Epoch) -> tuple[_Requests, _End] | None:
     return newest
 
 
-def _read_before(epoch: Epoch, data: bytes, following: SegmentStart) -> tuple[_Requests, _End] | None:
+def _read_before(epoch: EpochFiles, data: bytes, following: SegmentStart) -> tuple[_Requests, _End] | None:
     """The segment before `following`, if it ends too early, as one that a power cut kept from being synced. None if it is
     complete; and if it is damaged, which is found again, and told of, when it is shipped."""
     try:
@@ -287,7 +287,7 @@ def _read_before(epoch: Epoch, data: bytes, following: SegmentStart) -> tuple[_R
     return read if read and read[1].seq < following.first_seq else None
 
 
-def _settle_neighbours(epoch: Epoch, number: int) -> None:
+def _settle_neighbours(epoch: EpochFiles, number: int) -> None:
     """Take away what was begun after segment `number` and does not count, and make those before it durable."""
     disk = epoch.disk
     for other in epoch.list_segments():
@@ -304,7 +304,7 @@ def _settle_neighbours(epoch: Epoch, number: int) -> None:
 
 
 def _read_records(
-    epoch: Epoch, start: SegmentStart, offset: int, data: bytes, torn_starts: Sequence[tuple[int, bytes]]
+    epoch: EpochFiles, start: SegmentStart, offset: int, data: bytes, torn_starts: Sequence[tuple[int, bytes]]
 ) -> tuple[_Requests, _End]:
     path = epoch.segment_path(start.number)
     if start.epoch != epoch.number:
@@ -328,7 +328,7 @@ def _read_records(
     return requests, _End(start, offset, len(data), reader.next_seq, reader.chain)
 
 
-def _node_of(epoch: Epoch) -> str:
+def _node_of(epoch: EpochFiles) -> str:
     """The node that the spool around `epoch` belongs to."""
     node_id = find_node(epoch.directory.parent, epoch.disk)
     if node_id is None:
@@ -336,7 +336,7 @@ def _node_of(epoch: Epoch) -> str:
     return node_id
 
 
-def _remove_unbegun(epoch: Epoch) -> None:
+def _remove_unbegun(epoch: EpochFiles) -> None:
     """Take away an epoch that died before its first header was whole: there never was a record in it."""
     disk = epoch.disk
     for name in disk.listdir(epoch.directory):
@@ -355,7 +355,7 @@ class _Slot:
     retries: int
 
 
-def _read_slots(epoch: Epoch) -> dict[int, _Slot]:
+def _read_slots(epoch: EpochFiles) -> dict[int, _Slot]:
     """Return progress.map by ADMIT seq."""
     words = array.array("Q")
     try:
@@ -382,7 +382,7 @@ def _with_slot(request: OpenRequest, slots: dict[int, _Slot]) -> tuple[OpenReque
 class _Appender:
     """Writes records behind the last whole one of a dead epoch, in further segments where one is full."""
 
-    def __init__(self, epoch: Epoch, end: "_End", latest_at: int) -> None:
+    def __init__(self, epoch: EpochFiles, end: "_End", latest_at: int) -> None:
         self._epoch = epoch
         self._node_id = end.start.node_id
         self._latest_at = latest_at

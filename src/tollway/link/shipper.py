@@ -22,8 +22,8 @@ import httpx2
 import msgspec
 
 from tollway.link.epochs import (
-    Closed,
-    Epoch,
+    ClosedFile,
+    EpochFiles,
     Position,
     Shipped,
     SpoolDamaged,
@@ -101,7 +101,7 @@ async def _pieces(data: bytes) -> AsyncIterator[bytes]:
 class _Cursor:
     """Progress of an epoch's shipping. `end_seq`: the seq after its CLOSE, None while there is none."""
 
-    epoch: Epoch
+    epoch: EpochFiles
     node_id: str
     position: Position
     end_seq: int | None = None
@@ -204,7 +204,7 @@ class Shipper:
                 unshipped += not await self._ship(epoch, None)
         self.metrics.epochs_unshipped = unshipped
 
-    async def _ship(self, epoch: Epoch, end: Position | None) -> bool:
+    async def _ship(self, epoch: EpochFiles, end: Position | None) -> bool:
         """Ship `epoch` up to `end`, or to the last record there is. True if control has all of it and no more will
         come."""
         try:
@@ -231,7 +231,7 @@ class Shipper:
                 self._stop(epoch, error)
             return False
 
-    async def _open_cursor(self, epoch: Epoch) -> _Cursor | None:
+    async def _open_cursor(self, epoch: EpochFiles) -> _Cursor | None:
         """Begin with an epoch, where control says that it stands. None if there is nothing in it."""
         start = await asyncio.to_thread(_find_first, epoch)
         if start is None:
@@ -294,7 +294,7 @@ class Shipper:
             await asyncio.to_thread(write_file, cursor.epoch.directory / "shipped", note, self._disk)
             cursor.noted_seq = seq
 
-    def _stop(self, epoch: Epoch, error: Exception) -> None:
+    def _stop(self, epoch: EpochFiles, error: Exception) -> None:
         cursor = self._cursors.get(epoch.number)
         if cursor is None:
             cursor = self._cursors[epoch.number] = _Cursor(epoch, "", Position(0, 0, 0))
@@ -341,13 +341,13 @@ class Shipper:
             elif self._is_done(epoch) and (is_short or self._noted_before(epoch, before)):
                 _remove_epoch(epoch)
 
-    def _noted_before(self, epoch: Epoch, instant: float) -> bool:
+    def _noted_before(self, epoch: EpochFiles, instant: float) -> bool:
         try:
             return self._disk.modified_at(epoch.directory / "shipped") < instant
         except FileNotFoundError:
             return False
 
-    def _is_done(self, epoch: Epoch) -> bool:
+    def _is_done(self, epoch: EpochFiles) -> bool:
         """Return whether control has everything of an epoch, and no more will come. What control said counts where a full disk took no
         note."""
         end_seq = _read_end(epoch)
@@ -356,7 +356,7 @@ class Shipper:
         cursor = self._cursors.get(epoch.number)
         return _read_shipped(epoch) >= end_seq or (cursor is not None and not cursor.is_stopped and cursor.position.seq >= end_seq)
 
-    def _remove_segments(self, epoch: Epoch, before: float, is_short: bool) -> None:
+    def _remove_segments(self, epoch: EpochFiles, before: float, is_short: bool) -> None:
         cursor = self._cursors.get(epoch.number)
         if cursor is None:
             return
@@ -367,7 +367,7 @@ class Shipper:
             self._disk.unlink(path)
 
 
-def _remove_epoch(epoch: Epoch) -> None:
+def _remove_epoch(epoch: EpochFiles) -> None:
     """Remove a closed, shipped epoch. `closed` goes last, so that a half-removed one is still no dead one."""
     disk = epoch.disk
     fd = lock(epoch.directory / "LOCK", disk, wait=False)
@@ -382,7 +382,7 @@ def _remove_epoch(epoch: Epoch) -> None:
         disk.close(fd)
 
 
-def _find_first(epoch: Epoch) -> tuple[str, Position] | None:
+def _find_first(epoch: EpochFiles) -> tuple[str, Position] | None:
     """Return whose epoch it is, and its first record that is still here; None if there is nothing any more. Raises SpoolDamaged."""
     numbers = epoch.list_segments()
     if not numbers:
@@ -393,14 +393,14 @@ def _find_first(epoch: Epoch) -> tuple[str, Position] | None:
     return header[0].node_id, Position(numbers[0], header[1], header[0].first_seq)
 
 
-def _read_end(epoch: Epoch) -> int | None:
+def _read_end(epoch: EpochFiles) -> int | None:
     try:
-        return msgspec.json.decode(epoch.disk.read(epoch.directory / "closed"), type=Closed).next_seq
+        return msgspec.json.decode(epoch.disk.read(epoch.directory / "closed"), type=ClosedFile).next_seq
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _read_shipped(epoch: Epoch) -> int:
+def _read_shipped(epoch: EpochFiles) -> int:
     try:
         return msgspec.json.decode(epoch.disk.read(epoch.directory / "shipped"), type=Shipped).next_seq
     except (FileNotFoundError, ValueError):

@@ -42,7 +42,7 @@ from tollway.domain.usage import Close, Progress, Tick, decode_admit, encode
 from tollway.link.disk import DISK, Disk
 from tollway.link.epochs import (
     FORMAT,
-    Epoch,
+    EpochFiles,
     OpenRequest,
     Position,
     SegmentStart,
@@ -157,7 +157,7 @@ class Spool:
 
     def __init__(
         self,
-        epoch: Epoch,
+        epoch: EpochFiles,
         node_id: str,
         fds: tuple[int, int],
         map_memory: mmap.mmap,
@@ -567,11 +567,11 @@ def _unavailable() -> Fault:
     return Fault(SPOOL_UNAVAILABLE, detail="the spool failed before FINAL was durable")
 
 
-def _make_epoch(directory: Path, now_us: int, disk: Disk) -> tuple[Epoch, int]:
+def _make_epoch(directory: Path, now_us: int, disk: Disk) -> tuple[EpochFiles, int]:
     """A directory for a new epoch and the descriptor that holds its lock. The caller holds the spool's lock."""
     epochs = list_epochs(directory, disk)
     number = max(now_us, epochs[-1].number + 1 if epochs else 0)
-    epoch = Epoch(directory / f"epoch-{number}", number, disk)
+    epoch = EpochFiles(directory / f"epoch-{number}", number, disk)
     disk.mkdir(epoch.directory, 0o700)
     epoch_lock = lock(epoch.directory / "LOCK", disk, wait=False)
     assert epoch_lock is not None

@@ -49,7 +49,7 @@ MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
 
 
-class State(StrEnum):
+class CheckState(StrEnum):
     """Result of a check."""
 
     OK = "ok"
@@ -59,16 +59,16 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """The result of a check in words. `remedy` is empty where nothing is to be done."""
 
     check: str
-    state: State
+    state: CheckState
     message: str
     remedy: str = ""
 
 
-def diagnose(settings: Settings, environ: Mapping[str, str], control_url: str | None, database_url: str | None) -> Iterator[Finding]:
+def diagnose(settings: Settings, environ: Mapping[str, str], control_url: str | None, database_url: str | None) -> Iterator[CheckResult]:
     """Yield the findings about this machine, as they are made.
 
     `control_url`: the control plane's REST API, if it is known. `database_url`: the database with its driver; None for the embedded one."""
@@ -89,74 +89,78 @@ def diagnose(settings: Settings, environ: Mapping[str, str], control_url: str | 
     yield _check_database(directory, database_url)
 
 
-def _check_directory(directory: Path) -> Finding:
+def _check_directory(directory: Path) -> CheckResult:
     name = "data directory"
     if _is_fresh(directory):
         above = _nearest(directory)
         if os.access(above, os.W_OK | os.X_OK):
-            return Finding(name, State.OK, f"{directory} is new; the first start makes what it needs there")
-        return Finding(
-            name, State.ERROR, f"{directory} cannot be made: {above} is not writable", "choose another --data-dir, or make it writable"
+            return CheckResult(name, CheckState.OK, f"{directory} is new; the first start makes what it needs there")
+        return CheckResult(
+            name, CheckState.ERROR, f"{directory} cannot be made: {above} is not writable", "choose another --data-dir, or make it writable"
         )
     try:
         data_directory.check_format(directory)
         mode = stat.S_IMODE(directory.stat().st_mode)
     except (OperatorError, OSError) as error:
-        return Finding(name, State.ERROR, *_words_of(error, directory))
+        return CheckResult(name, CheckState.ERROR, *_words_of(error, directory))
     for each in (directory, *(directory / part for part in ("gateway", "gateway/spool", "control", "control/archive", "logs"))):
         if each.exists() and not os.access(each, os.R_OK | os.W_OK | os.X_OK):
-            return Finding(name, State.ERROR, *_words_of(PermissionError(13, "permission denied", str(each)), each))
+            return CheckResult(name, CheckState.ERROR, *_words_of(PermissionError(13, "permission denied", str(each)), each))
     if mode & stat.S_IRWXO:
-        return Finding(name, State.WARNING, f"{directory} can be entered by every user (mode {mode:o})", f"chmod o-rwx {directory}")
-    return Finding(name, State.OK, f"{directory} can be read and written")
+        return CheckResult(
+            name, CheckState.WARNING, f"{directory} can be entered by every user (mode {mode:o})", f"chmod o-rwx {directory}"
+        )
+    return CheckResult(name, CheckState.OK, f"{directory} can be read and written")
 
 
-def _check_secrets(directory: Path, environ: Mapping[str, str]) -> Finding:
+def _check_secrets(directory: Path, environ: Mapping[str, str]) -> CheckResult:
     name = "secrets"
     if _is_fresh(directory) and not any(environ.get(variable) for variable in data_directory.SECRETS_ENV):
-        return Finding(name, State.OK, "none yet; the first start makes them")
+        return CheckResult(name, CheckState.OK, "none yet; the first start makes them")
     try:
         data_directory.read_secrets(directory, environ)
         node = data_directory.find_known_node(directory, environ)
     except OperatorError as error:
-        return Finding(name, State.ERROR, error.message, error.hint)
-    return Finding(name, State.OK, "complete and private" + ("" if node is None else f"; this node is {node.node_id}"))
+        return CheckResult(name, CheckState.ERROR, error.message, error.hint)
+    return CheckResult(name, CheckState.OK, "complete and private" + ("" if node is None else f"; this node is {node.node_id}"))
 
 
-def _check_space(directory: Path, settings: Settings) -> Finding:
+def _check_space(directory: Path, settings: Settings) -> CheckResult:
     name = "disk space"
     spool = settings.gateway.spool
     try:
         need = needed_bytes(SpoolOptions(segment_bytes=spool.segment_bytes, slots_max=spool.slots_max))
     except ValueError as error:
-        return Finding(name, State.ERROR, f"gateway.spool is not valid: {error}", "see docs/settings.md")
+        return CheckResult(name, CheckState.ERROR, f"gateway.spool is not valid: {error}", "see docs/settings.md")
     place = _nearest(directory)
     usage, inodes = shutil.disk_usage(place), os.statvfs(place)
     wanted = need + SPARE_SEGMENTS * spool.segment_bytes
     free = f"{usage.free >> 20:,} MiB free at {place}"
     remedy = f"free space there, choose another --data-dir, or lower gateway.spool.segment_bytes ({spool.segment_bytes})"
     if usage.free < need:
-        return Finding(name, State.ERROR, f"{free}: a gateway needs {-(-need >> 20):,} MiB to start", remedy)
+        return CheckResult(name, CheckState.ERROR, f"{free}: a gateway needs {-(-need >> 20):,} MiB to start", remedy)
     if inodes.f_files and inodes.f_favail < 100:
-        return Finding(name, State.ERROR, f"{inodes.f_favail} inodes free at {place}", "remove files there, or choose another --data-dir")
+        return CheckResult(
+            name, CheckState.ERROR, f"{inodes.f_favail} inodes free at {place}", "remove files there, or choose another --data-dir"
+        )
     if usage.free < wanted:
-        return Finding(name, State.WARNING, f"{free}: enough to start, but not for long while control is away", remedy)
-    return Finding(name, State.OK, free)
+        return CheckResult(name, CheckState.WARNING, f"{free}: enough to start, but not for long while control is away", remedy)
+    return CheckResult(name, CheckState.OK, free)
 
 
-def _check_file_system(directory: Path) -> Finding:
+def _check_file_system(directory: Path) -> CheckResult:
     name = "file system"
     found = _find_file_system(_nearest(directory))
     if found is None:
-        return Finding(name, State.SKIPPED, "/proc/self/mounts does not tell the file system of the data directory")
+        return CheckResult(name, CheckState.SKIPPED, "/proc/self/mounts does not tell the file system of the data directory")
     if found in MEMORY_FILE_SYSTEMS:
-        return Finding(
-            name, State.WARNING, f"the data directory is in memory ({found}): usage is lost with the machine", "mount a disk there"
+        return CheckResult(
+            name, CheckState.WARNING, f"the data directory is in memory ({found}): usage is lost with the machine", "mount a disk there"
         )
     if found in NETWORK_FILE_SYSTEMS:
         remedy = "use a disk of this machine: locks and syncs of network file systems are not reliable enough"
-        return Finding(name, State.WARNING, f"the data directory is on a network file system ({found})", remedy)
-    return Finding(name, State.OK, found)
+        return CheckResult(name, CheckState.WARNING, f"the data directory is on a network file system ({found})", remedy)
+    return CheckResult(name, CheckState.OK, found)
 
 
 def _find_file_system(path: Path) -> str | None:
@@ -170,17 +174,19 @@ def _find_file_system(path: Path) -> str | None:
     return max(holding, key=lambda each: each[0])[1] if holding else None
 
 
-def _check_sync(directory: Path) -> Finding:
+def _check_sync(directory: Path) -> CheckResult:
     name = "durable writes"
     place = next((each for each in (directory / "gateway" / "spool", directory) if each.is_dir()), _nearest(directory))
     try:
         seconds = _time_syncs(place)
     except OSError as error:
-        return Finding(name, State.ERROR, *_words_of(error, place))
+        return CheckResult(name, CheckState.ERROR, *_words_of(error, place))
     message = f"{seconds * 1000:.2f} ms for one at {place} (median of {SYNCS})"
     if seconds > SYNC_SECONDS_MAX:
-        return Finding(name, State.WARNING, f"{message}: every answer waits for one", "put the data directory on an SSD of this machine")
-    return Finding(name, State.OK, message)
+        return CheckResult(
+            name, CheckState.WARNING, f"{message}: every answer waits for one", "put the data directory on an SSD of this machine"
+        )
+    return CheckResult(name, CheckState.OK, message)
 
 
 def _time_syncs(place: Path) -> float:
@@ -199,37 +205,37 @@ def _time_syncs(place: Path) -> float:
         os.unlink(path)
 
 
-def _check_descriptors(settings: Settings) -> Finding:
+def _check_descriptors(settings: Settings) -> CheckResult:
     name = "open files"
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
-        return Finding(name, State.OK, "no limit")
+        return CheckResult(name, CheckState.OK, "no limit")
     edge = settings.gateway.edge
     share = share_out(hard, edge.connections_max, for_each=2, reserve=RESERVE + edge.internal_connections_max)
     if share.missing:
         message = describe_shortage(hard, share, f"gateway.edge.connections_max ({edge.connections_max}) and as many to engines")
         short, _, remedy = message.partition(". ")
-        return Finding(
-            name, State.WARNING, short, f"{remedy.rstrip('.').replace('Raise', 'raise', 1)}, or lower gateway.edge.connections_max"
+        return CheckResult(
+            name, CheckState.WARNING, short, f"{remedy.rstrip('.').replace('Raise', 'raise', 1)}, or lower gateway.edge.connections_max"
         )
-    return Finding(name, State.OK, f"{hard:,} can be open; {edge.connections_max:,} connections fit")
+    return CheckResult(name, CheckState.OK, f"{hard:,} can be open; {edge.connections_max:,} connections fit")
 
 
-def _check_port(option: str, address: str) -> Finding:
+def _check_port(option: str, address: str) -> CheckResult:
     name = f"port of {option}"
     try:
         host, port = parse_address(address, option=option)
     except OperatorError as error:
-        return Finding(name, State.ERROR, error.message, error.hint)
+        return CheckResult(name, CheckState.ERROR, error.message, error.hint)
     if port == 0:
-        return Finding(name, State.OK, f"{address} takes a free port")
+        return CheckResult(name, CheckState.OK, f"{address} takes a free port")
     try:
         open_listener(address, option=option).close()
     except OperatorError as error:
         if _answers(host, port):
-            return Finding(name, State.OK, f"{address} is in use, and Tollway answers there")
-        return Finding(name, State.ERROR, error.message, error.hint)
-    return Finding(name, State.OK, f"{address} is free")
+            return CheckResult(name, CheckState.OK, f"{address} is in use, and Tollway answers there")
+        return CheckResult(name, CheckState.ERROR, error.message, error.hint)
+    return CheckResult(name, CheckState.OK, f"{address} is free")
 
 
 def _answers(host: str, port: int) -> bool:
@@ -243,46 +249,46 @@ def _answers(host: str, port: int) -> bool:
     return answer.status_code == 200 or "x-request-id" in answer.headers
 
 
-def _check_counters(limits: LimitsSection, password: str | None) -> Finding:
+def _check_counters(limits: LimitsSection, password: str | None) -> CheckResult:
     name = "shared counters"
     if limits.redis_url is None:
-        return Finding(name, State.OK, "not used: each gateway counts in its own memory")
+        return CheckResult(name, CheckState.OK, "not used: each gateway counts in its own memory")
     options = StoreOptions(url=limits.redis_url, password=password, decision_seconds=limits.decision_seconds)
     remedy = "check gateway.limits.redis_url, TOLLWAY_LIMITS_REDIS_PASSWORD and the server; meanwhile gateways use their shares of limits"
     try:
         reason = asyncio.run(RedisCounters(options, recover=lambda: None, alarm=lambda _event, _fields: None).probe())
     except ValueError as error:
-        return Finding(name, State.ERROR, f"gateway.limits.redis_url is not valid: {error}", remedy)
+        return CheckResult(name, CheckState.ERROR, f"gateway.limits.redis_url is not valid: {error}", remedy)
     if reason:
-        return Finding(name, State.ERROR, f"{mask_password(limits.redis_url)} cannot be used: {reason}", remedy)
+        return CheckResult(name, CheckState.ERROR, f"{mask_password(limits.redis_url)} cannot be used: {reason}", remedy)
     deadline = f"{limits.decision_seconds * 1000:g} ms"
-    return Finding(name, State.OK, f"{mask_password(limits.redis_url)} answers within the deadline of a decision, {deadline}")
+    return CheckResult(name, CheckState.OK, f"{mask_password(limits.redis_url)} answers within the deadline of a decision, {deadline}")
 
 
-def _check_clock(control_url: str | None) -> Finding:
+def _check_clock(control_url: str | None) -> CheckResult:
     name = "clock"
     if control_url is None:
-        return Finding(name, State.SKIPPED, "no control plane is known to compare with", "name it with --control-url")
+        return CheckResult(name, CheckState.SKIPPED, "no control plane is known to compare with", "name it with --control-url")
     before = time.time()
     try:
         answer = httpx2.get(f"{control_url}/livez", timeout=ANSWER_SECONDS_MAX, trust_env=False)
         theirs = parsedate_to_datetime(answer.headers["date"]).timestamp() + 0.5  # the header has whole seconds
     except (httpx2.HTTPError, httpx2.InvalidURL):
-        return Finding(name, State.SKIPPED, f"nothing answers at {control_url}", "start control, or name it with --control-url")
+        return CheckResult(name, CheckState.SKIPPED, f"nothing answers at {control_url}", "start control, or name it with --control-url")
     except (KeyError, ValueError):
-        return Finding(name, State.SKIPPED, f"{control_url} does not tell its time", "is this the control plane's address?")
+        return CheckResult(name, CheckState.SKIPPED, f"{control_url} does not tell its time", "is this the control plane's address?")
     skew = (before + time.time()) / 2 - theirs
     if abs(skew) > SKEW_SECONDS_MAX:
         message = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} control at {control_url}"
-        return Finding(name, State.ERROR, message, "synchronize both machines (systemd-timesyncd, chrony)")
-    return Finding(name, State.OK, f"within {SKEW_SECONDS_MAX:.0f} s of control at {control_url}")
+        return CheckResult(name, CheckState.ERROR, message, "synchronize both machines (systemd-timesyncd, chrony)")
+    return CheckResult(name, CheckState.OK, f"within {SKEW_SECONDS_MAX:.0f} s of control at {control_url}")
 
 
-def _check_database(directory: Path, url: str | None) -> Finding:
+def _check_database(directory: Path, url: str | None) -> CheckResult:
     name = "database"
     if url is None:
         if not (directory / "control" / "tollway.db").exists():
-            return Finding(name, State.OK, "none yet; the first start of control makes it")
+            return CheckResult(name, CheckState.OK, "none yet; the first start of control makes it")
         url = data_directory.sqlite_url(directory)
     version = "the database"
     try:
@@ -291,12 +297,14 @@ def _check_database(directory: Path, url: str | None) -> Finding:
             database.check_schema()
     except Fault as fault:
         remedy = "is it running, and may this machine connect? see TOLLWAY_DATABASE_URL"
-        return Finding(name, State.ERROR, f"{fault.message} {' '.join(fault.detail.split())}", remedy)
+        return CheckResult(name, CheckState.ERROR, f"{fault.message} {' '.join(fault.detail.split())}", remedy)
     except DatabaseOutdated:
-        return Finding(name, State.WARNING, f"{version} has migrations pending", "run `tollway migrate`; control does it at its start")
+        return CheckResult(
+            name, CheckState.WARNING, f"{version} has migrations pending", "run `tollway migrate`; control does it at its start"
+        )
     except (DatabaseTooNew, ValueError, RuntimeError) as error:
-        return Finding(name, State.ERROR, str(error), "see docs/deployment.md")
-    return Finding(name, State.OK, f"{version} answers, and its schema is that of this version")
+        return CheckResult(name, CheckState.ERROR, str(error), "see docs/deployment.md")
+    return CheckResult(name, CheckState.OK, f"{version} answers, and its schema is that of this version")
 
 
 def find_control_url(directory: Path) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.budgets import Budget, BudgetAlert, BudgetLevel, BudgetMode, BudgetRaise, BudgetWindow
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Bounds
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
@@ -68,7 +68,7 @@ def find_budget(tx: TenantTx, budget_id: str) -> Budget | None:
     return None if row is None else read_budget(row)
 
 
-def list_budgets(tx: TenantTx, window: Window, *, include_archived: bool) -> Page[Budget]:
+def list_budgets(tx: TenantTx, window: PageWindow, *, include_archived: bool) -> Page[Budget]:
     """Return budgets of the organization."""
     query = sa.select(budgets).where(budgets.c.organization_id == tx.organization_id)
     if not include_archived:

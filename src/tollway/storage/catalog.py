@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint, Engine, Model, UnknownParameters
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.tenants import Status
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page
@@ -39,7 +39,7 @@ def list_published_names(tx: Transaction) -> list[str]:
     return list(tx.connection.execute(query).scalars())
 
 
-def list_models(tx: PlatformTx, window: Window, *, include_archived: bool) -> Page[Model]:
+def list_models(tx: PlatformTx, window: PageWindow, *, include_archived: bool) -> Page[Model]:
     """The catalog, ordered by name; the window's cursor is a name."""
     query = sa.select(models)
     if not include_archived:
@@ -101,7 +101,7 @@ def find_deployment(tx: PlatformTx, deployment_id: str) -> Deployment | None:
     return None if row is None else read_deployment(row)
 
 
-def list_deployments(tx: PlatformTx, window: Window, *, model: str | None, include_archived: bool) -> Page[Deployment]:
+def list_deployments(tx: PlatformTx, window: PageWindow, *, model: str | None, include_archived: bool) -> Page[Deployment]:
     """All deployments, or those of one model."""
     query = sa.select(deployments)
     if model is not None:

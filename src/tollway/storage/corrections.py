@@ -7,10 +7,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.billing_classes import Quantities
-from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision
+from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, ApprovalDecision
 from tollway.domain.keys import KeyOrigin, Operator
 from tollway.domain.money import PICO
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema import organizations
@@ -51,7 +51,7 @@ def insert_adjustment(tx: PlatformTx, adjustment: Adjustment) -> None:
     )
 
 
-def insert_decision(tx: PlatformTx, adjustment: Adjustment, decision: Decision, approver: Operator, now: int) -> None:
+def insert_decision(tx: PlatformTx, adjustment: Adjustment, decision: ApprovalDecision, approver: Operator, now: int) -> None:
     """Store what the second person said. The organization must be locked."""
     tx.connection.execute(
         adjustment_approvals.insert().values(
@@ -89,21 +89,21 @@ def sum_moved(tx: PlatformTx, origin: KeyOrigin, currency: str, since: int) -> i
             usage_adjustments.c.actor_origin == origin,
             usage_adjustments.c.created_at >= since,
             organizations.c.currency == currency,
-            sa.or_(_approval.decision.is_(None), _approval.decision != Decision.REJECTED),
+            sa.or_(_approval.decision.is_(None), _approval.decision != ApprovalDecision.REJECTED),
         )
     )
     units, picos = tx.connection.execute(query).one()
     return int(units) * PICO + int(picos)
 
 
-def list_adjustments(tx: PlatformTx, window: Window, *, organization_id: str | None, state: AdjustmentState | None) -> Page[Adjustment]:
+def list_adjustments(tx: PlatformTx, window: PageWindow, *, organization_id: str | None, state: AdjustmentState | None) -> Page[Adjustment]:
     """Corrections in the order in which they were asked for, of everyone or of one organization, in every state or in one."""
     query = _ALL
     if organization_id is not None:
         query = query.where(usage_adjustments.c.organization_id == organization_id)
     match state:
         case AdjustmentState.REJECTED:
-            query = query.where(_approval.decision == Decision.REJECTED)
+            query = query.where(_approval.decision == ApprovalDecision.REJECTED)
         case AdjustmentState.PENDING:
             query = query.where(usage_adjustments.c.needs_approval, _approval.decision.is_(None))
         case AdjustmentState.APPLIED:
@@ -178,7 +178,7 @@ def _adjustment(row: Any) -> Adjustment:
         created_at=row.created_at,
         needs_approval=row.needs_approval,
         replacement=replacement,
-        decision=None if row.decision is None else Decision(row.decision),
+        decision=None if row.decision is None else ApprovalDecision(row.decision),
         approver=row.approver,
         approver_origin=None if row.approver_origin is None else KeyOrigin(row.approver_origin),
         decided_at=row.decided_at,

@@ -16,7 +16,7 @@ LEASE_US_MAX = 300_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class JobLease:
     """The row of a job. Instants are UTC microseconds. `until_at`: the lease is taken until then. `done_period_at`: the start of the latest
     period in which the job succeeded. `failures`: consecutive ones since the latest success."""
 
@@ -27,10 +27,10 @@ class Lease:
     failures: int
 
 
-def find_lease(tx: PlatformTx, name: str) -> Lease | None:
+def find_lease(tx: PlatformTx, name: str) -> JobLease | None:
     """Return the row of the job `name`, or None if it never ran."""
     row = tx.connection.execute(sa.select(job_leases).where(job_leases.c.name == name)).one_or_none()
-    return None if row is None else Lease(row.holder, row.until_at, row.done_period_at, row.succeeded_at, row.failures)
+    return None if row is None else JobLease(row.holder, row.until_at, row.done_period_at, row.succeeded_at, row.failures)
 
 
 def take_lease(tx: PlatformTx, name: str, holder: str, *, period_at: int, now: int, until_at: int) -> bool:

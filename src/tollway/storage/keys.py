@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.keys import Key, KeyOrigin, KeyType
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.tenants import ServiceAccount
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.limits import read_limits
@@ -39,7 +39,7 @@ def find_project_key(tx: TenantTx, project_id: str, key_id: str) -> Key | None:
     return None if row is None else _key(row)
 
 
-def list_project_keys(tx: TenantTx, project_id: str, window: Window) -> Page[Key]:
+def list_project_keys(tx: TenantTx, project_id: str, window: PageWindow) -> Page[Key]:
     """The keys of a project that were not revoked."""
     return fetch_page(tx, _live_keys(tx).where(api_keys.c.project_id == project_id), api_keys.c.id, window, _key)
 
@@ -51,7 +51,7 @@ def find_admin_key(tx: TenantTx, key_id: str) -> Key | None:
     return None if row is None else _key(row)
 
 
-def list_admin_keys(tx: TenantTx, window: Window) -> Page[Key]:
+def list_admin_keys(tx: TenantTx, window: PageWindow) -> Page[Key]:
     """The admin keys of the organization that were not revoked."""
     return fetch_page(tx, _live_keys(tx).where(api_keys.c.type == KeyType.ADMIN), api_keys.c.id, window, _key)
 
@@ -105,7 +105,7 @@ def put_node_key(tx: PlatformTx, key: Key, digest: Digest, node_id: str) -> None
     tx.connection.execute(insert.on_conflict_do_nothing(index_elements=["digest"]))
 
 
-def list_platform_keys(tx: PlatformTx, window: Window, type: KeyType) -> Page[Key]:
+def list_platform_keys(tx: PlatformTx, window: PageWindow, type: KeyType) -> Page[Key]:
     """The keys of the platform of `type` that are valid."""
     return fetch_page(tx, _platform_keys(type), api_keys.c.id, window, _platform_key)
 

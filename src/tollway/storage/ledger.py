@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.ledger import Account, AdjustmentCause, Balance, Entry, Posting, UsageCause
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.storage.bulk import Upsert, any_of, by_bytes, insert_rows, upsert_rows
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.pages import fetch_page
@@ -88,7 +88,7 @@ def _transaction_row(posting: Posting) -> tuple[object, ...]:
 # ---- Reading ----------------------------------------------------------------------------------------------------------
 
 
-def list_balances(tx: PlatformTx, window: Window, *, owner: str | None) -> Page[Balance]:
+def list_balances(tx: PlatformTx, window: PageWindow, *, owner: str | None) -> Page[Balance]:
     """Balances by account id, of everyone or of one owner."""
     query = sa.select(balances, ledger_accounts).join_from(balances, ledger_accounts)
     if owner is not None:
@@ -96,7 +96,7 @@ def list_balances(tx: PlatformTx, window: Window, *, owner: str | None) -> Page[
     return fetch_page(tx, query, balances.c.account_id, window, _balance)
 
 
-def list_transactions(tx: PlatformTx, window: Window, *, organization_id: str | None) -> Page[Posting]:
+def list_transactions(tx: PlatformTx, window: PageWindow, *, organization_id: str | None) -> Page[Posting]:
     """Transactions with their entries, of everyone or of one organization, in the order of the usage that they book (that of their ids)."""
     query = sa.select(ledger_transactions)
     if organization_id is not None:
@@ -105,7 +105,7 @@ def list_transactions(tx: PlatformTx, window: Window, *, organization_id: str | 
     return Page(_with_entries(tx, page.items), page.has_more)
 
 
-def list_period_transactions(tx: Transaction, window: Window, organization_id: str, period_at: int) -> Page[Posting]:
+def list_period_transactions(tx: Transaction, window: PageWindow, organization_id: str, period_at: int) -> Page[Posting]:
     """The transactions of an organization that are booked in the period that begins at `period_at`, ordered by id."""
     table = ledger_transactions.c
     query = sa.select(ledger_transactions).where(table.organization_id == organization_id, table.period_at == period_at)
@@ -146,13 +146,13 @@ def sum_period(tx: Transaction, organization_id: str, period_at: int, owner: str
 
 def iterate_transactions(tx: PlatformTx, page_rows: int = 500) -> Iterator[Posting]:
     """Every transaction, ordered by id: for verification."""
-    window = Window(limit=page_rows)
+    window = PageWindow(limit=page_rows)
     while True:
         page = list_transactions(tx, window, organization_id=None)
         yield from page.items
         if not page.has_more:
             return
-        window = Window(after=page.items[-1].id, limit=page_rows)
+        window = PageWindow(after=page.items[-1].id, limit=page_rows)
 
 
 def iterate_usage_transactions(tx: PlatformTx, page_rows: int = 500) -> Iterator[Posting]:

@@ -5,13 +5,13 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.storage.database import Transaction
 
 T = TypeVar("T")
 
 
-def fetch_page(tx: Transaction, query: sa.Select[Any], id_column: sa.Column[str], window: Window, read: Callable[[Any], T]) -> Page[T]:
+def fetch_page(tx: Transaction, query: sa.Select[Any], id_column: sa.Column[str], window: PageWindow, read: Callable[[Any], T]) -> Page[T]:
     """The window of `query`, ordered by `id_column`, each row turned into a value by `read`."""
     if window.after is not None:
         query = query.where(id_column < window.after if window.descending else id_column > window.after)

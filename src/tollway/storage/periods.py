@@ -14,8 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from tollway.domain.pages import Page, Window
-from tollway.domain.periods import Bounds, Calendar, Closed, Closing, Period, PeriodState, period_id
+from tollway.domain.pages import Page, PageWindow
+from tollway.domain.periods import Bounds, Calendar, Closing, Period, PeriodClosure, PeriodState, period_id
 from tollway.storage.bulk import any_of
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
@@ -114,7 +114,7 @@ def freeze(tx: PlatformTx, period: Period, closing: Closing) -> None:
     )
 
 
-def close(tx: PlatformTx, period: Period, closed: Closed) -> None:
+def close(tx: PlatformTx, period: Period, closed: PeriodClosure) -> None:
     """Store the digests of a frozen period permanently. A second call with the same result changes nothing."""
     amounts = {"usage": _to_text(closed.amounts), "corrections": str(closed.adjustments_pico)}
     tx.connection.execute(
@@ -233,7 +233,7 @@ def count_unclosed(tx: PlatformTx, ended_before: int) -> int:
     return count
 
 
-def list_periods(tx: PlatformTx, window: Window, *, organization_id: str | None, state: PeriodState | None) -> Page[Period]:
+def list_periods(tx: PlatformTx, window: PageWindow, *, organization_id: str | None, state: PeriodState | None) -> Page[Period]:
     """Periods in order of their start, of everyone or of one organization."""
     query = _ALL
     if organization_id is not None:
@@ -243,7 +243,7 @@ def list_periods(tx: PlatformTx, window: Window, *, organization_id: str | None,
     return fetch_page(tx, query, billing_periods.c.id, window, _period)
 
 
-def list_own_periods(tx: TenantTx, window: Window) -> Page[Period]:
+def list_own_periods(tx: TenantTx, window: PageWindow) -> Page[Period]:
     """The organization's periods in order of their start."""
     query = _ALL.where(billing_periods.c.organization_id == tx.organization_id)
     return fetch_page(tx, query, billing_periods.c.id, window, _period)
@@ -269,7 +269,7 @@ def _period(row: Any) -> Period:
         closing = Closing(row.frozen_at, row.closed_by, row.watermark_digest, json.loads(row.report))
     if row.closed_at is not None:
         amounts = json.loads(row.amounts)
-        closed = Closed(
+        closed = PeriodClosure(
             closed_at=row.closed_at,
             events=row.events,
             merkle_root=row.merkle_root,

@@ -14,13 +14,13 @@ import msgspec
 import sqlalchemy as sa
 
 from tollway.domain.billing_classes import UnitPrices
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.price_books import (
     BookPrice,
+    DraftFinding,
     DraftLine,
     DraftState,
-    Finding,
     PriceBook,
     PriceDraft,
     PriceList,
@@ -70,7 +70,7 @@ def find_default_book(tx: Transaction, currency: str) -> PriceBook | None:
     return _find_book(tx, price_books.c.default_of == currency)
 
 
-def list_books(tx: PlatformTx, window: Window) -> Page[PriceBook]:
+def list_books(tx: PlatformTx, window: PageWindow) -> Page[PriceBook]:
     """All books."""
     return fetch_page(tx, sa.select(price_books), price_books.c.id, window, _book)
 
@@ -113,7 +113,7 @@ def _book(row: Any) -> PriceBook:
 # ---- Drafts -----------------------------------------------------------------------------------------------------------
 
 _lines = msgspec.json.Decoder(tuple[DraftLine, ...])
-_findings = msgspec.json.Decoder(tuple[Finding, ...])
+_findings = msgspec.json.Decoder(tuple[DraftFinding, ...])
 
 
 def insert_draft(tx: PlatformTx, draft: PriceDraft) -> None:
@@ -128,7 +128,7 @@ def find_draft(tx: PlatformTx, draft_id: str) -> PriceDraft | None:
     return None if row is None else _draft(row)
 
 
-def list_drafts(tx: PlatformTx, window: Window, *, book_id: str | None, include_closed: bool) -> Page[PriceDraft]:
+def list_drafts(tx: PlatformTx, window: PageWindow, *, book_id: str | None, include_closed: bool) -> Page[PriceDraft]:
     """Open drafts, or all of them; of one book, or of all."""
     query = sa.select(price_drafts)
     if book_id is not None:
@@ -260,7 +260,7 @@ def has_price_at(tx: Transaction, model: str, at: int) -> bool:
     return tx.connection.execute(query.limit(1)).first() is not None
 
 
-def list_prices(tx: PlatformTx, window: Window, *, model: str | None, price_list: str | None) -> Page[PriceVersion]:
+def list_prices(tx: PlatformTx, window: PageWindow, *, model: str | None, price_list: str | None) -> Page[PriceVersion]:
     """All versions ever, or those of one model, or of one list."""
     query = sa.select(compiled_prices)
     if model is not None:

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from tollway.domain.keys import KeyOrigin, Operator
 from tollway.domain.money import PICO
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.quarantine import (
     QuarantinedRecord,
     QuarantineState,
@@ -140,7 +140,7 @@ def find_own_quarantined(tx: TenantTx, request_id: str) -> QuarantinedRecord | N
 
 
 def list_quarantined(
-    tx: PlatformTx, window: Window, *, state: QuarantineState | None, organization_id: str | None, reason: str | None
+    tx: PlatformTx, window: PageWindow, *, state: QuarantineState | None, organization_id: str | None, reason: str | None
 ) -> Page[QuarantinedRecord]:
     """Return quarantined records by place: those in one state, of one organization, with one reason. The cursor is `place_text`."""
     query = _ALL

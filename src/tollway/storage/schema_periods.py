@@ -8,7 +8,7 @@ Nothing may be booked into a period that is not open. Both are enforced by trigg
 import sqlalchemy as sa
 
 from tollway.domain.billing_classes import QUANTITY_CLASSES
-from tollway.domain.corrections import AdjustmentKind, Decision
+from tollway.domain.corrections import AdjustmentKind, ApprovalDecision
 from tollway.domain.keys import KeyOrigin
 from tollway.domain.periods import PeriodState
 from tollway.storage.schema import metadata, one_of
@@ -127,7 +127,7 @@ adjustment_approvals = sa.Table(  # append-only
     sa.Column("decided_at", sa.BigInteger, nullable=False),
     sa.Column("approver_origin", sa.String(16), nullable=False, server_default=KeyOrigin.FIRST.value),  # not the actor's, by trigger
     sa.ForeignKeyConstraint(["adjustment_id", "actor"], ["usage_adjustments.id", "usage_adjustments.actor"]),
-    one_of("decision", Decision),
+    one_of("decision", ApprovalDecision),
     sa.CheckConstraint("approver <> actor OR decision = 'rejected'", name="four_eyes"),
 )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.pages import fetch_page, split_ids
@@ -42,7 +42,7 @@ def find_organization(tx: TenantTx) -> Organization | None:
     return None if row is None else _organization(row)
 
 
-def list_organizations(tx: PlatformTx, window: Window, *, include_archived: bool) -> Page[Organization]:
+def list_organizations(tx: PlatformTx, window: PageWindow, *, include_archived: bool) -> Page[Organization]:
     """All organizations, for operators."""
     query = sa.select(organizations)
     if not include_archived:
@@ -104,7 +104,7 @@ def find_project(tx: TenantTx, project_id: str) -> Project | None:
     return None if row is None else _project(row)
 
 
-def list_projects(tx: TenantTx, window: Window, *, include_archived: bool) -> Page[Project]:
+def list_projects(tx: TenantTx, window: PageWindow, *, include_archived: bool) -> Page[Project]:
     """The organization's projects."""
     query = sa.select(projects).where(projects.c.organization_id == tx.organization_id)
     if not include_archived:
@@ -164,7 +164,7 @@ def find_service_account(tx: TenantTx, project_id: str, account_id: str) -> Serv
     return None if row is None else _service_account(row)
 
 
-def list_service_accounts(tx: TenantTx, project_id: str, window: Window) -> Page[ServiceAccount]:
+def list_service_accounts(tx: TenantTx, project_id: str, window: PageWindow) -> Page[ServiceAccount]:
     """The service accounts of a project that were not deleted."""
     return fetch_page(tx, _live_accounts(tx, project_id), service_accounts.c.id, window, _service_account)
 

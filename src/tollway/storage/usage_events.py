@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from msgspec.structs import astuple
 
 from tollway.domain.billing_classes import QUANTITY_CLASSES, Amounts, BillingClass, Quantities
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.prices import PriceVersion, RatedLine, rate
 from tollway.domain.usage import Admit, Anomaly, Final, Outcome, ServiceTier, UsageEvent, UsageSource, billed
 from tollway.storage import prices as stored_prices
@@ -38,14 +38,14 @@ class EventRace(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class EventTemplate:
+class EventColumns:
     """The columns that thousands of events have in common: the values of TEMPLATE_COLUMNS, and the same as the end of a line of a COPY."""
 
     values: tuple[object, ...]
     line: str
 
     @classmethod
-    def of(cls, node_id: str, epoch: int, final: Final) -> "EventTemplate":
+    def of(cls, node_id: str, epoch: int, final: Final) -> "EventColumns":
         """Return the template of all events of one epoch that are like this one but for id, instants and counts."""
         admit = final.admit
         values = (
@@ -84,7 +84,7 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     amounts: Amounts
     period_at: int
     content_hash: bytes
-    template: EventTemplate
+    template: EventColumns
 
     def columns(self) -> tuple[Any, ...]:
         """Return the values of EVENT_COLUMNS."""
@@ -287,7 +287,7 @@ def list_admissions(tx: Transaction, organization_id: str, period_at: int, event
     return {Admission(*row) for row in found}
 
 
-def list_anomalies(tx: PlatformTx, window: Window, *, kind: Anomaly | None, deployment_id: str | None) -> Page[UsageEvent]:
+def list_anomalies(tx: PlatformTx, window: PageWindow, *, kind: Anomaly | None, deployment_id: str | None) -> Page[UsageEvent]:
     """The events whose engine's report was not believed; the window's cursor is a request id."""
     query = sa.select(usage_events).where(usage_events.c.anomaly.is_not(None))
     if kind is not None:

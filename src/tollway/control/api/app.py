@@ -52,7 +52,7 @@ from tollway.control.api import (
     usage,
 )
 from tollway.control.api.places import CALLER_REQUESTS_MAX, NODE_REQUESTS_MAX, Place, Places
-from tollway.control.api.routes import Plane, Route, public, router
+from tollway.control.api.routes import ApiRoute, Plane, public, router
 from tollway.control.api.schemas import Out, find_seconds
 from tollway.control.jobs import JobState
 from tollway.control.plane import ControlPlane
@@ -138,9 +138,9 @@ def _create_app(name: str, plane: ControlPlane, counters: Counters, routers: Seq
 
 
 def refuse_undeclared(routes: Sequence[BaseRoute]) -> None:
-    """Default deny: raise TypeError if any route is not a `Route`, which alone declares and enforces who may pass."""
+    """Default deny: raise TypeError if any route is not a `ApiRoute`, which alone declares and enforces who may pass."""
     for route in routes:
-        if not isinstance(route, Route):
+        if not isinstance(route, ApiRoute):
             raise TypeError(f"route {getattr(route, 'path', route)!r} does not declare who may pass")
 
 

@@ -12,7 +12,7 @@ from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import Identified, In, ListOut, PageQuery, Reason, Sum, find_seconds, list_out, seconds
 from tollway.control.corrections import WantedAdjustment
 from tollway.domain import money
-from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, Decision
+from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, ApprovalDecision
 from tollway.domain.faults import PARAMETER_UNKNOWN, Fault
 from tollway.domain.keys import Operator
 
@@ -111,16 +111,16 @@ def retrieve_adjustment(_caller: PlatformOperator, plane: Plane, adjustment_id: 
 @router.post("/v1/platform/adjustments/{adjustment_id}/approve")
 def approve_adjustment(caller: PlatformOperator, plane: Plane, adjustment_id: str) -> AdjustmentOut:
     """Approve a correction that a key of another origin asked for. This books it."""
-    return _decide(caller, plane, adjustment_id, Decision.APPROVED)
+    return _decide(caller, plane, adjustment_id, ApprovalDecision.APPROVED)
 
 
 @router.post("/v1/platform/adjustments/{adjustment_id}/reject")
 def reject_adjustment(caller: PlatformOperator, plane: Plane, adjustment_id: str) -> AdjustmentOut:
     """Reject a pending correction permanently. The operator who requested it may reject it too."""
-    return _decide(caller, plane, adjustment_id, Decision.REJECTED)
+    return _decide(caller, plane, adjustment_id, ApprovalDecision.REJECTED)
 
 
-def _decide(caller: Operator, plane: Plane, adjustment_id: str, decision: Decision) -> AdjustmentOut:
+def _decide(caller: Operator, plane: Plane, adjustment_id: str, decision: ApprovalDecision) -> AdjustmentOut:
     with plane.database.platform() as tx:
         decided = corrections.decide(tx, adjustment_id, decision, approver=caller, now=plane.now())
     _log(plane, decided, caller.key_id)

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tollway.control.api.routes import Route, joiner, node, public
+from tollway.control.api.routes import ApiRoute, joiner, node, public
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,12 +272,13 @@ SPECIAL: Mapping[str, FieldText] = {
     "AdminKeyOwner.name": FieldText("Always null: admin keys belong to the organization.", None),
     "BalanceOut.kind": FieldText("The kind of the account.", "revenue"),
     "BalanceOut.owner": FieldText("The organization or the platform, whose account it is.", _ORGANIZATION),
-    "ComparisonOut.engine": FieldText("Tokens that the engine counted, 0 or more; null if it was not observed.", 1204000),
+    "TokenComparisonOut.engine": FieldText("Tokens that the engine counted, 0 or more; null if it was not observed.", 1204000),
     "JoinIn.key": FieldText("The key that the gateway made for itself.", "tw_node_1A2b3C4d..."),
     "JoinTokenCreate.lifetime_seconds": FieldText("Time for which the token can be used, 60 to 86400.", 3600),
     "JoinTokenOut.expires_at": FieldText(f"When the token stops being valid, exclusive, {_AT}.", 1790003600),
     "JoinTokenCreated.expires_at": FieldText(f"When the token stops being valid, exclusive, {_AT}.", 1790003600),
-    "LineOut.output": FieldText("The comparison of output tokens, or the price of 1,000,000 output tokens."),
+    "PriceLineOut.output": FieldText("The price of 1,000,000 output tokens."),
+    "ReconciliationLineOut.output": FieldText("The comparison of output tokens."),
     "NodeCreate.id": FieldText("Id of a node that this database does not have any more; null for a new one.", _NODE),
     "NodeCreated.key": FieldText("The first key of the node, with its secret."),
     "NodeRevoked.unfinished_epochs": FieldText("Epochs whose last record has not arrived, by number.", [1790000000000000]),
@@ -375,7 +376,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     for name, schema in schemas.items():
         for field, described in schema.get("properties", {}).items():
             _complete(described, SPECIAL.get(f"{name.rpartition('__')[2]}.{field}") or FIELDS.get(field))
-    routes = [route for route in app.routes if isinstance(route, Route)]
+    routes = [route for route in app.routes if isinstance(route, ApiRoute)]
     by_operation = {(route.path_format, method.lower()): route for route in routes for method in route.methods or ()}
     for path, method, operation in _list_operations(document):
         route = by_operation[path, method]
@@ -396,7 +397,7 @@ def _list_operations(document: Mapping[str, Any]) -> Iterator[tuple[str, str, di
             yield path, method, operation
 
 
-def _list_errors(route: Route, method: str, operation: Mapping[str, Any]) -> list[int]:
+def _list_errors(route: ApiRoute, method: str, operation: Mapping[str, Any]) -> list[int]:
     """List the statuses with which the operation may fail."""
     statuses = {400, 500, 503}
     if route.access is not public:

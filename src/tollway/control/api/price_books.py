@@ -30,7 +30,7 @@ from tollway.control.api.price_schemas import (
 from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import ListOut, Out, PageQuery, list_out, seconds
 from tollway.control.plane import ControlPlane
-from tollway.control.preview import Progress, Scope
+from tollway.control.preview import PreviewPosition, Scope
 from tollway.domain import ids
 from tollway.domain.faults import Fault
 from tollway.domain.preview import last_month
@@ -165,7 +165,7 @@ def _preview_lines(plane: ControlPlane, scope: Scope) -> Iterator[bytes]:
     try:
         for found in preview.preview(plane.database, scope):
             plane.publications.refuse_if_stopping()
-            if isinstance(found, Progress):
+            if isinstance(found, PreviewPosition):
                 done = (found.at - scope.from_at) * 100 // (scope.to_at - scope.from_at)
                 out: Out = PreviewProgress(events=found.events, at=seconds(found.at), percent=min(max(done, 0), 100))
             else:

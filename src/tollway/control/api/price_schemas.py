@@ -23,8 +23,8 @@ from tollway.control.api.schemas import (
 from tollway.control.preview import Scope
 from tollway.control.publish import Effect
 from tollway.domain import money
-from tollway.domain.preview import Comparison, Preview
-from tollway.domain.price_books import DISCOUNT_BP_MAX, LINES_MAX, DraftLine, Finding, PriceBook, PriceDraft, split_list_id
+from tollway.domain.preview import Preview, PreviewComparison
+from tollway.domain.price_books import DISCOUNT_BP_MAX, LINES_MAX, DraftFinding, DraftLine, PriceBook, PriceDraft, split_list_id
 from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.usage import ServiceTier
 
@@ -204,7 +204,7 @@ class DraftPublish(In):
     accept_warnings: bool = False
 
 
-class LineOut(UnitPricesOut):
+class PriceLineOut(UnitPricesOut):
     model: str
     tier: str
 
@@ -227,7 +227,7 @@ class DraftOut(Identified):
     book_id: str
     state: str
     valid_from: int | None
-    lines: list[LineOut]
+    lines: list[PriceLineOut]
     findings: list[FindingOut]
     created_at: int
 
@@ -243,7 +243,7 @@ class CheckOut(Out):
     findings: list[FindingOut]
 
 
-def finding_out(finding: Finding) -> FindingOut:
+def finding_out(finding: DraftFinding) -> FindingOut:
     return FindingOut(severity=finding.severity, code=finding.code, message=finding.message, model=finding.model, tier=finding.tier)
 
 
@@ -253,7 +253,7 @@ def draft_out(draft: PriceDraft) -> DraftOut:
         book_id=draft.book_id,
         state=draft.state,
         valid_from=find_seconds(draft.valid_from),
-        lines=[LineOut(model=line.model, tier=line.tier, **unit_prices_out(line.unit_prices)) for line in draft.lines],
+        lines=[PriceLineOut(model=line.model, tier=line.tier, **unit_prices_out(line.unit_prices)) for line in draft.lines],
         findings=[finding_out(finding) for finding in draft.findings],
         created_at=seconds(draft.created_at),
     )
@@ -281,7 +281,7 @@ class PreviewProgress(Out):
     percent: int
 
 
-class ComparisonOut(Out):
+class PreviewComparisonOut(Out):
     """Amounts in pico-currency, as integer strings. `unpriced_events` could not be priced under the draft: they were billed
     `unpriced_pico`, which is in `current_pico` and in neither `draft_pico` nor `difference_pico`. `difference_percent` is of what the
     others were billed, null if that was nothing."""
@@ -295,7 +295,7 @@ class ComparisonOut(Out):
     unpriced_pico: str
 
 
-class OrganizationComparison(ComparisonOut):
+class OrganizationComparison(PreviewComparisonOut):
     organization_id: str
     discount_bp: int
 
@@ -311,12 +311,12 @@ class PreviewOut(Out):
     from_second: Annotated[int, Field(serialization_alias="from")]
     to_second: Annotated[int, Field(serialization_alias="to")]
     organizations: list[OrganizationComparison]
-    total: ComparisonOut
+    total: PreviewComparisonOut
 
 
-def comparison_out(comparison: Comparison) -> ComparisonOut:
+def comparison_out(comparison: PreviewComparison) -> PreviewComparisonOut:
     difference_bp = comparison.difference_bp
-    return ComparisonOut(
+    return PreviewComparisonOut(
         events=comparison.events,
         current_pico=str(comparison.current_pico),
         draft_pico=str(comparison.draft_pico),

@@ -11,7 +11,7 @@ from tollway.control.api.class_schemas import openai_tokens
 from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import SECONDS_MAX, Identified, ListOut, ModelName, Out, PageQuery, list_out, seconds
 from tollway.domain.faults import PARAMETER_INVALID, Fault
-from tollway.domain.reconciliation import HOUR_US, Comparison, EngineUsage, Line, Row, State, hour_of
+from tollway.domain.reconciliation import HOUR_US, ComparisonLine, EngineUsage, HourState, Row, TokenComparison, hour_of
 from tollway.domain.usage import Anomaly, UsageEvent
 
 router = routes.router(tags=["reconciliation"])
@@ -62,7 +62,7 @@ class ReconciliationParameters(BaseModel):
         return start_at, end_at
 
 
-class ComparisonOut(Out):
+class TokenComparisonOut(Out):
     """Tokens by the ledger and by the engines' own counters. `drift`: what the engines counted more (less: below zero);
     `drift_percent`: of what they counted. Null where they were not observed."""
 
@@ -82,15 +82,15 @@ class UsageOut(Out):
     anomalous: int
 
 
-class LineOut(Out):
+class ReconciliationLineOut(Out):
     """Deployments that share their engines' counters. `covered_seconds` of the hour lie between readings; `resets`: starts of an engine
     within it; `failures`: readings that did not work."""
 
     deployments: list[str]
     addresses: list[str]
-    state: State
-    prompt: ComparisonOut
-    output: ComparisonOut
+    state: HourState
+    prompt: TokenComparisonOut
+    output: TokenComparisonOut
     requests: UsageOut
     covered_seconds: int
     resets: int
@@ -106,12 +106,12 @@ class RowOut(Out):
     start_time: int
     end_time: int
     models: list[str]
-    state: State
-    prompt: ComparisonOut
-    output: ComparisonOut
+    state: HourState
+    prompt: TokenComparisonOut
+    output: TokenComparisonOut
     requests: UsageOut
     unattributed_tokens: int
-    engines: list[LineOut]
+    engines: list[ReconciliationLineOut]
 
 
 class ReconciliationOut(Out):
@@ -155,8 +155,8 @@ def _row_out(row: Row) -> RowOut:
     )
 
 
-def _line_out(line: Line) -> LineOut:
-    return LineOut(
+def _line_out(line: ComparisonLine) -> ReconciliationLineOut:
+    return ReconciliationLineOut(
         deployments=list(line.deployment_ids),
         addresses=list(line.addresses),
         state=line.state,
@@ -169,8 +169,10 @@ def _line_out(line: Line) -> LineOut:
     )
 
 
-def _comparison_out(comparison: Comparison) -> ComparisonOut:
-    return ComparisonOut(ledger=comparison.ledger, engine=comparison.engine, drift=comparison.drift, drift_percent=comparison.drift_percent)
+def _comparison_out(comparison: TokenComparison) -> TokenComparisonOut:
+    return TokenComparisonOut(
+        ledger=comparison.ledger, engine=comparison.engine, drift=comparison.drift, drift_percent=comparison.drift_percent
+    )
 
 
 def _usage_out(usage: EngineUsage) -> UsageOut:

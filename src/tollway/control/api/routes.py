@@ -1,7 +1,7 @@
 """The parts that all routes share: access declarations, strict reading of bodies, and the `ControlPlane` of the process.
 
 Theory of operation. A route declares its access as a dependency (`OrganizationAdmin`, `PlatformOperator`, `Node`, or `public`).
-`Route`, the route class of all routers, finds that declaration when the route is made (a route without one cannot be made) and
+`ApiRoute`, the route class of all routers, finds that declaration when the route is made (a route without one cannot be made) and
 enforces it before a byte of the body is read. Access hangs on the route object, never on a path compared as text.
 
 Bodies are parsed strictly: JSON in UTF-8, no duplicate keys at any depth, no NaN, bounded in size and depth; then by a pydantic
@@ -135,7 +135,7 @@ class StrictRequest(Request):
         return self.parsed
 
 
-class Route(APIRoute):
+class ApiRoute(APIRoute):
     """A route that knows who may pass. Raises TypeError when it is made without exactly one declared access."""
 
     access: Access
@@ -173,8 +173,8 @@ class Route(APIRoute):
 
 
 def router(*, tags: list[str]) -> APIRouter:
-    """An empty router whose routes are of class `Route`. Paths are written in full at each route, so that they can be searched for."""
-    return APIRouter(route_class=Route, tags=list(tags), redirect_slashes=False)
+    """An empty router whose routes are of class `ApiRoute`. Paths are written in full at each route, so that they can be searched for."""
+    return APIRouter(route_class=ApiRoute, tags=list(tags), redirect_slashes=False)
 
 
 def _flatten(dependant: Dependant) -> Iterator[Dependant]:

@@ -26,7 +26,7 @@ from tollway.domain.limits import (
     Quantity,
 )
 from tollway.domain.nodes import JoinToken, RegisteredNode
-from tollway.domain.pages import Page, Window
+from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import find_zone
 from tollway.domain.tenants import Organization, Project, ServiceAccount
 
@@ -142,9 +142,9 @@ class PageQuery(BaseModel):
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     order: Literal["asc", "desc"] = "asc"
 
-    def window(self) -> Window:
+    def window(self) -> PageWindow:
         """The same, for storage."""
-        return Window(self.after, self.limit, self.order == "desc")
+        return PageWindow(self.after, self.limit, self.order == "desc")
 
 
 class ListOut(Out, Generic[T]):

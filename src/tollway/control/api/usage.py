@@ -19,7 +19,7 @@ from tollway.control.api import routes
 from tollway.control.api.class_schemas import openai_tokens
 from tollway.control.api.routes import OrganizationAdmin, Plane, plane_of
 from tollway.control.api.schemas import SECONDS_MAX, Out, find_seconds, seconds
-from tollway.control.usage import Bucket, Buckets, Cost, Receipt
+from tollway.control.usage import Buckets, Cost, Receipt, UsageBucket
 from tollway.domain import ids, money
 from tollway.domain.billing_classes import BillingClass, Direction
 from tollway.domain.catalog import Endpoint
@@ -258,7 +258,7 @@ def _answer(request: Request, found: Buckets, results: Sequence[Sequence[dict[st
     return JSONResponse({"object": "page", "data": data, "has_more": next_page is not None, "next_page": next_page})
 
 
-def _csv(buckets: Sequence[Bucket], results: Sequence[Sequence[dict[str, Any]]]) -> str:
+def _csv(buckets: Sequence[UsageBucket], results: Sequence[Sequence[dict[str, Any]]]) -> str:
     """One row a result, amounts spread over columns. Empty if there is nothing."""
     rows = [
         {"start_time": seconds(bucket.start_at), "end_time": seconds(bucket.end_at), **_flat(result)}

@@ -21,7 +21,7 @@ from tollway.gateway.dialects.engine_errors import read_fault
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.prompt_salt import salt_system
 from tollway.gateway.dialects.typed_stream import TypedEvent, TypedStream
-from tollway.gateway.dialects.usage_reports import UNBELIEVABLE, Report, cap_input, cap_output, check_report, read_counts
+from tollway.gateway.dialects.usage_reports import UNBELIEVABLE, UsageReport, cap_input, cap_output, check_report, read_counts
 from tollway.wire import bodies
 
 SERVICE_TIERS = {"auto": ServiceTier.STANDARD, "standard_only": ServiceTier.STANDARD}
@@ -103,7 +103,7 @@ def render_error(fault: Fault, request_id: str | None = None) -> bytes:
     return msgspec.json.encode(body)
 
 
-def read_usage(raw: bytes | msgspec.Raw) -> Report:
+def read_usage(raw: bytes | msgspec.Raw) -> UsageReport:
     """Return what of a usage object can be believed, class by class.
 
     Anthropic's classes are disjoint already: `input_tokens` has neither what was read from the cache nor what was written to it; what was
@@ -117,7 +117,7 @@ def read_usage(raw: bytes | msgspec.Raw) -> Report:
     is_odd = counts.is_odd
     if (input or 0) + (written or 0) > TOKENS_MAX:
         written, is_odd = 0, True
-    return Report(
+    return UsageReport(
         Quantities(input=(input or 0) + (written or 0), cached_input=cached or 0, output=output or 0),
         Anomaly.INVALID if is_odd else None,
         has_input=input is not None or written is not None or cached is not None,

@@ -8,7 +8,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, check_text, decode, is_absent, rename_model
 from tollway.gateway.dialects.engine_errors import read_fault
-from tollway.gateway.dialects.usage_reports import Report, UsageNames, check_report, read_totals, scale_to_answer
+from tollway.gateway.dialects.usage_reports import UsageNames, UsageReport, check_report, read_totals, scale_to_answer
 
 
 class _PromptDetails(msgspec.Struct):
@@ -50,7 +50,7 @@ _list = msgspec.json.Decoder(list[msgspec.Raw])
 _text = msgspec.json.Decoder(str)
 
 
-def read_usage(raw: bytes | msgspec.Raw) -> Report:
+def read_usage(raw: bytes | msgspec.Raw) -> UsageReport:
     """Return what of a usage object can be believed (see `usage_reports.read_totals`). OpenAI's prompt_tokens includes cached tokens and
     completion_tokens includes reasoning."""
     try:
@@ -60,7 +60,7 @@ def read_usage(raw: bytes | msgspec.Raw) -> Report:
     return _split(usage) or read_totals(raw, _NAMES)
 
 
-def _split(usage: _Usage) -> Report | None:
+def _split(usage: _Usage) -> UsageReport | None:
     """Return the report of a usage object of which everything can be true; None for any other."""
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     details, completion_details = usage.prompt_tokens_details, usage.completion_tokens_details
@@ -69,16 +69,16 @@ def _split(usage: _Usage) -> Report | None:
     if not 0 <= cached <= prompt <= TOKENS_MAX:
         return None
     if completion is None:
-        return None if reasoning else Report(Quantities(input=prompt - cached, cached_input=cached), has_output=False)
+        return None if reasoning else UsageReport(Quantities(input=prompt - cached, cached_input=cached), has_output=False)
     if 0 <= reasoning <= completion <= TOKENS_MAX:
-        return Report(Quantities(input=prompt - cached, cached_input=cached, output=completion - reasoning, reasoning=reasoning))
+        return UsageReport(Quantities(input=prompt - cached, cached_input=cached, output=completion - reasoning, reasoning=reasoning))
     return None
 
 
 def read_answer(body: bytes, context: AnswerContext) -> Answer:
     """Read a body of status 200 from any of OpenAI's three endpoints. Raises Fault if it is not an answer: not JSON, an error object, or
     aborted by the engine. Only what is interpreted must have the type that the API gives it."""
-    report: Report | None = None
+    report: UsageReport | None = None
     try:
         answer = _answer.decode(body)
         check_text(body)

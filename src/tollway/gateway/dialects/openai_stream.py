@@ -18,7 +18,7 @@ from tollway.gateway.dialects.answers import ABSENT, NULL, AnswerContext, check_
 from tollway.gateway.dialects.dialect import BoundedStream
 from tollway.gateway.dialects.engine_errors import is_error_event, is_named_error, read_fault
 from tollway.gateway.dialects.openai_answers import list_choices, read_finish, read_usage
-from tollway.gateway.dialects.usage_reports import Report, cap_input, cap_output, merge_sequences
+from tollway.gateway.dialects.usage_reports import UsageReport, cap_input, cap_output, merge_sequences
 from tollway.native import EventTemplate
 from tollway.wire import bodies, sse
 
@@ -146,7 +146,7 @@ class OpenAIStream(BoundedStream):
         self.output = 0
         self._reported = False
         self._finishes = 0
-        self._parts: list[Report] | None = None  # of an engine that reports each sequence by itself
+        self._parts: list[UsageReport] | None = None  # of an engine that reports each sequence by itself
         self._prompt_tokens = -1  # of the last report that `read` believed; while negative, nothing is regular
         self.template: EventTemplate | None = None  # of the last regular event
         self._shapes_left = SHAPES_MAX

@@ -17,7 +17,7 @@ _number = msgspec.json.Decoder(int | float)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class Report(msgspec.Struct, frozen=True, gc=False):
+class UsageReport(msgspec.Struct, frozen=True, gc=False):
     """A usage report as far as it can be believed.
 
     `used`: disjoint quantities, 0 where there is nothing to believe. `anomaly`: INVALID if some of it cannot be true, else None.
@@ -31,7 +31,7 @@ class Report(msgspec.Struct, frozen=True, gc=False):
     has_output: bool = True
 
 
-UNBELIEVABLE = Report(NOTHING, Anomaly.INVALID, has_input=False, has_output=False)
+UNBELIEVABLE = UsageReport(NOTHING, Anomaly.INVALID, has_input=False, has_output=False)
 """A report of which nothing can be believed."""
 
 
@@ -94,7 +94,7 @@ class UsageNames(NamedTuple):
     reasoning_details: str
 
 
-def read_totals(raw: bytes | msgspec.Raw, names: UsageNames) -> Report:
+def read_totals(raw: bytes | msgspec.Raw, names: UsageNames) -> UsageReport:
     """Return what of a usage object can be believed, member by member.
 
     The two totals stand for themselves: one that is missing, negative, no whole number or above TOKENS_MAX is unknown, and the other one
@@ -114,7 +114,7 @@ def read_totals(raw: bytes | msgspec.Raw, names: UsageNames) -> Report:
     cached = min(cached, input or 0)
     if reasoning > (output or 0):
         reasoning = 0
-    return Report(
+    return UsageReport(
         Quantities(input=(input or 0) - cached, cached_input=cached, output=(output or 0) - reasoning, reasoning=reasoning),
         Anomaly.INVALID if is_odd else None,
         has_input=input is not None,
@@ -122,7 +122,7 @@ def read_totals(raw: bytes | msgspec.Raw, names: UsageNames) -> Report:
     )
 
 
-def read_input(raw: bytes | msgspec.Raw) -> Report:
+def read_input(raw: bytes | msgspec.Raw) -> UsageReport:
     """Return what can be believed of the usage of an answer without tokens of its own. Some engines write only the total, which is the
     input then."""
     counts = read_counts(raw)
@@ -131,10 +131,10 @@ def read_input(raw: bytes | msgspec.Raw) -> Report:
     name = "prompt_tokens" if counts.has("prompt_tokens") else "total_tokens"
     input = counts.read(name)
     anomaly = Anomaly.INVALID if counts.is_odd or input is None else None
-    return Report(Quantities(input or 0), anomaly, has_input=input is not None, has_output=False)
+    return UsageReport(Quantities(input or 0), anomaly, has_input=input is not None, has_output=False)
 
 
-def check_report(report: Report, context: AnswerContext) -> tuple[Quantities | None, Anomaly | None]:
+def check_report(report: UsageReport, context: AnswerContext) -> tuple[Quantities | None, Anomaly | None]:
     """Return what of the only report about an answer is billed, and what was wrong with it; no quantities if nothing can be believed. An
     engine that claims more tokens than the request can have is not paid for the surplus."""
     if not (report.has_input or report.has_output):
@@ -143,13 +143,13 @@ def check_report(report: Report, context: AnswerContext) -> tuple[Quantities | N
     return used, report.anomaly if used is report.used else Anomaly.INFLATED
 
 
-def merge_sequences(parts: Sequence[Report], context: AnswerContext) -> Report:
+def merge_sequences(parts: Sequence[UsageReport], context: AnswerContext) -> UsageReport:
     """Return the report of a whole request from those of its sequences, as many as there are so far. The choices of one prompt each report
     that prompt; the output is known once all have reported."""
     used = sum((part.used for part in parts), NOTHING)
     choices = context.sequences // context.prompts
     anomaly = next((part.anomaly for part in parts if part.anomaly is not None), None)
-    return Report(
+    return UsageReport(
         # Rounded up in total: what is left of a class that another one stands in for is left of that other class.
         _change(used, Direction.INPUT, lambda row, count: count // choices if row.price_of else -(-count // choices))
         if len(parts) == context.sequences
@@ -160,7 +160,7 @@ def merge_sequences(parts: Sequence[Report], context: AnswerContext) -> Report:
     )
 
 
-def scale_to_answer(report: Report, sizes: Sequence[int], context: AnswerContext) -> Report:
+def scale_to_answer(report: UsageReport, sizes: Sequence[int], context: AnswerContext) -> UsageReport:
     """Return the report of a whole answer from that of its first sequence.
 
     `sizes`: bytes of output of each sequence. Tokens are taken to be as long in all of them. The input of several prompts stays unknown.
@@ -168,7 +168,7 @@ def scale_to_answer(report: Report, sizes: Sequence[int], context: AnswerContext
     first, whole = max(sizes[0], 1), max(sum(sizes), 1)
     scaled = _change(report.used, Direction.OUTPUT, lambda _, count: count * whole // first)
     is_input_known = context.prompts == 1
-    return Report(
+    return UsageReport(
         scaled if is_input_known else scaled.with_input_of(NOTHING),
         report.anomaly or Anomaly.MISSING,
         has_input=is_input_known and report.has_input,

@@ -373,7 +373,7 @@ class ClientConnection(asyncio.Protocol):
             self._reading = True
             transport.resume_reading()
 
-    # ports.Client, and routes.Connection
+    # ports.Client, and routes.RoutedConnection
 
     @property
     def plane(self) -> Plane:

@@ -66,7 +66,7 @@ class _Openings(dict[int, bytes]):
         return opening
 
 
-class Connection(Protocol):
+class TimedConnection(Protocol):
     """A client connection as the clock and the drain see it."""
 
     def tick(self, now: float) -> None:
@@ -100,7 +100,7 @@ class Edge:
         self.http = http
         self.rules = rules
         self.auth_failures = AuthFailureLimiter(bounds.failed_authentications_per_minute)
-        self.connections: set[Connection] = set()
+        self.connections: set[TimedConnection] = set()
         self.peers: dict[str, int] = {}
         self.context = copy_context()
         self.loop = asyncio.get_running_loop()

@@ -26,7 +26,7 @@ _TEXT = b"content-type: text/plain\r\n"
 _EXPOSITION = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 
 
-class Connection(Client, Protocol):
+class RoutedConnection(Client, Protocol):
     """A client connection as the handlers of routes use it."""
 
     @property
@@ -54,7 +54,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
     methods: bytes
     endpoint: Endpoint | None = None
-    handler: Callable[[Connection, HttpRequest, bytes], None] | None = None
+    handler: Callable[[RoutedConnection, HttpRequest, bytes], None] | None = None
     any_host: bool = False
 
     def has_method(self, method: bytes) -> bool:
@@ -67,7 +67,7 @@ _MODELS_PREFIX = MODELS_TARGET + b"/"
 _READ = b"GET, HEAD"
 
 
-def _list_models(connection: Connection, http: HttpRequest, path: bytes) -> None:
+def _list_models(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     """Answer with the models that the caller may use, or with the one that the path names. A name may hold slashes, which SDKs escape."""
     path = path.replace(b"%2F", b"/").replace(b"%2f", b"/")
     head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS)
@@ -75,17 +75,17 @@ def _list_models(connection: Connection, http: HttpRequest, path: bytes) -> None
     pipeline.list_models(request, connection, connection.plane)
 
 
-def _list_limits(connection: Connection, http: HttpRequest, path: bytes) -> None:
+def _list_limits(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     """Answer with the limits that bind the caller."""
     head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS)
     pipeline.list_limits(connection.new_request(http, head, b""), connection, connection.plane)
 
 
-def _answer_alive(connection: Connection, http: HttpRequest, path: bytes) -> None:
+def _answer_alive(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     connection.answer(200, _JSON, b'{"status":"alive"}')
 
 
-def _answer_ready(connection: Connection, http: HttpRequest, path: bytes) -> None:
+def _answer_ready(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     ready = connection.plane.is_ready()
     connection.answer(200 if ready else 503, _JSON, b'{"ready":%b}' % (b"true" if ready else b"false"))
 

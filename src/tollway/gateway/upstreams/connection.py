@@ -18,7 +18,7 @@ from typing import Protocol
 from tollway.domain import faults
 from tollway.domain.catalog import Deployment
 from tollway.domain.faults import Fault
-from tollway.gateway.buffers import Account
+from tollway.gateway.buffers import BufferAccount
 from tollway.wire.http import ResponseReader
 
 _IDLE_END = re.compile(rb"HTTP/1\.[01] 408[ \r\n]")
@@ -27,7 +27,7 @@ DRAIN_BYTES_MAX = 64 * 1024
 """With how many bytes of body an engine may end a message whose content is complete."""
 
 
-class State(StrEnum):
+class ConnectionState(StrEnum):
     """State of a connection."""
 
     __hash__ = str.__hash__  # Enum's own is a call into Python
@@ -39,8 +39,8 @@ class State(StrEnum):
     CLOSED = "CLOSED"
 
 
-_NEW, _ACTIVE, _IDLE, _DRAINING, _CLOSED = State
-_TRANSITIONS: dict[State, frozenset[State]] = {
+_NEW, _ACTIVE, _IDLE, _DRAINING, _CLOSED = ConnectionState
+_TRANSITIONS: dict[ConnectionState, frozenset[ConnectionState]] = {
     _NEW: frozenset({_ACTIVE, _CLOSED}),
     _ACTIVE: frozenset({_IDLE, _DRAINING, _CLOSED}),
     _IDLE: frozenset({_ACTIVE, _CLOSED}),
@@ -98,7 +98,7 @@ class Pool(Protocol):
     """The upstream that a connection belongs to. `account`: of the bytes that are held for it."""
 
     deployment: Deployment
-    account: Account
+    account: BufferAccount
 
     def put_idle(self, connection: "UpstreamConnection") -> bool:
         """Keep an idle connection for the next request. Return False if it must be closed."""
@@ -153,7 +153,7 @@ class UpstreamConnection(asyncio.Protocol):
     def __repr__(self) -> str:
         return f"<UpstreamConnection {self.state} requests={self.requests}>"
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: ConnectionState) -> None:
         if state not in _TRANSITIONS[self.state]:
             raise TransitionError(f"{self!r} cannot become {state}")
         self.state = state

@@ -5,7 +5,7 @@ upstream is used when no better one is left, because a doubtful engine is better
 answer restores it, a failure doubles the time. An upstream that says that it takes no requests, or cannot be asked (`probes`), is avoided
 until it says otherwise; then the next request tries it, whatever is left of an ejection, and its share grows over SLOW_START_SECONDS.
 
-Failures alone leave a doubt (`Standing.DOUBTFUL`): one busy moment can fail everywhere at once. Where most upstreams of a model are
+Failures alone leave a doubt (`Reliability.DOUBTFUL`): one busy moment can fail everywhere at once. Where most upstreams of a model are
 avoided, the doubtful ones are used like any other (`gateway.route`), so that the rest does not get the load of all.
 
 Two things keep a client from harming its neighbours. Failures of one organization alone eject nothing while the upstream answers others.
@@ -42,7 +42,7 @@ _NOT_FAILURES = frozenset({faults.UPSTREAM_STALE, faults.UPSTREAM_REFUSED, fault
 """Faults of an idle connection or of the moment's load."""
 
 
-class Standing(IntEnum):
+class Reliability(IntEnum):
     """Grades of how far an upstream can be relied on, best first."""
 
     GOOD = 0
@@ -59,7 +59,7 @@ class _Ejection:
     __slots__ = ("is_tried", "seconds", "standing", "until")
 
     def __init__(self) -> None:
-        self.standing = Standing.DOUBTFUL
+        self.standing = Reliability.DOUBTFUL
         self.until = 0.0
         self.seconds = 0.0
         self.is_tried = False
@@ -81,17 +81,18 @@ class Health:
 
     def allows(self, endpoint: Endpoint, now: float) -> bool:
         """Return whether requests for `endpoint` may go to this upstream while others are left."""
-        return self.standing(endpoint, now) is Standing.GOOD
+        return self.standing(endpoint, now) is Reliability.GOOD
 
-    def standing(self, endpoint: Endpoint, now: float) -> Standing:
+    def standing(self, endpoint: Endpoint, now: float) -> Reliability:
         """Return how far this upstream can be relied on for `endpoint`."""
         if not self.is_ready:
-            return Standing.DOWN
+            return Reliability.DOWN
         ejections = self._ejections
         if not ejections:
-            return Standing.GOOD
+            return Reliability.GOOD
         return max(
-            (ejections[key].standing for key in (None, endpoint) if key in ejections and now < ejections[key].until), default=Standing.GOOD
+            (ejections[key].standing for key in (None, endpoint) if key in ejections and now < ejections[key].until),
+            default=Reliability.GOOD,
         )
 
     def share(self, now: float) -> float:
@@ -146,7 +147,7 @@ class Health:
             self._organizations.clear()
         if self._ejections:
             ejection = self._ejections.pop(None, None)
-            if ejection is not None and ejection.standing is Standing.DOWN and self._returned_at < now - SLOW_START_SECONDS:
+            if ejection is not None and ejection.standing is Reliability.DOWN and self._returned_at < now - SLOW_START_SECONDS:
                 self._returned_at = now
             self._ejections.pop(endpoint, None)
 
@@ -157,21 +158,21 @@ class Health:
         """
         kind = fault.kind
         if kind is faults.UPSTREAM_MISCONFIGURED:
-            return self._eject(endpoint, now, MISCONFIGURED_SECONDS, MISCONFIGURED_SECONDS_MAX, Standing.DOWN)
+            return self._eject(endpoint, now, MISCONFIGURED_SECONDS, MISCONFIGURED_SECONDS_MAX, Reliability.DOWN)
         if kind.blame is not Blame.UPSTREAM or kind in _NOT_FAILURES:
             return False
         self._failures += 1
         if len(self._organizations) < 2:
             self._organizations.add(organization_id)
         if kind is faults.UPSTREAM_CONNECT:
-            return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX, Standing.DOWN)
+            return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX, Reliability.DOWN)
         if self._failures < FAILURES_TO_EJECT:
             return False
         if has_begun or len(self._organizations) > 1 or now - self._answered_at >= ALIVE_SECONDS:
-            return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX, Standing.DOUBTFUL)
+            return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX, Reliability.DOUBTFUL)
         return False
 
-    def _eject(self, key: Endpoint | None, now: float, first_seconds: float, seconds_max: float, standing: Standing) -> bool:
+    def _eject(self, key: Endpoint | None, now: float, first_seconds: float, seconds_max: float, standing: Reliability) -> bool:
         ejection = self._ejections.get(key)
         if ejection is None:
             ejection = self._ejections[key] = _Ejection()

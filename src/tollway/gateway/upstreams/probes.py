@@ -1,7 +1,7 @@
 """Active probes: each upstream is asked, beside its requests, whether it takes any.
 
 An engine that starts, drains or is gone is found before a request fails at it, and one that came back is used at once. An upstream that is
-not usable is asked more often. How an engine is asked stands in its profile (`engines.profile.Readiness`); engines of which nothing is
+not usable is asked more often. How an engine is asked stands in its profile (`engines.profile.ReadinessProbe`); engines of which nothing is
 known are not asked.
 
 What must hold: at most PROBES_MAX probes are under way, each with a deadline, and each reads at most a status line. A shortage of
