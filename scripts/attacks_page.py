@@ -72,8 +72,9 @@ ROWS = {
     69: ("reports of more input than the request holds, or of one absurd total", "held to what can be true; named as an anomaly"),
     70: ("a byte after an answered request of control, and then silence", "closed at the bound, after a refusal too"),
     71: (
-        "slow bodies, idle streams and many requests of one key at control",
-        "no place while a body is awaited; 429 above the share of a key or a gateway; health, revocations and others unaffected",
+        "slow bodies, idle streams and many requests at control, with one key or many of an organization",
+        "no place while a body is awaited; 429 above the share and the rate of an organization, an operator's key or a gateway; six"
+        " requests of an organization are worked on at once; health, revocations and others unaffected",
     ),
     72: (
         "connections that are held open and idle until no descriptor is left",

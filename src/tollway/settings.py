@@ -328,6 +328,14 @@ class PeriodsSection(msgspec.Struct, frozen=True, kw_only=True):
     operators close periods."""
 
 
+class AdministrationSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds on what one organization may do at the REST API with its admin keys. Operators are not bound by them."""
+
+    requests_per_minute: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 3000
+    """Requests of all its keys together, each minute. One more is answered 429 with `retry-after`. Requests that delete or revoke are
+    counted by themselves, up to the same number."""
+
+
 class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway control`, the control plane."""
 
@@ -343,6 +351,7 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     reconcile: ReconcileSection = ReconcileSection()
     corrections: CorrectionsSection = CorrectionsSection()
     periods: PeriodsSection = PeriodsSection()
+    administration: AdministrationSection = AdministrationSection()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -473,6 +473,24 @@ class TestPlaces:
             answered(control.client(None).get("/livez"))
         wait_until(lambda: admin.get(PROJECTS).status_code == 200)
 
+    def test_71_slow_bodies_of_many_keys_of_an_organization_take_the_share_of_one(
+        self, control: Running, alice: TenantSetup, bob: TenantSetup
+    ) -> None:
+        admin = control.client(alice.admin_key)
+        names = [{"name": f"key {number}"} for number in range(4)]
+        secrets = [answered(admin.post("/v1/organization/admin_api_keys", json=name))["value"] for name in names]
+        with ExitStack() as stack:
+
+            def is_refused_after_one_more() -> bool:
+                slow_post(stack.enter_context(connect(control.url)), secrets[0])
+                return admin.get(PROJECTS).status_code == 429
+
+            for number in range(places.CALLER_REQUESTS_MAX):
+                slow_post(stack.enter_context(connect(control.url)), secrets[number % 4])
+            wait_until(is_refused_after_one_more)
+            answered(control.client(bob.admin_key).get(PROJECTS))
+        wait_until(lambda: admin.get(PROJECTS).status_code == 200)
+
     def test_71_followed_streams_take_no_place_and_are_bounded(self, control: Running, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(places, "REQUESTS_MAX", 2)
         monkeypatch.setattr(places, "FOLLOWERS_MAX", 5)

@@ -64,6 +64,7 @@ def control(
             approval_above_pico=_approval_above(settings.control.corrections.approval_above),
             retention_months=settings.control.retention_months,
             close_after_days=settings.control.periods.close_after_days,
+            requests_per_minute=settings.control.administration.requests_per_minute,
             limits_store=find_limits_store(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
         )
         raise typer.Exit(run_control(options))

@@ -28,6 +28,7 @@ class ControlPlane:
     `approval_above_pico`: corrections that move more need a second person. `close_after_days`: when periods are closed
     by the job that closes them; None if only operators do. `jobs`: the state of the periodic jobs, for metrics and the readiness page.
     `limits_store`: where gateways share the counters of limits; None: each counts in its own memory and reports.
+    `requests_per_minute`: those that the keys of one organization may send together to the REST API.
     """
 
     database: Database
@@ -44,6 +45,7 @@ class ControlPlane:
     close_after_days: int | None = None
     jobs: JobStates = field(default_factory=JobStates)
     limits_store: StoreOptions | None = None
+    requests_per_minute: int = 3000
 
     @property
     def archive(self) -> Archive:

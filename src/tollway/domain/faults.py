@@ -116,6 +116,13 @@ ENDPOINT_UNSUPPORTED = _client("endpoint_not_supported", 400, "This model cannot
 # Limits.
 REQUESTS_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_T, message="Rate limit reached for requests.", type="requests")
 TOKENS_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_T, message="Rate limit reached for tokens.", type="tokens")
+ADMINISTRATION_RATE_LIMITED = FaultKind(
+    code="rate_limit_exceeded",
+    status=429,
+    blame=_T,
+    message="This organization has sent too many requests of administration. Try again later.",
+    type="requests",
+)
 CONCURRENCY_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_T, message="Too many concurrent requests.", type="requests")
 UPLOADS_EXCEEDED = FaultKind(
     code="rate_limit_exceeded", status=429, blame=_T, message="Too many large requests of this key at once.", type="requests"

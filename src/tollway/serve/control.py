@@ -99,7 +99,8 @@ class ControlSettings:
     records are kept. `peppers` by version (at most two, 32 bytes each), `vault_key` 32 bytes. `platform_key` becomes the only one of the
     settings, `node` is registered with its key; None leaves what the database has. `approval_above_pico`: corrections
     that move more need a second person. `reconcile`: how engines' counters are read; None reads none. `close_after_days`: when
-    periods are closed without being asked; None never. `limits_store`: where gateways share the counters of limits."""
+    periods are closed without being asked; None never. `requests_per_minute`: of one organization's admin keys together. `limits_store`:
+    where gateways share the counters of limits."""
 
     database_url: str = field(repr=False)
     archive_directory: Path
@@ -116,6 +117,7 @@ class ControlSettings:
     approval_above_pico: int = 100 * PICO
     retention_months: int = 0
     close_after_days: int | None = None
+    requests_per_minute: int = 3000
     limits_store: StoreOptions | None = None
 
 
@@ -201,6 +203,7 @@ def run_control(settings: ControlSettings) -> int:
                 reconciliation=Reconciliation(settings.tolerance),
                 approval_above_pico=settings.approval_above_pico,
                 close_after_days=settings.close_after_days,
+                requests_per_minute=settings.requests_per_minute,
                 limits_store=settings.limits_store,
             )
             database.on_publish(plane.publications.advance)

@@ -241,7 +241,7 @@ class Envelope:
         self.plane = plane
         self.counters = counters
         self.body_bytes_max = body_bytes_max
-        self.places = Places(CALLER_REQUESTS_MAX if name == "api" else NODE_REQUESTS_MAX)
+        self.places = Places(CALLER_REQUESTS_MAX if name == "api" else NODE_REQUESTS_MAX, plane.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens inside."""

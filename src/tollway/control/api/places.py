@@ -1,15 +1,24 @@
-"""Places of concurrent requests: how many a control process works on at once, and how many of them one caller may take.
+"""Places of concurrent requests, turns at the work, and rates: what one organization or gateway may take of a control process.
 
 Theory of operation. A request takes a place when it arrives and gives it back while its body is awaited, so that slow clients hold none; it
-takes one again when the body is there. Before the body is read it also counts against its caller, whose share is far below all
-places. A stream that gateways follow gives its place back once it begins, and counts against a bound of its own. Revocations may use a
-reserve of places. Health takes none. Everything runs in the event loop, so nothing is locked.
+takes one again when the body is there. Before the body is read it also counts against its **sharer**: the organization, whichever of
+its keys it has; an operator's key; a gateway. The share is far below all places. Of the requests that an organization has, a few are
+worked on at once and the others wait for their turn, so that it never fills the worker threads that all share. Requests of organizations
+are counted by rate as well. A credential whose organization has used its rate up is refused before the database is asked whose it is,
+by what it was found to be before.
+
+A stream that gateways follow gives its place back once it begins, and counts against a bound of its own. Revocations may use a
+reserve of places, and have a rate of their own. Health takes none. Everything runs in the event loop, so nothing is locked.
 """
 
-from collections import Counter
+import asyncio
+import hashlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tollway.domain.faults import CONCURRENCY_EXCEEDED, OVERLOADED, Fault
+from tollway.domain.faults import ADMINISTRATION_RATE_LIMITED, CONCURRENCY_EXCEEDED, OVERLOADED, Fault
 
 REQUESTS_MAX = 256
 """Places of one application: more than the worker threads and any waiting list that still makes sense."""
@@ -18,13 +27,23 @@ REVOCATION_RESERVE = 32
 """Places beyond REQUESTS_MAX that only a DELETE may take, because a key that has leaked must be revocable at any load."""
 
 CALLER_REQUESTS_MAX = 32
-"""Requests of one key at once in the public API: an eighth of the places, and more than any honest client of administration sends."""
+"""Requests of one organization, or of one operator's key, at once in the public API: an eighth of the places, and more than honest
+clients of administration send."""
 
 CALLER_REVOCATION_RESERVE = 4
-"""Requests of a key beyond its share that only a DELETE may be: whoever misuses a leaked key must not keep its owner from revoking it."""
+"""Requests beyond that share that only a DELETE may be: whoever misuses a leaked key must not keep its owner from revoking it."""
+
+ORGANIZATION_WORK_MAX = 6
+"""Requests of one organization that are worked on at once, of about 40 worker threads; more would wait in the database for each other."""
+
+TURN_SECONDS_MAX = 15.0
+"""For a request to wait for its turn."""
+
+RECOGNIZED_MAX = 4096
+"""Credentials whose sharer is remembered, those used last."""
 
 NODE_REQUESTS_MAX = 16
-"""Requests and followed streams of one gateway's key at once at the link. A gateway process holds four connections, and two processes run
+"""Requests and followed streams of one gateway at once at the link. A gateway process holds four connections, and two processes run
 while one takes over from the other."""
 
 FOLLOWERS_MAX = 512
@@ -32,13 +51,47 @@ FOLLOWERS_MAX = 512
 
 
 @dataclass(slots=True)
+class Rate:
+    """The requests that one sharer may send now: `left` of them at `at` (seconds), growing to a minute's worth."""
+
+    left: float
+    at: float
+
+
+@dataclass(slots=True)
 class Places:
-    """The places of one application. `caller_max`: the share of one key."""
+    """The places of one application. `caller_max`: the share of one sharer. `requests_per_minute`: the rate of one organization."""
 
     caller_max: int
+    requests_per_minute: int
+    clock: Callable[[], float] = time.monotonic
     taken: int = 0
     followers: int = 0
     by_caller: Counter[str] = field(default_factory=Counter)
+    working: Counter[str] = field(default_factory=Counter)
+    waiting: dict[str, deque[asyncio.Future[None]]] = field(default_factory=dict)
+    rates: dict[tuple[str, bool], Rate] = field(default_factory=dict)
+    recognized: dict[bytes, str] = field(default_factory=dict)
+
+    def charge(self, organization: str, *, is_revocation: bool, count: int = 1) -> None:
+        """Count a request of an organization; with `count` 0 see only whether there could be one. Raises Fault
+        ADMINISTRATION_RATE_LIMITED."""
+        now, per_second = self.clock(), self.requests_per_minute / 60
+        rate = self.rates.get((organization, is_revocation))
+        if rate is None:
+            if len(self.rates) >= RECOGNIZED_MAX:
+                self._forget_full(now)
+            rate = self.rates[organization, is_revocation] = Rate(self.requests_per_minute, now)
+        rate.left = min(float(self.requests_per_minute), rate.left + (now - rate.at) * per_second)
+        rate.at = now
+        if rate.left < 1:
+            raise Fault(ADMINISTRATION_RATE_LIMITED, retry_after_seconds=(1 - rate.left) / per_second)
+        rate.left -= count
+
+    def _forget_full(self, now: float) -> None:
+        """Drop the rates that have grown to a minute's worth: they are as new ones."""
+        most = self.requests_per_minute
+        self.rates = {key: rate for key, rate in self.rates.items() if rate.left + (now - rate.at) * most / 60 < most}
 
 
 @dataclass(slots=True)
@@ -50,6 +103,7 @@ class Place:
     _is_taken: bool = False
     _is_follower: bool = False
     _caller: str | None = None
+    _working: str | None = None
 
     def take(self) -> None:
         """Take a place. Raises Fault OVERLOADED if there is none."""
@@ -64,12 +118,53 @@ class Place:
             self.places.taken -= 1
             self._is_taken = False
 
+    def recognize(self, credential: bytes) -> None:
+        """Refuse a request whose credential was last found to be of an organization that has used its rate or its share up, before the
+        database is asked whose it is. It proves nothing: whoever passes is still asked. Raises Fault as `count` and `charge` do."""
+        organization = self.places.recognized.get(hashlib.sha256(credential).digest())
+        if organization is not None:
+            self.places.charge(organization, is_revocation=self.is_revocation, count=0)
+            self._check_share(organization)
+
+    def charge(self, organization: str, credential: bytes) -> None:
+        """Count the request by the rate of its organization. Raises Fault ADMINISTRATION_RATE_LIMITED (429)."""
+        recognized, digest = self.places.recognized, hashlib.sha256(credential).digest()
+        recognized.pop(digest, None)
+        if len(recognized) >= RECOGNIZED_MAX:
+            del recognized[next(iter(recognized))]
+        recognized[digest] = organization
+        self.places.charge(organization, is_revocation=self.is_revocation)
+
     def count(self, caller: str) -> None:
-        """Count the request against its caller, a key id. Raises Fault CONCURRENCY_EXCEEDED (429) above the caller's share."""
-        if self.places.by_caller[caller] >= self.places.caller_max + (CALLER_REVOCATION_RESERVE if self.is_revocation else 0):
-            raise Fault(CONCURRENCY_EXCEEDED, message="Too many concurrent requests of this key.")
+        """Count the request against its sharer. Raises Fault CONCURRENCY_EXCEEDED (429) above the sharer's share."""
+        self._check_share(caller)
         self.places.by_caller[caller] += 1
         self._caller = caller
+
+    def _check_share(self, caller: str) -> None:
+        if self.places.by_caller[caller] >= self.places.caller_max + (CALLER_REVOCATION_RESERVE if self.is_revocation else 0):
+            raise Fault(CONCURRENCY_EXCEEDED, message="Too many concurrent requests of this organization, key or gateway.")
+
+    async def take_turn(self, organization: str) -> None:
+        """Wait until so few requests of the organization are worked on that this one can be. Revocations do not wait. Raises Fault
+        OVERLOADED after TURN_SECONDS_MAX."""
+        places = self.places
+        if places.working[organization] >= ORGANIZATION_WORK_MAX and not self.is_revocation:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            queue = places.waiting.setdefault(organization, deque())
+            queue.append(turn)
+            try:
+                async with asyncio.timeout(TURN_SECONDS_MAX):
+                    await turn
+            except BaseException as error:
+                if turn.done() and not turn.cancelled():
+                    _end_turn(places, organization)
+                if isinstance(error, TimeoutError):
+                    raise Fault(OVERLOADED, retry_after_seconds=1, message="The control plane is at capacity.") from None
+                raise
+        else:
+            places.working[organization] += 1
+        self._working = organization
 
     def follow(self) -> None:
         """Turn the request into a stream that is followed. Raises Fault OVERLOADED above FOLLOWERS_MAX."""
@@ -82,6 +177,9 @@ class Place:
     def release(self) -> None:
         """Give back everything: the request is over."""
         self.give_back()
+        if self._working is not None:
+            _end_turn(self.places, self._working)
+            self._working = None
         if self._is_follower:
             self.places.followers -= 1
             self._is_follower = False
@@ -90,3 +188,18 @@ class Place:
             if not self.places.by_caller[self._caller]:
                 del self.places.by_caller[self._caller]
             self._caller = None
+
+
+def _end_turn(places: Places, organization: str) -> None:
+    """Give a turn at the work to the next request of the organization that waits, if any."""
+    queue = places.waiting.get(organization)
+    while queue and places.working[organization] <= ORGANIZATION_WORK_MAX:  # revocations may have made it more
+        turn = queue.popleft()
+        if not turn.done():
+            turn.set_result(None)
+            return
+    if not queue:
+        places.waiting.pop(organization, None)
+    places.working[organization] -= 1
+    if not places.working[organization]:
+        del places.working[organization]

@@ -79,6 +79,11 @@ def _presented(request: Request) -> bytes:
     return secret
 
 
+def _credential(request: Request) -> bytes:
+    """Return the bytes by which a request says who sends it."""
+    return b"\0".join(value for name, value in request.headers.raw if name in (b"authorization", b"x-api-key"))
+
+
 def _check_tenant(plane: ControlPlane, request: Request) -> Tenant:
     key = access.identify(plane.database, plane.peppers, _presented(request), plane.now())
     return access.require_tenant(plane.database, key, request.headers.get("openai-organization"))
@@ -155,9 +160,14 @@ class ApiRoute(APIRoute):
             request.scope["query_string"] = query.encode("latin-1")
             strict = StrictRequest(request.scope, request.receive)
             place: Place = request.scope["tollway.place"]
+            credential = _credential(strict)
+            place.recognize(credential)
             strict.state.caller = caller = None if required is public else await run_in_threadpool(required.check, plane_of(strict), strict)
+            organization_id = caller.organization_id if isinstance(caller, Tenant) and not caller.is_operator else None
+            if organization_id is not None:
+                place.charge(organization_id, credential)
             if caller is not None:
-                place.count(caller.key_id)
+                place.count(organization_id or (caller.node_id if isinstance(caller, NodeCaller) else caller.key_id))
             for name in strict.query_params:
                 if name not in queries:
                     raise Fault(PARAMETER_UNKNOWN, param=name_of(name))
@@ -167,6 +177,8 @@ class ApiRoute(APIRoute):
                 place.take()
                 if reads_json:
                     strict.parsed = read_json(body, strict.headers)
+            if organization_id is not None:
+                await place.take_turn(organization_id)
             return await handle(strict)
 
         return answer

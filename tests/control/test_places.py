@@ -1,0 +1,124 @@
+"""Bounds on the part of a control process that one organization takes: its rate, its share of places, its turns at the work."""
+
+import asyncio
+
+import pytest
+
+from tests.control.harness import Running, TenantSetup, answered
+from tests.control.test_routes import refused
+from tollway.control.api import places
+from tollway.control.api.places import ORGANIZATION_WORK_MAX, Place, Places
+from tollway.domain.faults import Fault
+
+PROJECTS = "/v1/organization/projects"
+
+
+class Clock:
+    """A clock in seconds that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_71_organization_beyond_its_rate_is_told_when_to_come_back() -> None:
+    clock = Clock()
+    bounded = Places(32, 60, clock)
+    for _ in range(60):
+        bounded.charge("org_a", is_revocation=False)
+    with pytest.raises(Fault, match="rate_limit_exceeded") as refusal:
+        bounded.charge("org_a", is_revocation=False)
+    assert refusal.value.retry_after_seconds == 1.0
+    bounded.charge("org_b", is_revocation=False)
+    bounded.charge("org_a", is_revocation=True)
+    clock.now = 1.0
+    bounded.charge("org_a", is_revocation=False)
+    with pytest.raises(Fault):
+        bounded.charge("org_a", is_revocation=False)
+
+
+def test_71_recognized_credential_of_an_exhausted_organization_is_refused_before_it_is_looked_up() -> None:
+    bounded = Places(32, 2, Clock())
+    for _ in range(2):
+        place = Place(bounded)
+        place.recognize(b"secret")
+        place.charge("org_a", b"secret")
+    with pytest.raises(Fault, match="rate_limit_exceeded"):
+        Place(bounded).recognize(b"secret")
+    Place(bounded).recognize(b"another")
+    Place(bounded, is_revocation=True).recognize(b"secret")
+
+
+def test_71_what_is_remembered_of_credentials_and_rates_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "RECOGNIZED_MAX", 8)
+    clock = Clock()
+    bounded = Places(32, 60, clock)
+    for number in range(100):
+        clock.now += 1.0
+        Place(bounded).charge(f"org_{number}", b"%d" % number)
+    assert len(bounded.recognized) <= 8 and len(bounded.rates) <= 8
+
+
+async def test_71_requests_of_an_organization_beyond_its_turns_wait_and_others_do_not() -> None:
+    bounded, order = Places(32, 60), list[str]()
+    first = [Place(bounded) for _ in range(ORGANIZATION_WORK_MAX)]
+    for place in first:
+        await place.take_turn("org_a")
+    revoking = Place(bounded, is_revocation=True)
+    await revoking.take_turn("org_a")
+
+    async def work(name: str, organization: str) -> None:
+        place = Place(bounded)
+        await place.take_turn(organization)
+        order.append(name)
+        await asyncio.sleep(0)
+        place.release()
+
+    waiting = [asyncio.ensure_future(work(name, "org_a")) for name in ("left", "second", "third")]
+    await work("other", "org_b")
+    assert order == ["other"]
+    waiting[0].cancel()
+    await asyncio.gather(waiting[0], return_exceptions=True)
+    revoking.release()
+    await asyncio.sleep(0)
+    assert order == ["other"]
+    first[0].release()
+    await asyncio.gather(*waiting[1:])
+    assert order == ["other", "second", "third"]
+    for place in first[1:]:
+        place.release()
+    assert not bounded.working and not bounded.waiting
+
+
+async def test_71_request_that_waits_too_long_for_its_turn_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "TURN_SECONDS_MAX", 0.01)
+    bounded = Places(32, 60)
+    held = [Place(bounded) for _ in range(ORGANIZATION_WORK_MAX)]
+    for place in held:
+        await place.take_turn("org_a")
+    with pytest.raises(Fault, match="overloaded"):
+        await Place(bounded).take_turn("org_a")
+    for place in held:
+        place.release()
+    assert not bounded.working and not bounded.waiting
+
+
+def test_71_administration_beyond_its_rate_is_answered_429_and_others_go_on(
+    control: Running, alice: TenantSetup, bob: TenantSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def charge(self: Places, organization: str, *, is_revocation: bool, count: int = 1) -> None:
+        monkeypatch.setattr(self, "requests_per_minute", 1)
+        original(self, organization, is_revocation=is_revocation, count=count)
+
+    original = Places.charge
+    admin, operator = control.client(alice.admin_key), control.operator()
+    answered(admin.get(PROJECTS))
+    monkeypatch.setattr(Places, "charge", charge)
+    answers = [admin.get(PROJECTS) for _ in range(3)]
+    refused(answers[-1], 429, "rate_limit_exceeded")
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 61
+    answered(control.client(bob.admin_key).get(PROJECTS))
+    for _ in range(3):
+        answered(operator.get("/v1/platform/organizations"))
