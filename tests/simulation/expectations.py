@@ -12,6 +12,7 @@ from tests.simulation.traffic import Counts, Truth, counts_of, totals_of
 from tollway.control.verify import verify
 from tollway.domain.rollups import ROLLUP_WIDTHS_SECONDS
 from tollway.storage import schema_money as money
+from tollway.storage.schema_budgets import budget_windows
 
 VERIFY_SHARE = 0.25
 """Share of the histories that are also verified from the archive, which costs as much as all the rest."""
@@ -23,7 +24,14 @@ ALWAYS = {"completed", "client_cancelled", "budget_stopped", "gateway_crash"}
 AFTER_TOKENS = {"upstream_error", "timeout"}
 
 DAMAGE = {"spool_damaged", "spool_shipping_stopped"}
-HARMLESS = {"spool_recovery_failed", "spool_care_failed", "spool_disk_full", "spool_shipping_waits", "records_not_accepted"}
+HARMLESS = {
+    "leases_unavailable",
+    "spool_recovery_failed",
+    "spool_care_failed",
+    "spool_disk_full",
+    "spool_shipping_waits",
+    "records_not_accepted",
+}
 """Alarms that the faults of a history explain, and that end with them."""
 
 BROKEN = "[Errno 5] injected"
@@ -62,6 +70,7 @@ def check_history(history: Any) -> None:
     for event_id, kept in quarantined.items():
         fail(f"{event_id} is in quarantine ({kept.reason}) and was never asked for")
     _check_sums(history, owed, balances, rollups)
+    _check_budget(history, owed)
     _check_alarms(history)
     if history.world.chance.random() < VERIFY_SHARE:
         report = verify(history.control.ledger.database, history.control.archive)
@@ -172,6 +181,20 @@ def _check_sums(history: Any, owed: dict[str, int], balances: dict[str, int], ro
         by_organization = {account.partition("/")[0]: pico for account, pico in owed.items() if pico}
         if {organization: pico for organization, pico in summed.items() if pico} != by_organization:
             fail(f"rollups of {width} s sum to {summed}, owed are {by_organization}")
+
+
+def _check_budget(history: Any, owed: dict[str, int]) -> None:
+    """A hard budget is never overspent, and what is spent of it is what its organization owes."""
+    budget, fail = history.control.budget, history.world.fail
+    if budget is None:
+        return
+    history.control.check_budget()
+    with history.control.ledger.database.platform(write=False) as tx:
+        rows = tx.connection.execute(sa.select(budget_windows.c.spent_pico).where(budget_windows.c.budget_id == budget.id)).scalars()
+        spent_pico = sum(rows)
+    owed_pico = owed.get(f"{budget.organization_id}/unbilled/{budget.currency}", 0)
+    if spent_pico != owed_pico or owed_pico > budget.amount_pico:
+        fail(f"of the budget of {budget.amount_pico}, {spent_pico} are spent, owed are {owed_pico}")
 
 
 def _check_alarms(history: Any) -> None:

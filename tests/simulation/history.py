@@ -9,19 +9,25 @@ left to come, and what control has must be exactly what the truth says.
 import math
 import traceback
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 from tests.simulation.disks import Directory, File, Files, SimulatedDisk
 from tests.simulation.expectations import DAMAGE, check_history
 from tests.simulation.machine import Killed, NoRest, Process, World
 from tests.simulation.planes import SPOOL, Control, Gateway, Ledger, Network, shipper_options, spool_options
-from tests.simulation.traffic import Traffic
+from tests.simulation.traffic import Traffic, budget_of
+from tollway.gateway import budgets
 from tollway.link import recovery, shipper, spool
 from tollway.link.epochs import EpochFiles, list_epochs
 from tollway.link.recovery import Recovered
 
 REST_SECONDS = 90.0
 """Virtual; control's longest silence towards a request is 15 s."""
+
+
+OUTPUT_TOKENS_FIRST = 16
+"""Output that a stream reserves at first: streams here are short, and should reserve more several times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,9 @@ class History:
         self.files.reorders = chance.random() < 0.4
         self.network = Network(world)
         self.control = Control(world, ledger)
+        limit_pico = Random(seed).choice((0, 0, 4 * 10**8, 10**9, 4 * 10**9))  # of its own, so that it changes no other draw
+        if limit_pico:
+            self.control.add_budget(budget_of(limit_pico))
         self.options = spool_options(chance)
         self.shipper_options = shipper_options(chance)
         self.traffic = Traffic(
@@ -358,6 +367,7 @@ def _content(files: Files, epoch: EpochFiles) -> dict[str, bytes]:
 def run_seed(seed: int, ledger: Ledger) -> Outcome:
     """Run one history, from nothing to the final check."""
     pace = (shipper.PAUSE_SECONDS, shipper.CARE_SECONDS, shipper.BATCH_BYTES, spool.RETRY_SECONDS)
+    output_tokens_first, budgets.OUTPUT_TOKENS_FIRST = budgets.OUTPUT_TOKENS_FIRST, OUTPUT_TOKENS_FIRST
     history = History(seed, ledger)
     chance = history.world.chance
     # Faster than life, so that a second holds much; and batches as small as a frame allows.
@@ -369,3 +379,4 @@ def run_seed(seed: int, ledger: Ledger) -> Outcome:
         raise AssertionError(f"seed {seed}: a death reached the outside") from None
     finally:
         shipper.PAUSE_SECONDS, shipper.CARE_SECONDS, shipper.BATCH_BYTES, spool.RETRY_SECONDS = pace
+        budgets.OUTPUT_TOKENS_FIRST = output_tokens_first

@@ -299,6 +299,31 @@ MUTATIONS = (
         "a crash bills less than was delivered",
         seed=19,
     ),
+    # ---- Budgets
+    Mutation(
+        "relay tokens that are not reserved",
+        "gateway/budgets.py",
+        "        if covered < tokens:\n            return False\n",
+        "        if covered < tokens:\n            return True\n",
+        "streams overspend a hard budget",
+        seed=0,
+    ),
+    Mutation(
+        "grant what was spent again",
+        "control/budgets.py",
+        "    free_pico = limit.pico - spent_pico - stated.outstanding_pico",
+        "    free_pico = limit.pico - stated.outstanding_pico",
+        "leases exceed what is left of a budget",
+        seed=0,
+    ),
+    Mutation(
+        "serve requests for leases that come late",
+        "control/budgets.py",
+        "    elif run.sequence <= own.sequence:\n        return None\n",
+        "    elif run.sequence < 0:\n        return None\n",
+        "what a gateway holds is granted to others, after a repeated message",
+        seed=0,
+    ),
 )
 
 

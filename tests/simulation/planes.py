@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import httpx2
+import msgspec
 from pysqlite3 import dbapi2 as sqlite
 
 from tests.link.samples import NODE
@@ -21,11 +22,16 @@ from tests.simulation.disks import Directory, Files, SimulatedDisk
 from tests.simulation.machine import Killed, Process, World
 from tests.storage.databases import SqliteTemplate, fill
 from tollway.control.batches import BatchRefused
+from tollway.control.budgets import renew_leases
 from tollway.control.collect import Gap, collect, find_next_seq
+from tollway.domain.budgets import Budget, LeaseRequest
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Ended, encode
+from tollway.gateway.budgets import Budgets
+from tollway.link.leases import LeaseClient
 from tollway.link.shipper import Shipper, ShipperOptions
 from tollway.link.spool import Spool, SpoolOptions
+from tollway.storage import budgets as stored_budgets
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 from tollway.storage.usage_events import EventRace
@@ -162,6 +168,11 @@ class SickArchive(Archive):
         self._of.write(node_id, epoch, offset, data)
 
 
+class _Leases(msgspec.Struct):
+    sequence: int
+    leases: list[LeaseRequest]
+
+
 class Died(Exception):
     """The control process died before its commit."""
 
@@ -178,6 +189,14 @@ class Control:
         self.refusals: list[str] = []
         self.watermarks: dict[int, int] = {}
         self.taken = 0
+        self.budget: Budget | None = None
+        """The hard budget of one organization, if the history has one."""
+
+    def add_budget(self, budget: Budget) -> None:
+        """Bound what an organization may spend, from the first request on."""
+        with self.ledger.database.tenant(budget.organization_id) as tx:
+            stored_budgets.insert_budget(tx, budget)
+        self.budget = budget
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes] | None:
         """One request; None if there is nobody."""
@@ -188,7 +207,9 @@ class Control:
         if draw < self.error_rate / 2:
             self.world.faults += 1
             return 503, b"{}"
-        _, _, _, _, node_id, epoch, *rest = path.split("/")
+        _, _, _, kind, node_id, epoch, *rest = path.split("/")
+        if kind == "leases":
+            return self._renew(node_id, int(epoch), body)
         if method == "GET":
             with self.ledger.database.platform(write=False) as tx:
                 next_seq = find_next_seq(tx, node_id, int(epoch))
@@ -208,6 +229,36 @@ class Control:
             self.world.faults += 1
             return 200, b"not what was agreed"
         return 200, b'{"next_seq":%d}' % next_seq
+
+    def _renew(self, node_id: str, epoch: int, body: bytes) -> tuple[int, bytes] | None:
+        """Renew leases in one transaction, before the end of which control may die."""
+        asked = msgspec.json.decode(body, type=_Leases)
+        dies = bool(self.error_rate) and self.world.chance.random() < self.error_rate
+        try:
+            with self.ledger.database.platform() as tx:
+                grants = renew_leases(
+                    tx, node_id=node_id, epoch=epoch, sequence=asked.sequence, requests=asked.leases, now=self.world.true_clock()
+                )
+                if dies:
+                    self.world.faults += 1
+                    raise Died
+        except Fault:
+            return 409, b"{}"
+        except Died:
+            return None
+        self.check_budget()
+        return 200, msgspec.json.encode({"leases": grants})
+
+    def check_budget(self) -> None:
+        """Check that what was spent, and what leases of open epochs still allow, are together at most the budget."""
+        budget = self.budget
+        if budget is None:
+            return
+        with self.ledger.database.platform(write=False) as tx:
+            spent_pico = stored_budgets.find_spent(tx, budget.id, 0)
+            leased_pico = sum(each.outstanding_pico for each in stored_budgets.list_leases(tx, budget.id, 0))
+        if spent_pico + leased_pico > budget.amount_pico:
+            self.world.fail(f"of the budget of {budget.amount_pico}, {spent_pico} are spent and {leased_pico} leased")
 
     def _collect(self, node_id: str, epoch: int, first_seq: int, body: bytes) -> int:
         chance, database = self.world.chance, self.ledger.database
@@ -234,6 +285,7 @@ class Control:
             self.world.fail(f"the watermark of {epoch} goes back to {next_seq}")
         self.watermarks[epoch] = next_seq
         self.taken += 1
+        self.check_budget()
         return next_seq
 
 
@@ -247,6 +299,7 @@ class Gateway:
         self.files: Files = history.files
         self.disk = SimulatedDisk(self.files, self.process, kernel=history.kernel)
         self.clock = self.disk.clock
+        self.budgets = Budgets(self.clock)
         self.running: dict[str, Any] = {}
         """Requests under way, by id."""
         self.spool: Spool
@@ -315,6 +368,17 @@ class Gateway:
             chance=self.world.chance,
         )
         shipping = loop.create_task(self.shipper.run())
+        leases = LeaseClient(
+            self.budgets,
+            control_link_url="http://control",
+            node_key="tw_node_x",
+            node_id=NODE,
+            epoch=spool.epoch.number,
+            alarm=self.alarm,
+            transport=Wire(self.process, history.network, history.control),
+            chance=self.world.chance,
+        )
+        leasing = None if history.control.budget is None else loop.create_task(leases.run())
         arriving = loop.create_task(history.traffic.arrive(self)) if self._serves else None
         stopping, failing = loop.create_task(self._stop.wait()), loop.create_task(spool.failed.wait())
         await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
@@ -328,6 +392,8 @@ class Gateway:
             engine.cut()
         await self._drain(DRAIN_SECONDS)
         await spool.close()
+        if leasing is not None:
+            leasing.cancel()
         shipping.cancel()
         with suppress(asyncio.CancelledError):
             await shipping

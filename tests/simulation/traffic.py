@@ -12,12 +12,13 @@ from typing import Any
 from tests.link import samples
 from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
+from tollway.domain.budgets import Budget, BudgetLevel, BudgetMode, BudgetWindow
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.prices import PriceVersion
-from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
-from tollway.domain.usage import TOKENS_MAX, Ended, Outcome, UsageSource
+from tollway.domain.snapshot import BudgetEntry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
+from tollway.domain.usage import Ended, Outcome, UsageSource
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import Waiter
 from tollway.gateway.meter import UsageRecord, meter
@@ -75,8 +76,42 @@ def _caller(organization_id: str, currency: str) -> Caller:
 _CALLERS = {currency: _caller(organization_id, currency) for currency, organization_id in _ORGANIZATIONS.items()}
 _MODEL = ModelEntry(id="echo", endpoints=(Endpoint.CHAT_COMPLETIONS,), created_at=0, prices=(samples.PRICE, samples.OTHER_PRICE))
 
-_GRANTS = {currency: ModelGrant(_MODEL, {}, 0, 1, is_served=True, known_fields=frozenset(), cache_salt=b"") for currency in _ORGANIZATIONS}
+_GRANTS = {
+    currency: ModelGrant(_MODEL, {}, 0, 1, is_served=True, known_fields=frozenset(), cache_salt=b"", has_running_usage=True)
+    for currency in _ORGANIZATIONS
+}
 """Grants by currency, each of another organization."""
+INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX = 500, 230
+"""Most tokens that engines here report."""
+
+_BUDGET = BudgetEntry(
+    id="bud_" + "1" * 32,
+    organization_id=samples.ORGANIZATION,
+    level=BudgetLevel.ORGANIZATION,
+    subject_id=samples.ORGANIZATION,
+    mode=BudgetMode.HARD,
+)
+
+
+def budget_of(limit_pico: int) -> Budget:
+    """Return a hard budget of the organization that most requests are of, which never begins anew."""
+    return Budget(
+        id=_BUDGET.id,
+        organization_id=_BUDGET.organization_id,
+        level=_BUDGET.level,
+        subject_id=_BUDGET.subject_id,
+        name="all",
+        mode=_BUDGET.mode,
+        window=BudgetWindow.TOTAL,
+        amount_pico=limit_pico,
+        currency="EUR",
+        thresholds=(),
+        is_operators=False,
+        created_at=0,
+        counts_from=0,
+    )
+
+
 _HEAD = RequestHead(Endpoint.CHAT_COMPLETIONS, {})
 
 
@@ -92,8 +127,8 @@ def _permit(request_id: str, price: PriceVersion, now: int, stream: bool) -> Per
         (),
         (),
         None,
-        None,
-        TOKENS_MAX,
+        OUTPUT_TOKENS_MAX,
+        INPUT_TOKENS_MAX,
         0,
         stream,
         1,
@@ -134,20 +169,34 @@ class Traffic:
         chance: Random = self.world.chance
         stream = chance.random() < self.stream_share
         truth.admitted_at, truth.true_admitted_at = gateway.clock(), self.world.true_clock()
-        self.truths[truth.id] = truth  # from here on it may be on disk, even if the process dies before it knows
+        permit = _permit(truth.id, truth.price, truth.admitted_at, stream)
+        has_budget = gateway.history.control.budget is not None and truth.organization_id == _BUDGET.organization_id
+        hold = None
+        record = None
         try:
-            record = meter(_permit(truth.id, truth.price, truth.admitted_at, stream), gateway.spool, gateway.clock)
+            hold = gateway.budgets.reserve(permit.call, (_BUDGET,) if has_budget else (), None)
+            await hold.waiter
+            self.truths[truth.id] = truth  # from here on it may be on disk, even if the process dies before it knows
+            record = meter(permit, gateway.spool, gateway.clock)
+            await self._serve(gateway, truth, permit.call, record)
         except Fault:
-            del self.truths[truth.id]
+            if record is not None:
+                raise
+            self.truths.pop(truth.id, None)
             self.refused += 1
-            return
+        finally:
+            if hold is not None and gateway.process.alive and (record is None or record.final is not None):
+                gateway.budgets.settle(hold, None if record is None else record.final)
+
+    async def _serve(self, gateway: Any, truth: Truth, call: Call, record: UsageRecord) -> None:
+        chance, stream = self.world.chance, call.stream
         truth.admitted = True
         gateway.check_written(record.admit)
         if chance.random() < 0.02:  # whoever held it is gone without a word: the gateway's end must not forget it
             record.attempt("dep_" + "1" * 32)
-            _Engine(self, gateway, truth, record).reports((7, 0, 3, 0), UsageSource.ENGINE_CONTINUOUS)
+            _Engine(self, gateway, truth, call, record).reports((7, 0, 3, 0), UsageSource.ENGINE_CONTINUOUS)
             return
-        engine = _Engine(self, gateway, truth, record)
+        engine = _Engine(self, gateway, truth, call, record)
         gateway.running[truth.id] = engine
         try:
             async with record:
@@ -171,7 +220,8 @@ class Traffic:
 class _Engine:
     """One request's upstream and client."""
 
-    def __init__(self, traffic: Traffic, gateway: Any, truth: Truth, record: UsageRecord) -> None:
+    def __init__(self, traffic: Traffic, gateway: Any, truth: Truth, call: Call, record: UsageRecord) -> None:
+        self._call = call
         self._traffic, self._gateway, self._truth, self._record = traffic, gateway, truth, record
         self._chance: Random = traffic.world.chance
         self._pause = Waiter()
@@ -198,6 +248,8 @@ class _Engine:
         await self._think()
         self._maybe_ends_early()
         used = (chance.randint(0, 300), chance.choice((0, 0, 64)), chance.randint(0, 200), chance.choice((0, 0, 30)))
+        output_max = self._call.output_tokens_max or 0  # what a budget has lowered it to
+        used = (used[0], used[1], min(used[2], output_max - min(used[3], output_max)), min(used[3], output_max))
         self.reports(used, UsageSource.ENGINE_FINAL)
         await self._completes()
 
@@ -209,6 +261,10 @@ class _Engine:
             await self._think()
             self._maybe_ends_early()
             used = (used[0], used[1], used[2] + chance.randint(1, 9), used[3])
+            if not await self._is_reserved(used[2]):
+                self._expect(Outcome.BUDGET_STOPPED)
+                await record.finish(Outcome.BUDGET_STOPPED)
+                return
             if chance.random() < 0.5:
                 self.reports(used, UsageSource.ENGINE_CONTINUOUS)
             else:
@@ -254,6 +310,28 @@ class _Engine:
         except Fault:
             self._expect(Outcome.UPSTREAM_ERROR)
             raise
+
+    async def _is_reserved(self, output: int) -> bool:
+        """Reserve so much output of a stream before it is delivered, as `relay` does. Return whether that succeeded."""
+        hold = self._call.output_hold
+        if hold is None or output <= hold.covered_tokens:
+            return True
+        found: list[bool] = []
+        pause = self._pause = Waiter()
+
+        def decide(is_reserved: bool) -> None:
+            found.append(is_reserved)
+            pause.resume()
+
+        if hold.extend(output, decide):
+            return True
+        try:
+            await pause
+        except Fault:
+            hold.abandon()
+            self._expect(Outcome.UPSTREAM_ERROR)
+            raise
+        return found[0]
 
     def _generates(self, used: Counts) -> None:
         truth = self._truth

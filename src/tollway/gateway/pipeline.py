@@ -86,7 +86,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         _refuse(request, client, fault, limit_headers)
     finally:
         plane.metrics.running -= 1
-        if hold is not None:
+        if hold is not None and (record is None or record.final is not None):  # without FINAL its cost is not known: it stays held
             plane.budgets.settle(hold, None if record is None else record.final)
         observe(request, call, record, fault, plane)
 

@@ -60,7 +60,20 @@ class LeaseClient:
     """Keeps the leases of one gateway run. Use: `run()` as a task until it is cancelled, then `await close()`. `run` may be run again after
     it raised."""
 
-    def __init__(self, holder: Leaseholder, *, control_link_url: str, node_key: str, node_id: str, epoch: int, alarm: Alarm) -> None:
+    def __init__(
+        self,
+        holder: Leaseholder,
+        *,
+        control_link_url: str,
+        node_key: str,
+        node_id: str,
+        epoch: int,
+        alarm: Alarm,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        chance: random.Random | None = None,
+    ) -> None:
+        """`transport` carries the requests (None: TCP). `chance` spreads the attempts of many gateways while control is away."""
+        self._chance = chance or random.Random()
         self._holder = holder
         self._path = f"/v1/link/leases/{node_id}/{epoch}"
         self._alarm = alarm
@@ -72,6 +85,7 @@ class LeaseClient:
             timeout=httpx2.Timeout(REQUEST_SECONDS_MAX),
             limits=httpx2.Limits(max_connections=1),
             trust_env=False,
+            transport=transport,
         )
         holder.wake = self._asked.set
         holder.is_linked = True
@@ -93,7 +107,7 @@ class LeaseClient:
             except (httpx2.HTTPError, httpx2.StreamError, _Unusable, ValueError, TimeoutError) as error:
                 self._note_failure(error)
                 asyncio.get_running_loop().call_soon(self._holder.fail, sequence)
-                await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))
+                await asyncio.sleep(pause_seconds * self._chance.uniform(0.5, 1.0))
                 pause_seconds = min(2 * pause_seconds, BACKOFF_SECONDS_MAX)
                 continue
             self._is_away = False
