@@ -60,6 +60,10 @@ ROWS = {
     56: ("a neighbour's prefix cache; keys of an engine's media cache", "a salt for each organization; 400"),
     57: ("labels of metrics by model, path and user", "names of the catalog only"),
     60: ("leaving at any moment; usage omitted, negated, inflated, taken back", "its engine aborted; billed within what can be true"),
+    83: (
+        "invented names of end users, one for each request, to fill memory or to escape the limit of each end user",
+        "10,000 of an organization are counted one by one, the rest together; only keyed hashes are kept",
+    ),
     62: (
         "the server of shared limits killed, frozen, full, flushed or read-only, to be served without limits",
         "each gateway's share of the limit, within the deadline; exact again without a restart",

@@ -331,7 +331,7 @@ class TestHealth:
         assert alice.project_id not in text
 
     def test_the_description_is_openapi_3_1(self, control: Running) -> None:
-        described = answered(httpx2.get(f"{control.url}/openapi.json"))
+        described = answered(control.client(None).get("/openapi.json"))
         assert described["openapi"].startswith("3.1")
         assert PROJECTS in described["paths"]
 
@@ -435,8 +435,10 @@ class TestTheDescription:
                     names = [name for requirement in operation["security"] for name in requirement]
                     assert bool(names) is not is_public and set(names) <= set(schemes), path
                     errors = {status for status in operation["responses"] if status >= "400"}
-                    assert errors >= ({"400", "500", "503"} if is_public else {"400", "401", "403", "500", "503"}), path
+                    assert errors >= ({"400", "500", "503"} if is_public else {"400", "401", "403", "429", "500", "503"}), path
                     assert "422" not in errors
+                    for status in {"429", "503"} & errors:
+                        assert set(operation["responses"][status]["headers"]) == {"retry-after", "retry-after-ms"}, path
 
     def test_is_a_page_that_loads_nothing(self, control: Running) -> None:
         response = control.client(None).get("/reference")

@@ -337,7 +337,7 @@ def test_end_users_are_counted_one_by_one_beside_the_other_levels() -> None:
     assert ask("dan") is not None and ask("eve") is None, "the level above admits five, and a refused end user has used nothing of it"
 
 
-def test_end_users_beyond_the_bound_are_counted_together_until_others_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_83_end_users_beyond_the_bound_are_counted_together_until_others_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters_module, "END_USERS_MAX", 10)
     counters, now = MemoryCounters(), MINUTE_NS
 

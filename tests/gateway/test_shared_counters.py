@@ -129,7 +129,7 @@ async def test_end_users_are_counted_by_all_gateways_together(server: CounterSer
             assert sum([await ask(each, base, name) for each, base in bases for _ in range(5)]) == 5
 
 
-async def test_end_users_beyond_the_bound_share_a_counter_in_the_store(server: CounterServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_83_end_users_beyond_the_bound_share_a_counter_in_the_store(server: CounterServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_counters, "END_USERS_MAX", 3)
     each_end_user = EndUserLimits("org_1", "proj_1", Limits(requests_per_minute=1))
     async with gateway(server) as each:

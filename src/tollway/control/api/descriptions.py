@@ -339,8 +339,14 @@ ERROR_TEXTS: Mapping[int, str] = {
     409: "The state of the resource does not allow this.",
     413: "The body is too large.",
     415: "The body is not JSON in UTF-8, or is compressed.",
+    429: "Too many requests of this key are under way; retry after `retry-after`, or `retry-after-ms` to the millisecond.",
     500: "A defect of the platform; report the `x-request-id`.",
     503: "The database or the control plane is not available right now; retry after `retry-after`.",
+}
+
+_RETRY_HEADERS = {
+    "retry-after": {"description": "Seconds after which to try again, 1 or more.", "schema": {"type": "integer", "examples": [1]}},
+    "retry-after-ms": {"description": "The same in milliseconds, 1 or more.", "schema": {"type": "integer", "examples": [250]}},
 }
 
 _ERROR = {
@@ -387,7 +393,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
         operation["responses"].pop("422", None)
         for status in _list_errors(route, method, operation):
             content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-            operation["responses"][str(status)] = {"description": ERROR_TEXTS[status], "content": content}
+            response = operation["responses"][str(status)] = {"description": ERROR_TEXTS[status], "content": content}
+            if status in (429, 503):
+                response["headers"] = deepcopy(_RETRY_HEADERS)
     return document
 
 
@@ -401,7 +409,7 @@ def _list_errors(route: ApiRoute, method: str, operation: Mapping[str, Any]) -> 
     """List the statuses with which the operation may fail."""
     statuses = {400, 500, 503}
     if route.access is not public:
-        statuses |= {401, 403}
+        statuses |= {401, 403, 429}
     if "{" in route.path_format:
         statuses.add(404)
     if method != "get":
