@@ -20,10 +20,12 @@ from tests.control.test_periods import ACTOR, NOW, OCTOBER, SEPTEMBER, close, pe
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, exchanges, final, frames
 from tests.storage.databases import add_price, fill
-from tollway.control import corrections, exports, periods, quarantine, usage
+from tollway.control import corrections, exports, periods, prices, quarantine, usage
 from tollway.control.corrections import WantedAdjustment
 from tollway.control.epochs import BlockerKind
 from tollway.control.periods import Blocked
+from tollway.control.quarantine import RESCAN_US, WaitingRecords
+from tollway.control.replay import replay
 from tollway.control.verify import verify
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.corrections import AdjustmentKind
@@ -171,6 +173,57 @@ class TestClosing:
             booked = tx.connection.execute(sa.select(money.usage_events.c.period_at).where(money.usage_events.c.seq == 6)).scalar_one()
         assert booked == OCTOBER.start_at
         assert verify(database, archive).differences == []
+
+
+def rate_waiting(database: Database, waiting: WaitingRecords, now: int = NOW) -> int:
+    return waiting.rate(database, now=now, is_stopping=lambda: False)
+
+
+class TestWaiting:
+    """After a restore the database may be behind the archive."""
+
+    def test_records_are_rated_without_an_operator_once_their_price_is_there(self, database: Database, archive: Archive) -> None:
+        ingest(database, archive)
+        waiting = WaitingRecords()
+        assert rate_waiting(database, waiting) == 0
+        assert len(blockers(database)) == 1
+        publish(database)
+        assert rate_waiting(database, waiting, NOW + RESCAN_US) == 1
+        assert blockers(database) == []
+        with database.platform(write=False) as tx:
+            record = quarantine.get_record(tx, NODE, EPOCH, 4)
+        assert (record.state, record.resolution and record.resolution.actor) == (QuarantineState.RATED, quarantine.ACTOR)
+        assert balances(database)[f"{ORGANIZATION}/unbilled/EUR"] == 4 * COST
+        assert verify(database, archive).differences == []
+        assert rate_waiting(database, waiting, NOW + 3 * RESCAN_US) == 0
+
+    def test_records_are_looked_at_again_as_soon_as_something_was_published(self, database: Database, archive: Archive) -> None:
+        ingest(database, archive)
+        waiting = WaitingRecords()
+        rate_waiting(database, waiting)
+        publish(database)
+        assert rate_waiting(database, waiting) == 0  # the row was restored past the change channel: found within RESCAN_US
+        with database.tenant(ORGANIZATION) as tx:
+            prices.set_terms(tx, book_id=None, discount_bp=1, valid_from=None, now=NOW)
+        assert rate_waiting(database, waiting) == 1
+
+    def test_replay_rates_what_waited(self, database: Database, archive: Archive) -> None:
+        ingest(database, archive)
+        assert replay(database, archive, NOW).rated == 0
+        publish(database)
+        assert replay(database, archive, NOW).rated == 1
+        assert verify(database, archive).differences == []
+
+    def test_more_than_a_page_of_records_is_rated(self, database: Database, archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(quarantine, "PAGE", 2)
+        take(database, archive, frames([*exchanges(range(1, 6), price_version=LATER.id), Tick(at=SEPTEMBER.end_at)]))
+        publish(database)
+        assert rate_waiting(database, WaitingRecords()) == 5
+
+    def test_records_that_no_gateway_can_have_written_wait_for_an_operator(self, database: Database, archive: Archive) -> None:
+        take(database, archive, frames([*exchanges([1]), b"{}", Tick(at=SEPTEMBER.end_at)]))
+        assert rate_waiting(database, WaitingRecords()) == 0
+        assert len(blockers(database)) == 1
 
 
 class TestRated:

@@ -55,4 +55,6 @@ def replay(
     else:
         print(f"ingested: {done.records} records of {done.epochs} epochs, {done.events} events")
         print(f"rejected: {done.conflicts} conflicts, {done.quarantined} records that could not be rated and are in quarantine")
+        if done.rated:
+            print(f"rated: {done.rated} records that had waited in quarantine")
         print(f"gateways will read the whole snapshot, version {done.version}")

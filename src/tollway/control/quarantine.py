@@ -5,11 +5,17 @@ can have written it. It is billed nowhere, so nothing may pretend that its month
 open in which it would be booked, it is counted in a metric, and its receipt says so. An operator ends that, with a reason: by rating it
 again once the obstacle is gone, with the collector's own rules, or by writing it off. Both are final, name the operator's key, and can be
 repeated without effect: the row of the record is locked, and its resolution, event and posting commit together.
+
+After a restore the database may be behind the archive: records name prices, terms, organizations and keys that are not there yet. Such
+records are rated by themselves once these are there (`WaitingRecords`), by the same rules.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from tollway.control.approvals import sum_moved_today
 from tollway.control.batches import Batch
-from tollway.control.collect import book_batch, list_billing_accounts
+from tollway.control.collect import book_batch, list_billing_accounts, retry_races
 from tollway.control.rating import RatedBatch
 from tollway.control.record_checks import Owners, reject_foreign
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
@@ -19,9 +25,10 @@ from tollway.domain.periods import Calendar
 from tollway.domain.quarantine import QuarantinedRecord, QuarantineState, Resolution, WriteOffRequest
 from tollway.domain.usage import billed
 from tollway.storage import prices as stored_prices
+from tollway.storage import publish as stored_publish
 from tollway.storage import rejected_records as stored
 from tollway.storage import usage_events
-from tollway.storage.database import PlatformTx
+from tollway.storage.database import Database, PlatformTx
 from tollway.wire.segments import Frame
 
 OBSTACLES = {
@@ -38,6 +45,79 @@ OBSTACLES = {
     "billed_already": "Its request has been billed from another record.",
 }
 """Reasons why a record cannot be rated, in words for operators."""
+
+
+LIFTED = ("organization_unknown", "not_of_organization", "price_unknown", "price_not_applicable", "price_unproven")
+"""Reasons that end when rows of tenants or prices are there that were missing when the record came."""
+
+ACTOR = "automatic"
+"""Name in the resolution of a record that was rated without being asked, in the place of an operator's key id."""
+
+PAGE = 100
+"""Records that are looked at in one transaction."""
+
+RESCAN_US = 3_600_000_000
+"""Interval after which waiting records are looked at again although nothing was published: rows may have been restored."""
+
+
+@dataclass(slots=True)
+class WaitingRecords:
+    """Records whose obstacle may end by itself, and when a process looked at all of them last.
+
+    They are looked at again when something was published since, because that alone adds organizations, keys, prices and terms, and every
+    RESCAN_US.
+    """
+
+    version: int = -1
+    looked_at: int = 0
+
+    def rate(self, database: Database, *, now: int, is_stopping: Callable[[], bool]) -> int:
+        """Rate the records that can be rated by now; `is_stopping` is asked between two records. Returns how many were rated.
+
+        Raises Fault DATABASE_UNAVAILABLE; what was done until then stays done, and the next call looks at all of them again.
+        """
+        with database.platform(write=False) as tx:
+            version = stored_publish.find_head(tx)
+        if version == self.version and now < self.looked_at + RESCAN_US:
+            return 0
+        rated = 0
+        for reason in LIFTED:
+            rated += _rate_lifted(database, reason, now, is_stopping)
+        if not is_stopping():
+            self.version, self.looked_at = version, now
+        return rated
+
+
+def _rate_lifted(database: Database, reason: str, now: int, is_stopping: Callable[[], bool]) -> int:
+    """Rate the open records with one reason that can be rated by now. Returns their number."""
+    rated, window = 0, Window(limit=PAGE)
+    while True:
+        with database.platform(write=False) as tx:
+            page = stored.list_quarantined(tx, window, state=QuarantineState.OPEN, organization_id=None, reason=reason)
+            ready = [record for record in page.items if find_obstacle(tx, record) is None]
+        for record in ready:
+            if is_stopping():
+                return rated
+            rated += _rate_ready(database, record, now)
+        if not page.has_more:
+            return rated
+        last = page.items[-1]
+        window = Window(after=f"{last.node_id}/{last.epoch}/{last.seq}", limit=PAGE)
+
+
+def _rate_ready(database: Database, record: QuarantinedRecord, now: int) -> bool:
+    """Rate a record; return False if somebody has resolved it meanwhile, or it cannot be rated any more."""
+
+    def book(tx: PlatformTx) -> bool:
+        found = rate_record(tx, record.node_id, record.epoch, record.seq, reason=f"{record.reason} no more", actor=ACTOR, now=now)
+        return found.resolution is not None and found.resolution.actor == ACTOR
+
+    try:
+        return retry_races(database, book)
+    except Fault as fault:
+        if fault.kind is STATE_CONFLICT:
+            return False
+        raise
 
 
 def get_record(tx: PlatformTx, node_id: str, epoch: int, seq: int) -> QuarantinedRecord:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from tollway.control.batches import BatchRefused
 from tollway.control.collect import collect
+from tollway.control.quarantine import WaitingRecords
 from tollway.storage import publish as stored_publish
 from tollway.storage import watermarks as stored_watermarks
 from tollway.storage.archive import Archive, ArchiveShort
@@ -36,6 +37,8 @@ class Replayed:
     events: int = 0
     conflicts: int = 0
     quarantined: int = 0
+    rated: int = 0
+    """Records of earlier replays that waited in quarantine and could be rated now."""
     version: int = 0
 
 
@@ -73,6 +76,7 @@ def replay(database: Database, archive: Archive, now: int) -> Replayed:
             rest = data[end:]
             if reader.tail is Tail.DAMAGED or len(rest) > HEAD_BYTES + PAYLOAD_BYTES_MAX:
                 raise BatchRefused(f"{node_id}/{epoch}: record {reader.next_seq} is damaged")
+    done.rated = WaitingRecords().rate(database, now=now, is_stopping=lambda: False)
     return done
 
 

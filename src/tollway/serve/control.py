@@ -31,6 +31,7 @@ from tollway.control.engine_counters import open_client
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
+from tollway.control.quarantine import WaitingRecords
 from tollway.control.reconcile import ReconcileOptions, Reconciliation
 from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
@@ -56,6 +57,9 @@ DATABASE_PAUSE_SECONDS = 0.5
 
 MONTHS_SECONDS = 3_600.0
 """Interval of the job that makes and drops months of events. Months are made long ahead; a changed setting takes effect within the hour."""
+
+WAITING_SECONDS = 60.0
+"""Interval of the job that rates records which waited for a price or an organization. It reads one number while nothing was published."""
 
 CLOSING_SECONDS = 300.0
 """Interval of the job that closes periods: it takes days until a period is due, and minutes until a gateway is back."""
@@ -288,6 +292,13 @@ def _list_jobs(
             if turn.is_over():
                 return
 
+    waiting = WaitingRecords()
+
+    def rate_waiting(turn: Turn) -> None:
+        rated = waiting.rate(plane.database, now=turn.at, is_stopping=turn.is_over)
+        if rated:
+            plane.log({"event": "waiting_records_rated", "records": rated})
+
     jobs = [
         Job(
             name="publication_watch",
@@ -300,6 +311,12 @@ def _list_jobs(
             name="event_months",
             work=in_thread(keep_months),
             interval_seconds=MONTHS_SECONDS,
+            deadline_seconds=MONTHS_SECONDS,
+        ),
+        Job(
+            name="waiting_records",
+            work=in_thread(rate_waiting),
+            interval_seconds=WAITING_SECONDS,
             deadline_seconds=MONTHS_SECONDS,
         ),
     ]

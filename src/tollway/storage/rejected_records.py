@@ -142,7 +142,8 @@ def find_own_quarantined(tx: TenantTx, request_id: str) -> QuarantinedRecord | N
 def list_quarantined(
     tx: PlatformTx, window: PageWindow, *, state: QuarantineState | None, organization_id: str | None, reason: str | None
 ) -> Page[QuarantinedRecord]:
-    """Return quarantined records by place: those in one state, of one organization, with one reason. The cursor is `place_text`."""
+    """Return quarantined records by place: those in one state, of one organization, with one reason. The cursor is
+    `<node>/<epoch>/<seq>`."""
     query = _ALL
     if state is not None:
         query = query.where(_is_open if state is QuarantineState.OPEN else _resolution.state == state)
