@@ -35,7 +35,7 @@ from tollway.domain.money import AMOUNT_PICO_MAX, PICO
 from tollway.domain.pages import PageWindow
 from tollway.domain.periods import PeriodState
 from tollway.domain.quarantine import QuarantinedRecord, QuarantineState
-from tollway.domain.usage import TOKENS_MAX, Tick
+from tollway.domain.usage import TOKENS_MAX, ServiceTier, Tick
 from tollway.storage import schema_money as money
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
@@ -46,6 +46,10 @@ COST = 100 * 270_000 + 20 * 27_000 + 30 * 1_100_000 + 4 * 1_100_000 + 5
 LATER = msgspec.structs.replace(PRICE, id="price_" + "9" * 32, valid_from=EPOCH)
 """A price that records name before it exists here."""
 samples.prove(LATER)
+
+FLEX = msgspec.structs.replace(LATER, id="price_" + "8" * 32, tier=ServiceTier.FLEX)
+"""One of another series, which does not follow the price of the others."""
+samples.prove(FLEX)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -162,12 +166,14 @@ class TestClosing:
 
     def test_record_that_arrived_after_its_month_closed_blocks_the_next(self, database: Database, archive: Archive) -> None:
         at = OCTOBER.start_at
-        body = frames([*exchanges([1]), final(admit(2), ended_at=at), Tick(at=at), *exchanges([3], price_version=LATER.id)])
+        late = exchanges([3], price_version=FLEX.id, service_tier=ServiceTier.FLEX)
+        body = frames([*exchanges([1]), final(admit(2), ended_at=at), Tick(at=at), *late])
         take(database, archive, body[:4])
         close(database, SEPTEMBER.start_at)
         take(database, archive, body[4:], first_seq=5)
         assert [kind for kind, _ in blockers(database, OCTOBER.start_at)][-1] is BlockerKind.RECORDS_QUARANTINED
-        publish(database)
+        with database.platform() as tx:
+            add_price(tx, FLEX)
         rate(database, 6)
         with database.platform(write=False) as tx:
             booked = tx.connection.execute(sa.select(money.usage_events.c.period_at).where(money.usage_events.c.seq == 6)).scalar_one()
