@@ -90,7 +90,7 @@ class WaitingRecords:
 
 def _rate_lifted(database: Database, reason: str, now: int, is_stopping: Callable[[], bool]) -> int:
     """Rate the open records with one reason that can be rated by now. Returns their number."""
-    rated, window = 0, Window(limit=PAGE)
+    rated, window = 0, PageWindow(limit=PAGE)
     while True:
         with database.platform(write=False) as tx:
             page = stored.list_quarantined(tx, window, state=QuarantineState.OPEN, organization_id=None, reason=reason)
@@ -102,7 +102,7 @@ def _rate_lifted(database: Database, reason: str, now: int, is_stopping: Callabl
         if not page.has_more:
             return rated
         last = page.items[-1]
-        window = Window(after=f"{last.node_id}/{last.epoch}/{last.seq}", limit=PAGE)
+        window = PageWindow(after=f"{last.node_id}/{last.epoch}/{last.seq}", limit=PAGE)
 
 
 def _rate_ready(database: Database, record: QuarantinedRecord, now: int) -> bool:
