@@ -73,6 +73,10 @@ ROWS = {
     66: ("an engine's event fields, split lines, errors with our credential in them", "only the dialect's fields; never its text"),
     67: ("requests that fail at every engine, to take engines from neighbours", "no engine is ejected; 400 where its words say why"),
     68: ("an engine that answers unasked, or twice", "its connections are closed and used once each for a time; alarm"),
+    79: (
+        "a deployment's name that resolves to a cloud's metadata address, at once or later",
+        "the connection is closed before a request or a credential is sent; 502",
+    ),
     69: ("reports of more input than the request holds, or of one absurd total", "held to what can be true; named as an anomaly"),
     70: ("a byte after an answered request of control, and then silence", "closed at the bound, after a refusal too"),
     71: (

@@ -1,8 +1,10 @@
 """An upstream connection alone, between a socket in memory and the pool of a real upstream: its states and what moves it between them."""
 
 import asyncio
+import ipaddress
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -10,11 +12,12 @@ import pytest
 
 from tests.fakes import Transport
 from tests.gateway.harness import Log
-from tollway.domain import faults
+from tollway.domain import addresses, faults
 from tollway.domain.catalog import Deployment, Engine
 from tollway.domain.faults import Fault
 from tollway.domain.tenants import Status
 from tollway.gateway.buffers import BufferBounds, Buffers
+from tollway.gateway.upstreams import probes
 from tollway.gateway.upstreams.connection import (
     _TRANSITIONS,
     DRAIN_BYTES_MAX,
@@ -256,3 +259,32 @@ async def test_request_on_a_connection_that_the_engine_closed_at_once_is_retried
     with pytest.raises(Fault) as caught:
         rig.ask()
     assert caught.value.kind is faults.UPSTREAM_CONNECT and caught.value.kind.retry is faults.Retry.SAFE
+
+
+@pytest.mark.parametrize("probed", [False, True])
+async def test_79_name_that_resolves_to_a_forbidden_address_gets_no_byte(monkeypatch: pytest.MonkeyPatch, *, probed: bool) -> None:
+    received: list[bytes] = []
+    ended = asyncio.Event()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            received.append(await reader.read(100))
+        writer.close()
+        ended.set()
+
+    monkeypatch.setattr(addresses, "_METADATA", (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")))
+    listening = await asyncio.start_server(listen, "127.0.0.1", 0)
+    deployment = Deployment(
+        id="dep_1", model="m", base_url=f"http://localhost:{listening.sockets[0].getsockname()[1]}", engine=Engine.VLLM, upstream_model="m",
+        tier=0, weight=1, region=None, status=Status.ACTIVE, created_at=0,
+    )  # fmt: skip
+    async with listening:
+        upstream = Upstream(deployment, "secret", Metrics(), Log().writer, OpenConnections(), Buffers(BufferBounds()))
+        if probed:
+            assert upstream.probe is not None
+            assert await probes.ask(upstream.probe) is False
+        else:
+            with pytest.raises(Fault, match="upstream_unreachable"):
+                await upstream.connect(2.0)
+        await asyncio.wait_for(ended.wait(), 5.0)
+        assert b"".join(received) == b""

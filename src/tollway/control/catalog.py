@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tollway.control import publish
-from tollway.domain import ids
+from tollway.domain import addresses, ids
 from tollway.domain.catalog import MODEL_NAME, Deployment, Model
 from tollway.domain.faults import (
     MODEL_UNKNOWN,
@@ -154,23 +154,7 @@ def archive_deployment(tx: PlatformTx, deployment_id: str, now: int) -> Deployme
 
 _URL = re.compile(r"https?://[A-Za-z0-9.\-_\[\]:]+(/[A-Za-z0-9._~\-/]*)?")
 
-_METADATA = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "169.254.0.0/16",  # link-local: metadata of most clouds
-        "fe80::/10",
-        "fd00:ec2::/32",  # AWS over IPv6
-        "100.100.100.200/32",  # Alibaba
-        "192.0.0.192/32",  # Oracle
-        "0.0.0.0/8",
-        "::/128",
-        "224.0.0.0/4",
-        "ff00::/8",
-    )
-)
 _METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data"})
-_EMBEDDING_IPV4 = ((ipaddress.ip_network("64:ff9b::/96"), 0), (ipaddress.ip_network("::/96"), 0), (ipaddress.ip_network("2002::/16"), 80))
-"""IPv6 ranges that carry an IPv4 address (NAT64, compatible, 6to4), and by how many bits it is shifted."""
 
 
 def check_base_url(text: str) -> None:
@@ -202,19 +186,5 @@ def check_base_url(text: str) -> None:
             address = ipaddress.ip_address(host)
         except ValueError:
             raise refuse("the host is not a proper IP address") from None
-        if any(each in network for each in _meanings(address) for network in _METADATA):
+        if addresses.is_metadata(address):
             raise refuse("this address is not allowed")
-
-
-def _meanings(
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
-) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """The address, and any IPv4 address inside it."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return [address]
-    inside = [
-        ipaddress.IPv4Address(int(address) >> shift & 0xFFFF_FFFF)
-        for network, shift in _EMBEDDING_IPV4
-        if address in network and int(address) > 0xFFFF
-    ]
-    return [address, *inside, *([address.ipv4_mapped] if address.ipv4_mapped else [])]

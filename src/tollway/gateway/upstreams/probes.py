@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
+from tollway.domain.addresses import is_metadata_peer
 from tollway.gateway.upstreams.open_connections import is_exhausted
 
 RETURN_SECONDS = 0.5
@@ -62,6 +63,8 @@ async def ask(request: ProbeRequest) -> bool | None:
         async with asyncio.timeout(request.seconds):
             reader, writer = await asyncio.open_connection(request.host, request.port, ssl=request.tls, limit=STATUS_LINE_BYTES_MAX)
             try:
+                if is_metadata_peer(writer.get_extra_info("peername")):
+                    raise PermissionError("the name resolved to an address that is not allowed")
                 writer.write(request.head)
                 line = await reader.readuntil(b"\n")
             finally:

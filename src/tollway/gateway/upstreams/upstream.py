@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from urllib.parse import quote, urlsplit
 
 from tollway.domain import faults
+from tollway.domain.addresses import is_metadata_peer
 from tollway.domain.catalog import Deployment, Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.snapshot import DeploymentEntry
@@ -141,9 +142,13 @@ class Upstream:
             raise Fault(faults.UPSTREAM_CONNECT, detail=type(error).__name__) from None
 
     async def _open(self) -> UpstreamConnection:
-        """Open a connection. Raises OSError."""
+        """Open a connection. Raises OSError, PermissionError among them for a name that resolved to an address that no engine may have:
+        then nothing was sent there."""
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(lambda: UpstreamConnection(self), self._host, self._port, ssl=self._tls)
+        transport, connection = await loop.create_connection(lambda: UpstreamConnection(self), self._host, self._port, ssl=self._tls)
+        if is_metadata_peer(transport.get_extra_info("peername")):
+            transport.abort()
+            raise PermissionError("the name resolved to an address that is not allowed")
         return connection
 
     def count_open(self, change: int) -> None:

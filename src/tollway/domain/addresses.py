@@ -1,0 +1,46 @@
+"""Addresses that no engine has: those where clouds keep the credentials of their machines, and those that are nobody's."""
+
+import ipaddress
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_METADATA = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "169.254.0.0/16",  # link-local: metadata of most clouds
+        "fe80::/10",
+        "fd00:ec2::/32",  # AWS over IPv6
+        "100.100.100.200/32",  # Alibaba
+        "192.0.0.192/32",  # Oracle
+        "0.0.0.0/8",
+        "::/128",
+        "224.0.0.0/4",
+        "ff00::/8",
+    )
+)
+_EMBEDDING_IPV4 = ((ipaddress.ip_network("64:ff9b::/96"), 0), (ipaddress.ip_network("::/96"), 0), (ipaddress.ip_network("2002::/16"), 80))
+"""IPv6 ranges that carry an IPv4 address (NAT64, compatible, 6to4), and by how many bits it is shifted."""
+
+
+def is_metadata(address: Address) -> bool:
+    """Return whether an address, or an IPv4 address inside it, is one of clouds' metadata or nobody's."""
+    return any(each in network for each in _list_meanings(address) for network in _METADATA)
+
+
+def is_metadata_peer(peer: tuple[str, int] | tuple[str, int, int, int] | None) -> bool:
+    """Return whether the peer of a connected socket has such an address. An IPv6 address may name a zone; a peer that is gone is None."""
+    return peer is not None and is_metadata(ipaddress.ip_address(peer[0].partition("%")[0]))
+
+
+def _list_meanings(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The address, and any IPv4 address inside it."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return [address]
+    inside = [
+        ipaddress.IPv4Address(int(address) >> shift & 0xFFFF_FFFF)
+        for network, shift in _EMBEDDING_IPV4
+        if address in network and int(address) > 0xFFFF
+    ]
+    return [address, *inside, *([address.ipv4_mapped] if address.ipv4_mapped else [])]
