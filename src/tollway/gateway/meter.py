@@ -162,7 +162,8 @@ def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> UsageRe
 
 
 def _encode_terms(call: Call) -> bytes:
-    """Return what all of the caller's ADMITs for this model, endpoint and price say; cached in the grant, which has few prices."""
+    """Return what all of the caller's ADMITs for this model, endpoint and price say; cached in the grant, which has few prices. Encoding
+    it for each request would cost 13 thousand instructions more (4 %)."""
     request, caller, grant = call.request, call.caller, call.grant
     admit = Admit(
         request_id="",

@@ -8,7 +8,8 @@ fault no later byte of the connection is interpreted, so the two ends can never 
 Clients that keep a connection repeat themselves: their next head is the last one, but for the number in Content-Length. From a
 connection's second request on, the reader keeps the two ends around that number. Bytes that are these ends around a number, followed by
 exactly so many bytes of body, are the request that llhttp would find, and llhttp, which stands between two messages before and after,
-need not see them. Such requests share one dict of headers: whoever made something of it knows it again by its identity.
+need not see them. Such requests share one dict of headers: whoever made something of it knows it again by its identity. Without this a
+request costs 73 thousand instructions more (21 %), 24 of them for what is known again.
 
 Only headers in WANTED are kept; the rest is checked by llhttp for form and forgotten. Names are resolved through a bounded table of
 spellings already seen, so that the eighteen headers an SDK sends cost one dict lookup each and no allocation.
@@ -450,7 +451,7 @@ class ResponseReader:
     complete when `eof` is called.
 
     An engine repeats itself as a client does: an answer in one read whose head is the last one but for the number in Content-Length
-    (engines write a date, so for a second) is known without the parser.
+    (engines write a date, so for a second) is known without the parser, which would cost 14 thousand instructions a request more (4 %).
 
     `between_chunks`: all bytes fed so far end exactly with a chunk. Whoever then finds whole chunks in the next bytes by itself may leave
     them out of `feed`: the parser stands before and after them in the same place.
