@@ -119,6 +119,10 @@ ROWS = {
         "another user of the machine who reads copies of the snapshot, logs, archives or the database",
         "every file 0600, every directory 0700, repaired at each start; secrets that everyone could read end it",
     ),
+    85: (
+        "more requests of one organization for a model than its engines can take",
+        "wait in a bounded queue that is fair between organizations; 429 or 503 at once beyond it; the others are served in their turn",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

@@ -231,6 +231,21 @@ class BuffersSection(msgspec.Struct, frozen=True, kw_only=True):
     reads them itself, and other requests wait for up to 0.1 s meanwhile."""
 
 
+class QueueSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Queue of each model in front of its deployments once all of them are full (docs/limits.md)."""
+
+    waiting_max: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1_000
+    """Requests that wait for one model, at each gateway. Up to twice as many while organizations that came first have more than their
+    shares."""
+    wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 2.0
+    """Longest wait, to half a second; then 503. A request that would wait longer, as places became free lately, is refused at once."""
+    concurrency_min: Count = 1
+    """Least requests that a gateway sends one deployment at a time, however late or busy its engine is."""
+    concurrency_max: Count = 10_000
+    """Most requests that a gateway sends one deployment at a time; further ones wait. The number shrinks while the engine answers 429 or
+    503 or its first tokens come late. Retries may exceed it."""
+
+
 class SpoolSection(msgspec.Struct, frozen=True, kw_only=True):
     """The spool, which keeps usage records until the control plane has them."""
 
@@ -291,6 +306,7 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     relay: RelaySection = RelaySection()
     media: MediaSection = MediaSection()
     buffers: BuffersSection = BuffersSection()
+    queue: QueueSection = QueueSection()
     spool: SpoolSection = SpoolSection()
     limits: LimitsSection = LimitsSection()
 

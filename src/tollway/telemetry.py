@@ -180,6 +180,8 @@ class Metrics:
         self.not_ready: dict[str, int] = {}
         self.task_restarts: dict[str, int] = {}
         self.callback_failures: dict[str, int] = {}
+        self.queue_results: dict[str, int] = {}
+        self.queue_seconds = Histogram(DURATION_SECONDS)
         self.retries = 0
         self.connections_refused = 0
         self.connections_shed = 0
@@ -248,6 +250,11 @@ class _Families(Collector):
         restarts, failures = metrics.task_restarts.items(), metrics.callback_failures.items()
         yield _counter("tollway_task_restarts", "Restarts of background tasks that ended.", ("task",), restarts)
         yield _counter("tollway_callback_failures", "Exceptions outside of requests and tasks, by place.", ("place",), failures)
+        results = metrics.queue_results.items()
+        yield _counter("tollway_queue_requests", "Requests that met full deployments, by what became of them.", ("result",), results)
+        waits = HistogramMetricFamily("tollway_queue_seconds", "Time that requests waited for a place at a deployment.")
+        waits.add_metric([], metrics.queue_seconds.buckets(), metrics.queue_seconds.sum)
+        yield waits
         yield GaugeMetricFamily("tollway_requests_running", "Requests between admission and the last byte.", metrics.running)
         yield GaugeMetricFamily(
             "tollway_event_loop_lag_seconds_max", "Longest delay of the event loop since the last scrape.", metrics.loop_lag_seconds_max

@@ -11,6 +11,7 @@ from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.relay import RelayBounds
+from tollway.gateway.waiting import QueueBounds
 from tollway.link.spool import SpoolOptions
 from tollway.serve import data_directory
 from tollway.serve.parent import PARENT_ENV
@@ -22,6 +23,7 @@ from tollway.settings import (
     HttpSection,
     MediaSection,
     OperatorError,
+    QueueSection,
     RelaySection,
     Settings,
     SpoolSection,
@@ -77,6 +79,7 @@ def test_sections_within_sections_are_read_from_files_and_variables(tmp_path: Pa
         (EdgeSection, EdgeBounds),
         (RelaySection, RelayBounds),
         (MediaSection, MediaBounds),
+        (QueueSection, QueueBounds),
         (SpoolSection, SpoolOptions),
     ],
 )

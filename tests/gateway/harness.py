@@ -30,6 +30,7 @@ from tollway.gateway.edge.edge import Edge, EdgeBounds
 from tollway.gateway.edge.edge_policy import EdgePolicy
 from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
+from tollway.gateway.waiting import QueueBounds
 from tollway.telemetry import LogWriter
 from tollway.wire.http import HttpBounds
 
@@ -73,6 +74,7 @@ def plane(
     end_user_limits: Limits = UNLIMITED,
     clock: Clock | None = None,
     buffers: BufferBounds | None = None,
+    queue: QueueBounds | None = None,
 ) -> Iterator[tuple[Plane, UsageSink, "Log"]]:
     """A plane that knows one organization and these models. `m` is served nowhere unless given."""
     clock = clock or Clock()
@@ -85,6 +87,7 @@ def plane(
         log=log.writer,
         bounds=bounds or RelayBounds(),
         buffer_bounds=buffers,
+        queue_bounds=queue,
         random_bits=clock.random_bits,
         now_us=clock.now_us,
     )
@@ -232,6 +235,7 @@ async def gateway(
     edge_bounds: EdgeBounds | None = None,
     drain: server.DrainBounds | None = None,
     buffers: BufferBounds | None = None,
+    queue: QueueBounds | None = None,
     limits: Limits = UNLIMITED,
     end_user_limits: Limits = UNLIMITED,
     rules: EdgePolicy | None = None,
@@ -242,7 +246,7 @@ async def gateway(
     errors: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: errors.append(context))
     stop, ready = asyncio.Event(), asyncio.Event()
-    with plane(models, bounds=bounds, limits=limits, end_user_limits=end_user_limits, buffers=buffers) as (made, sink, log):
+    with plane(models, bounds=bounds, limits=limits, end_user_limits=end_user_limits, buffers=buffers, queue=queue) as (made, sink, log):
         listener, internal = _listen(), _listen()
         alarms: list[tuple[str, dict[str, object]]] = []
         background = BackgroundTasks(made.metrics, lambda event, fields: alarms.append((event, fields)))

@@ -128,6 +128,11 @@ UPLOADS_EXCEEDED = FaultKind(
     code="rate_limit_exceeded", status=429, blame=_T, message="Too many large requests of this key at once.", type="requests"
 )
 
+SHARE_EXCEEDED = FaultKind(
+    code="rate_limit_exceeded", status=429, blame=_T, type="requests",
+    message="The model is busy, and your organization has its share of the requests that wait for it.",
+)  # fmt: skip
+
 # Budgets.
 BUDGET_EXCEEDED = FaultKind(
     code="insufficient_quota", status=429, blame=_T, message="You exceeded your current quota.", type="insufficient_quota"
@@ -139,6 +144,7 @@ BUDGET_UNAVAILABLE = FaultKind(
 COST_EXCEEDED = _client("max_cost_exceeded", 400, "The request may cost more than it allows.")
 
 # Upstreams.
+MODEL_OVERLOADED = FaultKind(code="model_overloaded", status=503, blame=_P, message="All servers of this model are busy.", type=_SERVER)
 UPSTREAM_NONE = FaultKind(code="no_upstream", status=503, blame=_U, message="No upstream is available for this model.", type=_SERVER)
 UPSTREAM_CONNECT = FaultKind(
     code="upstream_unreachable", status=502, blame=_U, message="The model server could not be reached.", type=_UPSTREAM, retry=Retry.SAFE

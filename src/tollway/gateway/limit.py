@@ -220,6 +220,14 @@ def _estimate(call: Call, output_size_min: int, tokens_size_min: int) -> Units:
     return 1, input_tokens + output_tokens, input_tokens, output_tokens
 
 
+def estimate_tokens(call: Call) -> int:
+    """Return how many tokens a request may use, as they would be reserved if no limit were near."""
+    return _estimate(call, _UNBOUNDED, _UNBOUNDED)[1]
+
+
+_UNBOUNDED = 1 << 62
+
+
 def _estimate_media(call: Call, density: int) -> int:
     body_bytes = len(call.request.body)
     media_tokens = call.input_tokens_max - body_bytes - call.prompts * call.dialect.prompt_tokens_added

@@ -71,6 +71,9 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
                 hold = plane.budgets.reserve(call, caller.budgets, read_max_cost(request.head))
                 await hold.waiter
             candidates = route(call, plane.upstreams, request.started, plane.random)
+            if candidates[0].running >= candidates[0].limit:
+                candidates = await plane.queues.wait(call, driver)
+                authenticate(request.head, plane.directory, plane.digesters, plane.now_us())  # its key may have been revoked meanwhile
             permit.record = record = meter(permit, plane.usage_sink, plane.now_us)
             async with record:
                 permit.headers = call.dialect.identify(request.id) + permit.headers

@@ -15,7 +15,9 @@ from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.ports import UsageSink, Vault
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget
 from tollway.gateway.shared_counters import SharedCounters
+from tollway.gateway.upstreams.concurrency import ConcurrencyBounds
 from tollway.gateway.upstreams.upstream import Upstreams
+from tollway.gateway.waiting import QueueBounds, Queues
 from tollway.telemetry import LogWriter, Metrics
 
 REFUSAL_LINES_PER_SECOND_MAX = 20
@@ -35,14 +37,18 @@ class Plane:
         bounds: RelayBounds,
         media_bounds: MediaBounds | None = None,
         buffer_bounds: BufferBounds | None = None,
+        queue_bounds: QueueBounds | None = None,
         random_bits: Callable[[int], int],
         now_us: Callable[[], int],
     ) -> None:
+        self.random_bits = random_bits
         self.directory = Directory()
         self.metrics = Metrics()
         self.buffers = Buffers(buffer_bounds or BufferBounds())
         self.body_readers: BodyReaders | None = None
-        self.upstreams = Upstreams(vault, self.metrics, log, self.buffers)
+        queue_bounds = queue_bounds or QueueBounds()
+        concurrency = ConcurrencyBounds(concurrency_min=queue_bounds.concurrency_min, concurrency_max=queue_bounds.concurrency_max)
+        self.upstreams = Upstreams(vault, self.metrics, log, self.buffers, concurrency)
         self.end_user_key = peppers[0] if peppers else b""
         self.counters = MemoryCounters(self.end_user_key)
         self.shared_counters: SharedCounters | None = None
@@ -53,8 +59,9 @@ class Plane:
         self.bounds = bounds
         self.media_bounds = media_bounds or MediaBounds()
         self.active = Active()
+        self.queues = Queues(queue_bounds, self.upstreams, self.active, self.metrics, self.random)
+        self.metrics.gauges["tollway_queue_waiting"] = self.queues.count_waiting
         self.retries = RetryBudget()
-        self.random_bits = random_bits
         self.request_ids = RequestIds(random_bits)
         self.now_us = now_us
         self.draining = False

@@ -21,6 +21,7 @@ known not to: then the stream is ended as its API ends one of full length.
 import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Protocol
 
 import msgspec
 
@@ -74,11 +75,23 @@ class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
     probe_seconds: float = 2.0
 
 
+class Watched(Protocol):
+    """A part of a request that has a deadline."""
+
+    def interrupt(self, fault: Fault) -> None:
+        """End the request with a fault."""
+        ...
+
+    def tick(self, now: float) -> None:
+        """Look at the deadlines."""
+        ...
+
+
 class Active:
     """The attempts under way, whose deadlines the clock of the edge checks about twice a second."""
 
     def __init__(self) -> None:
-        self.exchanges: set[Exchange | _Connecting] = set()
+        self.exchanges: set[Watched] = set()
 
 
 class RetryBudget:
@@ -128,10 +141,10 @@ class Exchange:
         "_pending",
         "_record",
         "_sent_at",
-        "_started",
         "_waiter",
         "_withheld",
         "finished",
+        "started",
         "stream",
         "stream_bytes",
         "terminator",
@@ -167,7 +180,7 @@ class Exchange:
         self._output_hold = call.output_hold
         self._withheld: tuple[bytes, Iterator[bytes]] | None = None
         self._is_client_slow = self._is_cut = False
-        self._started = self._fed_at = self._sent_at = self._checkpointed = now
+        self.started = self._fed_at = self._sent_at = self._checkpointed = now
         self._fed = False
 
     # What the coroutine does.
@@ -515,16 +528,16 @@ class Exchange:
             if now - self._checkpointed >= CHECKPOINT_SECONDS and self._record.used is not NOTHING:
                 self._checkpointed = now
                 self._record.checkpoint()
-        elif self._call.stream and now - self._started >= bounds.commit_after_seconds:
+        elif self._call.stream and now - self.started >= bounds.commit_after_seconds:
             self._resume()
 
     def _find_timeout(self, now: float) -> FaultKind | None:
         """The deadline that has passed, if any."""
         bounds = self._bounds
-        if now - self._started > bounds.total_seconds:
+        if now - self.started > bounds.total_seconds:
             return faults.UPSTREAM_TIMEOUT_TOTAL
         if self.stream is None:
-            return faults.UPSTREAM_TIMEOUT_FIRST if self._call.stream and now - self._started > bounds.first_token_seconds else None
+            return faults.UPSTREAM_TIMEOUT_FIRST if self._call.stream and now - self.started > bounds.first_token_seconds else None
         if self._record.first_token_at is None:
             return faults.UPSTREAM_TIMEOUT_FIRST if now - self._fed_at > bounds.first_token_seconds else None
         return faults.UPSTREAM_TIMEOUT_IDLE if now - self._fed_at > bounds.idle_seconds else None
@@ -575,10 +588,14 @@ async def relay(
         while True:
             if fault is not None:
                 metrics.retries += 1
+            upstream.running += 1
+            is_answered = False
             try:
                 exchange = await _attempt(permit, upstream, record, client, bounds, active, metrics, driver, fault)
                 if exchange is not None:
-                    upstream.health.begin_answer(endpoint, time.monotonic())
+                    now = time.monotonic()
+                    upstream.health.begin_answer(endpoint, now)
+                    upstream.observe_first_token(now - exchange.started, permit.call.prompt_bytes, now)
                     try:
                         while not exchange.finished:
                             await exchange.wait()
@@ -586,6 +603,7 @@ async def relay(
                         client.end_stream(exchange.terminator)
                     finally:
                         exchange.close(active, metrics)
+                is_answered = True
             except Fault as caught:
                 caught.forget_frames()
                 fault = caught
@@ -599,6 +617,10 @@ async def relay(
                 if caught.kind is faults.UPSTREAM_STALE:
                     continue  # the pool's fault, not the upstream's: the same one again, on a fresh connection, and no load to budget
                 break
+            finally:
+                upstream.running -= 1
+                if upstream.running + 1 >= upstream.limit:
+                    upstream.leave_full(time.monotonic(), is_answered=is_answered)
             metrics.attempted(upstream.deployment.id, "ok")
             upstream.health.succeed(endpoint, time.monotonic())
             if held_faults is not None:

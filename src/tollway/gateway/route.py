@@ -1,5 +1,6 @@
 """Phase 4: choose the upstreams of a request, in the order in which they are tried: lower tiers first, by weight within a tier, and
-those that are doubtful or down last (`upstreams.health`).
+those that are doubtful or down last (`upstreams.health`). Of equally good ones those that are full come last, whatever their tier: what
+does not fit into a tier goes to the next before it waits.
 
 Where fewer than half of a model's upstreams are good, doubt is ignored: if a busy moment failed at most of them, the others would get the
 load of all, and fail next. Those that are down stay last.
@@ -17,7 +18,9 @@ CANDIDATES_MAX = 4
 
 
 def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], float]) -> list[Upstream]:
-    """Return the upstreams to try for this call, best first. Raises Fault no_upstream if no deployment of the model takes requests.
+    """Return the upstreams to try for this call, best first; if the first one is full, nothing as good has a place.
+
+    Raises Fault no_upstream if no deployment of the model takes requests.
 
     `random`: uniform in [0, 1). Within a tier the order is a weighted shuffle (Efraimidis and Spirakis 2006): the probability of being
     first is the share of the weight.
@@ -33,10 +36,17 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
     if 2 * standings.count(Reliability.GOOD) < len(open):
         standings = [Reliability.GOOD if standing is Reliability.DOUBTFUL else standing for standing in standings]
     ranked = [
-        (standing, upstream.deployment.tier, -(random() ** (1.0 / (upstream.deployment.weight * upstream.health.share(now)))), number)
+        (
+            standing,
+            upstream.running >= upstream.limit,
+            upstream.deployment.tier,
+            -(random() ** (1.0 / (upstream.deployment.weight * upstream.health.share(now)))),
+            number,
+        )
         for number, (upstream, standing) in enumerate(zip(open, standings, strict=True))
     ]
     ranked.sort()
     candidates = [open[rank[-1]] for rank in ranked[:CANDIDATES_MAX]]
-    candidates[0].health.begin_trial(endpoint, now)
+    if not ranked[0][1]:
+        candidates[0].health.begin_trial(endpoint, now)
     return candidates

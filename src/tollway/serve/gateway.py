@@ -39,6 +39,7 @@ from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.upstreams import probes
+from tollway.gateway.waiting import QueueBounds
 from tollway.link.joining import join
 from tollway.link.leases import LeaseClient
 from tollway.link.limit_reports import LimitReporter
@@ -89,6 +90,7 @@ class GatewayOptions:
     relay: RelayBounds = field(default_factory=RelayBounds)
     media: MediaBounds = field(default_factory=MediaBounds)
     buffers: BufferBounds = field(default_factory=BufferBounds)
+    queue: QueueBounds = field(default_factory=QueueBounds)
     drain: DrainBounds = field(default_factory=DrainBounds)
     limits: LimitsOptions = field(default_factory=LimitsOptions)
     rules: EdgePolicy | None = None
@@ -144,6 +146,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         bounds=options.relay,
         media_bounds=options.media,
         buffer_bounds=options.buffers,
+        queue_bounds=options.queue,
         random_bits=random.Random(randomness.randbits(256)).getrandbits,  # ids, not secrets; a system call each would cost more than both
         now_us=_now_us,
     )

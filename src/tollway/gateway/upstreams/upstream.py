@@ -11,7 +11,8 @@ request on that connection could be given another one's answer. Its connections 
 import asyncio
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 from tollway.domain import faults
@@ -24,6 +25,7 @@ from tollway.gateway.buffers import Buffers
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.ports import Vault
 from tollway.gateway.request import Request
+from tollway.gateway.upstreams.concurrency import ConcurrencyBounds, ConcurrencyLimit
 from tollway.gateway.upstreams.connection import UpstreamConnection
 from tollway.gateway.upstreams.health import Health
 from tollway.gateway.upstreams.open_connections import OpenConnections, is_exhausted
@@ -43,13 +45,18 @@ BYTES_LEARNED_MAX = 1 << 28
 """Bytes after which what was learned counts half, so that a ratio follows its model's traffic."""
 SHORTAGE_SECONDS = 0.01
 """Pause before a connection is tried again for which there was no descriptor: those that were closed are free after a turn of the loop."""
+OVERLOAD_KINDS = frozenset({faults.UPSTREAM_RATE_LIMITED, faults.UPSTREAM_REFUSED, faults.UPSTREAM_TIMEOUT_FIRST})
+"""Faults with which an engine says that it has too much to do."""
 DRAIN_SECONDS = 5.0
 """Limits for a connection that has to end a message whose content is complete ([DONE] seen, last chunk not)."""
 
 
 class Upstream:
-    """One deployment: its address, its idle connections, and its health. `probe_at`: when it is asked next whether it takes requests, in
-    seconds of the monotonic clock."""
+    """One deployment: its address, its idle connections, its health and its load.
+
+    `probe_at`: when it is asked next whether it takes requests, in seconds of the monotonic clock. `running`: requests that it has been
+    sent and that have not ended, changed by whoever relays. `limit`: most of them, beyond which further ones wait (`gateway.waiting`).
+    """
 
     def __init__(
         self,
@@ -59,8 +66,14 @@ class Upstream:
         log: LogWriter,
         connections: OpenConnections,
         buffers: Buffers,
+        concurrency: ConcurrencyBounds | None = None,
+        on_place: Callable[["Upstream"], None] = lambda _: None,
     ) -> None:
-        """`connections`: those of all upstreams."""
+        """`connections`: those of all upstreams. `on_place`: called when there may be a place at it that somebody waits for."""
+        self.running = 0
+        self._concurrency = ConcurrencyLimit(concurrency or ConcurrencyBounds())
+        self.limit = self._concurrency.limit
+        self._on_place = on_place
         self._connections = connections
         self.account = buffers.add_upstream()
         self._metrics = metrics
@@ -191,6 +204,9 @@ class Upstream:
 
     def fail(self, fault: Fault, endpoint: Endpoint, organization_id: str, now: float, *, has_begun: bool) -> None:
         """Record the fault with which a request ended, count an ejection that follows, and log one that an operator must end."""
+        if fault.kind in OVERLOAD_KINDS:
+            self._concurrency.refused(self.running, now)
+            self.limit = self._concurrency.limit
         if self.health.fail(fault, endpoint, organization_id, now, has_begun=has_begun):
             if fault.kind is faults.UPSTREAM_CONNECT:
                 self.probe_at = min(self.probe_at, now)
@@ -199,6 +215,18 @@ class Upstream:
             self._metrics.count_ejection(self.deployment.id, reason)
             if is_permanent:
                 self._alarm("upstream_misconfigured", f"{endpoint}: {fault.detail}")
+
+    def observe_first_token(self, seconds: float, prompt_bytes: int, now: float) -> None:
+        """A stream's first token came after so many seconds."""
+        self._concurrency.observe_first_token(seconds, prompt_bytes, self.running, now)
+        self.limit = self._concurrency.limit
+
+    def leave_full(self, now: float, *, is_answered: bool) -> None:
+        """A request ended, as it should or not, where no place was free: somebody may wait for it."""
+        if is_answered:
+            self._concurrency.answered(now)
+            self.limit = self._concurrency.limit
+        self._on_place(self)
 
     @property
     def is_doubted(self) -> bool:
@@ -235,10 +263,20 @@ class Upstream:
         self._log.write({"ts": timestamp(at_us), "level": level, "event": event, "upstream": self.deployment.id, "detail": detail})
 
 
+class OnPlace(Protocol):
+    """Told when a deployment of a model may have a free place."""
+
+    def __call__(self, model: str, *, test: bool) -> None: ...
+
+
 class Upstreams:
     """All upstreams by model, as the snapshot lists them. A deployment whose address and credential stay the same keeps its connections."""
 
-    def __init__(self, vault: Vault, metrics: Metrics, log: LogWriter, buffers: Buffers) -> None:
+    def __init__(
+        self, vault: Vault, metrics: Metrics, log: LogWriter, buffers: Buffers, concurrency: ConcurrencyBounds | None = None
+    ) -> None:
+        self._concurrency = concurrency or ConcurrencyBounds()
+        self.on_place: OnPlace | None = None
         self._buffers = buffers
         self._metrics = metrics
         self._log = log
@@ -278,10 +316,18 @@ class Upstreams:
             and (before.deployment.model, before.deployment.test) == (deployment.model, deployment.test)
         ):
             before.deployment = deployment
+            self._tell_of_place(before)
             return
         self.remove(entry.id)
-        upstream = self._by_id[entry.id] = Upstream(deployment, credential, self._metrics, self._log, self.connections, self._buffers)
+        upstream = self._by_id[entry.id] = Upstream(
+            deployment, credential, self._metrics, self._log, self.connections, self._buffers, self._concurrency, self._tell_of_place
+        )
         self._place_of(deployment).setdefault(deployment.model, []).append(upstream)
+        self._tell_of_place(upstream)
+
+    def _tell_of_place(self, upstream: Upstream) -> None:
+        if self.on_place is not None:
+            self.on_place(upstream.deployment.model, test=upstream.deployment.test)
 
     def remove(self, id: str) -> None:
         """Remove a deployment: requests that run on it finish, and no new ones go there."""

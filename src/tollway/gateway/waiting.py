@@ -1,0 +1,187 @@
+"""Phase 4, continued: a request whose deployments are all full waits for a place at one of them, or is told at once that it cannot.
+
+One queue for each model and kind of key. Organizations share it by weight, counted in reserved tokens (`domain.fair_queue`); each service
+tier of an organization is a flow of its own. A request waits only if it is likely to be served within the bound: what is sent beyond that
+is refused in the same call, with 429 if its organization has more than its share of what waits, else with 503.
+
+What must hold: while anything waits, no deployment that may be used has a free place, so nobody overtakes; a place is handed over before
+the one who waited for it is resumed, and given back if that one has left meanwhile; a request that left waits no longer in the same call.
+A request that waits is not admitted: it has no record and costs nothing.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from tollway.domain import faults
+from tollway.domain.fair_queue import FairQueue, Refusal, Ticket
+from tollway.domain.faults import Fault
+from tollway.domain.usage import ServiceTier
+from tollway.gateway.driver import CoroutineDriver, Waiter
+from tollway.gateway.limit import estimate_tokens
+from tollway.gateway.relay import Active
+from tollway.gateway.request import Call
+from tollway.gateway.route import route
+from tollway.gateway.upstreams.upstream import Upstream, Upstreams
+from tollway.telemetry import Metrics
+
+TIER_WEIGHTS = {ServiceTier.BATCH: 1, ServiceTier.FLEX: 4, ServiceTier.STANDARD: 16, ServiceTier.PRIORITY: 64}
+"""Shares of service tiers. Not strict classes: whoever pays for urgency is served sooner, and cannot keep the others out."""
+RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 1.0, 30.0
+_GAP_PART = 8
+"""Part by which the mean time between two places follows the last one."""
+
+
+class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of a model's queue and of what its deployments are sent at a time.
+
+    `waiting_max`: requests that wait for one model; up to twice as many while organizations that wait already have more than their shares.
+    `wait_seconds`: longest wait. `concurrency_min`, `concurrency_max`: see `upstreams.concurrency`.
+    """
+
+    waiting_max: int = 1_000
+    wait_seconds: float = 2.0
+    concurrency_min: int = 1
+    concurrency_max: int = 10_000
+
+
+class _Place:
+    """A request that waits. `candidates`: the upstreams to try, once the first of them has a place for it."""
+
+    __slots__ = ("call", "candidates", "deadline", "driver", "waiter")
+
+    def __init__(self, call: Call, driver: CoroutineDriver, deadline: float) -> None:
+        self.call = call
+        self.driver = driver
+        self.deadline = deadline
+        self.waiter = Waiter()
+        self.candidates: list[Upstream] = []
+
+    def interrupt(self, fault: Fault) -> None:
+        """End the request with a fault."""
+        self.driver.interrupt(fault)
+
+    def tick(self, now: float) -> None:
+        """Interrupt the request once its deadline has passed; called about twice a second."""
+        if now >= self.deadline and not self.candidates:
+            self.driver.interrupt(Fault(faults.MODEL_OVERLOADED, retry_after_seconds=RETRY_SECONDS_MIN, detail="waited in vain"))
+
+
+class ModelQueue:
+    """Requests that wait for one model."""
+
+    def __init__(self, bounds: QueueBounds, upstreams: Upstreams, metrics: Metrics, random: Callable[[], float]) -> None:
+        self._bounds = bounds
+        self._upstreams = upstreams
+        self._metrics = metrics
+        self._random = random
+        self._queue: FairQueue[_Place] = FairQueue(bounds.waiting_max)
+        self._gap_seconds: float | None = None
+        self._place_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def join(self, place: _Place, running: int, now: float) -> Ticket[_Place]:
+        """Let a request wait. `running`: at the model's upstreams. Raises Fault if it would hardly be served in time."""
+        call, queue = place.call, self._queue
+        tier = call.price.tier
+        key, weight = (call.caller.organization.id, tier), TIER_WEIGHTS[tier]
+        position = queue.position(key, weight)
+        gap = self._gap_seconds
+        if not len(queue):
+            self._place_at = now
+        is_too_far = position > (running if gap is None else self._bounds.wait_seconds / max(gap, 1e-9))
+        is_too_far = is_too_far and position > 1  # the first one in the queue finds out how it is now
+        ticket = Refusal.FULL if is_too_far else queue.join(key, weight, max(1, estimate_tokens(call)), place)
+        if not isinstance(ticket, Refusal):
+            return ticket
+        seconds = min(max(position * (gap or 0.0), RETRY_SECONDS_MIN), RETRY_SECONDS_MAX)
+        if ticket is Refusal.OVER_SHARE or queue.is_over_share(key, weight):
+            raise Fault(faults.SHARE_EXCEEDED, retry_after_seconds=seconds)
+        raise Fault(faults.MODEL_OVERLOADED, retry_after_seconds=seconds)
+
+    def leave(self, place: _Place, ticket: Ticket[_Place], now: float) -> None:
+        """A request waits no longer, because it was interrupted; a place that it was given goes to the next."""
+        self._queue.leave(ticket)
+        if place.candidates:
+            place.candidates[0].running -= 1
+            self.dispatch(now)
+
+    def dispatch(self, now: float) -> None:
+        """Give free places to those who wait. They are resumed in the next turn of the loop: this may run inside the end of another
+        request, and theirs would run inside this."""
+        queue = self._queue
+        while (place := queue.peek()) is not None:
+            try:
+                candidates = route(place.call, self._upstreams, now, self._random)
+            except Fault:
+                return  # no deployment takes requests at the moment
+            first = candidates[0]
+            if first.running >= first.limit:
+                return
+            queue.pop()
+            first.running += 1
+            place.candidates = candidates
+            gap, self._place_at = now - self._place_at, now
+            self._gap_seconds = gap if self._gap_seconds is None else self._gap_seconds + (gap - self._gap_seconds) / _GAP_PART
+            asyncio.get_running_loop().call_soon(place.waiter.resume)
+
+
+class Queues:
+    """The queues of all models."""
+
+    def __init__(self, bounds: QueueBounds, upstreams: Upstreams, active: Active, metrics: Metrics, random: Callable[[], float]) -> None:
+        self._bounds = bounds
+        self._upstreams = upstreams
+        self._active = active
+        self._metrics = metrics
+        self._random = random
+        self._queues: dict[tuple[str, bool], ModelQueue] = {}
+        upstreams.on_place = self.dispatch
+
+    def dispatch(self, model: str, *, test: bool) -> None:
+        """A deployment of a model may have a free place."""
+        queue = self._queues.get((model, test))
+        if queue is not None and len(queue):
+            queue.dispatch(time.monotonic())
+
+    def count_waiting(self) -> int:
+        """Return how many requests wait, for all models."""
+        return sum(map(len, self._queues.values()))
+
+    async def wait(self, call: Call, driver: CoroutineDriver) -> list[Upstream]:
+        """Return the upstreams to try once the first of them has a place, which the caller must take in the same step.
+
+        Raises Fault model_overloaded (503) or rate_limit_exceeded (429), and whatever interrupts `driver`.
+        """
+        key = call.model.id, call.caller.is_test
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = ModelQueue(self._bounds, self._upstreams, self._metrics, self._random)
+        metrics, now = self._metrics, time.monotonic()
+        place = _Place(call, driver, now + self._bounds.wait_seconds)
+        running = sum(upstream.running for upstream in self._upstreams.of(key[0], test=key[1]))
+        try:
+            ticket = queue.join(place, running, now)
+        except Fault as fault:
+            metrics.count(metrics.queue_results, "over_share" if fault.kind is faults.SHARE_EXCEEDED else "too_long")
+            raise
+        self._active.exchanges.add(place)
+        result = "left"
+        try:
+            await place.waiter
+            result = "served"
+        except Fault as fault:
+            result = "waited_in_vain" if fault.kind is faults.MODEL_OVERLOADED else "interrupted"
+            raise
+        finally:
+            metrics.count(metrics.queue_results, result)
+            metrics.queue_seconds.observe(time.monotonic() - now)
+            self._active.exchanges.discard(place)
+            if result != "served":
+                queue.leave(place, ticket, time.monotonic())
+        place.candidates[0].running -= 1  # whoever relays takes it again before anybody else runs
+        return place.candidates
