@@ -153,7 +153,7 @@ class Queues:
         return sum(map(len, self._queues.values()))
 
     async def wait(self, call: Call, driver: CoroutineDriver) -> list[Upstream]:
-        """Return the upstreams to try once the first of them has a place, which the caller must take in the same step.
+        """Return the upstreams to try once the first of them has a place, which the caller must occupy in the same step.
 
         Raises Fault model_overloaded (503) or rate_limit_exceeded (429), and whatever interrupts `driver`.
         """
