@@ -1,4 +1,4 @@
-"""How many requests one deployment is sent at a time, learned from what it says and from its time to first token.
+"""Bound on the requests that one deployment is sent at a time, learned from what it says and from its time to first token.
 
 The bound begins at its maximum. It shrinks when the engine refuses a request for its load, to one less than ran there, and by an eighth
 when first tokens come late. It grows by one with each answer of a deployment that was full, so it doubles in the time of an answer, but not
