@@ -6,7 +6,9 @@ import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, Organization, connect_tenant, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_new_key, print_rows
+from tollway.cli.rotation import GraceSeconds, report_rotation
 from tollway.cli.times import Zone, with_times
+from tollway.domain.keys import GRACE_SECONDS_DEFAULT
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -41,6 +43,42 @@ def create(
     with connect_tenant(control_url, key, data_dir, organization) as control:
         made = control.post("/organization/admin_api_keys", {"name": name})
     print_new_key(output, made, made["value"])
+
+
+@app.command()
+def rotate(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="Id, as `tollway admin-keys list` shows it.")],
+    grace_seconds: GraceSeconds = GRACE_SECONDS_DEFAULT,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Give a key another secret and print it, this once: on standard output, alone on its line. The old one stays valid for the grace."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        made = control.post(f"/organization/admin_api_keys/{segment(key_id)}/rotate", {"grace_seconds": grace_seconds})
+        zone = control.get_zone(None)
+    if output is Output.JSON:
+        print_json(made)
+        return
+    report_rotation(made, zone, "admin-keys")
+    print(made["value"])
+
+
+@app.command()
+def retire(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="Id, as `tollway admin-keys list` shows it.")],
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Revoke the secret that a key had before its rotation, before its grace ends."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        retired = control.post(f"/organization/admin_api_keys/{segment(key_id)}/retire", {})
+    print_json(retired) if output is Output.JSON else print(f"retired the old secret of {key_id}")
 
 
 @app.command()

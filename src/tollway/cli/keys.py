@@ -9,7 +9,9 @@ import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, Project, connect_tenant, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.rotation import GraceSeconds, report_rotation, require_unused
 from tollway.cli.times import Zone, with_times
+from tollway.domain.keys import GRACE_SECONDS_DEFAULT
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -40,8 +42,10 @@ def list_keys(
             found = control.list_all(f"/organization/projects/{each['id']}/api_keys")
             rows += [{**row, "project": each["name"]} for row in found]
         if output is Output.TABLE:
-            rows = with_times(rows, control.get_zone(zone), created="created_at", expires="expires_at")
-    columns = ["id", "name", "project", "type", "redacted_value", "created", "expires"]
+            rows = [{**row, "previous_until": ((row["rotation"] or {}).get("previous") or {}).get("expires_at")} for row in rows]
+            times = {"created": "created_at", "expires": "expires_at", "last_used": "last_used_at", "old_secret_until": "previous_until"}
+            rows = with_times(rows, control.get_zone(zone), **times)
+    columns = ["id", "name", "project", "type", "redacted_value", "created", "expires", "last_used", "old_secret_until"]
     print_rows(output, columns, rows, none="no keys yet: see `tollway keys create`")
 
 
@@ -82,6 +86,61 @@ def create(
         return
     print(f"{made['id']} in project {place['name']}; the secret is shown this once:", file=sys.stderr)
     print(made["value"])
+
+
+@app.command()
+def rotate(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `tollway keys list` shows it.")],
+    grace_seconds: GraceSeconds = GRACE_SECONDS_DEFAULT,
+    expires_in_days: Annotated[
+        float | None, typer.Option("--expires-in-days", metavar="DAYS", help="Days until the key expires; as before if left out.")
+    ] = None,
+    project: Project = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Give a key another secret and print it, this once: on standard output, alone on its line. The old one stays valid for the grace."""
+    body: dict[str, Any] = {"grace_seconds": grace_seconds}
+    if expires_in_days is not None:
+        body["expires_at"] = int(time.time() + expires_in_days * 86_400)
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        place = control.get_project(project)["id"] if project else _find_project_of(control, key_id)
+        made = control.post(f"/organization/projects/{place}/api_keys/{segment(key_id)}/rotate", body)
+        zone = control.get_zone(None)
+    if output is Output.JSON:
+        print_json(made)
+        return
+    report_rotation(made, zone, "keys")
+    print(made["value"])
+
+
+@app.command()
+def retire(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `tollway keys list` shows it.")],
+    force: Annotated[bool, typer.Option("--force", help="Also if the old secret seems to be in use.")] = False,
+    project: Project = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Revoke the secret that a key had before its rotation, before its grace ends."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        place = control.get_project(project)["id"] if project else _find_project_of(control, key_id)
+        path = f"/organization/projects/{place}/api_keys/{segment(key_id)}"
+        if not force:
+            require_unused(control.get(path), control.get_zone(None))
+        retired = control.post(f"{path}/retire", {})
+    if output is Output.JSON:
+        print_json(retired)
+        return
+    print(f"retired the old secret of {key_id}")
+    if retired["pending_nodes"]:
+        print(f"not confirmed yet by: {', '.join(retired['pending_nodes'])}", file=sys.stderr)
 
 
 @app.command()

@@ -62,13 +62,77 @@ def may_approve(asked_from: KeyOrigin, approved_from: KeyOrigin) -> bool:
     return asked_from is not approved_from
 
 
+GRACE_SECONDS_DEFAULT, GRACE_SECONDS_MAX = 86_400, 30 * 86_400
+"""Time for which the secret before stays valid after a rotation."""
+
+ROTATION_PAUSE_SECONDS = 10
+"""Time after a rotation in which another one is refused: it is the same person's second click, or a second person at the same moment."""
+
+UNUSED_SECONDS_MIN = 3600
+"""Time without use after which the secret before can be retired safely."""
+
+USES_MAX = 500
+"""Uses of secrets in one report of a gateway."""
+
+USE_SECONDS = 30
+"""Precision of the latest use of a secret: a gateway notes the use of one at most so often."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreviousSecret:
+    """The secret of a key before its rotation, valid until `expires_at` (exclusive). `last_used_at`: None if it was never used."""
+
+    redacted: str
+    expires_at: int
+    last_used_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """The latest rotation of a key. `last_used_at`: of the secret that it made; None if that was not used yet. `previous`: None once it was
+    retired. Instants are UTC microseconds."""
+
+    rotated_at: int
+    last_used_at: int | None
+    previous: PreviousSecret | None
+
+    def find_valid(self, now: int) -> PreviousSecret | None:
+        """Return the secret before, if it is still valid at `now`."""
+        return self.previous if self.previous is not None and self.previous.expires_at > now else None
+
+    def is_safe_to_retire(self, now: int) -> bool:
+        """Return whether nobody seems to need the secret before any more: the new one is in use, and that one was not for
+        UNUSED_SECONDS_MIN."""
+        previous = self.find_valid(now)
+        if previous is None or self.last_used_at is None:
+            return False
+        unused_since = max(self.rotated_at, previous.last_used_at or 0)
+        return now - unused_since >= UNUSED_SECONDS_MIN * 1_000_000
+
+
+class SecretUse(msgspec.Struct, frozen=True):
+    """The use of a secret of a key, as gateways report it: the key's id, the first bytes of the secret's digest in hexadecimal
+    (`shorten_digest`), and the instant in UTC microseconds."""
+
+    key_id: str
+    digest: str
+    used_at: int
+
+
+def shorten_digest(digest: bytes) -> str:
+    """Return what tells the two secrets of a key apart: 8 bytes of the digest in hexadecimal."""
+    return digest[:8].hex()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
     """An API key as administration shows it, without its secret.
 
     `project_id` is None for the admin keys of an organization and for keys of the platform. `models`: the names that the key may use;
     None for all models of its project. Instants are UTC microseconds; `expires_at` is exclusive, None for a key that does not expire.
-    `created_by`: the id of the key with which it was made, None for keys of the settings. `origin`: of keys of operators only."""
+    `created_by`: the id of the key with which it was made, None for keys of the settings. `origin`: of keys of operators only.
+    `last_used_at`: the latest use of any secret of it, to USE_SECONDS; None if it was never used. `rotation`: None if it was never
+    rotated."""
 
     id: str
     type: KeyType
@@ -82,6 +146,8 @@ class Key:
     service_account: ServiceAccount | None = None
     created_by: str | None = None
     origin: KeyOrigin | None = None
+    last_used_at: int | None = None
+    rotation: Rotation | None = None
 
 
 class NewKey(msgspec.Struct, frozen=True):

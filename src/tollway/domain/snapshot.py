@@ -40,6 +40,8 @@ class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
 class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="key", omit_defaults=True):
     """An inference key by digest. A revoked key is removed. `models` narrows the project's; `expires_at` is exclusive.
 
+    `previous_digest`: of the secret before a rotation, which is valid until `previous_expires_at` (exclusive); empty if there is none.
+
     `service_account_id`: the account that it belongs to, whose limits its entry repeats, because an account alone is nothing that a request
     names.
     """
@@ -55,6 +57,8 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
     service_account_id: str | None = None
     service_account_limits: Limits = UNLIMITED
     service_account_model_limits: dict[str, Limits] = {}
+    previous_digest: bytes = b""
+    previous_expires_at: int | None = None
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="model", omit_defaults=True):

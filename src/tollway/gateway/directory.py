@@ -7,10 +7,13 @@ mixture.
 """
 
 import hashlib
+from itertools import islice
+
+import msgspec
 
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import SNAPSHOT_MISSING, SNAPSHOT_OUTDATED, FaultKind
-from tollway.domain.keys import KeyType
+from tollway.domain.keys import USE_SECONDS, USES_MAX, KeyType, SecretUse, shorten_digest
 from tollway.domain.prices import PriceVersion, find_price, find_terms
 from tollway.domain.snapshot import (
     BudgetEntry,
@@ -29,6 +32,11 @@ from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.principal import principal_of_key
 from tollway.gateway.request import Caller, ModelGrant
 
+USE_US = USE_SECONDS * 1_000_000
+
+USES_NOTED_MAX = 20 * USES_MAX
+"""Uses of secrets that wait to be reported. Beyond it they are noted again when the key is used next."""
+
 INSTANT_MAX = 2**63 - 1
 """An instant that no request reaches, in microseconds."""
 
@@ -38,7 +46,7 @@ class _Maps:
         self.organizations: dict[str, OrganizationEntry] = {}
         self.projects: dict[str, ProjectEntry] = {}
         self.keys: dict[bytes, KeyEntry] = {}
-        self.digests: dict[str, bytes] = {}
+        self.digests: dict[str, tuple[bytes, ...]] = {}
         self.models: dict[str, ModelEntry] = {}
         self.deployments: dict[str, DeploymentEntry] = {}
         self.budgets: dict[str, BudgetEntry] = {}
@@ -62,6 +70,7 @@ class Directory:
         self._building: _Maps | None = None
         self._callers: dict[bytes, Caller] = {}
         self._prices: dict[str, dict[tuple[str, ServiceTier], tuple[PriceVersion, ...]]] = {}
+        self._uses: dict[bytes, SecretUse] = {}
 
     # Asked by the phases.
 
@@ -73,6 +82,8 @@ class Directory:
         """
         caller = self._callers.get(digest)
         if caller is not None and (caller.expires_at is None or caller.expires_at > now_us):
+            if now_us >= caller.use_due_at:
+                self._note_use(caller, digest, now_us)
             return caller
         maps = self._maps
         key = maps.keys.get(digest)
@@ -90,7 +101,17 @@ class Directory:
         is_test = key.type is KeyType.TEST  # it is never billed
         budgets = () if is_test else maps.list_budgets((key.id, project.id, organization.id))
         caller = self._callers[digest] = Caller(principal_of_key(key, project, organization), f'"{salt}"'.encode(), budgets)
+        self._note_use(caller, digest, now_us)
         return caller
+
+    def _note_use(self, caller: Caller, digest: bytes, now_us: int) -> None:
+        if len(self._uses) < USES_NOTED_MAX or digest in self._uses:
+            self._uses[digest] = SecretUse(caller.principal.id, shorten_digest(digest), now_us)
+            caller.use_due_at = now_us + USE_US
+
+    def take_uses(self) -> list[SecretUse]:
+        """Return uses of secrets that were not reported yet, USES_MAX at most, and forget them."""
+        return [self._uses.pop(digest) for digest in list(islice(self._uses, USES_MAX))]
 
     def find_grant(self, caller: Caller, name: str, endpoint: Endpoint, at: int) -> ModelGrant | None:
         """The published model of exactly this name, if the caller may use it, as it is offered at an endpoint at instant `at`."""
@@ -191,8 +212,7 @@ class Directory:
         if change.entry is not None:
             _put(maps, change.entry)
         elif change.kind == "key":
-            digest = maps.digests.pop(change.id, None)
-            if digest is not None:
+            for digest in maps.digests.pop(change.id, ()):
                 maps.keys.pop(digest, None)
         else:
             by_kind = {"organization": maps.organizations, "project": maps.projects, "model": maps.models, "budget": maps.budgets}
@@ -205,11 +225,13 @@ class Directory:
 def _put(maps: _Maps, entry: Entry) -> None:
     match entry:
         case KeyEntry():
-            before = maps.digests.get(entry.id)
-            if before is not None and before != entry.digest:
+            for before in maps.digests.get(entry.id, ()):
                 maps.keys.pop(before, None)
             maps.keys[entry.digest] = entry
-            maps.digests[entry.id] = entry.digest
+            maps.digests[entry.id] = (entry.digest,)
+            if entry.previous_digest:
+                maps.keys[entry.previous_digest] = msgspec.structs.replace(entry, expires_at=entry.previous_expires_at)
+                maps.digests[entry.id] = (entry.digest, entry.previous_digest)
         case ProjectEntry():
             maps.projects[entry.id] = entry
         case OrganizationEntry():

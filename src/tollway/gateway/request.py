@@ -102,6 +102,7 @@ class Caller:
     `organization`, `project`, `models`, `expires_at`, `is_test`: those of the principal, held here because each request reads them.
     `grants`: compiled per model and endpoint on first use. `budgets`: those that bind it, innermost level first. `cache_salt`: isolates the
     organization's prefixes inside an engine's prefix cache. `end_user_limits`: those of each end user of the project, None without any.
+    `use_due_at`: the instant (UTC microseconds) from which its next use is noted.
     """
 
     __slots__ = (
@@ -115,6 +116,7 @@ class Caller:
         "organization",
         "principal",
         "project",
+        "use_due_at",
     )
 
     def __init__(self, principal: Principal, cache_salt: bytes, budgets: tuple[BudgetEntry, ...] = ()) -> None:
@@ -128,6 +130,7 @@ class Caller:
         self.budgets = budgets
         of_each = principal.project.end_user_limits
         self.end_user_limits = None if of_each == UNLIMITED else EndUserLimits(principal.organization.id, principal.project.id, of_each)
+        self.use_due_at = 0
         self.grants: dict[tuple[str, Endpoint], ModelGrant] = {}
 
 

@@ -30,6 +30,7 @@ from typing import Protocol
 import httpx2
 import msgspec
 
+from tollway.domain.keys import SecretUse
 from tollway.domain.snapshot import FORMAT, Change, Entry, SnapshotHead
 from tollway.link.copies import (
     YIELD_ENTRIES,
@@ -143,10 +144,13 @@ class Follower:
         alarm: Alarm,
         clock: Callable[[], int],
         on_gateways: Callable[[int], None] = lambda _: None,
+        take_uses: Callable[[], list[SecretUse]] = list,
     ) -> None:
         """`clock`: the current UTC time in microseconds, by which the age of a copy on disk is counted. `on_gateways` is called with the
-        number of live gateways whenever control says it."""
+        number of live gateways whenever control says it. `take_uses` returns the uses of keys that control has not been told of."""
         self._on_gateways = on_gateways
+        self._take_uses = take_uses
+        self._uses: list[SecretUse] = []
         self._target = target
         self._clock = clock
         self._confirmed_on_disk_at: int | None = None
@@ -374,10 +378,13 @@ class Follower:
                 await self._confirm_copy()
             except (OSError, CopyDamaged) as error:
                 self._alarm("snapshot_copy_failed", {"error": str(error)})
-            body = {"node_id": self._node_id, "version": self._persisted_version}
+            self._uses = self._uses or self._take_uses()
+            uses = [{"key_id": use.key_id, "digest": use.digest, "used_at": use.used_at} for use in self._uses]
+            body = {"node_id": self._node_id, "version": self._persisted_version, "secret_uses": uses}
             try:
                 response = await self._client.post("/v1/link/ack", json=body)
                 if response.status_code == 200:
+                    self._uses = []
                     self._on_gateways(msgspec.json.decode(response.content, type=AckAnswer).gateways)
             except (httpx2.HTTPError, httpx2.StreamError, msgspec.DecodeError):
                 pass  # the next acknowledgement says the same and more

@@ -278,6 +278,7 @@ async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, backg
         alarm=alarm,
         clock=_now_us,
         on_gateways=count.note,
+        take_uses=plane.directory.take_uses,
     )
     await follower.start()
     gauges = plane.metrics.gauges

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.domain.keys import Key, KeyOrigin, KeyType
+from tollway.domain.keys import Key, KeyOrigin, KeyType, PreviousSecret, Rotation, SecretUse, shorten_digest
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.tenants import ServiceAccount
 from tollway.storage.database import PlatformTx, TenantTx
@@ -54,6 +54,67 @@ def find_admin_key(tx: TenantTx, key_id: str) -> Key | None:
 def list_admin_keys(tx: TenantTx, window: PageWindow) -> Page[Key]:
     """The admin keys of the organization that were not revoked."""
     return fetch_page(tx, _live_keys(tx).where(api_keys.c.type == KeyType.ADMIN), api_keys.c.id, window, _key)
+
+
+def lock_key(tx: TenantTx, key_id: str) -> None:
+    """Let those who change this key take turns until the transaction ends."""
+    own = api_keys.c.organization_id == tx.organization_id
+    tx.connection.execute(sa.select(api_keys.c.id).where(own, api_keys.c.id == key_id).with_for_update()).all()
+
+
+def rotate_key(tx: TenantTx, key: Key, previous: PreviousSecret, digest: Digest, now: int) -> None:
+    """Store the expiry and the redacted value of `key`, whose secret has `digest` from now on. The one that it had becomes `previous`, and
+    the one before that is forgotten."""
+    columns = api_keys.c
+    tx.connection.execute(
+        api_keys.update()
+        .where(columns.organization_id == tx.organization_id, columns.id == key.id)
+        .values(
+            previous_pepper_version=columns.pepper_version,
+            previous_digest=columns.digest,
+            previous_redacted=columns.redacted,
+            previous_expires_at=previous.expires_at,
+            previous_last_used_at=columns.last_used_at,
+            pepper_version=digest.pepper_version,
+            digest=digest.value,
+            redacted=key.redacted,
+            expires_at=key.expires_at,
+            last_used_at=None,
+            rotated_at=now,
+        )
+    )
+
+
+def retire_previous_secret(tx: TenantTx, key_id: str) -> None:
+    """Forget the secret that a key had before its rotation."""
+    tx.connection.execute(
+        api_keys.update()
+        .where(api_keys.c.organization_id == tx.organization_id, api_keys.c.id == key_id)
+        .values(
+            previous_pepper_version=None,
+            previous_digest=None,
+            previous_redacted=None,
+            previous_expires_at=None,
+            previous_last_used_at=None,
+        )
+    )
+
+
+def note_uses(tx: PlatformTx, uses: Iterable[SecretUse]) -> None:
+    """Store the latest uses of secrets. Uses of keys and secrets that do not exist (any more) are left out."""
+    latest: dict[tuple[str, str], int] = {}
+    for use in uses:
+        latest[use.key_id, use.digest] = max(use.used_at, latest.get((use.key_id, use.digest), 0))
+    for part in split_ids({key_id for key_id, _ in latest}):
+        query = sa.select(api_keys.c.id, api_keys.c.digest, api_keys.c.previous_digest).where(api_keys.c.id.in_(part))
+        for row in tx.connection.execute(query).all():
+            for digest, column in ((row.digest, api_keys.c.last_used_at), (row.previous_digest, api_keys.c.previous_last_used_at)):
+                used_at = None if digest is None else latest.get((row.id, shorten_digest(digest)))
+                if used_at is not None:
+                    is_later = sa.or_(column.is_(None), column < used_at)
+                    own = api_keys.c.digest if column is api_keys.c.last_used_at else api_keys.c.previous_digest
+                    update = api_keys.update().where(api_keys.c.id == row.id, own == digest, is_later).values({column: used_at})
+                    tx.connection.execute(update)
 
 
 def revoke_key(tx: TenantTx, key_id: str, now: int) -> list[str]:
@@ -137,6 +198,7 @@ def _platform_key(row: Any) -> Key:
         expires_at=row.expires_at,
         created_by=row.created_by,
         origin=None if row.origin is None else KeyOrigin(row.origin),
+        last_used_at=row.last_used_at,
     )
 
 
@@ -221,7 +283,18 @@ def _key(row: Any) -> Key:
         limits=read_limits(row),
         service_account=account,
         created_by=row.created_by,
+        last_used_at=max((at for at in (row.last_used_at, row.previous_last_used_at) if at is not None), default=None),
+        rotation=_rotation(row),
     )
+
+
+def _rotation(row: Any) -> Rotation | None:
+    if row.rotated_at is None:
+        return None
+    previous = None
+    if row.previous_redacted is not None:
+        previous = PreviousSecret(row.previous_redacted, row.previous_expires_at, row.previous_last_used_at)
+    return Rotation(row.rotated_at, row.last_used_at, previous)
 
 
 def find_key_owners(tx: PlatformTx, key_ids: Iterable[str]) -> dict[str, tuple[str | None, str | None]]:

@@ -50,7 +50,10 @@ def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> Activ
         sa.select(api_keys.c.id, api_keys.c.type, api_keys.c.organization_id, api_keys.c.node_id, api_keys.c.origin)
         .outerjoin(organizations, organizations.c.id == api_keys.c.organization_id)
         .where(
-            api_keys.c.digest.in_(digests),
+            sa.or_(
+                api_keys.c.digest.in_(digests),
+                sa.and_(api_keys.c.previous_digest.in_(digests), api_keys.c.previous_expires_at > now),
+            ),
             api_keys.c.revoked_at.is_(None),
             sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now),
             sa.or_(organizations.c.id.is_(None), organizations.c.status == Status.ACTIVE),
@@ -168,6 +171,8 @@ def _keys(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
             service_account_id=row.service_account_id,
             service_account_limits=limits.read_limits(row, _ACCOUNT) if has_account else UNLIMITED,
             service_account_model_limits=accounts_by_model.get(row.service_account_id, {}),
+            previous_digest=row.previous_digest or b"",
+            previous_expires_at=row.previous_expires_at,
         )
 
 

@@ -111,6 +111,14 @@ api_keys = sa.Table(
     sa.Column("revoked_at", sa.BigInteger),
     sa.Column("created_by", sa.String(64)),  # the key with which it was made; null for keys of the settings
     sa.Column("origin", sa.String(16)),  # domain.keys.KeyOrigin of operators' keys; never changes, by trigger
+    sa.Column("last_used_at", sa.BigInteger),  # of the secret with `digest`
+    sa.Column("rotated_at", sa.BigInteger),
+    # The secret before the latest rotation, until it is retired.
+    sa.Column("previous_pepper_version", sa.Integer),
+    sa.Column("previous_digest", sa.LargeBinary(32)),
+    sa.Column("previous_redacted", sa.String(64)),
+    sa.Column("previous_expires_at", sa.BigInteger),
+    sa.Column("previous_last_used_at", sa.BigInteger),
     *limit_columns(),
     one_of("type", KeyType),
     sa.CheckConstraint("(type IN ('platform', 'node')) = (organization_id IS NULL)", name="organization_unless_platform"),
@@ -235,4 +243,5 @@ join_tokens = sa.Table(
 
 # Lists page by id (ids sort by time of creation) within their owner; keys are also looked up by owner when it is archived.
 sa.Index(None, api_keys.c.organization_id, api_keys.c.project_id, api_keys.c.id)
+sa.Index(None, api_keys.c.previous_digest, unique=True)
 sa.Index(None, deployments.c.model)

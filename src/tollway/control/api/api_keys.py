@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from fastapi import Query
 
-from tollway.control import keys, publish
+from tollway.control import keys, publish, rotation
 from tollway.control.api import routes
 from tollway.control.api.routes import OrganizationAdmin, Plane
 from tollway.control.api.schemas import (
@@ -15,6 +15,9 @@ from tollway.control.api.schemas import (
     KeyCreate,
     KeyCreated,
     KeyOut,
+    KeyRetired,
+    KeyRotate,
+    KeyRotated,
     ListOut,
     PageQuery,
     admin_key_created,
@@ -42,14 +45,16 @@ def list_project_keys(
     """The keys of a project. Deleting an owner revokes its keys, so none has an inactive one."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         page = keys.list_project_keys(tx, project_id, query.window())
+    now = plane.now()
     if owner_project_access == "inactive":
         return ListOut(data=[], first_id=None, last_id=None, has_more=False)
-    return list_out(page, key_out)
+    return list_out(page, lambda key: key_out(key, now))
 
 
 @router.post("/v1/organization/projects/{project_id}/api_keys")
 def create_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str, body: KeyCreate) -> KeyCreated:
     """Create a key. Its secret is in this answer and nowhere else."""
+    now = plane.now()
     wanted = WantedKey(
         type=KeyType(body.type),
         name=body.name,
@@ -59,17 +64,15 @@ def create_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str,
         created_by=caller.key_id,
     )
     with plane.database.tenant(caller.organization_id) as tx:
-        shown = keys.create_project_key(
-            tx, project_id, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=plane.now()
-        )
-    return KeyCreated(**key_out(shown.key).model_dump(), value=shown.secret)
+        shown = keys.create_project_key(tx, project_id, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=now)
+    return KeyCreated(**key_out(shown.key, now).model_dump(), value=shown.secret)
 
 
 @router.get("/v1/organization/projects/{project_id}/api_keys/{key_id}")
 def retrieve_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str, key_id: str) -> KeyOut:
     """One key, without its secret."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        return key_out(keys.get_project_key(tx, project_id, key_id))
+        return key_out(keys.get_project_key(tx, project_id, key_id), plane.now())
 
 
 @router.delete("/v1/organization/projects/{project_id}/api_keys/{key_id}")
@@ -82,6 +85,28 @@ def delete_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str,
     return Deleted(object="organization.project.api_key.deleted", id=key_id, pending_nodes=pending)
 
 
+@router.post("/v1/organization/projects/{project_id}/api_keys/{key_id}/rotate")
+def rotate_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str, key_id: str, body: KeyRotate) -> KeyRotated:
+    """Give a key another secret, which is in this answer and nowhere else. The secret before stays valid for the grace. Answers when every
+    gateway that is alive takes the new one, or names those that have not confirmed."""
+    now = plane.now()
+    with plane.database.tenant(caller.organization_id) as tx:
+        rotated = rotation.rotate_project_key(tx, project_id, key_id, body.wanted(), ingredients=plane.new_ingredients(), now=now)
+    pending = publish.confirm(plane.database, plane.publications, rotated.version, now)
+    return KeyRotated(**key_out(rotated.shown.key, now).model_dump(), value=rotated.shown.secret, pending_nodes=pending)
+
+
+@router.post("/v1/organization/projects/{project_id}/api_keys/{key_id}/retire")
+def retire_project_key_secret(caller: OrganizationAdmin, plane: Plane, project_id: str, key_id: str) -> KeyRetired:
+    """Revoke the secret before the latest rotation permanently, before its grace ends. Answers as a revocation."""
+    now = plane.now()
+    with plane.database.tenant(caller.organization_id) as tx:
+        version = rotation.retire_project_secret(tx, project_id, key_id, now)
+        key = keys.get_project_key(tx, project_id, key_id)
+    pending = publish.confirm(plane.database, plane.publications, version, now)
+    return KeyRetired(**key_out(key, now).model_dump(), pending_nodes=pending)
+
+
 # ---- Admin keys of the organization -----------------------------------------------------------------------------------
 
 
@@ -90,7 +115,8 @@ def list_admin_keys(caller: OrganizationAdmin, plane: Plane, query: Annotated[Pa
     """The organization's admin keys."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         page = keys.list_admin_keys(tx, query.window())
-    return list_out(page, admin_key_out)
+    now = plane.now()
+    return list_out(page, lambda key: admin_key_out(key, now))
 
 
 @router.post("/v1/organization/admin_api_keys")
@@ -101,14 +127,14 @@ def create_admin_key(caller: OrganizationAdmin, plane: Plane, body: AdminKeyCrea
     wanted = WantedKey(type=KeyType.ADMIN, name=body.name, expires_at=expires_at, created_by=caller.key_id)
     with plane.database.tenant(caller.organization_id) as tx:
         shown = keys.create_admin_key(tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=now)
-    return admin_key_created(shown)
+    return admin_key_created(shown, now)
 
 
 @router.get("/v1/organization/admin_api_keys/{key_id}")
 def retrieve_admin_key(caller: OrganizationAdmin, plane: Plane, key_id: str) -> AdminKeyOut:
     """One admin key, without its secret."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        return admin_key_out(keys.get_admin_key(tx, key_id))
+        return admin_key_out(keys.get_admin_key(tx, key_id), plane.now())
 
 
 @router.delete("/v1/organization/admin_api_keys/{key_id}")
@@ -117,3 +143,21 @@ def delete_admin_key(caller: OrganizationAdmin, plane: Plane, key_id: str) -> De
     with plane.database.tenant(caller.organization_id) as tx:
         keys.revoke_admin_key(tx, key_id, plane.now())
     return Deleted(object="organization.admin_api_key.deleted", id=key_id, pending_nodes=[])
+
+
+@router.post("/v1/organization/admin_api_keys/{key_id}/rotate")
+def rotate_admin_key(caller: OrganizationAdmin, plane: Plane, key_id: str, body: KeyRotate) -> AdminKeyCreated:
+    """Give an admin key another secret, which is in this answer and nowhere else. The secret before stays valid for the grace."""
+    now = plane.now()
+    with plane.database.tenant(caller.organization_id) as tx:
+        shown = rotation.rotate_admin_key(tx, key_id, body.wanted(), ingredients=plane.new_ingredients(), now=now)
+    return admin_key_created(shown, now)
+
+
+@router.post("/v1/organization/admin_api_keys/{key_id}/retire")
+def retire_admin_key_secret(caller: OrganizationAdmin, plane: Plane, key_id: str) -> AdminKeyOut:
+    """Revoke the secret before the latest rotation permanently, before its grace ends: from the next request on."""
+    now = plane.now()
+    with plane.database.tenant(caller.organization_id) as tx:
+        rotation.retire_admin_secret(tx, key_id, now)
+        return admin_key_out(keys.get_admin_key(tx, key_id), now)

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from tollway.control import access, nodes, publish
+from tollway.control import access, nodes, publish, rotation
 from tollway.control.access import Node as NodeCaller
 from tollway.control.api import routes
 from tollway.control.api.places import Place
@@ -70,10 +70,12 @@ async def read_changes(
 
 @router.post("/v1/link/ack")
 def acknowledge(caller: Node, plane: Plane, body: AckIn) -> AckOut:
-    """Report that the calling node is alive and has applied everything up to `version`."""
+    """Report that the calling node is alive and has applied everything up to `version`, and when it last saw which secrets."""
     access.require_own(caller, body.node_id)
     with plane.database.platform() as tx:
         gateways = publish.acknowledge(tx, body.node_id, body.version, plane.now())
+        if gateways is not None and body.secret_uses:
+            rotation.note_uses(tx, [each.use() for each in body.secret_uses], plane.now())
     if gateways is None:
         raise Fault(SNAPSHOT_NEEDED)
     plane.publications.notice_ack()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, create_model
 
 from tollway.control.keys import ShownKey
+from tollway.control.rotation import WantedRotation
 from tollway.domain import money
 from tollway.domain.catalog import MODEL_NAME, CacheIsolation, Deployment, Endpoint, Engine, Model, UnknownParameters
 from tollway.domain.currencies import get_currency
-from tollway.domain.keys import Key
+from tollway.domain.keys import GRACE_SECONDS_DEFAULT, GRACE_SECONDS_MAX, USES_MAX, Key, SecretUse
 from tollway.domain.limits import (
     DIMENSIONS,
     MINUTE_NS,
@@ -411,6 +412,37 @@ class KeyOwner(Out):
     user: None = None
 
 
+class PreviousSecretOut(Out):
+    """The secret before the latest rotation, while it is valid."""
+
+    redacted_value: str
+    expires_at: int
+    last_used_at: int | None
+    safe_to_retire: bool
+
+
+class RotationOut(Out):
+    """The latest rotation of a key. `last_used_at` is of the secret that it made."""
+
+    rotated_at: int
+    last_used_at: int | None
+    previous: PreviousSecretOut | None
+
+
+def rotation_out(key: Key, now: int) -> RotationOut | None:
+    if key.rotation is None:
+        return None
+    valid, previous = key.rotation.find_valid(now), None
+    if valid is not None:
+        previous = PreviousSecretOut(
+            redacted_value=valid.redacted,
+            expires_at=seconds(valid.expires_at),
+            last_used_at=find_seconds(valid.last_used_at),
+            safe_to_retire=key.rotation.is_safe_to_retire(now),
+        )
+    return RotationOut(rotated_at=seconds(key.rotation.rotated_at), last_used_at=find_seconds(key.rotation.last_used_at), previous=previous)
+
+
 class KeyOut(Identified):
     object: Literal["organization.project.api_key"] = "organization.project.api_key"
     name: str
@@ -419,11 +451,22 @@ class KeyOut(Identified):
     created_at: int
     created_by: str | None
     expires_at: int | None
-    last_used_at: None = None
+    last_used_at: int | None
+    rotation: RotationOut | None
     owner: KeyOwner
     owner_project_access: Literal["active"] = "active"
     models: list[str] | None
     limits: LimitsOut
+
+
+class KeyRotate(In):
+    """A wish for a rotation. `grace_seconds`: time for which the secret before stays valid. `expires_at`: another expiry of the key."""
+
+    grace_seconds: Annotated[int, Field(ge=0, le=GRACE_SECONDS_MAX)] = GRACE_SECONDS_DEFAULT
+    expires_at: Second | None = None
+
+    def wanted(self) -> WantedRotation:
+        return WantedRotation(grace_seconds=self.grace_seconds, expires_at=None if self.expires_at is None else self.expires_at * 1_000_000)
 
 
 class KeyCreated(KeyOut):
@@ -432,7 +475,19 @@ class KeyCreated(KeyOut):
     value: str
 
 
-def key_out(key: Key) -> KeyOut:
+class KeyRotated(KeyCreated):
+    """With the new secret, shown this once. `pending_nodes`: gateways that were alive and have not confirmed within a second."""
+
+    pending_nodes: list[str]
+
+
+class KeyRetired(KeyOut):
+    """`pending_nodes`: gateways that were alive and have not confirmed within a second."""
+
+    pending_nodes: list[str]
+
+
+def key_out(key: Key, now: int) -> KeyOut:
     account = key.service_account
     owner = KeyOwner(type=None, service_account=None)
     if account is not None:
@@ -446,6 +501,8 @@ def key_out(key: Key) -> KeyOut:
         created_at=seconds(key.created_at),
         created_by=key.created_by,
         expires_at=find_seconds(key.expires_at),
+        last_used_at=find_seconds(key.last_used_at),
+        rotation=rotation_out(key, now),
         owner=owner,
         models=None if key.models is None else list(key.models),
         limits=limits_out(key.limits),
@@ -475,7 +532,8 @@ class AdminKeyOut(Identified):
     created_at: int
     created_by: str | None
     expires_at: int | None
-    last_used_at: None = None
+    last_used_at: int | None
+    rotation: RotationOut | None
     owner: AdminKeyOwner = AdminKeyOwner()
 
 
@@ -485,7 +543,7 @@ class AdminKeyCreated(AdminKeyOut):
     value: str
 
 
-def admin_key_out(key: Key) -> AdminKeyOut:
+def admin_key_out(key: Key, now: int) -> AdminKeyOut:
     return AdminKeyOut(
         id=key.id,
         name=key.name,
@@ -493,11 +551,13 @@ def admin_key_out(key: Key) -> AdminKeyOut:
         created_at=seconds(key.created_at),
         created_by=key.created_by,
         expires_at=find_seconds(key.expires_at),
+        last_used_at=find_seconds(key.last_used_at),
+        rotation=rotation_out(key, now),
     )
 
 
-def admin_key_created(shown: ShownKey) -> AdminKeyCreated:
-    return AdminKeyCreated(**admin_key_out(shown.key).model_dump(), value=shown.secret)
+def admin_key_created(shown: ShownKey, now: int) -> AdminKeyCreated:
+    return AdminKeyCreated(**admin_key_out(shown.key, now).model_dump(), value=shown.secret)
 
 
 class OrganizationCreated(OrganizationOut):
@@ -743,11 +803,23 @@ def join_token_out(token: JoinToken) -> JoinTokenOut:
     )
 
 
+class SecretUseIn(In):
+    """The latest use of a secret: the key, the first bytes of the digest of the secret, and the instant in microseconds."""
+
+    key_id: Annotated[str, Field(max_length=64)]
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+    used_at: Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+    def use(self) -> SecretUse:
+        return SecretUse(self.key_id, self.digest, self.used_at)
+
+
 class AckIn(In):
     """A message of a gateway: it is alive and has applied `version`."""
 
     node_id: NodeIdText
     version: Annotated[int, Field(ge=0, le=2**63 - 1)]
+    secret_uses: Annotated[list[SecretUseIn], Field(max_length=USES_MAX)] = []
 
 
 class JoinIn(In):
