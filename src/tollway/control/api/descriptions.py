@@ -208,6 +208,9 @@ FIELDS: Mapping[str, FieldText] = {
     "rotation": FieldText("The latest rotation of the key; null if it was never rotated."),
     "safe_to_retire": FieldText("Whether the new secret is in use and this one was not used for an hour.", False),
     "seen_at": FieldText(f"When the gateway was last seen, {_AT}; null if it never connected.", 1790000000),
+    "secret_uses": FieldText(
+        "The latest uses of secrets of keys, 500 at most.", [{"key_id": _KEY, "digest": "9f86d081884c7d65", "used_at": 1790000000000000}]
+    ),
     "service_account": FieldText("The service account that owns the key; null if none does."),
     "service_end_time": FieldText(f"End of the period in which the service was used, exclusive, {_AT}.", 1790812800),
     "service_start_time": FieldText(f"Start of the period in which the service was used, {_AT}.", 1788220800),
@@ -268,6 +271,7 @@ SPECIAL: Mapping[str, FieldText] = {
     "LimitUseIn.held": FieldText("Units that requests under way hold, or how many run.", 1250),
     "PreviousSecretOut.expires_at": FieldText(f"The end of its grace, exclusive, {_AT}.", 1790086400),
     "RotationOut.previous": FieldText("The secret before, while it is valid; null afterwards."),
+    "SecretUseIn.key_id": FieldText("The key.", _KEY),
     "SecretUseIn.digest": FieldText("The first 8 bytes of the digest of the secret, in hexadecimal.", "9f86d081884c7d65"),
     "SecretUseIn.used_at": FieldText("When it was used, in microseconds since 1970 (UTC).", 1790000000000000),
     "AckOut.gateways": FieldText("Gateways that control heard of in the last 15 seconds, this one included, 1 or more.", 2),
@@ -304,7 +308,6 @@ PARAMETERS: Mapping[str, FieldText] = {
     "include_closed": FieldText("Return published and discarded drafts too.", False),
     "only_lost": FieldText("Return only runs that were declared lost.", False),
     "key_id": FieldText("The key.", _KEY),
-    "secret_uses": FieldText("The latest uses of secrets of keys, 500 at most."),
     "service_account_id": FieldText("The service account.", "svcacct_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "rate_limit_id": FieldText("The rate limit, by the name of its model.", "rl-llama-3.1-8b"),
     "bucket_width": FieldText("Width of an interval.", "1d"),
