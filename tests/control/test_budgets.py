@@ -231,6 +231,23 @@ class TestRoutes:
         with control.plane.database.platform(write=False) as tx:
             assert not platform_queries.list_entries(tx, BudgetEntry, [made["id"]])
 
+    def test_limits_of_a_key_list_its_budgets_and_the_one_with_the_least_left(self, control: Running, alice: TenantSetup) -> None:
+        admin = control.client(alice.admin_key)
+        of_project = create(admin, project_id=alice.project_id, amount="7", window="day")
+        of_key = create(admin, project_id=alice.project_id, api_key_id=alice.key_id, amount="8", window="total")
+        query = {"project_id": alice.project_id, "api_key_id": alice.key_id}
+        answer = answered(admin.get("/v1/organization/limits", params=query))
+        listed = [each for each in answer["budgets"] if each["id"] in (of_project["id"], of_key["id"])]
+        assert [(each["level"], each["left"], each["window_end_at"] is None) for each in listed] == [
+            ("api_key", "8", True),
+            ("project", "7", False),
+        ]
+        assert answer["binding_budget_id"] == of_project["id"], "what is left of the project's is less"
+        for made in (of_project, of_key):
+            answered(admin.delete(f"/v1/organization/budgets/{made['id']}"))
+        gone = answered(admin.get("/v1/organization/limits", params=query))
+        assert not {of_project["id"], of_key["id"]} & {each["id"] for each in gone["budgets"]}
+
     @pytest.mark.parametrize(
         "fields",
         [

@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from tollway.control.api.budget_schemas import BudgetOut, budget_out
 from tollway.control.api.schemas import In, Out
 from tollway.control.limit_uses import LimitStandings, UseSource
+from tollway.domain.budgets import BudgetStanding
 from tollway.domain.limits import USES_REPORTED_MAX, LevelLimits, LimitLevel, LimitUse, find_binding
 from tollway.domain.shared_limits import list_counters
 
@@ -34,10 +36,15 @@ class BindingLimitsList(Out):
     data: list[BindingLimitOut]
     counted_by: UseSource | None
     gateways: int | None
+    budgets: Annotated[list[BudgetOut], Field(description="Every budget that binds, innermost level first, and how it stands now.")]
+    binding_budget_id: Annotated[
+        str | None, Field(description="The budget with the least left, which ends spending first; null if none binds.", examples=["bud_0"])
+    ]
 
 
-def binding_limits_out(limits: Sequence[LevelLimits], found: LimitStandings) -> BindingLimitsList:
-    """Return limits of several levels as the API shows them. Those of each end user are shown without use: there are many end users."""
+def binding_limits_out(limits: Sequence[LevelLimits], found: LimitStandings, budgets: Sequence[BudgetStanding]) -> BindingLimitsList:
+    """Return limits and budgets of several levels as the API shows them. Limits of each end user are shown without use: there are many end
+    users."""
     binding = find_binding(found.standings)
     is_known = found.source is not None
     each_end_user = [
@@ -71,7 +78,14 @@ def binding_limits_out(limits: Sequence[LevelLimits], found: LimitStandings) -> 
         for each in found.standings
     ]
     is_reported = found.source is UseSource.GATEWAYS
-    return BindingLimitsList(data=each_end_user + others, counted_by=found.source, gateways=found.gateways if is_reported else None)
+    least = min(budgets, key=lambda each: each.left_pico, default=None)
+    return BindingLimitsList(
+        data=each_end_user + others,
+        counted_by=found.source,
+        gateways=found.gateways if is_reported else None,
+        budgets=[budget_out(each) for each in budgets],
+        binding_budget_id=None if least is None else least.budget.id,
+    )
 
 
 class LimitUseIn(In):

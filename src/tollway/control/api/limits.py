@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Query
 
-from tollway.control import access, limits
+from tollway.control import access, budgets, limits
 from tollway.control.api import routes
 from tollway.control.api.limit_schemas import BindingLimitsList, LimitUsesIn, LimitUsesOut, binding_limits_out
 from tollway.control.api.routes import Node, OrganizationAdmin, Plane, PlatformOperator
@@ -45,7 +45,9 @@ def list_binding_limits(
         raise Fault(PARAMETER_INVALID, param="project_id", message="Name the project of the key.")
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         binding = limits.list_binding_limits(tx, project_id, api_key_id)
-    return binding_limits_out(binding, find_standings(plane.database, plane.limits_store, caller.organization_id, binding, plane.now()))
+        binding_budgets = budgets.list_binding(tx, project_id, api_key_id, plane.now())
+    found = find_standings(plane.database, plane.limits_store, caller.organization_id, binding, plane.now())
+    return binding_limits_out(binding, found, binding_budgets)
 
 
 @link_router.put("/v1/link/limit_uses/{node_id}")
