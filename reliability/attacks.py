@@ -59,14 +59,19 @@ class Target:
         return f"{lines}content-type: application/json\r\n{framing}\r\n\r\n".encode()
 
     def read_cpu_seconds(self) -> float:
-        """CPU that the gateway has used."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / 100
+        """CPU that the gateway and its readers of large bodies have used."""
+        return sum(_read_cpu_seconds(pid) for pid in (self.pid, *list_descendants(self.pid)))
 
     def read_mib(self) -> float:
-        """Resident memory of the gateway, in MiB."""
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        return pages * 4096 / (1 << 20)
+        """Resident memory of the gateway and its readers, in MiB."""
+        pids = (self.pid, *list_descendants(self.pid))
+        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * 4096 / (1 << 20)
+
+
+def _read_cpu_seconds(pid: int) -> float:
+    """CPU that a process has used, with that of the children which it has waited for."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / 100
 
 
 @dataclass(slots=True)
