@@ -237,6 +237,11 @@ class BudgetStanding(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.limit.pico - self.spent_pico, 0)
 
 
+def find_least_left(standings: Sequence[BudgetStanding]) -> BudgetStanding | None:
+    """Return the budget of which least is left, which ends spending first; None of none."""
+    return min(standings, key=lambda each: each.left_pico, default=None)
+
+
 class BudgetAlert(msgspec.Struct, frozen=True, kw_only=True):
     """The record that spending reached a threshold of a budget, at most once in each window."""
 

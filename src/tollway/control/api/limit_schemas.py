@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 from tollway.control.api.budget_schemas import BudgetOut, budget_out
 from tollway.control.api.schemas import In, Out
 from tollway.control.limit_uses import LimitStandings, UseSource
-from tollway.domain.budgets import BudgetStanding
+from tollway.domain.budgets import BudgetStanding, find_least_left
 from tollway.domain.limits import USES_REPORTED_MAX, LevelLimits, LimitLevel, LimitUse, find_binding
 from tollway.domain.shared_limits import list_counters
 
@@ -78,7 +78,7 @@ def binding_limits_out(limits: Sequence[LevelLimits], found: LimitStandings, bud
         for each in found.standings
     ]
     is_reported = found.source is UseSource.GATEWAYS
-    least = min(budgets, key=lambda each: each.left_pico, default=None)
+    least = find_least_left(budgets)
     return BindingLimitsList(
         data=each_end_user + others,
         counted_by=found.source,
