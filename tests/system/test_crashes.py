@@ -20,20 +20,26 @@ pytestmark = pytest.mark.system
 KILLS = {"sqlite": 6, "postgres": 8}
 """Two of each victim. The figure takes a hundred."""
 
+RUNS_MAX = 3
+"""Runs until a kill strikes a request, which on a busy machine may be between two."""
+
 DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 
 
 @pytest.mark.parametrize("database", DATABASES)
 def test_nothing_is_lost_or_billed_twice(tmp_path: Path, database: str) -> None:
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    outcome = crashes.run(tmp_path, KILLS[database], database, seed)
-    print(outcome.detail)
-    assert not outcome.wrong, f"{len(outcome.wrong)} wrong, for example:\n" + "\n".join(outcome.wrong[:5])
-    assert not outcome.differences
-    assert set(outcome.detail["kills"].values()) == {2}
-    assert outcome.detail["bills"]["gateway_crash"], "no kill struck a request: the test proved nothing"
-    assert outcome.counts["acknowledged changes"]
+    for number in range(RUNS_MAX):
+        seed = random.SystemRandom().randrange(1 << 32)
+        print(f"seed {seed}")
+        outcome = crashes.run(tmp_path / str(number), KILLS[database], database, seed)
+        print(outcome.detail)
+        assert not outcome.wrong, f"{len(outcome.wrong)} wrong, for example:\n" + "\n".join(outcome.wrong[:5])
+        assert not outcome.differences
+        assert set(outcome.detail["kills"].values()) == {2}
+        assert outcome.counts["acknowledged changes"]
+        if outcome.detail["bills"].get("gateway_crash"):
+            return
+    raise AssertionError("no kill struck a request: the test proved nothing")
 
 
 @pytest.mark.parametrize("database", DATABASES)
