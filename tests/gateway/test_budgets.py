@@ -32,10 +32,12 @@ from tests.gateway.harness import (
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.budgets import BudgetLevel, BudgetMode, LeaseGrant, LeaseRequest, extend_lease
 from tollway.domain.catalog import Engine
+from tollway.domain.keys import KeyType
 from tollway.domain.money import format_amount
 from tollway.domain.periods import INSTANT_MAX
-from tollway.domain.snapshot import BudgetEntry, Change
+from tollway.domain.snapshot import BudgetEntry, Change, Entry, KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.usage import Outcome
+from tollway.gateway.directory import Directory
 from tollway.gateway.plane import Plane
 from tollway.wire.progress_slots import OUTPUT_WORD, SLOT_WORDS
 
@@ -408,3 +410,36 @@ async def test_input_beyond_what_a_short_budget_reserved_is_not_billed_and_is_le
         give_all_back(control)
         answer = await post(running.port, body)
     assert answer.status == 429, "the template of the model is known by now to be longer"
+
+
+def test_budgets_of_a_caller_follow_what_is_added_and_archived() -> None:
+    def entry(number: int, level: BudgetLevel, subject_id: str) -> BudgetEntry:
+        return BudgetEntry(id=f"budget_{number}", organization_id="org_1", level=level, subject_id=subject_id, mode=BudgetMode.HARD)
+
+    known = Directory()
+    known.begin_reset()
+    entries: tuple[Entry, ...] = (
+        OrganizationEntry(id="org_1", currency="EUR"),
+        ProjectEntry(id="proj_1", organization_id="org_1"),
+        KeyEntry(id="key_1", digest=b"k" * 32, type=KeyType.LIVE, project_id="proj_1"),
+        entry(1, BudgetLevel.ORGANIZATION, "org_1"),
+        entry(2, BudgetLevel.ORGANIZATION, "org_2"),
+    )
+    for each in entries:
+        known.add(each)
+    known.finish_reset(1)
+
+    def binding() -> list[str]:
+        caller = known.find_caller(b"k" * 32, 0)
+        assert caller is not None
+        return [budget.id for budget in caller.budgets]
+
+    assert binding() == ["budget_1"]
+    for version, (number, level, subject_id) in enumerate(
+        [(3, BudgetLevel.PROJECT, "proj_1"), (4, BudgetLevel.API_KEY, "key_1"), (5, BudgetLevel.API_KEY, "key_1")], 2
+    ):
+        known.apply(Change(version=version, kind="budget", id=f"budget_{number}", entry=entry(number, level, subject_id)))
+    assert binding() == ["budget_4", "budget_5", "budget_3", "budget_1"]
+    for version, number in enumerate([4, 1, 1], 5):
+        known.apply(Change(version=version, kind="budget", id=f"budget_{number}", entry=None))
+    assert binding() == ["budget_5", "budget_3"]

@@ -50,12 +50,25 @@ class _Maps:
         self.models: dict[str, ModelEntry] = {}
         self.deployments: dict[str, DeploymentEntry] = {}
         self.budgets: dict[str, BudgetEntry] = {}
+        self.budgets_by_subject: dict[str, dict[str, BudgetEntry]] = {}
 
     def list_budgets(self, subject_ids: tuple[str, ...]) -> tuple[BudgetEntry, ...]:
         """Return the budgets of these things, in their order."""
-        if not self.budgets:
-            return ()
-        return tuple(each for id in subject_ids for each in self.budgets.values() if each.subject_id == id)
+        return tuple(each for id in subject_ids for each in self.budgets_by_subject.get(id, {}).values())
+
+    def put_budget(self, entry: BudgetEntry) -> None:
+        """Add or replace a budget. What it is a budget of never changes."""
+        self.budgets[entry.id] = entry
+        self.budgets_by_subject.setdefault(entry.subject_id, {})[entry.id] = entry
+
+    def remove_budget(self, id: str) -> None:
+        """Remove a budget, if it is there."""
+        entry = self.budgets.pop(id, None)
+        if entry is not None:
+            of_subject = self.budgets_by_subject[entry.subject_id]
+            del of_subject[id]
+            if not of_subject:
+                del self.budgets_by_subject[entry.subject_id]
 
 
 class Directory:
@@ -214,8 +227,10 @@ class Directory:
         elif change.kind == "key":
             for digest in maps.digests.pop(change.id, ()):
                 maps.keys.pop(digest, None)
+        elif change.kind == "budget":
+            maps.remove_budget(change.id)
         else:
-            by_kind = {"organization": maps.organizations, "project": maps.projects, "model": maps.models, "budget": maps.budgets}
+            by_kind = {"organization": maps.organizations, "project": maps.projects, "model": maps.models}
             by_kind.get(change.kind, maps.deployments).pop(change.id, None)  # type: ignore[attr-defined]
         self._callers.clear()
         self._prices.clear()
@@ -241,4 +256,4 @@ def _put(maps: _Maps, entry: Entry) -> None:
         case DeploymentEntry():
             maps.deployments[entry.id] = entry
         case BudgetEntry():
-            maps.budgets[entry.id] = entry
+            maps.put_budget(entry)
