@@ -57,7 +57,8 @@ def show(
         }
         for each in listed
     ]
-    print_rows(output, list(_COLUMNS), rows, none="nothing is limited: see `tollway limits set`")
+    none = "no limits of the organization as a whole: `--project` shows those of a project; see `tollway limits set`"
+    print_rows(output, list(_COLUMNS), rows, none=none if not query else "nothing is limited: see `tollway limits set`")
 
 
 @app.command("set")
