@@ -15,11 +15,13 @@ from tests.gateway.harness import KEY, NOWHERE, Served, chat, completion, connec
 from tests.gateway.test_flood import bent_bodies
 from tollway.domain.catalog import Endpoint, UnknownParameters
 from tollway.domain.faults import Fault
+from tollway.domain.limits import Limits
 from tollway.gateway import body_readers, pipeline
 from tollway.gateway.authorize import authorize
 from tollway.gateway.body_examination import Body, Examined, Offer, Refused, decode_answer, decode_body, encode_frame
 from tollway.gateway.body_reader import examine
 from tollway.gateway.body_readers import BodyReaders, to_offer
+from tollway.gateway.dialects.dialect import END_USER_CHARS_MAX
 from tollway.gateway.plane import Plane
 from tollway.gateway.request import Caller, Request, RequestHead, new_request
 
@@ -27,7 +29,7 @@ BODIES = 3_000
 LARGE = msgspec.json.encode(chat(messages=[{"role": "user", "content": "all the words, " * 10_000}]))
 POLICIES = {"m": UnknownParameters.REFUSE, "d": UnknownParameters.DROP, "f": UnknownParameters.FORWARD}
 MODELS = {name: Served([NOWHERE], unknown_parameters=policy, output_tokens_max=100) for name, policy in POLICIES.items()}
-SAME = [name for name in Examined.__struct_fields__ if name not in ("price_id", "dropped")]
+SAME = [name for name in Examined.__struct_fields__ if name not in ("price_id", "dropped", "end_user")]
 
 
 def find_caller(made: Plane) -> Caller:
@@ -62,6 +64,19 @@ def test_78_body_examined_by_a_reader_gets_the_same_verdict_as_in_the_gateway() 
                 assert answer.dropped == tuple(call.dropped) and answer.price_id == call.price.id
                 verdicts["sent"] += 1
     assert {"sent", "invalid_json", "duplicate_key", "invalid_value", "unknown_parameter"} <= verdicts.keys()
+
+
+@pytest.mark.parametrize("user", ["u_1", "u" * 5_000_000])
+async def test_end_user_of_a_large_body_is_limited(user: str) -> None:
+    async with readers() as (made, alarms):
+        with plane(MODELS, end_user_limits=Limits(requests_per_day=1)) as (at, _, _):
+            body = msgspec.json.encode(chat(user=user, messages=[{"role": "user", "content": "all the words, " * 10_000}]))
+            request = request_of(at, body)
+            caller = find_caller(at)
+            call = await made.authorize(caller, request, at.directory, at.media_bounds)
+            assert call.end_user == authorize(caller, request, at.directory, at.media_bounds).end_user
+            assert call.end_user is not None and len(call.end_user) <= END_USER_CHARS_MAX
+        assert alarms == []
 
 
 @asynccontextmanager

@@ -52,7 +52,8 @@ class Offer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Examined(msgspec.Struct, frozen=True, array_like=True, tag="examined"):
-    """A permitted body: the members of `request.Call` of the same names. `price_id`: of the price that applies."""
+    """A permitted body: the members of `request.Call` of the same names. `price_id`: of the price that applies. `end_user`: whom the body
+    names, limited or not."""
 
     price_id: str
     names: tuple[str, ...]
@@ -66,6 +67,7 @@ class Examined(msgspec.Struct, frozen=True, array_like=True, tag="examined"):
     sequences: int
     hide_usage: bool
     hide_continuous: bool
+    end_user: str | None
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):

@@ -96,6 +96,7 @@ def examine(body: Body, content: bytes, look_up: Callable[[str], Offer | None]) 
         call.sequences,
         call.hide_usage,
         call.hide_continuous,
+        call.dialect.find_end_user(asked),
     )
 
 

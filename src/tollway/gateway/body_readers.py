@@ -248,7 +248,7 @@ async def _ask(reader: Reader, caller: Caller, request: Request, directory: Dire
     if isinstance(answer, Lookup) or grant is None:
         raise ValueError("an answer out of turn")
     price = next(price for price in grant.prices.values() if price.id == answer.price_id)
-    return Call(
+    call = Call(
         request,
         caller,
         grant,
@@ -267,6 +267,9 @@ async def _ask(reader: Reader, caller: Caller, request: Request, directory: Dire
         answer.hide_usage,
         answer.hide_continuous,
     )
+    if caller.end_user_limits is not None:
+        call.end_user = answer.end_user
+    return call
 
 
 def to_offer(grant: ModelGrant) -> Offer:

@@ -1,5 +1,6 @@
 """The type of an API's description: what its bodies may hold, how its answers are read, how its errors look."""
 
+import hashlib
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +14,9 @@ from tollway.domain.usage import Anomaly, ServiceTier, UsageSource
 from tollway.gateway.dialects.answers import Answer, AnswerContext
 from tollway.gateway.dialects.fields import Check, Shape, plain_shape
 from tollway.native import EventTemplate
+
+END_USER_CHARS_MAX = 512
+"""Longest name of an end user that is kept as it stands."""
 
 
 class AnswerStream(Protocol):
@@ -149,13 +153,13 @@ class Dialect:
         object.__setattr__(self, "has_output", bool(self.output_caps))
 
     def find_end_user(self, body: Mapping[str, Any]) -> str | None:
-        """Return the end user that a body names, None if it names none."""
+        """Return the end user that a body names, None if it names none. A name longer than END_USER_CHARS_MAX counts by its digest."""
         for path in self.end_user_paths:
             value: Any = body
             for name in path:
                 value = value.get(name) if isinstance(value, dict) else None
             if isinstance(value, str) and value:
-                return value
+                return value if len(value) <= END_USER_CHARS_MAX else hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
         return None
 
     def list_injected(self, output_cap: int | None, model: str | None, usage: bytes | None) -> dict[str, bytes]:
