@@ -589,6 +589,7 @@ async def relay(
             if fault is not None:
                 metrics.retries += 1
             upstream.running += 1
+            failed: Fault | None = None
             is_answered = False
             try:
                 exchange = await _attempt(permit, upstream, record, client, bounds, active, metrics, driver, fault)
@@ -606,26 +607,28 @@ async def relay(
                 is_answered = True
             except Fault as caught:
                 caught.forget_frames()
-                fault = caught
+                failed = fault = caught
                 metrics.attempted(upstream.deployment.id, caught.kind.code)
                 if held_faults is None:
                     held_faults = HeldFaults(permit.call)
                 held_faults.add(upstream, caught, has_begun=client.committed)
-                if client.committed or not _may_retry(caught, permit.call):
-                    held_faults.decide(is_answered=False)
-                    raise
-                if caught.kind is faults.UPSTREAM_STALE:
-                    continue  # the pool's fault, not the upstream's: the same one again, on a fresh connection, and no load to budget
-                break
             finally:
                 upstream.running -= 1
                 if upstream.running + 1 >= upstream.limit:
                     upstream.leave_full(time.monotonic(), is_answered=is_answered)
-            metrics.attempted(upstream.deployment.id, "ok")
-            upstream.health.succeed(endpoint, time.monotonic())
-            if held_faults is not None:
-                held_faults.decide(is_answered=True)
-            return
+            if failed is None:
+                metrics.attempted(upstream.deployment.id, "ok")
+                upstream.health.succeed(endpoint, time.monotonic())
+                if held_faults is not None:
+                    held_faults.decide(is_answered=True)
+                return
+            if client.committed or not _may_retry(failed, permit.call):
+                if held_faults is not None:
+                    held_faults.decide(is_answered=False)
+                raise failed
+            if failed.kind is not faults.UPSTREAM_STALE:
+                break
+            # The pool's fault, not the upstream's: the same one again, on a fresh connection, and no load to budget.
     if held_faults is not None:
         held_faults.decide(is_answered=False)
     raise fault or Fault(faults.UPSTREAM_NONE)
