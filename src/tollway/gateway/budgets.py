@@ -33,7 +33,8 @@ from tollway.domain.money import format_amount
 from tollway.domain.snapshot import BudgetEntry
 from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, UsageSource, billed_by
 from tollway.gateway.driver import OVER, Waiter
-from tollway.gateway.request import Call, OutputHold
+from tollway.gateway.output_hold import OutputHold
+from tollway.gateway.request import Call
 
 OUTPUT_TOKENS_UNBOUNDED = 16_384
 """Output of each sequence that a request may have under a hard budget if neither it nor its model bounds it."""

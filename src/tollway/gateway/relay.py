@@ -36,8 +36,9 @@ from tollway.gateway.dialects.engine_errors import read_answer_fault
 from tollway.gateway.dialects.usage_reports import cap_to_delivered
 from tollway.gateway.driver import OVER, CoroutineDriver, Waiter
 from tollway.gateway.meter import UsageRecord
+from tollway.gateway.output_hold import OutputHold
 from tollway.gateway.ports import Client
-from tollway.gateway.request import Call, OutputHold, Permit
+from tollway.gateway.request import Call, Permit
 from tollway.gateway.upstreams.connection import Pool, UpstreamAnswer, UpstreamConnection
 from tollway.gateway.upstreams.upstream import Upstream
 from tollway.telemetry import Metrics

@@ -4,7 +4,7 @@ Values only. The two live ends of a request are elsewhere: the client's (`ports.
 (`upstreams.connection.UpstreamConnection`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint
@@ -16,6 +16,7 @@ from tollway.engines.table import ENGINES
 from tollway.gateway.counters import Bound, EndUserLimits, Level, SharedBound
 from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.dialect import Dialect
+from tollway.gateway.output_hold import OutputHold
 from tollway.gateway.principal import Principal
 from tollway.gateway.uploads import Upload
 from tollway.wire import bodies
@@ -214,24 +215,6 @@ class ModelGrant:
         if output_cap is None or output_cap == self.model.output_tokens_max:  # a cap that a budget sets is of one request
             self._injected[key] = deployment, injected
         return injected
-
-
-class OutputHold:
-    """The reservation that budgets hold for the output of a stream: its first `covered_tokens`, which is all that may be relayed."""
-
-    __slots__ = ("covered_tokens",)
-
-    def __init__(self, covered_tokens: int) -> None:
-        self.covered_tokens = covered_tokens
-
-    def extend(self, tokens: int, decided: Callable[[bool], None]) -> bool:
-        """Return whether the first `tokens` are covered now. Where they are not, `decided` is called later, from a callback of the loop,
-        with whether they are then."""
-        raise NotImplementedError
-
-    def abandon(self) -> None:
-        """Let no `decided` be called any more."""
-        raise NotImplementedError
 
 
 class Call:
