@@ -246,12 +246,9 @@ class ClientConnection(asyncio.Protocol):
             if head is None:
                 return
         request = self.new_request(http, head, http.body)
-        if self._upload is not None:
-            request.upload = self._upload
-        elif len(http.body) > LARGE_BYTES:
-            if not self._admit_upload(http, len(http.body)):
-                return
-            request.upload = self._upload
+        if self._upload is None and len(http.body) > LARGE_BYTES and not self._admit_upload(http, len(http.body)):
+            return
+        request.upload = self._upload
         http.body = b""  # the pipeline's from here on, which releases it when it can
         driver = self._driver = CoroutineDriver(edge.context.copy())
         driver.start(pipeline.answer(request, self, plane, driver))
