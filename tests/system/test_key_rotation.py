@@ -10,7 +10,7 @@ import pytest
 
 from reliability import load
 from reliability.load import Ask
-from reliability.platforms import Platform, apart
+from reliability.platforms import Platform, apart, wait_until_served
 from reliability.running import tollway
 
 pytestmark = pytest.mark.system
@@ -40,7 +40,7 @@ def test_key_is_rotated_under_load_without_a_failed_request(tmp_path: Path) -> N
         with platform.admin() as http:
             made = http.post(keys, json={"name": "rotating"}).json()
         old = made["value"]
-        assert send(platform, old, count=1) == ["complete"]
+        wait_until_served(platform.gateway_url, old)
         during = background.submit(send, platform, old)
         rotated = run(platform, "keys", "rotate", made["id"])
         assert rotated.returncode == 0, rotated.stderr
