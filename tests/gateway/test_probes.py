@@ -101,7 +101,7 @@ def test_engine_that_says_no_is_down_until_it_says_otherwise() -> None:
     health = Health()
     assert not health.probed(True, 0.0)
     assert health.probed(False, 1.0) and not health.probed(False, 2.0)
-    assert health.standing(CHAT, 2.0) is Reliability.DOWN and not health.allows(CHAT, 2.0)
+    assert health.reliability(CHAT, 2.0) is Reliability.DOWN and not health.allows(CHAT, 2.0)
     assert health.probed(True, 3.0) and health.allows(CHAT, 3.0)
 
 

@@ -107,8 +107,7 @@ def rotate(
     if expires_in_days is not None:
         body["expires_at"] = int(time.time() + expires_in_days * 86_400)
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        place = control.get_project(project)["id"] if project else _find_project_of(control, key_id)
-        made = control.post(f"/organization/projects/{place}/api_keys/{segment(key_id)}/rotate", body)
+        made = control.post(f"{_find_path(control, project, key_id)}/rotate", body)
         zone = control.get_zone(None)
     if output is Output.JSON:
         print_json(made)
@@ -130,8 +129,7 @@ def retire(
 ) -> None:
     """Revoke the secret that a key had before its rotation, before its grace ends."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        place = control.get_project(project)["id"] if project else _find_project_of(control, key_id)
-        path = f"/organization/projects/{place}/api_keys/{segment(key_id)}"
+        path = _find_path(control, project, key_id)
         if not force:
             require_unused(control.get(path), control.get_zone(None))
         retired = control.post(f"{path}/retire", {})
@@ -155,14 +153,19 @@ def revoke(
 ) -> None:
     """Revoke a key permanently, and name the gateways that have not confirmed it yet."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        place = control.get_project(project)["id"] if project else _find_project_of(control, key_id)
-        gone = control.delete(f"/organization/projects/{place}/api_keys/{segment(key_id)}")
+        gone = control.delete(_find_path(control, project, key_id))
     if output is Output.JSON:
         print_json(gone)
         return
     print(f"revoked {key_id}")
     if gone["pending_nodes"]:
         print(f"not confirmed yet by: {', '.join(gone['pending_nodes'])}", file=sys.stderr)
+
+
+def _find_path(control: Control, project: str | None, key_id: str) -> str:
+    """Return the path of a key, whose project is looked for if it is not named."""
+    place = control.get_project(project)["id"] if project else _find_project_of(control, key_id)
+    return f"/organization/projects/{place}/api_keys/{segment(key_id)}"
 
 
 def _find_project_of(control: Control, key_id: str) -> str:

@@ -6,6 +6,7 @@ import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, check_id, connect, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.rotation import GraceSeconds
 from tollway.cli.times import Zone, with_times
 from tollway.domain import ids
 
@@ -73,7 +74,7 @@ def create(
 @app.command()
 def rotate(
     node: Annotated[str, typer.Argument(metavar="NODE", help="Id of the gateway.")],
-    grace_seconds: Annotated[int, typer.Option("--grace-seconds", help="Time for which the key before stays valid.")] = 3600,
+    grace_seconds: GraceSeconds = 3600,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,

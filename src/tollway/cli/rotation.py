@@ -10,7 +10,7 @@ import typer
 from tollway.cli.times import show_instant
 from tollway.settings import OperatorError
 
-GraceSeconds = Annotated[int, typer.Option("--grace-seconds", help="Time for which the key before stays valid.")]
+GraceSeconds = Annotated[int, typer.Option("--grace-seconds", help="Time for which the old secret stays valid.")]
 
 
 def report_rotation(made: Mapping[str, Any], zone: tzinfo, group: str) -> None:

@@ -1,6 +1,6 @@
 """Budgets in the memory of one gateway run: what it was granted, what its requests hold and have used.
 
-Theory of operation. Each budget that requests of this run were bound by has an `BudgetAccount` with the run's lease of the present window.
+Theory of operation. Each budget that requests of this run were bound by has a `BudgetAccount` with the run's lease of the present window.
 A request reserves the most that it can cost in all accounts that bind it, or in none, before it is metered; when it ends, the reservation
 is replaced by its real cost. That touches memory only. `link.leases` keeps the leases ahead of the need: it takes `next_request` to
 control and brings the answer to `apply`. A request that finds too little available waits for the next answer, for LEASE_WAIT_SECONDS at
@@ -33,7 +33,6 @@ from tollway.domain.money import format_amount
 from tollway.domain.snapshot import BudgetEntry
 from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, UsageSource, billed_by
 from tollway.gateway.driver import OVER, Waiter
-from tollway.gateway.output_hold import OutputHold
 from tollway.gateway.request import Call
 
 OUTPUT_TOKENS_UNBOUNDED = 16_384
@@ -123,7 +122,7 @@ class BudgetAccount:
         return 0 if self.is_scarce else max(2 * self.peak_pico - self.lease.held_pico, 0)
 
 
-class BudgetHold(OutputHold):
+class BudgetHold:
     """The reservation of one request: in the accounts of `amounts`, from `Budgets.reserve` to `Budgets.settle`.
 
     `covered_tokens`: output that is reserved in hard budgets. `waiter` is resumed once the reservation was made or refused. `asked_in`: the
@@ -136,6 +135,7 @@ class BudgetHold(OutputHold):
         "amounts",
         "asked_in",
         "call",
+        "covered_tokens",
         "decided",
         "entries",
         "goal_tokens",
@@ -148,7 +148,7 @@ class BudgetHold(OutputHold):
 
     def __init__(self, budgets: "Budgets", call: Call, entries: Sequence[BudgetEntry]) -> None:
         most = _find_output_max(call)
-        super().__init__(most)
+        self.covered_tokens = most
         if _is_extended(call, entries):
             self.covered_tokens = min(most, OUTPUT_TOKENS_FIRST)
             call.output_hold = self

@@ -12,6 +12,21 @@ from tollway.domain.limits import LevelLimits
 from tollway.domain.shared_limits import PreparedLimits, StoreAnswer
 
 
+class OutputHold(Protocol):
+    """The reservation that budgets hold for the output of a stream: its first `covered_tokens`, which is all that may be relayed."""
+
+    covered_tokens: int
+
+    def extend(self, tokens: int, decided: Callable[[bool], None]) -> bool:
+        """Return whether the first `tokens` are covered now. Where they are not, `decided` is called later, from a callback of the loop,
+        with whether they are then."""
+        ...
+
+    def abandon(self) -> None:
+        """Let no `decided` be called any more."""
+        ...
+
+
 class UsageSink(Protocol):
     """The destination of usage records: the spool.
 

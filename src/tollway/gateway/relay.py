@@ -21,7 +21,7 @@ known not to: then the stream is ended as its API ends one of full length.
 import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
 
@@ -36,8 +36,7 @@ from tollway.gateway.dialects.engine_errors import read_answer_fault
 from tollway.gateway.dialects.usage_reports import cap_to_delivered
 from tollway.gateway.driver import OVER, CoroutineDriver, Waiter
 from tollway.gateway.meter import UsageRecord
-from tollway.gateway.output_hold import OutputHold
-from tollway.gateway.ports import Client
+from tollway.gateway.ports import Client, OutputHold
 from tollway.gateway.request import Call, Permit
 from tollway.gateway.upstreams.connection import Pool, UpstreamAnswer, UpstreamConnection
 from tollway.gateway.upstreams.upstream import Upstream
@@ -444,9 +443,7 @@ class Exchange:
             self._resume()
 
     def _bound_output(self, hold: OutputHold) -> None:
-        stream: object = self.stream
-        assert isinstance(stream, BoundedStream)
-        stream.bound_output(hold.covered_tokens)
+        cast(BoundedStream, self.stream).bound_output(hold.covered_tokens)
 
     def _go_on(self, is_covered: bool) -> None:
         """Relay the event that was withheld and what follows, if its output is reserved by now; if not, end the stream."""
@@ -457,9 +454,7 @@ class Exchange:
         stream, connection, hold = self.stream, self._connection, self._output_hold
         assert stream is not None and hold is not None
         if not is_covered:
-            bounded: object = stream
-            assert isinstance(bounded, BoundedStream)
-            self.terminator = bounded.end_early(out, self._record.used)
+            self.terminator = cast(BoundedStream, stream).end_early(out, self._record.used)
             self._is_cut = self.finished = True
             connection.close()
             self._resume()

@@ -16,7 +16,7 @@ from tollway.engines.table import ENGINES
 from tollway.gateway.counters import Bound, EndUserLimits, Level, SharedBound
 from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.dialect import Dialect
-from tollway.gateway.output_hold import OutputHold
+from tollway.gateway.ports import OutputHold
 from tollway.gateway.principal import Principal
 from tollway.gateway.uploads import Upload
 from tollway.wire import bodies

@@ -32,18 +32,18 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
     if not open:
         raise Fault(UPSTREAM_NONE, retry_after_seconds=5)
     endpoint = call.request.endpoint
-    standings = [upstream.health.standing(endpoint, now) for upstream in open]
-    if 2 * standings.count(Reliability.GOOD) < len(open):
-        standings = [Reliability.GOOD if standing is Reliability.DOUBTFUL else standing for standing in standings]
+    reliabilities = [upstream.health.reliability(endpoint, now) for upstream in open]
+    if 2 * reliabilities.count(Reliability.GOOD) < len(open):
+        reliabilities = [Reliability.GOOD if reliability is Reliability.DOUBTFUL else reliability for reliability in reliabilities]
     ranked = [
         (
-            standing,
+            reliability,
             upstream.running >= upstream.limit,
             upstream.deployment.tier,
             -(random() ** (1.0 / (upstream.deployment.weight * upstream.health.share(now)))),
             number,
         )
-        for number, (upstream, standing) in enumerate(zip(open, standings, strict=True))
+        for number, (upstream, reliability) in enumerate(zip(open, reliabilities, strict=True))
     ]
     ranked.sort()
     candidates = [open[rank[-1]] for rank in ranked[:CANDIDATES_MAX]]

@@ -26,7 +26,7 @@ YIELD_COUNTERS = 1_000
 """Counters that are read before other work of the loop has its turn."""
 
 
-class UseSource(Protocol):
+class ReportedCounters(Protocol):
     """Counters whose use is reported: the gateway's `counters.MemoryCounters`."""
 
     def iterate_uses(self, clock: Callable[[], int]) -> Iterator[tuple[float, LimitUse] | None]:
@@ -38,7 +38,7 @@ class LimitReporter:
     """Reports the limits of one gateway. Use: `run()` as a task until it is cancelled, then `await close()`. `run` may be run again after
     it raised."""
 
-    def __init__(self, source: UseSource, *, control_link_url: str, node_key: str, node_id: str) -> None:
+    def __init__(self, source: ReportedCounters, *, control_link_url: str, node_key: str, node_id: str) -> None:
         self._source = source
         self._path = f"/v1/link/limit_uses/{node_id}"
         self._reported: list[LimitUse] | None = None

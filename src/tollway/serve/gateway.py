@@ -306,7 +306,7 @@ async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, backg
         background.start("acknowledger", follower.acknowledge)
         if plane.shared_counters is None:
             reporter = LimitReporter(plane.counters, control_link_url=url, node_key=node.key, node_id=node.node_id)
-            background.start("limit reports", partial(_run_after, joined, reporter.run))
+            background.start("limit_reports", partial(_run_after, joined, reporter.run))
             return _Link(options, plane, alarm, background, follower, joined, reporter)
     return _Link(options, plane, alarm, background, follower, joined)
 

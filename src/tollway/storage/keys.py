@@ -102,19 +102,19 @@ def retire_previous_secret(tx: TenantTx, key_id: str) -> None:
 
 def note_uses(tx: PlatformTx, uses: Iterable[SecretUse]) -> None:
     """Store the latest uses of secrets. Uses of keys and secrets that do not exist (any more) are left out."""
+    previous_last_used_at = api_keys.c.previous_last_used_at
     latest: dict[tuple[str, str], int] = {}
     for use in uses:
         latest[use.key_id, use.digest] = max(use.used_at, latest.get((use.key_id, use.digest), 0))
     for part in split_ids({key_id for key_id, _ in latest}):
-        query = sa.select(api_keys.c.id, api_keys.c.digest, api_keys.c.previous_digest).where(api_keys.c.id.in_(part))
-        for row in tx.connection.execute(query).all():
-            for digest, column in ((row.digest, api_keys.c.last_used_at), (row.previous_digest, api_keys.c.previous_last_used_at)):
-                used_at = None if digest is None else latest.get((row.id, shorten_digest(digest)))
+        for digest, last_used_at in ((api_keys.c.digest, api_keys.c.last_used_at), (api_keys.c.previous_digest, previous_last_used_at)):
+            query = sa.select(api_keys.c.id, digest).where(api_keys.c.id.in_(part), digest.is_not(None))
+            for key_id, stored in tx.connection.execute(query).all():
+                used_at = latest.get((key_id, shorten_digest(stored)))
                 if used_at is not None:
-                    is_later = sa.or_(column.is_(None), column < used_at)
-                    own = api_keys.c.digest if column is api_keys.c.last_used_at else api_keys.c.previous_digest
-                    update = api_keys.update().where(api_keys.c.id == row.id, own == digest, is_later).values({column: used_at})
-                    tx.connection.execute(update)
+                    is_later = sa.or_(last_used_at.is_(None), last_used_at < used_at)
+                    own = api_keys.update().where(api_keys.c.id == key_id, digest == stored, is_later)
+                    tx.connection.execute(own.values({last_used_at: used_at}))
 
 
 def revoke_key(tx: TenantTx, key_id: str, now: int) -> list[str]:

@@ -45,14 +45,13 @@ class AnswerStream(Protocol):
         ...
 
 
-class BoundedStream:
-    """A stream whose output the gateway can bound while it runs, and which it can end before its engine does."""
-
-    __slots__ = ()
+class BoundedStream(AnswerStream, Protocol):
+    """A stream whose output the gateway can bound while it runs, and which it can end before its engine does: that of an API with
+    `usage_options`."""
 
     def bound_output(self, tokens: int) -> None:
         """Call no event regular any more that brings the output above `tokens`."""
-        raise NotImplementedError
+        ...
 
     def end_early(self, relayed: bytes, used: Quantities) -> bytes:
         """Return what ends the stream in place of events that are not delivered, as if its length were reached, terminator included.
@@ -60,7 +59,7 @@ class BoundedStream:
         `relayed`: what `read` returned of these events, all of them since the last one that was delivered. `used`: what was used up to
         that one.
         """
-        raise NotImplementedError
+        ...
 
 
 class NewStream(Protocol):

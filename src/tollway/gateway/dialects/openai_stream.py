@@ -15,7 +15,6 @@ from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.gateway.dialects.answers import ABSENT, NULL, AnswerContext, check_text, decode, is_absent
-from tollway.gateway.dialects.dialect import BoundedStream
 from tollway.gateway.dialects.engine_errors import is_error_event, is_named_error, read_fault
 from tollway.gateway.dialects.openai_answers import list_choices, read_finish, read_usage
 from tollway.gateway.dialects.usage_reports import UsageReport, cap_input, cap_output, merge_sequences
@@ -94,7 +93,7 @@ _counted_event = msgspec.json.Decoder(_CountedEvent)
 _regular = msgspec.json.Decoder(_Regular)
 
 
-class OpenAIStream(BoundedStream):
+class OpenAIStream:
     """Reads one stream's events. `used` is the best knowledge of what was used so far, from `source`; `output` counts
     the tokens of output in it; `terminated` once [DONE] was seen.
 

@@ -54,12 +54,12 @@ class Reliability(IntEnum):
 
 class _Ejection:
     """Time in which an upstream is avoided. `until`: seconds of the monotonic clock. `seconds`: its length. `is_tried`: a request is on its
-    way that decides. `standing`: that of the upstream meanwhile."""
+    way that decides. `reliability`: that of the upstream meanwhile."""
 
-    __slots__ = ("is_tried", "seconds", "standing", "until")
+    __slots__ = ("is_tried", "reliability", "seconds", "until")
 
     def __init__(self) -> None:
-        self.standing = Reliability.DOUBTFUL
+        self.reliability = Reliability.DOUBTFUL
         self.until = 0.0
         self.seconds = 0.0
         self.is_tried = False
@@ -81,9 +81,9 @@ class Health:
 
     def allows(self, endpoint: Endpoint, now: float) -> bool:
         """Return whether requests for `endpoint` may go to this upstream while others are left."""
-        return self.standing(endpoint, now) is Reliability.GOOD
+        return self.reliability(endpoint, now) is Reliability.GOOD
 
-    def standing(self, endpoint: Endpoint, now: float) -> Reliability:
+    def reliability(self, endpoint: Endpoint, now: float) -> Reliability:
         """Return how far this upstream can be relied on for `endpoint`."""
         if not self.is_ready:
             return Reliability.DOWN
@@ -91,7 +91,7 @@ class Health:
         if not ejections:
             return Reliability.GOOD
         return max(
-            (ejections[key].standing for key in (None, endpoint) if key in ejections and now < ejections[key].until),
+            (ejections[key].reliability for key in (None, endpoint) if key in ejections and now < ejections[key].until),
             default=Reliability.GOOD,
         )
 
@@ -147,7 +147,7 @@ class Health:
             self._organizations.clear()
         if self._ejections:
             ejection = self._ejections.pop(None, None)
-            if ejection is not None and ejection.standing is Reliability.DOWN and self._returned_at < now - SLOW_START_SECONDS:
+            if ejection is not None and ejection.reliability is Reliability.DOWN and self._returned_at < now - SLOW_START_SECONDS:
                 self._returned_at = now
             self._ejections.pop(endpoint, None)
 
@@ -172,7 +172,7 @@ class Health:
             return self._eject(None, now, EJECTION_SECONDS, EJECTION_SECONDS_MAX, Reliability.DOUBTFUL)
         return False
 
-    def _eject(self, key: Endpoint | None, now: float, first_seconds: float, seconds_max: float, standing: Reliability) -> bool:
+    def _eject(self, key: Endpoint | None, now: float, first_seconds: float, seconds_max: float, reliability: Reliability) -> bool:
         ejection = self._ejections.get(key)
         if ejection is None:
             ejection = self._ejections[key] = _Ejection()
@@ -181,5 +181,5 @@ class Health:
         ejection.seconds = min(max(2 * ejection.seconds, first_seconds), seconds_max)
         ejection.until = now + ejection.seconds
         ejection.is_tried = False
-        ejection.standing = standing
+        ejection.reliability = reliability
         return True
