@@ -48,13 +48,13 @@ def test_buckets_decide_as_the_rule_does_or_none_is_charged(sizes: list[int], pa
     for pause in pauses:
         now += pause
         decisions = [gcra(tat, now, rate) for tat, rate in zip(tats, rates, strict=True)]
-        before = [bucket.running for bucket, *_ in bound.levels]
-        left = enter(bound.levels, now)
+        before = [bucket.running for bucket in bound.buckets]
+        left = enter(bound.buckets, now)
         waits = [decision.retry_after_ns for decision in decisions if not decision.admitted]
         if waits:
             assert left is None
             assert find_refusal(bound, ONE, now).wait_ns == max(waits)
-            assert [bucket.running for bucket, *_ in bound.levels] == before
+            assert [bucket.running for bucket in bound.buckets] == before
         else:
             tats = [decision.tat for decision in decisions]
             assert left is not None and left[1] == min(decision.remaining for decision in decisions)
@@ -73,7 +73,7 @@ def test_buckets_run_at_most_what_each_level_allows_and_a_refusal_takes_nothing(
         if comes:
             crowded = any(most is not None and running >= most for _, most in limits)
             spent = any(rate is not None and taken >= rate for rate, _ in limits)
-            is_admitted = enter(bound.levels, MINUTE_NS) is not None
+            is_admitted = enter(bound.buckets, MINUTE_NS) is not None
             assert is_admitted == (not crowded and not spent)
             if not is_admitted:
                 assert find_refusal(bound, ONE, MINUTE_NS).is_concurrency == crowded
@@ -81,28 +81,28 @@ def test_buckets_run_at_most_what_each_level_allows_and_a_refusal_takes_nothing(
             taken += is_admitted
         elif running:
             running -= 1
-            leave(bound.levels)
-        assert all(bucket.running == running for bucket, *_ in bound.levels)
+            leave(bound.buckets)
+        assert all(bucket.running == running for bucket in bound.buckets)
 
 
 def test_bucket_that_callers_share_counts_all_of_them_until_it_is_idle_and_forgotten() -> None:
     counters, shared = MemoryCounters(), level(2, requests_per_minute=2)
     alone = bind(counters, shared)
-    assert enter(alone.levels, MINUTE_NS) == (2, 1)
+    assert enter(alone.buckets, MINUTE_NS) == (2, 1)
     counters.forget_idle(MINUTE_NS)
     both = bind(counters, level(0, requests_per_minute=9), shared)
-    ((first, *_),), ((key, *_), (second, *_)) = alone.levels, both.levels
+    (first,), (key, second) = alone.buckets, both.buckets
     assert second is first is not key
-    assert enter(both.levels, MINUTE_NS) == (2, 0)
-    assert enter(alone.levels, MINUTE_NS) is None
-    leave(alone.levels)
+    assert enter(both.buckets, MINUTE_NS) == (2, 0)
+    assert enter(alone.buckets, MINUTE_NS) is None
+    leave(alone.buckets)
     counters.forget_idle(9 * MINUTE_NS)
-    assert bind(counters, shared).levels[0][0] is first, "one is still running"
-    leave(alone.levels)
+    assert bind(counters, shared).buckets[0] is first, "one is still running"
+    leave(alone.buckets)
     counters.forget_idle(9 * MINUTE_NS + 1)
-    assert bind(counters, shared).levels[0][0] is first, "looked a moment ago"
+    assert bind(counters, shared).buckets[0] is first, "looked a moment ago"
     counters.forget_idle(10 * MINUTE_NS)
-    assert bind(counters, shared).levels[0][0] is not first
+    assert bind(counters, shared).buckets[0] is not first
 
 
 # Everything else: counters with holds
@@ -147,7 +147,7 @@ OWNERS = st.fixed_dictionaries(
 
 def taken(bounds: Sequence[Bound], now: int) -> list[tuple[int, int]]:
     """List what is charged and what runs or is held, in every bucket and counter."""
-    found = [(max(bucket.tat - now * bucket.scale, 0), bucket.running) for bound in bounds for bucket, *_ in bound.levels]
+    found = [(max(bucket.tat - now * bucket.scale, 0), bucket.running) for bound in bounds for bucket in bound.buckets]
     return found + [(counter.debt(now), counter.held) for bound in bounds for counter in bound.rates]
 
 
@@ -157,9 +157,9 @@ def refuses(counter: Counter, units: Units, now: int) -> bool:
 
 
 def bucket_refuses(bound: Bound, now: int) -> bool:
-    for bucket, most, size, *_ in bound.levels:
-        rate = make_rate(size, MINUTE_NS)
-        if bucket.running >= most or (size < 1000 and not gcra(bucket.tat, now, rate).admitted):
+    for bucket in bound.buckets:
+        rate = make_rate(bucket.per_minute, MINUTE_NS)
+        if bucket.running >= bucket.most or (bucket.cost and not gcra(bucket.tat, now, rate).admitted):
             return True
     return False
 
@@ -209,13 +209,13 @@ def test_interleavings_of_admissions_and_ends_keep_every_limit_at_every_level(
             holders = [run for run in running if counter in run.hold.bound.rates]
             is_minute = counter.dimension.window_ns == MINUTE_NS
             assert counter.held == sum(run.units[counter.quantity] for run in holders if not (is_minute and run.hold.is_charged))
-        for bucket in {level[0] for bound in bounds for level in bound.levels}:
-            assert bucket.running == sum(any(level[0] is bucket for level in run.hold.bound.levels) for run in running)
+        for bucket in {bucket for bound in bounds for bucket in bound.buckets}:
+            assert bucket.running == sum(bucket in run.hold.bound.buckets for run in running)
     for run in list(running):
         end(run)
     for bound in bounds:
         assert all(counter.held == 0 for counter in bound.rates)
-        assert all(bucket.running == 0 for bucket, *_ in bound.levels)
+        assert all(bucket.running == 0 for bucket in bound.buckets)
     _check_windows(bounds, admitted)
 
 
@@ -228,9 +228,9 @@ def _check_windows(bounds: Sequence[Bound], admitted: Sequence[Run]) -> None:
                 seen.add(counter)
                 runs = [(run.at, run.used[counter.quantity]) for run in admitted if counter in run.hold.bound.rates]
                 _check_window(runs, counter.size, counter.dimension.window_ns)
-        for bucket, _, size, *_ in bound.levels:
-            runs = [(run.at, 1) for run in admitted if any(level[0] is bucket for level in run.hold.bound.levels)]
-            _check_window(runs, size, MINUTE_NS)
+        for bucket in bound.buckets:
+            runs = [(run.at, 1) for run in admitted if bucket in run.hold.bound.buckets]
+            _check_window(runs, bucket.per_minute, MINUTE_NS)
 
 
 def _check_window(runs: Sequence[tuple[int, int]], size: int, window_ns: int) -> None:
@@ -302,7 +302,7 @@ def test_counter_whose_limit_changes_keeps_what_was_used(size: int) -> None:
     requests, tokens = find_tightest(changed, now)
     assert tokens is not None and tokens[:2] == (size, size - 5)
     assert requests is not None and requests[:2] == (7, 6)
-    assert changed.rates == bound.rates and changed.levels[0][0] is bound.levels[0][0]
+    assert changed.rates == bound.rates and changed.buckets[0] is bound.buckets[0]
 
 
 def test_counter_that_is_idle_is_forgotten_and_one_that_is_charged_or_held_is_kept() -> None:
@@ -317,6 +317,23 @@ def test_counter_that_is_idle_is_forgotten_and_one_that_is_charged_or_held_is_ke
     assert bind(counters, level(0, tokens_per_minute=100)).rates == bound.rates, "it is charged"
     counters.forget_idle(now + 5 * MINUTE_NS)
     assert bind(counters, level(0, tokens_per_minute=100)).rates != bound.rates
+
+
+def test_idle_counters_beyond_the_number_examined_at_a_time_are_forgotten_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters_module, "FORGET_MAX", 3)
+    counters, now = MemoryCounters(), MINUTE_NS
+    levels = [level(0, tokens_per_minute=100, concurrent_requests=1)._replace(id=f"key_{number}") for number in range(8)]
+    holds = [counters.reserve(bind(counters, each), units_of(1, 1), now) for each in levels]
+    left = []
+    for hold in holds[1:]:
+        assert hold is not None
+        counters.settle(hold, units_of(0, 0), now)
+    for _ in range(4):
+        now += counters_module.FORGET_NS
+        counters.forget_idle(now)
+        left.append((len(counters._buckets), len(counters._counters)))
+    assert left == [(6, 6), (3, 3), (1, 1), (1, 1)]
+    assert bind(counters, levels[0]).rates == holds[0].bound.rates if holds[0] else False, "what is held is kept"
 
 
 EACH_END_USER = EndUserLimits("org_1", "proj_1", Limits(requests_per_minute=2, tokens_per_day=100, concurrent_requests=3))
@@ -371,10 +388,10 @@ def test_end_user_limits_that_change_keep_what_was_used() -> None:
 def test_limits_of_one_model_count_beside_those_of_all() -> None:
     counters, now = MemoryCounters(), MINUTE_NS
     bound = bind(counters, level(2, requests_per_minute=5), level(2, requests_per_minute=1, tokens_per_minute=10)._replace(model="large"))
-    assert enter(bound.levels, now) == (1, 0)
-    assert enter(bound.levels, now) is None
+    assert enter(bound.buckets, now) == (1, 0)
+    assert enter(bound.buckets, now) is None
     assert find_refusal(bound, ONE, now).owner.model == "large"
-    assert enter(bind(counters, level(2, requests_per_minute=5)).levels, now) == (5, 3)
+    assert enter(bind(counters, level(2, requests_per_minute=5)).buckets, now) == (5, 3)
 
 
 @pytest.mark.parametrize(

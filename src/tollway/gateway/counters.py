@@ -49,25 +49,52 @@ _PER_MINUTE = BY_NAME["requests_per_minute"]
 END_USERS_MAX = 10_000
 """End users of one organization that a gateway counts one by one: about 10 MB of memory."""
 
+FORGET_NS = 1_000_000_000
+"""Least time between two searches for idle counters."""
+
+FORGET_MAX = 1_000
+"""Counters of each kind that one search examines: about a millisecond."""
+
 EVICTIONS_TRIED = 4
 """End users that are examined to free a place for another one: those that were not seen for longest."""
 
 
 class Bucket:
-    """Requests of one level: the TAT of its rate per minute, in ticks of `scale` per nanosecond, and how many of them run now."""
+    """Requests of one level: the TAT of its rate per minute, in ticks of `scale` per nanosecond, and how many of them run now.
 
-    __slots__ = ("cost", "running", "scale", "tat")
+    `most`: concurrent requests; `per_minute`: requests per minute, with `scale`, `cost` and `burst` as of a `Rate`. What is not limited has
+    a size that no traffic reaches, and requests per minute that are not limited have no cost.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("burst", "cost", "most", "owner", "per_minute", "running", "scale", "tat")
+
+    def __init__(self, owner: LevelLimits) -> None:
+        self.owner = owner
         self.tat = 0
         self.running = 0
+        self.most = self.per_minute = UNLIMITED
         self.scale = 1
-        self.cost = 0
+        self.cost = self.burst = 0
 
+    def resize(self, owner: LevelLimits, now_ns: int) -> None:
+        """Set the limits. The requests that are charged stay charged."""
+        self.owner = owner
+        most, per_minute = owner.limits.concurrent_requests, owner.limits.requests_per_minute
+        self.most = UNLIMITED if most is None else most
+        if per_minute is None:
+            self.tat, self.per_minute, self.scale, self.cost, self.burst = 0, UNLIMITED, 1, 0, 0
+        elif per_minute != self.per_minute:
+            rate = make_rate(per_minute, MINUTE_NS)
+            self.tat = _rescale(self.tat, self.scale, self.cost, rate.scale, rate.cost, now_ns)
+            self.per_minute, self.scale, self.cost, self.burst = rate
 
-Level = tuple[Bucket, int, int, int, int, int]
-"""A bucket and its limits: concurrent requests, then requests per minute as a `Rate`: its size, scale, cost and burst. What is not
-limited has a size that no traffic reaches."""
+    def debt(self, now_ns: int) -> int:
+        """Return the ticks that are charged and have not drained yet; 0 without a limit per minute."""
+        return max(self.tat - now_ns * self.scale, 0) if self.cost else 0
+
+    def is_idle(self, now_ns: int) -> bool:
+        """Return whether the bucket stands as a new one would."""
+        return not self.running and not self.debt(now_ns)
 
 
 class Counter:
@@ -96,23 +123,26 @@ class Counter:
         """Return the ticks that are charged and have not drained yet."""
         return max(self.tat - now_ns * self.scale, 0)
 
+    def is_idle(self, now_ns: int) -> bool:
+        """Return whether the counter stands as a new one would."""
+        return not self.held and not self.debt(now_ns)
+
 
 class Bound:
-    """The counters that bind one caller's requests to one model. `owners`: those of `levels`, in their order. `has_daily_requests`: one of
-    `rates` counts requests. `output_size_min`, `tokens_size_min`: the smallest limit on output tokens, and on input and output together."""
+    """The counters that bind one caller's requests to one model, innermost level first. `has_daily_requests`: one of `rates` counts
+    requests. `output_size_min`, `tokens_size_min`: the smallest limit on output tokens, and on input and output together."""
 
-    __slots__ = ("has_daily_requests", "levels", "output_size_min", "owners", "rates", "tokens_size_min")
+    __slots__ = ("buckets", "has_daily_requests", "output_size_min", "rates", "tokens_size_min")
 
-    def __init__(self, levels: tuple[Level, ...], owners: tuple[LevelLimits, ...], rates: tuple[Counter, ...]) -> None:
-        self.levels = levels
-        self.owners = owners
+    def __init__(self, buckets: tuple[Bucket, ...], rates: tuple[Counter, ...]) -> None:
+        self.buckets = buckets
         self.rates = rates
         self.has_daily_requests = any(rate.quantity == REQUESTS for rate in rates)
         self.output_size_min = min((rate.size for rate in rates if rate.quantity == OUTPUT_TOKENS), default=UNLIMITED)
         self.tokens_size_min = min((rate.size for rate in rates if rate.quantity == TOKENS), default=UNLIMITED)
 
 
-_EMPTY = Bound((), (), ())
+_EMPTY = Bound((), ())
 
 
 class SharedBound:
@@ -224,17 +254,19 @@ def _bind_end_user(table: dict[str, _EndUser], owner: LevelLimits, now_ns: int) 
 
 def _is_idle(bound: Bound, now_ns: int) -> bool:
     """Return whether counters stand as new ones would."""
-    return all(not level[0].running and level[0].tat <= now_ns * level[0].scale for level in bound.levels) and all(
-        not counter.held and not counter.debt(now_ns) for counter in bound.rates
-    )
+    return all(bucket.is_idle(now_ns) for bucket in bound.buckets) and all(counter.is_idle(now_ns) for counter in bound.rates)
 
 
 def _bind(owner: LevelLimits, buckets: dict[tuple[str, str], Bucket], counters: dict[tuple[str, str, str], Counter], now_ns: int) -> Bound:
     """Return the counters of one level's limits, from those that exist."""
     of = owner.limits
-    levels: tuple[Level, ...] = ()
+    own: tuple[Bucket, ...] = ()
     if of.requests_per_minute is not None or of.concurrent_requests is not None:
-        levels = (_bind_bucket(owner, buckets, now_ns),)
+        bucket = buckets.get((owner.id, owner.model))
+        if bucket is None:
+            bucket = buckets[owner.id, owner.model] = Bucket(owner)
+        bucket.resize(owner, now_ns)
+        own = (bucket,)
     rates: list[Counter] = []
     for dimension in DIMENSIONS:
         size = of.get(dimension)
@@ -246,35 +278,17 @@ def _bind(owner: LevelLimits, buckets: dict[tuple[str, str], Bucket], counters: 
             counter = counters[key] = Counter(owner, dimension)
         counter.resize(owner, size, now_ns)
         rates.append(counter)
-    return Bound(levels, (owner,) if levels else (), tuple(rates))
-
-
-def _bind_bucket(owner: LevelLimits, buckets: dict[tuple[str, str], Bucket], now_ns: int) -> Level:
-    bucket = buckets.get((owner.id, owner.model))
-    if bucket is None:
-        bucket = buckets[owner.id, owner.model] = Bucket()
-    most = UNLIMITED if owner.limits.concurrent_requests is None else owner.limits.concurrent_requests
-    per_minute = owner.limits.requests_per_minute
-    if per_minute is None:
-        bucket.tat, bucket.scale, bucket.cost = 0, 1, 0
-        return bucket, most, UNLIMITED, 1, 0, 0
-    rate = make_rate(per_minute, MINUTE_NS)
-    if (rate.scale, rate.cost) != (bucket.scale, bucket.cost):
-        bucket.tat = _rescale(bucket.tat, bucket.scale, bucket.cost, rate.scale, rate.cost, now_ns)
-        bucket.scale, bucket.cost = rate.scale, rate.cost
-    return bucket, most, rate.size, rate.scale, rate.cost, rate.burst
+    return Bound(own, tuple(rates))
 
 
 def _join(inner: Bound, outer: Bound) -> Bound:
     """Return the counters of both."""
-    return Bound(inner.levels + outer.levels, inner.owners + outer.owners, inner.rates + outer.rates)
+    return Bound(inner.buckets + outer.buckets, inner.rates + outer.rates)
 
 
 class MemoryCounters:
     """All counters of this process, by level, model and dimension; those of end users by organization. `end_users_together`: requests
     that were counted together with those of other end users."""
-
-    FORGET_NS = 1_000_000_000
 
     def __init__(self, end_user_key: bytes = b"") -> None:
         """`end_user_key`: with which the names of end users are hashed, at most 64 bytes."""
@@ -337,18 +351,17 @@ class MemoryCounters:
         for counter in rates:
             cost, held = counter.cost, counter.held + units[counter.quantity]
             left = counter.burst - held * cost
-            debt = counter.tat - (now_ns if counter.scale == 1 else now_ns * counter.scale)
+            scale = counter.scale
+            debt = counter.tat - (now_ns if scale == 1 else now_ns * scale)
             if debt > 0:
                 left -= debt
             if left < 0:
                 _unhold(rates, counter, units)
                 return None
             counter.held = held
-            if counter.quantity != REQUESTS:
-                remaining = left // cost
-                if remaining < least:
-                    tightest, least = counter, remaining
-        entered = enter(bound.levels, now_ns)
+            if left < least * cost and counter.quantity != REQUESTS:
+                tightest, least = counter, left // cost
+        entered = enter(bound.buckets, now_ns)
         if entered is None:
             _unhold(rates, None, units)
             return None
@@ -367,14 +380,14 @@ class MemoryCounters:
         else:
             del self._holds[hold]
             _charge(bound.rates, hold.units, used, now_ns)
-        for level in bound.levels:
-            level[0].running -= 1
+        for bucket in bound.buckets:
+            bucket.running -= 1
 
     def refund(self, hold: Hold, now_ns: int) -> None:
         """End a hold as if its request had never been: its requests per minute are given back too."""
         self.settle(hold, (0, 0, 0, 0), now_ns)
-        for bucket, _, _, _, cost, _ in hold.bound.levels:
-            bucket.tat -= cost
+        for bucket in hold.bound.buckets:
+            bucket.tat -= bucket.cost
 
     def _charge_old(self, now_ns: int) -> None:
         """Charge holds that are a minute old to the rates per minute, in full."""
@@ -393,10 +406,12 @@ class MemoryCounters:
         self._charge_old(now_ns)
         bound = self.bind(limits, now_ns)
         found: list[Standing] = []
-        for owner, (bucket, most, per_minute, scale, cost, burst) in zip(bound.owners, bound.levels, strict=True):
+        for bucket in bound.buckets:
+            owner, cost, most = bucket.owner, bucket.cost, bucket.most
             if cost:
-                debt = max(bucket.tat - now_ns * scale, 0)
-                found.append(Standing(owner, _PER_MINUTE, per_minute, -(-debt // cost), 0, (burst - debt) // cost, -(-debt // scale)))
+                debt = bucket.debt(now_ns)
+                remaining, reset_ns = (bucket.burst - debt) // cost, -(-debt // bucket.scale)
+                found.append(Standing(owner, _PER_MINUTE, bucket.per_minute, -(-debt // cost), 0, remaining, reset_ns))
             if most != UNLIMITED:
                 found.append(Standing(owner, CONCURRENT_REQUESTS, most, 0, bucket.running, max(most - bucket.running, 0), None))
         for counter in bound.rates:
@@ -411,8 +426,8 @@ class MemoryCounters:
         """Yield what is used of each limit, with the part of it that this is; None for an unused one. Others may count between two steps.
         `clock`: monotonic nanoseconds."""
         for (id, model), bucket in list(self._buckets.items()):
-            debt = bucket.tat - clock() * bucket.scale if bucket.cost else 0
-            if debt > 0:
+            debt = bucket.debt(clock())
+            if debt:
                 yield debt / (bucket.scale * MINUTE_NS), LimitUse(id, model, _PER_MINUTE.name, -(-debt // bucket.cost), 0)
             yield (1.0, LimitUse(id, model, CONCURRENT_REQUESTS.name, 0, bucket.running)) if bucket.running else None
         for (id, model, dimension), counter in list(self._counters.items()):
@@ -424,15 +439,20 @@ class MemoryCounters:
                 yield None
 
     def forget_idle(self, now_ns: int) -> None:
-        """Drop counters that stand as new ones would, with nothing running or held. At most once a second, because it examines all. Only
-        when no caller is held: it would go on to count in counters that others no longer share."""
-        if now_ns < self._forgot_at_ns + self.FORGET_NS:
+        """Drop counters that stand as new ones would, with nothing running or held. Only when no caller is held: it would go on to count
+        in counters that others no longer share. At most once a second, and each time it examines no more than FORGET_MAX of a kind: those
+        that were not examined for longest."""
+        if now_ns < self._forgot_at_ns + FORGET_NS:
             return
         self._forgot_at_ns = now_ns
-        for id in [id for id, bucket in self._buckets.items() if not bucket.running and bucket.tat <= now_ns * bucket.scale]:
-            del self._buckets[id]
-        for key in [key for key, counter in self._counters.items() if not counter.held and not counter.debt(now_ns)]:
-            del self._counters[key]
+        for id in list(islice(self._buckets, FORGET_MAX)):
+            bucket = self._buckets.pop(id)
+            if not bucket.is_idle(now_ns):
+                self._buckets[id] = bucket
+        for key in list(islice(self._counters, FORGET_MAX)):
+            counter = self._counters.pop(key)
+            if not counter.is_idle(now_ns):
+                self._counters[key] = counter
 
 
 def _rescale(tat: int, scale: int, cost: int, new_scale: int, new_cost: int, now_ns: int) -> int:
@@ -443,38 +463,38 @@ def _rescale(tat: int, scale: int, cost: int, new_scale: int, new_cost: int, now
     return now_ns * new_scale - (-debt * new_cost // cost)
 
 
-def enter(levels: tuple[Level, ...], now_ns: int) -> tuple[int, int] | None:
+def enter(buckets: tuple[Bucket, ...], now_ns: int) -> tuple[int, int] | None:
     """Charge one request to every bucket, and count it as running; or None, and nothing is changed, if a level refuses.
 
     Decides as `domain.limits.gcra` does, without its values, because this runs for every level of every request. Return what the level with
     the least left says: its limit per minute, and what is left of it.
     """
     least = least_of = UNLIMITED
-    for bucket, most, per_minute, scale, cost, burst in levels:
-        running, tat = bucket.running, bucket.tat
+    for bucket in buckets:
+        running, tat, scale, cost = bucket.running, bucket.tat, bucket.scale, bucket.cost
         now = now_ns if scale == 1 else now_ns * scale
         if tat <= now:  # it was empty, as it mostly is of callers who stay within their limits
             tat = now
-            remaining = per_minute - 1
+            remaining = bucket.per_minute - 1
         else:
-            remaining = (burst + now - tat) // cost - 1 if cost else per_minute
-        if remaining < 0 or running >= most:
-            for charged, _, _, _, its_cost, _ in levels:
+            remaining = (bucket.burst + now - tat) // cost - 1 if cost else UNLIMITED
+        if remaining < 0 or running >= bucket.most:
+            for charged in buckets:
                 if charged is bucket:
                     return None
-                charged.tat -= its_cost  # back to where it was, or to now, which is the same for whoever comes later
+                charged.tat -= charged.cost  # back to where it was, or to now, which is the same for whoever comes later
                 charged.running -= 1
         bucket.tat = tat + cost
         bucket.running = running + 1
         if remaining < least:
-            least, least_of = remaining, per_minute
+            least, least_of = remaining, bucket.per_minute
     return least_of, least
 
 
-def leave(levels: tuple[Level, ...]) -> None:
+def leave(buckets: tuple[Bucket, ...]) -> None:
     """Count the request of a successful `enter` as running no more."""
-    for level in levels:
-        level[0].running -= 1
+    for bucket in buckets:
+        bucket.running -= 1
 
 
 def _unhold(rates: tuple[Counter, ...], end: Counter | None, units: Units) -> None:
@@ -517,12 +537,12 @@ def find_tightest(bound: Bound, now_ns: int) -> tuple[Remainder | None, Remainde
     """Return what is left of the limit on requests that has the least left, and of the one on tokens; None where there is none."""
     requests: Remainder | None = None
     tokens: Remainder | None = None
-    for bucket, _, per_minute, scale, cost, burst in bound.levels:
-        if cost:
-            debt = max(bucket.tat - now_ns * scale, 0)
-            remaining = (burst - debt) // cost
+    for bucket in bound.buckets:
+        if bucket.cost:
+            debt = bucket.debt(now_ns)
+            remaining = (bucket.burst - debt) // bucket.cost
             if requests is None or remaining < requests.remaining:
-                requests = Remainder(per_minute, remaining, debt // scale)
+                requests = Remainder(bucket.per_minute, remaining, debt // bucket.scale)
     for counter in bound.rates:
         taken = counter.held * counter.cost + counter.debt(now_ns)
         remaining = max((counter.burst - taken) // counter.cost, 0)
@@ -554,16 +574,17 @@ def find_refusal(bound: Bound, units: Units, now_ns: int) -> Refusal:
     """Return the limit that keeps a refused request waiting longest: one that can never admit it, else one that waits for requests to end,
     else the rate with the longest wait, so that whoever comes back when told meets no second refusal."""
     found: Refusal | None = None
-    for owner, (bucket, most, per_minute, scale, cost, burst) in zip(bound.owners, bound.levels, strict=True):
+    for bucket in bound.buckets:
+        owner, most, cost = bucket.owner, bucket.most, bucket.cost
         if bucket.running >= most:
             running = Refusal(owner, CONCURRENT_REQUESTS.words, REQUESTS, most, bucket.running, 1, None, most, True, False)
             found = find_later(found, running)
         if cost:
-            debt = max(bucket.tat - now_ns * scale, 0)
-            wait_ns = -((burst - debt - cost) // scale)
+            debt = bucket.debt(now_ns)
+            wait_ns = -((bucket.burst - debt - cost) // bucket.scale)
             if wait_ns > 0:
-                used = -(-debt // cost)
-                found = find_later(found, Refusal(owner, _PER_MINUTE.words, REQUESTS, per_minute, used, 1, wait_ns, 1, False, False))
+                used, size = -(-debt // cost), bucket.per_minute
+                found = find_later(found, Refusal(owner, _PER_MINUTE.words, REQUESTS, size, used, 1, wait_ns, 1, False, False))
     for counter in bound.rates:
         requested, debt = units[counter.quantity], counter.debt(now_ns)
         beyond = debt + (counter.held + requested) * counter.cost - counter.burst

@@ -69,15 +69,15 @@ def limit(call: Call, counters: MemoryCounters, clock: Callable[[], int], metric
         bound = counters.bind_end_user(bound, _of_each_end_user(call), call.end_user, now_ns)
     if bound.rates:
         return _reserve(call, bound, counters, clock, now_ns, metrics)
-    levels = bound.levels
-    if not levels:
-        return Permit(call, b"", levels)
-    left = enter(levels, now_ns)
+    buckets = bound.buckets
+    if not buckets:
+        return Permit(call, b"", buckets)
+    left = enter(buckets, now_ns)
     if left is None:
         raise _refuse(call, find_refusal(bound, _ONE_REQUEST, now_ns), _headers(call, find_tightest(bound, now_ns)), metrics)
     if call.dialect.limit_prefix:
-        return Permit(call, _headers(call, find_tightest(bound, now_ns)), levels)
-    return Permit(call, _request_headers(left[0], left[1]) if left[0] != UNLIMITED else b"", levels)
+        return Permit(call, _headers(call, find_tightest(bound, now_ns)), buckets)
+    return Permit(call, _request_headers(left[0], left[1]) if left[0] != UNLIMITED else b"", buckets)
 
 
 _COUNTED_BY_ENGINE = UsageSource.ENGINE_FINAL
@@ -89,7 +89,7 @@ def charge_upload(caller: Caller, counters: MemoryCounters, now_ns: int, metrics
     """Charge a request whose body is still to be read to the limits of its caller that hold for every model; return None if there are none.
     Raises Fault rate_limit_exceeded."""
     bound = counters.bind([each for each in caller.principal.limits if not each.model], now_ns)
-    if not bound.levels and not bound.rates:
+    if not bound.buckets and not bound.rates:
         return None
     hold = counters.reserve(bound, _ONE_REQUEST, now_ns)
     if hold is None:
@@ -147,7 +147,7 @@ class SharedReservation(Permit):
     def __init__(self, call: Call, headers: bytes, hold: SharedHold, counters: SharedCounters) -> None:
         self.call = call
         self.headers = headers
-        self.levels = ()
+        self.buckets = ()
         self.record = None
         self._hold = hold
         self._counters = counters
@@ -164,7 +164,7 @@ class Reservation(Permit):
     def __init__(self, call: Call, headers: bytes, hold: Hold, counters: MemoryCounters, clock: Callable[[], int]) -> None:
         self.call = call
         self.headers = headers
-        self.levels = hold.bound.levels
+        self.buckets = hold.bound.buckets
         self.record = None
         self._hold = hold
         self._counters = counters

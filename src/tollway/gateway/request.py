@@ -13,7 +13,7 @@ from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import BudgetEntry, ModelEntry
 from tollway.domain.usage import Ended, ServiceTier
 from tollway.engines.table import ENGINES
-from tollway.gateway.counters import Bound, EndUserLimits, Level, SharedBound
+from tollway.gateway.counters import Bound, Bucket, EndUserLimits, SharedBound
 from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.ports import OutputHold
@@ -358,28 +358,28 @@ class Ending:
 
 
 class Permit:
-    """A call that passed its limits. Counts as running in `levels` until the block is left. `headers`: lines for the head of the answer.
+    """A call that passed its limits. Counts as running in `buckets` until the block is left. `headers`: lines for the head of the answer.
     `record`: the usage record, once the call is metered."""
 
-    __slots__ = ("call", "headers", "levels", "record")
+    __slots__ = ("buckets", "call", "headers", "record")
 
     def __init__(
         self,
         call: Call,
         headers: bytes,
-        levels: tuple[Level, ...],
+        buckets: tuple[Bucket, ...],
     ) -> None:
         self.call = call
         self.headers = headers
-        self.levels = levels
+        self.buckets = buckets
         self.record: Ending | None = None
 
     def __enter__(self) -> "Permit":
         return self
 
     def __exit__(self, type: object, error: object, traceback: object) -> None:
-        for level in self.levels:
-            level[0].running -= 1
+        for bucket in self.buckets:
+            bucket.running -= 1
 
 
 class ClientGone(Exception):

@@ -36,7 +36,6 @@ from tollway.gateway.counters import (
     Counter,
     EndUserLimits,
     Hold,
-    Level,
     MemoryCounters,
     Refusal,
     Remainder,
@@ -76,12 +75,12 @@ class SharedHold:
     """The decision on one request, and what the request holds if it was admitted.
 
     `states`: of the shared counters after the store's decision; empty if this gateway decided alone. `owner`: whose hold it is in the
-    store; empty if the store does not know it. `local`: the hold in this process's counters, if this gateway decided alone. `levels`: where
-    it counts as running in this process beside the store. `is_charged`: the limits per minute were charged in full, because it is a minute
-    old. `loss`: number of the store's losses before the decision.
+    store; empty if the store does not know it. `local`: the hold in this process's counters, if this gateway decided alone. `buckets`:
+    where it counts as running in this process beside the store. `is_charged`: the limits per minute were charged in full, because it is a
+    minute old. `loss`: number of the store's losses before the decision.
     """
 
-    __slots__ = ("bound", "is_admitted", "is_charged", "levels", "local", "loss", "owner", "started_ns", "states", "units")
+    __slots__ = ("bound", "buckets", "is_admitted", "is_charged", "local", "loss", "owner", "started_ns", "states", "units")
 
     def __init__(self, bound: SharedBound, units: Units, started_ns: int, loss: int) -> None:
         self.bound = bound
@@ -93,7 +92,7 @@ class SharedHold:
         self.states: tuple[CounterState, ...] = ()
         self.owner = ""
         self.local: Hold | None = None
-        self.levels: tuple[Level, ...] = ()
+        self.buckets: tuple[Bucket, ...] = ()
 
 
 class _Question:
@@ -245,9 +244,9 @@ class SharedCounters:
         has_lost = not answer.is_lease_known and owner == self._owner and self._held.get(bound.organization_id)
         if hold.is_admitted and bound.is_settled:
             hold.owner = owner
-            hold.levels = bound.local.levels
-            for level in hold.levels:
-                level[0].running += 1
+            hold.buckets = bound.local.buckets
+            for bucket in hold.buckets:
+                bucket.running += 1
             self._live[hold] = None
             self._young[hold] = None
             self._held[bound.organization_id] = self._held.get(bound.organization_id, 0) + 1
@@ -275,8 +274,8 @@ class SharedCounters:
         self._young.pop(hold, None)
         if hold.local is not None:
             self._local.settle(hold.local, used, self._clock())
-        for level in hold.levels:
-            level[0].running -= 1
+        for bucket in hold.buckets:
+            bucket.running -= 1
         bound, store = hold.bound, self._store
         if hold.owner:
             self._held[bound.organization_id] -= 1
@@ -479,7 +478,7 @@ def find_shared_refusal(counters: Sequence[SharedCounter], states: Sequence[Coun
 def _list_cells(bound: SharedBound) -> Iterator[tuple[SharedCounter, Bucket | Counter]]:
     """Yield each shared counter with the counter of this process that has its share."""
     local = bound.local
-    buckets = {(owner.id, owner.model): level[0] for owner, level in zip(local.owners, local.levels, strict=True)}
+    buckets = {(bucket.owner.id, bucket.owner.model): bucket for bucket in local.buckets}
     rates = {(rate.owner.id, rate.owner.model, rate.dimension.name): rate for rate in local.rates}
     for counter in bound.prepared.counters:
         owner = counter.owner
