@@ -26,8 +26,12 @@ organizations:
   acme:
     currency: EUR
     limits: {requests_per_minute: 600}
+    budgets:
+      all: {amount: 500, window: month, thresholds: [80, 100]}
     projects:
-      chat: {limits: {concurrent_requests: 20}}
+      chat:
+        limits: {concurrent_requests: 20}
+        budgets: {daily: {amount: "12.50", currency: EUR, window: day, mode: soft}}
       batch: {}
 """
 
@@ -57,8 +61,10 @@ def test_everything_is_created_in_an_order_in_which_each_step_can_be_done(whole:
         ("deployment", ("llama/70b", "http://10.0.0.1:8000"), True),
         ("organization", ("acme",), True),
         ("limits", ("acme",), False),
+        ("budget", ("acme", "all"), True),
         ("project", ("acme", "chat"), True),
         ("limits", ("acme", "chat"), False),
+        ("budget", ("acme", "chat", "daily"), True),
         ("project", ("acme", "batch"), True),
     ]
 
@@ -239,6 +245,8 @@ def test_a_new_deployment_sends_its_credential_once(whole: PlatformFile, tmp_pat
         ("currency: EUR", "currency: USD", "billed in EUR, which cannot change"),
         ("published: true", "published: false", "cannot become a draft again"),
         ("engine: vllm", "engine: sglang", "is vllm and cannot become sglang"),
+        ("window: day", "window: week", "budget acme / chat / daily begins anew each day, which cannot change to week"),
+        ('"12.50", currency: EUR', '"12.50", currency: USD', "budget acme / chat / daily is in USD, the organization is billed in EUR"),
     ],
 )
 def test_what_can_never_change_is_refused_in_the_plan(whole: PlatformFile, tmp_path: Path, before: str, after: str, message: str) -> None:
@@ -266,6 +274,13 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, before: str, after: s
     with pytest.raises(OperatorError, match=message) as caught:
         parse(tmp_path, WHOLE.replace(before, after, 1))
     assert hint in caught.value.hint
+
+
+def test_budget_in_the_file_changes_what_differs_and_nothing_else(whole: PlatformFile, tmp_path: Path) -> None:
+    assert plan(whole, parse(tmp_path, WHOLE.replace("amount: 500", 'amount: "500.00"'))) == []
+    changed = WHOLE.replace("amount: 500", "amount: 600").replace("thresholds: [80, 100]", "mode: hard")
+    (change,) = make_plan(whole, parse(tmp_path, changed))
+    assert (change.what, change.place, dict(change.body)) == ("budget", ("acme", "all"), {"amount": "600", "mode": "hard"})
 
 
 def test_a_credential_comes_from_a_variable_or_a_file_and_never_from_the_page(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_ranges_are_those_of_the_api() -> None:
 
 MODEL = "endpoints: [completions]"
 DEPLOYMENT = "engine: vllm, upstream_model: m"
+BUDGET = "organizations: {a: {currency: EUR, budgets: {all: {%s}}}}"
 REFUSED = {
     "currency of an organization": ("organizations: {a: {currency: EURO}}", "a in .*: 'EURO' is not a currency code"),
     "currency of a price": (f"models: {{m: {{{MODEL}, prices: {{ZZZ: {{input: 1, output: 1}}}}}}}}", "'ZZZ' is not a currency code"),
@@ -47,6 +48,16 @@ REFUSED = {
     "address without a scheme": (f"models: {{m: {{{MODEL}, deployments: {{'e:8000': {{{DEPLOYMENT}}}}}}}}}", "must be http"),
     "bound on output": (f"models: {{m: {{{MODEL}, output_tokens_max: 0}}}}", "output_tokens_max must be from 1"),
     "name of a model": (f"models: {{'m m': {{{MODEL}}}}}", "model 'm m'"),
+    "budget of nothing": (BUDGET % 'amount: "0", window: day', "budgets.all in .*: amount '0': it must be more than zero"),
+    "budget that is negative": (BUDGET % 'amount: "-1", window: day', "amount '-1': not a plain decimal"),
+    "budget that is absurd": (BUDGET % 'amount: "99999999999", window: day', "amount '99999999999': too much"),
+    "budget in no currency": (BUDGET % "amount: 1, window: day, currency: ZZZ", "'ZZZ' is not a currency code"),
+    "thresholds out of order": (BUDGET % "amount: 1, window: day, thresholds: [90, 80]", "thresholds: they must be different percentages"),
+    "window of a budget": (BUDGET % "amount: 1, window: year", "window"),
+    "budgets without end": (
+        BUDGET.replace("all: {%s}", ", ".join(f"b{number}: {{amount: 1, window: day}}" for number in range(11))),
+        "a in .*: there may be at most 10 budgets, not 11",
+    ),
     "no endpoints": ("models: {m: {endpoints: []}}", "endpoints must not be empty"),
 }
 

@@ -136,6 +136,7 @@ async def test_key_sees_the_budgets_that_bind_it() -> None:
             other.send(f"GET /v1/limits HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {KEY}\r\n\r\n".encode())
             (shown,) = (await other.answer("GET")).json()["budgets"]
         assert (shown["id"], shown["level"], shown["limit"], shown["spent"]) == (BUDGET, "project", "0.001", "0")
+        assert (shown["left"], shown["window_start_at"], shown["window_end_at"], shown["binds"]) == ("0.001", 0, None, True)
         assert shown["held"] == format_amount(most(chat(max_tokens=50), 50))
         upstream.gate.set()
         assert (await client.answer()).status == 200

@@ -102,11 +102,19 @@ def test_limits_are_set_by_name_and_shown_with_every_level_that_binds(serving: R
     do(serving, "limits", "set", "concurrent_requests=3", *of)
     do(serving, "limits", "set", "concurrent_requests=2", "--api-key", key["id"], *of)
     assert do(serving, "limits", "set", "tokens_per_minute=none", "--of-organization", *of) == "tokens_per_minute: 9000 -> none\n"
+    do(serving, "budgets", "create", "all", "100", "--window", "month", *of)
+    do(serving, "budgets", "create", "little", "1.50", "--window", "total", "--project", "nexus", *of)
     shown = do_json(serving, "limits", "show", "--project", "nexus", "--api-key", key["id"], *of)
     assert [(each["level"], each["limit"], each["size"]) for each in shown] == [
         ("api_key", "concurrent_requests", 2),
         ("project", "concurrent_requests", 3),
         ("organization", "requests_per_day", 50),
+        ("project", "budget little", "1.5"),
+        ("organization", "budget all", "100"),
+    ]
+    assert [(each["left"], each["binds"], each["reset_seconds"] is None) for each in shown[3:]] == [
+        ("1.5", True, True),
+        ("100", False, False),
     ]
     said = do(serving, "limits", "set", "requests_per_minute=51", "--of-organization", *of, code=1)
     assert "'requests_per_minute' (51) can never be reached, because 'requests_per_day' (50) is smaller" in said

@@ -10,13 +10,15 @@ from typing import Annotated, Any
 import msgspec
 import typer
 import yaml
+from msgspec import UNSET, UnsetType
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segment
 from tollway.cli.output import Output, OutputOption, ProgressPrinter, print_json
 from tollway.cli.plan import DEPLOYMENT_FIELDS, PlannedChange, list_warnings, make_plan
-from tollway.cli.platform_file import PlatformFile, read, resolve_credential
+from tollway.cli.platform_file import BudgetFile, PlatformFile, ProjectFile, read, resolve_credential
 from tollway.domain import ids
 from tollway.domain.billing_classes import BillingClass
+from tollway.domain.budgets import SUBJECT_BUDGETS_MAX
 from tollway.domain.limits import DIMENSIONS
 from tollway.domain.price_books import format_discount
 from tollway.settings import OperatorError
@@ -65,7 +67,7 @@ def export(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Write models, prices, deployments, organizations, projects and limits as a file that `apply` reads.
+    """Write models, prices, deployments, organizations, projects, limits and budgets as a file that `apply` reads.
 
     Secrets are not in it: where an upstream asks for a credential, the file names a variable to set.
     """
@@ -112,6 +114,8 @@ class Platform:
         self._deployments: dict[tuple[str, str], str] = {}
         self._organizations: dict[str, str] = {}
         self._projects: dict[tuple[str, str], str] = {}
+        self._budgets: dict[tuple[str, ...], str] = {}
+        self._budget_counts: Counter[tuple[str, ...]] = Counter()
         self._books: dict[str, str] = {}
         self._default_lists: frozenset[str] = frozenset()
         self._book_currencies: dict[str, str] = {}
@@ -176,12 +180,14 @@ class Platform:
             self._organizations[name] = each["id"]
             self._control.act_for_id(each["id"])
             projects = None if wanted is None else (wanted.organizations[name].projects or {})
+            budgets = list(self._control.list_all("/organization/budgets"))
             found[name] = {
                 "currency": each["currency"],
                 "time_zone": each["time_zone"],
                 **self._read_limits("organization", {}),
                 **self._read_terms(each["id"]),
-                "projects": self._read_projects(name, projects),
+                **self._read_budgets((name,), each["id"], budgets, None if wanted is None else wanted.organizations[name].budgets),
+                "projects": self._read_projects(name, projects, budgets),
             }
         return found
 
@@ -221,10 +227,12 @@ class Platform:
                 found["discount"] = format_discount(valid[-1]["discount_bp"])
         return {"terms": found} if found else {}
 
-    def _read_projects(self, organization: str, names: Collection[str] | None) -> dict[str, Any]:
+    def _read_projects(
+        self, organization: str, wanted: Mapping[str, ProjectFile] | None, budgets: Sequence[dict[str, Any]]
+    ) -> dict[str, Any]:
         found: dict[str, Any] = {}
         there = list(self._control.list_all("/organization/projects"))
-        keys = _file_keys(there, names, f"project of {organization}", ids.PROJECT)
+        keys = _file_keys(there, wanted, f"project of {organization}", ids.PROJECT)
         for each in there:
             if each["id"] not in keys:
                 continue
@@ -235,7 +243,28 @@ class Platform:
             of_each = self._read_limits("end_user", query)["limits"]
             if any(size is not None for size in of_each.values()):
                 found[name]["end_user_limits"] = of_each
+            found[name] |= self._read_budgets((organization, name), each["id"], budgets, None if wanted is None else wanted[name].budgets)
         return found
+
+    def _read_budgets(
+        self,
+        place: tuple[str, ...],
+        subject_id: str,
+        budgets: Sequence[dict[str, Any]],
+        wanted: Mapping[str, BudgetFile] | UnsetType | None,
+    ) -> dict[str, Any]:
+        """Return the budgets of an organization or a project that the file names, of the organization's `budgets`."""
+        there = [each for each in budgets if each["subject_id"] == subject_id]
+        self._budget_counts[place] = len(there)
+        named = None if wanted is None else {} if wanted is UNSET else wanted
+        keys = _file_keys(there, named, f"budget of {' / '.join(place)}", ids.BUDGET)
+        found: dict[str, Any] = {}
+        for each in there:
+            if each["id"] in keys:
+                name = keys[each["id"]]
+                self._budgets[*place, name] = each["id"]
+                found[name] = {field: each[field] for field in ("amount", "window", "mode", "thresholds")}
+        return {"budgets": found} if found else {}
 
     def _read_limits(self, level: str, query: dict[str, str]) -> dict[str, Any]:
         """Return the limits that one level has, on all models and on single ones."""
@@ -269,12 +298,24 @@ class Platform:
                     raise OperatorError(
                         f"{where}: price book {book} is in {currency}, the organization is billed in {billed_in}", exit_code=2
                     )
+            if change.what == "budget" and change.creates:
+                self._check_budget_count(change.place[:-1], changes)
             if change.what == "price book" and (owner := change.body.get("organization")) and ("organization", owner) not in planned:
                 self._organization_id(owner)
             if change.what == "publication":
                 priced = current.models[change.place[0]].prices if change.place[0] in current.models else {}
                 if not priced and not any(each.what == "price" and each.place[0] == change.place[0] for each in changes):
                     raise OperatorError(f"{where}: a published model needs a price", hint="add `prices` to the model", exit_code=2)
+
+    def _check_budget_count(self, place: tuple[str, ...], changes: Sequence[PlannedChange]) -> None:
+        planned = sum(1 for each in changes if each.what == "budget" and each.creates and each.place[:-1] == place)
+        if self._budget_counts[place] + planned > SUBJECT_BUDGETS_MAX:
+            raise OperatorError(
+                f"{' / '.join(place)} has {self._budget_counts[place]} budgets, and the file adds {planned}:"
+                f" there may be at most {SUBJECT_BUDGETS_MAX}",
+                hint="see `tollway budgets list` and `tollway budgets archive`",
+                exit_code=2,
+            )
 
     @staticmethod
     def _currency_of(organization: str, current: PlatformFile, planned: Mapping[tuple[str, str], PlannedChange]) -> str:
@@ -322,6 +363,13 @@ class Platform:
                 control.put(self._limits_path(place).removesuffix("limits") + "end_user_limits", body)
             case "model limits":
                 control.put(self._limits_path(place[:-1]), body, model=place[-1])
+            case "budget" if change.creates:
+                control.act_for_id(self._organizations[place[0]])
+                of_project = {"project_id": self._projects[place[0], place[1]]} if len(place) == 3 else {}
+                control.post("/organization/budgets", body | of_project)
+            case "budget":
+                control.act_for_id(self._organizations[place[0]])
+                control.post(f"/organization/budgets/{self._budgets[place]}", body)
             case _:
                 raise AssertionError(change.what)
 

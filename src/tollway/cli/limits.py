@@ -1,5 +1,6 @@
 """`tollway limits`: the limits that bind an organization, a project or a key, and how to set them."""
 
+import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -29,9 +30,10 @@ def show(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Show every limit that binds the organization, a project or a key, innermost level first, with what is used and left of it.
+    """Show every limit and budget that binds the organization, a project or a key, innermost level first, with what is used and left of it.
 
-    A limit that binds is, of all levels that limit the same thing, the one with the least left.
+    A limit that binds is, of all levels that limit the same thing, the one with the least left; a budget that binds, the one of which
+    least is left. Sizes of budgets are amounts in the organization's currency.
     """
     with connect_tenant(control_url, key, data_dir, organization) as control:
         query: dict[str, str] = {}
@@ -39,7 +41,7 @@ def show(
             query["project_id"] = control.get_project(project)["id"]
         if api_key is not None:
             query["api_key_id"] = api_key
-        listed = control.get("/organization/limits", **query)["data"]
+        answer = control.get("/organization/limits", **query)
         names = _list_names(control, query.get("project_id"))
     rows = [
         {
@@ -55,10 +57,29 @@ def show(
             "reset_seconds": each["reset_seconds"],
             "binds": each["binds"],
         }
-        for each in listed
+        for each in answer["data"]
     ]
-    none = "no limits of the organization as a whole: `--project` shows those of a project; see `tollway limits set`"
-    print_rows(output, list(_COLUMNS), rows, none=none if not query else "nothing is limited: see `tollway limits set`")
+    rows += [_budget_row(each, names, answer["binding_budget_id"]) for each in answer["budgets"]]
+    of_all = "no limits or budgets of the organization as a whole: `--project` shows those of a project; see `tollway limits set`"
+    of_one = "nothing is limited: see `tollway limits set` and `tollway budgets create`"
+    print_rows(output, list(_COLUMNS), rows, none=of_one if query else of_all)
+
+
+def _budget_row(budget: dict[str, Any], names: dict[str, str], binding_id: str | None) -> dict[str, Any]:
+    end_at = budget["window_end_at"]
+    return {
+        "level": budget["level"],
+        "id": budget["subject_id"],
+        "name": names.get(budget["subject_id"]),
+        "model": None,
+        "limit": f"budget {budget['name']}",
+        "size": budget["limit"],
+        "used": budget["spent"],
+        "reserved": budget["leased"],
+        "left": budget["left"],
+        "reset_seconds": None if end_at is None else max(end_at - int(time.time()), 0),
+        "binds": budget["id"] == binding_id,
+    }
 
 
 @app.command("set")

@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from tollway.cli.platform_file import (
     BookFile,
+    BudgetFile,
     DeploymentFile,
     LimitsFile,
     ModelFile,
@@ -24,7 +25,9 @@ from tollway.cli.platform_file import (
     find_limit_problem,
 )
 from tollway.domain.billing_classes import ROWS, BillingClass, format_unit_price
+from tollway.domain.budgets import BudgetMode, BudgetWindow
 from tollway.domain.catalog import CacheIsolation
+from tollway.domain.money import format_amount, parse_sum
 from tollway.domain.price_books import format_discount, parse_discount
 from tollway.domain.usage import ServiceTier
 from tollway.engines.table import list_shared_caches
@@ -33,8 +36,8 @@ from tollway.settings import OperatorError
 
 @dataclass(frozen=True, slots=True)
 class PlannedChange:
-    """One step. `what`: model, price, publication, deployment, organization, project, limits, end user limits, model limits, price book,
-    book price or terms. `place`: the names that lead to it.
+    """One step. `what`: model, price, publication, deployment, organization, project, limits, end user limits, model limits, budget, price
+    book, book price or terms. `place`: the names that lead to it.
 
     `fields`: each that changes, old and new; on creation the old ones are None. `body`: what to send.
     """
@@ -186,16 +189,18 @@ def _plan_organization(name: str, current: OrganizationFile | None, wanted: Orga
     else:
         yield from _difference("organization", (name,), current, wanted, ("time_zone",))
     yield from _plan_all_limits((name,), current, wanted)
+    yield from _plan_budgets((name,), wanted.currency, current, wanted)
     projects = {} if current is None or current.projects is UNSET else current.projects
     for project_name, project in _items(wanted.projects):
-        yield from _plan_project((name, project_name), projects.get(project_name), project)
+        yield from _plan_project((name, project_name), wanted.currency, projects.get(project_name), project)
 
 
-def _plan_project(place: tuple[str, str], current: ProjectFile | None, wanted: ProjectFile) -> Iterator[PlannedChange]:
+def _plan_project(place: tuple[str, str], currency: str, current: ProjectFile | None, wanted: ProjectFile) -> Iterator[PlannedChange]:
     if current is None:
         yield PlannedChange("project", place, True, {}, {"name": place[1]})
     yield from _plan_all_limits(place, current, wanted)
     yield from _plan_limits("end user limits", place, UNSET if current is None else current.end_user_limits, wanted.end_user_limits)
+    yield from _plan_budgets(place, currency, current, wanted)
 
 
 def _plan_all_limits(
@@ -205,6 +210,39 @@ def _plan_all_limits(
     there = {} if current is None or current.model_limits is UNSET else current.model_limits
     for model, limits in _items(wanted.model_limits):
         yield from _plan_limits("model limits", (*place, model), there.get(model, UNSET), limits)
+
+
+def _plan_budgets(
+    place: tuple[str, ...], currency: str, current: OrganizationFile | ProjectFile | None, wanted: OrganizationFile | ProjectFile
+) -> Iterator[PlannedChange]:
+    """Plan the budgets of an organization, which is billed in `currency`, or of one of its projects."""
+    there = {} if current is None or current.budgets is UNSET else current.budgets
+    for name, budget in _items(wanted.budgets):
+        yield from _plan_budget((*place, name), currency, there.get(name), budget)
+
+
+def _plan_budget(place: tuple[str, ...], currency: str, current: BudgetFile | None, wanted: BudgetFile) -> Iterator[PlannedChange]:
+    where = f"budget {' / '.join(place)}"
+    if wanted.currency is not UNSET and wanted.currency != currency:
+        raise OperatorError(f"{where} is in {wanted.currency}, the organization is billed in {currency}", exit_code=2)
+    new = {name: value for name, value in _given(wanted).items() if name != "currency"}
+    new["amount"] = format_amount(parse_sum(wanted.amount))
+    if current is None:
+        new = {"mode": str(BudgetMode.HARD), **new}
+        yield PlannedChange("budget", place, True, {name: (None, value) for name, value in new.items()}, {"name": place[-1], **new})
+        return
+    if current.window != wanted.window:
+        raise OperatorError(
+            f"{where} begins anew each {current.window}, which cannot change to {wanted.window}"
+            if current.window is not BudgetWindow.TOTAL
+            else f"{where} never begins anew, which cannot change to {wanted.window}",
+            hint="create another budget, and archive this one by `tollway budgets archive`",
+            exit_code=2,
+        )
+    old = {**_given(current), "amount": format_amount(parse_sum(current.amount))}
+    changed = {name: value for name, value in new.items() if old.get(name) != value}
+    if changed:
+        yield PlannedChange("budget", place, False, {name: (old.get(name), value) for name, value in changed.items()}, changed)
 
 
 def _plan_limits(

@@ -19,6 +19,8 @@
         model_limits:
           llama-70b: {tokens_per_minute: 100000}
         terms: {book: partners, discount: 15%}
+        budgets:
+          research: {amount: "500", window: month, thresholds: [80, 100]}
         projects:
           chat: {limits: {concurrent_requests: 20}}
     price_books:
@@ -40,9 +42,11 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, parse_unit_price, with_default_prices
+from tollway.domain.budgets import SUBJECT_BUDGETS_MAX, BudgetMode, BudgetWindow, check_amount, check_thresholds
 from tollway.domain.catalog import MODEL_NAME, CacheIsolation, Endpoint, Engine, UnknownParameters
 from tollway.domain.currencies import CURRENCIES
 from tollway.domain.limits import DIMENSIONS, Limits, find_problem
+from tollway.domain.money import parse_sum
 from tollway.domain.periods import find_zone
 from tollway.domain.price_books import parse_discount
 from tollway.domain.usage import ServiceTier
@@ -150,24 +154,40 @@ def find_limit_problem(sizes: Mapping[str, int | None]) -> str | None:
     return None if problem is None else problem.message
 
 
+class BudgetFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A budget of an organization or a project: what may be spent in one window, as an exact decimal in the organization's currency.
+
+    Its window is fixed when it is created. `currency`, if it is given, must be the organization's. A budget that the file leaves out stays.
+    """
+
+    amount: str
+    window: BudgetWindow
+    currency: str | UnsetType = UNSET
+    mode: BudgetMode | UnsetType = UNSET
+    thresholds: list[int] | UnsetType = UNSET
+
+
 class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One project of an organization. `model_limits`: its limits on single models, beside those on all. `end_user_limits`: those of each
-    end user, as requests name them in `user` or `safety_identifier`."""
+    end user, as requests name them in `user` or `safety_identifier`. `budgets`: what it may spend, by name."""
 
     limits: LimitsFile | UnsetType = UNSET
     end_user_limits: LimitsFile | UnsetType = UNSET
     model_limits: dict[str, LimitsFile] | UnsetType = UNSET
+    budgets: dict[str, BudgetFile] | UnsetType = UNSET
 
 
 class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One organization, by its name or id. Its currency is fixed when it is created; its time zone (UTC unless given) determines the
-    billing periods that do not exist yet. `model_limits`: its limits on single models, beside those on all."""
+    billing periods that do not exist yet. `model_limits`: its limits on single models, beside those on all. `budgets`: what it may spend,
+    by name."""
 
     currency: str
     time_zone: str | UnsetType = UNSET
     limits: LimitsFile | UnsetType = UNSET
     model_limits: dict[str, LimitsFile] | UnsetType = UNSET
     terms: TermsFile | UnsetType = UNSET
+    budgets: dict[str, BudgetFile] | UnsetType = UNSET
     projects: dict[str, ProjectFile] | UnsetType = UNSET
 
 
@@ -217,6 +237,9 @@ def resolve_credential(reference: str, environ: Mapping[str, str], where: str) -
 _NUMBERS = {"tier": (0, 1_000), "weight": (0, 1_000_000), "output_tokens_max": (1, 2**31 - 1)}
 """Ranges of numbers, as the API has them (a test compares)."""
 
+BUDGET_NAME_CHARACTERS_MAX = 256
+"""Longest name of a budget, as the API has it."""
+
 _BASE_URL = re.compile(r"https?://[^/?#@\s]+(?:/[^?#\s]*)?")
 
 
@@ -228,6 +251,14 @@ def _check_ranges(parsed: msgspec.Struct) -> None:
             raise ValueError(f"{name} must be from {low} to {high:,}, not {value}")
     if isinstance(parsed, OrganizationFile | BookFile):
         _check_currency(parsed.currency)
+    if isinstance(parsed, BudgetFile):
+        _check_budget(parsed)
+    if isinstance(parsed, OrganizationFile | ProjectFile) and parsed.budgets is not UNSET:
+        if len(parsed.budgets) > SUBJECT_BUDGETS_MAX:
+            raise ValueError(f"there may be at most {SUBJECT_BUDGETS_MAX} budgets, not {len(parsed.budgets)}")
+        for name in parsed.budgets:
+            if not 1 <= len(name) <= BUDGET_NAME_CHARACTERS_MAX:
+                raise ValueError(f"the name of a budget has 1 to {BUDGET_NAME_CHARACTERS_MAX} characters")
     if isinstance(parsed, ModelFile):
         for currency, _ in () if parsed.prices is UNSET else parsed.prices.items():
             _check_currency(currency)
@@ -240,6 +271,19 @@ def _check_ranges(parsed: msgspec.Struct) -> None:
         for model in parsed.models:
             if not MODEL_NAME.fullmatch(model):
                 raise ValueError(f"model {model!r}: a name is 1 to 128 of the characters A-Z a-z 0-9 . _ : / @ -")
+
+
+def _check_budget(parsed: BudgetFile) -> None:
+    try:
+        problem = check_amount(parse_sum(parsed.amount))
+    except ValueError as error:
+        problem = str(error)
+    if problem is not None:
+        raise ValueError(f"amount {parsed.amount!r}: {problem}")
+    if parsed.currency is not UNSET:
+        _check_currency(parsed.currency)
+    if parsed.thresholds is not UNSET and (problem := check_thresholds(parsed.thresholds)) is not None:
+        raise ValueError(f"thresholds: {problem}")
 
 
 def _check_currency(code: str) -> None:
@@ -262,6 +306,8 @@ _NESTED: dict[tuple[type[msgspec.Struct], str], type[msgspec.Struct]] = {
     (OrganizationFile, "projects"): ProjectFile,
     (OrganizationFile, "model_limits"): LimitsFile,
     (ProjectFile, "model_limits"): LimitsFile,
+    (OrganizationFile, "budgets"): BudgetFile,
+    (ProjectFile, "budgets"): BudgetFile,
 }
 """Fields that are mappings by name, and what each value is."""
 
@@ -289,7 +335,7 @@ def _parse(tree: object, type: type[T], place: str, source: str) -> T:
                 value = {base_url.rstrip("/"): deployment for base_url, deployment in value.items()}
         elif name in _SINGLE:
             value = _parse(value, _SINGLE[name], below, source)
-        elif issubclass(type, UnitsFile) and isinstance(value, int):
+        elif (issubclass(type, UnitsFile) or (type is BudgetFile and name == "amount")) and isinstance(value, int):
             value = str(value)
         elif name == "endpoints" and isinstance(value, list):
             value = sorted({str(each) for each in value})  # a set: neither order nor repetition is a difference

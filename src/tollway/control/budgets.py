@@ -20,6 +20,7 @@ import msgspec
 from tollway.control import limits, publish
 from tollway.domain import ids
 from tollway.domain.budgets import (
+    SUBJECT_BUDGETS_MAX,
     Budget,
     BudgetAlert,
     BudgetLevel,
@@ -51,9 +52,6 @@ MINUTE_US = 60_000_000
 
 BUDGETS_MAX = 1000
 """Active budgets of one organization."""
-
-SUBJECT_BUDGETS_MAX = 10
-"""Active budgets of one key, project or organization: a request is checked against all of them."""
 
 WINDOW_US_MAX = 40 * 86_400_000_000
 """No window that ends, ends later than this before another one that follows it after a change of the time zone."""

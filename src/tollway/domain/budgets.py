@@ -22,6 +22,9 @@ from tollway.domain.periods import INSTANT_MAX, Bounds, days_of, month_of
 THRESHOLDS_MAX = 10
 """Thresholds of one budget."""
 
+SUBJECT_BUDGETS_MAX = 10
+"""Active budgets of one key, project or organization: a request is checked against all of them."""
+
 MONDAY = 0
 
 
