@@ -44,7 +44,7 @@ from tollway.domain.snapshot import BudgetEntry
 from tollway.storage import budgets as storage
 from tollway.storage import epochs as stored_epochs
 from tollway.storage import tenants as stored_tenants
-from tollway.storage.budgets import Charges, LeaseRow
+from tollway.storage.budgets import LeaseRow
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.usage_events import EventRow
 
@@ -344,8 +344,8 @@ class ChargeSums:
     """The costs of the events of a batch, summed as budgets need them while the events are stored."""
 
     def __init__(self, budgets: Sequence[Budget]) -> None:
-        self.budgets = budgets
-        self.by_key: dict[tuple[str, str, str], dict[int, int]] = {}
+        self._budgets = budgets
+        self._by_key: dict[tuple[str, str, str], dict[int, int]] = {}
         self._organizations = {each.organization_id for each in budgets}
 
     def watch(self, rows: Iterable[EventRow]) -> Iterator[EventRow]:
@@ -355,9 +355,22 @@ class ChargeSums:
             yield row
             _, _, organization_id, project_id, key_id, *_ = row.template.values
             if organization_id in organizations and row.amounts.bits:
-                minutes = self.by_key.setdefault((str(organization_id), str(project_id), str(key_id)), {})
+                minutes = self._by_key.setdefault((str(organization_id), str(project_id), str(key_id)), {})
                 minute_at = row.admitted_at // MINUTE_US * MINUTE_US
                 minutes[minute_at] = minutes.get(minute_at, 0) + row.amounts.total
+
+    def list_charges(self) -> Iterator[tuple[Budget, Mapping[int, int]]]:
+        """Yield the budgets that are charged, in their order, each with the costs by the minute of admission."""
+        by_subject: dict[str, dict[int, int]] = {}
+        for subjects, minutes in self._by_key.items():
+            for subject_id in subjects:
+                sums = by_subject.setdefault(subject_id, {})
+                for minute_at, pico in minutes.items():
+                    sums[minute_at] = sums.get(minute_at, 0) + pico
+        for budget in self._budgets:
+            counted = {at: pico for at, pico in by_subject.get(budget.subject_id, {}).items() if at >= budget.counts_from}
+            if counted:
+                yield budget, counted
 
 
 def open_charges(tx: PlatformTx, organization_ids: Iterable[str]) -> ChargeSums | None:
@@ -368,14 +381,12 @@ def open_charges(tx: PlatformTx, organization_ids: Iterable[str]) -> ChargeSums 
 
 def charge(tx: PlatformTx, sums: ChargeSums, *, node_id: str, epoch: int, now: int) -> None:
     """Charge the costs of events of one epoch to the windows in which they were admitted, and to the leases of that epoch."""
-    charged = {each.id: _sum_of(each, sums.by_key) for each in sums.budgets}
-    budgets = [each for each in sums.budgets if charged[each.id]]
-    if not budgets:
+    charges = list(sums.list_charges())
+    if not charges:
         return
-    zones = storage.find_time_zones(tx, sorted({each.organization_id for each in budgets}))
-    raises = storage.list_raises(tx, [each.id for each in budgets], ends_after=now)
-    for budget in budgets:
-        minutes = charged[budget.id]
+    zones = storage.find_time_zones(tx, sorted({each.organization_id for each, _ in charges}))
+    raises = storage.list_raises(tx, [each.id for each, _ in charges], ends_after=now)
+    for budget, minutes in charges:
         existing = _list_windows(tx, [budget.id], min(minutes)).get(budget.id, [])
         by_window: dict[Bounds, int] = {}
         for minute_at in sorted(minutes):
@@ -406,16 +417,3 @@ def _charge_window(
         for each in reached
     ]
     storage.insert_alerts(tx, alerts)
-
-
-def _sum_of(budget: Budget, by_key: Charges) -> Mapping[int, int]:
-    """Return what a budget is charged, by the minute of admission."""
-    found: dict[int, int] = {}
-    for (organization_id, project_id, key_id), minutes in by_key.items():
-        subjects = {BudgetLevel.API_KEY: key_id, BudgetLevel.PROJECT: project_id, BudgetLevel.ORGANIZATION: organization_id}
-        if organization_id != budget.organization_id or subjects[budget.level] != budget.subject_id:
-            continue
-        for minute_at, pico in minutes.items():
-            if minute_at >= budget.counts_from:
-                found[minute_at] = found.get(minute_at, 0) + pico
-    return found

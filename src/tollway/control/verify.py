@@ -9,6 +9,8 @@ difference of each table is reported, and how many there are.
 It reads one instant of the database (a read transaction); a batch that the collector ingests meanwhile belongs to neither side.
 Archives are read as far as the database's watermarks say, which are in that instant too.
 
+Charges to budgets are made again from the same events, and compared with their windows and leases (`verify_budgets`).
+
 What it holds does not grow with the events. Archives are read one after the other, in pieces; a piece is rated and compared with the
 rows of its events; transactions pass by beside them (`verify_ledger`). Events that are in the database and in no archive are found by
 counting: each that the archive has is ticked off by its seq, and only an epoch whose numbers differ is looked at again. Sums wait in
@@ -24,13 +26,14 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-from tollway.control import verify_periods
+from tollway.control import verify_budgets, verify_periods
 from tollway.control.batches import Batch, BatchRefused, FinalRecord
 from tollway.control.collect import list_billing_accounts
 from tollway.control.corrections import transaction_id as correction_transaction_id
 from tollway.control.ordered_sums import Key, OrderedSums, Value
 from tollway.control.rating import BillingAccount, RatedBatch, RecordPlace, StoredEvent
 from tollway.control.record_checks import Owners, reject_foreign
+from tollway.control.verify_budgets import BudgetCharges
 from tollway.control.verify_ledger import Booked, EpochLedger, entries_of
 from tollway.control.verify_periods import Corrections, Periods, Reached
 from tollway.domain.billing_classes import NOTHING, Amounts
@@ -93,7 +96,7 @@ class VerificationReport:
 
     @property
     def is_right(self) -> bool:
-        """Return whether archive, events, rollups, periods, corrections, ledger and balances all agree, and nothing is missing."""
+        """Return whether archive, events, rollups, budgets, periods, corrections, ledger and balances all agree, and nothing is missing."""
         return not self.differences and not self.missing_records
 
 
@@ -124,6 +127,7 @@ class _Walk:
     engine_usage: OrderedSums[UsageKey, EngineUsage]
     report: VerificationReport
     findings: _Findings
+    charges: BudgetCharges
     accounts: dict[str, BillingAccount] = field(default_factory=dict)
     offers: dict[str, Offer] = field(default_factory=dict)
     calendars: dict[str, Calendar] = field(default_factory=dict)
@@ -182,7 +186,7 @@ def compare(tx: PlatformTx, archive: Archive) -> VerificationReport:
         reached = dict[tuple[str, int, int], Reached | None].fromkeys(verify_periods.list_reported(periods))
         removed = partitions.list_removed(tx)
         corrected = stored_corrections.list_corrected(tx)
-        walk = _Walk(tx, periods, removed, corrected, rollup_sums, engine_usage, report, findings)
+        walk = _Walk(tx, periods, removed, corrected, rollup_sums, engine_usage, report, findings, BudgetCharges.read(tx))
         _read_archive(walk, archive, reached)
         _compare_prices(tx, findings)
         report.removed = {str(each.month): each.events for each in removed}
@@ -194,6 +198,7 @@ def compare(tx: PlatformTx, archive: Archive) -> VerificationReport:
                 findings.add("removed_months", f"{each.month}: retention removes whole months of the past, on PostgreSQL alone")
         _compare_sums("usage_rollups", rollup_sums.items(), rollups.iterate_rollups(tx), findings)
         _compare_sums("engine_usage", engine_usage.items(), stored_reconcile.iterate_usage(tx), findings)
+        verify_budgets.compare_budgets(tx, walk.charges, findings.add)
         verify_periods.compare_periods(tx, periods, reached, findings.add)
         corrections = verify_periods.compare_corrections(tx, periods, walk.booked, findings.add)
         report.adjustments = len(corrections.by_id)
@@ -309,7 +314,7 @@ def _check_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearr
             if first is not None:
                 rated.known[event_id] = hashed if first == _fingerprint(hashed) else b""
     finals = []
-    for row in rated.rate(batch, stored):
+    for row in walk.charges.watch(rated.rate(batch, stored), batch.node_id, batch.epoch):
         event_id, seq, found = row.event_id, row.seq, rows.get(row.event_id)
         admit = records[seq].final.admit
         event = Booked(event_id, seq, admit.organization_id, row.period_at, row.ended_at, admit.model, row.amounts, is_gone=False)

@@ -5,9 +5,9 @@ and a charge, the second sees what the first did. A transaction that locks sever
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -23,6 +23,9 @@ from tollway.storage.schema_periods import lost_declarations
 
 ALERTS_LISTED_MAX = 1000
 """Alerts of one budget in one answer, the latest first: years of them."""
+
+ROWS_FETCHED = 1000
+"""Rows that are read at once where there may be many."""
 
 # ---- What may be spent --------------------------------------------------------------------------------------------------
 
@@ -282,17 +285,18 @@ def list_alerts(tx: TenantTx, budget_id: str) -> list[BudgetAlert]:
         .order_by(columns.crossed_at.desc(), columns.threshold.desc())
         .limit(ALERTS_LISTED_MAX)
     )
-    return [
-        BudgetAlert(
-            budget_id=row.budget_id,
-            window_start_at=row.start_at,
-            threshold=row.threshold,
-            spent_pico=row.spent_pico,
-            limit_pico=row.limit_pico,
-            crossed_at=row.crossed_at,
-        )
-        for row in tx.connection.execute(query)
-    ]
+    return [_alert(row) for row in tx.connection.execute(query)]
+
+
+def _alert(row: Any) -> BudgetAlert:
+    return BudgetAlert(
+        budget_id=row.budget_id,
+        window_start_at=row.start_at,
+        threshold=row.threshold,
+        spent_pico=row.spent_pico,
+        limit_pico=row.limit_pico,
+        crossed_at=row.crossed_at,
+    )
 
 
 def _of_window(table: sa.Table, budget_id: str, start_at: int) -> sa.ColumnElement[bool]:
@@ -304,5 +308,57 @@ def _of_run(budget_id: str, start_at: int, node_id: str, epoch: int) -> sa.Colum
     return sa.and_(_of_window(budget_leases, budget_id, start_at), columns.node_id == node_id, columns.epoch == epoch)
 
 
-Charges = Mapping[tuple[str, str, str], Mapping[int, int]]
-"""Costs of events in pico, by organization, project and key, and by the minute (its start, UTC microseconds) of their admission."""
+# ---- For verification ---------------------------------------------------------------------------------------------------
+
+
+class WindowKey(NamedTuple):
+    """A window of a budget, by its start."""
+
+    budget_id: str
+    start_at: int
+
+
+class LeaseKey(NamedTuple):
+    """The lease of a gateway run for a window."""
+
+    window: WindowKey
+    node_id: str
+    epoch: int
+
+
+class WindowRow(NamedTuple):
+    """A window, and what was spent in it."""
+
+    bounds: Bounds
+    spent_pico: int
+
+
+def list_all(tx: PlatformTx) -> list[Budget]:
+    """Return the budgets of all organizations, archived or not, by id."""
+    return [read_budget(row) for row in tx.connection.execute(sa.select(budgets).order_by(budgets.c.id))]
+
+
+def find_currencies(tx: PlatformTx) -> dict[str, str]:
+    """Return the currencies of all organizations that have budgets."""
+    query = sa.select(organizations.c.id, organizations.c.currency).where(organizations.c.id.in_(sa.select(budgets.c.organization_id)))
+    return {row.id: row.currency for row in tx.connection.execute(query)}
+
+
+def list_window_rows(tx: PlatformTx) -> dict[str, list[WindowRow]]:
+    """Return the windows of all budgets, by budget, in order."""
+    found: dict[str, list[WindowRow]] = {}
+    for row in tx.connection.execute(sa.select(budget_windows).order_by(budget_windows.c.budget_id, budget_windows.c.start_at)):
+        found.setdefault(row.budget_id, []).append(WindowRow(Bounds(row.start_at, row.end_at), row.spent_pico))
+    return found
+
+
+def iterate_drawn(tx: PlatformTx) -> Iterator[tuple[LeaseKey, int]]:
+    """Yield what was drawn of each lease, whether or not its epoch is open."""
+    for row in tx.connection.execute(sa.select(budget_leases).execution_options(yield_per=ROWS_FETCHED)):
+        yield LeaseKey(WindowKey(row.budget_id, row.start_at), row.node_id, row.epoch), row.drawn_pico
+
+
+def iterate_alerts(tx: PlatformTx) -> Iterator[BudgetAlert]:
+    """Yield the alerts of all budgets."""
+    for row in tx.connection.execute(sa.select(budget_alerts).execution_options(yield_per=ROWS_FETCHED)):
+        yield _alert(row)
