@@ -246,6 +246,17 @@ class QueueSection(msgspec.Struct, frozen=True, kw_only=True):
     503 or its first tokens come late. Retries may exceed it."""
 
 
+class SheddingSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Refusal of a part of new requests while the whole gateway process is overloaded (docs/limits.md)."""
+
+    lag_seconds_max: SecondsOrZero = 0.5
+    """Standing delay of the event loop, beyond which requests are refused with 503: an eighth more of them each half second, seven eighths
+    at most. 0 refuses for no delay."""
+    memory_bytes_max: Bytes | None = None
+    """Resident memory of the process beyond which requests are refused in the same way. Without it, nine tenths of the limit of the
+    process's control group, where it has one (cgroup v2)."""
+
+
 class SpoolSection(msgspec.Struct, frozen=True, kw_only=True):
     """The spool, which keeps usage records until the control plane has them."""
 
@@ -307,6 +318,7 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     media: MediaSection = MediaSection()
     buffers: BuffersSection = BuffersSection()
     queue: QueueSection = QueueSection()
+    shedding: SheddingSection = SheddingSection()
     spool: SpoolSection = SpoolSection()
     limits: LimitsSection = LimitsSection()
 

@@ -11,6 +11,7 @@ from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.relay import RelayBounds
+from tollway.gateway.shedding import SheddingBounds
 from tollway.gateway.waiting import QueueBounds
 from tollway.link.spool import SpoolOptions
 from tollway.serve import data_directory
@@ -26,6 +27,7 @@ from tollway.settings import (
     QueueSection,
     RelaySection,
     Settings,
+    SheddingSection,
     SpoolSection,
     check_variables,
     load,
@@ -80,6 +82,7 @@ def test_sections_within_sections_are_read_from_files_and_variables(tmp_path: Pa
         (RelaySection, RelayBounds),
         (MediaSection, MediaBounds),
         (QueueSection, QueueBounds),
+        (SheddingSection, SheddingBounds),
         (SpoolSection, SpoolOptions),
     ],
 )

@@ -1,12 +1,13 @@
 """Full deployments: who waits, who is refused at once, and what ends a wait."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from tests.fakes import Asked, Do, Script, Upstream, until
-from tests.gateway.harness import PEPPER, Client, Gateway, Served, chat, completion, connect, gateway, healthy, message, post, whole
+from tests.gateway.harness import PEPPER, Client, Gateway, Log, Served, chat, completion, connect, gateway, healthy, message, post, whole
 from tollway.domain import keys
 from tollway.domain.keys import KeyType
 from tollway.domain.prices import PriceTerms
@@ -48,12 +49,19 @@ async def with_one_running_and_one_waiting(
 async def test_request_waits_while_the_only_deployment_is_full_and_is_served_when_a_place_is_free() -> None:
     async def play(running: Gateway, upstream: Upstream, first: Client, second: Client) -> None:
         assert len(upstream.asked) == 1
+        gauges = running.plane.metrics.gauges
+        assert gauges["tollway_queue_waiting_tokens"]() > 0 and gauges["tollway_queue_oldest_wait_seconds"]() > 0
         upstream.gate.set()
         assert [(await client.answer()).status for client in (first, second)] == [200, 200]
         assert len(upstream.asked) == 2
         assert results(running) == {"served": 1}
+        assert gauges["tollway_queue_waiting_tokens"]() == gauges["tollway_queue_oldest_wait_seconds"]() == 0
+        logs.append(running.log)
 
+    logs: list[Log] = []
     await with_one_running_and_one_waiting(play)
+    lines = [json.loads(line) for line in logs[0].text.splitlines()]
+    assert [line.get("waited_ms", 0) > 0 for line in lines] == [False, True]
 
 
 async def test_request_that_would_wait_too_long_is_refused_at_once_and_costs_nothing() -> None:

@@ -14,7 +14,7 @@ Not for several threads. Integers throughout; time is not read here.
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -79,6 +79,10 @@ class FairQueue(Generic[T]):
 
     def __len__(self) -> int:
         return self._waiting
+
+    def __iter__(self) -> Iterator[T]:
+        """Yield all items that wait, flow by flow."""
+        return (ticket.item for flow in self._flows.values() for ticket in flow.items)
 
     def count(self, key: Hashable) -> int:
         """Return how many items of a flow wait."""

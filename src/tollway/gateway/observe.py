@@ -103,4 +103,6 @@ def _write(line: RequestLine, request: Request, fault: Fault | None, plane: Plan
         line.peer = request.peer
     if request.head.client_request_id:
         line.client_request_id = request.head.client_request_id
+    if request.waited_ms:
+        line.waited_ms = request.waited_ms
     plane.log.take(line)

@@ -31,6 +31,7 @@ from tollway.gateway.ports import Client
 from tollway.gateway.relay import relay
 from tollway.gateway.request import Call, Caller, ClientGone, Request, RequestHead
 from tollway.gateway.route import route
+from tollway.gateway.shedding import RETRY_SECONDS, Shedder
 from tollway.gateway.uploads import Upload
 from tollway.telemetry import describe_error
 from tollway.wire.errors import retry_after
@@ -55,6 +56,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
     try:
         if plane.directory.obstacle is not None:
             raise Fault(plane.directory.obstacle, retry_after_seconds=1)
+        if plane.shedder.steps and request.upload is None:
+            _shed(plane.shedder)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
         if request.upload is None:
             call = authorize(caller, request, plane.directory, plane.media_bounds)
@@ -183,7 +186,15 @@ def identify_sender(head: RequestHead, plane: Plane) -> Caller:
     """Return who sends a body that is still arriving. Raises Fault."""
     if plane.directory.obstacle is not None:
         raise Fault(plane.directory.obstacle, retry_after_seconds=1)
+    if plane.shedder.steps:
+        _shed(plane.shedder)
     return authenticate(head, plane.directory, plane.digesters, plane.now_us())
+
+
+def _shed(shedder: Shedder) -> None:
+    """Raise Fault overloaded for the part of new requests that is refused while the process is overloaded."""
+    if shedder.refuses():
+        raise Fault(faults.OVERLOADED, retry_after_seconds=RETRY_SECONDS)
 
 
 def admit_upload(caller: Caller, length: int, plane: Plane) -> Upload:

@@ -15,6 +15,7 @@ from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.ports import UsageSink, Vault
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget
 from tollway.gateway.shared_counters import SharedCounters
+from tollway.gateway.shedding import STEPS, Shedder, SheddingBounds, read_resident_bytes
 from tollway.gateway.upstreams.concurrency import ConcurrencyBounds
 from tollway.gateway.upstreams.upstream import Upstreams
 from tollway.gateway.waiting import QueueBounds, Queues
@@ -38,6 +39,7 @@ class Plane:
         media_bounds: MediaBounds | None = None,
         buffer_bounds: BufferBounds | None = None,
         queue_bounds: QueueBounds | None = None,
+        shedding_bounds: SheddingBounds | None = None,
         random_bits: Callable[[int], int],
         now_us: Callable[[], int],
     ) -> None:
@@ -60,12 +62,21 @@ class Plane:
         self.media_bounds = media_bounds or MediaBounds()
         self.active = Active()
         self.queues = Queues(queue_bounds, self.upstreams, self.active, self.metrics, self.random)
-        self.metrics.gauges["tollway_queue_waiting"] = self.queues.count_waiting
+        shedder = self.shedder = Shedder(shedding_bounds or SheddingBounds(), read_resident_bytes, self._note_shedding)
+        gauges = self.metrics.gauges
+        gauges["tollway_queue_waiting"] = self.queues.count_waiting
+        gauges["tollway_queue_waiting_tokens"] = self.queues.count_waiting_tokens
+        gauges["tollway_queue_oldest_wait_seconds"] = lambda: self.queues.find_oldest_wait_seconds(time.monotonic())
+        gauges["tollway_shedding_part"] = lambda: shedder.steps / STEPS
+        gauges["tollway_shedding_refused"] = lambda: shedder.refused
         self.retries = RetryBudget()
         self.request_ids = RequestIds(random_bits)
         self.now_us = now_us
         self.draining = False
         self.refusal_lines = REFUSAL_LINES_PER_SECOND_MAX
+
+    def _note_shedding(self, event: str, fields: dict[str, object]) -> None:
+        self.log.write({"ts": self.now_us(), "level": "warning", "event": event, **fields})
 
     def _forget_idle_counters(self) -> None:
         """Drop idle counters. Call it only when no caller is held."""

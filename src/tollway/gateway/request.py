@@ -60,9 +60,23 @@ _BARE_HEADS = {endpoint: RequestHead(endpoint, NO_HEADERS) for endpoint in Endpo
 
 class Request:
     """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `trace_id`: the client's
-    or its own. `peer`: the client's address, for the log; empty unless that is wanted. `upload`: what a large body holds."""
+    or its own. `peer`: the client's address, for the log; empty unless that is wanted. `upload`: what a large body holds.
+    `waited_ms`: time in the queue of its model."""
 
-    __slots__ = ("body", "endpoint", "head", "headers", "id", "peer", "received_at", "started", "trace_id", "traceparent", "upload")
+    __slots__ = (
+        "body",
+        "endpoint",
+        "head",
+        "headers",
+        "id",
+        "peer",
+        "received_at",
+        "started",
+        "trace_id",
+        "traceparent",
+        "upload",
+        "waited_ms",
+    )
 
     def __init__(
         self,
@@ -88,6 +102,7 @@ class Request:
         self.traceparent = traceparent
         self.peer = peer
         self.upload: Upload | None = None
+        self.waited_ms = 0.0
 
 
 def new_request(id: str, head: RequestHead, body: bytes, started: float, received_at: int, peer: str = "") -> Request:

@@ -48,13 +48,15 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Place:
-    """A request that waits. `candidates`: the upstreams to try, once the first of them has a place for it."""
+    """A request that waits since `began`, with `tokens` reserved. `candidates`: the upstreams to try, once the first has a place for it."""
 
-    __slots__ = ("call", "candidates", "deadline", "driver", "waiter")
+    __slots__ = ("began", "call", "candidates", "deadline", "driver", "tokens", "waiter")
 
-    def __init__(self, call: Call, driver: CoroutineDriver, deadline: float) -> None:
+    def __init__(self, call: Call, driver: CoroutineDriver, began: float, deadline: float) -> None:
         self.call = call
         self.driver = driver
+        self.tokens = max(1, estimate_tokens(call))
+        self.began = began
         self.deadline = deadline
         self.waiter = Waiter()
         self.candidates: list[Upstream] = []
@@ -84,6 +86,10 @@ class ModelQueue:
     def __len__(self) -> int:
         return len(self._queue)
 
+    def list_waiting(self) -> list[_Place]:
+        """Return the requests that wait."""
+        return list(self._queue)
+
     def join(self, place: _Place, running: int, now: float) -> Ticket[_Place]:
         """Let a request wait. `running`: at the model's upstreams. Raises Fault if it would hardly be served in time."""
         call, queue = place.call, self._queue
@@ -95,7 +101,7 @@ class ModelQueue:
             self._place_at = now
         is_too_far = position > (running if gap is None else self._bounds.wait_seconds / max(gap, 1e-9))
         is_too_far = is_too_far and position > 1  # the first one in the queue finds out how it is now
-        ticket = Refusal.FULL if is_too_far else queue.join(key, weight, max(1, estimate_tokens(call)), place)
+        ticket = Refusal.FULL if is_too_far else queue.join(key, weight, place.tokens, place)
         if not isinstance(ticket, Refusal):
             return ticket
         seconds = min(max(position * (gap or 0.0), RETRY_SECONDS_MIN), RETRY_SECONDS_MAX)
@@ -152,6 +158,14 @@ class Queues:
         """Return how many requests wait, for all models."""
         return sum(map(len, self._queues.values()))
 
+    def count_waiting_tokens(self) -> int:
+        """Return how many tokens are reserved by the requests that wait, for all models."""
+        return sum(place.tokens for queue in self._queues.values() for place in queue.list_waiting())
+
+    def find_oldest_wait_seconds(self, now: float) -> float:
+        """Return for how long the request that has waited longest has done so; 0 if none waits."""
+        return max((now - place.began for queue in self._queues.values() for place in queue.list_waiting()), default=0.0)
+
     async def wait(self, call: Call, driver: CoroutineDriver) -> list[Upstream]:
         """Return the upstreams to try once the first of them has a place, which the caller must occupy in the same step.
 
@@ -162,7 +176,7 @@ class Queues:
         if queue is None:
             queue = self._queues[key] = ModelQueue(self._bounds, self._upstreams, self._metrics, self._random)
         metrics, now = self._metrics, time.monotonic()
-        place = _Place(call, driver, now + self._bounds.wait_seconds)
+        place = _Place(call, driver, now, now + self._bounds.wait_seconds)
         running = sum(upstream.running for upstream in self._upstreams.of(key[0], test=key[1]))
         try:
             ticket = queue.join(place, running, now)
@@ -179,7 +193,9 @@ class Queues:
             raise
         finally:
             metrics.count(metrics.queue_results, result)
-            metrics.queue_seconds.observe(time.monotonic() - now)
+            waited_seconds = time.monotonic() - now
+            metrics.queue_seconds.observe(waited_seconds)
+            call.request.waited_ms = int(waited_seconds * 1e6) / 1000
             self._active.exchanges.discard(place)
             if result != "served":
                 queue.leave(place, ticket, time.monotonic())

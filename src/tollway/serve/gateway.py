@@ -38,6 +38,7 @@ from tollway.gateway.edge.server import DrainBounds
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
+from tollway.gateway.shedding import SheddingBounds, find_memory_bound
 from tollway.gateway.upstreams import probes
 from tollway.gateway.waiting import QueueBounds
 from tollway.link.joining import join
@@ -91,6 +92,7 @@ class GatewayOptions:
     media: MediaBounds = field(default_factory=MediaBounds)
     buffers: BufferBounds = field(default_factory=BufferBounds)
     queue: QueueBounds = field(default_factory=QueueBounds)
+    shedding: SheddingBounds = field(default_factory=SheddingBounds)
     drain: DrainBounds = field(default_factory=DrainBounds)
     limits: LimitsOptions = field(default_factory=LimitsOptions)
     rules: EdgePolicy | None = None
@@ -147,6 +149,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         media_bounds=options.media,
         buffer_bounds=options.buffers,
         queue_bounds=options.queue,
+        shedding_bounds=_complete(options.shedding),
         random_bits=random.Random(randomness.randbits(256)).getrandbits,  # ids, not secrets; a system call each would cost more than both
         now_us=_now_us,
     )
@@ -202,6 +205,11 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
     log.close()
     count.raise_if_refused()
     return 1 if background.has_failed else 0
+
+
+def _complete(bounds: SheddingBounds) -> SheddingBounds:
+    """Return the bounds with one on memory from the process's control group, where none is set."""
+    return bounds if bounds.memory_bytes_max is not None else msgspec.structs.replace(bounds, memory_bytes_max=find_memory_bound())
 
 
 async def _wait_for_spool(serving: asyncio.Task[None], opening: Coroutine[None, None, Spool]) -> Spool | None:

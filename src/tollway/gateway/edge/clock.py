@@ -12,7 +12,8 @@ from tollway.gateway.plane import REFUSAL_LINES_PER_SECOND_MAX
 
 
 class Clock:
-    """Checks every half second: deadlines, idle pools, rate limit buckets that are full again, the date; and the lag of the loop.
+    """Checks every half second: deadlines, idle pools, rate limit buckets that are full again, the date, overload of the process; and the
+    lag of the loop.
 
     It ticks from timers of the loop and never from a task: a request that a deadline interrupts would otherwise run inside that task.
     `run` is the task that ends when a tick fails as a whole. A check of one connection that fails ends that connection alone.
@@ -84,6 +85,7 @@ class Clock:
                 except Exception as error:
                     self._isolate(error, connection.hang_up)
             yield
+        plane.shedder.check()
         plane.log.flush()
         if int(now) != self._last_second:
             self._last_second = int(now)
@@ -104,7 +106,9 @@ class Clock:
             now = self._edge.loop.time()
             metrics = self._edge.plane.metrics
             if self._expected:
-                metrics.loop_lag_seconds_max = max(metrics.loop_lag_seconds_max, now - self._expected)
+                lag = now - self._expected
+                metrics.loop_lag_seconds_max = max(metrics.loop_lag_seconds_max, lag)
+                self._edge.plane.shedder.note_lag(lag)
             self._expected = now + self.LAG_PERIOD_SECONDS
             self._lag_timer = self._edge.loop.call_later(self.LAG_PERIOD_SECONDS, self._measure_lag)
         except Exception as error:
