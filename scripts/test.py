@@ -1,8 +1,8 @@
 """Run the tests as CI does: `python scripts/test.py [pytest arguments]`.
 
-Two passes: everything that may share the machine on two workers, then the tests marked `system`, which start, kill and
-restart real processes, one at a time. A private PostgreSQL is there for both; without one the tests marked `postgres`
-are skipped, and the closing lines say so. The exit code is pytest's.
+Two passes, each on two workers: first the tests of one process, then those marked `system`, which start, kill and restart
+real processes and wait for them longer than for anything else. A private PostgreSQL is there for both; without one the tests
+marked `postgres` are skipped, and the closing lines say so. The exit code is pytest's.
 """
 
 import os
@@ -20,8 +20,11 @@ import postgres
 NO_TESTS_COLLECTED = 5
 """Exit code of pytest for a pass without tests: an error only if both passes have none."""
 
+WORKERS = ["-n", "2", "--dist", "worksteal"]
+"""A worker without tests takes some of the other's: the slowest files stand together, and one worker would be left with all of them."""
+
 PASSES = {
-    "everything but system tests": ["-n", "2", "-m", "not system and not engines"],
+    "everything but system tests": ["-m", "not system and not engines"],
     "system tests": ["-m", "system and not engines"],
 }
 
@@ -34,6 +37,7 @@ def main(arguments: list[str]) -> int:
     reason = None
     with ExitStack() as services:
         environment = dict(os.environ)
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes would compile every module again
         reports = Path(services.enter_context(tempfile.TemporaryDirectory(prefix="tollway-reports-")))
         try:
             environment["TOLLWAY_TEST_POSTGRES"] = services.enter_context(postgres.running())
@@ -43,7 +47,7 @@ def main(arguments: list[str]) -> int:
         for number, (name, options) in enumerate(PASSES.items()):
             print(f"==> {name}", flush=True)
             report = reports / f"{number}.xml"
-            command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *options, *arguments]
+            command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *WORKERS, *options, *arguments]
             exits.append(subprocess.run(command, env=environment, stdin=subprocess.DEVNULL).returncode)
             if report.exists():
                 counts.update(read_counts(report))
