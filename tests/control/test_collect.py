@@ -413,7 +413,7 @@ def histories() -> st.SearchStrategy[dict[tuple[str, int], list[Record]]]:
 
 
 class TestAnyOrder:
-    @settings(max_examples=25)
+    @settings(max_examples=12)
     @given(history=histories(), seed=st.integers(0, 2**32))
     def test_deliveries_in_any_order_have_one_result(
         self, sqlite_template: SqliteTemplate, tmp_path_factory: pytest.TempPathFactory, history: Any, seed: int

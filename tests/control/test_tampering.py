@@ -356,7 +356,9 @@ def test_a_changed_column_is_refused_or_found(books: Books, table: sa.Table, gua
     missed = []
     for row in picked:
         for column in table.c:
-            for value in mutations(column, getattr(row, column.name)):
+            values = list(mutations(column, getattr(row, column.name)))
+            # What finds a change is the same code on both engines, reading other types: on PostgreSQL one change of each column shows it.
+            for value in values if guarded or books[0].is_sqlite else values[:1]:
                 change = table.update().where(is_row(table, row)).values({column.name: value})
                 found = outcome(books, guarded=guarded, statement=change)
                 if found not in ("refused", "found") and not is_harmless(f"{table.name}.{column.name}"):

@@ -54,7 +54,7 @@ MUTATIONS = (
         "            for fd in commit.fds:\n                self._disk.fdatasync(fd)\n",
         "            self._disk.fdatasync(commit.fds[-1])\n",
         "a FINAL at the end of a segment is reported durable with the beginning of the next",
-        seed=13,
+        seed=928,
     ),
     Mutation(
         "take a failed sync for one",
@@ -62,7 +62,7 @@ MUTATIONS = (
         "        if error is not None or self._has_failed:\n",
         "        if self._has_failed:\n",
         "dirty pages that the kernel dropped are reported durable",
-        seed=362,
+        seed=172,
     ),
     Mutation(
         "leave ADMIT in the buffer",
@@ -85,7 +85,7 @@ MUTATIONS = (
         "        self._freed.append(slot)\n",
         "        self._freed.append(slot)\n        self.progress[slot * SLOT_WORDS] = 0\n",
         "a kill before FINAL is written finds no counts",
-        seed=10,
+        seed=100,
     ),
     Mutation(
         "hand on a slot with its counts",
@@ -151,7 +151,7 @@ MUTATIONS = (
         "    used = Quantities(*(max(getattr(used, name), getattr(request.used, name)) for name in used.__struct_fields__))\n"
         "    return OpenRequest(request.seq, used, request.admit, retries)\n",
         "tokens that moved to another class are billed in both",
-        seed=272,
+        seed=100,
     ),
     Mutation(
         "count more of the engine that was left",

@@ -13,7 +13,7 @@ from tests.simulation.history import run_seed
 from tests.simulation.planes import Ledger
 from tests.simulation.run import explain, kept_seeds
 
-SEEDS = int(os.environ.get("TOLLWAY_SIMULATION_SEEDS", "1000"))
+SEEDS = int(os.environ.get("TOLLWAY_SIMULATION_SEEDS", "500"))
 BLOCKS = 8
 """Ranges of seeds, so that several processes can share them."""
 
