@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, TOKENS_EXCEEDED, Fault
-from tollway.domain.limits import LevelLimits, LimitLevel, Standing, find_binding
+from tollway.domain.limits import LevelLimits, LimitLevel, Quantity, Standing, find_binding
 from tollway.domain.usage import UsageSource
 from tollway.gateway.counters import (
     REQUESTS,
@@ -223,6 +223,15 @@ def _estimate(call: Call, output_size_min: int, tokens_size_min: int) -> Units:
 def estimate_tokens(call: Call) -> int:
     """Return how many tokens a request may use, as they would be reserved if no limit were near."""
     return _estimate(call, _UNBOUNDED, _UNBOUNDED)[1]
+
+
+def estimate_units(call: Call, standings: Sequence[Standing]) -> Units:
+    """Return what a request would reserve where these limits bind it."""
+    sizes: dict[Quantity, int] = {}
+    for each in standings:
+        if each.dimension.window_ns:
+            sizes[each.dimension.quantity] = min(each.size, sizes.get(each.dimension.quantity, _UNBOUNDED))
+    return _estimate(call, sizes.get(Quantity.OUTPUT_TOKENS, _UNBOUNDED), sizes.get(Quantity.TOKENS, _UNBOUNDED))
 
 
 _UNBOUNDED = 1 << 62

@@ -7,6 +7,7 @@ sampled log line, so a flood of 401s costs no disk and no bill.
 
 import re
 import time
+from functools import partial
 
 import msgspec
 
@@ -22,12 +23,13 @@ from tollway.gateway.authorize import authorize
 from tollway.gateway.budgets import BudgetHold, describe_budgets
 from tollway.gateway.buffers import BufferHold
 from tollway.gateway.dialects.table import DIALECTS
-from tollway.gateway.driver import CoroutineDriver
+from tollway.gateway.driver import CoroutineDriver, Waiter
 from tollway.gateway.limit import charge_upload, describe_limits, limit, limit_shared
 from tollway.gateway.meter import UsageRecord, meter
 from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
+from tollway.gateway.quote import Quote
 from tollway.gateway.relay import relay
 from tollway.gateway.request import Call, Caller, ClientGone, Request, RequestHead
 from tollway.gateway.route import route
@@ -150,6 +152,57 @@ def list_limits(request: Request, client: Client, plane: Plane) -> None:
         fault = caught if caller is not None else client.throttle(caught, request.headers)
         _refuse(request, client, fault)
         plane.metrics.count(plane.metrics.refusals, fault.kind.code)
+
+
+async def quote(request: Request, client: Client, plane: Plane) -> None:
+    """POST /v1/quote/...: what the request in the body would cost, and what would refuse it now. Nothing is counted, spent or sent."""
+    caller: Caller | None = None
+    try:
+        if plane.directory.obstacle is not None:
+            raise Fault(plane.directory.obstacle, retry_after_seconds=1)
+        caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
+        call = authorize(caller, request, plane.directory, plane.media_bounds)
+        quoted = Quote(call)
+        standings: list[Standing] = []
+        limits, now_ns, shared = caller.principal.limits, time.monotonic_ns(), plane.shared_counters
+        if shared is None:
+            standings.extend(plane.counters.list_standings(limits, now_ns))
+        else:
+            read = Waiter()
+            shared.read(shared.bind(caller.organization.id, limits, now_ns), partial(_take_standings, standings, read))
+            await read
+        refusal = await _find_cost_refusal(call, plane)
+        if not client.gone:
+            headers = _JSON + b"cache-control: no-store\r\n" + call.dialect.identify(request.id)
+            client.answer(200, headers, msgspec.json.encode(quoted.describe(standings, refusal)))
+    except Fault as caught:
+        caught.forget_frames()
+        fault = caught if caller is not None else client.throttle(caught, request.headers)
+        _refuse(request, client, fault)
+        plane.metrics.count(plane.metrics.refusals, fault.kind.code)
+
+
+def _take_standings(standings: list[Standing], read: Waiter, found: list[Standing]) -> None:
+    standings.extend(found)
+    read.resume()
+
+
+async def _find_cost_refusal(call: Call, plane: Plane) -> Fault | None:
+    """Return the fault by which a budget or the client's own bound on the cost would refuse a call now, by reserving and ending the
+    reservation at once. The call's output is lowered to what would be allowed."""
+    max_cost = read_max_cost(call.request.head)
+    hold: BudgetHold | None = None
+    refusal: Fault | None = None
+    try:
+        hold = plane.budgets.reserve(call, call.caller.budgets, max_cost)
+        await hold.waiter
+    except Fault as caught:
+        caught.forget_frames()
+        refusal = caught
+    finally:
+        if hold is not None:
+            plane.budgets.settle(hold, None)
+    return refusal
 
 
 def read_head(headers: dict[bytes, bytes], endpoint: Endpoint) -> RequestHead:

@@ -165,6 +165,8 @@ class ClientConnection(asyncio.Protocol):
                 raise Fault(faults.HOST_UNKNOWN)
             path = find_path(request)
             route = find_route(path)
+            if route is not None and route.has_small_body:
+                raise Fault(faults.BODY_TOO_LARGE, message=f"The body must have a stated length of at most {LARGE_BYTES} bytes.")
             if route is None or route.endpoint is None:
                 raise find_route_fault(path, None) or Fault(faults.ROUTE_UNKNOWN)
         except Fault as fault:
@@ -290,6 +292,10 @@ class ClientConnection(asyncio.Protocol):
         peer = self._find_client(http) if edge.rules is not None else ""
         now_us = plane.now_us()
         return new_request(plane.request_ids.new(now_us), head, body, edge.loop.time(), now_us, peer)
+
+    def answer_fault(self, fault: Fault) -> None:
+        """Answer a request that did not become one of the pipeline's with a fault."""
+        self._write_fault(fault)
 
     def _answer_preflight(self, route: Route) -> bool:
         """Answer the preflight of a browser whose script wants to call `route`. Return False if scripts are not admitted here."""

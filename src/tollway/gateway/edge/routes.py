@@ -5,6 +5,7 @@ ROUTES is the table of the public listener, INTERNAL_ROUTES that of the internal
 """
 
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -14,7 +15,9 @@ from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault, FaultKind
 from tollway.gateway import pipeline
+from tollway.gateway.buffers import LARGE_BYTES
 from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
 from tollway.gateway.request import Request, RequestHead
@@ -38,6 +41,10 @@ class RoutedConnection(Client, Protocol):
         """Return a request that is received now."""
         ...
 
+    def answer_fault(self, fault: Fault) -> None:
+        """Answer a request that did not become one of the pipeline's with a fault."""
+        ...
+
 
 class SmallAnswer(msgspec.Struct, frozen=True):
     """A whole answer that needs no request: its status, its content-type as a header line, its body."""
@@ -50,12 +57,14 @@ class SmallAnswer(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """A route of the public listener. `methods`: those that it has, as `allow` lists them. It has either an `endpoint`, whose requests
     `pipeline.answer` answers, or a `handler`, which gets the connection, the request and its path. `any_host`: whether it is served
-    under host names that are not ours, as health is, because probes know addresses and not names."""
+    under host names that are not ours, as health is, because probes know addresses and not names. `has_small_body`: its handler reads a
+    body of at most LARGE_BYTES, whose length the request states."""
 
     methods: bytes
     endpoint: Endpoint | None = None
     handler: Callable[[RoutedConnection, HttpRequest, bytes], None] | None = None
     any_host: bool = False
+    has_small_body: bool = False
 
     def has_method(self, method: bytes) -> bool:
         """Return whether the route has `method`."""
@@ -65,6 +74,13 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 MODELS_TARGET = b"/v1/models"
 _MODELS_PREFIX = MODELS_TARGET + b"/"
 _READ = b"GET, HEAD"
+
+QUOTE_TARGET = b"/v1/quote"
+QUOTED: dict[bytes, Endpoint] = {
+    QUOTE_TARGET: Endpoint.CHAT_COMPLETIONS,
+    **{QUOTE_TARGET + dialect.target.removeprefix(b"/v1"): endpoint for endpoint, dialect in DIALECTS.items()},
+}
+"""Endpoints of the requests that are quoted, by path. The path without an endpoint is for chat completions."""
 
 
 def _list_models(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
@@ -79,6 +95,17 @@ def _list_limits(connection: RoutedConnection, http: HttpRequest, path: bytes) -
     """Answer with the limits that bind the caller."""
     head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS)
     pipeline.list_limits(connection.new_request(http, head, b""), connection, connection.plane)
+
+
+def _quote(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
+    """Answer with what the request in the body would cost. The path below QUOTE_TARGET is that of the request below /v1."""
+    endpoint = QUOTED[path]
+    kind = faults.BODY_TOO_LARGE if len(http.body) > LARGE_BYTES else find_body_fault(http.headers)
+    if kind is not None:
+        connection.answer_fault(Fault(kind))
+        return
+    request = connection.new_request(http, pipeline.read_head(http.headers, endpoint), http.body)
+    CoroutineDriver(copy_context()).start(pipeline.quote(request, connection, connection.plane))
 
 
 def _answer_alive(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
@@ -97,6 +124,7 @@ ROUTES: dict[bytes, Route] = {
     **{dialect.target: Route(methods=b"POST", endpoint=endpoint) for endpoint, dialect in DIALECTS.items()},
     MODELS_TARGET: _MODELS,
     b"/v1/limits": Route(methods=_READ, handler=_list_limits),
+    **dict.fromkeys(QUOTED, Route(methods=b"POST", handler=_quote, has_small_body=True)),
     b"/livez": _ALIVE,
     b"/health": _ALIVE,
     b"/v1/health": _ALIVE,
