@@ -16,6 +16,7 @@ from tollway.domain.reconciliation import (
     EngineUsage,
     HourState,
     Member,
+    PromptCount,
     Reading,
     Row,
     Tolerance,
@@ -80,6 +81,23 @@ class TestReadings:
 
 
 class TestUsage:
+    def test_the_prompt_of_several_choices_counts_as_often_as_the_engine_counts_it(self) -> None:
+        (sums,) = sum_usage([final(admit(1, choices=3), ended_at=HOUR, first_token_at=HOUR), final(admit(2), ended_at=HOUR)]).values()
+        assert (sums.input, sums.cached_input) == (200, 40)
+        counted = {
+            (prompt_count, counts_cached): sums.count_prompt(prompt_count, counts_cached=counts_cached)
+            for prompt_count in PromptCount
+            for counts_cached in (False, True)
+        }
+        assert counted == {
+            (PromptCount.ONCE, False): 200,
+            (PromptCount.ONCE, True): 240,
+            (PromptCount.PER_CHOICE, False): 400,
+            (PromptCount.PER_CHOICE, True): 480,
+            (PromptCount.PER_CHOICE_AND_ONCE, False): 520,
+            (PromptCount.PER_CHOICE_AND_ONCE, True): 600,
+        }
+
     def test_input_counts_where_the_first_token_was_and_output_where_the_end_was(self) -> None:
         late = final(admit(1), ended_at=HOUR + 5, first_token_at=HOUR - 5, used=Quantities(100, 20, 30, 4))
         sums = sum_usage([late])
@@ -133,6 +151,18 @@ class TestJudgement:
         assert row.state is HourState.OK and row.prompt.drift == row.output.drift == 0
         (row,) = classified([engine(prompt=100_000, counts_cached=False)], ONE, {("d1", "m"): used(cached=900_000)})
         assert row.state is HourState.OK and row.prompt.drift == 0
+
+    def test_an_engine_that_counts_a_prompt_once_per_choice_does_not_drift(self) -> None:
+        usage = EngineUsage(requests=1, input=100_000, output=500_000, repeated_input=100_000, forked_input=100_000)
+        for prompt_count, counted in (
+            (PromptCount.ONCE, 100_000),
+            (PromptCount.PER_CHOICE, 200_000),
+            (PromptCount.PER_CHOICE_AND_ONCE, 300_000),
+        ):
+            (row,) = classified([engine(prompt=counted, prompt_count=prompt_count)], ONE, {("d1", "m"): usage})
+            assert row.state is HourState.OK and row.prompt.drift == 0
+            (row,) = classified([engine(prompt=counted + 50_000, prompt_count=prompt_count)], ONE, {("d1", "m"): usage})
+            assert row.state is HourState.DRIFT
 
     def test_a_small_difference_is_tolerated_and_the_next_token_is_drift(self) -> None:
         for ledger, state in ((499_000, HourState.OK), (501_000, HourState.OK), (498_999, HourState.DRIFT), (501_001, HourState.DRIFT)):

@@ -12,6 +12,7 @@ from tollway.domain import ids
 from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.usage import (
+    CHOICES_MAX,
     OUTCOME_POLICIES,
     Admit,
     Anomaly,
@@ -24,6 +25,7 @@ from tollway.domain.usage import (
     ServiceTier,
     Tick,
     UsageSource,
+    add_choices,
     billed,
     content_hash,
     decode,
@@ -128,6 +130,13 @@ FINALS = st.builds(
     error=st.none() | st.text(max_size=8),
     anomaly=st.none() | st.sampled_from(Anomaly),
 )
+
+
+@given(FINALS, st.integers(2, CHOICES_MAX))
+def test_choices_added_to_encoded_terms_are_the_record_encoded(record: Final, choices: int) -> None:
+    of = msgspec.structs.replace(record.admit, choices=1)
+    terms = add_choices(encode_terms(of), choices)
+    assert encode_admit(of.request_id, of.admitted_at, terms) == encode(msgspec.structs.replace(of, choices=choices))
 
 
 @given(FINALS)

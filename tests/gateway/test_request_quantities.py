@@ -65,6 +65,16 @@ def test_sequences_are_prompts_times_candidates_and_multiply_the_output_bound(ca
     assert (call.prompts, call.sequences, call.output_tokens_max) == (prompts, sequences, 16 * sequences)
 
 
+@pytest.mark.parametrize(("more", "choices"), [({"prompt": ["a", "b"]}, 1), ({"n": 1}, 1), ({"prompt": ["a", "b"], "n": 3}, 3)])
+async def test_record_says_how_many_choices_of_each_prompt_were_asked_for(more: dict[str, Any], choices: int) -> None:
+    answer = {"id": "c", "object": "text_completion", "model": "m", "choices": [{"text": "t"}], "usage": usage(7, 9)}
+    upstream = Upstream([whole(answer)])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        assert (await post(running.port, COMPLETION | more, COMPLETIONS)).status == 200
+        final = await running.sink.settled()
+    assert final.admit.choices == choices
+
+
 def test_output_bound_without_a_maximum_is_the_model_cap_for_each_sequence() -> None:
     call = admit(Endpoint.COMPLETIONS, {"model": "capped", "prompt": ["a", "b"], "n": 2})
     assert (call.output_tokens_max, call.output_cap) == (4 * CAP, CAP)

@@ -260,8 +260,7 @@ class RatedBatch:
             ended.anomalous += minute.requests if final.anomaly is not None else 0
             ended.output += used.sum_of(Direction.OUTPUT)
             first = usage.setdefault((key.first_token_hour * HOUR_US, deployment_id, model), EngineUsage())
-            first.input += used.sum_of(Direction.INPUT) - used.cached_input
-            first.cached_input += used.cached_input
+            first.add_input(used, final.admit.choices)
         return usage
 
     def sum_costs(self) -> dict[str, dict[str, Amounts]]:

@@ -137,7 +137,9 @@ async def observe(
     sources = await asyncio.to_thread(_list_sources, database, vault)
     results = await read_all(client, sources, options.timeout_seconds, now)
     observations = [
-        Observation(source.address, source.counters.counts_cached, source.members, looked_at, _reading(result))
+        Observation(
+            source.address, source.counters.counts_cached, source.counters.prompt_count, source.members, looked_at, _reading(result)
+        )
         for source, result in zip(sources, results, strict=True)
     ]
     await asyncio.to_thread(_note, database, observations, MISSED_READINGS * options.interval_seconds * 1_000_000)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from tollway.domain.billing_classes import Direction
+from tollway.domain.billing_classes import Direction, Quantities
 from tollway.domain.usage import Final, Outcome
 
 HOUR_US = 3_600_000_000
@@ -35,6 +35,14 @@ UNKNOWN_DEPLOYMENT = ""
 
 
 # ---- The engine's side ------------------------------------------------------------------------------------------------
+
+
+class PromptCount(StrEnum):
+    """How often an engine's counter has the prompt of a request that asks for several choices of it."""
+
+    ONCE = "once"
+    PER_CHOICE = "per_choice"  # each choice runs as a request of its own
+    PER_CHOICE_AND_ONCE = "per_choice_and_once"  # as before, after a request that only fills the prefix cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,8 @@ def split(before: Reading, after: Reading, gap_us: int) -> list[Increment]:
 @dataclass(frozen=True, slots=True)
 class EngineHour:
     """Readings of the engine at an address in one hour. `counts_cached`: whether its prompt counter has what came from its prefix
-    cache, too. `samples`, `failures`: readings that worked and that did not."""
+    cache, too; `prompt_count`: how often it has the prompt of several choices. `samples`, `failures`: readings that worked and that did
+    not."""
 
     start_at: int
     address: str
@@ -104,6 +113,7 @@ class EngineHour:
     resets: int
     samples: int
     failures: int
+    prompt_count: PromptCount = PromptCount.ONCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +135,11 @@ UsageKey = tuple[int, str, str]
 @dataclass(slots=True)
 class EngineUsage:
     """Usage by requests in one hour: requests that ended, those of them that did not complete and those that more than one attempt
-    was made for (both cost an engine tokens that no bill shows), those whose usage report was not believed, and tokens."""
+    was made for (both cost an engine tokens that no bill shows), those whose usage report was not believed, and tokens.
+
+    `repeated_input`, `repeated_cached_input`: input and cached input of requests for several choices, once for each choice but the first.
+    `forked_input`: input of these requests, cached input included, once. See `PromptCount`.
+    """
 
     requests: int = 0
     incomplete: int = 0
@@ -134,6 +148,28 @@ class EngineUsage:
     input: int = 0
     cached_input: int = 0
     output: int = 0
+    repeated_input: int = 0
+    repeated_cached_input: int = 0
+    forked_input: int = 0
+
+    def add_input(self, used: Quantities, choices: int) -> None:
+        """Add the input of requests that each asked for so many choices of every prompt."""
+        cached = used.cached_input
+        computed = used.sum_of(Direction.INPUT) - cached
+        self.input += computed
+        self.cached_input += cached
+        if choices > 1:
+            self.repeated_input += computed * (choices - 1)
+            self.repeated_cached_input += cached * (choices - 1)
+            self.forked_input += computed + cached
+
+    def count_prompt(self, prompt_count: "PromptCount", *, counts_cached: bool) -> int:
+        """Return the tokens that an engine's prompt counter shows for these requests, if it counts so."""
+        counted = self.input + (self.cached_input if counts_cached else 0)
+        if prompt_count is PromptCount.ONCE:
+            return counted
+        counted += self.repeated_input + (self.repeated_cached_input if counts_cached else 0)
+        return counted + (self.forked_input if prompt_count is PromptCount.PER_CHOICE_AND_ONCE else 0)
 
     def add(self, other: "EngineUsage") -> None:
         """Add the sums of other requests."""
@@ -144,6 +180,9 @@ class EngineUsage:
         self.input += other.input
         self.cached_input += other.cached_input
         self.output += other.output
+        self.repeated_input += other.repeated_input
+        self.repeated_cached_input += other.repeated_cached_input
+        self.forked_input += other.forked_input
 
 
 def sum_usage(finals: Iterable[Final]) -> dict[UsageKey, EngineUsage]:
@@ -169,8 +208,7 @@ def sum_usage(finals: Iterable[Final]) -> dict[UsageKey, EngineUsage]:
             found = sums.get(early)
             if found is None:
                 found = sums[early] = EngineUsage()
-        found.input += used.sum_of(Direction.INPUT) - used.cached_input
-        found.cached_input += used.cached_input
+        found.add_input(used, final.admit.choices)
     return sums
 
 
@@ -367,6 +405,7 @@ def _line_of(
 ) -> ComparisonLine:
     observed = bool(engines) and len(engines) == len(addresses) and all(engine.covered_us for engine in engines)
     counts_cached = all(engine.counts_cached for engine in engines)
+    prompt_count = engines[0].prompt_count if engines else PromptCount.ONCE
     is_whole = all(not engine.is_estimated and engine.resets <= RESETS_MAX for engine in engines)
     # An address that a deployment moved to or away from is observed for its part of the hour only.
     is_whole = is_whole and (len(engines) > 1 or all(engine.covered_us >= HOUR_US for engine in engines))
@@ -377,7 +416,8 @@ def _line_of(
         addresses=addresses,
         usage=usage,
         prompt=TokenComparison(
-            usage.input + (usage.cached_input if counts_cached else 0), sum(each.prompt_tokens for each in engines) if observed else None
+            usage.count_prompt(prompt_count, counts_cached=counts_cached),
+            sum(each.prompt_tokens for each in engines) if observed else None,
         ),
         output=TokenComparison(usage.output, sum(engine.output_tokens for engine in engines) if observed else None),
         state=HourState.NOT_OBSERVED if not observed else HourState.OK if is_whole else HourState.PARTIAL,

@@ -19,6 +19,10 @@ TOKENS_MAX = 2**31 - 1
 """Most tokens that one class of one request may count. A report above it is engine nonsense."""
 
 
+CHOICES_MAX = 2048
+"""Most outputs that one request may ask for, over all of its prompts."""
+
+
 class Outcome(StrEnum):
     """End of an admitted request; exactly one per request."""
 
@@ -67,7 +71,8 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="reco
     """A request was admitted: on disk (page cache at least) before an engine hears of it.
 
     `price_hash`: of its price and of the terms by which its organization paid that price (`domain.proofs.hash_price`). `service_tier` is
-    that of its price. `test`: it was sent with a test key, and is not billed.
+    that of its price. `test`: it was sent with a test key, and is not billed. `choices`: how many outputs the engine generates for each
+    prompt, 1 to CHOICES_MAX: some engines count a prompt once for each of them.
     """
 
     request_id: str
@@ -83,6 +88,7 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="reco
     outcome_policy: int
     service_tier: ServiceTier = ServiceTier.STANDARD
     test: bool = False
+    choices: int = 1
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="progress", omit_defaults=True):
@@ -312,6 +318,11 @@ def encode(record: Record | Ended) -> bytes:
 def encode_terms(admit: Admit) -> bytes:
     """Return what an ADMIT says behind its id and its instant: the same for all with these terms."""
     return encode(admit)[len(encode_admit(admit.request_id, admit.admitted_at, b"")) :]
+
+
+def add_choices(terms: bytes, choices: int) -> bytes:
+    """Return `terms` (`encode_terms`) of requests that ask for one output, as those of a request that asks for several for each prompt."""
+    return b'%b,"choices":%d}' % (terms[:-1], choices)
 
 
 def encode_admit(request_id: str, admitted_at: int, terms: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """Profile of llama-server of llama.cpp."""
 
 from tollway.domain.catalog import Engine
+from tollway.domain.reconciliation import PromptCount
 from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, ReadinessProbe
 
 PROFILE = EngineProfile(
@@ -60,8 +61,16 @@ PROFILE = EngineProfile(
         "Failed to initialize samplers",
         "prompt must not be empty",
     ),
-    # tools/server/server-context.cpp, with --metrics. The prompt total is of tokens computed, without those from the cache.
-    counters=CounterNames("/metrics", "llamacpp:", "llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total", counts_cached=False),
+    # tools/server/server-context.cpp, with --metrics. The prompt total is of tokens computed, without those from the cache. The slot of
+    # each further choice takes the prompt over from the first one, and counts it too.
+    counters=CounterNames(
+        "/metrics",
+        "llamacpp:",
+        "llamacpp:prompt_tokens_total",
+        "llamacpp:tokens_predicted_total",
+        counts_cached=False,
+        prompt_count=PromptCount.PER_CHOICE,
+    ),
     # 503 while the model is loaded.
     readiness=ReadinessProbe("/health"),
 )

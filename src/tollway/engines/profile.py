@@ -3,6 +3,7 @@
 import msgspec
 
 from tollway.domain.catalog import Endpoint, Engine
+from tollway.domain.reconciliation import PromptCount
 
 SAMPLING_FIELDS = frozenset({"top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens", "skip_special_tokens"})
 """Request fields of sampling that most engines have beyond OpenAI's."""
@@ -13,7 +14,7 @@ class CounterNames(msgspec.Struct, frozen=True):
 
     `path`: of the page, below the deployment's base URL. `prefix`: what the names of all of the engine's metrics begin with. `prompt`,
     `output`: names of the totals of prompt and output tokens. `counts_cached`: whether the prompt total includes tokens that came from
-    the prefix cache.
+    the prefix cache. `prompt_count`: how often it has the prompt of a request for several choices.
     """
 
     path: str
@@ -21,6 +22,7 @@ class CounterNames(msgspec.Struct, frozen=True):
     prompt: str
     output: str
     counts_cached: bool = True
+    prompt_count: PromptCount = PromptCount.ONCE
 
 
 class ReadinessProbe(msgspec.Struct, frozen=True):

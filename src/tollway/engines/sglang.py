@@ -1,6 +1,7 @@
 """SGLang (checked with 0.5)."""
 
 from tollway.domain.catalog import Endpoint, Engine
+from tollway.domain.reconciliation import PromptCount
 from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, ReadinessProbe
 
 PROFILE = EngineProfile(
@@ -31,8 +32,15 @@ PROFILE = EngineProfile(
         "Multimodal prompt is too long",
     ),
     request_words=("cannot identify image file",),
-    # srt/metrics/collector.py, with --enable-metrics. Both totals move when a request has finished.
-    counters=CounterNames("/metrics", "sglang:", "sglang:prompt_tokens_total", "sglang:generation_tokens_total"),
+    # srt/metrics/collector.py, with --enable-metrics. Both totals move when a request has finished. For several choices, a first request
+    # fills the prefix cache (srt/managers/tokenizer_manager.py).
+    counters=CounterNames(
+        "/metrics",
+        "sglang:",
+        "sglang:prompt_tokens_total",
+        "sglang:generation_tokens_total",
+        prompt_count=PromptCount.PER_CHOICE_AND_ONCE,
+    ),
     # /health generates a token and takes a second; this one does not, and turns 503 when the engine drains.
     readiness=ReadinessProbe("/ready", seconds=2.0),
 )

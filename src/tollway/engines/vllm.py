@@ -1,6 +1,7 @@
 """Profile of vLLM (checked with 0.32)."""
 
 from tollway.domain.catalog import Endpoint, Engine
+from tollway.domain.reconciliation import PromptCount
 from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, ReadinessProbe
 
 PROFILE = EngineProfile(
@@ -47,8 +48,11 @@ PROFILE = EngineProfile(
         "cannot be greater than max_total_tokens",
     ),
     request_words=("is not a multimodal model", "At most 0 image", "cannot identify image file"),
-    # v1/metrics/loggers.py. The prompt total counts whole prompts; both totals move while a request runs.
-    counters=CounterNames("/metrics", "vllm:", "vllm:prompt_tokens_total", "vllm:generation_tokens_total"),
+    # v1/metrics/loggers.py. The prompt total counts whole prompts; both totals move while a request runs. Each choice is a request of its
+    # own (v1/engine/parallel_sampling.py).
+    counters=CounterNames(
+        "/metrics", "vllm:", "vllm:prompt_tokens_total", "vllm:generation_tokens_total", prompt_count=PromptCount.PER_CHOICE
+    ),
     # Says only that the process lives: it stays 200 while the engine drains, whose new requests then fail with 500.
     readiness=ReadinessProbe("/health"),
 )

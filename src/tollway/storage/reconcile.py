@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from tollway.domain.catalog import Deployment
-from tollway.domain.reconciliation import EngineHour, EngineUsage, Increment, Member, Reading, UsageKey, hour_of
+from tollway.domain.reconciliation import EngineHour, EngineUsage, Increment, Member, PromptCount, Reading, UsageKey, hour_of
 from tollway.domain.tenants import Status
 from tollway.storage.bulk import by_bytes
 from tollway.storage.catalog import read_deployment
 from tollway.storage.database import PlatformTx
 from tollway.storage.schema import deployments
 from tollway.storage.schema_reconcile import (
+    REPEATED_COUNTS,
     USAGE_COUNTS,
     engine_hours,
     engine_members,
@@ -21,6 +22,8 @@ from tollway.storage.schema_reconcile import (
 )
 
 USAGE_KEY = ("start_at", "deployment_id", "model")
+_COUNTS = (*USAGE_COUNTS, *REPEATED_COUNTS)
+"""Names of the counts, in the order of the fields of EngineUsage."""
 
 # ---- The collector's side ---------------------------------------------------------------------------------------------
 
@@ -30,8 +33,8 @@ def add_usage(tx: PlatformTx, sums: Mapping[UsageKey, EngineUsage]) -> None:
     if not sums:
         return
     insert = tx.insert(engine_usage)
-    added = {name: engine_usage.c[name] + insert.excluded[name] for name in USAGE_COUNTS}
-    rows = [dict(zip(USAGE_KEY, key, strict=True)) | {name: getattr(sums[key], name) for name in USAGE_COUNTS} for key in sorted(sums)]
+    added = {name: engine_usage.c[name] + insert.excluded[name] for name in _COUNTS}
+    rows = [dict(zip(USAGE_KEY, key, strict=True)) | {name: getattr(sums[key], name) for name in _COUNTS} for key in sorted(sums)]
     tx.connection.execute(insert.on_conflict_do_update(index_elements=list(USAGE_KEY), set_=added), rows)
 
 
@@ -39,7 +42,7 @@ def list_usage(tx: PlatformTx, start_at: int, end_at: int) -> dict[UsageKey, Eng
     """Return what requests used in the hours that begin from `start_at` to before `end_at`."""
     query = sa.select(engine_usage).where(engine_usage.c.start_at >= start_at, engine_usage.c.start_at < end_at)
     return {
-        (row.start_at, row.deployment_id, row.model): EngineUsage(*(int(getattr(row, name)) for name in USAGE_COUNTS))
+        (row.start_at, row.deployment_id, row.model): EngineUsage(*(int(getattr(row, name)) for name in _COUNTS))
         for row in tx.connection.execute(query)
     }
 
@@ -50,7 +53,7 @@ def iterate_usage(tx: PlatformTx) -> Iterator[tuple[UsageKey, EngineUsage]]:
         engine_usage.c.start_at, by_bytes(tx, engine_usage.c.deployment_id), by_bytes(tx, engine_usage.c.model)
     )
     for row in tx.connection.execute(query.execution_options(yield_per=1000)):
-        yield (row.start_at, row.deployment_id, row.model), EngineUsage(*(int(getattr(row, name)) for name in USAGE_COUNTS))
+        yield (row.start_at, row.deployment_id, row.model), EngineUsage(*(int(getattr(row, name)) for name in _COUNTS))
 
 
 # ---- The engines to read ----------------------------------------------------------------------------------------------
@@ -71,6 +74,7 @@ class Observation:
 
     address: str
     counts_cached: bool
+    prompt_count: PromptCount
     members: Sequence[tuple[str, str]]
     looked_at: int
     reading: Reading | None
@@ -126,7 +130,12 @@ def add_hours(tx: PlatformTx, observations: Iterable[Observation], increments: M
     added = {name: old[name] + new[name] for name in summed}
     upsert = insert.on_conflict_do_update(
         index_elements=["start_at", "address"],
-        set_=added | {"is_estimated": sa.or_(old.is_estimated, new.is_estimated), "counts_cached": new.counts_cached},
+        set_=added
+        | {
+            "is_estimated": sa.or_(old.is_estimated, new.is_estimated),
+            "counts_cached": new.counts_cached,
+            "prompt_count": new.prompt_count,
+        },
     )
     tx.connection.execute(upsert, [rows[key] for key in sorted(rows)])
     tx.connection.execute(
@@ -145,6 +154,7 @@ def _row(start_at: int, observation: Observation) -> dict[str, object]:
         "prompt_tokens": 0,
         "output_tokens": 0,
         "counts_cached": observation.counts_cached,
+        "prompt_count": observation.prompt_count,
         "covered_us": 0,
         "is_estimated": False,
         "resets": 0,
@@ -168,6 +178,7 @@ def list_hours(tx: PlatformTx, start_at: int, end_at: int) -> list[EngineHour]:
             resets=row.resets,
             samples=row.samples,
             failures=row.failures,
+            prompt_count=PromptCount(row.prompt_count),
         )
         for row in tx.connection.execute(query)
     ]

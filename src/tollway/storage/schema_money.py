@@ -113,6 +113,7 @@ usage_events = sa.Table(  # append-only
     sa.Column("anomaly", sa.String(16)),  # what was wrong with the engine's report
     sa.Column("test", sa.Boolean, nullable=False, server_default=sa.false()),  # sent with a test key: not billed
     sa.Column("price_hash", sa.String(64), nullable=False, server_default=""),  # of the price and terms at admission, from the record
+    sa.Column("choices", sa.Integer, nullable=False, server_default="1"),  # outputs asked for of each prompt
     # What each class costs: quantity billed (by the outcome policy) x unit price (of the price version), neither of which can change.
     *(sa.Column(f"{billing_class}_pico", sa.BigInteger, nullable=False) for billing_class in BillingClass),
     sa.Column("content_hash", sa.LargeBinary(32), nullable=False),

@@ -33,6 +33,7 @@ engine_hours = sa.Table(
     sa.Column("resets", sa.Integer, nullable=False),
     sa.Column("samples", sa.Integer, nullable=False),
     sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("prompt_count", sa.String(32), nullable=False, server_default="once"),
     sa.Column("warned_at", sa.BigInteger),  # when its drift was told of; once is enough
     sa.CheckConstraint("prompt_tokens >= 0 AND output_tokens >= 0 AND covered_us >= 0", name="counts_not_negative"),
 )
@@ -47,6 +48,8 @@ engine_members = sa.Table(  # deployments that had an address at some time in an
 )
 
 USAGE_COUNTS = ("requests", "incomplete", "retried", "anomalous", "input", "cached_input", "output")
+REPEATED_COUNTS = ("repeated_input", "repeated_cached_input", "forked_input")
+"""Of requests for several choices; see `domain.reconciliation.EngineUsage`."""
 
 engine_usage = sa.Table(  # the collector's: tokens used (not billed) by the deployment that served them, "" for an unknown one
     "engine_usage",
@@ -55,4 +58,5 @@ engine_usage = sa.Table(  # the collector's: tokens used (not billed) by the dep
     sa.Column("deployment_id", sa.String(64), primary_key=True),
     sa.Column("model", sa.String(128), primary_key=True),
     *(sa.Column(name, sa.BigInteger, nullable=False) for name in USAGE_COUNTS),
+    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in REPEATED_COUNTS),
 )

@@ -68,6 +68,7 @@ class EventColumns:
             None if final.anomaly is None else final.anomaly.value,
             admit.test,
             admit.price_hash,
+            admit.choices,
         )
         return cls(values, copy_line(values))
 
@@ -124,6 +125,7 @@ TEMPLATE_COLUMNS = (
     "anomaly",
     "test",
     "price_hash",
+    "choices",
 )
 
 EVENT_COLUMNS = (
@@ -198,6 +200,7 @@ def read_event(row: Any) -> UsageEvent:
         outcome_policy=row.outcome_policy,
         service_tier=ServiceTier(row.service_tier),
         test=row.test,
+        choices=row.choices,
     )
     final = Final(
         admit=admit,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from tollway.domain.usage import TOKENS_MAX
+from tollway.domain.usage import CHOICES_MAX, TOKENS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ MESSAGES_MAX = 10_000
 """Messages of one conversation; the longest that agents keep have a few thousand."""
 TOOLS_MAX = 512
 """Tools, functions or modalities; OpenAI takes 128 tools."""
-PROMPTS_MAX = 2048
+PROMPTS_MAX = CHOICES_MAX
 """Prompts in one request, as many as OpenAI takes inputs of embeddings; also outputs of one request, each of which is generated."""
 STOPS_MAX = 64
 STOP_CHARACTERS_MAX = 1024
