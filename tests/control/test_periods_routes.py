@@ -74,7 +74,9 @@ class TestClosing:
     def test_is_refused_with_the_gateways_that_are_missing_until_they_are_declared_lost(self, control: Running) -> None:
         operator, client = control.operator(), tenant(control)
         (listed,) = answered(client.get("/v1/organization/periods"))["data"]
-        assert (listed["id"], listed["state"], listed["merkle_root"], listed["total"]) == (PERIOD, "open", None, None)
+        assert (listed["id"], listed["state"], listed["merkle_root"]) == (PERIOD, "open", None)
+        assert int(listed["total_pico"]) == 2 * COST + DEAR, "an open period shows what is booked in it so far"
+        assert answered(client.get(f"/v1/organization/periods/{PERIOD}"))["total_pico"] == listed["total_pico"]
         refused(client.get(f"/v1/organization/periods/{PERIOD}/export"), 409, "conflict")
         refused(client.get(f"/v1/organization/periods/{PERIOD}/proofs/{samples.request_id(1)}"), 409, "conflict")
         error = refused(operator.post(f"/v1/platform/periods/{PERIOD}/close"), 409, "period_blocked")

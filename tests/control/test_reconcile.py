@@ -1,6 +1,7 @@
 """Reconciliation as it runs: engines are read for what they say, hours are compared, drift is shown and told of once."""
 
 import asyncio
+import ipaddress
 import json
 import secrets
 import threading
@@ -22,6 +23,7 @@ from tollway.control import reconcile
 from tollway.control.engine_counters import PAGE_BYTES_MAX, open_client
 from tollway.control.reconcile import ReconcileOptions
 from tollway.control.verify import verify
+from tollway.domain import addresses
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.reconciliation import HOUR_US, HourState, Tolerance, hour_of, sum_usage
 from tollway.domain.usage import Anomaly, Record
@@ -198,6 +200,18 @@ class TestEngines:
             assert thief.asked == []
             ((path, headers),) = engine.asked
         assert path == "/metrics" and headers["authorization"] == f"Bearer {secret}" and headers["accept-encoding"] == "identity"
+
+    def test_79_name_that_resolves_to_a_forbidden_address_gets_no_credential(
+        self, fresh_control: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with stub() as engine:
+            deploy(fresh_control, engine.url.replace("127.0.0.1", "localhost"), credential="secret")
+            monkeypatch.setattr(addresses, "_METADATA", (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")))
+            (failed,) = observe(fresh_control, HOUR).values()
+            assert "never connected to" in failed and engine.asked == []
+            monkeypatch.undo()
+            engine.counts(1, 1)
+            assert observe(fresh_control, HOUR + 1) == {} and len(engine.asked) == 1
 
     @pytest.mark.parametrize("answer", ["error", "other", "nonsense", "huge", "silent", "gone"])
     def test_what_is_no_page_of_counters_is_a_failure(self, control: Running, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from tollway.control import epochs
 from tollway.control.conditions import digest_conditions, list_conditions
 from tollway.control.epochs import Blocker, BlockerKind
+from tollway.control.ledger import UNBILLED
 from tollway.domain.corrections import fields_of
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.pages import Page, PageWindow
@@ -25,6 +26,7 @@ from tollway.domain.periods import Closing, Period, PeriodClosure, PeriodState
 from tollway.domain.proofs import BLOCK_LEAVES, Leaf, encode_leaf, find_path, find_root, hash_leaf, hash_statement, leaf_of
 from tollway.domain.quarantine import WriteOff
 from tollway.storage import corrections as stored_corrections
+from tollway.storage import ledger as stored_ledger
 from tollway.storage import partitions, rejected_records
 from tollway.storage import periods as stored
 from tollway.storage import usage_events as stored_usage
@@ -95,6 +97,19 @@ def list_periods(tx: PlatformTx, window: PageWindow, *, organization_id: str | N
 def list_own_periods(tx: TenantTx, window: PageWindow) -> Page[Period]:
     """The organization's periods in order of their start."""
     return stored.list_own_periods(tx, window)
+
+
+def sum_totals(tx: Transaction, periods: Sequence[Period]) -> dict[str, int]:
+    """Return what each of some periods comes to, in pico-currency, corrections included, by its id: what a closed one was closed with, and
+    what is booked in another so far."""
+    unclosed = [(period.organization_id, period.start_at) for period in periods if period.closed is None]
+    booked = stored_ledger.sum_account(tx, unclosed, UNBILLED)
+    return {
+        period.id: booked.get((period.organization_id, period.start_at), 0)
+        if period.closed is None
+        else sum(period.closed.amounts.values()) + period.closed.adjustments_pico
+        for period in periods
+    }
 
 
 def list_blockers(tx: PlatformTx, period_id: str) -> list[Blocker]:

@@ -144,6 +144,32 @@ def sum_period(tx: Transaction, organization_id: str, period_at: int, owner: str
     return [PeriodSum(account, is_correction, pico) for (account, is_correction), pico in sums.items()]
 
 
+def sum_account(tx: Transaction, periods: Sequence[tuple[str, int]], kind: str) -> dict[tuple[str, int], int]:
+    """Return what is booked on the organizations' own accounts of a kind, by organization and start of the period, for these `periods`;
+    one without a booking is left out."""
+    table, is_sqlite = ledger_transactions.c, tx.connection.dialect.name == "sqlite"
+    amount = ledger_entries.c.amount_pico
+    shown = amount if is_sqlite else sa.type_coerce(sa.func.sum(amount), Amount)
+    query = (
+        sa.select(table.organization_id, table.period_at, shown.label("amount_pico"))
+        .join_from(ledger_transactions, ledger_entries, ledger_entries.c.transaction_id == table.id)
+        .join(ledger_accounts, ledger_accounts.c.id == ledger_entries.c.account_id)
+        .where(
+            sa.tuple_(table.organization_id, table.period_at).in_(periods),
+            ledger_accounts.c.owner == table.organization_id,
+            ledger_accounts.c.kind == kind,
+        )
+    )
+    if not is_sqlite:
+        query = query.group_by(table.organization_id, table.period_at)
+    sums: dict[tuple[str, int], int] = {}
+    # SQLite keeps amounts as text, which it cannot add exactly.
+    for row in tx.connection.execute(query.execution_options(yield_per=10_000)) if periods else ():
+        place = (row.organization_id, row.period_at)
+        sums[place] = sums.get(place, 0) + row.amount_pico
+    return sums
+
+
 def iterate_transactions(tx: PlatformTx, page_rows: int = 500) -> Iterator[Posting]:
     """Every transaction, ordered by id: for verification."""
     window = PageWindow(limit=page_rows)

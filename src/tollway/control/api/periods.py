@@ -26,8 +26,9 @@ NDJSON = "application/x-ndjson"
 
 
 class PeriodOut(Identified):
-    """A billing period. Times in Unix seconds: `start_time` inclusive, `end_time` exclusive. What follows `events` is null until it is
-    closed: amounts are exact, by billing class; `corrections` is what corrections booked in it come to, `total` all together.
+    """A billing period. Times in Unix seconds: `start_time` inclusive, `end_time` exclusive. `total` is what it comes to,
+    corrections included: final if `state` is `closed`, so far if not. All else from `closed_at` to `corrections` is null until it is
+    closed: amounts are exact, by billing class; `corrections` is what corrections booked in it come to.
     `period_hash` covers everything about the closed period: publish it."""
 
     object: Literal["billing_period"] = "billing_period"
@@ -43,8 +44,8 @@ class PeriodOut(Identified):
     period_hash: str | None
     amounts: dict[str, str] | None
     corrections: str | None
-    total: str | None
-    total_pico: str | None
+    total: str
+    total_pico: str
 
 
 class PeriodReportOut(PeriodOut):
@@ -121,14 +122,16 @@ def list_periods(
     """Billing periods in order of their start, of everyone or of one organization."""
     with plane.database.platform(write=False) as tx:
         page = periods.list_periods(tx, query.window(), organization_id=organization_id, state=state)
-    return list_out(page, _period_out)
+        totals = periods.sum_totals(tx, page.items)
+    return list_out(page, lambda period: PeriodOut(**_fields(period, totals[period.id])))
 
 
 @router.get("/v1/platform/periods/{period_id}")
 def retrieve_period(_caller: PlatformOperator, plane: Plane, period_id: str) -> PeriodReportOut:
     """One billing period, with its report."""
     with plane.database.platform(write=False) as tx:
-        return _report_out(periods.get_period(tx, _known(period_id)))
+        period = periods.get_period(tx, _known(period_id))
+        return _report_out(period, periods.sum_totals(tx, [period])[period.id])
 
 
 @router.get("/v1/platform/periods/{period_id}/blockers")
@@ -148,7 +151,9 @@ def close_period(caller: PlatformOperator, plane: Plane, period_id: str) -> Peri
         raise Fault(PERIOD_BLOCKED, message=str(blocked)) from blocked
     if period.state is PeriodState.CLOSED:
         plane.log({"event": "period_closed", "period_id": period.id, "organization_id": period.organization_id, "key_id": caller.key_id})
-    return _report_out(period)
+    with plane.database.platform(write=False) as tx:
+        total_pico = periods.sum_totals(tx, [period])[period.id]
+    return _report_out(period, total_pico)
 
 
 # ---- For tenants ------------------------------------------------------------------------------------------------------
@@ -159,14 +164,16 @@ def list_own_periods(caller: OrganizationAdmin, plane: Plane, query: Annotated[P
     """The organization's billing periods in order of their start."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         page = periods.list_own_periods(tx, query.window())
-    return list_out(page, _period_out)
+        totals = periods.sum_totals(tx, page.items)
+    return list_out(page, lambda period: PeriodOut(**_fields(period, totals[period.id])))
 
 
 @router.get("/v1/organization/periods/{period_id}")
 def retrieve_own_period(caller: OrganizationAdmin, plane: Plane, period_id: str) -> PeriodReportOut:
     """One of the organization's billing periods, with its report."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        return _report_out(periods.get_own_period(tx, _known(period_id)))
+        period = periods.get_own_period(tx, _known(period_id))
+        return _report_out(period, periods.sum_totals(tx, [period])[period.id])
 
 
 @router.get("/v1/organization/periods/{period_id}/costs")
@@ -241,9 +248,8 @@ def _known(period_id: str) -> str:
     return period_id
 
 
-def _fields(period: Period) -> dict[str, Any]:
+def _fields(period: Period, total_pico: int) -> dict[str, Any]:
     closed = period.closed
-    total_pico = None if closed is None else sum(closed.amounts.values()) + closed.adjustments_pico
     return {
         "id": period.id,
         "organization_id": period.organization_id,
@@ -258,19 +264,15 @@ def _fields(period: Period) -> dict[str, Any]:
         "period_hash": None if closed is None or closed.period_hash is None else closed.period_hash.hex(),
         "amounts": None if closed is None else {name: money.format_amount(pico) for name, pico in closed.amounts.items()},
         "corrections": None if closed is None else money.format_amount(closed.adjustments_pico),
-        "total": None if total_pico is None else money.format_amount(total_pico),
-        "total_pico": None if total_pico is None else str(total_pico),
+        "total": money.format_amount(total_pico),
+        "total_pico": str(total_pico),
     }
 
 
-def _period_out(period: Period) -> PeriodOut:
-    return PeriodOut(**_fields(period))
-
-
-def _report_out(period: Period) -> PeriodReportOut:
+def _report_out(period: Period, total_pico: int) -> PeriodReportOut:
     closing, closed = period.closing, period.closed
     return PeriodReportOut(
-        **_fields(period),
+        **_fields(period, total_pico),
         frozen_at=None if closing is None else seconds(closing.frozen_at),
         closed_by=None if closing is None else closing.closed_by,
         watermark_digest=None if closing is None else closing.watermark_digest.hex(),
