@@ -38,7 +38,7 @@ UNKNOWN_DEPLOYMENT = ""
 
 
 class PromptCount(StrEnum):
-    """How often an engine's counter has the prompt of a request that asks for several choices of it."""
+    """Count of the prompt of a request for several choices in an engine's counter."""
 
     ONCE = "once"
     PER_CHOICE = "per_choice"  # each choice runs as a request of its own

@@ -49,7 +49,7 @@ engine_members = sa.Table(  # deployments that had an address at some time in an
 
 USAGE_COUNTS = ("requests", "incomplete", "retried", "anomalous", "input", "cached_input", "output")
 REPEATED_COUNTS = ("repeated_input", "repeated_cached_input", "forked_input")
-"""Of requests for several choices; see `domain.reconciliation.EngineUsage`."""
+"""Names of the counts of requests for several choices; see `domain.reconciliation.EngineUsage`."""
 
 engine_usage = sa.Table(  # the collector's: tokens used (not billed) by the deployment that served them, "" for an unknown one
     "engine_usage",
