@@ -59,6 +59,16 @@ FIGURES: Mapping[str, Figure] = {
         "limit it is. [performance.md](performance.md) says what a request costs.",
         "python -m reliability R4 --seconds 60",
     ),
+    "R5": Figure(
+        "Noisy neighbour",
+        "Two organizations have the same limit on requests per minute. B sends half of it, first alone, then beside A, which sends "
+        "ten times its limit on connections of their own and holds 1,000 more open that say nothing.",
+        "Everything of B is served. Its p99 of the time to the head of an answer beside A is at most 1.2 times what it is alone. A is "
+        "answered 200 or 429 with `retry-after`, and is served no more than its limit and one burst.",
+        "Engines that are full (R4); several gateways. Load, engine and gateway share two cores, so the factor also has what the "
+        "clients of A take from those of B, and whatever else the machine does.",
+        "python -m reliability R5 --seconds 60",
+    ),
     "R6": Figure(
         "Limit accuracy with several gateways",
         "Four gateways, each a process and a node of its own, share their counters in one server. Clients send three times what a limit "

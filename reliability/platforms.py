@@ -314,7 +314,20 @@ def seed(control_url: str, platform_key: str, engine_url: str) -> Tenant:
             for tier, upstream_model in enumerate(upstream_models):
                 deployment = {"model": model, "base_url": engine_url, "engine": "sim", "upstream_model": upstream_model, "tier": tier}
                 post("/platform/deployments", deployment)
-        organization = post("/platform/organizations", {"name": "acme", "currency": "EUR"})
+    return add_tenant(control_url, platform_key, "acme")
+
+
+def add_tenant(control_url: str, platform_key: str, name: str) -> Tenant:
+    """Add an organization with one project and keys, through the REST API."""
+    headers = {"authorization": f"Bearer {platform_key}"}
+    with httpx2.Client(base_url=f"{control_url}/v1", headers=headers, timeout=WAIT_SECONDS, trust_env=False) as http:
+
+        def post(path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+            answer = http.post(path, json=body)
+            assert answer.status_code == 200, f"{path}: {answer.text}"
+            return dict(answer.json())
+
+        organization = post("/platform/organizations", {"name": name, "currency": "EUR"})
         http.headers["openai-organization"] = organization["id"]
         project = post("/organization/projects", {"name": "bridge"})
         key = post(f"/organization/projects/{project['id']}/api_keys", {"name": "toll"})

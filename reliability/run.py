@@ -8,7 +8,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from reliability import attacks, budgets, crashes, faults, limit_races, outages, overloads, page, records, restores, rollouts, timings
+from reliability import (
+    attacks,
+    budgets,
+    crashes,
+    faults,
+    limit_races,
+    neighbours,
+    outages,
+    overloads,
+    page,
+    records,
+    restores,
+    rollouts,
+    timings,
+)
 from reliability.records import Line
 from tests.simulation.run import main as simulate
 
@@ -83,6 +97,7 @@ FIGURES: dict[str, tuple[Add, Take]] = {
     ),
     "R2": (_option("--seeds", 2000, "how many histories, about 50 ms each"), lambda told: _simulate(told.seed, told.seeds)),
     "R4": (_option("--seconds", 20.0, "how long too much is offered"), lambda told: overloads.measure(told.seconds, told.seed)),
+    "R5": (_option("--seconds", 20.0, "how long each half takes"), lambda told: neighbours.measure(told.seconds, told.seed)),
     "R6": (
         _option("--limit", 200, "what four gateways race for; three times as much is sent"),
         lambda told: limit_races.measure(told.limit, told.seed),
