@@ -28,8 +28,9 @@ def test_ranges_are_those_of_the_api() -> None:
     for name, type in (("tier", Tier), ("weight", Weight)):
         schema = TypeAdapter(type).json_schema()
         assert (schema["minimum"], schema["maximum"]) == _NUMBERS[name]
-    (number, _) = ModelCreate.model_json_schema()["properties"]["output_tokens_max"]["anyOf"]
-    assert (number["minimum"], number["maximum"]) == _NUMBERS["output_tokens_max"]
+    for name in ("output_tokens_max", "context_length"):
+        (number, _) = ModelCreate.model_json_schema()["properties"][name]["anyOf"]
+        assert (number["minimum"], number["maximum"]) == _NUMBERS[name]
 
 
 MODEL = "endpoints: [completions]"

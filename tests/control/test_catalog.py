@@ -40,6 +40,8 @@ class TestModels:
         changed = answered(operator.post(f"{MODELS}/changing", json={"output_tokens_max": 100, "retry_started": False}))
         assert changed == {**made, "output_tokens_max": 100, "retry_started": False}
         assert answered(operator.post(f"{MODELS}/changing", json={"output_tokens_max": None}))["output_tokens_max"] is None
+        assert answered(operator.post(f"{MODELS}/changing", json={"context_length": 4096}))["context_length"] == 4096
+        assert answered(operator.post(f"{MODELS}/changing", json={"context_length": None}))["context_length"] is None
         refused(operator.post(f"{MODELS}/changing", json={"retry_started": None}), 400, "invalid_value", "retry_started")
         refused(operator.post(f"{MODELS}/changing", json={"name": "other"}), 400, "unknown_parameter", "name")
         refused(operator.post(f"{MODELS}/changing", json={"endpoints": []}), 400, "invalid_value", "endpoints")

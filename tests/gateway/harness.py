@@ -56,6 +56,7 @@ class Served:
     engine: Engine = Engine.SIM
     upstream_model: str | None = None
     output_tokens_max: int | None = None
+    context_length: int | None = None
     retry_started: bool = True
     unknown_parameters: UnknownParameters = UnknownParameters.REFUSE
     credential: bytes | None = None
@@ -117,6 +118,7 @@ def plane(
                 created_at=1_000_000,
                 prices=(price,),
                 output_tokens_max=served.output_tokens_max,
+                context_length=served.context_length,
                 retry_started=served.retry_started,
                 unknown_parameters=served.unknown_parameters,
             )

@@ -11,6 +11,7 @@ from tests.gateway.harness import COMPLETIONS, KEY, NOWHERE, Served, gateway, pl
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint, UnknownParameters
 from tollway.domain.faults import PARAMETER_UNKNOWN, Fault
+from tollway.domain.usage import Anomaly
 from tollway.gateway import pipeline
 from tollway.gateway.authorize import authorize
 from tollway.gateway.dialects.dialect import PLAIN_PROMPT_TOKENS_ADDED, TEMPLATE_TOKENS_MAX
@@ -115,6 +116,27 @@ async def test_report_for_several_prompts_is_believed_up_to_the_maximum_of_each(
     assert sent.status == 200
     assert final.used == Quantities(7, 0, billed)
     assert (final.anomaly is None) is (reported == billed)
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+async def test_input_above_the_context_length_of_each_prompt_is_not_billed_and_named(prompts: int) -> None:
+    """Bytes alone would bound this input by 100 kB for each prompt."""
+    choices = [{"index": number, "text": "t", "finish_reason": "length"} for number in range(prompts)]
+    answer = {"id": "c", "object": "text_completion", "model": "m", "choices": choices, "usage": usage(2**31 - 1, 1)}
+    upstream = Upstream([whole(answer)])
+    async with upstream.listening(), gateway({"m": Served([upstream.url], context_length=1000)}) as running:
+        body = {"model": "m", "prompt": ["a" * 20_000] * prompts, "max_tokens": 16}
+        assert (await post(running.port, body, COMPLETIONS)).status == 200
+        final = await running.sink.settled()
+    assert final.used == Quantities(1000 * prompts, 0, 1) and final.anomaly is Anomaly.INFLATED
+
+
+def test_context_length_bounds_the_input_of_media() -> None:
+    image = {"type": "image_url", "image_url": {"url": PIXEL}}
+    body = chat_of([{"type": "text", "text": "a"}, image])
+    assert admit(Endpoint.CHAT_COMPLETIONS, body).input_tokens_max > 1000
+    bounded = {"m": Served([NOWHERE], context_length=1000)}
+    assert admit_of(bounded, Endpoint.CHAT_COMPLETIONS, body).input_tokens_max == 1000
 
 
 @pytest.mark.parametrize("reported", [0, 1])

@@ -137,7 +137,7 @@ class Platform:
         if names is not None and not names:
             return {}
         settings = (
-            "endpoints", "published", "output_tokens_max", "unknown_parameters", "retry_started", "share_cache",
+            "endpoints", "published", "output_tokens_max", "context_length", "unknown_parameters", "retry_started", "share_cache",
         )  # fmt: skip
         models: dict[str, Any] = {}
         for model in self._control.list_all("/platform/models"):

@@ -51,13 +51,19 @@ def create(
     name: Name,
     endpoint: Annotated[list[Endpoint] | None, typer.Option(help="What it can be asked for; may be repeated. [chat/completions]")] = None,
     output_tokens_max: Annotated[int | None, typer.Option(help="Most that one request may ask for.")] = None,
+    context_length: Annotated[int | None, typer.Option(help="Most tokens of one prompt; a report of more input is not billed.")] = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
     """Add a draft to the catalog. Nobody can use it before it has a price and is published."""
-    body: dict[str, Any] = {"name": name, "endpoints": endpoint or [Endpoint.CHAT_COMPLETIONS], "output_tokens_max": output_tokens_max}
+    body: dict[str, Any] = {
+        "name": name,
+        "endpoints": endpoint or [Endpoint.CHAT_COMPLETIONS],
+        "output_tokens_max": output_tokens_max,
+        "context_length": context_length,
+    }
     with connect(control_url, key, data_dir) as control:
         made = control.post("/platform/models", body)
     print_json(made) if output is Output.JSON else print(f"{name} is a draft; next: tollway models price, deploy, publish")

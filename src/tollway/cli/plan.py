@@ -97,7 +97,7 @@ def list_warnings(current: PlatformFile, wanted: PlatformFile) -> Iterator[str]:
 
 
 def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iterator[PlannedChange]:
-    settings = ("endpoints", "output_tokens_max", "unknown_parameters", "retry_started", "share_cache")
+    settings = ("endpoints", "output_tokens_max", "context_length", "unknown_parameters", "retry_started", "share_cache")
     yield from _difference("model", (name,), current, wanted, settings)
     prices = {} if current is None or current.prices is UNSET else current.prices
     for currency, price in _items(wanted.prices):

@@ -125,6 +125,7 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     endpoints: list[Endpoint]
     published: bool | UnsetType = UNSET
     output_tokens_max: int | UnsetType | None = UNSET
+    context_length: int | UnsetType | None = UNSET
     unknown_parameters: UnknownParameters | UnsetType = UNSET
     retry_started: bool | UnsetType = UNSET
     share_cache: bool | UnsetType = UNSET
@@ -234,7 +235,7 @@ def resolve_credential(reference: str, environ: Mapping[str, str], where: str) -
 
 # ---- ranges ----------------------------------------------------------------------------------------------------------
 
-_NUMBERS = {"tier": (0, 1_000), "weight": (0, 1_000_000), "output_tokens_max": (1, 2**31 - 1)}
+_NUMBERS = {"tier": (0, 1_000), "weight": (0, 1_000_000), "output_tokens_max": (1, 2**31 - 1), "context_length": (1, 2**31 - 1)}
 """Ranges of numbers, as the API has them (a test compares)."""
 
 BUDGET_NAME_CHARACTERS_MAX = 256

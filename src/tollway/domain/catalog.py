@@ -60,9 +60,10 @@ class CacheIsolation(StrEnum):
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """A public name in the catalog. Draft until published; only published models reach gateways.
 
-    `output_tokens_max`: cap on what one request may ask for, None for the engine's own. `retry_started`: whether a request that an
-    engine may have begun can be sent again elsewhere (true for stateless inference). `share_cache`: True lets tenants share the
-    engine's prefix cache, which is measurable across tenants, so the default isolates them by salt.
+    `output_tokens_max`: cap on what one request may ask for, None for the engine's own. `context_length`: most tokens that a prompt can
+    have, None if nothing is stated; an engine's report of more is not believed. `retry_started`: whether a request that an engine may have
+    begun can be sent again elsewhere (true for stateless inference). `share_cache`: True lets tenants share the engine's prefix cache,
+    which is measurable across tenants, so the default isolates them by salt.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: tuple[Endpoint, ...]
     created_at: int
     output_tokens_max: int | None = None
+    context_length: int | None = None
     unknown_parameters: UnknownParameters = UnknownParameters.REFUSE
     retry_started: bool = True
     share_cache: bool = False

@@ -69,6 +69,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     created_at: int
     prices: tuple[PriceVersion, ...]
     output_tokens_max: int | None = None
+    context_length: int | None = None
     unknown_parameters: UnknownParameters = UnknownParameters.REFUSE
     retry_started: bool = True
     share_cache: bool = False

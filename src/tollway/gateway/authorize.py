@@ -72,6 +72,10 @@ def authorize_body(caller: Caller, request: Request, asked: dict[str, Any], dire
         sequences *= _count_choices(asked, dialect)
         if sequences > PROMPTS_MAX:
             raise Fault(faults.PARAMETER_INVALID, param="n", message=f"A request may ask for at most {PROMPTS_MAX} outputs.")
+    input_tokens_max = len(request.body) + shared_bytes + prompts * dialect.prompt_tokens_added + media_tokens
+    context_length = grant.model.context_length
+    if context_length is not None and prompts * context_length < input_tokens_max:
+        input_tokens_max = prompts * context_length
     output_tokens_max, output_cap = _cap_output(asked, dialect, grant.model.output_tokens_max, sequences)
     stream = "stream" in asked and asked["stream"] is True and "stream" in dialect.fields
     hide_usage = hide_continuous = True
@@ -88,7 +92,7 @@ def authorize_body(caller: Caller, request: Request, asked: dict[str, Any], dire
         dropped,
         output_cap,
         output_tokens_max,
-        len(request.body) + shared_bytes + prompts * dialect.prompt_tokens_added + media_tokens,
+        input_tokens_max,
         0 if media_tokens else len(request.body),
         stream,
         prompts,

@@ -109,6 +109,7 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
         at, price_list = request.received_at, find_list(caller.organization.terms, request.received_at)
         models = [
             {"id": model.id, "object": "model", "created": model.created_at // 1_000_000, "owned_by": "tollway"}
+            | ({} if model.context_length is None else {"context_length": model.context_length})
             for model in plane.directory.list_models()
             if (caller.models is None or model.id in caller.models)
             and find_price(plane.directory.list_prices(model, price_list, ServiceTier.STANDARD), at) is not None

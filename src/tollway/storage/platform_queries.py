@@ -135,6 +135,7 @@ def _read_models(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
             created_at=model.created_at,
             prices=versions[model.name],
             output_tokens_max=model.output_tokens_max,
+            context_length=model.context_length,
             unknown_parameters=model.unknown_parameters,
             retry_started=model.retry_started,
             share_cache=model.share_cache,

@@ -143,6 +143,7 @@ models = sa.Table(
     sa.Column("published", sa.Boolean, nullable=False),
     sa.Column("endpoints", sa.Text, nullable=False),  # JSON array of domain.catalog.Endpoint
     sa.Column("output_tokens_max", sa.Integer),
+    sa.Column("context_length", sa.Integer),  # most tokens of a prompt
     sa.Column("unknown_parameters", sa.String(16), nullable=False),
     sa.Column("retry_started", sa.Boolean, nullable=False),
     sa.Column("share_cache", sa.Boolean, nullable=False),

@@ -35,6 +35,7 @@ def create_model(_caller: PlatformOperator, plane: Plane, body: ModelCreate) -> 
         endpoints=tuple(dict.fromkeys(body.endpoints)),
         created_at=plane.now(),
         output_tokens_max=body.output_tokens_max,
+        context_length=body.context_length,
         unknown_parameters=body.unknown_parameters,
         retry_started=body.retry_started,
         share_cache=body.share_cache,
@@ -69,10 +70,10 @@ def retrieve_model(_caller: PlatformOperator, plane: Plane, model: str) -> Model
 
 @router.post("/v1/platform/models/{model:path}")
 def update_model(_caller: PlatformOperator, plane: Plane, model: str, body: ModelUpdate) -> ModelOut:
-    """Change what is named in the body; a null `output_tokens_max` lifts the cap."""
+    """Change what is named in the body; a null `output_tokens_max` or `context_length` lifts that bound."""
     changed = {name: getattr(body, name) for name in body.model_fields_set}
     for name, value in changed.items():
-        if value is None and name != "output_tokens_max":
+        if value is None and name not in ("output_tokens_max", "context_length"):
             raise Fault(PARAMETER_INVALID, param=name, message=f"Invalid value for {name}: it cannot be null.")
     if "endpoints" in changed:
         changed["endpoints"] = tuple(dict.fromkeys(changed["endpoints"]))

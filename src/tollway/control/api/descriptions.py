@@ -166,6 +166,7 @@ FIELDS: Mapping[str, FieldText] = {
     "output_reasoning_tokens": FieldText("Output tokens for reasoning, 0 or more.", 0),
     "output_tokens": FieldText("Output tokens that are billed, 0 or more.", 34),
     "origin": FieldText("The key of the settings from which the key descends: `first` or `second`.", "first"),
+    "context_length": FieldText("Most tokens of one prompt, 1 to 2147483647; null if nothing is stated.", 131072),
     "output_tokens_max": FieldText("Most output tokens of one request, 1 to 2147483647; null for the engine's own bound.", 4096),
     "owner": FieldText("The owner."),
     "owner_project_access": FieldText("Always `active`.", "active"),

@@ -584,6 +584,7 @@ class ModelCreate(In):
     name: ModelName
     endpoints: Endpoints
     output_tokens_max: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    context_length: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     unknown_parameters: UnknownParametersPolicy = UnknownParameters.REFUSE
     retry_started: bool = True
     share_cache: bool = False
@@ -594,6 +595,7 @@ class ModelUpdate(In):
 
     endpoints: Endpoints | None = None
     output_tokens_max: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    context_length: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     unknown_parameters: UnknownParametersPolicy | None = None
     retry_started: bool | None = None
     share_cache: bool | None = None
@@ -606,6 +608,7 @@ class ModelOut(Identified):
     published: bool
     endpoints: list[str]
     output_tokens_max: int | None
+    context_length: int | None
     unknown_parameters: str
     retry_started: bool
     share_cache: bool
@@ -620,6 +623,7 @@ def model_out(model: Model) -> ModelOut:
         published=model.published,
         endpoints=[str(endpoint) for endpoint in model.endpoints],
         output_tokens_max=model.output_tokens_max,
+        context_length=model.context_length,
         unknown_parameters=model.unknown_parameters,
         retry_started=model.retry_started,
         share_cache=model.share_cache,
