@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "keys": ("keys:app", "API keys: create, list, revoke."),
     "limits": ("limits:app", "Limits of organizations, projects, service accounts and keys: show, set."),
     "budgets": ("budgets:app", "What may be spent: list, show, create, update, raise, archive."),
+    "quote": ("quote:quote", "What a request would cost, and what would refuse it now."),
     "models": ("catalog:app", "The catalog: models, their deployments and prices."),
     "prices": ("prices:app", "Price books, drafts of prices, and organizations' terms."),
     "usage": ("usage:usage", "What was used, by time, project, key or model."),
