@@ -66,6 +66,7 @@ COMMAND_OF = {
     "list_period_costs": "costs",
     "retrieve_receipt": "receipt",
     "retrieve_own_organization": "organizations show",
+    "update_own_organization": "organizations key-policy",
     "list_organizations": "organizations list",
     "create_organization": "organizations create",
     "retrieve_organization": "organizations list",

@@ -60,8 +60,17 @@ def create(
     requests_per_minute: Annotated[int | None, typer.Option(help="Limit of this key.")] = None,
     concurrent_requests: Annotated[int | None, typer.Option(help="Limit of this key.")] = None,
     expires_in_days: Annotated[
-        float | None, typer.Option("--expires-in-days", metavar="DAYS", help="Days until the key expires; never if left out.")
+        float | None,
+        typer.Option("--expires-in-days", metavar="DAYS", help="Days until the key expires; if left out as late as it may, or never."),
     ] = None,
+    endpoint: Annotated[
+        list[str] | None, typer.Option("--endpoint", metavar="ENDPOINT", help="Only this endpoint, such as embeddings (repeatable).")
+    ] = None,
+    address: Annotated[
+        list[str] | None, typer.Option("--address", metavar="RANGE", help="Only from these addresses, such as 192.0.2.0/24 (repeatable).")
+    ] = None,
+    output_tokens_max: Annotated[int | None, typer.Option(help="Most output tokens of one sequence.")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", metavar="NAME=TEXT", help="Label of the key (repeatable).")] = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
@@ -74,8 +83,10 @@ def create(
         "type": type,
         "limits": {"requests_per_minute": requests_per_minute, "concurrent_requests": concurrent_requests},
     }
-    if model:
-        body["models"] = model
+    bounds = {"models": model, "endpoints": endpoint, "addresses": address, "output_tokens_max": output_tokens_max}
+    body.update({name: value for name, value in bounds.items() if value})
+    if tag:
+        body["tags"] = dict(_split_tag(each) for each in tag)
     if expires_in_days is not None:
         body["expires_at"] = int(time.time() + expires_in_days * 86_400)
     with connect_tenant(control_url, key, data_dir, organization) as control:
@@ -160,6 +171,13 @@ def revoke(
     print(f"revoked {key_id}")
     if gone["pending_nodes"]:
         print(f"not confirmed yet by: {', '.join(gone['pending_nodes'])}", file=sys.stderr)
+
+
+def _split_tag(tag: str) -> tuple[str, str]:
+    name, separator, text = tag.partition("=")
+    if not separator:
+        raise OperatorError(f"{tag!r} is not a label", hint="write --tag NAME=TEXT", exit_code=2)
+    return name, text
 
 
 def _find_path(control: Control, project: str | None, key_id: str) -> str:

@@ -61,6 +61,25 @@ def create(
         print(f"id         {made['id']}\nadmin key  {made['admin_api_key']['value']}   (shown this once)")
 
 
+@app.command("key-policy")
+def set_key_policy(
+    lifetime_days: Annotated[
+        int | None, typer.Option("--lifetime-days", metavar="DAYS", help="Most days until a key expires; no bound if left out.")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Bound the lifetime of the keys that an organization makes or rotates from now on."""
+    seconds = None if lifetime_days is None else lifetime_days * 86_400
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        changed = control.post("/organization", {"key_lifetime_seconds_max": seconds})
+    bound = "no bound" if lifetime_days is None else f"{lifetime_days} days at most"
+    print_json(changed) if output is Output.JSON else print(f"{changed['name']}: keys live {bound}")
+
+
 @app.command()
 def update(
     organization: Annotated[str, typer.Argument(metavar="ORGANIZATION", help="Name or id of the organization.")],

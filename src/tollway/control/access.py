@@ -7,9 +7,20 @@ secret goes no further than its digest: no query, log or error ever holds it.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tollway.control.keys import Grantor
 from tollway.domain import ids, keys
-from tollway.domain.faults import KEY_INVALID, PARAMETER_MISSING, RESOURCE_UNKNOWN, SCOPE_INSUFFICIENT, Blame, Fault, FaultKind
-from tollway.domain.keys import KeyType, Operator
+from tollway.domain.faults import (
+    DATABASE_UNAVAILABLE,
+    KEY_INVALID,
+    PARAMETER_MISSING,
+    RESOURCE_UNKNOWN,
+    SCOPE_INSUFFICIENT,
+    Blame,
+    Fault,
+    FaultKind,
+)
+from tollway.domain.keys import KeyType, Operator, SecretUse
+from tollway.storage import keys as stored_keys
 from tollway.storage import nodes as stored_nodes
 from tollway.storage import platform_queries
 from tollway.storage.database import Database
@@ -25,11 +36,18 @@ NODE_MISMATCH = FaultKind(
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Someone who may administer one organization: its own admin, or an operator on its behalf (`is_operator`)."""
+    """Someone who may administer one organization: its own admin, or an operator on its behalf (`is_operator`). `expires_at`: of the key
+    presented, None if it does not expire."""
 
     key_id: str
     organization_id: str
     is_operator: bool = False
+    expires_at: int | None = None
+
+    @property
+    def grantor(self) -> Grantor:
+        """The key presented, as what makes other keys."""
+        return Grantor(self.key_id, self.expires_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +74,19 @@ def identify(database: Database, peppers: Mapping[int, bytes], secret: bytes, no
         key = platform_queries.find_active_key(tx, digests, now)
     if key is None:
         raise Fault(KEY_INVALID)
+    if key.use is not None and key.type is not KeyType.NODE:  # nodes say themselves when they were alive
+        _note_use(database, key.use)
     return key
+
+
+def _note_use(database: Database, use: SecretUse) -> None:
+    """Store the use of a secret, if the database can be written to: what is only read must be answered then as well."""
+    try:
+        with database.platform() as tx:
+            stored_keys.note_uses(tx, [use])
+    except Fault as fault:
+        if fault.kind is not DATABASE_UNAVAILABLE:
+            raise
 
 
 def require_tenant(database: Database, key: ActiveKey, organization_id: str | None) -> Tenant:
@@ -67,7 +97,7 @@ def require_tenant(database: Database, key: ActiveKey, organization_id: str | No
     if key.type is KeyType.ADMIN and key.organization_id is not None:
         if organization_id is not None and organization_id != key.organization_id:
             raise Fault(RESOURCE_UNKNOWN)
-        return Tenant(key.id, key.organization_id)
+        return Tenant(key.id, key.organization_id, expires_at=key.expires_at)
     if key.type is not KeyType.PLATFORM:
         raise Fault(SCOPE_INSUFFICIENT)
     if organization_id is None:
@@ -79,7 +109,7 @@ def require_tenant(database: Database, key: ActiveKey, organization_id: str | No
     with database.platform(write=False) as tx:
         if not ids.is_id(ids.ORGANIZATION, organization_id) or not platform_queries.has_organization(tx, organization_id):
             raise Fault(RESOURCE_UNKNOWN)
-    return Tenant(key.id, organization_id, is_operator=True)
+    return Tenant(key.id, organization_id, is_operator=True, expires_at=key.expires_at)
 
 
 def require_operator(key: ActiveKey) -> Operator:

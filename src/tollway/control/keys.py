@@ -4,13 +4,15 @@ The secret exists in the answer to its creation and nowhere else: what is stored
 sees.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tollway.control import publish
 from tollway.control.limits import check_limits
 from tollway.domain import ids
 from tollway.domain import keys as domain
-from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import GRANT_EXCEEDS_GRANTOR, PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import Key, KeyOrigin, KeyType, Operator
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.pages import Page, PageWindow
@@ -42,10 +44,20 @@ class Ingredients:
     pepper: Pepper
 
 
+@dataclass(frozen=True, slots=True)
+class Grantor:
+    """The key with which another one is made or rotated: what it makes expires with it at the latest. `expires_at`: None for a key that
+    does not expire."""
+
+    key_id: str
+    expires_at: int | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedKey:
     """Requested properties of a new key. `expires_at` is exclusive; `models` limits the key to these models, None allows all of its
-    project; `created_by`: the id of the key with which it is made."""
+    project. `endpoints`, `addresses`, `output_tokens_max`, `tags`: as those of a `Key`. `grantor`: the key with which it is made; None for
+    the settings."""
 
     type: KeyType
     name: str
@@ -53,7 +65,11 @@ class WantedKey:
     models: tuple[str, ...] | None = None
     limits: Limits = UNLIMITED
     service_account: ServiceAccount | None = None
-    created_by: str | None = None
+    grantor: Grantor | None = None
+    endpoints: tuple[Endpoint, ...] | None = None
+    addresses: tuple[str, ...] | None = None
+    output_tokens_max: int | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +215,30 @@ def revoke_operator_key(tx: PlatformTx, key_id: str, now: int) -> None:
     storage.revoke_platform_key(tx, key_id, now)
 
 
+def find_lifetime_max(tx: TenantTx) -> int | None:
+    """Return the longest lifetime of new keys of the organization in seconds; None for no bound."""
+    organization = stored_tenants.find_organization(tx)
+    return None if organization is None else organization.key_lifetime_seconds_max
+
+
+def bound_expiry(wanted: int | None, grantor: Grantor | None, lifetime_seconds: int | None, now: int) -> int | None:
+    """Return the expiry of a key that is to expire at `wanted` (None: as late as it may), where the organization allows it to live for
+    `lifetime_seconds` (None: without bound).
+
+    Raises GRANT_EXCEEDS_GRANTOR for an expiry after the grantor's own; PARAMETER_INVALID for one after the organization's longest lifetime.
+    """
+    latest = None if lifetime_seconds is None else now + lifetime_seconds * 1_000_000
+    granted = None if grantor is None else grantor.expires_at
+    if wanted is None:
+        return min((each for each in (latest, granted) if each is not None), default=None)
+    if granted is not None and wanted > granted:
+        raise Fault(GRANT_EXCEEDS_GRANTOR, param="expires_at", message="A key cannot expire later than the key with which it is made.")
+    if latest is not None and wanted > latest:
+        message = f"Keys of this organization expire {lifetime_seconds} seconds after they are made or rotated, at the latest."
+        raise Fault(PARAMETER_INVALID, param="expires_at", message=message)
+    return wanted
+
+
 def _get_project(tx: TenantTx, project_id: str, *, active: bool) -> None:
     project = stored_tenants.find_project(tx, project_id) if ids.is_id(ids.PROJECT, project_id) else None
     if project is None:
@@ -210,6 +250,7 @@ def _get_project(tx: TenantTx, project_id: str, *, active: bool) -> None:
 def _insert(tx: TenantTx, project_id: str | None, wanted: WantedKey, id: str, ingredients: Ingredients, now: int) -> ShownKey:
     if wanted.expires_at is not None and wanted.expires_at <= now:
         raise Fault(PARAMETER_INVALID, param="expires_at", message="A key cannot expire before it exists.")
+    expires_at = bound_expiry(wanted.expires_at, wanted.grantor, find_lifetime_max(tx), now)
     check_limits(wanted.limits, "limits.")
     made = domain.new_key(wanted.type, ingredients.random_bytes)
     key = Key(
@@ -219,11 +260,15 @@ def _insert(tx: TenantTx, project_id: str | None, wanted: WantedKey, id: str, in
         name=wanted.name,
         redacted=made.redacted,
         created_at=now,
-        expires_at=wanted.expires_at,
+        expires_at=expires_at,
         models=wanted.models,
         limits=wanted.limits,
         service_account=wanted.service_account,
-        created_by=wanted.created_by,
+        created_by=None if wanted.grantor is None else wanted.grantor.key_id,
+        endpoints=wanted.endpoints,
+        addresses=wanted.addresses,
+        output_tokens_max=wanted.output_tokens_max,
+        tags=wanted.tags,
     )
     storage.insert_key(tx, key, ingredients.pepper.digest(made.secret))
     return ShownKey(key, made.secret)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tollway.control import publish
-from tollway.control.keys import Ingredients, ShownKey, get_admin_key, get_project_key
+from tollway.control.keys import Grantor, Ingredients, ShownKey, bound_expiry, find_lifetime_max, get_admin_key, get_project_key
 from tollway.domain import keys as domain
 from tollway.domain.faults import PARAMETER_INVALID, STATE_CONFLICT, Fault
 from tollway.domain.keys import GRACE_SECONDS_DEFAULT, ROTATION_PAUSE_SECONDS, Key, PreviousSecret, Rotation, SecretUse
@@ -24,10 +24,11 @@ from tollway.storage.database import PlatformTx, TenantTx
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedRotation:
     """Wishes for a rotation. `grace_seconds`: time for which the secret before stays valid, 0 to GRACE_SECONDS_MAX. `expires_at`: another
-    expiry of the key (UTC microseconds, exclusive); None keeps the one that it has."""
+    expiry of the key (UTC microseconds, exclusive); None keeps the one that it has. `grantor`: the key with which it is rotated."""
 
     grace_seconds: int = GRACE_SECONDS_DEFAULT
     expires_at: int | None = None
+    grantor: Grantor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def rotate_project_key(
     tx: TenantTx, project_id: str, key_id: str, wanted: WantedRotation, *, ingredients: Ingredients, now: int
 ) -> Rotated:
     """Give a project's key another secret. Raises RESOURCE_UNKNOWN; STATE_CONFLICT where the project is archived, the key has expired, or
-    the rotation before is not over; PARAMETER_INVALID for an expiry that is not in the future."""
+    the rotation before is not over; PARAMETER_INVALID for an expiry that is not in the future; and as `keys.bound_expiry` does."""
     publish.lock(tx)  # rotations take turns as well
     key = get_project_key(tx, project_id, key_id)
     project = stored_tenants.find_project(tx, project_id)
@@ -94,7 +95,9 @@ def _rotate(tx: TenantTx, key: Key, wanted: WantedRotation, ingredients: Ingredi
     last_used_at = key.last_used_at if key.rotation is None else key.rotation.last_used_at
     previous = PreviousSecret(key.redacted, min(each for each in bounds if each is not None), last_used_at)
     made = domain.new_key(key.type, ingredients.random_bytes)
-    expires_at = key.expires_at if wanted.expires_at is None else wanted.expires_at
+    expires_at = (
+        key.expires_at if wanted.expires_at is None else bound_expiry(wanted.expires_at, wanted.grantor, find_lifetime_max(tx), now)
+    )
     changed = dataclasses.replace(key, redacted=made.redacted, expires_at=expires_at, rotation=Rotation(now, None, previous))
     storage.rotate_key(tx, changed, previous, ingredients.pepper.digest(made.secret), now)
     return ShownKey(changed, made.secret)

@@ -6,7 +6,7 @@ An id of another tenant and one that never was are the same here: RESOURCE_UNKNO
 from dataclasses import dataclass
 
 from tollway.control import keys, publish
-from tollway.control.keys import Ingredients
+from tollway.control.keys import Grantor, Ingredients
 from tollway.domain import ids
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import KeyType
@@ -50,6 +50,13 @@ def set_time_zone(tx: TenantTx, time_zone: str) -> Organization:
     require_active_organization(tx)
     stored_periods.lock_organization(tx, tx.organization_id)
     storage.set_time_zone(tx, time_zone)
+    return get_organization(tx)
+
+
+def set_key_lifetime_max(tx: TenantTx, seconds: int | None) -> Organization:
+    """Bound the lifetime of keys that are made or rotated from now on; None for no bound. Keys that exist keep their expiry."""
+    require_active_organization(tx)
+    storage.set_key_lifetime_max(tx, seconds)
     return get_organization(tx)
 
 
@@ -151,7 +158,7 @@ def create_service_account(
     key_id: str | None,
     ingredients: Ingredients,
     expires_at: int | None,
-    created_by: str,
+    grantor: Grantor,
     now: int,
 ) -> NewServiceAccount:
     """Create a service account and, if `key_id` is given, a live key of its own made from `secret`."""
@@ -162,7 +169,7 @@ def create_service_account(
     storage.insert_service_account(tx, account)
     key = None
     if key_id is not None:
-        wanted = keys.WantedKey(type=KeyType.LIVE, name="Secret Key", expires_at=expires_at, service_account=account, created_by=created_by)
+        wanted = keys.WantedKey(type=KeyType.LIVE, name="Secret Key", expires_at=expires_at, service_account=account, grantor=grantor)
         key = keys.create_project_key(tx, project_id, wanted, id=key_id, ingredients=ingredients, now=now)
     return NewServiceAccount(account, key)
 

@@ -106,6 +106,9 @@ KEY_INVALID = FaultKind(code="invalid_api_key", status=401, blame=_T, message="I
 SCOPE_INSUFFICIENT = FaultKind(
     code="insufficient_scope", status=403, blame=_T, message="This key may not do this.", type="insufficient_permissions"
 )
+ADDRESS_REFUSED = FaultKind(
+    code="address_not_allowed", status=403, blame=_T, message="This key may not be used from this address.", type="insufficient_permissions"
+)
 AUTHENTICATIONS_EXCEEDED = FaultKind(
     code="too_many_failed_authentications", status=429, blame=_T, type="requests",
     message="Incorrect API key provided. Too many authentications from your address have failed.",
@@ -205,6 +208,10 @@ SNAPSHOT_OUTDATED = FaultKind(
 INTERNAL = FaultKind(code="internal_error", status=500, blame=_P, message="Internal error.", type=_SERVER)
 
 # Administration.
+GRANT_EXCEEDS_GRANTOR = FaultKind(
+    code="grant_exceeds_grantor", status=403, blame=_T, message="A key cannot grant more than the key with which it is made.",
+    type="insufficient_permissions",
+)  # fmt: skip
 REQUEST_INVALID = _client("invalid_value", 400, "The request is not valid.")
 RESOURCE_UNKNOWN = _client("not_found", 404, "There is no such resource.")
 NAME_TAKEN = _client("conflict", 409, "Something with this name or in this state exists already.")

@@ -10,12 +10,13 @@ import hashlib
 import hmac
 import re
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
 
+from tollway.domain.catalog import Endpoint
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.tenants import ServiceAccount
 
@@ -131,6 +132,8 @@ class Key:
     `project_id` is None for the admin keys of an organization and for keys of the platform. `models`: the names that the key may use;
     None for all models of its project. Instants are UTC microseconds; `expires_at` is exclusive, None for a key that does not expire.
     `created_by`: the id of the key with which it was made, None for keys of the settings. `origin`: of keys of operators only.
+    `endpoints`: those that it may call, None for all; `addresses`: the ranges from which it may be used, None for any;
+    `output_tokens_max`: most output tokens of one sequence, None for no bound of its own; `tags`: labels of its owner's, by name.
     `last_used_at`: the latest use of any secret of it, to USE_SECONDS; None if it was never used. `rotation`: None if it was never
     rotated."""
 
@@ -148,6 +151,10 @@ class Key:
     origin: KeyOrigin | None = None
     last_used_at: int | None = None
     rotation: Rotation | None = None
+    endpoints: tuple[Endpoint, ...] | None = None
+    addresses: tuple[str, ...] | None = None
+    output_tokens_max: int | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class NewKey(msgspec.Struct, frozen=True):

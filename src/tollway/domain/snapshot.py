@@ -44,6 +44,9 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
     `service_account_id`: the account that it belongs to, whose limits its entry repeats, because an account alone is nothing that a request
     names.
+
+    `endpoints`: the endpoints that it may call; None for all. `addresses`: the ranges (`domain.networks`) from which it may be used; None
+    for any. `output_tokens_max`: most output tokens of one sequence, beside the model's own bound; None for no other.
     """
 
     id: str
@@ -59,6 +62,9 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
     service_account_model_limits: dict[str, Limits] = {}
     previous_digest: bytes = b""
     previous_expires_at: int | None = None
+    endpoints: tuple[Endpoint, ...] | None = None
+    addresses: tuple[str, ...] | None = None
+    output_tokens_max: int | None = None
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="model", omit_defaults=True):

@@ -14,7 +14,8 @@ class Status(StrEnum):
 
 class Organization(msgspec.Struct, frozen=True, kw_only=True):
     """Customer that is billed, in one currency (ISO 4217 code), fixed when it is created. `time_zone` (IANA name) cuts its billing
-    periods from the next new one on."""
+    periods from the next new one on. `key_lifetime_seconds_max`: longest time until a key expires that is made or rotated from now on;
+    None for no bound."""
 
     id: str
     name: str
@@ -22,6 +23,7 @@ class Organization(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
     created_at: int
     time_zone: str = "UTC"
+    key_lifetime_seconds_max: int | None = None
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 
 from tollway.domain import keys
-from tollway.domain.faults import KEY_INVALID, SCOPE_INSUFFICIENT, Fault
+from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import ADDRESS_REFUSED, KEY_INVALID, SCOPE_INSUFFICIENT, Fault
 from tollway.domain.keys import KeyType
+from tollway.domain.networks import contains
 from tollway.gateway.directory import Directory
 from tollway.gateway.request import Caller, RequestHead
 from tollway.wire.credentials import find_secret
@@ -22,11 +24,14 @@ def authenticate(head: RequestHead, directory: Directory, digesters: Sequence[Di
 
     Raises Fault: invalid_api_key (401) for none, malformed, unknown, revoked or expired; ambiguous_credentials (400) for two
     that differ;
-    insufficient_scope (403) for a well-formed key of another plane. The lookup is in memory, so the malformed cost no more than the rest.
+    insufficient_scope (403) for a well-formed key of another plane; address_not_allowed (403) for a key that may not be used from this
+    address. The lookup is in memory, so the malformed cost no more than the rest.
     """
     if head.digest is not None:
         caller = directory.find_caller(head.digest, now_us)
         if caller is not None:
+            if caller.networks is not None and head.admitted is not caller:
+                _check_address(caller, head)
             return caller
     headers = head.headers
     secret = find_secret(_values(headers, b"authorization"), _values(headers, b"x-api-key") + _values(headers, b"api-key"))
@@ -37,10 +42,25 @@ def authenticate(head: RequestHead, directory: Directory, digesters: Sequence[Di
         caller = directory.find_caller(digest, now_us)
         if caller is not None:
             head.digest = digest
+            if caller.networks is not None:
+                _check_address(caller, head)
             return caller
     if secret.startswith(_OTHER_PLANES) and keys.find_type(secret.decode("latin-1")) is not None:
         raise Fault(SCOPE_INSUFFICIENT, message="This kind of key cannot be used for inference.")
     raise Fault(KEY_INVALID)
+
+
+def require_endpoint(caller: Caller, endpoint: Endpoint) -> None:
+    """Raise Fault insufficient_scope (403) unless the caller may call the endpoint."""
+    if caller.endpoints is not None and endpoint not in caller.endpoints:
+        raise Fault(SCOPE_INSUFFICIENT, message="This key may not be used for this endpoint.")
+
+
+def _check_address(caller: Caller, head: RequestHead) -> None:
+    """Raise Fault address_not_allowed unless the key may be used from the address of this head. An address that is not known is refused."""
+    if caller.networks is None or not contains(caller.networks, head.address):
+        raise Fault(ADDRESS_REFUSED)
+    head.admitted = caller
 
 
 def _values(headers: dict[bytes, bytes], name: bytes) -> list[bytes]:

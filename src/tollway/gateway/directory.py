@@ -139,6 +139,9 @@ class Directory:
         model = self._maps.models.get(name)
         if model is None or (caller.models is not None and name not in caller.models):
             return None
+        cap = caller.principal.output_tokens_max
+        if cap is not None and (model.output_tokens_max is None or cap < model.output_tokens_max):
+            model = msgspec.structs.replace(model, output_tokens_max=cap)
         terms = caller.organization.terms
         in_force = find_terms(terms, at)
         price_list = None if in_force is None else in_force.list

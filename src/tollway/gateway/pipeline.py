@@ -18,7 +18,7 @@ from tollway.domain.limits import Standing
 from tollway.domain.money import parse_sum
 from tollway.domain.prices import find_list, find_price
 from tollway.domain.usage import ServiceTier
-from tollway.gateway.authenticate import authenticate
+from tollway.gateway.authenticate import authenticate, require_endpoint
 from tollway.gateway.authorize import authorize
 from tollway.gateway.budgets import BudgetHold, describe_budgets
 from tollway.gateway.buffers import BufferHold
@@ -61,6 +61,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         if plane.shedder.steps and request.upload is None:
             _shed(plane.shedder)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
+        if caller.endpoints is not None:
+            require_endpoint(caller, request.endpoint)
         if request.upload is None:
             call = authorize(caller, request, plane.directory, plane.media_bounds)
         else:
@@ -162,6 +164,7 @@ async def quote(request: Request, client: Client, plane: Plane) -> None:
         if plane.directory.obstacle is not None:
             raise Fault(plane.directory.obstacle, retry_after_seconds=1)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
+        require_endpoint(caller, request.endpoint)
         call = authorize(caller, request, plane.directory, plane.media_bounds)
         quoted = Quote(call)
         standings: list[Standing] = []
@@ -206,18 +209,19 @@ async def _find_cost_refusal(call: Call, plane: Plane) -> Fault | None:
     return refusal
 
 
-def read_head(headers: dict[bytes, bytes], endpoint: Endpoint) -> RequestHead:
-    """Return what these headers say. The client's trace is continued with its decision on sampling and its `tracestate` (W3C Trace
-    Context); without a valid parent both are ours. Its own id of the request is kept for the log if it is one that cannot spoil it."""
+def read_head(headers: dict[bytes, bytes], endpoint: Endpoint, address: str) -> RequestHead:
+    """Return what these headers say. `address`: the client's. The client's trace is continued with its decision on sampling and its
+    `tracestate` (W3C Trace Context); without a valid parent both are ours. Its own id of the request is kept for the log if it is one
+    that cannot spoil it."""
     id = _CLIENT_REQUEST_ID.fullmatch(headers.get(b"x-client-request-id", b""))
     client_request_id = id.group().decode() if id else ""
     trace = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
     if trace is None:
-        return RequestHead(endpoint, headers, "", client_request_id)
+        return RequestHead(endpoint, headers, "", client_request_id, address=address)
     state = headers.get(b"tracestate", b"")
     tracestate = state if _TRACESTATE.fullmatch(state) else b""
     flags = f"{int(trace.group(2), 16) & _TRACE_FLAGS:02x}"
-    return RequestHead(endpoint, headers, trace.group(1).decode(), client_request_id, flags, tracestate)
+    return RequestHead(endpoint, headers, trace.group(1).decode(), client_request_id, flags, tracestate, address)
 
 
 def read_max_cost(head: RequestHead) -> int | None:
@@ -242,7 +246,9 @@ def identify_sender(head: RequestHead, plane: Plane) -> Caller:
         raise Fault(plane.directory.obstacle, retry_after_seconds=1)
     if plane.shedder.steps:
         _shed(plane.shedder)
-    return authenticate(head, plane.directory, plane.digesters, plane.now_us())
+    caller = authenticate(head, plane.directory, plane.digesters, plane.now_us())
+    require_endpoint(caller, head.endpoint)
+    return caller
 
 
 def _shed(shedder: Shedder) -> None:

@@ -8,9 +8,12 @@ from enum import StrEnum
 
 import msgspec
 
+from tollway.domain.catalog import Endpoint
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, LevelLimits, LimitLevel, Limits
+from tollway.domain.networks import Network, parse_network
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
+from tollway.gateway.dialects.table import DIALECTS
 
 
 class PrincipalKind(StrEnum):
@@ -24,7 +27,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
     `id`: of the API key. `models`: names of the models that it may use; None allows every published model. `limits`: those of each level
     that has any, innermost level first. `expires_at`: UTC microseconds, exclusive; None never expires. `is_test`: its requests reach only
-    deployments for tests, and are not billed.
+    deployments for tests, and are not billed. `endpoints`: those that it may call; None allows all. `networks`: the address ranges from
+    which it may send; None allows any. `output_tokens_max`: most output tokens of one sequence; None leaves the model's own bound.
     """
 
     id: str
@@ -35,6 +39,9 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     limits: tuple[LevelLimits, ...]
     expires_at: int | None
     is_test: bool = False
+    endpoints: frozenset[Endpoint] | None = None
+    networks: tuple[Network, ...] | None = None
+    output_tokens_max: int | None = None
 
 
 def principal_of_key(key: KeyEntry, project: ProjectEntry, organization: OrganizationEntry) -> Principal:
@@ -49,7 +56,15 @@ def principal_of_key(key: KeyEntry, project: ProjectEntry, organization: Organiz
         limits=tuple(_list_limits(key, project, organization)),
         expires_at=key.expires_at,
         is_test=key.type is KeyType.TEST,
+        endpoints=None if key.endpoints is None else _with_implied(key.endpoints),
+        networks=None if key.addresses is None else tuple(map(parse_network, key.addresses)),
+        output_tokens_max=key.output_tokens_max,
     )
+
+
+def _with_implied(endpoints: tuple[Endpoint, ...]) -> frozenset[Endpoint]:
+    """Return the endpoints of a key with those that they imply: whoever may use messages may count their tokens."""
+    return frozenset(each for each in Endpoint if each in endpoints or DIALECTS[each].model_endpoint in endpoints)
 
 
 def _list_limits(key: KeyEntry, project: ProjectEntry, organization: OrganizationEntry) -> Iterator[LevelLimits]:

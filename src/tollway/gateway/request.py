@@ -31,9 +31,21 @@ class RequestHead:
     `max_cost`: the most that a request may cost, as the client wrote it.
     `digest`: of the credential, once a caller was found by it; it saves the work of making it again, 24 thousand instructions a request
     (7 %), and nothing else: each request looks its caller up.
+    `address`: the client's, behind trusted proxies; empty if it is not known. `admitted`: the caller whose ranges the address was found in.
     """
 
-    __slots__ = ("client_request_id", "digest", "endpoint", "headers", "max_cost", "trace_flags", "trace_id", "tracestate")
+    __slots__ = (
+        "address",
+        "admitted",
+        "client_request_id",
+        "digest",
+        "endpoint",
+        "headers",
+        "max_cost",
+        "trace_flags",
+        "trace_id",
+        "tracestate",
+    )
 
     def __init__(
         self,
@@ -43,6 +55,7 @@ class RequestHead:
         client_request_id: str = "",
         trace_flags: str = "00",
         tracestate: bytes = b"",
+        address: str = "",
     ) -> None:
         self.endpoint = endpoint
         self.headers = headers
@@ -52,6 +65,8 @@ class RequestHead:
         self.client_request_id = client_request_id
         self.max_cost: bytes | None = headers.get(b"x-max-cost")
         self.digest: bytes | None = None
+        self.address = address
+        self.admitted: Caller | None = None
 
 
 _BARE_HEADS = {endpoint: RequestHead(endpoint, NO_HEADERS) for endpoint in Endpoint}
@@ -115,7 +130,8 @@ def new_request(id: str, head: RequestHead, body: bytes, started: float, receive
 class Caller:
     """A principal with everything that follows from it compiled once.
 
-    `organization`, `project`, `models`, `expires_at`, `is_test`: those of the principal, held here because each request reads them.
+    `organization`, `project`, `models`, `expires_at`, `is_test`, `endpoints`, `networks`: those of the principal, held here because each
+    request reads them.
     `grants`: compiled per model and endpoint on first use. `budgets`: those that bind it, innermost level first. `cache_salt`: isolates the
     organization's prefixes inside an engine's prefix cache. `end_user_limits`: those of each end user of the project, None without any.
     `use_due_at`: the instant (UTC microseconds) from which its next use is noted.
@@ -125,10 +141,12 @@ class Caller:
         "budgets",
         "cache_salt",
         "end_user_limits",
+        "endpoints",
         "expires_at",
         "grants",
         "is_test",
         "models",
+        "networks",
         "organization",
         "principal",
         "project",
@@ -142,6 +160,8 @@ class Caller:
         self.models = principal.models
         self.expires_at = principal.expires_at
         self.is_test = principal.is_test
+        self.endpoints = principal.endpoints
+        self.networks = principal.networks
         self.cache_salt = cache_salt
         self.budgets = budgets
         of_each = principal.project.end_user_limits

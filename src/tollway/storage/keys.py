@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tollway.domain.catalog import Endpoint
 from tollway.domain.keys import Key, KeyOrigin, KeyType, PreviousSecret, Rotation, SecretUse, shorten_digest
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.tenants import ServiceAccount
@@ -238,6 +239,10 @@ def _columns(key: Key, digest: Digest) -> dict[str, Any]:
         "digest": digest.value,
         "redacted": key.redacted,
         "models": None if key.models is None else json.dumps(key.models),
+        "endpoints": None if key.endpoints is None else json.dumps(key.endpoints),
+        "addresses": None if key.addresses is None else json.dumps(key.addresses),
+        "output_tokens_max": key.output_tokens_max,
+        "tags": json.dumps(dict(key.tags)) if key.tags else None,
         "created_at": key.created_at,
         "expires_at": key.expires_at,
         "created_by": key.created_by,
@@ -285,7 +290,16 @@ def _key(row: Any) -> Key:
         created_by=row.created_by,
         last_used_at=max((at for at in (row.last_used_at, row.previous_last_used_at) if at is not None), default=None),
         rotation=_rotation(row),
+        endpoints=read_endpoints(row),
+        addresses=None if row.addresses is None else tuple(json.loads(row.addresses)),
+        output_tokens_max=row.output_tokens_max,
+        tags={} if row.tags is None else json.loads(row.tags),
     )
+
+
+def read_endpoints(row: Any) -> tuple[Endpoint, ...] | None:
+    """Return the endpoints that the key of a row may call; None for all."""
+    return None if row.endpoints is None else tuple(map(Endpoint, json.loads(row.endpoints)))
 
 
 def _rotation(row: Any) -> Rotation | None:

@@ -12,12 +12,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.budgets import BudgetLevel, BudgetMode
-from tollway.domain.keys import KeyOrigin, KeyType
+from tollway.domain.keys import USE_SECONDS, KeyOrigin, KeyType, SecretUse, shorten_digest
 from tollway.domain.limits import DIMENSIONS, UNLIMITED, LimitLevel
 from tollway.domain.price_books import carried
 from tollway.domain.snapshot import BudgetEntry, DeploymentEntry, Entry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Status
-from tollway.storage import catalog, limits, prices
+from tollway.storage import catalog, keys, limits, prices
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.schema import END_USER_PREFIX, api_keys, deployments, models, organizations, projects, service_accounts
 from tollway.storage.schema_budgets import budgets
@@ -35,19 +35,22 @@ IDS_MAX = 500
 @dataclass(frozen=True, slots=True)
 class ActiveKey:
     """A key that may act now, and for whom: `organization_id` is None for keys of the platform and of nodes, `node_id` for all but those
-    of nodes, `origin` for all but those of operators."""
+    of nodes, `origin` for all but those of operators. `expires_at`: None for a key that does not expire. `use`: the secret that was
+    presented, used now; None if its use was noted already less than USE_SECONDS ago."""
 
     id: str
     type: KeyType
     organization_id: str | None
     node_id: str | None
     origin: KeyOrigin | None
+    expires_at: int | None = None
+    use: SecretUse | None = None
 
 
 def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> ActiveKey | None:
     """The key with one of `digests` that may act at instant `now`: neither revoked nor expired, its organization not archived."""
     query = (
-        sa.select(api_keys.c.id, api_keys.c.type, api_keys.c.organization_id, api_keys.c.node_id, api_keys.c.origin)
+        sa.select(api_keys)
         .outerjoin(organizations, organizations.c.id == api_keys.c.organization_id)
         .where(
             sa.or_(
@@ -63,7 +66,12 @@ def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> Activ
     if row is None:
         return None
     origin = None if row.origin is None else KeyOrigin(row.origin)
-    return ActiveKey(row.id, KeyType(row.type), row.organization_id, row.node_id, origin)
+    is_new = row.digest in digests
+    noted_at = row.last_used_at if is_new else row.previous_last_used_at
+    use = None
+    if noted_at is None or noted_at <= now - USE_SECONDS * 1_000_000:
+        use = SecretUse(row.id, shorten_digest(row.digest if is_new else row.previous_digest), now)
+    return ActiveKey(row.id, KeyType(row.type), row.organization_id, row.node_id, origin, row.expires_at, use)
 
 
 def has_organization(tx: PlatformTx, organization_id: str) -> bool:
@@ -174,6 +182,9 @@ def _keys(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
             service_account_model_limits=accounts_by_model.get(row.service_account_id, {}),
             previous_digest=row.previous_digest or b"",
             previous_expires_at=row.previous_expires_at,
+            endpoints=keys.read_endpoints(row),
+            addresses=None if row.addresses is None else tuple(json.loads(row.addresses)),
+            output_tokens_max=row.output_tokens_max,
         )
 
 

@@ -57,6 +57,7 @@ organizations = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("archived_at", sa.BigInteger),
+    sa.Column("key_lifetime_seconds_max", sa.BigInteger),
     *limit_columns(),
     one_of("status", Status),
 )
@@ -106,6 +107,10 @@ api_keys = sa.Table(
     sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
     sa.Column("redacted", sa.String(64), nullable=False),
     sa.Column("models", sa.Text),  # JSON array of names; null for every model of the project
+    sa.Column("endpoints", sa.Text),  # JSON array of domain.catalog.Endpoint; null for all
+    sa.Column("addresses", sa.Text),  # JSON array of ranges (domain.networks); null for any
+    sa.Column("output_tokens_max", sa.Integer),
+    sa.Column("tags", sa.Text),  # JSON object of texts; null for none
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger),
     sa.Column("revoked_at", sa.BigInteger),

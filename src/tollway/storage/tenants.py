@@ -55,6 +55,12 @@ def set_time_zone(tx: TenantTx, time_zone: str) -> None:
     tx.connection.execute(organizations.update().where(organizations.c.id == tx.organization_id).values(time_zone=time_zone))
 
 
+def set_key_lifetime_max(tx: TenantTx, seconds: int | None) -> None:
+    """Store another longest lifetime of new keys of the organization; None for no bound."""
+    own = organizations.update().where(organizations.c.id == tx.organization_id)
+    tx.connection.execute(own.values(key_lifetime_seconds_max=seconds))
+
+
 def archive_organization(tx: TenantTx, now: int) -> list[str]:
     """Mark the organization and all of its projects as archived. Returns the projects that were active until now."""
     tx.connection.execute(
@@ -77,6 +83,7 @@ def _organization(row: Any) -> Organization:
         status=Status(row.status),
         created_at=row.created_at,
         time_zone=row.time_zone,
+        key_lifetime_seconds_max=row.key_lifetime_seconds_max,
     )
 
 

@@ -61,7 +61,11 @@ def create_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str,
         expires_at=None if body.expires_at is None else body.expires_at * 1_000_000,
         models=None if body.models is None else tuple(body.models),
         limits=body.limits.limits(),
-        created_by=caller.key_id,
+        grantor=caller.grantor,
+        endpoints=None if body.endpoints is None else tuple(body.endpoints),
+        addresses=None if body.addresses is None else tuple(body.addresses),
+        output_tokens_max=body.output_tokens_max,
+        tags=body.tags,
     )
     with plane.database.tenant(caller.organization_id) as tx:
         shown = keys.create_project_key(tx, project_id, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=now)
@@ -91,7 +95,9 @@ def rotate_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str,
     gateway that is alive takes the new one, or names those that have not confirmed."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
-        rotated = rotation.rotate_project_key(tx, project_id, key_id, body.wanted(), ingredients=plane.new_ingredients(), now=now)
+        rotated = rotation.rotate_project_key(
+            tx, project_id, key_id, body.wanted(caller.grantor), ingredients=plane.new_ingredients(), now=now
+        )
     pending = publish.confirm(plane.database, plane.publications, rotated.version, now)
     return KeyRotated(**key_out(rotated.shown.key, now).model_dump(), value=rotated.shown.secret, pending_nodes=pending)
 
@@ -124,7 +130,7 @@ def create_admin_key(caller: OrganizationAdmin, plane: Plane, body: AdminKeyCrea
     """Create an admin key. Its secret is in this answer and nowhere else."""
     now = plane.now()
     expires_at = routes.expiry(body.expires_in_seconds, now)
-    wanted = WantedKey(type=KeyType.ADMIN, name=body.name, expires_at=expires_at, created_by=caller.key_id)
+    wanted = WantedKey(type=KeyType.ADMIN, name=body.name, expires_at=expires_at, grantor=caller.grantor)
     with plane.database.tenant(caller.organization_id) as tx:
         shown = keys.create_admin_key(tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=now)
     return admin_key_created(shown, now)
@@ -150,7 +156,7 @@ def rotate_admin_key(caller: OrganizationAdmin, plane: Plane, key_id: str, body:
     """Give an admin key another secret, which is in this answer and nowhere else. The secret before stays valid for the grace."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
-        shown = rotation.rotate_admin_key(tx, key_id, body.wanted(), ingredients=plane.new_ingredients(), now=now)
+        shown = rotation.rotate_admin_key(tx, key_id, body.wanted(caller.grantor), ingredients=plane.new_ingredients(), now=now)
     return admin_key_created(shown, now)
 
 

@@ -133,6 +133,7 @@ FIELDS: Mapping[str, FieldText] = {
     "incomplete": FieldText("Requests without a complete usage report, 0 or more.", 0),
     "input_cached_tokens": FieldText("Input tokens that came from the prefix cache, 0 or more.", 0),
     "input_tokens": FieldText("Input tokens that are billed, 0 or more.", 120),
+    "key_lifetime_seconds_max": FieldText("Longest time until a new key expires, 1 or more; null for no bound.", 7776000),
     "kind": FieldText("The kind of the resource.", "credit"),
     "known_until": FieldText(f"Until when the records of the run are known to be complete, {_AT}; null if never.", 1790000000),
     "last_id": FieldText("The id of the last item: the `after` of the next page; null for an empty list.", _KEY),
@@ -223,6 +224,7 @@ FIELDS: Mapping[str, FieldText] = {
     "state": FieldText("The state of the resource.", "open"),
     "status": FieldText("The status of the resource: `active` or `archived`.", "active"),
     "stream": FieldText("Whether the answer was a stream.", True),
+    "tags": FieldText("Labels, 16 at most: names of A-Z a-z 0-9 . _ / -, texts of at most 256 characters.", {"team": "search"}),
     "test": FieldText("Whether the deployment serves requests of test keys, which are not billed, and no others.", False),
     "ticked_at": FieldText(f"Instant of the latest sign in the records that the gateway runs, {_AT}; null if there is none.", 1790000000),
     "tier": FieldText("Order of deployments, 0 to 1000: a higher tier is used when the lower ones cannot serve.", 0),
@@ -260,6 +262,41 @@ FIELDS: Mapping[str, FieldText] = {
 }
 
 SPECIAL: Mapping[str, FieldText] = {
+    "KeyCreate.endpoints": FieldText("Endpoints that the key may call; null for all.", ["chat/completions"]),
+    "KeyCreate.addresses": FieldText(
+        "Address ranges from which the key may be used, 1 to 100; null for any.", ["192.0.2.0/24", "2001:db8::/32"]
+    ),
+    "KeyCreate.output_tokens_max": FieldText(
+        "Most output tokens of one sequence, 1 to 2147483647; null for the bound of the model alone.", 4096
+    ),
+    "KeyOut.endpoints": FieldText("Endpoints that the key may call; null for all.", ["chat/completions"]),
+    "KeyOut.addresses": FieldText(
+        "Address ranges from which the key may be used, 1 to 100; null for any.", ["192.0.2.0/24", "2001:db8::/32"]
+    ),
+    "KeyOut.output_tokens_max": FieldText(
+        "Most output tokens of one sequence, 1 to 2147483647; null for the bound of the model alone.", 4096
+    ),
+    "KeyCreated.endpoints": FieldText("Endpoints that the key may call; null for all.", ["chat/completions"]),
+    "KeyCreated.addresses": FieldText(
+        "Address ranges from which the key may be used, 1 to 100; null for any.", ["192.0.2.0/24", "2001:db8::/32"]
+    ),
+    "KeyCreated.output_tokens_max": FieldText(
+        "Most output tokens of one sequence, 1 to 2147483647; null for the bound of the model alone.", 4096
+    ),
+    "KeyRotated.endpoints": FieldText("Endpoints that the key may call; null for all.", ["chat/completions"]),
+    "KeyRotated.addresses": FieldText(
+        "Address ranges from which the key may be used, 1 to 100; null for any.", ["192.0.2.0/24", "2001:db8::/32"]
+    ),
+    "KeyRotated.output_tokens_max": FieldText(
+        "Most output tokens of one sequence, 1 to 2147483647; null for the bound of the model alone.", 4096
+    ),
+    "KeyRetired.endpoints": FieldText("Endpoints that the key may call; null for all.", ["chat/completions"]),
+    "KeyRetired.addresses": FieldText(
+        "Address ranges from which the key may be used, 1 to 100; null for any.", ["192.0.2.0/24", "2001:db8::/32"]
+    ),
+    "KeyRetired.output_tokens_max": FieldText(
+        "Most output tokens of one sequence, 1 to 2147483647; null for the bound of the model alone.", 4096
+    ),
     "BindingLimitOut.level": FieldText("The kind of what is limited.", "project"),
     "BindingLimitOut.id": FieldText("The id of what is limited.", _PROJECT),
     "BindingLimitOut.model": FieldText("The model that is limited; null for all models together.", "llama-70b"),

@@ -8,6 +8,7 @@ from tollway.control import keys, publish, tenants
 from tollway.control.api import routes
 from tollway.control.api.routes import OrganizationAdmin, Plane, PlatformOperator
 from tollway.control.api.schemas import (
+    KeyPolicy,
     ListOut,
     OrganizationArchived,
     OrganizationCreate,
@@ -19,7 +20,7 @@ from tollway.control.api.schemas import (
     list_out,
     organization_out,
 )
-from tollway.control.keys import WantedKey
+from tollway.control.keys import Grantor, WantedKey
 from tollway.domain import ids
 from tollway.domain.keys import KeyType
 
@@ -40,7 +41,7 @@ def list_organizations(
 def create_organization(caller: PlatformOperator, plane: Plane, body: OrganizationCreate) -> OrganizationCreated:
     """Create an organization and its first admin key, whose secret is in this answer only. Names of active organizations are unique."""
     now = plane.now()
-    wanted = WantedKey(type=KeyType.ADMIN, name="First admin key", created_by=caller.key_id)
+    wanted = WantedKey(type=KeyType.ADMIN, name="First admin key", grantor=Grantor(caller.key_id))
     with plane.database.tenant(plane.new_id(ids.ORGANIZATION)) as tx:
         organization = tenants.create_organization(tx, name=body.name, currency=body.currency, time_zone=body.time_zone, now=now)
         shown = keys.create_admin_key(tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=now)
@@ -54,6 +55,13 @@ def retrieve_own_organization(caller: OrganizationAdmin, plane: Plane) -> Organi
         return organization_out(tenants.get_organization(tx))
 
 
+@router.post("/v1/organization")
+def update_own_organization(caller: OrganizationAdmin, plane: Plane, body: KeyPolicy) -> OrganizationOut:
+    """Bound the lifetime of keys that are made or rotated from now on. Keys that exist keep their expiry."""
+    with plane.database.tenant(caller.organization_id) as tx:
+        return organization_out(tenants.set_key_lifetime_max(tx, body.key_lifetime_seconds_max))
+
+
 @router.get("/v1/platform/organizations/{organization_id}")
 def retrieve_organization(_caller: PlatformOperator, plane: Plane, organization_id: str) -> OrganizationOut:
     """One organization."""
@@ -63,9 +71,13 @@ def retrieve_organization(_caller: PlatformOperator, plane: Plane, organization_
 
 @router.post("/v1/platform/organizations/{organization_id}")
 def modify_organization(_caller: PlatformOperator, plane: Plane, organization_id: str, body: OrganizationUpdate) -> OrganizationOut:
-    """Change an organization's time zone. Billing periods that exist stay as they are."""
+    """Change an organization's time zone, or the longest lifetime of its keys. Billing periods and keys that exist stay as they are."""
     with plane.database.tenant(routes.organization(organization_id)) as tx:
-        return organization_out(tenants.set_time_zone(tx, body.time_zone))
+        if body.time_zone is not None:
+            tenants.set_time_zone(tx, body.time_zone)
+        if "key_lifetime_seconds_max" in body.model_fields_set:
+            tenants.set_key_lifetime_max(tx, body.key_lifetime_seconds_max)
+        return organization_out(tenants.get_organization(tx))
 
 
 @router.post("/v1/platform/organizations/{organization_id}/archive")

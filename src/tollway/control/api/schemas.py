@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, create_model
 
-from tollway.control.keys import ShownKey
+from tollway.control.keys import Grantor, ShownKey
 from tollway.control.rotation import WantedRotation
 from tollway.domain import money
 from tollway.domain.catalog import MODEL_NAME, CacheIsolation, Deployment, Endpoint, Engine, Model, UnknownParameters
@@ -26,6 +26,7 @@ from tollway.domain.limits import (
     Limits,
     Quantity,
 )
+from tollway.domain.networks import parse_network
 from tollway.domain.nodes import JoinToken, RegisteredNode
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import find_zone
@@ -33,6 +34,11 @@ from tollway.domain.tenants import Organization, Project, ServiceAccount
 
 SECONDS_MAX = 253_402_300_799
 """The last second of the year 9999: later instants are typing errors (milliseconds, usually)."""
+
+ADDRESSES_MAX = 100
+"""Ranges of one key: those of the offices and the clusters of a company. Each costs a comparison for the first request of a connection."""
+
+TAGS_MAX = 16
 
 LIFETIME_SECONDS_MAX = 100 * 366 * 86_400
 
@@ -98,6 +104,10 @@ def _sum(text: str) -> str:
     return text
 
 
+def _address_range(text: str) -> str:
+    return str(parse_network(text))
+
+
 def _time_zone(text: str) -> str:
     if find_zone(text) is None:
         raise ValueError("it must be a time zone of the IANA database, such as Europe/Berlin")
@@ -115,6 +125,11 @@ Amount = Annotated[str, StringConstraints(max_length=32), AfterValidator(_amount
 Currency = Annotated[str, StringConstraints(max_length=3), AfterValidator(_currency)]
 Second = Annotated[int, Field(ge=0, le=SECONDS_MAX)]
 LifetimeSeconds = Annotated[int, Field(ge=1, le=LIFETIME_SECONDS_MAX)]
+AddressRanges = Annotated[
+    list[Annotated[str, StringConstraints(max_length=64), AfterValidator(_address_range)]], Field(min_length=1, max_length=ADDRESSES_MAX)
+]
+TagName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._/-]+$")]
+TagText = Annotated[str, StringConstraints(max_length=256), AfterValidator(_printable)]
 Tier = Annotated[int, Field(ge=0, le=1000)]
 Weight = Annotated[int, Field(ge=0, le=1_000_000)]
 # Enumerations come as text, which strict mode would refuse where an enumeration is declared.
@@ -181,9 +196,16 @@ class OrganizationCreate(In):
 
 
 class OrganizationUpdate(In):
-    """Fields to change, from the next new billing period on."""
+    """Fields to change. `time_zone`: from the next new billing period on."""
 
-    time_zone: TimeZone
+    time_zone: TimeZone | None = None
+    key_lifetime_seconds_max: LifetimeSeconds | None = None
+
+
+class KeyPolicy(In):
+    """`key_lifetime_seconds_max`: null for no bound."""
+
+    key_lifetime_seconds_max: LifetimeSeconds | None
 
 
 class OrganizationOut(Identified):
@@ -193,6 +215,7 @@ class OrganizationOut(Identified):
     time_zone: str
     status: str
     created_at: int
+    key_lifetime_seconds_max: int | None
 
 
 class OrganizationArchived(OrganizationOut):
@@ -209,6 +232,7 @@ def organization_out(organization: Organization) -> OrganizationOut:
         time_zone=organization.time_zone,
         status=organization.status,
         created_at=seconds(organization.created_at),
+        key_lifetime_seconds_max=organization.key_lifetime_seconds_max,
     )
 
 
@@ -390,13 +414,18 @@ def rate_limit_out(model: str, limits: Limits) -> RateLimitOut:
 
 
 class KeyCreate(In):
-    """A project's key. `models`: null for all that the project may use. `expires_at` in seconds since 1970, exclusive."""
+    """A project's key. `models`: null for all that the project may use. `expires_at` in seconds since 1970, exclusive; null for the latest
+    that the organization and the key that makes it allow."""
 
     name: Name
     type: Literal["live", "test"] = "live"
     models: ModelNames | None = None
     expires_at: Second | None = None
     limits: LimitsWrite = LimitsWrite()
+    endpoints: Endpoints | None = None
+    addresses: AddressRanges | None = None
+    output_tokens_max: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    tags: Annotated[dict[TagName, TagText], Field(max_length=TAGS_MAX)] = {}
 
 
 class KeyOwnerAccount(Out):
@@ -457,6 +486,10 @@ class KeyOut(Identified):
     owner_project_access: Literal["active"] = "active"
     models: list[str] | None
     limits: LimitsOut
+    endpoints: list[str] | None
+    addresses: list[str] | None
+    output_tokens_max: int | None
+    tags: dict[str, str]
 
 
 class KeyRotate(In):
@@ -465,8 +498,9 @@ class KeyRotate(In):
     grace_seconds: Annotated[int, Field(ge=0, le=GRACE_SECONDS_MAX)] = GRACE_SECONDS_DEFAULT
     expires_at: Second | None = None
 
-    def wanted(self) -> WantedRotation:
-        return WantedRotation(grace_seconds=self.grace_seconds, expires_at=None if self.expires_at is None else self.expires_at * 1_000_000)
+    def wanted(self, grantor: Grantor) -> WantedRotation:
+        expires_at = None if self.expires_at is None else self.expires_at * 1_000_000
+        return WantedRotation(grace_seconds=self.grace_seconds, expires_at=expires_at, grantor=grantor)
 
 
 class KeyCreated(KeyOut):
@@ -506,6 +540,10 @@ def key_out(key: Key, now: int) -> KeyOut:
         owner=owner,
         models=None if key.models is None else list(key.models),
         limits=limits_out(key.limits),
+        endpoints=None if key.endpoints is None else list(key.endpoints),
+        addresses=None if key.addresses is None else list(key.addresses),
+        output_tokens_max=key.output_tokens_max,
+        tags=dict(key.tags),
     )
 
 

@@ -49,7 +49,7 @@ def create_service_account(caller: OrganizationAdmin, plane: Plane, project_id: 
             key_id=None if body.create_service_account_only else plane.new_id(ids.KEY),
             ingredients=plane.new_ingredients(),
             expires_at=routes.expiry(body.expires_in_seconds, now),
-            created_by=caller.key_id,
+            grantor=caller.grantor,
             now=now,
         )
     key = None if made.key is None else service_account_key_out(made.key)

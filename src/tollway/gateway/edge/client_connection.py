@@ -174,7 +174,7 @@ class ClientConnection(asyncio.Protocol):
             return False
         plane = self._edge.plane
         try:
-            caller = pipeline.identify_sender(pipeline.read_head(request.headers, route.endpoint), plane)
+            caller = pipeline.identify_sender(pipeline.read_head(request.headers, route.endpoint, self.find_address(request)), plane)
         except Fault as fault:
             self._write_fault(self.throttle(fault, request.headers), close=is_arriving)
             return False
@@ -281,7 +281,7 @@ class ClientConnection(asyncio.Protocol):
         elif route.endpoint is not None:
             kind = find_body_fault(http.headers)
             if kind is None:
-                return pipeline.read_head(http.headers, route.endpoint)
+                return pipeline.read_head(http.headers, route.endpoint, self.find_address(http))
             self._write_fault(Fault(kind))
         return None
 
@@ -289,7 +289,7 @@ class ClientConnection(asyncio.Protocol):
         """Return a request that is received now, with an id of its own."""
         edge = self._edge
         plane = edge.plane
-        peer = self._find_client(http) if edge.rules is not None else ""
+        peer = head.address if edge.rules is not None and edge.rules.peers_logged else ""
         now_us = plane.now_us()
         return new_request(plane.request_ids.new(now_us), head, body, edge.loop.time(), now_us, peer)
 
@@ -313,11 +313,11 @@ class ClientConnection(asyncio.Protocol):
         route = ROUTES.get(http.target)
         return route is not None and route.any_host
 
-    def _find_client(self, http: HttpRequest) -> str:
-        """The client's address, if the log is to have it."""
+    def find_address(self, http: HttpRequest) -> str:
+        """Return the client's address: the peer's, or the one that trusted proxies report; empty if the socket has none."""
         rules = self._edge.rules
-        if rules is None or not rules.peers_logged:
-            return ""
+        if rules is None:
+            return self._peer
         return edge_policy.find_client(rules, self._peer, http.headers.get(b"x-forwarded-for"))
 
     def _cors(self, request: HttpRequest | None) -> bytes:

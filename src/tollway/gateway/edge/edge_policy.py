@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from tollway.domain.networks import Network, contains, parse_address
 
 HOPS_MAX = 32
 """Addresses looked at in one x-forwarded-for; no chain of proxies is longer."""
@@ -69,8 +69,7 @@ def is_addressed(rules: EdgePolicy, host: bytes) -> bool:
 
 def is_trusted(rules: EdgePolicy, address: str) -> bool:
     """Return whether this peer is a proxy whose word is taken."""
-    parsed = _parse_address(address)
-    return parsed is not None and any(parsed in network for network in rules.trusted)
+    return contains(rules.trusted, address)
 
 
 def find_client(rules: EdgePolicy, peer: str, forwarded: bytes | None) -> str:
@@ -81,26 +80,13 @@ def find_client(rules: EdgePolicy, peer: str, forwarded: bytes | None) -> str:
     if not rules.forwarded_for or forwarded is None or not is_trusted(rules, peer):
         return peer
     for entry in reversed(forwarded.rsplit(b",", HOPS_MAX)[-HOPS_MAX:]):
-        parsed = _parse_address(entry.strip().decode("latin-1"))
+        parsed = parse_address(entry.strip().decode("latin-1"))
         if parsed is None:
             return peer
         peer = str(parsed)
         if not is_trusted(rules, peer):
             return peer
     return peer
-
-
-def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address, perhaps with a port; one of IPv4 in the clothes of IPv6, as sockets for both families tell it, is one of IPv4."""
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
 
 
 def cors_headers(rules: EdgePolicy, origin: bytes | None) -> bytes:

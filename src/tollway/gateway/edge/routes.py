@@ -45,6 +45,10 @@ class RoutedConnection(Client, Protocol):
         """Answer a request that did not become one of the pipeline's with a fault."""
         ...
 
+    def find_address(self, http: HttpRequest) -> str:
+        """Return the client's address, empty if it is not known."""
+        ...
+
 
 class SmallAnswer(msgspec.Struct, frozen=True):
     """A whole answer that needs no request: its status, its content-type as a header line, its body."""
@@ -86,14 +90,14 @@ QUOTED: dict[bytes, Endpoint] = {
 def _list_models(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     """Answer with the models that the caller may use, or with the one that the path names. A name may hold slashes, which SDKs escape."""
     path = path.replace(b"%2F", b"/").replace(b"%2f", b"/")
-    head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS)
+    head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS, connection.find_address(http))
     request = connection.new_request(http, head, unquote_to_bytes(path[len(_MODELS_PREFIX) :]))
     pipeline.list_models(request, connection, connection.plane)
 
 
 def _list_limits(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     """Answer with the limits that bind the caller."""
-    head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS)
+    head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS, connection.find_address(http))
     pipeline.list_limits(connection.new_request(http, head, b""), connection, connection.plane)
 
 
@@ -104,7 +108,7 @@ def _quote(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None
     if kind is not None:
         connection.answer_fault(Fault(kind))
         return
-    request = connection.new_request(http, pipeline.read_head(http.headers, endpoint), http.body)
+    request = connection.new_request(http, pipeline.read_head(http.headers, endpoint, connection.find_address(http)), http.body)
     CoroutineDriver(copy_context()).start(pipeline.quote(request, connection, connection.plane))
 
 
