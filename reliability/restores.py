@@ -1,20 +1,19 @@
 """R14: a database is lost and comes back from a backup; the records that are kept elsewhere bring it up to date.
 
-Two ways, both tried each time. From the archive: `tollway replay` ingests again what was archived since the backup, and no gateway is
-needed. From the spools: archive and database are both as old as the backup, and the gateway hands in again what it keeps. After
-either, the state must be that of before the loss: every event, every rollup, every balance."""
+Two ways, both tried each time, by `tollway backup create` and `restore`. From the archive: it has outlived the database, so the restore
+ingests again what was archived since the backup, and no gateway is needed. From the spools: archive and database are both as old as the
+backup, and the gateway hands in again what it keeps. After either, the state must be that of before the loss: every event, every rollup,
+every balance."""
 
 import asyncio
 import hashlib
 import json
-import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,14 +90,12 @@ def run(scratch: Path, database: str, seed: int) -> Outcome:
             (port,) = held.enter_context(reserved_ports(1))
             environment["TOLLWAY_DATABASE_URL"] = held.enter_context(postgres.cluster(port)).url
         platform, serving = held.enter_context(supervised(scratch / "life", environment=environment))
-        control = platform.directory / "control"
         asks = load.make_asks(2 * REQUESTS, seed)
         heard = _send(platform, asks[:REQUESTS])
         wait_until_idle(platform.truth_log)
         platform.wait_until_billed(len(read_truth(platform.truth_log)))
         backup = scratch / "backup"
         _back_up(platform, backup)
-        shutil.copytree(control / "archive", scratch / "old-archive")
         secret = _make_key(platform)  # younger than the backup: gateways know more than it does
         heard += _send(platform, asks[REQUESTS:])
         wait_until_idle(platform.truth_log)
@@ -108,16 +105,15 @@ def run(scratch: Path, database: str, seed: int) -> Outcome:
         right = _digest(platform)
 
         began = time.monotonic()
-        _lose_and_restore(platform, backup)
-        replayed = _replay(platform, wrong)
+        _lose_database(platform)
+        replayed = _restore(platform, backup, wrong)
         restored_s["from the archive"] = round(time.monotonic() - began, 1)
         wrong += _compare(platform, right, "from the archive")
 
-        shutil.rmtree(control / "archive")
-        shutil.copytree(scratch / "old-archive", control / "archive")
+        shutil.rmtree(platform.directory / "control" / "archive")
         began = time.monotonic()
-        _lose_and_restore(platform, backup)
-        _replay(platform, wrong)
+        _lose_database(platform)
+        _restore(platform, backup, wrong)
         serving.start()
         platform.wait_until_billed(len(attempts))
         restored_s["from the spools"] = round(time.monotonic() - began, 1)
@@ -150,13 +146,15 @@ def _make_key(platform: Platform) -> str:
     return secret
 
 
-def _replay(platform: Platform, wrong: list[str]) -> int:
-    """`tollway replay`; returns how many events it ingested."""
-    done = tollway("replay", "--data-dir", str(platform.directory), "--output", "json", env=dict(platform.environment))
+def _restore(platform: Platform, backup: Path, wrong: list[str]) -> int:
+    """`tollway backup restore`; returns how many events it ingested from the archive."""
+    done = tollway(
+        "backup", "restore", str(backup), "--data-dir", str(platform.directory), "--output", "json", env=dict(platform.environment)
+    )
     if done.returncode != 0:
-        wrong.append(f"replay: {done.stdout}{done.stderr}")
+        wrong.append(f"backup restore: {done.stdout}{done.stderr}")
         return 0
-    return int(json.loads(done.stdout)["events"])
+    return int(json.loads(done.stdout)["replayed"]["events"])
 
 
 def _compare(platform: Platform, right: str, way: str) -> list[str]:
@@ -170,38 +168,19 @@ def _compare(platform: Platform, right: str, way: str) -> list[str]:
 
 def _back_up(platform: Platform, to: Path) -> None:
     """While it runs, as an operator would."""
-    if platform.database_url.startswith("sqlite"):
-        with closing(dbapi2.connect(f"file:{_file_of(platform)}?mode=ro", uri=True)) as source, closing(dbapi2.connect(to)) as target:
-            source.backup(target)
-    else:
-        _run_client("pg_dump", "--format=custom", f"--file={to}", f"--dbname={_plain(platform)}")
+    done = tollway("backup", "create", str(to), "--data-dir", str(platform.directory), env=dict(platform.environment))
+    assert done.returncode == 0, done.stderr
 
 
-def _lose_and_restore(platform: Platform, backup: Path) -> None:
+def _lose_database(platform: Platform) -> None:
     if platform.database_url.startswith("sqlite"):
         for suffix in ("", "-wal", "-shm"):
-            Path(f"{_file_of(platform)}{suffix}").unlink(missing_ok=True)
-        shutil.copy(backup, _file_of(platform))
+            (platform.directory / "control" / f"tollway.db{suffix}").unlink(missing_ok=True)
     else:
         with _connected(platform) as connection:
             connection.execute(sa.text("DROP SCHEMA public CASCADE"))
             connection.execute(sa.text("CREATE SCHEMA public"))
             connection.commit()
-        _run_client("pg_restore", "--exit-on-error", f"--dbname={_plain(platform)}", str(backup))
-
-
-def _file_of(platform: Platform) -> Path:
-    return platform.directory / "control" / "tollway.db"
-
-
-def _plain(platform: Platform) -> str:
-    return platform.database_url.replace("postgresql+psycopg://", "postgresql://")
-
-
-def _run_client(program: str, *arguments: str) -> None:
-    path = postgres.find_program(program)
-    assert path is not None, f"{program} is not installed"
-    subprocess.run([str(path), *arguments], check=True, stdin=subprocess.DEVNULL, timeout=WAIT_SECONDS, env={**os.environ, "PGOPTIONS": ""})
 
 
 @contextmanager

@@ -91,6 +91,11 @@ class SqliteTemplate:
         shutil.copyfile(self._file, path)
         yield f"sqlite+pysqlite:///{path}"
 
+    @contextmanager
+    def empty(self, directory: Path) -> Iterator[str]:
+        """The URL of a database that is not there yet."""
+        yield f"sqlite+pysqlite:///{directory / f'tollway-{secrets.token_hex(4)}.db'}"
+
 
 class PostgresTemplate:
     """A migrated PostgreSQL database to copy, in the server that TOLLWAY_TEST_POSTGRES names."""
@@ -107,8 +112,19 @@ class PostgresTemplate:
     @contextmanager
     def copied(self, _directory: Path) -> Iterator[str]:
         """The URL of a copy, dropped afterwards."""
+        with self._created(f"TEMPLATE {self._template}") as url:
+            yield url
+
+    @contextmanager
+    def empty(self, _directory: Path) -> Iterator[str]:
+        """The URL of a database without tables, dropped afterwards."""
+        with self._created("") as url:
+            yield url
+
+    @contextmanager
+    def _created(self, options: str) -> Iterator[str]:
         name = f"tollway_test_{secrets.token_hex(4)}"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE {self._template}")
+        self._execute(f"CREATE DATABASE {name} {options}")
         yield self._url(name)
         self._execute(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -46,6 +46,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "apply": ("apply:apply", "Make the platform what a YAML file says. Never deletes."),
     "export": ("apply:export", "Write the platform as a YAML file that `apply` reads."),
     "reconcile": ("reconcile:reconcile", "What was billed against what the engines counted, by model and hour."),
+    "backup": ("backup:app", "Back up database and archive while they are in use; check a backup; restore it."),
     "replay": ("replay:replay", "After a restore, ingest again what was archived since the backup (offline)."),
     "verify": ("verify:verify", "Recompute usage and ledger from the archive and compare (offline)."),
     "spool": ("spool:app", "A gateway's usage records on disk: inspect, export."),

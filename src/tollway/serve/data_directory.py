@@ -12,6 +12,7 @@ credential (sealed under the vault key): it belongs in the backup, beside but no
 
 import errno
 import fcntl
+import hmac
 import json
 import os
 import pwd
@@ -61,6 +62,12 @@ class Secrets:
     vault_key: bytes = field(repr=False)
     platform_key: str | None = field(repr=False)
     second_platform_key: str | None = field(repr=False)
+
+    def digests(self) -> dict[str, str]:
+        """Return a digest of each secret without which a database cannot be read, by name, so that a backup knows them again. They are
+        made with the secret as the key, and say nothing of it (HMAC-SHA-256 over the name, 16 bytes of it in hexadecimal)."""
+        named = {"vault_key": self.vault_key} | {f"pepper_{version}": pepper for version, pepper in self.peppers.items()}
+        return {name: hmac.digest(secret, f"tollway backup {name}".encode(), "sha256")[:16].hex() for name, secret in named.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

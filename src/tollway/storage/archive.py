@@ -37,7 +37,7 @@ class Archive:
         path = self._path(node_id, epoch)
         is_new = not path.exists()
         if is_new:
-            _make_directory(path.parent)
+            make_directory(path.parent)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(fd).st_size < offset:
@@ -82,10 +82,10 @@ class Archive:
             raise ArchiveShort(f"{path} is missing") from None
 
 
-def _make_directory(path: Path) -> None:
+def make_directory(path: Path) -> None:
     """Make a directory and its parents; each new name is durable in the one above."""
     if not path.is_dir():
-        _make_directory(path.parent)
+        make_directory(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)
         _sync(path.parent)
 

@@ -228,9 +228,17 @@ def _describe(error: Exception) -> str:
     return f"{type(cause).__name__}: {cause}"
 
 
+def knows_revision(revision: str) -> bool:
+    """Return whether this version can bring a database of that schema revision up to date."""
+    return revision in _known_revisions(_alembic_config())
+
+
+def _known_revisions(config: Config) -> set[str]:
+    return {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+
+
 def _refuse_newer(connection: sa.Connection, config: Config) -> None:
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    unknown = set(MigrationContext.configure(connection).get_current_heads()) - known
+    unknown = set(MigrationContext.configure(connection).get_current_heads()) - _known_revisions(config)
     if unknown:
         raise DatabaseTooNew(
             f"the database is at revision {', '.join(sorted(unknown))}, which this version of Tollway does not know: "
