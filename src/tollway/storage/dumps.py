@@ -23,7 +23,8 @@ POSTGRESQL = "postgresql"
 
 REVISION = "SELECT version_num FROM alembic_version"
 WATERMARKS = "SELECT node_id, epoch, archive_bytes FROM epochs"
-"""Query for the bytes of each archive file that the database has. These columns are read by name, so that a copy of an older schema can be taken, too."""
+"""Query for the bytes of each archive file that the database has. It names columns that every schema has, so that a database can be
+copied before it is migrated."""
 
 
 class DumpFailed(Exception):
