@@ -7,9 +7,9 @@ packages of the `build` group. `hatch_build.py` puts the same files into wheels.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -81,5 +81,14 @@ def build(directory: Path, *, leaves_only: bool = False) -> list[Path]:
     return sorted(path.relative_to(directory) for path in directory.rglob("*.so"))
 
 
+def main() -> None:
+    """Build as the arguments say."""
+    parser = argparse.ArgumentParser(description="Build the package with native code, beside a copy of its source.")
+    parser.add_argument("directory", type=Path, help="where the copy is put; what lies there is removed")
+    parser.add_argument("--leaves", action="store_true", help="build the native extension only, and no module by mypyc")
+    arguments = parser.parse_args()
+    build(arguments.directory.resolve(), leaves_only=arguments.leaves)
+
+
 if __name__ == "__main__":
-    build(Path(sys.argv[1]).resolve(), leaves_only="--leaves" in sys.argv)
+    main()
