@@ -164,6 +164,17 @@ FIGURES: Mapping[str, Figure] = {
         "does other things beside.",
         "python -m reliability R18",
     ),
+    "R19": Figure(
+        "Answers of other tenants",
+        "Twelve tenants send through one gateway to an engine that misbehaves as each request asks: right answers in every framing, "
+        "answers before the request was read, refusals, broken answers, bytes that nothing asked for. Every second request asks for a "
+        "right answer and shares the connections with the others. Some clients leave in the middle, send several requests at once or large "
+        "bodies. Each request has a marker, which its answer contains.",
+        "No client receives the marker of another request. Every request for a right answer gets it, unless its engine sends bytes that "
+        "nothing asked for or says that it is busy.",
+        "An engine that answers a request with the answer to another one, inside the right framing: nobody but the engine can tell.",
+        "python -m reliability R19 --requests 50000",
+    ),
 }
 
 ELSEWHERE: Mapping[str, str] = {

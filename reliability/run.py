@@ -13,6 +13,7 @@ from reliability import (
     budgets,
     crashes,
     faults,
+    hammer,
     limit_races,
     neighbours,
     outages,
@@ -116,6 +117,7 @@ FIGURES: dict[str, tuple[Add, Take]] = {
     ),
     "R17": (_option("--rounds", 5000, "how often a key of each kind is refused"), lambda told: timings.measure(told.rounds, told.seed)),
     "R18": (_nothing, lambda told: attacks.measure()),
+    "R19": (_option("--requests", 50_000, "how many requests, about 2 ms each"), lambda told: hammer.measure(told.requests, told.seed)),
 }
 
 
