@@ -320,6 +320,13 @@ def test_apply_warns_of_a_shared_prefix_cache_until_the_file_decides(tmp_path: P
     assert list(list_warnings(PlatformFile(), shared)) == []
 
 
+def test_translated_endpoints_of_a_deployment_are_planned_whatever_their_order(tmp_path: Path) -> None:
+    orders = ("responses, messages", "messages, responses")
+    one, other = (parse(tmp_path, LLAMA_CPP % f", translated_endpoints: [{order}]") for order in orders)
+    assert plan(parse(tmp_path, LLAMA_CPP % ""), one) == [("deployment", ("small", "http://10.0.0.1:8000"), False)]
+    assert plan(one, other) == []
+
+
 def test_pooling_of_a_deployment_is_planned_like_its_other_fields(tmp_path: Path) -> None:
     without = parse(tmp_path, LLAMA_CPP % ", pooling: false")
     assert plan(parse(tmp_path, LLAMA_CPP % ""), without) == [("deployment", ("small", "http://10.0.0.1:8000"), False)]

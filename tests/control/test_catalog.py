@@ -123,6 +123,11 @@ class TestDeployments:
         assert made["pooling"] is True
         assert answered(operator.post(path, json={"pooling": False}))["pooling"] is False
         refused(operator.post(path, json={"pooling": "off"}), 400, "invalid_value", "pooling")
+        assert made["translated_endpoints"] == []
+        changed = answered(operator.post(path, json={"translated_endpoints": ["responses", "messages"]}))
+        assert changed["translated_endpoints"] == answered(operator.get(path))["translated_endpoints"] == ["messages", "responses"]
+        for wrong, param in ((["embeddings"], ".[0]"), (["other"], ".[0]"), (["messages"] * 3, ""), (None, "")):
+            refused(operator.post(path, json={"translated_endpoints": wrong}), 400, "invalid_value", f"translated_endpoints{param}")
         assert made["test"] is False
         assert answered(operator.post(path, json={"test": True}))["test"] is True
         assert made["cache_isolation"] == "engine"

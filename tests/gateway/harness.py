@@ -61,6 +61,7 @@ class Served:
     unknown_parameters: UnknownParameters = UnknownParameters.REFUSE
     credential: bytes | None = None
     cache_isolation: CacheIsolation = CacheIsolation.ENGINE
+    translated_endpoints: tuple[Endpoint, ...] = ()
 
 
 NOWHERE = "http://127.0.0.1:9"
@@ -128,7 +129,7 @@ def plane(
             deployment = Deployment(
                 id=id, model=name, base_url=url, engine=served.engine, upstream_model=served.upstream_model or name,
                 tier=tier, weight=1, region=None, status=Status.ACTIVE, created_at=0, credential=served.credential,
-                cache_isolation=served.cache_isolation,
+                cache_isolation=served.cache_isolation, translated_endpoints=served.translated_endpoints,
             )  # fmt: skip
             made.add(DeploymentEntry(id=id, deployment=deployment))
     made.finish_reset(1)

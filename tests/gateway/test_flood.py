@@ -181,7 +181,7 @@ def test_bent_bodies_are_refused_or_sent_as_they_were_validated(tried: Callable[
             verdicts["sent"] += 1
             (upstream,) = made.upstreams.of(call.model.id)
             validated = bodies.parse(data)
-            sent = bodies.parse(call.upstream_body(upstream.deployment))
+            sent = bodies.parse(call.upstream_body(upstream.deployment, None))
             ours = {"cache_salt", "stream_options"}
             assert {name: value for name, value in sent.items() if name not in ours} == {
                 name: value for name, value in validated.items() if name in sent and name not in ours

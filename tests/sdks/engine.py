@@ -14,9 +14,11 @@ _CALL = {"id": "call_1", "type": "function", "function": {"name": "toll", "argum
 
 
 class SdkEngine:
-    """Answers one conversation after another; refuses the first request that says `busy`."""
+    """Answers one conversation after another; refuses the first request that says `busy`. `has_chat_only`: it
+    has neither responses nor messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_chat_only: bool = False) -> None:
+        self._has_chat_only = has_chat_only
         self.bodies: list[dict[str, Any]] = []
         self._was_busy = False
 
@@ -28,6 +30,8 @@ class SdkEngine:
         if "busy" in text and not self._was_busy:
             self._was_busy = True
             return [whole({"error": {"message": "full", "code": 503}}, 503)]
+        if self._has_chat_only and path.endswith((b"/messages", b"/count_tokens", b"/responses")):
+            return [whole({"detail": "Not Found"}, 404)]
         if path.endswith(b"/embeddings"):
             return [whole(_embeddings(body))]
         if path.endswith(b"/count_tokens"):

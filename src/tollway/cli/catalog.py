@@ -105,6 +105,10 @@ def deploy(
         CacheIsolation, typer.Option(help="How organizations are kept apart in the engine's prefix cache.")
     ] = CacheIsolation.ENGINE,
     pooling: Annotated[bool, typer.Option(help="Use connections to the upstream again; off for one that confuses answers.")] = True,
+    translate: Annotated[
+        list[Endpoint] | None,
+        typer.Option(help="Endpoint that the upstream has not got, translated to chat completions: messages, responses (repeatable)."),
+    ] = None,
     test: Annotated[bool, typer.Option("--test", help="Serve test keys, and only these; their requests are not billed.")] = False,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
@@ -123,6 +127,7 @@ def deploy(
         "credential": credential and resolve_credential(credential, os.environ, "--credential"),
         "cache_isolation": cache_isolation,
         "pooling": pooling,
+        "translated_endpoints": translate or [],
         "test": test,
     }
     with connect(control_url, key, data_dir) as control:

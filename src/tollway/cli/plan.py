@@ -56,7 +56,9 @@ class PlannedChange:
         return [title, *(f"    {name}: {_show(old)} -> {_show(new)}" for name, (old, new) in self.fields.items())]
 
 
-DEPLOYMENT_FIELDS: tuple[str, ...] = ("engine", "upstream_model", "tier", "weight", "region", "cache_isolation", "pooling", "test")
+DEPLOYMENT_FIELDS: tuple[str, ...] = (
+    "engine", "upstream_model", "tier", "weight", "region", "cache_isolation", "pooling", "translated_endpoints", "test",
+)  # fmt: skip
 """Fields of a deployment that are read, compared and changed; a credential is only changed."""
 
 

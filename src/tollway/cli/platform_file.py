@@ -116,6 +116,7 @@ class DeploymentFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     credential: str | UnsetType = UNSET
     cache_isolation: CacheIsolation | UnsetType = UNSET
     pooling: bool | UnsetType = UNSET
+    translated_endpoints: list[Endpoint] | UnsetType = UNSET
     test: bool | UnsetType = UNSET
 
 
@@ -338,7 +339,7 @@ def _parse(tree: object, type: type[T], place: str, source: str) -> T:
             value = _parse(value, _SINGLE[name], below, source)
         elif (issubclass(type, UnitsFile) or (type is BudgetFile and name == "amount")) and isinstance(value, int):
             value = str(value)
-        elif name == "endpoints" and isinstance(value, list):
+        elif name in ("endpoints", "translated_endpoints") and isinstance(value, list):
             value = sorted({str(each) for each in value})  # a set: neither order nor repetition is a difference
         values[name] = value
     try:

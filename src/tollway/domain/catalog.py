@@ -40,6 +40,10 @@ class Endpoint(StrEnum):
     COUNT_TOKENS = "messages/count_tokens"  # whoever may use messages may count, which is not billed
 
 
+TRANSLATED_ENDPOINTS = frozenset({Endpoint.MESSAGES, Endpoint.RESPONSES})
+"""Endpoints that a deployment without them can serve, because the gateway translates them to chat completions."""
+
+
 class UnknownParameters(StrEnum):
     """Policy for request fields that neither the dialect nor the engine's table knows."""
 
@@ -82,7 +86,9 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """A model served by one upstream. Lower tiers are tried first; within a tier, weight is the share (0 drains).
 
     `cache_isolation`: see `CacheIsolation`; without effect where the model shares its cache. `pooling`: whether connections are used again,
-    which an upstream that confuses answers must not be trusted with. `test`: it serves requests of test keys, and only these.
+    which an upstream that confuses answers must not be trusted with. `translated_endpoints`: those that the upstream has not got, so that
+    the gateway translates them to chat completions; beside those that no server of this kind has. `test`: it serves requests of test keys,
+    and only these.
     `base_url`: http(s)://host[:port][/path], without the /v1. `credential`: sealed by the vault, None if the upstream asks for none.
     """
 
@@ -99,4 +105,5 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     credential: bytes | None = None
     cache_isolation: CacheIsolation = CacheIsolation.ENGINE
     pooling: bool = True
+    translated_endpoints: tuple[Endpoint, ...] = ()
     test: bool = False

@@ -40,7 +40,8 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
 
     `reports_one_sequence`: a usage report is that of one sequence, where several choices or prompts were asked for: in a stream there is
     one for each, in a whole answer only the first one's. `continuous_usage`: reports running usage on every chunk when asked, so that a cut
-    stream is billed to the token. `salted_endpoints`: those at which it separates the prefix cache by a salt in the body (`cache_salt`).
+    stream is billed to the token. `translated_endpoints`: those that no version of it has, which the gateway
+    translates to chat completions. `salted_endpoints`: those at which it separates the prefix cache by a salt in the body (`cache_salt`).
     `fields`: request fields beyond the API's own that a client may send. `context_words`: parts of an error's text, type or code by which
     the engine says that the request is longer than the model's context. `request_words`: those by which it rejects a request in an error
     that it calls its own (status 500 and above). `counters`: where it publishes its token counters; None if it does not. `readiness`: where
@@ -49,6 +50,7 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
 
     engine: Engine
     continuous_usage: bool = False
+    translated_endpoints: frozenset[Endpoint] = frozenset()
     reports_one_sequence: bool = False
     salted_endpoints: frozenset[Endpoint] = frozenset()
     fields: frozenset[str] = frozenset()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from tollway.domain.catalog import CacheIsolation, Endpoint, Engine
+from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint, Engine
 from tollway.engines import dynamo, llamacpp, openai, sglang, sim, trtllm, vllm
 from tollway.engines.profile import EngineProfile
 
@@ -18,6 +18,12 @@ ENGINES: dict[Engine, EngineProfile] = {
         sim.PROFILE,
     )
 }
+
+
+def is_translated(deployment: Deployment, endpoint: Endpoint) -> bool:
+    """Return whether requests to an endpoint are translated to chat completions for a deployment, which has not got it."""
+    return endpoint in deployment.translated_endpoints or endpoint in ENGINES[deployment.engine].translated_endpoints
+
 
 _SYSTEM_PROMPT_ENDPOINTS = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS, Endpoint.RESPONSES})
 _WITHOUT_PREFIXES = frozenset({Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS, Endpoint.RERANK, Endpoint.SCORE})

@@ -5,6 +5,7 @@ from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile
 
 PROFILE = EngineProfile(
     engine=Engine.TRTLLM,
+    translated_endpoints=frozenset({Endpoint.MESSAGES}),  # tensorrt_llm/serve/openai_server.py has no such route
     salted_endpoints=frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS}),
     # tensorrt_llm/serve/openai_protocol.py
     fields=SAMPLING_FIELDS

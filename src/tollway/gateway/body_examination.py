@@ -48,6 +48,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True):
     model: ModelEntry
     prices: dict[ServiceTier, str]
     is_served: bool
+    is_translated: bool
     known_fields: frozenset[str]
 
 

@@ -106,8 +106,16 @@ def _to_grant(offer: Offer) -> ModelGrant:
         tier: PriceVersion(id=id, list="", model=offer.model.id, currency="", valid_from=0, unit_prices=UnitPrices(), tier=tier)
         for tier, id in offer.prices.items()
     }
-    known, is_served = offer.known_fields, offer.is_served
-    return ModelGrant(offer.model, prices, 0, INSTANT_MAX, is_served=is_served, known_fields=known, cache_salt=b"")
+    return ModelGrant(
+        offer.model,
+        prices,
+        0,
+        INSTANT_MAX,
+        is_served=offer.is_served,
+        is_translated=offer.is_translated,
+        known_fields=offer.known_fields,
+        cache_salt=b"",
+    )
 
 
 def main() -> None:

@@ -275,4 +275,4 @@ async def _ask(reader: Reader, caller: Caller, request: Request, directory: Dire
 def to_offer(grant: ModelGrant) -> Offer:
     """Return what a reader is told of a grant."""
     model = msgspec.structs.replace(grant.model, prices=())
-    return Offer(model, {tier: price.id for tier, price in grant.prices.items()}, grant.is_served, grant.known_fields)
+    return Offer(model, {tier: price.id for tier, price in grant.prices.items()}, grant.is_served, grant.is_translated, grant.known_fields)

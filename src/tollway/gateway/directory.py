@@ -11,7 +11,7 @@ from itertools import islice
 
 import msgspec
 
-from tollway.domain.catalog import Endpoint
+from tollway.domain.catalog import Deployment, Endpoint
 from tollway.domain.faults import SNAPSHOT_MISSING, SNAPSHOT_OUTDATED, FaultKind
 from tollway.domain.keys import USE_SECONDS, USES_MAX, KeyType, SecretUse, shorten_digest
 from tollway.domain.prices import PriceVersion, find_price, find_terms
@@ -27,7 +27,7 @@ from tollway.domain.snapshot import (
 )
 from tollway.domain.usage import ServiceTier
 from tollway.engines.profile import EngineProfile
-from tollway.engines.table import ENGINES
+from tollway.engines.table import ENGINES, is_translated
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.principal import principal_of_key
 from tollway.gateway.request import Caller, ModelGrant
@@ -146,13 +146,16 @@ class Directory:
         in_force = find_terms(terms, at)
         price_list = None if in_force is None else in_force.list
         turns = [term.valid_from for term in terms] + [price.valid_from for price in model.prices]
+        offered = DIALECTS[endpoint].model_endpoint or endpoint
+        is_translated_somewhere = any(is_translated(each, offered) for each in self._list_deployments_of(name, test=caller.is_test))
         prices = ((tier, find_price(self.list_prices(model, price_list, tier), at)) for tier in ServiceTier)
         return ModelGrant(
             model,
             {tier: price for tier, price in prices if price is not None},
             max((turn for turn in turns if turn <= at), default=0),
             min((turn for turn in turns if turn > at), default=INSTANT_MAX),
-            is_served=(DIALECTS[endpoint].model_endpoint or endpoint) in model.endpoints,
+            is_served=offered in model.endpoints and (offered is endpoint or not is_translated_somewhere),
+            is_translated=is_translated_somewhere,
             known_fields=self._list_known_fields(name, endpoint, test=caller.is_test),
             cache_salt=caller.cache_salt,
             terms_valid_from=0 if in_force is None else in_force.valid_from,
@@ -182,9 +185,13 @@ class Directory:
 
     def _list_engines(self, model: str, *, test: bool) -> list[EngineProfile]:
         """Return the engines of the deployments to which a key may be routed."""
-        deployments = (entry.deployment for entry in self._maps.deployments.values())
-        names = {deployment.engine for deployment in deployments if deployment.model == model and deployment.test is test}
+        names = {deployment.engine for deployment in self._list_deployments_of(model, test=test)}
         return [ENGINES[name] for name in names]
+
+    def _list_deployments_of(self, model: str, *, test: bool) -> list[Deployment]:
+        """Return the deployments of a model to which a key may be routed."""
+        deployments = (entry.deployment for entry in self._maps.deployments.values())
+        return [deployment for deployment in deployments if deployment.model == model and deployment.test is test]
 
     def list_deployments(self) -> list[DeploymentEntry]:
         """Every deployment that may be routed to."""

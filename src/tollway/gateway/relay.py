@@ -344,7 +344,10 @@ class Exchange:
 
     def _new_stream(self) -> AnswerStream:
         call = self._call
-        return call.dialect.new_stream(call.answer_context(self._connection.upstream.deployment))
+        deployment = self._connection.upstream.deployment
+        translation = call.find_translation(deployment)
+        new_stream = call.dialect.new_stream if translation is None else translation.new_stream
+        return new_stream(call.answer_context(deployment))
 
     def _relay_events(self, answer: UpstreamAnswer) -> None:
         stream, events = self.stream, self._events
@@ -706,7 +709,10 @@ async def _attempt(
     client.attend(exchange)
     has_begun = False
     try:
-        message = upstream.message(call.request, record.attempts, call.upstream_body(upstream.deployment))
+        deployment = upstream.deployment
+        translation = call.find_translation(deployment)
+        dialect = call.dialect if translation is None else translation.target
+        message = upstream.message(call.request, dialect, record.attempts, call.upstream_body(deployment, translation))
         if len(message) > LARGE_BYTES:
             kind = exchange.hold(len(message))
             if kind is not None:
@@ -725,7 +731,8 @@ async def _attempt(
             raise Fault(faults.UPSTREAM_STALE, detail="the engine closed an idle connection with 408")
         if call.stream or received.status != 200:
             raise read_answer_fault(received.status, body, ENGINES[upstream.deployment.engine], received.retry_after, record.now_us())
-        answer = call.dialect.read_answer(body, call.answer_context(upstream.deployment))
+        read_answer = call.dialect.read_answer if translation is None else translation.read_answer
+        answer = read_answer(body, call.answer_context(deployment))
         exchange.finished = True
         _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
         await record.finish(Outcome.COMPLETED)

@@ -7,15 +7,17 @@ Values only. The two live ends of a request are elsewhere: the client's (`ports.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint
 from tollway.domain.limits import UNLIMITED
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import BudgetEntry, ModelEntry
 from tollway.domain.usage import Ended, ServiceTier
-from tollway.engines.table import ENGINES
+from tollway.engines.table import ENGINES, is_translated
 from tollway.gateway.counters import Bound, Bucket, EndUserLimits, SharedBound
 from tollway.gateway.dialects.answers import AnswerContext
-from tollway.gateway.dialects.dialect import Dialect
+from tollway.gateway.dialects.dialect import Dialect, Translation
 from tollway.gateway.ports import OutputHold
 from tollway.gateway.principal import Principal
 from tollway.gateway.uploads import Upload
@@ -179,7 +181,8 @@ class ModelGrant:
 
     Compiled by the directory so that `authorize` derives nothing per request; dropped with every change of the snapshot.
     `prices`: by service tier, on the organization's price list; `standard` is that of the standard tier. `is_served`: whether the model
-    has this endpoint. `known_fields`: request fields that every deployment of the model understands.
+    has this endpoint; `is_translated`: a deployment of the model has it by translation only. `known_fields`: request fields that every
+    deployment of the model understands.
     `bound`: the limits that apply, with their counters; None before the first request. `shared_bound`: the same where gateways share
     counters. `has_running_usage`: every deployment of the model reports usage while it streams. `input_density`: input tokens per KiB of
     body that the caller's requests had lately (`limit`). `terms_valid_from`: the instant from which the organization pays by these prices'
@@ -195,6 +198,7 @@ class ModelGrant:
         "has_running_usage",
         "input_density",
         "is_served",
+        "is_translated",
         "known_fields",
         "model",
         "prices",
@@ -217,6 +221,7 @@ class ModelGrant:
         cache_salt: bytes,
         terms_valid_from: int = 0,
         has_running_usage: bool = False,
+        is_translated: bool = False,
     ) -> None:
         self.model = model
         self.prices = prices
@@ -224,6 +229,7 @@ class ModelGrant:
         self.valid_from = valid_from
         self.valid_until = valid_until
         self.is_served = is_served
+        self.is_translated = is_translated
         self.has_running_usage = has_running_usage
         self.known_fields = known_fields
         self.cache_salt = cache_salt
@@ -261,7 +267,8 @@ class Call:
     nothing bounds them. `input_tokens_max`: most tokens that all prompts together can have, as a bound that is never too small.
     `prompt_bytes`: bytes of the body, 0 if it holds media, whose bytes say nothing of tokens. `hide_usage`: the client did not ask for
     usage in its stream, so it is removed again. `output_hold`: where budgets reserve the output of a stream while it runs, else None.
-    `end_user`: whom the body names, as it stands there; None if that is not limited.
+    `end_user`: whom the body names, as it stands there; None if that is not limited. `repeated`: fields of the body that a translated
+    answer repeats, once the request was translated.
     """
 
     __slots__ = (
@@ -281,6 +288,7 @@ class Call:
         "price",
         "prompt_bytes",
         "prompts",
+        "repeated",
         "request",
         "sequences",
         "stream",
@@ -325,6 +333,7 @@ class Call:
         self.hide_continuous = hide_continuous
         self.output_hold: OutputHold | None = None
         self.end_user: str | None = None
+        self.repeated: Mapping[str, Any] | None = None
 
     def lower_output(self, tokens: int) -> None:
         """Bound the output of each sequence to `tokens`, in place of what the body says."""
@@ -360,23 +369,35 @@ class Call:
             self.hide_usage,
             self.hide_continuous,
             not self.wants_continuous(deployment),
+            self.repeated,
         )
 
-    def upstream_body(self, deployment: Deployment) -> bytes:
-        """The body for one deployment: the client's values verbatim, with the fields set that are ours to set."""
-        usage, options = None, self.dialect.usage_options
+    def find_translation(self, deployment: Deployment) -> Translation | None:
+        """Return how the request is translated for a deployment; None if that has the API."""
+        translation = self.dialect.translation
+        return translation if translation is not None and is_translated(deployment, self.dialect.endpoint) else None
+
+    def upstream_body(self, deployment: Deployment, translation: Translation | None) -> bytes:
+        """The body for one deployment: the client's values verbatim, or translated, with the fields set that are ours to set."""
+        dialect, content, names, dropped = self.dialect, self.request.body, self.names, self.dropped
+        if translation is not None:
+            asked = bodies.read(content)
+            translated = translation.translate(asked, dropped)
+            self.repeated = {name: asked[name] for name in translation.repeated_fields if name in asked}
+            dialect, content, names, dropped = translation.target, msgspec.json.encode(translated), tuple(translated), ()
+        usage, options = None, dialect.usage_options
         if self.stream and options is not None:
             usage = options.continuous if self.wants_continuous(deployment) else options.final
-        injected = self.grant.injected_fields(deployment, self.dialect, usage, self.output_cap)
-        body = bodies.edit(self.request.body, self.names, injected, self.dropped)
+        injected = self.grant.injected_fields(deployment, dialect, usage, self.output_cap)
+        body = bodies.edit(content, names, injected, dropped)
         if deployment.cache_isolation is CacheIsolation.PROMPT and not self.model.share_cache:
-            return self._salt_prompt(body, deployment)
+            return self._salt_prompt(body, deployment, dialect)
         return body
 
-    def _salt_prompt(self, body: bytes, deployment: Deployment) -> bytes:
+    def _salt_prompt(self, body: bytes, deployment: Deployment, dialect: Dialect) -> bytes:
         """Return `body` with the organization's salt before the prompt, where the API has a system prompt and the engine has no salt."""
-        salt_prompt = self.dialect.salt_prompt
-        if salt_prompt is None or self.dialect.endpoint in ENGINES[deployment.engine].salted_endpoints:
+        salt_prompt = dialect.salt_prompt
+        if salt_prompt is None or dialect.endpoint in ENGINES[deployment.engine].salted_endpoints:
             return body
         members: dict[str, Any] = dict(bodies.members(body))
         salt_prompt(members, self.grant.cache_salt.strip(b'"'))

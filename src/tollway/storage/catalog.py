@@ -145,6 +145,7 @@ def read_deployment(row: Any) -> Deployment:
         credential=row.credential,
         cache_isolation=CacheIsolation(row.cache_isolation),
         pooling=row.pooling,
+        translated_endpoints=tuple(Endpoint(endpoint) for endpoint in json.loads(row.translated_endpoints)),
         test=row.test,
     )
 
@@ -160,5 +161,6 @@ def _deployment_columns(deployment: Deployment) -> dict[str, Any]:
         "credential": deployment.credential,
         "cache_isolation": deployment.cache_isolation,
         "pooling": deployment.pooling,
+        "translated_endpoints": json.dumps(deployment.translated_endpoints),
         "test": deployment.test,
     }

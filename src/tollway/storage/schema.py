@@ -174,6 +174,7 @@ deployments = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("cache_isolation", sa.String(16), nullable=False, server_default=CacheIsolation.ENGINE.value),
     sa.Column("pooling", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("translated_endpoints", sa.Text, nullable=False, server_default="[]"),  # JSON array of domain.catalog.Endpoint
     sa.Column("test", sa.Boolean, nullable=False, server_default=sa.false()),  # serves test keys, and only these
     one_of("engine", Engine),
     one_of("cache_isolation", CacheIsolation),

@@ -60,6 +60,7 @@ def create_deployment(_caller: PlatformOperator, plane: Plane, body: DeploymentC
         credential=None if body.credential is None else plane.vault.seal(body.credential, context=deployment_id),
         cache_isolation=body.cache_isolation,
         pooling=body.pooling,
+        translated_endpoints=tuple(sorted(set(body.translated_endpoints))),
         test=body.test,
     )
     with plane.database.platform() as tx:
@@ -82,6 +83,8 @@ def update_deployment(_caller: PlatformOperator, plane: Plane, deployment_id: st
             raise Fault(PARAMETER_INVALID, param=name, message=f"Invalid value for {name}: it cannot be null.")
     if "base_url" in changed:
         changed["base_url"] = changed["base_url"].rstrip("/")
+    if "translated_endpoints" in changed:
+        changed["translated_endpoints"] = tuple(sorted(set(changed["translated_endpoints"])))
     if changed.get("credential") is not None:
         changed["credential"] = plane.vault.seal(changed["credential"], context=deployment_id)
     with plane.database.platform() as tx:

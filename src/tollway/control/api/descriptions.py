@@ -232,6 +232,9 @@ FIELDS: Mapping[str, FieldText] = {
     "to": FieldText(f"The end, exclusive, {_AT}; null for now.", 1790812800),
     "total": FieldText(f"The sum of the period, corrections included, {_MONEY}; so far, until it is closed.", "5.45"),
     "total_pico": FieldText(f"The same sum {_PICO}; so far, until it is closed.", "5450000000000"),
+    "translated_endpoints": FieldText(
+        "Endpoints that the engine has not got, which are translated to chat completions: `messages`, `responses`.", ["responses"]
+    ),
     "tree_size": FieldText("Number of leaves of the tree, 1 or more.", 1204),
     "type": FieldText("The type of the key or of its owner.", "live"),
     "unattributed_tokens": FieldText("Tokens of requests whose engine is not known, 0 or more.", 0),

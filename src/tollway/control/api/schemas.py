@@ -13,7 +13,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from tollway.control.keys import Grantor, ShownKey
 from tollway.control.rotation import WantedRotation
 from tollway.domain import money
-from tollway.domain.catalog import MODEL_NAME, CacheIsolation, Deployment, Endpoint, Engine, Model, UnknownParameters
+from tollway.domain.catalog import (
+    MODEL_NAME,
+    TRANSLATED_ENDPOINTS,
+    CacheIsolation,
+    Deployment,
+    Endpoint,
+    Engine,
+    Model,
+    UnknownParameters,
+)
 from tollway.domain.currencies import get_currency
 from tollway.domain.keys import GRACE_SECONDS_DEFAULT, GRACE_SECONDS_MAX, USES_MAX, Key, SecretUse
 from tollway.domain.limits import (
@@ -114,6 +123,12 @@ def _time_zone(text: str) -> str:
     return text
 
 
+def _translatable(value: Endpoint) -> Endpoint:
+    if value not in TRANSLATED_ENDPOINTS:
+        raise ValueError("only messages and responses can be translated")
+    return value
+
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
 ModelName = Annotated[str, StringConstraints(max_length=128), AfterValidator(_model_name)]
 ModelNames = Annotated[list[ModelName], Field(max_length=1000)]
@@ -134,6 +149,9 @@ Tier = Annotated[int, Field(ge=0, le=1000)]
 Weight = Annotated[int, Field(ge=0, le=1_000_000)]
 # Enumerations come as text, which strict mode would refuse where an enumeration is declared.
 Endpoints = Annotated[list[Annotated[Endpoint, Field(strict=False)]], Field(min_length=1, max_length=len(Endpoint))]
+TranslatedEndpoints = Annotated[
+    list[Annotated[Endpoint, Field(strict=False), AfterValidator(_translatable)]], Field(max_length=len(TRANSLATED_ENDPOINTS))
+]
 EngineName = Annotated[Engine, Field(strict=False)]
 UnknownParametersPolicy = Annotated[UnknownParameters, Field(strict=False)]
 CacheIsolationName = Annotated[CacheIsolation, Field(strict=False)]
@@ -688,6 +706,7 @@ class DeploymentCreate(In):
     credential: Credential | None = None
     cache_isolation: CacheIsolationName = CacheIsolation.ENGINE
     pooling: bool = True
+    translated_endpoints: TranslatedEndpoints = []
     test: bool = False
 
 
@@ -702,6 +721,7 @@ class DeploymentUpdate(In):
     credential: Credential | None = None
     cache_isolation: CacheIsolationName | None = None
     pooling: bool | None = None
+    translated_endpoints: TranslatedEndpoints | None = None
     test: bool | None = None
 
 
@@ -718,6 +738,7 @@ class DeploymentOut(Identified):
     has_credential: bool
     cache_isolation: str
     pooling: bool
+    translated_endpoints: list[str]
     test: bool
     created_at: int
 
@@ -736,6 +757,7 @@ def deployment_out(deployment: Deployment) -> DeploymentOut:
         has_credential=deployment.credential is not None,
         cache_isolation=deployment.cache_isolation,
         pooling=deployment.pooling,
+        translated_endpoints=[str(endpoint) for endpoint in deployment.translated_endpoints],
         test=deployment.test,
         created_at=seconds(deployment.created_at),
     )

@@ -1,5 +1,6 @@
 """Engines' answers, read strictly: JSON of the API's shape, in UTF-8, or a fault."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,7 +25,7 @@ class AnswerContext(msgspec.Struct, frozen=True, gc=False):
     running totals are those of one each. `upstream_model`: its name of the model, which becomes `public_model`. `input_tokens_max`,
     `output_tokens_max`: most tokens of all prompts and of all sequences together; None if nothing bounds the output. `hide_usage`: the
     client did not ask for usage at the end of its stream; `hide_continuous`: nor for a running one. `counting`: the engine was not asked
-    for running usage.
+    for running usage. `repeated`: fields of the request that a translated answer repeats.
     """
 
     engine: EngineProfile
@@ -37,6 +38,7 @@ class AnswerContext(msgspec.Struct, frozen=True, gc=False):
     hide_usage: bool
     hide_continuous: bool
     counting: bool
+    repeated: Mapping[str, Any] | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """The type of an API's description: what its bodies may hold, how its answers are read, how its errors look."""
 
 import hashlib
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -112,7 +112,7 @@ class Dialect:
     header lines that carry the request's id. `limit_prefix`: how the API's own headers of
     limits begin; empty if it has none but OpenAI's.
     `error_event`: how a fault in mid-stream begins. `render_error_data`: the data of such an
-    event; None if it is the body of an error.
+    event; None if it is the body of an error. `translation`: how the API is served where an engine has not got it; None if it is not.
 
     Derived: `target` is the path; `plain` the shape of bodies that pass all checks by one conversion; `has_output` whether answers have
     tokens of their own.
@@ -141,6 +141,7 @@ class Dialect:
     limit_prefix: bytes = b""
     error_event: bytes = b""
     render_error_data: Callable[[Fault, str | None], bytes] | None = None
+    translation: "Translation | None" = None
     salt_prompt: Callable[[MutableMapping[str, Any], bytes], None] | None = None
     target: bytes = field(init=False)
     plain: Shape = field(init=False)
@@ -183,3 +184,20 @@ class Dialect:
         """Return a fault as the last event of a stream."""
         render = self.render_error_data or self.render_error
         return b"%bdata: %b\n\n" % (self.error_event, render(fault, request_id))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Translation:
+    """The way in which an API is served by an engine that has not got it.
+
+    `target`: the API in which the engine is asked. `translate`: makes the body for it, before the gateway's own fields are set, from the
+    members of the client's body and the names of those that do not go up; raises Fault invalid_value, with the name of the field, for what
+    `target` cannot express. `read_answer`, `new_stream`: as those of a `Dialect`, for answers of `target`; they return the client's API.
+    `repeated_fields`: fields of a request that its answer repeats.
+    """
+
+    target: Dialect
+    translate: Callable[[Mapping[str, Any], Collection[str]], dict[str, Any]]
+    read_answer: Callable[[bytes, AnswerContext], Answer]
+    new_stream: NewStream
+    repeated_fields: tuple[str, ...] = ()

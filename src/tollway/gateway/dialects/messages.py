@@ -14,7 +14,7 @@ from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, ServiceTier, UsageSource
-from tollway.gateway.dialects import fields
+from tollway.gateway.dialects import fields, messages_as_chat
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent, rename_model
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_errors import read_fault
@@ -251,4 +251,5 @@ DIALECT: Dialect = Dialect(
     limit_prefix=b"anthropic-ratelimit-",
     error_event=ERROR_EVENT,
     salt_prompt=salt_system,
+    translation=messages_as_chat.TRANSLATION,
 )

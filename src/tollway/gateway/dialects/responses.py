@@ -16,7 +16,7 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
-from tollway.gateway.dialects import fields, openai_requests
+from tollway.gateway.dialects import fields, openai_requests, responses_as_chat
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent, rename_model
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_errors import read_fault
@@ -202,4 +202,5 @@ DIALECT: Dialect = Dialect(
     error_event=ERROR_EVENT,
     render_error_data=render_error_data,
     salt_prompt=salt_instructions,
+    translation=responses_as_chat.TRANSLATION,
 )

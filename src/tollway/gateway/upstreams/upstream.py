@@ -22,6 +22,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.snapshot import DeploymentEntry
 from tollway.engines.table import ENGINES
 from tollway.gateway.buffers import Buffers
+from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.ports import Vault
 from tollway.gateway.request import Request
@@ -108,18 +109,19 @@ class Upstream:
         self.probe_at = 0.0
         self.identity = (deployment.base_url, credential, deployment.engine, deployment.upstream_model)
 
-    def message(self, request: Request, attempt: int, body: bytes) -> bytes:
-        """Return the request as it goes out. Of the client's head only the trace and the dialect's `forwarded_headers` are passed on. The
-        id is a new one for each attempt, because engines take a repeated one for the same request."""
+    def message(self, request: Request, dialect: Dialect, attempt: int, body: bytes) -> bytes:
+        """Return the request as it goes out, in the API `dialect`. Of the client's head only the trace and the dialect's
+        `forwarded_headers` are passed on. The id is a new one for each attempt, because engines take a repeated one for the same
+        request."""
         passed_on = b""
-        for name in DIALECTS[request.endpoint].forwarded_headers:
+        for name in dialect.forwarded_headers:
             if name in request.headers:
                 passed_on += b"%b: %b\r\n" % (name, request.headers[name])
         if request.head.tracestate:
             passed_on += b"tracestate: %b\r\n" % request.head.tracestate
         id = request.id if attempt == 1 else f"{request.id}-{attempt}"
         ours = f"x-request-id: {id}\r\ntraceparent: {request.traceparent}\r\ncontent-length: {len(body)}\r\n\r\n"
-        return b"".join((self._heads[request.endpoint], passed_on, ours.encode(), body))
+        return b"".join((self._heads[dialect.endpoint], passed_on, ours.encode(), body))
 
     def take_idle(self, now: float) -> UpstreamConnection | None:
         """Remove and return the most recently used idle connection, or None if none is younger than IDLE_SECONDS."""
