@@ -26,8 +26,8 @@ def list_keys(
     with connect_tenant(control_url, key, data_dir, organization) as control:
         rows = list(control.list_all("/organization/admin_api_keys"))
         if output is Output.TABLE:
-            rows = with_times(rows, control.get_zone(zone), created="created_at")
-    print_rows(output, ["id", "name", "redacted_value", "created"], rows, none="no keys yet: see `tollway admin-keys create`")
+            rows = with_times(rows, control.get_zone(zone), created="created_at", last_used="last_used_at")
+    print_rows(output, ["id", "name", "redacted_value", "created", "last_used"], rows, none="no keys yet: see `tollway admin-keys create`")
 
 
 @app.command()
