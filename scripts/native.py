@@ -33,6 +33,7 @@ HOT = [
     "gateway/relay.py",
     "gateway/request.py",
     "gateway/route.py",
+    "gateway/selection.py",
     "gateway/shared_counters.py",
     "gateway/upstreams/connection.py",
     "gateway/upstreams/health.py",

@@ -50,7 +50,7 @@ ORGANIZATION, PROJECT = "org_" + "0" * 32, "proj_" + "0" * 32
 
 @dataclass(frozen=True)
 class Served:
-    """A model of the snapshot and who serves it: upstream URLs in order of tier."""
+    """A model of the snapshot and who serves it: upstream URLs in order of tier, or all of one tier."""
 
     urls: Sequence[str]
     engine: Engine = Engine.SIM
@@ -62,6 +62,7 @@ class Served:
     credential: bytes | None = None
     cache_isolation: CacheIsolation = CacheIsolation.ENGINE
     translated_endpoints: tuple[Endpoint, ...] = ()
+    one_tier: bool = False
 
 
 NOWHERE = "http://127.0.0.1:9"
@@ -127,8 +128,8 @@ def plane(
         for tier, url in enumerate(served.urls):
             id = f"dep-{name}-{tier}"
             deployment = Deployment(
-                id=id, model=name, base_url=url, engine=served.engine, upstream_model=served.upstream_model or name,
-                tier=tier, weight=1, region=None, status=Status.ACTIVE, created_at=0, credential=served.credential,
+                id=id, model=name, base_url=url, engine=served.engine, upstream_model=served.upstream_model or name, weight=1,
+                tier=0 if served.one_tier else tier, region=None, status=Status.ACTIVE, created_at=0, credential=served.credential,
                 cache_isolation=served.cache_isolation, translated_endpoints=served.translated_endpoints,
             )  # fmt: skip
             made.add(DeploymentEntry(id=id, deployment=deployment))

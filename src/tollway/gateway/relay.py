@@ -580,6 +580,7 @@ async def relay(
     fault: Fault | None = None
     held_faults: HeldFaults | None = None
     endpoint = permit.call.request.endpoint
+    charge = permit.call.charge
     budget.earn()
     for upstream in candidates:
         if fault is not None and not budget.spend():
@@ -590,9 +591,13 @@ async def relay(
             upstream.running += 1
             failed: Fault | None = None
             is_answered = False
+            if charge is not None:
+                charge.begin(upstream.load, time.monotonic())
             try:
                 exchange = await _attempt(permit, upstream, record, client, bounds, active, metrics, driver, fault)
                 if exchange is not None:
+                    if charge is not None:
+                        charge.release()
                     now = time.monotonic()
                     upstream.health.begin_answer(endpoint, now)
                     upstream.observe_first_token(now - exchange.started, permit.call.prompt_bytes, now)
@@ -613,6 +618,8 @@ async def relay(
                 held_faults.add(upstream, caught, has_begun=client.committed)
             finally:
                 upstream.running -= 1
+                if charge is not None:
+                    charge.release()
                 if upstream.running + 1 >= upstream.limit:
                     upstream.leave_full(time.monotonic(), is_answered=is_answered)
             if failed is None:

@@ -20,6 +20,7 @@ from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.dialect import Dialect, Translation
 from tollway.gateway.ports import OutputHold
 from tollway.gateway.principal import Principal
+from tollway.gateway.selection import Load, Role
 from tollway.gateway.uploads import Upload
 from tollway.wire import bodies
 from tollway.wire.http import NO_HEADERS
@@ -70,6 +71,9 @@ class RequestHead:
         self.address = address
         self.admitted: Caller | None = None
 
+
+CHARGE_TOKENS_MIN = 16.0
+"""Tokens that each request is charged with at least: a block of an engine's prefix cache."""
 
 _BARE_HEADS = {endpoint: RequestHead(endpoint, NO_HEADERS) for endpoint in Endpoint}
 """Heads without headers that replace released ones. Shared, never written to."""
@@ -258,6 +262,35 @@ class ModelGrant:
         return injected
 
 
+class Charge:
+    """The load that a request is to the deployment that it is sent to, until its answer begins. `chosen`: the deployment for which
+    `uncached_tokens` were estimated; any other one is charged with all `tokens`. `gateways`: how many send as much."""
+
+    __slots__ = ("_charged", "_charged_tokens", "chosen", "gateways", "role", "tokens", "uncached_tokens")
+
+    def __init__(self, chosen: Load, role: Role, tokens: float, uncached_tokens: float, gateways: int) -> None:
+        self.chosen = chosen
+        self.role = role
+        self.tokens = tokens
+        self.uncached_tokens = uncached_tokens
+        self.gateways = gateways
+        self._charged: Load | None = None
+        self._charged_tokens = 0.0
+
+    def begin(self, load: Load, now: float) -> None:
+        """The request is sent to the deployment of this load. Short prompts count as CHARGE_TOKENS_MIN, or nothing would spread them."""
+        tokens = self.uncached_tokens if load is self.chosen else self.tokens
+        self._charged = load
+        self._charged_tokens = max(tokens, CHARGE_TOKENS_MIN) * self.gateways
+        load.send(self._charged_tokens, now)
+
+    def release(self) -> None:
+        """Its answer began, or the attempt ended. Doing so twice changes nothing."""
+        load, self._charged = self._charged, None
+        if load is not None:
+            load.begin_answer(self._charged_tokens)
+
+
 class Call:
     """A permitted request: which model, at which price, and what the engine is to be asked.
 
@@ -268,11 +301,12 @@ class Call:
     `prompt_bytes`: bytes of the body, 0 if it holds media, whose bytes say nothing of tokens. `hide_usage`: the client did not ask for
     usage in its stream, so it is removed again. `output_hold`: where budgets reserve the output of a stream while it runs, else None.
     `end_user`: whom the body names, as it stands there; None if that is not limited. `repeated`: fields of the body that a translated
-    answer repeats, once the request was translated.
+    answer repeats, once the request was translated. `charge`: the load that it is to a deployment, where there was a choice.
     """
 
     __slots__ = (
         "caller",
+        "charge",
         "dialect",
         "dropped",
         "end_user",
@@ -334,6 +368,7 @@ class Call:
         self.output_hold: OutputHold | None = None
         self.end_user: str | None = None
         self.repeated: Mapping[str, Any] | None = None
+        self.charge: Charge | None = None
 
     def lower_output(self, tokens: int) -> None:
         """Bound the output of each sequence to `tokens`, in place of what the body says."""

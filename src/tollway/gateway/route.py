@@ -1,20 +1,37 @@
 """Phase 4: choose the upstreams of a request, in the order in which they are tried: lower tiers first, by weight within a tier, and
 those that are doubtful or down last (`upstreams.health`). Of equally good ones those that are full come last, whatever their tier: what
 does not fit into a tier goes to the next before it waits.
+Among equals of one tier the first one is chosen by its load and by what its prefix cache holds (`gateway.selection`).
 
 Where fewer than half of a model's upstreams are good, doubt is ignored: if a busy moment failed at most of them, the others would get the
 load of all, and fail next. Those that are down stay last.
 """
 
+import re
 from collections.abc import Callable
+from zlib import crc32
 
+from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import UPSTREAM_NONE, Fault
-from tollway.gateway.request import Call
+from tollway.gateway.request import Call, Charge
+from tollway.gateway.selection import hash_prefixes
 from tollway.gateway.upstreams.health import Reliability
 from tollway.gateway.upstreams.upstream import Upstream, Upstreams
 
 CANDIDATES_MAX = 4
 """Most upstreams tried for one request; more would only delay the error that the client gets in the end."""
+
+PROMPT_SEARCH_BYTES = 512
+"""First bytes of a body in which the begin of the prompt is looked for; where it is not found, the body counts from its begin."""
+_PROMPT_FIELDS: dict[Endpoint, tuple[bytes, ...]] = {
+    Endpoint.CHAT_COMPLETIONS: (b'"messages"',),
+    Endpoint.COMPLETIONS: (b'"prompt"',),
+    Endpoint.MESSAGES: (b'"system"', b'"messages"'),
+    Endpoint.RESPONSES: (b'"instructions"', b'"input"'),
+}
+"""The fields that become the prompt, of endpoints at which engines keep prefixes."""
+_CACHE_KEY = re.compile(rb'"prompt_cache_key"\s*:\s*"([^"\\]{1,256})"')
+SESSION_BYTES_MAX = 256
 
 
 def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], float]) -> list[Upstream]:
@@ -46,7 +63,52 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
         for number, (upstream, reliability) in enumerate(zip(open, reliabilities, strict=True))
     ]
     ranked.sort()
+    first = ranked[0]
+    if not first[1]:
+        equal = 1
+        while equal < len(ranked) and ranked[equal][:3] == first[:3]:
+            equal += 1
+        if equal > 1:
+            chosen = _select(call, [open[rank[-1]] for rank in ranked[:equal]], upstreams, now)
+            ranked.insert(0, ranked.pop(chosen))
     candidates = [open[rank[-1]] for rank in ranked[:CANDIDATES_MAX]]
-    if not ranked[0][1]:
+    if not first[1]:
         candidates[0].health.begin_trial(endpoint, now)
     return candidates
+
+
+def _select(call: Call, group: list[Upstream], upstreams: Upstreams, now: float) -> int:
+    """Return the index of the deployment of `group` to which a request goes, and set its charge. `group`: in random order."""
+    request, body = call.request, call.request.body
+    salt = 0 if call.model.share_cache else crc32(call.grant.cache_salt)
+    fields = _PROMPT_FIELDS.get(request.endpoint)
+    start, session = 0, 0
+    prefixes: list[int] = []
+    if fields is not None:
+        for field in fields:
+            start = body.find(field, 0, PROMPT_SEARCH_BYTES)
+            if start >= 0:
+                break
+        start = max(start, 0)
+        session = _find_session(call, salt)
+        if not session:
+            prefixes = hash_prefixes(body, start, salt)
+    tokens = float(max(group[0].estimate_input(len(body) - start), 1))
+    selector = upstreams.find_selector(call.model.id, test=call.caller.is_test)
+    chosen = selector.choose([upstream.load for upstream in group], prefixes, session, len(body) - start, tokens, now)
+    call.charge = Charge(group[chosen.index].load, chosen.role, tokens, chosen.uncached_tokens, upstreams.gateways)
+    return chosen.index
+
+
+def _find_session(call: Call, salt: int) -> int:
+    """Return a checksum of the session that a request names in `x-session-id` or `prompt_cache_key`, 0 for none. The salt makes it one of
+    the organization's own, so nobody can name another one's."""
+    session = call.request.headers.get(b"x-session-id")
+    if session is None:
+        if "prompt_cache_key" not in call.names:
+            return 0
+        found = _CACHE_KEY.search(call.request.body)
+        if found is None:
+            return 0
+        session = found.group(1)
+    return crc32(session[:SESSION_BYTES_MAX], salt) or 1

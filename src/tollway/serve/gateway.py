@@ -277,6 +277,11 @@ class _Link:
 
 async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, background: BackgroundTasks, count: GatewayCount) -> _Link:
     url, node, joined = options.control_link_url, options.node, asyncio.Event()
+
+    def note_gateways(gateways: int) -> None:
+        count.note(gateways)
+        plane.upstreams.gateways = count.gateways
+
     follower = Follower(
         plane,
         options.directory / "snapshot",
@@ -285,7 +290,7 @@ async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, backg
         node_id=node.node_id,
         alarm=alarm,
         clock=_now_us,
-        on_gateways=count.note,
+        on_gateways=note_gateways,
         take_uses=plane.directory.take_uses,
     )
     await follower.start()

@@ -26,6 +26,7 @@ from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.ports import Vault
 from tollway.gateway.request import Request
+from tollway.gateway.selection import Load, Selector
 from tollway.gateway.upstreams.concurrency import ConcurrencyBounds, ConcurrencyLimit
 from tollway.gateway.upstreams.connection import UpstreamConnection
 from tollway.gateway.upstreams.health import Health
@@ -57,6 +58,7 @@ class Upstream:
 
     `probe_at`: when it is asked next whether it takes requests, in seconds of the monotonic clock. `running`: requests that it has been
     sent and that have not ended, changed by whoever relays. `limit`: most of them, beyond which further ones wait (`gateway.waiting`).
+    `load`: in prompt tokens, kept where there are several deployments to choose from.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Upstream:
     ) -> None:
         """`connections`: those of all upstreams. `on_place`: called when there may be a place at it that somebody waits for."""
         self.running = 0
+        self.load = Load(deployment.id, max(deployment.weight, 1))
         self._concurrency = ConcurrencyLimit(concurrency or ConcurrencyBounds())
         self.limit = self._concurrency.limit
         self._on_place = on_place
@@ -272,7 +275,10 @@ class OnPlace(Protocol):
 
 
 class Upstreams:
-    """All upstreams by model, as the snapshot lists them. A deployment whose address and credential stay the same keeps its connections."""
+    """All upstreams by model, as the snapshot lists them. A deployment whose address and credential stay the same keeps its connections.
+
+    `gateways`: how many send requests to them, this one included.
+    """
 
     def __init__(
         self, vault: Vault, metrics: Metrics, log: LogWriter, buffers: Buffers, concurrency: ConcurrencyBounds | None = None
@@ -286,12 +292,21 @@ class Upstreams:
         self._by_id: dict[str, Upstream] = {}
         self._by_model: dict[str, list[Upstream]] = {}
         self._by_model_for_tests: dict[str, list[Upstream]] = {}
+        self._selectors: dict[tuple[str, bool], Selector] = {}
+        self.gateways = 1
         self.unsealable = 0
         self.connections = OpenConnections(self.close_all_idle)
 
     def of(self, model: str, *, test: bool = False) -> list[Upstream]:
         """Return the model's upstreams for requests of live keys, or of test keys, in no particular order."""
         return self._by_model_for_tests.get(model, []) if test else self._by_model.get(model, [])
+
+    def find_selector(self, model: str, *, test: bool) -> Selector:
+        """Return what is remembered of the prompts of a model."""
+        selector = self._selectors.get((model, test))
+        if selector is None:
+            selector = self._selectors[model, test] = Selector()
+        return selector
 
     def all(self) -> Iterable[Upstream]:
         """Return every upstream."""
@@ -318,6 +333,7 @@ class Upstreams:
             and (before.deployment.model, before.deployment.test) == (deployment.model, deployment.test)
         ):
             before.deployment = deployment
+            before.load.weight = max(deployment.weight, 1)
             self._tell_of_place(before)
             return
         self.remove(entry.id)
@@ -335,7 +351,11 @@ class Upstreams:
         """Remove a deployment: requests that run on it finish, and no new ones go there."""
         upstream = self._by_id.pop(id, None)
         if upstream is not None:
-            self._place_of(upstream.deployment)[upstream.deployment.model].remove(upstream)
+            deployment = upstream.deployment
+            left = self._place_of(deployment)[deployment.model]
+            left.remove(upstream)
+            if not left:
+                self._selectors.pop((deployment.model, deployment.test), None)
             upstream.close_idle(0.0, all=True)
 
     def _place_of(self, deployment: Deployment) -> dict[str, list[Upstream]]:
