@@ -6,15 +6,12 @@ from fastapi import Query
 
 from tollway.control import catalog
 from tollway.control.api import routes
+from tollway.control.api.deployment_schemas import DeploymentCreate, DeploymentOut, DeploymentUpdate, deployment_out
 from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import (
-    DeploymentCreate,
-    DeploymentOut,
-    DeploymentUpdate,
     ListOut,
     ModelName,
     PageQuery,
-    deployment_out,
     list_out,
 )
 from tollway.domain import ids

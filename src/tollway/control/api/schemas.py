@@ -13,16 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from tollway.control.keys import Grantor, ShownKey
 from tollway.control.rotation import WantedRotation
 from tollway.domain import money
-from tollway.domain.catalog import (
-    MODEL_NAME,
-    TRANSLATED_ENDPOINTS,
-    CacheIsolation,
-    Deployment,
-    Endpoint,
-    Engine,
-    Model,
-    UnknownParameters,
-)
+from tollway.domain.catalog import MODEL_NAME, Endpoint, Model, UnknownParameters
 from tollway.domain.currencies import get_currency
 from tollway.domain.keys import GRACE_SECONDS_DEFAULT, GRACE_SECONDS_MAX, USES_MAX, Key, SecretUse
 from tollway.domain.limits import (
@@ -82,7 +73,8 @@ class Out(BaseModel):
 # ---- Fields -----------------------------------------------------------------------------------------------------------
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return a text that people can read. Raises ValueError for one with control characters, or with nothing to see."""
     if any(unicodedata.category(character) in {"Cc", "Cs", "Co", "Cn"} for character in text) or not text.strip():
         raise ValueError("it must be readable text")
     return text
@@ -123,18 +115,12 @@ def _time_zone(text: str) -> str:
     return text
 
 
-def _translatable(value: Endpoint) -> Endpoint:
-    if value not in TRANSLATED_ENDPOINTS:
-        raise ValueError("only messages and responses can be translated")
-    return value
-
-
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(printable)]
 ModelName = Annotated[str, StringConstraints(max_length=128), AfterValidator(_model_name)]
 ModelNames = Annotated[list[ModelName], Field(max_length=1000)]
 PricePerMillion = Annotated[str, StringConstraints(max_length=32), AfterValidator(_price)]
 TimeZone = Annotated[str, StringConstraints(max_length=64), AfterValidator(_time_zone)]
-Reason = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_printable)]
+Reason = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(printable)]
 Sum = Annotated[str, StringConstraints(max_length=32), AfterValidator(_sum)]
 Amount = Annotated[str, StringConstraints(max_length=32), AfterValidator(_amount)]
 Currency = Annotated[str, StringConstraints(max_length=3), AfterValidator(_currency)]
@@ -144,17 +130,10 @@ AddressRanges = Annotated[
     list[Annotated[str, StringConstraints(max_length=64), AfterValidator(_address_range)]], Field(min_length=1, max_length=ADDRESSES_MAX)
 ]
 TagName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._/-]+$")]
-TagText = Annotated[str, StringConstraints(max_length=256), AfterValidator(_printable)]
-Tier = Annotated[int, Field(ge=0, le=1000)]
-Weight = Annotated[int, Field(ge=0, le=1_000_000)]
+TagText = Annotated[str, StringConstraints(max_length=256), AfterValidator(printable)]
 # Enumerations come as text, which strict mode would refuse where an enumeration is declared.
 Endpoints = Annotated[list[Annotated[Endpoint, Field(strict=False)]], Field(min_length=1, max_length=len(Endpoint))]
-TranslatedEndpoints = Annotated[
-    list[Annotated[Endpoint, Field(strict=False), AfterValidator(_translatable)]], Field(max_length=len(TRANSLATED_ENDPOINTS))
-]
-EngineName = Annotated[Engine, Field(strict=False)]
 UnknownParametersPolicy = Annotated[UnknownParameters, Field(strict=False)]
-CacheIsolationName = Annotated[CacheIsolation, Field(strict=False)]
 
 # ---- Lists ------------------------------------------------------------------------------------------------------------
 
@@ -684,82 +663,6 @@ def model_out(model: Model) -> ModelOut:
         retry_started=model.retry_started,
         share_cache=model.share_cache,
         created_at=seconds(model.created_at),
-    )
-
-
-UpstreamText = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
-BaseUrl = Annotated[str, StringConstraints(min_length=8, max_length=2048)]
-Credential = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[\x21-\x7e]+$")]
-Region = Annotated[str, StringConstraints(pattern=r"^[a-z0-9\-]{1,64}$")]
-
-
-class DeploymentCreate(In):
-    """`credential`: what the upstream asks for as bearer token; sealed when it is stored, never shown again."""
-
-    model: ModelName
-    base_url: BaseUrl
-    engine: EngineName
-    upstream_model: UpstreamText
-    tier: Tier = 0
-    weight: Weight = 1
-    region: Region | None = None
-    credential: Credential | None = None
-    cache_isolation: CacheIsolationName = CacheIsolation.ENGINE
-    pooling: bool = True
-    translated_endpoints: TranslatedEndpoints = []
-    test: bool = False
-
-
-class DeploymentUpdate(In):
-    """Fields to change; a field that is left out stays. A null `credential` removes it."""
-
-    base_url: BaseUrl | None = None
-    upstream_model: UpstreamText | None = None
-    tier: Tier | None = None
-    weight: Weight | None = None
-    region: Region | None = None
-    credential: Credential | None = None
-    cache_isolation: CacheIsolationName | None = None
-    pooling: bool | None = None
-    translated_endpoints: TranslatedEndpoints | None = None
-    test: bool | None = None
-
-
-class DeploymentOut(Identified):
-    object: Literal["platform.deployment"] = "platform.deployment"
-    model: str
-    base_url: str
-    engine: str
-    upstream_model: str
-    tier: int
-    weight: int
-    region: str | None
-    status: str
-    has_credential: bool
-    cache_isolation: str
-    pooling: bool
-    translated_endpoints: list[str]
-    test: bool
-    created_at: int
-
-
-def deployment_out(deployment: Deployment) -> DeploymentOut:
-    return DeploymentOut(
-        id=deployment.id,
-        model=deployment.model,
-        base_url=deployment.base_url,
-        engine=deployment.engine,
-        upstream_model=deployment.upstream_model,
-        tier=deployment.tier,
-        weight=deployment.weight,
-        region=deployment.region,
-        status=deployment.status,
-        has_credential=deployment.credential is not None,
-        cache_isolation=deployment.cache_isolation,
-        pooling=deployment.pooling,
-        translated_endpoints=[str(endpoint) for endpoint in deployment.translated_endpoints],
-        test=deployment.test,
-        created_at=seconds(deployment.created_at),
     )
 
 
