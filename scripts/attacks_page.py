@@ -55,7 +55,7 @@ ROWS = {
     ),
     38: ("SQL, JSON, LDAP, spaces, other schemes in the credential", "401"),
     40: ("a key by another header; two credentials", "no difference; 400 if they differ"),
-    41: ("a revoked key", "401 from the change on"),
+    41: ("a revoked key", "401 from the change on; what runs ends within a second"),
     44: ("a key of the other plane", "403"),
     56: ("a neighbour's prefix cache; keys of an engine's media cache", "a salt for each organization; 400"),
     57: ("labels of metrics by model, path and user", "names of the catalog only"),

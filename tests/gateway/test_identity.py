@@ -1,5 +1,6 @@
 """Attacks on identity: who asks, with what, and what of it may be seen in logs, metrics and headers."""
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
 from types import FrameType
@@ -11,27 +12,34 @@ import pytest
 from tests.fakes import Clock, Do, Upstream, until
 from tests.gateway.harness import (
     ADMIN_KEY,
+    DONE,
+    END,
     EXPIRED_KEY,
     KEY,
     NARROW_KEY,
     NODE_KEY,
     NOWHERE,
+    ORGANIZATION,
     OTHER_KEY,
     PEPPER,
     PLATFORM_KEY,
     PROJECT,
+    STREAM_HEAD,
     UNKNOWN_KEY,
     Answer,
     Memory,
     Served,
     chat,
+    chunk,
     completion,
     connect,
     gateway,
     message,
+    part,
     plane,
     post,
     split_answers,
+    streamed,
     whole,
 )
 from tests.gateway.test_framing import sink_of
@@ -41,7 +49,9 @@ from tollway.domain.faults import KEY_INVALID, Fault
 from tollway.domain.keys import KeyType, digest
 from tollway.domain.limits import Limits
 from tollway.domain.snapshot import Change, KeyEntry
+from tollway.domain.usage import Outcome
 from tollway.gateway.authenticate import authenticate
+from tollway.gateway.edge.clock import Clock as EdgeClock
 from tollway.gateway.edge.edge import EdgeBounds
 from tollway.gateway.edge.edge_policy import EdgePolicy, parse_networks
 from tollway.gateway.request import RequestHead
@@ -306,6 +316,47 @@ async def test_41_a_revoked_key_stops_with_the_change_that_revokes_it(memory: Me
     assert (await ask_chat(memory, f"authorization: Bearer {KEY}")).status == 502
     plane.apply(Change(version=2, kind="key", id=f"key_{0:032x}", entry=None))
     assert (await ask_chat(memory, f"authorization: Bearer {KEY}")).status == 401
+
+
+@pytest.mark.parametrize(
+    ("kind", "id"),
+    [("key", f"key_{0:032x}"), ("project", PROJECT), ("organization", ORGANIZATION)],
+    ids=["revoked", "project-archived", "organization-archived"],
+)
+async def test_41_open_streams_of_a_revoked_key_end_and_others_go_on(kind: str, id: str) -> None:
+    upstream = Upstream([STREAM_HEAD, part(chunk("a")), Do.GATE, part(chunk("b"), DONE), END])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        client.send(message(streamed()))
+        await client.reader.readuntil(b'"a"')
+        running.plane.apply(Change(version=2, kind="model", id="unrelated", entry=None))
+        await asyncio.sleep(2 * EdgeClock.PERIOD_SECONDS)
+        assert running.plane.active.exchanges, "an unrelated change ended the stream"
+        running.plane.apply(Change(version=3, kind=kind, id=id, entry=None))
+        rest = await client.reader.readuntil(b"0\r\n\r\n")
+        assert b"invalid_api_key" in rest and b"[DONE]" not in rest
+        final = await running.sink.settled()
+        assert (final.outcome, final.error) == (Outcome.UPSTREAM_ERROR, "invalid_api_key")
+
+
+async def test_41_streams_of_a_retired_secret_end_and_those_of_the_new_one_go_on() -> None:
+    new = keys.digest(PEPPER, OTHER_KEY.encode())
+    entry = KeyEntry(id=f"key_{0:032x}", digest=new, type=KeyType.LIVE, project_id=PROJECT)
+    upstream = Upstream([STREAM_HEAD, part(chunk("a")), Do.GATE, part(chunk("b"), DONE), END])
+    async with (
+        upstream.listening(),
+        gateway({"m": Served([upstream.url])}) as running,
+        connect(running.port) as old_client,
+        connect(running.port) as new_client,
+    ):
+        rotated = msgspec.structs.replace(entry, previous_digest=keys.digest(PEPPER, KEY.encode()), previous_expires_at=1 << 60)
+        running.plane.apply(Change(version=2, kind="key", id=entry.id, entry=rotated))
+        for client, secret in ((old_client, KEY), (new_client, OTHER_KEY)):
+            client.send(message(streamed(), key=secret))
+            await client.reader.readuntil(b'"a"')
+        running.plane.apply(Change(version=3, kind="key", id=entry.id, entry=entry))
+        assert b"invalid_api_key" in await old_client.reader.readuntil(b"0\r\n\r\n")
+        upstream.gate.set()
+        await new_client.reader.readuntil(b"[DONE]\n\n")
 
 
 async def test_models_are_those_that_the_key_may_use(memory: Memory) -> None:

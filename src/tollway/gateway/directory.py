@@ -113,9 +113,25 @@ class Directory:
         salt = hashlib.sha256(b"tollway cache salt\0" + organization.id.encode()).hexdigest()[:32]
         is_test = key.type is KeyType.TEST  # it is never billed
         budgets = () if is_test else maps.list_budgets((key.id, project.id, organization.id))
-        caller = self._callers[digest] = Caller(principal_of_key(key, project, organization), f'"{salt}"'.encode(), budgets)
+        principal = principal_of_key(key, project, organization)
+        caller = self._callers[digest] = Caller(principal, f'"{salt}"'.encode(), budgets, digest, self.version)
         self._note_use(caller, digest, now_us)
         return caller
+
+    def is_revoked(self, caller: Caller) -> bool:
+        """Return whether the secret of a caller that was found before has been revoked or retired since, or its project or organization
+        archived. One that has merely expired is not revoked: what it began, it may end."""
+        if caller.version == self.version:
+            return False
+        maps = self._maps
+        if (
+            caller.digest in maps.digests.get(caller.principal.id, ())
+            and caller.project.id in maps.projects
+            and caller.organization.id in maps.organizations
+        ):
+            caller.version = self.version
+            return False
+        return True
 
     def _note_use(self, caller: Caller, digest: bytes, now_us: int) -> None:
         if len(self._uses) < USES_NOTED_MAX or digest in self._uses:

@@ -78,6 +78,8 @@ class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
 class Watched(Protocol):
     """A part of a request that has a deadline."""
 
+    call: Call
+
     def interrupt(self, fault: Fault) -> None:
         """End the request with a fault."""
         ...
@@ -124,7 +126,6 @@ class Exchange:
     __slots__ = (
         "_bounds",
         "_buffer",
-        "_call",
         "_checkpointed",
         "_client",
         "_connection",
@@ -143,6 +144,7 @@ class Exchange:
         "_sent_at",
         "_waiter",
         "_withheld",
+        "call",
         "finished",
         "started",
         "stream",
@@ -160,7 +162,7 @@ class Exchange:
         driver: CoroutineDriver,
         now: float,
     ) -> None:
-        self._call = call
+        self.call = call
         self._connection = connection
         self._client = client
         self._record = record
@@ -216,7 +218,7 @@ class Exchange:
     def commit(self, headers: bytes) -> None:
         """Send the status line and what has gathered; from now on events leave as they come. What only another try or an irregular
         read would need is released."""
-        self._call.release()
+        self.call.release()
         self._release_buffer()
         self._connection.release_parser()
         client = self._client
@@ -231,17 +233,17 @@ class Exchange:
         assert stream is not None
         upstream = self._connection.upstream
         if self._is_cut:
-            _note_cut(self._record, self._call, upstream, stream, self.stream_bytes)
+            _note_cut(self._record, self.call, upstream, stream, self.stream_bytes)
             return self._record.finish(Outcome.BUDGET_STOPPED)
         self.terminator = stream.terminator
-        _note_completed(self._record, self._call, upstream, stream.used, stream.source, stream.anomaly, self.stream_bytes)
+        _note_completed(self._record, self.call, upstream, stream.used, stream.source, stream.anomaly, self.stream_bytes)
         return self._record.finish(Outcome.COMPLETED)
 
     def close(self, active: Active, metrics: Metrics) -> None:
         """The exchange is over, however it ended: its connection is given back or ended."""
         record, client = self._record, self._client
         if record.final is None and self.stream is not None:
-            _note_cut(record, self._call, self._connection.upstream, self.stream, self.stream_bytes)
+            _note_cut(record, self.call, self._connection.upstream, self.stream, self.stream_bytes)
         if record.anomaly is not None:
             metrics.count(metrics.anomalies, record.anomaly)
         active.exchanges.discard(self)
@@ -340,10 +342,10 @@ class Exchange:
         return self.hold(more) is not None
 
     def _is_stream(self, status: int, content_type: bytes) -> bool:
-        return self._call.stream and status == 200 and (not content_type or content_type.lower().startswith(b"text/event-stream"))
+        return self.call.stream and status == 200 and (not content_type or content_type.lower().startswith(b"text/event-stream"))
 
     def _new_stream(self) -> AnswerStream:
-        call = self._call
+        call = self.call
         deployment = self._connection.upstream.deployment
         translation = call.find_translation(deployment)
         new_stream = call.dialect.new_stream if translation is None else translation.new_stream
@@ -527,7 +529,7 @@ class Exchange:
             if now - self._checkpointed >= CHECKPOINT_SECONDS and self._record.used is not NOTHING:
                 self._checkpointed = now
                 self._record.checkpoint()
-        elif self._call.stream and now - self.started >= bounds.commit_after_seconds:
+        elif self.call.stream and now - self.started >= bounds.commit_after_seconds:
             self._resume()
 
     def _find_timeout(self, now: float) -> FaultKind | None:
@@ -536,7 +538,7 @@ class Exchange:
         if now - self.started > bounds.total_seconds:
             return faults.UPSTREAM_TIMEOUT_TOTAL
         if self.stream is None:
-            return faults.UPSTREAM_TIMEOUT_FIRST if self._call.stream and now - self.started > bounds.first_token_seconds else None
+            return faults.UPSTREAM_TIMEOUT_FIRST if self.call.stream and now - self.started > bounds.first_token_seconds else None
         if self._record.first_token_at is None:
             return faults.UPSTREAM_TIMEOUT_FIRST if now - self._fed_at > bounds.first_token_seconds else None
         return faults.UPSTREAM_TIMEOUT_IDLE if now - self._fed_at > bounds.idle_seconds else None
@@ -545,9 +547,10 @@ class Exchange:
 class _Connecting:
     """A request that waits for a new connection. Connecting has its own deadline; here that of the whole attempt applies."""
 
-    __slots__ = ("_deadline", "_driver")
+    __slots__ = ("_deadline", "_driver", "call")
 
-    def __init__(self, driver: CoroutineDriver, deadline: float) -> None:
+    def __init__(self, call: Call, driver: CoroutineDriver, deadline: float) -> None:
+        self.call = call
         self._driver = driver
         self._deadline = deadline
 
@@ -704,7 +707,7 @@ async def _attempt(
     fresh = before is not None and before.kind is faults.UPSTREAM_STALE
     connection = None if fresh else upstream.take_idle(now)
     if connection is None:
-        connecting = _Connecting(driver, now + bounds.total_seconds)
+        connecting = _Connecting(call, driver, now + bounds.total_seconds)
         active.exchanges.add(connecting)
         try:
             connection = await driver.in_task(upstream.connect(bounds.connect_seconds), UpstreamConnection.close)

@@ -140,12 +140,14 @@ class Caller:
     request reads them.
     `grants`: compiled per model and endpoint on first use. `budgets`: those that bind it, innermost level first. `cache_salt`: isolates the
     organization's prefixes inside an engine's prefix cache. `end_user_limits`: those of each end user of the project, None without any.
-    `use_due_at`: the instant (UTC microseconds) from which its next use is noted.
+    `use_due_at`: the instant (UTC microseconds) from which its next use is noted. `digest`: of the secret by which it was found;
+    `version`: the snapshot's, of which it is known that the secret stands in it.
     """
 
     __slots__ = (
         "budgets",
         "cache_salt",
+        "digest",
         "end_user_limits",
         "endpoints",
         "expires_at",
@@ -157,9 +159,12 @@ class Caller:
         "principal",
         "project",
         "use_due_at",
+        "version",
     )
 
-    def __init__(self, principal: Principal, cache_salt: bytes, budgets: tuple[BudgetEntry, ...] = ()) -> None:
+    def __init__(
+        self, principal: Principal, cache_salt: bytes, budgets: tuple[BudgetEntry, ...] = (), digest: bytes = b"", version: int = 0
+    ) -> None:
         self.principal = principal
         self.project = principal.project
         self.organization = principal.organization
@@ -173,6 +178,8 @@ class Caller:
         of_each = principal.project.end_user_limits
         self.end_user_limits = None if of_each == UNLIMITED else EndUserLimits(principal.organization.id, principal.project.id, of_each)
         self.use_due_at = 0
+        self.digest = digest
+        self.version = version
         self.grants: dict[tuple[str, Endpoint], ModelGrant] = {}
 
 

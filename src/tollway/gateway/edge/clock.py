@@ -12,8 +12,8 @@ from tollway.gateway.plane import REFUSAL_LINES_PER_SECOND_MAX
 
 
 class Clock:
-    """Checks every half second: deadlines, idle pools, rate limit buckets that are full again, the date, overload of the process; and the
-    lag of the loop.
+    """Checks every half second: deadlines, requests whose keys were revoked, idle pools, rate limit buckets that are full again, the date,
+    overload of the process; and the lag of the loop.
 
     It ticks from timers of the loop and never from a task: a request that a deadline interrupts would otherwise run inside that task.
     `run` is the task that ends when a tick fails as a whole. A check of one connection that fails ends that connection alone.
@@ -74,6 +74,8 @@ class Clock:
             for exchange in exchanges[start : start + self.SLICE]:
                 try:
                     exchange.tick(now)
+                    if plane.directory.is_revoked(exchange.call.caller):
+                        exchange.interrupt(Fault(faults.KEY_INVALID, message="The API key was revoked while the request ran."))
                 except Exception as error:
                     self._isolate(error, exchange.interrupt, Fault(faults.INTERNAL))
             yield
