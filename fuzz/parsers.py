@@ -111,7 +111,7 @@ def request_body(data: bytes) -> None:
         return
     (upstream,) = made.upstreams.of(call.model.id)
     validated = bodies.parse(data)
-    sent = bodies.parse(call.upstream_body(upstream.deployment))
+    sent = bodies.parse(call.upstream_body(upstream.deployment, None))
     ours = {"cache_salt", "stream_options", "max_tokens"} | call.dialect.constants.keys()
     assert all(validated[name] == value for name, value in sent.items() if name not in ours)
     assert not (NEVER_FORWARDED - ours - call.dialect.fields.keys()) & sent.keys()

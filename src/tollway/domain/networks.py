@@ -5,7 +5,7 @@ report; ranges and addresses are compared in the IPv4 form.
 """
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -42,14 +42,3 @@ def contains(networks: Sequence[Network], text: str) -> bool:
     """Return whether the address that `text` writes is in one of the ranges; what is not an address is in none."""
     address = parse_address(text)
     return address is not None and any(address in network for network in networks)
-
-
-def is_covered(inner: Iterable[Network], outer: Sequence[Network]) -> bool:
-    """Return whether each range of `inner` lies in one of `outer`."""
-    return all(any(_lies_in(each, whole) for whole in outer) for each in inner)
-
-
-def _lies_in(inner: Network, outer: Network) -> bool:
-    if isinstance(inner, ipaddress.IPv4Network):
-        return isinstance(outer, ipaddress.IPv4Network) and inner.subnet_of(outer)
-    return isinstance(outer, ipaddress.IPv6Network) and inner.subnet_of(outer)

@@ -331,7 +331,7 @@ def _event(type: str, members: dict[str, Any]) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (type.encode(), encode({"type": type, **members}))
 
 
-TRANSLATION = Translation(
+TRANSLATION: Translation = Translation(
     target=chat_completions.DIALECT,
     translate=translate,
     read_answer=read_answer,

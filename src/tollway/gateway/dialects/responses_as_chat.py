@@ -419,7 +419,7 @@ class ResponseChatStream(TranslatedStream):
         return b"event: %b\ndata: %b\n\n" % (type.encode(), encode({"type": type, "sequence_number": number, **members}))
 
 
-TRANSLATION = Translation(
+TRANSLATION: Translation = Translation(
     target=chat_completions.DIALECT,
     translate=translate,
     read_answer=read_answer,
