@@ -64,7 +64,9 @@ const rows = {
     const found = []
     for await (const each of client.models.list()) found.push(each.id)
     assert.ok(found.includes(model))
-    assert.equal((await client.models.retrieve('org/name')).id, 'org/name')
+    const one = await client.models.retrieve('org/name')
+    assert.equal(one.id, 'org/name')
+    assert.ok(one.prices[0].unit_prices.input && one.endpoints.includes('chat/completions'))
   },
   async errors() {
     const absent = client.chat.completions.create({ model: 'absent', messages })

@@ -91,7 +91,8 @@ def completions(client: Client) -> None:
 
 def models(client: Client) -> None:
     assert "m" in [model.id for model in client.models.list()]
-    assert client.models.retrieve("org/name").id == "org/name"
+    model = client.models.retrieve("org/name").model_dump()
+    assert model["id"] == "org/name" and model["prices"][0]["unit_prices"]["input"] and "chat/completions" in model["endpoints"]
 
 
 def errors(client: Client) -> None:

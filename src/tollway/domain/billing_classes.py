@@ -230,6 +230,11 @@ def format_unit_price(unit: Unit, unit_pico: int) -> str:
     return format_price_per_million(unit_pico) if unit is Unit.TOKEN else format_amount(unit_pico)
 
 
+def describe_unit_prices(prices: UnitPrices) -> dict[str, str]:
+    """Return the price of each class as `format_unit_price` writes it, by the name of the class."""
+    return {str(row.billing_class): format_unit_price(row.unit, prices.get(row.billing_class)) for row in BILLING_CLASSES}
+
+
 def with_default_prices(stated: Mapping[BillingClass, int]) -> UnitPrices:
     """Return the unit prices of every class, given those that are stated.
 

@@ -7,6 +7,7 @@ mixture.
 """
 
 import hashlib
+from collections.abc import Iterable
 from itertools import islice
 
 import msgspec
@@ -155,22 +156,19 @@ class Directory:
         model = self._maps.models.get(name)
         if model is None or (caller.models is not None and name not in caller.models):
             return None
-        cap = caller.principal.output_tokens_max
-        if cap is not None and (model.output_tokens_max is None or cap < model.output_tokens_max):
-            model = msgspec.structs.replace(model, output_tokens_max=cap)
+        model = cap_output(model, caller.principal.output_tokens_max)
         terms = caller.organization.terms
         in_force = find_terms(terms, at)
         price_list = None if in_force is None else in_force.list
         turns = [term.valid_from for term in terms] + [price.valid_from for price in model.prices]
-        offered = DIALECTS[endpoint].model_endpoint or endpoint
-        is_translated_somewhere = any(is_translated(each, offered) for each in self._list_deployments_of(name, test=caller.is_test))
+        is_served, is_translated_somewhere = find_service(model, endpoint, self._list_deployments_of(name, test=caller.is_test))
         prices = ((tier, find_price(self.list_prices(model, price_list, tier), at)) for tier in ServiceTier)
         return ModelGrant(
             model,
             {tier: price for tier, price in prices if price is not None},
             max((turn for turn in turns if turn <= at), default=0),
             min((turn for turn in turns if turn > at), default=INSTANT_MAX),
-            is_served=offered in model.endpoints and (offered is endpoint or not is_translated_somewhere),
+            is_served=is_served,
             is_translated=is_translated_somewhere,
             known_fields=self._list_known_fields(name, endpoint, test=caller.is_test),
             cache_salt=caller.cache_salt,
@@ -261,6 +259,20 @@ class Directory:
         self._callers.clear()
         self._prices.clear()
         self.version = change.version
+
+
+def cap_output(model: ModelEntry, tokens: int | None) -> ModelEntry:
+    """Return a model whose answers have at most `tokens` output tokens, or fewer if it says so itself; None leaves it as it is."""
+    if tokens is None or (model.output_tokens_max is not None and model.output_tokens_max <= tokens):
+        return model
+    return msgspec.structs.replace(model, output_tokens_max=tokens)
+
+
+def find_service(model: ModelEntry, endpoint: Endpoint, deployments: Iterable[Deployment]) -> tuple[bool, bool]:
+    """Return whether a model with these deployments has an endpoint, and whether one of them has it by translation only."""
+    offered = DIALECTS[endpoint].model_endpoint or endpoint
+    is_translated_somewhere = any(is_translated(each, offered) for each in deployments)
+    return offered in model.endpoints and (offered is endpoint or not is_translated_somewhere), is_translated_somewhere
 
 
 def _put(maps: _Maps, entry: Entry) -> None:

@@ -16,8 +16,6 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.limits import Standing
 from tollway.domain.money import parse_sum
-from tollway.domain.prices import find_list, find_price
-from tollway.domain.usage import ServiceTier
 from tollway.gateway.authenticate import authenticate, require_endpoint
 from tollway.gateway.authorize import authorize
 from tollway.gateway.budgets import BudgetHold, describe_budgets
@@ -102,27 +100,19 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
 
 
 def list_models(request: Request, client: Client, plane: Plane) -> None:
-    """GET /v1/models and /v1/models/{model}: what this key may use. `request.body` holds the model's name, or nothing for all."""
+    """GET /v1/models and /v1/models/{model}: what this key may use, at which prices and within which bounds.
+    `request.body` holds the model's name, or nothing for all."""
     caller: Caller | None = None
     try:
         if plane.directory.obstacle is not None:
             raise Fault(plane.directory.obstacle, retry_after_seconds=1)
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
-        at, price_list = request.received_at, find_list(caller.organization.terms, request.received_at)
-        models = [
-            {"id": model.id, "object": "model", "created": model.created_at // 1_000_000, "owned_by": "tollway"}
-            | ({} if model.context_length is None else {"context_length": model.context_length})
-            for model in plane.directory.list_models()
-            if (caller.models is None or model.id in caller.models)
-            and find_price(plane.directory.list_prices(model, price_list, ServiceTier.STANDARD), at) is not None
-        ]
-        body: object = {"object": "list", "data": models}
-        if request.body:
-            name = request.body.decode("latin-1")
-            body = next((model for model in models if model["id"] == name), None)
-            if body is None:
-                raise Fault(faults.MODEL_UNKNOWN, param="model")
-        client.answer(200, _JSON + DIALECTS[request.endpoint].identify(request.id), msgspec.json.encode(body))
+        listings, at = plane.model_listings, request.received_at
+        name = request.body.decode("latin-1")
+        body = listings.find(caller, name, at) if name else listings.list_all(caller, at)
+        if body is None:
+            raise Fault(faults.MODEL_UNKNOWN, param="model")
+        client.answer(200, _JSON + DIALECTS[request.endpoint].identify(request.id), body)
     except Fault as caught:
         caught.forget_frames()
         fault = caught if caller is not None else client.throttle(caught, request.headers)

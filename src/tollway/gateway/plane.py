@@ -12,6 +12,7 @@ from tollway.gateway.buffers import BufferBounds, Buffers
 from tollway.gateway.counters import MemoryCounters
 from tollway.gateway.directory import Directory
 from tollway.gateway.media.bounds import MediaBounds
+from tollway.gateway.model_listing import ModelListings
 from tollway.gateway.ports import UsageSink, Vault
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget
 from tollway.gateway.shared_counters import SharedCounters
@@ -45,6 +46,7 @@ class Plane:
     ) -> None:
         self.random_bits = random_bits
         self.directory = Directory()
+        self.model_listings = ModelListings(self.directory)
         self.metrics = Metrics()
         self.buffers = Buffers(buffer_bounds or BufferBounds())
         self.body_readers: BodyReaders | None = None

@@ -7,7 +7,7 @@ nothing is spent, counted or sent to an engine.
 
 from collections.abc import Sequence
 
-from tollway.domain.billing_classes import ROWS, BillingClass, Quantities, format_unit_price
+from tollway.domain.billing_classes import Quantities, describe_unit_prices
 from tollway.domain.budgets import find_fixed_cost, find_output_price
 from tollway.domain.faults import Fault
 from tollway.domain.limits import Quantity, Standing
@@ -45,14 +45,13 @@ class Quote:
         refusals = [_describe_limit(each, units) for each, units in list_exceeded(call, standings)]
         if fault is not None:
             refusals.append({"code": fault.kind.code, "message": fault.message})
-        prices = call.price.unit_prices
         return {
             "object": "quote",
             "endpoint": call.request.endpoint,
             "model": call.model.id,
             "service_tier": call.price.tier,
             "price_version": call.price.id,
-            "unit_prices": {str(name): format_unit_price(ROWS[name].unit, getattr(prices, name)) for name in BillingClass},
+            "unit_prices": describe_unit_prices(call.price.unit_prices),
             "currency": call.caller.organization.currency.lower(),
             "input_tokens": {"expected": self._expected[0], "most": self._input_tokens_max},
             "output_tokens": {

@@ -16,7 +16,7 @@ from tollway.domain.billing_classes import (
     Quantities,
     Unit,
     UnitPrices,
-    format_unit_price,
+    describe_unit_prices,
     parse_unit_price,
     with_default_prices,
 )
@@ -87,7 +87,7 @@ def unit_prices_of(written: UnitPricesWrite) -> UnitPrices:
 
 def unit_prices_out(units: UnitPrices) -> dict[str, Any]:
     """Return unit prices as the fields of `UnitPricesOut`."""
-    return {row.billing_class: format_unit_price(row.unit, units.get(row.billing_class)) for row in BILLING_CLASSES}
+    return {**describe_unit_prices(units)}
 
 
 def quantities_of(written: QuantitiesWrite) -> Quantities:
