@@ -1,7 +1,7 @@
 """A request, top to bottom: authenticate, authorize, limit, route, meter, relay. Read this file first.
 
-Each phase needs the type that the one before made, so the type checker proves the order. A fault raised anywhere is rendered here, once,
-in the API's own shape; a request ends in `observe`, whatever happened. Before ADMIT nothing is spooled: a refusal is a counter and a
+Each phase needs the type that the one before made, so the type checker proves the order. A fault raised anywhere is answered here, once
+(`refusals`); a request ends in `observe`, whatever happened. Before ADMIT nothing is spooled: a refusal is a counter and a
 sampled log line, so a flood of 401s costs no disk and no bill.
 """
 
@@ -28,13 +28,13 @@ from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
 from tollway.gateway.quote import Quote
+from tollway.gateway.refusals import refuse
 from tollway.gateway.relay import relay
 from tollway.gateway.request import Call, Caller, ClientGone, Request, RequestHead
 from tollway.gateway.route import route
 from tollway.gateway.shedding import RETRY_SECONDS, Shedder
 from tollway.gateway.uploads import Upload
 from tollway.telemetry import describe_error
-from tollway.wire.errors import retry_after
 
 _TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
 _TRACE_FLAGS = 0x03
@@ -88,10 +88,10 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
     except Fault as caught:
         caught.forget_frames()
         fault = caught if caller is not None else client.throttle(caught, request.headers)
-        _refuse(request, client, fault, limit_headers)
+        refuse(request, client, fault, limit_headers)
     except Exception as error:  # the last line of defence of one request: it becomes a 500 and a log line, never a dead connection
         fault = Fault(faults.INTERNAL, detail=describe_error(error))
-        _refuse(request, client, fault, limit_headers)
+        refuse(request, client, fault, limit_headers)
     finally:
         plane.metrics.running -= 1
         if hold is not None and (record is None or record.final is not None):  # without FINAL its cost is not known: it stays held
@@ -116,7 +116,7 @@ def list_models(request: Request, client: Client, plane: Plane) -> None:
     except Fault as caught:
         caught.forget_frames()
         fault = caught if caller is not None else client.throttle(caught, request.headers)
-        _refuse(request, client, fault)
+        refuse(request, client, fault)
         plane.metrics.count(plane.metrics.refusals, fault.kind.code)
 
 
@@ -143,7 +143,7 @@ def list_limits(request: Request, client: Client, plane: Plane) -> None:
     except Fault as caught:
         caught.forget_frames()
         fault = caught if caller is not None else client.throttle(caught, request.headers)
-        _refuse(request, client, fault)
+        refuse(request, client, fault)
         plane.metrics.count(plane.metrics.refusals, fault.kind.code)
 
 
@@ -172,7 +172,7 @@ async def quote(request: Request, client: Client, plane: Plane) -> None:
     except Fault as caught:
         caught.forget_frames()
         fault = caught if caller is not None else client.throttle(caught, request.headers)
-        _refuse(request, client, fault)
+        refuse(request, client, fault)
         plane.metrics.count(plane.metrics.refusals, fault.kind.code)
 
 
@@ -269,24 +269,3 @@ async def _authorize_upload(caller: Caller, request: Request, upload: Upload, pl
         call = await driver.in_task(plane.body_readers.authorize(caller, request, plane.directory, plane.media_bounds))
     upload.refund(time.monotonic_ns())
     return call
-
-
-def _refuse(request: Request, client: Client, fault: Fault, limit_headers: bytes = b"") -> None:
-    """Tell the client of a fault: as a response if nothing was sent yet, else as the last event of its stream. `limit_headers`: of the
-    permit, if the request had one."""
-    if client.gone:
-        return
-    dialect = DIALECTS[request.endpoint]
-    if client.committed:
-        client.end_stream(dialect.render_error_event(fault, request.id))
-    else:
-        headers = _JSON + b"cache-control: no-store\r\n" + dialect.identify(request.id) + limit_headers + fault_headers(fault)
-        client.answer(fault.kind.status, headers, dialect.render_error(fault, request.id))
-
-
-def fault_headers(fault: Fault) -> bytes:
-    """Return the header lines that a fault adds to its answer: the authentication scheme, its own, and when to try again."""
-    if fault.kind is faults.KEY_INVALID:
-        return b"www-authenticate: Bearer\r\n"
-    hint = retry_after(fault)
-    return fault.headers if hint is None else b"%bretry-after: %d\r\nretry-after-ms: %d\r\n" % (fault.headers, *hint)

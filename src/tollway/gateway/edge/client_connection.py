@@ -24,6 +24,7 @@ from tollway.gateway.edge.edge import REST_SECONDS, Edge
 from tollway.gateway.edge.routes import ROUTES, Route, find_body_fault, find_path, find_route, find_route_fault
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Flow
+from tollway.gateway.refusals import fault_headers
 from tollway.gateway.request import ClientGone, Request, RequestHead, new_request
 from tollway.gateway.uploads import Upload
 from tollway.wire.http import NO_HEADERS, HttpRequest, RequestReader, chunk_size
@@ -482,7 +483,7 @@ class ClientConnection(asyncio.Protocol):
             % (
                 self._edge.openings[fault.kind.status],
                 headers,
-                pipeline.fault_headers(fault),
+                fault_headers(fault),
                 b"connection: close\r\n" if self._close_after else b"",
                 len(body),
                 b"" if head_only else body,

@@ -333,7 +333,7 @@ class Upstreams:
             and (before.deployment.model, before.deployment.test) == (deployment.model, deployment.test)
         ):
             before.deployment = deployment
-            before.load.weight = max(deployment.weight, 1)
+            before.load.weight = float(max(deployment.weight, 1))  # mypyc keeps them apart
             self._tell_of_place(before)
             return
         self.remove(entry.id)

@@ -1,0 +1,31 @@
+"""Answers to faults: the status, the headers (`retry-after` among them) and the body in the shape of the API."""
+
+from tollway.domain import faults
+from tollway.domain.faults import Fault
+from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.ports import Client
+from tollway.gateway.request import Request
+from tollway.wire.errors import retry_after
+
+_HEADERS = b"content-type: application/json\r\ncache-control: no-store\r\n"
+
+
+def refuse(request: Request, client: Client, fault: Fault, limit_headers: bytes = b"") -> None:
+    """Tell the client of a fault: as a response if nothing was sent yet, else as the last event of its stream. `limit_headers`: of the
+    permit, if the request had one."""
+    if client.gone:
+        return
+    dialect = DIALECTS[request.endpoint]
+    if client.committed:
+        client.end_stream(dialect.render_error_event(fault, request.id))
+    else:
+        headers = _HEADERS + dialect.identify(request.id) + limit_headers + fault_headers(fault)
+        client.answer(fault.kind.status, headers, dialect.render_error(fault, request.id))
+
+
+def fault_headers(fault: Fault) -> bytes:
+    """Return the header lines that a fault adds to its answer: the authentication scheme, its own, and when to try again."""
+    if fault.kind is faults.KEY_INVALID:
+        return b"www-authenticate: Bearer\r\n"
+    hint = retry_after(fault)
+    return fault.headers if hint is None else b"%bretry-after: %d\r\nretry-after-ms: %d\r\n" % (fault.headers, *hint)
