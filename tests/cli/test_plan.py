@@ -281,6 +281,8 @@ def test_budget_in_the_file_changes_what_differs_and_nothing_else(whole: Platfor
     changed = WHOLE.replace("amount: 500", "amount: 600").replace("thresholds: [80, 100]", "mode: hard")
     (change,) = make_plan(whole, parse(tmp_path, changed))
     assert (change.what, change.place, dict(change.body)) == ("budget", ("acme", "all"), {"amount": "600", "mode": "hard"})
+    with pytest.raises(OperatorError, match="acme / chat / daily is of mode soft, which cannot change to alert"):
+        make_plan(whole, parse(tmp_path, WHOLE.replace("mode: soft", "mode: alert, thresholds: [100]")))
 
 
 def test_a_credential_comes_from_a_variable_or_a_file_and_never_from_the_page(tmp_path: Path) -> None:

@@ -55,10 +55,18 @@ REFUSED = {
     "budget that is absurd": (BUDGET % 'amount: "99999999999", window: day', "amount '99999999999': too much"),
     "budget in no currency": (BUDGET % "amount: 1, window: day, currency: ZZZ", "'ZZZ' is not a currency code"),
     "thresholds out of order": (BUDGET % "amount: 1, window: day, thresholds: [90, 80]", "thresholds: they must be different percentages"),
+    "alert without a threshold": (
+        BUDGET % "amount: 1, window: day, mode: alert",
+        "thresholds: a budget of mode 'alert' needs at least one",
+    ),
+    "spend limit of a week": (
+        BUDGET.replace("all: {%s}", "spend_limit: {amount: 1, window: week}"),
+        "budgets.spend_limit: window: a budget named 'spend_limit' is of a month",
+    ),
     "window of a budget": (BUDGET % "amount: 1, window: year", "window"),
     "budgets without end": (
         BUDGET.replace("all: {%s}", ", ".join(f"b{number}: {{amount: 1, window: day}}" for number in range(11))),
-        "a in .*: there may be at most 10 budgets, not 11",
+        "a in .*: there may be at most 10 budgets that bind, not 11",
     ),
     "no endpoints": ("models: {m: {endpoints: []}}", "endpoints must not be empty"),
 }

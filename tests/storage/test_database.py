@@ -116,6 +116,38 @@ class TestSchema:
             empty.check_schema()
         empty.close()
 
+    def test_migration_that_rebuilds_budgets_keeps_what_they_counted(self, tmp_path: Path) -> None:
+        opened = Database.open(f"sqlite+pysqlite:///{tmp_path}/old.db")
+        rows = {
+            "organizations": {"id": "org", "name": "o", "currency": "EUR", "status": "active", "time_zone": "UTC", "created_at": 1},
+            "budgets": {"id": "bud", "organization_id": "org", "level": "organization", "subject_id": "org", "name": "b", "mode": "hard"}
+            | {"window_type": "total", "amount_pico": "9", "currency": "EUR", "thresholds": "[]", "is_operators": 0, "created_at": 1}
+            | {"counts_from": 1},
+            "budget_raises": {"id": "raise", "organization_id": "org", "budget_id": "bud", "amount_pico": "1", "starts_at": 1, "ends_at": 2}
+            | {"created_at": 1},
+            "budget_windows": {"budget_id": "bud", "start_at": 1, "end_at": 2, "spent_pico": "8"},
+            "budget_leases": {"budget_id": "bud", "start_at": 1, "node_id": "node", "epoch": 1, "granted_pico": "9", "drawn_pico": "8"}
+            | {"sequence": 3, "renewed_at": 4},
+            "budget_alerts": {"budget_id": "bud", "start_at": 1, "threshold": 80, "spent_pico": "8", "limit_pico": "9", "crossed_at": 5},
+        }
+        with opened.platform() as tx:
+            config = storage_database._alembic_config()
+            config.attributes["connection"] = tx.connection
+            command.upgrade(config, "0022")
+            for table, row in rows.items():
+                names = ", ".join(row)
+                tx.connection.execute(sa.text(f"INSERT INTO {table} ({names}) VALUES ({', '.join(f':{name}' for name in row)})"), row)
+        opened.migrate()
+        with opened.platform() as tx:
+            for table, row in rows.items():
+                (found,) = tx.connection.execute(sa.text(f"SELECT * FROM {table}")).mappings()
+                assert {name: found[name] for name in row} == row
+            assert not tx.connection.execute(sa.text("PRAGMA foreign_key_check")).all()
+            tx.connection.execute(sa.text("UPDATE budgets SET mode = 'alert'"))
+        with pytest.raises(IntegrityError), opened.platform() as tx:
+            tx.connection.execute(sa.text("UPDATE budgets SET mode = 'firm'"))
+        opened.close()
+
     def test_lets_no_row_point_into_another_organization(self, database: Database) -> None:
         mine, theirs = add_organization(database, 1), add_organization(database, 2)
         with database.tenant(theirs) as tx:

@@ -18,7 +18,7 @@ from tollway.cli.plan import DEPLOYMENT_FIELDS, PlannedChange, list_warnings, ma
 from tollway.cli.platform_file import BudgetFile, PlatformFile, ProjectFile, read, resolve_credential
 from tollway.domain import ids
 from tollway.domain.billing_classes import BillingClass
-from tollway.domain.budgets import SUBJECT_BUDGETS_MAX
+from tollway.domain.budgets import SUBJECT_BUDGETS_MAX, BudgetMode
 from tollway.domain.limits import DIMENSIONS
 from tollway.domain.price_books import format_discount
 from tollway.settings import OperatorError
@@ -115,7 +115,8 @@ class Platform:
         self._organizations: dict[str, str] = {}
         self._projects: dict[tuple[str, str], str] = {}
         self._budgets: dict[tuple[str, ...], str] = {}
-        self._budget_counts: Counter[tuple[str, ...]] = Counter()
+        self._budget_counts: Counter[tuple[tuple[str, ...], bool]] = Counter()
+        """Budgets by the organization or project, and whether they only alert."""
         self._books: dict[str, str] = {}
         self._default_lists: frozenset[str] = frozenset()
         self._book_currencies: dict[str, str] = {}
@@ -255,7 +256,8 @@ class Platform:
     ) -> dict[str, Any]:
         """Return the budgets of an organization or a project that the file names, of the organization's `budgets`."""
         there = [each for each in budgets if each["subject_id"] == subject_id]
-        self._budget_counts[place] = len(there)
+        for each in there:
+            self._budget_counts[place, each["mode"] == BudgetMode.ALERT] += 1
         named = None if wanted is None else {} if wanted is UNSET else wanted
         keys = _file_keys(there, named, f"budget of {' / '.join(place)}", ids.BUDGET)
         found: dict[str, Any] = {}
@@ -299,7 +301,7 @@ class Platform:
                         f"{where}: price book {book} is in {currency}, the organization is billed in {billed_in}", exit_code=2
                     )
             if change.what == "budget" and change.creates:
-                self._check_budget_count(change.place[:-1], changes)
+                self._check_budget_count(change.place[:-1], changes, only_alert=change.body["mode"] == BudgetMode.ALERT)
             if change.what == "price book" and (owner := change.body.get("organization")) and ("organization", owner) not in planned:
                 self._organization_id(owner)
             if change.what == "publication":
@@ -307,11 +309,13 @@ class Platform:
                 if not priced and not any(each.what == "price" and each.place[0] == change.place[0] for each in changes):
                     raise OperatorError(f"{where}: a published model needs a price", hint="add `prices` to the model", exit_code=2)
 
-    def _check_budget_count(self, place: tuple[str, ...], changes: Sequence[PlannedChange]) -> None:
-        planned = sum(1 for each in changes if each.what == "budget" and each.creates and each.place[:-1] == place)
-        if self._budget_counts[place] + planned > SUBJECT_BUDGETS_MAX:
+    def _check_budget_count(self, place: tuple[str, ...], changes: Sequence[PlannedChange], *, only_alert: bool) -> None:
+        created = [each for each in changes if each.what == "budget" and each.creates and each.place[:-1] == place]
+        planned = sum(1 for each in created if (each.body["mode"] == BudgetMode.ALERT) is only_alert)
+        there = self._budget_counts[place, only_alert]
+        if there + planned > SUBJECT_BUDGETS_MAX:
             raise OperatorError(
-                f"{' / '.join(place)} has {self._budget_counts[place]} budgets, and the file adds {planned}:"
+                f"{' / '.join(place)} has {there} budgets that {'only alert' if only_alert else 'bind'}, and the file adds {planned}:"
                 f" there may be at most {SUBJECT_BUDGETS_MAX}",
                 hint="see `tollway budgets list` and `tollway budgets archive`",
                 exit_code=2,

@@ -38,6 +38,7 @@ class Mode(StrEnum):
 
     HARD = BudgetMode.HARD.value
     SOFT = BudgetMode.SOFT.value
+    ALERT = BudgetMode.ALERT.value
 
 
 @app.command("list")
@@ -98,7 +99,7 @@ def create(
     window: Annotated[WindowOption, typer.Option("--window", help="When the budget begins anew, in the organization's time zone.")],
     project: OfProject = None,
     api_key: OfKey = None,
-    mode: Annotated[Mode, typer.Option("--mode", help="A hard budget is never overspent.")] = Mode.HARD,
+    mode: Annotated[Mode, typer.Option("--mode", help="A hard budget is never overspent; alert only raises alerts.")] = Mode.HARD,
     threshold: Thresholds = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
@@ -124,7 +125,7 @@ def update(
     budget_id: BudgetId,
     name: Annotated[str | None, typer.Option("--name", help="Another name.")] = None,
     amount: Annotated[str | None, typer.Option("--amount", help="Another amount.")] = None,
-    mode: Annotated[Mode | None, typer.Option("--mode", help="Another strength.")] = None,
+    mode: Annotated[Mode | None, typer.Option("--mode", help="Another strength: hard or soft.")] = None,
     threshold: Thresholds = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,

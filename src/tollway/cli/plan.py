@@ -241,6 +241,12 @@ def _plan_budget(place: tuple[str, ...], currency: str, current: BudgetFile | No
             hint="create another budget, and archive this one by `tollway budgets archive`",
             exit_code=2,
         )
+    if (current.mode is BudgetMode.ALERT) is not (wanted.mode is BudgetMode.ALERT) and wanted.mode is not UNSET:
+        raise OperatorError(
+            f"{where} is of mode {current.mode}, which cannot change to {wanted.mode}",
+            hint="create another budget, and archive this one by `tollway budgets archive`",
+            exit_code=2,
+        )
     old = {**_given(current), "amount": format_amount(parse_sum(current.amount))}
     changed = {name: value for name, value in new.items() if old.get(name) != value}
     if changed:

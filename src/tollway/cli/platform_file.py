@@ -42,7 +42,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, parse_unit_price, with_default_prices
-from tollway.domain.budgets import SUBJECT_BUDGETS_MAX, BudgetMode, BudgetWindow, check_amount, check_thresholds
+from tollway.domain.budgets import SUBJECT_BUDGETS_MAX, BudgetMode, BudgetWindow, TermsProblem, find_terms_problem
 from tollway.domain.catalog import MODEL_NAME, CacheIsolation, Endpoint, Engine, UnknownParameters
 from tollway.domain.currencies import CURRENCIES
 from tollway.domain.limits import DIMENSIONS, Limits, find_problem
@@ -256,11 +256,16 @@ def _check_ranges(parsed: msgspec.Struct) -> None:
     if isinstance(parsed, BudgetFile):
         _check_budget(parsed)
     if isinstance(parsed, OrganizationFile | ProjectFile) and parsed.budgets is not UNSET:
-        if len(parsed.budgets) > SUBJECT_BUDGETS_MAX:
-            raise ValueError(f"there may be at most {SUBJECT_BUDGETS_MAX} budgets, not {len(parsed.budgets)}")
-        for name in parsed.budgets:
+        for kind, of_kind in (("budgets that bind", False), ("budgets that only alert", True)):
+            count = sum(1 for each in parsed.budgets.values() if (each.mode is BudgetMode.ALERT) is of_kind)
+            if count > SUBJECT_BUDGETS_MAX:
+                raise ValueError(f"there may be at most {SUBJECT_BUDGETS_MAX} {kind}, not {count}")
+        for name, budget in parsed.budgets.items():
             if not 1 <= len(name) <= BUDGET_NAME_CHARACTERS_MAX:
                 raise ValueError(f"the name of a budget has 1 to {BUDGET_NAME_CHARACTERS_MAX} characters")
+            problem = _find_terms_problem(name, budget)
+            if problem is not None:
+                raise ValueError(f"budgets.{name}: {problem.field}: {problem.reason}")
     if isinstance(parsed, ModelFile):
         for currency, _ in () if parsed.prices is UNSET else parsed.prices.items():
             _check_currency(currency)
@@ -277,15 +282,22 @@ def _check_ranges(parsed: msgspec.Struct) -> None:
 
 def _check_budget(parsed: BudgetFile) -> None:
     try:
-        problem = check_amount(parse_sum(parsed.amount))
+        problem = _find_terms_problem("", parsed)
     except ValueError as error:
-        problem = str(error)
+        raise ValueError(f"amount {parsed.amount!r}: {error}") from error
     if problem is not None:
-        raise ValueError(f"amount {parsed.amount!r}: {problem}")
+        raise ValueError(
+            f"amount {parsed.amount!r}: {problem.reason}" if problem.field == "amount" else f"{problem.field}: {problem.reason}"
+        )
     if parsed.currency is not UNSET:
         _check_currency(parsed.currency)
-    if parsed.thresholds is not UNSET and (problem := check_thresholds(parsed.thresholds)) is not None:
-        raise ValueError(f"thresholds: {problem}")
+
+
+def _find_terms_problem(name: str, parsed: BudgetFile) -> TermsProblem | None:
+    """Return what control would refuse of a budget, None if nothing. Raises ValueError if its amount is no sum of money."""
+    mode = BudgetMode.HARD if parsed.mode is UNSET else parsed.mode
+    thresholds = [] if parsed.thresholds is UNSET else parsed.thresholds
+    return find_terms_problem(name, mode, parsed.window, parse_sum(parsed.amount), thresholds)
 
 
 def _check_currency(code: str) -> None:

@@ -8,6 +8,8 @@ allow are together at most the limit:
 - A charge moves the cost of events from the lease of their gateway run to the spent amount, in the transaction that stores the events.
 - A lease counts until its epoch is closed or declared lost. Nothing has to be done then: `storage.budgets.list_leases` leaves it out.
 
+A budget of mode `alert` is charged in the same way, but gateways are not told of it and nothing is leased of it.
+
 A gateway states its lease's total with each request. Control takes it over, because no later answer than the last can have changed it: a
 request whose number is not above the last one's changes nothing.
 """
@@ -20,6 +22,7 @@ import msgspec
 from tollway.control import limits, publish
 from tollway.domain import ids
 from tollway.domain.budgets import (
+    SPEND_LIMIT,
     SUBJECT_BUDGETS_MAX,
     Budget,
     BudgetAlert,
@@ -31,10 +34,11 @@ from tollway.domain.budgets import (
     LeaseGrant,
     LeaseRequest,
     check_amount,
-    check_thresholds,
     cut_window,
     extend_lease,
     find_limit,
+    find_reached,
+    find_terms_problem,
 )
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, SCOPE_INSUFFICIENT, STATE_CONFLICT, Fault
 from tollway.domain.limits import LimitSubject
@@ -81,19 +85,11 @@ def create_budget(
 
     It counts requests that are admitted from the beginning of this minute on. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, STATE_CONFLICT.
     """
-    _check_terms(amount_pico, thresholds)
     publish.lock(tx)
-    organization = stored_tenants.find_organization(tx)
-    if organization is None:
-        raise Fault(RESOURCE_UNKNOWN)
-    if currency is not None and currency != organization.currency:
-        raise Fault(PARAMETER_INVALID, param="currency", message=f"The organization is billed in {organization.currency}, not {currency}.")
-    subject = _find_subject(tx, project_id, key_id)
-    limits.get_limits(tx, subject)  # raises for what does not exist or cannot act
+    subject = find_subject(tx, project_id, key_id)
+    billed_in = get_currency(tx, currency)
     if storage.count_active(tx) >= BUDGETS_MAX:
         raise Fault(STATE_CONFLICT, message=f"An organization may have {BUDGETS_MAX} budgets at a time.")
-    if len(storage.list_of_subjects(tx, [subject.id])) >= SUBJECT_BUDGETS_MAX:
-        raise Fault(STATE_CONFLICT, message=f"A {subject.level.replace('_', ' ')} may have {SUBJECT_BUDGETS_MAX} budgets at a time.")
     budget = Budget(
         id=id,
         organization_id=tx.organization_id,
@@ -103,23 +99,45 @@ def create_budget(
         mode=mode,
         window=window,
         amount_pico=amount_pico,
-        currency=organization.currency,
+        currency=billed_in,
         thresholds=tuple(thresholds),
         is_operators=is_operators,
         created_at=now,
         counts_from=now // MINUTE_US * MINUTE_US,
     )
+    _check_terms(tx, budget)
+    alike = [each for each in storage.list_of_subjects(tx, [subject.id]) if each.binds == budget.binds]
+    if len(alike) >= SUBJECT_BUDGETS_MAX:
+        kind = "budgets that bind" if budget.binds else "budgets that only alert"
+        raise Fault(STATE_CONFLICT, message=f"A {subject.level.replace('_', ' ')} may have {SUBJECT_BUDGETS_MAX} {kind} at a time.")
     storage.insert_budget(tx, budget)
-    publish.publish(tx, BudgetEntry, [budget.id], now)
+    _publish(tx, budget, now)
     return budget
 
 
-def _find_subject(tx: TenantTx, project_id: str | None, key_id: str | None) -> LimitSubject:
+def get_currency(tx: TenantTx, stated: str | None = None) -> str:
+    """Return the currency in which the organization is billed. Raises PARAMETER_INVALID if another one is stated, RESOURCE_UNKNOWN."""
+    organization = stored_tenants.find_organization(tx)
+    if organization is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    if stated is not None and stated != organization.currency:
+        raise Fault(PARAMETER_INVALID, param="currency", message=f"The organization is billed in {organization.currency}, not {stated}.")
+    return organization.currency
+
+
+def find_subject(tx: TenantTx, project_id: str | None, key_id: str | None = None) -> LimitSubject:
+    """Return the key of a project, the project, or the organization (neither is named) whose spending a budget bounds.
+
+    Raises RESOURCE_UNKNOWN for what does not exist or cannot act, PARAMETER_INVALID for a key without its project.
+    """
     if project_id is None:
         if key_id is not None:
             raise Fault(PARAMETER_INVALID, param="project_id", message="Name the project of the key.")
-        return limits.organization(tx)
-    return limits.project(project_id) if key_id is None else limits.api_key(project_id, key_id)
+        subject = limits.organization(tx)
+    else:
+        subject = limits.project(project_id) if key_id is None else limits.api_key(project_id, key_id)
+    limits.get_limits(tx, subject)
+    return subject
 
 
 def update_budget(
@@ -132,10 +150,10 @@ def update_budget(
     thresholds: Sequence[int] | None,
     by_operator: bool,
     now: int,
-) -> tuple[Budget, int]:
-    """Change what is not None. Returns the budget and the version of the snapshot that shows it: it binds the gateways that applied it.
+) -> Budget:
+    """Change what is not None. Thresholds that spending has reached by the new terms are alerted at once.
 
-    Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, SCOPE_INSUFFICIENT.
+    Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, STATE_CONFLICT, SCOPE_INSUFFICIENT.
     """
     publish.lock(tx)
     before = _get_changeable(tx, budget_id, by_operator)
@@ -146,17 +164,29 @@ def update_budget(
         amount_pico=before.amount_pico if amount_pico is None else amount_pico,
         thresholds=before.thresholds if thresholds is None else tuple(thresholds),
     )
-    _check_terms(budget.amount_pico, budget.thresholds)
+    if budget.binds is not before.binds:
+        message = "A budget cannot begin or cease to be of mode 'alert': create another one, and archive this one."
+        raise Fault(PARAMETER_INVALID, param="mode", message=message)
+    _check_terms(tx, budget)
     storage.update_budget(tx, budget)
-    return budget, publish.publish(tx, BudgetEntry, [budget_id], now)
+    (standing,) = describe(tx, [budget], now)
+    storage.insert_alerts(tx, _find_alerts(budget, standing.window, standing.limit.pico, standing.spent_pico, now))
+    _publish(tx, budget, now)
+    return budget
 
 
-def archive_budget(tx: TenantTx, budget_id: str, *, by_operator: bool, now: int) -> int:
-    """End a budget: it binds no request any more. Returns the version of the snapshot without it. Raises as `update_budget`."""
+def archive_budget(tx: TenantTx, budget_id: str, *, by_operator: bool, now: int) -> None:
+    """End a budget: it binds no request any more. Raises as `update_budget`."""
     publish.lock(tx)
     budget = _get_changeable(tx, budget_id, by_operator)
     storage.update_budget(tx, msgspec.structs.replace(budget, archived_at=now))
-    return publish.publish(tx, BudgetEntry, [budget_id], now)
+    _publish(tx, budget, now)
+
+
+def _publish(tx: TenantTx, budget: Budget, now: int) -> None:
+    """Tell gateways what has become of a budget, unless it never concerned them."""
+    if budget.binds:
+        publish.publish(tx, BudgetEntry, [budget.id], now)
 
 
 def raise_budget(
@@ -170,10 +200,10 @@ def raise_budget(
     if ends_at <= max(begins_at, now) or ends_at - begins_at > RAISE_US_MAX:
         raise Fault(PARAMETER_INVALID, param="ends_at", message="A raise ends after it begins, in the future, and within a year.")
     publish.lock(tx)
-    _get_changeable(tx, budget_id, by_operator)
+    budget = _get_changeable(tx, budget_id, by_operator)
     more = BudgetRaise(id=id, budget_id=budget_id, amount_pico=amount_pico, starts_at=begins_at, ends_at=ends_at, created_at=now)
     storage.insert_raise(tx, more)
-    publish.publish(tx, BudgetEntry, [budget_id], now)
+    _publish(tx, budget, now)
     return more
 
 
@@ -194,13 +224,15 @@ def _get_changeable(tx: TenantTx, budget_id: str, by_operator: bool) -> Budget:
     return budget
 
 
-def _check_terms(amount_pico: int, thresholds: Sequence[int]) -> None:
-    problem = check_amount(amount_pico)
+def _check_terms(tx: TenantTx, budget: Budget) -> None:
+    """Raise PARAMETER_INVALID for terms that no budget can have, STATE_CONFLICT for a second spend limit of the same subject."""
+    problem = find_terms_problem(budget.name, budget.mode, budget.window, budget.amount_pico, budget.thresholds)
     if problem is not None:
-        raise Fault(PARAMETER_INVALID, param="amount", message=f"'amount' is out of range: {problem}.")
-    problem = check_thresholds(thresholds)
-    if problem is not None:
-        raise Fault(PARAMETER_INVALID, param="thresholds", message=f"'thresholds' cannot be used: {problem}.")
+        raise Fault(PARAMETER_INVALID, param=problem.field, message=f"'{problem.field}' cannot be used: {problem.reason}.")
+    if budget.name == SPEND_LIMIT:
+        alike = storage.list_named(tx, budget.subject_id, SPEND_LIMIT)
+        if any(each.id != budget.id for each in alike):
+            raise Fault(STATE_CONFLICT, message=f"There is a budget named '{SPEND_LIMIT}' already: change that one.")
 
 
 # ---- How budgets stand --------------------------------------------------------------------------------------------------
@@ -215,7 +247,7 @@ def list_standings(tx: TenantTx, window: PageWindow, *, include_archived: bool, 
 def list_binding(tx: TenantTx, project_id: str | None, key_id: str | None, now: int) -> list[BudgetStanding]:
     """Return how the budgets stand that bind a key, a project or the whole organization, innermost level first."""
     subjects = [each for each in (key_id, project_id, tx.organization_id) if each is not None]
-    found = storage.list_of_subjects(tx, subjects)
+    found = [each for each in storage.list_of_subjects(tx, subjects) if each.binds]
     return describe(tx, sorted(found, key=lambda each: (subjects.index(each.subject_id), each.id)), now)
 
 
@@ -404,8 +436,12 @@ def _charge_window(
     lease = storage.find_lease(tx, budget.id, window.start_at, node_id, epoch) or LeaseRow(node_id, epoch, 0, 0, 0, True)
     storage.put_lease(tx, budget.id, window.start_at, replace(lease, drawn_pico=lease.drawn_pico + pico), now)
     limit_pico = find_limit(budget, raises, window, max(min(now, window.end_at - 1), window.start_at)).pico
-    reached = [each for each in budget.thresholds if spent_pico * 100 >= each * limit_pico > (spent_pico - pico) * 100]
-    alerts = [
+    storage.insert_alerts(tx, _find_alerts(budget, window, limit_pico, spent_pico, now))
+
+
+def _find_alerts(budget: Budget, window: Bounds, limit_pico: int, spent_pico: int, now: int) -> list[BudgetAlert]:
+    """Return an alert for each threshold of a budget that spending has reached in a window, whether or not it was alerted before."""
+    return [
         BudgetAlert(
             budget_id=budget.id,
             window_start_at=window.start_at,
@@ -414,6 +450,5 @@ def _charge_window(
             limit_pico=limit_pico,
             crossed_at=now,
         )
-        for each in reached
+        for each in find_reached(budget.thresholds, spent_pico, limit_pico)
     ]
-    storage.insert_alerts(tx, alerts)

@@ -104,9 +104,11 @@ def acknowledge(tx: PlatformTx, node_id: str, version: int, now: int) -> int | N
     return len(stored_nodes.list_alive_nodes(tx, now - NODE_COUNTED_US))
 
 
-def confirm(database: Database, publications: "Publications", version: int, now: int) -> list[str]:
+def confirm(database: Database, publications: "Publications", version: int | None, now: int) -> list[str]:
     """Wait until every node alive at `now` has applied `version`, or CONFIRM_SECONDS_MAX. Returns the nodes that have not. A node that is
-    revoked meanwhile is not waited for."""
+    revoked meanwhile is not waited for, and none is if nothing was published (None)."""
+    if version is None:
+        return []
     with database.platform(write=False) as tx:
         alive = stored_nodes.list_alive_nodes(tx, now - NODE_ALIVE_US)
     deadline = time.monotonic() + CONFIRM_SECONDS_MAX

@@ -12,18 +12,25 @@ organization. docs/budgets.md explains the whole.
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 import msgspec
 
 from tollway.domain.billing_classes import Direction, UnitPrices
-from tollway.domain.money import AMOUNT_PICO_MAX
+from tollway.domain.money import AMOUNT_PICO_MAX, CENT_PICO
 from tollway.domain.periods import INSTANT_MAX, Bounds, days_of, month_of
 
 THRESHOLDS_MAX = 10
 """Thresholds of one budget."""
 
 SUBJECT_BUDGETS_MAX = 10
-"""Active budgets of one key, project or organization: a request is checked against all of them."""
+"""Active budgets of one key, project or organization that bind: a request is checked against all of them. As many more may only alert."""
+
+SPEND_LIMIT = "spend_limit"
+"""Name of the one budget of a project or organization that OpenAI's admin API shows as its spend limit."""
+
+SPEND_ALERT = "spend_alert"
+"""Name of the budgets that OpenAI's admin API shows as spend alerts."""
 
 MONDAY = 0
 
@@ -46,10 +53,11 @@ class BudgetWindow(StrEnum):
 
 
 class BudgetMode(StrEnum):
-    """The strength of a budget: a hard one is never overspent, a soft one by a stated bound."""
+    """The strength of a budget: a hard one is never overspent, a soft one by a stated bound, and an alert binds no request at all."""
 
     HARD = "hard"
     SOFT = "soft"
+    ALERT = "alert"
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +65,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     `subject_id`: of the key, project or organization. `amount_pico`: at least 1, in `currency`, which is the organization's. `counts_from`:
     requests admitted before that instant are not counted. `thresholds`: percentages of the limit at which an alert is raised, once in each
-    window, in rising order. `is_operators`: only operators may change it.
+    window for the same limit, in rising order. `is_operators`: only operators may change it.
     """
 
     id: str
@@ -74,6 +82,11 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     counts_from: int
     archived_at: int | None = None
+
+    @property
+    def binds(self) -> bool:
+        """Return whether requests must fit into it."""
+        return self.mode is not BudgetMode.ALERT
 
 
 class BudgetRaise(msgspec.Struct, frozen=True, kw_only=True):
@@ -246,7 +259,7 @@ def find_least_left(standings: Sequence[BudgetStanding]) -> BudgetStanding | Non
 
 
 class BudgetAlert(msgspec.Struct, frozen=True, kw_only=True):
-    """The record that spending reached a threshold of a budget, at most once in each window."""
+    """The record that spending reached a threshold of a budget, at most once in each window for the same limit."""
 
     budget_id: str
     window_start_at: int
@@ -263,10 +276,56 @@ def check_amount(pico: int) -> str | None:
     return None
 
 
+def find_reached(thresholds: Sequence[int], spent_pico: int, limit_pico: int) -> list[int]:
+    """Return the thresholds, in percent of the limit, that spending has reached."""
+    return [each for each in thresholds if spent_pico * 100 >= each * limit_pico]
+
+
 def check_thresholds(thresholds: Sequence[int]) -> str | None:
     """Return what is wrong with thresholds; None if nothing is."""
     if len(thresholds) > THRESHOLDS_MAX:
         return f"there may be at most {THRESHOLDS_MAX}"
     if any(not 1 <= each <= 1000 for each in thresholds) or list(thresholds) != sorted(set(thresholds)):
         return "they must be different percentages between 1 and 1000, in rising order"
+    return None
+
+
+class TermsProblem(NamedTuple):
+    """A field of a budget whose value it cannot have, and the reason as a clause."""
+
+    field: str
+    reason: str
+
+
+def find_terms_problem(
+    name: str, mode: BudgetMode, window: BudgetWindow, amount_pico: int, thresholds: Sequence[int]
+) -> TermsProblem | None:
+    """Return what is wrong with the terms of a budget; None if nothing is.
+
+    Budgets named `SPEND_LIMIT` and `SPEND_ALERT` must be what OpenAI's shapes can express: one month, whole hundredths of the currency
+    unit, hard or an alert at the amount itself.
+    """
+    problem = check_amount(amount_pico)
+    if problem is not None:
+        return TermsProblem("amount", problem)
+    problem = check_thresholds(thresholds)
+    if problem is not None:
+        return TermsProblem("thresholds", problem)
+    if mode is BudgetMode.ALERT and not thresholds:
+        return TermsProblem("thresholds", "a budget of mode 'alert' needs at least one")
+    return _find_shape_problem(name, mode, window, amount_pico, thresholds) if name in (SPEND_LIMIT, SPEND_ALERT) else None
+
+
+def _find_shape_problem(
+    name: str, mode: BudgetMode, window: BudgetWindow, amount_pico: int, thresholds: Sequence[int]
+) -> TermsProblem | None:
+    expected = BudgetMode.HARD if name == SPEND_LIMIT else BudgetMode.ALERT
+    if mode is not expected:
+        return TermsProblem("mode", f"a budget named '{name}' is of mode '{expected}'")
+    if window is not BudgetWindow.MONTH:
+        return TermsProblem("window", f"a budget named '{name}' is of a month")
+    if amount_pico % CENT_PICO:
+        return TermsProblem("amount", f"a budget named '{name}' has at most two decimals")
+    if name == SPEND_ALERT and tuple(thresholds) != (100,):
+        return TermsProblem("thresholds", f"a budget named '{name}' has 100 as its only one")
     return None

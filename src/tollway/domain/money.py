@@ -9,6 +9,9 @@ import re
 PICO = 1_000_000_000_000
 """Pico-units in one unit of currency (1 EUR = 10**12)."""
 
+CENT_PICO = PICO // 100
+"""Pico-units in a hundredth of a unit of currency."""
+
 PRICE_DECIMALS_MAX = 6
 """Decimals of a price per million tokens; the seventh would be less than one pico per token."""
 

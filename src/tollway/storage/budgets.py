@@ -27,6 +27,9 @@ ALERTS_LISTED_MAX = 1000
 ROWS_FETCHED = 1000
 """Rows that are read at once where there may be many."""
 
+BINDS = sa.and_(budgets.c.archived_at.is_(None), budgets.c.mode != BudgetMode.ALERT)
+"""Selects the budgets that bind requests: gateways are told of these, and lease parts of them."""
+
 # ---- What may be spent --------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +97,11 @@ def list_of_subjects(tx: TenantTx, subject_ids: Sequence[str]) -> list[Budget]:
     return [read_budget(row) for row in tx.connection.execute(query.order_by(budgets.c.id))]
 
 
+def list_named(tx: TenantTx, subject_id: str, name: str) -> list[Budget]:
+    """Return the budgets of a key, project or organization that have a name and are not archived, by id."""
+    return [each for each in list_of_subjects(tx, [subject_id]) if each.name == name]
+
+
 def list_active(tx: PlatformTx, organization_ids: Sequence[str]) -> list[Budget]:
     """Return the budgets of these organizations that are not archived, by id."""
     query = sa.select(budgets).where(budgets.c.organization_id.in_(organization_ids), budgets.c.archived_at.is_(None))
@@ -101,8 +109,8 @@ def list_active(tx: PlatformTx, organization_ids: Sequence[str]) -> list[Budget]
 
 
 def find_active(tx: PlatformTx, budget_ids: Sequence[str]) -> dict[str, Budget]:
-    """Return those of these budgets that exist and are not archived, by id, whichever organization has them."""
-    query = sa.select(budgets).where(budgets.c.id.in_(budget_ids), budgets.c.archived_at.is_(None))
+    """Return those of these budgets that bind requests, by id, whichever organization has them."""
+    query = sa.select(budgets).where(budgets.c.id.in_(budget_ids), BINDS)
     return {row.id: read_budget(row) for row in tx.connection.execute(query)}
 
 
@@ -258,8 +266,8 @@ def _lease(row: Any, *, is_open: bool) -> LeaseRow:
 # ---- Alerts -------------------------------------------------------------------------------------------------------------
 
 
-def insert_alerts(tx: PlatformTx, alerts: Sequence[BudgetAlert]) -> None:
-    """Store that thresholds were reached; those that were reached before in their windows are left out."""
+def insert_alerts(tx: Transaction, alerts: Sequence[BudgetAlert]) -> None:
+    """Store that thresholds were reached; those that were reached before in their windows, of the same limit, are left out."""
     rows = [
         {
             "budget_id": each.budget_id,

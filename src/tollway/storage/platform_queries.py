@@ -18,6 +18,7 @@ from tollway.domain.price_books import carried
 from tollway.domain.snapshot import BudgetEntry, DeploymentEntry, Entry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Status
 from tollway.storage import catalog, keys, limits, prices
+from tollway.storage.budgets import BINDS
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.schema import END_USER_PREFIX, api_keys, deployments, models, organizations, projects, service_accounts
 from tollway.storage.schema_budgets import budgets
@@ -217,5 +218,5 @@ _ROWS: dict[type[Entry], tuple[sa.Select[Any], sa.Column[str], Callable[[Transac
         api_keys.c.id,
         _keys,
     ),
-    BudgetEntry: (sa.select(budgets).where(budgets.c.archived_at.is_(None)), budgets.c.id, _budgets),
+    BudgetEntry: (sa.select(budgets).where(BINDS), budgets.c.id, _budgets),
 }

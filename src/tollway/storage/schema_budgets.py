@@ -69,14 +69,14 @@ budget_leases = sa.Table(  # what a run of a gateway may spend of a window; it c
     postgresql_with={"fillfactor": 50},
 )
 
-budget_alerts = sa.Table(  # thresholds that were reached, once in each window
+budget_alerts = sa.Table(  # thresholds that were reached, once in each window for the same limit
     "budget_alerts",
     metadata,
     sa.Column("budget_id", sa.String(64), primary_key=True),
     sa.Column("start_at", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("threshold", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("spent_pico", Amount, nullable=False),
-    sa.Column("limit_pico", Amount, nullable=False),
+    sa.Column("limit_pico", Amount, primary_key=True),
     sa.Column("crossed_at", sa.BigInteger, nullable=False),
     sa.ForeignKeyConstraint(["budget_id", "start_at"], ["budget_windows.budget_id", "budget_windows.start_at"]),
 )

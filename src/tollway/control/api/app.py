@@ -49,6 +49,7 @@ from tollway.control.api import (
     records,
     reference,
     service_accounts,
+    spend_limits,
     usage,
 )
 from tollway.control.api.places import CALLER_REQUESTS_MAX, NODE_REQUESTS_MAX, Place, Places
@@ -84,6 +85,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     service_accounts.router,
     limits.router,
     budgets.router,
+    spend_limits.router,
     usage.router,
     organizations.router,
     catalog.router,

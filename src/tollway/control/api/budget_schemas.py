@@ -56,7 +56,8 @@ class BudgetCreate(In):
     mode: Annotated[
         _Mode,
         Field(
-            description="`hard` is never overspent; `soft` may be, by what requests under way cost beyond their estimate.",
+            description="`hard` is never overspent; `soft` may be, by what requests under way cost beyond their estimate; `alert` binds no"
+            " request, and only raises alerts.",
             examples=["hard"],
         ),
     ] = BudgetMode.HARD
@@ -64,7 +65,7 @@ class BudgetCreate(In):
         _Thresholds,
         Field(
             default_factory=list,
-            description="Percentages of the limit, in rising order, that raise an alert once in each window.",
+            description="Percentages of the limit, in rising order, that raise an alert once in each window for the same limit.",
             examples=[[50, 80, 100]],
         ),
     ]
@@ -77,7 +78,13 @@ class BudgetUpdate(In):
     amount: Annotated[
         Sum | None, Field(description="What may be spent in one window, above zero, as a decimal string.", examples=["100"])
     ] = None
-    mode: Annotated[_Mode | None, Field(description="Whether the budget is `hard` or `soft`.", examples=["hard"])] = None
+    mode: Annotated[
+        _Mode | None,
+        Field(
+            description="Whether the budget is `hard` or `soft`; what is of mode `alert` stays so, and nothing becomes so.",
+            examples=["hard"],
+        ),
+    ] = None
     thresholds: Annotated[
         _Thresholds | None, Field(description="Percentages of the limit that raise an alert, in rising order.", examples=[[50, 80, 100]])
     ] = None
@@ -114,7 +121,7 @@ class BudgetOut(Identified):
     name: str
     level: Annotated[str, Field(description="The kind of thing whose spending is bounded.", examples=["project"])]
     subject_id: Annotated[str, Field(description="The key, project or organization whose spending is bounded.", examples=["proj_0"])]
-    mode: Annotated[BudgetMode, Field(description="Whether the budget is `hard` or `soft`.", examples=["hard"])]
+    mode: Annotated[BudgetMode, Field(description="Whether the budget is `hard` or `soft`, or only an `alert`.", examples=["hard"])]
     window: Annotated[BudgetWindow, Field(description="When the budget begins anew.", examples=["month"])]
     currency: str
     amount: Annotated[str, Field(description="What may be spent in one window, without raises, as a decimal string.", examples=["100"])]

@@ -66,9 +66,7 @@ def create_budget(caller: OrganizationAdmin, plane: Plane, body: BudgetCreate) -
             now=now,
         )
         standing = budgets.describe(tx, [budget], now)[0]
-        version = tx.published_version
-    assert version is not None, "a budget that is made is published"
-    return budget_changed(standing, publish.confirm(plane.database, plane.publications, version, now))
+    return budget_changed(standing, publish.confirm(plane.database, plane.publications, tx.published_version, now))
 
 
 @router.get("/v1/organization/budgets/{budget_id}")
@@ -83,7 +81,7 @@ def update_budget(caller: OrganizationAdmin, plane: Plane, budget_id: str, body:
     """Change a budget. What was spent stays spent."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
-        budget, version = budgets.update_budget(
+        budget = budgets.update_budget(
             tx,
             budget_id,
             name=body.name,
@@ -94,7 +92,7 @@ def update_budget(caller: OrganizationAdmin, plane: Plane, budget_id: str, body:
             now=now,
         )
         standing = budgets.describe(tx, [budget], now)[0]
-    return budget_changed(standing, publish.confirm(plane.database, plane.publications, version, now))
+    return budget_changed(standing, publish.confirm(plane.database, plane.publications, tx.published_version, now))
 
 
 @router.delete("/v1/organization/budgets/{budget_id}")
@@ -102,8 +100,8 @@ def archive_budget(caller: OrganizationAdmin, plane: Plane, budget_id: str) -> D
     """Archive a budget: it binds no request any more. What was counted stays readable."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
-        version = budgets.archive_budget(tx, budget_id, by_operator=caller.is_operator, now=now)
-    pending = publish.confirm(plane.database, plane.publications, version, now)
+        budgets.archive_budget(tx, budget_id, by_operator=caller.is_operator, now=now)
+    pending = publish.confirm(plane.database, plane.publications, tx.published_version, now)
     return Deleted(object="organization.budget.deleted", id=budget_id, pending_nodes=pending)
 
 

@@ -350,6 +350,7 @@ PARAMETERS: Mapping[str, FieldText] = {
     "only_lost": FieldText("Return only runs that were declared lost.", False),
     "key_id": FieldText("The key.", _KEY),
     "service_account_id": FieldText("The service account.", "svcacct_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+    "alert_id": FieldText("The spend alert.", "bud_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "rate_limit_id": FieldText("The rate limit, by the name of its model.", "rl-llama-3.1-8b"),
     "bucket_width": FieldText("Width of an interval.", "1d"),
     "group_by": FieldText("Group by this field (repeatable).", ["project_id"]),
