@@ -22,7 +22,7 @@ from tollway.simulator import truth
 
 TOKEN_CLASSES = ("input", "cached_input", "output", "reasoning")
 
-UNBILLED_ENDPOINTS = ("messages/count_tokens",)
+UNBILLED_ENDPOINTS = ("detokenize", "messages/count_tokens", "tokenize")
 """Endpoints whose requests cost nothing, however they end."""
 
 Prices = Mapping[str, Mapping[str, str]]

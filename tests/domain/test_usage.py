@@ -75,13 +75,18 @@ def test_each_outcome_bills_what_policy_1_says(outcome: Outcome, used: Quantitie
 
 @pytest.mark.parametrize("outcome", list(Outcome))
 @pytest.mark.parametrize("used", [NOTHING, DELIVERED])
-def test_an_endpoint_that_generates_nothing_bills_nothing_by_policy_3(outcome: Outcome, used: Quantities) -> None:
+@pytest.mark.parametrize(("endpoint", "since"), [(Endpoint.COUNT_TOKENS, 3), (Endpoint.TOKENIZE, 4), (Endpoint.DETOKENIZE, 4)])
+def test_endpoint_that_generates_nothing_bills_nothing_since_a_policy(
+    endpoint: Endpoint, since: int, outcome: Outcome, used: Quantities
+) -> None:
     ended = final(outcome, used)
-    counting = {version: msgspec.structs.replace(ADMIT, endpoint=Endpoint.COUNT_TOKENS, outcome_policy=version) for version in (2, 3)}
-    before, after = (msgspec.structs.replace(ended, admit=counting[version]) for version in (2, 3))
+    before, after = (
+        msgspec.structs.replace(ended, admit=msgspec.structs.replace(ADMIT, endpoint=endpoint, outcome_policy=version))
+        for version in (since - 1, since)
+    )
     assert billed(after) == NOTHING
     assert billed(before) == billed(ended)
-    other = msgspec.structs.replace(ended, admit=msgspec.structs.replace(ADMIT, outcome_policy=3))
+    other = msgspec.structs.replace(ended, admit=msgspec.structs.replace(ADMIT, outcome_policy=since))
     assert billed(other) == billed(ended)
 
 

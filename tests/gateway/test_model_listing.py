@@ -138,4 +138,5 @@ async def test_official_sdk_reads_models_with_prices() -> None:
         listed = [each async for each in client.models.list()]
         one = await client.models.retrieve("m")
     assert [each.to_dict() for each in listed] == [one.to_dict()]
-    assert one.to_dict()["prices"][0]["currency"] == "eur"
+    shown: Any = one.to_dict()
+    assert shown["prices"][0]["currency"] == "eur"

@@ -49,6 +49,7 @@ GOOD: dict[str, bytes] = {
     "text_1": b'"x"',
     "text_2": b'["x","y"]',
     "max_tokens": b"5",
+    "tokens": b"[1,2]",
 }
 GOOD |= {"temperature": b"0.7", "stream": b"true", "stop": b'["a"]', "stream_options": b'{"include_usage":true}', "n": b"2", "seed": b"-3"}
 
@@ -87,6 +88,10 @@ PLAIN = [
     (Endpoint.RESPONSES, ["model", "input", "temperature", "stream"]),
     (Endpoint.RERANK, ["model", "query", "documents"]),
     (Endpoint.SCORE, ["model", "text_1", "text_2"]),
+    (Endpoint.CLASSIFY, ["model", "input"]),
+    (Endpoint.MODERATIONS, ["model", "input"]),
+    (Endpoint.TOKENIZE, ["model", "prompt", "messages"]),
+    (Endpoint.DETOKENIZE, ["model", "tokens"]),
 ]
 
 

@@ -39,6 +39,7 @@ SDK_TYPES: dict[Endpoint, tuple[Any, ...]] = {
         openai_types.completion_create_params.CompletionCreateParamsNonStreaming,
         openai_types.completion_create_params.CompletionCreateParamsStreaming,
     ),
+    Endpoint.MODERATIONS: (openai_types.ModerationCreateParams,),
     Endpoint.EMBEDDINGS: (openai_types.EmbeddingCreateParams,),
     Endpoint.MESSAGES: (
         anthropic_types.message_create_params.MessageCreateParamsNonStreaming,

@@ -1,24 +1,29 @@
-"""Reranking and scoring: each document is read together with the query, and the input is all that is billed."""
+"""Reranking, scoring, classification and moderation: texts are read, nothing is generated, and the input is all that is billed."""
 
 from typing import Any
 
 import msgspec
+import openai
 import pytest
 
 from tests.fakes import Upstream
-from tests.gateway.harness import NOWHERE, Served, gateway, post, whole
+from tests.gateway.harness import KEY, NOWHERE, Served, gateway, post, whole
 from tests.gateway.test_request_quantities import admit_of
 from tollway.domain.billing_classes import Quantities
-from tollway.domain.catalog import Endpoint
-from tollway.domain.usage import Outcome
+from tollway.domain.catalog import Endpoint, Engine
+from tollway.domain.usage import Outcome, UsageSource, billed
 
 ASKED: dict[str, dict[str, Any]] = {
     "rerank": {"model": "m", "query": "toll", "documents": ["a road", {"text": "a bridge"}], "top_n": 1},
     "score": {"model": "m", "text_1": "toll", "text_2": ["a road", "a bridge"]},
+    "classify": {"model": "m", "input": ["a road", "a bridge"], "use_activation": True},
+    "moderations": {"model": "m", "input": ["a road", "a bridge"]},
 }
 ANSWERS: dict[str, dict[str, Any]] = {
     "rerank": {"id": "r", "model": "own", "results": [{"index": 1, "relevance_score": 0.9, "document": {"text": "a bridge"}}]},
     "score": {"id": "s", "object": "list", "model": "own", "data": [{"index": 0, "object": "score", "score": 0.5}]},
+    "classify": {"id": "c", "object": "list", "model": "own", "data": [{"index": 0, "label": "x", "probs": [1.0], "num_classes": 1}]},
+    "moderations": {"id": "m", "model": "own", "results": [{"flagged": False, "categories": {}, "category_scores": {}}]},
 }
 USAGES: list[tuple[Any, Quantities, str | None]] = [
     ({"prompt_tokens": 11, "total_tokens": 11}, Quantities(11), None),
@@ -47,6 +52,25 @@ async def test_answer_is_relayed_under_the_public_name_and_bills_its_input(
         assert 0 < final.used.input < 1000  # what the request can contain
 
 
+async def test_moderation_without_usage_bills_the_request_alone_and_is_no_anomaly() -> None:
+    async with Upstream([whole(ANSWERS["moderations"])]).listening() as upstream, gateway({"m": Served([upstream.url])}) as made:
+        async with openai.AsyncOpenAI(base_url=made.url + "/v1", api_key=KEY, max_retries=0) as client:
+            answer = await client.moderations.create(model="m", input="a road")
+        final = await made.sink.settled()
+        assert made.plane.metrics.anomalies == {}
+    assert answer.results[0].flagged is False
+    assert (final.used, billed(final), final.source) == (Quantities(), Quantities(request=1), UsageSource.ENGINE_FINAL)
+
+
+@pytest.mark.parametrize(("engine", "path"), [(Engine.VLLM, b"/base/classify"), (Engine.SGLANG, b"/base/v1/classify")])
+async def test_classification_is_asked_at_the_path_of_the_engine(engine: Engine, path: bytes) -> None:
+    upstream = Upstream([whole(ANSWERS["classify"])])
+    async with upstream.listening(), gateway({"m": Served([upstream.url + "/base"], engine=engine)}) as made:
+        asked = {"model": "m", "input": "a road"}
+        assert (await post(made.port, asked, "/v1/classify")).status == 200
+    assert upstream.asked[0].head.split(b" ")[1] == path
+
+
 def _salt_of(upstream: Upstream) -> Any:
     return msgspec.json.decode(upstream.asked[0].body)["cache_salt"]
 
@@ -66,6 +90,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("rerank", {"top_n": 0}, "top_n"),
     ("score", {"text_1": [1]}, "text_1"),
     ("score", {"text_2": []}, "text_2"),
+    ("classify", {"input": []}, "input"),
+    ("classify", {"use_activation": 1}, "use_activation"),
+    ("moderations", {"input": []}, "input"),
+    ("moderations", {"input": [[1]]}, "input"),
+    ("moderations", {"input": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}]}, "input"),
 ]
 
 

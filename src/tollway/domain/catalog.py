@@ -31,12 +31,16 @@ class Endpoint(StrEnum):
     __hash__ = str.__hash__  # the text's own: Enum's is a call into Python, and members are keys on the request path
 
     CHAT_COMPLETIONS = "chat/completions"
+    CLASSIFY = "classify"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
     MESSAGES = "messages"
+    MODERATIONS = "moderations"
     RERANK = "rerank"
     RESPONSES = "responses"
     SCORE = "score"
+    TOKENIZE = "tokenize"  # not billed
+    DETOKENIZE = "detokenize"  # whoever may tokenize may do the reverse, which is not billed either
     COUNT_TOKENS = "messages/count_tokens"  # whoever may use messages may count, which is not billed
 
 

@@ -217,6 +217,13 @@ OUTCOME_POLICIES: dict[int, OutcomePolicy] = {
         bills_request=frozenset({Outcome.COMPLETED}),
         unbilled_endpoints=frozenset({Endpoint.COUNT_TOKENS}),
     ),
+    4: OutcomePolicy(
+        version=4,
+        bills=frozenset({Outcome.COMPLETED, Outcome.CLIENT_CANCELLED, Outcome.BUDGET_STOPPED, Outcome.GATEWAY_CRASH}),
+        bills_after_first_token=frozenset({Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT}),
+        bills_request=frozenset({Outcome.COMPLETED}),
+        unbilled_endpoints=frozenset({Endpoint.COUNT_TOKENS, Endpoint.TOKENIZE, Endpoint.DETOKENIZE}),
+    ),
 }
 """Published policies by version; a version is never edited, only followed by the next.
 
@@ -229,8 +236,10 @@ in one of ESTIMATING, its record carries an estimate of the input, marked by the
 
 Version 3: endpoints that generate and embed nothing bill nothing, not even the price per request. So usage and costs, neither of which
 shows them, speak of the same requests.
+
+Version 4: neither do tokenizing and its reverse.
 """
-OUTCOME_POLICY_CURRENT = 3
+OUTCOME_POLICY_CURRENT = 4
 
 ESTIMATING = frozenset({Outcome.COMPLETED, Outcome.CLIENT_CANCELLED, Outcome.BUDGET_STOPPED})
 """Outcomes of requests whose input a gateway estimates if the engine did not report it. A fault of the platform or of an engine is not

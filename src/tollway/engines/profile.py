@@ -1,5 +1,7 @@
 """The type of an engine's description."""
 
+from collections.abc import Mapping
+
 import msgspec
 
 from tollway.domain.catalog import Endpoint, Engine
@@ -42,6 +44,7 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     one for each, in a whole answer only the first one's. `continuous_usage`: reports running usage on every chunk when asked, so that a cut
     stream is billed to the token. `translated_endpoints`: those that no version of it has, which the gateway
     translates to chat completions. `salted_endpoints`: those at which it separates the prefix cache by a salt in the body (`cache_salt`).
+    `paths`: those of its endpoints that are not `/v1/` and the endpoint, below the deployment's base URL.
     `fields`: request fields beyond the API's own that a client may send. `context_words`: parts of an error's text, type or code by which
     the engine says that the request is longer than the model's context. `request_words`: those by which it rejects a request in an error
     that it calls its own (status 500 and above). `counters`: where it publishes its token counters; None if it does not. `readiness`: where
@@ -53,6 +56,7 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     translated_endpoints: frozenset[Endpoint] = frozenset()
     reports_one_sequence: bool = False
     salted_endpoints: frozenset[Endpoint] = frozenset()
+    paths: Mapping[Endpoint, str] = msgspec.field(default_factory=dict)
     fields: frozenset[str] = frozenset()
     context_words: tuple[str, ...] = ()
     request_words: tuple[str, ...] = ()

@@ -26,7 +26,18 @@ def is_translated(deployment: Deployment, endpoint: Endpoint) -> bool:
 
 
 _SYSTEM_PROMPT_ENDPOINTS = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS, Endpoint.RESPONSES})
-_WITHOUT_PREFIXES = frozenset({Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS, Endpoint.RERANK, Endpoint.SCORE})
+_WITHOUT_PREFIXES = frozenset(
+    {
+        Endpoint.CLASSIFY,
+        Endpoint.COUNT_TOKENS,
+        Endpoint.DETOKENIZE,
+        Endpoint.EMBEDDINGS,
+        Endpoint.MODERATIONS,
+        Endpoint.RERANK,
+        Endpoint.SCORE,
+        Endpoint.TOKENIZE,
+    }
+)
 """Endpoints that generate nothing, so that no engine caches prefixes for them."""
 
 

@@ -8,6 +8,8 @@ PROFILE = EngineProfile(
     engine=Engine.VLLM,
     continuous_usage=True,
     salted_endpoints=frozenset(Endpoint),
+    # entrypoints/serve/tokenize and entrypoints/pooling/classify have these paths alone.
+    paths={Endpoint.TOKENIZE: "/tokenize", Endpoint.DETOKENIZE: "/detokenize", Endpoint.CLASSIFY: "/classify"},
     fields=SAMPLING_FIELDS
     | {
         "add_generation_prompt",

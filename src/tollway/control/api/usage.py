@@ -27,7 +27,7 @@ from tollway.domain.corrections import Adjustment
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.rollups import UsageGroup, UsageQuery
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
-from tollway.domain.usage import find_unbilled_reason
+from tollway.domain.usage import OUTCOME_POLICIES, OUTCOME_POLICY_CURRENT, find_unbilled_reason
 
 router = routes.router(tags=["usage"])
 
@@ -38,9 +38,13 @@ BUCKETS = {"1m": (60, 1440), "1h": (24, 168), "1d": (7, 31)}
 COLUMNS = {"project_id": "project_id", "api_key_id": "key_id", "model": "model"}
 """Fields by which usage can be grouped, with their columns."""
 
-EMBEDDINGS = (Endpoint.EMBEDDINGS, Endpoint.RERANK, Endpoint.SCORE)
+EMBEDDINGS = (Endpoint.EMBEDDINGS, Endpoint.RERANK, Endpoint.SCORE, Endpoint.CLASSIFY, Endpoint.MODERATIONS)
 """Endpoints that read and generate nothing."""
-COMPLETIONS = tuple(endpoint for endpoint in Endpoint if endpoint not in (*EMBEDDINGS, Endpoint.COUNT_TOKENS))
+COMPLETIONS = tuple(
+    endpoint
+    for endpoint in Endpoint
+    if endpoint not in EMBEDDINGS and endpoint not in OUTCOME_POLICIES[OUTCOME_POLICY_CURRENT].unbilled_endpoints
+)
 
 Text = Annotated[str, StringConstraints(max_length=160, pattern=r"^[\x20-\x7e]+$")]
 Texts = Annotated[list[Text], Field(max_length=100)]
@@ -131,7 +135,10 @@ def list_completions(caller: OrganizationAdmin, request: Request, parameters: An
 
 @router.get("/v1/organization/usage/embeddings", response_model=BucketsOut)
 def list_embeddings(caller: OrganizationAdmin, request: Request, parameters: Annotated[UsageParameters, Query()]) -> Response:
-    """Tokens and requests of embeddings, reranking and scoring, by bucket of time. `Accept: text/csv` gives a table."""
+    """Tokens and requests of embeddings, reranking, scoring, classification and moderation, by bucket of time.
+
+    `Accept: text/csv` gives a table.
+    """
     return _usage(caller.organization_id, request, parameters, EMBEDDINGS, _embeddings_result)
 
 

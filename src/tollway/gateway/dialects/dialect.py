@@ -113,6 +113,7 @@ class Dialect:
     limits begin; empty if it has none but OpenAI's.
     `error_event`: how a fault in mid-stream begins. `render_error_data`: the data of such an
     event; None if it is the body of an error. `translation`: how the API is served where an engine has not got it; None if it is not.
+    `aliases`: paths beside `target` at which clients look for the API.
 
     Derived: `target` is the path; `plain` the shape of bodies that pass all checks by one conversion; `has_output` whether answers have
     tokens of their own.
@@ -136,6 +137,7 @@ class Dialect:
     allows_unknown_fields: bool = False
     forwarded_headers: tuple[bytes, ...] = ()
     model_endpoint: Endpoint | None = None
+    aliases: tuple[bytes, ...] = ()
     end_user_paths: tuple[tuple[str, ...], ...] = (("safety_identifier",), ("user",))
     request_id_headers: bytes = REQUEST_ID_HEADERS
     limit_prefix: bytes = b""

@@ -218,6 +218,19 @@ prompts = Check(_is_prompts, Annotated[str, Meta(min_length=1)] | Annotated[list
 """A string, an array of strings, an array of token ids, or an array of such arrays; not empty."""
 
 
+token_ids = Check(
+    lambda value: type(value) is list and (not value or (set(map(type, value)) == {int} and _is_token_ids(value))),
+    list[Annotated[int, Meta(ge=0, le=TOKENS_MAX)]],
+)
+"""An array of token ids."""
+
+texts = Check(
+    lambda value: type(value) is str or (type(value) is list and 0 < len(value) <= PROMPTS_MAX and set(map(type, value)) == {str}),
+    str | Annotated[list[str], Meta(min_length=1, max_length=PROMPTS_MAX)],
+)
+"""A text, or an array of texts that is not empty."""
+
+
 def _are_documents(value: Any) -> bool:
     return (
         type(value) is list

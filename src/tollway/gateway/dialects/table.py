@@ -6,7 +6,19 @@ Everything else follows from the row: the gateway's routes, the heads of request
 import re
 
 from tollway.domain.catalog import Endpoint
-from tollway.gateway.dialects import chat_completions, completions, count_tokens, embeddings, messages, rerank, responses, score
+from tollway.gateway.dialects import (
+    chat_completions,
+    classify,
+    completions,
+    count_tokens,
+    embeddings,
+    messages,
+    moderations,
+    rerank,
+    responses,
+    score,
+    tokenize,
+)
 from tollway.gateway.dialects.dialect import Dialect
 
 DIALECTS: dict[Endpoint, Dialect] = {
@@ -20,6 +32,10 @@ DIALECTS: dict[Endpoint, Dialect] = {
         responses.DIALECT,
         rerank.DIALECT,
         score.DIALECT,
+        classify.DIALECT,
+        moderations.DIALECT,
+        tokenize.TOKENIZE,
+        tokenize.DETOKENIZE,
     )
 }
 

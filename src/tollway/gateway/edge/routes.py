@@ -125,7 +125,11 @@ _MODELS = Route(methods=_READ, handler=_list_models)
 _ALIVE = Route(methods=_READ, handler=_answer_alive, any_host=True)
 
 ROUTES: dict[bytes, Route] = {
-    **{dialect.target: Route(methods=b"POST", endpoint=endpoint) for endpoint, dialect in DIALECTS.items()},
+    **{
+        target: Route(methods=b"POST", endpoint=endpoint)
+        for endpoint, dialect in DIALECTS.items()
+        for target in (dialect.target, *dialect.aliases)
+    },
     MODELS_TARGET: _MODELS,
     b"/v1/limits": Route(methods=_READ, handler=_list_limits),
     **dict.fromkeys(QUOTED, Route(methods=b"POST", handler=_quote, has_small_body=True)),

@@ -96,9 +96,11 @@ class Upstream:
         self._tls = ssl.create_default_context() if secure else None
         authority = f"[{self._host}]" if ":" in self._host else self._host
         authorization = f"authorization: Bearer {credential}\r\n" if credential else ""
+        base, own_paths = url.path.rstrip("/"), ENGINES[deployment.engine].paths
         self._heads = {
             endpoint: (
-                f"POST {url.path.rstrip('/')}{dialect.target.decode()} HTTP/1.1\r\nhost: {authority}:{self._port}\r\n{authorization}"
+                f"POST {base}{own_paths.get(endpoint) or dialect.target.decode()} HTTP/1.1\r\n"
+                f"host: {authority}:{self._port}\r\n{authorization}"
                 "content-type: application/json\r\naccept: application/json, text/event-stream\r\naccept-encoding: identity\r\n"
             ).encode()
             for endpoint, dialect in DIALECTS.items()
@@ -106,7 +108,7 @@ class Upstream:
         readiness = ENGINES[deployment.engine].readiness
         self.probe: ProbeRequest | None = None
         if readiness is not None:
-            path = url.path.rstrip("/") + readiness.path.replace("{model}", quote(deployment.upstream_model, safe=""))
+            path = base + readiness.path.replace("{model}", quote(deployment.upstream_model, safe=""))
             head = f"GET {path} HTTP/1.1\r\nhost: {authority}:{self._port}\r\n{authorization}connection: close\r\n\r\n"
             self.probe = ProbeRequest(self._host, self._port, self._tls, head.encode(), readiness.seconds)
         self.probe_at = 0.0
