@@ -63,9 +63,7 @@ def create(
         float | None,
         typer.Option("--expires-in-days", metavar="DAYS", help="Days until the key expires; if left out as late as it may, or never."),
     ] = None,
-    endpoint: Annotated[
-        list[str] | None, typer.Option("--endpoint", metavar="ENDPOINT", help="Only this endpoint, such as embeddings (repeatable).")
-    ] = None,
+    endpoint: Annotated[list[str] | None, typer.Option("--endpoint", help="Only this endpoint, such as embeddings (repeatable).")] = None,
     address: Annotated[
         list[str] | None, typer.Option("--address", metavar="RANGE", help="Only from these addresses, such as 192.0.2.0/24 (repeatable).")
     ] = None,
