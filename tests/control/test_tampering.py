@@ -77,7 +77,7 @@ SPENDING_LIMIT = "what gateways may spend from now on; a bill follows from the e
 SENT_DOWN = "how far back gateways are told of prices; what was billed follows from valid_from"
 
 HARMLESS = {
-    "organizations.(name|created_at|archived_at|requests_per_minute|concurrent_requests|.*_per_.*)": NO_MONEY,
+    "organizations.(name|created_at|archived_at|key_lifetime_seconds_max|requests_per_minute|concurrent_requests|.*_per_.*)": NO_MONEY,
     "organizations.time_zone": "of periods that are not cut yet; a period keeps its own",
     "balances.(version|changed_at)": "how often and when the sum was written; the sum itself is compared",
     "billing_periods.created_at": NO_MONEY,

@@ -16,6 +16,9 @@ from tollway.control.api.app import create_apps
 from tollway.domain.periods import Calendar, period_id
 from tollway.storage import periods as stored_periods
 
+SPENDING: dict[str, Any] = {"threshold_amount": 100, "currency": "EUR", "interval": "month"}
+NOBODY: dict[str, Any] = {"notification_channel": {"type": "email", "recipients": []}}
+
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/organization/projects": {"name": "x"},
     "/v1/organization/projects/{project_id}": {"name": "x"},
@@ -23,6 +26,10 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/organization/projects/{project_id}/service_accounts": {"name": "x"},
     "/v1/organization/admin_api_keys": {"name": "x"},
     "/v1/organization/budgets/{budget_id}/raises": {"amount": "1", "ends_at": int(time.time()) + 86_400},
+    "/v1/organization/projects/{project_id}/spend_limit": SPENDING,
+    "/v1/organization/spend_alerts/{alert_id}": SPENDING | NOBODY,
+    "/v1/organization/projects/{project_id}/spend_alerts": SPENDING | NOBODY,
+    "/v1/organization/projects/{project_id}/spend_alerts/{alert_id}": SPENDING | NOBODY,
 }
 """A right body for each route that wants one; limits want an empty object."""
 
@@ -38,6 +45,7 @@ class TestAnotherTenantsIds:
             "request_id": "req_" + "1" * 32,
             "period_id": add_period(control, bob),
             "budget_id": add_budget(control, bob),
+            "alert_id": add_spend_alert(control, bob),
         }
         assert answered(control.client(bob.admin_key).get(f"/v1/organization/periods/{theirs['period_id']}"))["state"] == "open"
         tried = 0
@@ -98,6 +106,11 @@ class TestAnotherTenantsIds:
 def add_budget(control: Running, tenant: TenantSetup) -> str:
     body = {"name": "all", "amount": "10", "window": "month"}
     made: str = answered(control.client(tenant.admin_key).post("/v1/organization/budgets", json=body))["id"]
+    return made
+
+
+def add_spend_alert(control: Running, tenant: TenantSetup) -> str:
+    made: str = answered(control.client(tenant.admin_key).post("/v1/organization/spend_alerts", json=SPENDING | NOBODY))["id"]
     return made
 
 
