@@ -358,6 +358,9 @@ class Export:
                 require(epoch["known_until"] <= row["frozen_at"] + CLOCKS_APART_US, f"{where} is known up to an instant in the future")
             else:
                 require(epoch["cover"] == "close" or "lost" in epoch, f"{where} is not covered")
+            if "lost" in epoch:
+                lost = epoch["lost"]
+                require(lost["approver"] and lost["approver"] != lost["actor"], f"{where} was declared lost by one operator alone")
             watermarks.update(f"{epoch['node_id']} {epoch['epoch']} {epoch['next_seq']} {epoch['chain']}\n".encode())
         same("the digest of the watermarks", row["watermark_digest"], watermarks.hexdigest())
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.control.test_collect import take
-from tests.control.test_periods import OCTOBER, SEPTEMBER, ended, period_of
+from tests.control.test_periods import OCTOBER, SEPTEMBER, declare_lost, ended, period_of
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, frames
 from tollway.control import epochs, periods
@@ -114,7 +114,7 @@ def test_what_a_person_declared_lost_is_not_waited_for(database: Database, archi
     look = Look(database)
     assert look.at(DUE) == 1
     with database.platform() as tx:
-        epochs.declare_lost(tx, node_id=NODE, epoch=EPOCH, reason="the disk is gone", actor="key_1", now=DUE)
+        declare_lost(tx, now=DUE)
     assert look.at(DUE + 1) == 0 and state(database) is PeriodState.CLOSED
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from tests.control.harness import Running, TenantSetup, answered
 from tests.control.test_collect import take
+from tests.control.test_periods import declare_lost
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, frames
-from tollway.control import budgets, epochs
+from tollway.control import budgets
 from tollway.control.budgets import create_budget, renew_leases
 from tollway.domain import ids
 from tollway.domain.budgets import Budget, BudgetMode, BudgetStanding, BudgetWindow, LeaseGrant, LeaseRequest
@@ -135,7 +136,7 @@ class TestLeases:
         add_budget(database, 100)
         renew(database, 1, 0, 100)
         with database.platform() as tx:
-            epochs.declare_lost(tx, node_id=NODE, epoch=EPOCH, reason="disk gone", actor="key_1", now=NOW)
+            declare_lost(tx, now=NOW)
         assert standing(database).leased_pico == 0
         with pytest.raises(Fault):
             renew(database, 2, 100, 1)

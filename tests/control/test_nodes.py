@@ -176,11 +176,16 @@ class TestRevocation:
         answered(fresh_control.link(fresh).put(f"{records(OTHER)}/2", content=b"".join(body[1:])))
         assert answered(operator.delete(f"{NODES}/{OTHER}"))["unfinished_epochs"] == []
 
-    def test_run_that_never_reported_is_declared_lost_with_its_node(self, fresh_control: Running) -> None:
+    def test_run_that_never_reported_is_named_and_waits_for_two_persons_to_declare_it_lost(self, fresh_control: Running) -> None:
         fresh_control.node(OTHER).post("/v1/link/ack", json={"node_id": OTHER, "version": 0}).raise_for_status()
-        answered(fresh_control.operator().delete(f"{NODES}/{OTHER}"))
-        metrics = fresh_control.link(None).get("/metrics").text
-        assert "tollway_control_epochs_lost 1.0" in metrics
+        operator = fresh_control.operator()
+        (run,) = answered(operator.delete(f"{NODES}/{OTHER}"))["unfinished_epochs"]
+        assert "tollway_control_epochs_lost 0.0" in fresh_control.link(None).get("/metrics").text
+        (asked,) = answered(operator.post(f"{NODES}/{OTHER}/lost", json={"reason": "it never came up", "epoch": run}))["data"]
+        person = fresh_control.client(fresh_control.second_platform_key)
+        assert answered(person.post(f"/v1/platform/lost_requests/{asked['id']}/approve"))["state"] == "declared"
+        assert "tollway_control_epochs_lost 1.0" in fresh_control.link(None).get("/metrics").text
+        refused(operator.post(f"{NODES}/{OTHER}/lost", json={"reason": "r"}), 409, "conflict")
 
 
 class TestJoining:

@@ -3,6 +3,7 @@
 One contract, on SQLite and on PostgreSQL.
 """
 
+import secrets
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,33 @@ from tests.control.test_collect import balances, take
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, admit, final, frames
 from tests.storage.databases import fill
-from tollway.control import epochs, periods
+from tollway.control import epochs, losses, periods
+from tollway.control.approvals import SAME_ORIGIN
 from tollway.control.collect import Gap
 from tollway.control.periods import Blocked
 from tollway.control.verify import verify
+from tollway.domain import ids
+from tollway.domain.corrections import ApprovalDecision
+from tollway.domain.epochs import Lost, LostRequest, LostRequestState
 from tollway.domain.faults import Fault
+from tollway.domain.keys import KeyOrigin, Operator
 from tollway.domain.nodes import RegisteredNode
 from tollway.domain.pages import PageWindow
 from tollway.domain.periods import Calendar, Period, PeriodState, month_of, period_id
 from tollway.domain.proofs import EMPTY, encode_leaf, hash_leaf, root_from
 from tollway.domain.usage import Close, Record, Tick
+from tollway.storage import epochs as stored_epochs
+from tollway.storage import lost_requests as stored_lost_requests
 from tollway.storage import nodes as stored_nodes
 from tollway.storage import periods as stored_periods
 from tollway.storage import schema_money as money
 from tollway.storage.archive import Archive
-from tollway.storage.database import Database
+from tollway.storage.database import Database, PlatformTx
 from tollway.wire.segments import first_chain
 
 ACTOR = "key_" + "a" * 32
+PERSON = Operator(ACTOR, KeyOrigin.FIRST)
+OTHER_PERSON = Operator("key_" + "b" * 32, KeyOrigin.SECOND)
 SEPTEMBER = month_of(EPOCH, "UTC")
 OCTOBER = month_of(SEPTEMBER.end_at, "UTC")
 NOVEMBER = month_of(OCTOBER.end_at, "UTC")
@@ -145,8 +155,8 @@ class TestClosing:
         (blocker,) = epochs_of(database)
         assert (blocker.node_id, blocker.epoch) == (NODE, None)
         with database.platform() as tx:
-            (lost,) = epochs.declare_lost(tx, node_id=NODE, epoch=None, reason="never came up", actor=ACTOR, now=NOW)
-        assert lost.next_seq == 1
+            (declared,) = declare_lost(tx)
+        assert declared.state is LostRequestState.DECLARED
         assert close(database, SEPTEMBER.start_at).state is PeriodState.CLOSED
 
     def test_goes_in_order_and_only_back_in_time(self, database: Database, archive: Archive) -> None:
@@ -223,6 +233,21 @@ class TestClosing:
         assert (closed.merkle_root, closed.events, closed.amounts) == (EMPTY, 0, {})
 
 
+def ask_lost(tx: PlatformTx, *, node_id: str = NODE, epoch: int | None = None, reason: str = "r", now: int = NOW) -> list[LostRequest]:
+    """Ask to declare what is missing of a gateway lost."""
+
+    def new_id(kind: str) -> str:
+        return ids.new_id(kind, now, secrets.randbits(ids.RANDOM_BITS))
+
+    return losses.ask(tx, node_id=node_id, epoch=epoch, reason=reason, actor=PERSON, new_id=new_id, now=now)
+
+
+def declare_lost(tx: PlatformTx, *, node_id: str = NODE, reason: str = "r", now: int = NOW) -> list[LostRequest]:
+    """Declare what is missing of a gateway lost, with the approval of another person."""
+    asked = ask_lost(tx, node_id=node_id, reason=reason, now=now)
+    return [losses.decide(tx, request.id, ApprovalDecision.APPROVED, approver=OTHER_PERSON, now=now) for request in asked]
+
+
 def cut_october(database: Database) -> None:
     """Make the period in which nothing was used."""
     calendar = Calendar(ORGANIZATION, "UTC")
@@ -241,11 +266,12 @@ class TestLost:
         body = frames([*ended(1, EPOCH), *ended(2, EPOCH + 7)])
         take(database, archive, body[:2])
         with database.platform() as tx:
-            epochs.declare_lost(tx, node_id=NODE, epoch=EPOCH, reason="the disk is gone", actor=ACTOR, now=NOW)
+            declare_lost(tx, reason="the disk is gone")
         closing = close(database, SEPTEMBER.start_at).closing
         assert closing is not None
         (row,) = closing.report["epochs"]
-        assert (row["cover"], row["lost"]["reason"], row["lost"]["actor"]) == ("lost", "the disk is gone", ACTOR)
+        assert (row["cover"], row["lost"]["reason"]) == ("lost", "the disk is gone")
+        assert (row["lost"]["actor"], row["lost"]["approver"]) == (ACTOR, OTHER_PERSON.key_id)
         assert verify(database, archive).differences == []
         # And then it was found after all.
         take(database, archive, body[2:], first_seq=3)
@@ -261,11 +287,60 @@ class TestLost:
         take(database, archive, frames(ended(2, EPOCH), node_id=OTHER_NODE), node_id=OTHER_NODE)
         for node_id, epoch, code in ((NODE, EPOCH, "conflict"), (NODE, EPOCH + 1, "not_found"), (NODE, None, "conflict")):
             with pytest.raises(Fault, match=code), database.platform() as tx:
-                epochs.declare_lost(tx, node_id=node_id, epoch=epoch, reason="r", actor=ACTOR, now=NOW)
+                ask_lost(tx, node_id=node_id, epoch=epoch)
         with database.platform() as tx:
-            assert len(epochs.declare_lost(tx, node_id=OTHER_NODE, epoch=None, reason="r", actor=ACTOR, now=NOW)) == 1
+            assert len(declare_lost(tx, node_id=OTHER_NODE)) == 1
         with pytest.raises(Fault, match="conflict"), database.platform() as tx:
-            epochs.declare_lost(tx, node_id=OTHER_NODE, epoch=EPOCH, reason="r", actor=ACTOR, now=NOW)
+            ask_lost(tx, node_id=OTHER_NODE, epoch=EPOCH)
+
+    def test_is_declared_by_nobody_who_descends_from_the_key_that_asked(self, database: Database, archive: Archive) -> None:
+        take(database, archive, frames(ended(1, EPOCH)))
+        minted = Operator("key_" + "c" * 32, KeyOrigin.FIRST)
+        with database.platform() as tx:
+            (asked,) = ask_lost(tx)
+        for approver in (PERSON, minted):
+            with pytest.raises(Fault, match="conflict") as refused, database.platform() as tx:
+                losses.decide(tx, asked.id, ApprovalDecision.APPROVED, approver=approver, now=NOW)
+            assert refused.value.message == SAME_ORIGIN
+        with pytest.raises(Blocked) as blocked:
+            close(database, SEPTEMBER.start_at)
+        assert asked.id in blocked.value.blockers[0].text
+        for epoch in (None, EPOCH):
+            with pytest.raises(Fault, match="conflict") as refused, database.platform() as tx:
+                ask_lost(tx, epoch=epoch)
+            assert asked.id in refused.value.message, "one request of an epoch waits at a time"
+        with database.platform() as tx:
+            rejected = losses.decide(tx, asked.id, ApprovalDecision.REJECTED, approver=PERSON, now=NOW)
+            assert rejected.state is LostRequestState.REJECTED
+            assert epochs.count_lost(tx) == 0
+        with pytest.raises(Fault, match="conflict"), database.platform() as tx:
+            losses.decide(tx, asked.id, ApprovalDecision.APPROVED, approver=OTHER_PERSON, now=NOW)
+
+    def test_is_not_declared_once_its_last_record_has_come(self, database: Database, archive: Archive) -> None:
+        body = frames([*ended(1, EPOCH), Close(at=EPOCH + 10)])
+        take(database, archive, body[:2])
+        with database.platform() as tx:
+            (asked,) = ask_lost(tx)
+        take(database, archive, body[2:], first_seq=3)
+        with pytest.raises(Fault, match="conflict"), database.platform() as tx:
+            losses.decide(tx, asked.id, ApprovalDecision.APPROVED, approver=OTHER_PERSON, now=NOW)
+        with database.platform(write=False) as tx:
+            assert losses.list_requests(tx, PageWindow(limit=9), LostRequestState.PENDING).items == [asked]
+
+    def test_that_nobody_approved_is_refused_by_the_database_and_found_by_verification(self, database: Database, archive: Archive) -> None:
+        take(database, archive, frames(ended(1, EPOCH)))
+        alone = Lost(NODE, EPOCH, 3, "r", ACTOR, "", NOW)
+        with database.platform() as tx:
+            (asked,) = ask_lost(tx)
+        with pytest.raises(DBAPIError, match="approved"), database.platform() as tx:
+            stored_epochs.insert_lost(tx, alone)
+        with pytest.raises(DBAPIError, match="another origin"), database.platform() as tx:
+            stored_lost_requests.insert_decision(tx, asked, ApprovalDecision.APPROVED, PERSON, NOW)
+        with database.platform() as tx:
+            drop = "DROP TRIGGER loss_declared_by_approval" + ("" if database.is_sqlite else " ON lost_declarations")
+            tx.connection.execute(sa.text(drop))
+            stored_epochs.insert_lost(tx, alone)
+        assert [difference.table for difference in verify(database, archive).differences] == ["lost_declarations"]
 
 
 BOOK = "INSERT INTO ledger_transactions (id, organization_id, period_at, cause, node_id, epoch, first_seq, last_seq, events, booked_at)"
@@ -406,7 +481,7 @@ def test_two_collectors_against_a_close_lose_and_mislay_nothing(postgres_templat
                         )
                 for node_id in (NODE, OTHER_NODE):
                     with database.platform() as tx:
-                        epochs.declare_lost(tx, node_id=node_id, epoch=EPOCH, reason="r", actor=ACTOR, now=NOW)
+                        declare_lost(tx, node_id=node_id)
                 closes.append(close(database, SEPTEMBER.start_at).state)
             except BaseException as error:
                 faults.append(error)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.control.test_collect import take
-from tests.control.test_periods import ACTOR, NODE, NOVEMBER, OCTOBER, OTHER_NODE, SEPTEMBER, ended
+from tests.control.test_periods import ACTOR, NODE, NOVEMBER, OCTOBER, OTHER_NODE, SEPTEMBER, declare_lost, ended
 from tests.link.samples import EPOCH, ORGANIZATION, request_id
 from tests.storage.databases import SqliteTemplate, fill
-from tollway.control import corrections, epochs, periods
+from tollway.control import corrections, periods
 from tollway.control.corrections import WantedAdjustment
 from tollway.control.periods import Blocked
 from tollway.control.verify import verify
@@ -105,7 +105,7 @@ class Books(RuleBasedStateMachine):
     def lose(self, node: str) -> None:
         try:
             with self.database.platform() as tx:
-                epochs.declare_lost(tx, node_id=node, epoch=None, reason="r", actor=ACTOR, now=NOW)
+                declare_lost(tx, node_id=node)
         except Fault:
             pass  # nothing of it is missing, or nothing was ever heard of it
 

@@ -46,7 +46,13 @@ def tenant(control: Running, organization_id: str = ORGANIZATION) -> httpx2.Clie
 
 def close(control: Running) -> Any:
     operator = control.operator()
-    answered(operator.post(f"/v1/platform/nodes/{NODE}/lost", json={"reason": "the disk is gone"}))
+    (asked,) = answered(operator.post(f"/v1/platform/nodes/{NODE}/lost", json={"reason": "the disk is gone"}))["data"]
+    path = f"/v1/platform/lost_requests/{asked['id']}"
+    refused(operator.post(f"{path}/approve"), 409, "conflict")
+    refused(operator.post(f"/v1/platform/periods/{PERIOD}/close"), 409, "period_blocked")
+    assert answered(operator.get("/v1/platform/lost_requests", params={"state": "pending"}))["data"] == [asked]
+    declared = answered(control.client(control.second_platform_key).post(f"{path}/approve"))
+    assert (asked["state"], declared["state"], declared["approver"] != asked["actor"]) == ("pending", "declared", True)
     return answered(operator.post(f"/v1/platform/periods/{PERIOD}/close"))
 
 
@@ -93,7 +99,7 @@ class TestClosing:
         (epoch,) = answered(operator.get("/v1/platform/epochs", params={"only_lost": True}))["data"]
         assert (epoch["state"], epoch["lost"]["records_after"]) == ("lost", 0)
         assert "tollway_control_epochs_lost 1.0" in control.node().get("/metrics").text
-        assert {"period_closed", "epochs_lost"} <= {str(line["event"]) for line in control.lines}
+        assert {"period_closed", "lost_request"} <= {str(line["event"]) for line in control.lines}
 
     def test_gives_the_tenant_all_that_an_auditor_needs(self, control: Running, tmp_path: Path) -> None:
         root = close(control)["merkle_root"]
@@ -253,7 +259,14 @@ class TestTheCommandLine:
         assert NODE in tollway("periods", "blockers", PERIOD)
         assert "hint: see `tollway periods blockers`" in tollway("periods", "close", PERIOD, code=1)
         assert "open" in tollway("nodes", "epochs")
-        assert str(EPOCH) in tollway("nodes", "lost", NODE, "--reason", "the disk is gone", "--yes")
+        asked = tollway("nodes", "lost", NODE, "--reason", "the disk is gone", "--yes")
+        assert str(EPOCH) in asked and "waits for a second person" in asked
+        request = asked.split()[0]
+        assert "rejected" in tollway("nodes", "reject-lost", request)
+        request = tollway("nodes", "lost", NODE, "--reason", "the disk is gone", "--yes").split()[0]
+        assert "a second person" in tollway("nodes", "approve-lost", request, code=1)
+        assert "declared" in tollway("nodes", "approve-lost", request, "--key", control.second_platform_key)
+        assert tollway("nodes", "lost-requests").count("lost_") == 2
         assert "the disk is gone" in tollway("nodes", "epochs", "--lost")
         closed = tollway("periods", "close")
         assert f"{PERIOD}  {ORGANIZATION}  2026-09-01  3 events" in closed

@@ -18,10 +18,10 @@ from sqlalchemy.exc import DBAPIError
 from tests.control.test_audit import close_books
 from tests.control.test_collect import fill, take
 from tests.control.test_corrections import APPROVER
-from tests.control.test_periods import NOVEMBER, NOW, OCTOBER, ended
+from tests.control.test_periods import NOVEMBER, NOW, OCTOBER, declare_lost, ended
 from tests.link import samples
 from tests.link.samples import NODE, ORGANIZATION, admit, final, frames
-from tollway.control import budgets, epochs, price_drafts, prices, quarantine, rating
+from tollway.control import budgets, price_drafts, prices, quarantine, rating
 from tollway.control.verify import compare
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.budgets import BudgetMode, BudgetWindow
@@ -99,7 +99,9 @@ HARMLESS = {
     "write_off_requests.*": OWN_WORDS,
     "ledger_transactions.booked_at": CONTROLS_CLOCK,
     "ledger_entries.line": "the order in which a transaction's entries are shown",
-    "lost_declarations.*": OWN_WORDS + ". Of a closed month they stand in its report, and are compared with that",
+    "lost_declarations.next_seq": OWN_WORDS + ". Of a closed month it stands in its report, and is compared with that",
+    "lost_requests.(id|requested_at)": OWN_WORDS,
+    "lost_(requests|decisions).*": OWN_WORDS + ". Those of a declaration are compared with it",
     "usage_adjustments.(reason|actor|actor_origin|created_at)": OWN_WORDS + ". Of a closed month they are part of its digest",
     "adjustment_approvals.(approver|approver_origin|actor|decided_at)": OWN_WORDS,
 }
@@ -149,7 +151,7 @@ def add_rest(database: Database, archive: Archive) -> None:
     records += [*ended(21, NOVEMBER.start_at + 6), Tick(at=NOVEMBER.start_at + 9)]
     take(database, archive, frames(records, epoch=epoch), epoch=epoch)
     with database.platform() as tx:
-        epochs.declare_lost(tx, node_id=NODE, epoch=epoch, reason="r", actor=APPROVER.key_id, now=NOW)
+        declare_lost(tx, now=NOW)
         # Nobody agreed yet, so that the record stays open.
         unreadable = records.index(b"{}") + 1
         quarantine.write_off(tx, NODE, epoch, unreadable, reason="r", actor=APPROVER, limit_pico=0, now=NOW)

@@ -236,7 +236,7 @@ class Control:
 HINTS = {
     "invalid_api_key": "the key is unknown, revoked or expired; see TOLLWAY_KEY, --key or --data-dir",
     "insufficient_scope": "tenants' commands need an admin key (tw_admin_), operators' a platform key (tw_platform_)",
-    "period_blocked": "see `tollway periods blockers`; if a disk is gone for good: `tollway nodes lost`",
+    "period_blocked": "see `tollway periods blockers`; if a disk is gone for good: `tollway nodes lost`, and a second person approves",
     "doubtful_price": "see them with `tollway prices check`; if they are meant, publish with --accept-warnings",
     "price_missing": "give it a price first: `tollway models price`",
 }

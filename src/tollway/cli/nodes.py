@@ -1,6 +1,6 @@
 """`tollway nodes`: gateways, the keys with which they connect, and what has arrived of each; for operators."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +9,7 @@ from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.rotation import GraceSeconds
 from tollway.cli.times import Zone, with_times
 from tollway.domain import ids
+from tollway.domain.epochs import LostRequestState
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -169,16 +170,66 @@ def lost(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Declare that the missing records of a gateway will never come, because its disk is gone. This cannot be undone."""
+    """Ask that the missing records of a gateway are declared lost, because its disk is gone. A second person has to approve it."""
     check_id(ids.NODE, node, "gateway", "see `tollway nodes list`")
     if not yes:
-        typer.confirm("What has not arrived from this gateway will not be billed. Declare it lost?", abort=True, err=True)
+        typer.confirm("What has not arrived from this gateway will not be billed. Ask to declare it lost?", abort=True, err=True)
     with connect(control_url, key, data_dir) as control:
-        declared = control.post(f"/platform/nodes/{node}/lost", {"epoch": epoch, "reason": reason})
+        asked = control.post(f"/platform/nodes/{node}/lost", {"epoch": epoch, "reason": reason})
     if output is Output.JSON:
-        print_json(declared)
-    else:
-        print(f"declared lost: {', '.join(map(str, declared['epochs']))}")
+        print_json(asked)
+        return
+    for row in asked["data"]:
+        _print_request(row)
+
+
+@app.command("lost-requests")
+def list_lost_requests(
+    state: Annotated[LostRequestState | None, typer.Option("--state", help="Only those in this state.")] = None,
+    zone: Zone = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the requests to declare records lost, oldest first, and who asked and decided."""
+    with connect(control_url, key, data_dir) as control:
+        rows = list(control.list_all("/platform/lost_requests", state=state))
+        if output is Output.TABLE:
+            rows = with_times(rows, control.get_zone(zone), asked="requested_at")
+    columns = ["id", "asked", "node_id", "epoch", "state", "actor", "approver", "reason"]
+    print_rows(output, columns, rows, none="nobody has asked to declare anything lost")
+
+
+LostRequestId = Annotated[str, typer.Argument(metavar="REQUEST", help="Its id (lost_...).")]
+
+
+@app.command("approve-lost")
+def approve_lost(
+    request: LostRequestId, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
+) -> None:
+    """Approve that records are declared lost, with a key of another origin than that which asked. This cannot be undone."""
+    _decide_lost(request, "approve", output, control_url, key, data_dir)
+
+
+@app.command("reject-lost")
+def reject_lost(
+    request: LostRequestId, output: OutputOption = Output.TABLE, control_url: ControlUrl = None, key: Key = None, data_dir: DataDir = None
+) -> None:
+    """Reject a request to declare records lost."""
+    _decide_lost(request, "reject", output, control_url, key, data_dir)
+
+
+def _decide_lost(request: str, verb: str, output: Output, control_url: ControlUrl, key: Key, data_dir: DataDir) -> None:
+    check_id(ids.LOST_REQUEST, request, "request to declare records lost", "see `tollway nodes lost-requests`")
+    with connect(control_url, key, data_dir) as control:
+        decided = control.post(f"/platform/lost_requests/{request}/{verb}")
+    print_json(decided) if output is Output.JSON else _print_request(decided)
+
+
+def _print_request(row: dict[str, Any]) -> None:
+    waits = f"waits for a second person: tollway nodes approve-lost {row['id']}"
+    print(f"{row['id']}  {row['node_id']}/{row['epoch']}  {waits if row['state'] == 'pending' else row['state']}")
 
 
 def _print_node(node_id: str, secret: str) -> None:

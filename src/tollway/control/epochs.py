@@ -2,9 +2,9 @@
 
 An epoch is known to be complete up to an instant if it was closed (nothing follows CLOSE), or if a TICK at or after that instant
 was ingested: records are dense in sequence, and a request's FINAL is written at the instant that it names, so whatever ended before
-the TICK stands before it. Where a disk is gone, an operator declares the rest of the epoch LOST: a permanent entry that is named in
-the report of every period that it touches, and visible in lists and metrics. Records that arrive after all are ingested like any
-others; where their period is closed, they are booked in the next.
+the TICK stands before it. Where a disk is gone, an operator and a second person declare the rest of the epoch LOST (see `losses`): a
+permanent entry that is named in the report of every period that it touches, and visible in lists and metrics. Records that arrive after
+all are ingested like any others; where their period is closed, they are booked in the next.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from enum import StrEnum
 from typing import Any
 
 from tollway.domain.epochs import Epoch, Lost
-from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.storage import epochs as stored
+from tollway.storage import lost_requests
 from tollway.storage import nodes as stored_nodes
 from tollway.storage.database import PlatformTx
 
@@ -26,6 +26,10 @@ other way only, its records are held up."""
 
 MISSING = "its records have not arrived up to the end of the period"
 MISSING_REVOKED = MISSING + ", and its node was revoked: declare it lost, or let the node hand in its records with a new key"
+SILENT = "it follows the snapshot, and of its present run not one record has arrived"
+SILENT_REVOKED = "it was revoked, and of its last run not one record had arrived"
+WAITING = "; its declaration as lost waits for a second person ({})"
+"""Addition to the text of a blocker if somebody has asked to declare it lost; takes the id of the request."""
 
 
 class Cover(StrEnum):
@@ -77,19 +81,27 @@ def find_cover(ticked_at: int | None, closed_at: int | None, lost: Lost | None, 
 
 def describe_lost(lost: Lost) -> dict[str, object]:
     """Return a declaration as reports show it."""
-    return {"declared_at": lost.declared_at, "next_seq": lost.next_seq, "reason": lost.reason, "actor": lost.actor}
+    return {
+        "declared_at": lost.declared_at,
+        "next_seq": lost.next_seq,
+        "reason": lost.reason,
+        "actor": lost.actor,
+        "approver": lost.approver,
+    }
 
 
 def list_blockers(tx: PlatformTx, start_at: int, end_at: int) -> list[Blocker]:
     """Return what keeps the time from `start_at` to `end_at` from being complete; nothing if it is."""
     blockers = []
+    waiting = {(request.node_id, request.epoch): WAITING.format(request.id) for request in lost_requests.list_pending(tx)}
     revoked = stored_nodes.list_revoked(tx)
     for epoch in stored.list_overlapping(tx, start_at, end_at):
         if find_cover(epoch.covered_until, epoch.closed_at, epoch.lost, end_at) is None:
             text = MISSING_REVOKED if epoch.node_id in revoked else MISSING
+            text += waiting.get((epoch.node_id, epoch.epoch), "")
             blockers.append(Blocker(BlockerKind.RECORDS_MISSING, epoch.node_id, epoch.epoch, epoch.ticked_at, text))
     for node in stored.list_silent_nodes(tx, end_at, SILENCE_US):
-        text = "it follows the snapshot, and of its present run not one record has arrived"
+        text = (SILENT_REVOKED if node.node_id in revoked else SILENT) + waiting.get((node.node_id, node.seen_at), "")
         blockers.append(Blocker(BlockerKind.NODE_SILENT, node.node_id, None, node.seen_at, text))
     return blockers
 
@@ -120,47 +132,6 @@ def digest_watermarks(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """SHA-256 over node, epoch, next_seq and chain of each epoch of a report, in its order: a line each, fields apart by a space."""
     lines = (f"{row['node_id']} {row['epoch']} {row['next_seq']} {row['chain']}\n" for row in rows)
     return hashlib.sha256("".join(lines).encode()).digest()
-
-
-def declare_lost(tx: PlatformTx, *, node_id: str, epoch: int | None, reason: str, actor: str, now: int) -> list[Lost]:
-    """Declare that no more of an epoch will come; of all open epochs of the node, and of a run that never reported, if `epoch` is
-    None.
-
-    Raises RESOURCE_UNKNOWN for an epoch that was never heard of, STATE_CONFLICT for one that is complete or lost already, or if
-    there is nothing to declare.
-    """
-    if epoch is not None:
-        return [_declare(tx, node_id, epoch, reason, actor, now)]
-    open_epochs = [each for each in stored.list_epochs(tx, node_id) if each.closed_at is None and each.lost is None]
-    declared = [_declare(tx, node_id, each.epoch, reason, actor, now) for each in open_epochs]
-    declared += declare_silent_lost(tx, node_id, reason, actor, now)
-    if not declared:
-        raise Fault(STATE_CONFLICT, message="Nothing of this node is missing.")
-    return declared
-
-
-def declare_silent_lost(tx: PlatformTx, node_id: str, reason: str, actor: str, now: int) -> list[Lost]:
-    """Declare the present run of a node lost if it follows the snapshot and never sent a record. Returns the declaration, if any."""
-    declared = []
-    for node in stored.list_silent_nodes(tx, now + 1, SILENCE_US):
-        if node.node_id == node_id:
-            lost = Lost(node_id, node.seen_at, 1, reason, actor, now)
-            stored.insert_lost(tx, lost)
-            declared.append(lost)
-    return declared
-
-
-def _declare(tx: PlatformTx, node_id: str, epoch: int, reason: str, actor: str, now: int) -> Lost:
-    stored.lock_epoch(tx, node_id, epoch)
-    found = stored.find_epoch(tx, node_id, epoch)
-    if found is None:
-        raise Fault(RESOURCE_UNKNOWN, message="This gateway has no such epoch.")
-    if found.closed_at is not None:
-        raise Fault(STATE_CONFLICT, message="The epoch is complete: its last record has arrived.")
-    lost = Lost(node_id, epoch, found.next_seq, reason, actor, now)
-    if not stored.insert_lost(tx, lost):
-        raise Fault(STATE_CONFLICT, message="The epoch has been declared lost before.")
-    return lost
 
 
 def count_lost(tx: PlatformTx) -> int:

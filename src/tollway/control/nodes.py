@@ -10,12 +10,11 @@ either declared lost or handed in after the node got a new key.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tollway.control import epochs
+from tollway.control import losses
 from tollway.control.access import NODE_MISMATCH
 from tollway.control.keys import Ingredients, Pepper
 from tollway.domain import ids
 from tollway.domain import keys as domain_keys
-from tollway.domain.epochs import Epoch
 from tollway.domain.faults import KEY_INVALID, PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import Key, KeyType
 from tollway.domain.nodes import JoinToken, RegisteredNode
@@ -25,9 +24,6 @@ from tollway.storage.keys import Digest
 
 SEEDED = "Node of the settings"
 """Name of the node that the settings hold; no other can be given it."""
-
-REVOKED = "The node was revoked before it sent a record of its last run."
-"""Reason in the declaration of a run that never reported, because its node was revoked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +65,10 @@ def rotate_key(tx: PlatformTx, node_id: str, *, grace_us: int, key_id: str, ingr
     return shown
 
 
-def revoke_node(tx: PlatformTx, node_id: str, *, actor: str, now: int) -> list[Epoch]:
+def revoke_node(tx: PlatformTx, node_id: str, *, now: int) -> list[int]:
     """Revoke a node and its keys: it is refused from its next request on, and no revocation waits for it. Returns its unfinished epochs,
-    which block the close of their periods until their records have arrived or are declared lost. A run that never sent a record cannot
-    be named by its epoch: it is declared lost here.
+    which block the close of their periods until their records have arrived or are declared lost; among them a run that never sent a
+    record, by the instant at which the node was heard of last.
 
     Raises RESOURCE_UNKNOWN, STATE_CONFLICT if it is revoked already.
     """
@@ -81,10 +77,9 @@ def revoke_node(tx: PlatformTx, node_id: str, *, actor: str, now: int) -> list[E
         raise Fault(RESOURCE_UNKNOWN)
     if node.revoked_at is not None:
         raise Fault(STATE_CONFLICT, message="The node is revoked already.")
-    epochs.declare_silent_lost(tx, node_id, REVOKED, actor, now)
     storage.set_revoked(tx, node_id, now)
     storage.revoke_keys(tx, node_id, now)
-    return [epoch for epoch in epochs.list_epochs(tx, node_id) if epoch.closed_at is None and epoch.lost is None]
+    return losses.list_missing(tx, node_id, now)
 
 
 def list_nodes(tx: PlatformTx) -> list[RegisteredNode]:

@@ -20,8 +20,8 @@ from tollway.domain.periods import Bounds, Calendar, Period, PeriodState, month_
 from tollway.domain.proofs import find_root, hash_statement
 from tollway.storage import corrections as stored_corrections
 from tollway.storage import epochs as stored_epochs
+from tollway.storage import lost_requests, rejected_records
 from tollway.storage import periods as stored
-from tollway.storage import rejected_records
 from tollway.storage import usage_events as stored_usage
 from tollway.storage.database import PlatformTx
 from tollway.storage.periods import Block
@@ -151,6 +151,8 @@ def compare_periods(tx: PlatformTx, all_periods: Periods, reached: Mapping[tuple
     `reached`: by node, epoch and next_seq, the state of the archive before that record, for all that reports name.
     """
     known = stored_epochs.list_all(tx)
+    for node_id, epoch in lost_requests.list_unapproved(tx):
+        add("lost_declarations", f"{node_id}/{epoch} was declared lost, and nobody of another origin approved that")
     if early := stored.count_early_hashes(tx):
         add("billing_periods", f"{early} periods that are not closed have a hash or a digest of conditions")
     for of_organization in all_periods.by_organization.values():

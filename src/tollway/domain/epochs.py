@@ -1,6 +1,10 @@
 """Epochs: the runs of gateways whose usage records control ingests, how far it has come, and which are declared lost."""
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+from tollway.domain.corrections import ApprovalDecision
+from tollway.domain.keys import Operator
 
 CLOCKS_APART_US = 600_000_000
 """Most that the clocks of gateways and of control processes may differ, the begin and end of a transaction included."""
@@ -25,14 +29,50 @@ class Watermark:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """An operator's declaration that the rest of an epoch will never arrive. `next_seq`: the watermark at that moment."""
+    """The declaration that the rest of an epoch will never arrive. `next_seq`: the watermark at that moment. `actor` is the id of the key
+    that asked for it, `approver` that of the second person's key, who approved it at `declared_at`."""
 
     node_id: str
     epoch: int
     next_seq: int
     reason: str
     actor: str
+    approver: str
     declared_at: int
+
+
+class LostRequestState(StrEnum):
+    """State of a request to declare an epoch lost. Declared and rejected are final."""
+
+    PENDING = "pending"  # no second person has decided yet
+    DECLARED = "declared"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class LostRequest:
+    """An operator's request to declare the rest of an epoch lost. Instants in UTC microseconds.
+
+    `epoch`: of a run that never sent a record, the instant at which its gateway was heard of last. `decision`, `approver` (id of the key
+    that decided) and `decided_at` are None while the request waits.
+    """
+
+    id: str
+    node_id: str
+    epoch: int
+    reason: str
+    actor: Operator
+    requested_at: int
+    decision: ApprovalDecision | None = None
+    approver: str | None = None
+    decided_at: int | None = None
+
+    @property
+    def state(self) -> LostRequestState:
+        """Return where it stands."""
+        if self.decision is None:
+            return LostRequestState.PENDING
+        return LostRequestState.DECLARED if self.decision is ApprovalDecision.APPROVED else LostRequestState.REJECTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ JOIN_TOKEN = "join"
 TRANSACTION = "tx"
 PERIOD = "period"
 ADJUSTMENT = "adj"
+LOST_REQUEST = "lost"
 BUDGET = "bud"
 BUDGET_RAISE = "raise"
 

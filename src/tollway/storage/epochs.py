@@ -50,8 +50,8 @@ def list_overlapping(tx: PlatformTx, start_at: int, end_at: int) -> list[Epoch]:
 
 
 def list_silent_nodes(tx: PlatformTx, end_at: int, silence_us: int) -> list[SilentNode]:
-    """Return gateways that are not revoked, were first heard of before `end_at` and follow the snapshot, but whose present run has sent no
-    record for `silence_us`.
+    """Return gateways, revoked ones included, that were first heard of before `end_at` and follow or followed the snapshot, but whose
+    latest run has sent no record for `silence_us`.
 
     A gateway that runs has an open epoch and ships a sign of life every few seconds. If all epochs that we know of it are closed and
     it was heard of later than that, there is a life we know nothing about, unless that was declared lost since.
@@ -77,7 +77,6 @@ def list_silent_nodes(tx: PlatformTx, end_at: int, silence_us: int) -> list[Sile
         .outerjoin(declared, declared.c.node_id == nodes.c.id)
         .where(
             nodes.c.first_seen_at < end_at,
-            nodes.c.revoked_at.is_(None),
             sa.func.coalesce(known.c.open, 0) == 0,
             sa.or_(known.c.closed_at.is_(None), known.c.closed_at < end_at),
             sa.or_(known.c.seen_at.is_(None), known.c.seen_at + silence_us < nodes.c.seen_at),
@@ -95,13 +94,14 @@ def lock_epoch(tx: PlatformTx, node_id: str, epoch: int) -> None:
 
 
 def insert_lost(tx: PlatformTx, lost: Lost) -> bool:
-    """Store a declaration; False if the epoch was declared lost before."""
+    """Store a declaration, whose approval must be stored; False if the epoch was declared lost before."""
     row = {
         "node_id": lost.node_id,
         "epoch": lost.epoch,
         "next_seq": lost.next_seq,
         "reason": lost.reason,
         "actor": lost.actor,
+        "approver": lost.approver,
         "declared_at": lost.declared_at,
     }
     insert = tx.insert(lost_declarations).values(row).on_conflict_do_nothing()
@@ -116,7 +116,7 @@ def count_lost(tx: PlatformTx) -> int:
 
 def _with_lost() -> sa.Select[Any]:
     lost = lost_declarations.c
-    named = (lost.next_seq.label("lost_next_seq"), lost.reason, lost.actor, lost.declared_at)
+    named = (lost.next_seq.label("lost_next_seq"), lost.reason, lost.actor, lost.approver, lost.declared_at)
     joined = epochs.outerjoin(lost_declarations, sa.and_(lost.node_id == epochs.c.node_id, lost.epoch == epochs.c.epoch))
     return sa.select(epochs, *named).select_from(joined)
 
@@ -124,7 +124,7 @@ def _with_lost() -> sa.Select[Any]:
 def _epoch(row: Any) -> Epoch:
     lost = None
     if row.declared_at is not None:
-        lost = Lost(row.node_id, row.epoch, row.lost_next_seq, row.reason, row.actor, row.declared_at)
+        lost = Lost(row.node_id, row.epoch, row.lost_next_seq, row.reason, row.actor, row.approver, row.declared_at)
     return Epoch(
         node_id=row.node_id,
         epoch=row.epoch,

@@ -67,8 +67,33 @@ period_blocks = sa.Table(  # append-only; subtrees of a period's Merkle tree, in
     sa.CheckConstraint("events > 0 AND number >= 0", name="counts_in_range"),
 )
 
-# An operator's declaration that the rest of an epoch will never arrive. No foreign key: a run of a gateway of which not one record has
-# arrived can be lost too, and is then named by the instant of the gateway's last report.
+# An operator's request to declare that the rest of an epoch will never arrive. No foreign key: a run of a gateway of which not one record
+# has arrived can be lost too, and is then named by the instant of the gateway's last report.
+lost_requests = sa.Table(  # append-only
+    "lost_requests",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("node_id", sa.String(64), nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("reason", sa.String(1024), nullable=False),
+    sa.Column("actor", sa.String(64), nullable=False),  # the operator's key
+    sa.Column("actor_origin", sa.String(16), nullable=False),
+    sa.Column("requested_at", sa.BigInteger, nullable=False),
+)
+sa.Index(None, lost_requests.c.node_id, lost_requests.c.epoch)
+
+lost_decisions = sa.Table(  # append-only; what the second person said
+    "lost_decisions",
+    metadata,
+    sa.Column("request_id", sa.String(64), sa.ForeignKey("lost_requests.id"), primary_key=True),
+    sa.Column("approver", sa.String(64), nullable=False),
+    sa.Column("approver_origin", sa.String(16), nullable=False),  # of an approval not the actor's, by trigger
+    sa.Column("decision", sa.String(16), nullable=False),
+    sa.Column("decided_at", sa.BigInteger, nullable=False),
+    one_of("decision", ApprovalDecision),
+)
+
+# The declaration itself, which only an approved request makes, by trigger.
 lost_declarations = sa.Table(  # append-only
     "lost_declarations",
     metadata,
@@ -78,6 +103,7 @@ lost_declarations = sa.Table(  # append-only
     sa.Column("reason", sa.String(1024), nullable=False),
     sa.Column("actor", sa.String(64), nullable=False),  # the operator's key
     sa.Column("declared_at", sa.BigInteger, nullable=False),
+    sa.Column("approver", sa.String(64), nullable=False, server_default=""),  # the second person's key
 )
 
 REPLACEMENTS = (*(f"replacement_{billing_class}" for billing_class in QUANTITY_CLASSES), "replacement_requests")
@@ -131,5 +157,5 @@ adjustment_approvals = sa.Table(  # append-only
     sa.CheckConstraint("approver <> actor OR decision = 'rejected'", name="four_eyes"),
 )
 
-APPEND_ONLY = (period_blocks, lost_declarations, usage_adjustments, adjustment_approvals)
+APPEND_ONLY = (period_blocks, lost_requests, lost_decisions, lost_declarations, usage_adjustments, adjustment_approvals)
 """Tables whose rows, once written, stay as they are."""

@@ -1,8 +1,6 @@
 """Nodes, for operators: who may connect, which version of the snapshot each follows, and how far the records of its epochs have arrived."""
 
-from typing import Annotated, Literal
-
-from pydantic import Field, StringConstraints
+from typing import Literal
 
 from tollway.control import epochs, nodes, publish
 from tollway.control.api import routes
@@ -10,19 +8,18 @@ from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import (
     Deleted,
     Identified,
-    In,
     JoinTokenCreate,
     JoinTokenCreated,
     JoinTokenOut,
     ListOut,
     NodeCreate,
     NodeCreated,
+    NodeIdText,
     NodeKeyOut,
     NodeOut,
     NodeRevoked,
     NodeRotate,
     Out,
-    Reason,
     find_seconds,
     join_token_out,
     node_out,
@@ -97,11 +94,8 @@ def delete_join_token(caller: PlatformOperator, plane: Plane, token_id: str) -> 
     return Deleted(object="platform.node_join_token.deleted", id=token_id, pending_nodes=[])
 
 
-NodeId = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_\-]+$")]
-
-
 @router.post("/v1/platform/nodes/{node_id}/rotate")
-def rotate_node_key(caller: PlatformOperator, plane: Plane, node_id: NodeId, body: NodeRotate) -> NodeKeyOut:
+def rotate_node_key(caller: PlatformOperator, plane: Plane, node_id: NodeIdText, body: NodeRotate) -> NodeKeyOut:
     """Create a new key of a node; the key before stays valid for a time. A revoked node is admitted again."""
     with plane.database.platform() as tx:
         shown = nodes.rotate_key(
@@ -117,23 +111,24 @@ def rotate_node_key(caller: PlatformOperator, plane: Plane, node_id: NodeId, bod
 
 
 @router.delete("/v1/platform/nodes/{node_id}")
-def revoke_node(caller: PlatformOperator, plane: Plane, node_id: NodeId) -> NodeRevoked:
+def revoke_node(caller: PlatformOperator, plane: Plane, node_id: NodeIdText) -> NodeRevoked:
     """Revoke a node: its keys are refused, and no revocation waits for it. Its unfinished epochs block the close of their periods until
     their records have arrived or are declared lost."""
     with plane.database.platform() as tx:
-        unfinished = nodes.revoke_node(tx, node_id, actor=caller.key_id, now=plane.now())
-    numbers = [epoch.epoch for epoch in unfinished]
-    plane.log({"event": "node_revoked", "node_id": node_id, "unfinished_epochs": numbers, "key_id": caller.key_id})
+        unfinished = nodes.revoke_node(tx, node_id, now=plane.now())
+    plane.log({"event": "node_revoked", "node_id": node_id, "unfinished_epochs": unfinished, "key_id": caller.key_id})
     plane.publications.notice_ack()
-    return NodeRevoked(id=node_id, unfinished_epochs=numbers)
+    return NodeRevoked(id=node_id, unfinished_epochs=unfinished)
 
 
 class LostOut(Out):
-    """An operator's declaration that no record from `next_seq` on will arrive. `records_after`: how many arrived nevertheless."""
+    """The declaration that no record from `next_seq` on will arrive, which `actor` asked for and `approver` approved. `records_after`: how
+    many arrived nevertheless."""
 
     next_seq: int
     reason: str
     actor: str
+    approver: str
     declared_at: int
     records_after: int
 
@@ -153,39 +148,13 @@ class EpochOut(Identified):
     lost: LostOut | None
 
 
-class LostDeclare(In):
-    """A declaration to make. `epoch`: null for every epoch of the node that is not complete."""
-
-    epoch: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
-    reason: Reason
-
-
-class LostDeclared(Out):
-    """The epochs that were declared lost."""
-
-    object: Literal["platform.lost"] = "platform.lost"
-    node_id: str
-    epochs: list[int]
-
-
 @router.get("/v1/platform/epochs")
-def list_epochs(_caller: PlatformOperator, plane: Plane, node_id: NodeId | None = None, only_lost: bool = False) -> ListOut[EpochOut]:
+def list_epochs(_caller: PlatformOperator, plane: Plane, node_id: NodeIdText | None = None, only_lost: bool = False) -> ListOut[EpochOut]:
     """Return the epochs of gateways, those heard of last first; a thousand at most."""
     with plane.database.platform(write=False) as tx:
         found = epochs.list_lost(tx) if only_lost else epochs.list_epochs(tx, node_id)
     data = [_epoch_out(epoch) for epoch in found if node_id in (None, epoch.node_id)]
     return ListOut(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=False)
-
-
-@router.post("/v1/platform/nodes/{node_id}/lost")
-def declare_lost(caller: PlatformOperator, plane: Plane, node_id: NodeId, body: LostDeclare) -> LostDeclared:
-    """Declare that the missing records of a gateway will never come, because its disk is gone. The declaration is
-    permanent and named in the report of each billing period that it covers. Records that arrive after all are ingested."""
-    with plane.database.platform() as tx:
-        declared = epochs.declare_lost(tx, node_id=node_id, epoch=body.epoch, reason=body.reason, actor=caller.key_id, now=plane.now())
-    numbers = [lost.epoch for lost in declared]
-    plane.log({"event": "epochs_lost", "node_id": node_id, "epochs": numbers, "reason": body.reason, "key_id": caller.key_id})
-    return LostDeclared(node_id=node_id, epochs=numbers)
 
 
 def _key_out(shown: ShownNode) -> NodeKeyOut:
@@ -199,6 +168,7 @@ def _epoch_out(epoch: Epoch) -> EpochOut:
             next_seq=epoch.lost.next_seq,
             reason=epoch.lost.reason,
             actor=epoch.lost.actor,
+            approver=epoch.lost.approver,
             declared_at=seconds(epoch.lost.declared_at),
             records_after=epoch.records_after_lost,
         )
