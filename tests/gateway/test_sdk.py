@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import openai
 import pytest
 
-from tests.fakes import Do, Script, Upstream
+from tests.fakes import Do, Upstream
 from tests.gateway.harness import DONE, END, KEY, STREAM_HEAD, Gateway, Served, chat, chunk, event, gateway, usage_chunk
 from tollway.domain.usage import Outcome
 
@@ -41,17 +41,18 @@ async def test_an_engine_that_dies_at_any_byte_is_never_a_success(way: str, clie
     head, end, death = WAYS[way]
     step = 1 if way == "bare-closed" else 3
     places = range(0, len(STREAM), step)
-    scripts: list[Script] = [[head + framed(STREAM[:place], head) + end, death] for place in places]
-    upstream = Upstream(*scripts, [head + framed(STREAM, head) + end, death])
+    upstream = Upstream()
     async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
         for place in places:
             running.plane.retries._tokens = 0.0
+            upstream.scripts = ([head + framed(STREAM[:place], head) + end, death],)
             try:
                 text = await consume(client, running)
             except (openai.APIError, openai.APIConnectionError):
                 pass
             else:
                 pytest.fail(f"cut after {place} of {len(STREAM)} bytes, and the client saw {text!r} as a success")
+        upstream.scripts = ([head + framed(STREAM, head) + end, death],)
         assert await consume(client, running) == "Hello"
         await running.sink.settled(len(places) + 1)
         assert {final.outcome for final in running.sink.finals[:-1]} == {Outcome.UPSTREAM_ERROR}
