@@ -14,6 +14,7 @@ from tests.link.samples import EPOCH, ORGANIZATION, frames
 from tollway.control import budgets, spend_limits
 from tollway.control.budgets import create_budget
 from tollway.control.spend_limits import SpendAmount
+from tollway.control.verify import verify
 from tollway.domain import ids
 from tollway.domain.budgets import BudgetLevel, BudgetMode, BudgetWindow, LeaseRequest
 from tollway.domain.faults import PARAMETER_INVALID, Fault
@@ -309,6 +310,7 @@ class TestMoney:
             assert sorted(alerted(database), reverse=True) == expected
         take(database, archive, body)
         assert len(alerted(database)) == 2
+        assert verify(database, archive).differences == []
 
     def test_alert_is_raised_by_the_request_that_reaches_its_amount(self, database: Database, archive: Archive) -> None:
         with database.tenant(ORGANIZATION) as tx:
@@ -322,6 +324,7 @@ class TestMoney:
         assert alerted(database) == []
         take(database, archive, body[before:], first_seq=before + 1)
         assert alerted(database) == [CENT.pico]
+        assert verify(database, archive).differences == []
         with database.platform(write=False) as tx:
             assert not platform_queries.list_entries(tx, BudgetEntry, [BUDGET])
 
