@@ -123,6 +123,10 @@ ROWS = {
         "more requests of one organization for a model than its engines can take",
         "wait in a bounded queue that is fair between organizations; 429 or 503 at once beyond it; the others are served in their turn",
     ),
+    86: (
+        "one session, or prompts that look alike, in all requests, to gather them at one deployment",
+        "charged with the whole prompt above a quarter of a deployment's share, so the others are chosen as soon as it has more to do",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

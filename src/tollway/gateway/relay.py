@@ -595,7 +595,7 @@ async def relay(
             failed: Fault | None = None
             is_answered = False
             if charge is not None:
-                charge.begin(upstream.load, time.monotonic())
+                charge.begin(upstream.load)
             try:
                 exchange = await _attempt(permit, upstream, record, client, bounds, active, metrics, driver, fault)
                 if exchange is not None:

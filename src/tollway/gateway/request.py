@@ -20,7 +20,7 @@ from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.dialect import Dialect, Translation
 from tollway.gateway.ports import OutputHold
 from tollway.gateway.principal import Principal
-from tollway.gateway.selection import Load, Role
+from tollway.gateway.selection import Load
 from tollway.gateway.uploads import Upload
 from tollway.wire import bodies
 from tollway.wire.http import NO_HEADERS
@@ -273,23 +273,22 @@ class Charge:
     """The load that a request is to the deployment that it is sent to, until its answer begins. `chosen`: the deployment for which
     `uncached_tokens` were estimated; any other one is charged with all `tokens`. `gateways`: how many send as much."""
 
-    __slots__ = ("_charged", "_charged_tokens", "chosen", "gateways", "role", "tokens", "uncached_tokens")
+    __slots__ = ("_charged", "_charged_tokens", "chosen", "gateways", "tokens", "uncached_tokens")
 
-    def __init__(self, chosen: Load, role: Role, tokens: float, uncached_tokens: float, gateways: int) -> None:
+    def __init__(self, chosen: Load, tokens: float, uncached_tokens: float, gateways: int) -> None:
         self.chosen = chosen
-        self.role = role
         self.tokens = tokens
         self.uncached_tokens = uncached_tokens
         self.gateways = gateways
         self._charged: Load | None = None
         self._charged_tokens = 0.0
 
-    def begin(self, load: Load, now: float) -> None:
+    def begin(self, load: Load) -> None:
         """The request is sent to the deployment of this load. Short prompts count as CHARGE_TOKENS_MIN, or nothing would spread them."""
         tokens = self.uncached_tokens if load is self.chosen else self.tokens
         self._charged = load
         self._charged_tokens = max(tokens, CHARGE_TOKENS_MIN) * self.gateways
-        load.send(self._charged_tokens, now)
+        load.send(self._charged_tokens)
 
     def release(self) -> None:
         """Its answer began, or the attempt ended. Doing so twice changes nothing."""

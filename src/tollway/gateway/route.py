@@ -40,44 +40,62 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
     Raises Fault no_upstream if no deployment of the model takes requests.
 
     `random`: uniform in [0, 1). Within a tier the order is a weighted shuffle (Efraimidis and Spirakis 2006): the probability of being
-    first is the share of the weight.
+    first is the share of the weight. One that came back lately is spared by chance, more rarely as time passes.
     """
     known = upstreams.of(call.model.id, test=call.caller.is_test)
     if len(known) == 1 and known[0].deployment.weight > 0:
         return [known[0]]
-    open = [upstream for upstream in known if upstream.deployment.weight > 0]
-    if not open:
-        raise Fault(UPSTREAM_NONE, retry_after_seconds=5)
+    if known and _are_equal(known, now):
+        turn = int(random() * len(known))
+        group = known[turn:] + known[:turn]
+        group.insert(0, group.pop(_select(call, group, upstreams)))
+        return group[:CANDIDATES_MAX]
     endpoint = call.request.endpoint
-    reliabilities = [upstream.health.reliability(endpoint, now) for upstream in open]
-    if 2 * reliabilities.count(Reliability.GOOD) < len(open):
-        reliabilities = [Reliability.GOOD if reliability is Reliability.DOUBTFUL else reliability for reliability in reliabilities]
-    ranked = [
-        (
-            reliability,
-            upstream.running >= upstream.limit,
-            upstream.deployment.tier,
-            -(random() ** (1.0 / (upstream.deployment.weight * upstream.health.share(now)))),
-            number,
-        )
-        for number, (upstream, reliability) in enumerate(zip(open, reliabilities, strict=True))
-    ]
+    ranked: list[tuple[Reliability, bool, int, bool, float, int]] = []
+    good = 0
+    for number, upstream in enumerate(known):
+        deployment, health = upstream.deployment, upstream.health
+        if deployment.weight > 0:
+            reliability = health.reliability(endpoint, now)
+            if reliability is Reliability.GOOD:
+                good += 1
+            share = health.share(now)
+            is_spared = share < 1.0 and random() >= share
+            place = -(random() ** (1.0 / deployment.weight))
+            ranked.append((reliability, upstream.running >= upstream.limit, deployment.tier, is_spared, place, number))
+    if not ranked:
+        raise Fault(UPSTREAM_NONE, retry_after_seconds=5)
+    if 2 * good < len(ranked):
+        ranked = [(Reliability.GOOD, *rank[1:]) if rank[0] is Reliability.DOUBTFUL else rank for rank in ranked]
     ranked.sort()
     first = ranked[0]
     if not first[1]:
-        equal = 1
-        while equal < len(ranked) and ranked[equal][:3] == first[:3]:
-            equal += 1
-        if equal > 1:
-            chosen = _select(call, [open[rank[-1]] for rank in ranked[:equal]], upstreams, now)
-            ranked.insert(0, ranked.pop(chosen))
-    candidates = [open[rank[-1]] for rank in ranked[:CANDIDATES_MAX]]
+        best = first[:4]
+        group = [known[rank[5]] for rank in ranked if rank[:4] == best]
+        if len(group) > 1:
+            ranked.insert(0, ranked.pop(_select(call, group, upstreams)))
+    candidates = [known[rank[5]] for rank in ranked[:CANDIDATES_MAX]]
     if not first[1]:
         candidates[0].health.begin_trial(endpoint, now)
     return candidates
 
 
-def _select(call: Call, group: list[Upstream], upstreams: Upstreams, now: float) -> int:
+def _are_equal(known: list[Upstream], now: float) -> bool:
+    """Return whether these deployments differ in nothing that ranks them, which is the common case: no order has to be computed."""
+    first = known[0].deployment
+    tier, weight = first.tier, first.weight
+    if weight <= 0:
+        return False
+    for upstream in known:
+        if now < upstream.health.steady_at or upstream.running >= upstream.limit:
+            return False
+        deployment = upstream.deployment
+        if deployment.tier != tier or deployment.weight != weight:
+            return False
+    return True
+
+
+def _select(call: Call, group: list[Upstream], upstreams: Upstreams) -> int:
     """Return the index of the deployment of `group` to which a request goes, and set its charge. `group`: in random order."""
     request, body = call.request, call.request.body
     salt = 0 if call.model.share_cache else crc32(call.grant.cache_salt)
@@ -94,10 +112,11 @@ def _select(call: Call, group: list[Upstream], upstreams: Upstreams, now: float)
         if not session:
             prefixes = hash_prefixes(body, start, salt)
     tokens = float(max(group[0].estimate_input(len(body) - start), 1))
+    loads = [upstream.load for upstream in group]
     selector = upstreams.find_selector(call.model.id, test=call.caller.is_test)
-    chosen = selector.choose([upstream.load for upstream in group], prefixes, session, len(body) - start, tokens, now)
-    call.charge = Charge(group[chosen.index].load, chosen.role, tokens, chosen.uncached_tokens, upstreams.gateways)
-    return chosen.index
+    index, _, uncached = selector.choose(loads, prefixes, session, len(body) - start, tokens)
+    call.charge = Charge(loads[index], tokens, uncached, upstreams.gateways)
+    return index
 
 
 def _find_session(call: Call, salt: int) -> int:

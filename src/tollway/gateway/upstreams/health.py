@@ -66,9 +66,12 @@ class _Ejection:
 
 
 class Health:
-    """Failures and ejections of one upstream. All times are seconds of the monotonic clock."""
+    """Failures and ejections of one upstream. All times are seconds of the monotonic clock.
 
-    __slots__ = ("_answered_at", "_ejections", "_failures", "_organizations", "_returned_at", "_silent_probes", "is_ready")
+    `steady_at`: from when on it is `Reliability.GOOD` for every endpoint and counts in full, infinite while something must happen first.
+    """
+
+    __slots__ = ("_answered_at", "_ejections", "_failures", "_organizations", "_returned_at", "_silent_probes", "is_ready", "steady_at")
 
     def __init__(self) -> None:
         self.is_ready = True
@@ -78,6 +81,7 @@ class Health:
         self._organizations: set[str] = set()  # whose requests failed since the last success; two are enough to know
         self._answered_at = float("-inf")
         self._ejections: dict[Endpoint | None, _Ejection] = {}  # None: from every endpoint
+        self.steady_at = float("-inf")
 
     def allows(self, endpoint: Endpoint, now: float) -> bool:
         """Return whether requests for `endpoint` may go to this upstream while others are left."""
@@ -97,7 +101,10 @@ class Health:
 
     def share(self, now: float) -> float:
         """Return the part of its weight that counts: 1, or less for an upstream that came back lately."""
-        return min(1.0, max(SHARE_FIRST, (now - self._returned_at) / SLOW_START_SECONDS))
+        share = (now - self._returned_at) / SLOW_START_SECONDS
+        if share >= 1.0:
+            return 1.0
+        return max(SHARE_FIRST, share)
 
     def probed(self, is_ready: bool | None, now: float) -> bool:
         """Take what a probe found: the upstream's word, or None if it did not answer in time. Return whether `is_ready` changed.
@@ -118,6 +125,7 @@ class Health:
             ejection = self._ejections.get(None)
             if ejection is not None:
                 ejection.until = min(ejection.until, now)
+        self._settle()
         return True
 
     def begin_trial(self, endpoint: Endpoint, now: float) -> None:
@@ -150,6 +158,7 @@ class Health:
             if ejection is not None and ejection.reliability is Reliability.DOWN and self._returned_at < now - SLOW_START_SECONDS:
                 self._returned_at = now
             self._ejections.pop(endpoint, None)
+            self._settle()
 
     def fail(self, fault: Fault, endpoint: Endpoint, organization_id: str, now: float, *, has_begun: bool) -> bool:
         """Record the fault with which a request for `endpoint` ended. `has_begun`: a part of the answer was sent to the client.
@@ -182,4 +191,9 @@ class Health:
         ejection.until = now + ejection.seconds
         ejection.is_tried = False
         ejection.reliability = reliability
+        self._settle()
         return True
+
+    def _settle(self) -> None:
+        """Set `steady_at` after a change."""
+        self.steady_at = self._returned_at + SLOW_START_SECONDS if self.is_ready and not self._ejections else float("inf")

@@ -335,7 +335,7 @@ class Upstreams:
             and (before.deployment.model, before.deployment.test) == (deployment.model, deployment.test)
         ):
             before.deployment = deployment
-            before.load.weight = float(max(deployment.weight, 1))  # mypyc keeps them apart
+            before.load.weight_inverse = 1.0 / float(max(deployment.weight, 1))  # mypyc keeps int and float apart
             self._tell_of_place(before)
             return
         self.remove(entry.id)

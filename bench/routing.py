@@ -1,0 +1,336 @@
+"""The evaluation of routing: `python -m bench.routing`, which prints the table of docs/routing.md.
+
+Engines are simulated: each computes the prompts that wait, first come first served, and keeps the blocks that it computed last. The
+gateways run the code of the product (`gateway.selection`), and know what it knows: what they sent themselves, and which answers began. They
+do not talk. Two kinds of load: conversations of Mooncake's trace (bench/traces), whose prompts share prefixes, and prompts that share
+nothing.
+"""
+
+import argparse
+import gzip
+import heapq
+import json
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from tollway.gateway.request import CHARGE_TOKENS_MIN
+from tollway.gateway.selection import BOUNDARIES, Load, Selector
+
+TRACE = Path(__file__).parent / "traces" / "mooncake-conversation.jsonl.gz"
+TRACE_STEP_SECONDS = 3.0
+BLOCK_TOKENS = 512
+"""Tokens of a block in the trace; an engine's cache is looked up in such blocks."""
+BYTES_PER_TOKEN = 4
+PREFILL_TOKENS_PER_SECOND = 16_000.0
+CACHE_BLOCKS_MAX = 2_000
+SECONDS_PER_OUTPUT_TOKEN = 0.02
+ENGINES = 8
+SPEED = 2.5
+"""Factor by which requests arrive faster than in the trace: round robin is then close to what the engines can compute."""
+UNIQUE_PER_SECOND = 7.5
+UNIQUE_TOKENS_MEAN = 12_000
+"""The same utilization, about 0.7, as with the trace: mean of an exponential distribution."""
+POLL_SECONDS = 0.25
+"""Greatest age of the load by which the exact index chooses."""
+_MULTIPLIER = 2_654_435_761
+
+
+class Arrival(NamedTuple):
+    """A request. `at`: seconds. `blocks`: of the prompt, equal where the whole prefix up to there is. `prompt`, `output`: tokens."""
+
+    at: float
+    blocks: tuple[int, ...]
+    prompt: int
+    output: int
+
+
+class Change(NamedTuple):
+    """A deployment that leaves or joins. `at`: seconds."""
+
+    at: float
+    engine: int
+    is_there: bool
+
+
+@dataclass
+class Engine:
+    """A simulated engine. `free_at`: when it will have computed all prompts that wait."""
+
+    free_at: float = 0.0
+    cache: OrderedDict[int, None] = field(default_factory=OrderedDict)
+
+    def count_held(self, blocks: Sequence[int]) -> int:
+        """Return how many tokens of a prompt its cache holds."""
+        held = 0
+        for block in blocks:
+            if block not in self.cache:
+                break
+            held += BLOCK_TOKENS
+        return held
+
+    def serve(self, arrival: Arrival) -> tuple[float, int]:
+        """Compute a prompt. Return the seconds until the first token, and how many tokens were in the cache."""
+        held = min(self.count_held(arrival.blocks), arrival.prompt - 1)
+        self.free_at = max(arrival.at, self.free_at) + (arrival.prompt - held) / PREFILL_TOKENS_PER_SECOND
+        for block in arrival.blocks:
+            self.cache[block] = None
+            self.cache.move_to_end(block)
+        while len(self.cache) > CACHE_BLOCKS_MAX:
+            self.cache.popitem(last=False)
+        return self.free_at - arrival.at, held
+
+
+@dataclass
+class Fleet:
+    """Engines and what they computed. `up`: indices of those that take requests."""
+
+    engines: list[Engine]
+    up: list[int]
+
+    def count_queued(self, engine: int, now: float) -> float:
+        """Return how many prompt tokens wait at an engine."""
+        return max(self.engines[engine].free_at - now, 0.0) * PREFILL_TOKENS_PER_SECOND
+
+
+class Sent(NamedTuple):
+    """A request that was sent. `charged`: what its gateway added to the load."""
+
+    engine: int
+    charged: float
+
+
+class Policy:
+    """Choice of one gateway among several. The base class chooses at random."""
+
+    def __init__(self, fleet: Fleet, gateways: int, rng: random.Random) -> None:
+        self.fleet = fleet
+        self.gateways = gateways
+        self.rng = rng
+
+    def choose(self, arrival: Arrival) -> Sent:
+        """Choose the engine of a request."""
+        return Sent(self.rng.choice(self.fleet.up), 0.0)
+
+    def begin_answer(self, sent: Sent) -> None:
+        """The first token of a request came."""
+
+    def end(self, sent: Sent) -> None:
+        """The last token of a request came."""
+
+
+class RoundRobin(Policy):
+    """Each gateway sends to one engine after the other."""
+
+    _turn = 0
+
+    def choose(self, arrival: Arrival) -> Sent:
+        """Choose the next one."""
+        self._turn += 1
+        return Sent(self.fleet.up[self._turn % len(self.fleet.up)], 0.0)
+
+
+class PowerOfTwo(Policy):
+    """Takes the one of two engines at random that has fewer requests of this gateway."""
+
+    def __init__(self, fleet: Fleet, gateways: int, rng: random.Random) -> None:
+        super().__init__(fleet, gateways, rng)
+        self._running = [0] * len(fleet.engines)
+
+    def choose(self, arrival: Arrival) -> Sent:
+        """Choose, and count the request."""
+        engine = min(self.rng.sample(self.fleet.up, 2), key=lambda index: self._running[index])
+        self._running[engine] += 1
+        return Sent(engine, 0.0)
+
+    def end(self, sent: Sent) -> None:
+        """Count the request no more."""
+        self._running[sent.engine] -= 1
+
+
+class ExactIndex(Policy):
+    """Knows each cache exactly, as from events of the engines, and the load as it was at the last poll and what it sent itself since."""
+
+    def __init__(self, fleet: Fleet, gateways: int, rng: random.Random) -> None:
+        super().__init__(fleet, gateways, rng)
+        self._polled_at = float("-inf")
+        self._queued: list[float] = []
+
+    def choose(self, arrival: Arrival) -> Sent:
+        """Choose by queue and by what must be computed."""
+        fleet = self.fleet
+        if arrival.at - self._polled_at >= POLL_SECONDS:
+            self._polled_at = arrival.at
+            self._queued = [fleet.count_queued(engine, arrival.at) for engine in range(len(fleet.engines))]
+        left = {engine: arrival.prompt - fleet.engines[engine].count_held(arrival.blocks) for engine in fleet.up}
+        chosen = min(fleet.up, key=lambda engine: self._queued[engine] + left[engine] + self.rng.random())
+        self._queued[chosen] += self.gateways * left[chosen]
+        return Sent(chosen, 0.0)
+
+
+class HomeAndCost(Policy):
+    """The code of the product."""
+
+    def __init__(self, fleet: Fleet, gateways: int, rng: random.Random) -> None:
+        super().__init__(fleet, gateways, rng)
+        self._selector = Selector()
+        self._loads = [Load(f"dep_{engine}") for engine in range(len(fleet.engines))]
+
+    def choose(self, arrival: Arrival) -> Sent:
+        """Choose as `gateway.route` does among equal deployments."""
+        order = self.rng.sample(self.fleet.up, len(self.fleet.up))
+        group = [self._loads[engine] for engine in order]
+        index, _, uncached = self._selector.choose(group, _prefixes(arrival), 0, arrival.prompt * BYTES_PER_TOKEN, float(arrival.prompt))
+        charged = max(uncached, CHARGE_TOKENS_MIN) * self.gateways
+        group[index].send(charged)
+        return Sent(order[index], charged)
+
+    def begin_answer(self, sent: Sent) -> None:
+        """Release the charge."""
+        self._loads[sent.engine].begin_answer(sent.charged)
+
+
+POLICIES: dict[str, Callable[[Fleet, int, random.Random], Policy]] = {
+    "round robin": RoundRobin,
+    "random": Policy,
+    "power of two": PowerOfTwo,
+    "home and cost": HomeAndCost,
+    "exact index": ExactIndex,
+}
+
+
+class Result(NamedTuple):
+    """Outcome of a run. `hit_rate`: part of the prompt tokens that were in a cache. Times to the first token in seconds."""
+
+    hit_rate: float
+    mean: float
+    p50: float
+    p99: float
+
+
+def simulate(
+    policy: str, arrivals: Sequence[Arrival], gateways: int, seed: int, engines: int = ENGINES, changes: Sequence[Change] = ()
+) -> Result:
+    """Send these requests, each by a gateway at random. `changes`: in the order of time; an engine that leaves ends what it has, and comes
+    back with an empty cache."""
+    rng = random.Random(seed)
+    fleet = Fleet([Engine() for _ in range(engines)], list(range(engines)))
+    policies = [POLICIES[policy](fleet, gateways, rng) for _ in range(gateways)]
+    pending: list[tuple[float, int, bool, Policy, Sent]] = []
+    left = list(changes)
+    times: list[float] = []
+    held = prompts = 0
+    for number, arrival in enumerate(arrivals):
+        while left and left[0].at <= arrival.at:
+            change = left.pop(0)
+            if change.is_there:
+                fleet.engines[change.engine] = Engine()
+            fleet.up = sorted({*fleet.up, change.engine} if change.is_there else {*fleet.up} - {change.engine})
+        while pending and pending[0][0] <= arrival.at:
+            _, _, is_end, gateway, sent = heapq.heappop(pending)
+            if is_end:
+                gateway.end(sent)
+            else:
+                gateway.begin_answer(sent)
+        gateway = rng.choice(policies)
+        sent = gateway.choose(arrival)
+        seconds, found = fleet.engines[sent.engine].serve(arrival)
+        heapq.heappush(pending, (arrival.at + seconds, 2 * number, False, gateway, sent))
+        heapq.heappush(pending, (arrival.at + seconds + arrival.output * SECONDS_PER_OUTPUT_TOKEN, 2 * number + 1, True, gateway, sent))
+        times.append(seconds)
+        held += found
+        prompts += arrival.prompt
+    times.sort()
+    count = len(times)
+    return Result(held / prompts, sum(times) / count, times[count // 2], times[count * 99 // 100])
+
+
+def read_trace(seed: int, requests: int, speed: float = SPEED) -> list[Arrival]:
+    """Return the first requests of Mooncake's trace; within a step of the trace's clock they arrive at random."""
+    rng = random.Random(seed)
+    arrivals: list[Arrival] = []
+    with gzip.open(TRACE, "rt") as lines:
+        for line in lines:
+            if len(arrivals) == requests:
+                break
+            entry = json.loads(line)
+            at = (entry["timestamp"] / 1000 + rng.random() * TRACE_STEP_SECONDS) / speed
+            arrivals.append(Arrival(at, tuple(entry["hash_ids"]), entry["input_length"], entry["output_length"]))
+    arrivals.sort()
+    return arrivals
+
+
+def make_unique(seed: int, requests: int, per_second: float = UNIQUE_PER_SECOND) -> list[Arrival]:
+    """Return requests whose prompts share nothing, of very different lengths, at random instants."""
+    rng = random.Random(seed)
+    arrivals: list[Arrival] = []
+    at = 0.0
+    for number in range(requests):
+        at += rng.expovariate(per_second)
+        prompt = 1 + int(rng.expovariate(1 / UNIQUE_TOKENS_MEAN))
+        blocks = tuple(number << 16 | block for block in range(-(-prompt // BLOCK_TOKENS)))
+        arrivals.append(Arrival(at, blocks, prompt, 300))
+    return arrivals
+
+
+def make_hot(seed: int, requests: int) -> list[Arrival]:
+    """Return unique prompts, half of which begin with the same 16,384 tokens."""
+    rng = random.Random(seed)
+    hot = tuple(range(-32, 0))
+    return [
+        arrival._replace(blocks=hot + arrival.blocks, prompt=arrival.prompt + BLOCK_TOKENS * len(hot)) if rng.random() < 0.5 else arrival
+        for arrival in make_unique(seed, requests)
+    ]
+
+
+def _prefixes(arrival: Arrival) -> list[int]:
+    """Return what `hash_prefixes` would of a text with these blocks."""
+    prefixes: list[int] = []
+    for level, boundary in enumerate(BOUNDARIES):
+        if boundary > arrival.prompt * BYTES_PER_TOKEN:
+            break
+        block = arrival.blocks[min(-(-boundary // (BLOCK_TOKENS * BYTES_PER_TOKEN)), len(arrival.blocks)) - 1]
+        prefixes.append((block * _MULTIPLIER + level * 97) & 0xFFFFFFFF)
+    return prefixes
+
+
+def render(requests: int, seeds: int) -> str:
+    """Return the table: medians over the seeds."""
+    loads: dict[str, Callable[[int], tuple[list[Arrival], list[Change]]]] = {
+        "conversations": lambda seed: (read_trace(seed, requests), []),
+        "unique prompts": lambda seed: (make_unique(seed, requests), []),
+        "one hot prefix": lambda seed: (make_hot(seed, requests), []),
+        "conversations, one of eight leaves and joins again": lambda seed: _with_loss(read_trace(seed, requests, SPEED * 0.8)),
+    }
+    lines = ["| load | policy | 1 gateway: hit rate / mean / p50 / p99 s | 8 gateways |", "|---|---|---|---|"]
+    for load, make in loads.items():
+        made = [make(seed) for seed in range(seeds)]
+        for policy in POLICIES:
+            cells: list[str] = []
+            for gateways in (1, 8):
+                results = [simulate(policy, arrivals, gateways, seed, changes=changes) for seed, (arrivals, changes) in enumerate(made)]
+                hit_rate, mean, p50, p99 = (sorted(values)[seeds // 2] for values in zip(*results, strict=True))
+                cells.append(f"{hit_rate:.3f} / {mean:.2f} / {p50:.2f} / {p99:.1f}")
+            lines.append(f"| {load} | {policy} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+def _with_loss(arrivals: list[Arrival]) -> tuple[list[Arrival], list[Change]]:
+    end = arrivals[-1].at
+    return arrivals, [Change(end / 3, 2, is_there=False), Change(2 * end / 3, 2, is_there=True)]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.routing", description=main.__doc__)
+    parser.add_argument("--requests", type=int, default=6000)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    print(render(arguments.requests, arguments.seeds))
+
+
+if __name__ == "__main__":
+    main()
