@@ -127,6 +127,10 @@ ROWS = {
         "one session, or prompts that look alike, in all requests, to gather them at one deployment",
         "charged with the whole prompt above a quarter of a deployment's share, so the others are chosen as soon as it has more to do",
     ),
+    87: (
+        "a tenant that creates projects, accounts, keys, budgets, raises and limits without end, many at once, or creates and ends them",
+        "403 `quota_exceeded` beyond the quota, on both databases; what was ended counts for a day; other organizations unaffected",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

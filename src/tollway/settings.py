@@ -22,6 +22,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 import yaml
 
+from tollway.domain.quotas import DEFAULT_SIZES, Quota
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 
 ENV_PREFIX = "TOLLWAY__"
@@ -75,6 +76,7 @@ Pixels = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 SnapshotAge = Annotated[float, msgspec.Meta(ge=5, le=SNAPSHOT_AGE_SECONDS_MAX)]
 """At least a few of control's heartbeats."""
 Readers = Annotated[int, msgspec.Meta(ge=0, le=32)]
+QuotaSize = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Rate = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
@@ -307,7 +309,7 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     """Time that running requests have after SIGTERM; then they end with an error. Below the 120 s that orchestrators should be
     configured to wait."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names that the Host header may have, with a port or for every port; others are answered 421. An empty list allows any.
+    """Names that the Host header may have, with a port or indefinitelyy port; others are answered 421. An empty list allows any.
     Health is answered under any name, because probes know addresses only."""
     tls: TlsSection = TlsSection()
     proxies: ProxiesSection = ProxiesSection()
@@ -364,6 +366,29 @@ class AdministrationSection(msgspec.Struct, frozen=True, kw_only=True):
     counted by themselves, up to the same number."""
 
 
+class QuotasSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds on how many of each thing every organization may have (docs/limits.md). What would be one more is answered 403
+    `quota_exceeded`, to operators who act for the organization too. A smaller size ends nothing that exists."""
+
+    projects: QuotaSize = DEFAULT_SIZES[Quota.PROJECTS]
+    """Projects that are not archived."""
+    service_accounts: QuotaSize = DEFAULT_SIZES[Quota.SERVICE_ACCOUNTS]
+    """Service accounts in these projects that are not deleted."""
+    api_keys: QuotaSize = DEFAULT_SIZES[Quota.API_KEYS]
+    """Keys for inference in all projects that are not revoked, expired ones included. Each takes about 1 KiB of every gateway's memory."""
+    admin_api_keys: QuotaSize = DEFAULT_SIZES[Quota.ADMIN_KEYS]
+    """Admin keys that are not revoked, expired ones included."""
+    budgets: QuotaSize = DEFAULT_SIZES[Quota.BUDGETS]
+    """Budgets that are not archived, those of operators included."""
+    budget_raises: QuotaSize = DEFAULT_SIZES[Quota.BUDGET_RAISES]
+    """Raises of these budgets that have not ended."""
+    model_limits: QuotaSize = DEFAULT_SIZES[Quota.MODEL_LIMITS]
+    """Limits of a key, a service account, a project or the organization on a single model: all dimensions of one model count as one."""
+    creations_per_day: QuotaSize = DEFAULT_SIZES[Quota.CREATIONS_PER_DAY]
+    """Projects, service accounts, keys, budgets and raises created within 24 hours, ended ones included: their rows stay indefinitely,
+    because usage names them."""
+
+
 class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway control`, the control plane."""
 
@@ -380,6 +405,7 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     corrections: CorrectionsSection = CorrectionsSection()
     periods: PeriodsSection = PeriodsSection()
     administration: AdministrationSection = AdministrationSection()
+    quotas: QuotasSection = QuotasSection()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ from tollway.control.publish import Publications
 from tollway.domain import ids
 from tollway.domain import keys as domain_keys
 from tollway.domain.keys import KeyOrigin, KeyType
+from tollway.domain.quotas import DEFAULT_SIZES, QuotaSizes
 from tollway.serve import control as serve_control
 from tollway.serve.sockets import url_of
 from tollway.storage.database import Database
@@ -148,8 +149,8 @@ def answered(response: httpx2.Response) -> Any:
 
 
 @contextmanager
-def running(database_url: str, archive_directory: Path) -> Iterator[Running]:
-    """A control plane over the migrated database at `database_url`, for the length of the block."""
+def running(database_url: str, archive_directory: Path, quotas: QuotaSizes = DEFAULT_SIZES) -> Iterator[Running]:
+    """A control plane over the migrated database at `database_url`, for the length of the block. `quotas`: their sizes."""
     database, clock = Database.open(database_url), ControlClock()
     platform_key, second_platform_key, node_key = mint(KeyType.PLATFORM), mint(KeyType.PLATFORM), mint(KeyType.NODE)
     with database.platform() as tx:
@@ -175,6 +176,7 @@ def running(database_url: str, archive_directory: Path) -> Iterator[Running]:
         now=clock,
         random_bytes=os.urandom,
         log=log,
+        quotas=quotas,
     )
     database.on_publish(plane.publications.advance)
     public, link = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))

@@ -18,6 +18,7 @@ from tollway.control.budgets import create_budget, renew_leases
 from tollway.domain import ids
 from tollway.domain.budgets import Budget, BudgetMode, BudgetStanding, BudgetWindow, LeaseGrant, LeaseRequest
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
+from tollway.domain.quotas import DEFAULT_SIZES
 from tollway.domain.snapshot import BudgetEntry
 from tollway.domain.usage import Close, Final, billed
 from tollway.storage import platform_queries
@@ -45,6 +46,7 @@ def add_budget(
             currency=None,
             thresholds=thresholds,
             is_operators=False,
+            sizes=DEFAULT_SIZES,
             now=0,
         )
     return made

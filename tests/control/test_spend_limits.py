@@ -19,6 +19,7 @@ from tollway.domain import ids
 from tollway.domain.budgets import BudgetLevel, BudgetMode, BudgetWindow, LeaseRequest
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.money import AMOUNT_PICO_MAX, CENT_PICO
+from tollway.domain.quotas import DEFAULT_SIZES
 from tollway.domain.snapshot import BudgetEntry
 from tollway.domain.usage import Final, billed
 from tollway.storage import platform_queries
@@ -292,6 +293,7 @@ class TestMoney:
                 currency=None,
                 thresholds=[100],
                 is_operators=False,
+                sizes=DEFAULT_SIZES,
                 now=EPOCH,
             )
         take(database, archive, body)
@@ -314,7 +316,7 @@ class TestMoney:
 
     def test_alert_is_raised_by_the_request_that_reaches_its_amount(self, database: Database, archive: Archive) -> None:
         with database.tenant(ORGANIZATION) as tx:
-            made = spend_limits.create_spend_alert(tx, None, CENT, id=BUDGET, by_operator=False, now=EPOCH)
+            made = spend_limits.create_spend_alert(tx, None, CENT, id=BUDGET, by_operator=False, sizes=DEFAULT_SIZES, now=EPOCH)
         assert not made.binds
         exchange = samples.exchanges(range(1, 200 + 1))
         costs = [cost_of(each) for each in exchange if isinstance(each, Final)]
@@ -330,7 +332,7 @@ class TestMoney:
 
     def test_nothing_is_leased_of_an_alert(self, database: Database) -> None:
         with database.tenant(ORGANIZATION) as tx:
-            spend_limits.create_spend_alert(tx, None, CENT, id=BUDGET, by_operator=False, now=EPOCH)
+            spend_limits.create_spend_alert(tx, None, CENT, id=BUDGET, by_operator=False, sizes=DEFAULT_SIZES, now=EPOCH)
         request = LeaseRequest(budget_id=BUDGET, at=NOW, current_pico=0, need_pico=1)
         with database.platform() as tx:
             (granted,) = budgets.renew_leases(tx, node_id=samples.NODE, epoch=EPOCH, sequence=1, requests=[request], now=NOW)
@@ -340,19 +342,23 @@ class TestMoney:
         exchange = samples.exchanges(range(1, 2 + 1))
         cost = sum(cost_of(each) for each in exchange if isinstance(each, Final))
         with database.tenant(ORGANIZATION) as tx:
-            spend_limits.put_spend_limit(tx, None, CENT, id=BUDGET, by_operator=False, now=EPOCH)
+            spend_limits.put_spend_limit(tx, None, CENT, id=BUDGET, by_operator=False, sizes=DEFAULT_SIZES, now=EPOCH)
         take(database, archive, frames(exchange))
         more = SpendAmount(900 * CENT_PICO, "EUR")
         with database.tenant(ORGANIZATION) as tx:
-            changed = spend_limits.put_spend_limit(tx, None, more, id=ids.new_id(ids.BUDGET, EPOCH, 9), by_operator=False, now=NOW)
+            changed = spend_limits.put_spend_limit(
+                tx, None, more, id=ids.new_id(ids.BUDGET, EPOCH, 9), by_operator=False, sizes=DEFAULT_SIZES, now=NOW
+            )
             (stood,) = budgets.describe(tx, [changed], NOW)
         assert (changed.id, stood.spent_pico, stood.limit.pico) == (BUDGET, cost, more.pico)
 
     def test_other_currency_than_the_organizations_is_refused(self, database: Database) -> None:
         with database.tenant(ORGANIZATION) as tx:
-            spend_limits.put_spend_limit(tx, None, CENT, id=BUDGET, by_operator=False, now=EPOCH)
+            spend_limits.put_spend_limit(tx, None, CENT, id=BUDGET, by_operator=False, sizes=DEFAULT_SIZES, now=EPOCH)
         with pytest.raises(Fault) as refused, database.tenant(ORGANIZATION) as tx:
-            spend_limits.put_spend_limit(tx, None, SpendAmount(CENT_PICO, "USD"), id=BUDGET, by_operator=False, now=NOW)
+            spend_limits.put_spend_limit(
+                tx, None, SpendAmount(CENT_PICO, "USD"), id=BUDGET, by_operator=False, sizes=DEFAULT_SIZES, now=NOW
+            )
         assert (refused.value.kind, refused.value.param) == (PARAMETER_INVALID, "currency")
 
 

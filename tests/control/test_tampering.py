@@ -30,6 +30,7 @@ from tollway.domain.ids import BUDGET, BUDGET_RAISE, PRICE_DRAFT, new_id
 from tollway.domain.keys import KeyOrigin
 from tollway.domain.periods import PeriodState
 from tollway.domain.price_books import DraftLine, DraftState, PriceDraft
+from tollway.domain.quotas import DEFAULT_SIZES
 from tollway.domain.usage import Anomaly, Outcome, Record, ServiceTier, Tick, UsageSource
 from tollway.storage import schema, schema_budgets, schema_money, schema_periods, schema_prices, schema_reconcile  # noqa: F401
 from tollway.storage.archive import Archive
@@ -175,10 +176,13 @@ def add_budget(database: Database) -> None:
             currency=None,
             thresholds=[1],
             is_operators=False,
+            sizes=DEFAULT_SIZES,
             now=at,
         )
         raised = new_id(BUDGET_RAISE, at, 4)
-        budgets.raise_budget(tx, budget_id, id=raised, amount_pico=1, starts_at=None, ends_at=NOVEMBER.end_at, by_operator=False, now=at)
+        budgets.raise_budget(
+            tx, budget_id, id=raised, amount_pico=1, starts_at=None, ends_at=NOVEMBER.end_at, by_operator=False, sizes=DEFAULT_SIZES, now=at
+        )
 
 
 def mutations(column: sa.Column[Any], value: Any) -> Iterator[Any]:

@@ -28,7 +28,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "admin-keys": ("admin_keys:app", "Keys that administer an organization: list, create, revoke."),
     "operator-keys": ("operator_keys:app", "Keys of operators, one for each person: list, create, revoke."),
     "keys": ("keys:app", "API keys: create, list, revoke."),
-    "limits": ("limits:app", "Limits of organizations, projects, service accounts and keys: show, set."),
+    "limits": ("limits:app", "Limits of organizations, projects, service accounts and keys, and quotas: show, set."),
     "budgets": ("budgets:app", "What may be spent: list, show, create, update, raise, archive."),
     "quote": ("quote:quote", "What a request would cost, and what would refuse it now."),
     "models": ("catalog:app", "The catalog: models, their deployments and prices."),

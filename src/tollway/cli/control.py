@@ -12,6 +12,7 @@ from tollway.cli.databases import DatabaseUrl, chosen, parse_database_url
 from tollway.cli.processes import Config, DataDir, Link, find_limits_store, inherit_or_open, read_settings
 from tollway.control.reconcile import ReconcileOptions
 from tollway.domain.money import parse_sum
+from tollway.domain.quotas import Quota
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve import data_directory
 from tollway.serve.control import ControlSettings, run_control
@@ -65,6 +66,7 @@ def control(
             retention_months=settings.control.retention_months,
             close_after_days=settings.control.periods.close_after_days,
             requests_per_minute=settings.control.administration.requests_per_minute,
+            quotas={quota: getattr(settings.control.quotas, quota) for quota in Quota},
             limits_store=find_limits_store(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
         )
         raise typer.Exit(run_control(options))

@@ -82,6 +82,21 @@ def _budget_row(budget: dict[str, Any], names: dict[str, str], binding_id: str |
     }
 
 
+@app.command()
+def quotas(
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show how many projects, keys, budgets and so on the organization has, and how many it may have."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        found = control.get("/organization/limits")["quotas"]
+    rows = [{"quota": each["name"], "used": each["used"], "max": each["max"], "counts": each["counts"]} for each in found]
+    print_rows(output, ["quota", "used", "max", "counts"], rows)
+
+
 @app.command("set")
 def set_limits(
     limits: Annotated[list[str], typer.Argument(metavar="NAME=SIZE...", help="Such as tokens_per_minute=100000; none removes it.")],

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import msgspec
 
-from tollway.control import limits, publish
+from tollway.control import limits, publish, quotas
 from tollway.domain import ids
 from tollway.domain.budgets import (
     SPEND_LIMIT,
@@ -44,6 +44,7 @@ from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, SCOPE_INS
 from tollway.domain.limits import LimitSubject
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Bounds
+from tollway.domain.quotas import Quota, QuotaSizes
 from tollway.domain.snapshot import BudgetEntry
 from tollway.storage import budgets as storage
 from tollway.storage import epochs as stored_epochs
@@ -53,9 +54,6 @@ from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.usage_events import EventRow
 
 MINUTE_US = 60_000_000
-
-BUDGETS_MAX = 1000
-"""Active budgets of one organization."""
 
 WINDOW_US_MAX = 40 * 86_400_000_000
 """No window that ends, ends later than this before another one that follows it after a change of the time zone."""
@@ -79,17 +77,18 @@ def create_budget(
     currency: str | None,
     thresholds: Sequence[int],
     is_operators: bool,
+    sizes: QuotaSizes,
     now: int,
 ) -> Budget:
     """Create a budget of a key of a project, of a project, or of the organization (neither is named).
 
-    It counts requests that are admitted from the beginning of this minute on. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, STATE_CONFLICT.
+    It counts requests that are admitted from the beginning of this minute on. `sizes`: of the quotas. Raises
+    RESOURCE_UNKNOWN, PARAMETER_INVALID, STATE_CONFLICT, QUOTA_EXCEEDED.
     """
     publish.lock(tx)
     subject = find_subject(tx, project_id, key_id)
     billed_in = get_currency(tx, currency)
-    if storage.count_active(tx) >= BUDGETS_MAX:
-        raise Fault(STATE_CONFLICT, message=f"An organization may have {BUDGETS_MAX} budgets at a time.")
+    quotas.require_creation(tx, sizes, Quota.BUDGETS, now)
     budget = Budget(
         id=id,
         organization_id=tx.organization_id,
@@ -190,9 +189,19 @@ def _publish(tx: TenantTx, budget: Budget, now: int) -> None:
 
 
 def raise_budget(
-    tx: TenantTx, budget_id: str, *, id: str, amount_pico: int, starts_at: int | None, ends_at: int, by_operator: bool, now: int
+    tx: TenantTx,
+    budget_id: str,
+    *,
+    id: str,
+    amount_pico: int,
+    starts_at: int | None,
+    ends_at: int,
+    by_operator: bool,
+    sizes: QuotaSizes,
+    now: int,
 ) -> BudgetRaise:
-    """Raise a budget from `starts_at` (None: now) until `ends_at`. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, SCOPE_INSUFFICIENT."""
+    """Raise a budget from `starts_at` (None: now) until `ends_at`. `sizes`: of the quotas. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID,
+    SCOPE_INSUFFICIENT, QUOTA_EXCEEDED."""
     problem = check_amount(amount_pico)
     if problem is not None:
         raise Fault(PARAMETER_INVALID, param="amount", message=f"'amount' is out of range: {problem}.")
@@ -201,6 +210,7 @@ def raise_budget(
         raise Fault(PARAMETER_INVALID, param="ends_at", message="A raise ends after it begins, in the future, and within a year.")
     publish.lock(tx)
     budget = _get_changeable(tx, budget_id, by_operator)
+    quotas.require_creation(tx, sizes, Quota.BUDGET_RAISES, now)
     more = BudgetRaise(id=id, budget_id=budget_id, amount_pico=amount_pico, starts_at=begins_at, ends_at=ends_at, created_at=now)
     storage.insert_raise(tx, more)
     _publish(tx, budget, now)

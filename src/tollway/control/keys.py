@@ -7,7 +7,7 @@ sees.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tollway.control import publish
+from tollway.control import publish, quotas
 from tollway.control.limits import check_limits
 from tollway.domain import ids
 from tollway.domain import keys as domain
@@ -16,6 +16,7 @@ from tollway.domain.faults import GRANT_EXCEEDS_GRANTOR, PARAMETER_INVALID, RESO
 from tollway.domain.keys import Key, KeyOrigin, KeyType, Operator
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.pages import Page, PageWindow
+from tollway.domain.quotas import Quota, QuotaSizes
 from tollway.domain.snapshot import KeyEntry
 from tollway.domain.tenants import ServiceAccount, Status
 from tollway.storage import keys as storage
@@ -80,11 +81,15 @@ class ShownKey:
     secret: str
 
 
-def create_project_key(tx: TenantTx, project_id: str, wanted: WantedKey, *, id: str, ingredients: Ingredients, now: int) -> ShownKey:
-    """Create an inference key of a project. Raises RESOURCE_UNKNOWN, STATE_CONFLICT (archived), PARAMETER_INVALID (expiry)."""
+def create_project_key(
+    tx: TenantTx, project_id: str, wanted: WantedKey, *, id: str, ingredients: Ingredients, sizes: QuotaSizes, now: int
+) -> ShownKey:
+    """Create an inference key of a project. `sizes`: of the quotas. Raises RESOURCE_UNKNOWN, STATE_CONFLICT (archived), PARAMETER_INVALID
+    (expiry), QUOTA_EXCEEDED."""
     publish.lock(tx)
     assert wanted.type in (KeyType.LIVE, KeyType.TEST)
     _get_project(tx, project_id, active=True)
+    quotas.require_creation(tx, sizes, Quota.API_KEYS, now)
     shown = _insert(tx, project_id, wanted, id, ingredients, now)
     publish.publish(tx, KeyEntry, [id], now)
     return shown
@@ -116,13 +121,15 @@ def revoke_project_key(tx: TenantTx, project_id: str, key_id: str, now: int) -> 
 # ---- Admin keys -------------------------------------------------------------------------------------------------------
 
 
-def create_admin_key(tx: TenantTx, wanted: WantedKey, *, id: str, ingredients: Ingredients, now: int) -> ShownKey:
-    """Create an admin key of the organization. Gateways never hear of it. Raises STATE_CONFLICT, PARAMETER_INVALID (expiry)."""
-    publish.lock(tx)  # takes turns with the archiving of the organization
+def create_admin_key(tx: TenantTx, wanted: WantedKey, *, id: str, ingredients: Ingredients, sizes: QuotaSizes, now: int) -> ShownKey:
+    """Create an admin key of the organization. Gateways never hear of it. `sizes`: of the quotas. Raises STATE_CONFLICT, PARAMETER_INVALID
+    (expiry), QUOTA_EXCEEDED."""
+    publish.lock(tx)  # takes turns with the archiving of the organization, and with other creations
     organization = stored_tenants.find_organization(tx)
     if organization is None or organization.status is not Status.ACTIVE:
         raise Fault(STATE_CONFLICT, message="The organization is archived.")
     assert wanted.type is KeyType.ADMIN
+    quotas.require_creation(tx, sizes, Quota.ADMIN_KEYS, now)
     return _insert(tx, None, wanted, id, ingredients, now)
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
-from tollway.control import publish
+from tollway.control import publish, quotas
 from tollway.domain import ids
 from tollway.domain.faults import MODEL_UNKNOWN, PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.limits import UNLIMITED, LevelLimits, LimitLevel, Limits, LimitSubject, find_problem
+from tollway.domain.quotas import Quota, QuotaSizes
 from tollway.domain.snapshot import Entry, KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.storage import catalog
 from tollway.storage import keys as stored_keys
@@ -62,17 +63,19 @@ def get_limits(tx: TenantTx, subject: LimitSubject, model: str | None = None) ->
     return limits if model is None else _list_by_model(tx, subject).get(model, UNLIMITED)
 
 
-def put_limits(tx: TenantTx, subject: LimitSubject, limits: Limits, now: int, model: str | None = None) -> Limits:
-    """Replace the limits of a subject on one model, or on all models together (None).
+def put_limits(tx: TenantTx, subject: LimitSubject, limits: Limits, now: int, model: str | None = None, *, sizes: QuotaSizes) -> Limits:
+    """Replace the limits of a subject on one model, or on all models together (None). `sizes`: of the quotas.
 
-    Raises RESOURCE_UNKNOWN, MODEL_UNKNOWN, PARAMETER_INVALID.
+    Raises RESOURCE_UNKNOWN, MODEL_UNKNOWN, PARAMETER_INVALID, QUOTA_EXCEEDED.
     """
     check_limits(limits)
     publish.lock(tx)
-    get_limits(tx, subject)
+    before = get_limits(tx, subject, model)
     if model is None:
         storage.put_limits(tx, subject, limits)
     elif any(found.published for found in catalog.find_models(tx, [model])):
+        if before == UNLIMITED and limits != UNLIMITED:
+            quotas.require(tx, sizes, Quota.MODEL_LIMITS, now)
         storage.put_model_limits(tx, subject, model, limits)
     else:
         raise Fault(MODEL_UNKNOWN, param="model")
@@ -115,11 +118,13 @@ def list_rate_limits(tx: TenantTx, project_id: str) -> dict[str, Limits]:
     return {name: own.get(name, UNLIMITED) for name in catalog.list_published_names(tx)}
 
 
-def update_rate_limit(tx: TenantTx, project_id: str, model: str, changes: Mapping[str, int | None], now: int) -> Limits:
-    """Change some of the limits of a project on one model. Raises RESOURCE_UNKNOWN, MODEL_UNKNOWN, PARAMETER_INVALID."""
+def update_rate_limit(
+    tx: TenantTx, project_id: str, model: str, changes: Mapping[str, int | None], now: int, *, sizes: QuotaSizes
+) -> Limits:
+    """Change some of the limits of a project on one model. Raises as `put_limits`."""
     publish.lock(tx)
     before = get_limits(tx, project(project_id), model)
-    return put_limits(tx, project(project_id), Limits(**{**before.to_dict(), **changes}), now, model)
+    return put_limits(tx, project(project_id), Limits(**{**before.to_dict(), **changes}), now, model, sizes=sizes)
 
 
 def check_limits(limits: Limits, place: str = "") -> None:

@@ -14,6 +14,7 @@ from tollway.control.reconcile import Reconciliation
 from tollway.domain import ids
 from tollway.domain.keys import RANDOM_BYTES
 from tollway.domain.money import PICO
+from tollway.domain.quotas import DEFAULT_SIZES, QuotaSizes
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 from tollway.storage.shared_counters import StoreOptions
@@ -28,7 +29,8 @@ class ControlPlane:
     `approval_above_pico`: corrections that move more need a second person. `close_after_days`: when periods are closed
     by the job that closes them; None if only operators do. `jobs`: the state of the periodic jobs, for metrics and the readiness page.
     `limits_store`: where gateways share the counters of limits; None: each counts in its own memory and reports.
-    `requests_per_minute`: those that the keys of one organization may send together to the REST API.
+    `requests_per_minute`: those that the keys of one organization may send together to the REST API. `quotas`: sizes of the quotas of each
+    organization.
     """
 
     database: Database
@@ -46,6 +48,7 @@ class ControlPlane:
     jobs: JobStates = field(default_factory=JobStates)
     limits_store: StoreOptions | None = None
     requests_per_minute: int = 3000
+    quotas: QuotaSizes = field(default_factory=lambda: DEFAULT_SIZES)
 
     @property
     def archive(self) -> Archive:

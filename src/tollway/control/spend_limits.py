@@ -10,6 +10,7 @@ from tollway.control import budgets, publish
 from tollway.domain.budgets import SPEND_ALERT, SPEND_LIMIT, Budget, BudgetMode, BudgetWindow
 from tollway.domain.faults import RESOURCE_UNKNOWN, Fault
 from tollway.domain.pages import Page
+from tollway.domain.quotas import QuotaSizes
 from tollway.storage import budgets as storage
 from tollway.storage.database import TenantTx
 
@@ -44,15 +45,18 @@ def get_spend_limit(tx: TenantTx, project_id: str | None) -> Budget:
     return found
 
 
-def put_spend_limit(tx: TenantTx, project_id: str | None, amount: SpendAmount, *, id: str, by_operator: bool, now: int) -> Budget:
+def put_spend_limit(
+    tx: TenantTx, project_id: str | None, amount: SpendAmount, *, id: str, by_operator: bool, sizes: QuotaSizes, now: int
+) -> Budget:
     """Change the spend limit of a project, or of the organization (None); create it with `id` if there is none.
 
-    What was spent this month stays spent. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, STATE_CONFLICT, SCOPE_INSUFFICIENT.
+    What was spent this month stays spent. `sizes`: of the quotas. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, STATE_CONFLICT,
+    SCOPE_INSUFFICIENT, QUOTA_EXCEEDED.
     """
     publish.lock(tx)
     before = _find_spend_limit(tx, project_id)
     if before is None:
-        return _create(tx, project_id, SPEND_LIMIT, BudgetMode.HARD, amount, id=id, by_operator=by_operator, now=now)
+        return _create(tx, project_id, SPEND_LIMIT, BudgetMode.HARD, amount, id=id, by_operator=by_operator, sizes=sizes, now=now)
     return _change_amount(tx, before, amount, by_operator=by_operator, now=now)
 
 
@@ -91,9 +95,12 @@ def get_spend_alert(tx: TenantTx, project_id: str | None, alert_id: str) -> Budg
     raise Fault(RESOURCE_UNKNOWN)
 
 
-def create_spend_alert(tx: TenantTx, project_id: str | None, amount: SpendAmount, *, id: str, by_operator: bool, now: int) -> Budget:
-    """Create a spend alert of a project, or of the organization (None). Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, STATE_CONFLICT."""
-    return _create(tx, project_id, SPEND_ALERT, BudgetMode.ALERT, amount, id=id, by_operator=by_operator, now=now)
+def create_spend_alert(
+    tx: TenantTx, project_id: str | None, amount: SpendAmount, *, id: str, by_operator: bool, sizes: QuotaSizes, now: int
+) -> Budget:
+    """Create a spend alert of a project, or of the organization (None). `sizes`: of the quotas. Raises RESOURCE_UNKNOWN, PARAMETER_INVALID,
+    STATE_CONFLICT, QUOTA_EXCEEDED."""
+    return _create(tx, project_id, SPEND_ALERT, BudgetMode.ALERT, amount, id=id, by_operator=by_operator, sizes=sizes, now=now)
 
 
 def update_spend_alert(tx: TenantTx, project_id: str | None, alert_id: str, amount: SpendAmount, *, by_operator: bool, now: int) -> Budget:
@@ -112,7 +119,16 @@ def delete_spend_alert(tx: TenantTx, project_id: str | None, alert_id: str, *, b
 
 
 def _create(
-    tx: TenantTx, project_id: str | None, name: str, mode: BudgetMode, amount: SpendAmount, *, id: str, by_operator: bool, now: int
+    tx: TenantTx,
+    project_id: str | None,
+    name: str,
+    mode: BudgetMode,
+    amount: SpendAmount,
+    *,
+    id: str,
+    by_operator: bool,
+    sizes: QuotaSizes,
+    now: int,
 ) -> Budget:
     return budgets.create_budget(
         tx,
@@ -126,6 +142,7 @@ def _create(
         currency=amount.currency,
         thresholds=[100] if mode is BudgetMode.ALERT else [],
         is_operators=by_operator,
+        sizes=sizes,
         now=now,
     )
 

@@ -5,12 +5,13 @@ An id of another tenant and one that never was are the same here: RESOURCE_UNKNO
 
 from dataclasses import dataclass
 
-from tollway.control import keys, publish
+from tollway.control import keys, publish, quotas
 from tollway.control.keys import Grantor, Ingredients
 from tollway.domain import ids
 from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.pages import Page, PageWindow
+from tollway.domain.quotas import Quota, QuotaSizes
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
 from tollway.storage import keys as stored_keys
@@ -89,10 +90,11 @@ def require_active_organization(tx: TenantTx) -> None:
 # ---- Projects ---------------------------------------------------------------------------------------------------------
 
 
-def create_project(tx: TenantTx, *, id: str, name: str, now: int) -> Project:
-    """Create a project with no keys and no limits."""
+def create_project(tx: TenantTx, *, id: str, name: str, sizes: QuotaSizes, now: int) -> Project:
+    """Create a project with no keys and no limits. `sizes`: of the quotas. Raises STATE_CONFLICT (archived), QUOTA_EXCEEDED."""
     publish.lock(tx)
     require_active_organization(tx)
+    quotas.require_creation(tx, sizes, Quota.PROJECTS, now)
     project = Project(id=id, organization_id=tx.organization_id, name=name, status=Status.ACTIVE, created_at=now)
     storage.insert_project(tx, project)
     publish.publish(tx, ProjectEntry, [id], now)
@@ -159,18 +161,21 @@ def create_service_account(
     ingredients: Ingredients,
     expires_at: int | None,
     grantor: Grantor,
+    sizes: QuotaSizes,
     now: int,
 ) -> NewServiceAccount:
-    """Create a service account and, if `key_id` is given, a live key of its own made from `secret`."""
+    """Create a service account and, if `key_id` is given, a live key of its own made from `ingredients`. `sizes`: of the quotas. Raises
+    RESOURCE_UNKNOWN, STATE_CONFLICT (archived), PARAMETER_INVALID (expiry), QUOTA_EXCEEDED."""
     publish.lock(tx)
     get_active_project(tx, project_id)
+    quotas.require_creation(tx, sizes, Quota.SERVICE_ACCOUNTS, now)
     role = "member" if key_id else "none"  # OpenAI's words for an account with, and without, a part in its project
     account = ServiceAccount(id=id, organization_id=tx.organization_id, project_id=project_id, name=name, role=role, created_at=now)
     storage.insert_service_account(tx, account)
     key = None
     if key_id is not None:
         wanted = keys.WantedKey(type=KeyType.LIVE, name="Secret Key", expires_at=expires_at, service_account=account, grantor=grantor)
-        key = keys.create_project_key(tx, project_id, wanted, id=key_id, ingredients=ingredients, now=now)
+        key = keys.create_project_key(tx, project_id, wanted, id=key_id, ingredients=ingredients, sizes=sizes, now=now)
     return NewServiceAccount(account, key)
 
 

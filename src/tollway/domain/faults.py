@@ -212,6 +212,9 @@ GRANT_EXCEEDS_GRANTOR = FaultKind(
     code="grant_exceeds_grantor", status=403, blame=_T, message="A key cannot grant more than the key with which it is made.",
     type="insufficient_permissions",
 )  # fmt: skip
+QUOTA_EXCEEDED = FaultKind(  # 403 and not 429, which clients repeat: it stays so until something is ended
+    code="quota_exceeded", status=403, blame=_T, message="The organization has as many of these as it may have.", type="quota_exceeded"
+)
 REQUEST_INVALID = _client("invalid_value", 400, "The request is not valid.")
 RESOURCE_UNKNOWN = _client("not_found", 404, "There is no such resource.")
 NAME_TAKEN = _client("conflict", 409, "Something with this name or in this state exists already.")

@@ -37,6 +37,7 @@ from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.keys import KeyOrigin
 from tollway.domain.money import PICO
+from tollway.domain.quotas import DEFAULT_SIZES, QuotaSizes
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve import garbage
 from tollway.serve.data_directory import NodeIdentity
@@ -103,8 +104,8 @@ class ControlSettings:
     records are kept. `peppers` by version (at most two, 32 bytes each), `vault_key` 32 bytes. `platform_key` becomes the only one of the
     settings, `node` is registered with its key; None leaves what the database has. `approval_above_pico`: corrections
     that move more need a second person. `reconcile`: how engines' counters are read; None reads none. `close_after_days`: when
-    periods are closed without being asked; None never. `requests_per_minute`: of one organization's admin keys together. `limits_store`:
-    where gateways share the counters of limits."""
+    periods are closed without being asked; None never. `requests_per_minute`: of one organization's admin keys together. `quotas`: sizes of
+    the quotas of each organization. `limits_store`: where gateways share the counters of limits."""
 
     database_url: str = field(repr=False)
     archive_directory: Path
@@ -122,6 +123,7 @@ class ControlSettings:
     retention_months: int = 0
     close_after_days: int | None = None
     requests_per_minute: int = 3000
+    quotas: QuotaSizes = field(default_factory=lambda: DEFAULT_SIZES)
     limits_store: StoreOptions | None = None
 
 
@@ -208,6 +210,7 @@ def run_control(settings: ControlSettings) -> int:
                 approval_above_pico=settings.approval_above_pico,
                 close_after_days=settings.close_after_days,
                 requests_per_minute=settings.requests_per_minute,
+                quotas=settings.quotas,
                 limits_store=settings.limits_store,
             )
             database.on_publish(plane.publications.advance)

@@ -82,13 +82,6 @@ def list_budgets(tx: TenantTx, window: PageWindow, *, include_archived: bool) ->
     return fetch_page(tx, query, budgets.c.id, window, read_budget)
 
 
-def count_active(tx: TenantTx) -> int:
-    """Return how many budgets the organization has that are not archived."""
-    query = sa.select(sa.func.count()).where(budgets.c.organization_id == tx.organization_id, budgets.c.archived_at.is_(None))
-    found: int = tx.connection.execute(query).scalar_one()
-    return found
-
-
 def list_of_subjects(tx: TenantTx, subject_ids: Sequence[str]) -> list[Budget]:
     """Return the budgets of these keys, projects or organizations that are not archived, by id."""
     query = sa.select(budgets).where(

@@ -15,7 +15,7 @@ from tollway.domain.keys import Key, KeyOrigin, KeyType, PreviousSecret, Rotatio
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.tenants import ServiceAccount
 from tollway.storage.database import PlatformTx, TenantTx
-from tollway.storage.limits import read_limits
+from tollway.storage.limits import delete_model_limits, read_limits
 from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.schema import api_keys, service_accounts
 
@@ -225,7 +225,9 @@ def _revoke(tx: TenantTx, which: sa.ColumnElement[bool], now: int) -> list[str]:
         .values(revoked_at=now)
         .returning(api_keys.c.id)
     )
-    return sorted(tx.connection.execute(revoked).scalars())
+    ids = sorted(tx.connection.execute(revoked).scalars())
+    delete_model_limits(tx, ids)
+    return ids
 
 
 def _columns(key: Key, digest: Digest) -> dict[str, Any]:

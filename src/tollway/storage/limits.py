@@ -1,6 +1,6 @@
 """Limits at rest: columns on each level that can be limited, and a table for limits on single models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from tollway.domain.limits import DIMENSIONS, UNLIMITED, LimitLevel, Limits, LimitSubject
 from tollway.domain.tenants import Status
 from tollway.storage.database import TenantTx, Transaction
+from tollway.storage.pages import split_ids
 from tollway.storage.schema import END_USER_PREFIX, api_keys, model_limits, organizations, projects, service_accounts
 
 SUBJECTS_MAX = 500
@@ -37,6 +38,13 @@ def put_model_limits(tx: TenantTx, subject: LimitSubject, model: str, limits: Li
     tx.connection.execute(model_limits.delete().where(*where))
     if limits != UNLIMITED:
         tx.connection.execute(model_limits.insert().values(**own, **limits.to_dict()))
+
+
+def delete_model_limits(tx: TenantTx, subject_ids: Iterable[str]) -> None:
+    """Delete the limits on single models of subjects that can no longer act: nothing reads them again, and quotas count the rest."""
+    columns = model_limits.c
+    for part in split_ids(subject_ids):
+        tx.connection.execute(model_limits.delete().where(columns.organization_id == tx.organization_id, columns.subject_id.in_(part)))
 
 
 def list_model_limits(tx: Transaction, level: LimitLevel, ids: Sequence[str]) -> dict[str, dict[str, Limits]]:

@@ -252,3 +252,8 @@ join_tokens = sa.Table(
 sa.Index(None, api_keys.c.organization_id, api_keys.c.project_id, api_keys.c.id)
 sa.Index(None, api_keys.c.previous_digest, unique=True)
 sa.Index(None, deployments.c.model)
+
+# Quotas count what is in force, and what was created lately; rows that ended long ago are many, and not read.
+sa.Index(None, projects.c.organization_id, projects.c.archived_at, projects.c.created_at)
+sa.Index(None, service_accounts.c.organization_id, service_accounts.c.deleted_at, service_accounts.c.created_at)
+sa.Index(None, api_keys.c.organization_id, api_keys.c.revoked_at, api_keys.c.created_at)

@@ -43,6 +43,8 @@ budget_raises = sa.Table(
     sa.CheckConstraint("starts_at < ends_at", name="time_forward"),
 )
 sa.Index(None, budget_raises.c.budget_id)
+sa.Index(None, budget_raises.c.organization_id, budget_raises.c.ends_at, budget_raises.c.created_at)
+sa.Index(None, budgets.c.organization_id, budgets.c.archived_at, budgets.c.created_at)
 
 budget_windows = sa.Table(  # one row for each window in which something was leased or spent; its lock orders grants and charges
     "budget_windows",

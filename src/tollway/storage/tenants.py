@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
 from tollway.storage.database import PlatformTx, TenantTx
+from tollway.storage.limits import delete_model_limits
 from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.schema import organizations, projects, service_accounts
 
@@ -72,7 +73,10 @@ def archive_organization(tx: TenantTx, now: int) -> list[str]:
         .values(status=Status.ARCHIVED, archived_at=now)
         .returning(projects.c.id)
     )
-    return sorted(tx.connection.execute(archived).scalars())
+    ids = sorted(tx.connection.execute(archived).scalars())
+    accounts = sa.select(service_accounts.c.id).where(service_accounts.c.organization_id == tx.organization_id)
+    delete_model_limits(tx, [*ids, *tx.connection.execute(accounts).scalars(), tx.organization_id])
+    return ids
 
 
 def _organization(row: Any) -> Organization:
@@ -133,6 +137,9 @@ def archive_project(tx: TenantTx, project_id: str, now: int) -> None:
         .where(projects.c.organization_id == tx.organization_id, projects.c.id == project_id)
         .values(status=Status.ARCHIVED, archived_at=now)
     )
+    own = service_accounts.c.organization_id == tx.organization_id
+    accounts = sa.select(service_accounts.c.id).where(own, service_accounts.c.project_id == project_id)
+    delete_model_limits(tx, [project_id, *tx.connection.execute(accounts).scalars()])
 
 
 def _project(row: Any) -> Project:
@@ -187,6 +194,7 @@ def delete_service_account(tx: TenantTx, project_id: str, account_id: str, now: 
         )
         .values(deleted_at=now)
     )
+    delete_model_limits(tx, [account_id])
 
 
 def _live_accounts(tx: TenantTx, project_id: str) -> sa.Select[Any]:

@@ -68,7 +68,9 @@ def create_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str,
         tags=body.tags,
     )
     with plane.database.tenant(caller.organization_id) as tx:
-        shown = keys.create_project_key(tx, project_id, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=now)
+        shown = keys.create_project_key(
+            tx, project_id, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), sizes=plane.quotas, now=now
+        )
     return KeyCreated(**key_out(shown.key, now).model_dump(), value=shown.secret)
 
 
@@ -132,7 +134,9 @@ def create_admin_key(caller: OrganizationAdmin, plane: Plane, body: AdminKeyCrea
     expires_at = routes.expiry(body.expires_in_seconds, now)
     wanted = WantedKey(type=KeyType.ADMIN, name=body.name, expires_at=expires_at, grantor=caller.grantor)
     with plane.database.tenant(caller.organization_id) as tx:
-        shown = keys.create_admin_key(tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=now)
+        shown = keys.create_admin_key(
+            tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), sizes=plane.quotas, now=now
+        )
     return admin_key_created(shown, now)
 
 

@@ -63,6 +63,7 @@ def create_budget(caller: OrganizationAdmin, plane: Plane, body: BudgetCreate) -
             currency=body.currency,
             thresholds=body.thresholds,
             is_operators=caller.is_operator,
+            sizes=plane.quotas,
             now=now,
         )
         standing = budgets.describe(tx, [budget], now)[0]
@@ -124,6 +125,7 @@ def create_raise(caller: OrganizationAdmin, plane: Plane, budget_id: str, body: 
             starts_at=None if body.starts_at is None else body.starts_at * 1_000_000,
             ends_at=body.ends_at * 1_000_000,
             by_operator=caller.is_operator,
+            sizes=plane.quotas,
             now=plane.now(),
         )
     return raise_out(more)

@@ -10,6 +10,7 @@ from tollway.control.api.schemas import In, Out
 from tollway.control.limit_uses import LimitStandings, UseSource
 from tollway.domain.budgets import BudgetStanding, find_least_left
 from tollway.domain.limits import USES_REPORTED_MAX, LevelLimits, LimitLevel, LimitUse, find_binding
+from tollway.domain.quotas import QUOTAS, QuotaStanding
 from tollway.domain.shared_limits import list_counters
 
 
@@ -29,6 +30,16 @@ class BindingLimitOut(Out):
     binds: bool
 
 
+class QuotaOut(Out):
+    """Number of one kind of thing that the organization has, and may have."""
+
+    object: Literal["quota"] = "quota"
+    name: Annotated[str, Field(description="The name of the quota.", examples=["api_keys"])]
+    counts: Annotated[str, Field(description="What is counted.", examples=["API keys in all projects"])]
+    used: Annotated[int, Field(description="So many there are, 0 or more.", examples=[12])]
+    max: Annotated[int, Field(description="So many there may be, 1 or more; one more is answered 403.", examples=[10_000])]
+
+
 class BindingLimitsList(Out):
     """Every limit that binds, innermost level first."""
 
@@ -40,11 +51,14 @@ class BindingLimitsList(Out):
     binding_budget_id: Annotated[
         str | None, Field(description="The budget with the least left, which ends spending first; null if none binds.", examples=["bud_0"])
     ]
+    quotas: Annotated[list[QuotaOut], Field(description="Every quota of the organization, and how it stands now.")]
 
 
-def binding_limits_out(limits: Sequence[LevelLimits], found: LimitStandings, budgets: Sequence[BudgetStanding]) -> BindingLimitsList:
-    """Return limits and budgets of several levels as the API shows them. Limits of each end user are shown without use: there are many end
-    users."""
+def binding_limits_out(
+    limits: Sequence[LevelLimits], found: LimitStandings, budgets: Sequence[BudgetStanding], quotas: Sequence[QuotaStanding]
+) -> BindingLimitsList:
+    """Return limits, budgets and quotas of several levels as the API shows them. Limits of each end user are shown without use: there
+    are many end users."""
     binding = find_binding(found.standings)
     is_known = found.source is not None
     each_end_user = [
@@ -85,6 +99,7 @@ def binding_limits_out(limits: Sequence[LevelLimits], found: LimitStandings, bud
         gateways=found.gateways if is_reported else None,
         budgets=[budget_out(each) for each in budgets],
         binding_budget_id=None if least is None else least.budget.id,
+        quotas=[QuotaOut(name=each.quota, counts=QUOTAS[each.quota].counted, used=each.used, max=each.size) for each in quotas],
     )
 
 

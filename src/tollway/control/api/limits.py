@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Query
 
-from tollway.control import access, budgets, limits
+from tollway.control import access, budgets, limits, quotas
 from tollway.control.api import routes
 from tollway.control.api.limit_schemas import BindingLimitsList, LimitUsesIn, LimitUsesOut, binding_limits_out
 from tollway.control.api.routes import Node, OrganizationAdmin, Plane, PlatformOperator
@@ -40,14 +40,16 @@ def list_binding_limits(
 ) -> BindingLimitsList:
     """Every limit that binds the organization, a project or a key, innermost level first, with what is used and left of it, and of which
     level the limit binds. `counted_by` says where the use comes from: the store that gateways share (`store`), or the latest reports of the
-    live gateways (`gateways`), which are added up and at most a few seconds old. Null: neither could be read, and use is null."""
+    live gateways (`gateways`), which are added up and at most a few seconds old. Null: neither could be read, and use is null.
+    `quotas`: how many projects, keys, budgets and so on the organization has, and may have."""
     if api_key_id is not None and project_id is None:
         raise Fault(PARAMETER_INVALID, param="project_id", message="Name the project of the key.")
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         binding = limits.list_binding_limits(tx, project_id, api_key_id)
         binding_budgets = budgets.list_binding(tx, project_id, api_key_id, plane.now())
+        standings = quotas.list_standings(tx, plane.quotas, plane.now())
     found = find_standings(plane.database, plane.limits_store, caller.organization_id, binding, plane.now())
-    return binding_limits_out(binding, found, binding_budgets)
+    return binding_limits_out(binding, found, binding_budgets, standings)
 
 
 @link_router.put("/v1/link/limit_uses/{node_id}")
@@ -70,7 +72,7 @@ def retrieve_project_limits(caller: OrganizationAdmin, plane: Plane, project_id:
 def put_project_limits(caller: OrganizationAdmin, plane: Plane, project_id: str, body: LimitsWrite, model: OfModel = None) -> LimitsOut:
     """Replace the limits of a project."""
     with plane.database.tenant(caller.organization_id) as tx:
-        return limits_out(limits.put_limits(tx, limits.project(project_id), body.limits(), plane.now(), model))
+        return limits_out(limits.put_limits(tx, limits.project(project_id), body.limits(), plane.now(), model, sizes=plane.quotas))
 
 
 @router.get("/v1/organization/projects/{project_id}/end_user_limits")
@@ -85,7 +87,7 @@ def put_end_user_limits(caller: OrganizationAdmin, plane: Plane, project_id: str
     """Replace the limits of each end user of a project. An end user is what requests name in `safety_identifier` or `user`, or in
     `metadata.user_id` of Anthropic's API; requests that name none are not counted here."""
     with plane.database.tenant(caller.organization_id) as tx:
-        return limits_out(limits.put_limits(tx, limits.end_users(project_id), body.limits(), plane.now()))
+        return limits_out(limits.put_limits(tx, limits.end_users(project_id), body.limits(), plane.now(), sizes=plane.quotas))
 
 
 @router.get("/v1/organization/projects/{project_id}/service_accounts/{service_account_id}/limits")
@@ -103,7 +105,11 @@ def put_service_account_limits(
 ) -> LimitsOut:
     """Replace the limits of a service account."""
     with plane.database.tenant(caller.organization_id) as tx:
-        return limits_out(limits.put_limits(tx, limits.service_account(project_id, service_account_id), body.limits(), plane.now(), model))
+        return limits_out(
+            limits.put_limits(
+                tx, limits.service_account(project_id, service_account_id), body.limits(), plane.now(), model, sizes=plane.quotas
+            )
+        )
 
 
 @router.get("/v1/organization/projects/{project_id}/api_keys/{key_id}/limits")
@@ -119,7 +125,7 @@ def put_key_limits(
 ) -> LimitsOut:
     """Replace the limits of a key."""
     with plane.database.tenant(caller.organization_id) as tx:
-        return limits_out(limits.put_limits(tx, limits.api_key(project_id, key_id), body.limits(), plane.now(), model))
+        return limits_out(limits.put_limits(tx, limits.api_key(project_id, key_id), body.limits(), plane.now(), model, sizes=plane.quotas))
 
 
 @router.get("/v1/platform/organizations/{organization_id}/limits")
@@ -135,7 +141,7 @@ def put_organization_limits(
 ) -> LimitsOut:
     """Replace the limits of an organization."""
     with plane.database.tenant(routes.organization(organization_id)) as tx:
-        return limits_out(limits.put_limits(tx, limits.organization(tx), body.limits(), plane.now(), model))
+        return limits_out(limits.put_limits(tx, limits.organization(tx), body.limits(), plane.now(), model, sizes=plane.quotas))
 
 
 @router.get("/v1/organization/projects/{project_id}/rate_limits")
@@ -166,5 +172,5 @@ def update_rate_limit(caller: OrganizationAdmin, plane: Plane, project_id: str, 
         raise Fault(RESOURCE_UNKNOWN)
     model = rate_limit_id.removeprefix(RATE_LIMIT_PREFIX)
     with plane.database.tenant(caller.organization_id) as tx:
-        changed = limits.update_rate_limit(tx, project_id, model, body.changes(), plane.now())
+        changed = limits.update_rate_limit(tx, project_id, model, body.changes(), plane.now(), sizes=plane.quotas)
     return rate_limit_out(model, changed)

@@ -44,7 +44,9 @@ def create_organization(caller: PlatformOperator, plane: Plane, body: Organizati
     wanted = WantedKey(type=KeyType.ADMIN, name="First admin key", grantor=Grantor(caller.key_id))
     with plane.database.tenant(plane.new_id(ids.ORGANIZATION)) as tx:
         organization = tenants.create_organization(tx, name=body.name, currency=body.currency, time_zone=body.time_zone, now=now)
-        shown = keys.create_admin_key(tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), now=now)
+        shown = keys.create_admin_key(
+            tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), sizes=plane.quotas, now=now
+        )
     return OrganizationCreated(**organization_out(organization).model_dump(), admin_api_key=admin_key_created(shown, plane.now()))
 
 

@@ -35,7 +35,7 @@ def list_projects(
 def create_project(caller: OrganizationAdmin, plane: Plane, body: ProjectWrite) -> ProjectOut:
     """Create a project."""
     with plane.database.tenant(caller.organization_id) as tx:
-        project = tenants.create_project(tx, id=plane.new_id(ids.PROJECT), name=body.name, now=plane.now())
+        project = tenants.create_project(tx, id=plane.new_id(ids.PROJECT), name=body.name, sizes=plane.quotas, now=plane.now())
     return project_out(project)
 
 

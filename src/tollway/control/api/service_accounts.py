@@ -50,6 +50,7 @@ def create_service_account(caller: OrganizationAdmin, plane: Plane, project_id: 
             ingredients=plane.new_ingredients(),
             expires_at=routes.expiry(body.expires_in_seconds, now),
             grantor=caller.grantor,
+            sizes=plane.quotas,
             now=now,
         )
     key = None if made.key is None else service_account_key_out(made.key)

@@ -142,7 +142,9 @@ def _retrieve_limit(caller: Tenant, plane: ControlPlane, project_id: str | None)
 def _update_limit(caller: Tenant, plane: ControlPlane, project_id: str | None, body: SpendLimitWrite) -> SpendLimitChanged:
     now, id = plane.now(), plane.new_id(ids.BUDGET)
     with plane.database.tenant(caller.organization_id) as tx:
-        budget = spend_limits.put_spend_limit(tx, project_id, body.amount(), id=id, by_operator=caller.is_operator, now=now)
+        budget = spend_limits.put_spend_limit(
+            tx, project_id, body.amount(), id=id, by_operator=caller.is_operator, sizes=plane.quotas, now=now
+        )
     return spend_limit_changed(budget, publish.confirm(plane.database, plane.publications, tx.published_version, now))
 
 
@@ -165,7 +167,9 @@ def _create_alert(caller: Tenant, plane: ControlPlane, project_id: str | None, b
     now, id = plane.now(), plane.new_id(ids.BUDGET)
     with plane.database.tenant(caller.organization_id) as tx:
         return spend_alert_out(
-            spend_limits.create_spend_alert(tx, project_id, body.amount(), id=id, by_operator=caller.is_operator, now=now)
+            spend_limits.create_spend_alert(
+                tx, project_id, body.amount(), id=id, by_operator=caller.is_operator, sizes=plane.quotas, now=now
+            )
         )
 
 
