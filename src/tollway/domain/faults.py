@@ -219,6 +219,12 @@ REQUEST_INVALID = _client("invalid_value", 400, "The request is not valid.")
 RESOURCE_UNKNOWN = _client("not_found", 404, "There is no such resource.")
 NAME_TAKEN = _client("conflict", 409, "Something with this name or in this state exists already.")
 STATE_CONFLICT = _client("conflict", 409, "The state of the resource does not allow this.")
+IDEMPOTENCY_KEY_REUSED = _client("idempotency_key_reused", 409, "This Idempotency-Key was used with another body.")
+IDEMPOTENCY_UNANSWERED = _client(
+    "idempotency_unanswered",
+    409,
+    "A request with this Idempotency-Key was carried out or is at work, and its answer is not stored; look at the resource.",
+)
 PRICE_MISSING = _client("price_missing", 400, "A model cannot be published without a price that is valid now.")
 PRICE_INVALID = _client("invalid_price", 400, "The price is not valid.")
 PRICE_DOUBTFUL = _client("doubtful_price", 409, "The check of the draft has warnings; publish it with `accept_warnings` if they are meant.")

@@ -24,7 +24,7 @@ import httpx2
 import uvicorn
 import uvloop
 
-from tollway.control import keys, nodes, publish, reconcile, retention
+from tollway.control import idempotency, keys, nodes, publish, reconcile, retention
 from tollway.control.api.app import create_apps
 from tollway.control.automatic_closing import close_due
 from tollway.control.engine_counters import open_client
@@ -58,6 +58,9 @@ DATABASE_PAUSE_SECONDS = 0.5
 
 MONTHS_SECONDS = 3_600.0
 """Interval of the job that makes and drops months of events. Months are made long ahead; a changed setting takes effect within the hour."""
+
+IDEMPOTENCY_SECONDS = 3_600.0
+"""Interval of the job that removes expired idempotency keys, which nobody can use any more."""
 
 WAITING_SECONDS = 60.0
 """Interval of the job that rates records which waited for a price or an organization. It reads one number while nothing was published."""
@@ -302,7 +305,18 @@ def _list_jobs(
         if rated:
             plane.log({"event": "waiting_records_rated", "records": rated})
 
+    def remove_idempotency_keys(turn: Turn) -> None:
+        for _ in idempotency.remove_expired(plane.database, turn.at):
+            if turn.is_over():
+                break
+
     jobs = [
+        Job(
+            name="idempotency_keys",
+            work=in_thread(remove_idempotency_keys),
+            interval_seconds=IDEMPOTENCY_SECONDS,
+            deadline_seconds=THREAD_SECONDS_MAX,
+        ),
         Job(
             name="publication_watch",
             work=in_thread(notice),

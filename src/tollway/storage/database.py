@@ -108,6 +108,7 @@ class Database:
         self._writers = writers
         self._readers = readers
         self._listeners: list[Callable[[int], None]] = []
+        self._prepare: Callable[[Transaction], None] | None = None
 
     @classmethod
     def open(cls, url: str, *, connections_max: int = POSTGRES_CONNECTIONS) -> Self:
@@ -142,6 +143,14 @@ class Database:
 
     # ---- Transactions -------------------------------------------------------------------------------------------------
 
+    def preparing(self, prepare: Callable[[Transaction], None]) -> "Database":
+        """Return this database as one request uses it: `prepare` runs at the beginning of its first transaction that writes and commits.
+        What `prepare` raises ends that transaction."""
+        of_request = Database(self._writers, self._readers)
+        of_request._listeners = self._listeners
+        of_request._prepare = prepare
+        return of_request
+
     @contextmanager
     def platform(self, *, write: bool = True) -> Iterator[PlatformTx]:
         """A transaction of the platform, committed at the end of the block. `write=False` sees one instant and cannot write.
@@ -151,8 +160,9 @@ class Database:
         """
         with self._connection(write) as connection:
             tx = PlatformTx(connection)
+            self._begin(tx, write)
             yield tx
-            connection.commit()
+            self._commit(tx, write)
         self._notify_listeners(tx)
 
     @contextmanager
@@ -160,9 +170,19 @@ class Database:
         """A transaction on behalf of one organization; otherwise as `platform`."""
         with self._connection(write) as connection:
             tx = TenantTx(connection, organization_id)
+            self._begin(tx, write)
             yield tx
-            connection.commit()
+            self._commit(tx, write)
         self._notify_listeners(tx)
+
+    def _begin(self, tx: Transaction, write: bool) -> None:
+        if write and self._prepare is not None:
+            self._prepare(tx)
+
+    def _commit(self, tx: Transaction, write: bool) -> None:
+        tx.connection.commit()
+        if write:
+            self._prepare = None
 
     @contextmanager
     def _connection(self, write: bool) -> Iterator[sa.Connection]:

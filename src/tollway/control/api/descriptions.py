@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tollway.control.api.routes import ApiRoute, joiner, node, public
+from tollway.control.api.routes import ApiRoute, joiner, node, organization_admin, platform_operator, public
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,7 +391,7 @@ ERROR_TEXTS: Mapping[int, str] = {
     403: "The key may not call this operation.",
     404: "The resource does not exist, or belongs to another organization.",
     408: "The body did not arrive in time.",
-    409: "The state of the resource does not allow this.",
+    409: "The state of the resource does not allow this, or the `Idempotency-Key` was used before.",
     413: "The body is too large.",
     415: "The body is not JSON in UTF-8, or is compressed.",
     429: "Too many requests of this key are under way; retry after `retry-after`, or `retry-after-ms` to the millisecond.",
@@ -402,6 +402,15 @@ ERROR_TEXTS: Mapping[int, str] = {
 _RETRY_HEADERS = {
     "retry-after": {"description": "Seconds after which to try again, 1 or more.", "schema": {"type": "integer", "examples": [1]}},
     "retry-after-ms": {"description": "The same in milliseconds, 1 or more.", "schema": {"type": "integer", "examples": [250]}},
+}
+
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "1 to 255 visible ASCII characters. For 24 hours, what was carried out is answered alike, not done again.",
+    "schema": {"type": "string"},
+    "example": "8e03978e-40d5-43e8-bc93-6894a57f9324",
 }
 
 _ERROR = {
@@ -443,6 +452,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         route = by_operation[path, method]
         for parameter in operation.get("parameters", ()):
             _complete(parameter, PARAMETERS.get(parameter["name"]) or FIELDS.get(parameter["name"]))
+        if method == "post" and route.access in (organization_admin, platform_operator):
+            operation.setdefault("parameters", []).append(deepcopy(_IDEMPOTENCY_KEY))
         scheme = _SCHEME_BY_ACCESS.get(route.access.name)
         operation["security"] = [] if scheme is None else [{scheme: []}]
         operation["responses"].pop("422", None)

@@ -8,13 +8,17 @@ Bodies are parsed strictly: JSON in UTF-8, no duplicate keys at any depth, no Na
 model that refuses unknown fields. Query parameters that the route does not declare are refused too; `name[]=` is read as
 `name=`, as OpenAI's clients write arrays.
 
+A POST of an admin or an operator may carry an `Idempotency-Key`: `ApiRoute` answers it from the store if it was carried out before, and
+otherwise gives its endpoint a database that stores the key in the transaction of the change (`control.idempotency`).
+
 An endpoint is a plain function in a worker thread. It opens the transaction it needs
 (`plane.database.tenant(caller.organization_id)`) and shapes the answer after the commit.
 """
 
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
@@ -23,14 +27,15 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
-from tollway.control import access
+from tollway.control import access, idempotency
 from tollway.control.access import Joiner as JoiningCaller
 from tollway.control.access import Node as NodeCaller
 from tollway.control.access import Tenant
 from tollway.control.api.errors import name_of
 from tollway.control.api.places import Place
+from tollway.control.idempotency import KeptAnswer
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.faults import (
@@ -48,8 +53,8 @@ from tollway.wire.media_types import is_json
 
 
 def plane_of(request: Request) -> ControlPlane:
-    """The control plane that `app.create_apps` was given."""
-    plane: ControlPlane = request.app.state.plane
+    """Return the control plane that `app.create_apps` was given, with the database of this request where it has one of its own."""
+    plane: ControlPlane = getattr(request.state, "plane", None) or request.app.state.plane
     return plane
 
 
@@ -171,6 +176,7 @@ class ApiRoute(APIRoute):
             for name in strict.query_params:
                 if name not in queries:
                     raise Fault(PARAMETER_UNKNOWN, param=name_of(name))
+            body = b""
             if reads_json or required is node:
                 place.give_back()  # while the client is waited for
                 body = await strict.body()
@@ -179,9 +185,34 @@ class ApiRoute(APIRoute):
                     strict.parsed = read_json(body, strict.headers)
             if organization_id is not None:
                 await place.take_turn(organization_id)
-            return await handle(strict)
+            key = strict.headers.get("idempotency-key") if strict.method == "POST" else None
+            if key is None or not isinstance(caller, Tenant | Operator):
+                return await handle(strict)
+            return await _answer_once(strict, caller, key, body, handle)
 
         return answer
+
+
+async def _answer_once(
+    request: Request, caller: Tenant | Operator, key: str, body: bytes, handle: Callable[[Request], Coroutine[Any, Any, Response]]
+) -> Response:
+    """Answer a request with an idempotency key: as before if it was carried out before, otherwise by `handle`."""
+    plane = plane_of(request)
+    sender = (caller.key_id, caller.organization_id if isinstance(caller, Tenant) else "")
+    target = f"{request.url.path}?{request.url.query}"
+    asked = idempotency.identify(sender, request.method, target, key, body)
+    now = plane.now()
+    kept = await run_in_threadpool(idempotency.find_answer, plane.database, plane.vault, asked, now)
+    if kept is not None:
+        return Response(kept.body, kept.status, {"idempotent-replayed": "true"}, "application/json")
+    database = plane.database.preparing(idempotency.claim_in(asked, now))
+    request.state.plane = replace(plane, database=database)
+    response = await handle(request)
+    if not isinstance(response, StreamingResponse):
+        answer = KeptAnswer(response.status_code, bytes(response.body))
+        with suppress(Fault):  # the change was committed: its answer is for the client, whether it can be stored or not
+            await run_in_threadpool(idempotency.keep_answer, plane.database, plane.vault, asked, answer)
+    return response
 
 
 def router(*, tags: list[str]) -> APIRouter:

@@ -6,10 +6,19 @@ import sqlalchemy as sa
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
-from tollway.storage import schema, schema_budgets, schema_jobs, schema_money, schema_periods, schema_prices, schema_reconcile
+from tollway.storage import (
+    schema,
+    schema_budgets,
+    schema_idempotency,
+    schema_jobs,
+    schema_money,
+    schema_periods,
+    schema_prices,
+    schema_reconcile,
+)
 from tollway.storage.database import Database
 
-TABLES = (schema, schema_budgets, schema_jobs, schema_money, schema_periods, schema_prices, schema_reconcile)
+TABLES = (schema, schema_budgets, schema_idempotency, schema_jobs, schema_money, schema_periods, schema_prices, schema_reconcile)
 """The modules whose tables stand on the one MetaData, once they are imported."""
 
 
