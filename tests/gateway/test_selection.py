@@ -1,6 +1,7 @@
 """Selection of one of several equal deployments: by load, by prefix, and the same at every gateway."""
 
 import random
+import time
 from typing import NamedTuple
 
 import pytest
@@ -134,7 +135,7 @@ def test_prefix_that_carries_much_traffic_is_charged_in_full() -> None:
 def test_memory_of_prefixes_is_bounded() -> None:
     selector, group = Selector(), loads(2)
     for number in range(2 * TABLE_MAX):
-        selector.choose(group, (2 * number, 2 * number + 1), 0, 4096, 1.0)
+        selector.choose(group, [2 * number, 2 * number + 1], 0, 4096, 1.0)
         if number % TRAFFIC_WINDOW == 0:
             assert len(selector._owners) <= TABLE_MAX + 2 and len(selector._owners_before) <= TABLE_MAX + 2
             assert len(selector._counts) <= 2 * TRAFFIC_WINDOW
@@ -170,10 +171,22 @@ def test_86_tenant_that_makes_its_prompts_look_alike_does_not_overload_a_deploym
     computed = [0.0] * 4  # tokens that wait at each deployment: nothing of these prompts is in a cache, and no answer begins meanwhile
     for _ in range(2000):
         if alike == "session":
-            index, _, charged = selector.choose(group, (), 77, 8000, 2000.0)
+            index, _, charged = selector.choose(group, [], 77, 8000, 2000.0)
         else:
-            index, _, charged = selector.choose(group, (1, 2, 3), 0, 8000, 2000.0)
+            index, _, charged = selector.choose(group, [1, 2, 3], 0, 8000, 2000.0)
         group[index].send(charged)
         computed[index] += 2000.0
     assert max(computed) - min(computed) <= 10 * ANCHOR_REQUESTS_MIN * 2000.0
     assert max(computed) < 1.1 * sum(computed) / 4
+
+
+async def test_deployment_that_came_back_lately_is_chosen_more_rarely_than_its_equal() -> None:
+    returned, well = Upstream([whole(completion())]), Upstream([whole(completion())])
+    async with returned.listening(), well.listening(), gateway({"m": Served([returned.url, well.url], one_tier=True)}) as running:
+        (upstream,) = [upstream for upstream in running.plane.upstreams.all() if upstream.deployment.base_url == returned.url]
+        later = time.monotonic() + 3600.0  # its share stays the first one, however long this test takes
+        upstream.probed(is_ready=False, now=later)
+        upstream.probed(is_ready=True, now=later)
+        for _ in range(60):
+            assert (await post(running.port, chat())).status == 200
+        assert len(returned.asked) < 15

@@ -23,7 +23,6 @@ Pure: randomness is the order of the arguments. What is remembered is bounded: t
 of two windows of traffic.
 """
 
-from collections.abc import Sequence
 from enum import StrEnum
 from zlib import crc32
 
@@ -95,7 +94,7 @@ def hash_prefixes(body: bytes, start: int, salt: int) -> list[int]:
     return prefixes
 
 
-def find_home(anchor: int, group: Sequence[Load], *, is_weighted: bool = True) -> int:
+def find_home(anchor: int, group: list[Load], *, is_weighted: bool = True) -> int:
     """Return the index of an anchor's home: weighted rendezvous hashing (Thaler and Ravishankar 1998), the same at every gateway.
 
     The multiples of an anchor by different points, modulo 1, are spread independently of each other (Weyl 1916). Raised to 1 / weight, the
@@ -122,9 +121,7 @@ class Selector:
         self._counts_before: dict[int, int] = {}
         self._counted = self._counted_before = 0
 
-    def choose(
-        self, group: Sequence[Load], prefixes: Sequence[int], session: int, prompt_bytes: int, tokens: float
-    ) -> tuple[int, Role, float]:
+    def choose(self, group: list[Load], prefixes: list[int], session: int, prompt_bytes: int, tokens: float) -> tuple[int, Role, float]:
         """Return the index of the deployment with the lowest cost for a prompt, why it was chosen, and the tokens of the prompt that it is
         charged with. The deployment is remembered as the owner of the prompt's prefixes.
 
@@ -142,7 +139,7 @@ class Selector:
                 if cost < best:
                     best, chosen = cost, index
         if session:
-            prefixes = (session,)
+            prefixes = [session]
         elif not prefixes:
             return chosen, role, tokens
         level = self._count(prefixes, len(group))
@@ -175,7 +172,7 @@ class Selector:
             self._owners_before, self._owners = owners, {}
         return chosen, role, tokens if is_hot else uncached
 
-    def _count(self, prefixes: Sequence[int], deployments: int) -> int:
+    def _count(self, prefixes: list[int], deployments: int) -> int:
         """Count a prompt. Return the level of the shortest of its prefixes that carries little enough traffic, -1 if each carries more."""
         if self._counted >= TRAFFIC_WINDOW:
             self._counts_before, self._counts = self._counts, {}
