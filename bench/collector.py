@@ -59,6 +59,8 @@ START_AT = 1_793_491_200_000_000  # 2026-11-01
 DAYS = 30
 DAY_US = 86_400_000_000
 NODE, EPOCH = "node_" + "0" * 32, START_AT
+NOW = START_AT + (DAYS + 1) * DAY_US
+"""After the last event, because a record of the future is quarantined."""
 
 COPY = "COPY"
 
@@ -91,7 +93,7 @@ class Engine:
     def take(self, first_seq: int, body: bytes) -> None:
         """Have the collector take one batch in, and commit."""
         with self.database.platform() as tx:
-            taken = collect(tx, self.archive, node_id=NODE, epoch=EPOCH, first_seq=first_seq, body=body, now=EPOCH)
+            taken = collect(tx, self.archive, node_id=NODE, epoch=EPOCH, first_seq=first_seq, body=body, now=NOW)
         assert taken.events == BATCH_EVENTS, taken
 
     def copy_events(self, copies: int, nibble: Nibble) -> None:
@@ -256,7 +258,7 @@ def opened(directory: Path) -> Iterator[tuple[Engine, Engine, str]]:
                 pass
             if not database.is_sqlite:
                 _leave_alone(database)
-            _fill(database)
+            fill(database)
             engines.append(Engine(name, database, Archive(directory / name)))
         try:
             yield engines[0], engines[1], url
@@ -330,7 +332,8 @@ def query_month(engine: Engine) -> dict[str, float]:
     return {"month_ms": sorted(durations[1:])[2] * 1000, "groups": groups}
 
 
-def _fill(database: Database) -> None:
+def fill(database: Database) -> None:
+    """Add models, prices and organizations."""
     with database.platform() as tx:
         for number in range(MODELS):
             tx.connection.exec_driver_sql(

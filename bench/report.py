@@ -188,7 +188,8 @@ SECTIONS = (
         "The control plane's side of a record: a gateway's batches of 3,600 events through chain check, archive, deduplication, rating, "
         "rollups and postings, a commit each, on PostgreSQL (`tollway`) and SQLite, while so many events are stored; beside psycopg's "
         "`copy.write_row` of the finished rows of the same events into a table of the same columns, checks and indexes. Everything shares "
-        "the machine: this process, the server, and whatever else runs.",
+        "the machine: this process, the server, and whatever else runs. `tollway verify` takes 94 µs of CPU for each of 18,000 such events "
+        "on SQLite (`python -m bench.verification`), and took 129 µs before its loops and its garbage collection were tuned.",
         (
             Table("100,000 stored", "100,000 events stored", EVENT_COLUMNS),
             Table("1,000,000 stored", "1,000,000 events stored", EVENT_COLUMNS),

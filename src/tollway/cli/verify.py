@@ -11,7 +11,7 @@ from tollway.cli.databases import DatabaseUrl, chosen
 from tollway.cli.output import Output, OutputOption, print_json
 from tollway.cli.processes import Config, DataDir, read_settings
 from tollway.control import verify as verification
-from tollway.serve import data_directory
+from tollway.serve import data_directory, garbage
 from tollway.settings import OperatorError
 from tollway.storage.archive import Archive
 from tollway.storage.database import Database
@@ -41,6 +41,7 @@ def verify(
         raise OperatorError(f"there is no directory {archive}", hint="--archive is the one with a directory for each gateway", exit_code=2)
     with chosen(settings, directory, reads_only=True) as url, closing(Database.open(url)) as database:
         database.check_schema()
+        garbage.settle()
         report = verification.verify(database, Archive(archive or directory / "control" / "archive"))
     if output is Output.JSON:
         print_json({**asdict(report), "is_right": report.is_right})

@@ -316,17 +316,17 @@ def _check_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearr
     finals = []
     for row in walk.charges.watch(rated.rate(batch, stored), batch.node_id, batch.epoch):
         event_id, seq, found = row.event_id, row.seq, rows.get(row.event_id)
-        admit = records[seq].final.admit
-        event = Booked(event_id, seq, admit.organization_id, row.period_at, row.ended_at, admit.model, row.amounts, is_gone=False)
+        record = records[seq]
+        admit, period_at = record.final.admit, row.period_at if found is None else found[_PERIOD]
+        event = Booked(event_id, seq, admit.organization_id, period_at, row.ended_at, admit.model, row.amounts, is_gone=False)
         if found is None:
             walk.absent[_fingerprint(event_id.encode())] = _fingerprint(row.content_hash)
-            event = replace(event, is_gone=_note_absent(walk, event, records[seq].payload, batch))
+            event = replace(event, is_gone=_note_absent(walk, event, record.payload, batch))
         else:
             ticked[seq // 8] |= 1 << seq % 8
-            event = replace(event, period_at=found[_PERIOD])
             _compare_event(walk, row, found, event)
         ledger.compare(event)
-        finals.append(records[seq].final)
+        finals.append(record.final)
     for rejected in rated.quarantined:
         if rejected.event_id in rows:
             walk.findings.add("usage_events", f"{rejected.event_id} is billed, and its record says that it cannot be: {rejected.reason}")
@@ -369,11 +369,13 @@ def _load_references(walk: _Walk, batch: Batch) -> None:
 def _compare_event(walk: _Walk, row: EventRow, found: tuple[Any, ...], event: Booked) -> None:
     """Compare an event of the archive with its row. The period is checked by itself: it may be late."""
     expected = row.columns()
-    if found[_AMOUNTS] != event.amounts.values():
-        stored = Amounts(*found[_AMOUNTS])
-        walk.findings.add("usage_events", f"{event.event_id} is billed {_shown(stored)} instead of {_shown(event.amounts)}")
-    elif found != (*expected[:_PERIOD], event.period_at, *expected[_PERIOD + 1 :]):
-        walk.findings.add("usage_events", f"{event.event_id} differs from the archive")
+    if event.period_at != row.period_at:
+        expected = (*expected[:_PERIOD], event.period_at, *expected[_PERIOD + 1 :])
+    if found != expected:
+        text = "differs from the archive"
+        if found[_AMOUNTS] != expected[_AMOUNTS]:
+            text = f"is billed {_shown(Amounts(*found[_AMOUNTS]))} instead of {_shown(event.amounts)}"
+        walk.findings.add("usage_events", f"{event.event_id} {text}")
     flaw = walk.periods.find_flaw(event.organization_id, event.ended_at, event.period_at)
     if flaw is None and not walk.periods.is_reported(event.organization_id, event.period_at, found[_NODE], found[_EPOCH], event.seq):
         flaw = "is booked in a period whose report does not reach its record"
@@ -410,13 +412,13 @@ def _note_absent(walk: _Walk, event: Booked, payload: bytes, batch: Batch) -> bo
 
 def _note(reached: dict[tuple[str, int, int], Reached | None], place: tuple[str, int], frames: Iterator[Frame]) -> Iterator[Frame]:
     """Yield the frames except ADMITs, which are not decoded; store the state of the archive at each place in `reached` on the way."""
-    signs = Batch(*place)
+    signs, (node_id, epoch) = Batch(*place), place
     for frame in frames:
         is_admit = frame.payload.startswith(ADMIT_HEAD)
         if not is_admit and not frame.payload.startswith(FINAL_HEAD):
             signs.add([frame])
-        if (*place, frame.seq + 1) in reached:
-            reached[*place, frame.seq + 1] = Reached(frame.chain, signs.ticked_at, signs.closed_at)
+        if (node_id, epoch, frame.seq + 1) in reached:
+            reached[node_id, epoch, frame.seq + 1] = Reached(frame.chain, signs.ticked_at, signs.closed_at)
         if not is_admit:
             yield frame
 

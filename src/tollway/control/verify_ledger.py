@@ -62,17 +62,20 @@ class EpochLedger:
         """Compare the next event with the transactions: it must be booked once, if it costs anything."""
         while self._next is not None and _cause(self._next).first_seq <= event.seq:
             self._open_next()
-        of_organization = self._open.get(event.organization_id, [])
-        while of_organization and any(each.cause.last_seq < event.seq for each in of_organization):
-            index = next(at for at, each in enumerate(of_organization) if each.cause.last_seq < event.seq)
-            self._compare_transaction(of_organization.pop(index))
-        period_at = event.period_at
+        of_organization, seq, period_at = self._open.get(event.organization_id, []), event.seq, event.period_at
+        at = 0
+        while at < len(of_organization):
+            if of_organization[at].cause.last_seq < seq:
+                self._compare_transaction(of_organization.pop(at))
+            else:
+                at += 1
         if event.is_gone and of_organization and all(each.posting.period_at != period_at for each in of_organization):
             period_at = min(each.posting.period_at for each in of_organization)  # it was late, which only the ledger knows now
         covering = [each for each in of_organization if each.posting.period_at == period_at]
-        covering = [each for each in covering if each.cause.first_seq == each.cause.last_seq] or covering
+        if len(covering) > 1:
+            covering = [each for each in covering if each.cause.first_seq == each.cause.last_seq] or covering
         for each in covering:
-            each.first_seq = each.first_seq or event.seq
+            each.first_seq = each.first_seq or seq
             each.events += 1
             each.last = event
             each.costs[event.model] = each.costs.get(event.model, NOTHING) + event.amounts

@@ -109,6 +109,10 @@ ROWS: Mapping[BillingClass, BillingClassRow] = {row.billing_class: row for row i
 QUANTITY_CLASSES: tuple[BillingClass, ...] = tuple(name for name in BillingClass if name is not BillingClass.REQUEST)
 """Classes whose quantity an engine reports. Whether a request is billed follows from its outcome instead (`usage.billed`)."""
 
+_OF_DIRECTION: Mapping[Direction, tuple[BillingClass, ...]] = {
+    direction: tuple(row.billing_class for row in BILLING_CLASSES if row.direction is direction) for direction in Direction
+}
+
 assert tuple(ROWS) == tuple(BillingClass), "the table has one row for each class, in the order of the enumeration"
 assert tuple(BillingClass)[-1] is BillingClass.REQUEST, "`PerClass.quantities` relies on the request standing last"
 
@@ -200,11 +204,11 @@ class PerClass(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     def sum_of(self, direction: Direction) -> int:
         """Return the sum over the token classes of one direction."""
-        return sum(self.get(row.billing_class) for row in BILLING_CLASSES if row.direction is direction)
+        return sum(map(self.get, _OF_DIRECTION[direction]))
 
     def highest_of(self, direction: Direction) -> int:
         """Return the highest value of the token classes of one direction."""
-        return max(self.get(row.billing_class) for row in BILLING_CLASSES if row.direction is direction)
+        return max(map(self.get, _OF_DIRECTION[direction]))
 
 
 Quantities = PerClass

@@ -212,8 +212,13 @@ def _with_entries(tx: Transaction, rows: Sequence[Any]) -> list[Posting]:
         .order_by(ledger_entries.c.transaction_id, ledger_entries.c.line)
     )
     entries: dict[str, list[Entry]] = {}
-    for row in tx.connection.execute(query):
-        entries.setdefault(row.transaction_id, []).append(Entry(_account(row), row.amount_pico))
+    accounts: dict[str, Account] = {}
+    for row in tx.connection.execute(query).all():
+        account_id = row.account_id
+        account = accounts.get(account_id)
+        if account is None:
+            account = accounts[account_id] = _account(row)
+        entries.setdefault(row.transaction_id, []).append(Entry(account, row.amount_pico))
     return [
         Posting(
             id=row.id,

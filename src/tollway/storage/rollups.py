@@ -72,7 +72,7 @@ def iterate_rollups(tx: PlatformTx) -> Iterator[tuple[RollupKey, UsageSums]]:
     """Yield every rollup of every organization, ordered by key: for verification."""
     query = sa.select(usage_rollups).order_by(*(usage_rollups.c[name] for name in ROLLUP_KEY))
     for row in tx.connection.execute(query.execution_options(yield_per=1000)):
-        yield RollupKey(*(getattr(row, name) for name in ROLLUP_KEY)), _read_sums(row)
+        yield RollupKey(*row[: len(ROLLUP_KEY)]), _read_sums(row)
 
 
 def _sum_columns() -> list[sa.Label[Any]]:
@@ -81,8 +81,8 @@ def _sum_columns() -> list[sa.Label[Any]]:
 
 
 def _read_sums(row: Any) -> UsageSums:
-    return UsageSums(
-        int(row.requests),
-        Quantities(*(int(getattr(row, name)) for name in QUANTITY_CLASSES)),
-        Amounts(*(int(getattr(row, f"{name}_units")) * PICO + int(getattr(row, f"{name}_pico")) for name in ROLLUP_COSTS)),
-    )
+    """Return the sums at the end of a row, which are in the order of the table's columns: by position, because there are many rows."""
+    requests, *values = map(int, row[-1 - len(QUANTITY_CLASSES) - 2 * len(ROLLUP_COSTS) :])
+    costs = values[len(QUANTITY_CLASSES) :]
+    amounts = (units * PICO + pico for units, pico in zip(costs[::2], costs[1::2], strict=True))
+    return UsageSums(requests, Quantities(*values[: len(QUANTITY_CLASSES)]), Amounts(*amounts))

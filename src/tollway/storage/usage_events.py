@@ -322,7 +322,7 @@ def find_rows(tx: PlatformTx, event_ids: Sequence[str]) -> dict[str, tuple[Any, 
         usage_events.c.event_id >= min(event_ids),
         usage_events.c.event_id <= max(event_ids),
     )
-    return {row.event_id: tuple(row) for row in tx.connection.execute(query)}
+    return {row[0]: tuple(row) for row in tx.connection.execute(query).all()}
 
 
 def count_by_epoch(tx: PlatformTx) -> dict[tuple[str, int], int]:
