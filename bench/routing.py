@@ -183,7 +183,7 @@ class HomeAndCost(Policy):
         """Choose as `gateway.route` does among equal deployments."""
         order = self.rng.sample(self.fleet.up, len(self.fleet.up))
         group = [self._loads[engine] for engine in order]
-        index, _, uncached = self._selector.choose(group, _prefixes(arrival), 0, arrival.prompt * BYTES_PER_TOKEN, float(arrival.prompt))
+        index, uncached = self._selector.choose(group, _prefixes(arrival), 0, arrival.prompt * BYTES_PER_TOKEN, float(arrival.prompt))
         charged = max(uncached, CHARGE_TOKENS_MIN) * self.gateways
         group[index].send(charged)
         return Sent(order[index], charged)

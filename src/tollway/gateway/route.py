@@ -1,7 +1,8 @@
 """Phase 4: choose the upstreams of a request, in the order in which they are tried: lower tiers first, by weight within a tier, and
 those that are doubtful or down last (`upstreams.health`). Of equally good ones those that are full come last, whatever their tier: what
 does not fit into a tier goes to the next before it waits.
-Among equals of one tier the first one is chosen by its load and by what its prefix cache holds (`gateway.selection`).
+Among equals of one tier that have one weight the first one is chosen by its load and by what its prefix cache holds
+(`gateway.selection`). Different weights are shares of the traffic, a canary's for example, and are kept.
 
 Where fewer than half of a model's upstreams are good, doubt is ignored: if a busy moment failed at most of them, the others would get the
 load of all, and fail next. Those that are down stay last.
@@ -72,7 +73,7 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
     if not first[1]:
         best = first[:4]
         group = [known[rank[5]] for rank in ranked if rank[:4] == best]
-        if len(group) > 1:
+        if len(group) > 1 and len({upstream.deployment.weight for upstream in group}) == 1:
             ranked.insert(0, ranked.pop(_select(call, group, upstreams)))
     candidates = [known[rank[5]] for rank in ranked[:CANDIDATES_MAX]]
     if not first[1]:
@@ -114,7 +115,7 @@ def _select(call: Call, group: list[Upstream], upstreams: Upstreams) -> int:
     tokens = float(max(group[0].estimate_input(len(body) - start), 1))
     loads = [upstream.load for upstream in group]
     selector = upstreams.find_selector(call.model.id, test=call.caller.is_test)
-    index, _, uncached = selector.choose(loads, prefixes, session, len(body) - start, tokens)
+    index, uncached = selector.choose(loads, prefixes, session, len(body) - start, tokens)
     call.charge = Charge(loads[index], tokens, uncached, upstreams.gateways)
     return index
 

@@ -23,7 +23,6 @@ Pure: randomness is the order of the arguments. What is remembered is bounded: t
 of two windows of traffic.
 """
 
-from enum import StrEnum
 from zlib import crc32
 
 BOUNDARIES = tuple(1024 << doubling for doubling in range(9))
@@ -45,24 +44,15 @@ OTHERS_MAX = 8
 as the cheapest."""
 
 
-class Role(StrEnum):
-    """Reason for which a deployment was chosen."""
-
-    HOME = "home"
-    OWNER = "owner"
-    OTHER = "other"
-
-
 class Load:
-    """Load of one deployment. `weight_inverse`: one over its relative capacity. `queued_tokens`: prompt tokens that were sent there, by all
-    gateways together, and whose answers have not begun. `point`: in [0, 1), of the deployment's id, the same at every gateway."""
+    """Load of one deployment. `queued_tokens`: prompt tokens that were sent there, by all gateways together, and whose answers have not
+    begun. `point`: in [0, 1), of the deployment's id, the same at every gateway."""
 
-    __slots__ = ("point", "queued_tokens", "weight_inverse")
+    __slots__ = ("point", "queued_tokens")
 
-    def __init__(self, id: str, weight: float = 1.0) -> None:
-        """`weight`: relative capacity of the deployment `id`."""
+    def __init__(self, id: str) -> None:
+        """`id`: of the deployment."""
         self.point = (crc32(id.encode()) << 21 | crc32(id.encode(), 1) >> 11) * 2.0**-53
-        self.weight_inverse = 1.0 / weight
         self.queued_tokens = 0.0
 
     def send(self, tokens: float) -> None:
@@ -94,18 +84,14 @@ def hash_prefixes(body: bytes, start: int, salt: int) -> list[int]:
     return prefixes
 
 
-def find_home(anchor: int, group: list[Load], *, is_weighted: bool = True) -> int:
-    """Return the index of an anchor's home: weighted rendezvous hashing (Thaler and Ravishankar 1998), the same at every gateway.
+def find_home(anchor: int, group: list[Load]) -> int:
+    """Return the index of an anchor's home: rendezvous hashing (Thaler and Ravishankar 1998), the same at every gateway.
 
-    The multiples of an anchor by different points, modulo 1, are spread independently of each other (Weyl 1916). Raised to 1 / weight, the
-    greatest of them falls to each deployment by its weight (Efraimidis and Spirakis 2006). `is_weighted`: False if all weights are equal,
-    which saves the powers and changes nothing.
+    The multiples of an anchor by different points, modulo 1, are spread independently of each other (Weyl 1916), so each deployment has the
+    greatest of them equally often.
     """
     key = float(anchor + 1)
-    if is_weighted:
-        scores = [(key * load.point % 1.0) ** load.weight_inverse for load in group]
-    else:
-        scores = [key * load.point % 1.0 for load in group]
+    scores = [key * load.point % 1.0 for load in group]
     return scores.index(max(scores))
 
 
@@ -121,31 +107,27 @@ class Selector:
         self._counts_before: dict[int, int] = {}
         self._counted = self._counted_before = 0
 
-    def choose(self, group: list[Load], prefixes: list[int], session: int, prompt_bytes: int, tokens: float) -> tuple[int, Role, float]:
-        """Return the index of the deployment with the lowest cost for a prompt, why it was chosen, and the tokens of the prompt that it is
-        charged with. The deployment is remembered as the owner of the prompt's prefixes.
+    def choose(self, group: list[Load], prefixes: list[int], session: int, prompt_bytes: int, tokens: float) -> tuple[int, float]:
+        """Return the index of the deployment with the lowest cost for a prompt, and the tokens of the prompt that it is charged with. The
+        deployment is remembered as the owner of the prompt's prefixes.
 
         `group`: usable deployments, at least one, in random order. `prefixes`: of `hash_prefixes`. `session`: checksum of the session that
         the client named, which takes the place of the prefixes; 0 for none. `tokens`: about how many the prompt has.
         """
-        chosen, role, uncached = 0, Role.OTHER, tokens
-        first = group[0]
-        best, weight_inverse, is_weighted = (first.queued_tokens + tokens) * first.weight_inverse, first.weight_inverse, False
-        for index, load in enumerate(group):
-            if load.weight_inverse != weight_inverse:
-                is_weighted = True
-            if index < OTHERS_MAX:
-                cost = (load.queued_tokens + tokens) * load.weight_inverse
-                if cost < best:
-                    best, chosen = cost, index
+        chosen, uncached = 0, tokens
+        best = group[0].queued_tokens + tokens
+        for index in range(1, min(len(group), OTHERS_MAX)):
+            cost = group[index].queued_tokens + tokens
+            if cost < best:
+                best, chosen = cost, index
         if session:
             prefixes = [session]
         elif not prefixes:
-            return chosen, role, tokens
+            return chosen, tokens
         level = self._count(prefixes, len(group))
         is_hot = level < 0
         owners = self._owners
-        home = find_home(prefixes[level], group, is_weighted=is_weighted)
+        home = find_home(prefixes[level], group)
         owner, held = -1, 0.0
         for known_level in range(len(prefixes) - 1, -1, -1):
             known = owners.get(prefixes[known_level]) or self._owners_before.get(prefixes[known_level])
@@ -156,21 +138,21 @@ class Selector:
                 break
         load = group[home]
         left = tokens * (1.0 - (held if owner == home and held > HOME_HOLD else HOME_HOLD))
-        cost = (load.queued_tokens + left) * load.weight_inverse
+        cost = load.queued_tokens + left
         if cost < best:
-            best, chosen, role, uncached = cost, home, Role.HOME, left
+            best, chosen, uncached = cost, home, left
         if owner >= 0 and owner != home:
             load = group[owner]
             left = tokens * (1.0 - held)
-            cost = (load.queued_tokens + left) * load.weight_inverse
+            cost = load.queued_tokens + left
             if cost < best:
-                chosen, role, uncached = owner, Role.OWNER, left
+                chosen, uncached = owner, left
         load = group[chosen]
         for prefix in prefixes:
             owners[prefix] = load
         if len(owners) > TABLE_MAX:
             self._owners_before, self._owners = owners, {}
-        return chosen, role, tokens if is_hot else uncached
+        return chosen, tokens if is_hot else uncached
 
     def _count(self, prefixes: list[int], deployments: int) -> int:
         """Count a prompt. Return the level of the shortest of its prefixes that carries little enough traffic, -1 if each carries more."""

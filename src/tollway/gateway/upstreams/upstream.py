@@ -74,7 +74,7 @@ class Upstream:
     ) -> None:
         """`connections`: those of all upstreams. `on_place`: called when there may be a place at it that somebody waits for."""
         self.running = 0
-        self.load = Load(deployment.id, max(deployment.weight, 1))
+        self.load = Load(deployment.id)
         self._concurrency = ConcurrencyLimit(concurrency or ConcurrencyBounds())
         self.limit = self._concurrency.limit
         self._on_place = on_place
@@ -335,7 +335,6 @@ class Upstreams:
             and (before.deployment.model, before.deployment.test) == (deployment.model, deployment.test)
         ):
             before.deployment = deployment
-            before.load.weight_inverse = 1.0 / float(max(deployment.weight, 1))  # mypyc keeps int and float apart
             self._tell_of_place(before)
             return
         self.remove(entry.id)
