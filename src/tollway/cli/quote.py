@@ -1,5 +1,6 @@
 """`tollway quote`: what a request would cost, and what would refuse it now."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +17,21 @@ ENDPOINTS = ", ".join(Endpoint)
 
 
 def quote(
-    request: Annotated[Path, typer.Argument(metavar="REQUEST", help="File with the JSON body of a request, as it would be sent.")],
-    gateway_url: Annotated[str, typer.Option("--gateway-url", metavar="URL", help="The gateway, without /v1.")],
+    request: Annotated[
+        Path, typer.Argument(metavar="REQUEST", help="File with the JSON body of a request, as it would be sent; - reads it from stdin.")
+    ],
+    gateway_url: Annotated[
+        str | None, typer.Option("--gateway-url", metavar="URL", help="The gateway [OPENAI_BASE_URL].", show_default=False)
+    ] = None,
     inference_key: Annotated[
-        str, typer.Option("--inference-key", metavar="KEY", help="The API key that would send the request; - reads it from stdin.")
-    ] = "-",
+        str | None,
+        typer.Option(
+            "--inference-key",
+            metavar="KEY",
+            help="The API key that would send the request [OPENAI_API_KEY]. - reads it from stdin.",
+            show_default=False,
+        ),
+    ] = None,
     endpoint: Annotated[
         str, typer.Option("--endpoint", help=f"Path of the request below /v1: {ENDPOINTS}.")
     ] = Endpoint.CHAT_COMPLETIONS.value,
@@ -29,12 +40,20 @@ def quote(
     """Quote a request: what it would cost at most and is expected to, and which limit or budget would refuse it now. Nothing is sent."""
     if endpoint not in list(Endpoint):
         raise OperatorError(f"there is no endpoint {endpoint}", hint=f"one of: {ENDPOINTS}", exit_code=2)
+    url, key = gateway_url or os.environ.get("OPENAI_BASE_URL"), inference_key or os.environ.get("OPENAI_API_KEY")
+    if not url or not key:
+        raise OperatorError(
+            "the gateway or the API key is not known",
+            hint="--gateway-url and --inference-key, or OPENAI_BASE_URL and OPENAI_API_KEY",
+            exit_code=2,
+        )
+    if key == "-":
+        key = sys.stdin.readline().strip()
     try:
-        body = request.read_bytes()
+        body = sys.stdin.buffer.read() if request == Path("-") else request.read_bytes()
     except OSError as error:
         raise OperatorError(f"cannot read {request}: {error.strerror}", exit_code=2) from None
-    key = sys.stdin.readline().strip() if inference_key == "-" else inference_key
-    quoted = _ask(f"{gateway_url.rstrip('/').removesuffix('/v1')}/v1/quote/{segment(endpoint)}", key, body)
+    quoted = _ask(f"{url.rstrip('/').removesuffix('/v1')}/v1/quote/{segment(endpoint)}", key, body)
     if output is Output.JSON:
         print_json(quoted)
         return
