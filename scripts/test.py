@@ -20,12 +20,11 @@ import postgres
 NO_TESTS_COLLECTED = 5
 """Exit code of pytest for a pass without tests: an error only if both passes have none."""
 
-WORKERS = ["-n", "2", "--dist", "worksteal"]
-"""A worker without tests takes some of the other's: the slowest files stand together, and one worker would be left with all of them."""
-
 PASSES = {
-    "everything but system tests": ["-m", "not system and not engines"],
-    "system tests": ["-m", "system and not engines"],
+    # A worker without tests takes some of the other's: the slowest files stand together, and one worker would be left with all of them.
+    "everything but system tests": ["-n", "2", "--dist", "worksteal", "-m", "not system and not engines"],
+    # The tests of a file share a running platform, so they stay with one worker.
+    "system tests": ["-n", "2", "--dist", "loadfile", "-m", "system and not engines"],
 }
 
 
@@ -47,7 +46,7 @@ def main(arguments: list[str]) -> int:
         for number, (name, options) in enumerate(PASSES.items()):
             print(f"==> {name}", flush=True)
             report = reports / f"{number}.xml"
-            command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *WORKERS, *options, *arguments]
+            command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *options, *arguments]
             exits.append(subprocess.run(command, env=environment, stdin=subprocess.DEVNULL).returncode)
             if report.exists():
                 counts.update(read_counts(report))
