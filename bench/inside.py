@@ -44,15 +44,19 @@ _PEPPER = b"p" * 32
 _HEAD = b"HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 00:00:00 GMT\r\nserver: uvicorn\r\n"
 
 
-def request_bytes(chunks: int) -> bytes:
-    """The request that native/lg.c sends; `chunks` > 0 asks for a stream."""
+BODY_BYTES = 1200
+
+
+def request_bytes(chunks: int, body_bytes: int = BODY_BYTES) -> bytes:
+    """Return the request that native/lg.c sends, with a body of `body_bytes`; `chunks` > 0 asks for a stream."""
     tail = b'"}],"temperature":0.7,"max_tokens":%d' % (chunks or 100)
     tail += b',"seed":0,"stream":true}' if chunks else b"}"
     body = (
         b'{"model":"%b","messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"' % MODEL.encode()
     )
-    text = b"The quick brown fox jumps over the lazy dog. " * 30
-    body += text[: 1200 - len(body) - len(tail)] + tail
+    sentence = b"The quick brown fox jumps over the lazy dog. "
+    text = sentence * (body_bytes // len(sentence) + 1)
+    body += text[: body_bytes - len(body) - len(tail)] + tail
     return (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nUser-Agent: OpenAI/Python 3.54.0\r\nAccept: application/json\r\n"
         b"Authorization: Bearer %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (API_KEY.encode(), len(body), body)
@@ -124,9 +128,9 @@ def _ignore(data: bytes) -> None: ...
 class _Load:
     """`CONNECTIONS` clients that ask again as soon as they were answered, and the engine that answers them."""
 
-    def __init__(self, edge: Edge, loop: asyncio.AbstractEventLoop, chunks: int) -> None:
+    def __init__(self, edge: Edge, loop: asyncio.AbstractEventLoop, chunks: int, body_bytes: int) -> None:
         self._loop = loop
-        self._request = request_bytes(chunks)
+        self._request = request_bytes(chunks, body_bytes)
         self._reads = stream_reads(chunks) if chunks else [answer_bytes()]
         self._last = self._reads[-1][-14:]
         self._left = 0
@@ -213,7 +217,10 @@ class _Sampler:
             self.samples[tuple(stack)] = self.samples.get(tuple(stack), 0) + 1
 
 
-async def _main(scenario: str, count: int, directory: Path, library: str | None, folded: Path | None, limited: Limited) -> None:
+async def _main(options: argparse.Namespace, directory: Path) -> None:
+    scenario: str = options.scenario
+    count: int = options.count
+    folded: Path | None = options.folded
     loop = asyncio.get_running_loop()
     spool = Spool.open(directory / "spool", alarm=lambda event, fields: print(event, fields, file=sys.stderr))
     with open(directory / "log", "wb") as log:
@@ -227,19 +234,19 @@ async def _main(scenario: str, count: int, directory: Path, library: str | None,
             now_us=lambda: time.time_ns() // 1000,
         )
         plane.begin_reset()
-        for entry in snapshot_entries(digest(_PEPPER, API_KEY.encode()), "http://127.0.0.1:9", limited):
+        for entry in snapshot_entries(digest(_PEPPER, API_KEY.encode()), "http://127.0.0.1:9", options.limits, options.deployments):
             plane.add(entry)
         plane.finish_reset(1)
         edge = Edge(plane, EdgeBounds(), HttpBounds())
         edge.tell_date(b"Sun, 22 Nov 2026 00:00:00 GMT")
         chunks = CHUNKS if scenario == "chunk" else 0
-        load = _Load(edge, loop, chunks)
+        load = _Load(edge, loop, chunks, options.body_bytes)
         loop.create_connection = load.connect  # type: ignore[method-assign,assignment]
         units = count * max(1, chunks)
         await load.run(max(WARM_UNITS // max(1, chunks), 2 * CONNECTIONS))  # a head is known from its second time on
         gc.collect()
         gc.freeze()
-        collect = ctypes.PyDLL(library) if library else None
+        collect = ctypes.PyDLL(options.collect) if options.collect else None
         sampler = _Sampler() if folded else None
         if sampler:
             sampler.switch(on=True)
@@ -280,10 +287,11 @@ def main() -> None:
     parser.add_argument("--collect", help="library that tells callgrind when to count")
     parser.add_argument("--folded", type=Path, help="file for the stacks that were sampled")
     parser.add_argument("--limits", type=Limited, choices=list(Limited), default=Limited.REQUESTS, help="limits of the caller")
+    parser.add_argument("--deployments", type=int, default=1, help="equal deployments of the model")
+    parser.add_argument("--body-bytes", type=int, default=BODY_BYTES, help="length of a request's body")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tollway-bench-") as directory:
-        run = _main(arguments.scenario, arguments.count, Path(directory), arguments.collect, arguments.folded, arguments.limits)
-        uvloop.run(run, loop_factory=_Loop)
+        uvloop.run(_main(arguments, Path(directory)), loop_factory=_Loop)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ import gzip
 import heapq
 import json
 import random
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.instruments import build_form, count_instructions
 from tollway.gateway.request import CHARGE_TOKENS_MIN
 from tollway.gateway.selection import BOUNDARIES, Load, Selector
 
@@ -323,13 +325,33 @@ def _with_loss(arrivals: list[Arrival]) -> tuple[list[Arrival], list[Change]]:
     return arrivals, [Change(end / 3, 2, is_there=False), Change(2 * end / 3, 2, is_there=True)]
 
 
+DEPLOYMENTS = 8
+BODY_BYTES = 8192
+REQUESTS_COUNTED = 600
+
+
+def count_cost(form: str) -> str:
+    """Return what a request with a prompt of 8 KB costs with one deployment and with eight equal ones, in instructions under callgrind,
+    with the package in `form` (`pure` or `compiled`)."""
+    with tempfile.TemporaryDirectory(prefix="tollway-bench-") as directory:
+        source = build_form(form, Path(directory))
+        costs: list[float] = []
+        for deployments in (1, DEPLOYMENTS):
+            options = ["--deployments", str(deployments), "--body-bytes", str(BODY_BYTES)]
+            counted = count_instructions("request", REQUESTS_COUNTED, Path(directory), source, *options)
+            costs.append(counted / REQUESTS_COUNTED / 1000)
+    one, several = costs
+    return f"{form}: {one:.1f} thousand instructions a request with 1 deployment, {several - one:+.1f} with {DEPLOYMENTS}"
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the table; with --cost what the choice costs a request."""
     parser = argparse.ArgumentParser(prog="python -m bench.routing", description=main.__doc__)
     parser.add_argument("--requests", type=int, default=6000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cost", choices=["pure", "compiled"], help="count instructions with the package in this form instead")
     arguments = parser.parse_args()
-    print(render(arguments.requests, arguments.seeds))
+    print(count_cost(arguments.cost) if arguments.cost else render(arguments.requests, arguments.seeds))
 
 
 if __name__ == "__main__":

@@ -147,8 +147,8 @@ class Limited(StrEnum):
     TOKENS = "tokens"  # tokens per minute beside them, at six levels: those three, service account, project and organization on the model
 
 
-def snapshot_entries(key_digest: bytes, upstream_url: str, limited: Limited = Limited.REQUESTS) -> list[Entry]:
-    """Return a platform with one caller, one model and one deployment, and limits that are checked and never reached."""
+def snapshot_entries(key_digest: bytes, upstream_url: str, limited: Limited = Limited.REQUESTS, deployments: int = 1) -> list[Entry]:
+    """Return a platform with one caller, one model and its equal deployments, and limits that are checked and never reached."""
     limits = UNLIMITED
     if limited is not Limited.NONE:
         limits = Limits(requests_per_minute=REQUESTS_PER_MINUTE_MAX, concurrent_requests=REQUESTS_PER_MINUTE_MAX)
@@ -165,7 +165,7 @@ def snapshot_entries(key_digest: bytes, upstream_url: str, limited: Limited = Li
         unit_prices=UnitPrices(input=150_000, cached_input=75_000, output=600_000, reasoning=600_000),
     )
     deployment = Deployment(
-        id=f"dep_{1:032x}",
+        id="",
         model=MODEL,
         base_url=upstream_url,
         engine=Engine.VLLM,
@@ -177,6 +177,7 @@ def snapshot_entries(key_digest: bytes, upstream_url: str, limited: Limited = Li
         created_at=0,
     )
     organization_id, project_id = f"org_{1:032x}", f"proj_{1:032x}"
+    equal = [msgspec.structs.replace(deployment, id=f"dep_{number:032x}") for number in range(1, deployments + 1)]
     return [
         OrganizationEntry(id=organization_id, currency="EUR", terms=(PriceTerms(0, PRICE_LIST),), limits=limits, model_limits=by_model),
         ProjectEntry(id=project_id, organization_id=organization_id, limits=limits, model_limits=by_model),
@@ -190,7 +191,7 @@ def snapshot_entries(key_digest: bytes, upstream_url: str, limited: Limited = Li
             service_account_limits=limits if by_model else UNLIMITED,
         ),
         ModelEntry(id=MODEL, endpoints=(Endpoint.CHAT_COMPLETIONS,), created_at=0, prices=(price,)),
-        DeploymentEntry(id=deployment.id, deployment=deployment),
+        *(DeploymentEntry(id=each.id, deployment=each) for each in equal),
     ]
 
 

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tollway.storage.dumps import find_program
+
 START_SECONDS_MAX = 60
 """Limit for `initdb` and the start, which take 1 s on two idle cores; the rest is for a busy CI machine."""
 
@@ -30,15 +32,6 @@ NOT_INSTALLED = "PostgreSQL is not installed (Debian: apt-get install postgresql
 
 DEBIAN_PACKAGES = {"postgresql": "initdb", "redis-server": "redis-server", "prometheus": "promtool"}
 """Packages of the operating system that the tests use, each with the program that shows that it is installed."""
-
-
-def find_program(name: str) -> Path | None:
-    """The newest PostgreSQL program of that name, or the one on PATH: Debian keeps initdb and postgres off PATH."""
-    versions = [path for path in Path("/usr/lib/postgresql").glob(f"*/bin/{name}") if path.parts[-3].isdigit()]
-    if versions:
-        return max(versions, key=lambda path: int(path.parts[-3]))
-    found = shutil.which(name)
-    return Path(found) if found else None
 
 
 def install_missing() -> list[str]:

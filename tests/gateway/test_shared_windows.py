@@ -45,7 +45,7 @@ class Store:
         done(StoreAnswer(bool(admitted), bool(known), tuple(CounterState(*numbers[at : at + 3]) for at in range(0, len(numbers), 3))))
 
     def read(self, prepared: PreparedLimits, done: Callable[[StoreAnswer | None], None]) -> None:
-        raise NotImplementedError
+        raise AssertionError("no history reads the store")
 
     def settle(self, prepared: PreparedLimits, owner: str, moves: Sequence[int], previous: str = "") -> None:
         for cell in self.model.cells.values():

@@ -28,13 +28,13 @@ from tollway.domain.budgets import (
     find_fixed_cost,
     find_output_price,
 )
-from tollway.domain.faults import BUDGET_EXCEEDED, BUDGET_UNAVAILABLE, COST_EXCEEDED, OVERLOADED, Fault
-from tollway.domain.money import format_amount
+from tollway.domain.faults import BUDGET_EXCEEDED, BUDGET_UNAVAILABLE, COST_EXCEEDED, OVERLOADED, PARAMETER_INVALID, Fault
+from tollway.domain.money import format_amount, parse_sum
 from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.snapshot import BudgetEntry
 from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, UsageSource, billed_by
 from tollway.gateway.driver import OVER, Waiter
-from tollway.gateway.request import Call
+from tollway.gateway.request import Call, RequestHead
 
 OUTPUT_TOKENS_UNBOUNDED = 16_384
 """Output of each sequence that a request may have under a hard budget if neither it nor its model bounds it."""
@@ -674,3 +674,14 @@ def _refuse(hold: BudgetHold, account: BudgetAccount, available_pico: int) -> Fa
     )
     is_spent = account.limit_pico - account.spent_pico < least
     return Fault(BUDGET_EXCEEDED, message=message, headers=b"x-should-retry: false\r\n" if is_spent else b"")
+
+
+def read_max_cost(head: RequestHead) -> int | None:
+    """Return the most that a request may cost, in pico of the organization's currency; None if it says nothing. Raises Fault."""
+    if head.max_cost is None:
+        return None
+    try:
+        return parse_sum(head.max_cost.decode("ascii"))
+    except ValueError:
+        message = "The header 'x-max-cost' must be an amount in the organization's currency, such as 0.05."
+        raise Fault(PARAMETER_INVALID, param="x-max-cost", message=message) from None

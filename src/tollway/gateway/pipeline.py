@@ -7,27 +7,20 @@ sampled log line, so a flood of 401s costs no disk and no bill.
 
 import re
 import time
-from functools import partial
-
-import msgspec
 
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
-from tollway.domain.limits import Standing
-from tollway.domain.money import parse_sum
 from tollway.gateway.authenticate import authenticate, require_endpoint
 from tollway.gateway.authorize import authorize
-from tollway.gateway.budgets import BudgetHold, describe_budgets
+from tollway.gateway.budgets import BudgetHold, read_max_cost
 from tollway.gateway.buffers import BufferHold
-from tollway.gateway.dialects.table import DIALECTS
-from tollway.gateway.driver import CoroutineDriver, Waiter
-from tollway.gateway.limit import charge_upload, describe_limits, limit, limit_shared
+from tollway.gateway.driver import CoroutineDriver
+from tollway.gateway.limit import charge_upload, limit, limit_shared
 from tollway.gateway.meter import UsageRecord, meter
 from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
-from tollway.gateway.quote import Quote
 from tollway.gateway.refusals import refuse
 from tollway.gateway.relay import relay
 from tollway.gateway.request import Call, Caller, ClientGone, Request, RequestHead
@@ -99,106 +92,6 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         observe(request, call, record, fault, plane)
 
 
-def list_models(request: Request, client: Client, plane: Plane) -> None:
-    """GET /v1/models and /v1/models/{model}: what this key may use, at which prices and within which bounds.
-    `request.body` holds the model's name, or nothing for all."""
-    caller: Caller | None = None
-    try:
-        if plane.directory.obstacle is not None:
-            raise Fault(plane.directory.obstacle, retry_after_seconds=1)
-        caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
-        listings, at = plane.model_listings, request.received_at
-        name = request.body.decode("latin-1")
-        body = listings.find(caller, name, at) if name else listings.list_all(caller, at)
-        if body is None:
-            raise Fault(faults.MODEL_UNKNOWN, param="model")
-        client.answer(200, _JSON + DIALECTS[request.endpoint].identify(request.id), body)
-    except Fault as caught:
-        caught.forget_frames()
-        fault = caught if caller is not None else client.throttle(caught, request.headers)
-        refuse(request, client, fault)
-        plane.metrics.count(plane.metrics.refusals, fault.kind.code)
-
-
-def list_limits(request: Request, client: Client, plane: Plane) -> None:
-    """GET /v1/limits: every limit that binds this key, how it stands on this gateway, and which level binds first."""
-    caller: Caller | None = None
-    try:
-        if plane.directory.obstacle is not None:
-            raise Fault(plane.directory.obstacle, retry_after_seconds=1)
-        caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
-        headers = _JSON + b"cache-control: no-store\r\n" + DIALECTS[request.endpoint].identify(request.id)
-        budgets = describe_budgets(caller.budgets, plane.budgets)
-
-        def answer_with(standings: list[Standing]) -> None:
-            if not client.gone:
-                body = {"object": "list", "data": describe_limits(standings), "budgets": budgets}
-                client.answer(200, headers, msgspec.json.encode(body))
-
-        limits, now_ns, shared = caller.principal.limits, time.monotonic_ns(), plane.shared_counters
-        if shared is None:
-            answer_with(plane.counters.list_standings(limits, now_ns))
-        else:
-            shared.read(shared.bind(caller.organization.id, limits, now_ns), answer_with)
-    except Fault as caught:
-        caught.forget_frames()
-        fault = caught if caller is not None else client.throttle(caught, request.headers)
-        refuse(request, client, fault)
-        plane.metrics.count(plane.metrics.refusals, fault.kind.code)
-
-
-async def quote(request: Request, client: Client, plane: Plane) -> None:
-    """POST /v1/quote/...: what the request in the body would cost, and what would refuse it now. Nothing is counted, spent or sent."""
-    caller: Caller | None = None
-    try:
-        if plane.directory.obstacle is not None:
-            raise Fault(plane.directory.obstacle, retry_after_seconds=1)
-        caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
-        require_endpoint(caller, request.endpoint)
-        call = authorize(caller, request, plane.directory, plane.media_bounds)
-        quoted = Quote(call)
-        standings: list[Standing] = []
-        limits, now_ns, shared = caller.principal.limits, time.monotonic_ns(), plane.shared_counters
-        if shared is None:
-            standings.extend(plane.counters.list_standings(limits, now_ns))
-        else:
-            read = Waiter()
-            shared.read(shared.bind(caller.organization.id, limits, now_ns), partial(_take_standings, standings, read))
-            await read
-        refusal = await _find_cost_refusal(call, plane)
-        if not client.gone:
-            headers = _JSON + b"cache-control: no-store\r\n" + call.dialect.identify(request.id)
-            client.answer(200, headers, msgspec.json.encode(quoted.describe(standings, refusal)))
-    except Fault as caught:
-        caught.forget_frames()
-        fault = caught if caller is not None else client.throttle(caught, request.headers)
-        refuse(request, client, fault)
-        plane.metrics.count(plane.metrics.refusals, fault.kind.code)
-
-
-def _take_standings(standings: list[Standing], read: Waiter, found: list[Standing]) -> None:
-    standings.extend(found)
-    read.resume()
-
-
-async def _find_cost_refusal(call: Call, plane: Plane) -> Fault | None:
-    """Return the fault by which a budget or the client's own bound on the cost would refuse a call now, by reserving and ending the
-    reservation at once. The call's output is lowered to what would be allowed."""
-    max_cost = read_max_cost(call.request.head)
-    hold: BudgetHold | None = None
-    refusal: Fault | None = None
-    try:
-        hold = plane.budgets.reserve(call, call.caller.budgets, max_cost)
-        await hold.waiter
-    except Fault as caught:
-        caught.forget_frames()
-        refusal = caught
-    finally:
-        if hold is not None:
-            plane.budgets.settle(hold, None)
-    return refusal
-
-
 def read_head(headers: dict[bytes, bytes], endpoint: Endpoint, address: str) -> RequestHead:
     """Return what these headers say. `address`: the client's. The client's trace is continued with its decision on sampling and its
     `tracestate` (W3C Trace Context); without a valid parent both are ours. Its own id of the request is kept for the log if it is one
@@ -212,17 +105,6 @@ def read_head(headers: dict[bytes, bytes], endpoint: Endpoint, address: str) -> 
     tracestate = state if _TRACESTATE.fullmatch(state) else b""
     flags = f"{int(trace.group(2), 16) & _TRACE_FLAGS:02x}"
     return RequestHead(endpoint, headers, trace.group(1).decode(), client_request_id, flags, tracestate, address)
-
-
-def read_max_cost(head: RequestHead) -> int | None:
-    """Return the most that a request may cost, in pico of the organization's currency; None if it says nothing. Raises Fault."""
-    if head.max_cost is None:
-        return None
-    try:
-        return parse_sum(head.max_cost.decode("ascii"))
-    except ValueError:
-        message = "The header 'x-max-cost' must be an amount in the organization's currency, such as 0.05."
-        raise Fault(faults.PARAMETER_INVALID, param="x-max-cost", message=message) from None
 
 
 def new_id(plane: Plane) -> str:

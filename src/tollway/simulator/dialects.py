@@ -9,6 +9,7 @@ where vLLM has nulls.
 import base64
 import hashlib
 import struct
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
@@ -101,7 +102,7 @@ def whole_of(script: Script) -> Whole:
 # The two OpenAI dialects differ in a choice's inside and in which nulls they show
 
 
-class _OpenAI:
+class _OpenAI(ABC):
     id_prefix: str
     chunk_object: bytes
     spare_usage: bytes  # what a chunk has where it has no usage
@@ -170,9 +171,9 @@ class _OpenAI:
     def _usage_of_body(self, cached_tokens: int, made_each: int) -> bytes:
         return b"null" if self._plan.usage == "missing" else self._usage(cached_tokens, made_each, nulls=True)
 
+    @abstractmethod
     def bare_finish(self, choice: int, finish_reason: str) -> bytes:
         """A choice with a finish reason and no content."""
-        raise NotImplementedError
 
 
 class _Chat(_OpenAI):

@@ -125,7 +125,7 @@ def _describe_postgres(tx: PlatformTx) -> DatabaseCopy:
 
 
 def _run_client(program: str, options: list[str], url: sa.URL, *arguments: str) -> None:
-    path = find_client(program)
+    path = find_program(program)
     if path is None:
         raise DumpFailed(f"{program} is not installed (Debian: apt-get install postgresql-client)")
     address = url.set(drivername="postgresql", password=None).render_as_string()
@@ -138,10 +138,11 @@ def _run_client(program: str, options: list[str], url: sa.URL, *arguments: str) 
         raise DumpFailed(f"{program}: {' '.join(done.stderr.split())[:500]}")
 
 
-def find_client(program: str) -> Path | None:
-    """Return the newest client program of PostgreSQL of that name. Debian keeps each version's own off PATH, and the newest reads all."""
-    versions = [path for path in Path("/usr/lib/postgresql").glob(f"*/bin/{program}") if path.parts[-3].isdigit()]
+def find_program(name: str) -> Path | None:
+    """Return the newest program of PostgreSQL of that name, or else the one on PATH. Debian keeps each version's own off PATH, and the
+    newest clients read all."""
+    versions = [path for path in Path("/usr/lib/postgresql").glob(f"*/bin/{name}") if path.parts[-3].isdigit()]
     if versions:
         return max(versions, key=lambda path: int(path.parts[-3]))
-    found = shutil.which(program)
+    found = shutil.which(name)
     return Path(found) if found else None

@@ -21,6 +21,9 @@ from tollway.domain.faults import Fault
 from tollway.engines.profile import EngineProfile
 from tollway.gateway.dialects.answers import ABSENT, is_absent
 
+_ERROR = msgspec.Raw(b'"error"')
+"""Member `object` of an error."""
+
 _UNSHOWABLE = re.compile(r"[^\x20-\x7e]|https?:|[/\\]\w+[/\\]|[Bb]earer|sk-|tw_|key", re.ASCII)
 """Patterns that a text must not contain to be shown to a client: paths, addresses, anything like a credential."""
 
@@ -69,6 +72,13 @@ def read_fault(body: bytes, status: int, engine: EngineProfile, *, first: bool) 
     """Return the fault that an engine's error stands for. `first`: it came before any part of an answer, so an overload means that no work
     was begun."""
     return _classify(_read_error(body), status, engine, first=first)
+
+
+def check_no_error(body: bytes, error: msgspec.Raw, object: msgspec.Raw, engine: EngineProfile) -> None:
+    """Raise the Fault that a body of status 200 stands for if it is an error, as some engines send it: its member `error`, if it has one
+    that says something, or `object` says so."""
+    if not is_absent(error) or object == _ERROR:
+        raise read_fault(body, 500, engine, first=True)
 
 
 def read_answer_fault(status: int, body: bytes, engine: EngineProfile, retry_after: bytes | None, now_us: int) -> Fault:

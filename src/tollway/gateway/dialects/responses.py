@@ -19,7 +19,7 @@ from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.gateway.dialects import fields, openai_requests, responses_as_chat
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent, rename_model
 from tollway.gateway.dialects.dialect import Dialect
-from tollway.gateway.dialects.engine_errors import read_fault
+from tollway.gateway.dialects.engine_errors import check_no_error, read_fault
 from tollway.gateway.dialects.fields import MESSAGES_MAX, TOOLS_MAX, Check
 from tollway.gateway.dialects.openai_requests import SERVICE_TIERS
 from tollway.gateway.dialects.prompt_salt import salt_instructions
@@ -98,7 +98,6 @@ class _Answer(msgspec.Struct):
     error: msgspec.Raw = ABSENT
 
 
-_ERROR = msgspec.Raw(b'"error"')
 _EMPTY = msgspec.Raw(b'""')
 
 _answer = msgspec.json.Decoder(_Answer)
@@ -117,8 +116,7 @@ def render_error_data(fault: Fault, request_id: str | None = None) -> bytes:
 def read_answer(body: bytes, context: AnswerContext) -> Answer:
     """Read a body of status 200. Raises Fault if it is not a response, or one that failed."""
     answer = decode(_answer, body, "answer")
-    if not is_absent(answer.error) or answer.object == _ERROR:
-        raise read_fault(body, 500, context.engine, first=True)
+    check_no_error(body, answer.error, answer.object, context.engine)
     if bytes(answer.status) in _FAILED_STATUSES:
         raise Fault(faults.UPSTREAM_FAILED, detail="the engine gave the request up")
     if is_absent(answer.output):

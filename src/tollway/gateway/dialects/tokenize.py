@@ -11,7 +11,7 @@ from tollway.domain.faults import Fault
 from tollway.gateway.dialects import fields
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent
 from tollway.gateway.dialects.dialect import PLAIN_PROMPT_TOKENS_ADDED, Dialect
-from tollway.gateway.dialects.engine_errors import read_fault
+from tollway.gateway.dialects.engine_errors import check_no_error
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.openai_requests import NOT_FORWARDED
 from tollway.gateway.dialects.openai_stream import OpenAIStream
@@ -46,15 +46,13 @@ class _Answer(msgspec.Struct):
     error: msgspec.Raw = ABSENT
 
 
-_ERROR = msgspec.Raw(b'"error"')
 _answer = msgspec.json.Decoder(_Answer)
 
 
 def read_answer(body: bytes, context: AnswerContext) -> Answer:
     """Read a body of status 200, of either API. Raises Fault if it has neither tokens nor a text."""
     answer = decode(_answer, body, "answer")
-    if not is_absent(answer.error) or answer.object == _ERROR:
-        raise read_fault(body, 500, context.engine, first=True)
+    check_no_error(body, answer.error, answer.object, context.engine)
     if is_absent(answer.tokens) and is_absent(answer.prompt):
         raise Fault(faults.UPSTREAM_INVALID, detail="answer without tokens")
     return Answer(body, Quantities(), None)

@@ -7,6 +7,7 @@ is refused with the name of the field, before anything is recorded.
 A translated stream ends only after the engine's own terminator: until then the last events of the client's API are not written at all.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -165,7 +166,7 @@ def strip_id(chat: ChatAnswer) -> str:
     return id if id.isascii() and id.replace("-", "").replace("_", "").isalnum() and len(id) <= 128 else "0"
 
 
-class TranslatedStream:
+class TranslatedStream(ABC):
     """Reads one stream of chat completions and returns the events of another API. For the attributes see `openai_stream.OpenAIStream`.
 
     A subclass writes events: the beginning, the pieces of output as they come, and the end. Pieces of one kind that follow each other are
@@ -259,30 +260,30 @@ class TranslatedStream:
 
     # Written by the API's own subclass.
 
+    @abstractmethod
     def begin(self, chat: ChatAnswer, used: Quantities) -> bytes:
         """Return the events that begin the answer. `used`: what is known of the input already."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add_reasoning(self, text: str) -> bytes:
         """Return the events for more reasoning."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add_text(self, text: str) -> bytes:
         """Return the events for more text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add_refusal(self, text: str) -> bytes:
         """Return the events for more of a refusal."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begin_call(self, id: str, name: str) -> bytes:
         """Return the events that begin a call of a function."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add_arguments(self, text: str) -> bytes:
         """Return the events for more arguments of the call that was begun last."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, finish: Finish, used: Quantities) -> bytes:
         """Return the events that end the answer."""
-        raise NotImplementedError

@@ -5,6 +5,7 @@ and the last event is the terminator, which is held back until FINAL is durable.
 """
 
 import re
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import msgspec
@@ -35,7 +36,7 @@ _type = re.compile(rb'"([\x21\x23-\x5b\x5d-\x7e]{1,64})"')
 """A type of an event that can stand on a line of its own as it is."""
 
 
-class TypedStream:
+class TypedStream(ABC):
     """Reads one stream's events; see `openai_stream.OpenAIStream` for the attributes. `terminator` is the held last event.
 
     `last_events`: types of the events that end a stream as it should. A subclass reads what its API says in `read_event`.
@@ -56,10 +57,10 @@ class TypedStream:
         self.terminator = b""
         self.template: EventTemplate | None = None
 
+    @abstractmethod
     def read_event(self, name: bytes, data: bytes, event: TypedEvent) -> bytes:
         """Read an event that is no error, of the type `name` (empty if it has none that can be relayed). Return the data to relay. Raises
         Fault."""
-        raise NotImplementedError
 
     def read_regular(self, data: bytes, start: int, end: int) -> bytes | None:
         """Return None: no event of these APIs is worth a way of its own."""

@@ -14,7 +14,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault, FaultKind
-from tollway.gateway import pipeline
+from tollway.gateway import pipeline, queries
 from tollway.gateway.buffers import LARGE_BYTES
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
@@ -92,13 +92,13 @@ def _list_models(connection: RoutedConnection, http: HttpRequest, path: bytes) -
     path = path.replace(b"%2F", b"/").replace(b"%2f", b"/")
     head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS, connection.find_address(http))
     request = connection.new_request(http, head, unquote_to_bytes(path[len(_MODELS_PREFIX) :]))
-    pipeline.list_models(request, connection, connection.plane)
+    queries.list_models(request, connection, connection.plane)
 
 
 def _list_limits(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     """Answer with the limits that bind the caller."""
     head = pipeline.read_head(http.headers, Endpoint.CHAT_COMPLETIONS, connection.find_address(http))
-    pipeline.list_limits(connection.new_request(http, head, b""), connection, connection.plane)
+    queries.list_limits(connection.new_request(http, head, b""), connection, connection.plane)
 
 
 def _quote(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
@@ -109,7 +109,7 @@ def _quote(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None
         connection.answer_fault(Fault(kind))
         return
     request = connection.new_request(http, pipeline.read_head(http.headers, endpoint, connection.find_address(http)), http.body)
-    CoroutineDriver(copy_context()).start(pipeline.quote(request, connection, connection.plane))
+    CoroutineDriver(copy_context()).start(queries.quote(request, connection, connection.plane))
 
 
 def _answer_alive(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
