@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.instruments import build_form, count_instructions
-from tollway.gateway.request import CHARGE_TOKENS_MIN
-from tollway.gateway.selection import BOUNDARIES, Load, Selector
+from tollway.gateway.selection import BOUNDARIES, CHARGE_TOKENS_MIN, Load, Selector
 
 TRACE = Path(__file__).parent / "traces" / "mooncake-conversation.jsonl.gz"
 TRACE_STEP_SECONDS = 3.0

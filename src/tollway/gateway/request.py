@@ -20,7 +20,7 @@ from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.dialect import Dialect, Translation
 from tollway.gateway.ports import OutputHold
 from tollway.gateway.principal import Principal
-from tollway.gateway.selection import Load
+from tollway.gateway.selection import Charge
 from tollway.gateway.uploads import Upload
 from tollway.wire import bodies
 from tollway.wire.http import NO_HEADERS
@@ -71,9 +71,6 @@ class RequestHead:
         self.address = address
         self.admitted: Caller | None = None
 
-
-CHARGE_TOKENS_MIN = 16.0
-"""Tokens that each request is charged with at least: a block of an engine's prefix cache."""
 
 _BARE_HEADS = {endpoint: RequestHead(endpoint, NO_HEADERS) for endpoint in Endpoint}
 """Heads without headers that replace released ones. Shared, never written to."""
@@ -267,34 +264,6 @@ class ModelGrant:
         if output_cap is None or output_cap == self.model.output_tokens_max:  # a cap that a budget sets is of one request
             self._injected[key] = deployment, injected
         return injected
-
-
-class Charge:
-    """The load that a request is to the deployment that it is sent to, until its answer begins. `chosen`: the deployment for which
-    `uncached_tokens` were estimated; any other one is charged with all `tokens`. `gateways`: how many send as much."""
-
-    __slots__ = ("_charged", "_charged_tokens", "chosen", "gateways", "tokens", "uncached_tokens")
-
-    def __init__(self, chosen: Load, tokens: float, uncached_tokens: float, gateways: int) -> None:
-        self.chosen = chosen
-        self.tokens = tokens
-        self.uncached_tokens = uncached_tokens
-        self.gateways = gateways
-        self._charged: Load | None = None
-        self._charged_tokens = 0.0
-
-    def begin(self, load: Load) -> None:
-        """The request is sent to the deployment of this load. Short prompts count as CHARGE_TOKENS_MIN, or nothing would spread them."""
-        tokens = self.uncached_tokens if load is self.chosen else self.tokens
-        self._charged = load
-        self._charged_tokens = max(tokens, CHARGE_TOKENS_MIN) * self.gateways
-        load.send(self._charged_tokens)
-
-    def release(self) -> None:
-        """Its answer began, or the attempt ended. Doing so twice changes nothing."""
-        load, self._charged = self._charged, None
-        if load is not None:
-            load.begin_answer(self._charged_tokens)
 
 
 class Call:

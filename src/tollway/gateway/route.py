@@ -14,8 +14,8 @@ from zlib import crc32
 
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import UPSTREAM_NONE, Fault
-from tollway.gateway.request import Call, Charge
-from tollway.gateway.selection import hash_prefixes
+from tollway.gateway.request import Call
+from tollway.gateway.selection import Charge, hash_prefixes
 from tollway.gateway.upstreams.health import Reliability
 from tollway.gateway.upstreams.upstream import Upstream, Upstreams
 

@@ -42,6 +42,8 @@ for the next request; with 0.8 prompts wait longer for little more hits (`python
 OTHERS_MAX = 8
 """Deployments weighed beside home and owner. In a larger group they are a random sample, so that many gateways do not all see the same one
 as the cheapest."""
+CHARGE_TOKENS_MIN = 16.0
+"""Tokens that each request is charged with at least: a block of an engine's prefix cache."""
 
 
 class Load:
@@ -63,6 +65,34 @@ class Load:
         """Subtract `tokens` that were sent and need no more waiting for."""
         queued = self.queued_tokens - tokens
         self.queued_tokens = queued if queued > 0.0 else 0.0
+
+
+class Charge:
+    """The load that a request is to the deployment that it is sent to, until its answer begins. `chosen`: the deployment for which
+    `uncached_tokens` were estimated; any other one is charged with all `tokens`. `gateways`: how many send as much."""
+
+    __slots__ = ("_charged", "_charged_tokens", "chosen", "gateways", "tokens", "uncached_tokens")
+
+    def __init__(self, chosen: Load, tokens: float, uncached_tokens: float, gateways: int) -> None:
+        self.chosen = chosen
+        self.tokens = tokens
+        self.uncached_tokens = uncached_tokens
+        self.gateways = gateways
+        self._charged: Load | None = None
+        self._charged_tokens = 0.0
+
+    def begin(self, load: Load) -> None:
+        """The request is sent to the deployment of this load. Short prompts count as CHARGE_TOKENS_MIN, or nothing would spread them."""
+        tokens = self.uncached_tokens if load is self.chosen else self.tokens
+        self._charged = load
+        self._charged_tokens = max(tokens, CHARGE_TOKENS_MIN) * self.gateways
+        load.send(self._charged_tokens)
+
+    def release(self) -> None:
+        """Its answer began, or the attempt ended. Doing so twice changes nothing."""
+        load, self._charged = self._charged, None
+        if load is not None:
+            load.begin_answer(self._charged_tokens)
 
 
 def hash_prefixes(body: bytes, start: int, salt: int) -> list[int]:
