@@ -246,6 +246,38 @@ class TestRefused:
             assert await each.finish(30) is True
         assert before.epoch.segment_path(1).exists()
 
+    async def test_81_epoch_of_a_wrong_clock_waits_with_an_alarm_while_later_ones_are_shipped_and_is_offered_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shipper, "REFUSED_SECONDS", 0.05)
+        collector, alarms, refused = Collector(), Alarms(), set[int]()
+
+        async def answer(request: Request) -> Answer:
+            if request.method == "PUT" and int(request.path.split("/")[5]) in refused:
+                return 403, b'{"error":{"code":"epoch_refused"}}'
+            return await collector.answer(request)
+
+        ahead = Spool.open(tmp_path, alarm=no_alarm, options=OPTIONS, clock=lambda: EPOCH + 10**13)
+        refused.add(ahead.epoch.number)
+        await use(ahead, range(5))
+        await ahead.close()
+        opened = Spool.open(tmp_path, alarm=no_alarm, options=OPTIONS, clock=lambda: EPOCH + 10**7)
+        async with LinkServer(answer) as server:
+            each = make(opened, tmp_path, server.url, alarms)
+            async with running(each):
+                await use(opened, range(10, 15))
+                await until(lambda: any(number == opened.epoch.number for _, number in collector.taken))
+                await until(lambda: sum(f"/{ahead.epoch.number}/" in request.path for request in server.requests) > 3)
+                assert each.metrics.epochs_refused == 1
+                assert alarms.names() == ["epoch_refused"]
+                refused.clear()
+                await until(lambda: any(number == ahead.epoch.number for _, number in collector.taken))
+                await until(lambda: each.metrics.epochs_refused == 0)
+            await opened.close()
+            assert await each.finish(30) is True
+        assert alarms.names() == ["epoch_refused"]
+        assert_arrived(collector, tmp_path)
+
 
 class TestSpace:
     async def test_only_what_control_has_is_removed(self, tmp_path: Path) -> None:

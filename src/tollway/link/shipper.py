@@ -5,7 +5,8 @@ about what has arrived: a batch that control has already is skipped there, a gap
 and the file `shipped` is a note for people and for the housekeeping below. Each process asks once for every epoch that
 is still here, so that a control that was restored from a backup is told again. Bytes travel as they lie on disk;
 control checks checksums and chain. If it refuses them (400), something between this disk and that program is broken:
-that epoch stops, with an alarm, and nothing is skipped.
+that epoch stops, with an alarm, and nothing is skipped. If it refuses an epoch because of the instant at which it began (a clock was
+wrong), that epoch alone waits, with an alarm, and is offered again every REFUSED_SECONDS until a clock or an operator has changed that.
 
 Each turn also looks after the directory: epochs whose process died are recovered, and what control has is removed
 when it is old or when space is short.
@@ -55,6 +56,12 @@ FIRST_CONTACT_SECONDS = 30.0
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 5.0
 """Pauses before the next attempt while control is away."""
 
+EPOCH_REFUSED = "epoch_refused"
+"""Code of control's answer for an epoch that cannot have begun when it says (`tollway.control.record_checks`)."""
+
+REFUSED_SECONDS = 60.0
+"""Pause before an epoch that control refused is offered again: what ends a refusal, a clock or an operator, takes minutes."""
+
 REQUEST_SECONDS_MAX = 15.0
 """For one batch: a transaction of control takes a tenth of a second, waiting for its turn at the database perhaps
 seconds."""
@@ -77,6 +84,7 @@ class ShipperMetrics:
     bytes_shipped: int = 0
     attempts_failed: int = 0
     epochs_stopped: int = 0
+    epochs_refused: int = 0
     epochs_unshipped: int = 0
 
 
@@ -92,6 +100,10 @@ class _ControlAway(Exception):
     """No usable answer; try again later."""
 
 
+class _EpochRefused(Exception):
+    """Control takes no record of this epoch; the others are shipped."""
+
+
 async def _pieces(data: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(data), PIECE_BYTES):
         yield data[start : start + PIECE_BYTES]
@@ -99,13 +111,15 @@ async def _pieces(data: bytes) -> AsyncIterator[bytes]:
 
 @dataclass(slots=True)
 class _Cursor:
-    """Progress of an epoch's shipping. `end_seq`: the seq after its CLOSE, None while there is none."""
+    """Progress of an epoch's shipping. `end_seq`: the seq after its CLOSE, None while there is none. `refused_until`: the loop's time
+    before which a refused epoch is not offered again."""
 
     epoch: EpochFiles
     node_id: str
     position: Position
     end_seq: int | None = None
     is_stopped: bool = False
+    refused_until: float | None = None
     noted_seq: int = 0
 
     def is_done(self) -> bool:
@@ -203,13 +217,14 @@ class Shipper:
             elif epoch.is_closed() or epoch.is_damaged():
                 unshipped += not await self._ship(epoch, None)
         self.metrics.epochs_unshipped = unshipped
+        self.metrics.epochs_refused = sum(cursor.refused_until is not None for cursor in self._cursors.values())
 
     async def _ship(self, epoch: EpochFiles, end: Position | None) -> bool:
         """Ship `epoch` up to `end`, or to the last record there is. True if control has all of it and no more will
         come."""
         try:
             cursor = self._cursors.get(epoch.number) or await self._open_cursor(epoch)
-            if cursor is None or cursor.is_stopped:
+            if cursor is None or cursor.is_stopped or self._is_refused(cursor):
                 return False
             if cursor.end_seq is None and epoch.is_closed():
                 cursor.end_seq = await asyncio.to_thread(_read_end, epoch)
@@ -222,6 +237,9 @@ class Shipper:
                 await self._put(cursor, data, position)
             await self._note_shipped(cursor)
             return cursor.is_done()
+        except _EpochRefused as error:
+            self._note_refused(self._cursors[epoch.number], error)
+            return False
         except OSError as error:
             if self._disk.exists(epoch.directory):  # else another process found it shipped, and removed it
                 self._note_waiting(epoch.number, error)
@@ -259,9 +277,12 @@ class Shipper:
         answer = await self._request("PUT", url, data)
         if answer.status_code == 400:
             raise SpoolDamaged(f"epoch {cursor.epoch.number}, record {cursor.position.seq}", "control refused the records")
+        if answer.status_code == 403 and _find_code(answer) == EPOCH_REFUSED:
+            raise _EpochRefused(describe_refusal(answer))
         if answer.status_code not in (200, 409):
             raise _ControlAway(describe_refusal(answer))
         self.metrics.batches += 1
+        cursor.refused_until = None
         self.metrics.bytes_shipped += len(data)
         next_seq = _next_seq(answer)
         if next_seq == position.seq:
@@ -302,6 +323,15 @@ class Shipper:
             cursor.is_stopped = True
             self.metrics.epochs_stopped += 1
             self._alarm("spool_shipping_stopped", {"epoch": epoch.number, "error": str(error)})
+
+    def _is_refused(self, cursor: _Cursor) -> bool:
+        return cursor.refused_until is not None and asyncio.get_running_loop().time() < cursor.refused_until
+
+    def _note_refused(self, cursor: _Cursor, error: _EpochRefused) -> None:
+        """Let a refused epoch wait; an alarm tells of the first refusal only. Its records stay on disk."""
+        if cursor.refused_until is None:
+            self._alarm("epoch_refused", {"epoch": cursor.epoch.number, "error": str(error)})
+        cursor.refused_until = asyncio.get_running_loop().time() + REFUSED_SECONDS
 
     def _note_waiting(self, epoch: int, error: OSError) -> None:
         """Raise an alarm, once for each epoch and error, because a disk is full or failing. Nothing is lost: the epoch is tried again."""
@@ -417,11 +447,15 @@ class _Error(msgspec.Struct, frozen=True):
 
 def describe_refusal(answer: httpx2.Response) -> str:
     """Return the status of an answer and, where it is an error of control's, its code, such as `node_mismatch`: it names the remedy."""
+    code = _find_code(answer)
+    return f"control answered {answer.status_code}" + ("" if code is None else f" {code[:64]}")
+
+
+def _find_code(answer: httpx2.Response) -> str | None:
     try:
-        code = msgspec.json.decode(answer.content, type=_Error).error.code
+        return msgspec.json.decode(answer.content, type=_Error).error.code
     except ValueError:
-        return f"control answered {answer.status_code}"
-    return f"control answered {answer.status_code} {code[:64]}"
+        return None
 
 
 def _next_seq(answer: httpx2.Response) -> int:

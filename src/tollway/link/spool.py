@@ -23,6 +23,7 @@ another's.
 """
 
 import asyncio
+import itertools
 import mmap
 import os
 import secrets
@@ -568,9 +569,13 @@ def _unavailable() -> Fault:
 
 
 def _make_epoch(directory: Path, now_us: int, disk: Disk) -> tuple[EpochFiles, int]:
-    """A directory for a new epoch and the descriptor that holds its lock. The caller holds the spool's lock."""
-    epochs = list_epochs(directory, disk)
-    number = max(now_us, epochs[-1].number + 1 if epochs else 0)
+    """A directory for a new epoch and the descriptor that holds its lock. The caller holds the spool's lock.
+
+    Its number is this clock's instant, also below that of the epoch before: a run that began while the clock was far ahead would pass its
+    error on to every later run, and control refuses epochs from the future.
+    """
+    taken = {epoch.number for epoch in list_epochs(directory, disk)}
+    number = next(free for free in itertools.count(now_us) if free not in taken)
     epoch = EpochFiles(directory / f"epoch-{number}", number, disk)
     disk.mkdir(epoch.directory, 0o700)
     epoch_lock = lock(epoch.directory / "LOCK", disk, wait=False)

@@ -252,6 +252,7 @@ class _Link:
         shipper = self.shipper = Shipper(spool, directory, control_link_url=url, node_key=node_key, alarm=self.alarm)
         gauges["tollway_shipper_bytes"] = lambda: shipper.metrics.bytes_shipped
         gauges["tollway_shipper_attempts_failed"] = lambda: shipper.metrics.attempts_failed
+        gauges["tollway_shipper_epochs_refused"] = lambda: shipper.metrics.epochs_refused
         gauges["tollway_shipper_epochs_unshipped"] = lambda: shipper.metrics.epochs_unshipped
         self.background.start("shipper", partial(_run_after, self.joined, shipper.run))
         leases = self.leases = LeaseClient(
