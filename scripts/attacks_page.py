@@ -179,12 +179,14 @@ Whoever sends a guessed beginning learns so whether somebody sent it before. Eng
 |---|---|---|
 | vLLM, the simulator | all endpoints | |
 | SGLang | chat completions, completions, responses | messages |
-| TensorRT-LLM (1.1 and later) | chat completions, completions | messages, responses |
+| TensorRT-LLM (1.1 and later) | chat completions, completions, messages | responses |
 | Dynamo, llama.cpp, other servers of OpenAI's API | | chat completions, completions, messages, responses |
 
-`cache_isolation` of a deployment decides, unless its model has `share_cache: true`:
+An endpoint that is translated to chat completions (docs/apis.md) is separated as these are: messages of TensorRT-LLM always, others where
+`translated_endpoints` of a deployment names them. `cache_isolation` of a deployment decides, unless its model has `share_cache: true`:
 
-- `engine` (default): the engine's salt where it has one. Elsewhere the cache is shared, and `tollway apply` warns of it.
+- `engine` (default): the engine's salt where it has one. Elsewhere the cache is shared, and `tollway apply` and
+  `tollway models deploy` warn of it.
 - `prompt`: where the engine has no salt, the organization's salt becomes the first bytes of the system prompt (32 characters and a line
   end, about 20 tokens, which the model reads and the client pays). Completions have no system prompt: their cache stays shared.
 - `dedicated`: the deployment serves one organization; list its model only in that organization's projects.

@@ -104,8 +104,19 @@ async def test_prompt_of_completions_is_never_changed() -> None:
 @pytest.mark.parametrize("engine", Engine)
 def test_every_endpoint_whose_cache_is_shared_is_listed(engine: Engine) -> None:
     generating = [Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS, Endpoint.MESSAGES, Endpoint.RESPONSES]
-    salted = ENGINES[engine].salted_endpoints
-    assert list_shared_caches(engine, CacheIsolation.ENGINE, Endpoint) == sorted(set(generating) - salted)
-    assert list_shared_caches(engine, CacheIsolation.PROMPT, Endpoint) == sorted({Endpoint.COMPLETIONS} - salted)
-    assert list_shared_caches(engine, CacheIsolation.DEDICATED, Endpoint) == []
-    assert list_shared_caches(engine, CacheIsolation.ACCEPTED, Endpoint) == []
+    profile = ENGINES[engine]
+    salted = set(profile.salted_endpoints)
+    salted |= profile.translated_endpoints if Endpoint.CHAT_COMPLETIONS in salted else set()
+    assert list_shared_caches(engine, CacheIsolation.ENGINE, Endpoint, []) == sorted(set(generating) - salted)
+    assert list_shared_caches(engine, CacheIsolation.PROMPT, Endpoint, []) == sorted({Endpoint.COMPLETIONS} - salted)
+    assert list_shared_caches(engine, CacheIsolation.DEDICATED, Endpoint, []) == []
+    assert list_shared_caches(engine, CacheIsolation.ACCEPTED, Endpoint, []) == []
+
+
+def test_translated_endpoint_is_separated_as_chat_completions_are() -> None:
+    given = [Endpoint.MESSAGES, Endpoint.RESPONSES]
+    assert list_shared_caches(Engine.TRTLLM, CacheIsolation.ENGINE, given, []) == [Endpoint.RESPONSES]
+    assert list_shared_caches(Engine.TRTLLM, CacheIsolation.ENGINE, given, [Endpoint.RESPONSES]) == []
+    assert list_shared_caches(Engine.SGLANG, CacheIsolation.ENGINE, given, []) == [Endpoint.MESSAGES]
+    assert list_shared_caches(Engine.SGLANG, CacheIsolation.ENGINE, given, [Endpoint.MESSAGES]) == []
+    assert list_shared_caches(Engine.LLAMACPP, CacheIsolation.ENGINE, given, given) == given

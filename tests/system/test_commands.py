@@ -221,6 +221,14 @@ def test_a_model_by_hand(serving: Running) -> None:
     assert "tiny" not in do(serving, "models", "list")
 
 
+def test_deploy_warns_of_a_shared_prefix_cache_until_its_isolation_is_decided(serving: Running) -> None:
+    do(serving, "models", "create", "cached")
+    deploy = ["models", "deploy", "cached", "--engine", "llamacpp", "--data-dir", str(serving.directory), "--base-url"]
+    assert "share the prefix cache of model cached at http://127.0.0.1:8" in tollway(*deploy, "http://127.0.0.1:8").stderr
+    assert tollway(*deploy, "http://127.0.0.1:9", "--cache-isolation", "dedicated").stderr == ""
+    do(serving, "models", "archive", "cached")
+
+
 def test_an_ambiguous_tenant_is_asked_for_by_name(serving: Running) -> None:
     for name in ("left", "right"):
         do(serving, "organizations", "create", name)

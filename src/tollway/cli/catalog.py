@@ -2,6 +2,7 @@
 file."""
 
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from tollway.cli.class_options import with_price_options
 from tollway.cli.client import ControlUrl, DataDir, Key, connect, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows, report_effect
+from tollway.cli.plan import warn_of_shared_caches
 from tollway.cli.platform_file import resolve_credential
 from tollway.cli.times import Zone
 from tollway.domain.billing_classes import BillingClass
@@ -132,7 +134,11 @@ def deploy(
     }
     with connect(control_url, key, data_dir) as control:
         made = control.post("/platform/deployments", body)
+        model = control.get(f"/platform/models/{segment(name)}")
     print_json(made) if output is Output.JSON else print(made["id"])
+    if not model["share_cache"]:
+        for warning in warn_of_shared_caches(name, base_url, engine, cache_isolation, map(Endpoint, model["endpoints"]), translate or []):
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 @app.command()

@@ -4,7 +4,7 @@ The current state has the same shape as the file, so a plan is the difference of
 compared; nothing is ever deleted. What cannot be changed once it exists (a currency, an engine's name for a model) is
 refused when the plan is made, before anything was done."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from tollway.cli.platform_file import (
 )
 from tollway.domain.billing_classes import ROWS, BillingClass, format_unit_price
 from tollway.domain.budgets import BudgetMode, BudgetWindow
-from tollway.domain.catalog import CacheIsolation
+from tollway.domain.catalog import CacheIsolation, Endpoint, Engine
 from tollway.domain.money import format_amount, parse_sum
 from tollway.domain.price_books import format_discount, parse_discount
 from tollway.domain.usage import ServiceTier
@@ -86,16 +86,26 @@ def list_warnings(current: PlatformFile, wanted: PlatformFile) -> Iterator[str]:
             continue
         deployed = {} if there is None or there.deployments is UNSET else there.deployments
         for base_url, deployment in _items(model.deployments):
-            isolation = deployment.cache_isolation
-            if isolation is UNSET:
-                isolation = deployed[base_url].cache_isolation if base_url in deployed else UNSET
-            shared = list_shared_caches(deployment.engine, CacheIsolation.ENGINE if isolation is UNSET else isolation, model.endpoints)
-            if shared:
-                yield (
-                    f"organizations share the prefix cache of model {name} at {base_url}, because {deployment.engine} cannot separate it on"
-                    f" {', '.join(shared)}: an answer's time and its cached tokens show whether another organization sent the same text."
-                    " Set the deployment's `cache_isolation` to `prompt`, `dedicated` or `accepted`"
-                )
+            isolation, translated = deployment.cache_isolation, deployment.translated_endpoints
+            if base_url in deployed:
+                isolation = deployed[base_url].cache_isolation if isolation is UNSET else isolation
+                translated = deployed[base_url].translated_endpoints if translated is UNSET else translated
+            isolation = CacheIsolation.ENGINE if isolation is UNSET else isolation
+            translated = [] if translated is UNSET else translated
+            yield from warn_of_shared_caches(name, base_url, deployment.engine, isolation, model.endpoints, translated)
+
+
+def warn_of_shared_caches(
+    model: str, base_url: str, engine: Engine, isolation: CacheIsolation, endpoints: Iterable[Endpoint], translated: Iterable[Endpoint]
+) -> Iterator[str]:
+    """Yield a warning if the prefix cache of a deployment lets one organization learn of another's prompts and nobody has decided so."""
+    shared = list_shared_caches(engine, isolation, endpoints, translated)
+    if shared:
+        yield (
+            f"organizations share the prefix cache of model {model} at {base_url}, because {engine} cannot separate it on"
+            f" {', '.join(shared)}: an answer's time and its cached tokens show whether another organization sent the same text."
+            " Set the deployment's `cache_isolation` to `prompt`, `dedicated` or `accepted`"
+        )
 
 
 def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iterator[PlannedChange]:

@@ -41,11 +41,15 @@ _WITHOUT_PREFIXES = frozenset(
 """Endpoints that generate nothing, so that no engine caches prefixes for them."""
 
 
-def list_shared_caches(engine: Engine, isolation: CacheIsolation, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
-    """Return the endpoints at which organizations share the prefix cache of a deployment without anybody having decided so."""
+def list_shared_caches(
+    engine: Engine, isolation: CacheIsolation, endpoints: Iterable[Endpoint], translated: Iterable[Endpoint]
+) -> list[Endpoint]:
+    """Return the endpoints at which organizations share the prefix cache of a deployment without anybody having decided so. `translated`:
+    those that the deployment itself has translated to chat completions, besides those that its engine never has."""
     if isolation in (CacheIsolation.DEDICATED, CacheIsolation.ACCEPTED):
         return []
     separated = ENGINES[engine].salted_endpoints | _WITHOUT_PREFIXES
     if isolation is CacheIsolation.PROMPT:
         separated |= _SYSTEM_PROMPT_ENDPOINTS
-    return sorted(set(endpoints) - separated)
+    as_chat = ENGINES[engine].translated_endpoints.union(translated)
+    return sorted({each for each in endpoints if (Endpoint.CHAT_COMPLETIONS if each in as_chat else each) not in separated})
