@@ -37,9 +37,9 @@ from tollway.domain.proofs import hash_price
 from tollway.domain.rollups import UsageQuery
 from tollway.domain.usage import Admit, Final, Outcome, UsageSource, encode
 from tollway.serve import garbage
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 from tollway.storage.partitions import list_months
+from tollway.storage.record_archive import Archive
 from tollway.storage.usage_events import EVENT_COLUMNS
 from tollway.wire.segments import extend, first_chain
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.fakes import Upstream
 from tests.gateway.harness import Served, chat, completion, connect, gateway, message, whole
-from tollway.gateway.body_readers import BodyReaders
+from tollway.gateway.body_reader_pool import BodyReaders
 
 TURNS = 3
 PIECE_BYTES = 200_000

@@ -1,9 +1,9 @@
 """The evaluation of routing: `python -m bench.routing`, which prints the table of docs/routing.md.
 
 Engines are simulated: each computes the prompts that wait, first come first served, and keeps the blocks that it computed last. The
-gateways run the code of the product (`gateway.selection`), and know what it knows: what they sent themselves, and which answers began. They
-do not talk. Two kinds of load: conversations of Mooncake's trace (bench/traces), whose prompts share prefixes, and prompts that share
-nothing.
+gateways run the code of the product (`gateway.prefix_routing`), and know what it knows: what they sent themselves, and which answers
+began. They do not talk. Two kinds of load: conversations of Mooncake's trace (bench/traces), whose prompts share prefixes, and prompts
+that share nothing.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.instruments import build_form, count_instructions
-from tollway.gateway.selection import BOUNDARIES, CHARGE_TOKENS_MIN, Load, Selector
+from tollway.gateway.prefix_routing import BOUNDARIES, CHARGE_TOKENS_MIN, Load, Selector
 
 TRACE = Path(__file__).parent / "traces" / "mooncake-conversation.jsonl.gz"
 TRACE_STEP_SECONDS = 3.0

@@ -35,7 +35,7 @@ from tollway.domain.snapshot import (
     ProjectEntry,
 )
 from tollway.domain.tenants import Status
-from tollway.link.copies import write_copy
+from tollway.link.snapshot_copies import write_copy
 
 API_KEY = new_key(KeyType.LIVE, bytes(RANDOM_BYTES)).secret  # worth nothing outside a benchmark's own gateway
 MODEL = "m1"

@@ -12,8 +12,8 @@ from pathlib import Path
 from bench import collector
 from tollway.control.verify import verify
 from tollway.serve import garbage
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
 
 ROUNDS = 5
 EVENTS = 18_000

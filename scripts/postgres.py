@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tollway.storage.dumps import find_program
+from tollway.storage.database_dumps import find_program
 
 START_SECONDS_MAX = 60
 """Limit for `initdb` and the start, which take 1 s on two idle cores; the rest is for a busy CI machine."""

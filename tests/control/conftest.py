@@ -7,8 +7,8 @@ import pytest
 
 from tests.control.harness import Running, TenantSetup, make_tenant, running
 from tests.storage.databases import SqliteTemplate, fill
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
 
 
 @pytest.fixture

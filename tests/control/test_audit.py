@@ -29,8 +29,8 @@ from tollway.domain.price_books import BookPrice, compile_price
 from tollway.domain.proofs import encode_leaf, hash_price, hash_statement
 from tollway.domain.usage import Close, Outcome, Record, Tick, encode
 from tollway.storage import prices as stored_prices
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
 
 VERIFIER = Path(__file__).parents[2] / "verifier" / "tollway_verifier.py"
 

@@ -19,8 +19,8 @@ from tollway.control.verify import verify
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.periods import Bounds, PeriodState
 from tollway.domain.usage import Close, Record, Tick
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
 
 AFTER_DAYS = 3
 DUE = SEPTEMBER.end_at + AFTER_DAYS * DAY_US

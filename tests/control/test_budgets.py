@@ -22,8 +22,8 @@ from tollway.domain.quotas import DEFAULT_SIZES
 from tollway.domain.snapshot import BudgetEntry
 from tollway.domain.usage import Close, Final, billed
 from tollway.storage import platform_queries
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
 
 NOW = EPOCH + 1_000_000_000
 T = TypeVar("T")

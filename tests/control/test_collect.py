@@ -34,8 +34,8 @@ from tollway.domain.usage import TOKENS_MAX, Close, Outcome, Progress, Record, T
 from tollway.storage import rollups as stored_rollups
 from tollway.storage import schema_money as money
 from tollway.storage import usage_events as stored
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
 
 NOW = EPOCH + 400 * 86_400_000_000
 """The time of the control plane: after everything that the samples say happened."""

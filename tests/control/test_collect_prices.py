@@ -21,8 +21,8 @@ from tollway.domain.usage import ServiceTier
 from tollway.storage import prices as stored
 from tollway.storage import schema_money as money
 from tollway.storage import schema_prices
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
 
 FLEX = msgspec.structs.replace(
     PRICE, id="price_" + "f" * 32, tier=ServiceTier.FLEX, unit_prices=msgspec.structs.replace(PRICE.unit_prices, input=135_000)

@@ -29,8 +29,8 @@ from tollway.domain.ids import KEY, new_id
 from tollway.domain.keys import RANDOM_BYTES, KeyOrigin, KeyType, Operator
 from tollway.domain.usage import Close, Outcome
 from tollway.storage import corrections as stored
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database, PlatformTx
+from tollway.storage.record_archive import Archive
 
 OPERATOR = Operator(ACTOR, KeyOrigin.FIRST)
 APPROVER = Operator("key_" + "b" * 32, KeyOrigin.SECOND)

@@ -14,10 +14,10 @@ from tests.control.harness import NODE_ID, Running, TenantSetup, answered, make_
 from tollway.control import publish
 from tollway.domain.limits import DIMENSIONS, USES_REPORTED_MAX, LevelLimits, LimitLevel, Limits
 from tollway.domain.snapshot import Entry, KeyEntry, OrganizationEntry, ProjectEntry
-from tollway.gateway.counters import MemoryCounters
+from tollway.gateway.memory_counters import MemoryCounters
 from tollway.gateway.principal import principal_of_key
-from tollway.link.limit_reports import LimitReporter
-from tollway.storage import limit_reports, platform_queries
+from tollway.link.limit_use_reports import LimitReporter
+from tollway.storage import limit_use_reports, platform_queries
 
 EVERY = {dimension.name: 1000 + place for place, dimension in enumerate(DIMENSIONS)} | {"tokens_per_minute": 5000, "tokens_per_day": 6000}
 MODEL = "limits/large"
@@ -251,7 +251,7 @@ async def test_reporter_of_a_gateway_brings_the_limits_with_the_largest_part_use
 
     def read() -> dict[str, int]:
         with control.plane.database.platform(write=False) as tx:
-            return {use.subject_id: use.held for each in limit_reports.list_reports(tx, [NODE_ID]) for use in each.uses}
+            return {use.subject_id: use.held for each in limit_use_reports.list_reports(tx, [NODE_ID]) for use in each.uses}
 
     async with asyncio.timeout(30):
         while len(read()) < USES_REPORTED_MAX or "proj_0" not in read():

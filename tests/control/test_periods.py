@@ -36,8 +36,8 @@ from tollway.storage import lost_requests as stored_lost_requests
 from tollway.storage import nodes as stored_nodes
 from tollway.storage import periods as stored_periods
 from tollway.storage import schema_money as money
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database, PlatformTx
+from tollway.storage.record_archive import Archive
 from tollway.wire.segments import first_chain
 
 ACTOR = "key_" + "a" * 32

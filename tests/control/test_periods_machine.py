@@ -25,8 +25,8 @@ from tollway.domain.pages import PageWindow
 from tollway.domain.periods import Period, PeriodState, period_id
 from tollway.domain.usage import Close, Record, Tick, encode
 from tollway.storage import corrections as stored_corrections
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
 from tollway.wire.segments import extend, first_chain
 
 MONTHS = (SEPTEMBER, OCTOBER, NOVEMBER)

@@ -28,8 +28,8 @@ from tollway.domain.keys import KeyType
 from tollway.domain.usage import Close
 from tollway.serve.control import ControlSettings, run_control
 from tollway.serve.data_directory import NodeIdentity
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database, DatabaseTooNew
+from tollway.storage.record_archive import Archive
 
 pytestmark = pytest.mark.system
 

@@ -37,8 +37,8 @@ from tollway.domain.periods import PeriodState
 from tollway.domain.quarantine import QuarantinedRecord, QuarantineState
 from tollway.domain.usage import TOKENS_MAX, ServiceTier, Tick
 from tollway.storage import schema_money as money
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
 
 COST = 100 * 270_000 + 20 * 27_000 + 30 * 1_100_000 + 4 * 1_100_000 + 5
 """The cost of each of the requests, in pico."""

@@ -29,7 +29,7 @@ from tollway.domain.reconciliation import HOUR_US, HourState, Tolerance, hour_of
 from tollway.domain.usage import Anomaly, Record
 from tollway.serve import control as serve_control
 from tollway.storage import reconcile as stored
-from tollway.storage.archive import Archive
+from tollway.storage.record_archive import Archive
 
 HOUR = hour_of(serve_control.now()) - 3 * HOUR_US
 """An hour that is long over."""

@@ -13,8 +13,8 @@ from tollway.control.record_checks import CLOCK_ERROR_US_MAX
 from tollway.control.verify import verify
 from tollway.storage import schema
 from tollway.storage import schema_money as money
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
 
 OTHER_PROJECT, OTHER_KEY, SECOND_PROJECT = "proj_" + "2" * 32, "key_" + "2" * 32, "proj_" + "3" * 32
 

@@ -12,8 +12,8 @@ from tollway.control import publish
 from tollway.control.batches import BatchRefused
 from tollway.control.replay import VERSIONS_SKIPPED, replay
 from tollway.control.verify import verify
-from tollway.storage.archive import Archive, ArchiveShort
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive, ArchiveShort
 
 
 @pytest.fixture

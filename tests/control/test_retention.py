@@ -20,9 +20,9 @@ from tollway.domain.periods import month_of, period_id
 from tollway.domain.usage import Admit, Close, Record
 from tollway.storage import partitions
 from tollway.storage import schema_money as money
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
 from tollway.storage.partitions import MONTHS_AHEAD, MONTHS_BEHIND, Month
+from tollway.storage.record_archive import Archive
 
 DAY = 86_400_000_000
 THIS = Month.of(EPOCH)

@@ -33,8 +33,8 @@ from tollway.domain.price_books import DraftLine, DraftState, PriceDraft
 from tollway.domain.quotas import DEFAULT_SIZES
 from tollway.domain.usage import Anomaly, Outcome, Record, ServiceTier, Tick, UsageSource
 from tollway.storage import schema, schema_budgets, schema_money, schema_periods, schema_prices, schema_reconcile  # noqa: F401
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database, PlatformTx
+from tollway.storage.record_archive import Archive
 
 Books = tuple[Database, Archive]
 

@@ -16,11 +16,11 @@ from tests.gateway.test_flood import bent_bodies
 from tollway.domain.catalog import Endpoint, UnknownParameters
 from tollway.domain.faults import Fault
 from tollway.domain.limits import Limits
-from tollway.gateway import body_readers, pipeline
+from tollway.gateway import body_reader_pool, pipeline
 from tollway.gateway.authorize import authorize
-from tollway.gateway.body_examination import Body, Examined, Offer, Refused, decode_answer, decode_body, encode_frame
-from tollway.gateway.body_reader import examine
-from tollway.gateway.body_readers import BodyReaders, to_offer
+from tollway.gateway.body_reader_messages import Body, Examined, Offer, Refused, decode_answer, decode_body, encode_frame
+from tollway.gateway.body_reader_pool import BodyReaders, to_offer
+from tollway.gateway.body_reader_process import examine
 from tollway.gateway.dialects.dialect import END_USER_CHARS_MAX
 from tollway.gateway.plane import Plane
 from tollway.gateway.request import Call, Caller, Request, RequestHead, new_request
@@ -144,7 +144,7 @@ async def test_78_reader_that_hangs_is_ended_at_its_deadline(monkeypatch: pytest
             await pool.authorize(caller, request, made.directory, made.media_bounds)
             (pid,) = pool.pids
             os.kill(pid, signal.SIGSTOP)
-            monkeypatch.setattr(body_readers, "READ_SECONDS_MAX", 0.2)
+            monkeypatch.setattr(body_reader_pool, "READ_SECONDS_MAX", 0.2)
             with pytest.raises(Fault, match="overloaded"):
                 await pool.authorize(caller, request, made.directory, made.media_bounds)
             monkeypatch.undo()
@@ -154,7 +154,7 @@ async def test_78_reader_that_hangs_is_ended_at_its_deadline(monkeypatch: pytest
 
 
 async def test_78_body_is_read_by_the_gateway_where_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_readers.sys, "executable", "/nonexistent")
+    monkeypatch.setattr(body_reader_pool.sys, "executable", "/nonexistent")
     with plane(MODELS) as (made, _, _):
         async with readers() as (pool, alarms):
             call = await pool.authorize(find_caller(made), request_of(made, LARGE), made.directory, made.media_bounds)

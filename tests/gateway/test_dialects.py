@@ -14,10 +14,10 @@ from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.engines.table import ENGINES
 from tollway.gateway.dialects import messages, openai_stream
 from tollway.gateway.dialects.answers import AnswerContext
+from tollway.gateway.dialects.engine_usage import cap_output, check_report
 from tollway.gateway.dialects.messages import MessageStream
 from tollway.gateway.dialects.openai_answers import read_answer, read_usage
 from tollway.gateway.dialects.openai_stream import OpenAIStream
-from tollway.gateway.dialects.usage_reports import cap_output, check_report
 
 
 def context(

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tollway.domain.limits import DAY_NS, MINUTE_NS, LevelLimits, LimitLevel, Limits, gcra, make_rate
-from tollway.gateway import counters as counters_module
-from tollway.gateway.counters import (
+from tollway.gateway import memory_counters
+from tollway.gateway.limit import format_duration
+from tollway.gateway.memory_counters import (
     Bound,
     Counter,
     EndUserLimits,
@@ -22,7 +23,6 @@ from tollway.gateway.counters import (
     find_tightest,
     leave,
 )
-from tollway.gateway.limit import format_duration
 
 LEVELS = st.lists(st.integers(1, 9), min_size=1, max_size=3)
 PAUSES = st.lists(st.integers(0, MINUTE_NS // 2), max_size=30)
@@ -320,7 +320,7 @@ def test_counter_that_is_idle_is_forgotten_and_one_that_is_charged_or_held_is_ke
 
 
 def test_idle_counters_beyond_the_number_examined_at_a_time_are_forgotten_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters_module, "FORGET_MAX", 3)
+    monkeypatch.setattr(memory_counters, "FORGET_MAX", 3)
     counters, now = MemoryCounters(), MINUTE_NS
     levels = [level(0, tokens_per_minute=100, concurrent_requests=1)._replace(id=f"key_{number}") for number in range(8)]
     holds = [counters.reserve(bind(counters, each), units_of(1, 1), now) for each in levels]
@@ -329,7 +329,7 @@ def test_idle_counters_beyond_the_number_examined_at_a_time_are_forgotten_in_tur
         assert hold is not None
         counters.settle(hold, units_of(0, 0), now)
     for _ in range(4):
-        now += counters_module.FORGET_NS
+        now += memory_counters.FORGET_NS
         counters.forget_idle(now)
         left.append((len(counters._buckets), len(counters._counters)))
     assert left == [(6, 6), (3, 3), (1, 1), (1, 1)]
@@ -355,7 +355,7 @@ def test_end_users_are_counted_one_by_one_beside_the_other_levels() -> None:
 
 
 def test_83_end_users_beyond_the_bound_are_counted_together_until_others_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters_module, "END_USERS_MAX", 10)
+    monkeypatch.setattr(memory_counters, "END_USERS_MAX", 10)
     counters, now = MemoryCounters(), MINUTE_NS
 
     def ask(number: int) -> bool:

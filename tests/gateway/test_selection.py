@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.fakes import Do, Script, Upstream, until
 from tests.gateway.harness import Served, chat, completion, connect, gateway, message, post, whole
 from tollway.domain.snapshot import Change
-from tollway.gateway.selection import (
+from tollway.gateway.prefix_routing import (
     ANCHOR_REQUESTS_MIN,
     BOUNDARIES,
     TABLE_MAX,

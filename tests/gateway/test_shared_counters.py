@@ -13,8 +13,8 @@ import pytest
 from tests.storage.counter_servers import CounterServer, counter_server, find_servers
 from tollway.domain.limits import MINUTE_NS, LevelLimits, LimitLevel, Limits, Standing
 from tollway.gateway import shared_counters
-from tollway.gateway.counters import EndUserLimits, SharedBound, Units
 from tollway.gateway.driver import CoroutineDriver
+from tollway.gateway.memory_counters import EndUserLimits, SharedBound, Units
 from tollway.gateway.shared_counters import SharedCounters, SharedHold, divide
 from tollway.storage.shared_counters import STRIKES_MAX, RedisCounters, StoreOptions, read_states
 

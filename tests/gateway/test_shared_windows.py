@@ -12,7 +12,7 @@ from typing import Any, cast
 from tests.storage.test_shared_counters import START_US, Model
 from tollway.domain.limits import MINUTE_NS, SECOND_NS, LevelLimits, LimitLevel, Limits
 from tollway.domain.shared_limits import CounterState, PreparedLimits, SharedCounter, StoreAnswer
-from tollway.gateway.counters import QUANTITIES, SharedBound, Units
+from tollway.gateway.memory_counters import QUANTITIES, SharedBound, Units
 from tollway.gateway.shared_counters import SharedCounters, SharedHold
 from tollway.storage.shared_counters import prepare
 

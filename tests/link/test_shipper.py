@@ -24,7 +24,7 @@ from tollway.link.epochs import list_epochs
 from tollway.link.recovery import Alarm
 from tollway.link.shipper import Shipper, ShipperOptions
 from tollway.link.spool import Spool, SpoolOptions
-from tollway.storage.archive import Archive
+from tollway.storage.record_archive import Archive
 from tollway.wire.segments import Reader, first_chain
 
 OPTIONS = SpoolOptions(segment_bytes=65_536, slots_max=32, tick_seconds=3600)

@@ -18,10 +18,10 @@ from tests.link.link_server import Answer, LinkServer, Publisher, Request, until
 from tests.link.spools import Alarms, no_alarm
 from tollway.domain.snapshot import Change, Entry, OrganizationEntry, kind_of
 from tollway.gateway.directory import Directory
-from tollway.link import copies, snapshots
-from tollway.link.copies import ChangeLog, CopyDamaged, encode_change, find_confirmation, load_copy, write_copy
+from tollway.link import snapshot_copies, snapshot_follower
 from tollway.link.recovery import Alarm
-from tollway.link.snapshots import Follower
+from tollway.link.snapshot_copies import ChangeLog, CopyDamaged, encode_change, find_confirmation, load_copy, write_copy
+from tollway.link.snapshot_follower import Follower
 
 
 def organization(number: int, currency: str = "EUR") -> OrganizationEntry:
@@ -83,7 +83,7 @@ def on_disk(directory: Path) -> tuple[int, dict[tuple[str, str], Entry]]:
 
 
 def test_the_directory_of_the_gateway_is_a_target() -> None:
-    target: snapshots.Target = Directory()
+    target: snapshot_follower.Target = Directory()
     assert target.version == 0
 
 
@@ -126,7 +126,7 @@ class TestFollowing:
         assert all(stored >= acked for acked, stored in seen)
 
     async def test_a_restart_goes_on_from_the_copy_without_control(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(snapshots, "FIRST_CONTACT_SECONDS", 0.0)
+        monkeypatch.setattr(snapshot_follower, "FIRST_CONTACT_SECONDS", 0.0)
         control, mirror = Publisher(), Mirror()
         control.publish("organization", organization(1).id, organization(1))
         async with LinkServer(control.answer) as server, running(follower(mirror, tmp_path, server.url)):
@@ -198,7 +198,7 @@ class TestFollowing:
         assert on_disk(tmp_path)[0] == 50
 
     async def test_an_older_snapshot_never_takes_the_place_of_a_newer(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(snapshots, "FIRST_CONTACT_SECONDS", 0.0)
+        monkeypatch.setattr(snapshot_follower, "FIRST_CONTACT_SECONDS", 0.0)
         write_copy(tmp_path, 9, [organization(1)])
         control, mirror, alarms = Publisher(version=5), Mirror(), Alarms()
         async with LinkServer(control.answer) as server:
@@ -219,7 +219,7 @@ class TestFollowing:
         assert any(request.query.get("follow") == "false" for request in server.requests)
 
     async def test_silence_is_taken_for_a_dead_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(snapshots, "SILENCE_SECONDS_MAX", 0.1)
+        monkeypatch.setattr(snapshot_follower, "SILENCE_SECONDS_MAX", 0.1)
         control, mirror = Publisher(heartbeats=False), Mirror()
         async with LinkServer(control.answer) as server, running(follower(mirror, tmp_path, server.url, Alarms())):
             await until(lambda: sum(request.query.get("follow") == "true" for request in server.requests) >= 3)
@@ -259,7 +259,7 @@ class TestFollowing:
 
         async with LinkServer(control.answer) as server, running(follower(mirror, tmp_path, server.url)):
             await turn()
-        assert turns >= 5000 / copies.YIELD_ENTRIES
+        assert turns >= 5000 / snapshot_copies.YIELD_ENTRIES
 
     async def test_a_damaged_copy_is_as_none(self, tmp_path: Path) -> None:
         write_copy(tmp_path, 3, [organization(1)])
@@ -379,8 +379,8 @@ class TestAge:
         """The gateway applied a revocation that its disk refuses: a copy without it may not count as current."""
         control, mirror, alarms = Publisher(), Mirror(), Alarms()
         control.publish("organization", organization(0).id, organization(0))
-        monkeypatch.setattr(snapshots, "CONFIRMATION_SECONDS", 0.0)
-        monkeypatch.setattr(snapshots, "ACK_SECONDS", 0.01)
+        monkeypatch.setattr(snapshot_follower, "CONFIRMATION_SECONDS", 0.0)
+        monkeypatch.setattr(snapshot_follower, "ACK_SECONDS", 0.01)
 
         def refuse(*_: object) -> None:
             raise OSError("no space")

@@ -32,8 +32,8 @@ from tollway.link.leases import LeaseClient
 from tollway.link.shipper import Shipper, ShipperOptions
 from tollway.link.spool import Spool, SpoolOptions
 from tollway.storage import budgets as stored_budgets
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
 from tollway.storage.usage_events import EventRace
 
 SPOOL = PurePosixPath("/gateway/spool")

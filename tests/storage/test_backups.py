@@ -15,10 +15,10 @@ from tests.storage.databases import PostgresTemplate, SqliteTemplate, fill
 from tollway.control.replay import replay
 from tollway.control.verify import verify
 from tollway.storage import backups
-from tollway.storage.archive import Archive
 from tollway.storage.backups import BackupRefused, Manifest
 from tollway.storage.database import Database
-from tollway.storage.dumps import DumpFailed
+from tollway.storage.database_dumps import DumpFailed
+from tollway.storage.record_archive import Archive
 
 DIGESTS = {"vault_key": "aa", "pepper_1": "bb"}
 

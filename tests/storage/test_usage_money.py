@@ -16,9 +16,9 @@ from tollway.domain.rollups import RollupKey, UsageSums
 from tollway.domain.usage import Anomaly, Outcome, UsageEvent, UsageSource
 from tollway.storage import rollups, usage_events
 from tollway.storage import schema_money as money
-from tollway.storage.archive import Archive, ArchiveShort
 from tollway.storage.database import Database, PlatformTx
 from tollway.storage.partitions import Month
+from tollway.storage.record_archive import Archive, ArchiveShort
 from tollway.storage.schema_money import AMOUNT_DIGITS, Amount
 
 KEY = RollupKey("org_1", 60, 0, "proj_1", "key_1", "echo", "embeddings")

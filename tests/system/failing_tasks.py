@@ -13,7 +13,7 @@ from tollway.gateway.edge import clock, server
 from tollway.gateway.edge.client_connection import ClientConnection
 from tollway.gateway.plane import Plane
 from tollway.link.shipper import Shipper
-from tollway.link.snapshots import Follower
+from tollway.link.snapshot_follower import Follower
 from tollway.serve import gateway
 from tollway.telemetry import LogWriter
 

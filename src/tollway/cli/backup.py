@@ -21,9 +21,9 @@ from tollway.serve import data_directory
 from tollway.serve.control import open_database
 from tollway.settings import OperatorError
 from tollway.storage import backups
-from tollway.storage.archive import Archive, ArchiveShort
 from tollway.storage.backups import BackupRefused, Manifest
-from tollway.storage.dumps import DumpFailed
+from tollway.storage.database_dumps import DumpFailed
+from tollway.storage.record_archive import Archive, ArchiveShort
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 

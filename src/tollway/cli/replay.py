@@ -15,8 +15,8 @@ from tollway.control import replay as replaying
 from tollway.control.batches import BatchRefused
 from tollway.serve import data_directory
 from tollway.settings import OperatorError
-from tollway.storage.archive import Archive, ArchiveShort
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive, ArchiveShort
 
 
 def replay(

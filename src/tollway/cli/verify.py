@@ -13,8 +13,8 @@ from tollway.cli.processes import Config, DataDir, read_settings
 from tollway.control import verify as verification
 from tollway.serve import data_directory, garbage
 from tollway.settings import OperatorError
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
 
 
 def verify(

@@ -41,8 +41,8 @@ from tollway.storage import periods as stored_periods
 from tollway.storage import prices as stored_prices
 from tollway.storage import reconcile as stored_reconcile
 from tollway.storage import rejected_records, rollups, usage_events, watermarks
-from tollway.storage.archive import Archive, ArchiveShort
 from tollway.storage.database import Database, PlatformTx
+from tollway.storage.record_archive import Archive, ArchiveShort
 from tollway.storage.rollups import RollupRow
 from tollway.wire.segments import HEAD_BYTES, Reader, Tail, first_chain, parse_head
 

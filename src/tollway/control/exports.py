@@ -36,8 +36,8 @@ from tollway.storage import ledger as stored_ledger
 from tollway.storage import periods as stored_periods
 from tollway.storage import usage_events as stored_events
 from tollway.storage import watermarks as stored_watermarks
-from tollway.storage.archive import Archive
 from tollway.storage.database import TenantTx
+from tollway.storage.record_archive import Archive
 from tollway.wire.segments import Reader, first_chain
 
 FORMAT = "tollway-audit-2"

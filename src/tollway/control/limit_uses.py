@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tollway.control.publish import NODE_COUNTED_US
 from tollway.domain.limits import LevelLimits, LimitLevel, LimitUse, Standing
 from tollway.domain.shared_limits import EMPTY, CounterState, SharedCounter, drain, list_counters, list_standings
-from tollway.storage import limit_reports, nodes
+from tollway.storage import limit_use_reports, nodes
 from tollway.storage.database import Database, PlatformTx
 from tollway.storage.shared_counters import StoreOptions, read_states
 
@@ -33,7 +33,7 @@ class LimitStandings(NamedTuple):
 
 def store_report(tx: PlatformTx, node_id: str, uses: Sequence[LimitUse], now: int) -> None:
     """Replace what a gateway reported before."""
-    limit_reports.put_report(tx, node_id, uses, now)
+    limit_use_reports.put_report(tx, node_id, uses, now)
 
 
 def find_standings(
@@ -48,7 +48,7 @@ def find_standings(
         source = None if states is None else UseSource.STORE
         return LimitStandings(source, 0, list_standings(counters, [EMPTY] * len(counters) if states is None else states))
     with database.platform(write=False) as tx:
-        reports = limit_reports.list_reports(tx, nodes.list_alive_nodes(tx, now - NODE_COUNTED_US))
+        reports = limit_use_reports.list_reports(tx, nodes.list_alive_nodes(tx, now - NODE_COUNTED_US))
     by_report = [({(use.subject_id, use.model, use.dimension): use for use in each.uses}, now - each.reported_at) for each in reports]
     states = tuple(_add_up(counter, _list_states(counter, by_report)) for counter in counters)
     return LimitStandings(UseSource.GATEWAYS if reports else None, len(reports), list_standings(counters, states))

@@ -15,8 +15,8 @@ from tollway.domain import ids
 from tollway.domain.keys import RANDOM_BYTES
 from tollway.domain.money import PICO
 from tollway.domain.quotas import DEFAULT_SIZES, QuotaSizes
-from tollway.storage.archive import Archive
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive
 from tollway.storage.shared_counters import StoreOptions
 from tollway.storage.vault import LocalVault
 

@@ -20,8 +20,8 @@ from tollway.control.collect import collect
 from tollway.control.quarantine import WaitingRecords
 from tollway.storage import publish as stored_publish
 from tollway.storage import watermarks as stored_watermarks
-from tollway.storage.archive import Archive, ArchiveShort
 from tollway.storage.database import Database
+from tollway.storage.record_archive import Archive, ArchiveShort
 from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, Frame, Reader, Tail, first_chain
 
 VERSIONS_SKIPPED = 1_000_000_000

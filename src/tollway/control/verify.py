@@ -50,9 +50,9 @@ from tollway.storage import ledger as stored_ledger
 from tollway.storage import partitions, rejected_records, rollups, usage_events, watermarks
 from tollway.storage import prices as stored_prices
 from tollway.storage import reconcile as stored_reconcile
-from tollway.storage.archive import CHUNK_BYTES, Archive, ArchiveShort
 from tollway.storage.database import Database, PlatformTx
 from tollway.storage.partitions import RemovedMonth
+from tollway.storage.record_archive import CHUNK_BYTES, Archive, ArchiveShort
 from tollway.storage.rejected_records import RejectedContent
 from tollway.storage.usage_events import BookedEvent, EventRow
 from tollway.wire.segments import HEAD_BYTES, PAYLOAD_BYTES_MAX, Frame, Reader, Tail, first_chain

@@ -10,7 +10,7 @@ from functools import lru_cache
 from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, TOKENS_EXCEEDED, Fault
 from tollway.domain.limits import LevelLimits, LimitLevel, Quantity, Standing, find_binding
 from tollway.domain.usage import UsageSource
-from tollway.gateway.counters import (
+from tollway.gateway.memory_counters import (
     REQUESTS,
     UNLIMITED,
     Bound,

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from tollway.domain.ids import RequestIds
 from tollway.domain.keys import digester
 from tollway.domain.snapshot import BudgetEntry, Change, DeploymentEntry, Entry
-from tollway.gateway.body_readers import BodyReaders
+from tollway.gateway.body_reader_pool import BodyReaders
 from tollway.gateway.budgets import Budgets
 from tollway.gateway.buffers import BufferBounds, Buffers
-from tollway.gateway.counters import MemoryCounters
 from tollway.gateway.directory import Directory
 from tollway.gateway.media.bounds import MediaBounds
+from tollway.gateway.memory_counters import MemoryCounters
 from tollway.gateway.model_listing import ModelListings
 from tollway.gateway.ports import UsageSink, Vault
 from tollway.gateway.relay import Active, RelayBounds, RetryBudget
@@ -101,7 +101,7 @@ class Plane:
         """The snapshot's version; 0 before the first."""
         return self.directory.version
 
-    # The link's follower tells what changed (`link.snapshots.Target`).
+    # The link's follower tells what changed (`link.snapshot_follower.Target`).
 
     def begin_reset(self) -> None:
         """A whole snapshot follows."""

@@ -14,8 +14,8 @@ from tollway.domain.limits import Quantity, Standing
 from tollway.domain.money import format_amount
 from tollway.domain.usage import OUTCOME_POLICIES, OUTCOME_POLICY_CURRENT
 from tollway.gateway.budgets import OUTPUT_TOKENS_EXPECTED
-from tollway.gateway.counters import Units
 from tollway.gateway.limit import estimate_units
+from tollway.gateway.memory_counters import Units
 from tollway.gateway.request import Call
 
 _UNITS = {Quantity.REQUESTS: 0, Quantity.TOKENS: 1, Quantity.INPUT_TOKENS: 2, Quantity.OUTPUT_TOKENS: 3}

@@ -33,7 +33,7 @@ from tollway.engines.table import ENGINES
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
 from tollway.gateway.dialects.dialect import AnswerStream, BoundedStream
 from tollway.gateway.dialects.engine_errors import read_answer_fault
-from tollway.gateway.dialects.usage_reports import cap_to_delivered
+from tollway.gateway.dialects.engine_usage import cap_to_delivered
 from tollway.gateway.driver import OVER, CoroutineDriver, Waiter
 from tollway.gateway.meter import UsageRecord
 from tollway.gateway.ports import Client, OutputHold

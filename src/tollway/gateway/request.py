@@ -15,12 +15,12 @@ from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import BudgetEntry, ModelEntry
 from tollway.domain.usage import Ended, ServiceTier
 from tollway.engines.table import ENGINES, is_translated
-from tollway.gateway.counters import Bound, Bucket, EndUserLimits, SharedBound
 from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.dialect import Dialect, Translation
+from tollway.gateway.memory_counters import Bound, Bucket, EndUserLimits, SharedBound
 from tollway.gateway.ports import OutputHold
+from tollway.gateway.prefix_routing import Charge
 from tollway.gateway.principal import Principal
-from tollway.gateway.selection import Charge
 from tollway.gateway.uploads import Upload
 from tollway.wire import bodies
 from tollway.wire.http import NO_HEADERS

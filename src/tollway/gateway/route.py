@@ -2,7 +2,7 @@
 those that are doubtful or down last (`upstreams.health`). Of equally good ones those that are full come last, whatever their tier: what
 does not fit into a tier goes to the next before it waits.
 Among equals of one tier that have one weight the first one is chosen by its load and by what its prefix cache holds
-(`gateway.selection`). Different weights are shares of the traffic, a canary's for example, and are kept.
+(`gateway.prefix_routing`). Different weights are shares of the traffic, a canary's for example, and are kept.
 
 Where fewer than half of a model's upstreams are good, doubt is ignored: if a busy moment failed at most of them, the others would get the
 load of all, and fail next. Those that are down stay last.
@@ -14,8 +14,8 @@ from zlib import crc32
 
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import UPSTREAM_NONE, Fault
+from tollway.gateway.prefix_routing import Charge, hash_prefixes
 from tollway.gateway.request import Call
-from tollway.gateway.selection import Charge, hash_prefixes
 from tollway.gateway.upstreams.health import Reliability
 from tollway.gateway.upstreams.upstream import Upstream, Upstreams
 

@@ -27,7 +27,8 @@ from tollway.domain.shared_limits import (
     find_wait_us,
     list_standings,
 )
-from tollway.gateway.counters import (
+from tollway.gateway.driver import Waiter
+from tollway.gateway.memory_counters import (
     END_USERS_MAX,
     QUANTITIES,
     REQUESTS,
@@ -45,7 +46,6 @@ from tollway.gateway.counters import (
     identify_end_user,
     identify_other_end_users,
 )
-from tollway.gateway.driver import Waiter
 from tollway.gateway.ports import CounterStore
 
 RENEW_SECONDS = 2.0

@@ -7,7 +7,7 @@ finished, has used its request.
 
 from tollway.domain.faults import Fault
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
-from tollway.gateway.counters import Hold, MemoryCounters
+from tollway.gateway.memory_counters import Hold, MemoryCounters
 
 GROWTH_BYTES = 1024 * 1024
 """Steps in which a body of unknown length is counted."""

@@ -28,7 +28,7 @@ import uvloop
 from tollway.domain.faults import SNAPSHOT_OUTDATED
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 from tollway.gateway.background import BackgroundTasks
-from tollway.gateway.body_readers import BodyReaders
+from tollway.gateway.body_reader_pool import BodyReaders
 from tollway.gateway.buffers import BufferBounds
 from tollway.gateway.directory import Directory
 from tollway.gateway.edge import server
@@ -43,10 +43,10 @@ from tollway.gateway.upstreams import probes
 from tollway.gateway.waiting import QueueBounds
 from tollway.link.joining import join
 from tollway.link.leases import LeaseClient
-from tollway.link.limit_reports import LimitReporter
+from tollway.link.limit_use_reports import LimitReporter
 from tollway.link.recovery import Alarm
 from tollway.link.shipper import Shipper
-from tollway.link.snapshots import Follower
+from tollway.link.snapshot_follower import Follower
 from tollway.link.spool import Spool, SpoolOptions, needed_bytes
 from tollway.link.spool_wait import UnavailableSpool, find_waiting_node, open_when_available
 from tollway.native import FORM

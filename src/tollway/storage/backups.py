@@ -23,9 +23,9 @@ from typing import BinaryIO
 
 import msgspec
 
-from tollway.storage import dumps
-from tollway.storage.archive import Archive, make_directory
+from tollway.storage import database_dumps
 from tollway.storage.database import knows_revision
+from tollway.storage.record_archive import Archive, make_directory
 
 FORMAT = 1
 """Format of a backup. Raised when an older Tollway could misread what a newer one wrote."""
@@ -96,7 +96,7 @@ def create(
     partial = to.with_name(f".{to.name}.partial-{os.getpid()}")
     make_directory(partial)
     try:
-        copied = dumps.copy_database(url, partial / DATABASE)
+        copied = database_dumps.copy_database(url, partial / DATABASE)
         (partial / DATABASE).chmod(0o600)
         files = {DATABASE: _digest(partial / DATABASE)}
         for node_id, epoch, size in Archive(archive).list_epochs():
@@ -176,7 +176,7 @@ def restore(backup: Path, *, url: str, archive: Path, secrets: Path | None, secr
         different = sorted(name for name, digest in manifest.secret_digests.items() if secret_digests.get(name) != digest)
         if different:
             raise BackupRefused(f"the secrets here are not those of the backup: {', '.join(different)}")
-    dumps.check_target(url, manifest.database)
+    database_dumps.check_target(url, manifest.database)
     missing = {path: expected for path, expected in manifest.files.items() if path.startswith(f"{ARCHIVE}/")}
     for path, expected in list(missing.items()):
         here = archive / path.removeprefix(f"{ARCHIVE}/")
@@ -191,7 +191,7 @@ def restore(backup: Path, *, url: str, archive: Path, secrets: Path | None, secr
     if secret_digests is None and secrets is not None:
         _copy(backup / SECRETS, secrets, manifest.files[SECRETS].bytes)
         _sync(secrets.parent)
-    dumps.restore_database(url, backup / DATABASE, manifest.database)
+    database_dumps.restore_database(url, backup / DATABASE, manifest.database)
     return manifest
 
 

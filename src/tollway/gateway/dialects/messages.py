@@ -18,10 +18,10 @@ from tollway.gateway.dialects import fields, messages_as_chat
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent, rename_model
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_errors import read_fault
+from tollway.gateway.dialects.engine_usage import UNBELIEVABLE, UsageReport, cap_input, cap_output, check_report, read_counts
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.prompt_salt import salt_system
 from tollway.gateway.dialects.typed_stream import TypedEvent, TypedStream
-from tollway.gateway.dialects.usage_reports import UNBELIEVABLE, UsageReport, cap_input, cap_output, check_report, read_counts
 from tollway.wire import bodies
 
 SERVICE_TIERS = {"auto": ServiceTier.STANDARD, "standard_only": ServiceTier.STANDARD}

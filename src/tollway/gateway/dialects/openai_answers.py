@@ -8,7 +8,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, check_text, decode, is_absent, rename_model
 from tollway.gateway.dialects.engine_errors import read_fault
-from tollway.gateway.dialects.usage_reports import UsageNames, UsageReport, check_report, read_totals, scale_to_answer
+from tollway.gateway.dialects.engine_usage import UsageNames, UsageReport, check_report, read_totals, scale_to_answer
 
 
 class _PromptDetails(msgspec.Struct):
@@ -51,7 +51,7 @@ _text = msgspec.json.Decoder(str)
 
 
 def read_usage(raw: bytes | msgspec.Raw) -> UsageReport:
-    """Return what of a usage object can be believed (see `usage_reports.read_totals`). OpenAI's prompt_tokens includes cached tokens and
+    """Return what of a usage object can be believed (see `engine_usage.read_totals`). OpenAI's prompt_tokens includes cached tokens and
     completion_tokens includes reasoning."""
     try:
         usage = _usage.decode(raw)

@@ -16,8 +16,8 @@ from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.gateway.dialects.answers import ABSENT, NULL, AnswerContext, check_text, decode, is_absent
 from tollway.gateway.dialects.engine_errors import is_error_event, is_named_error, read_fault
+from tollway.gateway.dialects.engine_usage import UsageReport, cap_input, cap_output, merge_sequences
 from tollway.gateway.dialects.openai_answers import list_choices, read_finish, read_usage
-from tollway.gateway.dialects.usage_reports import UsageReport, cap_input, cap_output, merge_sequences
 from tollway.native import EventTemplate
 from tollway.wire import bodies, sse
 

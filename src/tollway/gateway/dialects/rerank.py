@@ -13,10 +13,10 @@ from tollway.gateway.dialects import fields
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent, rename_model
 from tollway.gateway.dialects.dialect import PLAIN_PROMPT_TOKENS_ADDED, Dialect
 from tollway.gateway.dialects.engine_errors import check_no_error
+from tollway.gateway.dialects.engine_usage import check_report, read_input
 from tollway.gateway.dialects.fields import Check
 from tollway.gateway.dialects.openai_requests import NOT_FORWARDED
 from tollway.gateway.dialects.openai_stream import OpenAIStream
-from tollway.gateway.dialects.usage_reports import check_report, read_input
 from tollway.wire.errors import openai_error
 
 FIELDS: dict[str, Check] = {

@@ -20,11 +20,11 @@ from tollway.gateway.dialects import fields, openai_requests, responses_as_chat
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent, rename_model
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_errors import check_no_error, read_fault
+from tollway.gateway.dialects.engine_usage import UsageNames, check_report, read_totals
 from tollway.gateway.dialects.fields import MESSAGES_MAX, TOOLS_MAX, Check
 from tollway.gateway.dialects.openai_requests import SERVICE_TIERS
 from tollway.gateway.dialects.prompt_salt import salt_instructions
 from tollway.gateway.dialects.typed_stream import TypedEvent, TypedStream
-from tollway.gateway.dialects.usage_reports import UsageNames, check_report, read_totals
 from tollway.wire import bodies
 from tollway.wire.errors import openai_error
 

@@ -9,7 +9,7 @@ import asyncio
 
 from tollway.domain import faults
 from tollway.gateway.edge.edge import REASONS, Edge
-from tollway.gateway.edge.routes import INTERNAL_ROUTES, SmallAnswer, find_path
+from tollway.gateway.edge.paths import INTERNAL_ROUTES, SmallAnswer, find_path
 from tollway.wire.http import HttpRequest, RequestReader
 
 _TEXT = b"content-type: text/plain\r\n"

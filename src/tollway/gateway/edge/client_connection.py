@@ -21,7 +21,7 @@ from tollway.gateway.dialects.table import find_error_dialect
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.edge import edge_policy
 from tollway.gateway.edge.edge import REST_SECONDS, Edge
-from tollway.gateway.edge.routes import ROUTES, Route, find_body_fault, find_path, find_route, find_route_fault
+from tollway.gateway.edge.paths import ROUTES, Route, find_body_fault, find_path, find_route, find_route_fault
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Flow
 from tollway.gateway.refusals import fault_headers

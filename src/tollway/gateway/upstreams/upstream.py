@@ -25,8 +25,8 @@ from tollway.gateway.buffers import Buffers
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.ports import Vault
+from tollway.gateway.prefix_routing import Load, Selector
 from tollway.gateway.request import Request
-from tollway.gateway.selection import Load, Selector
 from tollway.gateway.upstreams.concurrency import ConcurrencyBounds, ConcurrencyLimit
 from tollway.gateway.upstreams.connection import UpstreamConnection
 from tollway.gateway.upstreams.health import Health

@@ -1,8 +1,8 @@
 """Large request bodies are read in processes of their own, because reading one holds the interpreter for tens of milliseconds.
 
-A gateway has a few reader processes (`body_reader`), started when the first large body comes. A body waits for one of them in the queue of
-its organization; the queues take turns. A reader that fails or exceeds its time is ended and replaced; the request whose body it read
-fails, and no other. Where no process can be started, the gateway reads the body itself, with an alarm.
+A gateway has a few reader processes (`body_reader_process`), started when the first large body comes. A body waits for one of them in the
+queue of its organization; the queues take turns. A reader that fails or exceeds its time is ended and replaced; the request whose body it
+read fails, and no other. Where no process can be started, the gateway reads the body itself, with an alarm.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.faults import Fault
 from tollway.gateway.authorize import authorize
-from tollway.gateway.body_examination import (
+from tollway.gateway.body_reader_messages import (
     ANSWER_BYTES_MAX,
     LENGTH,
     Body,
@@ -66,7 +66,7 @@ class Reader:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     "-m",
-                    "tollway.gateway.body_reader",
+                    "tollway.gateway.body_reader_process",
                     str(theirs.fileno()),
                     stdin=DEVNULL,
                     stdout=DEVNULL,

@@ -32,7 +32,8 @@ import msgspec
 
 from tollway.domain.keys import SecretUse
 from tollway.domain.snapshot import FORMAT, Change, Entry, SnapshotHead
-from tollway.link.copies import (
+from tollway.link.recovery import Alarm
+from tollway.link.snapshot_copies import (
     YIELD_ENTRIES,
     ChangeLog,
     Confirmation,
@@ -45,7 +46,6 @@ from tollway.link.copies import (
     write_confirmation,
     write_copy,
 )
-from tollway.link.recovery import Alarm
 from tollway.worker_threads import run_in_thread
 
 __all__ = ["Follower", "Target", "load_copy", "write_copy"]

@@ -1,4 +1,4 @@
-"""`python -m tollway.gateway.body_reader DESCRIPTOR`: a process that reads large request bodies for a gateway (`body_readers`).
+"""`python -m tollway.gateway.body_reader_process DESCRIPTOR`: a process that reads large request bodies for a gateway (`body_reader_pool`).
 
 Reading JSON holds the interpreter, so a large body is read in another one. The rules are those of the gateway itself: `authorize` runs
 here, with what the gateway answers in place of its directory.
@@ -17,7 +17,7 @@ from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.gateway.authorize import authorize_body
-from tollway.gateway.body_examination import (
+from tollway.gateway.body_reader_messages import (
     LENGTH,
     Body,
     Examined,
