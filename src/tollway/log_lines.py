@@ -13,13 +13,14 @@ from tollway.domain.billing_classes import QUANTITY_CLASSES, ROWS
 
 class RequestLine(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The fields that few requests have, those of a fault and those that are off by default: left out when empty. `waited_ms`: time in the
-    queue of a model whose deployments were full."""
+    queue of a model whose deployments were full. `replayed`: the answer was stored with its idempotency key, and given again."""
 
     error_code: str = ""
     detail: str = ""
     client_request_id: str = ""
     peer: str = ""
     waited_ms: float = 0.0
+    replayed: bool = False
 
 
 _FIELDS: list[tuple[str, type]] = [

@@ -289,6 +289,19 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True):
     start."""
 
 
+class IdempotencySection(msgspec.Struct, frozen=True, kw_only=True):
+    """Store of answers to requests of inference with an `Idempotency-Key` (docs/apis.md), in the data directory."""
+
+    lifetime_seconds: Annotated[int, msgspec.Meta(ge=0, le=7 * 86_400)] = 24 * 3600
+    """Time for which an answer is given again. With 0 nothing is stored, and the header has no effect."""
+    answer_bytes_max: Bytes = 1024 * 1024
+    """Longest answer that is stored. A repeated request for a longer one is answered 409."""
+    organization_bytes_max: Bytes = 256 * 1024 * 1024
+    """Disk space for the answers of one organization; a request with a new key beyond it is answered 429."""
+    total_bytes_max: Bytes = 1024 * 1024 * 1024
+    """Disk space for all answers; a request with a new key beyond it is answered 503."""
+
+
 class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway gateway`, the data plane."""
 
@@ -322,6 +335,7 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     queue: QueueSection = QueueSection()
     shedding: SheddingSection = SheddingSection()
     spool: SpoolSection = SpoolSection()
+    idempotency: IdempotencySection = IdempotencySection()
     limits: LimitsSection = LimitsSection()
 
 

@@ -183,6 +183,7 @@ class Metrics:
         self.queue_results: dict[str, int] = {}
         self.queue_seconds = Histogram(DURATION_SECONDS)
         self.retries = 0
+        self.replays = 0
         self.connections_refused = 0
         self.connections_shed = 0
         self.running = 0
@@ -245,6 +246,7 @@ class _Families(Collector):
         not_ready = metrics.not_ready.items()
         yield _counter("tollway_upstream_not_ready", "Times that an engine ceased to take requests.", ("deployment",), not_ready)
         yield _counter("tollway_upstream_retries", "Attempts after the first.", (), [((), metrics.retries)])
+        yield _counter("tollway_replayed_answers", "Answers that were given again by idempotency key.", (), [((), metrics.replays)])
         yield _counter("tollway_connections_refused", "Connections over the bound.", (), [((), metrics.connections_refused)])
         yield _counter("tollway_connections_shed", "Idle connections that made way for others.", (), [((), metrics.connections_shed)])
         restarts, failures = metrics.task_restarts.items(), metrics.callback_failures.items()

@@ -69,7 +69,7 @@ def test_78_body_examined_by_a_reader_gets_the_same_verdict_as_in_the_gateway() 
 
 @pytest.mark.skipif(FORM == "compiled", reason="compiled classes do not name their members")
 def test_reader_answers_with_every_member_of_a_call_that_a_body_decides() -> None:
-    of_the_gateway = {"request", "caller", "grant", "model", "dialect", "price", "output_hold", "repeated", "charge"}
+    of_the_gateway = {"request", "caller", "grant", "model", "dialect", "price", "output_hold", "repeated", "charge", "answer_recorder"}
     assert set(Call.__slots__) - of_the_gateway == set(Examined.__struct_fields__) - {"price_id"}
 
 

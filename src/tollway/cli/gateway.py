@@ -36,6 +36,7 @@ from tollway.serve.limit_counters import LimitsOptions
 from tollway.serve.sockets import parse_address
 from tollway.serve.tls import server_context
 from tollway.settings import GatewaySection, LimitsSection, OperatorError
+from tollway.storage.answer_files import AnswerBounds
 from tollway.wire.http import HttpBounds
 
 BOUNDS: Final[Mapping[str, type]] = {
@@ -47,6 +48,7 @@ BOUNDS: Final[Mapping[str, type]] = {
     "buffers": BufferBounds,
     "queue": QueueBounds,
     "shedding": SheddingBounds,
+    "idempotency": AnswerBounds,
 }
 """Sections of the gateway's settings, and the bounds that each becomes."""
 

@@ -225,6 +225,11 @@ IDEMPOTENCY_UNANSWERED = _client(
     409,
     "A request with this Idempotency-Key was carried out or is at work, and its answer is not stored; look at the resource.",
 )
+IDEMPOTENCY_IN_PROGRESS = _client("idempotency_in_progress", 409, "A request with this Idempotency-Key is at work.")
+IDEMPOTENCY_ANSWERS_EXCEEDED = FaultKind(
+    code="rate_limit_exceeded", status=429, blame=_T, type="requests",
+    message="Your organization has stored as many answers to requests with an Idempotency-Key as it may.",
+)  # fmt: skip
 PRICE_MISSING = _client("price_missing", 400, "A model cannot be published without a price that is valid now.")
 PRICE_INVALID = _client("invalid_price", 400, "The price is not valid.")
 PRICE_DOUBTFUL = _client("doubtful_price", 409, "The check of the draft has warnings; publish it with `accept_warnings` if they are meant.")

@@ -1,7 +1,8 @@
 """The end of a request as operators see it: its metrics and its one log line, whatever happened to it.
 
 A request that was admitted is counted by its outcome, by model, and logged once with what its FINAL says. A refusal before admission is
-a counter and a sampled log line, so that a flood of 401s costs no disk. No bill is computed from any of this.
+a counter and a sampled log line, so that a flood of 401s costs no disk; so is an answer that was given again. No bill is computed from any
+of this.
 """
 
 import time
@@ -29,19 +30,22 @@ def observe(request: Request, call: Call | None, record: UsageRecord | None, fau
     if call is not None and final is not None:
         _observe_final(request, call, final, fault, duration, plane)
         return
+    is_replayed = call is not None and call.answer_recorder is not None and call.answer_recorder.is_replayed
     if fault is not None:
         plane.metrics.count(plane.metrics.refusals, fault.kind.code)
+    elif is_replayed:
+        plane.metrics.replays += 1
     if plane.refusal_lines <= 0:
         return
     plane.refusal_lines -= 1
     caller = call.caller if call is not None else None
     line = new_request_line(
         timestamp(request.received_at),
-        "warning",
+        "info" if is_replayed else "warning",
         "request",
         request.id,
         request.trace_id,
-        fault.kind.status if fault is not None else CLIENT_GONE_STATUS,
+        200 if is_replayed else fault.kind.status if fault is not None else CLIENT_GONE_STATUS,
         int(duration * 1e6) / 1000,
         request.endpoint,
         caller.organization.id if caller is not None else "",
@@ -50,6 +54,7 @@ def observe(request: Request, call: Call | None, record: UsageRecord | None, fau
         call.model.id if call is not None else "",
         *_NOTHING_USED,
     )
+    line.replayed = is_replayed
     _write(line, request, fault, plane)
 
 

@@ -11,6 +11,7 @@ import time
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
+from tollway.gateway.answer_recorder import AnswerRecorder, claim
 from tollway.gateway.authenticate import authenticate, require_endpoint
 from tollway.gateway.authorize import authorize
 from tollway.gateway.budgets import BudgetHold, read_max_cost
@@ -20,7 +21,7 @@ from tollway.gateway.limit import charge_upload, limit, limit_shared
 from tollway.gateway.meter import UsageRecord, meter
 from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
-from tollway.gateway.ports import Client
+from tollway.gateway.ports import AnswerStore, Client
 from tollway.gateway.refusals import refuse
 from tollway.gateway.relay import relay
 from tollway.gateway.request import Call, Caller, ClientGone, Request, RequestHead
@@ -44,6 +45,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
     record: UsageRecord | None = None
     fault: Fault | None = None
     hold: BudgetHold | None = None
+    recorder: AnswerRecorder | None = None
     limit_headers = b""
     plane.metrics.running += 1
     try:
@@ -65,6 +67,11 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             admitted = await limit_shared(call, shared, time.monotonic_ns, plane.metrics)
         with admitted as permit:
             limit_headers = permit.headers
+            if request.head.idempotency_key is not None and plane.answer_store is not None:
+                client = recorder = await _claim_answer(call, request.head.idempotency_key, client, plane.answer_store)
+                call.answer_recorder = recorder
+                if recorder.replay(call.dialect.identify(request.id) + limit_headers):
+                    return
             if caller.budgets or request.head.max_cost is not None:
                 hold = plane.budgets.reserve(call, caller.budgets, read_max_cost(request.head))
                 await hold.waiter
@@ -87,6 +94,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         refuse(request, client, fault, limit_headers)
     finally:
         plane.metrics.running -= 1
+        if recorder is not None:
+            recorder.release()
         if hold is not None and (record is None or record.final is not None):  # without FINAL its cost is not known: it stays held
             plane.budgets.settle(hold, None if record is None else record.final)
         observe(request, call, record, fault, plane)
@@ -141,6 +150,20 @@ def admit_upload(caller: Caller, length: int, plane: Plane) -> Upload:
         upload.refund(now_ns)
         raise
     return upload
+
+
+async def _claim_answer(call: Call, key: bytes, client: Client, store: AnswerStore) -> AnswerRecorder:
+    """Return the recorder of a request with an idempotency key. Raises Fault as `answer_recorder.claim` does."""
+    caller, request = call.caller, call.request
+    return await claim(
+        store,
+        client,
+        organization_id=caller.organization.id,
+        key_id=caller.principal.id,
+        endpoint=request.endpoint,
+        key=key,
+        body=request.body,
+    )
 
 
 async def _authorize_upload(caller: Caller, request: Request, upload: Upload, plane: Plane, driver: CoroutineDriver) -> Call:

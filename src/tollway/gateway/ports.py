@@ -6,6 +6,7 @@ A Protocol stands here only where two implementations exist: the real one and th
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from tollway.domain.answers import StoredAnswer
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.limits import LevelLimits
@@ -105,20 +106,58 @@ class Vault(Protocol):
         ...
 
 
+class ClaimedAnswer(Protocol):
+    """The place of the answer to one request with an idempotency key, held until `release`. `answer`: the one that is stored there; None
+    for a request that is to be served."""
+
+    @property
+    def answer(self) -> StoredAnswer | None: ...
+
+    def keep(self, answer: StoredAnswer | None) -> None:
+        """Store the answer durably; None for one that is longer than `AnswerStore.answer_bytes_max`. Blocks. Raises Fault
+        metering_unavailable."""
+        ...
+
+    def release(self) -> None:
+        """Let others claim the request; where nothing was kept it is as if it had never been sent."""
+        ...
+
+
+class AnswerStore(Protocol):
+    """Answers to requests with an idempotency key."""
+
+    answer_bytes_max: int
+    """Longest body that is stored."""
+
+    def claim(self, organization_id: str, digest: bytes, body_digest: bytes) -> ClaimedAnswer:
+        """Return the place of the answer to a request, held by the caller. Blocks.
+
+        Raises Fault idempotency_in_progress, idempotency_key_reused or idempotency_unanswered; rate_limit_exceeded or overloaded if
+        there is no space for another answer; metering_unavailable if the disk fails.
+        """
+        ...
+
+
 class Client(Protocol):
     """The client's end of one exchange: where an answer is written. Implemented by `server.ClientConnection` and by the tests' recorder.
 
     Nothing is awaited: a slow reader is told by `set_flow`, and whoever writes stops its own source.
     """
 
-    committed: bool
-    """True once the status line was sent: from then on nothing can be retried and a fault is an event of the stream."""
+    @property
+    def committed(self) -> bool:
+        """True once the status line was sent: from then on nothing can be retried and a fault is an event of the stream."""
+        ...
 
-    chunked: bool
-    """True if the stream that began is sent in chunks."""
+    @property
+    def chunked(self) -> bool:
+        """True if the stream that began is sent in chunks."""
+        ...
 
-    gone: bool
-    """True once the client closed its connection."""
+    @property
+    def gone(self) -> bool:
+        """True once the client closed its connection."""
+        ...
 
     def answer(self, status: int, headers: bytes, body: bytes) -> None:
         """A whole answer. `headers`: lines ending in CR LF, without content-length."""

@@ -136,7 +136,6 @@ class Exchange:
         "_fed_at",
         "_in_event",
         "_is_client_slow",
-        "_is_cut",
         "_next_bytes",
         "_output_hold",
         "_pending",
@@ -146,6 +145,7 @@ class Exchange:
         "_withheld",
         "call",
         "finished",
+        "is_cut",
         "started",
         "stream",
         "stream_bytes",
@@ -181,7 +181,7 @@ class Exchange:
         self.terminator = b""
         self._output_hold = call.output_hold
         self._withheld: tuple[bytes, Iterator[bytes]] | None = None
-        self._is_client_slow = self._is_cut = False
+        self._is_client_slow = self.is_cut = False
         self.started = self._fed_at = self._sent_at = self._checkpointed = now
         self._fed = False
 
@@ -232,7 +232,7 @@ class Exchange:
         stream = self.stream
         assert stream is not None
         upstream = self._connection.upstream
-        if self._is_cut:
+        if self.is_cut:
             _note_cut(self._record, self.call, upstream, stream, self.stream_bytes)
             return self._record.finish(Outcome.BUDGET_STOPPED)
         self.terminator = stream.terminator
@@ -253,7 +253,7 @@ class Exchange:
             self._withheld = None
             assert self._output_hold is not None
             self._output_hold.abandon()
-        if self.finished and not self._is_cut:
+        if self.finished and not self.is_cut:
             self._connection.settle(time.monotonic())
         else:
             self._connection.close()
@@ -460,7 +460,7 @@ class Exchange:
         assert stream is not None and hold is not None
         if not is_covered:
             self.terminator = cast(BoundedStream, stream).end_early(out, self._record.used)
-            self._is_cut = self.finished = True
+            self.is_cut = self.finished = True
             connection.close()
             self._resume()
             return
@@ -607,6 +607,10 @@ async def relay(
                     try:
                         while not exchange.finished:
                             await exchange.wait()
+                        recorder = permit.call.answer_recorder
+                        if recorder is not None and not exchange.is_cut:
+                            assert exchange.stream is not None
+                            await recorder.keep_stream(exchange.stream.terminator)
                         await exchange.finish()
                         client.end_stream(exchange.terminator)
                     finally:
@@ -731,6 +735,9 @@ async def _attempt(
         del message
         await exchange.wait()
         if call.stream and (exchange.stream is not None or not connection.answer.complete):
+            recorder = call.answer_recorder
+            if recorder is not None:
+                recorder.describe_stream(_EVENTS)
             exchange.commit(_EVENTS + permit.headers)
             permit.headers = b""
             has_begun = True
@@ -744,6 +751,8 @@ async def _attempt(
         read_answer = call.dialect.read_answer if translation is None else translation.read_answer
         answer = read_answer(body, call.answer_context(deployment))
         exchange.finished = True
+        if call.answer_recorder is not None:
+            await call.answer_recorder.keep_body(_JSON, answer.body)
         _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
         await record.finish(Outcome.COMPLETED)
         client.answer(200, _JSON + permit.headers, answer.body)

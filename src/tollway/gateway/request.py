@@ -15,6 +15,7 @@ from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import BudgetEntry, ModelEntry
 from tollway.domain.usage import Ended, ServiceTier
 from tollway.engines.table import ENGINES, is_translated
+from tollway.gateway.answer_recorder import AnswerRecorder
 from tollway.gateway.dialects.answers import AnswerContext
 from tollway.gateway.dialects.dialect import Dialect, Translation
 from tollway.gateway.memory_counters import Bound, Bucket, EndUserLimits, SharedBound
@@ -31,7 +32,7 @@ class RequestHead:
 
     `trace_id`, `client_request_id`: the client's own; empty if it sent none that can be used. `trace_flags`: two hexadecimal digits, the
     parent's decision on sampling; `tracestate`: its list of vendors, empty without a trace (W3C Trace Context, sections 3.2 and 3.3).
-    `max_cost`: the most that a request may cost, as the client wrote it.
+    `max_cost`, `idempotency_key`: as the client wrote them, None without.
     `digest`: of the credential, once a caller was found by it; it saves the work of making it again, 24 thousand instructions a request
     (7 %), and nothing else: each request looks its caller up.
     `address`: the client's, behind trusted proxies; empty if it is not known. `admitted`: the caller whose ranges the address was found in.
@@ -44,6 +45,7 @@ class RequestHead:
         "digest",
         "endpoint",
         "headers",
+        "idempotency_key",
         "max_cost",
         "trace_flags",
         "trace_id",
@@ -67,6 +69,7 @@ class RequestHead:
         self.tracestate = tracestate
         self.client_request_id = client_request_id
         self.max_cost: bytes | None = headers.get(b"x-max-cost")
+        self.idempotency_key: bytes | None = headers.get(b"idempotency-key")
         self.digest: bytes | None = None
         self.address = address
         self.admitted: Caller | None = None
@@ -277,9 +280,11 @@ class Call:
     usage in its stream, so it is removed again. `output_hold`: where budgets reserve the output of a stream while it runs, else None.
     `end_user`: whom the body names, as it stands there; None if that is not limited. `repeated`: fields of the body that a translated
     answer repeats, once the request was translated. `charge`: the load that it is to a deployment, where there was a choice.
+    `answer_recorder`: stores the answer of a request with an idempotency key.
     """
 
     __slots__ = (
+        "answer_recorder",
         "caller",
         "charge",
         "dialect",
@@ -344,6 +349,7 @@ class Call:
         self.end_user: str | None = None
         self.repeated: Mapping[str, Any] | None = None
         self.charge: Charge | None = None
+        self.answer_recorder: AnswerRecorder | None = None
 
     def lower_output(self, tokens: int) -> None:
         """Bound the output of each sequence to `tokens`, in place of what the body says."""

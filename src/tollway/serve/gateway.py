@@ -55,9 +55,11 @@ from tollway.serve.data_directory import NodeIdentity
 from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, share_out
 from tollway.serve.limit_counters import GatewayCount, LimitsOptions, start_counters
 from tollway.serve.sockets import url_of
+from tollway.storage.answer_files import AnswerBounds, AnswerFiles
 from tollway.storage.vault import LocalVault
 from tollway.telemetry import LogWriter
 from tollway.wire.http import HttpBounds
+from tollway.worker_threads import run_in_thread
 
 FINISH_SECONDS = 5.0
 """For the last records to reach control after the spool was closed; what does not is shipped by the next process."""
@@ -66,13 +68,16 @@ FINISH_SECONDS = 5.0
 AGE_CHECK_SECONDS = 0.5
 """Interval at which the age of the snapshot is compared with its bound."""
 
+ANSWERS_SECONDS = 60.0
+"""Interval at which stored answers that have expired are removed."""
+
 NOTICE_SECONDS = 2.0
 """Time after which a gateway that is not ready says what it waits for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayOptions:
-    """Options of a gateway process. `directory` holds `spool/` and `snapshot/`; `control_link_url` None serves from
+    """Options of a gateway process. `directory` holds `spool/`, `snapshot/` and `answers/`; `control_link_url` None serves from
     the snapshot's copy alone, however old it is. `node`: who this gateway is towards control. `log_descriptor`: where request lines go.
     `rules` and `tls` are for the public socket. The sockets are listening already and belong to the supervisor."""
 
@@ -93,6 +98,7 @@ class GatewayOptions:
     buffers: BufferBounds = field(default_factory=BufferBounds)
     queue: QueueBounds = field(default_factory=QueueBounds)
     shedding: SheddingBounds = field(default_factory=SheddingBounds)
+    idempotency: AnswerBounds = field(default_factory=AnswerBounds)
     drain: DrainBounds = field(default_factory=DrainBounds)
     limits: LimitsOptions = field(default_factory=LimitsOptions)
     rules: EdgePolicy | None = None
@@ -163,6 +169,10 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
     if options.buffers.readers:
         plane.body_readers = readers
         plane.metrics.gauges["tollway_body_reader_failures"] = lambda: readers.failures
+    if options.idempotency.lifetime_seconds:
+        answers = AnswerFiles(options.directory / "answers", LocalVault(options.vault_key), options.idempotency, _now_us)
+        plane.answer_store = answers
+        background.start("answer files", partial(_remove_expired_answers, answers))
     counters = start_counters(options.limits, plane, options.node.node_id, alarm, background)
     count = GatewayCount(options.limits, counters, alarm, stop.set)
     if options.relay.probe_seconds:
@@ -210,6 +220,13 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
 def _complete(bounds: SheddingBounds) -> SheddingBounds:
     """Return the bounds with one on memory from the process's control group, where none is set."""
     return bounds if bounds.memory_bytes_max is not None else msgspec.structs.replace(bounds, memory_bytes_max=find_memory_bound())
+
+
+async def _remove_expired_answers(answers: AnswerFiles) -> None:
+    """Remove stored answers once they have expired."""
+    while True:
+        await asyncio.sleep(ANSWERS_SECONDS)
+        await run_in_thread(answers.remove_expired)
 
 
 async def _wait_for_spool(serving: asyncio.Task[None], opening: Coroutine[None, None, Spool]) -> Spool | None:

@@ -1,4 +1,5 @@
-"""The vault: upstream credentials at rest, sealed with AES-256-GCM (NIST SP 800-38D) under a key that is not in the database.
+"""The vault: upstream credentials and stored answers at rest, sealed with AES-256-GCM (NIST SP 800-38D) under a key that is stored with
+neither.
 
 A sealed secret is version (1 byte) + nonce (12) + length of context (2) + context + ciphertext with tag. The context says what the
 secret is for (a deployment's id) and is authenticated with it, so that a sealed secret that was moved to another place is seen to
@@ -29,13 +30,21 @@ class LocalVault:
 
     def seal(self, secret: str, *, context: str) -> bytes:
         """Seal `secret` for `context`. Twice the same secret gives different bytes."""
+        return self.seal_bytes(secret.encode(), context=context)
+
+    def seal_bytes(self, content: bytes, *, context: str) -> bytes:
+        """Seal bytes as `seal` does a text."""
         place = context.encode()
         nonce = os.urandom(NONCE_BYTES)
         head = bytes([VERSION]) + nonce + len(place).to_bytes(2, "big") + place
-        return head + self._cipher.encrypt(nonce, secret.encode(), head)
+        return head + self._cipher.encrypt(nonce, content, head)
 
     def unseal(self, sealed: bytes, *, context: str | None = None) -> str:
         """The secret inside. Raises ValueError if it was altered, sealed under another key or, where `context` is given, for another."""
+        return self.unseal_bytes(sealed, context=context).decode()
+
+    def unseal_bytes(self, sealed: bytes, *, context: str | None = None) -> bytes:
+        """The bytes inside what `seal_bytes` returned. Raises as `unseal` does."""
         place_end = _HEAD_BYTES + int.from_bytes(sealed[_HEAD_BYTES - 2 : _HEAD_BYTES], "big")
         if len(sealed) < _HEAD_BYTES or sealed[0] != VERSION or len(sealed) < place_end:
             raise ValueError("not a sealed secret")
@@ -43,6 +52,6 @@ class LocalVault:
         if context is not None and head[_HEAD_BYTES:] != context.encode():
             raise ValueError("a secret that was sealed for something else")
         try:
-            return self._cipher.decrypt(head[1 : 1 + NONCE_BYTES], sealed[place_end:], head).decode()
+            return self._cipher.decrypt(head[1 : 1 + NONCE_BYTES], sealed[place_end:], head)
         except InvalidTag:
             raise ValueError("a sealed secret that was altered, or sealed under another key") from None

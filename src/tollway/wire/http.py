@@ -39,6 +39,7 @@ WANTED = frozenset(
         b"tracestate",
         b"x-client-request-id",
         b"x-max-cost",
+        b"idempotency-key",
         b"x-forwarded-for",
         b"anthropic-version",
         b"anthropic-beta",

@@ -1,0 +1,145 @@
+"""Answers to requests with an idempotency key: given again from the store, or recorded on their way to the client.
+
+The order is what keeps an answer from being billed twice: `keep_body` and `keep_stream` return once the answer is on disk, and only then
+is FINAL written (docs/decisions/0035). Neither is interrupted: a client that leaves meanwhile has got an answer that is billed and stored.
+"""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, TypeVar
+
+from tollway.domain import faults
+from tollway.domain.answers import StoredAnswer
+from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import Fault
+from tollway.gateway.driver import ShieldedWaiter
+from tollway.gateway.ports import AnswerStore, ClaimedAnswer, Client, Flow
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_KEY = re.compile(rb"[\x21-\x7e]{1,255}")
+_REPLAYED = b"idempotent-replayed: true\r\n"
+
+
+class AnswerRecorder:
+    """The client of a request with an idempotency key, as whoever answers it sees it: it passes everything on and records the stream.
+
+    `chunked` is False, so that a stream arrives as it is, without transfer coding. `is_replayed`: the answer came from the store.
+    """
+
+    chunked = False
+
+    def __init__(self, client: Client, claimed: ClaimedAnswer, body_bytes_max: int) -> None:
+        self._client = client
+        self._claimed = claimed
+        self._bytes_max = body_bytes_max
+        self._headers = b""
+        self._pieces: list[bytes] | None = []
+        self._size = 0
+        self.is_replayed = False
+
+    def replay(self, headers: bytes) -> bool:
+        """Give the stored answer, with further header lines; return False if there is none."""
+        answer = self._claimed.answer
+        if answer is None:
+            return False
+        self.is_replayed = True
+        headers = answer.headers + _REPLAYED + headers
+        if answer.is_stream:
+            self._client.begin_stream(headers)
+            self._client.end_stream(answer.body)
+        else:
+            self._client.answer(200, headers, answer.body)
+        return True
+
+    def describe_stream(self, headers: bytes) -> None:
+        """Record the header lines that describe the body of a stream."""
+        self._headers = headers
+
+    async def keep_body(self, headers: bytes, body: bytes) -> None:
+        """Store a whole answer. Await it in a driven coroutine. Raises Fault metering_unavailable."""
+        await self._keep(StoredAnswer(headers, body, is_stream=False) if len(body) <= self._bytes_max else None)
+
+    async def keep_stream(self, terminator: bytes) -> None:
+        """Store the stream that was recorded, with its last bytes. Await it in a driven coroutine. Raises Fault metering_unavailable."""
+        self._record(terminator)
+        pieces = self._pieces
+        await self._keep(None if pieces is None else StoredAnswer(self._headers, b"".join(pieces), is_stream=True))
+
+    async def _keep(self, answer: StoredAnswer | None) -> None:
+        await _in_thread(self._claimed.keep, answer)
+
+    def release(self) -> None:
+        """Let the key be used again. Without a stored answer the request is a new one then."""
+        self._claimed.release()
+
+    def _record(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > self._bytes_max:
+            self._pieces = None
+        elif self._pieces is not None:
+            self._pieces.append(data)
+
+    # The client's end of the exchange (`ports.Client`).
+
+    @property
+    def committed(self) -> bool:
+        return self._client.committed
+
+    @property
+    def gone(self) -> bool:
+        return self._client.gone
+
+    def answer(self, status: int, headers: bytes, body: bytes) -> None:
+        self._client.answer(status, headers, body)
+
+    def begin_stream(self, headers: bytes) -> None:
+        self._client.begin_stream(headers)
+
+    def send(self, data: bytes) -> None:
+        self._record(data)
+        self._client.send(data)
+
+    def send_chunks(self, data: bytes) -> None:
+        raise AssertionError("this client is not chunked")
+
+    def end_stream(self, data: bytes) -> None:
+        self._client.end_stream(data)
+
+    def throttle(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:
+        return self._client.throttle(fault, headers)
+
+    def attend(self, flow: Flow | None) -> None:
+        self._client.attend(flow)
+
+
+async def claim(
+    store: AnswerStore, client: Client, *, organization_id: str, key_id: str, endpoint: Endpoint, key: bytes, body: bytes
+) -> AnswerRecorder:
+    """Return the recorder of a request that came with the idempotency key `key`, of the API key `key_id`. Await it in a driven coroutine.
+
+    Raises Fault invalid_value for a key that is empty, longer than 255 characters or not of visible ASCII characters; and as
+    `AnswerStore.claim`.
+    """
+    if _KEY.fullmatch(key) is None:
+        message = "The header 'Idempotency-Key' must have 1 to 255 visible ASCII characters."
+        raise Fault(faults.PARAMETER_INVALID, param="idempotency-key", message=message)
+    digest = hashlib.sha256(b"\0".join((key_id.encode(), endpoint.encode(), key))).digest()
+    claimed = await _in_thread(_claim, store, organization_id, digest, body)
+    return AnswerRecorder(client, claimed, store.answer_bytes_max)
+
+
+def _claim(store: AnswerStore, organization_id: str, digest: bytes, body: bytes) -> ClaimedAnswer:
+    return store.claim(organization_id, digest, hashlib.sha256(body).digest())
+
+
+async def _in_thread(function: Callable[_P, _T], *arguments: _P.args, **keywords: _P.kwargs) -> _T:
+    """Return what a function that blocks returns, from a worker thread, whatever interrupts the request meanwhile."""
+    future = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **keywords))
+    done = ShieldedWaiter()
+    future.add_done_callback(lambda _: done.resume())
+    await done
+    return future.result()

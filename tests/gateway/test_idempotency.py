@@ -1,0 +1,220 @@
+"""Requests with an idempotency key: served and billed once, answered alike whenever they are repeated."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import Do, Script, Step, Upstream
+from tests.gateway.harness import (
+    OTHER_KEY,
+    Answer,
+    Gateway,
+    Served,
+    chat,
+    completion,
+    connect,
+    gateway,
+    healthy,
+    message,
+    post,
+    streamed,
+    whole,
+)
+from tollway.domain.usage import Outcome
+from tollway.storage.answer_files import AnswerBounds, AnswerFiles
+from tollway.storage.vault import LocalVault
+
+VAULT = LocalVault(bytes(range(32)))
+
+
+def open_store(directory: Path, running: Gateway, bounds: AnswerBounds | None = None) -> AnswerFiles:
+    return AnswerFiles(directory, VAULT, bounds or AnswerBounds(), running.plane.now_us)
+
+
+@asynccontextmanager
+async def storing(directory: Path, *scripts: Script, bounds: AnswerBounds | None = None) -> AsyncIterator[tuple[Gateway, Upstream]]:
+    """A gateway with a store of answers before an engine that plays `scripts`."""
+    async with Upstream(*scripts).listening() as upstream, gateway({"m": Served([upstream.url])}) as running:
+        running.plane.answer_store = open_store(directory, running, bounds)
+        yield running, upstream
+
+
+async def ask(running: Gateway, body: object, idempotency_key: str = "k", **headers: str) -> Answer:
+    return await post(running.port, body, idempotency_key=idempotency_key, **headers)
+
+
+async def test_repeated_request_is_answered_from_the_store_and_billed_once(tmp_path: Path) -> None:
+    async with storing(tmp_path, [whole(completion("first"))], [whole(completion("second"))]) as (running, upstream):
+        first = await ask(running, chat())
+        again = await ask(running, chat())
+        other = await ask(running, chat(), "other")
+        await running.sink.settled(2)
+        assert (running.plane.metrics.replays, len(upstream.asked)) == (1, 2)
+    assert (again.status, again.body) == (200, first.body)
+    assert (first.headers.get("idempotent-replayed"), again.headers["idempotent-replayed"]) == (None, "true")
+    assert again.headers["x-request-id"] != first.headers["x-request-id"]
+    assert b"second" in other.body
+    assert b'"replayed":true' in running.log.text
+
+
+async def test_repeated_stream_is_given_whole(tmp_path: Path) -> None:
+    async with storing(tmp_path, [*healthy("one", "two")]) as (running, upstream):
+        first = await ask(running, streamed())
+        again = await ask(running, streamed())
+        await running.sink.settled(1)
+        assert len(upstream.asked) == 1
+    assert (again.body, again.headers["content-type"], again.ended) == (first.body, first.headers["content-type"], "complete")
+    assert again.text == "onetwo"
+
+
+async def test_key_with_another_body_is_refused(tmp_path: Path) -> None:
+    async with storing(tmp_path, [whole(completion())]) as (running, _):
+        await ask(running, chat())
+        refused = await ask(running, chat(temperature=0.5))
+        await running.sink.settled(1)
+    assert (refused.status, refused.error["code"], refused.headers["x-should-retry"]) == (409, "idempotency_key_reused", "false")
+
+
+async def test_same_key_of_another_api_key_is_another_request(tmp_path: Path) -> None:
+    async with storing(tmp_path, [whole(completion("first"))], [whole(completion("second"))]) as (running, _):
+        await ask(running, chat())
+        other = await ask(running, chat(), key=OTHER_KEY)
+        await running.sink.settled(2)
+    assert b"second" in other.body
+
+
+async def test_request_that_is_at_work_is_refused_until_it_is_answered(tmp_path: Path) -> None:
+    async with storing(tmp_path, [Do.GATE, whole(completion("first"))]) as (running, upstream), connect(running.port) as client:
+        client.send(message(chat(), idempotency_key="k"))
+        while not upstream.asked:
+            await asyncio.sleep(0.001)
+        refused = await ask(running, chat())
+        upstream.gate.set()
+        first = await client.answer()
+        again = await ask(running, chat())
+        await running.sink.settled(1)
+    assert (refused.status, refused.error["code"], refused.headers["retry-after"]) == (409, "idempotency_in_progress", "1")
+    assert again.body == first.body
+
+
+@pytest.mark.parametrize("bad", [[whole({"error": {"message": "x", "code": 400}}, 400)], [*healthy("one")[:-2], Do.RST]])
+async def test_request_that_failed_is_a_new_one_when_it_is_repeated(tmp_path: Path, bad: list[Step]) -> None:
+    body = streamed() if len(bad) > 1 else chat()
+    good: list[Step] = [*healthy("good")] if len(bad) > 1 else [whole(completion("good"))]
+    async with storing(tmp_path, bad, good) as (running, _):
+        await ask(running, body)
+        again = await ask(running, body)
+        await running.sink.settled(2)
+    assert again.status == 200 and b"good" in again.body
+    assert "idempotent-replayed" not in again.headers
+
+
+async def test_client_that_leaves_before_the_answer_repeats_a_new_request(tmp_path: Path) -> None:
+    async with storing(tmp_path, [Do.HOLD], [whole(completion("second"))]) as (running, upstream):
+        async with connect(running.port) as client:
+            client.send(message(chat(), idempotency_key="k"))
+            while not upstream.asked:
+                await asyncio.sleep(0.001)
+        final = await running.sink.settled(1)
+        again = await ask(running, chat())
+    assert final.outcome is Outcome.CLIENT_CANCELLED
+    assert b"second" in again.body
+
+
+async def test_answer_is_stored_before_its_record_is_written(tmp_path: Path) -> None:
+    async with storing(tmp_path, [whole(completion())]) as (running, _):
+        stored: list[int] = []
+        write = running.sink.final
+
+        def final(*arguments: object) -> None:
+            stored.extend(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+            write(*arguments)  # type: ignore[arg-type]
+
+        running.sink.final = final  # type: ignore[method-assign,assignment]
+        await ask(running, chat())
+    assert len(stored) == 1 and stored[0] > 100
+
+
+async def test_answer_of_a_process_that_died_is_known_to_the_next(tmp_path: Path) -> None:
+    async with storing(tmp_path, [whole(completion("first"))]) as (running, _):
+        first = await ask(running, chat())
+    async with storing(tmp_path, [whole(completion("second"))]) as (running, upstream):
+        assert (await ask(running, chat())).body == first.body
+        assert not upstream.asked
+
+
+async def test_file_that_was_not_written_whole_is_as_if_there_were_none(tmp_path: Path) -> None:
+    async with storing(tmp_path, [whole(completion("first"))], [whole(completion("second"))]) as (running, _):
+        await ask(running, chat())
+        (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        os.truncate(path, path.stat().st_size - 1)
+        assert b"second" in (await ask(running, chat())).body
+        await running.sink.settled(2)
+
+
+async def test_file_that_was_altered_is_refused_and_not_asked_again(tmp_path: Path) -> None:
+    async with storing(tmp_path, [whole(completion())]) as (running, _):
+        await ask(running, chat())
+        (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        content = path.read_bytes()
+        assert b"Hello" not in content
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(path, (running.plane.now_us() / 1e6,) * 2)
+        assert (await ask(running, chat())).error["code"] == "idempotency_unanswered"
+        await running.sink.settled(1)
+
+
+@pytest.mark.parametrize("body", [chat(), streamed()])
+async def test_answer_that_is_too_long_is_not_billed_again(tmp_path: Path, body: dict[str, object]) -> None:
+    script: list[Step] = [*healthy("word " * 400)] if "stream" in body else [whole(completion("word " * 400))]
+    async with storing(tmp_path, script, bounds=AnswerBounds(answer_bytes_max=1024)) as (running, _):
+        assert (await ask(running, body)).status == 200
+        assert (await ask(running, body)).error["code"] == "idempotency_unanswered"
+        await running.sink.settled(1)
+
+
+async def test_answer_expires(tmp_path: Path) -> None:
+    async with storing(tmp_path, [whole(completion("first"))], [whole(completion("second"))]) as (running, _):
+        await ask(running, chat())
+        (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        kept_at = running.plane.now_us() / 1e6 - AnswerBounds().lifetime_seconds
+        os.utime(path, (kept_at, kept_at))
+        assert b"second" in (await ask(running, chat())).body
+        await running.sink.settled(2)
+        os.utime(path, (kept_at, kept_at))
+        await asyncio.to_thread(open_store, tmp_path, running)
+        assert not path.exists()
+
+
+async def test_organization_that_stored_its_share_is_refused_before_an_engine_is_asked(tmp_path: Path) -> None:
+    bounds = AnswerBounds(answer_bytes_max=4096, organization_bytes_max=3 * 4096)
+    async with storing(tmp_path, [whole(completion())], bounds=bounds) as (running, upstream):
+        statuses = [(await ask(running, chat(), f"k{number}")).status for number in range(4)]
+        assert (await ask(running, chat(), "k0")).headers["idempotent-replayed"] == "true"
+        assert len(upstream.asked) == 2
+        await running.sink.settled(2)
+    assert statuses == [200, 200, 429, 429]
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
+
+
+@pytest.mark.parametrize("key", ["", "a b", "k" * 256, "\xe9"])
+async def test_key_that_is_none_is_refused(tmp_path: Path, key: str) -> None:
+    async with storing(tmp_path, [whole(completion())]) as (running, _):
+        refused = await ask(running, chat(), key)
+    assert (refused.status, refused.error["param"]) == (400, "idempotency-key")
+
+
+async def test_disk_that_fails_ends_the_request_without_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    async with storing(tmp_path, [whole(completion())]) as (running, _):
+        monkeypatch.setattr("tollway.storage.answer_files.os.fsync", fail)
+        answer = await ask(running, chat())
+        final = await running.sink.settled(1)
+    assert (answer.status, answer.error["code"]) == (503, "metering_unavailable")
+    assert final.used.total == 0
