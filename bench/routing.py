@@ -1,20 +1,22 @@
 """The evaluation of routing: `python -m bench.routing`, which prints the table of docs/routing.md.
 
 Engines are simulated: each computes the prompts that wait, first come first served, and keeps the blocks that it computed last. The
-gateways run the code of the product (`gateway.prefix_routing`), and know what it knows: what they sent themselves, and which answers
-began. They do not talk. Two kinds of load: conversations of Mooncake's trace (bench/traces), whose prompts share prefixes, and prompts
-that share nothing.
+gateways run the code of the product (`gateway.prefix_routing`), and know what it knows: what they sent themselves, which answers began, and
+what engines report to wait there. They do not talk. Two kinds of load: conversations of Mooncake's trace (bench/traces), whose prompts share
+prefixes, and prompts that share nothing.
 """
 
 import argparse
 import gzip
 import heapq
+import itertools
 import json
 import random
 import tempfile
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,8 +37,9 @@ SPEED = 2.5
 UNIQUE_PER_SECOND = 7.5
 UNIQUE_TOKENS_MEAN = 12_000
 """The same utilization, about 0.7, as with the trace: mean of an exponential distribution."""
-POLL_SECONDS = 0.25
-"""Greatest age of the load by which the exact index chooses."""
+POLL_SECONDS = (0.25, 3.0)
+"""Intervals at which each gateway asks the engines how much waits there, a quarter more or less at random: the product's own, and the one
+of a fleet of 200 deployments."""
 _MULTIPLIER = 2_654_435_761
 
 
@@ -59,9 +62,11 @@ class Change(NamedTuple):
 
 @dataclass
 class Engine:
-    """A simulated engine. `free_at`: when it will have computed all prompts that wait."""
+    """A simulated engine. `free_at`: when it will have computed all prompts that wait. `first_tokens_at`: when each of them will
+    have been."""
 
     free_at: float = 0.0
+    first_tokens_at: deque[float] = field(default_factory=deque)
     cache: OrderedDict[int, None] = field(default_factory=OrderedDict)
 
     def count_held(self, blocks: Sequence[int]) -> int:
@@ -77,6 +82,7 @@ class Engine:
         """Compute a prompt. Return the seconds until the first token, and how many tokens were in the cache."""
         held = min(self.count_held(arrival.blocks), arrival.prompt - 1)
         self.free_at = max(arrival.at, self.free_at) + (arrival.prompt - held) / PREFILL_TOKENS_PER_SECOND
+        self.first_tokens_at.append(self.free_at)
         for block in arrival.blocks:
             self.cache[block] = None
             self.cache.move_to_end(block)
@@ -96,6 +102,13 @@ class Fleet:
         """Return how many prompt tokens wait at an engine."""
         return max(self.engines[engine].free_at - now, 0.0) * PREFILL_TOKENS_PER_SECOND
 
+    def count_waiting(self, engine: int, now: float) -> int:
+        """Return how many requests wait for their first token at an engine, without the one that it computes."""
+        waiting = self.engines[engine].first_tokens_at
+        while waiting and waiting[0] <= now:
+            waiting.popleft()
+        return max(len(waiting) - 1, 0)
+
 
 class Sent(NamedTuple):
     """A request that was sent. `charged`: what its gateway added to the load."""
@@ -111,6 +124,9 @@ class Policy:
         self.fleet = fleet
         self.gateways = gateways
         self.rng = rng
+
+    def poll(self, now: float) -> None:
+        """Ask the engines how much waits there."""
 
     def choose(self, arrival: Arrival) -> Sent:
         """Choose the engine of a request."""
@@ -157,31 +173,35 @@ class ExactIndex(Policy):
 
     def __init__(self, fleet: Fleet, gateways: int, rng: random.Random) -> None:
         super().__init__(fleet, gateways, rng)
-        self._polled_at = float("-inf")
-        self._queued: list[float] = []
+        self._queued = [0.0] * len(fleet.engines)
+
+    def poll(self, now: float) -> None:
+        """Ask for the queues in tokens."""
+        self._queued = [self.fleet.count_queued(engine, now) for engine in range(len(self.fleet.engines))]
 
     def choose(self, arrival: Arrival) -> Sent:
         """Choose by queue and by what must be computed."""
         fleet = self.fleet
-        if arrival.at - self._polled_at >= POLL_SECONDS:
-            self._polled_at = arrival.at
-            self._queued = [fleet.count_queued(engine, arrival.at) for engine in range(len(fleet.engines))]
         left = {engine: arrival.prompt - fleet.engines[engine].count_held(arrival.blocks) for engine in fleet.up}
         chosen = min(fleet.up, key=lambda engine: self._queued[engine] + left[engine] + self.rng.random())
         self._queued[chosen] += self.gateways * left[chosen]
         return Sent(chosen, 0.0)
 
 
-class HomeAndCost(Policy):
-    """The code of the product."""
+class HomeAndCostUntold(Policy):
+    """The code of the product where engines report nothing."""
 
     def __init__(self, fleet: Fleet, gateways: int, rng: random.Random) -> None:
         super().__init__(fleet, gateways, rng)
         self._selector = Selector()
         self._loads = [Load(f"dep_{engine}") for engine in range(len(fleet.engines))]
+        self._faded_at = 0.0
 
     def choose(self, arrival: Arrival) -> Sent:
         """Choose as `gateway.route` does among equal deployments."""
+        for load in self._loads:
+            load.fade(arrival.at - self._faded_at)
+        self._faded_at = arrival.at
         order = self.rng.sample(self.fleet.up, len(self.fleet.up))
         group = [self._loads[engine] for engine in order]
         index, uncached = self._selector.choose(group, _prefixes(arrival), 0, arrival.prompt * BYTES_PER_TOKEN, float(arrival.prompt))
@@ -194,10 +214,30 @@ class HomeAndCost(Policy):
         self._loads[sent.engine].begin_answer(sent.charged)
 
 
-POLICIES: dict[str, Callable[[Fleet, int, random.Random], Policy]] = {
+class HomeAndCost(HomeAndCostUntold):
+    """The code of the product where engines report the tokens that wait, as SGLang and Dynamo do."""
+
+    def poll(self, now: float) -> None:
+        """Ask for the queues in tokens."""
+        for engine in self.fleet.up:
+            self._loads[engine].report_tokens(self.fleet.count_queued(engine, now))
+
+
+class HomeAndCostByRequests(HomeAndCostUntold):
+    """The code of the product where engines report the requests that wait, as vLLM does."""
+
+    def poll(self, now: float) -> None:
+        """Ask for the number of waiting requests."""
+        for engine in self.fleet.up:
+            self._loads[engine].report_requests(self.fleet.count_waiting(engine, now), self.gateways)
+
+
+POLICIES: dict[str, type[Policy]] = {
     "round robin": RoundRobin,
     "random": Policy,
     "power of two": PowerOfTwo,
+    "home and cost, no reports": HomeAndCostUntold,
+    "home and cost, requests reported": HomeAndCostByRequests,
     "home and cost": HomeAndCost,
     "exact index": ExactIndex,
 }
@@ -212,35 +252,59 @@ class Result(NamedTuple):
     p99: float
 
 
+class Event(Enum):
+    """Kinds of events between two arrivals."""
+
+    POLL = 0
+    BEGIN = 1
+    END = 2
+
+
 def simulate(
-    policy: str, arrivals: Sequence[Arrival], gateways: int, seed: int, engines: int = ENGINES, changes: Sequence[Change] = ()
+    policy: str,
+    arrivals: Sequence[Arrival],
+    gateways: int,
+    seed: int,
+    engines: int = ENGINES,
+    changes: Sequence[Change] = (),
+    poll_seconds: float = POLL_SECONDS[0],
 ) -> Result:
     """Send these requests, each by a gateway at random. `changes`: in the order of time; an engine that leaves ends what it has, and comes
     back with an empty cache."""
     rng = random.Random(seed)
     fleet = Fleet([Engine() for _ in range(engines)], list(range(engines)))
     policies = [POLICIES[policy](fleet, gateways, rng) for _ in range(gateways)]
-    pending: list[tuple[float, int, bool, Policy, Sent]] = []
+    pending: list[tuple[float, int, Event, Policy, Sent | None]] = []
+    numbers = itertools.count()
+
+    def plan(at: float, event: Event, gateway: Policy, sent: Sent | None = None) -> None:
+        heapq.heappush(pending, (at, next(numbers), event, gateway, sent))
+
+    for gateway in policies:
+        plan(rng.random() * poll_seconds, Event.POLL, gateway)
     left = list(changes)
     times: list[float] = []
     held = prompts = 0
-    for number, arrival in enumerate(arrivals):
+    for arrival in arrivals:
         while left and left[0].at <= arrival.at:
             change = left.pop(0)
             if change.is_there:
                 fleet.engines[change.engine] = Engine()
             fleet.up = sorted({*fleet.up, change.engine} if change.is_there else {*fleet.up} - {change.engine})
         while pending and pending[0][0] <= arrival.at:
-            _, _, is_end, gateway, sent = heapq.heappop(pending)
-            if is_end:
-                gateway.end(sent)
-            else:
+            at, _, event, gateway, sent = heapq.heappop(pending)
+            if sent is None:
+                gateway.poll(at)
+                plan(at + poll_seconds * rng.uniform(0.75, 1.25), event, gateway)
+            elif event is Event.BEGIN:
                 gateway.begin_answer(sent)
+            else:
+                gateway.end(sent)
         gateway = rng.choice(policies)
         sent = gateway.choose(arrival)
         seconds, found = fleet.engines[sent.engine].serve(arrival)
-        heapq.heappush(pending, (arrival.at + seconds, 2 * number, False, gateway, sent))
-        heapq.heappush(pending, (arrival.at + seconds + arrival.output * SECONDS_PER_OUTPUT_TOKEN, 2 * number + 1, True, gateway, sent))
+        plan(arrival.at + seconds, Event.BEGIN, gateway, sent)
+        plan(arrival.at + seconds + arrival.output * SECONDS_PER_OUTPUT_TOKEN, Event.END, gateway, sent)
         times.append(seconds)
         held += found
         prompts += arrival.prompt
@@ -306,16 +370,25 @@ def render(requests: int, seeds: int) -> str:
         "one hot prefix": lambda seed: (make_hot(seed, requests), []),
         "conversations, one of eight leaves and joins again": lambda seed: _with_loss(read_trace(seed, requests, SPEED * 0.8)),
     }
-    lines = ["| load | policy | 1 gateway: hit rate / mean / p50 / p99 s | 8 gateways |", "|---|---|---|---|"]
+    lines = [
+        "| load | policy | 1 gateway: hit rate / mean / p50 / p99 s | 8 gateways | 8 gateways, reports every 3 s |",
+        "|---|---|---|---|---|",
+    ]
     for load, make in loads.items():
         made = [make(seed) for seed in range(seeds)]
-        for policy in POLICIES:
+        for policy, kind in POLICIES.items():
             cells: list[str] = []
-            for gateways in (1, 8):
-                results = [simulate(policy, arrivals, gateways, seed, changes=changes) for seed, (arrivals, changes) in enumerate(made)]
+            for gateways, poll_seconds in ((1, POLL_SECONDS[0]), (8, POLL_SECONDS[0]), (8, POLL_SECONDS[1])):
+                if poll_seconds == POLL_SECONDS[1] and kind.poll is Policy.poll:
+                    cells.append("as before")
+                    continue
+                results = [
+                    simulate(policy, arrivals, gateways, seed, changes=changes, poll_seconds=poll_seconds)
+                    for seed, (arrivals, changes) in enumerate(made)
+                ]
                 hit_rate, mean, p50, p99 = (sorted(values)[seeds // 2] for values in zip(*results, strict=True))
                 cells.append(f"{hit_rate:.3f} / {mean:.2f} / {p50:.2f} / {p99:.1f}")
-            lines.append(f"| {load} | {policy} | {cells[0]} | {cells[1]} |")
+            lines.append(f"| {load} | {policy} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

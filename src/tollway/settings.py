@@ -190,6 +190,9 @@ class RelaySection(msgspec.Struct, frozen=True, kw_only=True):
     probe_seconds: SecondsOrZero = 2.0
     """Interval at which each engine is asked whether it takes requests, at the path that its kind has for it; one that is not ready is
     asked every half second. 0: never."""
+    load_seconds: SecondsOrZero = 0.25
+    """Interval at which each engine of a model with several deployments is asked how much waits there; longer where more than 64 reports a
+    second would be asked for. 0: never, and deployments are chosen by what this gateway sent."""
 
 
 class MediaSection(msgspec.Struct, frozen=True, kw_only=True):

@@ -178,6 +178,7 @@ class Metrics:
         self.unsolicited: dict[str, int] = {}
         self.ejections: dict[tuple[str, str], int] = {}
         self.not_ready: dict[str, int] = {}
+        self.load_reports_failed: dict[str, int] = {}
         self.task_restarts: dict[str, int] = {}
         self.callback_failures: dict[str, int] = {}
         self.queue_results: dict[str, int] = {}
@@ -245,6 +246,8 @@ class _Families(Collector):
         yield _counter("tollway_upstream_ejections", "Ejections of upstreams.", ("deployment", "reason"), metrics.ejections.items())
         not_ready = metrics.not_ready.items()
         yield _counter("tollway_upstream_not_ready", "Times that an engine ceased to take requests.", ("deployment",), not_ready)
+        failed = metrics.load_reports_failed.items()
+        yield _counter("tollway_upstream_load_reports_failed", "Load reports of engines that were not understood.", ("deployment",), failed)
         yield _counter("tollway_upstream_retries", "Attempts after the first.", (), [((), metrics.retries)])
         yield _counter("tollway_replayed_answers", "Answers that were given again by idempotency key.", (), [((), metrics.replays)])
         yield _counter("tollway_connections_refused", "Connections over the bound.", (), [((), metrics.connections_refused)])

@@ -1,7 +1,7 @@
 """NVIDIA Dynamo's frontend (checked with 1.6)."""
 
 from tollway.domain.catalog import Engine
-from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, ReadinessProbe
+from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, LoadSource, ReadinessProbe
 
 PROFILE = EngineProfile(
     engine=Engine.DYNAMO,
@@ -40,4 +40,6 @@ PROFILE = EngineProfile(
     ),
     # /health is 200 also where no worker serves the model.
     readiness=ReadinessProbe("/v1/models/{model}/ready"),
+    # Of all workers behind the frontend, where its router counts them (--router-mode kv).
+    load=LoadSource("/metrics", "dynamo_frontend_worker_active_prefill_tokens", in_tokens=True),
 )

@@ -2,7 +2,7 @@
 
 from tollway.domain.catalog import Engine
 from tollway.domain.reconciliation import PromptCount
-from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, ReadinessProbe
+from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, LoadSource, ReadinessProbe
 
 PROFILE = EngineProfile(
     engine=Engine.LLAMACPP,
@@ -73,4 +73,6 @@ PROFILE = EngineProfile(
     ),
     # 503 while the model is loaded.
     readiness=ReadinessProbe("/health"),
+    # tools/server/server-context.cpp, with --metrics: requests for which no slot is free
+    load=LoadSource("/metrics", "llamacpp:requests_deferred"),
 )

@@ -37,6 +37,21 @@ class ReadinessProbe(msgspec.Struct, frozen=True):
     seconds: float = 1.0
 
 
+class LoadSource(msgspec.Struct, frozen=True):
+    """The place where an engine says how much work waits at it.
+
+    `path`: below the deployment's base URL. `name`: of the gauge on a page in the Prometheus text format, whose series are summed; or of
+    the field in the elements of `list` in a JSON object. `in_tokens`: it counts prompt tokens that are still to be computed; otherwise
+    requests that wait. `seconds`: most time for the answer.
+    """
+
+    path: str
+    name: str
+    list: str = ""
+    in_tokens: bool = False
+    seconds: float = 1.0
+
+
 class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     """Capabilities of an engine, and how it differs from others.
 
@@ -48,7 +63,7 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     `fields`: request fields beyond the API's own that a client may send. `context_words`: parts of an error's text, type or code by which
     the engine says that the request is longer than the model's context. `request_words`: those by which it rejects a request in an error
     that it calls its own (status 500 and above). `counters`: where it publishes its token counters; None if it does not. `readiness`: where
-    it says whether it takes requests; None if it does not.
+    it says whether it takes requests; None if it does not. `load`: where it says how much waits there; None if it does not.
     """
 
     engine: Engine
@@ -62,3 +77,4 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     request_words: tuple[str, ...] = ()
     counters: CounterNames | None = None
     readiness: ReadinessProbe | None = None
+    load: LoadSource | None = None

@@ -2,7 +2,7 @@
 
 from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.reconciliation import PromptCount
-from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, ReadinessProbe
+from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, LoadSource, ReadinessProbe
 
 PROFILE = EngineProfile(
     engine=Engine.SGLANG,
@@ -43,4 +43,6 @@ PROFILE = EngineProfile(
     ),
     # /health generates a token and takes a second; this one does not, and turns 503 when the engine drains.
     readiness=ReadinessProbe("/ready", seconds=2.0),
+    # srt/entrypoints/v1_loads.py, one element for each data-parallel rank; a snapshot may be a second old.
+    load=LoadSource("/v1/loads?include=core", "num_waiting_uncached_tokens", list="loads", in_tokens=True),
 )

@@ -1,7 +1,7 @@
 """TensorRT-LLM's OpenAI server (trtllm-serve)."""
 
 from tollway.domain.catalog import Endpoint, Engine
-from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, ReadinessProbe
+from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, LoadSource, ReadinessProbe
 
 PROFILE = EngineProfile(
     engine=Engine.TRTLLM,
@@ -36,4 +36,5 @@ PROFILE = EngineProfile(
     counters=CounterNames("/prometheus/metrics", "trtllm_", "trtllm_prompt_tokens_total", "trtllm_generation_tokens_total"),
     # tensorrt_llm/serve/openai_server.py
     readiness=ReadinessProbe("/health"),
+    load=LoadSource("/prometheus/metrics", "trtllm_num_requests_waiting"),
 )

@@ -2,7 +2,7 @@
 
 from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.reconciliation import PromptCount
-from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, ReadinessProbe
+from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile, LoadSource, ReadinessProbe
 
 PROFILE = EngineProfile(
     engine=Engine.VLLM,
@@ -57,4 +57,6 @@ PROFILE = EngineProfile(
     ),
     # Says only that the process lives: it stays 200 while the engine drains, whose new requests then fail with 500.
     readiness=ReadinessProbe("/health"),
+    # v1/metrics/loggers.py
+    load=LoadSource("/metrics", "vllm:num_requests_waiting"),
 )

@@ -17,12 +17,13 @@ A client could make its prompts look alike, or name one session for all of them,
 there. So a prefix or session that carries more than its part of the traffic is charged with the whole prompt.
 
 The load of a deployment is what was sent there and waits for the begin of its answer, times the number of gateways, because the others send
-as much.
+as much; corrected by what the engine itself reports (`gateway.upstreams.load_reports`).
 
 Pure: randomness is the order of the arguments. What is remembered is bounded: the prefixes of two generations of TABLE_MAX, and the counts
 of two windows of traffic.
 """
 
+from math import exp
 from zlib import crc32
 
 BOUNDARIES = tuple(1024 << doubling for doubling in range(9))
@@ -45,26 +46,70 @@ as the cheapest."""
 CHARGE_TOKENS_MIN = 16.0
 """Tokens that each request is charged with at least: a block of an engine's prefix cache."""
 
+REPORT_SECONDS = 1.0
+"""Time in which a report of an engine loses all but a third of its weight: about what a prompt waits at a busy engine."""
+MEAN_PART = 1 / 64
+"""Part by which the mean charge of a request follows each one."""
+
 
 class Load:
-    """Load of one deployment. `queued_tokens`: prompt tokens that were sent there, by all gateways together, and whose answers have not
-    begun. `point`: in [0, 1), of the deployment's id, the same at every gateway."""
+    """Load of one deployment. `queued_tokens`: estimate of the prompt tokens that wait there. `point`: in [0, 1), of the deployment's id,
+    the same at every gateway.
 
-    __slots__ = ("point", "queued_tokens")
+    What this gateway sent, times the number of gateways, is an estimate that follows each request and sees only a part of the traffic. What
+    the engine reports sees everything and is old. So a report sets the difference between both, and that is kept while it fades away
+    (`fade`), because what it was due to is computed or answered before long.
+    """
+
+    __slots__ = ("_correction", "_mean_tokens", "_requests", "_sent_tokens", "point", "queued_tokens")
 
     def __init__(self, id: str) -> None:
         """`id`: of the deployment."""
         self.point = (crc32(id.encode()) << 21 | crc32(id.encode(), 1) >> 11) * 2.0**-53
         self.queued_tokens = 0.0
+        self._sent_tokens = 0.0
+        self._requests = 0
+        self._mean_tokens = 0.0
+        self._correction = 0.0
 
     def send(self, tokens: float) -> None:
-        """Add `tokens` that were sent, by all gateways together."""
-        self.queued_tokens += tokens
+        """Add `tokens` of a request of this gateway that was sent, and of all that the other gateways are taken to send beside it."""
+        self._requests += 1
+        self._mean_tokens += (tokens - self._mean_tokens) * MEAN_PART
+        sent = self._sent_tokens = self._sent_tokens + tokens
+        queued = sent + self._correction
+        self.queued_tokens = queued if queued > 0.0 else 0.0
 
     def begin_answer(self, tokens: float) -> None:
         """Subtract `tokens` that were sent and need no more waiting for."""
-        queued = self.queued_tokens - tokens
+        self._requests -= 1
+        sent = self._sent_tokens - tokens
+        if sent < 0.0 or not self._requests:
+            sent = 0.0
+        self._sent_tokens = sent
+        queued = sent + self._correction
         self.queued_tokens = queued if queued > 0.0 else 0.0
+
+    def report_tokens(self, tokens: float) -> None:
+        """The engine reports that so many prompt tokens wait there."""
+        self._correct(tokens)
+
+    def report_requests(self, requests: float, gateways: int) -> None:
+        """The engine reports that so many requests wait there. Those of the other `gateways` count with the mean of what this one sent."""
+        others = requests - self._requests
+        self._correct((self._sent_tokens + (others * self._mean_tokens if others > 0.0 else 0.0)) / gateways)
+
+    def _correct(self, queued: float) -> None:
+        self._correction = queued - self._sent_tokens
+        self.queued_tokens = queued
+
+    def fade(self, seconds: float) -> None:
+        """Forget a part of the last report, after so many seconds."""
+        correction = self._correction
+        if correction:
+            correction = self._correction = 0.0 if abs(correction) < 1.0 else correction * exp(-seconds / REPORT_SECONDS)
+            queued = self._sent_tokens + correction
+            self.queued_tokens = queued if queued > 0.0 else 0.0
 
 
 class Charge:

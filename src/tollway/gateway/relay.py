@@ -60,7 +60,7 @@ class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
     see above. `heartbeat_seconds`: below the idle timeouts of proxies on the way. `answer_bytes_max`: a non-streaming answer, which is held
     until its usage is durable. `stream_bytes_max`: all events of one stream. `event_bytes_max`: one event, which is held until it is whole.
     An answer beyond these bounds is a fault of the gateway's, not of the engine: it is tried nowhere else. `probe_seconds`: between two
-    probes of an engine (`upstreams.probes`); 0 for none.
+    probes of an engine (`upstreams.probes`), `load_seconds`: between two reports of its load (`upstreams.load_reports`); 0 for none.
     """
 
     connect_seconds: float = 2.0
@@ -73,6 +73,7 @@ class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
     stream_bytes_max: int = 64 * 1024 * 1024
     event_bytes_max: int = sse.EVENT_BYTES_MAX
     probe_seconds: float = 2.0
+    load_seconds: float = 0.25
 
 
 class Watched(Protocol):

@@ -39,7 +39,7 @@ from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.plane import Plane
 from tollway.gateway.relay import RelayBounds
 from tollway.gateway.shedding import SheddingBounds, find_memory_bound
-from tollway.gateway.upstreams import probes
+from tollway.gateway.upstreams import load_reports, probes
 from tollway.gateway.waiting import QueueBounds
 from tollway.link.joining import join
 from tollway.link.leases import LeaseClient
@@ -178,6 +178,12 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
     if options.relay.probe_seconds:
         probe = partial(probes.run, plane.upstreams.all, options.relay.probe_seconds, plane.random)
         background.start("upstream probes", probe)
+    if options.relay.load_seconds:
+        upstreams = plane.upstreams
+        report = partial(
+            load_reports.run, upstreams.list_alternatives, lambda: upstreams.gateways, options.relay.load_seconds, plane.random
+        )
+        background.start("load reports", report)
     link = await _start_link(options, plane, alarm, background, count)
     ready = asyncio.Event()
     serve = partial(

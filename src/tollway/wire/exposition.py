@@ -1,4 +1,4 @@
-"""Counters out of a page of metrics, in the Prometheus text format (version 0.0.4) or OpenMetrics' superset of it for counters.
+"""Counters and gauges out of a page of metrics, in the Prometheus text format (version 0.0.4) or OpenMetrics' superset of it for counters.
 
 Only the lines of the counters asked for are looked at, and those strictly: a page comes from an engine, and what it says is compared
 with money. The caller bounds the page.
@@ -53,3 +53,23 @@ def sum_counters(page: bytes, names: Sequence[str], prefix: str) -> list[int]:
     if not is_ours:
         raise ValueError(f"a page without {prefix}* metrics")
     return sums
+
+
+def sum_gauge(page: bytes, name: str) -> float:
+    """Return the value of a gauge, summed over its series. Raises ValueError if the page has no series of it, or one that is no number of
+    at most COUNT_MAX: a gauge that is missing is not 0."""
+    begin, at, total, series = name.encode(), 0, 0.0, 0
+    while (at := page.find(begin, at)) >= 0:
+        before, end = at, page.find(b"\n", at)
+        line = page[at : end if end >= 0 else len(page)]
+        at += len(line)
+        if (before and page[before - 1] != 0x0A) or line[len(begin) : len(begin) + 1] not in (b"{", b" ", b"\t"):
+            continue
+        found = _REST.fullmatch(line.rstrip(b"\r"), len(begin))
+        series += 1
+        if found is None or float(found["value"]) > COUNT_MAX or series > SERIES_MAX:
+            raise ValueError(f"the value of {name} is out of range")
+        total += float(found["value"])
+    if not series:
+        raise ValueError(f"a page without {name}")
+    return total

@@ -11,7 +11,8 @@ descriptors of this process says nothing about an engine.
 import asyncio
 import ssl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol
 
 from tollway.domain.addresses import is_metadata_peer
@@ -27,7 +28,7 @@ STATUS_LINE_BYTES_MAX = 1024
 
 
 class ProbeRequest(NamedTuple):
-    """A probe: where it goes, and its bytes. `seconds`: deadline of the whole probe."""
+    """A probe: where it goes, and its bytes. `seconds`: deadline of the whole probe, its answer included."""
 
     host: str
     port: int
@@ -52,6 +53,20 @@ class Probed(Protocol):
         ...
 
 
+@asynccontextmanager
+async def open_probe(request: ProbeRequest) -> AsyncIterator[asyncio.StreamReader]:
+    """Send a request on a connection of its own; yield what is answered. Raises OSError, PermissionError among them for a name that
+    resolved to an address that no engine may have: then nothing was sent there."""
+    reader, writer = await asyncio.open_connection(request.host, request.port, ssl=request.tls, limit=STATUS_LINE_BYTES_MAX)
+    try:
+        if is_metadata_peer(writer.get_extra_info("peername")):
+            raise PermissionError("the name resolved to an address that is not allowed")
+        writer.write(request.head)
+        yield reader
+    finally:
+        writer.transport.abort()
+
+
 async def ask(request: ProbeRequest) -> bool | None:
     """Return whether an engine takes requests: False if it answers 503 or cannot be connected to, True for any other answer, None for none
     in time.
@@ -60,15 +75,8 @@ async def ask(request: ProbeRequest) -> bool | None:
     has no descriptor for a connection, which says nothing about the engine.
     """
     try:
-        async with asyncio.timeout(request.seconds):
-            reader, writer = await asyncio.open_connection(request.host, request.port, ssl=request.tls, limit=STATUS_LINE_BYTES_MAX)
-            try:
-                if is_metadata_peer(writer.get_extra_info("peername")):
-                    raise PermissionError("the name resolved to an address that is not allowed")
-                writer.write(request.head)
-                line = await reader.readuntil(b"\n")
-            finally:
-                writer.transport.abort()
+        async with asyncio.timeout(request.seconds), open_probe(request) as reader:
+            line = await reader.readuntil(b"\n")
     except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         return None
     except OSError as error:  # a failed handshake or look-up is one too

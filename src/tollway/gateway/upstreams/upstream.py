@@ -30,6 +30,7 @@ from tollway.gateway.request import Request
 from tollway.gateway.upstreams.concurrency import ConcurrencyBounds, ConcurrencyLimit
 from tollway.gateway.upstreams.connection import UpstreamConnection
 from tollway.gateway.upstreams.health import Health
+from tollway.gateway.upstreams.load_reports import LoadQuery
 from tollway.gateway.upstreams.open_connections import OpenConnections, is_exhausted
 from tollway.gateway.upstreams.probes import ProbeRequest
 from tollway.telemetry import LogWriter, Metrics, timestamp
@@ -105,13 +106,21 @@ class Upstream:
             ).encode()
             for endpoint, dialect in DIALECTS.items()
         }
-        readiness = ENGINES[deployment.engine].readiness
-        self.probe: ProbeRequest | None = None
-        if readiness is not None:
-            path = base + readiness.path.replace("{model}", quote(deployment.upstream_model, safe=""))
-            head = f"GET {path} HTTP/1.1\r\nhost: {authority}:{self._port}\r\n{authorization}connection: close\r\n\r\n"
-            self.probe = ProbeRequest(self._host, self._port, self._tls, head.encode(), readiness.seconds)
+        profile = ENGINES[deployment.engine]
+
+        def ask(path: str, seconds: float) -> ProbeRequest:
+            target = base + path.replace("{model}", quote(deployment.upstream_model, safe=""))
+            head = (
+                f"GET {target} HTTP/1.1\r\nhost: {authority}:{self._port}\r\n{authorization}"
+                "accept-encoding: identity\r\nconnection: close\r\n\r\n"
+            )
+            return ProbeRequest(self._host, self._port, self._tls, head.encode(), seconds)
+
+        readiness, source = profile.readiness, profile.load
+        self.probe = None if readiness is None else ask(readiness.path, readiness.seconds)
         self.probe_at = 0.0
+        self.load_query = None if source is None else LoadQuery(ask(source.path, source.seconds), source)
+        self.load_at = 0.0
         self.identity = (deployment.base_url, credential, deployment.engine, deployment.upstream_model)
 
     def message(self, request: Request, dialect: Dialect, attempt: int, body: bytes) -> bytes:
@@ -250,6 +259,20 @@ class Upstream:
             self._metrics.count(self._metrics.not_ready, self.deployment.id)
             self._write("warning", "upstream_not_ready", "no answer in time" if is_ready is None else "")
 
+    def report_load(self, waiting: float | None, gateways: int) -> None:
+        """Take what the engine reports to wait there (`upstreams.load_reports`); so many `gateways` send to it."""
+        query = self.load_query
+        if waiting is None or query is None:
+            self._metrics.count(self._metrics.load_reports_failed, self.deployment.id)
+        elif query.source.in_tokens:
+            self.load.report_tokens(waiting)
+        else:
+            self.load.report_requests(waiting, gateways)
+
+    def fade_load(self, seconds: float) -> None:
+        """Let the last report fade for so many seconds."""
+        self.load.fade(seconds)
+
     def learn_input(self, prompt_bytes: int, tokens: int) -> None:
         """Learn how many tokens the engine counts in the bytes of a request."""
         self._learned_bytes += prompt_bytes
@@ -309,6 +332,11 @@ class Upstreams:
         if selector is None:
             selector = self._selectors[model, test] = Selector()
         return selector
+
+    def list_alternatives(self) -> list[Upstream]:
+        """Return the upstreams of models that have several, so that their load decides something."""
+        groups = (*self._by_model.values(), *self._by_model_for_tests.values())
+        return [upstream for group in groups if len(group) > 1 for upstream in group]
 
     def all(self) -> Iterable[Upstream]:
         """Return every upstream."""
