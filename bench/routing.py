@@ -199,15 +199,19 @@ class HomeAndCostUntold(Policy):
 
     def choose(self, arrival: Arrival) -> Sent:
         """Choose as `gateway.route` does among equal deployments."""
-        for load in self._loads:
-            load.fade(arrival.at - self._faded_at)
-        self._faded_at = arrival.at
+        self.fade(arrival.at)
         order = self.rng.sample(self.fleet.up, len(self.fleet.up))
         group = [self._loads[engine] for engine in order]
         index, uncached = self._selector.choose(group, _prefixes(arrival), 0, arrival.prompt * BYTES_PER_TOKEN, float(arrival.prompt))
         charged = max(uncached, CHARGE_TOKENS_MIN) * self.gateways
         group[index].send(charged)
         return Sent(order[index], charged)
+
+    def fade(self, now: float) -> None:
+        """Let the last reports fade until now."""
+        for load in self._loads:
+            load.fade(now - self._faded_at)
+        self._faded_at = now
 
     def begin_answer(self, sent: Sent) -> None:
         """Release the charge."""
@@ -219,6 +223,7 @@ class HomeAndCost(HomeAndCostUntold):
 
     def poll(self, now: float) -> None:
         """Ask for the queues in tokens."""
+        self.fade(now)
         for engine in self.fleet.up:
             self._loads[engine].report_tokens(self.fleet.count_queued(engine, now))
 
@@ -228,6 +233,7 @@ class HomeAndCostByRequests(HomeAndCostUntold):
 
     def poll(self, now: float) -> None:
         """Ask for the number of waiting requests."""
+        self.fade(now)
         for engine in self.fleet.up:
             self._loads[engine].report_requests(self.fleet.count_waiting(engine, now), self.gateways)
 
