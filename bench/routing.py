@@ -2,8 +2,8 @@
 
 Engines are simulated: each computes the prompts that wait, first come first served, and keeps the blocks that it computed last. The
 gateways run the code of the product (`gateway.prefix_routing`), and know what it knows: what they sent themselves, which answers began, and
-what engines report to wait there. They do not talk. Two kinds of load: conversations of Mooncake's trace (bench/traces), whose prompts share
-prefixes, and prompts that share nothing.
+what engines report to wait there. They do not talk. Two kinds of load: conversations of Mooncake's trace (bench/traces), whose prompts
+share prefixes, and prompts that share nothing.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Load reports: each engine is asked how much work waits at it, beside its requests.
 
 A gateway sees only what it sent itself. Requests of other gateways, and those that reach an engine by another way, are known to the engine
-alone. What it reports corrects the load by which deployments are chosen (`gateway.prefix_routing.Load`). Where it reports depends on its kind
-(`engines.profile.LoadSource`). Engines that report nothing, or cannot be read, are chosen by what this gateway sent.
+alone. What it reports corrects the load by which deployments are chosen (`gateway.prefix_routing.Load`). Where it reports depends on its
+kind (`engines.profile.LoadSource`). Engines that report nothing, or cannot be read, are chosen by what this gateway sent.
 
 What must hold: only deployments that have an alternative are asked; at most REPORTS_PER_SECOND_MAX reports are asked for in a second and
 QUERIES_MAX at a time; each has a deadline and a bound on its bytes; a report that cannot be understood changes nothing, and what an earlier
