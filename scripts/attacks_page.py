@@ -113,7 +113,8 @@ ROWS = {
     ),
     81: (
         "a gateway whose records mix the project or key of one organization with another, or date requests to 1970 or to the future",
-        "quarantined with the reason, billed to nobody; a run dated so is refused with an alarm, and kept by its gateway",
+        "quarantined with the reason, billed to nobody; a run dated so is refused with an alarm and listed, and kept by its gateway, which "
+        "ships the others; it is ingested when the clocks agree or an operator accepts it",
     ),
     82: (
         "another user of the machine who reads copies of the snapshot, logs, archives or the database",

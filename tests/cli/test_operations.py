@@ -123,6 +123,7 @@ COMMAND_OF = {
     "list_join_tokens": "nodes tokens",
     "delete_join_token": "nodes revoke-token",
     "list_epochs": "nodes epochs",
+    "accept_epoch": "nodes accept-epoch",
     "create_lost_requests": "nodes lost",
     "list_lost_requests": "nodes lost-requests",
     "approve_lost_request": "nodes approve-lost",

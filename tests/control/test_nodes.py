@@ -4,13 +4,15 @@ import asyncio
 import json
 import os
 
+import httpx2
 import pytest
 import sqlalchemy as sa
 
 from tests.control.harness import NODE_ID, PEPPER, Running, TenantSetup, answered, mint, wait_until
 from tests.control.test_routes import refused
 from tests.link.samples import EPOCH, exchanges, frames
-from tollway.control import keys, nodes
+from tollway.control import keys, nodes, refused_epochs
+from tollway.control.epochs import list_blockers
 from tollway.domain import keys as domain_keys
 from tollway.domain.keys import KeyType
 from tollway.domain.usage import Close, Tick
@@ -255,12 +257,79 @@ class TestJoining:
 class TestRecords:
     def test_81_epoch_from_the_future_or_before_its_node_is_refused_with_an_alarm(self, fresh_control: Running) -> None:
         now = fresh_control.plane.now()
-        made = answered(fresh_control.operator().post(NODES, json={"name": "rack 7"}))
-        node = fresh_control.link(made["key"]["value"])
-        for epoch in (1, EPOCH - 10**12, now + 2 * 3600 * 10**6, 2**62):
-            body = frames([Tick(at=epoch)], node_id=made["id"], epoch=epoch)
-            refused(node.put(f"{records(made['id'], epoch)}/1", content=b"".join(body)), 403, "epoch_refused")
+        node_id, node = self.create(fresh_control)
+        impossible = (1, EPOCH - 10**12, now + 2 * 3600 * 10**6, 2**62)
+        for epoch in impossible:
+            refused(self.put(node, node_id, epoch), 403, "epoch_refused")
         wait_until(lambda: sum(line["event"] == "epoch_refused" for line in fresh_control.lines) == 4)
         assert list_epochs(fresh_control) == []
-        body = frames([Tick(at=now)], node_id=made["id"], epoch=now)
-        assert answered(node.put(f"{records(made['id'], now)}/1", content=b"".join(body))) == {"next_seq": 2}
+        assert self.states(fresh_control) == dict.fromkeys(impossible, "refused")
+        assert answered(self.put(node, node_id, now)) == {"next_seq": 2}
+
+    def test_81_refused_epoch_is_ingested_when_the_clocks_agree(self, fresh_control: Running) -> None:
+        node_id, node = self.create(fresh_control)
+        ahead = fresh_control.plane.now() + 86_400 * 10**6
+        refused(self.put(node, node_id, ahead), 403, "epoch_refused")
+        blocked = self.list_blockers(fresh_control)
+        assert (node_id, ahead, "epoch_refused") in blocked
+        with fresh_control.clock.set_to(ahead):
+            assert answered(self.put(node, node_id, ahead)) == {"next_seq": 2}
+        assert self.states(fresh_control) == {ahead: "open"}
+        assert "epoch_refused" not in {kind for _, _, kind in self.list_blockers(fresh_control)}
+        assert answered(self.put(node, node_id, ahead)) == {"next_seq": 2}, "an epoch that is known goes on, whatever the clock says now"
+
+    def test_81_refused_epoch_is_ingested_when_an_operator_accepts_it(self, fresh_control: Running) -> None:
+        node_id, node = self.create(fresh_control)
+        epoch, operator = fresh_control.plane.now() + 10**14, fresh_control.operator()
+        path = f"{NODES}/{node_id}/epochs/{epoch}/accept"
+        refused(operator.post(path, json={"reason": "its clock was wrong"}), 404, "not_found")
+        refused(self.put(node, node_id, epoch), 403, "epoch_refused")
+        refused(operator.post(path, json={}), 400, "missing_required_parameter", "reason")
+        accepted = answered(operator.post(path, json={"reason": "its clock was wrong"}))
+        assert (accepted["state"], accepted["refused_because"]) == ("accepted", "future")
+        assert answered(operator.post(path, json={"reason": "again"})) == accepted
+        assert answered(self.put(node, node_id, epoch)) == {"next_seq": 2}
+        assert self.states(fresh_control) == {epoch: "open"}
+
+    def test_81_refused_epoch_can_be_declared_lost_by_two_persons(self, fresh_control: Running) -> None:
+        node_id, node = self.create(fresh_control)
+        epoch = fresh_control.plane.now() + 10**14
+        refused(self.put(node, node_id, epoch), 403, "epoch_refused")
+        body = {"reason": "its disk is gone", "epoch": epoch}
+        (asked,) = answered(fresh_control.operator().post(f"{NODES}/{node_id}/lost", json=body))["data"]
+        person = fresh_control.client(fresh_control.second_platform_key)
+        assert answered(person.post(f"/v1/platform/lost_requests/{asked['id']}/approve"))["state"] == "declared"
+        assert self.states(fresh_control) == {}
+        assert "epoch_refused" not in {kind for _, _, kind in self.list_blockers(fresh_control)}
+        refused(self.put(node, node_id, epoch), 403, "epoch_refused")
+
+    def test_81_refused_epochs_of_a_node_are_stored_up_to_a_bound(self, fresh_control: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(refused_epochs, "REFUSED_PER_NODE_MAX", 2)
+        node_id, node = self.create(fresh_control)
+        ahead = fresh_control.plane.now() + 10**14
+        for epoch in (ahead, ahead + 1, ahead + 2):
+            refused(self.put(node, node_id, epoch), 403, "epoch_refused")
+        assert list(self.states(fresh_control)) == [ahead, ahead + 1]
+        with fresh_control.clock.set_to(ahead):
+            assert answered(self.put(node, node_id, ahead)) == {"next_seq": 2}
+        refused(self.put(node, node_id, ahead + 2), 403, "epoch_refused")
+        assert self.states(fresh_control) == {ahead + 1: "refused", ahead + 2: "refused", ahead: "open"}
+
+    @staticmethod
+    def create(control: Running) -> tuple[str, httpx2.Client]:
+        made = answered(control.operator().post(NODES, json={"name": "rack 7"}))
+        return made["id"], control.link(made["key"]["value"])
+
+    @staticmethod
+    def put(node: httpx2.Client, node_id: str, epoch: int) -> httpx2.Response:
+        body = frames([Tick(at=epoch)], node_id=node_id, epoch=epoch)
+        return node.put(f"{records(node_id, epoch)}/1", content=b"".join(body))
+
+    @staticmethod
+    def states(control: Running) -> dict[int, str]:
+        return {each["epoch"]: each["state"] for each in answered(control.operator().get("/v1/platform/epochs"))["data"]}
+
+    @staticmethod
+    def list_blockers(control: Running) -> list[tuple[str, int | None, str]]:
+        with control.plane.database.platform(write=False) as tx:
+            return [(each.node_id, each.epoch, str(each.kind)) for each in list_blockers(tx, 0, EPOCH)]

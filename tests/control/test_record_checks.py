@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from tests.control.test_collect import NOW, take
 from tests.link.samples import EPOCH, KEY, NODE, ORGANIZATION, OTHER_ORGANIZATION, PROJECT, admit, final, frames
 from tollway.control import quarantine
-from tollway.control.record_checks import CLOCK_ERROR_US_MAX
 from tollway.control.verify import verify
+from tollway.domain.epochs import CLOCK_ERROR_US_MAX
 from tollway.storage import schema
 from tollway.storage import schema_money as money
 from tollway.storage.database import Database

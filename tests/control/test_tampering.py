@@ -41,6 +41,7 @@ Books = tuple[Database, Archive]
 OTHER_TABLES = {
     "projects", "service_accounts", "api_keys", "models", "deployments", "model_limits",  # who may use what; an event names them by id
     "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "job_leases",  # what gateways are told and tell, and who runs a job
+    "refused_epochs",  # which runs wait for a clock or an operator
     "idempotency_keys",  # what was answered
     "engine_readings", "engine_hours", "engine_members",  # what engines counted: a second witness, not a bill
 }  # fmt: skip

@@ -30,10 +30,27 @@ def list_epochs(
             for row in rows:
                 row["last_sign_at"] = row["closed_at"] or row["ticked_at"]
                 row["after_lost"] = row["lost"] and row["lost"]["records_after"]
-                row["reason"] = row["lost"] and row["lost"]["reason"]
+                row["reason"] = row["refused_because"] or (row["lost"] and row["lost"]["reason"])
             rows = with_times(rows, control.get_zone(zone), known_until="last_sign_at", seen="seen_at")
     columns = ["node_id", "epoch", "state", "next_seq", "known_until", "seen", "after_lost", "reason"]
     print_rows(output, columns, rows, none="no gateway has sent anything yet")
+
+
+@app.command("accept-epoch")
+def accept_epoch(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="Id of the gateway.")],
+    epoch: Annotated[int, typer.Argument(metavar="EPOCH", help="Number of the epoch, as `tollway nodes epochs` shows it.")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it stays on record beside your key.")],
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Accept an epoch (run) of a gateway that was refused because its clock was wrong. Its records arrive within a minute or two."""
+    check_id(ids.NODE, node, "gateway", "see `tollway nodes list`")
+    with connect(control_url, key, data_dir) as control:
+        accepted = control.post(f"/platform/nodes/{node}/epochs/{epoch}/accept", {"reason": reason})
+    print_json(accepted) if output is Output.JSON else print(f"{accepted['id']}  {accepted['state']}")
 
 
 @app.command("list")

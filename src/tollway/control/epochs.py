@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from tollway.domain.epochs import Epoch, Lost
+from tollway.domain.epochs import Epoch, Lost, RefusalReason
 from tollway.storage import epochs as stored
-from tollway.storage import lost_requests
+from tollway.storage import lost_requests, refused_epochs
 from tollway.storage import nodes as stored_nodes
 from tollway.storage.database import PlatformTx
 
@@ -28,6 +28,10 @@ MISSING = "its records have not arrived up to the end of the period"
 MISSING_REVOKED = MISSING + ", and its node was revoked: declare it lost, or let the node hand in its records with a new key"
 SILENT = "it follows the snapshot, and of its present run not one record has arrived"
 SILENT_REVOKED = "it was revoked, and of its last run not one record had arrived"
+REFUSED = {
+    RefusalReason.FUTURE: "it was refused because it says that it began in the future: a clock is wrong, or accept it",
+    RefusalReason.BEFORE_NODE: "it was refused because it says that it began before its node was made: a clock is wrong, or accept it",
+}
 WAITING = "; its declaration as lost waits for a second person ({})"
 """Addition to the text of a blocker if somebody has asked to declare it lost; takes the id of the request."""
 
@@ -45,6 +49,7 @@ class BlockerKind(StrEnum):
 
     RECORDS_MISSING = "records_missing"
     NODE_SILENT = "node_silent"
+    EPOCH_REFUSED = "epoch_refused"
     RECORDS_QUARANTINED = "records_quarantined"
 
 
@@ -103,6 +108,10 @@ def list_blockers(tx: PlatformTx, start_at: int, end_at: int) -> list[Blocker]:
     for node in stored.list_silent_nodes(tx, end_at, SILENCE_US):
         text = (SILENT_REVOKED if node.node_id in revoked else SILENT) + waiting.get((node.node_id, node.seen_at), "")
         blockers.append(Blocker(BlockerKind.NODE_SILENT, node.node_id, None, node.seen_at, text))
+    for refused in refused_epochs.list_open(tx):  # whatever the period: when its requests were served, nobody knows
+        text = REFUSED[refused.reason] if refused.accepted_at is None else MISSING
+        text += waiting.get((refused.node_id, refused.epoch), "")
+        blockers.append(Blocker(BlockerKind.EPOCH_REFUSED, refused.node_id, refused.epoch, None, text))
     return blockers
 
 

@@ -18,6 +18,7 @@ from tollway.domain.pages import Page, PageWindow
 from tollway.storage import epochs as stored_epochs
 from tollway.storage import lost_requests as stored
 from tollway.storage import nodes as stored_nodes
+from tollway.storage import refused_epochs as stored_refused
 from tollway.storage.database import PlatformTx
 
 COMPLETE = "The epoch is complete: its last record has arrived."
@@ -80,11 +81,12 @@ def list_requests(tx: PlatformTx, window: PageWindow, state: LostRequestState | 
 
 
 def list_missing(tx: PlatformTx, node_id: str, now: int) -> list[int]:
-    """Return the epochs of a node that are neither complete nor declared lost, the latest heard of first, and a run that never sent a
-    record, by the instant at which the node was heard of last."""
+    """Return the epochs of a node that are neither complete nor declared lost, the latest heard of first, those that were refused, and a
+    run that never sent a record, by the instant at which the node was heard of last."""
     open_epochs = [each.epoch for each in stored_epochs.list_epochs(tx, node_id) if each.closed_at is None and each.lost is None]
     silent = stored_epochs.list_silent_nodes(tx, now + 1, SILENCE_US)
-    return open_epochs + [node.seen_at for node in silent if node.node_id == node_id]
+    refused = [each.epoch for each in stored_refused.list_open(tx, node_id)]
+    return open_epochs + refused + [node.seen_at for node in silent if node.node_id == node_id]
 
 
 def _explain(tx: PlatformTx, node_id: str, epoch: int) -> Fault:
@@ -99,7 +101,9 @@ def _declare(tx: PlatformTx, request: LostRequest, approver: Operator, now: int)
     """Declare an epoch lost from its present watermark on; a run that never sent a record from its first record on."""
     stored_epochs.lock_epoch(tx, request.node_id, request.epoch)
     found = stored_epochs.find_epoch(tx, request.node_id, request.epoch)
-    if found is None and not any(node.node_id == request.node_id for node in stored_epochs.list_silent_nodes(tx, now + 1, SILENCE_US)):
+    is_refused = any(each.epoch == request.epoch for each in stored_refused.list_open(tx, request.node_id))
+    silent = stored_epochs.list_silent_nodes(tx, now + 1, SILENCE_US)
+    if found is None and not is_refused and not any(node.node_id == request.node_id for node in silent):
         raise Fault(STATE_CONFLICT, message="The gateway has reported since: nothing of that run is missing.")
     if found is not None and found.closed_at is not None:
         raise Fault(STATE_CONFLICT, message=COMPLETE)

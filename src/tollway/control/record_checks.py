@@ -11,23 +11,11 @@ from the future possible.
 from dataclasses import dataclass, field
 
 from tollway.control.batches import Batch, FinalRecord
-from tollway.domain import ids
-from tollway.domain.faults import Blame, Fault, FaultKind
+from tollway.domain.epochs import CLOCK_ERROR_US_MAX
 from tollway.domain.usage import Admit
 from tollway.storage import keys as stored_keys
 from tollway.storage import tenants as stored_tenants
 from tollway.storage.database import PlatformTx
-
-CLOCK_ERROR_US_MAX = 3_600_000_000
-"""Largest error of a node's clock that is believed: an hour, because a clock that was stepped is no reason to hold up billing, and a
-record that is dated wrongly by an hour changes no month but at its end."""
-
-EPOCH_REFUSED = FaultKind(
-    code="epoch_refused",
-    status=403,
-    blame=Blame.PLATFORM,
-    message="This node cannot have begun a run at that instant: a clock is wrong.",
-)
 
 FOREIGN = "not_of_organization"
 INSTANT_IMPOSSIBLE = "instant_impossible"
@@ -71,13 +59,3 @@ def reject_impossible_instants(batch: Batch, now: int) -> None:
 
     if any(map(is_impossible, batch.finals)):
         batch.reject_finals(is_impossible, INSTANT_IMPOSSIBLE)
-
-
-def require_possible_epoch(node_id: str, epoch: int, now: int) -> None:
-    """Raise Fault EPOCH_REFUSED for a run that began in the future, or before its node was made (which the id of a node says), by more
-    than CLOCK_ERROR_US_MAX. The gateway keeps its records and tries again."""
-    made_at = ids.instant_of(ids.NODE, node_id)
-    if epoch > now + CLOCK_ERROR_US_MAX:
-        raise Fault(EPOCH_REFUSED, detail=f"epoch {epoch} of {node_id} began in the future")
-    if made_at is not None and epoch < made_at - CLOCK_ERROR_US_MAX:
-        raise Fault(EPOCH_REFUSED, detail=f"epoch {epoch} of {node_id} began before its node was made")

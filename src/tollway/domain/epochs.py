@@ -10,6 +10,35 @@ CLOCKS_APART_US = 600_000_000
 """Most that the clocks of gateways and of control processes may differ, the begin and end of a transaction included."""
 
 
+CLOCK_ERROR_US_MAX = 3_600_000_000
+"""Largest error of a node's clock that is believed: an hour, because a clock that was stepped is no reason to hold up billing, and a
+record that is dated wrongly by an hour changes no month but at its end."""
+
+
+class RefusalReason(StrEnum):
+    """Reason for which an epoch cannot have begun when it says."""
+
+    FUTURE = "future"
+    BEFORE_NODE = "before_node"
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedEpoch:
+    """A run of a gateway whose records control refuses because of `epoch`, the instant at which it says that it began.
+
+    `first_refused_at`, `refused_at` (the latest refusal) and `accepted_at` are by control's clock. `accepted_by`: id of the key of the
+    operator who accepted it; None, as `accepted_at`, before.
+    """
+
+    node_id: str
+    epoch: int
+    reason: RefusalReason
+    first_refused_at: int
+    refused_at: int
+    accepted_at: int | None = None
+    accepted_by: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Watermark:
     """The progress of ingesting the records of an epoch: `next_seq` is expected next, `chain` is the chain value of the record before it.

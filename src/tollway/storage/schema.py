@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.schema import SchemaItem
 
 from tollway.domain.catalog import CacheIsolation, Engine, UnknownParameters
+from tollway.domain.epochs import RefusalReason
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import DIMENSIONS, LimitLevel
 from tollway.domain.tenants import Status
@@ -223,6 +224,21 @@ nodes = sa.Table(  # gateways; their keys are rows of api_keys
     sa.Column("first_seen_at", sa.BigInteger),
     sa.Column("seen_at", sa.BigInteger),
     sa.Column("revoked_at", sa.BigInteger),
+)
+
+refused_epochs = sa.Table(  # runs of gateways that cannot have begun when they say, and who accepted them
+    "refused_epochs",
+    metadata,
+    sa.Column("node_id", sa.String(64), sa.ForeignKey("nodes.id"), primary_key=True),
+    sa.Column("epoch", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("reason", sa.String(16), nullable=False),
+    sa.Column("first_refused_at", sa.BigInteger, nullable=False),
+    sa.Column("refused_at", sa.BigInteger, nullable=False),
+    sa.Column("accepted_at", sa.BigInteger),
+    sa.Column("accepted_by", sa.String(64)),  # the operator's key
+    sa.Column("accepted_because", sa.String(1024)),
+    one_of("reason", RefusalReason),
+    sa.CheckConstraint("(accepted_at IS NULL) = (accepted_by IS NULL)", name="accepted_by_somebody"),
 )
 
 limit_reports = sa.Table(  # what each gateway that counts limits in its own memory said of them last

@@ -58,7 +58,7 @@ from tollway.control.api.routes import ApiRoute, Plane, public, router
 from tollway.control.api.schemas import Out, find_seconds
 from tollway.control.jobs import JobState
 from tollway.control.plane import ControlPlane
-from tollway.control.record_checks import EPOCH_REFUSED
+from tollway.control.refused_epochs import EPOCH_REFUSED
 from tollway.domain import ids
 from tollway.domain.faults import BODY_TOO_LARGE, INTERNAL, REQUEST_TIMEOUT, TARGET_INVALID, Fault
 

@@ -189,6 +189,7 @@ FIELDS: Mapping[str, FieldText] = {
     "received": FieldText("Limits in the report, 0 or more.", 12),
     "records_after": FieldText("Records of the run that arrived after the declaration, 0 or more.", 0),
     "redacted_value": FieldText("The part of the key that may be shown.", "tw_live_1A2b3C4d...wxyz"),
+    "refused_because": FieldText("What is wrong with the start of the run; null if it was not refused.", "future"),
     "region": FieldText("Where the engine is, 1 to 64 of a-z 0-9 -; null if it is not said.", "eu-central-1"),
     "remaining": FieldText("Units that would be admitted now, 0 or more; null if the use is not known.", 98750),
     "remove": FieldText("Lines to remove from the draft, at most 2000."),

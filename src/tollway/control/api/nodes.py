@@ -1,13 +1,16 @@
 """Nodes, for operators: who may connect, which version of the snapshot each follows, and how far the records of its epochs have arrived."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from tollway.control import epochs, nodes, publish
+from fastapi import Path
+
+from tollway.control import epochs, nodes, publish, refused_epochs
 from tollway.control.api import routes
 from tollway.control.api.routes import Plane, PlatformOperator
 from tollway.control.api.schemas import (
     Deleted,
     Identified,
+    In,
     JoinTokenCreate,
     JoinTokenCreated,
     JoinTokenOut,
@@ -20,6 +23,7 @@ from tollway.control.api.schemas import (
     NodeRevoked,
     NodeRotate,
     Out,
+    Reason,
     find_seconds,
     join_token_out,
     node_out,
@@ -27,7 +31,7 @@ from tollway.control.api.schemas import (
 )
 from tollway.control.nodes import ShownNode
 from tollway.domain import ids
-from tollway.domain.epochs import Epoch
+from tollway.domain.epochs import Epoch, RefusedEpoch
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 
 router = routes.router(tags=["nodes"])
@@ -134,27 +138,48 @@ class LostOut(Out):
 
 
 class EpochOut(Identified):
-    """One run of a gateway, as far as its records have arrived. `ticked_at` and `closed_at` are by its own clock."""
+    """One run of a gateway, as far as its records have arrived. `ticked_at` and `closed_at` are by its own clock. One that is `refused` or
+    `accepted` has not arrived at all: `refused_because` says what is wrong with the instant of its start."""
 
     object: Literal["platform.epoch"] = "platform.epoch"
     node_id: str
     epoch: int
-    state: Literal["open", "closed", "lost"]
+    state: Literal["open", "closed", "lost", "refused", "accepted"]
     next_seq: int
     ticked_at: int | None
     closed_at: int | None
     first_seen_at: int
     seen_at: int
     lost: LostOut | None
+    refused_because: Literal["future", "before_node"] | None
+
+
+class EpochAccept(In):
+    """The reason for accepting a refused epoch. It is stored beside the operator's key."""
+
+    reason: Reason
 
 
 @router.get("/v1/platform/epochs")
 def list_epochs(_caller: PlatformOperator, plane: Plane, node_id: NodeIdText | None = None, only_lost: bool = False) -> ListOut[EpochOut]:
-    """Return the epochs of gateways, those heard of last first; a thousand at most."""
+    """Return the epochs of gateways: those that are refused, then those heard of last first; a thousand of these at most."""
     with plane.database.platform(write=False) as tx:
+        refused = [] if only_lost else refused_epochs.list_open(tx, node_id)
         found = epochs.list_lost(tx) if only_lost else epochs.list_epochs(tx, node_id)
-    data = [_epoch_out(epoch) for epoch in found if node_id in (None, epoch.node_id)]
+    data = [_refused_out(each) for each in refused] + [_epoch_out(epoch) for epoch in found if node_id in (None, epoch.node_id)]
     return ListOut(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=False)
+
+
+@router.post("/v1/platform/nodes/{node_id}/epochs/{epoch}/accept")
+def accept_epoch(
+    caller: PlatformOperator, plane: Plane, node_id: NodeIdText, epoch: Annotated[int, Path(ge=1, le=2**63 - 1)], body: EpochAccept
+) -> EpochOut:
+    """Accept a run of a gateway that was refused because of the instant of its start: its records are ingested at the gateway's next
+    attempt. Repeating it changes nothing."""
+    with plane.database.platform() as tx:
+        accepted = refused_epochs.accept(tx, node_id, epoch, reason=body.reason, actor=caller.key_id, now=plane.now())
+    plane.log({"event": "epoch_accepted", "node_id": node_id, "epoch": epoch, "reason": body.reason, "key_id": caller.key_id})
+    return _refused_out(accepted)
 
 
 def _key_out(shown: ShownNode) -> NodeKeyOut:
@@ -183,4 +208,21 @@ def _epoch_out(epoch: Epoch) -> EpochOut:
         first_seen_at=seconds(epoch.first_seen_at),
         seen_at=seconds(epoch.seen_at),
         lost=lost,
+        refused_because=None,
+    )
+
+
+def _refused_out(refused: RefusedEpoch) -> EpochOut:
+    return EpochOut(
+        id=f"{refused.node_id}/{refused.epoch}",
+        node_id=refused.node_id,
+        epoch=refused.epoch,
+        state="refused" if refused.accepted_at is None else "accepted",
+        next_seq=1,
+        ticked_at=None,
+        closed_at=None,
+        first_seen_at=seconds(refused.first_refused_at),
+        seen_at=seconds(refused.refused_at),
+        lost=None,
+        refused_because=refused.reason.value,
     )

@@ -62,7 +62,8 @@ class PeriodReportOut(PeriodOut):
 
 class BlockerOut(Identified):
     """An obstacle to closing, by `reason`: records of a gateway's run that have not arrived (`records_missing`), a gateway that has not
-    reported at all (`node_silent`, with `epoch` null), or records that could not be rated (`records_quarantined`)."""
+    reported at all (`node_silent`, with `epoch` null), a run that cannot have begun when
+    it says (`epoch_refused`), or records that could not be rated (`records_quarantined`)."""
 
     object: Literal["billing_period.blocker"] = "billing_period.blocker"
     reason: str

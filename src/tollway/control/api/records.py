@@ -7,7 +7,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tollway.control import access, collect, record_checks
+from tollway.control import access, collect, refused_epochs
 from tollway.control.api import routes
 from tollway.control.api.routes import Node, Plane, plane_of
 from tollway.control.batches import BatchRefused
@@ -44,12 +44,14 @@ async def take_records(
     caller: Node, request: Request, node_id: NodeId, epoch: EpochNumber, first_seq: Annotated[int, Path(ge=1, le=SEQ_MAX)]
 ) -> Response:
     """Ingest frames of an epoch of the caller's that begin with record `first_seq`. 409 names the record to continue from; 400 means that
-    nothing was ingested."""
+    nothing was ingested, 403 `epoch_refused` that the run cannot have begun when it says."""
     access.require_own(caller, node_id)
-    record_checks.require_possible_epoch(node_id, epoch, plane_of(request).now())
+    plane = plane_of(request)
+    if (impossible := refused_epochs.find_reason(node_id, epoch, plane.now())) is not None:
+        await run_in_threadpool(refused_epochs.require_accepted, plane.database, node_id, epoch, impossible, plane.now())
     body = await request.body()
     try:
-        taken = await run_in_threadpool(_collect, plane_of(request), node_id, epoch, first_seq, body)
+        taken = await run_in_threadpool(_collect, plane, node_id, epoch, first_seq, body)
     except Gap as gap:
         return JSONResponse({"next_seq": gap.next_seq}, 409)
     except BatchRefused as refused:
