@@ -483,3 +483,11 @@ def test_the_page_of_attacks_is_in_step_with_the_tests_that_try_them(tree: Tree)
 def test_the_page_of_clients_is_in_step_with_their_recorded_results(tree: Tree) -> None:
     page = runpy.run_path(str(ROOT / "scripts" / "clients_page.py"))
     assert tree["docs/clients.md"] == page["render"](json.loads(tree["tests/sdks/results.json"])), "run `make docs`"
+
+
+def test_every_error_code_has_a_meaning_and_a_remedy_on_its_page(tree: Tree) -> None:
+    page = runpy.run_path(str(ROOT / "scripts" / "errors_page.py"))
+    assert page["find_differences"]() == ""
+    assert tree["docs/errors.md"] == page["render"](), "run `make docs`"
+    defining = {path for path, text in tree.items() if path.startswith("src/tollway/") and re.search(r"= FaultKind\(", text)}
+    assert defining == {f"src/tollway/{module.replace('.', '/')}.py" for module in page["MODULES"]}

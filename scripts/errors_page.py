@@ -1,0 +1,251 @@
+"""Renders docs/errors.md, every error code with its meaning and its remedy: `python scripts/errors_page.py`.
+
+Codes, statuses, types and messages are those of the kinds of faults that the program has; a test holds the page in step and finds a code
+without an explanation here.
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tollway.domain.faults import FaultKind
+
+PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
+
+MODULES = ("domain.faults", "control.access", "control.collect", "control.record_checks", "control.api.link", "control.api.records")
+"""Modules of `tollway` that define kinds of faults."""
+
+OPENING = """# Errors
+
+Made by `make docs` from the faults of the program and the texts of `scripts/errors_page.py`; change them there.
+
+An error of an OpenAI path, and of the REST API of control, is
+`{"error": {"message": "…", "type": "…", "param": null, "code": "…"}}`; an error of `/v1/messages` has Anthropic's shape, with the type that
+Anthropic has for its status. Programs decide by `code`; a message may change, and often names what is wrong more exactly than the one shown
+here. `param` names the field at fault.
+
+- Every answer has `x-request-id`; quote it. A request that was refused costs nothing ([outcomes.md](outcomes.md)).
+- `retry-after` and `retry-after-ms` say when to come back: on every 503, and on 429 where waiting helps. Official SDKs obey them. Other 4xx fail again
+  until the request, the key or the account changes.
+- Once the answer of a stream has begun, an error comes as its last event, and the stream has no `[DONE]`. What was delivered until then is billed.
+"""
+
+SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "The connection and the form of a request": {
+        "malformed_http": (
+            "The bytes are not HTTP/1.1, or could be read in two ways. The connection is closed.",
+            "Use an HTTP library; look for a proxy in between that changes headers.",
+        ),
+        "invalid_target": ("The path has dot segments, encoded slashes or bytes that no path has.", "Send the path as it is documented."),
+        "method_not_allowed": ("The path exists, with other methods.", "Use one of the methods that `allow` of the answer names."),
+        "expectation_failed": ("The header `expect` asks for something that is not offered.", "Send no `expect`, or `100-continue`."),
+        "headers_too_large": (
+            "The request line and the headers together are too large, or too many (`gateway.edge`).",
+            "Send fewer or smaller headers; cookies and tracing baggage of other services are the usual reason.",
+        ),
+        "uri_too_long": ("The path and its query are too long.", "Send values in the body."),
+        "body_too_large": (
+            "The body is larger than the bound of the path, or than the memory for bodies ever allows one key.",
+            "Send less; the operator's bounds are `gateway.edge` and `gateway.buffers` ([settings.md](settings.md)).",
+        ),
+        "request_timeout": ("The head or the body did not arrive in time.", "Send the request without pauses."),
+        "unsupported_media_type": ("`content-type` is not JSON in UTF-8.", "Send `content-type: application/json`."),
+        "unsupported_content_encoding": ("The body is compressed.", "Send it without `content-encoding`."),
+        "misdirected_request": (
+            "The host of the request is not one that is served here.",
+            "Use the address that you were given; operators list hosts in `gateway.edge`.",
+        ),
+        "not_found": (
+            "Nothing is at this path, or there is no resource with this id. A resource of another organization looks the same.",
+            "Check the path (OpenAI's SDKs want a base URL that ends in `/v1`, Anthropic's one that does not) and the id.",
+        ),
+        "invalid_json": ("The body is not one JSON object in UTF-8, or has a number that JSON has not.", "Send valid JSON."),
+        "duplicate_key": ("An object of the body has a key twice, so that two readers could see two requests.", "Send each key once."),
+        "invalid_value": ("A value has the wrong type or is out of its range; `param` names it.", "Change it as the message says."),
+        "missing_required_parameter": ("A field that the API needs is missing; `param` names it.", "Add it."),
+        "unknown_parameter": (
+            "Neither the API nor an engine of the model has this field, or it could change identity, destination or price.",
+            "Leave it out. Operators may drop or forward unknown fields of a model (`unknown_parameters`).",
+        ),
+        "invalid_image_url": (
+            "A link in the messages leads to a private network, or is not one that an engine may fetch.",
+            "Send the picture as a data URL, or a public `https` link.",
+        ),
+        "invalid_media": ("A picture, sound, film or file has a type or a form that is not accepted.", "Convert it; the message says what."),
+        "media_too_large": ("Media in the messages have too many bytes, pixels or frames (`gateway.media`).", "Send smaller or fewer ones."),
+    },
+    "Keys and permissions": {
+        "ambiguous_credentials": (
+            "Two headers hold different keys.",
+            "Send one key: `authorization: Bearer`, `x-api-key` or `api-key`. Look for a second one in the environment of the program.",
+        ),
+        "invalid_api_key": (
+            "The key is missing, unknown, revoked or expired; the answer is the same, so that nobody learns which.",
+            "Check the key, and whether it is for this address (`tollway keys list` shows state and expiry).",
+        ),
+        "insufficient_scope": (
+            "The key is of another kind than the path needs, or is not allowed to call it.",
+            "Use an API key for inference, an admin key for the organization, a platform key for operators.",
+        ),
+        "address_not_allowed": ("The key may be used from other addresses only.", "Send from one of its address ranges, or widen them."),
+        "too_many_failed_authentications": (
+            "Too many wrong keys came from your address.",
+            "Stop sending the wrong key, and come back after `retry-after`. A right key is served meanwhile.",
+        ),
+        "model_not_found": (
+            "There is no such model, or the key, its project or its price list does not offer it.",
+            "`GET /v1/models` lists what the key may use. Operators: a model needs a price in the organization's currency.",
+        ),
+        "endpoint_not_supported": (
+            "The model is not offered at this API, or its engines have not got it.",
+            "Use an API of the model (`endpoints` of `GET /v1/models`).",
+        ),
+        "grant_exceeds_grantor": ("A new key would be allowed more, or live longer, than the key that makes it.", "Ask for less."),
+    },
+    "Limits, quotas and budgets": {
+        "rate_limit_exceeded": (
+            "A limit on requests, tokens or concurrency is used up; the message names the level that binds.",
+            "Come back after `retry-after`. `GET /v1/limits` shows each limit and what is left ([limits.md](limits.md)). A request larger than"
+            " the limit itself has no `retry-after`: make it smaller.",
+        ),
+        "insufficient_quota": (
+            "A hard budget has too little left for the most that the request can cost; the message has budget and shortfall.",
+            "Wait for the next window, lower `max_tokens`, or have the budget raised ([budgets.md](budgets.md)).",
+        ),
+        "max_cost_exceeded": (
+            "The request may cost more than its own `x-max-cost` allows.",
+            "Raise that header or lower `max_tokens`; `POST /v1/quote` says what it may cost.",
+        ),
+        "budget_unavailable": (
+            "The gateway has spent its share of a hard budget and cannot reach control for more.",
+            "Come back after `retry-after`. Operators: see why the gateway does not reach control.",
+        ),
+        "quota_exceeded": (
+            "The organization has as many of these resources as it may have, or has made as many today.",
+            "Archive or revoke some; operators raise `control.quotas`.",
+        ),
+    },
+    "Models and their engines": {
+        "invalid_request": ("The engine refused the request as wrong; its text, made safe, is the message.", "Change it as the text says."),
+        "context_length_exceeded": (
+            "Prompt and output together are longer than the model's context.",
+            "Shorten the prompt or lower `max_tokens`.",
+        ),
+        "model_overloaded": (
+            "All deployments of the model are full, and waiting would take too long.",
+            "Come back after `retry-after`. Operators: add deployments, or see `gateway.queue`.",
+        ),
+        "no_upstream": (
+            "No deployment of the model can be used now: all are down, drained or of the wrong mode for the key.",
+            "Come back after `retry-after`. Operators: `tollway models deployments`, and the log lines of upstreams.",
+        ),
+        "upstream_unreachable": ("The connection to the engine failed.", "Try again. Operators: is the engine up, is its address right?"),
+        "upstream_stale": ("The engine closed a kept connection as the request was sent.", "Try again."),
+        "upstream_connect_timeout": ("The engine did not accept the connection in time.", "Try again later."),
+        "upstream_rate_limited": ("The engine answered 429.", "Come back after `retry-after`."),
+        "upstream_error": (
+            "The engine failed, refused the work, or cannot serve the model or the path.",
+            "Try again. Operators: the log line of the request has what the engine said; `upstream_misconfigured` needs a change of the"
+            " deployment.",
+        ),
+        "upstream_cut": ("The engine broke its answer off.", "Try again; what a stream had delivered is billed."),
+        "upstream_invalid": ("What the engine answered is not an answer of this API.", "Try again. Operators: is the engine's kind right?"),
+        "upstream_timeout": (
+            "The engine did not begin in time, fell silent, or the whole request took too long (`gateway.relay`).",
+            "Ask for less output, or stream. Operators: the deadlines are settings.",
+        ),
+        "answer_too_large": (
+            "The answer, or one event of it, is larger than the gateway relays.",
+            "Ask for less at once. Operators: the bounds are in `gateway.relay`.",
+        ),
+    },
+    "The platform": {
+        "overloaded": ("The gateway or control is at capacity.", "Come back after `retry-after`."),
+        "draining": ("The gateway is being replaced.", "Try again at once on a new connection."),
+        "metering_unavailable": (
+            "The request could not be recorded durably, so it was not served.",
+            "Come back after `retry-after`. Operators: is the disk of the spool full or failing? `tollway doctor` says.",
+        ),
+        "not_ready": ("The gateway has no snapshot of keys and models yet.", "Come back after `retry-after`. Operators: does it reach control?"),
+        "snapshot_outdated": (
+            "The gateway has not reached control for longer than `gateway.snapshot_age_seconds_max`.",
+            "Operators: restore the connection to control; the gateway serves again by itself.",
+        ),
+        "internal_error": ("A defect of Tollway.", "Quote `x-request-id` to the operator; the log line of the request has the details."),
+        "database_unavailable": ("Control cannot reach its database. Inference goes on.", "Come back after `retry-after`."),
+    },
+    "Administration": {
+        "conflict": (
+            "Something of this name exists, or the state of the resource does not allow the change; the message says which.",
+            "Read the resource again, and decide by its state.",
+        ),
+        "idempotency_key_reused": ("The `Idempotency-Key` came before with another body.", "Use a new key for another request."),
+        "idempotency_unanswered": (
+            "A request with this `Idempotency-Key` was carried out or is at work, and its answer is not stored.",
+            "Look whether the resource is there before you send the request with a new key.",
+        ),
+        "price_missing": ("A model without a price that is valid now cannot be published.", "`tollway models price`, then publish."),
+        "invalid_price": ("Prices are never retroactive and follow each other; the message says what is wrong.", "Change the instant or tier."),
+        "doubtful_price": (
+            "The check of a draft of prices has warnings, such as a change by more than a factor of ten.",
+            "Correct the draft, or publish it with `--accept-warnings` ([prices.md](prices.md)).",
+        ),
+        "period_blocked": (
+            "A billing period cannot be closed, because records may be missing or wait in quarantine.",
+            "`tollway periods blockers PERIOD` lists each reason; [money.md](money.md) has the remedies.",
+        ),
+    },
+    "Between gateways and control": {
+        "node_mismatch": (
+            "A gateway acts for another node than its key is for.",
+            "Give each gateway a node of its own (`tollway nodes create`); see who uses the key of this one.",
+        ),
+        "epoch_refused": (
+            "A gateway states a run that began in the future or before its node existed.",
+            "Set the clock of the gateway right. What it recorded is kept and is sent again.",
+        ),
+        "records_refused": (
+            "The records do not continue those that arrived; an alarm says why, and nothing was ingested.",
+            "Inspect the spool of that gateway (`tollway spool inspect`).",
+        ),
+        "snapshot_needed": ("Changes that old are not kept.", "Nothing: the gateway reads the whole snapshot by itself."),
+        "archive_unavailable": ("Control cannot write its archive.", "Free or mend the disk; gateways send their records again by themselves."),
+    },
+}
+"""By section and code: its meaning, and what to do."""
+
+
+def list_kinds() -> Iterator[FaultKind]:
+    """Yield every kind of fault in the order of the modules that define them."""
+    for name in MODULES:
+        yield from (value for value in vars(importlib.import_module(f"tollway.{name}")).values() if isinstance(value, FaultKind))
+
+
+def find_differences() -> str:
+    """Return in words which codes have no explanation, and which explained ones do not exist; nothing if there is neither."""
+    codes = {kind.code for kind in list_kinds()}
+    explained = {code for section in SECTIONS.values() for code in section}
+    words = [f"add code {code} to scripts/errors_page.py" for code in sorted(codes - explained)]
+    words += [f"code {code} of scripts/errors_page.py does not exist" for code in sorted(explained - codes)]
+    return "; ".join(words)
+
+
+def render() -> str:
+    """Return the page. Raises SystemExit where `find_differences` finds any."""
+    if differences := find_differences():
+        raise SystemExit(differences)
+    kinds: dict[str, list[FaultKind]] = {}
+    for kind in dict.fromkeys(list_kinds()):
+        kinds.setdefault(kind.code, []).append(kind)
+    parts = [OPENING]
+    for title, codes in SECTIONS.items():
+        parts.append(f"## {title}\n")
+        for code, (meaning, remedy) in codes.items():
+            shown = "".join(f"- {kind.status} `{kind.type}`: {kind.message}\n" for kind in kinds[code])
+            parts.append(f"### `{code}`\n\n{shown}\n{meaning}\n\n**Remedy:** {remedy}\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
+    print(f"==> {PAGE}")
