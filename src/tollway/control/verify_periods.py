@@ -153,6 +153,8 @@ def compare_periods(tx: PlatformTx, all_periods: Periods, reached: Mapping[tuple
     known = stored_epochs.list_all(tx)
     for node_id, epoch in lost_requests.list_unapproved(tx):
         add("lost_declarations", f"{node_id}/{epoch} was declared lost, and nobody of another origin approved that")
+    for node_id, epoch in lost_requests.list_undeclared(tx):
+        add("lost_declarations", f"{node_id}/{epoch} was not declared lost although two persons asked for it")
     if early := stored.count_early_hashes(tx):
         add("billing_periods", f"{early} periods that are not closed have a hash or a digest of conditions")
     for of_organization in all_periods.by_organization.values():

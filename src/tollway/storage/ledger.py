@@ -190,13 +190,6 @@ def iterate_usage_transactions(tx: PlatformTx, page_rows: int = 500) -> Iterator
         yield from _with_entries(tx, rows)
 
 
-def count_orphans(tx: PlatformTx) -> int:
-    """Return the number of entries whose transaction does not exist: for verification."""
-    joined = ledger_entries.outerjoin(ledger_transactions, ledger_transactions.c.id == ledger_entries.c.transaction_id)
-    query = sa.select(sa.func.count()).select_from(joined).where(ledger_transactions.c.id.is_(None))
-    return tx.connection.execute(query).scalar_one()
-
-
 def iterate_balances(tx: PlatformTx) -> Iterator[Balance]:
     """Every balance, ordered by account id: for verification."""
     query = sa.select(balances, ledger_accounts).join_from(balances, ledger_accounts).order_by(balances.c.account_id)

@@ -96,6 +96,19 @@ def list_unapproved(tx: PlatformTx) -> list[tuple[str, int]]:
     return [(row.node_id, row.epoch) for row in tx.connection.execute(query)]
 
 
+def list_undeclared(tx: PlatformTx) -> list[tuple[str, int]]:
+    """Return node and epoch of each request that was approved and of which there is no declaration."""
+    declared = lost_declarations.c
+    is_declared = sa.select(declared.epoch).where(declared.node_id == _request.node_id, declared.epoch == _request.epoch).exists()
+    query = (
+        sa.select(_request.node_id, _request.epoch)
+        .join_from(lost_requests, lost_decisions, _decision.request_id == _request.id)
+        .where(_decision.decision == ApprovalDecision.APPROVED, ~is_declared)
+        .order_by(_request.node_id, _request.epoch)
+    )
+    return [(row.node_id, row.epoch) for row in tx.connection.execute(query)]
+
+
 def _lost_request(row: Any) -> LostRequest:
     return LostRequest(
         id=row.id,
