@@ -107,6 +107,7 @@ docs: $(VENV)/.dev  ## render the pages that are made from results and declarati
 	@$(VENV)/bin/python scripts/cli_page.py
 	@$(VENV)/bin/python scripts/attacks_page.py
 	@$(VENV)/bin/python scripts/errors_page.py
+	@$(VENV)/bin/python scripts/access_page.py
 	@$(VENV)/bin/python scripts/clients_page.py
 
 .PHONY: migration

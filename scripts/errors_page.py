@@ -71,8 +71,14 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "A link in the messages leads to a private network, or is not one that an engine may fetch.",
             "Send the picture as a data URL, or a public `https` link.",
         ),
-        "invalid_media": ("A picture, sound, film or file has a type or a form that is not accepted.", "Convert it; the message says what."),
-        "media_too_large": ("Media in the messages have too many bytes, pixels or frames (`gateway.media`).", "Send smaller or fewer ones."),
+        "invalid_media": (
+            "A picture, sound, film or file has a type or a form that is not accepted.",
+            "Convert it; the message says what.",
+        ),
+        "media_too_large": (
+            "Media in the messages have too many bytes, pixels or frames (`gateway.media`).",
+            "Send smaller or fewer ones.",
+        ),
     },
     "Keys and permissions": {
         "ambiguous_credentials": (
@@ -166,7 +172,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "The request could not be recorded durably, so it was not served.",
             "Come back after `retry-after`. Operators: is the disk of the spool full or failing? `tollway doctor` says.",
         ),
-        "not_ready": ("The gateway has no snapshot of keys and models yet.", "Come back after `retry-after`. Operators: does it reach control?"),
+        "not_ready": (
+            "The gateway has no snapshot of keys and models yet.",
+            "Come back after `retry-after`. Operators: does it reach control?",
+        ),
         "snapshot_outdated": (
             "The gateway has not reached control for longer than `gateway.snapshot_age_seconds_max`.",
             "Operators: restore the connection to control; the gateway serves again by itself.",
@@ -185,7 +194,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "Look whether the resource is there before you send the request with a new key.",
         ),
         "price_missing": ("A model without a price that is valid now cannot be published.", "`tollway models price`, then publish."),
-        "invalid_price": ("Prices are never retroactive and follow each other; the message says what is wrong.", "Change the instant or tier."),
+        "invalid_price": (
+            "Prices are never retroactive and follow each other; the message says what is wrong.",
+            "Change the instant or tier.",
+        ),
         "doubtful_price": (
             "The check of a draft of prices has warnings, such as a change by more than a factor of ten.",
             "Correct the draft, or publish it with `--accept-warnings` ([prices.md](prices.md)).",
@@ -209,7 +221,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "Inspect the spool of that gateway (`tollway spool inspect`).",
         ),
         "snapshot_needed": ("Changes that old are not kept.", "Nothing: the gateway reads the whole snapshot by itself."),
-        "archive_unavailable": ("Control cannot write its archive.", "Free or mend the disk; gateways send their records again by themselves."),
+        "archive_unavailable": (
+            "Control cannot write its archive.",
+            "Free or mend the disk; gateways send their records again by themselves.",
+        ),
     },
 }
 """By section and code: its meaning, and what to do."""

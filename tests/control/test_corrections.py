@@ -27,6 +27,7 @@ from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentSta
 from tollway.domain.faults import Fault
 from tollway.domain.ids import KEY, new_id
 from tollway.domain.keys import RANDOM_BYTES, KeyOrigin, KeyType, Operator
+from tollway.domain.roles import OPERATOR as OPERATOR_ROLE
 from tollway.domain.usage import Close, Outcome
 from tollway.storage import corrections as stored
 from tollway.storage.database import Database, PlatformTx
@@ -265,7 +266,7 @@ def make_key(tx: PlatformTx, maker: Operator, number: int) -> Operator:
     """Make an operator's key with another one, as the API does."""
     ingredients = keys.Ingredients(os.urandom(RANDOM_BYTES), PEPPER)
     made = keys.create_operator_key(
-        tx, name=f"key {number}", maker=maker, id=new_id(KEY, NOW, 10 + number), ingredients=ingredients, now=NOW
+        tx, name=f"key {number}", role=OPERATOR_ROLE, maker=maker, id=new_id(KEY, NOW, 10 + number), ingredients=ingredients, now=NOW
     )
     assert made.key.origin is not None and made.key.created_by == maker.key_id
     return Operator(made.key.id, made.key.origin)

@@ -39,7 +39,7 @@ class TestEveryRoute:
             assert each.routes
             for route in each.routes:
                 assert isinstance(route, ApiRoute)
-                assert route.access.name in {"organization admin", "platform operator", "node", "join token", "public"}
+                assert route.access.name in {"organization", "platform", "node", "join token", "public"}
                 if route.access.name == "public":
                     assert route.path in {"/livez", "/readyz", "/metrics", "/openapi.json", "/reference"}
 
@@ -52,7 +52,7 @@ class TestEveryRoute:
 
     def test_refuses_keys_that_are_not_for_it(self, control: Running, alice: TenantSetup) -> None:
         keys = {"inference": alice.secret, "admin": alice.admin_key, "platform": control.platform_key, "node": control.node_key}
-        allowed = {"organization admin": {"admin", "platform"}, "platform operator": {"platform"}, "node": {"node"}}
+        allowed = {"organization": {"admin", "platform"}, "platform": {"platform"}, "node": {"node"}}
         for each, url in zip(create_apps(control.plane), (control.url, control.link_url), strict=True):
             for owner, key in keys.items():
                 with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}) as client:
@@ -339,8 +339,8 @@ class TestHealth:
 class TestHead:
     def test_of_every_get_is_answered_as_the_get_without_its_body(self, control: Running, alice: TenantSetup) -> None:
         clients = {
-            "organization admin": (control.client(alice.admin_key), control.client(alice.admin_key)),
-            "platform operator": (control.operator(), control.operator()),
+            "organization": (control.client(alice.admin_key), control.client(alice.admin_key)),
+            "platform": (control.operator(), control.operator()),
             "node": (control.node(), control.node()),
             "public": (control.client(None), control.node()),
         }

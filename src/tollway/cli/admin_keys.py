@@ -27,12 +27,17 @@ def list_keys(
         rows = list(control.list_all("/organization/admin_api_keys"))
         if output is Output.TABLE:
             rows = with_times(rows, control.get_zone(zone), created="created_at", last_used="last_used_at")
-    print_rows(output, ["id", "name", "redacted_value", "created", "last_used"], rows, none="no keys yet: see `tollway admin-keys create`")
+    columns = ["id", "name", "role", "project_id", "redacted_value", "created", "last_used"]
+    print_rows(output, columns, rows, none="no keys yet: see `tollway admin-keys create`")
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Purpose of the key.")],
+    role: Annotated[
+        str | None, typer.Option("--role", metavar="ROLE", help="Name or id of its role, such as viewer. [default: that of your key]")
+    ] = None,
+    project: Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="Hold the role in this project only.")] = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
@@ -41,7 +46,8 @@ def create(
 ) -> None:
     """Create a key and print its secret, which is shown only now."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        made = control.post("/organization/admin_api_keys", {"name": name})
+        wanted = {"name": name, "role": role, "project_id": None if project is None else control.get_project(project)["id"]}
+        made = control.post("/organization/admin_api_keys", {field: value for field, value in wanted.items() if value is not None})
     print_new_key(output, made, made["value"])
 
 

@@ -24,12 +24,16 @@ def list_keys(
         rows = list(control.list_all("/platform/keys"))
         if output is Output.TABLE:
             rows = with_times(rows, control.get_zone(zone), created="created_at")
-    print_rows(output, ["id", "name", "origin", "redacted_value", "created"], rows, none="no keys yet: see `tollway operator-keys create`")
+    columns = ["id", "name", "role", "origin", "redacted_value", "created"]
+    print_rows(output, columns, rows, none="no keys yet: see `tollway operator-keys create`")
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Person or program that the key is for.")],
+    role: Annotated[
+        str, typer.Option("--role", metavar="ROLE", help="Role of the key: operator, or auditor, which only reads.")
+    ] = "operator",
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -37,7 +41,7 @@ def create(
 ) -> None:
     """Create a key and print its secret, which is shown only now."""
     with connect(control_url, key, data_dir) as control:
-        made = control.post("/platform/keys", {"name": name})
+        made = control.post("/platform/keys", {"name": name, "role": role})
     print_new_key(output, made, made["value"])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tollway.control.keys import Grantor
-from tollway.domain import ids, keys
+from tollway.domain import ids, keys, roles
 from tollway.domain.faults import (
     DATABASE_UNAVAILABLE,
     KEY_INVALID,
@@ -20,6 +20,7 @@ from tollway.domain.faults import (
     FaultKind,
 )
 from tollway.domain.keys import KeyType, Operator, SecretUse
+from tollway.domain.roles import Grant, Permission
 from tollway.storage import keys as stored_keys
 from tollway.storage import nodes as stored_nodes
 from tollway.storage import platform_queries
@@ -36,18 +37,19 @@ NODE_MISMATCH = FaultKind(
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Someone who may administer one organization: its own admin, or an operator on its behalf (`is_operator`). `expires_at`: of the key
-    presented, None if it does not expire."""
+    """Someone who may act in one organization: with a key of its own, or an operator on its behalf (`is_operator`). `expires_at`: of the
+    key presented, None if it does not expire. `grants`: the roles that the key holds."""
 
     key_id: str
     organization_id: str
     is_operator: bool = False
     expires_at: int | None = None
+    grants: tuple[Grant, ...] = ()
 
     @property
     def grantor(self) -> Grantor:
         """The key presented, as what makes other keys."""
-        return Grantor(self.key_id, self.expires_at)
+        return Grantor(self.key_id, self.expires_at, self.grants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def require_tenant(database: Database, key: ActiveKey, organization_id: str | No
     if key.type is KeyType.ADMIN and key.organization_id is not None:
         if organization_id is not None and organization_id != key.organization_id:
             raise Fault(RESOURCE_UNKNOWN)
-        return Tenant(key.id, key.organization_id, expires_at=key.expires_at)
+        return Tenant(key.id, key.organization_id, expires_at=key.expires_at, grants=_grants(key))
     if key.type is not KeyType.PLATFORM:
         raise Fault(SCOPE_INSUFFICIENT)
     if organization_id is None:
@@ -109,14 +111,36 @@ def require_tenant(database: Database, key: ActiveKey, organization_id: str | No
     with database.platform(write=False) as tx:
         if not ids.is_id(ids.ORGANIZATION, organization_id) or not platform_queries.has_organization(tx, organization_id):
             raise Fault(RESOURCE_UNKNOWN)
-    return Tenant(key.id, organization_id, is_operator=True, expires_at=key.expires_at)
+    return Tenant(key.id, organization_id, is_operator=True, expires_at=key.expires_at, grants=_grants(key))
 
 
-def require_operator(key: ActiveKey) -> Operator:
-    """Let in operators."""
-    if key.type is not KeyType.PLATFORM or key.origin is None:
+def require_operator(key: ActiveKey, permission: Permission) -> Operator:
+    """Let in operators whose key has a role with `permission`."""
+    if key.type is not KeyType.PLATFORM or key.origin is None or key.grant is None:
         raise Fault(SCOPE_INSUFFICIENT)
-    return Operator(key.id, key.origin)
+    if not key.grant.allows(permission, None):
+        raise lacking(permission)
+    return Operator(key.id, key.origin, key.grant.role)
+
+
+def require_permission(tenant: Tenant, permission: Permission, project_id: str | None) -> None:
+    """Raise SCOPE_INSUFFICIENT unless `tenant` holds `permission` in a project, or in the whole organization where `project_id` is None.
+
+    A project in which the caller holds no role at all is answered as one that does not exist: RESOURCE_UNKNOWN."""
+    if roles.find_grant(tenant.grants, permission, project_id) is not None:
+        return
+    if project_id is not None and tenant.grants and not any(grant.reaches(project_id) for grant in tenant.grants):
+        raise Fault(RESOURCE_UNKNOWN)
+    raise lacking(permission)
+
+
+def lacking(permission: Permission) -> Fault:
+    """Return the refusal of a caller without `permission`."""
+    return Fault(SCOPE_INSUFFICIENT, message=f"This key does not have the permission {permission}.")
+
+
+def _grants(key: ActiveKey) -> tuple[Grant, ...]:
+    return () if key.grant is None else (key.grant,)
 
 
 def require_node(key: ActiveKey) -> Node:

@@ -4,12 +4,12 @@ The secret exists in the answer to its creation and nowhere else: what is stored
 sees.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tollway.control import publish, quotas
 from tollway.control.limits import check_limits
-from tollway.domain import ids
+from tollway.domain import ids, roles
 from tollway.domain import keys as domain
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import GRANT_EXCEEDS_GRANTOR, PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
@@ -17,6 +17,7 @@ from tollway.domain.keys import Key, KeyOrigin, KeyType, Operator
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.quotas import Quota, QuotaSizes
+from tollway.domain.roles import OPERATOR, Grant, Role
 from tollway.domain.snapshot import KeyEntry
 from tollway.domain.tenants import ServiceAccount, Status
 from tollway.storage import keys as storage
@@ -47,18 +48,19 @@ class Ingredients:
 
 @dataclass(frozen=True, slots=True)
 class Grantor:
-    """The key with which another one is made or rotated: what it makes expires with it at the latest. `expires_at`: None for a key that
-    does not expire."""
+    """The key with which another one is made or rotated: what it makes expires with it at the latest, and holds no permission that it does
+    not hold. `expires_at`: None for a key that does not expire."""
 
     key_id: str
     expires_at: int | None = None
+    grants: tuple[Grant, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedKey:
     """Requested properties of a new key. `expires_at` is exclusive; `models` limits the key to these models, None allows all of its
     project. `endpoints`, `addresses`, `output_tokens_max`, `tags`: as those of a `Key`. `grantor`: the key with which it is made; None for
-    the settings."""
+    the settings. `grant`: the role of an admin key; None for that of the key with which it is made."""
 
     type: KeyType
     name: str
@@ -71,6 +73,7 @@ class WantedKey:
     addresses: tuple[str, ...] | None = None
     output_tokens_max: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    grant: Grant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,11 @@ def create_admin_key(tx: TenantTx, wanted: WantedKey, *, id: str, ingredients: I
     organization = stored_tenants.find_organization(tx)
     if organization is None or organization.status is not Status.ACTIVE:
         raise Fault(STATE_CONFLICT, message="The organization is archived.")
-    assert wanted.type is KeyType.ADMIN
+    assert wanted.type is KeyType.ADMIN and wanted.grant is not None
+    if wanted.grant.project_id is not None:
+        _get_project(tx, wanted.grant.project_id, active=True)
+    if wanted.grantor is not None:
+        require_covered(wanted.grantor, [wanted.grant])
     quotas.require_creation(tx, sizes, Quota.ADMIN_KEYS, now)
     return _insert(tx, None, wanted, id, ingredients, now)
 
@@ -169,7 +176,16 @@ def seed_platform_key(tx: PlatformTx, origin: KeyOrigin, secret: str, *, id: str
         raise ValueError("the platform key of the settings is not a whole key of that type (tw_platform_...)")
     digest = pepper.digest(secret)
     name = SEEDED if origin is KeyOrigin.FIRST else SECOND_SEEDED
-    key = Key(id=id, type=KeyType.PLATFORM, project_id=None, name=name, redacted=domain.redact(secret), created_at=now, origin=origin)
+    key = Key(
+        id=id,
+        type=KeyType.PLATFORM,
+        project_id=None,
+        name=name,
+        redacted=domain.redact(secret),
+        created_at=now,
+        origin=origin,
+        grant=Grant(OPERATOR),
+    )
     stored = storage.put_platform_key(tx, key, digest)
     if stored is None:
         raise ValueError("the platform key of the settings was replaced by another before, and is revoked: make a new one")
@@ -183,9 +199,9 @@ def withdraw_second_key(tx: PlatformTx, now: int) -> None:
     storage.revoke_other_platform_keys(tx, KeyType.PLATFORM, None, now, name=SECOND_SEEDED)
 
 
-def create_operator_key(tx: PlatformTx, *, name: str, maker: Operator, id: str, ingredients: Ingredients, now: int) -> ShownKey:
-    """Create one more key of an operator, of the origin of its maker's: each person needs one of their own, so that it is on record who
-    did what.
+def create_operator_key(tx: PlatformTx, *, name: str, role: Role, maker: Operator, id: str, ingredients: Ingredients, now: int) -> ShownKey:
+    """Create one more key with a role of the platform, of the origin of its maker's: each person needs one of their own, so that it is on
+    record who did what.
 
     Raises PARAMETER_INVALID for a name that is the settings' own.
     """
@@ -201,6 +217,7 @@ def create_operator_key(tx: PlatformTx, *, name: str, maker: Operator, id: str, 
         created_at=now,
         created_by=maker.key_id,
         origin=maker.origin,
+        grant=Grant(role),
     )
     storage.put_platform_key(tx, key, ingredients.pepper.digest(made.secret))
     return ShownKey(key, made.secret)
@@ -246,6 +263,14 @@ def bound_expiry(wanted: int | None, grantor: Grantor | None, lifetime_seconds: 
     return wanted
 
 
+def require_covered(grantor: Grantor, given: Sequence[Grant]) -> None:
+    """Raise GRANT_EXCEEDS_GRANTOR if `given` holds a permission that the grantor does not hold in the same place."""
+    excess = roles.find_excess(grantor.grants, given)
+    if excess is not None:
+        message = f"The role has the permission {excess}, which the key with which it is given does not have."
+        raise Fault(GRANT_EXCEEDS_GRANTOR, param="role", message=message)
+
+
 def _get_project(tx: TenantTx, project_id: str, *, active: bool) -> None:
     project = stored_tenants.find_project(tx, project_id) if ids.is_id(ids.PROJECT, project_id) else None
     if project is None:
@@ -276,6 +301,7 @@ def _insert(tx: TenantTx, project_id: str | None, wanted: WantedKey, id: str, in
         addresses=wanted.addresses,
         output_tokens_max=wanted.output_tokens_max,
         tags=wanted.tags,
+        grant=wanted.grant,
     )
     storage.insert_key(tx, key, ingredients.pepper.digest(made.secret))
     return ShownKey(key, made.secret)

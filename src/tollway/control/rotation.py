@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tollway.control import publish
-from tollway.control.keys import Grantor, Ingredients, ShownKey, bound_expiry, find_lifetime_max, get_admin_key, get_project_key
+from tollway.control.keys import (
+    Grantor,
+    Ingredients,
+    ShownKey,
+    bound_expiry,
+    find_lifetime_max,
+    get_admin_key,
+    get_project_key,
+    require_covered,
+)
 from tollway.domain import keys as domain
 from tollway.domain.faults import PARAMETER_INVALID, STATE_CONFLICT, Fault
 from tollway.domain.keys import GRACE_SECONDS_DEFAULT, ROTATION_PAUSE_SECONDS, Key, PreviousSecret, Rotation, SecretUse
@@ -54,9 +63,13 @@ def rotate_project_key(
 
 
 def rotate_admin_key(tx: TenantTx, key_id: str, wanted: WantedRotation, *, ingredients: Ingredients, now: int) -> ShownKey:
-    """Give an admin key another secret. Gateways never hear of it. Raises as `rotate_project_key`."""
+    """Give an admin key another secret. Gateways never hear of it. Raises as `rotate_project_key`; GRANT_EXCEEDS_GRANTOR where the key
+    holds a permission that the one with which it is rotated does not hold, because the new secret is shown to whoever rotates."""
     storage.lock_key(tx, key_id)
-    return _rotate(tx, get_admin_key(tx, key_id), wanted, ingredients, now)
+    key = get_admin_key(tx, key_id)
+    if wanted.grantor is not None:
+        require_covered(wanted.grantor, [] if key.grant is None else [key.grant])
+    return _rotate(tx, key, wanted, ingredients, now)
 
 
 def retire_project_secret(tx: TenantTx, project_id: str, key_id: str, now: int) -> int:

@@ -18,6 +18,7 @@ import msgspec
 
 from tollway.domain.catalog import Endpoint
 from tollway.domain.limits import UNLIMITED, Limits
+from tollway.domain.roles import OPERATOR, Grant, Role
 from tollway.domain.tenants import ServiceAccount
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -52,10 +53,11 @@ class KeyOrigin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Someone who may administer the platform, by the id and the origin of the key that they presented."""
+    """Someone who may administer the platform, by the id and the origin of the key that they presented. `role`: of that key."""
 
     key_id: str
     origin: KeyOrigin
+    role: Role = OPERATOR
 
 
 def may_approve(asked_from: KeyOrigin, approved_from: KeyOrigin) -> bool:
@@ -135,7 +137,7 @@ class Key:
     `endpoints`: those that it may call, None for all; `addresses`: the ranges from which it may be used, None for any;
     `output_tokens_max`: most output tokens of one sequence, None for no bound of its own; `tags`: labels of its owner's, by name.
     `last_used_at`: the latest use of any secret of it, to USE_SECONDS; None if it was never used. `rotation`: None if it was never
-    rotated."""
+    rotated. `grant`: the role of a key of an admin or an operator, None for other keys."""
 
     id: str
     type: KeyType
@@ -155,6 +157,7 @@ class Key:
     addresses: tuple[str, ...] | None = None
     output_tokens_max: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    grant: Grant | None = None
 
 
 class NewKey(msgspec.Struct, frozen=True):

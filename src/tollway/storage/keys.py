@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from tollway.domain.catalog import Endpoint
 from tollway.domain.keys import Key, KeyOrigin, KeyType, PreviousSecret, Rotation, SecretUse, shorten_digest
 from tollway.domain.pages import Page, PageWindow
+from tollway.domain.roles import Grant, find_built_in
 from tollway.domain.tenants import ServiceAccount
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.limits import delete_model_limits, read_limits
@@ -200,6 +201,7 @@ def _platform_key(row: Any) -> Key:
         created_by=row.created_by,
         origin=None if row.origin is None else KeyOrigin(row.origin),
         last_used_at=row.last_used_at,
+        grant=read_grant(row),
     )
 
 
@@ -249,6 +251,8 @@ def _columns(key: Key, digest: Digest) -> dict[str, Any]:
         "expires_at": key.expires_at,
         "created_by": key.created_by,
         "origin": key.origin,
+        "role_id": None if key.grant is None else key.grant.role.id,
+        "role_project_id": None if key.grant is None else key.grant.project_id,
         **key.limits.to_dict(),
     }
 
@@ -296,7 +300,14 @@ def _key(row: Any) -> Key:
         addresses=None if row.addresses is None else tuple(json.loads(row.addresses)),
         output_tokens_max=row.output_tokens_max,
         tags={} if row.tags is None else json.loads(row.tags),
+        grant=read_grant(row),
     )
+
+
+def read_grant(row: Any) -> Grant | None:
+    """Return the role that the key of a row holds; None for a key without one, or of a role that does not exist."""
+    role = None if row.role_id is None else find_built_in(row.role_id)
+    return None if role is None else Grant(role, row.role_project_id)
 
 
 def read_endpoints(row: Any) -> tuple[Endpoint, ...] | None:

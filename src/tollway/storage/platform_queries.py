@@ -15,6 +15,7 @@ from tollway.domain.budgets import BudgetLevel, BudgetMode
 from tollway.domain.keys import USE_SECONDS, KeyOrigin, KeyType, SecretUse, shorten_digest
 from tollway.domain.limits import DIMENSIONS, UNLIMITED, LimitLevel
 from tollway.domain.price_books import carried
+from tollway.domain.roles import Grant
 from tollway.domain.snapshot import BudgetEntry, DeploymentEntry, Entry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Status
 from tollway.storage import catalog, keys, limits, prices
@@ -36,8 +37,9 @@ IDS_MAX = 500
 @dataclass(frozen=True, slots=True)
 class ActiveKey:
     """A key that may act now, and for whom: `organization_id` is None for keys of the platform and of nodes, `node_id` for all but those
-    of nodes, `origin` for all but those of operators. `expires_at`: None for a key that does not expire. `use`: the secret that was
-    presented, used now; None if its use was noted already less than USE_SECONDS ago."""
+    of nodes, `origin` for all but those of operators, `grant` (its role) for all but those of admins and operators. `expires_at`: None for
+    a key that does not expire. `use`: the secret that was presented, used now; None if its use was noted already less than USE_SECONDS
+    ago."""
 
     id: str
     type: KeyType
@@ -46,6 +48,7 @@ class ActiveKey:
     origin: KeyOrigin | None
     expires_at: int | None = None
     use: SecretUse | None = None
+    grant: Grant | None = None
 
 
 def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> ActiveKey | None:
@@ -72,7 +75,7 @@ def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> Activ
     use = None
     if noted_at is None or noted_at <= now - USE_SECONDS * 1_000_000:
         use = SecretUse(row.id, shorten_digest(row.digest if is_new else row.previous_digest), now)
-    return ActiveKey(row.id, KeyType(row.type), row.organization_id, row.node_id, origin, row.expires_at, use)
+    return ActiveKey(row.id, KeyType(row.type), row.organization_id, row.node_id, origin, row.expires_at, use, keys.read_grant(row))
 
 
 def has_organization(tx: PlatformTx, organization_id: str) -> bool:

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Query
+from fastapi import Depends, Query
 
-from tollway.control import keys, publish, rotation
+from tollway.control import keys, publish, roles, rotation
+from tollway.control.access import Tenant
 from tollway.control.api import routes
-from tollway.control.api.routes import OrganizationAdmin, Plane
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import (
     AdminKeyCreate,
     AdminKeyCreated,
@@ -28,15 +29,21 @@ from tollway.control.api.schemas import (
 from tollway.control.keys import WantedKey
 from tollway.domain import ids
 from tollway.domain.keys import KeyType
+from tollway.domain.roles import Permission
 
 router = routes.router(tags=["keys"])
+
+Reader = Annotated[Tenant, Depends(may(Permission.API_KEYS_READ))]
+Writer = Annotated[Tenant, Depends(may(Permission.API_KEYS_WRITE))]
+AdminKeyReader = Annotated[Tenant, Depends(may(Permission.ADMIN_KEYS_READ))]
+AdminKeyWriter = Annotated[Tenant, Depends(may(Permission.ADMIN_KEYS_WRITE))]
 
 # ---- Keys of a project ------------------------------------------------------------------------------------------------
 
 
 @router.get("/v1/organization/projects/{project_id}/api_keys")
 def list_project_keys(
-    caller: OrganizationAdmin,
+    caller: Reader,
     plane: Plane,
     project_id: str,
     query: Annotated[PageQuery, Query()],
@@ -52,7 +59,7 @@ def list_project_keys(
 
 
 @router.post("/v1/organization/projects/{project_id}/api_keys")
-def create_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str, body: KeyCreate) -> KeyCreated:
+def create_project_key(caller: Writer, plane: Plane, project_id: str, body: KeyCreate) -> KeyCreated:
     """Create a key. Its secret is in this answer and nowhere else."""
     now = plane.now()
     wanted = WantedKey(
@@ -75,14 +82,14 @@ def create_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str,
 
 
 @router.get("/v1/organization/projects/{project_id}/api_keys/{key_id}")
-def retrieve_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str, key_id: str) -> KeyOut:
+def retrieve_project_key(caller: Reader, plane: Plane, project_id: str, key_id: str) -> KeyOut:
     """One key, without its secret."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return key_out(keys.get_project_key(tx, project_id, key_id), plane.now())
 
 
 @router.delete("/v1/organization/projects/{project_id}/api_keys/{key_id}")
-def delete_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str, key_id: str) -> Deleted:
+def delete_project_key(caller: Writer, plane: Plane, project_id: str, key_id: str) -> Deleted:
     """Revoke a key permanently. Answers when every gateway that is alive has confirmed, or names those that have not."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
@@ -92,7 +99,7 @@ def delete_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str,
 
 
 @router.post("/v1/organization/projects/{project_id}/api_keys/{key_id}/rotate")
-def rotate_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str, key_id: str, body: KeyRotate) -> KeyRotated:
+def rotate_project_key(caller: Writer, plane: Plane, project_id: str, key_id: str, body: KeyRotate) -> KeyRotated:
     """Give a key another secret, which is in this answer and nowhere else. The secret before stays valid for the grace. Answers when every
     gateway that is alive takes the new one, or names those that have not confirmed."""
     now = plane.now()
@@ -105,7 +112,7 @@ def rotate_project_key(caller: OrganizationAdmin, plane: Plane, project_id: str,
 
 
 @router.post("/v1/organization/projects/{project_id}/api_keys/{key_id}/retire")
-def retire_project_key_secret(caller: OrganizationAdmin, plane: Plane, project_id: str, key_id: str) -> KeyRetired:
+def retire_project_key_secret(caller: Writer, plane: Plane, project_id: str, key_id: str) -> KeyRetired:
     """Revoke the secret before the latest rotation permanently, before its grace ends. Answers as a revocation."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
@@ -119,7 +126,7 @@ def retire_project_key_secret(caller: OrganizationAdmin, plane: Plane, project_i
 
 
 @router.get("/v1/organization/admin_api_keys")
-def list_admin_keys(caller: OrganizationAdmin, plane: Plane, query: Annotated[PageQuery, Query()]) -> ListOut[AdminKeyOut]:
+def list_admin_keys(caller: AdminKeyReader, plane: Plane, query: Annotated[PageQuery, Query()]) -> ListOut[AdminKeyOut]:
     """The organization's admin keys."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         page = keys.list_admin_keys(tx, query.window())
@@ -128,11 +135,12 @@ def list_admin_keys(caller: OrganizationAdmin, plane: Plane, query: Annotated[Pa
 
 
 @router.post("/v1/organization/admin_api_keys")
-def create_admin_key(caller: OrganizationAdmin, plane: Plane, body: AdminKeyCreate) -> AdminKeyCreated:
+def create_admin_key(caller: AdminKeyWriter, plane: Plane, body: AdminKeyCreate) -> AdminKeyCreated:
     """Create an admin key. Its secret is in this answer and nowhere else."""
     now = plane.now()
     expires_at = routes.expiry(body.expires_in_seconds, now)
-    wanted = WantedKey(type=KeyType.ADMIN, name=body.name, expires_at=expires_at, grantor=caller.grantor)
+    grant = roles.choose_grant(body.role, body.project_id, caller.grants)
+    wanted = WantedKey(type=KeyType.ADMIN, name=body.name, expires_at=expires_at, grantor=caller.grantor, grant=grant)
     with plane.database.tenant(caller.organization_id) as tx:
         shown = keys.create_admin_key(
             tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), sizes=plane.quotas, now=now
@@ -141,14 +149,14 @@ def create_admin_key(caller: OrganizationAdmin, plane: Plane, body: AdminKeyCrea
 
 
 @router.get("/v1/organization/admin_api_keys/{key_id}")
-def retrieve_admin_key(caller: OrganizationAdmin, plane: Plane, key_id: str) -> AdminKeyOut:
+def retrieve_admin_key(caller: AdminKeyReader, plane: Plane, key_id: str) -> AdminKeyOut:
     """One admin key, without its secret."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return admin_key_out(keys.get_admin_key(tx, key_id), plane.now())
 
 
 @router.delete("/v1/organization/admin_api_keys/{key_id}")
-def delete_admin_key(caller: OrganizationAdmin, plane: Plane, key_id: str) -> Deleted:
+def delete_admin_key(caller: AdminKeyWriter, plane: Plane, key_id: str) -> Deleted:
     """Revoke an admin key permanently. Gateways never receive admin keys, so there is nothing to wait for."""
     with plane.database.tenant(caller.organization_id) as tx:
         keys.revoke_admin_key(tx, key_id, plane.now())
@@ -156,7 +164,7 @@ def delete_admin_key(caller: OrganizationAdmin, plane: Plane, key_id: str) -> De
 
 
 @router.post("/v1/organization/admin_api_keys/{key_id}/rotate")
-def rotate_admin_key(caller: OrganizationAdmin, plane: Plane, key_id: str, body: KeyRotate) -> AdminKeyCreated:
+def rotate_admin_key(caller: AdminKeyWriter, plane: Plane, key_id: str, body: KeyRotate) -> AdminKeyCreated:
     """Give an admin key another secret, which is in this answer and nowhere else. The secret before stays valid for the grace."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
@@ -165,7 +173,7 @@ def rotate_admin_key(caller: OrganizationAdmin, plane: Plane, key_id: str, body:
 
 
 @router.post("/v1/organization/admin_api_keys/{key_id}/retire")
-def retire_admin_key_secret(caller: OrganizationAdmin, plane: Plane, key_id: str) -> AdminKeyOut:
+def retire_admin_key_secret(caller: AdminKeyWriter, plane: Plane, key_id: str) -> AdminKeyOut:
     """Revoke the secret before the latest rotation permanently, before its grace ends: from the next request on."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:

@@ -5,9 +5,10 @@ What an operator creates on behalf of an organization, only operators may change
 
 from typing import Annotated
 
-from fastapi import Path, Query
+from fastapi import Depends, Path, Query
 
 from tollway.control import access, budgets, publish
+from tollway.control.access import Tenant
 from tollway.control.api import routes
 from tollway.control.api.budget_schemas import (
     AlertList,
@@ -27,19 +28,21 @@ from tollway.control.api.budget_schemas import (
     leases_out,
     raise_out,
 )
-from tollway.control.api.routes import Node, OrganizationAdmin, Plane
+from tollway.control.api.routes import Node, Plane, may
 from tollway.control.api.schemas import Deleted, ListOut, PageQuery, list_out
 from tollway.domain import ids, money
 from tollway.domain.faults import PARAMETER_INVALID, Fault
+from tollway.domain.roles import Permission
 
 router = routes.router(tags=["budgets"])
 link_router = routes.router(tags=["link"])
 
+Reader = Annotated[Tenant, Depends(may(Permission.BUDGETS_READ))]
+Writer = Annotated[Tenant, Depends(may(Permission.BUDGETS_WRITE))]
+
 
 @router.get("/v1/organization/budgets")
-def list_budgets(
-    caller: OrganizationAdmin, plane: Plane, query: Annotated[PageQuery, Query()], include_archived: bool = False
-) -> ListOut[BudgetOut]:
+def list_budgets(caller: Reader, plane: Plane, query: Annotated[PageQuery, Query()], include_archived: bool = False) -> ListOut[BudgetOut]:
     """The organization's budgets, and how each stands now."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         page = budgets.list_standings(tx, query.window(), include_archived=include_archived, now=plane.now())
@@ -47,7 +50,7 @@ def list_budgets(
 
 
 @router.post("/v1/organization/budgets")
-def create_budget(caller: OrganizationAdmin, plane: Plane, body: BudgetCreate) -> BudgetChanged:
+def create_budget(caller: Writer, plane: Plane, body: BudgetCreate) -> BudgetChanged:
     """Create a budget. It counts requests that are admitted from now on."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
@@ -71,14 +74,14 @@ def create_budget(caller: OrganizationAdmin, plane: Plane, body: BudgetCreate) -
 
 
 @router.get("/v1/organization/budgets/{budget_id}")
-def retrieve_budget(caller: OrganizationAdmin, plane: Plane, budget_id: str) -> BudgetOut:
+def retrieve_budget(caller: Reader, plane: Plane, budget_id: str) -> BudgetOut:
     """One budget, and how it stands now."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return budget_out(budgets.describe(tx, [budgets.get_budget(tx, budget_id)], plane.now())[0])
 
 
 @router.post("/v1/organization/budgets/{budget_id}")
-def update_budget(caller: OrganizationAdmin, plane: Plane, budget_id: str, body: BudgetUpdate) -> BudgetChanged:
+def update_budget(caller: Writer, plane: Plane, budget_id: str, body: BudgetUpdate) -> BudgetChanged:
     """Change a budget. What was spent stays spent."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
@@ -97,7 +100,7 @@ def update_budget(caller: OrganizationAdmin, plane: Plane, budget_id: str, body:
 
 
 @router.delete("/v1/organization/budgets/{budget_id}")
-def archive_budget(caller: OrganizationAdmin, plane: Plane, budget_id: str) -> Deleted:
+def archive_budget(caller: Writer, plane: Plane, budget_id: str) -> Deleted:
     """Archive a budget: it binds no request any more. What was counted stays readable."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
@@ -107,14 +110,14 @@ def archive_budget(caller: OrganizationAdmin, plane: Plane, budget_id: str) -> D
 
 
 @router.get("/v1/organization/budgets/{budget_id}/raises")
-def list_raises(caller: OrganizationAdmin, plane: Plane, budget_id: str) -> RaiseList:
+def list_raises(caller: Reader, plane: Plane, budget_id: str) -> RaiseList:
     """Raises of a budget that have not ended."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return RaiseList(data=[raise_out(each) for each in budgets.list_raises(tx, budget_id, plane.now())])
 
 
 @router.post("/v1/organization/budgets/{budget_id}/raises")
-def create_raise(caller: OrganizationAdmin, plane: Plane, budget_id: str, body: RaiseCreate) -> RaiseOut:
+def create_raise(caller: Writer, plane: Plane, budget_id: str, body: RaiseCreate) -> RaiseOut:
     """Raise a budget for some time."""
     with plane.database.tenant(caller.organization_id) as tx:
         more = budgets.raise_budget(
@@ -132,7 +135,7 @@ def create_raise(caller: OrganizationAdmin, plane: Plane, budget_id: str, body: 
 
 
 @router.get("/v1/organization/budgets/{budget_id}/alerts")
-def list_alerts(caller: OrganizationAdmin, plane: Plane, budget_id: str) -> AlertList:
+def list_alerts(caller: Reader, plane: Plane, budget_id: str) -> AlertList:
     """Thresholds of a budget that spending reached, the latest first."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return AlertList(data=[alert_out(each) for each in budgets.list_alerts(tx, budget_id)])
@@ -140,7 +143,7 @@ def list_alerts(caller: OrganizationAdmin, plane: Plane, budget_id: str) -> Aler
 
 @router.get("/v1/organization/binding_budgets")
 def list_binding_budgets(
-    caller: OrganizationAdmin,
+    caller: Reader,
     plane: Plane,
     project_id: Annotated[str | None, Query(description="Budgets that bind this project.")] = None,
     api_key_id: Annotated[str | None, Query(description="Budgets that bind this key of the project.")] = None,

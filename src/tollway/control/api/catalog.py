@@ -2,23 +2,26 @@
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Depends, Query
 
 from tollway.control import catalog
 from tollway.control.api import routes
-from tollway.control.api.routes import Plane, PlatformOperator
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import ListOut, ModelCreate, ModelOut, ModelUpdate, PageQuery, list_out, model_out
 from tollway.domain.catalog import Model
 from tollway.domain.faults import PARAMETER_INVALID, Fault
+from tollway.domain.keys import Operator
+from tollway.domain.roles import Permission
 from tollway.domain.tenants import Status
 
 router = routes.router(tags=["models"])
 
+Reader = Annotated[Operator, Depends(may(Permission.PLATFORM_CATALOG_READ))]
+Writer = Annotated[Operator, Depends(may(Permission.PLATFORM_CATALOG_WRITE))]
+
 
 @router.get("/v1/platform/models")
-def list_models(
-    _caller: PlatformOperator, plane: Plane, query: Annotated[PageQuery, Query()], include_archived: bool = False
-) -> ListOut[ModelOut]:
+def list_models(_caller: Reader, plane: Plane, query: Annotated[PageQuery, Query()], include_archived: bool = False) -> ListOut[ModelOut]:
     """The catalog, by name."""
     with plane.database.platform(write=False) as tx:
         page = catalog.list_models(tx, query.window(), include_archived=include_archived)
@@ -26,7 +29,7 @@ def list_models(
 
 
 @router.post("/v1/platform/models")
-def create_model(_caller: PlatformOperator, plane: Plane, body: ModelCreate) -> ModelOut:
+def create_model(_caller: Writer, plane: Plane, body: ModelCreate) -> ModelOut:
     """Add a draft to the catalog."""
     model = Model(
         name=body.name,
@@ -48,28 +51,28 @@ def create_model(_caller: PlatformOperator, plane: Plane, body: ModelCreate) -> 
 
 
 @router.post("/v1/platform/models/{model:path}/publish")
-def publish_model(_caller: PlatformOperator, plane: Plane, model: str) -> ModelOut:
+def publish_model(_caller: Writer, plane: Plane, model: str) -> ModelOut:
     """Let gateways serve a model. It needs a price that is valid now."""
     with plane.database.platform() as tx:
         return model_out(catalog.publish_model(tx, model, plane.now()))
 
 
 @router.post("/v1/platform/models/{model:path}/archive")
-def archive_model(_caller: PlatformOperator, plane: Plane, model: str) -> ModelOut:
+def archive_model(_caller: Writer, plane: Plane, model: str) -> ModelOut:
     """Archive a model and its deployments permanently."""
     with plane.database.platform() as tx:
         return model_out(catalog.archive_model(tx, model, plane.now()))
 
 
 @router.get("/v1/platform/models/{model:path}")
-def retrieve_model(_caller: PlatformOperator, plane: Plane, model: str) -> ModelOut:
+def retrieve_model(_caller: Reader, plane: Plane, model: str) -> ModelOut:
     """One model."""
     with plane.database.platform(write=False) as tx:
         return model_out(catalog.get_model(tx, model))
 
 
 @router.post("/v1/platform/models/{model:path}")
-def update_model(_caller: PlatformOperator, plane: Plane, model: str, body: ModelUpdate) -> ModelOut:
+def update_model(_caller: Writer, plane: Plane, model: str, body: ModelUpdate) -> ModelOut:
     """Change what is named in the body; a null `output_tokens_max` or `context_length` lifts that bound."""
     changed = {name: getattr(body, name) for name in body.model_fields_set}
     for name, value in changed.items():

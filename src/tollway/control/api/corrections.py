@@ -2,21 +2,25 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Query
+from fastapi import Depends, Query
 from pydantic import Field, StringConstraints
 
 from tollway.control import corrections
 from tollway.control.api import routes
 from tollway.control.api.class_schemas import QuantitiesWrite, quantities_of, quantities_out
-from tollway.control.api.routes import Plane, PlatformOperator
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import Identified, In, ListOut, PageQuery, Reason, Sum, find_seconds, list_out, seconds
 from tollway.control.corrections import WantedAdjustment
 from tollway.domain import money
 from tollway.domain.corrections import Adjustment, AdjustmentKind, AdjustmentState, ApprovalDecision
 from tollway.domain.faults import PARAMETER_UNKNOWN, Fault
 from tollway.domain.keys import Operator
+from tollway.domain.roles import Permission
 
 router = routes.router(tags=["corrections"])
+
+Writer = Annotated[Operator, Depends(may(Permission.PLATFORM_ACCOUNTS_WRITE))]
+Reader = Annotated[Operator, Depends(may(Permission.PLATFORM_ACCOUNTS_READ))]
 
 OrganizationId = Annotated[str, StringConstraints(max_length=64, pattern=r"^org_[0-9a-f]{32}$")]
 RequestId = Annotated[str, StringConstraints(max_length=64, pattern=r"^[!-~]+$")]
@@ -71,7 +75,7 @@ class AdjustmentOut(Identified):
 
 
 @router.post("/v1/platform/adjustments")
-def create_adjustment(caller: PlatformOperator, plane: Plane, body: AdjustmentCreate) -> AdjustmentOut:
+def create_adjustment(caller: Writer, plane: Plane, body: AdjustmentCreate) -> AdjustmentOut:
     """Correct what a request was billed. At once, or, above the limit of the settings, when the key of a second person approves it. The
     limit counts for the corrections of a request, and for everything that keys of the caller's origin ask for on a day (UTC)."""
     with plane.database.platform() as tx:
@@ -89,7 +93,7 @@ def create_adjustment(caller: PlatformOperator, plane: Plane, body: AdjustmentCr
 
 @router.get("/v1/platform/adjustments")
 def list_adjustments(
-    _caller: PlatformOperator,
+    _caller: Reader,
     plane: Plane,
     query: Annotated[PageQuery, Query()],
     organization_id: OrganizationId | None = None,
@@ -102,20 +106,20 @@ def list_adjustments(
 
 
 @router.get("/v1/platform/adjustments/{adjustment_id}")
-def retrieve_adjustment(_caller: PlatformOperator, plane: Plane, adjustment_id: str) -> AdjustmentOut:
+def retrieve_adjustment(_caller: Reader, plane: Plane, adjustment_id: str) -> AdjustmentOut:
     """One correction."""
     with plane.database.platform(write=False) as tx:
         return _adjustment_out(corrections.get_adjustment(tx, adjustment_id))
 
 
 @router.post("/v1/platform/adjustments/{adjustment_id}/approve")
-def approve_adjustment(caller: PlatformOperator, plane: Plane, adjustment_id: str) -> AdjustmentOut:
+def approve_adjustment(caller: Writer, plane: Plane, adjustment_id: str) -> AdjustmentOut:
     """Approve a correction that a key of another origin asked for. This books it."""
     return _decide(caller, plane, adjustment_id, ApprovalDecision.APPROVED)
 
 
 @router.post("/v1/platform/adjustments/{adjustment_id}/reject")
-def reject_adjustment(caller: PlatformOperator, plane: Plane, adjustment_id: str) -> AdjustmentOut:
+def reject_adjustment(caller: Writer, plane: Plane, adjustment_id: str) -> AdjustmentOut:
     """Reject a pending correction permanently. The operator who requested it may reject it too."""
     return _decide(caller, plane, adjustment_id, ApprovalDecision.REJECTED)
 

@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Depends, Query
 
 from tollway.control import catalog
 from tollway.control.api import routes
 from tollway.control.api.deployment_schemas import DeploymentCreate, DeploymentOut, DeploymentUpdate, deployment_out
-from tollway.control.api.routes import Plane, PlatformOperator
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import (
     ListOut,
     ModelName,
@@ -17,9 +17,14 @@ from tollway.control.api.schemas import (
 from tollway.domain import ids
 from tollway.domain.catalog import Deployment
 from tollway.domain.faults import PARAMETER_INVALID, Fault
+from tollway.domain.keys import Operator
+from tollway.domain.roles import Permission
 from tollway.domain.tenants import Status
 
 router = routes.router(tags=["deployments"])
+
+Reader = Annotated[Operator, Depends(may(Permission.PLATFORM_CATALOG_READ))]
+Writer = Annotated[Operator, Depends(may(Permission.PLATFORM_CATALOG_WRITE))]
 
 NULLABLE = frozenset({"region", "credential"})
 """Fields that an update may take away."""
@@ -27,7 +32,7 @@ NULLABLE = frozenset({"region", "credential"})
 
 @router.get("/v1/platform/deployments")
 def list_deployments(
-    _caller: PlatformOperator,
+    _caller: Reader,
     plane: Plane,
     query: Annotated[PageQuery, Query()],
     model: ModelName | None = None,
@@ -40,7 +45,7 @@ def list_deployments(
 
 
 @router.post("/v1/platform/deployments")
-def create_deployment(_caller: PlatformOperator, plane: Plane, body: DeploymentCreate) -> DeploymentOut:
+def create_deployment(_caller: Writer, plane: Plane, body: DeploymentCreate) -> DeploymentOut:
     """Add an upstream to a model."""
     now, deployment_id = plane.now(), plane.new_id(ids.DEPLOYMENT)
     deployment = Deployment(
@@ -65,14 +70,14 @@ def create_deployment(_caller: PlatformOperator, plane: Plane, body: DeploymentC
 
 
 @router.get("/v1/platform/deployments/{deployment_id}")
-def retrieve_deployment(_caller: PlatformOperator, plane: Plane, deployment_id: str) -> DeploymentOut:
+def retrieve_deployment(_caller: Reader, plane: Plane, deployment_id: str) -> DeploymentOut:
     """One deployment."""
     with plane.database.platform(write=False) as tx:
         return deployment_out(catalog.get_deployment(tx, deployment_id))
 
 
 @router.post("/v1/platform/deployments/{deployment_id}")
-def update_deployment(_caller: PlatformOperator, plane: Plane, deployment_id: str, body: DeploymentUpdate) -> DeploymentOut:
+def update_deployment(_caller: Writer, plane: Plane, deployment_id: str, body: DeploymentUpdate) -> DeploymentOut:
     """Change what is named in the body. Weight 0 drains."""
     changed = {name: getattr(body, name) for name in body.model_fields_set}
     for name, value in changed.items():
@@ -89,7 +94,7 @@ def update_deployment(_caller: PlatformOperator, plane: Plane, deployment_id: st
 
 
 @router.post("/v1/platform/deployments/{deployment_id}/archive")
-def archive_deployment(_caller: PlatformOperator, plane: Plane, deployment_id: str) -> DeploymentOut:
+def archive_deployment(_caller: Writer, plane: Plane, deployment_id: str) -> DeploymentOut:
     """Archive a deployment and delete its credential; it cannot be taken back."""
     with plane.database.platform() as tx:
         return deployment_out(catalog.archive_deployment(tx, deployment_id, plane.now()))

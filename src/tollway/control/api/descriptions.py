@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tollway.control.api.routes import ApiRoute, joiner, node, organization_admin, platform_operator, public
+from tollway.control.api.routes import ApiRoute, joiner, node, public
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +320,16 @@ SPECIAL: Mapping[str, FieldText] = {
     "PeriodCostOut.line_item": FieldText("The billing class, or `adjustments`; null if grouped by model.", "output"),
     "QuarantinedRecordOut.approver": FieldText("The key of the second person who agreed to write it off; null if none had to.", _KEY),
     "QuarantinedRecordDetailOut.approver": FieldText("The key of the second person who agreed to write it off; null if none had to.", _KEY),
+    "AdminKeyCreate.role": FieldText("Name or id of the role; null for that of the key with which it is made.", "viewer"),
+    "AdminKeyCreate.project_id": FieldText("The project in which the role is held; null for the whole organization.", _PROJECT),
+    "AdminKeyOut.role": FieldText("The role of the key.", "owner"),
+    "AdminKeyOut.project_id": FieldText("The project in which the role is held; null for the whole organization.", _PROJECT),
+    "AdminKeyCreated.role": FieldText("The role of the key.", "owner"),
+    "AdminKeyCreated.project_id": FieldText("The project in which the role is held; null for the whole organization.", _PROJECT),
+    "AdminKeyOwner.role": FieldText("The role of the key.", "owner"),
+    "OperatorKeyCreate.role": FieldText("What the key may do: `operator` everything, `auditor` only read.", "auditor"),
+    "OperatorKeyOut.role": FieldText("What the key may do: `operator` everything, `auditor` only read.", "operator"),
+    "OperatorKeyCreated.role": FieldText("What the key may do: `operator` everything, `auditor` only read.", "operator"),
     "AdminKeyOwner.created_at": FieldText("Always null: admin keys belong to the organization.", None),
     "AdminKeyOwner.id": FieldText("Always null: admin keys belong to the organization.", None),
     "AdminKeyOwner.name": FieldText("Always null: admin keys belong to the organization.", None),
@@ -384,7 +394,7 @@ SECURITY_SCHEMES: Mapping[str, Mapping[str, str]] = {
     }.items()
 }
 
-_SCHEME_BY_ACCESS = {"organization admin": "adminKey", "platform operator": "operatorKey", node.name: "nodeKey", joiner.name: "joinToken"}
+_SCHEME_BY_ACCESS = {"organization": "adminKey", "platform": "operatorKey", node.name: "nodeKey", joiner.name: "joinToken"}
 
 ERROR_TEXTS: Mapping[int, str] = {
     400: "The request is not valid; `param` names the field.",
@@ -453,10 +463,12 @@ def describe(app: FastAPI) -> dict[str, Any]:
         route = by_operation[path, method]
         for parameter in operation.get("parameters", ()):
             _complete(parameter, PARAMETERS.get(parameter["name"]) or FIELDS.get(parameter["name"]))
-        if method == "post" and route.access in (organization_admin, platform_operator):
+        if method == "post" and route.access.permission is not None:
             operation.setdefault("parameters", []).append(deepcopy(_IDEMPOTENCY_KEY))
         scheme = _SCHEME_BY_ACCESS.get(route.access.name)
-        operation["security"] = [] if scheme is None else [{scheme: []}]
+        # The names in a requirement are roles "required for the execution" (OpenAPI 3.1, Security Requirement Object): permissions here.
+        needed = [] if route.access.permission is None else [str(route.access.permission)]
+        operation["security"] = [] if scheme is None else [{scheme: needed}]
         operation["responses"].pop("422", None)
         for status in _list_errors(route, method, operation):
             content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}

@@ -2,17 +2,21 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Query
+from fastapi import Depends, Query
 from pydantic import StringConstraints
 
 from tollway.control import ledger
 from tollway.control.api import routes
-from tollway.control.api.routes import Plane, PlatformOperator
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import Identified, ListOut, Out, PageQuery, list_out, seconds
 from tollway.domain import money
+from tollway.domain.keys import Operator
 from tollway.domain.ledger import AdjustmentCause, Balance, Entry, Posting, UsageCause
+from tollway.domain.roles import Permission
 
 router = routes.router(tags=["ledger"])
+
+Reader = Annotated[Operator, Depends(may(Permission.PLATFORM_ACCOUNTS_READ))]
 
 Owner = Annotated[str, StringConstraints(max_length=64, pattern=r"^[\x21-\x7e]+$")]
 
@@ -65,7 +69,7 @@ class TransactionOut(Identified):
 
 @router.get("/v1/platform/ledger/balances")
 def list_balances(
-    _caller: PlatformOperator, plane: Plane, query: Annotated[BalanceQuery, Query()], owner: Owner | None = None
+    _caller: Reader, plane: Plane, query: Annotated[BalanceQuery, Query()], owner: Owner | None = None
 ) -> ListOut[BalanceOut]:
     """Balances by account, of everyone or of one owner: an organization's id, or "platform"."""
     with plane.database.platform(write=False) as tx:
@@ -75,7 +79,7 @@ def list_balances(
 
 @router.get("/v1/platform/ledger/transactions")
 def list_transactions(
-    _caller: PlatformOperator, plane: Plane, query: Annotated[PageQuery, Query()], organization_id: Owner | None = None
+    _caller: Reader, plane: Plane, query: Annotated[PageQuery, Query()], organization_id: Owner | None = None
 ) -> ListOut[TransactionOut]:
     """Transactions in the order of the usage that they book, of everyone or of one organization."""
     with plane.database.platform(write=False) as tx:

@@ -5,12 +5,13 @@ PUT replaces all limits of a level. With `model` a limit is on that model alone,
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Depends, Query
 
 from tollway.control import access, budgets, limits, quotas
+from tollway.control.access import Tenant
 from tollway.control.api import routes
 from tollway.control.api.limit_schemas import BindingLimitsList, LimitUsesIn, LimitUsesOut, binding_limits_out
-from tollway.control.api.routes import Node, OrganizationAdmin, Plane, PlatformOperator
+from tollway.control.api.routes import Node, Plane, may
 from tollway.control.api.schemas import (
     RATE_LIMIT_PREFIX,
     LimitsOut,
@@ -24,16 +25,23 @@ from tollway.control.api.schemas import (
 )
 from tollway.control.limit_uses import find_standings, store_report
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
+from tollway.domain.keys import Operator
+from tollway.domain.roles import Permission
 
 router = routes.router(tags=["limits"])
 link_router = routes.router(tags=["link"])
+
+Reader = Annotated[Tenant, Depends(may(Permission.LIMITS_READ))]
+Writer = Annotated[Tenant, Depends(may(Permission.LIMITS_WRITE))]
+OperatorReader = Annotated[Operator, Depends(may(Permission.PLATFORM_ORGANIZATIONS_READ))]
+OperatorWriter = Annotated[Operator, Depends(may(Permission.PLATFORM_ORGANIZATIONS_WRITE))]
 
 OfModel = Annotated[ModelName | None, Query(description="The model that is limited; all models together if left out.")]
 
 
 @router.get("/v1/organization/limits")
 def list_binding_limits(
-    caller: OrganizationAdmin,
+    caller: Reader,
     plane: Plane,
     project_id: Annotated[str | None, Query(description="Limits that bind this project.")] = None,
     api_key_id: Annotated[str | None, Query(description="Limits that bind this key of the project.")] = None,
@@ -62,28 +70,28 @@ def report_limit_uses(caller: Node, plane: Plane, node_id: str, body: LimitUsesI
 
 
 @router.get("/v1/organization/projects/{project_id}/limits")
-def retrieve_project_limits(caller: OrganizationAdmin, plane: Plane, project_id: str, model: OfModel = None) -> LimitsOut:
+def retrieve_project_limits(caller: Reader, plane: Plane, project_id: str, model: OfModel = None) -> LimitsOut:
     """The limits of a project."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return limits_out(limits.get_limits(tx, limits.project(project_id), model))
 
 
 @router.put("/v1/organization/projects/{project_id}/limits")
-def put_project_limits(caller: OrganizationAdmin, plane: Plane, project_id: str, body: LimitsWrite, model: OfModel = None) -> LimitsOut:
+def put_project_limits(caller: Writer, plane: Plane, project_id: str, body: LimitsWrite, model: OfModel = None) -> LimitsOut:
     """Replace the limits of a project."""
     with plane.database.tenant(caller.organization_id) as tx:
         return limits_out(limits.put_limits(tx, limits.project(project_id), body.limits(), plane.now(), model, sizes=plane.quotas))
 
 
 @router.get("/v1/organization/projects/{project_id}/end_user_limits")
-def retrieve_end_user_limits(caller: OrganizationAdmin, plane: Plane, project_id: str) -> LimitsOut:
+def retrieve_end_user_limits(caller: Reader, plane: Plane, project_id: str) -> LimitsOut:
     """The limits of each end user of a project, on all models together."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return limits_out(limits.get_limits(tx, limits.end_users(project_id)))
 
 
 @router.put("/v1/organization/projects/{project_id}/end_user_limits")
-def put_end_user_limits(caller: OrganizationAdmin, plane: Plane, project_id: str, body: LimitsWrite) -> LimitsOut:
+def put_end_user_limits(caller: Writer, plane: Plane, project_id: str, body: LimitsWrite) -> LimitsOut:
     """Replace the limits of each end user of a project. An end user is what requests name in `safety_identifier` or `user`, or in
     `metadata.user_id` of Anthropic's API; requests that name none are not counted here."""
     with plane.database.tenant(caller.organization_id) as tx:
@@ -92,7 +100,7 @@ def put_end_user_limits(caller: OrganizationAdmin, plane: Plane, project_id: str
 
 @router.get("/v1/organization/projects/{project_id}/service_accounts/{service_account_id}/limits")
 def retrieve_service_account_limits(
-    caller: OrganizationAdmin, plane: Plane, project_id: str, service_account_id: str, model: OfModel = None
+    caller: Reader, plane: Plane, project_id: str, service_account_id: str, model: OfModel = None
 ) -> LimitsOut:
     """The limits of a service account: of all of its keys together."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
@@ -101,7 +109,7 @@ def retrieve_service_account_limits(
 
 @router.put("/v1/organization/projects/{project_id}/service_accounts/{service_account_id}/limits")
 def put_service_account_limits(
-    caller: OrganizationAdmin, plane: Plane, project_id: str, service_account_id: str, body: LimitsWrite, model: OfModel = None
+    caller: Writer, plane: Plane, project_id: str, service_account_id: str, body: LimitsWrite, model: OfModel = None
 ) -> LimitsOut:
     """Replace the limits of a service account."""
     with plane.database.tenant(caller.organization_id) as tx:
@@ -113,23 +121,21 @@ def put_service_account_limits(
 
 
 @router.get("/v1/organization/projects/{project_id}/api_keys/{key_id}/limits")
-def retrieve_key_limits(caller: OrganizationAdmin, plane: Plane, project_id: str, key_id: str, model: OfModel = None) -> LimitsOut:
+def retrieve_key_limits(caller: Reader, plane: Plane, project_id: str, key_id: str, model: OfModel = None) -> LimitsOut:
     """The limits of a key."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return limits_out(limits.get_limits(tx, limits.api_key(project_id, key_id), model))
 
 
 @router.put("/v1/organization/projects/{project_id}/api_keys/{key_id}/limits")
-def put_key_limits(
-    caller: OrganizationAdmin, plane: Plane, project_id: str, key_id: str, body: LimitsWrite, model: OfModel = None
-) -> LimitsOut:
+def put_key_limits(caller: Writer, plane: Plane, project_id: str, key_id: str, body: LimitsWrite, model: OfModel = None) -> LimitsOut:
     """Replace the limits of a key."""
     with plane.database.tenant(caller.organization_id) as tx:
         return limits_out(limits.put_limits(tx, limits.api_key(project_id, key_id), body.limits(), plane.now(), model, sizes=plane.quotas))
 
 
 @router.get("/v1/platform/organizations/{organization_id}/limits")
-def retrieve_organization_limits(_caller: PlatformOperator, plane: Plane, organization_id: str, model: OfModel = None) -> LimitsOut:
+def retrieve_organization_limits(_caller: OperatorReader, plane: Plane, organization_id: str, model: OfModel = None) -> LimitsOut:
     """The limits of an organization."""
     with plane.database.tenant(routes.organization(organization_id), write=False) as tx:
         return limits_out(limits.get_limits(tx, limits.organization(tx), model))
@@ -137,7 +143,7 @@ def retrieve_organization_limits(_caller: PlatformOperator, plane: Plane, organi
 
 @router.put("/v1/platform/organizations/{organization_id}/limits")
 def put_organization_limits(
-    _caller: PlatformOperator, plane: Plane, organization_id: str, body: LimitsWrite, model: OfModel = None
+    _caller: OperatorWriter, plane: Plane, organization_id: str, body: LimitsWrite, model: OfModel = None
 ) -> LimitsOut:
     """Replace the limits of an organization."""
     with plane.database.tenant(routes.organization(organization_id)) as tx:
@@ -146,7 +152,7 @@ def put_organization_limits(
 
 @router.get("/v1/organization/projects/{project_id}/rate_limits")
 def list_rate_limits(
-    caller: OrganizationAdmin,
+    caller: Reader,
     plane: Plane,
     project_id: str,
     after: Annotated[str | None, Query(description="The id after which to begin.")] = None,
@@ -166,7 +172,7 @@ def list_rate_limits(
 
 
 @router.post("/v1/organization/projects/{project_id}/rate_limits/{rate_limit_id:path}")
-def update_rate_limit(caller: OrganizationAdmin, plane: Plane, project_id: str, rate_limit_id: str, body: RateLimitWrite) -> RateLimitOut:
+def update_rate_limit(caller: Writer, plane: Plane, project_id: str, rate_limit_id: str, body: RateLimitWrite) -> RateLimitOut:
     """Change limits of a project on one model: what is left out stays."""
     if not rate_limit_id.startswith(RATE_LIMIT_PREFIX):
         raise Fault(RESOURCE_UNKNOWN)

@@ -2,19 +2,23 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Query
+from fastapi import Depends, Query
 from pydantic import Field
 
 from tollway.control import losses
 from tollway.control.api import routes
-from tollway.control.api.routes import Plane, PlatformOperator
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import Identified, In, ListOut, NodeIdText, PageQuery, Reason, find_seconds, list_out, seconds
 from tollway.domain.corrections import ApprovalDecision
 from tollway.domain.epochs import LostRequest, LostRequestState
 from tollway.domain.keys import Operator
 from tollway.domain.pages import Page
+from tollway.domain.roles import Permission
 
 router = routes.router(tags=["nodes"])
+
+Writer = Annotated[Operator, Depends(may(Permission.PLATFORM_ACCOUNTS_WRITE))]
+Reader = Annotated[Operator, Depends(may(Permission.PLATFORM_ACCOUNTS_READ))]
 
 
 class LostRequestCreate(In):
@@ -39,7 +43,7 @@ class LostRequestOut(Identified):
 
 
 @router.post("/v1/platform/nodes/{node_id}/lost")
-def create_lost_requests(caller: PlatformOperator, plane: Plane, node_id: NodeIdText, body: LostRequestCreate) -> ListOut[LostRequestOut]:
+def create_lost_requests(caller: Writer, plane: Plane, node_id: NodeIdText, body: LostRequestCreate) -> ListOut[LostRequestOut]:
     """Ask that the missing records of a gateway are declared lost, because its disk is gone: a request for each epoch, which a key of
     another origin has to approve. Until then the epoch blocks the close of its periods."""
     with plane.database.platform() as tx:
@@ -51,7 +55,7 @@ def create_lost_requests(caller: PlatformOperator, plane: Plane, node_id: NodeId
 
 @router.get("/v1/platform/lost_requests")
 def list_lost_requests(
-    _caller: PlatformOperator, plane: Plane, query: Annotated[PageQuery, Query()], state: LostRequestState | None = None
+    _caller: Reader, plane: Plane, query: Annotated[PageQuery, Query()], state: LostRequestState | None = None
 ) -> ListOut[LostRequestOut]:
     """Requests in the order in which they were made."""
     with plane.database.platform(write=False) as tx:
@@ -60,14 +64,14 @@ def list_lost_requests(
 
 
 @router.post("/v1/platform/lost_requests/{lost_request_id}/approve")
-def approve_lost_request(caller: PlatformOperator, plane: Plane, lost_request_id: str) -> LostRequestOut:
+def approve_lost_request(caller: Writer, plane: Plane, lost_request_id: str) -> LostRequestOut:
     """Approve a request that a key of another origin made. This declares the epoch lost: the declaration is permanent and named in the
     report of each billing period that it covers. Records that arrive after all are ingested."""
     return _decide(caller, plane, lost_request_id, ApprovalDecision.APPROVED)
 
 
 @router.post("/v1/platform/lost_requests/{lost_request_id}/reject")
-def reject_lost_request(caller: PlatformOperator, plane: Plane, lost_request_id: str) -> LostRequestOut:
+def reject_lost_request(caller: Writer, plane: Plane, lost_request_id: str) -> LostRequestOut:
     """Reject a request that waits. The operator who made it may reject it too."""
     return _decide(caller, plane, lost_request_id, ApprovalDecision.REJECTED)
 

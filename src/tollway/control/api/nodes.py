@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Path
+from fastapi import Depends, Path
 
 from tollway.control import epochs, nodes, publish, refused_epochs
 from tollway.control.api import routes
-from tollway.control.api.routes import Plane, PlatformOperator
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import (
     Deleted,
     Identified,
@@ -33,12 +33,17 @@ from tollway.control.nodes import ShownNode
 from tollway.domain import ids
 from tollway.domain.epochs import Epoch, RefusedEpoch
 from tollway.domain.faults import PARAMETER_INVALID, Fault
+from tollway.domain.keys import Operator
+from tollway.domain.roles import Permission
 
 router = routes.router(tags=["nodes"])
 
+Reader = Annotated[Operator, Depends(may(Permission.PLATFORM_NODES_READ))]
+Writer = Annotated[Operator, Depends(may(Permission.PLATFORM_NODES_WRITE))]
+
 
 @router.get("/v1/platform/nodes")
-def list_nodes(_caller: PlatformOperator, plane: Plane) -> ListOut[NodeOut]:
+def list_nodes(_caller: Reader, plane: Plane) -> ListOut[NodeOut]:
     """Return the nodes, those heard of last first, and how far each has followed. At most a thousand."""
     with plane.database.platform(write=False) as tx:
         head, found = publish.find_head(tx), nodes.list_nodes(tx)
@@ -47,7 +52,7 @@ def list_nodes(_caller: PlatformOperator, plane: Plane) -> ListOut[NodeOut]:
 
 
 @router.post("/v1/platform/nodes")
-def create_node(caller: PlatformOperator, plane: Plane, body: NodeCreate) -> NodeCreated:
+def create_node(caller: Writer, plane: Plane, body: NodeCreate) -> NodeCreated:
     """Register a gateway and create its key. The secret is in this answer and nowhere else."""
     if body.id is not None and not ids.is_id(ids.NODE, body.id):
         raise Fault(PARAMETER_INVALID, param="id", message="This is not the id of a node.")
@@ -66,7 +71,7 @@ def create_node(caller: PlatformOperator, plane: Plane, body: NodeCreate) -> Nod
 
 
 @router.post("/v1/platform/node_join_tokens")
-def create_join_token(caller: PlatformOperator, plane: Plane, body: JoinTokenCreate) -> JoinTokenCreated:
+def create_join_token(caller: Writer, plane: Plane, body: JoinTokenCreate) -> JoinTokenCreated:
     """Create a token with which one gateway registers itself at its first start. The secret is in this answer and nowhere else."""
     with plane.database.platform() as tx:
         shown = nodes.create_token(
@@ -82,7 +87,7 @@ def create_join_token(caller: PlatformOperator, plane: Plane, body: JoinTokenCre
 
 
 @router.get("/v1/platform/node_join_tokens")
-def list_join_tokens(_caller: PlatformOperator, plane: Plane) -> ListOut[JoinTokenOut]:
+def list_join_tokens(_caller: Reader, plane: Plane) -> ListOut[JoinTokenOut]:
     """Return the join tokens that can still be used, the oldest first."""
     with plane.database.platform(write=False) as tx:
         data = [join_token_out(token) for token in nodes.list_tokens(tx, plane.now())]
@@ -90,7 +95,7 @@ def list_join_tokens(_caller: PlatformOperator, plane: Plane) -> ListOut[JoinTok
 
 
 @router.delete("/v1/platform/node_join_tokens/{token_id}")
-def delete_join_token(caller: PlatformOperator, plane: Plane, token_id: str) -> Deleted:
+def delete_join_token(caller: Writer, plane: Plane, token_id: str) -> Deleted:
     """Make a join token unusable."""
     with plane.database.platform() as tx:
         nodes.delete_token(tx, token_id)
@@ -99,7 +104,7 @@ def delete_join_token(caller: PlatformOperator, plane: Plane, token_id: str) -> 
 
 
 @router.post("/v1/platform/nodes/{node_id}/rotate")
-def rotate_node_key(caller: PlatformOperator, plane: Plane, node_id: NodeIdText, body: NodeRotate) -> NodeKeyOut:
+def rotate_node_key(caller: Writer, plane: Plane, node_id: NodeIdText, body: NodeRotate) -> NodeKeyOut:
     """Create a new key of a node; the key before stays valid for a time. A revoked node is admitted again."""
     with plane.database.platform() as tx:
         shown = nodes.rotate_key(
@@ -115,7 +120,7 @@ def rotate_node_key(caller: PlatformOperator, plane: Plane, node_id: NodeIdText,
 
 
 @router.delete("/v1/platform/nodes/{node_id}")
-def revoke_node(caller: PlatformOperator, plane: Plane, node_id: NodeIdText) -> NodeRevoked:
+def revoke_node(caller: Writer, plane: Plane, node_id: NodeIdText) -> NodeRevoked:
     """Revoke a node: its keys are refused, and no revocation waits for it. Its unfinished epochs block the close of their periods until
     their records have arrived or are declared lost."""
     with plane.database.platform() as tx:
@@ -161,7 +166,7 @@ class EpochAccept(In):
 
 
 @router.get("/v1/platform/epochs")
-def list_epochs(_caller: PlatformOperator, plane: Plane, node_id: NodeIdText | None = None, only_lost: bool = False) -> ListOut[EpochOut]:
+def list_epochs(_caller: Reader, plane: Plane, node_id: NodeIdText | None = None, only_lost: bool = False) -> ListOut[EpochOut]:
     """Return the epochs of gateways: those that are refused, then those heard of last first; a thousand of these at most."""
     with plane.database.platform(write=False) as tx:
         refused = [] if only_lost else refused_epochs.list_open(tx, node_id)
@@ -172,7 +177,7 @@ def list_epochs(_caller: PlatformOperator, plane: Plane, node_id: NodeIdText | N
 
 @router.post("/v1/platform/nodes/{node_id}/epochs/{epoch}/accept")
 def accept_epoch(
-    caller: PlatformOperator, plane: Plane, node_id: NodeIdText, epoch: Annotated[int, Path(ge=1, le=2**63 - 1)], body: EpochAccept
+    caller: Writer, plane: Plane, node_id: NodeIdText, epoch: Annotated[int, Path(ge=1, le=2**63 - 1)], body: EpochAccept
 ) -> EpochOut:
     """Accept a run of a gateway that was refused because of the instant of its start: its records are ingested at the gateway's next
     attempt. Repeating it changes nothing."""

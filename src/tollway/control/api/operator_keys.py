@@ -2,22 +2,27 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Query
+from fastapi import Depends, Query
 
 from tollway.control import keys
 from tollway.control.api import routes
-from tollway.control.api.routes import Plane, PlatformOperator
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import Deleted, Identified, In, ListOut, Name, PageQuery, list_out, seconds
 from tollway.domain import ids
-from tollway.domain.keys import Key
+from tollway.domain.keys import Key, Operator
+from tollway.domain.roles import AUDITOR, OPERATOR, Permission
 
 router = routes.router(tags=["operators"])
 
+Reader = Annotated[Operator, Depends(may(Permission.PLATFORM_KEYS_READ))]
+Writer = Annotated[Operator, Depends(may(Permission.PLATFORM_KEYS_WRITE))]
+
 
 class OperatorKeyCreate(In):
-    """`name`: whose it is."""
+    """`name`: whose it is. `role`: `auditor` only reads."""
 
     name: Name
+    role: Literal["operator", "auditor"] = "operator"
 
 
 class OperatorKeyOut(Identified):
@@ -30,6 +35,7 @@ class OperatorKeyOut(Identified):
     created_at: int
     created_by: str | None
     origin: str
+    role: str
 
 
 class OperatorKeyCreated(OperatorKeyOut):
@@ -39,7 +45,7 @@ class OperatorKeyCreated(OperatorKeyOut):
 
 
 @router.get("/v1/platform/keys")
-def list_operator_keys(_caller: PlatformOperator, plane: Plane, query: Annotated[PageQuery, Query()]) -> ListOut[OperatorKeyOut]:
+def list_operator_keys(_caller: Reader, plane: Plane, query: Annotated[PageQuery, Query()]) -> ListOut[OperatorKeyOut]:
     """The keys of operators."""
     with plane.database.platform(write=False) as tx:
         page = keys.list_operator_keys(tx, query.window())
@@ -47,16 +53,17 @@ def list_operator_keys(_caller: PlatformOperator, plane: Plane, query: Annotated
 
 
 @router.post("/v1/platform/keys")
-def create_operator_key(caller: PlatformOperator, plane: Plane, body: OperatorKeyCreate) -> OperatorKeyCreated:
+def create_operator_key(caller: Writer, plane: Plane, body: OperatorKeyCreate) -> OperatorKeyCreated:
     """Create a key of an operator. Its secret is in this answer and nowhere else."""
     id, ingredients = plane.new_id(ids.KEY), plane.new_ingredients()
+    role = OPERATOR if body.role == OPERATOR.name else AUDITOR
     with plane.database.platform() as tx:
-        shown = keys.create_operator_key(tx, name=body.name, maker=caller, id=id, ingredients=ingredients, now=plane.now())
+        shown = keys.create_operator_key(tx, name=body.name, role=role, maker=caller, id=id, ingredients=ingredients, now=plane.now())
     return OperatorKeyCreated(**_key_out(shown.key).model_dump(), value=shown.secret)
 
 
 @router.delete("/v1/platform/keys/{key_id}")
-def delete_operator_key(_caller: PlatformOperator, plane: Plane, key_id: str) -> Deleted:
+def delete_operator_key(_caller: Writer, plane: Plane, key_id: str) -> Deleted:
     """Revoke an operator's key permanently. Gateways never receive operator keys."""
     with plane.database.platform() as tx:
         keys.revoke_operator_key(tx, key_id, plane.now())
@@ -64,7 +71,7 @@ def delete_operator_key(_caller: PlatformOperator, plane: Plane, key_id: str) ->
 
 
 def _key_out(key: Key) -> OperatorKeyOut:
-    assert key.origin is not None
+    assert key.origin is not None and key.grant is not None
     return OperatorKeyOut(
         id=key.id,
         name=key.name,
@@ -72,4 +79,5 @@ def _key_out(key: Key) -> OperatorKeyOut:
         created_at=seconds(key.created_at),
         created_by=key.created_by,
         origin=key.origin,
+        role=key.grant.role.name,
     )

@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Depends, Query
 
 from tollway.control import keys, publish, tenants
+from tollway.control.access import Tenant
 from tollway.control.api import routes
-from tollway.control.api.routes import OrganizationAdmin, Plane, PlatformOperator
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import (
     KeyPolicy,
     ListOut,
@@ -22,14 +23,20 @@ from tollway.control.api.schemas import (
 )
 from tollway.control.keys import Grantor, WantedKey
 from tollway.domain import ids
-from tollway.domain.keys import KeyType
+from tollway.domain.keys import KeyType, Operator
+from tollway.domain.roles import OWNER, Grant, Permission
 
 router = routes.router(tags=["organizations"])
+
+OperatorReader = Annotated[Operator, Depends(may(Permission.PLATFORM_ORGANIZATIONS_READ))]
+OperatorWriter = Annotated[Operator, Depends(may(Permission.PLATFORM_ORGANIZATIONS_WRITE))]
+Reader = Annotated[Tenant, Depends(may(Permission.ORGANIZATION_READ))]
+Writer = Annotated[Tenant, Depends(may(Permission.ORGANIZATION_WRITE))]
 
 
 @router.get("/v1/platform/organizations")
 def list_organizations(
-    _caller: PlatformOperator, plane: Plane, query: Annotated[PageQuery, Query()], include_archived: bool = False
+    _caller: OperatorReader, plane: Plane, query: Annotated[PageQuery, Query()], include_archived: bool = False
 ) -> ListOut[OrganizationOut]:
     """All organizations."""
     with plane.database.platform(write=False) as tx:
@@ -38,10 +45,11 @@ def list_organizations(
 
 
 @router.post("/v1/platform/organizations")
-def create_organization(caller: PlatformOperator, plane: Plane, body: OrganizationCreate) -> OrganizationCreated:
+def create_organization(caller: OperatorWriter, plane: Plane, body: OrganizationCreate) -> OrganizationCreated:
     """Create an organization and its first admin key, whose secret is in this answer only. Names of active organizations are unique."""
     now = plane.now()
-    wanted = WantedKey(type=KeyType.ADMIN, name="First admin key", grantor=Grantor(caller.key_id))
+    grantor = Grantor(caller.key_id, grants=(Grant(caller.role),))
+    wanted = WantedKey(type=KeyType.ADMIN, name="First admin key", grantor=grantor, grant=Grant(OWNER))
     with plane.database.tenant(plane.new_id(ids.ORGANIZATION)) as tx:
         organization = tenants.create_organization(tx, name=body.name, currency=body.currency, time_zone=body.time_zone, now=now)
         shown = keys.create_admin_key(
@@ -51,28 +59,28 @@ def create_organization(caller: PlatformOperator, plane: Plane, body: Organizati
 
 
 @router.get("/v1/organization")
-def retrieve_own_organization(caller: OrganizationAdmin, plane: Plane) -> OrganizationOut:
+def retrieve_own_organization(caller: Reader, plane: Plane) -> OrganizationOut:
     """The organization that the key acts for."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return organization_out(tenants.get_organization(tx))
 
 
 @router.post("/v1/organization")
-def update_own_organization(caller: OrganizationAdmin, plane: Plane, body: KeyPolicy) -> OrganizationOut:
+def update_own_organization(caller: Writer, plane: Plane, body: KeyPolicy) -> OrganizationOut:
     """Bound the lifetime of keys that are made or rotated from now on. Keys that exist keep their expiry."""
     with plane.database.tenant(caller.organization_id) as tx:
         return organization_out(tenants.set_key_lifetime_max(tx, body.key_lifetime_seconds_max))
 
 
 @router.get("/v1/platform/organizations/{organization_id}")
-def retrieve_organization(_caller: PlatformOperator, plane: Plane, organization_id: str) -> OrganizationOut:
+def retrieve_organization(_caller: OperatorReader, plane: Plane, organization_id: str) -> OrganizationOut:
     """One organization."""
     with plane.database.tenant(routes.organization(organization_id), write=False) as tx:
         return organization_out(tenants.get_organization(tx))
 
 
 @router.post("/v1/platform/organizations/{organization_id}")
-def modify_organization(_caller: PlatformOperator, plane: Plane, organization_id: str, body: OrganizationUpdate) -> OrganizationOut:
+def modify_organization(_caller: OperatorWriter, plane: Plane, organization_id: str, body: OrganizationUpdate) -> OrganizationOut:
     """Change an organization's time zone, or the longest lifetime of its keys. Billing periods and keys that exist stay as they are."""
     with plane.database.tenant(routes.organization(organization_id)) as tx:
         if body.time_zone is not None:
@@ -83,7 +91,7 @@ def modify_organization(_caller: PlatformOperator, plane: Plane, organization_id
 
 
 @router.post("/v1/platform/organizations/{organization_id}/archive")
-def archive_organization(_caller: PlatformOperator, plane: Plane, organization_id: str) -> OrganizationArchived:
+def archive_organization(_caller: OperatorWriter, plane: Plane, organization_id: str) -> OrganizationArchived:
     """Archive an organization with its projects and revoke all of its keys. It cannot be undone; the name is free again."""
     now = plane.now()
     with plane.database.tenant(routes.organization(organization_id)) as tx:

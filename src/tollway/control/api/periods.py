@@ -2,23 +2,30 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import Query
+from fastapi import Depends, Query
 from pydantic import StringConstraints
 from starlette.responses import StreamingResponse
 
 from tollway.control import exports, periods, usage
+from tollway.control.access import Tenant
 from tollway.control.api import routes
-from tollway.control.api.routes import OrganizationAdmin, Plane, PlatformOperator
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import Identified, ListOut, Out, PageQuery, find_seconds, list_out, seconds
 from tollway.control.api.usage import amount_out
 from tollway.control.epochs import Blocker
 from tollway.control.periods import Blocked
 from tollway.domain import ids, money
 from tollway.domain.faults import PERIOD_BLOCKED, RESOURCE_UNKNOWN, Fault
+from tollway.domain.keys import Operator
 from tollway.domain.periods import Period, PeriodState
 from tollway.domain.proofs import encode_leaf
+from tollway.domain.roles import Permission
 
 router = routes.router(tags=["billing periods"])
+
+OperatorReader = Annotated[Operator, Depends(may(Permission.PLATFORM_ACCOUNTS_READ))]
+OperatorWriter = Annotated[Operator, Depends(may(Permission.PLATFORM_ACCOUNTS_WRITE))]
+Reader = Annotated[Tenant, Depends(may(Permission.COSTS_READ))]
 
 OrganizationId = Annotated[str, StringConstraints(max_length=64, pattern=r"^org_[0-9a-f]{32}$")]
 
@@ -114,7 +121,7 @@ class ProofOut(Out):
 
 @router.get("/v1/platform/periods")
 def list_periods(
-    _caller: PlatformOperator,
+    _caller: OperatorReader,
     plane: Plane,
     query: Annotated[PageQuery, Query()],
     organization_id: OrganizationId | None = None,
@@ -128,7 +135,7 @@ def list_periods(
 
 
 @router.get("/v1/platform/periods/{period_id}")
-def retrieve_period(_caller: PlatformOperator, plane: Plane, period_id: str) -> PeriodReportOut:
+def retrieve_period(_caller: OperatorReader, plane: Plane, period_id: str) -> PeriodReportOut:
     """One billing period, with its report."""
     with plane.database.platform(write=False) as tx:
         period = periods.get_period(tx, _known(period_id))
@@ -136,7 +143,7 @@ def retrieve_period(_caller: PlatformOperator, plane: Plane, period_id: str) -> 
 
 
 @router.get("/v1/platform/periods/{period_id}/blockers")
-def list_blockers(_caller: PlatformOperator, plane: Plane, period_id: str) -> ListOut[BlockerOut]:
+def list_blockers(_caller: OperatorReader, plane: Plane, period_id: str) -> ListOut[BlockerOut]:
     """Return what keeps a period from being closed. Nothing does if the list is empty; whether it has ended is another question."""
     with plane.database.platform(write=False) as tx:
         data = [_blocker_out(number, blocker) for number, blocker in enumerate(periods.list_blockers(tx, _known(period_id)))]
@@ -144,7 +151,7 @@ def list_blockers(_caller: PlatformOperator, plane: Plane, period_id: str) -> Li
 
 
 @router.post("/v1/platform/periods/{period_id}/close")
-def close_period(caller: PlatformOperator, plane: Plane, period_id: str) -> PeriodReportOut:
+def close_period(caller: OperatorWriter, plane: Plane, period_id: str) -> PeriodReportOut:
     """Freeze a period and compute its digests. While the answer's state is `closing` there is more to compute: call again."""
     try:
         period = periods.close(plane.database, _known(period_id), actor=caller.key_id, now=plane.now())
@@ -161,7 +168,7 @@ def close_period(caller: PlatformOperator, plane: Plane, period_id: str) -> Peri
 
 
 @router.get("/v1/organization/periods")
-def list_own_periods(caller: OrganizationAdmin, plane: Plane, query: Annotated[PageQuery, Query()]) -> ListOut[PeriodOut]:
+def list_own_periods(caller: Reader, plane: Plane, query: Annotated[PageQuery, Query()]) -> ListOut[PeriodOut]:
     """The organization's billing periods in order of their start."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         page = periods.list_own_periods(tx, query.window())
@@ -170,7 +177,7 @@ def list_own_periods(caller: OrganizationAdmin, plane: Plane, query: Annotated[P
 
 
 @router.get("/v1/organization/periods/{period_id}")
-def retrieve_own_period(caller: OrganizationAdmin, plane: Plane, period_id: str) -> PeriodReportOut:
+def retrieve_own_period(caller: Reader, plane: Plane, period_id: str) -> PeriodReportOut:
     """One of the organization's billing periods, with its report."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         period = periods.get_own_period(tx, _known(period_id))
@@ -179,7 +186,7 @@ def retrieve_own_period(caller: OrganizationAdmin, plane: Plane, period_id: str)
 
 @router.get("/v1/organization/periods/{period_id}/costs")
 def list_period_costs(
-    caller: OrganizationAdmin, plane: Plane, period_id: str, group_by: Literal["line_item", "model"] = "line_item"
+    caller: Reader, plane: Plane, period_id: str, group_by: Literal["line_item", "model"] = "line_item"
 ) -> PeriodCostsOut:
     """Return what is booked in a billing period, by line item or by model: exactly what it is or will be closed with. A closed period never
     changes; the costs of an open one are those so far."""
@@ -211,7 +218,7 @@ def list_period_costs(
 
 
 @router.get("/v1/organization/periods/{period_id}/proofs/{request_id}")
-def retrieve_proof(caller: OrganizationAdmin, plane: Plane, period_id: str, request_id: str) -> ProofOut:
+def retrieve_proof(caller: Reader, plane: Plane, period_id: str, request_id: str) -> ProofOut:
     """The proof that a request is in a closed period, as the receipt says it."""
     if not ids.is_id(ids.REQUEST, request_id):
         raise Fault(RESOURCE_UNKNOWN)
@@ -229,7 +236,7 @@ def retrieve_proof(caller: OrganizationAdmin, plane: Plane, period_id: str, requ
 
 
 @router.get("/v1/organization/periods/{period_id}/export", response_class=StreamingResponse)
-def export_period(caller: OrganizationAdmin, plane: Plane, period_id: str) -> StreamingResponse:
+def export_period(caller: Reader, plane: Plane, period_id: str) -> StreamingResponse:
     """All of a closed period as lines of JSON, for `tollway_verifier.py`: records, prices, corrections, transactions."""
 
     def open_tx() -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Depends, Query
 from msgspec import UNSET
 from starlette.responses import Response, StreamingResponse
 
@@ -27,23 +27,28 @@ from tollway.control.api.price_schemas import (
     finding_out,
     preview_out,
 )
-from tollway.control.api.routes import Plane, PlatformOperator
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import ListOut, Out, PageQuery, list_out, seconds
 from tollway.control.plane import ControlPlane
 from tollway.control.preview import PreviewPosition, Scope
 from tollway.domain import ids
 from tollway.domain.faults import Fault
+from tollway.domain.keys import Operator
 from tollway.domain.preview import last_month
 from tollway.domain.price_books import DraftState, PriceBook, PriceDraft, Severity
+from tollway.domain.roles import Permission
 from tollway.wire.errors import openai_error
 
 router = routes.router(tags=["price books"])
+
+Reader = Annotated[Operator, Depends(may(Permission.PLATFORM_PRICES_READ))]
+Writer = Annotated[Operator, Depends(may(Permission.PLATFORM_PRICES_WRITE))]
 
 NDJSON = "application/x-ndjson"
 
 
 @router.get("/v1/platform/price_books")
-def list_books(_caller: PlatformOperator, plane: Plane, query: Annotated[PageQuery, Query()]) -> ListOut[BookOut]:
+def list_books(_caller: Reader, plane: Plane, query: Annotated[PageQuery, Query()]) -> ListOut[BookOut]:
     """All price books."""
     with plane.database.platform(write=False) as tx:
         page = prices.list_books(tx, query.window())
@@ -51,7 +56,7 @@ def list_books(_caller: PlatformOperator, plane: Plane, query: Annotated[PageQue
 
 
 @router.post("/v1/platform/price_books")
-def create_book(_caller: PlatformOperator, plane: Plane, body: BookCreate) -> BookOut:
+def create_book(_caller: Writer, plane: Plane, body: BookCreate) -> BookOut:
     """Add an empty book."""
     book = PriceBook(
         id=plane.new_id(ids.PRICE_BOOK),
@@ -66,7 +71,7 @@ def create_book(_caller: PlatformOperator, plane: Plane, body: BookCreate) -> Bo
 
 
 @router.get("/v1/platform/price_books/{book_id}")
-def retrieve_book(_caller: PlatformOperator, plane: Plane, book_id: str) -> BookOut:
+def retrieve_book(_caller: Reader, plane: Plane, book_id: str) -> BookOut:
     """One book. Its prices are `/v1/platform/prices?list=<id>`."""
     with plane.database.platform(write=False) as tx:
         return book_out(prices.get_book(tx, book_id))
@@ -74,7 +79,7 @@ def retrieve_book(_caller: PlatformOperator, plane: Plane, book_id: str) -> Book
 
 @router.get("/v1/platform/price_drafts")
 def list_drafts(
-    _caller: PlatformOperator,
+    _caller: Reader,
     plane: Plane,
     query: Annotated[PageQuery, Query()],
     book_id: Id | None = None,
@@ -87,7 +92,7 @@ def list_drafts(
 
 
 @router.post("/v1/platform/price_drafts")
-def create_draft(_caller: PlatformOperator, plane: Plane, body: DraftCreate) -> DraftOut:
+def create_draft(_caller: Writer, plane: Plane, body: DraftCreate) -> DraftOut:
     """Open a draft. It binds nobody until it is published."""
     now = plane.now()
     draft = PriceDraft(
@@ -104,14 +109,14 @@ def create_draft(_caller: PlatformOperator, plane: Plane, body: DraftCreate) -> 
 
 
 @router.get("/v1/platform/price_drafts/{draft_id}")
-def retrieve_draft(_caller: PlatformOperator, plane: Plane, draft_id: str) -> DraftOut:
+def retrieve_draft(_caller: Reader, plane: Plane, draft_id: str) -> DraftOut:
     """One draft."""
     with plane.database.platform(write=False) as tx:
         return draft_out(price_drafts.get_draft(tx, draft_id))
 
 
 @router.post("/v1/platform/price_drafts/{draft_id}")
-def update_draft(_caller: PlatformOperator, plane: Plane, draft_id: str, body: DraftUpdate) -> DraftOut:
+def update_draft(_caller: Writer, plane: Plane, draft_id: str, body: DraftUpdate) -> DraftOut:
     """Change an open draft."""
     valid_from = None if body.valid_from is None else body.valid_from * 1_000_000
     with plane.database.platform() as tx:
@@ -127,7 +132,7 @@ def update_draft(_caller: PlatformOperator, plane: Plane, draft_id: str, body: D
 
 
 @router.post("/v1/platform/price_drafts/{draft_id}/check")
-def check_draft(_caller: PlatformOperator, plane: Plane, draft_id: str) -> CheckOut:
+def check_draft(_caller: Writer, plane: Plane, draft_id: str) -> CheckOut:
     """Return what publishing the draft now would meet: errors, which keep it from being published, and warnings. Changes nothing."""
     with plane.database.platform(write=False) as tx:
         findings = price_drafts.check_draft(tx, draft_id, plane.now())
@@ -136,7 +141,7 @@ def check_draft(_caller: PlatformOperator, plane: Plane, draft_id: str) -> Check
 
 
 @router.post("/v1/platform/price_drafts/{draft_id}/publish")
-def publish_draft(_caller: PlatformOperator, plane: Plane, draft_id: str, body: DraftPublish) -> DraftPublished:
+def publish_draft(_caller: Writer, plane: Plane, draft_id: str, body: DraftPublish) -> DraftPublished:
     """Make all lines of the draft prices of its book, at once and permanently. Refused if the check finds an error, or warnings that are
     not accepted. Answers when every gateway that is alive has confirmed the prices, or names those that have not."""
     now = plane.now()
@@ -147,7 +152,7 @@ def publish_draft(_caller: PlatformOperator, plane: Plane, draft_id: str, body: 
 
 
 @router.post("/v1/platform/price_drafts/{draft_id}/preview", response_class=StreamingResponse)
-def preview_draft(_caller: PlatformOperator, plane: Plane, draft_id: str, body: PreviewCreate) -> Response:
+def preview_draft(_caller: Reader, plane: Plane, draft_id: str, body: PreviewCreate) -> Response:
     """Return what organizations would have been billed under the draft: lines of progress (`PreviewProgress`), then the comparison
     (`PreviewOut`) as the last line; or, if it broke off, an error as anywhere else. Changes nothing."""
     now = plane.now()
@@ -176,7 +181,7 @@ def _preview_lines(plane: ControlPlane, scope: Scope) -> Iterator[bytes]:
 
 
 @router.post("/v1/platform/price_drafts/{draft_id}/discard")
-def discard_draft(_caller: PlatformOperator, plane: Plane, draft_id: str) -> DraftOut:
+def discard_draft(_caller: Writer, plane: Plane, draft_id: str) -> DraftOut:
     """Close an open draft without publishing it."""
     with plane.database.platform() as tx:
         return draft_out(price_drafts.discard_draft(tx, draft_id, plane.now()))

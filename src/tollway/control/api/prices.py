@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Depends, Query
 
 from tollway.control import prices, publish
+from tollway.control.access import Tenant
 from tollway.control.api import routes
 from tollway.control.api.price_schemas import (
     AllTermsOut,
@@ -20,16 +21,22 @@ from tollway.control.api.price_schemas import (
     price_out,
     terms_out,
 )
-from tollway.control.api.routes import OrganizationAdmin, Plane, PlatformOperator
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import ListOut, ModelName, PageQuery, list_out
 from tollway.domain.faults import PARAMETER_INVALID, Fault
+from tollway.domain.keys import Operator
+from tollway.domain.roles import Permission
 
 router = routes.router(tags=["prices"])
+
+OperatorReader = Annotated[Operator, Depends(may(Permission.PLATFORM_PRICES_READ))]
+OperatorWriter = Annotated[Operator, Depends(may(Permission.PLATFORM_PRICES_WRITE))]
+Reader = Annotated[Tenant, Depends(may(Permission.PRICES_READ))]
 
 
 @router.get("/v1/platform/prices")
 def list_prices(
-    _caller: PlatformOperator,
+    _caller: OperatorReader,
     plane: Plane,
     query: Annotated[PageQuery, Query()],
     model: ModelName | None = None,
@@ -42,7 +49,7 @@ def list_prices(
 
 
 @router.post("/v1/platform/prices")
-def create_price(_caller: PlatformOperator, plane: Plane, body: PriceCreate) -> PricePublished:
+def create_price(_caller: OperatorWriter, plane: Plane, body: PriceCreate) -> PricePublished:
     """Publish one price: it follows the last one of its book, model and tier, and no price is ever retroactive. Answers when every gateway
     that is alive has confirmed it, or names those that have not."""
     now = plane.now()
@@ -57,21 +64,21 @@ def create_price(_caller: PlatformOperator, plane: Plane, body: PriceCreate) -> 
 
 
 @router.get("/v1/platform/prices/{price_id}")
-def retrieve_price(_caller: PlatformOperator, plane: Plane, price_id: str) -> PriceOut:
+def retrieve_price(_caller: OperatorReader, plane: Plane, price_id: str) -> PriceOut:
     """One price version."""
     with plane.database.platform(write=False) as tx:
         return price_out(prices.get_price(tx, price_id))
 
 
 @router.get("/v1/platform/organizations/{organization_id}/price_terms")
-def list_terms(_caller: PlatformOperator, plane: Plane, organization_id: str) -> AllTermsOut:
+def list_terms(_caller: OperatorReader, plane: Plane, organization_id: str) -> AllTermsOut:
     """By which price list an organization has paid, pays and will pay, in order of time."""
     with plane.database.tenant(routes.organization(organization_id), write=False) as tx:
         return AllTermsOut(data=[terms_out(terms) for terms in prices.list_terms(tx)])
 
 
 @router.post("/v1/platform/organizations/{organization_id}/price_terms")
-def create_terms(_caller: PlatformOperator, plane: Plane, organization_id: str, body: TermsCreate) -> TermsPublished:
+def create_terms(_caller: OperatorWriter, plane: Plane, organization_id: str, body: TermsCreate) -> TermsPublished:
     """Let an organization pay by a book at a discount from an instant on. Terms are never retroactive. Answers when every gateway that is
     alive has confirmed them, or names those that have not."""
     valid_from = None if body.valid_from is None else body.valid_from * 1_000_000
@@ -82,7 +89,7 @@ def create_terms(_caller: PlatformOperator, plane: Plane, organization_id: str, 
 
 
 @router.get("/v1/organization/prices")
-def list_own_prices(caller: OrganizationAdmin, plane: Plane) -> OwnPricesOut:
+def list_own_prices(caller: Reader, plane: Plane) -> OwnPricesOut:
     """Return what the organization pays now for each model, by service tier, per million tokens."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return OwnPricesOut(data=[own_price_out(price) for price in prices.list_own_prices(tx, plane.now())])

@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Depends, Query
 
 from tollway.control import publish, tenants
+from tollway.control.access import Tenant
 from tollway.control.api import routes
-from tollway.control.api.routes import OrganizationAdmin, Plane
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import (
     ListOut,
     PageQuery,
@@ -17,13 +18,18 @@ from tollway.control.api.schemas import (
     project_out,
 )
 from tollway.domain import ids
+from tollway.domain.roles import Permission
 
 router = routes.router(tags=["projects"])
+
+Reader = Annotated[Tenant, Depends(may(Permission.PROJECTS_READ))]
+Creator = Annotated[Tenant, Depends(may(Permission.PROJECTS_CREATE))]
+Writer = Annotated[Tenant, Depends(may(Permission.PROJECTS_WRITE))]
 
 
 @router.get("/v1/organization/projects")
 def list_projects(
-    caller: OrganizationAdmin, plane: Plane, query: Annotated[PageQuery, Query()], include_archived: bool = False
+    caller: Reader, plane: Plane, query: Annotated[PageQuery, Query()], include_archived: bool = False
 ) -> ListOut[ProjectOut]:
     """The organization's projects."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
@@ -32,7 +38,7 @@ def list_projects(
 
 
 @router.post("/v1/organization/projects")
-def create_project(caller: OrganizationAdmin, plane: Plane, body: ProjectWrite) -> ProjectOut:
+def create_project(caller: Creator, plane: Plane, body: ProjectWrite) -> ProjectOut:
     """Create a project."""
     with plane.database.tenant(caller.organization_id) as tx:
         project = tenants.create_project(tx, id=plane.new_id(ids.PROJECT), name=body.name, sizes=plane.quotas, now=plane.now())
@@ -40,14 +46,14 @@ def create_project(caller: OrganizationAdmin, plane: Plane, body: ProjectWrite) 
 
 
 @router.get("/v1/organization/projects/{project_id}")
-def retrieve_project(caller: OrganizationAdmin, plane: Plane, project_id: str) -> ProjectOut:
+def retrieve_project(caller: Reader, plane: Plane, project_id: str) -> ProjectOut:
     """One project."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return project_out(tenants.get_project(tx, project_id))
 
 
 @router.post("/v1/organization/projects/{project_id}")
-def update_project(caller: OrganizationAdmin, plane: Plane, project_id: str, body: ProjectWrite) -> ProjectOut:
+def update_project(caller: Writer, plane: Plane, project_id: str, body: ProjectWrite) -> ProjectOut:
     """Rename a project."""
     with plane.database.tenant(caller.organization_id) as tx:
         project = tenants.rename_project(tx, project_id, body.name)
@@ -55,7 +61,7 @@ def update_project(caller: OrganizationAdmin, plane: Plane, project_id: str, bod
 
 
 @router.post("/v1/organization/projects/{project_id}/archive")
-def archive_project(caller: OrganizationAdmin, plane: Plane, project_id: str) -> ProjectArchived:
+def archive_project(caller: Writer, plane: Plane, project_id: str) -> ProjectArchived:
     """Archive a project permanently, and revoke its keys."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:

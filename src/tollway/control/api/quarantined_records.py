@@ -2,16 +2,21 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Path, Query
+from fastapi import Depends, Path, Query
 from pydantic import StringConstraints
 
 from tollway.control import collect, quarantine
 from tollway.control.api import routes
-from tollway.control.api.routes import Plane, PlatformOperator
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import Identified, In, ListOut, PageQuery, Reason, find_seconds, list_out, seconds
+from tollway.domain.keys import Operator
 from tollway.domain.quarantine import QuarantinedRecord, QuarantineState
+from tollway.domain.roles import Permission
 
 router = routes.router(tags=["quarantine"])
+
+Reader = Annotated[Operator, Depends(may(Permission.PLATFORM_ACCOUNTS_READ))]
+Writer = Annotated[Operator, Depends(may(Permission.PLATFORM_ACCOUNTS_WRITE))]
 
 NUMBER_MAX = 2**63 - 1
 
@@ -60,7 +65,7 @@ class QuarantinedRecordDetailOut(QuarantinedRecordOut):
 
 @router.get("/v1/platform/quarantine")
 def list_records(
-    _caller: PlatformOperator,
+    _caller: Reader,
     plane: Plane,
     query: Annotated[PageQuery, Query()],
     state: QuarantineState | None = None,
@@ -74,7 +79,7 @@ def list_records(
 
 
 @router.get("/v1/platform/quarantine/{node_id}/{epoch}/{seq}")
-def retrieve_record(_caller: PlatformOperator, plane: Plane, node_id: NodeId, epoch: Number, seq: Number) -> QuarantinedRecordDetailOut:
+def retrieve_record(_caller: Reader, plane: Plane, node_id: NodeId, epoch: Number, seq: Number) -> QuarantinedRecordDetailOut:
     """One quarantined record, with what keeps it from being rated today."""
     with plane.database.platform(write=False) as tx:
         record = quarantine.get_record(tx, node_id, epoch, seq)
@@ -84,9 +89,7 @@ def retrieve_record(_caller: PlatformOperator, plane: Plane, node_id: NodeId, ep
 
 
 @router.post("/v1/platform/quarantine/{node_id}/{epoch}/{seq}/rate")
-def rate_record(
-    caller: PlatformOperator, plane: Plane, node_id: NodeId, epoch: Number, seq: Number, body: ResolutionCreate
-) -> QuarantinedRecordOut:
+def rate_record(caller: Writer, plane: Plane, node_id: NodeId, epoch: Number, seq: Number, body: ResolutionCreate) -> QuarantinedRecordOut:
     """Rate a record after all, once its organization or price exists: its request is billed. Repeating it changes nothing."""
     record = collect.retry_races(
         plane.database,
@@ -98,7 +101,7 @@ def rate_record(
 
 @router.post("/v1/platform/quarantine/{node_id}/{epoch}/{seq}/write_off")
 def write_off_record(
-    caller: PlatformOperator, plane: Plane, node_id: NodeId, epoch: Number, seq: Number, body: ResolutionCreate
+    caller: Writer, plane: Plane, node_id: NodeId, epoch: Number, seq: Number, body: ResolutionCreate
 ) -> QuarantinedRecordOut:
     """Write a record off: it is never billed, and the reports of its periods say so. Above the limit for corrections, or if what it would
     have cost cannot be known, it stays open until the key of a second person asks for the same. Repeating it changes nothing."""

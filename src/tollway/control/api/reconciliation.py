@@ -2,19 +2,23 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Query
+from fastapi import Depends, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from tollway.control import reconcile
 from tollway.control.api import routes
 from tollway.control.api.class_schemas import openai_tokens
-from tollway.control.api.routes import Plane, PlatformOperator
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import SECONDS_MAX, Identified, ListOut, ModelName, Out, PageQuery, list_out, seconds
 from tollway.domain.faults import PARAMETER_INVALID, Fault
+from tollway.domain.keys import Operator
 from tollway.domain.reconciliation import HOUR_US, ComparisonLine, EngineUsage, HourState, Row, TokenComparison, hour_of
+from tollway.domain.roles import Permission
 from tollway.domain.usage import Anomaly, UsageEvent
 
 router = routes.router(tags=["reconciliation"])
+
+Reader = Annotated[Operator, Depends(may(Permission.PLATFORM_ACCOUNTS_READ))]
 
 HOURS_MAX = 168
 """Most hours in one answer: a week."""
@@ -126,7 +130,7 @@ class ReconciliationOut(Out):
 
 
 @router.get("/v1/platform/reconciliation")
-def list_reconciliation(_caller: PlatformOperator, plane: Plane, query: Annotated[ReconciliationParameters, Query()]) -> ReconciliationOut:
+def list_reconciliation(_caller: Reader, plane: Plane, query: Annotated[ReconciliationParameters, Query()]) -> ReconciliationOut:
     """Return what engines counted against what the ledger has, by hour and model."""
     now, tolerance = plane.now(), plane.reconciliation.tolerance
     start_at, end_at = query.hours(now)
@@ -181,7 +185,7 @@ def _usage_out(usage: EngineUsage) -> UsageOut:
 
 @router.get("/v1/platform/anomalies")
 def list_anomalies(
-    _caller: PlatformOperator,
+    _caller: Reader,
     plane: Plane,
     query: Annotated[PageQuery, Query()],
     kind: Anomaly | None = None,

@@ -1,6 +1,6 @@
 """The parts that all routes share: access declarations, strict reading of bodies, and the `ControlPlane` of the process.
 
-Theory of operation. A route declares its access as a dependency (`OrganizationAdmin`, `PlatformOperator`, `Node`, or `public`).
+Theory of operation. A route declares its access as a dependency: `may(Permission...)`, `Node`, `Joiner` or `public`.
 `ApiRoute`, the route class of all routers, finds that declaration when the route is made (a route without one cannot be made) and
 enforces it before a byte of the body is read. Access hangs on the route object, never on a path compared as text.
 
@@ -15,6 +15,7 @@ An endpoint is a plain function in a worker thread. It opens the transaction it 
 (`plane.database.tenant(caller.organization_id)`) and shapes the answer after the commit.
 """
 
+import functools
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
@@ -47,6 +48,7 @@ from tollway.domain.faults import (
     Fault,
 )
 from tollway.domain.keys import Operator
+from tollway.domain.roles import Permission
 from tollway.wire import bodies
 from tollway.wire.credentials import find_secret
 from tollway.wire.media_types import is_json
@@ -65,10 +67,12 @@ Plane = Annotated[ControlPlane, Depends(plane_of)]
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A rule of who may call a route. As a dependency it yields the caller. `check` runs in a thread and raises a Fault to refuse."""
+    """A rule of who may call a route. As a dependency it yields the caller. `check` runs in a thread and raises a Fault to refuse.
+    `permission`: the one that admins and operators need; None for other callers."""
 
     name: str
     check: Callable[[ControlPlane, Request], Tenant | Operator | NodeCaller | JoiningCaller | None]
+    permission: Permission | None = None
 
     def __call__(self, request: Request) -> Any:
         """The caller, as `check` returned it before the body was read."""
@@ -89,13 +93,15 @@ def _credential(request: Request) -> bytes:
     return b"\0".join(value for name, value in request.headers.raw if name in (b"authorization", b"x-api-key"))
 
 
-def _check_tenant(plane: ControlPlane, request: Request) -> Tenant:
+def _check_tenant(permission: Permission, plane: ControlPlane, request: Request) -> Tenant:
     key = access.identify(plane.database, plane.peppers, _presented(request), plane.now())
-    return access.require_tenant(plane.database, key, request.headers.get("openai-organization"))
+    tenant = access.require_tenant(plane.database, key, request.headers.get("openai-organization"))
+    access.require_permission(tenant, permission, request.path_params.get("project_id"))
+    return tenant
 
 
-def _check_operator(plane: ControlPlane, request: Request) -> Operator:
-    return access.require_operator(access.identify(plane.database, plane.peppers, _presented(request), plane.now()))
+def _check_operator(permission: Permission, plane: ControlPlane, request: Request) -> Operator:
+    return access.require_operator(access.identify(plane.database, plane.peppers, _presented(request), plane.now()), permission)
 
 
 def _check_node(plane: ControlPlane, request: Request) -> NodeCaller:
@@ -106,14 +112,20 @@ def _check_joiner(plane: ControlPlane, request: Request) -> JoiningCaller:
     return access.identify_joiner(plane.database, plane.peppers, _presented(request))
 
 
-organization_admin = Access("organization admin", _check_tenant)
-platform_operator = Access("platform operator", _check_operator)
+@functools.cache
+def may(permission: Permission) -> Access:
+    """Return the access of a route that needs `permission`: of the platform, or in the organization, or in the project that the path names.
+
+    The caller is an `Operator` for a permission of the platform, otherwise a `Tenant`."""
+    if permission.is_of_platform:
+        return Access("platform", functools.partial(_check_operator, permission), permission)
+    return Access("organization", functools.partial(_check_tenant, permission), permission)
+
+
 node = Access("node", _check_node)
 joiner = Access("join token", _check_joiner)
 public = Access("public", lambda _plane, _request: None)
 
-OrganizationAdmin = Annotated[Tenant, Depends(organization_admin)]
-PlatformOperator = Annotated[Operator, Depends(platform_operator)]
 Node = Annotated[NodeCaller, Depends(node)]
 Joiner = Annotated[JoiningCaller, Depends(joiner)]
 

@@ -544,16 +544,24 @@ def key_out(key: Key, now: int) -> KeyOut:
     )
 
 
+RoleText = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(printable)]
+ProjectIdText = Annotated[str, StringConstraints(max_length=64)]
+
+
 class AdminKeyCreate(In):
+    """`role`: name or id; null for that of the key with which it is made. `project_id`: where the role is held; null for everywhere."""
+
     name: Name
     expires_in_seconds: LifetimeSeconds | None = None
+    role: RoleText | None = None
+    project_id: ProjectIdText | None = None
 
 
 class AdminKeyOwner(Out):
     """OpenAI's admin keys belong to a user, ours to the organization; the shape is OpenAI's."""
 
     type: Literal["user"] = "user"
-    role: Literal["owner"] = "owner"
+    role: str
     object: Literal["organization.user"] = "organization.user"
     id: None = None
     name: None = None
@@ -569,7 +577,9 @@ class AdminKeyOut(Identified):
     expires_at: int | None
     last_used_at: int | None
     rotation: RotationOut | None
-    owner: AdminKeyOwner = AdminKeyOwner()
+    owner: AdminKeyOwner
+    role: str
+    project_id: str | None
 
 
 class AdminKeyCreated(AdminKeyOut):
@@ -579,6 +589,7 @@ class AdminKeyCreated(AdminKeyOut):
 
 
 def admin_key_out(key: Key, now: int) -> AdminKeyOut:
+    role = "none" if key.grant is None else key.grant.role.name
     return AdminKeyOut(
         id=key.id,
         name=key.name,
@@ -588,6 +599,9 @@ def admin_key_out(key: Key, now: int) -> AdminKeyOut:
         expires_at=find_seconds(key.expires_at),
         last_used_at=find_seconds(key.last_used_at),
         rotation=rotation_out(key, now),
+        owner=AdminKeyOwner(role=role),
+        role=role,
+        project_id=None if key.grant is None else key.grant.project_id,
     )
 
 

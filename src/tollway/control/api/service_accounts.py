@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Depends, Query
 
 from tollway.control import publish, tenants
+from tollway.control.access import Tenant
 from tollway.control.api import routes
-from tollway.control.api.routes import OrganizationAdmin, Plane
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import (
     Deleted,
     ListOut,
@@ -20,13 +21,17 @@ from tollway.control.api.schemas import (
 )
 from tollway.domain import ids
 from tollway.domain.faults import PARAMETER_INVALID, Fault
+from tollway.domain.roles import Permission
 
 router = routes.router(tags=["service accounts"])
+
+Reader = Annotated[Tenant, Depends(may(Permission.SERVICE_ACCOUNTS_READ))]
+Writer = Annotated[Tenant, Depends(may(Permission.SERVICE_ACCOUNTS_WRITE))]
 
 
 @router.get("/v1/organization/projects/{project_id}/service_accounts")
 def list_service_accounts(
-    caller: OrganizationAdmin, plane: Plane, project_id: str, query: Annotated[PageQuery, Query()]
+    caller: Reader, plane: Plane, project_id: str, query: Annotated[PageQuery, Query()]
 ) -> ListOut[ServiceAccountOut]:
     """The service accounts of a project."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
@@ -35,7 +40,7 @@ def list_service_accounts(
 
 
 @router.post("/v1/organization/projects/{project_id}/service_accounts")
-def create_service_account(caller: OrganizationAdmin, plane: Plane, project_id: str, body: ServiceAccountCreate) -> ServiceAccountCreated:
+def create_service_account(caller: Writer, plane: Plane, project_id: str, body: ServiceAccountCreate) -> ServiceAccountCreated:
     """Create a service account with a live key, whose secret is in this answer and nowhere else; or without one."""
     if body.create_service_account_only and body.expires_in_seconds is not None:
         raise Fault(PARAMETER_INVALID, param="expires_in_seconds", message="There is no key that could expire.")
@@ -58,14 +63,14 @@ def create_service_account(caller: OrganizationAdmin, plane: Plane, project_id: 
 
 
 @router.get("/v1/organization/projects/{project_id}/service_accounts/{service_account_id}")
-def retrieve_service_account(caller: OrganizationAdmin, plane: Plane, project_id: str, service_account_id: str) -> ServiceAccountOut:
+def retrieve_service_account(caller: Reader, plane: Plane, project_id: str, service_account_id: str) -> ServiceAccountOut:
     """One service account."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return service_account_out(tenants.get_service_account(tx, project_id, service_account_id))
 
 
 @router.delete("/v1/organization/projects/{project_id}/service_accounts/{service_account_id}")
-def delete_service_account(caller: OrganizationAdmin, plane: Plane, project_id: str, service_account_id: str) -> Deleted:
+def delete_service_account(caller: Writer, plane: Plane, project_id: str, service_account_id: str) -> Deleted:
     """Delete a service account and revoke its keys."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:

@@ -6,12 +6,12 @@ on behalf of an organization, only operators may change.
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Depends, Query
 
 from tollway.control import publish, spend_limits
 from tollway.control.access import Tenant
 from tollway.control.api import routes
-from tollway.control.api.routes import OrganizationAdmin, Plane
+from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import Deleted, ListOut, list_out
 from tollway.control.api.spend_schemas import (
     SpendAlertOut,
@@ -27,106 +27,108 @@ from tollway.control.api.spend_schemas import (
 )
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids
+from tollway.domain.roles import Permission
 
 router = routes.router(tags=["budgets"])
+
+Reader = Annotated[Tenant, Depends(may(Permission.BUDGETS_READ))]
+Writer = Annotated[Tenant, Depends(may(Permission.BUDGETS_WRITE))]
 
 Part = Annotated[SpendAlertQuery, Query()]
 
 
 @router.get("/v1/organization/spend_limit")
-def retrieve_spend_limit(caller: OrganizationAdmin, plane: Plane) -> SpendLimitOut:
+def retrieve_spend_limit(caller: Reader, plane: Plane) -> SpendLimitOut:
     """The spend limit of the organization; 404 if it has none."""
     return _retrieve_limit(caller, plane, None)
 
 
 @router.post("/v1/organization/spend_limit")
-def update_spend_limit(caller: OrganizationAdmin, plane: Plane, body: SpendLimitWrite) -> SpendLimitChanged:
+def update_spend_limit(caller: Writer, plane: Plane, body: SpendLimitWrite) -> SpendLimitChanged:
     """Create or change the spend limit of the organization. What was spent this month stays spent."""
     return _update_limit(caller, plane, None, body)
 
 
 @router.delete("/v1/organization/spend_limit")
-def delete_spend_limit(caller: OrganizationAdmin, plane: Plane) -> SpendLimitDeleted:
+def delete_spend_limit(caller: Writer, plane: Plane) -> SpendLimitDeleted:
     """End the spend limit of the organization."""
     return _delete_limit(caller, plane, None)
 
 
 @router.get("/v1/organization/spend_alerts")
-def list_spend_alerts(caller: OrganizationAdmin, plane: Plane, query: Part) -> ListOut[SpendAlertOut]:
+def list_spend_alerts(caller: Reader, plane: Plane, query: Part) -> ListOut[SpendAlertOut]:
     """The spend alerts of the organization."""
     return _list_alerts(caller, plane, None, query)
 
 
 @router.post("/v1/organization/spend_alerts")
-def create_spend_alert(caller: OrganizationAdmin, plane: Plane, body: SpendAlertWrite) -> SpendAlertOut:
+def create_spend_alert(caller: Writer, plane: Plane, body: SpendAlertWrite) -> SpendAlertOut:
     """Create a spend alert of the organization. It counts requests that are admitted from now on."""
     return _create_alert(caller, plane, None, body)
 
 
 @router.get("/v1/organization/spend_alerts/{alert_id}")
-def retrieve_spend_alert(caller: OrganizationAdmin, plane: Plane, alert_id: str) -> SpendAlertOut:
+def retrieve_spend_alert(caller: Reader, plane: Plane, alert_id: str) -> SpendAlertOut:
     """One spend alert of the organization."""
     return _retrieve_alert(caller, plane, None, alert_id)
 
 
 @router.post("/v1/organization/spend_alerts/{alert_id}")
-def update_spend_alert(caller: OrganizationAdmin, plane: Plane, alert_id: str, body: SpendAlertWrite) -> SpendAlertOut:
+def update_spend_alert(caller: Writer, plane: Plane, alert_id: str, body: SpendAlertWrite) -> SpendAlertOut:
     """Change the amount of a spend alert of the organization."""
     return _update_alert(caller, plane, None, alert_id, body)
 
 
 @router.delete("/v1/organization/spend_alerts/{alert_id}")
-def delete_spend_alert(caller: OrganizationAdmin, plane: Plane, alert_id: str) -> Deleted:
+def delete_spend_alert(caller: Writer, plane: Plane, alert_id: str) -> Deleted:
     """End a spend alert of the organization."""
     return _delete_alert(caller, plane, None, alert_id)
 
 
 @router.get("/v1/organization/projects/{project_id}/spend_limit")
-def retrieve_project_spend_limit(caller: OrganizationAdmin, plane: Plane, project_id: str) -> SpendLimitOut:
+def retrieve_project_spend_limit(caller: Reader, plane: Plane, project_id: str) -> SpendLimitOut:
     """The spend limit of a project; 404 if it has none."""
     return _retrieve_limit(caller, plane, project_id)
 
 
 @router.post("/v1/organization/projects/{project_id}/spend_limit")
-def update_project_spend_limit(caller: OrganizationAdmin, plane: Plane, project_id: str, body: SpendLimitWrite) -> SpendLimitChanged:
+def update_project_spend_limit(caller: Writer, plane: Plane, project_id: str, body: SpendLimitWrite) -> SpendLimitChanged:
     """Create or change the spend limit of a project. What was spent this month stays spent."""
     return _update_limit(caller, plane, project_id, body)
 
 
 @router.delete("/v1/organization/projects/{project_id}/spend_limit")
-def delete_project_spend_limit(caller: OrganizationAdmin, plane: Plane, project_id: str) -> SpendLimitDeleted:
+def delete_project_spend_limit(caller: Writer, plane: Plane, project_id: str) -> SpendLimitDeleted:
     """End the spend limit of a project."""
     return _delete_limit(caller, plane, project_id)
 
 
 @router.get("/v1/organization/projects/{project_id}/spend_alerts")
-def list_project_spend_alerts(caller: OrganizationAdmin, plane: Plane, project_id: str, query: Part) -> ListOut[SpendAlertOut]:
+def list_project_spend_alerts(caller: Reader, plane: Plane, project_id: str, query: Part) -> ListOut[SpendAlertOut]:
     """The spend alerts of a project."""
     return _list_alerts(caller, plane, project_id, query)
 
 
 @router.post("/v1/organization/projects/{project_id}/spend_alerts")
-def create_project_spend_alert(caller: OrganizationAdmin, plane: Plane, project_id: str, body: SpendAlertWrite) -> SpendAlertOut:
+def create_project_spend_alert(caller: Writer, plane: Plane, project_id: str, body: SpendAlertWrite) -> SpendAlertOut:
     """Create a spend alert of a project. It counts requests that are admitted from now on."""
     return _create_alert(caller, plane, project_id, body)
 
 
 @router.get("/v1/organization/projects/{project_id}/spend_alerts/{alert_id}")
-def retrieve_project_spend_alert(caller: OrganizationAdmin, plane: Plane, project_id: str, alert_id: str) -> SpendAlertOut:
+def retrieve_project_spend_alert(caller: Reader, plane: Plane, project_id: str, alert_id: str) -> SpendAlertOut:
     """One spend alert of a project."""
     return _retrieve_alert(caller, plane, project_id, alert_id)
 
 
 @router.post("/v1/organization/projects/{project_id}/spend_alerts/{alert_id}")
-def update_project_spend_alert(
-    caller: OrganizationAdmin, plane: Plane, project_id: str, alert_id: str, body: SpendAlertWrite
-) -> SpendAlertOut:
+def update_project_spend_alert(caller: Writer, plane: Plane, project_id: str, alert_id: str, body: SpendAlertWrite) -> SpendAlertOut:
     """Change the amount of a spend alert of a project."""
     return _update_alert(caller, plane, project_id, alert_id, body)
 
 
 @router.delete("/v1/organization/projects/{project_id}/spend_alerts/{alert_id}")
-def delete_project_spend_alert(caller: OrganizationAdmin, plane: Plane, project_id: str, alert_id: str) -> Deleted:
+def delete_project_spend_alert(caller: Writer, plane: Plane, project_id: str, alert_id: str) -> Deleted:
     """End a spend alert of a project."""
     return _delete_alert(caller, plane, project_id, alert_id)
 

@@ -9,15 +9,16 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import Query
+from fastapi import Depends, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tollway.control import tenants, usage
+from tollway.control.access import Tenant
 from tollway.control.api import routes
 from tollway.control.api.class_schemas import openai_tokens
-from tollway.control.api.routes import OrganizationAdmin, Plane, plane_of
+from tollway.control.api.routes import Plane, may, plane_of
 from tollway.control.api.schemas import SECONDS_MAX, Out, find_seconds, seconds
 from tollway.control.usage import Buckets, Cost, Receipt, UsageBucket
 from tollway.domain import ids, money
@@ -25,11 +26,15 @@ from tollway.domain.billing_classes import BillingClass, Direction
 from tollway.domain.catalog import Endpoint
 from tollway.domain.corrections import Adjustment
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
+from tollway.domain.roles import Permission
 from tollway.domain.rollups import UsageGroup, UsageQuery
 from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 from tollway.domain.usage import OUTCOME_POLICIES, OUTCOME_POLICY_CURRENT, find_unbilled_reason
 
 router = routes.router(tags=["usage"])
+
+Reader = Annotated[Tenant, Depends(may(Permission.USAGE_READ))]
+CostReader = Annotated[Tenant, Depends(may(Permission.COSTS_READ))]
 
 WIDTHS_SECONDS = {"1m": 60, "1h": 3_600, "1d": 86_400}
 BUCKETS = {"1m": (60, 1440), "1h": (24, 168), "1d": (7, 31)}
@@ -128,13 +133,13 @@ def _first(start_time: int, page: str | None) -> int:
 
 
 @router.get("/v1/organization/usage/completions", response_model=BucketsOut)
-def list_completions(caller: OrganizationAdmin, request: Request, parameters: Annotated[UsageParameters, Query()]) -> Response:
+def list_completions(caller: Reader, request: Request, parameters: Annotated[UsageParameters, Query()]) -> Response:
     """Tokens and requests of chat, completions, messages and responses, by bucket of time. `Accept: text/csv` gives a table."""
     return _usage(caller.organization_id, request, parameters, COMPLETIONS, _completions_result)
 
 
 @router.get("/v1/organization/usage/embeddings", response_model=BucketsOut)
-def list_embeddings(caller: OrganizationAdmin, request: Request, parameters: Annotated[UsageParameters, Query()]) -> Response:
+def list_embeddings(caller: Reader, request: Request, parameters: Annotated[UsageParameters, Query()]) -> Response:
     """Tokens and requests of embeddings, reranking, scoring, classification and moderation, by bucket of time.
 
     `Accept: text/csv` gives a table.
@@ -182,7 +187,7 @@ def _embeddings_result(group: UsageGroup) -> dict[str, Any]:
 
 
 @router.get("/v1/organization/costs", response_model=BucketsOut)
-def list_costs(caller: OrganizationAdmin, request: Request, parameters: Annotated[CostParameters, Query()]) -> Response:
+def list_costs(caller: CostReader, request: Request, parameters: Annotated[CostParameters, Query()]) -> Response:
     """Return what was spent, by bucket of time; exact in `value_pico` and `value_decimal`. `Accept: text/csv` gives a table.
 
     A correction stands in the bucket in which it was booked, as line item "correction, <model>"; below zero it gives back.
@@ -374,7 +379,7 @@ class ReceiptOut(Out):
 
 
 @router.get("/v1/organization/requests/{request_id}")
-def retrieve_receipt(caller: OrganizationAdmin, plane: Plane, request_id: str) -> ReceiptOut:
+def retrieve_receipt(caller: CostReader, plane: Plane, request_id: str) -> ReceiptOut:
     """The receipt of one request: what was counted, what of it is billed, at which price. It appears about a second after the end."""
     if not ids.is_id(ids.REQUEST, request_id):
         raise Fault(RESOURCE_UNKNOWN)
