@@ -32,8 +32,8 @@ FIGURES: Mapping[str, Figure] = {
         "Every request that the engine heard of has exactly one event, and no other request costs anything. What a client saw "
         "complete is billed as completed, with the tokens of the truth log, class by class; what ended otherwise is billed at "
         "least what was delivered and at most what was generated. `tollway verify` finds nothing. Every acknowledged key exists "
-        "and works, every revoked one does not. Nobody is told a 5xx but `draining`; nothing hangs; control answers 200 or 503. "
-        "All is collected within 60 s.",
+        "and works, every revoked one does not. Nobody is told a 5xx but `draining` and, on a busy machine, "
+        "`model_overloaded`; nothing hangs; control answers 200 or 503. All is collected within 60 s.",
         "SIGKILL is not a power cut: what the kernel holds survives. One machine: no network between the parts fails. How soon "
         "things are back is shown and not checked: the machine does other things beside.",
         "python -m reliability R1 --kills 100 --database postgres --seed 1",

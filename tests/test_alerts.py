@@ -8,17 +8,34 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tollway.metric_table import CONTROL_METRICS, GATEWAY_METRICS, Kind
+
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "deploy" / "alerts.yaml"
 
 
-def test_alerts_name_metrics_that_exist() -> None:
-    source = "\n".join(path.read_text() for path in (ROOT / "src" / "tollway").rglob("*.py"))
-    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
-    named = {metric for rule in rules for metric in re.findall(r"tollway_\w+", rule["expr"])}
-    assert named
-    missing = {metric for metric in named if f'"{metric.removesuffix("_total")}"' not in source and f'"{metric}"' not in source}
-    assert not missing
+def read_rules() -> list[dict[str, str]]:
+    """The recording and alert rules."""
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def test_rules_name_metrics_that_exist() -> None:
+    samples = {row.exposed_name for row in (*GATEWAY_METRICS, *CONTROL_METRICS)}
+    samples |= {f"{row.name}_bucket" for row in GATEWAY_METRICS if row.kind is Kind.HISTOGRAM}
+    rules = read_rules()
+    named = {metric for rule in rules for metric in re.findall(r"\b(?:tollway|gen_ai_server)_\w+", rule["expr"])}
+    assert named and not named - samples
+    recorded = {rule["record"] for rule in rules if "record" in rule}
+    assert not {name for rule in rules for name in re.findall(r"\btollway:[\w:]+", rule["expr"])} - recorded
+
+
+def test_every_alert_has_a_runbook_whose_commands_exist() -> None:
+    page = (ROOT / "docs" / "runbooks.md").read_text()
+    assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == [rule["alert"] for rule in read_rules() if "alert" in rule]
+    commands = (ROOT / "docs" / "cli.md").read_text()
+    for command in re.findall(r"`tollway ([a-z -]+[a-z])", page):
+        words = command.split(" --")[0]
+        assert f"**`tollway {words} " in commands or f"**`tollway {words}`" in commands, command
 
 
 def test_alerts_fire_as_their_tests_say() -> None:

@@ -475,6 +475,11 @@ def test_the_page_of_settings_is_in_step_with_their_declarations(tree: Tree) -> 
     assert tree["docs/settings.md"] == render(), "run `make docs`"
 
 
+def test_the_page_of_metrics_is_in_step_with_their_table(tree: Tree) -> None:
+    render = runpy.run_path(str(ROOT / "scripts" / "metrics_page.py"))["render"]
+    assert tree["docs/metrics.md"] == render(), "run `make docs`"
+
+
 def test_the_page_of_attacks_is_in_step_with_the_tests_that_try_them(tree: Tree) -> None:
     render = runpy.run_path(str(ROOT / "scripts" / "attacks_page.py"))["render"]
     assert tree["docs/attacks.md"] == render(), "run `make docs`"

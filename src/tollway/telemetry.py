@@ -1,9 +1,8 @@
-"""Metrics and logs for operators: the names of every metric and log field, kept as plain integers and rendered only when asked.
+"""Metrics and logs for operators: counts are kept as plain integers and rendered only when asked; `metric_table` declares every metric.
 
-Counting a request costs a few integer additions; prometheus-client is used at scrape alone. Labels are bounded: endpoints, statuses,
-published models and deployments; never tenants or keys. GenAI histograms follow the OpenTelemetry semantic conventions v1.41.0 (the
-last in the main repository). No bill is ever computed from any of this. A log line is one JSON object without content or secrets,
-written in batches by a thread, so that a slow disk or a full pipe costs lines (counted), never latency.
+Counting a request costs a few integer additions; prometheus-client is used at scrape alone. GenAI histograms follow the OpenTelemetry
+semantic conventions v1.41.0 (the last in the main repository). No bill is ever computed from any of this. A log line is one JSON object
+without content or secrets, written in batches by a thread, so that a slow disk or a full pipe costs lines (counted), never latency.
 """
 
 import os
@@ -12,7 +11,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
@@ -21,11 +20,14 @@ from prometheus_client.registry import Collector
 
 from tollway.domain.billing_classes import QUANTITY_CLASSES
 from tollway.log_lines import RequestLine
+from tollway.metric_table import Kind, find_metric
 
 DURATION_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 """Buckets of gen_ai.server.request.duration."""
 FIRST_TOKEN_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Buckets of gen_ai.server.time_to_first_token."""
+OUTPUT_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+"""Buckets of gen_ai.server.time_per_output_token."""
 
 OPERATIONS = {"chat/completions": "chat", "completions": "text_completion", "embeddings": "embeddings", "messages": "chat"}
 """Values of gen_ai.operation.name by endpoint."""
@@ -157,13 +159,14 @@ class LogWriter:
 class ModelMetrics:
     """Counts of one endpoint of one model: found once per request, then plain additions."""
 
-    __slots__ = ("duration", "first_token", "statuses", "tokens")
+    __slots__ = ("duration", "first_token", "output_token", "statuses", "tokens")
 
     def __init__(self) -> None:
         self.statuses: dict[int, int] = {}
         self.tokens = [0] * len(QUANTITY_CLASSES)
         self.duration = Histogram(DURATION_SECONDS)
         self.first_token = Histogram(FIRST_TOKEN_SECONDS)
+        self.output_token = Histogram(OUTPUT_TOKEN_SECONDS)
 
 
 class Metrics:
@@ -177,8 +180,8 @@ class Metrics:
         self.anomalies: dict[str, int] = {}
         self.unsolicited: dict[str, int] = {}
         self.ejections: dict[tuple[str, str], int] = {}
-        self.not_ready: dict[str, int] = {}
         self.load_reports_failed: dict[str, int] = {}
+        self.not_ready: dict[str, int] = {}
         self.task_restarts: dict[str, int] = {}
         self.callback_failures: dict[str, int] = {}
         self.queue_results: dict[str, int] = {}
@@ -189,8 +192,7 @@ class Metrics:
         self.connections_shed = 0
         self.running = 0
         self.loop_lag_seconds_max = 0.0
-        self.gauges: dict[str, Callable[[], float]] = {}
-        """Read at scrape: values of other packages (spool, snapshot, log), by full metric name."""
+        self._readers: dict[str, Callable[[], float]] = {}
 
     def of_model(self, endpoint: str, model: str) -> ModelMetrics:
         """The counts of requests for a published model at an endpoint."""
@@ -199,6 +201,17 @@ class Metrics:
         if found is None:
             found = self.models[key] = ModelMetrics()
         return found
+
+    def expose(self, name: str, read: Callable[[], float]) -> None:
+        """Show what `read` returns at each scrape as the metric `name`. For values that other packages keep (spool, snapshot, log).
+
+        Raises KeyError if `metric_table` does not declare it."""
+        find_metric(name)
+        self._readers[name] = read
+
+    def read(self, name: str) -> float:
+        """Return the present value of a metric that is read at scrape."""
+        return self._readers[name]()
 
     def count(self, table: dict[str, int], key: str) -> None:
         """Add one to a table with one label."""
@@ -230,57 +243,65 @@ class _Families(Collector):
     def collect(self) -> Iterator[Metric]:
         metrics = self._metrics
         requests = [((*key, status), count) for key, found in metrics.models.items() for status, count in found.statuses.items()]
-        yield _counter("tollway_requests", "Answered requests.", ("endpoint", "model", "status"), requests)
-        yield _counter("tollway_refusals", "Requests refused before admission, by error code.", ("code",), metrics.refusals.items())
-        yield _counter("tollway_outcomes", "Admitted requests by how they ended.", ("outcome",), metrics.outcomes.items())
+        yield _counter("tollway_requests", requests)
+        yield _counter("tollway_refusals", metrics.refusals.items())
+        yield _counter("tollway_outcomes", metrics.outcomes.items())
         tokens = [
             ((*key, billing_class), count)
             for key, found in metrics.models.items()
             for billing_class, count in zip(QUANTITY_CLASSES, found.tokens, strict=True)
         ]
-        yield _counter("tollway_tokens", "Tokens by disjoint class.", ("endpoint", "model", "class"), tokens)
-        yield _counter("tollway_upstream_attempts", "Attempts at upstreams.", ("deployment", "result"), metrics.attempts.items())
-        yield _counter("tollway_usage_anomalies", "Usage reports that could not be believed.", ("kind",), metrics.anomalies.items())
-        unsolicited = metrics.unsolicited.items()
-        yield _counter("tollway_upstream_unsolicited", "Idle connections on which an engine sent bytes.", ("deployment",), unsolicited)
-        yield _counter("tollway_upstream_ejections", "Ejections of upstreams.", ("deployment", "reason"), metrics.ejections.items())
-        not_ready = metrics.not_ready.items()
-        yield _counter("tollway_upstream_not_ready", "Times that an engine ceased to take requests.", ("deployment",), not_ready)
-        failed = metrics.load_reports_failed.items()
-        yield _counter("tollway_upstream_load_reports_failed", "Load reports of engines that were not understood.", ("deployment",), failed)
-        yield _counter("tollway_upstream_retries", "Attempts after the first.", (), [((), metrics.retries)])
-        yield _counter("tollway_replayed_answers", "Answers that were given again by idempotency key.", (), [((), metrics.replays)])
-        yield _counter("tollway_connections_refused", "Connections over the bound.", (), [((), metrics.connections_refused)])
-        yield _counter("tollway_connections_shed", "Idle connections that made way for others.", (), [((), metrics.connections_shed)])
-        restarts, failures = metrics.task_restarts.items(), metrics.callback_failures.items()
-        yield _counter("tollway_task_restarts", "Restarts of background tasks that ended.", ("task",), restarts)
-        yield _counter("tollway_callback_failures", "Exceptions outside of requests and tasks, by place.", ("place",), failures)
-        results = metrics.queue_results.items()
-        yield _counter("tollway_queue_requests", "Requests that met full deployments, by what became of them.", ("result",), results)
-        waits = HistogramMetricFamily("tollway_queue_seconds", "Time that requests waited for a place at a deployment.")
-        waits.add_metric([], metrics.queue_seconds.buckets(), metrics.queue_seconds.sum)
-        yield waits
-        yield GaugeMetricFamily("tollway_requests_running", "Requests between admission and the last byte.", metrics.running)
-        yield GaugeMetricFamily(
-            "tollway_event_loop_lag_seconds_max", "Longest delay of the event loop since the last scrape.", metrics.loop_lag_seconds_max
-        )
-        for name, read in metrics.gauges.items():
-            yield GaugeMetricFamily(name, name.replace("_", " "), read())
-        durations = [(key, found.duration) for key, found in metrics.models.items()]
-        yield _histogram("gen_ai_server_request_duration_seconds", "Duration of requests.", durations)
-        first_tokens = [(key, found.first_token) for key, found in metrics.models.items()]
-        yield _histogram("gen_ai_server_time_to_first_token_seconds", "Time to the first token.", first_tokens)
+        yield _counter("tollway_tokens", tokens)
+        yield _counter("tollway_upstream_attempts", metrics.attempts.items())
+        yield _counter("tollway_usage_anomalies", metrics.anomalies.items())
+        yield _counter("tollway_upstream_unsolicited", metrics.unsolicited.items())
+        yield _counter("tollway_upstream_ejections", metrics.ejections.items())
+        yield _counter("tollway_upstream_not_ready", metrics.not_ready.items())
+        yield _counter("tollway_upstream_load_reports_failed", metrics.load_reports_failed.items())
+        yield _counter("tollway_upstream_retries", [((), metrics.retries)])
+        yield _counter("tollway_replayed_answers", [((), metrics.replays)])
+        yield _counter("tollway_connections_refused", [((), metrics.connections_refused)])
+        yield _counter("tollway_connections_shed", [((), metrics.connections_shed)])
+        yield _counter("tollway_task_restarts", metrics.task_restarts.items())
+        yield _counter("tollway_callback_failures", metrics.callback_failures.items())
+        yield _counter("tollway_queue_requests", metrics.queue_results.items())
+        yield _histogram("tollway_queue_seconds", [((), metrics.queue_seconds)])
+        yield _single("tollway_requests_running", metrics.running)
+        yield _single("tollway_event_loop_lag_seconds_max", metrics.loop_lag_seconds_max)
+        for name, read in metrics._readers.items():
+            yield _single(name, read())
+        for name, histograms in (
+            ("gen_ai_server_request_duration_seconds", [(key, found.duration) for key, found in metrics.models.items()]),
+            ("gen_ai_server_time_to_first_token_seconds", [(key, found.first_token) for key, found in metrics.models.items()]),
+            ("gen_ai_server_time_per_output_token_seconds", [(key, found.output_token) for key, found in metrics.models.items()]),
+        ):
+            yield _histogram(name, [((OPERATIONS.get(endpoint, endpoint), model), each) for (endpoint, model), each in histograms])
 
 
-def _counter(name: str, text: str, labels: tuple[str, ...], items: Iterable[tuple[str | tuple[object, ...], int]]) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, text, labels=labels)
+Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily)
+
+
+def new_family(kind: type[Family], name: str) -> Family:
+    """Return the metric `name` without samples, as `metric_table` declares it."""
+    row = find_metric(name)
+    return kind(row.name, row.text, labels=row.labels)
+
+
+def _counter(name: str, items: Iterable[tuple[str | tuple[object, ...], int]]) -> CounterMetricFamily:
+    family = new_family(CounterMetricFamily, name)
     for key, value in items:
         family.add_metric([key] if isinstance(key, str) else [str(part) for part in key], value)
     return family
 
 
-def _histogram(name: str, text: str, table: list[tuple[tuple[str, str], Histogram]]) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(name, text, labels=("gen_ai_operation_name", "gen_ai_request_model"))
-    for (endpoint, model), histogram in table:
-        family.add_metric([OPERATIONS.get(endpoint, endpoint), model], histogram.buckets(), histogram.sum)
+def _single(name: str, value: float) -> CounterMetricFamily | GaugeMetricFamily:
+    family = new_family(CounterMetricFamily, name) if find_metric(name).kind is Kind.COUNTER else new_family(GaugeMetricFamily, name)
+    family.add_metric([], value)
+    return family
+
+
+def _histogram(name: str, items: Iterable[tuple[tuple[str, ...], Histogram]]) -> HistogramMetricFamily:
+    family = new_family(HistogramMetricFamily, name)
+    for key, histogram in items:
+        family.add_metric(list(key), histogram.buckets(), histogram.sum)
     return family

@@ -73,7 +73,7 @@ async def test_13_client_of_the_internal_listener_that_does_not_read_is_closed()
 
 
 def _open(running: Gateway) -> int:
-    return int(running.plane.metrics.gauges["tollway_internal_connections"]())
+    return int(running.plane.metrics.read("tollway_internal_connections"))
 
 
 async def test_14_internal_connections_beyond_the_bound_are_closed_and_counted() -> None:

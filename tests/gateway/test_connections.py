@@ -131,7 +131,7 @@ async def test_client_that_leaves_while_final_is_made_durable_loses_nothing() ->
             client.send(message(chat()))
             await until(lambda: bool(running.sink.finals))
             client.vanish()
-        await until(lambda: running.plane.metrics.gauges["tollway_connections"]() == 0)
+        await until(lambda: running.plane.metrics.read("tollway_connections") == 0)
         running.sink.durable.set()
         assert (await running.sink.settled()).outcome is Outcome.COMPLETED
         await until(lambda: running.plane.metrics.running == 0)

@@ -91,7 +91,7 @@ async def test_73_connection_that_was_answered_leaves_no_cycle(messages: list[by
                 for each in messages:
                     client.send(each)
                     await client.answer()
-            await until(lambda: not running.plane.metrics.gauges["tollway_connections"]())
+            await until(lambda: not running.plane.metrics.read("tollway_connections"))
 
         await scene()  # names, grants and the like are made once
         assert await collect_garbage(scene) == {}
@@ -119,7 +119,7 @@ async def test_73_unfinished_request_leaves_no_cycle(sent: bytes, is_timed_out: 
                 if is_timed_out:
                     await client.rest()
                 client.vanish()
-            await until(lambda: not running.plane.metrics.gauges["tollway_connections"]())
+            await until(lambda: not running.plane.metrics.read("tollway_connections"))
 
         await scene()
         assert await collect_garbage(scene) == {}
@@ -169,7 +169,7 @@ async def test_73_answer_that_failed_leaves_no_cycle(script: Script) -> None:
             async with connect(running.port) as client:
                 client.send(message(chat(stream="stream" in str(script))))
                 await client.answer()
-            await until(lambda: not running.plane.metrics.gauges["tollway_connections"]())
+            await until(lambda: not running.plane.metrics.read("tollway_connections"))
 
         await scene()
         assert await collect_garbage(scene) == {}

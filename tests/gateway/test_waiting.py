@@ -49,13 +49,13 @@ async def with_one_running_and_one_waiting(
 async def test_request_waits_while_the_only_deployment_is_full_and_is_served_when_a_place_is_free() -> None:
     async def play(running: Gateway, upstream: Upstream, first: Client, second: Client) -> None:
         assert len(upstream.asked) == 1
-        gauges = running.plane.metrics.gauges
-        assert gauges["tollway_queue_waiting_tokens"]() > 0 and gauges["tollway_queue_oldest_wait_seconds"]() > 0
+        read = running.plane.metrics.read
+        assert read("tollway_queue_waiting_tokens") > 0 and read("tollway_queue_oldest_wait_seconds") > 0
         upstream.gate.set()
         assert [(await client.answer()).status for client in (first, second)] == [200, 200]
         assert len(upstream.asked) == 2
         assert results(running) == {"served": 1}
-        assert gauges["tollway_queue_waiting_tokens"]() == gauges["tollway_queue_oldest_wait_seconds"]() == 0
+        assert read("tollway_queue_waiting_tokens") == read("tollway_queue_oldest_wait_seconds") == 0
         logs.append(running.log)
 
     logs: list[Log] = []

@@ -94,7 +94,7 @@ def test_log_goes_on_after_a_batch_that_failed(tmp_path: Path) -> None:
         (ready,) = [line for line in lines_of_log(parts.gateway.out) if line.get("event") == "ready"]
         assert ask(platform, platform.tenant.api_key).ended == "complete"
         until(lambda: [line for line in lines_of_log(parts.gateway.out) if line.get("event") == "request" and line["status"] == 200])
-        dropped = re.search(r"^tollway_log_lines_dropped (\S+)$", httpx2.get(f"{ready['internal_url']}/metrics").text, re.MULTILINE)
+        dropped = re.search(r"^tollway_log_lines_dropped_total (\S+)$", httpx2.get(f"{ready['internal_url']}/metrics").text, re.MULTILINE)
         assert dropped is not None and float(dropped[1]) == 1
 
 

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from tollway.domain.faults import Fault
 from tollway.storage import jobs as storage
 from tollway.storage.database import Database
+from tollway.telemetry import new_family
 from tollway.worker_threads import run_in_thread
 
 LEASE_SECONDS = 30.0
@@ -99,14 +100,9 @@ class JobStates(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield latest success, failures and latest duration of each job."""
-        labels = ["job"]
-        success = GaugeMetricFamily(
-            "tollway_control_job_last_success_timestamp_seconds", "Latest success of a periodic job, in any process.", labels=labels
-        )
-        failures = CounterMetricFamily("tollway_control_job_failures", "Failed runs of a periodic job in this process.", labels=labels)
-        duration = GaugeMetricFamily(
-            "tollway_control_job_duration_seconds", "Duration of the latest run of a periodic job in this process.", labels=labels
-        )
+        success = new_family(GaugeMetricFamily, "tollway_control_job_last_success_timestamp_seconds")
+        failures = new_family(CounterMetricFamily, "tollway_control_job_failures")
+        duration = new_family(GaugeMetricFamily, "tollway_control_job_duration_seconds")
         for name, state in self.by_name.items():
             failures.add_metric([name], state.failures_total)
             if state.last_success_at is not None:

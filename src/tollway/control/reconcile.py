@@ -26,6 +26,7 @@ from tollway.storage import usage_events as stored_usage
 from tollway.storage.database import Database, PlatformTx
 from tollway.storage.reconcile import Observation
 from tollway.storage.vault import LocalVault
+from tollway.telemetry import new_family
 
 SETTLE_SECONDS = 300
 """Time after the end of an hour until it is compared: gateways hand in within a second, or once they can again."""
@@ -58,18 +59,12 @@ class Reconciliation(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the latest compared hour as gauges. Labels are names of models: bounded by the catalog."""
-        text = "Models by the result of the latest compared hour."
-        states = GaugeMetricFamily("tollway_reconciliation_models", text, labels=["state"])
+        states = new_family(GaugeMetricFamily, "tollway_reconciliation_models")
         for state in HourState:
             states.add_metric([state], sum(row.state is state for row in self.compared))
         yield states
-        labels = ["model", "counter"]
-        drift = GaugeMetricFamily(
-            "tollway_reconciliation_drift_tokens",
-            "Tokens counted by engines beyond the ledger, in the latest compared hour.",
-            labels=labels,
-        )
-        ratio = GaugeMetricFamily("tollway_reconciliation_drift_ratio", "Drift as a share of the tokens counted by engines.", labels=labels)
+        drift = new_family(GaugeMetricFamily, "tollway_reconciliation_drift_tokens")
+        ratio = new_family(GaugeMetricFamily, "tollway_reconciliation_drift_ratio")
         for row in self.compared:
             for name, comparison in (("prompt", row.prompt), ("output", row.output)):
                 if comparison.drift is not None:

@@ -66,12 +66,12 @@ class Plane:
         self.active = Active()
         self.queues = Queues(queue_bounds, self.upstreams, self.active, self.metrics, self.random)
         shedder = self.shedder = Shedder(shedding_bounds or SheddingBounds(), read_resident_bytes, self._note_shedding)
-        gauges = self.metrics.gauges
-        gauges["tollway_queue_waiting"] = self.queues.count_waiting
-        gauges["tollway_queue_waiting_tokens"] = self.queues.count_waiting_tokens
-        gauges["tollway_queue_oldest_wait_seconds"] = lambda: self.queues.find_oldest_wait_seconds(time.monotonic())
-        gauges["tollway_shedding_part"] = lambda: shedder.steps / STEPS
-        gauges["tollway_shedding_refused"] = lambda: shedder.refused
+        expose = self.metrics.expose
+        expose("tollway_queue_waiting", self.queues.count_waiting)
+        expose("tollway_queue_waiting_tokens", self.queues.count_waiting_tokens)
+        expose("tollway_queue_oldest_wait_seconds", lambda: self.queues.find_oldest_wait_seconds(time.monotonic()))
+        expose("tollway_shedding_part", lambda: shedder.steps / STEPS)
+        expose("tollway_shedding_refused", lambda: shedder.refused)
         self.retries = RetryBudget()
         self.request_ids = RequestIds(random_bits)
         self.now_us = now_us

@@ -168,7 +168,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
     readers = BodyReaders(options.buffers.readers, alarm)
     if options.buffers.readers:
         plane.body_readers = readers
-        plane.metrics.gauges["tollway_body_reader_failures"] = lambda: readers.failures
+        plane.metrics.expose("tollway_body_reader_failures", lambda: readers.failures)
     if options.idempotency.lifetime_seconds:
         answers = AnswerFiles(options.directory / "answers", LocalVault(options.vault_key), options.idempotency, _now_us)
         plane.answer_store = answers
@@ -262,21 +262,21 @@ class _Link:
 
     def ship(self, spool: Spool) -> None:
         """Begin to ship the records of `spool`, and those of earlier epochs in its directory."""
-        gauges, url = self.plane.metrics.gauges, self.options.control_link_url
-        gauges["tollway_spool_commits"] = lambda: spool.metrics.commits
-        gauges["tollway_spool_records"] = lambda: spool.metrics.records
-        gauges["tollway_spool_bytes"] = lambda: spool.metrics.bytes_written
-        gauges["tollway_spool_commit_seconds_max"] = lambda: spool.metrics.commit_seconds_max
-        gauges["tollway_spool_refused"] = lambda: spool.metrics.refused
-        gauges["tollway_spool_open_requests"] = lambda: spool.open_requests
+        expose, url = self.plane.metrics.expose, self.options.control_link_url
+        expose("tollway_spool_commits", lambda: spool.metrics.commits)
+        expose("tollway_spool_records", lambda: spool.metrics.records)
+        expose("tollway_spool_bytes", lambda: spool.metrics.bytes_written)
+        expose("tollway_spool_commit_seconds_max", lambda: spool.metrics.commit_seconds_max)
+        expose("tollway_spool_refused", lambda: spool.metrics.refused)
+        expose("tollway_spool_open_requests", lambda: spool.open_requests)
         if url is None:
             return
         directory, node_key = self.options.directory / "spool", self.options.node.key
         shipper = self.shipper = Shipper(spool, directory, control_link_url=url, node_key=node_key, alarm=self.alarm)
-        gauges["tollway_shipper_bytes"] = lambda: shipper.metrics.bytes_shipped
-        gauges["tollway_shipper_attempts_failed"] = lambda: shipper.metrics.attempts_failed
-        gauges["tollway_shipper_epochs_refused"] = lambda: shipper.metrics.epochs_refused
-        gauges["tollway_shipper_epochs_unshipped"] = lambda: shipper.metrics.epochs_unshipped
+        expose("tollway_shipper_bytes", lambda: shipper.metrics.bytes_shipped)
+        expose("tollway_shipper_attempts_failed", lambda: shipper.metrics.attempts_failed)
+        expose("tollway_shipper_epochs_refused", lambda: shipper.metrics.epochs_refused)
+        expose("tollway_shipper_epochs_unshipped", lambda: shipper.metrics.epochs_unshipped)
         self.background.start("shipper", partial(_run_after, self.joined, shipper.run))
         leases = self.leases = LeaseClient(
             self.plane.budgets,
@@ -286,7 +286,7 @@ class _Link:
             epoch=spool.epoch.number,
             alarm=self.alarm,
         )
-        gauges["tollway_lease_attempts_failed"] = lambda: leases.attempts_failed
+        expose("tollway_lease_attempts_failed", lambda: leases.attempts_failed)
         self.background.start("leases", partial(_run_after, self.joined, leases.run))
 
     async def close(self) -> None:
@@ -318,11 +318,11 @@ async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, backg
         take_uses=plane.directory.take_uses,
     )
     await follower.start()
-    gauges = plane.metrics.gauges
-    gauges["tollway_spool_writable"] = lambda: float(plane.usage_sink.is_writable())
-    gauges["tollway_snapshot_version"] = lambda: plane.version
-    gauges["tollway_snapshot_age_seconds"] = lambda: -1.0 if follower.snapshot_age_seconds is None else follower.snapshot_age_seconds
-    gauges["tollway_upstreams_unsealable"] = lambda: plane.upstreams.unsealable
+    expose = plane.metrics.expose
+    expose("tollway_spool_writable", lambda: float(plane.usage_sink.is_writable()))
+    expose("tollway_snapshot_version", lambda: plane.version)
+    expose("tollway_snapshot_age_seconds", lambda: -1.0 if follower.snapshot_age_seconds is None else follower.snapshot_age_seconds)
+    expose("tollway_upstreams_unsealable", lambda: plane.upstreams.unsealable)
     if url is not None:
         watch = AgeWatch(plane.directory, follower, options.snapshot_age_seconds_max, alarm)
         watch.check()  # before the first request

@@ -66,9 +66,9 @@ class GatewayCount:
 
 def start_counters(options: LimitsOptions, plane: Plane, node_id: str, alarm: Alarm, background: BackgroundTasks) -> SharedCounters | None:
     """Let the requests of `plane` be counted in the store that `options` name, and return these counters; None if there is none."""
-    gauges = plane.metrics.gauges
+    expose = plane.metrics.expose
     if options.store is None:
-        gauges["tollway_limits_end_users_together"] = lambda: plane.counters.end_users_together
+        expose("tollway_limits_end_users_together", lambda: plane.counters.end_users_together)
         return None
     counters = SharedCounters(f"{node_id}.{secrets.token_hex(4)}", time.monotonic_ns, plane.end_user_key)
     store = RedisCounters(options.store, recover=counters.restore, alarm=alarm)
@@ -76,14 +76,14 @@ def start_counters(options: LimitsOptions, plane: Plane, node_id: str, alarm: Al
     plane.shared_counters = counters
     background.start("limits store", store.run)
     background.start("limits leases", counters.run)
-    gauges["tollway_limits_end_users_together"] = lambda: counters.end_users_together
-    gauges["tollway_limits_store_available"] = lambda: float(store.is_available)
-    gauges["tollway_limits_gateways"] = lambda: counters.gateways
-    gauges["tollway_limits_decided_by_store"] = lambda: counters.by_store
-    gauges["tollway_limits_decided_alone"] = lambda: counters.alone
-    gauges["tollway_limits_store_losses"] = lambda: counters.losses
-    gauges["tollway_limits_store_unanswered"] = lambda: store.metrics.unanswered
-    gauges["tollway_limits_store_errors"] = lambda: store.metrics.failures
-    gauges["tollway_limits_store_refused"] = lambda: store.metrics.refused
-    gauges["tollway_limits_store_seconds_max"] = lambda: store.metrics.seconds_max
+    expose("tollway_limits_end_users_together", lambda: counters.end_users_together)
+    expose("tollway_limits_store_available", lambda: float(store.is_available))
+    expose("tollway_limits_gateways", lambda: counters.gateways)
+    expose("tollway_limits_decided_by_store", lambda: counters.by_store)
+    expose("tollway_limits_decided_alone", lambda: counters.alone)
+    expose("tollway_limits_store_losses", lambda: counters.losses)
+    expose("tollway_limits_store_unanswered", lambda: store.metrics.unanswered)
+    expose("tollway_limits_store_errors", lambda: store.metrics.failures)
+    expose("tollway_limits_store_refused", lambda: store.metrics.refused)
+    expose("tollway_limits_store_seconds_max", lambda: store.metrics.seconds_max)
     return counters

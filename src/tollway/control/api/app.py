@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 import prometheus_client
@@ -61,6 +61,7 @@ from tollway.control.plane import ControlPlane
 from tollway.control.refused_epochs import EPOCH_REFUSED
 from tollway.domain import ids
 from tollway.domain.faults import BODY_TOO_LARGE, INTERNAL, REQUEST_TIMEOUT, TARGET_INVALID, Fault
+from tollway.metric_table import find_metric
 
 BODY_BYTES_MAX = 1024 * 1024
 """Bound on a body of the public API. The largest honest one is a list of model names."""
@@ -112,13 +113,22 @@ def create_apps(plane: ControlPlane) -> tuple[FastAPI, FastAPI]:
     registry = CollectorRegistry()
     registry.register(plane.reconciliation)
     registry.register(plane.jobs)
-    requests = Counter("tollway_control_requests", "Requests answered, by route.", ["app", "method", "route", "status"], registry=registry)
-    refusals = Counter("tollway_control_refusals", "Requests refused, by error code.", ["app", "code"], registry=registry)
-    counters = Counters(requests, refusals)
+    counters = Counters(
+        _declare(Counter, "tollway_control_requests", registry),
+        _declare(Counter, "tollway_control_refusals", registry),
+    )
     return (
         _create_app("api", plane, counters, [*PUBLIC_ROUTERS, _health(), _description()], BODY_BYTES_MAX),
         _create_app("link", plane, counters, [*LINK_ROUTERS, _health(), _metrics(plane, registry)], LINK_BODY_BYTES_MAX),
     )
+
+
+Shown = TypeVar("Shown", Counter, Gauge)
+
+
+def _declare(kind: type[Shown], name: str, registry: CollectorRegistry) -> Shown:
+    row = find_metric(name)
+    return kind(row.name, row.text, row.labels, registry=registry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,13 +219,10 @@ def _description() -> APIRouter:
 
 def _metrics(plane: ControlPlane, registry: CollectorRegistry) -> APIRouter:
     metrics = router(tags=["metrics"])
-    lost = Gauge("tollway_control_epochs_lost", "Epochs of gateways whose missing records were declared lost.", registry=registry)
-    overdue_text = "Billing periods that were due to be closed ten minutes ago: records are missing or in quarantine."
-    overdue = None if plane.close_after_days is None else Gauge("tollway_control_periods_overdue", overdue_text, registry=registry)
-    quarantined = Gauge(
-        "tollway_control_records_quarantined", "Records that could not be rated and wait for an operator.", ["reason"], registry=registry
-    )
-    conflicts = Gauge("tollway_control_records_in_conflict", "Records with the id of another event, ever.", registry=registry)
+    lost = _declare(Gauge, "tollway_control_epochs_lost", registry)
+    overdue = None if plane.close_after_days is None else _declare(Gauge, "tollway_control_periods_overdue", registry)
+    quarantined = _declare(Gauge, "tollway_control_records_quarantined", registry)
+    conflicts = _declare(Gauge, "tollway_control_records_in_conflict", registry)
 
     @metrics.get("/metrics", dependencies=[Depends(public)])
     def render() -> Response:

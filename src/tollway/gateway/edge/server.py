@@ -48,11 +48,12 @@ async def serve(
     loop = asyncio.get_running_loop()
     edge = Edge(plane, edge_bounds, http_bounds, rules)
     background.start("clock", Clock(edge).run)
-    plane.metrics.gauges["tollway_log_lines_dropped"] = lambda: plane.log.dropped
+    expose = plane.metrics.expose
+    expose("tollway_log_lines_dropped", lambda: plane.log.dropped)
     connections = plane.upstreams.connections
     connections.most, connections.on_shortage = edge_bounds.connections_max, partial(_free_descriptors, edge)
-    plane.metrics.gauges["tollway_buffered_bytes"] = lambda: plane.buffers.total
-    plane.metrics.gauges["tollway_connections"] = lambda: len(edge.connections)
+    expose("tollway_buffered_bytes", lambda: plane.buffers.total)
+    expose("tollway_connections", lambda: len(edge.connections))
     await asyncio.sleep(0)
     public: asyncio.Server | Listener
     if tls is None and (rules is None or not rules.proxy_protocol):
@@ -60,7 +61,7 @@ async def serve(
     else:
         public = _listen(edge, listener, tls)
     administration = AdminListener(edge)
-    plane.metrics.gauges["tollway_internal_connections"] = lambda: len(administration.connections)
+    expose("tollway_internal_connections", lambda: len(administration.connections))
     private = await loop.create_server(administration.connect, sock=internal, backlog=64)
     gc.collect()
     gc.freeze()
