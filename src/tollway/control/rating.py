@@ -166,7 +166,7 @@ class RatedBatch:
         node_id, epoch, known = batch.node_id, batch.epoch, self.known
         self.quarantined += batch.unreadable
         ratings = {group: self._rate_group(batch, group) for group in batch.groups.values() if group.is_valid}
-        sums: dict[EventGroup, dict[tuple[int, int, int, bool, bool], MinuteSums]] = {group: {} for group in ratings}
+        sums: dict[EventGroup, dict[tuple[int, ...], MinuteSums]] = {group: {} for group in ratings}
         for record in batch.finals:
             seq, final, group = record.seq, record.final, record.group
             used, ended_at, event_id = final.used, final.ended_at, final.admit.request_id

@@ -10,6 +10,7 @@ load of all, and fail next. Those that are down stay last.
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 from zlib import crc32
 
 from tollway.domain.catalog import Endpoint
@@ -35,6 +36,17 @@ _CACHE_KEY = re.compile(rb'"prompt_cache_key"\s*:\s*"([^"\\]{1,256})"')
 SESSION_BYTES_MAX = 256
 
 
+class _Rank(NamedTuple):
+    """The rank of an upstream: the least is tried first. `place`: by chance and weight; `number`: of the upstream among those known."""
+
+    reliability: Reliability
+    is_full: bool
+    tier: int
+    is_spared: bool
+    place: float
+    number: int
+
+
 def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], float]) -> list[Upstream]:
     """Return the upstreams to try for this call, best first; if the first one is full, nothing as good has a place.
 
@@ -52,7 +64,7 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
         group.insert(0, group.pop(_select(call, group, upstreams)))
         return group[:CANDIDATES_MAX]
     endpoint = call.request.endpoint
-    ranked: list[tuple[Reliability, bool, int, bool, float, int]] = []
+    ranked: list[_Rank] = []
     good = 0
     for number, upstream in enumerate(known):
         deployment, health = upstream.deployment, upstream.health
@@ -63,20 +75,20 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
             share = health.share(now)
             is_spared = share < 1.0 and random() >= share
             place = -(random() ** (1.0 / deployment.weight))
-            ranked.append((reliability, upstream.running >= upstream.limit, deployment.tier, is_spared, place, number))
+            ranked.append(_Rank(reliability, upstream.running >= upstream.limit, deployment.tier, is_spared, place, number))
     if not ranked:
         raise Fault(UPSTREAM_NONE, retry_after_seconds=5)
     if 2 * good < len(ranked):
-        ranked = [(Reliability.GOOD, *rank[1:]) if rank[0] is Reliability.DOUBTFUL else rank for rank in ranked]
+        ranked = [rank._replace(reliability=Reliability.GOOD) if rank.reliability is Reliability.DOUBTFUL else rank for rank in ranked]
     ranked.sort()
     first = ranked[0]
-    if not first[1]:
-        best = first[:4]
-        group = [known[rank[5]] for rank in ranked if rank[:4] == best]
+    if not first.is_full:
+        best = first[:4]  # all that ranks before the place
+        group = [known[rank.number] for rank in ranked if rank[:4] == best]
         if len(group) > 1 and len({upstream.deployment.weight for upstream in group}) == 1:
             ranked.insert(0, ranked.pop(_select(call, group, upstreams)))
-    candidates = [known[rank[5]] for rank in ranked[:CANDIDATES_MAX]]
-    if not first[1]:
+    candidates = [known[rank.number] for rank in ranked[:CANDIDATES_MAX]]
+    if not first.is_full:
         candidates[0].health.begin_trial(endpoint, now)
     return candidates
 

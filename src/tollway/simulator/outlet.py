@@ -10,7 +10,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tollway.simulator.engine import Wheel
 from tollway.simulator.faults import Plan
@@ -34,6 +34,15 @@ class Line(Protocol):
         """Ends the connection at once, by RST or by FIN."""
 
 
+class _Drop(NamedTuple):
+    """Bytes of a write that is dripped, with what its last drop carries."""
+
+    data: bytes
+    tokens: int = 0
+    before: Callable[[], None] | None = None
+    after: Callable[[], None] | None = None
+
+
 class Outlet:
     """The body of one answer on its way to the socket. `framed` for a chunked body. `cut` is called where
     `cut-bytes` strikes.
@@ -50,7 +59,7 @@ class Outlet:
         self._framed = framed
         self._sent_bytes = 0
         self._closed = False
-        self._drops: deque[tuple[bytes, int, Callable[[], None] | None, Callable[[], None] | None]] = deque()
+        self._drops: deque[_Drop] = deque()
         self.delivered_tokens = 0
 
     @property
@@ -99,8 +108,8 @@ class Outlet:
             size = self._plan.drip_bytes
             idle = not self._drops
             drops = [data[i : i + size] for i in range(0, len(data), size)] or [b""]
-            self._drops.extend((drop, 0, None, None) for drop in drops[:-1])
-            self._drops.append((drops[-1], tokens, before, after))
+            self._drops.extend(_Drop(drop) for drop in drops[:-1])
+            self._drops.append(_Drop(drops[-1], tokens, before, after))
             if idle:
                 self._wheel.at(self._clock() + _DRIP_SECONDS, self._fall)
             return

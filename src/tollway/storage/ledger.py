@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -14,22 +14,31 @@ from tollway.storage.pages import fetch_page
 from tollway.storage.schema_money import Amount, amount_text, balances, ledger_accounts, ledger_entries, ledger_transactions
 
 
+class _EntryRow(NamedTuple):
+    """A row of the ledger's entries, by its columns."""
+
+    transaction_id: str
+    line: int
+    account_id: str
+    amount_pico: str
+
+
 def post(tx: PlatformTx, postings: Sequence[Posting], now: int) -> None:
     """Book transactions and move the balances. The caller has seen to it that each sums to zero and was not booked before."""
     if not postings:
         return
     changes: dict[str, int] = {}
     accounts: dict[str, Account] = {}
-    entries: list[tuple[str, int, str, str]] = []
+    entries: list[_EntryRow] = []
     for posting in postings:
         for line, entry in enumerate(posting.entries, 1):
             account_id, pico = entry.account.id, entry.amount_pico
             accounts[account_id] = entry.account
             changes[account_id] = changes.get(account_id, 0) + pico
-            entries.append((posting.id, line, account_id, amount_text(pico)))
+            entries.append(_EntryRow(posting.id, line, account_id, amount_text(pico)))
     _open_accounts(tx, accounts, now)
     # Entries first: once its transaction is there, the database takes no more of them.
-    insert_rows(tx, ledger_entries, ("transaction_id", "line", "account_id", "amount_pico"), entries)
+    insert_rows(tx, ledger_entries, _EntryRow._fields, entries)
     insert_rows(tx, ledger_transactions, TRANSACTION_COLUMNS, map(_transaction_row, postings))
     _move_balances(tx, changes, now)
 

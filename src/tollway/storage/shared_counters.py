@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -227,17 +228,29 @@ def make_scripts(clock: str = _CLOCK) -> tuple[Script, Script]:
 RESERVE, SETTLE = make_scripts()
 
 
+class _CounterShape(NamedTuple):
+    """A counter as a script is told of it, as an array: `quantity` counts from 1, as arrays do in Lua."""
+
+    dimension: str
+    quantity: int
+    window_us: int
+    size: int
+
+
 def prepare(organization_id: str, limits: Sequence[LevelLimits]) -> PreparedLimits:
     """Return the limits of one organization in the form of the scripts."""
     counters: list[SharedCounter] = []
     keys = [_name_leases(organization_id)]
-    shape: list[list[tuple[str, int, int, int]]] = []
+    shape: list[list[_CounterShape]] = []
     for owner in limits:
         of_level = list_counters([owner])
         if of_level:
             keys.append(f"{_PREFIX}:{{{organization_id}}}:{owner.id}:{owner.model}".encode())
             shape.append(
-                [(each.dimension.name, _QUANTITIES.index(each.dimension.quantity) + 1, each.window_us, each.size) for each in of_level]
+                [
+                    _CounterShape(each.dimension.name, _QUANTITIES.index(each.dimension.quantity) + 1, each.window_us, each.size)
+                    for each in of_level
+                ]
             )
             counters += of_level
     return PreparedLimits(tuple(counters), tuple(keys), msgspec.msgpack.encode(shape))

@@ -78,6 +78,18 @@ _chat = msgspec.json.Decoder(ChatAnswer)
 encode = msgspec.json.encode
 
 
+class WholeAnswer(NamedTuple):
+    """An engine's whole answer.
+
+    `answer`: as chat completions read it. `chat`: what it holds. `message`: its only message. `finish`: how that ended.
+    """
+
+    answer: Answer
+    chat: ChatAnswer
+    message: ChatOutput
+    finish: Finish
+
+
 def refuse(place: str, why: str = "It cannot be expressed as a chat completion.") -> Fault:
     """Return the fault for a part of a request that cannot be translated. `place`: names it, without any text of the client's."""
     message = f"This model is served by translation to chat completions, which does not have '{place}'. {why}"
@@ -145,14 +157,14 @@ def schema_format(schema: Any, name: str, more: Mapping[str, Any]) -> dict[str, 
     return {"type": "json_schema", "json_schema": {"name": name, "schema": schema, **more}}
 
 
-def read_whole(body: bytes, context: AnswerContext) -> tuple[Answer, ChatAnswer, ChatOutput, Finish]:
-    """Return an engine's whole answer as chat completions read it, what it holds, its only message, and its end. Raises Fault."""
+def read_whole(body: bytes, context: AnswerContext) -> WholeAnswer:
+    """Return an engine's whole answer. Raises Fault."""
     answer = openai_answers.read_answer(body, context)
     chat = decode(_chat, body, "answer")
     if len(chat.choices) != 1 or chat.choices[0].message is None:
         raise Fault(faults.UPSTREAM_INVALID, detail="answer without exactly one message")
     choice = chat.choices[0]
-    return answer, chat, choice.message, find_finish(choice)  # type: ignore[return-value]  # checked above
+    return WholeAnswer(answer, chat, choice.message, find_finish(choice))  # type: ignore[arg-type]  # checked above
 
 
 def find_finish(choice: ChatChoice) -> Finish:
