@@ -44,6 +44,20 @@ class Endpoint(StrEnum):
     COUNT_TOKENS = "messages/count_tokens"  # whoever may use messages may count, which is not billed
 
 
+NOT_GENERATING = frozenset(
+    {
+        Endpoint.CLASSIFY,
+        Endpoint.COUNT_TOKENS,
+        Endpoint.DETOKENIZE,
+        Endpoint.EMBEDDINGS,
+        Endpoint.MODERATIONS,
+        Endpoint.RERANK,
+        Endpoint.SCORE,
+        Endpoint.TOKENIZE,
+    }
+)
+"""Endpoints that generate nothing: they are counted with embeddings, and no engine caches prefixes for them."""
+
 TRANSLATED_ENDPOINTS = frozenset({Endpoint.MESSAGES, Endpoint.RESPONSES})
 """Endpoints that a deployment without them can serve, because the gateway translates them to chat completions."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint, Engine
+from tollway.domain.catalog import NOT_GENERATING, CacheIsolation, Deployment, Endpoint, Engine
 from tollway.engines import dynamo, llamacpp, openai, sglang, sim, trtllm, vllm
 from tollway.engines.profile import EngineProfile
 
@@ -26,19 +26,6 @@ def is_translated(deployment: Deployment, endpoint: Endpoint) -> bool:
 
 
 _SYSTEM_PROMPT_ENDPOINTS = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS, Endpoint.RESPONSES})
-_WITHOUT_PREFIXES = frozenset(
-    {
-        Endpoint.CLASSIFY,
-        Endpoint.COUNT_TOKENS,
-        Endpoint.DETOKENIZE,
-        Endpoint.EMBEDDINGS,
-        Endpoint.MODERATIONS,
-        Endpoint.RERANK,
-        Endpoint.SCORE,
-        Endpoint.TOKENIZE,
-    }
-)
-"""Endpoints that generate nothing, so that no engine caches prefixes for them."""
 
 
 def list_shared_caches(
@@ -48,7 +35,7 @@ def list_shared_caches(
     those that the deployment itself has translated to chat completions, besides those that its engine never has."""
     if isolation in (CacheIsolation.DEDICATED, CacheIsolation.ACCEPTED):
         return []
-    separated = ENGINES[engine].salted_endpoints | _WITHOUT_PREFIXES
+    separated = ENGINES[engine].salted_endpoints | NOT_GENERATING
     if isolation is CacheIsolation.PROMPT:
         separated |= _SYSTEM_PROMPT_ENDPOINTS
     as_chat = ENGINES[engine].translated_endpoints.union(translated)

@@ -23,7 +23,7 @@ from tollway.control.api.schemas import SECONDS_MAX, Out, find_seconds, seconds
 from tollway.control.usage import Buckets, Cost, Receipt, UsageBucket
 from tollway.domain import ids, money
 from tollway.domain.billing_classes import BillingClass, Direction
-from tollway.domain.catalog import Endpoint
+from tollway.domain.catalog import NOT_GENERATING, Endpoint
 from tollway.domain.corrections import Adjustment
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.roles import Permission
@@ -43,13 +43,9 @@ BUCKETS = {"1m": (60, 1440), "1h": (24, 168), "1d": (7, 31)}
 COLUMNS = {"project_id": "project_id", "api_key_id": "key_id", "model": "model"}
 """Fields by which usage can be grouped, with their columns."""
 
-EMBEDDINGS = (Endpoint.EMBEDDINGS, Endpoint.RERANK, Endpoint.SCORE, Endpoint.CLASSIFY, Endpoint.MODERATIONS)
-"""Endpoints that read and generate nothing."""
-COMPLETIONS = tuple(
-    endpoint
-    for endpoint in Endpoint
-    if endpoint not in EMBEDDINGS and endpoint not in OUTCOME_POLICIES[OUTCOME_POLICY_CURRENT].unbilled_endpoints
-)
+_BILLED = [each for each in Endpoint if each not in OUTCOME_POLICIES[OUTCOME_POLICY_CURRENT].unbilled_endpoints]
+EMBEDDINGS = tuple(each for each in _BILLED if each in NOT_GENERATING)
+COMPLETIONS = tuple(each for each in _BILLED if each not in NOT_GENERATING)
 
 Text = Annotated[str, StringConstraints(max_length=160, pattern=r"^[\x20-\x7e]+$")]
 Texts = Annotated[list[Text], Field(max_length=100)]
