@@ -25,9 +25,10 @@ Anthropic has for its status. Programs decide by `code`; a message may change, a
 here. `param` names the field at fault.
 
 - Every answer has `x-request-id`; quote it. A request that was refused costs nothing ([outcomes.md](outcomes.md)).
-- `retry-after` and `retry-after-ms` say when to come back: on every 503, and on 429 where waiting helps. Official SDKs obey them. Other 4xx fail again
-  until the request, the key or the account changes.
-- Once the answer of a stream has begun, an error comes as its last event, and the stream has no `[DONE]`. What was delivered until then is billed.
+- `retry-after` and `retry-after-ms` say when to come back: on every 503, and on 429 where waiting helps. Official SDKs obey them. Other
+  4xx fail again until the request, the key or the account changes.
+- Once the answer of a stream has begun, an error comes as its last event, and the stream has no `[DONE]`. What was delivered until then is
+  billed.
 """
 
 SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
@@ -111,8 +112,8 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "Limits, quotas and budgets": {
         "rate_limit_exceeded": (
             "A limit on requests, tokens or concurrency is used up; the message names the level that binds.",
-            "Come back after `retry-after`. `GET /v1/limits` shows each limit and what is left ([limits.md](limits.md)). A request larger than"
-            " the limit itself has no `retry-after`: make it smaller.",
+            "Come back after `retry-after`. `GET /v1/limits` shows each limit and what is left ([limits.md](limits.md)). A request larger"
+            " than the limit itself has no `retry-after`: make it smaller.",
         ),
         "insufficient_quota": (
             "A hard budget has too little left for the most that the request can cost; the message has budget and shortfall.",
@@ -188,6 +189,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "Something of this name exists, or the state of the resource does not allow the change; the message says which.",
             "Read the resource again, and decide by its state.",
         ),
+        "idempotency_in_progress": (
+            "A request with the same `Idempotency-Key` is being served.",
+            "Ask again with the same key after `retry-after`; its answer is kept for you.",
+        ),
         "idempotency_key_reused": ("The `Idempotency-Key` came before with another body.", "Use a new key for another request."),
         "idempotency_unanswered": (
             "A request with this `Idempotency-Key` was carried out or is at work, and its answer is not stored.",
@@ -231,9 +236,11 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
 
 
 def list_kinds() -> Iterator[FaultKind]:
-    """Yield every kind of fault in the order of the modules that define them."""
-    for name in MODULES:
-        yield from (value for value in vars(importlib.import_module(f"tollway.{name}")).values() if isinstance(value, FaultKind))
+    """Yield every kind of fault, by the modules that speak of kinds, which are many fewer than all modules."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        if "FaultKind" in path.read_text():
+            module = importlib.import_module(".".join(path.relative_to(SOURCE.parent).with_suffix("").parts))
+            yield from (value for value in vars(module).values() if isinstance(value, FaultKind))
 
 
 def find_differences() -> str:

@@ -31,7 +31,7 @@ def full_metrics() -> Metrics:
         metrics.load_reports_failed,
     ):
         metrics.count(table, "x")
-    for table in (metrics.task_restarts, metrics.callback_failures, metrics.queue_results):
+    for table in (metrics.load_reports_failed, metrics.task_restarts, metrics.callback_failures, metrics.queue_results):
         metrics.count(table, "x")
     metrics.attempted("dep_1", "ok")
     metrics.count_ejection("dep_1", "timeout")

@@ -1,7 +1,7 @@
 """Answers to requests with an idempotency key: given again from the store, or recorded on their way to the client.
 
 The order is what keeps an answer from being billed twice: `keep_body` and `keep_stream` return once the answer is on disk, and only then
-is FINAL written (docs/decisions/0035). Neither is interrupted: a client that leaves meanwhile has got an answer that is billed and stored.
+is FINAL written (docs/decisions/0036). Neither is interrupted: a client that leaves meanwhile has got an answer that is billed and stored.
 """
 
 import asyncio
