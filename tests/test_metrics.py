@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tollway.metric_table import CONTROL_METRICS, GATEWAY_METRICS, Kind, find_metric
-from tollway.telemetry import Metrics
+from tollway.telemetry import Metrics, UpstreamState
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "src" / "tollway" / "metric_table.py"
@@ -35,6 +35,7 @@ def full_metrics() -> Metrics:
         metrics.count(table, "x")
     metrics.attempted("dep_1", "ok")
     metrics.count_ejection("dep_1", "timeout")
+    metrics.list_upstreams = lambda: [UpstreamState("dep_1", 1, 2, 3.0, [("home", 1)])]
     shown = {family.name for family in text_string_to_metric_families(metrics.render().decode())}
     for row in GATEWAY_METRICS:
         if row.name not in shown:

@@ -68,6 +68,10 @@ GATEWAY_METRICS = (
     _counter("tollway_upstream_not_ready", "changes", ("deployment",), "Times that an engine ceased to take requests by its own word."),
     _counter("tollway_upstream_unsolicited", "connections", ("deployment",), "Idle connections on which an engine sent bytes unasked."),
     _counter("tollway_upstream_load_reports_failed", "reports", ("deployment",), "Load reports of engines that were not understood."),
+    _gauge("tollway_upstream_running", "requests", "Requests that a deployment was sent and has not ended.", ("deployment",)),
+    _gauge("tollway_upstream_limit", "requests", "Most requests that a deployment is sent at a time.", ("deployment",)),
+    _gauge("tollway_upstream_queued_tokens", "tokens", "Estimate of the prompt tokens that wait at a deployment.", ("deployment",)),
+    _counter("tollway_upstream_chosen", "requests", ("deployment", "candidate"), "Choices of a deployment among equal ones, by its kind."),
     _gauge("tollway_upstreams_unsealable", "deployments", "Deployments whose credential this gateway cannot decrypt."),
     # Waiting and shedding
     _counter("tollway_queue_requests", "requests", ("result",), "Requests that met full deployments, by what became of them."),

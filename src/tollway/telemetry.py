@@ -9,9 +9,9 @@ import os
 import queue
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
@@ -169,8 +169,18 @@ class ModelMetrics:
         self.output_token = Histogram(OUTPUT_TOKEN_SECONDS)
 
 
+class UpstreamState(NamedTuple):
+    """State of a deployment at a scrape. `chosen`: how often it was, by the kind of candidate that it was."""
+
+    deployment_id: str
+    running: int
+    limit: int
+    queued_tokens: float
+    chosen: Sequence[tuple[str, int]]
+
+
 class Metrics:
-    """Counts of one gateway process."""
+    """Counts of one gateway process. `list_upstreams`: the deployments' states, read at scrape."""
 
     def __init__(self) -> None:
         self.models: dict[tuple[str, str], ModelMetrics] = {}
@@ -192,6 +202,7 @@ class Metrics:
         self.connections_shed = 0
         self.running = 0
         self.loop_lag_seconds_max = 0.0
+        self.list_upstreams: Callable[[], list[UpstreamState]] = list
         self._readers: dict[str, Callable[[], float]] = {}
 
     def of_model(self, endpoint: str, model: str) -> ModelMetrics:
@@ -268,6 +279,7 @@ class _Families(Collector):
         yield _histogram("tollway_queue_seconds", [((), metrics.queue_seconds)])
         yield _single("tollway_requests_running", metrics.running)
         yield _single("tollway_event_loop_lag_seconds_max", metrics.loop_lag_seconds_max)
+        yield from _upstream_families(metrics.list_upstreams())
         for name, read in metrics._readers.items():
             yield _single(name, read())
         for name, histograms in (
@@ -285,6 +297,18 @@ def new_family(kind: type[Family], name: str) -> Family:
     """Return the metric `name` without samples, as `metric_table` declares it."""
     row = find_metric(name)
     return kind(row.name, row.text, labels=row.labels)
+
+
+def _upstream_families(states: Sequence[UpstreamState]) -> Iterator[Metric]:
+    running = new_family(GaugeMetricFamily, "tollway_upstream_running")
+    limit = new_family(GaugeMetricFamily, "tollway_upstream_limit")
+    queued = new_family(GaugeMetricFamily, "tollway_upstream_queued_tokens")
+    for state in states:
+        running.add_metric([state.deployment_id], state.running)
+        limit.add_metric([state.deployment_id], state.limit)
+        queued.add_metric([state.deployment_id], state.queued_tokens)
+    yield from (running, limit, queued)
+    yield _counter("tollway_upstream_chosen", [((state.deployment_id, kind), count) for state in states for kind, count in state.chosen])
 
 
 def _counter(name: str, items: Iterable[tuple[str | tuple[object, ...], int]]) -> CounterMetricFamily:

@@ -43,6 +43,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "corrections": ("corrections:app", "Correct what a request was billed: void, replace, credit, approve."),
     "audit": ("audit:app", "Export a closed billing period for an auditor; proofs of single requests."),
     "nodes": ("nodes:app", "Gateways: what has arrived of each, and what is lost."),
+    "route": ("route:app", "How a gateway chooses among the deployments of a model."),
     "apply": ("apply:apply", "Make the platform what a YAML file says. Never deletes."),
     "export": ("apply:export", "Write the platform as a YAML file that `apply` reads."),
     "reconcile": ("reconcile:reconcile", "What was billed against what the engines counted, by model and hour."),

@@ -54,6 +54,7 @@ class Plane:
         queue_bounds = queue_bounds or QueueBounds()
         concurrency = ConcurrencyBounds(concurrency_min=queue_bounds.concurrency_min, concurrency_max=queue_bounds.concurrency_max)
         self.upstreams = Upstreams(vault, self.metrics, log, self.buffers, concurrency)
+        self.metrics.list_upstreams = self.upstreams.list_states
         self.end_user_key = peppers[0] if peppers else b""
         self.counters = MemoryCounters(self.end_user_key)
         self.shared_counters: SharedCounters | None = None

@@ -51,17 +51,23 @@ REPORT_SECONDS = 1.0
 MEAN_PART = 1 / 64
 """Part by which the mean charge of a request follows each one."""
 
+CANDIDATE_KINDS = ("home", "owner", "other")
+"""Reasons for which a deployment is a candidate."""
+_HOME = 0
+_OWNER = 1
+_OTHER = 2
+
 
 class Load:
     """Load of one deployment. `queued_tokens`: estimate of the prompt tokens that wait there. `point`: in [0, 1), of the deployment's id,
-    the same at every gateway.
+    the same at every gateway. `chosen`: how often it was, by each of CANDIDATE_KINDS.
 
     What this gateway sent, times the number of gateways, is an estimate that follows each request and sees only a part of the traffic. What
     the engine reports sees everything and is old. So a report sets the difference between both, and that is kept while it fades away
     (`fade`), because what it was due to is computed or answered before long.
     """
 
-    __slots__ = ("_correction", "_mean_tokens", "_requests", "_sent_tokens", "point", "queued_tokens")
+    __slots__ = ("_correction", "_mean_tokens", "_requests", "_sent_tokens", "chosen", "point", "queued_tokens")
 
     def __init__(self, id: str) -> None:
         """`id`: of the deployment."""
@@ -71,6 +77,7 @@ class Load:
         self._requests = 0
         self._mean_tokens = 0.0
         self._correction = 0.0
+        self.chosen = [0] * len(CANDIDATE_KINDS)
 
     def send(self, tokens: float) -> None:
         """Add `tokens` of a request of this gateway that was sent, and of all that the other gateways are taken to send beside it."""
@@ -198,6 +205,7 @@ class Selector:
         if session:
             prefixes = [session]
         elif not prefixes:
+            group[chosen].chosen[_OTHER] += 1
             return chosen, tokens
         level = self._count(prefixes, len(group))
         is_hot = level < 0
@@ -211,18 +219,20 @@ class Selector:
                     owner = group.index(known)
                     held = HOME_HOLD if session else BOUNDARIES[known_level] / prompt_bytes
                 break
+        kind = _OTHER
         load = group[home]
         left = tokens * (1.0 - (held if owner == home and held > HOME_HOLD else HOME_HOLD))
         cost = load.queued_tokens + left
         if cost < best:
-            best, chosen, uncached = cost, home, left
+            best, chosen, uncached, kind = cost, home, left, _HOME
         if owner >= 0 and owner != home:
             load = group[owner]
             left = tokens * (1.0 - held)
             cost = load.queued_tokens + left
             if cost < best:
-                chosen, uncached = owner, left
+                chosen, uncached, kind = owner, left, _OWNER
         load = group[chosen]
+        load.chosen[kind] += 1
         for prefix in prefixes:
             owners[prefix] = load
         if len(owners) > TABLE_MAX:

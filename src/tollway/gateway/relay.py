@@ -739,7 +739,7 @@ async def _attempt(
             recorder = call.answer_recorder
             if recorder is not None:
                 recorder.describe_stream(_EVENTS)
-            exchange.commit(_EVENTS + permit.headers)
+            exchange.commit(_EVENTS + _explain(exchange, upstream, record) + permit.headers)
             permit.headers = b""
             has_begun = True
             return exchange
@@ -756,11 +756,17 @@ async def _attempt(
             await call.answer_recorder.keep_body(_JSON, answer.body)
         _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
         await record.finish(Outcome.COMPLETED)
-        client.answer(200, _JSON + permit.headers, answer.body)
+        client.answer(200, _JSON + _explain(exchange, upstream, record) + permit.headers, answer.body)
         return None
     finally:
         if not has_begun:
             exchange.close(active, metrics)
+
+
+def _explain(exchange: Exchange, upstream: Upstream, record: UsageRecord) -> bytes:
+    """Return header lines that say what served a request, at which attempt, and how many milliseconds after its receipt it was sent."""
+    overhead_ms = (exchange.started - exchange.call.request.started) * 1000
+    return b"%bx-tollway-attempts: %d\r\nx-tollway-overhead-ms: %.1f\r\n" % (upstream.explanation, record.attempts, overhead_ms)
 
 
 def _note_completed(

@@ -15,7 +15,7 @@ from zlib import crc32
 
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import UPSTREAM_NONE, Fault
-from tollway.gateway.prefix_routing import Charge, hash_prefixes
+from tollway.gateway.prefix_routing import CANDIDATE_KINDS, HOME_HOLD, Charge, hash_prefixes
 from tollway.gateway.request import Call
 from tollway.gateway.upstreams.health import Reliability
 from tollway.gateway.upstreams.upstream import Upstream, Upstreams
@@ -91,6 +91,42 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
     if not first.is_full:
         candidates[0].health.begin_trial(endpoint, now)
     return candidates
+
+
+def explain(model: str, endpoint: Endpoint, prompt_tokens: int, upstreams: Upstreams, now: float, *, test: bool) -> list[dict[str, object]]:
+    """Return what decides between the deployments of a model for a prompt of this length, in the order in which they would be tried. Those
+    of one `rank` are chosen by cost where their weights are equal, else by their shares.
+
+    `cost` is in prompt tokens: `home` for a prompt whose home this deployment is, `other` for any other prompt. Nothing is changed by it.
+    """
+    known = upstreams.of(model, test=test)
+    serving = [upstream for upstream in known if upstream.deployment.weight > 0]
+    grades = {upstream: upstream.health.reliability(endpoint, now) for upstream in serving}
+    ignores_doubt = 2 * sum(grade is Reliability.GOOD for grade in grades.values()) < len(serving)
+    ranks: dict[Upstream, tuple[int, bool, int]] = {}
+    for upstream, grade in grades.items():
+        counts = Reliability.GOOD if ignores_doubt and grade is Reliability.DOUBTFUL else grade
+        ranks[upstream] = (counts, upstream.running >= upstream.limit, upstream.deployment.tier)
+    order = sorted(set(ranks.values()))
+    rows: list[dict[str, object]] = []
+    for upstream in sorted(known, key=lambda each: (each not in ranks, ranks.get(each), each.load.queued_tokens)):
+        deployment, queued = upstream.deployment, upstream.load.queued_tokens
+        rows.append(
+            {
+                "deployment": deployment.id,
+                "rank": order.index(ranks[upstream]) + 1 if upstream in ranks else None,
+                "reliability": grades[upstream].name.lower() if upstream in grades else "drained",
+                "tier": deployment.tier,
+                "weight": deployment.weight,
+                "share": upstream.health.share(now),
+                "running": upstream.running,
+                "limit": upstream.limit,
+                "queued_tokens": round(queued),
+                "cost": {"home": round(queued + prompt_tokens * (1.0 - HOME_HOLD)), "other": round(queued + prompt_tokens)},
+                "chosen": dict(zip(CANDIDATE_KINDS, upstream.load.chosen, strict=True)),
+            }
+        )
+    return rows
 
 
 def _are_equal(known: list[Upstream], now: float) -> bool:

@@ -4,10 +4,12 @@ ROUTES is the table of the public listener, INTERNAL_ROUTES that of the internal
 `allow`, preflights, and which paths are served under any host name.
 """
 
+import re
+import time
 from collections.abc import Callable
 from contextvars import copy_context
 from typing import Protocol
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 
@@ -21,6 +23,7 @@ from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
 from tollway.gateway.request import Request, RequestHead
+from tollway.gateway.route import explain
 from tollway.wire.http import HttpRequest
 from tollway.wire.media_types import is_json
 
@@ -156,12 +159,27 @@ def find_route_fault(path: bytes, route: Route | None) -> Fault | None:
     return None if kind is None else Fault(kind)
 
 
-INTERNAL_ROUTES: dict[bytes, Callable[[Plane], SmallAnswer]] = {
-    b"/metrics": lambda plane: SmallAnswer(200, _EXPOSITION, plane.metrics.render()),
-    b"/livez": lambda plane: SmallAnswer(200, _TEXT, b"ok\n"),
-    b"/readyz": lambda plane: SmallAnswer(200, _TEXT, b"ok\n") if plane.is_ready() else SmallAnswer(503, _TEXT, b"not ready\n"),
+def _explain_route(plane: Plane, query: bytes) -> SmallAnswer:
+    """Answer what decides between the deployments of a model: `gateway.route.explain`."""
+    fields = dict(parse_qsl(query.decode("latin-1"), max_num_fields=4))
+    endpoint, tokens = fields.get("endpoint", Endpoint.CHAT_COMPLETIONS.value), fields.get("prompt_tokens", "1000")
+    if endpoint not in set(Endpoint) or re.fullmatch("[0-9]{1,9}", tokens) is None:
+        return SmallAnswer(400, _TEXT, b"endpoint or prompt_tokens is none\n")
+    model, is_test = fields.get("model", ""), fields.get("test") == "true"
+    rows = explain(model, Endpoint(endpoint), int(tokens), plane.upstreams, time.monotonic(), test=is_test)
+    if not rows:
+        return SmallAnswer(404, _TEXT, b"no deployment serves this model\n")
+    answer = {"model": model, "gateways": plane.upstreams.gateways, "prompt_tokens": int(tokens), "deployments": rows}
+    return SmallAnswer(200, _JSON, msgspec.json.encode(answer))
+
+
+INTERNAL_ROUTES: dict[bytes, Callable[[Plane, bytes], SmallAnswer]] = {
+    b"/metrics": lambda plane, query: SmallAnswer(200, _EXPOSITION, plane.metrics.render()),
+    b"/livez": lambda plane, query: SmallAnswer(200, _TEXT, b"ok\n"),
+    b"/readyz": lambda plane, query: SmallAnswer(200, _TEXT, b"ok\n") if plane.is_ready() else SmallAnswer(503, _TEXT, b"not ready\n"),
+    b"/route": _explain_route,
 }
-"""Routes of the internal listener by path, for GET and HEAD."""
+"""Routes of the internal listener by path, for GET and HEAD; each is given the query as well."""
 
 
 def find_path(http: HttpRequest) -> bytes:

@@ -25,7 +25,7 @@ from tollway.gateway.buffers import Buffers
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.ports import Vault
-from tollway.gateway.prefix_routing import Load, Selector
+from tollway.gateway.prefix_routing import CANDIDATE_KINDS, Load, Selector
 from tollway.gateway.request import Request
 from tollway.gateway.upstreams.concurrency import ConcurrencyBounds, ConcurrencyLimit
 from tollway.gateway.upstreams.connection import UpstreamConnection
@@ -33,7 +33,7 @@ from tollway.gateway.upstreams.health import Health
 from tollway.gateway.upstreams.load_reports import LoadQuery
 from tollway.gateway.upstreams.open_connections import OpenConnections, is_exhausted
 from tollway.gateway.upstreams.probes import ProbeRequest
-from tollway.telemetry import LogWriter, Metrics, timestamp
+from tollway.telemetry import LogWriter, Metrics, UpstreamState, timestamp
 
 IDLE_SECONDS = 3.0
 IDLE_CONNECTIONS_MAX = 1024
@@ -59,7 +59,8 @@ class Upstream:
 
     `probe_at`: when it is asked next whether it takes requests, in seconds of the monotonic clock. `running`: requests that it has been
     sent and that have not ended, changed by whoever relays. `limit`: most of them, beyond which further ones wait (`gateway.waiting`).
-    `load`: in prompt tokens, kept where there are several deployments to choose from.
+    `load`: in prompt tokens, kept where there are several deployments to choose from. `explanation`: header lines of an answer that say
+    what served it.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Upstream:
         self.probe_at = 0.0
         self.load_query = None if source is None else LoadQuery(ask(source.path, source.seconds), source)
         self.load_at = 0.0
+        self.explanation = f"x-tollway-model: {deployment.model}\r\nx-tollway-deployment: {deployment.id}\r\n".encode()
         self.identity = (deployment.base_url, credential, deployment.engine, deployment.upstream_model)
 
     def message(self, request: Request, dialect: Dialect, attempt: int, body: bytes) -> bytes:
@@ -341,6 +343,19 @@ class Upstreams:
     def all(self) -> Iterable[Upstream]:
         """Return every upstream."""
         return self._by_id.values()
+
+    def list_states(self) -> list[UpstreamState]:
+        """Return the state of each deployment, for metrics."""
+        return [
+            UpstreamState(
+                id,
+                upstream.running,
+                upstream.limit,
+                upstream.load.queued_tokens,
+                list(zip(CANDIDATE_KINDS, upstream.load.chosen, strict=True)),
+            )
+            for id, upstream in self._by_id.items()
+        ]
 
     def close_all_idle(self) -> None:
         """Close every connection that carries no request."""

@@ -1,0 +1,85 @@
+"""Explanations of the choice of a deployment, in answers, in metrics and at the internal listener."""
+
+import time
+
+import msgspec
+import pytest
+
+from tests.fakes import Upstream
+from tests.gateway.harness import NOWHERE, Served, chat, completion, gateway, healthy, plane, post, whole
+from tests.gateway.test_admin_listener import ask, request
+from tollway.domain import faults
+from tollway.domain.catalog import Endpoint
+from tollway.domain.faults import Fault
+from tollway.gateway.prefix_routing import HOME_HOLD
+from tollway.gateway.route import explain
+
+REFUSED = [b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_answer_names_the_deployment_that_served_it_and_the_attempt(stream: bool) -> None:
+    refusing, serving = Upstream(REFUSED), Upstream(healthy("a") if stream else [whole(completion())])
+    async with refusing.listening(), serving.listening(), gateway({"m": Served([refusing.url, serving.url])}) as running:
+        answer = await post(running.port, chat(stream=stream))
+        assert answer.status == 200
+        first, second = sorted(running.plane.upstreams.of("m"), key=lambda upstream: upstream.deployment.tier)
+        assert answer.headers["x-tollway-model"] == "m"
+        assert answer.headers["x-tollway-deployment"] == second.deployment.id != first.deployment.id
+        assert answer.headers["x-tollway-attempts"] == "2"
+        assert float(answer.headers["x-tollway-overhead-ms"]) >= 0.0
+        page = running.plane.metrics.render().decode()
+        assert f'tollway_upstream_running{{deployment="{second.deployment.id}"}} 0.0' in page
+
+
+async def test_metrics_count_choices_by_the_kind_of_candidate() -> None:
+    one, two = Upstream([whole(completion())]), Upstream([whole(completion())])
+    async with one.listening(), two.listening(), gateway({"m": Served([one.url, two.url], one_tier=True)}) as running:
+        for text in ("short", "long " * 1000):
+            assert (await post(running.port, chat(messages=[{"role": "user", "content": text}]))).status == 200
+        page = running.plane.metrics.render().decode()
+        ids = [upstream.deployment.id for upstream in running.plane.upstreams.of("m")]
+        for kind, count in (("other", 1.0), ("home", 1.0), ("owner", 0.0)):
+            lines = [f'tollway_upstream_chosen_total{{candidate="{kind}",deployment="{id}"}}' for id in ids]
+            assert sum(float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith(tuple(lines))) == count
+
+
+async def test_internal_route_explains_ranks_and_costs() -> None:
+    async with gateway({"m": Served([NOWHERE, NOWHERE, NOWHERE], one_tier=True)}) as running:
+        down, busy, idle = running.plane.upstreams.of("m")
+        down.health.fail(Fault(faults.UPSTREAM_CONNECT), Endpoint.CHAT_COMPLETIONS, "a", time.monotonic(), has_begun=False)
+        busy.load.send(700.0)
+        status, headers, body = await ask(running, request("GET", "/route?model=m&prompt_tokens=1000"))
+        assert status == 200 and headers["content-type"] == "application/json"
+        answer = msgspec.json.decode(body)
+        rows = answer["deployments"]
+        assert [row["deployment"] for row in rows] == [each.deployment.id for each in (idle, busy, down)]
+        assert [row["rank"] for row in rows] == [1, 1, 2] and rows[2]["reliability"] == "down"
+        assert rows[1]["cost"] == {"home": 700 + 1000 * (1 - HOME_HOLD), "other": 1700}
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("model=unknown", 404),
+        ("", 404),
+        ("model=m&prompt_tokens=-1", 400),
+        ("model=m&prompt_tokens=" + "9" * 40, 400),
+        ("model=m&endpoint=x", 400),
+    ],
+)
+async def test_internal_route_refuses_what_it_cannot_explain(query: str, status: int) -> None:
+    async with gateway({}) as running:
+        assert (await ask(running, request("GET", f"/route?{query}")))[0] == status
+
+
+def test_explanation_changes_nothing_and_lists_a_drained_deployment_last() -> None:
+    with plane({"m": Served([NOWHERE, NOWHERE], one_tier=True)}) as (made, _, _):
+        drained, other = made.upstreams.of("m")
+        drained.deployment = msgspec.structs.replace(drained.deployment, weight=0)
+        first = explain("m", Endpoint.CHAT_COMPLETIONS, 10, made.upstreams, 0.0, test=False)
+        assert first == explain("m", Endpoint.CHAT_COMPLETIONS, 10, made.upstreams, 0.0, test=False)
+        assert [(row["deployment"], row["reliability"]) for row in first] == [
+            (other.deployment.id, "good"),
+            (drained.deployment.id, "drained"),
+        ]
