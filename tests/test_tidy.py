@@ -251,6 +251,8 @@ def files_stay_readable(tree: Tree) -> Iterator[str]:
     """No hand-written file outgrows LINES_MAX."""
     for path, text in tree.items():
         lines = text.count("\n")
+        if "\nMade by `make docs`" in text[:200]:
+            continue
         if PurePosixPath(path).suffix in CODE_SUFFIXES and lines > LINES_MAX:
             yield f"{path}: {lines} lines; split it by subject (at most {LINES_MAX})"
 
@@ -451,7 +453,11 @@ PLANTED: dict[Rule, tuple[Tree, Tree]] = {
     ),
     files_stay_readable: (
         {"src/tollway/cli.py": "\n" * (LINES_MAX + 1)},
-        {"src/tollway/cli.py": "\n" * LINES_MAX, "requirements/dev.txt": "\n" * 5000},
+        {
+            "src/tollway/cli.py": "\n" * LINES_MAX,
+            "requirements/dev.txt": "\n" * 5000,
+            "docs/cli.md": "# Commands\n\nMade by `make docs`." + "\n" * 5000,
+        },
     ),
     the_repository_stands_alone: (
         {"docs/a.md": "Run it in /wo" + "rk/main."},

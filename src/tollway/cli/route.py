@@ -30,7 +30,12 @@ def explain(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Show what decides between the deployments of a model at this moment, in the order in which one gateway would try them."""
-    parameters = {"model": model, "prompt_tokens": prompt_tokens, "endpoint": endpoint.value, "test": "true" if test else "false"}
+    parameters: dict[str, str | int] = {
+        "model": model,
+        "prompt_tokens": prompt_tokens,
+        "endpoint": endpoint.value,
+        "test": "true" if test else "false",
+    }
     try:
         answer = httpx2.get(f"{internal_url.rstrip('/')}/route", params=parameters, timeout=TIMEOUT_SECONDS, trust_env=False)
         answered: dict[str, Any] = answer.json() if answer.is_success else {}
