@@ -1,4 +1,5 @@
-"""The dialects, one row each. A new API is a file here, a member of `domain.catalog.Endpoint`, and a row in this table.
+"""The dialects, one row each. A new API is a file here, a member of `domain.catalog.Endpoint` (and
+of NOT_GENERATING there, if it generates nothing), and a row in this table.
 
 Everything else follows from the row: the gateway's routes, the heads of requests to engines, and the shape of errors.
 """
