@@ -4,8 +4,8 @@
     python3 tollway_verifier.py EXPORT [--hash HEX]           a closed billing period, computed again from its records
     python3 tollway_verifier.py --proof FILE [--root HEX]     one request's proof that it is in a period
 
-An export is what GET /v1/organization/periods/<id>/export answers (`tollway audit export`); a proof is what
-GET /v1/organization/periods/<id>/proofs/<request id> answers (`tollway audit proof`). Hash and root are those that
+An export is what GET /v1/organization/periods/<id>/export answers (`tollway periods export`); a proof is what
+GET /v1/organization/periods/<id>/proofs/<request id> answers (`tollway periods proof`). Hash and root are those that
 were published when the period was closed: the hash covers all of it, the root its requests. Exit code: 0 if everything agrees, 1 at the
 first difference, which is printed, 2 if a file cannot be read.
 

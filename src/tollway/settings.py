@@ -31,13 +31,15 @@ SHORT_NAMES = {"TOLLWAY_DATABASE_URL": "control.database_url", "TOLLWAY_CONTROL_
 """Short variables and the setting that each stands for."""
 
 OTHER_VARIABLES = {
-    "TOLLWAY_PEPPER": "Secret under which API keys are stored as digests: 64 hexadecimal digits. Gateways and control.",
+    "TOLLWAY_PEPPER": "Secret under which API keys are stored as digests: 64 hexadecimal digits, or while it is rotated two as"
+    " VERSION:PEPPER,VERSION:PEPPER, the first for new keys. Gateways and control.",
     "TOLLWAY_VAULT_KEY": "Key that seals upstream credentials: 64 hexadecimal digits. Gateways and control.",
     "TOLLWAY_NODE_ID": "The node that a gateway is: node_... Each gateway has its own.",
     "TOLLWAY_NODE_KEY": "Key with which a gateway identifies itself to control: tw_node_... Each gateway has its own.",
     "TOLLWAY_JOIN_TOKEN": "Token with which a gateway without a key registers itself once: tw_join_...",
     "TOLLWAY_LIMITS_REDIS_PASSWORD": "Password of the server of `gateway.limits.redis_url`. Gateways and control.",
     "TOLLWAY_PLATFORM_KEY": "First operator key: tw_platform_... Control only.",
+    "TOLLWAY_AUDIT_KEY": "Private Ed25519 key that signs checkpoints of the audit trail: 64 hexadecimal digits. Control only.",
     "TOLLWAY_SECOND_PLATFORM_KEY": "Operator key of a second person, who approves what keys made with the first ask for. Control only.",
     "TOLLWAY_CONTROL_URL": "Address of the control plane, for the commands that administer an installation.",
     "TOLLWAY_KEY": "Admin or platform key that these commands present.",
@@ -406,6 +408,13 @@ class QuotasSection(msgspec.Struct, frozen=True, kw_only=True):
     because usage names them."""
 
 
+class AuditSection(msgspec.Struct, frozen=True, kw_only=True):
+    """The audit trail (docs/audit.md)."""
+
+    retention_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
+    """Days for which records are kept at least; older ones are removed up to a signed checkpoint. 0 keeps everything."""
+
+
 class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """`tollway control`, the control plane."""
 
@@ -423,6 +432,7 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     periods: PeriodsSection = PeriodsSection()
     administration: AdministrationSection = AdministrationSection()
     quotas: QuotasSection = QuotasSection()
+    audit: AuditSection = AuditSection()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from tollway.settings import OTHER_VARIABLES, SHORT_NAMES
 
 COMMANDS = dict(list_commands())
 
-DOCUMENTS = {"audit export", "audit proof", "export", "spool export"}
+DOCUMENTS = {"audit export", "periods export", "periods proof", "export", "spool export"}
 """Commands whose output is a document with a format of its own; `--file` says where it goes."""
 
 SHORT = {"--output": "-o", "--file": "-f", "--verbose": "-v"}
@@ -44,7 +44,8 @@ def test_options_of_a_command_follow_the_style(name: str) -> None:
         assert ("--output" in given) == (name not in DOCUMENTS), "-o is what says how to print"
     assert "--since" not in given or {"--until", "--zone"} <= given.keys()
     assert "--valid-from" not in given or "--zone" in given
-    assert not {"--json", "--from", "--to", "--start", "--end", "--format"} & given.keys(), "use -o, --since, --until"
+    assert not {"--json", "--from", "--to", "--start", "--end"} & given.keys(), "use -o, --since, --until"
+    assert "--format" not in given or name in DOCUMENTS, "use -o"
     assert ("--file" in given) or name not in DOCUMENTS
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from fastapi.routing import APIRoute
 
 from tests.storage.databases import prove_prices
-from tollway.control import keys, nodes
+from tollway.control import audited_operations, keys, nodes
+from tollway.control.api.app import PUBLIC_ROUTERS
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
 from tollway.domain import ids
@@ -25,6 +27,7 @@ from tollway.domain.keys import KeyOrigin, KeyType
 from tollway.domain.quotas import DEFAULT_SIZES, QuotaSizes
 from tollway.serve import control as serve_control
 from tollway.serve.sockets import url_of
+from tollway.storage import audit as storage
 from tollway.storage.database import Database
 from tollway.storage.vault import LocalVault
 
@@ -38,6 +41,15 @@ NODE_ID = "node_" + "0" * 32
 """The node of the settings, whose key every `Running` has."""
 
 PEPPER = secrets.token_bytes(32)
+
+OPERATIONS = {
+    (method, route.path): route.name
+    for router in PUBLIC_ROUTERS
+    for route in router.routes
+    if isinstance(route, APIRoute)
+    for method in route.methods or ()
+}
+"""The operation of each method and path."""
 
 
 def mint(type: KeyType) -> str:
@@ -194,7 +206,22 @@ def running(database_url: str, archive_directory: Path, quotas: QuotaSizes = DEF
         thread.join(WAIT_SECONDS_MAX)
         assert not thread.is_alive(), "control did not stop"
         loop.close()
+        require_audit_records(control)
         database.close()
+
+
+def require_audit_records(control: Running) -> None:
+    """Fail unless each request that was carried out and is to be recorded has one record or more, and no other request has any."""
+    wanted = set()
+    for line in control.lines:
+        if line["event"] == "request" and line["status"] == 200 and not line.get("is_replay") and line.get("key_id"):
+            operation = OPERATIONS.get((str(line["method"]), str(line["route"])))
+            if operation in audited_operations.EVENTS:
+                wanted.add(line["request_id"])
+    with control.plane.database.platform(write=False) as tx:
+        chains = storage.list_chains(tx)
+        recorded = {record.actor.request_id for chain in chains for record in storage.iterate_records(tx, chain)}
+    assert wanted <= recorded, f"{len(wanted - recorded)} requests left no record in the audit trail"
 
 
 def wait_until(condition: Callable[[], object], seconds: float = WAIT_SECONDS_MAX) -> None:

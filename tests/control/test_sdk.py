@@ -109,3 +109,29 @@ class TestAdminKeys:
         assert refused.value.code == "invalid_api_key"
         with pytest.raises(openai.NotFoundError):
             keys.retrieve(created.id)
+
+
+class TestAuditLogs:
+    def test_are_listed_by_type_actor_resource_project_and_time(self, client: OpenAI, tenant: TenantSetup) -> None:
+        logs = client.admin.organization.audit_logs
+        project = client.admin.organization.projects.create(name="audited")
+        client.admin.organization.projects.update(project.id, name="renamed")
+        newest, oldest = list(logs.list(resource_ids=[project.id]))
+        assert (newest.type, oldest.type) == ("project.updated", "project.created")
+        assert newest.actor is not None and newest.actor.api_key is not None and newest.actor.api_key.id == tenant.admin_key_id
+        assert newest.project_updated is not None and newest.project_updated.id == project.id
+        assert newest.project_updated.changes_requested is not None
+        assert abs(newest.effective_at - time.time()) < 600
+        listed = list(logs.list(event_types=["project.created"], actor_ids=[tenant.admin_key_id]))
+        assert oldest.id in [event.id for event in listed] and {event.type for event in listed} == {"project.created"}
+        assert [event.id for event in logs.list(project_ids=[project.id])] == [newest.id]
+        assert list(logs.list(effective_at={"gt": newest.effective_at + 600})) == []
+        assert list(logs.list(effective_at={"lt": oldest.effective_at, "gte": 0}, resource_ids=[project.id])) == []
+        assert list(logs.list(actor_emails=["ada@example.com"])) == []
+
+    def test_page_forwards_and_backwards_and_record_that_they_were_read(self, client: OpenAI) -> None:
+        logs = client.admin.organization.audit_logs
+        first = logs.list(limit=2)
+        second = logs.list(limit=2, after=first.data[-1].id)
+        assert [event.id for event in logs.list(limit=2, before=second.data[0].id).data] == [event.id for event in first.data]
+        assert logs.list(limit=1).data[0].type == "audit_log.read"

@@ -43,6 +43,7 @@ OTHER_TABLES = {
     "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "job_leases",  # what gateways are told and tell, and who runs a job
     "refused_epochs",  # which runs wait for a clock or an operator
     "idempotency_keys",  # what was answered
+    "audit_heads", "audit_records", "audit_checkpoints", "audit_cuts",  # who changed what
     "engine_readings", "engine_hours", "engine_members",  # what engines counted: a second witness, not a bill
 }  # fmt: skip
 """Tables without money. Every other one is changed here."""

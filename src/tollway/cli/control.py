@@ -15,7 +15,7 @@ from tollway.domain.money import parse_sum
 from tollway.domain.quotas import Quota
 from tollway.domain.reconciliation import Tolerance
 from tollway.serve import data_directory
-from tollway.serve.control import ControlSettings, run_control
+from tollway.serve.control import AuditOptions, ControlSettings, run_control
 from tollway.serve.sockets import parse_address
 from tollway.settings import ControlSection, OperatorError, ReconcileSection
 
@@ -32,7 +32,7 @@ def control(
     """Run one control process until SIGTERM. It migrates its database first.
 
     Secrets come from the data directory or from TOLLWAY_PEPPER, TOLLWAY_VAULT_KEY, TOLLWAY_PLATFORM_KEY and
-    TOLLWAY_SECOND_PLATFORM_KEY.
+    TOLLWAY_SECOND_PLATFORM_KEY; TOLLWAY_AUDIT_KEY signs the audit trail.
     """
     settings = read_settings(
         config,
@@ -59,6 +59,7 @@ def control(
             vault_key=secrets.vault_key,
             platform_key=secrets.platform_key,
             second_platform_key=secrets.second_platform_key,
+            audit=AuditOptions(secrets.audit_key, settings.control.audit.retention_days),
             node=data_directory.find_node(directory, os.environ),
             reconcile=_reconcile_options(settings.control.reconcile),
             tolerance=Tolerance(settings.control.reconcile.drift_percent_max, settings.control.reconcile.drift_tokens_max),

@@ -11,15 +11,17 @@ import typer
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, check_id, connect
 from tollway.cli.organizations import with_organizations
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.period_exports import LISTED, export, proof
 from tollway.cli.times import Zone, find_zone, show_day, with_times
 from tollway.domain import ids
 from tollway.domain.periods import PeriodState
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.command()(export)
+app.command()(proof)
 
 OrganizationFilter = Annotated[str | None, typer.Option("--organization", metavar="NAME|ID", help="Only of this organization.")]
-LISTED = "see `tollway periods list`"
 PeriodId = Annotated[str, typer.Argument(metavar="PERIOD", help="Its id, as `tollway periods list` shows it.")]
 
 

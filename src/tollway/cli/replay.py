@@ -1,6 +1,5 @@
 """`tollway replay`: after a database was restored, ingest again what the archive holds beyond it."""
 
-import time
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +10,13 @@ import typer
 from tollway.cli.databases import DatabaseUrl, chosen
 from tollway.cli.output import Output, OutputOption, print_json
 from tollway.cli.processes import Config, DataDir, read_settings
+from tollway.control import audit
 from tollway.control import replay as replaying
+from tollway.control.audit import AuditedOperation
 from tollway.control.batches import BatchRefused
+from tollway.domain.audit import Actor, ActorKind
 from tollway.serve import data_directory
+from tollway.serve.control import new_id, now
 from tollway.settings import OperatorError
 from tollway.storage.database import Database
 from tollway.storage.record_archive import Archive, ArchiveShort
@@ -44,8 +47,10 @@ def replay(
         raise OperatorError(f"there is no archive in {place}", hint="see --archive")
     with chosen(settings, directory) as url, closing(Database.open(url)) as database:
         database.check_schema()
+        operation = AuditedOperation(event="usage.replayed", operation="replay", actor=Actor(kind=ActorKind.COMMAND, id="replay"))
+        audit.record_read(database, None, operation, new_id=new_id, now=now())
         try:
-            done = replaying.replay(database, Archive(place), time.time_ns() // 1000)
+            done = replaying.replay(database, Archive(place), now())
         except (BatchRefused, ArchiveShort, OSError) as error:
             raise OperatorError(
                 f"the archive does not continue this database: {error}", hint="restore the backup of the archive, too"

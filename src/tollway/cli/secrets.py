@@ -19,8 +19,8 @@ def new_secrets(output: OutputOption = Output.TABLE) -> None:
 
     Gateways need TOLLWAY_PEPPER and TOLLWAY_VAULT_KEY, and each a key of its own (see `tollway nodes create`); control needs
     TOLLWAY_PLATFORM_KEY as well. TOLLWAY_SECOND_PLATFORM_KEY is for a second person, who approves large corrections; leave it out if there
-    is none. Keep them in a secret store and in the backup: without the pepper no API key is valid, and without the
-    vault key no upstream credential can be opened.
+    is none. TOLLWAY_AUDIT_KEY signs the audit trail, for control only. Keep them in a secret store and in the backup: without the
+    pepper no API key is valid, and without the vault key no upstream credential can be opened.
     """
     fresh = data_directory.new_secrets()
     print_json(fresh) if output is Output.JSON else print("\n".join(f"{name}={value}" for name, value in fresh.items()))

@@ -4,9 +4,10 @@ Every refusal of identity is the same (KEY_INVALID), whether the key is unknown,
 secret goes no further than its digest: no query, log or error ever holds it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from tollway.control import peppers as stored_peppers
 from tollway.control.keys import Grantor
 from tollway.domain import ids, keys, roles
 from tollway.domain.faults import (
@@ -19,13 +20,13 @@ from tollway.domain.faults import (
     Fault,
     FaultKind,
 )
-from tollway.domain.keys import KeyType, Operator, SecretUse
+from tollway.domain.keys import KeyType, Operator
 from tollway.domain.roles import Grant, Permission
 from tollway.storage import keys as stored_keys
 from tollway.storage import nodes as stored_nodes
 from tollway.storage import platform_queries
-from tollway.storage.database import Database
-from tollway.storage.platform_queries import ActiveKey
+from tollway.storage.database import Database, PlatformTx
+from tollway.storage.platform_queries import ActiveKey as ActiveKey  # of `identify`, for the API
 
 NODE_MISMATCH = FaultKind(
     code="node_mismatch",
@@ -67,25 +68,29 @@ class Joiner:
     key_id: str
 
 
-def identify(database: Database, peppers: Mapping[int, bytes], secret: bytes, now: int) -> ActiveKey:
-    """Return whose key `secret` is at instant `now`. Raises Fault KEY_INVALID. What is not even shaped like a key costs no query."""
+def identify(database: Database, peppers: Mapping[int, bytes], current: int, secret: bytes, now: int) -> ActiveKey:
+    """Return whose key `secret` is at instant `now`. `current`: version of the pepper to which the digest of the secret is moved. Raises
+    Fault KEY_INVALID. What is not even shaped like a key costs no query."""
     if keys.find_type(secret.decode("ascii", "replace")) is None:
         raise Fault(KEY_INVALID)
-    digests = [keys.digest(pepper, secret) for pepper in peppers.values()]
+    digests = {version: keys.digest(pepper, secret) for version, pepper in peppers.items()}
     with database.platform(write=False) as tx:
-        key = platform_queries.find_active_key(tx, digests, now)
+        key = platform_queries.find_active_key(tx, list(digests.values()), now)
     if key is None:
         raise Fault(KEY_INVALID)
     if key.use is not None and key.type is not KeyType.NODE:  # nodes say themselves when they were alive
-        _note_use(database, key.use)
+        use = key.use
+        _write(database, lambda tx: stored_keys.note_uses(tx, [use]))
+    if key.digest != digests[current]:
+        _write(database, lambda tx: stored_peppers.move_secret(tx, secret, peppers, current))
     return key
 
 
-def _note_use(database: Database, use: SecretUse) -> None:
-    """Store the use of a secret, if the database can be written to: what is only read must be answered then as well."""
+def _write(database: Database, write: Callable[[PlatformTx], None]) -> None:
+    """Store something of a secret, if the database can be written to: what is only read must be answered then as well."""
     try:
         with database.platform() as tx:
-            stored_keys.note_uses(tx, [use])
+            write(tx)
     except Fault as fault:
         if fault.kind is not DATABASE_UNAVAILABLE:
             raise

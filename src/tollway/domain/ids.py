@@ -24,6 +24,7 @@ ADJUSTMENT = "adj"
 LOST_REQUEST = "lost"
 BUDGET = "bud"
 BUDGET_RAISE = "raise"
+AUDIT_RECORD = "audit"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

@@ -30,6 +30,7 @@ class Permission(StrEnum):
     USAGE_READ = "usage.read"
     COSTS_READ = "costs.read"
     PRICES_READ = "prices.read"
+    AUDIT_READ = "audit.read"
 
     PLATFORM_ORGANIZATIONS_READ = "platform.organizations.read"
     PLATFORM_ORGANIZATIONS_WRITE = "platform.organizations.write"
@@ -43,6 +44,7 @@ class Permission(StrEnum):
     PLATFORM_ACCOUNTS_WRITE = "platform.accounts.write"
     PLATFORM_KEYS_READ = "platform.keys.read"
     PLATFORM_KEYS_WRITE = "platform.keys.write"
+    PLATFORM_AUDIT_READ = "platform.audit.read"
 
     @property
     def is_of_platform(self) -> bool:

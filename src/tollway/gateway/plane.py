@@ -35,6 +35,7 @@ class Plane:
         usage_sink: UsageSink,
         vault: Vault,
         peppers: Sequence[bytes],
+        end_user_key: bytes = b"",
         log: LogWriter,
         bounds: RelayBounds,
         media_bounds: MediaBounds | None = None,
@@ -55,7 +56,7 @@ class Plane:
         concurrency = ConcurrencyBounds(concurrency_min=queue_bounds.concurrency_min, concurrency_max=queue_bounds.concurrency_max)
         self.upstreams = Upstreams(vault, self.metrics, log, self.buffers, concurrency)
         self.metrics.list_upstreams = self.upstreams.list_states
-        self.end_user_key = peppers[0] if peppers else b""
+        self.end_user_key = end_user_key
         self.counters = MemoryCounters(self.end_user_key)
         self.shared_counters: SharedCounters | None = None
         self.budgets = Budgets(now_us)

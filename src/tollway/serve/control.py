@@ -24,8 +24,9 @@ import httpx2
 import uvicorn
 import uvloop
 
-from tollway.control import idempotency, keys, nodes, publish, reconcile, retention
+from tollway.control import audit, audit_chains, idempotency, keys, nodes, peppers, publish, reconcile, retention
 from tollway.control.api.app import create_apps
+from tollway.control.audit import AuditedOperation
 from tollway.control.automatic_closing import close_due
 from tollway.control.engine_counters import open_client
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
@@ -34,6 +35,7 @@ from tollway.control.publish import Publications
 from tollway.control.quarantine import WaitingRecords
 from tollway.control.reconcile import ReconcileOptions, Reconciliation
 from tollway.domain import ids
+from tollway.domain.audit import Actor, ActorKind
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.keys import KeyOrigin
 from tollway.domain.money import PICO
@@ -64,6 +66,9 @@ IDEMPOTENCY_SECONDS = 3_600.0
 
 WAITING_SECONDS = 60.0
 """Interval of the job that rates records which waited for a price or an organization. It reads one number while nothing was published."""
+
+CHECKPOINT_SECONDS = 3_600.0
+"""Interval of the job that signs the ends of the audit trail's chains: what was recorded since could be removed from the end unnoticed."""
 
 CLOSING_SECONDS = 300.0
 """Interval of the job that closes periods: it takes days until a period is due, and minutes until a gateway is back."""
@@ -99,6 +104,15 @@ LEVELS = {
 """Log levels by event; any other event has the level `info`."""
 
 
+@dataclass(frozen=True, slots=True)
+class AuditOptions:
+    """Options of the audit trail. `key`: signs its checkpoints (Ed25519, 32 bytes); None signs none, and removes nothing either.
+    `retention_days`: how long records are kept at least; 0 keeps everything."""
+
+    key: bytes | None = field(default=None, repr=False)
+    retention_days: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlSettings:
     """The settings of a control process, which owns the listening sockets from here on.
@@ -128,6 +142,10 @@ class ControlSettings:
     requests_per_minute: int = 3000
     quotas: QuotaSizes = field(default_factory=lambda: DEFAULT_SIZES)
     limits_store: StoreOptions | None = None
+    audit: AuditOptions = field(default_factory=AuditOptions)
+
+
+NO_AUDIT = AuditOptions()
 
 
 def now() -> int:
@@ -175,7 +193,12 @@ def seed_keys(database: Database, settings: ControlSettings, log: Callable[[Mapp
     platform key that cannot be valid. A node that was revoked stays so, with a line in the log."""
     pepper = keys.Pepper(settings.pepper_version, settings.peppers[settings.pepper_version])
     node, is_valid = settings.node, True
-    with database.platform() as tx:
+    actor = Actor(kind=ActorKind.JOB, id="start")
+    operation = AuditedOperation(event="settings_keys.applied", operation="start", actor=actor)
+    with database.recording(audit.record_changes(operation, new_id=new_id, now=now)).platform() as tx:
+        for text in (settings.platform_key, settings.second_platform_key, None if node is None else node.key):
+            if text is not None:
+                peppers.move_secret(tx, text.encode(), settings.peppers, settings.pepper_version)
         for origin, secret in ((KeyOrigin.FIRST, settings.platform_key), (KeyOrigin.SECOND, settings.second_platform_key)):
             if secret is not None:
                 keys.seed_platform_key(tx, origin, secret, id=new_id(ids.KEY), pepper=pepper, now=now())
@@ -244,7 +267,15 @@ async def _serve_until_signal(plane: ControlPlane, settings: ControlSettings) ->
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await serve(plane, settings.public, settings.link, stop, settings.reconcile, retention_months=settings.retention_months)
+    await serve(
+        plane,
+        settings.public,
+        settings.link,
+        stop,
+        settings.reconcile,
+        retention_months=settings.retention_months,
+        audit_options=settings.audit,
+    )
 
 
 async def serve(
@@ -255,9 +286,10 @@ async def serve(
     options: ReconcileOptions | None = None,
     *,
     retention_months: int = 0,
+    audit_options: AuditOptions = NO_AUDIT,
 ) -> None:
     """Serve both applications on their listening sockets until `stop` is set; then finish what runs, within
-    STOP_SECONDS_MAX. `options`: how engines' counters are read meanwhile; None reads none."""
+    STOP_SECONDS_MAX. `options`: how engines' counters are read meanwhile; None reads none. `audit_options`: of the audit trail."""
     limit = raise_limit()
     share = share_out(limit, CONNECTIONS_MAX, for_each=2, reserve=RESERVE)
     if share.missing:
@@ -270,7 +302,7 @@ async def serve(
     holder = plane.new_id("control")
     runner = JobRunner(plane.database, holder, plane.jobs, stop, plane.now, plane.log)
     async with open_client() as client, asyncio.TaskGroup() as tasks:
-        tasks.create_task(runner.run(_list_jobs(plane, holder, client, options, retention_months)))
+        tasks.create_task(runner.run(_list_jobs(plane, holder, client, options, retention_months, audit_options)))
         for server, listener in servers.items():
             tasks.create_task(server.serve(sockets=[listener]))
         while not all(server.started for server in servers):
@@ -285,23 +317,31 @@ async def serve(
 
 
 def _list_jobs(
-    plane: ControlPlane, holder: str, client: httpx2.AsyncClient, options: ReconcileOptions | None, retention_months: int
+    plane: ControlPlane,
+    holder: str,
+    client: httpx2.AsyncClient,
+    options: ReconcileOptions | None,
+    retention_months: int,
+    audit_options: AuditOptions,
 ) -> list[Job]:
     """List the periodic jobs of a control process. `holder`: its name in leases."""
 
     def notice(_turn: Turn) -> None:
         publish.notice(plane.database, plane.publications)
 
+    months = _audit_job(plane, "usage_events.removed", "event_months")
+
     def keep_months(turn: Turn) -> None:
-        for line in retention.keep_months(plane.database, now=turn.at, retention_months=retention_months):
+        for line in retention.keep_months(months, now=turn.at, retention_months=retention_months):
             plane.log(line)
             if turn.is_over():
                 return
 
     waiting = WaitingRecords()
+    waiting_database = _audit_job(plane, "quarantined_record.rated", "waiting_records")
 
     def rate_waiting(turn: Turn) -> None:
-        rated = waiting.rate(plane.database, now=turn.at, is_stopping=turn.is_over)
+        rated = waiting.rate(waiting_database, now=turn.at, is_stopping=turn.is_over)
         if rated:
             plane.log({"event": "waiting_records_rated", "records": rated})
 
@@ -337,11 +377,15 @@ def _list_jobs(
             deadline_seconds=MONTHS_SECONDS,
         ),
     ]
+    if audit_options.key is not None:
+        jobs.append(_make_checkpoints_job(plane, audit_options.key, audit_options.retention_days))
     if plane.close_after_days is not None:
         after_days = plane.close_after_days
 
+        closing_database = _audit_job(plane, "billing_period.closed", "period_closing")
+
         def close(turn: Turn) -> None:
-            close_due(plane.database, after_days, holder=holder, now=plane.now, is_stopping=turn.is_over, log=plane.log)
+            close_due(closing_database, after_days, holder=holder, now=plane.now, is_stopping=turn.is_over, log=plane.log)
 
         closing = Job(
             name="period_closing", work=in_thread(close), interval_seconds=CLOSING_SECONDS, deadline_seconds=CLOSING_DEADLINE_SECONDS
@@ -401,3 +445,29 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
+
+
+def _audit_job(plane: ControlPlane, event: str, name: str) -> Database:
+    """Return the database as a job uses it: each of its transactions that changes a resource is recorded in the audit trail as `event`."""
+    operation = AuditedOperation(event=event, operation=name, actor=Actor(kind=ActorKind.JOB, id=name))
+    return plane.database.recording(audit.record_changes(operation, new_id=plane.new_id, now=plane.now))
+
+
+def _make_checkpoints_job(plane: ControlPlane, key: bytes, retention_days: int) -> Job:
+    """Return the job that signs checkpoints of the audit trail, writes them to the log, and removes what is older than its retention."""
+
+    def sign(turn: Turn) -> None:
+        for checkpoint in audit_chains.sign_checkpoints(plane.database, key, turn.at):
+            line = {"chain": checkpoint.chain, "sequence": checkpoint.sequence, "hash": checkpoint.hash.hex()}
+            plane.log({"event": "audit_checkpoint", **line})
+            if turn.is_over():
+                return
+        if retention_days:
+            for chain, removed in audit_chains.remove_old(plane.database, retention_days, turn.at):
+                plane.log({"event": "audit_records_removed", "chain": chain, "records": removed})
+                if turn.is_over():
+                    return
+
+    return Job(
+        name="audit_checkpoints", work=in_thread(sign), interval_seconds=CHECKPOINT_SECONDS, deadline_seconds=CLOSING_DEADLINE_SECONDS
+    )

@@ -1,7 +1,7 @@
 """The data directory: its format marker, its locks, and the secrets that must survive with it.
 
     tollway.json    {"format": 1}: a newer format is refused, never guessed at
-    secrets.json    mode 0600, made once: peppers, vault key, platform key, id and key of the node
+    secrets.json    mode 0600, made once: peppers, vault key, audit key, platform key, id and key of the node
     control/        database and archive         gateway/   spool and snapshot
     logs/           one file per child process   addresses.json   where the running processes listen
 
@@ -38,9 +38,15 @@ FORMAT = 1
 SECRET_BYTES = 32
 """Length of a pepper and of the vault key: the key size of HMAC-SHA256 and AES-256."""
 
-SECRETS_ENV = ("TOLLWAY_PEPPER", "TOLLWAY_VAULT_KEY", "TOLLWAY_PLATFORM_KEY", "TOLLWAY_SECOND_PLATFORM_KEY")
-"""Variables that replace secrets.json in a cluster, where processes do not share a directory. The last has no place in secrets.json:
+SECRETS_ENV = ("TOLLWAY_PEPPER", "TOLLWAY_VAULT_KEY", "TOLLWAY_PLATFORM_KEY", "TOLLWAY_SECOND_PLATFORM_KEY", "TOLLWAY_AUDIT_KEY")
+"""Variables that replace secrets.json in a cluster, where processes do not share a directory. The second platform key has no place there:
 whoever reads the file would hold both keys, and could approve what they asked for."""
+
+PEPPERS_MAX = 2
+"""The pepper of new digests, and the one before or after it: every request that presents an unknown key costs a digest under each."""
+
+VERSION_MAX = 2**31 - 1
+"""Greatest version of a pepper: that of an integer column."""
 
 NODE_ENV = ("TOLLWAY_NODE_ID", "TOLLWAY_NODE_KEY")
 """Variables that say who a gateway is, in place of secrets.json."""
@@ -54,7 +60,7 @@ class Secrets:
     """The secrets that a process needs to check keys and open credentials. repr shows none of them.
 
     `peppers` by version, 32 bytes each. `platform_key` is None where only a gateway's secrets were given, `second_platform_key` where there
-    is no second person.
+    is no second person. `audit_key` signs checkpoints of the audit trail; None where none was given.
     """
 
     peppers: Mapping[int, bytes] = field(repr=False)
@@ -62,6 +68,7 @@ class Secrets:
     vault_key: bytes = field(repr=False)
     platform_key: str | None = field(repr=False)
     second_platform_key: str | None = field(repr=False)
+    audit_key: bytes | None = field(default=None, repr=False)
 
     def digests(self) -> dict[str, str]:
         """Return a digest of each secret without which a database cannot be read, by name, so that a backup knows them again. They are
@@ -221,6 +228,7 @@ def new_secrets() -> dict[str, str]:
         "TOLLWAY_VAULT_KEY": secrets.token_hex(SECRET_BYTES),
         "TOLLWAY_PLATFORM_KEY": keys.new_key(KeyType.PLATFORM, secrets.token_bytes(keys.RANDOM_BYTES)).secret,
         "TOLLWAY_SECOND_PLATFORM_KEY": keys.new_key(KeyType.PLATFORM, secrets.token_bytes(keys.RANDOM_BYTES)).secret,
+        "TOLLWAY_AUDIT_KEY": secrets.token_hex(SECRET_BYTES),
     }
 
 
@@ -235,6 +243,7 @@ def make_secrets(directory: Path) -> None:
         "peppers": {"1": fresh["TOLLWAY_PEPPER"]},
         "pepper_version": 1,
         "vault_key": fresh["TOLLWAY_VAULT_KEY"],
+        "audit_key": fresh["TOLLWAY_AUDIT_KEY"],
         "platform_key": fresh["TOLLWAY_PLATFORM_KEY"],
         "node_id": _new_node_id(),
         "node_key": _new_node_key(),
@@ -249,11 +258,15 @@ def read_secrets(directory: Path, environ: Mapping[str, str]) -> Secrets:
     shows one."""
     path = directory / "secrets.json"
     body = _read_private(path)
-    pepper, vault_key, platform_key, second_key = (environ.get(name) or None for name in SECRETS_ENV)
+    pepper, vault_key, platform_key, second_key, _ = (environ.get(name) or None for name in SECRETS_ENV)
     version = body.get("pepper_version", 1)
     peppers = {int(known): _parse_hex(text, f"pepper {known} in {path}") for known, text in body.get("peppers", {}).items()}
-    if pepper is not None:
+    if pepper is not None and ":" in pepper:
+        version, peppers = _parse_peppers(pepper)
+    elif pepper is not None:
         peppers[version] = _parse_hex(pepper, "TOLLWAY_PEPPER")
+    if len(peppers) > PEPPERS_MAX:
+        raise OperatorError(f"there are {len(peppers)} peppers: {PEPPERS_MAX} at most", hint="see `tollway peppers list`")
     if version not in peppers:
         raise _missing("pepper", "TOLLWAY_PEPPER", directory)
     vault_text = vault_key or body.get("vault_key")
@@ -267,7 +280,85 @@ def read_secrets(directory: Path, environ: Mapping[str, str]) -> Secrets:
         platform_key=platform_text
         and _check_key(platform_text, KeyType.PLATFORM, "TOLLWAY_PLATFORM_KEY" if platform_key else f"platform_key in {path}"),
         second_platform_key=second_key and _check_key(second_key, KeyType.PLATFORM, "TOLLWAY_SECOND_PLATFORM_KEY"),
+        audit_key=find_audit_key(directory, environ),
     )
+
+
+def _parse_peppers(text: str) -> tuple[int, dict[int, bytes]]:
+    """Return the version for new digests and the peppers by version of a text such as `1:hex,2:hex`, whose first one is for new digests."""
+    peppers: dict[int, bytes] = {}
+    for part in text.split(","):
+        number, _, digits = part.strip().partition(":")
+        if not number.isascii() or not number.isdigit() or not 0 < int(number) <= VERSION_MAX or int(number) in peppers:
+            raise OperatorError("TOLLWAY_PEPPER must be one pepper, or two as VERSION:PEPPER,VERSION:PEPPER", hint="for example 1:…,2:…")
+        peppers[int(number)] = _parse_hex(digits, f"pepper {number} of TOLLWAY_PEPPER")
+    return next(iter(peppers)), peppers
+
+
+def add_pepper(directory: Path) -> int:
+    """Add a fresh pepper to secrets.json, which is not used for new digests yet, and return its version. Raises OperatorError if there are
+    PEPPERS_MAX already."""
+    body = _read_peppers(directory)
+    versions = sorted(map(int, body["peppers"]))
+    if len(versions) >= PEPPERS_MAX:
+        raise OperatorError(f"there are {PEPPERS_MAX} peppers already: {versions}", hint="`tollway peppers retire` the older one first")
+    added = versions[-1] + 1
+    body["peppers"][str(added)] = secrets.token_hex(SECRET_BYTES)
+    _rewrite(directory / "secrets.json", body)
+    return added
+
+
+def use_pepper(directory: Path, version: int) -> None:
+    """Make a pepper of secrets.json the one of new digests. Raises OperatorError if it is not there."""
+    body = _read_peppers(directory)
+    if str(version) not in body["peppers"]:
+        raise OperatorError(f"there is no pepper {version} in {directory}/secrets.json", hint="`tollway peppers add` makes one")
+    _rewrite(directory / "secrets.json", body | {"pepper_version": version})
+
+
+def remove_pepper(directory: Path, version: int) -> None:
+    """Remove a pepper from secrets.json. Raises OperatorError if it is not there, or is the one of new digests."""
+    body = _read_peppers(directory)
+    if version == body.get("pepper_version", 1):
+        raise OperatorError(f"pepper {version} is the one of new keys", hint="`tollway peppers use` another one first")
+    if body["peppers"].pop(str(version), None) is None:
+        raise OperatorError(f"there is no pepper {version} in {directory}/secrets.json")
+    _rewrite(directory / "secrets.json", body)
+
+
+def _read_peppers(directory: Path) -> dict[str, Any]:
+    body = _read_private(directory / "secrets.json")
+    if not body.get("peppers"):
+        raise OperatorError(
+            f"there are no peppers in {directory}/secrets.json",
+            hint="in a cluster change TOLLWAY_PEPPER, as docs/keys.md describes",
+        )
+    return body
+
+
+def _rewrite(path: Path, body: Mapping[str, Any]) -> None:
+    """Replace a private file as a whole: whoever reads it meanwhile, and whoever starts after a crash, finds the old one or the new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as writer:
+            json.dump(body, writer, indent=2)
+            writer.flush()
+            os.fsync(writer.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def find_audit_key(directory: Path, environ: Mapping[str, str]) -> bytes | None:
+    """Return the private key that signs checkpoints of the audit trail (Ed25519); None if neither the environment nor secrets.json has
+    one. Raises OperatorError for one that is malformed."""
+    text = environ.get("TOLLWAY_AUDIT_KEY")
+    if text:
+        return _parse_hex(text, "TOLLWAY_AUDIT_KEY")
+    path = directory / "secrets.json"
+    kept = _read_private(path).get("audit_key")
+    return None if kept is None else _parse_hex(kept, f"audit_key in {path}")
 
 
 def find_node(directory: Path, environ: Mapping[str, str]) -> NodeIdentity | None:

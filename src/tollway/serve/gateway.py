@@ -7,6 +7,7 @@ would be true. A process that finds the disk of its spool full, failing or read-
 (`link/spool_wait.py`), then goes on by itself."""
 
 import asyncio
+import hmac
 import json
 import os
 import random
@@ -150,6 +151,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         usage_sink=spool or UnavailableSpool(),
         vault=LocalVault(options.vault_key),
         peppers=options.peppers,
+        end_user_key=_derive_end_user_key(options.vault_key),
         log=log,
         bounds=options.relay,
         media_bounds=options.media,
@@ -423,3 +425,10 @@ def _find_obstacle(plane: Plane, options: GatewayOptions) -> tuple[str, str]:
 
 def _now_us() -> int:
     return time.time_ns() // 1000
+
+
+def _derive_end_user_key(vault_key: bytes) -> bytes:
+    """Return the key with which the names of end users are hashed. All gateways derive the same one, and a rotation of the pepper keeps it,
+    so that what end users have used of their limits is not forgotten. HMAC-SHA-256 over a name of its own reveals nothing of the vault
+    key."""
+    return hmac.digest(vault_key, b"tollway names of end users", "sha256")

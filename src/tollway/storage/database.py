@@ -101,6 +101,10 @@ class TenantTx(Transaction):
     organization_id: str
 
 
+Recorder = Callable[[Transaction], Callable[[], None] | None]
+"""Function that is called at the beginning of a transaction that writes. It returns what is to be called before the commit, if anything."""
+
+
 class Database:
     """An open database. Thread-safe. Made by `Database.open`, ended by `close`."""
 
@@ -109,6 +113,7 @@ class Database:
         self._readers = readers
         self._listeners: list[Callable[[int], None]] = []
         self._prepare: Callable[[Transaction], None] | None = None
+        self._record: Recorder | None = None
 
     @classmethod
     def open(cls, url: str, *, connections_max: int = POSTGRES_CONNECTIONS) -> Self:
@@ -146,10 +151,21 @@ class Database:
     def preparing(self, prepare: Callable[[Transaction], None]) -> "Database":
         """Return this database as one request uses it: `prepare` runs at the beginning of its first transaction that writes and commits.
         What `prepare` raises ends that transaction."""
-        of_request = Database(self._writers, self._readers)
-        of_request._listeners = self._listeners
-        of_request._prepare = prepare
-        return of_request
+        prepared = self._copy()
+        prepared._prepare = prepare
+        return prepared
+
+    def recording(self, record: Recorder) -> "Database":
+        """Return this database as one request, job or command uses it: each transaction that writes is told to `record` at its beginning,
+        and what that returns is called before the commit. What either raises ends the transaction."""
+        recorded = self._copy()
+        recorded._record = record
+        return recorded
+
+    def _copy(self) -> "Database":
+        copy = Database(self._writers, self._readers)
+        copy._listeners, copy._prepare, copy._record = self._listeners, self._prepare, self._record
+        return copy
 
     @contextmanager
     def platform(self, *, write: bool = True) -> Iterator[PlatformTx]:
@@ -160,9 +176,9 @@ class Database:
         """
         with self._connection(write) as connection:
             tx = PlatformTx(connection)
-            self._begin(tx, write)
+            finish = self._begin(tx, write)
             yield tx
-            self._commit(tx, write)
+            self._commit(tx, write, finish)
         self._notify_listeners(tx)
 
     @contextmanager
@@ -170,16 +186,21 @@ class Database:
         """A transaction on behalf of one organization; otherwise as `platform`."""
         with self._connection(write) as connection:
             tx = TenantTx(connection, organization_id)
-            self._begin(tx, write)
+            finish = self._begin(tx, write)
             yield tx
-            self._commit(tx, write)
+            self._commit(tx, write, finish)
         self._notify_listeners(tx)
 
-    def _begin(self, tx: Transaction, write: bool) -> None:
-        if write and self._prepare is not None:
+    def _begin(self, tx: Transaction, write: bool) -> Callable[[], None] | None:
+        if not write:
+            return None
+        if self._prepare is not None:
             self._prepare(tx)
+        return None if self._record is None else self._record(tx)
 
-    def _commit(self, tx: Transaction, write: bool) -> None:
+    def _commit(self, tx: Transaction, write: bool, finish: Callable[[], None] | None) -> None:
+        if finish is not None:
+            finish()
         tx.connection.commit()
         if write:
             self._prepare = None

@@ -6,7 +6,7 @@ A revoked key keeps its row, because usage names it, and is otherwise as if it h
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -18,7 +18,7 @@ from tollway.domain.tenants import ServiceAccount
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.limits import delete_model_limits, read_limits
 from tollway.storage.pages import fetch_page, split_ids
-from tollway.storage.schema import api_keys, service_accounts
+from tollway.storage.schema import api_keys, join_tokens, service_accounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,41 @@ def put_node_key(tx: PlatformTx, key: Key, digest: Digest, node_id: str) -> None
     """Store a key of a node, unless this very key is stored already."""
     insert = tx.insert(api_keys).values(organization_id=None, node_id=node_id, **_columns(key, digest))
     tx.connection.execute(insert.on_conflict_do_nothing(index_elements=["digest"]))
+
+
+def move_digest(tx: PlatformTx, old: bytes, new: Digest) -> None:
+    """Store another digest of the secret whose digest is `old`, whichever key has it, revoked or not. Does nothing if none has."""
+    values = {"pepper_version": new.pepper_version, "digest": new.value}
+    tx.connection.execute(api_keys.update().where(api_keys.c.digest == old).values(values))
+    previous = {f"previous_{name}": value for name, value in values.items()}
+    tx.connection.execute(api_keys.update().where(api_keys.c.previous_digest == old).values(previous))
+
+
+class PepperUse(NamedTuple):
+    """Live secrets whose digests were made with one pepper. `keys`: how many keys have one; `tokens`: join tokens that can be used;
+    `key_ids`: of the first keys by id."""
+
+    keys: int
+    tokens: int
+    key_ids: list[str]
+
+
+def find_pepper_use(tx: PlatformTx, version: int, now: int, ids_max: int) -> PepperUse:
+    """Return what would end if the pepper `version` were gone at `now`; at most `ids_max` ids of keys."""
+    key, token = api_keys.c, join_tokens.c
+    under = sa.or_(key.pepper_version == version, sa.and_(key.previous_pepper_version == version, key.previous_expires_at > now))
+    live = sa.and_(under, key.revoked_at.is_(None), sa.or_(key.expires_at.is_(None), key.expires_at > now))
+    keys = tx.connection.execute(sa.select(sa.func.count()).select_from(api_keys).where(live)).scalar_one()
+    key_ids = tx.connection.execute(sa.select(key.id).where(live).order_by(key.id).limit(ids_max)).scalars()
+    usable = sa.and_(token.pepper_version == version, token.used_at.is_(None), token.expires_at > now)
+    tokens = tx.connection.execute(sa.select(sa.func.count()).select_from(join_tokens).where(usable)).scalar_one()
+    return PepperUse(keys, tokens, list(key_ids))
+
+
+def list_pepper_versions(tx: PlatformTx) -> set[int]:
+    """Return the versions of all peppers with which digests of keys were made."""
+    versions = sa.union(sa.select(api_keys.c.pepper_version), sa.select(join_tokens.c.pepper_version))
+    return set(tx.connection.execute(versions).scalars())
 
 
 def list_platform_keys(tx: PlatformTx, window: PageWindow, type: KeyType) -> Page[Key]:

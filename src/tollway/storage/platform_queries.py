@@ -6,7 +6,7 @@ change, so that the two cannot come to differ.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -39,7 +39,7 @@ class ActiveKey:
     """A key that may act now, and for whom: `organization_id` is None for keys of the platform and of nodes, `node_id` for all but those
     of nodes, `origin` for all but those of operators, `grant` (its role) for all but those of admins and operators. `expires_at`: None for
     a key that does not expire. `use`: the secret that was presented, used now; None if its use was noted already less than USE_SECONDS
-    ago."""
+    ago. `digest`: of the secret that was presented."""
 
     id: str
     type: KeyType
@@ -49,6 +49,7 @@ class ActiveKey:
     expires_at: int | None = None
     use: SecretUse | None = None
     grant: Grant | None = None
+    digest: bytes = field(default=b"", repr=False)
 
 
 def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> ActiveKey | None:
@@ -73,9 +74,11 @@ def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> Activ
     is_new = row.digest in digests
     noted_at = row.last_used_at if is_new else row.previous_last_used_at
     use = None
+    digest = bytes(row.digest if is_new else row.previous_digest)
     if noted_at is None or noted_at <= now - USE_SECONDS * 1_000_000:
-        use = SecretUse(row.id, shorten_digest(row.digest if is_new else row.previous_digest), now)
-    return ActiveKey(row.id, KeyType(row.type), row.organization_id, row.node_id, origin, row.expires_at, use, keys.read_grant(row))
+        use = SecretUse(row.id, shorten_digest(digest), now)
+    grant = keys.read_grant(row)
+    return ActiveKey(row.id, KeyType(row.type), row.organization_id, row.node_id, origin, row.expires_at, use, grant, digest)
 
 
 def has_organization(tx: PlatformTx, organization_id: str) -> bool:

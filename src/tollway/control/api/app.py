@@ -28,6 +28,7 @@ from tollway.control import automatic_closing, epochs, quarantine
 from tollway.control.access import NODE_MISMATCH
 from tollway.control.api import (
     api_keys,
+    audit_logs,
     budgets,
     catalog,
     corrections,
@@ -41,6 +42,7 @@ from tollway.control.api import (
     nodes,
     operator_keys,
     organizations,
+    peppers,
     periods,
     price_books,
     prices,
@@ -102,6 +104,8 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     corrections.router,
     quarantined_records.router,
     operator_keys.router,
+    audit_logs.router,
+    peppers.router,
 )
 LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router, budgets.link_router, limits.link_router)
 
@@ -288,6 +292,7 @@ class Envelope:
             if status == 0:
                 await errors.response_of(fault)(inner, receive, send_stamped)
 
+        inner["tollway.request_id"] = request_id
         inner["tollway.place"] = place = Place(self.places, is_revocation=scope["method"] == "DELETE")
         try:
             if scope["path"] not in HEALTH_PATHS:
@@ -359,6 +364,7 @@ class Envelope:
                 "error_code": fault.kind.code if fault else None,
                 "blame": fault.kind.blame if fault else None,
                 "detail": fault.detail if fault and fault.detail else None,
+                "is_replay": scope.get("tollway.is_replay"),
             }
         )
 

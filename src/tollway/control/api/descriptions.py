@@ -32,6 +32,7 @@ _KEY = "key_0198c5f2a3b47c11a0b1c2d3e4f50617"
 _REQUEST = "req_0198c5f2a3b47c11a0b1c2d3e4f50617"
 _DEPLOYMENT = "dep_0198c5f2a3b47c11a0b1c2d3e4f50617"
 _BOOK = "book_0198c5f2a3b47c11a0b1c2d3e4f50617"
+_AUDIT = "audit_0198c5f2a3b47c11a0b1c2d3e4f50617"
 _HASH = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 FIELDS: Mapping[str, FieldText] = {
@@ -266,6 +267,35 @@ FIELDS: Mapping[str, FieldText] = {
 }
 
 SPECIAL: Mapping[str, FieldText] = {
+    "ActorKeyOut.type": FieldText("Always `user`, for OpenAI's clients.", "user"),
+    "ActorOut.api_key": FieldText("The key with which the actor identified itself."),
+    "ActorOut.type": FieldText("Always `api_key`.", "api_key"),
+    "AuditLogOut.actor": FieldText("Who caused the event."),
+    "AuditLogOut.effective_at": FieldText(f"When it was recorded, {_AT}.", 1790000000),
+    "AuditLogOut.id": FieldText("The id of the record.", _AUDIT),
+    "AuditLogOut.project": FieldText("The project that it concerns; null for none."),
+    "AuditLogOut.record": FieldText("The record as it is chained."),
+    "AuditLogOut.type": FieldText("The type of the event.", "api_key.created"),
+    "AuditProjectOut.id": FieldText("The id of the project.", _PROJECT),
+    "AuditRecordOut.actor_kind": FieldText("The kind of the actor.", "admin_key"),
+    "AuditRecordOut.address": FieldText("The address that the request came from; empty for a job or a command.", "192.0.2.7"),
+    "AuditRecordOut.changes": FieldText("The resources that changed, 50 at most."),
+    "AuditRecordOut.hash": FieldText("SHA-256 over the record and the hash of the one before, in hexadecimal.", _HASH),
+    "AuditRecordOut.omitted": FieldText("Resources that changed and are not listed, 0 or more.", 0),
+    "AuditRecordOut.operation": FieldText("The operation of the API, the job or the command.", "create_project_key"),
+    "AuditRecordOut.request_id": FieldText("The request, as in its `x-request-id`; empty for a job or a command.", _REQUEST),
+    "AuditRecordOut.sequence": FieldText("The place of the record in its chain, 1 or more.", 42),
+    "AuditRecordOut.target_id": FieldText("The id of the resource that it concerns; empty for none.", _KEY),
+    "AuditRecordOut.target_kind": FieldText("The kind of the resource that it concerns; empty for none.", "api_key"),
+    "PepperOut.is_current": FieldText("Whether new keys are digested under it.", True),
+    "PepperOut.is_known": FieldText("Whether this control process has it.", True),
+    "PepperOut.join_tokens": FieldText("Join tokens that can be used and need it, 0 or more.", 0),
+    "PepperOut.key_ids": FieldText("Ids of the first 100 of these keys.", [_KEY]),
+    "PepperOut.keys": FieldText("Live keys with a secret that needs it, 0 or more.", 12),
+    "PepperOut.version": FieldText("The version of the pepper, 1 or more.", 2),
+    "ResourceChangeOut.after": FieldText("The fields that changed, as they are now.", {"name": "search"}),
+    "ResourceChangeOut.before": FieldText("The fields that changed, as they were.", {"name": "find"}),
+    "ResourceChangeOut.kind": FieldText("The kind of the resource.", "api_key"),
     "KeyCreate.endpoints": FieldText("Endpoints that the key may call; null for all.", ["chat/completions"]),
     "KeyCreate.addresses": FieldText(
         "Address ranges from which the key may be used, 1 to 100; null for any.", ["192.0.2.0/24", "2001:db8::/32"]
@@ -354,6 +384,16 @@ SPECIAL: Mapping[str, FieldText] = {
 }
 
 PARAMETERS: Mapping[str, FieldText] = {
+    "before": FieldText("Return the items just newer than this id.", _AUDIT),
+    "effective_at[gt]": FieldText(f"Only events after this instant, {_AT}.", 1790000000),
+    "effective_at[gte]": FieldText(f"Only events at or after this instant, {_AT}.", 1790000000),
+    "effective_at[lt]": FieldText(f"Only events before this instant, {_AT}.", 1790086400),
+    "effective_at[lte]": FieldText(f"Only events at or before this instant, {_AT}.", 1790086400),
+    "event_types": FieldText("Only events of these types (repeatable).", ["api_key.created"]),
+    "actor_ids": FieldText("Only events of these credentials (repeatable).", [_KEY]),
+    "actor_emails": FieldText("Only events of people with these addresses (repeatable); no actor has one.", ["ada@example.com"]),
+    "resource_ids": FieldText("Only events that concern these resources (repeatable).", [_PROJECT]),
+    "tenant_only": FieldText("Accepted for OpenAI's clients; every event concerns the organization.", False),
     "after": FieldText("Return items that follow this id.", _KEY),
     "limit": FieldText("Most items or intervals to return.", 20),
     "order": FieldText("By time of creation, oldest first (`asc`) or latest first (`desc`).", "asc"),

@@ -9,7 +9,9 @@ model that refuses unknown fields. Query parameters that the route does not decl
 `name=`, as OpenAI's clients write arrays.
 
 A POST of an admin or an operator may carry an `Idempotency-Key`: `ApiRoute` answers it from the store if it was carried out before, and
-otherwise gives its endpoint a database that stores the key in the transaction of the change (`control.idempotency`).
+otherwise gives its endpoint a database that stores the key in the transaction of the change (`control.idempotency`). In the same way
+the database that an endpoint is given records each change in the audit trail (`control.audit`); a sensitive read is recorded before
+its endpoint is called.
 
 An endpoint is a plain function in a worker thread. It opens the transaction it needs
 (`plane.database.tenant(caller.organization_id)`) and shapes the answer after the commit.
@@ -30,15 +32,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from tollway.control import access, idempotency
+from tollway.control import access, audit, audited_operations, idempotency
+from tollway.control.access import ActiveKey, Tenant
 from tollway.control.access import Joiner as JoiningCaller
 from tollway.control.access import Node as NodeCaller
-from tollway.control.access import Tenant
 from tollway.control.api.errors import name_of
 from tollway.control.api.places import Place
+from tollway.control.audit import AuditedOperation
 from tollway.control.idempotency import KeptAnswer
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids
+from tollway.domain.audit import Actor, ActorKind, Target
 from tollway.domain.faults import (
     CONTENT_CODING_UNSUPPORTED,
     KEY_INVALID,
@@ -65,13 +69,17 @@ Plane = Annotated[ControlPlane, Depends(plane_of)]
 # ---- Access -----------------------------------------------------------------------------------------------------------
 
 
+Caller = Tenant | Operator | NodeCaller | JoiningCaller
+"""Someone who may use a route."""
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """A rule of who may call a route. As a dependency it yields the caller. `check` runs in a thread and raises a Fault to refuse.
     `permission`: the one that admins and operators need; None for other callers."""
 
     name: str
-    check: Callable[[ControlPlane, Request], Tenant | Operator | NodeCaller | JoiningCaller | None]
+    check: Callable[[ControlPlane, Request], Caller | None]
     permission: Permission | None = None
 
     def __call__(self, request: Request) -> Any:
@@ -93,19 +101,23 @@ def _credential(request: Request) -> bytes:
     return b"\0".join(value for name, value in request.headers.raw if name in (b"authorization", b"x-api-key"))
 
 
+def _identify(plane: ControlPlane, request: Request) -> ActiveKey:
+    return access.identify(plane.database, plane.peppers, plane.pepper_version, _presented(request), plane.now())
+
+
 def _check_tenant(permission: Permission, plane: ControlPlane, request: Request) -> Tenant:
-    key = access.identify(plane.database, plane.peppers, _presented(request), plane.now())
+    key = _identify(plane, request)
     tenant = access.require_tenant(plane.database, key, request.headers.get("openai-organization"))
     access.require_permission(tenant, permission, request.path_params.get("project_id"))
     return tenant
 
 
 def _check_operator(permission: Permission, plane: ControlPlane, request: Request) -> Operator:
-    return access.require_operator(access.identify(plane.database, plane.peppers, _presented(request), plane.now()), permission)
+    return access.require_operator(_identify(plane, request), permission)
 
 
 def _check_node(plane: ControlPlane, request: Request) -> NodeCaller:
-    return access.require_node(access.identify(plane.database, plane.peppers, _presented(request), plane.now()))
+    return access.require_node(_identify(plane, request))
 
 
 def _check_joiner(plane: ControlPlane, request: Request) -> JoiningCaller:
@@ -144,6 +156,9 @@ def expiry(lifetime_seconds: int | None, now: int) -> int | None:
 
 # ---- Routes -----------------------------------------------------------------------------------------------------------
 
+TARGET_CHARACTERS_MAX = 64
+"""Longest part of a path that the audit trail keeps as an id. Longer than any id, so what is cut names nothing."""
+
 BRACKETS = re.compile(r"(\[\]|%5B%5D)(?==|&|$)", re.IGNORECASE)
 
 
@@ -169,6 +184,7 @@ class ApiRoute(APIRoute):
         if len(declared) != 1:
             raise TypeError(f"{self.name} {self.path} must declare exactly one access, not {len(declared)}")
         self.access = required = declared.pop()
+        event = audited_operations.find_event(self.name, "GET" if self.methods == {"GET"} else "POST")
         queries = {name for flat in _flatten(self.dependant) for name in _query_names(flat)}
         reads_json = self.body_field is not None
 
@@ -197,27 +213,62 @@ class ApiRoute(APIRoute):
                     strict.parsed = read_json(body, strict.headers)
             if organization_id is not None:
                 await place.take_turn(organization_id)
+            plane = plane_of(strict)
+            if event is not None and caller is not None:
+                operation = _describe_operation(strict, caller, event, self.name)
+                if strict.method == "GET":
+                    organization_id = caller.organization_id if isinstance(caller, Tenant) else None
+                    await run_in_threadpool(
+                        audit.record_read, plane.database, organization_id, operation, new_id=plane.new_id, now=plane.now()
+                    )
+                else:
+                    recorder = audit.record_in(operation, new_id=plane.new_id, now=plane.now())
+                    strict.state.plane = replace(plane, database=plane.database.recording(recorder))
             key = strict.headers.get("idempotency-key") if strict.method == "POST" else None
             if key is None or not isinstance(caller, Tenant | Operator):
                 return await handle(strict)
-            return await _answer_once(strict, caller, key, body, handle)
+            return await _answer_once(plane, strict, caller, key, body, handle)
 
         return answer
 
 
+def _describe_operation(request: Request, caller: Caller, event: str, name: str) -> AuditedOperation:
+    """Return what the audit trail says of a request, beside its changes."""
+    match caller:
+        case JoiningCaller():
+            kind = ActorKind.JOIN_TOKEN
+        case Tenant(is_operator=False):
+            kind = ActorKind.ADMIN_KEY
+        case _:
+            kind = ActorKind.OPERATOR
+    address = "" if request.client is None else request.client.host
+    actor = Actor(kind=kind, id=caller.key_id, address=address, request_id=request.scope["tollway.request_id"])
+    named = next(reversed(request.path_params.items()), None)
+    if named is None:
+        return AuditedOperation(event=event, operation=name, actor=actor)
+    project_id = request.path_params.get("project_id", "")
+    target = Target(kind=named[0].removesuffix("_id"), id=named[1][:TARGET_CHARACTERS_MAX], project_id=project_id[:TARGET_CHARACTERS_MAX])
+    return AuditedOperation(event=event, operation=name, actor=actor, target=target)
+
+
 async def _answer_once(
-    request: Request, caller: Tenant | Operator, key: str, body: bytes, handle: Callable[[Request], Coroutine[Any, Any, Response]]
+    plane: ControlPlane,
+    request: Request,
+    caller: Tenant | Operator,
+    key: str,
+    body: bytes,
+    handle: Callable[[Request], Coroutine[Any, Any, Response]],
 ) -> Response:
     """Answer a request with an idempotency key: as before if it was carried out before, otherwise by `handle`."""
-    plane = plane_of(request)
     sender = (caller.key_id, caller.organization_id if isinstance(caller, Tenant) else "")
     target = f"{request.url.path}?{request.url.query}"
     asked = idempotency.identify(sender, request.method, target, key, body)
     now = plane.now()
     kept = await run_in_threadpool(idempotency.find_answer, plane.database, plane.vault, asked, now)
     if kept is not None:
+        request.scope["tollway.is_replay"] = True
         return Response(kept.body, kept.status, {"idempotent-replayed": "true"}, "application/json")
-    database = plane.database.preparing(idempotency.claim_in(asked, now))
+    database = plane_of(request).database.preparing(idempotency.claim_in(asked, now))
     request.state.plane = replace(plane, database=database)
     response = await handle(request)
     if not isinstance(response, StreamingResponse):

@@ -8,6 +8,7 @@ from alembic.autogenerate.api import AutogenContext
 
 from tollway.storage import (
     schema,
+    schema_audit,
     schema_budgets,
     schema_idempotency,
     schema_jobs,
@@ -18,7 +19,17 @@ from tollway.storage import (
 )
 from tollway.storage.database import Database
 
-TABLES = (schema, schema_budgets, schema_idempotency, schema_jobs, schema_money, schema_periods, schema_prices, schema_reconcile)
+TABLES = (
+    schema,
+    schema_audit,
+    schema_budgets,
+    schema_idempotency,
+    schema_jobs,
+    schema_money,
+    schema_periods,
+    schema_prices,
+    schema_reconcile,
+)
 """The modules whose tables stand on the one MetaData, once they are imported."""
 
 

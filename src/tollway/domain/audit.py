@@ -1,0 +1,106 @@
+"""Records of the audit trail: their form, the chain of their hashes, and the checkpoints that are signed.
+
+Each organization has a chain, and the platform has one. The hash of a record covers every field of it and the hash of the record before, so
+that a record that was changed, removed, inserted or moved breaks the chain at its place. A checkpoint is a sequence number with its hash,
+signed with a key that is not in the database: it shows that records were not removed from the end, or the whole chain written anew.
+"""
+
+import hashlib
+from enum import StrEnum
+
+import msgspec
+
+PLATFORM_CHAIN = "platform"
+"""Name of the chain of operations that concern no single organization. The other chains have the ids of organizations as names."""
+
+GENESIS = bytes(32)
+"""The hash before the first record of a chain."""
+
+RECORD_PREFIX = b"\0"
+CHECKPOINT_PREFIX = b"tollway audit checkpoint 1\0"
+"""First bytes of what is hashed and of what is signed, so that neither can be taken for the other (as RFC 6962 section 2.1 separates leaves
+from nodes)."""
+
+
+class ActorKind(StrEnum):
+    """Kinds of actors."""
+
+    OPERATOR = "operator"
+    ADMIN_KEY = "admin_key"
+    JOIN_TOKEN = "join_token"
+    JOB = "job"
+    """A periodic job of the control plane, or its start."""
+    COMMAND = "command"
+    """A command that works on the database itself."""
+
+
+class Actor(msgspec.Struct, frozen=True, kw_only=True):
+    """Someone or something that acted. `kind`: an ActorKind. `id`: of the credential, or the name of the job or command. `address`: the
+    peer's, empty for a job or a command. `request_id`: of the request to the REST API, empty for a job or a command."""
+
+    kind: str
+    id: str
+    address: str = ""
+    request_id: str = ""
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """The resource that an operation concerns: its kind, such as `api_key`, and its id; both empty where there is none. `project_id`: the
+    project that it belongs to, empty for none."""
+
+    kind: str = ""
+    id: str = ""
+    project_id: str = ""
+
+
+class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One record. `sequence`: its place in the chain, 1 or more, without gaps. `recorded_at`: UTC microseconds. `event`: the kind of event,
+    such as `api_key.created`. `operation`: the operation of the REST API, the job or the command. `changes`: JSON of `RowChange`
+    objects. `omitted`: rows that changed and are not in it, because it would be too long. `hash`: 32 bytes."""
+
+    chain: str
+    sequence: int
+    id: str
+    recorded_at: int
+    event: str
+    operation: str
+    actor: Actor
+    target: Target
+    changes: str
+    omitted: int
+    hash: bytes
+
+    def compute_hash(self, previous: bytes) -> bytes:
+        """Return the hash that the record must have after one with the hash `previous`."""
+        covered = (
+            self.chain, self.sequence, self.id, self.recorded_at, self.event, self.operation, self.actor, self.target, self.changes,
+            self.omitted,
+        )  # fmt: skip
+        return hashlib.sha256(RECORD_PREFIX + previous + msgspec.json.encode(covered)).digest()
+
+
+class RowChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Change of one resource: the fields that changed, before and after. `before` is empty for a resource that was created. A secret
+    that changed is shown as HIDDEN."""
+
+    kind: str
+    id: str
+    before: dict[str, object] = {}
+    after: dict[str, object] = {}
+
+
+HIDDEN = "[hidden]"
+"""Text in place of a secret, a digest or another value of raw bytes."""
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """The statement that the record `sequence` of `chain` had `hash` at `signed_at` (UTC microseconds)."""
+
+    chain: str
+    sequence: int
+    hash: bytes
+    signed_at: int
+
+    def signed_bytes(self) -> bytes:
+        """Return the bytes that are signed."""
+        return CHECKPOINT_PREFIX + msgspec.json.encode((self.chain, self.sequence, self.hash.hex(), self.signed_at))

@@ -1,0 +1,144 @@
+"""Changes that a transaction makes in the tables of resources, for the audit trail: the rows before and after.
+
+Theory of operation. `watch` listens to the statements of one connection. Before an INSERT, UPDATE or DELETE of an audited table is
+executed, the rows that it concerns are read: for an UPDATE or DELETE those of its WHERE, for an INSERT the row with the same primary key,
+which may exist where the statement says ON CONFLICT. At the end the same rows are read again, and compared. So an operation cannot
+forget to say what it changed. A column of raw bytes (a digest, a sealed credential) is compared, and never shown.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from tollway.domain.audit import HIDDEN, RowChange
+from tollway.storage import schema, schema_budgets, schema_money, schema_periods, schema_prices
+
+AUDITED: Mapping[sa.Table, str] = {
+    schema.organizations: "organization",
+    schema.projects: "project",
+    schema.service_accounts: "service_account",
+    schema.api_keys: "api_key",
+    schema.models: "model",
+    schema.deployments: "deployment",
+    schema.model_limits: "model_limit",
+    schema.nodes: "node",
+    schema.join_tokens: "join_token",
+    schema.refused_epochs: "refused_epoch",
+    schema_budgets.budgets: "budget",
+    schema_budgets.budget_raises: "budget_raise",
+    schema_prices.price_books: "price_book",
+    schema_prices.price_drafts: "price_draft",
+    schema_prices.book_prices: "price",
+    schema_prices.price_terms: "price_terms",
+    schema_periods.billing_periods: "billing_period",
+    schema_periods.lost_requests: "lost_request",
+    schema_periods.lost_decisions: "lost_decision",
+    schema_periods.lost_declarations: "lost_declaration",
+    schema_periods.usage_adjustments: "adjustment",
+    schema_periods.adjustment_approvals: "adjustment_approval",
+    schema_money.quarantine_resolutions: "quarantine_resolution",
+    schema_money.write_off_requests: "write_off_request",
+    schema_money.removed_months: "removed_month",
+}
+"""Tables of resources, with the kind of resource. The other tables hold usage, money and the state of processes."""
+
+ROWS_MAX = 50
+"""Rows of one transaction that are compared. One that archives an organization may change thousands; the rest is counted."""
+
+TEXT_CHARACTERS_MAX = 512
+"""Longest text of a field that is kept; the rest of it is cut."""
+
+Key = tuple[sa.Table, tuple[Any, ...]]
+Row = Mapping[str, Any]
+
+
+class RowChanges:
+    """The changes of one transaction. `omitted`: rows beyond ROWS_MAX that a statement concerned."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+        self._before: dict[Key, Row | None] = {}
+        self._is_reading = False
+        self.omitted = 0
+
+    def note(self, statement: sa.UpdateBase, parameters: Sequence[Mapping[str, Any]]) -> None:
+        """Read the rows that `statement` is about to change."""
+        table = statement.table
+        if self._is_reading or not isinstance(table, sa.Table) or table not in AUDITED:
+            return
+        self._is_reading = True
+        try:
+            for each in parameters or [{}]:
+                self._read_before(table, statement, each)
+        finally:
+            self._is_reading = False
+
+    def list_changes(self) -> list[RowChange]:
+        """Return what became of each row, in the order in which the rows were first touched; rows that stayed as they were are left out."""
+        self._is_reading = True
+        changes = []
+        for (table, key), before in self._before.items():
+            after = self._find(table, key)
+            if before != after:
+                changes.append(_describe(table, key, before or {}, after or {}))
+        return changes
+
+    def _read_before(self, table: sa.Table, statement: sa.UpdateBase, parameters: Mapping[str, Any]) -> None:
+        if isinstance(statement, sa.Insert):
+            values = {**statement.compile(dialect=self._connection.dialect).params, **parameters}
+            key = tuple(values.get(column.name) for column in table.primary_key)
+            if None not in key:
+                self._keep(table, key, self._find(table, key))
+            return
+        assert isinstance(statement, sa.Update | sa.Delete)
+        condition = sa.true() if statement.whereclause is None else statement.whereclause
+        query = sa.select(table).where(condition).limit(ROWS_MAX).with_for_update()  # as the statement is about to lock them
+        rows = self._connection.execute(query, dict(parameters)).mappings().all()
+        for row in rows:
+            self._keep(table, tuple(row[column.name] for column in table.primary_key), dict(row))
+        if len(rows) == ROWS_MAX:
+            counted = self._connection.execute(sa.select(sa.func.count()).select_from(table).where(condition), dict(parameters))
+            self.omitted += counted.scalar_one() - ROWS_MAX
+
+    def _keep(self, table: sa.Table, key: tuple[Any, ...], row: Row | None) -> None:
+        if (table, key) in self._before:
+            return
+        if len(self._before) >= ROWS_MAX:
+            self.omitted += 1
+            return
+        self._before[table, key] = row
+
+    def _find(self, table: sa.Table, key: tuple[Any, ...]) -> Row | None:
+        query = sa.select(table).where(*(column == value for column, value in zip(table.primary_key, key, strict=True)))
+        row = self._connection.execute(query).mappings().one_or_none()
+        return None if row is None else dict(row)
+
+
+def watch(connection: sa.Connection) -> RowChanges:
+    """Return the changes that are made over `connection` from now on, until it is given back."""
+    changes = RowChanges(connection)
+
+    def note(_connection: sa.Connection, statement: Any, multiple: Any, single: Any, _options: Any) -> None:
+        if isinstance(statement, sa.UpdateBase):
+            changes.note(statement, multiple or ([single] if single else []))
+
+    listen: Callable[..., None] = sa.event.listen
+    listen(connection, "before_execute", note)
+    return changes
+
+
+def _describe(table: sa.Table, key: tuple[Any, ...], before: Row, after: Row) -> RowChange:
+    names = [column.name for column in table.c if before.get(column.name) != after.get(column.name)]
+    return RowChange(
+        kind=AUDITED[table],
+        id=":".join(str(part) for part in key),
+        before={name: _show(before[name]) for name in names if name in before},
+        after={name: _show(after[name]) for name in names if name in after},
+    )
+
+
+def _show(value: Any) -> object:
+    if isinstance(value, bytes | memoryview):
+        return HIDDEN
+    return value[:TEXT_CHARACTERS_MAX] if isinstance(value, str) else value

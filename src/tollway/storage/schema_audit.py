@@ -1,0 +1,54 @@
+"""The tables of the audit trail, on the MetaData of `schema`. Rows of `audit_records` are never changed, and removed only up to a signed
+checkpoint that retention has stored in `audit_cuts`; triggers see to both (see the migrations)."""
+
+import sqlalchemy as sa
+
+from tollway.storage.schema import metadata
+
+audit_heads = sa.Table(  # the end of each chain; its lock orders whoever writes to the chain
+    "audit_heads",
+    metadata,
+    sa.Column("chain", sa.String(64), primary_key=True),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("hash", sa.LargeBinary(32), nullable=False),
+)
+
+audit_records = sa.Table(
+    "audit_records",
+    metadata,
+    sa.Column("chain", sa.String(64), primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("recorded_at", sa.BigInteger, nullable=False),
+    sa.Column("event", sa.String(64), nullable=False),
+    sa.Column("operation", sa.String(64), nullable=False),
+    sa.Column("actor_kind", sa.String(16), nullable=False),
+    sa.Column("actor_id", sa.String(64), nullable=False),
+    sa.Column("address", sa.String(64), nullable=False),
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("target_kind", sa.String(64), nullable=False),
+    sa.Column("target_id", sa.String(256), nullable=False),
+    sa.Column("project_id", sa.String(64), nullable=False),
+    sa.Column("changes", sa.Text, nullable=False),  # JSON array of domain.audit.RowChange
+    sa.Column("omitted", sa.Integer, nullable=False),
+    sa.Column("hash", sa.LargeBinary(32), nullable=False),
+)
+
+audit_checkpoints = sa.Table(
+    "audit_checkpoints",
+    metadata,
+    sa.Column("chain", sa.String(64), primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("hash", sa.LargeBinary(32), nullable=False),
+    sa.Column("signed_at", sa.BigInteger, nullable=False),
+    sa.Column("public_key", sa.LargeBinary(32), nullable=False),  # Ed25519, RFC 8032
+    sa.Column("signature", sa.LargeBinary(64), nullable=False),
+)
+
+audit_cuts = sa.Table(  # up to which record each chain was removed by retention
+    "audit_cuts",
+    metadata,
+    sa.Column("chain", sa.String(64), primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("cut_at", sa.BigInteger, nullable=False),
+)
