@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from reliability.platforms import Platform, supervised
+from reliability import control_attacks
+from reliability.platforms import Platform, Tenant, supervised
 from reliability.records import Line, record
 from reliability.running import WAIT_SECONDS, list_descendants
 
@@ -262,8 +263,9 @@ ATTACKS: Mapping[str, Attack] = {
 
 def measure() -> list[Line]:
     """Take the figure and keep it: a line for each attack."""
-    with tempfile.TemporaryDirectory(prefix="tollway-attacks-") as scratch, attacked(Path(scratch)) as target:
-        return [_measure(target, name, attack) for name, attack in ATTACKS.items()]
+    with tempfile.TemporaryDirectory(prefix="tollway-attacks-") as scratch, attacked(Path(scratch)) as (platform, target):
+        lines = [_measure(target, name, attack) for name, attack in ATTACKS.items()]
+        return lines + control_attacks.measure(platform, target.pid)
 
 
 def _measure(target: Target, name: str, attack: Attack) -> Line:
@@ -289,17 +291,26 @@ def _measure(target: Target, name: str, attack: Attack) -> Line:
 
 
 @contextmanager
-def attacked(scratch: Path) -> Iterator[Target]:
-    """A gateway to be attacked, whose model `large` is served by an engine of endless answers."""
+def attacked(scratch: Path) -> Iterator[tuple[Platform, Target]]:
+    """A platform whose gateway is attacked, and the gateway, whose model `large` is served by an engine of endless answers."""
     with supervised(scratch) as (platform, serving), endless_engine() as url:
         assert serving.process is not None
-        pid = next(each for each in list_descendants(serving.process.pid) if b"\0gateway\0" in Path(f"/proc/{each}/cmdline").read_bytes())
-        address = urlsplit(platform.gateway_url)
-        target = Target((address.hostname or "", address.port or 0), pid, platform.tenant.api_key, _make_poor_key(platform))
-        _serve_large(platform, url)
+        target = target_of(platform, platform.tenant, find_gateway(serving.process.pid))
+        serve_large(platform, url)
         while _ask(target, "large") == "404" or _ask(target, "echo", target.poor_key) == "401":
             time.sleep(0.1)
-        yield target
+        yield platform, target
+
+
+def find_gateway(pid: int) -> int:
+    """Return the process id of the gateway among the descendants of `tollway serve`."""
+    return next(each for each in list_descendants(pid) if b"\0gateway\0" in Path(f"/proc/{each}/cmdline").read_bytes())
+
+
+def target_of(platform: Platform, tenant: Tenant, pid: int) -> Target:
+    """Return the gateway as a tenant attacks it, who gets a second key of one request a minute."""
+    address = urlsplit(platform.gateway_url)
+    return Target((address.hostname or "", address.port or 0), pid, tenant.api_key, _make_poor_key(platform, tenant))
 
 
 def _ask(target: Target, model: str, key: str | None = None) -> str:
@@ -312,13 +323,15 @@ def _ask(target: Target, model: str, key: str | None = None) -> str:
     return next(iter(answers))
 
 
-def _make_poor_key(platform: Platform) -> str:
-    path = f"/v1/organization/projects/{platform.tenant.project_id}/api_keys"
-    with platform.admin() as http:
+def _make_poor_key(platform: Platform, tenant: Tenant) -> str:
+    path = f"/v1/organization/projects/{tenant.project_id}/api_keys"
+    headers = {"authorization": f"Bearer {tenant.admin_key}"}
+    with httpx2.Client(base_url=platform.control_url, headers=headers, timeout=WAIT_SECONDS, trust_env=False) as http:
         return str(http.post(path, json={"name": "poor", "limits": {"requests_per_minute": 1}}).json()["value"])
 
 
-def _serve_large(platform: Platform, url: str) -> None:
+def serve_large(platform: Platform, url: str) -> None:
+    """Serve the model `large` from the engine at `url`."""
     headers = {"authorization": f"Bearer {platform.platform_key}"}
     with httpx2.Client(base_url=f"{platform.control_url}/v1/platform", headers=headers, timeout=WAIT_SECONDS, trust_env=False) as http:
         for path, body in (

@@ -52,8 +52,8 @@ def measure(seconds: float, seed: int) -> list[Line]:
             seed=seed,
             began=began,
             detail={
-                "quiet_alone_ms": _describe(alone),
-                "quiet_beside_ms": _describe(beside),
+                "quiet_alone_ms": describe(alone),
+                "quiet_beside_ms": describe(beside),
                 "p99_factor": round(factor, 2),
                 "noisy": dict(Counter(f"{each.status} {each.code or ''}".strip() for each in noise)),
                 "idle_sockets": IDLE_SOCKETS,
@@ -132,6 +132,7 @@ def find_p99(heard: Sequence[Heard]) -> float:
     return times[math.ceil(len(times) * 0.99) - 1]
 
 
-def _describe(heard: Sequence[Heard]) -> dict[str, float]:
+def describe(heard: Sequence[Heard]) -> dict[str, float]:
+    """Return the median and the 99th percentile of the times to the head of an answer, in milliseconds."""
     times = sorted(each.headed - each.began for each in heard if each.headed is not None)
     return {"p50": round(times[len(times) // 2] * 1000, 1), "p99": round(find_p99(heard) * 1000, 1)}

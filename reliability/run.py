@@ -14,6 +14,7 @@ from reliability import (
     crashes,
     faults,
     hammer,
+    hostile_soak,
     limit_races,
     neighbours,
     outages,
@@ -117,6 +118,10 @@ FIGURES: dict[str, tuple[Add, Take]] = {
     ),
     "R17": (_option("--rounds", 5000, "how often a key of each kind is refused"), lambda told: timings.measure(told.rounds, told.seed)),
     "R18": (_nothing, lambda told: attacks.measure()),
+    "R20": (
+        _option("--seconds", 120.0, "how long each half takes"),
+        lambda told: hostile_soak.measure(told.seconds, told.seed),
+    ),
     "R19": (_option("--requests", 50_000, "how many requests, about 2 ms each"), lambda told: hammer.measure(told.requests, told.seed)),
 }
 

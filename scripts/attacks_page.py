@@ -166,9 +166,10 @@ Each wait of a listener for its client has a deadline. Settings are those of `ga
 
 Connections that have been idle longest are closed before another one is refused (row 72). What one API key can hold of the memory for
 large bodies is bounded by `gateway.buffers` (rows 74 and 75). A body above 64 KiB is read by another process (row 78), whose rules are
-the gateway's own. What is left for the gateway is to copy it: about 1 ms for each MB, in which other requests wait. A body of up to 64 KiB
-is read in one step of up to 6 ms (`python -m bench.pauses` measures both). What each attack costs the attacker, the gateway and
-others is measured in [R18](reliability.md#r18-attacks-on-memory-cpu-and-the-time-of-others).
+the gateway's own. It is handed over in pieces. What is left for the gateway is to gather it and to pass it on: about 1 ms for each MB
+each time, in which other requests wait. A body of up to 64 KiB is read in one step of up to 6 ms (`python -m bench.pauses` measures
+both). What each attack costs the attacker, the gateway and others is
+measured in [R18](reliability.md#r18-attacks-on-memory-cpu-and-the-time-of-others).
 
 ## Prefix caches that organizations share (row 56)
 

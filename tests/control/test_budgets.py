@@ -16,11 +16,12 @@ from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, frames
 from tollway.control import budgets
 from tollway.control.budgets import create_budget, renew_leases
 from tollway.domain import ids
-from tollway.domain.budgets import Budget, BudgetMode, BudgetStanding, BudgetWindow, LeaseGrant, LeaseRequest
+from tollway.domain.budgets import Budget, BudgetAlert, BudgetMode, BudgetStanding, BudgetWindow, LeaseGrant, LeaseRequest
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.quotas import DEFAULT_SIZES
 from tollway.domain.snapshot import BudgetEntry
 from tollway.domain.usage import Close, Final, billed
+from tollway.storage import budgets as stored_budgets
 from tollway.storage import platform_queries
 from tollway.storage.database import Database
 from tollway.storage.record_archive import Archive
@@ -197,6 +198,20 @@ class TestLeases:
             take(database, archive, body[place : place + 1], first_seq=place + 1)
         with database.tenant(ORGANIZATION, write=False) as tx:
             assert sorted(each.threshold for each in budgets.list_alerts(tx, BUDGET)) == [1, 50, 100]
+
+    def test_alerts_of_a_budget_beyond_the_bound_replace_the_oldest(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(stored_budgets, "ALERTS_KEPT_MAX", 3)
+        add_budget(database, 10)
+        renew(database, 1, 0, 1)
+        start_at = standing(database).window.start_at
+        with database.platform() as tx:
+            for number in range(1, 6):  # as if the limit had been changed each time
+                alert = BudgetAlert(
+                    budget_id=BUDGET, window_start_at=start_at, threshold=50, spent_pico=number, limit_pico=number, crossed_at=NOW + number
+                )
+                stored_budgets.insert_alerts(tx, [alert, alert])
+        with database.tenant(ORGANIZATION, write=False) as tx:
+            assert [each.limit_pico for each in budgets.list_alerts(tx, BUDGET)] == [5, 4, 3]
 
     def test_event_is_charged_to_the_window_of_its_admission(self, database: Database, archive: Archive) -> None:
         add_budget(database, 10**15, window=BudgetWindow.DAY)

@@ -46,7 +46,13 @@ def test_it_refuses_or_reads_as_it_should(parser: str, hang: Callable[[], None],
 @pytest.mark.parametrize("parser", costs.worst_inputs())
 def test_the_worst_inputs_known_take_less_than_a_hundred_times_their_memory(parser: str) -> None:
     read, inputs = costs.worst_inputs()[parser]
-    assert max(costs.memory_times_input(read, data) for data in inputs) < 100
+    assert max(costs.memory_times_input(read, data) for data in inputs) < costs.TIMES_MAX
+
+
+def test_cost_that_nothing_bounds_is_not_explained() -> None:
+    assert costs.explain("request-head", costs.TIMES_MAX) is None
+    assert costs.explain("request-head", costs.TIMES_MAX + 1) is not None
+    assert costs.explain("spool-segment", costs.TIMES_MAX + 1) is None
 
 
 def test_a_check_that_never_fails_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def collect(tx: PlatformTx, archive: Archive, *, node_id: str, epoch: int, first
     if first_seq > watermark.next_seq:
         raise Gap(watermark.next_seq)
     start = _skip_known(body, first_seq, watermark)
-    reader = Reader(watermark.next_seq, watermark.chain)
+    reader = Reader(watermark.next_seq, watermark.chain, is_from_disk=False)
     batch = Batch(node_id, epoch, closed_at=watermark.closed_at, closed_seq=None if watermark.closed_at is None else reader.next_seq - 1)
     batch.add(reader.read(body, start, unless=ADMIT_HEAD))  # not looked into: its FINAL repeats all of an ADMIT
     if reader.end != len(body) or reader.tail is not Tail.CLEAN:

@@ -21,8 +21,8 @@ from tollway.storage.schema_budgets import budget_alerts, budget_leases, budget_
 from tollway.storage.schema_money import epochs
 from tollway.storage.schema_periods import lost_declarations
 
-ALERTS_LISTED_MAX = 1000
-"""Alerts of one budget in one answer, the latest first: years of them."""
+ALERTS_KEPT_MAX = 1000
+"""Alerts of one budget that are kept and listed, the latest: years of them, unless somebody changes the limit all the time."""
 
 ROWS_FETCHED = 1000
 """Rows that are read at once where there may be many."""
@@ -260,7 +260,8 @@ def _lease(row: Any, *, is_open: bool) -> LeaseRow:
 
 
 def insert_alerts(tx: Transaction, alerts: Sequence[BudgetAlert]) -> None:
-    """Store that thresholds were reached; those that were reached before in their windows, of the same limit, are left out."""
+    """Store that thresholds were reached; those that were reached before in their windows, of the same limit, are left out. Of each budget
+    the latest ALERTS_KEPT_MAX are kept."""
     rows = [
         {
             "budget_id": each.budget_id,
@@ -273,18 +274,27 @@ def insert_alerts(tx: Transaction, alerts: Sequence[BudgetAlert]) -> None:
         for each in alerts
     ]
     if rows:
-        tx.connection.execute(tx.insert(budget_alerts).on_conflict_do_nothing(), rows)
+        insert = tx.insert(budget_alerts).values(rows).on_conflict_do_nothing().returning(budget_alerts.c.budget_id)
+        for budget_id in sorted(set(tx.connection.execute(insert).scalars())):
+            _remove_old_alerts(tx, budget_id)
+
+
+def _remove_old_alerts(tx: Transaction, budget_id: str) -> None:
+    alert = budget_alerts.c
+    latest = sa.select(alert.crossed_at).where(alert.budget_id == budget_id).order_by(alert.crossed_at.desc())
+    last_to_go = latest.offset(ALERTS_KEPT_MAX).limit(1).scalar_subquery()
+    tx.connection.execute(budget_alerts.delete().where(alert.budget_id == budget_id, alert.crossed_at <= last_to_go))
 
 
 def list_alerts(tx: TenantTx, budget_id: str) -> list[BudgetAlert]:
-    """Return the alerts of a budget of the organization, the latest first; at most ALERTS_LISTED_MAX."""
+    """Return the alerts of a budget of the organization, the latest first; at most ALERTS_KEPT_MAX."""
     columns = budget_alerts.c
     query = (
         sa.select(budget_alerts)
         .join(budgets, budgets.c.id == columns.budget_id)
         .where(budgets.c.organization_id == tx.organization_id, columns.budget_id == budget_id)
         .order_by(columns.crossed_at.desc(), columns.threshold.desc())
-        .limit(ALERTS_LISTED_MAX)
+        .limit(ALERTS_KEPT_MAX)
     )
     return [_alert(row) for row in tx.connection.execute(query)]
 

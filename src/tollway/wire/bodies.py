@@ -27,8 +27,9 @@ CONTAINERS_MAX = 40_000
 """Most arrays and objects in a body: 10,000 messages with an array of two parts each. An empty array costs as much as a hundred bytes of
 text."""
 
-_PLAIN = frozenset({str, int, bool, type(None)})
-"""Types that cannot hold an infinite number."""
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+"""Types of values that hold no others."""
+_INFINITY = float("inf")
 _CLOSING = ord("}")
 _LONG = 64
 """Values in an array from which on one pass in C is cheaper than a look at each."""
@@ -129,7 +130,11 @@ def _is_finite(values: Iterable[Any]) -> bool:
         if kind is str:
             continue
         if kind is list:
-            if not (len(value) > _LONG and set(map(type, value)) <= _PLAIN) and not _is_finite(value):
+            kinds = set(map(type, value)) if len(value) > _LONG else None
+            if kinds is None or not kinds <= _SCALARS:
+                if not _is_finite(value):
+                    return False
+            elif float in kinds and (_INFINITY in value or -_INFINITY in value):
                 return False
         elif kind is dict:
             if not _is_finite(value.values()):

@@ -106,7 +106,10 @@ class Reader:
     Start with the seq expected next and the chain value of the record before it (`first_chain` for seq 1).
     """
 
-    def __init__(self, next_seq: int, chain: bytes) -> None:
+    def __init__(self, next_seq: int, chain: bytes, *, is_from_disk: bool = True) -> None:
+        """`is_from_disk`: whether a crash may have torn the end. Bytes from a network are whole or DAMAGED; to search them for what a crash
+        left would only cost time, and a hundred times what it costs to send them."""
+        self._is_from_disk = is_from_disk
         self.next_seq = next_seq
         self.chain = chain
         self.tail = Tail.CLEAN
@@ -149,6 +152,8 @@ class Reader:
         frame is incomplete: zeros stand where bytes of it should, up to the end of a sector or of all data. A frame that
         is all there and wrong was changed by something else, and so was one before readable ones without such zeros.
         """
+        if not self._is_from_disk:
+            return Tail.DAMAGED
         following = self._find_readable(data, offset + 1)
         if following is not None:
             return Tail.TORN if has_lost_sector(data, offset, following) else Tail.DAMAGED
