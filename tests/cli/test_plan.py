@@ -333,3 +333,28 @@ def test_pooling_of_a_deployment_is_planned_like_its_other_fields(tmp_path: Path
     without = parse(tmp_path, LLAMA_CPP % ", pooling: false")
     assert plan(parse(tmp_path, LLAMA_CPP % ""), without) == [("deployment", ("small", "http://10.0.0.1:8000"), False)]
     assert plan(without, without) == []
+
+
+PLANS = """
+plans:
+  starter:
+    limits: {requests_per_minute: 60}
+    model_limits: {llama: {tokens_per_day: 1000}}
+organizations:
+  acme: {currency: EUR, plan: starter}
+"""
+
+
+def test_plan_of_an_organization_is_made_before_it_is_given_and_does_not_change_again(tmp_path: Path) -> None:
+    wanted = parse(tmp_path, PLANS)
+    assert plan(PlatformFile(), wanted) == [
+        ("plan", ("starter",), True),
+        ("plan limits", ("starter",), False),
+        ("plan model limits", ("starter", "llama"), False),
+        ("organization", ("acme",), True),
+        ("plan of organization", ("acme",), False),
+    ]
+    assert plan(wanted, wanted) == []
+    assert plan(wanted, parse(tmp_path, "organizations: {acme: {currency: EUR}}")) == [], "what is left out stays"
+    (taken_away,) = make_plan(wanted, parse(tmp_path, "organizations: {acme: {currency: EUR, plan: null}}"))
+    assert (taken_away.what, taken_away.fields) == ("plan of organization", {"plan": ("starter", None)})

@@ -22,7 +22,7 @@ def test_schema_is_current() -> None:
 
 def test_example_uses_every_part_of_the_file() -> None:
     example = read(ROOT / "docs" / "platform.example.yaml")
-    assert example.models and example.organizations and example.price_books
+    assert example.models and example.organizations and example.price_books and example.plans
 
 
 def test_ranges_are_those_of_the_api() -> None:
@@ -68,6 +68,15 @@ REFUSED = {
         BUDGET.replace("all: {%s}", ", ".join(f"b{number}: {{amount: 1, window: day}}" for number in range(11))),
         "a in .*: there may be at most 10 budgets that bind, not 11",
     ),
+    "limit of a plan that is zero": (
+        "plans: {p: {limits: {requests_per_day: 0}}}",
+        r"plans\.p\.limits in .*'requests_per_day' must be between 1",
+    ),
+    "limits of a plan of which one is never reached": (
+        "plans: {p: {model_limits: {m: {requests_per_minute: 2, requests_per_day: 1}}}}",
+        r"plans\.p\.model_limits\.m in .*can never be reached",
+    ),
+    "name of a plan": ("plans: {'': {}}", "the name of a plan has 1 to 256 characters"),
     "no endpoints": ("models: {m: {endpoints: []}}", "endpoints must not be empty"),
 }
 

@@ -27,7 +27,7 @@ LIMITS = "/v1/organization/limits"
 
 OTHER_TABLES = {
     "usage_events", "quarantined_records", "usage_rollups", "ledger_transactions", "usage_adjustments", "billing_periods",  # follow usage
-    "price_books", "price_terms",  # written by operators
+    "price_books", "price_terms", "limit_overrides",  # written by operators
 }  # fmt: skip
 """Tables with rows of an organization that no tenant creates by a request of administration."""
 

@@ -40,6 +40,7 @@ Books = tuple[Database, Archive]
 
 OTHER_TABLES = {
     "projects", "service_accounts", "api_keys", "models", "deployments", "model_limits",  # who may use what; an event names them by id
+    "plans", "plan_limits", "limit_overrides",  # how much of it
     "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "job_leases",  # what gateways are told and tell, and who runs a job
     "refused_epochs",  # which runs wait for a clock or an operator
     "idempotency_keys",  # what was answered
@@ -81,7 +82,7 @@ SPENDING_LIMIT = "what gateways may spend from now on; a bill follows from the e
 SENT_DOWN = "how far back gateways are told of prices; what was billed follows from valid_from"
 
 HARMLESS = {
-    "organizations.(name|created_at|archived_at|key_lifetime_seconds_max|requests_per_minute|concurrent_requests|.*_per_.*)": NO_MONEY,
+    "organizations.(name|created_at|archived_at|key_lifetime_seconds_max|plan_id|requests_per_minute|concurrent_.*|.*_per_.*)": NO_MONEY,
     "organizations.time_zone": "of periods that are not cut yet; a period keeps its own",
     "balances.(version|changed_at)": "how often and when the sum was written; the sum itself is compared",
     "billing_periods.created_at": NO_MONEY,

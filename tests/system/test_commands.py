@@ -24,10 +24,13 @@ models:
       EUR: {input: 0.27, output: 1.10}
     deployments:
       http://127.0.0.1:9/: {engine: vllm, upstream_model: llama, credential: "${LLAMA_KEY}"}
+plans:
+  starter: {limits: {requests_per_minute: 60, requests_per_day: 9000}}
 organizations:
   acme:
     currency: EUR
     time_zone: Europe/Berlin
+    plan: starter
     limits: {requests_per_minute: 600}
     projects:
       chat: {limits: {concurrent_requests: 20}, model_limits: {meta/llama: {tokens_per_minute: 9000}}}
@@ -59,11 +62,11 @@ def test_apply_plans_then_does_then_has_nothing_left_to_do(serving: Running, tmp
     path.write_text(PLATFORM)
     env = {"LLAMA_KEY": "upstream-secret"}
     plan = do(serving, "apply", "-f", str(path), "--dry-run", code=3, env=env)
-    assert "+ model meta/llama" in plan and "10 changes (nothing was done)" in plan
+    assert "+ model meta/llama" in plan and "13 changes (nothing was done)" in plan
     assert "upstream-secret" not in plan
     assert do_json(serving, "organizations", "list") == []
 
-    assert "10 changes" in do(serving, "apply", "-f", str(path), env=env)
+    assert "13 changes" in do(serving, "apply", "-f", str(path), env=env)
     assert do(serving, "apply", "-f", str(path), "--dry-run") == "nothing to change\n"
     assert do(serving, "apply", "-f", str(path)) == "nothing to change\n"  # nor is the credential needed again
 
@@ -120,6 +123,25 @@ def test_limits_are_set_by_name_and_shown_with_every_level_that_binds(serving: R
     assert "'requests_per_minute' (51) can never be reached, because 'requests_per_day' (50) is smaller" in said
 
 
+def test_plan_is_assigned_and_overridden_by_name(serving: Running) -> None:
+    do(serving, "organizations", "create", "rosen", "--currency", "USD")
+    do(serving, "plans", "create", "silver", "requests_per_day=500", "concurrent_requests=5")
+    assert do(serving, "plans", "assign", "rosen", "silver") == "rosen: silver\n"
+    assert do(serving, "plans", "set", "silver", "requests_per_day=600") == "requests_per_day: 500 -> 600\n"
+    do(serving, "plans", "override", "rosen", "concurrent_requests=9", "--until", "tomorrow")
+
+    def shown() -> list[tuple[Any, ...]]:
+        listed = do_json(serving, "limits", "show", "--organization", "rosen")
+        return [(each["limit"], each["size"], each["source"], each["until"] is None) for each in listed]
+
+    assert shown() == [("requests_per_day", 600, "plan silver", True), ("concurrent_requests", 9, "override", False)]
+    assert "1 organization has the plan" in do(serving, "plans", "delete", "silver", code=1)
+    do(serving, "plans", "end-override", "rosen")
+    do(serving, "plans", "assign", "rosen", "none")
+    do(serving, "plans", "delete", "silver")
+    assert shown() == []
+
+
 def test_a_credential_that_is_missing_stops_before_anything_is_done(serving: Running, tmp_path: Path) -> None:
     path = tmp_path / "platform.yaml"
     path.write_text(PLATFORM.replace("meta/llama", "other").replace("acme", "initech"))
@@ -130,6 +152,7 @@ def test_a_credential_that_is_missing_stops_before_anything_is_done(serving: Run
 
 BAD_REFERENCES = {
     "terms by a book that is missing": ("terms: {book: partners}", "there is no price book partners"),
+    "plan that is missing": ("plan: gold", "there is no plan gold"),
     "limits on a model that is missing": ("model_limits: {nothing: {requests_per_minute: 1}}", "there is no model nothing"),
 }
 

@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "peppers": ("peppers:app", "Peppers of the digests of keys: list, add, use, retire."),
     "keys": ("keys:app", "API keys: create, list, revoke."),
     "limits": ("limits:app", "Limits of organizations, projects, service accounts and keys, and quotas: show, set."),
+    "plans": ("plans:app", "Limits that organizations subscribe to, and overrides of limits: list, create, set, assign, override."),
     "budgets": ("budgets:app", "What may be spent: list, show, create, update, raise, archive."),
     "quote": ("quote:quote", "What a request would cost, and what would refuse it now."),
     "models": ("catalog:app", "The catalog: models, their deployments and prices."),

@@ -117,6 +117,7 @@ class Platform:
         self._budgets: dict[tuple[str, ...], str] = {}
         self._budget_counts: Counter[tuple[tuple[str, ...], bool]] = Counter()
         """Budgets by the organization or project, and whether they only alert."""
+        self._plans: dict[str, str] = {}
         self._books: dict[str, str] = {}
         self._default_lists: frozenset[str] = frozenset()
         self._book_currencies: dict[str, str] = {}
@@ -130,8 +131,9 @@ class Platform:
         self._books = {book["name"]: book["id"] for book in books}
         self._book_currencies = {book["name"]: book["currency"] for book in books}
         models = self._read_models(None if wanted is None else wanted.models)
+        plans = self._read_plans(wanted)
         organizations = self._read_organizations(wanted)
-        tree = {"models": models, "organizations": organizations, "price_books": self._read_books(books, wanted)}
+        tree = {"models": models, "organizations": organizations, "price_books": self._read_books(books, wanted), "plans": plans}
         return msgspec.convert(tree, PlatformFile)
 
     def _read_models(self, names: Collection[str] | None) -> dict[str, Any]:
@@ -168,6 +170,15 @@ class Platform:
             self._deployments[model, base_url] = each["id"]
         return found
 
+    def _read_plans(self, wanted: PlatformFile | None) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for each in self._control.list_all("/platform/plans"):
+            self._plans[each["name"]] = each["id"]
+            if wanted is None or each["name"] in wanted.plans:
+                by_model = {model: _list_sizes(limits) for model, limits in each["model_limits"].items()}
+                found[each["name"]] = {"limits": _list_sizes(each["limits"]), **({"model_limits": by_model} if by_model else {})}
+        return found
+
     def _read_organizations(self, wanted: PlatformFile | None) -> dict[str, Any]:
         if wanted is not None and not wanted.organizations:
             return {}
@@ -185,6 +196,7 @@ class Platform:
             found[name] = {
                 "currency": each["currency"],
                 "time_zone": each["time_zone"],
+                "plan": next((plan for plan, id in self._plans.items() if id == each["plan_id"]), None),
                 **self._read_limits("organization", {}),
                 **self._read_terms(each["id"]),
                 **self._read_budgets((name,), each["id"], budgets, None if wanted is None else wanted.organizations[name].budgets),
@@ -269,12 +281,12 @@ class Platform:
         return {"budgets": found} if found else {}
 
     def _read_limits(self, level: str, query: dict[str, str]) -> dict[str, Any]:
-        """Return the limits that one level has, on all models and on single ones."""
-        listed = [each for each in self._control.get("/organization/limits", **query)["data"] if each["level"] == level]
+        """Return the limits that one level itself has, on all models and on single ones."""
+        listed = [each for each in self._control.get("/organization/limits", **query)["data"] if each["level"] == level and each["own"]]
         limits: dict[str | None, dict[str, int | None]] = {}
         for each in listed:
             of_model = limits.setdefault(each["model"], dict.fromkeys(dimension.name for dimension in DIMENSIONS))
-            of_model[each["dimension"]] = each["limit"]
+            of_model[each["dimension"]] = each["own"]
         of_all = limits.pop(None, dict.fromkeys(dimension.name for dimension in DIMENSIONS))
         return {"limits": of_all, **({"model_limits": limits} if limits else {})}
 
@@ -300,6 +312,10 @@ class Platform:
                     raise OperatorError(
                         f"{where}: price book {book} is in {currency}, the organization is billed in {billed_in}", exit_code=2
                     )
+            if change.what == "plan of organization":
+                plan = change.body["plan"]
+                if plan is not None and plan not in self._plans and ("plan", plan) not in planned:
+                    raise OperatorError(f"{where}: there is no plan {plan}", hint="see `tollway plans list`", exit_code=2)
             if change.what == "budget" and change.creates:
                 self._check_budget_count(change.place[:-1], changes, only_alert=change.body["mode"] == BudgetMode.ALERT)
             if change.what == "price book" and (owner := change.body.get("organization")) and ("organization", owner) not in planned:
@@ -353,6 +369,15 @@ class Platform:
                 control.post(f"/platform/models/{segment(place[0])}/publish")
             case "deployment":
                 self._deploy(change, body)
+            case "plan":
+                self._plans[place[0]] = control.post("/platform/plans", body)["id"]
+            case "plan limits":
+                control.post(f"/platform/plans/{self._plans[place[0]]}", {"limits": body})
+            case "plan model limits":
+                control.post(f"/platform/plans/{self._plans[place[0]]}", {"model_limits": {place[1]: body}})
+            case "plan of organization":
+                plan_id = None if body["plan"] is None else self._plans[body["plan"]]
+                control.post(f"/platform/organizations/{self._organizations[place[0]]}", {"plan_id": plan_id})
             case "organization" if not change.creates:
                 control.post(f"/platform/organizations/{self._organizations[place[0]]}", body)
             case "organization":
@@ -414,7 +439,7 @@ def _credential(change: PlannedChange) -> str | None:
 
 def _models_named(change: PlannedChange) -> tuple[str, ...]:
     """Return the models that must exist for a change, other than those that it creates."""
-    return (change.place[-1],) if change.what == "model limits" else (change.body["model"],) if change.what == "book price" else ()
+    return (change.place[-1],) if change.what.endswith("model limits") else (change.body["model"],) if change.what == "book price" else ()
 
 
 def _file_keys(there: Sequence[Mapping[str, Any]], wanted: Collection[str] | None, kind: str, prefix: str) -> dict[str, str]:
@@ -437,6 +462,10 @@ def _file_keys(there: Sequence[Mapping[str, Any]], wanted: Collection[str] | Non
     if twice is not None:
         raise OperatorError(f"{kind} {twice['name']} is named twice, by name and by id {twice['id']}", exit_code=2)
     return {each["id"]: key for each in there for key in (each["id"], each["name"]) if key in wanted}
+
+
+def _list_sizes(limits: Mapping[str, Any]) -> dict[str, int | None]:
+    return {dimension.name: limits[dimension.name] for dimension in DIMENSIONS}
 
 
 def _current_prices(versions: Iterable[dict[str, Any]], by: str) -> dict[str, Any]:

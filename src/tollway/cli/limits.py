@@ -8,12 +8,13 @@ import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, Project, connect_tenant, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.times import show_instant
 from tollway.domain.limits import BY_NAME, DIMENSIONS
 from tollway.settings import OperatorError, unknown_name
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-_COLUMNS = ("level", "id", "name", "model", "limit", "size", "used", "reserved", "left", "reset_seconds", "binds")
+_COLUMNS = ("level", "id", "name", "model", "limit", "size", "used", "reserved", "left", "reset_seconds", "binds", "source", "until")
 
 ApiKey = Annotated[str | None, typer.Option("--api-key", metavar="KEY_ID", help="A key of the project, as `tollway keys list` shows it.")]
 Account = Annotated[str | None, typer.Option("--service-account", metavar="ID", help="A service account of the project.")]
@@ -32,6 +33,8 @@ def show(
 ) -> None:
     """Show every limit and budget that binds the organization, a project or a key, innermost level first, with what is used and left of it.
 
+    A limit is set at its level (`own`), or for an organization in its plan or by an override that ends (`until`).
+
     A limit that binds is, of all levels that limit the same thing, the one with the least left; a budget that binds, the one of which
     least is left. Sizes of budgets are amounts in the organization's currency.
     """
@@ -43,6 +46,7 @@ def show(
             query["api_key_id"] = api_key
         answer = control.get("/organization/limits", **query)
         names = _list_names(control, query.get("project_id"))
+        zone = control.get_zone(None)
     rows = [
         {
             "level": each["level"],
@@ -56,6 +60,8 @@ def show(
             "left": each["remaining"],
             "reset_seconds": each["reset_seconds"],
             "binds": each["binds"],
+            "source": each["source"] if each["plan"] is None else f"plan {each['plan']}",
+            "until": None if each["until"] is None else show_instant(each["until"], zone),
         }
         for each in answer["data"]
     ]
@@ -79,6 +85,8 @@ def _budget_row(budget: dict[str, Any], names: dict[str, str], binding_id: str |
         "left": budget["left"],
         "reset_seconds": None if end_at is None else max(end_at - int(time.time()), 0),
         "binds": budget["id"] == binding_id,
+        "source": "own",
+        "until": None,
     }
 
 

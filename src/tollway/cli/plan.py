@@ -18,6 +18,7 @@ from tollway.cli.platform_file import (
     LimitsFile,
     ModelFile,
     OrganizationFile,
+    PlanFile,
     PlatformFile,
     PriceFile,
     ProjectFile,
@@ -36,8 +37,8 @@ from tollway.settings import OperatorError
 
 @dataclass(frozen=True, slots=True)
 class PlannedChange:
-    """One step. `what`: model, price, publication, deployment, organization, project, limits, end user limits, model limits, budget, price
-    book, book price or terms. `place`: the names that lead to it.
+    """One step. `what`: model, price, publication, deployment, plan, organization, plan of organization, project, limits, end user limits,
+    model limits, budget, price book, book price or terms. `place`: the names that lead to it.
 
     `fields`: each that changes, old and new; on creation the old ones are None. `body`: what to send.
     """
@@ -68,6 +69,8 @@ def make_plan(current: PlatformFile, wanted: PlatformFile) -> list[PlannedChange
     changes: list[PlannedChange] = []
     for name, model in wanted.models.items():
         changes += _plan_model(name, current.models.get(name), model)
+    for name, plan in wanted.plans.items():
+        changes += _plan_plan(name, current.plans.get(name), plan)
     for name, organization in wanted.organizations.items():
         changes += _plan_organization(name, current.organizations.get(name), organization)
     for name, book in wanted.price_books.items():
@@ -200,11 +203,21 @@ def _plan_organization(name: str, current: OrganizationFile | None, wanted: Orga
         )
     else:
         yield from _difference("organization", (name,), current, wanted, ("time_zone",))
+    if wanted.plan is not UNSET:
+        before = None if current is None else _or_none(current.plan)
+        if before != wanted.plan:
+            yield PlannedChange("plan of organization", (name,), False, {"plan": (before, wanted.plan)}, {"plan": wanted.plan})
     yield from _plan_all_limits((name,), current, wanted)
     yield from _plan_budgets((name,), wanted.currency, current, wanted)
     projects = {} if current is None or current.projects is UNSET else current.projects
     for project_name, project in _items(wanted.projects):
         yield from _plan_project((name, project_name), wanted.currency, projects.get(project_name), project)
+
+
+def _plan_plan(name: str, current: PlanFile | None, wanted: PlanFile) -> Iterator[PlannedChange]:
+    if current is None:
+        yield PlannedChange("plan", (name,), True, {}, {"name": name})
+    yield from _plan_all_limits((name,), current, wanted, of="plan ")
 
 
 def _plan_project(place: tuple[str, str], currency: str, current: ProjectFile | None, wanted: ProjectFile) -> Iterator[PlannedChange]:
@@ -216,12 +229,16 @@ def _plan_project(place: tuple[str, str], currency: str, current: ProjectFile | 
 
 
 def _plan_all_limits(
-    place: tuple[str, ...], current: OrganizationFile | ProjectFile | None, wanted: OrganizationFile | ProjectFile
+    place: tuple[str, ...],
+    current: OrganizationFile | ProjectFile | PlanFile | None,
+    wanted: OrganizationFile | ProjectFile | PlanFile,
+    of: str = "",
 ) -> Iterator[PlannedChange]:
-    yield from _plan_limits("limits", place, UNSET if current is None else current.limits, wanted.limits)
+    """Plan the limits of a level, or of a plan (`of`: "plan "), on all models together and on single ones."""
+    yield from _plan_limits(f"{of}limits", place, UNSET if current is None else current.limits, wanted.limits)
     there = {} if current is None or current.model_limits is UNSET else current.model_limits
     for model, limits in _items(wanted.model_limits):
-        yield from _plan_limits("model limits", (*place, model), there.get(model, UNSET), limits)
+        yield from _plan_limits(f"{of}model limits", (*place, model), there.get(model, UNSET), limits)
 
 
 def _plan_budgets(

@@ -15,6 +15,7 @@
       acme:
         currency: EUR
         time_zone: Europe/Berlin
+        plan: starter
         limits: {requests_per_minute: 600, tokens_per_day: 5000000}
         model_limits:
           llama-70b: {tokens_per_minute: 100000}
@@ -23,6 +24,9 @@
           research: {amount: "500", window: month, thresholds: [80, 100]}
         projects:
           chat: {limits: {concurrent_requests: 20}}
+    plans:
+      starter:
+        limits: {requests_per_minute: 60, concurrent_requests: 5}
     price_books:
       partners:
         currency: EUR
@@ -169,6 +173,13 @@ class BudgetFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     thresholds: list[int] | UnsetType = UNSET
 
 
+class PlanFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A set of limits that organizations subscribe to. `model_limits`: limits on single models, beside those on all."""
+
+    limits: LimitsFile | UnsetType = UNSET
+    model_limits: dict[str, LimitsFile] | UnsetType = UNSET
+
+
 class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One project of an organization. `model_limits`: its limits on single models, beside those on all. `end_user_limits`: those of each
     end user, as requests name them in `user` or `safety_identifier`. `budgets`: what it may spend, by name."""
@@ -181,11 +192,12 @@ class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One organization, by its name or id. Its currency is fixed when it is created; its time zone (UTC unless given) determines the
-    billing periods that do not exist yet. `model_limits`: its limits on single models, beside those on all. `budgets`: what it may spend,
-    by name."""
+    billing periods that do not exist yet. `plan`: the plan whose limits it has where it has none of its own. `model_limits`: its limits on
+    single models, beside those on all. `budgets`: what it may spend, by name."""
 
     currency: str
     time_zone: str | UnsetType = UNSET
+    plan: str | UnsetType | None = UNSET
     limits: LimitsFile | UnsetType = UNSET
     model_limits: dict[str, LimitsFile] | UnsetType = UNSET
     terms: TermsFile | UnsetType = UNSET
@@ -199,6 +211,7 @@ class PlatformFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     models: dict[str, ModelFile] = {}
     organizations: dict[str, OrganizationFile] = {}
     price_books: dict[str, BookFile] = {}
+    plans: dict[str, PlanFile] = {}
 
 
 def read(path: Path) -> PlatformFile:
@@ -242,6 +255,9 @@ _NUMBERS = {"tier": (0, 1_000), "weight": (0, 1_000_000), "output_tokens_max": (
 BUDGET_NAME_CHARACTERS_MAX = 256
 """Longest name of a budget, as the API has it."""
 
+PLAN_NAME_CHARACTERS_MAX = 256
+"""Longest name of a plan, as the API has it."""
+
 _BASE_URL = re.compile(r"https?://[^/?#@\s]+(?:/[^?#\s]*)?")
 
 
@@ -278,6 +294,9 @@ def _check_ranges(parsed: msgspec.Struct) -> None:
         for model in parsed.models:
             if not MODEL_NAME.fullmatch(model):
                 raise ValueError(f"model {model!r}: a name is 1 to 128 of the characters A-Z a-z 0-9 . _ : / @ -")
+        for plan in parsed.plans:
+            if not 1 <= len(plan) <= PLAN_NAME_CHARACTERS_MAX:
+                raise ValueError(f"the name of a plan has 1 to {PLAN_NAME_CHARACTERS_MAX} characters")
 
 
 def _check_budget(parsed: BudgetFile) -> None:
@@ -313,6 +332,8 @@ _NESTED: dict[tuple[type[msgspec.Struct], str], type[msgspec.Struct]] = {
     (PlatformFile, "models"): ModelFile,
     (PlatformFile, "organizations"): OrganizationFile,
     (PlatformFile, "price_books"): BookFile,
+    (PlatformFile, "plans"): PlanFile,
+    (PlanFile, "model_limits"): LimitsFile,
     (ModelFile, "prices"): PriceFile,
     (BookFile, "prices"): PriceFile,
     (PriceFile, "tiers"): UnitsFile,

@@ -6,9 +6,10 @@ from tollway.control import publish, quotas
 from tollway.domain import ids
 from tollway.domain.faults import MODEL_UNKNOWN, PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.limits import UNLIMITED, LevelLimits, LimitLevel, Limits, LimitSubject, find_problem
+from tollway.domain.plans import ALL_MODELS
 from tollway.domain.quotas import Quota, QuotaSizes
 from tollway.domain.snapshot import Entry, KeyEntry, OrganizationEntry, ProjectEntry
-from tollway.storage import catalog
+from tollway.storage import catalog, plans
 from tollway.storage import keys as stored_keys
 from tollway.storage import limits as storage
 from tollway.storage.database import TenantTx
@@ -104,9 +105,10 @@ def list_binding_limits(tx: TenantTx, project_id: str | None, key_id: str | None
     found: list[LevelLimits] = []
     for subject in subjects:
         of_all = get_limits(tx, subject)
-        if of_all != UNLIMITED:
-            found.append(LevelLimits(subject.level, subject.id, of_all))
-        by_model = _list_by_model(tx, subject)
+        if subject.level is LimitLevel.ORGANIZATION:
+            by_model = plans.get_organization_limits(tx).resolve()
+        else:
+            by_model = ({} if of_all == UNLIMITED else {ALL_MODELS: of_all}) | _list_by_model(tx, subject)
         found += [LevelLimits(subject.level, subject.id, limits, model) for model, limits in by_model.items()]
     return found
 

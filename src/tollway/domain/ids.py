@@ -25,6 +25,7 @@ LOST_REQUEST = "lost"
 BUDGET = "bud"
 BUDGET_RAISE = "raise"
 AUDIT_RECORD = "audit"
+PLAN = "plan"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

@@ -15,7 +15,7 @@ class Status(StrEnum):
 class Organization(msgspec.Struct, frozen=True, kw_only=True):
     """Customer that is billed, in one currency (ISO 4217 code), fixed when it is created. `time_zone` (IANA name) cuts its billing
     periods from the next new one on. `key_lifetime_seconds_max`: longest time until a key expires that is made or rotated from now on;
-    None for no bound."""
+    None for no bound. `plan_id`: the plan whose limits it has; None for none."""
 
     id: str
     name: str
@@ -24,6 +24,7 @@ class Organization(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     time_zone: str = "UTC"
     key_lifetime_seconds_max: int | None = None
+    plan_id: str | None = None
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):

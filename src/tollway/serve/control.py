@@ -24,7 +24,7 @@ import httpx2
 import uvicorn
 import uvloop
 
-from tollway.control import audit, audit_chains, idempotency, keys, nodes, peppers, publish, reconcile, retention
+from tollway.control import audit, audit_chains, idempotency, keys, nodes, peppers, plans, publish, reconcile, retention
 from tollway.control.api.app import create_apps
 from tollway.control.audit import AuditedOperation
 from tollway.control.automatic_closing import close_due
@@ -63,6 +63,9 @@ MONTHS_SECONDS = 3_600.0
 
 IDEMPOTENCY_SECONDS = 3_600.0
 """Interval of the job that removes expired idempotency keys, which nobody can use any more."""
+
+OVERRIDES_SECONDS = 10.0
+"""Interval of the job that removes overrides of limits that have ended: that long they may hold beyond their end."""
 
 WAITING_SECONDS = 60.0
 """Interval of the job that rates records which waited for a price or an organization. It reads one number while nothing was published."""
@@ -350,7 +353,18 @@ def _list_jobs(
             if turn.is_over():
                 break
 
+    def remove_ended_overrides(turn: Turn) -> None:
+        concerned = plans.remove_ended(plane.database, turn.at)
+        if concerned:
+            plane.log({"event": "limit_overrides_ended", "organizations": len(concerned)})
+
     jobs = [
+        Job(
+            name="limit_overrides",
+            work=in_thread(remove_ended_overrides),
+            interval_seconds=OVERRIDES_SECONDS,
+            deadline_seconds=THREAD_SECONDS_MAX,
+        ),
         Job(
             name="idempotency_keys",
             work=in_thread(remove_idempotency_keys),

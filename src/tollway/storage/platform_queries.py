@@ -14,11 +14,12 @@ import sqlalchemy as sa
 from tollway.domain.budgets import BudgetLevel, BudgetMode
 from tollway.domain.keys import USE_SECONDS, KeyOrigin, KeyType, SecretUse, shorten_digest
 from tollway.domain.limits import DIMENSIONS, UNLIMITED, LimitLevel
+from tollway.domain.plans import ALL_MODELS
 from tollway.domain.price_books import carried
 from tollway.domain.roles import Grant
 from tollway.domain.snapshot import BudgetEntry, DeploymentEntry, Entry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Status
-from tollway.storage import catalog, keys, limits, prices
+from tollway.storage import catalog, keys, limits, plans, prices
 from tollway.storage.budgets import BINDS
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.schema import END_USER_PREFIX, api_keys, deployments, models, organizations, projects, service_accounts
@@ -125,15 +126,16 @@ def _read_organizations(tx: Transaction, ids: Sequence[str] | None) -> Iterator[
         query = query.where(organizations.c.id.in_(ids))
     for rows in tx.connection.execute(query.execution_options(yield_per=FETCH_ROWS)).partitions():
         terms = prices.read_terms(tx, [row.id for row in rows])
-        by_model = limits.list_model_limits(tx, LimitLevel.ORGANIZATION, [row.id for row in rows])
+        said = plans.list_organization_limits(tx, rows)
         for row in rows:
             of_row = terms[row.id]
+            by_model = said[row.id].resolve()
             yield OrganizationEntry(
                 id=row.id,
                 currency=row.currency,
                 terms=carried(of_row.default_list, of_row.stored),
-                limits=limits.read_limits(row),
-                model_limits=by_model.get(row.id, {}),
+                limits=by_model.pop(ALL_MODELS, UNLIMITED),
+                model_limits=by_model,
             )
 
 

@@ -48,6 +48,22 @@ def limit_columns(prefix: str = "") -> tuple[SchemaItem, ...]:
 
 # ---- Tenants ----------------------------------------------------------------------------------------------------------
 
+plans = sa.Table(  # named sets of limits that organizations subscribe to
+    "plans",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(256), nullable=False, unique=True),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+)
+
+plan_limits = sa.Table(
+    "plan_limits",
+    metadata,
+    sa.Column("plan_id", sa.String(64), sa.ForeignKey("plans.id"), primary_key=True),
+    sa.Column("model", sa.String(128), primary_key=True),  # empty for all models together
+    *limit_columns(),
+)
+
 organizations = sa.Table(
     "organizations",
     metadata,
@@ -59,8 +75,18 @@ organizations = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("archived_at", sa.BigInteger),
     sa.Column("key_lifetime_seconds_max", sa.BigInteger),
+    sa.Column("plan_id", sa.String(64), sa.ForeignKey("plans.id"), index=True),
     *limit_columns(),
     one_of("status", Status),
+)
+
+limit_overrides = sa.Table(  # limits of organizations that hold until an instant; a job removes those that have ended
+    "limit_overrides",
+    metadata,
+    sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), primary_key=True),
+    sa.Column("model", sa.String(128), primary_key=True),  # empty for all models together
+    sa.Column("until_at", sa.BigInteger, nullable=False, index=True),
+    *limit_columns(),
 )
 
 projects = sa.Table(

@@ -10,7 +10,7 @@ from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.limits import delete_model_limits
 from tollway.storage.pages import fetch_page, split_ids
-from tollway.storage.schema import organizations, projects, service_accounts
+from tollway.storage.schema import limit_overrides, organizations, projects, service_accounts
 
 # ---- Organizations ----------------------------------------------------------------------------------------------------
 
@@ -65,8 +65,9 @@ def set_key_lifetime_max(tx: TenantTx, seconds: int | None) -> None:
 def archive_organization(tx: TenantTx, now: int) -> list[str]:
     """Mark the organization and all of its projects as archived. Returns the projects that were active until now."""
     tx.connection.execute(
-        organizations.update().where(organizations.c.id == tx.organization_id).values(status=Status.ARCHIVED, archived_at=now)
+        organizations.update().where(organizations.c.id == tx.organization_id).values(status=Status.ARCHIVED, archived_at=now, plan_id=None)
     )
+    tx.connection.execute(limit_overrides.delete().where(limit_overrides.c.organization_id == tx.organization_id))
     archived = (
         projects.update()
         .where(projects.c.organization_id == tx.organization_id, projects.c.status == Status.ACTIVE)
@@ -88,6 +89,7 @@ def _organization(row: Any) -> Organization:
         created_at=row.created_at,
         time_zone=row.time_zone,
         key_lifetime_seconds_max=row.key_lifetime_seconds_max,
+        plan_id=row.plan_id,
     )
 
 

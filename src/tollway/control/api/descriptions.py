@@ -175,6 +175,7 @@ FIELDS: Mapping[str, FieldText] = {
     "pending_nodes": FieldText("Gateways that were alive and have not confirmed the change within a second.", []),
     "period_id": FieldText("The billing period.", "period_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "period_start_time": FieldText(f"Start of the billing period in which it is booked, {_AT}; null if it is not booked.", 1788220800),
+    "plan_id": FieldText("The plan.", "plan_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "pooling": FieldText("Whether connections to the engine are kept and used again.", True),
     "price": FieldText("When gateways could charge the price of the request."),
     "price_id": FieldText("The price version.", "price_0198c5f2a3b47c11a0b1c2d3e4f50617"),

@@ -1,15 +1,16 @@
 """The answers that show how limits stand, and the reports of gateways from which they are made."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
 from tollway.control.api.budget_schemas import BudgetOut, budget_out
-from tollway.control.api.schemas import In, Out
+from tollway.control.api.schemas import In, Out, seconds_after
 from tollway.control.limit_uses import LimitStandings, UseSource
 from tollway.domain.budgets import BudgetStanding, find_least_left
-from tollway.domain.limits import USES_REPORTED_MAX, LevelLimits, LimitLevel, LimitUse, find_binding
+from tollway.domain.limits import USES_REPORTED_MAX, LevelLimits, LimitLevel, LimitUse, Standing, find_binding
+from tollway.domain.plans import LimitOrigin, LimitSource, OrganizationLimits
 from tollway.domain.quotas import QUOTAS, QuotaStanding
 from tollway.domain.shared_limits import list_counters
 
@@ -28,6 +29,19 @@ class BindingLimitOut(Out):
     remaining: int | None
     reset_seconds: float | None
     binds: bool
+    source: Annotated[
+        LimitSource,
+        Field(
+            description="Where the limit is set: at its level (`own`), in the organization's `plan`, by an `override`.", examples=["own"]
+        ),
+    ]
+    own: Annotated[
+        int | None, Field(description="What the level itself is set to, also while an override hides it; null for nothing.", examples=[600])
+    ]
+    plan: Annotated[str | None, Field(description="Name of the plan that the limit comes from; null for none.", examples=["starter"])]
+    until: Annotated[
+        int | None, Field(description="When the override ends, in Unix seconds (UTC); null for what does not end.", examples=[1790086400])
+    ]
 
 
 class QuotaOut(Out):
@@ -55,10 +69,14 @@ class BindingLimitsList(Out):
 
 
 def binding_limits_out(
-    limits: Sequence[LevelLimits], found: LimitStandings, budgets: Sequence[BudgetStanding], quotas: Sequence[QuotaStanding]
+    limits: Sequence[LevelLimits],
+    found: LimitStandings,
+    budgets: Sequence[BudgetStanding],
+    quotas: Sequence[QuotaStanding],
+    organization: OrganizationLimits,
 ) -> BindingLimitsList:
     """Return limits, budgets and quotas of several levels as the API shows them. Limits of each end user are shown without use: there
-    are many end users."""
+    are many end users. `organization`: what the limits of the organization are made of."""
     binding = find_binding(found.standings)
     is_known = found.source is not None
     each_end_user = [
@@ -73,6 +91,7 @@ def binding_limits_out(
             remaining=None,
             reset_seconds=None,
             binds=False,
+            **_show_origin(LimitOrigin(LimitSource.OWN, size)),
         )
         for owner, dimension, size in list_counters([each for each in limits if each.level is LimitLevel.END_USER])
     ]
@@ -88,6 +107,7 @@ def binding_limits_out(
             remaining=each.remaining if is_known else None,
             reset_seconds=-(-each.reset_ns // 1_000_000) / 1000 if is_known and each.reset_ns is not None else None,
             binds=any(each is other for other in binding),
+            **_show_origin(_find_origin(each, organization)),
         )
         for each in found.standings
     ]
@@ -101,6 +121,17 @@ def binding_limits_out(
         binding_budget_id=None if least is None else least.budget.id,
         quotas=[QuotaOut(name=each.quota, counts=QUOTAS[each.quota].counted, used=each.used, max=each.size) for each in quotas],
     )
+
+
+def _find_origin(standing: Standing, organization: OrganizationLimits) -> LimitOrigin:
+    if standing.owner.level is LimitLevel.ORGANIZATION:
+        return organization.find_origin(standing.owner.model, standing.dimension)
+    return LimitOrigin(LimitSource.OWN, standing.size)
+
+
+def _show_origin(origin: LimitOrigin) -> dict[str, Any]:
+    until = None if origin.until_at is None else seconds_after(origin.until_at)
+    return {"source": origin.source, "own": origin.own, "plan": origin.plan, "until": until}
 
 
 class LimitUseIn(In):

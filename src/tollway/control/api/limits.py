@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Query
 
-from tollway.control import access, budgets, limits, quotas
+from tollway.control import access, budgets, limits, plans, quotas
 from tollway.control.access import Tenant
 from tollway.control.api import routes
 from tollway.control.api.limit_schemas import BindingLimitsList, LimitUsesIn, LimitUsesOut, binding_limits_out
@@ -56,8 +56,9 @@ def list_binding_limits(
         binding = limits.list_binding_limits(tx, project_id, api_key_id)
         binding_budgets = budgets.list_binding(tx, project_id, api_key_id, plane.now())
         standings = quotas.list_standings(tx, plane.quotas, plane.now())
+        of_organization = plans.get_organization_limits(tx)
     found = find_standings(plane.database, plane.limits_store, caller.organization_id, binding, plane.now())
-    return binding_limits_out(binding, found, binding_budgets, standings)
+    return binding_limits_out(binding, found, binding_budgets, standings, of_organization)
 
 
 @link_router.put("/v1/link/limit_uses/{node_id}")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import Depends, Query
 
-from tollway.control import keys, publish, tenants
+from tollway.control import keys, plans, publish, tenants
 from tollway.control.access import Tenant
 from tollway.control.api import routes
 from tollway.control.api.routes import Plane, may
@@ -81,12 +81,15 @@ def retrieve_organization(_caller: OperatorReader, plane: Plane, organization_id
 
 @router.post("/v1/platform/organizations/{organization_id}")
 def modify_organization(_caller: OperatorWriter, plane: Plane, organization_id: str, body: OrganizationUpdate) -> OrganizationOut:
-    """Change an organization's time zone, or the longest lifetime of its keys. Billing periods and keys that exist stay as they are."""
+    """Change an organization's time zone, the longest lifetime of its keys, or its plan. Billing periods and keys that exist stay as they
+    are."""
     with plane.database.tenant(routes.organization(organization_id)) as tx:
         if body.time_zone is not None:
             tenants.set_time_zone(tx, body.time_zone)
         if "key_lifetime_seconds_max" in body.model_fields_set:
             tenants.set_key_lifetime_max(tx, body.key_lifetime_seconds_max)
+        if "plan_id" in body.model_fields_set:
+            plans.subscribe(tx, body.plan_id, plane.now())
         return organization_out(tenants.get_organization(tx))
 
 

@@ -193,10 +193,13 @@ class OrganizationCreate(In):
 
 
 class OrganizationUpdate(In):
-    """Fields to change. `time_zone`: from the next new billing period on."""
+    """Fields to change. `time_zone`: from the next new billing period on. `plan_id`: null for no plan."""
 
     time_zone: TimeZone | None = None
     key_lifetime_seconds_max: LifetimeSeconds | None = None
+    plan_id: Annotated[
+        str | None, StringConstraints(max_length=64), Field(description="The plan whose limits it has; null for none.", examples=["plan_0"])
+    ] = None
 
 
 class KeyPolicy(In):
@@ -213,6 +216,7 @@ class OrganizationOut(Identified):
     status: str
     created_at: int
     key_lifetime_seconds_max: int | None
+    plan_id: Annotated[str | None, Field(description="The plan whose limits it has; null for none.", examples=["plan_0"])]
 
 
 class OrganizationArchived(OrganizationOut):
@@ -230,6 +234,7 @@ def organization_out(organization: Organization) -> OrganizationOut:
         status=organization.status,
         created_at=seconds(organization.created_at),
         key_lifetime_seconds_max=organization.key_lifetime_seconds_max,
+        plan_id=organization.plan_id,
     )
 
 
