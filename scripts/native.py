@@ -1,8 +1,9 @@
-"""`python scripts/native.py DIRECTORY [--leaves]`: build the package with native code in DIRECTORY, beside a copy of its source.
+"""`python scripts/native.py DIRECTORY [--leaves] [--unoptimized]`: build the package with native code in DIRECTORY, beside a copy of its
+source.
 
-The native extension (`_native.c`) is compiled, and the modules of HOT by mypyc unless `--leaves` is given. The result is run with
-`PYTHONPATH=DIRECTORY`; the source stays as it is, so that no compiled module can hide a later change to it. It needs a C compiler and the
-packages of the `build` group. `hatch_build.py` puts the same files into wheels.
+The native extension (`_native.c`) is compiled, and the modules of HOT by mypyc unless `--leaves` is given. `--unoptimized` takes a third of
+the time and is for tests. The result is run with `PYTHONPATH=DIRECTORY`; the source stays as it is, so that no compiled module can hide a
+later change to it. It needs a C compiler and the packages of the `build` group. `hatch_build.py` puts the same files into wheels.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ gains. Modules whose msgspec structs have defaults that are read from JSON or om
 without a default. A coroutine that waits inside `except` or `__aexit__` must run below `gateway/isolation.py`, which stays out as well."""
 
 
-def build(directory: Path, *, leaves_only: bool = False) -> list[Path]:
+def build(directory: Path, *, leaves_only: bool = False, is_optimized: bool = True) -> list[Path]:
     """Copy the package to `directory` and compile it there. Return the shared libraries, relative to `directory`.
+
+    `is_optimized`: False for the quickest build, which behaves alike.
 
     Raises SystemExit if the compiler fails.
     """
@@ -59,10 +62,11 @@ def build(directory: Path, *, leaves_only: bool = False) -> list[Path]:
 
     shutil.rmtree(directory, ignore_errors=True)
     shutil.copytree(SOURCE, directory / "tollway", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    level = "3" if is_optimized else "0"
     before = Path.cwd()
     os.chdir(directory)
     try:
-        flags = ["-O3", "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Wno-unused-parameter", "-Wno-cast-function-type"]
+        flags = [f"-O{level}", "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Wno-unused-parameter", "-Wno-cast-function-type"]
         extensions = [Extension("tollway._native", ["tollway/_native.c"], extra_compile_args=flags)]
         with tempfile.TemporaryDirectory(prefix="tollway-native-") as scratch:
             if not leaves_only:
@@ -70,7 +74,7 @@ def build(directory: Path, *, leaves_only: bool = False) -> list[Path]:
 
                 modules = [f"tollway/{name}" for name in HOT]
                 options = ["--config-file", str(SOURCE.parent.parent / "pyproject.toml")]
-                extensions += mypycify([*options, *modules], opt_level="3", target_dir=str(Path(scratch) / "c"))
+                extensions += mypycify([*options, *modules], opt_level=level, target_dir=str(Path(scratch) / "c"))
             setup(
                 name="tollway",
                 packages=[],
@@ -87,8 +91,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build the package with native code, beside a copy of its source.")
     parser.add_argument("directory", type=Path, help="where the copy is put; what lies there is removed")
     parser.add_argument("--leaves", action="store_true", help="build the native extension only, and no module by mypyc")
+    parser.add_argument("--unoptimized", action="store_true", help="build as quickly as possible, for tests")
     arguments = parser.parse_args()
-    build(arguments.directory.resolve(), leaves_only=arguments.leaves)
+    build(arguments.directory.resolve(), leaves_only=arguments.leaves, is_optimized=not arguments.unoptimized)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,13 +31,20 @@ INSTALL_SECONDS_MAX = 600
 
 NOT_INSTALLED = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
 
-DEBIAN_PACKAGES = {"postgresql": "initdb", "redis-server": "redis-server", "prometheus": "promtool"}
-"""Packages of the operating system that the tests use, each with the program that shows that it is installed."""
+COMPILER_PACKAGES = {
+    "gcc": "gcc",
+    "libc6-dev": "/usr/include/stdio.h",
+    "python3-dev": str(Path(sysconfig.get_path("include")) / "Python.h"),
+}
+"""Packages that the compiled form is built with. An interpreter that is not Debian's has its own headers or none."""
+
+DEBIAN_PACKAGES = {"postgresql": "initdb", "redis-server": "redis-server", "prometheus": "promtool", **COMPILER_PACKAGES}
+"""Packages of the operating system that the tests use, each with the program or file that shows that it is installed."""
 
 
 def install_missing() -> list[str]:
     """Install the Debian packages that are missing, where we may; return those that are still missing."""
-    missing = [package for package, program in DEBIAN_PACKAGES.items() if find_program(program) is None]
+    missing = list_missing()
     if missing and os.geteuid() == 0 and shutil.which("apt-get"):
         print(f"==> installing {' '.join(missing)}", flush=True)
         # RUNLEVEL=1 keeps Debian's own cluster and server from being started: the tests run private ones.
@@ -47,8 +55,13 @@ def install_missing() -> list[str]:
                 subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, timeout=INSTALL_SECONDS_MAX, check=True)
         except (subprocess.SubprocessError, OSError) as error:
             print(f"==> could not install: {error}", flush=True)
-        missing = [package for package in missing if find_program(DEBIAN_PACKAGES[package]) is None]
+        missing = list_missing()
     return missing
+
+
+def list_missing() -> list[str]:
+    """Return the Debian packages of which nothing is found."""
+    return [package for package, shown_by in DEBIAN_PACKAGES.items() if not Path(shown_by).is_file() and find_program(shown_by) is None]
 
 
 class Server:

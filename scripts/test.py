@@ -2,10 +2,12 @@
 
 Two passes, each on two workers: first the tests of one process, then those marked `system`, which start, kill and restart
 real processes and wait for them longer than for anything else. A private PostgreSQL is there for both; without one the tests
-marked `postgres` are skipped, and the closing lines say so. The exit code is pytest's.
+marked `postgres` are skipped, and the closing lines say so. Without arguments a third pass follows: the hot modules are compiled, and
+COMPILED_TESTS run on them (`make test-native` runs all of gateway and wire). The exit code is pytest's.
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,9 +29,23 @@ PASSES = {
     "system tests": ["-n", "2", "--dist", "loadfile", "-m", "system and not engines"],
 }
 
+COMPILED_TESTS = [
+    "tests/wire/test_event_template.py",
+    "tests/wire/test_progress_slots.py",
+    "tests/wire/test_requests.py",
+    "tests/wire/test_segments.py",
+    "tests/gateway/test_driver.py",
+    "tests/gateway/test_isolation.py",
+    "tests/gateway/test_limit_answers.py",
+    "tests/gateway/test_plain.py",
+    "tests/gateway/test_relay.py",
+    "tests/gateway/test_streams.py",
+]
+"""Tests that run every compiled module: whole requests of each kind, and what mypyc has got wrong before (waits, exceptions, formats)."""
+
 
 def main(arguments: list[str]) -> int:
-    """Run both passes with `arguments` added; return the first failing exit code, or 0."""
+    """Run the passes with `arguments` added; return the first failing exit code, or 0."""
     counts: Counter[str] = Counter()
     exits: list[int] = []
     missing = postgres.install_missing()
@@ -50,6 +66,14 @@ def main(arguments: list[str]) -> int:
             exits.append(subprocess.run(command, env=environment, stdin=subprocess.DEVNULL).returncode)
             if report.exists():
                 counts.update(read_counts(report))
+        lacks_compiler = [package for package in missing if package in postgres.COMPILER_PACKAGES]
+        if not arguments and not lacks_compiler:
+            report = reports / "compiled.xml"
+            exits.append(check_compiled_form(reports / "compiled", report, environment))
+            if report.exists():
+                counts.update(read_counts(report))
+    if lacks_compiler and not arguments:
+        print(f"==> no C compiler, so the compiled form was not tested: {' '.join(lacks_compiler)}")
     if reason:
         print(f"==> no PostgreSQL, so the tests marked `postgres` were skipped: {reason}")
     if missing:
@@ -58,6 +82,22 @@ def main(arguments: list[str]) -> int:
     if all(code == NO_TESTS_COLLECTED for code in exits):
         return NO_TESTS_COLLECTED
     return next((code for code in exits if code not in (0, NO_TESTS_COLLECTED)), 0)
+
+
+def check_compiled_form(directory: Path, report: Path, environment: dict[str, str]) -> int:
+    """Build the package in `directory` with its hot modules compiled, and run COMPILED_TESTS on that. Return the exit code."""
+    print("==> the compiled form (`make test-native` runs more)", flush=True)
+    build = [sys.executable, "scripts/native.py", str(directory), "--unoptimized"]
+    # Processes that the tests start run the compiled form as well.
+    compiled = environment | {"PYTHONPATH": os.pathsep.join([str(directory), *filter(None, [environment.get("PYTHONPATH")])])}
+    has_form = [sys.executable, "-c", "from tollway.native import FORM; raise SystemExit(FORM != 'compiled')"]
+    for command in (build, has_form):
+        code = subprocess.run(command, env=compiled, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode
+        if code:
+            print(f"==> failed: {shlex.join(command)}")
+            return code
+    command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", "-n", "2", "-o", f"pythonpath={directory} .", *COMPILED_TESTS]
+    return subprocess.run(command, env=compiled, stdin=subprocess.DEVNULL).returncode
 
 
 def read_counts(report: Path) -> dict[str, int]:
