@@ -38,7 +38,14 @@ COMPILER_PACKAGES = {
 }
 """Packages that the compiled form is built with. An interpreter that is not Debian's has its own headers or none."""
 
-DEBIAN_PACKAGES = {"postgresql": "initdb", "redis-server": "redis-server", "prometheus": "promtool", **COMPILER_PACKAGES}
+DEBIAN_PACKAGES = {
+    "postgresql": "initdb",
+    "redis-server": "redis-server",
+    "prometheus": "promtool",
+    "nginx": "nginx",
+    "haproxy": "haproxy",
+    **COMPILER_PACKAGES,
+}
 """Packages of the operating system that the tests use, each with the program or file that shows that it is installed."""
 
 

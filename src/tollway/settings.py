@@ -327,7 +327,7 @@ class GatewaySection(msgspec.Struct, frozen=True, kw_only=True):
     """Time that running requests have after SIGTERM; then they end with an error. Below the 120 s that orchestrators should be
     configured to wait."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names that the Host header may have, with a port or indefinitelyy port; others are answered 421. An empty list allows any.
+    """Names that the Host header may have, with or without a port; others are answered 421. An empty list allows any.
     Health is answered under any name, because probes know addresses only."""
     tls: TlsSection = TlsSection()
     proxies: ProxiesSection = ProxiesSection()
