@@ -20,6 +20,7 @@ from tollway.gateway.prefix_routing import (
     Load,
     Selector,
     find_home,
+    find_home_by_weight,
     hash_prefixes,
 )
 
@@ -195,3 +196,46 @@ async def test_different_weights_are_shares_of_the_traffic_whatever_its_prefixes
         for _ in range(80):
             assert (await post(running.port, chat(prompt_cache_key="one session"))).status == 200
         assert 4 <= len(canary.asked) <= 40, "a quarter, give or take four standard deviations"
+
+
+def share_of(chosen: list[int], index: int) -> float:
+    return chosen.count(index) / len(chosen)
+
+
+@pytest.mark.parametrize("weights", [[95, 5], [50, 30, 20], [1, 1000]])
+def test_shares_by_weight_are_kept_over_many_anchors(weights: list[int]) -> None:
+    group = loads(len(weights))
+    chosen = [find_home_by_weight(anchor * 2654435761 % 2**32, group, weights) for anchor in range(20_000)]
+    for index, weight in enumerate(weights):
+        assert share_of(chosen, index) == pytest.approx(weight / sum(weights), abs=0.01)
+
+
+@given(st.integers(0, 2**32 - 1), st.permutations(list(range(4))))
+def test_share_of_an_anchor_is_the_same_in_any_order_and_a_greater_weight_only_gains(anchor: int, order: list[int]) -> None:
+    group, weights = loads(4), [70, 20, 7, 3]
+    home = find_home_by_weight(anchor, group, weights)
+    assert order[find_home_by_weight(anchor, [group[index] for index in order], [weights[index] for index in order])] == home
+    assert find_home_by_weight(anchor, group, [70, 20, 7, 30]) in (home, 3)
+
+
+def test_anchor_of_growing_turns_is_one_and_of_what_everybody_sends_none() -> None:
+    selector, turn = Selector(), prompt(1, 1500)
+    anchors = {selector.find_anchor(hash_prefixes(turn + prompt(2, more), 0, 0), 0, 2) for more in (0, 3000, 9000)}
+    assert len(anchors) == 1 and 0 not in anchors
+    assert selector.find_anchor([], 0, 2) == 0 and selector.find_anchor([], 77, 2) == 77
+    assert [selector.find_anchor([5], 0, 2) for _ in range(2 * ANCHOR_REQUESTS_MIN)][-1] == 0
+
+
+async def test_turns_of_a_conversation_stay_with_the_canary_or_without_it() -> None:
+    first, canary = Upstream(*[[whole(completion())]] * 24), Upstream(*[[whole(completion())]] * 24)
+    async with first.listening(), canary.listening(), gateway({"m": Served([first.url, canary.url], one_tier=True)}) as running:
+        for upstream, weight in zip(running.plane.upstreams.of("m"), (70, 30), strict=True):
+            upstream.deployment = msgspec.structs.replace(upstream.deployment, weight=weight)
+        for conversation in range(8):
+            text = prompt(conversation, 1500).hex()
+            before = len(first.asked), len(canary.asked)
+            for turn in range(3):
+                assert (await post(running.port, chat(messages=[{"role": "user", "content": text + turn * "and more "}]))).status == 200
+            asked = len(first.asked) - before[0], len(canary.asked) - before[1]
+            assert asked in ((3, 0), (0, 3))
+        assert first.asked and canary.asked

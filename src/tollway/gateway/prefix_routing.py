@@ -177,6 +177,18 @@ def find_home(anchor: int, group: list[Load]) -> int:
     return scores.index(max(scores))
 
 
+def find_home_by_weight(anchor: int, group: list[Load], weights: list[int]) -> int:
+    """Return the index of an anchor's home where deployments have shares: weighted rendezvous hashing, the same at every gateway. A change
+    of one weight moves only the anchors that the changed share gains or loses.
+
+    `weights`: positive. A uniform number to the power of 1/weight is the greatest one with a probability of the weight's share (Efraimidis
+    and Spirakis 2006).
+    """
+    key = float(anchor + 1)
+    scores = [(key * load.point % 1.0) ** (1.0 / weight) for load, weight in zip(group, weights, strict=True)]
+    return scores.index(max(scores))
+
+
 class Selector:
     """Memory of one gateway for the prompts of a model, and the choice by it."""
 
@@ -238,6 +250,14 @@ class Selector:
         if len(owners) > TABLE_MAX:
             self._owners_before, self._owners = owners, {}
         return chosen, tokens if is_hot else uncached
+
+    def find_anchor(self, prefixes: list[int], session: int, deployments: int) -> int:
+        """Count a prompt and return its anchor: its session, or the shortest of its prefixes that carries little enough traffic. 0 if it
+        has none, so that nobody can gather the traffic in one share."""
+        if session:
+            prefixes = [session]
+        level = self._count(prefixes, deployments)
+        return prefixes[level] if level >= 0 else 0
 
     def _count(self, prefixes: list[int], deployments: int) -> int:
         """Count a prompt. Return the level of the shortest of its prefixes that carries little enough traffic, -1 if each carries more."""

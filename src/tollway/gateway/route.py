@@ -2,7 +2,7 @@
 those that are doubtful or down last (`upstreams.health`). Of equally good ones those that are full come last, whatever their tier: what
 does not fit into a tier goes to the next before it waits.
 Among equals of one tier that have one weight the first one is chosen by its load and by what its prefix cache holds
-(`gateway.prefix_routing`). Different weights are shares of the traffic, a canary's for example, and are kept.
+(`gateway.prefix_routing`). Different weights are shares of the traffic, a canary's for example, and are kept; a conversation stays in one.
 
 Where fewer than half of a model's upstreams are good, doubt is ignored: if a busy moment failed at most of them, the others would get the
 load of all, and fail next. Those that are down stay last.
@@ -15,7 +15,7 @@ from zlib import crc32
 
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import UPSTREAM_NONE, Fault
-from tollway.gateway.prefix_routing import CANDIDATE_KINDS, HOME_HOLD, Charge, hash_prefixes
+from tollway.gateway.prefix_routing import CANDIDATE_KINDS, HOME_HOLD, Charge, find_home_by_weight, hash_prefixes
 from tollway.gateway.request import Call
 from tollway.gateway.upstreams.health import Reliability
 from tollway.gateway.upstreams.upstream import Upstream, Upstreams
@@ -85,8 +85,9 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
     if not first.is_full:
         best = first[:4]  # all that ranks before the place
         group = [known[rank.number] for rank in ranked if rank[:4] == best]
-        if len(group) > 1 and len({upstream.deployment.weight for upstream in group}) == 1:
-            ranked.insert(0, ranked.pop(_select(call, group, upstreams)))
+        if len(group) > 1:
+            has_shares = len({upstream.deployment.weight for upstream in group}) > 1
+            ranked.insert(0, ranked.pop(_find_share(call, group, upstreams) if has_shares else _select(call, group, upstreams)))
     candidates = [known[rank.number] for rank in ranked[:CANDIDATES_MAX]]
     if not first.is_full:
         candidates[0].health.begin_trial(endpoint, now)
@@ -144,8 +145,31 @@ def _are_equal(known: list[Upstream], now: float) -> bool:
     return True
 
 
+def _find_share(call: Call, group: list[Upstream], upstreams: Upstreams) -> int:
+    """Return the index of the deployment of `group` in whose share of the traffic a request falls. Those of one conversation or session
+    fall into one share, at every gateway; others by chance, which the order of `group` is."""
+    _, session, prefixes = _find_prefixes(call)
+    anchor = upstreams.find_selector(call.model.id, test=call.caller.is_test).find_anchor(prefixes, session, len(group))
+    if not anchor:
+        return 0
+    return find_home_by_weight(anchor, [upstream.load for upstream in group], [upstream.deployment.weight for upstream in group])
+
+
 def _select(call: Call, group: list[Upstream], upstreams: Upstreams) -> int:
     """Return the index of the deployment of `group` to which a request goes, and set its charge. `group`: in random order."""
+    start, session, prefixes = _find_prefixes(call)
+    prompt_bytes = len(call.request.body) - start
+    tokens = float(max(group[0].estimate_input(prompt_bytes), 1))
+    loads = [upstream.load for upstream in group]
+    selector = upstreams.find_selector(call.model.id, test=call.caller.is_test)
+    index, uncached = selector.choose(loads, prefixes, session, prompt_bytes, tokens)
+    call.charge = Charge(loads[index], tokens, uncached, upstreams.gateways)
+    return index
+
+
+def _find_prefixes(call: Call) -> tuple[int, int, list[int]]:
+    """Return where the prompt begins in a request's body, the checksum of the session that it names (0 for none), and those of its prefixes
+    if it names none."""
     request, body = call.request, call.request.body
     salt = 0 if call.model.share_cache else crc32(call.grant.cache_salt)
     fields = _PROMPT_FIELDS.get(request.endpoint)
@@ -160,12 +184,7 @@ def _select(call: Call, group: list[Upstream], upstreams: Upstreams) -> int:
         session = _find_session(call, salt)
         if not session:
             prefixes = hash_prefixes(body, start, salt)
-    tokens = float(max(group[0].estimate_input(len(body) - start), 1))
-    loads = [upstream.load for upstream in group]
-    selector = upstreams.find_selector(call.model.id, test=call.caller.is_test)
-    index, uncached = selector.choose(loads, prefixes, session, len(body) - start, tokens)
-    call.charge = Charge(loads[index], tokens, uncached, upstreams.gateways)
-    return index
+    return start, session, prefixes
 
 
 def _find_session(call: Call, salt: int) -> int:
