@@ -6,10 +6,10 @@ import msgspec
 import pytest
 
 from tests.fakes import Upstream
-from tests.gateway.harness import STREAM_HEAD, Served, chat, gateway, part, post, whole
+from tests.gateway.harness import STREAM_HEAD, Served, chat, completion, gateway, part, post, whole
 from tests.gateway.test_streams import error_code
 from tollway.domain import faults
-from tollway.domain.catalog import Engine
+from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.faults import FaultKind
 from tollway.engines.table import ENGINES
 from tollway.gateway.dialects.engine_errors import read_answer_fault, read_fault, read_retry_after
@@ -177,3 +177,23 @@ def test_error_that_llamacpp_calls_its_own_is_the_requests() -> None:
     fault = read_answer_fault(500, body, ENGINES[Engine.LLAMACPP], None, NOW_US)
     assert (fault.kind, fault.message) == (faults.UPSTREAM_REQUEST_INVALID, PICTURE)
     assert read_answer_fault(500, body, ENGINES[Engine.VLLM], None, NOW_US).kind is faults.UPSTREAM_FAILED
+
+
+DRAINING = "cannot schedule new futures after shutdown"
+
+
+async def test_engine_that_drains_in_its_own_words_fails_no_request_and_is_avoided_at_once() -> None:
+    refusal = whole(nested(DRAINING, type="InternalServerError", code=500), status=500)
+    draining, other = Upstream([refusal]), Upstream([whole(completion())])
+    async with draining.listening(), other.listening():
+        served = Served([draining.url, other.url], engine=Engine.VLLM, retry_started=False)
+        async with gateway({"m": served}) as running:
+            assert (await post(running.port, chat())).status == 200
+            (avoided,) = [each for each in running.plane.upstreams.of("m") if not each.health.allows(Endpoint.CHAT_COMPLETIONS, 0.0)]
+            assert avoided.deployment.base_url == draining.url
+    assert (len(draining.asked), len(other.asked)) == (1, 1)
+
+
+def test_words_of_a_draining_engine_inside_another_text_are_not_its_own() -> None:
+    error = msgspec.json.encode(nested(f"cannot read {DRAINING}", code=500))
+    assert read_answer_fault(500, error, ENGINES[Engine.VLLM], None, NOW_US).kind is faults.UPSTREAM_FAILED

@@ -62,7 +62,9 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     `paths`: those of its endpoints that are not `/v1/` and the endpoint, below the deployment's base URL.
     `fields`: request fields beyond the API's own that a client may send. `context_words`: parts of an error's text, type or code by which
     the engine says that the request is longer than the model's context. `request_words`: those by which it rejects a request in an error
-    that it calls its own (status 500 and above). `counters`: where it publishes its token counters; None if it does not. `readiness`: where
+    that it calls its own (status 500 and above). `drain_messages`: whole
+    texts of errors (status 500 and above) by which it says that it shuts down and has not begun the request. `counters`: where it publishes
+    its token counters; None if it does not. `readiness`: where
     it says whether it takes requests; None if it does not. `load`: where it says how much waits there; None if it does not.
     """
 
@@ -75,6 +77,7 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     fields: frozenset[str] = frozenset()
     context_words: tuple[str, ...] = ()
     request_words: tuple[str, ...] = ()
+    drain_messages: frozenset[str] = frozenset()
     counters: CounterNames | None = None
     readiness: ReadinessProbe | None = None
     load: LoadSource | None = None

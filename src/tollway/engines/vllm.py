@@ -49,6 +49,8 @@ PROFILE = EngineProfile(
         "greater than max_model_len",
         "cannot be greater than max_total_tokens",
     ),
+    # With --shutdown-timeout: /health stays 200 while it drains, and its thread pool refuses what is new.
+    drain_messages=frozenset({"cannot schedule new futures after shutdown"}),
     request_words=("is not a multimodal model", "At most 0 image", "cannot identify image file"),
     # v1/metrics/loggers.py. The prompt total counts whole prompts; both totals move while a request runs. Each choice is a request of its
     # own (v1/engine/parallel_sampling.py).

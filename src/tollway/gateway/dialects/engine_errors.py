@@ -155,6 +155,8 @@ def _classify(error: _Error, status: int, engine: EngineProfile, *, first: bool)
             kind = faults.CONTEXT_EXCEEDED if is_context else faults.UPSTREAM_REQUEST_INVALID
             return Fault(kind, param=error.param, message=_show(error.message), detail=detail)
     kind = faults.UPSTREAM_FAILED
+    if first and number >= 500 and error.message in engine.drain_messages:
+        return Fault(faults.UPSTREAM_CONNECT, detail="the engine shuts down")
     if number in _OF_MOMENT:
         kind = faults.UPSTREAM_REFUSED if first else faults.UPSTREAM_FAILED
     elif number == 429:
