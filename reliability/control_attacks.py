@@ -33,7 +33,7 @@ ATTACK_SECONDS = 8.0
 SLOW_POSTS, FOLLOWED_STREAMS, IDLE_CONNECTIONS, BUSY_CONNECTIONS = 260, 258, 1_005, 120
 
 
-NICENESS = 15
+NICENESS = 5
 """Priority of the attackers, whose own CPU is not control's."""
 
 
@@ -249,10 +249,11 @@ def keep_asking(control: Control, held: ExitStack, answers: Counter[str]) -> Non
 
 
 def _count(connection: socket.socket, answers: Counter[str], seconds: float = 0.01) -> str:
-    """Count the status of the answer that came within so many seconds, if one did."""
+    """Count the status of the answer that came within so many seconds, if one did. What is no begin of an answer counts as its rest."""
     connection.settimeout(seconds)
     try:
-        status = connection.recv(65536)[9:12].decode() or "closed"
+        data = connection.recv(65536)
+        status = data[9:12].decode() if data.startswith(b"HTTP/") else "rest" if data else "closed"
     except TimeoutError:
         status = "none"
     except OSError:

@@ -243,9 +243,9 @@ async def answer_and_close_without_a_word(of: Exchange) -> None:
     of.close()
 
 
-@behaviour()
+@behaviour(is_served=True)
 async def answer_and_say_408(of: Exchange) -> None:
-    """Close the idle connection with a 408. A busy gateway may read it together with the answer, which it then rejects as broken."""
+    """Close the idle connection with a 408. A busy gateway may read it together with the answer."""
     await of.read_rest()
     await of.send(b"".join(of.parts()))
     await asyncio.sleep(0.002 + of.dice.random() * 0.005)

@@ -158,3 +158,18 @@ def test_a_repeated_head_is_read_as_a_first_one(second: bytes) -> None:
         reader.restart()
         reader.feed(whole(b"after"))
     assert essence(again) == essence(first)
+
+
+@pytest.mark.parametrize("case", ["length", "chunked", "interim"])
+@pytest.mark.parametrize("is_same_read", [True, False])
+def test_answer_with_a_408_right_behind_it_is_whole_and_the_last_of_its_connection(case: str, is_same_read: bool) -> None:
+    answer, end = ANSWERS[case], b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    reader = read(answer + end, [] if is_same_read else [len(answer), len(answer) + 30])
+    assert essence(reader) == (200, BODY, True, False, False)
+
+
+@pytest.mark.parametrize("second", [b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", ANSWERS["length"], b"HTTP/1.1 40"])
+def test_answer_with_another_one_behind_its_408_is_broken(second: bytes) -> None:
+    end = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n"
+    reader = read(ANSWERS["length"] + end + second)
+    assert reader.broken

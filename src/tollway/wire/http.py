@@ -439,6 +439,10 @@ _ANSWER_HEADERS = frozenset({b"content-type", b"content-length", b"transfer-enco
 _ANSWER_HEADERS_MAX = 200
 
 
+_TIMED_OUT = 408
+IDLE_END = re.compile(rb"HTTP/1\.[01] 408[ \r\n]")
+"""Begin of what some servers send before they close an idle connection (RFC 9110, section 15.5.9): the answer to no request."""
+
 _CHUNKED_KEPT = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 _CHUNKED_LAST = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
 """Heads after which a parser stands where one stands between two chunks."""
@@ -465,6 +469,7 @@ class ResponseReader:
         "_head_bytes",
         "_head_bytes_max",
         "_headers",
+        "_is_over",
         "_parser",
         "_repeated_type",
         "between_chunks",
@@ -497,6 +502,7 @@ class ResponseReader:
         self._headers = 0
         self._chunked = False
         self._chunk_complete = False
+        self._is_over = False
         self.between_chunks = False
         self.status = 0
         self.has_head = False
@@ -538,7 +544,10 @@ class ResponseReader:
         if not self.has_head:
             self._head_bytes += len(data)
         if self.complete:
-            self.broken = True  # bytes after the answer: whatever they are, nobody asked
+            if self._is_over or IDLE_END.match(data):
+                self._end_connection()
+            else:
+                self.broken = True  # bytes after the answer: whatever they are, nobody asked
             return
         parser = self._parser
         if parser is None:
@@ -570,9 +579,15 @@ class ResponseReader:
             self.complete = True
             self.keep_alive = False
 
+    def _end_connection(self) -> None:
+        """Note that the upstream ends the connection as an idle one, behind its answer: that answer is right, and the last one here."""
+        self._is_over = True
+        self.broken = self.keep_alive = False
+
     def on_message_begin(self) -> None:
         if self.complete:
-            self.broken = True  # another answer in the same read: nobody asked for it, and it must not overwrite the first
+            # Another answer in the same read: nobody asked for it, and it must not overwrite the first.
+            self.broken = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers = count = self._headers + 1
@@ -597,9 +612,15 @@ class ResponseReader:
 
     def on_headers_complete(self) -> None:
         parser = self._parser
-        if self.complete or parser is None:
+        if parser is None:
             return
         status = parser.get_status_code()
+        if self.complete:
+            if status == _TIMED_OUT and not self._is_over:
+                self._end_connection()
+            else:
+                self.broken = True
+            return
         if status < 200:
             self._headers = 0
             if status == 101:
@@ -624,6 +645,6 @@ class ResponseReader:
     def on_message_complete(self) -> None:
         self._chunk_complete = False
         if self.has_head:
-            if self.complete:
+            if self.complete and not self._is_over:
                 self.broken = True
             self.complete = True

@@ -11,7 +11,6 @@ the connection is DRAINING for a moment. Everything else closes it.
 """
 
 import asyncio
-import re
 from enum import StrEnum
 from typing import Protocol
 
@@ -19,10 +18,8 @@ from tollway.domain import faults
 from tollway.domain.catalog import Deployment
 from tollway.domain.faults import Fault
 from tollway.gateway.buffers import BufferAccount
-from tollway.wire.http import ResponseReader
+from tollway.wire.http import IDLE_END, ResponseReader
 
-_IDLE_END = re.compile(rb"HTTP/1\.[01] 408[ \r\n]")
-"""The answer with which some servers close a connection that has been idle for too long (RFC 9110 section 15.5.9)."""
 DRAIN_BYTES_MAX = 64 * 1024
 """With how many bytes of body an engine may end a message whose content is complete."""
 
@@ -241,7 +238,7 @@ class UpstreamConnection(asyncio.Protocol):
         elif self.state is _DRAINING:
             self._drain(data)
         elif self.state is not _CLOSED:
-            if not _IDLE_END.match(data):
+            if not IDLE_END.match(data):
                 self.upstream.count_unsolicited()
             self.close()
 
