@@ -9,10 +9,12 @@ import sqlalchemy as sa
 from fastapi.routing import APIRoute
 
 from tests.control.harness import Running, TenantSetup, answered, make_tenant
-from tollway.control import audited_operations
+from tollway.control import audit, audited_operations, tenants
 from tollway.control.api.app import create_apps
-from tollway.domain.audit import GENESIS, HIDDEN, PLATFORM_CHAIN, AuditRecord
+from tollway.control.audit import AuditedOperation
+from tollway.domain.audit import GENESIS, HIDDEN, PLATFORM_CHAIN, Actor, ActorKind, AuditRecord
 from tollway.storage import audit as storage
+from tollway.storage import row_changes
 from tollway.storage.schema_audit import audit_heads
 
 PROJECTS = "/v1/organization/projects"
@@ -115,3 +117,34 @@ def test_records_are_refused_to_be_changed_or_removed(fresh_control: Running, te
     for statement in ("UPDATE audit_records SET event = 'x'", "DELETE FROM audit_records"):
         with pytest.raises(sa.exc.DBAPIError), fresh_control.plane.database.platform() as tx:
             tx.connection.execute(sa.text(statement))
+
+
+def test_job_is_recorded_once_for_each_transaction_that_changes_a_resource(fresh_control: Running, tenant: TenantSetup) -> None:
+    plane = fresh_control.plane
+    operation = AuditedOperation(event="project.updated", operation="renaming", actor=Actor(kind=ActorKind.JOB, id="renaming"))
+    database = plane.database.recording(audit.record_changes(operation, new_id=plane.new_id, now=plane.now))
+    before = len(list_chain(fresh_control, tenant.organization_id))
+    for name in ("acme project", "by a job", "by a job", "again"):
+        with database.tenant(tenant.organization_id) as tx:
+            tenants.rename_project(tx, tenant.project_id, name)
+    records = list_chain(fresh_control, tenant.organization_id)[before:]
+    assert [json.loads(record.changes)[0]["after"] for record in records] == [{"name": "by a job"}, {"name": "again"}]
+    assert {(record.actor.kind, record.actor.id, record.target.id) for record in records} == {("job", "renaming", tenant.project_id)}
+
+
+def test_archived_organization_is_recorded_with_its_keys_as_far_as_a_record_holds_them(fresh_control: Running, tenant: TenantSetup) -> None:
+    admin = fresh_control.client(tenant.admin_key)
+    for number in range(row_changes.ROWS_MAX):
+        answered(admin.post(f"{PROJECTS}/{tenant.project_id}/api_keys", json={"name": f"k{number}"}))
+    answered(fresh_control.operator().post(f"/v1/platform/organizations/{tenant.organization_id}/archive"))
+    record = list_chain(fresh_control, tenant.organization_id)[-1]
+    changes = json.loads(record.changes)
+    assert record.event == "organization.archived" and len(changes) <= row_changes.ROWS_MAX and record.omitted > 0
+    revoked = row_changes.ROWS_MAX + 3  # with those of the set-up: a key, that of the service account, the admin key
+    assert len(changes) + record.omitted == revoked + 2, "and the organization, and the project"
+
+
+@pytest.mark.parametrize("query", ["event_types=a%00b", "actor_ids=%0a", "effective_at%5Bgt%5D=-1", "limit=101", "resource_ids="])
+def test_filter_that_cannot_match_is_refused(fresh_control: Running, tenant: TenantSetup, query: str) -> None:
+    answer = fresh_control.client(tenant.admin_key).get(f"/v1/organization/audit_logs?{query}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")

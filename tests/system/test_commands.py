@@ -321,7 +321,7 @@ MISTAKES = {
     "a correction that is unknown": (("corrections", "reject", NOTHING), 1, "There is no such correction."),
     "a gateway that is none": (("nodes", "lost", "gw-1", "--reason", "r", "--yes"), 2, "'gw-1' is no id of a gateway"),
     "an archive that is not there": (("verify", "--archive", "/nowhere"), 2, "there is no directory /nowhere"),
-    "a proof of nothing": (("audit", "proof", "--period", NOBODY, "x"), 2, "'x' is no id of a request"),
+    "a proof of nothing": (("periods", "proof", "--period", NOBODY, "x"), 2, "'x' is no id of a request"),
 }  # fmt: skip
 
 
@@ -335,7 +335,7 @@ def test_a_mistake_with_money_is_told_in_words(serving: Running, mistake: str) -
 
 def test_an_export_that_is_refused_leaves_no_file(serving: Running, tmp_path: Path) -> None:
     made = do_json(serving, "organizations", "create", "globex", "--currency", "EUR")
-    export = ("audit", "export", "--period", NOBODY, "--organization", made["id"], "--file")
+    export = ("periods", "export", "--period", NOBODY, "--organization", made["id"], "--file")
     do(serving, *export, str(tmp_path / "x"), code=1)
     assert list(tmp_path.iterdir()) == []
     assert "cannot write" in do(serving, *export, str(tmp_path / "nowhere" / "x"), code=1)

@@ -2,9 +2,8 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +15,7 @@ import tollway
 from tollway.cli.client import Control, ControlUrl, Key, Organization, connect, connect_tenant
 from tollway.cli.client import DataDir as InstallationDir
 from tollway.cli.databases import DatabaseUrl, chosen
-from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.cli.output import Output, OutputOption, print_json, print_rows, written_whole
 from tollway.cli.processes import Config, DataDir, read_settings
 from tollway.cli.times import Zone, with_times
 from tollway.control import audit_chains
@@ -69,14 +68,10 @@ def export(
     data_dir: InstallationDir = None,
 ) -> None:
     """Write the whole audit trail of an organization, or of the platform, as lines: the latest record first."""
-    with _connect(platform, control_url, key, data_dir, organization) as (control, path):
-        try:
-            with nullcontext(sys.stdout) if file is None else file.open("w", encoding="utf-8") as writer:
-                for event in _iterate(control, path):
-                    line = json.dumps(event, ensure_ascii=False) if format is ExportFormat.JSONL else format_cef(event)
-                    writer.write(line + "\n")
-        except OSError as error:
-            raise OperatorError(f"cannot write {file}: {error.strerror}") from None
+    with _connect(platform, control_url, key, data_dir, organization) as (control, path), written_whole(file) as writer:
+        for event in _iterate(control, path):
+            line = json.dumps(event, ensure_ascii=False) if format is ExportFormat.JSONL else format_cef(event)
+            writer.write(f"{line}\n".encode())
 
 
 @app.command()

@@ -4,14 +4,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import tzinfo
 from enum import StrEnum
-from typing import Annotated, Any, TextIO
+from pathlib import Path
+from typing import IO, Annotated, Any, TextIO
 
 import typer
 
 from tollway.cli.times import show_instant
+from tollway.settings import OperatorError
 
 
 class Output(StrEnum):
@@ -101,3 +104,21 @@ def report_effect(published: Mapping[str, Any], zone: tzinfo) -> None:
         print(f"holds on every gateway by {show_instant(published['holds_by'], zone)} at the latest", file=sys.stderr)
     else:
         print(f"holds on every gateway from {show_instant(published['holds_from'], zone)}", file=sys.stderr)
+
+
+@contextmanager
+def written_whole(file: Path | None) -> Iterator[IO[bytes]]:
+    """Open `file` to be written, or standard output (None). The file appears when the block ends; a block that fails leaves none, and an
+    older one as it was. Raises OperatorError if it cannot be written."""
+    if file is None:
+        yield sys.stdout.buffer
+        return
+    draft = file.with_name(f"{file.name}.draft")
+    try:
+        with draft.open("wb") as writer:
+            yield writer
+        draft.replace(file)
+    except OSError as error:
+        raise OperatorError(f"cannot write {file}: {error.strerror}") from None
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,14 +1,13 @@
 """`tollway periods export` and `proof`: what an auditor checks with `tollway_verifier.py`, without trusting us."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, Organization, check_id, connect_tenant
-from tollway.cli.output import print_json
+from tollway.cli.output import print_json, written_whole
 from tollway.domain import ids
 from tollway.settings import OperatorError
 
@@ -27,19 +26,8 @@ def export(
 ) -> None:
     """Write all of a closed period as lines of JSON: records, prices, corrections, transactions."""
     check_id(ids.PERIOD, period, "billing period", LISTED)
-    with connect_tenant(control_url, key, data_dir, organization) as control:
-        if file is None:
-            control.download(f"/organization/periods/{period}/export", sys.stdout.buffer)
-            return
-        draft = file.with_name(f"{file.name}.draft")
-        try:
-            with draft.open("wb") as writer:
-                control.download(f"/organization/periods/{period}/export", writer)
-            draft.replace(file)
-        except OSError as error:
-            raise OperatorError(f"cannot write {file}: {error.strerror}") from None
-        finally:
-            draft.unlink(missing_ok=True)
+    with connect_tenant(control_url, key, data_dir, organization) as control, written_whole(file) as writer:
+        control.download(f"/organization/periods/{period}/export", writer)
 
 
 def proof(

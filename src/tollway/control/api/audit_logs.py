@@ -22,7 +22,7 @@ router = routes.router(tags=["audit"])
 Reader = Annotated[Tenant, Depends(may(Permission.AUDIT_READ))]
 PlatformReader = Annotated[Operator, Depends(may(Permission.PLATFORM_AUDIT_READ))]
 
-Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Word = Annotated[str, StringConstraints(max_length=256, pattern=r"^[\x21-\x7e]+$")]
 Words = Annotated[list[Word], Field(max_length=100)]
 Cursor = Annotated[str, StringConstraints(max_length=128, pattern=r"^[\x21-\x7e]+$")]
 Instant = Annotated[int, Field(ge=0, le=2**40)]
