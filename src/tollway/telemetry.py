@@ -11,7 +11,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
@@ -57,8 +57,8 @@ class Histogram:
         return pairs
 
 
-_MILLISECONDS = tuple(f".{millisecond:03d}Z" for millisecond in range(1000))
-_clock: list[Any] = [0, "1970-01-01T00:00:00"]
+_MILLISECONDS: Final = tuple(f".{millisecond:03d}Z" for millisecond in range(1000))
+_clock: Final[list[Any]] = [0, "1970-01-01T00:00:00"]
 """The second that was formatted last, in UTC microseconds, and its text: most lines of a busy gateway share it."""
 
 

@@ -6,12 +6,13 @@ id pasted into the wrong place is refused by its look.
 
 import re
 from collections.abc import Callable
+from typing import Final
 
 ORGANIZATION = "org"
 PROJECT = "proj"
 KEY = "key"
 SERVICE_ACCOUNT = "sa"
-REQUEST = "req"
+REQUEST: Final = "req"
 DEPLOYMENT = "dep"
 PRICE = "price"
 PRICE_BOOK = "book"
@@ -75,7 +76,7 @@ class RequestIds:
         return f"{self._time}{_FRACTIONS[now_us - millisecond * 1000]}{digits[at:end]}"
 
 
-_FRACTIONS = tuple(f"7{us * 4096 // 1000:03x}8" for us in range(1000))
+_FRACTIONS: Final = tuple(f"7{us * 4096 // 1000:03x}8" for us in range(1000))
 """The version, a fraction of a millisecond, and the variant, by microseconds."""
 
 

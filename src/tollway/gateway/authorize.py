@@ -1,7 +1,7 @@
 """Phase 2: check permissions and the request body. The body is parsed strictly once; what is checked here is what goes to the engine."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from tollway.domain import faults
 from tollway.domain.catalog import UnknownParameters
@@ -18,7 +18,7 @@ from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.request import Call, Caller, ModelGrant, Request
 from tollway.wire import bodies
 
-_STANDARD = ServiceTier.STANDARD
+_STANDARD: Final = ServiceTier.STANDARD
 
 
 def authorize(caller: Caller, request: Request, directory: Directory, media: MediaBounds) -> Call:

@@ -25,7 +25,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextvars import Context
 from types import CoroutineType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from tollway.gateway.isolation import isolate
 
@@ -76,8 +76,8 @@ class ShieldedWaiter(Waiter):
     is_shielded = True
 
 
-_NOTHING: "Iterator[Waiter]" = iter(())
-OVER = Waiter()
+_NOTHING: "Final[Iterator[Waiter]]" = iter(())
+OVER: Final = Waiter()
 """Awaited where there is nothing to wait for."""
 OVER.resume()
 

@@ -6,6 +6,7 @@ on nothing. The headers of the answer and the text of a refusal come from the sa
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Final
 
 from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, TOKENS_EXCEEDED, Fault
 from tollway.domain.limits import LevelLimits, LimitLevel, Quantity, Standing, find_binding
@@ -28,7 +29,7 @@ from tollway.gateway.request import Call, Caller, Permit
 from tollway.gateway.shared_counters import SharedCounters, SharedHold, find_shared_refusal, find_shared_tightest
 from tollway.telemetry import Metrics, timestamp
 
-OUTPUT_TOKENS_ASSUMED = 4096
+OUTPUT_TOKENS_ASSUMED: Final = 4096
 """Output that is reserved for each sequence where neither the request nor its model bounds it, as far as the limits allow it at all."""
 
 MEDIA_SHARE = 16
@@ -38,7 +39,7 @@ are."""
 TEXT_BYTES_BESIDE_MEDIA = 65_536
 """Bytes of a body with media that are taken for text: the rest is the media's own data, which say nothing of tokens."""
 
-DENSITY_BYTES_MIN = 512
+DENSITY_BYTES_MIN: Final = 512
 """Bodies from this size on teach how many tokens a KiB has: in smaller ones the chat template outweighs the text."""
 
 CONCURRENCY_SECONDS_MIN, CONCURRENCY_SECONDS_MAX = 0.05, 30.0
@@ -80,9 +81,9 @@ def limit(call: Call, counters: MemoryCounters, clock: Callable[[], int], metric
     return Permit(call, _request_headers(left[0], left[1]) if left[0] != UNLIMITED else b"", buckets)
 
 
-_COUNTED_BY_ENGINE = UsageSource.ENGINE_FINAL
+_COUNTED_BY_ENGINE: Final = UsageSource.ENGINE_FINAL
 
-_ONE_REQUEST: Units = (1, 0, 0, 0)
+_ONE_REQUEST: Final[Units] = (1, 0, 0, 0)
 
 
 def charge_upload(caller: Caller, counters: MemoryCounters, now_ns: int, metrics: Metrics) -> Hold | None:

@@ -15,7 +15,7 @@ A hold does not drain, so it takes up capacity for as long as its request runs. 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tollway.domain.limits import (
     BY_NAME,
@@ -33,7 +33,7 @@ from tollway.domain.limits import (
 )
 from tollway.domain.shared_limits import CounterState, PreparedLimits
 
-UNLIMITED = 2**62
+UNLIMITED: Final = 2**62
 """The size of what is not limited: more than any traffic reaches."""
 
 QUANTITIES = (Quantity.REQUESTS, Quantity.TOKENS, Quantity.INPUT_TOKENS, Quantity.OUTPUT_TOKENS)

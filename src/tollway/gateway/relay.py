@@ -21,7 +21,7 @@ known not to: then the stream is ended as its API ends one of full length.
 import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import msgspec
 
@@ -44,12 +44,12 @@ from tollway.telemetry import Metrics
 from tollway.wire import sse
 from tollway.wire.http import chunk_size
 
-CHECKPOINT_SECONDS = 1.0
+CHECKPOINT_SECONDS: Final = 1.0
 ANSWER_GROWTH_BYTES = 1024 * 1024
 """Steps in which an answer that is held until it is whole is counted."""
-_LF = ord("\n")
-_JSON = b"content-type: application/json\r\n"
-_EVENTS = b"content-type: text/event-stream; charset=utf-8\r\nx-accel-buffering: no\r\n"
+_LF: Final = ord("\n")
+_JSON: Final = b"content-type: application/json\r\n"
+_EVENTS: Final = b"content-type: text/event-stream; charset=utf-8\r\nx-accel-buffering: no\r\n"
 
 
 class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):

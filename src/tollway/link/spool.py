@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import OVERLOADED, SPOOL_UNAVAILABLE, Fault
@@ -62,20 +62,20 @@ from tollway.link.recovery import Alarm, finish, recover, recover_dead
 from tollway.wire.progress_slots import RETRIES_WORD, SLOT_WORDS, read_quantities
 from tollway.wire.segments import HEAD_BYTES, extend
 
-ADMIT_BYTES_MAX = 640
+ADMIT_BYTES_MAX: Final = 640
 """Payload of an ADMIT: 150 bytes of names and at most 490 of ids, model name, endpoint and numbers. Longer is a
 programming error."""
 
-OWED_BYTES = 4096
+OWED_BYTES: Final = 4096
 """Kept back per open request. Its FINAL takes at most 1,120: an ADMIT, and outcome, counts, ids and instants. The
 rest is its share of the headers of the segments that the FINALs of all open requests begin: with segment_bytes >=
 1024 x slots_max a header (<= 768 a request) fits, and four segments hold all."""
 
-SLACK_BYTES = 2048
+SLACK_BYTES: Final = 2048
 """Counted off each prepared segment: the part of its header that does not depend on open requests, and the end left
 unused because the next record did not fit. And kept back at the end for TICK and CLOSE."""
 
-BUFFER_BYTES_MAX = 256 * 1024
+BUFFER_BYTES_MAX: Final = 256 * 1024
 """Checkpoints waiting for a commit are written to the page cache when they reach this, so that a quiet disk bounds
 memory."""
 
@@ -88,8 +88,8 @@ CLOSE_POLL_SECONDS = 0.001
 RETRY_SECONDS = 1.0
 """After a segment could not be made because the disk was full."""
 
-_SLOT_BYTES = 8 * SLOT_WORDS
-_ZERO_SLOT = bytes(_SLOT_BYTES)
+_SLOT_BYTES: Final = 8 * SLOT_WORDS
+_ZERO_SLOT: Final = bytes(_SLOT_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import Any
+from typing import Any, Final
 
 import jiter
 import msgspec
@@ -20,7 +20,7 @@ VALUES_MAX = 500_000
 """Most values in a body, counted by what stands before each of them (in texts too). A body of 32 MiB that is all `[],` would hold the
 event loop for seconds; the largest that is meant, a batch of token ids, has 300,000 (OpenAI's bound for embeddings)."""
 
-KEYS_MAX = 24_000
+KEYS_MAX: Final = 24_000
 """Most keys in the objects of a body: 10,000 messages have two each. Reading so many takes 25 ms, and each further key longer than the one
 before: 490,000 keys in 5.8 MB took a second."""
 CONTAINERS_MAX = 40_000
@@ -30,8 +30,8 @@ text."""
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 """Types of values that hold no others."""
 _INFINITY = float("inf")
-_CLOSING = ord("}")
-_LONG = 64
+_CLOSING: Final = ord("}")
+_LONG: Final = 64
 """Values in an array from which on one pass in C is cheaper than a look at each."""
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -56,7 +56,7 @@ def read(body: bytes) -> dict[str, Any]:
     return value
 
 
-_KEY_BYTES_MIN = 4
+_KEY_BYTES_MIN: Final = 4
 """Bytes that a key takes at least, with its quotes and colon."""
 
 
@@ -90,7 +90,7 @@ def _count_keys(body: bytes) -> Iterator[int]:
         yield body.count(blank + b":")
 
 
-_BACKSLASHES_MAX = 4
+_BACKSLASHES_MAX: Final = 4
 
 
 def _count_containers(body: bytes) -> Iterator[int]:

@@ -26,7 +26,7 @@ RETRIES_WORD: Final = FIRST_TOKEN_WORD + 1
 
 assert RETRIES_WORD < SLOT_WORDS, "a slot has a word for each quantity class; a larger slot needs a new version of the spool"
 
-_pack_quantities = struct.Struct(f"@{len(QUANTITY_CLASSES)}Q").pack_into
+_pack_quantities: Final = struct.Struct(f"@{len(QUANTITY_CLASSES)}Q").pack_into
 
 
 def write_quantities(table: memoryview, slot: int, used: Quantities) -> None:

@@ -12,7 +12,7 @@ the connection is DRAINING for a moment. Everything else closes it.
 
 import asyncio
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from tollway.domain import faults
 from tollway.domain.catalog import Deployment
@@ -20,7 +20,7 @@ from tollway.domain.faults import Fault
 from tollway.gateway.buffers import BufferAccount
 from tollway.wire.http import IDLE_END, ResponseReader
 
-DRAIN_BYTES_MAX = 64 * 1024
+DRAIN_BYTES_MAX: Final = 64 * 1024
 """With how many bytes of body an engine may end a message whose content is complete."""
 
 
@@ -36,8 +36,12 @@ class ConnectionState(StrEnum):
     CLOSED = "CLOSED"
 
 
-_NEW, _ACTIVE, _IDLE, _DRAINING, _CLOSED = ConnectionState
-_TRANSITIONS: dict[ConnectionState, frozenset[ConnectionState]] = {
+_NEW: Final = ConnectionState.NEW
+_ACTIVE: Final = ConnectionState.ACTIVE
+_IDLE: Final = ConnectionState.IDLE
+_DRAINING: Final = ConnectionState.DRAINING
+_CLOSED: Final = ConnectionState.CLOSED
+_TRANSITIONS: Final[dict[ConnectionState, frozenset[ConnectionState]]] = {
     _NEW: frozenset({_ACTIVE, _CLOSED}),
     _ACTIVE: frozenset({_IDLE, _DRAINING, _CLOSED}),
     _IDLE: frozenset({_ACTIVE, _CLOSED}),

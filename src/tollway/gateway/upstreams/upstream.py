@@ -12,7 +12,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import quote, urlsplit
 
 from tollway.domain import faults
@@ -35,8 +35,8 @@ from tollway.gateway.upstreams.open_connections import OpenConnections, is_exhau
 from tollway.gateway.upstreams.probes import ProbeRequest
 from tollway.telemetry import LogWriter, Metrics, UpstreamState, timestamp
 
-IDLE_SECONDS = 3.0
-IDLE_CONNECTIONS_MAX = 1024
+IDLE_SECONDS: Final = 3.0
+IDLE_CONNECTIONS_MAX: Final = 1024
 """Idle connections kept for each upstream; a burst leaves no more sockets than this behind."""
 POOLING_PAUSE_SECONDS = 300.0
 """Time for which connections of an upstream that spoke unasked are not kept. A repeated answer may be late; a new connection is cheap."""
@@ -44,7 +44,7 @@ BYTES_PER_TOKEN_FIRST = 8
 """Bytes of a request for each token of its prompt, before any was learned: twice what plain text has, so an estimate is rather too low."""
 BYTES_LEARNED_FIRST = 512
 """Weight of that first ratio. The requests that were reported soon outweigh it."""
-BYTES_LEARNED_MAX = 1 << 28
+BYTES_LEARNED_MAX: Final = 1 << 28
 """Bytes after which what was learned counts half, so that a ratio follows its model's traffic."""
 SHORTAGE_SECONDS = 0.01
 """Pause before a connection is tried again for which there was no descriptor: those that were closed are free after a turn of the loop."""
