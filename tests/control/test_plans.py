@@ -193,6 +193,18 @@ def test_plan_of_an_archived_organization_can_be_deleted(control: Running, opera
     answered(operator.delete(f"{PLANS}/{made['id']}"))
 
 
+def test_queue_weight_of_an_organization_is_published_and_bounded(control: Running, operator: httpx2.Client, tenant: TenantSetup) -> None:
+    assert answered(operator.get(organization_path(tenant)))["queue_weight"] == 1
+    assert answered(operator.post(organization_path(tenant), json={"queue_weight": 5}))["queue_weight"] == 5
+    with control.plane.database.platform(write=False) as tx:
+        entry = platform_queries.list_entries(tx, OrganizationEntry, [tenant.organization_id])[tenant.organization_id]
+    assert isinstance(entry, OrganizationEntry) and entry.queue_weight == 5
+    for wrong in (0, -1, 1001, "5"):
+        refused = operator.post(organization_path(tenant), json={"queue_weight": wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "queue_weight")
+    answered(operator.post(organization_path(tenant), json={"queue_weight": 1}))
+
+
 def test_plans_and_overrides_are_for_operators_alone(control: Running, tenant: TenantSetup) -> None:
     admin = control.client(tenant.admin_key)
     assert admin.get(PLANS).status_code == 403 == admin.post(PLANS, json={"name": "free"}).status_code

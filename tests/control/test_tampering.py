@@ -82,7 +82,7 @@ SPENDING_LIMIT = "what gateways may spend from now on; a bill follows from the e
 SENT_DOWN = "how far back gateways are told of prices; what was billed follows from valid_from"
 
 HARMLESS = {
-    "organizations.(name|created_at|archived_at|key_lifetime_seconds_max|plan_id|requests_per_minute|concurrent_.*|.*_per_.*)": NO_MONEY,
+    "organizations.(name|.*_at|key_lifetime_seconds_max|plan_id|queue_weight|requests_per_minute|concurrent_.*|.*_per_.*)": NO_MONEY,
     "organizations.time_zone": "of periods that are not cut yet; a period keeps its own",
     "balances.(version|changed_at)": "how often and when the sum was written; the sum itself is compared",
     "billing_periods.created_at": NO_MONEY,

@@ -137,10 +137,10 @@ async def test_what_does_not_fit_into_a_tier_goes_to_the_next_before_it_waits() 
         assert (await first.answer()).status == 200
 
 
-def add_neighbour(running: Gateway) -> None:
+def add_neighbour(running: Gateway, queue_weight: int = 1) -> None:
     plane = running.plane
     for entry in (
-        OrganizationEntry(id="org_b", currency="EUR", terms=(PriceTerms(0, "book_1"),)),
+        OrganizationEntry(id="org_b", currency="EUR", terms=(PriceTerms(0, "book_1"),), queue_weight=queue_weight),
         ProjectEntry(id="proj_b", organization_id="org_b"),
         KeyEntry(id="key_b", digest=keys.digest(PEPPER, NEIGHBOUR.encode()), type=KeyType.LIVE, project_id="proj_b"),
     ):
@@ -166,6 +166,27 @@ async def test_85_organization_that_floods_a_full_model_is_told_429_and_its_neig
             assert (await neighbour.answer()).status == 200
         assert [(await each).status for each in flood] == [200] * 6
         assert any(b"neighbour" in asked.body for asked in upstream.asked[3:5])
+
+
+async def test_organization_with_more_weight_is_served_more_while_both_wait() -> None:
+    def held_in_turn(asked: Asked) -> Script:
+        return HELD if len(upstream.asked) <= 3 else [whole(completion())]
+
+    upstream = Upstream(held_in_turn)
+    body = chat(messages=[{"role": "user", "content": "ourselves"}])
+    others = chat(messages=[{"role": "user", "content": "neighbour"}])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, queue=THREE) as running:
+        add_neighbour(running, queue_weight=4)
+        own = [asyncio.create_task(post(running.port, body)) for _ in range(6)]
+        await until_waiting(running, 3)
+        async with connect(running.port) as first, connect(running.port) as second:
+            for number, client in enumerate((first, second), 4):
+                client.send(message(others, key=NEIGHBOUR))
+                await until_waiting(running, number)
+            upstream.gate.set()
+            assert [(await client.answer()).status for client in (first, second)] == [200, 200]
+        assert [(await each).status for each in own] == [200] * 6
+        assert sum(b"neighbour" in asked.body for asked in upstream.asked[3:6]) == 2
 
 
 async def test_engine_that_answers_503_is_sent_no_more_than_it_took() -> None:

@@ -196,6 +196,7 @@ class Platform:
             found[name] = {
                 "currency": each["currency"],
                 "time_zone": each["time_zone"],
+                "queue_weight": each["queue_weight"],
                 "plan": next((plan for plan, id in self._plans.items() if id == each["plan_id"]), None),
                 **self._read_limits("organization", {}),
                 **self._read_terms(each["id"]),

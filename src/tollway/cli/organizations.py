@@ -9,6 +9,8 @@ import typer
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, connect, connect_tenant
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.times import Zone, find_zone, with_times
+from tollway.domain.tenants import QUEUE_WEIGHT_MAX
+from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -84,17 +86,25 @@ def set_key_policy(
 def update(
     organization: Annotated[str, typer.Argument(metavar="ORGANIZATION", help="Name or id of the organization.")],
     time_zone: Annotated[
-        str, typer.Option("--time-zone", metavar="ZONE", help="Time zone of billing periods that do not exist yet (IANA name).")
-    ],
+        str | None, typer.Option("--time-zone", metavar="ZONE", help="Time zone of billing periods that do not exist yet (IANA name).")
+    ] = None,
+    queue_weight: Annotated[
+        int | None,
+        typer.Option("--queue-weight", min=1, max=QUEUE_WEIGHT_MAX, help="Its share in the queues of models, beside those of others."),
+    ] = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Change the time zone of an organization."""
+    """Change the time zone of an organization, or its weight in the queues of models."""
+    given = {"time_zone": time_zone, "queue_weight": queue_weight}
+    body = {name: value for name, value in given.items() if value is not None}
+    if not body:
+        raise OperatorError("name what changes: --time-zone or --queue-weight", exit_code=2)
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        changed = control.post(f"/platform/organizations/{control.organization_id}", {"time_zone": time_zone})
-    print_json(changed) if output is Output.JSON else print(f"{changed['name']}: {changed['time_zone']}")
+        changed = control.post(f"/platform/organizations/{control.organization_id}", body)
+    print_json(changed) if output is Output.JSON else print(f"{changed['name']}: {', '.join(str(changed[name]) for name in body)}")
 
 
 @app.command()

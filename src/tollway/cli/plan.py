@@ -193,7 +193,7 @@ def _plan_deployment(place: tuple[str, str], current: DeploymentFile | None, wan
 
 def _plan_organization(name: str, current: OrganizationFile | None, wanted: OrganizationFile) -> Iterator[PlannedChange]:
     if current is None:
-        body = {field: value for field, value in _given(wanted).items() if field in ("currency", "time_zone")}
+        body = {field: value for field, value in _given(wanted).items() if field in ("currency", "time_zone", "queue_weight")}
         fields = {field: (None, value) for field, value in body.items()}
         yield PlannedChange("organization", (name,), True, fields, {"name": name, **body})
     elif current.currency != wanted.currency:
@@ -202,7 +202,7 @@ def _plan_organization(name: str, current: OrganizationFile | None, wanted: Orga
             hint="make another organization for another currency",
         )
     else:
-        yield from _difference("organization", (name,), current, wanted, ("time_zone",))
+        yield from _difference("organization", (name,), current, wanted, ("time_zone", "queue_weight"))
     if wanted.plan is not UNSET:
         before = None if current is None else _or_none(current.plan)
         if before != wanted.plan:

@@ -53,6 +53,7 @@ from tollway.domain.limits import DIMENSIONS, Limits, find_problem
 from tollway.domain.money import parse_sum
 from tollway.domain.periods import find_zone
 from tollway.domain.price_books import parse_discount
+from tollway.domain.tenants import QUEUE_WEIGHT_MAX
 from tollway.domain.usage import ServiceTier
 from tollway.settings import OperatorError, read_yaml, unknown_name
 
@@ -192,12 +193,14 @@ class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 class OrganizationFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One organization, by its name or id. Its currency is fixed when it is created; its time zone (UTC unless given) determines the
-    billing periods that do not exist yet. `plan`: the plan whose limits it has where it has none of its own. `model_limits`: its limits on
+    billing periods that do not exist yet. `plan`: the plan whose limits it has where it has none of its own. `queue_weight`:
+    its share in the queues of models, beside those of other organizations. `model_limits`: its limits on
     single models, beside those on all. `budgets`: what it may spend, by name."""
 
     currency: str
     time_zone: str | UnsetType = UNSET
     plan: str | UnsetType | None = UNSET
+    queue_weight: int | UnsetType = UNSET
     limits: LimitsFile | UnsetType = UNSET
     model_limits: dict[str, LimitsFile] | UnsetType = UNSET
     terms: TermsFile | UnsetType = UNSET
@@ -249,7 +252,13 @@ def resolve_credential(reference: str, environ: Mapping[str, str], where: str) -
 
 # ---- ranges ----------------------------------------------------------------------------------------------------------
 
-_NUMBERS = {"tier": (0, 1_000), "weight": (0, 1_000_000), "output_tokens_max": (1, 2**31 - 1), "context_length": (1, 2**31 - 1)}
+_NUMBERS = {
+    "tier": (0, 1_000),
+    "weight": (0, 1_000_000),
+    "output_tokens_max": (1, 2**31 - 1),
+    "context_length": (1, 2**31 - 1),
+    "queue_weight": (1, QUEUE_WEIGHT_MAX),
+}
 """Ranges of numbers, as the API has them (a test compares)."""
 
 BUDGET_NAME_CHARACTERS_MAX = 256

@@ -22,7 +22,7 @@ from tollway.storage.database import PlatformTx, TenantTx
 # ---- Organizations ----------------------------------------------------------------------------------------------------
 
 
-def create_organization(tx: TenantTx, *, name: str, currency: str, time_zone: str, now: int) -> Organization:
+def create_organization(tx: TenantTx, *, name: str, currency: str, time_zone: str, queue_weight: int = 1, now: int) -> Organization:
     """Create the organization that `tx` was bound to beforehand, billed in `currency` (which never changes), by months of `time_zone`.
 
     Raises STATE_CONFLICT if an active organization has the name: files and reports name organizations. `publish.lock` lets one
@@ -31,7 +31,13 @@ def create_organization(tx: TenantTx, *, name: str, currency: str, time_zone: st
     if storage.is_organization_name_taken(tx, name):
         raise Fault(STATE_CONFLICT, param="name", message="An active organization has this name already.")
     organization = Organization(
-        id=tx.organization_id, name=name, currency=currency, status=Status.ACTIVE, created_at=now, time_zone=time_zone
+        id=tx.organization_id,
+        name=name,
+        currency=currency,
+        status=Status.ACTIVE,
+        created_at=now,
+        time_zone=time_zone,
+        queue_weight=queue_weight,
     )
     storage.insert_organization(tx, organization)
     publish.publish(tx, OrganizationEntry, [organization.id], now)
@@ -58,6 +64,15 @@ def set_key_lifetime_max(tx: TenantTx, seconds: int | None) -> Organization:
     """Bound the lifetime of keys that are made or rotated from now on; None for no bound. Keys that exist keep their expiry."""
     require_active_organization(tx)
     storage.set_key_lifetime_max(tx, seconds)
+    return get_organization(tx)
+
+
+def set_queue_weight(tx: TenantTx, weight: int, now: int) -> Organization:
+    """Give the organization another share in the queues of models. What waits already keeps its share."""
+    publish.lock(tx)
+    require_active_organization(tx)
+    storage.set_queue_weight(tx, weight)
+    publish.publish(tx, OrganizationEntry, [tx.organization_id], now)
     return get_organization(tx)
 
 

@@ -16,13 +16,15 @@ from tollway.domain.prices import PriceTerms, PriceVersion
 
 class OrganizationEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="organization", omit_defaults=True):
     """An organization that may act. Archived ones are removed. `terms`: by which price list it pays, ordered by valid_from; without
-    any, every model is closed to it. `model_limits`: its limits on single models, by name."""
+    any, every model is closed to it. `model_limits`: its limits on single models, by name. `queue_weight`: its share in the queues of
+    models, beside those of other organizations."""
 
     id: str
     currency: str
     terms: tuple[PriceTerms, ...] = ()
     limits: Limits = UNLIMITED
     model_limits: dict[str, Limits] = {}
+    queue_weight: int = 1
 
 
 class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="project", omit_defaults=True):

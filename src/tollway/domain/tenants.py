@@ -12,10 +12,15 @@ class Status(StrEnum):
     ARCHIVED = "archived"
 
 
+QUEUE_WEIGHT_MAX = 1_000
+"""Largest weight of an organization in the queues of models."""
+
+
 class Organization(msgspec.Struct, frozen=True, kw_only=True):
     """Customer that is billed, in one currency (ISO 4217 code), fixed when it is created. `time_zone` (IANA name) cuts its billing
     periods from the next new one on. `key_lifetime_seconds_max`: longest time until a key expires that is made or rotated from now on;
-    None for no bound. `plan_id`: the plan whose limits it has; None for none."""
+    None for no bound. `plan_id`: the plan whose limits it has; None for none. `queue_weight`: its share in the
+    queue of a model whose deployments are full, beside those of other organizations; 1 to QUEUE_WEIGHT_MAX."""
 
     id: str
     name: str
@@ -25,6 +30,7 @@ class Organization(msgspec.Struct, frozen=True, kw_only=True):
     time_zone: str = "UTC"
     key_lifetime_seconds_max: int | None = None
     plan_id: str | None = None
+    queue_weight: int = 1
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,8 +1,8 @@
 """Phase 4, continued: a request whose deployments are all full waits for a place at one of them, or is told at once that it cannot.
 
-One queue for each model and kind of key. Organizations share it by weight, counted in reserved tokens (`domain.fair_queue`); each service
-tier of an organization is a flow of its own. A request waits only if it is likely to be served within the bound: what is sent beyond that
-is refused in the same call, with 429 if its organization has more than its share of what waits, else with 503.
+One queue for each model and kind of key. Organizations share it by their weights, counted in reserved tokens (`domain.fair_queue`); each
+service tier of an organization is a flow of its own. A request waits only if it is likely to be served within the bound: what is sent
+beyond that is refused in the same call, with 429 if its organization has more than its share of what waits, else with 503.
 
 What must hold: while anything waits, no deployment that may be used has a free place, so nobody overtakes; a place is handed over before
 the one who waited for it is resumed, and given back if that one has left meanwhile; a request that left waits no longer in the same call.
@@ -94,7 +94,9 @@ class ModelQueue:
         """Let a request wait. `running`: at the model's upstreams. Raises Fault if it would hardly be served in time."""
         call, queue = place.call, self._queue
         tier = call.price.tier
-        key, weight = (call.caller.organization.id, tier), TIER_WEIGHTS[tier]
+        organization = call.caller.organization
+        # Another weight is another flow: that of a flow must stay the same while anything of it waits.
+        key, weight = (organization.id, tier, organization.queue_weight), organization.queue_weight * TIER_WEIGHTS[tier]
         position = queue.position(key, weight)
         gap = self._gap_seconds
         if not len(queue):

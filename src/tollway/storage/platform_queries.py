@@ -136,6 +136,7 @@ def _read_organizations(tx: Transaction, ids: Sequence[str] | None) -> Iterator[
                 terms=carried(of_row.default_list, of_row.stored),
                 limits=by_model.pop(ALL_MODELS, UNLIMITED),
                 model_limits=by_model,
+                queue_weight=row.queue_weight,
             )
 
 

@@ -76,6 +76,8 @@ organizations = sa.Table(
     sa.Column("archived_at", sa.BigInteger),
     sa.Column("key_lifetime_seconds_max", sa.BigInteger),
     sa.Column("plan_id", sa.String(64), sa.ForeignKey("plans.id"), index=True),
+    sa.Column("queue_weight", sa.Integer, nullable=False, server_default="1"),
+    sa.CheckConstraint("queue_weight > 0", name="queue_weight_positive"),
     *limit_columns(),
     one_of("status", Status),
 )

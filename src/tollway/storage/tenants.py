@@ -26,6 +26,7 @@ def insert_organization(tx: TenantTx, organization: Organization) -> None:
             status=organization.status,
             created_at=organization.created_at,
             time_zone=organization.time_zone,
+            queue_weight=organization.queue_weight,
         )
     )
 
@@ -62,6 +63,11 @@ def set_key_lifetime_max(tx: TenantTx, seconds: int | None) -> None:
     tx.connection.execute(own.values(key_lifetime_seconds_max=seconds))
 
 
+def set_queue_weight(tx: TenantTx, weight: int) -> None:
+    """Store another weight of the organization in the queues of models."""
+    tx.connection.execute(organizations.update().where(organizations.c.id == tx.organization_id).values(queue_weight=weight))
+
+
 def archive_organization(tx: TenantTx, now: int) -> list[str]:
     """Mark the organization and all of its projects as archived. Returns the projects that were active until now."""
     tx.connection.execute(
@@ -90,6 +96,7 @@ def _organization(row: Any) -> Organization:
         time_zone=row.time_zone,
         key_lifetime_seconds_max=row.key_lifetime_seconds_max,
         plan_id=row.plan_id,
+        queue_weight=row.queue_weight,
     )
 
 

@@ -51,7 +51,9 @@ def create_organization(caller: OperatorWriter, plane: Plane, body: Organization
     grantor = Grantor(caller.key_id, grants=(Grant(caller.role),))
     wanted = WantedKey(type=KeyType.ADMIN, name="First admin key", grantor=grantor, grant=Grant(OWNER))
     with plane.database.tenant(plane.new_id(ids.ORGANIZATION)) as tx:
-        organization = tenants.create_organization(tx, name=body.name, currency=body.currency, time_zone=body.time_zone, now=now)
+        organization = tenants.create_organization(
+            tx, name=body.name, currency=body.currency, time_zone=body.time_zone, queue_weight=body.queue_weight, now=now
+        )
         shown = keys.create_admin_key(
             tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), sizes=plane.quotas, now=now
         )
@@ -81,13 +83,15 @@ def retrieve_organization(_caller: OperatorReader, plane: Plane, organization_id
 
 @router.post("/v1/platform/organizations/{organization_id}")
 def modify_organization(_caller: OperatorWriter, plane: Plane, organization_id: str, body: OrganizationUpdate) -> OrganizationOut:
-    """Change an organization's time zone, the longest lifetime of its keys, or its plan. Billing periods and keys that exist stay as they
-    are."""
+    """Change an organization's time zone, the longest lifetime of its keys, its plan, or its weight in queues. Billing periods and keys
+    that exist stay as they are."""
     with plane.database.tenant(routes.organization(organization_id)) as tx:
         if body.time_zone is not None:
             tenants.set_time_zone(tx, body.time_zone)
         if "key_lifetime_seconds_max" in body.model_fields_set:
             tenants.set_key_lifetime_max(tx, body.key_lifetime_seconds_max)
+        if body.queue_weight is not None:
+            tenants.set_queue_weight(tx, body.queue_weight, plane.now())
         if "plan_id" in body.model_fields_set:
             plans.subscribe(tx, body.plan_id, plane.now())
         return organization_out(tenants.get_organization(tx))

@@ -30,7 +30,7 @@ from tollway.domain.networks import parse_network
 from tollway.domain.nodes import JoinToken, RegisteredNode
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import find_zone
-from tollway.domain.tenants import Organization, Project, ServiceAccount
+from tollway.domain.tenants import QUEUE_WEIGHT_MAX, Organization, Project, ServiceAccount
 
 SECONDS_MAX = 253_402_300_799
 """The last second of the year 9999: later instants are typing errors (milliseconds, usually)."""
@@ -184,12 +184,24 @@ def list_out(page: Page[S], out: Callable[[S], T]) -> ListOut[T]:
 # ---- Tenants ----------------------------------------------------------------------------------------------------------
 
 
+QueueWeight = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=QUEUE_WEIGHT_MAX,
+        description="Its share in the queue of a model whose deployments are full, beside those of other organizations, 1 to 1000.",
+        examples=[1],
+    ),
+]
+
+
 class OrganizationCreate(In):
     """`time_zone`: whose months are its billing periods."""
 
     name: Name
     currency: Currency
     time_zone: TimeZone = "UTC"
+    queue_weight: QueueWeight = 1
 
 
 class OrganizationUpdate(In):
@@ -200,6 +212,7 @@ class OrganizationUpdate(In):
     plan_id: Annotated[
         str | None, StringConstraints(max_length=64), Field(description="The plan whose limits it has; null for none.", examples=["plan_0"])
     ] = None
+    queue_weight: QueueWeight | None = None
 
 
 class KeyPolicy(In):
@@ -217,6 +230,7 @@ class OrganizationOut(Identified):
     created_at: int
     key_lifetime_seconds_max: int | None
     plan_id: Annotated[str | None, Field(description="The plan whose limits it has; null for none.", examples=["plan_0"])]
+    queue_weight: QueueWeight
 
 
 class OrganizationArchived(OrganizationOut):
@@ -235,6 +249,7 @@ def organization_out(organization: Organization) -> OrganizationOut:
         created_at=seconds(organization.created_at),
         key_lifetime_seconds_max=organization.key_lifetime_seconds_max,
         plan_id=organization.plan_id,
+        queue_weight=organization.queue_weight,
     )
 
 
