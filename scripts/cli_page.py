@@ -30,7 +30,7 @@ admin key, or a platform key with `--organization`.
 - Times are shown in the zone of their organization or billing period, else in UTC, with the offset. `--since`, `--until` (exclusive) and
   `--valid-from` read `2026-11-01`, `2026-11`, `2026`, `2026-11-01T12:00`, `yesterday`, `today`, `tomorrow`, `now`, `7d`, `12h` or `30m`
   ago, and Unix seconds; without an offset they are in that zone, or in the one of `--zone`.
-- `tollway --install-completion` teaches the shell to complete commands, options and choices.
+- `tollway --install-completion` teaches the shell to complete commands, options, choices, and names that the control plane knows.
 """
 
 SHARED = {"--control-url", "--key", "--data-dir", "--organization", "--output", "--zone"}

@@ -252,6 +252,53 @@ def test_deploy_warns_of_a_shared_prefix_cache_until_its_isolation_is_decided(se
     do(serving, "models", "archive", "cached")
 
 
+def complete(serving: Running, words: str, **variables: str) -> list[str]:
+    """Return what bash is offered after these words."""
+    line = f"tollway {words}"
+    asked = {"_TOLLWAY_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    ran = tollway(env={**asked, "TOLLWAY__DATA_DIR": str(serving.directory), **variables})
+    assert ran.stderr == ""
+    return ran.stdout.split()
+
+
+def test_bash_completes_names_from_the_running_control_plane_and_nothing_without_one(serving: Running) -> None:
+    do(serving, "organizations", "create", "completed")
+    do(serving, "projects", "create", "research", "--organization", "completed")
+    do(serving, "keys", "create", "--name", "notebook", "--organization", "completed")
+    do(serving, "models", "create", "completed-model")
+    assert complete(serving, "keys list --organization comp") == ["completed"]
+    assert complete(serving, "keys list --organization completed --project res") == ["research"]
+    assert complete(serving, "keys revoke --organization completed note") == ["notebook"]
+    assert complete(serving, "models publish completed-") == ["completed-model"]
+    for variable, value in (("TOLLWAY_CONTROL_URL", "http://127.0.0.1:9"), ("TOLLWAY_KEY", "tw_platform_wrong")):
+        assert complete(serving, "models publish completed-", **{variable: value}) == []
+    do(serving, "models", "archive", "completed-model")
+    do(serving, "organizations", "archive", "completed")
+
+
+def test_names_are_accepted_wherever_an_id_is_asked_for(serving: Running) -> None:
+    do(serving, "organizations", "create", "named")
+    do(serving, "projects", "create", "p", "--organization", "named")
+    of = ["--organization", "named"]
+    do(serving, "keys", "create", "--name", "notebook", "--requests-per-minute", "5", *of)
+    do(serving, "budgets", "create", "all", "5", "--window", "month", *of)
+    do(serving, "service-accounts", "create", "robot", *of)
+    do(serving, "admin-keys", "create", "boss", *of)
+    do(serving, "operator-keys", "create", "helper")
+    do(serving, "nodes", "create", "spare")
+    do(serving, "nodes", "token", "next")
+    assert "notebook" in do(serving, "limits", "show", "--api-key", "notebook", *of)
+    assert do(serving, "budgets", "archive", "all", *of).startswith("archived bud_")
+    assert do(serving, "keys", "revoke", "notebook", *of).startswith("revoked key_")
+    assert do(serving, "service-accounts", "delete", "robot", *of).startswith("deleted sa_")
+    assert do(serving, "admin-keys", "revoke", "boss", *of).startswith("revoked key_")
+    assert do(serving, "operator-keys", "revoke", "helper").startswith("revoked key_")
+    assert do(serving, "nodes", "revoke-token", "next").startswith("revoked join_")
+    assert do(serving, "nodes", "revoke", "spare", "--yes").startswith("revoked node_")
+    assert "no key is called notebook" in do(serving, "keys", "revoke", "notebook", *of, code=2)
+    do(serving, "organizations", "archive", "named")
+
+
 def test_an_ambiguous_tenant_is_asked_for_by_name(serving: Running) -> None:
     for name in ("left", "right"):
         do(serving, "organizations", "create", name)

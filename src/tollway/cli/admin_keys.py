@@ -4,13 +4,16 @@ from typing import Annotated
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, Organization, connect_tenant, segment
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, choose_id, connect_tenant
 from tollway.cli.output import Output, OutputOption, print_json, print_new_key, print_rows
 from tollway.cli.rotation import GraceSeconds, report_rotation
 from tollway.cli.times import Zone, with_times
+from tollway.domain import ids
 from tollway.domain.keys import GRACE_SECONDS_DEFAULT
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+KeyName = Annotated[str, typer.Argument(metavar="NAME|ID", help="Name or id, as `tollway admin-keys list` shows it.")]
 
 
 @app.command("list")
@@ -53,7 +56,7 @@ def create(
 
 @app.command()
 def rotate(
-    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="Id, as `tollway admin-keys list` shows it.")],
+    name: KeyName,
     grace_seconds: GraceSeconds = GRACE_SECONDS_DEFAULT,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
@@ -63,7 +66,8 @@ def rotate(
 ) -> None:
     """Give a key another secret and print it, this once: on standard output, alone on its line. The old one stays valid for the grace."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        made = control.post(f"/organization/admin_api_keys/{segment(key_id)}/rotate", {"grace_seconds": grace_seconds})
+        key_id = _get_id(control, name)
+        made = control.post(f"/organization/admin_api_keys/{key_id}/rotate", {"grace_seconds": grace_seconds})
         zone = control.get_zone(None)
     if output is Output.JSON:
         print_json(made)
@@ -74,7 +78,7 @@ def rotate(
 
 @app.command()
 def retire(
-    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="Id, as `tollway admin-keys list` shows it.")],
+    name: KeyName,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
@@ -83,13 +87,14 @@ def retire(
 ) -> None:
     """Revoke the secret that a key had before its rotation, before its grace ends."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        retired = control.post(f"/organization/admin_api_keys/{segment(key_id)}/retire", {})
+        key_id = _get_id(control, name)
+        retired = control.post(f"/organization/admin_api_keys/{key_id}/retire", {})
     print_json(retired) if output is Output.JSON else print(f"retired the old secret of {key_id}")
 
 
 @app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="Id, as `tollway admin-keys list` shows it.")],
+    name: KeyName,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
@@ -98,5 +103,11 @@ def revoke(
 ) -> None:
     """Revoke a key permanently."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        gone = control.delete(f"/organization/admin_api_keys/{segment(key_id)}")
+        key_id = _get_id(control, name)
+        gone = control.delete(f"/organization/admin_api_keys/{key_id}")
     print_json(gone) if output is Output.JSON else print(f"revoked {key_id}")
+
+
+def _get_id(control: Control, name_or_id: str) -> str:
+    """Return the id of the key of this name or id. Raises OperatorError if there is none or several of the name."""
+    return choose_id(ids.KEY, name_or_id, control.list_all("/organization/admin_api_keys"), "key", "see `tollway admin-keys list`")

@@ -6,17 +6,31 @@ from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, Organization, connect_tenant, segment
+from tollway.cli.client import (
+    Control,
+    ControlUrl,
+    DataDir,
+    Key,
+    Organization,
+    choose_id,
+    complete_keys,
+    complete_projects,
+    connect_tenant,
+)
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.times import Zone, read_instant, show_instant
+from tollway.domain import ids
 from tollway.domain.budgets import BudgetMode, BudgetWindow
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-OfProject = Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="A project; the organization if left out.")]
-OfKey = Annotated[str | None, typer.Option("--api-key", metavar="KEY_ID", help="A key of the project, as `tollway keys list` shows it.")]
-BudgetId = Annotated[str, typer.Argument(metavar="BUDGET_ID", help="Id, as `tollway budgets list` shows it.")]
+OfProject = Annotated[
+    str | None,
+    typer.Option("--project", metavar="NAME|ID", help="A project; the organization if left out.", autocompletion=complete_projects),
+]
+OfKey = Annotated[str | None, typer.Option("--api-key", metavar="NAME|ID", help="A key of the project.", autocompletion=complete_keys)]
+BudgetName = Annotated[str, typer.Argument(metavar="BUDGET", help="Name or id, as `tollway budgets list` shows it.")]
 Thresholds = Annotated[
     list[int] | None, typer.Option("--threshold", metavar="PERCENT", help="Raise an alert at this part of the limit (repeatable).")
 ]
@@ -58,14 +72,14 @@ def list_budgets(
         else:
             query: dict[str, str] = {"project_id": control.get_project(project)["id"]}
             if api_key is not None:
-                query["api_key_id"] = api_key
+                query["api_key_id"] = control.get_key_id(query["project_id"], api_key)
             rows = control.get("/organization/binding_budgets", **query)["data"]
     print_rows(output, COLUMNS, rows, none="no budgets: see `tollway budgets create`")
 
 
 @app.command()
 def show(
-    budget_id: BudgetId,
+    budget: BudgetName,
     zone: Zone = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
@@ -74,18 +88,18 @@ def show(
     data_dir: DataDir = None,
 ) -> None:
     """Show how a budget stands, its raises, and the thresholds that were reached."""
-    path = f"/organization/budgets/{segment(budget_id)}"
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        budget = control.get(path)
+        path = f"/organization/budgets/{_get_id(control, budget)}"
+        found = control.get(path)
         shown_zone = control.get_zone(zone)
         raises, alerts = control.get(f"{path}/raises")["data"], control.get(f"{path}/alerts")["data"]
     if output is Output.JSON:
-        print_json({**budget, "raises": raises, "alerts": alerts})
+        print_json({**found, "raises": raises, "alerts": alerts})
         return
     for name in ("name", "level", "subject_id", "mode", "window", "managed_by"):
-        print(f"{name}: {budget[name]}")
+        print(f"{name}: {found[name]}")
     for name in ("amount", "limit", "spent", "leased", "left"):
-        print(f"{name}: {budget[name]} {budget['currency'].upper()}")
+        print(f"{name}: {found[name]} {found['currency'].upper()}")
     for each in raises:
         print(f"raise: {each['amount']} from {show_instant(each['starts_at'], shown_zone)} to {show_instant(each['ends_at'], shown_zone)}")
     for each in alerts:
@@ -115,14 +129,14 @@ def create(
         if project is not None:
             body["project_id"] = control.get_project(project)["id"]
         if api_key is not None:
-            body["api_key_id"] = api_key
+            body["api_key_id"] = control.get_key_id(body["project_id"], api_key)
         made = control.post("/organization/budgets", body)
     _print_changed(made, output, f"created {made['id']}")
 
 
 @app.command()
 def update(
-    budget_id: BudgetId,
+    budget: BudgetName,
     name: Annotated[str | None, typer.Option("--name", help="Another name.")] = None,
     amount: Annotated[str | None, typer.Option("--amount", help="Another amount.")] = None,
     mode: Annotated[Mode | None, typer.Option("--mode", help="Another strength: hard or soft.")] = None,
@@ -139,13 +153,14 @@ def update(
     if not body:
         raise OperatorError("name what to change: --name, --amount, --mode or --threshold", exit_code=2)
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        changed = control.post(f"/organization/budgets/{segment(budget_id)}", body)
+        budget_id = _get_id(control, budget)
+        changed = control.post(f"/organization/budgets/{budget_id}", body)
     _print_changed(changed, output, f"changed {budget_id}")
 
 
 @app.command("raise")
 def raise_budget(
-    budget_id: BudgetId,
+    budget: BudgetName,
     amount: Annotated[str, typer.Argument(help="By how much the limit is higher meanwhile.")],
     until: Annotated[str, typer.Option("--until", metavar="TIME", help="When the raise ends, such as 2026-12-31 or 2026-12-31T12:00.")],
     zone: Zone = None,
@@ -159,7 +174,8 @@ def raise_budget(
     with connect_tenant(control_url, key, data_dir, organization) as control:
         shown_zone = control.get_zone(zone)
         body = {"amount": amount, "ends_at": read_instant(until, shown_zone, time.time(), option="--until")}
-        made = control.post(f"/organization/budgets/{segment(budget_id)}/raises", body)
+        budget_id = _get_id(control, budget)
+        made = control.post(f"/organization/budgets/{budget_id}/raises", body)
     if output is Output.JSON:
         print_json(made)
     else:
@@ -168,7 +184,7 @@ def raise_budget(
 
 @app.command()
 def archive(
-    budget_id: BudgetId,
+    budget: BudgetName,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
@@ -177,8 +193,14 @@ def archive(
 ) -> None:
     """Archive a budget: it binds no request any more."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        gone = control.delete(f"/organization/budgets/{segment(budget_id)}")
+        budget_id = _get_id(control, budget)
+        gone = control.delete(f"/organization/budgets/{budget_id}")
     _print_changed(gone, output, f"archived {budget_id}")
+
+
+def _get_id(control: Control, name_or_id: str) -> str:
+    """Return the id of the budget of this name or id. Raises OperatorError if there is none or several of the name."""
+    return choose_id(ids.BUDGET, name_or_id, control.list_all("/organization/budgets"), "budget", "see `tollway budgets list`")
 
 
 def _print_changed(answer: dict[str, Any], output: Output, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tollway.cli.class_options import with_price_options
-from tollway.cli.client import ControlUrl, DataDir, Key, connect, segment
+from tollway.cli.client import ControlUrl, DataDir, Key, complete_models, connect, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows, report_effect
 from tollway.cli.plan import warn_of_shared_caches
 from tollway.cli.platform_file import resolve_credential
@@ -18,7 +18,7 @@ from tollway.domain.catalog import CacheIsolation, Endpoint, Engine
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-Name = Annotated[str, typer.Argument(metavar="MODEL", help="Its public name.")]
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="Its public name.", autocompletion=complete_models)]
 
 
 @app.command("list")
@@ -157,7 +157,9 @@ def undeploy(
 
 @app.command()
 def deployments(
-    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Only those of this model.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="Only those of this model.", autocompletion=complete_models)
+    ] = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,

@@ -8,8 +8,8 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 from enum import StrEnum
@@ -30,14 +30,48 @@ TIMEOUT_SECONDS = 30.0
 PAGE_ITEMS = 100
 """Items asked for at once: the most that the API gives."""
 
+
+COMPLETION_SECONDS = 0.5
+"""For one answer while a shell waits with a completion. Without one in time there is nothing to offer, and no word of it."""
+
+
+def complete_organizations(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of organizations that begin so."""
+    return _complete(context, incomplete, lambda control: control.list_all("/platform/organizations"), is_tenant=False)
+
+
+def complete_projects(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of projects that begin so."""
+    return _complete(context, incomplete, lambda control: control.list_all("/organization/projects"))
+
+
+def complete_keys(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of API keys that begin so: of the project, if one is named already, or of all."""
+    return _complete(context, incomplete, lambda control: control.list_keys(context.params.get("project")))
+
+
+def complete_models(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of models that begin so."""
+    return _complete(context, incomplete, lambda control: control.list_all("/platform/models"), is_tenant=False)
+
+
 ControlUrl = Annotated[
     str | None, typer.Option("--control-url", metavar="URL", help="The control plane, without /v1 [TOLLWAY_CONTROL_URL].")
 ]
 Key = Annotated[str | None, typer.Option("--key", metavar="KEY", help="An admin or platform key; - reads it from stdin [TOLLWAY_KEY].")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", metavar="DIR", help="Where to find both instead [./tollway-data].")]
-Project = Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="The project; not needed if there is only one.")]
+Project = Annotated[
+    str | None,
+    typer.Option("--project", metavar="NAME|ID", help="The project; not needed if there is only one.", autocompletion=complete_projects),
+]
 Organization = Annotated[
-    str | None, typer.Option("--organization", metavar="NAME|ID", help="The organization to act for, with a platform key.")
+    str | None,
+    typer.Option(
+        "--organization",
+        metavar="NAME|ID",
+        help="The organization to act for, with a platform key.",
+        autocompletion=complete_organizations,
+    ),
 ]
 
 
@@ -95,6 +129,19 @@ def check_id(prefix: str, text: str, what: str, where: str) -> str:
     if not ids.is_id(prefix, text):
         raise OperatorError(f"{text!r} is no id of a {what}: those are {prefix}_ and 32 hexadecimal digits", hint=where, exit_code=2)
     return text
+
+
+def choose_id(prefix: str, name_or_id: str, rows: Iterable[Mapping[str, Any]], what: str, where: str) -> str:
+    """Return the id that a name stands for among `rows`, each with `id` and `name`. An id of kind `prefix` is returned as it is, and
+    no row is read. Raises OperatorError if nothing has the name, which says `where` to look, or if several have, with their ids."""
+    if ids.is_id(prefix, name_or_id):
+        return name_or_id
+    found = [str(each["id"]) for each in rows if each["name"] == name_or_id]
+    if len(found) > 1:
+        raise OperatorError(f"several {what}s are called {name_or_id}", hint=f"use an id, of: {', '.join(found)}", exit_code=2)
+    if not found:
+        raise OperatorError(f"no {what} is called {name_or_id}", hint=where, exit_code=2)
+    return found[0]
 
 
 class Control:
@@ -212,6 +259,28 @@ class Control:
             raise OperatorError(what, hint=f"--project NAME, of: {names}", exit_code=2)
         return found[0]
 
+    def list_keys(self, project: str | None) -> Iterator[dict[str, Any]]:
+        """Return the API keys of the project of this name or id; without one, of all. Each has its `project_id`."""
+        projects = list(self.list_all("/organization/projects")) if project is None else [self.get_project(project)]
+        for each in projects:
+            rows = self.list_all(f"/organization/projects/{each['id']}/api_keys")
+            yield from ({**row, "project_id": each["id"]} for row in rows)
+
+    def get_key_id(self, project_id: str, name_or_id: str) -> str:
+        """Return the id of the API key of this name or id. Raises OperatorError if a project has none or several of the name."""
+        rows = self.list_all(f"/organization/projects/{project_id}/api_keys")
+        return choose_id(ids.KEY, name_or_id, rows, "key", "see `tollway keys list`")
+
+    def get_account_id(self, project_id: str, name_or_id: str) -> str:
+        """Return the id of the service account of this name or id. Raises OperatorError if a project has none or several of the name."""
+        rows = self.list_all(f"/organization/projects/{project_id}/service_accounts")
+        return choose_id(ids.SERVICE_ACCOUNT, name_or_id, rows, "service account", "see `tollway service-accounts list`")
+
+    def get_node_id(self, name_or_id: str) -> str:
+        """Return the id of the gateway of this name or id. Raises OperatorError if there is none or several of the name."""
+        rows = () if ids.is_id(ids.NODE, name_or_id) else self.get("/platform/nodes")["data"]
+        return choose_id(ids.NODE, name_or_id, rows, "gateway", "see `tollway nodes list`")
+
     def _call(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Mapping[str, Any] | None = None) -> Any:
         params = {name: value for name, value in (query or {}).items() if value is not None}
         with self._reported():
@@ -271,3 +340,22 @@ def connect_tenant(control_url: str | None, key: str | None, data_dir: Path | No
     with connect(control_url, key, data_dir, role) as control:
         control.act_for(organization)
         yield control
+
+
+def _complete(
+    context: typer.Context, incomplete: str, list_rows: Callable[[Control], Iterable[Mapping[str, Any]]], *, is_tenant: bool = True
+) -> list[str]:
+    """Return the names of the rows that begin with what was typed, as the options before it say whom to ask. Nothing if that fails."""
+    given, names = context.params, list[str]()
+    if given.get("key") == "-":
+        return names  # standard input belongs to the shell
+    with suppress(OperatorError):
+        organization = given.get("organization") if is_tenant else None
+        role = Role.ADMIN if is_tenant and organization is None else Role.OPERATOR
+        address = find_address(given.get("control_url"), given.get("key"), given.get("data_dir"), role)
+        with httpx2.Client(timeout=COMPLETION_SECONDS, trust_env=False) as http:
+            control = Control(http, address)
+            if is_tenant:
+                control.act_for(organization)
+            names += sorted({str(each["name"]) for each in list_rows(control) if str(each["name"]).startswith(incomplete)})
+    return names

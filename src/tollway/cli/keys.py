@@ -7,14 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, Project, connect_tenant, segment
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, Project, choose_id, complete_keys, connect_tenant
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.rotation import GraceSeconds, report_rotation, require_unused
 from tollway.cli.times import Zone, with_times
+from tollway.domain import ids
 from tollway.domain.keys import GRACE_SECONDS_DEFAULT
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+KeyName = Annotated[
+    str, typer.Argument(metavar="API_KEY", help="Name or id, as `tollway keys list` shows it.", autocompletion=complete_keys)
+]
 
 
 class Purpose(StrEnum):
@@ -99,7 +105,7 @@ def create(
 
 @app.command()
 def rotate(
-    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `tollway keys list` shows it.")],
+    key_id: KeyName,
     grace_seconds: GraceSeconds = GRACE_SECONDS_DEFAULT,
     expires_in_days: Annotated[
         float | None, typer.Option("--expires-in-days", metavar="DAYS", help="Days until the key expires; as before if left out.")
@@ -127,7 +133,7 @@ def rotate(
 
 @app.command()
 def retire(
-    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `tollway keys list` shows it.")],
+    key_id: KeyName,
     force: Annotated[bool, typer.Option("--force", help="Also if the old secret seems to be in use.")] = False,
     project: Project = None,
     output: OutputOption = Output.TABLE,
@@ -145,14 +151,14 @@ def retire(
     if output is Output.JSON:
         print_json(retired)
         return
-    print(f"retired the old secret of {key_id}")
+    print(f"retired the old secret of {retired['id']}")
     if retired["pending_nodes"]:
         print(f"not confirmed yet by: {', '.join(retired['pending_nodes'])}", file=sys.stderr)
 
 
 @app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `tollway keys list` shows it.")],
+    key_id: KeyName,
     project: Project = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
@@ -166,7 +172,7 @@ def revoke(
     if output is Output.JSON:
         print_json(gone)
         return
-    print(f"revoked {key_id}")
+    print(f"revoked {gone['id']}")
     if gone["pending_nodes"]:
         print(f"not confirmed yet by: {', '.join(gone['pending_nodes'])}", file=sys.stderr)
 
@@ -178,15 +184,11 @@ def _split_tag(tag: str) -> tuple[str, str]:
     return name, text
 
 
-def _find_path(control: Control, project: str | None, key_id: str) -> str:
+def _find_path(control: Control, project: str | None, name_or_id: str) -> str:
     """Return the path of a key, whose project is looked for if it is not named."""
-    place = control.get_project(project)["id"] if project else _find_project_of(control, key_id)
-    return f"/organization/projects/{place}/api_keys/{segment(key_id)}"
-
-
-def _find_project_of(control: Control, key_id: str) -> str:
-    for project in control.list_all("/organization/projects"):
-        keys = control.list_all(f"/organization/projects/{project['id']}/api_keys")
-        if any(each["id"] == key_id for each in keys):
-            return str(project["id"])
-    raise OperatorError(f"no key {key_id} in this organization", hint="`tollway keys list` shows their ids")
+    keys = list(control.list_keys(project))
+    key_id = choose_id(ids.KEY, name_or_id, keys, "key", "see `tollway keys list`")
+    place = next((each["project_id"] for each in keys if each["id"] == key_id), None)
+    if place is None:
+        raise OperatorError(f"no key {key_id} in this organization", hint="`tollway keys list` shows their ids")
+    return f"/organization/projects/{place}/api_keys/{key_id}"

@@ -6,7 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, Project, connect_tenant, segment
+from tollway.cli.client import (
+    Control,
+    ControlUrl,
+    DataDir,
+    Key,
+    Organization,
+    Project,
+    complete_keys,
+    complete_models,
+    connect_tenant,
+)
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.times import show_instant
 from tollway.domain.limits import BY_NAME, DIMENSIONS
@@ -16,9 +26,14 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 _COLUMNS = ("level", "id", "name", "model", "limit", "size", "used", "reserved", "left", "reset_seconds", "binds", "source", "until")
 
-ApiKey = Annotated[str | None, typer.Option("--api-key", metavar="KEY_ID", help="A key of the project, as `tollway keys list` shows it.")]
-Account = Annotated[str | None, typer.Option("--service-account", metavar="ID", help="A service account of the project.")]
-Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Limits on this model alone, beside those on all models.")]
+ApiKey = Annotated[str | None, typer.Option("--api-key", metavar="NAME|ID", help="A key of the project.", autocompletion=complete_keys)]
+Account = Annotated[str | None, typer.Option("--service-account", metavar="NAME|ID", help="A service account of the project.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="Limits on this model alone, beside those on all models.", autocompletion=complete_models
+    ),
+]
 
 
 @app.command()
@@ -43,7 +58,7 @@ def show(
         if project is not None or api_key is not None:
             query["project_id"] = control.get_project(project)["id"]
         if api_key is not None:
-            query["api_key_id"] = api_key
+            query["api_key_id"] = control.get_key_id(query["project_id"], api_key)
         answer = control.get("/organization/limits", **query)
         names = _list_names(control, query.get("project_id"))
         zone = control.get_zone(None)
@@ -177,13 +192,14 @@ def _find_path(
 ) -> str:
     if of_organization:
         return f"/platform/organizations/{_find_organization(control)}/limits"
-    place = f"/organization/projects/{control.get_project(project)['id']}"
+    project_id = control.get_project(project)["id"]
+    place = f"/organization/projects/{project_id}"
     if each_end_user:
         return f"{place}/end_user_limits"
     if api_key is not None:
-        return f"{place}/api_keys/{segment(api_key)}/limits"
+        return f"{place}/api_keys/{control.get_key_id(project_id, api_key)}/limits"
     if service_account is not None:
-        return f"{place}/service_accounts/{segment(service_account)}/limits"
+        return f"{place}/service_accounts/{control.get_account_id(project_id, service_account)}/limits"
     return f"{place}/limits"
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, check_id, connect, segment
+from tollway.cli.client import ControlUrl, DataDir, Key, check_id, choose_id, connect
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.rotation import GraceSeconds
 from tollway.cli.times import Zone, with_times
@@ -12,6 +12,8 @@ from tollway.domain import ids
 from tollway.domain.epochs import LostRequestState
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+NodeName = Annotated[str, typer.Argument(metavar="NODE", help="Name or id of the gateway, as `tollway nodes list` shows it.")]
 
 
 @app.command("epochs")
@@ -38,7 +40,7 @@ def list_epochs(
 
 @app.command("accept-epoch")
 def accept_epoch(
-    node: Annotated[str, typer.Argument(metavar="NODE", help="Id of the gateway.")],
+    node: NodeName,
     epoch: Annotated[int, typer.Argument(metavar="EPOCH", help="Number of the epoch, as `tollway nodes epochs` shows it.")],
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it stays on record beside your key.")],
     output: OutputOption = Output.TABLE,
@@ -47,9 +49,9 @@ def accept_epoch(
     data_dir: DataDir = None,
 ) -> None:
     """Accept an epoch (run) of a gateway that was refused because its clock was wrong. Its records arrive within a minute or two."""
-    check_id(ids.NODE, node, "gateway", "see `tollway nodes list`")
     with connect(control_url, key, data_dir) as control:
-        accepted = control.post(f"/platform/nodes/{node}/epochs/{epoch}/accept", {"reason": reason})
+        node_id = control.get_node_id(node)
+        accepted = control.post(f"/platform/nodes/{node_id}/epochs/{epoch}/accept", {"reason": reason})
     print_json(accepted) if output is Output.JSON else print(f"{accepted['id']}  {accepted['state']}")
 
 
@@ -91,7 +93,7 @@ def create(
 
 @app.command()
 def rotate(
-    node: Annotated[str, typer.Argument(metavar="NODE", help="Id of the gateway.")],
+    node: NodeName,
     grace_seconds: GraceSeconds = 3600,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
@@ -99,15 +101,15 @@ def rotate(
     data_dir: DataDir = None,
 ) -> None:
     """Create a new key of a gateway and print it. A revoked gateway may connect again with it."""
-    check_id(ids.NODE, node, "gateway", "see `tollway nodes list`")
     with connect(control_url, key, data_dir) as control:
-        made = control.post(f"/platform/nodes/{node}/rotate", {"grace_seconds": grace_seconds})
-    print_json(made) if output is Output.JSON else _print_node(node, made["value"])
+        node_id = control.get_node_id(node)
+        made = control.post(f"/platform/nodes/{node_id}/rotate", {"grace_seconds": grace_seconds})
+    print_json(made) if output is Output.JSON else _print_node(node_id, made["value"])
 
 
 @app.command()
 def revoke(
-    node: Annotated[str, typer.Argument(metavar="NODE", help="Id of the gateway.")],
+    node: NodeName,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
@@ -115,15 +117,15 @@ def revoke(
     data_dir: DataDir = None,
 ) -> None:
     """Revoke a gateway: its keys are refused, and nothing waits for it. Stop it as well: it serves from its copy of the snapshot."""
-    check_id(ids.NODE, node, "gateway", "see `tollway nodes list`")
     if not yes:
         typer.confirm("Usage that has not arrived from it cannot be billed until it has a new key. Revoke it?", abort=True, err=True)
     with connect(control_url, key, data_dir) as control:
-        gone = control.delete(f"/platform/nodes/{node}")
+        node_id = control.get_node_id(node)
+        gone = control.delete(f"/platform/nodes/{node_id}")
     if output is Output.JSON:
         print_json(gone)
         return
-    print(f"revoked {node}")
+    print(f"revoked {node_id}")
     if gone["unfinished_epochs"]:
         numbers = ", ".join(map(str, gone["unfinished_epochs"]))
         print(f"unfinished epochs, which block the close of their periods: {numbers}; see `tollway nodes lost` and `tollway nodes rotate`")
@@ -162,7 +164,7 @@ def tokens(
 
 @app.command("revoke-token")
 def revoke_token(
-    token_id: Annotated[str, typer.Argument(metavar="TOKEN_ID", help="Id, as `tollway nodes tokens` shows it.")],
+    name: Annotated[str, typer.Argument(metavar="TOKEN", help="Name or id, as `tollway nodes tokens` shows it.")],
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -170,13 +172,15 @@ def revoke_token(
 ) -> None:
     """Make a join token unusable."""
     with connect(control_url, key, data_dir) as control:
-        gone = control.delete(f"/platform/node_join_tokens/{segment(token_id)}")
+        tokens = control.get("/platform/node_join_tokens")["data"]
+        token_id = choose_id(ids.JOIN_TOKEN, name, tokens, "join token", "see `tollway nodes tokens`")
+        gone = control.delete(f"/platform/node_join_tokens/{token_id}")
     print_json(gone) if output is Output.JSON else print(f"revoked {token_id}")
 
 
 @app.command()
 def lost(
-    node: Annotated[str, typer.Argument(metavar="NODE", help="Id of the gateway.")],
+    node: NodeName,
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Reason, which stands in the report of each period that this covers.")
     ],
@@ -188,11 +192,11 @@ def lost(
     data_dir: DataDir = None,
 ) -> None:
     """Ask that the missing records of a gateway are declared lost, because its disk is gone. A second person has to approve it."""
-    check_id(ids.NODE, node, "gateway", "see `tollway nodes list`")
     if not yes:
         typer.confirm("What has not arrived from this gateway will not be billed. Ask to declare it lost?", abort=True, err=True)
     with connect(control_url, key, data_dir) as control:
-        asked = control.post(f"/platform/nodes/{node}/lost", {"epoch": epoch, "reason": reason})
+        node_id = control.get_node_id(node)
+        asked = control.post(f"/platform/nodes/{node_id}/lost", {"epoch": epoch, "reason": reason})
     if output is Output.JSON:
         print_json(asked)
         return

@@ -4,11 +4,14 @@ from typing import Annotated
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, connect, segment
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, choose_id, connect
 from tollway.cli.output import Output, OutputOption, print_json, print_new_key, print_rows
 from tollway.cli.times import Zone, with_times
+from tollway.domain import ids
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+KeyName = Annotated[str, typer.Argument(metavar="NAME|ID", help="Name or id, as `tollway operator-keys list` shows it.")]
 
 
 @app.command("list")
@@ -47,7 +50,7 @@ def create(
 
 @app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="Id, as `tollway operator-keys list` shows it.")],
+    name: KeyName,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -55,5 +58,11 @@ def revoke(
 ) -> None:
     """Revoke a key permanently."""
     with connect(control_url, key, data_dir) as control:
-        gone = control.delete(f"/platform/keys/{segment(key_id)}")
+        key_id = _get_id(control, name)
+        gone = control.delete(f"/platform/keys/{key_id}")
     print_json(gone) if output is Output.JSON else print(f"revoked {key_id}")
+
+
+def _get_id(control: Control, name_or_id: str) -> str:
+    """Return the id of the key of this name or id. Raises OperatorError if there is none or several of the name."""
+    return choose_id(ids.KEY, name_or_id, control.list_all("/platform/keys"), "key", "see `tollway operator-keys list`")

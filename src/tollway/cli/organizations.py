@@ -6,13 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, connect, connect_tenant
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, complete_organizations, connect, connect_tenant
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.times import Zone, find_zone, with_times
 from tollway.domain.tenants import QUEUE_WEIGHT_MAX
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+OrganizationName = Annotated[
+    str, typer.Argument(metavar="ORGANIZATION", help="Name or id of the organization.", autocompletion=complete_organizations)
+]
 
 COLUMNS = ["id", "name", "currency", "time_zone", "status"]
 
@@ -84,7 +88,7 @@ def set_key_policy(
 
 @app.command()
 def update(
-    organization: Annotated[str, typer.Argument(metavar="ORGANIZATION", help="Name or id of the organization.")],
+    organization: OrganizationName,
     time_zone: Annotated[
         str | None, typer.Option("--time-zone", metavar="ZONE", help="Time zone of billing periods that do not exist yet (IANA name).")
     ] = None,
@@ -109,7 +113,7 @@ def update(
 
 @app.command()
 def archive(
-    organization: Annotated[str, typer.Argument(metavar="ORGANIZATION", help="Name or id of the organization.")],
+    organization: OrganizationName,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,

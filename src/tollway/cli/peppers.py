@@ -8,7 +8,7 @@ import typer
 
 from tollway.cli.client import ControlUrl, Key, connect
 from tollway.cli.client import DataDir as InstallationDir
-from tollway.cli.output import Output, OutputOption, print_rows
+from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.serve import data_directory
 from tollway.settings import OperatorError
 
@@ -51,6 +51,7 @@ def use(version: Version, data_dir: InstallationDir = None) -> None:
 @app.command()
 def retire(
     version: Version,
+    output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: InstallationDir = None,
@@ -67,7 +68,10 @@ def retire(
                 hint="rotate or revoke the keys: `tollway peppers list -o json` names the first hundred",
             )
     data_directory.remove_pepper(_find_directory(data_dir), version)
-    print(f"removed pepper {version}: restart gateways and control")
+    if output is Output.JSON:
+        print_json({"version": version, "removed": True})
+    else:
+        print(f"removed pepper {version}: restart gateways and control")
 
 
 def _find_directory(data_dir: Path | None) -> Path:

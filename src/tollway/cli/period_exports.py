@@ -1,19 +1,39 @@
 """`tollway periods export` and `proof`: what an auditor checks with `tollway_verifier.py`, without trusting us."""
 
 import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, Organization, check_id, connect_tenant
 from tollway.cli.output import print_json, written_whole
+from tollway.cli.times import find_zone
 from tollway.domain import ids
 from tollway.settings import OperatorError
 
 LISTED = "see `tollway periods list`"
 
-Period = Annotated[str, typer.Option("--period", metavar="PERIOD", help="Id of the period, as `tollway periods list` shows it.")]
+Period = Annotated[str, typer.Option("--period", metavar="PERIOD", help="The period: its month, such as 2026-11, or its id.")]
+
+
+def find_period(periods: Iterable[Mapping[str, Any]], text: str) -> str:
+    """Return the id of the billing period that an id or a month in its own time zone (2026-11) names. An id is returned as it is, and no
+    period is read. Raises OperatorError if there is none, or if several organizations have one."""
+    if ids.is_id(ids.PERIOD, text):
+        return text
+    found = [
+        str(each["id"])
+        for each in periods
+        if datetime.fromtimestamp(each["start_time"], find_zone(each["time_zone"])).strftime("%Y-%m") == text
+    ]
+    if len(found) > 1:
+        raise OperatorError(f"several organizations have a billing period {text}", hint="add --organization, or use an id", exit_code=2)
+    if not found:
+        raise OperatorError(f"nothing is booked in a billing period {text}", hint=f"a month is written 2026-11; {LISTED}", exit_code=2)
+    return found[0]
 
 
 def export(
@@ -25,9 +45,10 @@ def export(
     data_dir: DataDir = None,
 ) -> None:
     """Write all of a closed period as lines of JSON: records, prices, corrections, transactions."""
-    check_id(ids.PERIOD, period, "billing period", LISTED)
-    with connect_tenant(control_url, key, data_dir, organization) as control, written_whole(file) as writer:
-        control.download(f"/organization/periods/{period}/export", writer)
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        period = find_period(control.list_all("/organization/periods"), period)
+        with written_whole(file) as writer:
+            control.download(f"/organization/periods/{period}/export", writer)
 
 
 def proof(
@@ -40,9 +61,9 @@ def proof(
     data_dir: DataDir = None,
 ) -> None:
     """Write the proof that a request is in a closed period."""
-    check_id(ids.PERIOD, period, "billing period", LISTED)
     check_id(ids.REQUEST, request, "request", "every answer has it in x-request-id")
     with connect_tenant(control_url, key, data_dir, organization) as control:
+        period = find_period(control.list_all("/organization/periods"), period)
         proven = control.get(f"/organization/periods/{period}/proofs/{request}")
     if file is None:
         print_json(proven)

@@ -8,21 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import Control, ControlUrl, DataDir, Key, check_id, connect
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, complete_organizations, connect
 from tollway.cli.organizations import with_organizations
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
-from tollway.cli.period_exports import LISTED, export, proof
+from tollway.cli.period_exports import export, find_period, proof
 from tollway.cli.times import Zone, find_zone, show_day, with_times
-from tollway.domain import ids
 from tollway.domain.periods import PeriodState
-from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command()(export)
 app.command()(proof)
 
-OrganizationFilter = Annotated[str | None, typer.Option("--organization", metavar="NAME|ID", help="Only of this organization.")]
-PeriodId = Annotated[str, typer.Argument(metavar="PERIOD", help="Its id, as `tollway periods list` shows it.")]
+OrganizationFilter = Annotated[
+    str | None,
+    typer.Option("--organization", metavar="NAME|ID", help="Only of this organization.", autocompletion=complete_organizations),
+]
+PeriodName = Annotated[str, typer.Argument(metavar="PERIOD", help="Its month, such as 2026-11, or its id.")]
 
 
 @app.command("list")
@@ -50,7 +51,8 @@ def list_periods(
 
 @app.command()
 def blockers(
-    period: PeriodId,
+    period: PeriodName,
+    organization: OrganizationFilter = None,
     zone: Zone = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
@@ -58,18 +60,20 @@ def blockers(
     data_dir: DataDir = None,
 ) -> None:
     """List what keeps a period from being closed: gateways whose records have not arrived up to its end."""
-    check_id(ids.PERIOD, period, "billing period", LISTED)
     with connect(control_url, key, data_dir) as control:
-        rows = control.get(f"/platform/periods/{period}/blockers")["data"]
+        period_id = find_period(_list(control, organization, None), period)
+        rows = control.get(f"/platform/periods/{period_id}/blockers")["data"]
         if output is Output.TABLE:
-            shown = _zone_of(control.get(f"/platform/periods/{period}"), zone)
+            shown = _zone_of(control.get(f"/platform/periods/{period_id}"), zone)
             rows = with_times(rows, shown, known_until="known_until")
     print_rows(output, ["node_id", "epoch", "known_until", "message"], rows, none="nothing keeps it from being closed")
 
 
 @app.command()
 def close(
-    period: Annotated[str | None, typer.Argument(metavar="[PERIOD]", help="One period; else all that have ended.")] = None,
+    period: Annotated[
+        str | None, typer.Argument(metavar="[PERIOD]", help="One, by its month, such as 2026-11, or its id; else all that have ended.")
+    ] = None,
     organization: OrganizationFilter = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
@@ -77,13 +81,9 @@ def close(
     data_dir: DataDir = None,
 ) -> None:
     """Close a billing period permanently, or all that have ended, oldest first. Refused while records are missing."""
-    if period is not None:
-        check_id(ids.PERIOD, period, "billing period", LISTED)
-        if organization is not None:
-            raise OperatorError("a period is of one organization already", hint="leave --organization out", exit_code=2)
     with connect(control_url, key, data_dir) as control:
         if period is not None:
-            wanted = [period]
+            wanted = [find_period(_list(control, organization, None), period)]
         else:
             ended = [row for row in _list(control, organization, None) if row["state"] != "closed" and row["end_time"] <= time.time()]
             wanted = [row["id"] for row in sorted(ended, key=lambda row: row["start_time"])]

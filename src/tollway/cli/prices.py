@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from tollway.cli.client import Control, ControlUrl, DataDir, Key, connect, segment
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, complete_organizations, connect, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows, report_effect
 from tollway.cli.platform_file import read_prices
 from tollway.cli.price_preview import preview
@@ -197,7 +197,7 @@ def discard(
 
 @app.command()
 def terms(
-    organization: Annotated[str, typer.Argument(metavar="ORGANIZATION", help="Its name or id.")],
+    organization: Annotated[str, typer.Argument(metavar="ORGANIZATION", help="Its name or id.", autocompletion=complete_organizations)],
     book: Annotated[str | None, typer.Option(metavar="NAME|ID", help="To pay by; the default one of its currency if left out.")] = None,
     discount: Annotated[str | None, typer.Option(metavar="PERCENT", help="Off every price of the book, for example 15%.")] = None,
     valid_from: ValidFrom = None,

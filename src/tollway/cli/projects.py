@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, Organization, connect_tenant
+from tollway.cli.client import ControlUrl, DataDir, Key, Organization, complete_projects, connect_tenant
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -41,7 +41,7 @@ def create(
 
 @app.command()
 def rename(
-    project: Annotated[str, typer.Argument(metavar="PROJECT", help="Name or id of the project.")],
+    project: Annotated[str, typer.Argument(metavar="PROJECT", help="Name or id of the project.", autocompletion=complete_projects)],
     name: Annotated[str, typer.Argument(help="New name.")],
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
@@ -57,7 +57,7 @@ def rename(
 
 @app.command()
 def archive(
-    project: Annotated[str, typer.Argument(metavar="PROJECT", help="Name or id of the project.")],
+    project: Annotated[str, typer.Argument(metavar="PROJECT", help="Name or id of the project.", autocompletion=complete_projects)],
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,

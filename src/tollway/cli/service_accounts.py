@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, Organization, Project, connect_tenant, segment
+from tollway.cli.client import ControlUrl, DataDir, Key, Organization, Project, connect_tenant
 from tollway.cli.output import Output, OutputOption, print_json, print_new_key, print_rows
 from tollway.cli.times import Zone, with_times
 
@@ -47,7 +47,7 @@ def create(
 
 @app.command()
 def delete(
-    account_id: Annotated[str, typer.Argument(metavar="ACCOUNT_ID", help="Id, as `tollway service-accounts list` shows it.")],
+    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="Name or id, as `tollway service-accounts list` shows it.")],
     project: Project = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
@@ -57,5 +57,7 @@ def delete(
 ) -> None:
     """Delete a service account and revoke its keys."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        gone = control.delete(f"/organization/projects/{control.get_project(project)['id']}/service_accounts/{segment(account_id)}")
+        project_id = control.get_project(project)["id"]
+        account_id = control.get_account_id(project_id, account)
+        gone = control.delete(f"/organization/projects/{project_id}/service_accounts/{account_id}")
     print_json(gone) if output is Output.JSON else print(f"deleted {account_id}")

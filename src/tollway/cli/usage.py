@@ -16,7 +16,8 @@ import typer
 
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, connect_tenant, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_table
-from tollway.cli.times import Since, Until, Zone, find_zone, read_range, show_day, show_minute, start_of_day
+from tollway.cli.period_exports import find_period
+from tollway.cli.times import Since, Until, Zone, read_range, show_day, show_minute, start_of_day
 from tollway.domain.money import format_amount
 from tollway.settings import OperatorError
 
@@ -167,7 +168,7 @@ def _print_period(
     if by not in ([CostGroupField.LINE_ITEM], [CostGroupField.MODEL]):
         raise OperatorError("the costs of a period are grouped by line_item or by model", exit_code=2)
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        period_id = _find_period(control, period)
+        period_id = find_period(control.list_all("/organization/periods"), period)
         found = control.get(f"/organization/periods/{segment(period_id)}/costs", group_by=str(by[0]))
     if output is Output.JSON:
         print_json(found)
@@ -178,19 +179,6 @@ def _print_period(
     _print([str(by[0]), "currency", "amount"], rows, 1)
     if found["state"] != "closed":
         typer.echo("so far: the period is not closed", err=True)
-
-
-def _find_period(control: Control, text: str) -> str:
-    """Return the id of the billing period that an id or a month (2026-11) names."""
-    if text.startswith("period_"):
-        return text
-    for each in control.list_all("/organization/periods"):
-        start = datetime.fromtimestamp(each["start_time"], find_zone(each["time_zone"]))
-        if start.strftime("%Y-%m") == text:
-            return str(each["id"])
-    raise OperatorError(
-        f"nothing is booked in a billing period {text}", hint="a month is written 2026-11; see `tollway periods list`", exit_code=2
-    )
 
 
 # ---- Buckets ------------------------------------------------------------------------------------------------------------
