@@ -132,6 +132,11 @@ ROWS = {
         "a tenant that creates projects, accounts, keys, budgets, raises and limits without end, many at once, or creates and ends them",
         "403 `quota_exceeded` beyond the quota, on both databases; what was ended counts for a day; other organizations unaffected",
     ),
+    88: (
+        "an idempotency key that is sent with another body or by another tenant, whose stored answer is altered, that comes without end, or"
+        " whose sender leaves while its answer is stored, to get it free of charge later",
+        "409, or a request of its own; an altered answer is never given nor asked again; 429 beyond the organization's share; billed once",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

@@ -2,14 +2,18 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import openai
 import pytest
 
-from tests.fakes import Do, Script, Step, Upstream
+from tests.fakes import PATIENCE_SECONDS, Do, Script, Step, Upstream
 from tests.gateway.harness import (
+    KEY,
     OTHER_KEY,
     Answer,
     Gateway,
@@ -24,6 +28,7 @@ from tests.gateway.harness import (
     streamed,
     whole,
 )
+from tollway.domain.billing_classes import Quantities
 from tollway.domain.usage import Outcome
 from tollway.storage.answer_files import AnswerBounds, AnswerFiles
 from tollway.storage.vault import LocalVault
@@ -71,7 +76,7 @@ async def test_repeated_stream_is_given_whole(tmp_path: Path) -> None:
     assert again.text == "onetwo"
 
 
-async def test_key_with_another_body_is_refused(tmp_path: Path) -> None:
+async def test_88_key_with_another_body_is_refused(tmp_path: Path) -> None:
     async with storing(tmp_path, [whole(completion())]) as (running, _):
         await ask(running, chat())
         refused = await ask(running, chat(temperature=0.5))
@@ -79,7 +84,7 @@ async def test_key_with_another_body_is_refused(tmp_path: Path) -> None:
     assert (refused.status, refused.error["code"], refused.headers["x-should-retry"]) == (409, "idempotency_key_reused", "false")
 
 
-async def test_same_key_of_another_api_key_is_another_request(tmp_path: Path) -> None:
+async def test_88_same_key_of_another_api_key_is_another_request(tmp_path: Path) -> None:
     async with storing(tmp_path, [whole(completion("first"))], [whole(completion("second"))]) as (running, _):
         await ask(running, chat())
         other = await ask(running, chat(), key=OTHER_KEY)
@@ -125,6 +130,44 @@ async def test_client_that_leaves_before_the_answer_repeats_a_new_request(tmp_pa
     assert b"second" in again.body
 
 
+async def test_88_client_that_leaves_while_its_answer_is_stored_is_billed_for_it(tmp_path: Path) -> None:
+    async with storing(tmp_path, [whole(completion("first"))]) as (running, _):
+        store, is_writing, may_write = running.plane.answer_store, threading.Event(), threading.Event()
+        assert isinstance(store, AnswerFiles)
+        write = store.write
+
+        def write_late(*arguments: Any) -> int:
+            is_writing.set()
+            assert may_write.wait(PATIENCE_SECONDS)
+            return write(*arguments)
+
+        store.write = write_late  # type: ignore[method-assign,assignment]
+        async with connect(running.port) as client:
+            client.send(message(chat(), idempotency_key="k"))
+            await asyncio.to_thread(is_writing.wait, PATIENCE_SECONDS)
+        await asyncio.sleep(0.1)  # for the gateway to see that it left
+        may_write.set()
+        final = await running.sink.settled(1)
+        again = await ask(running, chat())
+    assert (final.outcome, final.used) == (Outcome.COMPLETED, Quantities(5, 0, 2))
+    assert b"first" in again.body
+
+
+async def test_official_sdk_repeats_a_request_that_is_at_work_until_it_is_answered(tmp_path: Path) -> None:
+    asked: Any = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "extra_headers": {"Idempotency-Key": "k"}}
+    async with storing(tmp_path, [Do.GATE, whole(completion("once"))]) as (running, upstream):
+        async with openai.AsyncOpenAI(base_url=running.url + "/v1", api_key=KEY, max_retries=9) as client:
+            first = asyncio.ensure_future(client.chat.completions.create(**asked))
+            while not upstream.asked:
+                await asyncio.sleep(0.001)
+            second = asyncio.ensure_future(client.chat.completions.create(**asked))
+            while "idempotency_in_progress" not in running.plane.metrics.refusals:
+                await asyncio.sleep(0.001)
+            upstream.gate.set()
+            assert (await second).choices == (await first).choices
+        await running.sink.settled(1)
+
+
 async def test_answer_is_stored_before_its_record_is_written(tmp_path: Path) -> None:
     async with storing(tmp_path, [whole(completion())]) as (running, _):
         stored: list[int] = []
@@ -156,7 +199,7 @@ async def test_file_that_was_not_written_whole_is_as_if_there_were_none(tmp_path
         await running.sink.settled(2)
 
 
-async def test_file_that_was_altered_is_refused_and_not_asked_again(tmp_path: Path) -> None:
+async def test_88_file_that_was_altered_is_refused_and_not_asked_again(tmp_path: Path) -> None:
     async with storing(tmp_path, [whole(completion())]) as (running, _):
         await ask(running, chat())
         (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
@@ -190,7 +233,7 @@ async def test_answer_expires(tmp_path: Path) -> None:
         assert not path.exists()
 
 
-async def test_organization_that_stored_its_share_is_refused_before_an_engine_is_asked(tmp_path: Path) -> None:
+async def test_88_organization_that_stored_its_share_is_refused_before_an_engine_is_asked(tmp_path: Path) -> None:
     bounds = AnswerBounds(answer_bytes_max=4096, organization_bytes_max=3 * 4096)
     async with storing(tmp_path, [whole(completion())], bounds=bounds) as (running, upstream):
         statuses = [(await ask(running, chat(), f"k{number}")).status for number in range(4)]
