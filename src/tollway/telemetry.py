@@ -296,7 +296,8 @@ Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily, HistogramMetr
 def new_family(kind: type[Family], name: str) -> Family:
     """Return the metric `name` without samples, as `metric_table` declares it."""
     row = find_metric(name)
-    return kind(row.name, row.text, labels=row.labels)
+    family: Family = kind(row.name, row.text, labels=row.labels)
+    return family
 
 
 def _upstream_families(states: Sequence[UpstreamState]) -> Iterator[Metric]:
