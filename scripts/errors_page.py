@@ -106,6 +106,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "The model is not offered at this API, or its engines have not got it.",
             "Use an API of the model (`endpoints` of `GET /v1/models`).",
         ),
+        "unsupported": (
+            "The resource is one of OpenAI's admin API that has no counterpart here, such as certificates.",
+            "Do without it; its list is always empty.",
+        ),
         "grant_exceeds_grantor": ("A new key would be allowed more, or live longer, than the key that makes it.", "Ask for less."),
     },
     "Limits, quotas and budgets": {

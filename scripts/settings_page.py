@@ -8,7 +8,7 @@ import inspect
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
@@ -84,6 +84,8 @@ def _kind(type_: Any) -> str:
         return " or ".join(_kind(part) for part in get_args(type_) if part is not type(None))
     if get_origin(type_) is tuple:
         return "list"
+    if get_origin(type_) is Literal:
+        return "one of " + ", ".join(f"`{value}`" for value in get_args(type_))
     return {str: "text", int: "whole number", float: "number", bool: "true or false"}[type_]
 
 

@@ -17,7 +17,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import yaml
@@ -38,6 +38,7 @@ OTHER_VARIABLES = {
     "TOLLWAY_NODE_KEY": "Key with which a gateway identifies itself to control: tw_node_... Each gateway has its own.",
     "TOLLWAY_JOIN_TOKEN": "Token with which a gateway without a key registers itself once: tw_join_...",
     "TOLLWAY_LIMITS_REDIS_PASSWORD": "Password of the server of `gateway.limits.redis_url`. Gateways and control.",
+    "TOLLWAY_MAIL_PASSWORD": "Password of `control.mail.username` at the mail server. Control only.",
     "TOLLWAY_PLATFORM_KEY": "First operator key: tw_platform_... Control only.",
     "TOLLWAY_AUDIT_KEY": "Private Ed25519 key that signs checkpoints of the audit trail: 64 hexadecimal digits. Control only.",
     "TOLLWAY_SECOND_PLATFORM_KEY": "Operator key of a second person, who approves what keys made with the first ask for. Control only.",
@@ -403,9 +404,31 @@ class QuotasSection(msgspec.Struct, frozen=True, kw_only=True):
     """Raises of these budgets that have not ended."""
     model_limits: QuotaSize = DEFAULT_SIZES[Quota.MODEL_LIMITS]
     """Limits of a key, a service account, a project or the organization on a single model: all dimensions of one model count as one."""
+    roles: QuotaSize = DEFAULT_SIZES[Quota.ROLES]
+    """Roles of its own, those of projects included, that are not deleted."""
+    users: QuotaSize = DEFAULT_SIZES[Quota.USERS]
+    """People who were not removed."""
+    groups: QuotaSize = DEFAULT_SIZES[Quota.GROUPS]
+    """Groups that are not deleted."""
+    invites: QuotaSize = DEFAULT_SIZES[Quota.INVITES]
+    """Invitations that were neither accepted nor deleted, expired ones included."""
     creations_per_day: QuotaSize = DEFAULT_SIZES[Quota.CREATIONS_PER_DAY]
-    """Projects, service accounts, keys, budgets and raises created within 24 hours, ended ones included: their rows stay indefinitely,
-    because usage names them."""
+    """Projects, service accounts, keys, budgets, raises, roles, people, groups and invitations created in 24 hours, ended ones too: their
+    rows stay indefinitely, because usage and records of changes name them."""
+
+
+class MailSection(msgspec.Struct, frozen=True, kw_only=True):
+    """The server that takes mail, such as invitations. Without one, control writes each message as a file into `mail` in the data
+    directory."""
+
+    server: str | None = None
+    """Address of the mail server, host:port."""
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    """Encryption of the connection; the certificate of the server is checked. `none` is for a server on the same host."""
+    sender: str = "tollway@localhost"
+    """Address that messages come from."""
+    username: str | None = None
+    """Name to authenticate with; the password is in TOLLWAY_MAIL_PASSWORD. Without one, mail is sent without authentication."""
 
 
 class AuditSection(msgspec.Struct, frozen=True, kw_only=True):
@@ -433,6 +456,7 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     administration: AdministrationSection = AdministrationSection()
     quotas: QuotasSection = QuotasSection()
     audit: AuditSection = AuditSection()
+    mail: MailSection = MailSection()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import secrets
 import socket
 import ssl
@@ -19,6 +20,7 @@ from fastapi.routing import APIRoute
 from tests.storage.databases import prove_prices
 from tollway.control import audited_operations, keys, nodes
 from tollway.control.api.app import PUBLIC_ROUTERS
+from tollway.control.mail import MailDirectory
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
 from tollway.domain import ids
@@ -154,6 +156,16 @@ def make_tenant(running: Running, name: str, currency: str = "EUR") -> TenantSet
     )
 
 
+def find_token(running: Running, address: str) -> str:
+    """Return the token of the latest invitation that was written to an address."""
+    mail = running.plane.mail
+    assert isinstance(mail, MailDirectory)
+    texts = [path.read_text() for path in sorted(mail.directory.glob("*.eml"), reverse=True)]
+    token = re.search(r"tw_invite_\w+", next(text for text in texts if f"To: {address}\n" in text))
+    assert token is not None
+    return token.group(0)
+
+
 def answered(response: httpx2.Response) -> Any:
     """The body of a success; fails the test with the body of anything else."""
     assert response.status_code == 200, f"{response.request.method} {response.request.url}: {response.status_code} {response.text}"
@@ -188,6 +200,7 @@ def running(database_url: str, archive_directory: Path, quotas: QuotaSizes = DEF
         now=clock,
         random_bytes=os.urandom,
         log=log,
+        mail=MailDirectory(archive_directory.parent / "mail", lambda: serve_control.new_id("mail")),
         quotas=quotas,
     )
     database.on_publish(plane.publications.advance)

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from msgspec.structs import fields
 
-from tests.control.harness import Running, TenantSetup, answered, make_tenant, running
+from tests.control.harness import Running, TenantSetup, answered, find_token, make_tenant, running
 from tollway.control import publish, quotas
 from tollway.domain.quotas import DAY_US, DEFAULT_SIZES, QUOTAS, Quota
 from tollway.settings import QuotasSection
@@ -28,6 +28,7 @@ LIMITS = "/v1/organization/limits"
 OTHER_TABLES = {
     "usage_events", "quarantined_records", "usage_rollups", "ledger_transactions", "usage_adjustments", "billing_periods",  # follow usage
     "price_books", "price_terms", "limit_overrides",  # written by operators
+    "group_members", "role_assignments",  # of people, groups and roles, which are counted
 }  # fmt: skip
 """Tables with rows of an organization that no tenant creates by a request of administration."""
 
@@ -53,6 +54,8 @@ class Maker:
     """Creates and ends what each quota counts, through the API."""
 
     def __init__(self, control: Running, tenant: TenantSetup) -> None:
+        self.control = control
+        self.made = 0
         self.admin = control.client(tenant.admin_key)
         self.project = f"/v1/organization/projects/{tenant.project_id}"
         self.ends_at = control.plane.now() // 1_000_000 + 600
@@ -80,8 +83,28 @@ class Maker:
             case Quota.MODEL_LIMITS:
                 model = next(self.models)
                 return self.admin.put(f"{self.project}/limits", params={"model": model}, json={"tokens_per_day": 9})
+            case Quota.ROLES:
+                body = {"role_name": f"role {self.number()}", "permissions": ["usage.read"]}
+                return self.admin.post("/v1/organization/roles", json=body)
+            case Quota.GROUPS:
+                return self.admin.post("/v1/organization/groups", json={"name": f"group {self.number()}"})
+            case Quota.INVITES:
+                body = {"email": f"person-{self.number()}@example.com", "role": "reader"}
+                return self.admin.post("/v1/organization/invites", json=body)
+            case Quota.USERS:
+                address = f"user-{self.number()}@example.com"
+                answered(self.admin.post("/v1/organization/invites", json={"email": address, "role": "reader"}))
+                joined = self.control.client(find_token(self.control, address)).post("/v1/invites/accept", json={"name": "x"})
+                if joined.status_code == 200:  # the key counts elsewhere
+                    answered(self.admin.delete(f"/v1/organization/admin_api_keys/{joined.json()['admin_api_key']['id']}"))
+                return joined
             case Quota.CREATIONS_PER_DAY:
                 return self.create(Quota.API_KEYS)
+
+    def number(self) -> int:
+        """Return a number that this maker did not return before."""
+        self.made += 1
+        return self.made
 
     def end(self, quota: Quota, made: dict[str, Any]) -> None:
         """End what `create` made."""
@@ -89,6 +112,9 @@ class Maker:
             Quota.SERVICE_ACCOUNTS: f"{self.project}/service_accounts",
             Quota.API_KEYS: f"{self.project}/api_keys",
             Quota.ADMIN_KEYS: "/v1/organization/admin_api_keys",
+            Quota.ROLES: "/v1/organization/roles",
+            Quota.GROUPS: "/v1/organization/groups",
+            Quota.INVITES: "/v1/organization/invites",
         }
         match quota:
             case Quota.PROJECTS:
@@ -100,6 +126,8 @@ class Maker:
                 self.budget = ""
             case Quota.MODEL_LIMITS:
                 answered(self.admin.put(f"{self.project}/limits", params={"model": MODELS[0]}, json={}))
+            case Quota.USERS:
+                answered(self.admin.delete(f"/v1/organization/users/{made['user']['id']}"))
             case _:
                 answered(self.admin.delete(f"{places[quota]}/{made['id']}"))
 

@@ -39,7 +39,7 @@ class TestEveryRoute:
             assert each.routes
             for route in each.routes:
                 assert isinstance(route, ApiRoute)
-                assert route.access.name in {"organization", "platform", "node", "join token", "public"}
+                assert route.access.name in {"organization", "platform", "node", "join token", "invitation", "public"}
                 if route.access.name == "public":
                     assert route.path in {"/livez", "/readyz", "/metrics", "/openapi.json", "/reference"}
 
@@ -57,7 +57,7 @@ class TestEveryRoute:
             for owner, key in keys.items():
                 with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}) as client:
                     for method, path, name in walk(each.routes):
-                        if name == "join token":
+                        if name in ("join token", "invitation"):
                             refused(client.request(method, path), 401, "invalid_api_key")
                         elif name != "public" and owner not in allowed[name]:
                             refused(client.request(method, path), 403, "insufficient_scope")

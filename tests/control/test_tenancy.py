@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.control.harness import Running, TenantSetup, answered, make_tenant
+from tests.control.harness import Running, TenantSetup, answered, find_token, make_tenant
 from tests.control.test_routes import refused
 from tollway.control.api.app import create_apps
 from tollway.domain.periods import Calendar, period_id
@@ -26,6 +27,17 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/organization/projects/{project_id}/service_accounts": {"name": "x"},
     "/v1/organization/admin_api_keys": {"name": "x"},
     "/v1/organization/budgets/{budget_id}/raises": {"amount": "1", "ends_at": int(time.time()) + 86_400},
+    "/v1/organization/users/{user_id}": {"role": "reader"},
+    "/v1/organization/users/{user_id}/roles": {"role_id": "role_viewer"},
+    "/v1/organization/projects/{project_id}/users": {"user_id": "user_" + "0" * 32, "role": "member"},
+    "/v1/organization/projects/{project_id}/users/{user_id}": {"role": "member"},
+    "/v1/projects/{project_id}/users/{user_id}/roles": {"role_id": "role_project_viewer"},
+    "/v1/organization/groups/{group_id}": {"name": "x"},
+    "/v1/organization/groups/{group_id}/users": {"user_id": "user_" + "0" * 32},
+    "/v1/organization/groups/{group_id}/roles": {"role_id": "role_viewer"},
+    "/v1/organization/projects/{project_id}/groups": {"group_id": "group_" + "0" * 32, "role": "member"},
+    "/v1/projects/{project_id}/groups/{group_id}/roles": {"role_id": "role_project_viewer"},
+    "/v1/projects/{project_id}/roles": {"role_name": "x", "permissions": ["limits.read"]},
     "/v1/organization/projects/{project_id}/spend_limit": SPENDING,
     "/v1/organization/spend_alerts/{alert_id}": SPENDING | NOBODY,
     "/v1/organization/projects/{project_id}/spend_alerts": SPENDING | NOBODY,
@@ -46,16 +58,18 @@ class TestAnotherTenantsIds:
             "period_id": add_period(control, bob),
             "budget_id": add_budget(control, bob),
             "alert_id": add_spend_alert(control, bob),
+            **add_people(control, bob),
         }
         assert answered(control.client(bob.admin_key).get(f"/v1/organization/periods/{theirs['period_id']}"))["state"] == "open"
+        hers = add_people(control, alice)
         tried = 0
         for route in create_apps(control.plane)[0].routes:
             path: str = getattr(route, "path", "")
             names = re.findall(r"\{(\w+)\}", path)
-            if not path.startswith("/v1/organization/") or not names:
+            if not path.startswith(("/v1/organization/", "/v1/projects/")) or not names:
                 continue
             foreign = dict(theirs, key_id=bob.admin_key_id) if "admin_api_keys" in path else theirs
-            own = {"project_id": alice.project_id, "key_id": alice.key_id, "service_account_id": alice.service_account_id}
+            own = {"project_id": alice.project_id, "key_id": alice.key_id, "service_account_id": alice.service_account_id, **hers}
             for method in getattr(route, "methods", ()):
                 for name in names:
                     ids = {other: own.get(other, foreign[other]) for other in names} | {name: foreign[name]}
@@ -66,6 +80,34 @@ class TestAnotherTenantsIds:
                     assert refused(seen, 404, "not_found") == refused(unseen, 404, "not_found")
                     tried += 1
         assert tried >= 15
+
+    def test_in_bodies_answer_exactly_like_ids_that_never_were(self, control: Running, alice: TenantSetup, bob: TenantSetup) -> None:
+        client, hers, theirs = control.client(alice.admin_key), add_people(control, alice), add_people(control, bob)
+        project = f"/v1/organization/projects/{alice.project_id}"
+        tried = 0
+        for path, body in (
+            (f"{project}/users", {"user_id": theirs["user_id"], "role": "member"}),
+            (f"{project}/users", {"user_id": hers["user_id"], "role": theirs["role_id"]}),
+            (f"{project}/groups", {"group_id": theirs["group_id"], "role": "member"}),
+            (f"/v1/organization/groups/{hers['group_id']}/users", {"user_id": theirs["user_id"]}),
+            (f"/v1/organization/groups/{hers['group_id']}/roles", {"role_id": theirs["role_id"]}),
+            (f"/v1/organization/users/{hers['user_id']}/roles", {"role_id": theirs["role_id"]}),
+            (f"/v1/organization/users/{hers['user_id']}", {"role_id": theirs["role_id"]}),
+            ("/v1/organization/admin_api_keys", {"name": "x", "user_id": theirs["user_id"]}),
+            ("/v1/organization/admin_api_keys", {"name": "x", "role": theirs["role_id"]}),
+            ("/v1/organization/admin_api_keys", {"name": "x", "role": "viewer", "project_id": bob.project_id}),
+            ("/v1/organization/invites", {"email": "x@example.com", "role": theirs["role_id"]}),
+            (
+                "/v1/organization/invites",
+                {"email": "x@example.com", "role": "reader", "projects": [{"id": bob.project_id, "role": "member"}]},
+            ),
+        ):
+            unseen_body = json.loads(re.sub(r"(role|user|group|proj)_[0-9a-f]{32}", foreign_to_none(theirs, bob), json.dumps(body)))
+            assert unseen_body != body
+            seen, unseen = client.post(path, json=body), client.post(path, json=unseen_body)
+            assert seen.status_code in (400, 404) and (seen.status_code, seen.json()) == (unseen.status_code, unseen.json()), path
+            tried += 1
+        assert tried == 12
 
     def test_do_no_harm(self, control: Running, alice: TenantSetup) -> None:
         victim = make_tenant(control, "victim")
@@ -281,3 +323,24 @@ class TestKeys:
 
 def answered_ids(client: httpx2.Client, path: str, count: int) -> list[str]:
     return [answered(client.post(path, json={"name": f"key {number}"}))["id"] for number in range(count)]
+
+
+def foreign_to_none(theirs: dict[str, str], tenant: TenantSetup) -> Callable[[re.Match[str]], str]:
+    """Return what replaces each id of another tenant by one that never was."""
+    foreign = {*theirs.values(), tenant.project_id}
+    return lambda found: f"{found.group(1)}_{'0' * 32}" if found.group(0) in foreign else found.group(0)
+
+
+def add_people(control: Running, tenant: TenantSetup) -> dict[str, str]:
+    """Return ids of a person, a group, a role and an invitation of an organization."""
+    admin, number = control.client(tenant.admin_key), str(time.monotonic_ns())
+    address = f"person-{number}@example.com"
+    invite = answered(admin.post("/v1/organization/invites", json={"email": address, "role": "reader"}))
+    joined = answered(control.client(find_token(control, address)).post("/v1/invites/accept", json={"name": "x"}))
+    role = {"role_name": f"role {number}", "permissions": ["usage.read"]}
+    return {
+        "user_id": joined["user"]["id"],
+        "group_id": answered(admin.post("/v1/organization/groups", json={"name": f"group {number}"}))["id"],
+        "role_id": answered(admin.post("/v1/organization/roles", json=role))["id"],
+        "invite_id": invite["id"],
+    }

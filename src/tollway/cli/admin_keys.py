@@ -41,6 +41,7 @@ def create(
         str | None, typer.Option("--role", metavar="ROLE", help="Name or id of its role, such as viewer. [default: that of your key]")
     ] = None,
     project: Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="Hold the role in this project only.")] = None,
+    user: Annotated[str | None, typer.Option("--user", metavar="USER_ID", help="Person whose key it is, and whose roles it has.")] = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
@@ -49,7 +50,12 @@ def create(
 ) -> None:
     """Create a key and print its secret, which is shown only now."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        wanted = {"name": name, "role": role, "project_id": None if project is None else control.get_project(project)["id"]}
+        wanted = {
+            "name": name,
+            "role": role,
+            "project_id": None if project is None else control.get_project(project)["id"],
+            "user_id": user,
+        }
         made = control.post("/organization/admin_api_keys", {field: value for field, value in wanted.items() if value is not None})
     print_new_key(output, made, made["value"])
 

@@ -234,7 +234,7 @@ class Control:
             yield from page["data"]
             if not page["has_more"]:
                 return
-            after = page["last_id"]
+            after = page["last_id"] if "last_id" in page else page["next"]
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """POST, and the lines of the answer as they come. A line that is an error is raised as one."""

@@ -10,6 +10,7 @@ import typer
 
 from tollway.cli.databases import DatabaseUrl, chosen, parse_database_url
 from tollway.cli.processes import Config, DataDir, Link, find_limits_store, inherit_or_open, read_settings
+from tollway.control.mail import MailServer
 from tollway.control.reconcile import ReconcileOptions
 from tollway.domain.money import parse_sum
 from tollway.domain.quotas import Quota
@@ -17,7 +18,7 @@ from tollway.domain.reconciliation import Tolerance
 from tollway.serve import data_directory
 from tollway.serve.control import AuditOptions, ControlSettings, run_control
 from tollway.serve.sockets import parse_address
-from tollway.settings import ControlSection, OperatorError, ReconcileSection
+from tollway.settings import ControlSection, MailSection, OperatorError, ReconcileSection
 
 
 def control(
@@ -69,8 +70,17 @@ def control(
             requests_per_minute=settings.control.administration.requests_per_minute,
             quotas={quota: getattr(settings.control.quotas, quota) for quota in Quota},
             limits_store=find_limits_store(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
+            mail=_mail_server(settings.control.mail, os.environ.get("TOLLWAY_MAIL_PASSWORD", "")),
         )
         raise typer.Exit(run_control(options))
+
+
+def _mail_server(section: MailSection, password: str) -> MailServer | None:
+    """Return the server of these settings. Raises OperatorError for an address that is none."""
+    if section.server is None:
+        return None
+    host, port = parse_address(section.server, option="control.mail.server")
+    return MailServer(host=host, port=port, sender=section.sender, security=section.security, username=section.username, password=password)
 
 
 def find_control_problems(section: ControlSection) -> Iterator[OperatorError]:
@@ -78,6 +88,7 @@ def find_control_problems(section: ControlSection) -> Iterator[OperatorError]:
     checks: list[Callable[[], object]] = [
         partial(parse_address, section.listen, option="control.listen"),
         partial(parse_address, section.link, option="control.link"),
+        partial(_mail_server, section.mail, ""),
         partial(_approval_above, section.corrections.approval_above),
     ]
     if section.database_url is not None:

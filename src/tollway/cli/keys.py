@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, Project, choose_id, complete_keys, connect_tenant
+from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, Project, choose_id, complete_keys, connect_tenant, segment
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.rotation import GraceSeconds, report_rotation, require_unused
 from tollway.cli.times import Zone, with_times
@@ -28,6 +28,16 @@ class Purpose(StrEnum):
 
     LIVE = "live"
     TEST = "test"
+
+
+class Bound(StrEnum):
+    """Bounds of a key, by the names that the API has for them."""
+
+    MODELS = "models"
+    ENDPOINTS = "endpoints"
+    ADDRESSES = "addresses"
+    OUTPUT_TOKENS_MAX = "output_tokens_max"
+    TAGS = "tags"
 
 
 @app.command("list")
@@ -101,6 +111,41 @@ def create(
         return
     print(f"{made['id']} in project {place['name']}; the secret is shown this once:", file=sys.stderr)
     print(made["value"])
+
+
+@app.command()
+def update(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `tollway keys list` shows it.")],
+    name: Annotated[str | None, typer.Option(help="Purpose of the key; as before if left out.")] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", metavar="MODEL", help="Only this model (repeatable).")] = None,
+    endpoint: Annotated[list[str] | None, typer.Option("--endpoint", help="Only this endpoint, such as embeddings (repeatable).")] = None,
+    address: Annotated[
+        list[str] | None, typer.Option("--address", metavar="RANGE", help="Only from these addresses, such as 192.0.2.0/24 (repeatable).")
+    ] = None,
+    output_tokens_max: Annotated[int | None, typer.Option(help="Most output tokens of one sequence.")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", metavar="NAME=TEXT", help="Label of the key (repeatable).")] = None,
+    expires_in_days: Annotated[
+        float | None, typer.Option("--expires-in-days", metavar="DAYS", help="Days until the key expires; as before if left out.")
+    ] = None,
+    unbound: Annotated[list[Bound] | None, typer.Option("--unbound", help="Take this bound away (repeatable).")] = None,
+    project: Project = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Change the name, the bounds or the expiry of a key. What is not named stays."""
+    bounds = {"name": name, "models": model, "endpoints": endpoint, "addresses": address, "output_tokens_max": output_tokens_max}
+    body: dict[str, Any] = {field: value for field, value in bounds.items() if value}
+    if tag:
+        body["tags"] = dict(_split_tag(each) for each in tag)
+    if expires_in_days is not None:
+        body["expires_in_seconds"] = int(expires_in_days * 86_400)
+    body.update({each.value: None for each in unbound or ()})
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        made = control.post(f"/organization/projects/{control.get_project(project)['id']}/api_keys/{segment(key_id)}", body)
+    print_json(made) if output is Output.JSON else print(f"changed {key_id}")
 
 
 @app.command()

@@ -24,6 +24,7 @@ from tollway.domain.keys import KeyType, Operator
 from tollway.domain.roles import Grant, Permission
 from tollway.storage import keys as stored_keys
 from tollway.storage import nodes as stored_nodes
+from tollway.storage import people as stored_people
 from tollway.storage import platform_queries
 from tollway.storage.database import Database, PlatformTx
 from tollway.storage.platform_queries import ActiveKey as ActiveKey  # of `identify`, for the API
@@ -68,6 +69,14 @@ class Joiner:
     key_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Invitee:
+    """A person who presents the token of an invitation. `key_id`: the id of the invitation."""
+
+    key_id: str
+    invited_to: str
+
+
 def identify(database: Database, peppers: Mapping[int, bytes], current: int, secret: bytes, now: int) -> ActiveKey:
     """Return whose key `secret` is at instant `now`. `current`: version of the pepper to which the digest of the secret is moved. Raises
     Fault KEY_INVALID. What is not even shaped like a key costs no query."""
@@ -104,7 +113,7 @@ def require_tenant(database: Database, key: ActiveKey, organization_id: str | No
     if key.type is KeyType.ADMIN and key.organization_id is not None:
         if organization_id is not None and organization_id != key.organization_id:
             raise Fault(RESOURCE_UNKNOWN)
-        return Tenant(key.id, key.organization_id, expires_at=key.expires_at, grants=_grants(key))
+        return Tenant(key.id, key.organization_id, expires_at=key.expires_at, grants=key.grants)
     if key.type is not KeyType.PLATFORM:
         raise Fault(SCOPE_INSUFFICIENT)
     if organization_id is None:
@@ -116,16 +125,17 @@ def require_tenant(database: Database, key: ActiveKey, organization_id: str | No
     with database.platform(write=False) as tx:
         if not ids.is_id(ids.ORGANIZATION, organization_id) or not platform_queries.has_organization(tx, organization_id):
             raise Fault(RESOURCE_UNKNOWN)
-    return Tenant(key.id, organization_id, is_operator=True, expires_at=key.expires_at, grants=_grants(key))
+    return Tenant(key.id, organization_id, is_operator=True, expires_at=key.expires_at, grants=key.grants)
 
 
 def require_operator(key: ActiveKey, permission: Permission) -> Operator:
     """Let in operators whose key has a role with `permission`."""
-    if key.type is not KeyType.PLATFORM or key.origin is None or key.grant is None:
+    if key.type is not KeyType.PLATFORM or key.origin is None or len(key.grants) != 1:
         raise Fault(SCOPE_INSUFFICIENT)
-    if not key.grant.allows(permission, None):
+    (grant,) = key.grants
+    if not grant.allows(permission, None):
         raise lacking(permission)
-    return Operator(key.id, key.origin, key.grant.role)
+    return Operator(key.id, key.origin, grant.role)
 
 
 def require_permission(tenant: Tenant, permission: Permission, project_id: str | None) -> None:
@@ -142,10 +152,6 @@ def require_permission(tenant: Tenant, permission: Permission, project_id: str |
 def lacking(permission: Permission) -> Fault:
     """Return the refusal of a caller without `permission`."""
     return Fault(SCOPE_INSUFFICIENT, message=f"This key does not have the permission {permission}.")
-
-
-def _grants(key: ActiveKey) -> tuple[Grant, ...]:
-    return () if key.grant is None else (key.grant,)
 
 
 def require_node(key: ActiveKey) -> Node:
@@ -171,6 +177,19 @@ def identify_joiner(database: Database, peppers: Mapping[int, bytes], secret: by
     if token is None:
         raise Fault(KEY_INVALID)
     return Joiner(token.id)
+
+
+def identify_invitee(database: Database, peppers: Mapping[int, bytes], secret: bytes, now: int) -> Invitee:
+    """Return who presents the token of a pending invitation. Raises Fault KEY_INVALID for one that does not exist, was accepted or deleted,
+    or has expired."""
+    found = None
+    if keys.is_invite_token(secret.decode("ascii", "replace")):
+        with database.platform(write=False) as tx:
+            found = stored_people.find_invite_owner(tx, [keys.digest(pepper, secret) for pepper in peppers.values()], now)
+    if found is None:
+        raise Fault(KEY_INVALID)
+    organization_id, invite_id = found
+    return Invitee(invite_id, organization_id)
 
 
 def is_node_valid(database: Database, node: Node, now: int) -> bool:

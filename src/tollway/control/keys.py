@@ -4,12 +4,13 @@ The secret exists in the answer to its creation and nowhere else: what is stored
 sees.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from tollway.control import publish, quotas
+from tollway.control import publish, quotas, roles
 from tollway.control.limits import check_limits
-from tollway.domain import ids, roles
+from tollway.domain import ids
 from tollway.domain import keys as domain
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import GRANT_EXCEEDS_GRANTOR, PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
@@ -21,6 +22,7 @@ from tollway.domain.roles import OPERATOR, Grant, Role
 from tollway.domain.snapshot import KeyEntry
 from tollway.domain.tenants import ServiceAccount, Status
 from tollway.storage import keys as storage
+from tollway.storage import roles as stored_roles
 from tollway.storage import tenants as stored_tenants
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.keys import Digest
@@ -60,7 +62,7 @@ class Grantor:
 class WantedKey:
     """Requested properties of a new key. `expires_at` is exclusive; `models` limits the key to these models, None allows all of its
     project. `endpoints`, `addresses`, `output_tokens_max`, `tags`: as those of a `Key`. `grantor`: the key with which it is made; None for
-    the settings. `grant`: the role of an admin key; None for that of the key with which it is made."""
+    the settings. `grant`: the role of an admin key; or `user_id`: the person whose key it is."""
 
     type: KeyType
     name: str
@@ -74,6 +76,7 @@ class WantedKey:
     output_tokens_max: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     grant: Grant | None = None
+    user_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,30 @@ def list_project_keys(tx: TenantTx, project_id: str, window: PageWindow) -> Page
     return storage.list_project_keys(tx, project_id, window)
 
 
+@dataclass(frozen=True, slots=True)
+class KeyChanges:
+    """Changes of a project's key. `bounds`: new values by the names of fields of `Key`. `expires_at`: another expiry; None keeps it."""
+
+    bounds: Mapping[str, Any]
+    expires_at: int | None = None
+
+
+def update_project_key(tx: TenantTx, project_id: str, key_id: str, changes: KeyChanges, *, grantor: Grantor, now: int) -> tuple[Key, int]:
+    """Change the name, the bounds or the expiry of a key. Return it with the version of the snapshot at which every gateway knows them.
+    Requests that run go on as they began. Raises RESOURCE_UNKNOWN; STATE_CONFLICT where the project is archived or the key has expired; and
+    as `bound_expiry` does."""
+    publish.lock(tx)
+    _get_project(tx, project_id, active=True)
+    key = get_project_key(tx, project_id, key_id)
+    if key.expires_at is not None and key.expires_at <= now:
+        raise Fault(STATE_CONFLICT, message="The key has expired. Create another one.")
+    changed = replace(key, **changes.bounds)
+    if changes.expires_at is not None:
+        changed = replace(changed, expires_at=bound_expiry(changes.expires_at, grantor, find_lifetime_max(tx), now))
+    storage.update_key(tx, changed)
+    return changed, publish.publish(tx, KeyEntry, [key_id], now)
+
+
 def revoke_project_key(tx: TenantTx, project_id: str, key_id: str, now: int) -> int:
     """Revoke a key. Returns the version at which no gateway takes it any more. Raises RESOURCE_UNKNOWN."""
     publish.lock(tx)
@@ -131,11 +158,11 @@ def create_admin_key(tx: TenantTx, wanted: WantedKey, *, id: str, ingredients: I
     organization = stored_tenants.find_organization(tx)
     if organization is None or organization.status is not Status.ACTIVE:
         raise Fault(STATE_CONFLICT, message="The organization is archived.")
-    assert wanted.type is KeyType.ADMIN and wanted.grant is not None
-    if wanted.grant.project_id is not None:
+    assert wanted.type is KeyType.ADMIN and (wanted.grant is None) != (wanted.user_id is None)
+    if wanted.grant is not None and wanted.grant.project_id is not None:
         _get_project(tx, wanted.grant.project_id, active=True)
     if wanted.grantor is not None:
-        require_covered(wanted.grantor, [wanted.grant])
+        roles.require_covered(wanted.grantor.grants, _list_wanted(tx, wanted))
     quotas.require_creation(tx, sizes, Quota.ADMIN_KEYS, now)
     return _insert(tx, None, wanted, id, ingredients, now)
 
@@ -263,12 +290,10 @@ def bound_expiry(wanted: int | None, grantor: Grantor | None, lifetime_seconds: 
     return wanted
 
 
-def require_covered(grantor: Grantor, given: Sequence[Grant]) -> None:
-    """Raise GRANT_EXCEEDS_GRANTOR if `given` holds a permission that the grantor does not hold in the same place."""
-    excess = roles.find_excess(grantor.grants, given)
-    if excess is not None:
-        message = f"The role has the permission {excess}, which the key with which it is given does not have."
-        raise Fault(GRANT_EXCEEDS_GRANTOR, param="role", message=message)
+def _list_wanted(tx: TenantTx, wanted: WantedKey) -> list[Grant]:
+    if wanted.user_id is not None:
+        return stored_roles.list_user_grants(tx, tx.organization_id, wanted.user_id)
+    return [] if wanted.grant is None else [wanted.grant]
 
 
 def _get_project(tx: TenantTx, project_id: str, *, active: bool) -> None:
@@ -302,6 +327,7 @@ def _insert(tx: TenantTx, project_id: str | None, wanted: WantedKey, id: str, in
         output_tokens_max=wanted.output_tokens_max,
         tags=wanted.tags,
         grant=wanted.grant,
+        user_id=wanted.user_id,
     )
     storage.insert_key(tx, key, ingredients.pepper.digest(made.secret))
     return ShownKey(key, made.secret)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tollway.control.jobs import JobStates
 from tollway.control.keys import Ingredients, Pepper
+from tollway.control.mail import Mail
 from tollway.control.publish import Publications
 from tollway.control.reconcile import Reconciliation
 from tollway.domain import ids
@@ -30,7 +31,7 @@ class ControlPlane:
     by the job that closes them; None if only operators do. `jobs`: the state of the periodic jobs, for metrics and the readiness page.
     `limits_store`: where gateways share the counters of limits; None: each counts in its own memory and reports.
     `requests_per_minute`: those that the keys of one organization may send together to the REST API. `quotas`: sizes of the quotas of each
-    organization.
+    organization. `mail`: how people are written to.
     """
 
     database: Database
@@ -42,6 +43,7 @@ class ControlPlane:
     now: Callable[[], int]
     random_bytes: Callable[[int], bytes]
     log: Callable[[Mapping[str, object]], None]
+    mail: Mail
     reconciliation: Reconciliation = field(default_factory=Reconciliation)
     approval_above_pico: int = 100 * PICO
     close_after_days: int | None = None

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tollway.control import publish
+from tollway.control import publish, roles
 from tollway.control.keys import (
     Grantor,
     Ingredients,
@@ -18,7 +18,6 @@ from tollway.control.keys import (
     find_lifetime_max,
     get_admin_key,
     get_project_key,
-    require_covered,
 )
 from tollway.domain import keys as domain
 from tollway.domain.faults import PARAMETER_INVALID, STATE_CONFLICT, Fault
@@ -68,7 +67,7 @@ def rotate_admin_key(tx: TenantTx, key_id: str, wanted: WantedRotation, *, ingre
     storage.lock_key(tx, key_id)
     key = get_admin_key(tx, key_id)
     if wanted.grantor is not None:
-        require_covered(wanted.grantor, [] if key.grant is None else [key.grant])
+        roles.require_covered(wanted.grantor.grants, roles.list_grants_of(tx, key_id))
     return _rotate(tx, key, wanted, ingredients, now)
 
 

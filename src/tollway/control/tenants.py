@@ -5,6 +5,8 @@ An id of another tenant and one that never was are the same here: RESOURCE_UNKNO
 
 from dataclasses import dataclass
 
+import msgspec
+
 from tollway.control import keys, publish, quotas
 from tollway.control.keys import Grantor, Ingredients
 from tollway.domain import ids
@@ -202,6 +204,36 @@ def get_service_account(tx: TenantTx, project_id: str, account_id: str) -> Servi
     if account is None:
         raise Fault(RESOURCE_UNKNOWN)
     return account
+
+
+def update_service_account(tx: TenantTx, project_id: str, account_id: str, *, name: str | None, role: str | None) -> ServiceAccount:
+    """Give a service account another name or role; None leaves it. Gateways know neither. Raises RESOURCE_UNKNOWN, STATE_CONFLICT."""
+    get_active_project(tx, project_id)
+    account = get_service_account(tx, project_id, account_id)
+    changed = msgspec.structs.replace(account, name=name or account.name, role=role or account.role)
+    storage.update_service_account(tx, changed)
+    return changed
+
+
+def create_service_account_key(
+    tx: TenantTx,
+    project_id: str,
+    account_id: str,
+    *,
+    name: str,
+    key_id: str,
+    ingredients: Ingredients,
+    expires_at: int | None,
+    grantor: Grantor,
+    sizes: QuotaSizes,
+    now: int,
+) -> keys.ShownKey:
+    """Make one more live key of a service account. Raises RESOURCE_UNKNOWN, STATE_CONFLICT (archived), PARAMETER_INVALID (expiry),
+    QUOTA_EXCEEDED."""
+    publish.lock(tx)
+    account = get_service_account(tx, project_id, account_id)
+    wanted = keys.WantedKey(type=KeyType.LIVE, name=name, expires_at=expires_at, service_account=account, grantor=grantor)
+    return keys.create_project_key(tx, project_id, wanted, id=key_id, ingredients=ingredients, sizes=sizes, now=now)
 
 
 def list_service_accounts(tx: TenantTx, project_id: str, window: PageWindow) -> Page[ServiceAccount]:

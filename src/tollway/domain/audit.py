@@ -28,6 +28,8 @@ class ActorKind(StrEnum):
     OPERATOR = "operator"
     ADMIN_KEY = "admin_key"
     JOIN_TOKEN = "join_token"
+    INVITE = "invite"
+    """The token of an invitation, which its person accepts."""
     JOB = "job"
     """A periodic job of the control plane, or its start."""
     COMMAND = "command"

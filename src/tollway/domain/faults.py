@@ -215,6 +215,7 @@ GRANT_EXCEEDS_GRANTOR = FaultKind(
 QUOTA_EXCEEDED = FaultKind(  # 403 and not 429, which clients repeat: it stays so until something is ended
     code="quota_exceeded", status=403, blame=_T, message="The organization has as many of these as it may have.", type="quota_exceeded"
 )
+UNSUPPORTED = _client("unsupported", 400, "This resource of the API is not supported.")
 REQUEST_INVALID = _client("invalid_value", 400, "The request is not valid.")
 RESOURCE_UNKNOWN = _client("not_found", 404, "There is no such resource.")
 NAME_TAKEN = _client("conflict", 409, "Something with this name or in this state exists already.")

@@ -25,7 +25,8 @@ _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _PUBLIC_CHARS, _SECRET_CHARS, _CHECK_CHARS = 8, 43, 6
 _KEY = re.compile(r"tw_(live|test|admin|platform|node)_[0-9A-Za-z]{8}[0-9A-Za-z]{43}[0-9A-Za-z]{6}")
 _JOIN = "join"
-_JOIN_TOKEN = re.compile(r"tw_join_[0-9A-Za-z]{8}[0-9A-Za-z]{43}[0-9A-Za-z]{6}")
+_INVITE = "invite"
+_TOKEN = re.compile(r"tw_(join|invite)_[0-9A-Za-z]{8}[0-9A-Za-z]{43}[0-9A-Za-z]{6}")
 
 RANDOM_BYTES = 40
 """Random bytes that one new key takes: 8 for the public part, 32 for the secret."""
@@ -131,13 +132,14 @@ def shorten_digest(digest: bytes) -> str:
 class Key:
     """An API key as administration shows it, without its secret.
 
-    `project_id` is None for the admin keys of an organization and for keys of the platform. `models`: the names that the key may use;
-    None for all models of its project. Instants are UTC microseconds; `expires_at` is exclusive, None for a key that does not expire.
-    `created_by`: the id of the key with which it was made, None for keys of the settings. `origin`: of keys of operators only.
-    `endpoints`: those that it may call, None for all; `addresses`: the ranges from which it may be used, None for any;
-    `output_tokens_max`: most output tokens of one sequence, None for no bound of its own; `tags`: labels of its owner's, by name.
-    `last_used_at`: the latest use of any secret of it, to USE_SECONDS; None if it was never used. `rotation`: None if it was never
-    rotated. `grant`: the role of a key of an admin or an operator, None for other keys."""
+    `project_id` is None for the admin keys of an organization and for keys of the platform. `models`: the names that the key may use; None
+    for all models of its project. Instants are UTC microseconds; `expires_at` is exclusive, None for a key that does not expire.
+    `created_by`: the id of the key with which it was made, None for keys of the settings. `origin`: of keys of operators only. `endpoints`:
+    those that it may call, None for all; `addresses`: the ranges from which it may be used, None for any; `output_tokens_max`: most output
+    tokens of one sequence, None for no bound of its own; `tags`: labels of its owner's, by name. `last_used_at`: the latest use of any
+    secret of it, to USE_SECONDS; None if it was never used. `rotation`: None if it was never rotated. `grant`: the role of a key of an
+    admin or an operator, None for other keys; `user_id`: the person whose admin key it is, and whose roles it has instead, None for an
+    admin key of the organization."""
 
     id: str
     type: KeyType
@@ -158,6 +160,7 @@ class Key:
     output_tokens_max: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     grant: Grant | None = None
+    user_id: str | None = None
 
 
 class NewKey(msgspec.Struct, frozen=True):
@@ -176,6 +179,11 @@ def new_key(type: KeyType, random_bytes: bytes) -> NewKey:
 def new_join_token(random_bytes: bytes) -> NewKey:
     """A token with which one gateway registers itself, in the format of a key (`tw_join_`), from RANDOM_BYTES fresh random bytes."""
     return _make(_JOIN, random_bytes)
+
+
+def new_invite_token(random_bytes: bytes) -> NewKey:
+    """A token with which a person accepts an invitation, in the format of a key (`tw_invite_`), from RANDOM_BYTES fresh random bytes."""
+    return _make(_INVITE, random_bytes)
 
 
 def _make(type: str, random_bytes: bytes) -> NewKey:
@@ -198,7 +206,17 @@ def find_type(secret: str) -> KeyType | None:
 
 def is_join_token(secret: str) -> bool:
     """Return whether `secret` is a well-formed join token with a right checksum."""
-    return _JOIN_TOKEN.fullmatch(secret) is not None and _has_right_checksum(secret)
+    return _is_token(_JOIN, secret)
+
+
+def is_invite_token(secret: str) -> bool:
+    """Return whether `secret` is a well-formed token of an invitation with a right checksum."""
+    return _is_token(_INVITE, secret)
+
+
+def _is_token(type: str, secret: str) -> bool:
+    match = _TOKEN.fullmatch(secret)
+    return match is not None and match.group(1) == type and _has_right_checksum(secret)
 
 
 def _has_right_checksum(secret: str) -> bool:

@@ -22,6 +22,10 @@ class Quota(StrEnum):
     BUDGETS = "budgets"
     BUDGET_RAISES = "budget_raises"
     MODEL_LIMITS = "model_limits"
+    ROLES = "roles"
+    USERS = "users"
+    GROUPS = "groups"
+    INVITES = "invites"
     CREATIONS_PER_DAY = "creations_per_day"
 
 
@@ -44,8 +48,12 @@ QUOTAS: Mapping[Quota, QuotaTerms] = {
     Quota.BUDGETS: QuotaTerms("active budgets", "Archive budgets that are not needed any more", 1_000),
     Quota.BUDGET_RAISES: QuotaTerms("raises of active budgets that have not ended", "Wait until some have ended", 1_000),
     Quota.MODEL_LIMITS: QuotaTerms("limits of a level on a single model", "Remove some, or limit all models together", 10_000),
+    Quota.ROLES: QuotaTerms("roles of its own, those of projects included", "Delete roles that nobody holds", 1_000),
+    Quota.USERS: QuotaTerms("people", "Remove people who have left", 10_000),
+    Quota.GROUPS: QuotaTerms("groups", "Delete groups that are not needed any more", 1_000),
+    Quota.INVITES: QuotaTerms("invitations that were not accepted", "Delete invitations that nobody will accept", 1_000),
     Quota.CREATIONS_PER_DAY: QuotaTerms(
-        "projects, service accounts, keys, budgets and raises created within 24 hours, ended ones included",
+        "projects, service accounts, keys, budgets, raises, roles, people, groups and invitations created in 24 hours, ended ones too",
         "Wait until some were created more than 24 hours ago",
         20_000,
     ),

@@ -29,6 +29,12 @@ class Permission(StrEnum):
     BUDGETS_WRITE = "budgets.write"
     USAGE_READ = "usage.read"
     COSTS_READ = "costs.read"
+    ROLES_READ = "roles.read"
+    ROLES_WRITE = "roles.write"
+    USERS_READ = "users.read"
+    USERS_WRITE = "users.write"
+    GROUPS_READ = "groups.read"
+    GROUPS_WRITE = "groups.write"
     PRICES_READ = "prices.read"
     AUDIT_READ = "audit.read"
 
@@ -67,7 +73,8 @@ class RoleScope(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """A named set of permissions. `is_built_in`: it is one of BUILT_IN, which nobody can change."""
+    """A named set of permissions. `is_built_in`: it is one of BUILT_IN, which nobody can change. `project_id`: the project that made it, in
+    which alone it can be held; None for built-in roles and those of an organization."""
 
     id: str
     name: str
@@ -75,14 +82,17 @@ class Role:
     permissions: frozenset[Permission]
     description: str = ""
     is_built_in: bool = False
+    project_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A role that somebody holds: in the project `project_id`, or in the whole organization where that is None."""
+    """A role that somebody holds: in the project `project_id`, or in the whole organization where that is None. `holder_id`: the user or
+    the group that holds it; None for a key that holds it itself."""
 
     role: Role
     project_id: str | None = None
+    holder_id: str | None = None
 
     def reaches(self, project_id: str | None) -> bool:
         """Return whether the grant is of that project, or of the whole organization."""
@@ -150,6 +160,10 @@ PROJECT_PERMISSIONS = frozenset(
         _P.LIMITS_WRITE,
         _P.BUDGETS_READ,
         _P.BUDGETS_WRITE,
+        _P.ROLES_READ,
+        _P.ROLES_WRITE,
+        _P.USERS_READ,
+        _P.USERS_WRITE,
     }
 )
 """Permissions that a role of a project can contain: those of operations whose path names a project."""

@@ -30,6 +30,7 @@ from tollway.control.audit import AuditedOperation
 from tollway.control.automatic_closing import close_due
 from tollway.control.engine_counters import open_client
 from tollway.control.jobs import Job, JobRunner, Turn, in_thread
+from tollway.control.mail import MailDirectory, MailServer
 from tollway.control.plane import ControlPlane
 from tollway.control.publish import Publications
 from tollway.control.quarantine import WaitingRecords
@@ -97,6 +98,7 @@ LEVELS = {
     "epoch_refused": "error",
     "engine_not_observed": "warning",
     "job_failed": "warning",
+    "mail_failed": "error",
     "node_clock_ahead": "error",
     "node_mismatch": "error",
     "node_of_settings_revoked": "warning",
@@ -120,12 +122,13 @@ class AuditOptions:
 class ControlSettings:
     """The settings of a control process, which owns the listening sockets from here on.
 
-    `database_url`: sqlite+pysqlite:///path or postgresql+psycopg://...; `archive_directory`: where collected usage
-    records are kept. `peppers` by version (at most two, 32 bytes each), `vault_key` 32 bytes. `platform_key` becomes the only one of the
-    settings, `node` is registered with its key; None leaves what the database has. `approval_above_pico`: corrections
-    that move more need a second person. `reconcile`: how engines' counters are read; None reads none. `close_after_days`: when
-    periods are closed without being asked; None never. `requests_per_minute`: of one organization's admin keys together. `quotas`: sizes of
-    the quotas of each organization. `limits_store`: where gateways share the counters of limits."""
+    `database_url`: sqlite+pysqlite:///path or postgresql+psycopg://...; `archive_directory`: where collected usage records are kept.
+    `peppers` by version (at most two, 32 bytes each), `vault_key` 32 bytes. `platform_key` becomes the only one of the settings, `node` is
+    registered with its key; None leaves what the database has. `approval_above_pico`: corrections that move more need a second person.
+    `reconcile`: how engines' counters are read; None reads none. `close_after_days`: when periods are closed without being asked; None
+    never. `requests_per_minute`: of one organization's admin keys together. `quotas`: sizes of the quotas of each organization.
+    `limits_store`: where gateways share the counters of limits. `mail`: the server that takes mail; None writes it as files beside the
+    archive."""
 
     database_url: str = field(repr=False)
     archive_directory: Path
@@ -145,6 +148,7 @@ class ControlSettings:
     requests_per_minute: int = 3000
     quotas: QuotaSizes = field(default_factory=lambda: DEFAULT_SIZES)
     limits_store: StoreOptions | None = None
+    mail: MailServer | None = None
     audit: AuditOptions = field(default_factory=AuditOptions)
 
 
@@ -241,6 +245,7 @@ def run_control(settings: ControlSettings) -> int:
                 requests_per_minute=settings.requests_per_minute,
                 quotas=settings.quotas,
                 limits_store=settings.limits_store,
+                mail=settings.mail or MailDirectory(settings.archive_directory.parent / "mail", lambda: new_id("mail")),
             )
             database.on_publish(plane.publications.advance)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -18,7 +18,9 @@ from tollway.domain.tenants import ServiceAccount
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.limits import delete_model_limits, read_limits
 from tollway.storage.pages import fetch_page, split_ids
+from tollway.storage.roles import ROLE_COLUMNS, names_role, read_role
 from tollway.storage.schema import api_keys, join_tokens, service_accounts
+from tollway.storage.schema_people import custom_roles
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,13 @@ def lock_key(tx: TenantTx, key_id: str) -> None:
     """Let those who change this key take turns until the transaction ends."""
     own = api_keys.c.organization_id == tx.organization_id
     tx.connection.execute(sa.select(api_keys.c.id).where(own, api_keys.c.id == key_id).with_for_update()).all()
+
+
+def update_key(tx: TenantTx, key: Key) -> None:
+    """Store the name, the bounds and the expiry of a key."""
+    own = sa.and_(api_keys.c.organization_id == tx.organization_id, api_keys.c.id == key.id)
+    values = {**_bounds(key), "name": key.name, "expires_at": key.expires_at}
+    tx.connection.execute(api_keys.update().where(own).values(values))
 
 
 def rotate_key(tx: TenantTx, key: Key, previous: PreviousSecret, digest: Digest, now: int) -> None:
@@ -132,6 +141,11 @@ def revoke_project_keys(tx: TenantTx, project_id: str, now: int) -> list[str]:
 def revoke_service_account_keys(tx: TenantTx, account_id: str, now: int) -> list[str]:
     """Revoke all keys of a service account. Returns those that were not revoked before."""
     return _revoke(tx, api_keys.c.service_account_id == account_id, now)
+
+
+def revoke_user_keys(tx: TenantTx, user_id: str, now: int) -> list[str]:
+    """Revoke all keys of a person. Returns those that were not revoked before."""
+    return _revoke(tx, api_keys.c.user_id == user_id, now)
 
 
 def list_service_account_keys(tx: TenantTx, account_id: str) -> list[str]:
@@ -236,8 +250,13 @@ def _platform_key(row: Any) -> Key:
         created_by=row.created_by,
         origin=None if row.origin is None else KeyOrigin(row.origin),
         last_used_at=row.last_used_at,
-        grant=read_grant(row),
+        grant=_platform_grant(row),
     )
+
+
+def _platform_grant(row: Any) -> Grant | None:
+    role = None if row.role_id is None else find_built_in(row.role_id)
+    return None if role is None else Grant(role)
 
 
 def revoke_other_platform_keys(tx: PlatformTx, type: KeyType, digest: Digest | None, now: int, *, name: str) -> None:
@@ -277,18 +296,25 @@ def _columns(key: Key, digest: Digest) -> dict[str, Any]:
         "pepper_version": digest.pepper_version,
         "digest": digest.value,
         "redacted": key.redacted,
-        "models": None if key.models is None else json.dumps(key.models),
-        "endpoints": None if key.endpoints is None else json.dumps(key.endpoints),
-        "addresses": None if key.addresses is None else json.dumps(key.addresses),
-        "output_tokens_max": key.output_tokens_max,
-        "tags": json.dumps(dict(key.tags)) if key.tags else None,
+        **_bounds(key),
         "created_at": key.created_at,
         "expires_at": key.expires_at,
         "created_by": key.created_by,
         "origin": key.origin,
         "role_id": None if key.grant is None else key.grant.role.id,
         "role_project_id": None if key.grant is None else key.grant.project_id,
+        "user_id": key.user_id,
         **key.limits.to_dict(),
+    }
+
+
+def _bounds(key: Key) -> dict[str, Any]:
+    return {
+        "models": None if key.models is None else json.dumps(key.models),
+        "endpoints": None if key.endpoints is None else json.dumps(key.endpoints),
+        "addresses": None if key.addresses is None else json.dumps(key.addresses),
+        "output_tokens_max": key.output_tokens_max,
+        "tags": json.dumps(dict(key.tags)) if key.tags else None,
     }
 
 
@@ -300,8 +326,10 @@ def _live_keys(tx: TenantTx) -> sa.Select[Any]:
             account.name.label("account_name"),
             account.role.label("account_role"),
             account.created_at.label("account_created_at"),
+            *ROLE_COLUMNS,
         )
         .outerjoin(service_accounts, account.id == api_keys.c.service_account_id)
+        .outerjoin(custom_roles, names_role(api_keys.c.organization_id, api_keys.c.role_id))
         .where(api_keys.c.organization_id == tx.organization_id, api_keys.c.revoked_at.is_(None))
     )
 
@@ -336,12 +364,13 @@ def _key(row: Any) -> Key:
         output_tokens_max=row.output_tokens_max,
         tags={} if row.tags is None else json.loads(row.tags),
         grant=read_grant(row),
+        user_id=row.user_id,
     )
 
 
 def read_grant(row: Any) -> Grant | None:
-    """Return the role that the key of a row holds; None for a key without one, or of a role that does not exist."""
-    role = None if row.role_id is None else find_built_in(row.role_id)
+    """Return the role that the key of a row, joined with its role, holds; None for a key without one, or of a role that does not exist."""
+    role = read_role(row)
     return None if role is None else Grant(role, row.role_project_id)
 
 

@@ -19,11 +19,13 @@ from tollway.domain.price_books import carried
 from tollway.domain.roles import Grant
 from tollway.domain.snapshot import BudgetEntry, DeploymentEntry, Entry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Status
-from tollway.storage import catalog, keys, limits, plans, prices
+from tollway.storage import catalog, keys, limits, plans, prices, roles
 from tollway.storage.budgets import BINDS
 from tollway.storage.database import PlatformTx, Transaction
+from tollway.storage.roles import ROLE_COLUMNS, names_role
 from tollway.storage.schema import END_USER_PREFIX, api_keys, deployments, models, organizations, projects, service_accounts
 from tollway.storage.schema_budgets import budgets
+from tollway.storage.schema_people import custom_roles
 
 ENTRY_KINDS: tuple[type[Entry], ...] = (OrganizationEntry, ProjectEntry, ModelEntry, DeploymentEntry, KeyEntry, BudgetEntry)
 """In the order of a snapshot: what an entry refers to comes before it."""
@@ -37,10 +39,10 @@ IDS_MAX = 500
 
 @dataclass(frozen=True, slots=True)
 class ActiveKey:
-    """A key that may act now, and for whom: `organization_id` is None for keys of the platform and of nodes, `node_id` for all but those
-    of nodes, `origin` for all but those of operators, `grant` (its role) for all but those of admins and operators. `expires_at`: None for
-    a key that does not expire. `use`: the secret that was presented, used now; None if its use was noted already less than USE_SECONDS
-    ago. `digest`: of the secret that was presented."""
+    """A key that may act now, and for whom: `organization_id` is None for keys of the platform and of nodes, `node_id` for all but those of
+    nodes, `origin` for all but those of operators, `grants` (its roles) is empty for all but those of admins and operators. `expires_at`:
+    None for a key that does not expire. `use`: the secret that was presented, used now; None if its use was noted already less than
+    USE_SECONDS ago. `digest`: of the secret that was presented."""
 
     id: str
     type: KeyType
@@ -49,14 +51,15 @@ class ActiveKey:
     origin: KeyOrigin | None
     expires_at: int | None = None
     use: SecretUse | None = None
-    grant: Grant | None = None
+    grants: tuple[Grant, ...] = ()
     digest: bytes = field(default=b"", repr=False)
 
 
 def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> ActiveKey | None:
     """The key with one of `digests` that may act at instant `now`: neither revoked nor expired, its organization not archived."""
     query = (
-        sa.select(api_keys)
+        sa.select(api_keys, *ROLE_COLUMNS)
+        .outerjoin(custom_roles, names_role(api_keys.c.organization_id, api_keys.c.role_id))
         .outerjoin(organizations, organizations.c.id == api_keys.c.organization_id)
         .where(
             sa.or_(
@@ -78,8 +81,16 @@ def find_active_key(tx: PlatformTx, digests: Sequence[bytes], now: int) -> Activ
     digest = bytes(row.digest if is_new else row.previous_digest)
     if noted_at is None or noted_at <= now - USE_SECONDS * 1_000_000:
         use = SecretUse(row.id, shorten_digest(digest), now)
+    grants = _read_grants(tx, row)
+    return ActiveKey(row.id, KeyType(row.type), row.organization_id, row.node_id, origin, row.expires_at, use, grants, digest)
+
+
+def _read_grants(tx: PlatformTx, row: Any) -> tuple[Grant, ...]:
+    """Return what the key of a row holds: its own role, or those of the person whose key it is."""
+    if row.user_id is not None:
+        return tuple(roles.list_user_grants(tx, row.organization_id, row.user_id))
     grant = keys.read_grant(row)
-    return ActiveKey(row.id, KeyType(row.type), row.organization_id, row.node_id, origin, row.expires_at, use, grant, digest)
+    return () if grant is None else (grant,)
 
 
 def has_organization(tx: PlatformTx, organization_id: str) -> bool:

@@ -9,6 +9,7 @@ from tollway.domain.quotas import DAY_US, Quota
 from tollway.storage.database import TenantTx
 from tollway.storage.schema import api_keys, model_limits, projects, service_accounts
 from tollway.storage.schema_budgets import budget_raises, budgets
+from tollway.storage.schema_people import custom_roles, invites, user_groups, users
 
 COUNTED: Mapping[Quota, sa.Table] = {
     Quota.PROJECTS: projects,
@@ -18,6 +19,10 @@ COUNTED: Mapping[Quota, sa.Table] = {
     Quota.BUDGETS: budgets,
     Quota.BUDGET_RAISES: budget_raises,
     Quota.MODEL_LIMITS: model_limits,
+    Quota.ROLES: custom_roles,
+    Quota.USERS: users,
+    Quota.GROUPS: user_groups,
+    Quota.INVITES: invites,
 }
 """The table that each quota counts."""
 
@@ -27,6 +32,10 @@ _ENDS: Mapping[sa.Table, sa.Column[Any]] = {
     api_keys: api_keys.c.revoked_at,
     budgets: budgets.c.archived_at,
     budget_raises: budget_raises.c.ends_at,
+    custom_roles: custom_roles.c.deleted_at,
+    users: users.c.removed_at,
+    user_groups: user_groups.c.deleted_at,
+    invites: invites.c.deleted_at,
 }
 """The tables whose rows stay indefinitely, each with the column that says when a row ceases to be in force."""
 
@@ -44,14 +53,20 @@ def _count(tx: TenantTx, quota: Quota, table: sa.Table, now: int) -> sa.Select[A
     return own.where(*_list_conditions(quota, table, now))
 
 
+def _made_at(table: sa.Table) -> sa.Column[Any]:
+    return users.c.added_at if table is users else table.c.created_at
+
+
 def _list_conditions(quota: Quota, table: sa.Table, now: int) -> list[sa.ColumnElement[bool]]:
     match quota:
         case Quota.CREATIONS_PER_DAY:
             # Whatever ended before that day began was not created on it: with this the index finds the few rows that count.
             since = now - DAY_US
-            return [sa.or_(_ENDS[table].is_(None), _ENDS[table] > since), table.c.created_at > since]
+            return [sa.or_(_ENDS[table].is_(None), _ENDS[table] > since), _made_at(table) > since]
         case Quota.MODEL_LIMITS:
             return []
+        case Quota.INVITES:
+            return [invites.c.deleted_at.is_(None), invites.c.accepted_at.is_(None)]
         case Quota.BUDGET_RAISES:
             active = sa.select(budgets.c.id).where(budgets.c.id == budget_raises.c.budget_id, budgets.c.archived_at.is_(None))
             return [budget_raises.c.ends_at > now, active.exists()]

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.audit import HIDDEN, RowChange
-from tollway.storage import schema, schema_budgets, schema_money, schema_periods, schema_prices
+from tollway.storage import schema, schema_budgets, schema_money, schema_people, schema_periods, schema_prices
 
 AUDITED: Mapping[sa.Table, str] = {
     schema.organizations: "organization",
@@ -28,6 +28,12 @@ AUDITED: Mapping[sa.Table, str] = {
     schema.nodes: "node",
     schema.join_tokens: "join_token",
     schema.refused_epochs: "refused_epoch",
+    schema_people.custom_roles: "role",
+    schema_people.users: "user",
+    schema_people.user_groups: "group",
+    schema_people.group_members: "group_member",
+    schema_people.role_assignments: "role_assignment",
+    schema_people.invites: "invite",
     schema_budgets.budgets: "budget",
     schema_budgets.budget_raises: "budget_raise",
     schema_prices.price_books: "price_book",

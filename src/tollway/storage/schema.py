@@ -145,8 +145,9 @@ api_keys = sa.Table(
     sa.Column("revoked_at", sa.BigInteger),
     sa.Column("created_by", sa.String(64)),  # the key with which it was made; null for keys of the settings
     sa.Column("origin", sa.String(16)),  # domain.keys.KeyOrigin of operators' keys; never changes, by trigger
-    sa.Column("role_id", sa.String(64)),  # of admins' and operators' keys: a built-in role (domain.roles)
+    sa.Column("role_id", sa.String(64)),  # of admins' and operators' keys: built in (domain.roles), or of custom_roles
     sa.Column("role_project_id", sa.String(64)),  # the project in which the role is held; null for the whole organization
+    sa.Column("user_id", sa.String(64)),  # the person whose admin key it is; it has their roles, and none of its own
     sa.Column("last_used_at", sa.BigInteger),  # of the secret with `digest`
     sa.Column("rotated_at", sa.BigInteger),
     # The secret before the latest rotation, until it is retired.

@@ -180,6 +180,12 @@ def insert_service_account(tx: TenantTx, account: ServiceAccount) -> None:
     )
 
 
+def update_service_account(tx: TenantTx, account: ServiceAccount) -> None:
+    """Store another name and role of a service account."""
+    own = sa.and_(service_accounts.c.organization_id == tx.organization_id, service_accounts.c.id == account.id)
+    tx.connection.execute(service_accounts.update().where(own).values(name=account.name, role=account.role))
+
+
 def find_service_account(tx: TenantTx, project_id: str, account_id: str) -> ServiceAccount | None:
     """A service account that was not deleted."""
     query = _live_accounts(tx, project_id).where(service_accounts.c.id == account_id)

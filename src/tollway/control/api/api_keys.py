@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Query
 
-from tollway.control import keys, publish, roles, rotation
+from tollway.control import keys, people, publish, roles, rotation
 from tollway.control.access import Tenant
 from tollway.control.api import routes
 from tollway.control.api.routes import Plane, may
@@ -19,6 +19,8 @@ from tollway.control.api.schemas import (
     KeyRetired,
     KeyRotate,
     KeyRotated,
+    KeyUpdate,
+    KeyUpdated,
     ListOut,
     PageQuery,
     admin_key_created,
@@ -28,6 +30,7 @@ from tollway.control.api.schemas import (
 )
 from tollway.control.keys import WantedKey
 from tollway.domain import ids
+from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.roles import Permission
 
@@ -88,6 +91,17 @@ def retrieve_project_key(caller: Reader, plane: Plane, project_id: str, key_id: 
         return key_out(keys.get_project_key(tx, project_id, key_id), plane.now())
 
 
+@router.post("/v1/organization/projects/{project_id}/api_keys/{key_id}")
+def update_project_key(caller: Writer, plane: Plane, project_id: str, key_id: str, body: KeyUpdate) -> KeyUpdated:
+    """Change the name, the bounds or the expiry of a key. Answers when every gateway that is alive has confirmed, or names those that have
+    not."""
+    now = plane.now()
+    with plane.database.tenant(caller.organization_id) as tx:
+        key, version = keys.update_project_key(tx, project_id, key_id, body.changes(now), grantor=caller.grantor, now=now)
+    pending = publish.confirm(plane.database, plane.publications, version, now)
+    return KeyUpdated(**key_out(key, now).model_dump(), pending_nodes=pending)
+
+
 @router.delete("/v1/organization/projects/{project_id}/api_keys/{key_id}")
 def delete_project_key(caller: Writer, plane: Plane, project_id: str, key_id: str) -> Deleted:
     """Revoke a key permanently. Answers when every gateway that is alive has confirmed, or names those that have not."""
@@ -139,9 +153,17 @@ def create_admin_key(caller: AdminKeyWriter, plane: Plane, body: AdminKeyCreate)
     """Create an admin key. Its secret is in this answer and nowhere else."""
     now = plane.now()
     expires_at = routes.expiry(body.expires_in_seconds, now)
-    grant = roles.choose_grant(body.role, body.project_id, caller.grants)
-    wanted = WantedKey(type=KeyType.ADMIN, name=body.name, expires_at=expires_at, grantor=caller.grantor, grant=grant)
+    if body.user_id is not None and (body.role is not None or body.project_id is not None):
+        raise Fault(PARAMETER_INVALID, param="user_id", message="A person's key has the roles of the person, and none of its own.")
     with plane.database.tenant(caller.organization_id) as tx:
+        grant = None
+        if body.user_id is not None:
+            people.get_user(tx, body.user_id)
+        else:
+            grant = roles.choose_grant(tx, body.role, body.project_id, caller.grants)
+        wanted = WantedKey(
+            type=KeyType.ADMIN, name=body.name, expires_at=expires_at, grantor=caller.grantor, grant=grant, user_id=body.user_id
+        )
         shown = keys.create_admin_key(
             tx, wanted, id=plane.new_id(ids.KEY), ingredients=plane.new_ingredients(), sizes=plane.quotas, now=now
         )

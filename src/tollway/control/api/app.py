@@ -35,6 +35,8 @@ from tollway.control.api import (
     deployments,
     descriptions,
     errors,
+    groups,
+    invites,
     ledger,
     limits,
     link,
@@ -52,9 +54,12 @@ from tollway.control.api import (
     reconciliation,
     records,
     reference,
+    roles,
     service_accounts,
     spend_limits,
+    unsupported,
     usage,
+    users,
 )
 from tollway.control.api.places import CALLER_REQUESTS_MAX, NODE_REQUESTS_MAX, Place, Places
 from tollway.control.api.routes import ApiRoute, Plane, public, router
@@ -108,6 +113,11 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     operator_keys.router,
     audit_logs.router,
     peppers.router,
+    users.router,
+    invites.router,
+    groups.router,
+    roles.router,
+    unsupported.router,
 )
 LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router, budgets.link_router, limits.link_router)
 

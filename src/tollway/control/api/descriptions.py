@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tollway.control.api.routes import ApiRoute, joiner, node, public
+from tollway.control.api.routes import ApiRoute, invitee, joiner, node, public
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ _REQUEST = "req_0198c5f2a3b47c11a0b1c2d3e4f50617"
 _DEPLOYMENT = "dep_0198c5f2a3b47c11a0b1c2d3e4f50617"
 _BOOK = "book_0198c5f2a3b47c11a0b1c2d3e4f50617"
 _AUDIT = "audit_0198c5f2a3b47c11a0b1c2d3e4f50617"
+_USER = "user_0198c5f2a3b47c11a0b1c2d3e4f50617"
 _HASH = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 FIELDS: Mapping[str, FieldText] = {
@@ -304,6 +305,20 @@ SPECIAL: Mapping[str, FieldText] = {
     "KeyCreate.output_tokens_max": FieldText(
         "Most output tokens of one sequence, 1 to 2147483647; null for the bound of the model alone.", 4096
     ),
+    "KeyUpdate.name": FieldText("A name for people, 1 to 256 printable characters; null leaves it.", "Production"),
+    "KeyUpdate.scopes": FieldText("An empty list takes the bound on endpoints away.", []),
+    "KeyUpdate.endpoints": FieldText("Endpoints that the key may call; null for all.", ["chat/completions"]),
+    "KeyUpdate.addresses": FieldText("Address ranges from which the key may be used, 1 to 100; null for any.", ["192.0.2.0/24"]),
+    "KeyUpdate.output_tokens_max": FieldText(
+        "Most output tokens of one sequence, 1 to 2147483647; null for the bound of the model alone.", 4096
+    ),
+    "KeyUpdated.endpoints": FieldText("Endpoints that the key may call; null for all.", ["chat/completions"]),
+    "KeyUpdated.addresses": FieldText("Address ranges from which the key may be used, 1 to 100; null for any.", ["192.0.2.0/24"]),
+    "KeyUpdated.output_tokens_max": FieldText(
+        "Most output tokens of one sequence, 1 to 2147483647; null for the bound of the model alone.", 4096
+    ),
+    "ServiceAccountUpdate.role": FieldText("The role in the project: `member` or `owner`; null leaves it.", "member"),
+    "ServiceAccountKeyCreate.scopes": FieldText("Null or an empty list: bound a key by its `endpoints`.", []),
     "KeyOut.endpoints": FieldText("Endpoints that the key may call; null for all.", ["chat/completions"]),
     "KeyOut.addresses": FieldText(
         "Address ranges from which the key may be used, 1 to 100; null for any.", ["192.0.2.0/24", "2001:db8::/32"]
@@ -353,17 +368,18 @@ SPECIAL: Mapping[str, FieldText] = {
     "QuarantinedRecordDetailOut.approver": FieldText("The key of the second person who agreed to write it off; null if none had to.", _KEY),
     "AdminKeyCreate.role": FieldText("Name or id of the role; null for that of the key with which it is made.", "viewer"),
     "AdminKeyCreate.project_id": FieldText("The project in which the role is held; null for the whole organization.", _PROJECT),
-    "AdminKeyOut.role": FieldText("The role of the key.", "owner"),
+    "AdminKeyCreate.user_id": FieldText("The person whose key it is and whose roles it has; null for a key of the organization.", _USER),
+    "AdminKeyOut.role": FieldText("The role of the key; null for a person's, which has the roles of the person.", "owner"),
     "AdminKeyOut.project_id": FieldText("The project in which the role is held; null for the whole organization.", _PROJECT),
-    "AdminKeyCreated.role": FieldText("The role of the key.", "owner"),
+    "AdminKeyCreated.role": FieldText("The role of the key; null for a person's, which has the roles of the person.", "owner"),
     "AdminKeyCreated.project_id": FieldText("The project in which the role is held; null for the whole organization.", _PROJECT),
-    "AdminKeyOwner.role": FieldText("The role of the key.", "owner"),
+    "AdminKeyOwner.role": FieldText("The role of the key; `user` for a person's, which has the roles of the person.", "owner"),
     "OperatorKeyCreate.role": FieldText("What the key may do: `operator` everything, `auditor` only read.", "auditor"),
     "OperatorKeyOut.role": FieldText("What the key may do: `operator` everything, `auditor` only read.", "operator"),
     "OperatorKeyCreated.role": FieldText("What the key may do: `operator` everything, `auditor` only read.", "operator"),
-    "AdminKeyOwner.created_at": FieldText("Always null: admin keys belong to the organization.", None),
-    "AdminKeyOwner.id": FieldText("Always null: admin keys belong to the organization.", None),
-    "AdminKeyOwner.name": FieldText("Always null: admin keys belong to the organization.", None),
+    "AdminKeyOwner.created_at": FieldText("Always null: see the person.", None),
+    "AdminKeyOwner.id": FieldText("The person whose key it is; null for a key of the organization.", _USER),
+    "AdminKeyOwner.name": FieldText("Always null: see the person.", None),
     "BalanceOut.kind": FieldText("The kind of the account.", "revenue"),
     "BalanceOut.owner": FieldText("The organization or the platform, whose account it is.", _ORGANIZATION),
     "TokenComparisonOut.engine": FieldText("Tokens that the engine counted, 0 or more; null if it was not observed.", 1204000),
@@ -423,6 +439,20 @@ PARAMETERS: Mapping[str, FieldText] = {
     "seq": FieldText("The number of the record in its run, 1 or more.", 65),
     "reason": FieldText("Only records quarantined for this reason.", "price_unknown"),
     "state": FieldText("Only those in this state.", "open"),
+    "user_ids": FieldText("Taken, and without effect.", [_USER]),
+    "sizes": FieldText("Taken, and without effect.", ["1024x1024"]),
+    "sources": FieldText("Taken, and without effect.", ["image.generation"]),
+    "context_levels": FieldText("Taken, and without effect.", ["medium"]),
+    "vector_store_ids": FieldText("Taken, and without effect.", ["vs_1"]),
+    "batch": FieldText("Taken, and without effect.", False),
+    "user_id": FieldText("The person.", _USER),
+    "group_id": FieldText("The group.", "group_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+    "role_id": FieldText("The role.", "role_viewer"),
+    "invite_id": FieldText("The invitation.", "invite_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+    "emails": FieldText("Only people with these addresses (repeatable).", ["ada@example.com"]),
+    "group_type": FieldText("The type of the group: every group is a `group`.", "group"),
+    "permission": FieldText("The permission, as docs/access.md lists them.", "api_keys.write"),
+    "subject_id": FieldText("An admin key or a person; the key presented if left out.", _USER),
 }
 
 SECURITY_SCHEMES: Mapping[str, Mapping[str, str]] = {
@@ -431,11 +461,18 @@ SECURITY_SCHEMES: Mapping[str, Mapping[str, str]] = {
         "adminKey": "An admin key of the organization (tw_admin_...), or an operator key with the header `OpenAI-Organization`.",
         "operatorKey": "A key of an operator of the platform (tw_platform_...).",
         "nodeKey": "The key of a gateway (tw_node_...).",
+        "inviteToken": "The token of an invitation, as it came by mail (tw_invite_...).",
         "joinToken": "A token with which one gateway registers itself (tw_join_...).",
     }.items()
 }
 
-_SCHEME_BY_ACCESS = {"organization": "adminKey", "platform": "operatorKey", node.name: "nodeKey", joiner.name: "joinToken"}
+_SCHEME_BY_ACCESS = {
+    "organization": "adminKey",
+    "platform": "operatorKey",
+    node.name: "nodeKey",
+    joiner.name: "joinToken",
+    invitee.name: "inviteToken",
+}
 
 ERROR_TEXTS: Mapping[int, str] = {
     400: "The request is not valid; `param` names the field.",

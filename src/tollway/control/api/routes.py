@@ -1,6 +1,6 @@
 """The parts that all routes share: access declarations, strict reading of bodies, and the `ControlPlane` of the process.
 
-Theory of operation. A route declares its access as a dependency: `may(Permission...)`, `Node`, `Joiner` or `public`.
+Theory of operation. A route declares its access as a dependency: `may(Permission...)`, `Node`, `Joiner`, `Invitee` or `public`.
 `ApiRoute`, the route class of all routers, finds that declaration when the route is made (a route without one cannot be made) and
 enforces it before a byte of the body is read. Access hangs on the route object, never on a path compared as text.
 
@@ -34,6 +34,7 @@ from starlette.responses import Response, StreamingResponse
 
 from tollway.control import access, audit, audited_operations, idempotency
 from tollway.control.access import ActiveKey, Tenant
+from tollway.control.access import Invitee as InvitedCaller
 from tollway.control.access import Joiner as JoiningCaller
 from tollway.control.access import Node as NodeCaller
 from tollway.control.api.errors import name_of
@@ -69,7 +70,7 @@ Plane = Annotated[ControlPlane, Depends(plane_of)]
 # ---- Access -----------------------------------------------------------------------------------------------------------
 
 
-Caller = Tenant | Operator | NodeCaller | JoiningCaller
+Caller = Tenant | Operator | NodeCaller | JoiningCaller | InvitedCaller
 """Someone who may use a route."""
 
 
@@ -124,6 +125,10 @@ def _check_joiner(plane: ControlPlane, request: Request) -> JoiningCaller:
     return access.identify_joiner(plane.database, plane.peppers, _presented(request))
 
 
+def _check_invitee(plane: ControlPlane, request: Request) -> InvitedCaller:
+    return access.identify_invitee(plane.database, plane.peppers, _presented(request), plane.now())
+
+
 @functools.cache
 def may(permission: Permission) -> Access:
     """Return the access of a route that needs `permission`: of the platform, or in the organization, or in the project that the path names.
@@ -136,10 +141,12 @@ def may(permission: Permission) -> Access:
 
 node = Access("node", _check_node)
 joiner = Access("join token", _check_joiner)
+invitee = Access("invitation", _check_invitee)
 public = Access("public", lambda _plane, _request: None)
 
 Node = Annotated[NodeCaller, Depends(node)]
 Joiner = Annotated[JoiningCaller, Depends(joiner)]
+Invitee = Annotated[InvitedCaller, Depends(invitee)]
 
 
 def organization(organization_id: str) -> str:
@@ -237,6 +244,8 @@ def _describe_operation(request: Request, caller: Caller, event: str, name: str)
     match caller:
         case JoiningCaller():
             kind = ActorKind.JOIN_TOKEN
+        case InvitedCaller():
+            kind = ActorKind.INVITE
         case Tenant(is_operator=False):
             kind = ActorKind.ADMIN_KEY
         case _:

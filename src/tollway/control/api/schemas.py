@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, create_model
 
-from tollway.control.keys import Grantor, ShownKey
+from tollway.control.keys import Grantor, KeyChanges, ShownKey
 from tollway.control.rotation import WantedRotation
 from tollway.domain import money
 from tollway.domain.catalog import MODEL_NAME, Endpoint, Model, UnknownParameters
@@ -289,6 +289,21 @@ class ServiceAccountCreate(In):
     expires_in_seconds: LifetimeSeconds | None = None
 
 
+class ServiceAccountUpdate(In):
+    """Fields of a service account to change; a field that is left out, or null, stays."""
+
+    name: Name | None = None
+    role: Literal["member", "owner"] | None = None
+
+
+class ServiceAccountKeyCreate(In):
+    """One more key of a service account. `scopes`: an empty list or null; a key is bounded by its `endpoints`."""
+
+    name: Name = "Secret Key"
+    expires_in_seconds: LifetimeSeconds | None = None
+    scopes: Annotated[list[str], Field(max_length=0)] | None = None
+
+
 class ServiceAccountOut(Identified):
     object: Literal["organization.project.service_account"] = "organization.project.service_account"
     name: str
@@ -445,6 +460,39 @@ class KeyCreate(In):
     tags: Annotated[dict[TagName, TagText], Field(max_length=TAGS_MAX)] = {}
 
 
+class KeyUpdate(In):
+    """Fields of a key to change; a field that is left out stays, null takes a bound away. `expires_in_seconds`: from now on. `scopes`: an
+    empty list takes the bound on endpoints away, as with OpenAI; name `endpoints` to set it."""
+
+    name: Name | None = None
+    expires_in_seconds: LifetimeSeconds | None = None
+    scopes: Annotated[list[str], Field(max_length=0)] | None = None
+    models: ModelNames | None = None
+    endpoints: Endpoints | None = None
+    addresses: AddressRanges | None = None
+    output_tokens_max: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    tags: Annotated[dict[TagName, TagText], Field(max_length=TAGS_MAX)] | None = None
+
+    def changes(self, now: int) -> KeyChanges:
+        """Return what was sent."""
+        sent = self.model_fields_set
+        bounds: dict[str, Any] = {}
+        for name in ("models", "endpoints", "addresses"):
+            if name in sent:
+                value = getattr(self, name)
+                bounds[name] = None if value is None else tuple(value)
+        if "scopes" in sent:
+            bounds["endpoints"] = None
+        if "output_tokens_max" in sent:
+            bounds["output_tokens_max"] = self.output_tokens_max
+        if "tags" in sent:
+            bounds["tags"] = self.tags or {}
+        if self.name is not None:
+            bounds["name"] = self.name
+        expires_at = None if self.expires_in_seconds is None else now + self.expires_in_seconds * 1_000_000
+        return KeyChanges(bounds, expires_at)
+
+
 class KeyOwnerAccount(Out):
     id: str
     name: str
@@ -532,6 +580,12 @@ class KeyRotated(KeyCreated):
     pending_nodes: list[str]
 
 
+class KeyUpdated(KeyOut):
+    """`pending_nodes`: gateways that were alive and have not confirmed within a second."""
+
+    pending_nodes: list[str]
+
+
 class KeyRetired(KeyOut):
     """`pending_nodes`: gateways that were alive and have not confirmed within a second."""
 
@@ -569,21 +623,23 @@ ProjectIdText = Annotated[str, StringConstraints(max_length=64)]
 
 
 class AdminKeyCreate(In):
-    """`role`: name or id; null for that of the key with which it is made. `project_id`: where the role is held; null for everywhere."""
+    """`role`: name or id; null for that of the key with which it is made. `project_id`: where the role is held; null for everywhere.
+    `user_id`: the person whose key it is, whose roles it has."""
 
     name: Name
     expires_in_seconds: LifetimeSeconds | None = None
     role: RoleText | None = None
     project_id: ProjectIdText | None = None
+    user_id: ProjectIdText | None = None
 
 
 class AdminKeyOwner(Out):
-    """OpenAI's admin keys belong to a user, ours to the organization; the shape is OpenAI's."""
+    """The owner: a person, or the organization (`id` null) in OpenAI's shape of a person."""
 
     type: Literal["user"] = "user"
     role: str
     object: Literal["organization.user"] = "organization.user"
-    id: None = None
+    id: str | None = None
     name: None = None
     created_at: None = None
 
@@ -598,7 +654,7 @@ class AdminKeyOut(Identified):
     last_used_at: int | None
     rotation: RotationOut | None
     owner: AdminKeyOwner
-    role: str
+    role: str | None
     project_id: str | None
 
 
@@ -609,7 +665,7 @@ class AdminKeyCreated(AdminKeyOut):
 
 
 def admin_key_out(key: Key, now: int) -> AdminKeyOut:
-    role = "none" if key.grant is None else key.grant.role.name
+    role = None if key.grant is None else key.grant.role.name
     return AdminKeyOut(
         id=key.id,
         name=key.name,
@@ -619,7 +675,7 @@ def admin_key_out(key: Key, now: int) -> AdminKeyOut:
         expires_at=find_seconds(key.expires_at),
         last_used_at=find_seconds(key.last_used_at),
         rotation=rotation_out(key, now),
-        owner=AdminKeyOwner(role=role),
+        owner=AdminKeyOwner(role=role or "user", id=key.user_id),
         role=role,
         project_id=None if key.grant is None else key.grant.project_id,
     )

@@ -14,7 +14,10 @@ from tollway.control.api.schemas import (
     PageQuery,
     ServiceAccountCreate,
     ServiceAccountCreated,
+    ServiceAccountKeyCreate,
+    ServiceAccountKeyOut,
     ServiceAccountOut,
+    ServiceAccountUpdate,
     list_out,
     service_account_key_out,
     service_account_out,
@@ -67,6 +70,38 @@ def retrieve_service_account(caller: Reader, plane: Plane, project_id: str, serv
     """One service account."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         return service_account_out(tenants.get_service_account(tx, project_id, service_account_id))
+
+
+@router.post("/v1/organization/projects/{project_id}/service_accounts/{service_account_id}")
+def update_service_account(
+    caller: Writer, plane: Plane, project_id: str, service_account_id: str, body: ServiceAccountUpdate
+) -> ServiceAccountOut:
+    """Give a service account another name or role."""
+    with plane.database.tenant(caller.organization_id) as tx:
+        account = tenants.update_service_account(tx, project_id, service_account_id, name=body.name, role=body.role)
+    return service_account_out(account)
+
+
+@router.post("/v1/organization/projects/{project_id}/service_accounts/{service_account_id}/api_keys")
+def create_service_account_key(
+    caller: Writer, plane: Plane, project_id: str, service_account_id: str, body: ServiceAccountKeyCreate
+) -> ServiceAccountKeyOut:
+    """Make one more key of a service account. Its secret is in this answer and nowhere else."""
+    now = plane.now()
+    with plane.database.tenant(caller.organization_id) as tx:
+        shown = tenants.create_service_account_key(
+            tx,
+            project_id,
+            service_account_id,
+            name=body.name,
+            key_id=plane.new_id(ids.KEY),
+            ingredients=plane.new_ingredients(),
+            expires_at=routes.expiry(body.expires_in_seconds, now),
+            grantor=caller.grantor,
+            sizes=plane.quotas,
+            now=now,
+        )
+    return service_account_key_out(shown)
 
 
 @router.delete("/v1/organization/projects/{project_id}/service_accounts/{service_account_id}")

@@ -143,6 +143,42 @@ def list_embeddings(caller: Reader, request: Request, parameters: Annotated[Usag
     return _usage(caller.organization_id, request, parameters, EMBEDDINGS, _embeddings_result)
 
 
+class OtherUsageParameters(BaseModel):
+    """The usage to return of what is not counted here by itself: every parameter of OpenAI's is taken, and none changes the answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    start_time: Instant
+    end_time: Instant | None = None
+    bucket_width: Literal["1m", "1h", "1d"] = "1d"
+    group_by: Texts = []
+    project_ids: Texts = []
+    user_ids: Texts = []
+    api_key_ids: Texts = []
+    models: Texts = []
+    sizes: Texts = []
+    sources: Texts = []
+    context_levels: Texts = []
+    vector_store_ids: Texts = []
+    batch: bool | None = None
+    limit: Annotated[int, Field(ge=1, le=1440)] | None = None
+    page: PageCursor | None = None
+
+
+@router.get("/v1/organization/usage/audio_speeches")
+@router.get("/v1/organization/usage/audio_transcriptions")
+@router.get("/v1/organization/usage/code_interpreter_sessions")
+@router.get("/v1/organization/usage/decisions")
+@router.get("/v1/organization/usage/file_search_calls")
+@router.get("/v1/organization/usage/images")
+@router.get("/v1/organization/usage/moderations")
+@router.get("/v1/organization/usage/vector_stores")
+@router.get("/v1/organization/usage/web_search_calls")
+def list_other_usage(_caller: Reader, _parameters: Annotated[OtherUsageParameters, Query()]) -> BucketsOut:
+    """Always an empty page: nothing is counted by itself under this name. Moderation is part of the usage of embeddings."""
+    return BucketsOut(data=[], has_more=False, next_page=None)
+
+
 def _usage(organization_id: str, request: Request, parameters: UsageParameters, endpoints: Sequence[str], result: Any) -> Response:
     plane = plane_of(request)
     query, limit = parameters.query(endpoints, plane.now())

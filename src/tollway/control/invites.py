@@ -1,0 +1,144 @@
+"""Invitations: how people join an organization.
+
+An invitation promises a role, and a role in some projects. Its secret goes by mail to the person alone; what is stored is its digest.
+Whoever presents it becomes a person of the organization with what was promised, and gets a key of their own: once, and before it expires.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tollway.control import keys, people, publish, quotas, roles
+from tollway.control.keys import Ingredients, ShownKey, WantedKey
+from tollway.control.mail import Message
+from tollway.control.people import Member
+from tollway.domain import ids
+from tollway.domain import keys as domain_keys
+from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.keys import KeyType
+from tollway.domain.pages import Page, PageWindow
+from tollway.domain.people import Invite, InviteState
+from tollway.domain.quotas import Quota, QuotaSizes
+from tollway.domain.roles import Grant, Role
+from tollway.storage import people as storage
+from tollway.storage.database import TenantTx
+
+LIFETIME_SECONDS = 7 * 86_400
+"""Time in which an invitation can be accepted, as with OpenAI."""
+
+PROJECTS_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class SentInvite:
+    """An invitation with the role that it promises, and the message that is to be sent, which holds its secret."""
+
+    invite: Invite
+    message: Message
+
+
+def create_invite(
+    tx: TenantTx,
+    *,
+    id: str,
+    email: str,
+    role_id: str,
+    project_roles: Mapping[str, str],
+    own: Sequence[Grant],
+    invited_by: str,
+    ingredients: Ingredients,
+    sizes: QuotaSizes,
+    now: int,
+) -> SentInvite:
+    """Create an invitation for the address `email` (lower case). Raises STATE_CONFLICT (a person has the address, a project is archived),
+    PARAMETER_INVALID (a role), RESOURCE_UNKNOWN (a project), GRANT_EXCEEDS_GRANTOR, QUOTA_EXCEEDED."""
+    publish.lock(tx)  # takes turns with other creations
+    if storage.find_user_by_email(tx, email) is not None:
+        raise Fault(STATE_CONFLICT, param="email", message="A person with this address is in the organization already.")
+    role = roles.require_role(tx, role_id, None)
+    promised = [Grant(role)]
+    by_project = {}
+    for project_id, name in project_roles.items():
+        roles.require_place(tx, project_id)
+        project_role = roles.require_role(tx, name, project_id)
+        promised.append(Grant(project_role, project_id))
+        by_project[project_id] = project_role.id
+    roles.require_covered(own, promised)
+    quotas.require_creation(tx, sizes, Quota.INVITES, now)
+    invite = Invite(
+        id=id,
+        email=email,
+        role_id=role.id,
+        created_at=now,
+        expires_at=now + LIFETIME_SECONDS * 1_000_000,
+        project_roles=by_project,
+    )
+    made = domain_keys.new_invite_token(ingredients.random_bytes)
+    storage.insert_invite(tx, invite, ingredients.pepper.digest(made.secret), invited_by)
+    return SentInvite(invite, _compose(email, made.secret))
+
+
+def get_invite(tx: TenantTx, invite_id: str) -> Invite:
+    """Return an invitation. Raises RESOURCE_UNKNOWN."""
+    invite = storage.find_invite(tx, invite_id) if ids.is_id(ids.INVITE, invite_id) else None
+    if invite is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    return invite
+
+
+def list_invites(tx: TenantTx, window: PageWindow) -> Page[Invite]:
+    """Return the invitations of the organization, accepted and expired ones too."""
+    return storage.list_invites(tx, window)
+
+
+def delete_invite(tx: TenantTx, invite_id: str, now: int) -> None:
+    """Delete an invitation that was not accepted. Raises RESOURCE_UNKNOWN, STATE_CONFLICT."""
+    publish.lock(tx)
+    if get_invite(tx, invite_id).state(now) is InviteState.ACCEPTED:
+        raise Fault(STATE_CONFLICT, message="The invitation was accepted. Remove the person instead.")
+    storage.delete_invite(tx, invite_id, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A person who accepted an invitation, and their key at the one moment when its secret is known."""
+
+    member: Member
+    key: ShownKey
+
+
+def accept_invite(
+    tx: TenantTx, invite_id: str, *, name: str, user_id: str, key_id: str, ingredients: Ingredients, sizes: QuotaSizes, now: int
+) -> Joined:
+    """Add the invited person with what was promised, and make a key that has their roles. A role or a project that is gone meanwhile is
+    left out. Raises RESOURCE_UNKNOWN if the invitation cannot be accepted any more; STATE_CONFLICT, QUOTA_EXCEEDED."""
+    publish.lock(tx)
+    invite = storage.find_invite(tx, invite_id)
+    if invite is None or not storage.accept_invite(tx, invite_id, now):
+        raise Fault(RESOURCE_UNKNOWN)
+    role = _require_promised(tx, invite)
+    member = people.add_user(tx, id=user_id, email=invite.email, name=name, role=role, own=[Grant(role)], sizes=sizes, now=now)
+    for project_id, project_role_id in invite.project_roles.items():
+        project_role = roles.find_role(tx, project_role_id, project_id)
+        if project_role is not None and roles.is_active_project(tx, project_id):
+            people.add_project_member(tx, project_id, user_id, project_role.id, own=[Grant(project_role, project_id)], now=now)
+    wanted = WantedKey(type=KeyType.ADMIN, name=f"First key of {invite.email}", user_id=user_id)
+    key = keys.create_admin_key(tx, wanted, id=key_id, ingredients=ingredients, sizes=sizes, now=now)
+    return Joined(member, key)
+
+
+def _require_promised(tx: TenantTx, invite: Invite) -> Role:
+    role = roles.find_role(tx, invite.role_id, None)
+    if role is None:
+        raise Fault(PARAMETER_INVALID, message="The role that the invitation promises does not exist any more.")
+    return role
+
+
+def _compose(email: str, secret: str) -> Message:
+    text = (
+        "You were invited to an organization of Tollway. To join, run this where the command `tollway` is installed,\n"
+        "with the address of your control plane:\n\n"
+        f'    tollway invites accept --token {secret} "Your Name"\n\n'
+        "The invitation can be accepted once, within seven days. It prints a key that is yours alone.\n"
+        "If you do not expect this message, ignore it.\n"
+    )
+    return Message(email, "Invitation to an organization of Tollway", text)

@@ -1,0 +1,91 @@
+"""Mail: one port, a mail server behind it or a directory of files.
+
+Mail is sent after the commit of what it tells of, and nothing depends on its arrival: what could not be sent is answered as such, and can
+be asked for again.
+"""
+
+import smtplib
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Protocol
+
+SEND_SECONDS_MAX = 10.0
+"""For each step of the conversation with a mail server, which a request waits for."""
+
+
+class MailFailure(Exception):
+    """A message that no server took. The text says why, without the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message to one person. `text` can hold a secret: it is never logged."""
+
+    recipient: str
+    subject: str
+    text: str = field(repr=False)
+
+
+class Mail(Protocol):
+    """A way to send messages."""
+
+    def send(self, message: Message) -> None:
+        """Hand a message over. Blocks for a bounded time. Raises MailFailure."""
+
+
+@dataclass(frozen=True, slots=True)
+class MailDirectory:
+    """A directory in which messages are written, for installations without a mail server. `new_name` returns names that were never used."""
+
+    directory: Path
+    new_name: Callable[[], str]
+
+    def send(self, message: Message) -> None:
+        """Write a message as a file that only the owner can read. Raises MailFailure."""
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = self.directory / f"{self.new_name()}.eml"
+            path.touch(mode=0o600)
+            path.write_bytes(bytes(_compose(message, "tollway@localhost")))
+        except OSError as error:
+            raise MailFailure(f"cannot write to the mail directory: {type(error).__name__}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailServer:
+    """A server that takes messages by SMTP. `security`: "starttls" and "tls" check its certificate; "none" is for a server on the same
+    host. `username`: None sends without authentication."""
+
+    host: str
+    port: int
+    sender: str
+    security: str = "starttls"
+    username: str | None = None
+    password: str = field(default="", repr=False)
+
+    def send(self, message: Message) -> None:
+        """Hand a message to the server. Raises MailFailure."""
+        try:
+            with self._connect() as connection:
+                if self.security == "starttls":
+                    connection.starttls(context=ssl.create_default_context())
+                if self.username is not None:
+                    connection.login(self.username, self.password)
+                connection.send_message(_compose(message, self.sender))
+        except (OSError, smtplib.SMTPException) as error:
+            raise MailFailure(f"the mail server did not take the message: {type(error).__name__}") from error
+
+    def _connect(self) -> smtplib.SMTP:
+        if self.security == "tls":
+            return smtplib.SMTP_SSL(self.host, self.port, timeout=SEND_SECONDS_MAX, context=ssl.create_default_context())
+        return smtplib.SMTP(self.host, self.port, timeout=SEND_SECONDS_MAX)
+
+
+def _compose(message: Message, sender: str) -> EmailMessage:
+    composed = EmailMessage()
+    composed["From"], composed["To"], composed["Subject"] = sender, message.recipient, message.subject
+    composed.set_content(message.text, cte="8bit")  # as it is: a token that is folded could not be copied from a file
+    return composed

@@ -1,0 +1,235 @@
+"""People, groups and invitations at rest.
+
+Removed people, deleted groups and answered invitations keep their rows, because records of what happened name them, and are otherwise as if
+they had never been.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from tollway.domain.pages import Page, PageWindow
+from tollway.domain.people import Invite, User, UserGroup
+from tollway.storage.database import PlatformTx, TenantTx
+from tollway.storage.keys import Digest
+from tollway.storage.pages import fetch_page
+from tollway.storage.roles import delete_holder
+from tollway.storage.schema import organizations
+from tollway.storage.schema_people import group_members, invites, user_groups, users
+
+# ---- People -------------------------------------------------------------------------------------------------------------
+
+
+def insert_user(tx: TenantTx, user: User) -> None:
+    """Store a new person of the organization."""
+    values = {"id": user.id, "email": user.email, "name": user.name, "added_at": user.added_at}
+    tx.connection.execute(users.insert().values(organization_id=tx.organization_id, **values))
+
+
+def find_user(tx: TenantTx, user_id: str) -> User | None:
+    """Return a person who was not removed."""
+    row = tx.connection.execute(_live_users(tx).where(users.c.id == user_id)).one_or_none()
+    return None if row is None else _user(row)
+
+
+def find_user_by_email(tx: TenantTx, email: str) -> User | None:
+    """Return the person with that address (in lower case), if they were not removed."""
+    row = tx.connection.execute(_live_users(tx).where(users.c.email == email)).one_or_none()
+    return None if row is None else _user(row)
+
+
+def find_users(tx: TenantTx, user_ids: Sequence[str]) -> dict[str, User]:
+    """Return those of the people that were not removed, by id; as many as one page has."""
+    return {row.id: _user(row) for row in tx.connection.execute(_live_users(tx).where(users.c.id.in_(user_ids)))}
+
+
+def list_users(tx: TenantTx, emails: Sequence[str], window: PageWindow) -> Page[User]:
+    """Return the people of the organization: those with the addresses `emails`, or all of them if there are none."""
+    query = _live_users(tx)
+    if emails:
+        query = query.where(users.c.email.in_(emails))
+    return fetch_page(tx, query, users.c.id, window, _user)
+
+
+def remove_user(tx: TenantTx, user_id: str, now: int) -> None:
+    """Mark a person as removed; they are in no group any more, and hold no role."""
+    tx.connection.execute(users.update().where(users.c.organization_id == tx.organization_id, users.c.id == user_id).values(removed_at=now))
+    columns = group_members.c
+    tx.connection.execute(group_members.delete().where(columns.organization_id == tx.organization_id, columns.user_id == user_id))
+    delete_holder(tx, user_id)
+
+
+def _live_users(tx: TenantTx) -> sa.Select[Any]:
+    return sa.select(users).where(users.c.organization_id == tx.organization_id, users.c.removed_at.is_(None))
+
+
+def _user(row: Any) -> User:
+    return User(id=row.id, email=row.email, name=row.name, added_at=row.added_at)
+
+
+# ---- Groups -------------------------------------------------------------------------------------------------------------
+
+
+def insert_group(tx: TenantTx, group: UserGroup) -> None:
+    """Store a new group of the organization."""
+    values = {"id": group.id, "name": group.name, "created_at": group.created_at}
+    tx.connection.execute(user_groups.insert().values(organization_id=tx.organization_id, **values))
+
+
+def find_group(tx: TenantTx, group_id: str) -> UserGroup | None:
+    """Return a group that was not deleted."""
+    row = tx.connection.execute(_live_groups(tx).where(user_groups.c.id == group_id)).one_or_none()
+    return None if row is None else _group(row)
+
+
+def find_groups(tx: TenantTx, group_ids: Sequence[str]) -> dict[str, UserGroup]:
+    """Return those of the groups that were not deleted, by id; as many as one page has."""
+    return {row.id: _group(row) for row in tx.connection.execute(_live_groups(tx).where(user_groups.c.id.in_(group_ids)))}
+
+
+def is_group_name_taken(tx: TenantTx, name: str, but: str) -> bool:
+    """Return whether another group than `but` has the name."""
+    query = _live_groups(tx).where(user_groups.c.name == name, user_groups.c.id != but).limit(1)
+    return tx.connection.execute(query).first() is not None
+
+
+def list_groups(tx: TenantTx, window: PageWindow) -> Page[UserGroup]:
+    """Return the groups of the organization."""
+    return fetch_page(tx, _live_groups(tx), user_groups.c.id, window, _group)
+
+
+def rename_group(tx: TenantTx, group_id: str, name: str) -> None:
+    """Store another name of a group."""
+    own = sa.and_(user_groups.c.organization_id == tx.organization_id, user_groups.c.id == group_id)
+    tx.connection.execute(user_groups.update().where(own).values(name=name))
+
+
+def delete_group(tx: TenantTx, group_id: str, now: int) -> None:
+    """Mark a group as deleted; it has no members any more, and holds no role."""
+    own = sa.and_(user_groups.c.organization_id == tx.organization_id, user_groups.c.id == group_id)
+    tx.connection.execute(user_groups.update().where(own).values(deleted_at=now))
+    columns = group_members.c
+    tx.connection.execute(group_members.delete().where(columns.organization_id == tx.organization_id, columns.group_id == group_id))
+    delete_holder(tx, group_id)
+
+
+def put_member(tx: TenantTx, group_id: str, user_id: str, now: int) -> None:
+    """Store that a user is in a group."""
+    values = {"organization_id": tx.organization_id, "group_id": group_id, "user_id": user_id, "added_at": now}
+    tx.connection.execute(tx.insert(group_members).values(values).on_conflict_do_nothing())
+
+
+def is_member(tx: TenantTx, group_id: str, user_id: str) -> bool:
+    """Return whether a user is in a group."""
+    return tx.connection.execute(sa.select(group_members).where(*_membership(tx, group_id, user_id))).first() is not None
+
+
+def delete_member(tx: TenantTx, group_id: str, user_id: str) -> None:
+    """Take a user out of a group."""
+    tx.connection.execute(group_members.delete().where(*_membership(tx, group_id, user_id)))
+
+
+def list_members(tx: TenantTx, group_id: str, window: PageWindow) -> Page[User]:
+    """Return the people in a group."""
+    of_group = sa.select(group_members.c.user_id).where(
+        group_members.c.organization_id == tx.organization_id, group_members.c.group_id == group_id
+    )
+    return fetch_page(tx, _live_users(tx).where(users.c.id.in_(of_group)), users.c.id, window, _user)
+
+
+def _membership(tx: TenantTx, group_id: str, user_id: str) -> tuple[sa.ColumnElement[bool], ...]:
+    columns = group_members.c
+    return (columns.organization_id == tx.organization_id, columns.group_id == group_id, columns.user_id == user_id)
+
+
+def _live_groups(tx: TenantTx) -> sa.Select[Any]:
+    return sa.select(user_groups).where(user_groups.c.organization_id == tx.organization_id, user_groups.c.deleted_at.is_(None))
+
+
+def _group(row: Any) -> UserGroup:
+    return UserGroup(id=row.id, name=row.name, created_at=row.created_at)
+
+
+# ---- Invitations --------------------------------------------------------------------------------------------------------
+
+
+def insert_invite(tx: TenantTx, invite: Invite, digest: Digest, invited_by: str) -> None:
+    """Store a new invitation, whose secret has `digest`."""
+    tx.connection.execute(
+        invites.insert().values(
+            id=invite.id,
+            organization_id=tx.organization_id,
+            email=invite.email,
+            role_id=invite.role_id,
+            project_roles=json.dumps(dict(invite.project_roles)),
+            pepper_version=digest.pepper_version,
+            digest=digest.value,
+            invited_by=invited_by,
+            created_at=invite.created_at,
+            expires_at=invite.expires_at,
+        )
+    )
+
+
+def find_invite(tx: TenantTx, invite_id: str) -> Invite | None:
+    """Return an invitation that was not deleted."""
+    row = tx.connection.execute(_live_invites(tx).where(invites.c.id == invite_id)).one_or_none()
+    return None if row is None else _invite(row)
+
+
+def list_invites(tx: TenantTx, window: PageWindow) -> Page[Invite]:
+    """Return the invitations of the organization, accepted and expired ones too."""
+    return fetch_page(tx, _live_invites(tx), invites.c.id, window, _invite)
+
+
+def accept_invite(tx: TenantTx, invite_id: str, now: int) -> bool:
+    """Mark an invitation as accepted. Return whether it was not accepted, deleted or expired before."""
+    pending = sa.and_(
+        invites.c.organization_id == tx.organization_id,
+        invites.c.id == invite_id,
+        invites.c.accepted_at.is_(None),
+        invites.c.deleted_at.is_(None),
+        invites.c.expires_at > now,
+    )
+    return bool(tx.connection.execute(invites.update().where(pending).values(accepted_at=now)).rowcount)
+
+
+def delete_invite(tx: TenantTx, invite_id: str, now: int) -> None:
+    """Mark an invitation as deleted."""
+    own = sa.and_(invites.c.organization_id == tx.organization_id, invites.c.id == invite_id)
+    tx.connection.execute(invites.update().where(own).values(deleted_at=now))
+
+
+def find_invite_owner(tx: PlatformTx, digests: Sequence[bytes], now: int) -> tuple[str, str] | None:
+    """Return organization and id of the pending invitation with one of `digests`, of an organization that is not archived."""
+    query = (
+        sa.select(invites.c.organization_id, invites.c.id)
+        .join(organizations, organizations.c.id == invites.c.organization_id)
+        .where(
+            invites.c.digest.in_(digests),
+            invites.c.accepted_at.is_(None),
+            invites.c.deleted_at.is_(None),
+            invites.c.expires_at > now,
+            organizations.c.archived_at.is_(None),
+        )
+    )
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else (row.organization_id, row.id)
+
+
+def _live_invites(tx: TenantTx) -> sa.Select[Any]:
+    return sa.select(invites).where(invites.c.organization_id == tx.organization_id, invites.c.deleted_at.is_(None))
+
+
+def _invite(row: Any) -> Invite:
+    return Invite(
+        id=row.id,
+        email=row.email,
+        role_id=row.role_id,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        accepted_at=row.accepted_at,
+        project_roles=json.loads(row.project_roles),
+    )
