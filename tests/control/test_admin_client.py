@@ -255,7 +255,7 @@ CALLS: dict[str, Callable[[Setting], Any]] = {
     **_assignments("projects/users/roles", "user_id", "project_role", project=True),
     **_assignments("projects/groups/roles", "group_id", "project_role", project=True),
 }
-"""What each method that is served is called with."""
+"""The call of each method that is served."""
 
 
 def _joined(s: Setting, group_id: str, call: Callable[[str], Any]) -> Any:

@@ -6,6 +6,7 @@ Whoever presents it becomes a person of the organization with what was promised,
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tollway.control import keys, people, publish, quotas, roles
 from tollway.control.keys import Ingredients, ShownKey, WantedKey
@@ -75,6 +76,19 @@ def create_invite(
     made = domain_keys.new_invite_token(ingredients.random_bytes)
     storage.insert_invite(tx, invite, ingredients.pepper.digest(made.secret), invited_by)
     return SentInvite(invite, _compose(email, made.secret))
+
+
+class PromisedRoles(NamedTuple):
+    """The roles that an invitation promises; None for one that was removed since."""
+
+    organization: Role | None
+    by_project: Mapping[str, Role | None]
+
+
+def find_promised_roles(tx: TenantTx, invite: Invite) -> PromisedRoles:
+    """Return the roles that an invitation promises, as they are now."""
+    by_project = {project: roles.find_role(tx, role, project) for project, role in invite.project_roles.items()}
+    return PromisedRoles(roles.find_role(tx, invite.role_id, None), by_project)
 
 
 def get_invite(tx: TenantTx, invite_id: str) -> Invite:

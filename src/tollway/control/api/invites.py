@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Query
 
-from tollway.control import invites, roles
+from tollway.control import invites
 from tollway.control.access import Tenant
 from tollway.control.api import routes
 from tollway.control.api.people_schemas import (
@@ -21,12 +21,12 @@ from tollway.control.api.people_schemas import (
 )
 from tollway.control.api.routes import Invitee, Plane, may
 from tollway.control.api.schemas import ListOut, PageQuery, admin_key_created, find_seconds, list_out, seconds
+from tollway.control.invites import PromisedRoles
 from tollway.control.mail import MailFailure
 from tollway.domain import ids
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.people import Invite
 from tollway.domain.roles import Permission
-from tollway.storage.database import TenantTx
 
 router = routes.router(tags=["invites"])
 
@@ -39,7 +39,8 @@ def list_invites(caller: Reader, plane: Plane, query: Annotated[PageQuery, Query
     """The invitations of the organization, accepted and expired ones too."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        return list_out(invites.list_invites(tx, query.window()), lambda invite: InviteOut(**_fields(tx, invite, now)))
+        found = invites.list_invites(tx, query.window())
+        return list_out(found, lambda invite: InviteOut(**_fields(invite, invites.find_promised_roles(tx, invite), now)))
 
 
 @router.post("/v1/organization/invites")
@@ -63,7 +64,7 @@ def create_invite(caller: Writer, plane: Plane, body: InviteCreate) -> InviteCre
             sizes=plane.quotas,
             now=now,
         )
-        fields = _fields(tx, sent.invite, now)
+        fields = _fields(sent.invite, invites.find_promised_roles(tx, sent.invite), now)
     mail_sent = True
     try:
         plane.mail.send(sent.message)
@@ -77,7 +78,8 @@ def create_invite(caller: Writer, plane: Plane, body: InviteCreate) -> InviteCre
 def retrieve_invite(caller: Reader, plane: Plane, invite_id: str) -> InviteOut:
     """One invitation."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        return InviteOut(**_fields(tx, invites.get_invite(tx, invite_id), plane.now()))
+        invite = invites.get_invite(tx, invite_id)
+        return InviteOut(**_fields(invite, invites.find_promised_roles(tx, invite), plane.now()))
 
 
 @router.delete("/v1/organization/invites/{invite_id}")
@@ -106,14 +108,13 @@ def accept_invite(caller: Invitee, plane: Plane, body: InviteAccept) -> InviteAc
     return InviteAccepted(organization_id=caller.invited_to, user=user_out(joined.member), admin_api_key=admin_key_created(joined.key, now))
 
 
-def _fields(tx: TenantTx, invite: Invite, now: int) -> dict[str, Any]:
-    promised = {project: roles.find_role(tx, role, project) for project, role in invite.project_roles.items()}
+def _fields(invite: Invite, promised: PromisedRoles, now: int) -> dict[str, Any]:
     return {
         "id": invite.id,
         "email": invite.email,
-        "role": shown_role(roles.find_role(tx, invite.role_id, None)),
+        "role": shown_role(promised.organization),
         "status": invite.state(now).value,
-        "projects": [InviteProjectOut(id=project, role=role.name if role else "none") for project, role in promised.items()],
+        "projects": [InviteProjectOut(id=project, role=role.name if role else "none") for project, role in promised.by_project.items()],
         "created_at": seconds(invite.created_at),
         "expires_at": seconds(invite.expires_at),
         "accepted_at": find_seconds(invite.accepted_at),
