@@ -58,7 +58,7 @@ GATEWAY_METRICS = (
     _histogram(
         "gen_ai_server_time_per_output_token_seconds",
         _MODEL_LABELS,
-        "Time per output token after the first, of requests that had a first token and more.",
+        "Time per output token after the first, of streams of two tokens or more.",
     ),
     _counter("tollway_usage_anomalies", "reports", ("kind",), "Usage reports of engines that could not be believed."),
     # Engines

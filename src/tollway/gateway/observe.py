@@ -73,7 +73,7 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
     found.duration.observe(duration)
     if ttft_ms:
         found.first_token.observe(ttft_ms / 1000)
-        if (output_tokens := final.used.output_tokens) > 1:
+        if call.stream and (output_tokens := final.used.output_tokens) > 1:
             found.output_token.observe((duration - ttft_ms / 1000) / (output_tokens - 1))
     caller = call.caller
     line = new_request_line(  # by position: names cost 11 thousand instructions more
