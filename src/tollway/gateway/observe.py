@@ -71,7 +71,7 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
     for index, quantity in enumerate(quantities):
         found.tokens[index] += quantity
     found.duration.observe(duration)
-    if ttft_ms:
+    if final.first_token_at is not None:
         found.first_token.observe(ttft_ms / 1000)
         if call.stream and (output_tokens := final.used.output_tokens) > 1:
             found.output_token.observe((duration - ttft_ms / 1000) / (output_tokens - 1))
