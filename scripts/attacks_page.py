@@ -137,6 +137,18 @@ ROWS = {
         " whose sender leaves while its answer is stored, to get it free of charge later",
         "409, or a request of its own; an altered answer is never given nor asked again; 429 beyond the organization's share; billed once",
     ),
+    89: (
+        "an admin of roles, people, groups or keys who gives themselves more by one of them, or names a role as one that may less",
+        "403 `grant_exceeds_grantor`, also to take something from somebody who holds more; 400 or 409 for such a role",
+    ),
+    90: (
+        "the token of an invitation that is presented twice, at once, too late or elsewhere; an address that is two, or looks like another",
+        "one person joins; 401 or 404 for the others; 400 for the address; the token is in one message and stored as a digest",
+    ),
+    91: (
+        "a person or a key that lost what it had, and goes on by a request that is still sent, or by the secret before a rotation",
+        "401 or 403 from the next request on, and for one whose body took more than a second; no secret outlives its key",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

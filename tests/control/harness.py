@@ -118,10 +118,14 @@ class ControlClock:
 
     @contextmanager
     def set_to(self, at: int) -> Iterator[None]:
-        """Let it stand still at an instant for the length of the block."""
+        """Let it stand still at an instant for the length of the block, unless `stop_at` names another one."""
         self._at = at
         yield
         self._at = None
+
+    def stop_at(self, at: int) -> None:
+        """Let it stand still at another instant until the end of the block."""
+        self._at = at
 
 
 @dataclass(frozen=True, slots=True)

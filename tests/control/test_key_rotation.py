@@ -1,12 +1,14 @@
 """Rotation of keys over the API: two secrets at most, a grace that ends, and the latest use of each."""
 
 import base64
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from tests.control.harness import NODE_ID, PEPPER, Running, TenantSetup, answered, make_tenant
+from tests.control.test_routes import refused
 from tollway.domain import keys as domain
 from tollway.domain.keys import GRACE_SECONDS_DEFAULT, PreviousSecret, Rotation, shorten_digest
 
@@ -84,6 +86,18 @@ def test_grace_never_reaches_past_the_expiry_of_the_old_secret(fresh_control: Ru
     rotated = key.rotate(grace_seconds=10 * HOUR, expires_at=soon + 100 * HOUR)
     assert rotated["expires_at"] == soon + 100 * HOUR
     assert rotated["rotation"]["previous"]["expires_at"] == soon
+
+
+def test_91_grace_ends_at_an_expiry_that_the_key_gets_meanwhile(fresh_control: Running, tenant: TenantSetup) -> None:
+    key = Rotating(fresh_control, tenant, admin=False)
+    rotated = key.rotate(grace_seconds=10 * HOUR)
+    changed = answered(key.admin.post(key.path, json={"expires_in_seconds": HOUR}))
+    assert changed["rotation"]["previous"]["expires_at"] == changed["expires_at"] < rotated["rotation"]["previous"]["expires_at"]
+    lines = fresh_control.node().get("/v1/link/snapshot").text.splitlines()
+    (entry,) = (json.loads(line) for line in lines if key.made["id"] in line)
+    assert entry["previous_expires_at"] == entry["expires_at"]
+    with fresh_control.clock.set_to((changed["expires_at"] + 1) * 1_000_000):
+        refused(key.admin.post(key.path, json={"name": "x"}), 409, "conflict")
 
 
 def test_two_rotations_at_once_give_one_success_and_one_conflict(fresh_control: Running, tenant: TenantSetup) -> None:

@@ -15,6 +15,7 @@ from tollway.domain import ids
 from tollway.domain.faults import Fault
 from tollway.domain.keys import RANDOM_BYTES, KeyOrigin, KeyType, Operator, new_key
 from tollway.domain.quotas import DEFAULT_SIZES
+from tollway.domain.roles import OPERATOR, OWNER, Grant
 from tollway.serve import data_directory
 from tollway.settings import OperatorError
 from tollway.storage.database import Database
@@ -32,7 +33,7 @@ def ingredients(version: int) -> Ingredients:
 def make_admin_key(database: Database, version: int) -> str:
     with database.tenant(ORGANIZATION) as tx:
         id = ids.new_id(ids.KEY, NOW, secrets.randbits(74))
-        wanted = WantedKey(type=KeyType.ADMIN, name="admin")
+        wanted = WantedKey(type=KeyType.ADMIN, name="admin", grant=Grant(OWNER))
         return keys.create_admin_key(tx, wanted, id=id, ingredients=ingredients(version), sizes=DEFAULT_SIZES, now=NOW).secret
 
 
@@ -56,7 +57,7 @@ def test_operator_key_moves_and_keeps_its_origin(database: Database) -> None:
     with database.platform() as tx:
         maker = Operator("key_maker", KeyOrigin.SECOND)
         id = ids.new_id(ids.KEY, NOW, 1)
-        secret = keys.create_operator_key(tx, name="p", maker=maker, id=id, ingredients=ingredients(1), now=NOW).secret
+        secret = keys.create_operator_key(tx, name="p", role=OPERATOR, maker=maker, id=id, ingredients=ingredients(1), now=NOW).secret
     access.identify(database, BOTH, 2, secret.encode(), NOW)
     assert access.identify(database, {2: NEW}, 2, secret.encode(), NOW).origin is KeyOrigin.SECOND
 
@@ -83,13 +84,13 @@ def test_expired_or_revoked_key_needs_no_pepper(database: Database) -> None:
     with database.tenant(ORGANIZATION) as tx:
         made = []
         for number, expires_at in enumerate((NOW + HOUR, None)):
-            wanted = WantedKey(type=KeyType.ADMIN, name="admin", expires_at=expires_at)
+            wanted = WantedKey(type=KeyType.ADMIN, name="admin", grant=Grant(OWNER), expires_at=expires_at)
             id = ids.new_id(ids.KEY, NOW, number)
             made.append(keys.create_admin_key(tx, wanted, id=id, ingredients=ingredients(1), sizes=DEFAULT_SIZES, now=NOW).key.id)
     assert list_needs(database)[1] == before + 2
     assert list_needs(database, NOW + HOUR)[1] == before + 1
     with database.tenant(ORGANIZATION) as tx:
-        keys.revoke_admin_key(tx, made[1], NOW)
+        keys.revoke_admin_key(tx, made[1], own=[Grant(OWNER)], now=NOW)
     assert list_needs(database, NOW + HOUR)[1] == before
 
 

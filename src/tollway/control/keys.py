@@ -4,7 +4,7 @@ The secret exists in the answer to its creation and nowhere else: what is stored
 sees.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from tollway.domain import ids
 from tollway.domain import keys as domain
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import GRANT_EXCEEDS_GRANTOR, PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.keys import Key, KeyOrigin, KeyType, Operator
+from tollway.domain.keys import Key, KeyOrigin, KeyType, Operator, Rotation
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.quotas import Quota, QuotaSizes
@@ -136,7 +136,8 @@ def update_project_key(tx: TenantTx, project_id: str, key_id: str, changes: KeyC
         raise Fault(STATE_CONFLICT, message="The key has expired. Create another one.")
     changed = replace(key, **changes.bounds)
     if changes.expires_at is not None:
-        changed = replace(changed, expires_at=bound_expiry(changes.expires_at, grantor, find_lifetime_max(tx), now))
+        expires_at = bound_expiry(changes.expires_at, grantor, find_lifetime_max(tx), now)
+        changed = replace(changed, expires_at=expires_at, rotation=_end_grace(changed.rotation, expires_at))
     storage.update_key(tx, changed)
     return changed, publish.publish(tx, KeyEntry, [key_id], now)
 
@@ -180,9 +181,11 @@ def list_admin_keys(tx: TenantTx, window: PageWindow) -> Page[Key]:
     return storage.list_admin_keys(tx, window)
 
 
-def revoke_admin_key(tx: TenantTx, key_id: str, now: int) -> None:
-    """Revoke an admin key, from the next request on. Raises RESOURCE_UNKNOWN."""
+def revoke_admin_key(tx: TenantTx, key_id: str, *, own: Sequence[Grant], now: int) -> None:
+    """Revoke an admin key, from the next request on. Raises RESOURCE_UNKNOWN; GRANT_EXCEEDS_GRANTOR where it holds a permission that `own`
+    does not hold."""
     get_admin_key(tx, key_id)
+    roles.require_covered(own, roles.list_grants_of(tx, key_id))
     storage.revoke_key(tx, key_id, now)
 
 
@@ -288,6 +291,14 @@ def bound_expiry(wanted: int | None, grantor: Grantor | None, lifetime_seconds: 
         message = f"Keys of this organization expire {lifetime_seconds} seconds after they are made or rotated, at the latest."
         raise Fault(PARAMETER_INVALID, param="expires_at", message=message)
     return wanted
+
+
+def _end_grace(rotation: Rotation | None, expires_at: int | None) -> Rotation | None:
+    """Return a rotation whose secret before ends with the key at the latest: gateways know both secrets with an expiry of each."""
+    if rotation is None or rotation.previous is None or expires_at is None:
+        return rotation
+    previous = replace(rotation.previous, expires_at=min(rotation.previous.expires_at, expires_at))
+    return replace(rotation, previous=previous)
 
 
 def _list_wanted(tx: TenantTx, wanted: WantedKey) -> list[Grant]:

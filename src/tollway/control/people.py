@@ -78,7 +78,7 @@ def remove_user(tx: TenantTx, user_id: str, *, own: Sequence[Grant], now: int) -
     GRANT_EXCEEDS_GRANTOR."""
     publish.lock(tx)
     get_user(tx, user_id)
-    roles.require_covered(own, stored_roles.list_grants(tx, tx.organization_id, [user_id]))
+    roles.require_covered(own, stored_roles.list_user_grants(tx, tx.organization_id, user_id))
     stored_keys.revoke_user_keys(tx, user_id, now)
     storage.remove_user(tx, user_id, now)
 

@@ -180,7 +180,8 @@ def _parse(permissions: Iterable[str], project_id: str | None) -> frozenset[Perm
 
 
 def _require_name(tx: TenantTx, role: Role) -> None:
-    if domain.find_named(role.scope, role.name) is not None or storage.is_name_taken(tx, role.name, role.project_id, role.id):
+    is_reserved = role.name in (domain.READER, domain.NO_ROLE) or domain.find_named(role.scope, role.name) is not None
+    if is_reserved or storage.is_name_taken(tx, role.name, role.project_id, role.id):
         raise Fault(STATE_CONFLICT, param="role_name", message="Another role has this name.")
 
 

@@ -22,6 +22,7 @@ from tollway.control.keys import (
 from tollway.domain import keys as domain
 from tollway.domain.faults import PARAMETER_INVALID, STATE_CONFLICT, Fault
 from tollway.domain.keys import GRACE_SECONDS_DEFAULT, ROTATION_PAUSE_SECONDS, Key, PreviousSecret, Rotation, SecretUse
+from tollway.domain.roles import Grant
 from tollway.domain.snapshot import KeyEntry
 from tollway.domain.tenants import Status
 from tollway.storage import keys as storage
@@ -80,10 +81,13 @@ def retire_project_secret(tx: TenantTx, project_id: str, key_id: str, now: int) 
     return publish.publish(tx, KeyEntry, [key_id], now)
 
 
-def retire_admin_secret(tx: TenantTx, key_id: str, now: int) -> None:
-    """End the grace of an admin key, from the next request on. Raises as `retire_project_secret`."""
+def retire_admin_secret(tx: TenantTx, key_id: str, *, own: Sequence[Grant], now: int) -> None:
+    """End the grace of an admin key, from the next request on. Raises as `retire_project_secret`; GRANT_EXCEEDS_GRANTOR where the key
+    holds a permission that `own` does not hold."""
     storage.lock_key(tx, key_id)
-    _require_previous(get_admin_key(tx, key_id), now)
+    key = get_admin_key(tx, key_id)
+    roles.require_covered(own, roles.list_grants_of(tx, key_id))
+    _require_previous(key, now)
     storage.retire_previous_secret(tx, key_id)
 
 

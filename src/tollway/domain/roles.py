@@ -208,6 +208,10 @@ BUILT_IN: tuple[Role, ...] = (
 )
 """The roles that exist without being made, the widest of each scope first."""
 
+READER, NO_ROLE = "reader", "none"
+"""Words in place of a name where people are shown: `viewer` in an organization, as OpenAI calls it, and no role at all. No role that is
+made can have one of them, or somebody who may do much would be shown as somebody who may not."""
+
 _BY_ID = {role.id: role for role in BUILT_IN}
 _BY_NAME = {(role.scope, role.name): role for role in BUILT_IN}
 

@@ -67,9 +67,11 @@ def lock_key(tx: TenantTx, key_id: str) -> None:
 
 
 def update_key(tx: TenantTx, key: Key) -> None:
-    """Store the name, the bounds and the expiry of a key."""
+    """Store the name, the bounds and the expiry of a key, and that of its secret before the latest rotation."""
     own = sa.and_(api_keys.c.organization_id == tx.organization_id, api_keys.c.id == key.id)
     values = {**_bounds(key), "name": key.name, "expires_at": key.expires_at}
+    if key.rotation is not None and key.rotation.previous is not None:
+        values["previous_expires_at"] = key.rotation.previous.expires_at
     tx.connection.execute(api_keys.update().where(own).values(values))
 
 

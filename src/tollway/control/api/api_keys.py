@@ -181,7 +181,7 @@ def retrieve_admin_key(caller: AdminKeyReader, plane: Plane, key_id: str) -> Adm
 def delete_admin_key(caller: AdminKeyWriter, plane: Plane, key_id: str) -> Deleted:
     """Revoke an admin key permanently. Gateways never receive admin keys, so there is nothing to wait for."""
     with plane.database.tenant(caller.organization_id) as tx:
-        keys.revoke_admin_key(tx, key_id, plane.now())
+        keys.revoke_admin_key(tx, key_id, own=caller.grants, now=plane.now())
     return Deleted(object="organization.admin_api_key.deleted", id=key_id, pending_nodes=[])
 
 
@@ -199,5 +199,5 @@ def retire_admin_key_secret(caller: AdminKeyWriter, plane: Plane, key_id: str) -
     """Revoke the secret before the latest rotation permanently, before its grace ends: from the next request on."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
-        rotation.retire_admin_secret(tx, key_id, now)
+        rotation.retire_admin_secret(tx, key_id, own=caller.grants, now=now)
         return admin_key_out(keys.get_admin_key(tx, key_id), now)

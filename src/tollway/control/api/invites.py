@@ -26,7 +26,7 @@ from tollway.control.mail import MailFailure
 from tollway.domain import ids
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.people import Invite
-from tollway.domain.roles import Permission
+from tollway.domain.roles import NO_ROLE, Permission
 
 router = routes.router(tags=["invites"])
 
@@ -114,7 +114,7 @@ def _fields(invite: Invite, promised: PromisedRoles, now: int) -> dict[str, Any]
         "email": invite.email,
         "role": shown_role(promised.organization),
         "status": invite.state(now).value,
-        "projects": [InviteProjectOut(id=project, role=role.name if role else "none") for project, role in promised.by_project.items()],
+        "projects": [InviteProjectOut(id=project, role=role.name if role else NO_ROLE) for project, role in promised.by_project.items()],
         "created_at": seconds(invite.created_at),
         "expires_at": seconds(invite.expires_at),
         "accepted_at": find_seconds(invite.accepted_at),

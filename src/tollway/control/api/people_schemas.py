@@ -3,6 +3,7 @@
 OpenAI names an organization's role that only reads `reader`; that is the name of `viewer` wherever people are shown or named.
 """
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Generic, Literal, TypeVar
 
@@ -13,9 +14,8 @@ from tollway.control.people import Member
 from tollway.control.roles import Explanation
 from tollway.domain.pages import Page
 from tollway.domain.people import Assignment, User, UserGroup
-from tollway.domain.roles import VIEWER, Grant, Role, RoleScope
+from tollway.domain.roles import NO_ROLE, READER, VIEWER, Grant, Role, RoleScope
 
-READER = "reader"
 _USER = "user_0198c5f2a3b47c11a0b1c2d3e4f50617"
 _GROUP = "group_0198c5f2a3b47c11a0b1c2d3e4f50617"
 _INVITE = "invite_0198c5f2a3b47c11a0b1c2d3e4f50617"
@@ -26,16 +26,22 @@ S = TypeVar("S")
 T = TypeVar("T", bound=Identified)
 
 
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_ADDRESS = re.compile(rf"(?=[^@]{{1,64}}@){_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})+")
+"""One address as RFC 5321 section 4.1.2 writes a mailbox, without quoted texts and literals. In a header nothing in it means a second
+recipient, a comment or a group, and no two that look alike differ."""
+
+
 def _email(text: str) -> str:
-    local, at, domain = text.rpartition("@")
-    if not at or not local or "." not in domain or any(character.isspace() or ord(character) < 33 for character in text):
-        raise ValueError("it must be an e-mail address")
+    if _ADDRESS.fullmatch(text) is None:
+        raise ValueError("it must be one e-mail address of ASCII characters")
     return text.lower()
 
 
-Email = Annotated[str, StringConstraints(min_length=3, max_length=320), AfterValidator(printable), AfterValidator(_email)]
+Email = Annotated[str, StringConstraints(min_length=3, max_length=254), AfterValidator(_email)]
 PermissionNames = Annotated[list[Annotated[str, StringConstraints(max_length=64)]], Field(min_length=1, max_length=100)]
-Description = Annotated[str, StringConstraints(max_length=1024)]
+Description = Annotated[str, StringConstraints(max_length=1024), AfterValidator(lambda text: text and printable(text))]
 
 
 class NextListOut(Out, Generic[T]):
@@ -130,7 +136,7 @@ def role_name(name: str) -> str:
 def shown_role(role: Role | None) -> str:
     """Return the name of a role in the organization as people are shown with it."""
     if role is None:
-        return "none"
+        return NO_ROLE
     return READER if role == VIEWER else role.name
 
 
@@ -196,7 +202,7 @@ class ProjectUserOut(Identified):
 
 def project_user_out(member: Member) -> ProjectUserOut:
     user, role = member.user, member.role
-    name = "none" if role is None else role.name
+    name = NO_ROLE if role is None else role.name
     return ProjectUserOut(id=user.id, email=user.email, name=user.name, role=name, added_at=seconds(member.added_at))
 
 

@@ -2,7 +2,8 @@
 
 Theory of operation. A route declares its access as a dependency: `may(Permission...)`, `Node`, `Joiner`, `Invitee` or `public`.
 `ApiRoute`, the route class of all routers, finds that declaration when the route is made (a route without one cannot be made) and
-enforces it before a byte of the body is read. Access hangs on the route object, never on a path compared as text.
+enforces it before a byte of the body is read, and again behind a body that took long. Access hangs on the route object, never on a path
+compared as text.
 
 Bodies are parsed strictly: JSON in UTF-8, no duplicate keys at any depth, no NaN, bounded in size and depth; then by a pydantic
 model that refuses unknown fields. Query parameters that the route does not declare are refused too; `name[]=` is read as
@@ -48,6 +49,7 @@ from tollway.domain.faults import (
     CONTENT_CODING_UNSUPPORTED,
     KEY_INVALID,
     MEDIA_TYPE_UNSUPPORTED,
+    PARAMETER_INVALID,
     PARAMETER_UNKNOWN,
     RESOURCE_UNKNOWN,
     Fault,
@@ -163,6 +165,9 @@ def expiry(lifetime_seconds: int | None, now: int) -> int | None:
 
 # ---- Routes -----------------------------------------------------------------------------------------------------------
 
+CHECK_US = 1_000_000
+"""Time (microseconds) for which the check of a caller holds. Whoever is still sending then is checked again before anything is done."""
+
 TARGET_CHARACTERS_MAX = 64
 """Longest part of a path that the audit trail keeps as an id. Longer than any id, so what is cut names nothing."""
 
@@ -202,15 +207,18 @@ class ApiRoute(APIRoute):
             place: Place = request.scope["tollway.place"]
             credential = _credential(strict)
             place.recognize(credential)
+            checked_at = plane_of(strict).now()
             strict.state.caller = caller = None if required is public else await run_in_threadpool(required.check, plane_of(strict), strict)
             organization_id = caller.organization_id if isinstance(caller, Tenant) and not caller.is_operator else None
             if organization_id is not None:
                 place.charge(organization_id, credential)
             if caller is not None:
                 place.count(organization_id or (caller.node_id if isinstance(caller, NodeCaller) else caller.key_id))
-            for name in strict.query_params:
+            for name, text in strict.query_params.multi_items():
                 if name not in queries:
                     raise Fault(PARAMETER_UNKNOWN, param=name_of(name))
+                if "\0" in text:  # which PostgreSQL has no text with
+                    raise Fault(PARAMETER_INVALID, param=name, message=f"Invalid value for {name}: it must be readable text.")
             body = b""
             if reads_json or required is node:
                 place.give_back()  # while the client is waited for
@@ -220,6 +228,8 @@ class ApiRoute(APIRoute):
                     strict.parsed = read_json(body, strict.headers)
             if organization_id is not None:
                 await place.take_turn(organization_id)
+            if caller is not None and plane_of(strict).now() - checked_at >= CHECK_US:  # a slow body must not outlast a revocation
+                strict.state.caller = caller = await run_in_threadpool(required.check, plane_of(strict), strict)
             plane = plane_of(strict)
             if event is not None and caller is not None:
                 operation = _describe_operation(strict, caller, event, self.name)
