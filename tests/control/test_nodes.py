@@ -14,6 +14,7 @@ from tests.link.samples import EPOCH, exchanges, frames
 from tollway.control import keys, nodes, refused_epochs
 from tollway.control.epochs import list_blockers
 from tollway.domain import keys as domain_keys
+from tollway.domain.epochs import CLOCKS_APART_US
 from tollway.domain.keys import KeyType
 from tollway.domain.usage import Close, Tick
 from tollway.link.joining import join
@@ -265,6 +266,16 @@ class TestRecords:
         assert list_epochs(fresh_control) == []
         assert self.states(fresh_control) == dict.fromkeys(impossible, "refused")
         assert answered(self.put(node, node_id, now)) == {"next_seq": 2}
+
+    def test_81_tick_from_the_future_is_ingested_with_an_alarm_beyond_what_clocks_may_be_apart(self, fresh_control: Running) -> None:
+        node, days, now = fresh_control.node(OTHER), 40 * 86_400, fresh_control.plane.now()
+        body = frames([Tick(at=now + CLOCKS_APART_US), Tick(at=now + days * 1_000_000)], node_id=OTHER, epoch=now)
+        for number, alarms in ((1, 0), (2, 1)):
+            assert answered(node.put(f"{records(OTHER, now)}/{number}", content=body[number - 1])) == {"next_seq": number + 1}
+            raised = [line for line in fresh_control.lines if line["event"] == "node_clock_ahead"]
+            assert len(raised) == alarms
+        assert (raised[0]["node_id"], raised[0]["epoch"]) == (OTHER, now)
+        assert days - CLOCKS_APART_US // 1_000_000 <= raised[0]["seconds"] <= days
 
     def test_81_refused_epoch_is_ingested_when_the_clocks_agree(self, fresh_control: Running) -> None:
         node_id, node = self.create(fresh_control)

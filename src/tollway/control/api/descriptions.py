@@ -577,7 +577,12 @@ def _list_errors(route: ApiRoute, method: str, operation: Mapping[str, Any]) -> 
 
 
 def _complete(described: dict[str, Any], text: FieldText | None) -> None:
-    """Add description and example to a field or parameter that its declaration does not describe."""
+    """Add description and example to a field or parameter that its declaration does not describe. What describes the type of a field that
+    may also be null stands in a member of `anyOf`: readers look for it at the field."""
+    for member in described.get("anyOf", ()):
+        for name in ("description", "examples"):
+            if name in member:
+                described.setdefault(name, member.pop(name))
     if text is None:
         return
     described.setdefault("description", text.text)
