@@ -9,7 +9,7 @@ import pytest
 
 from tests.link.samples import ORGANIZATION
 from tollway.cli.app import run
-from tollway.control import access, keys, peppers
+from tollway.control import access, invites, keys, peppers
 from tollway.control.keys import Ingredients, Pepper, WantedKey
 from tollway.domain import ids
 from tollway.domain.faults import Fault
@@ -92,6 +92,32 @@ def test_expired_or_revoked_key_needs_no_pepper(database: Database) -> None:
     with database.tenant(ORGANIZATION) as tx:
         keys.revoke_admin_key(tx, made[1], own=[Grant(OWNER)], now=NOW)
     assert list_needs(database, NOW + HOUR)[1] == before
+
+
+def test_pending_invitation_needs_its_pepper(database: Database) -> None:
+    def count(now: int = NOW) -> int:
+        with database.platform(write=False) as tx:
+            return {state.version: state.invites for state in peppers.list_uses(tx, {2: NEW}, 2, now)}.get(1, 0)
+
+    before = count()
+    with database.tenant(ORGANIZATION) as tx:
+        sent = invites.create_invite(
+            tx,
+            id=ids.new_id(ids.INVITE, NOW, secrets.randbits(74)),
+            email="ada@example.com",
+            role_id="viewer",
+            project_roles={},
+            own=[Grant(OWNER)],
+            invited_by="key_maker",
+            ingredients=ingredients(1),
+            sizes=DEFAULT_SIZES,
+            now=NOW,
+        )
+    assert count() == before + 1
+    assert count(sent.invite.expires_at) == before
+    with database.tenant(ORGANIZATION) as tx:
+        invites.delete_invite(tx, sent.invite.id, NOW)
+    assert count() == before
 
 
 class TestSecretsFile:

@@ -15,7 +15,7 @@ from tollway.settings import OperatorError
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 Version = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Version, as `tollway peppers list` shows it.")]
-COLUMNS = ["version", "is_known", "is_current", "keys", "join_tokens"]
+COLUMNS = ["version", "is_known", "is_current", "keys", "join_tokens", "invites"]
 
 
 @app.command("list")
@@ -62,9 +62,9 @@ def retire(
     for state in found:
         if state["is_current"]:
             raise OperatorError(f"pepper {version} is the one of new keys", hint="`tollway peppers use` another one, and restart control")
-        if state["keys"] or state["join_tokens"]:
+        if state["keys"] or state["join_tokens"] or state["invites"]:
             raise OperatorError(
-                f"{state['keys']} keys and {state['join_tokens']} join tokens still need pepper {version}",
+                f"{state['keys']} keys, {state['join_tokens']} join tokens and {state['invites']} invitations still need pepper {version}",
                 hint="rotate or revoke the keys: `tollway peppers list -o json` names the first hundred",
             )
     data_directory.remove_pepper(_find_directory(data_dir), version)

@@ -20,14 +20,15 @@ IDS_MAX = 100
 
 @dataclass(frozen=True, slots=True)
 class PepperState:
-    """State of one pepper. `is_known`: whether this process has it; `is_current`: whether new digests are made with it. `keys`, `tokens`:
-    live keys and join tokens that need it. `key_ids`: of the first of these keys, IDS_MAX at most."""
+    """State of one pepper. `is_known`: whether this process has it; `is_current`: whether new digests are made with it. `keys`, `tokens`,
+    `invites`: live keys, join tokens and invitations that need it. `key_ids`: of the first of these keys, IDS_MAX at most."""
 
     version: int
     is_known: bool
     is_current: bool
     keys: int
     tokens: int
+    invites: int
     key_ids: tuple[str, ...]
 
 
@@ -36,8 +37,9 @@ def list_uses(tx: PlatformTx, peppers: Mapping[int, bytes], current: int, now: i
     states = []
     for version in sorted({*peppers, *storage.list_pepper_versions(tx)}, reverse=True):
         use = storage.find_pepper_use(tx, version, now, IDS_MAX)
-        if version in peppers or use.keys or use.tokens:
-            states.append(PepperState(version, version in peppers, version == current, use.keys, use.tokens, tuple(use.key_ids)))
+        if version in peppers or use.keys or use.tokens or use.invites:
+            known, key_ids = version in peppers, tuple(use.key_ids)
+            states.append(PepperState(version, known, version == current, use.keys, use.tokens, use.invites, key_ids))
     return states
 
 

@@ -20,7 +20,7 @@ from tollway.storage.limits import delete_model_limits, read_limits
 from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.roles import ROLE_COLUMNS, names_role, read_role
 from tollway.storage.schema import api_keys, join_tokens, service_accounts
-from tollway.storage.schema_people import custom_roles
+from tollway.storage.schema_people import custom_roles, invites
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +194,11 @@ def move_digest(tx: PlatformTx, old: bytes, new: Digest) -> None:
 
 class PepperUse(NamedTuple):
     """Live secrets whose digests were made with one pepper. `keys`: how many keys have one; `tokens`: join tokens that can be used;
-    `key_ids`: of the first keys by id."""
+    `invites`: invitations that can be accepted; `key_ids`: of the first keys by id."""
 
     keys: int
     tokens: int
+    invites: int
     key_ids: list[str]
 
 
@@ -210,12 +211,15 @@ def find_pepper_use(tx: PlatformTx, version: int, now: int, ids_max: int) -> Pep
     key_ids = tx.connection.execute(sa.select(key.id).where(live).order_by(key.id).limit(ids_max)).scalars()
     usable = sa.and_(token.pepper_version == version, token.used_at.is_(None), token.expires_at > now)
     tokens = tx.connection.execute(sa.select(sa.func.count()).select_from(join_tokens).where(usable)).scalar_one()
-    return PepperUse(keys, tokens, list(key_ids))
+    invite = invites.c
+    pending = sa.and_(invite.pepper_version == version, invite.accepted_at.is_(None), invite.deleted_at.is_(None), invite.expires_at > now)
+    promised = tx.connection.execute(sa.select(sa.func.count()).select_from(invites).where(pending)).scalar_one()
+    return PepperUse(keys, tokens, promised, list(key_ids))
 
 
 def list_pepper_versions(tx: PlatformTx) -> set[int]:
     """Return the versions of all peppers with which digests of keys were made."""
-    versions = sa.union(sa.select(api_keys.c.pepper_version), sa.select(join_tokens.c.pepper_version))
+    versions = sa.union(*(sa.select(table.c.pepper_version) for table in (api_keys, join_tokens, invites)))
     return set(tx.connection.execute(versions).scalars())
 
 

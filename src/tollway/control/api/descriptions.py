@@ -289,6 +289,7 @@ SPECIAL: Mapping[str, FieldText] = {
     "AuditRecordOut.sequence": FieldText("The place of the record in its chain, 1 or more.", 42),
     "AuditRecordOut.target_id": FieldText("The id of the resource that it concerns; empty for none.", _KEY),
     "AuditRecordOut.target_kind": FieldText("The kind of the resource that it concerns; empty for none.", "api_key"),
+    "PepperOut.invites": FieldText("Invitations that can be accepted and need it, 0 or more.", 0),
     "PepperOut.is_current": FieldText("Whether new keys are digested under it.", True),
     "PepperOut.is_known": FieldText("Whether this control process has it.", True),
     "PepperOut.join_tokens": FieldText("Join tokens that can be used and need it, 0 or more.", 0),

@@ -25,6 +25,7 @@ class PepperOut(Out):
     is_current: bool
     keys: int
     join_tokens: int
+    invites: int
     key_ids: list[str]
 
 
@@ -50,5 +51,6 @@ def _pepper_out(state: PepperState) -> PepperOut:
         is_current=state.is_current,
         keys=state.keys,
         join_tokens=state.tokens,
+        invites=state.invites,
         key_ids=list(state.key_ids),
     )
