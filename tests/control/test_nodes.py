@@ -326,6 +326,19 @@ class TestRecords:
         refused(self.put(node, node_id, ahead + 2), 403, "epoch_refused")
         assert self.states(fresh_control) == {ahead + 1: "refused", ahead + 2: "refused", ahead: "open"}
 
+    def test_refused_epoch_that_is_declared_lost_leaves_its_place_to_another(
+        self, fresh_control: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(refused_epochs, "REFUSED_PER_NODE_MAX", 1)
+        node_id, node = self.create(fresh_control)
+        ahead = fresh_control.plane.now() + 10**14
+        refused(self.put(node, node_id, ahead), 403, "epoch_refused")
+        (asked,) = answered(fresh_control.operator().post(f"{NODES}/{node_id}/lost", json={"reason": "gone", "epoch": ahead}))["data"]
+        answered(fresh_control.client(fresh_control.second_platform_key).post(f"/v1/platform/lost_requests/{asked['id']}/approve"))
+        refused(self.put(node, node_id, ahead + 1), 403, "epoch_refused")
+        assert self.states(fresh_control) == {ahead + 1: "refused"}
+        assert (node_id, ahead + 1, "epoch_refused") in self.list_blockers(fresh_control)
+
     @staticmethod
     def create(control: Running) -> tuple[str, httpx2.Client]:
         made = answered(control.operator().post(NODES, json={"name": "rack 7"}))

@@ -66,6 +66,7 @@ async def test_internal_route_explains_ranks_and_costs() -> None:
         ("model=m&prompt_tokens=-1", 400),
         ("model=m&prompt_tokens=" + "9" * 40, 400),
         ("model=m&endpoint=x", 400),
+        ("model=m&a=1&b=2&c=3&d=4", 400),
     ],
 )
 async def test_internal_route_refuses_what_it_cannot_explain(query: str, status: int) -> None:

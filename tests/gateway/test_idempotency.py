@@ -1,6 +1,7 @@
 """Requests with an idempotency key: served and billed once, answered alike whenever they are repeated."""
 
 import asyncio
+import fcntl
 import os
 import threading
 from collections.abc import AsyncIterator
@@ -261,3 +262,35 @@ async def test_disk_that_fails_ends_the_request_without_an_answer(tmp_path: Path
         final = await running.sink.settled(1)
     assert (answer.status, answer.error["code"]) == (503, "metering_unavailable")
     assert final.used.total == 0
+
+
+async def test_answer_that_is_stored_while_its_file_is_looked_at_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with storing(tmp_path, [whole(completion("first"))], [whole(completion("second"))]) as (running, upstream):
+        await ask(running, chat())
+        (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        kept_at = running.plane.now_us() / 1e6 - AnswerBounds().lifetime_seconds
+        os.utime(path, (kept_at, kept_at))
+        flock = fcntl.flock
+
+        def answer_before(descriptor: int, operation: int) -> None:
+            monkeypatch.setattr("tollway.storage.answer_files.fcntl.flock", flock)
+            os.utime(path)  # as a request with this key does that is answered in between
+            flock(descriptor, operation)
+
+        monkeypatch.setattr("tollway.storage.answer_files.fcntl.flock", answer_before)
+        await asyncio.to_thread(open_store, tmp_path, running)
+        assert (await ask(running, chat())).headers["idempotent-replayed"] == "true"
+        await running.sink.settled(1)
+        assert len(upstream.asked) == 1
+
+
+async def test_disk_that_removes_nothing_ends_the_claim_of_a_request_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(30, "Read-only file system")
+
+    async with storing(tmp_path, [whole(b"", 500)], [whole(completion("second"))]) as (running, _):
+        monkeypatch.setattr(Path, "unlink", fail)
+        first = await ask(running, chat())
+        again = await ask(running, chat())
+        await running.sink.settled(2)
+    assert (first.status, again.status) == (502, 200)

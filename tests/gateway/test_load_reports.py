@@ -15,6 +15,7 @@ from tollway.engines.table import ENGINES
 from tollway.gateway.prefix_routing import REPORT_SECONDS, Load
 from tollway.gateway.upstreams import load_reports
 from tollway.gateway.upstreams.load_reports import REPORT_BYTES_MAX, LoadQuery, ask, read_report
+from tollway.gateway.upstreams.probes import ProbeRequest
 from tollway.simulator.metrics import Counters, render
 
 SGLANG = ENGINES[Engine.SGLANG].load
@@ -90,6 +91,12 @@ async def test_engine_is_asked_with_bounds_and_a_deadline(bytes_sent: bytes | No
 async def test_engine_that_cannot_be_connected_to_reports_nothing() -> None:
     async with answering(b"") as (request, _):
         pass
+    assert await ask(LoadQuery(request, VLLM)) is None
+
+
+@pytest.mark.parametrize("host", ["rack..lan", "a" * 64])
+async def test_name_that_no_resolver_takes_reports_nothing(host: str) -> None:
+    request = ProbeRequest(host, 80, None, b"GET /metrics HTTP/1.1\r\n\r\n", PATIENCE_SECONDS)
     assert await ask(LoadQuery(request, VLLM)) is None
 
 

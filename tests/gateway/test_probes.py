@@ -206,3 +206,12 @@ async def test_engine_of_which_nothing_is_known_is_not_asked() -> None:
     async with gateway({"m": Served([NOWHERE], engine=Engine.OPENAI)}) as running:
         (known,) = running.plane.upstreams.of("m")
         assert known.probe is None
+
+
+@pytest.mark.parametrize("host", ["rack..lan", "a" * 64])
+async def test_name_that_no_resolver_takes_is_no_engine_and_costs_no_other(host: str) -> None:
+    assert await ask(ProbeRequest(host, 80, None, b"GET /health HTTP/1.1\r\n\r\n", PATIENCE_SECONDS)) is False
+    async with gateway({"m": Served([f"http://{host}:80"])}) as running:
+        answer = await post(running.port, chat())
+        await running.sink.settled()
+    assert (answer.status, answer.error["code"]) == (502, "upstream_unreachable")

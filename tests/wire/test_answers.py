@@ -168,6 +168,13 @@ def test_answer_with_a_408_right_behind_it_is_whole_and_the_last_of_its_connecti
     assert essence(reader) == (200, BODY, True, False, False)
 
 
+@pytest.mark.parametrize("cut", [None, len(ANSWERS["length"]) + len(b"content-encoding: gzip\r\n")])
+def test_answer_that_is_broken_stays_so_with_a_408_right_behind_it(cut: int | None) -> None:
+    answer = ANSWERS["length"].replace(b"\r\n", b"\r\ncontent-encoding: gzip\r\n", 1)
+    end = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n"
+    assert read(answer + end, [cut] if cut else None).broken
+
+
 @pytest.mark.parametrize("second", [b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", ANSWERS["length"], b"HTTP/1.1 40"])
 def test_answer_with_another_one_behind_its_408_is_broken(second: bytes) -> None:
     end = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n"

@@ -172,6 +172,7 @@ def check_base_url(text: str) -> None:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port
+        host.encode("idna")  # as resolvers do: a label is not empty, and has 63 characters at most
     except ValueError:
         raise refuse("the host or the port is not valid") from None
     if not host or port == 0:

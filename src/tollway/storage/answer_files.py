@@ -10,6 +10,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -178,21 +179,28 @@ class AnswerFiles:
     def _examine(self, path: Path) -> int:
         """Return how many bytes a file takes; 0 if it was removed or is held."""
         try:
+            status = os.stat(path)
+            if not self._is_over(status):
+                return _count_blocks(status.st_size)
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return 0
         try:
-            status = os.fstat(descriptor)
-            is_abandoned = not status.st_size and self._find_age_seconds(status) > _ABANDONED_SECONDS
-            if not is_abandoned and not self._is_expired(status):
-                return _count_blocks(status.st_size)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            status = os.fstat(descriptor)  # again: until it was locked, a request with its key may have been answered
+            if not self._is_over(status):
+                return _count_blocks(status.st_size)
             path.unlink(missing_ok=True)
         except BlockingIOError:
             pass
         finally:
             os.close(descriptor)
         return 0
+
+    def _is_over(self, status: os.stat_result) -> bool:
+        """Return whether a file has expired, or was left empty by a process that died."""
+        is_abandoned = not status.st_size and self._find_age_seconds(status) > _ABANDONED_SECONDS
+        return is_abandoned or self._is_expired(status)
 
     def _is_expired(self, status: os.stat_result) -> bool:
         return self._find_age_seconds(status) >= self._bounds.lifetime_seconds
@@ -226,7 +234,8 @@ class AnswerFile:
         """Let others claim the request; without an answer it is as if it had never been sent. Call it once."""
         if self.answer is None:
             if not self._stored_bytes:
-                self.path.unlink(missing_ok=True)
+                with suppress(OSError):  # a disk that removes nothing: the claim ends all the same
+                    self.path.unlink()
             self._store.release(self.organization_id, self._stored_bytes)
         os.close(self.descriptor)
 

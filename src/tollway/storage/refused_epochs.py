@@ -14,12 +14,12 @@ _refused = refused_epochs.c
 
 
 def note(tx: PlatformTx, refused: RefusedEpoch, rows_max: int) -> bool:
-    """Store a refusal, or that an epoch was refused again; a node has `rows_max` at most. Returns True if it is a new one."""
+    """Store a refusal, or that an epoch was refused again. A node has `rows_max` at most that are open (`list_open`): those that were
+    declared lost must not keep others from being known. Returns True if it is a new one."""
     again = refused_epochs.update().where(_refused.node_id == refused.node_id, _refused.epoch == refused.epoch)
     if tx.connection.execute(again.values(refused_at=refused.refused_at).returning(_refused.epoch)).one_or_none() is not None:
         return False
-    count = sa.select(sa.func.count()).select_from(refused_epochs).where(_refused.node_id == refused.node_id)
-    if tx.connection.execute(count).scalar_one() >= rows_max:
+    if len(list_open(tx, refused.node_id)) >= rows_max:
         return False
     row = {
         "node_id": refused.node_id,

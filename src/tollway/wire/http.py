@@ -472,6 +472,7 @@ class ResponseReader:
         "_is_over",
         "_parser",
         "_repeated_type",
+        "_was_broken",
         "between_chunks",
         "body",
         "body_bytes",
@@ -503,6 +504,7 @@ class ResponseReader:
         self._chunked = False
         self._chunk_complete = False
         self._is_over = False
+        self._was_broken = False
         self.between_chunks = False
         self.status = 0
         self.has_head = False
@@ -544,7 +546,7 @@ class ResponseReader:
         if not self.has_head:
             self._head_bytes += len(data)
         if self.complete:
-            if self._is_over or IDLE_END.match(data):
+            if not self.broken and (self._is_over or IDLE_END.match(data)):
                 self._end_connection()
             else:
                 self.broken = True  # bytes after the answer: whatever they are, nobody asked
@@ -587,6 +589,7 @@ class ResponseReader:
     def on_message_begin(self) -> None:
         if self.complete:
             # Another answer in the same read: nobody asked for it, and it must not overwrite the first.
+            self._was_broken = self.broken
             self.broken = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -616,7 +619,7 @@ class ResponseReader:
             return
         status = parser.get_status_code()
         if self.complete:
-            if status == _TIMED_OUT and not self._is_over:
+            if status == _TIMED_OUT and not self._was_broken and not self._is_over:
                 self._end_connection()
             else:
                 self.broken = True

@@ -161,7 +161,10 @@ def find_route_fault(path: bytes, route: Route | None) -> Fault | None:
 
 def _explain_route(plane: Plane, query: bytes) -> SmallAnswer:
     """Answer what decides between the deployments of a model: `gateway.route.explain`."""
-    fields = dict(parse_qsl(query.decode("latin-1"), max_num_fields=4))
+    try:
+        fields = dict(parse_qsl(query.decode("latin-1"), max_num_fields=4))
+    except ValueError:
+        return SmallAnswer(400, _TEXT, b"too many parameters\n")
     endpoint, tokens = fields.get("endpoint", Endpoint.CHAT_COMPLETIONS.value), fields.get("prompt_tokens", "1000")
     if endpoint not in set(Endpoint) or re.fullmatch("[0-9]{1,9}", tokens) is None:
         return SmallAnswer(400, _TEXT, b"endpoint or prompt_tokens is none\n")

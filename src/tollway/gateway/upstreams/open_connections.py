@@ -7,8 +7,14 @@ tried elsewhere, where it would fail in the same way.
 import errno
 import os
 from collections.abc import Callable
+from socket import EAI_NONAME, gaierror
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def find_name_error(error: ValueError) -> OSError:
+    """Return the error of a look-up, in place of the one that a host's name causes which no resolver or certificate can have."""
+    return gaierror(EAI_NONAME, f"not a name of a host: {type(error).__name__}")
 
 
 class OpenConnections:

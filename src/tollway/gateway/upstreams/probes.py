@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol
 
 from tollway.domain.addresses import is_metadata_peer
-from tollway.gateway.upstreams.open_connections import is_exhausted
+from tollway.gateway.upstreams.open_connections import find_name_error, is_exhausted
 
 RETURN_SECONDS = 0.5
 """Time between two probes of an upstream that is not usable."""
@@ -57,7 +57,10 @@ class Probed(Protocol):
 async def open_probe(request: ProbeRequest) -> AsyncIterator[asyncio.StreamReader]:
     """Send a request on a connection of its own; yield what is answered. Raises OSError, PermissionError among them for a name that
     resolved to an address that no engine may have: then nothing was sent there."""
-    reader, writer = await asyncio.open_connection(request.host, request.port, ssl=request.tls, limit=STATUS_LINE_BYTES_MAX)
+    try:
+        reader, writer = await asyncio.open_connection(request.host, request.port, ssl=request.tls, limit=STATUS_LINE_BYTES_MAX)
+    except ValueError as error:
+        raise find_name_error(error) from None
     try:
         if is_metadata_peer(writer.get_extra_info("peername")):
             raise PermissionError("the name resolved to an address that is not allowed")

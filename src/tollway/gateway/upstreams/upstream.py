@@ -31,7 +31,7 @@ from tollway.gateway.upstreams.concurrency import ConcurrencyBounds, Concurrency
 from tollway.gateway.upstreams.connection import UpstreamConnection
 from tollway.gateway.upstreams.health import Health
 from tollway.gateway.upstreams.load_reports import LoadQuery
-from tollway.gateway.upstreams.open_connections import OpenConnections, is_exhausted
+from tollway.gateway.upstreams.open_connections import OpenConnections, find_name_error, is_exhausted
 from tollway.gateway.upstreams.probes import ProbeRequest
 from tollway.telemetry import LogWriter, Metrics, UpstreamState, timestamp
 
@@ -176,7 +176,10 @@ class Upstream:
         """Open a connection. Raises OSError, PermissionError among them for a name that resolved to an address that no engine may have:
         then nothing was sent there."""
         loop = asyncio.get_running_loop()
-        transport, connection = await loop.create_connection(lambda: UpstreamConnection(self), self._host, self._port, ssl=self._tls)
+        try:
+            transport, connection = await loop.create_connection(lambda: UpstreamConnection(self), self._host, self._port, ssl=self._tls)
+        except ValueError as error:
+            raise find_name_error(error) from None
         if is_metadata_peer(transport.get_extra_info("peername")):
             transport.abort()
             raise PermissionError("the name resolved to an address that is not allowed")
