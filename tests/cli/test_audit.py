@@ -30,7 +30,10 @@ def test_event_in_cef_has_header_and_fields() -> None:
     line = format_cef(EVENT)
     assert line.startswith(f"CEF:0|Tollway|Tollway|{tollway.__version__}|api_key.deleted|delete_project_key|6|rt=1790000000000 ")
     assert " externalId=audit_1 suser=key_1 spriv=admin_key src=192.0.2.7 " in line
-    assert "cs3=" not in line, "an event without a project has no such field"
+    assert "cs3" not in line, "an event without a project has no such field"
+    assert " cs2Label=target cs2=api_key:key_2 " in line
+    record = {**EVENT["record"], "target_kind": "", "target_id": ""}
+    assert "cs2" not in format_cef({**EVENT, "record": record}), "a read of a list has no target"
 
 
 def test_text_of_a_tenant_in_cef_adds_no_line_and_no_field() -> None:

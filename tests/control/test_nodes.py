@@ -270,12 +270,12 @@ class TestRecords:
     def test_81_tick_from_the_future_is_ingested_with_an_alarm_beyond_what_clocks_may_be_apart(self, fresh_control: Running) -> None:
         node, days, now = fresh_control.node(OTHER), 40 * 86_400, fresh_control.plane.now()
         body = frames([Tick(at=now + CLOCKS_APART_US), Tick(at=now + days * 1_000_000)], node_id=OTHER, epoch=now)
-        for number, alarms in ((1, 0), (2, 1)):
-            assert answered(node.put(f"{records(OTHER, now)}/{number}", content=body[number - 1])) == {"next_seq": number + 1}
-            raised = [line for line in fresh_control.lines if line["event"] == "node_clock_ahead"]
-            assert len(raised) == alarms
-        assert (raised[0]["node_id"], raised[0]["epoch"]) == (OTHER, now)
-        assert days - CLOCKS_APART_US // 1_000_000 <= raised[0]["seconds"] <= days
+        assert answered(node.put(f"{records(OTHER, now)}/1", content=body[0])) == {"next_seq": 2}
+        assert not any(line["event"] == "node_clock_ahead" for line in fresh_control.lines), "clocks may be so far apart"
+        assert answered(node.put(f"{records(OTHER, now)}/2", content=body[1])) == {"next_seq": 3}
+        (alarm,) = (line for line in fresh_control.lines if line["event"] == "node_clock_ahead")
+        assert (alarm["node_id"], alarm["epoch"]) == (OTHER, now)
+        assert days - CLOCKS_APART_US // 1_000_000 <= int(str(alarm["seconds"])) <= days
 
     def test_81_refused_epoch_is_ingested_when_the_clocks_agree(self, fresh_control: Running) -> None:
         node_id, node = self.create(fresh_control)

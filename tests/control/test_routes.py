@@ -1,6 +1,7 @@
 """Rules of every route: one shape of error, strict bodies, nothing repeated, no access by accident."""
 
 import json
+import re
 import socket
 from contextlib import ExitStack
 from typing import Any
@@ -414,6 +415,22 @@ class TestTheDescription:
                     if not described.get("description") or not (refers or described.get("examples")):
                         missing.append(f"{name}.{field}")
         assert missing == [] and fields > 600
+
+    def test_states_the_range_of_every_number(self, documents: list[dict[str, Any]]) -> None:
+        """As bounds of the schema or in words; an instant, or an amount with its sign, has its unit."""
+        missing, numbers = [], 0
+        for document in documents:
+            for name, schema in document["components"]["schemas"].items():
+                for field, described in schema.get("properties", {}).items():
+                    kinds = [each for each in (described, *described.get("anyOf", ())) if each.get("type") in {"integer", "number"}]
+                    text = described.get("description", "")
+                    is_stated = re.search(r"[0-9]|any (whole )?number|Unix (micro)?seconds", text) or any(
+                        "minimum" in each for each in kinds
+                    )
+                    numbers += bool(kinds)
+                    if kinds and not is_stated:
+                        missing.append(f"{name}.{field}: {text}")
+        assert missing == [] and numbers > 100
 
     def test_explains_every_parameter(self, documents: list[dict[str, Any]]) -> None:
         parameters = [

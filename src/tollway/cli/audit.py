@@ -127,7 +127,7 @@ def format_cef(event: Mapping[str, Any]) -> str:
         "cs1Label": "request",
         "cs1": record["request_id"],
         "cs2Label": "target",
-        "cs2": f"{record['target_kind']}:{record['target_id']}",
+        "cs2": f"{record['target_kind']}:{record['target_id']}" if record["target_id"] else "",
         "cs3Label": "project",
         "cs3": project.get("id", ""),
         "cs4Label": "hash",
@@ -136,7 +136,11 @@ def format_cef(event: Mapping[str, Any]) -> str:
         "cn1": record["sequence"],
         "msg": json.dumps(record["changes"], ensure_ascii=False),
     }
-    return "|".join(map(_escape_header, header)) + "|" + " ".join(f"{name}={_escape(value)}" for name, value in fields.items() if value)
+    return (
+        "|".join(map(_escape_header, header))
+        + "|"
+        + " ".join(f"{name}={_escape(value)}" for name, value in fields.items() if value and fields.get(name.removesuffix("Label"), True))
+    )
 
 
 def _escape_header(text: str) -> str:

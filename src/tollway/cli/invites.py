@@ -44,7 +44,8 @@ def create(
     if output is Output.JSON:
         print_json(made)
         return
-    print(f"{made['id']}: {'the mail was sent' if made['mail_sent'] else 'the mail could not be sent; see the log of control'}")
+    sent = "the message was sent; without a mail server it is a file in control/mail of the data directory"
+    print(f"{made['id']}: {sent if made['mail_sent'] else 'the message could not be sent; see the log of control'}")
 
 
 @app.command()

@@ -40,7 +40,9 @@ def explain(
         answer = httpx2.get(f"{internal_url.rstrip('/')}/route", params=parameters, timeout=TIMEOUT_SECONDS, trust_env=False)
         answered: dict[str, Any] = answer.json() if answer.is_success else {}
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-        raise OperatorError(f"cannot talk to {internal_url}: {error}", hint="see --internal-url") from None
+        raise OperatorError(
+            f"cannot talk to {internal_url}: {error}", hint="name the gateway by --internal-url; its line `ready` has it"
+        ) from None
     if not answer.is_success:
         raise OperatorError(f"{model}: {answer.text.strip()}", hint="see `tollway models deployments`")
     if output is Output.JSON:

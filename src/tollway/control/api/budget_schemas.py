@@ -165,7 +165,7 @@ class AlertOut(Out):
     object: Literal["organization.budget.alert"] = "organization.budget.alert"
     budget_id: Annotated[str, Field(description="The budget.", examples=["bud_0"])]
     window_start_at: Annotated[int, Field(description="The start of the window, in Unix seconds (UTC).", examples=[1790000000])]
-    threshold: Annotated[int, Field(description="The percentage of the limit that was reached.", examples=[80])]
+    threshold: Annotated[int, Field(description="The percentage of the limit that was reached, 1 to 100.", examples=[80])]
     spent: Annotated[str, Field(description="What was spent in the window by then, as a decimal string.", examples=["80.25"])]
     limit: Annotated[str, Field(description="The limit by then, as a decimal string.", examples=["100"])]
     crossed_at: Annotated[int, Field(description="When it was reached, in Unix seconds (UTC).", examples=[1790000000])]
@@ -266,13 +266,22 @@ class LeaseOut(Out):
     """A lease as it was granted (`domain.budgets.LeaseGrant`)."""
 
     budget_id: str
-    start_at: Annotated[int, Field(description="The start of the window, in UTC microseconds.", examples=[1788220800000000])]
-    end_at: Annotated[int, Field(description="The end of the window, exclusive, in UTC microseconds.", examples=[1790812800000000])]
-    until_at: Annotated[int, Field(description="When it must be asked for anew, in UTC microseconds.", examples=[1790812800000000])]
-    granted_pico: Annotated[int, Field(description="What the run is granted in all.", examples=[5400000])]
-    limit_pico: Annotated[int, Field(description="What may be spent in the window.", examples=[100000000000000])]
-    spent_pico: Annotated[int, Field(description="What was spent in the window.", examples=[80250000000000])]
-    free_pico: Annotated[int, Field(description="What is neither spent nor leased; negative if the limit fell.", examples=[1000000])]
+    start_at: Annotated[int, Field(description="The start of the window, in Unix microseconds (UTC).", examples=[1788220800000000])]
+    end_at: Annotated[int, Field(description="The end of the window, exclusive, in Unix microseconds (UTC).", examples=[1790812800000000])]
+    until_at: Annotated[int, Field(description="When it must be asked for anew, in Unix microseconds (UTC).", examples=[1790812800000000])]
+    granted_pico: Annotated[int, Field(description="What the run is granted in all, in 10^-12 units of the currency.", examples=[5400000])]
+    limit_pico: Annotated[
+        int, Field(description="What may be spent in the window, in 10^-12 units of the currency.", examples=[100000000000000])
+    ]
+    spent_pico: Annotated[
+        int, Field(description="What was spent in the window, in 10^-12 units of the currency.", examples=[80250000000000])
+    ]
+    free_pico: Annotated[
+        int,
+        Field(
+            description="What is neither spent nor leased, in 10^-12 units of the currency; negative if the limit fell.", examples=[1000000]
+        ),
+    ]
     exists: Annotated[bool, Field(description="Whether there is such a budget.", examples=[True])]
 
 

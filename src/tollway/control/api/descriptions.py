@@ -94,8 +94,10 @@ FIELDS: Mapping[str, FieldText] = {
     "dimension": FieldText("What is limited.", "tokens_per_minute"),
     "discount_bp": FieldText("Discount on the book in basis points (1/100 of a percent), 0 to 10000.", 500),
     "draft_id": FieldText("The draft that was checked.", "draft_0198c5f2a3b47c11a0b1c2d3e4f50617"),
-    "drift": FieldText("Tokens counted by the engine beyond the ledger; negative if the ledger has more; null if not comparable.", 0),
-    "drift_percent": FieldText("The drift in percent of the engine's count; null if not comparable.", 0.0),
+    "drift": FieldText(
+        "Tokens counted by the engine beyond the ledger, any whole number; negative if the ledger has more; null if not comparable.", 0
+    ),
+    "drift_percent": FieldText("The drift in percent of the engine's count, any number; null if not comparable.", 0.0),
     "drift_percent_max": FieldText("Tolerated drift in percent, 0 or more.", 0.1),
     "drift_tokens_max": FieldText("Tolerated drift in tokens, 0 or more.", 1000),
     "duration_ms": FieldText("Milliseconds from admission to the end of the answer, 0 or more.", 840.5),
@@ -120,7 +122,7 @@ FIELDS: Mapping[str, FieldText] = {
     "followed_at": FieldText(f"When another price or other terms became valid instead, {_AT}; null if none has followed.", 1793491200),
     "grace_seconds": FieldText("Time for which the secret before stays valid, 0 to 2592000 (for a node 604800).", 3600),
     "first_seq": FieldText("The first record of the batch that caused the transaction, 1 or more; null for a correction.", 1),
-    "first_token_ms": FieldText("Milliseconds from admission to the first token; null if there was none.", 120.3),
+    "first_token_ms": FieldText("Milliseconds from admission to the first token, 0 or more; null if there was none.", 120.3),
     "from": FieldText(f"The start, inclusive, {_AT}; null for the last full calendar month.", 1788220800),
     "from_book_id": FieldText("The book whose prices the draft begins with; null for an empty draft.", _BOOK),
     "frozen_at": FieldText(f"When the period was frozen, {_AT}; null until closing begins.", 1790000000),
@@ -148,9 +150,9 @@ FIELDS: Mapping[str, FieldText] = {
     "lines": FieldText("Prices by model and service tier, at most 2000."),
     "list": FieldText("The price list that the organization pays by.", _BOOK),
     "lost": FieldText("Declaration that the missing records are lost; null if there is none."),
-    "max_requests_per_1_day": FieldText("Requests per day; null for no limit.", 100000),
-    "max_requests_per_1_minute": FieldText("Requests per minute; null for no limit.", 600),
-    "max_tokens_per_1_minute": FieldText("Tokens per minute; null for no limit.", 1000000),
+    "max_requests_per_1_day": FieldText("Requests per day, 1 or more; null for no limit.", 100000),
+    "max_requests_per_1_minute": FieldText("Requests per minute, 1 or more; null for no limit.", 600),
+    "max_tokens_per_1_minute": FieldText("Tokens per minute, 1 or more; null for no limit.", 1000000),
     "merkle_root": FieldText("Root of the Merkle tree over the events of the period, in hexadecimal; null until it is closed.", _HASH),
     "message": FieldText("The finding in a sentence.", "Records are missing."),
     "model": FieldText("Name of the model, up to 128 of A-Z a-z 0-9 . _ : / @ -.", "llama-3.1-8b"),
@@ -202,8 +204,10 @@ FIELDS: Mapping[str, FieldText] = {
     ),
     "request_id": FieldText("The request, as in its `x-request-id`, up to 64 characters.", _REQUEST),
     "requests": FieldText("Requests, with those that explain a drift."),
-    "reserved": FieldText("Units that requests under way hold, or how many run; null if the use is not known.", 1250),
-    "reset_seconds": FieldText("Time until nothing is used if nothing else arrives; null for concurrent requests or unknown use.", 0.75),
+    "reserved": FieldText("Units that requests under way hold, or how many run, 0 or more; null if the use is not known.", 1250),
+    "reset_seconds": FieldText(
+        "Seconds until nothing is used if nothing else arrives, 0 or more; null for concurrent requests or unknown use.", 0.75
+    ),
     "requested_at": FieldText(f"When it was asked for, {_AT}.", 1790000000),
     "resets": FieldText("Starts of the engine in the hour, 0 or more.", 0),
     "results": FieldText("The results of the interval, one for each group.", []),
@@ -223,7 +227,9 @@ FIELDS: Mapping[str, FieldText] = {
     "service_tier": FieldText("The service tier of the request or price.", "standard"),
     "severity": FieldText("Whether the finding prevents publication (`error`) or has to be accepted (`warning`).", "warning"),
     "share_cache": FieldText("Whether organizations share the prefix cache of the model's engines.", False),
-    "snapshot_age_seconds_max": FieldText("For how long, in seconds, a gateway without control may price by what it knew.", 86400),
+    "snapshot_age_seconds_max": FieldText(
+        "For how long, in seconds, a gateway without control may price by what it knew, 1 or more.", 86400
+    ),
     "start_time": FieldText(f"The start, inclusive, {_AT}.", 1789948800),
     "state": FieldText("The state of the resource.", "open"),
     "status": FieldText("The status of the resource: `active` or `archived`.", "active"),
@@ -352,8 +358,10 @@ SPECIAL: Mapping[str, FieldText] = {
     "BindingLimitOut.id": FieldText("The id of what is limited.", _PROJECT),
     "BindingLimitOut.model": FieldText("The model that is limited; null for all models together.", "llama-70b"),
     "BindingLimitOut.limit": FieldText("The size of the limit, 1 or more.", 100000),
-    "BindingLimitOut.used": FieldText("Units that were used and have not been refilled; null if the use is not known.", 1000),
-    "BindingLimitsList.gateways": FieldText("Gateways whose reports were added up; null where a store counts or nothing is known.", 1),
+    "BindingLimitOut.used": FieldText("Units that were used and have not been refilled, 0 or more; null if the use is not known.", 1000),
+    "BindingLimitsList.gateways": FieldText(
+        "Gateways whose reports were added up, 0 or more; null where a store counts or nothing is known.", 1
+    ),
     "LimitUseIn.subject_id": FieldText("The key, service account, project or organization.", _PROJECT),
     "LimitUseIn.model": FieldText("The model that is limited; empty for all models together.", "llama-70b"),
     "LimitUseIn.used": FieldText("Units that were used and have not been refilled.", 1000),

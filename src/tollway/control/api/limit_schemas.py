@@ -36,7 +36,8 @@ class BindingLimitOut(Out):
         ),
     ]
     own: Annotated[
-        int | None, Field(description="What the level itself is set to, also while an override hides it; null for nothing.", examples=[600])
+        int | None,
+        Field(description="What the level itself is set to, 1 or more, also while an override hides it; null for nothing.", examples=[600]),
     ]
     plan: Annotated[str | None, Field(description="Name of the plan that the limit comes from; null for none.", examples=["starter"])]
     until: Annotated[

@@ -362,7 +362,7 @@ def limit_description(dimension: Dimension) -> str:
 def _limit_fields(*, is_answer: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for dimension in DIMENSIONS:
-        text = f"{limit_description(dimension)} Null: not limited at this level."
+        text = f"{limit_description(dimension)} 1 or more. Null: not limited at this level."
         if is_answer:
             fields[dimension.name] = (int | None, Field(description=text, examples=[600]))
         else:

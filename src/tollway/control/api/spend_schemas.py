@@ -27,7 +27,9 @@ def _no_prefix(prefix: str | None) -> str | None:
 
 
 _ShownCurrency = Annotated[str, Field(description="The organization's currency, a code of ISO 4217.", examples=["USD"])]
-_ShownAmount = Annotated[int, Field(description="What may be spent in a month, in hundredths of the currency unit.", examples=[10000])]
+_ShownAmount = Annotated[
+    int, Field(description="What may be spent in a month, in hundredths of the currency unit, 1 or more.", examples=[10000])
+]
 _ShownMonth = Annotated[Literal["month"], Field(description="A calendar month in the organization's time zone.", examples=["month"])]
 _Ident = Annotated[str, StringConstraints(max_length=128, pattern=r"^[\x21-\x7e]+$")]
 
@@ -118,7 +120,8 @@ class SpendAlertOut(Identified):
 
     object: Literal["organization.spend_alert", "project.spend_alert"]
     threshold_amount: Annotated[
-        int, Field(description="The spending of a month that raises an alert, in hundredths of the currency unit.", examples=[5000])
+        int,
+        Field(description="The spending of a month that raises an alert, in hundredths of the currency unit, 1 or more.", examples=[5000]),
     ]
     currency: _ShownCurrency
     interval: _ShownMonth = "month"
