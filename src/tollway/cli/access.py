@@ -12,6 +12,11 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 OfProject = Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="A project; the organization if left out.")]
 
 
+@app.callback()
+def access() -> None:
+    """Show why something is allowed or denied."""
+
+
 @app.command()
 def explain(
     permission: Annotated[
