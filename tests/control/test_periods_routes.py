@@ -285,9 +285,9 @@ class TestTheCommandLine:
         replace = ("corrections", "replace", samples.request_id(3), "--input-tokens", "1", "--output-tokens", "2", "--reason", "r")
         assert "applied" in tollway(*replace)
         assert tollway("corrections", "list").count("adj_") == 3
-        tollway("audit", "export", "--period", PERIOD, "--file", "september", "--organization", ORGANIZATION)
-        tollway("audit", "proof", samples.request_id(1), "--period", PERIOD, "--file", "proof", "--organization", ORGANIZATION)
+        tollway("periods", "export", "--period", PERIOD, "--file", "september", "--organization", ORGANIZATION)
+        tollway("periods", "proof", samples.request_id(1), "--period", PERIOD, "--file", "proof", "--organization", ORGANIZATION)
         assert "everything agrees" in verified("september")
         assert samples.request_id(1) in verified("--proof", "proof")
-        refused_export = tollway("audit", "export", "--period", period_id(ORGANIZATION, 0), "--organization", ORGANIZATION, code=1)
+        refused_export = tollway("periods", "export", "--period", period_id(ORGANIZATION, 0), "--organization", ORGANIZATION, code=1)
         assert "There is no such billing period." in refused_export
