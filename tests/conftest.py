@@ -1,6 +1,7 @@
 """Fixtures and options of all tests: how properties are searched, which tests need a PostgreSQL, and how much was tried."""
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 
@@ -21,6 +22,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("postgres"):
             item.add_marker(pytest.mark.skip(reason="TOLLWAY_TEST_POSTGRES is not set; `make test` starts a PostgreSQL"))
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """The path of Prometheus' checker. `make test` installs it; without it the test is skipped."""
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip("promtool is not installed (Debian's package prometheus has it)")
+    return found
 
 
 @pytest.fixture

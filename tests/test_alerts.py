@@ -1,11 +1,9 @@
 """The alert rules of `deploy/` name metrics that exist, and do what their own tests say."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 import yaml
 
 from tollway.metric_table import CONTROL_METRICS, GATEWAY_METRICS, Kind
@@ -38,9 +36,6 @@ def test_every_alert_has_a_runbook_whose_commands_exist() -> None:
         assert f"**`tollway {words} " in commands or f"**`tollway {words}`" in commands, command
 
 
-def test_alerts_fire_as_their_tests_say() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian's package prometheus has it)")
+def test_alerts_fire_as_their_tests_say(promtool: str) -> None:
     done = subprocess.run([promtool, "test", "rules", "alerts.test.yaml"], cwd=RULES.parent, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -88,6 +88,17 @@ def test_change_is_recorded_with_actor_target_and_fields_but_no_secret(fresh_con
     assert made["value"] not in everything and rotated["value"] not in everything and tenant.secret not in everything
 
 
+def test_change_behind_the_end_of_a_long_text_is_seen_in_the_record(fresh_control: Running, tenant: TenantSetup) -> None:
+    admin = fresh_control.client(tenant.admin_key)
+    addresses = [f"2001:db8:{number:x}::/48" for number in range(60)]
+    path = f"{PROJECTS}/{tenant.project_id}/api_keys"
+    made = answered(admin.post(path, json={"name": "k", "addresses": addresses}))
+    answered(admin.post(f"{path}/{made['id']}", json={"addresses": [*addresses[:-1], "198.51.100.0/24"]}))
+    (fields,) = json.loads(list_chain(fresh_control, tenant.organization_id)[-1].changes)
+    before, after = fields["before"]["addresses"], fields["after"]["addresses"]
+    assert before != after and before[: row_changes.TEXT_CHARACTERS_MAX] == after[: row_changes.TEXT_CHARACTERS_MAX]
+
+
 def test_operator_for_an_organization_is_recorded_in_its_chain_and_otherwise_in_that_of_the_platform(
     fresh_control: Running, tenant: TenantSetup
 ) -> None:

@@ -1,16 +1,14 @@
 """The page of metrics of a control process."""
 
-import shutil
 import subprocess
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.control.harness import Running
 from tollway.metric_table import CONTROL_METRICS
 
 
-def test_page_of_control_has_metrics_of_the_table_only_and_prometheus_accepts_it(control: Running) -> None:
+def test_page_of_control_has_metrics_of_the_table_only_and_prometheus_accepts_it(control: Running, promtool: str) -> None:
     node = control.node()
     node.get("/metrics")
     page = node.get("/metrics").text
@@ -23,8 +21,5 @@ def test_page_of_control_has_metrics_of_the_table_only_and_prometheus_accepts_it
         for sample in family.samples:
             if not sample.name.endswith("_created"):
                 assert set(sample.labels) == set(row.labels), family.name
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian's package prometheus has it)")
     done = subprocess.run([promtool, "check", "metrics"], input=page.encode(), capture_output=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,9 @@
 """Explanations of the choice of a deployment, in answers, in metrics and at the internal listener."""
 
+import random
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,7 +15,7 @@ from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.gateway.prefix_routing import HOME_HOLD
-from tollway.gateway.route import explain
+from tollway.gateway.route import explain, route
 
 REFUSED = [b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"]
 
@@ -84,3 +87,34 @@ def test_explanation_changes_nothing_and_lists_a_drained_deployment_last() -> No
             (other.deployment.id, "good"),
             (drained.deployment.id, "drained"),
         ]
+
+
+def test_ranks_of_the_explanation_are_those_by_which_deployments_are_chosen() -> None:
+    """In any state of four deployments the candidates of a request are in the order of the explanation's ranks, from the first one on."""
+    request_of_a_model = SimpleNamespace(endpoint=Endpoint.CHAT_COMPLETIONS, body=b"{}", headers={})
+    call: Any = SimpleNamespace(
+        model=SimpleNamespace(id="m", share_cache=True),
+        caller=SimpleNamespace(is_test=False),
+        request=request_of_a_model,
+        names=frozenset(),
+        charge=None,
+    )
+    dice = random.Random(7)
+    seen = set()
+    for _ in range(300):
+        with plane({"m": Served([NOWHERE] * 4, one_tier=True)}) as (made, _, _):
+            for upstream in made.upstreams.of("m"):
+                tier, weight = dice.choice((0, 0, 1)), dice.choice((0, 1, 1, 2))
+                upstream.deployment = msgspec.structs.replace(upstream.deployment, tier=tier, weight=weight)
+                upstream.running = upstream.limit if dice.random() < 0.3 else 0
+                fault = dice.choice((None, None, faults.UPSTREAM_CONNECT, faults.UPSTREAM_MISCONFIGURED, faults.UPSTREAM_CUT))
+                for organization in "abcdefgh" if fault is not None else "":
+                    upstream.health.fail(Fault(fault), Endpoint.CHAT_COMPLETIONS, organization, 10.0, has_begun=False)
+            rows = explain("m", Endpoint.CHAT_COMPLETIONS, 10, made.upstreams, 10.25, test=False)
+            ranks: dict[str, Any] = {str(row["deployment"]): row["rank"] for row in rows}
+            seen |= {row["reliability"] for row in rows}
+            if not any(ranks.values()):
+                continue
+            chosen = [ranks[upstream.deployment.id] for upstream in route(call, made.upstreams, 10.25, dice.random)]
+            assert chosen == sorted(rank for rank in ranks.values() if rank is not None)
+    assert seen == {"good", "doubtful", "down", "drained"}

@@ -13,7 +13,9 @@ from tollway.cli.organizations import with_organizations
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.period_exports import export, find_period, proof
 from tollway.cli.times import Zone, find_zone, show_day, with_times
+from tollway.domain import ids
 from tollway.domain.periods import PeriodState
+from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command()(export)
@@ -81,6 +83,8 @@ def close(
     data_dir: DataDir = None,
 ) -> None:
     """Close a billing period permanently, or all that have ended, oldest first. Refused while records are missing."""
+    if organization is not None and period is not None and ids.is_id(ids.PERIOD, period):
+        raise OperatorError("a period is of one organization already", hint="leave --organization out", exit_code=2)
     with connect(control_url, key, data_dir) as control:
         if period is not None:
             wanted = [find_period(_list(control, organization, None), period)]

@@ -6,6 +6,7 @@ which may exist where the statement says ON CONFLICT. At the end the same rows a
 forget to say what it changed. A column of raw bytes (a digest, a sealed credential) is compared, and never shown.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ ROWS_MAX = 50
 """Rows of one transaction that are compared. One that archives an organization may change thousands; the rest is counted."""
 
 TEXT_CHARACTERS_MAX = 512
-"""Longest text of a field that is kept; the rest of it is cut."""
+"""Longest text of a field that is kept. Of a longer one the rest is cut, and the SHA-256 of the whole stands in its place."""
 
 Key = tuple[sa.Table, tuple[Any, ...]]
 Row = Mapping[str, Any]
@@ -150,4 +151,6 @@ def _describe(table: sa.Table, key: tuple[Any, ...], before: Row, after: Row) ->
 def _show(value: Any) -> object:
     if isinstance(value, bytes | memoryview):
         return HIDDEN
-    return value[:TEXT_CHARACTERS_MAX] if isinstance(value, str) else value
+    if isinstance(value, str) and len(value) > TEXT_CHARACTERS_MAX:
+        return f"{value[:TEXT_CHARACTERS_MAX]}... (SHA-256 {hashlib.sha256(value.encode()).hexdigest()})"
+    return value
