@@ -14,7 +14,7 @@ pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "tutorial.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
-LATER = {"PYTHONPATH": f"{ROOT / 'src'}:{Path(__file__).parent / 'later'}", "CLOCK_AHEAD_SECONDS": str(40 * 86_400)}
+LATER = {"PYTHONPATH": f"{ROOT / 'src'}:{Path(__file__).parent / 'clock_ahead'}", "CLOCK_AHEAD_SECONDS": str(40 * 86_400)}
 PORTS = ("--listen", "127.0.0.1:0", "--internal", "127.0.0.1:0", "--control-listen", "127.0.0.1:0", "--link", "127.0.0.1:0")
 
 

@@ -358,8 +358,10 @@ def _list_jobs(
             if turn.is_over():
                 break
 
+    overrides = _audit_job(plane, "rate_limit.override_ended", "limit_overrides")
+
     def remove_ended_overrides(turn: Turn) -> None:
-        concerned = plans.remove_ended(plane.database, turn.at)
+        concerned = plans.remove_ended(overrides, turn.at)
         if concerned:
             plane.log({"event": "limit_overrides_ended", "organizations": len(concerned)})
 
