@@ -104,6 +104,7 @@ docs: $(VENV)/.dev  ## render the pages that are made from results and declarati
 	@$(VENV)/bin/python -m reliability --render
 	@$(VENV)/bin/python scripts/settings_page.py
 	@$(VENV)/bin/python scripts/metrics_page.py
+	@$(VENV)/bin/python scripts/dashboards.py
 	@$(VENV)/bin/python scripts/platform_page.py
 	@$(VENV)/bin/python scripts/cli_page.py
 	@$(VENV)/bin/python scripts/attacks_page.py

@@ -52,6 +52,7 @@ class Installation:
             "gateway_url": url_of(self.gateway, tls=tls),
             "control_url": url_of(self.control),
             "internal_url": url_of(self.internal),
+            "link_url": url_of(self.link),
         }
 
 
@@ -160,7 +161,7 @@ def print_addresses(installation: Installation) -> None:
     print(
         f"inference      {addresses['gateway_url']}/v1\n"
         f"administration {addresses['control_url']}/v1\n"
-        f"metrics        {addresses['internal_url']}/metrics\n"
+        f"metrics        {addresses['internal_url']}/metrics (gateway), {addresses['link_url']}/metrics (control)\n"
         f"operator's key in {installation.directory}/secrets.json (platform_key)",
         file=sys.stderr,
     )
