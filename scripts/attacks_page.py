@@ -149,6 +149,11 @@ ROWS = {
         "a person or a key that lost what it had, and goes on by a request that is still sent, or by the secret before a rotation",
         "401 or 403 from the next request on, and for one whose body took more than a second; no secret outlives its key",
     ),
+    95: (
+        "more requests than one gateway process has CPU time or memory for, with valid keys or without",
+        "503 `overloaded` with `retry-after` for an eighth of new requests more each half second, up to seven eighths, before a key is"
+        " checked; requests under way and health are served",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

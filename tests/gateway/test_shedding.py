@@ -30,7 +30,7 @@ class Process:
         return self.shedder.steps
 
 
-def test_standing_lag_refuses_more_in_each_period_and_never_all() -> None:
+def test_95_standing_lag_refuses_more_in_each_period_and_never_all() -> None:
     process = Process(SheddingBounds(lag_seconds_max=0.2))
     assert [process.pass_period(0.3, 0.21) for _ in range(STEPS + 2)] == [1, 2, 3, 4, 5, 6, 7, 7, 7, 7]
     assert [process.shedder.refuses() for _ in range(STEPS)].count(False) == STEPS - SHED_STEPS_MAX
@@ -63,7 +63,7 @@ def test_refused_part_is_spread_evenly(steps: int) -> None:
     assert process.shedder.refused == sum(refused) == 10 * steps
 
 
-def test_memory_above_its_bound_refuses_until_it_is_well_below() -> None:
+def test_95_memory_above_its_bound_refuses_until_it_is_well_below() -> None:
     process = Process(SheddingBounds(lag_seconds_max=0.0, memory_bytes_max=160 * MIB))
     found = []
     for memory in (160, 161, 161, 160, 151, 150, 149, 149):
@@ -101,7 +101,7 @@ async def test_clock_of_a_gateway_measures_the_lag_of_its_loop(monkeypatch: pyte
         await until(lambda: not shedder.steps)
 
 
-async def test_gateway_whose_loop_lags_refuses_inference_with_503_and_answers_health_and_models(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_95_gateway_whose_loop_lags_refuses_inference_with_503_and_answers_health_and_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Clock, "PERIOD_SECONDS", 3600.0)
     upstream = Upstream([whole(completion())])
     async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
