@@ -18,7 +18,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.limits import Limits
 from tollway.gateway import body_reader_pool, pipeline
 from tollway.gateway.authorize import authorize
-from tollway.gateway.body_reader_messages import Body, Examined, Offer, Refused, decode_answer, decode_body, encode_frame
+from tollway.gateway.body_reader_messages import Body, Examined, Offer, Refused, decode_answer, decode_task, encode_frame
 from tollway.gateway.body_reader_pool import BodyReaders, to_offer
 from tollway.gateway.body_reader_process import examine
 from tollway.gateway.dialects.dialect import END_USER_CHARS_MAX
@@ -30,7 +30,7 @@ BODIES = 3_000
 LARGE = msgspec.json.encode(chat(messages=[{"role": "user", "content": "all the words, " * 10_000}]))
 POLICIES = {"m": UnknownParameters.REFUSE, "d": UnknownParameters.DROP, "f": UnknownParameters.FORWARD}
 MODELS = {name: Served([NOWHERE], unknown_parameters=policy, output_tokens_max=100) for name, policy in POLICIES.items()}
-SAME = [name for name in Examined.__struct_fields__ if name not in ("price_id", "dropped", "end_user")]
+SAME = [name for name in Examined.__struct_fields__ if name not in ("price_id", "dropped", "end_user", "spans")]
 
 
 def find_caller(made: Plane) -> Caller:
@@ -50,7 +50,7 @@ def test_78_body_examined_by_a_reader_gets_the_same_verdict_as_in_the_gateway() 
                 grant = made.directory.find_grant(caller, model, request.endpoint, now_us)
                 return None if grant is None else to_offer(grant)
 
-            body = decode_body(encode_frame(Body(len(data), endpoint, made.media_bounds))[4:])
+            body = decode_task(encode_frame(Body(len(data), endpoint, made.media_bounds))[4:])
             answer = decode_answer(encode_frame(examine(body, data, look_up))[4:])
             try:
                 call = authorize(caller, request, made.directory, made.media_bounds)
@@ -70,7 +70,7 @@ def test_78_body_examined_by_a_reader_gets_the_same_verdict_as_in_the_gateway() 
 @pytest.mark.skipif(FORM == "compiled", reason="compiled classes do not name their members")
 def test_reader_answers_with_every_member_of_a_call_that_a_body_decides() -> None:
     of_the_gateway = {"request", "caller", "grant", "model", "dialect", "price", "output_hold", "repeated", "charge", "answer_recorder"}
-    assert set(Call.__slots__) - of_the_gateway == set(Examined.__struct_fields__) - {"price_id"}
+    assert set(Call.__slots__) - of_the_gateway == set(Examined.__struct_fields__) - {"price_id", "spans"}
 
 
 @pytest.mark.parametrize("user", ["u_1", "u" * 5_000_000])

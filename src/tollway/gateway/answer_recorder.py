@@ -7,7 +7,7 @@ is FINAL written (docs/decisions/0036). Neither is interrupted: a client that le
 import asyncio
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 from tollway.domain import faults
@@ -117,9 +117,10 @@ class AnswerRecorder:
 
 
 async def claim(
-    store: AnswerStore, client: Client, *, organization_id: str, key_id: str, endpoint: Endpoint, key: bytes, body: bytes
+    store: AnswerStore, client: Client, *, organization_id: str, key_id: str, endpoint: Endpoint, key: bytes, pieces: Sequence[bytes]
 ) -> AnswerRecorder:
-    """Return the recorder of a request that came with the idempotency key `key`, of the API key `key_id`. Await it in a driven coroutine.
+    """Return the recorder of a request that came with the idempotency key `key`, of the API key `key_id`. `pieces`: of its body. Await it
+    in a driven coroutine.
 
     Raises Fault invalid_value for a key that is empty, longer than 255 characters or not of visible ASCII characters; and as
     `AnswerStore.claim`.
@@ -128,12 +129,15 @@ async def claim(
         message = "The header 'Idempotency-Key' must have 1 to 255 visible ASCII characters."
         raise Fault(faults.PARAMETER_INVALID, param="idempotency-key", message=message)
     digest = hashlib.sha256(b"\0".join((key_id.encode(), endpoint.encode(), key))).digest()
-    claimed = await _in_thread(_claim, store, organization_id, digest, body)
+    claimed = await _in_thread(_claim, store, organization_id, digest, pieces)
     return AnswerRecorder(client, claimed, store.answer_bytes_max)
 
 
-def _claim(store: AnswerStore, organization_id: str, digest: bytes, body: bytes) -> ClaimedAnswer:
-    return store.claim(organization_id, digest, hashlib.sha256(body).digest())
+def _claim(store: AnswerStore, organization_id: str, digest: bytes, pieces: Sequence[bytes]) -> ClaimedAnswer:
+    body = hashlib.sha256()
+    for piece in pieces:
+        body.update(piece)
+    return store.claim(organization_id, digest, body.digest())
 
 
 async def _in_thread(function: Callable[_P, _T], *arguments: _P.args, **keywords: _P.kwargs) -> _T:

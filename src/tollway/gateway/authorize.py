@@ -29,7 +29,7 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
     model_not_found for a model that does not exist, is not allowed to this key, or has no price on the organization's price list (all
     three look the same to the caller).
     """
-    return authorize_body(caller, request, bodies.read(request.body), directory, media)
+    return authorize_body(caller, request, bodies.read(request.read_body()), directory, media)
 
 
 def authorize_body(caller: Caller, request: Request, asked: dict[str, Any], directory: Directory, media: MediaBounds) -> Call:
@@ -74,7 +74,7 @@ def authorize_body(caller: Caller, request: Request, asked: dict[str, Any], dire
         sequences *= _count_choices(asked, dialect)
         if sequences > PROMPTS_MAX:
             raise Fault(faults.PARAMETER_INVALID, param="n", message=f"A request may ask for at most {PROMPTS_MAX} outputs.")
-    input_tokens_max = len(request.body) + shared_bytes + prompts * dialect.prompt_tokens_added + media_tokens
+    input_tokens_max = request.body_bytes + shared_bytes + prompts * dialect.prompt_tokens_added + media_tokens
     context_length = grant.model.context_length
     if context_length is not None and prompts * context_length < input_tokens_max:
         input_tokens_max = prompts * context_length
@@ -95,7 +95,7 @@ def authorize_body(caller: Caller, request: Request, asked: dict[str, Any], dire
         output_cap,
         output_tokens_max,
         input_tokens_max,
-        0 if media_tokens else len(request.body),
+        0 if media_tokens else request.body_bytes,
         stream,
         prompts,
         sequences,
@@ -121,6 +121,7 @@ def _check_fields(asked: dict[str, Any], dialect: Dialect, grant: ModelGrant, dr
     """Check every top-level field; returns those that do not go up: `dropped`, and what the model's policy adds to it."""
     checks = dialect.fields
     policy = grant.model.unknown_parameters
+    dropped = [*dropped]
     for field, value in asked.items():
         check = checks.get(field)
         if check is None:
@@ -132,7 +133,7 @@ def _check_fields(asked: dict[str, Any], dialect: Dialect, grant: ModelGrant, dr
                 if policy is UnknownParameters.REFUSE and (is_engine_field or not dialect.allows_unknown_fields):
                     raise _unknown(field)
                 if policy is UnknownParameters.DROP:
-                    dropped = [*dropped, field]
+                    dropped.append(field)
                     continue
         if check is not None and not check.allows(value):
             raise _invalid(field, check.advice)

@@ -1,12 +1,13 @@
 """Messages between a gateway and its reader processes: frames of MessagePack, each behind its length.
 
 The gateway sends `Body` and the bytes of the body. A reader answers with `Lookup`, the name of the model that the body asks for, to which
-the gateway answers with `Offer` or null; and then with `Examined`, or with `Refused`. These are values, and no code: a reader that a body
-took over could say wrong things of this body and of later ones, and no more.
+the gateway answers with `Offer` or null; and then with `Examined`, or with `Refused`. Or the gateway sends `Composition` and the bytes of
+a body that was examined, and the reader answers with `Composed` and the bytes of the body for an engine. These are values, and no code: a
+reader that a body took over could say wrong things of this body and of later ones, and no more.
 """
 
 import struct
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -28,12 +29,24 @@ KINDS: Final = {name: kind for name, kind in vars(faults).items() if isinstance(
 _NAMES: Final = {id(kind): name for name, kind in KINDS.items()}
 
 
-class Body(msgspec.Struct, frozen=True, array_like=True):
+class Body(msgspec.Struct, frozen=True, array_like=True, tag="body"):
     """The announcement of a body of `size` bytes, which follow it. `media`: the bounds on what it may bring along."""
 
     size: int
     endpoint: Endpoint
     media: MediaBounds
+
+
+class Composition(msgspec.Struct, frozen=True, array_like=True, tag="composition"):
+    """The announcement of a body of `size` bytes, which follow it, that is to be made one for an engine (`request.compose_body`).
+    `injected`: the fields that are set, as JSON by name. `salt`: of the prompt, empty for none."""
+
+    size: int
+    endpoint: Endpoint
+    is_translated: bool
+    dropped: tuple[str, ...]
+    injected: dict[str, bytes]
+    salt: bytes
 
 
 class Lookup(msgspec.Struct, frozen=True, array_like=True, tag="lookup"):
@@ -54,7 +67,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True):
 
 class Examined(msgspec.Struct, frozen=True, array_like=True, tag="examined"):
     """A permitted body: the members of `request.Call` of the same names. `price_id`: of the price that applies. `end_user`: whom the body
-    names, limited or not."""
+    names, limited or not. `spans`: the places of the members (`bodies.find_spans`)."""
 
     price_id: str
     names: tuple[str, ...]
@@ -69,6 +82,14 @@ class Examined(msgspec.Struct, frozen=True, array_like=True, tag="examined"):
     hide_usage: bool
     hide_continuous: bool
     end_user: str | None
+    spans: tuple[int, ...]
+
+
+class Composed(msgspec.Struct, frozen=True, array_like=True, tag="composed"):
+    """A body of `size` bytes for an engine, which follow; and `Call.repeated`."""
+
+    size: int
+    repeated: dict[str, Any] | None
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
@@ -90,10 +111,12 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-decode_body = msgspec.msgpack.Decoder(Body).decode
+_tasks: "msgspec.msgpack.Decoder[Body | Composition]" = msgspec.msgpack.Decoder(Body | Composition)
+decode_task = _tasks.decode
 _offers: "msgspec.msgpack.Decoder[Offer | None]" = msgspec.msgpack.Decoder(Offer | None)
 decode_offer = _offers.decode
-_answers: "msgspec.msgpack.Decoder[Lookup | Examined | Refused]" = msgspec.msgpack.Decoder(Lookup | Examined | Refused)
+Reply = Lookup | Examined | Refused | Composed
+_answers: "msgspec.msgpack.Decoder[Reply]" = msgspec.msgpack.Decoder(Reply)
 decode_answer = _answers.decode
 
 

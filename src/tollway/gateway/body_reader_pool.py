@@ -1,4 +1,5 @@
-"""Large request bodies are read in processes of their own, because reading one holds the interpreter for tens of milliseconds.
+"""Large request bodies are read in processes of their own, because reading one holds the interpreter for tens of milliseconds. What an
+engine is sent in place of a body that is translated, or whose prompt is salted, is made there as well.
 
 A gateway has a few reader processes (`body_reader_process`), started when the first large body comes. A body waits for one of them in the
 queue of its organization; the queues take turns. A reader that fails or exceeds its time is ended and replaced; the request whose body it
@@ -12,25 +13,31 @@ import sys
 from asyncio import IncompleteReadError, LimitOverrunError, StreamReader, StreamWriter
 from asyncio.subprocess import DEVNULL, Process
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import Any, TypeVar
 
 import msgspec
 
 from tollway.domain import faults
+from tollway.domain.catalog import Deployment
 from tollway.domain.faults import Fault
 from tollway.gateway.authorize import authorize
 from tollway.gateway.body_reader_messages import (
     ANSWER_BYTES_MAX,
     LENGTH,
     Body,
+    Composed,
+    Composition,
     Examined,
     Lookup,
     Offer,
     Refused,
+    Reply,
     decode_answer,
     encode_frame,
 )
+from tollway.gateway.dialects.dialect import Translation
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
 from tollway.gateway.media.bounds import MediaBounds
@@ -44,6 +51,8 @@ WAIT_SECONDS_MAX = 30.0
 """For a body to wait for a reader."""
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "SYSTEMROOT")
 """Variables that a reader is given. Secrets of the gateway are among the others."""
+
+_T = TypeVar("_T")
 
 Alarm = Callable[[str, dict[str, object]], None]
 
@@ -87,17 +96,22 @@ class Reader:
         """Its process id."""
         return self._process.pid
 
-    async def ask(self, frame: bytes, content: bytes = b"") -> Lookup | Examined | Refused:
+    async def ask(self, frame: bytes, pieces: Sequence[bytes] = (), answer_bytes_max: int = ANSWER_BYTES_MAX) -> Reply:
         """Send a frame and what follows it; return the answer. Raises OSError, EOFError or ValueError for a reader that failed."""
         self._outgoing.write(frame)
-        view = memoryview(content)  # in pieces: what the socket does not take is copied, and other requests would wait for that
-        for start in range(0, len(content), PIECE_BYTES):
-            self._outgoing.write(view[start : start + PIECE_BYTES])
-            await self._outgoing.drain()
+        for piece in pieces:
+            view = memoryview(piece)  # what the socket does not take is copied, and other requests would wait for that
+            for start in range(0, len(piece), PIECE_BYTES):
+                self._outgoing.write(view[start : start + PIECE_BYTES])
+                await self._outgoing.drain()
         (length,) = LENGTH.unpack(await self._incoming.readexactly(LENGTH.size))
-        if length > ANSWER_BYTES_MAX:
+        if length > answer_bytes_max:
             raise ValueError("an answer that is too long")
         return decode_answer(await self._incoming.readexactly(length))
+
+    async def receive(self, size: int) -> list[bytes]:
+        """Return the `size` bytes that follow an answer, in pieces. Raises as `ask` does."""
+        return [await self._incoming.readexactly(min(PIECE_BYTES, size - start)) for start in range(0, size, PIECE_BYTES)]
 
     def kill(self) -> None:
         """End the process at once."""
@@ -122,7 +136,7 @@ class BodyReaders:
         self._busy = 0
         self._idle: list[Reader] = []
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
-        self._running: set[asyncio.Task[Call]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self.failures = 0
 
     @property
@@ -136,8 +150,25 @@ class BodyReaders:
         Raises Fault as that does; overloaded if no reader is free within WAIT_SECONDS_MAX or the body takes it more than
         READ_SECONDS_MAX, internal_error if the reader fails. A caller that is cancelled leaves the reader to finish.
         """
-        await self.take(caller.organization.id)
-        task = asyncio.get_running_loop().create_task(self._authorize(caller, request, directory, media))
+        return await self._lend(
+            caller.organization.id,
+            lambda reader: _ask(reader, caller, request, directory, media),
+            lambda: authorize(caller, request, directory, media),
+        )
+
+    async def compose(self, call: Call, deployment: Deployment, translation: Translation | None) -> list[bytes]:
+        """Return the body of a call with a large one for a deployment, in pieces, as `Call.upstream_body` does. Raises as `authorize`
+        does."""
+        return await self._lend(
+            call.caller.organization.id,
+            lambda reader: _compose(reader, call, deployment, translation),
+            lambda: [call.upstream_body(deployment, translation)],
+        )
+
+    async def _lend(self, organization: str, use: Callable[[Reader], Awaitable[_T]], otherwise: Callable[[], _T]) -> _T:
+        """Return what a body is used for: with a reader, or here where none can be started."""
+        await self.take(organization)
+        task = asyncio.get_running_loop().create_task(self._use_reader(use, otherwise))
         self._running.add(task)
         task.add_done_callback(self._finish)
         return await asyncio.shield(task)
@@ -153,7 +184,7 @@ class BodyReaders:
             reader.kill()
             await reader.wait()
 
-    def _finish(self, task: asyncio.Task[Call]) -> None:
+    def _finish(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # whoever waits for it has it, and if nobody does any more, nobody needs it
@@ -205,7 +236,7 @@ class BodyReaders:
 
     # ---- Reading ------------------------------------------------------------------------------------------------------
 
-    async def _authorize(self, caller: Caller, request: Request, directory: Directory, media: MediaBounds) -> Call:
+    async def _use_reader(self, use: Callable[[Reader], Awaitable[_T]], otherwise: Callable[[], _T]) -> _T:
         reader: Reader | None = None
         try:
             async with asyncio.timeout(READ_SECONDS_MAX):
@@ -213,11 +244,11 @@ class BodyReaders:
                     reader = self._idle.pop() if self._idle else await Reader.start()
                 except OSError as error:
                     self._note_failure("cannot be started", error)
-                    return authorize(caller, request, directory, media)
-                call = await _ask(reader, caller, request, directory, media)
+                    return otherwise()
+                result = await use(reader)
             self._idle.append(reader)
             reader = None
-            return call
+            return result
         except Fault:
             if reader is not None:
                 self._idle.append(reader)
@@ -241,15 +272,15 @@ class BodyReaders:
 
 async def _ask(reader: Reader, caller: Caller, request: Request, directory: Directory, media: MediaBounds) -> Call:
     """Let a reader read the body of a request. Raises Fault for a body that is refused."""
-    content = request.body
+    pieces = (request.body,) if request.upload is None else request.upload.pieces
     grant: ModelGrant | None = None
-    answer = await reader.ask(encode_frame(Body(len(content), request.endpoint, media)), content)
+    answer = await reader.ask(encode_frame(Body(request.body_bytes, request.endpoint, media)), pieces)
     if isinstance(answer, Lookup):
         grant = directory.find_grant(caller, answer.model, request.endpoint, request.received_at)
         answer = await reader.ask(encode_frame(None if grant is None else to_offer(grant)))
     if isinstance(answer, Refused):
         raise answer.to_fault()
-    if isinstance(answer, Lookup) or grant is None:
+    if not isinstance(answer, Examined) or grant is None:
         raise ValueError("an answer out of turn")
     price = next(price for price in grant.prices.values() if price.id == answer.price_id)
     call = Call(
@@ -273,7 +304,37 @@ async def _ask(reader: Reader, caller: Caller, request: Request, directory: Dire
     )
     if caller.end_user_limits is not None:
         call.end_user = answer.end_user
+    if request.upload is not None:
+        request.upload.spans = _check_spans(answer, request.body_bytes)
     return call
+
+
+def _check_spans(answer: Examined, size: int) -> tuple[int, ...]:
+    """Return the places of members that a reader named. Raises ValueError if they cannot be those of a body of `size` bytes."""
+    spans = answer.spans
+    if spans and (len(spans) != 2 * len(answer.names) or list(spans) != sorted(spans) or spans[0] < 1 or spans[-1] >= size):
+        raise ValueError("places of members that cannot be")
+    return spans
+
+
+async def _compose(reader: Reader, call: Call, deployment: Deployment, translation: Translation | None) -> list[bytes]:
+    """Let a reader make the body for a deployment."""
+    request = call.request
+    pieces = (request.body,) if request.upload is None else request.upload.pieces
+    task = Composition(
+        request.body_bytes,
+        request.endpoint,
+        translation is not None,
+        tuple(call.dropped),
+        dict(call.find_injected(deployment, translation).fields),
+        call.find_prompt_salt(deployment, translation),
+    )
+    size_max = ANSWER_BYTES_MAX + 2 * request.body_bytes
+    answer = await reader.ask(encode_frame(task), pieces, size_max)
+    if not isinstance(answer, Composed) or answer.size > size_max:
+        raise ValueError("an answer out of turn")
+    call.repeated = answer.repeated
+    return await reader.receive(answer.size)
 
 
 def to_offer(grant: ModelGrant) -> Offer:

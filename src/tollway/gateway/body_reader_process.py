@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from tollway.domain.billing_classes import UnitPrices
 from tollway.domain.faults import Fault
@@ -20,18 +21,22 @@ from tollway.gateway.authorize import authorize_body
 from tollway.gateway.body_reader_messages import (
     LENGTH,
     Body,
+    Composed,
+    Composition,
     Examined,
     Lookup,
     Offer,
     Refused,
-    decode_body,
     decode_offer,
+    decode_task,
     encode_frame,
 )
+from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
 from tollway.gateway.principal import principal_of_key
-from tollway.gateway.request import Caller, ModelGrant, RequestHead, new_request
+from tollway.gateway.request import Caller, ModelGrant, RequestHead, compose_body, new_request
 from tollway.wire import bodies
+from tollway.wire.bodies import InjectedFields
 from tollway.wire.http import NO_HEADERS
 
 NICENESS = 5
@@ -59,11 +64,17 @@ def run(connection: socket.socket) -> None:
 
         while True:
             try:
-                body = decode_body(read_frame())
-                content = incoming.read(body.size)
-                if len(content) < body.size:
+                task = decode_task(read_frame())
+                content = incoming.read(task.size)
+                if len(content) < task.size:
                     return
-                connection.sendall(encode_frame(examine(body, content, look_up)))
+                if isinstance(task, Body):
+                    connection.sendall(encode_frame(examine(task, content, look_up)))
+                else:
+                    composed, repeated = compose(task, content)
+                    connection.sendall(encode_frame(Composed(len(composed), repeated)))
+                    connection.sendall(composed)
+                    del composed
                 del content
             except (EOFError, OSError):
                 return  # the gateway is gone
@@ -97,7 +108,15 @@ def examine(body: Body, content: bytes, look_up: Callable[[str], Offer | None]) 
         call.hide_usage,
         call.hide_continuous,
         call.dialect.find_end_user(asked),
+        bodies.find_spans(content),
     )
+
+
+def compose(task: Composition, content: bytes) -> tuple[bytes, dict[str, Any] | None]:
+    """Return the body that an engine is sent in place of `content`, and what its answer repeats."""
+    dialect = DIALECTS[task.endpoint]
+    translation = dialect.translation if task.is_translated else None
+    return compose_body(content, None, dialect, translation, task.dropped, InjectedFields(task.injected), task.salt)
 
 
 def _to_grant(offer: Offer) -> ModelGrant:

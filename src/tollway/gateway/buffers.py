@@ -1,7 +1,7 @@
 """Budget for the bytes that this process holds for others: large request bodies and answers, in all and for each key and each upstream.
 
 A message is counted from LARGE_BYTES on. Smaller ones cost nothing here and are bounded by the number of connections. A request body counts
-for its API key from its head until its request ends, and once more for the upstream that it is sent to, because the copy that is sent
+for its API key from its head until its request ends, and once more for the upstream that it is sent to, because a translated one
 lies in memory beside it until the engine has read it. An answer that is held until it is whole counts for its upstream, and one that its
 client has not read yet for the process.
 """
@@ -12,8 +12,9 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.faults import FaultKind
+from tollway.wire.http import WHOLE_BYTES_MAX
 
-LARGE_BYTES = 64 * 1024
+LARGE_BYTES = WHOLE_BYTES_MAX
 
 
 class BufferBounds(msgspec.Struct, frozen=True, kw_only=True):

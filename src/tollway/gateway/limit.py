@@ -239,7 +239,7 @@ _UNBOUNDED = 1 << 62
 
 
 def _estimate_media(call: Call, density: int) -> int:
-    body_bytes = len(call.request.body)
+    body_bytes = call.request.body_bytes
     media_tokens = call.input_tokens_max - body_bytes - call.prompts * call.dialect.prompt_tokens_added
     return (min(body_bytes, TEXT_BYTES_BESIDE_MEDIA) * density >> 10) + media_tokens // MEDIA_SHARE + 1
 

@@ -82,7 +82,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             permit.record = record = meter(permit, plane.usage_sink, plane.now_us)
             async with record:
                 permit.headers = call.dialect.identify(request.id) + permit.headers
-                await relay(permit, candidates, record, client, plane.bounds, plane.active, plane.retries, plane.metrics, driver)
+                bounds, readers = plane.bounds, plane.body_readers
+                await relay(permit, candidates, record, client, bounds, plane.active, plane.retries, plane.metrics, driver, readers)
     except ClientGone:
         pass
     except Fault as caught:
@@ -162,7 +163,7 @@ async def _claim_answer(call: Call, key: bytes, client: Client, store: AnswerSto
         key_id=caller.principal.id,
         endpoint=request.endpoint,
         key=key,
-        body=request.body,
+        pieces=(request.body,) if request.upload is None else request.upload.pieces,
     )
 
 

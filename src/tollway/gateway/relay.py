@@ -19,7 +19,7 @@ known not to: then the stream is ended as its API ends one of full length.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Final, Protocol, cast
 
@@ -27,17 +27,20 @@ import msgspec
 
 from tollway.domain import faults
 from tollway.domain.billing_classes import NOTHING, Quantities
+from tollway.domain.catalog import Deployment
 from tollway.domain.faults import Fault, FaultKind, Retry
 from tollway.domain.usage import Anomaly, Outcome, UsageSource
 from tollway.engines.table import ENGINES
+from tollway.gateway.body_reader_pool import BodyReaders
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
-from tollway.gateway.dialects.dialect import AnswerStream, BoundedStream
+from tollway.gateway.dialects.dialect import AnswerStream, BoundedStream, Translation
 from tollway.gateway.dialects.engine_errors import read_answer_fault
 from tollway.gateway.dialects.engine_usage import cap_to_delivered
 from tollway.gateway.driver import OVER, CoroutineDriver, Waiter
 from tollway.gateway.meter import UsageRecord
 from tollway.gateway.ports import Client, OutputHold
 from tollway.gateway.request import Call, Permit
+from tollway.gateway.uploads import Upload
 from tollway.gateway.upstreams.connection import Pool, UpstreamAnswer, UpstreamConnection
 from tollway.gateway.upstreams.upstream import Upstream
 from tollway.telemetry import Metrics
@@ -575,6 +578,7 @@ async def relay(
     budget: RetryBudget,
     metrics: Metrics,
     driver: CoroutineDriver,
+    body_readers: BodyReaders | None,
 ) -> None:
     """Answer the client from the first candidate that can, finishing `record` before the last byte.
 
@@ -598,7 +602,7 @@ async def relay(
             if charge is not None:
                 charge.begin(upstream.load)
             try:
-                exchange = await _attempt(permit, upstream, record, client, bounds, active, metrics, driver, fault)
+                exchange = await _attempt(permit, upstream, record, client, bounds, active, metrics, driver, body_readers, fault)
                 if exchange is not None:
                     if charge is not None:
                         charge.release()
@@ -702,6 +706,7 @@ async def _attempt(
     active: Active,
     metrics: Metrics,
     driver: CoroutineDriver,
+    body_readers: BodyReaders | None,
     before: Fault | None,
 ) -> Exchange | None:
     """One attempt. A whole answer is given here, to its end; of a stream only the beginning: it returns the exchange, which the caller
@@ -709,6 +714,12 @@ async def _attempt(
     call = permit.call
     now = time.monotonic()
     record.attempt(upstream.deployment.id)
+    deployment = upstream.deployment
+    translation = call.find_translation(deployment)
+    pieces: Sequence[bytes] = ()
+    if call.request.upload is not None:
+        pieces = await _compose_upload(call, call.request.upload, deployment, translation, body_readers, driver)
+        now = time.monotonic()
     fresh = before is not None and before.kind is faults.UPSTREAM_STALE
     connection = None if fresh else upstream.take_idle(now)
     if connection is None:
@@ -724,16 +735,18 @@ async def _attempt(
     client.attend(exchange)
     has_begun = False
     try:
-        deployment = upstream.deployment
-        translation = call.find_translation(deployment)
         dialect = call.dialect if translation is None else translation.target
-        message = upstream.message(call.request, dialect, record.attempts, call.upstream_body(deployment, translation))
-        if len(message) > LARGE_BYTES:
-            kind = exchange.hold(len(message))
+        if call.request.upload is None:
+            body = call.upstream_body(deployment, translation)
+            connection.ask(upstream.head(call.request, dialect, record.attempts, len(body)) + body, exchange)
+            del body
+        else:
+            size = sum(map(len, pieces))
+            kind = exchange.hold(size)
             if kind is not None:
                 raise Fault(kind, retry_after_seconds=1, detail="budget for buffered bytes")
-        connection.ask(message, exchange)
-        del message
+            connection.ask(upstream.head(call.request, dialect, record.attempts, size), exchange, pieces)
+            del pieces
         await exchange.wait()
         if call.stream and (exchange.stream is not None or not connection.answer.complete):
             recorder = call.answer_recorder
@@ -761,6 +774,23 @@ async def _attempt(
     finally:
         if not has_begun:
             exchange.close(active, metrics)
+
+
+async def _compose_upload(
+    call: Call,
+    upload: Upload,
+    deployment: Deployment,
+    translation: Translation | None,
+    body_readers: BodyReaders | None,
+    driver: CoroutineDriver,
+) -> Sequence[bytes]:
+    """Return a large body as one deployment is sent it, in pieces. Raises Fault as `BodyReaders.compose` does."""
+    pieces = call.edit_upload(upload, deployment, translation)
+    if pieces is not None:
+        return pieces
+    if body_readers is None:
+        return [call.upstream_body(deployment, translation)]
+    return await driver.in_task(body_readers.compose(call, deployment, translation))
 
 
 def _explain(exchange: Exchange, upstream: Upstream, record: UsageRecord) -> bytes:

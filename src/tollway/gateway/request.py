@@ -4,7 +4,7 @@ Values only. The two live ends of a request are elsewhere: the client's (`ports.
 (`upstreams.connection.UpstreamConnection`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -81,11 +81,12 @@ _BARE_HEADS = {endpoint: RequestHead(endpoint, NO_HEADERS) for endpoint in Endpo
 
 class Request:
     """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `trace_id`: the client's
-    or its own. `peer`: the client's address, for the log; empty unless that is wanted. `upload`: what a large body holds.
-    `waited_ms`: time in the queue of its model."""
+    or its own. `peer`: the client's address, for the log; empty unless that is wanted. `body_bytes`: length of the body, which is in
+    `upload` if that is not None, else in `body`. `waited_ms`: time in the queue of its model."""
 
     __slots__ = (
         "body",
+        "body_bytes",
         "endpoint",
         "head",
         "headers",
@@ -115,6 +116,7 @@ class Request:
         self.id = id
         self.head = head
         self.body = body
+        self.body_bytes = len(body)
         self.started = started
         self.received_at = received_at
         self.endpoint = endpoint
@@ -124,6 +126,21 @@ class Request:
         self.peer = peer
         self.upload: Upload | None = None
         self.waited_ms = 0.0
+
+    def take_upload(self, upload: Upload, pieces: tuple[bytes, ...]) -> None:
+        """The body is in `pieces`, and `upload` accounts for it."""
+        upload.pieces = pieces
+        self.upload = upload
+        self.body = b""
+        self.body_bytes = sum(map(len, pieces))
+
+    def read_body(self) -> bytes:
+        """Return the whole body. For a large one it holds the event loop."""
+        return self.body if self.upload is None else b"".join(self.upload.pieces)
+
+    def read_prefix(self, size: int) -> bytes:
+        """Return the first `size` bytes of the body, or all of a shorter one."""
+        return self.body[:size] if self.upload is None else bodies.cut(self.upload.pieces, 0, size)
 
 
 def new_request(id: str, head: RequestHead, body: bytes, started: float, received_at: int, peer: str = "") -> Request:
@@ -394,30 +411,77 @@ class Call:
         return translation if translation is not None and is_translated(deployment, self.dialect.endpoint) else None
 
     def upstream_body(self, deployment: Deployment, translation: Translation | None) -> bytes:
-        """The body for one deployment: the client's values verbatim, or translated, with the fields set that are ours to set."""
-        dialect, content, names, dropped = self.dialect, self.request.body, self.names, self.dropped
-        if translation is not None:
-            asked = bodies.read(content)
-            translated = translation.translate(asked, dropped)
-            self.repeated = {name: asked[name] for name in translation.repeated_fields if name in asked}
-            dialect, content, names, dropped = translation.target, msgspec.json.encode(translated), tuple(translated), ()
+        """The body for one deployment: the client's values verbatim, or translated, with the fields set that are ours to set. A large body
+        holds the event loop meanwhile."""
+        content = self.request.read_body()
+        injected, salt = self.find_injected(deployment, translation), self.find_prompt_salt(deployment, translation)
+        if translation is None and not salt:
+            return bodies.edit(content, self.names, injected, self.dropped)
+        body, self.repeated = compose_body(content, self.names, self.dialect, translation, self.dropped, injected, salt)
+        return body
+
+    def read_member(self, name: str, size: int) -> bytes:
+        """Return the first `size` bytes of a member of the body with its name; the whole body where no places of members are known."""
+        upload = self.request.upload
+        if upload is None or not upload.spans:
+            return self.request.read_body()
+        start, end = upload.spans[2 * self.names.index(name) :][:2]
+        return bodies.cut(upload.pieces, start, min(end, start + size))
+
+    def edit_upload(self, upload: Upload, deployment: Deployment, translation: Translation | None) -> list[bytes] | None:
+        """As `upstream_body`, of a large body and in pieces, without a look at more than its ends. Return None where that does not
+        suffice."""
+        if translation is not None or not upload.spans or self.find_prompt_salt(deployment, None):
+            return None
+        injected = self.find_injected(deployment, None)
+        return bodies.edit_pieces(upload.pieces, self.names, upload.spans, injected, self.dropped)
+
+    def find_injected(self, deployment: Deployment, translation: Translation | None) -> bodies.InjectedFields:
+        """Return the fields that the gateway sets in the body for a deployment."""
+        dialect = self.dialect if translation is None else translation.target
         usage, options = None, dialect.usage_options
         if self.stream and options is not None:
             usage = options.continuous if self.wants_continuous(deployment) else options.final
-        injected = self.grant.injected_fields(deployment, dialect, usage, self.output_cap)
-        body = bodies.edit(content, names, injected, dropped)
-        if deployment.cache_isolation is CacheIsolation.PROMPT and not self.model.share_cache:
-            return self._salt_prompt(body, deployment, dialect)
-        return body
+        return self.grant.injected_fields(deployment, dialect, usage, self.output_cap)
 
-    def _salt_prompt(self, body: bytes, deployment: Deployment, dialect: Dialect) -> bytes:
-        """Return `body` with the organization's salt before the prompt, where the API has a system prompt and the engine has no salt."""
-        salt_prompt = dialect.salt_prompt
-        if salt_prompt is None or dialect.endpoint in ENGINES[deployment.engine].salted_endpoints:
-            return body
+    def find_prompt_salt(self, deployment: Deployment, translation: Translation | None) -> bytes:
+        """Return the organization's salt that stands before the prompt, where the deployment is isolated in this way, the API has a system
+        prompt and the engine has no salt; else nothing."""
+        if deployment.cache_isolation is not CacheIsolation.PROMPT or self.model.share_cache:
+            return b""
+        dialect = self.dialect if translation is None else translation.target
+        if dialect.salt_prompt is None or dialect.endpoint in ENGINES[deployment.engine].salted_endpoints:
+            return b""
+        return self.grant.cache_salt.strip(b'"')
+
+
+def compose_body(
+    content: bytes,
+    names: Sequence[str] | None,
+    dialect: Dialect,
+    translation: Translation | None,
+    dropped: Collection[str],
+    injected: bodies.InjectedFields,
+    salt: bytes,
+) -> tuple[bytes, dict[str, Any] | None]:
+    """Return the body that an engine is sent in place of `content`, and what a translated answer repeats of it.
+
+    `names`: of the top level, if they are known. `dropped`: those that do not go up. `salt`: stands before the prompt, empty for none.
+    """
+    repeated: dict[str, Any] | None = None
+    if translation is not None:
+        asked = bodies.read(content)
+        translated = translation.translate(asked, dropped)
+        repeated = {name: asked[name] for name in translation.repeated_fields if name in asked}
+        dialect, content, names, dropped = translation.target, msgspec.json.encode(translated), tuple(translated), ()
+    elif names is None:
+        names = tuple(bodies.members(content))
+    body = bodies.edit(content, names, injected, dropped)
+    if salt and dialect.salt_prompt is not None:
         members: dict[str, Any] = dict(bodies.members(body))
-        salt_prompt(members, self.grant.cache_salt.strip(b'"'))
-        return bodies.join(members)
+        dialect.salt_prompt(members, salt)
+        body = bodies.join(members)
+    return body, repeated
 
 
 class Ending:

@@ -15,7 +15,7 @@ from zlib import crc32
 
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import UPSTREAM_NONE, Fault
-from tollway.gateway.prefix_routing import CANDIDATE_KINDS, HOME_HOLD, Charge, find_home_by_weight, hash_prefixes
+from tollway.gateway.prefix_routing import BOUNDARIES, CANDIDATE_KINDS, HOME_HOLD, Charge, find_home_by_weight, hash_prefixes
 from tollway.gateway.request import Call
 from tollway.gateway.upstreams.health import Reliability
 from tollway.gateway.upstreams.upstream import Upstream, Upstreams
@@ -34,6 +34,8 @@ _PROMPT_FIELDS: dict[Endpoint, tuple[bytes, ...]] = {
 """The fields that become the prompt, of endpoints at which engines keep prefixes."""
 _CACHE_KEY = re.compile(rb'"prompt_cache_key"\s*:\s*"([^"\\]{1,256})"')
 SESSION_BYTES_MAX = 256
+CACHE_KEY_BYTES_MAX = 512
+"""Bytes of a large body's `prompt_cache_key` that are looked at, its name and white space included."""
 
 
 class _Rank(NamedTuple):
@@ -158,7 +160,7 @@ def _find_share(call: Call, group: list[Upstream], upstreams: Upstreams) -> int:
 def _select(call: Call, group: list[Upstream], upstreams: Upstreams) -> int:
     """Return the index of the deployment of `group` to which a request goes, and set its charge. `group`: in random order."""
     start, session, prefixes = _find_prefixes(call)
-    prompt_bytes = len(call.request.body) - start
+    prompt_bytes = call.request.body_bytes - start
     tokens = float(max(group[0].estimate_input(prompt_bytes), 1))
     loads = [upstream.load for upstream in group]
     selector = upstreams.find_selector(call.model.id, test=call.caller.is_test)
@@ -170,7 +172,8 @@ def _select(call: Call, group: list[Upstream], upstreams: Upstreams) -> int:
 def _find_prefixes(call: Call) -> tuple[int, int, list[int]]:
     """Return where the prompt begins in a request's body, the checksum of the session that it names (0 for none), and those of its prefixes
     if it names none."""
-    request, body = call.request, call.request.body
+    request = call.request
+    body = request.body if request.upload is None else request.read_prefix(PROMPT_SEARCH_BYTES + BOUNDARIES[-1])
     salt = 0 if call.model.share_cache else crc32(call.grant.cache_salt)
     fields = _PROMPT_FIELDS.get(request.endpoint)
     start, session = 0, 0
@@ -194,7 +197,8 @@ def _find_session(call: Call, salt: int) -> int:
     if session is None:
         if "prompt_cache_key" not in call.names:
             return 0
-        found = _CACHE_KEY.search(call.request.body)
+        is_large = call.request.upload is not None
+        found = _CACHE_KEY.search(call.read_member("prompt_cache_key", CACHE_KEY_BYTES_MAX) if is_large else call.request.body)
         if found is None:
             return 0
         session = found.group(1)

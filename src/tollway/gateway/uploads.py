@@ -14,15 +14,21 @@ GROWTH_BYTES = 1024 * 1024
 
 
 class Upload:
-    """One large body. Each ends with `release`."""
+    """One large body. Each ends with `release`.
 
-    __slots__ = ("_buffer", "_counters", "_hold")
+    `pieces`: the body, once it is complete; they are never joined on the event loop. `spans`: where each member of its top level begins
+    and ends, in the order of `Call.names`, if a reader process found that (`body_reader_pool`); else empty.
+    """
+
+    __slots__ = ("_buffer", "_counters", "_hold", "pieces", "spans")
 
     def __init__(self, buffer: BufferHold, counters: MemoryCounters, hold: Hold | None) -> None:
         """`hold`: the request that was charged; None where no limit applies."""
         self._buffer = buffer
         self._counters = counters
         self._hold = hold
+        self.pieces: tuple[bytes, ...] = ()
+        self.spans: tuple[int, ...] = ()
 
     def expect(self, size: int) -> None:
         """Hold memory for a body of `size` bytes. Raises Fault body_too_large, rate_limit_exceeded or overloaded."""
@@ -44,6 +50,7 @@ class Upload:
     def release(self, now_ns: int) -> None:
         """Hold nothing more. A request that was not given back stays charged."""
         self._buffer.release()
+        self.pieces = ()
         hold, self._hold = self._hold, None
         if hold is not None:
             self._counters.settle(hold, (1, 0, 0, 0), now_ns)

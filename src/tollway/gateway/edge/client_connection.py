@@ -249,10 +249,12 @@ class ClientConnection(asyncio.Protocol):
             if head is None:
                 return
         request = self.new_request(http, head, http.body)
-        if self._upload is None and len(http.body) > LARGE_BYTES and not self._admit_upload(http, len(http.body)):
+        if self._upload is None and http.pieces and not self._admit_upload(http, sum(map(len, http.pieces))):
             return
-        request.upload = self._upload
+        if self._upload is not None:
+            request.take_upload(self._upload, http.pieces or (http.body,))
         http.body = b""  # the pipeline's from here on, which releases it when it can
+        http.pieces = ()
         driver = self._driver = CoroutineDriver(edge.context.copy())
         driver.start(pipeline.answer(request, self, plane, driver))
 

@@ -17,7 +17,6 @@ from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault, FaultKind
 from tollway.gateway import pipeline, queries
-from tollway.gateway.buffers import LARGE_BYTES
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.plane import Plane
@@ -107,7 +106,7 @@ def _list_limits(connection: RoutedConnection, http: HttpRequest, path: bytes) -
 def _quote(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     """Answer with what the request in the body would cost. The path below QUOTE_TARGET is that of the request below /v1."""
     endpoint = QUOTED[path]
-    kind = faults.BODY_TOO_LARGE if len(http.body) > LARGE_BYTES else find_body_fault(http.headers)
+    kind = faults.BODY_TOO_LARGE if http.pieces else find_body_fault(http.headers)
     if kind is not None:
         connection.answer_fault(Fault(kind))
         return

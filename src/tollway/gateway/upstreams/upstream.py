@@ -125,10 +125,10 @@ class Upstream:
         self.explanation = f"x-tollway-model: {deployment.model}\r\nx-tollway-deployment: {deployment.id}\r\n".encode()
         self.identity = (deployment.base_url, credential, deployment.engine, deployment.upstream_model)
 
-    def message(self, request: Request, dialect: Dialect, attempt: int, body: bytes) -> bytes:
-        """Return the request as it goes out, in the API `dialect`. Of the client's head only the trace and the dialect's
-        `forwarded_headers` are passed on. The id is a new one for each attempt, because engines take a repeated one for the same
-        request."""
+    def head(self, request: Request, dialect: Dialect, attempt: int, body_bytes: int) -> bytes:
+        """Return the head of a request as it goes out, in the API `dialect`, before a body of so many bytes. Of the client's head only the
+        trace and the dialect's `forwarded_headers` are passed on. The id is a new one for each attempt, because engines take a repeated one
+        for the same request."""
         passed_on = b""
         for name in dialect.forwarded_headers:
             if name in request.headers:
@@ -136,8 +136,8 @@ class Upstream:
         if request.head.tracestate:
             passed_on += b"tracestate: %b\r\n" % request.head.tracestate
         id = request.id if attempt == 1 else f"{request.id}-{attempt}"
-        ours = f"x-request-id: {id}\r\ntraceparent: {request.traceparent}\r\ncontent-length: {len(body)}\r\n\r\n"
-        return b"".join((self._heads[dialect.endpoint], passed_on, ours.encode(), body))
+        ours = f"x-request-id: {id}\r\ntraceparent: {request.traceparent}\r\ncontent-length: {body_bytes}\r\n\r\n"
+        return b"%b%b%b" % (self._heads[dialect.endpoint], passed_on, ours.encode())
 
     def take_idle(self, now: float) -> UpstreamConnection | None:
         """Remove and return the most recently used idle connection, or None if none is younger than IDLE_SECONDS."""
