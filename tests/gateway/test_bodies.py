@@ -1,5 +1,7 @@
 """Attacks in bodies: whatever the bytes, a valid error in OpenAI's shape, nothing admitted; and what goes up is what was validated."""
 
+import json
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -39,10 +41,13 @@ from tests.gateway.harness import (
 )
 from tests.gateway.test_framing import check_refusal, sink_of
 from tollway.domain import keys
-from tollway.domain.catalog import Engine, UnknownParameters
+from tollway.domain.catalog import Endpoint, Engine, UnknownParameters
 from tollway.domain.keys import KeyType
 from tollway.domain.prices import PriceTerms
 from tollway.domain.snapshot import Change, Entry, KeyEntry, OrganizationEntry, ProjectEntry
+from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.request import compose_body
+from tollway.wire import bodies
 
 FORWARDING = {policy.value: Served([NOWHERE], unknown_parameters=policy) for policy in UnknownParameters}
 
@@ -350,3 +355,45 @@ async def test_56_the_caches_of_two_tenants_are_kept_apart_inside_an_engine() ->
         salts = [msgspec.json.decode(asked.body)["cache_salt"] for asked in upstream.asked]
     assert salts[0] == salts[1] != salts[2]
     assert ORGANIZATION[4:] not in salts[0], "a salt tells nothing of whose it is"
+
+
+class Ordered(list[str]):
+    """Names that must not be looked through once for each field of a body."""
+
+    def __contains__(self, name: object) -> bool:
+        raise AssertionError("a look through all names for one field")
+
+
+@pytest.mark.parametrize("translated", [False, True])
+def test_92_fields_that_are_left_out_are_not_looked_through_for_each_field(translated: bool) -> None:
+    dropped = Ordered(f"unknown_{number}" for number in range(100))
+    body = msgspec.json.encode(chat(max_tokens=1) | dict.fromkeys(dropped))
+    dialect = DIALECTS[Endpoint.MESSAGES if translated else Endpoint.CHAT_COMPLETIONS]
+    ours = bodies.InjectedFields({"cache_salt": b'"s"'})
+    sent, _ = compose_body(body, None, dialect, dialect.translation, dropped, ours, b"")
+    assert not msgspec.json.decode(sent).keys() & set(iter(dropped))
+
+
+NAMES = ("model", 'a"b', "stream", "m\\", "x", "", "é", "messages", "stream_options")
+VALUES = (1, 'a,}"', [1, {"a": "}"}], {"k": []}, None, 1.5e3)
+
+
+def test_78_body_in_pieces_is_edited_as_a_whole_one() -> None:
+    dice = random.Random(7)
+
+    def space() -> str:
+        return dice.choice(["", "", " ", "\n\t"])
+
+    def write_name(name: str) -> str:
+        return json.dumps(name) if dice.random() < 0.7 else '"' + "".join(f"\\u{ord(char):04x}" for char in name) + '"'
+
+    for _ in range(3_000):
+        names = dice.sample(NAMES, dice.randint(1, len(NAMES)))
+        members = [f"{space()}{write_name(each)}{space()}:{space()}{json.dumps(dice.choice(VALUES))}{space()}" for each in names]
+        body = f"{space()}{{{','.join(members)}}}{space()}".encode()
+        ours = bodies.InjectedFields(dict.fromkeys(dice.sample(["model", "cache_salt", "stream_options"], dice.randint(0, 3)), b'"ours"'))
+        dropped = dice.sample(names, dice.randint(0, len(names)))
+        size = dice.randint(1, 9)
+        pieces = [body[at : at + size] for at in range(0, len(body), size)]
+        sent = b"".join(bodies.edit_pieces(pieces, names, bodies.find_spans(body), ours, dropped))
+        assert json.loads(sent) == json.loads(bodies.edit(body, names, ours, dropped)), body

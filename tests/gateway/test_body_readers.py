@@ -13,13 +13,13 @@ import pytest
 from tests.fakes import Upstream
 from tests.gateway.harness import KEY, NOWHERE, Served, chat, completion, connect, gateway, message, plane, whole
 from tests.gateway.test_flood import bent_bodies
-from tollway.domain.catalog import Endpoint, UnknownParameters
+from tollway.domain.catalog import CacheIsolation, Endpoint, Engine, UnknownParameters
 from tollway.domain.faults import Fault
 from tollway.domain.limits import Limits
 from tollway.gateway import body_reader_pool, pipeline
 from tollway.gateway.authorize import authorize
 from tollway.gateway.body_reader_messages import Body, Examined, Offer, Refused, decode_answer, decode_task, encode_frame
-from tollway.gateway.body_reader_pool import BodyReaders, to_offer
+from tollway.gateway.body_reader_pool import BodyReaders, check_spans, to_offer
 from tollway.gateway.body_reader_process import examine
 from tollway.gateway.dialects.dialect import END_USER_CHARS_MAX
 from tollway.gateway.plane import Plane
@@ -30,6 +30,7 @@ BODIES = 3_000
 LARGE = msgspec.json.encode(chat(messages=[{"role": "user", "content": "all the words, " * 10_000}]))
 POLICIES = {"m": UnknownParameters.REFUSE, "d": UnknownParameters.DROP, "f": UnknownParameters.FORWARD}
 MODELS = {name: Served([NOWHERE], unknown_parameters=policy, output_tokens_max=100) for name, policy in POLICIES.items()}
+TRANSLATED = (Endpoint.RESPONSES, Endpoint.MESSAGES)
 SAME = [name for name in Examined.__struct_fields__ if name not in ("price_id", "dropped", "end_user", "spans")]
 
 
@@ -122,6 +123,93 @@ async def test_78_large_bodies_are_answered_by_way_of_a_reader_and_small_ones_ar
             client.send(message(LARGE))
             assert (await client.answer()).status == 200
             assert made.pids == [pid]
+
+
+def ask_large(model: str, path: str, **fields: object) -> bytes:
+    """A request whose body is long and not of one piece."""
+    text = "all the words, " * 20_000
+    said: dict[str, object] = {"input": text} if path == "/v1/responses" else {"messages": [{"role": "user", "content": text}]}
+    return message({"model": model, "max_output_tokens" if "input" in said else "max_tokens": 9} | said | fields, path)
+
+
+WAYS = {
+    "our fields follow": ("plain", "/v1/chat/completions", {}),
+    "fields are replaced": ("renamed", "/v1/chat/completions", {"stream_options": {"include_usage": True}, "stream": True}),
+    "fields are left out": ("dropping", "/v1/chat/completions", {"unheard_of": [1, 2], "user": "u", "nor of": {"this": "one"}}),
+    "more fields than places are known of": ("dropping", "/v1/chat/completions", {f"unknown_{number}": 0 for number in range(300)}),
+    "the prompt is salted": ("salted", "/v1/chat/completions", {}),
+    "responses are translated": ("translated", "/v1/responses", {"instructions": "Be brief.", "metadata": {"a": "b"}}),
+    "messages are translated and salted": ("translated", "/v1/messages", {"system": "Be brief."}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_78_engine_is_sent_the_same_large_body_whoever_reads_it(way: str) -> None:
+    model, path, fields = WAYS[way]
+    upstream = Upstream([whole(completion())])
+    async with upstream.listening(), readers() as (made, alarms):
+        at = {
+            "plain": Served([upstream.url]),
+            "renamed": Served([upstream.url], upstream_model="vendor/model", output_tokens_max=100),
+            "dropping": Served([upstream.url], unknown_parameters=UnknownParameters.DROP),
+            "salted": Served([upstream.url], engine=Engine.LLAMACPP, cache_isolation=CacheIsolation.PROMPT),
+            "translated": Served(
+                [upstream.url], engine=Engine.LLAMACPP, cache_isolation=CacheIsolation.PROMPT, translated_endpoints=TRANSLATED
+            ),
+        }
+        answers = []
+        async with gateway(at) as running, connect(running.port) as client:
+            for way_to_read in (made, None):
+                running.plane.body_readers = way_to_read
+                client.send(ask_large(model, path, **fields))
+                answer = await client.answer()
+                answers.append((answer.status, "all the words" in str(upstream.asked[-1].body)))
+        with_reader, without = (msgspec.json.decode(asked.body) for asked in upstream.asked)
+        assert with_reader == without
+        assert answers[0] == answers[1] == (200 if "stream" not in fields else 502, True)
+        assert alarms == []
+
+
+async def test_78_reader_that_names_places_that_cannot_be_fails_its_request() -> None:
+    said = Examined("price", ("model", "messages"), (), None, None, 1, 1, False, 1, 1, True, True, None, (1, 5, 6, 20))
+    assert check_spans(said, 22) == said.spans
+    assert check_spans(msgspec.structs.replace(said, spans=()), 22) == ()
+    for spans in ((1, 5), (5, 1, 6, 20), (0, 5, 6, 20), (1, 5, 6, 22)):
+        with pytest.raises(ValueError, match="places"):
+            check_spans(msgspec.structs.replace(said, spans=spans), 22)
+
+
+async def test_78_large_body_waits_for_an_engine_that_reads_slowly_and_holds_no_other_request() -> None:
+    reading = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await reading.wait()
+        body = bytearray()
+        while not body.endswith(b"}"):
+            body += await reader.read(1 << 20)
+        taken.append(len(body))
+        writer.write(whole(completion()))
+        await writer.drain()
+        writer.close()
+
+    taken: list[int] = []
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    slow = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, Upstream([whole(completion())]).listening() as quick, readers() as (made, _):
+        models = {"slow": Served([slow]), "m": Served([quick.url])}
+        async with gateway(models) as running, connect(running.port) as client, connect(running.port) as other:
+            running.plane.body_readers = made
+            data = message(chat(model="slow", messages=[{"role": "user", "content": "x" * 20_000_000}]))
+            for start in range(0, len(data), 1 << 18):
+                client.send(data[start : start + (1 << 18)])
+                await client.writer.drain()
+            other.send(message(chat()))
+            assert (await other.answer()).status == 200
+            assert taken == []
+            reading.set()
+            assert (await client.answer()).status == 200
+            assert taken[0] > 20_000_000
 
 
 async def test_78_reader_that_is_killed_fails_its_request_and_is_replaced() -> None:

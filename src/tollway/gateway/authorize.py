@@ -63,7 +63,8 @@ def authorize_body(caller: Caller, request: Request, asked: dict[str, Any], dire
         if dialect.items_field:
             media_tokens += check_items(asked[dialect.items_field], dialect.items_field, media)
     if grant.is_translated and dialect.translation is not None:
-        dialect.translation.translate(asked, dropped)  # refuses what cannot be; the body is made for each deployment that needs it
+        # Refuses what cannot be. The body is made for each deployment that needs it.
+        dialect.translation.translate(asked, frozenset(dropped))
     prompts = 1
     if dialect.prompts_field:
         value = asked[dialect.prompts_field]

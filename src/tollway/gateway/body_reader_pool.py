@@ -305,11 +305,11 @@ async def _ask(reader: Reader, caller: Caller, request: Request, directory: Dire
     if caller.end_user_limits is not None:
         call.end_user = answer.end_user
     if request.upload is not None:
-        request.upload.spans = _check_spans(answer, request.body_bytes)
+        request.upload.spans = check_spans(answer, request.body_bytes)
     return call
 
 
-def _check_spans(answer: Examined, size: int) -> tuple[int, ...]:
+def check_spans(answer: Examined, size: int) -> tuple[int, ...]:
     """Return the places of members that a reader named. Raises ValueError if they cannot be those of a body of `size` bytes."""
     spans = answer.spans
     if spans and (len(spans) != 2 * len(answer.names) or list(spans) != sorted(spans) or spans[0] < 1 or spans[-1] >= size):

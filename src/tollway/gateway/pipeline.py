@@ -82,8 +82,9 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             permit.record = record = meter(permit, plane.usage_sink, plane.now_us)
             async with record:
                 permit.headers = call.dialect.identify(request.id) + permit.headers
-                bounds, readers = plane.bounds, plane.body_readers
-                await relay(permit, candidates, record, client, bounds, plane.active, plane.retries, plane.metrics, driver, readers)
+                bounds = plane.bounds
+                compose = None if request.upload is None or plane.body_readers is None else plane.body_readers.compose
+                await relay(permit, candidates, record, client, bounds, plane.active, plane.retries, plane.metrics, driver, compose)
     except ClientGone:
         pass
     except Fault as caught:

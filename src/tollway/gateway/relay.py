@@ -19,9 +19,9 @@ known not to: then the stream is ended as its API ends one of full length.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 
@@ -31,7 +31,6 @@ from tollway.domain.catalog import Deployment
 from tollway.domain.faults import Fault, FaultKind, Retry
 from tollway.domain.usage import Anomaly, Outcome, UsageSource
 from tollway.engines.table import ENGINES
-from tollway.gateway.body_reader_pool import BodyReaders
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
 from tollway.gateway.dialects.dialect import AnswerStream, BoundedStream, Translation
 from tollway.gateway.dialects.engine_errors import read_answer_fault
@@ -53,6 +52,10 @@ ANSWER_GROWTH_BYTES = 1024 * 1024
 _LF: Final = ord("\n")
 _JSON: Final = b"content-type: application/json\r\n"
 _EVENTS: Final = b"content-type: text/event-stream; charset=utf-8\r\nx-accel-buffering: no\r\n"
+
+
+ComposeBody = Callable[[Call, Deployment, Translation | None], Coroutine[Any, Any, list[bytes]]]
+"""Makes what a deployment is sent in place of a large body, without holding the event loop (`BodyReaders.compose`)."""
 
 
 class RelayBounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -578,7 +581,7 @@ async def relay(
     budget: RetryBudget,
     metrics: Metrics,
     driver: CoroutineDriver,
-    body_readers: BodyReaders | None,
+    compose: ComposeBody | None,
 ) -> None:
     """Answer the client from the first candidate that can, finishing `record` before the last byte.
 
@@ -602,7 +605,7 @@ async def relay(
             if charge is not None:
                 charge.begin(upstream.load)
             try:
-                exchange = await _attempt(permit, upstream, record, client, bounds, active, metrics, driver, body_readers, fault)
+                exchange = await _attempt(permit, upstream, record, client, bounds, active, metrics, driver, compose, fault)
                 if exchange is not None:
                     if charge is not None:
                         charge.release()
@@ -706,7 +709,7 @@ async def _attempt(
     active: Active,
     metrics: Metrics,
     driver: CoroutineDriver,
-    body_readers: BodyReaders | None,
+    compose: ComposeBody | None,
     before: Fault | None,
 ) -> Exchange | None:
     """One attempt. A whole answer is given here, to its end; of a stream only the beginning: it returns the exchange, which the caller
@@ -718,7 +721,7 @@ async def _attempt(
     translation = call.find_translation(deployment)
     pieces: Sequence[bytes] = ()
     if call.request.upload is not None:
-        pieces = await _compose_upload(call, call.request.upload, deployment, translation, body_readers, driver)
+        pieces = await _compose_upload(call, call.request.upload, deployment, translation, compose, driver)
         now = time.monotonic()
     fresh = before is not None and before.kind is faults.UPSTREAM_STALE
     connection = None if fresh else upstream.take_idle(now)
@@ -781,16 +784,16 @@ async def _compose_upload(
     upload: Upload,
     deployment: Deployment,
     translation: Translation | None,
-    body_readers: BodyReaders | None,
+    compose: ComposeBody | None,
     driver: CoroutineDriver,
 ) -> Sequence[bytes]:
-    """Return a large body as one deployment is sent it, in pieces. Raises Fault as `BodyReaders.compose` does."""
+    """Return a large body as one deployment is sent it, in pieces. Raises Fault as `compose` does."""
     pieces = call.edit_upload(upload, deployment, translation)
     if pieces is not None:
         return pieces
-    if body_readers is None:
+    if compose is None:
         return [call.upstream_body(deployment, translation)]
-    return await driver.in_task(body_readers.compose(call, deployment, translation))
+    return await driver.in_task(compose(call, deployment, translation))
 
 
 def _explain(exchange: Exchange, upstream: Upstream, record: UsageRecord) -> bytes:

@@ -413,8 +413,10 @@ class Call:
     def upstream_body(self, deployment: Deployment, translation: Translation | None) -> bytes:
         """The body for one deployment: the client's values verbatim, or translated, with the fields set that are ours to set. A large body
         holds the event loop meanwhile."""
-        content = self.request.read_body()
-        injected, salt = self.find_injected(deployment, translation), self.find_prompt_salt(deployment, translation)
+        request = self.request
+        content = request.body if request.upload is None else request.read_body()
+        injected = self.find_injected(deployment, translation)
+        salt = self.find_prompt_salt(deployment, translation) if deployment.cache_isolation is CacheIsolation.PROMPT else b""
         if translation is None and not salt:
             return bodies.edit(content, self.names, injected, self.dropped)
         body, self.repeated = compose_body(content, self.names, self.dialect, translation, self.dropped, injected, salt)
@@ -471,7 +473,7 @@ def compose_body(
     repeated: dict[str, Any] | None = None
     if translation is not None:
         asked = bodies.read(content)
-        translated = translation.translate(asked, dropped)
+        translated = translation.translate(asked, frozenset(dropped))
         repeated = {name: asked[name] for name in translation.repeated_fields if name in asked}
         dialect, content, names, dropped = translation.target, msgspec.json.encode(translated), tuple(translated), ()
     elif names is None:
