@@ -43,6 +43,8 @@ WHOLE_FRACTION = 0.5
 would never serve anything, and prove nothing."""
 QUIET_SECONDS_MAX = 60.0
 """After the last answer, for everything to be collected."""
+VERIFY_WAIT_SECONDS = 900.0
+"""`tollway verify` reads all that the run recorded: a second where nothing else runs, minutes where ten other programs do."""
 
 ADMIN_PAUSE_SECONDS = 0.3
 
@@ -176,7 +178,9 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
         if code != 0:
             wrong.append(f"the supervisor ended with {code}")
         platform.check_all_is_shipped()
-        verified = tollway("verify", "--data-dir", str(platform.directory), env=dict(platform.environment))
+        verified = tollway(
+            "verify", "--data-dir", str(platform.directory), env=dict(platform.environment), wait_seconds=VERIFY_WAIT_SECONDS
+        )
         if verified.returncode != 0:
             wrong.append(f"verify: {verified.stdout}{verified.stderr}")
         bills = read_bills(platform.database_url)

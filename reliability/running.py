@@ -127,14 +127,14 @@ def read_demo(running: Running) -> Demo:
     return Demo(running, **{name: body[name] for name in names})
 
 
-def tollway(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run a command to its end."""
+def tollway(*arguments: str, env: dict[str, str] | None = None, wait_seconds: float = WAIT_SECONDS) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end. Raises `subprocess.TimeoutExpired` after `wait_seconds`."""
     return subprocess.run(
         [sys.executable, "-m", "tollway", *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=WAIT_SECONDS,
+        timeout=wait_seconds,
         env={**ENVIRONMENT, **(env or {})},
     )
 
