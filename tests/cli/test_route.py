@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,14 @@ async def test_route_explain_prints_rank_and_costs_of_each_deployment(capsys: py
     assert [line.split()[:2] for line in shown.splitlines()[1:]] == [["1", first.deployment.id], ["2", second.deployment.id]]
     assert [row["cost"] for row in rows] == 2 * [{"home": 300, "other": 600}]
     assert "no deployment serves this model" in refused
+
+
+async def test_route_explain_finds_the_gateway_of_the_data_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with gateway({"m": Served([NOWHERE])}) as running:
+        addresses = {"internal_url": f"http://127.0.0.1:{running.internal_port}"}
+        (tmp_path / "addresses.json").write_text(json.dumps(addresses))
+        assert await asyncio.to_thread(run, ["route", "explain", "m", "--data-dir", str(tmp_path)]) == 0
+    assert running.plane.upstreams.of("m")[0].deployment.id in capsys.readouterr().out
 
 
 def test_route_explain_without_a_gateway_names_the_address(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,9 @@ from tollway.settings import OperatorError
 TIMEOUT_SECONDS = 30.0
 """For one answer; the slowest honest one sums a year of usage."""
 
+INTERNAL_URL_DEFAULT = "http://127.0.0.1:9090"
+"""A gateway that was started by itself with the default of `gateway.internal`."""
+
 PAGE_ITEMS = 100
 """Items asked for at once: the most that the API gives."""
 
@@ -92,14 +95,13 @@ class ControlAddress:
 
 def find_address(control_url: str | None, key: str | None, data_dir: Path | None, role: Role) -> ControlAddress:
     """Return where to go and as whom. Raises OperatorError that says what to set if either cannot be found."""
-    directory = data_dir or Path(os.environ.get("TOLLWAY__DATA_DIR", "tollway-data"))
+    directory = _data_directory(data_dir)
     url = control_url or os.environ.get("TOLLWAY_CONTROL_URL") or None
     if key == "-":
         key = sys.stdin.readline().strip()
     key = key or os.environ.get("TOLLWAY_KEY") or None
     if url is None:
-        left = _read(directory / "demo.json") or _read(directory / "addresses.json")
-        url = left.get("control_url")
+        url = _read_addresses(directory).get("control_url")
     if key is None:
         key = _read(directory / "demo.json").get(role) or _read(directory / "secrets.json").get(Role.OPERATOR)
     if url is None or key is None:
@@ -109,6 +111,21 @@ def find_address(control_url: str | None, key: str | None, data_dir: Path | None
             f"no {what} given, and none is running in {directory}", hint=f"set {option}, or name its --data-dir", exit_code=2
         )
     return ControlAddress(url.rstrip("/").removesuffix("/v1"), key)
+
+
+def find_internal_url(internal_url: str | None, data_dir: Path | None) -> str:
+    """Return the internal address of a gateway: the one that is given, else that of the demo or of `tollway serve` in the data directory of
+    this machine, else the default of the setting `gateway.internal`."""
+    return internal_url or _read_addresses(_data_directory(data_dir)).get("internal_url") or INTERNAL_URL_DEFAULT
+
+
+def _data_directory(data_dir: Path | None) -> Path:
+    return data_dir or Path(os.environ.get("TOLLWAY__DATA_DIR", "tollway-data"))
+
+
+def _read_addresses(directory: Path) -> dict[str, Any]:
+    """Return the addresses that the demo or `tollway serve` wrote while it runs there; nothing if neither does."""
+    return _read(directory / "demo.json") or _read(directory / "addresses.json")
 
 
 def _read(path: Path) -> dict[str, Any]:

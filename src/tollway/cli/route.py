@@ -1,10 +1,12 @@
 """`tollway route`: how a gateway chooses deployments; for operators."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx2
 import typer
 
+from tollway.cli.client import find_internal_url
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.domain.catalog import Endpoint
 from tollway.settings import OperatorError
@@ -25,8 +27,14 @@ def explain(
     endpoint: Annotated[Endpoint, typer.Option("--endpoint", help="Endpoint of the request.")] = Endpoint.CHAT_COMPLETIONS,
     test: Annotated[bool, typer.Option("--test", help="Explain requests of test keys.")] = False,
     internal_url: Annotated[
-        str, typer.Option("--internal-url", metavar="URL", help="Internal address of the gateway (`gateway.internal`).")
-    ] = "http://127.0.0.1:9090",
+        str | None,
+        typer.Option(
+            "--internal-url",
+            metavar="URL",
+            help="Internal address of the gateway (`gateway.internal`); else that of the data directory, else http://127.0.0.1:9090.",
+        ),
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", metavar="DIR", help="Where the gateway runs [./tollway-data].")] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Show what decides between the deployments of a model at this moment, in the order in which one gateway would try them."""
@@ -36,13 +44,12 @@ def explain(
         "endpoint": endpoint.value,
         "test": "true" if test else "false",
     }
+    url = find_internal_url(internal_url, data_dir).rstrip("/")
     try:
-        answer = httpx2.get(f"{internal_url.rstrip('/')}/route", params=parameters, timeout=TIMEOUT_SECONDS, trust_env=False)
+        answer = httpx2.get(f"{url}/route", params=parameters, timeout=TIMEOUT_SECONDS, trust_env=False)
         answered: dict[str, Any] = answer.json() if answer.is_success else {}
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-        raise OperatorError(
-            f"cannot talk to {internal_url}: {error}", hint="name the gateway by --internal-url; its line `ready` has it"
-        ) from None
+        raise OperatorError(f"cannot talk to {url}: {error}", hint="name the gateway by --internal-url; its line `ready` has it") from None
     if not answer.is_success:
         raise OperatorError(f"{model}: {answer.text.strip()}", hint="see `tollway models deployments`")
     if output is Output.JSON:

@@ -198,6 +198,7 @@ async def _seed(installation: Installation, models: list[DemoModel], say: Say) -
     return {
         "gateway_url": addresses["gateway_url"],
         "control_url": addresses["control_url"],
+        "internal_url": addresses["internal_url"],
         "api_key": keys["api_key"],
         "admin_key": keys["admin_key"],
         "platform_key": platform_key,
