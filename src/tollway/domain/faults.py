@@ -103,6 +103,7 @@ PARAMETER_UNKNOWN = _client("unknown_parameter", 400, "Unrecognized request para
 # Identity and permission. Unknown, revoked and expired keys answer alike.
 CREDENTIALS_AMBIGUOUS = _client("ambiguous_credentials", 400, "Send exactly one credential.")
 KEY_INVALID = FaultKind(code="invalid_api_key", status=401, blame=_T, message="Incorrect API key provided.")
+TOKEN_INVALID = FaultKind(code="invalid_token", status=401, blame=_T, message="The access token is not valid.")
 SCOPE_INSUFFICIENT = FaultKind(
     code="insufficient_scope", status=403, blame=_T, message="This key may not do this.", type="insufficient_permissions"
 )

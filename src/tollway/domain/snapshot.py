@@ -12,6 +12,7 @@ from tollway.domain.catalog import Deployment, Endpoint, UnknownParameters
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.prices import PriceTerms, PriceVersion
+from tollway.domain.tokens import FederationRule, Jwk
 
 
 class OrganizationEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="organization", omit_defaults=True):
@@ -101,7 +102,28 @@ class BudgetEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     mode: BudgetMode
 
 
-Entry = OrganizationEntry | ProjectEntry | KeyEntry | ModelEntry | DeploymentEntry | BudgetEntry
+class SigningKeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="signing_key", omit_defaults=True):
+    """A public key that verifies access tokens of this platform. `id`: the key id that their headers name. `issuer`: what
+    their `iss` is."""
+
+    id: str
+    issuer: str
+    key: Jwk
+
+
+class IssuerEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="issuer", omit_defaults=True):
+    """An organization's own issuer whose tokens gateways accept. `id`: of the identity provider. `rules`: enabled ones, the first that
+    matches counts; each names a key of the organization."""
+
+    id: str
+    organization_id: str
+    issuer: str
+    audience: str
+    keys: tuple[Jwk, ...]
+    rules: tuple[FederationRule, ...]
+
+
+Entry = OrganizationEntry | ProjectEntry | KeyEntry | ModelEntry | DeploymentEntry | BudgetEntry | SigningKeyEntry | IssuerEntry
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,5 +157,5 @@ def change(version: int, entry: Entry) -> Change:
 
 
 def kind_of(entry: Entry) -> str:
-    """The entry's kind as it stands on the wire: "organization", "project", "key", "model", "deployment" or "budget"."""
+    """The entry's kind as it stands on the wire: the `tag` of its class, such as "organization"."""
     return str(type(entry).__struct_config__.tag)

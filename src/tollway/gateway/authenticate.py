@@ -1,18 +1,21 @@
 """Phase 1: who asks? One credential, one digest, one lookup in memory. Unknown, revoked and expired keys answer alike."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 from tollway.domain import keys
 from tollway.domain.catalog import Endpoint
-from tollway.domain.faults import ADDRESS_REFUSED, KEY_INVALID, SCOPE_INSUFFICIENT, Fault
+from tollway.domain.faults import ADDRESS_REFUSED, KEY_INVALID, SCOPE_INSUFFICIENT, TOKEN_INVALID, Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.networks import contains
+from tollway.domain.tokens import TokenInvalid
 from tollway.gateway.directory import Directory
 from tollway.gateway.request import Caller, RequestHead
 from tollway.wire.credentials import find_secret
+from tollway.wire.json_web_tokens import looks_like_token
 
 _KEY_BYTES_MAX = 128
-"""Ours have 65 to 69 characters; anything much longer is not hashed at all."""
+"""Ours have 65 to 69 characters. Anything longer is an access token or nothing: a signed token has more than 128."""
 Digester = Callable[[bytes], bytes]
 """`keys.digester` of one pepper; while peppers are changed there are two, the newer first."""
 _OTHER_PLANES = tuple(f"tw_{type}_".encode() for type in (KeyType.ADMIN, KeyType.PLATFORM, KeyType.NODE))
@@ -24,6 +27,7 @@ def authenticate(head: RequestHead, directory: Directory, digesters: Sequence[Di
 
     Raises Fault: invalid_api_key (401) for none, malformed, unknown, revoked or expired; ambiguous_credentials (400) for two
     that differ;
+    invalid_token (401) for an access token that is refused, with the reason;
     insufficient_scope (403) for a well-formed key of another plane; address_not_allowed (403) for a key that may not be used from this
     address. The lookup is in memory, so the malformed cost no more than the rest.
     """
@@ -36,6 +40,8 @@ def authenticate(head: RequestHead, directory: Directory, digesters: Sequence[Di
     headers = head.headers
     secret = find_secret(_values(headers, b"authorization"), _values(headers, b"x-api-key") + _values(headers, b"api-key"))
     if secret is None or len(secret) > _KEY_BYTES_MAX:
+        if secret is not None and looks_like_token(secret):
+            return _authenticate_token(secret, head, directory, now_us)
         raise Fault(KEY_INVALID, message=None if secret else "You didn't provide an API key.")
     for digester in digesters:
         digest = digester(secret)
@@ -48,6 +54,21 @@ def authenticate(head: RequestHead, directory: Directory, digesters: Sequence[Di
     if secret.startswith(_OTHER_PLANES) and keys.find_type(secret.decode("latin-1")) is not None:
         raise Fault(SCOPE_INSUFFICIENT, message="This kind of key cannot be used for inference.")
     raise Fault(KEY_INVALID)
+
+
+def _authenticate_token(token: bytes, head: RequestHead, directory: Directory, now_us: int) -> Caller:
+    """Return the caller whose key an access token stands for. The token is found again by the digest of all of it."""
+    digest = hashlib.sha256(token).digest()
+    try:
+        caller = directory.find_token_caller(digest, token, now_us)
+    except TokenInvalid as invalid:
+        raise Fault(TOKEN_INVALID, message=f"The access token is refused: {invalid}.") from None
+    if caller is None:
+        raise Fault(TOKEN_INVALID, message="The access token is refused: its key is not valid any more.")
+    head.digest = digest
+    if caller.networks is not None:
+        _check_address(caller, head)
+    return caller
 
 
 def require_endpoint(caller: Caller, endpoint: Endpoint) -> None:

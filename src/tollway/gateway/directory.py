@@ -21,22 +21,30 @@ from tollway.domain.snapshot import (
     Change,
     DeploymentEntry,
     Entry,
+    IssuerEntry,
     KeyEntry,
     ModelEntry,
     OrganizationEntry,
     ProjectEntry,
+    SigningKeyEntry,
 )
+from tollway.domain.tokens import TokenInvalid
 from tollway.domain.usage import ServiceTier
 from tollway.engines.profile import EngineProfile
 from tollway.engines.table import ENGINES, is_translated
 from tollway.gateway.dialects.table import DIALECTS
-from tollway.gateway.principal import principal_of_key
+from tollway.gateway.principal import PrincipalKind, principal_of_key, principal_of_token
 from tollway.gateway.request import Caller, ModelGrant
+from tollway.gateway.tokens import TrustedIssuers, VerifiedToken
 
 USE_US = USE_SECONDS * 1_000_000
 
 USES_NOTED_MAX = 20 * USES_MAX
 """Uses of secrets that wait to be reported. Beyond it they are noted again when the key is used next."""
+
+TOKENS_MAX = 16_384
+"""Verified tokens that are remembered, some 30 MB with their callers. Beyond it the one that was verified first is verified again when it
+is next used."""
 
 INSTANT_MAX = 2**63 - 1
 """An instant that no request reaches, in microseconds."""
@@ -52,6 +60,8 @@ class _Maps:
         self.deployments: dict[str, DeploymentEntry] = {}
         self.budgets: dict[str, BudgetEntry] = {}
         self.budgets_by_subject: dict[str, dict[str, BudgetEntry]] = {}
+        self.signing_keys: dict[str, SigningKeyEntry] = {}
+        self.issuers: dict[str, IssuerEntry] = {}
 
     def list_budgets(self, subject_ids: tuple[str, ...]) -> tuple[BudgetEntry, ...]:
         """Return the budgets of these things, in their order."""
@@ -85,6 +95,8 @@ class Directory:
         self._callers: dict[bytes, Caller] = {}
         self._prices: dict[str, dict[tuple[str, ServiceTier], tuple[PriceVersion, ...]]] = {}
         self._uses: dict[bytes, SecretUse] = {}
+        self._trusted: TrustedIssuers | None = None
+        self._tokens: dict[bytes, VerifiedToken] = {}
 
     # Asked by the phases.
 
@@ -107,6 +119,46 @@ class Directory:
             del maps.keys[digest]
             self._callers.pop(digest, None)
             return None
+        caller = self._compile_caller(key, digest, None)
+        if caller is not None:
+            self._note_use(caller, digest, now_us)
+        return caller
+
+    def find_token_caller(self, digest: bytes, token: bytes, now_us: int) -> Caller | None:
+        """The caller whose key an access token stands for, if that is valid and in the snapshot. `digest`: SHA-256 of the whole token.
+
+        Raises TokenInvalid. A token is verified once, and remembered until an issuer changes: what it stands for is looked up each time.
+        """
+        token_caller = self._callers.get(digest)
+        if token_caller is not None and (token_caller.expires_at is None or token_caller.expires_at > now_us):
+            return token_caller
+        verified = self._tokens.get(digest)
+        if verified is None:
+            if self._trusted is None:
+                self._trusted = TrustedIssuers(self._maps.signing_keys.values(), self._maps.issuers.values())
+            verified = self._trusted.verify(token, now_us)
+            if len(self._tokens) >= TOKENS_MAX:
+                self._forget_token(next(iter(self._tokens)))
+            self._tokens[digest] = verified
+        elif verified.expires_at <= now_us:
+            self._forget_token(digest)
+            raise TokenInvalid("it has expired")
+        digests = self._maps.digests.get(verified.key_id)
+        key = None if digests is None else self._maps.keys.get(digests[0])
+        if key is None or (key.expires_at is not None and key.expires_at <= now_us):
+            return None
+        caller = self._compile_caller(key, digest, verified)
+        if caller is not None and not key.previous_digest:  # a token does not say which of two secrets it was made with
+            self._note_use(caller, key.digest, now_us)
+        return caller
+
+    def _forget_token(self, digest: bytes) -> None:
+        del self._tokens[digest]
+        self._callers.pop(digest, None)
+
+    def _compile_caller(self, key: KeyEntry, digest: bytes, token: VerifiedToken | None) -> Caller | None:
+        """Return the caller of a key, or of a token that stands for it, if its project and organization are in the snapshot."""
+        maps = self._maps
         project = maps.projects.get(key.project_id)
         organization = maps.organizations.get(project.organization_id) if project is not None else None
         if project is None or organization is None:
@@ -115,8 +167,9 @@ class Directory:
         is_test = key.type is KeyType.TEST  # it is never billed
         budgets = () if is_test else maps.list_budgets((key.id, project.id, organization.id))
         principal = principal_of_key(key, project, organization)
+        if token is not None:
+            principal = principal_of_token(token, principal)
         caller = self._callers[digest] = Caller(principal, f'"{salt}"'.encode(), budgets, digest, self.version)
-        self._note_use(caller, digest, now_us)
         return caller
 
     def is_revoked(self, caller: Caller) -> bool:
@@ -125,8 +178,9 @@ class Directory:
         if caller.version == self.version:
             return False
         maps = self._maps
+        secrets = maps.digests.get(caller.principal.id, ())
         if (
-            caller.digest in maps.digests.get(caller.principal.id, ())
+            (caller.digest in secrets or (bool(secrets) and caller.principal.kind is PrincipalKind.TOKEN))
             and caller.project.id in maps.projects
             and caller.organization.id in maps.organizations
         ):
@@ -230,6 +284,7 @@ class Directory:
         """The snapshot being built is whole: from now on it is the current one."""
         assert self._building is not None
         self._maps, self._building = self._building, None
+        self._forget_tokens()
         self._callers.clear()
         self._prices.clear()
         self.version = version
@@ -246,6 +301,8 @@ class Directory:
         if change.version <= self.version:
             return
         maps = self._maps
+        if change.kind in ("issuer", "signing_key"):
+            self._forget_tokens()
         if change.entry is not None:
             _put(maps, change.entry)
         elif change.kind == "key":
@@ -254,11 +311,22 @@ class Directory:
         elif change.kind == "budget":
             maps.remove_budget(change.id)
         else:
-            by_kind = {"organization": maps.organizations, "project": maps.projects, "model": maps.models}
+            by_kind = {
+                "organization": maps.organizations,
+                "project": maps.projects,
+                "model": maps.models,
+                "signing_key": maps.signing_keys,
+                "issuer": maps.issuers,
+            }
             by_kind.get(change.kind, maps.deployments).pop(change.id, None)  # type: ignore[attr-defined]
         self._callers.clear()
         self._prices.clear()
         self.version = change.version
+
+    def _forget_tokens(self) -> None:
+        """Have every token verified again: an issuer, or what its tokens stand for, has changed."""
+        self._trusted = None
+        self._tokens.clear()
 
 
 def cap_output(model: ModelEntry, tokens: int | None) -> ModelEntry:
@@ -295,3 +363,7 @@ def _put(maps: _Maps, entry: Entry) -> None:
             maps.deployments[entry.id] = entry
         case BudgetEntry():
             maps.put_budget(entry)
+        case SigningKeyEntry():
+            maps.signing_keys[entry.id] = entry
+        case IssuerEntry():
+            maps.issuers[entry.id] = entry

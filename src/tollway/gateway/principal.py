@@ -14,21 +14,24 @@ from tollway.domain.limits import UNLIMITED, LevelLimits, LimitLevel, Limits
 from tollway.domain.networks import Network, parse_network
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.gateway.dialects.table import DIALECTS
+from tollway.gateway.tokens import VerifiedToken
 
 
 class PrincipalKind(StrEnum):
     """Kind of credential by which a principal was authenticated."""
 
     API_KEY = "api_key"
+    TOKEN = "token"
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """An authenticated sender of requests, with what it may use.
 
-    `id`: of the API key. `models`: names of the models that it may use; None allows every published model. `limits`: those of each level
-    that has any, innermost level first. `expires_at`: UTC microseconds, exclusive; None never expires. `is_test`: its requests reach only
-    deployments for tests, and are not billed. `endpoints`: those that it may call; None allows all. `networks`: the address ranges from
-    which it may send; None allows any. `output_tokens_max`: most output tokens of one sequence; None leaves the model's own bound.
+    `id`: of the API key, for which a token stands as well. `models`: names of the models that it may use; None allows every published
+    model. `limits`: those of each level that has any, innermost level first. `expires_at`: UTC microseconds, exclusive; None never expires.
+    `is_test`: its requests reach only deployments for tests, and are not billed. `endpoints`: those that it may call; None allows all.
+    `networks`: the address ranges from which it may send; None allows any. `output_tokens_max`: most output tokens of one sequence; None
+    leaves the model's own bound.
     """
 
     id: str
@@ -59,6 +62,16 @@ def principal_of_key(key: KeyEntry, project: ProjectEntry, organization: Organiz
         endpoints=None if key.endpoints is None else _with_implied(key.endpoints),
         networks=None if key.addresses is None else tuple(map(parse_network, key.addresses)),
         output_tokens_max=key.output_tokens_max,
+    )
+
+
+def principal_of_token(token: VerifiedToken, of_key: Principal) -> Principal:
+    """Return the principal that a token authenticates: that of the key for which it stands, until the token ends."""
+    key_ends_at = of_key.expires_at
+    return msgspec.structs.replace(
+        of_key,
+        kind=PrincipalKind.TOKEN,
+        expires_at=token.expires_at if key_ends_at is None else min(key_ends_at, token.expires_at),
     )
 
 

@@ -36,7 +36,7 @@ class AuthFailureLimiter:
         """Return the fault to answer this address with: `fault`, or that its authentications failed too often. Faults that say
         nothing of a key pass uncounted. `now_ns`: monotonic nanoseconds."""
         rate = self._rate
-        if rate is None or not address or fault.kind not in (faults.KEY_INVALID, faults.SCOPE_INSUFFICIENT):
+        if rate is None or not address or fault.kind not in (faults.KEY_INVALID, faults.TOKEN_INVALID, faults.SCOPE_INSUFFICIENT):
             return fault
         tats = self._tats
         bucket = _network(address)

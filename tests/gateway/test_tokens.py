@@ -1,0 +1,267 @@
+"""Access tokens at a gateway: what is accepted, what is refused and why, and that a token is the key that it stands for."""
+
+import hashlib
+import hmac
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.fakes import Clock
+from tests.gateway.harness import KEY, NOWHERE, ORGANIZATION, PEPPER, PROJECT, Answer, Log, Memory, Served, chat, message, plane, split_answers
+from tests.tokens import Signer, encode, make_ed25519, make_p256, make_rsa
+from tollway.domain import keys
+from tollway.domain.keys import KeyType
+from tollway.domain.limits import Limits
+from tollway.domain.snapshot import Change, Entry, IssuerEntry, KeyEntry, SigningKeyEntry
+from tollway.domain.tokens import FederationRule, Jwk, TokenInvalid
+from tollway.gateway import directory as directories
+from tollway.gateway.plane import Plane
+from tollway.gateway.principal import PrincipalKind
+from tollway.wire.json_web_tokens import load_key
+
+OURS = "https://control.example"
+THEIRS = "https://issuer.example"
+AUDIENCE = f"https://gateway.example/{ORGANIZATION}"
+KEY_ID = f"key_{0:032x}"
+RULE_KEY_ID = f"key_{99:032x}"
+RULE = FederationRule(RULE_KEY_ID, {"sub": "repo:acme/*", "environment": "production"})
+RULE_KEY = KeyEntry(
+    id=RULE_KEY_ID, digest=b"r" * 32, type=KeyType.LIVE, project_id=PROJECT, limits=Limits(requests_per_minute=7),
+    service_account_id="sa_" + "0" * 32,
+)  # fmt: skip
+
+ed25519, p256, rsa2048, other = make_ed25519("ours-1"), make_p256("theirs-ec"), make_rsa("theirs-rsa"), make_rsa("theirs-rsa")
+
+
+class Gateway(Memory):
+    """A gateway in memory that trusts one key of ours and one issuer of an organization."""
+
+    def __init__(self, made: Plane, clock: Clock, log: Log) -> None:
+        super().__init__(made)
+        self.plane, self.clock, self.log_of_plane = made, clock, log
+
+    def become(self, kind: str, id: str, entry: Entry | None) -> None:
+        self.plane.apply(Change(version=self.plane.version + 1, kind=kind, id=id, entry=entry))
+
+    async def ask(self, credential: str, **headers: str) -> Answer:
+        connection = self.connect("192.0.2.1")
+        connection.feed(message(chat(), key=credential, **headers))
+        await self.settle()
+        return split_answers(connection.written)[-1]
+
+    def ours(self, **changes: Any) -> dict[str, Any]:
+        now = self.clock.now_us() // 1_000_000
+        claims = {"iss": OURS, "aud": "tollway", "sub": "sa_1", "key_id": KEY_ID, "iat": now, "exp": now + 900, "jti": "1"}
+        return {name: value for name, value in (claims | changes).items() if value is not None}
+
+    def theirs(self, **changes: Any) -> dict[str, Any]:
+        now = self.clock.now_us() // 1_000_000
+        claims = {"iss": THEIRS, "aud": AUDIENCE, "sub": "repo:acme/shop", "environment": "production", "iat": now, "exp": now + 600}
+        return {name: value for name, value in (claims | changes).items() if value is not None}
+
+
+ISSUER = IssuerEntry(
+    id="idp_1", organization_id=ORGANIZATION, issuer=THEIRS, audience=AUDIENCE, keys=(p256.jwk, rsa2048.jwk), rules=(RULE,)
+)
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[Gateway]:
+    clock = Clock()
+    with plane({"other": Served([NOWHERE])}, clock=clock) as (made, _, log):
+        memory = Gateway(made, clock, log)
+        memory.become("key", RULE_KEY.id, RULE_KEY)
+        memory.become("signing_key", "ours-1", SigningKeyEntry(id="ours-1", issuer=OURS, key=ed25519.jwk))
+        memory.become("issuer", "idp_1", ISSUER)
+        yield memory
+
+
+SERVED = 502
+"""Status of a request that was authenticated: its model is served nowhere."""
+
+
+async def test_token_of_ours_and_of_the_own_issuer_are_accepted_in_each_algorithm(gateway: Gateway) -> None:
+    assert (await gateway.ask(ed25519.token(gateway.ours(), typ="at+jwt"))).status == SERVED
+    assert (await gateway.ask(ed25519.token(gateway.ours(), typ="application/at+jwt"))).status == SERVED
+    ps256 = make_rsa("ps", "PS256")
+    gateway.become("issuer", "idp_1", msgspec.structs.replace(ISSUER, keys=(*ISSUER.keys, ps256.jwk)))
+    for signer in (p256, rsa2048, ps256):
+        assert (await gateway.ask(signer.token(gateway.theirs()))).status == SERVED, signer.algorithm
+    assert (await gateway.ask(p256.token(gateway.theirs(aud=["elsewhere", AUDIENCE]), typ=None))).status == SERVED
+
+
+def forge_with_public_key(claims: dict[str, Any]) -> str:
+    """Return a token that is signed by HMAC with the public RSA key, which a verifier that trusts `alg` would accept."""
+    signed = f"{encode(msgspec.json.encode({'alg': 'HS256', 'kid': 'theirs-rsa'}))}.{encode(msgspec.json.encode(claims))}"
+    return f"{signed}.{encode(hmac.digest(rsa2048.jwk.n.encode(), signed.encode(), 'sha256'))}"
+
+
+def unsigned(claims: dict[str, Any], algorithm: str) -> str:
+    return f"{encode(msgspec.json.encode({'alg': algorithm}))}.{encode(msgspec.json.encode(claims))}."
+
+
+FORGERIES = {
+    "96-none": lambda g: unsigned(g.theirs(), "none"),
+    "96-none-with-signature": lambda g: unsigned(g.theirs(), "nOnE") + "AA",
+    "96-hmac-with-the-public-key": lambda g: forge_with_public_key(g.theirs()),
+    "96-algorithm-of-another-kind-of-key": lambda g: rsa2048.token(g.theirs(), alg="ES256"),
+    "96-algorithm-of-another-key": lambda g: rsa2048.token(g.theirs(), kid="theirs-ec", alg="RS256"),
+    "96-key-of-a-stranger-by-the-same-id": lambda g: other.token(g.theirs()),
+    "96-key-in-the-header": lambda g: other.token(g.theirs(), kid="mine", jwk=msgspec.to_builtins(other.jwk)),
+    "96-key-by-address": lambda g: other.token(g.theirs(), kid="mine", jku="https://evil.example/keys", x5u="https://evil.example"),
+    "96-key-id-is-a-path": lambda g: other.token(g.theirs(), kid="../../../dev/null"),
+    "96-key-id-is-sql": lambda g: other.token(g.theirs(), kid="x' UNION SELECT 'y"),
+    "96-key-id-is-no-text": lambda g: rsa2048.token(g.theirs(), kid=["theirs-rsa"]),
+    "96-no-key-id-and-several-keys": lambda g: rsa2048.token(g.theirs(), kid=None),
+    "96-crit": lambda g: rsa2048.token(g.theirs(), crit=["exp"]),
+    "96-unencoded-payload": lambda g: rsa2048.token(g.theirs(), b64=False),
+    "96-zip": lambda g: rsa2048.token(g.theirs(), zip="DEF"),
+    "96-duplicate-claims": lambda g: rsa2048.token(msgspec.json.encode(g.theirs())[:-1] + b',"sub":"repo:acme/shop"}'),
+    "96-no-object": lambda g: rsa2048.token(b"[]"),
+    "96-our-token-by-their-key": lambda g: rsa2048.token(g.ours(), typ="at+jwt", kid="ours-1"),
+    "96-their-claims-by-our-key": lambda g: ed25519.token(g.theirs(), typ="at+jwt"),
+    "96-signature-cut": lambda g: rsa2048.token(g.theirs())[:-8],
+    "96-claims-changed": lambda g: _with_other_claims(p256, g.theirs(), g.theirs(sub="repo:acme/other")),
+    "96-der-signature": lambda g: p256.token(g.theirs()) + "AAAA",
+    "97-expired": lambda g: ed25519.token(g.ours(iat=g.ours()["iat"] - 900, exp=g.ours()["iat"]), typ="at+jwt"),
+    "97-without-end": lambda g: ed25519.token(g.ours(exp=None), typ="at+jwt"),
+    "97-end-in-milliseconds": lambda g: ed25519.token(g.ours(exp=(g.ours()["iat"] + 60) * 1000), typ="at+jwt"),
+    "97-end-is-a-text": lambda g: ed25519.token(g.ours(exp=str(g.ours()["exp"])), typ="at+jwt"),
+    "97-end-is-true": lambda g: ed25519.token(g.ours(exp=True), typ="at+jwt"),
+    "97-issued-in-the-future": lambda g: ed25519.token(g.ours(iat=g.ours()["iat"] + 120), typ="at+jwt"),
+    "97-not-valid-yet": lambda g: ed25519.token(g.ours(nbf=g.ours()["iat"] + 120), typ="at+jwt"),
+    "97-lives-too-long": lambda g: ed25519.token(g.ours(exp=g.ours()["iat"] + 901), typ="at+jwt"),
+    "97-lives-too-long-elsewhere": lambda g: rsa2048.token(g.theirs(exp=g.theirs()["iat"] + 86_401)),
+    "97-no-issuer": lambda g: ed25519.token(g.ours(iss=None), typ="at+jwt"),
+    "97-another-issuer": lambda g: ed25519.token(g.ours(iss=OURS + "/"), typ="at+jwt"),
+    "97-another-audience": lambda g: ed25519.token(g.ours(aud="other"), typ="at+jwt"),
+    "97-audience-of-another-organization": lambda g: rsa2048.token(g.theirs(aud=AUDIENCE[:-1] + "1")),
+    "97-no-audience": lambda g: rsa2048.token(g.theirs(aud=None)),
+    "97-id-token-as-access-token": lambda g: ed25519.token(g.ours(), typ="JWT"),
+    "97-no-subject": lambda g: rsa2048.token(g.theirs(sub=None)),
+    "97-subject-beyond-the-prefix": lambda g: rsa2048.token(g.theirs(sub="repo:acmeevil/shop")),
+    "97-claim-of-another-value": lambda g: rsa2048.token(g.theirs(environment="staging")),
+    "97-claim-missing": lambda g: rsa2048.token(g.theirs(environment=None)),
+    "97-claim-of-another-type": lambda g: rsa2048.token(g.theirs(environment={"production": True})),
+    "97-key-id-of-no-key": lambda g: ed25519.token(g.ours(key_id=f"key_{1234:032x}"), typ="at+jwt"),
+}
+
+
+def _with_other_claims(signer: Signer, signed: dict[str, Any], shown: dict[str, Any]) -> str:
+    head, _, signature = signer.token(signed).split(".")
+    return f"{head}.{encode(msgspec.json.encode(shown))}.{signature}"
+
+
+@pytest.mark.parametrize("row", FORGERIES)
+async def test_token_is_refused_by_name_and_without_a_word_of_it(row: str, gateway: Gateway) -> None:
+    token = FORGERIES[row](gateway)
+    answer = await gateway.ask(token)
+    assert (answer.status, answer.error["code"]) == (401, "invalid_token")
+    gateway.log_of_plane.close()
+    seen = str(answer.headers).encode() + answer.body + gateway.log_of_plane.text + gateway.plane.metrics.render()
+    assert b"invalid_token" in gateway.log_of_plane.text
+    assert not any(part.encode() in seen for part in token.split(".") if part)
+
+
+async def test_forty_kilobytes_with_dots_are_no_token(gateway: Gateway) -> None:
+    assert (await gateway.ask("a" * 4000 + "." + "b" * 4000 + "." + "c" * 400)).error["code"] == "invalid_api_key"
+
+
+async def test_token_and_key_are_one_principal(gateway: Gateway) -> None:
+    """A key, a token of ours that stands for it, and a token of the own issuer that a rule maps to it: the same in everything but its end."""
+    directory, now = gateway.plane.directory, gateway.clock.now_us()
+    rule = FederationRule(KEY_ID, {"sub": "repo:acme/*"})
+    gateway.become("issuer", "idp_1", msgspec.structs.replace(ISSUER, rules=(rule,)))
+    by_key = directory.find_caller(keys.digest(PEPPER, KEY.encode()), now)
+    callers = [directory.find_token_caller(hashlib.sha256(token).digest(), token, now) for token in (
+        ed25519.token(gateway.ours(), typ="at+jwt").encode(), p256.token(gateway.theirs()).encode(),
+    )]  # fmt: skip
+    assert by_key is not None
+    for caller in callers:
+        assert caller is not None and caller.principal.kind is PrincipalKind.TOKEN
+        of_key = msgspec.structs.replace(by_key.principal, kind=PrincipalKind.TOKEN, expires_at=caller.expires_at)
+        assert caller.principal == of_key
+        assert (caller.cache_salt, caller.budgets) == (by_key.cache_salt, by_key.budgets)
+
+
+async def test_log_line_of_a_token_names_the_key(gateway: Gateway) -> None:
+    token = ed25519.token(gateway.ours(), typ="at+jwt")
+    assert [(await gateway.ask(credential)).status for credential in (KEY, token)] == [SERVED] * 2
+    gateway.log_of_plane.close()
+    lines = [msgspec.json.decode(line) for line in gateway.log_of_plane.text.splitlines()]
+    by_key, by_token = (line for line in lines if line["event"] == "request")
+    assert token.encode() not in gateway.log_of_plane.text
+    assert by_key["key_id"] == by_token["key_id"] == KEY_ID
+    assert by_key.keys() == by_token.keys()
+
+
+async def test_token_ends_with_its_time_its_key_and_its_issuer(gateway: Gateway) -> None:
+    ours, theirs = ed25519.token(gateway.ours(), typ="at+jwt"), p256.token(gateway.theirs())
+    assert [(await gateway.ask(each)).status for each in (ours, theirs, ours)] == [SERVED] * 3
+    gateway.become("key", RULE_KEY_ID, None)
+    assert [(await gateway.ask(each)).status for each in (ours, theirs)] == [SERVED, 401]
+    gateway.become("key", RULE_KEY_ID, RULE_KEY)
+    assert (await gateway.ask(theirs)).status == SERVED
+    gateway.become("issuer", "idp_1", None)
+    assert [(await gateway.ask(each)).status for each in (ours, theirs)] == [SERVED, 401]
+    gateway.clock.advance(899.0)
+    assert (await gateway.ask(ours)).status == SERVED
+    gateway.clock.advance(1.0)
+    expired = await gateway.ask(ours)
+    assert expired.status == 401 and "expired" in expired.error["message"]
+    gateway.become("signing_key", "ours-1", None)
+    assert (await gateway.ask(ed25519.token(gateway.ours(), typ="at+jwt"))).status == 401
+
+
+async def test_stream_of_a_token_is_revoked_with_its_key_and_not_by_a_rotation(gateway: Gateway) -> None:
+    directory, now = gateway.plane.directory, gateway.clock.now_us()
+    token = ed25519.token(gateway.ours(), typ="at+jwt").encode()
+    caller = directory.find_token_caller(hashlib.sha256(token).digest(), token, now)
+    assert caller is not None
+    entry = KeyEntry(id=KEY_ID, digest=b"n" * 32, type=KeyType.LIVE, project_id=PROJECT)
+    gateway.become("key", KEY_ID, entry)
+    gateway.become("issuer", "idp_1", None)
+    assert not directory.is_revoked(caller)
+    gateway.become("key", KEY_ID, None)
+    assert directory.is_revoked(caller)
+
+
+async def test_remembered_tokens_are_bounded(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directories, "TOKENS_MAX", 3)
+    directory, now = gateway.plane.directory, gateway.clock.now_us()
+    for number in range(10):
+        token = ed25519.token(gateway.ours(jti=str(number)), typ="at+jwt").encode()
+        assert directory.find_token_caller(hashlib.sha256(token).digest(), token, now) is not None
+    assert len(directory._tokens) == 3
+    assert len(directory._callers) <= 4
+
+
+def test_keys_of_issuers_that_are_weak_or_not_for_signatures_are_refused() -> None:
+    weak = make_rsa("weak", bits=1024)
+    for jwk in (
+        weak.jwk,
+        msgspec.structs.replace(rsa2048.jwk, use="enc"),
+        msgspec.structs.replace(rsa2048.jwk, alg="HS256"),
+        msgspec.structs.replace(rsa2048.jwk, e=encode(b"\x01")),
+        Jwk(kty="oct", kid="secret"),
+        Jwk(kty="OKP", crv="X25519", x=ed25519.jwk.x),
+        Jwk(kty="OKP", crv="Ed25519", x="AA"),
+        Jwk(kty="EC", crv="P-256", x=p256.jwk.x, y=p256.jwk.x),
+        Jwk(kty="RSA"),
+    ):
+        with pytest.raises(ValueError):
+            load_key(jwk)
+
+
+def test_rule_without_matchers_matches_nothing() -> None:
+    assert not FederationRule("key_1", {}).matches({"sub": "x"})
+    assert FederationRule("key_1", {"groups": "ops"}).matches({"groups": ["dev", "ops"]})
+    assert not FederationRule("key_1", {"admin": True}).matches({"admin": 1})
+    assert not FederationRule("key_1", {"count": 1}).matches({"count": True})
+    assert not FederationRule("key_1", {"repository": "acme/*"}).matches({"repository": "acme/shop"}), "a prefix is for the subject alone"
+
+
+def test_refusal_is_an_error_of_its_own() -> None:
+    assert str(TokenInvalid("it has expired")) == "it has expired"
