@@ -158,6 +158,20 @@ ROWS = {
         "503 `overloaded` with `retry-after` for an eighth of new requests more each half second, up to seven eighths, before a key is"
         " checked; requests under way and health are served",
     ),
+    96: (
+        "access tokens that are forged: no algorithm, another one, the public key as a secret, a key of the client's own, demands in the"
+        " header, changed or duplicated claims",
+        "401 `invalid_token`",
+    ),
+    97: (
+        "access tokens that are not for here: expired, not valid yet, without an end, too long-lived, of another issuer, audience, type or"
+        " organization, with claims that no rule matches",
+        "401 `invalid_token`",
+    ),
+    98: (
+        "tokens in exchange for a secret, an assertion or a provider that is somebody else's, unknown, revoked or used before",
+        "401 `invalid_client` or 400 `invalid_grant`, alike for foreign and unknown ones",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

@@ -89,6 +89,11 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "The key is missing, unknown, revoked or expired; the answer is the same, so that nobody learns which.",
             "Check the key, and whether it is for this address (`tollway keys list` shows state and expiry).",
         ),
+        "invalid_token": (
+            "The access token is refused; the message says why: it has expired, its issuer or audience is not trusted, its signature does"
+            " not match, no rule of the identity provider matches its claims, or the key that it stands for was revoked.",
+            "Ask for another token; see docs/identity.md for what a token must say.",
+        ),
         "insufficient_scope": (
             "The key is of another kind than the path needs, or is not allowed to call it.",
             "Use an API key for inference, an admin key for the organization, a platform key for operators.",

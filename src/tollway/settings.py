@@ -445,6 +445,9 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     """Address of the REST API, host:port."""
     link: str = "127.0.0.1:8082"
     """Address for gateways only, host:port: snapshots go down, usage records come up."""
+    public_url: str | None = None
+    """Address under which clients reach the REST API, such as https://control.example.com: the issuer of access tokens. Changing it makes
+    another signing key."""
     database_url: str | None = None
     """PostgreSQL as postgresql://user@host/name; the SQLite file in the data directory if left out."""
     retention_months: Annotated[int, msgspec.Meta(ge=0, le=1_200)] = 0

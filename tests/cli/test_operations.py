@@ -221,6 +221,9 @@ COMMAND_OF = {
 """The command that does, or whose output includes, each operation."""
 
 WITHOUT_COMMAND = {
+    "create_token": "programs ask for tokens as OAuth describes it, each time that one ends",
+    "list_token_keys": "programs that verify tokens read it",
+    "retrieve_server": "programs that ask for tokens read it",
     "list_nothing": "the list is always empty",
     "list_nothing_of_project": "the list is always empty",
     "refuse": "it is always refused",

@@ -94,7 +94,7 @@ class TestSnapshot:
     def test_names_owners_before_what_they_own(self, control: Running) -> None:
         make_tenant(control, "ordered")
         kinds = [json.loads(line)["kind"] for line in control.node().get("/v1/link/snapshot").content.splitlines()[1:]]
-        assert kinds == sorted(kinds, key=["organization", "project", "model", "deployment", "key"].index)
+        assert kinds == sorted(kinds, key=["organization", "project", "model", "deployment", "key", "signing_key"].index)
 
 
 class TestChanges:
@@ -105,7 +105,7 @@ class TestChanges:
             if operation % 20 == 0:
                 earlier.append(read_snapshot(node))
         final_version, final = read_snapshot(node)
-        assert len({kind for kind, _ in final}) == 5
+        assert len({kind for kind, _ in final}) == 6
         assert final_version > 60
         for version, state in earlier:
             changes = read_changes(node, version)

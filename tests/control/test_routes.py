@@ -34,6 +34,10 @@ def refused(response: httpx2.Response, status: int, code: str, param: str | None
     return error
 
 
+OAUTH_PATHS = {"/v1/oauth/token", "/.well-known/jwks.json", "/.well-known/oauth-authorization-server"}
+"""Paths of OAuth, which programs without a key use to get a token."""
+
+
 class TestEveryRoute:
     def test_declares_who_may_pass(self, control: Running) -> None:
         for each in create_apps(control.plane):
@@ -42,7 +46,7 @@ class TestEveryRoute:
                 assert isinstance(route, ApiRoute)
                 assert route.access.name in {"organization", "platform", "node", "join token", "invitation", "public"}
                 if route.access.name == "public":
-                    assert route.path in {"/livez", "/readyz", "/metrics", "/openapi.json", "/reference"}
+                    assert route.path in {"/livez", "/readyz", "/metrics", "/openapi.json", "/reference", *OAUTH_PATHS}
 
     def test_refuses_whoever_shows_no_key(self, control: Running) -> None:
         for each, url in zip(create_apps(control.plane), (control.url, control.link_url), strict=True):
@@ -448,7 +452,7 @@ class TestTheDescription:
             schemes = document["components"]["securitySchemes"]
             for path, operations in document["paths"].items():
                 for operation in operations.values():
-                    is_public = path in {"/livez", "/readyz", "/metrics"}
+                    is_public = path in {"/livez", "/readyz", "/metrics", *OAUTH_PATHS}
                     names = [name for requirement in operation["security"] for name in requirement]
                     assert bool(names) is not is_public and set(names) <= set(schemes), path
                     errors = {status for status in operation["responses"] if status >= "400"}

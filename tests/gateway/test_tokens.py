@@ -9,7 +9,21 @@ import msgspec
 import pytest
 
 from tests.fakes import Clock
-from tests.gateway.harness import KEY, NOWHERE, ORGANIZATION, PEPPER, PROJECT, Answer, Log, Memory, Served, chat, message, plane, split_answers
+from tests.gateway.harness import (
+    KEY,
+    NOWHERE,
+    ORGANIZATION,
+    PEPPER,
+    PROJECT,
+    Answer,
+    Log,
+    Memory,
+    Served,
+    chat,
+    message,
+    plane,
+    split_answers,
+)
 from tests.tokens import Signer, encode, make_ed25519, make_p256, make_rsa
 from tollway.domain import keys
 from tollway.domain.keys import KeyType
@@ -108,7 +122,7 @@ FORGERIES = {
     "96-hmac-with-the-public-key": lambda g: forge_with_public_key(g.theirs()),
     "96-algorithm-of-another-kind-of-key": lambda g: rsa2048.token(g.theirs(), alg="ES256"),
     "96-algorithm-of-another-key": lambda g: rsa2048.token(g.theirs(), kid="theirs-ec", alg="RS256"),
-    "96-key-of-a-stranger-by-the-same-id": lambda g: other.token(g.theirs()),
+    "96-foreign-key-by-the-same-id": lambda g: other.token(g.theirs()),
     "96-key-in-the-header": lambda g: other.token(g.theirs(), kid="mine", jwk=msgspec.to_builtins(other.jwk)),
     "96-key-by-address": lambda g: other.token(g.theirs(), kid="mine", jku="https://evil.example/keys", x5u="https://evil.example"),
     "96-key-id-is-a-path": lambda g: other.token(g.theirs(), kid="../../../dev/null"),
@@ -170,7 +184,7 @@ async def test_forty_kilobytes_with_dots_are_no_token(gateway: Gateway) -> None:
 
 
 async def test_token_and_key_are_one_principal(gateway: Gateway) -> None:
-    """A key, a token of ours that stands for it, and a token of the own issuer that a rule maps to it: the same in everything but its end."""
+    """A key, a token of ours that stands for it, and one of the own issuer that a rule maps to it are alike in everything but the end."""
     directory, now = gateway.plane.directory, gateway.clock.now_us()
     rule = FederationRule(KEY_ID, {"sub": "repo:acme/*"})
     gateway.become("issuer", "idp_1", msgspec.structs.replace(ISSUER, rules=(rule,)))

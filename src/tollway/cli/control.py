@@ -1,6 +1,7 @@
 """`tollway control`: one process of the control plane."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -70,9 +71,17 @@ def control(
             requests_per_minute=settings.control.administration.requests_per_minute,
             quotas={quota: getattr(settings.control.quotas, quota) for quota in Quota},
             limits_store=find_limits_store(settings.gateway.limits, os.environ.get("TOLLWAY_LIMITS_REDIS_PASSWORD")),
+            public_url=_public_url(settings.control.public_url),
             mail=_mail_server(settings.control.mail, os.environ.get("TOLLWAY_MAIL_PASSWORD", "")),
         )
         raise typer.Exit(run_control(options))
+
+
+def _public_url(text: str | None) -> str | None:
+    """Return the address under which clients reach the REST API. Raises OperatorError for one that is not scheme and host alone."""
+    if text is not None and re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]{1,255}", text) is None:
+        raise OperatorError("control.public_url must be https://HOST or https://HOST:PORT, without a path")
+    return text
 
 
 def _mail_server(section: MailSection, password: str) -> MailServer | None:
@@ -90,6 +99,7 @@ def find_control_problems(section: ControlSection) -> Iterator[OperatorError]:
         partial(parse_address, section.link, option="control.link"),
         partial(_mail_server, section.mail, ""),
         partial(_approval_above, section.corrections.approval_above),
+        partial(_public_url, section.public_url),
     ]
     if section.database_url is not None:
         checks.append(partial(parse_database_url, section.database_url))

@@ -31,7 +31,8 @@ class ControlPlane:
     by the job that closes them; None if only operators do. `jobs`: the state of the periodic jobs, for metrics and the readiness page.
     `limits_store`: where gateways share the counters of limits; None: each counts in its own memory and reports.
     `requests_per_minute`: those that the keys of one organization may send together to the REST API. `quotas`: sizes of the quotas of each
-    organization. `mail`: how people are written to.
+    organization. `mail`: how people are written to. `public_url`: the address under which clients reach the REST API, without a path;
+    None if it is not known.
     """
 
     database: Database
@@ -51,6 +52,12 @@ class ControlPlane:
     limits_store: StoreOptions | None = None
     requests_per_minute: int = 3000
     quotas: QuotaSizes = field(default_factory=lambda: DEFAULT_SIZES)
+    public_url: str | None = None
+
+    @property
+    def token_issuer(self) -> str:
+        """The issuer (`iss`) of access tokens: the address of the control plane, or a name where that is not known."""
+        return self.public_url or "tollway"
 
     @property
     def archive(self) -> Archive:

@@ -31,6 +31,8 @@ BUDGET = "bud"
 BUDGET_RAISE = "raise"
 AUDIT_RECORD = "audit"
 PLAN = "plan"
+SIGNING_KEY = "sigkey"
+TOKEN = "token"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

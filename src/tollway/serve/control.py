@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import httpx2
 import uvicorn
 import uvloop
 
-from tollway.control import audit, audit_chains, idempotency, keys, nodes, peppers, plans, publish, reconcile, retention
+from tollway.control import audit, audit_chains, idempotency, keys, nodes, peppers, plans, publish, reconcile, retention, token_exchange
 from tollway.control.api.app import create_apps
 from tollway.control.audit import AuditedOperation
 from tollway.control.automatic_closing import close_due
@@ -64,6 +64,9 @@ MONTHS_SECONDS = 3_600.0
 
 IDEMPOTENCY_SECONDS = 3_600.0
 """Interval of the job that removes expired idempotency keys, which nobody can use any more."""
+
+SIGNING_KEYS_SECONDS = 3_600.0
+"""Interval of the job that makes, replaces and withdraws the keys that sign access tokens."""
 
 OVERRIDES_SECONDS = 10.0
 """Interval of the job that removes overrides of limits that have ended: that long they may hold beyond their end."""
@@ -128,7 +131,7 @@ class ControlSettings:
     `reconcile`: how engines' counters are read; None reads none. `close_after_days`: when periods are closed without being asked; None
     never. `requests_per_minute`: of one organization's admin keys together. `quotas`: sizes of the quotas of each organization.
     `limits_store`: where gateways share the counters of limits. `mail`: the server that takes mail; None writes it as files beside the
-    archive."""
+    archive. `public_url`: the address under which clients reach the REST API; None if it is not known."""
 
     database_url: str = field(repr=False)
     archive_directory: Path
@@ -150,6 +153,7 @@ class ControlSettings:
     limits_store: StoreOptions | None = None
     mail: MailServer | None = None
     audit: AuditOptions = field(default_factory=AuditOptions)
+    public_url: str | None = None
 
 
 NO_AUDIT = AuditOptions()
@@ -245,6 +249,7 @@ def run_control(settings: ControlSettings) -> int:
                 requests_per_minute=settings.requests_per_minute,
                 quotas=settings.quotas,
                 limits_store=settings.limits_store,
+                public_url=settings.public_url,
                 mail=settings.mail or MailDirectory(settings.archive_directory.parent / "mail", lambda: new_id("mail")),
             )
             database.on_publish(plane.publications.advance)
@@ -365,7 +370,18 @@ def _list_jobs(
         if concerned:
             plane.log({"event": "limit_overrides_ended", "organizations": len(concerned)})
 
+    signing_database = _audit_job(plane, "signing_key.updated", "signing_keys")
+
+    def keep_signing_keys(_turn: Turn) -> None:
+        token_exchange.maintain_signing_keys(replace(plane, database=signing_database))
+
     jobs = [
+        Job(
+            name="signing_keys",
+            work=in_thread(keep_signing_keys),
+            interval_seconds=SIGNING_KEYS_SECONDS,
+            deadline_seconds=THREAD_SECONDS_MAX,
+        ),
         Job(
             name="limit_overrides",
             work=in_thread(remove_ended_overrides),

@@ -17,7 +17,16 @@ from tollway.domain.limits import DIMENSIONS, UNLIMITED, LimitLevel
 from tollway.domain.plans import ALL_MODELS
 from tollway.domain.price_books import carried
 from tollway.domain.roles import Grant
-from tollway.domain.snapshot import BudgetEntry, DeploymentEntry, Entry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
+from tollway.domain.snapshot import (
+    BudgetEntry,
+    DeploymentEntry,
+    Entry,
+    KeyEntry,
+    ModelEntry,
+    OrganizationEntry,
+    ProjectEntry,
+    SigningKeyEntry,
+)
 from tollway.domain.tenants import Status
 from tollway.storage import catalog, keys, limits, plans, prices, roles
 from tollway.storage.budgets import BINDS
@@ -26,8 +35,18 @@ from tollway.storage.roles import ROLE_COLUMNS, names_role
 from tollway.storage.schema import END_USER_PREFIX, api_keys, deployments, models, organizations, projects, service_accounts
 from tollway.storage.schema_budgets import budgets
 from tollway.storage.schema_people import custom_roles
+from tollway.storage.schema_tokens import token_signing_keys
+from tollway.wire.json_web_tokens import make_edwards_key
 
-ENTRY_KINDS: tuple[type[Entry], ...] = (OrganizationEntry, ProjectEntry, ModelEntry, DeploymentEntry, KeyEntry, BudgetEntry)
+ENTRY_KINDS: tuple[type[Entry], ...] = (
+    OrganizationEntry,
+    ProjectEntry,
+    ModelEntry,
+    DeploymentEntry,
+    KeyEntry,
+    BudgetEntry,
+    SigningKeyEntry,
+)
 """In the order of a snapshot: what an entry refers to comes before it."""
 
 FETCH_ROWS = 1000
@@ -225,6 +244,11 @@ def _budgets(_tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
         )
 
 
+def _signing_keys(_tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
+    for row in rows:
+        yield SigningKeyEntry(id=row.id, issuer=row.issuer, key=make_edwards_key(row.id, bytes(row.public_key)))
+
+
 _ACCOUNT = "account_"
 """Prefix of the columns of a key's service account."""
 
@@ -239,4 +263,5 @@ _ROWS: dict[type[Entry], tuple[sa.Select[Any], sa.Column[str], Callable[[Transac
         _keys,
     ),
     BudgetEntry: (sa.select(budgets).where(BINDS), budgets.c.id, _budgets),
+    SigningKeyEntry: (sa.select(token_signing_keys), token_signing_keys.c.id, _signing_keys),
 }

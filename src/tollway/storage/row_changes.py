@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.audit import HIDDEN, RowChange
-from tollway.storage import schema, schema_budgets, schema_money, schema_people, schema_periods, schema_prices
+from tollway.storage import schema, schema_budgets, schema_money, schema_people, schema_periods, schema_prices, schema_tokens
 
 AUDITED: Mapping[sa.Table, str] = {
     schema.organizations: "organization",
@@ -35,6 +35,7 @@ AUDITED: Mapping[sa.Table, str] = {
     schema_people.group_members: "group_member",
     schema_people.role_assignments: "role_assignment",
     schema_people.invites: "invite",
+    schema_tokens.token_signing_keys: "signing_key",
     schema_budgets.budgets: "budget",
     schema_budgets.budget_raises: "budget_raise",
     schema_prices.price_books: "price_book",

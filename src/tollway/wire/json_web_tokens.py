@@ -104,6 +104,11 @@ def encode_part(content: bytes) -> bytes:
     return binascii.b2a_base64(content, newline=False).rstrip(b"=").translate(_TO_URL)
 
 
+def make_edwards_key(id: str, public_key: bytes) -> Jwk:
+    """Return the JSON Web Key of an Ed25519 public key (RFC 8037)."""
+    return Jwk(kty="OKP", kid=id, alg="EdDSA", use="sig", crv="Ed25519", x=encode_part(public_key).decode())
+
+
 Check = Callable[[str, bytes, bytes], None]
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_", b"+/")

@@ -57,6 +57,7 @@ from tollway.control.api import (
     roles,
     service_accounts,
     spend_limits,
+    tokens,
     unsupported,
     usage,
     users,
@@ -117,6 +118,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     invites.router,
     groups.router,
     roles.router,
+    tokens.router,
     unsupported.router,
 )
 LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router, budgets.link_router, limits.link_router)

@@ -1,0 +1,184 @@
+"""The token endpoint (OAuth 2.0, RFC 6749): short access tokens in exchange for something that proves who asks.
+
+A token stands for one API key (`domain.tokens`) and is signed by control; gateways verify it without asking. Errors have the words of RFC
+6749, section 5.2. What was presented is never repeated in them.
+"""
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote_plus
+
+import msgspec
+
+from tollway.control import access, publish, signing_keys
+from tollway.control.plane import ControlPlane
+from tollway.control.signing_keys import Signer
+from tollway.domain import ids
+from tollway.domain.faults import DATABASE_UNAVAILABLE, KEY_INVALID, Fault
+from tollway.domain.keys import KeyType
+from tollway.domain.tokens import AUDIENCE, LIFETIME_SECONDS, TOKEN_TYPE
+from tollway.storage import tokens as storage
+from tollway.storage.tokens import RepresentedKey
+from tollway.wire.json_web_tokens import encode_part
+
+CLIENT_CREDENTIALS = "client_credentials"
+
+Parameters = Mapping[str, str]
+
+
+class ExchangeRefused(Exception):
+    """The refusal of a token. `error`: a code of RFC 6749, section 5.2. `description`: for the client's developer. `detail`: for the
+    log."""
+
+    def __init__(self, error: str, description: str, *, status: int = 400, detail: str = "") -> None:
+        super().__init__(error)
+        self.error = error
+        self.description = description
+        self.status = status
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedToken:
+    """A new access token. `issued_token_type`: of RFC 8693, section 2.2.1; None for other grants."""
+
+    access_token: str
+    expires_in: int
+    issued_token_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """Result of a grant: the key that the token will stand for, its end at the latest (`ends_at`, UTC microseconds; None: no bound of its
+    own), and fields for the log."""
+
+    key: RepresentedKey
+    ends_at: int | None
+    log_fields: Mapping[str, str]
+
+
+def exchange(plane: ControlPlane, parameters: Parameters, authorization: str | None) -> IssuedToken:
+    """Return a token for a request with these parameters. `authorization`: the header of that name. Raises ExchangeRefused; Fault
+    DATABASE_UNAVAILABLE."""
+    grant_type = parameters.get("grant_type")
+    if grant_type is None:
+        raise ExchangeRefused("invalid_request", "The parameter grant_type is missing.")
+    prove = _GRANTS.get(grant_type)
+    if prove is None:
+        raise ExchangeRefused("unsupported_grant_type", f"The supported grant types are {', '.join(_GRANTS)}.")
+    proven = prove(plane, parameters, authorization)
+    return _issue(plane, grant_type, proven)
+
+
+# ---- Client credentials -------------------------------------------------------------------------------------------------
+
+
+def _prove_client(plane: ControlPlane, parameters: Parameters, authorization: str | None) -> Proven:
+    """RFC 6749, section 4.4: the secret is an API key, the client its service account, or the key itself."""
+    client_id, secret = _read_client(parameters, authorization)
+    try:
+        found = access.identify(plane.database, plane.peppers, plane.pepper_version, secret.encode(), plane.now())
+    except Fault as fault:
+        if fault.kind is not KEY_INVALID:
+            raise
+        raise _refuse_client() from None
+    if found.type not in (KeyType.LIVE, KeyType.TEST) or found.organization_id is None:
+        raise _refuse_client()
+    with plane.database.tenant(found.organization_id, write=False) as tx:
+        key = storage.find_represented_key(tx, found.id, plane.now())
+    if key is None or client_id not in (key.service_account_id, key.id):
+        raise _refuse_client()
+    return Proven(key, key.expires_at, {})
+
+
+def _read_client(parameters: Parameters, authorization: str | None) -> tuple[str, str]:
+    """Return the id and the secret of a client, by the header or by parameters, and not by both (RFC 6749, section 2.3)."""
+    in_body = parameters.get("client_id"), parameters.get("client_secret")
+    if authorization is None:
+        if in_body[0] is None or in_body[1] is None:
+            raise _refuse_client()
+        return in_body[0], in_body[1]
+    scheme, _, encoded = authorization.partition(" ")
+    if in_body[1] is not None:
+        raise ExchangeRefused("invalid_request", "Send the client's secret in the header or in the body, and not in both.")
+    try:
+        text = base64.b64decode(encoded.strip(), validate=True).decode("ascii") if scheme.lower() == "basic" else ""
+    except (binascii.Error, ValueError):
+        raise _refuse_client() from None
+    client_id, colon, secret = text.partition(":")
+    if not colon:
+        raise _refuse_client()
+    return unquote_plus(client_id), unquote_plus(secret)
+
+
+def _refuse_client() -> ExchangeRefused:
+    return ExchangeRefused(
+        "invalid_client",
+        "The client is not known: client_id is the id of a service account, client_secret one of its API keys.",
+        status=401,
+    )
+
+
+_GRANTS: Mapping[str, Callable[[ControlPlane, Parameters, str | None], Proven]] = {CLIENT_CREDENTIALS: _prove_client}
+GRANT_TYPES = tuple(_GRANTS)
+"""The grant types of the token endpoint."""
+
+# ---- Issue --------------------------------------------------------------------------------------------------------------
+
+
+def _issue(plane: ControlPlane, grant_type: str, proven: Proven) -> IssuedToken:
+    """Return a signed token for a key. It ends within LIFETIME_SECONDS, and with what proved it at the latest."""
+    signer, now, key = _get_signer(plane), plane.now(), proven.key
+    issued_at = now // 1_000_000
+    ends_at = min(each // 1_000_000 for each in (now + LIFETIME_SECONDS * 1_000_000, proven.ends_at, key.expires_at) if each is not None)
+    if ends_at <= issued_at:
+        raise ExchangeRefused("invalid_grant", "What was presented ends at this moment.")
+    token_id = plane.new_id(ids.TOKEN)
+    claims = {
+        "iss": plane.token_issuer,
+        "aud": AUDIENCE,
+        "sub": key.service_account_id or key.id,
+        "client_id": key.service_account_id or key.id,
+        "key_id": key.id,
+        "org_id": key.organization_id,
+        "iat": issued_at,
+        "exp": ends_at,
+        "jti": token_id,
+    }
+    header = {"alg": "EdDSA", "typ": TOKEN_TYPE, "kid": signer.key_id}
+    signed = b".".join(encode_part(msgspec.json.encode(part)) for part in (header, claims))
+    token = signed + b"." + encode_part(signer.sign(signed))
+    plane.log(
+        {
+            "event": "token_issued",
+            "token_id": token_id,
+            "grant_type": grant_type,
+            "organization_id": key.organization_id,
+            "key_id": key.id,
+            "service_account_id": key.service_account_id,
+            **proven.log_fields,
+        }
+    )
+    return IssuedToken(token.decode(), ends_at - issued_at)
+
+
+def _get_signer(plane: ControlPlane) -> Signer:
+    """Return the key that signs now; the first token of an installation makes it."""
+    signer = signing_keys.find_signer(plane.database, plane.vault, plane.token_issuer, plane.now())
+    if signer is None:
+        version = maintain_signing_keys(plane)
+        publish.confirm(plane.database, plane.publications, version, plane.now())
+        signer = signing_keys.find_signer(plane.database, plane.vault, plane.token_issuer, plane.now())
+    if signer is None:
+        raise Fault(DATABASE_UNAVAILABLE, detail="no signing key can be had")
+    return signer
+
+
+def maintain_signing_keys(plane: ControlPlane) -> int | None:
+    """Make, replace and withdraw signing keys as their time has come. Return the version of the snapshot that says so, if any."""
+    with plane.database.platform() as tx:
+        return signing_keys.maintain(
+            tx, plane.vault, plane.token_issuer, new_id=plane.new_id, random_bytes=plane.random_bytes(32), now=plane.now()
+        )
