@@ -145,6 +145,10 @@ ROWS = {
         "the token of an invitation that is presented twice, at once, too late or elsewhere; an address that is two, or looks like another",
         "one person joins; 401 or 404 for the others; 400 for the address; the token is in one message and stored as a digest",
     ),
+    93: (
+        "an engine that repeats an answer, or answers with that of another request",
+        "noticed while its first connections rest, or by the request's id where it repeats ours; 502, alarm, connections used once each",
+    ),
     92: (
         "thousands of fields that the model's policy drops, to be compared with each other",
         "each is looked up once: 17 ms in place of 0.8 s for 64 KiB",

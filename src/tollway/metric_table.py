@@ -66,7 +66,12 @@ GATEWAY_METRICS = (
     _counter("tollway_upstream_retries", "attempts", (), "Attempts after the first of a request."),
     _counter("tollway_upstream_ejections", "ejections", ("deployment", "reason"), "Ejections of deployments from selection."),
     _counter("tollway_upstream_not_ready", "changes", ("deployment",), "Times that an engine ceased to take requests by its own word."),
-    _counter("tollway_upstream_unsolicited", "connections", ("deployment",), "Idle connections on which an engine sent bytes unasked."),
+    _counter(
+        "tollway_upstream_unsolicited",
+        "connections",
+        ("deployment",),
+        "Connections on which an engine sent bytes that answer no request.",
+    ),
     _counter("tollway_upstream_load_reports_failed", "reports", ("deployment",), "Load reports of engines that were not understood."),
     _gauge("tollway_upstream_running", "requests", "Requests that a deployment was sent and has not ended.", ("deployment",)),
     _gauge("tollway_upstream_limit", "requests", "Most requests that a deployment is sent at a time.", ("deployment",)),

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.fakes import Do, Script, Upstream, until
+from tests.fakes import Asked, Do, Script, Upstream, until
 from tests.gateway.harness import (
     CHAT,
     DONE,
@@ -568,3 +568,31 @@ async def test_a_gateway_without_a_snapshot_or_a_spool_is_not_ready() -> None:
             assert split_answers((await memory.exchange(ready)).written)[0].status == 503
             (answer,) = split_answers((await memory.exchange(message(chat()))).written)
             assert (answer.status, answer.error["code"]) == (503, obstacle.code) and int(answer.headers["retry-after"]) >= 1
+
+
+def echo(asked: Asked) -> list[bytes]:
+    """An answer with the id of its request."""
+    (id,) = [line[14:] for line in asked.head.split(b"\r\n") if line.startswith(b"x-request-id: ")]
+    return [whole(completion("right"), headers=b"X-Request-Id: %b\r\n" % id)]
+
+
+OTHERS_ANSWER = [whole(completion("another tenant's"), headers=b"x-request-id: req_another\r\n")]
+
+
+async def test_93_answer_with_the_id_of_another_request_is_not_relayed() -> None:
+    upstream = Upstream(echo, OTHERS_ANSWER, echo)
+    async with upstream.listening(), gateway({"m": Served([upstream.url], retry_started=False)}) as running:
+        assert (await post(running.port, chat())).status == 200
+        answer = await post(running.port, chat())
+        assert answer.status == 502 and b"another" not in answer.body
+        assert running.plane.metrics.unsolicited == {"dep-m-0": 1}
+        assert [(await post(running.port, chat())).status for _ in range(2)] == [200, 200]
+        assert upstream.connections == 3, "no connection is used again for a time"
+    assert running.log.text.count(b'"upstream_unsolicited"') == 1
+
+
+async def test_ids_of_an_engine_that_never_repeated_ours_mean_nothing() -> None:
+    upstream = Upstream(OTHERS_ANSWER)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        assert [(await post(running.port, chat())).status for _ in range(2)] == [200, 200]
+        assert running.plane.metrics.unsolicited == {}

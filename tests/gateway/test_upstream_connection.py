@@ -18,6 +18,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.tenants import Status
 from tollway.gateway.buffers import BufferBounds, Buffers
 from tollway.gateway.upstreams import probes
+from tollway.gateway.upstreams import upstream as upstream_module
 from tollway.gateway.upstreams.connection import (
     _TRANSITIONS,
     DRAIN_BYTES_MAX,
@@ -27,7 +28,14 @@ from tollway.gateway.upstreams.connection import (
     UpstreamConnection,
 )
 from tollway.gateway.upstreams.open_connections import OpenConnections
-from tollway.gateway.upstreams.upstream import DRAIN_SECONDS, IDLE_CONNECTIONS_MAX, IDLE_SECONDS, POOLING_PAUSE_SECONDS, Upstream
+from tollway.gateway.upstreams.upstream import (
+    DRAIN_SECONDS,
+    IDLE_CONNECTIONS_MAX,
+    IDLE_SECONDS,
+    POOLING_PAUSE_SECONDS,
+    REST_SECONDS,
+    Upstream,
+)
 from tollway.telemetry import Metrics
 
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
@@ -71,14 +79,19 @@ class Rig:
         self.connection.settle(now)
 
 
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
+def new_upstream(metrics: Metrics, log: Log) -> Upstream:
+    """An upstream of vLLM."""
     deployment = Deployment(
         id="dep_1", model="m", base_url="http://192.0.2.1:9", engine=Engine.VLLM, upstream_model="m", tier=0, weight=1, region=None,
         status=Status.ACTIVE, created_at=0,
     )  # fmt: skip
+    return Upstream(deployment, None, metrics, log.writer, OpenConnections(), Buffers(BufferBounds()))
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
     metrics, log = Metrics(), Log()
-    upstream = Upstream(deployment, None, metrics, log.writer, OpenConnections(), Buffers(BufferBounds()))
+    upstream = new_upstream(metrics, log)
     connection = UpstreamConnection(upstream)
     yield Rig(metrics, upstream, connection, Transport(connection), Sink(), log)
     log.close()
@@ -170,6 +183,40 @@ async def test_68_upstream_that_spoke_unasked_keeps_no_connection_for_a_time(rig
     lines = [msgspec.json.decode(line) for line in rig.log.text.splitlines()]
     assert [(line["event"], line["level"], line["upstream"]) for line in lines] == [("upstream_unsolicited", "error", "dep_1")]
     assert rig.metrics.unsolicited == {"dep_1": 2}
+
+
+def _make(rig: Rig) -> Rig:
+    """Another connection of the same upstream."""
+    connection = UpstreamConnection(rig.upstream)
+    return Rig(rig.metrics, rig.upstream, connection, Transport(connection), Sink(), rig.log)
+
+
+async def test_93_connections_of_an_unknown_engine_rest_before_they_are_used_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_module, "PROOFS", 2)
+    upstream = rig.upstream = rig.connection.upstream = new_upstream(rig.metrics, rig.log)
+    others = [_make(rig) for _ in range(3)]
+    for number, each in enumerate(others):
+        each.answered(now=float(number))
+    assert upstream.take_idle(REST_SECONDS / 2) is None
+    assert upstream.take_idle(REST_SECONDS) is others[0].connection
+    assert upstream.take_idle(REST_SECONDS) is None
+    assert upstream.take_idle(1 + REST_SECONDS) is others[1].connection
+    assert upstream.take_idle(2.0) is others[2].connection, "two have rested in silence"
+    others[0].connection.close()
+    others[1].answered(now=2.0)
+    Transport(others[1].connection).feed(WHOLE)
+    assert rig.metrics.unsolicited == {"dep_1": 1}
+    again = _make(rig)
+    again.answered(now=time.monotonic() + POOLING_PAUSE_SECONDS)
+    assert upstream.take_idle(time.monotonic() + POOLING_PAUSE_SECONDS) is None, "it has to be known anew"
+
+
+async def test_93_connection_that_rested_for_too_long_is_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_module, "PROOFS", 2)
+    rig.upstream = rig.connection.upstream = new_upstream(rig.metrics, rig.log)
+    rig.answered(now=0.0)
+    assert rig.upstream.take_idle(IDLE_SECONDS) is None
+    assert rig.connection.state is ConnectionState.CLOSED
 
 
 async def test_68_deployment_without_pooling_uses_each_connection_once(rig: Rig) -> None:

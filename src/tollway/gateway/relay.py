@@ -41,7 +41,7 @@ from tollway.gateway.ports import Client, OutputHold
 from tollway.gateway.request import Call, Permit
 from tollway.gateway.uploads import Upload
 from tollway.gateway.upstreams.connection import Pool, UpstreamAnswer, UpstreamConnection
-from tollway.gateway.upstreams.upstream import Upstream
+from tollway.gateway.upstreams.upstream import Upstream, find_attempt_id
 from tollway.telemetry import Metrics
 from tollway.wire import sse
 from tollway.wire.http import chunk_size
@@ -319,6 +319,8 @@ class Exchange:
                 if answer.broken:
                     self.fail(Fault(faults.UPSTREAM_INVALID, detail="no HTTP answer"))
                 return
+            if answer.request_id is not None and answer.status == 200 and self._is_of_another(answer.request_id):
+                return
             if not self._is_stream(answer.status, answer.content_type):
                 if answer.broken:
                     self.fail(Fault(faults.UPSTREAM_INVALID, detail="broken framing"))
@@ -341,6 +343,19 @@ class Exchange:
             self._events = sse.EventReader(self._bounds.event_bytes_max)
         if self._withheld is None:
             self._relay_events(answer)
+
+    def _is_of_another(self, id: bytes) -> bool:
+        """Return whether an answer with this id of a request is that of another one: then the attempt has failed, and the engine confuses
+        answers."""
+        upstream, record = self._connection.upstream, self._record
+        if id == find_attempt_id(self.call.request, record.attempts).encode():
+            upstream.echoes_ids = True
+            return False
+        if not upstream.echoes_ids:
+            return False
+        upstream.count_unsolicited()
+        self.fail(Fault(faults.UPSTREAM_INVALID, detail="the answer to another request"))
+        return True
 
     def _is_over_budget(self, body_bytes: int) -> bool:
         """Count more of an answer that is held until it is whole. Return whether the budget does not suffice."""

@@ -459,7 +459,9 @@ def _resolve(name: bytes) -> bytes | None:
     return lower if lower in WANTED else None
 
 
-_ANSWER_HEADERS = frozenset({b"content-type", b"content-length", b"transfer-encoding", b"retry-after", b"content-encoding"})
+_ANSWER_HEADERS = frozenset(
+    {b"content-type", b"content-length", b"transfer-encoding", b"retry-after", b"content-encoding", b"x-request-id"}
+)
 _ANSWER_HEADERS_MAX = 200
 
 
@@ -506,6 +508,7 @@ class ResponseReader:
         "content_type",
         "has_head",
         "keep_alive",
+        "request_id",
         "retry_after",
         "status",
     )
@@ -538,6 +541,7 @@ class ResponseReader:
         self.content_type = b""
         self.content_length: int | None = None
         self.retry_after: bytes | None = None
+        self.request_id: bytes | None = None
         self.body: list[bytes] = []
         self.body_bytes = 0
 
@@ -563,7 +567,7 @@ class ResponseReader:
             return
         self._feed(data)
         if self.complete and self.status == 200 and self.keep_alive and not self.broken and not self._chunked and len(self.body) == 1:
-            self._ends = _find_ends(data, self.body[0]) if self.retry_after is None else None
+            self._ends = _find_ends(data, self.body[0]) if self.retry_after is None and self.request_id is None else None
             self._repeated_type = self.content_type
 
     def _feed(self, data: bytes) -> None:
@@ -634,6 +638,8 @@ class ResponseReader:
             self._chunked = True
         elif wanted == b"retry-after":
             self.retry_after = value
+        elif wanted == b"x-request-id":
+            self.request_id = value
         elif value.lower() != b"identity":
             self.broken = True  # nobody asked for a coding; reading it blindly would relay an unmetered answer
 

@@ -72,6 +72,8 @@ class UpstreamAnswer(Protocol):
     @property
     def retry_after(self) -> bytes | None: ...
     @property
+    def request_id(self) -> bytes | None: ...
+    @property
     def body(self) -> list[bytes]: ...
     @property
     def body_bytes(self) -> int: ...
@@ -101,10 +103,12 @@ class Sink(Protocol):
 
 
 class Pool(Protocol):
-    """The upstream that a connection belongs to. `account`: of the bytes that are held for it."""
+    """The upstream that a connection belongs to. `account`: of the bytes that are held for it. `echoes_ids`: it has answered with the id of
+    a request, so it always does."""
 
     deployment: Deployment
     account: BufferAccount
+    echoes_ids: bool
 
     def put_idle(self, connection: "UpstreamConnection") -> bool:
         """Keep an idle connection for the next request. Return False if it must be closed."""
@@ -131,7 +135,7 @@ class Pool(Protocol):
         ...
 
     def count_unsolicited(self) -> None:
-        """Bytes arrived on a connection on which nothing was asked."""
+        """Bytes arrived that are no answer to what was asked on their connection."""
         ...
 
 

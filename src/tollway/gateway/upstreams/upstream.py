@@ -5,7 +5,9 @@ vLLM, SGLang and TensorRT-LLM): otherwise an engine resets a connection just as 
 bounded here, because the limits bound concurrency; descriptors are (`open_connections`).
 
 An engine that sends bytes on a connection on which nothing was asked disagrees with the gateway about where a message ends, and the next
-request on that connection could be given another one's answer. Its connections are then used once each for POOLING_PAUSE_SECONDS.
+request on that connection could be given another one's answer. Its connections are then used once each for POOLING_PAUSE_SECONDS. So that
+such bytes are noticed before a request is sent behind them, connections of an engine that is not known yet rest for REST_SECONDS before
+they are used again, until PROOFS have rested and said nothing. An engine that repeats the id of a request is held to it in every answer.
 """
 
 import asyncio
@@ -40,6 +42,11 @@ IDLE_CONNECTIONS_MAX: Final = 1024
 """Idle connections kept for each upstream; a burst leaves no more sockets than this behind."""
 POOLING_PAUSE_SECONDS = 300.0
 """Time for which connections of an upstream that spoke unasked are not kept. A repeated answer may be late; a new connection is cheap."""
+REST_SECONDS = 0.25
+"""Rest of a connection of an engine that is not known yet. An answer that is repeated comes within milliseconds, and later where processors
+are short."""
+PROOFS = 32
+"""Connections that have to rest in silence. A busy engine has shown it within a second; until then it has some connections more."""
 BYTES_PER_TOKEN_FIRST = 8
 """Bytes of a request for each token of its prompt, before any was learned: twice what plain text has, so an estimate is rather too low."""
 BYTES_LEARNED_FIRST = 512
@@ -87,6 +94,8 @@ class Upstream:
         self.deployment = deployment
         self.health = Health()
         self._pools_from = 0.0
+        self._unproven = PROOFS
+        self.echoes_ids = False
         self._learned_bytes = BYTES_LEARNED_FIRST
         self._learned_tokens = BYTES_LEARNED_FIRST // BYTES_PER_TOKEN_FIRST
         self._idle: list[UpstreamConnection] = []
@@ -135,16 +144,29 @@ class Upstream:
                 passed_on += b"%b: %b\r\n" % (name, request.headers[name])
         if request.head.tracestate:
             passed_on += b"tracestate: %b\r\n" % request.head.tracestate
-        id = request.id if attempt == 1 else f"{request.id}-{attempt}"
+        id = find_attempt_id(request, attempt)
         ours = f"x-request-id: {id}\r\ntraceparent: {request.traceparent}\r\ncontent-length: {body_bytes}\r\n\r\n"
         return b"%b%b%b" % (self._heads[dialect.endpoint], passed_on, ours.encode())
 
     def take_idle(self, now: float) -> UpstreamConnection | None:
         """Remove and return the most recently used idle connection, or None if none is younger than IDLE_SECONDS."""
         idle = self._idle
+        if self._unproven:
+            return self._take_rested(now)
         while idle:
             connection = idle.pop()
             if now - connection.settled_at < IDLE_SECONDS:
+                return connection
+            connection.close()
+        return None
+
+    def _take_rested(self, now: float) -> UpstreamConnection | None:
+        """Remove and return the idle connection that has rested longest, or None if none has for REST_SECONDS."""
+        idle = self._idle
+        while idle and now - idle[0].settled_at >= REST_SECONDS:
+            connection = idle.pop(0)
+            if now - connection.settled_at < IDLE_SECONDS:
+                self._unproven -= 1
                 return connection
             connection.close()
         return None
@@ -215,7 +237,8 @@ class Upstream:
             connection.close()
 
     def count_unsolicited(self) -> None:
-        """Bytes arrived that nothing was asked for: count and log it, and keep no connection for POOLING_PAUSE_SECONDS."""
+        """Bytes arrived that answer nothing that was asked: count and log it, and keep no connection for POOLING_PAUSE_SECONDS."""
+        self._unproven = PROOFS
         self._metrics.count(self._metrics.unsolicited, self.deployment.id)
         now = time.monotonic()
         if now >= self._pools_from:
@@ -296,6 +319,11 @@ class Upstream:
     def _write(self, level: str, event: str, detail: str) -> None:
         at_us = time.time_ns() // 1000
         self._log.write({"ts": timestamp(at_us), "level": level, "event": event, "upstream": self.deployment.id, "detail": detail})
+
+
+def find_attempt_id(request: Request, attempt: int) -> str:
+    """Return the id by which an attempt at a request is known to the engine."""
+    return request.id if attempt == 1 else f"{request.id}-{attempt}"
 
 
 class OnPlace(Protocol):
