@@ -358,3 +358,20 @@ def test_plan_of_an_organization_is_made_before_it_is_given_and_does_not_change_
     assert plan(wanted, parse(tmp_path, "organizations: {acme: {currency: EUR}}")) == [], "what is left out stays"
     (taken_away,) = make_plan(wanted, parse(tmp_path, "organizations: {acme: {currency: EUR, plan: null}}"))
     assert (taken_away.what, taken_away.fields) == ("plan of organization", {"plan": ("starter", None)})
+
+
+def test_groups_of_a_model_are_planned_as_a_set_and_a_budget_cannot_change_its_group(tmp_path: Path) -> None:
+    wanted = parse(tmp_path, "models: {llama: {endpoints: [chat/completions], groups: [b, a, b]}}")
+    assert wanted.models["llama"].groups == ["a", "b"]
+    assert plan(wanted, parse(tmp_path, "models: {llama: {endpoints: [chat/completions], groups: [b, a]}}")) == []
+    budget = 'organizations: {acme: {currency: EUR, budgets: {b: {amount: "1", window: month, model: "%s"}}}}'
+    of_group, of_model = (parse(tmp_path, budget % scope) for scope in ("group:a", "llama"))
+    assert plan(of_group, of_group) == []
+    with pytest.raises(OperatorError, match="counts requests for group:a, which cannot change to llama"):
+        make_plan(of_group, of_model)
+
+
+@pytest.mark.parametrize("groups", ["[a b]", '[""]', str([f"g{number}" for number in range(21)])])
+def test_group_of_models_that_cannot_be_is_refused_with_its_place(tmp_path: Path, groups: str) -> None:
+    with pytest.raises(OperatorError, match="llama"):
+        parse(tmp_path, f"models: {{llama: {{endpoints: [chat/completions], groups: {groups}}}}}")

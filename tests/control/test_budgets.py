@@ -32,7 +32,12 @@ BUDGET = ids.new_id(ids.BUDGET, NOW, 7)
 
 
 def add_budget(
-    database: Database, amount_pico: int, *, window: BudgetWindow = BudgetWindow.TOTAL, thresholds: tuple[int, ...] = ()
+    database: Database,
+    amount_pico: int,
+    *,
+    window: BudgetWindow = BudgetWindow.TOTAL,
+    thresholds: tuple[int, ...] = (),
+    model: str = "",
 ) -> Budget:
     with database.tenant(ORGANIZATION) as tx:
         made = create_budget(
@@ -49,6 +54,7 @@ def add_budget(
             is_operators=False,
             sizes=DEFAULT_SIZES,
             now=0,
+            model=model,
         )
     return made
 
@@ -120,6 +126,18 @@ class TestLeases:
         assert (stood.spent_pico, stood.leased_pico, stood.left_pico) == (cost, cost, cost)
         take(database, archive, frames(exchange))
         assert standing(database) == stood
+
+    def test_budget_on_a_model_counts_the_requests_whose_records_name_it(self, database: Database, archive: Archive) -> None:
+        named, unnamed, foreign = (each for each in samples.exchanges(range(1, 3 + 1)) if isinstance(each, Final))
+        add_budget(database, 10**15, model=named.admit.model)
+        mark = {"budgets": (BUDGET,)}
+        records = [
+            msgspec.structs.replace(named, admit=msgspec.structs.replace(named.admit, **mark)),
+            unnamed,
+            msgspec.structs.replace(foreign, admit=msgspec.structs.replace(foreign.admit, budgets=(ids.new_id(ids.BUDGET, 1, 1),))),
+        ]
+        take(database, archive, frames(records))
+        assert standing(database).spent_pico == cost_of(named) > 0
 
     def test_lease_of_a_run_ends_with_its_close_and_not_before(self, database: Database, archive: Archive) -> None:
         exchange = samples.exchanges(range(1, 1 + 1))
@@ -225,6 +243,16 @@ class TestLeases:
         assert (before.spent_pico, after.spent_pico) == (cost_of(late), 0)
 
 
+@pytest.fixture(scope="module")
+def large(control: Running) -> str:
+    """Return a published model, which is in the group `budgets`."""
+    operator, name = control.operator(), "budgets/large"
+    answered(operator.post("/v1/platform/models", json={"name": name, "endpoints": ["chat/completions"], "groups": ["budgets"]}))
+    answered(operator.post("/v1/platform/prices", json={"model": name, "currency": "EUR", "input": "1", "output": "2"}))
+    answered(operator.post(f"/v1/platform/models/{name.replace('/', '%2F')}/publish"))
+    return name
+
+
 def create(client: httpx2.Client, **fields: Any) -> Any:
     return answered(client.post("/v1/organization/budgets", json={"name": "b", "amount": "10", "window": "month"} | fields))
 
@@ -266,6 +294,20 @@ class TestRoutes:
         gone = answered(admin.get("/v1/organization/limits", params=query))
         assert not {of_project["id"], of_key["id"]} & {each["id"] for each in gone["budgets"]}
 
+    def test_budget_on_a_group_of_models_is_published_also_if_it_only_alerts(
+        self, control: Running, alice: TenantSetup, large: str
+    ) -> None:
+        admin = control.client(alice.admin_key)
+        made = create(admin, model="group:budgets", mode="alert", thresholds=[80])
+        assert made["model"] == "group:budgets"
+        with control.plane.database.platform(write=False) as tx:
+            (told,) = platform_queries.list_entries(tx, BudgetEntry, [made["id"]]).values()
+        assert isinstance(told, BudgetEntry) and (told.model, told.mode) == ("group:budgets", BudgetMode.ALERT)
+        of_model = create(admin, model=large)
+        assert answered(admin.get("/v1/organization/budgets/" + of_model["id"]))["model"] == large
+        for each in (made, of_model):
+            answered(admin.delete("/v1/organization/budgets/" + each["id"]))
+
     @pytest.mark.parametrize(
         "fields",
         [
@@ -281,9 +323,16 @@ class TestRoutes:
             {"api_key_id": "key_1"},
             {"project_id": "proj_00000000000000000000000000000000"},
             {"name": ""},
+            {"model": "nowhere"},
+            {"model": "group:nowhere"},
+            {"model": "group:"},
+            {"model": ""},
+            {"name": "spend_limit", "model": "budgets/large"},
         ],
     )
-    def test_bad_budget_is_refused_before_anything_changes(self, control: Running, alice: TenantSetup, fields: dict[str, Any]) -> None:
+    def test_bad_budget_is_refused_before_anything_changes(
+        self, control: Running, alice: TenantSetup, large: str, fields: dict[str, Any]
+    ) -> None:
         admin = control.client(alice.admin_key)
         before = answered(admin.get("/v1/organization/budgets", params={"limit": 100}))["data"]
         answer = admin.post("/v1/organization/budgets", json={"name": "b", "amount": "10", "window": "month"} | fields)

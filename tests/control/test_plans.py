@@ -210,3 +210,31 @@ def test_plans_and_overrides_are_for_operators_alone(control: Running, tenant: T
     assert admin.get(PLANS).status_code == 403 == admin.post(PLANS, json={"name": "free"}).status_code
     body = {"limits": {"requests_per_day": 10**9}, "until": int(time.time()) + 60}
     assert admin.put(organization_path(tenant, "/limit_override"), json=body).status_code == 403
+
+
+def test_group_of_models_can_be_limited_by_a_plan_an_override_and_a_project(
+    control: Running, operator: httpx2.Client, tenant: TenantSetup
+) -> None:
+    path = f"/v1/platform/models/{MODEL.replace('/', '%2F')}"
+    assert answered(operator.post(path, json={"groups": ["slow", "big", "slow"]}))["groups"] == ["big", "slow"]
+    made = answered(operator.post(PLANS, json={"name": "grouped", "model_limits": {"group:big": {"requests_per_minute": 9}}}))
+    answered(operator.post(organization_path(tenant), json={"plan_id": made["id"]}))
+    assert told(control, tenant)[1]["group:big"] == {"requests_per_minute": 9}
+    admin = control.client(tenant.admin_key)
+    limits = f"/v1/organization/projects/{tenant.project_id}/limits"
+    answered(admin.put(limits, params={"model": "group:slow"}, json={"tokens_per_minute": 5}))
+    shown = answered(admin.get("/v1/organization/limits", params={"project_id": tenant.project_id}))["data"]
+    assert {("project", "group:slow"), ("organization", "group:big")} <= {(each["level"], each["model"]) for each in shown}
+    before = head(control)
+    for refused in (
+        admin.put(limits, params={"model": "group:other"}, json={"tokens_per_minute": 5}),
+        operator.post(PLANS, json={"name": "of nothing", "model_limits": {"group:other": {"requests_per_minute": 9}}}),
+    ):
+        assert refused.status_code == 404
+        assert refused.json()["error"]["message"] == "There is no group of models 'other' with a published model."
+    for groups in (["a b"], [""], ["x" * 65], [f"g{number}" for number in range(21)], None):
+        assert operator.post(path, json={"groups": groups}).status_code == 400
+    assert operator.post("/v1/platform/models", json={"name": "group:big", "endpoints": ["chat/completions"]}).status_code == 400
+    assert head(control) == before
+    answered(operator.post(path, json={"groups": []}))
+    answered(operator.post(organization_path(tenant), json={"plan_id": None}))

@@ -25,6 +25,7 @@ from tollway.domain.usage import (
     ServiceTier,
     Tick,
     UsageSource,
+    add_budgets,
     add_choices,
     billed,
     content_hash,
@@ -142,6 +143,15 @@ def test_choices_added_to_encoded_terms_are_the_record_encoded(record: Final, ch
     of = msgspec.structs.replace(record.admit, choices=1)
     terms = add_choices(encode_terms(of), choices)
     assert encode_admit(of.request_id, of.admitted_at, terms) == encode(msgspec.structs.replace(of, choices=choices))
+
+
+@given(FINALS, st.integers(2, CHOICES_MAX), st.lists(st.from_regex(r"bud_[0-9a-f]{32}", fullmatch=True), min_size=1, max_size=3))
+def test_budgets_added_to_encoded_terms_are_the_record_encoded(record: Final, choices: int, budgets: list[str]) -> None:
+    of = msgspec.structs.replace(record.admit, choices=1, budgets=())
+    named = msgspec.structs.replace(of, budgets=tuple(budgets))
+    assert encode_admit(of.request_id, of.admitted_at, add_budgets(encode_terms(of), budgets)) == encode(named)
+    terms = add_budgets(add_choices(encode_terms(of), choices), budgets)
+    assert encode_admit(of.request_id, of.admitted_at, terms) == encode(msgspec.structs.replace(named, choices=choices))
 
 
 @given(FINALS)

@@ -63,6 +63,7 @@ class Served:
     cache_isolation: CacheIsolation = CacheIsolation.ENGINE
     translated_endpoints: tuple[Endpoint, ...] = ()
     one_tier: bool = False
+    groups: tuple[str, ...] = ()
 
 
 NOWHERE = "http://127.0.0.1:9"
@@ -123,6 +124,7 @@ def plane(
                 context_length=served.context_length,
                 retry_started=served.retry_started,
                 unknown_parameters=served.unknown_parameters,
+                groups=served.groups,
             )
         )
         for tier, url in enumerate(served.urls):

@@ -46,8 +46,10 @@ INPUT_PRICE, OUTPUT_PRICE = 100, 400
 """Prices of a token of the model that the harness serves, in pico."""
 
 
-def entry(level: BudgetLevel = BudgetLevel.PROJECT, subject_id: str = PROJECT, mode: BudgetMode = BudgetMode.HARD) -> BudgetEntry:
-    return BudgetEntry(id=BUDGET, organization_id=ORGANIZATION, level=level, subject_id=subject_id, mode=mode)
+def entry(
+    level: BudgetLevel = BudgetLevel.PROJECT, subject_id: str = PROJECT, mode: BudgetMode = BudgetMode.HARD, model: str = ""
+) -> BudgetEntry:
+    return BudgetEntry(id=BUDGET, organization_id=ORGANIZATION, level=level, subject_id=subject_id, mode=mode, model=model)
 
 
 class Control:
@@ -140,6 +142,41 @@ async def test_key_sees_the_budgets_that_bind_it() -> None:
         assert shown["held"] == format_amount(most(chat(max_tokens=50), 50))
         upstream.gate.set()
         assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize("scope", ["m", "group:large"])
+async def test_budget_on_a_model_or_a_group_holds_its_requests_alone_and_their_records_name_it(scope: str) -> None:
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    async with upstream.listening():
+        await check_scope(upstream, scope)
+
+
+async def check_scope(upstream: Upstream, scope: str) -> None:
+    models = {"m": Served([upstream.url], groups=("large",)), "other": Served([upstream.url], groups=("small",))}
+    async with gateway(models) as running, connect(running.port) as client:
+        control = bind(running, 10**9, entry(model=scope))
+        for model in ("m", "other"):
+            client.send(message(chat(max_tokens=50, model=model)))
+            assert (await client.answer()).status == 200
+        assert [each.budgets for each in running.sink.admits] == [(BUDGET,), ()]
+        assert held(running.plane) == (0, 20 * INPUT_PRICE + 30 * OUTPUT_PRICE)
+        control.limit_pico = 0
+        give_all_back(control)
+        client.send(message(chat(max_tokens=50)))
+        refused = await client.answer()
+        assert (refused.status, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+        client.send(message(chat(max_tokens=50, model="other")))
+        assert (await client.answer()).status == 200
+
+
+async def test_budget_on_a_model_that_only_alerts_is_named_in_records_and_holds_nothing() -> None:
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        bind(running, 0, entry(model="m", mode=BudgetMode.ALERT))
+        client.send(message(chat(max_tokens=50)))
+        assert (await client.answer()).status == 200
+        assert [each.budgets for each in running.sink.admits] == [(BUDGET,)]
+        assert running.plane.budgets.list_accounts([entry()]) == []
 
 
 async def test_output_is_lowered_to_what_the_budget_buys() -> None:

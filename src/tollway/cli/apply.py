@@ -19,6 +19,7 @@ from tollway.cli.platform_file import BudgetFile, PlatformFile, ProjectFile, rea
 from tollway.domain import ids
 from tollway.domain.billing_classes import BillingClass
 from tollway.domain.budgets import SUBJECT_BUDGETS_MAX, BudgetMode
+from tollway.domain.catalog import GROUP_PREFIX, find_group
 from tollway.domain.limits import DIMENSIONS
 from tollway.domain.price_books import format_discount
 from tollway.settings import OperatorError
@@ -141,6 +142,7 @@ class Platform:
             return {}
         settings = (
             "endpoints", "published", "output_tokens_max", "context_length", "unknown_parameters", "retry_started", "share_cache",
+            "groups",
         )  # fmt: skip
         models: dict[str, Any] = {}
         for model in self._control.list_all("/platform/models"):
@@ -278,7 +280,9 @@ class Platform:
             if each["id"] in keys:
                 name = keys[each["id"]]
                 self._budgets[*place, name] = each["id"]
-                found[name] = {field: each[field] for field in ("amount", "window", "mode", "thresholds")}
+                found[name] = {field: each[field] for field in ("amount", "window", "mode", "thresholds", "model")}
+                if wanted is None and each["model"] is None:
+                    del found[name]["model"]
         return {"budgets": found} if found else {}
 
     def _read_limits(self, level: str, query: dict[str, str]) -> dict[str, Any]:
@@ -297,12 +301,14 @@ class Platform:
         """Raise OperatorError, before anything was done, if a change names something that will not be there when its turn comes."""
         planned = {(change.what, change.place[0]): change for change in changes if change.creates}
         needed = {model for change in changes for model in _models_named(change) if ("model", model) not in planned}
-        unknown = needed - {each["name"] for each in self._control.list_all("/platform/models")} if needed else set()
+        unknown = needed - self._list_scopes(changes) if needed else set()
         for change in changes:
             where = f"{change.what} {' / '.join(change.place)}"
             for model in _models_named(change):
                 if model in unknown:
-                    raise OperatorError(f"{where}: there is no model {model}", hint="see `tollway models list`", exit_code=2)
+                    group = find_group(model)
+                    what = f"model {model}" if group is None else f"model in the group {group}"
+                    raise OperatorError(f"{where}: there is no {what}", hint="see `tollway models list`", exit_code=2)
             if change.what == "terms" and (book := change.body["book"]) is not None:
                 new = planned.get(("price book", book))
                 currency = self._book_currencies.get(book) if new is None else new.body["currency"]
@@ -325,6 +331,15 @@ class Platform:
                 priced = current.models[change.place[0]].prices if change.place[0] in current.models else {}
                 if not priced and not any(each.what == "price" and each.place[0] == change.place[0] for each in changes):
                     raise OperatorError(f"{where}: a published model needs a price", hint="add `prices` to the model", exit_code=2)
+
+    def _list_scopes(self, changes: Sequence[PlannedChange]) -> set[str]:
+        """Return the models that there are, and the groups of models that there will be once the changes are made."""
+        groups = {each["name"]: each["groups"] for each in self._control.list_all("/platform/models")}
+        names = set(groups)
+        for change in changes:
+            if change.what == "model" and "groups" in change.body:
+                groups[change.place[0]] = change.body["groups"]
+        return names | {GROUP_PREFIX + group for of_model in groups.values() for group in of_model}
 
     def _check_budget_count(self, place: tuple[str, ...], changes: Sequence[PlannedChange], *, only_alert: bool) -> None:
         created = [each for each in changes if each.what == "budget" and each.creates and each.place[:-1] == place]
@@ -439,8 +454,11 @@ def _credential(change: PlannedChange) -> str | None:
 
 
 def _models_named(change: PlannedChange) -> tuple[str, ...]:
-    """Return the models that must exist for a change, other than those that it creates."""
-    return (change.place[-1],) if change.what.endswith("model limits") else (change.body["model"],) if change.what == "book price" else ()
+    """Return the models and groups of models that must exist for a change, other than those that it creates."""
+    if change.what.endswith("model limits"):
+        return (change.place[-1],)
+    model = change.body.get("model") if change.what in ("book price", "budget") else None
+    return () if model is None else (model,)
 
 
 def _file_keys(there: Sequence[Mapping[str, Any]], wanted: Collection[str] | None, kind: str, prefix: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from tollway.cli.client import (
     Organization,
     choose_id,
     complete_keys,
+    complete_models,
     complete_projects,
     connect_tenant,
 )
@@ -35,7 +36,7 @@ Thresholds = Annotated[
     list[int] | None, typer.Option("--threshold", metavar="PERCENT", help="Raise an alert at this part of the limit (repeatable).")
 ]
 
-COLUMNS = ["id", "name", "level", "subject_id", "mode", "window", "limit", "spent", "left", "currency"]
+COLUMNS = ["id", "name", "level", "subject_id", "model", "mode", "window", "limit", "spent", "left", "currency"]
 
 
 class WindowOption(StrEnum):
@@ -96,7 +97,7 @@ def show(
     if output is Output.JSON:
         print_json({**found, "raises": raises, "alerts": alerts})
         return
-    for name in ("name", "level", "subject_id", "mode", "window", "managed_by"):
+    for name in ("name", "level", "subject_id", "model", "mode", "window", "managed_by"):
         print(f"{name}: {found[name]}")
     for name in ("amount", "limit", "spent", "leased", "left"):
         print(f"{name}: {found[name]} {found['currency'].upper()}")
@@ -113,6 +114,15 @@ def create(
     window: Annotated[WindowOption, typer.Option("--window", help="When the budget begins anew, in the organization's time zone.")],
     project: OfProject = None,
     api_key: OfKey = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Count requests for this model, or for a group of models (group:NAME), alone.",
+            autocompletion=complete_models,
+        ),
+    ] = None,
     mode: Annotated[Mode, typer.Option("--mode", help="A hard budget is never overspent; alert only raises alerts.")] = Mode.HARD,
     threshold: Thresholds = None,
     output: OutputOption = Output.TABLE,
@@ -125,6 +135,8 @@ def create(
     if api_key is not None and project is None:
         raise OperatorError("--api-key needs --project, the key's project", exit_code=2)
     body: dict[str, Any] = {"name": name, "amount": amount, "window": window, "mode": mode, "thresholds": sorted(threshold or [])}
+    if model is not None:
+        body["model"] = model
     with connect_tenant(control_url, key, data_dir, organization) as control:
         if project is not None:
             body["project_id"] = control.get_project(project)["id"]

@@ -54,6 +54,10 @@ def create(
     endpoint: Annotated[list[Endpoint] | None, typer.Option(help="What it can be asked for; may be repeated. [chat/completions]")] = None,
     output_tokens_max: Annotated[int | None, typer.Option(help="Most that one request may ask for.")] = None,
     context_length: Annotated[int | None, typer.Option(help="Most tokens of one prompt; a report of more input is not billed.")] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option("--group", metavar="NAME", help="Group of models that it is in (repeatable)."),
+    ] = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
@@ -65,10 +69,28 @@ def create(
         "endpoints": endpoint or [Endpoint.CHAT_COMPLETIONS],
         "output_tokens_max": output_tokens_max,
         "context_length": context_length,
+        "groups": group or [],
     }
     with connect(control_url, key, data_dir) as control:
         made = control.post("/platform/models", body)
     print_json(made) if output is Output.JSON else print(f"{name} is a draft; next: tollway models price, deploy, publish")
+
+
+@app.command("set-groups")
+def set_groups(
+    name: Name,
+    groups: Annotated[
+        list[str] | None, typer.Argument(metavar="[GROUP]...", help="Groups of models that it is in from now on; none if left out.")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Put a model into groups of models, and take it out of all others. Limits and budgets on a group hold for all of its models."""
+    with connect(control_url, key, data_dir) as control:
+        changed = control.post(f"/platform/models/{segment(name)}", {"groups": groups or []})
+    print_json(changed) if output is Output.JSON else print(f"{name}: {', '.join(changed['groups']) or 'in no group'}")
 
 
 @app.command()

@@ -31,7 +31,10 @@ Account = Annotated[str | None, typer.Option("--service-account", metavar="NAME|
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="MODEL", help="Limits on this model alone, beside those on all models.", autocompletion=complete_models
+        "--model",
+        metavar="MODEL",
+        help="Limits on a model, or on a group of models (group:NAME), beside those on all.",
+        autocompletion=complete_models,
     ),
 ]
 
@@ -92,7 +95,7 @@ def _budget_row(budget: dict[str, Any], names: dict[str, str], binding_id: str |
         "level": budget["level"],
         "id": budget["subject_id"],
         "name": names.get(budget["subject_id"]),
-        "model": None,
+        "model": budget["model"],
         "limit": f"budget {budget['name']}",
         "size": budget["limit"],
         "used": budget["spent"],

@@ -112,7 +112,7 @@ def warn_of_shared_caches(
 
 
 def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iterator[PlannedChange]:
-    settings = ("endpoints", "output_tokens_max", "context_length", "unknown_parameters", "retry_started", "share_cache")
+    settings = ("endpoints", "output_tokens_max", "context_length", "unknown_parameters", "retry_started", "share_cache", "groups")
     yield from _difference("model", (name,), current, wanted, settings)
     prices = {} if current is None or current.prices is UNSET else current.prices
     for currency, price in _items(wanted.prices):
@@ -271,6 +271,13 @@ def _plan_budget(place: tuple[str, ...], currency: str, current: BudgetFile | No
     if (current.mode is BudgetMode.ALERT) is not (wanted.mode is BudgetMode.ALERT) and wanted.mode is not UNSET:
         raise OperatorError(
             f"{where} is of mode {current.mode}, which cannot change to {wanted.mode}",
+            hint="create another budget, and archive this one by `tollway budgets archive`",
+            exit_code=2,
+        )
+    if wanted.model is not UNSET and _or_none(current.model) != wanted.model:
+        scopes = [_or_none(each.model) or "all models" for each in (current, wanted)]
+        raise OperatorError(
+            f"{where} counts requests for {scopes[0]}, which cannot change to {scopes[1]}",
             hint="create another budget, and archive this one by `tollway budgets archive`",
             exit_code=2,
         )

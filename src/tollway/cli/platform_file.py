@@ -47,7 +47,16 @@ from msgspec import UNSET, UnsetType
 
 from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, parse_unit_price, with_default_prices
 from tollway.domain.budgets import SUBJECT_BUDGETS_MAX, BudgetMode, BudgetWindow, TermsProblem, find_terms_problem
-from tollway.domain.catalog import MODEL_NAME, CacheIsolation, Endpoint, Engine, UnknownParameters
+from tollway.domain.catalog import (
+    GROUP_NAME,
+    GROUP_PREFIX,
+    MODEL_GROUPS_MAX,
+    MODEL_NAME,
+    CacheIsolation,
+    Endpoint,
+    Engine,
+    UnknownParameters,
+)
 from tollway.domain.currencies import CURRENCIES
 from tollway.domain.limits import DIMENSIONS, Limits, find_problem
 from tollway.domain.money import parse_sum
@@ -126,7 +135,8 @@ class DeploymentFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One model of the catalog. `published: true` publishes it; there is no way back but archiving."""
+    """One model of the catalog. `published: true` publishes it; there is no way back but archiving. `groups`: the groups of models that it
+    is in, on which limits and budgets can be set as `group:NAME`."""
 
     endpoints: list[Endpoint]
     published: bool | UnsetType = UNSET
@@ -135,6 +145,7 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     unknown_parameters: UnknownParameters | UnsetType = UNSET
     retry_started: bool | UnsetType = UNSET
     share_cache: bool | UnsetType = UNSET
+    groups: list[str] | UnsetType = UNSET
     prices: dict[str, PriceFile] | UnsetType = UNSET
     deployments: dict[str, DeploymentFile] | UnsetType = UNSET
 
@@ -164,7 +175,8 @@ def find_limit_problem(sizes: Mapping[str, int | None]) -> str | None:
 class BudgetFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A budget of an organization or a project: what may be spent in one window, as an exact decimal in the organization's currency.
 
-    Its window is fixed when it is created. `currency`, if it is given, must be the organization's. A budget that the file leaves out stays.
+    Its window is fixed when it is created, and so is `model`: the model or group of models (`group:NAME`) whose requests alone are counted.
+    `currency`, if it is given, must be the organization's. A budget that the file leaves out stays.
     """
 
     amount: str
@@ -172,6 +184,7 @@ class BudgetFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     currency: str | UnsetType = UNSET
     mode: BudgetMode | UnsetType = UNSET
     thresholds: list[int] | UnsetType = UNSET
+    model: str | UnsetType | None = UNSET
 
 
 class PlanFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -299,10 +312,17 @@ def _check_ranges(parsed: msgspec.Struct) -> None:
                 raise ValueError(f"deployment {base_url}: the address must be http(s)://host[:port][/path] without /v1")
         if not parsed.endpoints:
             raise ValueError("endpoints must not be empty")
+        for group in () if parsed.groups is UNSET else parsed.groups:
+            if not GROUP_NAME.fullmatch(group):
+                raise ValueError(f"group {group!r}: a name is 1 to 64 of the characters A-Z a-z 0-9 . _ -")
+        if parsed.groups is not UNSET and len(parsed.groups) > MODEL_GROUPS_MAX:
+            raise ValueError(f"a model may be in {MODEL_GROUPS_MAX} groups, not {len(parsed.groups)}")
     if isinstance(parsed, PlatformFile):
         for model in parsed.models:
             if not MODEL_NAME.fullmatch(model):
                 raise ValueError(f"model {model!r}: a name is 1 to 128 of the characters A-Z a-z 0-9 . _ : / @ -")
+            if model.startswith(GROUP_PREFIX):
+                raise ValueError(f"model {model!r}: a name cannot begin with {GROUP_PREFIX}, which stands for groups of models")
         for plan in parsed.plans:
             if not 1 <= len(plan) <= PLAN_NAME_CHARACTERS_MAX:
                 raise ValueError(f"the name of a plan has 1 to {PLAN_NAME_CHARACTERS_MAX} characters")
@@ -325,7 +345,8 @@ def _find_terms_problem(name: str, parsed: BudgetFile) -> TermsProblem | None:
     """Return what control would refuse of a budget, None if nothing. Raises ValueError if its amount is no sum of money."""
     mode = BudgetMode.HARD if parsed.mode is UNSET else parsed.mode
     thresholds = [] if parsed.thresholds is UNSET else parsed.thresholds
-    return find_terms_problem(name, mode, parsed.window, parse_sum(parsed.amount), thresholds)
+    model = "" if parsed.model is UNSET or parsed.model is None else parsed.model
+    return find_terms_problem(name, mode, parsed.window, parse_sum(parsed.amount), thresholds, model)
 
 
 def _check_currency(code: str) -> None:
@@ -381,7 +402,7 @@ def _parse(tree: object, type: type[T], place: str, source: str) -> T:
             value = _parse(value, _SINGLE[name], below, source)
         elif (issubclass(type, UnitsFile) or (type is BudgetFile and name == "amount")) and isinstance(value, int):
             value = str(value)
-        elif name in ("endpoints", "translated_endpoints") and isinstance(value, list):
+        elif name in ("endpoints", "translated_endpoints", "groups") and isinstance(value, list):
             value = sorted({str(each) for each in value})  # a set: neither order nor repetition is a difference
         values[name] = value
     try:

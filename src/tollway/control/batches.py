@@ -14,6 +14,7 @@ import msgspec
 from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.rollups import ENDPOINT_CHARS_MAX, TEST_PREFIX, rollup_endpoint
 from tollway.domain.usage import (
+    BUDGETS_MAX,
     CHOICES_MAX,
     FINAL_HEAD,
     OUTCOME_POLICIES,
@@ -114,6 +115,7 @@ class Batch:
                 admit.outcome_policy,
                 admit.test,
                 admit.choices,
+                admit.budgets,
                 record.outcome,
                 record.source,
                 record.deployment_id,
@@ -190,6 +192,8 @@ def _is_possible(final: Final) -> bool:
         and not admit.endpoint.startswith(TEST_PREFIX)
         and len(rollup_endpoint(admit.endpoint, test=admit.test)) <= ENDPOINT_CHARS_MAX
         and 1 <= admit.choices <= CHOICES_MAX
+        and len(admit.budgets) <= BUDGETS_MAX
+        and all(_NAME.fullmatch(each) is not None for each in admit.budgets)
         and 0 <= final.attempts <= ATTEMPTS_MAX
         and admit.outcome_policy in OUTCOME_POLICIES
         and all(name is None or _NAME.fullmatch(name) is not None for name in (final.deployment_id, final.error))

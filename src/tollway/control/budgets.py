@@ -16,6 +16,7 @@ request whose number is not above the last one's changes nothing.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import msgspec
 
@@ -79,14 +80,17 @@ def create_budget(
     is_operators: bool,
     sizes: QuotaSizes,
     now: int,
+    model: str = "",
 ) -> Budget:
     """Create a budget of a key of a project, of a project, or of the organization (neither is named).
 
-    It counts requests that are admitted from the beginning of this minute on. `sizes`: of the quotas. Raises
-    RESOURCE_UNKNOWN, PARAMETER_INVALID, STATE_CONFLICT, QUOTA_EXCEEDED.
+    It counts requests that are admitted from the beginning of this minute on. `model`: a model or a group of models whose requests alone
+    are counted; empty for all. `sizes`: of the quotas. Raises
+    RESOURCE_UNKNOWN, MODEL_UNKNOWN, PARAMETER_INVALID, STATE_CONFLICT, QUOTA_EXCEEDED.
     """
     publish.lock(tx)
     subject = find_subject(tx, project_id, key_id)
+    limits.check_scopes(tx, {model}, "model")
     billed_in = get_currency(tx, currency)
     quotas.require_creation(tx, sizes, Quota.BUDGETS, now)
     budget = Budget(
@@ -103,6 +107,7 @@ def create_budget(
         is_operators=is_operators,
         created_at=now,
         counts_from=now // MINUTE_US * MINUTE_US,
+        model=model,
     )
     _check_terms(tx, budget)
     alike = [each for each in storage.list_of_subjects(tx, [subject.id]) if each.binds == budget.binds]
@@ -184,7 +189,7 @@ def archive_budget(tx: TenantTx, budget_id: str, *, by_operator: bool, now: int)
 
 def _publish(tx: TenantTx, budget: Budget, now: int) -> None:
     """Tell gateways what has become of a budget, unless it never concerned them."""
-    if budget.binds:
+    if budget.concerns_gateways:
         publish.publish(tx, BudgetEntry, [budget.id], now)
 
 
@@ -236,7 +241,7 @@ def _get_changeable(tx: TenantTx, budget_id: str, by_operator: bool) -> Budget:
 
 def _check_terms(tx: TenantTx, budget: Budget) -> None:
     """Raise PARAMETER_INVALID for terms that no budget can have, STATE_CONFLICT for a second spend limit of the same subject."""
-    problem = find_terms_problem(budget.name, budget.mode, budget.window, budget.amount_pico, budget.thresholds)
+    problem = find_terms_problem(budget.name, budget.mode, budget.window, budget.amount_pico, budget.thresholds, budget.model)
     if problem is not None:
         raise Fault(PARAMETER_INVALID, param=problem.field, message=f"'{problem.field}' cannot be used: {problem.reason}.")
     if budget.name == SPEND_LIMIT:
@@ -382,12 +387,21 @@ def _refuse_unknown(request: LeaseRequest) -> LeaseGrant:
 # ---- Charges ------------------------------------------------------------------------------------------------------------
 
 
+class _ChargeKey(NamedTuple):
+    """What decides which budgets an event is charged to. `budgets`: those that its record names."""
+
+    organization_id: str
+    project_id: str
+    key_id: str
+    budgets: tuple[str, ...]
+
+
 class ChargeSums:
     """The costs of the events of a batch, summed as budgets need them while the events are stored."""
 
     def __init__(self, budgets: Sequence[Budget]) -> None:
         self._budgets = budgets
-        self._by_key: dict[tuple[str, str, str], dict[int, int]] = {}
+        self._by_key: dict[_ChargeKey, dict[int, int]] = {}
         self._organizations = {each.organization_id for each in budgets}
 
     def watch(self, rows: Iterable[EventRow]) -> Iterator[EventRow]:
@@ -397,20 +411,26 @@ class ChargeSums:
             yield row
             _, _, organization_id, project_id, key_id, *_ = row.template.values
             if organization_id in organizations and row.amounts.bits:
-                minutes = self._by_key.setdefault((str(organization_id), str(project_id), str(key_id)), {})
+                key = _ChargeKey(str(organization_id), str(project_id), str(key_id), row.template.budgets)
+                minutes = self._by_key.setdefault(key, {})
                 minute_at = row.admitted_at // MINUTE_US * MINUTE_US
                 minutes[minute_at] = minutes.get(minute_at, 0) + row.amounts.total
 
     def list_charges(self) -> Iterator[tuple[Budget, Mapping[int, int]]]:
-        """Yield the budgets that are charged, in their order, each with the costs by the minute of admission."""
-        by_subject: dict[str, dict[int, int]] = {}
-        for subjects, minutes in self._by_key.items():
-            for subject_id in subjects:
-                sums = by_subject.setdefault(subject_id, {})
-                for minute_at, pico in minutes.items():
-                    sums[minute_at] = sums.get(minute_at, 0) + pico
+        """Yield the budgets that are charged, in their order, each with the costs by the minute of admission.
+
+        A budget on all models counts the requests of its subject. Another one counts those of them whose records name it.
+        """
+        by_subject: dict[tuple[str, str], dict[int, int]] = {}
+        for key, minutes in self._by_key.items():
+            for subject_id in (key.organization_id, key.project_id, key.key_id):
+                for budget_id in ("", *key.budgets):
+                    sums = by_subject.setdefault((subject_id, budget_id), {})
+                    for minute_at, pico in minutes.items():
+                        sums[minute_at] = sums.get(minute_at, 0) + pico
         for budget in self._budgets:
-            counted = {at: pico for at, pico in by_subject.get(budget.subject_id, {}).items() if at >= budget.counts_from}
+            charged = by_subject.get((budget.subject_id, budget.id if budget.is_partial else ""), {})
+            counted = {at: pico for at, pico in charged.items() if at >= budget.counts_from}
             if counted:
                 yield budget, counted
 

@@ -8,7 +8,7 @@ import msgspec
 
 from tollway.control import publish
 from tollway.domain import addresses, ids
-from tollway.domain.catalog import MODEL_NAME, Deployment, Model
+from tollway.domain.catalog import GROUP_PREFIX, MODEL_NAME, Deployment, Model
 from tollway.domain.faults import (
     MODEL_UNKNOWN,
     NAME_TAKEN,
@@ -37,6 +37,8 @@ def create_model(tx: PlatformTx, model: Model) -> Model:
     segments = model.name.split("/")
     if MODEL_NAME.fullmatch(model.name) is None or segments[-1] in VERBS or not {"", ".", ".."}.isdisjoint(segments):
         raise Fault(PARAMETER_INVALID, param="name", message="This cannot be the name of a model.")
+    if model.name.startswith(GROUP_PREFIX):
+        raise Fault(PARAMETER_INVALID, param="name", message=f"The name of a model cannot begin with '{GROUP_PREFIX}', as groups do.")
     if storage.find_model(tx, model.name) is not None:
         raise Fault(NAME_TAKEN, param="name")
     storage.insert_model(tx, model)

@@ -1,9 +1,10 @@
 """Limits: read and replaced as a whole, at the level that they limit, on all models together or on one."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from tollway.control import publish, quotas
 from tollway.domain import ids
+from tollway.domain.catalog import find_group
 from tollway.domain.faults import MODEL_UNKNOWN, PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.limits import UNLIMITED, LevelLimits, LimitLevel, Limits, LimitSubject, find_problem
 from tollway.domain.plans import ALL_MODELS
@@ -12,7 +13,7 @@ from tollway.domain.snapshot import Entry, KeyEntry, OrganizationEntry, ProjectE
 from tollway.storage import catalog, plans
 from tollway.storage import keys as stored_keys
 from tollway.storage import limits as storage
-from tollway.storage.database import TenantTx
+from tollway.storage.database import TenantTx, Transaction
 
 _PREFIXES = {
     LimitLevel.END_USER: ids.PROJECT,
@@ -56,8 +57,9 @@ def api_key(project_id: str, key_id: str) -> LimitSubject:
 
 
 def get_limits(tx: TenantTx, subject: LimitSubject, model: str | None = None) -> Limits:
-    """Return the limits of a subject on one model, or on all models together (None). Raises RESOURCE_UNKNOWN if the subject does not
-    exist or can no longer act."""
+    """Return the limits of a subject on a model or a group of models, or on all models together (None).
+
+    Raises RESOURCE_UNKNOWN if the subject does not exist or can no longer act."""
     limits = storage.find_limits(tx, subject) if _is_well_formed(subject) else None
     if limits is None:
         raise Fault(RESOURCE_UNKNOWN)
@@ -65,7 +67,7 @@ def get_limits(tx: TenantTx, subject: LimitSubject, model: str | None = None) ->
 
 
 def put_limits(tx: TenantTx, subject: LimitSubject, limits: Limits, now: int, model: str | None = None, *, sizes: QuotaSizes) -> Limits:
-    """Replace the limits of a subject on one model, or on all models together (None). `sizes`: of the quotas.
+    """Replace the limits of a subject on a model or a group of models, or on all models together (None). `sizes`: of the quotas.
 
     Raises RESOURCE_UNKNOWN, MODEL_UNKNOWN, PARAMETER_INVALID, QUOTA_EXCEEDED.
     """
@@ -74,14 +76,22 @@ def put_limits(tx: TenantTx, subject: LimitSubject, limits: Limits, now: int, mo
     before = get_limits(tx, subject, model)
     if model is None:
         storage.put_limits(tx, subject, limits)
-    elif any(found.published for found in catalog.find_models(tx, [model])):
+    else:
+        check_scopes(tx, {model}, "model")
         if before == UNLIMITED and limits != UNLIMITED:
             quotas.require(tx, sizes, Quota.MODEL_LIMITS, now)
         storage.put_model_limits(tx, subject, model, limits)
-    else:
-        raise Fault(MODEL_UNKNOWN, param="model")
     _publish(tx, subject, now)
     return limits
+
+
+def check_scopes(tx: Transaction, scopes: Collection[str], param: str) -> None:
+    """Raise MODEL_UNKNOWN if one of `scopes` is neither a model that tenants can use nor a group of models that has one, nor empty."""
+    unknown = catalog.find_unknown_scopes(tx, scopes)
+    if unknown:
+        group = find_group(unknown[0])
+        what = f"model '{unknown[0]}'" if group is None else f"group of models '{group}' with a published model"
+        raise Fault(MODEL_UNKNOWN, param=param, message=f"There is no {what}.")
 
 
 def _list_by_model(tx: TenantTx, subject: LimitSubject) -> dict[str, Limits]:

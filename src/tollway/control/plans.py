@@ -10,14 +10,13 @@ from collections.abc import Mapping
 import msgspec
 
 from tollway.control import publish, tenants
-from tollway.control.limits import check_limits
+from tollway.control.limits import check_limits, check_scopes
 from tollway.domain import ids
-from tollway.domain.faults import MODEL_UNKNOWN, PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.plans import ALL_MODELS, OVERRIDE_US_MAX, PLAN_MODELS_MAX, LimitOverride, OrganizationLimits, Plan
 from tollway.domain.snapshot import OrganizationEntry
-from tollway.storage import catalog
 from tollway.storage import plans as storage
 from tollway.storage.database import Database, PlatformTx, TenantTx, Transaction
 
@@ -78,15 +77,7 @@ def _check(tx: PlatformTx, plan: Plan) -> None:
     limited = {model for model, limits in plan.limits.items() if limits != UNLIMITED}
     if len(limited) > PLAN_MODELS_MAX:
         raise Fault(PARAMETER_INVALID, param="model_limits", message=f"A plan may limit {PLAN_MODELS_MAX} models one by one.")
-    _check_models(tx, limited, "model_limits")
-
-
-def _check_models(tx: Transaction, models: set[str], param: str) -> None:
-    """Raise MODEL_UNKNOWN for a model that tenants cannot use."""
-    named = models - {ALL_MODELS}
-    unknown = named - {found.name for found in catalog.find_models(tx, sorted(named)) if found.published}
-    if unknown:
-        raise Fault(MODEL_UNKNOWN, param=param, message=f"There is no model '{min(unknown)}'.")
+    check_scopes(tx, limited, "model_limits")
 
 
 # ---- Plans of organizations ---------------------------------------------------------------------------------------------
@@ -113,7 +104,7 @@ def put_override(tx: TenantTx, override: LimitOverride, now: int) -> LimitOverri
         raise Fault(PARAMETER_INVALID, param="until", message="'until' must be in the future, and within a year.")
     publish.lock(tx)
     tenants.require_active_organization(tx)
-    _check_models(tx, {override.model}, "model")
+    check_scopes(tx, {override.model}, "model")
     storage.put_override(tx, override)
     publish.publish(tx, OrganizationEntry, [tx.organization_id], now)
     return override

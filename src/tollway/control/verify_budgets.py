@@ -132,7 +132,7 @@ def _find_flaw(budget: Budget, currency: str | None) -> str | None:
         return f"bounds {budget.subject_id}, which is not its organization"
     if budget.counts_from != budget.created_at // MINUTE_US * MINUTE_US:
         return "counts from another instant than the minute in which it was created"
-    if find_terms_problem(budget.name, budget.mode, budget.window, budget.amount_pico, budget.thresholds) is not None:
+    if find_terms_problem(budget.name, budget.mode, budget.window, budget.amount_pico, budget.thresholds, budget.model) is not None:
         return "has an amount or thresholds that no budget can have"
     return None
 

@@ -65,7 +65,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     `subject_id`: of the key, project or organization. `amount_pico`: at least 1, in `currency`, which is the organization's. `counts_from`:
     requests admitted before that instant are not counted. `thresholds`: percentages of the limit at which an alert is raised, once in each
-    window for the same limit, in rising order. `is_operators`: only operators may change it.
+    window for the same limit, in rising order. `is_operators`: only operators may change it. `model`: a model or a group of models
+    (`domain.catalog.covers_model`) whose requests alone are counted; empty for all.
     """
 
     id: str
@@ -82,11 +83,23 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     counts_from: int
     archived_at: int | None = None
+    model: str = ""
 
     @property
     def binds(self) -> bool:
         """Return whether requests must fit into it."""
         return self.mode is not BudgetMode.ALERT
+
+    @property
+    def is_partial(self) -> bool:
+        """Return whether it counts only a part of the requests of its subject. Then records of requests name it, so that control counts
+        the very requests that a gateway held to it, whatever has changed since."""
+        return self.model != ""
+
+    @property
+    def concerns_gateways(self) -> bool:
+        """Return whether gateways must know of it: to hold requests to it, or to name it in their records."""
+        return self.binds or self.is_partial
 
 
 class BudgetRaise(msgspec.Struct, frozen=True, kw_only=True):
@@ -298,7 +311,7 @@ class TermsProblem(NamedTuple):
 
 
 def find_terms_problem(
-    name: str, mode: BudgetMode, window: BudgetWindow, amount_pico: int, thresholds: Sequence[int]
+    name: str, mode: BudgetMode, window: BudgetWindow, amount_pico: int, thresholds: Sequence[int], model: str = ""
 ) -> TermsProblem | None:
     """Return what is wrong with the terms of a budget; None if nothing is.
 
@@ -313,7 +326,11 @@ def find_terms_problem(
         return TermsProblem("thresholds", problem)
     if mode is BudgetMode.ALERT and not thresholds:
         return TermsProblem("thresholds", "a budget of mode 'alert' needs at least one")
-    return _find_shape_problem(name, mode, window, amount_pico, thresholds) if name in (SPEND_LIMIT, SPEND_ALERT) else None
+    if name not in (SPEND_LIMIT, SPEND_ALERT):
+        return None
+    if model:
+        return TermsProblem("model", f"a budget named '{name}' is on all models")
+    return _find_shape_problem(name, mode, window, amount_pico, thresholds)
 
 
 def _find_shape_problem(

@@ -1,6 +1,7 @@
 """Catalog: a model is a public name; a deployment serves it from one upstream."""
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
@@ -9,6 +10,26 @@ from tollway.domain.tenants import Status
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9._:/@-]{1,128}")
 """Catalog names are plain ASCII and compared exactly: no folding, so no look-alikes."""
+
+GROUP_PREFIX = "group:"
+"""Beginning of what names a group of models where a model could be named. No model's name begins so."""
+
+GROUP_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""Names of groups of models are plain ASCII, as those of models are."""
+
+MODEL_GROUPS_MAX = 20
+"""Groups that one model may be in."""
+
+
+def find_group(scope: str) -> str | None:
+    """Return the name of the group of models that `scope` stands for; None if it is a model's name, or empty for all models."""
+    return scope.removeprefix(GROUP_PREFIX) if scope.startswith(GROUP_PREFIX) else None
+
+
+def covers_model(scope: str, model: str, groups: Sequence[str]) -> bool:
+    """Return whether a limit or a budget on `scope` (the name of a model, GROUP_PREFIX and the name of a group, or empty for all models)
+    applies to `model`, which is in `groups`."""
+    return not scope or scope == model or find_group(scope) in groups
 
 
 class Engine(StrEnum):
@@ -85,7 +106,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     `output_tokens_max`: cap on what one request may ask for, None for the engine's own. `context_length`: most tokens that a prompt can
     have, None if nothing is stated; an engine's report of more is not believed. `retry_started`: whether a request that an engine may have
     begun can be sent again elsewhere (true for stateless inference). `share_cache`: True lets tenants share the engine's prefix cache,
-    which is measurable across tenants, so the default isolates them by salt.
+    which is measurable across tenants, so the default isolates them by salt. `groups`: names of the groups of models that it
+    is in, at most MODEL_GROUPS_MAX, ordered; limits and budgets can be set on a group.
     """
 
     name: str
@@ -98,6 +120,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     unknown_parameters: UnknownParameters = UnknownParameters.REFUSE
     retry_started: bool = True
     share_cache: bool = False
+    groups: tuple[str, ...] = ()
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):

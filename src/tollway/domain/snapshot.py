@@ -71,7 +71,8 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="model", omit_defaults=True):
-    """A published model: `id` is its public name. `prices` are of all price lists and service tiers, ordered by valid_from, never empty."""
+    """A published model: `id` is its public name. `prices` are of all price lists and service tiers, ordered by valid_from, never empty.
+    `groups`: the groups of models that it is in."""
 
     id: str
     endpoints: tuple[Endpoint, ...]
@@ -82,6 +83,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     unknown_parameters: UnknownParameters = UnknownParameters.REFUSE
     retry_started: bool = True
     share_cache: bool = False
+    groups: tuple[str, ...] = ()
 
 
 class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="deployment", omit_defaults=True):
@@ -92,14 +94,16 @@ class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind
 
 
 class BudgetEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="budget", omit_defaults=True):
-    """A budget that binds requests. What may be spent of it a gateway learns with its lease. `subject_id`: of the key, project or
-    organization."""
+    """A budget that binds requests, or that only alerts and counts a part of the requests of its subject, which gateways name in their
+    records. What may be spent of it a gateway learns with its lease. `subject_id`: of the key, project or organization. `model`: a model or
+    a group of models whose requests alone are counted; empty for all."""
 
     id: str
     organization_id: str
     level: BudgetLevel
     subject_id: str
     mode: BudgetMode
+    model: str = ""
 
 
 class SigningKeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="signing_key", omit_defaults=True):

@@ -8,6 +8,7 @@ The structs hold nothing that could lead back to them, so the garbage collector 
 """
 
 import hashlib
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
@@ -21,6 +22,9 @@ TOKENS_MAX = 2**31 - 1
 
 CHOICES_MAX = 2048
 """Most outputs that one request may ask for, over all of its prompts."""
+
+BUDGETS_MAX = 60
+"""Most budgets that one record names: 20 of its key, its project and its organization each (`domain.budgets`)."""
 
 
 class Outcome(StrEnum):
@@ -72,7 +76,8 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="reco
 
     `price_hash`: of its price and of the terms by which its organization paid that price (`domain.proofs.hash_price`). `service_tier` is
     that of its price. `test`: it was sent with a test key, and is not billed. `choices`: how many outputs the engine generates for each
-    prompt, 1 to CHOICES_MAX: some engines count a prompt once for each of them.
+    prompt, 1 to CHOICES_MAX: some engines count a prompt once for each of them. `budgets`: ids of the budgets that count this request and
+    not all requests of its key, project or organization, at most BUDGETS_MAX.
     """
 
     request_id: str
@@ -89,6 +94,7 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="reco
     service_tier: ServiceTier = ServiceTier.STANDARD
     test: bool = False
     choices: int = 1
+    budgets: tuple[str, ...] = ()
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="progress", omit_defaults=True):
@@ -330,8 +336,14 @@ def encode_terms(admit: Admit) -> bytes:
 
 
 def add_choices(terms: bytes, choices: int) -> bytes:
-    """Return `terms` (`encode_terms`) of requests that ask for one output, as those of a request that asks for several for each prompt."""
+    """Return `terms` (`encode_terms`, of requests that ask for one output and name no budgets) as those of a request that asks for several
+    outputs for each prompt."""
     return b'%b,"choices":%d}' % (terms[:-1], choices)
+
+
+def add_budgets(terms: bytes, budgets: Sequence[str]) -> bytes:
+    """Return `terms` (`encode_terms`, of requests that name no budgets) as those of requests that are counted in these (at least one)."""
+    return b'%b,"budgets":%b}' % (terms[:-1], _encoder.encode(budgets))
 
 
 def encode_admit(request_id: str, admitted_at: int, terms: bytes) -> bytes:

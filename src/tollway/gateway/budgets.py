@@ -529,6 +529,7 @@ def _describe(entry: BudgetEntry, account: BudgetAccount | None, least: BudgetAc
         "id": entry.id,
         "level": entry.level,
         "subject_id": entry.subject_id,
+        "model": entry.model or None,
         "mode": entry.mode,
         **shown,
         "window_start_at": window[0],

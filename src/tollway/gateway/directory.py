@@ -12,7 +12,7 @@ from itertools import islice
 
 import msgspec
 
-from tollway.domain.catalog import Deployment, Endpoint
+from tollway.domain.catalog import Deployment, Endpoint, covers_model
 from tollway.domain.faults import SNAPSHOT_MISSING, SNAPSHOT_OUTDATED, FaultKind
 from tollway.domain.keys import USE_SECONDS, USES_MAX, KeyType, SecretUse, shorten_digest
 from tollway.domain.prices import PriceVersion, find_price, find_terms
@@ -227,6 +227,7 @@ class Directory:
             known_fields=self._list_known_fields(name, endpoint, test=caller.is_test),
             cache_salt=caller.cache_salt,
             terms_valid_from=0 if in_force is None else in_force.valid_from,
+            budgets=tuple(each for each in caller.budgets if covers_model(each.model, model.id, model.groups)),
             has_running_usage=all(engine.continuous_usage for engine in self._list_engines(name, test=caller.is_test)),
         )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final
 
+from tollway.domain.catalog import covers_model, find_group
 from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, TOKENS_EXCEEDED, Fault
 from tollway.domain.limits import LevelLimits, LimitLevel, Quantity, Standing, find_binding
 from tollway.domain.usage import UsageSource
@@ -104,8 +105,8 @@ def bind(call: Call, counters: MemoryCounters, now_ns: int) -> Bound:
 
 
 def _list_limits(call: Call) -> list[LevelLimits]:
-    model = call.model.id
-    return [each for each in call.caller.principal.limits if not each.model or each.model == model]
+    model = call.model
+    return [each for each in call.caller.principal.limits if covers_model(each.model, model.id, model.groups)]
 
 
 def _of_each_end_user(call: Call) -> EndUserLimits:
@@ -247,7 +248,8 @@ def _estimate_media(call: Call, density: int) -> int:
 def _refuse(call: Call | None, refusal: Refusal, headers: bytes, metrics: Metrics) -> Fault:
     """Return the fault that says which limit refused a request, and when or whether trying again helps. `headers`: what is left."""
     owner = refusal.owner
-    of_model = f" for model {owner.model}" if owner.model else ""
+    group = find_group(owner.model)
+    of_model = "" if not owner.model else f" for model {owner.model}" if group is None else f" for the group of models {group}"
     id = owner.id
     if owner.level is LimitLevel.END_USER:
         project_id, _, digest = id.partition(":")

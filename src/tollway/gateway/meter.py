@@ -20,6 +20,7 @@ from tollway.domain.usage import (
     Ended,
     Outcome,
     UsageSource,
+    add_budgets,
     add_choices,
     encode,
     encode_admit,
@@ -161,6 +162,8 @@ def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> UsageRe
     terms = call.grant.encoded_admit_suffixes.get((call.price.id, call.stream)) or _encode_terms(call)
     if call.sequences != call.prompts:
         terms = add_choices(terms, call.sequences // call.prompts)
+    if call.grant.named_budgets:
+        terms = add_budgets(terms, call.grant.named_budgets)
     return UsageRecord(request.id, encode_admit(request.id, request.received_at, terms), sink, now_us)
 
 

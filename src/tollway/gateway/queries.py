@@ -7,6 +7,7 @@ from functools import partial
 import msgspec
 
 from tollway.domain import faults
+from tollway.domain.budgets import BudgetMode
 from tollway.domain.faults import Fault
 from tollway.domain.limits import Standing
 from tollway.gateway.authenticate import authenticate, require_endpoint
@@ -46,7 +47,7 @@ def list_limits(request: Request, client: Client, plane: Plane) -> None:
     if caller is None:
         return
     headers = _NOT_STORED + DIALECTS[request.endpoint].identify(request.id)
-    budgets = describe_budgets(caller.budgets, plane.budgets)
+    budgets = describe_budgets([each for each in caller.budgets if each.mode is not BudgetMode.ALERT], plane.budgets)
 
     def answer_with(standings: list[Standing]) -> None:
         if not client.gone:
@@ -121,7 +122,7 @@ async def _find_cost_refusal(call: Call, plane: Plane) -> Fault | None:
     hold: BudgetHold | None = None
     refusal: Fault | None = None
     try:
-        hold = plane.budgets.reserve(call, call.caller.budgets, max_cost)
+        hold = plane.budgets.reserve(call, call.grant.budgets, max_cost)
         await hold.waiter
     except Fault as caught:
         caught.forget_frames()

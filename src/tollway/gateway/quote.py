@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from tollway.domain.billing_classes import Quantities, describe_unit_prices
 from tollway.domain.budgets import find_fixed_cost, find_output_price
+from tollway.domain.catalog import covers_model
 from tollway.domain.faults import Fault
 from tollway.domain.limits import Quantity, Standing
 from tollway.domain.money import format_amount
@@ -68,7 +69,7 @@ class Quote:
 def list_exceeded(call: Call, standings: Sequence[Standing]) -> list[tuple[Standing, int]]:
     """Return the limits that would refuse a call now, each with the units that the call would reserve of it."""
     units: Units = estimate_units(call, standings)
-    of_call = [each for each in standings if not each.owner.model or each.owner.model == call.model.id]
+    of_call = [each for each in standings if covers_model(each.owner.model, call.model.id, call.model.groups)]
     needs = [(each, units[_UNITS[each.dimension.quantity]]) for each in of_call]
     return [(each, needed) for each, needed in needs if needed > each.remaining]
 

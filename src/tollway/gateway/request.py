@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from tollway.domain.budgets import BudgetMode
 from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint
 from tollway.domain.limits import UNLIMITED
 from tollway.domain.prices import PriceVersion
@@ -155,8 +156,9 @@ class Caller:
 
     `organization`, `project`, `models`, `expires_at`, `is_test`, `endpoints`, `networks`: those of the principal, held here because each
     request reads them.
-    `grants`: compiled per model and endpoint on first use. `budgets`: those that bind it, innermost level first. `cache_salt`: isolates the
-    organization's prefixes inside an engine's prefix cache. `end_user_limits`: those of each end user of the project, None without any.
+    `grants`: compiled per model and endpoint on first use. `budgets`: those of its key, project and organization, innermost level first.
+    `cache_salt`: isolates the organization's prefixes inside an engine's prefix cache. `end_user_limits`: those of each end user of the
+    project, None without any.
     `use_due_at`: the instant (UTC microseconds) from which its next use is noted. `digest`: of the secret by which it was found;
     `version`: the snapshot's, of which it is known that the secret stands in it.
     """
@@ -215,12 +217,14 @@ class ModelGrant:
     counters. `has_running_usage`: every deployment of the model reports usage while it streams. `input_density`: input tokens per KiB of
     body that the caller's requests had lately (`limit`). `terms_valid_from`: the instant from which the organization pays by these prices'
     list. `encoded_admit_suffixes`: the encoded parts that ADMIT records under this grant
-    share, by price and streaming; cached by `meter`.
+    share, by price and streaming; cached by `meter`. `budgets`: those of the caller that bind requests to this model; `named_budgets`: ids
+    of those that its records name.
     """
 
     __slots__ = (
         "_injected",
         "bound",
+        "budgets",
         "cache_salt",
         "encoded_admit_suffixes",
         "has_running_usage",
@@ -229,6 +233,7 @@ class ModelGrant:
         "is_translated",
         "known_fields",
         "model",
+        "named_budgets",
         "prices",
         "shared_bound",
         "standard",
@@ -250,6 +255,7 @@ class ModelGrant:
         terms_valid_from: int = 0,
         has_running_usage: bool = False,
         is_translated: bool = False,
+        budgets: tuple[BudgetEntry, ...] = (),
     ) -> None:
         self.model = model
         self.prices = prices
@@ -262,6 +268,8 @@ class ModelGrant:
         self.known_fields = known_fields
         self.cache_salt = cache_salt
         self.terms_valid_from = terms_valid_from
+        self.budgets = tuple(each for each in budgets if each.mode is not BudgetMode.ALERT)
+        self.named_budgets = tuple(each.id for each in budgets if each.model)
         self.encoded_admit_suffixes: dict[tuple[str, bool], bytes] = {}
         self.bound: Bound | None = None
         self.shared_bound: SharedBound | None = None

@@ -28,7 +28,10 @@ ROWS_FETCHED = 1000
 """Rows that are read at once where there may be many."""
 
 BINDS = sa.and_(budgets.c.archived_at.is_(None), budgets.c.mode != BudgetMode.ALERT)
-"""Selects the budgets that bind requests: gateways are told of these, and lease parts of them."""
+"""Selects the budgets that bind requests: gateways lease parts of them."""
+
+CONCERNS_GATEWAYS = sa.and_(budgets.c.archived_at.is_(None), sa.or_(budgets.c.mode != BudgetMode.ALERT, budgets.c.model.is_not(None)))
+"""Selects the budgets of which gateways are told (`Budget.concerns_gateways`)."""
 
 # ---- What may be spent --------------------------------------------------------------------------------------------------
 
@@ -47,6 +50,7 @@ def insert_budget(tx: TenantTx, budget: Budget) -> None:
             window_type=budget.window,
             currency=budget.currency,
             is_operators=budget.is_operators,
+            model=budget.model or None,
             **_terms(budget),
         )
     )
@@ -130,6 +134,7 @@ def read_budget(row: Any) -> Budget:
         created_at=row.created_at,
         counts_from=row.counts_from,
         archived_at=row.archived_at,
+        model=row.model or "",
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint, Engine, Model, UnknownParameters
+from tollway.domain.catalog import GROUP_PREFIX, CacheIsolation, Deployment, Endpoint, Engine, Model, UnknownParameters
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.tenants import Status
 from tollway.storage.database import PlatformTx, Transaction
@@ -39,6 +39,19 @@ def list_published_names(tx: Transaction) -> list[str]:
     return list(tx.connection.execute(query).scalars())
 
 
+def find_unknown_scopes(tx: Transaction, scopes: Iterable[str]) -> list[str]:
+    """Return those of `scopes` (`domain.catalog.covers_model`) that are neither a model that tenants can use nor a group that such a model
+    is in, ordered."""
+    named = sorted(set(scopes) - {""})
+    if not named:
+        return []
+    query = sa.select(models.c.name, models.c.model_groups).where(models.c.status == Status.ACTIVE, models.c.published)
+    known = set()
+    for row in tx.connection.execute(query):
+        known |= {row.name, *(GROUP_PREFIX + group for group in json.loads(row.model_groups))}
+    return [each for each in named if each not in known]
+
+
 def list_models(tx: PlatformTx, window: PageWindow, *, include_archived: bool) -> Page[Model]:
     """The catalog, ordered by name; the window's cursor is a name."""
     query = sa.select(models)
@@ -65,6 +78,7 @@ def read_model(row: Any) -> Model:
         unknown_parameters=UnknownParameters(row.unknown_parameters),
         retry_started=row.retry_started,
         share_cache=row.share_cache,
+        groups=tuple(json.loads(row.model_groups)),
     )
 
 
@@ -78,6 +92,7 @@ def _model_columns(model: Model) -> dict[str, Any]:
         "unknown_parameters": model.unknown_parameters,
         "retry_started": model.retry_started,
         "share_cache": model.share_cache,
+        "model_groups": json.dumps(model.groups),
     }
 
 

@@ -29,7 +29,7 @@ from tollway.domain.snapshot import (
 )
 from tollway.domain.tenants import Status
 from tollway.storage import catalog, keys, limits, plans, prices, roles
-from tollway.storage.budgets import BINDS
+from tollway.storage.budgets import CONCERNS_GATEWAYS
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.roles import ROLE_COLUMNS, names_role
 from tollway.storage.schema import END_USER_PREFIX, api_keys, deployments, models, organizations, projects, service_accounts
@@ -187,6 +187,7 @@ def _read_models(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
             unknown_parameters=model.unknown_parameters,
             retry_started=model.retry_started,
             share_cache=model.share_cache,
+            groups=model.groups,
         )
 
 
@@ -241,6 +242,7 @@ def _budgets(_tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
             level=BudgetLevel(row.level),
             subject_id=row.subject_id,
             mode=BudgetMode(row.mode),
+            model=row.model or "",
         )
 
 
@@ -262,6 +264,6 @@ _ROWS: dict[type[Entry], tuple[sa.Select[Any], sa.Column[str], Callable[[Transac
         api_keys.c.id,
         _keys,
     ),
-    BudgetEntry: (sa.select(budgets).where(BINDS), budgets.c.id, _budgets),
+    BudgetEntry: (sa.select(budgets).where(CONCERNS_GATEWAYS), budgets.c.id, _budgets),
     SigningKeyEntry: (sa.select(token_signing_keys), token_signing_keys.c.id, _signing_keys),
 }

@@ -184,6 +184,7 @@ models = sa.Table(
     sa.Column("unknown_parameters", sa.String(16), nullable=False),
     sa.Column("retry_started", sa.Boolean, nullable=False),
     sa.Column("share_cache", sa.Boolean, nullable=False),
+    sa.Column("model_groups", sa.Text, nullable=False, server_default="[]"),  # JSON array of names
     sa.Column("created_at", sa.BigInteger, nullable=False),
     one_of("status", Status),
     one_of("unknown_parameters", UnknownParameters),
@@ -214,13 +215,13 @@ deployments = sa.Table(
     sa.CheckConstraint("tier >= 0 AND weight >= 0", name="rank_not_negative"),
 )
 
-model_limits = sa.Table(  # limits of one level on a single model; those on all models are columns of the level's own table
+model_limits = sa.Table(  # limits of one level on a model or a group of models; those on all models are columns of the level's own table
     "model_limits",
     metadata,
     sa.Column("organization_id", sa.String(64), sa.ForeignKey("organizations.id"), primary_key=True),
     sa.Column("level", sa.String(16), primary_key=True),
     sa.Column("subject_id", sa.String(64), primary_key=True),
-    sa.Column("model", sa.String(128), sa.ForeignKey("models.name"), primary_key=True),
+    sa.Column("model", sa.String(128), primary_key=True),
     *limit_columns(),
     one_of("level", [each for each in LimitLevel if each is not LimitLevel.END_USER]),
 )

@@ -23,6 +23,7 @@ budgets = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("counts_from", sa.BigInteger, nullable=False),
     sa.Column("archived_at", sa.BigInteger),
+    sa.Column("model", sa.String(128)),  # a model or a group of models; null for all
     one_of("level", BudgetLevel),
     one_of("mode", BudgetMode),
     one_of("window_type", BudgetWindow),

@@ -39,10 +39,12 @@ class EventRace(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EventColumns:
-    """The columns that thousands of events have in common: the values of TEMPLATE_COLUMNS, and the same as the end of a line of a COPY."""
+    """The columns that thousands of events have in common: the values of TEMPLATE_COLUMNS, and the same as the end of a line of a COPY.
+    `budgets`: the budgets that their records name, which no column holds."""
 
     values: tuple[object, ...]
     line: str
+    budgets: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, node_id: str, epoch: int, final: Final) -> "EventColumns":
@@ -70,7 +72,7 @@ class EventColumns:
             admit.price_hash,
             admit.choices,
         )
-        return cls(values, copy_line(values))
+        return cls(values, copy_line(values), admit.budgets)
 
 
 class EventRow(msgspec.Struct, frozen=True, gc=False):

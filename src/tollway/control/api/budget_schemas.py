@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tollway.control.api.schemas import Currency, Identified, In, Name, Out, Second, Sum, find_seconds, seconds
+from tollway.control.api.schemas import Currency, Identified, In, ModelName, Name, Out, Second, Sum, find_seconds, seconds
 from tollway.domain import money
 from tollway.domain.budgets import (
     THRESHOLDS_MAX,
@@ -38,6 +38,13 @@ class BudgetCreate(In):
     ] = None
     api_key_id: Annotated[
         str | None, Field(description="The key of the project whose spending is bounded; null for all of it.", examples=["key_0"])
+    ] = None
+    model: Annotated[
+        ModelName | None,
+        Field(
+            description="The model whose requests alone are counted, or `group:` and the name of a group of models; null for all models.",
+            examples=["llama-70b"],
+        ),
     ] = None
     name: Annotated[Name, Field(description="Name of the budget, 1 to 256 characters.", examples=["research"])]
     amount: Annotated[
@@ -121,6 +128,10 @@ class BudgetOut(Identified):
     name: str
     level: Annotated[str, Field(description="The kind of thing whose spending is bounded.", examples=["project"])]
     subject_id: Annotated[str, Field(description="The key, project or organization whose spending is bounded.", examples=["proj_0"])]
+    model: Annotated[
+        str | None,
+        Field(description="The model or group of models (`group:large`) whose requests alone are counted; null for all.", examples=[None]),
+    ]
     mode: Annotated[BudgetMode, Field(description="Whether the budget is `hard` or `soft`, or only an `alert`.", examples=["hard"])]
     window: Annotated[BudgetWindow, Field(description="When the budget begins anew.", examples=["month"])]
     currency: str
@@ -202,6 +213,7 @@ def _budget_fields(standing: BudgetStanding) -> dict[str, object]:
         "name": budget.name,
         "level": str(budget.level),
         "subject_id": budget.subject_id,
+        "model": budget.model or None,
         "mode": budget.mode,
         "window": budget.window,
         "currency": budget.currency.lower(),

@@ -68,6 +68,7 @@ def create_budget(caller: Writer, plane: Plane, body: BudgetCreate) -> BudgetCha
             is_operators=caller.is_operator,
             sizes=plane.quotas,
             now=now,
+            model=body.model or "",
         )
         standing = budgets.describe(tx, [budget], now)[0]
     return budget_changed(standing, publish.confirm(plane.database, plane.publications, tx.published_version, now))

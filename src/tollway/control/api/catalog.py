@@ -6,8 +6,9 @@ from fastapi import Depends, Query
 
 from tollway.control import catalog
 from tollway.control.api import routes
+from tollway.control.api.model_schemas import ModelCreate, ModelOut, ModelUpdate, model_out
 from tollway.control.api.routes import Plane, may
-from tollway.control.api.schemas import ListOut, ModelCreate, ModelOut, ModelUpdate, PageQuery, list_out, model_out
+from tollway.control.api.schemas import ListOut, PageQuery, list_out
 from tollway.domain.catalog import Model
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.keys import Operator
@@ -42,6 +43,7 @@ def create_model(_caller: Writer, plane: Plane, body: ModelCreate) -> ModelOut:
         unknown_parameters=body.unknown_parameters,
         retry_started=body.retry_started,
         share_cache=body.share_cache,
+        groups=tuple(sorted(set(body.groups))),
     )
     with plane.database.platform() as tx:
         return model_out(catalog.create_model(tx, model))
@@ -80,5 +82,7 @@ def update_model(_caller: Writer, plane: Plane, model: str, body: ModelUpdate) -
             raise Fault(PARAMETER_INVALID, param=name, message=f"Invalid value for {name}: it cannot be null.")
     if "endpoints" in changed:
         changed["endpoints"] = tuple(dict.fromkeys(changed["endpoints"]))
+    if "groups" in changed:
+        changed["groups"] = tuple(sorted(set(changed["groups"])))
     with plane.database.platform() as tx:
         return model_out(catalog.update_model(tx, model, changed, plane.now()))

@@ -36,7 +36,10 @@ Writer = Annotated[Tenant, Depends(may(Permission.LIMITS_WRITE))]
 OperatorReader = Annotated[Operator, Depends(may(Permission.PLATFORM_ORGANIZATIONS_READ))]
 OperatorWriter = Annotated[Operator, Depends(may(Permission.PLATFORM_ORGANIZATIONS_WRITE))]
 
-OfModel = Annotated[ModelName | None, Query(description="The model that is limited; all models together if left out.")]
+OfModel = Annotated[
+    ModelName | None,
+    Query(description="The model that is limited, or `group:` and the name of a group of models; all models together if left out."),
+]
 
 
 @router.get("/v1/organization/limits")

@@ -26,7 +26,8 @@ _ModelLimits = Annotated[
     Field(
         default_factory=dict,
         max_length=PLAN_MODELS_MAX,
-        description="Limits on single models by name, beside those on all models; a model without any limit is taken out.",
+        description="Limits on single models by name, or on groups of models by `group:` and the name, beside those on all models; a model"
+        " without any limit is taken out.",
         examples=[{"llama-70b": {"requests_per_minute": 60}}],
     ),
 ]
@@ -116,7 +117,13 @@ class OverrideOut(Out):
     """Limits of an organization that hold until an instant."""
 
     object: Literal["limit_override"] = "limit_override"
-    model: Annotated[str | None, Field(description="The model that is limited; null for all models together.", examples=["llama-70b"])]
+    model: Annotated[
+        str | None,
+        Field(
+            description="The model or group of models (`group:large`) that is limited; null for all models together.",
+            examples=["llama-70b"],
+        ),
+    ]
     limits: Annotated[
         LimitsOut,
         Field(description="The limits that hold; null: as without the override.", examples=[{"requests_per_minute": 6000}]),

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from tollway.control.keys import Grantor, KeyChanges, ShownKey
 from tollway.control.rotation import WantedRotation
 from tollway.domain import money
-from tollway.domain.catalog import MODEL_NAME, Endpoint, Model, UnknownParameters
+from tollway.domain.catalog import MODEL_NAME, Endpoint, UnknownParameters
 from tollway.domain.currencies import get_currency
 from tollway.domain.keys import GRACE_SECONDS_DEFAULT, GRACE_SECONDS_MAX, USES_MAX, Key, SecretUse
 from tollway.domain.limits import (
@@ -698,62 +698,6 @@ class Deleted(Out):
     id: str
     deleted: Literal[True] = True
     pending_nodes: list[str]
-
-
-# ---- Catalog ----------------------------------------------------------------------------------------------------------
-
-
-class ModelCreate(In):
-    """A draft. It reaches gateways when it is published, for which it needs a price."""
-
-    name: ModelName
-    endpoints: Endpoints
-    output_tokens_max: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    context_length: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    unknown_parameters: UnknownParametersPolicy = UnknownParameters.REFUSE
-    retry_started: bool = True
-    share_cache: bool = False
-
-
-class ModelUpdate(In):
-    """Fields to change; a field that is left out stays."""
-
-    endpoints: Endpoints | None = None
-    output_tokens_max: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    context_length: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    unknown_parameters: UnknownParametersPolicy | None = None
-    retry_started: bool | None = None
-    share_cache: bool | None = None
-
-
-class ModelOut(Identified):
-    object: Literal["platform.model"] = "platform.model"
-    name: str
-    status: str
-    published: bool
-    endpoints: list[str]
-    output_tokens_max: int | None
-    context_length: int | None
-    unknown_parameters: str
-    retry_started: bool
-    share_cache: bool
-    created_at: int
-
-
-def model_out(model: Model) -> ModelOut:
-    return ModelOut(
-        id=model.name,
-        name=model.name,
-        status=model.status,
-        published=model.published,
-        endpoints=[str(endpoint) for endpoint in model.endpoints],
-        output_tokens_max=model.output_tokens_max,
-        context_length=model.context_length,
-        unknown_parameters=model.unknown_parameters,
-        retry_started=model.retry_started,
-        share_cache=model.share_cache,
-        created_at=seconds(model.created_at),
-    )
 
 
 # ---- Nodes ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,71 @@
+"""The bodies and answers of models of the catalog."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from tollway.control.api.schemas import Endpoints, Identified, In, ModelName, UnknownParametersPolicy, seconds
+from tollway.domain.catalog import GROUP_NAME, GROUP_PREFIX, MODEL_GROUPS_MAX, Model, UnknownParameters
+
+ModelGroups = Annotated[list[Annotated[str, StringConstraints(pattern=rf"^{GROUP_NAME.pattern}$")]], Field(max_length=MODEL_GROUPS_MAX)]
+MODEL_GROUPS_TEXT = (
+    f"Names of the groups of models that it is in, {MODEL_GROUPS_MAX} at most: 1 to 64 characters of A-Z a-z 0-9 . _ -. Limits and budgets"
+    f" on `{GROUP_PREFIX}` and a name hold for all models of a group together."
+)
+
+
+class ModelCreate(In):
+    """A draft. It reaches gateways when it is published, for which it needs a price."""
+
+    name: ModelName
+    endpoints: Endpoints
+    output_tokens_max: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    context_length: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    unknown_parameters: UnknownParametersPolicy = UnknownParameters.REFUSE
+    retry_started: bool = True
+    share_cache: bool = False
+    groups: ModelGroups = Field(default_factory=list, description=MODEL_GROUPS_TEXT, examples=[["large"]])
+
+
+class ModelUpdate(In):
+    """Fields to change; a field that is left out stays."""
+
+    endpoints: Endpoints | None = None
+    output_tokens_max: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    context_length: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    unknown_parameters: UnknownParametersPolicy | None = None
+    retry_started: bool | None = None
+    share_cache: bool | None = None
+    groups: ModelGroups | None = Field(default=None, description=MODEL_GROUPS_TEXT, examples=[["large"]])
+
+
+class ModelOut(Identified):
+    object: Literal["platform.model"] = "platform.model"
+    name: str
+    status: str
+    published: bool
+    endpoints: list[str]
+    output_tokens_max: int | None
+    context_length: int | None
+    unknown_parameters: str
+    retry_started: bool
+    share_cache: bool
+    groups: Annotated[list[str], Field(description=MODEL_GROUPS_TEXT, examples=[["large"]])]
+    created_at: int
+
+
+def model_out(model: Model) -> ModelOut:
+    return ModelOut(
+        id=model.name,
+        name=model.name,
+        status=model.status,
+        published=model.published,
+        endpoints=[str(endpoint) for endpoint in model.endpoints],
+        output_tokens_max=model.output_tokens_max,
+        context_length=model.context_length,
+        unknown_parameters=model.unknown_parameters,
+        retry_started=model.retry_started,
+        share_cache=model.share_cache,
+        groups=list(model.groups),
+        created_at=seconds(model.created_at),
+    )
