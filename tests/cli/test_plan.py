@@ -375,3 +375,19 @@ def test_groups_of_a_model_are_planned_as_a_set_and_a_budget_cannot_change_its_g
 def test_group_of_models_that_cannot_be_is_refused_with_its_place(tmp_path: Path, groups: str) -> None:
     with pytest.raises(OperatorError, match="llama"):
         parse(tmp_path, f"models: {{llama: {{endpoints: [chat/completions], groups: {groups}}}}}")
+
+
+def test_monthly_budgets_of_a_plan_are_planned_by_currency_and_null_ends_one(tmp_path: Path) -> None:
+    wanted = parse(tmp_path, "plans: {starter: {monthly_budgets: {EUR: 500, USD: '550.50'}}}")
+    assert plan(PlatformFile(), wanted) == [("plan", ("starter",), True), ("plan budgets", ("starter",), False)]
+    assert plan(wanted, parse(tmp_path, "plans: {starter: {monthly_budgets: {EUR: '500.00'}}}")) == []
+    (change,) = make_plan(wanted, parse(tmp_path, "plans: {starter: {monthly_budgets: {EUR: null}}}"))
+    assert (change.what, change.body) == ("plan budgets", {"EUR": None})
+
+
+@pytest.mark.parametrize("amount", ["0", "-1", "x", "9300000", "1.0000000000001"])
+def test_monthly_budget_of_a_plan_that_cannot_be_is_refused_with_its_place(tmp_path: Path, amount: str) -> None:
+    with pytest.raises(OperatorError, match="starter"):
+        parse(tmp_path, f"plans: {{starter: {{monthly_budgets: {{EUR: '{amount}'}}}}}}")
+    with pytest.raises(OperatorError, match="EUX"):
+        parse(tmp_path, "plans: {starter: {monthly_budgets: {EUX: '1'}}}")

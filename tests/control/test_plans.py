@@ -9,7 +9,7 @@ import pytest
 
 from tests.control.harness import Running, TenantSetup, answered, make_tenant
 from tollway.control import plans, publish
-from tollway.domain.snapshot import OrganizationEntry
+from tollway.domain.snapshot import BudgetEntry, OrganizationEntry
 from tollway.storage import platform_queries
 
 MODEL = "plans/large"
@@ -237,4 +237,56 @@ def test_group_of_models_can_be_limited_by_a_plan_an_override_and_a_project(
     assert operator.post("/v1/platform/models", json={"name": "group:big", "endpoints": ["chat/completions"]}).status_code == 400
     assert head(control) == before
     answered(operator.post(path, json={"groups": []}))
+    answered(operator.post(organization_path(tenant), json={"plan_id": None}))
+
+
+def plan_budgets(control: Running, tenant: TenantSetup) -> list[tuple[str, str, str]]:
+    listed = answered(control.client(tenant.admin_key).get("/v1/organization/budgets", params={"limit": 100}))["data"]
+    assert all(
+        (each["managed_by"], each["mode"], each["window"], each["level"]) == ("operator", "hard", "month", "organization")
+        for each in listed
+    )
+    return [(each["id"], each["amount"], each["plan_id"]) for each in listed if each["plan_id"] is not None]
+
+
+def test_monthly_budget_of_a_plan_is_a_budget_of_its_organizations_that_changes_and_ends_with_it(
+    control: Running, operator: httpx2.Client, tenant: TenantSetup
+) -> None:
+    made = answered(operator.post(PLANS, json={"name": "budgeted", "monthly_budgets": {"EUR": "500", "USD": "550"}}))
+    assert made["monthly_budgets"] == {"EUR": "500", "USD": "550"}
+    answered(operator.post(organization_path(tenant), json={"plan_id": made["id"]}))
+    ((budget_id, amount, plan_id),) = plan_budgets(control, tenant)
+    assert (amount, plan_id) == ("500", made["id"])
+    answered(operator.post(f"{PLANS}/{made['id']}", json={"monthly_budgets": {"EUR": "600"}}))
+    assert plan_budgets(control, tenant) == [(budget_id, "600", made["id"])], "the same budget: what was spent stays spent"
+    other = answered(operator.post(PLANS, json={"name": "larger", "monthly_budgets": {"EUR": "900"}}))
+    answered(operator.post(organization_path(tenant), json={"plan_id": other["id"]}))
+    assert plan_budgets(control, tenant) == [(budget_id, "900", other["id"])]
+    with control.plane.database.platform(write=False) as tx:
+        assert budget_id in platform_queries.list_entries(tx, BudgetEntry, [budget_id])
+    as_operator = control.client(control.platform_key, **{"openai-organization": tenant.organization_id})
+    path = f"/v1/organization/budgets/{budget_id}"
+    assert [as_operator.post(path, json={"amount": "1"}).status_code, as_operator.delete(path).status_code] == [409, 409]
+    ends_at = control.plane.now() // SECOND_US + 3600
+    answered(as_operator.post(f"{path}/raises", json={"amount": "5", "ends_at": ends_at}))
+    assert answered(as_operator.get(path))["limit"] == "905"
+    answered(operator.post(f"{PLANS}/{other['id']}", json={"monthly_budgets": {"EUR": None}}))
+    assert plan_budgets(control, tenant) == []
+    answered(operator.post(organization_path(tenant), json={"plan_id": None}))
+
+
+def test_monthly_budget_that_cannot_be_is_refused_before_anything_changes(
+    control: Running, operator: httpx2.Client, tenant: TenantSetup
+) -> None:
+    foreign = answered(operator.post(PLANS, json={"name": "in dollars", "monthly_budgets": {"USD": "1"}}))
+    empty = answered(operator.post(PLANS, json={"name": "without budget", "limits": {"requests_per_minute": 1}}))
+    answered(operator.post(organization_path(tenant), json={"plan_id": empty["id"]}))
+    before = head(control)
+    refused = operator.post(organization_path(tenant), json={"plan_id": foreign["id"]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "plan_id")
+    assert "no monthly budget in EUR" in refused.json()["error"]["message"]
+    assert operator.post(f"{PLANS}/{empty['id']}", json={"monthly_budgets": {"USD": "1"}}).status_code == 409
+    for wrong in ({"EUR": "0"}, {"EUR": "-1"}, {"EUR": "9300000"}, {"EUR": "x"}, {"EUX": "1"}, {"EUR": None}):
+        assert operator.post(PLANS, json={"name": "wrong", "monthly_budgets": wrong}).status_code == 400
+    assert head(control) == before
     answered(operator.post(organization_path(tenant), json={"plan_id": None}))

@@ -119,6 +119,7 @@ class Platform:
         self._budget_counts: Counter[tuple[tuple[str, ...], bool]] = Counter()
         """Budgets by the organization or project, and whether they only alert."""
         self._plans: dict[str, str] = {}
+        self._plan_budgets: dict[str, dict[str, str]] = {}
         self._books: dict[str, str] = {}
         self._default_lists: frozenset[str] = frozenset()
         self._book_currencies: dict[str, str] = {}
@@ -176,9 +177,12 @@ class Platform:
         found: dict[str, Any] = {}
         for each in self._control.list_all("/platform/plans"):
             self._plans[each["name"]] = each["id"]
+            self._plan_budgets[each["name"]] = each["monthly_budgets"]
             if wanted is None or each["name"] in wanted.plans:
                 by_model = {model: _list_sizes(limits) for model, limits in each["model_limits"].items()}
                 found[each["name"]] = {"limits": _list_sizes(each["limits"]), **({"model_limits": by_model} if by_model else {})}
+                if each["monthly_budgets"]:
+                    found[each["name"]]["monthly_budgets"] = each["monthly_budgets"]
         return found
 
     def _read_organizations(self, wanted: PlatformFile | None) -> dict[str, Any]:
@@ -270,7 +274,7 @@ class Platform:
         wanted: Mapping[str, BudgetFile] | UnsetType | None,
     ) -> dict[str, Any]:
         """Return the budgets of an organization or a project that the file names, of the organization's `budgets`."""
-        there = [each for each in budgets if each["subject_id"] == subject_id]
+        there = [each for each in budgets if each["subject_id"] == subject_id and each["plan_id"] is None]
         for each in there:
             self._budget_counts[place, each["mode"] == BudgetMode.ALERT] += 1
         named = None if wanted is None else {} if wanted is UNSET else wanted
@@ -323,6 +327,12 @@ class Platform:
                 plan = change.body["plan"]
                 if plan is not None and plan not in self._plans and ("plan", plan) not in planned:
                     raise OperatorError(f"{where}: there is no plan {plan}", hint="see `tollway plans list`", exit_code=2)
+                budgeted = self._list_plan_currencies(plan, changes)
+                billed_in = self._currency_of(change.place[0], current, planned)
+                if budgeted and billed_in not in budgeted:
+                    raise OperatorError(
+                        f"{where}: plan {plan} has no monthly budget in {billed_in}, in which the organization is billed", exit_code=2
+                    )
             if change.what == "budget" and change.creates:
                 self._check_budget_count(change.place[:-1], changes, only_alert=change.body["mode"] == BudgetMode.ALERT)
             if change.what == "price book" and (owner := change.body.get("organization")) and ("organization", owner) not in planned:
@@ -331,6 +341,14 @@ class Platform:
                 priced = current.models[change.place[0]].prices if change.place[0] in current.models else {}
                 if not priced and not any(each.what == "price" and each.place[0] == change.place[0] for each in changes):
                     raise OperatorError(f"{where}: a published model needs a price", hint="add `prices` to the model", exit_code=2)
+
+    def _list_plan_currencies(self, plan: str | None, changes: Sequence[PlannedChange]) -> set[str]:
+        """Return the currencies in which a plan will have a monthly budget once the changes are made."""
+        amounts: dict[str, str | None] = {**self._plan_budgets.get(plan or "", {})}
+        for change in changes:
+            if change.what == "plan budgets" and change.place == (plan,):
+                amounts |= change.body
+        return {code for code, amount in amounts.items() if amount is not None}
 
     def _list_scopes(self, changes: Sequence[PlannedChange]) -> set[str]:
         """Return the models that there are, and the groups of models that there will be once the changes are made."""
@@ -391,6 +409,8 @@ class Platform:
                 control.post(f"/platform/plans/{self._plans[place[0]]}", {"limits": body})
             case "plan model limits":
                 control.post(f"/platform/plans/{self._plans[place[0]]}", {"model_limits": {place[1]: body}})
+            case "plan budgets":
+                control.post(f"/platform/plans/{self._plans[place[0]]}", {"monthly_budgets": body})
             case "plan of organization":
                 plan_id = None if body["plan"] is None else self._plans[body["plan"]]
                 control.post(f"/platform/organizations/{self._organizations[place[0]]}", {"plan_id": plan_id})

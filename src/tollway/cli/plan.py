@@ -37,7 +37,8 @@ from tollway.settings import OperatorError
 
 @dataclass(frozen=True, slots=True)
 class PlannedChange:
-    """One step. `what`: model, price, publication, deployment, plan, organization, plan of organization, project, limits, end user limits,
+    """One step. `what`: model, price, publication, deployment, plan, plan limits, plan model limits,
+    plan budgets, organization, plan of organization, project, limits, end user limits,
     model limits, budget, price book, book price or terms. `place`: the names that lead to it.
 
     `fields`: each that changes, old and new; on creation the old ones are None. `body`: what to send.
@@ -175,6 +176,11 @@ def _plan_terms(name: str, current: TermsFile | UnsetType, wanted: TermsFile | U
         yield PlannedChange("terms", (name,), False, fields, {"book": books[1], "discount_bp": discounts[1]})
 
 
+def _amount(text: str | None) -> str | None:
+    """Return a sum of money in its one form."""
+    return None if text is None else format_amount(parse_sum(text))
+
+
 def _price(name: str, pico: int | None) -> str | None:
     return None if pico is None else format_unit_price(ROWS[BillingClass(name)].unit, pico)
 
@@ -218,6 +224,11 @@ def _plan_plan(name: str, current: PlanFile | None, wanted: PlanFile) -> Iterato
     if current is None:
         yield PlannedChange("plan", (name,), True, {}, {"name": name})
     yield from _plan_all_limits((name,), current, wanted, of="plan ")
+    there = {} if current is None or current.monthly_budgets is UNSET else current.monthly_budgets
+    old, new = ({code: _amount(text) for code, text in of.items()} for of in (there, dict(_items(wanted.monthly_budgets))))
+    changed = {code: amount for code, amount in new.items() if old.get(code) != amount}
+    if changed:
+        yield PlannedChange("plan budgets", (name,), False, {code: (old.get(code), amount) for code, amount in changed.items()}, changed)
 
 
 def _plan_project(place: tuple[str, str], currency: str, current: ProjectFile | None, wanted: ProjectFile) -> Iterator[PlannedChange]:

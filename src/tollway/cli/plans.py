@@ -17,6 +17,13 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 PlanName = Annotated[str, typer.Argument(metavar="PLAN", help="Name or id of the plan.")]
 Sizes = Annotated[list[str], typer.Argument(metavar="NAME=SIZE...", help="Such as tokens_per_minute=100000; none removes it.")]
+PlanSizes = Annotated[list[str] | None, typer.Argument(metavar="[NAME=SIZE]...", help="Such as tokens_per_minute=100000; none removes it.")]
+MonthlyBudgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--monthly-budget", metavar="CODE=AMOUNT", help="What its organizations may spend in a month, such as EUR=500 (repeatable)."
+    ),
+]
 OfModel = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Limits on this model alone, beside those on all models.")]
 OrganizationName = Annotated[str, typer.Argument(metavar="ORGANIZATION", help="Name or id of the organization.")]
 
@@ -41,47 +48,59 @@ def list_plans(output: OutputOption = Output.TABLE, control_url: ControlUrl = No
             {"id": plan["id"], "name": plan["name"], "model": model, "limit": name, "size": size, "organizations": holders}
             for model, name, size in sizes or [(None, None, None)]
         ]
+        rows += [
+            {**rows[-1], "model": None, "limit": f"monthly budget {currency}", "size": amount}
+            for currency, amount in plan["monthly_budgets"].items()
+        ]
     print_rows(output, ["id", "name", "model", "limit", "size", "organizations"], rows, none="no plans: see `tollway plans create`")
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Its name, which no other plan has.")],
-    limits: Sizes,
+    limits: PlanSizes = None,
+    monthly_budget: MonthlyBudgets = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
     """Create a plan with limits on all models together. `tollway plans set --model` adds limits on single ones."""
+    body = {"name": name, "limits": parse_limits(limits or []), "monthly_budgets": _parse_budgets(monthly_budget)}
     with connect(control_url, key, data_dir) as control:
-        made = control.post("/platform/plans", {"name": name, "limits": parse_limits(limits)})
+        made = control.post("/platform/plans", body)
     print_json(made) if output is Output.JSON else print(made["id"])
 
 
 @app.command("set")
 def set_limits(
     plan: PlanName,
-    limits: Sizes,
+    limits: PlanSizes = None,
     model: OfModel = None,
+    monthly_budget: MonthlyBudgets = None,
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Change limits of a plan, and so of all organizations that have it. What is not named stays as it is."""
-    changes = parse_limits(limits)
+    """Change limits and monthly budgets of a plan, and so of all organizations that have it. What is not named stays as it is."""
+    changes, amounts = parse_limits(limits or []), _parse_budgets(monthly_budget)
+    if not changes and not amounts:
+        raise OperatorError("name what to change: NAME=SIZE or --monthly-budget", exit_code=2)
     with connect(control_url, key, data_dir) as control:
         before = _get_plan(control, plan)
         there = before["limits"] if model is None else before["model_limits"].get(model, {})
         wanted = {each.name: changes.get(each.name, there.get(each.name)) for each in DIMENSIONS}
-        body = {"limits": wanted} if model is None else {"model_limits": {model: wanted}}
+        sizes: dict[str, Any] = {"limits": wanted} if model is None else {"model_limits": {model: wanted}}
+        body = (sizes if changes else {}) | {"monthly_budgets": amounts}
         stored = control.post(f"/platform/plans/{before['id']}", body)
     if output is Output.JSON:
         print_json(stored)
         return
     for name, size in changes.items():
         print(f"{name}: {_show(there.get(name))} -> {_show(size)}")
+    for currency, amount in amounts.items():
+        print(f"monthly budget {currency}: {_show(before['monthly_budgets'].get(currency))} -> {_show(amount)}")
 
 
 @app.command()
@@ -145,6 +164,17 @@ def end_override(
         path = f"/platform/organizations/{control.get_organization(organization)['id']}/limit_override"
         left = control.delete(path if model is None else f"{path}?model={segment(model)}")
     print_json(left) if output is Output.JSON else print("ended")
+
+
+def _parse_budgets(texts: list[str] | None) -> dict[str, str | None]:
+    """Return amounts by currency from CODE=AMOUNT, None for an amount of `none`. Raises OperatorError."""
+    found: dict[str, str | None] = {}
+    for text in texts or []:
+        currency, equals, amount = text.partition("=")
+        if not equals or not amount or currency in found:
+            raise OperatorError(f"--monthly-budget {text!r}: write each currency once, as CODE=AMOUNT, such as EUR=500", exit_code=2)
+        found[currency] = None if amount == "none" else amount
+    return found
 
 
 def _get_plan(control: Control, name_or_id: str) -> Mapping[str, Any]:

@@ -46,7 +46,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, parse_unit_price, with_default_prices
-from tollway.domain.budgets import SUBJECT_BUDGETS_MAX, BudgetMode, BudgetWindow, TermsProblem, find_terms_problem
+from tollway.domain.budgets import SUBJECT_BUDGETS_MAX, BudgetMode, BudgetWindow, TermsProblem, check_amount, find_terms_problem
 from tollway.domain.catalog import (
     GROUP_NAME,
     GROUP_PREFIX,
@@ -188,10 +188,12 @@ class BudgetFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PlanFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A set of limits that organizations subscribe to. `model_limits`: limits on single models, beside those on all."""
+    """A set of limits that organizations subscribe to. `model_limits`: limits on single models, beside those on all. `monthly_budgets`:
+    what an organization that has the plan may spend in a calendar month, by currency; null for no such budget."""
 
     limits: LimitsFile | UnsetType = UNSET
     model_limits: dict[str, LimitsFile] | UnsetType = UNSET
+    monthly_budgets: dict[str, str | None] | UnsetType = UNSET
 
 
 class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -293,6 +295,12 @@ def _check_ranges(parsed: msgspec.Struct) -> None:
         _check_currency(parsed.currency)
     if isinstance(parsed, BudgetFile):
         _check_budget(parsed)
+    if isinstance(parsed, PlanFile) and parsed.monthly_budgets is not UNSET:
+        for currency, amount in parsed.monthly_budgets.items():
+            _check_currency(currency)
+            flaw = None if amount is None else check_amount(parse_sum(amount))
+            if flaw is not None:
+                raise ValueError(f"monthly_budgets.{currency} {amount!r}: {flaw}")
     if isinstance(parsed, OrganizationFile | ProjectFile) and parsed.budgets is not UNSET:
         for kind, of_kind in (("budgets that bind", False), ("budgets that only alert", True)):
             count = sum(1 for each in parsed.budgets.values() if (each.mode is BudgetMode.ALERT) is of_kind)
@@ -402,6 +410,8 @@ def _parse(tree: object, type: type[T], place: str, source: str) -> T:
             value = _parse(value, _SINGLE[name], below, source)
         elif (issubclass(type, UnitsFile) or (type is BudgetFile and name == "amount")) and isinstance(value, int):
             value = str(value)
+        elif type is PlanFile and name == "monthly_budgets" and isinstance(value, dict):
+            value = {str(code): str(amount) if isinstance(amount, int) else amount for code, amount in value.items()}
         elif name in ("endpoints", "translated_endpoints", "groups") and isinstance(value, list):
             value = sorted({str(each) for each in value})  # a set: neither order nor repetition is a difference
         values[name] = value

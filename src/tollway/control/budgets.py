@@ -14,7 +14,7 @@ A gateway states its lease's total with each request. Control takes it over, bec
 request whose number is not above the last one's changes nothing.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ import msgspec
 from tollway.control import limits, publish, quotas
 from tollway.domain import ids
 from tollway.domain.budgets import (
+    PLAN_BUDGET,
     SPEND_LIMIT,
     SUBJECT_BUDGETS_MAX,
     Budget,
@@ -45,6 +46,7 @@ from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, SCOPE_INS
 from tollway.domain.limits import LimitSubject
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Bounds
+from tollway.domain.plans import Plan
 from tollway.domain.quotas import Quota, QuotaSizes
 from tollway.domain.snapshot import BudgetEntry
 from tollway.storage import budgets as storage
@@ -110,7 +112,8 @@ def create_budget(
         model=model,
     )
     _check_terms(tx, budget)
-    alike = [each for each in storage.list_of_subjects(tx, [subject.id]) if each.binds == budget.binds]
+    there = storage.list_of_subjects(tx, [subject.id])
+    alike = [each for each in there if each.binds == budget.binds and each.plan_id is None]
     if len(alike) >= SUBJECT_BUDGETS_MAX:
         kind = "budgets that bind" if budget.binds else "budgets that only alert"
         raise Fault(STATE_CONFLICT, message=f"A {subject.level.replace('_', ' ')} may have {SUBJECT_BUDGETS_MAX} {kind} at a time.")
@@ -161,6 +164,7 @@ def update_budget(
     """
     publish.lock(tx)
     before = _get_changeable(tx, budget_id, by_operator)
+    _refuse_budget_of_plan(before)
     budget = msgspec.structs.replace(
         before,
         name=before.name if name is None else name,
@@ -183,6 +187,7 @@ def archive_budget(tx: TenantTx, budget_id: str, *, by_operator: bool, now: int)
     """End a budget: it binds no request any more. Raises as `update_budget`."""
     publish.lock(tx)
     budget = _get_changeable(tx, budget_id, by_operator)
+    _refuse_budget_of_plan(budget)
     storage.update_budget(tx, msgspec.structs.replace(budget, archived_at=now))
     _publish(tx, budget, now)
 
@@ -239,6 +244,11 @@ def _get_changeable(tx: TenantTx, budget_id: str, by_operator: bool) -> Budget:
     return budget
 
 
+def _refuse_budget_of_plan(budget: Budget) -> None:
+    if budget.plan_id is not None:
+        raise Fault(STATE_CONFLICT, message="The organization has this budget by its plan: change the plan, or raise the budget.")
+
+
 def _check_terms(tx: TenantTx, budget: Budget) -> None:
     """Raise PARAMETER_INVALID for terms that no budget can have, STATE_CONFLICT for a second spend limit of the same subject."""
     problem = find_terms_problem(budget.name, budget.mode, budget.window, budget.amount_pico, budget.thresholds, budget.model)
@@ -248,6 +258,51 @@ def _check_terms(tx: TenantTx, budget: Budget) -> None:
         alike = storage.list_named(tx, budget.subject_id, SPEND_LIMIT)
         if any(each.id != budget.id for each in alike):
             raise Fault(STATE_CONFLICT, message=f"There is a budget named '{SPEND_LIMIT}' already: change that one.")
+
+
+# ---- Budgets of plans ---------------------------------------------------------------------------------------------------
+
+
+def follow_plan(tx: Transaction, organizations: Mapping[str, str], plan: Plan | None, *, new_id: Callable[[], str], now: int) -> None:
+    """Give organizations the monthly budget of their plan, in place of the one that they had by a plan. What was spent stays spent.
+
+    `organizations`: currencies by id. `plan`: None for no plan. `new_id`: makes ids of budgets. A plan without a budget in a currency ends
+    the budgets in it.
+    """
+    there = storage.find_plan_budgets(tx, organizations)
+    changed: list[Budget] = []
+    for organization_id, currency in organizations.items():
+        before = there.get(organization_id)
+        amount_pico = None if plan is None else plan.monthly_budgets.get(currency)
+        if plan is None or amount_pico is None:
+            if before is not None:
+                changed.append(msgspec.structs.replace(before, archived_at=now))
+        elif before is None:
+            changed.append(_make_plan_budget(organization_id, currency, plan, amount_pico, new_id(), now))
+        elif (before.amount_pico, before.plan_id) != (amount_pico, plan.id):
+            changed.append(msgspec.structs.replace(before, amount_pico=amount_pico, plan_id=plan.id))
+    for budget in changed:
+        storage.put_plan_budget(tx, budget)
+    publish.publish(tx, BudgetEntry, [each.id for each in changed], now)
+
+
+def _make_plan_budget(organization_id: str, currency: str, plan: Plan, amount_pico: int, id: str, now: int) -> Budget:
+    return Budget(
+        id=id,
+        organization_id=organization_id,
+        level=BudgetLevel.ORGANIZATION,
+        subject_id=organization_id,
+        name=PLAN_BUDGET,
+        mode=BudgetMode.HARD,
+        window=BudgetWindow.MONTH,
+        amount_pico=amount_pico,
+        currency=currency,
+        thresholds=(),
+        is_operators=True,
+        created_at=now,
+        counts_from=now // MINUTE_US * MINUTE_US,
+        plan_id=plan.id,
+    )
 
 
 # ---- How budgets stand --------------------------------------------------------------------------------------------------
@@ -388,7 +443,7 @@ def _refuse_unknown(request: LeaseRequest) -> LeaseGrant:
 
 
 class _ChargeKey(NamedTuple):
-    """What decides which budgets an event is charged to. `budgets`: those that its record names."""
+    """Key of events that are charged to the same budgets. `budgets`: those that their records name."""
 
     organization_id: str
     project_id: str

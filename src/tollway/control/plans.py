@@ -1,17 +1,19 @@
-"""Plans and overrides: named sets of limits that organizations subscribe to, and what holds in their place until an instant.
+"""Plans and overrides: named sets of limits that organizations subscribe to, and what holds in their place until an instant. The
+monthly budget of a plan is a budget of each organization that has the plan (`budgets.follow_plan`).
 
 Gateways see neither. What an organization's limits come to is found when they are published (`storage.plans`), without regard to the time:
 an override holds until it is removed, by an operator or by `remove_ended`, which publishes the organization in the same transaction. So a
 snapshot and the changes before it cannot disagree about an override that ends between them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
-from tollway.control import publish, tenants
+from tollway.control import budgets, publish, tenants
 from tollway.control.limits import check_limits, check_scopes
 from tollway.domain import ids
+from tollway.domain.budgets import check_amount
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.pages import Page, PageWindow
@@ -31,17 +33,35 @@ def create_plan(tx: PlatformTx, plan: Plan) -> Plan:
     return plan
 
 
-def update_plan(tx: PlatformTx, plan_id: str, *, name: str | None, limits: Mapping[str, Limits], now: int) -> Plan:
-    """Change a plan, and with it the limits of all organizations that have it. `name`: None leaves it. `limits`: by model, in place of
-    those before; what they leave out stays.
+def update_plan(
+    tx: PlatformTx,
+    plan_id: str,
+    *,
+    name: str | None,
+    limits: Mapping[str, Limits],
+    monthly_budgets: Mapping[str, int | None],
+    new_budget_id: Callable[[], str],
+    now: int,
+) -> Plan:
+    """Change a plan, and with it the limits and the monthly budget of all organizations that have it. `name`: None leaves it. `limits`: by
+    model, in place of those before; what they leave out stays. `monthly_budgets`: by currency, None to end those in a currency; what they
+    leave out stays. `new_budget_id`: makes ids of budgets.
 
     Raises RESOURCE_UNKNOWN, PARAMETER_INVALID, MODEL_UNKNOWN, STATE_CONFLICT."""
     publish.lock(tx)
     before = get_plan(tx, plan_id)
-    plan = msgspec.structs.replace(before, name=before.name if name is None else name, limits={**before.limits, **limits})
+    budgeted = {currency: pico for currency, pico in {**before.monthly_budgets, **monthly_budgets}.items() if pico is not None}
+    plan = msgspec.structs.replace(
+        before, name=before.name if name is None else name, limits={**before.limits, **limits}, monthly_budgets=budgeted
+    )
     _check(tx, plan)
+    subscribers = storage.list_subscribers(tx, plan_id)
+    if budgeted and (missing := sorted(set(subscribers.values()) - set(budgeted))):
+        message = f"Organizations that are billed in {missing[0]} have the plan: state its monthly budget in {missing[0]} too."
+        raise Fault(STATE_CONFLICT, param="monthly_budgets", message=message)
     storage.update_plan(tx, plan)
-    publish.publish(tx, OrganizationEntry, storage.list_subscribers(tx, plan_id), now)
+    publish.publish(tx, OrganizationEntry, list(subscribers), now)
+    budgets.follow_plan(tx, subscribers, plan, new_id=new_budget_id, now=now)
     return get_plan(tx, plan_id)
 
 
@@ -78,19 +98,33 @@ def _check(tx: PlatformTx, plan: Plan) -> None:
     if len(limited) > PLAN_MODELS_MAX:
         raise Fault(PARAMETER_INVALID, param="model_limits", message=f"A plan may limit {PLAN_MODELS_MAX} models one by one.")
     check_scopes(tx, limited, "model_limits")
+    for currency, pico in plan.monthly_budgets.items():
+        problem = check_amount(pico)
+        if problem is not None:
+            message = f"The monthly budget in {currency} cannot be used: {problem}."
+            raise Fault(PARAMETER_INVALID, param="monthly_budgets", message=message)
 
 
 # ---- Plans of organizations ---------------------------------------------------------------------------------------------
 
 
-def subscribe(tx: TenantTx, plan_id: str | None, now: int) -> None:
-    """Let the organization have a plan, or none. Raises STATE_CONFLICT (archived), PARAMETER_INVALID for a plan that does not exist."""
+def subscribe(tx: TenantTx, plan_id: str | None, *, new_budget_id: Callable[[], str], now: int) -> None:
+    """Let the organization have a plan, with its limits and its monthly budget, or none. `new_budget_id`: makes ids of budgets.
+
+    Raises STATE_CONFLICT (archived), PARAMETER_INVALID for a plan that does not exist, or that has no budget in the organization's
+    currency although it has budgets."""
     publish.lock(tx)
     tenants.require_active_organization(tx)
-    if plan_id is not None and (not ids.is_id(ids.PLAN, plan_id) or storage.find_plan(tx, plan_id) is None):
+    plan = storage.find_plan(tx, plan_id) if plan_id is not None and ids.is_id(ids.PLAN, plan_id) else None
+    if plan_id is not None and plan is None:
         raise Fault(PARAMETER_INVALID, param="plan_id", message=f"There is no plan '{plan_id}'.")
+    currency = tenants.get_organization(tx).currency
+    if plan is not None and plan.monthly_budgets and currency not in plan.monthly_budgets:
+        message = f"The plan '{plan.name}' has no monthly budget in {currency}, in which the organization is billed."
+        raise Fault(PARAMETER_INVALID, param="plan_id", message=message)
     storage.put_subscription(tx, plan_id)
     publish.publish(tx, OrganizationEntry, [tx.organization_id], now)
+    budgets.follow_plan(tx, {tx.organization_id: currency}, plan, new_id=new_budget_id, now=now)
 
 
 def put_override(tx: TenantTx, override: LimitOverride, now: int) -> LimitOverride:

@@ -32,6 +32,9 @@ SPEND_LIMIT = "spend_limit"
 SPEND_ALERT = "spend_alert"
 """Name of the budgets that OpenAI's admin API shows as spend alerts."""
 
+PLAN_BUDGET = "plan"
+"""Name of the budget that an organization has by its plan."""
+
 MONDAY = 0
 
 
@@ -66,7 +69,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     `subject_id`: of the key, project or organization. `amount_pico`: at least 1, in `currency`, which is the organization's. `counts_from`:
     requests admitted before that instant are not counted. `thresholds`: percentages of the limit at which an alert is raised, once in each
     window for the same limit, in rising order. `is_operators`: only operators may change it. `model`: a model or a group of models
-    (`domain.catalog.covers_model`) whose requests alone are counted; empty for all.
+    (`domain.catalog.covers_model`) whose requests alone are counted; empty for all. `plan_id`: of the plan that
+    the organization has it by; it changes and ends with the plan.
     """
 
     id: str
@@ -84,6 +88,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     counts_from: int
     archived_at: int | None = None
     model: str = ""
+    plan_id: str | None = None
 
     @property
     def binds(self) -> bool:

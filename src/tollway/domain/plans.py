@@ -24,12 +24,14 @@ OVERRIDE_US_MAX = 366 * 86_400_000_000
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """A set of limits under a name. `limits`: by model. `created_at`: UTC microseconds."""
+    """A set of limits under a name. `limits`: by model. `monthly_budgets`: what an organization that has the plan may spend in a calendar
+    month, in pico-currency by currency; empty for no such budget. `created_at`: UTC microseconds."""
 
     id: str
     name: str
     limits: Mapping[str, Limits]
     created_at: int
+    monthly_budgets: Mapping[str, int] = {}
 
 
 class LimitOverride(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ and a charge, the second sees what the first did. A transaction that locks sever
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from tollway.domain.budgets import Budget, BudgetAlert, BudgetLevel, BudgetMode,
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Bounds
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
-from tollway.storage.pages import fetch_page
+from tollway.storage.pages import fetch_page, split_ids
 from tollway.storage.schema import organizations
 from tollway.storage.schema_budgets import budget_alerts, budget_leases, budget_raises, budget_windows, budgets
 from tollway.storage.schema_money import epochs
@@ -39,27 +39,49 @@ CONCERNS_GATEWAYS = sa.and_(budgets.c.archived_at.is_(None), sa.or_(budgets.c.mo
 def insert_budget(tx: TenantTx, budget: Budget) -> None:
     """Store a new budget of the organization."""
     assert budget.organization_id == tx.organization_id
-    tx.connection.execute(
-        budgets.insert().values(
-            id=budget.id,
-            organization_id=budget.organization_id,
-            level=budget.level,
-            subject_id=budget.subject_id,
-            created_at=budget.created_at,
-            counts_from=budget.counts_from,
-            window_type=budget.window,
-            currency=budget.currency,
-            is_operators=budget.is_operators,
-            model=budget.model or None,
-            **_terms(budget),
+    tx.connection.execute(budgets.insert().values(**_columns(budget)))
+
+
+def put_plan_budget(tx: Transaction, budget: Budget) -> None:
+    """Store the budget that an organization has by its plan, in place of the one with its id."""
+    changed = {**_terms(budget), "archived_at": budget.archived_at, "plan_id": budget.plan_id}
+    insert = tx.insert(budgets).values(**_columns(budget))
+    tx.connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=changed))
+
+
+def find_plan_budgets(tx: Transaction, organization_ids: Iterable[str]) -> dict[str, Budget]:
+    """Return the budgets that organizations have by their plans, by organization."""
+    found: dict[str, Budget] = {}
+    for part in split_ids(organization_ids):
+        query = sa.select(budgets).where(
+            budgets.c.organization_id.in_(part), budgets.c.plan_id.is_not(None), budgets.c.archived_at.is_(None)
         )
-    )
+        found |= {row.organization_id: read_budget(row) for row in tx.connection.execute(query)}
+    return found
 
 
 def update_budget(tx: TenantTx, budget: Budget) -> None:
     """Store another name, mode, amount, thresholds or end of a budget."""
     own = budgets.update().where(budgets.c.organization_id == tx.organization_id, budgets.c.id == budget.id)
     tx.connection.execute(own.values(archived_at=budget.archived_at, **_terms(budget)))
+
+
+def _columns(budget: Budget) -> dict[str, Any]:
+    return {
+        "id": budget.id,
+        "organization_id": budget.organization_id,
+        "level": budget.level,
+        "subject_id": budget.subject_id,
+        "created_at": budget.created_at,
+        "counts_from": budget.counts_from,
+        "window_type": budget.window,
+        "currency": budget.currency,
+        "is_operators": budget.is_operators,
+        "model": budget.model or None,
+        "plan_id": budget.plan_id,
+        "archived_at": budget.archived_at,
+        **_terms(budget),
+    }
 
 
 def _terms(budget: Budget) -> dict[str, Any]:
@@ -135,6 +157,7 @@ def read_budget(row: Any) -> Budget:
         counts_from=row.counts_from,
         archived_at=row.archived_at,
         model=row.model or "",
+        plan_id=row.plan_id,
     )
 
 

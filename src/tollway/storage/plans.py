@@ -1,5 +1,6 @@
 """Plans at rest, which organizations subscribe to them, and overrides of their limits."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,15 +20,19 @@ from tollway.storage.schema import limit_overrides, organizations, plan_limits, 
 
 def insert_plan(tx: PlatformTx, plan: Plan) -> None:
     """Store a new plan."""
-    tx.connection.execute(plans.insert().values(id=plan.id, name=plan.name, created_at=plan.created_at))
+    tx.connection.execute(plans.insert().values(id=plan.id, created_at=plan.created_at, **_columns(plan)))
     _insert_limits(tx, plan)
 
 
 def update_plan(tx: PlatformTx, plan: Plan) -> None:
-    """Store the name and the limits of a plan in place of those before."""
-    tx.connection.execute(plans.update().where(plans.c.id == plan.id).values(name=plan.name))
+    """Store the name, the limits and the monthly budgets of a plan in place of those before."""
+    tx.connection.execute(plans.update().where(plans.c.id == plan.id).values(**_columns(plan)))
     tx.connection.execute(plan_limits.delete().where(plan_limits.c.plan_id == plan.id))
     _insert_limits(tx, plan)
+
+
+def _columns(plan: Plan) -> dict[str, Any]:
+    return {"name": plan.name, "monthly_budgets": json.dumps(plan.monthly_budgets)}
 
 
 def _insert_limits(tx: PlatformTx, plan: Plan) -> None:
@@ -68,7 +73,13 @@ def _find_plans(tx: Transaction, plan_ids: Iterable[str]) -> dict[str, Plan]:
         for row in tx.connection.execute(query):
             limits.setdefault(row.plan_id, {})[row.model] = read_limits(row)
         for row in tx.connection.execute(sa.select(plans).where(plans.c.id.in_(part))):
-            found[row.id] = Plan(id=row.id, name=row.name, limits=limits.get(row.id, {}), created_at=row.created_at)
+            found[row.id] = Plan(
+                id=row.id,
+                name=row.name,
+                limits=limits.get(row.id, {}),
+                created_at=row.created_at,
+                monthly_budgets=json.loads(row.monthly_budgets),
+            )
     return found
 
 
@@ -80,10 +91,11 @@ def put_subscription(tx: TenantTx, plan_id: str | None) -> None:
     tx.connection.execute(organizations.update().where(organizations.c.id == tx.organization_id).values(plan_id=plan_id))
 
 
-def list_subscribers(tx: PlatformTx, plan_id: str) -> list[str]:
-    """Return the ids of the active organizations that have a plan."""
-    query = sa.select(organizations.c.id).where(organizations.c.plan_id == plan_id, organizations.c.status == Status.ACTIVE)
-    return list(tx.connection.execute(query.order_by(organizations.c.id)).scalars())
+def list_subscribers(tx: PlatformTx, plan_id: str) -> dict[str, str]:
+    """Return the currencies of the active organizations that have a plan, by their ids in order."""
+    columns = organizations.c
+    query = sa.select(columns.id, columns.currency).where(columns.plan_id == plan_id, columns.status == Status.ACTIVE)
+    return {row.id: row.currency for row in tx.connection.execute(query.order_by(columns.id))}
 
 
 # ---- Overrides ----------------------------------------------------------------------------------------------------------

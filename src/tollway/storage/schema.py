@@ -54,6 +54,7 @@ plans = sa.Table(  # named sets of limits that organizations subscribe to
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("name", sa.String(256), nullable=False, unique=True),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("monthly_budgets", sa.Text, nullable=False, server_default="{}"),  # JSON object of pico-currency by currency
 )
 
 plan_limits = sa.Table(

@@ -134,6 +134,10 @@ class BudgetOut(Identified):
     ]
     mode: Annotated[BudgetMode, Field(description="Whether the budget is `hard` or `soft`, or only an `alert`.", examples=["hard"])]
     window: Annotated[BudgetWindow, Field(description="When the budget begins anew.", examples=["month"])]
+    plan_id: Annotated[
+        str | None,
+        Field(description="The plan by which the organization has it; null for none.", examples=[None]),
+    ]
     currency: str
     amount: Annotated[str, Field(description="What may be spent in one window, without raises, as a decimal string.", examples=["100"])]
     thresholds: Annotated[list[int], Field(description="Percentages of the limit that raise an alert.", examples=[[50, 80, 100]])]
@@ -214,6 +218,7 @@ def _budget_fields(standing: BudgetStanding) -> dict[str, object]:
         "level": str(budget.level),
         "subject_id": budget.subject_id,
         "model": budget.model or None,
+        "plan_id": budget.plan_id,
         "mode": budget.mode,
         "window": budget.window,
         "currency": budget.currency.lower(),

@@ -93,7 +93,7 @@ def modify_organization(_caller: OperatorWriter, plane: Plane, organization_id: 
         if body.queue_weight is not None:
             tenants.set_queue_weight(tx, body.queue_weight, plane.now())
         if "plan_id" in body.model_fields_set:
-            plans.subscribe(tx, body.plan_id, plane.now())
+            plans.subscribe(tx, body.plan_id, new_budget_id=lambda: plane.new_id(ids.BUDGET), now=plane.now())
         return organization_out(tenants.get_organization(tx))
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tollway.control.api.schemas import (
+    Currency,
     Identified,
     In,
     LimitsOut,
@@ -14,10 +15,12 @@ from tollway.control.api.schemas import (
     Name,
     Out,
     Second,
+    Sum,
     limits_out,
     seconds,
     seconds_after,
 )
+from tollway.domain import money
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.plans import ALL_MODELS, PLAN_MODELS_MAX, LimitOverride, OrganizationLimits, Plan
 
@@ -33,6 +36,12 @@ _ModelLimits = Annotated[
 ]
 
 
+_MONTHLY_BUDGETS = (
+    "What an organization that has the plan may spend in a calendar month, as decimal strings by currency. It is a hard budget of the"
+    " organization, in its own currency."
+)
+
+
 class PlanCreate(In):
     """A new plan."""
 
@@ -42,6 +51,11 @@ class PlanCreate(In):
         Field(default_factory=LimitsWrite, description="Limits on all models together.", examples=[{"requests_per_minute": 600}]),
     ]
     model_limits: _ModelLimits
+    monthly_budgets: Annotated[dict[Currency, Sum], Field(default_factory=dict, description=_MONTHLY_BUDGETS, examples=[{"EUR": "500"}])]
+
+    def budgets(self) -> dict[str, int]:
+        """Return the monthly budgets in pico-currency, by currency."""
+        return {currency: money.parse_sum(amount) for currency, amount in self.monthly_budgets.items()}
 
     def by_model(self) -> dict[str, Limits]:
         """Return the limits by model."""
@@ -57,6 +71,18 @@ class PlanUpdate(In):
         Field(description="Limits on all models together, in place of those before.", examples=[{"requests_per_minute": 600}]),
     ] = None
     model_limits: _ModelLimits
+    monthly_budgets: Annotated[
+        dict[Currency, Sum | None],
+        Field(
+            default_factory=dict,
+            description=_MONTHLY_BUDGETS + " Null ends those in a currency; currencies that are left out stay.",
+            examples=[{"EUR": "600"}],
+        ),
+    ]
+
+    def budgets(self) -> dict[str, int | None]:
+        """Return the monthly budgets that change in pico-currency, by currency; None for those that end."""
+        return {currency: None if amount is None else money.parse_sum(amount) for currency, amount in self.monthly_budgets.items()}
 
     def by_model(self) -> dict[str, Limits]:
         """Return the limits that change, by model."""
@@ -74,6 +100,7 @@ class PlanOut(Identified):
         dict[str, LimitsOut],
         Field(description="Limits on single models by name.", examples=[{"llama-70b": {"requests_per_minute": 60}}]),
     ]
+    monthly_budgets: Annotated[dict[str, str], Field(description=_MONTHLY_BUDGETS, examples=[{"EUR": "500"}])]
     created_at: int
 
 
@@ -84,6 +111,7 @@ def plan_out(plan: Plan) -> PlanOut:
         name=plan.name,
         limits=limits_out(plan.limits.get(ALL_MODELS, UNLIMITED)),
         model_limits={model: limits_out(limits) for model, limits in plan.limits.items() if model != ALL_MODELS},
+        monthly_budgets={currency: money.format_amount(pico) for currency, pico in sorted(plan.monthly_budgets.items())},
         created_at=seconds(plan.created_at),
     )
 

@@ -38,7 +38,7 @@ def list_plans(_caller: OperatorReader, plane: Plane, query: Annotated[PageQuery
 @router.post("/v1/platform/plans")
 def create_plan(_caller: OperatorWriter, plane: Plane, body: PlanCreate) -> PlanOut:
     """Create a plan: limits that organizations subscribe to together. Names are unique."""
-    plan = Plan(id=plane.new_id(ids.PLAN), name=body.name, limits=body.by_model(), created_at=plane.now())
+    plan = Plan(id=plane.new_id(ids.PLAN), name=body.name, limits=body.by_model(), created_at=plane.now(), monthly_budgets=body.budgets())
     with plane.database.platform() as tx:
         return plan_out(plans.create_plan(tx, plan))
 
@@ -52,9 +52,18 @@ def retrieve_plan(_caller: OperatorReader, plane: Plane, plan_id: str) -> PlanOu
 
 @router.post("/v1/platform/plans/{plan_id}")
 def update_plan(_caller: OperatorWriter, plane: Plane, plan_id: str, body: PlanUpdate) -> PlanOut:
-    """Change a plan, and with it the limits of every organization that has it. What was used stays used."""
+    """Change a plan, and with it the limits and the monthly budget of every organization that has it. What was used stays used."""
     with plane.database.platform() as tx:
-        return plan_out(plans.update_plan(tx, plan_id, name=body.name, limits=body.by_model(), now=plane.now()))
+        changed = plans.update_plan(
+            tx,
+            plan_id,
+            name=body.name,
+            limits=body.by_model(),
+            monthly_budgets=body.budgets(),
+            new_budget_id=lambda: plane.new_id(ids.BUDGET),
+            now=plane.now(),
+        )
+        return plan_out(changed)
 
 
 @router.delete("/v1/platform/plans/{plan_id}")
