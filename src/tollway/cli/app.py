@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "budgets": ("budgets:app", "What may be spent: list, show, create, update, raise, archive."),
     "quote": ("quote:quote", "What a request would cost, and what would refuse it now."),
     "models": ("catalog:app", "The catalog: models, their deployments and prices."),
+    "deployments": ("deployments:app", "Deployments: drain, undrain, and follow the sources of a fleet."),
     "prices": ("prices:app", "Price books, drafts of prices, and organizations' terms."),
     "usage": ("usage:usage", "What was used, by time, project, key or model."),
     "costs": ("usage:costs", "What it costs, exactly, by day, project or line item."),
