@@ -176,6 +176,11 @@ ROWS = {
         "tokens in exchange for a secret, an assertion or a provider that is somebody else's, unknown, revoked or used before",
         "401 `invalid_client` or 400 `invalid_grant`, alike for foreign and unknown ones",
     ),
+    104: (
+        "a request of a project that may be served in certain regions only, or of a key that may use certain models only: while those fail,"
+        " are full or have no deployment, and a fallback of the model is elsewhere or not allowed",
+        "served there or not at all; 403 where no deployment is there; a fallback that is not allowed is never asked",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 
@@ -264,7 +269,7 @@ def find_tests(files: Iterator[Path]) -> Mapping[int, Mapping[str, list[str]]]:
         tables = {name: cases for node in module.body for name, cases in _tables(node)}
         file = str(path.relative_to(ROOT))
         for test in (node for node in ast.walk(module) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
-            if match := re.match(r"test_(\d\d)_", test.name):
+            if match := re.match(r"test_(1\d\d|\d\d)_", test.name):
                 found[int(match[1])][file].append(f"`{test.name.removeprefix('test_')}`")
             names = {node.id for decorator in test.decorator_list for node in ast.walk(decorator) if isinstance(node, ast.Name)}
             for row, count in (case for name in names & tables.keys() for case in tables[name].items()):
@@ -279,7 +284,7 @@ def _tables(node: ast.stmt) -> Iterator[tuple[str, dict[int, int]]]:
     if isinstance(value, ast.Dict) and targets and isinstance(targets[0], ast.Name):
         cases: dict[int, int] = defaultdict(int)
         for key in value.keys:
-            if isinstance(key, ast.Constant) and (match := re.match(r"(\d\d)-", str(key.value))):
+            if isinstance(key, ast.Constant) and (match := re.match(r"(1\d\d|\d\d)-", str(key.value))):
                 cases[int(match[1])] += 1
         yield targets[0].id, cases
 

@@ -154,6 +154,11 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "No deployment of the model can be used now: all are down, drained or of the wrong mode for the key.",
             "Come back after `retry-after`. Operators: `tollway models deployments`, and the log lines of upstreams.",
         ),
+        "region_not_served": (
+            "The project may only be served in certain regions, and no deployment of the model is in one of them.",
+            "Ask for another model. Operators: `tollway models deployments` shows regions; a deployment without one serves no restricted"
+            " project. `tollway projects residency` changes what the project allows.",
+        ),
         "upstream_unreachable": ("The connection to the engine failed.", "Try again. Operators: is the engine up, is its address right?"),
         "upstream_stale": ("The engine closed a kept connection as the request was sent.", "Try again."),
         "upstream_connect_timeout": ("The engine did not accept the connection in time.", "Try again later."),

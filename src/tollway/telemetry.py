@@ -198,6 +198,7 @@ class Metrics:
         self.queue_seconds = Histogram(DURATION_SECONDS)
         self.retries = 0
         self.replays = 0
+        self.fallbacks: dict[str, int] = {}
         self.connections_refused = 0
         self.connections_shed = 0
         self.running = 0
@@ -271,6 +272,7 @@ class _Families(Collector):
         yield _counter("tollway_upstream_load_reports_failed", metrics.load_reports_failed.items())
         yield _counter("tollway_upstream_retries", [((), metrics.retries)])
         yield _counter("tollway_replayed_answers", [((), metrics.replays)])
+        yield _counter("tollway_fallbacks", metrics.fallbacks.items())
         yield _counter("tollway_connections_refused", [((), metrics.connections_refused)])
         yield _counter("tollway_connections_shed", [((), metrics.connections_shed)])
         yield _counter("tollway_task_restarts", metrics.task_restarts.items())

@@ -391,3 +391,36 @@ def test_monthly_budget_of_a_plan_that_cannot_be_is_refused_with_its_place(tmp_p
         parse(tmp_path, f"plans: {{starter: {{monthly_budgets: {{EUR: '{amount}'}}}}}}")
     with pytest.raises(OperatorError, match="EUX"):
         parse(tmp_path, "plans: {starter: {monthly_budgets: {EUX: '1'}}}")
+
+
+def test_residency_of_a_project_is_planned_once_and_in_any_order_of_its_regions(tmp_path: Path) -> None:
+    def of(text: str) -> PlatformFile:
+        return parse(tmp_path, f"organizations: {{acme: {{currency: EUR, projects: {{chat: {{{text}}}}}}}}}")
+
+    (made,) = [each for each in make_plan(PlatformFile(), of("residency: [eu, de]")) if each.what == "project"]
+    assert (made.creates, made.body) == (True, {"name": "chat", "residency": ["de", "eu"]})
+    assert make_plan(of("residency: [de, eu]"), of("residency: [eu, de]")) == []
+    assert make_plan(of("residency: [de, eu]"), of("")) == []
+    (lifted,) = make_plan(of("residency: [de, eu]"), of("residency: null"))
+    assert (lifted.creates, lifted.body) == (False, {"residency": None})
+    for wrong in ("[]", "[EU]", "eu"):
+        with pytest.raises(OperatorError, match="residency"):
+            of(f"residency: {wrong}")
+
+
+def test_fallbacks_are_planned_after_all_models_and_loops_of_one_are_refused(tmp_path: Path) -> None:
+    def of(first: str, second: str = "") -> PlatformFile:
+        return parse(tmp_path, f"models: {{a: {{endpoints: [embeddings], {first}}}, b: {{endpoints: [embeddings], {second}}}}}")
+
+    wanted = of("fallbacks: [b]", "fallbacks: [a]")
+    assert plan(PlatformFile(), wanted) == [
+        ("model", ("a",), True),
+        ("model", ("b",), True),
+        ("fallbacks of model", ("a",), False),
+        ("fallbacks of model", ("b",), False),
+    ]
+    assert plan(wanted, wanted) == [] == plan(wanted, of(""))
+    assert [change.body for change in make_plan(wanted, of("fallbacks: []"))] == [{"fallbacks": []}]
+    for wrong in ("fallbacks: [a]", "fallbacks: [b, b]", "fallbacks: [b, c, d, e, f]"):
+        with pytest.raises(OperatorError, match="fallback"):
+            of(wrong)

@@ -155,7 +155,7 @@ def test_job_is_recorded_once_for_each_transaction_that_changes_a_resource(fresh
     before = len(list_chain(fresh_control, tenant.organization_id))
     for name in ("acme project", "by a job", "by a job", "again"):
         with database.tenant(tenant.organization_id) as tx:
-            tenants.rename_project(tx, tenant.project_id, name)
+            tenants.update_project(tx, tenant.project_id, {"name": name}, 0)
     records = list_chain(fresh_control, tenant.organization_id)[before:]
     assert [json.loads(record.changes)[0]["after"] for record in records] == [{"name": "by a job"}, {"name": "again"}]
     assert {(record.actor.kind, record.actor.id, record.target.id) for record in records} == {("job", "renaming", tenant.project_id)}

@@ -47,6 +47,25 @@ class TestModels:
         refused(operator.post(f"{MODELS}/changing", json={"endpoints": []}), 400, "invalid_value", "endpoints")
         refused(operator.post(f"{MODELS}/changing", json={"endpoints": ["shell"]}), 400, "invalid_value", "endpoints.[0]")
 
+    def test_fall_back_to_other_models_that_are_not_archived(self, control: Running) -> None:
+        operator = control.operator()
+        for name in ("first", "second", "third"):
+            make_model(control, name)
+        assert answered(operator.post(f"{MODELS}/first", json={"fallbacks": ["third", "second"]}))["fallbacks"] == ["third", "second"]
+        assert answered(operator.post(f"{MODELS}/second", json={"fallbacks": ["first"]}))["fallbacks"] == ["first"]
+        answered(operator.post(f"{MODELS}/third/archive"))
+        for wrong in (["first"], ["second", "second"], ["nowhere"], ["third"], None):
+            refused(operator.post(f"{MODELS}/first", json={"fallbacks": wrong}), 400, "invalid_value", "fallbacks")
+        refused(operator.post(f"{MODELS}/first", json={"fallbacks": ["second"] * 5}), 400, "invalid_value", "fallbacks")
+        refused(
+            operator.post(MODELS, json={"name": "own", "endpoints": ["embeddings"], "fallbacks": ["own"]}),
+            400,
+            "invalid_value",
+            "fallbacks",
+        )
+        assert answered(operator.get(f"{MODELS}/first"))["fallbacks"] == ["third", "second"]
+        assert answered(operator.post(f"{MODELS}/first", json={"fallbacks": []}))["fallbacks"] == []
+
     def test_names_stay_unique_after_archiving(self, control: Running) -> None:
         operator = control.operator()
         make_model(control, "once")

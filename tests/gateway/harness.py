@@ -50,7 +50,8 @@ ORGANIZATION, PROJECT = "org_" + "0" * 32, "proj_" + "0" * 32
 
 @dataclass(frozen=True)
 class Served:
-    """A model of the snapshot and who serves it: upstream URLs in order of tier, or all of one tier."""
+    """A model of the snapshot and who serves it: upstream URLs in order of tier, or all of one tier. `regions`: those of the upstreams, in
+    their order."""
 
     urls: Sequence[str]
     engine: Engine = Engine.SIM
@@ -64,6 +65,9 @@ class Served:
     translated_endpoints: tuple[Endpoint, ...] = ()
     one_tier: bool = False
     groups: tuple[str, ...] = ()
+    regions: Sequence[str | None] = ()
+    fallbacks: tuple[str, ...] = ()
+    input_price: int = 100
 
 
 NOWHERE = "http://127.0.0.1:9"
@@ -112,7 +116,7 @@ def plane(
     for name, served in {"m": Served([NOWHERE]), **(models or {})}.items():
         price = PriceVersion(
             id="price_" + "0" * 32, list="book_1", model=name, currency="EUR", valid_from=0,
-            unit_prices=UnitPrices(input=100, cached_input=10, output=400, reasoning=400),
+            unit_prices=UnitPrices(input=served.input_price, cached_input=10, output=400, reasoning=400),
         )  # fmt: skip
         made.add(
             ModelEntry(
@@ -125,13 +129,15 @@ def plane(
                 retry_started=served.retry_started,
                 unknown_parameters=served.unknown_parameters,
                 groups=served.groups,
+                fallbacks=served.fallbacks,
             )
         )
         for tier, url in enumerate(served.urls):
             id = f"dep-{name}-{tier}"
             deployment = Deployment(
                 id=id, model=name, base_url=url, engine=served.engine, upstream_model=served.upstream_model or name, weight=1,
-                tier=0 if served.one_tier else tier, region=None, status=Status.ACTIVE, created_at=0, credential=served.credential,
+                tier=0 if served.one_tier else tier, status=Status.ACTIVE, created_at=0, credential=served.credential,
+                region=served.regions[tier] if served.regions else None,
                 cache_isolation=served.cache_isolation, translated_endpoints=served.translated_endpoints,
             )  # fmt: skip
             made.add(DeploymentEntry(id=id, deployment=deployment))

@@ -69,7 +69,7 @@ async def test_internal_route_explains_ranks_and_costs() -> None:
         ("model=m&prompt_tokens=-1", 400),
         ("model=m&prompt_tokens=" + "9" * 40, 400),
         ("model=m&endpoint=x", 400),
-        ("model=m&a=1&b=2&c=3&d=4", 400),
+        ("model=m&a=1&b=2&c=3&d=4&e=5", 400),
     ],
 )
 async def test_internal_route_refuses_what_it_cannot_explain(query: str, status: int) -> None:
@@ -91,10 +91,10 @@ def test_explanation_changes_nothing_and_lists_a_drained_deployment_last() -> No
 
 def test_ranks_of_the_explanation_are_those_by_which_deployments_are_chosen() -> None:
     """In any state of four deployments the candidates of a request are in the order of the explanation's ranks, from the first one on."""
-    request_of_a_model = SimpleNamespace(endpoint=Endpoint.CHAT_COMPLETIONS, body=b"{}", headers={})
+    request_of_a_model = SimpleNamespace(endpoint=Endpoint.CHAT_COMPLETIONS, body=b"{}", headers={}, upload=None, body_bytes=2)
     call: Any = SimpleNamespace(
         model=SimpleNamespace(id="m", share_cache=True),
-        caller=SimpleNamespace(is_test=False),
+        caller=SimpleNamespace(is_test=False, residency=None),
         request=request_of_a_model,
         names=frozenset(),
         charge=None,

@@ -3,6 +3,7 @@
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from alembic import command
@@ -67,7 +68,7 @@ class TestTransactions:
         with database.tenant(mine) as tx:
             assert tenants.find_project(tx, new_id(ids.PROJECT, 1)) is None
             tenants.archive_project(tx, new_id(ids.PROJECT, 1), 5)
-            tenants.rename_project(tx, new_id(ids.PROJECT, 1), "mine")
+            tenants.put_project(tx, msgspec.structs.replace(project(theirs, 1), name="mine"))
         with database.tenant(theirs, write=False) as tx:
             assert tenants.find_project(tx, new_id(ids.PROJECT, 1)) == project(theirs, 1)
 

@@ -143,7 +143,7 @@ class Platform:
             return {}
         settings = (
             "endpoints", "published", "output_tokens_max", "context_length", "unknown_parameters", "retry_started", "share_cache",
-            "groups",
+            "groups", "fallbacks",
         )  # fmt: skip
         models: dict[str, Any] = {}
         for model in self._control.list_all("/platform/models"):
@@ -259,7 +259,8 @@ class Platform:
             name = keys[each["id"]]
             self._projects[organization, name] = each["id"]
             query = {"project_id": each["id"]}
-            found[name] = self._read_limits("project", query)
+            found[name] = {} if each["residency"] is None and wanted is None else {"residency": each["residency"]}
+            found[name] |= self._read_limits("project", query)
             of_each = self._read_limits("end_user", query)["limits"]
             if any(size is not None for size in of_each.values()):
                 found[name]["end_user_limits"] = of_each
@@ -385,7 +386,7 @@ class Platform:
         match change.what:
             case "model" if change.creates:
                 control.post("/platform/models", {"name": place[0], **body})
-            case "model":
+            case "model" | "fallbacks of model":
                 control.post(f"/platform/models/{segment(place[0])}", body)
             case "price":
                 control.post("/platform/prices", body)
@@ -419,6 +420,9 @@ class Platform:
             case "organization":
                 # Its first admin key is not kept: who needs one makes one, at a terminal and not in a pipeline's log.
                 self._organizations[place[0]] = control.post("/platform/organizations", body)["id"]
+            case "project" if not change.creates:
+                control.act_for_id(self._organizations[place[0]])
+                control.post(f"/organization/projects/{self._projects[place[0], place[1]]}", body)
             case "project":
                 control.act_for_id(self._organizations[place[0]])
                 self._projects[place[0], place[1]] = control.post("/organization/projects", body)["id"]
@@ -475,6 +479,8 @@ def _credential(change: PlannedChange) -> str | None:
 
 def _models_named(change: PlannedChange) -> tuple[str, ...]:
     """Return the models and groups of models that must exist for a change, other than those that it creates."""
+    if change.what == "fallbacks of model":
+        return tuple(change.body["fallbacks"])
     if change.what.endswith("model limits"):
         return (change.place[-1],)
     model = change.body.get("model") if change.what in ("book price", "budget") else None

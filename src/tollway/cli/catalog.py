@@ -15,6 +15,7 @@ from tollway.cli.platform_file import resolve_credential
 from tollway.cli.times import Zone
 from tollway.domain.billing_classes import BillingClass
 from tollway.domain.catalog import CacheIsolation, Endpoint, Engine
+from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -91,6 +92,27 @@ def set_groups(
     with connect(control_url, key, data_dir) as control:
         changed = control.post(f"/platform/models/{segment(name)}", {"groups": groups or []})
     print_json(changed) if output is Output.JSON else print(f"{name}: {', '.join(changed['groups']) or 'in no group'}")
+
+
+@app.command()
+def fallbacks(
+    name: Name,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FALLBACK...", help="Models that serve in its place, in their order.", autocompletion=complete_models),
+    ] = None,
+    no_fallback: Annotated[bool, typer.Option("--none", help="Let no other model serve in its place.")] = False,
+    output: OutputOption = Output.TABLE,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Name the models that serve requests for a model while it cannot. Each is charged by its own prices."""
+    if bool(models) is no_fallback:
+        raise OperatorError("name models, or --none", hint="tollway models fallbacks MODEL OTHER", exit_code=2)
+    with connect(control_url, key, data_dir) as control:
+        changed = control.post(f"/platform/models/{segment(name)}", {"fallbacks": models or []})
+    print_json(changed) if output is Output.JSON else print(f"{name} falls back to: {', '.join(changed['fallbacks']) or 'none'}")
 
 
 @app.command()

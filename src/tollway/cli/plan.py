@@ -37,7 +37,7 @@ from tollway.settings import OperatorError
 
 @dataclass(frozen=True, slots=True)
 class PlannedChange:
-    """One step. `what`: model, price, publication, deployment, plan, plan limits, plan model limits,
+    """One step. `what`: model, fallbacks of model, price, publication, deployment, plan, plan limits, plan model limits,
     plan budgets, organization, plan of organization, project, limits, end user limits,
     model limits, budget, price book, book price or terms. `place`: the names that lead to it.
 
@@ -70,6 +70,8 @@ def make_plan(current: PlatformFile, wanted: PlatformFile) -> list[PlannedChange
     changes: list[PlannedChange] = []
     for name, model in wanted.models.items():
         changes += _plan_model(name, current.models.get(name), model)
+    for name, model in wanted.models.items():  # after all models: they may name any of them
+        changes += _plan_fallbacks(name, current.models.get(name), model)
     for name, plan in wanted.plans.items():
         changes += _plan_plan(name, current.plans.get(name), plan)
     for name, organization in wanted.organizations.items():
@@ -126,6 +128,14 @@ def _plan_model(name: str, current: ModelFile | None, wanted: ModelFile) -> Iter
     deployments = {} if current is None or current.deployments is UNSET else current.deployments
     for base_url, deployment in _items(wanted.deployments):
         yield from _plan_deployment((name, base_url), deployments.get(base_url), deployment)
+
+
+def _plan_fallbacks(name: str, current: ModelFile | None, wanted: ModelFile) -> Iterator[PlannedChange]:
+    before = [] if current is None or current.fallbacks is UNSET else current.fallbacks
+    if wanted.fallbacks is not UNSET and wanted.fallbacks != before:
+        yield PlannedChange(
+            "fallbacks of model", (name,), False, {"fallbacks": (before, wanted.fallbacks)}, {"fallbacks": wanted.fallbacks}
+        )
 
 
 def _plan_price(
@@ -232,8 +242,15 @@ def _plan_plan(name: str, current: PlanFile | None, wanted: PlanFile) -> Iterato
 
 
 def _plan_project(place: tuple[str, str], currency: str, current: ProjectFile | None, wanted: ProjectFile) -> Iterator[PlannedChange]:
+    regions = wanted.residency if wanted.residency is UNSET or wanted.residency is None else sorted(set(wanted.residency))
+    before = None if current is None else _or_none(current.residency)
+    changes = regions is not UNSET and regions != before
+    body = {"residency": regions} if changes else {}
+    fields = {"residency": (before, regions)} if changes else {}
     if current is None:
-        yield PlannedChange("project", place, True, {}, {"name": place[1]})
+        yield PlannedChange("project", place, True, fields, {"name": place[1], **body})
+    elif changes:
+        yield PlannedChange("project", place, False, fields, body)
     yield from _plan_all_limits(place, current, wanted)
     yield from _plan_limits("end user limits", place, UNSET if current is None else current.end_user_limits, wanted.end_user_limits)
     yield from _plan_budgets(place, currency, current, wanted)

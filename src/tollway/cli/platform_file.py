@@ -48,10 +48,12 @@ from msgspec import UNSET, UnsetType
 from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, parse_unit_price, with_default_prices
 from tollway.domain.budgets import SUBJECT_BUDGETS_MAX, BudgetMode, BudgetWindow, TermsProblem, check_amount, find_terms_problem
 from tollway.domain.catalog import (
+    FALLBACKS_MAX,
     GROUP_NAME,
     GROUP_PREFIX,
     MODEL_GROUPS_MAX,
     MODEL_NAME,
+    REGION,
     CacheIsolation,
     Endpoint,
     Engine,
@@ -62,7 +64,7 @@ from tollway.domain.limits import DIMENSIONS, Limits, find_problem
 from tollway.domain.money import parse_sum
 from tollway.domain.periods import find_zone
 from tollway.domain.price_books import parse_discount
-from tollway.domain.tenants import QUEUE_WEIGHT_MAX
+from tollway.domain.tenants import QUEUE_WEIGHT_MAX, REGIONS_MAX
 from tollway.domain.usage import ServiceTier
 from tollway.settings import OperatorError, read_yaml, unknown_name
 
@@ -136,7 +138,8 @@ class DeploymentFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One model of the catalog. `published: true` publishes it; there is no way back but archiving. `groups`: the groups of models that it
-    is in, on which limits and budgets can be set as `group:NAME`."""
+    is in, on which limits and budgets can be set as `group:NAME`. `fallbacks`: the models that serve in its place while it
+    cannot, in their order."""
 
     endpoints: list[Endpoint]
     published: bool | UnsetType = UNSET
@@ -146,6 +149,7 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_started: bool | UnsetType = UNSET
     share_cache: bool | UnsetType = UNSET
     groups: list[str] | UnsetType = UNSET
+    fallbacks: list[str] | UnsetType = UNSET
     prices: dict[str, PriceFile] | UnsetType = UNSET
     deployments: dict[str, DeploymentFile] | UnsetType = UNSET
 
@@ -198,8 +202,10 @@ class PlanFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class ProjectFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One project of an organization. `model_limits`: its limits on single models, beside those on all. `end_user_limits`: those of each
-    end user, as requests name them in `user` or `safety_identifier`. `budgets`: what it may spend, by name."""
+    end user, as requests name them in `user` or `safety_identifier`. `residency`: the regions of deployments
+    that may serve it; null for any. `budgets`: what it may spend, by name."""
 
+    residency: list[str] | UnsetType | None = UNSET
     limits: LimitsFile | UnsetType = UNSET
     end_user_limits: LimitsFile | UnsetType = UNSET
     model_limits: dict[str, LimitsFile] | UnsetType = UNSET
@@ -312,6 +318,12 @@ def _check_ranges(parsed: msgspec.Struct) -> None:
             problem = _find_terms_problem(name, budget)
             if problem is not None:
                 raise ValueError(f"budgets.{name}: {problem.field}: {problem.reason}")
+    if isinstance(parsed, ProjectFile) and parsed.residency is not UNSET and parsed.residency is not None:
+        if not 1 <= len(parsed.residency) <= REGIONS_MAX:
+            raise ValueError(f"residency names 1 to {REGIONS_MAX} regions; null allows any")
+        for region in parsed.residency:
+            if not REGION.fullmatch(region):
+                raise ValueError(f"residency {region!r}: a region is 1 to 64 of the characters a-z 0-9 -")
     if isinstance(parsed, ModelFile):
         for currency, _ in () if parsed.prices is UNSET else parsed.prices.items():
             _check_currency(currency)
@@ -325,12 +337,18 @@ def _check_ranges(parsed: msgspec.Struct) -> None:
                 raise ValueError(f"group {group!r}: a name is 1 to 64 of the characters A-Z a-z 0-9 . _ -")
         if parsed.groups is not UNSET and len(parsed.groups) > MODEL_GROUPS_MAX:
             raise ValueError(f"a model may be in {MODEL_GROUPS_MAX} groups, not {len(parsed.groups)}")
+        if parsed.fallbacks is not UNSET and len(set(parsed.fallbacks)) < len(parsed.fallbacks):
+            raise ValueError("fallbacks names a model twice")
+        if parsed.fallbacks is not UNSET and len(parsed.fallbacks) > FALLBACKS_MAX:
+            raise ValueError(f"there may be at most {FALLBACKS_MAX} fallbacks, not {len(parsed.fallbacks)}")
     if isinstance(parsed, PlatformFile):
-        for model in parsed.models:
+        for model, of_model in parsed.models.items():
             if not MODEL_NAME.fullmatch(model):
                 raise ValueError(f"model {model!r}: a name is 1 to 128 of the characters A-Z a-z 0-9 . _ : / @ -")
             if model.startswith(GROUP_PREFIX):
                 raise ValueError(f"model {model!r}: a name cannot begin with {GROUP_PREFIX}, which stands for groups of models")
+            if of_model.fallbacks is not UNSET and model in of_model.fallbacks:
+                raise ValueError(f"model {model} is its own fallback")
         for plan in parsed.plans:
             if not 1 <= len(plan) <= PLAN_NAME_CHARACTERS_MAX:
                 raise ValueError(f"the name of a plan has 1 to {PLAN_NAME_CHARACTERS_MAX} characters")

@@ -1,11 +1,13 @@
 """`tollway projects`: parts of an organization, with keys and limits of their own."""
 
+import sys
 from typing import Annotated
 
 import typer
 
 from tollway.cli.client import ControlUrl, DataDir, Key, Organization, complete_projects, connect_tenant
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -21,12 +23,16 @@ def list_projects(
     """List the projects that are not archived."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
         rows = list(control.list_all("/organization/projects"))
-    print_rows(output, ["id", "name", "status"], rows, none="no projects yet")
+    shown = rows if output is Output.JSON else [{**row, "residency": ", ".join(row["residency"] or ()) or None} for row in rows]
+    print_rows(output, ["id", "name", "status", "residency"], shown, none="no projects yet")
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Its name.")],
+    region: Annotated[
+        list[str] | None, typer.Option("--region", help="Region of deployments that may serve it; may be repeated. [any]")
+    ] = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
@@ -35,7 +41,7 @@ def create(
 ) -> None:
     """Create a project."""
     with connect_tenant(control_url, key, data_dir, organization) as control:
-        made = control.post("/organization/projects", {"name": name})
+        made = control.post("/organization/projects", {"name": name, "residency": region or None})
     print_json(made) if output is Output.JSON else print(made["id"])
 
 
@@ -53,6 +59,29 @@ def rename(
     with connect_tenant(control_url, key, data_dir, organization) as control:
         changed = control.post(f"/organization/projects/{control.get_project(project)['id']}", {"name": name})
     print_json(changed) if output is Output.JSON else print(f"{changed['id']} is called {changed['name']}")
+
+
+@app.command()
+def residency(
+    project: Annotated[str, typer.Argument(metavar="PROJECT", help="Name or id of the project.", autocompletion=complete_projects)],
+    regions: Annotated[list[str] | None, typer.Argument(metavar="REGION...", help="Regions of deployments that may serve it.")] = None,
+    any_region: Annotated[bool, typer.Option("--any", help="Let deployments of any region serve it.")] = False,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Restrict a project to deployments in these regions. One whose region is not stated serves no restricted project."""
+    if bool(regions) is any_region:
+        raise OperatorError("name regions, or --any", hint="tollway projects residency PROJECT eu-central-1", exit_code=2)
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        path = f"/organization/projects/{control.get_project(project)['id']}"
+        changed = control.post(path, {"residency": None if any_region else regions})
+    allowed = ", ".join(changed["residency"] or ["any region"])
+    print_json(changed) if output is Output.JSON else print(f"{changed['id']} ({changed['name']}) may be served in: {allowed}")
+    if changed["pending_nodes"]:
+        print(f"not confirmed yet by: {', '.join(changed['pending_nodes'])}", file=sys.stderr)
 
 
 @app.command()

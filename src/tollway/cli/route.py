@@ -26,6 +26,9 @@ def explain(
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=0, max=10**9 - 1, help="Length of the prompt.")] = 1000,
     endpoint: Annotated[Endpoint, typer.Option("--endpoint", help="Endpoint of the request.")] = Endpoint.CHAT_COMPLETIONS,
     test: Annotated[bool, typer.Option("--test", help="Explain requests of test keys.")] = False,
+    region: Annotated[
+        list[str] | None, typer.Option("--region", help="Region that the residency of the project allows; may be repeated. [any]")
+    ] = None,
     internal_url: Annotated[
         str | None,
         typer.Option(
@@ -43,6 +46,7 @@ def explain(
         "prompt_tokens": prompt_tokens,
         "endpoint": endpoint.value,
         "test": "true" if test else "false",
+        **({"residency": ",".join(region)} if region else {}),
     }
     url = find_internal_url(internal_url, data_dir).rstrip("/")
     try:
@@ -59,4 +63,10 @@ def explain(
         {**row, "cost_home": row["cost"]["home"], "cost_other": row["cost"]["other"], "running": f"{row['running']}/{row['limit']}"}
         for row in answered["deployments"]
     ]
-    print_rows(output, ["rank", "deployment", "reliability", "tier", "weight", "running", "queued_tokens", "cost_home", "cost_other"], rows)
+    print_rows(
+        output,
+        ["rank", "deployment", "region", "reliability", "tier", "weight", "running", "queued_tokens", "cost_home", "cost_other"],
+        rows,
+    )
+    if answered["fallbacks"]:
+        print(f"while {model} cannot serve: {', '.join(answered['fallbacks'])}")

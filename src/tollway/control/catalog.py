@@ -41,6 +41,7 @@ def create_model(tx: PlatformTx, model: Model) -> Model:
         raise Fault(PARAMETER_INVALID, param="name", message=f"The name of a model cannot begin with '{GROUP_PREFIX}', as groups do.")
     if storage.find_model(tx, model.name) is not None:
         raise Fault(NAME_TAKEN, param="name")
+    _check_fallbacks(tx, model)
     storage.insert_model(tx, model)
     return model
 
@@ -62,6 +63,8 @@ def update_model(tx: PlatformTx, name: str, changed: dict[str, object], now: int
     """Change fields of an active model; what is not named stays. Raises MODEL_UNKNOWN, STATE_CONFLICT."""
     publish.lock(tx)
     model = msgspec.structs.replace(_get_active_model(tx, name), **changed)
+    if "fallbacks" in changed:
+        _check_fallbacks(tx, model)
     storage.put_model(tx, model)
     if model.published:
         publish.publish(tx, ModelEntry, [name], now)
@@ -91,6 +94,19 @@ def archive_model(tx: PlatformTx, name: str, now: int) -> Model:
     publish.publish(tx, ModelEntry, [name], now)
     publish.publish(tx, DeploymentEntry, storage.archive_deployments(tx, name), now)
     return model
+
+
+def _check_fallbacks(tx: PlatformTx, model: Model) -> None:
+    """Raise PARAMETER_INVALID unless the fallbacks of a model are different other models that are not archived.
+
+    A fallback's own fallbacks do not count, so two models may name each other and no request goes round."""
+    names = model.fallbacks
+    if model.name in names or len(set(names)) < len(names):
+        raise Fault(PARAMETER_INVALID, param="fallbacks", message="A model falls back to other models, and to each once.")
+    known = {each.name for each in storage.find_models(tx, names) if each.status is Status.ACTIVE}
+    for name in names:
+        if name not in known:
+            raise Fault(PARAMETER_INVALID, param="fallbacks", message=f"There is no model {name} that is not archived.")
 
 
 def _get_active_model(tx: PlatformTx, name: str) -> Model:

@@ -107,12 +107,13 @@ def require_active_organization(tx: TenantTx) -> None:
 # ---- Projects ---------------------------------------------------------------------------------------------------------
 
 
-def create_project(tx: TenantTx, *, id: str, name: str, sizes: QuotaSizes, now: int) -> Project:
-    """Create a project with no keys and no limits. `sizes`: of the quotas. Raises STATE_CONFLICT (archived), QUOTA_EXCEEDED."""
+def create_project(tx: TenantTx, *, id: str, name: str, residency: tuple[str, ...] | None = None, sizes: QuotaSizes, now: int) -> Project:
+    """Create a project with no keys and no limits. `residency`: the regions that may serve it, None for any. `sizes`: of the quotas. Raises
+    STATE_CONFLICT (archived), QUOTA_EXCEEDED."""
     publish.lock(tx)
     require_active_organization(tx)
     quotas.require_creation(tx, sizes, Quota.PROJECTS, now)
-    project = Project(id=id, organization_id=tx.organization_id, name=name, status=Status.ACTIVE, created_at=now)
+    project = Project(id=id, organization_id=tx.organization_id, name=name, status=Status.ACTIVE, created_at=now, residency=residency)
     storage.insert_project(tx, project)
     publish.publish(tx, ProjectEntry, [id], now)
     return project
@@ -139,11 +140,18 @@ def list_projects(tx: TenantTx, window: PageWindow, *, include_archived: bool) -
     return storage.list_projects(tx, window, include_archived=include_archived)
 
 
-def rename_project(tx: TenantTx, project_id: str, name: str) -> Project:
-    """Give a project another name. Gateways know no names, so they are told nothing."""
-    get_active_project(tx, project_id)
-    storage.rename_project(tx, project_id, name)
-    return get_project(tx, project_id)
+def update_project(tx: TenantTx, project_id: str, changed: dict[str, object], now: int) -> tuple[Project, int | None]:
+    """Change the name or the residency of a project; what is not named stays.
+
+    Returns the project, and the version at which every gateway keeps to its residency; None if that stays: gateways know no names, so
+    they are told nothing of one.
+    """
+    publish.lock(tx)
+    before = get_active_project(tx, project_id)
+    project = msgspec.structs.replace(before, **changed)
+    storage.put_project(tx, project)
+    version = None if project.residency == before.residency else publish.publish(tx, ProjectEntry, [project_id], now)
+    return project, version
 
 
 def archive_project(tx: TenantTx, project_id: str, now: int) -> tuple[Project, int]:

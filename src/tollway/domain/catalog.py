@@ -32,6 +32,13 @@ def covers_model(scope: str, model: str, groups: Sequence[str]) -> bool:
     return not scope or scope == model or find_group(scope) in groups
 
 
+REGION = re.compile(r"[a-z0-9-]{1,64}")
+"""Names of regions, which are the operator's own and compared exactly."""
+
+FALLBACKS_MAX = 4
+"""Most fallbacks of a model: each costs a request the time in which it fails."""
+
+
 class Engine(StrEnum):
     """Kind of model server behind a deployment; `tollway/engines` has a profile of each (usage, health, load, errors)."""
 
@@ -107,7 +114,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     have, None if nothing is stated; an engine's report of more is not believed. `retry_started`: whether a request that an engine may have
     begun can be sent again elsewhere (true for stateless inference). `share_cache`: True lets tenants share the engine's prefix cache,
     which is measurable across tenants, so the default isolates them by salt. `groups`: names of the groups of models that it
-    is in, at most MODEL_GROUPS_MAX, ordered; limits and budgets can be set on a group.
+    is in, at most MODEL_GROUPS_MAX, ordered; limits and budgets can be set on a group. `fallbacks`:
+    names of models that serve in its place while it cannot, in their order.
     """
 
     name: str
@@ -121,6 +129,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     retry_started: bool = True
     share_cache: bool = False
     groups: tuple[str, ...] = ()
+    fallbacks: tuple[str, ...] = ()
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +139,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     which an upstream that confuses answers must not be trusted with. `translated_endpoints`: those that the upstream has not got, so that
     the gateway translates them to chat completions; beside those that no server of this kind has. `test`: it serves requests of test keys,
     and only these.
-    `base_url`: http(s)://host[:port][/path], without the /v1. `credential`: sealed by the vault, None if the upstream asks for none.
+    `region`: where it is; None if that is not stated. `base_url`: http(s)://host[:port][/path], without the /v1. `credential`: sealed by
+    the vault, None if the upstream asks for none.
     """
 
     id: str
@@ -148,3 +158,9 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     pooling: bool = True
     translated_endpoints: tuple[Endpoint, ...] = ()
     test: bool = False
+
+
+def is_resident(deployment: Deployment, residency: frozenset[str] | None) -> bool:
+    """Return whether a deployment may serve a project that is restricted to these regions; None restricts nothing. A deployment whose
+    region is not stated serves no restricted project."""
+    return residency is None or deployment.region in residency

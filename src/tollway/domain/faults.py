@@ -150,6 +150,10 @@ COST_EXCEEDED = _client("max_cost_exceeded", 400, "The request may cost more tha
 # Upstreams.
 MODEL_OVERLOADED = FaultKind(code="model_overloaded", status=503, blame=_P, message="All servers of this model are busy.", type=_SERVER)
 UPSTREAM_NONE = FaultKind(code="no_upstream", status=503, blame=_U, message="No upstream is available for this model.", type=_SERVER)
+REGION_UNSERVED = FaultKind(
+    code="region_not_served", status=403, blame=_T, type="permission_error",
+    message="No deployment of this model is in a region that this project allows.",
+)  # fmt: skip
 UPSTREAM_CONNECT = FaultKind(
     code="upstream_unreachable", status=502, blame=_U, message="The model server could not be reached.", type=_UPSTREAM, retry=Retry.SAFE
 )

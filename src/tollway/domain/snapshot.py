@@ -30,7 +30,8 @@ class OrganizationEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="ki
 
 class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="project", omit_defaults=True):
     """A project that may act. `models`: what its keys may use; None for every published model. `model_limits`: its limits on single
-    models, by name. `end_user_limits`: those of each of its end users."""
+    models, by name. `end_user_limits`: those of each of its end users. `residency`: the regions of deployments that may serve it; None for
+    any."""
 
     id: str
     organization_id: str
@@ -38,6 +39,7 @@ class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
     models: tuple[str, ...] | None = None
     model_limits: dict[str, Limits] = {}
     end_user_limits: Limits = UNLIMITED
+    residency: tuple[str, ...] | None = None
 
 
 class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="key", omit_defaults=True):
@@ -72,7 +74,7 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="model", omit_defaults=True):
     """A published model: `id` is its public name. `prices` are of all price lists and service tiers, ordered by valid_from, never empty.
-    `groups`: the groups of models that it is in."""
+    `groups`: the groups of models that it is in. `fallbacks`: names of models, which need not be published."""
 
     id: str
     endpoints: tuple[Endpoint, ...]
@@ -84,6 +86,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     retry_started: bool = True
     share_cache: bool = False
     groups: tuple[str, ...] = ()
+    fallbacks: tuple[str, ...] = ()
 
 
 class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="deployment", omit_defaults=True):

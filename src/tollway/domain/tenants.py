@@ -33,8 +33,13 @@ class Organization(msgspec.Struct, frozen=True, kw_only=True):
     queue_weight: int = 1
 
 
+REGIONS_MAX = 64
+"""Most regions that the residency of a project names."""
+
+
 class Project(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of an organization with its own keys, limits and usage."""
+    """A part of an organization with its own keys, limits and usage. `residency`: the regions of deployments that may serve it; None for
+    any."""
 
     id: str
     organization_id: str
@@ -42,6 +47,7 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
     created_at: int
     archived_at: int | None = None
+    residency: tuple[str, ...] | None = None
 
 
 class ServiceAccount(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from itertools import islice
 
 import msgspec
 
-from tollway.domain.catalog import Deployment, Endpoint, covers_model
+from tollway.domain.catalog import Deployment, Endpoint, covers_model, is_resident
 from tollway.domain.faults import SNAPSHOT_MISSING, SNAPSHOT_OUTDATED, FaultKind
 from tollway.domain.keys import USE_SECONDS, USES_MAX, KeyType, SecretUse, shorten_digest
 from tollway.domain.prices import PriceVersion, find_price, find_terms
@@ -215,7 +215,7 @@ class Directory:
         in_force = find_terms(terms, at)
         price_list = None if in_force is None else in_force.list
         turns = [term.valid_from for term in terms] + [price.valid_from for price in model.prices]
-        is_served, is_translated_somewhere = find_service(model, endpoint, self._list_deployments_of(name, test=caller.is_test))
+        is_served, is_translated_somewhere = find_service(model, endpoint, self._list_deployments_of(name, caller))
         prices = ((tier, find_price(self.list_prices(model, price_list, tier), at)) for tier in ServiceTier)
         return ModelGrant(
             model,
@@ -224,11 +224,11 @@ class Directory:
             min((turn for turn in turns if turn > at), default=INSTANT_MAX),
             is_served=is_served,
             is_translated=is_translated_somewhere,
-            known_fields=self._list_known_fields(name, endpoint, test=caller.is_test),
+            known_fields=self._list_known_fields(name, endpoint, caller),
             cache_salt=caller.cache_salt,
             terms_valid_from=0 if in_force is None else in_force.valid_from,
             budgets=tuple(each for each in caller.budgets if covers_model(each.model, model.id, model.groups)),
-            has_running_usage=all(engine.continuous_usage for engine in self._list_engines(name, test=caller.is_test)),
+            has_running_usage=all(engine.continuous_usage for engine in self._list_engines(name, caller)),
         )
 
     def list_prices(self, model: ModelEntry, price_list: str | None, tier: ServiceTier) -> tuple[PriceVersion, ...]:
@@ -241,26 +241,34 @@ class Directory:
             by_series = self._prices[model.id] = {series: tuple(prices) for series, prices in grouped.items()}
         return () if price_list is None else by_series.get((price_list, tier), ())
 
+    def find_model(self, name: str) -> ModelEntry | None:
+        """The published model of exactly this name."""
+        return self._maps.models.get(name)
+
     def list_models(self) -> list[ModelEntry]:
         """Every published model, by name."""
         return sorted(self._maps.models.values(), key=lambda model: model.id)
 
-    def _list_known_fields(self, model: str, endpoint: Endpoint, *, test: bool) -> frozenset[str]:
-        """Return the request fields that every deployment understands to which a key may be routed: the dialect's and those common to their
-        engines."""
-        engines = self._list_engines(model, test=test)
+    def _list_known_fields(self, model: str, endpoint: Endpoint, caller: Caller) -> frozenset[str]:
+        """Return the request fields that every deployment understands to which a caller may be routed: the dialect's and those common to
+        their engines."""
+        engines = self._list_engines(model, caller)
         common = frozenset.intersection(*(engine.fields for engine in engines)) if engines else frozenset()
         return frozenset(DIALECTS[endpoint].fields) | common
 
-    def _list_engines(self, model: str, *, test: bool) -> list[EngineProfile]:
-        """Return the engines of the deployments to which a key may be routed."""
-        names = {deployment.engine for deployment in self._list_deployments_of(model, test=test)}
+    def _list_engines(self, model: str, caller: Caller) -> list[EngineProfile]:
+        """Return the engines of the deployments to which a caller may be routed."""
+        names = {deployment.engine for deployment in self._list_deployments_of(model, caller)}
         return [ENGINES[name] for name in names]
 
-    def _list_deployments_of(self, model: str, *, test: bool) -> list[Deployment]:
-        """Return the deployments of a model to which a key may be routed."""
+    def _list_deployments_of(self, model: str, caller: Caller) -> list[Deployment]:
+        """Return the deployments of a model to which a caller may be routed."""
         deployments = (entry.deployment for entry in self._maps.deployments.values())
-        return [deployment for deployment in deployments if deployment.model == model and deployment.test is test]
+        return [
+            deployment
+            for deployment in deployments
+            if deployment.model == model and deployment.test is caller.is_test and is_resident(deployment, caller.residency)
+        ]
 
     def list_deployments(self) -> list[DeploymentEntry]:
         """Every deployment that may be routed to."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from tollway.domain.billing_classes import describe_unit_prices
-from tollway.domain.catalog import Deployment, Endpoint
+from tollway.domain.catalog import Deployment, Endpoint, is_resident
 from tollway.domain.prices import find_list, find_price
 from tollway.domain.snapshot import ModelEntry
 from tollway.domain.usage import ServiceTier
@@ -29,6 +29,7 @@ class _View(NamedTuple):
     output_tokens_max: int | None
     endpoints: frozenset[Endpoint] | None
     is_test: bool
+    residency: frozenset[str] | None
 
 
 class _Description(NamedTuple):
@@ -85,7 +86,7 @@ class ModelListings:
     def _find_view(self, caller: Caller, at: int) -> _View:
         """Return the view of a caller, which has a place then; the oldest makes way for it."""
         price_list = find_list(caller.organization.terms, at)
-        view = _View(price_list, caller.principal.output_tokens_max, caller.endpoints, caller.is_test)
+        view = _View(price_list, caller.principal.output_tokens_max, caller.endpoints, caller.is_test, caller.residency)
         if view not in self._views:
             if len(self._views) >= VIEWS_MAX:
                 del self._views[next(iter(self._views))]
@@ -109,7 +110,9 @@ class ModelListings:
         if prices[ServiceTier.STANDARD] is None:
             return b""
         capped = cap_output(model, view.output_tokens_max)
-        deployments = [each for each in self._deployments.get(model.id, ()) if each.test is view.is_test]
+        deployments = [
+            each for each in self._deployments.get(model.id, ()) if each.test is view.is_test and is_resident(each, view.residency)
+        ]
         described: dict[str, object] = {
             "id": model.id,
             "object": "model",

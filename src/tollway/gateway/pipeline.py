@@ -1,4 +1,5 @@
-"""A request, top to bottom: authenticate, authorize, limit, route, meter, relay. Read this file first.
+"""A request, top to bottom: authenticate, authorize, limit, route, meter, relay. Read this file first. One whose model cannot serve
+it may go round once more with another model (`fallback`).
 
 Each phase needs the type that the one before made, so the type checker proves the order. A fault raised anywhere is answered here, once
 (`refusals`); a request ends in `observe`, whatever happened. Before ADMIT nothing is spooled: a refusal is a counter and a
@@ -17,6 +18,7 @@ from tollway.gateway.authorize import authorize
 from tollway.gateway.budgets import BudgetHold, read_max_cost
 from tollway.gateway.buffers import BufferHold
 from tollway.gateway.driver import CoroutineDriver
+from tollway.gateway.fallback import fall_back
 from tollway.gateway.limit import charge_upload, limit, limit_shared
 from tollway.gateway.meter import UsageRecord, meter
 from tollway.gateway.observe import observe
@@ -46,6 +48,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
     fault: Fault | None = None
     hold: BudgetHold | None = None
     recorder: AnswerRecorder | None = None
+    following: Request | None = None
+    receiver = client
     limit_headers = b""
     plane.metrics.running += 1
     try:
@@ -68,7 +72,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         with admitted as permit:
             limit_headers = permit.headers
             if request.head.idempotency_key is not None and plane.answer_store is not None:
-                client = recorder = await _claim_answer(call, request.head.idempotency_key, client, plane.answer_store)
+                receiver = recorder = await _claim_answer(call, request.head.idempotency_key, client, plane.answer_store)
                 call.answer_recorder = recorder
                 if recorder.replay(call.dialect.identify(request.id) + limit_headers):
                     return
@@ -84,13 +88,15 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
                 permit.headers = call.dialect.identify(request.id) + permit.headers
                 bounds = plane.bounds
                 compose = None if request.upload is None or plane.body_readers is None else plane.body_readers.compose
-                await relay(permit, candidates, record, client, bounds, plane.active, plane.retries, plane.metrics, driver, compose)
+                await relay(permit, candidates, record, receiver, bounds, plane.active, plane.retries, plane.metrics, driver, compose)
     except ClientGone:
         pass
     except Fault as caught:
         caught.forget_frames()
         fault = caught if caller is not None else client.throttle(caught, request.headers)
-        refuse(request, client, fault, limit_headers)
+        following = fall_back(request, call, fault, client, plane)
+        if following is None:
+            refuse(request, client, fault if request.asked_for is None else request.asked_for.fault, limit_headers)
     except Exception as error:  # the last line of defence of one request: it becomes a 500 and a log line, never a dead connection
         fault = Fault(faults.INTERNAL, detail=describe_error(error))
         refuse(request, client, fault, limit_headers)
@@ -101,6 +107,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         if hold is not None and (record is None or record.final is not None):  # without FINAL its cost is not known: it stays held
             plane.budgets.settle(hold, None if record is None else record.final)
         observe(request, call, record, fault, plane)
+    if following is not None:
+        await answer(following, client, plane, driver)
 
 
 def read_head(headers: dict[bytes, bytes], endpoint: Endpoint, address: str) -> RequestHead:
@@ -164,7 +172,7 @@ async def _claim_answer(call: Call, key: bytes, client: Client, store: AnswerSto
         key_id=caller.principal.id,
         endpoint=request.endpoint,
         key=key,
-        pieces=(request.body,) if request.upload is None else request.upload.pieces,
+        pieces=request.list_pieces() if request.asked_for is None else request.asked_for.pieces,
     )
 
 

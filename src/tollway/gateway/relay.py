@@ -658,7 +658,7 @@ async def relay(
                 if held_faults is not None:
                     held_faults.decide(is_answered=True)
                 return
-            if client.committed or not _may_retry(failed, permit.call):
+            if client.committed or not may_retry(failed, permit.call):
                 if held_faults is not None:
                     held_faults.decide(is_answered=False)
                 raise failed
@@ -710,7 +710,8 @@ class HeldFaults:
         upstream.fail(fault, call.request.endpoint, call.caller.organization.id, time.monotonic(), has_begun=has_begun)
 
 
-def _may_retry(fault: Fault, call: Call) -> bool:
+def may_retry(fault: Fault, call: Call) -> bool:
+    """Return whether a request that failed with a fault, before anything was sent to the client, may be sent again elsewhere."""
     retry = fault.kind.retry
     return retry is Retry.SAFE or (retry is Retry.STARTED and call.model.retry_started)
 

@@ -11,6 +11,7 @@ import msgspec
 
 from tollway.domain.budgets import BudgetMode
 from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint
+from tollway.domain.faults import Fault
 from tollway.domain.limits import UNLIMITED
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import BudgetEntry, ModelEntry
@@ -83,9 +84,11 @@ _BARE_HEADS = {endpoint: RequestHead(endpoint, NO_HEADERS) for endpoint in Endpo
 class Request:
     """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `trace_id`: the client's
     or its own. `peer`: the client's address, for the log; empty unless that is wanted. `body_bytes`: length of the body, which is in
-    `upload` if that is not None, else in `body`. `waited_ms`: time in the queue of its model."""
+    `upload` if that is not None, else in `body`. `waited_ms`: time in the queue of its model. `asked_for`: the request that it
+    serves with a fallback; None for one of a client's own."""
 
     __slots__ = (
+        "asked_for",
         "body",
         "body_bytes",
         "endpoint",
@@ -127,6 +130,7 @@ class Request:
         self.peer = peer
         self.upload: Upload | None = None
         self.waited_ms = 0.0
+        self.asked_for: AskedFor | None = None
 
     def take_upload(self, upload: Upload, pieces: tuple[bytes, ...]) -> None:
         """The body is in `pieces`, and `upload` accounts for it."""
@@ -139,9 +143,25 @@ class Request:
         """Return the whole body. For a large one it holds the event loop."""
         return self.body if self.upload is None else b"".join(self.upload.pieces)
 
+    def list_pieces(self) -> tuple[bytes, ...]:
+        """Return the body in the pieces that it is held in."""
+        return (self.body,) if self.upload is None else self.upload.pieces
+
     def read_prefix(self, size: int) -> bytes:
         """Return the first `size` bytes of the body, or all of a shorter one."""
         return self.body[:size] if self.upload is None else bodies.cut(self.upload.pieces, 0, size)
+
+
+class AskedFor:
+    """The demand of a client whose request a fallback serves. `pieces`: of the body as it was sent, where an idempotency key names it;
+    else empty. `fault`: with which the model failed that it names. `left`: the fallbacks that were not tried yet."""
+
+    __slots__ = ("fault", "left", "pieces")
+
+    def __init__(self, pieces: tuple[bytes, ...], fault: Fault, left: tuple[str, ...]) -> None:
+        self.pieces = pieces
+        self.fault = fault
+        self.left = left
 
 
 def new_request(id: str, head: RequestHead, body: bytes, started: float, received_at: int, peer: str = "") -> Request:
@@ -155,7 +175,7 @@ class Caller:
     """A principal with everything that follows from it compiled once.
 
     `organization`, `project`, `models`, `expires_at`, `is_test`, `endpoints`, `networks`: those of the principal, held here because each
-    request reads them.
+    request reads them; `residency` is that of its project.
     `grants`: compiled per model and endpoint on first use. `budgets`: those of its key, project and organization, innermost level first.
     `cache_salt`: isolates the organization's prefixes inside an engine's prefix cache. `end_user_limits`: those of each end user of the
     project, None without any.
@@ -177,6 +197,7 @@ class Caller:
         "organization",
         "principal",
         "project",
+        "residency",
         "use_due_at",
         "version",
     )
@@ -192,6 +213,8 @@ class Caller:
         self.is_test = principal.is_test
         self.endpoints = principal.endpoints
         self.networks = principal.networks
+        regions = principal.project.residency
+        self.residency = None if regions is None else frozenset(regions)
         self.cache_salt = cache_salt
         self.budgets = budgets
         of_each = principal.project.end_user_limits

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 from zlib import crc32
 
-from tollway.domain.catalog import Endpoint
-from tollway.domain.faults import UPSTREAM_NONE, Fault
+from tollway.domain.catalog import Endpoint, is_resident
+from tollway.domain.faults import REGION_UNSERVED, UPSTREAM_NONE, Fault
 from tollway.gateway.prefix_routing import BOUNDARIES, CANDIDATE_KINDS, HOME_HOLD, Charge, find_home_by_weight, hash_prefixes
 from tollway.gateway.request import Call
 from tollway.gateway.upstreams.health import Reliability
@@ -52,12 +52,15 @@ class _Rank(NamedTuple):
 def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], float]) -> list[Upstream]:
     """Return the upstreams to try for this call, best first; if the first one is full, nothing as good has a place.
 
-    Raises Fault no_upstream if no deployment of the model takes requests.
+    Raises Fault no_upstream if no deployment of the model takes requests, region_not_served if none is where the project allows.
 
     `random`: uniform in [0, 1). Within a tier the order is a weighted shuffle (Efraimidis and Spirakis 2006): the probability of being
     first is the share of the weight. One that came back lately is spared by chance, more rarely as time passes.
     """
-    known = upstreams.of(call.model.id, test=call.caller.is_test)
+    caller = call.caller
+    known = upstreams.of(call.model.id, test=caller.is_test)
+    if caller.residency is not None:
+        known = list_resident(known, caller.residency)
     if len(known) == 1 and known[0].deployment.weight > 0:
         return [known[0]]
     if known and _are_equal(known, now):
@@ -96,13 +99,34 @@ def route(call: Call, upstreams: Upstreams, now: float, random: Callable[[], flo
     return candidates
 
 
-def explain(model: str, endpoint: Endpoint, prompt_tokens: int, upstreams: Upstreams, now: float, *, test: bool) -> list[dict[str, object]]:
+def list_resident(known: list[Upstream], residency: frozenset[str]) -> list[Upstream]:
+    """Return the deployments that may serve a project which is restricted to these regions. Raises Fault region_not_served if there is
+    none of a model that others may use."""
+    resident = [upstream for upstream in known if is_resident(upstream.deployment, residency)]
+    if known and not resident:
+        raise Fault(REGION_UNSERVED, detail="no deployment in the residency of the project")
+    return resident
+
+
+def explain(
+    model: str,
+    endpoint: Endpoint,
+    prompt_tokens: int,
+    upstreams: Upstreams,
+    now: float,
+    *,
+    test: bool,
+    residency: frozenset[str] | None = None,
+) -> list[dict[str, object]]:
     """Return what decides between the deployments of a model for a prompt of this length, in the order in which they would be tried. Those
-    of one `rank` are chosen by cost where their weights are equal, else by their shares.
+    of one `rank` are chosen by cost where their weights are equal, else by their shares. Raises Fault region_not_served if none is in a
+    region of `residency`.
 
     `cost` is in prompt tokens: `home` for a prompt whose home this deployment is, `other` for any other prompt. Nothing is changed by it.
     """
     known = upstreams.of(model, test=test)
+    if residency is not None:
+        known = list_resident(known, residency)
     serving = [upstream for upstream in known if upstream.deployment.weight > 0]
     grades = {upstream: upstream.health.reliability(endpoint, now) for upstream in serving}
     ignores_doubt = 2 * sum(grade is Reliability.GOOD for grade in grades.values()) < len(serving)
@@ -119,6 +143,7 @@ def explain(model: str, endpoint: Endpoint, prompt_tokens: int, upstreams: Upstr
                 "deployment": deployment.id,
                 "rank": order.index(ranks[upstream]) + 1 if upstream in ranks else None,
                 "reliability": grades[upstream].name.lower() if upstream in grades else "drained",
+                "region": deployment.region,
                 "tier": deployment.tier,
                 "weight": deployment.weight,
                 "share": upstream.health.share(now),

@@ -1,8 +1,9 @@
 """Phase 4, continued: a request whose deployments are all full waits for a place at one of them, or is told at once that it cannot.
 
-One queue for each model and kind of key. Organizations share it by their weights, counted in reserved tokens (`domain.fair_queue`); each
-service tier of an organization is a flow of its own. A request waits only if it is likely to be served within the bound: what is sent
-beyond that is refused in the same call, with 429 if its organization has more than its share of what waits, else with 503.
+One queue for each model, kind of key and residency: those who wait in one queue may use the same deployments. Organizations share it by
+their weights, counted in reserved tokens (`domain.fair_queue`); each service tier of an organization is a flow of its own. A request waits
+only if it is likely to be served within the bound: what is sent beyond that is refused in the same call, with 429 if its organization has
+more than its share of what waits, else with 503.
 
 What must hold: while anything waits, no deployment that may be used has a free place, so nobody overtakes; a place is handed over before
 the one who waited for it is resumed, and given back if that one has left meanwhile; a request that left waits no longer in the same call.
@@ -12,10 +13,12 @@ A request that waits is not admitted: it has no record and costs nothing.
 import asyncio
 import time
 from collections.abc import Callable
+from math import inf
 
 import msgspec
 
 from tollway.domain import faults
+from tollway.domain.catalog import is_resident
 from tollway.domain.fair_queue import FairQueue, Refusal, Ticket
 from tollway.domain.faults import Fault
 from tollway.domain.usage import ServiceTier
@@ -86,6 +89,11 @@ class ModelQueue:
     def __len__(self) -> int:
         return len(self._queue)
 
+    def find_first_began(self) -> float:
+        """Return since when the request waits whose turn is next; infinity if none waits."""
+        place = self._queue.peek()
+        return inf if place is None else place.began
+
     def list_waiting(self) -> list[_Place]:
         """Return the requests that wait."""
         return list(self._queue)
@@ -139,7 +147,8 @@ class ModelQueue:
 
 
 class Queues:
-    """The queues of all models."""
+    """The queues of all models. Those of one model share its deployments: where a place is free, the queue comes first whose next request
+    has waited longest."""
 
     def __init__(self, bounds: QueueBounds, upstreams: Upstreams, active: Active, metrics: Metrics, random: Callable[[], float]) -> None:
         self._bounds = bounds
@@ -147,26 +156,31 @@ class Queues:
         self._active = active
         self._metrics = metrics
         self._random = random
-        self._queues: dict[tuple[str, bool], ModelQueue] = {}
+        self._queues: dict[tuple[str, bool], dict[frozenset[str] | None, ModelQueue]] = {}
         upstreams.on_place = self.dispatch
 
     def dispatch(self, model: str, *, test: bool) -> None:
         """A deployment of a model may have a free place."""
-        queue = self._queues.get((model, test))
-        if queue is not None and len(queue):
-            queue.dispatch(time.monotonic())
+        queues = self._queues.get((model, test))
+        if queues is not None:
+            for queue in sorted(queues.values(), key=ModelQueue.find_first_began):
+                if len(queue):
+                    queue.dispatch(time.monotonic())
+
+    def _list_all(self) -> list[ModelQueue]:
+        return [queue for queues in self._queues.values() for queue in queues.values()]
 
     def count_waiting(self) -> int:
         """Return how many requests wait, for all models."""
-        return sum(map(len, self._queues.values()))
+        return sum(map(len, self._list_all()))
 
     def count_waiting_tokens(self) -> int:
         """Return how many tokens are reserved by the requests that wait, for all models."""
-        return sum(place.tokens for queue in self._queues.values() for place in queue.list_waiting())
+        return sum(place.tokens for queue in self._list_all() for place in queue.list_waiting())
 
     def find_oldest_wait_seconds(self, now: float) -> float:
         """Return for how long the request that has waited longest has done so; 0 if none waits."""
-        return max((now - place.began for queue in self._queues.values() for place in queue.list_waiting()), default=0.0)
+        return max((now - place.began for queue in self._list_all() for place in queue.list_waiting()), default=0.0)
 
     async def wait(self, call: Call, driver: CoroutineDriver) -> list[Upstream]:
         """Return the upstreams to try once the first of them has a place, which the caller must occupy in the same step.
@@ -174,12 +188,16 @@ class Queues:
         Raises Fault model_overloaded (503) or rate_limit_exceeded (429), and whatever interrupts `driver`.
         """
         key = call.model.id, call.caller.is_test
-        queue = self._queues.get(key)
+        residency = call.caller.residency
+        queues = self._queues.setdefault(key, {})
+        queue = queues.get(residency)
         if queue is None:
-            queue = self._queues[key] = ModelQueue(self._bounds, self._upstreams, self._metrics, self._random)
+            for empty in [each for each, left in queues.items() if not len(left)]:
+                del queues[empty]  # residencies change; what is learned of one is soon learned again
+            queue = queues[residency] = ModelQueue(self._bounds, self._upstreams, self._metrics, self._random)
         metrics, now = self._metrics, time.monotonic()
         place = _Place(call, driver, now, now + self._bounds.wait_seconds)
-        running = sum(upstream.running for upstream in self._upstreams.of(key[0], test=key[1]))
+        running = sum(each.running for each in self._upstreams.of(key[0], test=key[1]) if is_resident(each.deployment, residency))
         try:
             ticket = queue.join(place, running, now)
         except Fault as fault:

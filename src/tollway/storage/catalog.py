@@ -79,6 +79,7 @@ def read_model(row: Any) -> Model:
         retry_started=row.retry_started,
         share_cache=row.share_cache,
         groups=tuple(json.loads(row.model_groups)),
+        fallbacks=tuple(json.loads(row.fallbacks)),
     )
 
 
@@ -93,6 +94,7 @@ def _model_columns(model: Model) -> dict[str, Any]:
         "retry_started": model.retry_started,
         "share_cache": model.share_cache,
         "model_groups": json.dumps(model.groups),
+        "fallbacks": json.dumps(model.fallbacks),
     }
 
 

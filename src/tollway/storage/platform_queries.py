@@ -28,7 +28,7 @@ from tollway.domain.snapshot import (
     SigningKeyEntry,
 )
 from tollway.domain.tenants import Status
-from tollway.storage import catalog, keys, limits, plans, prices, roles
+from tollway.storage import catalog, keys, limits, plans, prices, roles, tenants
 from tollway.storage.budgets import CONCERNS_GATEWAYS
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.roles import ROLE_COLUMNS, names_role
@@ -188,6 +188,7 @@ def _read_models(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
             retry_started=model.retry_started,
             share_cache=model.share_cache,
             groups=model.groups,
+            fallbacks=model.fallbacks,
         )
 
 
@@ -200,6 +201,7 @@ def _projects(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
             limits=limits.read_limits(row),
             model_limits=by_model.get(row.id, {}),
             end_user_limits=limits.read_limits(row, END_USER_PREFIX),
+            residency=tenants.read_residency(row),
         )
 
 

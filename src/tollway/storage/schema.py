@@ -101,6 +101,7 @@ projects = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("archived_at", sa.BigInteger),
+    sa.Column("residency", sa.Text),  # JSON array of regions
     *limit_columns(),
     *limit_columns(END_USER_PREFIX),
     one_of("status", Status),
@@ -187,6 +188,7 @@ models = sa.Table(
     sa.Column("share_cache", sa.Boolean, nullable=False),
     sa.Column("model_groups", sa.Text, nullable=False, server_default="[]"),  # JSON array of names
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("fallbacks", sa.Text, nullable=False, server_default="[]"),  # JSON array of names of models
     one_of("status", Status),
     one_of("unknown_parameters", UnknownParameters),
     sa.CheckConstraint("output_tokens_max > 0", name="output_tokens_max_positive"),

@@ -1,5 +1,6 @@
 """Organizations, projects and service accounts at rest. All but the operator's list are bound to one organization by `TenantTx`."""
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -113,6 +114,7 @@ def insert_project(tx: TenantTx, project: Project) -> None:
             name=project.name,
             status=project.status,
             created_at=project.created_at,
+            residency=None if project.residency is None else json.dumps(project.residency),
         )
     )
 
@@ -132,10 +134,12 @@ def list_projects(tx: TenantTx, window: PageWindow, *, include_archived: bool) -
     return fetch_page(tx, query, projects.c.id, window, _project)
 
 
-def rename_project(tx: TenantTx, project_id: str, name: str) -> None:
-    """Give a project another name."""
+def put_project(tx: TenantTx, project: Project) -> None:
+    """Store another name and residency of a project."""
     tx.connection.execute(
-        projects.update().where(projects.c.organization_id == tx.organization_id, projects.c.id == project_id).values(name=name)
+        projects.update()
+        .where(projects.c.organization_id == tx.organization_id, projects.c.id == project.id)
+        .values(name=project.name, residency=None if project.residency is None else json.dumps(project.residency))
     )
 
 
@@ -159,7 +163,13 @@ def _project(row: Any) -> Project:
         status=Status(row.status),
         created_at=row.created_at,
         archived_at=row.archived_at,
+        residency=read_residency(row),
     )
+
+
+def read_residency(row: Any) -> tuple[str, ...] | None:
+    """Return the regions that a row of `projects` names, None if it allows any."""
+    return None if row.residency is None else tuple(json.loads(row.residency))
 
 
 # ---- Service accounts -------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ def create_model(_caller: Writer, plane: Plane, body: ModelCreate) -> ModelOut:
         retry_started=body.retry_started,
         share_cache=body.share_cache,
         groups=tuple(sorted(set(body.groups))),
+        fallbacks=tuple(body.fallbacks),
     )
     with plane.database.platform() as tx:
         return model_out(catalog.create_model(tx, model))
@@ -84,5 +85,7 @@ def update_model(_caller: Writer, plane: Plane, model: str, body: ModelUpdate) -
         changed["endpoints"] = tuple(dict.fromkeys(changed["endpoints"]))
     if "groups" in changed:
         changed["groups"] = tuple(sorted(set(changed["groups"])))
+    if "fallbacks" in changed:
+        changed["fallbacks"] = tuple(changed["fallbacks"])
     with plane.database.platform() as tx:
         return model_out(catalog.update_model(tx, model, changed, plane.now()))

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from tollway.control.api.schemas import Identified, In, ModelName, printable, seconds
+from tollway.control.api.schemas import Identified, In, ModelName, Region, printable, seconds
 from tollway.domain.catalog import TRANSLATED_ENDPOINTS, CacheIsolation, Deployment, Endpoint, Engine
 
 
@@ -24,7 +24,6 @@ TranslatedEndpoints = Annotated[
 UpstreamText = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(printable)]
 BaseUrl = Annotated[str, StringConstraints(min_length=8, max_length=2048)]
 Credential = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[\x21-\x7e]+$")]
-Region = Annotated[str, StringConstraints(pattern=r"^[a-z0-9\-]{1,64}$")]
 
 
 class DeploymentCreate(In):

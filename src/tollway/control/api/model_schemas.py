@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from tollway.control.api.schemas import Endpoints, Identified, In, ModelName, UnknownParametersPolicy, seconds
-from tollway.domain.catalog import GROUP_NAME, GROUP_PREFIX, MODEL_GROUPS_MAX, Model, UnknownParameters
+from tollway.domain.catalog import FALLBACKS_MAX, GROUP_NAME, GROUP_PREFIX, MODEL_GROUPS_MAX, Model, UnknownParameters
 
 ModelGroups = Annotated[list[Annotated[str, StringConstraints(pattern=rf"^{GROUP_NAME.pattern}$")]], Field(max_length=MODEL_GROUPS_MAX)]
+Fallbacks = Annotated[list[ModelName], Field(max_length=FALLBACKS_MAX)]
 MODEL_GROUPS_TEXT = (
     f"Names of the groups of models that it is in, {MODEL_GROUPS_MAX} at most: 1 to 64 characters of A-Z a-z 0-9 . _ -. Limits and budgets"
     f" on `{GROUP_PREFIX}` and a name hold for all models of a group together."
@@ -25,6 +26,7 @@ class ModelCreate(In):
     retry_started: bool = True
     share_cache: bool = False
     groups: ModelGroups = Field(default_factory=list, description=MODEL_GROUPS_TEXT, examples=[["large"]])
+    fallbacks: Fallbacks = Field(default_factory=list)
 
 
 class ModelUpdate(In):
@@ -37,6 +39,7 @@ class ModelUpdate(In):
     retry_started: bool | None = None
     share_cache: bool | None = None
     groups: ModelGroups | None = Field(default=None, description=MODEL_GROUPS_TEXT, examples=[["large"]])
+    fallbacks: Fallbacks | None = None
 
 
 class ModelOut(Identified):
@@ -51,6 +54,7 @@ class ModelOut(Identified):
     retry_started: bool
     share_cache: bool
     groups: Annotated[list[str], Field(description=MODEL_GROUPS_TEXT, examples=[["large"]])]
+    fallbacks: list[str]
     created_at: int
 
 
@@ -67,5 +71,6 @@ def model_out(model: Model) -> ModelOut:
         retry_started=model.retry_started,
         share_cache=model.share_cache,
         groups=list(model.groups),
+        fallbacks=list(model.fallbacks),
         created_at=seconds(model.created_at),
     )

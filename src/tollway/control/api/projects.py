@@ -7,17 +7,15 @@ from fastapi import Depends, Query
 from tollway.control import publish, tenants
 from tollway.control.access import Tenant
 from tollway.control.api import routes
+from tollway.control.api.project_schemas import ProjectChanged, ProjectCreate, ProjectOut, ProjectUpdate, project_out
 from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import (
     ListOut,
     PageQuery,
-    ProjectArchived,
-    ProjectOut,
-    ProjectWrite,
     list_out,
-    project_out,
 )
 from tollway.domain import ids
+from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.roles import Permission
 
 router = routes.router(tags=["projects"])
@@ -38,10 +36,13 @@ def list_projects(
 
 
 @router.post("/v1/organization/projects")
-def create_project(caller: Creator, plane: Plane, body: ProjectWrite) -> ProjectOut:
+def create_project(caller: Creator, plane: Plane, body: ProjectCreate) -> ProjectOut:
     """Create a project."""
+    residency = None if body.residency is None else tuple(sorted(set(body.residency)))
     with plane.database.tenant(caller.organization_id) as tx:
-        project = tenants.create_project(tx, id=plane.new_id(ids.PROJECT), name=body.name, sizes=plane.quotas, now=plane.now())
+        project = tenants.create_project(
+            tx, id=plane.new_id(ids.PROJECT), name=body.name, residency=residency, sizes=plane.quotas, now=plane.now()
+        )
     return project_out(project)
 
 
@@ -53,18 +54,25 @@ def retrieve_project(caller: Reader, plane: Plane, project_id: str) -> ProjectOu
 
 
 @router.post("/v1/organization/projects/{project_id}")
-def update_project(caller: Writer, plane: Plane, project_id: str, body: ProjectWrite) -> ProjectOut:
-    """Rename a project."""
+def update_project(caller: Writer, plane: Plane, project_id: str, body: ProjectUpdate) -> ProjectChanged:
+    """Change the name of a project, or the regions that may serve it."""
+    changed: dict[str, object] = {name: getattr(body, name) for name in body.model_fields_set}
+    if "name" in changed and body.name is None:
+        raise Fault(PARAMETER_INVALID, param="name", message="Invalid value for name: it cannot be null.")
+    if body.residency is not None:
+        changed["residency"] = tuple(sorted(set(body.residency)))
+    now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
-        project = tenants.rename_project(tx, project_id, body.name)
-    return project_out(project)
+        project, version = tenants.update_project(tx, project_id, changed, now)
+    pending = publish.confirm(plane.database, plane.publications, version, now)
+    return ProjectChanged(**project_out(project).model_dump(), pending_nodes=pending)
 
 
 @router.post("/v1/organization/projects/{project_id}/archive")
-def archive_project(caller: Writer, plane: Plane, project_id: str) -> ProjectArchived:
+def archive_project(caller: Writer, plane: Plane, project_id: str) -> ProjectChanged:
     """Archive a project permanently, and revoke its keys."""
     now = plane.now()
     with plane.database.tenant(caller.organization_id) as tx:
         project, version = tenants.archive_project(tx, project_id, now)
     pending = publish.confirm(plane.database, plane.publications, version, now)
-    return ProjectArchived(**project_out(project).model_dump(), pending_nodes=pending)
+    return ProjectChanged(**project_out(project).model_dump(), pending_nodes=pending)

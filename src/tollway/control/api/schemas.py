@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from tollway.control.keys import Grantor, KeyChanges, ShownKey
 from tollway.control.rotation import WantedRotation
 from tollway.domain import money
-from tollway.domain.catalog import MODEL_NAME, Endpoint, UnknownParameters
+from tollway.domain.catalog import MODEL_NAME, REGION, Endpoint, UnknownParameters
 from tollway.domain.currencies import get_currency
 from tollway.domain.keys import GRACE_SECONDS_DEFAULT, GRACE_SECONDS_MAX, USES_MAX, Key, SecretUse
 from tollway.domain.limits import (
@@ -30,7 +30,7 @@ from tollway.domain.networks import parse_network
 from tollway.domain.nodes import JoinToken, RegisteredNode
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import find_zone
-from tollway.domain.tenants import QUEUE_WEIGHT_MAX, Organization, Project, ServiceAccount
+from tollway.domain.tenants import QUEUE_WEIGHT_MAX, Organization, ServiceAccount
 
 SECONDS_MAX = 253_402_300_799
 """The last second of the year 9999: later instants are typing errors (milliseconds, usually)."""
@@ -253,34 +253,7 @@ def organization_out(organization: Organization) -> OrganizationOut:
     )
 
 
-class ProjectWrite(In):
-    """To create a project, or to rename it."""
-
-    name: Name
-
-
-class ProjectOut(Identified):
-    object: Literal["organization.project"] = "organization.project"
-    name: str
-    status: str
-    created_at: int
-    archived_at: int | None
-
-
-class ProjectArchived(ProjectOut):
-    """`pending_nodes`: gateways that were alive and have not confirmed within a second."""
-
-    pending_nodes: list[str]
-
-
-def project_out(project: Project) -> ProjectOut:
-    return ProjectOut(
-        id=project.id,
-        name=project.name,
-        status=project.status,
-        created_at=seconds(project.created_at),
-        archived_at=find_seconds(project.archived_at),
-    )
+Region = Annotated[str, StringConstraints(pattern=rf"^{REGION.pattern}$")]
 
 
 class ServiceAccountCreate(In):

@@ -161,17 +161,23 @@ def find_route_fault(path: bytes, route: Route | None) -> Fault | None:
 def _explain_route(plane: Plane, query: bytes) -> SmallAnswer:
     """Answer what decides between the deployments of a model: `gateway.route.explain`."""
     try:
-        fields = dict(parse_qsl(query.decode("latin-1"), max_num_fields=4))
+        fields = dict(parse_qsl(query.decode("latin-1"), max_num_fields=5))
     except ValueError:
         return SmallAnswer(400, _TEXT, b"too many parameters\n")
     endpoint, tokens = fields.get("endpoint", Endpoint.CHAT_COMPLETIONS.value), fields.get("prompt_tokens", "1000")
     if endpoint not in set(Endpoint) or re.fullmatch("[0-9]{1,9}", tokens) is None:
         return SmallAnswer(400, _TEXT, b"endpoint or prompt_tokens is none\n")
     model, is_test = fields.get("model", ""), fields.get("test") == "true"
-    rows = explain(model, Endpoint(endpoint), int(tokens), plane.upstreams, time.monotonic(), test=is_test)
+    residency = frozenset(fields["residency"].split(",")) if "residency" in fields else None
+    try:
+        rows = explain(model, Endpoint(endpoint), int(tokens), plane.upstreams, time.monotonic(), test=is_test, residency=residency)
+    except Fault as fault:
+        return SmallAnswer(404, _TEXT, f"{fault.kind.code}: {fault.kind.message}\n".encode())
     if not rows:
         return SmallAnswer(404, _TEXT, b"no deployment serves this model\n")
-    answer = {"model": model, "gateways": plane.upstreams.gateways, "prompt_tokens": int(tokens), "deployments": rows}
+    answer: dict[str, object] = {"model": model, "gateways": plane.upstreams.gateways, "prompt_tokens": int(tokens), "deployments": rows}
+    entry = plane.directory.find_model(model)
+    answer["fallbacks"] = [] if entry is None else entry.fallbacks
     return SmallAnswer(200, _JSON, msgspec.json.encode(answer))
 
 

@@ -1,0 +1,58 @@
+"""Fallback models: a request for a model that cannot serve it becomes one for the next of the model's fallbacks.
+
+It is a request of its own, with the body of the client's that names the fallback, and passes every phase: who asks is authenticated again,
+and the key, its project's residency and prices decide on the fallback as if the client had named it. The request before has ended with its
+own record by then; what an engine has not completed is not billed, so the client pays once, by the prices of the model that served.
+
+Only the fallbacks of the model that the client named are tried, in their order. The fallbacks of a fallback do not count, so there are no
+loops. Once something was sent to the client nothing falls back. Where every fallback fails, the client is told what the model failed with
+that it had named.
+"""
+
+import msgspec
+
+from tollway.domain.faults import MODEL_OVERLOADED, REGION_UNSERVED, UPSTREAM_NONE, Fault
+from tollway.gateway.plane import Plane
+from tollway.gateway.ports import Client
+from tollway.gateway.relay import may_retry
+from tollway.gateway.request import AskedFor, Call, Request
+from tollway.wire import bodies
+
+_UNSERVED = frozenset({MODEL_OVERLOADED, REGION_UNSERVED, UPSTREAM_NONE})
+"""Faults of a model that no engine was asked for."""
+
+
+def fall_back(request: Request, call: Call | None, fault: Fault, client: Client, plane: Plane) -> Request | None:
+    """Return the request that takes the place of one that ended with `fault`; None if it is the last."""
+    if client.committed or client.gone:
+        return None
+    before = request.asked_for
+    if before is None:
+        if call is None or not call.model.fallbacks or not (fault.kind in _UNSERVED or may_retry(fault, call)):
+            return None
+        pieces = request.list_pieces() if request.head.idempotency_key is not None else ()
+        before = AskedFor(pieces, fault, call.model.fallbacks)
+    if not before.left:
+        return None
+    name = before.left[0]
+    content = bodies.edit(request.read_body(), ("model",), bodies.InjectedFields({"model": msgspec.json.encode(name)}), ())
+    id = plane.request_ids.new(plane.now_us())
+    traceparent = f"00-{request.trace_id}-{id[-16:]}-{request.head.trace_flags}"
+    following = Request(
+        id,
+        request.head,
+        content,
+        request.started,
+        plane.now_us(),
+        request.endpoint,
+        request.headers,
+        request.trace_id,
+        traceparent,
+        request.peer,
+    )
+    if request.upload is not None:
+        request.upload.spans = ()
+        following.take_upload(request.upload, (content,))
+    following.asked_for = AskedFor(before.pieces, before.fault, before.left[1:])
+    plane.metrics.count(plane.metrics.fallbacks, name)
+    return following
