@@ -369,6 +369,12 @@ def test_groups_of_a_model_are_planned_as_a_set_and_a_budget_cannot_change_its_g
     assert plan(of_group, of_group) == []
     with pytest.raises(OperatorError, match="counts requests for group:a, which cannot change to llama"):
         make_plan(of_group, of_model)
+    tagged = budget.replace("model", "tag")
+    assert plan(parse(tmp_path, tagged % "team=a"), parse(tmp_path, tagged % "team=a")) == []
+    with pytest.raises(OperatorError, match="counts requests for team=a, which cannot change to team=b"):
+        make_plan(parse(tmp_path, tagged % "team=a"), parse(tmp_path, tagged % "team=b"))
+    with pytest.raises(OperatorError, match="no request can carry it"):
+        parse(tmp_path, tagged % "team")
 
 
 @pytest.mark.parametrize("groups", ["[a b]", '[""]', str([f"g{number}" for number in range(21)])])

@@ -303,9 +303,13 @@ class TestRoutes:
         with control.plane.database.platform(write=False) as tx:
             (told,) = platform_queries.list_entries(tx, BudgetEntry, [made["id"]]).values()
         assert isinstance(told, BudgetEntry) and (told.model, told.mode) == ("group:budgets", BudgetMode.ALERT)
+        of_tag = create(admin, tag="team=research", mode="alert", thresholds=[100])
+        assert of_tag["tag"] == "team=research"
+        with control.plane.database.platform(write=False) as tx:
+            assert of_tag["id"] in platform_queries.list_entries(tx, BudgetEntry, [of_tag["id"]])
         of_model = create(admin, model=large)
         assert answered(admin.get("/v1/organization/budgets/" + of_model["id"]))["model"] == large
-        for each in (made, of_model):
+        for each in (made, of_tag, of_model):
             answered(admin.delete("/v1/organization/budgets/" + each["id"]))
 
     @pytest.mark.parametrize(
@@ -328,6 +332,13 @@ class TestRoutes:
             {"model": "group:"},
             {"model": ""},
             {"name": "spend_limit", "model": "budgets/large"},
+            {"name": "spend_limit", "tag": "team=a"},
+            {"tag": ""},
+            {"tag": "team"},
+            {"tag": "=a"},
+            {"tag": "k" * 65 + "=a"},
+            {"tag": "team=" + "v" * 513},
+            {"tag": "team=a\nb"},
         ],
     )
     def test_bad_budget_is_refused_before_anything_changes(

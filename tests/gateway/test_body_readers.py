@@ -31,7 +31,7 @@ LARGE = msgspec.json.encode(chat(messages=[{"role": "user", "content": "all the 
 POLICIES = {"m": UnknownParameters.REFUSE, "d": UnknownParameters.DROP, "f": UnknownParameters.FORWARD}
 MODELS = {name: Served([NOWHERE], unknown_parameters=policy, output_tokens_max=100) for name, policy in POLICIES.items()}
 TRANSLATED = (Endpoint.RESPONSES, Endpoint.MESSAGES)
-SAME = [name for name in Examined.__struct_fields__ if name not in ("price_id", "dropped", "end_user", "spans")]
+SAME = [name for name in Examined.__struct_fields__ if name not in ("price_id", "dropped", "end_user", "spans", "tags")]
 
 
 def find_caller(made: Plane) -> Caller:
@@ -70,8 +70,11 @@ def test_78_body_examined_by_a_reader_gets_the_same_verdict_as_in_the_gateway() 
 
 @pytest.mark.skipif(FORM == "compiled", reason="compiled classes do not name their members")
 def test_reader_answers_with_every_member_of_a_call_that_a_body_decides() -> None:
-    of_the_gateway = {"request", "caller", "grant", "model", "dialect", "price", "output_hold", "repeated", "charge", "answer_recorder"}
-    assert set(Call.__slots__) - of_the_gateway == set(Examined.__struct_fields__) - {"price_id", "spans"}
+    of_the_gateway = {
+        "request", "caller", "grant", "model", "dialect", "price", "output_hold", "repeated", "charge", "answer_recorder",
+        "budgets", "named_budgets",
+    }  # fmt: skip
+    assert set(Call.__slots__) - of_the_gateway == set(Examined.__struct_fields__) - {"price_id", "spans", "tags"}
 
 
 @pytest.mark.parametrize("user", ["u_1", "u" * 5_000_000])
@@ -171,7 +174,7 @@ async def test_78_engine_is_sent_the_same_large_body_whoever_reads_it(way: str) 
 
 
 async def test_78_reader_that_names_places_that_cannot_be_fails_its_request() -> None:
-    said = Examined("price", ("model", "messages"), (), None, None, 1, 1, False, 1, 1, True, True, None, (1, 5, 6, 20))
+    said = Examined("price", ("model", "messages"), (), None, None, 1, 1, False, 1, 1, True, True, None, (), (1, 5, 6, 20))
     assert check_spans(said, 22) == said.spans
     assert check_spans(msgspec.structs.replace(said, spans=()), 22) == ()
     for spans in ((1, 5), (5, 1, 6, 20), (0, 5, 6, 20), (1, 5, 6, 22)):

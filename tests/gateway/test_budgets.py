@@ -47,9 +47,9 @@ INPUT_PRICE, OUTPUT_PRICE = 100, 400
 
 
 def entry(
-    level: BudgetLevel = BudgetLevel.PROJECT, subject_id: str = PROJECT, mode: BudgetMode = BudgetMode.HARD, model: str = ""
+    level: BudgetLevel = BudgetLevel.PROJECT, subject_id: str = PROJECT, mode: BudgetMode = BudgetMode.HARD, model: str = "", tag: str = ""
 ) -> BudgetEntry:
-    return BudgetEntry(id=BUDGET, organization_id=ORGANIZATION, level=level, subject_id=subject_id, mode=mode, model=model)
+    return BudgetEntry(id=BUDGET, organization_id=ORGANIZATION, level=level, subject_id=subject_id, mode=mode, model=model, tag=tag)
 
 
 class Control:
@@ -166,6 +166,32 @@ async def check_scope(upstream: Upstream, scope: str) -> None:
         refused = await client.answer()
         assert (refused.status, refused.json()["error"]["code"]) == (429, "insufficient_quota")
         client.send(message(chat(max_tokens=50, model="other")))
+        assert (await client.answer()).status == 200
+
+
+async def test_budget_on_a_tag_holds_the_requests_that_carry_it_alone() -> None:
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        control = bind(running, 10**9, entry(tag="team=a=b"))
+        carried: list[dict[str, Any]] = [
+            {"metadata": {"x": "y", "team": "a=b"}},
+            {"metadata": {"team": "a"}},
+            {"metadata": {"team": ["a=b"]}},
+            {"metadata": {f"key{number}": "" for number in range(16)} | {"team": "a=b"}},
+            {"metadata": None},
+            {},
+        ]
+        for more in carried:
+            client.send(message(chat(max_tokens=50, **more)))
+            assert (await client.answer()).status == 200
+        assert [each.budgets for each in running.sink.admits] == [(BUDGET,), (), (), (), (), ()]
+        assert held(running.plane) == (0, 20 * INPUT_PRICE + 30 * OUTPUT_PRICE)
+        control.limit_pico = 0
+        give_all_back(control)
+        client.send(message(chat(max_tokens=50, metadata={"team": "a=b"})))
+        refused = await client.answer()
+        assert (refused.status, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+        client.send(message(chat(max_tokens=50, metadata={"team": "other"})))
         assert (await client.answer()).status == 200
 
 

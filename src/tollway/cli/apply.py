@@ -285,9 +285,9 @@ class Platform:
             if each["id"] in keys:
                 name = keys[each["id"]]
                 self._budgets[*place, name] = each["id"]
-                found[name] = {field: each[field] for field in ("amount", "window", "mode", "thresholds", "model")}
-                if wanted is None and each["model"] is None:
-                    del found[name]["model"]
+                found[name] = {field: each[field] for field in ("amount", "window", "mode", "thresholds", "model", "tag")}
+                if wanted is None:
+                    found[name] = {field: value for field, value in found[name].items() if value is not None}
         return {"budgets": found} if found else {}
 
     def _read_limits(self, level: str, query: dict[str, str]) -> dict[str, Any]:

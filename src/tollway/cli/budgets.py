@@ -36,7 +36,7 @@ Thresholds = Annotated[
     list[int] | None, typer.Option("--threshold", metavar="PERCENT", help="Raise an alert at this part of the limit (repeatable).")
 ]
 
-COLUMNS = ["id", "name", "level", "subject_id", "model", "mode", "window", "limit", "spent", "left", "currency"]
+COLUMNS = ["id", "name", "level", "subject_id", "model", "tag", "mode", "window", "limit", "spent", "left", "currency"]
 
 
 class WindowOption(StrEnum):
@@ -97,7 +97,7 @@ def show(
     if output is Output.JSON:
         print_json({**found, "raises": raises, "alerts": alerts})
         return
-    for name in ("name", "level", "subject_id", "model", "mode", "window", "managed_by"):
+    for name in ("name", "level", "subject_id", "model", "tag", "mode", "window", "managed_by"):
         print(f"{name}: {found[name]}")
     for name in ("amount", "limit", "spent", "leased", "left"):
         print(f"{name}: {found[name]} {found['currency'].upper()}")
@@ -123,6 +123,10 @@ def create(
             autocompletion=complete_models,
         ),
     ] = None,
+    tag: Annotated[
+        str | None,
+        typer.Option("--tag", metavar="NAME=TEXT", help="Count requests that carry this in `metadata` alone, such as team=research."),
+    ] = None,
     mode: Annotated[Mode, typer.Option("--mode", help="A hard budget is never overspent; alert only raises alerts.")] = Mode.HARD,
     threshold: Thresholds = None,
     output: OutputOption = Output.TABLE,
@@ -137,6 +141,8 @@ def create(
     body: dict[str, Any] = {"name": name, "amount": amount, "window": window, "mode": mode, "thresholds": sorted(threshold or [])}
     if model is not None:
         body["model"] = model
+    if tag is not None:
+        body["tag"] = tag
     with connect_tenant(control_url, key, data_dir, organization) as control:
         if project is not None:
             body["project_id"] = control.get_project(project)["id"]

@@ -302,13 +302,14 @@ def _plan_budget(place: tuple[str, ...], currency: str, current: BudgetFile | No
             hint="create another budget, and archive this one by `tollway budgets archive`",
             exit_code=2,
         )
-    if wanted.model is not UNSET and _or_none(current.model) != wanted.model:
-        scopes = [_or_none(each.model) or "all models" for each in (current, wanted)]
-        raise OperatorError(
-            f"{where} counts requests for {scopes[0]}, which cannot change to {scopes[1]}",
-            hint="create another budget, and archive this one by `tollway budgets archive`",
-            exit_code=2,
-        )
+    for field, everything in (("model", "all models"), ("tag", "any tag")):
+        stated, before = getattr(wanted, field), _or_none(getattr(current, field))
+        if stated is not UNSET and before != stated:
+            raise OperatorError(
+                f"{where} counts requests for {before or everything}, which cannot change to {stated or everything}",
+                hint="create another budget, and archive this one by `tollway budgets archive`",
+                exit_code=2,
+            )
     old = {**_given(current), "amount": format_amount(parse_sum(current.amount))}
     changed = {name: value for name, value in new.items() if old.get(name) != value}
     if changed:

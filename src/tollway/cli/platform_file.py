@@ -179,7 +179,8 @@ def find_limit_problem(sizes: Mapping[str, int | None]) -> str | None:
 class BudgetFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A budget of an organization or a project: what may be spent in one window, as an exact decimal in the organization's currency.
 
-    Its window is fixed when it is created, and so is `model`: the model or group of models (`group:NAME`) whose requests alone are counted.
+    Its window is fixed when it is created, and so is `model`: the model or group of models (`group:NAME`) whose requests alone are counted,
+    and `tag`: the key and value (`team=research`) in the `metadata` of requests that alone are counted.
     `currency`, if it is given, must be the organization's. A budget that the file leaves out stays.
     """
 
@@ -189,6 +190,7 @@ class BudgetFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mode: BudgetMode | UnsetType = UNSET
     thresholds: list[int] | UnsetType = UNSET
     model: str | UnsetType | None = UNSET
+    tag: str | UnsetType | None = UNSET
 
 
 class PlanFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -372,7 +374,10 @@ def _find_terms_problem(name: str, parsed: BudgetFile) -> TermsProblem | None:
     mode = BudgetMode.HARD if parsed.mode is UNSET else parsed.mode
     thresholds = [] if parsed.thresholds is UNSET else parsed.thresholds
     model = "" if parsed.model is UNSET or parsed.model is None else parsed.model
-    return find_terms_problem(name, mode, parsed.window, parse_sum(parsed.amount), thresholds, model)
+    if parsed.tag == "":
+        return TermsProblem("tag", "it is empty: write KEY=VALUE, or leave it out")
+    tag = "" if parsed.tag is UNSET or parsed.tag is None else parsed.tag
+    return find_terms_problem(name, mode, parsed.window, parse_sum(parsed.amount), thresholds, model, tag)
 
 
 def _check_currency(code: str) -> None:

@@ -39,8 +39,8 @@ from tollway.domain.budgets import (
     cut_window,
     extend_lease,
     find_limit,
+    find_problem,
     find_reached,
-    find_terms_problem,
 )
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, SCOPE_INSUFFICIENT, STATE_CONFLICT, Fault
 from tollway.domain.limits import LimitSubject
@@ -83,11 +83,12 @@ def create_budget(
     sizes: QuotaSizes,
     now: int,
     model: str = "",
+    tag: str = "",
 ) -> Budget:
     """Create a budget of a key of a project, of a project, or of the organization (neither is named).
 
     It counts requests that are admitted from the beginning of this minute on. `model`: a model or a group of models whose requests alone
-    are counted; empty for all. `sizes`: of the quotas. Raises
+    are counted; empty for all. `tag`: one that requests carry that alone are counted; empty for all. `sizes`: of the quotas. Raises
     RESOURCE_UNKNOWN, MODEL_UNKNOWN, PARAMETER_INVALID, STATE_CONFLICT, QUOTA_EXCEEDED.
     """
     publish.lock(tx)
@@ -110,6 +111,7 @@ def create_budget(
         created_at=now,
         counts_from=now // MINUTE_US * MINUTE_US,
         model=model,
+        tag=tag,
     )
     _check_terms(tx, budget)
     there = storage.list_of_subjects(tx, [subject.id])
@@ -251,7 +253,7 @@ def _refuse_budget_of_plan(budget: Budget) -> None:
 
 def _check_terms(tx: TenantTx, budget: Budget) -> None:
     """Raise PARAMETER_INVALID for terms that no budget can have, STATE_CONFLICT for a second spend limit of the same subject."""
-    problem = find_terms_problem(budget.name, budget.mode, budget.window, budget.amount_pico, budget.thresholds, budget.model)
+    problem = find_problem(budget)
     if problem is not None:
         raise Fault(PARAMETER_INVALID, param=problem.field, message=f"'{problem.field}' cannot be used: {problem.reason}.")
     if budget.name == SPEND_LIMIT:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tollway.control.budgets import MINUTE_US, ChargeSums
-from tollway.domain.budgets import Budget, BudgetLevel, BudgetWindow, find_terms_problem
+from tollway.domain.budgets import Budget, BudgetLevel, BudgetWindow, find_problem
 from tollway.domain.periods import INSTANT_MAX, Bounds
 from tollway.storage import budgets as storage
 from tollway.storage.budgets import LeaseKey, WindowKey, WindowRow
@@ -132,7 +132,7 @@ def _find_flaw(budget: Budget, currency: str | None) -> str | None:
         return f"bounds {budget.subject_id}, which is not its organization"
     if budget.counts_from != budget.created_at // MINUTE_US * MINUTE_US:
         return "counts from another instant than the minute in which it was created"
-    if find_terms_problem(budget.name, budget.mode, budget.window, budget.amount_pico, budget.thresholds, budget.model) is not None:
+    if find_problem(budget) is not None:
         return "has an amount or thresholds that no budget can have"
     return None
 

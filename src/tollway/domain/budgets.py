@@ -35,6 +35,9 @@ SPEND_ALERT = "spend_alert"
 PLAN_BUDGET = "plan"
 """Name of the budget that an organization has by its plan."""
 
+TAGS_MAX, TAG_KEY_CHARACTERS_MAX, TAG_VALUE_CHARACTERS_MAX = 16, 64, 512
+"""Pairs in the `metadata` of one request, and the longest key and value, as OpenAI's API has them. Others are no tags."""
+
 MONDAY = 0
 
 
@@ -69,7 +72,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     `subject_id`: of the key, project or organization. `amount_pico`: at least 1, in `currency`, which is the organization's. `counts_from`:
     requests admitted before that instant are not counted. `thresholds`: percentages of the limit at which an alert is raised, once in each
     window for the same limit, in rising order. `is_operators`: only operators may change it. `model`: a model or a group of models
-    (`domain.catalog.covers_model`) whose requests alone are counted; empty for all. `plan_id`: of the plan that
+    (`domain.catalog.covers_model`) whose requests alone are counted; empty for all. `tag`: a key and its value
+    in `metadata` (`format_tag`) of requests that alone are counted; empty for all. `plan_id`: of the plan that
     the organization has it by; it changes and ends with the plan.
     """
 
@@ -88,6 +92,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     counts_from: int
     archived_at: int | None = None
     model: str = ""
+    tag: str = ""
     plan_id: str | None = None
 
     @property
@@ -99,7 +104,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     def is_partial(self) -> bool:
         """Return whether it counts only a part of the requests of its subject. Then records of requests name it, so that control counts
         the very requests that a gateway held to it, whatever has changed since."""
-        return self.model != ""
+        return self.model != "" or self.tag != ""
 
     @property
     def concerns_gateways(self) -> bool:
@@ -308,6 +313,22 @@ def check_thresholds(thresholds: Sequence[int]) -> str | None:
     return None
 
 
+def format_tag(key: str, value: str) -> str:
+    """Return a key and its value in `metadata` as budgets name them."""
+    return f"{key}={value}"
+
+
+def check_tag(tag: str) -> str | None:
+    """Return why no request can carry a tag (`format_tag`); None if one can."""
+    key, equals, value = tag.partition("=")
+    if not equals or not 1 <= len(key) <= TAG_KEY_CHARACTERS_MAX or len(value) > TAG_VALUE_CHARACTERS_MAX or not tag.isprintable():
+        return (
+            f"no request can carry it: write KEY=VALUE, with a key of 1 to {TAG_KEY_CHARACTERS_MAX} and a value of at most"
+            f" {TAG_VALUE_CHARACTERS_MAX} printable characters, as they stand in `metadata`"
+        )
+    return None
+
+
 class TermsProblem(NamedTuple):
     """A field of a budget whose value it cannot have, and the reason as a clause."""
 
@@ -316,7 +337,7 @@ class TermsProblem(NamedTuple):
 
 
 def find_terms_problem(
-    name: str, mode: BudgetMode, window: BudgetWindow, amount_pico: int, thresholds: Sequence[int], model: str = ""
+    name: str, mode: BudgetMode, window: BudgetWindow, amount_pico: int, thresholds: Sequence[int], model: str = "", tag: str = ""
 ) -> TermsProblem | None:
     """Return what is wrong with the terms of a budget; None if nothing is.
 
@@ -331,11 +352,20 @@ def find_terms_problem(
         return TermsProblem("thresholds", problem)
     if mode is BudgetMode.ALERT and not thresholds:
         return TermsProblem("thresholds", "a budget of mode 'alert' needs at least one")
+    problem = check_tag(tag) if tag else None
+    if problem is not None:
+        return TermsProblem("tag", problem)
     if name not in (SPEND_LIMIT, SPEND_ALERT):
         return None
-    if model:
-        return TermsProblem("model", f"a budget named '{name}' is on all models")
+    if model or tag:
+        return TermsProblem("model" if model else "tag", f"a budget named '{name}' counts all requests")
     return _find_shape_problem(name, mode, window, amount_pico, thresholds)
+
+
+def find_problem(budget: Budget) -> TermsProblem | None:
+    """Return what is wrong with the terms of a budget; None if nothing is."""
+    terms = (budget.name, budget.mode, budget.window, budget.amount_pico, budget.thresholds)
+    return find_terms_problem(*terms, budget.model, budget.tag)
 
 
 def _find_shape_problem(

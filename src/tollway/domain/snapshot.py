@@ -99,7 +99,8 @@ class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind
 class BudgetEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="budget", omit_defaults=True):
     """A budget that binds requests, or that only alerts and counts a part of the requests of its subject, which gateways name in their
     records. What may be spent of it a gateway learns with its lease. `subject_id`: of the key, project or organization. `model`: a model or
-    a group of models whose requests alone are counted; empty for all."""
+    a group of models whose requests alone are counted; empty for all. `tag`: a key and its value in `metadata`
+    (`domain.budgets.format_tag`) of requests that alone are counted; empty for all."""
 
     id: str
     organization_id: str
@@ -107,6 +108,7 @@ class BudgetEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     subject_id: str
     mode: BudgetMode
     model: str = ""
+    tag: str = ""
 
 
 class SigningKeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="signing_key", omit_defaults=True):

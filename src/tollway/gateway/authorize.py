@@ -1,9 +1,11 @@
 """Phase 2: check permissions and the request body. The body is parsed strictly once; what is checked here is what goes to the engine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from tollway.domain import faults
+from tollway.domain.budgets import TAG_KEY_CHARACTERS_MAX, TAG_VALUE_CHARACTERS_MAX, TAGS_MAX, format_tag
 from tollway.domain.catalog import UnknownParameters
 from tollway.domain.faults import Fault
 from tollway.domain.prices import PriceVersion
@@ -105,7 +107,20 @@ def authorize_body(caller: Caller, request: Request, asked: dict[str, Any], dire
     )
     if caller.end_user_limits is not None:
         call.end_user = dialect.find_end_user(asked)
+    if grant.tagged_budgets:
+        call.count_tags(find_tags(asked))
     return call
+
+
+def find_tags(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the tags that a body carries in `metadata`, as budgets name them: of its first TAGS_MAX pairs those that are tags."""
+    metadata = body.get("metadata")
+    pairs = islice(metadata.items(), TAGS_MAX) if isinstance(metadata, dict) else ()
+    return tuple(
+        format_tag(key, value)
+        for key, value in pairs
+        if isinstance(value, str) and len(key) <= TAG_KEY_CHARACTERS_MAX and len(value) <= TAG_VALUE_CHARACTERS_MAX
+    )
 
 
 def _find_price(wish: object, grant: ModelGrant, dialect: Dialect) -> PriceVersion | None:

@@ -67,7 +67,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True):
 
 class Examined(msgspec.Struct, frozen=True, array_like=True, tag="examined"):
     """A permitted body: the members of `request.Call` of the same names. `price_id`: of the price that applies. `end_user`: whom the body
-    names, limited or not. `spans`: the places of the members (`bodies.find_spans`)."""
+    names, limited or not. `tags`: those of the body (`authorize.find_tags`). `spans`: the places of the members (`bodies.find_spans`)."""
 
     price_id: str
     names: tuple[str, ...]
@@ -82,6 +82,7 @@ class Examined(msgspec.Struct, frozen=True, array_like=True, tag="examined"):
     hide_usage: bool
     hide_continuous: bool
     end_user: str | None
+    tags: tuple[str, ...]
     spans: tuple[int, ...]
 
 

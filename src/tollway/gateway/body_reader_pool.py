@@ -304,6 +304,8 @@ async def _ask(reader: Reader, caller: Caller, request: Request, directory: Dire
     )
     if caller.end_user_limits is not None:
         call.end_user = answer.end_user
+    if grant.tagged_budgets:
+        call.count_tags(answer.tags)
     if request.upload is not None:
         request.upload.spans = check_spans(answer, request.body_bytes)
     return call

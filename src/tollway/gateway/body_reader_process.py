@@ -17,7 +17,7 @@ from tollway.domain.keys import KeyType
 from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
-from tollway.gateway.authorize import authorize_body
+from tollway.gateway.authorize import authorize_body, find_tags
 from tollway.gateway.body_reader_messages import (
     LENGTH,
     Body,
@@ -108,6 +108,7 @@ def examine(body: Body, content: bytes, look_up: Callable[[str], Offer | None]) 
         call.hide_usage,
         call.hide_continuous,
         call.dialect.find_end_user(asked),
+        find_tags(asked),
         bodies.find_spans(content),
     )
 

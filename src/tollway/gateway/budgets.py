@@ -530,6 +530,7 @@ def _describe(entry: BudgetEntry, account: BudgetAccount | None, least: BudgetAc
         "level": entry.level,
         "subject_id": entry.subject_id,
         "model": entry.model or None,
+        "tag": entry.tag or None,
         "mode": entry.mode,
         **shown,
         "window_start_at": window[0],

@@ -162,8 +162,8 @@ def meter(permit: Permit, sink: UsageSink, now_us: Callable[[], int]) -> UsageRe
     terms = call.grant.encoded_admit_suffixes.get((call.price.id, call.stream)) or _encode_terms(call)
     if call.sequences != call.prompts:
         terms = add_choices(terms, call.sequences // call.prompts)
-    if call.grant.named_budgets:
-        terms = add_budgets(terms, call.grant.named_budgets)
+    if call.named_budgets:
+        terms = add_budgets(terms, call.named_budgets)
     return UsageRecord(request.id, encode_admit(request.id, request.received_at, terms), sink, now_us)
 
 

@@ -76,8 +76,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
                 call.answer_recorder = recorder
                 if recorder.replay(call.dialect.identify(request.id) + limit_headers):
                     return
-            if call.grant.budgets or request.head.max_cost is not None:
-                hold = plane.budgets.reserve(call, call.grant.budgets, read_max_cost(request.head))
+            if call.budgets or request.head.max_cost is not None:
+                hold = plane.budgets.reserve(call, call.budgets, read_max_cost(request.head))
                 await hold.waiter
             candidates = route(call, plane.upstreams, request.started, plane.random)
             if candidates[0].running >= candidates[0].limit:

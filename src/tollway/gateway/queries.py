@@ -122,7 +122,7 @@ async def _find_cost_refusal(call: Call, plane: Plane) -> Fault | None:
     hold: BudgetHold | None = None
     refusal: Fault | None = None
     try:
-        hold = plane.budgets.reserve(call, call.grant.budgets, max_cost)
+        hold = plane.budgets.reserve(call, call.budgets, max_cost)
         await hold.waiter
     except Fault as caught:
         caught.forget_frames()

@@ -240,8 +240,8 @@ class ModelGrant:
     counters. `has_running_usage`: every deployment of the model reports usage while it streams. `input_density`: input tokens per KiB of
     body that the caller's requests had lately (`limit`). `terms_valid_from`: the instant from which the organization pays by these prices'
     list. `encoded_admit_suffixes`: the encoded parts that ADMIT records under this grant
-    share, by price and streaming; cached by `meter`. `budgets`: those of the caller that bind requests to this model; `named_budgets`: ids
-    of those that its records name.
+    share, by price and streaming; cached by `meter`. `budgets`: those of the caller that bind all requests to this model;
+    `named_budgets`: ids of those, or of those that only alert, that all records name; `tagged_budgets`: those on tags.
     """
 
     __slots__ = (
@@ -260,6 +260,7 @@ class ModelGrant:
         "prices",
         "shared_bound",
         "standard",
+        "tagged_budgets",
         "terms_valid_from",
         "valid_from",
         "valid_until",
@@ -291,8 +292,9 @@ class ModelGrant:
         self.known_fields = known_fields
         self.cache_salt = cache_salt
         self.terms_valid_from = terms_valid_from
-        self.budgets = tuple(each for each in budgets if each.mode is not BudgetMode.ALERT)
-        self.named_budgets = tuple(each.id for each in budgets if each.model)
+        self.tagged_budgets = tuple(each for each in budgets if each.tag)
+        self.budgets = tuple(each for each in budgets if each.mode is not BudgetMode.ALERT and not each.tag)
+        self.named_budgets = tuple(each.id for each in budgets if each.model and not each.tag)
         self.encoded_admit_suffixes: dict[tuple[str, bool], bytes] = {}
         self.bound: Bound | None = None
         self.shared_bound: SharedBound | None = None
@@ -328,11 +330,13 @@ class Call:
     usage in its stream, so it is removed again. `output_hold`: where budgets reserve the output of a stream while it runs, else None.
     `end_user`: whom the body names, as it stands there; None if that is not limited. `repeated`: fields of the body that a translated
     answer repeats, once the request was translated. `charge`: the load that it is to a deployment, where there was a choice.
-    `answer_recorder`: stores the answer of a request with an idempotency key.
+    `answer_recorder`: stores the answer of a request with an idempotency key. `budgets`: those that bind it; `named_budgets`: ids of those
+    that its record names.
     """
 
     __slots__ = (
         "answer_recorder",
+        "budgets",
         "caller",
         "charge",
         "dialect",
@@ -343,6 +347,7 @@ class Call:
         "hide_usage",
         "input_tokens_max",
         "model",
+        "named_budgets",
         "names",
         "output_cap",
         "output_hold",
@@ -393,11 +398,19 @@ class Call:
         self.sequences = sequences
         self.hide_usage = hide_usage
         self.hide_continuous = hide_continuous
+        self.budgets = grant.budgets
+        self.named_budgets = grant.named_budgets
         self.output_hold: OutputHold | None = None
         self.end_user: str | None = None
         self.repeated: Mapping[str, Any] | None = None
         self.charge: Charge | None = None
         self.answer_recorder: AnswerRecorder | None = None
+
+    def count_tags(self, tags: Collection[str]) -> None:
+        """Let budgets on tags count this request, which carries these (`domain.budgets.format_tag`)."""
+        found = [each for each in self.grant.tagged_budgets if each.tag in tags]
+        self.budgets = (*self.budgets, *(each for each in found if each.mode is not BudgetMode.ALERT))
+        self.named_budgets = (*self.named_budgets, *(each.id for each in found))
 
     def lower_output(self, tokens: int) -> None:
         """Bound the output of each sequence to `tokens`, in place of what the body says."""

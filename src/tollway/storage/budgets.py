@@ -30,7 +30,9 @@ ROWS_FETCHED = 1000
 BINDS = sa.and_(budgets.c.archived_at.is_(None), budgets.c.mode != BudgetMode.ALERT)
 """Selects the budgets that bind requests: gateways lease parts of them."""
 
-CONCERNS_GATEWAYS = sa.and_(budgets.c.archived_at.is_(None), sa.or_(budgets.c.mode != BudgetMode.ALERT, budgets.c.model.is_not(None)))
+CONCERNS_GATEWAYS = sa.and_(
+    budgets.c.archived_at.is_(None), sa.or_(budgets.c.mode != BudgetMode.ALERT, budgets.c.model.is_not(None), budgets.c.tag.is_not(None))
+)
 """Selects the budgets of which gateways are told (`Budget.concerns_gateways`)."""
 
 # ---- What may be spent --------------------------------------------------------------------------------------------------
@@ -78,6 +80,7 @@ def _columns(budget: Budget) -> dict[str, Any]:
         "currency": budget.currency,
         "is_operators": budget.is_operators,
         "model": budget.model or None,
+        "tag": budget.tag or None,
         "plan_id": budget.plan_id,
         "archived_at": budget.archived_at,
         **_terms(budget),
@@ -157,6 +160,7 @@ def read_budget(row: Any) -> Budget:
         counts_from=row.counts_from,
         archived_at=row.archived_at,
         model=row.model or "",
+        tag=row.tag or "",
         plan_id=row.plan_id,
     )
 

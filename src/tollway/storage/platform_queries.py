@@ -245,6 +245,7 @@ def _budgets(_tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
             subject_id=row.subject_id,
             mode=BudgetMode(row.mode),
             model=row.model or "",
+            tag=row.tag or "",
         )
 
 

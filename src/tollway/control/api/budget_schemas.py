@@ -46,6 +46,15 @@ class BudgetCreate(In):
             examples=["llama-70b"],
         ),
     ] = None
+    tag: Annotated[
+        str | None,
+        Field(
+            max_length=600,
+            description="A key and its value in the `metadata` of requests, as KEY=VALUE: requests with it alone are counted. Null for all"
+            " requests.",
+            examples=["team=research"],
+        ),
+    ] = None
     name: Annotated[Name, Field(description="Name of the budget, 1 to 256 characters.", examples=["research"])]
     amount: Annotated[
         Sum,
@@ -134,6 +143,13 @@ class BudgetOut(Identified):
     ]
     mode: Annotated[BudgetMode, Field(description="Whether the budget is `hard` or `soft`, or only an `alert`.", examples=["hard"])]
     window: Annotated[BudgetWindow, Field(description="When the budget begins anew.", examples=["month"])]
+    tag: Annotated[
+        str | None,
+        Field(
+            description="The tag (`team=research`) of the requests that alone are counted; null for all.",
+            examples=[None],
+        ),
+    ]
     plan_id: Annotated[
         str | None,
         Field(description="The plan by which the organization has it; null for none.", examples=[None]),
@@ -218,6 +234,7 @@ def _budget_fields(standing: BudgetStanding) -> dict[str, object]:
         "level": str(budget.level),
         "subject_id": budget.subject_id,
         "model": budget.model or None,
+        "tag": budget.tag or None,
         "plan_id": budget.plan_id,
         "mode": budget.mode,
         "window": budget.window,

@@ -49,6 +49,13 @@ def list_budgets(caller: Reader, plane: Plane, query: Annotated[PageQuery, Query
     return list_out(page, budget_out)
 
 
+def find_tag(stated: str | None) -> str:
+    """Return the tag of a budget; empty for none. Raises Fault for one that is empty."""
+    if stated == "":
+        raise Fault(PARAMETER_INVALID, param="tag", message="'tag' cannot be empty: write KEY=VALUE, or leave it out.")
+    return stated or ""
+
+
 @router.post("/v1/organization/budgets")
 def create_budget(caller: Writer, plane: Plane, body: BudgetCreate) -> BudgetChanged:
     """Create a budget. It counts requests that are admitted from now on."""
@@ -69,6 +76,7 @@ def create_budget(caller: Writer, plane: Plane, body: BudgetCreate) -> BudgetCha
             sizes=plane.quotas,
             now=now,
             model=body.model or "",
+            tag=find_tag(body.tag),
         )
         standing = budgets.describe(tx, [budget], now)[0]
     return budget_changed(standing, publish.confirm(plane.database, plane.publications, tx.published_version, now))
