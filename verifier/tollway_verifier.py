@@ -33,7 +33,20 @@ import sys
 from bisect import bisect_right
 
 FORMAT = "tollway-audit-2"
-CLASSES = ("input", "cached_input", "output", "reasoning", "request")
+FIRST_CLASSES = ("input", "cached_input", "output", "reasoning", "request")
+
+# Classes that a price may leave out, and the class whose price each has then; None: it costs nothing.
+LATER_CLASSES = {
+    "cache_write": "input",
+    "audio_input": "input",
+    "image_input": "input",
+    "audio_output": "output",
+    "image_output": "output",
+    "seconds": None,
+    "characters": None,
+    "images": None,
+}
+CLASSES = (*FIRST_CLASSES[:-1], *LATER_CLASSES, "request")
 
 # How long after a price or terms ended a gateway may still admit by them: its snapshot may be 24 hours old, clocks 10 minutes apart.
 CLOCKS_APART_US = 600_000_000
@@ -151,10 +164,11 @@ def bill(record, policy):
     Nothing where it was sent with a test key, or to an endpoint that the policy leaves out.
     """
     used = record.get("used", {})
-    tokens = {name: used.get(name, 0) for name in CLASSES[:4]}
+    used = {**used, **used.get("other", {})}
+    tokens = {name: used.get(name, 0) for name in CLASSES[:-1]}
     require(all(type(count) is int and count >= 0 for count in tokens.values()), "a quantity is no count")
     outcome = record["outcome"]
-    delivered = tokens["output"] + tokens["reasoning"] > 0
+    delivered = tokens["output"] + tokens["reasoning"] + tokens["audio_output"] + tokens["image_output"] > 0
     if record["admit"].get("test") or record["admit"]["endpoint"] in policy["unbilled_endpoints"]:
         return dict.fromkeys(CLASSES, 0)
     if outcome in policy["bills"] or (outcome in policy["bills_after_first_token"] and delivered):
@@ -162,11 +176,19 @@ def bill(record, policy):
     return dict.fromkeys(CLASSES, 0)
 
 
+def units_of(stated):
+    """The unit price of every class, given those that a price states."""
+    units = {name: int(stated[name]) for name in FIRST_CLASSES}
+    for name, base in LATER_CLASSES.items():
+        units[name] = int(stated[name]) if name in stated else units[base] if base else 0
+    return units
+
+
 def rate(quantities, price):
     """The rated lines: (class, quantity, unit price, amount) for each class that is billed."""
-    lines = []
+    lines, units = [], units_of(price["unit_price_pico"])
     for name in CLASSES:
-        quantity, unit = quantities[name], int(price["unit_price_pico"][name])
+        quantity, unit = quantities.get(name, 0), units[name]
         if quantity and (unit or name != "request"):
             lines.append((name, quantity, unit, quantity * unit))
     return lines
@@ -369,9 +391,10 @@ class Export:
 
     def take_price(self, row):
         require(row["id"] not in self.prices, f"price {row['id']} stands twice")
-        require(all(int(row["unit_price_pico"][name]) >= 0 for name in CLASSES), f"price {row['id']} is below zero")
-        compiled = {name: str(discounted(int(row["published_unit_price_pico"][name]), row["list"])) for name in CLASSES}
-        same(f"price {row['id']}: its unit prices, at the discount of the list {row['list']},", row["unit_price_pico"], compiled)
+        units = units_of(row["unit_price_pico"])
+        require(all(unit >= 0 for unit in units.values()), f"price {row['id']} is below zero")
+        compiled = {name: discounted(unit, row["list"]) for name, unit in units_of(row["published_unit_price_pico"]).items()}
+        same(f"price {row['id']}: its unit prices, at the discount of the list {row['list']},", units, compiled)
         self.prices[row["id"]] = row
 
     def take_terms(self, row):

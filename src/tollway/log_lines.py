@@ -8,12 +8,13 @@ from typing import cast
 
 import msgspec
 
-from tollway.domain.billing_classes import QUANTITY_CLASSES, ROWS
+from tollway.domain.billing_classes import ROWS, TEXT_CLASSES, OtherClasses
 
 
 class RequestLine(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The fields that few requests have, those of a fault and those that are off by default: left out when empty. `waited_ms`: time in the
-    queue of a model whose deployments were full. `replayed`: the answer was stored with its idempotency key, and given again."""
+    queue of a model whose deployments were full. `replayed`: the answer was stored with its idempotency key, and given again. The
+    quantities of billing classes that few requests use are in `other_usage`."""
 
     error_code: str = ""
     detail: str = ""
@@ -21,6 +22,7 @@ class RequestLine(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     peer: str = ""
     waited_ms: float = 0.0
     replayed: bool = False
+    other_usage: OtherClasses | None = None
 
 
 _FIELDS: list[tuple[str, type]] = [
@@ -40,7 +42,7 @@ _FIELDS: list[tuple[str, type]] = [
     ("attempts", int),
     ("outcome", str),
     ("ttft_ms", float),
-    *((ROWS[billing_class].line_item, int) for billing_class in QUANTITY_CLASSES),
+    *((ROWS[billing_class].line_item, int) for billing_class in TEXT_CLASSES),
     ("cost_pico", int),
     ("stream", bool),
     ("usage_source", str),

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tollway.domain.billing_classes import QUANTITY_CLASSES
+from tollway.domain.billing_classes import OTHER_CLASSES, QUANTITY_CLASSES, TEXT_CLASSES, OtherClasses
 from tollway.log_lines import RequestLine
 from tollway.metric_table import Kind, find_metric
 
@@ -164,9 +164,15 @@ class ModelMetrics:
     def __init__(self) -> None:
         self.statuses: dict[int, int] = {}
         self.tokens = [0] * len(QUANTITY_CLASSES)
+        """By class: those of TEXT_CLASSES are counted in place (`gateway.observe`), the others by `add_other`."""
         self.duration = Histogram(DURATION_SECONDS)
         self.first_token = Histogram(FIRST_TOKEN_SECONDS)
         self.output_token = Histogram(OUTPUT_TOKEN_SECONDS)
+
+    def add_other(self, used: OtherClasses) -> None:
+        """Count the classes that few requests use."""
+        for index, quantity in enumerate(msgspec.structs.astuple(used), len(TEXT_CLASSES)):
+            self.tokens[index] += quantity
 
 
 class UpstreamState(NamedTuple):
@@ -262,6 +268,7 @@ class _Families(Collector):
             ((*key, billing_class), count)
             for key, found in metrics.models.items()
             for billing_class, count in zip(QUANTITY_CLASSES, found.tokens, strict=True)
+            if count or billing_class not in OTHER_CLASSES
         ]
         yield _counter("tollway_tokens", tokens)
         yield _counter("tollway_upstream_attempts", metrics.attempts.items())

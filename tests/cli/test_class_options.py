@@ -25,7 +25,7 @@ def test_every_class_has_a_price_option_and_a_price_left_out_is_none() -> None:
     assert CliRunner().invoke(app, ["m", *arguments[1:]]).exit_code == 2, "a required price was left out"
 
 
-def test_every_token_class_has_a_quantity_option_and_a_quantity_left_out_is_zero() -> None:
+def test_every_class_but_the_request_has_a_quantity_option_and_a_quantity_left_out_is_zero() -> None:
     received: dict[BillingClass, int] = {}
     app = typer.Typer()
 
@@ -34,8 +34,8 @@ def test_every_token_class_has_a_quantity_option_and_a_quantity_left_out_is_zero
     def command(quantities: dict[BillingClass, int]) -> None:
         received.update(quantities)
 
-    tokens = [row for row in BILLING_CLASSES if row.unit is Unit.TOKEN]
-    arguments = [f"--{row.line_item.replace('_', '-')}={at}" for at, row in enumerate(tokens) if row.required]
+    counted = [row for row in BILLING_CLASSES if row.unit is not Unit.REQUEST]
+    arguments = [f"--{row.line_item.replace('_', '-')}={at}" for at, row in enumerate(counted) if row.required]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert received == {row.billing_class: at if row.required else 0 for at, row in enumerate(tokens)}
+    assert received == {row.billing_class: at if row.required else 0 for at, row in enumerate(counted)}

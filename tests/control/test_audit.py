@@ -21,7 +21,7 @@ from tests.link.samples import EPOCH, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATI
 from tests.storage.databases import fill
 from tollway.control import exports, periods, prices
 from tollway.control.corrections import WantedAdjustment
-from tollway.domain.billing_classes import Quantities
+from tollway.domain.billing_classes import OtherClasses, Quantities
 from tollway.domain.corrections import AdjustmentKind, ApprovalDecision
 from tollway.domain.faults import Fault
 from tollway.domain.periods import period_id
@@ -43,6 +43,10 @@ UNBOUND = re.compile(
 verify_in_process: Callable[[list[str]], int] = runpy.run_path(str(VERIFIER))["main"]
 
 
+MEDIA = Quantities(5, other=OtherClasses(1, 2, 3, 4, 5, 6, 7, 8))
+"""Something of each billing class that few requests use."""
+
+
 @pytest.fixture
 def books(database: Database, archive: Archive) -> tuple[Database, Archive]:
     close_books(database, archive)
@@ -56,14 +60,25 @@ def close_books(database: Database, archive: Archive) -> None:
     failed = final(admit(6), outcome=Outcome.UPSTREAM_ERROR, used=Quantities(100), first_token_at=None, error="upstream_cut")
     records: list[Record] = [*ended(1, EPOCH), *ended(2, EPOCH + 9, **other), *ended(3, EPOCH + 5), *ended(4, SEPTEMBER.end_at - 1)]
     tried = final(admit(30, test=True, key_id="key_test"))
-    records += [*ended(5, EPOCH), failed.admit, failed, tried.admit, tried, Tick(at=OCTOBER.start_at), *ended(7, OCTOBER.start_at + 7)]
+    spoken = final(admit(10), used=MEDIA)
+    records += [
+        *ended(5, EPOCH),
+        spoken.admit,
+        spoken,
+        failed.admit,
+        failed,
+        tried.admit,
+        tried,
+        Tick(at=OCTOBER.start_at),
+        *ended(7, OCTOBER.start_at + 7),
+    ]
     body = frames(records)
     take(database, archive, body[:5])
     take(database, archive, body[5:], first_seq=6)
     take(database, archive, frames([*ended(8, EPOCH), Close(at=EPOCH)], node_id=OTHER_NODE), node_id=OTHER_NODE)
     wanted = {"event_id": samples.request_id(1), "reason": 'said "no" — ü', "kind": AdjustmentKind.VOID}
     decide(database, ask(database, WantedAdjustment(**wanted), limit_pico=0), ApprovalDecision.APPROVED, APPROVER)  # type: ignore[arg-type]
-    replacement = {"kind": AdjustmentKind.REPLACE, "replacement": Quantities(7, 0, 3, 1, 1), "reason": "r"}
+    replacement = {"kind": AdjustmentKind.REPLACE, "replacement": Quantities(7, 0, 3, 1, 1, OtherClasses(cache_write=2)), "reason": "r"}
     ask(database, WantedAdjustment(event_id=samples.request_id(3), **replacement))  # type: ignore[arg-type]
     ask(database, WantedAdjustment(event_id=samples.request_id(4), kind=AdjustmentKind.CREDIT, credit_pico=77, reason="r"))
     close(database, SEPTEMBER.start_at)

@@ -26,7 +26,7 @@ from tollway.control import verify as verification
 from tollway.control.batches import BatchRefused
 from tollway.control.collect import Gap, Ingested, collect
 from tollway.control.verify import verify
-from tollway.domain.billing_classes import QUANTITY_CLASSES, Amounts, Quantities
+from tollway.domain.billing_classes import TEXT_CLASSES, Amounts, Quantities
 from tollway.domain.keys import KeyOrigin, Operator
 from tollway.domain.prices import PriceVersion
 from tollway.domain.rollups import UsageSums
@@ -466,7 +466,7 @@ class TestRollups:
         total = sum(number for number in range(1, 40))
         for sums in by_width.values():
             assert sum(group.requests for group in sums) == 39
-            assert [sum(group.billed.get(name) for group in sums) for name in QUANTITY_CLASSES] == [
+            assert [sum(group.billed.get(name) for group in sums) for name in TEXT_CLASSES] == [
                 total,
                 total * 2,
                 total * 3,

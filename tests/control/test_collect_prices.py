@@ -13,7 +13,7 @@ from tollway.control.collect import Ingested
 from tollway.control.rating import PRICE_LAG_US, BillingAccount, find_proven_price
 from tollway.control.usage import Receipt
 from tollway.control.verify import verify
-from tollway.domain.billing_classes import Quantities, UnitPrices
+from tollway.domain.billing_classes import BillingClass, OtherClasses, Quantities, UnitPrices, with_default_prices
 from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.prices import Offer, PriceTerms
 from tollway.domain.proofs import hash_price
@@ -23,6 +23,7 @@ from tollway.storage import schema_money as money
 from tollway.storage import schema_prices
 from tollway.storage.database import Database
 from tollway.storage.record_archive import Archive
+from tollway.storage.rollups import iterate_rollups
 
 FLEX = msgspec.structs.replace(
     PRICE, id="price_" + "f" * 32, tier=ServiceTier.FLEX, unit_prices=msgspec.structs.replace(PRICE.unit_prices, input=135_000)
@@ -50,6 +51,29 @@ def test_a_tiers_price_bills_that_tier(database: Database, archive: Archive) -> 
     with database.platform(write=False) as tx:
         row = tx.connection.execute(sa.select(money.usage_events)).one()
     assert (row.service_tier, row.input_pico, row.price_version) == ("flex", 135_000_000, FLEX.id)
+    assert verify(database, archive).differences == []
+
+
+def test_classes_that_few_requests_use_are_billed_at_their_prices_and_at_their_defaults(database: Database, archive: Archive) -> None:
+    stated = {BillingClass.INPUT: 270_000, BillingClass.OUTPUT: 1_100_000, BillingClass.AUDIO_INPUT: 9, BillingClass.IMAGES: 40_000}
+    priority = msgspec.structs.replace(PRICE, id="price_" + "a" * 32, tier=ServiceTier.PRIORITY, unit_prices=with_default_prices(stated))
+    with database.platform() as tx:
+        add_price(tx, priority)
+        assert stored.find_price(tx, priority.id) == priority
+        row = tx.connection.execute(sa.select(schema_prices.compiled_prices).where(schema_prices.compiled_prices.c.id == priority.id)).one()
+    assert (row.audio_input_pico, row.images_pico, row.cache_write_pico, row.seconds_pico) == (9, 40_000, None, None)
+    with database.platform(write=False) as tx:
+        prove_prices(tx)
+    of = admit(1, price_version=priority.id, service_tier=ServiceTier.PRIORITY)
+    other = OtherClasses(cache_write=10, audio_input=20, audio_output=3, seconds=7, images=2)
+    assert take(database, archive, frames([of, final(of, used=Quantities(100, other=other))])).events == 1
+    amounts = (100 * 270_000, 10 * 270_000, 20 * 9, 3 * 1_100_000, 2 * 40_000)
+    receipt = receipt_of(database)
+    assert tuple(line.amount_pico for line in receipt.lines if line.amount_pico) == amounts
+    assert receipt.event.final.used.other == other
+    with database.platform(write=False) as tx:
+        sums = [each for key, each in iterate_rollups(tx) if key.width_seconds == 60]
+    assert [(each.billed.other, each.amounts.total) for each in sums] == [(other, sum(amounts))]
     assert verify(database, archive).differences == []
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollway.domain.billing_classes import Quantities, UnitPrices
+from tollway.domain.billing_classes import Quantities, UnitPrices, complete_prices
 from tollway.domain.preview import Preview, PreviewComparison, Tariff, UsageSum, last_month
 from tollway.domain.price_books import BookPrice, DraftLine, compile_price
 from tollway.domain.usage import Outcome, ServiceTier
@@ -22,7 +22,7 @@ UNITS = st.fixed_dictionaries(dict.fromkeys(("input", "cached_input", "output", 
 def book_price(model: str, valid_from: int, units: dict[str, int], tier: ServiceTier = ServiceTier.STANDARD) -> BookPrice:
     return BookPrice(
         id=f"price_{model}_{tier}_{valid_from}", book_id=BOOK, model=model, tier=tier, valid_from=valid_from, carried_from=0,
-        published_at=0, unit_prices=UnitPrices(**units),
+        published_at=0, unit_prices=complete_prices(UnitPrices(**units), 1),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollway.domain.billing_classes import NOTHING, BillingClass, Quantities, UnitPrices
+from tollway.domain.billing_classes import NOTHING, BillingClass, Quantities, UnitPrices, with_default_prices
 from tollway.domain.currencies import CURRENCIES, get_currency
 from tollway.domain.money import UNIT_PRICE_PICO_MAX, divide_half_even
 from tollway.domain.price_books import (
@@ -45,13 +45,13 @@ def published(model: str = "m", tier: ServiceTier = ServiceTier.STANDARD, valid_
         valid_from=valid_from,
         carried_from=0,
         published_at=0,
-        unit_prices=UnitPrices(**classes),
+        unit_prices=with_default_prices({BillingClass(name): pico for name, pico in classes.items()}),
     )
 
 
 def line(model: str = "m", tier: ServiceTier = ServiceTier.STANDARD, **units: int) -> DraftLine:
     classes = {"input": 300, "cached_input": 30, "output": 900, "reasoning": 900, "request": 0} | units
-    return DraftLine(model=model, tier=tier, unit_prices=UnitPrices(**classes))
+    return DraftLine(model=model, tier=tier, unit_prices=UnitPrices(**classes))  # completed as prices of the first table are
 
 
 PRICES = st.builds(lambda *pico: published(**dict(zip(map(str, BillingClass), pico, strict=True))), *(PICO for _ in BillingClass))

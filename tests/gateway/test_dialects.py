@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tollway.domain.billing_classes import Quantities
+from tollway.domain.billing_classes import OtherClasses, Quantities
 from tollway.domain.catalog import Engine
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
@@ -273,6 +273,27 @@ def test_read_usage_impossible_member_keeps_the_others(report: dict[str, Any], u
     assert (read.used, read.anomaly) == (used, anomaly)
 
 
+@pytest.mark.parametrize(
+    ("input_details", "output_details", "used"),
+    [
+        ({"audio_tokens": 30}, {}, Quantities(96, 0, 20, other=OtherClasses(audio_input=30))),
+        ({"audio_tokens": 30, "cached_tokens": 100}, {}, Quantities(0, 100, 20, other=OtherClasses(audio_input=26))),
+        ({"image_tokens": 126, "audio_tokens": 1}, {}, Quantities(0, 0, 20, other=OtherClasses(image_input=126))),
+        ({"cache_write_tokens": 26}, {}, Quantities(100, 0, 20, other=OtherClasses(cache_write=26))),
+        ({}, {"audio_tokens": 15, "reasoning_tokens": 8}, Quantities(126, 0, 0, 8, other=OtherClasses(audio_output=12))),
+        ({}, {"image_tokens": 5}, Quantities(126, 0, 15, other=OtherClasses(image_output=5))),
+    ],
+)
+def test_read_usage_of_audio_and_images_puts_each_token_in_one_class(
+    input_details: dict[str, int], output_details: dict[str, int], used: Quantities
+) -> None:
+    report = {"prompt_tokens": 126, "prompt_tokens_details": input_details}
+    report |= {"completion_tokens": 20, "completion_tokens_details": output_details}
+    read = read_usage(msgspec.json.encode(report))
+    assert (read.used, read.anomaly) == (used, None)
+    assert (read.used.input_tokens, read.used.output_tokens) == (126, 20)
+
+
 @pytest.mark.parametrize("raw", [b"[]", b"7", b'"x"', b"true"])
 def test_read_usage_of_no_object_is_not_believed(raw: bytes) -> None:
     for read in (read_usage(raw), messages.read_usage(raw)):
@@ -282,12 +303,12 @@ def test_read_usage_of_no_object_is_not_believed(raw: bytes) -> None:
 @pytest.mark.parametrize(
     ("report", "used", "anomaly"),
     [
-        ({}, Quantities(136, 100, 2), None),
-        ({"cache_read_input_tokens": []}, Quantities(136, 0, 2), Anomaly.INVALID),
+        ({}, Quantities(126, 100, 2, other=OtherClasses(cache_write=10)), None),
+        ({"cache_read_input_tokens": []}, Quantities(126, 0, 2, other=OtherClasses(cache_write=10)), Anomaly.INVALID),
         ({"cache_creation_input_tokens": -1}, Quantities(126, 100, 2), Anomaly.INVALID),
-        ({"input_tokens": 126.0, "output_tokens": 2.0}, Quantities(136, 100, 2), None),
-        ({"input_tokens": "126"}, Quantities(10, 100, 2), Anomaly.INVALID),
-        ({"output_tokens": -5}, Quantities(136, 100, 0), Anomaly.INVALID),
+        ({"input_tokens": 126.0, "output_tokens": 2.0}, Quantities(126, 100, 2, other=OtherClasses(cache_write=10)), None),
+        ({"input_tokens": "126"}, Quantities(0, 100, 2, other=OtherClasses(cache_write=10)), Anomaly.INVALID),
+        ({"output_tokens": -5}, Quantities(126, 100, 0, other=OtherClasses(cache_write=10)), Anomaly.INVALID),
         ({"input_tokens": TOKENS_MAX}, Quantities(TOKENS_MAX, 100, 2), Anomaly.INVALID),
     ],
 )

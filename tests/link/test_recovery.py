@@ -11,7 +11,7 @@ import pytest
 
 from tests.link.samples import admit, ended, final
 from tests.link.spools import Alarms, DyingDisk, Killed, assert_complete, finals, no_alarm, read_epoch
-from tollway.domain.billing_classes import Quantities
+from tollway.domain.billing_classes import NOTHING, Quantities
 from tollway.domain.usage import TOKENS_MAX, Close, Final, Outcome, Record, UsageSource, encode
 from tollway.link.epochs import EpochFiles, list_epochs, lock, read_start
 from tollway.link.recovery import Recovered, recover, recover_dead
@@ -57,9 +57,9 @@ async def three_requests(opened: Spool) -> None:
     first, second, third = (opened.admit(encode(admit(number))) for number in (1, 2, 3))
     await ended(opened, first, final(admit(1)))
     opened.checkpoint(admit(2).request_id, Quantities(50, 0, 7), 0)
-    write_quantities(opened.progress, third, Quantities(90, 0, 11))
+    write_quantities(opened.progress, third, Quantities(90, 0, 11), NOTHING)
     opened.progress[third * SLOT_WORDS + FIRST_TOKEN_WORD] = admit(3).admitted_at + 5
-    write_quantities(opened.progress, second, Quantities(50, 0, 9))
+    write_quantities(opened.progress, second, Quantities(50, 0, 9), NOTHING)
     opened.admit(encode(admit(4)))  # writes the checkpoint along
 
 
@@ -93,7 +93,7 @@ class TestOwed:
         def act(opened: Spool) -> None:
             slot = opened.admit(encode(admit(1)))
             opened.checkpoint(admit(1).request_id, Quantities(250), 0)
-            write_quantities(opened.progress, slot, Quantities(135, 0, 16))
+            write_quantities(opened.progress, slot, Quantities(135, 0, 16), NOTHING)
             opened.progress[slot * SLOT_WORDS + RETRIES_WORD] = 1
             opened.admit(encode(admit(2)))  # writes the checkpoint along
 
@@ -105,7 +105,7 @@ class TestOwed:
         async def act(opened: Spool) -> None:
             slot = opened.admit(encode(admit(0)))
             opened.checkpoint(admit(0).request_id, Quantities(250), 0)
-            write_quantities(opened.progress, slot, Quantities(135, 0, 16))
+            write_quantities(opened.progress, slot, Quantities(135, 0, 16), NOTHING)
             opened.progress[slot * SLOT_WORDS + RETRIES_WORD] = 1
             for number in range(1, 200):
                 while not opened.is_writable():

@@ -115,8 +115,8 @@ class TestSlots:
         for number in range(5):
             slot = opened.admit(encode(admit(number)))
             words = opened.progress[slot * SLOT_WORDS : (slot + 1) * SLOT_WORDS].tolist()
-            assert words == [number * 2 + 1, 0, 0, 0, 0, 0, 0, 0]
-            for word in range(1, 6):
+            assert words == [number * 2 + 1] + [0] * (SLOT_WORDS - 1)
+            for word in range(1, SLOT_WORDS):
                 opened.progress[slot * SLOT_WORDS + word] = 77
             await ended(opened, slot, final(admit(number)))
         await opened.close()

@@ -148,7 +148,7 @@ MUTATIONS = (
         "merge counts class by class",
         "link/recovery.py",
         "    return OpenRequest(request.seq, used, request.admit, retries)\n",
-        "    used = Quantities(*(max(getattr(used, name), getattr(request.used, name)) for name in used.__struct_fields__))\n"
+        "    used = Quantities.from_values(map(max, used.values(), request.used.values()))\n"
         "    return OpenRequest(request.seq, used, request.admit, retries)\n",
         "tokens that moved to another class are billed in both",
         seed=100,

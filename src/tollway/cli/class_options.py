@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, BillingClassRow, Unit
+from tollway.domain.billing_classes import BILLING_CLASSES, PER_MILLION, BillingClass, BillingClassRow, Unit
 
 Command = Callable[..., None]
 
@@ -21,9 +21,9 @@ def with_price_options(command: Command) -> Command:
 
 
 def with_quantity_options(command: Command) -> Command:
-    """Replace the parameter `quantities` of a command by an option for the quantity of each token class. The command receives the numbers
-    by class, 0 where one was left out."""
-    rows = [row for row in BILLING_CLASSES if row.unit is Unit.TOKEN]
+    """Replace the parameter `quantities` of a command by an option for the quantity of each class but the request. The command receives
+    the numbers by class, 0 where one was left out."""
+    rows = [row for row in BILLING_CLASSES if row.unit is not Unit.REQUEST]
     names = {row.billing_class: row.line_item for row in rows}
     return _replace_parameter(command, "quantities", names, [_option(row.line_item, int, 0, row.description, row) for row in rows])
 
@@ -31,7 +31,7 @@ def with_quantity_options(command: Command) -> Command:
 def _describe_price(row: BillingClassRow) -> str:
     words = row.billing_class.replace("_", " ")
     if row.unit is not Unit.TOKEN:
-        return f"Price per {words}, a decimal; 0 if left out."
+        return f"Price per {'1,000,000 characters' if row.unit in PER_MILLION else row.unit}, a decimal; 0 if left out."
     absent = f"; as {row.price_of} if left out" if row.price_of else ""
     return f"Price per 1,000,000 {words} tokens, a decimal{absent}."
 

@@ -14,7 +14,7 @@ from tollway.cli.output import Output, OutputOption, print_json, print_rows, rep
 from tollway.cli.platform_file import read_prices
 from tollway.cli.price_preview import preview
 from tollway.cli.times import ValidFrom, Zone, find_zone, read_instant, show_day, show_instant, with_times
-from tollway.domain.billing_classes import BillingClass
+from tollway.domain.billing_classes import BILLING_CLASSES, OTHER_CLASSES, BillingClass, BillingClassRow
 from tollway.domain.price_books import format_discount, parse_discount
 from tollway.settings import OperatorError
 
@@ -57,7 +57,7 @@ def list_prices(
                 names = {each["id"]: each["name"] for each in control.list_all("/platform/price_books")}
                 rows = [{**row, "book": names.get(row["list"])} for row in rows]
     lists = [] if organization is not None or book is not None else ["list", "book"]
-    print_rows(output, ["model", "tier", *lists, "currency", *CLASSES, "valid_from"], rows, none="no prices yet")
+    print_rows(output, ["model", "tier", *lists, "currency", *_list_columns(rows), "valid_from"], rows, none="no prices yet")
 
 
 @app.command()
@@ -234,6 +234,20 @@ def terms(
             for row in rows
         ]
     print_rows(output, ["valid_from", "book", "discount"], rows, none="no terms: its currency has no price book yet")
+
+
+def _list_columns(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the classes to show: those of text, and of the others those that have another price than their default somewhere."""
+
+    def is_priced(row: dict[str, Any], billing_class: BillingClassRow) -> bool:
+        base = billing_class.price_of
+        return bool(row[billing_class.billing_class] != ("0" if base is None else row[base]))
+
+    return [
+        str(each.billing_class)
+        for each in BILLING_CLASSES
+        if each.billing_class not in OTHER_CLASSES or any(is_priced(row, each) for row in rows)
+    ]
 
 
 # ---- Names and numbers ------------------------------------------------------------------------------------------------

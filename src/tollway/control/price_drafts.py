@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from tollway.control import prices, publish
 from tollway.domain import ids
+from tollway.domain.billing_classes import CLASS_TABLE
 from tollway.domain.faults import PARAMETER_INVALID, PRICE_DOUBTFUL, PRICE_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.price_books import (
@@ -134,7 +135,9 @@ def _lines_at(tx: PlatformTx, book: PriceBook, at: int) -> list[DraftLine]:
     in_force: dict[Series, DraftLine] = {}
     for price in storage.list_book_prices(tx, book.id):
         if price.valid_from <= at:
-            in_force[price.model, price.tier] = DraftLine(model=price.model, tier=price.tier, unit_prices=price.unit_prices)
+            in_force[price.model, price.tier] = DraftLine(
+                model=price.model, tier=price.tier, unit_prices=price.unit_prices, class_table=CLASS_TABLE
+            )
     return list(in_force.values())
 
 

@@ -232,7 +232,7 @@ def _find_amount(tx: PlatformTx, record: QuarantinedRecord) -> tuple[int | None,
     for each in batch.finals:
         price = prices.get(each.final.admit.price_version)
         if price is not None:
-            return billed(each.final).times(price.unit_prices).total, price.currency
+            return billed(each.final).cost(price.unit_prices), price.currency
     return None, None
 
 

@@ -347,8 +347,11 @@ def _check_piece(walk: _Walk, batch: Batch, ledger: EpochLedger, ticked: bytearr
 
 
 _NODE, _EPOCH, _SEQ, _HASH, _PERIOD = map(usage_events.EVENT_COLUMNS.index, ("node_id", "epoch", "seq", "content_hash", "period_at"))
-_FIRST_AMOUNT = usage_events.EVENT_COLUMNS.index(usage_events.AMOUNT_COLUMNS[0])
-_AMOUNTS = slice(_FIRST_AMOUNT, _FIRST_AMOUNT + len(usage_events.AMOUNT_COLUMNS))
+_AMOUNTS = tuple(map(usage_events.EVENT_COLUMNS.index, usage_events.AMOUNT_COLUMNS))
+
+
+def _read_amounts(row: tuple[Any, ...]) -> Amounts:
+    return Amounts.from_values(row[at] or 0 for at in _AMOUNTS)
 
 
 def _fingerprint(data: bytes) -> int:
@@ -376,8 +379,8 @@ def _compare_event(walk: _Walk, row: EventRow, found: tuple[Any, ...], event: Bo
         expected = (*expected[:_PERIOD], event.period_at, *expected[_PERIOD + 1 :])
     if found != expected:
         text = "differs from the archive"
-        if found[_AMOUNTS] != expected[_AMOUNTS]:
-            text = f"is billed {_shown(Amounts(*found[_AMOUNTS]))} instead of {_shown(event.amounts)}"
+        if _read_amounts(found) != _read_amounts(expected):
+            text = f"is billed {_shown(_read_amounts(found))} instead of {_shown(event.amounts)}"
         walk.findings.add("usage_events", f"{event.event_id} {text}")
     flaw = walk.periods.find_flaw(event.organization_id, event.ended_at, event.period_at)
     if flaw is None and not walk.periods.is_reported(event.organization_id, event.period_at, found[_NODE], found[_EPOCH], event.seq):

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
-from tollway.domain.billing_classes import BillingClass, Quantities
+from tollway.domain.billing_classes import BillingClass, Quantities, stated_quantities
 from tollway.domain.keys import KeyOrigin
 from tollway.domain.prices import RatedLine
 
@@ -125,7 +125,7 @@ def fields_of(adjustment: Adjustment) -> Mapping[str, object]:
         "event_id": adjustment.event_id,
         "kind": str(adjustment.kind),
         "amount_pico": str(adjustment.amount_pico),
-        "replacement": None if new is None else dict(zip(BillingClass, new.values(), strict=True)),
+        "replacement": None if new is None else stated_quantities(new),
         "reason": adjustment.reason,
         "actor": adjustment.actor,
         "actor_origin": str(adjustment.actor_origin),

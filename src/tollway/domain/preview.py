@@ -130,8 +130,8 @@ class Preview:
         if units is None:
             units = self._compiled[key] = compile_units(price, discount_bp)
         tokens, request = bills(OUTCOME_POLICIES[used.outcome_policy], used.endpoint, used.outcome, delivered=used.delivered)
-        draft = (used.used if tokens else NOTHING).times(units, used.events if request else 0)
-        return PreviewComparison(used.events, used.cost_pico, draft.total)
+        draft_pico = (used.used if tokens else NOTHING).cost(units, used.events if request else 0)
+        return PreviewComparison(used.events, used.cost_pico, draft_pico)
 
 
 def last_month(now: int) -> tuple[int, int]:

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
+from msgspec.structs import force_setattr
 
-from tollway.domain.billing_classes import BillingClass, UnitPrices
+from tollway.domain.billing_classes import CLASS_TABLE, BillingClass, UnitPrices, complete_prices
 from tollway.domain.money import divide_half_even
 from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.usage import ServiceTier
@@ -86,7 +87,7 @@ def compile_unit(unit_pico: int, discount_bp: int) -> int:
 
 def compile_units(units: UnitPrices, discount_bp: int) -> UnitPrices:
     """All unit prices at a discount."""
-    return UnitPrices(*(compile_unit(unit_pico, discount_bp) for unit_pico in units.values()))
+    return UnitPrices.from_values(compile_unit(unit_pico, discount_bp) for unit_pico in units.values())
 
 
 def compile_price(price: BookPrice, currency: str, discount_bp: int) -> PriceVersion:
@@ -100,6 +101,7 @@ def compile_price(price: BookPrice, currency: str, discount_bp: int) -> PriceVer
         currency=currency,
         valid_from=price.valid_from,
         unit_prices=compile_units(price.unit_prices, discount_bp),
+        class_table=CLASS_TABLE,
     )
 
 
@@ -153,11 +155,17 @@ class DraftState(StrEnum):
 
 
 class DraftLine(msgspec.Struct, frozen=True, kw_only=True):
-    """Draft price of one model in one service tier."""
+    """Draft price of one model in one service tier. `class_table`: as in `PriceVersion`."""
 
     model: str
     tier: ServiceTier
     unit_prices: UnitPrices
+    class_table: int = 1
+
+    def __post_init__(self) -> None:
+        if self.class_table < CLASS_TABLE:
+            force_setattr(self, "unit_prices", complete_prices(self.unit_prices, self.class_table))
+            force_setattr(self, "class_table", CLASS_TABLE)
 
     @property
     def series(self) -> "Series":

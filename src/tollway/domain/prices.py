@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import force_setattr
 
-from tollway.domain.billing_classes import Amounts, BillingClass, Quantities, UnitPrices
+from tollway.domain.billing_classes import CLASS_TABLE, Amounts, BillingClass, Quantities, UnitPrices, complete_prices
 from tollway.domain.money import AMOUNT_PICO_MAX
 from tollway.domain.usage import ServiceTier
 
@@ -20,7 +21,8 @@ from tollway.domain.usage import ServiceTier
 class PriceVersion(msgspec.Struct, frozen=True, kw_only=True):
     """Compiled unit prices of one model in one service tier of one price list, from `valid_from` (inclusive) until the next version's.
 
-    `list`: the id of the price list (see `price_books.list_id`).
+    `list`: the id of the price list (see `price_books.list_id`). `class_table`: the version of the table of billing classes by which the
+    prices were stated: those that it did not have get their default. It is always the current one of a price that was made.
     """
 
     id: str
@@ -30,6 +32,12 @@ class PriceVersion(msgspec.Struct, frozen=True, kw_only=True):
     valid_from: int
     unit_prices: UnitPrices
     tier: ServiceTier = ServiceTier.STANDARD
+    class_table: int = 1
+
+    def __post_init__(self) -> None:
+        if self.class_table < CLASS_TABLE:
+            force_setattr(self, "unit_prices", complete_prices(self.unit_prices, self.class_table))
+            force_setattr(self, "class_table", CLASS_TABLE)
 
 
 class PriceTerms(msgspec.Struct, frozen=True):

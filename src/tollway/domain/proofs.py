@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tollway.domain.billing_classes import BillingClass, UnitPrices
+from tollway.domain.billing_classes import UnitPrices, stated_prices
 from tollway.domain.prices import PriceVersion, RatedLine
 from tollway.domain.usage import UsageEvent
 
@@ -51,8 +51,8 @@ def describe_price(price: PriceVersion) -> Mapping[str, Any]:
 
 
 def name_classes(units: UnitPrices) -> Mapping[str, str]:
-    """Return unit prices by billing class, as exports show them."""
-    return {str(name): str(pico) for name, pico in zip(BillingClass, units.values(), strict=True)}
+    """Return unit prices by billing class, as exports show them: a class that is not among them has the default of its row."""
+    return {str(name): str(pico) for name, pico in stated_prices(units).items()}
 
 
 @lru_cache(maxsize=4096)

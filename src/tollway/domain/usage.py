@@ -13,7 +13,7 @@ from enum import StrEnum
 
 import msgspec
 
-from tollway.domain.billing_classes import NOTHING, Amounts, Quantities
+from tollway.domain.billing_classes import NOTHING, Amounts, Quantities, UnitPrices
 from tollway.domain.catalog import Endpoint
 
 TOKENS_MAX = 2**31 - 1
@@ -306,6 +306,15 @@ def billed_by(policy_version: int, endpoint: str, final: Final | Ended) -> Quant
     used = final.used
     tokens, request = _BILLS[policy_version, used.output_tokens > 0][final.outcome]
     return used.with_request(request) if tokens else _REQUEST_ONLY[request]
+
+
+def find_cost(policy_version: int, endpoint: str, final: Final | Ended, unit_prices: UnitPrices) -> int:
+    """Return what that costs, in pico-currency: `billed_by(...).times(unit_prices).total`, without the values between."""
+    if endpoint in OUTCOME_POLICIES[policy_version].unbilled_endpoints:
+        return 0
+    used = final.used
+    tokens, request = _BILLS[policy_version, used.output_tokens > 0][final.outcome]
+    return used.cost(unit_prices, request) if tokens else request * unit_prices.request
 
 
 _REQUEST_ONLY = (NOTHING, Quantities(request=1))

@@ -32,7 +32,7 @@ from tollway.domain.faults import BUDGET_EXCEEDED, BUDGET_UNAVAILABLE, COST_EXCE
 from tollway.domain.money import format_amount, parse_sum
 from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.snapshot import BudgetEntry
-from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, UsageSource, billed_by
+from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, UsageSource, find_cost
 from tollway.gateway.driver import OVER, Waiter
 from tollway.gateway.request import Call, RequestHead
 
@@ -277,7 +277,7 @@ class Budgets:
         if final is not None:
             if final.source is UsageSource.ENGINE_FINAL and call.prompt_bytes:
                 self._learn_template(call, final.used.input_tokens)
-            pico = billed_by(OUTCOME_POLICY_CURRENT, call.request.endpoint, final).times(call.price.unit_prices).total
+            pico = find_cost(OUTCOME_POLICY_CURRENT, call.request.endpoint, final, call.price.unit_prices)
         is_short = False
         for account, held in hold.amounts:
             account.lease.held_pico -= held

@@ -99,20 +99,20 @@ class UsageRecord(Ending):
         self.anomaly = None
         self.input_estimate = 0
         if self.attempts > 1:
+            write_quantities(self._progress, self._slot, NOTHING, self._used)
             self._used = NOTHING
             self._output = 0
             self.source = UsageSource.NONE
             self.first_token_at = None
-            write_quantities(self._progress, self._slot, NOTHING)
             self._progress[self._first_token_word] = 0
             self._progress[self._slot * SLOT_WORDS + RETRIES_WORD] = self.attempts - 1
 
     def note(self, used: Quantities, source: UsageSource) -> None:
         """Note what is known to be used so far: kept where a crash cannot reach it, before the bytes that carry it go to the client."""
+        write_quantities(self._progress, self._slot, used, self._used)
         self._used = used
         self._output = used.output
         self.source = source
-        write_quantities(self._progress, self._slot, used)
         if self.first_token_at is None and used.output_tokens:
             self.first_token_at = self._progress[self._first_token_word] = self.now_us()
 

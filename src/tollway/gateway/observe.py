@@ -9,7 +9,7 @@ import time
 
 from tollway.domain.billing_classes import NOTHING
 from tollway.domain.faults import Fault
-from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, billed_by
+from tollway.domain.usage import OUTCOME_POLICY_CURRENT, Ended, find_cost
 from tollway.gateway.meter import UsageRecord
 from tollway.gateway.plane import Plane
 from tollway.gateway.request import Call, Request
@@ -19,7 +19,7 @@ from tollway.telemetry import timestamp
 CLIENT_GONE_STATUS = 499
 """Status in the log of a request whose client left before its answer began."""
 
-_NOTHING_USED = ("", 0, "", 0.0, *NOTHING.quantities(), 0, False, "")
+_NOTHING_USED = ("", 0, "", 0.0, *NOTHING.text_quantities(), 0, False, "")
 """The fields of a line, from `upstream` to `usage_source`, of a request that no engine received."""
 
 
@@ -67,9 +67,13 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
     metrics.count(metrics.outcomes, final.outcome)
     found = metrics.of_model(request.endpoint, model)
     found.statuses[status] = found.statuses.get(status, 0) + 1
-    quantities = final.used.quantities()
-    for index, quantity in enumerate(quantities):
-        found.tokens[index] += quantity
+    used, tokens = final.used, found.tokens
+    tokens[0] += used.input
+    tokens[1] += used.cached_input
+    tokens[2] += used.output
+    tokens[3] += used.reasoning
+    if used.other is not None:
+        found.add_other(used.other)
     found.duration.observe(duration)
     if final.first_token_at is not None:
         found.first_token.observe(ttft_ms / 1000)
@@ -93,11 +97,16 @@ def _observe_final(request: Request, call: Call, final: Ended, fault: Fault | No
         final.attempts,
         final.outcome,
         ttft_ms,
-        *quantities,
-        0 if caller.is_test else billed_by(OUTCOME_POLICY_CURRENT, call.request.endpoint, final).times(call.price.unit_prices).total,
+        used.input,
+        used.cached_input,
+        used.output,
+        used.reasoning,
+        0 if caller.is_test else find_cost(OUTCOME_POLICY_CURRENT, call.request.endpoint, final, call.price.unit_prices),
         call.stream,
         final.source,
     )
+    if used.other is not None:
+        line.other_usage = used.other
     _write(line, request, fault, plane)
 
 

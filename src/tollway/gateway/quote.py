@@ -34,7 +34,7 @@ class Quote:
         _, _, input_tokens, output_tokens = estimate_units(call, ())
         self._expected = (input_tokens, min(output_tokens, OUTPUT_TOKENS_EXPECTED * call.sequences))
         prices, most = call.price.unit_prices, call.output_tokens_max
-        self._expected_pico = Quantities(input_tokens, output=self._expected[1], request=1).times(prices).total
+        self._expected_pico = Quantities(input_tokens, output=self._expected[1], request=1).cost(prices)
         self._most_pico = None if most is None else find_fixed_cost(prices, call.input_tokens_max) + most * find_output_price(prices)
         if call.caller.is_test or call.request.endpoint in OUTCOME_POLICIES[OUTCOME_POLICY_CURRENT].unbilled_endpoints:
             self._expected_pico = self._most_pico = 0

@@ -55,7 +55,7 @@ from tollway.link.epochs import (
     write_all,
     write_file,
 )
-from tollway.wire.progress_slots import FIRST_TOKEN_WORD, RETRIES_WORD, SLOT_WORDS, read_quantities
+from tollway.wire.progress_slots import FIRST_TOKEN_WORD, RETRIES_WORD, SLOT_WORDS, TRAILER_BYTES, read_quantities
 from tollway.wire.segments import HEAD_BYTES, Reader, Tail, extend
 
 _SEGMENT_BYTES_MIN = 1 << 20
@@ -356,13 +356,15 @@ class _Slot:
 
 
 def _read_slots(epoch: EpochFiles) -> dict[int, _Slot]:
-    """Return progress.map by ADMIT seq."""
+    """Return progress.map by ADMIT seq; nothing of one in another layout, so that its requests have what their PROGRESS records say."""
     words = array.array("Q")
     try:
         content = epoch.disk.read(epoch.directory / "progress.map")
     except FileNotFoundError:
         return {}
-    words.frombytes(content[: len(content) - len(content) % (8 * SLOT_WORDS)])
+    if len(content) % (8 * SLOT_WORDS) != TRAILER_BYTES:
+        return {}
+    words.frombytes(content[:-TRAILER_BYTES])
     slots: dict[int, _Slot] = {}
     for slot in range(len(words) // SLOT_WORDS):
         seq = words[slot * SLOT_WORDS]

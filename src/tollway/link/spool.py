@@ -59,7 +59,7 @@ from tollway.link.epochs import (
     write_node,
 )
 from tollway.link.recovery import Alarm, finish, recover, recover_dead
-from tollway.wire.progress_slots import RETRIES_WORD, SLOT_WORDS, read_quantities
+from tollway.wire.progress_slots import RETRIES_WORD, SLOT_WORDS, TRAILER_BYTES, read_quantities
 from tollway.wire.segments import HEAD_BYTES, extend
 
 ADMIT_BYTES_MAX: Final = 640
@@ -94,7 +94,7 @@ _ZERO_SLOT: Final = bytes(_SLOT_BYTES)
 
 @dataclass(frozen=True, slots=True)
 class SpoolOptions:
-    """Sizes and rhythms. `slots_max`: most requests open at once (64 bytes of shared memory each; segment_bytes must
+    """Sizes and rhythms. `slots_max`: most requests open at once (128 bytes of shared memory each; segment_bytes must
     be at least 1,024 times it). `gather_seconds`: how long a commit waits for company; 0 commits at once.
     `tick_seconds`: a sign of life in the record, which also commits what has no FINAL behind it."""
 
@@ -587,7 +587,7 @@ def _make_epoch(directory: Path, now_us: int, disk: Disk) -> tuple[EpochFiles, i
 def _create_map(path: Path, slots: int, disk: Disk) -> mmap.mmap:
     """The progress table: a file of zeros with its blocks allocated (a store into a hole of a full disk would kill
     the process)."""
-    size = slots * _SLOT_BYTES
+    size = slots * _SLOT_BYTES + TRAILER_BYTES
     fd = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         disk.fallocate(fd, 0, size)

@@ -15,7 +15,7 @@ from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema import organizations
 from tollway.storage.schema_money import ledger_transactions
-from tollway.storage.schema_periods import REPLACEMENTS, adjustment_approvals, usage_adjustments
+from tollway.storage.schema_periods import OTHER_REPLACEMENTS, REPLACEMENTS, adjustment_approvals, usage_adjustments
 
 _approval = adjustment_approvals.c
 _booking = ledger_transactions.c
@@ -41,7 +41,7 @@ def insert_adjustment(tx: PlatformTx, adjustment: Adjustment) -> None:
             model=adjustment.model,
             kind=adjustment.kind,
             amount_pico=adjustment.amount_pico,
-            **(dict.fromkeys(REPLACEMENTS) if new is None else dict(zip(REPLACEMENTS, new.values(), strict=True))),
+            **(dict.fromkeys(REPLACEMENTS) if new is None else _replacement_columns(new)),
             reason=adjustment.reason,
             actor=adjustment.actor,
             actor_origin=adjustment.actor_origin,
@@ -49,6 +49,10 @@ def insert_adjustment(tx: PlatformTx, adjustment: Adjustment) -> None:
             created_at=adjustment.created_at,
         )
     )
+
+
+def _replacement_columns(new: Quantities) -> dict[str, int | None]:
+    return {name: value or (None if name in OTHER_REPLACEMENTS else 0) for name, value in zip(REPLACEMENTS, new.values(), strict=True)}
 
 
 def insert_decision(tx: PlatformTx, adjustment: Adjustment, decision: ApprovalDecision, approver: Operator, now: int) -> None:
@@ -162,7 +166,7 @@ def list_costs(
 def _adjustment(row: Any) -> Adjustment:
     replacement = None
     if row.replacement_input is not None:
-        replacement = Quantities(*(getattr(row, name) for name in REPLACEMENTS))
+        replacement = Quantities.from_values(getattr(row, name) or 0 for name in REPLACEMENTS)
     return Adjustment(
         id=row.id,
         organization_id=row.organization_id,

@@ -53,9 +53,9 @@ def sum_page(
     next_id: str | None = tx.connection.execute(following).scalar_one_or_none()
     page = (
         sa.select(
-            *(events[name] for name in ("organization_id", "model", "endpoint", "service_tier", "outcome_policy", "outcome", *TOKENS)),
-            *(events[name] for name in AMOUNT_COLUMNS),
-            sa.case((sum((events[name] for name in OUTPUT), sa.literal(0)) > 0, 1), else_=0).label("delivered"),
+            *(events[name] for name in ("organization_id", "model", "endpoint", "service_tier", "outcome_policy", "outcome")),
+            *(sa.func.coalesce(events[name], 0).label(name) for name in (*TOKENS, *AMOUNT_COLUMNS)),
+            sa.case((sum((sa.func.coalesce(events[name], 0) for name in OUTPUT), sa.literal(0)) > 0, 1), else_=0).label("delivered"),
             _span(changes).label("span"),
         )
         .where(in_range, events.admitted_at >= from_at, events.admitted_at < to_at, ~events.test)
@@ -94,6 +94,6 @@ def _sum(row: Any, starts: Sequence[int], classes: int) -> UsageSum:
         outcome=Outcome(row.outcome),
         delivered=bool(row.delivered),
         events=row.events,
-        used=Quantities(*(int(getattr(row, name)) for name in TOKENS)),
+        used=Quantities.from_values((*(int(getattr(row, name)) for name in TOKENS), 0)),
         cost_pico=cost_pico,
     )

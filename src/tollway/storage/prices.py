@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from tollway.domain.billing_classes import UnitPrices
+from tollway.domain.billing_classes import CLASS_TABLE, BillingClass, UnitPrices, stated_prices, with_default_prices
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.price_books import (
@@ -326,7 +326,7 @@ def count_compiled(tx: PlatformTx) -> int:
 def _joined_price(row: Any) -> BookPrice:
     columns = [name for name in book_prices.c.keys() if name not in UNIT_PRICES]  # noqa: SIM118 - a collection of columns, no dict
     values = {name: getattr(row, f"book_{name}") for name in columns}
-    unit_prices = UnitPrices(*(getattr(row, f"book_{name}") for name in UNIT_PRICES))
+    unit_prices = _read_units(getattr(row, f"book_{name}") for name in UNIT_PRICES)
     return BookPrice(**values | {"tier": ServiceTier(row.book_tier), "unit_prices": unit_prices})
 
 
@@ -348,6 +348,7 @@ def _select_carried() -> sa.Select[Any]:
 def _compiled_row(price: BookPrice, currency: str, price_list: PriceList) -> dict[str, Any]:
     row = msgspec.structs.asdict(compile_price(price, currency, price_list.discount_bp))
     row["list_id"] = row.pop("list")
+    del row["class_table"]
     return row | _unit_columns(row.pop("unit_prices")) | {"source_id": price.id, "carried_from": price.carried_from}
 
 
@@ -360,15 +361,22 @@ def _price(row: Any) -> PriceVersion:
         currency=row.currency,
         valid_from=row.valid_from,
         unit_prices=_unit_prices(row),
+        class_table=CLASS_TABLE,
     )
 
 
 def _unit_prices(row: Any) -> UnitPrices:
-    return UnitPrices(*(getattr(row, name) for name in UNIT_PRICES))
+    return _read_units(getattr(row, name) for name in UNIT_PRICES)
 
 
-def _unit_columns(units: UnitPrices) -> dict[str, int]:
-    return dict(zip(UNIT_PRICES, units.values(), strict=True))
+def _read_units(columns: Iterable[int | None]) -> UnitPrices:
+    """Return the unit prices that stand in columns of UNIT_PRICES."""
+    return with_default_prices({name: pico for name, pico in zip(BillingClass, columns, strict=True) if pico is not None})
+
+
+def _unit_columns(units: UnitPrices) -> dict[str, int | None]:
+    stated = stated_prices(units)
+    return {column: stated.get(billing_class) for column, billing_class in zip(UNIT_PRICES, BillingClass, strict=True)}
 
 
 # ---- Terms ------------------------------------------------------------------------------------------------------------

@@ -85,4 +85,4 @@ def _read_sums(row: Any) -> UsageSums:
     requests, *values = map(int, row[-1 - len(QUANTITY_CLASSES) - 2 * len(ROLLUP_COSTS) :])
     costs = values[len(QUANTITY_CLASSES) :]
     amounts = (units * PICO + pico for units, pico in zip(costs[::2], costs[1::2], strict=True))
-    return UsageSums(requests, Quantities(*values[: len(QUANTITY_CLASSES)]), Amounts(*amounts))
+    return UsageSums(requests, Quantities.from_values((*values[: len(QUANTITY_CLASSES)], 0)), Amounts.from_values(amounts))

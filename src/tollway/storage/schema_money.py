@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from tollway.domain.billing_classes import QUANTITY_CLASSES, BillingClass
+from tollway.domain.billing_classes import OTHER_CLASSES, QUANTITY_CLASSES, TEXT_CLASSES, BillingClass
 from tollway.domain.quarantine import QuarantineState
 from tollway.domain.usage import Anomaly, Outcome, ServiceTier, UsageSource
 from tollway.storage.schema import metadata, one_of
@@ -103,7 +103,8 @@ usage_events = sa.Table(  # append-only
     sa.Column("period_at", sa.BigInteger, nullable=False),  # the start of the billing period in which it is booked
     sa.Column("outcome", sa.String(16), nullable=False),
     sa.Column("source", sa.String(32), nullable=False),
-    *(sa.Column(billing_class, sa.BigInteger, nullable=False) for billing_class in QUANTITY_CLASSES),
+    # Null stands for none of the classes that few requests use.
+    *(sa.Column(billing_class, sa.BigInteger, nullable=billing_class in OTHER_CLASSES) for billing_class in QUANTITY_CLASSES),
     sa.Column("price_version", sa.String(64), nullable=False),
     sa.Column("service_tier", sa.String(16), nullable=False),
     sa.Column("outcome_policy", sa.Integer, nullable=False),
@@ -115,14 +116,17 @@ usage_events = sa.Table(  # append-only
     sa.Column("price_hash", sa.String(64), nullable=False, server_default=""),  # of the price and terms at admission, from the record
     sa.Column("choices", sa.Integer, nullable=False, server_default="1"),  # outputs asked for of each prompt
     # What each class costs: quantity billed (by the outcome policy) x unit price (of the price version), neither of which can change.
-    *(sa.Column(f"{billing_class}_pico", sa.BigInteger, nullable=False) for billing_class in BillingClass),
+    *(sa.Column(f"{billing_class}_pico", sa.BigInteger, nullable=billing_class in OTHER_CLASSES) for billing_class in BillingClass),
     sa.Column("content_hash", sa.LargeBinary(32), nullable=False),
     one_of("outcome", Outcome),
     one_of("source", UsageSource),
     one_of("service_tier", ServiceTier),
     one_of("anomaly", Anomaly),
-    sa.CheckConstraint(" AND ".join(f"{billing_class} >= 0" for billing_class in QUANTITY_CLASSES), name="quantities_not_negative"),
-    sa.CheckConstraint(" AND ".join(f"{billing_class}_pico >= 0" for billing_class in BillingClass), name="amounts_not_negative"),
+    sa.CheckConstraint(" AND ".join(f"{billing_class} >= 0" for billing_class in TEXT_CLASSES), name="quantities_not_negative"),
+    sa.CheckConstraint(
+        " AND ".join(f"{billing_class}_pico >= 0" for billing_class in BillingClass if billing_class not in OTHER_CLASSES),
+        name="amounts_not_negative",
+    ),
     postgresql_partition_by="RANGE (event_id)",
 )
 sa.Index(None, usage_events.c.organization_id, usage_events.c.period_at, usage_events.c.event_id)
@@ -209,6 +213,12 @@ ROLLUP_COSTS = tuple(f"{billing_class}_cost" for billing_class in BillingClass)
 """Each is two columns, `<name>_units` and `<name>_pico`: the sum is units x 10**12 + pico, with pico below 10**12, so that nine
 million rows can be summed before a 64-bit integer ends."""
 
+
+def _rollup_default(column: str) -> str | None:
+    """Return the value of a column in rows from before its class existed; None for the classes that have always been."""
+    return "0" if column.removesuffix("_cost") in OTHER_CLASSES else None
+
+
 usage_rollups = sa.Table(  # events by the instant at which they ended; tokens as billed
     "usage_rollups",
     metadata,
@@ -219,8 +229,12 @@ usage_rollups = sa.Table(  # events by the instant at which they ended; tokens a
     sa.Column("key_id", name(64), primary_key=True),
     sa.Column("model", name(128), primary_key=True),
     sa.Column("endpoint", name(64), primary_key=True),
-    *(sa.Column(quantity, sa.BigInteger, nullable=False) for quantity in ROLLUP_QUANTITIES),
-    *(sa.Column(f"{cost}_{part}", sa.BigInteger, nullable=False) for cost in ROLLUP_COSTS for part in ("units", "pico")),
+    *(sa.Column(quantity, sa.BigInteger, nullable=False, server_default=_rollup_default(quantity)) for quantity in ROLLUP_QUANTITIES),
+    *(
+        sa.Column(f"{cost}_{part}", sa.BigInteger, nullable=False, server_default=_rollup_default(cost))
+        for cost in ROLLUP_COSTS
+        for part in ("units", "pico")
+    ),
     postgresql_with={"fillfactor": 45},  # space for the next version of every row of a page, so that index entries stay
 )
 

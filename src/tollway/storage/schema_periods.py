@@ -7,7 +7,7 @@ Nothing may be booked into a period that is not open. Both are enforced by trigg
 
 import sqlalchemy as sa
 
-from tollway.domain.billing_classes import QUANTITY_CLASSES
+from tollway.domain.billing_classes import OTHER_CLASSES, QUANTITY_CLASSES
 from tollway.domain.corrections import AdjustmentKind, ApprovalDecision
 from tollway.domain.keys import KeyOrigin
 from tollway.domain.periods import PeriodState
@@ -109,6 +109,9 @@ lost_declarations = sa.Table(  # append-only
 REPLACEMENTS = (*(f"replacement_{billing_class}" for billing_class in QUANTITY_CLASSES), "replacement_requests")
 """Columns of the quantities that are billed instead, in the order of the billing classes."""
 
+OTHER_REPLACEMENTS = frozenset(f"replacement_{billing_class}" for billing_class in OTHER_CLASSES)
+"""Those that are null where nothing of their class is billed."""
+
 usage_adjustments = sa.Table(  # append-only
     "usage_adjustments",
     metadata,
@@ -132,7 +135,7 @@ usage_adjustments = sa.Table(  # append-only
     sa.CheckConstraint(
         " AND ".join(
             ["(kind = 'replace') = (replacement_input IS NOT NULL)"]
-            + [f"(replacement_input IS NULL) = ({name} IS NULL)" for name in REPLACEMENTS[1:]]
+            + [f"(replacement_input IS NULL) = ({name} IS NULL)" for name in REPLACEMENTS[1:] if name not in OTHER_REPLACEMENTS]
         ),
         name="replaced_by_all_classes",
     ),

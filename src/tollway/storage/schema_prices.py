@@ -8,7 +8,7 @@ is once it was published or discarded (see the migrations).
 import sqlalchemy as sa
 from sqlalchemy.schema import SchemaItem
 
-from tollway.domain.billing_classes import BillingClass
+from tollway.domain.billing_classes import OTHER_CLASSES, BillingClass
 from tollway.domain.price_books import DISCOUNT_BP_MAX, DraftState
 from tollway.domain.usage import ServiceTier
 from tollway.storage.schema import metadata, one_of
@@ -16,12 +16,15 @@ from tollway.storage.schema import metadata, one_of
 UNIT_PRICES = tuple(f"{billing_class}_pico" for billing_class in BillingClass)
 """Columns of unit prices, in the order of the billing classes."""
 
+OTHER_UNIT_PRICES = tuple(f"{billing_class}_pico" for billing_class in OTHER_CLASSES)
+"""Those that are null where the price is the default of its class, as it is in rows from before the class existed."""
+
 
 def _unit_columns() -> tuple[SchemaItem, ...]:
     """Unit prices (domain.prices.UnitPrices), none below zero."""
     return (
-        *(sa.Column(name, sa.BigInteger, nullable=False) for name in UNIT_PRICES),
-        sa.CheckConstraint(" AND ".join(f"{name} >= 0" for name in UNIT_PRICES), name="not_negative"),
+        *(sa.Column(name, sa.BigInteger, nullable=name in OTHER_UNIT_PRICES) for name in UNIT_PRICES),
+        sa.CheckConstraint(" AND ".join(f"{name} >= 0" for name in UNIT_PRICES if name not in OTHER_UNIT_PRICES), name="not_negative"),
     )
 
 

@@ -8,7 +8,7 @@ import msgspec
 import sqlalchemy as sa
 from msgspec.structs import astuple
 
-from tollway.domain.billing_classes import QUANTITY_CLASSES, Amounts, BillingClass, Quantities
+from tollway.domain.billing_classes import OTHER_CLASSES, QUANTITY_CLASSES, TEXT_CLASSES, Amounts, BillingClass, Quantities
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.prices import PriceVersion, RatedLine, rate
 from tollway.domain.usage import Admit, Anomaly, Final, Outcome, ServiceTier, UsageEvent, UsageSource, billed
@@ -97,8 +97,7 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
             self.admitted_at,
             self.first_token_at,
             self.ended_at,
-            *astuple(self.used)[:-1],
-            *astuple(self.amounts),
+            *_count_columns(self.used, self.amounts),
             self.period_at,
             self.content_hash,
             *self.template.values,
@@ -106,6 +105,24 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
 
 
 AMOUNT_COLUMNS = tuple(f"{billing_class}_pico" for billing_class in BillingClass)
+
+COUNT_COLUMNS = (
+    *(name for name in map(str, QUANTITY_CLASSES) if name not in OTHER_CLASSES),
+    *(f"{billing_class}_pico" for billing_class in BillingClass if billing_class not in OTHER_CLASSES),
+    *map(str, OTHER_CLASSES),
+    *(f"{billing_class}_pico" for billing_class in OTHER_CLASSES),
+)
+"""Quantities and amounts: those of the classes that all requests use, then those of the others, which are null where there is none."""
+
+
+def _count_columns(used: Quantities, amounts: Amounts, null: object = None) -> tuple[Any, ...]:
+    """Return the values of COUNT_COLUMNS, with `null` in place of a null."""
+    all_use = (*used.text_quantities(), *amounts.text_quantities(), amounts.request)
+    if used.other is None and amounts.other is None:
+        return (*all_use, *(null,) * (2 * len(OTHER_CLASSES)))
+    count = len(TEXT_CLASSES)
+    return (*all_use, *(value or null for value in (*used.quantities()[count:], *amounts.quantities()[count:])))
+
 
 TEMPLATE_COLUMNS = (
     "node_id",
@@ -136,15 +153,14 @@ EVENT_COLUMNS = (
     "admitted_at",
     "first_token_at",
     "ended_at",
-    *map(str, QUANTITY_CLASSES),
-    *AMOUNT_COLUMNS,
+    *COUNT_COLUMNS,
     "period_at",
     "content_hash",
     *TEMPLATE_COLUMNS,
 )
 """All columns, in the order of `EventRow.columns`."""
 
-_COUNTS = "%d\t" * (len(QUANTITY_CLASSES) + len(AMOUNT_COLUMNS))
+_COUNTS = "%s\t" * len(COUNT_COLUMNS)
 _LINE = f"%s\t%d\t%d\t%s\t%d\t{_COUNTS}%d\t\\\\x%s\t%s"
 """An event as a line of a COPY: the columns of its own, then the line of its template."""
 
@@ -178,8 +194,7 @@ def _event_line(row: EventRow) -> str:
         admitted_at,
         NULL if first_at is None else first_at,
         ended_at,
-        *astuple(used)[:-1],
-        *astuple(amounts),
+        *_count_columns(used, amounts, NULL),
         period_at,
         hashed.hex(),
         template.line,
@@ -207,7 +222,7 @@ def read_event(row: Any) -> UsageEvent:
     final = Final(
         admit=admit,
         outcome=Outcome(row.outcome),
-        used=Quantities(*(getattr(row, name) for name in QUANTITY_CLASSES)),
+        used=Quantities.from_values((*(getattr(row, name) or 0 for name in QUANTITY_CLASSES), 0)),
         source=UsageSource(row.source),
         ended_at=row.ended_at,
         deployment_id=row.deployment_id,
@@ -222,7 +237,7 @@ def read_event(row: Any) -> UsageEvent:
         seq=row.seq,
         final=final,
         content_hash=row.content_hash,
-        amounts=Amounts(*(getattr(row, name) for name in AMOUNT_COLUMNS)),
+        amounts=Amounts.from_values(getattr(row, name) or 0 for name in AMOUNT_COLUMNS),
         period_at=row.period_at,
     )
 

@@ -10,6 +10,9 @@ from pydantic import Field, create_model
 from tollway.control.api.schemas import Amount, In, Out, PricePerMillion
 from tollway.domain.billing_classes import (
     BILLING_CLASSES,
+    OTHER_CLASSES,
+    PER_MILLION,
+    ROWS,
     BillingClass,
     Direction,
     PerClass,
@@ -24,8 +27,8 @@ from tollway.domain.usage import TOKENS_MAX
 
 Count = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
 
-_PRICE_TYPES: dict[Unit, Any] = {Unit.TOKEN: PricePerMillion, Unit.REQUEST: Amount}
-_PRICE_TEXTS = {Unit.TOKEN: "Price of 1,000,000 tokens", Unit.REQUEST: "Price of one request"}
+_PRICE_TYPES: dict[Unit, Any] = {unit: PricePerMillion if unit in PER_MILLION else Amount for unit in Unit}
+_PRICE_TEXTS = {unit: f"Price of 1,000,000 {unit}s" if unit in PER_MILLION else f"Price of one {unit}" for unit in Unit}
 
 
 def _price_field(*, is_answer: bool) -> dict[str, Any]:
@@ -92,7 +95,7 @@ def unit_prices_out(units: UnitPrices) -> dict[str, Any]:
 
 def quantities_of(written: QuantitiesWrite) -> Quantities:
     """Return the quantities as a vector; `request` is 1 if the request itself is billed."""
-    return PerClass(*(int(getattr(written, billing_class)) for billing_class in BillingClass))
+    return PerClass.from_values(int(getattr(written, billing_class)) for billing_class in BillingClass)
 
 
 def quantities_out(quantities: Quantities) -> QuantitiesWrite:
@@ -109,3 +112,8 @@ def openai_tokens(used: Quantities) -> dict[str, Any]:
         "output_tokens": used.sum_of(Direction.OUTPUT),
         "output_reasoning_tokens": used.reasoning,
     }
+
+
+def other_quantities(used: Quantities) -> dict[str, int]:
+    """Return the quantities of the classes that few requests use, by line item; those that are 0 are left out."""
+    return {ROWS[billing_class].line_item: quantity for billing_class, quantity in used.items() if billing_class in OTHER_CLASSES}

@@ -23,6 +23,7 @@ from tollway.control.api.schemas import (
 from tollway.control.preview import Scope
 from tollway.control.publish import Effect
 from tollway.domain import money
+from tollway.domain.billing_classes import CLASS_TABLE
 from tollway.domain.preview import Preview, PreviewComparison
 from tollway.domain.price_books import DISCOUNT_BP_MAX, LINES_MAX, DraftFinding, DraftLine, PriceBook, PriceDraft, split_list_id
 from tollway.domain.prices import PriceTerms, PriceVersion
@@ -41,7 +42,7 @@ class UnitsWrite(UnitPricesWrite):
 
     def line(self) -> DraftLine:
         """Return the line of a draft, with the unit price of every class."""
-        return DraftLine(model=self.model, tier=self.tier, unit_prices=unit_prices_of(self))
+        return DraftLine(model=self.model, tier=self.tier, unit_prices=unit_prices_of(self), class_table=CLASS_TABLE)
 
 
 # ---- Publication ------------------------------------------------------------------------------------------------------

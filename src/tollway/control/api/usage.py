@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from tollway.control import tenants, usage
 from tollway.control.access import Tenant
 from tollway.control.api import routes
-from tollway.control.api.class_schemas import openai_tokens
+from tollway.control.api.class_schemas import openai_tokens, other_quantities
 from tollway.control.api.routes import Plane, may, plane_of
 from tollway.control.api.schemas import SECONDS_MAX, Out, find_seconds, seconds
 from tollway.control.usage import Buckets, Cost, Receipt, UsageBucket
@@ -197,6 +197,11 @@ def _completions_result(group: UsageGroup) -> dict[str, Any]:
         "object": "organization.usage.completions.result",
         **openai_tokens(sums.billed),
         "input_uncached_tokens": sums.billed.sum_of(Direction.INPUT) - sums.billed.cached_input,
+        "input_cache_write_tokens": sums.billed.get(BillingClass.CACHE_WRITE),
+        "input_audio_tokens": sums.billed.get(BillingClass.AUDIO_INPUT),
+        "input_image_tokens": sums.billed.get(BillingClass.IMAGE_INPUT),
+        "output_audio_tokens": sums.billed.get(BillingClass.AUDIO_OUTPUT),
+        "output_image_tokens": sums.billed.get(BillingClass.IMAGE_OUTPUT),
         "num_model_requests": sums.requests,
         **_named(group.group),
         "user_id": None,
@@ -438,7 +443,7 @@ def _receipt_out(receipt: Receipt) -> ReceiptOut:
         first_token_ms=None if final.first_token_at is None else (final.first_token_at - admit.admitted_at) / 1000,
         attempts=final.attempts,
         error=final.error,
-        usage=openai_tokens(used),
+        usage={**openai_tokens(used), **other_quantities(used)},
         lines=[
             ReceiptLine(
                 billing_class=line.billing_class,

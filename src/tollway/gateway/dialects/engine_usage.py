@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from tollway.domain.billing_classes import BILLING_CLASSES, NOTHING, BillingClassRow, Direction, Quantities
+from tollway.domain.billing_classes import BILLING_CLASSES, NOTHING, BillingClassRow, Direction, OtherClasses, Quantities
 from tollway.domain.usage import TOKENS_MAX, Anomaly
 from tollway.gateway.dialects.answers import ABSENT, AnswerContext, is_absent
 
@@ -100,6 +100,9 @@ def read_totals(raw: bytes | msgspec.Raw, names: UsageNames) -> UsageReport:
     The two totals stand for themselves: one that is missing, negative, no whole number or above TOKENS_MAX is unknown, and the other one
     stays. A detail that cannot be true does not discard its total: cached tokens above the input are capped to it, reasoning above the
     output counts as plain output, and a detail that is not a count is ignored. Reasoning may stand outside of its details.
+
+    Engines do not say which of the cached tokens were audio, images or just written. What the parts exceed their whole by is taken from
+    these, in this order, so that no token is in two classes.
     """
     counts = read_counts(raw)
     if counts is None:
@@ -114,9 +117,23 @@ def read_totals(raw: bytes | msgspec.Raw, names: UsageNames) -> UsageReport:
     cached = min(cached, input or 0)
     if reasoning > (output or 0):
         reasoning = 0
+    computed, made = (input or 0) - cached, (output or 0) - reasoning
+    written = min(counts.read_detail(names.cached_details, "cache_write_tokens") or 0, computed)
+    images = min(counts.read_detail(names.cached_details, "image_tokens") or 0, computed - written)
+    audio = min(counts.read_detail(names.cached_details, "audio_tokens") or 0, computed - written - images)
+    images_made = min(counts.read_detail(names.reasoning_details, "image_tokens") or 0, made)
+    audio_made = min(counts.read_detail(names.reasoning_details, "audio_tokens") or 0, made - images_made)
     return UsageReport(
-        Quantities(input=(input or 0) - cached, cached_input=cached, output=(output or 0) - reasoning, reasoning=reasoning),
-        Anomaly.INVALID if is_odd else None,
+        Quantities(
+            input=computed - written - images - audio,
+            cached_input=cached,
+            output=made - images_made - audio_made,
+            reasoning=reasoning,
+            other=OtherClasses(written, audio, images, audio_made, images_made)
+            if written or audio or images or audio_made or images_made
+            else None,
+        ),
+        Anomaly.INVALID if is_odd or counts.is_odd else None,
         has_input=input is not None,
         has_output=output is not None,
     )
@@ -211,5 +228,6 @@ def _remove(used: Quantities, direction: Direction, surplus: int) -> Quantities:
 
 def _change(used: Quantities, direction: Direction, change: Callable[[BillingClassRow, int], int]) -> Quantities:
     """Return `used` with the count of each class of one direction replaced by `change(row, count)`."""
-    counts = {row.billing_class.value: change(row, used.get(row.billing_class)) for row in BILLING_CLASSES if row.direction is direction}
-    return msgspec.structs.replace(used, **counts)
+    return used.replace(
+        {row.billing_class: change(row, used.get(row.billing_class)) for row in BILLING_CLASSES if row.direction is direction}
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from tollway.domain import faults
-from tollway.domain.billing_classes import NOTHING, Quantities
+from tollway.domain.billing_classes import NOTHING, OtherClasses, Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, ServiceTier, UsageSource
@@ -106,8 +106,7 @@ def render_error(fault: Fault, request_id: str | None = None) -> bytes:
 def read_usage(raw: bytes | msgspec.Raw) -> UsageReport:
     """Return what of a usage object can be believed, class by class.
 
-    Anthropic's classes are disjoint already: `input_tokens` has neither what was read from the cache nor what was written to it; what was
-    written was computed, so it counts as input.
+    Anthropic's classes are disjoint already: `input_tokens` has neither what was read from the cache nor what was written to it.
     """
     counts = read_counts(raw)
     if counts is None:
@@ -118,7 +117,12 @@ def read_usage(raw: bytes | msgspec.Raw) -> UsageReport:
     if (input or 0) + (written or 0) > TOKENS_MAX:
         written, is_odd = 0, True
     return UsageReport(
-        Quantities(input=(input or 0) + (written or 0), cached_input=cached or 0, output=output or 0),
+        Quantities(
+            input=input or 0,
+            cached_input=cached or 0,
+            output=output or 0,
+            other=OtherClasses(cache_write=written) if written else None,
+        ),
         Anomaly.INVALID if is_odd else None,
         has_input=input is not None or written is not None or cached is not None,
         has_output=output is not None,

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from tollway.domain import faults
-from tollway.domain.billing_classes import NOTHING, Quantities
+from tollway.domain.billing_classes import NOTHING, BillingClass, Quantities
 from tollway.domain.faults import Fault
 from tollway.gateway.dialects import chat_completions
 from tollway.gateway.dialects.answers import Answer, AnswerContext
@@ -250,9 +250,10 @@ def _new_message(chat: ChatAnswer, context: AnswerContext, used: Quantities) -> 
 
 
 def _describe_usage(used: Quantities) -> dict[str, int]:
+    written = used.get(BillingClass.CACHE_WRITE)
     return {
-        "input_tokens": used.input,
-        "cache_creation_input_tokens": 0,
+        "input_tokens": used.input_tokens - used.cached_input - written,
+        "cache_creation_input_tokens": written,
         "cache_read_input_tokens": used.cached_input,
         "output_tokens": used.output_tokens,
     }

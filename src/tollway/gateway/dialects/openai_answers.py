@@ -13,10 +13,15 @@ from tollway.gateway.dialects.engine_usage import UsageNames, UsageReport, check
 
 class _PromptDetails(msgspec.Struct):
     cached_tokens: int = 0
+    audio_tokens: int = 0
+    cache_write_tokens: int = 0
+    image_tokens: int = 0
 
 
 class _CompletionDetails(msgspec.Struct):
     reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    image_tokens: int = 0
 
 
 class _Usage(msgspec.Struct):
@@ -61,9 +66,13 @@ def read_usage(raw: bytes | msgspec.Raw) -> UsageReport:
 
 
 def _split(usage: _Usage) -> UsageReport | None:
-    """Return the report of a usage object of which everything can be true; None for any other."""
+    """Return the report of a usage object of text of which everything can be true; None for any other."""
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     details, completion_details = usage.prompt_tokens_details, usage.completion_tokens_details
+    if (details is not None and (details.audio_tokens or details.cache_write_tokens or details.image_tokens)) or (
+        completion_details is not None and (completion_details.audio_tokens or completion_details.image_tokens)
+    ):
+        return None  # rare enough to be read member by member
     cached = 0 if details is None else details.cached_tokens
     reasoning = usage.reasoning_tokens if completion_details is None else completion_details.reasoning_tokens
     if not 0 <= cached <= prompt <= TOKENS_MAX:
