@@ -72,6 +72,10 @@ REFUSED = {
         "plans: {p: {limits: {requests_per_day: 0}}}",
         r"plans\.p\.limits in .*'requests_per_day' must be between 1",
     ),
+    "limit of a plan on a model that its limit on all models makes void": (
+        "plans: {p: {limits: {requests_per_day: 5}, model_limits: {m: {requests_per_day: 6}}}}",
+        r"plans\.p in .*model_limits: 'requests_per_day' of model m \(6\) can never be reached",
+    ),
     "limits of a plan of which one is never reached": (
         "plans: {p: {model_limits: {m: {requests_per_minute: 2, requests_per_day: 1}}}}",
         r"plans\.p\.model_limits\.m in .*can never be reached",

@@ -131,6 +131,7 @@ def test_override_that_ended_is_removed_and_published(control: Running, operator
         ({"limits": {"tokens_per_minute": 10**15}}, 400, "limits.tokens_per_minute"),
         ({"limits": {"requests_per_minute": 2, "requests_per_day": 1}}, 400, "limits.requests_per_minute"),
         ({"model_limits": {"plans/large": {"requests_per_minute": 2, "requests_per_day": 1}}}, 400, "model_limits.plans/large"),
+        ({"limits": {"tokens_per_day": 5}, "model_limits": {"plans/large": {"input_tokens_per_day": 6}}}, 400, "model_limits"),
         ({"model_limits": {"nothing": {"requests_per_minute": 2}}}, 404, "model_limits"),
         ({"limit": {}}, 400, "limit"),
     ],

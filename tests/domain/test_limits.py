@@ -14,6 +14,7 @@ from tollway.domain.limits import (
     MINUTE_NS,
     TOKENS_PER_MINUTE_MAX,
     Limits,
+    find_model_problem,
     find_problem,
     gcra,
     make_rate,
@@ -102,3 +103,23 @@ def test_problem_of_a_value_out_of_range_names_the_dimension(dimension: object) 
 def test_problem_of_a_limit_that_another_makes_void_names_it(limits: dict[str, int], at_fault: str | None) -> None:
     problem = find_problem(Limits(**limits))
     assert (None if problem is None else problem.dimension) == at_fault
+
+
+@pytest.mark.parametrize(
+    ("of_all", "of_model", "at_fault"),
+    [
+        ({"tokens_per_day": 5}, {"tokens_per_day": 5}, None),
+        ({"tokens_per_day": 5}, {"tokens_per_minute": 5, "output_tokens_per_day": 5}, None),
+        ({"tokens_per_day": 5}, {"tokens_per_day": 6}, "tokens_per_day"),
+        ({"tokens_per_day": 5}, {"tokens_per_minute": 6}, "tokens_per_minute"),
+        ({"tokens_per_day": 5}, {"input_tokens_per_day": 6}, "input_tokens_per_day"),
+        ({"concurrent_requests": 2}, {"concurrent_requests": 3}, "concurrent_requests"),
+        ({"requests_per_minute": 2}, {"requests_per_day": 3}, None),
+    ],
+)
+def test_problem_of_a_limit_on_a_model_that_the_limit_on_all_makes_void_names_both(
+    of_all: dict[str, int], of_model: dict[str, int], at_fault: str | None
+) -> None:
+    problem = find_model_problem(Limits(**of_all), {"m": Limits(**of_model)})
+    assert (None if problem is None else problem.dimension) == at_fault
+    assert problem is None or f"of model m ({of_model[problem.dimension]})" in problem.message

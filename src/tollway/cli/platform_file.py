@@ -60,7 +60,7 @@ from tollway.domain.catalog import (
     UnknownParameters,
 )
 from tollway.domain.currencies import CURRENCIES
-from tollway.domain.limits import DIMENSIONS, Limits, find_problem
+from tollway.domain.limits import DIMENSIONS, Limits, find_model_problem, find_problem
 from tollway.domain.money import parse_sum
 from tollway.domain.periods import find_zone
 from tollway.domain.price_books import parse_discount
@@ -174,6 +174,15 @@ def find_limit_problem(sizes: Mapping[str, int | None]) -> str | None:
     """Return what is wrong with limits of one level, None if nothing is."""
     problem = find_problem(Limits(**sizes))
     return None if problem is None else problem.message
+
+
+def _find_model_problem(level: "PlanFile | OrganizationFile | ProjectFile") -> str | None:
+    """Return what is wrong between the limits of a level on all models and those on single ones, as far as the file states both."""
+    if level.limits is UNSET or level.model_limits is UNSET:
+        return None
+    by_model = {name: Limits(**msgspec.to_builtins(limits)) for name, limits in level.model_limits.items()}
+    problem = find_model_problem(Limits(**msgspec.to_builtins(level.limits)), by_model)
+    return None if problem is None else f"model_limits: {problem.message}"
 
 
 class BudgetFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -448,6 +457,8 @@ def _parse(tree: object, type: type[T], place: str, source: str) -> T:
             given = msgspec.to_builtins(parsed)
             if problem := find_limit_problem(given):
                 raise ValueError(problem)
+        if isinstance(parsed, PlanFile | OrganizationFile | ProjectFile) and (problem := _find_model_problem(parsed)):
+            raise ValueError(problem)
         if isinstance(parsed, TermsFile):
             parse_discount(parsed.discount)
         if isinstance(parsed, OrganizationFile) and parsed.time_zone is not UNSET and find_zone(parsed.time_zone) is None:

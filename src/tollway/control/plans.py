@@ -15,7 +15,7 @@ from tollway.control.limits import check_limits, check_scopes
 from tollway.domain import ids
 from tollway.domain.budgets import check_amount
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
-from tollway.domain.limits import UNLIMITED, Limits
+from tollway.domain.limits import UNLIMITED, Limits, find_model_problem
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.plans import ALL_MODELS, OVERRIDE_US_MAX, PLAN_MODELS_MAX, LimitOverride, OrganizationLimits, Plan
 from tollway.domain.snapshot import OrganizationEntry
@@ -94,6 +94,10 @@ def _check(tx: PlatformTx, plan: Plan) -> None:
         raise Fault(STATE_CONFLICT, param="name", message="A plan has this name already.")
     for model, limits in plan.limits.items():
         check_limits(limits, "limits." if model == ALL_MODELS else f"model_limits.{model}.")
+    by_model = {model: limits for model, limits in plan.limits.items() if model != ALL_MODELS}
+    void = find_model_problem(plan.limits.get(ALL_MODELS, UNLIMITED), by_model)
+    if void is not None:
+        raise Fault(PARAMETER_INVALID, param="model_limits", message=void.message)
     limited = {model for model, limits in plan.limits.items() if limits != UNLIMITED}
     if len(limited) > PLAN_MODELS_MAX:
         raise Fault(PARAMETER_INVALID, param="model_limits", message=f"A plan may limit {PLAN_MODELS_MAX} models one by one.")

@@ -12,7 +12,7 @@ space in the bucket and does not drain; what was used is charged when it is sett
 over any window of time the admitted work is at most `burst + rate x window` (docs/limits.md).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from math import gcd
 from typing import NamedTuple
@@ -191,6 +191,18 @@ def find_problem(limits: Limits) -> LimitProblem | None:
         narrow, wide = getattr(limits, inner), getattr(limits, outer)
         if narrow is not None and wide is not None and narrow > wide:
             return LimitProblem(inner, f"'{inner}' ({narrow}) can never be reached, because '{outer}' ({wide}) is smaller.")
+    return None
+
+
+def find_model_problem(limits: Limits, by_model: Mapping[str, Limits]) -> LimitProblem | None:
+    """Return the first limit on a single model that can never take effect, because the limits of the same level on all models together are
+    always reached first. None if there is none. `by_model`: the limits on single models by name."""
+    for model, own in by_model.items():
+        for inner, outer in (*((dimension.name, dimension.name) for dimension in DIMENSIONS), *_NESTED):
+            narrow, wide = getattr(own, inner), getattr(limits, outer)
+            if narrow is not None and wide is not None and narrow > wide:
+                void = f"'{inner}' of model {model} ({narrow}) can never be reached"
+                return LimitProblem(inner, f"{void}, because '{outer}' of all models ({wide}) is smaller.")
     return None
 
 
