@@ -134,7 +134,7 @@ async def limit_shared(call: Call, counters: SharedCounters, clock: Callable[[],
         headers = _headers(call, find_shared_tightest(bound.prepared.counters, hold.states))
         return SharedReservation(call, headers, hold, counters)
     if not hold.is_admitted:
-        refusal = find_refusal(bound.local, units, clock())
+        refusal = find_refusal(bound.local, units, hold.started_ns)  # when it was decided: what refused it drains meanwhile
         if refusal.is_permanent:  # more than this gateway's share, though perhaps not more than the limit
             refusal = refusal._replace(is_permanent=False, wait_ns=ALONE_WAIT_NS)
         raise _refuse(call, refusal, _headers(call, find_tightest(bound.local, clock())), metrics)
