@@ -86,6 +86,20 @@ async def test_tokens_are_reserved_while_a_request_runs_and_settled_on_its_usage
         assert (await dimension(running, "concurrent_requests"))["remaining"] == 5
 
 
+async def test_input_that_an_engine_counts_in_its_first_event_is_held_no_longer_than_that() -> None:
+    begin, rest = [STREAM_HEAD, part(chunk("a", usage=usage(7, 1)))], [part(chunk(finish="stop")), part(usage_chunk(7, 3)), part(DONE), END]
+    upstream = Upstream([*begin, Do.GATE, *rest])
+    long = streamed(messages=[{"role": "user", "content": "word " * 400}], max_tokens=100)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, limits=TOKENS) as running, connect(running.port) as client:
+        client.send(message(long))
+        await client.reader.readuntil(b"\r\n\r\n")
+        assert (await dimension(running, "input_tokens_per_minute"))["reserved"] == 7, "500 and more were reserved"
+        assert (await dimension(running, "tokens_per_day"))["reserved"] == 107
+        upstream.gate.set()
+        await running.sink.settled()
+        await _check_released(running, 10)
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 async def test_headers_of_limits_are_on_streams_and_on_failures_after_admission(path: str) -> None:
     upstream = Upstream([whole({"error": "x"}, 500)])

@@ -13,6 +13,8 @@ from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, TOKEN
 from tollway.domain.limits import LevelLimits, LimitLevel, Quantity, Standing, find_binding
 from tollway.domain.usage import UsageSource
 from tollway.gateway.memory_counters import (
+    INPUT_TOKENS,
+    OUTPUT_TOKENS,
     REQUESTS,
     UNLIMITED,
     Bound,
@@ -157,6 +159,12 @@ class SharedReservation(Permit):
     def __exit__(self, type: object, error: object, traceback: object) -> None:
         self._counters.settle(self._hold, _find_used(self))
 
+    def reduce_input(self, input_tokens: int) -> None:
+        """Hold no more input than an engine has counted by now (0: it has not): the rest of the estimate returns at once."""
+        units = _reduce_input(self._hold.units, input_tokens)
+        if units is not None:
+            self._counters.reduce(self._hold, units)
+
 
 class Reservation(Permit):
     """A permit that holds tokens: settled on what was used when the block is left, however it is left."""
@@ -174,6 +182,19 @@ class Reservation(Permit):
 
     def __exit__(self, type: object, error: object, traceback: object) -> None:
         self._counters.settle(self._hold, _find_used(self), self._clock())
+
+    def reduce_input(self, input_tokens: int) -> None:
+        """Hold no more input than an engine has counted by now (0: it has not): the rest of the estimate returns at once."""
+        units = _reduce_input(self._hold.units, input_tokens)
+        if units is not None:
+            self._counters.reduce(self._hold, units)
+
+
+def _reduce_input(units: Units, input_tokens: int) -> Units | None:
+    """Return what a request that holds `units` holds once its engine has counted the prompt; None if it has not, or that is no less."""
+    if not 0 < input_tokens < units[INPUT_TOKENS]:
+        return None
+    return 1, input_tokens + units[OUTPUT_TOKENS], input_tokens, units[OUTPUT_TOKENS]
 
 
 def _find_used(permit: Permit) -> Units:

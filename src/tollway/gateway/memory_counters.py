@@ -372,6 +372,15 @@ class MemoryCounters:
         holds[hold] = None
         return hold
 
+    def reduce(self, hold: Hold, units: Units) -> None:
+        """Hold no more than `units`, none of which is more than the hold has. What was charged already stays charged."""
+        before = hold.units
+        if hold.is_charged:
+            return  # what the rates per minute were charged goes by `before`
+        for counter in hold.bound.rates:
+            counter.held -= before[counter.quantity] - units[counter.quantity]
+        hold.units = units
+
     def settle(self, hold: Hold, used: Units, now_ns: int) -> None:
         """End a hold: nothing of it is held or runs any more, and what was `used` is charged, however much that is."""
         bound = hold.bound

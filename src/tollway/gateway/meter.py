@@ -129,6 +129,11 @@ class UsageRecord(Ending):
         used = self._used
         return used if used.output == self._output else msgspec.structs.replace(used, output=self._output)
 
+    @property
+    def input_tokens(self) -> int:
+        """Return how many input tokens the engine has reported so far; 0 before its first report."""
+        return self._used.input_tokens
+
     def checkpoint(self) -> None:
         """Make what is known so far durable with the next group commit, against a loss of power."""
         self._sink.checkpoint(self._request_id, self.used, self.attempts - 1)

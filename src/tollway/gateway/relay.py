@@ -773,6 +773,7 @@ async def _attempt(
                 recorder.describe_stream(_EVENTS)
             exchange.commit(_EVENTS + _explain(exchange, upstream, record) + permit.headers)
             permit.headers = b""
+            permit.reduce_input(record.input_tokens)
             has_begun = True
             return exchange
         received = connection.answer

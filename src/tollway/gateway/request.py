@@ -563,6 +563,9 @@ class Permit:
         for bucket in self.buckets:
             bucket.running -= 1
 
+    def reduce_input(self, input_tokens: int) -> None:
+        """Hold no more input than an engine has counted by now (0: it has not). This permit holds no tokens."""
+
 
 class ClientGone(Exception):
     """The client closed its connection before its answer was complete."""

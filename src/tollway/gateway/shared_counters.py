@@ -268,6 +268,20 @@ class SharedCounters:
             hold.is_admitted = True
             self._live[hold] = None
 
+    def reduce(self, hold: SharedHold, units: Units) -> None:
+        """Hold no more than `units`, none of which is more than the hold has. What was charged already stays charged."""
+        if hold.is_charged or (hold.local is not None and hold.local.is_charged):
+            return
+        counters = hold.bound.prepared.counters
+        before = [_find_held(hold, counter) for counter in counters]
+        hold.units = units
+        if hold.local is not None:
+            self._local.reduce(hold.local, units)
+        store = self._store
+        if hold.owner and store is not None and store.is_available:
+            moves = [number for held, counter in zip(before, counters, strict=True) for number in (held - _find_held(hold, counter), 0)]
+            store.settle(hold.bound.prepared, hold.owner, moves)
+
     def settle(self, hold: SharedHold, used: Units) -> None:
         """End a hold: nothing of it is held or runs any more, and what was `used` is charged, however much that is."""
         self._live.pop(hold, None)
