@@ -42,11 +42,13 @@ FIGURES: Mapping[str, Figure] = {
         "Simulated histories",
         "The gateway's meter, spool, recovery and shipper and the real collector on SQLite, in virtual time, on a simulated disk and "
         "network, from one seed each: kills at every disk call, power cuts that drop or tear what was not synced, flipped bits, full "
-        "and failing disks, requests and answers lost, doubled and late, two senders, recoveries killed in the middle.",
+        "and failing disks, requests and answers lost, doubled and late, two senders, recoveries killed in the middle; a hard budget with "
+        "its leases, and limits whose store is slow, cut off or emptied.",
         "Every admitted request has exactly one event, billed between what was delivered and what was generated; no success is shown "
         "before its record is durable; watermarks are dense, postings sum to zero, balances follow; recovering twice changes nothing; "
+        "nothing is spent beyond the budget or admitted beyond the limits, and nothing stays held; "
         "`verify` finds nothing. Damage that no crash explains stops its epoch and is reported.",
-        "The relay and its sockets, limits, PostgreSQL, and whatever the simulated disk does not know of real ones.",
+        "The relay and its sockets, PostgreSQL, and whatever the simulated disk does not know of real ones.",
         "python -m reliability R2 --seeds 2000 --seed 0",
     ),
     "R4": Figure(
@@ -81,12 +83,11 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "R7": Figure(
         "Budget accuracy",
-        "Several gateways, each a process and a node of its own, spend one hard budget of an organization at once: whole answers and "
-        "streams in turn, from a dozen clients that ask on after refusals. Meanwhile gateways get SIGKILL and start again. At the end "
-        "each gateway "
-        "is stopped, so that it hands in everything and its leases end.",
+        "Four gateways, each a process and a node of its own, spend one hard budget of an organization at once: whole answers and "
+        "streams in turn, from 500 clients that ask on after refusals. Their limits are counted in one server. Meanwhile gateways get "
+        "SIGKILL and start again. At the end each gateway is stopped, so that it hands in everything and its leases end.",
         "Nothing is spent beyond the budget by the events that control rated, and at least 99 % of it is spent.",
-        "Hundreds of clients at once, control or the database killed in the middle, gateways on other hosts.",
+        "Control or the database killed in the middle, gateways on other hosts.",
         "python -m reliability R7 --races 3",
     ),
     "R8": Figure(

@@ -105,7 +105,7 @@ FIGURES: dict[str, tuple[Add, Take]] = {
         lambda told: limit_races.measure(told.limit, told.seed),
     ),
     "R7": (
-        _option("--races", 1, "how often gateways race for a budget, about 30 s each"),
+        _option("--races", 1, "how often gateways race for a budget with each server, about 30 s each"),
         lambda told: budgets.measure(told.races),
     ),
     "R8": (_nothing, lambda told: faults.measure_faults()),

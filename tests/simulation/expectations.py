@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tests.simulation.limits import check_limits
 from tests.simulation.traffic import Counts, Truth, counts_of, totals_of
 from tollway.control.verify import verify
 from tollway.domain.rollups import ROLLUP_WIDTHS_SECONDS
@@ -71,6 +72,8 @@ def check_history(history: Any) -> None:
         fail(f"{event_id} is in quarantine ({kept.reason}) and was never asked for")
     _check_sums(history, owed, balances, rollups)
     _check_budget(history, owed)
+    if history.limits is not None:
+        check_limits(history.limits)
     _check_alarms(history)
     if history.world.chance.random() < VERIFY_SHARE:
         report = verify(history.control.ledger.database, history.control.archive)

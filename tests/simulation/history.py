@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from tests.link import samples
 from tests.simulation.disks import Directory, File, Files, SimulatedDisk
 from tests.simulation.expectations import DAMAGE, check_history
+from tests.simulation.limits import draw_limits
 from tests.simulation.machine import Killed, NoRest, Process, World
 from tests.simulation.planes import SPOOL, Control, Gateway, Ledger, Network, shipper_options, spool_options
 from tests.simulation.traffic import Traffic, budget_of
@@ -63,6 +65,7 @@ class History:
         limit_pico = Random(seed).choice((0, 0, 4 * 10**8, 10**9, 4 * 10**9))  # of its own, so that it changes no other draw
         if limit_pico:
             self.control.add_budget(budget_of(limit_pico))
+        self.limits = draw_limits(seed, world, samples.ORGANIZATION, samples.PROJECT)
         self.options = spool_options(chance)
         self.shipper_options = shipper_options(chance)
         self.traffic = Traffic(
@@ -152,6 +155,8 @@ class History:
             world.after(chance.uniform(0.2, 1.5), lambda: self._fill(False))
         if chance.random() < 0.3:
             world.after(chance.uniform(0, 0.5), self._turn_control)
+        if self.limits is not None:
+            self.limits.befall()
         world.run(lambda: gateway.has_ended, chance.uniform(0.05, 1.2))
         if ending == "power":
             self._cut_power()
@@ -325,6 +330,8 @@ class History:
         self.files.error_rate = self.files.short_rate = 0.0
         self.files.is_full = False
         self.control.is_up = True
+        if self.limits is not None:
+            self.limits.mend()
         world.note("everything works again")
         world.run(lambda: False, 16.0)  # what was on its way arrives
         self.files.error_rate = 0.0

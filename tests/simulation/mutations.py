@@ -324,6 +324,55 @@ MUTATIONS = (
         "what a gateway holds is granted to others, after a repeated message",
         check=("tests/control/test_budgets.py", "-k", "sqlite and repeated_and_overtaken"),
     ),
+    # ---- Limits
+    Mutation(
+        "hold what was refused",
+        "gateway/memory_counters.py",
+        "                _unhold(rates, counter, units)\n                return None\n",
+        "                return None\n",
+        "a request that one level refuses stays held at the levels before it",
+        seed=35,
+    ),
+    Mutation(
+        "admit beside what is held",
+        "gateway/memory_counters.py",
+        "            left = counter.burst - held * cost\n",
+        "            left = counter.burst - units[counter.quantity] * cost\n",
+        "requests under way use more tokens together than their limit has",
+        seed=21,
+    ),
+    Mutation(
+        "charge no tokens at the end",
+        "gateway/limit.py",
+        "        self._counters.settle(self._hold, _find_used(self), self._clock())\n",
+        "        self._counters.settle(self._hold, _ONE_REQUEST, self._clock())\n",
+        "tokens are free once their request has ended",
+        seed=70,
+    ),
+    Mutation(
+        "keep ended requests for the store",
+        "gateway/shared_counters.py",
+        "        self._live.pop(hold, None)\n        self._young.pop(hold, None)\n",
+        "        self._young.pop(hold, None)\n",
+        "a store that comes back is told of requests that have ended",
+        seed=31,
+    ),
+    Mutation(
+        "forget an admission that comes too late",
+        "gateway/shared_counters.py",
+        "        elif answer is not None and answer.is_admitted:\n            self.release()\n",
+        "        elif answer is not None and answer.is_admitted:\n            pass\n",
+        "the store holds a request for a gateway that has decided without it",
+        seed=49,
+    ),
+    Mutation(
+        "leave the previous owner's holds",
+        "gateway/shared_counters.py",
+        "            store.settle(bound.prepared, self._owner, moves, previous)\n",
+        "            store.settle(bound.prepared, self._owner, moves)\n",
+        "requests count twice in a store that has come back",
+        seed=31,
+    ),
 )
 
 

@@ -19,7 +19,9 @@ from pysqlite3 import dbapi2 as sqlite
 
 from tests.link.samples import NODE
 from tests.simulation.disks import Directory, Files, SimulatedDisk
+from tests.simulation.limits import Limiter
 from tests.simulation.machine import Killed, Process, World
+from tests.simulation.traffic import limited_caller
 from tests.storage.databases import SqliteTemplate, fill
 from tollway.control.batches import BatchRefused
 from tollway.control.budgets import renew_leases
@@ -300,6 +302,9 @@ class Gateway:
         self.disk = SimulatedDisk(self.files, self.process, kernel=history.kernel)
         self.clock = self.disk.clock
         self.budgets = Budgets(self.clock)
+        limits = history.limits
+        self.limiter = None if limits is None else Limiter(limits, self.process)
+        self.limited_caller = None if limits is None else limited_caller(limits.levels)
         self.running: dict[str, Any] = {}
         """Requests under way, by id."""
         self.spool: Spool
@@ -379,6 +384,7 @@ class Gateway:
             chance=self.world.chance,
         )
         leasing = None if history.control.budget is None else loop.create_task(leases.run())
+        limiting = None if self.limiter is None else loop.create_task(self.limiter.run())
         arriving = loop.create_task(history.traffic.arrive(self)) if self._serves else None
         stopping, failing = loop.create_task(self._stop.wait()), loop.create_task(spool.failed.wait())
         await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
@@ -392,12 +398,16 @@ class Gateway:
             engine.cut()
         await self._drain(DRAIN_SECONDS)
         await spool.close()
-        if leasing is not None:
-            leasing.cancel()
+        for task in (leasing, limiting):
+            if task is not None:
+                task.cancel()
         shipping.cancel()
         with suppress(asyncio.CancelledError):
             await shipping
         self.is_complete = await self.shipper.finish(5.0)
+        if self.limiter is not None:
+            await asyncio.sleep(0.1)  # what it told the store arrives
+            self.limiter.check_ended()
         self.world.note(f"{self.process.name} ends, {'complete' if self.is_complete else 'incomplete'}")
         self.has_ended = True
         if spool.failed.is_set():

@@ -5,17 +5,20 @@ shown success. Nothing in it is read from what the gateway wrote.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 from tests.link import samples
+from tests.simulation.limits import PROMPT_BYTES
 from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.budgets import Budget, BudgetLevel, BudgetMode, BudgetWindow
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyType
+from tollway.domain.limits import UNLIMITED, LevelLimits, LimitLevel, Limits
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import BudgetEntry, KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.usage import Ended, Outcome, UsageSource
@@ -64,11 +67,11 @@ class Truth:
 _ORGANIZATIONS = {"EUR": samples.ORGANIZATION, "USD": samples.OTHER_ORGANIZATION}
 
 
-def _caller(organization_id: str, currency: str) -> Caller:
+def _caller(organization_id: str, currency: str, project: Limits = UNLIMITED, organization: Limits = UNLIMITED) -> Caller:
     principal = principal_of_key(
         KeyEntry(id=samples.KEY, digest=b"", type=KeyType.LIVE, project_id=samples.PROJECT),
-        ProjectEntry(id=samples.PROJECT, organization_id=organization_id),
-        OrganizationEntry(id=organization_id, currency=currency),
+        ProjectEntry(id=samples.PROJECT, organization_id=organization_id, limits=project),
+        OrganizationEntry(id=organization_id, currency=currency, limits=organization),
     )
     return Caller(principal, b"")
 
@@ -76,11 +79,6 @@ def _caller(organization_id: str, currency: str) -> Caller:
 _CALLERS = {currency: _caller(organization_id, currency) for currency, organization_id in _ORGANIZATIONS.items()}
 _MODEL = ModelEntry(id="echo", endpoints=(Endpoint.CHAT_COMPLETIONS,), created_at=0, prices=(samples.PRICE, samples.OTHER_PRICE))
 
-_GRANTS = {
-    currency: ModelGrant(_MODEL, {}, 0, 1, is_served=True, known_fields=frozenset(), cache_salt=b"", has_running_usage=True)
-    for currency in _ORGANIZATIONS
-}
-"""Grants by currency, each of another organization."""
 INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX = 500, 230
 """Most tokens that engines here report."""
 
@@ -115,12 +113,35 @@ def budget_of(limit_pico: int) -> Budget:
 _HEAD = RequestHead(Endpoint.CHAT_COMPLETIONS, {})
 
 
-def _permit(request_id: str, price: PriceVersion, now: int, stream: bool) -> Permit:
+def _grant() -> ModelGrant:
+    return ModelGrant(_MODEL, {}, 0, 1, is_served=True, known_fields=frozenset(), cache_salt=b"", has_running_usage=True)
+
+
+_GRANTS = {currency: _grant() for currency in _ORGANIZATIONS}
+"""Grants by currency, each of another organization."""
+
+
+@dataclass(slots=True)
+class LimitedCaller:
+    """The caller of one gateway that has limits, with a grant that no other gateway has: the counters of its process stand there."""
+
+    caller: Caller
+    grant: ModelGrant
+
+
+def limited_caller(levels: Sequence[LevelLimits]) -> LimitedCaller:
+    """Return the caller of the organization that most requests are of, with these limits of its project and its organization."""
+    limits = {each.level: each.limits for each in levels}
+    project, organization = limits[LimitLevel.PROJECT], limits[LimitLevel.ORGANIZATION]
+    return LimitedCaller(_caller(samples.ORGANIZATION, "EUR", project, organization), _grant())
+
+
+def _call(request_id: str, price: PriceVersion, now: int, stream: bool, limited: LimitedCaller | None) -> Call:
     request = new_request(request_id, _HEAD, b"", 0.0, now)
-    call = Call(
+    return Call(
         request,
-        _CALLERS[price.currency],
-        _GRANTS[price.currency],
+        _CALLERS[price.currency] if limited is None else limited.caller,
+        _GRANTS[price.currency] if limited is None else limited.grant,
         _MODEL,
         DIALECTS[Endpoint.CHAT_COMPLETIONS],
         price,
@@ -129,14 +150,13 @@ def _permit(request_id: str, price: PriceVersion, now: int, stream: bool) -> Per
         None,
         OUTPUT_TOKENS_MAX,
         INPUT_TOKENS_MAX,
-        0,
+        0 if limited is None else PROMPT_BYTES,
         stream,
         1,
         1,
         False,
         False,
     )
-    return Permit(call, b"", ())
 
 
 @dataclass(slots=True)
@@ -169,7 +189,21 @@ class Traffic:
         chance: Random = self.world.chance
         stream = chance.random() < self.stream_share
         truth.admitted_at, truth.true_admitted_at = gateway.clock(), self.world.true_clock()
-        permit = _permit(truth.id, truth.price, truth.admitted_at, stream)
+        is_limited = gateway.limiter is not None and truth.organization_id == samples.ORGANIZATION
+        call = _call(truth.id, truth.price, truth.admitted_at, stream, gateway.limited_caller if is_limited else None)
+        try:
+            permit = await gateway.limiter.admit(call, truth) if is_limited else Permit(call, b"", ())
+        except Fault:
+            self.refused += 1
+            return
+        with permit:
+            await self._meter(gateway, truth, permit)
+        if is_limited and gateway.process.alive:
+            used = NONE if truth.ended is None else counts_of(truth.ended.used)
+            totals = totals_of(used)
+            gateway.limiter.note_end(truth, (1, sum(totals), *totals))
+
+    async def _meter(self, gateway: Any, truth: Truth, permit: Permit) -> None:
         has_budget = gateway.history.control.budget is not None and truth.organization_id == _BUDGET.organization_id
         hold = None
         record = None
@@ -177,8 +211,8 @@ class Traffic:
             hold = gateway.budgets.reserve(permit.call, (_BUDGET,) if has_budget else (), None)
             await hold.waiter
             self.truths[truth.id] = truth  # from here on it may be on disk, even if the process dies before it knows
-            record = meter(permit, gateway.spool, gateway.clock)
-            await self._serve(gateway, truth, permit.call, record)
+            permit.record = record = meter(permit, gateway.spool, gateway.clock)
+            await self._serve(gateway, truth, permit, record)
         except Fault:
             if record is not None:
                 raise
@@ -188,15 +222,15 @@ class Traffic:
             if hold is not None and gateway.process.alive and (record is None or record.final is not None):
                 gateway.budgets.settle(hold, None if record is None else record.final)
 
-    async def _serve(self, gateway: Any, truth: Truth, call: Call, record: UsageRecord) -> None:
-        chance, stream = self.world.chance, call.stream
+    async def _serve(self, gateway: Any, truth: Truth, permit: Permit, record: UsageRecord) -> None:
+        chance, stream = self.world.chance, permit.call.stream
         truth.admitted = True
         gateway.check_written(record.admit)
         if chance.random() < 0.02:  # whoever held it is gone without a word: the gateway's end must not forget it
             record.attempt("dep_" + "1" * 32)
-            _Engine(self, gateway, truth, call, record).reports((7, 0, 3, 0), UsageSource.ENGINE_CONTINUOUS)
+            _Engine(self, gateway, truth, permit, record).reports((7, 0, 3, 0), UsageSource.ENGINE_CONTINUOUS)
             return
-        engine = _Engine(self, gateway, truth, call, record)
+        engine = _Engine(self, gateway, truth, permit, record)
         gateway.running[truth.id] = engine
         try:
             async with record:
@@ -220,8 +254,9 @@ class Traffic:
 class _Engine:
     """One request's upstream and client."""
 
-    def __init__(self, traffic: Traffic, gateway: Any, truth: Truth, call: Call, record: UsageRecord) -> None:
-        self._call = call
+    def __init__(self, traffic: Traffic, gateway: Any, truth: Truth, permit: Permit, record: UsageRecord) -> None:
+        self._permit = permit
+        self._call = permit.call
         self._traffic, self._gateway, self._truth, self._record = traffic, gateway, truth, record
         self._chance: Random = traffic.world.chance
         self._pause = Waiter()
@@ -257,6 +292,7 @@ class _Engine:
         chance, truth, record = self._chance, self._truth, self._record
         used = (chance.randint(1, 300), 0, 0, 0)
         self.reports(used, UsageSource.ENGINE_CONTINUOUS)
+        self._permit.reduce_input(record.input_tokens)
         for _ in range(chance.randint(0, 6)):
             await self._think()
             self._maybe_ends_early()

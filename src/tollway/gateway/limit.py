@@ -161,9 +161,9 @@ class SharedReservation(Permit):
 
     def reduce_input(self, input_tokens: int) -> None:
         """Hold no more input than an engine has counted by now (0: it has not): the rest of the estimate returns at once."""
-        units = _reduce_input(self._hold.units, input_tokens)
-        if units is not None:
-            self._counters.reduce(self._hold, units)
+        units = self._hold.units
+        if 0 < input_tokens < units[INPUT_TOKENS]:
+            self._counters.reduce(self._hold, _with_input(units, input_tokens))
 
 
 class Reservation(Permit):
@@ -185,15 +185,13 @@ class Reservation(Permit):
 
     def reduce_input(self, input_tokens: int) -> None:
         """Hold no more input than an engine has counted by now (0: it has not): the rest of the estimate returns at once."""
-        units = _reduce_input(self._hold.units, input_tokens)
-        if units is not None:
-            self._counters.reduce(self._hold, units)
+        units = self._hold.units
+        if 0 < input_tokens < units[INPUT_TOKENS]:
+            self._counters.reduce(self._hold, _with_input(units, input_tokens))
 
 
-def _reduce_input(units: Units, input_tokens: int) -> Units | None:
-    """Return what a request that holds `units` holds once its engine has counted the prompt; None if it has not, or that is no less."""
-    if not 0 < input_tokens < units[INPUT_TOKENS]:
-        return None
+def _with_input(units: Units, input_tokens: int) -> Units:
+    """Return what a request that holds `units` holds once its engine has counted the prompt."""
     return 1, input_tokens + units[OUTPUT_TOKENS], input_tokens, units[OUTPUT_TOKENS]
 
 
