@@ -17,6 +17,7 @@ from tollway.storage import (
     schema_periods,
     schema_prices,
     schema_reconcile,
+    schema_tokens,
 )
 from tollway.storage.database import Database
 
@@ -31,6 +32,7 @@ TABLES = (
     schema_periods,
     schema_prices,
     schema_reconcile,
+    schema_tokens,
 )
 """The modules whose tables stand on the one MetaData, once they are imported."""
 
