@@ -88,7 +88,7 @@ HARMLESS = {
     "organizations.time_zone": "of periods that are not cut yet; a period keeps its own",
     "balances.(version|changed_at)": "how often and when the sum was written; the sum itself is compared",
     "billing_periods.created_at": NO_MONEY,
-    "budgets.(name|mode|window_type|amount_pico|thresholds|is_operators|created_at|archived_at|plan_id)": SPENDING_LIMIT,
+    "budgets.(name|mode|window_type|amount_pico|thresholds|is_operators|created_at|archived_at|plan_id|fallback_model)": SPENDING_LIMIT,
     "budget_raises.*": SPENDING_LIMIT,
     "budget_windows.end_at": "no request was admitted between the two instants; otherwise what was spent differs",
     "budget_leases.(granted_pico|sequence|renewed_at)": SPENDING_LIMIT + ". A gateway states them itself when it asks the next time",

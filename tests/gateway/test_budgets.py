@@ -33,6 +33,7 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.budgets import BudgetLevel, BudgetMode, LeaseGrant, LeaseRequest, extend_lease
 from tollway.domain.catalog import Engine
 from tollway.domain.keys import KeyType
+from tollway.domain.limits import Limits
 from tollway.domain.money import format_amount
 from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.snapshot import BudgetEntry, Change, Entry, KeyEntry, OrganizationEntry, ProjectEntry
@@ -193,6 +194,59 @@ async def test_budget_on_a_tag_holds_the_requests_that_carry_it_alone() -> None:
         assert (refused.status, refused.json()["error"]["code"]) == (429, "insufficient_quota")
         client.send(message(chat(max_tokens=50, metadata={"team": "other"})))
         assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("fallback", "limit_pico", "status", "served"),
+    [
+        ("cheap", 0, 200, "cheap"),
+        ("cheap", 10**9, 200, "m"),
+        ("m", 0, 429, None),
+        ("nowhere", 0, 429, None),
+        ("", 0, 429, None),
+    ],
+)
+async def test_request_that_a_budget_would_refuse_is_served_by_its_fallback_model(
+    fallback: str, limit_pico: int, status: int, served: str | None
+) -> None:
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    budget = BudgetEntry(
+        id=BUDGET,
+        organization_id=ORGANIZATION,
+        level=BudgetLevel.PROJECT,
+        subject_id=PROJECT,
+        mode=BudgetMode.HARD,
+        model="m",
+        fallback_model=fallback,
+    )
+    async with upstream.listening():
+        models = {name: Served([upstream.url]) for name in ("m", "cheap")}
+        async with gateway(models, limits=Limits(requests_per_minute=10)) as running, connect(running.port) as client:
+            bind(running, limit_pico, budget)
+            client.send(message(chat(max_tokens=50, temperature=0.5)))
+            answer = await client.answer()
+            assert answer.status == status
+            assert [(each.model, each.budgets) for each in running.sink.admits] == (
+                [] if served is None else [(served, (BUDGET,) if served == "m" else ())]
+            )
+            assert answer.headers.get("x-tollway-budget-fallback-from") == ("m" if served == "cheap" else None)
+            if served is None:
+                assert answer.json()["error"]["code"] == "insufficient_quota"
+            else:
+                asked = json_of(upstream)
+                assert (asked["model"], asked["temperature"], answer.headers["x-tollway-model"]) == (served, 0.5, served)
+                assert answer.headers["x-ratelimit-remaining-requests"] == "9", "it counts once"
+
+
+async def test_fallback_model_of_a_spent_budget_must_be_affordable_too() -> None:
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    async with upstream.listening():
+        models = {name: Served([upstream.url]) for name in ("m", "cheap")}
+        async with gateway(models) as running, connect(running.port) as client:
+            bind(running, 0, msgspec.structs.replace(entry(), fallback_model="cheap"))
+            client.send(message(chat(max_tokens=50)))
+            assert (await client.answer()).status == 429
+            assert upstream.asked == [] and held(running.plane) == (0, 0)
 
 
 async def test_budget_on_a_model_that_only_alerts_is_named_in_records_and_holds_nothing() -> None:

@@ -285,7 +285,7 @@ class Platform:
             if each["id"] in keys:
                 name = keys[each["id"]]
                 self._budgets[*place, name] = each["id"]
-                found[name] = {field: each[field] for field in ("amount", "window", "mode", "thresholds", "model", "tag")}
+                found[name] = {field: each[field] for field in ("amount", "window", "mode", "thresholds", "model", "tag", "fallback_model")}
                 if wanted is None:
                     found[name] = {field: value for field, value in found[name].items() if value is not None}
         return {"budgets": found} if found else {}
@@ -483,8 +483,8 @@ def _models_named(change: PlannedChange) -> tuple[str, ...]:
         return tuple(change.body["fallbacks"])
     if change.what.endswith("model limits"):
         return (change.place[-1],)
-    model = change.body.get("model") if change.what in ("book price", "budget") else None
-    return () if model is None else (model,)
+    fields = ("model",) if change.what == "book price" else ("model", "fallback_model") if change.what == "budget" else ()
+    return tuple(change.body[field] for field in fields if change.body.get(field) is not None)
 
 
 def _file_keys(there: Sequence[Mapping[str, Any]], wanted: Collection[str] | None, kind: str, prefix: str) -> dict[str, str]:

@@ -97,7 +97,7 @@ def show(
     if output is Output.JSON:
         print_json({**found, "raises": raises, "alerts": alerts})
         return
-    for name in ("name", "level", "subject_id", "model", "tag", "mode", "window", "managed_by"):
+    for name in ("name", "level", "subject_id", "model", "tag", "fallback_model", "mode", "window", "managed_by"):
         print(f"{name}: {found[name]}")
     for name in ("amount", "limit", "spent", "leased", "left"):
         print(f"{name}: {found[name]} {found['currency'].upper()}")
@@ -127,6 +127,12 @@ def create(
         str | None,
         typer.Option("--tag", metavar="NAME=TEXT", help="Count requests that carry this in `metadata` alone, such as team=research."),
     ] = None,
+    fallback_model: Annotated[
+        str | None,
+        typer.Option(
+            "--fallback-model", metavar="MODEL", help="Serve what the budget would refuse by this model.", autocompletion=complete_models
+        ),
+    ] = None,
     mode: Annotated[Mode, typer.Option("--mode", help="A hard budget is never overspent; alert only raises alerts.")] = Mode.HARD,
     threshold: Thresholds = None,
     output: OutputOption = Output.TABLE,
@@ -139,10 +145,7 @@ def create(
     if api_key is not None and project is None:
         raise OperatorError("--api-key needs --project, the key's project", exit_code=2)
     body: dict[str, Any] = {"name": name, "amount": amount, "window": window, "mode": mode, "thresholds": sorted(threshold or [])}
-    if model is not None:
-        body["model"] = model
-    if tag is not None:
-        body["tag"] = tag
+    body |= {field: value for field, value in (("model", model), ("tag", tag), ("fallback_model", fallback_model)) if value is not None}
     with connect_tenant(control_url, key, data_dir, organization) as control:
         if project is not None:
             body["project_id"] = control.get_project(project)["id"]

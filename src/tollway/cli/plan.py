@@ -302,11 +302,15 @@ def _plan_budget(place: tuple[str, ...], currency: str, current: BudgetFile | No
             hint="create another budget, and archive this one by `tollway budgets archive`",
             exit_code=2,
         )
-    for field, everything in (("model", "all models"), ("tag", "any tag")):
+    for field, does, everything in (
+        ("model", "counts requests for", "all models"),
+        ("tag", "counts requests for", "any tag"),
+        ("fallback_model", "falls back to", "no model"),
+    ):
         stated, before = getattr(wanted, field), _or_none(getattr(current, field))
         if stated is not UNSET and before != stated:
             raise OperatorError(
-                f"{where} counts requests for {before or everything}, which cannot change to {stated or everything}",
+                f"{where} {does} {before or everything}, which cannot change to {stated or everything}",
                 hint="create another budget, and archive this one by `tollway budgets archive`",
                 exit_code=2,
             )

@@ -46,7 +46,15 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from tollway.domain.billing_classes import BILLING_CLASSES, BillingClass, parse_unit_price, with_default_prices
-from tollway.domain.budgets import SUBJECT_BUDGETS_MAX, BudgetMode, BudgetWindow, TermsProblem, check_amount, find_terms_problem
+from tollway.domain.budgets import (
+    SUBJECT_BUDGETS_MAX,
+    BudgetMode,
+    BudgetWindow,
+    TermsProblem,
+    check_amount,
+    find_fallback_problem,
+    find_terms_problem,
+)
 from tollway.domain.catalog import (
     FALLBACKS_MAX,
     GROUP_NAME,
@@ -189,7 +197,8 @@ class BudgetFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A budget of an organization or a project: what may be spent in one window, as an exact decimal in the organization's currency.
 
     Its window is fixed when it is created, and so is `model`: the model or group of models (`group:NAME`) whose requests alone are counted,
-    and `tag`: the key and value (`team=research`) in the `metadata` of requests that alone are counted.
+    and `tag`: the key and value (`team=research`) in the `metadata` of requests that alone are counted,
+    and `fallback_model`, which serves requests that the budget would refuse.
     `currency`, if it is given, must be the organization's. A budget that the file leaves out stays.
     """
 
@@ -200,6 +209,7 @@ class BudgetFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     thresholds: list[int] | UnsetType = UNSET
     model: str | UnsetType | None = UNSET
     tag: str | UnsetType | None = UNSET
+    fallback_model: str | UnsetType | None = UNSET
 
 
 class PlanFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -386,7 +396,9 @@ def _find_terms_problem(name: str, parsed: BudgetFile) -> TermsProblem | None:
     if parsed.tag == "":
         return TermsProblem("tag", "it is empty: write KEY=VALUE, or leave it out")
     tag = "" if parsed.tag is UNSET or parsed.tag is None else parsed.tag
-    return find_terms_problem(name, mode, parsed.window, parse_sum(parsed.amount), thresholds, model, tag)
+    problem = find_terms_problem(name, mode, parsed.window, parse_sum(parsed.amount), thresholds, model, tag)
+    fallback = "" if parsed.fallback_model is UNSET or parsed.fallback_model is None else parsed.fallback_model
+    return problem or find_fallback_problem(mode, model, fallback)
 
 
 def _check_currency(code: str) -> None:

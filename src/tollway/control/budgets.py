@@ -84,16 +84,19 @@ def create_budget(
     now: int,
     model: str = "",
     tag: str = "",
+    fallback_model: str = "",
 ) -> Budget:
     """Create a budget of a key of a project, of a project, or of the organization (neither is named).
 
     It counts requests that are admitted from the beginning of this minute on. `model`: a model or a group of models whose requests alone
-    are counted; empty for all. `tag`: one that requests carry that alone are counted; empty for all. `sizes`: of the quotas. Raises
+    are counted; empty for all. `tag`: one that requests carry that alone are counted; empty for all.
+    `fallback_model`: that serves requests which the budget would refuse; empty for none. `sizes`: of the quotas. Raises
     RESOURCE_UNKNOWN, MODEL_UNKNOWN, PARAMETER_INVALID, STATE_CONFLICT, QUOTA_EXCEEDED.
     """
     publish.lock(tx)
     subject = find_subject(tx, project_id, key_id)
     limits.check_scopes(tx, {model}, "model")
+    limits.check_scopes(tx, {fallback_model}, "fallback_model")
     billed_in = get_currency(tx, currency)
     quotas.require_creation(tx, sizes, Quota.BUDGETS, now)
     budget = Budget(
@@ -112,6 +115,7 @@ def create_budget(
         counts_from=now // MINUTE_US * MINUTE_US,
         model=model,
         tag=tag,
+        fallback_model=fallback_model,
     )
     _check_terms(tx, budget)
     there = storage.list_of_subjects(tx, [subject.id])

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from tollway.domain.billing_classes import Direction, UnitPrices
+from tollway.domain.catalog import find_group
 from tollway.domain.money import AMOUNT_PICO_MAX, CENT_PICO
 from tollway.domain.periods import INSTANT_MAX, Bounds, days_of, month_of
 
@@ -73,7 +74,9 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     requests admitted before that instant are not counted. `thresholds`: percentages of the limit at which an alert is raised, once in each
     window for the same limit, in rising order. `is_operators`: only operators may change it. `model`: a model or a group of models
     (`domain.catalog.covers_model`) whose requests alone are counted; empty for all. `tag`: a key and its value
-    in `metadata` (`format_tag`) of requests that alone are counted; empty for all. `plan_id`: of the plan that
+    in `metadata` (`format_tag`) of requests that alone are counted; empty for all.
+    `fallback_model`: the model by which a request is served that this budget would refuse, where that one can be afforded; empty for none.
+    `plan_id`: of the plan that
     the organization has it by; it changes and ends with the plan.
     """
 
@@ -93,6 +96,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     archived_at: int | None = None
     model: str = ""
     tag: str = ""
+    fallback_model: str = ""
     plan_id: str | None = None
 
     @property
@@ -365,7 +369,16 @@ def find_terms_problem(
 def find_problem(budget: Budget) -> TermsProblem | None:
     """Return what is wrong with the terms of a budget; None if nothing is."""
     terms = (budget.name, budget.mode, budget.window, budget.amount_pico, budget.thresholds)
-    return find_terms_problem(*terms, budget.model, budget.tag)
+    return find_terms_problem(*terms, budget.model, budget.tag) or find_fallback_problem(budget.mode, budget.model, budget.fallback_model)
+
+
+def find_fallback_problem(mode: BudgetMode, model: str, fallback_model: str) -> TermsProblem | None:
+    """Return what is wrong with the model to which requests fall back; None if nothing is."""
+    if fallback_model and mode is BudgetMode.ALERT:
+        return TermsProblem("fallback_model", "a budget of mode 'alert' refuses no request")
+    if fallback_model and (fallback_model == model or find_group(fallback_model) is not None):
+        return TermsProblem("fallback_model", "it must be another model, and no group of models")
+    return None
 
 
 def _find_shape_problem(

@@ -100,7 +100,8 @@ class BudgetEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     """A budget that binds requests, or that only alerts and counts a part of the requests of its subject, which gateways name in their
     records. What may be spent of it a gateway learns with its lease. `subject_id`: of the key, project or organization. `model`: a model or
     a group of models whose requests alone are counted; empty for all. `tag`: a key and its value in `metadata`
-    (`domain.budgets.format_tag`) of requests that alone are counted; empty for all."""
+    (`domain.budgets.format_tag`) of requests that alone are counted; empty for all. `fallback_model`: the model by which
+    requests are served that it would refuse; empty for none."""
 
     id: str
     organization_id: str
@@ -109,6 +110,7 @@ class BudgetEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     mode: BudgetMode
     model: str = ""
     tag: str = ""
+    fallback_model: str = ""
 
 
 class SigningKeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="signing_key", omit_defaults=True):

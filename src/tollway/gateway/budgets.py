@@ -128,7 +128,7 @@ class BudgetHold:
 
     `covered_tokens`: output that is reserved in hard budgets. `waiter` is resumed once the reservation was made or refused. `asked_in`: the
     request to control whose answer decides it. While a stream waits for more, `decided` is what to call then, `wanted_tokens` the output
-    that it must have, and `goal_tokens` what it should have.
+    that it must have, and `goal_tokens` what it should have. `refused_by`: the budget that refused it, None for none.
     """
 
     __slots__ = (
@@ -142,6 +142,7 @@ class BudgetHold:
         "goal_tokens",
         "is_ended",
         "needs",
+        "refused_by",
         "timer",
         "waiter",
         "wanted_tokens",
@@ -162,6 +163,7 @@ class BudgetHold:
         self.needs: list[tuple[BudgetAccount, int]] = []
         self.asked_in = 0
         self.waiter: Waiter = OVER
+        self.refused_by: BudgetEntry | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.is_ended = False
 
@@ -665,6 +667,7 @@ def _find_least_cost(call: Call) -> int:
 def _refuse(hold: BudgetHold, account: BudgetAccount, available_pico: int) -> Fault:
     """Return the refusal of a call by a budget: which one, what is left of it, and what is missing."""
     entry, call = account.entry, hold.call
+    hold.refused_by = entry
     currency = call.caller.organization.currency
     available = max(available_pico, 0)
     least = _find_least_cost(call) if entry.mode is BudgetMode.HARD else _find_cost(hold, entry)

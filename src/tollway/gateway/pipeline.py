@@ -15,6 +15,7 @@ from tollway.domain.faults import Fault
 from tollway.gateway.answer_recorder import AnswerRecorder, claim
 from tollway.gateway.authenticate import authenticate, require_endpoint
 from tollway.gateway.authorize import authorize
+from tollway.gateway.budget_fallback import FALLBACK_HEADER, reserve_or_fall_back
 from tollway.gateway.budgets import BudgetHold, read_max_cost
 from tollway.gateway.buffers import BufferHold
 from tollway.gateway.driver import CoroutineDriver
@@ -64,6 +65,12 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             call = authorize(caller, request, plane.directory, plane.media_bounds)
         else:
             call = await _authorize_upload(caller, request, request.upload, plane, driver)
+        fallback_header = b""
+        if call.grant.has_fallback:
+            hold = await reserve_or_fall_back(call, plane)
+            if hold.call is not call:
+                fallback_header = FALLBACK_HEADER % call.model.id.encode()
+                call = hold.call
         shared = plane.shared_counters
         if shared is None:
             admitted = limit(call, plane.counters, time.monotonic_ns, plane.metrics)
@@ -76,7 +83,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
                 call.answer_recorder = recorder
                 if recorder.replay(call.dialect.identify(request.id) + limit_headers):
                     return
-            if call.budgets or request.head.max_cost is not None:
+            if hold is None and (call.budgets or request.head.max_cost is not None):
                 hold = plane.budgets.reserve(call, call.budgets, read_max_cost(request.head))
                 await hold.waiter
             candidates = route(call, plane.upstreams, request.started, plane.random)
@@ -85,7 +92,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
                 authenticate(request.head, plane.directory, plane.digesters, plane.now_us())  # its key may have been revoked meanwhile
             permit.record = record = meter(permit, plane.usage_sink, plane.now_us)
             async with record:
-                permit.headers = call.dialect.identify(request.id) + permit.headers
+                permit.headers = call.dialect.identify(request.id) + fallback_header + permit.headers
                 bounds = plane.bounds
                 compose = None if request.upload is None or plane.body_readers is None else plane.body_readers.compose
                 await relay(permit, candidates, record, receiver, bounds, plane.active, plane.retries, plane.metrics, driver, compose)

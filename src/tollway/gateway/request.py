@@ -242,6 +242,7 @@ class ModelGrant:
     list. `encoded_admit_suffixes`: the encoded parts that ADMIT records under this grant
     share, by price and streaming; cached by `meter`. `budgets`: those of the caller that bind all requests to this model;
     `named_budgets`: ids of those, or of those that only alert, that all records name; `tagged_budgets`: those on tags.
+    `has_fallback`: a budget names a model that serves what it would refuse.
     """
 
     __slots__ = (
@@ -250,6 +251,7 @@ class ModelGrant:
         "budgets",
         "cache_salt",
         "encoded_admit_suffixes",
+        "has_fallback",
         "has_running_usage",
         "input_density",
         "is_served",
@@ -293,6 +295,7 @@ class ModelGrant:
         self.cache_salt = cache_salt
         self.terms_valid_from = terms_valid_from
         self.tagged_budgets = tuple(each for each in budgets if each.tag)
+        self.has_fallback = any(each.fallback_model for each in budgets)
         self.budgets = tuple(each for each in budgets if each.mode is not BudgetMode.ALERT and not each.tag)
         self.named_budgets = tuple(each.id for each in budgets if each.model and not each.tag)
         self.encoded_admit_suffixes: dict[tuple[str, bool], bytes] = {}

@@ -81,6 +81,7 @@ def _columns(budget: Budget) -> dict[str, Any]:
         "is_operators": budget.is_operators,
         "model": budget.model or None,
         "tag": budget.tag or None,
+        "fallback_model": budget.fallback_model or None,
         "plan_id": budget.plan_id,
         "archived_at": budget.archived_at,
         **_terms(budget),
@@ -161,6 +162,7 @@ def read_budget(row: Any) -> Budget:
         archived_at=row.archived_at,
         model=row.model or "",
         tag=row.tag or "",
+        fallback_model=row.fallback_model or "",
         plan_id=row.plan_id,
     )
 

@@ -246,6 +246,7 @@ def _budgets(_tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
             mode=BudgetMode(row.mode),
             model=row.model or "",
             tag=row.tag or "",
+            fallback_model=row.fallback_model or "",
         )
 
 

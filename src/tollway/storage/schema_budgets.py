@@ -25,6 +25,7 @@ budgets = sa.Table(
     sa.Column("archived_at", sa.BigInteger),
     sa.Column("model", sa.String(128)),  # a model or a group of models; null for all
     sa.Column("tag", sa.String(600)),  # a key and its value in the metadata of requests; null for all requests
+    sa.Column("fallback_model", sa.String(128)),  # that serves what the budget would refuse; null for none
     sa.Column("plan_id", sa.String(64)),  # of the plan that the organization has it by
     one_of("level", BudgetLevel),
     one_of("mode", BudgetMode),

@@ -55,6 +55,14 @@ class BudgetCreate(In):
             examples=["team=research"],
         ),
     ] = None
+    fallback_model: Annotated[
+        ModelName | None,
+        Field(
+            description="The model that serves a request in place of the one that it asks for, where this budget would refuse it and that"
+            " model can be afforded; null to refuse it.",
+            examples=["llama-8b"],
+        ),
+    ] = None
     name: Annotated[Name, Field(description="Name of the budget, 1 to 256 characters.", examples=["research"])]
     amount: Annotated[
         Sum,
@@ -150,6 +158,9 @@ class BudgetOut(Identified):
             examples=[None],
         ),
     ]
+    fallback_model: Annotated[
+        str | None, Field(description="The model that serves what this budget would refuse; null to refuse it.", examples=[None])
+    ]
     plan_id: Annotated[
         str | None,
         Field(description="The plan by which the organization has it; null for none.", examples=[None]),
@@ -235,6 +246,7 @@ def _budget_fields(standing: BudgetStanding) -> dict[str, object]:
         "subject_id": budget.subject_id,
         "model": budget.model or None,
         "tag": budget.tag or None,
+        "fallback_model": budget.fallback_model or None,
         "plan_id": budget.plan_id,
         "mode": budget.mode,
         "window": budget.window,

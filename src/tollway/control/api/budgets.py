@@ -77,6 +77,7 @@ def create_budget(caller: Writer, plane: Plane, body: BudgetCreate) -> BudgetCha
             now=now,
             model=body.model or "",
             tag=find_tag(body.tag),
+            fallback_model=body.fallback_model or "",
         )
         standing = budgets.describe(tx, [budget], now)[0]
     return budget_changed(standing, publish.confirm(plane.database, plane.publications, tx.published_version, now))
