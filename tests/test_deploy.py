@@ -1,4 +1,4 @@
-"""The units of `deploy/systemd` are valid, sealed off, and run commands that exist."""
+"""The units of `deploy/systemd` are valid, sealed off, and run commands that exist; rules of autoscaling read metrics that exist."""
 
 import re
 import shutil
@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from tollway.metric_table import find_metric
 
 UNITS = sorted((Path(__file__).parents[1] / "deploy" / "systemd").glob("*.service"))
 EXPOSURE_MAX = 30
@@ -39,3 +42,14 @@ def test_systemd_accepts_the_unit_and_finds_it_sealed_off(unit: Path, tmp_path: 
     command = [analyze, "security", "--offline=true", f"--threshold={EXPOSURE_MAX}", "--no-pager", str(fitted)]
     checked = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_rule_of_autoscaling_reads_metrics_and_labels_that_gateways_have() -> None:
+    rule = yaml.safe_load((Path(__file__).parents[1] / "deploy" / "autoscaling" / "keda.yaml").read_text())
+    queries = [trigger["metadata"]["query"] for trigger in rule["spec"]["triggers"]]
+    assert len(queries) == 2
+    for query in queries:
+        names = set(re.findall(r"\btollway_\w+", query))
+        assert {"deployment"} < {label for name in names for label in find_metric(name).labels} and "tollway_upstream_info" in names
+        for label in re.findall(r"\{(\w+)=", query):
+            assert label in find_metric("tollway_upstream_info").labels

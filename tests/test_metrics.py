@@ -34,7 +34,7 @@ def full_metrics() -> Metrics:
         metrics.count(table, "x")
     metrics.attempted("dep_1", "ok")
     metrics.count_ejection("dep_1", "timeout")
-    metrics.list_upstreams = lambda: [UpstreamState("dep_1", 1, 2, 3.0, [("home", 1)])]
+    metrics.list_upstreams = lambda: [UpstreamState("dep_1", "m", "vllm", "eu", 1, 2, 3.0, [("home", 1)])]
     shown = {family.name for family in text_string_to_metric_families(metrics.render().decode())}
     for row in GATEWAY_METRICS:
         if row.name not in shown:

@@ -74,6 +74,12 @@ GATEWAY_METRICS = (
         "Connections on which an engine sent bytes that answer no request.",
     ),
     _counter("tollway_upstream_load_reports_failed", "reports", ("deployment",), "Load reports of engines that were not understood."),
+    _gauge(
+        "tollway_upstream_info",
+        "deployments",
+        "Always 1; says which model, engine and region a deployment is of.",
+        ("deployment", "model", "engine", "region"),
+    ),
     _gauge("tollway_upstream_running", "requests", "Requests that a deployment was sent and has not ended.", ("deployment",)),
     _gauge("tollway_upstream_limit", "requests", "Most requests that a deployment is sent at a time.", ("deployment",)),
     _gauge("tollway_upstream_queued_tokens", "tokens", "Estimate of the prompt tokens that wait at a deployment.", ("deployment",)),

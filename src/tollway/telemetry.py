@@ -176,9 +176,12 @@ class ModelMetrics:
 
 
 class UpstreamState(NamedTuple):
-    """State of a deployment at a scrape. `chosen`: how often it was, by the kind of candidate that it was."""
+    """State of a deployment at a scrape. `chosen`: how often it was, by kind of candidate. `region`: empty if it is not stated."""
 
     deployment_id: str
+    model: str
+    engine: str
+    region: str
     running: int
     limit: int
     queued_tokens: float
@@ -313,11 +316,13 @@ def _upstream_families(states: Sequence[UpstreamState]) -> Iterator[Metric]:
     running = new_family(GaugeMetricFamily, "tollway_upstream_running")
     limit = new_family(GaugeMetricFamily, "tollway_upstream_limit")
     queued = new_family(GaugeMetricFamily, "tollway_upstream_queued_tokens")
+    described = new_family(GaugeMetricFamily, "tollway_upstream_info")
     for state in states:
+        described.add_metric([state.deployment_id, state.model, state.engine, state.region], 1)
         running.add_metric([state.deployment_id], state.running)
         limit.add_metric([state.deployment_id], state.limit)
         queued.add_metric([state.deployment_id], state.queued_tokens)
-    yield from (running, limit, queued)
+    yield from (described, running, limit, queued)
     yield _counter("tollway_upstream_chosen", [((state.deployment_id, kind), count) for state in states for kind, count in state.chosen])
 
 

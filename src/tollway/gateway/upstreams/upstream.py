@@ -380,6 +380,9 @@ class Upstreams:
         return [
             UpstreamState(
                 id,
+                upstream.deployment.model,
+                upstream.deployment.engine,
+                upstream.deployment.region or "",
                 upstream.running,
                 upstream.limit,
                 upstream.load.queued_tokens,

@@ -1,0 +1,108 @@
+"""Four deployments of one tier of which some fail: no client sees what another deployment could prevent, and all is billed once."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import msgspec
+import pytest
+
+from tests.fakes import Asked, Do, Script, Upstream, until
+from tests.gateway.harness import STREAM_HEAD, Served, chat, gateway, healthy, part, post, streamed, whole
+from tollway.domain.catalog import Endpoint
+from tollway.domain.usage import Outcome
+from tollway.gateway.relay import RelayBounds
+
+FAULTS: dict[str, Script] = {
+    "resets": [Do.RST],
+    "closes at once": [Do.FIN],
+    "hangs": [Do.HOLD],
+    "begins and hangs": [STREAM_HEAD, Do.HOLD],
+    "is overloaded": [whole({"error": {"message": "busy", "code": 503}}, 503)],
+    "refuses for its rate": [whole({"error": {"message": "slow down"}}, 429, b"retry-after: 7\r\n")],
+    "fails": [whole({"error": {"message": "broken"}}, 500)],
+    "drains": [whole({"error": {"message": "cannot schedule new futures after shutdown", "code": 500}}, 500)],
+    "sends garbage": [b"\x00\x01garbage\r\n\r\n", Do.FIN],
+    "tells an error inside a stream": [STREAM_HEAD, part({"error": {"message": "died", "code": 503}}), Do.FIN],
+    "has not got the model": [whole({"error": {"message": "no such model", "type": "NotFoundError", "code": 404}}, 404)],
+}
+REQUESTS = 24
+BOUNDS = RelayBounds(first_token_seconds=0.3, probe_seconds=0.0, load_seconds=0.0)
+"""An engine that hangs is given up soon: the others answer at once."""
+
+
+def failing_when(is_broken: Callable[[], bool], script: Script, text: str) -> Callable[[Asked], Script]:
+    return lambda asked: script if is_broken() else healthy(text)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_faults_of_one_deployment_of_four_fail_no_request_and_it_is_used_again_afterwards(fault: str) -> None:
+    broken = True
+    first = Upstream(failing_when(lambda: broken, FAULTS[fault], "returned"))
+    others = [Upstream(healthy("other")) for _ in range(3)]
+    async with AsyncExitStack() as stack:
+        for upstream in (first, *others):
+            await stack.enter_async_context(upstream.listening())
+        served = Served([first.url, *(other.url for other in others)], one_tier=True)
+        running = await stack.enter_async_context(gateway({"m": served}, bounds=BOUNDS))
+        for _ in range(REQUESTS // 4):
+            answers = await asyncio.gather(*(post(running.port, streamed()) for _ in range(4)))
+            assert [(answer.status, answer.text) for answer in answers] == [(200, "other")] * 4
+        ejections = sum(running.plane.metrics.ejections.values())
+        assert ejections <= len(first.asked)
+        healths = {upstream.deployment.base_url: upstream.health for upstream in running.plane.upstreams.all()}
+        for other in others if "hangs" not in fault else ():  # a busy machine may be silent everywhere
+            assert healths[other.url].allows(Endpoint.CHAT_COMPLETIONS, 0.0), "a deployment that is well was ejected"
+        assert [final.outcome for final in running.sink.finals] == [Outcome.COMPLETED] * REQUESTS
+        broken = False
+        if fault == "has not got the model":
+            return  # an operator has to act, so it is tried again after seconds
+        seen: list[str] = []
+
+        async def is_used() -> bool:
+            seen.append((await post(running.port, streamed())).text)
+            return seen[-1] == "returned"
+
+        async with asyncio.timeout(20):
+            while not await is_used():
+                pass
+        assert set(seen) <= {"other", "returned"}
+
+
+async def test_busy_moment_at_all_four_deployments_ejects_none_of_them() -> None:
+    busy = True
+    storm = FAULTS["is overloaded"]
+    upstreams = [Upstream(failing_when(lambda: busy, storm, "calm")) for _ in range(4)]
+    async with AsyncExitStack() as stack:
+        for upstream in upstreams:
+            await stack.enter_async_context(upstream.listening())
+        served = Served([upstream.url for upstream in upstreams], one_tier=True)
+        running = await stack.enter_async_context(gateway({"m": served}, bounds=BOUNDS))
+        assert {(await post(running.port, streamed())).status for _ in range(8)} == {503}
+        busy = False
+        assert (await post(running.port, streamed())).text == "calm"
+        assert not running.plane.metrics.ejections
+
+
+async def test_deployment_that_was_killed_is_avoided_and_used_again_once_it_listens() -> None:
+    others = [Upstream(healthy("other")) for _ in range(3)]
+    first = Upstream(healthy("first"))
+    async with AsyncExitStack() as stack:
+        async with first.listening():
+            port = int(first.url.rsplit(":", 1)[1])
+        for other in others:
+            await stack.enter_async_context(other.listening())
+        served = Served([first.url, *(other.url for other in others)], one_tier=True)
+        running = await stack.enter_async_context(gateway({"m": served}, bounds=BOUNDS))
+        for _ in range(12):
+            assert (await post(running.port, streamed())).text == "other"
+        server = await asyncio.start_server(first._serve, "127.0.0.1", port)
+        try:
+            async with asyncio.timeout(20):
+                while (await post(running.port, streamed())).text != "first":
+                    pass
+        finally:
+            server.close()
+        await until(lambda: not running.plane.active.exchanges)
+        assert msgspec.json.decode(first.asked[0].body)["messages"] == chat()["messages"]
+        assert {final.outcome for final in running.sink.finals} == {Outcome.COMPLETED}
