@@ -11,7 +11,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+from typing import ClassVar, Final, NamedTuple, TypeVar
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
@@ -58,20 +58,30 @@ class Histogram:
 
 
 _MILLISECONDS: Final = tuple(f".{millisecond:03d}Z" for millisecond in range(1000))
-_clock: Final[list[Any]] = [0, "1970-01-01T00:00:00"]
-"""The second that was formatted last, in UTC microseconds, and its text: most lines of a busy gateway share it."""
+
+
+class _FormattedSecond:
+    """The second that was formatted last, in UTC microseconds, and its text: most lines of a busy gateway share it."""
+
+    __slots__ = ("at_us", "text")
+
+    def __init__(self) -> None:
+        self.at_us = 0
+        self.text = "1970-01-01T00:00:00"
+
+
+_last: Final = _FormattedSecond()
 
 
 def timestamp(at_us: int) -> str:
     """RFC 3339 in UTC, to the millisecond, of UTC microseconds."""
-    second, text = _clock
-    rest = at_us - second
+    last = _last
+    rest = at_us - last.at_us
     if not 0 <= rest < 1_000_000:
         rest = at_us % 1_000_000
-        second = at_us - rest
-        text = datetime.fromtimestamp(second // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        _clock[:] = second, text
-    return text + _MILLISECONDS[rest // 1000]  # type: ignore[no-any-return]
+        last.at_us = at_us - rest
+        last.text = datetime.fromtimestamp(last.at_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return last.text + _MILLISECONDS[rest // 1000]
 
 
 def describe_error(error: BaseException) -> str:

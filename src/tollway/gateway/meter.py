@@ -5,6 +5,7 @@ exception that comes through is the outcome of the request.
 """
 
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -40,6 +41,9 @@ _TIMEOUTS = frozenset(
     }
 )
 
+_NONE: Final = UsageSource.NONE  # a member of an enumeration costs a call in the interpreter each time it is looked up
+_Raw: Final = msgspec.Raw
+
 
 class UsageRecord(Ending):
     """The usage record of one admitted request while it runs.
@@ -72,7 +76,7 @@ class UsageRecord(Ending):
         self.admit = admit
         self._used = NOTHING
         self._output = 0
-        self.source = UsageSource.NONE
+        self.source = _NONE
         self.anomaly: Anomaly | None = None
         self.input_estimate = 0
         self.deployment_id: str | None = None
@@ -102,7 +106,7 @@ class UsageRecord(Ending):
             write_quantities(self._progress, self._slot, NOTHING, self._used)
             self._used = NOTHING
             self._output = 0
-            self.source = UsageSource.NONE
+            self.source = _NONE
             self.first_token_at = None
             self._progress[self._first_token_word] = 0
             self._progress[self._slot * SLOT_WORDS + RETRIES_WORD] = self.attempts - 1
@@ -144,7 +148,7 @@ class UsageRecord(Ending):
         if self.input_estimate and outcome in ESTIMATING:
             used, source = used.with_input_of(Quantities(self.input_estimate)), UsageSource.ESTIMATED
         self.final = final = Ended(
-            msgspec.Raw(self.admit),
+            _Raw(self.admit),
             outcome,
             used,
             source,

@@ -6,6 +6,7 @@ of this.
 """
 
 import time
+from typing import Final
 
 from tollway.domain.billing_classes import NOTHING
 from tollway.domain.faults import Fault
@@ -19,13 +20,14 @@ from tollway.telemetry import timestamp
 CLIENT_GONE_STATUS = 499
 """Status in the log of a request whose client left before its answer began."""
 
+_monotonic: Final = time.monotonic
 _NOTHING_USED = ("", 0, "", 0.0, *NOTHING.text_quantities(), 0, False, "")
 """The fields of a line, from `upstream` to `usage_source`, of a request that no engine received."""
 
 
 def observe(request: Request, call: Call | None, record: UsageRecord | None, fault: Fault | None, plane: Plane) -> None:
     """Record the end of a request. `call`, `record`: as far as it came; `fault`: what the client was told, None for success."""
-    duration = time.monotonic() - request.started
+    duration = _monotonic() - request.started
     final = record.final if record is not None else None
     if call is not None and final is not None:
         _observe_final(request, call, final, fault, duration, plane)

@@ -51,6 +51,9 @@ ANSWER_GROWTH_BYTES = 1024 * 1024
 """Steps in which an answer that is held until it is whole is counted."""
 _LF: Final = ord("\n")
 _JSON: Final = b"content-type: application/json\r\n"
+_COMPLETED: Final = Outcome.COMPLETED  # a member of an enumeration costs a call in the interpreter each time it is looked up
+_COUNTED: Final = UsageSource.COUNTED
+_monotonic: Final = time.monotonic
 _EVENTS: Final = b"content-type: text/event-stream; charset=utf-8\r\nx-accel-buffering: no\r\n"
 
 
@@ -244,7 +247,7 @@ class Exchange:
             return self._record.finish(Outcome.BUDGET_STOPPED)
         self.terminator = stream.terminator
         _note_completed(self._record, self.call, upstream, stream.used, stream.source, stream.anomaly, self.stream_bytes)
-        return self._record.finish(Outcome.COMPLETED)
+        return self._record.finish(_COMPLETED)
 
     def close(self, active: Active, metrics: Metrics) -> None:
         """The exchange is over, however it ended: its connection is given back or ended."""
@@ -261,7 +264,7 @@ class Exchange:
             assert self._output_hold is not None
             self._output_hold.abandon()
         if self.finished and not self.is_cut:
-            self._connection.settle(time.monotonic())
+            self._connection.settle(_monotonic())
         else:
             self._connection.close()
 
@@ -624,7 +627,7 @@ async def relay(
                 if exchange is not None:
                     if charge is not None:
                         charge.release()
-                    now = time.monotonic()
+                    now = _monotonic()
                     upstream.health.begin_answer(endpoint, now)
                     upstream.observe_first_token(now - exchange.started, permit.call.prompt_bytes, now)
                     try:
@@ -651,10 +654,10 @@ async def relay(
                 if charge is not None:
                     charge.release()
                 if upstream.running + 1 >= upstream.limit:
-                    upstream.leave_full(time.monotonic(), is_answered=is_answered)
+                    upstream.leave_full(_monotonic(), is_answered=is_answered)
             if failed is None:
                 metrics.attempted(upstream.deployment.id, "ok")
-                upstream.health.succeed(endpoint, time.monotonic())
+                upstream.health.succeed(endpoint, _monotonic())
                 if held_faults is not None:
                     held_faults.decide(is_answered=True)
                 return
@@ -707,7 +710,7 @@ class HeldFaults:
 
     def _blame(self, upstream: Upstream, fault: Fault, *, has_begun: bool) -> None:
         call = self._call
-        upstream.fail(fault, call.request.endpoint, call.caller.organization.id, time.monotonic(), has_begun=has_begun)
+        upstream.fail(fault, call.request.endpoint, call.caller.organization.id, _monotonic(), has_begun=has_begun)
 
 
 def may_retry(fault: Fault, call: Call) -> bool:
@@ -731,7 +734,7 @@ async def _attempt(
     """One attempt. A whole answer is given here, to its end; of a stream only the beginning: it returns the exchange, which the caller
     carries on and closes, so that this frame is not held while it lasts."""
     call = permit.call
-    now = time.monotonic()
+    now = _monotonic()
     record.attempt(upstream.deployment.id)
     deployment = upstream.deployment
     translation = call.find_translation(deployment)
@@ -748,7 +751,7 @@ async def _attempt(
             connection = await driver.in_task(upstream.connect(bounds.connect_seconds), UpstreamConnection.close)
         finally:
             active.exchanges.discard(connecting)
-        now = time.monotonic()
+        now = _monotonic()
     exchange = Exchange(call, connection, client, record, bounds, driver, now)
     active.exchanges.add(exchange)
     client.attend(exchange)
@@ -788,7 +791,7 @@ async def _attempt(
         if call.answer_recorder is not None:
             await call.answer_recorder.keep_body(_JSON, answer.body)
         _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
-        await record.finish(Outcome.COMPLETED)
+        await record.finish(_COMPLETED)
         client.answer(200, _JSON + _explain(exchange, upstream, record) + permit.headers, answer.body)
         return None
     finally:
@@ -815,8 +818,9 @@ async def _compose_upload(
 
 def _explain(exchange: Exchange, upstream: Upstream, record: UsageRecord) -> bytes:
     """Return header lines that say what served a request, at which attempt, and how many milliseconds after its receipt it was sent."""
-    overhead_ms = (exchange.started - exchange.call.request.started) * 1000
-    return b"%bx-tollway-attempts: %d\r\nx-tollway-overhead-ms: %.1f\r\n" % (upstream.explanation, record.attempts, overhead_ms)
+    tenths = int((exchange.started - exchange.call.request.started) * 10_000 + 0.5)  # mypyc compiles formats of integers only
+    form = b"%bx-tollway-attempts: %d\r\nx-tollway-overhead-ms: %d.%d\r\n"
+    return form % (upstream.explanation, record.attempts, tenths // 10, tenths % 10)
 
 
 def _note_completed(
@@ -830,7 +834,7 @@ def _note_completed(
 ) -> None:
     """Note what a completed request used, and learn from it. An engine that reports nothing believable bills what was counted on the way,
     and an estimate of the input."""
-    if anomaly is None and (used is None or source is UsageSource.COUNTED):
+    if anomaly is None and (used is None or source is _COUNTED):
         anomaly = Anomaly.MISSING
     record.anomaly = anomaly
     if used is not None:

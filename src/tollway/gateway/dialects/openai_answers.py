@@ -46,6 +46,7 @@ class _Answer(msgspec.Struct):
     object: str | None = None
 
 
+_ENGINE_FINAL = UsageSource.ENGINE_FINAL  # a look-up of the member at each answer costs a call of the enumeration
 _NAMES = UsageNames("prompt_tokens", "completion_tokens", "prompt_tokens_details", "completion_tokens_details")
 
 _usage = msgspec.json.Decoder(_Usage)
@@ -108,7 +109,7 @@ def read_answer(body: bytes, context: AnswerContext) -> Answer:
         raise Fault(faults.UPSTREAM_INVALID, detail="answer has neither choices nor data")
     used: Quantities | None = None
     anomaly: Anomaly | None = None
-    source = UsageSource.ENGINE_FINAL
+    source = _ENGINE_FINAL
     if report is not None:
         if context.sequences > 1 and choices and len(choices) > 1 and context.engine.reports_one_sequence:
             report = scale_to_answer(report, _list_sizes(body), context)
