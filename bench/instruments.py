@@ -20,7 +20,7 @@ from bench.machine import LOAD_CPU, NATIVE, Unavailable, get_tool, launch, stop
 
 TOOL_SECONDS_MAX = 60.0
 ROOT = Path(__file__).parent.parent
-BUILD_SECONDS_MAX = 600.0
+BUILD_SECONDS_MAX = 1800.0  # two minutes of CPU, on a machine that may be busy
 CALLGRIND_SECONDS_MAX = 600.0  # it takes fifty times as long as the machine does
 PERF_PER_SECOND = 1999  # not in step with anything that ticks in round milliseconds
 
