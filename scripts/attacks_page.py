@@ -176,6 +176,10 @@ ROWS = {
         "tokens in exchange for a secret, an assertion or a provider that is somebody else's, unknown, revoked or used before",
         "401 `invalid_client` or 400 `invalid_grant`, alike for foreign and unknown ones",
     ),
+    99: (
+        "issuers whose keys are at private, loopback or metadata addresses, by name, number or redirect; key sets of any size or kind",
+        "400; each connected address is examined before a byte is sent",
+    ),
     104: (
         "a request of a project that may be served in certain regions only, or of a key that may use certain models only: while those fail,"
         " are full or have no deployment, and a fallback of the model is elsewhere or not allowed",

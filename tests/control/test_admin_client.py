@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 from openai import OpenAI
 
 from tests.control.harness import Running, TenantSetup, answered, find_token, make_tenant
+from tests.tokens import make_ed25519
 
 METHODS = Path(__file__).parent / "admin_methods.tsv"
 
@@ -83,6 +85,10 @@ class Setting:
         """Return the id of a new service account of the project."""
         return self.client.projects.service_accounts.create(self.project, name="robot").id
 
+    def provider(self) -> str:
+        """Return the id of a new identity provider."""
+        return _create_provider(self).id
+
     def alert(self) -> str:
         """Return the id of a new alert of the organization."""
         return self.client.spend_alerts.create(**SPENDING, notification_channel=NOBODY).id
@@ -90,6 +96,30 @@ class Setting:
     def project_alert(self) -> str:
         """Return the id of a new alert of the project."""
         return self.client.projects.spend_alerts.create(self.project, **SPENDING, notification_channel=NOBODY).id
+
+
+ISSUER_KEYS: Any = {"keys": [msgspec.to_builtins(make_ed25519("issuer").jwk)]}
+
+
+def _create_provider(s: Setting) -> Any:
+    name = s.name()
+    return s.client.workload_identity_providers.create(
+        audience="https://gateway.example",
+        issuer=f"https://{name}.example",
+        name=name,
+        type="oidc",
+        verification={"type": "uploaded_jwks", "jwks": ISSUER_KEYS},
+    )
+
+
+def _create_rule(s: Setting, provider_id: str) -> Any:
+    return s.client.workload_identity_providers.federation_rules.create(
+        provider_id,
+        attribute_matchers={"sub": "robot", "admin": False, "level": 3},
+        project_id=s.project,
+        service_account_id=s.account(),
+        permissions={"type": "restricted", "scopes": ["chat/completions"]},
+    )
 
 
 SPENDING: Any = {"threshold_amount": 100, "currency": "USD", "interval": "month"}
@@ -250,6 +280,42 @@ CALLS: dict[str, Callable[[Setting], Any]] = {
     "groups/users.retrieve": _with("group", lambda s, it: _joined(s, it, lambda user: s.client.groups.users.retrieve(user, group_id=it))),
     "groups/users.list": _with("group", lambda s, it: _joined(s, it, lambda _user: s.client.groups.users.list(it))),
     "groups/users.delete": _with("group", lambda s, it: _joined(s, it, lambda user: s.client.groups.users.delete(user, group_id=it))),
+    "workload_identity_providers/workload_identity_providers.create": lambda s: _create_provider(s),
+    "workload_identity_providers/workload_identity_providers.retrieve": _with(
+        "provider", lambda s, it: s.client.workload_identity_providers.retrieve(it)
+    ),
+    "workload_identity_providers/workload_identity_providers.update": _with(
+        "provider", lambda s, it: s.client.workload_identity_providers.update(it, name=s.name(), description=None)
+    ),
+    "workload_identity_providers/workload_identity_providers.list": _with(
+        "provider", lambda s, _it: s.client.workload_identity_providers.list(limit=2)
+    ),
+    "workload_identity_providers/workload_identity_providers.delete": _with(
+        "provider", lambda s, it: s.client.workload_identity_providers.delete(it)
+    ),
+    "workload_identity_providers/federation_rules.create": _with("provider", lambda s, it: _create_rule(s, it)),
+    "workload_identity_providers/federation_rules.retrieve": _with(
+        "provider",
+        lambda s, it: s.client.workload_identity_providers.federation_rules.retrieve(
+            _create_rule(s, it).id, workload_identity_provider_id=it
+        ),
+    ),
+    "workload_identity_providers/federation_rules.update": _with(
+        "provider",
+        lambda s, it: s.client.workload_identity_providers.federation_rules.update(
+            _create_rule(s, it).id, workload_identity_provider_id=it, permissions={"type": "service_account_default"}, enabled=False
+        ),
+    ),
+    "workload_identity_providers/federation_rules.list": _with(
+        "provider",
+        lambda s, it: (_create_rule(s, it), s.client.workload_identity_providers.federation_rules.list(it, limit=1))[1],
+    ),
+    "workload_identity_providers/federation_rules.delete": _with(
+        "provider",
+        lambda s, it: s.client.workload_identity_providers.federation_rules.delete(
+            _create_rule(s, it).id, workload_identity_provider_id=it
+        ),
+    ),
     **_assignments("users/roles", "user_id", "role", project=False),
     **_assignments("groups/roles", "group_id", "role", project=False),
     **_assignments("projects/users/roles", "user_id", "project_role", project=True),
@@ -275,7 +341,6 @@ UNSUPPORTED = (
     "data_retention",
     "external_keys",
     "external_storage",
-    "workload_identity_providers",
     "projects/certificates",
     "projects/data_retention",
     "projects/hosted_tool_permissions",
@@ -286,7 +351,7 @@ UNSUPPORTED = (
 
 
 def is_unsupported(method: Method) -> bool:
-    return method.resource.startswith("workload_identity_providers") or method.resource in UNSUPPORTED
+    return method.resource in UNSUPPORTED
 
 
 @pytest.fixture(scope="module")
@@ -353,8 +418,6 @@ BODIES: dict[str, dict[str, Any]] = {
     "external_keys.create": {"external_id": "x", "kms_arn": "x", "name": "x", "role_arn": "x", "type": "aws"},
     "external_storage.create": {"project_id": "x", "provider": {"type": "aws"}},
     "projects/model_permissions.update": {"mode": "allow_list", "model_ids": []},
-    "workload_identity_providers/workload_identity_providers.create": {"audience": "x", "issuer": "x", "name": "x", "type": "oidc"},
-    "workload_identity_providers/federation_rules.create": {"attribute_matchers": {}, "project_id": "x", "service_account_id": "x"},
 }
 
 

@@ -300,7 +300,15 @@ class TestReadiness:
 
         wait_until(lambda: all(job["last_success_at"] for job in jobs_of(control.operator()).values()))
         found = jobs_of(control.node())
-        assert set(found) == {"idempotency_keys", "publication_watch", "event_months", "waiting_records", "limit_overrides", "signing_keys"}
+        assert set(found) == {
+            "idempotency_keys",
+            "publication_watch",
+            "event_months",
+            "waiting_records",
+            "limit_overrides",
+            "signing_keys",
+            "issuer_keys",
+        }
         assert all(job["failures"] == 0 for job in found.values())
         page = control.node().get("/metrics").text
         for name in ("last_success_timestamp_seconds", "failures_total", "duration_seconds"):
@@ -398,6 +406,7 @@ def test_of_two_processes_one_reads_engines_and_the_other_takes_over_from_a_kill
             "waiting_records",
             "limit_overrides",
             "signing_keys",
+            "issuer_keys",
             "engine_readings",
             "reconciliation",
         }

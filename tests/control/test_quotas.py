@@ -28,6 +28,7 @@ LIMITS = "/v1/organization/limits"
 OTHER_TABLES = {
     "usage_events", "quarantined_records", "usage_rollups", "ledger_transactions", "usage_adjustments", "billing_periods",  # follow usage
     "price_books", "price_terms", "limit_overrides",  # written by operators
+    "identity_providers", "federation_rules",  # bounded by PROVIDERS_MAX and RULES_MAX; each rule has a key, which is counted
     "group_members", "role_assignments",  # of people, groups and roles, which are counted
 }  # fmt: skip
 """Tables with rows of an organization that no tenant creates by a request of administration."""

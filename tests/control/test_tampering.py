@@ -46,7 +46,7 @@ OTHER_TABLES = {
     "idempotency_keys",  # what was answered
     "audit_heads", "audit_records", "audit_checkpoints", "audit_cuts",  # who changed what
     "custom_roles", "users", "user_groups", "group_members", "role_assignments", "invites",  # who may do what
-    "token_signing_keys",  # with what tokens are signed
+    "token_signing_keys", "identity_providers", "federation_rules", "used_assertions",  # whose tokens are accepted
     "engine_readings", "engine_hours", "engine_members",  # what engines counted: a second witness, not a bill
 }  # fmt: skip
 """Tables without money. Every other one is changed here."""

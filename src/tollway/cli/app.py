@@ -33,6 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "groups": ("groups:app", "Groups of people, who hold roles together: list, create, rename, delete, and their members."),
     "roles": ("roles:app", "Roles of the organization and of its projects: list, create, update, delete, give, take."),
     "access": ("access:app", "Why something is allowed or denied: explain."),
+    "federation": ("federation:app", "Identity providers whose tokens stand for service accounts, and their rules: list, create, delete."),
     "keys": ("keys:app", "API keys: create, list, revoke."),
     "limits": ("limits:app", "Limits of organizations, projects, service accounts and keys, and quotas: show, set."),
     "plans": ("plans:app", "Limits that organizations subscribe to, and overrides of limits: list, create, set, assign, override."),

@@ -61,6 +61,12 @@ EVENTS: Mapping[str, str] = {
     "delete_group_role": "role.assignment.deleted",
     "create_project_group_role": "role.assignment.created",
     "delete_project_group_role": "role.assignment.deleted",
+    "create_provider": "identity_provider.created",
+    "update_provider": "identity_provider.updated",
+    "delete_provider": "identity_provider.deleted",
+    "create_rule": "federation_rule.created",
+    "update_rule": "federation_rule.updated",
+    "delete_rule": "federation_rule.deleted",
     # Limits and budgets
     "put_project_limits": "rate_limit.updated",
     "put_end_user_limits": "rate_limit.updated",

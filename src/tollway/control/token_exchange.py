@@ -6,24 +6,40 @@ A token stands for one API key (`domain.tokens`) and is signed by control; gatew
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_plus
 
 import msgspec
 
-from tollway.control import access, publish, signing_keys
+from tollway.control import access, federation, publish, signing_keys
 from tollway.control.plane import ControlPlane
 from tollway.control.signing_keys import Signer
 from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, KEY_INVALID, Fault
+from tollway.domain.federation import IdentityProvider, ProviderRule
 from tollway.domain.keys import KeyType
-from tollway.domain.tokens import AUDIENCE, LIFETIME_SECONDS, TOKEN_TYPE
+from tollway.domain.tokens import (
+    AUDIENCE,
+    FOREIGN_LIFETIME_SECONDS_MAX,
+    LIFETIME_SECONDS,
+    TOKEN_TYPE,
+    FederationRule,
+    TokenInvalid,
+    check_claims,
+)
+from tollway.storage import federation as stored_federation
 from tollway.storage import tokens as storage
 from tollway.storage.tokens import RepresentedKey
-from tollway.wire.json_web_tokens import encode_part
+from tollway.wire.json_web_tokens import encode_part, load_key, read_token, verify
 
 CLIENT_CREDENTIALS = "client_credentials"
+TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+
+SUBJECT_TOKEN_TYPES = ("urn:ietf:params:oauth:token-type:jwt", "urn:ietf:params:oauth:token-type:id_token")
+ISSUED_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"
 
 Parameters = Mapping[str, str]
 
@@ -121,7 +137,100 @@ def _refuse_client() -> ExchangeRefused:
     )
 
 
-_GRANTS: Mapping[str, Callable[[ControlPlane, Parameters, str | None], Proven]] = {CLIENT_CREDENTIALS: _prove_client}
+# ---- Assertions of other issuers ----------------------------------------------------------------------------------------
+
+
+def _prove_exchanged(plane: ControlPlane, parameters: Parameters, _authorization: str | None) -> Proven:
+    """RFC 8693, section 2.1, as OpenAI's SDK sends it: an identity provider and a service account are named."""
+    if parameters.get("subject_token_type") not in SUBJECT_TOKEN_TYPES:
+        raise ExchangeRefused("invalid_request", f"subject_token_type must be one of {', '.join(SUBJECT_TOKEN_TYPES)}.")
+    if "actor_token" in parameters:
+        raise ExchangeRefused("invalid_request", "Delegation (actor_token) is not supported.")
+    provider_id, account_id = _require(parameters, "identity_provider_id"), _require(parameters, "service_account_id")
+    assertion = _require(parameters, "subject_token")
+    with plane.database.platform(write=False) as tx:
+        organization_id = stored_federation.find_provider_organization(tx, provider_id)
+    if organization_id is None:
+        raise _refuse_assertion(f"no identity provider {_describe_id(ids.IDENTITY_PROVIDER, provider_id)}")
+    with plane.database.tenant(organization_id, write=False) as tx:
+        provider = stored_federation.find_provider(tx, provider_id)
+        rules = stored_federation.list_all_rules(tx, [provider_id]).get(provider_id, [])
+    return _prove_assertion(plane, provider, [rule for rule in rules if rule.service_account_id == account_id], assertion)
+
+
+def _prove_assertion_of_rule(plane: ControlPlane, parameters: Parameters, _authorization: str | None) -> Proven:
+    """RFC 7523, section 2.1, as Anthropic's SDK sends it: a rule and its organization are named."""
+    rule_id, organization_id = _require(parameters, "federation_rule_id"), _require(parameters, "organization_id")
+    assertion = _require(parameters, "assertion")
+    provider, rules = None, list[ProviderRule]()
+    if ids.is_id(ids.ORGANIZATION, organization_id) and ids.is_id(ids.FEDERATION_RULE, rule_id):
+        with plane.database.tenant(organization_id, write=False) as tx:
+            rule = stored_federation.find_rule(tx, rule_id)
+            provider = None if rule is None else stored_federation.find_provider(tx, rule.provider_id)
+        rules = [rule] if rule is not None and rule.is_enabled else []
+    for name, value in (("service_account_id", "service_account_id"), ("workspace_id", "project_id")):
+        rules = [each for each in rules if parameters.get(name) in (None, "default", getattr(each, value))]
+    return _prove_assertion(plane, provider, rules, assertion)
+
+
+def _prove_assertion(plane: ControlPlane, provider: IdentityProvider | None, rules: Sequence[ProviderRule], assertion: str) -> Proven:
+    """Return what an assertion of an identity provider proves by one of its rules. Until its signature was verified, every refusal is the
+    same."""
+    if provider is None or not provider.is_enabled or not rules:
+        raise _refuse_assertion("no enabled identity provider and rule")
+    now = plane.now()
+    try:
+        read = read_token(assertion.encode("ascii", "replace"))
+        verify(read, {key.id: key for key in map(load_key, provider.keys)})
+    except TokenInvalid as invalid:
+        if invalid.is_key_unknown and not provider.is_uploaded:
+            due_at = max(now, (provider.fetched_at or 0) + federation.RETRY_US)
+            with plane.database.tenant(provider.organization_id) as tx:
+                stored_federation.hasten_fetch(tx, provider.id, due_at)
+        raise _refuse_assertion(f"{provider.id}: {invalid}") from None
+    try:
+        ends_at = check_claims(read.claims, provider.issuer, provider.audience, now, FOREIGN_LIFETIME_SECONDS_MAX)
+    except TokenInvalid as invalid:
+        raise ExchangeRefused("invalid_grant", f"The assertion is refused: {invalid}.", detail=provider.id) from None
+    rule = next((each for each in rules if FederationRule(each.key_id, dict(each.matchers)).matches(read.claims)), None)
+    if rule is None:
+        raise ExchangeRefused("invalid_grant", "The assertion is refused: no rule matches its claims.", detail=provider.id)
+    with plane.database.tenant(provider.organization_id, write=False) as tx:
+        key = storage.find_represented_key(tx, rule.key_id, now)
+    if key is None:
+        raise ExchangeRefused("invalid_grant", "The assertion is refused: the key of the rule was revoked.", detail=rule.id)
+    token_id = read.claims.get("jti")
+    if provider.is_single_use and isinstance(token_id, str):
+        digest = hashlib.sha256(f"{provider.id}\0{token_id}".encode()).digest()
+        with plane.database.platform() as tx:
+            if not stored_federation.use_assertion(tx, digest, now=now, expires_at=ends_at):
+                raise ExchangeRefused("invalid_grant", "The assertion is refused: it was used before.", detail=rule.id)
+    return Proven(key, ends_at, {"provider_id": provider.id, "rule_id": rule.id})
+
+
+def _require(parameters: Parameters, name: str) -> str:
+    value = parameters.get(name)
+    if value is None:
+        raise ExchangeRefused("invalid_request", f"The parameter {name} is missing.")
+    return value
+
+
+def _refuse_assertion(detail: str) -> ExchangeRefused:
+    return ExchangeRefused(
+        "invalid_grant", "The assertion is refused: no identity provider and rule of these ids verifies it.", detail=detail
+    )
+
+
+def _describe_id(prefix: str, id: str) -> str:
+    """Return an id for the log; what does not look like one is not repeated there."""
+    return id if ids.is_id(prefix, id) else "of that id"
+
+
+_GRANTS: Mapping[str, Callable[[ControlPlane, Parameters, str | None], Proven]] = {
+    CLIENT_CREDENTIALS: _prove_client,
+    TOKEN_EXCHANGE: _prove_exchanged,
+    JWT_BEARER: _prove_assertion_of_rule,
+}
 GRANT_TYPES = tuple(_GRANTS)
 """The grant types of the token endpoint."""
 
@@ -161,7 +270,7 @@ def _issue(plane: ControlPlane, grant_type: str, proven: Proven) -> IssuedToken:
             **proven.log_fields,
         }
     )
-    return IssuedToken(token.decode(), ends_at - issued_at)
+    return IssuedToken(token.decode(), ends_at - issued_at, ISSUED_TOKEN_TYPE if grant_type == TOKEN_EXCHANGE else None)
 
 
 def _get_signer(plane: ControlPlane) -> Signer:

@@ -44,3 +44,8 @@ def _list_meanings(
         if address in network and int(address) > 0xFFFF
     ]
     return [address, *inside, *([address.ipv4_mapped] if address.ipv4_mapped else [])]
+
+
+def is_public(address: Address) -> bool:
+    """Return whether an address, and any IPv4 address inside it, belongs to the public Internet."""
+    return all(each.is_global and not each.is_multicast for each in _list_meanings(address)) and not is_metadata(address)

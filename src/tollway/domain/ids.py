@@ -33,6 +33,8 @@ AUDIT_RECORD = "audit"
 PLAN = "plan"
 SIGNING_KEY = "sigkey"
 TOKEN = "token"
+IDENTITY_PROVIDER = "idp"
+FEDERATION_RULE = "fedrule"
 
 RANDOM_BITS = 74
 """Random bits that one UUIDv7 takes: rand_a (12) and rand_b (62)."""

@@ -35,6 +35,8 @@ class Permission(StrEnum):
     USERS_WRITE = "users.write"
     GROUPS_READ = "groups.read"
     GROUPS_WRITE = "groups.write"
+    FEDERATION_READ = "federation.read"
+    FEDERATION_WRITE = "federation.write"
     PRICES_READ = "prices.read"
     AUDIT_READ = "audit.read"
 

@@ -24,7 +24,20 @@ import httpx2
 import uvicorn
 import uvloop
 
-from tollway.control import audit, audit_chains, idempotency, keys, nodes, peppers, plans, publish, reconcile, retention, token_exchange
+from tollway.control import (
+    audit,
+    audit_chains,
+    federation,
+    idempotency,
+    keys,
+    nodes,
+    peppers,
+    plans,
+    publish,
+    reconcile,
+    retention,
+    token_exchange,
+)
 from tollway.control.api.app import create_apps
 from tollway.control.audit import AuditedOperation
 from tollway.control.automatic_closing import close_due
@@ -38,6 +51,7 @@ from tollway.control.reconcile import ReconcileOptions, Reconciliation
 from tollway.domain import ids
 from tollway.domain.audit import Actor, ActorKind
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
+from tollway.domain.federation import IdentityProvider
 from tollway.domain.keys import KeyOrigin
 from tollway.domain.money import PICO
 from tollway.domain.quotas import DEFAULT_SIZES, QuotaSizes
@@ -51,6 +65,7 @@ from tollway.storage.database import Database
 from tollway.storage.shared_counters import StoreOptions
 from tollway.storage.vault import LocalVault
 from tollway.telemetry import LogWriter
+from tollway.worker_threads import run_in_thread
 
 DATABASE_WAIT_SECONDS = 30.0
 """At the start, for a database that cannot be reached: it restarts, or starts beside us. Whoever supervises gives up no gateway meanwhile,
@@ -64,6 +79,15 @@ MONTHS_SECONDS = 3_600.0
 
 IDEMPOTENCY_SECONDS = 3_600.0
 """Interval of the job that removes expired idempotency keys, which nobody can use any more."""
+
+ISSUER_KEYS_SECONDS = 15.0
+"""Interval of the job that fetches keys of organizations' issuers that are due, which a token with an unknown key makes them."""
+
+ISSUERS_MAX = 50
+"""Issuers that one run of that job asks: within its deadline, if each of them takes as long as it may."""
+
+ISSUERS_DEADLINE_SECONDS = 500.0
+"""Deadline for one run of that job."""
 
 SIGNING_KEYS_SECONDS = 3_600.0
 """Interval of the job that makes, replaces and withdraws the keys that sign access tokens."""
@@ -100,6 +124,7 @@ LEVELS = {
     "descriptors_low": "warning",
     "epoch_refused": "error",
     "engine_not_observed": "warning",
+    "issuer_keys_failed": "warning",
     "job_failed": "warning",
     "mail_failed": "error",
     "node_clock_ahead": "error",
@@ -375,7 +400,24 @@ def _list_jobs(
     def keep_signing_keys(_turn: Turn) -> None:
         token_exchange.maintain_signing_keys(replace(plane, database=signing_database))
 
+    issuers_database = _audit_job(plane, "identity_provider.updated", "issuer_keys")
+
+    async def fetch_issuer_keys(turn: Turn) -> None:
+        def list_due() -> list[IdentityProvider]:
+            with plane.database.platform(write=False) as tx:
+                return federation.list_due(tx, turn.at, ISSUERS_MAX)
+
+        due = await run_in_thread(list_due)
+        for provider_id, reason in await federation.refresh_keys(plane.database, issuers_database, due, plane.now) if due else ():
+            plane.log({"event": "issuer_keys_failed", "provider_id": provider_id, "detail": reason})
+
     jobs = [
+        Job(
+            name="issuer_keys",
+            work=fetch_issuer_keys,
+            interval_seconds=ISSUER_KEYS_SECONDS,
+            deadline_seconds=ISSUERS_DEADLINE_SECONDS,
+        ),
         Job(
             name="signing_keys",
             work=in_thread(keep_signing_keys),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from tollway.domain.budgets import BudgetLevel, BudgetMode
@@ -21,6 +22,7 @@ from tollway.domain.snapshot import (
     BudgetEntry,
     DeploymentEntry,
     Entry,
+    IssuerEntry,
     KeyEntry,
     ModelEntry,
     OrganizationEntry,
@@ -28,14 +30,15 @@ from tollway.domain.snapshot import (
     SigningKeyEntry,
 )
 from tollway.domain.tenants import Status
-from tollway.storage import catalog, keys, limits, plans, prices, roles, tenants
+from tollway.domain.tokens import FederationRule, Jwk
+from tollway.storage import catalog, federation, keys, limits, plans, prices, roles, tenants
 from tollway.storage.budgets import CONCERNS_GATEWAYS
 from tollway.storage.database import PlatformTx, Transaction
 from tollway.storage.roles import ROLE_COLUMNS, names_role
 from tollway.storage.schema import END_USER_PREFIX, api_keys, deployments, models, organizations, projects, service_accounts
 from tollway.storage.schema_budgets import budgets
 from tollway.storage.schema_people import custom_roles
-from tollway.storage.schema_tokens import token_signing_keys
+from tollway.storage.schema_tokens import identity_providers, token_signing_keys
 from tollway.wire.json_web_tokens import make_edwards_key
 
 ENTRY_KINDS: tuple[type[Entry], ...] = (
@@ -46,6 +49,7 @@ ENTRY_KINDS: tuple[type[Entry], ...] = (
     KeyEntry,
     BudgetEntry,
     SigningKeyEntry,
+    IssuerEntry,
 )
 """In the order of a snapshot: what an entry refers to comes before it."""
 
@@ -255,6 +259,19 @@ def _signing_keys(_tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
         yield SigningKeyEntry(id=row.id, issuer=row.issuer, key=make_edwards_key(row.id, bytes(row.public_key)))
 
 
+def _issuers(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
+    rules = federation.list_all_rules(tx, [row.id for row in rows])
+    for row in rows:
+        yield IssuerEntry(
+            id=row.id,
+            organization_id=row.organization_id,
+            issuer=row.issuer,
+            audience=row.audience,
+            keys=msgspec.json.decode(row.keys, type=tuple[Jwk, ...]),
+            rules=tuple(FederationRule(rule.key_id, dict(rule.matchers)) for rule in rules.get(row.id, ())),
+        )
+
+
 _ACCOUNT = "account_"
 """Prefix of the columns of a key's service account."""
 
@@ -270,4 +287,9 @@ _ROWS: dict[type[Entry], tuple[sa.Select[Any], sa.Column[str], Callable[[Transac
     ),
     BudgetEntry: (sa.select(budgets).where(CONCERNS_GATEWAYS), budgets.c.id, _budgets),
     SigningKeyEntry: (sa.select(token_signing_keys), token_signing_keys.c.id, _signing_keys),
+    IssuerEntry: (
+        sa.select(identity_providers).where(identity_providers.c.is_enabled, identity_providers.c.is_direct),
+        identity_providers.c.id,
+        _issuers,
+    ),
 }

@@ -36,6 +36,8 @@ AUDITED: Mapping[sa.Table, str] = {
     schema_people.role_assignments: "role_assignment",
     schema_people.invites: "invite",
     schema_tokens.token_signing_keys: "signing_key",
+    schema_tokens.identity_providers: "identity_provider",
+    schema_tokens.federation_rules: "federation_rule",
     schema_budgets.budgets: "budget",
     schema_budgets.budget_raises: "budget_raise",
     schema_prices.price_books: "price_book",

@@ -35,6 +35,7 @@ from tollway.control.api import (
     deployments,
     descriptions,
     errors,
+    federation,
     groups,
     invites,
     ledger,
@@ -118,6 +119,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     invites.router,
     groups.router,
     roles.router,
+    federation.router,
     tokens.router,
     unsupported.router,
 )

@@ -19,9 +19,9 @@ router = routes.router(tags=["unsupported"])
 Reader = Annotated[Tenant, Depends(may(Permission.ORGANIZATION_READ))]
 ProjectReader = Annotated[Tenant, Depends(may(Permission.PROJECTS_READ))]
 
-OF_ORGANIZATION = ("certificates", "external_keys", "external_storage", "workload_identity_providers", "data_retention")
+OF_ORGANIZATION = ("certificates", "external_keys", "external_storage", "data_retention")
 OF_PROJECT = ("certificates", "data_retention", "hosted_tool_permissions", "model_permissions", "service_tier_settings")
-LISTS = frozenset({"certificates", "external_keys", "external_storage", "workload_identity_providers"})
+LISTS = frozenset({"certificates", "external_keys", "external_storage"})
 """Those that are lists; the others are one object each."""
 
 
@@ -81,8 +81,6 @@ def _add_routes() -> None:
             path = f"{prefix}/{name}"
             router.add_api_route(path, nothing if name in LISTS else refusal, methods=["GET"], include_in_schema=False)
             router.add_api_route(path, refusal, methods=["POST", "DELETE"], include_in_schema=False)
-            if name == "workload_identity_providers":
-                router.add_api_route(f"{path}/{{provider:path}}/federation_rules", nothing, methods=["GET"], include_in_schema=False)
             router.add_api_route(f"{path}/{{rest:path}}", refusal, methods=["GET", "POST", "DELETE"], include_in_schema=False)
 
 

@@ -1,0 +1,140 @@
+"""Fetch the public keys of organizations' issuers (OpenID Connect Discovery 1.0, section 4; RFC 7517).
+
+Tenants name the addresses, so every connection is examined: HTTPS, to a public address that is checked on the connected socket, because a
+name may resolve to another address than before; no redirect is followed, and the size and the time of an answer are bounded. Keys that were
+fetched stay in force while their issuer cannot be reached.
+"""
+
+import asyncio
+import ipaddress
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import msgspec
+
+from tollway.domain.addresses import is_public
+from tollway.domain.faults import Fault
+from tollway.domain.federation import KEYS_MAX
+from tollway.domain.tokens import Jwk
+from tollway.wire import bodies
+from tollway.wire.json_web_tokens import load_key
+
+DOCUMENT_BYTES_MAX = 256 * 1024
+"""Largest document that is read. Those of large providers have 2 to 20 KiB."""
+
+FETCH_SECONDS_MAX = 8.0
+"""Deadline for both documents of one issuer."""
+
+METADATA_PATH = "/.well-known/openid-configuration"
+
+
+class KeysUnavailable(Exception):
+    """The keys of an issuer could not be had. The text says why, in words for the tenant, without anything of the answer."""
+
+
+def find_address_error(url: str) -> str | None:
+    """Return why a URL is not one that is fetched, in words that follow its name; None if it may be."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return "it is not a URL"
+    if parts.scheme != "https" or not host or parts.username is not None or parts.fragment or port == 0:
+        return "it must be an https URL without a user and a fragment"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "its host is not public" if "." not in host or host.endswith((".local", ".internal", ".localhost")) else None
+    return None if is_public(address) else "its host is not public"
+
+
+async def fetch(client: httpx2.AsyncClient, issuer: str, discovery_url: str | None) -> tuple[Jwk, ...]:
+    """Return the keys of an issuer that can verify. Raises KeysUnavailable."""
+    try:
+        async with asyncio.timeout(FETCH_SECONDS_MAX):
+            metadata = await _read(client, discovery_url or issuer.rstrip("/") + METADATA_PATH)
+            if metadata.get("issuer") != issuer:
+                raise KeysUnavailable("the metadata names another issuer")
+            address = metadata.get("jwks_uri")
+            if not isinstance(address, str) or find_address_error(address) is not None:
+                raise KeysUnavailable("the metadata names no address of keys that is fetched")
+            return read_keys(await _read(client, address))
+    except TimeoutError:
+        raise KeysUnavailable("it did not answer in time") from None
+    except ValueError as error:
+        raise KeysUnavailable(str(error)) from None
+
+
+def open_client() -> httpx2.AsyncClient:
+    """An HTTP client for fetching keys. It ignores proxies and credentials of the environment."""
+    return httpx2.AsyncClient(follow_redirects=False, trust_env=False, timeout=FETCH_SECONDS_MAX)
+
+
+def read_keys(document: Mapping[str, Any]) -> tuple[Jwk, ...]:
+    """Return the keys of a JSON Web Key Set that can verify; those of other kinds and uses are left out. Raises ValueError if there are
+    none, more than KEYS_MAX, or two with the same id, or if one is a private or a shared key."""
+    keys = document.get("keys")
+    if not isinstance(keys, list) or len(keys) > KEYS_MAX:
+        raise ValueError(f"a key set has a member `keys` with at most {KEYS_MAX} keys")
+    usable: dict[str, Jwk] = {}
+    for each in keys:
+        if isinstance(each, dict) and ("d" in each or "k" in each):
+            raise ValueError("the key set holds a private key")
+        try:
+            key = msgspec.convert(each, Jwk)
+            load_key(key)
+        except ValueError:
+            continue
+        if key.kid in usable:
+            raise ValueError("two keys of the set have the same id")
+        usable[key.kid] = key
+    if not usable:
+        raise ValueError("the key set has no key that can verify")
+    return tuple(usable.values())
+
+
+class _PrivatePeer(Exception):
+    """A name resolved to an address that is not public."""
+
+
+async def _examine_peer(event: str, details: Mapping[str, Any]) -> None:
+    """Close a connection to an address that is not public, before a byte is sent on it."""
+    if event == "connection.connect_tcp.complete":
+        stream = details["return_value"]
+        peer = stream.get_extra_info("server_addr")
+        if peer is None or not is_public(ipaddress.ip_address(peer[0].partition("%")[0])):
+            await stream.aclose()
+            raise _PrivatePeer
+
+
+async def _read(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
+    """Return the JSON object at an address. Raises KeysUnavailable."""
+    body = bytearray()
+    headers = {"accept": "application/json", "accept-encoding": "identity"}
+    try:
+        async with client.stream("GET", url, headers=headers, extensions={"trace": _examine_peer}) as answer:
+            if answer.status_code != 200:
+                raise KeysUnavailable(f"it answered {answer.status_code}")
+            async for piece in answer.aiter_raw():
+                body += piece
+                if len(body) > DOCUMENT_BYTES_MAX:
+                    raise KeysUnavailable(f"its answer has more than {DOCUMENT_BYTES_MAX} bytes")
+        return bodies.parse(bytes(body))
+    except _PrivatePeer:
+        raise KeysUnavailable("its address is not public") from None
+    except Fault:
+        raise KeysUnavailable("its answer is not a JSON object") from None
+    except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError):
+        raise KeysUnavailable("it cannot be reached") from None
+
+
+def fetch_now(issuer: str, discovery_url: str | None) -> Sequence[Jwk]:
+    """Fetch the keys of an issuer from a worker thread. Raises KeysUnavailable."""
+
+    async def run() -> Sequence[Jwk]:
+        async with open_client() as client:
+            return await fetch(client, issuer, discovery_url)
+
+    return asyncio.run(run())
