@@ -23,6 +23,7 @@ from tollway.control import federation, issuer_keys
 from tollway.control.issuer_keys import KeysUnavailable
 from tollway.domain.snapshot import IssuerEntry
 from tollway.domain.tokens import LIFETIME_SECONDS
+from tollway.link.token_requests import TokenRequests
 
 PROVIDERS = "/v1/organization/workload_identity_providers"
 ISSUER = "https://issuer.example"
@@ -131,6 +132,31 @@ def test_openais_sdk_exchanges_an_assertion(ci: Federation) -> None:
     assert claims["key_id"] == ci.rule["api_key_id"]
     answer = answered(ci.exchange(signer.token(ci.claims())))
     assert answer["issued_token_type"] == "urn:ietf:params:oauth:token-type:access_token"
+
+
+async def test_request_that_reaches_a_gateway_is_answered_by_control(ci: Federation) -> None:
+    requests = TokenRequests(control_link_url=ci.control.link_url, node_key=ci.control.node_key)
+    body = {"grant_type": BEARER, "federation_rule_id": ci.rule["id"], "organization_id": ci.tenant.organization_id}
+    try:
+        encoded = msgspec.json.encode(body | {"assertion": signer.token(ci.claims())})
+        status, answer = await requests.ask(encoded, b"application/json", None)
+        assert status == 200
+        assert open_token(ci.control, msgspec.json.decode(answer)["access_token"])["key_id"] == ci.rule["api_key_id"]
+        for refused_body, content_type, expected in (
+            (b"{", b"application/json", (400, "invalid_request")),
+            (b"{}", b"text/plain", (415, "invalid_request")),
+            (b"\xff\x00", b"\xff", (415, "invalid_request")),
+            (b"grant_type=client_credentials", b"application/x-www-form-urlencoded", (401, "invalid_client")),
+        ):
+            status, answer = await requests.ask(refused_body, content_type, None)
+            assert (status, msgspec.json.decode(answer)["error"]) == expected
+    finally:
+        await requests.close()
+    away = TokenRequests(control_link_url="http://127.0.0.1:9", node_key=ci.control.node_key)
+    try:
+        assert (await away.ask(b"{}", b"application/json", None))[0] == 503
+    finally:
+        await away.close()
 
 
 def test_token_lives_as_long_as_its_assertion_at_most(ci: Federation) -> None:

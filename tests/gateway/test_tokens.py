@@ -31,6 +31,7 @@ from tollway.domain.limits import Limits
 from tollway.domain.snapshot import Change, Entry, IssuerEntry, KeyEntry, SigningKeyEntry
 from tollway.domain.tokens import FederationRule, Jwk, TokenInvalid
 from tollway.gateway import directory as directories
+from tollway.gateway.edge.auth_failures import AuthFailureLimiter
 from tollway.gateway.plane import Plane
 from tollway.gateway.principal import PrincipalKind
 from tollway.wire.json_web_tokens import load_key
@@ -250,6 +251,31 @@ async def test_remembered_tokens_are_bounded(gateway: Gateway, monkeypatch: pyte
         assert directory.find_token_caller(hashlib.sha256(token).digest(), token, now) is not None
     assert len(directory._tokens) == 3
     assert len(directory._callers) <= 4
+
+
+async def test_request_for_a_token_is_handed_on_with_its_credential_and_bounded(gateway: Gateway) -> None:
+    asked: list[tuple[bytes, bytes, bytes | None]] = []
+
+    async def ask(body: bytes, content_type: bytes, authorization: bytes | None) -> tuple[int, bytes]:
+        asked.append((body, content_type, authorization))
+        return 401, b'{"error":"invalid_client"}'
+
+    async def post(body: bytes) -> Answer:
+        connection = gateway.connect("192.0.2.1")
+        head = f"POST /v1/oauth/token HTTP/1.1\r\nhost: a\r\nauthorization: Basic eDp5\r\ncontent-length: {len(body)}\r\n"
+        connection.feed(head.encode() + b"content-type: application/x-www-form-urlencoded\r\n\r\n" + body)
+        for _ in range(5):
+            await gateway.settle()
+        return split_answers(connection.written)[-1]
+
+    assert (await post(b"grant_type=x")).status == 404, "a gateway without control issues nothing"
+    gateway.plane.ask_for_token = ask
+    answer = await post(b"grant_type=x")
+    assert (answer.status, answer.json(), answer.headers["cache-control"]) == (401, {"error": "invalid_client"}, "no-store")
+    assert asked == [(b"grant_type=x", b"application/x-www-form-urlencoded", b"Basic eDp5")]
+    assert (await post(b"x" * 40_000)).status == 413
+    gateway.edge.auth_failures = AuthFailureLimiter(1)
+    assert [(await post(b"x")).status for _ in range(2)] == [401, 429], "guesses are bounded per address"
 
 
 def test_keys_of_issuers_that_are_weak_or_not_for_signatures_are_refused() -> None:

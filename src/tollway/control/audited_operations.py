@@ -139,6 +139,7 @@ UNRECORDED: Mapping[str, str] = {
     "preview_draft": "computes and stores nothing",
     "refuse": "is always refused",
     "refuse_of_project": "is always refused",
+    "forward_token_request": "as create_token",
     "create_token": "issues a token that lives for minutes; a line of the log names the key that it stands for",
     "acknowledge": "a gateway says which snapshot it has, every two seconds",
     "renew_leases": "a gateway says what it spent; budgets follow from usage records, which have a chain of their own",

@@ -3,14 +3,17 @@
 A Protocol stands here only where two implementations exist: the real one and the one of the tests (`tests/fakes.py`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol
 
 from tollway.domain.answers import StoredAnswer
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.limits import LevelLimits
 from tollway.domain.shared_limits import PreparedLimits, StoreAnswer
+
+TokenEndpoint = Callable[[bytes, bytes, bytes | None], Coroutine[Any, Any, tuple[int, bytes]]]
+"""Ask control for an access token: the body, `content-type` and `authorization` of a request in, status and body of its answer out."""
 
 
 class OutputHold(Protocol):

@@ -50,6 +50,7 @@ from tollway.link.shipper import Shipper
 from tollway.link.snapshot_follower import Follower
 from tollway.link.spool import Spool, SpoolOptions, needed_bytes
 from tollway.link.spool_wait import UnavailableSpool, find_waiting_node, open_when_available
+from tollway.link.token_requests import TokenRequests
 from tollway.native import FORM
 from tollway.serve import data_directory
 from tollway.serve.data_directory import NodeIdentity
@@ -261,6 +262,7 @@ class _Link:
     reporter: LimitReporter | None = None
     shipper: Shipper | None = None
     leases: LeaseClient | None = None
+    token_requests: TokenRequests | None = None
 
     def ship(self, spool: Spool) -> None:
         """Begin to ship the records of `spool`, and those of earlier epochs in its directory."""
@@ -294,7 +296,7 @@ class _Link:
     async def close(self) -> None:
         """Ship what is left and close the connections. Call it once the background tasks have ended."""
         await self.follower.close()
-        for client in (self.leases, self.reporter):
+        for client in (self.leases, self.reporter, self.token_requests):
             if client is not None:
                 await client.close()
         if self.shipper is not None:
@@ -343,10 +345,13 @@ async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, backg
             joined.set()
         background.start("follower", partial(_run_after, joined, follower.run))
         background.start("acknowledger", follower.acknowledge)
+        token_requests = TokenRequests(control_link_url=url, node_key=node.key)
+        plane.ask_for_token = token_requests.ask
         if plane.shared_counters is None:
             reporter = LimitReporter(plane.counters, control_link_url=url, node_key=node.key, node_id=node.node_id)
             background.start("limit_reports", partial(_run_after, joined, reporter.run))
-            return _Link(options, plane, alarm, background, follower, joined, reporter)
+            return _Link(options, plane, alarm, background, follower, joined, reporter, token_requests=token_requests)
+        return _Link(options, plane, alarm, background, follower, joined, token_requests=token_requests)
     return _Link(options, plane, alarm, background, follower, joined)
 
 

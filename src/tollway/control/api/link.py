@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
+import msgspec
 from fastapi import Query
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from tollway.control.api import routes
 from tollway.control.api.places import Place
 from tollway.control.api.routes import Joiner, Node, Plane
 from tollway.control.api.schemas import AckIn, AckOut, JoinIn, JoinOut
+from tollway.control.api.tokens import TokenAnswerOut, TokenRequestIn, answer_token_request
 from tollway.control.plane import ControlPlane
 from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Blame, Fault, FaultKind
@@ -98,6 +100,15 @@ def join(caller: Joiner, plane: Plane, body: JoinIn) -> JoinOut:
         )
     plane.log({"event": "node_joined", "node_id": node.id, "token_id": caller.key_id})
     return JoinOut(node_id=node.id, name=node.name)
+
+
+@router.post("/v1/link/oauth_token")
+def forward_token_request(_caller: Node, plane: Plane, body: TokenRequestIn) -> TokenAnswerOut:
+    """Answer a request for an access token that reached a gateway."""
+    status, answer = answer_token_request(
+        plane, body.body.encode("latin-1", "replace"), body.content_type.encode("latin-1", "replace").decode("latin-1"), body.authorization
+    )
+    return TokenAnswerOut(status=status, body=msgspec.json.encode(answer).decode())
 
 
 def _read(plane: ControlPlane, since: int) -> tuple[bytes, int] | None:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
 from fastapi import Depends
-from pydantic import Field
+from pydantic import Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from tollway.control import signing_keys, token_exchange
 from tollway.control.api import routes
 from tollway.control.api.routes import Plane, public
-from tollway.control.api.schemas import Out
+from tollway.control.api.schemas import In, Out
 from tollway.control.plane import ControlPlane
 from tollway.control.token_exchange import ExchangeRefused
 from tollway.domain.faults import BODY_TOO_LARGE, MEDIA_TYPE_UNSUPPORTED, RESOURCE_UNKNOWN, Fault
@@ -83,6 +83,27 @@ class ServerOut(Out):
     ]
 
 
+class TokenRequestIn(In):
+    """A request for a token that reached a gateway."""
+
+    body: Annotated[
+        str, StringConstraints(max_length=BODY_BYTES_MAX), Field(description="Its body, each byte as one character.", examples=["{}"])
+    ]
+    content_type: Annotated[str, StringConstraints(max_length=1024), Field(description="Its content type.", examples=["application/json"])]
+    authorization: Annotated[
+        str | None,
+        StringConstraints(max_length=BODY_BYTES_MAX),
+        Field(description="Its header `authorization`; null without one.", examples=[None]),
+    ] = None
+
+
+class TokenAnswerOut(Out):
+    """The answer to a request for a token that reached a gateway."""
+
+    status: Annotated[int, Field(description="Status for the client.", examples=[200])]
+    body: Annotated[str, Field(description="JSON for the client.", examples=["{}"])]
+
+
 _REFUSALS: dict[int | str, dict[str, Any]] = {401: {"model": TokenRefusedOut, "description": "The client is not known."}}
 
 
@@ -103,6 +124,10 @@ def answer_token_request(plane: ControlPlane, body: bytes, content_type: str, au
     """Return the status and the answer of the token endpoint."""
     try:
         issued = token_exchange.exchange(plane, _read_parameters(body, content_type), authorization)
+    except Fault as fault:
+        if fault.kind.status >= 500:
+            raise
+        return fault.kind.status, {"error": "invalid_request", "error_description": fault.message}
     except ExchangeRefused as refused:
         plane.log({"event": "token_refused", "error": refused.error, "detail": refused.detail or refused.description})
         return refused.status, {"error": refused.error, "error_description": refused.description}

@@ -20,7 +20,7 @@ from tollway.gateway import pipeline, queries
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.plane import Plane
-from tollway.gateway.ports import Client
+from tollway.gateway.ports import Client, TokenEndpoint
 from tollway.gateway.request import Request, RequestHead
 from tollway.gateway.route import explain
 from tollway.wire.http import HttpRequest
@@ -114,6 +114,36 @@ def _quote(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None
     CoroutineDriver(copy_context()).start(queries.quote(request, connection, connection.plane))
 
 
+TOKEN_BODY_BYTES_MAX = 32_768
+"""Longest body of the token endpoint: an assertion has 16 KiB at most."""
+
+
+def _ask_for_token(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
+    """Answer with an access token, as control issues it. SDKs look for the token endpoint where they send inference."""
+    if len(http.body) > TOKEN_BODY_BYTES_MAX:
+        connection.answer_fault(Fault(faults.BODY_TOO_LARGE))
+        return
+    ask = connection.plane.ask_for_token
+    if ask is None:
+        connection.answer_fault(Fault(faults.ROUTE_UNKNOWN))
+        return
+    driver = CoroutineDriver(copy_context())
+    driver.start(_answer_with_token(connection, http, ask, driver))
+
+
+async def _answer_with_token(connection: RoutedConnection, http: HttpRequest, ask: TokenEndpoint, driver: CoroutineDriver) -> None:
+    headers = http.headers
+    status, body = await driver.in_task(ask(http.body, headers.get(b"content-type", b""), headers.get(b"authorization")))
+    if connection.gone:
+        return
+    if status in (400, 401):  # whoever guesses secrets or assertions is slowed down as whoever guesses keys
+        fault = connection.throttle(Fault(faults.TOKEN_INVALID), headers)
+        if fault.kind is not faults.TOKEN_INVALID:
+            connection.answer_fault(fault)
+            return
+    connection.answer(status, _JSON + b"cache-control: no-store\r\n" + (b"www-authenticate: Basic\r\n" if status == 401 else b""), body)
+
+
 def _answer_alive(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     connection.answer(200, _JSON, b'{"status":"alive"}')
 
@@ -135,6 +165,7 @@ ROUTES: dict[bytes, Route] = {
     MODELS_TARGET: _MODELS,
     b"/v1/limits": Route(methods=_READ, handler=_list_limits),
     **dict.fromkeys(QUOTED, Route(methods=b"POST", handler=_quote, has_small_body=True)),
+    b"/v1/oauth/token": Route(methods=b"POST", handler=_ask_for_token, has_small_body=True),
     b"/livez": _ALIVE,
     b"/health": _ALIVE,
     b"/v1/health": _ALIVE,
