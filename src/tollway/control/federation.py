@@ -103,7 +103,7 @@ def delete_provider(tx: TenantTx, provider_id: str, now: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyMaking:
-    """What the key of a new rule is made of, and by whom."""
+    """Ingredients of the key of a new rule, and whoever makes it."""
 
     ingredients: Ingredients
     grantor: Grantor

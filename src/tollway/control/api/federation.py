@@ -113,7 +113,7 @@ class ProviderUpdate(In):
 
 
 class VerificationOut(Out):
-    """Where the issuer's keys come from."""
+    """Source of the issuer's keys."""
 
     type: Annotated[Literal["discovery", "uploaded_jwks"], Field(description="Kind of source.", examples=["discovery"])]
     discovery_url: Annotated[str | None, Field(description="Address of the metadata; null for the usual one.", examples=[None])] = None
@@ -187,7 +187,7 @@ class RuleUpdate(In):
 
 
 class PermissionsOut(Out):
-    """What tokens by a rule may do."""
+    """Bounds of tokens by a rule."""
 
     type: Annotated[Literal["service_account_default", "restricted"], Field(description="Kind of bound.", examples=["restricted"])]
     scopes: Annotated[
