@@ -264,6 +264,8 @@ FIELDS: Mapping[str, FieldText] = {
     "value": FieldText("The secret of the key, shown this once.", "tw_live_1A2b3C4d..."),
     "version": FieldText("A version, which grows with each change, 0 or more.", 42),
     "watermark_digest": FieldText("SHA-256 over the positions of all gateways at the freeze, in hexadecimal; null before.", _HASH),
+    "workload_identity_federation_rule_id": FieldText("The federation rule.", "fedrule_0198c5f2a3b47c11a0b1c2d3e4f50617"),
+    "workload_identity_provider_id": FieldText("The identity provider.", "idp_0198c5f2a3b47c11a0b1c2d3e4f50617"),
     "weight": FieldText("Share of requests among deployments of one tier, 0 to 1000000; 0 takes the deployment out.", 1),
     "write_off_requested_by": FieldText("The key that asked first to write the record off; null if none has.", _KEY),
     "obstacle": FieldText("The reason why the record cannot be rated today; null if it can.", "price_unknown"),

@@ -100,7 +100,7 @@ class TokenRequestIn(In):
 class TokenAnswerOut(Out):
     """The answer to a request for a token that reached a gateway."""
 
-    status: Annotated[int, Field(description="Status for the client.", examples=[200])]
+    status: Annotated[int, Field(description="Status for the client, 200 to 599.", examples=[200])]
     body: Annotated[str, Field(description="JSON for the client.", examples=["{}"])]
 
 
