@@ -26,6 +26,14 @@ SLOTS, QUEUED = 8, 8
 BASE_SECONDS = 6.0
 """For the closed loop that finds the capacity."""
 GOODPUT_MIN = 0.9
+REFUSED_SECONDS_MAX = 0.05
+"""Longest time in which all but a hundredth of the refusals must be told."""
+
+CALM_SECONDS = 10.0
+"""Time after an overload from which on answers must begin as they did before it, measured for CALM_SAMPLE_SECONDS."""
+CALM_SAMPLE_SECONDS = 10.0
+CALM_FACTOR_MAX = 1.5
+"""Most by which the p99 of the time to the head of an answer may then differ from that at capacity."""
 REFUSALS = (429, 503)
 
 
@@ -36,7 +44,8 @@ def measure(seconds: float, seed: int) -> list[Line]:
         wrong, capacity, over, after = run(Path(scratch), seconds, seed)
     print("\n".join(wrong[:20]), flush=True)
     refused = [each for each in over.heard if each.ended == "error"]
-    waits = sorted(each.headed - each.began for each in refused if each.headed is not None)
+    waits = _list_waits(refused)
+    calm = _list_waits(_list_calm(after))
     return [
         record(
             "R4",
@@ -51,10 +60,9 @@ def measure(seconds: float, seed: int) -> list[Line]:
                 "offered_per_second": round(3 * capacity, 1),
                 "served_per_second": round(_count(over.heard) / over.seconds, 1),
                 "refusals": dict(Counter(f"{each.status} {each.code}" for each in refused)),
-                "refused_after_ms": {
-                    "p50": round(statistics.median(waits) * 1000, 1),
-                    "p99": round(waits[len(waits) * 99 // 100] * 1000, 1),
-                },
+                "refused_late": dict(Counter(f"{each.status} {each.code}" for each in refused if _is_late(each))),
+                "refused_after_ms": {"p50": round(statistics.median(waits) * 1000, 1), "p99": round(_find_p99(waits) * 1000, 1)},
+                "first_byte_afterwards_ms": {"p50": round(statistics.median(calm) * 1000, 1), "p99": round(_find_p99(calm) * 1000, 1)},
                 "afterwards_at_half": dict(Counter(each.ended for each in after.heard)),
             },
         )
@@ -68,7 +76,7 @@ def run(scratch: Path, seconds: float, seed: int) -> tuple[list[str], float, loa
         base, base_seconds = asyncio.run(_loop(platform, seed))
         capacity = len(base) / base_seconds
         over = asyncio.run(_offer(platform, seed + 1, 3 * capacity, seconds))
-        after = asyncio.run(_offer(platform, seed + 2, capacity / 2, BASE_SECONDS))
+        after = asyncio.run(_offer(platform, seed + 2, capacity / 2, CALM_SECONDS + CALM_SAMPLE_SECONDS))
         wait_until_idle(platform.truth_log)
         attempts = {name: each for name, each in read_truth(platform.truth_log).items() if each[-1].ended != "rejected"}
         platform.wait_until_billed(len(attempts))
@@ -89,7 +97,34 @@ def run(scratch: Path, seconds: float, seed: int) -> tuple[list[str], float, loa
             wrong.append(f"neither served nor told when to come back: {each}")
     if (served := _count(over.heard) / over.seconds) < GOODPUT_MIN * capacity:
         wrong.append(f"{served:.1f} served a second of {capacity:.1f}")
+    refused_seconds = _find_p99(_list_waits([each for each in over.heard if each.ended == "error"]))
+    if refused_seconds > REFUSED_SECONDS_MAX:
+        wrong.append(f"a hundredth of the refusals took {refused_seconds * 1000:.1f} ms and more")
+    before, calm = _find_p99(_list_waits(base)), _find_p99(_list_waits(_list_calm(after)))
+    if calm > CALM_FACTOR_MAX * before:
+        wrong.append(
+            f"{CALM_SECONDS:.0f} s afterwards answers begin after {calm * 1000:.1f} ms (p99), before it was {before * 1000:.1f} ms"
+        )
     return wrong, capacity, over, after
+
+
+def _list_waits(heard: list[Heard]) -> list[float]:
+    """Return the seconds from a request to the head of its answer, the shortest first."""
+    return sorted(each.headed - each.began for each in heard if each.headed is not None)
+
+
+def _is_late(each: Heard) -> bool:
+    return each.headed is not None and each.headed - each.began > REFUSED_SECONDS_MAX
+
+
+def _list_calm(after: load.Sent) -> list[Heard]:
+    """Return the requests that began when the overload had been over for CALM_SECONDS."""
+    first = min((each.began for each in after.heard), default=0.0)
+    return [each for each in after.heard if each.began >= first + CALM_SECONDS]
+
+
+def _find_p99(sorted_seconds: list[float]) -> float:
+    return sorted_seconds[len(sorted_seconds) * 99 // 100] if sorted_seconds else 0.0
 
 
 def _count(heard: list[Heard]) -> int:
