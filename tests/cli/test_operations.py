@@ -99,6 +99,7 @@ COMMAND_OF = {
     "list_platform_audit_logs": "audit list",
     "list_completions": "usage",
     "list_embeddings": "usage",
+    "list_images": "usage",
     "list_costs": "costs",
     "list_period_costs": "costs",
     "retrieve_receipt": "receipt",

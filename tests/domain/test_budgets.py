@@ -106,8 +106,8 @@ class TestCosts:
 
     @given(prices, tokens, st.integers(0, 10**15), tokens)
     def test_affordable_output_is_the_largest_that_fits(self, unit_prices: UnitPrices, input_max: int, available: int, most: int) -> None:
-        found = find_affordable_output(unit_prices, input_max, available, most)
         fixed, price = find_fixed_cost(unit_prices, input_max), find_output_price(unit_prices)
+        found = find_affordable_output(unit_prices, fixed, available, most)
         if found < 0:
             assert fixed > available
         else:

@@ -89,6 +89,7 @@ PLAIN = [
     (Endpoint.RERANK, ["model", "query", "documents"]),
     (Endpoint.SCORE, ["model", "text_1", "text_2"]),
     (Endpoint.CLASSIFY, ["model", "input"]),
+    (Endpoint.IMAGE_GENERATIONS, ["model", "prompt", "n"]),
     (Endpoint.MODERATIONS, ["model", "input"]),
     (Endpoint.TOKENIZE, ["model", "prompt", "messages"]),
     (Endpoint.DETOKENIZE, ["model", "tokens"]),

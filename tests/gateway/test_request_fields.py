@@ -41,6 +41,10 @@ SDK_TYPES: dict[Endpoint, tuple[Any, ...]] = {
     ),
     Endpoint.MODERATIONS: (openai_types.ModerationCreateParams,),
     Endpoint.EMBEDDINGS: (openai_types.EmbeddingCreateParams,),
+    Endpoint.IMAGE_GENERATIONS: (
+        openai_types.image_generate_params.ImageGenerateParamsNonStreaming,
+        openai_types.image_generate_params.ImageGenerateParamsStreaming,
+    ),
     Endpoint.MESSAGES: (
         anthropic_types.message_create_params.MessageCreateParamsNonStreaming,
         anthropic_types.message_create_params.MessageCreateParamsStreaming,

@@ -28,7 +28,7 @@ BUCKETS_MAX = {"1m": 1440, "1h": 168, "1d": 31}
 COST_BUCKETS_MAX = 180
 """Most buckets of one answer about costs, of any width."""
 
-USAGE_PATHS = ("/organization/usage/completions", "/organization/usage/embeddings")
+USAGE_PATHS = ("/organization/usage/completions", "/organization/usage/embeddings", "/organization/usage/images")
 COSTS_PATH = "/organization/costs"
 
 

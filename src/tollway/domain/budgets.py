@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from tollway.domain.billing_classes import Direction, UnitPrices
+from tollway.domain.billing_classes import BillingClass, Direction, UnitPrices
 from tollway.domain.catalog import find_group
 from tollway.domain.money import AMOUNT_PICO_MAX, CENT_PICO
 from tollway.domain.periods import INSTANT_MAX, Bounds, days_of, month_of
@@ -174,9 +174,11 @@ def _find_calendar_bounds(window: BudgetWindow, at: int, time_zone: str) -> Boun
 # ---- What a request can cost -------------------------------------------------------------------------------------------
 
 
-def find_fixed_cost(prices: UnitPrices, input_tokens_max: int) -> int:
-    """Return the most that a request can cost before its first token of output: its input in the dearer class, and the request itself."""
-    return input_tokens_max * prices.highest_of(Direction.INPUT) + prices.request
+def find_fixed_cost(prices: UnitPrices, input_tokens_max: int, images: int = 0) -> int:
+    """Return the most that a request can cost before its first token of output: its input in the dearest class, the request itself, and
+    the images that it asks for."""
+    fixed = input_tokens_max * prices.highest_of(Direction.INPUT) + prices.request
+    return fixed + images * prices.get(BillingClass.IMAGES) if images else fixed
 
 
 def find_output_price(prices: UnitPrices) -> int:
@@ -184,9 +186,9 @@ def find_output_price(prices: UnitPrices) -> int:
     return prices.highest_of(Direction.OUTPUT)
 
 
-def find_affordable_output(prices: UnitPrices, input_tokens_max: int, available_pico: int, tokens_max: int) -> int:
-    """Return how many tokens of output `available_pico` buys beside the input, at most `tokens_max`; -1 if not even the input."""
-    left = available_pico - find_fixed_cost(prices, input_tokens_max)
+def find_affordable_output(prices: UnitPrices, fixed_pico: int, available_pico: int, tokens_max: int) -> int:
+    """Return how many tokens of output `available_pico` buys beside the fixed cost, at most `tokens_max`; -1 if not even that."""
+    left = available_pico - fixed_pico
     if left < 0:
         return -1
     price = find_output_price(prices)

@@ -62,6 +62,7 @@ class Endpoint(StrEnum):
     CLASSIFY = "classify"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
+    IMAGE_GENERATIONS = "images/generations"
     MESSAGES = "messages"
     MODERATIONS = "moderations"
     RERANK = "rerank"
@@ -78,13 +79,17 @@ NOT_GENERATING = frozenset(
         Endpoint.COUNT_TOKENS,
         Endpoint.DETOKENIZE,
         Endpoint.EMBEDDINGS,
+        Endpoint.IMAGE_GENERATIONS,
         Endpoint.MODERATIONS,
         Endpoint.RERANK,
         Endpoint.SCORE,
         Endpoint.TOKENIZE,
     }
 )
-"""Endpoints that generate nothing: they are counted with embeddings, and no engine caches prefixes for them."""
+"""Endpoints that generate no tokens: no engine caches prefixes for them, and all but those of IMAGES are counted with embeddings."""
+
+IMAGES = frozenset({Endpoint.IMAGE_GENERATIONS})
+"""Endpoints that generate images."""
 
 TRANSLATED_ENDPOINTS = frozenset({Endpoint.MESSAGES, Endpoint.RESPONSES})
 """Endpoints that a deployment without them can serve, because the gateway translates them to chat completions."""

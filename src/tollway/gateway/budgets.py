@@ -579,6 +579,11 @@ def _find_request(account: BudgetAccount, now_us: int) -> LeaseRequest | None:
 # ---- Costs -------------------------------------------------------------------------------------------------------------
 
 
+def _find_fixed_cost(call: Call, input_tokens: int) -> int:
+    """Return the most that a call can cost before its first token of output, with so many tokens of input."""
+    return find_fixed_cost(call.price.unit_prices, input_tokens, call.sequences if call.dialect.counts_images else 0)
+
+
 def _find_output_max(call: Call) -> int:
     """Return the most output that the call can have, of all sequences together."""
     most = call.output_tokens_max
@@ -612,7 +617,7 @@ def _find_cost(hold: BudgetHold, entry: BudgetEntry) -> int:
     if entry.mode is BudgetMode.SOFT:
         input_tokens = min(input_tokens, call.prompt_bytes // INPUT_BYTES_PER_TOKEN + 1)
         output_tokens = min(_find_output_max(call), OUTPUT_TOKENS_EXPECTED * call.sequences)
-    return find_fixed_cost(prices, input_tokens) + output_tokens * find_output_price(prices)
+    return _find_fixed_cost(call, input_tokens) + output_tokens * find_output_price(prices)
 
 
 def _lower_hold(hold: BudgetHold, available_pico: int) -> bool:
@@ -624,7 +629,9 @@ def _lower_hold(hold: BudgetHold, available_pico: int) -> bool:
             return False
         hold.covered_tokens = _find_output_max(call)
         return True
-    affordable = find_affordable_output(call.price.unit_prices, call.input_tokens_max, available_pico, hold.covered_tokens)
+    affordable = find_affordable_output(
+        call.price.unit_prices, _find_fixed_cost(call, call.input_tokens_max), available_pico, hold.covered_tokens
+    )
     if affordable < min(OUTPUT_TOKENS_USEFUL, _find_output_max(call)):
         return False
     hold.covered_tokens = affordable
@@ -634,7 +641,8 @@ def _lower_hold(hold: BudgetHold, available_pico: int) -> bool:
 def _lower_output(call: Call, available_pico: int) -> bool:
     """Lower the output of a call to what `available_pico` buys; False, and nothing is changed, if that is too little to be useful."""
     most = _find_output_max(call)
-    affordable = find_affordable_output(call.price.unit_prices, call.input_tokens_max, available_pico, most)
+    fixed_pico = _find_fixed_cost(call, call.input_tokens_max)
+    affordable = find_affordable_output(call.price.unit_prices, fixed_pico, available_pico, most)
     if affordable == most:
         if call.output_tokens_max is None:
             call.lower_output(OUTPUT_TOKENS_UNBOUNDED)
@@ -661,7 +669,7 @@ def _find_least_cost(call: Call) -> int:
     """Return what the call must be able to cost to be admitted: its input, and a useful part of its output."""
     prices = call.price.unit_prices
     useful = min(OUTPUT_TOKENS_USEFUL * call.sequences, _find_output_max(call))
-    return find_fixed_cost(prices, call.input_tokens_max) + useful * find_output_price(prices)
+    return _find_fixed_cost(call, call.input_tokens_max) + useful * find_output_price(prices)
 
 
 def _refuse(hold: BudgetHold, account: BudgetAccount, available_pico: int) -> Fault:

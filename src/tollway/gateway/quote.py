@@ -7,7 +7,7 @@ nothing is spent, counted or sent to an engine.
 
 from collections.abc import Sequence
 
-from tollway.domain.billing_classes import Quantities, describe_unit_prices
+from tollway.domain.billing_classes import OtherClasses, Quantities, describe_unit_prices
 from tollway.domain.budgets import find_fixed_cost, find_output_price
 from tollway.domain.catalog import covers_model
 from tollway.domain.faults import Fault
@@ -34,8 +34,11 @@ class Quote:
         _, _, input_tokens, output_tokens = estimate_units(call, ())
         self._expected = (input_tokens, min(output_tokens, OUTPUT_TOKENS_EXPECTED * call.sequences))
         prices, most = call.price.unit_prices, call.output_tokens_max
-        self._expected_pico = Quantities(input_tokens, output=self._expected[1], request=1).cost(prices)
-        self._most_pico = None if most is None else find_fixed_cost(prices, call.input_tokens_max) + most * find_output_price(prices)
+        images = call.sequences if call.dialect.counts_images else 0
+        other = OtherClasses(images=images) if images else None
+        self._expected_pico = Quantities(input_tokens, output=self._expected[1], request=1, other=other).cost(prices)
+        fixed_pico = find_fixed_cost(prices, call.input_tokens_max, images)
+        self._most_pico = None if most is None else fixed_pico + most * find_output_price(prices)
         if call.caller.is_test or call.request.endpoint in OUTCOME_POLICIES[OUTCOME_POLICY_CURRENT].unbilled_endpoints:
             self._expected_pico = self._most_pico = 0
 

@@ -833,7 +833,7 @@ def _note_completed(
     delivered_bytes: int,
 ) -> None:
     """Note what a completed request used, and learn from it. An engine that reports nothing believable bills what was counted on the way,
-    and an estimate of the input."""
+    and an estimate of the input, unless it is asked for images, of which few engines report any."""
     if anomaly is None and (used is None or source is _COUNTED):
         anomaly = Anomaly.MISSING
     record.anomaly = anomaly
@@ -846,7 +846,7 @@ def _note_completed(
     if record.anomaly is None:
         if tokens and call.prompt_bytes:
             upstream.learn_input(call.prompt_bytes, tokens)
-    elif not tokens:
+    elif not tokens and not call.dialect.counts_images:
         record.input_estimate = min(upstream.estimate_input(call.prompt_bytes), call.input_tokens_max)
 
 

@@ -23,7 +23,7 @@ from tollway.control.api.schemas import SECONDS_MAX, Out, find_seconds, seconds
 from tollway.control.usage import Buckets, Cost, Receipt, UsageBucket
 from tollway.domain import ids, money
 from tollway.domain.billing_classes import BillingClass, Direction
-from tollway.domain.catalog import NOT_GENERATING, Endpoint
+from tollway.domain.catalog import IMAGES, NOT_GENERATING, Endpoint
 from tollway.domain.corrections import Adjustment
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.roles import Permission
@@ -44,7 +44,7 @@ COLUMNS = {"project_id": "project_id", "api_key_id": "key_id", "model": "model"}
 """Fields by which usage can be grouped, with their columns."""
 
 _BILLED = [each for each in Endpoint if each not in OUTCOME_POLICIES[OUTCOME_POLICY_CURRENT].unbilled_endpoints]
-EMBEDDINGS = tuple(each for each in _BILLED if each in NOT_GENERATING)
+EMBEDDINGS = tuple(each for each in _BILLED if each in NOT_GENERATING and each not in IMAGES)
 COMPLETIONS = tuple(each for each in _BILLED if each not in NOT_GENERATING)
 
 Text = Annotated[str, StringConstraints(max_length=160, pattern=r"^[\x20-\x7e]+$")]
@@ -143,6 +143,12 @@ def list_embeddings(caller: Reader, request: Request, parameters: Annotated[Usag
     return _usage(caller.organization_id, request, parameters, EMBEDDINGS, _embeddings_result)
 
 
+@router.get("/v1/organization/usage/images", response_model=BucketsOut)
+def list_images(caller: Reader, request: Request, parameters: Annotated[UsageParameters, Query()]) -> Response:
+    """Images and requests of their generation, by bucket of time. `Accept: text/csv` gives a table."""
+    return _usage(caller.organization_id, request, parameters, tuple(sorted(IMAGES)), _images_result)
+
+
 class OtherUsageParameters(BaseModel):
     """The usage to return of what is not counted here by itself: every parameter of OpenAI's is taken, and none changes the answer."""
 
@@ -170,7 +176,6 @@ class OtherUsageParameters(BaseModel):
 @router.get("/v1/organization/usage/code_interpreter_sessions")
 @router.get("/v1/organization/usage/decisions")
 @router.get("/v1/organization/usage/file_search_calls")
-@router.get("/v1/organization/usage/images")
 @router.get("/v1/organization/usage/moderations")
 @router.get("/v1/organization/usage/vector_stores")
 @router.get("/v1/organization/usage/web_search_calls")
@@ -217,6 +222,18 @@ def _embeddings_result(group: UsageGroup) -> dict[str, Any]:
         "num_model_requests": group.sums.requests,
         **_named(group.group),
         "user_id": None,
+    }
+
+
+def _images_result(group: UsageGroup) -> dict[str, Any]:
+    return {
+        "object": "organization.usage.images.result",
+        "images": group.sums.billed.get(BillingClass.IMAGES),
+        "num_model_requests": group.sums.requests,
+        **_named(group.group),
+        "user_id": None,
+        "size": None,
+        "source": None,
     }
 
 

@@ -103,8 +103,9 @@ class Dialect:
     that holds the conversation as items; empty where it is made of messages. `constants`: fields that are set for every engine, as JSON,
     whatever the client sent. `prompt_tokens_added`:
     most tokens that an engine adds to each prompt, such as the text of its chat template. `service_tiers`: what the values of that field
-    mean. `usage_options`: how a stream is asked for its usage; None if the API always reports it. `salt_prompt`: puts a salt
-    before the prompt, in raw members; None if the API has no system prompt. `forwarded_headers`: those that the API asks gateways to pass
+    mean. `usage_options`: how a stream is asked for its usage; None if the API always reports it. `counts_images`:
+    each output is an image, billed as one. `salt_prompt`: puts a salt before the prompt, in raw members; None if the API has no system
+    prompt. `forwarded_headers`: those that the API asks gateways to pass
     on unchanged. `model_endpoint`: the endpoint that a model must offer for this one to be usable; None for this one
     itself. `end_user_paths`: where a body may name the end user, in order of preference, each as a path of fields.
 
@@ -133,6 +134,7 @@ class Dialect:
     prompt_tokens_added: int = TEMPLATE_TOKENS_MAX
     service_tiers: Mapping[str, ServiceTier] = field(default_factory=dict)
     usage_options: UsageOptions | None = None
+    counts_images: bool = False
     not_forwarded: frozenset[str] = frozenset()
     allows_unknown_fields: bool = False
     forwarded_headers: tuple[bytes, ...] = ()

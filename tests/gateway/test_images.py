@@ -1,0 +1,94 @@
+"""Generation of images: what was made is billed by the image, never more than was asked for."""
+
+from typing import Any
+
+import msgspec
+import openai
+import pytest
+
+from tests.fakes import Upstream
+from tests.gateway.harness import KEY, NOWHERE, Served, gateway, post, whole
+from tests.gateway.test_request_quantities import admit_of
+from tollway.domain.billing_classes import OtherClasses, Quantities
+from tollway.domain.budgets import find_fixed_cost
+from tollway.domain.catalog import Endpoint
+from tollway.domain.usage import Outcome, UsageSource
+
+PATH = "/v1/images/generations"
+ASKED = {"model": "m", "prompt": "a toll gate", "n": 2}
+IMAGE = {"b64_json": "aGVsbG8="}
+
+
+def answer_of(images: int, **members: Any) -> bytes:
+    return whole({"created": 1, "data": [IMAGE] * images} | members)
+
+
+async def test_official_client_gets_its_images_and_pays_for_each() -> None:
+    async with Upstream([answer_of(2)]).listening() as upstream, gateway({"m": Served([upstream.url], upstream_model="own")}) as made:
+        async with openai.AsyncOpenAI(base_url=made.url + "/v1", api_key=KEY, max_retries=0) as client:
+            answer = await client.images.generate(model="m", prompt="a toll gate", n=2, size="1024x1024")
+        final = await made.sink.settled()
+        assert made.plane.metrics.anomalies == {}
+    assert [image.b64_json for image in answer.data or []] == ["aGVsbG8="] * 2
+    asked = msgspec.json.decode(upstream.asked[0].body)
+    asked.pop("cache_salt", None)
+    assert asked == {"model": "own", "prompt": "a toll gate", "n": 2, "size": "1024x1024"}
+    assert (final.outcome, final.admit.endpoint, final.source) == (Outcome.COMPLETED, "images/generations", UsageSource.ENGINE_FINAL)
+    assert final.used == Quantities(other=OtherClasses(images=2))
+
+
+@pytest.mark.parametrize(
+    ("answer", "used", "anomaly"),
+    [
+        (answer_of(1), Quantities(other=OtherClasses(images=1)), None),
+        (answer_of(3), Quantities(other=OtherClasses(images=2)), "usage_inflated"),
+        (
+            answer_of(2, usage={"input_tokens": 9, "input_tokens_details": {"image_tokens": 4}, "output_tokens": 4000}),
+            Quantities(5, other=OtherClasses(image_input=4, images=2)),
+            None,
+        ),
+        (answer_of(2, usage={"input_tokens": -1}), Quantities(other=OtherClasses(images=2)), "usage_invalid"),
+        (answer_of(2, usage=[]), Quantities(other=OtherClasses(images=2)), "usage_invalid"),
+    ],
+)
+async def test_images_are_billed_as_they_were_delivered_and_as_far_as_they_were_asked_for(
+    answer: bytes, used: Quantities, anomaly: str | None
+) -> None:
+    async with Upstream([answer]).listening() as upstream, gateway({"m": Served([upstream.url])}) as made:
+        assert (await post(made.port, ASKED, PATH)).status == 200
+        final = await made.sink.settled()
+    assert (final.used, final.anomaly) == (used, anomaly)
+
+
+@pytest.mark.parametrize("body", [{"error": {"message": "x", "code": 500}}, {"created": 1}, {"created": 1, "data": []}, [IMAGE]])
+async def test_answer_without_images_is_a_fault_of_the_engine_and_bills_none(body: Any) -> None:
+    async with Upstream([whole(body)]).listening() as upstream, gateway({"m": Served([upstream.url])}) as made:
+        assert (await post(made.port, ASKED, PATH)).status in (500, 502)
+        final = await made.sink.settled()
+    assert (final.outcome, final.used) == (Outcome.UPSTREAM_ERROR, Quantities())
+
+
+@pytest.mark.parametrize(
+    ("changed", "param"),
+    [
+        ({"n": 0}, "n"),
+        ({"n": 11}, "n"),
+        ({"prompt": ["x"]}, "prompt"),
+        ({"prompt": "x" * 32_001}, "prompt"),
+        ({"stream": True}, "stream"),
+        ({"partial_images": 2}, "partial_images"),
+        ({"response_format": "file"}, "response_format"),
+        ({"image": "x"}, "image"),
+    ],
+)
+async def test_bad_image_request_is_refused_with_the_name_of_the_field(changed: dict[str, Any], param: str) -> None:
+    async with gateway({"m": Served([NOWHERE])}) as made:
+        answer = await post(made.port, ASKED | changed, PATH)
+    assert (answer.status, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_cost_of_the_images_that_are_asked_for_is_known_at_admission() -> None:
+    call = admit_of({"m": Served([NOWHERE])}, Endpoint.IMAGE_GENERATIONS, ASKED)
+    assert (call.sequences, call.output_tokens_max, call.dialect.counts_images) == (2, 0, True)
+    prices = Quantities(3, request=5, other=OtherClasses(images=1_000))
+    assert find_fixed_cost(prices, 10, call.sequences) == 10 * 3 + 5 + 2_000
