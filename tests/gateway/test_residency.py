@@ -6,6 +6,7 @@ import msgspec
 
 from tests.fakes import Script, Upstream, until
 from tests.gateway.harness import (
+    KEY,
     NOWHERE,
     ORGANIZATION,
     PROJECT,
@@ -21,6 +22,8 @@ from tests.gateway.harness import (
 )
 from tests.gateway.test_admin_listener import ask, request
 from tests.gateway.test_waiting import HELD, NEIGHBOUR, add_neighbour, until_waiting
+from tollway.domain import faults
+from tollway.domain.faults import Fault
 from tollway.domain.snapshot import ProjectEntry, change
 from tollway.gateway.waiting import QueueBounds
 
@@ -72,6 +75,41 @@ async def test_explanation_shows_the_deployments_of_a_residency_alone() -> None:
         assert [row["region"] for row in msgspec.json.decode(body)["deployments"]] == ["eu"]
         status, _, body = await ask(running, request("GET", "/route?model=m&residency=asia"))
         assert status == 404 and b"region_not_served" in body
+
+
+async def test_place_that_an_interrupted_request_gives_back_goes_to_one_of_another_residency() -> None:
+    upstream = Upstream(HELD)
+    async with (
+        upstream.listening(),
+        gateway({"m": Served([upstream.url], regions=["eu"])}, queue=QueueBounds(concurrency_max=1, wait_seconds=60.0)) as running,
+    ):
+        add_neighbour(running)
+        plane = running.plane
+        plane.apply(change(plane.version + 1, ProjectEntry(id="proj_b", organization_id="org_b", residency=("eu",))))
+        async with connect(running.port) as first, connect(running.port) as leaving, connect(running.port) as last:
+            first.send(message(chat()))
+            await until(lambda: len(upstream.asked) == 1)
+            for number, (client, key) in enumerate(((leaving, NEIGHBOUR), (last, KEY)), 1):
+                client.send(message(chat(), key=key))
+                await until_waiting(running, number)
+            (restricted,) = [each for each in plane.active.exchanges if each.call.caller.residency]
+            given: list[bool] = []
+
+            def interrupt_once_given() -> None:
+                given.append(plane.queues.count_waiting() == 1)
+                restricted.interrupt(Fault(faults.DRAINING))
+
+            dispatch = plane.queues.dispatch
+
+            def dispatch_and_interrupt(model: str, *, test: bool) -> None:
+                dispatch(model, test=test)
+                if not given:
+                    interrupt_once_given()
+
+            plane.upstreams.on_place = dispatch_and_interrupt
+            upstream.gate.set()
+            assert [(await client.answer()).status for client in (first, leaving, last)] == [200, 503, 200]
+            assert given == [True]
 
 
 async def test_request_that_waits_for_a_full_region_does_not_hold_up_those_that_another_one_may_serve() -> None:

@@ -119,12 +119,13 @@ class ModelQueue:
             raise Fault(faults.SHARE_EXCEEDED, retry_after_seconds=seconds)
         raise Fault(faults.MODEL_OVERLOADED, retry_after_seconds=seconds)
 
-    def leave(self, place: _Place, ticket: Ticket[_Place], now: float) -> None:
-        """A request waits no longer, because it was interrupted; a place that it was given goes to the next."""
+    def leave(self, place: _Place, ticket: Ticket[_Place]) -> bool:
+        """A request waits no longer, because it was interrupted. Return whether it gave back a place, which is somebody else's now."""
         self._queue.leave(ticket)
-        if place.candidates:
-            place.candidates[0].running -= 1
-            self.dispatch(now)
+        if not place.candidates:
+            return False
+        place.candidates[0].running -= 1
+        return True
 
     def dispatch(self, now: float) -> None:
         """Give free places to those who wait. They are resumed in the next turn of the loop: this may run inside the end of another
@@ -217,7 +218,7 @@ class Queues:
             metrics.queue_seconds.observe(waited_seconds)
             call.request.waited_ms = int(waited_seconds * 1e6) / 1000
             self._active.exchanges.discard(place)
-            if result != "served":
-                queue.leave(place, ticket, time.monotonic())
+            if result != "served" and queue.leave(place, ticket):
+                self.dispatch(key[0], test=key[1])  # in whatever queue of the model the next one waits
         place.candidates[0].running -= 1  # whoever relays takes it again before anybody else runs
         return place.candidates
