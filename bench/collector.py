@@ -26,7 +26,7 @@ import sqlalchemy as sa
 
 from bench.targets import Target
 from scripts import postgres
-from tests.storage.databases import add_price
+from tests.storage.databases import add_price, become_owner
 from tollway.control import usage as control_usage
 from tollway.control.collect import collect
 from tollway.control.retention import keep_months
@@ -110,6 +110,7 @@ class Engine:
         else:
             with self.database.platform() as tx:
                 tx.connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                become_owner(tx)
                 tx.connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
                 made = f"{head} || unnest(ARRAY[{', '.join(map(repr, digits))}]) || {tail}"
                 tx.connection.exec_driver_sql(f"{insert} SELECT {made}, {columns} FROM usage_events")
@@ -120,6 +121,7 @@ class Engine:
         with self.database.platform() as tx:
             if not self.database.is_sqlite:
                 tx.connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                become_owner(tx)
                 tx.connection.exec_driver_sql("CHECKPOINT")
         os.sync()
 
@@ -270,6 +272,7 @@ def opened(directory: Path) -> Iterator[tuple[Engine, Engine, str]]:
 def _leave_alone(database: Database) -> None:
     """No autovacuum of events in the middle of a window: nothing of them is ever dead, and their first vacuum comes as it likes."""
     with database.platform() as tx:
+        become_owner(tx)
         for month in list_months(tx):
             tx.connection.exec_driver_sql(f"ALTER TABLE {month.partition} SET (autovacuum_enabled = false)")
 

@@ -150,12 +150,13 @@ def run(scratch: Path, kills: int, database: str, seed: int, *, per_second: floa
     dice = random.Random(seed)
     with ExitStack() as held:
         truth = held.enter_context(_other_disk())
-        server, environment, over = None, {}, threading.Event()
+        server, over = None, threading.Event()
+        environment: dict[str, str] = {}
         held.callback(over.set)
         if database == "postgres":
             (port,) = held.enter_context(reserved_ports(1))
             server = held.enter_context(postgres.cluster(port))
-            environment["TOLLWAY_DATABASE_URL"] = server.url
+            environment |= postgres.application_environment(server.url)
         platform, serving = held.enter_context(supervised(scratch, environment=environment, truth=truth))
         rig = Rig(platform, serving, server, dice, over)
         administration = Administration()

@@ -88,7 +88,7 @@ def run(scratch: Path, database: str, seed: int) -> Outcome:
         environment = {}
         if database == "postgres":
             (port,) = held.enter_context(reserved_ports(1))
-            environment["TOLLWAY_DATABASE_URL"] = held.enter_context(postgres.cluster(port)).url
+            environment = postgres.application_environment(held.enter_context(postgres.cluster(port)).url)
         platform, serving = held.enter_context(supervised(scratch / "life", environment=environment))
         asks = load.make_asks(2 * REQUESTS, seed)
         heard = _send(platform, asks[:REQUESTS])
@@ -177,10 +177,10 @@ def _lose_database(platform: Platform) -> None:
         for suffix in ("", "-wal", "-shm"):
             (platform.directory / "control" / f"tollway.db{suffix}").unlink(missing_ok=True)
     else:
-        with _connected(platform) as connection:
+        owner = sa.create_engine(platform.environment["TOLLWAY_OWNER_DATABASE_URL"], poolclass=sa.NullPool)
+        with owner.begin() as connection:
             connection.execute(sa.text("DROP SCHEMA public CASCADE"))
             connection.execute(sa.text("CREATE SCHEMA public"))
-            connection.commit()
 
 
 @contextmanager

@@ -180,6 +180,10 @@ ROWS = {
         "issuers whose keys are at private, loopback or metadata addresses, by name, number or redirect; key sets of any size or kind",
         "400; each connected address is examined before a byte is sent",
     ),
+    100: (
+        "SQL in a transaction of one organization that reads or changes rows of another, or tables of the platform, on PostgreSQL",
+        "no row, or permission denied; control does not start as a role that row security does not hold",
+    ),
     104: (
         "a request of a project that may be served in certain regions only, or of a key that may use certain models only: while those fail,"
         " are full or have no deployment, and a fallback of the model is elsewhere or not allowed",

@@ -18,7 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from tollway.storage.database_dumps import find_program
+from tollway.storage.row_security import PLATFORM_ROLE, TENANT_ROLE, make_roles
 
 START_SECONDS_MAX = 60
 """Limit for `initdb` and the start, which take 1 s on two idle cores; the rest is for a busy CI machine."""
@@ -28,6 +31,9 @@ STOP_SECONDS_MAX = 30
 
 INSTALL_SECONDS_MAX = 600
 """Limit for apt, with slow mirrors in mind."""
+
+APPLICATION_ROLE = "tollway_application"
+"""The role as which control processes connect; a cluster of `initdb --auth=trust` asks for no password."""
 
 NOT_INSTALLED = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
 
@@ -166,6 +172,19 @@ def cluster(port: int | None = None) -> Iterator[Server]:
             yield server
         finally:
             server.stop()
+
+
+def application_environment(url: str) -> dict[str, str]:
+    """Return the variables with which control uses the database at `url`, a superuser's: by a role of its own, which is made here, and by
+    that one to migrate."""
+    owner = sa.make_url(url)
+    engine = sa.create_engine(owner, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        make_roles(connection)
+        made = f"CREATE ROLE {APPLICATION_ROLE} LOGIN IN ROLE {PLATFORM_ROLE}, {TENANT_ROLE}"
+        connection.execute(sa.text(f"DO $$ BEGIN {made}; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"))
+    application = owner.set(username=APPLICATION_ROLE, password=None).render_as_string(hide_password=False)
+    return {"TOLLWAY_DATABASE_URL": application, "TOLLWAY_OWNER_DATABASE_URL": url}
 
 
 def _become_unprivileged() -> list[str]:

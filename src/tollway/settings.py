@@ -27,7 +27,11 @@ from tollway.domain.snapshot import SNAPSHOT_AGE_SECONDS_MAX
 
 ENV_PREFIX = "TOLLWAY__"
 
-SHORT_NAMES = {"TOLLWAY_DATABASE_URL": "control.database_url", "TOLLWAY_CONTROL_LINK_URL": "gateway.control_link_url"}
+SHORT_NAMES = {
+    "TOLLWAY_DATABASE_URL": "control.database_url",
+    "TOLLWAY_OWNER_DATABASE_URL": "control.owner_database_url",
+    "TOLLWAY_CONTROL_LINK_URL": "gateway.control_link_url",
+}
 """Short variables and the setting that each stands for."""
 
 OTHER_VARIABLES = {
@@ -450,6 +454,9 @@ class ControlSection(msgspec.Struct, frozen=True, kw_only=True):
     another signing key."""
     database_url: str | None = None
     """PostgreSQL as postgresql://user@host/name; the SQLite file in the data directory if left out."""
+    owner_database_url: str | None = None
+    """The same database by the role that owns its tables, for migrations and restores. If left out, control does not migrate PostgreSQL,
+    and `tollway migrate` and `tollway backup restore` use `control.database_url`."""
     retention_months: Annotated[int, msgspec.Meta(ge=0, le=1_200)] = 0
     """Whole months after which the events of a month (UTC) are removed on PostgreSQL, once all periods in which they are booked are
     closed. Rollups, ledger and archive stay. 0 keeps everything; SQLite always keeps everything."""

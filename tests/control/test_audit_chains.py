@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.link.samples import ORGANIZATION
+from tests.storage.databases import become_owner
 from tollway.control import audit, audit_chains
 from tollway.control.audit import AuditedOperation
 from tollway.control.audit_chains import DAY_US, find_public_key, remove_old, sign_checkpoints, verify
@@ -57,6 +58,7 @@ def tampered(database: Database) -> Iterator[PlatformTx]:
                 for name in names.scalars().all():
                     tx.connection.execute(sa.text(f"DROP TRIGGER {name}"))
             else:
+                become_owner(tx)
                 tx.connection.execute(sa.text("SET LOCAL session_replication_role = replica"))
             yield tx
             raise _Over

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, exchanges, final, frames
-from tests.storage.databases import SqliteTemplate, add_price, fill
+from tests.storage.databases import SqliteTemplate, add_price, become_owner, fill
 from tollway.control import quarantine
 from tollway.control import verify as verification
 from tollway.control.batches import BatchRefused
@@ -335,6 +335,7 @@ class TestVerify:
                     for verb in ("update", "delete"):
                         tx.connection.exec_driver_sql(f"DROP TRIGGER {table.name}_refuses_{verb}")
                 else:
+                    become_owner(tx)
                     tx.connection.exec_driver_sql(f"ALTER TABLE {table.name} DISABLE TRIGGER USER")
             tx.connection.execute(sa.text(statement))
         return {difference.table for difference in verify(database, archive).differences}

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from tests.control.test_collect import NOW, count, take
 from tests.link.samples import EPOCH, ORGANIZATION, PRICE, admit, final, frames, request_id
-from tests.storage.databases import add_price, prove_prices
+from tests.storage.databases import add_price, become_owner, prove_prices
 from tollway.control import prices, usage
 from tollway.control.collect import Ingested
 from tollway.control.rating import PRICE_LAG_US, BillingAccount, find_proven_price
@@ -173,6 +173,7 @@ def test_a_version_that_does_not_follow_from_its_book_is_found_out(database: Dat
                 tx.connection.exec_driver_sql(f"DROP TRIGGER {table.name}_refuses_update")
                 tx.connection.exec_driver_sql(f"DROP TRIGGER {table.name}_refuses_delete")
             else:
+                become_owner(tx)
                 tx.connection.exec_driver_sql(f"ALTER TABLE {table.name} DISABLE TRIGGER USER")
         tx.connection.execute(sa.text(statement))
     (difference,) = verify(database, archive).differences

@@ -18,6 +18,7 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 
+from scripts import postgres
 from tests.control.harness import NO_TLS, NODE_ID, WAIT_SECONDS_MAX, Running, answered, mint, wait_until
 from tests.control.test_process import operator, started
 from tests.storage.databases import PostgresTemplate
@@ -356,7 +357,7 @@ def test_of_two_processes_one_reads_engines_and_the_other_takes_over_from_a_kill
     """Two real control processes on one PostgreSQL read each period once; a kill delays the reading by the lease."""
     with postgres_template.copied(tmp_path) as url, ExitStack() as stack:
         told = {
-            "database_url": url,
+            "database_url": postgres.application_environment(url)["TOLLWAY_DATABASE_URL"],
             "archive": str(tmp_path / "archive"),
             "pepper": "11" * 32,
             "vault_key": bytes(range(32)).hex(),

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from tests.control.test_collect import balances, take
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, admit, final, frames
-from tests.storage.databases import fill
+from tests.storage.databases import become_owner, fill
 from tollway.control import epochs, losses, periods
 from tollway.control.approvals import SAME_ORIGIN
 from tollway.control.collect import Gap
@@ -338,6 +338,7 @@ class TestLost:
             stored_lost_requests.insert_decision(tx, asked, ApprovalDecision.APPROVED, PERSON, NOW)
         with database.platform() as tx:
             drop = "DROP TRIGGER loss_declared_by_approval" + ("" if database.is_sqlite else " ON lost_declarations")
+            become_owner(tx)
             tx.connection.execute(sa.text(drop))
             stored_epochs.insert_lost(tx, alone)
         assert [difference.table for difference in verify(database, archive).differences] == ["lost_declarations"]
@@ -433,6 +434,7 @@ def drop_triggers(database: Database, table: str) -> None:
             for name in names.all():
                 tx.connection.execute(sa.text(f"DROP TRIGGER {name}"))
         else:
+            become_owner(tx)
             tx.connection.execute(sa.text(f"ALTER TABLE {table} DISABLE TRIGGER USER"))
 
 

@@ -19,7 +19,7 @@ from tests.control.test_collect import balances, count, state, take
 from tests.control.test_periods import ACTOR, NOW, OCTOBER, SEPTEMBER, close, period_of
 from tests.link import samples
 from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, OTHER_ORGANIZATION, PRICE, admit, exchanges, final, frames
-from tests.storage.databases import add_price, fill
+from tests.storage.databases import add_price, become_owner, fill
 from tollway.control import corrections, exports, periods, prices, quarantine, usage
 from tollway.control.corrections import WantedAdjustment
 from tollway.control.epochs import BlockerKind
@@ -329,6 +329,7 @@ class TestRated:
             if database.is_sqlite:
                 tx.connection.exec_driver_sql("DROP TRIGGER quarantine_resolutions_refuses_delete")
             else:
+                become_owner(tx)
                 tx.connection.exec_driver_sql("ALTER TABLE quarantine_resolutions DISABLE TRIGGER USER")
             tx.connection.exec_driver_sql("DELETE FROM quarantine_resolutions")
         assert "usage_events" in {difference.table for difference in verify(database, archive).differences}

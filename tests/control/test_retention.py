@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from tests.control.test_collect import take
 from tests.link.samples import EPOCH, ORGANIZATION, admit, final, frames
-from tests.storage.databases import PostgresTemplate
+from tests.storage.databases import PostgresTemplate, become_owner
 from tollway.control import periods
 from tollway.control.collect import Ingested
 from tollway.control.exports import export
@@ -100,6 +100,7 @@ class TestMadeAhead:
     def test_one_that_was_detached_by_hand_accepts_no_event(self, database: Database, archive: Archive) -> None:
         keep(database, 0)
         with database.platform() as tx:
+            become_owner(tx)
             tx.connection.execute(sa.text(f"ALTER TABLE usage_events DETACH PARTITION {THIS.partition}"))
         take(database, archive, frames(request(EPOCH, 1)))
         assert rows_of(database, THIS.partition) == 0
@@ -113,6 +114,7 @@ class TestMadeAhead:
         take(database, archive, frames(request(at, 2), epoch=EPOCH + 1), epoch=EPOCH + 1)
         for statement in (f"DELETE FROM {table}", f"UPDATE {table} SET output = 0", f"TRUNCATE {table}"):
             with pytest.raises(sa.exc.DBAPIError, match="append-only"), database.platform() as tx:
+                become_owner(tx)
                 tx.connection.execute(sa.text(statement))
         assert rows_of(database, table) > 0
 
@@ -178,6 +180,7 @@ class TestRemoved:
         self.close_past(database)
         with database.platform() as tx:
             partitions.drop_partition(tx, THIS + -5, self.AFTER)
+            become_owner(tx)
             tx.connection.execute(sa.text(f"ALTER TABLE usage_events DETACH PARTITION {(THIS + -4).partition}"))
             tx.connection.execute(sa.text("ALTER TABLE removed_months DISABLE TRIGGER USER"))
             tx.connection.execute(sa.text("UPDATE removed_months SET events = 2"))

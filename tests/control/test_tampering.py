@@ -21,6 +21,7 @@ from tests.control.test_corrections import APPROVER
 from tests.control.test_periods import NOVEMBER, NOW, OCTOBER, declare_lost, ended
 from tests.link import samples
 from tests.link.samples import NODE, ORGANIZATION, admit, final, frames
+from tests.storage.databases import become_owner
 from tollway.control import budgets, price_drafts, prices, quarantine, rating
 from tollway.control.verify import compare
 from tollway.domain.billing_classes import Quantities
@@ -263,6 +264,7 @@ def attempt(database: Database, *, guarded: bool) -> Iterator[PlatformTx]:
                 tx.connection.execute(sa.text(f"DROP TRIGGER {name}"))
             tx.connection.execute(sa.text("PRAGMA defer_foreign_keys = ON"))
         elif not guarded:
+            become_owner(tx)
             tx.connection.execute(sa.text("SET LOCAL session_replication_role = replica"))
         yield tx
         tx.connection.rollback()

@@ -52,6 +52,12 @@ def prove_prices(tx: PlatformTx) -> None:
                     samples.prove(version, each.valid_from, organization_id)
 
 
+def become_owner(tx: PlatformTx) -> None:
+    """Give the transaction the rights of the role that connected, which is a superuser in tests: to tamper, or to change tables."""
+    if tx.connection.dialect.name == "postgresql":
+        tx.connection.execute(sa.text("SET LOCAL ROLE NONE"))
+
+
 def fill(database: Database) -> None:
     """Two organizations in two currencies, a model, a price in each currency."""
     with database.platform() as tx:

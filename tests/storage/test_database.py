@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from alembic import command
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from tests.storage.databases import become_owner
 from tollway.domain import ids
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
 from tollway.domain.snapshot import Change
@@ -89,6 +90,7 @@ class TestSchema:
         """`alembic check`: what the migrations built and what the tables say differ in nothing."""
         config = storage_database._alembic_config()
         with database.platform() as tx:
+            become_owner(tx)
             config.attributes["connection"] = tx.connection
             command.check(config)
         database.check_schema()
@@ -257,6 +259,7 @@ class TestADatabaseThatIsAway:
         with pytest.raises(Fault) as refused, database.platform() as victim:
             pid = victim.connection.execute(sa.text("SELECT pg_backend_pid()")).scalar_one()
             with database.platform() as tx:
+                become_owner(tx)
                 tx.connection.execute(sa.text(f"SELECT pg_terminate_backend({pid}, 10000)"))
             publish.find_head(victim)
         assert refused.value.kind is DATABASE_UNAVAILABLE

@@ -14,6 +14,7 @@ from reliability.bill_checks import check_bills, read_bills, read_truth
 from reliability.load import Ask
 from reliability.platforms import PRICES, fresh_postgres, serve
 from reliability.running import Start, tollway
+from scripts import postgres
 
 pytestmark = pytest.mark.system
 
@@ -45,7 +46,7 @@ def test_nothing_is_lost_or_billed_twice(tmp_path: Path, database: str) -> None:
 @pytest.mark.parametrize("database", DATABASES)
 def test_an_engine_that_dies_costs_at_most_what_it_generated(start: Start, tmp_path: Path, database: str) -> None:
     with ExitStack() as held:
-        environment = {"TOLLWAY_DATABASE_URL": held.enter_context(fresh_postgres())} if database == "postgres" else {}
+        environment = postgres.application_environment(held.enter_context(fresh_postgres())) if database == "postgres" else {}
         platform, running = held.enter_context(serve(start, tmp_path, environment=environment))
         streams = [Ask("slow", "chat/completions", load.PREFIX * 3 + str(number), stream=True) for number in range(30)]
         whole = [Ask("slow", "chat/completions", load.PREFIX * 3 + str(number), stream=False) for number in range(10)]

@@ -104,7 +104,7 @@ def test_a_frozen_database_is_not_missed(tmp_path: Path) -> None:
     with (
         reserved_ports(1) as (port,),
         postgres.cluster(port) as server,
-        supervised(tmp_path, environment={"TOLLWAY_DATABASE_URL": server.url}) as (platform, serving),
+        supervised(tmp_path, environment=postgres.application_environment(server.url)) as (platform, serving),
     ):
         heard = use(platform, 20, 12)
         frozen = [server.pid, *list_descendants(server.pid)]
@@ -126,7 +126,7 @@ def test_a_frozen_database_is_not_missed(tmp_path: Path) -> None:
 @pytest.mark.postgres
 def test_without_its_database_it_serves_on_and_even_starts(tmp_path: Path) -> None:
     with reserved_ports(1) as (port,), postgres.cluster(port) as server:
-        environment = {"TOLLWAY_DATABASE_URL": server.url}
+        environment = postgres.application_environment(server.url)
         with supervised(tmp_path, environment=environment) as (platform, serving):
             heard = use(platform, 20, 9)
             server.kill()

@@ -11,17 +11,18 @@ from typing import Annotated, Any
 import typer
 
 import tollway
-from tollway.cli.databases import DatabaseUrl, chosen
+from tollway.cli.databases import DatabaseUrl, chosen, find_owner_url
 from tollway.cli.output import Output, OutputOption, print_json
 from tollway.cli.processes import Config, DataDir, read_settings
 from tollway.control.batches import BatchRefused
 from tollway.control.replay import replay
 from tollway.domain.faults import Fault
 from tollway.serve import data_directory
-from tollway.serve.control import open_database
+from tollway.serve.control import migrate_database
 from tollway.settings import OperatorError
 from tollway.storage import backups
 from tollway.storage.backups import BackupRefused, Manifest
+from tollway.storage.database import Database
 from tollway.storage.database_dumps import DumpFailed
 from tollway.storage.record_archive import Archive, ArchiveShort
 
@@ -108,9 +109,14 @@ def restore_backup(
     place = archive or directory / "control" / "archive"
     with _described(backup), chosen(settings, directory) as url:
         manifest = backups.restore(
-            backup, url=url, archive=place, secrets=directory / "secrets.json", secret_digests=_find_secret_digests(directory)
+            backup,
+            url=find_owner_url(settings) or url,
+            archive=place,
+            secrets=directory / "secrets.json",
+            secret_digests=_find_secret_digests(directory),
         )
-        with closing(open_database(url)) as database:
+        migrate_database(url, find_owner_url(settings))
+        with closing(Database.open(url)) as database:
             try:
                 done = replay(database, Archive(place), time.time_ns() // 1000)
             except (BatchRefused, ArchiveShort) as error:

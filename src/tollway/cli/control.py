@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tollway.cli.databases import DatabaseUrl, chosen, parse_database_url
+from tollway.cli.databases import DatabaseUrl, chosen, find_owner_url, parse_database_url
 from tollway.cli.processes import Config, DataDir, Link, find_limits_store, inherit_or_open, read_settings
 from tollway.control.mail import MailServer
 from tollway.control.reconcile import ReconcileOptions
@@ -31,7 +31,7 @@ def control(
     link_fd: Annotated[int | None, typer.Option(help="An inherited listening socket instead of --link.")] = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Run one control process until SIGTERM. It migrates its database first.
+    """Run one control process until SIGTERM. It migrates its database first, if it may.
 
     Secrets come from the data directory or from TOLLWAY_PEPPER, TOLLWAY_VAULT_KEY, TOLLWAY_PLATFORM_KEY and
     TOLLWAY_SECOND_PLATFORM_KEY; TOLLWAY_AUDIT_KEY signs the audit trail.
@@ -53,6 +53,7 @@ def control(
     ):
         options = ControlSettings(
             database_url=url,
+            owner_database_url=find_owner_url(settings),
             archive_directory=directory / "control" / "archive",
             public=public,
             link=link_listener,
@@ -101,8 +102,7 @@ def find_control_problems(section: ControlSection) -> Iterator[OperatorError]:
         partial(_approval_above, section.corrections.approval_above),
         partial(_public_url, section.public_url),
     ]
-    if section.database_url is not None:
-        checks.append(partial(parse_database_url, section.database_url))
+    checks += [partial(parse_database_url, url) for url in (section.database_url, section.owner_database_url) if url is not None]
     for check in checks:
         try:
             check()

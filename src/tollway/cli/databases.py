@@ -11,6 +11,7 @@ from tollway.domain.faults import Fault
 from tollway.serve import data_directory
 from tollway.settings import OperatorError, Settings
 from tollway.storage.database import DatabaseOutdated, DatabaseTooNew
+from tollway.storage.row_security import RoleRefused
 
 DatabaseUrl = Annotated[
     str | None,
@@ -42,6 +43,12 @@ def parse_database_url(text: str) -> str:
     return f"{DRIVERS[scheme]}://{rest}"
 
 
+def find_owner_url(settings: Settings) -> str | None:
+    """Return the URL of the role that owns the tables, if one is set. Raises OperatorError for an unsupported URL."""
+    url = settings.control.owner_database_url
+    return None if url is None or settings.control.database_url is None else parse_database_url(url)
+
+
 @contextmanager
 def chosen(settings: Settings, directory: Path, *, reads_only: bool = False) -> Iterator[str]:
     """Yield the URL of the database to use. The embedded one is locked meanwhile, unless the command only reads it: a read transaction sees
@@ -61,7 +68,7 @@ def chosen(settings: Settings, directory: Path, *, reads_only: bool = False) -> 
             return
         with data_directory.locked(directory / "control", "control"):
             yield data_directory.sqlite_url(directory)
-    except (DatabaseTooNew, DatabaseOutdated, ValueError) as error:
+    except (DatabaseTooNew, DatabaseOutdated, RoleRefused, ValueError) as error:
         raise OperatorError(str(error)) from None
     except Fault as fault:
         raise OperatorError(f"{fault.message} {' '.join(fault.detail.split())}", hint=HINT) from None

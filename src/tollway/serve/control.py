@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,7 +150,8 @@ class AuditOptions:
 class ControlSettings:
     """The settings of a control process, which owns the listening sockets from here on.
 
-    `database_url`: sqlite+pysqlite:///path or postgresql+psycopg://...; `archive_directory`: where collected usage records are kept.
+    `database_url`: sqlite+pysqlite:///path or postgresql+psycopg://...; `owner_database_url`: the same PostgreSQL by the role that owns the
+    tables, if control is to migrate it; `archive_directory`: where collected usage records are kept.
     `peppers` by version (at most two, 32 bytes each), `vault_key` 32 bytes. `platform_key` becomes the only one of the settings, `node` is
     registered with its key; None leaves what the database has. `approval_above_pico`: corrections that move more need a second person.
     `reconcile`: how engines' counters are read; None reads none. `close_after_days`: when periods are closed without being asked; None
@@ -177,6 +178,7 @@ class ControlSettings:
     quotas: QuotaSizes = field(default_factory=lambda: DEFAULT_SIZES)
     limits_store: StoreOptions | None = None
     mail: MailServer | None = None
+    owner_database_url: str | None = field(default=None, repr=False)
     audit: AuditOptions = field(default_factory=AuditOptions)
     public_url: str | None = None
 
@@ -194,27 +196,41 @@ def new_id(prefix: str) -> str:
     return ids.new_id(prefix, now(), secrets.randbits(ids.RANDOM_BITS))
 
 
-def open_database(url: str) -> Database:
-    """Open the database at `url` and bring its schema up to date. The directory of an embedded one must exist.
+def migrate_database(url: str, owner_url: str | None = None) -> None:
+    """Bring the schema of the database at `url` up to date, connecting by `owner_url` if there is one. The directory of an embedded one
+    must exist. Raises DatabaseTooNew, RoleRefused, or Fault DATABASE_UNAVAILABLE."""
+    with closing(Database.open(owner_url or url)) as database:
+        database.migrate()
 
-    Raises DatabaseTooNew, or Fault DATABASE_UNAVAILABLE.
+
+def open_database(url: str, owner_url: str | None = None) -> Database:
+    """Open the database at `url`, and bring its schema up to date first where that can be done: it is SQLite, or there is the URL of the
+    role that owns the tables.
+
+    Raises DatabaseTooNew, DatabaseOutdated, RoleRefused, or Fault DATABASE_UNAVAILABLE.
     """
     database = Database.open(url)
     try:
-        database.migrate()
+        if database.is_sqlite:
+            database.migrate()
+        else:
+            if owner_url is not None:
+                migrate_database(url, owner_url)
+            database.check_role()
+            database.check_schema()
     except BaseException:
         database.close()
         raise
     return database
 
 
-def await_database(url: str, log: Callable[[Mapping[str, object]], None], *, seconds: float) -> Database:
+def await_database(settings: "ControlSettings", log: Callable[[Mapping[str, object]], None], *, seconds: float) -> Database:
     """As `open_database`, but try again for so long while the database cannot be reached, and say so at once."""
     deadline = time.monotonic() + seconds
     waiting = False
     while True:
         try:
-            return open_database(url)
+            return open_database(settings.database_url, settings.owner_database_url)
         except Fault as fault:
             if fault.kind is not DATABASE_UNAVAILABLE or time.monotonic() >= deadline:
                 raise
@@ -255,7 +271,7 @@ def run_control(settings: ControlSettings) -> int:
     try:
         vault = LocalVault(settings.vault_key)
         log = _log_to(writer)
-        database = await_database(settings.database_url, log, seconds=DATABASE_WAIT_SECONDS)
+        database = await_database(settings, log, seconds=DATABASE_WAIT_SECONDS)
         try:
             seed_keys(database, settings, log)
             plane = ControlPlane(

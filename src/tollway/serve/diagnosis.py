@@ -294,13 +294,17 @@ def _check_database(directory: Path, url: str | None) -> CheckResult:
     try:
         with closing(Database.open(url, connections_max=1)) as database:
             version = database.find_version()
+            database.check_role()
             database.check_schema()
     except Fault as fault:
         remedy = "is it running, and may this machine connect? see TOLLWAY_DATABASE_URL"
         return CheckResult(name, CheckState.ERROR, f"{fault.message} {' '.join(fault.detail.split())}", remedy)
     except DatabaseOutdated:
         return CheckResult(
-            name, CheckState.WARNING, f"{version} has migrations pending", "run `tollway migrate`; control does it at its start"
+            name,
+            CheckState.WARNING,
+            f"{version} has migrations pending",
+            "run `tollway migrate`; control does it at its start on SQLite, or with TOLLWAY_OWNER_DATABASE_URL",
         )
     except (DatabaseTooNew, ValueError, RuntimeError) as error:
         return CheckResult(name, CheckState.ERROR, str(error), "see docs/deployment.md")

@@ -1,9 +1,9 @@
 """Many rows at once, by each engine's own fast way.
 
 SQLAlchemy looks at every value of every row, which costs several times what storing it does. Here rows go to the driver as they are:
-SQLite takes them one by one from a prepared statement, PostgreSQL as a COPY or as one array for each column. Values are int, str,
-bytes or None; all text is visible ASCII (the collector lets nothing else through), so nothing but a backslash has to be escaped in a
-COPY. Rows may be made while the database stores those before them: whoever hands in an iterator has them drawn that way.
+SQLite takes them one by one from a prepared statement, PostgreSQL as a COPY (into a table without row security), or as one array for each
+column. Values are int, str, bytes or None; all text is visible ASCII (the collector lets nothing else through), so nothing but a backslash
+has to be escaped in a COPY. Rows may be made while the database stores those before them: whoever hands in an iterator has them drawn that way.
 """
 
 import json
@@ -53,7 +53,7 @@ def insert_rows(tx: PlatformTx, table: sa.Table, columns: Sequence[str], rows: I
     if tx.connection.dialect.name == "sqlite":
         insert_prepared(tx, table, columns, rows)
     else:
-        copy_lines(tx, table.name, columns, map(copy_line, rows))
+        insert_arrays(tx, table, columns, list(rows))
 
 
 def insert_prepared(tx: PlatformTx, table: sa.Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -70,6 +70,26 @@ def insert_prepared(tx: PlatformTx, table: sa.Table, columns: Sequence[str], row
         raise sa.exc.IntegrityError(statement, None, error) from error
     except driver.OperationalError as error:
         raise sa.exc.OperationalError(statement, None, error) from error
+
+
+def insert_arrays(tx: PlatformTx, table: sa.Table, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Insert into a table of PostgreSQL, which refuses a COPY where row security is on. Raises Duplicate."""
+    types = [_array_type(table.c[name]) for name in columns]
+    values = ", ".join(f"{name}::numeric" if isinstance(table.c[name].type, Amount) else name for name in columns)
+    arrays = ", ".join(f"%s::{type}[]" for type in types)
+    named = ", ".join(columns)
+    statement = f"INSERT INTO {table.name} ({named}) SELECT {values} FROM unnest({arrays}) AS row ({named})"
+    try:
+        with tx.connection.begin_nested():
+            tx.connection.exec_driver_sql(statement, tuple(map(list, zip(*rows, strict=True))))
+    except sa.exc.IntegrityError as error:
+        if getattr(error.orig, "sqlstate", None) == UNIQUE_VIOLATION:
+            raise Duplicate from error
+        raise
+
+
+def _array_type(column: sa.Column[Any]) -> str:
+    return "bigint" if isinstance(column.type, sa.Integer) else "text"
 
 
 def copy_line(values: Iterable[int | str | bytes | None]) -> str:
@@ -128,8 +148,7 @@ class Upsert:
         changes = ", ".join(f"{name} = {change}" for name, change in self.changes.items())
         conflict = f"ON CONFLICT ({', '.join(self.key)}) DO UPDATE SET {changes}"
         object.__setattr__(self, "sqlite", f"{insert} VALUES ({', '.join('?' * len(columns))}) {conflict}")
-        types = ("bigint" if isinstance(column.type, sa.Integer) else "text" for column in self.table.columns)
-        arrays = ", ".join(f"%s::{type}[]" for type in types)
+        arrays = ", ".join(f"%s::{_array_type(column)}[]" for column in self.table.columns)
         values = ", ".join(f"{column.name}::numeric" if isinstance(column.type, Amount) else column.name for column in self.table.columns)
         doubled = conflict.replace("%", "%%")  # psycopg's mark of a parameter
         object.__setattr__(self, "postgresql", f"{insert} SELECT {values} FROM unnest({arrays}) AS row ({', '.join(columns)}) {doubled}")

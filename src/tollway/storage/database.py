@@ -8,7 +8,8 @@ end of the block commits it; an exception rolls it back.
 
 SQLite: one write connection, handed from thread to thread, begins with BEGIN IMMEDIATE, so that a writer never has to upgrade a
 lock; readers are other connections that cannot write and, in WAL mode, neither wait for the writer nor hold it up. PostgreSQL:
-writers run READ COMMITTED and take row locks; readers run REPEATABLE READ, so that a snapshot is of one instant on both engines.
+writers run READ COMMITTED and take row locks; readers run REPEATABLE READ, so that a snapshot is of one instant on both engines. There a
+transaction of an organization runs as a role that sees no other one's rows (see `row_security`), and only a migration as the owner.
 
 Every wait has a bound: for a connection, for a lock, for a statement. A database that cannot be reached in time is a Fault
 (DATABASE_UNAVAILABLE), which a client may retry.
@@ -31,6 +32,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
+from tollway.storage import row_security
 
 SQLITE_VERSION_MIN = (3, 51, 3)
 """Older ones can corrupt a database in WAL mode when a checkpoint races a writer that resets the log."""
@@ -108,9 +110,11 @@ Recorder = Callable[[Transaction], Callable[[], None] | None]
 class Database:
     """An open database. Thread-safe. Made by `Database.open`, ended by `close`."""
 
-    def __init__(self, writers: sa.Engine, readers: sa.Engine) -> None:
+    def __init__(self, writers: sa.Engine, readers: sa.Engine, owners: sa.Engine) -> None:
+        """`owners`: connects with all rights of the role of the URL, for the schema; the same as `writers` on SQLite."""
         self._writers = writers
         self._readers = readers
+        self._owners = owners
         self._listeners: list[Callable[[int], None]] = []
         self._prepare: Callable[[Transaction], None] | None = None
         self._record: Recorder | None = None
@@ -125,10 +129,11 @@ class Database:
         parsed = sa.make_url(url)
         match parsed.get_backend_name():
             case "sqlite":
-                return cls(_sqlite_engine(parsed, write=True), _sqlite_engine(parsed, write=False))
+                writers = _sqlite_engine(parsed, write=True)
+                return cls(writers, _sqlite_engine(parsed, write=False), writers)
             case "postgresql":
-                engine = _postgres_engine(parsed, connections_max)
-                return cls(engine, engine)
+                engine = _postgres_engine(parsed, connections_max, role=row_security.PLATFORM_ROLE)
+                return cls(engine, engine, _postgres_engine(parsed, 1, role=None))
             case _:
                 raise ValueError("the database must be SQLite (sqlite+pysqlite:///...) or PostgreSQL (postgresql+psycopg://...)")
 
@@ -141,6 +146,7 @@ class Database:
         """Close all connections. Transactions that are still open fail."""
         self._writers.dispose()
         self._readers.dispose()
+        self._owners.dispose()
 
     def on_publish(self, listener: Callable[[int], None]) -> None:
         """Call `listener(version)` after each commit of this process that published one; in the committing thread, so: be quick."""
@@ -163,7 +169,7 @@ class Database:
         return recorded
 
     def _copy(self) -> "Database":
-        copy = Database(self._writers, self._readers)
+        copy = Database(self._writers, self._readers, self._owners)
         copy._listeners, copy._prepare, copy._record = self._listeners, self._prepare, self._record
         return copy
 
@@ -185,6 +191,8 @@ class Database:
     def tenant(self, organization_id: str, *, write: bool = True) -> Iterator[TenantTx]:
         """A transaction on behalf of one organization; otherwise as `platform`."""
         with self._connection(write) as connection:
+            if not self.is_sqlite:
+                row_security.assume_tenant(connection, organization_id)
             tx = TenantTx(connection, organization_id)
             finish = self._begin(tx, write)
             yield tx
@@ -207,8 +215,13 @@ class Database:
 
     @contextmanager
     def _connection(self, write: bool) -> Iterator[sa.Connection]:
+        with self._connected(self._writers if write else self._readers, write) as connection:
+            yield connection
+
+    @contextmanager
+    def _connected(self, engine: sa.Engine, write: bool) -> Iterator[sa.Connection]:
         try:
-            with (self._writers if write else self._readers).connect() as connection:
+            with engine.connect() as connection:
                 if not write and connection.dialect.name == "postgresql":
                     connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
                 yield connection
@@ -227,10 +240,11 @@ class Database:
     def migrate(self) -> None:
         """Bring the schema up to date. Safe to call from several processes at once; does nothing when there is nothing to do.
 
-        Raises DatabaseTooNew if the database knows revisions that this code does not.
+        Raises DatabaseTooNew if the database knows revisions that this code does not, and RoleRefused where PostgreSQL has not the roles
+        that row security needs. The role of the URL must own the tables.
         """
         config = _alembic_config()
-        with self._connection(write=True) as connection:
+        with self._connected(self._owners, write=True) as connection:
             if connection.dialect.name == "postgresql":
                 # A migration may take its time, and whoever came second waits for it; but no table is waited for longer than usual.
                 connection.execute(sa.text(f"SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '{MIGRATION_WAIT_SECONDS}s'"))
@@ -239,20 +253,42 @@ class Database:
             _refuse_newer(connection, config)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            if not self.is_sqlite:
+                row_security.apply(connection)
             connection.commit()
 
     def check_schema(self) -> None:
-        """Raise DatabaseOutdated or DatabaseTooNew unless the schema is exactly the one that this code was written for."""
+        """Raise DatabaseOutdated or DatabaseTooNew unless the schema is exactly the one that this code was written for, with the policies
+        and grants of its tables."""
         config = _alembic_config()
-        with self._connection(write=False) as connection:
+        with self._connected(self._owners, write=False) as connection:
+            if not self.is_sqlite and row_security.is_applied(connection):
+                connection.execute(sa.text(f"SET LOCAL ROLE {row_security.PLATFORM_ROLE}"))
             _refuse_newer(connection, config)
             current = MigrationContext.configure(connection).get_current_revision()
+            gaps = [] if self.is_sqlite else row_security.find_gaps(connection)
         if current != ScriptDirectory.from_config(config).get_current_head():
             raise DatabaseOutdated("the database has not been migrated: run `tollway migrate`")
+        if gaps:
+            names = ", ".join(gap.name for gap in gaps[:5])
+            raise DatabaseOutdated(f"the row security of the database is not what this version needs ({names}): run `tollway migrate`")
+
+    def check_role(self) -> None:
+        """Raise RoleRefused unless the role of the URL is held to row security (`storage.row_security`). SQLite has no roles."""
+        if not self.is_sqlite:
+            with self._connected(self._owners, write=False) as connection:
+                row_security.refuse_role(connection)
+
+    @contextmanager
+    def as_connected(self, *, write: bool = False) -> Iterator[sa.Connection]:
+        """A connection with the rights of the role of the URL itself, for copies and restores; committed at the end of the block."""
+        with self._connected(self._owners, write) as connection:
+            yield connection
+            connection.commit()
 
     def find_version(self) -> str:
         """Return product and version, such as "PostgreSQL 16.4". Raises Fault DATABASE_UNAVAILABLE if the database does not answer."""
-        with self._connection(write=False) as connection:
+        with self._connected(self._owners, write=False) as connection:
             if connection.dialect.name == "sqlite":
                 return f"SQLite {connection.scalar(sa.text('SELECT sqlite_version()'))}"
             return f"PostgreSQL {connection.scalar(sa.text('SHOW server_version'))}"
@@ -334,7 +370,8 @@ def _sqlite_engine(url: sa.URL, *, write: bool) -> sa.Engine:
     return engine
 
 
-def _postgres_engine(url: sa.URL, connections_max: int) -> sa.Engine:
+def _postgres_engine(url: sa.URL, connections_max: int, *, role: str | None) -> sa.Engine:
+    """`role`: the one in which every connection begins; None for the role of the URL."""
     return sa.create_engine(
         url.set(drivername="postgresql+psycopg"),
         pool_size=connections_max,
@@ -345,7 +382,7 @@ def _postgres_engine(url: sa.URL, connections_max: int) -> sa.Engine:
             "connect_timeout": int(CONNECTION_WAIT_SECONDS),
             "application_name": "tollway",
             "options": f"-c timezone=UTC -c lock_timeout={LOCK_WAIT_SECONDS}s -c statement_timeout={STATEMENT_SECONDS_MAX}s"
-            " -c idle_in_transaction_session_timeout=60s",
+            " -c idle_in_transaction_session_timeout=60s" + (f" -c role={role}" if role else ""),
         },
         hide_parameters=True,
     )

@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from pysqlite3 import dbapi2 as pysqlite3
 from sqlalchemy.exc import ProgrammingError
 
-from tollway.storage.database import Database, PlatformTx
+from tollway.storage import row_security
+from tollway.storage.database import Database
 
 SQLITE = "sqlite"
 POSTGRESQL = "postgresql"
@@ -48,12 +49,17 @@ def copy_database(url: str, to: Path) -> DatabaseCopy:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == SQLITE:
         return _copy_sqlite(Path(str(parsed.database)), to)
-    with closing(Database.open(url)) as database, database.platform(write=False) as tx:
-        tx.lift_deadline()
-        tx.connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-        instant = tx.connection.scalar(sa.text("SELECT pg_export_snapshot()"))
-        copied = _describe_postgres(tx)
-        options = ["--format=custom", "--no-owner", "--no-privileges", f"--snapshot={instant}", f"--file={to}"]
+    with closing(Database.open(url)) as database, database.as_connected() as connection:
+        options = []
+        if row_security.is_applied(connection):
+            # Without --enable-row-security pg_dump refuses to copy as a role that has policies. This one's let it see every row.
+            options = [f"--role={row_security.PLATFORM_ROLE}", "--enable-row-security"]
+            connection.execute(sa.text(f"SET LOCAL ROLE {row_security.PLATFORM_ROLE}"))
+        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+        connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        instant = connection.scalar(sa.text("SELECT pg_export_snapshot()"))
+        copied = _describe_postgres(connection)
+        options += ["--format=custom", "--no-owner", "--no-privileges", f"--snapshot={instant}", f"--file={to}"]
         _run_client("pg_dump", options, parsed)
     return copied
 
@@ -68,19 +74,27 @@ def check_target(url: str, kind: str) -> None:
         if Path(str(parsed.database)).exists():
             raise DumpFailed(f"there is a database already, which a backup never replaces: {parsed.database}")
         return
-    with closing(Database.open(url)) as database, database.platform(write=False) as tx:
-        tables = tx.connection.scalar(sa.text("SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()"))
+    with closing(Database.open(url)) as database, database.as_connected() as connection:
+        tables = connection.scalar(sa.text("SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()"))
     if tables:
         raise DumpFailed(f"the database is not empty ({tables} tables), and a backup never replaces one: create another")
 
 
 def restore_database(url: str, copy: Path, kind: str) -> None:
-    """Put `copy` where `check_target` found nothing: all of it, or nothing. Raises DumpFailed, OSError."""
+    """Put `copy` where `check_target` found nothing: all of it, or nothing. On PostgreSQL the role of the URL owns the tables then.
+
+    Raises DumpFailed, RoleRefused, OSError.
+    """
     parsed = sa.make_url(url)
     if kind == SQLITE:
         _restore_sqlite(copy, Path(str(parsed.database)))
-    else:
+        return
+    with closing(Database.open(url)) as database:
+        with database.as_connected(write=True) as connection:
+            row_security.make_roles(connection)  # which the policies of the copy name
         _run_client("pg_restore", ["--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges"], parsed, str(copy))
+        with database.as_connected(write=True) as connection:
+            row_security.apply(connection)
 
 
 def _copy_sqlite(source: Path, to: Path) -> DatabaseCopy:
@@ -115,10 +129,10 @@ def _restore_sqlite(copy: Path, to: Path) -> None:
         aside.unlink()
 
 
-def _describe_postgres(tx: PlatformTx) -> DatabaseCopy:
+def _describe_postgres(connection: sa.Connection) -> DatabaseCopy:
     try:
-        revision = tx.connection.scalar(sa.text(REVISION))
-        ingested = {(node_id, epoch): size for node_id, epoch, size in tx.connection.execute(sa.text(WATERMARKS))}
+        revision = connection.scalar(sa.text(REVISION))
+        ingested = {(node_id, epoch): size for node_id, epoch, size in connection.execute(sa.text(WATERMARKS))}
     except ProgrammingError:
         raise DumpFailed("the database has no tables of Tollway's: is it the right one?") from None
     return DatabaseCopy(POSTGRESQL, str(revision), ingested)

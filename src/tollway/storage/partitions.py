@@ -6,7 +6,8 @@ process, at its start and daily, under an advisory lock: whoever comes second fi
 gateway that is years off) lies in the default partition; when its month is made, it is moved there.
 
 A partition inherits the triggers that refuse UPDATE and DELETE. Those of statements (TRUNCATE, INSERT) are not inherited, so each gets
-its own; the collector inserts into it directly where a batch lies in one month, as it nearly always does. Dropping a
+its own; the collector inserts into it directly where a batch lies in one month, as it nearly always does. The functions of the database
+that make and drop partitions run with the rights of the tables' owner, whose role control does not have. Dropping a
 partition is the one way in which an event ever leaves the table; what went is written down in `removed_months`, for verification.
 
 SQLite has one table, and none of this.
@@ -117,22 +118,9 @@ def find_partition(tx: PlatformTx, first_id: str, last_id: str) -> str | None:
 
 
 def make_partition(tx: PlatformTx, month: Month) -> None:
-    """Make the partition of a month that has none, and move there what lies in the default partition."""
-    run, first, end = tx.connection.exec_driver_sql, month.first_id, (month + 1).first_id
-    early_events = f"FROM {DEFAULT_PARTITION} WHERE event_id >= '{first}' AND event_id < '{end}'"
-    has_early_events = run(f"SELECT EXISTS (SELECT 1 {early_events})").scalar_one()
-    if has_early_events:
-        run(f"ALTER TABLE usage_events DETACH PARTITION {DEFAULT_PARTITION}")  # and so it loses the triggers that it inherited
-    run(f"CREATE TABLE {month.partition} PARTITION OF usage_events FOR VALUES FROM ('{first}') TO ('{end}')")
-    if has_early_events:
-        # Before the partition has its trigger: events that are only moved need not be in an open period.
-        run(f"WITH moved AS (DELETE {early_events} RETURNING *) INSERT INTO {month.partition} SELECT * FROM moved")
-        run(f"ALTER TABLE usage_events ATTACH PARTITION {DEFAULT_PARTITION} DEFAULT")
-    run(f"CREATE TRIGGER {month.partition}_refuses_truncate BEFORE TRUNCATE ON {month.partition} EXECUTE FUNCTION refuse_change()")
-    run(
-        f"CREATE TRIGGER event_in_open_period AFTER INSERT ON {month.partition} REFERENCING NEW TABLE AS added"
-        " FOR EACH STATEMENT EXECUTE FUNCTION event_in_open_period()"
-    )
+    """Make the partition of a month that has none, and move there what lies in the default partition: events that are only moved need not
+    be in an open period."""
+    tx.connection.exec_driver_sql("SELECT make_event_month(%s, %s, %s)", (str(month), month.first_id, (month + 1).first_id))
 
 
 def has_open_periods(tx: PlatformTx, month: Month) -> bool:
@@ -151,8 +139,7 @@ def drop_partition(tx: PlatformTx, month: Month, now: int) -> RemovedMonth:
     """Remove a month's events permanently, and record that they were removed."""
     events = tx.connection.exec_driver_sql(f"SELECT count(*) FROM {month.partition}").scalar_one()
     tx.connection.execute(removed_months.insert().values(start_at=month.start_at, events=events, removed_at=now))
-    tx.connection.exec_driver_sql(f"ALTER TABLE {usage_events.name} DETACH PARTITION {month.partition}")
-    tx.connection.exec_driver_sql(f"DROP TABLE {month.partition}")
+    tx.connection.exec_driver_sql("SELECT drop_event_month(%s, %s)", (str(month), month.start_at))
     return RemovedMonth(month, events, now)
 
 

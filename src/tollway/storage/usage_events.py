@@ -13,7 +13,7 @@ from tollway.domain.pages import Page, PageWindow
 from tollway.domain.prices import PriceVersion, RatedLine, rate
 from tollway.domain.usage import Admit, Anomaly, Final, Outcome, ServiceTier, UsageEvent, UsageSource, billed
 from tollway.storage import prices as stored_prices
-from tollway.storage.bulk import NULL, Duplicate, any_of, copy_line, copy_lines, insert_prepared
+from tollway.storage.bulk import NULL, UNIQUE_VIOLATION, Duplicate, any_of, copy_line, copy_lines, insert_prepared
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.partitions import find_partition
@@ -178,9 +178,29 @@ def insert_events(tx: PlatformTx, rows: Iterable[EventRow], first_id: str, last_
         else:
             # Into the month's own partition, where the server stores page by page instead of row by row.
             partition = find_partition(tx, first_id, last_id)
-            copy_lines(tx, partition or usage_events.name, EVENT_COLUMNS, map(_event_line, rows), meanwhile)
+            lines = map(_event_line, rows)
+            if partition is not None:
+                copy_lines(tx, partition, EVENT_COLUMNS, lines, meanwhile)
+            else:
+                _copy_aside(tx, lines, meanwhile)
     except Duplicate as error:
         raise EventRace from error
+
+
+def _copy_aside(tx: PlatformTx, lines: Iterable[str], meanwhile: Callable[[], None]) -> None:
+    """Insert events of several months through a table that ends with the transaction: the table of all months takes no COPY, because it
+    has row security. Raises Duplicate."""
+    run, columns = tx.connection.exec_driver_sql, ", ".join(EVENT_COLUMNS)
+    run("CREATE TEMPORARY TABLE IF NOT EXISTS incoming_events (LIKE usage_events) ON COMMIT DROP")
+    run("TRUNCATE incoming_events")
+    copy_lines(tx, "incoming_events", EVENT_COLUMNS, lines, meanwhile)
+    try:
+        with tx.connection.begin_nested():
+            run(f"INSERT INTO usage_events ({columns}) SELECT {columns} FROM incoming_events")
+    except sa.exc.IntegrityError as error:
+        if getattr(error.orig, "sqlstate", None) == UNIQUE_VIOLATION:
+            raise Duplicate from error
+        raise
 
 
 def _event_line(row: EventRow) -> str:
