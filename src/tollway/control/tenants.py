@@ -30,7 +30,9 @@ def create_organization(tx: TenantTx, *, name: str, currency: str, time_zone: st
     Raises STATE_CONFLICT if an active organization has the name: files and reports name organizations. `publish.lock` lets one
     creation at a time through, in all processes, so two with one name cannot pass this check together."""
     publish.lock(tx)
-    if storage.is_organization_name_taken(tx, name):
+    with tx.as_platform() as platform:
+        is_taken = storage.is_organization_name_taken(platform, name)
+    if is_taken:
         raise Fault(STATE_CONFLICT, param="name", message="An active organization has this name already.")
     organization = Organization(
         id=tx.organization_id,

@@ -2,8 +2,8 @@
 
 SQLAlchemy looks at every value of every row, which costs several times what storing it does. Here rows go to the driver as they are:
 SQLite takes them one by one from a prepared statement, PostgreSQL as a COPY (into a table without row security), or as one array for each
-column. Values are int, str, bytes or None; all text is visible ASCII (the collector lets nothing else through), so nothing but a backslash
-has to be escaped in a COPY. Rows may be made while the database stores those before them: whoever hands in an iterator has them drawn that way.
+column. Values are int, str, bytes or None. All text is visible ASCII (the collector lets nothing else through), so only a backslash has to
+be escaped in a COPY. Rows may be made while the database stores those before them: whoever hands in an iterator has them drawn that way.
 """
 
 import json

@@ -102,6 +102,15 @@ class TenantTx(Transaction):
 
     organization_id: str
 
+    @contextmanager
+    def as_platform(self) -> Iterator[PlatformTx]:
+        """Let the queries of the block see rows of all organizations, for what must be unique among them."""
+        if self.connection.dialect.name == "postgresql":
+            row_security.assume_platform(self.connection)
+        yield PlatformTx(self.connection)
+        if self.connection.dialect.name == "postgresql":
+            row_security.assume_tenant(self.connection, self.organization_id)
+
 
 Recorder = Callable[[Transaction], Callable[[], None] | None]
 """Function that is called at the beginning of a transaction that writes. It returns what is to be called before the commit, if anything."""

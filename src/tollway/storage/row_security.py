@@ -52,8 +52,8 @@ CONDITIONS: Mapping[str, str] = {
 }
 """Which rows of a table are the organization's own, where a column `organization_id` alone does not say it."""
 
-WITHHELD = frozenset({"quarantined_records"})
-"""Tables that name an organization and are operators' alone."""
+READ_ONLY = frozenset({"quarantined_records"})
+"""Tables of which an organization sees its own rows, and writes none."""
 
 SHARED: Mapping[str, tuple[str, ...]] = {
     "alembic_version": (),
@@ -63,11 +63,18 @@ SHARED: Mapping[str, tuple[str, ...]] = {
     "publish_head": ("SELECT", "UPDATE"),
     "changes": ("DELETE", "INSERT"),
     "idempotency_keys": WRITE,
+    "epochs": (),
+    "lost_declarations": (),
+    "removed_months": READ,
 }
 """What a transaction of an organization may do with tables that are no organization's. Answers in `idempotency_keys` are sealed."""
 
-SHARED_COLUMNS: Mapping[str, tuple[str, ...]] = {"changes": ("version",)}
-"""Columns that it may read of tables whose rows may be about other organizations."""
+SHARED_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "changes": ("version",),
+    "epochs": ("closed_at", "epoch", "node_id"),  # which leases of its budgets still count
+    "lost_declarations": ("declared_at", "epoch", "node_id"),
+}
+"""Columns that it may read of tables whose rows may be about other organizations, in order of their names."""
 
 SEE = "see Roles of PostgreSQL in docs/deployment.md"
 
@@ -104,7 +111,9 @@ def access_to(table: str, *, has_organization: bool) -> TableAccess:
         return TableAccess(None, SHARED[table], SHARED_COLUMNS.get(table, ()))
     own = f"{ORGANIZATION_COLUMN} = {OWN}" if has_organization else None
     condition = CONDITIONS.get(table, own)
-    return TableAccess(condition, WRITE if condition is not None and table not in WITHHELD else ())
+    if condition is None:
+        return TableAccess(None, ())
+    return TableAccess(condition, READ if table in READ_ONLY else WRITE)
 
 
 # ---- The catalog ------------------------------------------------------------------------------------------------------
@@ -223,6 +232,11 @@ def refuse_role(connection: sa.Connection) -> None:
 def is_applied(connection: sa.Connection) -> bool:
     """Return whether the tables have row security at all: those of versions before it have none."""
     return bool(connection.scalar(sa.text("SELECT relrowsecurity FROM pg_class WHERE oid = to_regclass('organizations')")))
+
+
+def assume_platform(connection: sa.Connection) -> None:
+    """Give the transaction that runs on `connection` the rights of the platform."""
+    connection.execute(sa.text(f"SET LOCAL ROLE {PLATFORM_ROLE}"))
 
 
 def assume_tenant(connection: sa.Connection, organization_id: str) -> None:

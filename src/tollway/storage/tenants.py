@@ -32,8 +32,8 @@ def insert_organization(tx: TenantTx, organization: Organization) -> None:
     )
 
 
-def is_organization_name_taken(tx: TenantTx, name: str) -> bool:
-    """Return whether an active organization, whichever it is, has the name."""
+def is_organization_name_taken(tx: PlatformTx, name: str) -> bool:
+    """Return whether an active organization has the name."""
     query = sa.select(organizations.c.id).where(organizations.c.name == name, organizations.c.status == Status.ACTIVE).limit(1)
     return tx.connection.execute(query).first() is not None
 
