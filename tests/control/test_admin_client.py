@@ -174,6 +174,13 @@ CALLS: dict[str, Callable[[Setting], Any]] = {
     "invites.retrieve": lambda s: s.client.invites.retrieve(s.client.invites.create(email=f"{s.name()}@example.com", role="owner").id),
     "invites.list": lambda s: s.client.invites.list(),
     "invites.delete": lambda s: s.client.invites.delete(s.client.invites.create(email=f"{s.name()}@example.com", role="owner").id),
+    "projects/model_permissions.retrieve": lambda s: s.client.projects.model_permissions.retrieve(s.project),
+    "projects/model_permissions.update": lambda s: s.client.projects.model_permissions.update(s.project, mode="deny_list", model_ids=["m"]),
+    "projects/model_permissions.delete": lambda s: s.client.projects.model_permissions.delete(s.project),
+    "projects/service_tier_settings.retrieve": lambda s: s.client.projects.service_tier_settings.retrieve(s.project),
+    "projects/service_tier_settings.update": lambda s: s.client.projects.service_tier_settings.update(
+        s.project, default="fast", enabled_tiers=["flex", "fast"]
+    ),
     "roles.create": lambda s: s.client.roles.create(role_name=s.name(), permissions=["usage.read"], description="Reads."),
     "roles.retrieve": lambda s: s.client.roles.retrieve(s.role),
     "roles.update": lambda s: s.client.roles.update(s.role, description="Reads usage."),
@@ -344,8 +351,6 @@ UNSUPPORTED = (
     "projects/certificates",
     "projects/data_retention",
     "projects/hosted_tool_permissions",
-    "projects/model_permissions",
-    "projects/service_tier_settings",
 )
 """Resources that are not supported: their lists are empty, and anything else is refused by the code `unsupported`."""
 
@@ -417,7 +422,6 @@ BODIES: dict[str, dict[str, Any]] = {
     "projects/data_retention.update": {"retention_type": "organization_default"},
     "external_keys.create": {"external_id": "x", "kms_arn": "x", "name": "x", "role_arn": "x", "type": "aws"},
     "external_storage.create": {"project_id": "x", "provider": {"type": "aws"}},
-    "projects/model_permissions.update": {"mode": "allow_list", "model_ids": []},
 }
 
 

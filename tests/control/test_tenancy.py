@@ -26,6 +26,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/organization/projects/{project_id}/api_keys": {"name": "x"},
     "/v1/organization/projects/{project_id}/service_accounts": {"name": "x"},
     "/v1/organization/admin_api_keys": {"name": "x"},
+    "/v1/organization/projects/{project_id}/model_permissions": {"mode": "deny_list", "model_ids": []},
     "/v1/organization/budgets/{budget_id}/raises": {"amount": "1", "ends_at": int(time.time()) + 86_400},
     "/v1/organization/users/{user_id}": {"role": "reader"},
     "/v1/organization/users/{user_id}/roles": {"role_id": "role_viewer"},

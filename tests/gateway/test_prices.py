@@ -11,11 +11,13 @@ from tollway.domain.catalog import Endpoint, UnknownParameters
 from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.prices import PriceTerms, PriceVersion
+from tollway.domain.project_policies import ServiceTiers
 from tollway.domain.snapshot import KeyEntry, ModelEntry, OrganizationEntry, ProjectEntry, change
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.authorize import authorize
 from tollway.gateway.directory import Directory
 from tollway.gateway.media.bounds import MediaBounds
+from tollway.gateway.model_listing import ModelListings
 from tollway.gateway.request import Call, RequestHead, new_request
 
 ORGANIZATION, PROJECT, DIGEST = "org_1", "proj_1", b"d" * 32
@@ -43,12 +45,12 @@ def organization(*terms: PriceTerms) -> OrganizationEntry:
     return OrganizationEntry(id=ORGANIZATION, currency="EUR", terms=terms)
 
 
-def directory(of: OrganizationEntry, entry: ModelEntry) -> Directory:
+def directory(of: OrganizationEntry, entry: ModelEntry, **project: Any) -> Directory:
     made = Directory()
     made.begin_reset()
     for each in (
         of,
-        ProjectEntry(id=PROJECT, organization_id=ORGANIZATION),
+        ProjectEntry(id=PROJECT, organization_id=ORGANIZATION, **project),
         KeyEntry(id="key_1", digest=DIGEST, type=KeyType.LIVE, project_id=PROJECT),
         entry,
     ):
@@ -114,6 +116,38 @@ def test_the_tier_of_a_message_is_the_standard_one() -> None:
         with pytest.raises(Fault) as refused:
             ask(known, endpoint=Endpoint.MESSAGES, service_tier=word)
         assert (refused.value.kind, refused.value.param) == (faults.PARAMETER_INVALID, "service_tier")
+
+
+def test_a_project_without_a_tier_is_refused_it() -> None:
+    known = directory(organization(PriceTerms(0, "a")), ALL, service_tiers=ServiceTiers(enabled=(FLEX,)))
+    assert admitted_at(known, service_tier="flex") == "a flex 0"
+    with pytest.raises(Fault) as refused:
+        ask(known, service_tier="priority")
+    assert (refused.value.kind, refused.value.param) == (faults.PARAMETER_INVALID, "service_tier")
+
+
+def test_a_request_that_names_no_tier_has_the_default_one_of_its_project_where_the_model_is_offered_in_it() -> None:
+    tiers = ServiceTiers(default=PRIORITY)
+    known = directory(organization(PriceTerms(0, "a")), ALL, service_tiers=tiers)
+    assert [admitted_at(known), admitted_at(known, service_tier="auto")] == ["a priority 0"] * 2
+    assert admitted_at(known, service_tier="default") == "a standard 0"
+    assert ask(known, endpoint=Endpoint.MESSAGES, service_tier="standard_only").price.tier is STANDARD
+    known = directory(organization(PriceTerms(0, "b")), ALL, service_tiers=tiers)
+    assert admitted_at(known) == "b standard 0", "the list has no price in the default tier"
+
+
+@pytest.mark.parametrize(("said", "is_allowed"), [({"models": ("m",)}, True), ({"models": ()}, False), ({"denied_models": ("m",)}, False)])
+def test_a_model_that_the_project_may_not_use_is_like_one_that_does_not_exist(said: dict[str, Any], is_allowed: bool) -> None:
+    known = directory(organization(PriceTerms(0, "a")), ALL, **said)
+    if is_allowed:
+        assert admitted_at(known) == "a standard 0"
+        return
+    with pytest.raises(Fault) as refused:
+        ask(known)
+    assert refused.value.kind is faults.MODEL_UNKNOWN
+    caller = known.find_caller(DIGEST, 50)
+    assert caller is not None
+    assert ModelListings(known).find(caller, "m", 50) is None
 
 
 @pytest.mark.parametrize("word", ["batch", "standard", "fastest", "FLEX", "", 1, True, ["flex"], {"a": 1}])

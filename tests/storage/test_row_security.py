@@ -188,12 +188,12 @@ def test_100_control_does_not_run_as_a_role_that_row_security_does_not_hold(post
                 connection.execute(sa.text(statement))
         with pytest.raises(RoleRefused, match="owns the tables"):
             open_database(owner.render_as_string())
-        stranger = sa.make_url(url).set(username="tollway_stranger_of_test")
+        outsider = sa.make_url(url).set(username="tollway_outsider_of_test")
         with closing(Database.open(url)) as database, database.as_connected(write=True) as connection:
-            made = "CREATE ROLE tollway_stranger_of_test LOGIN"
+            made = "CREATE ROLE tollway_outsider_of_test LOGIN"
             connection.execute(sa.text(f"DO $$ BEGIN {made}; EXCEPTION WHEN duplicate_object THEN NULL; END $$"))
         with pytest.raises(RoleRefused, match="not a member"):
-            open_database(stranger.render_as_string())
+            open_database(outsider.render_as_string())
 
 
 @pytest.mark.postgres

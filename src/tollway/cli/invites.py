@@ -1,5 +1,7 @@
 """`tollway invites`: how people join an organization."""
 
+import sys
+from getpass import getpass
 from typing import Annotated
 
 import typer
@@ -66,12 +68,13 @@ def delete(
 @app.command()
 def accept(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Your name.")],
-    token: Annotated[str, typer.Option("--token", metavar="TOKEN", help="The token of the invitation, as it came by mail.")],
     output: OutputOption = Output.TABLE,
     control_url: ControlUrl = None,
 ) -> None:
-    """Join an organization. Prints your own key, which is shown only now."""
-    with connect(control_url, token, None) as control:
+    """Join an organization. The token of the invitation, as it came by mail, is asked for, or read from stdin if that is no terminal:
+    arguments can be read by every user of the machine. Prints your own key, which is shown only now."""
+    token = getpass("Token: ") if sys.stdin.isatty() else sys.stdin.readline()
+    with connect(control_url, token.strip() or "-", None) as control:
         made = control.post("/invites/accept", {"name": name})
     if output is Output.JSON:
         print_json(made)

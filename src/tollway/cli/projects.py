@@ -1,12 +1,14 @@
 """`tollway projects`: parts of an organization, with keys and limits of their own."""
 
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
-from tollway.cli.client import ControlUrl, DataDir, Key, Organization, complete_projects, connect_tenant
+from tollway.cli.client import ControlUrl, DataDir, Key, Organization, complete_models, complete_projects, connect_tenant
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
+from tollway.domain.project_policies import ModelMode
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -97,3 +99,104 @@ def archive(
     with connect_tenant(control_url, key, data_dir, organization) as control:
         archived = control.post(f"/organization/projects/{control.get_project(project)['id']}/archive")
     print_json(archived) if output is Output.JSON else print(f"archived {archived['id']} ({archived['name']})")
+
+
+ProjectArgument = Annotated[str, typer.Argument(metavar="PROJECT", help="Name or id of the project.", autocompletion=complete_projects)]
+Models = Annotated[list[str] | None, typer.Option("--model", metavar="MODEL", help="Repeatable.", autocompletion=complete_models)]
+
+
+@app.command("show-models")
+def show_models(
+    project: ProjectArgument,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show which models the keys of a project may use."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        found = control.get(f"/organization/projects/{control.get_project(project)['id']}/model_permissions")
+    print_json(found) if output is Output.JSON else print(_describe_models(found))
+
+
+@app.command("set-models")
+def set_models(
+    project: ProjectArgument,
+    mode: Annotated[ModelMode, typer.Argument(help="allow_list: only these models; deny_list: all but these.")],
+    models: Models = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Say which models the keys of a project may use."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        path = f"/organization/projects/{control.get_project(project)['id']}/model_permissions"
+        found = control.post(path, {"mode": mode, "model_ids": models or []})
+    print_json(found) if output is Output.JSON else print(_describe_models(found))
+
+
+@app.command("reset-models")
+def reset_models(
+    project: ProjectArgument,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Let the keys of a project use every published model."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        done = control.delete(f"/organization/projects/{control.get_project(project)['id']}/model_permissions")
+    print_json(done) if output is Output.JSON else print("every published model")
+
+
+@app.command("show-tiers")
+def show_tiers(
+    project: ProjectArgument,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show the service tiers of a project."""
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        found = control.get(f"/organization/projects/{control.get_project(project)['id']}/service_tier_settings")
+    print_json(found) if output is Output.JSON else print(_describe_tiers(found))
+
+
+@app.command("set-tiers")
+def set_tiers(
+    project: ProjectArgument,
+    default: Annotated[str | None, typer.Option(metavar="TIER", help="Tier of requests that ask for none: standard or fast.")] = None,
+    enable: Annotated[
+        list[str] | None, typer.Option(metavar="TIER", help="Tier beside the standard one: flex or fast, all or none. Repeatable.")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Change the service tiers of a project; what is left out stays."""
+    body: dict[str, object] = {} if default is None else {"default": default}
+    if enable:
+        body["enabled_tiers"] = {("all",): "all", ("none",): []}.get(tuple(enable), enable)
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        found = control.post(f"/organization/projects/{control.get_project(project)['id']}/service_tier_settings", body)
+    print_json(found) if output is Output.JSON else print(_describe_tiers(found))
+
+
+def _describe_models(found: Mapping[str, Any]) -> str:
+    names = ", ".join(found["model_ids"]) or "none"
+    if found["mode"] == ModelMode.ALLOW_LIST:
+        return f"only: {names}"
+    return f"every published model but: {names}" if found["model_ids"] else "every published model"
+
+
+def _describe_tiers(found: Mapping[str, Any]) -> str:
+    enabled = found["enabled_tiers"]
+    return f"default: {found['default']}; enabled: {enabled if enabled == 'all' else ', '.join(['standard', *enabled])}"

@@ -4,7 +4,7 @@ An invitation promises a role, and a role in some projects. Its secret goes by m
 Whoever presents it becomes a person of the organization with what was promised, and gets a key of their own: once, and before it expires.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from tollway.domain.people import Invite, InviteState
 from tollway.domain.quotas import Quota, QuotaSizes
 from tollway.domain.roles import Grant, Role
 from tollway.storage import people as storage
+from tollway.storage import roles as stored_roles
 from tollway.storage.database import TenantTx
 
 LIFETIME_SECONDS = 7 * 86_400
@@ -85,10 +86,17 @@ class PromisedRoles(NamedTuple):
     by_project: Mapping[str, Role | None]
 
 
-def find_promised_roles(tx: TenantTx, invite: Invite) -> PromisedRoles:
-    """Return the roles that an invitation promises, as they are now."""
-    by_project = {project: roles.find_role(tx, role, project) for project, role in invite.project_roles.items()}
-    return PromisedRoles(roles.find_role(tx, invite.role_id, None), by_project)
+def find_promised_roles(tx: TenantTx, invites: Iterable[Invite]) -> dict[str, PromisedRoles]:
+    """Return the roles that invitations promise, as they are now, by the id of the invitation."""
+    listed = list(invites)
+    made = stored_roles.find_roles(tx, {role for each in listed for role in (each.role_id, *each.project_roles.values())})
+    return {
+        each.id: PromisedRoles(
+            roles.choose_role(made, each.role_id, None),
+            {project: roles.choose_role(made, role, project) for project, role in each.project_roles.items()},
+        )
+        for each in listed
+    }
 
 
 def get_invite(tx: TenantTx, invite_id: str) -> Invite:
@@ -124,15 +132,22 @@ def accept_invite(
     tx: TenantTx, invite_id: str, *, name: str, user_id: str, key_id: str, ingredients: Ingredients, sizes: QuotaSizes, now: int
 ) -> Joined:
     """Add the invited person with what was promised, and make a key that has their roles. A role or a project that is gone meanwhile is
-    left out. Raises RESOURCE_UNKNOWN if the invitation cannot be accepted any more; STATE_CONFLICT, QUOTA_EXCEEDED."""
+    left out. Raises RESOURCE_UNKNOWN if the invitation cannot be accepted any more, or the key that sent it may not act any more;
+    GRANT_EXCEEDS_GRANTOR if that key could not promise as much now; STATE_CONFLICT, QUOTA_EXCEEDED."""
     publish.lock(tx)
     invite = storage.find_invite(tx, invite_id)
     if invite is None or not storage.accept_invite(tx, invite_id, now):
         raise Fault(RESOURCE_UNKNOWN)
     role = _require_promised(tx, invite)
+    with tx.as_platform() as platform:  # the key can be an operator's
+        own = storage.find_inviter_grants(platform, invite_id, now)
+    if own is None:
+        raise Fault(RESOURCE_UNKNOWN)
+    in_projects = {project_id: roles.find_role(tx, name, project_id) for project_id, name in invite.project_roles.items()}
+    given = [Grant(each, project_id) for project_id, each in in_projects.items() if each is not None]
+    roles.require_covered(own, [Grant(role), *given])
     member = people.add_user(tx, id=user_id, email=invite.email, name=name, role=role, own=[Grant(role)], sizes=sizes, now=now)
-    for project_id, project_role_id in invite.project_roles.items():
-        project_role = roles.find_role(tx, project_role_id, project_id)
+    for project_id, project_role in in_projects.items():
         if project_role is not None and roles.is_active_project(tx, project_id):
             people.add_project_member(tx, project_id, user_id, project_role.id, own=[Grant(project_role, project_id)], now=now)
     wanted = WantedKey(type=KeyType.ADMIN, name=f"First key of {invite.email}", user_id=user_id)
@@ -151,7 +166,8 @@ def _compose(email: str, secret: str) -> Message:
     text = (
         "You were invited to an organization of Tollway. To join, run this where the command `tollway` is installed,\n"
         "with the address of your control plane:\n\n"
-        f'    tollway invites accept --token {secret} "Your Name"\n\n'
+        '    tollway invites accept "Your Name"\n\n'
+        f"It asks for this token: {secret}\n\n"
         "The invitation can be accepted once, within seven days. It prints a key that is yours alone.\n"
         "If you do not expect this message, ignore it.\n"
     )

@@ -5,15 +5,21 @@ be asked for again.
 """
 
 import smtplib
+import socket
 import ssl
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Protocol
 
-SEND_SECONDS_MAX = 10.0
-"""For each step of the conversation with a mail server, which a request waits for."""
+STEP_SECONDS_MAX = 10.0
+"""For each step of the conversation with a mail server."""
+
+SEND_SECONDS_MAX = 30.0
+"""For the whole conversation, which a request waits for: a server that answers byte by byte keeps within the bound of each step."""
 
 
 class MailFailure(Exception):
@@ -69,7 +75,7 @@ class MailServer:
     def send(self, message: Message) -> None:
         """Hand a message to the server. Raises MailFailure."""
         try:
-            with self._connect() as connection:
+            with self._connect() as connection, _ended_after(SEND_SECONDS_MAX, connection):
                 if self.security == "starttls":
                     connection.starttls(context=ssl.create_default_context())
                 if self.username is not None:
@@ -80,8 +86,25 @@ class MailServer:
 
     def _connect(self) -> smtplib.SMTP:
         if self.security == "tls":
-            return smtplib.SMTP_SSL(self.host, self.port, timeout=SEND_SECONDS_MAX, context=ssl.create_default_context())
-        return smtplib.SMTP(self.host, self.port, timeout=SEND_SECONDS_MAX)
+            return smtplib.SMTP_SSL(self.host, self.port, timeout=STEP_SECONDS_MAX, context=ssl.create_default_context())
+        return smtplib.SMTP(self.host, self.port, timeout=STEP_SECONDS_MAX)
+
+
+@contextmanager
+def _ended_after(seconds: float, connection: smtplib.SMTP) -> Iterator[None]:
+    """Cut the connection when so much time has passed within the block; whatever waits for it then fails."""
+
+    def cut() -> None:
+        with suppress(OSError, AttributeError):  # it may be closed by then
+            connection.sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _compose(message: Message, sender: str) -> EmailMessage:

@@ -4,7 +4,7 @@ Whoever gives a role to somebody, takes it from them, or changes what it contain
 (`require_covered`): nobody can raise themselves, directly or through another person, a group, a role or a key.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tollway.control import publish, quotas
@@ -42,10 +42,16 @@ def scope_of(project_id: str | None) -> RoleScope:
 def find_role(tx: TenantTx, name: str, project_id: str | None) -> Role | None:
     """Return the role that can be held in a project, or in the organization (None), with the id `name`; or the built-in one of that
     name."""
+    made = {}
+    if ids.is_id(ids.ROLE, name):
+        made = storage.find_roles(tx, [name])
+    return choose_role(made, name, project_id)
+
+
+def choose_role(made: Mapping[str, Role], name: str, project_id: str | None) -> Role | None:
+    """As `find_role`, among the built-in roles and `made` by id."""
     scope = scope_of(project_id)
-    role = domain.find_named(scope, name) or domain.find_built_in(name)
-    if role is None and ids.is_id(ids.ROLE, name):
-        role = storage.find_role(tx, name)
+    role = domain.find_named(scope, name) or domain.find_built_in(name) or made.get(name)
     if role is None or role.scope is not scope or role.project_id not in (None, project_id):
         return None
     return role

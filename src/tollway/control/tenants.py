@@ -10,9 +10,10 @@ import msgspec
 from tollway.control import keys, publish, quotas
 from tollway.control.keys import Grantor, Ingredients
 from tollway.domain import ids
-from tollway.domain.faults import RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
+from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, STATE_CONFLICT, Fault
 from tollway.domain.keys import KeyType
 from tollway.domain.pages import Page, PageWindow
+from tollway.domain.project_policies import ModelMode, ModelPermissions, ServiceTiers
 from tollway.domain.quotas import Quota, QuotaSizes
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
@@ -165,6 +166,38 @@ def archive_project(tx: TenantTx, project_id: str, now: int) -> tuple[Project, i
         storage.archive_project(tx, project_id, now)
     version = publish.publish(tx, ProjectEntry, [project_id], now)
     return get_project(tx, project_id), version
+
+
+def get_model_permissions(tx: TenantTx, project_id: str) -> ModelPermissions:
+    """Return which models the keys of a project may use: every published one, if it says nothing. Raises RESOURCE_UNKNOWN."""
+    get_project(tx, project_id)
+    return storage.find_model_permissions(tx, project_id) or ModelPermissions(mode=ModelMode.DENY_LIST, models=())
+
+
+def set_model_permissions(tx: TenantTx, project_id: str, permissions: ModelPermissions | None, now: int) -> ModelPermissions:
+    """Say which models the keys of a project may use; None lets them use every published one. Raises RESOURCE_UNKNOWN, STATE_CONFLICT."""
+    publish.lock(tx)
+    get_active_project(tx, project_id)
+    storage.set_model_permissions(tx, project_id, permissions)
+    publish.publish(tx, ProjectEntry, [project_id], now)
+    return get_model_permissions(tx, project_id)
+
+
+def get_service_tiers(tx: TenantTx, project_id: str) -> ServiceTiers:
+    """Return the service tiers of a project. Raises RESOURCE_UNKNOWN."""
+    get_project(tx, project_id)
+    return storage.find_service_tiers(tx, project_id)
+
+
+def set_service_tiers(tx: TenantTx, project_id: str, tiers: ServiceTiers, now: int) -> ServiceTiers:
+    """Store the service tiers of a project. Raises RESOURCE_UNKNOWN, STATE_CONFLICT, PARAMETER_INVALID (a default that is not enabled)."""
+    publish.lock(tx)
+    get_active_project(tx, project_id)
+    if not tiers.allows(tiers.default):
+        raise Fault(PARAMETER_INVALID, param="default", message="The default tier must be one of the enabled tiers.")
+    storage.set_service_tiers(tx, project_id, tiers)
+    publish.publish(tx, ProjectEntry, [project_id], now)
+    return tiers
 
 
 # ---- Service accounts -------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from tollway.domain.catalog import Deployment, Endpoint, UnknownParameters
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import UNLIMITED, Limits
 from tollway.domain.prices import PriceTerms, PriceVersion
+from tollway.domain.project_policies import ALL_TIERS, ServiceTiers
 from tollway.domain.tokens import FederationRule, Jwk
 
 
@@ -29,9 +30,9 @@ class OrganizationEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="ki
 
 
 class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="project", omit_defaults=True):
-    """A project that may act. `models`: what its keys may use; None for every published model. `model_limits`: its limits on single
-    models, by name. `end_user_limits`: those of each of its end users. `residency`: the regions of deployments that may serve it; None for
-    any."""
+    """A project that may act. `models`: what its keys may use; None for every published model but those of `denied_models`. `model_limits`:
+    its limits on single models, by name. `end_user_limits`: those of each of its end users. `residency`: the regions of deployments that may
+    serve it; None for any. `service_tiers`: those of its requests."""
 
     id: str
     organization_id: str
@@ -40,6 +41,8 @@ class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
     model_limits: dict[str, Limits] = {}
     end_user_limits: Limits = UNLIMITED
     residency: tuple[str, ...] | None = None
+    denied_models: tuple[str, ...] = ()
+    service_tiers: ServiceTiers = ALL_TIERS
 
 
 class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="key", omit_defaults=True):

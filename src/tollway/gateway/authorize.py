@@ -49,7 +49,7 @@ def authorize_body(caller: Caller, request: Request, asked: dict[str, Any], dire
     grant = directory.find_grant(caller, asked["model"], endpoint, request.received_at)
     if grant is None:
         raise Fault(faults.MODEL_UNKNOWN, param="model")
-    price = grant.standard if "service_tier" not in asked else _find_price(asked["service_tier"], grant, dialect)
+    price = grant.default if "service_tier" not in asked else _find_price(asked["service_tier"], grant, dialect)
     if price is None:
         raise Fault(faults.MODEL_UNKNOWN, param="model", detail="no price on the organization's price list")
     if not grant.is_served:
@@ -126,9 +126,11 @@ def find_tags(body: Mapping[str, Any]) -> tuple[str, ...]:
 def _find_price(wish: object, grant: ModelGrant, dialect: Dialect) -> PriceVersion | None:
     """The price in the service tier that is asked for (a value that is none, or where the dialect has no tiers, is `_check_fields`'s to
     refuse)."""
-    tier = dialect.service_tiers.get(wish, _STANDARD) if type(wish) is str else _STANDARD
+    if type(wish) is not str or wish == "auto":
+        return grant.default
+    tier = dialect.service_tiers.get(wish, _STANDARD)
     price = grant.prices.get(tier)
-    if price is None and grant.standard is not None:
+    if price is None and grant.default is not None:
         raise Fault(faults.PARAMETER_INVALID, param="service_tier", message=f"This model is not offered in service tier '{tier}'.")
     return price
 

@@ -56,13 +56,15 @@ class Lookup(msgspec.Struct, frozen=True, array_like=True, tag="lookup"):
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True):
-    """The part of a caller's grant of that model that decides on bodies. `prices`: the ids of its prices."""
+    """The part of a caller's grant of that model that decides on bodies. `prices`: the ids of its prices. `default_tier`:
+    of requests that ask for none."""
 
     model: ModelEntry
     prices: dict[ServiceTier, str]
     is_served: bool
     is_translated: bool
     known_fields: frozenset[str]
+    default_tier: ServiceTier
 
 
 class Examined(msgspec.Struct, frozen=True, array_like=True, tag="examined"):

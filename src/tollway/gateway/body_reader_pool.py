@@ -342,4 +342,5 @@ async def _compose(reader: Reader, call: Call, deployment: Deployment, translati
 def to_offer(grant: ModelGrant) -> Offer:
     """Return what a reader is told of a grant."""
     model = msgspec.structs.replace(grant.model, prices=())
-    return Offer(model, {tier: price.id for tier, price in grant.prices.items()}, grant.is_served, grant.is_translated, grant.known_fields)
+    prices = {tier: price.id for tier, price in grant.prices.items()}
+    return Offer(model, prices, grant.is_served, grant.is_translated, grant.known_fields, grant.default_tier)

@@ -135,6 +135,7 @@ def _to_grant(offer: Offer) -> ModelGrant:
         is_translated=offer.is_translated,
         known_fields=offer.known_fields,
         cache_salt=b"",
+        default_tier=offer.default_tier,
     )
 
 

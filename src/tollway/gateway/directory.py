@@ -208,7 +208,7 @@ class Directory:
 
     def _compile_grant(self, caller: Caller, name: str, endpoint: Endpoint, at: int) -> ModelGrant | None:
         model = self._maps.models.get(name)
-        if model is None or (caller.models is not None and name not in caller.models):
+        if model is None or not caller.principal.may_use(name):
             return None
         model = cap_output(model, caller.principal.output_tokens_max)
         terms = caller.organization.terms
@@ -216,7 +216,8 @@ class Directory:
         price_list = None if in_force is None else in_force.list
         turns = [term.valid_from for term in terms] + [price.valid_from for price in model.prices]
         is_served, is_translated_somewhere = find_service(model, endpoint, self._list_deployments_of(name, caller))
-        prices = ((tier, find_price(self.list_prices(model, price_list, tier), at)) for tier in ServiceTier)
+        tiers = caller.project.service_tiers
+        prices = ((tier, find_price(self.list_prices(model, price_list, tier), at)) for tier in ServiceTier if tiers.allows(tier))
         return ModelGrant(
             model,
             {tier: price for tier, price in prices if price is not None},
@@ -226,6 +227,7 @@ class Directory:
             is_translated=is_translated_somewhere,
             known_fields=self._list_known_fields(name, endpoint, caller),
             cache_salt=caller.cache_salt,
+            default_tier=tiers.default,
             terms_valid_from=0 if in_force is None else in_force.valid_from,
             budgets=tuple(each for each in caller.budgets if covers_model(each.model, model.id, model.groups)),
             has_running_usage=all(engine.continuous_usage for engine in self._list_engines(name, caller)),

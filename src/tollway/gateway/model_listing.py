@@ -57,7 +57,7 @@ class ModelListings:
     def find(self, caller: Caller, name: str, at: int) -> bytes | None:
         """Return one model as JSON; None if there is none of this name that the caller may use."""
         self._follow_directory()
-        if name not in self._models or (caller.models is not None and name not in caller.models):
+        if name not in self._models or not caller.principal.may_use(name):
             return None
         view = self._find_view(caller, at)
         return self._describe(name, view, self._views[view], at) or None
@@ -65,9 +65,9 @@ class ModelListings:
     def _describe_each(self, caller: Caller, at: int) -> Iterator[bytes]:
         self._follow_directory()
         view = self._find_view(caller, at)
-        descriptions, allowed = self._views[view], caller.models
+        descriptions = self._views[view]
         for name in self._models:
-            if allowed is None or name in allowed:
+            if caller.principal.may_use(name):
                 text = self._describe(name, view, descriptions, at)
                 if text:
                     yield text

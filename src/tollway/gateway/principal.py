@@ -28,7 +28,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """An authenticated sender of requests, with what it may use.
 
     `id`: of the API key, for which a token stands as well. `models`: names of the models that it may use; None allows every published
-    model. `limits`: those of each level that has any, innermost level first. `expires_at`: UTC microseconds, exclusive; None never expires.
+    model but those of `denied_models`. `limits`: those of each level that has any, innermost level first. `expires_at`: UTC microseconds,
+    exclusive; None never expires.
     `is_test`: its requests reach only deployments for tests, and are not billed. `endpoints`: those that it may call; None allows all.
     `networks`: the address ranges from which it may send; None allows any. `output_tokens_max`: most output tokens of one sequence; None
     leaves the model's own bound.
@@ -45,6 +46,11 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: frozenset[Endpoint] | None = None
     networks: tuple[Network, ...] | None = None
     output_tokens_max: int | None = None
+    denied_models: frozenset[str] = frozenset()
+
+    def may_use(self, model: str) -> bool:
+        """Return whether it may use a published model of this name."""
+        return model not in self.denied_models and (self.models is None or model in self.models)
 
 
 def principal_of_key(key: KeyEntry, project: ProjectEntry, organization: OrganizationEntry) -> Principal:
@@ -62,6 +68,7 @@ def principal_of_key(key: KeyEntry, project: ProjectEntry, organization: Organiz
         endpoints=None if key.endpoints is None else _with_implied(key.endpoints),
         networks=None if key.addresses is None else tuple(map(parse_network, key.addresses)),
         output_tokens_max=key.output_tokens_max,
+        denied_models=frozenset(project.denied_models),
     )
 
 

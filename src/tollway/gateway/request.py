@@ -174,8 +174,8 @@ def new_request(id: str, head: RequestHead, body: bytes, started: float, receive
 class Caller:
     """A principal with everything that follows from it compiled once.
 
-    `organization`, `project`, `models`, `expires_at`, `is_test`, `endpoints`, `networks`: those of the principal, held here because each
-    request reads them; `residency` is that of its project.
+    `organization`, `project`, `expires_at`, `is_test`, `endpoints`, `networks`: those of the principal, held here because each request reads
+    them; `residency` is that of its project.
     `grants`: compiled per model and endpoint on first use. `budgets`: those of its key, project and organization, innermost level first.
     `cache_salt`: isolates the organization's prefixes inside an engine's prefix cache. `end_user_limits`: those of each end user of the
     project, None without any.
@@ -192,7 +192,6 @@ class Caller:
         "expires_at",
         "grants",
         "is_test",
-        "models",
         "networks",
         "organization",
         "principal",
@@ -208,7 +207,6 @@ class Caller:
         self.principal = principal
         self.project = principal.project
         self.organization = principal.organization
-        self.models = principal.models
         self.expires_at = principal.expires_at
         self.is_test = principal.is_test
         self.endpoints = principal.endpoints
@@ -233,9 +231,9 @@ class ModelGrant:
     """Permission of a caller to use a model at an endpoint, valid from instant `valid_from` until (exclusive) `valid_until`.
 
     Compiled by the directory so that `authorize` derives nothing per request; dropped with every change of the snapshot.
-    `prices`: by service tier, on the organization's price list; `standard` is that of the standard tier. `is_served`: whether the model
-    has this endpoint; `is_translated`: a deployment of the model has it by translation only. `known_fields`: request fields that every
-    deployment of the model understands.
+    `prices`: by service tier, on the organization's price list; `default` is that of requests that ask for no tier. `is_served`: whether
+    the model has this endpoint; `is_translated`: a deployment of the model has it by translation only. `known_fields`: request fields that
+    every deployment of the model understands.
     `bound`: the limits that apply, with their counters; None before the first request. `shared_bound`: the same where gateways share
     counters. `has_running_usage`: every deployment of the model reports usage while it streams. `input_density`: input tokens per KiB of
     body that the caller's requests had lately (`limit`). `terms_valid_from`: the instant from which the organization pays by these prices'
@@ -250,6 +248,8 @@ class ModelGrant:
         "bound",
         "budgets",
         "cache_salt",
+        "default",
+        "default_tier",
         "encoded_admit_suffixes",
         "has_fallback",
         "has_running_usage",
@@ -261,7 +261,6 @@ class ModelGrant:
         "named_budgets",
         "prices",
         "shared_bound",
-        "standard",
         "tagged_budgets",
         "terms_valid_from",
         "valid_from",
@@ -282,10 +281,12 @@ class ModelGrant:
         has_running_usage: bool = False,
         is_translated: bool = False,
         budgets: tuple[BudgetEntry, ...] = (),
+        default_tier: ServiceTier = ServiceTier.STANDARD,
     ) -> None:
         self.model = model
         self.prices = prices
-        self.standard = prices.get(ServiceTier.STANDARD)
+        self.default_tier = default_tier
+        self.default = prices.get(default_tier) or prices.get(ServiceTier.STANDARD)
         self.valid_from = valid_from
         self.valid_until = valid_until
         self.is_served = is_served

@@ -12,12 +12,13 @@ import sqlalchemy as sa
 
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.people import Invite, User, UserGroup
+from tollway.domain.roles import Grant
 from tollway.storage.database import PlatformTx, TenantTx
-from tollway.storage.keys import Digest
+from tollway.storage.keys import Digest, read_grant
 from tollway.storage.pages import fetch_page
-from tollway.storage.roles import delete_holder
-from tollway.storage.schema import organizations
-from tollway.storage.schema_people import group_members, invites, user_groups, users
+from tollway.storage.roles import ROLE_COLUMNS, delete_holder, list_user_grants, names_role
+from tollway.storage.schema import api_keys, organizations
+from tollway.storage.schema_people import custom_roles, group_members, invites, user_groups, users
 
 # ---- People -------------------------------------------------------------------------------------------------------------
 
@@ -203,12 +204,16 @@ def delete_invite(tx: TenantTx, invite_id: str, now: int) -> None:
 
 
 def find_invite_owner(tx: PlatformTx, digests: Sequence[bytes], now: int) -> tuple[str, str] | None:
-    """Return organization and id of the pending invitation with one of `digests`, of an organization that is not archived."""
+    """Return organization and id of the pending invitation with one of `digests`, of an organization that is not archived, whose sender's
+    key may still act."""
     query = (
         sa.select(invites.c.organization_id, invites.c.id)
         .join(organizations, organizations.c.id == invites.c.organization_id)
+        .join(api_keys, api_keys.c.id == invites.c.invited_by)
         .where(
             invites.c.digest.in_(digests),
+            api_keys.c.revoked_at.is_(None),
+            sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now),
             invites.c.accepted_at.is_(None),
             invites.c.deleted_at.is_(None),
             invites.c.expires_at > now,
@@ -217,6 +222,27 @@ def find_invite_owner(tx: PlatformTx, digests: Sequence[bytes], now: int) -> tup
     )
     row = tx.connection.execute(query).one_or_none()
     return None if row is None else (row.organization_id, row.id)
+
+
+def find_inviter_grants(tx: PlatformTx, invite_id: str, now: int) -> list[Grant] | None:
+    """Return the roles of the key that sent an invitation, as they are now; None if that key may not act any more."""
+    query = (
+        sa.select(api_keys, *ROLE_COLUMNS)
+        .join(invites, invites.c.invited_by == api_keys.c.id)
+        .outerjoin(custom_roles, names_role(api_keys.c.organization_id, api_keys.c.role_id))
+        .where(
+            invites.c.id == invite_id,
+            api_keys.c.revoked_at.is_(None),
+            sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now),
+        )
+    )
+    row = tx.connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    if row.user_id is not None:
+        return list_user_grants(tx, row.organization_id, row.user_id)
+    grant = read_grant(row)
+    return [] if grant is None else [grant]
 
 
 def _live_invites(tx: TenantTx) -> sa.Select[Any]:

@@ -199,6 +199,7 @@ def _read_models(tx: Transaction, ids: Sequence[str] | None) -> Iterator[Entry]:
 def _projects(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
     by_model = limits.list_model_limits(tx, LimitLevel.PROJECT, [row.id for row in rows])
     for row in rows:
+        said = tenants.read_model_permissions(row)
         yield ProjectEntry(
             id=row.id,
             organization_id=row.organization_id,
@@ -206,6 +207,9 @@ def _projects(tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
             model_limits=by_model.get(row.id, {}),
             end_user_limits=limits.read_limits(row, END_USER_PREFIX),
             residency=tenants.read_residency(row),
+            models=None if said is None else said.allowed,
+            denied_models=() if said is None else said.denied,
+            service_tiers=tenants.read_service_tiers(row),
         )
 
 

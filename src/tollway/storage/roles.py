@@ -1,7 +1,7 @@
 """Roles of organizations at rest, and who holds which."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -50,6 +50,14 @@ def find_role(tx: TenantTx, role_id: str) -> Role | None:
     """Return a role that the organization, or a project of it, made and did not delete."""
     row = tx.connection.execute(_live_roles(tx).where(custom_roles.c.id == role_id)).one_or_none()
     return None if row is None else _role(row, row.id)
+
+
+def find_roles(tx: TenantTx, role_ids: Collection[str]) -> dict[str, Role]:
+    """Return those of `role_ids` that the organization, or a project of it, made and did not delete."""
+    if not role_ids:
+        return {}
+    rows = tx.connection.execute(_live_roles(tx).where(custom_roles.c.id.in_(sorted(role_ids))))
+    return {row.id: _role(row, row.id) for row in rows}
 
 
 def list_roles(tx: TenantTx, project_id: str | None, window: PageWindow) -> Page[Role]:

@@ -50,7 +50,7 @@ CONDITIONS: Mapping[str, str] = {
     "book_prices": "EXISTS (SELECT 1 FROM price_books AS parent WHERE parent.id = book_id)",
     "compiled_prices": "EXISTS (SELECT 1 FROM price_lists AS parent WHERE parent.id = list_id)",
 }
-"""Which rows of a table are the organization's own, where a column `organization_id` alone does not say it."""
+"""Condition of the rows that are the organization's own, where a column `organization_id` alone does not say it."""
 
 READ_ONLY = frozenset({"quarantined_records"})
 """Tables of which an organization sees its own rows, and writes none."""
@@ -67,7 +67,7 @@ SHARED: Mapping[str, tuple[str, ...]] = {
     "lost_declarations": (),
     "removed_months": READ,
 }
-"""What a transaction of an organization may do with tables that are no organization's. Answers in `idempotency_keys` are sealed."""
+"""Rights of a transaction of an organization on tables that are no organization's. Answers in `idempotency_keys` are sealed."""
 
 SHARED_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "changes": ("version",),

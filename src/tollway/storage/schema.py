@@ -102,6 +102,8 @@ projects = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("archived_at", sa.BigInteger),
     sa.Column("residency", sa.Text),  # JSON array of regions
+    sa.Column("model_permissions", sa.Text),  # JSON of domain.project_policies.ModelPermissions; null for every published model
+    sa.Column("service_tiers", sa.Text),  # JSON of domain.project_policies.ServiceTiers; null for all, with the standard one as the default
     *limit_columns(),
     *limit_columns(END_USER_PREFIX),
     one_of("status", Status),

@@ -4,9 +4,11 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from tollway.domain.pages import Page, PageWindow
+from tollway.domain.project_policies import ALL_TIERS, ModelPermissions, ServiceTiers
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
 from tollway.storage.database import PlatformTx, TenantTx
 from tollway.storage.limits import delete_model_limits
@@ -153,6 +155,42 @@ def archive_project(tx: TenantTx, project_id: str, now: int) -> None:
     own = service_accounts.c.organization_id == tx.organization_id
     accounts = sa.select(service_accounts.c.id).where(own, service_accounts.c.project_id == project_id)
     delete_model_limits(tx, [project_id, *tx.connection.execute(accounts).scalars()])
+
+
+def find_model_permissions(tx: TenantTx, project_id: str) -> ModelPermissions | None:
+    """Return what a project says of models; None if it says nothing."""
+    query = sa.select(projects.c.model_permissions).where(projects.c.organization_id == tx.organization_id, projects.c.id == project_id)
+    return read_model_permissions(tx.connection.execute(query).one())
+
+
+def read_model_permissions(row: Any) -> ModelPermissions | None:
+    """Return what a row of a project says of models."""
+    return None if row.model_permissions is None else msgspec.json.decode(row.model_permissions, type=ModelPermissions)
+
+
+def set_model_permissions(tx: TenantTx, project_id: str, permissions: ModelPermissions | None) -> None:
+    """Store what a project says of models; None says nothing."""
+    text = None if permissions is None else msgspec.json.encode(permissions).decode()
+    own = projects.update().where(projects.c.organization_id == tx.organization_id, projects.c.id == project_id)
+    tx.connection.execute(own.values(model_permissions=text))
+
+
+def find_service_tiers(tx: TenantTx, project_id: str) -> ServiceTiers:
+    """Return the service tiers of a project."""
+    query = sa.select(projects.c.service_tiers).where(projects.c.organization_id == tx.organization_id, projects.c.id == project_id)
+    return read_service_tiers(tx.connection.execute(query).one())
+
+
+def read_service_tiers(row: Any) -> ServiceTiers:
+    """Return the service tiers of a row of a project."""
+    return ALL_TIERS if row.service_tiers is None else msgspec.json.decode(row.service_tiers, type=ServiceTiers)
+
+
+def set_service_tiers(tx: TenantTx, project_id: str, tiers: ServiceTiers) -> None:
+    """Store the service tiers of a project."""
+    text = None if tiers == ALL_TIERS else msgspec.json.encode(tiers).decode()
+    own = projects.update().where(projects.c.organization_id == tx.organization_id, projects.c.id == project_id)
+    tx.connection.execute(own.values(service_tiers=text))
 
 
 def _project(row: Any) -> Project:

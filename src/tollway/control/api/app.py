@@ -50,6 +50,7 @@ from tollway.control.api import (
     plans,
     price_books,
     prices,
+    project_policies,
     projects,
     quarantined_records,
     reconciliation,
@@ -92,6 +93,7 @@ STATUS_CLIENT_LEFT = 499
 """In logs and metrics only, as nginx has it: the client left before its request was whole, and nobody is there to answer."""
 
 PUBLIC_ROUTERS: Sequence[APIRouter] = (
+    project_policies.router,
     projects.router,
     api_keys.router,
     service_accounts.router,

@@ -279,6 +279,14 @@ FIELDS: Mapping[str, FieldText] = {
 }
 
 SPECIAL: Mapping[str, FieldText] = {
+    "ModelPermissionsOut.mode": FieldText("Whether the models are the only ones, or the ones that may not be used.", "deny_list"),
+    "ModelPermissionsOut.model_ids": FieldText("Names of models, in order.", ["llama-70b"]),
+    "ModelPermissionsWrite.mode": FieldText("Whether the models are the only ones, or the ones that may not be used.", "deny_list"),
+    "ModelPermissionsWrite.model_ids": FieldText("Names of models, published or not, at most 1000.", ["llama-70b"]),
+    "ServiceTiersOut.default": FieldText("The tier of requests that ask for none, where the model is offered in it.", "standard"),
+    "ServiceTiersOut.enabled_tiers": FieldText("Tiers beside the standard one; `all` includes later ones.", ["flex"]),
+    "ServiceTiersWrite.default": FieldText("The tier of requests that ask for none: `standard` or `fast`.", "standard"),
+    "ServiceTiersWrite.enabled_tiers": FieldText("Tiers beside the standard one: `flex`, `fast`; or `all`, with later ones.", ["flex"]),
     "ActorKeyOut.type": FieldText("Always `user`, for OpenAI's clients.", "user"),
     "ActorOut.api_key": FieldText("The key with which the actor identified itself."),
     "ActorOut.type": FieldText("Always `api_key`.", "api_key"),

@@ -40,7 +40,8 @@ def list_invites(caller: Reader, plane: Plane, query: Annotated[PageQuery, Query
     now = plane.now()
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         found = invites.list_invites(tx, query.window())
-        return list_out(found, lambda invite: InviteOut(**_fields(invite, invites.find_promised_roles(tx, invite), now)))
+        promised = invites.find_promised_roles(tx, found.items)
+    return list_out(found, lambda invite: InviteOut(**_fields(invite, promised[invite.id], now)))
 
 
 @router.post("/v1/organization/invites")
@@ -64,7 +65,7 @@ def create_invite(caller: Writer, plane: Plane, body: InviteCreate) -> InviteCre
             sizes=plane.quotas,
             now=now,
         )
-        fields = _fields(sent.invite, invites.find_promised_roles(tx, sent.invite), now)
+        fields = _fields(sent.invite, invites.find_promised_roles(tx, [sent.invite])[sent.invite.id], now)
     mail_sent = True
     try:
         plane.mail.send(sent.message)
@@ -79,7 +80,7 @@ def retrieve_invite(caller: Reader, plane: Plane, invite_id: str) -> InviteOut:
     """One invitation."""
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         invite = invites.get_invite(tx, invite_id)
-        return InviteOut(**_fields(invite, invites.find_promised_roles(tx, invite), plane.now()))
+        return InviteOut(**_fields(invite, invites.find_promised_roles(tx, [invite])[invite.id], plane.now()))
 
 
 @router.delete("/v1/organization/invites/{invite_id}")
