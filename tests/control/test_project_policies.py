@@ -44,7 +44,7 @@ def test_service_tiers_of_a_project_reach_the_gateways(control: Running, alice: 
     ("resource", "body", "param"),
     [
         ("model_permissions", {"mode": "some", "model_ids": []}, "mode"),
-        ("model_permissions", {"mode": "deny_list", "model_ids": ["a b"]}, "model_ids"),
+        ("model_permissions", {"mode": "deny_list", "model_ids": ["a b"]}, "model_ids.[0]"),
         ("model_permissions", {"mode": "deny_list", "model_ids": ["a"] * 1001}, "model_ids"),
         ("service_tier_settings", {"default": "scale"}, "default"),
         ("service_tier_settings", {"enabled_tiers": ["ultrafast"]}, "enabled_tiers"),

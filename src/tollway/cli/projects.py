@@ -184,7 +184,7 @@ def set_tiers(
     """Change the service tiers of a project; what is left out stays."""
     body: dict[str, object] = {} if default is None else {"default": default}
     if enable:
-        body["enabled_tiers"] = {("all",): "all", ("none",): []}.get(tuple(enable), enable)
+        body["enabled_tiers"] = "all" if enable == ["all"] else [] if enable == ["none"] else enable
     with connect_tenant(control_url, key, data_dir, organization) as control:
         found = control.post(f"/organization/projects/{control.get_project(project)['id']}/service_tier_settings", body)
     print_json(found) if output is Output.JSON else print(_describe_tiers(found))

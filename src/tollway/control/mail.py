@@ -75,7 +75,8 @@ class MailServer:
     def send(self, message: Message) -> None:
         """Hand a message to the server. Raises MailFailure."""
         try:
-            with self._connect() as connection, _ended_after(SEND_SECONDS_MAX, connection):
+            with self._new_connection() as connection, _ended_after(SEND_SECONDS_MAX, connection):
+                connection.connect(self.host, self.port)
                 if self.security == "starttls":
                     connection.starttls(context=ssl.create_default_context())
                 if self.username is not None:
@@ -84,10 +85,15 @@ class MailServer:
         except (OSError, smtplib.SMTPException) as error:
             raise MailFailure(f"the mail server did not take the message: {type(error).__name__}") from error
 
-    def _connect(self) -> smtplib.SMTP:
+    def _new_connection(self) -> smtplib.SMTP:
+        """Return a connection that is not open yet: its deadline is to hold for the server's greeting as well."""
+        connection: smtplib.SMTP
         if self.security == "tls":
-            return smtplib.SMTP_SSL(self.host, self.port, timeout=STEP_SECONDS_MAX, context=ssl.create_default_context())
-        return smtplib.SMTP(self.host, self.port, timeout=STEP_SECONDS_MAX)
+            connection = smtplib.SMTP_SSL(timeout=STEP_SECONDS_MAX, context=ssl.create_default_context())
+        else:
+            connection = smtplib.SMTP(timeout=STEP_SECONDS_MAX)
+        connection._host = self.host  # type: ignore[attr-defined]  # whose certificate is expected; else only a constructor that connects sets it
+        return connection
 
 
 @contextmanager
@@ -95,8 +101,9 @@ def _ended_after(seconds: float, connection: smtplib.SMTP) -> Iterator[None]:
     """Cut the connection when so much time has passed within the block; whatever waits for it then fails."""
 
     def cut() -> None:
-        with suppress(OSError, AttributeError):  # it may be closed by then
-            connection.sock.shutdown(socket.SHUT_RDWR)
+        if connection.sock is not None:
+            with suppress(OSError):  # the other side may have closed it by then
+                connection.sock.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(seconds, cut)
     timer.daemon = True
