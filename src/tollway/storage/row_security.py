@@ -37,9 +37,9 @@ CONDITIONS: Mapping[str, str] = {
     "audit_records": f"chain = {OWN}",
     "audit_checkpoints": f"chain = {OWN}",
     "audit_cuts": f"chain = {OWN}",
-    "ledger_accounts": f"owner = {OWN}",
+    "ledger_accounts": f"owner = {OWN} OR owner = 'platform'",  # the other side of each posting; its balance is not shown
     # Rows that name what is an organization's: the policy of that table decides.
-    "balances": "EXISTS (SELECT 1 FROM ledger_accounts AS parent WHERE parent.id = account_id)",
+    "balances": f"EXISTS (SELECT 1 FROM ledger_accounts AS parent WHERE parent.id = account_id AND parent.owner = {OWN})",
     "ledger_entries": "EXISTS (SELECT 1 FROM ledger_transactions AS parent WHERE parent.id = transaction_id)",
     "period_blocks": "EXISTS (SELECT 1 FROM billing_periods AS parent WHERE parent.id = period_id)",
     "adjustment_approvals": "EXISTS (SELECT 1 FROM usage_adjustments AS parent WHERE parent.id = adjustment_id)",
@@ -52,7 +52,9 @@ CONDITIONS: Mapping[str, str] = {
 }
 """Condition of the rows that are the organization's own, where a column `organization_id` alone does not say it."""
 
-READ_ONLY = frozenset({"quarantined_records"})
+READ_ONLY = frozenset(
+    {"quarantined_records", "usage_events", "usage_rollups", "ledger_accounts", "ledger_transactions", "ledger_entries", "balances"}
+)
 """Tables of which an organization sees its own rows, and writes none."""
 
 SHARED: Mapping[str, tuple[str, ...]] = {
