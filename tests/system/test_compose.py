@@ -15,6 +15,7 @@ import yaml
 
 from reliability.platforms import fresh_postgres, reserved_ports
 from reliability.running import ENVIRONMENT, WAIT_SECONDS, tollway
+from scripts import postgres
 from tests.storage.counter_servers import counter_server, find_servers
 
 DIRECTORY = Path(__file__).parents[2] / "deploy" / "compose"
@@ -75,7 +76,8 @@ def started(scratch: Path) -> Iterator[tuple[Mapping[tuple[str, int], str], Any]
         addresses = {(name, port): f"127.0.0.1:{next(ports)}" for name, inside in LISTENERS.items() for port in inside}
         store = held.enter_context(counter_server(next(iter(find_servers()))))
         places = {"redis://valkey:6379/0": store.url, "/platform.yaml": str(scratch / "platform.yaml")}
-        places[SERVICES["control"]["environment"]["TOLLWAY_DATABASE_URL"]] = held.enter_context(fresh_postgres())
+        databases = postgres.application_environment(held.enter_context(fresh_postgres()))
+        places |= {SERVICES["control"]["environment"][variable]: url for variable, url in databases.items()}
         places |= {f"{name}:{port}": address for (name, port), address in addresses.items()}
         (scratch / "platform.yaml").write_text(fit((DIRECTORY / "platform.yaml").read_text(), places))
 
