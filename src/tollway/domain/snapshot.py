@@ -31,8 +31,8 @@ class OrganizationEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="ki
 
 class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="project", omit_defaults=True):
     """A project that may act. `models`: what its keys may use; None for every published model but those of `denied_models`. `model_limits`:
-    its limits on single models, by name. `end_user_limits`: those of each of its end users. `residency`: the regions of deployments that may
-    serve it; None for any. `service_tiers`: those of its requests."""
+    its limits on single models, by name. `end_user_limits`: those of each of its end users. `residency`: the regions of deployments that
+    may serve it; None for any. `service_tiers`: those of its requests."""
 
     id: str
     organization_id: str

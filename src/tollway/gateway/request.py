@@ -174,8 +174,8 @@ def new_request(id: str, head: RequestHead, body: bytes, started: float, receive
 class Caller:
     """A principal with everything that follows from it compiled once.
 
-    `organization`, `project`, `expires_at`, `is_test`, `endpoints`, `networks`: those of the principal, held here because each request reads
-    them; `residency` is that of its project.
+    `organization`, `project`, `expires_at`, `is_test`, `endpoints`, `networks`: those of the principal, held here because each request
+    reads them; `residency` is that of its project.
     `grants`: compiled per model and endpoint on first use. `budgets`: those of its key, project and organization, innermost level first.
     `cache_salt`: isolates the organization's prefixes inside an engine's prefix cache. `end_user_limits`: those of each end user of the
     project, None without any.

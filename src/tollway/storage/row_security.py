@@ -65,6 +65,7 @@ SHARED: Mapping[str, tuple[str, ...]] = {
     "publish_head": ("SELECT", "UPDATE"),
     "changes": ("DELETE", "INSERT"),
     "idempotency_keys": WRITE,
+    "used_assertions": WRITE,  # digests, so that none is exchanged twice
     "epochs": (),
     "lost_declarations": (),
     "removed_months": READ,
