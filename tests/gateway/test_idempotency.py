@@ -1,6 +1,7 @@
 """Requests with an idempotency key: served and billed once, answered alike whenever they are repeated."""
 
 import asyncio
+import errno
 import fcntl
 import os
 import threading
@@ -14,23 +15,30 @@ import pytest
 
 from tests.fakes import PATIENCE_SECONDS, Do, Script, Step, Upstream
 from tests.gateway.harness import (
+    DONE,
+    END,
     KEY,
     OTHER_KEY,
+    STREAM_HEAD,
     Answer,
     Gateway,
     Served,
     chat,
+    chunk,
     completion,
     connect,
     gateway,
     healthy,
     message,
+    part,
     post,
     streamed,
+    usage,
     whole,
 )
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.usage import Outcome
+from tollway.gateway.buffers import BufferBounds
 from tollway.storage.answer_files import AnswerBounds, AnswerFiles
 from tollway.storage.vault import LocalVault
 
@@ -230,7 +238,7 @@ async def test_answer_expires(tmp_path: Path) -> None:
         assert b"second" in (await ask(running, chat())).body
         await running.sink.settled(2)
         os.utime(path, (kept_at, kept_at))
-        await asyncio.to_thread(open_store, tmp_path, running)
+        await asyncio.to_thread(open_store(tmp_path, running).remove_expired)
         assert not path.exists()
 
 
@@ -278,7 +286,7 @@ async def test_answer_that_is_stored_while_its_file_is_looked_at_stays(tmp_path:
             flock(descriptor, operation)
 
         monkeypatch.setattr("tollway.storage.answer_files.fcntl.flock", answer_before)
-        await asyncio.to_thread(open_store, tmp_path, running)
+        await asyncio.to_thread(open_store(tmp_path, running).remove_expired)
         assert (await ask(running, chat())).headers["idempotent-replayed"] == "true"
         await running.sink.settled(1)
         assert len(upstream.asked) == 1
@@ -294,3 +302,73 @@ async def test_disk_that_removes_nothing_ends_the_claim_of_a_request_that_failed
         again = await ask(running, chat())
         await running.sink.settled(2)
     assert (first.status, again.status) == (502, 200)
+
+
+async def test_file_of_an_unanswered_request_is_removed_by_a_worker_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed_by: list[threading.Thread] = []
+    unlink = Path.unlink
+
+    def note(path: Path, missing_ok: bool = False) -> None:
+        removed_by.append(threading.current_thread())
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", note)
+    async with storing(tmp_path, [Do.RST]) as (running, _):
+        assert (await ask(running, chat())).status == 502
+        while not removed_by:
+            await asyncio.sleep(0.001)
+    assert threading.main_thread() not in removed_by
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+async def test_file_that_is_claimed_again_is_not_removed(tmp_path: Path) -> None:
+    async with storing(tmp_path, [whole(completion())]) as (running, _):
+        store = running.plane.answer_store
+        assert isinstance(store, AnswerFiles)
+        first = store.claim("org", b"request", b"body")
+        first.release()
+        second = store.claim("org", b"request", b"body")
+        first.clean_up()
+        assert second.path.exists()
+        second.release()
+        second.clean_up()
+        assert not second.path.exists()
+
+
+async def test_74_recorded_stream_counts_for_its_key(tmp_path: Path) -> None:
+    words = [chunk("words " * 5_000) for _ in range(20)]
+    script = [STREAM_HEAD, *map(part, words), Do.GATE, *map(part, [chunk(finish="stop"), usage(5, 2), DONE]), END]
+    async with storing(tmp_path, script) as (running, upstream):
+        buffers = running.plane.buffers
+        stream = asyncio.ensure_future(ask(running, streamed()))
+        while buffers.total < 500_000:
+            await asyncio.sleep(0.001)
+        upstream.gate.set()
+        assert (await stream).events()[-1] == "[DONE]"
+        await running.sink.settled(1)
+        assert buffers.total == 0
+
+
+async def test_74_stream_that_the_budget_does_not_suffice_for_is_relayed_and_not_stored(tmp_path: Path) -> None:
+    script = [STREAM_HEAD, *[part(chunk("words " * 5_000)) for _ in range(20)], *map(part, [chunk(finish="stop"), usage(5, 2), DONE]), END]
+    async with storing(tmp_path, script) as (running, _):
+        running.plane.buffers.bounds = BufferBounds(key_bytes_max=200_000)
+        assert (await ask(running, streamed())).events()[-1] == "[DONE]"
+        again = await ask(running, streamed())
+        assert (again.status, again.error["code"]) == (409, "idempotency_unanswered")
+        assert running.plane.buffers.total == 0
+
+
+async def test_store_on_a_disk_that_fails_at_the_start_is_used_once_it_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with storing(tmp_path / "answers", [whole(completion())]) as (running, upstream):
+
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(errno.EROFS, "read-only")
+
+        monkeypatch.setattr(Path, "mkdir", fail)
+        refused = await ask(running, chat())
+        assert (refused.status, refused.error["code"]) == (503, "metering_unavailable")
+        assert (await post(running.port, chat())).status == 200, "requests without a key are served"
+        monkeypatch.undo()
+        assert (await ask(running, chat())).status == 200
+        assert len(upstream.asked) == 2

@@ -14,6 +14,7 @@ from tollway.domain import faults
 from tollway.domain.answers import StoredAnswer
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
+from tollway.gateway.buffers import LARGE_BYTES, BufferHold
 from tollway.gateway.driver import ShieldedWaiter
 from tollway.gateway.ports import AnswerStore, ClaimedAnswer, Client, Flow
 
@@ -32,10 +33,13 @@ class AnswerRecorder:
 
     chunked = False
 
-    def __init__(self, client: Client, claimed: ClaimedAnswer, body_bytes_max: int) -> None:
+    def __init__(self, client: Client, claimed: ClaimedAnswer, body_bytes_max: int, buffer: BufferHold) -> None:
+        """`buffer`: holds the recorded stream. One that the budget does not suffice for is not stored, as one that is too long."""
         self._client = client
         self._claimed = claimed
         self._bytes_max = body_bytes_max
+        self._buffer = buffer
+        self._next_bytes = LARGE_BYTES
         self._headers = b""
         self._pieces: list[bytes] | None = []
         self._size = 0
@@ -74,14 +78,23 @@ class AnswerRecorder:
 
     def release(self) -> None:
         """Let the key be used again. Without a stored answer the request is a new one then."""
+        self._pieces = None
+        self._buffer.release()
         self._claimed.release()
+        asyncio.get_running_loop().run_in_executor(None, self._claimed.clean_up)
 
     def _record(self, data: bytes) -> None:
         self._size += len(data)
-        if self._size > self._bytes_max:
+        if self._size > self._bytes_max or (self._size > self._next_bytes and not self._hold_more()):
             self._pieces = None
+            self._buffer.release()
         elif self._pieces is not None:
             self._pieces.append(data)
+
+    def _hold_more(self) -> bool:
+        """Count more of the recorded stream. Return whether the budget for buffered bytes suffices."""
+        self._next_bytes = self._size + LARGE_BYTES
+        return self._buffer.grow_to(self._next_bytes) is None
 
     # The client's end of the exchange (`ports.Client`).
 
@@ -117,10 +130,18 @@ class AnswerRecorder:
 
 
 async def claim(
-    store: AnswerStore, client: Client, *, organization_id: str, key_id: str, endpoint: Endpoint, key: bytes, pieces: Sequence[bytes]
+    store: AnswerStore,
+    client: Client,
+    buffer: BufferHold,
+    *,
+    organization_id: str,
+    key_id: str,
+    endpoint: Endpoint,
+    key: bytes,
+    pieces: Sequence[bytes],
 ) -> AnswerRecorder:
-    """Return the recorder of a request that came with the idempotency key `key`, of the API key `key_id`. `pieces`: of its body. Await it
-    in a driven coroutine.
+    """Return the recorder of a request that came with the idempotency key `key`, of the API key `key_id`. `buffer`: for what is recorded.
+    `pieces`: of its body. Await it in a driven coroutine.
 
     Raises Fault invalid_value for a key that is empty, longer than 255 characters or not of visible ASCII characters; and as
     `AnswerStore.claim`.
@@ -130,7 +151,7 @@ async def claim(
         raise Fault(faults.PARAMETER_INVALID, param="idempotency-key", message=message)
     digest = hashlib.sha256(b"\0".join((key_id.encode(), endpoint.encode(), key))).digest()
     claimed = await _in_thread(_claim, store, organization_id, digest, pieces)
-    return AnswerRecorder(client, claimed, store.answer_bytes_max)
+    return AnswerRecorder(client, claimed, store.answer_bytes_max, buffer)
 
 
 def _claim(store: AnswerStore, organization_id: str, digest: bytes, pieces: Sequence[bytes]) -> ClaimedAnswer:

@@ -1,9 +1,9 @@
 """Budget for the bytes that this process holds for others: large request bodies and answers, in all and for each key and each upstream.
 
 A message is counted from LARGE_BYTES on. Smaller ones cost nothing here and are bounded by the number of connections. A request body counts
-for its API key from its head until its request ends, and once more for the upstream that it is sent to, because a translated one
-lies in memory beside it until the engine has read it. An answer that is held until it is whole counts for its upstream, and one that its
-client has not read yet for the process.
+for its API key from its head until its request ends, and once more for the upstream that it is sent to, because a translated one lies in
+memory beside it until the engine has read it. A stream that is recorded counts for its API key. An answer that is held until it is whole
+counts for its upstream, and one that its client has not read yet for the process.
 """
 
 from weakref import WeakValueDictionary

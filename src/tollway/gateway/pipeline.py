@@ -79,7 +79,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         with admitted as permit:
             limit_headers = permit.headers
             if request.head.idempotency_key is not None and plane.answer_store is not None:
-                receiver = recorder = await _claim_answer(call, request.head.idempotency_key, client, plane.answer_store)
+                receiver = recorder = await _claim_answer(call, request.head.idempotency_key, client, plane.answer_store, plane)
                 call.answer_recorder = recorder
                 if recorder.replay(call.dialect.identify(request.id) + limit_headers):
                     return
@@ -169,12 +169,13 @@ def admit_upload(caller: Caller, length: int, plane: Plane) -> Upload:
     return upload
 
 
-async def _claim_answer(call: Call, key: bytes, client: Client, store: AnswerStore) -> AnswerRecorder:
+async def _claim_answer(call: Call, key: bytes, client: Client, store: AnswerStore, plane: Plane) -> AnswerRecorder:
     """Return the recorder of a request with an idempotency key. Raises Fault as `answer_recorder.claim` does."""
     caller, request = call.caller, call.request
     return await claim(
         store,
         client,
+        BufferHold(plane.buffers, plane.buffers.find_key(caller.principal.id)),
         organization_id=caller.organization.id,
         key_id=caller.principal.id,
         endpoint=request.endpoint,

@@ -122,7 +122,11 @@ class ClaimedAnswer(Protocol):
         ...
 
     def release(self) -> None:
-        """Let others claim the request; where nothing was kept it is as if it had never been sent."""
+        """Let others claim the request; where nothing was kept it is as if it had never been sent. Does not block."""
+        ...
+
+    def clean_up(self) -> None:
+        """Remove what an unanswered request left on the disk, after `release`. Blocks."""
         ...
 
 

@@ -234,8 +234,8 @@ def _complete(bounds: SheddingBounds) -> SheddingBounds:
 async def _remove_expired_answers(answers: AnswerFiles) -> None:
     """Remove stored answers once they have expired."""
     while True:
-        await asyncio.sleep(ANSWERS_SECONDS)
         await run_in_thread(answers.remove_expired)
+        await asyncio.sleep(ANSWERS_SECONDS)
 
 
 async def _wait_for_spool(serving: asyncio.Task[None], opening: Coroutine[None, None, Spool]) -> Spool | None:

@@ -58,7 +58,7 @@ class AnswerFiles:
     """The store of one gateway. Its functions block; call them from worker threads, from several at once if need be."""
 
     def __init__(self, directory: Path, vault: LocalVault, bounds: AnswerBounds, now_us: Callable[[], int]) -> None:
-        """Raises OSError if `directory` cannot be made or read."""
+        """Nothing is read or made before the first call, so that a disk that fails keeps no gateway from its start."""
         self.answer_bytes_max = bounds.answer_bytes_max
         self._directory = directory
         self._vault = vault
@@ -66,10 +66,11 @@ class AnswerFiles:
         self._now_us = now_us
         self._reservation = _count_blocks(bounds.answer_bytes_max + _BLOCK_BYTES)
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
+        self._counting = threading.Lock()
+        self._is_counted = False
         self._stored: dict[str, int] = {}
         self._reserved: dict[str, int] = {}
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.remove_expired()
 
     def claim(self, organization_id: str, digest: bytes, body_digest: bytes) -> "AnswerFile":
         """Return the file of a request, held by the caller until `AnswerFile.release`, with the answer that it holds.
@@ -80,7 +81,10 @@ class AnswerFiles:
         """
         path = self._directory / organization_id / digest.hex()
         try:
-            descriptor = self._open_locked(path)
+            if not self._is_counted:
+                self._count_stored()
+            with self._opening:
+                descriptor = self._open_locked(path)
             try:
                 return self._read(descriptor, path, organization_id, body_digest)
             except BaseException:
@@ -163,8 +167,29 @@ class AnswerFiles:
             os.close(directory)
         return len(data)
 
+    def _count_stored(self) -> None:
+        """Count what is stored, before the first answer is added to it."""
+        with self._counting:
+            if not self._is_counted:
+                self.remove_expired()
+
+    def remove_unanswered(self, path: Path) -> None:
+        """Remove the file of a request that was not answered, unless somebody has claimed it again. A disk that removes nothing is left for
+        `remove_expired`."""
+        with self._opening:  # or a claim would find the lock taken and its request at work
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except OSError:
+                return
+            with suppress(OSError):  # of the lock, if it is claimed
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.fstat(descriptor).st_size:
+                    path.unlink(missing_ok=True)
+            os.close(descriptor)
+
     def remove_expired(self) -> None:
         """Remove files that have expired, and those that were left empty; count what the rest takes. Raises OSError."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found: dict[str, int] = {}
         for of_organization in self._directory.iterdir():
             total = 0
@@ -175,6 +200,7 @@ class AnswerFiles:
                 found[of_organization.name] = total
         with self._lock:
             self._stored = found
+        self._is_counted = True
 
     def _examine(self, path: Path) -> int:
         """Return how many bytes a file takes; 0 if it was removed or is held."""
@@ -231,13 +257,15 @@ class AnswerFile:
             raise Fault(SPOOL_UNAVAILABLE, detail=f"answer store: {error.strerror}") from None
 
     def release(self) -> None:
-        """Let others claim the request; without an answer it is as if it had never been sent. Call it once."""
+        """Let others claim the request; without an answer it is as if it had never been sent. Does not block. Call it once."""
         if self.answer is None:
-            if not self._stored_bytes:
-                with suppress(OSError):  # a disk that removes nothing: the claim ends all the same
-                    self.path.unlink()
             self._store.release(self.organization_id, self._stored_bytes)
         os.close(self.descriptor)
+
+    def clean_up(self) -> None:
+        """Remove what an unanswered request left on the disk. Blocks; call it after `release`."""
+        if self.answer is None and not self._stored_bytes:
+            self._store.remove_unanswered(self.path)
 
 
 def _find_context(path: Path) -> str:
