@@ -261,11 +261,12 @@ ATTACKS: Mapping[str, Attack] = {
 }
 
 
-def measure() -> list[Line]:
-    """Take the figure and keep it: a line for each attack."""
+def measure(only: str = "", *, is_quiet: bool = False) -> list[Line]:
+    """Take the figure and keep it: a line for each attack whose name contains `only`. `is_quiet`: nothing else works on the machine, so
+    waits under attack are compared with those alone."""
     with tempfile.TemporaryDirectory(prefix="tollway-attacks-") as scratch, attacked(Path(scratch)) as (platform, target):
-        lines = [_measure(target, name, attack) for name, attack in ATTACKS.items()]
-        return lines + control_attacks.measure(platform, target.pid)
+        lines = [_measure(target, name, attack) for name, attack in ATTACKS.items() if only in name]
+        return lines + control_attacks.measure(platform, target.pid, only, is_quiet=is_quiet)
 
 
 def _measure(target: Target, name: str, attack: Attack) -> Line:

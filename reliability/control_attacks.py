@@ -29,6 +29,9 @@ from reliability.running import WAIT_SECONDS
 
 ANSWER_SECONDS_MAX = 5.0
 """Longest time that an operator's call may take under attack: within it a person does not give up, and a probe is not repeated thrice."""
+WAIT_RATIO_MAX = 1.5
+"""Times that the median of an operator's calls may take under attack of what it takes alone, in the same run. Checked on a quiet machine
+only (`--quiet`): with others at work the two halves of a run are not alike."""
 ATTACK_SECONDS = 8.0
 SLOW_POSTS, FOLLOWED_STREAMS, IDLE_CONNECTIONS, BUSY_CONNECTIONS = 260, 258, 1_005, 120
 
@@ -63,10 +66,10 @@ Attack = Callable[[Control, ExitStack, Counter[str]], None]
 """Begins to attack control, with what ends it, and counts the answers that it gets."""
 
 
-def measure(platform: Platform, gateway_pid: int) -> list[Line]:
-    """Take the lines of control and keep them."""
+def measure(platform: Platform, gateway_pid: int, only: str, *, is_quiet: bool) -> list[Line]:
+    """Take the lines of control whose names contain `only`, and keep them. `is_quiet`: the ratio of waits is checked too."""
     control = _find(platform, gateway_pid)
-    return [_measure(control, name, attack) for name, attack in ATTACKS.items()]
+    return [_measure(control, name, attack, is_quiet=is_quiet) for name, attack in ATTACKS.items() if only in f"control: {name}"]
 
 
 def _find(platform: Platform, gateway_pid: int) -> Control:
@@ -84,7 +87,7 @@ def _find(platform: Platform, gateway_pid: int) -> Control:
     )
 
 
-def _measure(control: Control, name: str, attack: Attack) -> Line:
+def _measure(control: Control, name: str, attack: Attack, *, is_quiet: bool) -> Line:
     began = time.time()
     with _asking(control) as alone:
         time.sleep(ATTACK_SECONDS / 4)
@@ -99,10 +102,16 @@ def _measure(control: Control, name: str, attack: Attack) -> Line:
         process.kill()
         process.join()
     slow = [f"{what} took {most:.1f} s" for what, most in _find_most(waits).items() if most > ANSWER_SECONDS_MAX]
+    ratios = {
+        what: round(statistics.median(waits[what]) / statistics.median(alone[what]), 2) for what in CALLS if waits[what] and alone[what]
+    }
+    if is_quiet:
+        slow += [f"{what} took {ratio} times as long as alone" for what, ratio in ratios.items() if ratio > WAIT_RATIO_MAX]
     detail = {
         "answers": answers,
         "alone_ms": _describe(alone),
         "others_wait_ms": _describe(waits),
+        "p50_times_alone": ratios,
         "wrong": slow + [f"no {what} was answered" for what, each in waits.items() if not each],
     }
     return record("R18", case=f"control: {name}", of="attacks", n=1, failures=int(bool(detail["wrong"])), began=began, detail=detail)

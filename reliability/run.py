@@ -75,6 +75,14 @@ def _option(name: str, default: float, text: str, *, database: bool = False) -> 
     return add
 
 
+def _choose_attacks(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which attacks, and whether waits are compared."""
+    parser.add_argument("--only", default="", metavar="TEXT", help='only attacks whose names contain TEXT, such as "control: "')
+    parser.add_argument(
+        "--quiet", action="store_true", help="nothing else works on the machine: check how much longer calls to control take"
+    )
+
+
 def _nothing(parser: argparse.ArgumentParser) -> None:
     """No option of its own."""
 
@@ -117,7 +125,7 @@ FIGURES: dict[str, tuple[Add, Take]] = {
         lambda told: restores.measure(told.times, told.database, told.seed),
     ),
     "R17": (_option("--rounds", 5000, "how often a key of each kind is refused"), lambda told: timings.measure(told.rounds, told.seed)),
-    "R18": (_nothing, lambda told: attacks.measure()),
+    "R18": (_choose_attacks, lambda told: attacks.measure(told.only, is_quiet=told.quiet)),
     "R20": (
         _option("--seconds", 120.0, "how long each half takes"),
         lambda told: hostile_soak.measure(told.seconds, told.seed),

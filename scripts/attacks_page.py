@@ -145,6 +145,10 @@ ROWS = {
         "the token of an invitation that is presented twice, at once, too late or elsewhere; an address that is two, or looks like another",
         "one person joins; 401 or 404 for the others; 400 for the address; the token is in one message and stored as a digest",
     ),
+    94: (
+        "many connections of one organization to control that ask on without a pause",
+        "its share and its turns are taken before its key is looked up, its refusals are spaced out, and health needs no worker thread",
+    ),
     93: (
         "an engine that repeats an answer, or answers with that of another request",
         "noticed while its first connections rest, or by the request's id where it repeats ours; 502, alarm, connections used once each",

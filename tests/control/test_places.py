@@ -7,7 +7,7 @@ import pytest
 from tests.control.harness import Running, TenantSetup, answered
 from tests.control.test_routes import refused
 from tollway.control.api import places
-from tollway.control.api.places import ORGANIZATION_WORK_MAX, Place, Places
+from tollway.control.api.places import ORGANIZATION_WORK_MAX, REFUSAL_SECONDS_MAX, REFUSALS_PER_SECOND, Place, Places
 from tollway.domain.faults import Fault
 
 PROJECTS = "/v1/organization/projects"
@@ -39,16 +39,90 @@ def test_71_organization_beyond_its_rate_is_told_when_to_come_back() -> None:
         bounded.charge("org_a", is_revocation=False)
 
 
-def test_71_recognized_credential_of_an_exhausted_organization_is_refused_before_it_is_looked_up() -> None:
+async def test_71_recognized_credential_of_an_exhausted_organization_is_refused_before_it_is_looked_up() -> None:
     bounded = Places(32, 2, Clock())
     for _ in range(2):
         place = Place(bounded)
-        place.recognize(b"secret")
+        await place.recognize(b"secret")
         place.charge("org_a", b"secret")
+        place.release()
     with pytest.raises(Fault, match="rate_limit_exceeded"):
-        Place(bounded).recognize(b"secret")
-    Place(bounded).recognize(b"another")
-    Place(bounded, is_revocation=True).recognize(b"secret")
+        await Place(bounded).recognize(b"secret")
+    await Place(bounded).recognize(b"another")
+    await Place(bounded, is_revocation=True).recognize(b"secret")
+
+
+async def test_94_recognized_credential_takes_share_and_turn_before_it_is_looked_up() -> None:
+    bounded = Places(ORGANIZATION_WORK_MAX + 1, 60)
+    known = Place(bounded)
+    known.charge("org_a", b"secret")
+    held = [Place(bounded) for _ in range(ORGANIZATION_WORK_MAX)]
+    for place in held:
+        await place.recognize(b"secret")
+    waiting = Place(bounded)
+    turn = asyncio.ensure_future(waiting.recognize(b"secret"))
+    await asyncio.sleep(0)
+    assert not turn.done()
+    with pytest.raises(Fault, match="rate_limit_exceeded"):
+        await Place(bounded).recognize(b"secret")
+    held[0].give_back()  # its body is awaited
+    await turn
+    for place in (*held, waiting):
+        place.release()
+    assert not bounded.working and not bounded.by_caller
+
+
+async def test_94_credential_that_many_present_at_once_is_looked_up_for_a_few_of_them() -> None:
+    bounded = Places(32, 60)
+    first = [Place(bounded) for _ in range(ORGANIZATION_WORK_MAX)]
+    for place in first:
+        await place.recognize(b"new")
+    another = Place(bounded)
+    waiting = asyncio.ensure_future(another.recognize(b"new"))
+    await Place(bounded).recognize(b"of another")
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    first[0].charge("org_a", b"new")
+    first[0].count("org_a")
+    await first[0].take_turn("org_a")
+    await waiting
+    assert bounded.by_caller == {"org_a": 2}, "it was recognized when its turn came"
+    for place in (*first, another):
+        place.release()
+    assert not bounded.by_caller
+
+
+async def test_94_credential_that_is_none_any_more_takes_no_share() -> None:
+    bounded = Places(1, 60)
+    place = Place(bounded)
+    place.charge("org_a", b"leaked")
+    place.forget(b"leaked")
+    for _ in range(2):
+        await Place(bounded).recognize(b"leaked")
+    assert not bounded.by_caller
+
+
+async def test_94_request_that_is_another_s_than_recognized_counts_there() -> None:
+    bounded = Places(32, 60)
+    place = Place(bounded)
+    place.charge("org_a", b"secret")
+    await place.recognize(b"secret")
+    place.count("org_b")
+    await place.take_turn("org_b")
+    assert dict(bounded.by_caller) == {"org_b": 1} and dict(bounded.working) == {"org_b": 1}
+    place.release()
+    assert not bounded.by_caller and not bounded.working
+
+
+def test_94_refusals_of_one_organization_are_spaced_out() -> None:
+    clock = Clock()
+    bounded = Places(32, 60, clock)
+    waits = [bounded.pace_refusal("org_a") for _ in range(200)]
+    assert waits[:3] == [0.0, 1 / REFUSALS_PER_SECOND, 2 / REFUSALS_PER_SECOND]
+    assert max(waits) == REFUSAL_SECONDS_MAX
+    assert bounded.pace_refusal("org_b") == 0.0
+    clock.now = 2 * REFUSAL_SECONDS_MAX
+    assert bounded.pace_refusal("org_a") == 0.0
 
 
 def test_71_what_is_remembered_of_credentials_and_rates_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

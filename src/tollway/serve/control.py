@@ -262,6 +262,11 @@ def seed_keys(database: Database, settings: ControlSettings, log: Callable[[Mapp
         log({"event": "node_of_settings_revoked", "node_id": node.node_id})
 
 
+SWITCH_SECONDS = 0.001
+"""Time for which a thread computes while others wait for the interpreter. At each of its steps the event loop waits so long for every
+thread that computes, and five times as long at Python's own 5 ms."""
+
+
 def run_control(settings: ControlSettings) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code. Call it from the main thread.
 
@@ -294,6 +299,7 @@ def run_control(settings: ControlSettings) -> int:
                 mail=settings.mail or MailDirectory(settings.archive_directory.parent / "mail", lambda: new_id("mail")),
             )
             database.on_publish(plane.publications.advance)
+            sys.setswitchinterval(SWITCH_SECONDS)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_serve_until_signal(plane, settings))
         finally:

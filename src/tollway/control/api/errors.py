@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tollway.control.api.places import Place
 from tollway.domain.faults import (
     INTERNAL,
     METHOD_UNSUPPORTED,
@@ -92,9 +93,11 @@ def fault_of(errors: Sequence[Mapping[str, Any]]) -> Fault:
 # Handlers are async although they await nothing: a synchronous one would cost a worker thread.
 
 
-async def _answer_fault(_request: Request, fault: Exception) -> Response:
+async def _answer_fault(request: Request, fault: Exception) -> Response:
     assert isinstance(fault, Fault)
-    _request.scope["tollway.fault"] = fault
+    request.scope["tollway.fault"] = fault
+    place: Place = request.scope["tollway.place"]
+    await place.wait_to_refuse(fault)
     return response_of(fault)
 
 

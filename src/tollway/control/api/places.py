@@ -1,11 +1,11 @@
 """Places of concurrent requests, turns at the work, and rates: what one organization or gateway may take of a control process.
 
 Theory of operation. A request takes a place when it arrives and gives it back while its body is awaited, so that slow clients hold none; it
-takes one again when the body is there. Before the body is read it also counts against its **sharer**: the organization, whichever of
-its keys it has; an operator's key; a gateway. The share is far below all places. Of the requests that an organization has, a few are
-worked on at once and the others wait for their turn, so that it never fills the worker threads that all share. Requests of organizations
-are counted by rate as well. A credential whose organization has used its rate up is refused before the database is asked whose it is,
-by what it was found to be before.
+takes one again when the body is there. Before the body is read it also counts against its **sharer**: the organization, whichever of its
+keys it has; an operator's key; a gateway. The share is far below all places. Of the requests that an organization has, a few are worked
+on at once and the others wait for their turn, so that it never fills the worker threads that all share. Requests of organizations are
+counted by rate as well. A credential is remembered by the organization that it was found to be of: with it, a request counts against the
+share and the rate, and waits for its turn, before the database is asked whose it is. Refusals of one organization are spaced out.
 
 A stream that gateways follow gives its place back once it begins, and counts against a bound of its own. Revocations may use a
 reserve of places, and have a rate of their own. Health takes none. Everything runs in the event loop, so nothing is locked.
@@ -33,8 +33,15 @@ clients of administration send."""
 CALLER_REVOCATION_RESERVE = 4
 """Requests beyond that share that only a DELETE may be: whoever misuses a leaked key must not keep its owner from revoking it."""
 
-ORGANIZATION_WORK_MAX = 6
-"""Requests of one organization that are worked on at once, of about 40 worker threads; more would wait in the database for each other."""
+ORGANIZATION_WORK_MAX = 3
+"""Requests of one organization that are worked on at once, of about 40 worker threads. Each that computes delays all others by its share of
+the interpreter."""
+
+REFUSALS_PER_SECOND = 20.0
+"""Refusals above its rate or share that an organization is given. Whoever asks again at once would have the event loop do nothing else."""
+
+REFUSAL_SECONDS_MAX = 5.0
+"""For a refusal to wait."""
 
 TURN_SECONDS_MAX = 15.0
 """For a request to wait for its turn."""
@@ -72,6 +79,16 @@ class Places:
     waiting: dict[str, deque[asyncio.Future[None]]] = field(default_factory=dict)
     rates: dict[tuple[str, bool], Rate] = field(default_factory=dict)
     recognized: dict[bytes, str] = field(default_factory=dict)
+    refused_until: dict[str, float] = field(default_factory=dict)
+
+    def pace_refusal(self, organization: str) -> float:
+        """Return for how many seconds a refusal of a request of an organization has to wait: for those before it."""
+        now = self.clock()
+        at = max(now, self.refused_until.get(organization, 0.0))
+        if len(self.refused_until) >= RECOGNIZED_MAX:
+            self.refused_until = {each: until for each, until in self.refused_until.items() if until > now}
+        self.refused_until[organization] = min(at + 1 / REFUSALS_PER_SECOND, now + REFUSAL_SECONDS_MAX)
+        return at - now
 
     def charge(self, organization: str, *, is_revocation: bool, count: int = 1) -> None:
         """Count a request of an organization; with `count` 0 see only whether there could be one. Raises Fault
@@ -104,6 +121,7 @@ class Place:
     _is_follower: bool = False
     _caller: str | None = None
     _working: str | None = None
+    sharer: str | None = None
 
     def take(self) -> None:
         """Take a place. Raises Fault OVERLOADED if there is none."""
@@ -113,18 +131,30 @@ class Place:
         self._is_taken = True
 
     def give_back(self) -> None:
-        """Give the place back while the client is waited for."""
+        """Give the place, and the turn, back while the client is waited for."""
         if self._is_taken:
             self.places.taken -= 1
             self._is_taken = False
+        self.end_turn()
 
-    def recognize(self, credential: bytes) -> None:
-        """Refuse a request whose credential was last found to be of an organization that has used its rate or its share up, before the
-        database is asked whose it is. It proves nothing: whoever passes is still asked. Raises Fault as `count` and `charge` do."""
-        organization = self.places.recognized.get(hashlib.sha256(credential).digest())
+    async def recognize(self, credential: bytes) -> None:
+        """Count a request whose credential was last found to be of an organization against its share, and wait for its turn, before the
+        database is asked whose it is. It proves nothing: whoever passes is still asked. Raises Fault as `count`, `charge` and
+        `take_turn` do."""
+        recognized, digest = self.places.recognized, hashlib.sha256(credential).digest()
+        organization = recognized.get(digest)
+        if organization is None:
+            await self.take_turn(digest.hex())  # a credential that many requests present at once is looked up for a few of them
+            organization = recognized.get(digest)
         if organization is not None:
+            self.sharer = organization
             self.places.charge(organization, is_revocation=self.is_revocation, count=0)
-            self._check_share(organization)
+            self.count(organization)
+            await self.take_turn(organization)
+
+    def forget(self, credential: bytes) -> None:
+        """Forget whose a credential was that is none any more: whoever still has it takes no part of that organization's share."""
+        self.places.recognized.pop(hashlib.sha256(credential).digest(), None)
 
     def charge(self, organization: str, credential: bytes) -> None:
         """Count the request by the rate of its organization. Raises Fault ADMINISTRATION_RATE_LIMITED (429)."""
@@ -136,18 +166,33 @@ class Place:
         self.places.charge(organization, is_revocation=self.is_revocation)
 
     def count(self, caller: str) -> None:
-        """Count the request against its sharer. Raises Fault CONCURRENCY_EXCEEDED (429) above the sharer's share."""
+        """Count the request against its sharer, and against no other any more. Raises Fault CONCURRENCY_EXCEEDED (429) above the sharer's
+        share."""
+        self.sharer = caller
+        if self._caller == caller:
+            return
+        self._uncount()
         self._check_share(caller)
         self.places.by_caller[caller] += 1
         self._caller = caller
+
+    def _uncount(self) -> None:
+        if self._caller is not None:
+            self.places.by_caller[self._caller] -= 1
+            if not self.places.by_caller[self._caller]:
+                del self.places.by_caller[self._caller]
+            self._caller = None
 
     def _check_share(self, caller: str) -> None:
         if self.places.by_caller[caller] >= self.places.caller_max + (CALLER_REVOCATION_RESERVE if self.is_revocation else 0):
             raise Fault(CONCURRENCY_EXCEEDED, message="Too many concurrent requests of this organization, key or gateway.")
 
     async def take_turn(self, organization: str) -> None:
-        """Wait until so few requests of the organization are worked on that this one can be. Revocations do not wait. Raises Fault
-        OVERLOADED after TURN_SECONDS_MAX."""
+        """Wait until so few requests of the organization are worked on that this one can be, unless it has the turn already. Revocations do
+        not wait. Raises Fault OVERLOADED after TURN_SECONDS_MAX."""
+        if self._working == organization:
+            return
+        self.end_turn()
         places = self.places
         if places.working[organization] >= ORGANIZATION_WORK_MAX and not self.is_revocation:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -166,6 +211,12 @@ class Place:
             places.working[organization] += 1
         self._working = organization
 
+    async def wait_to_refuse(self, fault: Fault) -> None:
+        """Give back everything, and wait until the sharer may be given another refusal, if it asks more than it may."""
+        self.release()
+        if self.sharer is not None and fault.kind in (ADMINISTRATION_RATE_LIMITED, CONCURRENCY_EXCEEDED):
+            await asyncio.sleep(self.places.pace_refusal(self.sharer))
+
     def follow(self) -> None:
         """Turn the request into a stream that is followed. Raises Fault OVERLOADED above FOLLOWERS_MAX."""
         if self.places.followers >= FOLLOWERS_MAX:
@@ -177,17 +228,16 @@ class Place:
     def release(self) -> None:
         """Give back everything: the request is over."""
         self.give_back()
-        if self._working is not None:
-            _end_turn(self.places, self._working)
-            self._working = None
         if self._is_follower:
             self.places.followers -= 1
             self._is_follower = False
-        if self._caller is not None:
-            self.places.by_caller[self._caller] -= 1
-            if not self.places.by_caller[self._caller]:
-                del self.places.by_caller[self._caller]
-            self._caller = None
+        self._uncount()
+
+    def end_turn(self) -> None:
+        """Let the next request of the organization be worked on."""
+        working, self._working = self._working, None
+        if working is not None:
+            _end_turn(self.places, working)
 
 
 def _end_turn(places: Places, organization: str) -> None:

@@ -67,7 +67,11 @@ def plane_of(request: Request) -> ControlPlane:
     return plane
 
 
-Plane = Annotated[ControlPlane, Depends(plane_of)]
+async def _find_plane(request: Request) -> ControlPlane:
+    return plane_of(request)  # a coroutine, because the framework gives each dependency that is none to a worker thread
+
+
+Plane = Annotated[ControlPlane, Depends(_find_plane)]
 
 # ---- Access -----------------------------------------------------------------------------------------------------------
 
@@ -85,8 +89,8 @@ class Access:
     check: Callable[[ControlPlane, Request], Caller | None]
     permission: Permission | None = None
 
-    def __call__(self, request: Request) -> Any:
-        """The caller, as `check` returned it before the body was read."""
+    async def __call__(self, request: Request) -> Any:
+        """The caller, as `check` returned it before the body was read. A coroutine, so that health needs no worker thread."""
         return request.state.caller
 
 
@@ -206,11 +210,21 @@ class ApiRoute(APIRoute):
             strict = StrictRequest(request.scope, request.receive)
             place: Place = request.scope["tollway.place"]
             credential = _credential(strict)
-            place.recognize(credential)
+            if required is not public:
+                await place.recognize(credential)
             checked_at = plane_of(strict).now()
-            strict.state.caller = caller = None if required is public else await run_in_threadpool(required.check, plane_of(strict), strict)
+            try:
+                strict.state.caller = caller = (
+                    None if required is public else await run_in_threadpool(required.check, plane_of(strict), strict)
+                )
+            except Fault as fault:
+                if fault.kind.status == 401:
+                    place.forget(credential)
+                raise
             organization_id = caller.organization_id if isinstance(caller, Tenant) and not caller.is_operator else None
-            if organization_id is not None:
+            if organization_id is None:
+                place.end_turn()
+            else:
                 place.charge(organization_id, credential)
             if caller is not None:
                 place.count(organization_id or (caller.node_id if isinstance(caller, NodeCaller) else caller.key_id))
