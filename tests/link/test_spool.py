@@ -22,7 +22,7 @@ from tests.link.spools import (
 )
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import OVERLOADED, SPOOL_UNAVAILABLE, Fault
-from tollway.domain.usage import TOKENS_MAX, Anomaly, Outcome, Progress, Tick, UsageSource, encode
+from tollway.domain.usage import BUDGETS_MAX, TOKENS_MAX, Admit, Anomaly, Outcome, Progress, Tick, UsageSource, encode
 from tollway.link import spool
 from tollway.link.disk import DISK
 from tollway.link.epochs import list_epochs
@@ -31,6 +31,7 @@ from tollway.wire.progress_slots import OUTPUT_WORD, SLOT_WORDS
 from tollway.wire.segments import HEAD_BYTES
 
 SMALL = SpoolOptions(segment_bytes=16_384, slots_max=16, tick_seconds=3600)
+ALL_BUDGETS = tuple(f"bud_{number:032x}" for number in range(BUDGETS_MAX))
 
 
 async def settled(opened: Spool) -> None:
@@ -60,6 +61,14 @@ class TestWritten:
         opened.admit(encode(admit(2)))
         assert [type(record) for record in read_only_epoch(tmp_path)] == [type(admit(1)), Progress, type(admit(1))]
         await opened.close()
+
+    async def test_request_may_name_as_many_budgets_as_a_record_holds(self, tmp_path: Path) -> None:
+        opened = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
+        await settled(opened)
+        named = admit(1, model="m" * 128, endpoint="e" * 64, budgets=ALL_BUDGETS)
+        await ended(opened, opened.admit(encode(named)), final(named))
+        await opened.close()
+        assert finals(read_only_epoch(tmp_path)) == [final(named)]
 
     async def test_final_is_done_only_when_the_disk_has_it(self, tmp_path: Path) -> None:
         disk = SickDisk()
@@ -136,7 +145,7 @@ class TestSlots:
     async def test_an_impossible_admit_takes_no_slot(self, tmp_path: Path) -> None:
         opened = Spool.open(tmp_path, alarm=no_alarm, options=SMALL)
         with pytest.raises(ValueError, match="ADMIT"):
-            opened.admit(encode(admit(1, model="m" * 1000)))
+            opened.admit(encode(admit(1, model="m" * spool.ADMIT_BYTES_MAX)))
         assert opened.open_requests == 0
         await opened.close()
         assert_complete(read_only_epoch(tmp_path))
@@ -183,29 +192,31 @@ class TestDiskFull:
         await opened.close()
         assert len(finals(read_only_epoch(tmp_path))) == number + 1
 
+    @pytest.mark.parametrize("budgets", [(), ALL_BUDGETS])
     @pytest.mark.parametrize("seed", range(12))
-    async def test_whatever_the_order_no_final_ever_lacks_space(self, tmp_path: Path, seed: int) -> None:
+    async def test_whatever_the_order_no_final_ever_lacks_space(self, tmp_path: Path, seed: int, budgets: tuple[str, ...]) -> None:
         chance, disk, alarms = random.Random(seed), SickDisk(), Alarms()
         long = "m" * 128
         opened = Spool.open(tmp_path, alarm=alarms, options=SMALL, disk=disk.disk())
-        open_requests: list[tuple[int, int]] = []
+        open_requests: list[tuple[Admit, int]] = []
         waiting = []
         for number in range(400):
             disk.is_full = chance.random() < 0.7
             if open_requests and chance.random() < 0.45:
                 done, slot = open_requests.pop(chance.randrange(len(open_requests)))
-                record = final(admit(done, model=long), error="e" * 60, used=Quantities(2**31 - 1, 2**31 - 1, 2**31 - 1, 2**31 - 1))
+                record = final(done, error="e" * 60, used=Quantities(2**31 - 1, 2**31 - 1, 2**31 - 1, 2**31 - 1))
                 waiting.append(ended(opened, slot, record))
             else:
+                asked = admit(number, model=long, budgets=budgets[: chance.randrange(BUDGETS_MAX + 1)])
                 try:
-                    open_requests.append((number, opened.admit(encode(admit(number, model=long)))))
+                    open_requests.append((asked, opened.admit(encode(asked))))
                 except Fault:
                     pass
                 else:
                     opened.checkpoint(admit(number).request_id, Quantities(number), 0)
             if chance.random() < 0.2:
                 await asyncio.sleep(0)
-        waiting += [ended(opened, slot, final(admit(done, model=long))) for done, slot in open_requests]
+        waiting += [ended(opened, slot, final(done)) for done, slot in open_requests]
         await asyncio.gather(*waiting)
         assert not opened.failed.is_set()
         await opened.close()
@@ -318,7 +329,7 @@ class TestLives:
 
 def test_a_final_of_the_longest_admit_fits_what_is_owed() -> None:
     longest_admit = admit(1, endpoint="e" * 64, model="m" * 128, admitted_at=2**53)
-    longest_admit = msgspec.structs.replace(longest_admit, model="m" * (128 + spool.ADMIT_BYTES_MAX - len(encode(longest_admit))))
+    longest_admit = msgspec.structs.replace(longest_admit, model="m" * (128 + spool.ADMIT_BYTES_USUAL - len(encode(longest_admit))))
     longest = final(
         longest_admit,
         outcome=Outcome.CLIENT_CANCELLED,
@@ -330,7 +341,7 @@ def test_a_final_of_the_longest_admit_fits_what_is_owed() -> None:
         error="e" * 64,
         anomaly=Anomaly.SHRINKING,
     )
-    assert len(encode(longest_admit)) == spool.ADMIT_BYTES_MAX
+    assert len(encode(longest_admit)) == spool.ADMIT_BYTES_USUAL
     assert HEAD_BYTES + len(encode(longest)) <= 1120
 
 

@@ -74,7 +74,7 @@ MUTATIONS = (
     Mutation(
         "reserve no space for what is owed",
         "link/spool.py",
-        "        return self._space >= (self._open + 1) * OWED_BYTES + SLACK_BYTES\n",
+        "        return self._space >= (self._open + 1) * OWED_BYTES + long_bytes * OWED_PER_LONG_BYTE + SLACK_BYTES\n",
         "        return self._space >= SLACK_BYTES\n",
         "on a full disk FINALs of admitted requests have no place",
         check=("tests/link/test_spool.py", "-k", "every_final_owed"),

@@ -39,7 +39,7 @@ from typing import Final, Self
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import OVERLOADED, SPOOL_UNAVAILABLE, Fault
 from tollway.domain.ids import NODE, RANDOM_BITS, new_id
-from tollway.domain.usage import Close, Progress, Tick, decode_admit, encode
+from tollway.domain.usage import BUDGETS_MAX, Close, Progress, Tick, decode_admit, encode
 from tollway.link.disk import DISK, Disk
 from tollway.link.epochs import (
     FORMAT,
@@ -62,14 +62,22 @@ from tollway.link.recovery import Alarm, finish, recover, recover_dead
 from tollway.wire.progress_slots import RETRIES_WORD, SLOT_WORDS, TRAILER_BYTES, read_quantities
 from tollway.wire.segments import HEAD_BYTES, extend
 
-ADMIT_BYTES_MAX: Final = 640
-"""Payload of an ADMIT: 150 bytes of names and at most 490 of ids, model name, endpoint and numbers. Longer is a
-programming error."""
+ADMIT_BYTES_USUAL: Final = 640
+"""Payload of an ADMIT that names no budgets: 150 bytes of names and at most 490 of ids, model name, endpoint and
+numbers."""
+
+ADMIT_BYTES_MAX: Final = ADMIT_BYTES_USUAL + 40 * BUDGETS_MAX
+"""Payload of an ADMIT that names as many budgets as it may. Longer is a programming error."""
 
 OWED_BYTES: Final = 4096
 """Kept back per open request. Its FINAL takes at most 1,120: an ADMIT, and outcome, counts, ids and instants. The
 rest is its share of the headers of the segments that the FINALs of all open requests begin: with segment_bytes >=
 1024 x slots_max a header (<= 768 a request) fits, and four segments hold all."""
+
+OWED_PER_LONG_BYTE: Final = 5
+"""Kept back for each byte by which the ADMIT of an open request exceeds ADMIT_BYTES_USUAL: it stands once in the FINAL,
+in at most three headers because `_has_space` leaves half of each segment to FINALs, and once in the end of a segment
+that is left unused because the FINAL did not fit."""
 
 SLACK_BYTES: Final = 2048
 """Counted off each prepared segment: the part of its header that does not depend on open requests, and the end left
@@ -193,6 +201,7 @@ class Spool:
         self._freed: list[int] = []
         self._admits: list[bytes | None] = [None] * options.slots_max
         self._open = 0
+        self._long_bytes = 0  # by which the ADMITs of open requests exceed ADMIT_BYTES_USUAL, in total
         self._is_full = False
         self._is_closing = False
         self._has_failed = False
@@ -264,14 +273,15 @@ class Spool:
     def admit(self, admit: bytes) -> int:
         """Write ADMIT to the page cache; returns the request's slot of `progress`, zeroed. See the port for the
         contract."""
-        if self._is_shut or not self._has_space():
+        if len(admit) > ADMIT_BYTES_MAX:
+            raise ValueError(f"an ADMIT of {len(admit)} bytes; ids and model name are bounded, so this cannot be one")
+        long_bytes = max(len(admit) - ADMIT_BYTES_USUAL, 0)
+        if self._is_shut or not self._has_space(long_bytes):
             self.metrics.refused += 1
             raise Fault(SPOOL_UNAVAILABLE, detail="the spool is closing, failing or out of space")
         if not self._free:
             self.metrics.refused += 1
             raise Fault(OVERLOADED, detail="every slot of the spool is taken")
-        if len(admit) > ADMIT_BYTES_MAX:
-            raise ValueError(f"an ADMIT of {len(admit)} bytes; ids and model name are bounded, so this cannot be one")
         seq = self._append(admit)
         self._flush()
         if self._is_shut:
@@ -282,7 +292,8 @@ class Spool:
         self.progress[slot * SLOT_WORDS] = seq
         self._admits[slot] = admit
         self._open = opened = self._open + 1
-        if self._space < self._options.segment_bytes + opened * OWED_BYTES:
+        self._long_bytes += long_bytes
+        if self._space < self._options.segment_bytes + opened * OWED_BYTES + self._long_bytes * OWED_PER_LONG_BYTE:
             self._prepare()
         return slot
 
@@ -302,6 +313,9 @@ class Spool:
             return
         self._waiting.append(done)
         self._append(final)
+        admit = self._admits[slot]
+        if admit is not None and len(admit) > ADMIT_BYTES_USUAL:
+            self._long_bytes -= len(admit) - ADMIT_BYTES_USUAL
         self._admits[slot] = None
         self._freed.append(slot)
         self._open -= 1
@@ -310,9 +324,13 @@ class Spool:
 
     # ---- Appending ---------------------------------------------------------------------------------------------------
 
-    def _has_space(self) -> bool:
-        """Return whether one more request can be taken on and every FINAL owed still fits into space that is already ours."""
-        return self._space >= (self._open + 1) * OWED_BYTES + SLACK_BYTES
+    def _has_space(self, long_bytes: int = 0) -> bool:
+        """Return whether one more request can be taken on, whose ADMIT exceeds ADMIT_BYTES_USUAL by so many bytes, and every
+        FINAL owed still fits into space that is already ours."""
+        long_bytes += self._long_bytes
+        if long_bytes and (self._open + 1) * 1024 + 2 * long_bytes > self._options.segment_bytes:
+            return False
+        return self._space >= (self._open + 1) * OWED_BYTES + long_bytes * OWED_PER_LONG_BYTE + SLACK_BYTES
 
     def _append(self, payload: bytes) -> int:
         """Frame one record into the buffer; returns its seq."""
@@ -484,7 +502,8 @@ class Spool:
 
     def _prepare(self) -> None:
         """Have the next segment made, unless one is being made or there is enough."""
-        if self._preparing or self._is_closing or self._space >= self._options.segment_bytes + self._open * OWED_BYTES:
+        owed = self._open * OWED_BYTES + self._long_bytes * OWED_PER_LONG_BYTE
+        if self._preparing or self._is_closing or self._space >= self._options.segment_bytes + owed:
             return
         self._preparing = True
         number = (self._ready[-1].number if self._ready else self._segment.number) + 1
