@@ -1,6 +1,7 @@
 """Budgets at the gateway: what a request reserves, to what it is lowered, when it is refused, and how leases grow and are given back."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from tests.gateway.harness import (
     usage_chunk,
     whole,
 )
+from tests.gateway.test_idempotency import open_store
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.budgets import BudgetLevel, BudgetMode, LeaseGrant, LeaseRequest, extend_lease
 from tollway.domain.catalog import Engine
@@ -236,6 +238,19 @@ async def test_request_that_a_budget_would_refuse_is_served_by_its_fallback_mode
                 asked = json_of(upstream)
                 assert (asked["model"], asked["temperature"], answer.headers["x-tollway-model"]) == (served, 0.5, served)
                 assert answer.headers["x-ratelimit-remaining-requests"] == "9", "it counts once"
+
+
+async def test_stored_answer_is_given_again_though_a_budget_with_a_fallback_model_is_spent(tmp_path: Path) -> None:
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running:
+        running.plane.answer_store = open_store(tmp_path, running)
+        control = bind(running, 10**9, msgspec.structs.replace(entry(), fallback_model="cheap"))
+        first = await post(running.port, chat(max_tokens=50), idempotency_key="k")
+        control.limit_pico = 0
+        give_all_back(control)
+        assert (await post(running.port, chat(max_tokens=50))).status == 429
+        again = await post(running.port, chat(max_tokens=50), idempotency_key="k")
+        assert (first.status, again.status, again.body) == (200, 200, first.body)
 
 
 async def test_fallback_model_of_a_spent_budget_must_be_affordable_too() -> None:

@@ -1,6 +1,7 @@
 """Serving by another model what a spent budget would refuse, before the request is limited, routed and metered.
 
-Only requests come here that a budget with a fallback model binds. Their budgets are reserved before their limits, so that a request counts
+Only requests come here that a budget with a fallback model binds, and that have no idempotency key: a stored answer belongs to the body as
+it came. Their budgets are reserved before their limits, so that a request counts
 once, in the limits of the model that serves it. What falls back is a new call by the rules of any other: the model must be allowed to the
 key and have a price, what binds the call must have enough left, and what is billed is its price.
 """
@@ -27,8 +28,7 @@ async def reserve_or_fall_back(call: Call, plane: Plane) -> BudgetHold:
     if fault is None:
         return hold
     model = "" if hold.refused_by is None else hold.refused_by.fallback_model
-    is_whole = call.request.upload is None and call.request.head.idempotency_key is None  # a stored answer belongs to the body as it came
-    other = _find_call(call, model, plane) if model and model != call.model.id and is_whole else None
+    other = _find_call(call, model, plane) if model and model != call.model.id and call.request.upload is None else None
     if other is None:
         raise fault
     hold, fault = await _reserve(other, plane)

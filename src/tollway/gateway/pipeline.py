@@ -66,7 +66,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         else:
             call = await _authorize_upload(caller, request, request.upload, plane, driver)
         fallback_header = b""
-        if call.grant.has_fallback:
+        if call.grant.has_fallback and request.head.idempotency_key is None:  # a stored answer is given whatever budgets have left
             hold = await reserve_or_fall_back(call, plane)
             if hold.call is not call:
                 fallback_header = FALLBACK_HEADER % call.model.id.encode()
