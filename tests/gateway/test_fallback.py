@@ -84,6 +84,29 @@ async def test_client_is_told_the_fault_of_its_own_model_when_every_fallback_fai
             assert [final.admit.model for final in running.sink.finals] == ["m", "b"]
 
 
+async def test_fallback_whose_engine_began_a_request_that_must_not_be_repeated_is_the_last() -> None:
+    refusing, broken, serving = Upstream(BUSY), Upstream(BROKEN), Upstream(healthy("c"))
+    async with refusing.listening(), broken.listening(), serving.listening():
+        models = {
+            "m": Served([refusing.url], fallbacks=("b", "c")),
+            "b": Served([broken.url], retry_started=False),
+            "c": Served([serving.url]),
+        }
+        async with gateway(models) as running:
+            answer = await post(running.port, chat())
+            assert (answer.status, answer.error["code"]) == (503, "upstream_error")
+            assert [final.admit.model for final in running.sink.finals] == ["m", "b"] and not serving.asked
+
+
+async def test_fallback_whose_engine_refuses_the_request_is_passed_over() -> None:
+    strict: Script = [whole({"error": {"message": "no", "code": 400}}, 400)]
+    busy, refusing, serving = Upstream(BUSY), Upstream(strict), Upstream([whole(completion("c"))])
+    async with busy.listening(), refusing.listening(), serving.listening():
+        models = {"m": Served([busy.url], fallbacks=("b", "c")), "b": Served([refusing.url]), "c": Served([serving.url])}
+        async with gateway(models) as running:
+            assert (await post(running.port, chat())).headers["x-tollway-model"] == "c"
+
+
 async def test_104_fallback_that_the_key_or_the_residency_does_not_allow_is_never_asked() -> None:
     failing, forbidden = Upstream(BUSY), Upstream(healthy("forbidden"))
     async with failing.listening(), forbidden.listening():

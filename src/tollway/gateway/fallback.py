@@ -5,13 +5,14 @@ and the key, its project's residency and prices decide on the fallback as if the
 own record by then; what an engine has not completed is not billed, so the client pays once, by the prices of the model that served.
 
 Only the fallbacks of the model that the client named are tried, in their order. The fallbacks of a fallback do not count, so there are no
-loops. Once something was sent to the client nothing falls back. Where every fallback fails, the client is told what the model failed with
-that it had named.
+loops. Once something was sent to the client nothing falls back, and neither does a request that an engine may have begun and that must not
+be sent again. A fallback that refuses it is passed over. Where every fallback fails, the client is told what the model failed with that it
+had named.
 """
 
 import msgspec
 
-from tollway.domain.faults import MODEL_OVERLOADED, REGION_UNSERVED, UPSTREAM_NONE, Fault
+from tollway.domain.faults import MODEL_OVERLOADED, REGION_UNSERVED, UPSTREAM_NONE, Blame, Fault
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
 from tollway.gateway.relay import may_retry
@@ -22,17 +23,19 @@ _UNSERVED = frozenset({MODEL_OVERLOADED, REGION_UNSERVED, UPSTREAM_NONE})
 """Faults of a model that no engine was asked for."""
 
 
-def fall_back(request: Request, call: Call | None, fault: Fault, client: Client, plane: Plane) -> Request | None:
-    """Return the request that takes the place of one that ended with `fault`; None if it is the last."""
+def fall_back(request: Request, call: Call | None, fault: Fault, client: Client, plane: Plane, *, has_record: bool) -> Request | None:
+    """Return the request that takes the place of one that ended with `fault`; None if it is the last. `has_record`: it was metered, so an
+    engine may have heard of it."""
     if client.committed or client.gone:
         return None
     before = request.asked_for
+    may_follow = call is not None and (fault.kind in _UNSERVED or may_retry(fault, call))
     if before is None:
-        if call is None or not call.model.fallbacks or not (fault.kind in _UNSERVED or may_retry(fault, call)):
+        if call is None or not call.model.fallbacks or not may_follow:
             return None
         pieces = request.list_pieces() if request.head.idempotency_key is not None else ()
         before = AskedFor(pieces, fault, call.model.fallbacks)
-    if not before.left:
+    if not before.left or (has_record and not may_follow and fault.kind.blame is not Blame.CLIENT):
         return None
     name = before.left[0]
     content = bodies.edit(request.read_body(), ("model",), bodies.InjectedFields({"model": msgspec.json.encode(name)}), ())

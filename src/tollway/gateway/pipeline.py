@@ -101,7 +101,7 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
     except Fault as caught:
         caught.forget_frames()
         fault = caught if caller is not None else client.throttle(caught, request.headers)
-        following = fall_back(request, call, fault, client, plane)
+        following = fall_back(request, call, fault, client, plane, has_record=record is not None)
         if following is None:
             refuse(request, client, fault if request.asked_for is None else request.asked_for.fault, limit_headers)
     except Exception as error:  # the last line of defence of one request: it becomes a 500 and a log line, never a dead connection
