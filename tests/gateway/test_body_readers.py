@@ -142,6 +142,11 @@ WAYS = {
     "more fields than places are known of": ("dropping", "/v1/chat/completions", {f"unknown_{number}": 0 for number in range(300)}),
     "the prompt is salted": ("salted", "/v1/chat/completions", {}),
     "responses are translated": ("translated", "/v1/responses", {"instructions": "Be brief.", "metadata": {"a": "b"}}),
+    "a number beyond 64 bits is repeated": (
+        "translated",
+        "/v1/responses",
+        {"tools": [{"type": "function", "name": "f", "parameters": {"type": "integer", "maximum": 2**70, "multipleOf": 0.5}}]},
+    ),
     "messages are translated and salted": ("translated", "/v1/messages", {"system": "Be brief."}),
 }
 

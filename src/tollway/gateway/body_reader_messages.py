@@ -7,7 +7,7 @@ reader that a body took over could say wrong things of this body and of later on
 """
 
 import struct
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -89,10 +89,10 @@ class Examined(msgspec.Struct, frozen=True, array_like=True, tag="examined"):
 
 
 class Composed(msgspec.Struct, frozen=True, array_like=True, tag="composed"):
-    """A body of `size` bytes for an engine, which follow; and `Call.repeated`."""
+    """A body of `size` bytes for an engine, which follow; and `Call.repeated` as JSON, whose numbers may exceed those of MessagePack."""
 
     size: int
-    repeated: dict[str, Any] | None
+    repeated: bytes | None
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):

@@ -42,6 +42,7 @@ from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.directory import Directory
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.request import Call, Caller, ModelGrant, Request
+from tollway.wire import bodies
 
 READ_SECONDS_MAX = 10.0
 """For a reader to read one body: the longest takes it 0.2 s where it has a processor to itself."""
@@ -335,7 +336,7 @@ async def _compose(reader: Reader, call: Call, deployment: Deployment, translati
     answer = await reader.ask(encode_frame(task), pieces, size_max)
     if not isinstance(answer, Composed) or answer.size > size_max:
         raise ValueError("an answer out of turn")
-    call.repeated = answer.repeated
+    call.repeated = None if answer.repeated is None else bodies.read(answer.repeated)
     return await reader.receive(answer.size)
 
 

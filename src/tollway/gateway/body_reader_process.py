@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from tollway.domain.billing_classes import UnitPrices
 from tollway.domain.faults import Fault
 from tollway.domain.keys import KeyType
@@ -72,7 +74,8 @@ def run(connection: socket.socket) -> None:
                     connection.sendall(encode_frame(examine(task, content, look_up)))
                 else:
                     composed, repeated = compose(task, content)
-                    connection.sendall(encode_frame(Composed(len(composed), repeated)))
+                    as_json = None if repeated is None else msgspec.json.encode(repeated)
+                    connection.sendall(encode_frame(Composed(len(composed), as_json)))
                     connection.sendall(composed)
                     del composed
                 del content
