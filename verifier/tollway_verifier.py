@@ -228,8 +228,8 @@ class Event:
         self.lines = rate(bill(record, policy), self.price)
         self.amounts = amounts_of(self.lines)
         self.total = sum(self.amounts.values())
-        for name in CLASSES:
-            same(f"{where}: its amount of {name}", row["amounts_pico"][name], str(self.amounts[name]))
+        stated = {**dict.fromkeys(LATER_CLASSES, "0"), **row["amounts_pico"]}
+        same(f"{where}: its amounts", stated, {name: str(pico) for name, pico in self.amounts.items()})
         self.leaf = write(
             {
                 "event_id": self.id,

@@ -158,6 +158,18 @@ class TestTheVerifier:
         assert f"{closed.events} events ({int(start_at == OCTOBER.start_at)} of them late), {closed.adjustments} corrections" in said
         assert run(str(file), "--root", "00" * 32)[0] == 1
 
+    def test_event_states_no_later_class_that_costs_nothing(self, books: tuple[Database, Archive], tmp_path: Path) -> None:
+        lines = [json.loads(line) for line in export(books)]
+        stated = {line["payload"].count("cache_write"): set(line["amounts_pico"]) for line in lines if line["type"] == "event"}
+        first = {"input", "cached_input", "output", "reasoning", "request"}
+        assert stated[0] == first and stated[1] > first
+        for line in lines:
+            if line["type"] == "event":
+                line["amounts_pico"] = dict.fromkeys(("seconds", "images"), "0") | line["amounts_pico"]
+        file = tmp_path / "export"
+        file.write_bytes(b"".join(json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n" for line in lines))
+        assert verify_in_process([str(file)]) == 0
+
     def test_finds_every_planted_change(self, books: tuple[Database, Archive], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         lines = [json.loads(line) for line in export(books)]
         file, tried, missed = tmp_path / "export", 0, []

@@ -25,7 +25,7 @@ import msgspec
 
 from tollway.control import periods
 from tollway.control.conditions import list_conditions
-from tollway.domain.billing_classes import BillingClass
+from tollway.domain.billing_classes import stated_quantities
 from tollway.domain.corrections import fields_of
 from tollway.domain.faults import STATE_CONFLICT, Fault
 from tollway.domain.ledger import AdjustmentCause, Posting
@@ -133,7 +133,7 @@ class _Lines:
     def _event_rows(self, type: str, events: Iterable[UsageEvent]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Return events as lines."""
         for event, payload in self._payloads(list(events)):
-            amounts = {str(name): str(pico) for name, pico in zip(BillingClass, event.amounts.values(), strict=True)}
+            amounts = {str(name): str(pico) for name, pico in stated_quantities(event.amounts).items()}
             yield (
                 type,
                 {
