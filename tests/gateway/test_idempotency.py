@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.fakes import PATIENCE_SECONDS, Do, Script, Step, Upstream
+from tests.fakes import PATIENCE_SECONDS, Do, Script, Step, Upstream, until
 from tests.gateway.harness import (
     DONE,
     END,
@@ -39,6 +39,7 @@ from tests.gateway.harness import (
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.usage import Outcome
 from tollway.gateway.buffers import BufferBounds
+from tollway.gateway.relay import Exchange
 from tollway.storage.answer_files import AnswerBounds, AnswerFiles
 from tollway.storage.vault import LocalVault
 
@@ -357,6 +358,27 @@ async def test_74_stream_that_the_budget_does_not_suffice_for_is_relayed_and_not
         again = await ask(running, streamed())
         assert (again.status, again.error["code"]) == (409, "idempotency_unanswered")
         assert running.plane.buffers.total == 0
+
+
+async def test_74_stream_that_is_not_stored_holds_nothing_more(tmp_path: Path) -> None:
+    words = [part(chunk("words " * 5_000)) for _ in range(10)]
+    script = [STREAM_HEAD, *words, Do.GATE, *words, Do.GATE, *map(part, [chunk(finish="stop"), usage(5, 2), DONE]), END]
+    async with storing(tmp_path, script) as (running, upstream):
+        plane = running.plane
+        plane.buffers.bounds = BufferBounds(total_bytes_max=200_000)
+        stream = asyncio.ensure_future(ask(running, streamed()))
+
+        def has_relayed(size: int) -> bool:
+            return any(isinstance(each, Exchange) and each.stream_bytes > size for each in plane.active.exchanges)
+
+        await until(lambda: has_relayed(290_000))
+        plane.buffers.bounds = BufferBounds()
+        upstream.gate.set()
+        upstream.gate.clear()
+        await until(lambda: has_relayed(590_000))
+        assert plane.buffers.total == 0
+        upstream.gate.set()
+        assert (await stream).events()[-1] == "[DONE]"
 
 
 async def test_store_on_a_disk_that_fails_at_the_start_is_used_once_it_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

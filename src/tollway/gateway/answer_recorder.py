@@ -84,11 +84,13 @@ class AnswerRecorder:
         asyncio.get_running_loop().run_in_executor(None, self._claimed.clean_up)
 
     def _record(self, data: bytes) -> None:
+        if self._pieces is None:
+            return  # it will not be stored, so nothing more of it is held
         self._size += len(data)
         if self._size > self._bytes_max or (self._size > self._next_bytes and not self._hold_more()):
             self._pieces = None
             self._buffer.release()
-        elif self._pieces is not None:
+        else:
             self._pieces.append(data)
 
     def _hold_more(self) -> bool:
