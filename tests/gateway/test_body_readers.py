@@ -21,9 +21,11 @@ from tollway.gateway.authorize import authorize
 from tollway.gateway.body_reader_messages import Body, Examined, Offer, Refused, decode_answer, decode_task, encode_frame
 from tollway.gateway.body_reader_pool import BodyReaders, check_spans, to_offer
 from tollway.gateway.body_reader_process import examine
+from tollway.gateway.buffers import BufferHold
 from tollway.gateway.dialects.dialect import END_USER_CHARS_MAX
 from tollway.gateway.plane import Plane
 from tollway.gateway.request import Call, Caller, Request, RequestHead, new_request
+from tollway.gateway.uploads import Upload
 from tollway.native import FORM
 
 BODIES = 3_000
@@ -218,6 +220,19 @@ async def test_78_large_body_waits_for_an_engine_that_reads_slowly_and_holds_no_
             reading.set()
             assert (await client.answer()).status == 200
             assert taken[0] > 20_000_000
+
+
+async def test_78_client_that_leaves_while_a_reader_starts_keeps_it_from_nobody() -> None:
+    async with readers() as (made, alarms):
+        with plane(MODELS) as (at, _, _):
+            request, caller = request_of(at, LARGE), find_caller(at)
+            upload = Upload(BufferHold(at.buffers), at.counters, None)
+            request.take_upload(upload, (LARGE[:70_000], LARGE[70_000:]))
+            reading = asyncio.ensure_future(made.authorize(caller, request, at.directory, at.media_bounds))
+            await asyncio.sleep(0)
+            upload.release(0)
+            assert (await reading).model.id == "m"
+        assert alarms == [] and len(made.pids) == 1
 
 
 async def test_78_reader_that_is_killed_fails_its_request_and_is_replaced() -> None:

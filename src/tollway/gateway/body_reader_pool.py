@@ -151,18 +151,20 @@ class BodyReaders:
         Raises Fault as that does; overloaded if no reader is free within WAIT_SECONDS_MAX or the body takes it more than
         READ_SECONDS_MAX, internal_error if the reader fails. A caller that is cancelled leaves the reader to finish.
         """
+        pieces = request.list_pieces()  # held until they are sent: once the client has left, its upload has none
         return await self._lend(
             caller.organization.id,
-            lambda reader: _ask(reader, caller, request, directory, media),
+            lambda reader: _ask(reader, caller, request, pieces, directory, media),
             lambda: authorize(caller, request, directory, media),
         )
 
     async def compose(self, call: Call, deployment: Deployment, translation: Translation | None) -> list[bytes]:
         """Return the body of a call with a large one for a deployment, in pieces, as `Call.upstream_body` does. Raises as `authorize`
         does."""
+        pieces = call.request.list_pieces()
         return await self._lend(
             call.caller.organization.id,
-            lambda reader: _compose(reader, call, deployment, translation),
+            lambda reader: _compose(reader, call, pieces, deployment, translation),
             lambda: [call.upstream_body(deployment, translation)],
         )
 
@@ -271,9 +273,8 @@ class BodyReaders:
         self._alarm("body_reader_failed", {"what": what, "error": type(error).__name__})
 
 
-async def _ask(reader: Reader, caller: Caller, request: Request, directory: Directory, media: MediaBounds) -> Call:
-    """Let a reader read the body of a request. Raises Fault for a body that is refused."""
-    pieces = (request.body,) if request.upload is None else request.upload.pieces
+async def _ask(reader: Reader, caller: Caller, request: Request, pieces: Sequence[bytes], directory: Directory, media: MediaBounds) -> Call:
+    """Let a reader read the body of a request, which is in `pieces`. Raises Fault for a body that is refused."""
     grant: ModelGrant | None = None
     answer = await reader.ask(encode_frame(Body(request.body_bytes, request.endpoint, media)), pieces)
     if isinstance(answer, Lookup):
@@ -320,10 +321,11 @@ def check_spans(answer: Examined, size: int) -> tuple[int, ...]:
     return spans
 
 
-async def _compose(reader: Reader, call: Call, deployment: Deployment, translation: Translation | None) -> list[bytes]:
-    """Let a reader make the body for a deployment."""
+async def _compose(
+    reader: Reader, call: Call, pieces: Sequence[bytes], deployment: Deployment, translation: Translation | None
+) -> list[bytes]:
+    """Let a reader make the body for a deployment from that of the request, which is in `pieces`."""
     request = call.request
-    pieces = (request.body,) if request.upload is None else request.upload.pieces
     task = Composition(
         request.body_bytes,
         request.endpoint,
