@@ -273,8 +273,10 @@ def make_key(tx: PlatformTx, maker: Operator, number: int) -> Operator:
 
 
 APPROVAL = "INSERT INTO adjustment_approvals SELECT"
-COPY = "INSERT INTO usage_adjustments SELECT 'adj_x', organization_id, event_id, project_id, key_id, model, kind"
-REST = "NULL, NULL, NULL, NULL, NULL, reason, actor, needs_approval, created_at, actor_origin FROM usage_adjustments"
+FIRST_COLUMNS = "organization_id, event_id, project_id, key_id, model, kind"
+LAST_COLUMNS = "reason, actor, needs_approval, created_at, actor_origin"
+COPY = f"INSERT INTO usage_adjustments (id, {FIRST_COLUMNS}, amount_pico, {LAST_COLUMNS}) SELECT 'adj_x', {FIRST_COLUMNS}"
+REST = f"{LAST_COLUMNS} FROM usage_adjustments"
 
 
 class TestTheDatabaseItself:
