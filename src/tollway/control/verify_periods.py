@@ -295,6 +295,8 @@ class Corrections:
 def compare_corrections(tx: PlatformTx, all_periods: Periods, removed: Mapping[str, stored_usage.BookedEvent], add: Add) -> Corrections:
     """Every correction against its event (one of `removed`, if it is not there any more) and the ones before it. Returns what the
     ledger must book."""
+    for adjustment_id in stored_corrections.list_miswritten(tx):
+        add("usage_adjustments", f"{adjustment_id} has a quantity where null stands for none")
     found, earlier = Corrections(), dict[str, list[Adjustment]]()
     for adjustment in stored_corrections.iterate_adjustments(tx):
         try:

@@ -130,6 +130,20 @@ def iterate_adjustments(tx: PlatformTx) -> Iterator[Adjustment]:
         yield _adjustment(row)
 
 
+def list_miswritten(tx: PlatformTx) -> list[str]:
+    """Return the ids of corrections that have a quantity of a later class where `insert_adjustment` writes null, by id: a 0, or any where
+    nothing is replaced. Adjustments that are read do not show it: for verification."""
+    columns = [usage_adjustments.c[name] for name in sorted(OTHER_REPLACEMENTS)]
+    replaces_nothing = usage_adjustments.c.replacement_input.is_(None)
+    query = sa.select(usage_adjustments.c.id).where(
+        sa.or_(
+            *(column == 0 for column in columns),
+            sa.and_(replaces_nothing, sa.or_(*(column.is_not(None) for column in columns))),
+        )
+    )
+    return list(tx.connection.execute(query.order_by(usage_adjustments.c.id)).scalars())
+
+
 def list_corrected(tx: PlatformTx) -> set[str]:
     """The ids of all events that a correction names: for verification."""
     return set(tx.connection.execute(sa.select(usage_adjustments.c.event_id).distinct()).scalars())
