@@ -395,6 +395,15 @@ def test_a_changed_column_is_refused_or_found(books: Books, table: sa.Table, gua
     assert "\n".join(missed) == ""
 
 
+@pytest.mark.parametrize("table", [schema_prices.book_prices, schema_prices.compiled_prices], ids=lambda table: table.name)
+def test_a_default_price_that_is_stated_is_found(books: Books, table: sa.Table) -> None:
+    """A cache write costs as much as input where its price is null: the same price, written otherwise than ever."""
+    state_default = table.update().where(table.c.cache_write_pico.is_(None)).values(cache_write_pico=table.c.input_pico)
+    with attempt(books[0], guarded=False) as tx:
+        assert tx.connection.execute(state_default).rowcount > 0
+        assert [each.table for each in compare(tx, books[1]).differences] == [table.name]
+
+
 def rewrite_price(tx: PlatformTx) -> None:
     """Make a published price cheaper by one pico for each request, and all that follows from it: events, sums, entries and balances."""
     price_id = samples.PRICE.id

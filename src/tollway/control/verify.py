@@ -450,7 +450,7 @@ def _frames(archive: Archive, watermark: Watermark, report: VerificationReport) 
 
 
 def _compare_prices(tx: PlatformTx, findings: _Findings) -> None:
-    """Compiled price versions against what the published prices of their books compile to."""
+    """Compiled price versions against what the published prices of their books compile to, and both against how they are written."""
     seen = 0
     for right, found in stored_prices.iterate_compiled(tx):
         seen += found is not None
@@ -461,6 +461,8 @@ def _compare_prices(tx: PlatformTx, findings: _Findings) -> None:
     extra = stored_prices.count_compiled(tx) - seen
     if extra:
         findings.add("compiled_prices", f"{extra} versions follow from no published price")
+    for table, price_id in stored_prices.iterate_miswritten(tx):
+        findings.add(table, f"{price_id} states a default price where null stands for it")
 
 
 def _shown(amounts: Amounts) -> str:

@@ -35,7 +35,16 @@ from tollway.storage.bulk import any_of
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
 from tollway.storage.pages import fetch_page
 from tollway.storage.schema import models, organizations
-from tollway.storage.schema_prices import UNIT_PRICES, book_prices, compiled_prices, price_books, price_drafts, price_lists, price_terms
+from tollway.storage.schema_prices import (
+    OTHER_UNIT_PRICES,
+    UNIT_PRICES,
+    book_prices,
+    compiled_prices,
+    price_books,
+    price_drafts,
+    price_lists,
+    price_terms,
+)
 
 # ---- Books and lists --------------------------------------------------------------------------------------------------
 
@@ -315,6 +324,17 @@ def iterate_compiled(tx: PlatformTx) -> Iterator[tuple[PriceVersion, PriceVersio
     )
     for row in tx.connection.execute(query.execution_options(yield_per=1000)):
         yield compile_price(_joined_price(row), row.book_currency, row.discount_bp), None if row.id is None else _price(row)
+
+
+def iterate_miswritten(tx: PlatformTx) -> Iterator[tuple[str, str]]:
+    """Yield the table and id of every published price and compiled version that states the default price of a later class, which is
+    written as null. Prices that are read do not show it: for verification."""
+    for table in (book_prices, compiled_prices):
+        query = sa.select(table.c.id, *(table.c[name] for name in UNIT_PRICES))
+        query = query.where(sa.or_(*(table.c[name].is_not(None) for name in OTHER_UNIT_PRICES))).order_by(table.c.id)
+        for row in tx.connection.execute(query.execution_options(yield_per=1000)):
+            if any(getattr(row, name) != pico for name, pico in _unit_columns(_unit_prices(row)).items()):
+                yield table.name, row.id
 
 
 def count_compiled(tx: PlatformTx) -> int:
