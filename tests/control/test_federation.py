@@ -21,8 +21,10 @@ from tests.control.test_tokens import open_token
 from tests.tokens import Signer, make_ed25519, make_p256
 from tollway.control import federation, issuer_keys
 from tollway.control.issuer_keys import KeysUnavailable
-from tollway.domain.snapshot import IssuerEntry
-from tollway.domain.tokens import LIFETIME_SECONDS
+from tollway.domain.federation import KEY_BYTES_MAX, KEYS_MAX, RULES_MAX
+from tollway.domain.snapshot import Change, IssuerEntry
+from tollway.domain.tokens import LIFETIME_SECONDS, MATCHERS_BYTES_MAX, FederationRule, find_matcher_error
+from tollway.link.snapshot_follower import LINE_BYTES_MAX
 from tollway.link.token_requests import TokenRequests
 
 PROVIDERS = "/v1/organization/workload_identity_providers"
@@ -253,9 +255,11 @@ def test_rule_of_another_tenant_is_one_that_does_not_exist(ci: Federation, bob: 
         ({"attribute_matchers": {}}, "attribute_matchers"),
         ({"attribute_matchers": {"sub": "*"}}, "attribute_matchers"),
         ({"attribute_matchers": {"a b": "x"}}, "attribute_matchers"),
+        ({"attribute_matchers": {f"claim_{each}": "\u20ac" * 512 for each in range(4)}}, "attribute_matchers"),
+        ({"attribute_matchers": {"n": 10**4200}}, "attribute_matchers"),
     ],
 )
-def test_rule_that_would_match_too_much_is_refused(ci: Federation, body: dict[str, Any], param: str) -> None:
+def test_rule_that_would_match_too_much_or_is_too_long_is_refused(ci: Federation, body: dict[str, Any], param: str) -> None:
     whole = {"project_id": ci.tenant.project_id, "service_account_id": ci.tenant.service_account_id} | body
     refused(ci.admin.post(ci.rules, json=whole), 400, "invalid_value", param)
 
@@ -289,6 +293,21 @@ def test_key_sets_that_hold_secrets_or_nothing_are_refused(ci: Federation) -> No
         body = {"type": "oidc", "name": "x", "issuer": "https://x.example", "audience": AUDIENCE}
         body |= {"verification": {"type": "uploaded_jwks", "jwks": keys}}
         refused(ci.admin.post(PROVIDERS, json=body), 400, "invalid_value", "verification.jwks")
+
+
+def test_largest_identity_provider_is_a_line_that_gateways_read() -> None:
+    long = msgspec.structs.replace(signer.jwk, kid="k" * (KEY_BYTES_MAX - 200))
+    matchers: dict[str, Any] = {"sub": "x" * (MATCHERS_BYTES_MAX - len('{"sub":""}'))}
+    assert find_matcher_error(matchers) is None
+    assert find_matcher_error({"sub": matchers["sub"] + "x"}) is not None
+    assert issuer_keys.read_keys({"keys": [msgspec.to_builtins(long)]}) == (long,)
+    longer = msgspec.structs.replace(signer.jwk, kid="k" * KEY_BYTES_MAX)
+    assert issuer_keys.read_keys({"keys": [msgspec.to_builtins(each) for each in (longer, signer.jwk)]}) == (signer.jwk,)
+    entry = IssuerEntry(
+        id="i" * 64, organization_id="o" * 64, issuer='"' * 2048, audience='"' * 2048,
+        keys=(long,) * KEYS_MAX, rules=(FederationRule("k" * 64, matchers),) * RULES_MAX,
+    )  # fmt: skip
+    assert len(msgspec.json.encode(Change(version=1, kind="issuer", id=entry.id, entry=entry))) < LINE_BYTES_MAX
 
 
 def test_gateways_learn_of_providers_that_are_direct_and_of_no_others(control: Running, alice: TenantSetup) -> None:

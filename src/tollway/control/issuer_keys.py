@@ -16,7 +16,7 @@ import msgspec
 
 from tollway.domain.addresses import is_public
 from tollway.domain.faults import Fault
-from tollway.domain.federation import KEYS_MAX
+from tollway.domain.federation import KEY_BYTES_MAX, KEYS_MAX
 from tollway.domain.tokens import Jwk
 from tollway.wire import bodies
 from tollway.wire.json_web_tokens import load_key
@@ -73,8 +73,8 @@ def open_client() -> httpx2.AsyncClient:
 
 
 def read_keys(document: Mapping[str, Any]) -> tuple[Jwk, ...]:
-    """Return the keys of a JSON Web Key Set that can verify; those of other kinds and uses are left out. Raises ValueError if there are
-    none, more than KEYS_MAX, or two with the same id, or if one is a private or a shared key."""
+    """Return the keys of a JSON Web Key Set that can verify; those of other kinds and uses, and those of more than KEY_BYTES_MAX, are left
+    out. Raises ValueError if there are none, more than KEYS_MAX, or two with the same id, or if one is a private or a shared key."""
     keys = document.get("keys")
     if not isinstance(keys, list) or len(keys) > KEYS_MAX:
         raise ValueError(f"a key set has a member `keys` with at most {KEYS_MAX} keys")
@@ -86,6 +86,8 @@ def read_keys(document: Mapping[str, Any]) -> tuple[Jwk, ...]:
             key = msgspec.convert(each, Jwk)
             load_key(key)
         except ValueError:
+            continue
+        if len(msgspec.json.encode(key)) > KEY_BYTES_MAX:
             continue
         if key.kid in usable:
             raise ValueError("two keys of the set have the same id")

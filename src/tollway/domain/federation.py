@@ -9,6 +9,9 @@ from tollway.domain.tokens import Jwk, Scalar
 KEYS_MAX = 50
 """Keys of one issuer that are kept. Large providers publish fewer than ten."""
 
+KEY_BYTES_MAX = 4096
+"""Public members of one key as JSON, in bytes. An RSA key of 8192 bits has 1500."""
+
 RULES_MAX = 100
 """Rules of one identity provider: each verification may try all of them."""
 

@@ -31,6 +31,9 @@ SECONDS_MAX = 10**11
 
 MATCHERS_MAX = 16
 
+MATCHERS_BYTES_MAX = 4096
+"""Matchers of one rule as JSON, in bytes. A whole token has 8192; and all rules of a provider are one line for gateways, which is bounded."""
+
 Scalar = str | int | bool
 
 
@@ -72,6 +75,8 @@ def find_matcher_error(matchers: Mapping[str, Scalar]) -> str | None:
     """Return why matchers cannot be those of a rule, in words that follow a colon; None if they can."""
     if not 1 <= len(matchers) <= MATCHERS_MAX:
         return f"a rule has 1 to {MATCHERS_MAX} matchers: the audience alone never suffices"
+    if len(msgspec.json.encode(matchers)) > MATCHERS_BYTES_MAX:
+        return f"the matchers of a rule have {MATCHERS_BYTES_MAX} bytes at most"
     prefix = matchers.get("sub")
     if isinstance(prefix, str) and prefix.endswith("*") and len(prefix) < 4:
         return "a prefix of the subject must have 3 characters at least"
