@@ -29,7 +29,7 @@ from tollway.domain import keys
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import Limits
 from tollway.domain.snapshot import Change, Entry, IssuerEntry, KeyEntry, SigningKeyEntry
-from tollway.domain.tokens import FederationRule, Jwk, TokenInvalid
+from tollway.domain.tokens import FederationRule, Jwk, TokenInvalid, check_claims
 from tollway.gateway import directory as directories
 from tollway.gateway.edge.auth_failures import AuthFailureLimiter
 from tollway.gateway.plane import Plane
@@ -178,6 +178,14 @@ async def test_token_is_refused_by_name_and_without_a_word_of_it(row: str, gatew
     seen = str(answer.headers).encode() + answer.body + gateway.log_of_plane.text + gateway.plane.metrics.render()
     assert b"invalid_token" in gateway.log_of_plane.text
     assert not any(part.encode() in seen for part in token.split(".") if part)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), 0, True, "1"])
+def test_instant_that_is_none_refuses_the_token(value: Any) -> None:
+    claims = {"iss": "i", "aud": "a", "sub": "s", "iat": 1_790_000_000, "exp": 1_790_000_060}
+    for name in ("iat", "exp", "nbf"):
+        with pytest.raises(TokenInvalid, match=name):
+            check_claims(claims | {name: value}, "i", "a", 1_790_000_000_000_000, 900)
 
 
 async def test_forty_kilobytes_with_dots_are_no_token(gateway: Gateway) -> None:

@@ -5,7 +5,6 @@ are those of the key, and end with it. Tokens of this platform name the key them
 issuer, the rules of its identity provider decide: the first enabled rule whose matchers the claims meet.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +31,8 @@ SECONDS_MAX = 10**11
 MATCHERS_MAX = 16
 
 MATCHERS_BYTES_MAX = 4096
-"""Matchers of one rule as JSON, in bytes. A whole token has 8192; and all rules of a provider are one line for gateways, which is bounded."""
+"""Matchers of one rule as JSON, in bytes: a whole token has 8192, and all rules of a provider reach gateways in one line, which is
+bounded."""
 
 Scalar = str | int | bool
 
@@ -123,6 +123,6 @@ def check_claims(claims: Mapping[str, Any], issuer: str, audience: str, now: int
 
 def _read_seconds(claims: Mapping[str, Any], name: str) -> float:
     value = claims.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 < value < SECONDS_MAX:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < SECONDS_MAX:
         raise TokenInvalid(f"its claim {name} is missing or not an instant in seconds")
     return float(value)
