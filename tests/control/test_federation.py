@@ -396,7 +396,10 @@ async def test_keys_stay_in_force_while_their_issuer_is_away_for_a_day(
     database, now = control.plane.database, control.plane.now()
     newer = make_ed25519("k2")
     with database.tenant(alice.organization_id, write=False) as tx:
-        provider = replace(federation.get_provider(tx, ci.provider["id"]), is_uploaded=False, fetched_at=now)
+        uploaded = federation.get_provider(tx, ci.provider["id"])
+    provider = replace(uploaded, is_uploaded=False, fetched_at=now)
+    with database.tenant(alice.organization_id) as tx:
+        federation.put_provider(tx, provider, now, is_new=False)
 
     def read() -> list[str]:
         with database.tenant(alice.organization_id, write=False) as tx:
@@ -419,3 +422,26 @@ async def test_keys_stay_in_force_while_their_issuer_is_away_for_a_day(
     monkeypatch.setattr(issuer_keys, "fetch", fail)
     await federation.refresh_keys(database, database, [replace(provider, keys=(newer.jwk,))], lambda: now + federation.STALE_US + 1)
     assert read() == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"is_uploaded": True}, {"issuer": "https://changed.example"}, {"discovery_url": "https://changed.example/m"}]
+)
+async def test_keys_of_an_issuer_that_was_replaced_meanwhile_are_not_stored(
+    change: dict[str, Any], control: Running, alice: TenantSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ci = make_federation(control, alice, f"https://replaced-{next(iter(change)).replace('_', '-')}.example")
+    database, now = control.plane.database, control.plane.now()
+    with database.tenant(alice.organization_id) as tx:
+        asked = replace(federation.get_provider(tx, ci.provider["id"]), is_uploaded=False, fetched_at=now)
+        federation.put_provider(tx, asked, now, is_new=False)
+
+    async def change_meanwhile(*_: object) -> Any:
+        with database.tenant(alice.organization_id) as tx:
+            federation.put_provider(tx, replace(asked, **change), now, is_new=False)
+        return (make_ed25519("k2").jwk,)
+
+    monkeypatch.setattr(issuer_keys, "fetch", change_meanwhile)
+    assert await federation.refresh_keys(database, database, [asked], lambda: now) == []
+    with database.tenant(alice.organization_id, write=False) as tx:
+        assert [key.kid for key in federation.get_provider(tx, ci.provider["id"]).keys] == ["k1"]

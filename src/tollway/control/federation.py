@@ -214,12 +214,20 @@ async def refresh_keys(
 
 
 def _store_keys(database: Database, audited: Database, provider: IdentityProvider, keys: tuple[Jwk, ...] | None, now: int) -> None:
-    """Store the keys that were fetched; None if they could not be."""
+    """Store the keys that were fetched for `provider` as it was then; None if they could not be. Nothing is stored if its issuer, its
+    source of keys or its keys were changed meanwhile: whoever changed them has fetched or uploaded others."""
     is_stale = keys is None and provider.fetched_at is not None and now - provider.fetched_at > STALE_US
     kept = () if is_stale else provider.keys if keys is None else keys
     is_changed = kept != provider.keys
     with (audited if is_changed else database).tenant(provider.organization_id) as tx:
         publish.lock(tx)
+        stored = storage.find_provider(tx, provider.id)
+        if stored is None or _source_of_keys(stored) != _source_of_keys(provider):
+            return
         storage.put_keys(tx, provider.id, kept, None if keys is None else now, now + (RETRY_US if keys is None else FETCH_US))
         if is_changed:
             publish.publish(tx, IssuerEntry, [provider.id], now)
+
+
+def _source_of_keys(provider: IdentityProvider) -> tuple[object, ...]:
+    return provider.issuer, provider.discovery_url, provider.is_uploaded, provider.keys, provider.fetched_at
