@@ -14,6 +14,10 @@ REQUEST_SECONDS_MAX: Final = 10.0
 CONCURRENT_MAX: Final = 16
 """Requests at once. More are refused: a fleet that starts together comes back, and control must not be flooded through gateways."""
 
+CONNECTIONS_MAX: Final = 4
+"""Connections to control; the other requests wait for one. They count against the share of this gateway at control, as its own calls do
+(`control.api.places.NODE_REQUESTS_MAX`): whoever asks for tokens must not keep it from renewing leases and handing in usage."""
+
 UNAVAILABLE: Final = (
     503,
     b'{"error":"temporarily_unavailable","error_description":"Tokens cannot be issued right now. Try again in a moment."}',
@@ -37,7 +41,7 @@ class TokenRequests:
             base_url=control_link_url,
             headers={"authorization": f"Bearer {node_key}"},
             timeout=httpx2.Timeout(REQUEST_SECONDS_MAX),
-            limits=httpx2.Limits(max_connections=CONCURRENT_MAX),
+            limits=httpx2.Limits(max_connections=CONNECTIONS_MAX),
             trust_env=False,
             transport=transport,
         )
