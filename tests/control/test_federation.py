@@ -174,6 +174,7 @@ def test_98_assertion_is_refused_alike_until_it_is_verified(ci: Federation, bob:
         ci.exchange(good, identity_provider_id=other.provider["id"]),
         ci.exchange(good, identity_provider_id=f"idp_{0:032x}"),
         ci.exchange(good, identity_provider_id="' OR 1=1"),
+        ci.exchange(good, identity_provider_id="idp_\0"),
         ci.exchange(good, service_account_id=bob.service_account_id),
         ci.exchange(make_p256("k1").token(ci.claims())),
         ci.exchange("not.a.token"),

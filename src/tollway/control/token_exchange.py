@@ -148,8 +148,10 @@ def _prove_exchanged(plane: ControlPlane, parameters: Parameters, _authorization
         raise ExchangeRefused("invalid_request", "Delegation (actor_token) is not supported.")
     provider_id, account_id = _require(parameters, "identity_provider_id"), _require(parameters, "service_account_id")
     assertion = _require(parameters, "subject_token")
-    with plane.database.platform(write=False) as tx:
-        organization_id = stored_federation.find_provider_organization(tx, provider_id)
+    organization_id = None
+    if ids.is_id(ids.IDENTITY_PROVIDER, provider_id):
+        with plane.database.platform(write=False) as tx:
+            organization_id = stored_federation.find_provider_organization(tx, provider_id)
     if organization_id is None:
         raise _refuse_assertion(f"no identity provider {_describe_id(ids.IDENTITY_PROVIDER, provider_id)}")
     with plane.database.tenant(organization_id, write=False) as tx:
