@@ -109,6 +109,13 @@ def test_100_a_tenant_cannot_write_a_row_in_the_name_of_another_organization(fil
 
 
 @pytest.mark.postgres
+@pytest.mark.parametrize("statement", ["UPDATE price_books SET name = 'mine'", "DELETE FROM book_prices"])
+def test_100_a_tenant_cannot_change_prices_that_all_have(filled: Database, statement: str) -> None:
+    with pytest.raises(ProgrammingError, match="permission denied"), filled.tenant(ORGANIZATION) as tx:
+        tx.connection.execute(sa.text(statement))
+
+
+@pytest.mark.postgres
 @pytest.mark.parametrize("name", sorted(PLATFORM_TABLES - {*row_security.SHARED}))
 def test_100_a_tenant_cannot_read_tables_of_the_platform(filled: Database, name: str) -> None:
     with pytest.raises(ProgrammingError, match="permission denied"), filled.tenant(ORGANIZATION) as tx:
@@ -154,6 +161,7 @@ def test_what_must_be_unique_among_all_organizations_is_looked_for_among_all(fil
         "CREATE POLICY more ON projects USING (true)",
         "GRANT SELECT ON nodes TO tollway_tenant",
         "CREATE TABLE forgotten (organization_id text)",
+        "ALTER POLICY rows_of_owner ON projects TO tollway_platform",
         "GRANT EXECUTE ON FUNCTION drop_event_month(text, bigint) TO PUBLIC",
     ],
 )

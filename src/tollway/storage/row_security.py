@@ -53,9 +53,13 @@ CONDITIONS: Mapping[str, str] = {
 """Condition of the rows that are the organization's own, where a column `organization_id` alone does not say it."""
 
 READ_ONLY = frozenset(
-    {"quarantined_records", "usage_events", "usage_rollups", "ledger_accounts", "ledger_transactions", "ledger_entries", "balances"}
+    {
+        *("quarantined_records", "usage_events", "usage_rollups"),
+        *("ledger_accounts", "ledger_transactions", "ledger_entries", "balances"),
+        *("price_books", "book_prices"),
+    }
 )
-"""Tables of which an organization sees its own rows, and writes none."""
+"""Tables of which an organization sees its own rows (and general ones), and writes none."""
 
 SHARED: Mapping[str, tuple[str, ...]] = {
     "alembic_version": (),
@@ -78,6 +82,9 @@ SHARED_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "lost_declarations": ("declared_at", "epoch", "node_id"),
 }
 """Columns that it may read of tables whose rows may be about other organizations, in order of their names."""
+
+OWNER = "CURRENT_USER"
+"""Stands for the role that owns a table, in its policies."""
 
 SEE = "see Roles of PostgreSQL in docs/deployment.md"
 
@@ -104,7 +111,7 @@ class TableAccess:
         return {
             f"rows_of_tenant_{digest}": (TENANT_ROLE, self.condition),
             "rows_of_platform": (PLATFORM_ROLE, "true"),
-            "rows_of_owner": ("CURRENT_USER", "true"),
+            "rows_of_owner": (OWNER, "true"),
         }
 
 
@@ -125,6 +132,9 @@ _TABLES = sa.text(
     "SELECT cls.relname AS name, cls.relrowsecurity AND cls.relforcerowsecurity AS is_forced,"
     " EXISTS (SELECT 1 FROM pg_attribute WHERE attrelid = cls.oid AND attname = :column AND NOT attisdropped) AS has_organization,"
     " ARRAY(SELECT polname::text FROM pg_policy WHERE polrelid = cls.oid ORDER BY polname) AS policies,"
+    " quote_ident(pg_get_userbyid(cls.relowner)) AS owner,"
+    " NOT EXISTS (SELECT 1 FROM pg_policy WHERE polrelid = cls.oid AND polname = 'rows_of_owner'"
+    "  AND polroles <> ARRAY[cls.relowner]) AS is_of_owner,"
     " ARRAY(SELECT DISTINCT granted.privilege_type::text FROM aclexplode(cls.relacl) AS granted JOIN pg_roles ON pg_roles.oid = grantee"
     "  WHERE rolname = :platform ORDER BY 1) AS platform,"
     " ARRAY(SELECT DISTINCT granted.privilege_type::text FROM aclexplode(cls.relacl) AS granted JOIN pg_roles ON pg_roles.oid = grantee"
@@ -167,10 +177,12 @@ def find_gaps(connection: sa.Connection) -> list[Gap]:
 def _mend(row: sa.Row[tuple[object, ...]]) -> Iterator[str]:
     # Partitions of events are reached through their table, whose policies count; only the platform uses them by name.
     wanted = TableAccess(None, ()) if row.name.startswith("usage_events_") else access_to(row.name, has_organization=row.has_organization)
-    if sorted(wanted.policies) != sorted(row.policies) or row.is_forced != bool(wanted.policies):
+    # Tables that were handed over keep the policy of their former owner: without its own, a migration would find no rows.
+    if sorted(wanted.policies) != sorted(row.policies) or row.is_forced != bool(wanted.policies) or not row.is_of_owner:
         yield from (f"DROP POLICY {policy} ON {row.name}" for policy in row.policies)
         for name, (role, condition) in wanted.policies.items():
-            yield f"CREATE POLICY {name} ON {row.name} TO {role} USING ({condition}) WITH CHECK ({condition})"
+            to = row.owner if role == OWNER else role
+            yield f"CREATE POLICY {name} ON {row.name} TO {to} USING ({condition}) WITH CHECK ({condition})"
         for verb in ("ENABLE", "FORCE") if wanted.policies else ("NO FORCE", "DISABLE"):
             yield f"ALTER TABLE {row.name} {verb} ROW LEVEL SECURITY"
     if tuple(row.platform) != WRITE:
