@@ -446,3 +446,16 @@ async def test_keys_of_an_issuer_that_was_replaced_meanwhile_are_not_stored(
     assert await federation.refresh_keys(database, database, [asked], lambda: now) == []
     with database.tenant(alice.organization_id, write=False) as tx:
         assert [key.kid for key in federation.get_provider(tx, ci.provider["id"]).keys] == ["k1"]
+
+
+def test_change_while_keys_are_fetched_is_not_undone(control: Running, alice: TenantSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    ci = make_federation(control, alice, "https://disabled.example")
+    path = f"{PROVIDERS}/{ci.provider['id']}"
+
+    def disable_meanwhile(*_: object) -> Any:
+        answered(ci.admin.post(path, json={"enabled": False}))
+        return (signer.jwk,)
+
+    monkeypatch.setattr(issuer_keys, "fetch_now", disable_meanwhile)
+    refused(ci.admin.post(path, json={"name": "x", "verification": {"type": "discovery"}}), 409, "conflict")
+    assert answered(ci.admin.get(path))["enabled"] is False

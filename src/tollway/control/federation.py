@@ -75,6 +75,19 @@ def put_provider(tx: TenantTx, provider: IdentityProvider, now: int, *, is_new: 
     return publish.publish(tx, IssuerEntry, [provider.id], now)
 
 
+def change_provider(tx: TenantTx, before: IdentityProvider, changed: IdentityProvider, now: int) -> int:
+    """Store another state of an identity provider that was `before`. Return the version of the snapshot that says so. Raises
+    RESOURCE_UNKNOWN; STATE_CONFLICT if somebody else changed it meanwhile, and as `put_provider` does. Keys that are not changed are left
+    as they were fetched meanwhile."""
+    publish.lock(tx)
+    stored = get_provider(tx, before.id)
+    if replace(stored, keys=before.keys, fetched_at=before.fetched_at) != before:
+        raise Fault(STATE_CONFLICT, message="The identity provider was changed meanwhile. Try again.")
+    if (changed.keys, changed.fetched_at) == (before.keys, before.fetched_at):
+        changed = replace(changed, keys=stored.keys, fetched_at=stored.fetched_at)
+    return put_provider(tx, changed, now, is_new=False)
+
+
 def get_provider(tx: TenantTx, provider_id: str) -> IdentityProvider:
     """Return an identity provider. Raises RESOURCE_UNKNOWN."""
     provider = storage.find_provider(tx, provider_id) if ids.is_id(ids.IDENTITY_PROVIDER, provider_id) else None

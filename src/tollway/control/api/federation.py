@@ -308,8 +308,7 @@ def update_provider(caller: Writer, plane: Plane, workload_identity_provider_id:
         verification = Discovery(type="discovery", discovery_url=before.discovery_url)
     changed = _with_keys(changed, verification, now)
     with plane.database.tenant(caller.organization_id) as tx:
-        federation.get_provider(tx, workload_identity_provider_id)
-        federation.put_provider(tx, changed, now, is_new=False)
+        federation.change_provider(tx, before, changed, now)
     return _provider_out(changed)
 
 
