@@ -365,9 +365,20 @@ def fetch(issuer: str) -> tuple[str, ...]:
     return asyncio.run(run())
 
 
-def test_99_connected_address_is_examined_before_a_byte_is_sent() -> None:
-    with issuing({}) as address, pytest.raises(KeysUnavailable, match="not public"):
+def test_99_connected_address_is_examined_before_a_byte_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve_otherwise(_url: str) -> None:
+        """The name had a public address when it was looked up before the connection."""
+
+    monkeypatch.setattr(issuer_keys, "_require_public", resolve_otherwise)
+    with issuing({}) as address, pytest.raises(KeysUnavailable, match="cannot be reached"):
         fetch(address)
+
+
+def test_99_open_and_closed_ports_of_a_private_network_are_refused_alike() -> None:
+    with issuing({}) as address:
+        for url in (address, "http://127.0.0.1:9", "http://localhost:9"):
+            with pytest.raises(KeysUnavailable, match="its address is not public"):
+                fetch(url)
 
 
 def test_keys_are_read_from_the_metadata_of_the_issuer_and_of_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

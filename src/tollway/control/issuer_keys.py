@@ -1,12 +1,14 @@
 """Fetch the public keys of organizations' issuers (OpenID Connect Discovery 1.0, section 4; RFC 7517).
 
-Tenants name the addresses, so every connection is examined: HTTPS, to a public address that is checked on the connected socket, because a
-name may resolve to another address than before; no redirect is followed, and the size and the time of an answer are bounded. Keys that were
-fetched stay in force while their issuer cannot be reached.
+Tenants name the addresses, so every connection is examined: HTTPS, to a public address. It is checked before the connection, so that
+nobody learns which ports of a private network are open, and on the connected socket, because a name may resolve to another address than
+before. No redirect is followed, and the size and the time of an answer are bounded. Keys that were fetched stay in force while their issuer
+cannot be reached.
 """
 
 import asyncio
 import ipaddress
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -111,11 +113,20 @@ async def _examine_peer(event: str, details: Mapping[str, Any]) -> None:
             raise _PrivatePeer
 
 
+async def _require_public(url: str) -> None:
+    """Raise KeysUnavailable unless a host's name has public addresses alone; OSError if it has none."""
+    parts = urlsplit(url)
+    found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
+    if not all(is_public(ipaddress.ip_address(str(peer[0]).partition("%")[0])) for *_, peer in found):
+        raise KeysUnavailable("its address is not public")
+
+
 async def _read(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
     """Return the JSON object at an address. Raises KeysUnavailable."""
     body = bytearray()
     headers = {"accept": "application/json", "accept-encoding": "identity"}
     try:
+        await _require_public(url)
         async with client.stream("GET", url, headers=headers, extensions={"trace": _examine_peer}) as answer:
             if answer.status_code != 200:
                 raise KeysUnavailable(f"it answered {answer.status_code}")
@@ -124,11 +135,9 @@ async def _read(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
                 if len(body) > DOCUMENT_BYTES_MAX:
                     raise KeysUnavailable(f"its answer has more than {DOCUMENT_BYTES_MAX} bytes")
         return bodies.parse(bytes(body))
-    except _PrivatePeer:
-        raise KeysUnavailable("its address is not public") from None
     except Fault:
         raise KeysUnavailable("its answer is not a JSON object") from None
-    except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError):
+    except (_PrivatePeer, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError):
         raise KeysUnavailable("it cannot be reached") from None
 
 
