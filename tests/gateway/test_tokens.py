@@ -209,6 +209,21 @@ async def test_token_and_key_are_one_principal(gateway: Gateway) -> None:
         assert (caller.cache_salt, caller.budgets) == (by_key.cache_salt, by_key.budgets)
 
 
+async def test_use_of_a_token_is_noted_as_one_of_its_keys_secret(gateway: Gateway) -> None:
+    directory, now = gateway.plane.directory, gateway.clock.now_us()
+    token = ed25519.token(gateway.ours(), typ="at+jwt").encode()
+    digest = hashlib.sha256(token).digest()
+    of_key = keys.shorten_digest(keys.digest(PEPPER, KEY.encode()))
+    for number, find in enumerate(
+        (lambda at: directory.find_token_caller(digest, token, at), lambda at: directory.find_caller(digest, at))
+    ):
+        for at in (now + 2 * number * directories.USE_US, now + (2 * number + 1) * directories.USE_US):
+            assert find(at) is not None
+            assert [(use.key_id, use.digest, use.used_at) for use in directory.take_uses()] == [(KEY_ID, of_key, at)]
+            assert find(at + 1) is not None
+            assert directory.take_uses() == []
+
+
 async def test_log_line_of_a_token_names_the_key(gateway: Gateway) -> None:
     token = ed25519.token(gateway.ours(), typ="at+jwt")
     assert [(await gateway.ask(credential)).status for credential in (KEY, token)] == [SERVED] * 2

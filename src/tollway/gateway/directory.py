@@ -131,6 +131,8 @@ class Directory:
         """
         token_caller = self._callers.get(digest)
         if token_caller is not None and (token_caller.expires_at is None or token_caller.expires_at > now_us):
+            if now_us >= token_caller.use_due_at:
+                self._note_use(token_caller, digest, now_us)
             return token_caller
         verified = self._tokens.get(digest)
         if verified is None:
@@ -148,8 +150,8 @@ class Directory:
         if key is None or (key.expires_at is not None and key.expires_at <= now_us):
             return None
         caller = self._compile_caller(key, digest, verified)
-        if caller is not None and not key.previous_digest:  # a token does not say which of two secrets it was made with
-            self._note_use(caller, key.digest, now_us)
+        if caller is not None:
+            self._note_use(caller, digest, now_us)
         return caller
 
     def _forget_token(self, digest: bytes) -> None:
@@ -189,6 +191,12 @@ class Directory:
         return True
 
     def _note_use(self, caller: Caller, digest: bytes, now_us: int) -> None:
+        if caller.principal.kind is PrincipalKind.TOKEN:
+            caller.use_due_at = now_us + USE_US
+            secrets = self._maps.digests.get(caller.principal.id, ())
+            if len(secrets) != 1:  # a token does not say which of two secrets it was made with
+                return
+            digest = secrets[0]
         if len(self._uses) < USES_NOTED_MAX or digest in self._uses:
             self._uses[digest] = SecretUse(caller.principal.id, shorten_digest(digest), now_us)
             caller.use_due_at = now_us + USE_US
