@@ -470,3 +470,11 @@ def test_change_while_keys_are_fetched_is_not_undone(control: Running, alice: Te
     monkeypatch.setattr(issuer_keys, "fetch_now", disable_meanwhile)
     refused(ci.admin.post(path, json={"name": "x", "verification": {"type": "discovery"}}), 409, "conflict")
     assert answered(ci.admin.get(path))["enabled"] is False
+
+
+def test_bound_on_the_key_of_a_rule_outlives_a_change_of_the_rules_name(control: Running, alice: TenantSetup) -> None:
+    ci = make_federation(control, alice, "https://bounded.example")
+    path = f"/v1/organization/projects/{alice.project_id}/api_keys/{ci.rule['api_key_id']}"
+    answered(ci.admin.post(path, json={"endpoints": ["embeddings"]}))
+    answered(ci.admin.post(f"{ci.rules}/{ci.rule['id']}", json={"name": "x"}))
+    assert answered(ci.admin.get(path))["endpoints"] == ["embeddings"]

@@ -161,14 +161,16 @@ def list_rules(tx: TenantTx, provider_id: str, service_account_id: str | None, w
 
 
 def change_rule(tx: TenantTx, rule: ProviderRule, now: int) -> ProviderRule:
-    """Store another state of a rule, and of the bound on its key's endpoints. Raises PARAMETER_INVALID; STATE_CONFLICT where its key was
-    revoked."""
+    """Store another state of a rule, and where it names other endpoints than before, of the bound on its key's: one that was set on the key
+    itself stays otherwise. Raises PARAMETER_INVALID; STATE_CONFLICT where its key was revoked. Take `publish.lock` before the rule is
+    read, so that no other change is undone."""
     publish.lock(tx)
+    before = get_rule(tx, rule.provider_id, rule.id)
     _check_matchers(rule)
     key = stored_keys.find_project_key(tx, rule.project_id, rule.key_id)
     if key is None:
         raise Fault(STATE_CONFLICT, message="The key of the rule was revoked. Delete the rule and make another one.")
-    if key.endpoints != rule.endpoints:
+    if rule.endpoints != before.endpoints:
         stored_keys.update_key(tx, replace(key, endpoints=rule.endpoints))
         publish.publish(tx, KeyEntry, [rule.key_id], now)
     storage.put_rule(tx, rule, is_new=False)

@@ -405,6 +405,7 @@ def update_rule(
 ) -> RuleOut:
     """Change a rule. Tokens that were issued by it before stay valid until they end; delete the rule to end them at once."""
     with plane.database.tenant(caller.organization_id) as tx:
+        publish.lock(tx)
         rule = federation.get_rule(tx, workload_identity_provider_id, workload_identity_federation_rule_id)
         endpoints = rule.endpoints
         if body.permissions is not None:
