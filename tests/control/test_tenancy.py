@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from tests.control.harness import Running, TenantSetup, answered, find_token, make_tenant
+from tests.control.test_federation import make_federation
 from tests.control.test_routes import refused
 from tollway.control.api.app import create_apps
 from tollway.domain.periods import Calendar, period_id
@@ -28,6 +29,11 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/organization/admin_api_keys": {"name": "x"},
     "/v1/organization/projects/{project_id}/model_permissions": {"mode": "deny_list", "model_ids": []},
     "/v1/organization/budgets/{budget_id}/raises": {"amount": "1", "ends_at": int(time.time()) + 86_400},
+    "/v1/organization/workload_identity_providers/{workload_identity_provider_id}/federation_rules": {
+        "project_id": "proj_" + "0" * 32,
+        "service_account_id": "sa_" + "0" * 32,
+        "attribute_matchers": {"sub": "x"},
+    },
     "/v1/organization/users/{user_id}": {"role": "reader"},
     "/v1/organization/users/{user_id}/roles": {"role_id": "role_viewer"},
     "/v1/organization/projects/{project_id}/users": {"user_id": "user_" + "0" * 32, "role": "member"},
@@ -60,9 +66,10 @@ class TestAnotherTenantsIds:
             "budget_id": add_budget(control, bob),
             "alert_id": add_spend_alert(control, bob),
             **add_people(control, bob),
+            **add_federation(control, bob),
         }
         assert answered(control.client(bob.admin_key).get(f"/v1/organization/periods/{theirs['period_id']}"))["state"] == "open"
-        hers = add_people(control, alice)
+        hers = add_people(control, alice) | add_federation(control, alice)
         tried = 0
         for route in create_apps(control.plane)[0].routes:
             path: str = getattr(route, "path", "")
@@ -330,6 +337,12 @@ def foreign_to_none(theirs: dict[str, str], tenant: TenantSetup) -> Callable[[re
     """Return what replaces each id of another tenant by one that never was."""
     foreign = {*theirs.values(), tenant.project_id}
     return lambda found: f"{found.group(1)}_{'0' * 32}" if found.group(0) in foreign else found.group(0)
+
+
+def add_federation(control: Running, tenant: TenantSetup) -> dict[str, str]:
+    """Return ids of an identity provider and of a rule of an organization."""
+    made = make_federation(control, tenant, issuer=f"https://issuer-{time.monotonic_ns()}.example")
+    return {"workload_identity_provider_id": made.provider["id"], "workload_identity_federation_rule_id": made.rule["id"]}
 
 
 def add_people(control: Running, tenant: TenantSetup) -> dict[str, str]:

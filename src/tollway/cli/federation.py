@@ -18,9 +18,7 @@ Rule = Annotated[str, typer.Argument(metavar="RULE_ID", help="Id, as `tollway fe
 Claims = Annotated[
     list[str], typer.Option("--claim", metavar="NAME=VALUE", help="What a claim must be (repeatable); sub=PREFIX* is a prefix.")
 ]
-Endpoints = Annotated[
-    list[str] | None, typer.Option("--endpoint", metavar="ENDPOINT", help="Endpoint that tokens may call (repeatable); all if left out.")
-]
+Endpoints = Annotated[list[str] | None, typer.Option("--endpoint", help="Endpoint that tokens may call (repeatable); all if left out.")]
 KeysFile = Annotated[
     Path | None, typer.Option("--keys-file", help="A JSON Web Key Set with the issuer's keys; fetched from the issuer if left out.")
 ]
@@ -116,7 +114,7 @@ def rules(
 @app.command("create-rule")
 def create_rule(
     provider: Provider,
-    account: Annotated[str, typer.Option("--service-account", metavar="ACCOUNT", help="Name or id of the account that tokens stand for.")],
+    account: Annotated[str, typer.Option("--service-account", metavar="NAME|ID", help="Name or id of the account that tokens stand for.")],
     claims: Claims,
     endpoints: Endpoints = None,
     project: Project = None,

@@ -171,9 +171,12 @@ def show_tiers(
 @app.command("set-tiers")
 def set_tiers(
     project: ProjectArgument,
-    default: Annotated[str | None, typer.Option(metavar="TIER", help="Tier of requests that ask for none: standard or fast.")] = None,
+    default: Annotated[
+        str | None, typer.Option("--default-tier", metavar="TIER", help="Tier of requests that ask for none: standard or fast.")
+    ] = None,
     enable: Annotated[
-        list[str] | None, typer.Option(metavar="TIER", help="Tier beside the standard one: flex or fast, all or none. Repeatable.")
+        list[str] | None,
+        typer.Option("--enable-tier", metavar="TIER", help="Tier beside the standard one: flex or fast, all or none. Repeatable."),
     ] = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,

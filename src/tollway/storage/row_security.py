@@ -42,6 +42,10 @@ CONDITIONS: Mapping[str, str] = {
     "balances": f"EXISTS (SELECT 1 FROM ledger_accounts AS parent WHERE parent.id = account_id AND parent.owner = {OWN})",
     "ledger_entries": "EXISTS (SELECT 1 FROM ledger_transactions AS parent WHERE parent.id = transaction_id)",
     "period_blocks": "EXISTS (SELECT 1 FROM billing_periods AS parent WHERE parent.id = period_id)",
+    "quarantine_resolutions": "EXISTS (SELECT 1 FROM quarantined_records AS parent WHERE (parent.node_id, parent.epoch, parent.seq)"
+    " = (quarantine_resolutions.node_id, quarantine_resolutions.epoch, quarantine_resolutions.seq))",
+    "write_off_requests": "EXISTS (SELECT 1 FROM quarantined_records AS parent WHERE (parent.node_id, parent.epoch, parent.seq)"
+    " = (write_off_requests.node_id, write_off_requests.epoch, write_off_requests.seq))",
     "adjustment_approvals": "EXISTS (SELECT 1 FROM usage_adjustments AS parent WHERE parent.id = adjustment_id)",
     "budget_windows": "EXISTS (SELECT 1 FROM budgets AS parent WHERE parent.id = budget_id)",
     "budget_leases": "EXISTS (SELECT 1 FROM budgets AS parent WHERE parent.id = budget_id)",
@@ -54,7 +58,7 @@ CONDITIONS: Mapping[str, str] = {
 
 READ_ONLY = frozenset(
     {
-        *("quarantined_records", "usage_events", "usage_rollups"),
+        *("quarantined_records", "quarantine_resolutions", "write_off_requests", "usage_events", "usage_rollups"),
         *("ledger_accounts", "ledger_transactions", "ledger_entries", "balances"),
         *("price_books", "book_prices"),
     }
