@@ -36,8 +36,8 @@ RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 1.0, 30.0
 _GAP_PART = 8
 """Part by which the mean time between two places follows the last one."""
 _DEVIATIONS = 2.5
-"""Margin for the wait of a request, in standard deviations. Places come free at random: the wait for the k-th has the mean of k gaps and the
-deviation of sqrt(k) gaps (an Erlang distribution), so that fewer than one in a hundred of those who are let in wait in vain."""
+"""Margin for the wait of a request, in standard deviations. Places come free at random: the wait for the k-th has the mean of k gaps and
+the deviation of sqrt(k) gaps (an Erlang distribution), so that fewer than one in a hundred of those who are let in wait in vain."""
 
 
 class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
