@@ -22,7 +22,7 @@ PLATFORM_TABLES = {
     "models", "deployments", "plans", "plan_limits",  # the catalog
     "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "refused_epochs", "epochs", "job_leases",  # gateways and jobs
     "token_signing_keys", "used_assertions",  # of control
-    "idempotency_keys", "removed_months", "event_conflicts", "quarantine_resolutions", "write_off_requests",  # of records and requests
+    "idempotency_keys", "removed_months", "event_conflicts",  # of records and requests
     "lost_requests", "lost_decisions", "lost_declarations", "price_drafts",  # operators' decisions
     "engine_readings", "engine_hours", "engine_members", "engine_usage",  # what engines counted
 }  # fmt: skip
