@@ -82,7 +82,6 @@ def test_apply_plans_then_does_then_has_nothing_left_to_do(serving: Running, tmp
     assert do(serving, "apply", "-f", str(path)).splitlines() == [
         "~ price meta/llama / EUR",
         "    input: 0.27 -> 0.25",
-        "    cached_input: 0.27 -> 0.25",
         "~ organization acme",
         "    time_zone: Europe/Berlin -> Europe/Lisbon",
         "~ limits acme",

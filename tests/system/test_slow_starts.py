@@ -43,7 +43,7 @@ def test_demo_on_a_small_disk_says_what_it_waits_for(tmp_path: Path) -> None:
             while "space for the spool" not in said.read_text():
                 assert process.poll() is None and time.monotonic() < deadline, said.read_text()
                 time.sleep(0.05)
-            assert f"{small}/data/gateway/spool: it needs 69 MiB" in said.read_text()
+            assert f"{small}/data/gateway/spool: it needs 73 MiB" in said.read_text()
             assert "choose another --data-dir" in said.read_text()
         finally:
             process.terminate()

@@ -147,7 +147,8 @@ def _plan_price(
         before = there.get(tier)
         old, new = {} if before is None else before.to_pico(), units.to_pico()
         if old != new:
-            fields = {name: (_price(name, old.get(name)), _price(name, new[name])) for name in new if old.get(name) != new[name]}
+            changed = [name for name in new if old.get(name) != new[name] and not _follows(name, old, new)]
+            fields = {name: (_price(name, old.get(name)), _price(name, new[name])) for name in changed}
             given = {name: value for name, value in _given(units).items() if name != "tiers"}
             where = place if tier is ServiceTier.STANDARD else (*place, str(tier))
             yield PlannedChange(what, where, before is None, fields, {**body, "tier": str(tier), **given})
@@ -189,6 +190,12 @@ def _plan_terms(name: str, current: TermsFile | UnsetType, wanted: TermsFile | U
 def _amount(text: str | None) -> str | None:
     """Return a sum of money in its one form."""
     return None if text is None else format_amount(parse_sum(text))
+
+
+def _follows(name: str, old: Mapping[str, int], new: Mapping[str, int]) -> bool:
+    """Return whether a class costs what another one costs, before and after: it need not be shown beside that one."""
+    leader = ROWS[BillingClass(name)].price_of
+    return leader is not None and bool(old) and all(prices.get(name) == prices.get(leader) for prices in (old, new))
 
 
 def _price(name: str, pico: int | None) -> str | None:
