@@ -150,8 +150,8 @@ class Upstream:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def listening(self, tls: ssl.SSLContext | None = None) -> AsyncIterator["Upstream"]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 24, ssl=tls)
+    async def listening(self, tls: ssl.SSLContext | None = None, port: int = 0) -> AsyncIterator["Upstream"]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", port, limit=1 << 24, ssl=tls)
         port = server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}" if tls is None else f"https://localhost:{port}"
         try:

@@ -123,18 +123,24 @@ class ApiServer:
         self.lists = self.watches = 0
         self.asked: list[str] = []
         self._writers: list[asyncio.StreamWriter] = []
+        self._connections: list[asyncio.StreamWriter] = []
         self.status = 200
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[str]:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._connections.clear()
         try:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         finally:
             server.close()
             self.end_watches()
+            for connection in self._connections:
+                connection.close()
+                await connection.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.append(writer)
         try:
             while True:
                 target = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()

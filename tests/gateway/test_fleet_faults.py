@@ -96,13 +96,9 @@ async def test_deployment_that_was_killed_is_avoided_and_used_again_once_it_list
         running = await stack.enter_async_context(gateway({"m": served}, bounds=BOUNDS))
         for _ in range(12):
             assert (await post(running.port, streamed())).text == "other"
-        server = await asyncio.start_server(first._serve, "127.0.0.1", port)
-        try:
-            async with asyncio.timeout(20):
-                while (await post(running.port, streamed())).text != "first":
-                    pass
-        finally:
-            server.close()
+        async with first.listening(port=port), asyncio.timeout(20):
+            while (await post(running.port, streamed())).text != "first":
+                pass
         await until(lambda: not running.plane.active.exchanges)
         assert msgspec.json.decode(first.asked[0].body)["messages"] == chat()["messages"]
         assert {final.outcome for final in running.sink.finals} == {Outcome.COMPLETED}

@@ -12,6 +12,7 @@ async def test_requests_for_tokens_leave_the_gateway_most_of_its_share_at_contro
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal running, most
+        writers.append(writer)
         while (await reader.readline()).startswith(b"POST"):
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]))
@@ -23,8 +24,8 @@ async def test_requests_for_tokens_leave_the_gateway_most_of_its_share_at_contro
             body = b'{"status":200,"body":"{}"}'
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
             await writer.drain()
-        writer.close()
 
+    writers: list[asyncio.StreamWriter] = []
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     requests = TokenRequests(control_link_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", node_key="tw_node_x")
     try:
@@ -37,6 +38,9 @@ async def test_requests_for_tokens_leave_the_gateway_most_of_its_share_at_contro
     finally:
         await requests.close()
         server.close()
+        for writer in writers:
+            writer.close()
+            await writer.wait_closed()
     assert most == CONNECTIONS_MAX
     own, processes = 4, 2  # connections of a gateway's own calls, while one process takes over from the other
     assert processes * (own + CONNECTIONS_MAX) <= NODE_REQUESTS_MAX
