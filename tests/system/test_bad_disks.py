@@ -51,7 +51,9 @@ class Disk:
                 assert error.errno == errno.ENOSPC
 
     def mend_device(self) -> None:
+        """Let the device store again. The kernel may have stopped writing by then, if what it missed was its own."""
         self.image.with_name("filler").unlink()
+        self.remount("rw")
 
     def mount(self) -> None:
         mounted = call("mount", "-o", "loop,errors=remount-ro", str(self.image), str(self.place))
