@@ -102,8 +102,9 @@ class Store:
         self.world.note("the store of counters has lost its contents")
 
     def find_held(self, node: str) -> int:
-        """Return what all owners of one gateway's run hold."""
-        return sum(units for _, cell in self.model.counters() for owner, units in cell.held.items() if owner.startswith(f"{node}."))
+        """Return what all owners of one gateway's run hold. An owner whose lease has ended holds nothing: the next call drops it."""
+        owners = {owner for owner, ends_at in self.model.leases.items() if owner.startswith(f"{node}.") and ends_at > self.now_us()}
+        return sum(units for _, cell in self.model.counters() for owner, units in cell.held.items() if owner in owners)
 
 
 class StoreLink:
