@@ -19,7 +19,7 @@ RUN python3 -m venv /build \
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY scripts/native.py scripts/
 COPY src src
-# 1: the hot modules compiled, about a third less CPU a request. 0: the same source as plain Python.
+# 1: the hot modules compiled, about a third fewer instructions a request. 0: the same source as plain Python.
 ARG NATIVE_CODE=1
 RUN TOLLWAY_NATIVE=${NATIVE_CODE} /build/bin/python -m hatchling build -t wheel \
     && /opt/tollway/bin/python -m pip install --no-cache-dir --no-deps dist/*.whl \

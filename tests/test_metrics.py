@@ -11,6 +11,8 @@ from tollway.metric_table import CONTROL_METRICS, GATEWAY_METRICS, Kind, find_me
 from tollway.telemetry import Metrics, UpstreamState
 
 ROOT = Path(__file__).parents[1]
+DATABASE_ROLES = {"tollway_owner", "tollway_platform", "tollway_tenant"}
+"""Names in pages that are no metrics."""
 TABLE = ROOT / "src" / "tollway" / "metric_table.py"
 
 
@@ -71,6 +73,14 @@ def test_names_end_as_their_kind_demands() -> None:
         assert row.text.endswith("."), row.name
         if row.kind is Kind.HISTOGRAM:
             assert row.name.endswith("_seconds")
+
+
+def test_pages_name_metrics_as_they_are_shown() -> None:
+    rows = (*GATEWAY_METRICS, *CONTROL_METRICS)
+    shown = {row.exposed_name for row in rows} | {f"{row.name}_bucket" for row in rows if row.kind is Kind.HISTOGRAM}
+    for page in (ROOT / "docs").glob("*.md"):
+        named = set(re.findall(r"`(tollway_\w+)`", page.read_text()))
+        assert named - DATABASE_ROLES <= shown, page.name
 
 
 def test_prometheus_finds_nothing_to_complain_about(promtool: str) -> None:
