@@ -741,7 +741,7 @@ async def _attempt(
     pieces: Sequence[bytes] = ()
     if call.request.upload is not None:
         pieces = await _compose_upload(call, call.request.upload, deployment, translation, compose, driver)
-        now = time.monotonic()
+        now = _monotonic()
     fresh = before is not None and before.kind is faults.UPSTREAM_STALE
     connection = None if fresh else upstream.take_idle(now)
     if connection is None:
