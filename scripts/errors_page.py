@@ -170,6 +170,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         ),
         "upstream_cut": ("The engine broke its answer off.", "Try again; what a stream had delivered is billed."),
         "upstream_invalid": ("What the engine answered is not an answer of this API.", "Try again. Operators: is the engine's kind right?"),
+        "deadline_exceeded": (
+            "The time passed that the client gave the request (`x-request-timeout`, or the timeout that its SDK sends).",
+            "Allow more time, ask for less output, or stream. What an engine had reported until then is billed, as if the client had left.",
+        ),
         "upstream_timeout": (
             "The engine did not begin in time, fell silent, or the whole request took too long (`gateway.relay`).",
             "Ask for less output, or stream. Operators: the deadlines are settings.",

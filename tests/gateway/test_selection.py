@@ -2,6 +2,7 @@
 
 import random
 import time
+from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 import msgspec
@@ -196,6 +197,17 @@ async def test_different_weights_are_shares_of_the_traffic_whatever_its_prefixes
         for _ in range(80):
             assert (await post(running.port, chat(prompt_cache_key="one session"))).status == 200
         assert 4 <= len(canary.asked) <= 40, "a quarter, give or take four standard deviations"
+
+
+async def test_requests_of_a_session_header_stay_with_one_deployment() -> None:
+    engines = [Upstream([whole(completion())]) for _ in range(4)]
+    async with AsyncExitStack() as stack:
+        for engine in engines:
+            await stack.enter_async_context(engine.listening())
+        running = await stack.enter_async_context(gateway({"m": Served([engine.url for engine in engines], one_tier=True)}))
+        for _ in range(ANCHOR_REQUESTS_MIN):
+            assert (await post(running.port, chat(), x_session_id="one session")).status == 200
+        assert sorted(len(engine.asked) for engine in engines) == [0, 0, 0, ANCHOR_REQUESTS_MIN]
 
 
 def share_of(chosen: list[int], index: int) -> float:

@@ -148,6 +148,9 @@ BUDGET_UNAVAILABLE = FaultKind(
 COST_EXCEEDED = _client("max_cost_exceeded", 400, "The request may cost more than it allows.")
 
 # Upstreams.
+DEADLINE_EXCEEDED = FaultKind(
+    code="deadline_exceeded", status=504, blame=_T, message="The time that the request allows itself has passed.", type=_SERVER
+)
 MODEL_OVERLOADED = FaultKind(code="model_overloaded", status=503, blame=_P, message="All servers of this model are busy.", type=_SERVER)
 UPSTREAM_NONE = FaultKind(code="no_upstream", status=503, blame=_U, message="No upstream is available for this model.", type=_SERVER)
 REGION_UNSERVED = FaultKind(

@@ -204,5 +204,7 @@ def _outcome(error: BaseException | None) -> tuple[Outcome, str | None]:
     if isinstance(error, ClientGone):
         return Outcome.CLIENT_CANCELLED, None
     if isinstance(error, Fault):
+        if error.kind is faults.DEADLINE_EXCEEDED:  # the client's own: as if it had left
+            return Outcome.CLIENT_CANCELLED, error.kind.code
         return (Outcome.TIMEOUT if error.kind in _TIMEOUTS else Outcome.UPSTREAM_ERROR), error.kind.code
     return Outcome.UPSTREAM_ERROR, faults.INTERNAL.code

@@ -18,6 +18,7 @@ from tollway.gateway.authorize import authorize
 from tollway.gateway.budget_fallback import FALLBACK_HEADER, reserve_or_fall_back
 from tollway.gateway.budgets import BudgetHold, read_max_cost
 from tollway.gateway.buffers import BufferHold
+from tollway.gateway.deadlines import read_timeout, require_time
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.fallback import fall_back
 from tollway.gateway.limit import charge_upload, limit, limit_shared
@@ -27,7 +28,7 @@ from tollway.gateway.plane import Plane
 from tollway.gateway.ports import AnswerStore, Client
 from tollway.gateway.refusals import refuse
 from tollway.gateway.relay import relay
-from tollway.gateway.request import Call, Caller, ClientGone, Request, RequestHead
+from tollway.gateway.request import INFINITE, Call, Caller, ClientGone, Request, RequestHead
 from tollway.gateway.route import route
 from tollway.gateway.shedding import RETRY_SECONDS, Shedder
 from tollway.gateway.uploads import Upload
@@ -86,6 +87,8 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             if hold is None and (call.budgets or request.head.max_cost is not None):
                 hold = plane.budgets.reserve(call, call.budgets, read_max_cost(request.head))
                 await hold.waiter
+            if request.head.timeout_seconds < INFINITE:
+                require_time(request, time.monotonic())
             candidates = route(call, plane.upstreams, request.started, plane.random)
             if candidates[0].running >= candidates[0].limit:
                 candidates = await plane.queues.wait(call, driver)
@@ -126,11 +129,14 @@ def read_head(headers: dict[bytes, bytes], endpoint: Endpoint, address: str) -> 
     client_request_id = id.group().decode() if id else ""
     trace = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
     if trace is None:
-        return RequestHead(endpoint, headers, "", client_request_id, address=address)
-    state = headers.get(b"tracestate", b"")
-    tracestate = state if _TRACESTATE.fullmatch(state) else b""
-    flags = f"{int(trace.group(2), 16) & _TRACE_FLAGS:02x}"
-    return RequestHead(endpoint, headers, trace.group(1).decode(), client_request_id, flags, tracestate, address)
+        head = RequestHead(endpoint, headers, "", client_request_id, address=address)
+    else:
+        state = headers.get(b"tracestate", b"")
+        tracestate = state if _TRACESTATE.fullmatch(state) else b""
+        flags = f"{int(trace.group(2), 16) & _TRACE_FLAGS:02x}"
+        head = RequestHead(endpoint, headers, trace.group(1).decode(), client_request_id, flags, tracestate, address)
+    read_timeout(head)
+    return head
 
 
 def new_id(plane: Plane) -> str:

@@ -38,7 +38,7 @@ from tollway.gateway.dialects.engine_usage import cap_to_delivered
 from tollway.gateway.driver import OVER, CoroutineDriver, Waiter
 from tollway.gateway.meter import UsageRecord
 from tollway.gateway.ports import Client, OutputHold
-from tollway.gateway.request import Call, Permit
+from tollway.gateway.request import INFINITE, Call, Permit
 from tollway.gateway.uploads import Upload
 from tollway.gateway.upstreams.connection import Pool, UpstreamAnswer, UpstreamConnection
 from tollway.gateway.upstreams.upstream import Upstream, find_attempt_id
@@ -139,6 +139,7 @@ class Exchange:
         "_checkpointed",
         "_client",
         "_connection",
+        "_deadline",
         "_driver",
         "_events",
         "_fault",
@@ -193,6 +194,8 @@ class Exchange:
         self._withheld: tuple[bytes, Iterator[bytes]] | None = None
         self._is_client_slow = self.is_cut = False
         self.started = self._fed_at = self._sent_at = self._checkpointed = now
+        request = call.request
+        self._deadline = request.started + request.head.timeout_seconds
         self._fed = False
 
     # What the coroutine does.
@@ -228,6 +231,8 @@ class Exchange:
     def commit(self, headers: bytes) -> None:
         """Send the status line and what has gathered; from now on events leave as they come. What only another try or an irregular
         read would need is released."""
+        if not self.call.request.head.bounds_whole_answer:
+            self._deadline = INFINITE
         self.call.release()
         self._release_buffer()
         self._connection.release_parser()
@@ -560,6 +565,8 @@ class Exchange:
     def _find_timeout(self, now: float) -> FaultKind | None:
         """The deadline that has passed, if any."""
         bounds = self._bounds
+        if now >= self._deadline:
+            return faults.DEADLINE_EXCEEDED
         if now - self.started > bounds.total_seconds:
             return faults.UPSTREAM_TIMEOUT_TOTAL
         if self.stream is None:
@@ -612,8 +619,13 @@ async def relay(
     charge = permit.call.charge
     budget.earn()
     for upstream in candidates:
-        if fault is not None and not budget.spend():
-            break
+        if fault is not None:
+            request = permit.call.request
+            if _monotonic() - request.started >= request.head.timeout_seconds:
+                fault = Fault(faults.DEADLINE_EXCEEDED)
+                break
+            if not budget.spend():
+                break
         while True:
             if fault is not None:
                 metrics.retries += 1

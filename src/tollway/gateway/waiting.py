@@ -54,7 +54,8 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Place:
-    """A request that waits since `began`, with `tokens` reserved. `candidates`: the upstreams to try, once the first has a place for it."""
+    """A request that waits since `began`, with `tokens` reserved, until `deadline` at the latest. `candidates`: the upstreams to try, once
+    the first has a place for it."""
 
     __slots__ = ("began", "call", "candidates", "deadline", "driver", "tokens", "waiter")
 
@@ -73,7 +74,11 @@ class _Place:
 
     def tick(self, now: float) -> None:
         """Interrupt the request once its deadline has passed; called about twice a second."""
-        if now >= self.deadline and not self.candidates:
+        if now < self.deadline or self.candidates:
+            return
+        if now >= self.call.request.started + self.call.request.head.timeout_seconds:
+            self.driver.interrupt(Fault(faults.DEADLINE_EXCEEDED))
+        else:
             self.driver.interrupt(Fault(faults.MODEL_OVERLOADED, retry_after_seconds=RETRY_SECONDS_MIN, detail="waited in vain"))
 
 
@@ -115,7 +120,7 @@ class ModelQueue:
         if gap is None:
             is_too_far = position > running
         else:
-            is_too_far = position + _DEVIATIONS * sqrt(position) > self._bounds.wait_seconds / max(gap, 1e-9)
+            is_too_far = position + _DEVIATIONS * sqrt(position) > (place.deadline - now) / max(gap, 1e-9)
         is_too_far = is_too_far and position > 1  # the first one in the queue finds out how it is now
         ticket = Refusal.FULL if is_too_far else queue.join(key, weight, place.tokens, place)
         if not isinstance(ticket, Refusal):
@@ -203,7 +208,8 @@ class Queues:
                 del queues[empty]  # residencies change; what is learned of one is soon learned again
             queue = queues[residency] = ModelQueue(self._bounds, self._upstreams, self._metrics, self._random)
         metrics, now = self._metrics, time.monotonic()
-        place = _Place(call, driver, now, now + self._bounds.wait_seconds)
+        request = call.request
+        place = _Place(call, driver, now, min(now + self._bounds.wait_seconds, request.started + request.head.timeout_seconds))
         running = sum(each.running for each in self._upstreams.of(key[0], test=key[1]) if is_resident(each.deployment, residency))
         try:
             ticket = queue.join(place, running, now)
@@ -216,7 +222,7 @@ class Queues:
             await place.waiter
             result = "served"
         except Fault as fault:
-            result = "waited_in_vain" if fault.kind is faults.MODEL_OVERLOADED else "interrupted"
+            result = "waited_in_vain" if fault.kind in (faults.MODEL_OVERLOADED, faults.DEADLINE_EXCEEDED) else "interrupted"
             raise
         finally:
             metrics.count(metrics.queue_results, result)

@@ -28,7 +28,7 @@ from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.ports import Vault
 from tollway.gateway.prefix_routing import CANDIDATE_KINDS, Load, Selector
-from tollway.gateway.request import Request
+from tollway.gateway.request import INFINITE, Request
 from tollway.gateway.upstreams.concurrency import ConcurrencyBounds, ConcurrencyLimit
 from tollway.gateway.upstreams.connection import UpstreamConnection
 from tollway.gateway.upstreams.health import Health
@@ -136,12 +136,16 @@ class Upstream:
 
     def head(self, request: Request, dialect: Dialect, attempt: int, body_bytes: int) -> bytes:
         """Return the head of a request as it goes out, in the API `dialect`, before a body of so many bytes. Of the client's head only the
-        trace and the dialect's `forwarded_headers` are passed on. The id is a new one for each attempt, because engines take a repeated one
-        for the same request."""
+        trace, the dialect's `forwarded_headers` and what is left of its timeout are passed on. The id is a new one for each attempt,
+        because engines take a repeated one for the same request."""
         passed_on = b""
         for name in dialect.forwarded_headers:
             if name in request.headers:
                 passed_on += b"%b: %b\r\n" % (name, request.headers[name])
+        timeout_seconds = request.head.timeout_seconds
+        if timeout_seconds < INFINITE and request.head.bounds_whole_answer:
+            left_ms = int(max(request.started + timeout_seconds - time.monotonic(), 0.001) * 1000)
+            passed_on += b"x-request-timeout: %d.%03d\r\n" % (left_ms // 1000, left_ms % 1000)
         if request.head.tracestate:
             passed_on += b"tracestate: %b\r\n" % request.head.tracestate
         id = find_attempt_id(request, attempt)
