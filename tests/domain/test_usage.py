@@ -76,7 +76,9 @@ def test_each_outcome_bills_what_policy_1_says(outcome: Outcome, used: Quantitie
 
 @pytest.mark.parametrize("outcome", list(Outcome))
 @pytest.mark.parametrize("used", [NOTHING, DELIVERED])
-@pytest.mark.parametrize(("endpoint", "since"), [(Endpoint.COUNT_TOKENS, 3), (Endpoint.TOKENIZE, 4), (Endpoint.DETOKENIZE, 4)])
+@pytest.mark.parametrize(
+    ("endpoint", "since"), [(Endpoint.COUNT_TOKENS, 3), (Endpoint.TOKENIZE, 4), (Endpoint.DETOKENIZE, 4), (Endpoint.INPUT_TOKENS, 5)]
+)
 def test_endpoint_that_generates_nothing_bills_nothing_since_a_policy(
     endpoint: Endpoint, since: int, outcome: Outcome, used: Quantities
 ) -> None:

@@ -130,7 +130,7 @@ async def test_client_that_leaves_an_engine_that_reports_nothing_pays_an_estimat
     assert (final.used, final.source) == (Quantities(BODY_BYTES // 8, 0, 2), UsageSource.ESTIMATED), "nothing was learned yet"
     final, _ = await leave(script, engine, taught=whole_stream(100_000, "a"))
     assert final.source is UsageSource.ESTIMATED and 98_000 < final.used.input <= 100_000 and final.used.output == 2
-    assert final.admit.outcome_policy == OUTCOME_POLICY_CURRENT == 4 and billed(final) == final.used
+    assert final.admit.outcome_policy == OUTCOME_POLICY_CURRENT == 5 and billed(final) == final.used
 
 
 async def test_estimate_is_bounded_by_what_the_request_can_contain() -> None:

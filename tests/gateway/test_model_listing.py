@@ -6,12 +6,12 @@ import msgspec
 import openai
 import pytest
 
-from tests.gateway.harness import KEY, NARROW_KEY, OTHER_KEY, PEPPER, Answer, Gateway, Served, connect, gateway
+from tests.gateway.harness import KEY, NARROW_KEY, NOWHERE, OTHER_KEY, PEPPER, Answer, Gateway, Served, connect, gateway
 from tests.gateway.test_bounded_keys import bound
 from tests.gateway.test_test_keys import TEST_KEY, change, mark
 from tollway.domain import keys
 from tollway.domain.billing_classes import BILLING_CLASSES, UnitPrices
-from tollway.domain.catalog import Endpoint
+from tollway.domain.catalog import Endpoint, Engine
 from tollway.domain.prices import PriceTerms, PriceVersion
 from tollway.domain.usage import ServiceTier
 from tollway.gateway import model_listing
@@ -122,12 +122,12 @@ async def test_bounds_of_a_key_are_shown_to_it_alone() -> None:
 
 
 async def test_endpoints_are_those_of_the_deployments_that_the_key_reaches() -> None:
-    served = Served(["http://127.0.0.1:9", "http://127.0.0.1:9"], translated_endpoints=(Endpoint.MESSAGES,))
+    served = Served([NOWHERE, NOWHERE], engine=Engine.OPENAI, translated_endpoints=(Endpoint.MESSAGES,))
     async with gateway({"m": served}) as running:
         change(running, TEST_KEY, mark(running, 1, test=True))
         entry = mark(running, 1, test=True)
         change(running, msgspec.structs.replace(entry, deployment=msgspec.structs.replace(entry.deployment, translated_endpoints=())))
-        assert Endpoint.COUNT_TOKENS not in (await find(running))["endpoints"], "a translated API cannot count tokens"
+        assert Endpoint.COUNT_TOKENS not in (await find(running))["endpoints"], "the engine has no tokenizer of conversations"
         assert Endpoint.COUNT_TOKENS in (await find(running, key=OTHER_KEY))["endpoints"]
 
 

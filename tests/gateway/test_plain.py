@@ -86,6 +86,7 @@ PLAIN = [
     (Endpoint.MESSAGES, ["model", "messages", "max_tokens", "temperature", "stream"]),
     (Endpoint.COUNT_TOKENS, ["model", "messages"]),
     (Endpoint.RESPONSES, ["model", "input", "temperature", "stream"]),
+    (Endpoint.INPUT_TOKENS, ["model", "input"]),
     (Endpoint.RERANK, ["model", "query", "documents"]),
     (Endpoint.SCORE, ["model", "text_1", "text_2"]),
     (Endpoint.CLASSIFY, ["model", "input"]),

@@ -50,6 +50,7 @@ SDK_TYPES: dict[Endpoint, tuple[Any, ...]] = {
         anthropic_types.message_create_params.MessageCreateParamsStreaming,
     ),
     Endpoint.COUNT_TOKENS: (anthropic_types.MessageCountTokensParams,),
+    Endpoint.INPUT_TOKENS: (openai_types.responses.InputTokenCountParams,),
     Endpoint.RESPONSES: (response_params.ResponseCreateParamsNonStreaming, response_params.ResponseCreateParamsStreaming),
 }
 HEADERS = {"betas", "user_profile_id", "workspace_id"}

@@ -68,6 +68,14 @@ async def test_stream_is_relayed_to_its_last_event_with_the_public_name(running:
     assert final.used.input + final.used.cached_input == last.response.usage.input_tokens
 
 
+async def test_input_is_counted_with_the_official_sdk(client: openai.AsyncOpenAI, running: Gateway) -> None:
+    counted = await client.responses.input_tokens.count(model="public", input=INPUT, instructions="Be brief.")
+    answered = await client.responses.create(model="public", input=INPUT, instructions="Be brief.")
+    assert answered.usage is not None and counted.input_tokens == answered.usage.input_tokens
+    await running.sink.settled(2)
+    assert running.sink.finals[0].used == Quantities()
+
+
 async def test_conversation_of_items_with_calls_of_a_tool_is_accepted(running: Gateway, client: openai.AsyncOpenAI) -> None:
     items: Any = [
         {"role": "user", "content": [{"type": "input_text", "text": "What is the weather?"}]},

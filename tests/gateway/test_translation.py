@@ -162,8 +162,9 @@ async def test_request_that_cannot_be_translated_is_refused_by_the_name_of_its_f
             error = answer.json()["error"]
             assert answer.status == 400 and f"'{field}'" in error["message"], (more, answer.body)
             assert path == MESSAGES or error["param"] == field
-        counted = await post(running.port, {"model": "m", "messages": [{"role": "user", "content": "a"}]}, f"{MESSAGES}/count_tokens")
-        assert counted.status == 400 and "cannot be used" in counted.json()["error"]["message"]
+        body = {"model": "m", "messages": [{"role": "user", "content": [DOCUMENT]}]}
+        counted = await post(running.port, body, f"{MESSAGES}/count_tokens")
+        assert counted.status == 400 and "'messages[0].content[0].type'" in counted.json()["error"]["message"]
         assert running.sink.finals == [] and upstream.asked == []
 
 

@@ -36,6 +36,8 @@ class SdkEngine:
             return [whole(_embeddings(body))]
         if path.endswith(b"/count_tokens"):
             return [whole({"input_tokens": 7})]
+        if path.endswith(b"/tokenize"):
+            return [whole({"count": 7, "max_model_len": 4096, "tokens": [1, 2, 3, 4, 5, 6, 7]})]
         if path.endswith(b"/messages"):
             return _messages(body)
         if path.endswith(b"/responses"):

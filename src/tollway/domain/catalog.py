@@ -71,6 +71,7 @@ class Endpoint(StrEnum):
     TOKENIZE = "tokenize"  # not billed
     DETOKENIZE = "detokenize"  # whoever may tokenize may do the reverse, which is not billed either
     COUNT_TOKENS = "messages/count_tokens"  # whoever may use messages may count, which is not billed
+    INPUT_TOKENS = "responses/input_tokens"  # whoever may use responses may count, which is not billed
 
 
 NOT_GENERATING = frozenset(
@@ -80,6 +81,7 @@ NOT_GENERATING = frozenset(
         Endpoint.DETOKENIZE,
         Endpoint.EMBEDDINGS,
         Endpoint.IMAGE_GENERATIONS,
+        Endpoint.INPUT_TOKENS,
         Endpoint.MODERATIONS,
         Endpoint.RERANK,
         Endpoint.SCORE,
@@ -93,6 +95,9 @@ IMAGES = frozenset({Endpoint.IMAGE_GENERATIONS})
 
 TRANSLATED_ENDPOINTS = frozenset({Endpoint.MESSAGES, Endpoint.RESPONSES})
 """Endpoints that a deployment without them can serve, because the gateway translates them to chat completions."""
+
+COUNTED_ENDPOINTS = {Endpoint.COUNT_TOKENS: Endpoint.MESSAGES, Endpoint.INPUT_TOKENS: Endpoint.RESPONSES}
+"""Endpoints that count the tokens of a request, and those that such a request would be sent to."""
 
 
 class UnknownParameters(StrEnum):

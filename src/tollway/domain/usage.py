@@ -230,6 +230,13 @@ OUTCOME_POLICIES: dict[int, OutcomePolicy] = {
         bills_request=frozenset({Outcome.COMPLETED}),
         unbilled_endpoints=frozenset({Endpoint.COUNT_TOKENS, Endpoint.TOKENIZE, Endpoint.DETOKENIZE}),
     ),
+    5: OutcomePolicy(
+        version=5,
+        bills=frozenset({Outcome.COMPLETED, Outcome.CLIENT_CANCELLED, Outcome.BUDGET_STOPPED, Outcome.GATEWAY_CRASH}),
+        bills_after_first_token=frozenset({Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT}),
+        bills_request=frozenset({Outcome.COMPLETED}),
+        unbilled_endpoints=frozenset({Endpoint.COUNT_TOKENS, Endpoint.INPUT_TOKENS, Endpoint.TOKENIZE, Endpoint.DETOKENIZE}),
+    ),
 }
 """Published policies by version; a version is never edited, only followed by the next.
 
@@ -244,8 +251,10 @@ Version 3: endpoints that generate and embed nothing bill nothing, not even the 
 shows them, speak of the same requests.
 
 Version 4: neither do tokenizing and its reverse.
+
+Version 5: nor does counting the input of a response.
 """
-OUTCOME_POLICY_CURRENT = 4
+OUTCOME_POLICY_CURRENT = 5
 
 ESTIMATING = frozenset({Outcome.COMPLETED, Outcome.CLIENT_CANCELLED, Outcome.BUDGET_STOPPED})
 """Outcomes of requests whose input a gateway estimates if the engine did not report it. A fault of the platform or of an engine is not

@@ -4,11 +4,12 @@ Most servers of this API have the sampling fields and the template's arguments; 
 shown.
 """
 
-from tollway.domain.catalog import Engine
+from tollway.domain.catalog import Endpoint, Engine
 from tollway.engines.profile import SAMPLING_FIELDS, EngineProfile
 
 PROFILE = EngineProfile(
     engine=Engine.OPENAI,
+    counting_endpoints=frozenset({Endpoint.COUNT_TOKENS, Endpoint.INPUT_TOKENS}),
     fields=SAMPLING_FIELDS | {"chat_template_kwargs"},
     context_words=("maximum context length", "model's context length", "context size"),
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from tollway.domain.catalog import NOT_GENERATING, CacheIsolation, Deployment, Endpoint, Engine
+from tollway.domain.catalog import COUNTED_ENDPOINTS, NOT_GENERATING, CacheIsolation, Deployment, Endpoint, Engine
 from tollway.engines import dynamo, llamacpp, openai, sglang, sim, trtllm, vllm
 from tollway.engines.profile import EngineProfile
 
@@ -21,8 +21,18 @@ ENGINES: dict[Engine, EngineProfile] = {
 
 
 def is_translated(deployment: Deployment, endpoint: Endpoint) -> bool:
-    """Return whether requests to an endpoint are translated to chat completions for a deployment, which has not got it."""
-    return endpoint in deployment.translated_endpoints or endpoint in ENGINES[deployment.engine].translated_endpoints
+    """Return whether requests to an endpoint are translated for a deployment, which has not got it: to chat completions, or to tokenize
+    where the endpoint counts tokens."""
+    engine = ENGINES[deployment.engine]
+    counted = COUNTED_ENDPOINTS.get(endpoint)
+    if counted is not None:
+        return endpoint not in engine.counting_endpoints or is_translated(deployment, counted)
+    return endpoint in deployment.translated_endpoints or endpoint in engine.translated_endpoints
+
+
+def can_count(deployment: Deployment, endpoint: Endpoint) -> bool:
+    """Return whether a deployment can count the tokens of requests, at an endpoint of `COUNTED_ENDPOINTS`."""
+    return ENGINES[deployment.engine].tokenizes_messages or not is_translated(deployment, endpoint)
 
 
 _SYSTEM_PROMPT_ENDPOINTS = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS, Endpoint.RESPONSES})

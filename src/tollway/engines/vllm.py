@@ -7,6 +7,7 @@ from tollway.engines.profile import SAMPLING_FIELDS, CounterNames, EngineProfile
 PROFILE = EngineProfile(
     engine=Engine.VLLM,
     continuous_usage=True,
+    tokenizes_messages=True,  # entrypoints/serve/tokenize/protocol.py, TokenizeChatRequest
     salted_endpoints=frozenset(Endpoint),
     # entrypoints/serve/tokenize and entrypoints/pooling/classify have these paths alone.
     paths={Endpoint.TOKENIZE: "/tokenize", Endpoint.DETOKENIZE: "/detokenize", Endpoint.CLASSIFY: "/classify"},

@@ -12,7 +12,7 @@ from itertools import islice
 
 import msgspec
 
-from tollway.domain.catalog import Deployment, Endpoint, covers_model, is_resident
+from tollway.domain.catalog import COUNTED_ENDPOINTS, Deployment, Endpoint, covers_model, is_resident
 from tollway.domain.faults import SNAPSHOT_MISSING, SNAPSHOT_OUTDATED, FaultKind
 from tollway.domain.keys import USE_SECONDS, USES_MAX, KeyType, SecretUse, shorten_digest
 from tollway.domain.prices import PriceVersion, find_price, find_terms
@@ -31,7 +31,7 @@ from tollway.domain.snapshot import (
 from tollway.domain.tokens import TokenInvalid
 from tollway.domain.usage import ServiceTier
 from tollway.engines.profile import EngineProfile
-from tollway.engines.table import ENGINES, is_translated
+from tollway.engines.table import ENGINES, can_count, is_translated
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.principal import PrincipalKind, principal_of_key, principal_of_token
 from tollway.gateway.request import Caller, ModelGrant
@@ -357,9 +357,11 @@ def cap_output(model: ModelEntry, tokens: int | None) -> ModelEntry:
 
 def find_service(model: ModelEntry, endpoint: Endpoint, deployments: Iterable[Deployment]) -> tuple[bool, bool]:
     """Return whether a model with these deployments has an endpoint, and whether one of them has it by translation only."""
-    offered = DIALECTS[endpoint].model_endpoint or endpoint
-    is_translated_somewhere = any(is_translated(each, offered) for each in deployments)
-    return offered in model.endpoints and (offered is endpoint or not is_translated_somewhere), is_translated_somewhere
+    deployments = list(deployments)
+    is_served = (DIALECTS[endpoint].model_endpoint or endpoint) in model.endpoints
+    if endpoint in COUNTED_ENDPOINTS:
+        is_served = is_served and all(can_count(each, endpoint) for each in deployments)
+    return is_served, any(is_translated(each, endpoint) for each in deployments)
 
 
 def _put(maps: _Maps, entry: Entry) -> None:

@@ -23,6 +23,7 @@ from tollway.simulator.requests import (
     echo_of,
     ids_of,
     read_count_tokens,
+    read_input_tokens,
     read_order,
     read_tokenize,
 )
@@ -235,6 +236,10 @@ class Simulator:
             self._check_model(model.partition("!")[0])
             original = {"original_input_tokens": prompt.tokens}
             return 200, JSON, msgspec.json.encode({"input_tokens": prompt.tokens, "context_management": original})
+        if path == b"/v1/responses/input_tokens":
+            model, prompt = read_input_tokens(body)
+            self._check_model(model.partition("!")[0])
+            return 200, JSON, msgspec.json.encode({"object": "response.input_tokens", "input_tokens": prompt.tokens})
         if path == b"/ping":
             return 200, b"", b""
         return 404, JSON, b'{"detail":"Not Found"}'

@@ -83,6 +83,15 @@ def read_count_tokens(body: bytes) -> tuple[str, Prompt]:
     return asked.model, chat_prompt(_turns_of_messages(asked), _present(asked.tools))
 
 
+def read_input_tokens(body: bytes) -> tuple[str, Prompt]:
+    """The model and the prompt of a /v1/responses/input_tokens body. Raises Refused (400)."""
+    try:
+        asked = _RESPONSES.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refused(400, "Bad Request", str(error)) from None
+    return asked.model or "", chat_prompt(_turns_of_responses(asked), _present(asked.tools))
+
+
 def read_tokenize(body: bytes) -> Prompt:
     """The prompt of a /tokenize body: `{"prompt"}` or `{"messages"}`. Raises Refused (400)."""
     try:
@@ -343,16 +352,21 @@ def _pairs(endpoint: Endpoint, body: _Rerank | _Score) -> Order:
     )
 
 
-def _responses(body: _Responses) -> Order:
-    if not body.input:
-        raise bad_request("input must not be empty", "input")
-    if body.store:
-        raise bad_request("This engine stores no responses.", "store")  # stricter than vLLM, so that tests see what is asked for
+def _turns_of_responses(body: _Responses) -> list[tuple[str, str]]:
     turns = [] if body.instructions is None else [("system", body.instructions)]
     if isinstance(body.input, str):
         turns.append(("user", body.input))
     else:
         turns += [(item.role, _text(item.content) + _text(item.output) + (item.arguments or "")) for item in body.input]
+    return turns
+
+
+def _responses(body: _Responses) -> Order:
+    if not body.input:
+        raise bad_request("input must not be empty", "input")
+    if body.store:
+        raise bad_request("This engine stores no responses.", "store")  # stricter than vLLM, so that tests see what is asked for
+    turns = _turns_of_responses(body)
     prompt = chat_prompt(turns, _present(body.tools))
     return Order(
         endpoint="responses",

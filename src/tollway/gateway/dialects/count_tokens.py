@@ -1,11 +1,15 @@
 """Anthropic's token counting: POST /v1/messages/count_tokens. Counting uses no tokens; a model that offers messages offers it too."""
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from tollway.domain import faults
 from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
-from tollway.gateway.dialects import messages
+from tollway.gateway.dialects import messages, messages_as_chat
 from tollway.gateway.dialects.answers import Answer, AnswerContext, is_absent
+from tollway.gateway.dialects.counting import count_as_tokenize
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.prompt_salt import salt_system
 
@@ -15,6 +19,15 @@ def read_answer(body: bytes, context: AnswerContext) -> Answer:
     if is_absent(messages.decode_answer(body, context).input_tokens):
         raise Fault(faults.UPSTREAM_INVALID, detail="answer without a count")
     return Answer(body, Quantities(), None)
+
+
+def _translate(asked: Mapping[str, Any], dropped: Collection[str]) -> dict[str, Any]:
+    """Return the chat completion whose prompt is counted. A message must bound its output, a count has none."""
+    return messages_as_chat.translate({**asked, "max_tokens": 1}, dropped)
+
+
+def _render_count(count: int) -> bytes:
+    return b'{"input_tokens":%d}' % count
 
 
 DIALECT: Dialect = Dialect(
@@ -31,4 +44,5 @@ DIALECT: Dialect = Dialect(
     request_id_headers=messages.REQUEST_ID_HEADERS,
     error_event=messages.ERROR_EVENT,
     salt_prompt=salt_system,
+    translation=count_as_tokenize(_translate, _render_count),
 )
