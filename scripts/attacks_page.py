@@ -188,6 +188,10 @@ ROWS = {
         "SQL in a transaction of one organization that reads or changes rows of another, or tables of the platform, on PostgreSQL",
         "no row, or permission denied; control does not start as a role that row security does not hold",
     ),
+    101: (
+        "a request, a part of a body or broken bytes that arrive after an answer and before the next pipelined request has its turn",
+        "answered in its own turn: nothing overtakes, nothing is dropped",
+    ),
     104: (
         "a request of a project that may be served in certain regions only, or of a key that may use certain models only: while those fail,"
         " are full or have no deployment, and a fallback of the model is elsewhere or not allowed",

@@ -366,6 +366,37 @@ async def test_14_requests_that_arrive_while_another_is_answered_wait_for_their_
         assert [answer.status for answer in split_answers(connection.written)] == [502, 404, 200, 502]
 
 
+async def test_101_request_that_arrives_between_two_pipelined_ones_does_not_overtake() -> None:
+    with plane() as (made, _, _):
+        memory = Memory(made)
+        connection = memory.connect()
+        connection.feed(ALIVE + message(chat()) + ALIVE)
+        connection.feed(message(chat("absent")) + ALIVE)  # before the loop has had a turn for the second one
+        await memory.settle()
+        assert [answer.status for answer in split_answers(connection.written)] == [200, 502, 200, 404, 200]
+
+
+async def test_101_body_that_arrives_between_two_pipelined_requests_is_refused_in_its_turn() -> None:
+    with plane() as (made, _, _):
+        memory = Memory(made)
+        connection = memory.connect()
+        connection.feed(ALIVE + message(chat()))
+        connection.feed(b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ncontent-length: 70000\r\n\r\n{")
+        await memory.settle()
+        assert [answer.status for answer in split_answers(connection.written)] == [200, 502, 401]
+
+
+async def test_101_broken_bytes_between_two_pipelined_requests_are_answered_behind_them() -> None:
+    with plane() as (made, _, _):
+        memory = Memory(made)
+        connection = memory.connect()
+        connection.feed(ALIVE + message(chat()))
+        connection.feed(b"NO HTTP\r\n\r\n")
+        await memory.settle()
+        assert [answer.status for answer in split_answers(connection.written)] == [200, 502, 400]
+        assert connection.is_over
+
+
 async def test_14_far_ahead_is_not_read() -> None:
     with plane() as (made, _, _):
         memory = Memory(made, http=HttpBounds(pipelined_max=4))
@@ -589,6 +620,19 @@ async def test_93_answer_with_the_id_of_another_request_is_not_relayed() -> None
         assert [(await post(running.port, chat())).status for _ in range(2)] == [200, 200]
         assert upstream.connections == 3, "no connection is used again for a time"
     assert running.log.text.count(b'"upstream_unsolicited"') == 1
+
+
+@pytest.mark.parametrize("status", [302, 400, 429, 500, 503])
+async def test_93_refusal_with_the_id_of_another_request_is_not_relayed(status: int) -> None:
+    refusal = {"error": {"message": "another tenant's prompt is too long", "type": "invalid_request_error"}}
+    others = [whole(refusal, status, headers=b"x-request-id: req_another\r\n")]
+    upstream = Upstream(echo, others, echo)
+    async with upstream.listening(), gateway({"m": Served([upstream.url], retry_started=False)}) as running:
+        assert (await post(running.port, chat())).status == 200
+        answer = await post(running.port, chat())
+        assert answer.status == 502 and b"another" not in answer.body
+        assert running.plane.metrics.unsolicited == {"dep-m-0": 1}
+        assert (await post(running.port, chat())).status == 200
 
 
 async def test_ids_of_an_engine_that_never_repeated_ours_mean_nothing() -> None:

@@ -327,7 +327,7 @@ class Exchange:
                 if answer.broken:
                     self.fail(Fault(faults.UPSTREAM_INVALID, detail="no HTTP answer"))
                 return
-            if answer.request_id is not None and answer.status == 200 and self._is_of_another(answer.request_id):
+            if answer.request_id is not None and self._is_of_another(answer.request_id):
                 return
             if not self._is_stream(answer.status, answer.content_type):
                 if answer.broken:

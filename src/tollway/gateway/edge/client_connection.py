@@ -112,7 +112,7 @@ class ClientConnection(asyncio.Protocol):
             self._phase_bytes = 0
         self._phase_bytes += len(data)
         requests = reader.feed(data)
-        if self._request is not None:
+        if self._request is not None or self._queue:  # also between two requests, while the next one waits for its turn of the loop
             self._read_ahead(requests, len(data))
         elif requests:
             if len(requests) > 1:
