@@ -180,6 +180,32 @@ async def test_78_engine_is_sent_the_same_large_body_whoever_reads_it(way: str) 
         assert alarms == []
 
 
+FALLBACK_WAYS = ("our fields follow", "fields are left out", "more fields than places are known of", "responses are translated")
+
+
+@pytest.mark.parametrize("way", FALLBACK_WAYS)
+async def test_78_fallback_is_sent_the_same_large_body_whoever_reads_it(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path, fields = WAYS[way]
+    busy, serving = Upstream([whole({"error": {"message": "busy", "code": 503}}, 503)]), Upstream([whole(completion())])
+    async with busy.listening(), serving.listening(), readers() as (made, alarms):
+        engine = Engine.LLAMACPP if model == "translated" else Engine.SIM
+        at = {
+            name: Served([url], engine=engine, unknown_parameters=UnknownParameters.DROP, translated_endpoints=TRANSLATED, fallbacks=then)
+            for name, url, then in ((model, busy.url, ("b",)), ("b", serving.url, ()))
+        }
+        async with gateway(at) as running, connect(running.port) as client:
+            for way_to_read in (None, made):
+                if way_to_read is not None and FORM != "compiled":  # from here on nothing joins the body in this process
+                    monkeypatch.delattr(Request, "read_body")
+                running.plane.body_readers = way_to_read
+                client.send(ask_large(model, path, **fields))
+                assert (await client.answer()).headers["x-tollway-model"] == "b"
+        without, with_reader = (msgspec.json.decode(asked.body) for asked in serving.asked)
+        assert with_reader == without
+        assert (without["model"], "all the words" in str(without)) == ("b", True)
+        assert alarms == []
+
+
 async def test_78_reader_that_names_places_that_cannot_be_fails_its_request() -> None:
     said = Examined("price", ("model", "messages"), (), None, None, 1, 1, False, 1, 1, True, True, None, (), (1, 5, 6, 20))
     assert check_spans(said, 22) == said.spans

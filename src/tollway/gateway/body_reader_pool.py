@@ -168,6 +168,17 @@ class BodyReaders:
             lambda: [call.upstream_body(deployment, translation)],
         )
 
+    async def name_model(self, caller: Caller, request: Request, model: str) -> list[bytes]:
+        """Return the large body of a request with another model in it, in pieces, where the places of its members are not known. Raises as
+        `authorize` does."""
+        pieces = request.list_pieces()
+        task = Composition(request.body_bytes, request.endpoint, False, (), {"model": msgspec.json.encode(model)}, b"")
+        return await self._lend(
+            caller.organization.id,
+            lambda reader: _edit(reader, task, pieces),
+            lambda: [bodies.edit(b"".join(pieces), ("model",), bodies.InjectedFields(task.injected), ())],
+        )
+
     async def _lend(self, organization: str, use: Callable[[Reader], Awaitable[_T]], otherwise: Callable[[], _T]) -> _T:
         """Return what a body is used for: with a reader, or here where none can be started."""
         await self.take(organization)
@@ -339,6 +350,15 @@ async def _compose(
     if not isinstance(answer, Composed) or answer.size > size_max:
         raise ValueError("an answer out of turn")
     call.repeated = None if answer.repeated is None else bodies.read(answer.repeated)
+    return await reader.receive(answer.size)
+
+
+async def _edit(reader: Reader, task: Composition, pieces: Sequence[bytes]) -> list[bytes]:
+    """Let a reader make another body of one, of which no answer repeats anything."""
+    size_max = ANSWER_BYTES_MAX + 2 * task.size
+    answer = await reader.ask(encode_frame(task), pieces, size_max)
+    if not isinstance(answer, Composed) or answer.size > size_max:
+        raise ValueError("an answer out of turn")
     return await reader.receive(answer.size)
 
 

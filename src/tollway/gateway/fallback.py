@@ -38,7 +38,8 @@ def fall_back(request: Request, call: Call | None, fault: Fault, client: Client,
     if not before.left or (has_record and not may_follow and fault.kind.blame is not Blame.CLIENT):
         return None
     name = before.left[0]
-    content = bodies.edit(request.read_body(), ("model",), bodies.InjectedFields({"model": msgspec.json.encode(name)}), ())
+    upload = request.upload
+    content = b"" if upload is not None else name_model(request.body, name)
     id = plane.request_ids.new(plane.now_us())
     traceparent = f"00-{request.trace_id}-{id[-16:]}-{request.head.trace_flags}"
     following = Request(
@@ -53,9 +54,24 @@ def fall_back(request: Request, call: Call | None, fault: Fault, client: Client,
         traceparent,
         request.peer,
     )
-    if request.upload is not None:
-        request.upload.spans = ()
-        following.take_upload(request.upload, (content,))
     following.asked_for = AskedFor(before.pieces, before.fault, before.left[1:])
+    if upload is not None:
+        pieces, spans = upload.pieces, upload.spans
+        upload.spans = ()
+        if call is not None and spans:
+            pieces = tuple(bodies.edit_pieces(pieces, call.names, spans, inject_model(name), ()))
+        else:
+            following.asked_for.model = name  # a reader process names it, before it reads the body
+        following.take_upload(upload, pieces)
     plane.metrics.count(plane.metrics.fallbacks, name)
     return following
+
+
+def name_model(body: bytes, model: str) -> bytes:
+    """Return the body with another model. A large one holds the event loop: `BodyReaders.name_model` does not."""
+    return bodies.edit(body, ("model",), inject_model(model), ())
+
+
+def inject_model(model: str) -> bodies.InjectedFields:
+    """Return the field that names a model in place of what a body says."""
+    return bodies.InjectedFields({"model": msgspec.json.encode(model)})

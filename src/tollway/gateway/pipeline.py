@@ -20,7 +20,7 @@ from tollway.gateway.budgets import BudgetHold, read_max_cost
 from tollway.gateway.buffers import BufferHold
 from tollway.gateway.deadlines import read_timeout, require_time
 from tollway.gateway.driver import CoroutineDriver
-from tollway.gateway.fallback import fall_back
+from tollway.gateway.fallback import fall_back, name_model
 from tollway.gateway.limit import charge_upload, limit, limit_shared
 from tollway.gateway.meter import UsageRecord, meter
 from tollway.gateway.observe import observe
@@ -192,9 +192,14 @@ async def _claim_answer(call: Call, key: bytes, client: Client, store: AnswerSto
 
 async def _authorize_upload(caller: Caller, request: Request, upload: Upload, plane: Plane, driver: CoroutineDriver) -> Call:
     """Return the call that a request with a large body is, whose upload was charged as a request. Raises Fault as `authorize` does."""
+    fallback = "" if request.asked_for is None else request.asked_for.model
     if plane.body_readers is None:
+        if fallback:
+            request.take_upload(upload, (name_model(request.read_body(), fallback),))
         call = authorize(caller, request, plane.directory, plane.media_bounds)
     else:
+        if fallback:
+            request.take_upload(upload, tuple(await driver.in_task(plane.body_readers.name_model(caller, request, fallback))))
         call = await driver.in_task(plane.body_readers.authorize(caller, request, plane.directory, plane.media_bounds))
     upload.refund(time.monotonic_ns())
     return call

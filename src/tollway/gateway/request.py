@@ -164,14 +164,16 @@ class Request:
 
 class AskedFor:
     """The demand of a client whose request a fallback serves. `pieces`: of the body as it was sent, where an idempotency key names it;
-    else empty. `fault`: with which the model failed that it names. `left`: the fallbacks that were not tried yet."""
+    else empty. `fault`: with which the model failed that it names. `left`: the fallbacks that were not tried yet. `model`: the
+    fallback that the body of the request is still to name; empty if it does."""
 
-    __slots__ = ("fault", "left", "pieces")
+    __slots__ = ("fault", "left", "model", "pieces")
 
-    def __init__(self, pieces: tuple[bytes, ...], fault: Fault, left: tuple[str, ...]) -> None:
+    def __init__(self, pieces: tuple[bytes, ...], fault: Fault, left: tuple[str, ...], model: str = "") -> None:
         self.pieces = pieces
         self.fault = fault
         self.left = left
+        self.model = model
 
 
 def new_request(id: str, head: RequestHead, body: bytes, started: float, received_at: int, peer: str = "") -> Request:
