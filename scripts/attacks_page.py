@@ -197,6 +197,10 @@ ROWS = {
         " are full or have no deployment, and a fallback of the model is elsewhere or not allowed",
         "served there or not at all; 403 where no deployment is there; a fallback that is not allowed is never asked",
     ),
+    108: (
+        "invented names of end users, one for each request, to fill the accounts of budgets or to begin an end user's budget anew",
+        "5,000 have an account at a gateway, 100,000 of a budget at control; one that gave way is recalled; further names are refused",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

@@ -119,7 +119,7 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     },
     "Limits, quotas and budgets": {
         "rate_limit_exceeded": (
-            "A limit on requests, tokens or concurrency is used up; the message names the level that binds.",
+            "A limit on requests, tokens or concurrency is used up, or a spent budget throttles requests; the message names what binds.",
             "Come back after `retry-after`. `GET /v1/limits` shows each limit and what is left ([limits.md](limits.md)). A request larger"
             " than the limit itself has no `retry-after`: make it smaller.",
         ),

@@ -373,6 +373,12 @@ def test_groups_of_a_model_are_planned_as_a_set_and_a_budget_cannot_change_its_g
     assert plan(parse(tmp_path, tagged % "team=a"), parse(tmp_path, tagged % "team=a")) == []
     with pytest.raises(OperatorError, match="counts requests for team=a, which cannot change to team=b"):
         make_plan(parse(tmp_path, tagged % "team=a"), parse(tmp_path, tagged % "team=b"))
+    of_end_user = budget.replace("model", "end_user")
+    assert plan(parse(tmp_path, of_end_user % "*"), parse(tmp_path, of_end_user % "*")) == []
+    with pytest.raises(OperatorError, match=r"counts requests of \*, which cannot change to alice"):
+        make_plan(parse(tmp_path, of_end_user % "*"), parse(tmp_path, of_end_user % "alice"))
+    with pytest.raises(OperatorError, match="throttle_requests_per_minute: requests beyond the amount"):
+        parse(tmp_path, budget.replace('model: "%s"', "throttle_requests_per_minute: 6"))
     with pytest.raises(OperatorError, match="no request can carry it"):
         parse(tmp_path, tagged % "team")
 

@@ -16,8 +16,18 @@ from tests.link.samples import EPOCH, NODE, ORGANIZATION, OTHER_NODE, frames
 from tollway.control import budgets
 from tollway.control.budgets import create_budget, renew_leases
 from tollway.domain import ids
-from tollway.domain.budgets import Budget, BudgetAlert, BudgetMode, BudgetStanding, BudgetWindow, LeaseGrant, LeaseRequest
+from tollway.domain.budgets import (
+    Budget,
+    BudgetAlert,
+    BudgetMode,
+    BudgetStanding,
+    BudgetWindow,
+    LeaseGrant,
+    LeaseRequest,
+    name_end_user_budget,
+)
 from tollway.domain.faults import DATABASE_UNAVAILABLE, Fault
+from tollway.domain.periods import INSTANT_MAX, Bounds
 from tollway.domain.quotas import DEFAULT_SIZES
 from tollway.domain.snapshot import BudgetEntry
 from tollway.domain.usage import Close, Final, billed
@@ -38,6 +48,7 @@ def add_budget(
     window: BudgetWindow = BudgetWindow.TOTAL,
     thresholds: tuple[int, ...] = (),
     model: str = "",
+    end_user: str = "",
 ) -> Budget:
     with database.tenant(ORGANIZATION) as tx:
         made = create_budget(
@@ -55,12 +66,15 @@ def add_budget(
             sizes=DEFAULT_SIZES,
             now=0,
             model=model,
+            end_user=end_user,
         )
     return made
 
 
-def renew(database: Database, sequence: int, current: int, need: int, *, node_id: str = NODE, target: int = 0) -> list[LeaseGrant]:
-    request = LeaseRequest(budget_id=BUDGET, at=NOW, current_pico=current, need_pico=need, target_pico=target)
+def renew(
+    database: Database, sequence: int, current: int | None, need: int, *, node_id: str = NODE, target: int = 0, budget_id: str = BUDGET
+) -> list[LeaseGrant]:
+    request = LeaseRequest(budget_id=budget_id, at=NOW, current_pico=current, need_pico=need, target_pico=target)
     with database.platform() as tx:
         return renew_leases(tx, node_id=node_id, epoch=EPOCH, sequence=sequence, requests=[request], now=NOW)
 
@@ -138,6 +152,40 @@ class TestLeases:
         ]
         take(database, archive, frames(records))
         assert standing(database).spent_pico == cost_of(named) > 0
+
+    def test_budget_of_each_end_user_is_leased_and_charged_by_end_user(self, database: Database, archive: Archive) -> None:
+        add_budget(database, 100, end_user="*")
+        alice, carol = (name_end_user_budget(BUDGET, name, b"") for name in ("alice", "carol"))
+        assert renew(database, 1, 0, 60, budget_id=alice)[0].granted_pico == 60
+        assert renew(database, 2, 0, 90, budget_id=carol)[0].granted_pico == 90
+        assert not renew(database, 3, 0, 10)[0].exists, "nothing is leased of the budget of each itself"
+        first, plain = (each for each in samples.exchanges(range(1, 2 + 1)) if isinstance(each, Final))
+        named = msgspec.structs.replace(first, admit=msgspec.structs.replace(first.admit, budgets=(alice,)))
+        take(database, archive, frames([named, plain]))
+        with database.platform(write=False) as tx:
+            spent = {each: stored_budgets.find_spent(tx, each, 0) for each in (alice, carol, BUDGET)}
+        assert spent == {alice: cost_of(named), carol: 0, BUDGET: 0}
+        assert standing(database).spent_pico == cost_of(named)
+
+    def test_run_that_has_forgotten_a_lease_is_told_what_it_had_used(self, database: Database) -> None:
+        add_budget(database, 100, end_user="*")
+        alice = name_end_user_budget(BUDGET, "alice", b"")
+        assert renew(database, 1, 0, 60, budget_id=alice)[0].granted_pico == 60
+        assert renew(database, 2, 40, 0, budget_id=alice)[0].granted_pico == 40
+        for sequence in (3, 4):
+            (recalled,) = renew(database, sequence, None, 60, budget_id=alice)
+            assert (recalled.granted_pico, recalled.free_pico, recalled.is_recalled) == (40, 60, True)
+        assert renew(database, 5, 40, 90, budget_id=alice)[0].granted_pico == 100
+
+    def test_end_users_beyond_the_bound_are_granted_nothing(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(budgets, "END_USERS_MAX", 1)
+        add_budget(database, 100, end_user="*")
+        alice, carol = (name_end_user_budget(BUDGET, name, b"") for name in ("alice", "carol"))
+        assert renew(database, 1, 0, 60, budget_id=alice)[0].granted_pico == 60
+        assert (
+            renew(database, 2, 0, 60, budget_id=carol)[0].granted_pico,
+            renew(database, 3, 60, 10, budget_id=alice)[0].granted_pico,
+        ) == (0, 70)
 
     def test_lease_of_a_run_ends_with_its_close_and_not_before(self, database: Database, archive: Archive) -> None:
         exchange = samples.exchanges(range(1, 1 + 1))
@@ -343,6 +391,15 @@ class TestRoutes:
             {"tag": "k" * 65 + "=a"},
             {"tag": "team=" + "v" * 513},
             {"tag": "team=a\nb"},
+            {"end_user": ""},
+            {"end_user": "a\nb"},
+            {"end_user": "u" * 513},
+            {"end_user": "*", "mode": "alert", "thresholds": [50]},
+            {"name": "spend_limit", "end_user": "*"},
+            {"throttle_requests_per_minute": 5},
+            {"throttle_requests_per_minute": 0, "mode": "soft"},
+            {"throttle_requests_per_minute": 60_001, "mode": "soft"},
+            {"throttle_requests_per_minute": 5, "mode": "soft", "fallback_model": "budgets/large"},
         ],
     )
     def test_bad_budget_is_refused_before_anything_changes(
@@ -353,6 +410,43 @@ class TestRoutes:
         answer = admin.post("/v1/organization/budgets", json={"name": "b", "amount": "10", "window": "month"} | fields)
         assert answer.status_code in {400, 404}
         assert answered(admin.get("/v1/organization/budgets", params={"limit": 100}))["data"] == before
+
+    def test_tenant_sees_what_an_end_user_has_spent_and_which_budget_binds_it(
+        self, control: Running, alice: TenantSetup, bob: TenantSetup
+    ) -> None:
+        admin = control.client(alice.admin_key)
+        of_each = create(admin, amount="3", window="total", end_user="*")
+        named = create(
+            admin, project_id=alice.project_id, amount="5", window="total", end_user="vip", mode="soft", throttle_requests_per_minute=6
+        )
+        assert (of_each["end_user"], of_each["left"], named["throttle_requests_per_minute"]) == ("*", "3", 6)
+        own = name_end_user_budget(of_each["id"], "vip", control.plane.vault.end_user_key)
+        with control.plane.database.platform() as tx:
+            (budget,) = stored_budgets.find_active(tx, [own]).values()
+            stored_budgets.put_end_user(tx, budget)
+            stored_budgets.lock_window(tx, own, Bounds(0, INSTANT_MAX))
+            stored_budgets.put_spent(tx, own, 0, 10**12)
+        try:
+            query = {"project_id": alice.project_id}
+            shown = answered(admin.get("/v1/organization/limits", params={**query, "end_user": "vip"}))
+            listed = {each["id"]: each["left"] for each in shown["budgets"]}
+            assert (listed[named["id"]], listed[own]) == ("5", "2")
+            assert shown["binding_budget_id"] == own
+            others = answered(admin.get("/v1/organization/limits", params={**query, "end_user": "other"}))["budgets"]
+            assert named["id"] not in {each["id"] for each in others}
+            assert answered(admin.get(f"/v1/organization/budgets/{of_each['id']}"))["spent"] == "1"
+            assert admin.get(f"/v1/organization/budgets/{own}").status_code == 404
+            assert own not in {each["id"] for each in answered(admin.get("/v1/organization/budgets", params={"limit": 100}))["data"]}
+            foreign = answered(control.client(bob.admin_key).get("/v1/organization/limits", params={"end_user": "vip"}))
+            assert foreign["budgets"] == []
+            with control.plane.database.platform(write=False) as tx:
+                told = platform_queries.list_entries(tx, BudgetEntry, [of_each["id"], own])
+            assert set(told) == {of_each["id"]}, "gateways are told of the budget, not of its end users"
+        finally:
+            with control.plane.database.platform() as tx:
+                stored_budgets.put_spent(tx, own, 0, 0)
+            for each in (of_each, named):
+                answered(admin.delete("/v1/organization/budgets/" + each["id"]))
 
     def test_budget_of_an_operator_cannot_be_changed_by_an_admin(self, control: Running, alice: TenantSetup) -> None:
         operator = control.client(control.platform_key, **{"openai-organization": alice.organization_id})

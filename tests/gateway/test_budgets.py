@@ -32,7 +32,7 @@ from tests.gateway.harness import (
 )
 from tests.gateway.test_idempotency import open_store
 from tollway.domain.billing_classes import Quantities
-from tollway.domain.budgets import BudgetLevel, BudgetMode, LeaseGrant, LeaseRequest, extend_lease
+from tollway.domain.budgets import BudgetLevel, BudgetMode, LeaseGrant, LeaseRequest, extend_lease, name_end_user_budget
 from tollway.domain.catalog import Engine
 from tollway.domain.keys import KeyType
 from tollway.domain.limits import Limits
@@ -40,6 +40,7 @@ from tollway.domain.money import format_amount
 from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.snapshot import BudgetEntry, Change, Entry, KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.usage import Outcome
+from tollway.gateway.budgets import BudgetAccount
 from tollway.gateway.directory import Directory
 from tollway.gateway.plane import Plane
 from tollway.wire.progress_slots import OUTPUT_WORD, SLOT_WORDS
@@ -80,6 +81,7 @@ class Control:
         self.plane.budgets.apply(sequence, [self.grant(each) for each in requests])
 
     def grant(self, request: LeaseRequest) -> LeaseGrant:
+        assert request.current_pico is not None
         self.granted_pico = request.current_pico
         grown = extend_lease(self.limit_pico - self.granted_pico, request.need_pico, request.target_pico, 1)
         self.granted_pico += grown
@@ -196,6 +198,125 @@ async def test_budget_on_a_tag_holds_the_requests_that_carry_it_alone() -> None:
         assert (refused.status, refused.json()["error"]["code"]) == (429, "insufficient_quota")
         client.send(message(chat(max_tokens=50, metadata={"team": "other"})))
         assert (await client.answer()).status == 200
+
+
+class ControlOfEach(Control):
+    """Control's side of a budget of each end user: grants `limit_pico` to each, and remembers what each was granted."""
+
+    def __init__(self, plane: Plane, limit_pico: int) -> None:
+        super().__init__(plane, limit_pico)
+        self.granted: dict[str, int] = {}
+
+    def grant(self, request: LeaseRequest) -> LeaseGrant:
+        self.granted_pico = self.granted.get(request.budget_id, 0)
+        if request.current_pico is None:
+            stated = msgspec.structs.replace(request, current_pico=self.granted_pico, need_pico=0, target_pico=0)
+            granted = msgspec.structs.replace(super().grant(stated), is_recalled=True)
+        else:
+            granted = super().grant(request)
+        self.granted[request.budget_id] = granted.granted_pico
+        return granted
+
+
+def bind_each(running: Gateway, limit_pico: int, *more: BudgetEntry) -> ControlOfEach:
+    """Put a budget of each end user into the gateway's snapshot, and more budgets."""
+    plane = running.plane
+    for each in (msgspec.structs.replace(entry(), end_user="*"), *more):
+        plane.apply(Change(version=plane.version + 1, kind="budget", id=each.id, entry=each))
+    return ControlOfEach(plane, limit_pico)
+
+
+COST = 20 * INPUT_PRICE + 30 * OUTPUT_PRICE
+"""Cost of a request that the upstream answers with 20 tokens for the prompt and 30 of output."""
+
+
+async def ask(client: Any, **more: Any) -> Any:
+    client.send(message(chat(max_tokens=50, **more)))
+    return await client.answer()
+
+
+async def test_each_end_user_has_a_budget_by_itself_and_records_name_it() -> None:
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        limit_pico = least(chat(max_tokens=50, user="alice"), 50)
+        bind_each(running, limit_pico)
+        assert (await ask(client, user="alice")).status == 200
+        refused = await ask(client, user="alice")
+        assert (refused.status, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+        assert "alice" not in refused.json()["error"]["message"]
+        assert (await ask(client, user="carol")).status == 200
+        assert (await ask(client)).status == 200, "a request that names no end user is not counted"
+        of_alice, of_carol = (name_end_user_budget(BUDGET, name, running.plane.directory.end_user_key) for name in ("alice", "carol"))
+        assert [each.budgets for each in running.sink.admits] == [(of_alice,), (of_carol,), ()]
+        running.plane.apply(Change(version=running.plane.version + 1, kind="budget", id=BUDGET, entry=None))
+        assert (await ask(client, user="alice")).status == 200, "the budget of each has ended"
+
+
+async def test_budget_that_names_an_end_user_takes_the_place_of_those_of_each() -> None:
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    named = BudgetEntry(
+        id="bud_" + "1" * 32,
+        organization_id=ORGANIZATION,
+        level=BudgetLevel.PROJECT,
+        subject_id=PROJECT,
+        mode=BudgetMode.HARD,
+        end_user="alice",
+    )
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        control = bind_each(running, 10**9, named)
+        assert (await ask(client, safety_identifier="alice", user="bob")).status == 200
+        assert [each.budgets for each in running.sink.admits] == [(named.id,)]
+        assert set(control.granted) == {named.id}
+
+
+async def test_108_end_users_beyond_the_bound_take_the_accounts_of_others_which_are_recalled_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tollway.gateway.budgets.END_USER_ACCOUNTS_MAX", 1)
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        limit_pico = most(chat(max_tokens=50, user="alice"), 50) + COST
+        control = bind_each(running, limit_pico)
+        of_alice = name_end_user_budget(BUDGET, "alice", running.plane.directory.end_user_key)
+        assert (await ask(client, user="alice")).status == 200
+        crowded = await ask(client, user="carol")
+        assert (crowded.status, crowded.json()["error"]["code"]) == (503, "overloaded"), "something is left in alice's account"
+        give_all_back(control)
+        assert control.granted[of_alice] == COST
+        assert (await ask(client, user="carol")).status == 200
+        give_all_back(control)
+        asked = len(control.asked)
+        assert (await ask(client, user="alice")).status == 200
+        assert control.asked[asked].current_pico is None
+        give_all_back(control)
+        assert control.granted[of_alice] == 2 * COST
+        (account,) = running.plane.budgets.list_accounts([msgspec.structs.replace(entry(), id=of_alice)])
+        assert account.lease.used_pico == 2 * COST, "what was used before is not forgotten"
+
+
+async def test_spent_budget_lets_requests_pass_at_its_rate() -> None:
+    upstream = Upstream([whole(completion(prompt=20, completion=30))])
+    slow = msgspec.structs.replace(entry(mode=BudgetMode.SOFT), throttle_requests_per_minute=2)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}) as running, connect(running.port) as client:
+        bind(running, 0, slow)
+        assert (await ask(client)).status == 200
+        refused = await ask(client)
+        assert (refused.status, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert 0 < int(refused.headers["retry-after"]) <= 30
+        assert BUDGET in refused.json()["error"]["message"]
+        (account,) = running.plane.budgets.list_accounts([slow])
+        now_us = account.throttled_until - 1
+        assert account.find_throttle_wait(now_us) == 1 and account.find_throttle_wait(now_us + 1) == 0
+
+
+def test_throttled_requests_of_any_interval_are_at_most_the_rate_and_one_more() -> None:
+    account = BudgetAccount(msgspec.structs.replace(entry(mode=BudgetMode.SOFT), throttle_requests_per_minute=7), 0)
+    passed = []
+    for now_us in range(0, 300_000_000, 100_003):
+        if account.find_throttle_wait(now_us) == 0:
+            account.pass_throttled(now_us)
+            passed.append(now_us)
+    for first, start_us in enumerate(passed):
+        assert sum(1 for each in passed[first:] if each < start_us + 60_000_000) <= 8
+    assert len(passed) >= 34
 
 
 @pytest.mark.parametrize(

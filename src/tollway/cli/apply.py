@@ -285,7 +285,8 @@ class Platform:
             if each["id"] in keys:
                 name = keys[each["id"]]
                 self._budgets[*place, name] = each["id"]
-                found[name] = {field: each[field] for field in ("amount", "window", "mode", "thresholds", "model", "tag", "fallback_model")}
+                fields = ("amount", "window", "mode", "thresholds", "model", "tag", "end_user", "fallback_model")
+                found[name] = {field: each[field] for field in (*fields, "throttle_requests_per_minute")}
                 if wanted is None:
                     found[name] = {field: value for field, value in found[name].items() if value is not None}
         return {"budgets": found} if found else {}

@@ -1,4 +1,4 @@
-"""`tollway budgets`: what an organization, a project or a key may spend, and what was spent of it."""
+"""`tollway budgets`: what an organization, a project, a key or an end user may spend, and what was spent of it."""
 
 import time
 from enum import StrEnum
@@ -36,7 +36,7 @@ Thresholds = Annotated[
     list[int] | None, typer.Option("--threshold", metavar="PERCENT", help="Raise an alert at this part of the limit (repeatable).")
 ]
 
-COLUMNS = ["id", "name", "level", "subject_id", "model", "tag", "mode", "window", "limit", "spent", "left", "currency"]
+COLUMNS = ["id", "name", "level", "subject_id", "model", "tag", "end_user", "mode", "window", "limit", "spent", "left", "currency"]
 
 
 class WindowOption(StrEnum):
@@ -97,7 +97,8 @@ def show(
     if output is Output.JSON:
         print_json({**found, "raises": raises, "alerts": alerts})
         return
-    for name in ("name", "level", "subject_id", "model", "tag", "fallback_model", "mode", "window", "managed_by"):
+    shown = ("name", "level", "subject_id", "model", "tag", "end_user", "fallback_model", "throttle_requests_per_minute", "mode", "window")
+    for name in (*shown, "managed_by"):
         print(f"{name}: {found[name]}")
     for name in ("amount", "limit", "spent", "leased", "left"):
         print(f"{name}: {found[name]} {found['currency'].upper()}")
@@ -133,6 +134,16 @@ def create(
             "--fallback-model", metavar="MODEL", help="Serve what the budget would refuse by this model.", autocompletion=complete_models
         ),
     ] = None,
+    end_user: Annotated[
+        str | None,
+        typer.Option(
+            "--end-user", metavar="NAME", help="Count requests of this end user alone; '*' gives each end user the budget by itself."
+        ),
+    ] = None,
+    throttle: Annotated[
+        int | None,
+        typer.Option("--throttle", metavar="COUNT", help="Requests per minute that each gateway lets pass once a soft budget is spent."),
+    ] = None,
     mode: Annotated[Mode, typer.Option("--mode", help="A hard budget is never overspent; alert only raises alerts.")] = Mode.HARD,
     threshold: Thresholds = None,
     output: OutputOption = Output.TABLE,
@@ -141,11 +152,13 @@ def create(
     key: Key = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Create a budget of the organization, of a project or of a key. It counts requests from now on."""
+    """Create a budget of the organization, of a project, of a key or of their end users. It counts requests from now on."""
     if api_key is not None and project is None:
         raise OperatorError("--api-key needs --project, the key's project", exit_code=2)
     body: dict[str, Any] = {"name": name, "amount": amount, "window": window, "mode": mode, "thresholds": sorted(threshold or [])}
-    body |= {field: value for field, value in (("model", model), ("tag", tag), ("fallback_model", fallback_model)) if value is not None}
+    counted = {"model": model, "tag": tag, "end_user": end_user}
+    when_spent = {"fallback_model": fallback_model, "throttle_requests_per_minute": throttle}
+    body |= {field: value for field, value in (counted | when_spent).items() if value is not None}
     with connect_tenant(control_url, key, data_dir, organization) as control:
         if project is not None:
             body["project_id"] = control.get_project(project)["id"]

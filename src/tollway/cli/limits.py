@@ -43,6 +43,9 @@ Model = Annotated[
 def show(
     project: Annotated[str | None, typer.Option("--project", metavar="NAME|ID", help="Limits that bind this project.")] = None,
     api_key: ApiKey = None,
+    end_user: Annotated[
+        str | None, typer.Option("--end-user", metavar="NAME", help="Budgets that bind this end user, as requests name it.")
+    ] = None,
     output: OutputOption = Output.TABLE,
     organization: Organization = None,
     control_url: ControlUrl = None,
@@ -62,6 +65,8 @@ def show(
             query["project_id"] = control.get_project(project)["id"]
         if api_key is not None:
             query["api_key_id"] = control.get_key_id(query["project_id"], api_key)
+        if end_user is not None:
+            query["end_user"] = end_user
         answer = control.get("/organization/limits", **query)
         names = _list_names(control, query.get("project_id"))
         zone = control.get_zone(None)
@@ -96,7 +101,7 @@ def _budget_row(budget: dict[str, Any], names: dict[str, str], binding_id: str |
         "id": budget["subject_id"],
         "name": names.get(budget["subject_id"]),
         "model": budget["model"],
-        "limit": f"budget {budget['name']}",
+        "limit": f"budget {budget['name']}" + (f" of {budget['end_user']}" if budget["end_user"] else ""),
         "size": budget["limit"],
         "used": budget["spent"],
         "reserved": budget["leased"],

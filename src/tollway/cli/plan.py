@@ -312,7 +312,9 @@ def _plan_budget(place: tuple[str, ...], currency: str, current: BudgetFile | No
     for field, does, everything in (
         ("model", "counts requests for", "all models"),
         ("tag", "counts requests for", "any tag"),
+        ("end_user", "counts requests of", "all end users together"),
         ("fallback_model", "falls back to", "no model"),
+        ("throttle_requests_per_minute", "throttles requests to", "no rate"),
     ):
         stated, before = getattr(wanted, field), _or_none(getattr(current, field))
         if stated is not UNSET and before != stated:

@@ -54,6 +54,7 @@ from tollway.domain.budgets import (
     check_amount,
     find_fallback_problem,
     find_terms_problem,
+    find_throttle_problem,
 )
 from tollway.domain.catalog import (
     FALLBACKS_MAX,
@@ -198,7 +199,9 @@ class BudgetFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Its window is fixed when it is created, and so is `model`: the model or group of models (`group:NAME`) whose requests alone are counted,
     and `tag`: the key and value (`team=research`) in the `metadata` of requests that alone are counted,
-    and `fallback_model`, which serves requests that the budget would refuse.
+    `end_user`: the end user whose requests alone are counted, or `*` for a budget of each end user by itself,
+    and `fallback_model`, which serves requests that the budget would refuse, or `throttle_requests_per_minute`, which each gateway
+    lets pass once a soft budget is spent.
     `currency`, if it is given, must be the organization's. A budget that the file leaves out stays.
     """
 
@@ -209,7 +212,9 @@ class BudgetFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     thresholds: list[int] | UnsetType = UNSET
     model: str | UnsetType | None = UNSET
     tag: str | UnsetType | None = UNSET
+    end_user: str | UnsetType | None = UNSET
     fallback_model: str | UnsetType | None = UNSET
+    throttle_requests_per_minute: int | UnsetType | None = UNSET
 
 
 class PlanFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -396,9 +401,16 @@ def _find_terms_problem(name: str, parsed: BudgetFile) -> TermsProblem | None:
     if parsed.tag == "":
         return TermsProblem("tag", "it is empty: write KEY=VALUE, or leave it out")
     tag = "" if parsed.tag is UNSET or parsed.tag is None else parsed.tag
-    problem = find_terms_problem(name, mode, parsed.window, parse_sum(parsed.amount), thresholds, model, tag)
+    if parsed.end_user == "":
+        return TermsProblem("end_user", "it is empty: name an end user, or leave it out")
+    end_user = "" if parsed.end_user is UNSET or parsed.end_user is None else parsed.end_user
+    problem = find_terms_problem(name, mode, parsed.window, parse_sum(parsed.amount), thresholds, model, tag, end_user)
     fallback = "" if parsed.fallback_model is UNSET or parsed.fallback_model is None else parsed.fallback_model
-    return problem or find_fallback_problem(mode, model, fallback)
+    given = parsed.throttle_requests_per_minute
+    throttle = 0 if given is UNSET or given is None else given
+    if throttle == 0 == given:
+        return TermsProblem("throttle_requests_per_minute", "it must be at least 1; leave it out to refuse requests")
+    return problem or find_fallback_problem(mode, model, fallback) or find_throttle_problem(mode, fallback, throttle)
 
 
 def _check_currency(code: str) -> None:

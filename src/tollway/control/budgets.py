@@ -23,6 +23,7 @@ import msgspec
 from tollway.control import limits, publish, quotas
 from tollway.domain import ids
 from tollway.domain.budgets import (
+    END_USERS_MAX,
     PLAN_BUDGET,
     SPEND_LIMIT,
     SUBJECT_BUDGETS_MAX,
@@ -38,9 +39,11 @@ from tollway.domain.budgets import (
     check_amount,
     cut_window,
     extend_lease,
+    find_budget_of_each,
     find_limit,
     find_problem,
     find_reached,
+    name_end_user_budget,
 )
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, SCOPE_INSUFFICIENT, STATE_CONFLICT, Fault
 from tollway.domain.limits import LimitSubject
@@ -85,12 +88,15 @@ def create_budget(
     model: str = "",
     tag: str = "",
     fallback_model: str = "",
+    end_user: str = "",
+    throttle_requests_per_minute: int = 0,
 ) -> Budget:
     """Create a budget of a key of a project, of a project, or of the organization (neither is named).
 
     It counts requests that are admitted from the beginning of this minute on. `model`: a model or a group of models whose requests alone
     are counted; empty for all. `tag`: one that requests carry that alone are counted; empty for all.
-    `fallback_model`: that serves requests which the budget would refuse; empty for none. `sizes`: of the quotas. Raises
+    `fallback_model`: that serves requests which the budget would refuse; empty for none. `end_user`, `throttle_requests_per_minute`: as
+    `domain.budgets.Budget` has them. `sizes`: of the quotas. Raises
     RESOURCE_UNKNOWN, MODEL_UNKNOWN, PARAMETER_INVALID, STATE_CONFLICT, QUOTA_EXCEEDED.
     """
     publish.lock(tx)
@@ -116,6 +122,8 @@ def create_budget(
         model=model,
         tag=tag,
         fallback_model=fallback_model,
+        end_user=end_user,
+        throttle_requests_per_minute=throttle_requests_per_minute,
     )
     _check_terms(tx, budget)
     there = storage.list_of_subjects(tx, [subject.id])
@@ -320,33 +328,65 @@ def list_standings(tx: TenantTx, window: PageWindow, *, include_archived: bool, 
     return Page(describe(tx, page.items, now), page.has_more)
 
 
-def list_binding(tx: TenantTx, project_id: str | None, key_id: str | None, now: int) -> list[BudgetStanding]:
-    """Return how the budgets stand that bind a key, a project or the whole organization, innermost level first."""
+class EndUser(NamedTuple):
+    """An end user, as requests name it, and the key by which budgets of each end user count it."""
+
+    name: str
+    key: bytes
+
+
+def list_binding(
+    tx: TenantTx, project_id: str | None, key_id: str | None, now: int, end_user: EndUser | None = None
+) -> list[BudgetStanding]:
+    """Return how the budgets stand that bind a key, a project or the whole organization, innermost level first; with those of an end user,
+    if one is named."""
     subjects = [each for each in (key_id, project_id, tx.organization_id) if each is not None]
     found = [each for each in storage.list_of_subjects(tx, subjects) if each.binds]
+    if end_user is not None:
+        found = _bind_end_user(found, end_user)
     return describe(tx, sorted(found, key=lambda each: (subjects.index(each.subject_id), each.id)), now)
 
 
+def _bind_end_user(found: Sequence[Budget], end_user: EndUser) -> list[Budget]:
+    """Return those of these budgets that bind an end user, as gateways find them (`gateway.request.Call.count_in`)."""
+    named = {each.subject_id for each in found if each.end_user == end_user.name}
+    bound = []
+    for each in found:
+        if each.is_of_each:
+            if each.subject_id not in named:
+                bound.append(msgspec.structs.replace(each, id=name_end_user_budget(each.id, end_user.name, end_user.key)))
+        elif each.end_user in ("", end_user.name):
+            bound.append(each)
+    return bound
+
+
 def describe(tx: TenantTx, budgets: Sequence[Budget], now: int) -> list[BudgetStanding]:
-    """Return how budgets of the organization stand at instant `now`."""
+    """Return how budgets of the organization stand at instant `now`. Of a budget of each end user `spent_pico` is what all have spent
+    together; what gateways lease of it they lease for single end users."""
     organization = stored_tenants.find_organization(tx)
     if organization is None:
         raise Fault(RESOURCE_UNKNOWN)
     budget_ids = [each.id for each in budgets]
-    raises = storage.list_raises(tx, budget_ids, ends_after=now)
+    raises = _list_raises(tx, budget_ids, now)
     existing = _list_windows(tx, budget_ids, now)
     found = []
     for budget in budgets:
         bounds = cut_window(budget.window, now, organization.time_zone, existing.get(budget.id, []))
+        find_spent = storage.find_spent_of_each if budget.is_of_each else storage.find_spent
         standing = BudgetStanding(
             budget=budget,
             window=bounds,
-            limit=find_limit(budget, raises.get(budget.id, []), bounds, now),
-            spent_pico=storage.find_spent(tx, budget.id, bounds.start_at),
+            limit=find_limit(budget, raises.get(find_budget_of_each(budget.id) or budget.id, []), bounds, now),
+            spent_pico=find_spent(tx, budget.id, bounds.start_at),
             leased_pico=sum(each.outstanding_pico for each in storage.list_leases(tx, budget.id, bounds.start_at)),
         )
         found.append(standing)
     return found
+
+
+def _list_raises(tx: Transaction, budget_ids: Iterable[str], now: int) -> dict[str, list[BudgetRaise]]:
+    """Return the raises of budgets that have not ended, by budget: for end users those of the budget of each."""
+    return storage.list_raises(tx, sorted({find_budget_of_each(each) or each for each in budget_ids}), ends_after=now)
 
 
 def _list_windows(tx: Transaction, budget_ids: Sequence[str], at: int) -> dict[str, list[Bounds]]:
@@ -382,13 +422,20 @@ def renew_leases(
         raise Fault(STATE_CONFLICT, message="The epoch has ended, and its leases with it.")
     known = storage.find_active(tx, sorted({each.budget_id for each in requests}))
     zones = storage.find_time_zones(tx, sorted({each.organization_id for each in known.values()}))
-    raises = storage.list_raises(tx, list(known), ends_after=now)
+    raises = _list_raises(tx, known, now)
     grants = [_refuse_unknown(each) for each in requests if each.budget_id not in known]
     for request in sorted((each for each in requests if each.budget_id in known), key=lambda each: (each.budget_id, each.at)):
         budget = known[request.budget_id]
         existing = _list_windows(tx, [budget.id], request.at).get(budget.id, [])
         window = cut_window(budget.window, request.at, zones[budget.organization_id], existing)
-        grant = _renew(tx, budget, window, raises.get(budget.id, []), LeaseRow(node_id, epoch, 0, 0, sequence, True), request, now)
+        parent_id = find_budget_of_each(budget.id)
+        if parent_id is not None and not storage.has_end_user(tx, budget.id):
+            if storage.count_end_users(tx, parent_id) >= END_USERS_MAX:
+                grants.append(_grant_nothing(request, window))
+                continue
+            storage.put_end_user(tx, budget)
+        own = raises.get(parent_id or budget.id, [])
+        grant = _renew(tx, budget, window, own, LeaseRow(node_id, epoch, 0, 0, sequence, True), request, now)
         if grant is not None:
             grants.append(grant)
     return grants
@@ -411,11 +458,12 @@ def _renew(
     elif run.sequence <= own.sequence:
         return None
     others = [each for each in leases if (each.node_id, each.epoch) != (run.node_id, run.epoch)]
-    stated = replace(own, granted_pico=request.current_pico, sequence=run.sequence)
+    is_recalled = request.current_pico is None
+    stated = replace(own, granted_pico=own.granted_pico if request.current_pico is None else request.current_pico, sequence=run.sequence)
     limit = find_limit(budget, raises, window, max(min(now, window.end_at - 1), window.start_at))
     free_pico = limit.pico - spent_pico - stated.outstanding_pico - sum(each.outstanding_pico for each in others)
     holders = 1 + sum(1 for each in others if each.outstanding_pico)
-    grown = extend_lease(free_pico, request.need_pico, request.target_pico, holders)
+    grown = 0 if is_recalled else extend_lease(free_pico, request.need_pico, request.target_pico, holders)
     granted = replace(stated, granted_pico=stated.granted_pico + grown)
     storage.put_lease(tx, budget.id, window.start_at, granted, now)
     return LeaseGrant(
@@ -427,6 +475,21 @@ def _renew(
         limit_pico=limit.pico,
         spent_pico=spent_pico,
         free_pico=free_pico - grown,
+        is_recalled=is_recalled,
+    )
+
+
+def _grant_nothing(request: LeaseRequest, window: Bounds) -> LeaseGrant:
+    """Return the answer for an end user whom a budget of each does not count, because there are too many of them: nothing may be spent."""
+    return LeaseGrant(
+        budget_id=request.budget_id,
+        start_at=window.start_at,
+        end_at=window.end_at,
+        until_at=window.end_at,
+        granted_pico=0,
+        limit_pico=0,
+        spent_pico=0,
+        free_pico=0,
     )
 
 
@@ -480,7 +543,8 @@ class ChargeSums:
     def list_charges(self) -> Iterator[tuple[Budget, Mapping[int, int]]]:
         """Yield the budgets that are charged, in their order, each with the costs by the minute of admission.
 
-        A budget on all models counts the requests of its subject. Another one counts those of them whose records name it.
+        A budget on all models counts the requests of its subject. Another one counts those of them whose records name it; one of each end
+        user under the ids of its end users.
         """
         by_subject: dict[tuple[str, str], dict[int, int]] = {}
         for key, minutes in self._by_key.items():
@@ -489,11 +553,16 @@ class ChargeSums:
                     sums = by_subject.setdefault((subject_id, budget_id), {})
                     for minute_at, pico in minutes.items():
                         sums[minute_at] = sums.get(minute_at, 0) + pico
+        end_users: dict[str, list[str]] = {}
+        for id in sorted({named for key in self._by_key for named in key.budgets}):
+            end_users.setdefault(find_budget_of_each(id) or "", []).append(id)
         for budget in self._budgets:
-            charged = by_subject.get((budget.subject_id, budget.id if budget.is_partial else ""), {})
-            counted = {at: pico for at, pico in charged.items() if at >= budget.counts_from}
-            if counted:
-                yield budget, counted
+            of_end_users = end_users.get(budget.id, []) if budget.is_of_each else [budget.id]
+            for id in of_end_users:
+                charged = by_subject.get((budget.subject_id, id if budget.is_partial else ""), {})
+                counted = {at: pico for at, pico in charged.items() if at >= budget.counts_from}
+                if counted:
+                    yield msgspec.structs.replace(budget, id=id) if budget.is_of_each else budget, counted
 
 
 def open_charges(tx: PlatformTx, organization_ids: Iterable[str]) -> ChargeSums | None:
@@ -508,15 +577,18 @@ def charge(tx: PlatformTx, sums: ChargeSums, *, node_id: str, epoch: int, now: i
     if not charges:
         return
     zones = storage.find_time_zones(tx, sorted({each.organization_id for each, _ in charges}))
-    raises = storage.list_raises(tx, [each.id for each, _ in charges], ends_after=now)
+    raises = _list_raises(tx, [each.id for each, _ in charges], now)
     for budget, minutes in charges:
+        parent_id = find_budget_of_each(budget.id)
+        if parent_id is not None:
+            storage.put_end_user(tx, budget)
         existing = _list_windows(tx, [budget.id], min(minutes)).get(budget.id, [])
         by_window: dict[Bounds, int] = {}
         for minute_at in sorted(minutes):
             window = cut_window(budget.window, minute_at, zones[budget.organization_id], [*existing, *by_window])
             by_window[window] = by_window.get(window, 0) + minutes[minute_at]
         for window in sorted(by_window):
-            _charge_window(tx, budget, window, by_window[window], raises.get(budget.id, []), node_id, epoch, now)
+            _charge_window(tx, budget, window, by_window[window], raises.get(parent_id or budget.id, []), node_id, epoch, now)
 
 
 def _charge_window(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tollway.control.budgets import MINUTE_US, ChargeSums
-from tollway.domain.budgets import Budget, BudgetLevel, BudgetWindow, find_problem
+from tollway.domain.budgets import Budget, BudgetLevel, BudgetWindow, find_budget_of_each, find_problem
 from tollway.domain.periods import INSTANT_MAX, Bounds
 from tollway.storage import budgets as storage
 from tollway.storage.budgets import LeaseKey, WindowKey, WindowRow
@@ -80,6 +80,10 @@ def compare_budgets(tx: PlatformTx, charges: BudgetCharges, add: Add) -> None:
         flaw = _find_flaw(budget, currencies.get(budget.organization_id))
         if flaw is not None:
             add("budgets", f"{budget.id} {flaw}")
+    types = {budget.id: budget for budget in charges.budgets}
+    for id, parent_id in storage.iterate_end_users(tx):
+        if parent_id != find_budget_of_each(id) or parent_id not in types or not types[parent_id].is_of_each:
+            add("budgets", f"{id} is of no budget of each end user")
     for budget_id, minute_at in charges.unknown.items():
         add("budget_windows", f"{budget_id} has no window for requests that were admitted at {minute_at}")
     windows = _compare_windows(charges, add)
@@ -114,9 +118,10 @@ def _compare_windows(charges: BudgetCharges, add: Add) -> dict[WindowKey, int]:
         for row in rows:
             key = WindowKey(budget_id, row.bounds.start_at)
             spent[key] = row.spent_pico
-            if budget_id not in types:
+            type = types.get(find_budget_of_each(budget_id) or budget_id)
+            if type is None:
                 add("budget_windows", f"{key} is of no budget")
-            elif types[budget_id] is BudgetWindow.TOTAL and row.bounds != Bounds(0, INSTANT_MAX):
+            elif type is BudgetWindow.TOTAL and row.bounds != Bounds(0, INSTANT_MAX):
                 add("budget_windows", f"{key} does not last without end")
             if row.bounds.start_at < before.end_at:
                 add("budget_windows", f"{key} begins before the one before it ends")

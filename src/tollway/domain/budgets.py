@@ -1,4 +1,5 @@
-"""Budgets: how much an organization, a project or a key may spend in a window of time, and the rules by which that is never exceeded.
+"""Budgets: how much an organization, a project, a key or an end user may spend in a window of time, and the rules by which that is never
+exceeded.
 
 Control owns a budget and grants parts of it to gateways as **leases**, each to one run (node and epoch) for one window. A gateway reserves
 from its lease, in memory, the most that a request can cost (a **hold**) and replaces it by the real cost when the request ends. What was
@@ -10,6 +11,8 @@ spent is derived from rated events, which name the node and the epoch that held 
 organization. docs/budgets.md explains the whole.
 """
 
+import hashlib
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
@@ -39,7 +42,37 @@ PLAN_BUDGET = "plan"
 TAGS_MAX, TAG_KEY_CHARACTERS_MAX, TAG_VALUE_CHARACTERS_MAX = 16, 64, 512
 """Pairs in the `metadata` of one request, and the longest key and value, as OpenAI's API has them. Others are no tags."""
 
+EACH_END_USER = "*"
+"""In place of an end user: the budget is one of each end user, not of all together."""
+
+END_USER_CHARACTERS_MAX = 512
+"""Longest name of an end user that a budget can have."""
+
+END_USERS_MAX = 100_000
+"""End users whose spending one budget counts one by one. Further ones are granted nothing."""
+
+THROTTLE_REQUESTS_MAX = 60_000
+"""Most requests per minute that a spent budget lets through at each gateway."""
+
 MONDAY = 0
+
+
+END_USER_MARK = "."
+"""Stands between the id of a budget of each end user and the digest of one of them."""
+
+_END_USER_BUDGET = re.compile(r"[a-z]{2,8}_[0-9a-f]{32}\.[0-9a-f]{22}")
+
+
+def name_end_user_budget(budget_id: str, end_user: str, key: bytes) -> str:
+    """Return the id under which a budget of each end user counts one of them: its own, and a keyed hash (BLAKE2b, RFC 7693) of how
+    requests name the end user. `key`: at most 64 bytes, the same at all gateways."""
+    hashed = hashlib.blake2b(end_user.encode("utf-8", "surrogatepass"), digest_size=11, key=key)
+    return f"{budget_id}{END_USER_MARK}{hashed.hexdigest()}"
+
+
+def find_budget_of_each(id: str) -> str | None:
+    """Return the budget of each end user to which an id of `name_end_user_budget` belongs; None for any other id."""
+    return id.partition(END_USER_MARK)[0] if _END_USER_BUDGET.fullmatch(id) else None
 
 
 class BudgetLevel(StrEnum):
@@ -76,8 +109,9 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     (`domain.catalog.covers_model`) whose requests alone are counted; empty for all. `tag`: a key and its value
     in `metadata` (`format_tag`) of requests that alone are counted; empty for all.
     `fallback_model`: the model by which a request is served that this budget would refuse, where that one can be afforded; empty for none.
-    `plan_id`: of the plan that
-    the organization has it by; it changes and ends with the plan.
+    `plan_id`: of the plan that the organization has it by; it changes and ends with the plan. `end_user`: the end user, as requests name
+    it, whose requests alone are counted; EACH_END_USER where each end user has the budget by itself; empty for all requests together.
+    `throttle_requests_per_minute`: requests that each gateway lets through in a minute once a soft budget is spent; 0 refuses them.
     """
 
     id: str
@@ -98,6 +132,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     tag: str = ""
     fallback_model: str = ""
     plan_id: str | None = None
+    end_user: str = ""
+    throttle_requests_per_minute: int = 0
 
     @property
     def binds(self) -> bool:
@@ -108,7 +144,12 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     def is_partial(self) -> bool:
         """Return whether it counts only a part of the requests of its subject. Then records of requests name it, so that control counts
         the very requests that a gateway held to it, whatever has changed since."""
-        return self.model != "" or self.tag != ""
+        return self.model != "" or self.tag != "" or self.end_user != ""
+
+    @property
+    def is_of_each(self) -> bool:
+        """Return whether each end user has it by itself: its windows and leases are those of its end users (`name_end_user_budget`)."""
+        return self.end_user == EACH_END_USER and END_USER_MARK not in self.id
 
     @property
     def concerns_gateways(self) -> bool:
@@ -202,12 +243,13 @@ class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Statement of a gateway run about its lease of one budget, and its wish.
 
     `at`: an instant of the window. `current_pico`: what was granted in all, less what was given back; used and held amounts are part of it.
+    None: the run has forgotten its account of this window, in which nothing was left, and asks what it had used.
     `need_pico`: more that requests wait for. `target_pico`: more that it would like to have for requests to come.
     """
 
     budget_id: str
     at: int
-    current_pico: int
+    current_pico: int | None
     need_pico: int = 0
     target_pico: int = 0
 
@@ -217,6 +259,7 @@ class LeaseGrant(msgspec.Struct, frozen=True, kw_only=True):
 
     `granted_pico`: in all. `until_at`: when it must be asked for anew, because the limit may fall then. `limit_pico`, `spent_pico`: of the
     budget, over all gateways. `free_pico`: what is neither spent nor leased after this grant. `exists`: False if there is no such budget.
+    `is_recalled`: all that was granted is used, and nothing was added: the answer to a request without `current_pico`.
     """
 
     budget_id: str
@@ -228,6 +271,7 @@ class LeaseGrant(msgspec.Struct, frozen=True, kw_only=True):
     spent_pico: int
     free_pico: int
     exists: bool = True
+    is_recalled: bool = False
 
 
 def extend_lease(free_pico: int, need_pico: int, target_pico: int, holders: int) -> int:
@@ -278,13 +322,13 @@ class BudgetStanding(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def left_pico(self) -> int:
-        """Return what is not spent; 0 if it is overspent."""
-        return max(self.limit.pico - self.spent_pico, 0)
+        """Return what is not spent; 0 if it is overspent. Of a budget of each end user: what one has that has spent nothing."""
+        return self.limit.pico if self.budget.is_of_each else max(self.limit.pico - self.spent_pico, 0)
 
 
 def find_least_left(standings: Sequence[BudgetStanding]) -> BudgetStanding | None:
-    """Return the budget of which least is left, which ends spending first; None of none."""
-    return min(standings, key=lambda each: each.left_pico, default=None)
+    """Return the budget of which least is left, which ends spending first; None of none. Those of each end user are left out."""
+    return min((each for each in standings if not each.budget.is_of_each), key=lambda each: each.left_pico, default=None)
 
 
 class BudgetAlert(msgspec.Struct, frozen=True, kw_only=True):
@@ -335,6 +379,13 @@ def check_tag(tag: str) -> str | None:
     return None
 
 
+def check_end_user(end_user: str) -> str | None:
+    """Return why no request can name this end user; None if one can."""
+    if not 1 <= len(end_user) <= END_USER_CHARACTERS_MAX or not end_user.isprintable():
+        return f"no request can name it: write 1 to {END_USER_CHARACTERS_MAX} printable characters, or '{EACH_END_USER}' for each end user"
+    return None
+
+
 class TermsProblem(NamedTuple):
     """A field of a budget whose value it cannot have, and the reason as a clause."""
 
@@ -343,7 +394,14 @@ class TermsProblem(NamedTuple):
 
 
 def find_terms_problem(
-    name: str, mode: BudgetMode, window: BudgetWindow, amount_pico: int, thresholds: Sequence[int], model: str = "", tag: str = ""
+    name: str,
+    mode: BudgetMode,
+    window: BudgetWindow,
+    amount_pico: int,
+    thresholds: Sequence[int],
+    model: str = "",
+    tag: str = "",
+    end_user: str = "",
 ) -> TermsProblem | None:
     """Return what is wrong with the terms of a budget; None if nothing is.
 
@@ -361,17 +419,27 @@ def find_terms_problem(
     problem = check_tag(tag) if tag else None
     if problem is not None:
         return TermsProblem("tag", problem)
+    problem = check_end_user(end_user) if end_user else None
+    if problem is not None:
+        return TermsProblem("end_user", problem)
+    if end_user == EACH_END_USER and mode is BudgetMode.ALERT:
+        return TermsProblem("end_user", "a budget of each end user binds requests: it is 'hard' or 'soft'")
     if name not in (SPEND_LIMIT, SPEND_ALERT):
         return None
-    if model or tag:
-        return TermsProblem("model" if model else "tag", f"a budget named '{name}' counts all requests")
+    if model or tag or end_user:
+        field = "model" if model else "tag" if tag else "end_user"
+        return TermsProblem(field, f"a budget named '{name}' counts all requests")
     return _find_shape_problem(name, mode, window, amount_pico, thresholds)
 
 
 def find_problem(budget: Budget) -> TermsProblem | None:
     """Return what is wrong with the terms of a budget; None if nothing is."""
     terms = (budget.name, budget.mode, budget.window, budget.amount_pico, budget.thresholds)
-    return find_terms_problem(*terms, budget.model, budget.tag) or find_fallback_problem(budget.mode, budget.model, budget.fallback_model)
+    return (
+        find_terms_problem(*terms, budget.model, budget.tag, budget.end_user)
+        or find_fallback_problem(budget.mode, budget.model, budget.fallback_model)
+        or find_throttle_problem(budget.mode, budget.fallback_model, budget.throttle_requests_per_minute)
+    )
 
 
 def find_fallback_problem(mode: BudgetMode, model: str, fallback_model: str) -> TermsProblem | None:
@@ -380,6 +448,18 @@ def find_fallback_problem(mode: BudgetMode, model: str, fallback_model: str) -> 
         return TermsProblem("fallback_model", "a budget of mode 'alert' refuses no request")
     if fallback_model and (fallback_model == model or find_group(fallback_model) is not None):
         return TermsProblem("fallback_model", "it must be another model, and no group of models")
+    return None
+
+
+def find_throttle_problem(mode: BudgetMode, fallback_model: str, requests_per_minute: int) -> TermsProblem | None:
+    """Return what is wrong with the rate to which a spent budget throttles requests (0: it does not); None if nothing is."""
+    field = "throttle_requests_per_minute"
+    if not 0 <= requests_per_minute <= THROTTLE_REQUESTS_MAX:
+        return TermsProblem(field, f"it must be from 1 to {THROTTLE_REQUESTS_MAX:,}")
+    if requests_per_minute and mode is not BudgetMode.SOFT:
+        return TermsProblem(field, "requests beyond the amount are let through by a budget of mode 'soft' alone")
+    if requests_per_minute and fallback_model:
+        return TermsProblem(field, "a spent budget falls back to another model or throttles requests, not both")
     return None
 
 

@@ -141,6 +141,9 @@ SHARE_EXCEEDED = FaultKind(
 BUDGET_EXCEEDED = FaultKind(
     code="insufficient_quota", status=429, blame=_T, message="You exceeded your current quota.", type="insufficient_quota"
 )
+BUDGET_THROTTLED = FaultKind(
+    code="rate_limit_exceeded", status=429, blame=_T, message="A budget is spent, and lets few requests pass.", type="requests"
+)
 BUDGET_UNAVAILABLE = FaultKind(
     code="budget_unavailable", status=503, blame=_P, type=_SERVER,
     message="What the budget of this request allows cannot be found out right now.",

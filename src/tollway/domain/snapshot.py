@@ -104,7 +104,8 @@ class BudgetEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     records. What may be spent of it a gateway learns with its lease. `subject_id`: of the key, project or organization. `model`: a model or
     a group of models whose requests alone are counted; empty for all. `tag`: a key and its value in `metadata`
     (`domain.budgets.format_tag`) of requests that alone are counted; empty for all. `fallback_model`: the model by which
-    requests are served that it would refuse; empty for none."""
+    requests are served that it would refuse; empty for none. `end_user`, `throttle_requests_per_minute`: as `domain.budgets.Budget` has
+    them."""
 
     id: str
     organization_id: str
@@ -114,6 +115,8 @@ class BudgetEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     model: str = ""
     tag: str = ""
     fallback_model: str = ""
+    end_user: str = ""
+    throttle_requests_per_minute: int = 0
 
 
 class SigningKeyEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="signing_key", omit_defaults=True):

@@ -107,8 +107,8 @@ def authorize_body(caller: Caller, request: Request, asked: dict[str, Any], dire
     )
     if caller.end_user_limits is not None:
         call.end_user = dialect.find_end_user(asked)
-    if grant.tagged_budgets:
-        call.count_tags(find_tags(asked))
+    if grant.conditional_budgets:
+        call.count_in(find_tags(asked), dialect.find_end_user(asked), directory.end_user_key)
     return call
 
 

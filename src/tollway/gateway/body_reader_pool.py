@@ -317,8 +317,8 @@ async def _ask(reader: Reader, caller: Caller, request: Request, pieces: Sequenc
     )
     if caller.end_user_limits is not None:
         call.end_user = answer.end_user
-    if grant.tagged_budgets:
-        call.count_tags(answer.tags)
+    if grant.conditional_budgets:
+        call.count_in(answer.tags, answer.end_user, directory.end_user_key)
     if request.upload is not None:
         request.upload.spans = check_spans(answer, request.body_bytes)
     return call

@@ -11,6 +11,9 @@ how many there are. So many streams can share the last money of a budget. One fo
 
 While control is away, requests spend what is leased; after that those with a hard budget are refused, those with only soft ones admitted.
 
+A budget of each end user has an account for each end user that was seen (`domain.budgets.name_end_user_budget`). Of END_USER_ACCOUNTS_MAX
+those give way in which nothing is left and nothing is held; when such an end user comes again, control is asked first what was used.
+
 A lease is kept as large as twice the most that was held lately, which halves with each request to control, so that idle gateways give
 everything back. Where control has little left, only what is held is kept, and each request asks for what it needs.
 """
@@ -19,16 +22,27 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
+
 from tollway.domain.budgets import (
     BudgetMode,
     Lease,
     LeaseGrant,
     LeaseRequest,
     find_affordable_output,
+    find_budget_of_each,
     find_fixed_cost,
     find_output_price,
 )
-from tollway.domain.faults import BUDGET_EXCEEDED, BUDGET_UNAVAILABLE, COST_EXCEEDED, OVERLOADED, PARAMETER_INVALID, Fault
+from tollway.domain.faults import (
+    BUDGET_EXCEEDED,
+    BUDGET_THROTTLED,
+    BUDGET_UNAVAILABLE,
+    COST_EXCEEDED,
+    OVERLOADED,
+    PARAMETER_INVALID,
+    Fault,
+)
 from tollway.domain.money import format_amount, parse_sum
 from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.snapshot import BudgetEntry
@@ -63,6 +77,11 @@ DECAY_US = 500_000
 WAITING_MAX = 2_000
 """Requests that wait for a larger lease; more are refused."""
 
+END_USER_ACCOUNTS_MAX = 5_000
+"""Accounts of single end users that one gateway run has at a time: those that give way cost a question more when they come again."""
+
+MINUTE_US = 60_000_000
+
 REQUEST_LEASES_MAX = 256
 """Leases in one request to control."""
 
@@ -72,15 +91,20 @@ class BudgetAccount:
 
     `asked_at`: an instant of the window. `until_at`: from then on nothing may be reserved before control was asked again. `is_scarce`:
     control had little left. `spent_pico`, `limit_pico`, `free_pico`: of the last answer. `peak_pico`: most that was held at once, which
-    decays. `need_pico`: of requests that wait. `is_archived`: the budget binds nothing any more.
+    decays. `need_pico`: of requests that wait. `is_archived`: the budget binds nothing any more. `confirmed_pico`: what the lease was by
+    the last answer. `is_forgotten`: it was given up before, and control has not said yet what was used. `is_recalled`: the last answer said
+    that alone. `throttled_until`: from then on a request may pass beyond the budget that is spent.
     """
 
     __slots__ = (
         "asked_at",
+        "confirmed_pico",
         "end_at",
         "entry",
         "free_pico",
         "is_archived",
+        "is_forgotten",
+        "is_recalled",
         "is_scarce",
         "lease",
         "limit_pico",
@@ -88,6 +112,7 @@ class BudgetAccount:
         "peak_pico",
         "spent_pico",
         "start_at",
+        "throttled_until",
         "until_at",
     )
 
@@ -105,6 +130,16 @@ class BudgetAccount:
         self.free_pico = 0
         self.peak_pico = 0
         self.need_pico = 0
+        self.confirmed_pico = 0
+        self.is_forgotten = False
+        self.is_recalled = False
+        self.throttled_until = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether it can be given up: control knows all that was used, and nothing is left or held."""
+        lease = self.lease
+        return lease.held_pico == self.need_pico == 0 and lease.granted_pico == lease.used_pico == self.confirmed_pico
 
     def is_over(self, now_us: int) -> bool:
         """Return whether the window has ended."""
@@ -122,13 +157,23 @@ class BudgetAccount:
         """Return what should be available for requests to come."""
         return 0 if self.is_scarce else max(2 * self.peak_pico - self.lease.held_pico, 0)
 
+    def find_throttle_wait(self, now_us: int) -> int:
+        """Return for how many microseconds a request must wait to pass beyond the budget that is spent, by GCRA with a burst of one."""
+        interval_us = MINUTE_US // self.entry.throttle_requests_per_minute
+        return min(max(self.throttled_until - now_us, 0), interval_us)
+
+    def pass_throttled(self, now_us: int) -> None:
+        """Let a request pass beyond the budget that is spent."""
+        self.throttled_until = now_us + MINUTE_US // self.entry.throttle_requests_per_minute
+
 
 class BudgetHold:
     """The reservation of one request: in the accounts of `amounts`, from `Budgets.reserve` to `Budgets.settle`.
 
     `covered_tokens`: output that is reserved in hard budgets. `waiter` is resumed once the reservation was made or refused. `asked_in`: the
     request to control whose answer decides it. While a stream waits for more, `decided` is what to call then, `wanted_tokens` the output
-    that it must have, and `goal_tokens` what it should have. `refused_by`: the budget that refused it, None for none.
+    that it must have, and `goal_tokens` what it should have. `refused_by`: the budget that refused it, None for none. `throttled`: accounts
+    of budgets that are spent, which let it pass.
     """
 
     __slots__ = (
@@ -143,6 +188,7 @@ class BudgetHold:
         "is_ended",
         "needs",
         "refused_by",
+        "throttled",
         "timer",
         "waiter",
         "wanted_tokens",
@@ -164,6 +210,7 @@ class BudgetHold:
         self.asked_in = 0
         self.waiter: Waiter = OVER
         self.refused_by: BudgetEntry | None = None
+        self.throttled: tuple[BudgetAccount, ...] = ()
         self.timer: asyncio.TimerHandle | None = None
         self.is_ended = False
 
@@ -190,6 +237,8 @@ class Budgets:
         self._sequence = 0
         self._asked: list[BudgetAccount] = []
         self._decayed_at = 0
+        self._end_user_accounts = 0
+        self._has_forgotten = False
         self._template_tokens: dict[str, int] = {}  # by model: most tokens of input beyond a token for each byte that were seen
 
     # ---- Requests ------------------------------------------------------------------------------------------------------
@@ -202,6 +251,10 @@ class Budgets:
         """
         if max_cost_pico is not None and not call.caller.is_test:
             _hold_to_max_cost(call, max_cost_pico)
+        if self._end_user_accounts >= END_USER_ACCOUNTS_MAX and any(
+            each.id not in self._accounts and find_budget_of_each(each.id) is not None for each in entries
+        ):
+            self._release_idle()
         hold = BudgetHold(self, call, entries)
         if not entries or self._try_full(hold):
             return hold
@@ -274,6 +327,9 @@ class Budgets:
         self.abandon(hold)
         if not hold.amounts:
             return
+        if final is None:
+            for account in hold.throttled:
+                account.throttled_until = 0  # it did not pass after all
         call = hold.call
         pico = 0
         if final is not None:
@@ -310,10 +366,32 @@ class Budgets:
         if account is None or account.is_over(now_us):
             if account is not None:
                 self._ended.append(account)
+            elif find_budget_of_each(entry.id) is not None:
+                self._end_user_accounts += 1
             account = self._accounts[entry.id] = BudgetAccount(entry, now_us)
+            account.is_forgotten = self._has_forgotten and find_budget_of_each(entry.id) is not None
         elif account.start_at is not None and now_us < account.start_at:  # it waited over the end of its window
             return next((each for each in self._ended if each.entry.id == entry.id and each.end_at == account.start_at), account)
         return account
+
+    def _release_idle(self) -> None:
+        """Give up accounts of end users. Raises OVERLOADED if none can be."""
+        idle = [
+            id for id, each in self._accounts.items() if each.is_idle and each not in self._asked and find_budget_of_each(id) is not None
+        ]
+        if not idle:
+            raise Fault(OVERLOADED, retry_after_seconds=1, detail="accounts of end users")
+        for id in idle:
+            del self._accounts[id]
+        self._end_user_accounts -= len(idle)
+        self._has_forgotten = True
+
+    def _remove(self, account: BudgetAccount) -> None:
+        account.is_archived = True
+        if self._accounts.get(account.entry.id) is account:
+            del self._accounts[account.entry.id]
+            if find_budget_of_each(account.entry.id) is not None:
+                self._end_user_accounts -= 1
 
     def _try_full(self, hold: BudgetHold) -> bool:
         """Reserve the most that the call can cost, or nothing."""
@@ -383,6 +461,8 @@ class Budgets:
 
     def _was_asked(self, hold: BudgetHold) -> bool:
         """Return whether the latest request to control asked for all that `hold` needs."""
+        if any(account.is_recalled for account, _ in hold.needs):
+            return False
         return len(self._asked) < REQUEST_LEASES_MAX or all(account in self._asked for account, _ in hold.needs)
 
     def _finish(self, hold: BudgetHold, *, is_answered: bool) -> None:
@@ -414,16 +494,25 @@ class Budgets:
         call = hold.call
         now_us = call.request.received_at
         accounts = [self._find_account(each, now_us) for each in hold.entries]
+        throttled: list[BudgetAccount] = []
         for account in accounts:
             available = account.find_available(now_us)
             if account.entry.mode is BudgetMode.SOFT:
                 if is_answered and available < _find_cost(hold, account.entry):
-                    raise _refuse(hold, account, available)
+                    if not account.entry.throttle_requests_per_minute:
+                        raise _refuse(hold, account, available)
+                    throttled.append(account)
                 continue
             if available < _find_cost(hold, account.entry):
                 self._lower_input(call)
             if not _lower_hold(hold, available):
                 raise _refuse(hold, account, available) if is_answered else Fault(BUDGET_UNAVAILABLE, retry_after_seconds=1)
+        wait_us = max((each.find_throttle_wait(now_us) for each in throttled), default=0)
+        if wait_us:
+            raise _throttle(max(throttled, key=lambda each: each.find_throttle_wait(now_us)), wait_us)
+        for account in throttled:
+            account.pass_throttled(now_us)
+        hold.throttled = tuple(throttled)
         self._take(hold, [(account, _find_cost(hold, account.entry)) for account in accounts])
 
     # ---- Leases --------------------------------------------------------------------------------------------------------
@@ -444,6 +533,7 @@ class Budgets:
                 break
             request = _find_request(account, now_us)
             if request is not None:
+                account.is_recalled = False
                 asked.append(account)
                 requests.append(request)
         self._ended = [each for each in self._ended if each.lease.held_pico or each in asked]
@@ -461,14 +551,19 @@ class Budgets:
             if account is None:
                 continue
             if not grant.exists:
-                account.is_archived = True
-                self._accounts.pop(grant.budget_id, None)
+                self._remove(account)
                 continue
             account.start_at, account.end_at, account.until_at = grant.start_at, grant.end_at, grant.until_at
-            account.lease.granted_pico = grant.granted_pico
+            account.lease.granted_pico = account.confirmed_pico = grant.granted_pico
+            account.is_recalled = grant.is_recalled
+            if grant.is_recalled:
+                account.lease.used_pico += grant.granted_pico
+                account.is_forgotten = False
             account.limit_pico, account.spent_pico, account.free_pico = grant.limit_pico, grant.spent_pico, grant.free_pico
             account.is_scarce = grant.free_pico <= account.lease.held_pico + 2 * account.peak_pico
         self._serve_waiting(sequence, is_answered=True)
+        if any(account.is_recalled for account in self._asked):
+            self.wake()
 
     def fail(self, sequence: int) -> None:
         """Control did not answer request `sequence`."""
@@ -485,20 +580,25 @@ class Budgets:
     def change(self, budget_id: str, entry: BudgetEntry | None) -> None:
         """Take note that a budget changed or ended (None): nothing more is reserved before control was asked again."""
         account = self._accounts.get(budget_id)
-        if account is None:
-            return
-        if entry is None:
-            account.is_archived = True
-            del self._accounts[budget_id]
-        else:
-            account.entry = entry
-            account.until_at = 0
-            self.wake()
+        if account is not None:
+            self._change(account, entry)
+        elif self._end_user_accounts:
+            for each in [each for id, each in self._accounts.items() if find_budget_of_each(id) == budget_id]:
+                self._change(each, entry)
 
     def change_all(self, entries: Mapping[str, BudgetEntry]) -> None:
         """Take note of a whole snapshot."""
-        for budget_id in list(self._accounts):
-            self.change(budget_id, entries.get(budget_id))
+        for id, account in list(self._accounts.items()):
+            self._change(account, entries.get(find_budget_of_each(id) or id))
+
+    def _change(self, account: BudgetAccount, entry: BudgetEntry | None) -> None:
+        if entry is None:
+            self._remove(account)
+        else:
+            id = account.entry.id
+            account.entry = entry if entry.id == id else msgspec.structs.replace(entry, id=id)
+            account.until_at = 0
+            self.wake()
 
     def list_accounts(self, entries: Sequence[BudgetEntry]) -> list[BudgetAccount]:
         """Return the accounts of these budgets, as far as this run has them."""
@@ -533,6 +633,7 @@ def _describe(entry: BudgetEntry, account: BudgetAccount | None, least: BudgetAc
         "subject_id": entry.subject_id,
         "model": entry.model or None,
         "tag": entry.tag or None,
+        "end_user": entry.end_user or None,
         "mode": entry.mode,
         **shown,
         "window_start_at": window[0],
@@ -564,13 +665,14 @@ def _find_request(account: BudgetAccount, now_us: int) -> LeaseRequest | None:
     need = max(account.need_pico - max(lease.available_pico, 0), 0)
     if lease.available_pico < 0:
         need += -lease.available_pico
-    if not (must_ask or need or wanted or lease.granted_pico != before):
+    is_confirmed = lease.granted_pico == before == account.confirmed_pico
+    if is_confirmed and not (must_ask or need or wanted):
         return None
     at = account.asked_at if account.start_at is None else account.start_at
     return LeaseRequest(
         budget_id=account.entry.id,
         at=at,
-        current_pico=lease.granted_pico,
+        current_pico=None if account.is_forgotten else lease.granted_pico,
         need_pico=need,
         target_pico=need + wanted,
     )
@@ -687,6 +789,16 @@ def _refuse(hold: BudgetHold, account: BudgetAccount, available_pico: int) -> Fa
     )
     is_spent = account.limit_pico - account.spent_pico < least
     return Fault(BUDGET_EXCEEDED, message=message, headers=b"x-should-retry: false\r\n" if is_spent else b"")
+
+
+def _throttle(account: BudgetAccount, wait_us: int) -> Fault:
+    """Return the refusal of a call by a spent budget that lets requests pass at its rate, for `wait_us` more."""
+    entry = account.entry
+    message = (
+        f"The budget {entry.id} of {entry.level.value.replace('api_key', 'API key')} {entry.subject_id} is spent: it lets"
+        f" {entry.throttle_requests_per_minute} requests per minute pass at each gateway."
+    )
+    return Fault(BUDGET_THROTTLED, message=message, retry_after_seconds=-(-wait_us // 1_000_000))
 
 
 def read_max_cost(head: RequestHead) -> int | None:

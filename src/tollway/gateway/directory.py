@@ -84,10 +84,12 @@ class _Maps:
 
 class Directory:
     """All that this gateway knows, at `version`. `obstacle`: the fault with which every request is answered while there is no snapshot, or
-    one that is too old to go by; None while requests can be served."""
+    one that is too old to go by; None while requests can be served. `end_user_key`: with which the names of end users are hashed, at most
+    64 bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, end_user_key: bytes = b"") -> None:
         self.version = 0
+        self.end_user_key = end_user_key
         self.obstacle: FaultKind | None = SNAPSHOT_MISSING
         self._is_expired = False
         self._maps = _Maps()

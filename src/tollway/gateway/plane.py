@@ -46,7 +46,7 @@ class Plane:
         now_us: Callable[[], int],
     ) -> None:
         self.random_bits = random_bits
-        self.directory = Directory()
+        self.directory = Directory(end_user_key)
         self.model_listings = ModelListings(self.directory)
         self.metrics = Metrics()
         self.buffers = Buffers(buffer_bounds or BufferBounds())
@@ -57,8 +57,7 @@ class Plane:
         concurrency = ConcurrencyBounds(concurrency_min=queue_bounds.concurrency_min, concurrency_max=queue_bounds.concurrency_max)
         self.upstreams = Upstreams(vault, self.metrics, log, self.buffers, concurrency)
         self.metrics.list_upstreams = self.upstreams.list_states
-        self.end_user_key = end_user_key
-        self.counters = MemoryCounters(self.end_user_key)
+        self.counters = MemoryCounters(end_user_key)
         self.shared_counters: SharedCounters | None = None
         self.budgets = Budgets(now_us)
         self.usage_sink = usage_sink

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tollway.domain.budgets import BudgetMode
+from tollway.domain.budgets import EACH_END_USER, BudgetMode, name_end_user_budget
 from tollway.domain.catalog import CacheIsolation, Deployment, Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.limits import UNLIMITED
@@ -251,7 +251,7 @@ class ModelGrant:
     body that the caller's requests had lately (`limit`). `terms_valid_from`: the instant from which the organization pays by these prices'
     list. `encoded_admit_suffixes`: the encoded parts that ADMIT records under this grant
     share, by price and streaming; cached by `meter`. `budgets`: those of the caller that bind all requests to this model;
-    `named_budgets`: ids of those, or of those that only alert, that all records name; `tagged_budgets`: those on tags.
+    `named_budgets`: ids of those, or of those that only alert, that all records name; `conditional_budgets`: those on tags and end users.
     `has_fallback`: a budget names a model that serves what it would refuse.
     """
 
@@ -260,6 +260,7 @@ class ModelGrant:
         "bound",
         "budgets",
         "cache_salt",
+        "conditional_budgets",
         "default",
         "default_tier",
         "encoded_admit_suffixes",
@@ -273,7 +274,6 @@ class ModelGrant:
         "named_budgets",
         "prices",
         "shared_bound",
-        "tagged_budgets",
         "terms_valid_from",
         "valid_from",
         "valid_until",
@@ -307,10 +307,12 @@ class ModelGrant:
         self.known_fields = known_fields
         self.cache_salt = cache_salt
         self.terms_valid_from = terms_valid_from
-        self.tagged_budgets = tuple(each for each in budgets if each.tag)
+        conditional = tuple(each for each in budgets if each.tag or each.end_user)
+        self.conditional_budgets = conditional
         self.has_fallback = any(each.fallback_model for each in budgets)
-        self.budgets = tuple(each for each in budgets if each.mode is not BudgetMode.ALERT and not each.tag)
-        self.named_budgets = tuple(each.id for each in budgets if each.model and not each.tag)
+        always = tuple(each for each in budgets if each not in conditional) if conditional else budgets
+        self.budgets = tuple(each for each in always if each.mode is not BudgetMode.ALERT)
+        self.named_budgets = tuple(each.id for each in always if each.model)
         self.encoded_admit_suffixes: dict[tuple[str, bool], bytes] = {}
         self.bound: Bound | None = None
         self.shared_bound: SharedBound | None = None
@@ -422,9 +424,22 @@ class Call:
         self.charge: Charge | None = None
         self.answer_recorder: AnswerRecorder | None = None
 
-    def count_tags(self, tags: Collection[str]) -> None:
-        """Let budgets on tags count this request, which carries these (`domain.budgets.format_tag`)."""
-        found = [each for each in self.grant.tagged_budgets if each.tag in tags]
+    def count_in(self, tags: Collection[str], end_user: str | None, key: bytes) -> None:
+        """Let budgets on tags and end users count this request, which carries these tags (`domain.budgets.format_tag`) and names this end
+        user. `key`: by which budgets of each end user count it.
+
+        A budget that names the end user takes the place of those of each end user of the same key, project or organization."""
+        conditional = self.grant.conditional_budgets
+        named = {each.subject_id for each in conditional if each.end_user == end_user} if end_user is not None else ()
+        found: list[BudgetEntry] = []
+        for each in conditional:
+            if each.tag and each.tag not in tags:
+                continue
+            if each.end_user == EACH_END_USER:
+                if end_user is not None and each.subject_id not in named:
+                    found.append(msgspec.structs.replace(each, id=name_end_user_budget(each.id, end_user, key)))
+            elif each.end_user in ("", end_user):
+                found.append(each)
         self.budgets = (*self.budgets, *(each for each in found if each.mode is not BudgetMode.ALERT))
         self.named_budgets = (*self.named_budgets, *(each.id for each in found))
 

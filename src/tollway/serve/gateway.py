@@ -7,7 +7,6 @@ would be true. A process that finds the disk of its spool full, failing or read-
 (`link/spool_wait.py`), then goes on by itself."""
 
 import asyncio
-import hmac
 import json
 import os
 import random
@@ -58,7 +57,7 @@ from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, s
 from tollway.serve.limit_counters import GatewayCount, LimitsOptions, start_counters
 from tollway.serve.sockets import url_of
 from tollway.storage.answer_files import AnswerBounds, AnswerFiles
-from tollway.storage.vault import LocalVault
+from tollway.storage.vault import LocalVault, derive_end_user_key
 from tollway.telemetry import LogWriter
 from tollway.wire.http import HttpBounds
 from tollway.worker_threads import run_in_thread
@@ -152,7 +151,7 @@ async def _run(options: GatewayOptions, warning: str | None) -> int:
         usage_sink=spool or UnavailableSpool(),
         vault=LocalVault(options.vault_key),
         peppers=options.peppers,
-        end_user_key=_derive_end_user_key(options.vault_key),
+        end_user_key=derive_end_user_key(options.vault_key),
         log=log,
         bounds=options.relay,
         media_bounds=options.media,
@@ -430,10 +429,3 @@ def _find_obstacle(plane: Plane, options: GatewayOptions) -> tuple[str, str]:
 
 def _now_us() -> int:
     return time.time_ns() // 1000
-
-
-def _derive_end_user_key(vault_key: bytes) -> bytes:
-    """Return the key with which the names of end users are hashed. All gateways derive the same one, and a rotation of the pepper keeps it,
-    so that what end users have used of their limits is not forgotten. HMAC-SHA-256 over a name of its own reveals nothing of the vault
-    key."""
-    return hmac.digest(vault_key, b"tollway names of end users", "sha256")

@@ -70,7 +70,7 @@ def start_counters(options: LimitsOptions, plane: Plane, node_id: str, alarm: Al
     if options.store is None:
         expose("tollway_limits_end_users_together", lambda: plane.counters.end_users_together)
         return None
-    counters = SharedCounters(f"{node_id}.{secrets.token_hex(4)}", time.monotonic_ns, plane.end_user_key)
+    counters = SharedCounters(f"{node_id}.{secrets.token_hex(4)}", time.monotonic_ns, plane.directory.end_user_key)
     store = RedisCounters(options.store, recover=counters.restore, alarm=alarm)
     counters.use(store)
     plane.shared_counters = counters

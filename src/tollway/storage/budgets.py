@@ -1,5 +1,9 @@
 """Budgets at rest: what may be spent, what was spent in each window, and what gateways were granted.
 
+A budget of each end user has its windows and leases by end user. Their rows refer to one of the table of budgets that stands for the end
+user (`put_end_user`): its id is `domain.budgets.name_end_user_budget`, and only its `parent_id` counts, since the terms are those of the
+budget of each. No query returns such rows as budgets, but `find_active` for the ids that it is asked for.
+
 `lock_window` comes before a grant and before a charge. Its lock lasts to the end of the transaction, so that of two grants, or of a grant
 and a charge, the second sees what the first did. A transaction that locks several windows does it in the order of budget and start.
 """
@@ -9,9 +13,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
 import sqlalchemy as sa
 
-from tollway.domain.budgets import Budget, BudgetAlert, BudgetLevel, BudgetMode, BudgetRaise, BudgetWindow
+from tollway.domain.budgets import (
+    Budget,
+    BudgetAlert,
+    BudgetLevel,
+    BudgetMode,
+    BudgetRaise,
+    BudgetWindow,
+    find_budget_of_each,
+)
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import Bounds
 from tollway.storage.database import PlatformTx, TenantTx, Transaction
@@ -27,11 +40,21 @@ ALERTS_KEPT_MAX = 1000
 ROWS_FETCHED = 1000
 """Rows that are read at once where there may be many."""
 
-BINDS = sa.and_(budgets.c.archived_at.is_(None), budgets.c.mode != BudgetMode.ALERT)
+IS_BUDGET = budgets.c.parent_id.is_(None)
+"""Selects the rows that are budgets, and do not stand for an end user of one."""
+
+BINDS = sa.and_(budgets.c.archived_at.is_(None), budgets.c.mode != BudgetMode.ALERT, IS_BUDGET)
 """Selects the budgets that bind requests: gateways lease parts of them."""
 
 CONCERNS_GATEWAYS = sa.and_(
-    budgets.c.archived_at.is_(None), sa.or_(budgets.c.mode != BudgetMode.ALERT, budgets.c.model.is_not(None), budgets.c.tag.is_not(None))
+    budgets.c.archived_at.is_(None),
+    IS_BUDGET,
+    sa.or_(
+        budgets.c.mode != BudgetMode.ALERT,
+        budgets.c.model.is_not(None),
+        budgets.c.tag.is_not(None),
+        budgets.c.end_user.is_not(None),
+    ),
 )
 """Selects the budgets of which gateways are told (`Budget.concerns_gateways`)."""
 
@@ -83,6 +106,8 @@ def _columns(budget: Budget) -> dict[str, Any]:
         "tag": budget.tag or None,
         "fallback_model": budget.fallback_model or None,
         "plan_id": budget.plan_id,
+        "end_user": budget.end_user or None,
+        "throttle_requests_per_minute": budget.throttle_requests_per_minute or None,
         "archived_at": budget.archived_at,
         **_terms(budget),
     }
@@ -99,14 +124,14 @@ def _terms(budget: Budget) -> dict[str, Any]:
 
 def find_budget(tx: TenantTx, budget_id: str) -> Budget | None:
     """Return a budget of the organization, archived or not."""
-    query = sa.select(budgets).where(budgets.c.organization_id == tx.organization_id, budgets.c.id == budget_id)
+    query = sa.select(budgets).where(budgets.c.organization_id == tx.organization_id, budgets.c.id == budget_id, IS_BUDGET)
     row = tx.connection.execute(query).one_or_none()
     return None if row is None else read_budget(row)
 
 
 def list_budgets(tx: TenantTx, window: PageWindow, *, include_archived: bool) -> Page[Budget]:
     """Return budgets of the organization."""
-    query = sa.select(budgets).where(budgets.c.organization_id == tx.organization_id)
+    query = sa.select(budgets).where(budgets.c.organization_id == tx.organization_id, IS_BUDGET)
     if not include_archived:
         query = query.where(budgets.c.archived_at.is_(None))
     return fetch_page(tx, query, budgets.c.id, window, read_budget)
@@ -115,7 +140,10 @@ def list_budgets(tx: TenantTx, window: PageWindow, *, include_archived: bool) ->
 def list_of_subjects(tx: TenantTx, subject_ids: Sequence[str]) -> list[Budget]:
     """Return the budgets of these keys, projects or organizations that are not archived, by id."""
     query = sa.select(budgets).where(
-        budgets.c.organization_id == tx.organization_id, budgets.c.archived_at.is_(None), budgets.c.subject_id.in_(subject_ids)
+        budgets.c.organization_id == tx.organization_id,
+        budgets.c.archived_at.is_(None),
+        budgets.c.subject_id.in_(subject_ids),
+        IS_BUDGET,
     )
     return [read_budget(row) for row in tx.connection.execute(query.order_by(budgets.c.id))]
 
@@ -127,14 +155,48 @@ def list_named(tx: TenantTx, subject_id: str, name: str) -> list[Budget]:
 
 def list_active(tx: PlatformTx, organization_ids: Sequence[str]) -> list[Budget]:
     """Return the budgets of these organizations that are not archived, by id."""
-    query = sa.select(budgets).where(budgets.c.organization_id.in_(organization_ids), budgets.c.archived_at.is_(None))
+    query = sa.select(budgets).where(budgets.c.organization_id.in_(organization_ids), budgets.c.archived_at.is_(None), IS_BUDGET)
     return [read_budget(row) for row in tx.connection.execute(query.order_by(budgets.c.id))]
 
 
 def find_active(tx: PlatformTx, budget_ids: Sequence[str]) -> dict[str, Budget]:
-    """Return those of these budgets that bind requests, by id, whichever organization has them."""
-    query = sa.select(budgets).where(budgets.c.id.in_(budget_ids), BINDS)
-    return {row.id: read_budget(row) for row in tx.connection.execute(query)}
+    """Return those of these budgets that bind requests, by id, whichever organization has them: for an end user of a budget of each, that
+    budget under the end user's id."""
+    of_each = {id: find_budget_of_each(id) or id for id in budget_ids}
+    query = sa.select(budgets).where(budgets.c.id.in_(sorted(set(of_each.values()))), BINDS)
+    found = {row.id: read_budget(row) for row in tx.connection.execute(query)}
+    shown = {id: found[parent_id] for id, parent_id in of_each.items() if parent_id in found}
+    return {id: _of_end_user(each, id) for id, each in shown.items() if each.is_of_each is (id != each.id)}
+
+
+def _of_end_user(budget: Budget, id: str) -> Budget:
+    return budget if budget.id == id else msgspec.structs.replace(budget, id=id)
+
+
+def count_end_users(tx: PlatformTx, budget_id: str) -> int:
+    """Return how many end users a budget of each counts."""
+    query = sa.select(sa.func.count()).select_from(budgets).where(budgets.c.parent_id == budget_id)
+    return tx.connection.execute(query).scalar_one()
+
+
+def has_end_user(tx: PlatformTx, id: str) -> bool:
+    """Return whether an end user of a budget of each, by `name_end_user_budget`, is counted already."""
+    return tx.connection.execute(sa.select(budgets.c.id).where(budgets.c.id == id)).one_or_none() is not None
+
+
+def put_end_user(tx: PlatformTx, budget: Budget) -> None:
+    """Store that an end user is counted by a budget of each (`find_active`), so that its windows can refer to it. Repeating it changes
+    nothing."""
+    parent_id = find_budget_of_each(budget.id)
+    insert = tx.insert(budgets).values(**_columns(budget), parent_id=parent_id)
+    tx.connection.execute(insert.on_conflict_do_nothing())
+
+
+def find_spent_of_each(tx: Transaction, budget_id: str, start_at: int) -> int:
+    """Return what all end users of a budget of each have spent in a window together."""
+    own = sa.select(budgets.c.id).where(budgets.c.parent_id == budget_id)
+    query = sa.select(budget_windows.c.spent_pico).where(budget_windows.c.budget_id.in_(own), budget_windows.c.start_at == start_at)
+    return sum(tx.connection.execute(query).scalars())
 
 
 def find_time_zones(tx: PlatformTx, organization_ids: Sequence[str]) -> dict[str, str]:
@@ -164,6 +226,8 @@ def read_budget(row: Any) -> Budget:
         tag=row.tag or "",
         fallback_model=row.fallback_model or "",
         plan_id=row.plan_id,
+        end_user=row.end_user or "",
+        throttle_requests_per_minute=row.throttle_requests_per_minute or 0,
     )
 
 
@@ -321,12 +385,12 @@ def _remove_old_alerts(tx: Transaction, budget_id: str) -> None:
 
 
 def list_alerts(tx: TenantTx, budget_id: str) -> list[BudgetAlert]:
-    """Return the alerts of a budget of the organization, the latest first; at most ALERTS_KEPT_MAX."""
+    """Return the alerts of a budget of the organization, and of its end users, the latest first; at most ALERTS_KEPT_MAX."""
     columns = budget_alerts.c
     query = (
         sa.select(budget_alerts)
         .join(budgets, budgets.c.id == columns.budget_id)
-        .where(budgets.c.organization_id == tx.organization_id, columns.budget_id == budget_id)
+        .where(budgets.c.organization_id == tx.organization_id, sa.or_(budgets.c.id == budget_id, budgets.c.parent_id == budget_id))
         .order_by(columns.crossed_at.desc(), columns.threshold.desc())
         .limit(ALERTS_KEPT_MAX)
     )
@@ -380,7 +444,14 @@ class WindowRow(NamedTuple):
 
 def list_all(tx: PlatformTx) -> list[Budget]:
     """Return the budgets of all organizations, archived or not, by id."""
-    return [read_budget(row) for row in tx.connection.execute(sa.select(budgets).order_by(budgets.c.id))]
+    return [read_budget(row) for row in tx.connection.execute(sa.select(budgets).where(IS_BUDGET).order_by(budgets.c.id))]
+
+
+def iterate_end_users(tx: PlatformTx) -> Iterator[tuple[str, str]]:
+    """Yield the rows that stand for end users of budgets of each: their id, and the id of the budget."""
+    query = sa.select(budgets.c.id, budgets.c.parent_id).where(budgets.c.parent_id.is_not(None))
+    for row in tx.connection.execute(query.execution_options(yield_per=ROWS_FETCHED)):
+        yield row.id, row.parent_id
 
 
 def find_currencies(tx: PlatformTx) -> dict[str, str]:

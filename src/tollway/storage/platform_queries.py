@@ -255,6 +255,8 @@ def _budgets(_tx: Transaction, rows: Sequence[Any]) -> Iterator[Entry]:
             model=row.model or "",
             tag=row.tag or "",
             fallback_model=row.fallback_model or "",
+            end_user=row.end_user or "",
+            throttle_requests_per_minute=row.throttle_requests_per_minute or 0,
         )
 
 

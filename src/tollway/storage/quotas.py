@@ -6,6 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tollway.domain.quotas import DAY_US, Quota
+from tollway.storage.budgets import IS_BUDGET
 from tollway.storage.database import TenantTx
 from tollway.storage.schema import api_keys, model_limits, projects, service_accounts
 from tollway.storage.schema_budgets import budget_raises, budgets
@@ -50,6 +51,7 @@ def count(tx: TenantTx, quota: Quota, now: int) -> int:
 
 def _count(tx: TenantTx, quota: Quota, table: sa.Table, now: int) -> sa.Select[Any]:
     own = sa.select(sa.func.count().label("rows")).select_from(table).where(table.c.organization_id == tx.organization_id)
+    own = own.where(IS_BUDGET) if table is budgets else own
     return own.where(*_list_conditions(quota, table, now))
 
 

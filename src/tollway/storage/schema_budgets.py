@@ -27,6 +27,9 @@ budgets = sa.Table(
     sa.Column("tag", sa.String(600)),  # a key and its value in the metadata of requests; null for all requests
     sa.Column("fallback_model", sa.String(128)),  # that serves what the budget would refuse; null for none
     sa.Column("plan_id", sa.String(64)),  # of the plan that the organization has it by
+    sa.Column("end_user", sa.String(512)),  # whose requests alone are counted, `*` for each by itself; null for all requests
+    sa.Column("throttle_requests_per_minute", sa.Integer),  # that each gateway lets through once it is spent; null refuses them
+    sa.Column("parent_id", sa.String(64)),  # of a row that stands for one end user: the budget of each, whose terms hold
     one_of("level", BudgetLevel),
     one_of("mode", BudgetMode),
     one_of("window_type", BudgetWindow),
@@ -49,6 +52,7 @@ budget_raises = sa.Table(
 sa.Index(None, budget_raises.c.budget_id)
 sa.Index(None, budget_raises.c.organization_id, budget_raises.c.ends_at, budget_raises.c.created_at)
 sa.Index(None, budgets.c.organization_id, budgets.c.archived_at, budgets.c.created_at)
+sa.Index(None, budgets.c.parent_id)
 
 budget_windows = sa.Table(  # one row for each window in which something was leased or spent; its lock orders grants and charges
     "budget_windows",

@@ -6,6 +6,7 @@ secret is for (a deployment's id) and is authenticated with it, so that a sealed
 be.
 """
 
+import hmac
 import os
 
 from cryptography.exceptions import InvalidTag
@@ -19,14 +20,22 @@ NONCE_BYTES = 12
 _HEAD_BYTES = 1 + NONCE_BYTES + 2
 
 
+def derive_end_user_key(vault_key: bytes) -> bytes:
+    """Return the key with which the names of end users are hashed. All gateways and control derive the same one, and a rotation of the
+    pepper keeps it, so that what end users have used of their limits and budgets is not forgotten. HMAC-SHA-256 over a name of its own
+    reveals nothing of the vault key."""
+    return hmac.digest(vault_key, b"tollway names of end users", "sha256")
+
+
 class LocalVault:
-    """A vault with its key in the memory of this process. Shows neither key nor secrets."""
+    """A vault with its key in the memory of this process. Shows neither key nor secrets. `end_user_key`: `derive_end_user_key` of it."""
 
     def __init__(self, key: bytes) -> None:
         """`key`: KEY_BYTES (32) secret random bytes. Raises ValueError for any other length or an obviously empty key."""
         if len(key) != KEY_BYTES or len(set(key)) < 8:
             raise ValueError("the vault key must be 32 random bytes")
         self._cipher = AESGCM(key)
+        self.end_user_key = derive_end_user_key(key)
 
     def seal(self, secret: str, *, context: str) -> bytes:
         """Seal `secret` for `context`. Twice the same secret gives different bytes."""

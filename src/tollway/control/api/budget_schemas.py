@@ -9,7 +9,9 @@ from pydantic import Field
 from tollway.control.api.schemas import Currency, Identified, In, ModelName, Name, Out, Second, Sum, find_seconds, seconds
 from tollway.domain import money
 from tollway.domain.budgets import (
+    END_USER_CHARACTERS_MAX,
     THRESHOLDS_MAX,
+    THROTTLE_REQUESTS_MAX,
     Budget,
     BudgetAlert,
     BudgetMode,
@@ -61,6 +63,25 @@ class BudgetCreate(In):
             description="The model that serves a request in place of the one that it asks for, where this budget would refuse it and that"
             " model can be afforded; null to refuse it.",
             examples=["llama-8b"],
+        ),
+    ] = None
+    end_user: Annotated[
+        str | None,
+        Field(
+            max_length=END_USER_CHARACTERS_MAX,
+            description="An end user, as requests name it in `safety_identifier` or `user`: its requests alone are counted. `*` gives each"
+            " end user the budget by itself, but for those that a budget of the same key, project or organization names. Null for all"
+            " requests together.",
+            examples=["*"],
+        ),
+    ] = None
+    throttle_requests_per_minute: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=THROTTLE_REQUESTS_MAX,
+            description="Requests that each gateway lets pass in a minute once a soft budget is spent; null to refuse them.",
+            examples=[6],
         ),
     ] = None
     name: Annotated[Name, Field(description="Name of the budget, 1 to 256 characters.", examples=["research"])]
@@ -161,6 +182,20 @@ class BudgetOut(Identified):
     fallback_model: Annotated[
         str | None, Field(description="The model that serves what this budget would refuse; null to refuse it.", examples=[None])
     ]
+    end_user: Annotated[
+        str | None,
+        Field(
+            description="The end user whose requests alone are counted, or `*`: each end user has the budget by itself, and `spent` is what"
+            " all have spent together. Null for all requests.",
+            examples=[None],
+        ),
+    ]
+    throttle_requests_per_minute: Annotated[
+        int | None,
+        Field(
+            description="Requests that each gateway lets pass in a minute once the budget is spent; null to refuse them.", examples=[None]
+        ),
+    ]
     plan_id: Annotated[
         str | None,
         Field(description="The plan by which the organization has it; null for none.", examples=[None]),
@@ -247,6 +282,8 @@ def _budget_fields(standing: BudgetStanding) -> dict[str, object]:
         "model": budget.model or None,
         "tag": budget.tag or None,
         "fallback_model": budget.fallback_model or None,
+        "end_user": budget.end_user or None,
+        "throttle_requests_per_minute": budget.throttle_requests_per_minute or None,
         "plan_id": budget.plan_id,
         "mode": budget.mode,
         "window": budget.window,
@@ -292,7 +329,13 @@ class LeaseIn(In):
 
     budget_id: Annotated[str, Field(max_length=64)]
     at: Annotated[_Instant, Field(description="An instant of the window, in UTC microseconds.", examples=[1790000000000000])]
-    current_pico: Annotated[_Pico, Field(description="What the run was granted in all, less what it gave back.", examples=[5000000])]
+    current_pico: Annotated[
+        _Pico | None,
+        Field(
+            description="What the run was granted in all, less what it gave back; null if it has forgotten a lease that was used up.",
+            examples=[5000000],
+        ),
+    ]
     need_pico: Annotated[_Pico, Field(description="More that requests wait for.", examples=[400000])] = 0
     target_pico: Annotated[_Pico, Field(description="More that it would like to have for requests to come.", examples=[800000])] = 0
 
@@ -329,6 +372,10 @@ class LeaseOut(Out):
         ),
     ]
     exists: Annotated[bool, Field(description="Whether there is such a budget.", examples=[True])]
+    is_recalled: Annotated[
+        bool,
+        Field(description="Whether this tells a run that has forgotten its lease what it had used, and grants nothing.", examples=[False]),
+    ]
 
 
 class LeasesOut(Out):

@@ -30,7 +30,10 @@ from tollway.control.api.budget_schemas import (
 )
 from tollway.control.api.routes import Node, Plane, may
 from tollway.control.api.schemas import Deleted, ListOut, PageQuery, list_out
+from tollway.control.budgets import EndUser
+from tollway.control.plane import ControlPlane
 from tollway.domain import ids, money
+from tollway.domain.budgets import END_USER_CHARACTERS_MAX
 from tollway.domain.faults import PARAMETER_INVALID, Fault
 from tollway.domain.roles import Permission
 
@@ -39,6 +42,18 @@ link_router = routes.router(tags=["link"])
 
 Reader = Annotated[Tenant, Depends(may(Permission.BUDGETS_READ))]
 Writer = Annotated[Tenant, Depends(may(Permission.BUDGETS_WRITE))]
+OfEndUser = Annotated[
+    str | None,
+    Query(
+        max_length=END_USER_CHARACTERS_MAX,
+        description="The budgets that bind this end user, as requests name it, with what it has spent of those of each end user.",
+    ),
+]
+
+
+def find_bound_end_user(plane: ControlPlane, end_user: str | None) -> EndUser | None:
+    """Return the end user that a query names; None for none."""
+    return EndUser(end_user, plane.vault.end_user_key) if end_user else None
 
 
 @router.get("/v1/organization/budgets")
@@ -53,6 +68,13 @@ def find_tag(stated: str | None) -> str:
     """Return the tag of a budget; empty for none. Raises Fault for one that is empty."""
     if stated == "":
         raise Fault(PARAMETER_INVALID, param="tag", message="'tag' cannot be empty: write KEY=VALUE, or leave it out.")
+    return stated or ""
+
+
+def find_end_user(stated: str | None) -> str:
+    """Return the end user of a budget; empty for all requests. Raises Fault for one that is empty."""
+    if stated == "":
+        raise Fault(PARAMETER_INVALID, param="end_user", message="'end_user' cannot be empty: name one, or leave it out.")
     return stated or ""
 
 
@@ -78,6 +100,8 @@ def create_budget(caller: Writer, plane: Plane, body: BudgetCreate) -> BudgetCha
             model=body.model or "",
             tag=find_tag(body.tag),
             fallback_model=body.fallback_model or "",
+            end_user=find_end_user(body.end_user),
+            throttle_requests_per_minute=body.throttle_requests_per_minute or 0,
         )
         standing = budgets.describe(tx, [budget], now)[0]
     return budget_changed(standing, publish.confirm(plane.database, plane.publications, tx.published_version, now))
@@ -157,12 +181,14 @@ def list_binding_budgets(
     plane: Plane,
     project_id: Annotated[str | None, Query(description="Budgets that bind this project.")] = None,
     api_key_id: Annotated[str | None, Query(description="Budgets that bind this key of the project.")] = None,
+    end_user: OfEndUser = None,
 ) -> BindingBudgets:
     """Every budget that binds the organization, a project or a key, innermost level first."""
     if api_key_id is not None and project_id is None:
         raise Fault(PARAMETER_INVALID, param="project_id", message="Name the project of the key.")
     with plane.database.tenant(caller.organization_id, write=False) as tx:
-        return BindingBudgets(data=[budget_out(each) for each in budgets.list_binding(tx, project_id, api_key_id, plane.now())])
+        found = budgets.list_binding(tx, project_id, api_key_id, plane.now(), find_bound_end_user(plane, end_user))
+    return BindingBudgets(data=[budget_out(each) for each in found])
 
 
 @link_router.put("/v1/link/leases/{node_id}/{epoch}")

@@ -10,6 +10,7 @@ from fastapi import Depends, Query
 from tollway.control import access, budgets, limits, plans, quotas
 from tollway.control.access import Tenant
 from tollway.control.api import routes
+from tollway.control.api.budgets import OfEndUser, find_bound_end_user
 from tollway.control.api.limit_schemas import BindingLimitsList, LimitUsesIn, LimitUsesOut, binding_limits_out
 from tollway.control.api.routes import Node, Plane, may
 from tollway.control.api.schemas import (
@@ -48,6 +49,7 @@ def list_binding_limits(
     plane: Plane,
     project_id: Annotated[str | None, Query(description="Limits that bind this project.")] = None,
     api_key_id: Annotated[str | None, Query(description="Limits that bind this key of the project.")] = None,
+    end_user: OfEndUser = None,
 ) -> BindingLimitsList:
     """Every limit that binds the organization, a project or a key, innermost level first, with what is used and left of it, and of which
     level the limit binds. `counted_by` says where the use comes from: the store that gateways share (`store`), or the latest reports of the
@@ -57,7 +59,7 @@ def list_binding_limits(
         raise Fault(PARAMETER_INVALID, param="project_id", message="Name the project of the key.")
     with plane.database.tenant(caller.organization_id, write=False) as tx:
         binding = limits.list_binding_limits(tx, project_id, api_key_id)
-        binding_budgets = budgets.list_binding(tx, project_id, api_key_id, plane.now())
+        binding_budgets = budgets.list_binding(tx, project_id, api_key_id, plane.now(), find_bound_end_user(plane, end_user))
         standings = quotas.list_standings(tx, plane.quotas, plane.now())
         of_organization = plans.get_organization_limits(tx)
     found = find_standings(plane.database, plane.limits_store, caller.organization_id, binding, plane.now())
