@@ -31,7 +31,7 @@ from tollway.wire.progress_slots import OUTPUT_WORD, SLOT_WORDS
 from tollway.wire.segments import HEAD_BYTES
 
 SMALL = SpoolOptions(segment_bytes=16_384, slots_max=16, tick_seconds=3600)
-ALL_BUDGETS = tuple(f"bud_{number:032x}" for number in range(BUDGETS_MAX))
+ALL_BUDGETS = tuple(f"bud_{number:032x}.{number:022x}" for number in range(BUDGETS_MAX))
 
 
 async def settled(opened: Spool) -> None:

@@ -66,7 +66,7 @@ ADMIT_BYTES_USUAL: Final = 640
 """Payload of an ADMIT that names no budgets: 150 bytes of names and at most 490 of ids, model name, endpoint and
 numbers."""
 
-ADMIT_BYTES_MAX: Final = ADMIT_BYTES_USUAL + 40 * BUDGETS_MAX
+ADMIT_BYTES_MAX: Final = ADMIT_BYTES_USUAL + 64 * BUDGETS_MAX
 """Payload of an ADMIT that names as many budgets as it may. Longer is a programming error."""
 
 OWED_BYTES: Final = 4096
