@@ -201,6 +201,15 @@ ROWS = {
         "invented names of end users, one for each request, to fill the accounts of budgets or to begin an end user's budget anew",
         "5,000 have an account at a gateway, 100,000 of a budget at control; one that gave way is recalled; further names are refused",
     ),
+    122: (
+        "forms that two parsers may read differently: preambles, padded or missing boundaries, bare line feeds, endless headers,"
+        " headers and fields that stand twice, files that contain a boundary",
+        "400 `invalid_form` or `duplicate_key`; the engine gets a form of ours, with a boundary that the client could not know",
+    ),
+    123: (
+        "an engine that breaks off sound, so that a client could take it for whole",
+        "the connection is reset, the sound is not billed; sound without a length or chunks is never whole",
+    ),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

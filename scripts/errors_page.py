@@ -60,6 +60,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "Check the path (OpenAI's SDKs want a base URL that ends in `/v1`, Anthropic's one that does not) and the id.",
         ),
         "invalid_json": ("The body is not one JSON object in UTF-8, or has a number that JSON has not.", "Send valid JSON."),
+        "invalid_form": (
+            "The body is not a form in the shape that clients write (docs/apis.md), or is written so that two readers could see two forms.",
+            "Send it as OpenAI's clients do.",
+        ),
         "duplicate_key": ("An object of the body has a key twice, so that two readers could see two requests.", "Send each key once."),
         "invalid_value": ("A value has the wrong type or is out of its range; `param` names it.", "Change it as the message says."),
         "missing_required_parameter": ("A field that the API needs is missing; `param` names it.", "Add it."),

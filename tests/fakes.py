@@ -259,6 +259,10 @@ class Recorder:
         self.send(data)
         self.ended = True
 
+    def break_off(self) -> None:
+        assert self.committed and not self.ended, "nothing to break off"
+        self.ended = True
+
     def throttle(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:
         return fault
 

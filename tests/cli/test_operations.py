@@ -105,6 +105,8 @@ COMMAND_OF = {
     "list_completions": "usage",
     "list_embeddings": "usage",
     "list_images": "usage",
+    "list_speeches": "usage",
+    "list_transcriptions": "usage",
     "list_costs": "costs",
     "list_period_costs": "costs",
     "retrieve_receipt": "receipt",

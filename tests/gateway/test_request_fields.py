@@ -14,6 +14,7 @@ import pytest
 from anthropic.types import beta as anthropic_beta
 from anthropic.types.beta.beta_content_block_param import BetaContentBlockParam
 from anthropic.types.content_block_param import ContentBlockParam
+from openai.types.audio import transcription_create_params as transcription_params
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.chat.chat_completion_content_part_param import ChatCompletionContentPartParam
 from openai.types.responses import response_create_params as response_params
@@ -41,6 +42,17 @@ SDK_TYPES: dict[Endpoint, tuple[Any, ...]] = {
     ),
     Endpoint.MODERATIONS: (openai_types.ModerationCreateParams,),
     Endpoint.EMBEDDINGS: (openai_types.EmbeddingCreateParams,),
+    Endpoint.AUDIO_SPEECH: (openai_types.audio.SpeechCreateParams,),
+    Endpoint.AUDIO_TRANSCRIPTIONS: (
+        transcription_params.TranscriptionCreateParamsNonStreaming,
+        transcription_params.TranscriptionCreateParamsStreaming,
+    ),
+    Endpoint.AUDIO_TRANSLATIONS: (openai_types.audio.TranslationCreateParams,),
+    Endpoint.IMAGE_EDITS: (
+        openai_types.image_edit_params.ImageEditParamsNonStreaming,
+        openai_types.image_edit_params.ImageEditParamsStreaming,
+    ),
+    Endpoint.IMAGE_VARIATIONS: (openai_types.ImageCreateVariationParams,),
     Endpoint.IMAGE_GENERATIONS: (
         openai_types.image_generate_params.ImageGenerateParamsNonStreaming,
         openai_types.image_generate_params.ImageGenerateParamsStreaming,

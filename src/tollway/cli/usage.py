@@ -28,7 +28,13 @@ BUCKETS_MAX = {"1m": 1440, "1h": 168, "1d": 31}
 COST_BUCKETS_MAX = 180
 """Most buckets of one answer about costs, of any width."""
 
-USAGE_PATHS = ("/organization/usage/completions", "/organization/usage/embeddings", "/organization/usage/images")
+USAGE_PATHS = (
+    "/organization/usage/completions",
+    "/organization/usage/embeddings",
+    "/organization/usage/images",
+    "/organization/usage/audio_speeches",
+    "/organization/usage/audio_transcriptions",
+)
 COSTS_PATH = "/organization/costs"
 
 

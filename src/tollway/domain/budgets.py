@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from tollway.domain.billing_classes import BillingClass, Direction, UnitPrices
+from tollway.domain.billing_classes import BillingClass, Direction, OtherClasses, UnitPrices
 from tollway.domain.catalog import find_group
 from tollway.domain.money import AMOUNT_PICO_MAX, CENT_PICO
 from tollway.domain.periods import INSTANT_MAX, Bounds, days_of, month_of
@@ -215,11 +215,13 @@ def _find_calendar_bounds(window: BudgetWindow, at: int, time_zone: str) -> Boun
 # ---- What a request can cost -------------------------------------------------------------------------------------------
 
 
-def find_fixed_cost(prices: UnitPrices, input_tokens_max: int, images: int = 0) -> int:
-    """Return the most that a request can cost before its first token of output: its input in the dearest class, the request itself, and
-    the images that it asks for."""
+def find_fixed_cost(prices: UnitPrices, input_tokens_max: int, images: int = 0, media: OtherClasses | None = None) -> int:
+    """Return the most that a request can cost before its first token of output: its input in the dearest class, the request itself, the
+    images that it asks for, and its `media` (seconds and characters)."""
     fixed = input_tokens_max * prices.highest_of(Direction.INPUT) + prices.request
-    return fixed + images * prices.get(BillingClass.IMAGES) if images else fixed
+    if images:
+        fixed += images * prices.get(BillingClass.IMAGES)
+    return fixed if media is None else fixed + UnitPrices(other=media).cost(prices)
 
 
 def find_output_price(prices: UnitPrices) -> int:

@@ -58,11 +58,16 @@ class Endpoint(StrEnum):
 
     __hash__ = str.__hash__  # the text's own: Enum's is a call into Python, and members are keys on the request path
 
+    AUDIO_SPEECH = "audio/speech"
+    AUDIO_TRANSCRIPTIONS = "audio/transcriptions"
+    AUDIO_TRANSLATIONS = "audio/translations"
     CHAT_COMPLETIONS = "chat/completions"
     CLASSIFY = "classify"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
+    IMAGE_EDITS = "images/edits"
     IMAGE_GENERATIONS = "images/generations"
+    IMAGE_VARIATIONS = "images/variations"
     MESSAGES = "messages"
     MODERATIONS = "moderations"
     RERANK = "rerank"
@@ -76,11 +81,16 @@ class Endpoint(StrEnum):
 
 NOT_GENERATING = frozenset(
     {
+        Endpoint.AUDIO_SPEECH,
+        Endpoint.AUDIO_TRANSCRIPTIONS,
+        Endpoint.AUDIO_TRANSLATIONS,
         Endpoint.CLASSIFY,
         Endpoint.COUNT_TOKENS,
         Endpoint.DETOKENIZE,
         Endpoint.EMBEDDINGS,
+        Endpoint.IMAGE_EDITS,
         Endpoint.IMAGE_GENERATIONS,
+        Endpoint.IMAGE_VARIATIONS,
         Endpoint.INPUT_TOKENS,
         Endpoint.MODERATIONS,
         Endpoint.RERANK,
@@ -88,10 +98,17 @@ NOT_GENERATING = frozenset(
         Endpoint.TOKENIZE,
     }
 )
-"""Endpoints that generate no tokens: no engine caches prefixes for them, and all but those of IMAGES are counted with embeddings."""
+"""Endpoints that generate no text of a prompt: no engine caches prefixes for them, and all but those of IMAGES, SPEECH and TRANSCRIPTS are
+counted with embeddings."""
 
-IMAGES = frozenset({Endpoint.IMAGE_GENERATIONS})
+IMAGES = frozenset({Endpoint.IMAGE_EDITS, Endpoint.IMAGE_GENERATIONS, Endpoint.IMAGE_VARIATIONS})
 """Endpoints that generate images."""
+
+SPEECH = frozenset({Endpoint.AUDIO_SPEECH})
+"""Endpoints that make speech of text."""
+
+TRANSCRIPTS = frozenset({Endpoint.AUDIO_TRANSCRIPTIONS, Endpoint.AUDIO_TRANSLATIONS})
+"""Endpoints that make text of speech."""
 
 TRANSLATED_ENDPOINTS = frozenset({Endpoint.MESSAGES, Endpoint.RESPONSES})
 """Endpoints that a deployment without them can serve, because the gateway translates them to chat completions."""

@@ -86,18 +86,20 @@ TARGET_TOO_LONG = _client("uri_too_long", 414, "The request target is too long."
 BODY_TOO_LARGE = _client("body_too_large", 413, "The request body is too large.", close=True)
 REQUEST_TIMEOUT = _client("request_timeout", 408, "The request did not arrive in time.", close=True)
 MEDIA_TYPE_UNSUPPORTED = _client("unsupported_media_type", 415, "The body must be JSON in UTF-8 (`content-type: application/json`).")
+FORM_EXPECTED = _client("unsupported_media_type", 415, "The body must be a form (`content-type: multipart/form-data; boundary=...`).")
 CONTENT_CODING_UNSUPPORTED = _client("unsupported_content_encoding", 415, "Compressed request bodies are not accepted.")
 HOST_UNKNOWN = _client("misdirected_request", 421, "This host is not served here.")
 ROUTE_UNKNOWN = _client("not_found", 404, "There is nothing at this URL.")
 
 # Bodies and parameters.
 JSON_INVALID = _client("invalid_json", 400, "The request body is not valid JSON.")
+FORM_INVALID = _client("invalid_form", 400, "The form in the request body cannot be read.")
 KEY_DUPLICATED = _client("duplicate_key", 400, "Duplicate key in request body.")
 PARAMETER_INVALID = _client("invalid_value", 400, "A parameter has an invalid value.")
 PARAMETER_MISSING = _client("missing_required_parameter", 400, "A required parameter is missing.")
 LINK_INVALID = _client("invalid_image_url", 400, "A URL in the messages is not one that may be fetched.")
-MEDIA_INVALID = _client("invalid_media", 400, "An image, sound, film or file in the messages is not one that is accepted.")
-MEDIA_TOO_LARGE = _client("media_too_large", 413, "The images, sounds, films and files in the messages are too large.")
+MEDIA_INVALID = _client("invalid_media", 400, "An image, sound, film or file in the request is not one that is accepted.")
+MEDIA_TOO_LARGE = _client("media_too_large", 413, "The images, sounds, films and files in the request are too large.")
 PARAMETER_UNKNOWN = _client("unknown_parameter", 400, "Unrecognized request parameter.")
 
 # Identity and permission. Unknown, revoked and expired keys answer alike.

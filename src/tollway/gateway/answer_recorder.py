@@ -124,6 +124,9 @@ class AnswerRecorder:
     def end_stream(self, data: bytes) -> None:
         self._client.end_stream(data)
 
+    def break_off(self) -> None:
+        self._client.break_off()
+
     def throttle(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:
         return self._client.throttle(fault, headers)
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
+import msgspec
+
 from tollway.domain import faults
 from tollway.domain.budgets import TAG_KEY_CHARACTERS_MAX, TAG_VALUE_CHARACTERS_MAX, TAGS_MAX, format_tag
 from tollway.domain.catalog import UnknownParameters
@@ -18,7 +20,7 @@ from tollway.gateway.directory import Directory
 from tollway.gateway.media.admission import check_items, check_messages
 from tollway.gateway.media.bounds import MediaBounds
 from tollway.gateway.request import Call, Caller, ModelGrant, Request
-from tollway.wire import bodies
+from tollway.wire import bodies, forms
 
 _STANDARD: Final = ServiceTier.STANDARD
 
@@ -31,11 +33,39 @@ def authorize(caller: Caller, request: Request, directory: Directory, media: Med
     model_not_found for a model that does not exist, is not allowed to this key, or has no price on the organization's price list (all
     three look the same to the caller).
     """
-    return authorize_body(caller, request, bodies.read(request.read_body()), directory, media)
+    asked, parts = read_body(request, request.read_body())
+    return authorize_body(caller, request, asked, parts, directory, media)
 
 
-def authorize_body(caller: Caller, request: Request, asked: dict[str, Any], directory: Directory, media: MediaBounds) -> Call:
-    """The call that a request is whose body was read as `asked`. Raises as `authorize` does."""
+def read_body(request: Request, content: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the fields of a request's body, and of a form the name of the field of each of its parts, whose places `request` gets. Raises
+    Fault."""
+    kinds = DIALECTS[request.endpoint].form_kinds
+    if kinds is None:
+        return bodies.read(content), ()
+    boundary = forms.find_boundary(request.headers.get(b"content-type", b""))
+    if boundary is None:
+        raise Fault(faults.FORM_EXPECTED)
+    parts = forms.read_parts(content, boundary)
+    request.spans = forms.list_spans(parts)
+    return forms.read_fields(content, parts, kinds)
+
+
+def with_model(request: Request, model: str) -> bytes:
+    """Return the body of a request with another model, as its client could have sent it. A large body holds the event loop meanwhile."""
+    content, name = request.read_body(), msgspec.json.encode(model)
+    if DIALECTS[request.endpoint].form_kinds is None:
+        return bodies.edit(content, ("model",), bodies.InjectedFields({"model": name}), ())
+    _, parts = read_body(request, content)
+    boundary = forms.find_boundary(request.headers[b"content-type"]) or b""
+    return b"".join(forms.edit_pieces((content,), parts, request.spans, {"model": name}, (), boundary))
+
+
+def authorize_body(
+    caller: Caller, request: Request, asked: dict[str, Any], parts: tuple[str, ...], directory: Directory, media: MediaBounds
+) -> Call:
+    """The call that a request is whose body was read as `asked`. `parts`: the fields of the parts of a form, else empty. Raises as
+    `authorize` does."""
     endpoint = request.endpoint
     dialect = DIALECTS[endpoint]
     plain = is_plain(asked, dialect.plain)
@@ -78,11 +108,16 @@ def authorize_body(caller: Caller, request: Request, asked: dict[str, Any], dire
         if sequences > PROMPTS_MAX:
             raise Fault(faults.PARAMETER_INVALID, param="n", message=f"A request may ask for at most {PROMPTS_MAX} outputs.")
     input_tokens_max = request.body_bytes + shared_bytes + prompts * dialect.prompt_tokens_added + media_tokens
+    measure = None if dialect.measure is None else dialect.measure(asked, media)
+    if measure is not None:
+        input_tokens_max += measure.input_tokens_max - measure.file_bytes
     context_length = grant.model.context_length
     if context_length is not None and prompts * context_length < input_tokens_max:
         input_tokens_max = prompts * context_length
     output_tokens_max, output_cap = _cap_output(asked, dialect, grant.model.output_tokens_max, sequences)
-    stream = "stream" in asked and asked["stream"] is True and "stream" in dialect.fields
+    if measure is not None:
+        output_tokens_max = measure.output_tokens_max
+    stream = dialect.new_media is not None or ("stream" in asked and asked["stream"] is True and "stream" in dialect.fields)
     hide_usage = hide_continuous = True
     if stream and dialect.usage_options is not None:
         hide_usage, hide_continuous = dialect.usage_options.find_hidden(asked)
@@ -93,18 +128,20 @@ def authorize_body(caller: Caller, request: Request, asked: dict[str, Any], dire
         grant.model,
         dialect,
         price,
-        tuple(asked),
+        parts or tuple(asked),
         dropped,
         output_cap,
         output_tokens_max,
         input_tokens_max,
-        0 if media_tokens else request.body_bytes,
+        0 if media_tokens or parts else request.body_bytes,
         stream,
         prompts,
         sequences,
         hide_usage,
         hide_continuous,
     )
+    if measure is not None:
+        call.measure = measure
     if caller.end_user_limits is not None:
         call.end_user = dialect.find_end_user(asked)
     if grant.conditional_budgets:

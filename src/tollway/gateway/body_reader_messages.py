@@ -16,6 +16,7 @@ from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault, FaultKind
 from tollway.domain.snapshot import ModelEntry
 from tollway.domain.usage import ServiceTier
+from tollway.gateway.dialects.answers import Measure
 from tollway.gateway.media.bounds import MediaBounds
 
 LENGTH: Final = struct.Struct("<I")
@@ -30,11 +31,13 @@ _NAMES: Final = {id(kind): name for name, kind in KINDS.items()}
 
 
 class Body(msgspec.Struct, frozen=True, array_like=True, tag="body"):
-    """The announcement of a body of `size` bytes, which follow it. `media`: the bounds on what it may bring along."""
+    """The announcement of a body of `size` bytes, which follow it. `media`: the bounds on what it may bring along. `content_type`: as the
+    client stated it."""
 
     size: int
     endpoint: Endpoint
     media: MediaBounds
+    content_type: bytes = b""
 
 
 class Composition(msgspec.Struct, frozen=True, array_like=True, tag="composition"):
@@ -69,7 +72,8 @@ class Offer(msgspec.Struct, frozen=True, array_like=True):
 
 class Examined(msgspec.Struct, frozen=True, array_like=True, tag="examined"):
     """A permitted body: the members of `request.Call` of the same names. `price_id`: of the price that applies. `end_user`: whom the body
-    names, limited or not. `tags`: those of the body (`authorize.find_tags`). `spans`: the places of the members (`bodies.find_spans`)."""
+    names, limited or not. `tags`: those of the body (`authorize.find_tags`). `spans`: the places of the members (`bodies.find_spans`), or
+    of the parts of a form."""
 
     price_id: str
     names: tuple[str, ...]
@@ -86,6 +90,7 @@ class Examined(msgspec.Struct, frozen=True, array_like=True, tag="examined"):
     end_user: str | None
     tags: tuple[str, ...]
     spans: tuple[int, ...]
+    measure: Measure | None = None
 
 
 class Composed(msgspec.Struct, frozen=True, array_like=True, tag="composed"):

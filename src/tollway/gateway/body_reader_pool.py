@@ -287,7 +287,8 @@ class BodyReaders:
 async def _ask(reader: Reader, caller: Caller, request: Request, pieces: Sequence[bytes], directory: Directory, media: MediaBounds) -> Call:
     """Let a reader read the body of a request, which is in `pieces`. Raises Fault for a body that is refused."""
     grant: ModelGrant | None = None
-    answer = await reader.ask(encode_frame(Body(request.body_bytes, request.endpoint, media)), pieces)
+    body = Body(request.body_bytes, request.endpoint, media, request.headers.get(b"content-type", b""))
+    answer = await reader.ask(encode_frame(body), pieces)
     if isinstance(answer, Lookup):
         grant = directory.find_grant(caller, answer.model, request.endpoint, request.received_at)
         answer = await reader.ask(encode_frame(None if grant is None else to_offer(grant)))
@@ -319,8 +320,12 @@ async def _ask(reader: Reader, caller: Caller, request: Request, pieces: Sequenc
         call.end_user = answer.end_user
     if grant.conditional_budgets:
         call.count_in(answer.tags, answer.end_user, directory.end_user_key)
-    if request.upload is not None:
-        request.upload.spans = check_spans(answer, request.body_bytes)
+    call.measure = answer.measure
+    spans = check_spans(answer, request.body_bytes)
+    if call.dialect.form_kinds is not None:
+        request.spans = spans
+    elif request.upload is not None:
+        request.upload.spans = spans
     return call
 
 

@@ -19,7 +19,7 @@ from tollway.domain.keys import KeyType
 from tollway.domain.periods import INSTANT_MAX
 from tollway.domain.prices import PriceVersion
 from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
-from tollway.gateway.authorize import authorize_body, find_tags
+from tollway.gateway.authorize import authorize_body, find_tags, read_body
 from tollway.gateway.body_reader_messages import (
     LENGTH,
     Body,
@@ -39,7 +39,6 @@ from tollway.gateway.principal import principal_of_key
 from tollway.gateway.request import Caller, ModelGrant, RequestHead, compose_body, new_request
 from tollway.wire import bodies
 from tollway.wire.bodies import InjectedFields
-from tollway.wire.http import NO_HEADERS
 
 NICENESS = 5
 """Priority below that of others: where processors are scarce, small requests go first."""
@@ -86,14 +85,15 @@ def run(connection: socket.socket) -> None:
 def examine(body: Body, content: bytes, look_up: Callable[[str], Offer | None]) -> Examined | Refused:
     """Return what a body is found to be. `look_up` returns what the sender's grant of a model says."""
     try:
-        asked = bodies.read(content)
+        headers = {b"content-type": body.content_type}
+        request = new_request("", RequestHead(body.endpoint, headers), content, 0.0, 0)
+        asked, parts = read_body(request, content)
         caller = Caller(_SENDER, b"")
         model = asked.get("model")
         offer = look_up(model) if type(model) is str else None
         if offer is not None:
             caller.grants[offer.model.id, body.endpoint] = _to_grant(offer)
-        request = new_request("", RequestHead(body.endpoint, NO_HEADERS), content, 0.0, 0)
-        call = authorize_body(caller, request, asked, _NOTHING_KNOWN, body.media)
+        call = authorize_body(caller, request, asked, parts, _NOTHING_KNOWN, body.media)
     except Fault as fault:
         fault.forget_frames()
         return Refused.of(fault)
@@ -112,7 +112,8 @@ def examine(body: Body, content: bytes, look_up: Callable[[str], Offer | None]) 
         call.hide_continuous,
         call.dialect.find_end_user(asked),
         find_tags(asked),
-        bodies.find_spans(content),
+        request.spans if parts else bodies.find_spans(content),
+        call.measure,
     )
 
 

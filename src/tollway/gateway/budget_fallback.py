@@ -6,14 +6,11 @@ once, in the limits of the model that serves it. What falls back is a new call b
 key and have a price, what binds the call must have enough left, and what is billed is its price.
 """
 
-import msgspec
-
 from tollway.domain.faults import Fault
-from tollway.gateway.authorize import authorize
+from tollway.gateway.authorize import authorize, with_model
 from tollway.gateway.budgets import BudgetHold, read_max_cost
 from tollway.gateway.plane import Plane
 from tollway.gateway.request import Call
-from tollway.wire import bodies
 
 FALLBACK_HEADER = b"x-tollway-budget-fallback-from: %b\r\n"
 """Line in the head of an answer that names the model that was asked for."""
@@ -59,7 +56,7 @@ def _find_call(call: Call, model: str, plane: Plane) -> Call | None:
     if grant is None or call.price.tier not in grant.prices or not grant.is_served:
         return None
     before = request.body
-    request.body = bodies.edit(before, call.names, bodies.InjectedFields({"model": msgspec.json.encode(model)}), ())
+    request.body = with_model(request, model)
     try:
         return authorize(call.caller, request, directory, plane.media_bounds)
     except Fault:

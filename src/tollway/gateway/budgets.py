@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from tollway.domain.billing_classes import OtherClasses
 from tollway.domain.budgets import (
     BudgetMode,
     Lease,
@@ -683,7 +684,9 @@ def _find_request(account: BudgetAccount, now_us: int) -> LeaseRequest | None:
 
 def _find_fixed_cost(call: Call, input_tokens: int) -> int:
     """Return the most that a call can cost before its first token of output, with so many tokens of input."""
-    return find_fixed_cost(call.price.unit_prices, input_tokens, call.sequences if call.dialect.counts_images else 0)
+    images, measure = call.sequences if call.dialect.counts_images else 0, call.measure
+    media = None if measure is None else OtherClasses(seconds=measure.seconds_max, characters=measure.characters)
+    return find_fixed_cost(call.price.unit_prices, input_tokens, images, media)
 
 
 def _find_output_max(call: Call) -> int:
@@ -716,7 +719,9 @@ def _find_cost(hold: BudgetHold, entry: BudgetEntry) -> int:
     call = hold.call
     prices = call.price.unit_prices
     input_tokens, output_tokens = call.input_tokens_max, hold.covered_tokens
-    if entry.mode is BudgetMode.SOFT:
+    if entry.mode is BudgetMode.SOFT and call.measure is not None:
+        input_tokens, output_tokens = min(input_tokens, call.measure.input_tokens), min(output_tokens, call.measure.output_tokens)
+    elif entry.mode is BudgetMode.SOFT:
         input_tokens = min(input_tokens, call.prompt_bytes // INPUT_BYTES_PER_TOKEN + 1)
         output_tokens = min(_find_output_max(call), OUTPUT_TOKENS_EXPECTED * call.sequences)
     return _find_fixed_cost(call, input_tokens) + output_tokens * find_output_price(prices)
@@ -750,6 +755,8 @@ def _lower_output(call: Call, available_pico: int) -> bool:
             call.lower_output(OUTPUT_TOKENS_UNBOUNDED)
         return True
     each = affordable // call.sequences
+    if not call.dialect.has_output:
+        return False  # nothing in the request would bound it
     if each < min(OUTPUT_TOKENS_USEFUL, most // call.sequences):
         return False
     call.lower_output(each)

@@ -13,6 +13,8 @@ had named.
 import msgspec
 
 from tollway.domain.faults import MODEL_OVERLOADED, REGION_UNSERVED, UPSTREAM_NONE, Blame, Fault
+from tollway.gateway.authorize import with_model
+from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client
 from tollway.gateway.relay import may_retry
@@ -39,7 +41,8 @@ def fall_back(request: Request, call: Call | None, fault: Fault, client: Client,
         return None
     name = before.left[0]
     upload = request.upload
-    content = b"" if upload is not None else name_model(request.body, name)
+    is_form = DIALECTS[request.endpoint].form_kinds is not None
+    content = with_model(request, name) if is_form or upload is None else b""
     id = plane.request_ids.new(plane.now_us())
     traceparent = f"00-{request.trace_id}-{id[-16:]}-{request.head.trace_flags}"
     following = Request(
@@ -58,7 +61,9 @@ def fall_back(request: Request, call: Call | None, fault: Fault, client: Client,
     if upload is not None:
         pieces, spans = upload.pieces, upload.spans
         upload.spans = ()
-        if call is not None and spans:
+        if is_form:
+            pieces = (content,)
+        elif call is not None and spans:
             pieces = tuple(bodies.edit_pieces(pieces, call.names, spans, inject_model(name), ()))
         else:
             following.asked_for.model = name  # a reader process names it, before it reads the body

@@ -12,6 +12,7 @@ from tollway.domain.catalog import covers_model, find_group
 from tollway.domain.faults import CONCURRENCY_EXCEEDED, REQUESTS_EXCEEDED, TOKENS_EXCEEDED, Fault
 from tollway.domain.limits import LevelLimits, LimitLevel, Quantity, Standing, find_binding
 from tollway.domain.usage import UsageSource
+from tollway.gateway.dialects.answers import Measure
 from tollway.gateway.memory_counters import (
     INPUT_TOKENS,
     OUTPUT_TOKENS,
@@ -230,6 +231,8 @@ def _reserve(call: Call, bound: Bound, counters: MemoryCounters, clock: Callable
 
 def _estimate(call: Call, output_size_min: int, tokens_size_min: int) -> Units:
     """Return what a request is reserved. Where nothing bounds its output, that is never more than these limits admit at all."""
+    if call.measure is not None:
+        return _measured(call, call.measure)
     density = call.grant.input_density
     prompt_bytes = call.prompt_bytes
     input_tokens = (prompt_bytes * density >> 10) + 1 if prompt_bytes else _estimate_media(call, density)
@@ -239,6 +242,13 @@ def _estimate(call: Call, output_size_min: int, tokens_size_min: int) -> Units:
     if output_tokens is None:
         output_tokens = min(OUTPUT_TOKENS_ASSUMED * call.sequences, output_size_min, max(tokens_size_min - input_tokens, 0))
     return 1, input_tokens + output_tokens, input_tokens, output_tokens
+
+
+def _measured(call: Call, measure: Measure) -> Units:
+    """Return what a request with media is reserved."""
+    text_bytes = min(call.request.body_bytes - measure.file_bytes, TEXT_BYTES_BESIDE_MEDIA)
+    input_tokens = min((text_bytes * call.grant.input_density >> 10) + measure.input_tokens + 1, call.input_tokens_max)
+    return 1, input_tokens + measure.output_tokens, input_tokens, measure.output_tokens
 
 
 def estimate_tokens(call: Call) -> int:

@@ -186,6 +186,10 @@ class Client(Protocol):
         """The last bytes of the stream and its clean end. Only after the upstream's own terminator, or an error event."""
         ...
 
+    def break_off(self) -> None:
+        """End a stream in which no fault can be told, so that the client sees that it is not whole: its connection is reset."""
+        ...
+
     def throttle(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:
         """Count a failed authentication against the address that the request (of these headers) is from; returns what to tell it."""
         ...

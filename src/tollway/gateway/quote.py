@@ -36,8 +36,13 @@ class Quote:
         prices, most = call.price.unit_prices, call.output_tokens_max
         images = call.sequences if call.dialect.counts_images else 0
         other = OtherClasses(images=images) if images else None
+        media: OtherClasses | None = None
+        if call.measure is not None:
+            measure = call.measure
+            other = OtherClasses(seconds=measure.seconds, characters=measure.characters, images=images)
+            media = OtherClasses(seconds=measure.seconds_max, characters=measure.characters)
         self._expected_pico = Quantities(input_tokens, output=self._expected[1], request=1, other=other).cost(prices)
-        fixed_pico = find_fixed_cost(prices, call.input_tokens_max, images)
+        fixed_pico = find_fixed_cost(prices, call.input_tokens_max, images, media)
         self._most_pico = None if most is None else fixed_pico + most * find_output_price(prices)
         if call.caller.is_test or call.request.endpoint in OUTCOME_POLICIES[OUTCOME_POLICY_CURRENT].unbilled_endpoints:
             self._expected_pico = self._most_pico = 0

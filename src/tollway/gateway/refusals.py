@@ -16,7 +16,9 @@ def refuse(request: Request, client: Client, fault: Fault, limit_headers: bytes 
     if client.gone:
         return
     dialect = DIALECTS[request.endpoint]
-    if client.committed:
+    if client.committed and request.sends_media:
+        client.break_off()
+    elif client.committed:
         client.end_stream(dialect.render_error_event(fault, request.id))
     else:
         headers = _HEADERS + dialect.identify(request.id) + limit_headers + fault_headers(fault)

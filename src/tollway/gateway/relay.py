@@ -32,9 +32,10 @@ from tollway.domain.faults import Fault, FaultKind, Retry
 from tollway.domain.usage import Anomaly, Outcome, UsageSource
 from tollway.engines.table import ENGINES
 from tollway.gateway.buffers import LARGE_BYTES, BufferHold
-from tollway.gateway.dialects.dialect import AnswerStream, BoundedStream, Translation
+from tollway.gateway.dialects.dialect import AnswerStream, BoundedStream, MeasuredStream, Translation
 from tollway.gateway.dialects.engine_errors import read_answer_fault
 from tollway.gateway.dialects.engine_usage import cap_to_delivered
+from tollway.gateway.dialects.speech import SoundReader, is_sound
 from tollway.gateway.driver import OVER, CoroutineDriver, Waiter
 from tollway.gateway.meter import UsageRecord
 from tollway.gateway.ports import Client, OutputHold
@@ -156,6 +157,7 @@ class Exchange:
         "_withheld",
         "call",
         "finished",
+        "headers",
         "is_cut",
         "started",
         "stream",
@@ -182,10 +184,11 @@ class Exchange:
         self._pending = b""
         self._buffer: BufferHold | None = None
         self._next_bytes = LARGE_BYTES
-        self._events: sse.EventReader | None = None
+        self._events: sse.EventReader | SoundReader | None = None
         self._in_event = False
         self.stream: AnswerStream | None = None
         self.stream_bytes = 0
+        self.headers = _EVENTS
         self._fault: Fault | None = None
         self._waiter: Waiter | None = None
         self.finished = False
@@ -345,10 +348,10 @@ class Exchange:
                     else:
                         self._resume()
                 return
-            self.stream = self._new_stream()
+            self.stream = self._new_stream(answer.content_type)
             if self._output_hold is not None:
                 self._bound_output(self._output_hold)
-            self._events = sse.EventReader(self._bounds.event_bytes_max)
+            self._events = SoundReader() if self.call.request.sends_media else sse.EventReader(self._bounds.event_bytes_max)
         if self._withheld is None:
             self._relay_events(answer)
 
@@ -372,10 +375,20 @@ class Exchange:
         return self.hold(more) is not None
 
     def _is_stream(self, status: int, content_type: bytes) -> bool:
-        return self.call.stream and status == 200 and (not content_type or content_type.lower().startswith(b"text/event-stream"))
+        if not self.call.stream or status != 200:
+            return False
+        if self.call.dialect.new_media is not None and is_sound(content_type):
+            return True
+        return not content_type or content_type.lower().startswith(b"text/event-stream")
 
-    def _new_stream(self) -> AnswerStream:
+    def _new_stream(self, content_type: bytes) -> AnswerStream:
         call = self.call
+        new_media = call.dialect.new_media
+        if new_media is not None:
+            call.request.sends_media = is_sound(content_type)
+        if new_media is not None and call.request.sends_media:
+            self.headers = b"content-type: %b\r\n" % content_type
+            return new_media(call.answer_context(self._connection.upstream.deployment))
         deployment = self._connection.upstream.deployment
         translation = call.find_translation(deployment)
         new_stream = call.dialect.new_stream if translation is None else translation.new_stream
@@ -409,6 +422,8 @@ class Exchange:
                 fault = fault or Fault(faults.ANSWER_TOO_LARGE, detail="the stream exceeds stream_bytes_max")
             if stream.used is not None:
                 self._record.note(stream.used, stream.source)
+        if self.call.request.sends_media and answer.complete and not answer.broken:
+            stream.terminated = self.stream_bytes > 0
         if out:
             if self._client.committed:
                 self._client.send(out)
@@ -511,7 +526,7 @@ class Exchange:
             return
         connection = self._connection
         answer = connection.answer
-        if answer.complete and not answer.broken:
+        if answer.complete and not answer.broken and not self.call.request.sends_media:  # of sound nobody knows whether it is whole
             self.received(answer)
             return
         if answer.has_head:
@@ -553,13 +568,13 @@ class Exchange:
             return
         if self._client.committed:
             self._connection.release_parser()
-            if now - self._sent_at > bounds.heartbeat_seconds:
+            if now - self._sent_at > bounds.heartbeat_seconds and not self.call.request.sends_media:
                 self._sent_at = now
                 self._client.send(sse.HEARTBEAT)
             if now - self._checkpointed >= CHECKPOINT_SECONDS and self._record.used is not NOTHING:
                 self._checkpointed = now
                 self._record.checkpoint()
-        elif self.call.stream and now - self.started >= bounds.commit_after_seconds:
+        elif self.call.stream and self.call.dialect.new_media is None and now - self.started >= bounds.commit_after_seconds:
             self._resume()
 
     def _find_timeout(self, now: float) -> FaultKind | None:
@@ -785,8 +800,8 @@ async def _attempt(
         if call.stream and (exchange.stream is not None or not connection.answer.complete):
             recorder = call.answer_recorder
             if recorder is not None:
-                recorder.describe_stream(_EVENTS)
-            exchange.commit(_EVENTS + _explain(exchange, upstream, record) + permit.headers)
+                recorder.describe_stream(exchange.headers)
+            exchange.commit(exchange.headers + _explain(exchange, upstream, record) + permit.headers)
             permit.headers = b""
             permit.reduce_input(record.input_tokens)
             has_begun = True
@@ -800,11 +815,12 @@ async def _attempt(
         read_answer = call.dialect.read_answer if translation is None else translation.read_answer
         answer = read_answer(body, call.answer_context(deployment))
         exchange.finished = True
+        described = b"content-type: %b\r\n" % answer.content_type if answer.content_type else _JSON
         if call.answer_recorder is not None:
-            await call.answer_recorder.keep_body(_JSON, answer.body)
+            await call.answer_recorder.keep_body(described, answer.body)
         _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
         await record.finish(_COMPLETED)
-        client.answer(200, _JSON + _explain(exchange, upstream, record) + permit.headers, answer.body)
+        client.answer(200, described + _explain(exchange, upstream, record) + permit.headers, answer.body)
         return None
     finally:
         if not has_begun:
@@ -846,7 +862,7 @@ def _note_completed(
 ) -> None:
     """Note what a completed request used, and learn from it. An engine that reports nothing believable bills what was counted on the way,
     and an estimate of the input, unless it is asked for images, of which few engines report any."""
-    if anomaly is None and (used is None or source is _COUNTED):
+    if anomaly is None and (used is None or (source is _COUNTED and call.measure is None)):
         anomaly = Anomaly.MISSING
     record.anomaly = anomaly
     if used is not None:
@@ -858,13 +874,16 @@ def _note_completed(
     if record.anomaly is None:
         if tokens and call.prompt_bytes:
             upstream.learn_input(call.prompt_bytes, tokens)
-    elif not tokens and not call.dialect.counts_images:
+    elif not tokens and not call.dialect.counts_images and call.measure is None:
         record.input_estimate = min(upstream.estimate_input(call.prompt_bytes), call.input_tokens_max)
 
 
 def _note_cut(record: UsageRecord, call: Call, upstream: Pool, stream: AnswerStream, delivered_bytes: int) -> None:
     """Note the usage of a stream that was cut: what was noted on the way stands, as far as it can be true."""
     record.anomaly = stream.anomaly
+    if call.measure is not None:
+        record.note(cast(MeasuredStream, stream).find_used_if_cut(), UsageSource.ESTIMATED)
+        return
     used = record.used
     held = cap_to_delivered(used, call.output_tokens_max, delivered_bytes)
     if held is not used:

@@ -19,14 +19,14 @@ from tollway.domain.snapshot import BudgetEntry, ModelEntry
 from tollway.domain.usage import Ended, ServiceTier
 from tollway.engines.table import ENGINES, is_translated
 from tollway.gateway.answer_recorder import AnswerRecorder
-from tollway.gateway.dialects.answers import AnswerContext
+from tollway.gateway.dialects.answers import AnswerContext, Measure
 from tollway.gateway.dialects.dialect import Dialect, Translation
 from tollway.gateway.memory_counters import Bound, Bucket, EndUserLimits, SharedBound
 from tollway.gateway.ports import OutputHold
 from tollway.gateway.prefix_routing import Charge
 from tollway.gateway.principal import Principal
 from tollway.gateway.uploads import Upload
-from tollway.wire import bodies
+from tollway.wire import bodies, forms
 from tollway.wire.http import NO_HEADERS
 
 INFINITE: Final = inf
@@ -94,7 +94,10 @@ _BARE_HEADS = {endpoint: RequestHead(endpoint, NO_HEADERS) for endpoint in Endpo
 class Request:
     """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `trace_id`: the client's
     or its own. `peer`: the client's address, for the log; empty unless that is wanted. `body_bytes`: length of the body, which is in
-    `upload` if that is not None, else in `body`. `waited_ms`: time in the queue of its model. `asked_for`: the request that it
+    `upload` if that is not None, else in `body`. `spans`: where the parts of a form begin and end (`forms.list_spans`), once it was read;
+    else
+    empty. `sends_media`: what is being sent is no stream of events, so that no fault can be told in it. `waited_ms`: time in the queue of
+    its model. `asked_for`: the request that it
     serves with a fallback; None for one of a client's own."""
 
     __slots__ = (
@@ -107,6 +110,8 @@ class Request:
         "id",
         "peer",
         "received_at",
+        "sends_media",
+        "spans",
         "started",
         "trace_id",
         "traceparent",
@@ -141,6 +146,8 @@ class Request:
         self.upload: Upload | None = None
         self.waited_ms = 0.0
         self.asked_for: AskedFor | None = None
+        self.spans: tuple[int, ...] = ()
+        self.sends_media = False
 
     def take_upload(self, upload: Upload, pieces: tuple[bytes, ...]) -> None:
         """The body is in `pieces`, and `upload` accounts for it."""
@@ -156,6 +163,10 @@ class Request:
     def list_pieces(self) -> tuple[bytes, ...]:
         """Return the body in the pieces that it is held in."""
         return (self.body,) if self.upload is None else self.upload.pieces
+
+    def find_form_boundary(self) -> bytes:
+        """Return the boundary of the form that an engine is sent: one that the client could not know when it sent its own."""
+        return b"tollway-%b" % self.id.encode()
 
     def read_prefix(self, size: int) -> bytes:
         """Return the first `size` bytes of the body, or all of a shorter one."""
@@ -329,7 +340,7 @@ class ModelGrant:
             return known[1]
         model = None if deployment.upstream_model == self.model.id else deployment.upstream_model
         fields = dialect.list_injected(output_cap, model, usage)
-        if not self.model.share_cache and dialect.endpoint in ENGINES[deployment.engine].salted_endpoints:
+        if not self.model.share_cache and dialect.form_kinds is None and dialect.endpoint in ENGINES[deployment.engine].salted_endpoints:
             fields["cache_salt"] = self.cache_salt
         injected = bodies.InjectedFields(fields)
         if output_cap is None or output_cap == self.model.output_tokens_max:  # a cap that a budget sets is of one request
@@ -348,7 +359,8 @@ class Call:
     usage in its stream, so it is removed again. `output_hold`: where budgets reserve the output of a stream while it runs, else None.
     `end_user`: whom the body names, as it stands there; None if that is not limited. `repeated`: fields of the body that a translated
     answer repeats, once the request was translated. `charge`: the load that it is to a deployment, where there was a choice.
-    `answer_recorder`: stores the answer of a request with an idempotency key. `budgets`: those that bind it; `named_budgets`: ids of those
+    `measure`: of a request with media, else None. `answer_recorder`: stores the answer of a request with an idempotency key. `budgets`:
+    those that bind it; `named_budgets`: ids of those
     that its record names.
     """
 
@@ -364,6 +376,7 @@ class Call:
         "hide_continuous",
         "hide_usage",
         "input_tokens_max",
+        "measure",
         "model",
         "named_budgets",
         "names",
@@ -423,6 +436,7 @@ class Call:
         self.repeated: Mapping[str, Any] | None = None
         self.charge: Charge | None = None
         self.answer_recorder: AnswerRecorder | None = None
+        self.measure: Measure | None = None
 
     def count_in(self, tags: Collection[str], end_user: str | None, key: bytes) -> None:
         """Let budgets on tags and end users count this request, which carries these tags (`domain.budgets.format_tag`) and names this end
@@ -478,6 +492,7 @@ class Call:
             self.hide_continuous,
             not self.wants_continuous(deployment),
             self.repeated,
+            self.measure,
         )
 
     def find_translation(self, deployment: Deployment) -> Translation | None:
@@ -491,6 +506,8 @@ class Call:
         request = self.request
         content = request.body if request.upload is None else request.read_body()
         injected = self.find_injected(deployment, translation)
+        if self.dialect.form_kinds is not None:
+            return b"".join(self._edit_form((content,), injected))
         salt = self.find_prompt_salt(deployment, translation) if deployment.cache_isolation is CacheIsolation.PROMPT else b""
         if translation is None and not salt:
             return bodies.edit(content, self.names, injected, self.dropped)
@@ -508,10 +525,16 @@ class Call:
     def edit_upload(self, upload: Upload, deployment: Deployment, translation: Translation | None) -> list[bytes] | None:
         """As `upstream_body`, of a large body and in pieces, without a look at more than its ends. Return None where that does not
         suffice."""
+        if self.dialect.form_kinds is not None:
+            return self._edit_form(upload.pieces, self.find_injected(deployment, None))
         if translation is not None or not upload.spans or self.find_prompt_salt(deployment, None):
             return None
         injected = self.find_injected(deployment, None)
         return bodies.edit_pieces(upload.pieces, self.names, upload.spans, injected, self.dropped)
+
+    def _edit_form(self, pieces: Sequence[bytes], injected: bodies.InjectedFields) -> list[bytes]:
+        request = self.request
+        return forms.edit_pieces(pieces, self.names, request.spans, injected.fields, self.dropped, request.find_form_boundary())
 
     def find_injected(self, deployment: Deployment, translation: Translation | None) -> bodies.InjectedFields:
         """Return the fields that the gateway sets in the body for a deployment."""

@@ -224,17 +224,17 @@ def edit_pieces(
     for number in range(0, len(ranges), 2):
         if number:
             edited.append(b",")
-        edited += _cut(pieces, ends, ranges[number], ranges[number + 1])
+        edited += cut_pieces(pieces, ends, ranges[number], ranges[number + 1])
     edited.append(injected.ending if ranges or not injected.fields else injected.ending[1:])
     return edited
 
 
 def cut(pieces: Sequence[bytes], start: int, end: int) -> bytes:
     """Return the bytes of a body in pieces between two places, or those of them that it has."""
-    return b"".join(_cut(pieces, list(accumulate(map(len, pieces))), start, end))
+    return b"".join(cut_pieces(pieces, list(accumulate(map(len, pieces))), start, end))
 
 
-def _cut(pieces: Sequence[bytes], ends: list[int], start: int, end: int) -> list[bytes]:
+def cut_pieces(pieces: Sequence[bytes], ends: list[int], start: int, end: int) -> list[bytes]:
     """Return the pieces between two places. `ends`: where each of `pieces` ends. A piece that is wanted whole is not copied."""
     found: list[bytes] = []
     for index in range(bisect_right(ends, start), len(pieces)):

@@ -9,6 +9,27 @@ _JSON = re.compile(rb"[ \t]*application/json(?=[ \t;]|$)", re.IGNORECASE)
 _UTF_8 = frozenset({b"utf-8", b"utf8"})
 
 
+def find_parameter(content_type: bytes, media_type: bytes, name: bytes) -> bytes | None:
+    """Return the parameter `name` of a content-type; None if that is not `media_type` (in lower case), is not a list of parameters by
+    RFC 9110, or has not exactly one."""
+    content_type = content_type.strip(b" \t")
+    at = len(media_type)
+    if content_type[:at].lower() != media_type:
+        return None
+    found: bytes | None = None
+    while at < len(content_type):
+        parameter = _PARAMETER.match(content_type, at)
+        if parameter is None:
+            return None
+        at = parameter.end()
+        own_name, token, quoted = parameter.groups()
+        if own_name is not None and own_name.lower() == name:
+            if found is not None:
+                return None
+            found = token if token is not None else quoted
+    return found
+
+
 def is_json(content_type: bytes) -> bool:
     """Return whether a content-type says JSON in UTF-8.
 

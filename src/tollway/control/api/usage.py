@@ -23,7 +23,7 @@ from tollway.control.api.schemas import SECONDS_MAX, Out, find_seconds, seconds
 from tollway.control.usage import Buckets, Cost, Receipt, UsageBucket
 from tollway.domain import ids, money
 from tollway.domain.billing_classes import BillingClass, Direction
-from tollway.domain.catalog import IMAGES, NOT_GENERATING, Endpoint
+from tollway.domain.catalog import IMAGES, NOT_GENERATING, SPEECH, TRANSCRIPTS, Endpoint
 from tollway.domain.corrections import Adjustment
 from tollway.domain.faults import PARAMETER_INVALID, RESOURCE_UNKNOWN, Fault
 from tollway.domain.roles import Permission
@@ -44,7 +44,7 @@ COLUMNS = {"project_id": "project_id", "api_key_id": "key_id", "model": "model"}
 """Fields by which usage can be grouped, with their columns."""
 
 _BILLED = [each for each in Endpoint if each not in OUTCOME_POLICIES[OUTCOME_POLICY_CURRENT].unbilled_endpoints]
-EMBEDDINGS = tuple(each for each in _BILLED if each in NOT_GENERATING and each not in IMAGES)
+EMBEDDINGS = tuple(each for each in _BILLED if each in NOT_GENERATING and each not in IMAGES | SPEECH | TRANSCRIPTS)
 COMPLETIONS = tuple(each for each in _BILLED if each not in NOT_GENERATING)
 
 Text = Annotated[str, StringConstraints(max_length=160, pattern=r"^[\x20-\x7e]+$")]
@@ -149,6 +149,18 @@ def list_images(caller: Reader, request: Request, parameters: Annotated[UsagePar
     return _usage(caller.organization_id, request, parameters, tuple(sorted(IMAGES)), _images_result)
 
 
+@router.get("/v1/organization/usage/audio_speeches", response_model=BucketsOut)
+def list_speeches(caller: Reader, request: Request, parameters: Annotated[UsageParameters, Query()]) -> Response:
+    """Characters that were spoken, by bucket of time. `Accept: text/csv` gives a table."""
+    return _usage(caller.organization_id, request, parameters, tuple(sorted(SPEECH)), _speeches_result)
+
+
+@router.get("/v1/organization/usage/audio_transcriptions", response_model=BucketsOut)
+def list_transcriptions(caller: Reader, request: Request, parameters: Annotated[UsageParameters, Query()]) -> Response:
+    """Seconds of sound that were transcribed or translated, by bucket of time. `Accept: text/csv` gives a table."""
+    return _usage(caller.organization_id, request, parameters, tuple(sorted(TRANSCRIPTS)), _transcriptions_result)
+
+
 class OtherUsageParameters(BaseModel):
     """The usage to return of what is not counted here by itself: every parameter of OpenAI's is taken, and none changes the answer."""
 
@@ -171,8 +183,6 @@ class OtherUsageParameters(BaseModel):
     page: PageCursor | None = None
 
 
-@router.get("/v1/organization/usage/audio_speeches")
-@router.get("/v1/organization/usage/audio_transcriptions")
 @router.get("/v1/organization/usage/code_interpreter_sessions")
 @router.get("/v1/organization/usage/decisions")
 @router.get("/v1/organization/usage/file_search_calls")
@@ -234,6 +244,26 @@ def _images_result(group: UsageGroup) -> dict[str, Any]:
         "user_id": None,
         "size": None,
         "source": None,
+    }
+
+
+def _speeches_result(group: UsageGroup) -> dict[str, Any]:
+    return {
+        "object": "organization.usage.audio_speeches.result",
+        "characters": group.sums.billed.get(BillingClass.CHARACTERS),
+        "num_model_requests": group.sums.requests,
+        **_named(group.group),
+        "user_id": None,
+    }
+
+
+def _transcriptions_result(group: UsageGroup) -> dict[str, Any]:
+    return {
+        "object": "organization.usage.audio_transcriptions.result",
+        "seconds": group.sums.billed.get(BillingClass.SECONDS),
+        "num_model_requests": group.sums.requests,
+        **_named(group.group),
+        "user_id": None,
     }
 
 

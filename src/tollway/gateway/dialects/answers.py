@@ -18,6 +18,24 @@ ABSENT = msgspec.Raw(b"")
 NULL = msgspec.Raw(b"null")  # a Raw equals only a Raw, never bytes
 
 
+class Measure(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Quantities that a request with media is expected to use, and the most that it can, as far as its body tells.
+
+    `characters`: of text to be spoken, exactly. `seconds`: of sound, begun ones included. `file_bytes`: of its files. `answers_text`: its
+    answer is plain text rather than JSON.
+    """
+
+    input_tokens: int = 0
+    input_tokens_max: int = 0
+    output_tokens: int = 0
+    output_tokens_max: int = 0
+    characters: int = 0
+    seconds: int = 0
+    seconds_max: int = 0
+    file_bytes: int = 0
+    answers_text: bool = False
+
+
 class AnswerContext(msgspec.Struct, frozen=True, gc=False):
     """Properties of a request that are needed to read its answer.
 
@@ -25,7 +43,7 @@ class AnswerContext(msgspec.Struct, frozen=True, gc=False):
     running totals are those of one each. `upstream_model`: its name of the model, which becomes `public_model`. `input_tokens_max`,
     `output_tokens_max`: most tokens of all prompts and of all sequences together; None if nothing bounds the output. `hide_usage`: the
     client did not ask for usage at the end of its stream; `hide_continuous`: nor for a running one. `counting`: the engine was not asked
-    for running usage. `repeated`: fields of the request that a translated answer repeats.
+    for running usage. `repeated`: fields of the request that a translated answer repeats. `measure`: of a request with media, else None.
     """
 
     engine: EngineProfile
@@ -39,16 +57,19 @@ class AnswerContext(msgspec.Struct, frozen=True, gc=False):
     hide_continuous: bool
     counting: bool
     repeated: Mapping[str, Any] | None = None
+    measure: Measure | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):
     """A whole (non-streaming) answer of status 200. `body`: what to send. `used`: None if the engine did not report it. `anomaly`: what was
-    wrong with its report, None for nothing. `source`: where `used` comes from."""
+    wrong with its report, None for nothing. `source`: where `used` comes from. `content_type`: of an answer that is not JSON, else
+    empty."""
 
     body: bytes
     used: Quantities | None
     anomaly: Anomaly | None
     source: UsageSource = UsageSource.ENGINE_FINAL
+    content_type: bytes = b""
 
 
 def is_absent(raw: msgspec.Raw) -> bool:

@@ -11,9 +11,11 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Anomaly, ServiceTier, UsageSource
-from tollway.gateway.dialects.answers import Answer, AnswerContext
+from tollway.gateway.dialects.answers import Answer, AnswerContext, Measure
 from tollway.gateway.dialects.fields import Check, Shape, plain_shape
+from tollway.gateway.media.bounds import MediaBounds
 from tollway.native import EventTemplate
+from tollway.wire.forms import FormKind
 
 END_USER_CHARS_MAX = 512
 """Longest name of an end user that is kept as it stands."""
@@ -62,6 +64,15 @@ class BoundedStream(AnswerStream, Protocol):
         ...
 
 
+class MeasuredStream(AnswerStream, Protocol):
+    """The answer to a request that is measured (`Dialect.measure`) while it is sent: that of a dialect with `sends_media`, or a stream of
+    events."""
+
+    def find_used_if_cut(self) -> Quantities:
+        """Return what is used of the request if its answer ends here: as far as it was delivered, and no more than was generated."""
+        ...
+
+
 class NewStream(Protocol):
     """Constructor of an `AnswerStream`."""
 
@@ -104,12 +115,15 @@ class Dialect:
     whatever the client sent. `prompt_tokens_added`:
     most tokens that an engine adds to each prompt, such as the text of its chat template. `service_tiers`: what the values of that field
     mean. `usage_options`: how a stream is asked for its usage; None if the API always reports it. `counts_images`:
-    each output is an image, billed as one. `salt_prompt`: puts a salt before the prompt, in raw members; None if the API has no system
+    each output is an image, billed as one. `form_kinds`: a body is a form, and these of its fields are no texts; None for JSON. `measure`:
+    what a checked body with media, or one that asks for them, can use; None for a body of text. `salt_prompt`: puts a salt before the
+    prompt, in raw members; None if the API has no system
     prompt. `forwarded_headers`: those that the API asks gateways to pass
     on unchanged. `model_endpoint`: the endpoint that a model must offer for this one to be usable; None for this one
     itself. `end_user_paths`: where a body may name the end user, in order of preference, each as a path of fields.
 
-    Answers: `read_answer` reads a body of status 200; `new_stream` makes the reader of a stream. `request_id_headers`: the template of the
+    Answers: `read_answer` reads a body of status 200; `new_stream` makes the reader of a stream. `new_media`: makes the reader of an answer
+    that is sound and relayed as it comes; None if no answer is. `request_id_headers`: the template of the
     header lines that carry the request's id. `limit_prefix`: how the API's own headers of
     limits begin; empty if it has none but OpenAI's.
     `error_event`: how a fault in mid-stream begins. `render_error_data`: the data of such an
@@ -135,6 +149,9 @@ class Dialect:
     service_tiers: Mapping[str, ServiceTier] = field(default_factory=dict)
     usage_options: UsageOptions | None = None
     counts_images: bool = False
+    form_kinds: Mapping[str, FormKind] | None = None
+    measure: Callable[[Mapping[str, Any], MediaBounds], Measure] | None = None
+    new_media: Callable[[AnswerContext], MeasuredStream] | None = None
     not_forwarded: frozenset[str] = frozenset()
     allows_unknown_fields: bool = False
     forwarded_headers: tuple[bytes, ...] = ()

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from tollway.domain.usage import CHOICES_MAX, TOKENS_MAX
+from tollway.wire.forms import File
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,16 @@ Shape = type[msgspec.Struct]
 """The type that `plain_shape` returns: every plain body of a dialect can be converted to it."""
 
 
+_NOTHING = Annotated[str, Meta(min_length=1, max_length=0)]
+"""A type that no value has: no body is plain whose dialect requires a field without a plain type."""
+
+
 def plain_shape(checks: Mapping[str, Check], required: Collection[str]) -> Shape:
     """The shape of a dialect's plain bodies."""
     members: list[tuple[str, Any, Any]] = [
-        (name, check.plain, msgspec.NODEFAULT if name in required else None) for name, check in checks.items() if check.plain is not None
+        (name, _NOTHING if check.plain is None else check.plain, msgspec.NODEFAULT if name in required else None)
+        for name, check in checks.items()
+        if check.plain is not None or name in required
     ]
     return msgspec.defstruct("Plain", members, kw_only=True, forbid_unknown_fields=True, gc=False)
 
@@ -89,6 +96,20 @@ text = Check(lambda value: type(value) is str, str)
 def text_up_to(characters: int) -> Check:
     """A string of at most so many characters."""
     return Check(lambda value: type(value) is str and len(value) <= characters, Annotated[str, Meta(max_length=characters)])
+
+
+FILES_MAX = 16
+"""Files of one field, as OpenAI has it for images that are edited."""
+
+file = Check(lambda value: type(value) is File and value.size > 0, None, "Send a file that is not empty.")
+"""A file of a form."""
+
+files = Check(
+    lambda value: file.allows(value) or (type(value) is list and 0 < len(value) <= FILES_MAX and all(map(file.allows, value))),
+    None,
+    f"Send 1 to {FILES_MAX} files that are not empty.",
+)
+"""One file of a form, or several."""
 
 
 def list_of(count: int, item: Check) -> Check:

@@ -13,6 +13,7 @@ from tollway.gateway.dialects import (
     completions,
     count_tokens,
     embeddings,
+    image_edits,
     image_generations,
     input_tokens,
     messages,
@@ -20,7 +21,9 @@ from tollway.gateway.dialects import (
     rerank,
     responses,
     score,
+    speech,
     tokenize,
+    transcripts,
 )
 from tollway.gateway.dialects.dialect import Dialect
 
@@ -31,6 +34,11 @@ DIALECTS: dict[Endpoint, Dialect] = {
         completions.DIALECT,
         embeddings.DIALECT,
         image_generations.DIALECT,
+        image_edits.EDITS,
+        image_edits.VARIATIONS,
+        speech.DIALECT,
+        transcripts.TRANSCRIPTIONS,
+        transcripts.TRANSLATIONS,
         messages.DIALECT,
         count_tokens.DIALECT,
         responses.DIALECT,

@@ -8,6 +8,8 @@ Every wait has a bound (`EdgeBounds`): a head that trickles, a body that starves
 """
 
 import asyncio
+import socket
+import struct
 import sys
 import time
 from collections import deque
@@ -32,6 +34,9 @@ from tollway.wire.http import NO_HEADERS, HttpRequest, RequestReader, chunk_size
 READ_AHEAD_BYTES = 64 * 1024
 """Bytes read of requests that follow the one being answered. Beyond it the socket is not read until their turn comes; below it it is,
 because only a socket that is read tells that the client left."""
+
+_RESET = struct.pack("ii", 1, 0)
+"""Value of SO_LINGER with which closing a socket discards what is unsent and resets the connection."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -282,7 +287,7 @@ class ClientConnection(asyncio.Protocol):
         elif route.handler is not None:
             route.handler(self, http, path)
         elif route.endpoint is not None:
-            kind = find_body_fault(http.headers)
+            kind = find_body_fault(http.headers, route.endpoint)
             if kind is None:
                 return pipeline.read_head(http.headers, route.endpoint, self.find_address(http))
             self._write_fault(Fault(kind))
@@ -445,9 +450,18 @@ class ClientConnection(asyncio.Protocol):
         transport = self._transport
         if transport is not None:
             if self.chunked:
-                transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
+                transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n")
             else:
                 transport.write(data)
+        self._finished()
+
+    def break_off(self) -> None:
+        transport = self._transport
+        self._close_after = True
+        if transport is not None:
+            # A reset, not a clean end: where the end of the connection ends the body, a client could take it for whole.
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            transport.abort()
         self._finished()
 
     def throttle(self, fault: Fault, headers: Mapping[bytes, bytes]) -> Fault:

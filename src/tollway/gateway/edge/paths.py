@@ -23,12 +23,17 @@ from tollway.gateway.plane import Plane
 from tollway.gateway.ports import Client, TokenEndpoint
 from tollway.gateway.request import Request, RequestHead
 from tollway.gateway.route import explain
+from tollway.wire.forms import find_boundary
 from tollway.wire.http import HttpRequest
 from tollway.wire.media_types import is_json
 
 _JSON = b"content-type: application/json\r\n"
 _TEXT = b"content-type: text/plain\r\n"
 _EXPOSITION = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
+
+
+_FORMS = frozenset(endpoint for endpoint, dialect in DIALECTS.items() if dialect.form_kinds is not None)
+"""Endpoints whose bodies are forms."""
 
 
 class RoutedConnection(Client, Protocol):
@@ -106,7 +111,7 @@ def _list_limits(connection: RoutedConnection, http: HttpRequest, path: bytes) -
 def _quote(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     """Answer with what the request in the body would cost. The path below QUOTE_TARGET is that of the request below /v1."""
     endpoint = QUOTED[path]
-    kind = faults.BODY_TOO_LARGE if http.pieces else find_body_fault(http.headers)
+    kind = faults.BODY_TOO_LARGE if http.pieces else find_body_fault(http.headers, endpoint)
     if kind is not None:
         connection.answer_fault(Fault(kind))
         return
@@ -244,10 +249,14 @@ def find_target_fault(path: bytes) -> FaultKind | None:
     return faults.TARGET_INVALID if {".", ".."} & set(decoded.split("/")) else None
 
 
-def find_body_fault(headers: dict[bytes, bytes]) -> FaultKind | None:
-    """Return the fault of a request whose body is not said to be JSON in UTF-8, without a content coding."""
+def find_body_fault(headers: dict[bytes, bytes], endpoint: Endpoint) -> FaultKind | None:
+    """Return the fault of a request whose body is not said to be what its endpoint takes, JSON in UTF-8 or a form, without a content
+    coding."""
     content_type = headers.get(b"content-type", b"")
-    if content_type != b"application/json" and not is_json(content_type):
+    if endpoint in _FORMS:
+        if find_boundary(content_type) is None:
+            return faults.FORM_EXPECTED
+    elif content_type != b"application/json" and not is_json(content_type):
         return faults.MEDIA_TYPE_UNSUPPORTED
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         return faults.CONTENT_CODING_UNSUPPORTED

@@ -20,7 +20,7 @@ _ENCODING = ";base64"
 _MEASURED = frozenset({"image/png", "image/jpeg", "image/jpg", "image/gif", "image/webp"})
 """Types whose data must be a picture in one of these formats, not necessarily the declared one: programs mix them up, and decoders go by
 the content."""
-_TOKENS_MAX = {"image/": 32_768, "audio/": 65_536, "video/": 262_144, "": 262_144}
+TOKENS_MAX = {"image/": 32_768, "audio/": 65_536, "video/": 262_144, "": 262_144}
 """Most input tokens of one part, by how its media type begins: twice what the processors of known models make of the largest input (16,384
 for a picture, an hour of sound, a model's whole context for a film or a file). The bytes say little, because a link has none and small
 pictures are enlarged."""
@@ -64,7 +64,7 @@ class Tally:
     def count_part(self, kind: str, place: str) -> None:
         """Count one more part with media of a type that begins with `kind`. Raises Fault invalid_media."""
         self._parts += 1
-        self.tokens_max += _TOKENS_MAX[kind]
+        self.tokens_max += TOKENS_MAX[kind]
         if self._parts > self._bounds.parts_max:
             raise refuse(place, f"The messages have more than {self._bounds.parts_max} images, sounds, films and files.")
 

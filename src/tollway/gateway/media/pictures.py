@@ -9,6 +9,7 @@ import struct
 from binascii import a2b_base64
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 PIECES_MAX = 1024
 """Chunks, segments or blocks that may stand before a size is known: cameras write dozens, and each costs a microsecond to step over."""
@@ -22,6 +23,14 @@ _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 
 class PictureInvalid(Exception):
     """The data begins like a picture, but its size cannot be determined."""
+
+
+class Data(Protocol):
+    """Bytes of a file, in whatever form they are held."""
+
+    def read(self, at: int, count: int) -> bytes:
+        """`count` bytes from `at` on; fewer at the end."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ class Encoded:
         return a2b_base64(self.text[first:last])[skipped : skipped + count]
 
 
-def find_size(data: Encoded) -> tuple[str, int, int] | None:
+def find_size(data: Data) -> tuple[str, int, int] | None:
     """Return format, width and height in pixels of the picture that the data begins with; None if it has another format. Raises
     PictureInvalid."""
     head = data.read(0, 12)
@@ -56,7 +65,7 @@ def find_size(data: Encoded) -> tuple[str, int, int] | None:
     return None
 
 
-def _png(data: Encoded) -> tuple[int, int]:
+def _png(data: Data) -> tuple[int, int]:
     """The first chunk has the size (ISO/IEC 15948, 11.2.2). Some decoders let a second one of its kind overrule it."""
     at, size = 8, (0, 0)
     for number in range(PIECES_MAX):
@@ -71,7 +80,7 @@ def _png(data: Encoded) -> tuple[int, int]:
     raise PictureInvalid
 
 
-def _jpeg(data: Encoded) -> tuple[int, int]:
+def _jpeg(data: Data) -> tuple[int, int]:
     """Segment after segment up to the first scan; exactly one of them is a frame (ITU-T T.81, B.2)."""
     at, size = 2, None
     for _ in range(PIECES_MAX):
@@ -102,7 +111,7 @@ def _jpeg(data: Encoded) -> tuple[int, int]:
     return size
 
 
-def _gif(data: Encoded) -> tuple[int, int]:
+def _gif(data: Data) -> tuple[int, int]:
     """The screen's size, or what its first picture covers if that is more: decoders grow the screen for it (GIF89a, 18 and 20)."""
     screen_width, screen_height, flags = struct.unpack("<HHB", data.read(6, 5))
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
@@ -127,7 +136,7 @@ _GIF_EXTENSIONS_BYTES_MAX = 64 * 1024
 """Before the first picture: they come in blocks of at most 255 bytes, so that they are not stepped over in large strides."""
 
 
-def _webp(data: Encoded) -> tuple[int, int]:
+def _webp(data: Data) -> tuple[int, int]:
     """By the kind of the first chunk (RFC 9649, 2.5 to 2.7)."""
     kind, body = data.read(12, 4), data.read(20, 10)
     if kind == b"VP8X":
@@ -147,7 +156,7 @@ def _whole(body: bytes) -> bytes:
     return body
 
 
-_FORMATS: dict[bytes, tuple[str, Callable[[Encoded], tuple[int, int]]]] = {
+_FORMATS: dict[bytes, tuple[str, Callable[[Data], tuple[int, int]]]] = {
     b"\x89PNG\r\n\x1a\n": ("png", _png),
     b"\xff\xd8\xff": ("jpeg", _jpeg),
     b"GIF87a": ("gif", _gif),

@@ -57,6 +57,8 @@ SHORTAGE_SECONDS = 0.01
 """Pause before a connection is tried again for which there was no descriptor: those that were closed are free after a turn of the loop."""
 OVERLOAD_KINDS = frozenset({faults.UPSTREAM_RATE_LIMITED, faults.UPSTREAM_REFUSED, faults.UPSTREAM_TIMEOUT_FIRST})
 """Faults with which an engine says that it has too much to do."""
+_JSON = "content-type: application/json\r\n"
+_ACCEPT = "accept: application/json, text/event-stream\r\n"
 DRAIN_SECONDS = 5.0
 """Limits for a connection that has to end a message whose content is complete ([DONE] seen, last chunk not)."""
 
@@ -112,7 +114,7 @@ class Upstream:
             endpoint: (
                 f"POST {base}{own_paths.get(endpoint) or dialect.target.decode()} HTTP/1.1\r\n"
                 f"host: {authority}:{self._port}\r\n{authorization}"
-                "content-type: application/json\r\naccept: application/json, text/event-stream\r\naccept-encoding: identity\r\n"
+                f"{_JSON if dialect.form_kinds is None else ''}{_ACCEPT if dialect.new_media is None else ''}accept-encoding: identity\r\n"
             ).encode()
             for endpoint, dialect in DIALECTS.items()
         }
@@ -148,6 +150,8 @@ class Upstream:
             passed_on += b"x-request-timeout: %d.%03d\r\n" % (left_ms // 1000, left_ms % 1000)
         if request.head.tracestate:
             passed_on += b"tracestate: %b\r\n" % request.head.tracestate
+        if dialect.form_kinds is not None:
+            passed_on += b"content-type: multipart/form-data; boundary=%b\r\n" % request.find_form_boundary()
         id = find_attempt_id(request, attempt)
         ours = f"x-request-id: {id}\r\ntraceparent: {request.traceparent}\r\ncontent-length: {body_bytes}\r\n\r\n"
         return b"%b%b%b" % (self._heads[dialect.endpoint], passed_on, ours.encode())
