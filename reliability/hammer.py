@@ -51,6 +51,8 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
     """Whatever else must not be: hangs, whole answers that lack their content, answers that are no HTTP."""
     left: int = 0
+    not_retried: int = 0
+    """Requests whose first attempt failed as they asked, and that the gateway did not try again."""
     seconds_max: float = 0.0
     """The longest that an answer took, to its last byte."""
 
@@ -98,6 +100,7 @@ def measure(requests: int, seed: int) -> list[Line]:
                 "foreign markers": len(tally.foreign),
                 "statuses": dict(sorted(statuses.items())),
                 "left in the middle": tally.left,
+                "not tried again": tally.not_retried,
                 "longest answer s": round(tally.seconds_max, 1),
             },
         )
@@ -256,7 +259,9 @@ class Client:
         self._tally.answers[f"{order.behaviour} {status}"] += 1
         if is_whole and BEHAVIOURS[order.behaviour].is_served:
             is_served = status == 200 and order.marker.encode() in body and (not order.is_stream or b"data: [DONE]" in body)
-            if order.group == "steady" and not is_served:
+            if BEHAVIOURS[order.behaviour].needs_retry and status == 502:
+                self._tally.not_retried += 1
+            elif order.group == "steady" and not is_served:
                 self._tally.wrong.append(f"not served: {order}: {body[-600:]!r}")
         return goes_on
 

@@ -126,21 +126,24 @@ Behaviour = Callable[[Exchange], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One behaviour. `is_served`: every client gets the whole answer. `group`: requests for it go to a deployment of that name."""
+    """One behaviour. `is_served`: every client gets the whole answer. `group`: requests for it go to a deployment of that name.
+    `needs_retry`: the first attempt fails, so that a gateway which has spent its retries refuses the request."""
 
     behave: Behaviour
     is_served: bool
     group: str
+    needs_retry: bool
 
 
 BEHAVIOURS: dict[str, Row] = {}
 
 
-def behaviour(*, is_served: bool = False, group: str = "steady") -> Callable[[Behaviour], Behaviour]:
+def behaviour(*, is_served: bool = False, group: str = "steady", needs_retry: bool = False) -> Callable[[Behaviour], Behaviour]:
     """Add a row to BEHAVIOURS under the function's name."""
 
     def add(behave: Behaviour) -> Behaviour:
-        BEHAVIOURS[getattr(behave, "__name__").replace("_", "-")] = Row(behave, is_served, group)  # noqa: B009 - no protocol has it
+        name = getattr(behave, "__name__").replace("_", "-")  # noqa: B009 - no protocol has it
+        BEHAVIOURS[name] = Row(behave, is_served, group, needs_retry)
         return behave
 
     return add
@@ -272,7 +275,7 @@ async def answer_until_the_end(of: Exchange) -> None:
     of.close()
 
 
-@behaviour(is_served=True)
+@behaviour(is_served=True, needs_retry=True)
 async def answer_at_the_second_time(of: Exchange) -> None:
     """Reset the first attempt before its answer."""
     await of.read_rest()

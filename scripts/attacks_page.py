@@ -192,6 +192,10 @@ ROWS = {
         "a request, a part of a body or broken bytes that arrive after an answer and before the next pipelined request has its turn",
         "answered in its own turn: nothing overtakes, nothing is dropped",
     ),
+    102: (
+        "large bodies and answers, one after the other, whose memory the C library would keep for later ones",
+        "returned to the operating system once they are over",
+    ),
     104: (
         "a request of a project that may be served in certain regions only, or of a key that may use certain models only: while those fail,"
         " are full or have no deployment, and a fallback of the model is elsewhere or not allowed",

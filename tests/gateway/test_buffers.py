@@ -1,6 +1,8 @@
 """Large bodies and answers: what is held of them, for whom, and who is refused before anything is read."""
 
 import asyncio
+import subprocess
+import sys
 from contextlib import AsyncExitStack
 
 import pytest
@@ -203,3 +205,35 @@ async def test_75_uploads_count_as_concurrent_requests() -> None:
         third = memory.connect()
         third.feed(announce(MIB))
         assert third.written == b""
+
+
+KEPT_MIB = """
+import sys
+from pathlib import Path
+from tollway.serve.allocator import return_large_blocks
+
+def read_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / (1 << 20)
+
+if sys.argv[1] == "yes" and not return_large_blocks():
+    sys.exit(3)
+bytearray(b"x" * (32 << 20)).clear()  # the first large body
+before = read_mib()
+pieces, others = [], []
+for _ in range(500):
+    pieces.append(bytearray(b"x" * 200_000))
+    others.append(bytearray(b"x" * 1_000))  # whatever else a process remembers meanwhile
+pieces.clear()
+print(read_mib() - before)
+"""
+
+
+def test_102_memory_of_large_messages_goes_back_to_the_system_once_they_are_over() -> None:
+    kept = []
+    for is_told in ("yes", "no"):
+        done = subprocess.run((sys.executable, "-c", KEPT_MIB, is_told), capture_output=True, text=True, timeout=60)
+        if done.returncode == 3:
+            pytest.skip("the C library has no such parameter")
+        assert done.returncode == 0, done.stderr
+        kept.append(float(done.stdout))
+    assert kept[0] < 10 < 20 < kept[1], "of 95 MiB"

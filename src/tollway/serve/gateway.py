@@ -52,6 +52,7 @@ from tollway.link.spool_wait import UnavailableSpool, find_waiting_node, open_wh
 from tollway.link.token_requests import TokenRequests
 from tollway.native import FORM
 from tollway.serve import data_directory
+from tollway.serve.allocator import return_large_blocks
 from tollway.serve.data_directory import NodeIdentity
 from tollway.serve.descriptors import RESERVE, describe_shortage, raise_limit, share_out
 from tollway.serve.limit_counters import GatewayCount, LimitsOptions, start_counters
@@ -113,6 +114,7 @@ def run_gateway(options: GatewayOptions) -> int:
     Raises OSError if the spool cannot be written, ValueError if it belongs to another node, OperatorError if there are other gateways and
     no store for limit counters that they share.
     """
+    return_large_blocks()
     limit = raise_limit()
     share = share_out(limit, options.edge.connections_max, for_each=2, reserve=RESERVE + options.edge.internal_connections_max)
     warning = None
