@@ -13,11 +13,15 @@ T = TypeVar("T")
 
 def fetch_page(tx: Transaction, query: sa.Select[Any], id_column: sa.Column[str], window: PageWindow, read: Callable[[Any], T]) -> Page[T]:
     """The window of `query`, ordered by `id_column`, each row turned into a value by `read`."""
+    rows = tx.connection.execute(limit_to_window(query, id_column, window)).all()
+    return Page([read(row) for row in rows[: window.limit]], len(rows) > window.limit)
+
+
+def limit_to_window(query: sa.Select[Any], id_column: sa.Column[str], window: PageWindow) -> sa.Select[Any]:
+    """Return `query` for the rows of the window in order of `id_column`, and one more, which shows whether there are others."""
     if window.after is not None:
         query = query.where(id_column < window.after if window.descending else id_column > window.after)
-    query = query.order_by(id_column.desc() if window.descending else id_column.asc()).limit(window.limit + 1)
-    rows = tx.connection.execute(query).all()
-    return Page([read(row) for row in rows[: window.limit]], len(rows) > window.limit)
+    return query.order_by(id_column.desc() if window.descending else id_column.asc()).limit(window.limit + 1)
 
 
 IDS_MAX = 500

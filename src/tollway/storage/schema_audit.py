@@ -34,6 +34,13 @@ audit_records = sa.Table(
     sa.Column("hash", sa.LargeBinary(32), nullable=False),
 )
 
+# What a list of the trail is filtered by. Records that match a filter may be rare, and the chain is long.
+sa.Index(None, audit_records.c.chain, audit_records.c.event, audit_records.c.sequence)
+sa.Index(None, audit_records.c.chain, audit_records.c.actor_id, audit_records.c.sequence)
+sa.Index(None, audit_records.c.chain, audit_records.c.project_id, audit_records.c.sequence)
+sa.Index(None, audit_records.c.chain, audit_records.c.target_id, audit_records.c.sequence)
+sa.Index(None, audit_records.c.chain, audit_records.c.recorded_at, audit_records.c.sequence)
+
 audit_checkpoints = sa.Table(
     "audit_checkpoints",
     metadata,
