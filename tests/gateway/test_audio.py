@@ -16,6 +16,7 @@ from tests.gateway.test_request_quantities import admit_of
 from tollway.domain.billing_classes import OtherClasses, Quantities
 from tollway.domain.catalog import Endpoint
 from tollway.domain.usage import Outcome, UsageSource
+from tollway.simulator import media as simulated
 from tollway.wire.forms import File, find_boundary, read_fields, read_parts
 
 TRANSCRIPTIONS, TRANSLATIONS, SPEECH = "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/audio/speech"
@@ -311,3 +312,44 @@ def test_cost_of_speech_is_known_at_admission() -> None:
     call = admit_of({"m": Served([NOWHERE])}, Endpoint.AUDIO_SPEECH, SPEAK)
     assert call.measure is not None and call.measure.characters == 5
     assert (call.stream, call.output_tokens_max) == (True, 40)
+
+
+async def test_123_transcript_that_dies_at_any_byte_ends_in_an_error_and_is_never_whole() -> None:
+    done = {"type": "transcript.text.done", "text": "One", "usage": {"type": "tokens", "input_tokens": 3, "output_tokens": 2}}
+    stream = b"".join((EVENTS, chunk(event(delta("One"))), chunk(event(done))))
+    asked = form(("model", "m"), ("stream", "true"), file=sound())
+    cuts = range(len(EVENTS), len(stream) - 2, 3)
+    scripts: list[Script] = [[stream[:cut], Do.FIN] for cut in cuts]
+    async with Upstream(*scripts).listening() as upstream, gateway({"m": Served([upstream.url], retry_started=False)}) as made:
+        for _ in cuts:
+            got = await post(made.port, asked, TRANSCRIPTIONS, **FORM)
+            assert b"transcript.text.done" not in got.body and b"upstream_" in got.body
+        finals = made.sink.finals
+    assert {final.outcome for final in finals} == {Outcome.UPSTREAM_ERROR} and len(finals) == len(cuts)
+
+
+async def test_form_is_served_by_a_fallback_that_is_named_in_it() -> None:
+    async with Upstream([whole({"text": "Hello."})]).listening() as upstream:
+        served = {"m": Served([NOWHERE], fallbacks=("other",)), "other": Served([upstream.url])}
+        async with gateway(served) as made:
+            for file in (sound(), sound(20.0)):
+                got = await post(made.port, form(("model", "m"), ("language", "en"), file=file), TRANSCRIPTIONS, **FORM)
+                assert (got.status, got.headers["x-tollway-model"]) == (200, "other")
+                assert received(upstream.asked[-1]) == {"model": "other", "language": "en", "file": file}
+
+
+async def test_simulated_engine_transcribes_what_it_speaks() -> None:
+    speech = answer_of_simulator(b"/v1/audio/speech", msgspec.json.encode({"input": "x" * 30}))
+    script: Script = [b"HTTP/1.1 200 OK\r\ncontent-type: audio/wav\r\ncontent-length: %d\r\n\r\n%b" % (len(speech), speech)]
+    async with Upstream(script).listening() as upstream, gateway({"m": Served([upstream.url])}) as made:
+        spoken = (await post(made.port, SPEAK, SPEECH)).body
+    transcript = msgspec.json.decode(answer_of_simulator(b"/v1/audio/transcriptions", form(("model", "m"), file=spoken)))
+    assert transcript == {"text": "word " * 3, "usage": {"type": "duration", "seconds": 3}}
+    edited = msgspec.json.decode(answer_of_simulator(b"/v1/images/edits", form(("n", "2"), file=PNG, name="image[]")))
+    assert len(edited["data"]) == 2
+
+
+def answer_of_simulator(path: bytes, body: bytes) -> bytes:
+    found = simulated.answer(path, body)
+    assert found is not None
+    return found[1]

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict'
 import { createOpenAI } from '@ai-sdk/openai'
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
 import { embedMany, generateText, jsonSchema, streamText, tool } from 'ai'
-import OpenAI from 'openai'
+import OpenAI, { toFile } from 'openai'
 
 const [url, apiKey] = process.argv.slice(2)
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0, timeout: 30_000 })
@@ -15,6 +15,7 @@ const counting = createOpenAICompatible({ name: 'tollway', baseURL: `${url}/v1`,
 const model = 'm'
 const messages = [{ role: 'user', content: 'Say something.' }]
 const tools = [{ type: 'function', function: { name: 'toll', parameters: { type: 'object', properties: { road: {} } } } }]
+const sound = 'UklGRmQAAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQQAAAAAAAAA'
 const image = 'data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=='
 const toll = tool({ description: 'a toll', inputSchema: jsonSchema({ type: 'object', properties: { road: { type: 'string' } } }) })
 
@@ -59,6 +60,22 @@ const rows = {
       const answer = await client.embeddings.create({ model, input: 'a', ...more })
       if (more.encoding_format !== 'base64') assert.deepEqual([...answer.data[0].embedding], [0.5, -1, 0.25])
     }
+  },
+  async transcripts() {
+    const file = await toFile(Buffer.from(sound, 'base64'), 'a.wav')
+    assert.equal((await client.audio.transcriptions.create({ model, file })).text, 'Hello')
+    const kinds = []
+    for await (const event of await client.audio.transcriptions.create({ model, file, stream: true })) kinds.push(event.type)
+    assert.deepEqual(kinds, ['transcript.text.delta', 'transcript.text.done'])
+  },
+  async speech() {
+    const answer = await client.audio.speech.create({ model, input: 'Hello', voice: 'alloy' })
+    assert.equal(await answer.text(), 'sound')
+  },
+  async imageEdits() {
+    const picture = await toFile(Buffer.from(image.split(',')[1], 'base64'), 'a.png')
+    const answer = await client.images.edit({ model, prompt: 'x', image: [picture, picture] })
+    assert.ok(answer.data[0].b64_json)
   },
   async models() {
     const found = []

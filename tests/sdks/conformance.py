@@ -4,6 +4,7 @@ Uses only what every line of the SDKs has (openai 1 to 3, anthropic 0 and 2), an
 whichever environment holds the line. Prints one JSON object a row: its name, and what went wrong or null.
 """
 
+import base64
 import json
 import sys
 import traceback
@@ -87,6 +88,30 @@ def embeddings_of_tokens(client: Client) -> None:
 
 def completions(client: Client) -> None:
     assert client.completions.create(model="m", prompt="x").choices[0].text == "Hello"
+
+
+SOUND = b"RIFF\x64\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x80\x3e\0\0\x02\0\x10\0data\x40\0\0\0" + bytes(64)
+
+
+def transcripts(client: Client) -> None:
+    file = ("a.wav", SOUND)
+    assert client.audio.transcriptions.create(model="m", file=file).text == "Hello"
+    assert client.audio.translations.create(model="m", file=file, temperature=0.5).text == "Hello"
+    assert client.audio.transcriptions.create(model="m", file=file, response_format="text") == "Hello"
+    events = list(client.audio.transcriptions.create(model="m", file=file, stream=True, include=["logprobs"]))
+    assert [event.type for event in events] == ["transcript.text.delta", "transcript.text.done"]
+
+
+def speech(client: Client) -> None:
+    asked = {"model": "m", "input": "Hello", "voice": "alloy"}
+    assert client.audio.speech.create(**asked).content == b"sound"
+    with client.audio.speech.with_streaming_response.create(**asked) as answer:
+        assert b"".join(answer.iter_bytes()) == b"sound"
+
+
+def image_edits(client: Client) -> None:
+    pictures = [(f"{number}.png", base64.b64decode(PNG)) for number in range(2)]
+    assert client.images.edit(model="m", prompt="x", image=pictures, size="256x256").data[0].b64_json
 
 
 def models(client: Client) -> None:
@@ -210,6 +235,7 @@ def claude_retry(client: Client) -> None:
 OPENAI: list[Callable[[Client], None]] = [
     plain, stream, stream_with_usage, tools, tools_streamed, json_schema, vision, embeddings, embeddings_of_tokens, completions, models,
     errors, retry, cancel, responses, responses_stream, responses_tools, responses_errors,
+    transcripts, speech, image_edits,
 ]  # fmt: skip
 ANTHROPIC: list[Callable[[Client], None]] = [
     claude_plain, claude_stream, claude_tools, claude_vision, claude_count, claude_errors, claude_retry,

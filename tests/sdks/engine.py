@@ -9,6 +9,7 @@ import msgspec
 from tests.fakes import Asked, Do, Script, Step
 from tests.gateway.harness import DONE, END, STREAM_HEAD, chunk, completion, part, usage, usage_chunk, whole
 
+SOUND_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\ntransfer-encoding: chunked\r\n\r\n"
 VECTOR = [0.5, -1.0, 0.25]
 _CALL = {"id": "call_1", "type": "function", "function": {"name": "toll", "arguments": '{"road":"A1"}'}}
 
@@ -23,9 +24,14 @@ class SdkEngine:
         self._was_busy = False
 
     def __call__(self, asked: Asked) -> Script:
+        path = asked.head.split(b" ", 2)[1]
+        if b"multipart/form-data" in asked.head:
+            self.bodies.append({})
+            return _forms(path, asked.body)
         body: dict[str, Any] = msgspec.json.decode(asked.body)
         self.bodies.append(body)
-        path = asked.head.split(b" ", 2)[1]
+        if path.endswith(b"/speech"):
+            return [SOUND_HEAD, b"5\r\nsound\r\n", END]
         text = asked.body.decode()
         if "busy" in text and not self._was_busy:
             self._was_busy = True
@@ -46,6 +52,18 @@ class SdkEngine:
             choice = {"index": 0, "text": "Hello", "finish_reason": "stop", "logprobs": None}
             return [whole({"id": "c", "object": "text_completion", "created": 1, "model": "m", "choices": [choice], "usage": usage(3, 1)})]
         return _chat(body, "slow" in text)
+
+
+def _forms(path: bytes, body: bytes) -> Script:
+    if path.endswith(b"/edits"):
+        return [whole({"created": 1, "data": [{"b64_json": "aGVsbG8="}], "pictures": body.count(b"filename=")})]
+    if b'name="stream"\r\n\r\ntrue' in body:
+        usage = {"type": "tokens", "input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
+        events = [{"type": "transcript.text.delta", "delta": "Hello"}, {"type": "transcript.text.done", "text": "Hello", "usage": usage}]
+        return [STREAM_HEAD, *map(part, events), END]
+    if b'name="response_format"\r\n\r\ntext' in body:
+        return [b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\nHello"]
+    return [whole({"text": "Hello", "usage": {"type": "duration", "seconds": 1}})]
 
 
 def _embeddings(body: dict[str, Any]) -> dict[str, Any]:

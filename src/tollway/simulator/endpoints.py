@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from tollway.simulator import faults, metrics
+from tollway.simulator import faults, media, metrics
 from tollway.simulator.dialects import JSON, POOLING, Script
 from tollway.simulator.engine import Engine, Wheel
 from tollway.simulator.exchange import Exchange
@@ -242,6 +242,9 @@ class Simulator:
             return 200, JSON, msgspec.json.encode({"object": "response.input_tokens", "input_tokens": prompt.tokens})
         if path == b"/ping":
             return 200, b"", b""
+        answer = media.answer(path, body)
+        if answer is not None:
+            return 200, *answer
         return 404, JSON, b'{"detail":"Not Found"}'
 
     def _state(self) -> dict[str, object]:
