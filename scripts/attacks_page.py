@@ -214,6 +214,7 @@ ROWS = {
         "an engine that breaks off sound, so that a client could take it for whole",
         "the connection is reset, the sound is not billed; sound without a length or chunks is never whole",
     ),
+    126: ("ids of stored responses of others: read, continued, deleted, cancelled", "as an id that never was, byte for byte"),
 }  # fmt: skip
 """Attacks that are tried, and what they get. The rows between are the control plane's, or need what is not served yet."""
 

@@ -107,6 +107,18 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "Too many wrong keys came from your address.",
             "Stop sending the wrong key, and come back after `retry-after`. A right key is served meanwhile.",
         ),
+        "response_not_found": (
+            "The project has no stored response of this id, or its time is over.",
+            "Ask with a key of the project that made it; `response_retention_seconds` of the organization says for how long it is stored.",
+        ),
+        "previous_response_not_found": (
+            "`previous_response_id` names no stored response of the project.",
+            "Send the whole conversation as `input`, or continue a response that was made with `store: true`.",
+        ),
+        "response_not_cancellable": (
+            "Responses in the background are not offered, so there is nothing to cancel.",
+            "Close the connection of a request to end it.",
+        ),
         "model_not_found": (
             "There is no such model, or the key, its project or its price list does not offer it.",
             "`GET /v1/models` lists what the key may use. Operators: a model needs a price in the organization's currency.",
@@ -197,6 +209,10 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "not_ready": (
             "The gateway has no snapshot of keys and models yet.",
             "Come back after `retry-after`. Operators: does it reach control?",
+        ),
+        "stored_responses_unavailable": (
+            "A stored response cannot be read or deleted, because the gateway does not reach control or its database.",
+            "Come back after `retry-after`, or send the whole conversation as `input`.",
         ),
         "snapshot_outdated": (
             "The gateway has not reached control for longer than `gateway.snapshot_age_seconds_max`.",

@@ -303,6 +303,7 @@ class TestReadiness:
         found = jobs_of(control.node())
         assert set(found) == {
             "idempotency_keys",
+            "stored_responses",
             "publication_watch",
             "event_months",
             "waiting_records",
@@ -402,6 +403,7 @@ def test_of_two_processes_one_reads_engines_and_the_other_takes_over_from_a_kill
             names = {job["name"]: job["failures"] for job in json.loads(client.get("/readyz").text)["jobs"]}
         assert names["engine_readings"] == 0 and set(names) == {
             "idempotency_keys",
+            "stored_responses",
             "publication_watch",
             "event_months",
             "waiting_records",

@@ -44,7 +44,7 @@ OTHER_TABLES = {
     "plans", "plan_limits", "limit_overrides",  # how much of it
     "publish_head", "changes", "nodes", "join_tokens", "limit_reports", "job_leases",  # what gateways are told and tell, and who runs a job
     "refused_epochs",  # which runs wait for a clock or an operator
-    "idempotency_keys",  # what was answered
+    "idempotency_keys", "stored_responses",  # what was answered
     "audit_heads", "audit_records", "audit_checkpoints", "audit_cuts",  # who changed what
     "custom_roles", "users", "user_groups", "group_members", "role_assignments", "invites",  # who may do what
     "token_signing_keys", "identity_providers", "federation_rules", "used_assertions",  # whose tokens are accepted
@@ -85,7 +85,7 @@ SPENDING_LIMIT = "what gateways may spend from now on; a bill follows from the e
 SENT_DOWN = "how far back gateways are told of prices; what was billed follows from valid_from"
 
 HARMLESS = {
-    "organizations.(name|.*_at|key_lifetime_seconds_max|plan_id|queue_weight|requests_per_minute|concurrent_.*|.*_per_.*)": NO_MONEY,
+    "organizations.(name|.*_at|.*_seconds(_max)?|plan_id|queue_weight|requests_per_minute|concurrent_.*|.*_per_.*)": NO_MONEY,
     "organizations.time_zone": "of periods that are not cut yet; a period keeps its own",
     "balances.(version|changed_at)": "how often and when the sum was written; the sum itself is compared",
     "billing_periods.created_at": NO_MONEY,

@@ -9,7 +9,7 @@ import typer
 from tollway.cli.client import Control, ControlUrl, DataDir, Key, Organization, complete_organizations, connect, connect_tenant
 from tollway.cli.output import Output, OutputOption, print_json, print_rows
 from tollway.cli.times import Zone, find_zone, with_times
-from tollway.domain.tenants import QUEUE_WEIGHT_MAX
+from tollway.domain.tenants import QUEUE_WEIGHT_MAX, RESPONSE_RETENTION_SECONDS_MAX
 from tollway.settings import OperatorError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -84,6 +84,32 @@ def set_key_policy(
         changed = control.post("/organization", {"key_lifetime_seconds_max": seconds})
     bound = "no bound" if lifetime_days is None else f"{lifetime_days} days at most"
     print_json(changed) if output is Output.JSON else print(f"{changed['name']}: keys live {bound}")
+
+
+@app.command("store-responses")
+def store_responses(
+    days: Annotated[
+        int | None,
+        typer.Option(
+            "--days",
+            metavar="DAYS",
+            min=1,
+            max=RESPONSE_RETENTION_SECONDS_MAX // 86_400,
+            help="Days for which responses are stored; without it none are, and what is stored is deleted.",
+        ),
+    ] = None,
+    output: OutputOption = Output.TABLE,
+    organization: Organization = None,
+    control_url: ControlUrl = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Store the responses of an organization whose requests ask for it (`store: true`), or stop storing them."""
+    seconds = None if days is None else days * 86_400
+    with connect_tenant(control_url, key, data_dir, organization) as control:
+        changed = control.post("/organization", {"response_retention_seconds": seconds})
+    stored = "stored no longer, and deleted" if days is None else f"stored for {days} days"
+    print_json(changed) if output is Output.JSON else print(f"{changed['name']}: responses are {stored}")
 
 
 @app.command()

@@ -147,6 +147,8 @@ UNRECORDED: Mapping[str, str] = {
     "acknowledge": "a gateway says which snapshot it has, every two seconds",
     "renew_leases": "a gateway says what it spent; budgets follow from usage records, which have a chain of their own",
     "report_limit_uses": "a gateway says what of its limits is used",
+    "store_response": "a gateway stores the answer to a request, which has a usage record",
+    "remove_response": "a project removes its own answer, before it would expire",
     "take_records": "a gateway hands in usage records, which have a chain of their own",
 }
 """Operations with another method than GET that leave no record, each with the reason."""

@@ -19,6 +19,7 @@ from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
 from tollway.domain.tenants import Organization, Project, ServiceAccount, Status
 from tollway.storage import keys as stored_keys
 from tollway.storage import periods as stored_periods
+from tollway.storage import stored_responses
 from tollway.storage import tenants as storage
 from tollway.storage.database import PlatformTx, TenantTx
 
@@ -93,6 +94,7 @@ def archive_organization(tx: TenantTx, now: int) -> tuple[Organization, int]:
     """
     publish.lock(tx)
     get_organization(tx)
+    stored_responses.delete_all(tx)
     revoked = stored_keys.revoke_organization_keys(tx, now)
     archived = storage.archive_organization(tx, now)
     publish.publish(tx, KeyEntry, revoked, now)

@@ -119,6 +119,11 @@ AUTHENTICATIONS_EXCEEDED = FaultKind(
 MODEL_UNKNOWN = FaultKind(code="model_not_found", status=404, blame=_T, message="The model does not exist or you do not have access to it.")
 ENDPOINT_UNSUPPORTED = _client("endpoint_not_supported", 400, "This model cannot be used with this endpoint.")
 
+# Stored responses.
+RESPONSE_UNKNOWN = _client("response_not_found", 404, "No response with this id is stored.")
+PREVIOUS_RESPONSE_UNKNOWN = _client("previous_response_not_found", 400, "No response with this id is stored.")
+RESPONSE_NOT_CANCELLABLE = _client("response_not_cancellable", 400, "Only a response in the background can be cancelled.")
+
 # Limits.
 REQUESTS_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_T, message="Rate limit reached for requests.", type="requests")
 TOKENS_EXCEEDED = FaultKind(code="rate_limit_exceeded", status=429, blame=_T, message="Rate limit reached for tokens.", type="tokens")
@@ -209,6 +214,9 @@ OVERLOADED = FaultKind(code="overloaded", status=503, blame=_P, message="The gat
 DRAINING = FaultKind(code="draining", status=503, blame=_P, message="The gateway is restarting.", type=_SERVER)
 SPOOL_UNAVAILABLE = FaultKind(
     code="metering_unavailable", status=503, blame=_P, message="The request cannot be metered right now.", type=_SERVER
+)
+RESPONSES_UNAVAILABLE = FaultKind(
+    code="stored_responses_unavailable", status=503, blame=_P, message="Stored responses cannot be read right now.", type=_SERVER
 )
 SNAPSHOT_MISSING = FaultKind(code="not_ready", status=503, blame=_P, message="The gateway is starting.", type=_SERVER)
 SNAPSHOT_OUTDATED = FaultKind(

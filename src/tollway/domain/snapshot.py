@@ -19,7 +19,7 @@ from tollway.domain.tokens import FederationRule, Jwk
 class OrganizationEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="organization", omit_defaults=True):
     """An organization that may act. Archived ones are removed. `terms`: by which price list it pays, ordered by valid_from; without
     any, every model is closed to it. `model_limits`: its limits on single models, by name. `queue_weight`: its share in the queues of
-    models, beside those of other organizations."""
+    models, beside those of other organizations. `response_retention_seconds`: how long its responses are stored; None stores none."""
 
     id: str
     currency: str
@@ -27,6 +27,7 @@ class OrganizationEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="ki
     limits: Limits = UNLIMITED
     model_limits: dict[str, Limits] = {}
     queue_weight: int = 1
+    response_retention_seconds: int | None = None
 
 
 class ProjectEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="project", omit_defaults=True):

@@ -16,11 +16,17 @@ QUEUE_WEIGHT_MAX = 1_000
 """Largest weight of an organization in the queues of models."""
 
 
+RESPONSE_RETENTION_SECONDS_MAX = 366 * 86_400
+"""Longest time for which the responses of an organization are stored."""
+
+
 class Organization(msgspec.Struct, frozen=True, kw_only=True):
     """Customer that is billed, in one currency (ISO 4217 code), fixed when it is created. `time_zone` (IANA name) cuts its billing
     periods from the next new one on. `key_lifetime_seconds_max`: longest time until a key expires that is made or rotated from now on;
     None for no bound. `plan_id`: the plan whose limits it has; None for none. `queue_weight`: its share in the
-    queue of a model whose deployments are full, beside those of other organizations; 1 to QUEUE_WEIGHT_MAX."""
+    queue of a model whose deployments are full, beside those of other organizations; 1 to QUEUE_WEIGHT_MAX.
+    `response_retention_seconds`: how long responses are stored whose requests ask for it, 1 to RESPONSE_RETENTION_SECONDS_MAX; None stores
+    none."""
 
     id: str
     name: str
@@ -31,6 +37,7 @@ class Organization(msgspec.Struct, frozen=True, kw_only=True):
     key_lifetime_seconds_max: int | None = None
     plan_id: str | None = None
     queue_weight: int = 1
+    response_retention_seconds: int | None = None
 
 
 REGIONS_MAX = 64

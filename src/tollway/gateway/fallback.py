@@ -35,7 +35,8 @@ def fall_back(request: Request, call: Call | None, fault: Fault, client: Client,
     if before is None:
         if call is None or not call.model.fallbacks or not may_follow:
             return None
-        pieces = request.list_pieces() if request.head.idempotency_key is not None else ()
+        sent = request.list_pieces() if request.conversation is None else request.conversation.pieces
+        pieces = sent if request.head.idempotency_key is not None else ()
         before = AskedFor(pieces, fault, call.model.fallbacks)
     if not before.left or (has_record and not may_follow and fault.kind.blame is not Blame.CLIENT):
         return None
@@ -57,6 +58,7 @@ def fall_back(request: Request, call: Call | None, fault: Fault, client: Client,
         traceparent,
         request.peer,
     )
+    following.conversation = request.conversation
     following.asked_for = AskedFor(before.pieces, before.fault, before.left[1:])
     if upload is not None:
         pieces, spans = upload.pieces, upload.spans

@@ -8,10 +8,13 @@ sampled log line, so a flood of 401s costs no disk and no bill.
 
 import re
 import time
+from collections.abc import Sequence
+from typing import Final
 
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault
+from tollway.gateway import conversations
 from tollway.gateway.answer_recorder import AnswerRecorder, claim
 from tollway.gateway.authenticate import authenticate, require_endpoint
 from tollway.gateway.authorize import authorize
@@ -40,6 +43,8 @@ _TRACE_FLAGS = 0x03
 _TRACESTATE = re.compile(rb"[\t\x20-\x7e]{1,512}")
 _CLIENT_REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 _JSON = b"content-type: application/json\r\n"
+_RESPONSES: Final = Endpoint.RESPONSES
+_INPUT_TOKENS: Final = Endpoint.INPUT_TOKENS
 
 
 async def answer(request: Request, client: Client, plane: Plane, driver: CoroutineDriver) -> None:
@@ -62,15 +67,20 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         caller = authenticate(request.head, plane.directory, plane.digesters, request.received_at)
         if caller.endpoints is not None:
             require_endpoint(caller, request.endpoint)
+        if request.endpoint is _RESPONSES or request.endpoint is _INPUT_TOKENS:
+            await _prepare_conversation(caller, request, plane, driver)
         if request.upload is None:
             call = authorize(caller, request, plane.directory, plane.media_bounds)
         else:
             call = await _authorize_upload(caller, request, request.upload, plane, driver)
+        if request.conversation is not None and request.conversation.response_id and plane.response_store is not None:
+            call.response_keeper = conversations.ResponseKeeper(plane.response_store, caller, request.conversation)
         fallback_header = b""
         if call.grant.has_fallback and request.head.idempotency_key is None:  # a stored answer is given whatever budgets have left
             hold = await reserve_or_fall_back(call, plane)
             if hold.call is not call:
                 fallback_header = FALLBACK_HEADER % call.model.id.encode()
+                hold.call.response_keeper = call.response_keeper
                 call = hold.call
         shared = plane.shared_counters
         if shared is None:
@@ -186,8 +196,24 @@ async def _claim_answer(call: Call, key: bytes, client: Client, store: AnswerSto
         key_id=caller.principal.id,
         endpoint=request.endpoint,
         key=key,
-        pieces=request.list_pieces() if request.asked_for is None else request.asked_for.pieces,
+        pieces=_list_sent_pieces(request),
     )
+
+
+def _list_sent_pieces(request: Request) -> Sequence[bytes]:
+    """Return the body that the client sent, whatever it has become."""
+    if request.asked_for is not None:
+        return request.asked_for.pieces
+    return request.list_pieces() if request.conversation is None else request.conversation.pieces
+
+
+async def _prepare_conversation(caller: Caller, request: Request, plane: Plane, driver: CoroutineDriver) -> None:
+    """Make the body of a request the whole conversation (`conversations.prepare`, whose faults are raised). A large body that was replaced
+    was charged as a request when it began, and is charged again by `limit`."""
+    upload = request.upload
+    await conversations.prepare(caller, request, plane, driver)
+    if upload is not None and request.upload is None:
+        upload.refund(time.monotonic_ns())
 
 
 async def _authorize_upload(caller: Caller, request: Request, upload: Upload, plane: Plane, driver: CoroutineDriver) -> Call:

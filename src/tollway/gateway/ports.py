@@ -145,6 +145,34 @@ class AnswerStore(Protocol):
         ...
 
 
+class KeepsResponse(Protocol):
+    """Stores the response of one request (`conversations.ResponseKeeper`)."""
+
+    async def keep_body(self, body: bytes) -> bytes:
+        """Store a whole answer. Return what to send in its place."""
+        ...
+
+    async def keep_stream(self, terminator: bytes) -> bytes:
+        """Store the response that the last bytes of a stream hold. Return what to send in their place."""
+        ...
+
+
+class ResponseStore(Protocol):
+    """Responses that projects have stored, opened and sealed on the way. Nothing here waits for longer than a few seconds."""
+
+    async def keep(self, organization_id: str, project_id: str, id: str, content: bytes) -> bool:
+        """Store a response; return False if it could not be stored."""
+        ...
+
+    async def find(self, organization_id: str, project_id: str, id: str) -> bytes | None:
+        """Return a stored response; None if the project has none of this id. Raises Fault stored_responses_unavailable."""
+        ...
+
+    async def delete(self, organization_id: str, project_id: str, id: str) -> bool:
+        """Delete a stored response; return False if the project has none of this id. Raises as `find` does."""
+        ...
+
+
 class Client(Protocol):
     """The client's end of one exchange: where an answer is written. Implemented by `server.ClientConnection` and by the tests' recorder.
 

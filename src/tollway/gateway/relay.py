@@ -660,6 +660,10 @@ async def relay(
                     try:
                         while not exchange.finished:
                             await exchange.wait()
+                        keeper = permit.call.response_keeper
+                        if keeper is not None:
+                            assert exchange.stream is not None
+                            exchange.stream.terminator = await keeper.keep_stream(exchange.stream.terminator)
                         recorder = permit.call.answer_recorder
                         if recorder is not None and not exchange.is_cut:
                             assert exchange.stream is not None
@@ -816,11 +820,14 @@ async def _attempt(
         answer = read_answer(body, call.answer_context(deployment))
         exchange.finished = True
         described = b"content-type: %b\r\n" % answer.content_type if answer.content_type else _JSON
+        content = answer.body
+        if call.response_keeper is not None:
+            content = await call.response_keeper.keep_body(content)
         if call.answer_recorder is not None:
-            await call.answer_recorder.keep_body(described, answer.body)
+            await call.answer_recorder.keep_body(described, content)
         _note_completed(record, call, upstream, answer.used, answer.source, answer.anomaly, len(body))
         await record.finish(_COMPLETED)
-        client.answer(200, described + _explain(exchange, upstream, record) + permit.headers, answer.body)
+        client.answer(200, described + _explain(exchange, upstream, record) + permit.headers, content)
         return None
     finally:
         if not has_begun:

@@ -20,9 +20,10 @@ from tollway.domain.usage import Ended, ServiceTier
 from tollway.engines.table import ENGINES, is_translated
 from tollway.gateway.answer_recorder import AnswerRecorder
 from tollway.gateway.dialects.answers import AnswerContext, Measure
+from tollway.gateway.dialects.conversation import Conversation
 from tollway.gateway.dialects.dialect import Dialect, Translation
 from tollway.gateway.memory_counters import Bound, Bucket, EndUserLimits, SharedBound
-from tollway.gateway.ports import OutputHold
+from tollway.gateway.ports import KeepsResponse, OutputHold
 from tollway.gateway.prefix_routing import Charge
 from tollway.gateway.principal import Principal
 from tollway.gateway.uploads import Upload
@@ -95,15 +96,15 @@ class Request:
     """One request as it reached its route. Times: `started` is monotonic seconds, `received_at` UTC microseconds. `trace_id`: the client's
     or its own. `peer`: the client's address, for the log; empty unless that is wanted. `body_bytes`: length of the body, which is in
     `upload` if that is not None, else in `body`. `spans`: where the parts of a form begin and end (`forms.list_spans`), once it was read;
-    else
-    empty. `sends_media`: what is being sent is no stream of events, so that no fault can be told in it. `waited_ms`: time in the queue of
-    its model. `asked_for`: the request that it
-    serves with a fallback; None for one of a client's own."""
+    else empty. `sends_media`: what is being sent is no stream of events, so that no fault can be told in it. `waited_ms`: time in the queue
+    of its model. `asked_for`: the request that it serves with a fallback; None for one of a client's own. `conversation`: that of a
+    response that is stored or continues a stored one; None for all others."""
 
     __slots__ = (
         "asked_for",
         "body",
         "body_bytes",
+        "conversation",
         "endpoint",
         "head",
         "headers",
@@ -148,6 +149,13 @@ class Request:
         self.asked_for: AskedFor | None = None
         self.spans: tuple[int, ...] = ()
         self.sends_media = False
+        self.conversation: Conversation | None = None
+
+    def replace_body(self, body: bytes) -> None:
+        """Go on with another body than the one that was sent. An upload stays accounted for by its connection."""
+        self.upload = None
+        self.body = body
+        self.body_bytes = len(body)
 
     def take_upload(self, upload: Upload, pieces: tuple[bytes, ...]) -> None:
         """The body is in `pieces`, and `upload` accounts for it."""
@@ -359,9 +367,9 @@ class Call:
     usage in its stream, so it is removed again. `output_hold`: where budgets reserve the output of a stream while it runs, else None.
     `end_user`: whom the body names, as it stands there; None if that is not limited. `repeated`: fields of the body that a translated
     answer repeats, once the request was translated. `charge`: the load that it is to a deployment, where there was a choice.
-    `measure`: of a request with media, else None. `answer_recorder`: stores the answer of a request with an idempotency key. `budgets`:
-    those that bind it; `named_budgets`: ids of those
-    that its record names.
+    `measure`: of a request with media, else None. `answer_recorder`: stores the answer of a request with an idempotency key.
+    `response_keeper`: stores a response; None for most requests. `budgets`: those that bind it; `named_budgets`: ids of those that
+    its record names.
     """
 
     __slots__ = (
@@ -388,6 +396,7 @@ class Call:
         "prompts",
         "repeated",
         "request",
+        "response_keeper",
         "sequences",
         "stream",
     )
@@ -437,6 +446,7 @@ class Call:
         self.charge: Charge | None = None
         self.answer_recorder: AnswerRecorder | None = None
         self.measure: Measure | None = None
+        self.response_keeper: KeepsResponse | None = None
 
     def count_in(self, tags: Collection[str], end_user: str | None, key: bytes) -> None:
         """Let budgets on tags and end users count this request, which carries these tags (`domain.budgets.format_tag`) and names this end
@@ -493,6 +503,7 @@ class Call:
             not self.wants_continuous(deployment),
             self.repeated,
             self.measure,
+            self.request.conversation,
         )
 
     def find_translation(self, deployment: Deployment) -> Translation | None:

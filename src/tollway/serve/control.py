@@ -36,6 +36,7 @@ from tollway.control import (
     publish,
     reconcile,
     retention,
+    stored_responses,
     token_exchange,
 )
 from tollway.control.api.app import create_apps
@@ -79,6 +80,9 @@ MONTHS_SECONDS = 3_600.0
 
 IDEMPOTENCY_SECONDS = 3_600.0
 """Interval of the job that removes expired idempotency keys, which nobody can use any more."""
+
+STORED_RESPONSES_SECONDS = 60.0
+"""Interval of the job that removes responses whose time is over. Nobody can read them meanwhile."""
 
 ISSUER_KEYS_SECONDS = 15.0
 """Interval of the job that fetches keys of organizations' issuers that are due, which a token with an unknown key makes them."""
@@ -410,6 +414,13 @@ def _list_jobs(
             if turn.is_over():
                 break
 
+    def remove_stored_responses(turn: Turn) -> None:
+        for removed in stored_responses.remove_expired(plane.database, turn.at):
+            if removed:
+                plane.log({"event": "stored_responses_removed", "responses": removed})
+            if turn.is_over():
+                break
+
     overrides = _audit_job(plane, "rate_limit.override_ended", "limit_overrides")
 
     def remove_ended_overrides(turn: Turn) -> None:
@@ -456,6 +467,12 @@ def _list_jobs(
             name="idempotency_keys",
             work=in_thread(remove_idempotency_keys),
             interval_seconds=IDEMPOTENCY_SECONDS,
+            deadline_seconds=THREAD_SECONDS_MAX,
+        ),
+        Job(
+            name="stored_responses",
+            work=in_thread(remove_stored_responses),
+            interval_seconds=STORED_RESPONSES_SECONDS,
             deadline_seconds=THREAD_SECONDS_MAX,
         ),
         Job(

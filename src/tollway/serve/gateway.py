@@ -45,6 +45,7 @@ from tollway.link.joining import join
 from tollway.link.leases import LeaseClient
 from tollway.link.limit_use_reports import LimitReporter
 from tollway.link.recovery import Alarm
+from tollway.link.response_store import ResponseStorage
 from tollway.link.shipper import Shipper
 from tollway.link.snapshot_follower import Follower
 from tollway.link.spool import Spool, SpoolOptions, needed_bytes
@@ -264,6 +265,7 @@ class _Link:
     shipper: Shipper | None = None
     leases: LeaseClient | None = None
     token_requests: TokenRequests | None = None
+    responses: ResponseStorage | None = None
 
     def ship(self, spool: Spool) -> None:
         """Begin to ship the records of `spool`, and those of earlier epochs in its directory."""
@@ -297,7 +299,7 @@ class _Link:
     async def close(self) -> None:
         """Ship what is left and close the connections. Call it once the background tasks have ended."""
         await self.follower.close()
-        for client in (self.leases, self.reporter, self.token_requests):
+        for client in (self.leases, self.reporter, self.token_requests, self.responses):
             if client is not None:
                 await client.close()
         if self.shipper is not None:
@@ -348,11 +350,14 @@ async def _start_link(options: GatewayOptions, plane: Plane, alarm: Alarm, backg
         background.start("acknowledger", follower.acknowledge)
         token_requests = TokenRequests(control_link_url=url, node_key=node.key)
         plane.ask_for_token = token_requests.ask
+        storage = ResponseStorage(control_link_url=url, node_key=node.key, sealer_of=LocalVault(options.vault_key).for_organization)
+        plane.response_store = storage
+        expose("tollway_stored_response_failures", lambda: storage.failures)
         if plane.shared_counters is None:
             reporter = LimitReporter(plane.counters, control_link_url=url, node_key=node.key, node_id=node.node_id)
             background.start("limit_reports", partial(_run_after, joined, reporter.run))
-            return _Link(options, plane, alarm, background, follower, joined, reporter, token_requests=token_requests)
-        return _Link(options, plane, alarm, background, follower, joined, token_requests=token_requests)
+            return _Link(options, plane, alarm, background, follower, joined, reporter, token_requests=token_requests, responses=storage)
+        return _Link(options, plane, alarm, background, follower, joined, token_requests=token_requests, responses=storage)
     return _Link(options, plane, alarm, background, follower, joined)
 
 

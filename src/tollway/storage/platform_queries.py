@@ -171,6 +171,7 @@ def _read_organizations(tx: Transaction, ids: Sequence[str] | None) -> Iterator[
                 limits=by_model.pop(ALL_MODELS, UNLIMITED),
                 model_limits=by_model,
                 queue_weight=row.queue_weight,
+                response_retention_seconds=row.response_retention_seconds,
             )
 
 

@@ -79,6 +79,7 @@ organizations = sa.Table(
     sa.Column("plan_id", sa.String(64), sa.ForeignKey("plans.id"), index=True),
     sa.Column("queue_weight", sa.Integer, nullable=False, server_default="1"),
     sa.CheckConstraint("queue_weight > 0", name="queue_weight_positive"),
+    sa.Column("response_retention_seconds", sa.BigInteger),  # null: responses are not stored
     *limit_columns(),
     one_of("status", Status),
 )

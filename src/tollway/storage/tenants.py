@@ -71,6 +71,12 @@ def set_queue_weight(tx: TenantTx, weight: int) -> None:
     tx.connection.execute(organizations.update().where(organizations.c.id == tx.organization_id).values(queue_weight=weight))
 
 
+def set_response_retention(tx: TenantTx, seconds: int | None) -> None:
+    """Store for how long responses of the organization are stored; None for not at all."""
+    own = organizations.update().where(organizations.c.id == tx.organization_id)
+    tx.connection.execute(own.values(response_retention_seconds=seconds))
+
+
 def archive_organization(tx: TenantTx, now: int) -> list[str]:
     """Mark the organization and all of its projects as archived. Returns the projects that were active until now."""
     tx.connection.execute(
@@ -100,6 +106,7 @@ def _organization(row: Any) -> Organization:
         key_lifetime_seconds_max=row.key_lifetime_seconds_max,
         plan_id=row.plan_id,
         queue_weight=row.queue_weight,
+        response_retention_seconds=row.response_retention_seconds,
     )
 
 

@@ -36,6 +36,14 @@ class LocalVault:
             raise ValueError("the vault key must be 32 random bytes")
         self._cipher = AESGCM(key)
         self.end_user_key = derive_end_user_key(key)
+        self._organizations = hmac.new(key, b"tollway organization ", "sha256")
+
+    def for_organization(self, organization_id: str) -> "LocalVault":
+        """Return a vault with a key of the organization's own, derived from this one (HMAC-SHA256, RFC 2104): what is sealed under it
+        opens for no other organization, whatever its context says."""
+        derived = self._organizations.copy()
+        derived.update(organization_id.encode())
+        return LocalVault(derived.digest())
 
     def seal(self, secret: str, *, context: str) -> bytes:
         """Seal `secret` for `context`. Twice the same secret gives different bytes."""

@@ -59,6 +59,7 @@ from tollway.control.api import (
     roles,
     service_accounts,
     spend_limits,
+    stored_responses,
     tokens,
     unsupported,
     usage,
@@ -125,7 +126,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = (
     tokens.router,
     unsupported.router,
 )
-LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router, budgets.link_router, limits.link_router)
+LINK_ROUTERS: Sequence[APIRouter] = (link.router, records.router, budgets.link_router, limits.link_router, stored_responses.router)
 
 
 def create_apps(plane: ControlPlane) -> tuple[FastAPI, FastAPI]:

@@ -212,6 +212,9 @@ FIELDS: Mapping[str, FieldText] = {
     ),
     "requested_at": FieldText(f"When it was asked for, {_AT}.", 1790000000),
     "resets": FieldText("Starts of the engine in the hour, 0 or more.", 0),
+    "response_retention_seconds": FieldText(
+        "How long responses are stored whose requests ask for it, in seconds, 1 to 31622400; null stores none.", 2592000
+    ),
     "results": FieldText("The results of the interval, one for each group.", []),
     "retried": FieldText("Requests for which more than one engine was asked, 0 or more.", 0),
     "retry_started": FieldText("Whether a request may be sent to another engine after the first one has received it.", True),

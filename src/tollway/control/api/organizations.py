@@ -4,17 +4,17 @@ from typing import Annotated
 
 from fastapi import Depends, Query
 
-from tollway.control import keys, plans, publish, tenants
+from tollway.control import keys, plans, publish, stored_responses, tenants
 from tollway.control.access import Tenant
 from tollway.control.api import routes
 from tollway.control.api.routes import Plane, may
 from tollway.control.api.schemas import (
-    KeyPolicy,
     ListOut,
     OrganizationArchived,
     OrganizationCreate,
     OrganizationCreated,
     OrganizationOut,
+    OrganizationPolicy,
     OrganizationUpdate,
     PageQuery,
     admin_key_created,
@@ -68,10 +68,15 @@ def retrieve_own_organization(caller: Reader, plane: Plane) -> OrganizationOut:
 
 
 @router.post("/v1/organization")
-def update_own_organization(caller: Writer, plane: Plane, body: KeyPolicy) -> OrganizationOut:
-    """Bound the lifetime of keys that are made or rotated from now on. Keys that exist keep their expiry."""
+def update_own_organization(caller: Writer, plane: Plane, body: OrganizationPolicy) -> OrganizationOut:
+    """Bound the lifetime of keys that are made or rotated from now on, and say for how long responses are stored. Keys that exist keep
+    their expiry; responses that are stored are removed by the new time."""
     with plane.database.tenant(caller.organization_id) as tx:
-        return organization_out(tenants.set_key_lifetime_max(tx, body.key_lifetime_seconds_max))
+        if "key_lifetime_seconds_max" in body.model_fields_set:
+            tenants.set_key_lifetime_max(tx, body.key_lifetime_seconds_max)
+        if "response_retention_seconds" in body.model_fields_set:
+            stored_responses.set_retention(tx, body.response_retention_seconds, plane.now())
+        return organization_out(tenants.get_organization(tx))
 
 
 @router.get("/v1/platform/organizations/{organization_id}")

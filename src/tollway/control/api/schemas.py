@@ -30,7 +30,7 @@ from tollway.domain.networks import parse_network
 from tollway.domain.nodes import JoinToken, RegisteredNode
 from tollway.domain.pages import Page, PageWindow
 from tollway.domain.periods import find_zone
-from tollway.domain.tenants import QUEUE_WEIGHT_MAX, Organization, ServiceAccount
+from tollway.domain.tenants import QUEUE_WEIGHT_MAX, RESPONSE_RETENTION_SECONDS_MAX, Organization, ServiceAccount
 
 SECONDS_MAX = 253_402_300_799
 """The last second of the year 9999: later instants are typing errors (milliseconds, usually)."""
@@ -215,10 +215,14 @@ class OrganizationUpdate(In):
     queue_weight: QueueWeight | None = None
 
 
-class KeyPolicy(In):
-    """`key_lifetime_seconds_max`: null for no bound."""
+RetentionSeconds = Annotated[int, Field(ge=1, le=RESPONSE_RETENTION_SECONDS_MAX)]
 
-    key_lifetime_seconds_max: LifetimeSeconds | None
+
+class OrganizationPolicy(In):
+    """Fields to change. `key_lifetime_seconds_max`: null for no bound. `response_retention_seconds`: null stores no responses."""
+
+    key_lifetime_seconds_max: LifetimeSeconds | None = None
+    response_retention_seconds: RetentionSeconds | None = None
 
 
 class OrganizationOut(Identified):
@@ -231,6 +235,7 @@ class OrganizationOut(Identified):
     key_lifetime_seconds_max: int | None
     plan_id: Annotated[str | None, Field(description="The plan whose limits it has; null for none.", examples=["plan_0"])]
     queue_weight: QueueWeight
+    response_retention_seconds: int | None
 
 
 class OrganizationArchived(OrganizationOut):
@@ -250,6 +255,7 @@ def organization_out(organization: Organization) -> OrganizationOut:
         key_lifetime_seconds_max=organization.key_lifetime_seconds_max,
         plan_id=organization.plan_id,
         queue_weight=organization.queue_weight,
+        response_retention_seconds=organization.response_retention_seconds,
     )
 
 

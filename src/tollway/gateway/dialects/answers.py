@@ -10,6 +10,7 @@ from tollway.domain.billing_classes import Quantities
 from tollway.domain.faults import Fault
 from tollway.domain.usage import Anomaly, UsageSource
 from tollway.engines.profile import EngineProfile
+from tollway.gateway.dialects.conversation import Conversation
 from tollway.wire import bodies
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class AnswerContext(msgspec.Struct, frozen=True, gc=False):
     `output_tokens_max`: most tokens of all prompts and of all sequences together; None if nothing bounds the output. `hide_usage`: the
     client did not ask for usage at the end of its stream; `hide_continuous`: nor for a running one. `counting`: the engine was not asked
     for running usage. `repeated`: fields of the request that a translated answer repeats. `measure`: of a request with media, else None.
+    `conversation`: that of a response that is stored or continues a stored one.
     """
 
     engine: EngineProfile
@@ -58,6 +60,7 @@ class AnswerContext(msgspec.Struct, frozen=True, gc=False):
     counting: bool
     repeated: Mapping[str, Any] | None = None
     measure: Measure | None = None
+    conversation: Conversation | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """OpenAI's responses: POST /v1/responses, relayed to engines that speak it themselves (vLLM, SGLang, Dynamo, TensorRT-LLM, llama.cpp).
 
-Nothing is stored: engines are told so (`store: false`), and fields that refer to something stored are refused. A client sends the whole
-conversation, and runs tools itself.
+Engines store nothing and are told so (`store: false`). Where an organization stores responses, the gateway does
+(`gateway.conversations`), and takes the fields about it out of the body; elsewhere they are refused here. Clients run tools themselves.
 
 A stream is a sequence of typed events. Usage stands in the last one only (`response.completed` or `response.incomplete`), which is the
 terminator and is held back until FINAL is durable; until then, events that carry output are counted.
@@ -18,6 +18,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.usage import TOKENS_MAX, Anomaly, UsageSource
 from tollway.gateway.dialects import fields, openai_requests, responses_as_chat
 from tollway.gateway.dialects.answers import ABSENT, Answer, AnswerContext, decode, is_absent, rename_model
+from tollway.gateway.dialects.conversation import identify_response
 from tollway.gateway.dialects.dialect import Dialect
 from tollway.gateway.dialects.engine_errors import check_no_error, read_fault
 from tollway.gateway.dialects.engine_usage import UsageNames, check_report, read_totals
@@ -40,17 +41,18 @@ def _are_tools(value: Any) -> bool:
     return type(value) is list and len(value) <= TOOLS_MAX and all(type(tool) is dict and tool.get("type") in TOOL_TYPES for tool in value)
 
 
-_NOT_STORED = "Responses are not stored here: send the whole conversation as 'input'."
+_NOT_STORED = "Your organization stores no responses: send the whole conversation as 'input'."
+_NO_BACKGROUND = "Responses in the background and stored conversations are not offered here."
 _NOT_OFFERED = "This is not offered here."
 
 FIELDS: dict[str, Check] = {
     "model": fields.text,
     "input": Check(_is_input, str),  # what items hold is checked by `media.admission`
     "access_programs": fields.refused(_NOT_OFFERED),
-    "background": fields.refused(_NOT_STORED),
-    "background_options": fields.refused(_NOT_STORED),
+    "background": fields.refused(_NO_BACKGROUND),
+    "background_options": fields.refused(_NO_BACKGROUND),
     "context_management": fields.refused(_NOT_OFFERED),
-    "conversation": fields.refused(_NOT_STORED),
+    "conversation": fields.refused(_NO_BACKGROUND),
     "image": fields.refused(_NOT_OFFERED),
     "include": fields.nullable(fields.list_of(32, fields.text_up_to(64))),
     "instructions": fields.nullable(fields.text),
@@ -67,7 +69,7 @@ FIELDS: dict[str, Check] = {
     "reasoning": fields.nullable(fields.mapping),
     "safety_identifier": fields.nullable(fields.text),
     "service_tier": fields.nullable(fields.one_of(*SERVICE_TIERS)),
-    "store": fields.refused("Responses are not stored here: leave 'store' out, or send false."),
+    "store": fields.refused("Your organization stores no responses: leave 'store' out, or send false."),
     "stream": fields.nullable(fields.boolean),
     "stream_options": fields.nullable(fields.mapping),
     "temperature": fields.nullable(fields.number(0, 2)),
@@ -122,7 +124,7 @@ def read_answer(body: bytes, context: AnswerContext) -> Answer:
     if is_absent(answer.output):
         raise Fault(faults.UPSTREAM_INVALID, detail="answer without output")
     used, anomaly = _read_usage(answer.usage, context)
-    return Answer(rename_model(body, context), used, anomaly)
+    return Answer(identify_response(rename_model(body, context), context.conversation), used, anomaly)
 
 
 def _read_usage(raw: msgspec.Raw, context: AnswerContext) -> tuple[Quantities | None, Anomaly | None]:
@@ -154,7 +156,7 @@ class ResponseStream(TypedStream):
                 raise read_fault(response, 500, self._context.engine, first=False)
             if name in self.last_events:
                 self._finish(response)
-            renamed = rename_model(response, self._context)
+            renamed = identify_response(rename_model(response, self._context), self._context.conversation)
             if renamed is not response:
                 members: dict[str, Any] = dict(bodies.members(data))
                 members["response"] = renamed

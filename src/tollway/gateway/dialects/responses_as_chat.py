@@ -267,6 +267,8 @@ def _new_response(chat: ChatAnswer, context: AnswerContext) -> dict[str, Any]:
         "top_p": 1.0,
         "truncation": "disabled",
     }
+    if context.conversation is not None:
+        response |= context.conversation.list_members()
     return response | {name: value for name, value in (context.repeated or {}).items() if value is not None}
 
 

@@ -16,7 +16,7 @@ import msgspec
 from tollway.domain import faults
 from tollway.domain.catalog import Endpoint
 from tollway.domain.faults import Fault, FaultKind
-from tollway.gateway import pipeline, queries
+from tollway.gateway import pipeline, queries, response_queries
 from tollway.gateway.dialects.table import DIALECTS
 from tollway.gateway.driver import CoroutineDriver
 from tollway.gateway.plane import Plane
@@ -119,6 +119,9 @@ def _quote(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None
     CoroutineDriver(copy_context()).start(queries.quote(request, connection, connection.plane))
 
 
+QUERY_CHARACTERS_MAX = 1024
+"""Characters of a query that are read; what follows counts for nothing."""
+
 TOKEN_BODY_BYTES_MAX = 32_768
 """Longest body of the token endpoint: an assertion has 16 KiB at most."""
 
@@ -149,6 +152,15 @@ async def _answer_with_token(connection: RoutedConnection, http: HttpRequest, as
     connection.answer(status, _JSON + b"cache-control: no-store\r\n" + (b"www-authenticate: Basic\r\n" if status == 401 else b""), body)
 
 
+def _answer_stored_response(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
+    """Answer a request about a stored response."""
+    head = pipeline.read_head(http.headers, Endpoint.RESPONSES, connection.find_address(http))
+    request = connection.new_request(http, head, path[len(response_queries.PREFIX) :])
+    driver = CoroutineDriver(copy_context())
+    query = dict(parse_qsl(http.target.partition(b"?")[2].decode("latin-1")[:QUERY_CHARACTERS_MAX]))
+    driver.start(response_queries.answer(request, connection, connection.plane, driver, http.method, query))
+
+
 def _answer_alive(connection: RoutedConnection, http: HttpRequest, path: bytes) -> None:
     connection.answer(200, _JSON, b'{"status":"alive"}')
 
@@ -159,6 +171,9 @@ def _answer_ready(connection: RoutedConnection, http: HttpRequest, path: bytes) 
 
 
 _MODELS = Route(methods=_READ, handler=_list_models)
+_STORED_RESPONSE = Route(methods=b"GET, HEAD, DELETE", handler=_answer_stored_response)
+_STORED_ITEMS = Route(methods=_READ, handler=_answer_stored_response)
+_STORED_CANCEL = Route(methods=b"POST", handler=_answer_stored_response, has_small_body=True)
 _ALIVE = Route(methods=_READ, handler=_answer_alive, any_host=True)
 
 ROUTES: dict[bytes, Route] = {
@@ -179,13 +194,23 @@ ROUTES: dict[bytes, Route] = {
 """Routes of the public listener by path. Models have a path each below MODELS_TARGET: use `find_route`."""
 
 
+_OF_STORED = (_STORED_RESPONSE, _STORED_ITEMS, _STORED_CANCEL)
+
+
 def find_route(path: bytes) -> Route | None:
     """Return the public listener's route for a path, or None."""
-    return ROUTES.get(path) or (_MODELS if path.startswith(_MODELS_PREFIX) else None)
+    route = ROUTES.get(path)
+    if route is None and path.startswith(response_queries.PREFIX):
+        if path.endswith(response_queries.CANCEL):
+            return _STORED_CANCEL
+        return _STORED_ITEMS if path.endswith(response_queries.INPUT_ITEMS) else _STORED_RESPONSE
+    return route or (_MODELS if path.startswith(_MODELS_PREFIX) else None)
 
 
 def find_route_fault(path: bytes, route: Route | None) -> Fault | None:
     """Return the fault of a path: it has no route, or two parsers may read it differently."""
+    if route is not None and route in _OF_STORED:
+        return Fault(kind) if (kind := find_target_fault(path)) is not None else None
     if route is _MODELS:
         path = path.replace(b"%2F", b"/").replace(b"%2f", b"/")
     elif route is not None:

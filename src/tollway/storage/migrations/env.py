@@ -17,6 +17,7 @@ from tollway.storage import (
     schema_periods,
     schema_prices,
     schema_reconcile,
+    schema_responses,
     schema_tokens,
 )
 from tollway.storage.database import Database
@@ -32,6 +33,7 @@ TABLES = (
     schema_periods,
     schema_prices,
     schema_reconcile,
+    schema_responses,
     schema_tokens,
 )
 """The modules whose tables stand on the one MetaData, once they are imported."""

@@ -1,0 +1,314 @@
+"""Responses that an organization stores: through the official SDK, a gateway and a control plane over its database."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import msgspec
+import openai
+import pytest
+import sqlalchemy as sa
+
+from tests.control.harness import Running as Control
+from tests.control.harness import TenantSetup, answered, make_tenant, running
+from tests.fakes import Upstream
+from tests.gateway.harness import PEPPER, Gateway, Served, gateway, post, whole
+from tests.gateway.test_test_keys import change
+from tests.simulator.running import Running as Simulator
+from tests.simulator.running import simulator
+from tests.storage.databases import SqliteTemplate
+from tollway.control import stored_responses
+from tollway.domain import keys
+from tollway.domain.catalog import TRANSLATED_ENDPOINTS
+from tollway.domain.keys import KeyType
+from tollway.domain.limits import Limits
+from tollway.domain.prices import PriceTerms
+from tollway.domain.snapshot import KeyEntry, OrganizationEntry, ProjectEntry
+from tollway.gateway import conversations
+from tollway.link.response_store import ResponseStorage
+from tollway.storage.vault import LocalVault
+
+PATH = "/v1/responses"
+INPUT = "one two three four five six seven eight"
+DAY = 86_400
+VAULT = LocalVault(bytes(range(32)))
+UNKNOWN = "resp_" + "0" * 32
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
+    with simulator(tmp_path_factory.mktemp("simulator") / "truth.jsonl") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def control(sqlite_template: SqliteTemplate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Control]:
+    directory = tmp_path_factory.mktemp("control")
+    with sqlite_template.copied(directory) as url, running(url, directory / "archive") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def alice(control: Control) -> TenantSetup:
+    return store_for(control, make_tenant(control, "alice"), 30 * DAY)
+
+
+@pytest.fixture(scope="module")
+def bob(control: Control) -> TenantSetup:
+    return store_for(control, make_tenant(control, "bob"), 30 * DAY)
+
+
+def store_for(control: Control, tenant: TenantSetup, seconds: int | None) -> TenantSetup:
+    answered(control.client(tenant.admin_key).post("/v1/organization", json={"response_retention_seconds": seconds}))
+    return tenant
+
+
+@asynccontextmanager
+async def serve(control: Control, models: dict[str, Served], *tenants: TenantSetup, limits: Limits | None = None) -> AsyncIterator[Gateway]:
+    """A gateway that knows these tenants as control publishes them."""
+    async with gateway(models) as made:
+        storage = ResponseStorage(control_link_url=control.link_url, node_key=control.node_key, sealer_of=VAULT.for_organization)
+        made.plane.response_store = storage
+        for tenant in tenants:
+            organization = answered(control.client(tenant.admin_key).get("/v1/organization"))
+            digest = keys.digest(PEPPER, tenant.secret.encode())
+            change(
+                made,
+                OrganizationEntry(
+                    id=tenant.organization_id,
+                    currency="EUR",
+                    terms=(PriceTerms(0, "book_1"),),
+                    response_retention_seconds=organization["response_retention_seconds"],
+                    limits=limits or Limits(),
+                ),
+                ProjectEntry(id=tenant.project_id, organization_id=tenant.organization_id),
+                KeyEntry(id=tenant.key_id, digest=digest, type=KeyType.LIVE, project_id=tenant.project_id),
+            )
+        try:
+            yield made
+        finally:
+            await storage.close()
+
+
+def sdk(made: Gateway, tenant: TenantSetup) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{made.url}/v1", api_key=tenant.secret, max_retries=0, timeout=20)
+
+
+@pytest.fixture
+async def made(control: Control, engine: Simulator, alice: TenantSetup, bob: TenantSetup) -> AsyncIterator[Gateway]:
+    models = {
+        "native": Served([engine.url], upstream_model="sim-echo"),
+        "translated": Served([engine.url], upstream_model="sim-echo", translated_endpoints=tuple(TRANSLATED_ENDPOINTS)),
+    }
+    async with serve(control, models, alice, bob) as started:
+        yield started
+
+
+MODELS = ("native", "translated")
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_response_is_stored_retrieved_continued_and_deleted_with_the_official_sdk(
+    model: str, made: Gateway, alice: TenantSetup
+) -> None:
+    async with sdk(made, alice) as client:
+        first = await client.responses.create(model=model, input=INPUT, store=True, max_output_tokens=40)
+        assert first.store is True and len(first.id) == 37 and first.previous_response_id is None
+        assert (await client.responses.retrieve(first.id)).model_dump() == first.model_dump()
+        counted = await client.responses.input_tokens.count(model=model, input="nine", previous_response_id=first.id)
+        second = await client.responses.create(model=model, input="nine", previous_response_id=first.id, store=True)
+        assert second.previous_response_id == first.id and second.id != first.id
+        assert second.usage is not None and first.usage is not None
+        assert second.usage.input_tokens == counted.input_tokens > first.usage.input_tokens, "the whole conversation is billed"
+        third = await client.responses.create(model=model, input="ten", previous_response_id=second.id)
+        assert third.model_dump().get("store") is not True and third.previous_response_id == second.id
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(third.id)
+        items: list[Any] = [item async for item in client.responses.input_items.list(second.id, order="asc", limit=2)]
+        assert [item.role for item in items] == ["user", "assistant", "user"] and items[0].content[0].text == INPUT
+        assert len({item.id for item in items}) == 3
+        await client.responses.delete(first.id)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(first.id)
+        assert (await client.responses.retrieve(second.id)).id == second.id, "what followed stays"
+    await made.sink.settled(4)
+    assert [final.used.input_tokens for final in made.sink.finals if final.admit.endpoint == "responses"][1] == second.usage.input_tokens
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_streamed_response_has_the_same_id_in_each_event_and_is_stored(model: str, made: Gateway, alice: TenantSetup) -> None:
+    async with sdk(made, alice) as client:
+        async with client.responses.stream(model=model, input=INPUT, store=True) as stream:
+            events = [event async for event in stream]
+            last = await stream.get_final_response()
+        shown = {event.response.id for event in events if hasattr(event, "response")}
+        assert shown == {last.id} and last.store is True
+        assert (await client.responses.retrieve(last.id)).output_text == last.output_text
+
+
+async def test_126_response_of_another_tenant_answers_byte_for_byte_as_one_that_never_was(
+    made: Gateway, alice: TenantSetup, bob: TenantSetup
+) -> None:
+    async with sdk(made, alice) as client:
+        theirs = (await client.responses.create(model="native", input=INPUT, store=True)).id
+    async with httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {bob.secret}"}) as client:
+        for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
+            bodies = []
+            for id in (theirs, UNKNOWN):
+                answer = await client.request(method, f"{PATH}/{id}{path}")
+                assert answer.status_code == 404
+                bodies.append(answer.text.replace(answer.headers["x-request-id"], "").replace(id, ""))
+            assert bodies[0] == bodies[1]
+        continued = []
+        for id in (theirs, UNKNOWN, "resp_x"):
+            answer = await client.post(PATH, json={"model": "native", "input": "x", "previous_response_id": id})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "previous_response_id")
+            continued.append(answer.text.replace(answer.headers["x-request-id"], ""))
+        assert len(set(continued)) == 1
+    async with sdk(made, alice) as own:
+        assert (await own.responses.retrieve(theirs)).id == theirs
+
+
+async def test_requests_about_a_stored_response_are_checked(made: Gateway, alice: TenantSetup) -> None:
+    async with sdk(made, alice) as client:
+        id = (await client.responses.create(model="native", input=INPUT, store=True)).id
+    async with httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}) as client:
+        cancelled = await client.post(f"{PATH}/{id}/cancel")
+        assert (cancelled.status_code, cancelled.json()["error"]["code"]) == (400, "response_not_cancellable")
+        for query in ("limit=0", "limit=101", "order=up", "after=x", "stream=true"):
+            param = query.partition("=")[0]
+            answer = await client.get(f"{PATH}/{id}/input_items?{query}")
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), query
+        assert (await client.post(f"{PATH}/{id}")).status_code == 405
+        assert (await client.get(f"{PATH}/{id}/%2e%2e")).status_code == 400
+        assert (await client.get(f"{PATH}/{id}", headers={"authorization": "Bearer x"})).status_code == 401
+        refusals = ({"background": True}, {"conversation": "conv_1"}, {"store": "yes"}, {"previous_response_id": 1})
+        for body in refusals:
+            answer = await client.post(PATH, json={"model": "native", "input": "x", **body})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(body)))
+        doubled = b'{"model":"native","input":"x","store":true,"store":false}'
+        answer = await client.post(PATH, content=doubled, headers={"content-type": "application/json"})
+        assert answer.json()["error"]["code"] == "duplicate_key"
+        long = "x" * conversations.CONVERSATION_BYTES_MAX
+        answer = await client.post(PATH, json={"model": "native", "input": long, "store": True})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+
+
+async def test_organization_that_stores_nothing_refuses_by_name(control: Control, engine: Simulator) -> None:
+    tenant = make_tenant(control, "forgetful")
+    async with serve(control, {"native": Served([engine.url], upstream_model="sim-echo")}, tenant) as made:
+        for body in ({"store": True}, {"previous_response_id": UNKNOWN}):
+            answer = await post(made.port, {"model": "native", "input": INPUT, **body}, PATH, key=tenant.secret)
+            assert (answer.status, answer.error["param"]) == (400, next(iter(body)))
+        assert (await post(made.port, {"model": "native", "input": INPUT, "store": False}, PATH, key=tenant.secret)).status == 200
+
+
+async def test_conversation_is_sealed_in_the_database_for_its_organization(
+    made: Gateway, control: Control, alice: TenantSetup, bob: TenantSetup
+) -> None:
+    async with sdk(made, alice) as client:
+        id = (await client.responses.create(model="native", input=f"secret word {INPUT}", store=True)).id
+    with control.plane.database.platform(write=False) as tx:
+        content = bytes(tx.connection.execute(sa.text("SELECT content FROM stored_responses WHERE id = :id"), {"id": id}).scalar_one())
+    assert b"secret word" not in content
+    context = f"response:{alice.organization_id}:{alice.project_id}:{id}"
+    assert b"secret word" in VAULT.for_organization(alice.organization_id).unseal_bytes(content, context=context)
+    for vault in (VAULT, VAULT.for_organization(bob.organization_id)):
+        with pytest.raises(ValueError, match="altered"):
+            vault.unseal_bytes(content, context=context)
+
+
+def count(control: Control, tenant: TenantSetup) -> int:
+    with control.plane.database.platform(write=False) as tx:
+        query = sa.text("SELECT count(*) FROM stored_responses WHERE organization_id = :id")
+        return int(tx.connection.execute(query, {"id": tenant.organization_id}).scalar_one())
+
+
+def put(control: Control, tenant: TenantSetup, id: str) -> httpx2.Response:
+    place = {"organization_id": tenant.organization_id, "project_id": tenant.project_id, "id": id}
+    return control.node().put("/v1/link/stored_responses", params=place, content=b"sealed")
+
+
+def test_stored_responses_are_removed_on_time_and_read_by_nobody_afterwards(control: Control) -> None:
+    tenant = store_for(control, make_tenant(control, "timely"), DAY)
+    place = {"organization_id": tenant.organization_id, "project_id": tenant.project_id, "id": UNKNOWN}
+    assert put(control, tenant, UNKNOWN).status_code == 204
+    now, node = control.plane.now(), control.node()
+    assert node.get("/v1/link/stored_responses", params=place).content == b"sealed"
+    with control.clock.set_to(now + (DAY + 60) * 1_000_000):
+        assert node.get("/v1/link/stored_responses", params=place).status_code == 404, "before it is removed"
+        assert node.delete("/v1/link/stored_responses", params=place).status_code == 404
+    assert put(control, tenant, UNKNOWN).status_code == 204
+    assert list(stored_responses.remove_expired(control.plane.database, now)) == [0] and count(control, tenant) == 1
+    assert list(stored_responses.remove_expired(control.plane.database, now + 2 * DAY * 1_000_000))[-1] >= 1
+    assert count(control, tenant) == 0
+
+
+def test_shorter_retention_holds_for_what_is_stored_and_none_deletes_it_at_once(control: Control) -> None:
+    tenant = store_for(control, make_tenant(control, "changing"), 30 * DAY)
+    ids = [f"resp_{number:032x}" for number in range(2)]
+    assert [put(control, tenant, id).status_code for id in ids] == [204, 204]
+    store_for(control, tenant, DAY)
+    assert list(stored_responses.remove_expired(control.plane.database, control.plane.now() + 2 * DAY * 1_000_000))[-1] >= 2
+    assert put(control, tenant, ids[0]).status_code == 204
+    store_for(control, tenant, None)
+    assert count(control, tenant) == 0
+    assert put(control, tenant, ids[0]).status_code == 409, "switched off, whatever a gateway still believes"
+    admin = control.client(tenant.admin_key)
+    for wrong in (0, -1, 367 * DAY, "x"):
+        answer = admin.post("/v1/organization", json={"response_retention_seconds": wrong})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "response_retention_seconds")
+
+
+def test_archived_organization_and_foreign_project_store_nothing(control: Control, bob: TenantSetup) -> None:
+    tenant = store_for(control, make_tenant(control, "leaving"), DAY)
+    assert put(control, tenant, UNKNOWN).status_code == 204
+    answered(control.operator().post(f"/v1/platform/organizations/{tenant.organization_id}/archive"))
+    assert count(control, tenant) == 0 and put(control, tenant, UNKNOWN).status_code == 409
+    place = {"organization_id": bob.organization_id, "project_id": tenant.project_id, "id": UNKNOWN}
+    assert control.node().put("/v1/link/stored_responses", params=place, content=b"x").status_code == 409
+    assert control.link(bob.secret).get("/v1/link/stored_responses", params=place).status_code in (401, 403)
+
+
+def test_organization_stores_a_bounded_number(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    tenant = store_for(control, make_tenant(control, "collector"), DAY)
+    monkeypatch.setattr(stored_responses, "RESPONSES_MAX", 1)
+    assert put(control, tenant, UNKNOWN).status_code == 204
+    assert put(control, tenant, "resp_" + "1" * 32).status_code == 403
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_without_control_a_response_says_that_it_is_not_stored_and_a_stored_one_cannot_be_read(
+    control: Control, alice: TenantSetup, engine: Simulator, stream: bool
+) -> None:
+    async with serve(control, {"native": Served([engine.url], upstream_model="sim-echo")}, alice) as made:
+        storage = ResponseStorage(control_link_url="http://127.0.0.1:9", node_key="tw_node_x", sealer_of=VAULT.for_organization)
+        made.plane.response_store = storage
+        asked = {"model": "native", "input": INPUT, "store": True, "stream": stream}
+        answer = await post(made.port, asked, PATH, key=alice.secret)
+        body = msgspec.json.decode(answer.body.rstrip().rpartition(b"data: ")[2])["response"] if stream else answer.json()
+        assert answer.status == 200 and body["store"] is False
+        await made.sink.settled(1)
+        continued = await post(made.port, {"model": "native", "input": "x", "previous_response_id": UNKNOWN}, PATH, key=alice.secret)
+        assert (continued.status, continued.error["code"]) == (503, "stored_responses_unavailable")
+        assert storage.failures == 2
+        await storage.close()
+
+
+async def test_engine_never_hears_of_what_is_stored(control: Control, alice: TenantSetup) -> None:
+    body = {"object": "response", "id": "resp_engine", "model": "m", "status": "completed", "output": [], "usage": None}
+    async with Upstream([whole(body)]).listening() as upstream, serve(control, {"m": Served([upstream.url])}, alice) as made:
+        answer = await post(made.port, {"model": "m", "input": "x", "store": True, "metadata": {}}, PATH, key=alice.secret)
+        assert answer.json()["id"] != "resp_engine" and answer.json()["store"] is True
+    sent = msgspec.json.decode(upstream.asked[0].body)
+    assert sent["store"] is False and "previous_response_id" not in sent
+    assert sent["input"] == [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x"}]}]
+
+
+async def test_reading_counts_as_a_request_in_the_limits_of_the_key(control: Control, alice: TenantSetup) -> None:
+    async with (
+        serve(control, {"m": Served(["http://127.0.0.1:9"])}, alice, limits=Limits(requests_per_minute=1)) as made,
+        httpx2.AsyncClient(base_url=made.url, headers={"authorization": f"Bearer {alice.secret}"}) as client,
+    ):
+        assert [(await client.get(f"{PATH}/{UNKNOWN}")).status_code for _ in range(2)] == [404, 429]
