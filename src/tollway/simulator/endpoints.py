@@ -242,9 +242,9 @@ class Simulator:
             return 200, JSON, msgspec.json.encode({"object": "response.input_tokens", "input_tokens": prompt.tokens})
         if path == b"/ping":
             return 200, b"", b""
-        answer = media.answer(path, body)
-        if answer is not None:
-            return 200, *answer
+        of_media = media.answer(path, body)
+        if of_media is not None:
+            return 200, *of_media
         return 404, JSON, b'{"detail":"Not Found"}'
 
     def _state(self) -> dict[str, object]:
