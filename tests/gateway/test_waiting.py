@@ -12,6 +12,7 @@ from tollway.domain import keys
 from tollway.domain.keys import KeyType
 from tollway.domain.prices import PriceTerms
 from tollway.domain.snapshot import Change, KeyEntry, OrganizationEntry, ProjectEntry, change
+from tollway.domain.usage import Outcome
 from tollway.gateway.upstreams.concurrency import LATE_SAMPLES, PAUSE_SECONDS, ConcurrencyBounds, ConcurrencyLimit
 from tollway.gateway.waiting import QueueBounds
 
@@ -100,15 +101,27 @@ async def test_wait_beyond_the_bound_ends_with_503() -> None:
 
 
 async def test_41_key_that_is_revoked_while_its_request_waits_is_refused_and_the_next_one_gets_the_place() -> None:
-    async def play(running: Gateway, upstream: Upstream, first: Client, second: Client) -> None:
+    upstream = Upstream(lambda _: HELD if len(upstream.asked) in (1, 3) else [whole(completion())])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, queue=ONE) as running:
         plane = running.plane
-        plane.apply(Change(version=plane.version + 1, kind="key", id=f"key_{0:032x}", entry=None))
-        upstream.gate.set()
-        assert (await first.answer()).status == 200
-        assert (await second.answer()).status == 401
-        assert len(upstream.asked) == 1
-
-    await with_one_running_and_one_waiting(play)
+        add_neighbour(running)
+        for number in (1, 3):  # the first two show how soon a place is free, so that more than one may wait for the second time
+            first = asyncio.create_task(post(running.port, chat()))
+            await until(lambda number=number: len(upstream.asked) == number)
+            second = asyncio.create_task(post(running.port, chat()))
+            await until_waiting(running, 1)
+            if number == 1:
+                upstream.gate.set()
+                assert [(await each).status for each in (first, second)] == [200, 200]
+                upstream.gate.clear()
+        async with connect(running.port) as neighbour:
+            neighbour.send(message(chat(), key=NEIGHBOUR))
+            await until_waiting(running, 2)
+            plane.apply(Change(version=plane.version + 1, kind="key", id=f"key_{0:032x}", entry=None))
+            upstream.gate.set()
+            assert [(await each).status for each in (first, second)] == [200, 401]
+            assert (await neighbour.answer()).status == 200
+        assert len(upstream.asked) == 4
 
 
 async def test_drain_lets_requests_that_wait_be_served() -> None:
@@ -195,12 +208,106 @@ async def test_engine_that_answers_503_is_sent_no_more_than_it_took() -> None:
     async with upstream.listening(), gateway({"m": Served([upstream.url])}, queue=QueueBounds(wait_seconds=60.0)) as running:
         running_there = [asyncio.create_task(post(running.port, chat())) for _ in range(2)]
         await until(lambda: len(upstream.asked) == 2)
-        assert (await post(running.port, chat())).status == 503
-        waiting = asyncio.create_task(post(running.port, chat()))
+        waiting = []
+        for count in (1, 2):
+            waiting.append(asyncio.create_task(post(running.port, chat())))
+            await until_waiting(running, count)
+        assert [each.limit for each in running.plane.upstreams.all()] == [2]
+        assert len(upstream.asked) == 3
+        upstream.gate.set()
+        assert [(await each).status for each in (*running_there, *waiting)] == [200] * 4
+
+
+BUSY: Script = [whole({"error": {"message": "busy", "code": 503}}, 503)]
+TWO = QueueBounds(concurrency_max=2, wait_seconds=60.0)
+
+
+async def test_request_that_an_engine_refuses_for_its_load_waits_again_before_the_others_and_is_billed_once() -> None:
+    def answer(asked: Asked) -> Script:
+        number = len(upstream.asked)
+        return HELD if number <= 2 else BUSY if number == 3 else [whole(completion())]
+
+    upstream = Upstream(answer)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, queue=THREE) as running:
+        held = [asyncio.create_task(post(running.port, chat())) for _ in range(2)]
+        await until(lambda: len(upstream.asked) == 2)
+        refused = asyncio.create_task(post(running.port, chat(messages=[{"role": "user", "content": "refused once"}])))
         await until_waiting(running, 1)
+        last = asyncio.create_task(post(running.port, chat()))
+        await until_waiting(running, 2)
+        assert not refused.done()
         assert [each.limit for each in running.plane.upstreams.all()] == [2]
         upstream.gate.set()
-        assert [(await each).status for each in (*running_there, waiting)] == [200] * 3
+        assert [(await each).status for each in (*held, refused, last)] == [200] * 4
+        assert (await refused).headers["x-tollway-attempts"] == "2"
+        assert b"refused once" in upstream.asked[3].body, "before the one that came later"
+        assert results(running) == {"served": 2}
+        await running.sink.settled(4)
+        assert [final.outcome for final in running.sink.finals] == [Outcome.COMPLETED] * 4
+
+
+@pytest.mark.parametrize("why", ["its time is over", "nothing of ours runs there", "the retries are spent"])
+async def test_request_that_an_engine_refuses_for_its_load_is_refused_at_once_where_waiting_is_of_no_use(why: str) -> None:
+    upstream = Upstream(HELD, *[BUSY] * 5)
+    queue = QueueBounds(concurrency_max=2, wait_seconds=1e-9 if why == "its time is over" else 60.0)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, queue=queue) as running:
+        first = asyncio.create_task(post(running.port, chat()))
+        await until(lambda: len(upstream.asked) == 1)
+        if why == "nothing of ours runs there":
+            upstream.gate.set()
+            assert (await first).status == 200
+        if why == "the retries are spent":
+            while running.plane.retries.spend():
+                pass
+        refused = await post(running.port, chat())
+        assert (refused.status, refused.error["code"]) == (503, "upstream_error")
+        assert len(upstream.asked) == 2
+        assert results(running) == {}
+        upstream.gate.set()
+        assert (await first).status == 200
+
+
+async def test_engine_that_refuses_a_request_again_and_again_is_asked_three_times() -> None:
+    upstream = Upstream(lambda _: HELD if len(upstream.asked) <= 2 else BUSY)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, queue=THREE) as running:
+        held = [asyncio.create_task(post(running.port, chat())) for _ in range(2)]
+        await until(lambda: len(upstream.asked) == 2)
+        refused = asyncio.create_task(post(running.port, chat()))
+        await until_waiting(running, 1)
+        upstream.gate.set()
+        assert [(await each).status for each in held] == [200] * 2
+        assert (await refused).status == 503
+        assert 2 < len(upstream.asked) <= 5
+
+
+async def test_41_key_that_is_revoked_while_its_request_waits_again_is_refused() -> None:
+    upstream = Upstream(lambda _: HELD if len(upstream.asked) == 1 else BUSY if len(upstream.asked) == 2 else [whole(completion())])
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, queue=TWO) as running:
+        plane = running.plane
+        first = asyncio.create_task(post(running.port, chat()))
+        await until(lambda: len(upstream.asked) == 1)
+        refused = asyncio.create_task(post(running.port, chat()))
+        await until_waiting(running, 1)
+        plane.apply(Change(version=plane.version + 1, kind="key", id=f"key_{0:032x}", entry=None))
+        upstream.gate.set()
+        assert ((await first).status, (await refused).status) == (200, 401)
+        assert len(upstream.asked) == 2
+
+
+async def test_client_that_leaves_while_its_request_waits_again_gives_up_its_place() -> None:
+    upstream = Upstream(lambda _: HELD if len(upstream.asked) == 1 else BUSY)
+    async with upstream.listening(), gateway({"m": Served([upstream.url])}, queue=TWO) as running:
+        first = asyncio.create_task(post(running.port, chat()))
+        await until(lambda: len(upstream.asked) == 1)
+        async with connect(running.port) as leaving:
+            leaving.send(message(chat()))
+            await until_waiting(running, 1)
+            leaving.vanish()
+            await until_waiting(running, 0)
+        upstream.gate.set()
+        assert (await first).status == 200
+        assert len(upstream.asked) == 2
+        await running.sink.settled(2)
 
 
 def limited(limit: int = 100) -> ConcurrencyLimit:

@@ -30,8 +30,8 @@ from tollway.gateway.observe import observe
 from tollway.gateway.plane import Plane
 from tollway.gateway.ports import AnswerStore, Client
 from tollway.gateway.refusals import refuse
-from tollway.gateway.relay import relay
-from tollway.gateway.request import INFINITE, Call, Caller, ClientGone, Request, RequestHead
+from tollway.gateway.relay import ComposeBody, relay
+from tollway.gateway.request import INFINITE, Call, Caller, ClientGone, Permit, Request, RequestHead
 from tollway.gateway.route import route
 from tollway.gateway.shedding import RETRY_SECONDS, Shedder
 from tollway.gateway.uploads import Upload
@@ -102,13 +102,17 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
             candidates = route(call, plane.upstreams, request.started, plane.random)
             if candidates[0].running >= candidates[0].limit:
                 candidates = await plane.queues.wait(call, driver)
-                authenticate(request.head, plane.directory, plane.digesters, plane.now_us())  # its key may have been revoked meanwhile
+                _authenticate_again(call, plane)
             permit.record = record = meter(permit, plane.usage_sink, plane.now_us)
             async with record:
                 permit.headers = call.dialect.identify(request.id) + fallback_header + permit.headers
                 bounds = plane.bounds
                 compose = None if request.upload is None or plane.body_readers is None else plane.body_readers.compose
-                await relay(permit, candidates, record, receiver, bounds, plane.active, plane.retries, plane.metrics, driver, compose)
+                refused = await relay(
+                    permit, candidates, record, receiver, bounds, plane.active, plane.retries, plane.metrics, driver, compose
+                )
+                if refused is not None:
+                    await _relay_later(refused, permit, record, receiver, plane, driver, compose)
     except ClientGone:
         pass
     except Fault as caught:
@@ -129,6 +133,37 @@ async def answer(request: Request, client: Client, plane: Plane, driver: Corouti
         observe(request, call, record, fault, plane)
     if following is not None:
         await answer(following, client, plane, driver)
+
+
+def _authenticate_again(call: Call, plane: Plane) -> None:
+    """Raise Fault if the key of a request that has waited was revoked meanwhile. Its place is the next one's then."""
+    try:
+        authenticate(call.request.head, plane.directory, plane.digesters, plane.now_us())
+    except Fault:
+        plane.queues.dispatch(call.model.id, test=call.caller.is_test)
+        raise
+
+
+WAITS_AGAIN_MAX = 2
+"""Times that a request waits again which its engines refused for their load."""
+
+
+async def _relay_later(
+    fault: Fault, permit: Permit, record: UsageRecord, client: Client, plane: Plane, driver: CoroutineDriver, compose: ComposeBody | None
+) -> None:
+    """Answer a request that its upstreams refused with `fault` for their load, once one of them has a place. Raises as `relay` does, and
+    `fault` at once where waiting is of no use or the retries are spent."""
+    call = permit.call
+    refused: Fault | None = fault
+    for _ in range(WAITS_AGAIN_MAX):
+        if refused is None:
+            return
+        candidates = await plane.queues.wait_again(call, driver, refused, plane.retries)
+        _authenticate_again(call, plane)
+        plane.metrics.retries += 1
+        refused = await relay(permit, candidates, record, client, plane.bounds, plane.active, plane.retries, plane.metrics, driver, compose)
+    if refused is not None:
+        raise refused
 
 
 def read_head(headers: dict[bytes, bytes], endpoint: Endpoint, address: str) -> RequestHead:

@@ -622,11 +622,12 @@ async def relay(
     metrics: Metrics,
     driver: CoroutineDriver,
     compose: ComposeBody | None,
-) -> None:
-    """Answer the client from the first candidate that can, finishing `record` before the last byte.
+) -> Fault | None:
+    """Answer the client from the first candidate that can, finishing `record` before the last byte; then return None. Return the fault of
+    the last candidate where that refused the request for its load, so that it may be sent again later.
 
-    Raises Fault if no candidate could (or the stream broke after it was committed), and whatever interrupts `driver`; the record is
-    unfinished then, and nothing that reads as success was sent.
+    Raises Fault if no candidate could otherwise (or the stream broke after it was committed), and whatever interrupts `driver`. Unless the
+    client is answered the record is unfinished, and nothing that reads as success was sent.
     """
     fault: Fault | None = None
     held_faults: HeldFaults | None = None
@@ -691,7 +692,7 @@ async def relay(
                 upstream.health.succeed(endpoint, _monotonic())
                 if held_faults is not None:
                     held_faults.decide(is_answered=True)
-                return
+                return None
             if client.committed or not may_retry(failed, permit.call):
                 if held_faults is not None:
                     held_faults.decide(is_answered=False)
@@ -701,7 +702,11 @@ async def relay(
             # The pool's fault, not the upstream's: the same one again, on a fresh connection, and no load to budget.
     if held_faults is not None:
         held_faults.decide(is_answered=False)
-    raise fault or Fault(faults.UPSTREAM_NONE)
+    if fault is None:
+        raise Fault(faults.UPSTREAM_NONE)
+    if fault.kind in (faults.UPSTREAM_REFUSED, faults.UPSTREAM_RATE_LIMITED):
+        return fault
+    raise fault
 
 
 _OF_REQUEST_PERHAPS = frozenset(

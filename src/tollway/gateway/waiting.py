@@ -8,10 +8,15 @@ more than its share of what waits, else with 503.
 What must hold: while anything waits, no deployment that may be used has a free place, so nobody overtakes; a place is handed over before
 the one who waited for it is resumed, and given back if that one has left meanwhile; a request that left waits no longer in the same call.
 A request that waits is not admitted: it has no record and costs nothing.
+
+An engine that refuses a request for its load has begun no work. The request then waits again before all others, with its record, for what
+is left of its time: its turn had come, and it was the one by which the gateway found out that the engine takes fewer. Where it would
+hardly be served in time, or the retries are spent, it is refused at once.
 """
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from math import inf, sqrt
 
@@ -24,7 +29,7 @@ from tollway.domain.faults import Fault
 from tollway.domain.usage import ServiceTier
 from tollway.gateway.driver import CoroutineDriver, Waiter
 from tollway.gateway.limit import estimate_tokens
-from tollway.gateway.relay import Active
+from tollway.gateway.relay import Active, RetryBudget
 from tollway.gateway.request import Call
 from tollway.gateway.route import route
 from tollway.gateway.upstreams.upstream import Upstream, Upstreams
@@ -91,20 +96,25 @@ class ModelQueue:
         self._metrics = metrics
         self._random = random
         self._queue: FairQueue[_Place] = FairQueue(bounds.waiting_max)
+        self._returned: deque[_Place] = deque()
         self._gap_seconds: float | None = None
         self._place_at = 0.0
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._returned) + len(self._queue)
+
+    def _peek(self) -> _Place | None:
+        """Return the request whose turn is next; None if none waits."""
+        return self._returned[0] if self._returned else self._queue.peek()
 
     def find_first_began(self) -> float:
         """Return since when the request waits whose turn is next; infinity if none waits."""
-        place = self._queue.peek()
+        place = self._peek()
         return inf if place is None else place.began
 
     def list_waiting(self) -> list[_Place]:
         """Return the requests that wait."""
-        return list(self._queue)
+        return [*self._returned, *self._queue]
 
     def join(self, place: _Place, running: int, now: float) -> Ticket[_Place]:
         """Let a request wait. `running`: at the model's upstreams. Raises Fault if it would hardly be served in time."""
@@ -113,15 +123,9 @@ class ModelQueue:
         organization = call.caller.organization
         # Another weight is another flow: that of a flow must stay the same while anything of it waits.
         key, weight = (organization.id, tier, organization.queue_weight), organization.queue_weight * TIER_WEIGHTS[tier]
-        position = queue.position(key, weight)
+        position = len(self._returned) + queue.position(key, weight)
         gap = self._gap_seconds
-        if not len(queue):
-            self._place_at = now
-        if gap is None:
-            is_too_far = position > running
-        else:
-            is_too_far = position + _DEVIATIONS * sqrt(position) > (place.deadline - now) / max(gap, 1e-9)
-        is_too_far = is_too_far and position > 1  # the first one in the queue finds out how it is now
+        is_too_far = self._is_too_far(place, position, running, now) and position > 1  # the first one finds out how it is now
         ticket = Refusal.FULL if is_too_far else queue.join(key, weight, place.tokens, place)
         if not isinstance(ticket, Refusal):
             return ticket
@@ -130,9 +134,29 @@ class ModelQueue:
             raise Fault(faults.SHARE_EXCEEDED, retry_after_seconds=seconds)
         raise Fault(faults.MODEL_OVERLOADED, retry_after_seconds=seconds)
 
-    def leave(self, place: _Place, ticket: Ticket[_Place]) -> bool:
-        """A request waits no longer, because it was interrupted. Return whether it gave back a place, which is somebody else's now."""
-        self._queue.leave(ticket)
+    def rejoin(self, place: _Place, running: int, now: float, budget: RetryBudget) -> bool:
+        """Let a request wait again, before all others. Return False if it would hardly be served in time or the retries are spent."""
+        if self._is_too_far(place, len(self._returned) + 1, running, now) or not budget.spend():
+            return False
+        self._returned.append(place)
+        return True
+
+    def _is_too_far(self, place: _Place, position: int, running: int, now: float) -> bool:
+        """Return whether a request at this position would hardly be served in time."""
+        if not len(self):
+            self._place_at = now
+        gap = self._gap_seconds
+        if gap is None:
+            return position > running or now >= place.deadline
+        return position + _DEVIATIONS * sqrt(position) > (place.deadline - now) / max(gap, 1e-9)
+
+    def leave(self, place: _Place, ticket: Ticket[_Place] | None) -> bool:
+        """A request waits no longer, because it was interrupted. `ticket`: None for one that waited again. Return whether it gave back a
+        place, which is somebody else's now."""
+        if ticket is not None:
+            self._queue.leave(ticket)
+        elif place in self._returned:
+            self._returned.remove(place)
         if not place.candidates:
             return False
         place.candidates[0].running -= 1
@@ -142,7 +166,7 @@ class ModelQueue:
         """Give free places to those who wait. They are resumed in the next turn of the loop: this may run inside the end of another
         request, and theirs would run inside this."""
         queue = self._queue
-        while (place := queue.peek()) is not None:
+        while (place := self._peek()) is not None:
             try:
                 candidates = route(place.call, self._upstreams, now, self._random)
             except Fault:
@@ -150,7 +174,10 @@ class ModelQueue:
             first = candidates[0]
             if first.running >= first.limit:
                 return
-            queue.pop()
+            if self._returned:
+                self._returned.popleft()
+            else:
+                queue.pop()
             first.running += 1
             place.candidates = candidates
             gap, self._place_at = now - self._place_at, now
@@ -199,6 +226,30 @@ class Queues:
 
         Raises Fault model_overloaded (503) or rate_limit_exceeded (429), and whatever interrupts `driver`.
         """
+        now = time.monotonic()
+        queue, running = self._find(call)
+        place = self._new_place(call, driver, now, now)
+        try:
+            ticket = queue.join(place, running, now)
+        except Fault as fault:
+            metrics = self._metrics
+            metrics.count(metrics.queue_results, "over_share" if fault.kind is faults.SHARE_EXCEEDED else "too_long")
+            raise
+        return await self._wait(queue, place, ticket)
+
+    async def wait_again(self, call: Call, driver: CoroutineDriver, fault: Fault, budget: RetryBudget) -> list[Upstream]:
+        """As `wait`, of a request that its upstreams have refused for their load, with `fault`. Raises that at once if none of them has
+        others of ours to end before it, if it would hardly be served in the time that it has left, or if the retries are spent."""
+        now = time.monotonic()
+        queue, running = self._find(call)
+        first = route(call, self._upstreams, now, self._random)[0]
+        place = self._new_place(call, driver, call.request.started, now)
+        if not first.running or first.running < first.limit or not queue.rejoin(place, running, now, budget):
+            raise fault
+        return await self._wait(queue, place, None)
+
+    def _find(self, call: Call) -> tuple[ModelQueue, int]:
+        """Return the queue in which a request waits, and how many run at the upstreams that it may use."""
         key = call.model.id, call.caller.is_test
         residency = call.caller.residency
         queues = self._queues.setdefault(key, {})
@@ -207,15 +258,15 @@ class Queues:
             for empty in [each for each, left in queues.items() if not len(left)]:
                 del queues[empty]  # residencies change; what is learned of one is soon learned again
             queue = queues[residency] = ModelQueue(self._bounds, self._upstreams, self._metrics, self._random)
-        metrics, now = self._metrics, time.monotonic()
+        return queue, sum(each.running for each in self._upstreams.of(key[0], test=key[1]) if is_resident(each.deployment, residency))
+
+    def _new_place(self, call: Call, driver: CoroutineDriver, began: float, now: float) -> _Place:
         request = call.request
-        place = _Place(call, driver, now, min(now + self._bounds.wait_seconds, request.started + request.head.timeout_seconds))
-        running = sum(each.running for each in self._upstreams.of(key[0], test=key[1]) if is_resident(each.deployment, residency))
-        try:
-            ticket = queue.join(place, running, now)
-        except Fault as fault:
-            metrics.count(metrics.queue_results, "over_share" if fault.kind is faults.SHARE_EXCEEDED else "too_long")
-            raise
+        return _Place(call, driver, now, min(began + self._bounds.wait_seconds, request.started + request.head.timeout_seconds))
+
+    async def _wait(self, queue: ModelQueue, place: _Place, ticket: Ticket[_Place] | None) -> list[Upstream]:
+        """Wait in a queue that the request has joined."""
+        metrics, call = self._metrics, place.call
         self._active.exchanges.add(place)
         result = "left"
         try:
@@ -226,11 +277,11 @@ class Queues:
             raise
         finally:
             metrics.count(metrics.queue_results, result)
-            waited_seconds = time.monotonic() - now
+            waited_seconds = time.monotonic() - place.began
             metrics.queue_seconds.observe(waited_seconds)
-            call.request.waited_ms = int(waited_seconds * 1e6) / 1000
+            call.request.waited_ms += int(waited_seconds * 1e6) / 1000
             self._active.exchanges.discard(place)
             if result != "served" and queue.leave(place, ticket):
-                self.dispatch(key[0], test=key[1])  # in whatever queue of the model the next one waits
+                self.dispatch(call.model.id, test=call.caller.is_test)  # in whatever queue of the model the next one waits
         place.candidates[0].running -= 1  # whoever relays takes it again before anybody else runs
         return place.candidates
