@@ -82,7 +82,7 @@ ROWS = {
     71: (
         "slow bodies, idle streams and many requests at control, with one key or many of an organization",
         "no place while a body is awaited; 429 above the share and the rate of an organization, an operator's key or a gateway; three"
-        " requests of an organization are worked on at once; health, revocations and others unaffected",
+        " requests of an organization are worked on at once, one while others ask; health and revocations wait for nobody",
     ),
     72: (
         "connections that are held open and idle until no descriptor is left",

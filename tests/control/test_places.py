@@ -7,7 +7,15 @@ import pytest
 from tests.control.harness import Running, TenantSetup, answered
 from tests.control.test_routes import refused
 from tollway.control.api import places
-from tollway.control.api.places import ORGANIZATION_WORK_MAX, REFUSAL_SECONDS_MAX, REFUSALS_PER_SECOND, Place, Places
+from tollway.control.api.places import (
+    ORGANIZATION_WORK_MAX,
+    REFUSAL_SECONDS_MAX,
+    REFUSALS_PER_SECOND,
+    SHARED_SECONDS,
+    SHARED_WORK_MAX,
+    Place,
+    Places,
+)
 from tollway.domain.faults import Fault
 
 PROJECTS = "/v1/organization/projects"
@@ -82,12 +90,14 @@ async def test_94_credential_that_many_present_at_once_is_looked_up_for_a_few_of
     await Place(bounded).recognize(b"of another")
     await asyncio.sleep(0)
     assert not waiting.done()
-    first[0].charge("org_a", b"new")
-    first[0].count("org_a")
-    await first[0].take_turn("org_a")
+    for place in first[:-1]:
+        place.release()
+    first[-1].charge("org_a", b"new")
+    first[-1].count("org_a")
+    await first[-1].take_turn("org_a")
     await waiting
     assert bounded.by_caller == {"org_a": 2}, "it was recognized when its turn came"
-    for place in (*first, another):
+    for place in (first[-1], another):
         place.release()
     assert not bounded.by_caller
 
@@ -164,6 +174,39 @@ async def test_71_requests_of_an_organization_beyond_its_turns_wait_and_others_d
     for place in first[1:]:
         place.release()
     assert not bounded.working and not bounded.waiting
+
+
+async def test_94_organization_has_one_turn_while_others_ask_and_several_while_none_does() -> None:
+    clock, done = Clock(), list[int]()
+    bounded = Places(32, 60, clock)
+
+    async def work(number: int, place: Place) -> None:
+        place.count("org_a")
+        await place.take_turn("org_a")
+        done.append(number)
+
+    def ask(numbers: range) -> list[tuple[Place, "asyncio.Task[None]"]]:
+        asked = [Place(bounded) for _ in numbers]
+        return [(place, asyncio.create_task(work(number, place))) for number, place in zip(numbers, asked, strict=True)]
+
+    asked = ask(range(ORGANIZATION_WORK_MAX + 4))
+    await asyncio.sleep(0)
+    assert len(done) == ORGANIZATION_WORK_MAX
+    operator = Place(bounded)
+    operator.count("key_operator")
+    for place, _ in asked[:ORGANIZATION_WORK_MAX]:
+        place.release()
+        await asyncio.sleep(0)
+    assert len(done) == ORGANIZATION_WORK_MAX + SHARED_WORK_MAX
+    clock.now = SHARED_SECONDS
+    asked[ORGANIZATION_WORK_MAX][0].release()
+    await asyncio.sleep(0)
+    assert len(done) == ORGANIZATION_WORK_MAX + 4, "nobody else has asked for a while"
+    for place, task in asked:
+        await task
+        place.release()
+    operator.release()
+    assert not bounded.working and not bounded.waiting and not bounded.by_caller
 
 
 async def test_71_request_that_waits_too_long_for_its_turn_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

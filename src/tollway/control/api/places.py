@@ -3,9 +3,10 @@
 Theory of operation. A request takes a place when it arrives and gives it back while its body is awaited, so that slow clients hold none; it
 takes one again when the body is there. Before the body is read it also counts against its **sharer**: the organization, whichever of its
 keys it has; an operator's key; a gateway. The share is far below all places. Of the requests that an organization has, a few are worked
-on at once and the others wait for their turn, so that it never fills the worker threads that all share. Requests of organizations are
-counted by rate as well. A credential is remembered by the organization that it was found to be of: with it, a request counts against the
-share and the rate, and waits for its turn, before the database is asked whose it is. Refusals of one organization are spaced out.
+on at once (one, while others ask too) and the others wait for their turn, so that it never fills the worker threads that all share.
+Requests of organizations are counted by rate as well. A credential is remembered by the organization that it was found to be of: with it, a
+request counts against the share and the rate, and waits for its turn, before the database is asked whose it is. Refusals of one
+organization are spaced out.
 
 A stream that gateways follow gives its place back once it begins, and counts against a bound of its own. Revocations may use a
 reserve of places, and have a rate of their own. Health takes none. Everything runs in the event loop, so nothing is locked.
@@ -34,8 +35,14 @@ CALLER_REVOCATION_RESERVE = 4
 """Requests beyond that share that only a DELETE may be: whoever misuses a leaked key must not keep its owner from revoking it."""
 
 ORGANIZATION_WORK_MAX = 3
-"""Requests of one organization that are worked on at once, of about 40 worker threads. Each that computes delays all others by its share of
-the interpreter."""
+"""Requests of one organization that are worked on at once, of about 40 worker threads, while no other sharer asks anything."""
+
+SHARED_WORK_MAX = 1
+"""The same while another sharer asks, whose requests each one at work delays by its share of the interpreter: with three an operator's call
+takes four times as long as alone (`python -m reliability R18 --quiet`)."""
+
+SHARED_SECONDS = 0.5
+"""Time after a request for which its sharer counts as one that asks. Health probes have no sharer."""
 
 REFUSALS_PER_SECOND = 20.0
 """Refusals above its rate or share that an organization is given. Whoever asks again at once would have the event loop do nothing else."""
@@ -65,6 +72,14 @@ class Rate:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The last request of a sharer: when it came, in seconds."""
+
+    sharer: str
+    at: float
+
+
 @dataclass(slots=True)
 class Places:
     """The places of one application. `caller_max`: the share of one sharer. `requests_per_minute`: the rate of one organization."""
@@ -80,6 +95,21 @@ class Places:
     rates: dict[tuple[str, bool], Rate] = field(default_factory=dict)
     recognized: dict[bytes, str] = field(default_factory=dict)
     refused_until: dict[str, float] = field(default_factory=dict)
+    latest: "Asked | None" = None
+    latest_of_another: "Asked | None" = None
+    """Of another sharer than `latest`."""
+
+    def note(self, sharer: str) -> None:
+        """Note that a sharer asks now."""
+        if self.latest is not None and self.latest.sharer != sharer:
+            self.latest_of_another = self.latest
+        self.latest = Asked(sharer, self.clock())
+
+    def has_turn(self, organization: str) -> bool:
+        """Return whether one more request of an organization may be worked on now."""
+        other = self.latest_of_another if self.latest is not None and self.latest.sharer == organization else self.latest
+        is_shared = other is not None and self.clock() - other.at < SHARED_SECONDS
+        return self.working[organization] < (SHARED_WORK_MAX if is_shared else ORGANIZATION_WORK_MAX)
 
     def pace_refusal(self, organization: str) -> float:
         """Return for how many seconds a refusal of a request of an organization has to wait: for those before it."""
@@ -169,6 +199,7 @@ class Place:
         """Count the request against its sharer, and against no other any more. Raises Fault CONCURRENCY_EXCEEDED (429) above the sharer's
         share."""
         self.sharer = caller
+        self.places.note(caller)
         if self._caller == caller:
             return
         self._uncount()
@@ -194,7 +225,7 @@ class Place:
             return
         self.end_turn()
         places = self.places
-        if places.working[organization] >= ORGANIZATION_WORK_MAX and not self.is_revocation:
+        if not self.is_revocation and not places.has_turn(organization):
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             queue = places.waiting.setdefault(organization, deque())
             queue.append(turn)
@@ -241,15 +272,15 @@ class Place:
 
 
 def _end_turn(places: Places, organization: str) -> None:
-    """Give a turn at the work to the next request of the organization that waits, if any."""
+    """Give the turn to the next requests of the organization that wait: to several where it may have more of them now than before."""
+    places.working[organization] -= 1
     queue = places.waiting.get(organization)
-    while queue and places.working[organization] <= ORGANIZATION_WORK_MAX:  # revocations may have made it more
+    while queue and places.has_turn(organization):
         turn = queue.popleft()
         if not turn.done():
             turn.set_result(None)
-            return
+            places.working[organization] += 1
     if not queue:
         places.waiting.pop(organization, None)
-    places.working[organization] -= 1
     if not places.working[organization]:
         del places.working[organization]
